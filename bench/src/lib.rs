@@ -1,0 +1,1 @@
+//! Ringway's bench: see the README.

@@ -1,0 +1,511 @@
+//! The border between a reactor and what it serves: facts come in as calls of [`Core`], bytes to
+//! send and the few rare wishes go out through [`Border`].
+//!
+//! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
+//! A real reactor and a simulated world drive the same `Core` through the same `Border`.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use ringway_proto::Sink;
+use ringway_proto::time::Time;
+
+use crate::pool::{CHUNK_BYTES, Pool, Segment};
+
+/// A connection of this core: slot and generation, so that a late fact finds nobody instead of
+/// the slot's next owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Index in every table kept per connection.
+    pub slot: u32,
+    /// How often the slot was used before.
+    pub generation: u32,
+}
+
+/// Which listener a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Listener {
+    /// Clients: 10081 by default.
+    Client,
+    /// Workers: 10086 by default.
+    Worker,
+}
+
+/// How a peer's bytes ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// FIN: the peer sends no more; what we send may still arrive.
+    Fin,
+    /// RST, or a send to a peer that is gone.
+    Reset,
+    /// The kernel gave up (keep-alive, user timeout).
+    Timeout,
+    /// Any other error of the socket.
+    Failed,
+}
+
+/// How we want a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Close {
+    /// Send all that is queued, then FIN; read and drop what still comes until the peer's FIN or
+    /// [`LINGER`], so that no RST overtakes our last bytes.
+    Flush,
+    /// Drop what is queued, close at once: FIN, or RST if unread data is pending.
+    Now,
+}
+
+/// How long a flushed connection waits for its peer's FIN.
+pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What a reactor serves: a shard, or the bare relay the benchmark compares with.
+///
+/// Every call may append output, close connections and leave wishes in the [`Border`].
+pub trait Core {
+    /// What other threads send to this core.
+    type Post;
+
+    /// A connection was accepted. It reads from now on.
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr);
+
+    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` the id is dead already.
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>);
+
+    /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
+
+    /// The peer will send nothing more. After anything but [`End::Fin`] the id is dead: its output
+    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it.
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
+
+    /// The kernel took `bytes` of the connection's output.
+    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize);
+
+    /// A message from another thread.
+    fn posted(&mut self, border: &mut Border, post: Self::Post);
+
+    /// All facts of this loop turn have been told; called before the flush, timers included.
+    fn turn(&mut self, border: &mut Border);
+
+    /// Receive memory runs short: copy out what waits in receive blocks (see
+    /// [`Border::copy_out`]) and free what can be freed.
+    fn relieve(&mut self, border: &mut Border);
+
+    /// When [`Self::turn`] has to be called at the latest.
+    fn deadline(&self) -> Option<Time>;
+}
+
+/// What a connection has to send, and what was asked of its socket.
+#[derive(Debug, Default)]
+pub struct Output {
+    queue: VecDeque<Segment>,
+    /// The chunk being written into (one claim of ours) and how much of it is used.
+    fill: Option<(Segment, usize)>,
+    queued: usize,
+    generation: u32,
+    open: bool,
+    dirty: bool,
+    paused: bool,
+    close: Option<Close>,
+}
+
+/// A wish that is rare enough to be a value.
+#[derive(Debug)]
+pub enum Wish {
+    /// Connect to an address; the id was reserved with [`Border::dial`].
+    Dial(ConnId, SocketAddr),
+    /// The receive or close state of this connection changed: look at it.
+    Look(ConnId),
+}
+
+/// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
+#[derive(Debug)]
+pub struct Border {
+    /// Payload memory.
+    pub pool: Pool,
+    /// The instant of this loop turn.
+    pub now: Time,
+    outputs: Vec<Output>,
+    free: Vec<u32>,
+    dirty: Vec<ConnId>,
+    wishes: Vec<Wish>,
+    /// Bytes copied out of receive blocks because a slow peer held them.
+    pub copied_out: u64,
+}
+
+impl Border {
+    /// A border over `pool`, with no connection.
+    #[must_use]
+    pub fn new(pool: Pool) -> Self {
+        Self {
+            pool,
+            now: Time::ZERO,
+            outputs: Vec::new(),
+            free: Vec::new(),
+            dirty: Vec::new(),
+            wishes: Vec::new(),
+            copied_out: 0,
+        }
+    }
+
+    // ---- called by the core ----
+
+    /// Appends bytes, copied into the connection's own chunks.
+    pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
+        let Some(output) = live(&mut self.outputs, conn) else { return };
+        output.queued += bytes.len();
+        while !bytes.is_empty() {
+            let (chunk, used) = match output.fill {
+                Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+                spent => {
+                    if let Some((chunk, _)) = spent {
+                        self.pool.release(chunk);
+                    }
+                    (self.pool.chunk(), 0)
+                }
+            };
+            let n = bytes.len().min(CHUNK_BYTES - used);
+            let part = chunk.part(used, n);
+            self.pool.bytes_mut(part).copy_from_slice(&bytes[..n]);
+            output.fill = Some((chunk, used + n));
+            if !output.extend_last(part) {
+                self.pool.retain(part);
+                output.queue.push_back(part);
+            }
+            bytes = &bytes[n..];
+        }
+        self.mark(conn);
+    }
+
+    /// Appends a range without copying it; the queue keeps its own claim on the block.
+    pub fn push(&mut self, conn: ConnId, segment: Segment) {
+        let Some(output) = live(&mut self.outputs, conn) else { return };
+        output.queued += segment.len as usize;
+        if !output.extend_last(segment) {
+            self.pool.retain(segment);
+            output.queue.push_back(segment);
+        }
+        self.mark(conn);
+    }
+
+    /// Bytes queued and not yet taken by the kernel.
+    #[must_use]
+    pub fn queued(&self, conn: ConnId) -> usize {
+        self.output(conn).map_or(0, |output| output.queued)
+    }
+
+    /// A [`Sink`] that appends to the connection's output.
+    pub fn sink(&mut self, conn: ConnId) -> Writer<'_> {
+        Writer { border: self, conn }
+    }
+
+    /// Stops (or resumes) reading from the connection. What was received before still arrives.
+    pub fn pause(&mut self, conn: ConnId, paused: bool) {
+        if let Some(output) = live(&mut self.outputs, conn)
+            && output.paused != paused
+        {
+            output.paused = paused;
+            self.wishes.push(Wish::Look(conn));
+        }
+    }
+
+    /// Ends the connection. Its id is dead at once: no further fact about it will be told.
+    pub fn close(&mut self, conn: ConnId, how: Close) {
+        let Some(output) = live(&mut self.outputs, conn) else { return };
+        output.open = false;
+        output.close = Some(how);
+        self.wishes.push(Wish::Look(conn));
+        self.mark(conn);
+    }
+
+    /// Reserves an id and asks for a connection to `address`; [`Core::dialled`] tells the end.
+    pub fn dial(&mut self, address: SocketAddr) -> ConnId {
+        let conn = self.open();
+        self.wishes.push(Wish::Dial(conn, address));
+        conn
+    }
+
+    /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks
+    /// can go back to the kernel. Safe between turns only (no send is in flight then).
+    pub fn copy_out(&mut self, conn: ConnId) {
+        let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
+        if output.generation != conn.generation || !output.queue.iter().any(|s| self.pool.is_ring(*s))
+        {
+            return;
+        }
+        let old = std::mem::take(&mut output.queue);
+        for segment in old {
+            if self.pool.is_ring(segment) {
+                self.copied_out += u64::from(segment.len);
+                for copy in copy_segment(&mut self.pool, segment) {
+                    self.outputs[conn.slot as usize].queue.push_back(copy);
+                }
+                self.pool.release(segment);
+            } else {
+                self.outputs[conn.slot as usize].queue.push_back(segment);
+            }
+        }
+    }
+
+    /// Whether the id names an open connection.
+    #[must_use]
+    pub fn is_open(&self, conn: ConnId) -> bool {
+        self.output(conn).is_some_and(|output| output.open)
+    }
+
+    // ---- called by the reactor or the simulated world ----
+
+    /// A new connection's id.
+    pub fn open(&mut self) -> ConnId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.outputs.push(Output::default());
+            self.outputs.len() as u32 - 1
+        });
+        let output = &mut self.outputs[slot as usize];
+        output.open = true;
+        ConnId { slot, generation: output.generation }
+    }
+
+    /// The peer is gone: the id dies, its output is dropped. The slot stays taken until
+    /// [`Self::free`].
+    pub fn kill(&mut self, conn: ConnId) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.open = false;
+            output.clear(&mut self.pool);
+        }
+    }
+
+    /// The last operation on the connection has ended and its socket is closed: the slot may be
+    /// used again, by another generation.
+    pub fn free(&mut self, conn: ConnId) {
+        self.kill(conn);
+        let output = &mut self.outputs[conn.slot as usize];
+        debug_assert_eq!(output.generation, conn.generation, "a slot was freed twice");
+        *output = Output { generation: conn.generation.wrapping_add(1), ..Output::default() };
+        self.free.push(conn.slot);
+    }
+
+    /// The connections with something to send, each once; the list is the caller's.
+    pub fn take_dirty(&mut self, into: &mut Vec<ConnId>) {
+        into.append(&mut self.dirty);
+        for conn in into.iter() {
+            self.outputs[conn.slot as usize].dirty = false;
+        }
+    }
+
+    /// The wishes since the last call; the list is the caller's.
+    pub fn take_wishes(&mut self, into: &mut Vec<Wish>) {
+        into.append(&mut self.wishes);
+    }
+
+    /// The output queue of a connection that is open or being flushed.
+    #[must_use]
+    pub fn output(&self, conn: ConnId) -> Option<&Output> {
+        self.outputs.get(conn.slot as usize).filter(|output| output.generation == conn.generation)
+    }
+
+    /// The kernel took `bytes` from the front of the queue.
+    pub fn sent(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.sent(bytes, &mut self.pool);
+        }
+    }
+
+    /// Whether any connection has something new to send or any wish is open.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.dirty.is_empty() && self.wishes.is_empty()
+    }
+
+    fn mark(&mut self, conn: ConnId) {
+        let output = &mut self.outputs[conn.slot as usize];
+        if !output.dirty {
+            output.dirty = true;
+            self.dirty.push(conn);
+        }
+    }
+}
+
+impl Output {
+    /// The queue, front first: what the next send takes from.
+    #[must_use]
+    pub fn queue(&self) -> &VecDeque<Segment> {
+        &self.queue
+    }
+
+    /// Bytes in the queue.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Whether reading is to stop.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// How the connection is to be ended, once asked.
+    #[must_use]
+    pub fn closing(&self) -> Option<Close> {
+        self.close
+    }
+
+    /// Grows the last segment if `next` continues it in memory.
+    fn extend_last(&mut self, next: Segment) -> bool {
+        match self.queue.back_mut() {
+            Some(last) if last.block == next.block && last.start + last.len == next.start => {
+                last.len += next.len;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
+        self.queued -= bytes;
+        while bytes > 0 {
+            let Some(front) = self.queue.front_mut() else { break };
+            let n = bytes.min(front.len as usize);
+            *front = front.part(n, front.len as usize - n);
+            bytes -= n;
+            if front.len == 0 {
+                pool.release(*front);
+                self.queue.pop_front();
+            }
+        }
+        if self.queue.is_empty()
+            && let Some((chunk, _)) = self.fill.take()
+        {
+            pool.release(chunk);
+        }
+    }
+
+    fn clear(&mut self, pool: &mut Pool) {
+        for segment in self.queue.drain(..) {
+            pool.release(segment);
+        }
+        if let Some((chunk, _)) = self.fill.take() {
+            pool.release(chunk);
+        }
+        self.queued = 0;
+        self.queue = VecDeque::new();
+    }
+}
+
+/// Copies a segment into as many chunks as it needs, each with one claim.
+pub fn copy_segment(pool: &mut Pool, segment: Segment) -> Vec<Segment> {
+    let mut copies = Vec::new();
+    let mut done = 0;
+    while done < segment.len as usize {
+        let n = (segment.len as usize - done).min(CHUNK_BYTES);
+        let chunk = pool.chunk().part(0, n);
+        let bytes = pool.bytes(segment.part(done, n)).to_vec();
+        pool.bytes_mut(chunk).copy_from_slice(&bytes);
+        copies.push(chunk);
+        done += n;
+    }
+    copies
+}
+
+fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {
+    outputs
+        .get_mut(conn.slot as usize)
+        .filter(|output| output.open && output.generation == conn.generation)
+}
+
+/// Appends to one connection's output.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    border: &'a mut Border,
+    conn: ConnId,
+}
+
+impl Sink for Writer<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.border.put(self.conn, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn border() -> (Border, ConnId) {
+        let mut border = Border::new(Pool::new(2, 64 * 1024));
+        let conn = border.open();
+        (border, conn)
+    }
+
+    fn queued_bytes(border: &Border, conn: ConnId) -> Vec<u8> {
+        let queue = border.output(conn).unwrap().queue();
+        queue.iter().flat_map(|s| border.pool.bytes(*s).to_vec()).collect()
+    }
+
+    #[test]
+    fn small_writes_become_one_segment() {
+        let (mut border, conn) = border();
+        border.put(conn, b"abc");
+        border.sink(conn).put(b"def");
+        assert_eq!(border.output(conn).unwrap().queue().len(), 1);
+        assert_eq!(queued_bytes(&border, conn), b"abcdef");
+        border.sent(conn, 4);
+        border.put(conn, b"g");
+        assert_eq!(queued_bytes(&border, conn), b"efg");
+        border.sent(conn, 3);
+        assert_eq!(border.pool.chunks_live(), 0, "an idle connection owns no chunk");
+    }
+
+    #[test]
+    fn a_write_longer_than_a_chunk_is_whole() {
+        let (mut border, conn) = border();
+        let long: Vec<u8> = (0..CHUNK_BYTES * 2 + 5).map(|i| i as u8).collect();
+        border.put(conn, &long);
+        assert_eq!(queued_bytes(&border, conn), long);
+        border.sent(conn, long.len());
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
+    fn adjoining_ranges_of_a_receive_block_are_sent_as_one() {
+        let (mut border, conn) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 100, true);
+        border.push(conn, whole.part(0, 40));
+        border.push(conn, whole.part(40, 60));
+        border.pool.release(whole);
+        assert_eq!(border.output(conn).unwrap().queue().len(), 1);
+        border.copy_out(conn);
+        assert_eq!((border.copied_out, border.queued(conn)), (100, 100));
+        assert!(!border.pool.is_ring(border.output(conn).unwrap().queue()[0]));
+    }
+
+    #[test]
+    fn a_closed_id_takes_no_output_and_its_slot_returns_with_another_generation() {
+        let (mut border, conn) = border();
+        border.put(conn, b"last words");
+        border.close(conn, Close::Flush);
+        border.put(conn, b"too late");
+        assert_eq!(queued_bytes(&border, conn), b"last words");
+        border.free(conn);
+        let next = border.open();
+        assert!(next.slot == conn.slot && next != conn);
+        border.put(conn, b"to nobody");
+        assert_eq!(border.queued(next), 0);
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
+    fn dirty_connections_are_listed_once() {
+        let (mut border, conn) = border();
+        border.put(conn, b"a");
+        border.put(conn, b"b");
+        let mut dirty = Vec::new();
+        border.take_dirty(&mut dirty);
+        assert_eq!(dirty, [conn]);
+        assert!(border.is_quiet());
+    }
+}

@@ -1,0 +1,331 @@
+//! A header list as one flat block: no allocation per field, names known by a one-byte [`Token`].
+//!
+//! HPACK decoding and the HTTP/1 head parser fill it; validation, routing and encoding read it.
+
+/// A field name this gateway has a rule for, or [`Token::Other`].
+///
+/// Known once per HPACK table entry, so that a rule is a match on one byte, never a comparison
+/// of names per request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each variant is the field name it stands for, see `Token::of`")]
+pub enum Token {
+    #[default]
+    Other,
+    Authority,
+    Method,
+    Path,
+    Protocol,
+    Scheme,
+    Status,
+    /// A name that begins with a colon and is none of the above.
+    UnknownPseudo,
+    AcceptEncoding,
+    AccessControlRequestHeaders,
+    AccessControlRequestMethod,
+    Authorization,
+    Connection,
+    ContentLength,
+    ContentType,
+    Cookie,
+    Date,
+    Expect,
+    Forwarded,
+    FunctionId,
+    FunctionVersionId,
+    GrpcEncoding,
+    GrpcMessage,
+    GrpcStatus,
+    GrpcTimeout,
+    Host,
+    Http2Settings,
+    KeepAlive,
+    NvcfReqid,
+    Origin,
+    ProxyAuthenticate,
+    ProxyAuthorization,
+    ProxyConnection,
+    SecWebsocketProtocol,
+    SetCookie,
+    Te,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    UserAgent,
+    XForwardedFor,
+    XForwardedHost,
+    XForwardedProto,
+    XRequestId,
+}
+
+impl Token {
+    /// The token of a lower-case field name.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        match name {
+            b":authority" => Self::Authority,
+            b":method" => Self::Method,
+            b":path" => Self::Path,
+            b":protocol" => Self::Protocol,
+            b":scheme" => Self::Scheme,
+            b":status" => Self::Status,
+            [b':', ..] => Self::UnknownPseudo,
+            b"accept-encoding" => Self::AcceptEncoding,
+            b"access-control-request-headers" => Self::AccessControlRequestHeaders,
+            b"access-control-request-method" => Self::AccessControlRequestMethod,
+            b"authorization" => Self::Authorization,
+            b"connection" => Self::Connection,
+            b"content-length" => Self::ContentLength,
+            b"content-type" => Self::ContentType,
+            b"cookie" => Self::Cookie,
+            b"date" => Self::Date,
+            b"expect" => Self::Expect,
+            b"forwarded" => Self::Forwarded,
+            b"function-id" => Self::FunctionId,
+            b"function-version-id" => Self::FunctionVersionId,
+            b"grpc-encoding" => Self::GrpcEncoding,
+            b"grpc-message" => Self::GrpcMessage,
+            b"grpc-status" => Self::GrpcStatus,
+            b"grpc-timeout" => Self::GrpcTimeout,
+            b"host" => Self::Host,
+            b"http2-settings" => Self::Http2Settings,
+            b"keep-alive" => Self::KeepAlive,
+            b"nvcf-reqid" => Self::NvcfReqid,
+            b"origin" => Self::Origin,
+            b"proxy-authenticate" => Self::ProxyAuthenticate,
+            b"proxy-authorization" => Self::ProxyAuthorization,
+            b"proxy-connection" => Self::ProxyConnection,
+            b"sec-websocket-protocol" => Self::SecWebsocketProtocol,
+            b"set-cookie" => Self::SetCookie,
+            b"te" => Self::Te,
+            b"trailer" => Self::Trailer,
+            b"transfer-encoding" => Self::TransferEncoding,
+            b"upgrade" => Self::Upgrade,
+            b"user-agent" => Self::UserAgent,
+            b"x-forwarded-for" => Self::XForwardedFor,
+            b"x-forwarded-host" => Self::XForwardedHost,
+            b"x-forwarded-proto" => Self::XForwardedProto,
+            b"x-request-id" => Self::XRequestId,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether the name begins with a colon.
+    #[must_use]
+    pub fn is_pseudo(self) -> bool {
+        (Self::Authority as u8..=Self::UnknownPseudo as u8).contains(&(self as u8))
+    }
+}
+
+/// One field, borrowed from a list or made on the spot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// What the name is to us.
+    pub token: Token,
+    /// Lower-case name; pseudo-header names begin with a colon.
+    pub name: &'a [u8],
+    /// Value, without the optional white space around it.
+    pub value: &'a [u8],
+    /// The sender forbade every table to keep it (RFC 7541 §6.2.3): it must stay so on each hop.
+    pub never_indexed: bool,
+}
+
+impl<'a> Field<'a> {
+    /// A field that may be indexed.
+    #[must_use]
+    pub fn new(name: &'a [u8], value: &'a [u8]) -> Self {
+        Self { token: Token::of(name), name, value, never_indexed: false }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    start: u32,
+    name_len: u32,
+    value_len: u32,
+    token: Token,
+    never_indexed: bool,
+}
+
+/// A header or trailer section: one block of bytes and one row of offsets a field.
+///
+/// Cleared and filled again, it does not allocate in steady state.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    size: usize,
+    malformed: bool,
+}
+
+/// Bytes that RFC 9113 §6.5.2 adds to name and value for each field of a list.
+pub const FIELD_OVERHEAD: usize = 32;
+
+impl Fields {
+    /// An empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets all fields; keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+        self.size = 0;
+        self.malformed = false;
+    }
+
+    /// Appends one field.
+    pub fn push(&mut self, field: Field<'_>) {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(field.name);
+        self.bytes.extend_from_slice(field.value);
+        self.size += field.name.len() + field.value.len() + FIELD_OVERHEAD;
+        self.entries.push(Entry {
+            start,
+            name_len: field.name.len() as u32,
+            value_len: field.value.len() as u32,
+            token: field.token,
+            never_indexed: field.never_indexed,
+        });
+    }
+
+    /// The fields in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
+        self.entries.iter().map(|entry| self.field(entry))
+    }
+
+    /// The field at `index`, if there are that many.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Field<'_>> {
+        self.entries.get(index).map(|entry| self.field(entry))
+    }
+
+    /// The value of the first field with this token.
+    #[must_use]
+    pub fn first(&self, token: Token) -> Option<&[u8]> {
+        self.entries.iter().find(|e| e.token == token).map(|e| self.field(e).value)
+    }
+
+    /// How many fields there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no field.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Decoded size with [`FIELD_OVERHEAD`] a field: what MAX_HEADER_LIST_SIZE limits.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Records that some field's name or value breaks RFC 9113 §8.2.1 or RFC 9110 §5.
+    ///
+    /// The HPACK decoder knows it per table entry, so that repeated fields are not scanned again.
+    pub fn mark_malformed(&mut self) {
+        self.malformed = true;
+    }
+
+    /// Whether [`Self::mark_malformed`] was called since the last clear.
+    #[must_use]
+    pub fn is_malformed(&self) -> bool {
+        self.malformed
+    }
+
+    fn field(&self, entry: &Entry) -> Field<'_> {
+        let start = entry.start as usize;
+        let middle = start + entry.name_len as usize;
+        let end = middle + entry.value_len as usize;
+        Field {
+            token: entry.token,
+            name: &self.bytes[start..middle],
+            value: &self.bytes[middle..end],
+            never_indexed: entry.never_indexed,
+        }
+    }
+}
+
+/// Whether `name` may stand in an HTTP/2 field section: a token without capitals, or a
+/// pseudo-header name (RFC 9113 §8.2.1, RFC 9110 §5.6.2).
+#[must_use]
+pub fn name_is_valid(name: &[u8]) -> bool {
+    let rest = name.strip_prefix(b":").unwrap_or(name);
+    !rest.is_empty() && rest.iter().all(|&b| NAME_OCTET[b as usize])
+}
+
+/// Whether `value` has no NUL, CR, LF or other control octet, and no white space at its ends
+/// (RFC 9113 §8.2.1, RFC 9110 §5.5).
+#[must_use]
+pub fn value_is_valid(value: &[u8]) -> bool {
+    let edge = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    !edge(value.first()) && !edge(value.last()) && value.iter().all(|&b| VALUE_OCTET[b as usize])
+}
+
+const NAME_OCTET: [bool; 256] = {
+    let mut table = [false; 256];
+    let allowed = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut i = 0;
+    while i < allowed.len() {
+        table[allowed[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+const VALUE_OCTET: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut i = 0;
+    while i < 32 {
+        table[i] = i == 9;
+        i += 1;
+    }
+    table[127] = false;
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back_as_they_went_in() {
+        let mut list = Fields::new();
+        list.push(Field::new(b":method", b"POST"));
+        list.push(Field { never_indexed: true, ..Field::new(b"authorization", b"Bearer x") });
+        list.push(Field::new(b"x-empty", b""));
+        assert_eq!(list.len(), 3);
+        assert_eq!(list.size(), 7 + 4 + 13 + 8 + 7 + 3 * FIELD_OVERHEAD);
+        assert_eq!(list.first(Token::Authorization), Some(&b"Bearer x"[..]));
+        assert!(list.get(1).unwrap().never_indexed);
+        assert_eq!(list.get(2).unwrap().value, b"");
+        list.clear();
+        assert!(list.is_empty() && list.size() == 0);
+    }
+
+    #[test]
+    fn names_and_values_are_held_to_the_rfc() {
+        assert!(name_is_valid(b"x-a_1") && name_is_valid(b":path"));
+        for bad in [&b""[..], b":", b"X-A", b"a b", b"a:b", b"::a", b"a\0"] {
+            assert!(!name_is_valid(bad), "{bad:?}");
+        }
+        assert!(value_is_valid(b"") && value_is_valid(b"a b\tc\xff"));
+        for bad in [&b" a"[..], b"a\t", b"a\nb", b"a\rb", b"\0", b"a\x7f"] {
+            assert!(!value_is_valid(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn pseudo_tokens_are_told_from_the_others() {
+        for name in [&b":status"[..], b":authority", b":nonsense"] {
+            assert!(Token::of(name).is_pseudo());
+        }
+        assert!(!Token::of(b"host").is_pseudo() && !Token::Other.is_pseudo());
+    }
+}

@@ -1,0 +1,21 @@
+//! What the bytes mean: HTTP/2, HPACK, HTTP/1 heads, the worker's CONNECT, routing fields, ids.
+//!
+//! Bytes in, values out; the caller owns the buffers. No sockets, no clock ([`time::Time`] is an
+//! argument), no threads, no randomness of its own, no unsafe code. The engine's shard feeds this
+//! crate with what its reactor received and sends what it wrote into a [`Sink`].
+#![forbid(unsafe_code)]
+
+pub mod fields;
+pub mod time;
+
+/// Where bytes to be sent are appended.
+pub trait Sink {
+    /// Appends `bytes`, whole and in order.
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}

@@ -1,0 +1,1 @@
+//! Ringway's tools: see the README.
