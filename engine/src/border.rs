@@ -92,6 +92,9 @@ pub trait Core {
 
     /// When [`Self::turn`] has to be called at the latest.
     fn deadline(&self) -> Option<Time>;
+
+    /// Whether the core has nothing more to do: the reactor then ends.
+    fn finished(&self) -> bool;
 }
 
 /// What a connection has to send, and what was asked of its socket.
@@ -115,6 +118,8 @@ pub enum Wish {
     Dial(ConnId, SocketAddr),
     /// The receive or close state of this connection changed: look at it.
     Look(ConnId),
+    /// Accept no more connections and close the listening socket.
+    Unlisten(Listener),
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -128,6 +133,8 @@ pub struct Border {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
+    /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
+    stash: Option<(Segment, usize)>,
     /// Bytes copied out of receive blocks because a slow peer held them.
     pub copied_out: u64,
 }
@@ -143,6 +150,7 @@ impl Border {
             free: Vec::new(),
             dirty: Vec::new(),
             wishes: Vec::new(),
+            stash: None,
             copied_out: 0,
         }
     }
@@ -151,29 +159,68 @@ impl Border {
 
     /// Appends bytes, copied into the connection's own chunks.
     pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
-        let Some(output) = live(&mut self.outputs, conn) else { return };
-        output.queued += bytes.len();
         while !bytes.is_empty() {
-            let (chunk, used) = match output.fill {
-                Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
-                spent => {
-                    if let Some((chunk, _)) = spent {
-                        self.pool.release(chunk);
-                    }
-                    (self.pool.chunk(), 0)
-                }
-            };
-            let n = bytes.len().min(CHUNK_BYTES - used);
-            let part = chunk.part(used, n);
-            self.pool.bytes_mut(part).copy_from_slice(&bytes[..n]);
-            output.fill = Some((chunk, used + n));
-            if !output.extend_last(part) {
-                self.pool.retain(part);
-                output.queue.push_back(part);
-            }
-            bytes = &bytes[n..];
+            let Some(part) = self.room(conn, bytes.len()) else { return };
+            let (now, later) = bytes.split_at(part.len as usize);
+            self.pool.bytes_mut(part).copy_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    /// Appends a copy of a range: for what is cheaper to copy than to refer to.
+    pub fn put_copy(&mut self, conn: ConnId, segment: Segment) {
+        let mut done = 0;
+        while done < segment.len as usize {
+            let rest = segment.len as usize - done;
+            let Some(part) = self.room(conn, rest) else { return };
+            self.pool.copy(segment.part(done, part.len as usize), part);
+            done += part.len as usize;
+        }
+    }
+
+    /// Up to `wanted` bytes at the end of the connection's output, queued and to be filled now.
+    fn room(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
+        let output = live(&mut self.outputs, conn)?;
+        let part = take_room(&mut self.pool, &mut output.fill, wanted);
+        output.queued += part.len as usize;
+        if !output.extend_last(part) {
+            self.pool.retain(part);
+            output.queue.push_back(part);
         }
         self.mark(conn);
+        Some(part)
+    }
+
+    /// Copies a range to where it may wait for long, in chunks shared by everything that waits.
+    /// Each segment appended to `into` holds a claim.
+    pub fn stash(&mut self, segment: Segment, into: &mut VecDeque<Segment>) {
+        let mut done = 0;
+        while done < segment.len as usize {
+            let part = take_room(&mut self.pool, &mut self.stash, segment.len as usize - done);
+            self.pool.copy(segment.part(done, part.len as usize), part);
+            self.pool.retain(part);
+            into.push_back(part);
+            done += part.len as usize;
+        }
+    }
+
+    /// As [`Self::stash`], for bytes that lie outside the pool.
+    pub fn stash_bytes(&mut self, mut bytes: &[u8], into: &mut VecDeque<Segment>) {
+        while !bytes.is_empty() {
+            let part = take_room(&mut self.pool, &mut self.stash, bytes.len());
+            let (now, later) = bytes.split_at(part.len as usize);
+            self.pool.bytes_mut(part).copy_from_slice(now);
+            self.pool.retain(part);
+            into.push_back(part);
+            bytes = later;
+        }
+    }
+
+    /// Gives the shared chunk of [`Self::stash`] back once nothing waits in it.
+    pub fn end_stash(&mut self) {
+        if let Some((chunk, _)) = self.stash.take() {
+            self.pool.release(chunk);
+        }
     }
 
     /// Appends a range without copying it; the queue keeps its own claim on the block.
@@ -224,26 +271,31 @@ impl Border {
         conn
     }
 
+    /// Accepts no more connections from this listener.
+    pub fn unlisten(&mut self, listener: Listener) {
+        self.wishes.push(Wish::Unlisten(listener));
+    }
+
     /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks
     /// can go back to the kernel. Safe between turns only (no send is in flight then).
     pub fn copy_out(&mut self, conn: ConnId) {
         let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
-        if output.generation != conn.generation || !output.queue.iter().any(|s| self.pool.is_ring(*s))
+        if output.generation != conn.generation
+            || !output.queue.iter().any(|s| self.pool.is_ring(*s))
         {
             return;
         }
-        let old = std::mem::take(&mut output.queue);
-        for segment in old {
+        let mut queue = VecDeque::with_capacity(output.queue.len());
+        for segment in std::mem::take(&mut output.queue) {
             if self.pool.is_ring(segment) {
                 self.copied_out += u64::from(segment.len);
-                for copy in copy_segment(&mut self.pool, segment) {
-                    self.outputs[conn.slot as usize].queue.push_back(copy);
-                }
+                self.stash(segment, &mut queue);
                 self.pool.release(segment);
             } else {
-                self.outputs[conn.slot as usize].queue.push_back(segment);
+                queue.push_back(segment);
             }
         }
+        self.outputs[conn.slot as usize].queue = queue;
     }
 
     /// Whether the id names an open connection.
@@ -396,19 +448,20 @@ impl Output {
     }
 }
 
-/// Copies a segment into as many chunks as it needs, each with one claim.
-pub fn copy_segment(pool: &mut Pool, segment: Segment) -> Vec<Segment> {
-    let mut copies = Vec::new();
-    let mut done = 0;
-    while done < segment.len as usize {
-        let n = (segment.len as usize - done).min(CHUNK_BYTES);
-        let chunk = pool.chunk().part(0, n);
-        let bytes = pool.bytes(segment.part(done, n)).to_vec();
-        pool.bytes_mut(chunk).copy_from_slice(&bytes);
-        copies.push(chunk);
-        done += n;
-    }
-    copies
+/// The next `wanted` bytes, or fewer, of a chunk that is being filled; a fresh one if it is full.
+fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize) -> Segment {
+    let (chunk, used) = match *fill {
+        Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+        spent => {
+            if let Some((chunk, _)) = spent {
+                pool.release(chunk);
+            }
+            (pool.chunk(), 0)
+        }
+    };
+    let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
+    *fill = Some((chunk, used + part.len as usize));
+    part
 }
 
 fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {
@@ -495,6 +548,24 @@ mod tests {
         assert!(next.slot == conn.slot && next != conn);
         border.put(conn, b"to nobody");
         assert_eq!(border.queued(next), 0);
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
+    fn what_waits_shares_chunks_and_frees_them() {
+        let (mut border, _) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 30_000, true);
+        border.pool.bytes_mut(whole)[29_999] = 9;
+        let mut waiting = VecDeque::new();
+        border.stash_bytes(b"small", &mut waiting);
+        border.stash(whole, &mut waiting);
+        border.pool.release(whole);
+        assert_eq!(waiting.iter().map(|s| s.len).sum::<u32>(), 30_005);
+        assert_eq!(border.pool.bytes(*waiting.back().unwrap()).last(), Some(&9));
+        assert_eq!(border.pool.chunks_live(), 2);
+        waiting.drain(..).for_each(|s| border.pool.release(s));
+        border.end_stash();
         assert_eq!(border.pool.chunks_live(), 0);
     }
 

@@ -147,8 +147,7 @@ impl Pool {
 
     /// A fresh output chunk with one claim on it, as a segment of its whole length.
     pub fn chunk(&mut self) -> Segment {
-        let bytes =
-            self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        let bytes = self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
         let len = bytes.len() as u32;
         let chunk = Chunk { refs: 1, bytes: Some(bytes) };
         let slot = match self.vacant.pop() {
@@ -206,6 +205,20 @@ impl Pool {
                 &mut bytes.expect("a claimed chunk has memory")[start..start + len]
             }
         }
+    }
+
+    /// Copies the bytes of one segment over those of another of the same length.
+    ///
+    /// # Panics
+    /// If the lengths differ, or `to` does not lie in an output chunk other than `from`'s: our own
+    /// broken invariant.
+    pub fn copy(&mut self, from: Segment, to: Segment) {
+        let slot = self.chunk_slot(to.block).expect("copies go to output chunks");
+        assert!(from.block != to.block, "a copy needs two blocks");
+        let mut bytes = self.chunks[slot].bytes.take().expect("a claimed chunk has memory");
+        let (start, len) = (to.start as usize, to.len as usize);
+        bytes[start..start + len].copy_from_slice(self.bytes(from));
+        self.chunks[slot].bytes = Some(bytes);
     }
 
     /// One more claim on the segment's block.
