@@ -3,4 +3,6 @@
 #![deny(unsafe_code)]
 
 pub mod border;
+pub mod metrics;
 pub mod pool;
+pub mod post;
