@@ -36,6 +36,12 @@ impl Segment {
         debug_assert!(skip + len <= self.len as usize, "part outside its segment");
         Self { block: self.block, start: self.start + skip as u32, len: len as u32 }
     }
+
+    /// The same segment with `bytes` more in front, which its finder knows to be there.
+    #[must_use]
+    pub fn grow_front(self, bytes: usize) -> Self {
+        Self { start: self.start - bytes as u32, len: self.len + bytes as u32, ..self }
+    }
 }
 
 #[derive(Debug, Default)]
