@@ -11,7 +11,7 @@ fn octets(hex: &str) -> Vec<u8> {
 }
 
 fn listed(fields: &Fields) -> Vec<(String, String)> {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     fields.iter().map(|field| (text(field.name), text(field.value))).collect()
 }
 

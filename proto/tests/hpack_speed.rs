@@ -38,7 +38,7 @@ fn per_call(mut call: impl FnMut()) -> Duration {
         }
         start.elapsed() / ROUNDS
     };
-    (0..10).map(|_| run(&mut call)).min().unwrap()
+    (0..10).map(|_| run(&mut call)).min().expect("ten runs")
 }
 
 fn measure(what: &str, list: &[Field<'_>]) {
