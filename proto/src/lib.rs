@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fields;
+pub mod hpack;
 pub mod time;
 
 /// Where bytes to be sent are appended.
