@@ -111,13 +111,16 @@ impl Decoder {
         limits: &HeaderLimits,
     ) -> Result<Verdict, HpackError> {
         out.clear();
-        let mut input = block;
-        self.size_updates(&mut input)?;
+        let mut input = self.size_updates(block)?;
         let mut tally = Tally { out, limits: *limits, size: 0, count: 0 };
         while let Some(&first) = input.first() {
             if first & 0x80 != 0 {
-                let index = integer::read(&mut input, 7)?;
-                tally.add(&self.row(index)?, false)?;
+                let (index, rest) = integer::read(input, 7)?;
+                input = rest;
+                match static_table::get(index) {
+                    Some(row) => tally.add(row, false)?,
+                    None => tally.add(&self.dynamic(index)?, false)?,
+                }
                 continue;
             }
             let kind = match first >> 4 {
@@ -126,7 +129,7 @@ impl Decoder {
                 0b0001 => Literal::NeverIndexed,
                 _ => Literal::Plain,
             };
-            self.literal(&mut input, kind, &mut tally)?;
+            input = self.literal(input, kind, &mut tally)?;
         }
         let verdict = if tally.fits() { Verdict::Fits } else { Verdict::TooLarge };
         if self.scratch.capacity() > SCRATCH_KEPT {
@@ -150,24 +153,24 @@ impl Decoder {
         self.table.size()
     }
 
+    /// The entry at an index that is not in the static table.
     #[inline]
-    fn row(&self, index: usize) -> Result<Row<'_>, HpackError> {
-        if let Some(row) = static_table::get(index) {
-            return Ok(*row);
-        }
+    fn dynamic(&self, index: usize) -> Result<Row<'_>, HpackError> {
         // Index zero wraps around to an age that no entry has.
         let age = index.wrapping_sub(static_table::LEN + 1);
         self.table.get(age).ok_or(HpackError::Malformed(Malformation::Index))
     }
 
-    fn size_updates(&mut self, input: &mut &[u8]) -> Result<(), HpackError> {
+    /// Obeys the size updates at the start of a block; returns the rest.
+    fn size_updates<'a>(&mut self, mut input: &'a [u8]) -> Result<&'a [u8], HpackError> {
         let mut updates = 0;
         while input.first().is_some_and(|first| first & 0xe0 == 0x20) {
             updates += 1;
             if updates > MAX_SIZE_UPDATES {
                 return Err(Malformation::SizeUpdate.into());
             }
-            let size = integer::read(input, 5)?;
+            let (size, rest) = integer::read(input, 5)?;
+            input = rest;
             if size > self.max_table {
                 return Err(HpackError::TableSize);
             }
@@ -176,20 +179,28 @@ impl Decoder {
                 self.table.evict_for(0);
             }
         }
-        Ok(())
+        Ok(input)
     }
 
-    fn literal(
+    /// Decodes the literal field at the start of `input`; returns the rest.
+    #[inline(never)]
+    fn literal<'a>(
         &mut self,
-        input: &mut &[u8],
+        input: &'a [u8],
         kind: Literal,
         tally: &mut Tally<'_>,
-    ) -> Result<(), HpackError> {
+    ) -> Result<&'a [u8], HpackError> {
         self.scratch.clear();
-        let index = integer::read(input, if kind == Literal::Indexed { 6 } else { 4 })?;
-        let (name, known) =
-            if index == 0 { (self.string(input)?, None) } else { self.named(index)? };
-        let value = self.string(input)?;
+        let prefix = if kind == Literal::Indexed { 6 } else { 4 };
+        let (index, input) = integer::read(input, prefix)?;
+        let (name, known, input) = if index == 0 {
+            let (name, input) = self.string(input)?;
+            (name, None, input)
+        } else {
+            let (name, known) = self.named(index)?;
+            (name, Some(known), input)
+        };
+        let (value, input) = self.string(input)?;
         let (name, value) = (name.of(&self.scratch), value.of(&self.scratch));
         let (token, name_valid) = known.unwrap_or_else(|| (Token::of(name), name_is_valid(name)));
         let row = Row { token, name, value, name_valid, value_valid: value_is_valid(value) };
@@ -202,37 +213,33 @@ impl Decoder {
                 self.table.insert(row);
             }
         }
-        Ok(())
+        Ok(input)
     }
 
-    /// The name at `index` and what is known about it.
-    fn named(
-        &mut self,
-        index: usize,
-    ) -> Result<(Text<'static>, Option<(Token, bool)>), HpackError> {
+    /// The name at `index`, its token, and whether it is valid.
+    fn named(&mut self, index: usize) -> Result<(Text<'static>, (Token, bool)), HpackError> {
         if let Some(row) = static_table::get(index) {
-            return Ok((Text::Lies(row.name), Some((row.token, true))));
+            return Ok((Text::Lies(row.name), (row.token, true)));
         }
         let age = index.wrapping_sub(static_table::LEN + 1);
         let row = self.table.get(age).ok_or(HpackError::Malformed(Malformation::Index))?;
         self.scratch.extend_from_slice(row.name);
         let name = Text::Scratch { start: 0, end: self.scratch.len() };
-        Ok((name, Some((row.token, row.name_valid))))
+        Ok((name, (row.token, row.name_valid)))
     }
 
-    /// Reads a string (RFC 7541 §5.2).
-    fn string<'a>(&mut self, input: &mut &'a [u8]) -> Result<Text<'a>, HpackError> {
+    /// Reads a string (RFC 7541 §5.2); returns it and the rest.
+    fn string<'a>(&mut self, input: &'a [u8]) -> Result<(Text<'a>, &'a [u8]), HpackError> {
         let huffman = input.first().is_some_and(|first| first & 0x80 != 0);
-        let len = integer::read(input, 7)?;
+        let (len, input) = integer::read(input, 7)?;
         let Some((text, rest)) = input.split_at_checked(len) else {
             return Err(Malformation::Truncated.into());
         };
-        *input = rest;
         if !huffman {
-            return Ok(Text::Lies(text));
+            return Ok((Text::Lies(text), rest));
         }
         let start = self.scratch.len();
         huffman::decode(text, &mut self.scratch).map_err(|_| Malformation::Huffman)?;
-        Ok(Text::Scratch { start, end: self.scratch.len() })
+        Ok((Text::Scratch { start, end: self.scratch.len() }, rest))
     }
 }

@@ -7,27 +7,28 @@ use super::Malformation;
 /// Nothing legitimate comes near: a header block is limited to 64 KiB long before.
 const MAX_CONTINUATION: u32 = 4;
 
-/// Reads the integer at the start of `input`, whose first octet gives it `prefix` bits.
+/// Reads the integer at the start of `input`, whose first octet gives it `prefix` bits; returns it
+/// and what follows.
 ///
 /// # Errors
 /// [`Malformation::Truncated`], or [`Malformation::Integer`] for more octets than any honest
 /// encoder uses.
 #[inline]
-pub(super) fn read(input: &mut &[u8], prefix: u32) -> Result<usize, Malformation> {
+pub(super) fn read(input: &[u8], prefix: u32) -> Result<(usize, &[u8]), Malformation> {
     let Some((&first, rest)) = input.split_first() else { return Err(Malformation::Truncated) };
-    *input = rest;
     let mask = (1usize << prefix) - 1;
     let value = first as usize & mask;
-    if value < mask { Ok(value) } else { read_rest(input, value) }
+    if value < mask { Ok((value, rest)) } else { read_rest(rest, value) }
 }
 
-fn read_rest(input: &mut &[u8], mut value: usize) -> Result<usize, Malformation> {
+#[cold]
+fn read_rest(mut input: &[u8], mut value: usize) -> Result<(usize, &[u8]), Malformation> {
     for place in 0..MAX_CONTINUATION {
         let Some((&octet, rest)) = input.split_first() else { return Err(Malformation::Truncated) };
-        *input = rest;
+        input = rest;
         value += (octet as usize & 0x7f) << (7 * place);
         if octet & 0x80 == 0 {
-            return Ok(value);
+            return Ok((value, input));
         }
     }
     Err(Malformation::Integer)
@@ -58,9 +59,7 @@ mod tests {
         let mut out = Vec::new();
         write(value, prefix, 0, &mut out);
         assert_eq!(out, octets);
-        let mut input = octets;
-        assert_eq!(read(&mut input, prefix), Ok(value));
-        assert!(input.is_empty());
+        assert_eq!(read(octets, prefix), Ok((value, &b""[..])));
     }
 
     #[test]
@@ -84,20 +83,20 @@ mod tests {
         let mut out = Vec::new();
         write(3, 5, 0x20, &mut out);
         assert_eq!(out, [0x23]);
-        assert_eq!(read(&mut &[0xe3][..], 5), Ok(3));
+        assert_eq!(read(&[0xe3, 9], 5), Ok((3, &[9][..])));
     }
 
     #[test]
     fn cut_or_endless_integers_are_errors() {
         for cut in 0..3 {
             let octets = [0x1f, 0x9a, 0x0a];
-            assert_eq!(read(&mut &octets[..cut], 5), Err(Malformation::Truncated));
+            assert_eq!(read(&octets[..cut], 5), Err(Malformation::Truncated));
         }
         let largest = [0x1f, 0xff, 0xff, 0xff, 0x7f];
-        assert_eq!(read(&mut &largest[..], 5), Ok((1 << 28) - 1 + 31));
+        assert_eq!(read(&largest, 5), Ok(((1 << 28) - 1 + 31, &b""[..])));
         for last in [0x00, 0x01, 0x80, 0xff] {
             let octets = [0x1f, 0x80, 0x80, 0x80, 0x80, last];
-            assert_eq!(read(&mut &octets[..], 5), Err(Malformation::Integer));
+            assert_eq!(read(&octets, 5), Err(Malformation::Integer));
         }
     }
 }
