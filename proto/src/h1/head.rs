@@ -41,6 +41,14 @@ pub enum Body {
     Chunked,
 }
 
+impl Body {
+    /// Whether no byte of body follows the head.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        matches!(self, Self::None | Self::Length(0))
+    }
+}
+
 /// A whole request head; method, target and fields are in the [`Fields`] it was parsed into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHead {
