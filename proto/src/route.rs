@@ -20,10 +20,7 @@ pub enum Routed<'a> {
     /// A CORS preflight, answered on the spot on every path (CL-12).
     Preflight(Preflight<'a>),
     /// `/health` (LN-5).
-    Health {
-        /// How it is to be answered.
-        style: ReplyStyle<'a>,
-    },
+    Health,
     /// `/info` (LN-4).
     Info {
         /// Only `GET` is answered with the facts.
@@ -31,8 +28,8 @@ pub enum Routed<'a> {
     },
     /// A call of a function.
     Invoke(RoutingHead<'a>),
-    /// E1 or E2.
-    Refused(Fault, ReplyStyle<'a>),
+    /// E1 or E2, to be answered as [`reply_style`] says.
+    Refused(Fault),
 }
 
 /// A request that can be routed: it has a credential and names a function.
@@ -116,7 +113,7 @@ pub fn read(fields: &Fields) -> Routed<'_> {
     // Design 3.9: a request that names a function may have these paths for itself.
     if function.is_empty() {
         match path_of(seen.target) {
-            b"/health" => return Routed::Health { style: seen.style() },
+            b"/health" => return Routed::Health,
             b"/info" => return Routed::Info { method: seen.method },
             _ => {}
         }
@@ -127,10 +124,10 @@ pub fn read(fields: &Fields) -> Routed<'_> {
     // credential will do if the request has that field at all.
     let credential = if seen.websocket { bearer.or(Some(authorization)) } else { bearer };
     let Some(credential) = credential.filter(|credential| !credential.is_empty()) else {
-        return Routed::Refused(Fault::MissingAuthorization, seen.style());
+        return Routed::Refused(Fault::MissingAuthorization);
     };
     if function.is_empty() {
-        return Routed::Refused(Fault::MissingFunctionId, seen.style());
+        return Routed::Refused(Fault::MissingFunctionId);
     }
     Routed::Invoke(RoutingHead {
         credential,

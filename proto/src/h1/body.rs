@@ -32,7 +32,7 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
     /// Bytes of the body, and how much of the input is thereby read.
-    Data(&'a [u8], usize),
+    Content(&'a [u8], usize),
     /// Framing only: so much of the input is read, go on behind it.
     Framing(usize),
     /// More input is needed; nothing of it is read.
@@ -67,13 +67,13 @@ impl BodyReader {
         match self.state {
             State::Done => Ok(Part::End),
             _ if input.is_empty() => Ok(Part::NeedMore),
-            State::Length(left) => Ok(self.data(input, left, State::Length, State::Done)),
-            State::Chunk(left) => Ok(self.data(input, left, State::Chunk, State::ChunkEnd)),
+            State::Length(left) => Ok(self.content(input, left, State::Length, State::Done)),
+            State::Chunk(left) => Ok(self.content(input, left, State::Chunk, State::ChunkEnd)),
             State::ChunkEnd | State::Size | State::Trailers => self.line(input),
         }
     }
 
-    fn data<'a>(
+    fn content<'a>(
         &mut self,
         input: &'a [u8],
         left: u64,
@@ -83,7 +83,7 @@ impl BodyReader {
         let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
         let left = left - here as u64;
         self.state = if left == 0 { end } else { rest(left) };
-        Part::Data(&input[..here], here)
+        Part::Content(&input[..here], here)
     }
 
     fn line<'a>(&mut self, input: &[u8]) -> Result<Part<'a>, HeadFault> {

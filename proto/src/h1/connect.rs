@@ -1,6 +1,5 @@
 //! What a worker's request to `/v1/proxy` must carry, and what it is answered (contract 4.1, 4.2).
 
-use super::head::Body;
 use super::write::write_text;
 use crate::Sink;
 use crate::fields::{Fields, Token};
@@ -238,12 +237,4 @@ fn announces_body(fields: &Fields) -> bool {
         Token::ContentLength => is_connect || field.value.iter().any(|&b| b != b'0'),
         _ => false,
     })
-}
-
-impl Body {
-    /// Whether no byte of body follows the head.
-    #[must_use]
-    pub fn is_empty(self) -> bool {
-        matches!(self, Self::None | Self::Length(0))
-    }
 }

@@ -41,6 +41,14 @@ pub enum Body {
     Chunked,
 }
 
+impl Body {
+    /// Whether no byte of body follows the head.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        matches!(self, Self::None | Self::Length(0))
+    }
+}
+
 /// A whole request head; method, target and fields are in the [`Fields`] it was parsed into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHead {
@@ -171,7 +179,8 @@ const KIND: [u8; 256] = {
 };
 
 impl Scan {
-    /// As [`parse_request`], for the same `input` grown at its end since the last call.
+    /// As [`parse_request`], for the same `input` grown at its end since the last call. Ready for
+    /// the next head once one is read.
     ///
     /// # Errors
     /// As [`parse_request`].
@@ -185,7 +194,7 @@ impl Scan {
         let Some(end) = self.find_end(input, limits)? else {
             return Ok(None);
         };
-        let mut lines = Lines(&input[self.start..end]);
+        let mut lines = Lines(&input[std::mem::take(self).start..end]);
         let version = read_request_line(lines.next().unwrap_or_default(), fields)?;
         for line in lines {
             read_field_line(line, fields)?;
