@@ -109,6 +109,8 @@ pub struct Output {
     dirty: bool,
     paused: bool,
     close: Option<Close>,
+    /// When the queue began to wait, or the kernel last took some of it.
+    waiting_since: Time,
 }
 
 /// A wish that is rare enough to be a value.
@@ -182,7 +184,7 @@ impl Border {
     fn room(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
         let output = live(&mut self.outputs, conn)?;
         let part = take_room(&mut self.pool, &mut output.fill, wanted);
-        output.queued += part.len as usize;
+        output.grow(self.now, part.len);
         if !output.extend_last(part) {
             self.pool.retain(part);
             output.queue.push_back(part);
@@ -233,7 +235,7 @@ impl Border {
     /// Appends a range without copying it; the queue keeps its own claim on the block.
     pub fn push(&mut self, conn: ConnId, segment: Segment) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
-        output.queued += segment.len as usize;
+        output.grow(self.now, segment.len);
         if !output.extend_last(segment) {
             self.pool.retain(segment);
             output.queue.push_back(segment);
@@ -245,6 +247,18 @@ impl Border {
     #[must_use]
     pub fn queued(&self, conn: ConnId) -> usize {
         self.output(conn).map_or(0, |output| output.queued)
+    }
+
+    /// Since when the connection's output makes no progress; none if nothing is queued.
+    #[must_use]
+    pub fn blocked_since(&self, conn: ConnId) -> Option<Time> {
+        self.output(conn).filter(|output| output.queued > 0).map(|output| output.waiting_since)
+    }
+
+    /// Connections that are open or not yet closed to the end.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.outputs.len() - self.free.len()
     }
 
     /// A [`Sink`] that appends to the connection's output.
@@ -287,22 +301,27 @@ impl Border {
     /// can go back to the kernel. Safe between turns only (no send is in flight then).
     pub fn copy_out(&mut self, conn: ConnId) {
         let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
-        if output.generation != conn.generation
-            || !output.queue.iter().any(|s| self.pool.is_ring(*s))
-        {
+        if output.generation == conn.generation {
+            let mut queue = std::mem::take(&mut output.queue);
+            self.copy_out_of(&mut queue);
+            self.outputs[conn.slot as usize].queue = queue;
+        }
+    }
+
+    /// As [`Self::copy_out`], for a queue of the core's own.
+    pub fn copy_out_of(&mut self, queue: &mut VecDeque<Segment>) {
+        if !queue.iter().any(|segment| self.pool.is_ring(*segment)) {
             return;
         }
-        let mut queue = VecDeque::with_capacity(output.queue.len());
-        for segment in std::mem::take(&mut output.queue) {
+        for segment in std::mem::take(queue) {
             if self.pool.is_ring(segment) {
                 self.copied_out += u64::from(segment.len);
-                self.stash(segment, &mut queue);
+                self.stash(segment, queue);
                 self.pool.release(segment);
             } else {
                 queue.push_back(segment);
             }
         }
-        self.outputs[conn.slot as usize].queue = queue;
     }
 
     /// Whether the id names an open connection.
@@ -369,6 +388,7 @@ impl Border {
         if let Some(output) = self.outputs.get_mut(conn.slot as usize)
             && output.generation == conn.generation
         {
+            output.waiting_since = self.now;
             output.sent(bytes, &mut self.pool);
         }
     }
@@ -411,6 +431,13 @@ impl Output {
     #[must_use]
     pub fn closing(&self) -> Option<Close> {
         self.close
+    }
+
+    fn grow(&mut self, now: Time, bytes: u32) {
+        if self.queued == 0 {
+            self.waiting_since = now;
+        }
+        self.queued += bytes as usize;
     }
 
     /// Grows the last segment if `next` continues it in memory.

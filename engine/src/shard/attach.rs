@@ -20,14 +20,9 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::config::{HonourId, Scope};
-use crate::control::local::{Kind, Work};
+use crate::control::local::{Work, WorkKind};
+use crate::log::SessionEdge;
 use crate::metrics::Limit;
-
-/// Attachments one client connection may have at a time (design: pooled clients).
-pub(crate) const ATTACHMENTS_PER_CONNECTION: usize = 1024;
-
-/// Wrong tries after which a waiting token is revoked (reliability 1d).
-pub(crate) const TOKEN_TRIES: u8 = 5;
 
 /// One attachment.
 #[derive(Debug)]
@@ -43,6 +38,8 @@ pub(crate) struct Attachment {
     pub(crate) state: State,
     /// Exchanges whose head waits for the tunnel or for a stream on it.
     pub(crate) waiters: VecDeque<Key>,
+    /// How many of them still do: the others are gone and are skipped.
+    pub(crate) waiting: u32,
     pub(crate) opened: Time,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,
@@ -53,7 +50,7 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 pub(crate) enum State {
     /// Work is queued; the worker's CONNECT must bring this token.
-    Waiting { token: Box<WorkerToken>, issued: Time, wrong: u8 },
+    Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
     /// The tunnel is there.
     Attached { tunnel: ConnId },
 }
@@ -64,6 +61,18 @@ impl Attachment {
         let mut value = *b"nvcf-request-id=------------------------------------";
         value[16..].copy_from_slice(&self.id_text);
         value
+    }
+
+    /// What every log line about the attachment says.
+    pub(crate) fn edge(&self, core: u16) -> SessionEdge<'_> {
+        SessionEdge {
+            // Hyphens and hexadecimal digits only.
+            request_id: std::str::from_utf8(&self.id_text).unwrap_or_default(),
+            function_id: &self.function,
+            function_version_id: &self.version,
+            shard: core,
+            ..SessionEdge::default()
+        }
     }
 
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
@@ -85,7 +94,7 @@ impl Shard {
         let hash = self.pin_hash(head);
         let hop = self.conns.hop(client).and_then(|hop| hop.client());
         let pins = hop.map(|client| &client.pins[..]).unwrap_or_default();
-        let any_credential = self.settings.scope == Scope::Connection;
+        let any_credential = self.settings.config.session.scope == Scope::Connection;
         let found = pins.iter().position(|pin| {
             pin.hash == hash
                 && (any_credential || *pin.credential == *head.credential)
@@ -95,7 +104,8 @@ impl Shard {
         if let Some(found) = found {
             return Ok(found);
         }
-        if pins.len() >= ATTACHMENTS_PER_CONNECTION {
+        let most = self.settings.config.limits.attachments;
+        if pins.len() >= most {
             self.forget_idle_pins(client);
         }
         let draw = self.random_u64();
@@ -106,7 +116,7 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        if hop.pins.len() >= ATTACHMENTS_PER_CONNECTION {
+        if hop.pins.len() >= most {
             self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
@@ -124,7 +134,7 @@ impl Shard {
     fn pin_hash(&self, head: &RoutingHead<'_>) -> u64 {
         use std::hash::{BuildHasher, Hasher};
         let mut hasher = self.hasher.build_hasher();
-        if self.settings.scope != Scope::Connection {
+        if self.settings.config.session.scope != Scope::Connection {
             hasher.write(head.credential);
         }
         hasher.write(head.function);
@@ -149,7 +159,7 @@ impl Shard {
         now: Time,
     ) -> Result<Key, Box<Fault>> {
         let pinned = self.pinned(client, pin);
-        let named = named.filter(|_| match self.settings.honour_id {
+        let named = named.filter(|_| match self.settings.config.session.honour_id {
             HonourId::Always => true,
             HonourId::Unpinned => pinned.is_none(),
         });
@@ -169,7 +179,7 @@ impl Shard {
 
     /// The live attachment that this pin's requests use, by design 3.12's scope.
     fn pinned(&mut self, client: ConnId, pin: usize) -> Option<Key> {
-        let scope = self.settings.scope;
+        let scope = self.settings.config.session.scope;
         let hop = self.conns.hop_mut(client)?.client_mut()?;
         let mine = hop.pins.get(pin)?;
         if mine.attachment.is_some() || scope != Scope::Tenant {
@@ -188,16 +198,16 @@ impl Shard {
 
     /// A session of its own for this pin (contract 3.6, CL-21).
     fn new_session(&mut self, client: ConnId, pin: usize, now: Time) -> Result<Key, Box<Fault>> {
-        self.admit_dispatch(client, now)?;
-        let random = self.random_bytes();
-        let id = self.request_ids.mint(random);
         let hop = self.conns.hop(client).and_then(|hop| hop.client());
         let grant = hop.and_then(|hop| hop.pins.get(pin)).map(|pin| pin.grant.clone());
         let Some(grant) = grant else { return Err(Box::new(Fault::TunnelLost)) };
+        self.admit_dispatch(client, &grant.tenant, now)?;
+        let random = self.random_bytes();
+        let id = self.request_ids.mint(random);
         self.metrics.function_requests.count(&grant.function, &grant.version, &grant.tenant, now);
         let session = Session::new(id, grant.tenant, grant.function, grant.version, now);
         self.sessions.insert(session);
-        self.dispatch(client, pin, id, (Kind::New, now))
+        self.dispatch(client, pin, id, (WorkKind::New, now))
     }
 
     /// Back to the session that a request names: R1, R3-R9 of the contract.
@@ -230,8 +240,9 @@ impl Shard {
         if let Some(key) = self.own_attachment(client, id) {
             return Ok(key);
         }
-        self.admit_dispatch(client, now)?;
-        self.dispatch(client, pin, id, (Kind::Reconnect, now))
+        let tenant = pinned.grant.tenant.clone();
+        self.admit_dispatch(client, &tenant, now)?;
+        self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
     }
 
     /// This connection's attachment to a session, if it may take new streams.
@@ -249,26 +260,57 @@ impl Shard {
     }
 
     /// Limits on what one connection may cause (L12), and no new sessions while draining.
-    fn admit_dispatch(&mut self, client: ConnId, now: Time) -> Result<(), Box<Fault>> {
+    fn admit_dispatch(
+        &mut self,
+        client: ConnId,
+        tenant: &Arc<str>,
+        now: Time,
+    ) -> Result<(), Box<Fault>> {
         if self.draining.is_some() {
             return Err(Box::new(Fault::Draining));
         }
-        if self.pending >= self.settings.pending_sessions {
+        let limits = &self.settings.config.limits;
+        if self.pending >= limits.pending_sessions {
             self.metrics.limit_hit(Limit::PendingSessions);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
+        if of_tenant >= limits.pending_per_tenant {
+            self.metrics.limit_hit(Limit::PendingPerTenant);
             return Err(Box::new(Fault::TooManySessions));
         }
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        if hop.attachments.len() >= ATTACHMENTS_PER_CONNECTION {
+        if hop.attachments.len() >= limits.attachments {
             self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
-        if !hop.dispatches.take(now) {
+        if !hop.dispatches.take(limits.dispatch_burst, limits.dispatch_rate, now) {
             self.metrics.limit_hit(Limit::Dispatches);
             return Err(Box::new(Fault::TooManySessions));
         }
         Ok(())
+    }
+
+    /// No new requests while this core holds as much as it may (L9).
+    pub(super) fn admit_buffer(&mut self) -> Result<(), Box<Fault>> {
+        if self.held < self.settings.config.limits.core_buffer {
+            return Ok(());
+        }
+        self.metrics.limit_hit(Limit::CoreBuffer);
+        Err(Box::new(Fault::TooManySessions))
+    }
+
+    /// The counterpart of [`Self::await_worker`].
+    pub(super) fn no_longer_pending(&mut self, tenant: &Arc<str>) {
+        self.pending -= 1;
+        if let Some(count) = self.pending_by_tenant.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.pending_by_tenant.remove(tenant);
+            }
+        }
     }
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
@@ -277,7 +319,7 @@ impl Shard {
         client: ConnId,
         pin: usize,
         id: Uuid,
-        (kind, now): (Kind, Time),
+        (kind, now): (WorkKind, Time),
     ) -> Result<Key, Box<Fault>> {
         let session = self.sessions.get_mut(id).expect("the caller has it");
         let Some(hop) = self.conns.hop_mut(client) else {
@@ -296,6 +338,7 @@ impl Shard {
             version: session.version.clone(),
             state: State::Attached { tunnel: client },
             waiters: VecDeque::new(),
+            waiting: 0,
             opened: now,
             streams: 0,
             bytes_up: 0,
@@ -309,12 +352,12 @@ impl Shard {
         let token = self.mint_token(key);
         let work = self.work(key, kind, &token);
         self.await_worker(key, token, now);
-        if self.local.submit(work, now).is_err() {
+        if self.local.submit(work).is_err() {
             self.metrics.limit_hit(Limit::WorkQueue);
-            self.forget_attachment(key, now);
+            self.forget_attachment(key);
             return Err(Box::new(Fault::WorkQueueFull));
         }
-        self.metrics.session_init_seconds[usize::from(kind == Kind::Reconnect)].observe(0.0);
+        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
         Ok(key)
     }
 
@@ -323,9 +366,12 @@ impl Shard {
             attachment.state = State::Waiting { token, issued: now, wrong: 0 };
         }
         self.pending += 1;
+        if let Some(attachment) = self.attachments.get(key) {
+            *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
+        }
         self.metrics.tokens_issued += 1;
         self.metrics.worker_connections_opened += 1;
-        self.timers.arm(now + self.settings.wait, Due::Wait(key));
+        self.timers.arm(now + self.settings.config.session.wait, Due::Wait(key));
     }
 
     fn mint_token(&mut self, key: Key) -> Box<WorkerToken> {
@@ -333,7 +379,7 @@ impl Shard {
         Box::new(self.tokens.mint(self.settings.core, key.slot, key.generation, &random))
     }
 
-    fn work(&self, key: Key, kind: Kind, token: &WorkerToken) -> Work {
+    fn work(&self, key: Key, kind: WorkKind, token: &WorkerToken) -> Work {
         let attachment = self.attachments.get(key).expect("the caller has just made it");
         Work {
             ticket: ticket(key),
@@ -342,7 +388,7 @@ impl Shard {
             tenant: attachment.tenant.clone(),
             function: attachment.function.clone(),
             version: attachment.version.clone(),
-            token: token.as_str().to_owned(),
+            token: *token.as_bytes(),
         }
     }
 
@@ -355,7 +401,7 @@ impl Shard {
     ) {
         let Some(key) = self.exchanges.at_mut(slot).and_then(|e| e.attachment) else { return };
         let Some(attachment) = self.attachments.get_mut(key) else { return };
-        let free = attachment.waiters.is_empty();
+        let free = attachment.waiting == 0;
         if free
             && let Some(tunnel) = attachment.tunnel()
             && self.open_stream(slot, tunnel)
@@ -368,6 +414,7 @@ impl Shard {
         }
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.waiters.push_back(waiter);
+            attachment.waiting += 1;
         }
     }
 
@@ -400,13 +447,14 @@ impl Shard {
             let Some(attachment) = self.attachments.get_mut(key) else { return };
             let Some(tunnel) = attachment.tunnel() else { return };
             let Some(&waiter) = attachment.waiters.front() else { return };
-            let head = match self.exchanges.get(waiter) {
-                Some(_) if !self.open_stream(waiter.slot, tunnel) => return,
-                Some(_) => self.exchanges.at_mut(waiter.slot).and_then(|e| e.head.take()),
-                None => None,
-            };
+            let waits = self.exchanges.get(waiter).is_some();
+            if waits && !self.open_stream(waiter.slot, tunnel) {
+                return;
+            }
+            let head = self.exchanges.get_mut(waiter).and_then(|exchange| exchange.head.take());
             if let Some(attachment) = self.attachments.get_mut(key) {
                 attachment.waiters.pop_front();
+                attachment.waiting -= u32::from(waits);
             }
             if let Some(head) = head {
                 self.request_head(border, waiter.slot, &head);

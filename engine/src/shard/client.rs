@@ -1,6 +1,7 @@
 //! The client hop: what comes from a client, up to the point where it belongs to an exchange.
 
-use ringway_proto::detect::{Detected, detect};
+use ringway_proto::answer;
+use ringway_proto::detect::{Detected, PREFACE, detect};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1;
@@ -10,7 +11,7 @@ use ringway_proto::route::{self, ReplyStyle, Routed};
 use super::Shard;
 use super::conn::{Client, Conn, Fresh, Hop, Leaving, Plain, Side};
 use super::exchange::{At, Exchange};
-use super::reply::{Asked, Reply};
+use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
 use crate::metrics::{Limit, Method};
 use crate::pool::Segment;
@@ -21,20 +22,20 @@ impl Shard {
         let Some(Conn::Fresh(fresh)) = self.conns.get_mut(conn) else { return };
         let seen = fresh.magic;
         // What was seen before is a prefix of the magic: nothing need be kept of it.
-        let mut first = h2::MAGIC[..seen].to_vec();
-        let more = segment.len.min(h2::MAGIC.len() as u32) as usize;
+        let mut first = PREFACE[..seen].to_vec();
+        let more = segment.len.min(PREFACE.len() as u32) as usize;
         first.extend_from_slice(border.pool.bytes(segment.part(0, more)));
         match detect(&first) {
             Detected::NeedMore => fresh.magic = first.len(),
             Detected::H2 => {
                 self.begin_http2(border, conn);
-                self.feed_bytes(border, conn, &h2::MAGIC[..seen]);
+                self.feed_bytes(border, conn, &PREFACE[..seen]);
                 self.hop_received(border, conn, segment);
             }
             Detected::H1 => {
                 let Fresh { peer, opened, .. } = *fresh;
                 let mut plain = Plain::new(peer, opened);
-                plain.input.extend_from_slice(&h2::MAGIC[..seen]);
+                plain.input.extend_from_slice(&PREFACE[..seen]);
                 self.conns.insert(conn, Conn::Http1(plain));
                 self.http1_received(border, conn, segment);
             }
@@ -43,35 +44,38 @@ impl Shard {
 
     fn begin_http2(&mut self, border: &mut Border, conn: ConnId) {
         let Some(Conn::Fresh(fresh)) = self.conns.get(conn) else { return };
-        let mut h2 = h2::Conn::new(h2::Role::Server, self.settings.h2.clone(), self.now);
+        let mut h2 = h2::Conn::new(h2::Role::Server, self.settings.http2(), self.now);
         h2.start(&mut border.sink(conn));
-        let mut hop = Box::new(Hop::new(
+        let hop = Box::new(Hop::new(
             conn,
             h2,
             fresh.peer,
             (fresh.opened, self.now),
             Side::Client(Client::default()),
         ));
-        if self.draining.is_some() {
-            self.warn_hop(border, &mut hop);
-        }
         self.conns.insert(conn, Conn::Hop(hop));
+        if self.draining.is_some() {
+            self.warn(border, conn);
+        }
         self.watch(conn);
     }
 
     /// A request head: answered by us, or relayed.
     pub(super) fn request(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
         let method = Method::of(fields.first(Token::Method).unwrap_or_default());
-        let asked = Asked { at, method, ended };
+        let asked = Asked { at, method, ended, began: border.now };
         match route::read(fields) {
             Routed::Preflight(preflight) => self.preflight(border, &asked, &preflight),
-            Routed::Health { style } => self.health(border, &asked, &style),
+            Routed::Health => self.health(border, &asked, &route::reply_style(fields)),
             Routed::Info { method } => self.info(border, &asked, method),
-            Routed::Refused(fault, style) => self.refuse(border, &asked, &style, &fault),
+            Routed::Refused(fault) => {
+                self.refuse(border, &asked, &route::reply_style(fields), &fault);
+            }
             Routed::Invoke(head) => {
-                let key = self.pin(at.conn, &head).and_then(|pin| {
-                    self.attachment_for(at.conn, pin, head.request_id, border.now)
-                });
+                let key = self
+                    .admit_buffer()
+                    .and_then(|()| self.pin(at.conn, &head))
+                    .and_then(|pin| self.attachment_for(at.conn, pin, head.request_id, border.now));
                 match key {
                     Ok(key) => {
                         let mut exchange = Exchange::new(at, Some(key), self.now);
@@ -105,7 +109,8 @@ impl Shard {
         self.metrics.limit_hit(Limit::HeaderBytes);
         let method = Method::of(fields.first(Token::Method).unwrap_or_default());
         let style = route::reply_style(fields);
-        self.refuse(border, &Asked { at, method, ended }, &style, &Fault::HeadTooLarge);
+        let asked = Asked { at, method, ended, began: border.now };
+        self.refuse(border, &asked, &style, &Fault::HeadTooLarge);
     }
 
     /// HTTP/1 on the client port: `/health`, `/info` and preflights are answered, calls are not
@@ -129,40 +134,40 @@ impl Shard {
     /// One request of an HTTP/1 client; true if there may be another.
     fn http1_request(&mut self, border: &mut Border, conn: ConnId, fields: &mut Fields) -> bool {
         let Some(Conn::Http1(plain)) = self.conns.get_mut(conn) else { return false };
-        let limits = h1::head::HeadLimits::client();
-        let head = match h1::head::parse_request(&plain.input, fields, &limits) {
+        let limits = h1::head::HeadLimits::CLIENT;
+        let head = match plain.scan.parse_request(&plain.input, fields, &limits) {
             Ok(Some(head)) => head,
             Ok(None) => return false,
             Err(fault) => {
                 let mut out = Vec::new();
-                fault.answer(&mut out);
+                h1::write_fault(fault, &mut out);
                 border.put(conn, &out);
                 self.end_plain(border, conn);
                 return false;
             }
         };
         plain.input.drain(..head.head_len);
+        plain.scan = h1::head::Scan::default();
         plain.begun = (!plain.input.is_empty()).then_some(border.now);
         plain.idle_since = border.now;
         let mut reply = std::mem::take(&mut self.reply);
         let style = ReplyStyle { grpc: false, ..route::reply_style(fields) };
         match route::read(fields) {
-            Routed::Health { style } => self.render_health(&style, &mut reply),
+            Routed::Health => self.render_health(&style, &mut reply),
             Routed::Info { method } => self.render_info(method, &mut reply),
             Routed::Preflight(preflight) => {
-                reply.body.clear();
-                ringway_proto::answer::preflight(&preflight, &mut reply.fields);
+                answer::preflight(&preflight, &mut reply.fields, &mut reply.body);
             }
             Routed::Refused(..) | Routed::Invoke(_) => {
                 let fault = Fault::Http1Unsupported;
-                ringway_proto::answer::render(&fault, &style, &mut reply.fields, &mut reply.body);
+                answer::render(&fault, &style, &mut reply.fields, &mut reply.body);
             }
         }
         // A body would have to be read before the next request: no such request is served here.
-        let keep = head.body == h1::head::Body::None && h1::head::keeps_alive(head.version, fields);
+        let keep = head.body.is_empty() && h1::head::keeps_alive(head.version, fields);
         let mut out = Vec::new();
-        let Reply { fields: head, body } = &reply;
-        h1::head::write_response(head, body, style.head, keep, &mut out);
+        let body = if style.head { &[][..] } else { &reply.body };
+        h1::write_answer(&reply.fields, body, keep, &mut out);
         border.put(conn, &out);
         self.reply = reply;
         if !keep {
@@ -191,10 +196,10 @@ impl Hop {
             h2,
             peer,
             opened,
+            hop_since: now,
             ready: std::collections::VecDeque::new(),
             held: 0,
             received_at: now,
-            progress_at: now,
             timer: None,
             stopped: Vec::new(),
             waits: 0,

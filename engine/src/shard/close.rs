@@ -149,21 +149,7 @@ impl Shard {
 
     /// Takes an exchange out of every table and counts it. Its streams are ended already.
     pub(super) fn forget_exchange(&mut self, border: &mut Border, slot: u32) {
-        let Some(waiter) = self.exchanges.key_at(slot) else { return };
-        let Some(mut exchange) = self.exchanges.remove(waiter) else { return };
-        let client = exchange.client.conn;
-        let up = exchange.up.clear(&mut border.pool);
-        self.let_go(border, (exchange.attachment.is_some()).then_some(client), up);
-        let down = exchange.down.clear(&mut border.pool);
-        self.let_go(border, exchange.worker.map(|at| at.conn), down);
-        self.count_exchange(&exchange);
-        if let Some(key) = exchange.attachment {
-            self.leave_attachment(border, key, waiter, &exchange);
-        }
-        self.client_stream_ended(border, client);
-    }
-
-    fn count_exchange(&mut self, exchange: &Exchange) {
+        let Some(exchange) = self.remove_exchange(border, slot) else { return };
         let sample = HttpSample {
             seconds: self.now.since(exchange.began).as_secs_f64(),
             request_bytes: exchange.up.bytes + exchange.discarded as u64,
@@ -172,29 +158,38 @@ impl Shard {
         let key =
             HttpKey { method: exchange.method, status: exchange.status, version: Version::H2 };
         self.metrics.http_server.observe(key, sample);
-        if exchange.attachment.is_some() {
-            self.metrics.active_http_requests -= 1;
-        }
         if exchange.worker.is_some() {
             self.metrics.http_client.observe(key, sample);
         }
+        self.client_stream_ended(border, exchange.client.conn);
+    }
+
+    /// Takes an exchange out of every table.
+    pub(super) fn remove_exchange(&mut self, border: &mut Border, slot: u32) -> Option<Exchange> {
+        let mut exchange = self.exchanges.remove(self.exchanges.key_at(slot)?)?;
+        let client = exchange.client.conn;
+        let up = exchange.up.clear(&mut border.pool);
+        self.let_go(border, (exchange.attachment.is_some()).then_some(client), up);
+        let down = exchange.down.clear(&mut border.pool);
+        self.let_go(border, exchange.worker.map(|at| at.conn), down);
+        if let Some(key) = exchange.attachment {
+            self.metrics.active_http_requests -= 1;
+            self.leave_attachment(border, key, &exchange);
+        }
+        Some(exchange)
     }
 
     /// An exchange no longer needs its attachment: a stream for the next one, or nobody waits.
-    fn leave_attachment(
-        &mut self,
-        border: &mut Border,
-        key: Key,
-        waiter: Key,
-        exchange: &Exchange,
-    ) {
+    fn leave_attachment(&mut self, border: &mut Border, key: Key, exchange: &Exchange) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         attachment.bytes_up += exchange.up.bytes;
         attachment.bytes_down += exchange.down.bytes;
         if exchange.worker.is_none() {
-            attachment.waiters.retain(|other| *other != waiter);
-            let waiting = matches!(attachment.state, State::Waiting { .. });
-            if waiting && attachment.waiters.is_empty() {
+            attachment.waiting -= 1;
+            if attachment.waiters.len() > 64 + 2 * attachment.waiting as usize {
+                attachment.waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
+            }
+            if attachment.waiting == 0 && attachment.tunnel().is_none() {
                 self.give_up(border, key, Cause::ABANDONED);
             }
             return;
@@ -233,7 +228,7 @@ impl Shard {
     /// A client connection has ended: its tunnels close at once (contract CL-23).
     pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
-        self.resume_stopped(border, &mut hop);
+        self.resume(border, std::mem::take(&mut hop.stopped));
         let keys: Vec<_> = hop.h2.keys().collect();
         for key in keys {
             // The tunnel goes as a whole: its streams need no reset each.
@@ -253,7 +248,7 @@ impl Shard {
     pub(super) fn tunnel_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         border.close(conn, Close::Now);
-        self.resume_stopped(border, &mut hop);
+        self.resume(border, std::mem::take(&mut hop.stopped));
         let Side::Tunnel(tunnel) = &hop.side else { return };
         let key = tunnel.attachment;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
@@ -308,7 +303,7 @@ impl Shard {
     /// The one place where an attachment's end is written down.
     fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
         if matches!(attachment.state, State::Waiting { .. }) {
-            self.pending -= 1;
+            self.no_longer_pending(&attachment.tenant);
             self.local.withdraw(ticket(key));
         }
         if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
@@ -331,7 +326,7 @@ impl Shard {
                 && cause.reason == CloseReason::WorkerClosed,
             local_timeout: cause.local_timeout,
             held_for: held,
-            ..self.edge_of(attachment)
+            ..attachment.edge(self.settings.core)
         };
         crate::log::attachment_closed(&edge);
     }
@@ -341,13 +336,9 @@ impl Shard {
         match self.conns.remove(conn) {
             Some(Conn::Http1(plain)) => self.count_client_end(plain.opened),
             Some(Conn::Fresh(fresh)) => self.count_client_end(fresh.opened),
-            Some(Conn::Door(_)) => {
-                // Its bytes were taken and it left in order: the answer counts as delivered.
-                if border.queued(conn) == 0 {
-                    self.local.delivered(super::poll_id(self.settings.core, conn));
-                }
-                self.local.gone(super::poll_id(self.settings.core, conn));
-                self.answer_polls(border);
+            Some(door @ Conn::Door(_)) => {
+                self.conns.insert(conn, door);
+                self.door_gone(border, conn, End::Fin);
             }
             Some(Conn::Hop(_)) | None => {}
         }
@@ -385,7 +376,9 @@ impl Shard {
     fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let client = attachment.client;
-        let waiters = std::mem::take(&mut attachment.waiters);
+        let mut waiters = std::mem::take(&mut attachment.waiters);
+        attachment.waiting = 0;
+        waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         let pin = owner.pins.iter().position(|pin| pin.attachment == Some(key));
         owner.unpin(key);
@@ -404,6 +397,7 @@ impl Shard {
                     }
                     if let Some(attachment) = self.attachments.get_mut(*fresh) {
                         attachment.waiters.push_back(waiter);
+                        attachment.waiting += 1;
                     }
                 }
                 Err(fault) => self.refuse_exchange(border, waiter.slot, fault),

@@ -1,8 +1,10 @@
 //! The connections of one core: what each is, found by id.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 
+use ringway_proto::h1::head::Scan;
 use ringway_proto::h2;
 use ringway_proto::time::Time;
 
@@ -38,14 +40,19 @@ pub(crate) struct Plain {
     pub(crate) opened: Time,
     /// An unfinished request.
     pub(crate) input: Vec<u8>,
+    /// How far its head was searched.
+    pub(crate) scan: Scan,
     /// When the last request was answered, or the connection began.
     pub(crate) idle_since: Time,
     /// When the unfinished request began.
     pub(crate) begun: Option<Time>,
     /// A poll of this connection waits for work.
-    pub(crate) polling: bool,
+    /// Polls of this connection that are not answered yet.
+    pub(crate) polls: u32,
     /// The connection ends with the answer to its poll.
     pub(crate) last: bool,
+    /// `100 Continue` was sent for the unfinished request.
+    pub(crate) continued: bool,
     pub(crate) timer: Option<Time>,
 }
 
@@ -57,33 +64,42 @@ impl Plain {
             input: Vec::new(),
             idle_since: now,
             begun: None,
-            polling: false,
+            polls: 0,
+            scan: Scan::default(),
             last: false,
+            continued: false,
             timer: None,
         }
     }
 }
 
 /// One HTTP/2 connection as the relay sees it.
-#[derive(Debug)]
 pub(crate) struct Hop {
     pub(crate) conn: ConnId,
     pub(crate) h2: h2::Conn,
     pub(crate) peer: SocketAddr,
+    /// When the connection was accepted.
     pub(crate) opened: Time,
+    /// When it became a hop.
+    pub(crate) hop_since: Time,
     /// Exchanges with something to send on this hop, in turn.
     pub(crate) ready: VecDeque<u32>,
     /// DATA bytes received here that wait for another hop.
     pub(crate) held: usize,
     pub(crate) received_at: Time,
-    /// When the kernel last took output, or there was none.
-    pub(crate) progress_at: Time,
     pub(crate) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
     pub(crate) stopped: Vec<ConnId>,
     /// Why this one does not read: how many hops it waits for.
     pub(crate) waits: u32,
     pub(crate) side: Side,
+}
+
+impl fmt::Debug for Hop {
+    // The HPACK tables hold credentials: they are not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hop").field("conn", &self.conn).field("peer", &self.peer).finish_non_exhaustive()
+    }
 }
 
 /// What a hop is for.
@@ -154,11 +170,6 @@ pub(crate) struct Bucket {
     since: Time,
 }
 
-/// New dispatches a client connection may cause at once, and each second after (design: pooled
-/// clients).
-pub(crate) const DISPATCH_BURST: u32 = 256;
-pub(crate) const DISPATCH_PER_SECOND: u64 = 100;
-
 impl Default for Bucket {
     fn default() -> Self {
         Self { spent: 0, since: Time::ZERO }
@@ -166,15 +177,15 @@ impl Default for Bucket {
 }
 
 impl Bucket {
-    /// Takes one, if there is one.
-    pub(crate) fn take(&mut self, now: Time) -> bool {
+    /// Takes one of `burst`, which come back at `rate` a second, if there is one.
+    pub(crate) fn take(&mut self, burst: u32, rate: u32, now: Time) -> bool {
         let micros = now.since(self.since).as_micros() as u64;
-        let back = micros.saturating_mul(DISPATCH_PER_SECOND) / 1_000_000;
+        let back = micros.saturating_mul(u64::from(rate)) / 1_000_000;
         if back > 0 {
             self.spent = self.spent.saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
             self.since = now;
         }
-        if self.spent >= DISPATCH_BURST {
+        if self.spent >= burst {
             return false;
         }
         self.spent += 1;
@@ -268,6 +279,13 @@ impl Conns {
         self.len
     }
 
+    pub(crate) fn hops(&self) -> impl Iterator<Item = &Hop> {
+        self.slots.iter().flatten().filter_map(|(_, conn)| match conn {
+            Conn::Hop(hop) => Some(&**hop),
+            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+        })
+    }
+
     pub(crate) fn ids(&self) -> Vec<ConnId> {
         let id = |(slot, entry): (usize, &Option<(u32, Conn)>)| {
             entry.as_ref().map(|e| ConnId { slot: slot as u32, generation: e.0 })
@@ -286,10 +304,10 @@ mod tests {
     fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {
         let mut bucket = Bucket::default();
         let start = Time::ZERO + Duration::from_secs(100);
-        let taken = (0..1000).filter(|_| bucket.take(start)).count();
-        assert_eq!(taken, DISPATCH_BURST as usize);
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, start)).count();
+        assert_eq!(taken, 256);
         let later = start + Duration::from_millis(500);
-        let taken = (0..1000).filter(|_| bucket.take(later)).count();
-        assert_eq!(taken as u64, DISPATCH_PER_SECOND / 2);
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, later)).count();
+        assert_eq!(taken, 50);
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Pipe {
     pub(crate) scheduled: bool,
     /// Body bytes relayed.
     pub(crate) bytes: u64,
+    /// When something last moved on, or began to wait.
+    pub(crate) moved_at: Time,
 }
 
 impl Pipe {

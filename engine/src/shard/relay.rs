@@ -1,14 +1,18 @@
 //! One frame from one hop to the other. Heads are decoded, amended and encoded anew; DATA payload
 //! stays where it was received unless it is small, has to wait for long, or nobody wants it.
 
+use std::time::Duration;
+
+use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields, Token};
-use ringway_proto::h2::ErrorCode;
+use ringway_proto::h2::{Blocked, ErrorCode};
 
 use super::Shard;
 use super::conn::Hop;
-use super::exchange::{At, Way};
+use super::exchange::{At, Pipe, Way};
+use super::timer::Due;
 use crate::border::{Border, ConnId};
-use crate::metrics::{CopyWhy, Method};
+use crate::metrics::{CopyWhy, Limit, Method};
 use crate::pool::Segment;
 
 /// DATA frames up to this length are copied into the output: a copy of that size costs less than
@@ -26,6 +30,9 @@ const TURN_BYTES: usize = 64 * 1024;
 
 /// DATA of one connection that may wait here before its connection credit waits too (design 3.10).
 pub(crate) const HELD_PER_CONNECTION: usize = 16 * 1024 * 1024;
+
+/// How often streams without progress are looked for while memory is short.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// A piece of DATA as the connection showed it.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +122,9 @@ impl Shard {
         let waits_for_tunnel = exchange.to(way).is_none();
         let pipe = exchange.pipe(way);
         if len > 0 {
+            if pipe.queued == 0 {
+                pipe.moved_at = border.now;
+            }
             pipe.queued += len;
             if waits_for_tunnel || len <= SMALL_FRAME || border.receive_memory_is_short() {
                 border.stash(piece.payload, &mut pipe.queue);
@@ -125,19 +135,25 @@ impl Shard {
                 pipe.queue.push_back(piece.payload);
                 self.metrics.payload_relayed += len as u64;
             }
-            self.holding(Some(piece.at.conn), len);
+            self.holding(border, Some(piece.at.conn), len);
         }
         self.schedule(border, slot, way);
     }
 
     /// Counts bytes that wait against the core and the connection they came from.
-    pub(super) fn holding(&mut self, from: Option<ConnId>, len: usize) {
+    pub(super) fn holding(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
         self.held += len;
+        let budget = self.settings.config.limits.core_buffer;
+        if !self.sweeping && self.held > budget / 4 * 3 {
+            self.sweeping = true;
+            self.timers.arm(border.now + SWEEP, Due::Sweep);
+        }
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
         let before = hop.held;
         hop.held += len;
+        hop.h2.allow_growth(self.held < budget / 2);
         if before <= HELD_PER_CONNECTION && hop.held > HELD_PER_CONNECTION {
-            hop.h2.hold_connection_credit(true);
+            hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
         }
     }
 
@@ -147,9 +163,44 @@ impl Shard {
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
         let before = hop.held;
         hop.held -= len;
+        hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
         if before > HELD_PER_CONNECTION && hop.held <= HELD_PER_CONNECTION {
-            hop.h2.hold_connection_credit(false);
-            hop.h2.give_connection_credit(&mut border.sink(hop.conn));
+            hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
+        }
+    }
+
+    /// Memory is short: streams that have not moved for long are given up (L11).
+    pub(super) fn sweep(&mut self, border: &mut Border) {
+        let limits = &self.settings.config.limits;
+        let (budget, patience) = (limits.core_buffer, limits.stalled_stream);
+        self.sweeping = self.held > budget / 4 * 3;
+        if !self.sweeping {
+            return;
+        }
+        self.timers.arm(border.now + SWEEP, Due::Sweep);
+        let now = border.now;
+        let stalled = |pipe: &Pipe| pipe.queued > 0 && pipe.moved_at + patience <= now;
+        let slots: Vec<u32> = self
+            .exchanges
+            .iter()
+            .filter(|(_, exchange)| stalled(&exchange.up) || stalled(&exchange.down))
+            .map(|(key, _)| key.slot)
+            .collect();
+        for slot in slots {
+            self.metrics.limit_hit(Limit::StalledStream);
+            let Some(exchange) = self.exchanges.at(slot) else { continue };
+            let (status, worker) = (exchange.status, exchange.worker);
+            if status != 0 {
+                let code = Some(ErrorCode::Cancel);
+                self.drop_exchange(border, slot, code, code);
+                continue;
+            }
+            if let Some(at) = worker
+                && let Some(hop) = self.conns.hop_mut(at.conn)
+            {
+                hop.h2.reset(at.key, ErrorCode::Cancel, &mut border.sink(at.conn));
+            }
+            self.refuse_exchange(border, slot, &Fault::TooManySessions);
         }
     }
 
@@ -216,8 +267,10 @@ impl Shard {
             let pipe = exchange.pipe(way);
             let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
             let Some(front) = pipe.queue.front_mut() else { return self.send_end(border, slot, way) };
-            if hop.h2.connection_room() == 0 {
-                return Turn::HopBlocked;
+            match hop.h2.blocked(to.key) {
+                Some(Blocked::Connection) => return Turn::HopBlocked,
+                Some(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
+                None => {}
             }
             let room = hop.h2.data_room(to.key);
             if room == 0 {
@@ -231,6 +284,7 @@ impl Shard {
             let part = front.part(0, n);
             let rest = front.part(n, front.len as usize - n);
             pipe.queued -= n;
+            pipe.moved_at = border.now;
             let end = pipe.queued == 0 && pipe.ended && pipe.trailers.is_none();
             border.put(to.conn, &hop.h2.data_head(to.key, n, end));
             if n <= SMALL_FRAME {
@@ -275,7 +329,8 @@ impl Shard {
         match trailers {
             Some(trailers) => {
                 let fields = trailers.iter().filter(|f| is_end_to_end(f.token));
-                hop.h2.head(to.key, fields, true, &mut border.sink(to.conn));
+                let out = &mut border.sink(to.conn);
+                    hop.h2.head(to.key, fields, true, &mut self.block, out);
             }
             None => border.put(to.conn, &hop.h2.data_head(to.key, 0, true)),
         }
@@ -296,7 +351,8 @@ impl Shard {
             Some(to) if pipe.queued == 0 && !pipe.scheduled => {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
                     let fields = fields.iter().filter(|f| is_end_to_end(f.token));
-                    hop.h2.head(to.key, fields, true, &mut border.sink(to.conn));
+                    let out = &mut border.sink(to.conn);
+                    hop.h2.head(to.key, fields, true, &mut self.block, out);
                     self.direction_done(border, slot, way);
                 }
             }
@@ -327,9 +383,14 @@ impl Shard {
             .filter(|f| is_end_to_end(f.token) && !is_replaced_up(f.token))
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
-        hop.h2.head(to.key, fields, end, &mut border.sink(to.conn));
+        let out = &mut border.sink(to.conn);
+            hop.h2.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
             hop.h2.set_head_request(to.key);
+        }
+        let client = exchange.client.conn;
+        if border.queued(to.conn) > OUTPUT_FULL {
+            self.stop_reading(border, client, to.conn);
         }
         if end {
             self.direction_done(border, slot, Way::Up);
@@ -351,10 +412,12 @@ impl Shard {
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let (to, key) = (exchange.client, exchange.attachment);
         let Some(attachment) = key.and_then(|key| self.attachments.get(key)) else { return };
+        let id_text = attachment.id_text;
         let plain = fields.iter().filter(|f| is_end_to_end(f.token));
         if informational {
             if let Some(hop) = self.conns.hop_mut(to.conn) {
-                hop.h2.head(to.key, plain, false, &mut border.sink(to.conn));
+                let out = &mut border.sink(to.conn);
+                hop.h2.head(to.key, plain, false, &mut self.block, out);
             }
             return;
         }
@@ -365,7 +428,7 @@ impl Shard {
         let id = Field {
             token: Token::NvcfReqid,
             name: b"nvcf-reqid",
-            value: &attachment.id_text,
+            value: &id_text,
             never_indexed: false,
         };
         let cookie = first.then(|| attachment.cookie());
@@ -375,7 +438,11 @@ impl Shard {
             .chain(std::iter::once(id))
             .chain(cookie);
         if let Some(hop) = self.conns.hop_mut(to.conn) {
-            hop.h2.head(to.key, fields, end, &mut border.sink(to.conn));
+            let out = &mut border.sink(to.conn);
+            hop.h2.head(to.key, fields, end, &mut self.block, out);
+        }
+        if border.queued(to.conn) > OUTPUT_FULL {
+            self.stop_reading(border, at.conn, to.conn);
         }
         if end {
             self.direction_done(border, slot, Way::Down);

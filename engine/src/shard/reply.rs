@@ -6,7 +6,8 @@ use ringway_proto::answer;
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h2::ErrorCode;
-use ringway_proto::route::{KeptStyle, Preflight, ReplyStyle};
+use ringway_proto::route::{Preflight, ReplyStyle};
+use ringway_proto::time::Time;
 
 use super::Shard;
 use super::exchange::{At, Exchange, Way};
@@ -34,6 +35,8 @@ pub(crate) struct Asked {
     pub(crate) method: Method,
     /// The request is whole.
     pub(crate) ended: bool,
+    /// When its head came.
+    pub(crate) began: Time,
 }
 
 impl Shard {
@@ -54,10 +57,15 @@ impl Shard {
     /// Answers an exchange that is under way, but has no response head yet, with a fault.
     pub(super) fn refuse_exchange(&mut self, border: &mut Border, slot: u32, fault: &Fault) {
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
-        let asked =
-            Asked { at: exchange.client, method: exchange.method, ended: exchange.up.ended };
+        let asked = Asked {
+            at: exchange.client,
+            method: exchange.method,
+            ended: exchange.up.ended,
+            began: exchange.began,
+        };
         let kept = std::mem::take(&mut exchange.style);
-        self.forget_exchange(border, slot);
+        // The answer is an exchange of its own, and is counted as such.
+        self.remove_exchange(border, slot);
         // Contract CL-15: a lost tunnel's 502 has no CORS fields.
         let style = match fault {
             Fault::TunnelLost => ReplyStyle { origin: None, ..kept.style() },
@@ -68,8 +76,7 @@ impl Shard {
 
     pub(super) fn preflight(&mut self, border: &mut Border, asked: &Asked, of: &Preflight<'_>) {
         let mut reply = std::mem::take(&mut self.reply);
-        reply.body.clear();
-        answer::preflight(of, &mut reply.fields);
+        answer::preflight(of, &mut reply.fields, &mut reply.body);
         self.answer(border, asked, &reply);
         self.reply = reply;
     }
@@ -84,9 +91,10 @@ impl Shard {
     pub(super) fn render_health(&self, style: &ReplyStyle<'_>, reply: &mut Reply) {
         let draining = [("drain", "the gateway is draining")];
         let failures = if self.draining.is_some() { &draining[..] } else { &[] };
-        let health = answer::Health {
+        let unix_micros = self.settings.unix_micros_at_zero + self.now.0;
+        let health = answer::HealthReport {
             failures,
-            unix_micros: self.settings.unix_micros_at_zero + self.now.0,
+            timestamp: &crate::log::rfc3339(unix_micros),
             version: self.settings.version,
         };
         answer::health(&health, style, &mut reply.fields, &mut reply.body);
@@ -101,7 +109,7 @@ impl Shard {
 
     pub(super) fn render_info(&self, method: &[u8], reply: &mut Reply) {
         let info = answer::Info { version: self.settings.version, commit: self.settings.commit };
-        answer::info(&info, method, &mut reply.fields, &mut reply.body);
+        answer::info(method, &info, &mut reply.fields, &mut reply.body);
     }
 
     /// Sends an answer on a client stream. The rest of the request is read and thrown away, so
@@ -109,13 +117,9 @@ impl Shard {
     fn answer(&mut self, border: &mut Border, asked: &Asked, reply: &Reply) {
         let Some(hop) = self.conns.hop_mut(asked.at.conn) else { return };
         let bare = reply.body.is_empty();
-        hop.h2.head(
-            asked.at.key,
-            reply.fields.iter(),
-            bare,
-            &mut border.sink(asked.at.conn),
-        );
-        let mut exchange = Exchange::new(asked.at, None, self.now);
+        let out = &mut border.sink(asked.at.conn);
+        hop.h2.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
+        let mut exchange = Exchange::new(asked.at, None, asked.began);
         exchange.method = asked.method;
         exchange.status = reply
             .fields
@@ -147,9 +151,4 @@ impl Shard {
             self.drop_exchange(border, key.slot, Some(ErrorCode::NoError), None);
         }
     }
-}
-
-/// A style for requests that broke before they could be read.
-pub(crate) fn plain_style() -> KeptStyle {
-    KeptStyle::default()
 }

@@ -44,6 +44,15 @@ impl<T> Table<T> {
         self.entries.get_mut(slot as usize).map(|e| &mut e.1)
     }
 
+    /// As [`Self::at_mut`], to look at.
+    pub(crate) fn at(&self, slot: u32) -> Option<&T> {
+        self.entries.get(slot as usize).map(|e| &e.1)
+    }
+
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().map(|(_, entry)| &mut entry.1)
+    }
+
     /// The key of the entry in a slot.
     pub(crate) fn key_at(&self, slot: u32) -> Option<Key> {
         self.entries.get(slot as usize).map(|e| Key { slot, generation: e.0 })

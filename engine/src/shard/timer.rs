@@ -18,6 +18,8 @@ pub(crate) enum Due {
     Wait(Key),
     /// An answered request whose body did not end.
     Answered(Key),
+    /// Memory is short: look for streams that do not move.
+    Sweep,
     /// The drain's limit.
     Drain,
 }

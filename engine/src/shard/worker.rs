@@ -1,23 +1,21 @@
 //! The worker listener: CONNECT, the local dispatch's polls, and its health.
 
 use ringway_proto::fields::{Fields, Token};
-use ringway_proto::h1::connect::{self, ConnectResult};
-use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead};
+use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
+use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
+use ringway_proto::h1::{CONTINUE, write_fault, write_text};
 use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
 
 use super::Shard;
-use super::attach::{State, TOKEN_TRIES, ticket};
+use super::attach::{State, ticket};
 use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
 use super::table::Key;
-use crate::border::{Border, ConnId};
+use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollAnswer, PollFault, PollId, PollRequest};
 use crate::metrics::Limit;
 use crate::pool::Segment;
-
-/// Longest body of a poll.
-const POLL_BODY_BYTES: u64 = 64 * 1024;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -60,35 +58,43 @@ impl Shard {
             door.begun = None;
             return Next::Wait;
         }
-        let head = match head::parse_request(&door.input, fields, &HeadLimits::worker()) {
+        let head = match door.scan.parse_request(&door.input, fields, &HeadLimits::WORKER) {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Wait,
             Err(fault) => {
                 let mut out = Vec::new();
-                fault.answer(&mut out);
+                write_fault(fault, &mut out);
                 border.put(conn, &out);
                 self.end_plain(border, conn);
                 return Next::Leave;
             }
         };
-        let path = connect::path(fields);
-        if path == connect::PATH {
+        if connect::endpoint(fields) == Endpoint::Connect {
             let tail = door.input.len() - head.head_len;
             let tail = segment.part(segment.len as usize - tail, tail);
             return self.connect(border, conn, fields, tail);
         }
         let body = match head.body {
             Body::None => 0,
-            Body::Length(length) if length <= POLL_BODY_BYTES => length as usize,
+            Body::Length(length) if length <= self.settings.config.limits.poll_bytes as u64 => {
+                length as usize
+            }
             Body::Length(_) | Body::Chunked => {
-                self.door_answer(border, conn, 413, "send a body with content-length, 64 KiB at most");
+                self.door_answer(border, conn, 413, "send a shorter body, with content-length");
                 self.end_plain(border, conn);
                 return Next::Leave;
             }
         };
         if door.input.len() < head.head_len + body {
+            if head.expects_continue(fields) && !std::mem::replace(&mut door.continued, true) {
+                border.put(conn, CONTINUE);
+            }
+            // The head is read again when more has come: it is short.
+            door.scan = Scan::default();
             return Next::Wait;
         }
+        door.scan = Scan::default();
+        door.continued = false;
         let request: Vec<u8> = door.input.drain(..head.head_len + body).collect();
         door.idle_since = border.now;
         door.begun = (!door.input.is_empty()).then_some(border.now);
@@ -104,23 +110,23 @@ impl Shard {
         head: &RequestHead,
     ) -> Next {
         let method = fields.first(Token::Method).unwrap_or_default();
-        match connect::path(fields) {
-            b"/v1/work" if method == b"POST" => {
+        match connect::endpoint(fields) {
+            Endpoint::Work if method == b"POST" => {
                 if let Err(fault) = self.poll(conn, fields, body) {
                     self.end_poll(border, conn);
                     self.door_answer(border, conn, fault.status, &fault.text);
                 }
                 self.answer_polls(border);
             }
-            b"/v1/work" => {
+            Endpoint::Work => {
                 self.end_poll(border, conn);
                 self.door_answer(border, conn, 405, "use POST");
             }
-            b"/health" => {
+            Endpoint::Health => {
                 self.end_poll(border, conn);
                 self.door_answer(border, conn, 200, "");
             }
-            _ => {
+            Endpoint::Connect | Endpoint::Unknown => {
                 self.end_poll(border, conn);
                 self.door_answer(border, conn, 404, "404 page not found");
             }
@@ -129,7 +135,7 @@ impl Shard {
             return Next::Continue;
         }
         if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
-            if door.polling {
+            if door.polls > 0 {
                 door.last = true;
                 return Next::Wait;
             }
@@ -140,33 +146,35 @@ impl Shard {
 
     /// One poll for work (design 4.3).
     fn poll(&mut self, conn: ConnId, fields: &Fields, body: &[u8]) -> Result<(), PollFault> {
-        let request = PollRequest::parse(body)?;
+        let most = self.settings.config.limits.poll_ids;
+        let bad = |text| PollFault { status: 400, text };
+        let request = PollRequest::parse(body, most).map_err(bad)?;
         let authorization = fields.first(Token::Authorization).unwrap_or_default();
         let credential = authorization.strip_prefix(b"Bearer ").unwrap_or(authorization);
         self.policy.worker(credential, &request)?;
-        let poll = self.poll_id(conn);
+        let poll = poll_id(self.settings.core, conn);
         // The next request on the connection: what was answered before has arrived.
         self.local.delivered(poll);
-        self.local.poll(poll, request, self.now);
+        if self.local.poll(poll, request, self.now).is_err() {
+            self.metrics.limit_hit(Limit::Polls);
+            return Err(PollFault { status: 503, text: "too many polls wait: try later".into() });
+        }
         if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
-            door.polling = true;
+            door.polls += 1;
         }
         Ok(())
     }
 
-    fn poll_id(&self, conn: ConnId) -> PollId {
-        PollId { core: self.settings.core, conn }
-    }
-
     /// Another request came while a poll waits: the poll is replaced (design 4.5).
     fn end_poll(&mut self, border: &mut Border, conn: ConnId) {
-        let poll = self.poll_id(conn);
+        let poll = poll_id(self.settings.core, conn);
+        self.answer_polls(border);
         self.local.delivered(poll);
-        if let Some(Conn::Door(door)) = self.conns.get_mut(conn)
-            && std::mem::take(&mut door.polling)
-        {
-            self.local.gone(poll);
-            border.put(conn, NO_WORK);
+        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
+            for _ in 0..std::mem::take(&mut door.polls) {
+                self.local.gone(poll);
+                border.put(conn, NO_WORK);
+            }
         }
     }
 
@@ -181,8 +189,8 @@ impl Shard {
             };
             match &answer {
                 PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
-                PollAnswer::Work(_) => {
-                    let json = answer.to_json(&self.settings.advertise);
+                PollAnswer::Work(work) => {
+                    let json = work.to_json(&self.settings.advertise);
                     let mut out = Vec::with_capacity(json.len() + 128);
                     out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
                     out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
@@ -191,8 +199,8 @@ impl Shard {
                 }
             }
             door.idle_since = border.now;
-            door.polling = self.local.is_polling(poll);
-            if door.last && !door.polling {
+            door.polls = door.polls.saturating_sub(1);
+            if door.last && door.polls == 0 {
                 border.close(poll.conn, crate::border::Close::Flush);
                 self.conns.remove(poll.conn);
             } else {
@@ -202,9 +210,24 @@ impl Shard {
         self.poll_answers = answers;
     }
 
+    /// A worker's connection has ended before it became a tunnel. After anything but a FIN an
+    /// answer that was on its way did not arrive: its work is queued again.
+    pub(super) fn door_gone(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        if self.conns.remove(conn).is_none() {
+            return;
+        }
+        let poll = poll_id(self.settings.core, conn);
+        if end == End::Fin && border.queued(conn) == 0 {
+            self.local.delivered(poll);
+        }
+        self.local.gone(poll);
+        self.answer_polls(border);
+    }
+
     fn door_answer(&mut self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
         let mut out = Vec::new();
-        connect::write_answer(status, text, &mut out);
+        let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
+        write_text(status, &line, status < 413, &mut out);
         border.put(conn, &out);
     }
 
@@ -219,11 +242,12 @@ impl Shard {
         self.end_poll(border, conn);
         let (result, age) = match connect::read(fields) {
             Err(fault) => {
-                let result = fault.result();
                 let mut out = Vec::new();
-                fault.answer(&mut out);
+                fault.write(false, &mut out);
                 border.put(conn, &out);
-                self.count_connect(result, None);
+                if let Some(result) = fault.result() {
+                    self.count_connect(result, None);
+                }
                 self.end_plain(border, conn);
                 return Next::Leave;
             }
@@ -237,7 +261,7 @@ impl Shard {
             },
         };
         let mut out = Vec::new();
-        connect::write_rejection(result, &mut out);
+        result.write(false, &mut out);
         border.put(conn, &out);
         self.count_connect(result, age);
         self.end_plain(border, conn);
@@ -284,18 +308,18 @@ impl Shard {
             return Ok((key, age));
         }
         *wrong += 1;
-        if *wrong >= TOKEN_TRIES {
+        if *wrong >= self.settings.config.limits.token_tries {
             self.metrics.limit_hit(Limit::TokenTries);
             self.give_up(border, key, Cause::REVOKED);
         }
-        Err((ConnectResult::RequestidMismatch, Some(age)))
+        Err((ConnectResult::RequestIdMismatch, Some(age)))
     }
 
     /// The worker has come: its connection becomes the attachment's tunnel.
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: Segment) {
         let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
         border.put(conn, connect::ACCEPTED);
-        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.h2.clone(), self.now);
+        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
         h2.start(&mut border.sink(conn));
         let tunnel = Tunnel {
             attachment: key,
@@ -308,19 +332,27 @@ impl Shard {
         let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         self.local.withdraw(ticket(key));
-        self.pending -= 1;
+        let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
+        if let Some(tenant) = tenant {
+            self.no_longer_pending(&tenant);
+        }
         let attachment = self.attachments.get_mut(key).expect("its token was just taken");
         attachment.state = State::Attached { tunnel: conn };
         if let Some(session) = self.sessions.get_mut(attachment.session) {
             session.tunnels += 1;
         }
-        crate::log::tunnel_registered(&self.edge(key));
+        crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);
         if tail.len > 0 {
             self.hop_received(border, conn, tail);
         }
         self.watch(conn);
     }
+}
+
+/// A connection's name towards the dispatch.
+pub(super) fn poll_id(core: u16, conn: ConnId) -> PollId {
+    PollId { core, conn }
 }
 
 /// The answer to a poll when there is nothing.
