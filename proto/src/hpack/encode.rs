@@ -7,6 +7,12 @@ use crate::fields::{FIELD_OVERHEAD, Field, Token};
 /// Longer values are not indexed: each would push out a good part of the table.
 const MAX_INDEXED_VALUE: usize = 1024;
 
+/// Entries with the hash of a field that are compared with it.
+///
+/// More than one is chance, more than a few are made: a peer can choose values that hash alike,
+/// and would have each of its fields compared with the whole table.
+const MAX_ALIKE: usize = 8;
+
 /// The writing half of a connection's HPACK state.
 ///
 /// Names and values go to the table when they are likely to come again; what is not indexed is
@@ -123,8 +129,7 @@ impl Encoder {
         if let Some(age) = self.find(key, &field) {
             return integer::write(static_table::LEN + 1 + age, 7, 0x80, out);
         }
-        let index = self.index.get_or_insert_default();
-        if index.is_steady(key) || keep == Keep::Always {
+        if keep == Keep::Always || self.index.get_or_insert_default().is_steady(key) {
             self.inserted(&field, key, out);
         } else {
             self.plain(&field, 0, out);
@@ -160,9 +165,11 @@ impl Encoder {
     fn find(&self, key: Key, field: &Field<'_>) -> Option<usize> {
         let index = self.index.as_deref()?;
         let mut at = Index::home(key.field);
+        let mut alike = 0;
         // Ends at an empty slot: at most half of them are taken.
-        while index.slots[at] != 0 {
+        while index.slots[at] != 0 && alike < MAX_ALIKE {
             if Index::same_tag(index.slots[at], key.field) {
+                alike += 1;
                 let age = self.age(index.slots[at] as u16);
                 let row = self.table.get(age)?;
                 if same_name(&row, field) && row.value == field.value {
@@ -363,8 +370,8 @@ impl Index {
 
 /// A hash of the length and of up to 48 octets: the ends and the middle.
 ///
-/// Bounded because the peer chooses the values; what collides is told apart by comparison, and a
-/// probe meets at most as many entries as the table has.
+/// Not all octets: a value may be long, and what collides is told apart by comparison
+/// ([`MAX_ALIKE`]).
 #[inline]
 fn sample(text: &[u8]) -> u64 {
     let len = text.len();
