@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fields;
+pub mod h2;
 pub mod hpack;
 pub mod time;
 
