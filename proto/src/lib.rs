@@ -10,6 +10,7 @@ mod decimal;
 pub mod detect;
 pub mod fault;
 pub mod fields;
+pub mod h2;
 pub mod hpack;
 pub mod grpc;
 pub mod h1;
