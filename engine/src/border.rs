@@ -67,14 +67,16 @@ pub trait Core {
     /// A connection was accepted. It reads from now on.
     fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr);
 
-    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` the id is dead already.
+    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` (an `errno`) the id is
+    /// dead already.
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>);
 
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
 
     /// The peer will send nothing more. After anything but [`End::Fin`] the id is dead: its output
-    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it.
+    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it; if
+    /// the connection breaks before that, one more end (never a second `Fin`) tells so.
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
 
     /// The kernel took `bytes` of the connection's output.
@@ -92,6 +94,10 @@ pub trait Core {
 
     /// When [`Self::turn`] has to be called at the latest.
     fn deadline(&self) -> Option<Time>;
+
+    /// Whether the core has done its work: the reactor then closes every socket (what is being
+    /// flushed is still sent) and returns.
+    fn finished(&self) -> bool;
 }
 
 /// What a connection has to send, and what was asked of its socket.
@@ -117,6 +123,31 @@ pub enum Wish {
     Look(ConnId),
 }
 
+/// What the reactor did, counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Loop turns.
+    pub turns: u64,
+    /// Receives with bytes.
+    pub receives: u64,
+    /// Sends the kernel took something of.
+    pub sends: u64,
+    /// Sends that left a rest: the socket was waited for.
+    pub blocked_sends: u64,
+    /// Receives that found no receive block free.
+    pub starved: u64,
+    /// Calls of [`Core::relieve`].
+    pub relieved: u64,
+    /// Connections accepted.
+    pub accepts: u64,
+    /// Accepts that failed for want of descriptors or memory, each followed by a pause.
+    pub accept_failures: u64,
+    /// Connections closed at once because the core holds its limit of them.
+    pub refused: u64,
+    /// Sockets open now, those still being closed included.
+    pub sockets: u64,
+}
+
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
 #[derive(Debug)]
 pub struct Border {
@@ -128,6 +159,10 @@ pub struct Border {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
+    /// Empty between calls; kept for its memory.
+    scratch: VecDeque<Segment>,
+    /// What the reactor did so far.
+    pub tally: Tally,
     /// Bytes copied out of receive blocks because a slow peer held them.
     pub copied_out: u64,
 }
@@ -143,6 +178,8 @@ impl Border {
             free: Vec::new(),
             dirty: Vec::new(),
             wishes: Vec::new(),
+            scratch: VecDeque::new(),
+            tally: Tally::default(),
             copied_out: 0,
         }
     }
@@ -150,28 +187,15 @@ impl Border {
     // ---- called by the core ----
 
     /// Appends bytes, copied into the connection's own chunks.
-    pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
+    pub fn put(&mut self, conn: ConnId, bytes: &[u8]) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
         output.queued += bytes.len();
-        while !bytes.is_empty() {
-            let (chunk, used) = match output.fill {
-                Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
-                spent => {
-                    if let Some((chunk, _)) = spent {
-                        self.pool.release(chunk);
-                    }
-                    (self.pool.chunk(), 0)
-                }
-            };
-            let n = bytes.len().min(CHUNK_BYTES - used);
-            let part = chunk.part(used, n);
-            self.pool.bytes_mut(part).copy_from_slice(&bytes[..n]);
-            output.fill = Some((chunk, used + n));
-            if !output.extend_last(part) {
-                self.pool.retain(part);
-                output.queue.push_back(part);
-            }
-            bytes = &bytes[n..];
+        let mut done = 0;
+        while done < bytes.len() {
+            let part = output.room(bytes.len() - done, &mut self.pool);
+            let next = done + part.len as usize;
+            self.pool.bytes_mut(part).copy_from_slice(&bytes[done..next]);
+            done = next;
         }
         self.mark(conn);
     }
@@ -226,23 +250,29 @@ impl Border {
 
     /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks
     /// can go back to the kernel. Safe between turns only (no send is in flight then).
+    ///
+    /// Pieces are packed: many small frames of one slow peer share a chunk.
     pub fn copy_out(&mut self, conn: ConnId) {
         let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
-        if output.generation != conn.generation || !output.queue.iter().any(|s| self.pool.is_ring(*s))
+        if output.generation != conn.generation
+            || !output.queue.iter().any(|s| self.pool.is_ring(*s))
         {
             return;
         }
-        let old = std::mem::take(&mut output.queue);
-        for segment in old {
-            if self.pool.is_ring(segment) {
-                self.copied_out += u64::from(segment.len);
-                for copy in copy_segment(&mut self.pool, segment) {
-                    self.outputs[conn.slot as usize].queue.push_back(copy);
-                }
-                self.pool.release(segment);
-            } else {
-                self.outputs[conn.slot as usize].queue.push_back(segment);
+        std::mem::swap(&mut output.queue, &mut self.scratch);
+        for segment in self.scratch.drain(..) {
+            if !self.pool.is_ring(segment) {
+                output.queue.push_back(segment);
+                continue;
             }
+            let mut done = 0;
+            while done < segment.len as usize {
+                let part = output.room(segment.len as usize - done, &mut self.pool);
+                self.pool.copy_out(segment.part(done, part.len as usize), part);
+                done += part.len as usize;
+            }
+            self.copied_out += u64::from(segment.len);
+            self.pool.release(segment);
         }
     }
 
@@ -365,6 +395,27 @@ impl Output {
         }
     }
 
+    /// Queues up to `wanted` bytes of the chunk being written into and returns where they lie, to
+    /// be filled by the caller.
+    fn room(&mut self, wanted: usize, pool: &mut Pool) -> Segment {
+        let (chunk, used) = match self.fill {
+            Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+            spent => {
+                if let Some((chunk, _)) = spent {
+                    pool.release(chunk);
+                }
+                (pool.chunk(), 0)
+            }
+        };
+        let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
+        self.fill = Some((chunk, used + part.len as usize));
+        if !self.extend_last(part) {
+            pool.retain(part);
+            self.queue.push_back(part);
+        }
+        part
+    }
+
     fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
         self.queued -= bytes;
         while bytes > 0 {
@@ -394,21 +445,6 @@ impl Output {
         self.queued = 0;
         self.queue = VecDeque::new();
     }
-}
-
-/// Copies a segment into as many chunks as it needs, each with one claim.
-pub fn copy_segment(pool: &mut Pool, segment: Segment) -> Vec<Segment> {
-    let mut copies = Vec::new();
-    let mut done = 0;
-    while done < segment.len as usize {
-        let n = (segment.len as usize - done).min(CHUNK_BYTES);
-        let chunk = pool.chunk().part(0, n);
-        let bytes = pool.bytes(segment.part(done, n)).to_vec();
-        pool.bytes_mut(chunk).copy_from_slice(&bytes);
-        copies.push(chunk);
-        done += n;
-    }
-    copies
 }
 
 fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {
@@ -481,6 +517,28 @@ mod tests {
         border.copy_out(conn);
         assert_eq!((border.copied_out, border.queued(conn)), (100, 100));
         assert!(!border.pool.is_ring(border.output(conn).unwrap().queue()[0]));
+    }
+
+    #[test]
+    fn copying_out_keeps_the_order_and_packs_small_pieces() {
+        let (mut border, conn) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 90, false);
+        for (i, byte) in border.pool.bytes_mut(whole).iter_mut().enumerate() {
+            *byte = i as u8;
+        }
+        for i in 0..30 {
+            border.push(conn, whole.part(i * 3, 2));
+            border.put(conn, b"-");
+        }
+        border.pool.release(whole);
+        let before = queued_bytes(&border, conn);
+        border.copy_out(conn);
+        assert_eq!(queued_bytes(&border, conn), before);
+        assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 1));
+        assert_eq!(border.pool.lend(), Some(block), "nothing holds the block any more");
+        border.sent(conn, before.len());
+        assert_eq!(border.pool.chunks_live(), 0);
     }
 
     #[test]

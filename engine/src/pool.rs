@@ -147,8 +147,7 @@ impl Pool {
 
     /// A fresh output chunk with one claim on it, as a segment of its whole length.
     pub fn chunk(&mut self) -> Segment {
-        let bytes =
-            self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        let bytes = self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
         let len = bytes.len() as u32;
         let chunk = Chunk { refs: 1, bytes: Some(bytes) };
         let slot = match self.vacant.pop() {
@@ -206,6 +205,20 @@ impl Pool {
                 &mut bytes.expect("a claimed chunk has memory")[start..start + len]
             }
         }
+    }
+
+    /// Copies a segment of receive memory into a chunk's segment of the same length.
+    ///
+    /// # Panics
+    /// If they are anything else: our own broken invariant.
+    pub fn copy_out(&mut self, from: Segment, to: Segment) {
+        assert!(self.is_ring(from) && from.len == to.len, "a copy from receive memory to a chunk");
+        let slot = self.chunk_slot(to.block).expect("chunks are numbered after receive blocks");
+        let base = from.block.0 as usize * self.block_bytes + from.start as usize;
+        let bytes = self.chunks[slot].bytes.as_deref_mut().expect("a claimed chunk has memory");
+        let start = to.start as usize;
+        bytes[start..start + to.len as usize]
+            .copy_from_slice(&self.ring_bytes[base..base + from.len as usize]);
     }
 
     /// One more claim on the segment's block.
