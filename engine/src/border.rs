@@ -67,14 +67,16 @@ pub trait Core {
     /// A connection was accepted. It reads from now on.
     fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr);
 
-    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` the id is dead already.
+    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` (an `errno`) the id is
+    /// dead already.
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>);
 
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
 
     /// The peer will send nothing more. After anything but [`End::Fin`] the id is dead: its output
-    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it.
+    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it; if
+    /// the connection breaks before that, one more end (never a second `Fin`) tells so.
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
 
     /// The kernel took `bytes` of the connection's output.
@@ -93,7 +95,8 @@ pub trait Core {
     /// When [`Self::turn`] has to be called at the latest.
     fn deadline(&self) -> Option<Time>;
 
-    /// Whether the core has nothing more to do: the reactor then ends.
+    /// Whether the core has done its work: the reactor then closes every socket (what is being
+    /// flushed is still sent) and returns.
     fn finished(&self) -> bool;
 }
 
@@ -124,6 +127,31 @@ pub enum Wish {
     Unlisten(Listener),
 }
 
+/// What the reactor did, counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Loop turns.
+    pub turns: u64,
+    /// Receives with bytes.
+    pub receives: u64,
+    /// Sends the kernel took something of.
+    pub sends: u64,
+    /// Sends that left a rest: the socket was waited for.
+    pub blocked_sends: u64,
+    /// Receives that found no receive block free.
+    pub starved: u64,
+    /// Calls of [`Core::relieve`].
+    pub relieved: u64,
+    /// Connections accepted.
+    pub accepts: u64,
+    /// Accepts that failed for want of descriptors or memory, each followed by a pause.
+    pub accept_failures: u64,
+    /// Connections closed at once because the core holds its limit of them.
+    pub refused: u64,
+    /// Sockets open now, those still being closed included.
+    pub sockets: u64,
+}
+
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
 #[derive(Debug)]
 pub struct Border {
@@ -137,6 +165,8 @@ pub struct Border {
     wishes: Vec<Wish>,
     /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
     stash: Option<(Segment, usize)>,
+    /// What the reactor did so far.
+    pub tally: Tally,
     /// Bytes copied out of receive blocks because a slow peer held them.
     pub copied_out: u64,
 }
@@ -153,6 +183,7 @@ impl Border {
             dirty: Vec::new(),
             wishes: Vec::new(),
             stash: None,
+            tally: Tally::default(),
             copied_out: 0,
         }
     }
@@ -299,6 +330,8 @@ impl Border {
 
     /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks
     /// can go back to the kernel. Safe between turns only (no send is in flight then).
+    ///
+    /// Pieces are packed: many small frames of one slow peer share a chunk.
     pub fn copy_out(&mut self, conn: ConnId) {
         let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
         if output.generation == conn.generation {
@@ -321,6 +354,14 @@ impl Border {
             } else {
                 queue.push_back(segment);
             }
+            let mut done = 0;
+            while done < segment.len as usize {
+                let part = output.room(segment.len as usize - done, &mut self.pool);
+                self.pool.copy_out(segment.part(done, part.len as usize), part);
+                done += part.len as usize;
+            }
+            self.copied_out += u64::from(segment.len);
+            self.pool.release(segment);
         }
     }
 
@@ -568,6 +609,28 @@ mod tests {
         border.copy_out(conn);
         assert_eq!((border.copied_out, border.queued(conn)), (100, 100));
         assert!(!border.pool.is_ring(border.output(conn).unwrap().queue()[0]));
+    }
+
+    #[test]
+    fn copying_out_keeps_the_order_and_packs_small_pieces() {
+        let (mut border, conn) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 90, false);
+        for (i, byte) in border.pool.bytes_mut(whole).iter_mut().enumerate() {
+            *byte = i as u8;
+        }
+        for i in 0..30 {
+            border.push(conn, whole.part(i * 3, 2));
+            border.put(conn, b"-");
+        }
+        border.pool.release(whole);
+        let before = queued_bytes(&border, conn);
+        border.copy_out(conn);
+        assert_eq!(queued_bytes(&border, conn), before);
+        assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 1));
+        assert_eq!(border.pool.lend(), Some(block), "nothing holds the block any more");
+        border.sent(conn, before.len());
+        assert_eq!(border.pool.chunks_live(), 0);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 //! and touches nothing, and a control thread for what is not on the data path.
 #![deny(unsafe_code)]
 
+pub mod bare;
 pub mod border;
 pub mod metrics;
 pub mod pool;
 pub mod post;
+#[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
+pub mod reactor;
+pub mod ring;
