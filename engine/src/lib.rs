@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 pub mod border;
+pub mod config;
+pub mod control;
 pub mod metrics;
 pub mod pool;
 pub mod post;
