@@ -4,6 +4,8 @@
 
 pub mod bare;
 pub mod border;
+pub mod config;
+pub mod control;
 pub mod metrics;
 pub mod pool;
 pub mod post;
