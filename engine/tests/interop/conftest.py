@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from fakeworker import FakeWorker
-from gateway import Gateway
+from gateway import Gateway, grpc_head
+from rawh2 import HEADERS
 
 HERE = Path(__file__).parent
+TRAILERS_ONLY = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")]
 measured = []
 
 
@@ -64,6 +66,20 @@ class Session:
         self.gateway, self.worker, self.client, self.stream = gateway, worker, client, stream
         self.work, self.tunnel, self.request = work, tunnel, request
 
+    def answer(self, status="200", fields=(), end_stream=False):
+        """The worker's response head on the first stream."""
+        self.tunnel.headers(self.request.stream, [(":status", status), *fields], end_stream)
+
+    def another(self, fields=()):
+        """One more request on the same connection and tunnel goes through and back."""
+        tag = f"{self.client.next_stream}"
+        stream = self.client.open([*grpc_head(), ("x-tag", tag), *fields], end_stream=True)
+        request = self.tunnel.wait(HEADERS, where=lambda e: e.get("x-tag") == tag)
+        self.tunnel.headers(request.stream, TRAILERS_ONLY, end_stream=True)
+        head = self.client.head(stream)
+        assert head.status == "200" and head.grpc_status == "0" and head.end_stream, str(head)
+        return request
+
     def close(self):
         self.client.close()
         self.tunnel.close()
@@ -72,15 +88,13 @@ class Session:
 @pytest.fixture
 def attach():
     """Makes a session: a raw client's request has reached a raw worker."""
-    from gateway import grpc_head
     made = []
 
-    def make(gateway, worker, client=None, head=None, end_stream=False, tunnel=None):
-        client = client if isinstance(client, object) and hasattr(client, "open") else (
-            gateway.h2(**(client or {})))
+    def make(gateway, worker, client=None, head=None, end_stream=False, **tunnel):
+        client = client or gateway.h2()
         stream = client.open(head or grpc_head(), end_stream)
-        work, served = worker.take(**(tunnel or {}))
-        request = served.wait(1, timeout=10)
+        work, served = worker.take(**tunnel)
+        request = served.wait(HEADERS)
         made.append(Session(gateway, worker, client, stream, work, served, request))
         return made[-1]
 
