@@ -216,10 +216,7 @@ impl Border {
         let output = live(&mut self.outputs, conn)?;
         let part = take_room(&mut self.pool, &mut output.fill, wanted);
         output.grow(self.now, part.len);
-        if !output.extend_last(part) {
-            self.pool.retain(part);
-            output.queue.push_back(part);
-        }
+        append(&mut self.pool, &mut output.queue, part);
         self.mark(conn);
         Some(part)
     }
@@ -231,8 +228,7 @@ impl Border {
         while done < segment.len as usize {
             let part = take_room(&mut self.pool, &mut self.stash, segment.len as usize - done);
             self.pool.copy(segment.part(done, part.len as usize), part);
-            self.pool.retain(part);
-            into.push_back(part);
+            append(&mut self.pool, into, part);
             done += part.len as usize;
         }
     }
@@ -243,8 +239,7 @@ impl Border {
             let part = take_room(&mut self.pool, &mut self.stash, bytes.len());
             let (now, later) = bytes.split_at(part.len as usize);
             self.pool.bytes_mut(part).copy_from_slice(now);
-            self.pool.retain(part);
-            into.push_back(part);
+            append(&mut self.pool, into, part);
             bytes = later;
         }
     }
@@ -267,10 +262,7 @@ impl Border {
     pub fn push(&mut self, conn: ConnId, segment: Segment) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
         output.grow(self.now, segment.len);
-        if !output.extend_last(segment) {
-            self.pool.retain(segment);
-            output.queue.push_back(segment);
-        }
+        append(&mut self.pool, &mut output.queue, segment);
         self.mark(conn);
     }
 
@@ -354,14 +346,6 @@ impl Border {
             } else {
                 queue.push_back(segment);
             }
-            let mut done = 0;
-            while done < segment.len as usize {
-                let part = output.room(segment.len as usize - done, &mut self.pool);
-                self.pool.copy_out(segment.part(done, part.len as usize), part);
-                done += part.len as usize;
-            }
-            self.copied_out += u64::from(segment.len);
-            self.pool.release(segment);
         }
     }
 
@@ -481,17 +465,6 @@ impl Output {
         self.queued += bytes as usize;
     }
 
-    /// Grows the last segment if `next` continues it in memory.
-    fn extend_last(&mut self, next: Segment) -> bool {
-        match self.queue.back_mut() {
-            Some(last) if last.block == next.block && last.start + last.len == next.start => {
-                last.len += next.len;
-                true
-            }
-            _ => false,
-        }
-    }
-
     fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
         self.queued -= bytes;
         while bytes > 0 {
@@ -520,6 +493,20 @@ impl Output {
         }
         self.queued = 0;
         self.queue = VecDeque::new();
+    }
+}
+
+/// Puts a range at a queue's end, with a claim of the queue's; one that continues the last range
+/// in memory becomes part of it.
+fn append(pool: &mut Pool, queue: &mut VecDeque<Segment>, next: Segment) {
+    match queue.back_mut() {
+        Some(last) if last.block == next.block && last.start + last.len == next.start => {
+            last.len += next.len;
+        }
+        _ => {
+            pool.retain(next);
+            queue.push_back(next);
+        }
     }
 }
 
@@ -627,9 +614,11 @@ mod tests {
         let before = queued_bytes(&border, conn);
         border.copy_out(conn);
         assert_eq!(queued_bytes(&border, conn), before);
-        assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 1));
+        // One chunk of the connection's own, one shared by all that waits.
+        assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 2));
         assert_eq!(border.pool.lend(), Some(block), "nothing holds the block any more");
         border.sent(conn, before.len());
+        border.end_stash();
         assert_eq!(border.pool.chunks_live(), 0);
     }
 

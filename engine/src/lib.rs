@@ -6,9 +6,11 @@ pub mod bare;
 pub mod border;
 pub mod config;
 pub mod control;
+pub mod log;
 pub mod metrics;
 pub mod pool;
 pub mod post;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
 pub mod reactor;
 pub mod ring;
+pub mod shard;

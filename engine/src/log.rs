@@ -1,4 +1,5 @@
 //! TEMP
+#![expect(missing_docs, reason = "temporary")]
 use std::time::Duration;
 #[derive(Default)]
 pub struct SessionEdge<'a> { pub request_id: &'a str, pub function_id: &'a str, pub function_version_id: &'a str, pub eviction_reason: &'static str, pub close_code: &'static str, pub close_detail: &'a str, pub closed_by_peer: bool, pub local_timeout: &'static str, pub held_for: Duration, pub shard: u16}

@@ -22,11 +22,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A listener and its accept.
 #[derive(Debug)]
 pub(super) struct Door {
-    socket: TcpListener,
+    /// None once it is closed.
+    socket: Option<TcpListener>,
     listener: Listener,
     armed: bool,
     /// When to accept again after a failure.
     again_at: Option<Time>,
+    /// The core wants no more connections from it.
+    shut: bool,
     /// The last accept failed: the log said so, once.
     failing: bool,
 }
@@ -38,7 +41,8 @@ impl Door {
         socket.set_nonblocking(false).map_err(other)?;
         // An accepted socket inherits both, which spares two calls per connection.
         tune(&SockRef::from(&socket)).map_err(other)?;
-        Ok(Self { socket, listener, armed: false, again_at: None, failing: false })
+        let socket = Some(socket);
+        Ok(Self { socket, listener, armed: false, again_at: None, shut: false, failing: false })
     }
 
     pub(super) fn is_armed(&self) -> bool {
@@ -57,10 +61,15 @@ impl<C: Core> Reactor<C> {
     /// Lets connections in by every listener that is not waiting after a failure.
     pub(super) fn open_doors(&mut self) {
         for (number, door) in self.doors.iter_mut().enumerate() {
-            if !door.armed && door.again_at.is_none_or(|at| at <= self.border.now) {
+            let due = door.again_at.is_none_or(|at| at <= self.border.now);
+            if let Some(socket) = &door.socket
+                && !door.armed
+                && !door.shut
+                && due
+            {
                 door.armed = true;
                 door.again_at = None;
-                self.ring.accept(door.socket.as_raw_fd(), Tag::numbered(Kind::Accept, number));
+                self.ring.accept(socket.as_raw_fd(), Tag::numbered(Kind::Accept, number));
             }
         }
     }
@@ -76,6 +85,22 @@ impl<C: Core> Reactor<C> {
         }
     }
 
+    /// Lets nobody in by this listener any more; its port is free when the accept has ended.
+    pub(super) fn shut_doors(&mut self, listener: Listener) {
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            if door.listener != listener || std::mem::replace(&mut door.shut, true) {
+                continue;
+            }
+            door.again_at = None;
+            if door.armed {
+                let target = Tag::numbered(Kind::Accept, number);
+                self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
+            } else {
+                door.socket = None;
+            }
+        }
+    }
+
     /// When an accept that failed is tried again.
     pub(super) fn doors_deadline(&self) -> Option<Time> {
         self.doors.iter().filter_map(|door| door.again_at).min()
@@ -85,6 +110,9 @@ impl<C: Core> Reactor<C> {
         let number = completion.tag.slot() as usize;
         let door = &mut self.doors[number];
         door.armed = completion.more();
+        if door.shut && !door.armed {
+            door.socket = None;
+        }
         if completion.result < 0 {
             return self.accept_failed(number, -completion.result);
         }
@@ -99,7 +127,7 @@ impl<C: Core> Reactor<C> {
     }
 
     fn accept_failed(&mut self, number: usize, errno: i32) {
-        if self.closing {
+        if self.closing || self.doors[number].shut {
             return;
         }
         // The connection was gone before we took it: the next one may be fine.

@@ -335,6 +335,7 @@ impl<C: Core> Reactor<C> {
             match wish {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
+                Wish::Unlisten(listener) => self.shut_doors(listener),
             }
         }
         self.wishes = wishes;

@@ -97,9 +97,8 @@ impl Shard {
         if self.draining == Some(Draining::Open) && self.metrics.active_connections == 0 {
             self.end_all(border, Close::Flush);
         }
-        if self.draining == Some(Draining::Over) && border.connections() == 0 {
-            self.finished = true;
-        }
+        // What is still being flushed is the reactor's.
+        self.finished |= self.draining == Some(Draining::Over);
     }
 }
 

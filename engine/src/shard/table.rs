@@ -4,7 +4,7 @@ use slab::Slab;
 
 /// Names one entry for its whole life and none after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub(crate) struct Key {
     /// Index in the table.
     pub slot: u32,
     /// Which of the slot's entries, one after the other.
