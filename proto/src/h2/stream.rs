@@ -25,7 +25,9 @@ pub struct StreamKey {
 }
 
 impl StreamKey {
-    pub(super) fn id(self) -> u32 {
+    /// The stream's id on the wire.
+    #[must_use]
+    pub fn id(self) -> u32 {
         self.id
     }
 }
