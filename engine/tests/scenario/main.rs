@@ -2,4 +2,5 @@
 
 mod calls;
 mod peer;
+mod sessions;
 mod world;

@@ -29,15 +29,16 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn client(world: &mut World) -> Self {
         let conn = world.connect(Listener::Client);
-        let mut peer = Self::over(conn, Role::Client, world);
+        let mut peer = Self::over(conn, Role::Client, Limits::default(), world);
         peer.start(world);
+        peer.sync(world);
         peer
     }
 
-    fn over(conn: ConnId, role: Role, world: &World) -> Self {
+    fn over(conn: ConnId, role: Role, limits: Limits, world: &World) -> Self {
         Self {
             conn,
-            h2: Conn::new(role, Limits::default(), world.border.now),
+            h2: Conn::new(role, limits, world.border.now),
             seen: Vec::new(),
             fields: Fields::new(),
             block: Vec::new(),
@@ -53,14 +54,24 @@ impl Peer {
 
     /// Polls for work, takes what there is and dials back; the tunnel is ready.
     pub(crate) fn worker(world: &mut World) -> Self {
+        Self::worker_with(world, |_| {})
+    }
+
+    pub(crate) fn worker_with(world: &mut World, change: impl FnOnce(&mut Limits)) -> Self {
         let work = poll(world, &[]).expect("work");
-        Self::dial_back(world, &work)
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Self::dial(world, &work, limits)
     }
 
     pub(crate) fn dial_back(world: &mut World, work: &Work) -> Self {
+        Self::dial(world, work, Limits::default())
+    }
+
+    fn dial(world: &mut World, work: &Work, limits: Limits) -> Self {
         let conn = world.connect(Listener::Worker);
         world.send(conn, work.connect().as_bytes());
-        let mut peer = Self::over(conn, Role::Server, world);
+        let mut peer = Self::over(conn, Role::Server, limits, world);
         let answer = world.take(conn);
         let accepted = b"HTTP/1.1 200 OK\r\n\r\n";
         assert!(answer.starts_with(accepted), "{}", String::from_utf8_lossy(&answer));
