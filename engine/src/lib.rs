@@ -5,6 +5,7 @@
 pub mod border;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod metrics;
 pub mod pool;
 pub mod post;
