@@ -2,10 +2,16 @@
 //! and touches nothing, and a control thread for what is not on the data path.
 #![deny(unsafe_code)]
 
+pub mod bare;
 pub mod border;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod log;
 pub mod metrics;
 pub mod pool;
 pub mod post;
+#[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
+pub mod reactor;
+pub mod ring;
+pub mod shard;

@@ -1,6 +1,8 @@
 //! The demo worker against a small gateway made of the real dispatch and plain sockets: what it
 //! sends, what it serves, when it ends a session.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

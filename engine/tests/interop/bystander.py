@@ -1,0 +1,49 @@
+"""An honest client beside an attack, in a process of its own so that the attacker's Python
+never delays its clock. It calls the echo function again and again (and sends a PING now and
+then), and at the end prints how long it waited each time, in milliseconds, as JSON.
+
+    python bystander.py HOST PORT     runs until its standard input closes
+"""
+
+import json
+import select
+import socket
+import sys
+import time
+
+import echo
+import rawh2
+from gateway import grpc_head
+
+
+def call(peer, body):
+    stream = peer.open(grpc_head())
+    peer.data(stream, body, end_stream=True)
+    head = peer.head(stream)
+    assert head.status == "200", head
+    octets, trailers = peer.body(stream)
+    assert octets == body and trailers.grpc_status == "0", (octets, trailers)
+
+
+def main():
+    host, port = sys.argv[1], int(sys.argv[2])
+    peer = rawh2.Peer(socket.create_connection((host, port), 10), client=True)
+    peer.ack_of_settings()
+    body = echo.message(b"are you still there?")
+    call(peer, body)
+    print("running", flush=True)
+    waits, rounds = [], 0
+    while not select.select([sys.stdin], [], [], 0.004)[0]:
+        peer.events.clear()
+        start = time.monotonic()
+        if rounds % 16 == 0:
+            peer.round_trip(timeout=60)
+        else:
+            call(peer, body)
+        waits.append((time.monotonic() - start) * 1000)
+        rounds += 1
+    print(json.dumps(waits))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""A running `ringway`: started, watched and stopped from outside, as its users do."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import rawh2
+
+ROOT = Path(__file__).resolve().parents[3]
+
+FUNCTION = "11111111-1111-4111-8111-111111111111"
+VERSION = "22222222-2222-4222-8222-222222222222"
+KEY, OTHER_KEY, WORKER_KEY = "dev-key", "other-key", "dev-worker-key"
+
+# What the tests' own configurations add to the function of `dev`.
+SECOND_FUNCTION = "33333333-3333-4333-8333-333333333333"
+SECOND_VERSION = "44444444-4444-4444-8444-444444444444"
+PRIVATE_FUNCTION = "55555555-5555-4555-8555-555555555555"
+PRIVATE_WORKER_KEY = "private-worker-key"
+
+METRIC = "nvcf_grpc_proxy_service_"
+
+
+def binary():
+    """The program under test: RINGWAY_BIN, else the release build."""
+    named = os.environ.get("RINGWAY_BIN")
+    return named.split() if named else [str(ROOT / "target/release/ringway")]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def configuration(session="", drain="", more="", worker_port=None):
+    """A file for `serve`: one core, free ports, two tenants, three functions."""
+    worker_port = worker_port or free_port()
+    function = """
+[[function]]
+id = "{}"
+version = "{}"
+tenants = [{}]
+worker_keys = ["{}"]
+kind = "default"
+"""
+    both, dev = '"dev", "other"', '"dev"'
+    return f"""[listen]
+client = "127.0.0.1:0"
+worker = "127.0.0.1:{worker_port}"
+admin = "127.0.0.1:0"
+
+[cores]
+count = 1
+
+[control]
+mode = "local"
+advertise = "http://127.0.0.1:{worker_port}"
+
+[[tenant]]
+name = "dev"
+client_keys = ["{KEY}", "dev-key-two"]
+
+[[tenant]]
+name = "other"
+client_keys = ["{OTHER_KEY}"]
+""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY)
+       + function.format(FUNCTION, SECOND_VERSION, both, WORKER_KEY)
+       + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
+       + function.format(PRIVATE_FUNCTION, VERSION, dev, PRIVATE_WORKER_KEY)
+       ) + f"\n[session]\n{session}\n\n[drain]\n{drain}\n\n{more}\n"
+
+
+class Gateway:
+    """One process. `arguments` follow the program's name."""
+
+    def __init__(self, arguments, directory, name="gateway"):
+        self.arguments = arguments
+        self.log_path = Path(directory) / f"{name}.stderr"
+        self.stdout_lines = []
+        with open(self.log_path, "wb") as log:
+            self.run = subprocess.Popen(binary() + arguments, stdout=subprocess.PIPE, stderr=log,
+                                        text=True, start_new_session=True)
+        self.pid = self.run.pid
+        self.ready = threading.Event()
+        self.client = self.worker = self.admin = None
+        threading.Thread(target=self._read_stdout, daemon=True).start()
+        if not self.ready.wait(20) or self.client is None:
+            code = self.run.poll()
+            self.kill()
+            raise AssertionError(f"{arguments}: no ready line (exit code {code}); stdout "
+                                 f"{self.stdout_lines}; stderr:\n{self.log_tail()}")
+
+    def _read_stdout(self):
+        for line in self.run.stdout:
+            self.stdout_lines.append(line.rstrip("\n"))
+            found = re.fullmatch(r"ready client=(\S+) worker=(\S+) admin=(\S+)", line.strip())
+            if found and not self.ready.is_set():
+                self.client, self.worker, self.admin = map(address, found.groups())
+                self.ready.set()
+        self.ready.set()
+
+    @classmethod
+    def dev(cls, directory, *more, name="dev"):
+        zero = "127.0.0.1:0"
+        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
+                   directory, name)
+
+    @classmethod
+    def serve(cls, directory, name="serve", **settings):
+        """With a configuration of the tests' own and no worker. The worker's port is picked
+        beforehand, because the configuration names it twice; losing the race for it is no
+        fault of the program's."""
+        for attempt in range(5):
+            path = Path(directory) / f"{name}-{attempt}.toml"
+            path.write_text(configuration(**settings))
+            try:
+                return cls(["serve", "--config", str(path)], directory, name)
+            except AssertionError as error:
+                if "exit code 71" not in str(error) or attempt == 4:
+                    raise
+
+    # --- looking in ------------------------------------------------------------------------
+
+    def log_text(self):
+        return self.log_path.read_text(errors="replace")
+
+    def log_lines(self):
+        """The log as JSON objects; a line that is none fails the caller."""
+        return [json.loads(line) for line in self.log_text().splitlines() if line.strip()]
+
+    def log_tail(self, lines=30):
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def rss(self):
+        """Resident memory in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
+
+    def open_files(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def get(self, path, method="GET", headers=None, port=None, timeout=5):
+        """An HTTP/1.1 exchange with the admin port (or another): (status, headers, body)."""
+        connection = http.client.HTTPConnection(*(port or self.admin), timeout=timeout)
+        try:
+            connection.request(method, path, headers=headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+        finally:
+            connection.close()
+
+    def sessions(self):
+        status, _, body = self.get("/sessions")
+        assert status == 200, (status, body)
+        return json.loads(body)
+
+    def open_sessions(self):
+        return [session for session in self.sessions() if session["state"] != "closed"]
+
+    def metrics(self):
+        """{'name{label="value"}': number} of one scrape."""
+        status, _, body = self.get("/metrics")
+        assert status == 200, (status, body)
+        samples = {}
+        for line in body.decode().splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                samples[name] = float(value)
+        return samples
+
+    def metric(self, name, **labels):
+        """The value of a series of the contract, whatever the order of its labels."""
+        total, found = 0.0, False
+        for series, value in self.metrics().items():
+            base, _, rest = series.partition("{")
+            has = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', rest))
+            if base in (name, METRIC + name) and labels.items() <= has.items():
+                total, found = total + value, True
+        assert found, f"no series {name} {labels}"
+        return total
+
+    # --- talking ---------------------------------------------------------------------------
+
+    def client_socket(self, timeout=10):
+        return socket.create_connection(self.client, timeout)
+
+    def worker_socket(self, timeout=10):
+        return socket.create_connection(self.worker, timeout)
+
+    def h2(self, **options):
+        """A raw HTTP/2 client connection, SETTINGS exchanged."""
+        peer = rawh2.Peer(self.client_socket(), client=True, **options)
+        if options.get("start", True):
+            peer.ack_of_settings()
+        return peer
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def alive(self):
+        return self.run.poll() is None
+
+    def signal(self, number=signal.SIGTERM):
+        self.run.send_signal(number)
+
+    def exit_code(self, timeout=15):
+        try:
+            return self.run.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s\n{self.log_tail()}") from None
+
+    def kill(self):
+        if self.alive():
+            self.run.kill()
+        self.run.wait()
+
+    def stop(self):
+        """A test is done with it; how it exits is another test's matter."""
+        if self.alive():
+            self.signal()
+            try:
+                self.run.wait(2)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def address(text):
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def credentials(key=KEY, function=FUNCTION, version=None, reqid=None):
+    """The headers that make a request an invocation."""
+    fields = []
+    if key is not None:
+        fields.append(("authorization", f"Bearer {key}"))
+    if function is not None:
+        fields.append(("function-id", function))
+    if version is not None:
+        fields.append(("function-version-id", version))
+    if reqid is not None:
+        fields.append(("nvcf-reqid", reqid))
+    return fields
+
+
+def grpc_head(path="/ringway.echo.v1.Echo/Unary", extra=(), **who):
+    return [(":method", "POST"), (":scheme", "http"), (":path", path),
+            (":authority", "echo.test"), ("content-type", "application/grpc"),
+            ("te", "trailers"), *credentials(**who), *extra]
+
+
+def plain_head(path="/echo", method="POST", extra=(), **who):
+    return [(":method", method), (":scheme", "http"), (":path", path),
+            (":authority", "echo.test"), *credentials(**who), *extra]
+
+
+def until(condition, timeout=10, what="condition", every=0.01):
+    """Poll `condition` until it is true; its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout} s; last seen {value!r}")
+        time.sleep(every)

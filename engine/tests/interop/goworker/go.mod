@@ -1,0 +1,3 @@
+module ringway.test/goworker
+
+go 1.24

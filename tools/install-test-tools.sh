@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what the test suite needs and nothing else: Debian packages, two Go programs into
+# .tools/bin and a Python environment into .venv. Safe to run again; quick when all is there.
+# Needs: Debian, Rust, Go, Python 3.11 or newer; root or sudo for the Debian packages.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+H2SPEC=github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+GRPCURL=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+REQUIREMENTS=engine/tests/interop/requirements.txt
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+debian_packages() {
+    local missing=()
+    for package in nghttp2-client curl; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            missing+=("$package")
+    done
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} = 0 ] && return
+    echo "installing Debian packages: ${missing[*]}"
+    as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends \
+        "${missing[@]}" >/dev/null
+}
+
+# A program is current when the stamp beside it names the wanted version.
+go_program() {
+    local name=$1 wanted=$2 stamp=".tools/bin/.$1.version"
+    if [ -x ".tools/bin/$name" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "building $wanted"
+    mkdir -p .tools/bin
+    GOBIN="$PWD/.tools/bin" GOFLAGS=-mod=mod go install "$wanted"
+    echo "$wanted" >"$stamp"
+}
+
+python_environment() {
+    if cmp -s "$REQUIREMENTS" .venv/.requirements && .venv/bin/python -c 'import grpc, pytest' \
+        2>/dev/null; then
+        return
+    fi
+    echo "creating .venv"
+    # A half-made environment, or one whose interpreter has gone, is started anew.
+    rm -rf .venv
+    python3 -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS"
+    cp "$REQUIREMENTS" .venv/.requirements
+}
+
+debian_packages
+go_program h2spec "$H2SPEC"
+go_program grpcurl "$GRPCURL"
+python_environment

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them all. Every stage runs even after one has failed,
+# so that one run shows everything; the exit code is non-zero if any stage failed.
+#
+#   tools/test.sh                    everything
+#   tools/test.sh interop [ARGS]     only the black-box suite; ARGS go to pytest
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+SUITE=engine/tests/interop
+failed=()
+timings=()
+
+stage() {
+    local name=$1 start=$SECONDS status=0
+    shift
+    printf '\n=== %s\n' "$name"
+    "$@" || status=$?
+    timings+=("$(printf '%4ds  %-18s %s' $((SECONDS - start)) "$name" \
+        "$([ $status = 0 ] && echo ok || echo "FAILED ($status)")")")
+    [ $status = 0 ] || failed+=("$name")
+    return $status
+}
+
+verdict() {
+    printf '\n=== stages\n'
+    printf '%s\n' "${timings[@]}"
+    [ ${#failed[@]} = 0 ] || echo "failed: ${failed[*]}"
+}
+
+# Tests marked `alone` measure time, memory or load: they get the machine to themselves.
+interop_parallel() {
+    .venv/bin/python -m pytest "$SUITE" -m 'not alone' -n 4 --dist loadfile "$@"
+}
+interop_alone() {
+    .venv/bin/python -m pytest "$SUITE" -m alone "$@"
+}
+
+stage install bash tools/install-test-tools.sh || { verdict; exit 1; }
+
+if [ "${1:-}" = interop ]; then
+    shift
+    stage build cargo build --release --locked --bin ringway || { verdict; exit 1; }
+    exec .venv/bin/python -m pytest "$SUITE" "$@"
+fi
+
+stage format cargo fmt --all --check
+stage clippy cargo clippy --locked --workspace --all-targets -- -D warnings
+stage unit cargo test --locked --workspace
+stage doc env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+if stage build cargo build --release --locked --bin ringway; then
+    stage interop-parallel interop_parallel
+    # The verdict comes before the last stage so that pytest's closing line ends the output.
+    verdict
+    stage interop-alone interop_alone
+else
+    verdict
+fi
+
+[ ${#failed[@]} = 0 ]
