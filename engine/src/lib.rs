@@ -6,6 +6,7 @@ pub mod bare;
 pub mod border;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod log;
 pub mod metrics;
 pub mod pool;
