@@ -54,6 +54,7 @@ struct Slot {
     credit: Credit,
     got: u64,
     headed: bool,
+    said: Said,
     wrong: Option<Wrong>,
 }
 
@@ -242,6 +243,7 @@ impl Caller {
             credit: Credit::default(),
             got: 0,
             headed: false,
+            said: Said::default(),
             wrong: None,
         };
         if place < self.slots.len() {
@@ -322,7 +324,7 @@ impl Caller {
         if slot.wrong.is_some() {
             self.failed += 1;
             if self.failed >= FAILURE_LIMIT {
-                return Err(Fault::Hopeless);
+                return Err(Fault::Hopeless(slot.said));
             }
         }
         self.start(place, now)
@@ -336,6 +338,8 @@ impl Slot {
 
     /// A header block of the answer.
     fn read(&mut self, said: Said, end: bool, expected: u32) {
+        self.said.status = said.status.or(self.said.status);
+        self.said.grpc = said.grpc.or(self.said.grpc);
         if !self.headed {
             match said.status {
                 // Interim answers (RFC 9110 §15.2) precede the head.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::verify::Said;
+
 /// Why a connection cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -22,8 +24,8 @@ pub enum Fault {
     TableResized,
     /// All stream ids of the connection are used.
     StreamIds,
-    /// Too many calls of the connection failed for the run to mean anything.
-    Hopeless,
+    /// Too many calls of the connection failed for the run to mean anything; the last said this.
+    Hopeless(Said),
     /// The peer sent GOAWAY with this code.
     Goaway(u32),
 }
@@ -39,7 +41,7 @@ impl fmt::Display for Fault {
             Self::Compression => f.write_str("a header block cannot be decoded"),
             Self::TableResized => f.write_str("the header table was resized in mid connection"),
             Self::StreamIds => f.write_str("the connection has no stream ids left"),
-            Self::Hopeless => f.write_str("too many calls failed"),
+            Self::Hopeless(said) => write!(f, "too many calls failed, the last {said}"),
             Self::Goaway(code) => write!(f, "the peer went away with code {code}"),
         }
     }

@@ -85,6 +85,8 @@ pub struct Outcome {
     pub cpu_ns: std::collections::BTreeMap<String, u64>,
     /// The generator's own.
     pub own_cpu_ns: u64,
+    /// CPUs that anything else on the machine kept busy meanwhile.
+    pub other_cpus: f64,
     /// What drove the generator's sockets.
     pub driver: String,
 }
@@ -140,12 +142,19 @@ struct Sample {
     at: Instant,
     watched: Vec<u64>,
     own: u64,
+    machine_s: f64,
 }
 
 impl Sample {
-    fn take(plan: &Plan) -> Self {
-        let watched = plan.watch.iter().map(|w| cpu::tree_ns(w.pid)).collect();
-        Self { watched, own: cpu::own_ns(std::process::id()), at: Instant::now() }
+    /// `groups` are the processes of each watch, found beforehand so that this is quick.
+    fn take(groups: &[Vec<u32>]) -> Self {
+        let spent = |pids: &Vec<u32>| pids.iter().map(|pid| cpu::spent_ns(*pid)).sum();
+        Self {
+            at: Instant::now(),
+            watched: groups.iter().map(spent).collect(),
+            own: cpu::spent_ns(std::process::id()),
+            machine_s: cpu::machine_busy_s(),
+        }
     }
 }
 
@@ -167,11 +176,14 @@ pub fn run(plan: &Plan) -> Result<Outcome, LoadFault> {
     await_set_up(plan, &stage)?;
     let set_up = began.elapsed();
     thread::sleep(plan.warm_up);
-    let before = Sample::take(plan);
+    let groups: Vec<_> = plan.watch.iter().map(|w| cpu::tree(w.pid)).collect();
+    // Each sample follows its edge by the same short time, so that the lags cancel out.
     stage.enter(Phase::Counted);
+    let before = Sample::take(&groups);
     thread::sleep(plan.counted);
+    stage.enter(Phase::Trailing);
+    let after = Sample::take(&groups);
     stage.enter(Phase::Over);
-    let after = Sample::take(plan);
     let tally = collect(&receiver, plan.threads, &stage)?;
     Ok(outcome(plan, &tally, set_up, (&before, &after)))
 }
@@ -261,7 +273,11 @@ fn outcome(plan: &Plan, tally: &Tally, set_up: Duration, cpu: (&Sample, &Sample)
     let elapsed = after.at - before.at;
     let per_s = tally.calls as f64 / elapsed.as_secs_f64();
     let us = |quantile| tally.latency.value_at_quantile(quantile) as f64 / 1e3;
-    let watched = plan.watch.iter().zip(before.watched.iter().zip(&after.watched));
+    let spent = |(b, a): (&u64, &u64)| a.saturating_sub(*b);
+    let watched: Vec<u64> = before.watched.iter().zip(&after.watched).map(spent).collect();
+    let own = spent((&before.own, &after.own));
+    let ours_s = (watched.iter().sum::<u64>() + own) as f64 / 1e9;
+    let others_s = (after.machine_s - before.machine_s - ours_s).max(0.0);
     Outcome {
         calls: tally.calls,
         elapsed_ns: elapsed.as_nanos() as u64,
@@ -277,8 +293,9 @@ fn outcome(plan: &Plan, tally: &Tally, set_up: Duration, cpu: (&Sample, &Sample)
         set_up_ms: set_up.as_secs_f64() * 1e3,
         failures: by_cause(&tally.failures),
         failed: tally.failures.total(),
-        cpu_ns: watched.map(|(w, (b, a))| (w.name.clone(), a.saturating_sub(*b))).collect(),
-        own_cpu_ns: after.own.saturating_sub(before.own),
+        cpu_ns: plan.watch.iter().map(|w| w.name.clone()).zip(watched).collect(),
+        own_cpu_ns: own,
+        other_cpus: others_s / elapsed.as_secs_f64(),
         driver: drive::backend_name().to_owned(),
     }
 }

@@ -125,6 +125,10 @@ struct CompareArgs {
     /// Where configurations, logs and the raw figures go; a temporary folder when absent.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// TCP congestion control for the time of the run, or `keep`. The common default bbr paces
+    /// loopback traffic, which doubles the cost of large messages.
+    #[arg(long, default_value = "cubic")]
+    congestion: String,
     #[arg(long, default_value_t = 0)]
     proxy_cpu: usize,
     #[arg(long, default_value_t = 1)]
@@ -212,6 +216,7 @@ fn run_compare(args: CompareArgs) -> Outcome {
         peers_dir: args.peers_dir,
         json: args.json,
         out: args.out,
+        congestion: args.congestion,
         proxy_cpu: args.proxy_cpu,
         load_cpu: args.load_cpu,
     };

@@ -26,8 +26,10 @@ pub enum Phase {
     WarmUp = 0,
     /// Calls that end now are counted.
     Counted = 1,
+    /// Calls run on and are not counted any more, while the CPU time is read.
+    Trailing = 2,
     /// No further calls.
-    Over = 2,
+    Over = 3,
 }
 
 impl Stage {
@@ -36,6 +38,7 @@ impl Stage {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::WarmUp,
             1 => Phase::Counted,
+            2 => Phase::Trailing,
             _ => Phase::Over,
         }
     }

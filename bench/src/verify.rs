@@ -5,6 +5,8 @@
 //! the second sight of a block costs a comparison. That keeps every answer of a run fully
 //! verified at the price of none.
 
+use std::fmt;
+
 use crate::fault::Fault;
 
 /// Blocks remembered at once; a warm peer uses two.
@@ -17,6 +19,14 @@ pub struct Said {
     pub status: Option<u16>,
     /// `grpc-status`, absent in heads that are not trailers-only.
     pub grpc: Option<u32>,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |n: Option<u32>| n.map_or_else(|| "absent".to_owned(), |n| n.to_string());
+        let (status, grpc) = (number(self.status.map(u32::from)), number(self.grpc));
+        write!(f, "with :status {status}, grpc-status {grpc}")
+    }
 }
 
 /// The decoder of one connection with its memory.

@@ -1,7 +1,7 @@
 //! Both HTTP/2 sides against the `h2` crate over loopback, and the relay's integrity.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringway_bench::caller::Work;
-use ringway_bench::compare::{CLIENT_KEY, FUNCTION, VERSION};
+use ringway_bench::compare::{CLIENT_KEY, FUNCTION, VERSION, WORKER_KEY};
 use ringway_bench::fields::CallFields;
 use ringway_bench::load::{self, LoadFault, Outcome, Plan};
-use ringway_bench::{backend, relay};
+use ringway_bench::{backend, relay, worker};
 
 const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -330,4 +330,112 @@ fn relay_closes_the_client_when_the_target_is_gone() {
     let mut stream = TcpStream::connect(start_relay(gone)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+}
+
+/// Reads an HTTP/1.1 head (lines without their ends) and the body its length announces.
+fn read_request(stream: &mut BufReader<TcpStream>) -> (Vec<String>, String) {
+    let mut lines = vec![];
+    loop {
+        let mut line = String::new();
+        assert!(stream.read_line(&mut line).unwrap() > 0, "closed in a head");
+        match line.trim_end() {
+            "" => break,
+            text => lines.push(text.to_owned()),
+        }
+    }
+    let length = lines.iter().find_map(|l| l.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.map_or(0, |l| l.parse().unwrap())];
+    stream.read_exact(&mut body).unwrap();
+    (lines, String::from_utf8(body).unwrap())
+}
+
+fn write_response(stream: &BufReader<TcpStream>, status: &str, body: &str) {
+    let mut to = stream.get_ref();
+    write!(to, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+}
+
+/// A worker of a gateway that this test plays; returns its poll line and the listener.
+fn employ_worker() -> (BufReader<TcpStream>, TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let employer = worker::Employer {
+        gateway: format!("http://{address}"),
+        key: WORKER_KEY.to_owned(),
+        function: FUNCTION.to_owned(),
+        version: VERSION.to_owned(),
+        slots: 10,
+    };
+    thread::spawn(move || worker::run(employer, || {}));
+    let line = BufReader::new(listener.accept().unwrap().0);
+    (line, listener, address)
+}
+
+fn poll_of(line: &mut BufReader<TcpStream>) -> serde_json::Value {
+    let (head, body) = read_request(line);
+    assert_eq!(head[0], "POST /v1/work HTTP/1.1");
+    assert!(head.contains(&format!("Authorization: Bearer {WORKER_KEY}")), "{head:?}");
+    assert!(head.contains(&"Content-Type: application/json".to_owned()), "{head:?}");
+    serde_json::from_str(&body).unwrap()
+}
+
+#[test]
+fn worker_polls_dials_back_and_serves_the_tunnel() {
+    let (mut line, listener, address) = employ_worker();
+    let idle = poll_of(&mut line);
+    assert_eq!(
+        idle,
+        serde_json::json!({"functionId": FUNCTION, "functionVersionId": VERSION, "slots": 10,
+            "requestIds": []})
+    );
+    write_response(&line, "204 No Content", "");
+    poll_of(&mut line);
+    let dial = serde_json::json!({"proxyUri": format!("http://{address}/v1/proxy"),
+        "proxyAuthorizationToken": "token"});
+    let work = serde_json::json!({"kind": "new", "requestId": "an-id", "ncaId": "n",
+        "functionId": FUNCTION, "functionVersionId": VERSION, "connections": [{"http1": dial}]});
+    write_response(&line, "200 OK", &work.to_string());
+    // Refused once in a way that may heal, then taken.
+    let mut refused = BufReader::new(listener.accept().unwrap().0);
+    read_request(&mut refused);
+    write_response(&refused, "503 Service Unavailable", "full");
+    let mut tunnel = BufReader::new(listener.accept().unwrap().0);
+    let (head, _) = read_request(&mut tunnel);
+    let wanted = [
+        "CONNECT /v1/proxy HTTP/1.1".to_owned(),
+        format!("Host: {address}"),
+        "User-Agent: Go-http-client/1.1".to_owned(),
+        "Authorization: Bearer token".to_owned(),
+        "X-Request-Id: an-id".to_owned(),
+    ];
+    assert_eq!(head, wanted);
+    tunnel.get_ref().write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+    let held = poll_of(&mut line);
+    assert_eq!((&held["slots"], &held["requestIds"][0]), (&9.into(), &"an-id".into()));
+    let stream = tunnel.into_inner();
+    stream.set_nonblocking(true).unwrap();
+    block_on(async move {
+        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let (length, said, _) = call(client, message(50, 70_000)).await;
+        assert_eq!((length, said), (70_005, 70_000));
+        connection.abort();
+    });
+    // With its tunnel the session is gone.
+    thread::sleep(Duration::from_millis(100));
+    write_response(&line, "204 No Content", "");
+    assert_eq!(poll_of(&mut line)["requestIds"], serde_json::json!([]));
+}
+
+#[test]
+fn worker_without_permission_ends_and_says_why() {
+    let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
+    let gateway = format!("http://{}", listener.local_addr().unwrap());
+    let (key, function, version) = ("k".to_owned(), "f".to_owned(), "v".to_owned());
+    let employer = worker::Employer { gateway, key, function, version, slots: 1 };
+    let ended = thread::spawn(move || worker::run(employer, || {}).unwrap_err().to_string());
+    let mut line = BufReader::new(listener.accept().unwrap().0);
+    read_request(&mut line);
+    write_response(&line, "401 Unauthorized", "unknown key");
+    assert_eq!(ended.join().unwrap(), "refused with 401: unknown key");
 }

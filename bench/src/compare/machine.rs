@@ -9,8 +9,8 @@ use super::Request;
 
 /// System-wide choice for new connections.
 const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
-/// bbr paces loopback traffic and doubles the cost of large messages.
-const WANTED: &str = "cubic";
+/// Leaves it as it is.
+const KEEP: &str = "keep";
 
 /// Congestion control for the time of a run; dropping it restores what was there.
 #[derive(Debug)]
@@ -20,21 +20,21 @@ pub struct Congestion {
 }
 
 impl Congestion {
-    /// Sets cubic where that is allowed.
-    pub fn settle() -> Self {
+    /// Sets `wanted` where that is allowed.
+    pub fn settle(wanted: &str) -> Self {
         let found = fs::read_to_string(CONGESTION).unwrap_or_default().trim().to_owned();
-        if found == WANTED {
-            return Self { before: None, note: WANTED.to_owned() };
+        if found == wanted || wanted == KEEP {
+            return Self { before: None, note: found };
         }
-        match fs::write(CONGESTION, WANTED) {
+        match fs::write(CONGESTION, wanted) {
             Ok(()) => {
-                let note = format!("{WANTED} for this run (was {found}, restored afterwards)");
+                let note = format!("{wanted} for this run (was {found}, restored afterwards)");
                 Self { before: Some(found), note }
             }
             Err(error) => Self {
                 before: None,
                 note: format!(
-                    "{found} ({WANTED} could not be set: {error}): large messages cost more"
+                    "{found} ({wanted} could not be set: {error}): large messages cost more"
                 ),
             },
         }

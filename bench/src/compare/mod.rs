@@ -54,6 +54,8 @@ pub struct Request {
     pub json: Option<PathBuf>,
     /// Output folder.
     pub out: Option<PathBuf>,
+    /// Congestion control for the time of the run; `keep` leaves it as it is.
+    pub congestion: String,
     /// CPU of the proxy.
     pub proxy_cpu: usize,
     /// CPU of the load and of what is behind the proxy.
@@ -156,7 +158,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
     fs::create_dir_all(&out)?;
     let stand = Stand::new(request, &out)?;
     let (peers, skipped) = peer::choose(request, &stand)?;
-    let congestion = machine::Congestion::settle();
+    let congestion = machine::Congestion::settle(&request.congestion);
     let facts = machine::Facts::gather(&congestion, request);
     println!("{facts}");
     for (name, why) in &skipped {

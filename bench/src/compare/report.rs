@@ -11,6 +11,9 @@ const NOISE: f64 = 0.05;
 /// Share of a CPU above which it counts as used up.
 const FULL: f64 = 0.9;
 
+/// CPUs kept busy by others above which a row says so.
+const OTHERS: f64 = 0.12;
+
 /// A figure of a run that counts.
 type Figure = fn(&Run) -> Option<f64>;
 
@@ -124,6 +127,10 @@ impl<'a> Report<'a> {
         }
         if !is_direct(peer) && self.generator_bound(shape, peer) {
             remarks.push("rate limited by the load's CPU".to_owned());
+        }
+        let others = self.spread(shape, peer, |r| Some(r.counted()?.other_cpus));
+        if let Some(others) = others.filter(|o| o.median > OTHERS) {
+            remarks.push(format!("other programs kept {:.2} CPUs busy", others.median));
         }
         remarks.join("; ")
     }
@@ -294,6 +301,7 @@ mod tests {
             failed,
             cpu_ns: [("proxy".to_owned(), cpu_ns)].into(),
             own_cpu_ns: 0,
+            other_cpus: 0.0,
             driver: String::new(),
         };
         let fault = (failed > 0).then(|| "failed".to_owned());
