@@ -139,9 +139,12 @@ impl Shard {
             Ok(Some(head)) => head,
             Ok(None) => return false,
             Err(fault) => {
-                let mut out = Vec::new();
-                h1::write_fault(fault, &mut out);
-                border.put(conn, &out);
+                // Who does not name the protocol at all is not answered in it.
+                if speaks_http1(&plain.input) {
+                    let mut out = Vec::new();
+                    h1::write_fault(fault, &mut out);
+                    border.put(conn, &out);
+                }
                 self.end_plain(border, conn);
                 return false;
             }
@@ -181,6 +184,12 @@ impl Shard {
         border.close(conn, Close::Flush);
         self.plain_gone(border, conn);
     }
+}
+
+/// Whether the first line names HTTP/1.
+fn speaks_http1(input: &[u8]) -> bool {
+    let line = input.split(|&octet| octet == b'\n').next().unwrap_or_default();
+    line.windows(7).any(|window| window == b"HTTP/1.")
 }
 
 impl Hop {
