@@ -3,7 +3,7 @@
 //!
 //! A scenario is a function of a [`Side`]. [`play`] runs it with its input whole, byte by byte, and
 //! cut in two at every position, and demands the same transcript each time.
-#![expect(dead_code, reason = "each test file uses its part")]
+#![expect(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{
@@ -204,7 +204,8 @@ pub struct Side {
     scratch: Vec<u8>,
     cut: Cut,
     fed: usize,
-    log: Vec<String>,
+    /// What there was to see and what was sent, feed by feed, if anybody asked for it.
+    log: Option<Vec<String>>,
 }
 
 impl Side {
@@ -222,7 +223,7 @@ impl Side {
             scratch: Vec::new(),
             cut,
             fed: 0,
-            log: Vec::new(),
+            log: None,
         }
     }
 
@@ -252,7 +253,6 @@ impl Side {
         assert_eq!(self.take_seen(), [Seen::Settings]);
         self.out.clear();
         (self.cut, self.fed) = (cut, 0);
-        self.log.clear();
         self
     }
 
@@ -268,8 +268,9 @@ impl Side {
             Cut::Bytes => bytes.chunks(1).for_each(|piece| self.feed_piece(piece)),
             _ => self.feed_piece(bytes),
         }
-        let (out, fault) = (format!("{:?}", self.out), self.fault);
-        self.log.push(format!("{:?} {out} {fault:?}", self.seen));
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:?} {:?} {:?}", self.seen, self.out, self.fault));
+        }
     }
 
     fn feed_piece(&mut self, input: &[u8]) {
@@ -472,6 +473,7 @@ pub fn play_fresh(role: Role, limits: Limits, scenario: fn(&mut Side)) {
 fn play_from(start: impl Fn(Cut) -> Side, scenario: fn(&mut Side)) {
     let run = |cut| {
         let mut side = start(cut);
+        side.log = Some(Vec::new());
         scenario(&mut side);
         (side.log, side.fed)
     };
