@@ -96,7 +96,7 @@ fn l2_an_hpack_bomb_ends_the_connection() {
 fn l2_a_large_honest_head_passes() {
     let mut side = Side::server(Limits::default());
     let value = "v".repeat(200);
-    let fields = [GET, &[("x-name", &value); 240]].concat();
+    let fields = [GET, &[("x-name", &value[..]); 240]].concat();
     let bytes = block(&fields);
     let (first, rest) = bytes.split_at(16_384);
     side.feed(&frame(HEADERS, END_STREAM, 1, first));
