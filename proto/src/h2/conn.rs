@@ -498,3 +498,19 @@ impl Deadlines {
         self.header_block = NEVER;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_ids_run_out_at_two_to_the_thirty() {
+        let mut conn = Conn::new(Role::Client, Limits::default(), Time::ZERO);
+        conn.highest = LAST_OWN_ID - 3;
+        assert!(conn.can_open());
+        let key = conn.open().unwrap();
+        assert_eq!(conn.id(key), LAST_OWN_ID - 1);
+        assert!(!conn.can_open());
+        assert_eq!(conn.open(), Err(OpenError::Exhausted));
+    }
+}
