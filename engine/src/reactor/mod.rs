@@ -146,8 +146,10 @@ pub struct Reactor<C: Core> {
     news: Vec<News>,
     /// Connections whose receive found no block, longest waiting first.
     starved: VecDeque<ConnId>,
-    /// Receive blocks were short at the end of the last turn.
+    /// Receive blocks were short in the last turn.
     short: bool,
+    /// In the last turn everything was done against that.
+    relieved: bool,
     /// When there was last something to do.
     active_at: Time,
     /// Nobody is let in any more.
@@ -200,6 +202,7 @@ impl<C: Core> Reactor<C> {
             news: Vec::new(),
             starved: VecDeque::new(),
             short: false,
+            relieved: false,
             active_at: Time::ZERO,
             closing: false,
             end_at: None,
@@ -305,25 +308,38 @@ impl<C: Core> Reactor<C> {
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
         self.blocks.lend(&mut self.border.pool);
-        let pool = &self.border.pool;
-        let short = pool.ring_lent() * 100 < pool.ring_blocks() * RELIEVE_BELOW;
-        // Often the blocks of one busy turn are sent and back in the next: then nothing is copied.
-        if short && (self.short || !self.starved.is_empty()) && !self.closing {
-            self.border.tally.relieved += 1;
-            // The core knows those no more that it has closed.
-            for conn in self.sockets.flushing() {
-                self.border.copy_out(conn);
-            }
-            self.call(|core, border| core.relieve(border));
-            self.blocks.lend(&mut self.border.pool);
+        // What one turn received is mostly sent and back in the next: nothing is copied for that.
+        let was_short = self.short;
+        self.short = self.is_short();
+        self.relieved = self.short && was_short && !self.closing;
+        if self.relieved {
+            self.relieve();
         }
-        self.short = short;
         // As many as surely find room: the rest keeps its place in the queue.
         let cap = self.options.receive_cap.clamp(1, self.options.block_bytes);
         let room = self.border.pool.ring_lent() * (self.options.block_bytes / cap).max(1);
         for _ in 0..room.min(self.starved.len()) {
             let Some(conn) = self.starved.pop_front() else { break };
             self.feed(conn);
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        let pool = &self.border.pool;
+        pool.ring_lent() * 100 < pool.ring_blocks() * RELIEVE_BELOW
+    }
+
+    /// Gets receive blocks back from whoever keeps them for long: peers that take nothing, then
+    /// the core itself. What flows comes back by itself and is not copied.
+    fn relieve(&mut self) {
+        self.border.tally.relieved += 1;
+        for conn in self.sockets.stuck() {
+            self.border.copy_out(conn);
+        }
+        self.blocks.lend(&mut self.border.pool);
+        if self.is_short() {
+            self.call(|core, border| core.relieve(border));
+            self.blocks.lend(&mut self.border.pool);
         }
     }
 
@@ -368,7 +384,8 @@ impl<C: Core> Reactor<C> {
     fn is_busy(&self, until: Option<Time>) -> bool {
         let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
         !(quiet && self.border.is_quiet())
-            || (!self.starved.is_empty() && self.border.pool.ring_lent() > 0)
+            || (!self.starved.is_empty()
+                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
             || until.is_some_and(|until| until <= self.border.now)
             || (!self.closing && !self.mailbox.is_empty())
     }
