@@ -305,8 +305,8 @@ fn a_connection_closed_while_bytes_come_is_told_of_none() {
         writing.join().unwrap();
     }
     all_closed(&desk);
-    let (lent, chunks) = desk.ask(|_, b| (b.pool.ring_lent(), b.pool.chunks_live()));
-    assert_eq!((lent, chunks), (Options::default().blocks, 0));
+    let (free, chunks) = desk.ask(|_, b| (b.pool.ring_free(), b.pool.chunks_live()));
+    assert_eq!((free, chunks), (Options::default().blocks, 0));
     desk.finish();
 }
 
