@@ -88,8 +88,8 @@ pub trait Core {
     /// All facts of this loop turn have been told; called before the flush, timers included.
     fn turn(&mut self, border: &mut Border);
 
-    /// Receive memory runs short: copy out what waits in receive blocks (see
-    /// [`Border::copy_out`]) and free what can be freed.
+    /// Receive memory runs short, and what waits in the output of blocked peers was copied out
+    /// already: copy out and free what the core itself retains of receive blocks.
     fn relieve(&mut self, border: &mut Border);
 
     /// When [`Self::turn`] has to be called at the latest.

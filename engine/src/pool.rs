@@ -122,6 +122,12 @@ impl Pool {
         self.lent
     }
 
+    /// Receive blocks that nobody holds: lent, or to be lent.
+    #[must_use]
+    pub fn ring_free(&self) -> usize {
+        self.lent + self.returned.len()
+    }
+
     /// Output chunks in use.
     #[must_use]
     pub fn chunks_live(&self) -> usize {

@@ -89,14 +89,15 @@ fn exchange_all(options: Options, connections: u64, len: usize) -> reactor_rig::
 fn many_connections_get_their_own_bytes_in_order() {
     let sight = exchange_all(Options::default(), 48, 400_000);
     assert_eq!(sight.tally.accepts, 48);
-    assert_eq!(sight.tally.starved, 0, "{sight:?}");
+    // Everybody reads: receive memory comes back without a copy.
+    assert_eq!(sight.copied_out, 0, "{sight:?}");
 }
 
 #[test]
 fn a_tiny_pool_starves_receives_but_loses_nothing() {
     let options = Options { blocks: 4, block_bytes: 4096, ..Options::default() };
     let sight = exchange_all(options, 32, 200_000);
-    assert!(sight.tally.starved > 0 && sight.tally.relieved > 0, "{sight:?}");
+    assert!(sight.tally.starved > 0, "{sight:?}");
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn receives_without_a_cap_lose_nothing() {
     exchange_all(Options { receive_cap: 0, ..Options::default() }, 16, 400_000);
 }
 
-/// The peer sends much, the client reads nothing for a while.
+/// The function sends much, the client reads nothing for a while.
 #[test]
 fn a_slow_reader_bounds_memory_and_gets_everything() {
     const LEN: usize = 24 << 20;

@@ -39,8 +39,6 @@ impl Door {
         let other = |error| SetupError::Other { step: "setting up a listener", error };
         // A non-blocking listener would end its multishot accept with EAGAIN.
         socket.set_nonblocking(false).map_err(other)?;
-        // An accepted socket inherits both, which spares two calls per connection.
-        tune(&SockRef::from(&socket)).map_err(other)?;
         let socket = Some(socket);
         Ok(Self { socket, listener, armed: false, again_at: None, shut: false, failing: false })
     }
@@ -148,8 +146,12 @@ impl<C: Core> Reactor<C> {
             self.border.tally.refused += 1;
             return;
         }
-        // It fails when the peer has reset the connection already: nobody to talk to.
+        // Both fail when the peer has reset the connection already: nobody to talk to. (What a
+        // listener is tuned to is inherited, but not by those that connected before it was.)
         let Ok(peer) = stream.peer_addr() else { return };
+        if tune(&SockRef::from(&stream)).is_err() {
+            return;
+        }
         let conn = self.border.open();
         self.sockets.add(Socket::new(stream, conn, Phase::Open));
         self.border.tally.accepts += 1;

@@ -15,7 +15,7 @@ use io_uring::cqueue;
 use io_uring::types::BufRingEntry;
 
 use super::fault::SetupError;
-use super::uring::{Completion, GROUP, Kind, Ring, Tag, Wait};
+use super::uring::{Completion, GROUP, Kind, Ring, Share, Tag, Wait};
 use crate::pool::{Pool, Segment};
 
 /// `IOU_PBUF_RING_INC`: a receive takes as much of a block as it needs and leaves the rest.
@@ -34,11 +34,14 @@ pub(super) struct BlockRing {
     layout: Layout,
     mask: u16,
     tail: u16,
+    /// Blocks lent at a time.
+    share: usize,
 }
 
 impl BlockRing {
-    /// Registers a ring that can hold all of the pool's receive blocks; none is lent yet.
-    pub(super) fn register(ring: &Ring, pool: &Pool) -> Result<Self, SetupError> {
+    /// Registers a ring that can hold all of the pool's receive blocks, and of which `share` are
+    /// lent at a time; none is lent yet.
+    pub(super) fn register(ring: &Ring, pool: &Pool, share: usize) -> Result<Self, SetupError> {
         let count = pool.ring_blocks().next_power_of_two();
         let layout = Layout::array::<BufRingEntry>(count)
             .and_then(|layout| layout.align_to(PAGE))
@@ -46,7 +49,7 @@ impl BlockRing {
         // SAFETY: the layout is not empty, a pool has at least one block (checked by `Options`).
         let memory = unsafe { alloc_zeroed(layout) };
         let entries = NonNull::new(memory.cast()).ok_or(SetupError::Memory)?;
-        let blocks = Self { entries, layout, mask: (count - 1) as u16, tail: 0 };
+        let blocks = Self { entries, layout, mask: (count - 1) as u16, tail: 0, share };
         // SAFETY: the memory is as long as `count` entries and page-aligned, and lives as long as
         // `blocks`, which the reactor drops after the ring.
         let registered = unsafe {
@@ -59,10 +62,12 @@ impl BlockRing {
         Ok(blocks)
     }
 
-    /// Lends the kernel every receive block that came back.
+    /// Lends the kernel receive blocks that came back, the latest first: they are still in the
+    /// cache. The kernel goes through what it has in a circle, so it is given only a share.
     pub(super) fn lend(&mut self, pool: &mut Pool) {
         let before = self.tail;
-        while let Some(block) = pool.lend() {
+        while pool.ring_lent() < self.share {
+            let Some(block) = pool.lend() else { break };
             let len = pool.block_bytes();
             let start = usize::from(block) * len;
             let address = pool.ring_memory()[start..].as_mut_ptr().expose_provenance();
@@ -96,47 +101,52 @@ impl BlockRing {
     }
 }
 
-/// Tries out one receive, and whether this kernel takes a cap: returns the cap to work with.
+/// Tries out one receive, and which bounds this kernel takes: returns those to work with.
 ///
-/// Kernels before 6.17 call a multishot receive with a length invalid. They are used without: a
-/// receive then takes what the current block has room for, which bounds it too.
-pub(super) fn probe(ring: &mut Ring, pool: &mut Pool, cap: usize) -> Result<usize, SetupError> {
-    let other = |error| SetupError::Other { step: "trying out a receive", error };
+/// Older kernels call a multishot receive with a cap or a limit invalid. They are used without: one
+/// receive then takes what the current block has room for, and one socket at most 32 of those
+/// before the next has its turn.
+pub(super) fn probe(ring: &mut Ring, pool: &mut Pool, share: Share) -> Result<Share, SetupError> {
+    let step = "trying out a receive";
+    let other = |error| SetupError::Other { step, error };
     let (mut peer, socket) = UnixStream::pair().map_err(other)?;
     peer.write_all(b"?").map_err(other)?;
     drop(peer);
-    for cap in [cap, 0] {
-        let mut result = None;
-        ring.receive(socket.as_raw_fd(), cap as u32, Tag::numbered(Kind::Receive, 0));
-        // One byte and the end of the stream; or a refusal.
-        for ended in 0..PROBE_ENTERS {
-            let wait = if ended == 0 { Wait::No } else { Wait::AtMost(PROBE_WAIT) };
-            ring.enter(wait);
-            let batch = ring.take_batch();
-            for completion in &batch {
-                if let Some(segment) = taken(pool, *completion) {
-                    pool.release(segment);
-                }
-                result = result.or(Some(completion.result));
-            }
-            let over = batch.last().is_some_and(|completion| !completion.more());
-            ring.give_back(batch);
-            if over {
-                break;
-            }
-        }
-        match result {
-            Some(1) => return Ok(cap),
-            Some(errno) if errno == -libc::EINVAL && cap != 0 => {}
-            Some(errno) if errno < 0 => {
-                let error = std::io::Error::from_raw_os_error(-errno);
+    for share in [share, Share { limit: 0, ..share }, Share { cap: 0, limit: 0 }] {
+        ring.receive(socket.as_raw_fd(), share, Tag::numbered(Kind::Receive, 0));
+        match first_result(ring, pool) {
+            Some(1) => return Ok(share),
+            Some(errno) if errno == -libc::EINVAL => {}
+            Some(errno) => {
                 let needs = ("multishot receives", "6.0");
-                return Err(SetupError::of("trying out a receive", needs, error));
+                let error = std::io::Error::from_raw_os_error(-errno);
+                return Err(SetupError::of(step, needs, error));
             }
-            _ => break,
+            None => return Err(other(std::io::ErrorKind::TimedOut.into())),
         }
     }
-    Err(other(std::io::ErrorKind::TimedOut.into()))
+    Err(SetupError::TooOld { feature: "multishot receives", needs: "6.0" })
+}
+
+/// Waits for the trial receive to end: one byte and the end of the stream, or a refusal.
+fn first_result(ring: &mut Ring, pool: &mut Pool) -> Option<i32> {
+    let mut first = None;
+    for _ in 0..PROBE_ENTERS {
+        ring.enter(Wait::AtMost(PROBE_WAIT));
+        let batch = ring.take_batch();
+        for completion in &batch {
+            if let Some(segment) = taken(pool, *completion) {
+                pool.release(segment);
+            }
+            first = first.or(Some(completion.result));
+        }
+        let over = batch.last().is_some_and(|completion| !completion.more());
+        ring.give_back(batch);
+        if over {
+            return first;
+        }
+    }
+    None
 }
 
 /// The segment a receive filled. Even nobody's has to be noted, for the pool counts with it.

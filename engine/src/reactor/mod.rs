@@ -29,18 +29,21 @@ use accept::Door;
 use buffer::BlockRing;
 use socket::Sockets;
 use timer::Timers;
-use uring::{Completion, Kind, Ring, Tag, Wait};
+use uring::{Completion, Kind, Ring, Share, Tag, Wait};
 
 pub use accept::ACCEPT_PAUSE;
 pub use fault::SetupError;
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
 
-/// Below this share of lent receive blocks, in percent, the core is asked to free some.
+/// Below this share of free receive blocks, in percent, the core is asked to free some.
 pub const RELIEVE_BELOW: usize = 25;
 
 /// How long connections may still be flushed after the core has finished.
 pub const END_WAIT: Duration = LINGER;
+
+/// Starved receives tried again per lent block: small messages share one.
+const FEED_PER_BLOCK: usize = 4;
 
 /// How often a spinning core looks for work between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 16;
@@ -67,11 +70,16 @@ pub struct Options {
     pub busy_poll: BusyPoll,
     /// Receive blocks: should exceed the number of sockets that become readable together.
     pub blocks: usize,
+    /// How many of them the kernel has at a time; the others take the place of those that wait in
+    /// an output queue. It bounds what one turn receives, and it should fit into a core's cache.
+    pub lent: usize,
     /// Bytes of a receive block.
     pub block_bytes: usize,
-    /// Bytes of one receive at most, so that one bulk socket leaves blocks and turns for others.
-    /// 0: as a block has room. Kernels that know no such limit are used without.
+    /// Bytes of one receive at most; 0: as a block has room.
     pub receive_cap: usize,
+    /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
+    /// others; 0: no limit. Kernels before 6.17, which know none, are used without.
+    pub receive_limit: usize,
     /// Bytes of one send at most, so that control frames get in between bulk.
     pub send_bytes: usize,
     /// Entries of the submission queue: a power of two.
@@ -87,8 +95,10 @@ impl Default for Options {
             pin: None,
             busy_poll: BusyPoll::Never,
             blocks: 128,
+            lent: 16,
             block_bytes: 64 * 1024,
             receive_cap: 32 * 1024,
+            receive_limit: 128 * 1024,
             send_bytes: 256 * 1024,
             entries: 1024,
             connections: 64 * 1024,
@@ -101,8 +111,11 @@ impl Options {
         let wrong = |why| Err(SetupError::Options(why));
         match self {
             _ if !(1..=1 << 15).contains(&self.blocks) => wrong("blocks: 1 to 32768"),
+            _ if self.lent == 0 => wrong("lent: at least 1"),
             _ if !(1..=1 << 30).contains(&self.block_bytes) => wrong("block_bytes: 1 to 1 GiB"),
-            _ if self.receive_cap > 1 << 30 => wrong("receive_cap: at most 1 GiB"),
+            _ if self.receive_cap > 1 << 30 || self.receive_limit > 1 << 30 => {
+                wrong("receive_cap, receive_limit: at most 1 GiB")
+            }
             _ if !(1..=1 << 30).contains(&self.send_bytes) => wrong("send_bytes: 1 to 1 GiB"),
             _ if !self.entries.is_power_of_two() || !(8..=8192).contains(&self.entries) => {
                 wrong("entries: a power of two from 8 to 8192")
@@ -137,6 +150,8 @@ pub struct Reactor<C: Core> {
     border: Border,
     core: C,
     options: Options,
+    /// What one receive may take, as far as the kernel can be told.
+    share: Share,
     origin: Instant,
     /// Connections with something to send that the border does not know of: half-sent ones.
     dirty: Vec<ConnId>,
@@ -146,8 +161,10 @@ pub struct Reactor<C: Core> {
     news: Vec<News>,
     /// Connections whose receive found no block, longest waiting first.
     starved: VecDeque<ConnId>,
-    /// Receive blocks were short at the end of the last turn.
+    /// Receive blocks were short in the last turn.
     short: bool,
+    /// In the last turn everything was done against that.
+    relieved: bool,
     /// When there was last something to do.
     active_at: Time,
     /// Nobody is let in any more.
@@ -176,10 +193,10 @@ impl<C: Core> Reactor<C> {
         let spins = options.busy_poll != BusyPoll::Never;
         let mut ring = Ring::new(options.entries, options.send_bytes, spins)?;
         let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let mut blocks = BlockRing::register(&ring, &border.pool)?;
+        let mut blocks = BlockRing::register(&ring, &border.pool, options.lent)?;
         blocks.lend(&mut border.pool);
-        let mut options = options;
-        options.receive_cap = buffer::probe(&mut ring, &mut border.pool, options.receive_cap)?;
+        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
+        let share = buffer::probe(&mut ring, &mut border.pool, share)?;
         let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
         let doors = doors.collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
@@ -193,6 +210,7 @@ impl<C: Core> Reactor<C> {
             border,
             core,
             options,
+            share,
             origin,
             dirty: Vec::new(),
             looks: Vec::new(),
@@ -200,6 +218,7 @@ impl<C: Core> Reactor<C> {
             news: Vec::new(),
             starved: VecDeque::new(),
             short: false,
+            relieved: false,
             active_at: Time::ZERO,
             closing: false,
             end_at: None,
@@ -305,25 +324,37 @@ impl<C: Core> Reactor<C> {
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
         self.blocks.lend(&mut self.border.pool);
-        let pool = &self.border.pool;
-        let short = pool.ring_lent() * 100 < pool.ring_blocks() * RELIEVE_BELOW;
-        // Often the blocks of one busy turn are sent and back in the next: then nothing is copied.
-        if short && (self.short || !self.starved.is_empty()) && !self.closing {
-            self.border.tally.relieved += 1;
-            // The core knows those no more that it has closed.
-            for conn in self.sockets.flushing() {
-                self.border.copy_out(conn);
-            }
-            self.call(|core, border| core.relieve(border));
-            self.blocks.lend(&mut self.border.pool);
+        // What one turn received is mostly sent and back in the next: nothing is copied for that.
+        let was_short = self.short;
+        self.short = self.is_short();
+        self.relieved = self.short && was_short && !self.closing;
+        if self.relieved {
+            self.relieve();
         }
-        self.short = short;
-        // As many as surely find room: the rest keeps its place in the queue.
-        let cap = self.options.receive_cap.clamp(1, self.options.block_bytes);
-        let room = self.border.pool.ring_lent() * (self.options.block_bytes / cap).max(1);
+        // About as many as find room: the rest keeps its place in the queue.
+        let room = self.border.pool.ring_lent() * FEED_PER_BLOCK;
         for _ in 0..room.min(self.starved.len()) {
             let Some(conn) = self.starved.pop_front() else { break };
             self.feed(conn);
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        let pool = &self.border.pool;
+        pool.ring_free() * 100 < pool.ring_blocks() * RELIEVE_BELOW
+    }
+
+    /// Gets receive blocks back from whoever keeps them for long: peers that take nothing, then
+    /// the core itself. What flows comes back by itself and is not copied.
+    fn relieve(&mut self) {
+        self.border.tally.relieved += 1;
+        for conn in self.sockets.stuck() {
+            self.border.copy_out(conn);
+        }
+        self.blocks.lend(&mut self.border.pool);
+        if self.is_short() {
+            self.call(|core, border| core.relieve(border));
+            self.blocks.lend(&mut self.border.pool);
         }
     }
 
@@ -369,7 +400,8 @@ impl<C: Core> Reactor<C> {
     fn is_busy(&self, until: Option<Time>) -> bool {
         let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
         !(quiet && self.border.is_quiet())
-            || (!self.starved.is_empty() && self.border.pool.ring_lent() > 0)
+            || (!self.starved.is_empty()
+                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
             || until.is_some_and(|until| until <= self.border.now)
             || (!self.closing && !self.mailbox.is_empty())
     }

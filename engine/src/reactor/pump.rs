@@ -176,8 +176,7 @@ impl<C: Core> Reactor<C> {
         match (wants_bytes(socket, &self.border), socket.receive) {
             (true, Receive::Idle) => {
                 socket.receive = Receive::Armed;
-                let cap = self.options.receive_cap as u32;
-                self.ring.receive(socket.fd(), cap, Tag::of(Kind::Receive, conn));
+                self.ring.receive(socket.fd(), self.share, Tag::of(Kind::Receive, conn));
             }
             (false, Receive::Armed) => {
                 socket.receive = Receive::Cancelling;
@@ -284,13 +283,14 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A receive that found no block is tried again.
+    /// A receive that found no block is tried again. It comes before those that were served: they
+    /// might take everything again.
     pub(super) fn feed(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
             && socket.receive == Receive::Starved
         {
             socket.receive = Receive::Idle;
-            self.looks.push(conn);
+            self.look(conn);
         }
     }
 }

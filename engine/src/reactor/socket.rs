@@ -169,10 +169,11 @@ impl Sockets {
         Some(socket)
     }
 
-    /// Connections that the core has closed and whose last bytes are still queued.
-    pub(super) fn flushing(&self) -> impl Iterator<Item = ConnId> {
+    /// Connections whose output does not move: the peer takes nothing, or is not there yet.
+    pub(super) fn stuck(&self) -> impl Iterator<Item = ConnId> {
         let all = self.slots.iter().flatten();
-        all.filter(|socket| matches!(socket.phase, Phase::Flushing)).map(|socket| socket.conn)
+        let stuck = all.filter(|socket| socket.polling || matches!(socket.phase, Phase::Dialling));
+        stuck.map(|socket| socket.conn)
     }
 
     /// All connections in the table.

@@ -105,6 +105,15 @@ impl Completion {
     }
 }
 
+/// What a receive may take; 0 is no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    /// Bytes at a time. Linux 6.10
+    pub(super) cap: u32,
+    /// Bytes in all; then it ends and has to be armed again. Linux 6.17
+    pub(super) limit: u32,
+}
+
 /// How long an enter may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
@@ -191,10 +200,10 @@ impl Ring {
         self.push(entry.build(), tag);
     }
 
-    /// Receives into lent blocks, at most `cap` bytes at a time (0: as a block has room), until it
-    /// is cancelled or ends.
-    pub(super) fn receive(&mut self, socket: RawFd, cap: u32, tag: Tag) {
-        self.push(opcode::RecvMulti::new(Fd(socket), GROUP).len(cap).build(), tag);
+    /// Receives into lent blocks until it is cancelled, ends, or has had its limit.
+    pub(super) fn receive(&mut self, socket: RawFd, share: Share, tag: Tag) {
+        let entry = opcode::RecvMulti::new(Fd(socket), GROUP).len(share.cap).build();
+        self.push(with_optlen(entry, share.limit), tag);
     }
 
     /// Sends from the front of a queue as much as one send may; returns how many bytes it offered.
@@ -358,6 +367,19 @@ impl Ring {
             || self.sq.taskrun()
             || self.sq.cq_overflow()
     }
+}
+
+/// Sets a submission's `optlen`, which for a multishot receive is the bytes it may take in all.
+/// The crate offers no way to.
+fn with_optlen(mut entry: squeue::Entry, optlen: u32) -> squeue::Entry {
+    /// Where it is in `struct io_uring_sqe`, the kernel's binary interface.
+    const OFFSET: usize = 44;
+    const { assert!(size_of::<squeue::Entry>() == 64) };
+    let field = (&raw mut entry).cast::<u8>().wrapping_add(OFFSET).cast::<u32>();
+    // SAFETY: an entry is the kernel's 64-byte structure of plain integers (`repr(C)`, size checked
+    // above); the field lies inside, aligned, and any value is valid.
+    unsafe { field.write(optlen) };
+    entry
 }
 
 /// Pins the calling thread to a CPU.

@@ -92,7 +92,7 @@ pub(crate) struct Sight {
     pub(crate) tally: Tally,
     pub(crate) chunks_live: usize,
     pub(crate) chunks_most: usize,
-    pub(crate) lent: usize,
+    pub(crate) free: usize,
     pub(crate) copied_out: u64,
 }
 
@@ -141,7 +141,7 @@ impl<C: Core> Core for Watched<C> {
         sight.tally = border.tally;
         sight.chunks_live = border.pool.chunks_live();
         sight.chunks_most = sight.chunks_most.max(sight.chunks_live);
-        sight.lent = border.pool.ring_lent();
+        sight.free = border.pool.ring_free();
         sight.copied_out = border.copied_out;
     }
     fn relieve(&mut self, border: &mut Border) {
