@@ -232,6 +232,8 @@ const DEV: &str = r#"
 client = "127.0.0.1:10081"
 worker = "127.0.0.1:10086"
 admin = "127.0.0.1:10083"
+[cores]
+pin = false
 [[tenant]]
 name = "dev"
 client_keys = ["dev-key"]

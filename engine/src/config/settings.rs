@@ -188,7 +188,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting(
         "limits.continuations",
-        Kind::Count(1, 1024),
+        Kind::Count(1, 255),
         "8",
         "CONTINUATION frames of one header block.",
     ),
