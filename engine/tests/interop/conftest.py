@@ -104,10 +104,10 @@ def attach():
 
 
 class Bystander:
-    def __init__(self, gateway, name):
+    def __init__(self, gateway, name, kind):
         self.name = name
         self.run = subprocess.Popen(
-            [sys.executable, str(HERE / "bystander.py"), *map(str, gateway.client)],
+            [sys.executable, str(HERE / "bystander.py"), *map(str, gateway.client), kind],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         line = self.run.stdout.readline()
         assert line == "running\n", f"bystander: {line!r} {self.run.stderr.read()}"
@@ -129,11 +129,12 @@ class Bystander:
 
 @pytest.fixture
 def bystander(request):
-    """Starts an honest client beside an attack on a gateway that has the echo function."""
+    """Starts an honest client beside an attack: one that calls the echo function, or, where
+    there is none, one that sends PINGs."""
     started = []
 
-    def start(gateway):
-        started.append(Bystander(gateway, request.node.name))
+    def start(gateway, kind="call"):
+        started.append(Bystander(gateway, request.node.name, kind))
         return started[-1]
 
     yield start

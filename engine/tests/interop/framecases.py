@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from gateway import grpc_head
 from rawh2 import (COMPRESSION_ERROR, CONTINUATION, DATA, END_HEADERS, END_STREAM,
-                   FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS, LARGEST_WINDOW, PADDED,
-                   PING, PRIORITY, PRIORITY_FLAG, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM,
-                   SETTINGS, STREAM_CLOSED, WINDOW_UPDATE, frame, ping, priority,
-                   rst_stream, settings, window_update)
+                   FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS, INTERNAL_ERROR,
+                   LARGEST_WINDOW, PADDED, PING, PRIORITY, PRIORITY_FLAG, PROTOCOL_ERROR,
+                   PUSH_PROMISE, RST_STREAM, SETTINGS, STREAM_CLOSED, WINDOW_UPDATE, frame, ping,
+                   priority, rst_stream, settings, window_update)
 
 
 @dataclass
@@ -581,3 +581,17 @@ def from_workers():
         lambda s: frame(HEADERS, 0, s.request.stream, b"\x88")
         + frame(CONTINUATION, END_HEADERS, s.request.stream + 2, b"")),
         connection(PROTOCOL_ERROR))
+
+
+def told(client, sid):
+    """The client hears of it: 502 with status 14 in one HEADERS, or a reset with
+    INTERNAL_ERROR; never a clean end."""
+    while True:
+        event = client.wait(stream=sid, where=lambda e: e.kind in (HEADERS, DATA, RST_STREAM))
+        if event.kind == RST_STREAM:
+            assert event.code == INTERNAL_ERROR, f"{event}\n{client.transcript()}"
+            return
+        if event.kind == HEADERS and event.status == "502":
+            assert event.end_stream and event.grpc_status == "14", str(event)
+            return
+        assert not event.end_stream, f"a clean end: {event}\n{client.transcript()}"

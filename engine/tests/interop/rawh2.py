@@ -179,6 +179,7 @@ class Peer:
         self.stream_windows = {}
         self.data_received = {}
         self.block = None
+        self.went_away = False
         self.preface_seen = client
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if start:
@@ -301,7 +302,9 @@ class Peer:
             event = Event(kind, flags, stream, payload)
         self.log.append(f"< {str(event)[:600]}")
         self.react(event)
-        self.events.append(event)
+        # Credit is added up, not kept: a long body brings thousands.
+        if kind != WINDOW_UPDATE:
+            self.events.append(event)
 
     def join_block(self, kind, flags, stream, payload):
         if self.block is None:
@@ -332,6 +335,8 @@ class Peer:
                 self.send(settings(ack=True))
         elif kind == PING and not event.flags & ACK and "ping" in self.auto:
             self.send(ping(event.payload, ack=True))
+        elif kind == GOAWAY and event.code != NO_ERROR:
+            self.went_away = True
         elif kind == WINDOW_UPDATE:
             if event.stream:
                 held = self.stream_windows.get(event.stream, 0)
@@ -425,21 +430,20 @@ class Peer:
 
     # --- both ------------------------------------------------------------------------------
 
-    def flood(self, octets, rounds, timeout=20):
-        """Send `octets` up to `rounds` times, reading meanwhile; stops at an error GOAWAY or a
-        close. How many rounds were sent."""
-        self.log.append(f"  > flood of {rounds} x {describe(octets)}")
+    def flood(self, chunks, timeout=20):
+        """Send `chunks` one after the other, reading meanwhile; stops at an error GOAWAY or a
+        close. How many chunks were sent."""
+        self.log.append("  > flood")
         deadline = time.monotonic() + timeout
         self.sock.setblocking(False)
-        pending, sent = memoryview(b""), 0
+        pending, sent, chunks = memoryview(b""), 0, iter(chunks)
         try:
-            while time.monotonic() < deadline and not self.closed:
-                if any(e.kind == GOAWAY and e.code for e in self.events):
-                    break
+            while time.monotonic() < deadline and not self.closed and not self.went_away:
                 if not pending:
-                    if sent == rounds:
+                    pending = memoryview(next(chunks, b""))
+                    if not pending:
                         break
-                    pending, sent = memoryview(octets), sent + 1
+                    sent += 1
                 readable, writable, _ = select.select([self.sock], [self.sock], [], 1)
                 if readable:
                     self.read_available()
@@ -454,6 +458,7 @@ class Peer:
                         self.closed = self.closed or "reset"
         finally:
             self.sock.setblocking(True)
+        self.log.append(f"  > {sent} chunks of the flood sent")
         return sent
 
     def read_available(self):

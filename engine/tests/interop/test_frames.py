@@ -5,8 +5,9 @@ import pytest
 
 import framecases
 from fakeworker import FakeWorker
+from framecases import told
 from gateway import Gateway
-from rawh2 import CANCEL, DATA, GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, RST_STREAM, Silence
+from rawh2 import CANCEL, GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, RST_STREAM, Silence
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def fits(event, sid, verdict):
     return event.kind == RST_STREAM and event.stream == sid
 
 
-@pytest.mark.parametrize("case", framecases.from_clients(), ids=ids)
+@pytest.mark.parametrize("case", list(framecases.from_clients()), ids=ids)
 def test_from_a_client(case, session):
     client, tunnel = session.client, session.tunnel
     sid = case.act(session)
@@ -72,7 +73,7 @@ def cancelled(tunnel, sid):
         return False
 
 
-@pytest.mark.parametrize("case", framecases.from_workers(), ids=ids)
+@pytest.mark.parametrize("case", list(framecases.from_workers()), ids=ids)
 def test_from_a_worker(case, session):
     client, tunnel = session.client, session.tunnel
     sid = case.act(session)
@@ -96,17 +97,3 @@ def test_from_a_worker(case, session):
     client.round_trip()
     if event.kind == RST_STREAM:
         session.another()
-
-
-def told(client, sid):
-    """The client hears of it: 502 with status 14 in one HEADERS, or a reset with
-    INTERNAL_ERROR; never a clean end."""
-    while True:
-        event = client.wait(stream=sid, where=lambda e: e.kind in (HEADERS, DATA, RST_STREAM))
-        if event.kind == RST_STREAM:
-            assert event.code == INTERNAL_ERROR, f"{event}\n{client.transcript()}"
-            return
-        if event.kind == HEADERS and event.status == "502":
-            assert event.end_stream and event.grpc_status == "14", str(event)
-            return
-        assert not event.end_stream, f"a clean end: {event}\n{client.transcript()}"

@@ -179,7 +179,7 @@ OWN = {code: INTERNAL_ERROR for code in (PROTOCOL_ERROR, FLOW_CONTROL_ERROR, 9, 
                                          4, 10, 12, 13, 0xFF)}
 
 
-@pytest.mark.parametrize("code, wanted", {**SAME, **OWN}.items(),
+@pytest.mark.parametrize("code, wanted", list({**SAME, **OWN}.items()),
                          ids=lambda code: code_name(code) if isinstance(code, int) else None)
 class TestResets:
     def test_from_the_client(self, bare, worker, attach, code, wanted):
