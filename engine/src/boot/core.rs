@@ -291,7 +291,7 @@ mod tests {
     fn cpu_lists_are_read() {
         assert_eq!(cpus("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(cpus("7"), [7]);
-        assert_eq!(cpus(""), []);
+        assert!(cpus("").is_empty());
         assert_eq!(cpus("x-3,1"), [1]);
     }
 }

@@ -90,6 +90,12 @@ impl<C: Core> Reactor<C> {
                 continue;
             }
             door.again_at = None;
+            if let Some(socket) = &door.socket {
+                // The listener may be open elsewhere in the process too: this ends it everywhere,
+                // so that nobody is let into a queue that no one serves. It fails only if it has
+                // ended already.
+                let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+            }
             if door.armed {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));

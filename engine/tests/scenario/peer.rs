@@ -213,6 +213,10 @@ impl Peer {
         world.send(self.conn, &out);
     }
 
+    pub(crate) fn forget_keys(&mut self) {
+        self.keys.clear();
+    }
+
     /// The `n`th stream that a head came on or was sent on.
     pub(crate) fn key(&self, n: usize) -> StreamKey {
         self.keys[n]
