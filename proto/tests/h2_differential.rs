@@ -430,9 +430,8 @@ async fn our_server(course: Course) {
     for (call, task) in calls {
         match (call.path, task.await.unwrap()) {
             ("/echo", Ok((answer, echo, trailers))) => {
-                assert_eq!(answer, body(call), "{call:?} in {course:?}");
-                assert_eq!(echo, header(call));
-                assert!(trailers);
+                let same = answer == body(call) && echo == header(call) && trailers;
+                assert!(same, "{call:?} in {course:?}");
             }
             ("/reset", Err(error)) => {
                 assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM), "{error}");
@@ -507,7 +506,7 @@ async fn our_client(course: Course) {
                 trailers: number.is_multiple_of(3) && !(call.body == 0 && number.is_multiple_of(2)),
             },
         };
-        assert_eq!(outcome, expected, "{call:?} in {course:?}");
+        assert!(outcome == expected, "{call:?} in {course:?}");
     }
 }
 
