@@ -10,7 +10,7 @@ use socket2::{SockRef, TcpKeepalive};
 use super::Reactor;
 use super::fault::SetupError;
 use super::socket::{Phase, Socket};
-use super::uring::{Completion, Kind, Tag};
+use super::tag::{Completion, Kind, Tag};
 use crate::border::{Core, Listener};
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
