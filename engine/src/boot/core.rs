@@ -262,6 +262,8 @@ impl Core for Occupant {
     }
 
     fn posted(&mut self, border: &mut Border, post: ShardPost) {
+        #[cfg(test)]
+        tests::panic_if_asked();
         self.shard.posted(border, post);
         self.send_posts();
     }
@@ -285,13 +287,88 @@ impl Core for Occupant {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    static PANIC: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn panic_if_asked() {
+        assert!(!PANIC.swap(false, Ordering::SeqCst), "the test asked for it");
+    }
 
     #[test]
     fn cpu_lists_are_read() {
         assert_eq!(cpus("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(cpus("7"), [7]);
-        assert_eq!(cpus(""), []);
+        assert!(cpus("").is_empty());
         assert_eq!(cpus("x-3,1"), [1]);
+    }
+
+    fn seat() -> (Seat, mpsc::Receiver<ControlPost>, SocketAddr) {
+        let config = Arc::new(Config::dev());
+        let client = TcpListener::bind("127.0.0.1:0").unwrap();
+        let worker = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = client.local_addr().unwrap();
+        let (posts, inbox) = mpsc::channel(16);
+        let seat = Seat {
+            settings: ShardSettings {
+                config: config.clone(),
+                core: 0,
+                node: 0,
+                incarnation: 1,
+                secret: [1; 16],
+                seed: [2; 32],
+                generation: 0,
+                advertise: "http://127.0.0.1:1".into(),
+                unix_micros_at_zero: 0,
+                version: "test",
+                commit: "test",
+            },
+            policy: Arc::new(Policy::new(&config.tenants, &config.functions)),
+            client,
+            worker,
+            posts,
+            origin: Instant::now(),
+        };
+        (seat, inbox, address)
+    }
+
+    /// The first byte of the answer to `GET /info`: the core serves.
+    fn ask(address: SocketAddr) -> (TcpStream, u8) {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut first = [0];
+        stream.read_exact(&mut first).unwrap();
+        (stream, first[0])
+    }
+
+    #[test]
+    fn after_a_panic_a_new_shard_serves_on_the_same_port() {
+        let (seat, mut inbox, address) = seat();
+        let started = start(seat).unwrap();
+        let (mut old, first) = ask(address);
+        assert_eq!(first, b'H');
+        PANIC.store(true, Ordering::SeqCst);
+        started.mailbox.send(ShardPost::Snapshot { ticket: 1 }).unwrap();
+        let Some(ControlPost::Restarted { core: 0, mailbox }) = inbox.blocking_recv() else {
+            panic!("the core did not begin again");
+        };
+        let mut rest = Vec::new();
+        // FIN or RST: either way the old connection has ended.
+        let _ = old.read_to_end(&mut rest);
+        assert_eq!(ask(address).1, b'H');
+        mailbox.send(ShardPost::Snapshot { ticket: 2 }).unwrap();
+        let Some(ControlPost::Snapshot { ticket: 2, snapshot, .. }) = inbox.blocking_recv() else {
+            panic!("the new core does not answer");
+        };
+        assert_eq!(snapshot.metrics.io_backend[Backend::Ring.index()], 1);
+        mailbox.send(ShardPost::Stop).unwrap();
+        assert!(matches!(inbox.blocking_recv(), Some(ControlPost::Drained { core: 0 })));
+        started.thread.join().unwrap();
+        assert!(TcpStream::connect(address).is_err(), "the port is free again");
     }
 }
