@@ -504,8 +504,7 @@ async fn our_client(course: Course) {
             _ => Outcome::Answered {
                 body: body(call),
                 echo: header(call),
-                trailers: number.is_multiple_of(3)
-                    && !(call.body == 0 && number.is_multiple_of(2)),
+                trailers: number.is_multiple_of(3) && !(call.body == 0 && number.is_multiple_of(2)),
             },
         };
         assert_eq!(outcome, expected, "{call:?} in {course:?}");

@@ -105,7 +105,13 @@ impl Shard {
     }
 
     /// A head over limit L2: answered, not relayed.
-    pub(super) fn head_too_large(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
+    pub(super) fn head_too_large(
+        &mut self,
+        border: &mut Border,
+        at: At,
+        fields: &Fields,
+        ended: bool,
+    ) {
         self.metrics.limit_hit(Limit::HeaderBytes);
         let method = Method::of(fields.first(Token::Method).unwrap_or_default());
         let style = route::reply_style(fields);

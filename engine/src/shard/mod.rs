@@ -94,8 +94,7 @@ impl Shard {
     #[must_use]
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
-        let local =
-            Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -352,7 +351,13 @@ impl Shard {
 impl Core for Shard {
     type Post = ShardPost;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr) {
+    fn accepted(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        listener: Listener,
+        peer: SocketAddr,
+    ) {
         self.now = border.now;
         let limits = &self.settings.config.limits;
         let clients = self.metrics.active_connections as usize;
