@@ -35,6 +35,8 @@ pub(super) struct Seat {
     pub(super) posts: mpsc::Sender<ControlPost>,
     /// The process's [`Time::ZERO`].
     pub(super) origin: Instant,
+    /// The CPU it is pinned to.
+    pub(super) cpu: Option<usize>,
 }
 
 /// A started core.
@@ -162,19 +164,19 @@ impl Seat {
             posts: self.posts.clone(),
             mailbox: inbox.capacity(),
         };
-        let options = options(&self.settings.config, self.settings.core);
+        let options = options(&self.settings.config, self.settings.core, self.cpu);
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
 }
 
 /// A reactor's options out of the configuration.
-fn options(config: &Config, core: u16) -> Options {
+fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
     let defaults = Options::default();
     let limits = &config.limits;
     Options {
         core,
-        pin: config.cores.pin.then(|| cpu_of(core)).flatten(),
+        pin: cpu,
         busy_poll: match config.cores.busy_poll {
             config::BusyPoll::Always => BusyPoll::Always,
             config::BusyPoll::For(Duration::ZERO) => BusyPoll::Never,
@@ -186,14 +188,19 @@ fn options(config: &Config, core: u16) -> Options {
     }
 }
 
-/// The CPU of a core: the n-th this process may run on. None if there are not so many: then the
-/// kernel decides.
-fn cpu_of(core: u16) -> Option<usize> {
+/// The CPUs for so many cores, beginning with the one this thread runs on: several gateways on one
+/// machine would otherwise all choose its first. None where there are not enough to choose from.
+pub(super) fn cpus_for(count: usize) -> Option<Vec<usize>> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    // With one CPU there is nothing to choose, and other threads of ours have to run too.
     let cpus = cpus(list.trim());
-    if cpus.len() > 1 { cpus.get(usize::from(core)).copied() } else { None }
+    // With as many cores as CPUs there would be none of its own for the control thread either way.
+    if cpus.len() < count.max(2) {
+        return None;
+    }
+    let here = rustix::thread::sched_getcpu();
+    let first = cpus.iter().position(|cpu| *cpu == here).unwrap_or(0);
+    Some((first..first + count).map(|at| cpus[at % cpus.len()]).collect())
 }
 
 /// `0-3,8` as numbers.
@@ -305,6 +312,10 @@ mod tests {
         assert_eq!(cpus("7"), [7]);
         assert!(cpus("").is_empty());
         assert_eq!(cpus("x-3,1"), [1]);
+        assert_eq!(cpus_for(5000), None);
+        if let Some(chosen) = cpus_for(2) {
+            assert!(chosen.len() == 2 && chosen[0] != chosen[1]);
+        }
     }
 
     fn seat() -> (Seat, mpsc::Receiver<ControlPost>, SocketAddr) {
@@ -332,6 +343,7 @@ mod tests {
             worker,
             posts,
             origin: Instant::now(),
+            cpu: None,
         };
         (seat, inbox, address)
     }
