@@ -1,1 +1,29 @@
-//! Ringway's bench: see the README.
+//! What it takes to measure a gateway from outside: a load generator, a lean HTTP/2 endpoint to
+//! put behind it, a bare TCP relay to compare with, and the run that interleaves them.
+//!
+//! The walk: [`load`] drives many [`caller::Caller`]s against the proxy, behind which an
+//! [`endpoint::Endpoint`] answers, reached by [`backend`] (listening) or [`worker`] (dialling back
+//! through `CONNECT`). [`relay`] is the baseline, [`compare`] the measurement. The two HTTP/2
+//! sides do no I/O of their own: bytes in, bytes out; [`drive`] joins them to a socket on monoio.
+//!
+//! Not `forbid(unsafe_code)`: the baseline relay must be plain epoll, and neither epoll nor CPU
+//! affinity has a safe interface in what the workspace depends on. All of it is in [`sys`].
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod caller;
+pub mod compare;
+pub mod cpu;
+pub mod drive;
+pub mod endpoint;
+pub mod fault;
+pub mod fields;
+pub mod flow;
+pub mod http1;
+pub mod load;
+pub mod relay;
+pub mod sys;
+pub mod tally;
+pub mod verify;
+pub mod wire;
+pub mod worker;

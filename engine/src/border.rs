@@ -67,14 +67,16 @@ pub trait Core {
     /// A connection was accepted. It reads from now on.
     fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr);
 
-    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` the id is dead already.
+    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` (an `errno`) the id is
+    /// dead already.
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>);
 
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
 
     /// The peer will send nothing more. After anything but [`End::Fin`] the id is dead: its output
-    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it.
+    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it; if
+    /// the connection breaks before that, one more end (never a second `Fin`) tells so.
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
 
     /// The kernel took `bytes` of the connection's output.
@@ -86,12 +88,16 @@ pub trait Core {
     /// All facts of this loop turn have been told; called before the flush, timers included.
     fn turn(&mut self, border: &mut Border);
 
-    /// Receive memory runs short: copy out what waits in receive blocks (see
-    /// [`Border::copy_out`]) and free what can be freed.
+    /// Receive memory runs short, and what waits in the output of blocked peers was copied out
+    /// already: copy out and free what the core itself retains of receive blocks.
     fn relieve(&mut self, border: &mut Border);
 
     /// When [`Self::turn`] has to be called at the latest.
     fn deadline(&self) -> Option<Time>;
+
+    /// Whether the core has done its work: the reactor then closes every socket (what is being
+    /// flushed is still sent) and returns.
+    fn finished(&self) -> bool;
 }
 
 /// What a connection has to send, and what was asked of its socket.
@@ -106,6 +112,8 @@ pub struct Output {
     dirty: bool,
     paused: bool,
     close: Option<Close>,
+    /// When the queue began to wait, or the kernel last took some of it.
+    waiting_since: Time,
 }
 
 /// A wish that is rare enough to be a value.
@@ -115,6 +123,33 @@ pub enum Wish {
     Dial(ConnId, SocketAddr),
     /// The receive or close state of this connection changed: look at it.
     Look(ConnId),
+    /// Accept no more connections and close the listening socket.
+    Unlisten(Listener),
+}
+
+/// What the reactor did, counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Loop turns.
+    pub turns: u64,
+    /// Receives with bytes.
+    pub receives: u64,
+    /// Sends the kernel took something of.
+    pub sends: u64,
+    /// Sends that left a rest: the socket was waited for.
+    pub blocked_sends: u64,
+    /// Receives that found no receive block free.
+    pub starved: u64,
+    /// Calls of [`Core::relieve`].
+    pub relieved: u64,
+    /// Connections accepted.
+    pub accepts: u64,
+    /// Accepts that failed for want of descriptors or memory, each followed by a pause.
+    pub accept_failures: u64,
+    /// Connections closed at once because the core holds its limit of them.
+    pub refused: u64,
+    /// Sockets open now, those still being closed included.
+    pub sockets: u64,
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -128,6 +163,10 @@ pub struct Border {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
+    /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
+    stash: Option<(Segment, usize)>,
+    /// What the reactor did so far.
+    pub tally: Tally,
     /// Bytes copied out of receive blocks because a slow peer held them.
     pub copied_out: u64,
 }
@@ -143,6 +182,8 @@ impl Border {
             free: Vec::new(),
             dirty: Vec::new(),
             wishes: Vec::new(),
+            stash: None,
+            tally: Tally::default(),
             copied_out: 0,
         }
     }
@@ -151,39 +192,77 @@ impl Border {
 
     /// Appends bytes, copied into the connection's own chunks.
     pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
-        let Some(output) = live(&mut self.outputs, conn) else { return };
-        output.queued += bytes.len();
         while !bytes.is_empty() {
-            let (chunk, used) = match output.fill {
-                Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
-                spent => {
-                    if let Some((chunk, _)) = spent {
-                        self.pool.release(chunk);
-                    }
-                    (self.pool.chunk(), 0)
-                }
-            };
-            let n = bytes.len().min(CHUNK_BYTES - used);
-            let part = chunk.part(used, n);
-            self.pool.bytes_mut(part).copy_from_slice(&bytes[..n]);
-            output.fill = Some((chunk, used + n));
-            if !output.extend_last(part) {
-                self.pool.retain(part);
-                output.queue.push_back(part);
-            }
-            bytes = &bytes[n..];
+            let Some(part) = self.room(conn, bytes.len()) else { return };
+            let (now, later) = bytes.split_at(part.len as usize);
+            self.pool.bytes_mut(part).copy_from_slice(now);
+            bytes = later;
         }
+    }
+
+    /// Appends a copy of a range: for what is cheaper to copy than to refer to.
+    pub fn put_copy(&mut self, conn: ConnId, segment: Segment) {
+        let mut done = 0;
+        while done < segment.len as usize {
+            let rest = segment.len as usize - done;
+            let Some(part) = self.room(conn, rest) else { return };
+            self.pool.copy(segment.part(done, part.len as usize), part);
+            done += part.len as usize;
+        }
+    }
+
+    /// Up to `wanted` bytes at the end of the connection's output, queued and to be filled now.
+    fn room(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
+        let output = live(&mut self.outputs, conn)?;
+        let part = take_room(&mut self.pool, &mut output.fill, wanted);
+        output.grow(self.now, part.len);
+        append(&mut self.pool, &mut output.queue, part);
         self.mark(conn);
+        Some(part)
+    }
+
+    /// Copies a range to where it may wait for long, in chunks shared by everything that waits.
+    /// Each segment appended to `into` holds a claim.
+    pub fn stash(&mut self, segment: Segment, into: &mut VecDeque<Segment>) {
+        let mut done = 0;
+        while done < segment.len as usize {
+            let part = take_room(&mut self.pool, &mut self.stash, segment.len as usize - done);
+            self.pool.copy(segment.part(done, part.len as usize), part);
+            append(&mut self.pool, into, part);
+            done += part.len as usize;
+        }
+    }
+
+    /// As [`Self::stash`], for bytes that lie outside the pool.
+    pub fn stash_bytes(&mut self, mut bytes: &[u8], into: &mut VecDeque<Segment>) {
+        while !bytes.is_empty() {
+            let part = take_room(&mut self.pool, &mut self.stash, bytes.len());
+            let (now, later) = bytes.split_at(part.len as usize);
+            self.pool.bytes_mut(part).copy_from_slice(now);
+            append(&mut self.pool, into, part);
+            bytes = later;
+        }
+    }
+
+    /// Whether less than a quarter of the receive memory is left to the kernel: then nothing that
+    /// may wait for long should stay there.
+    #[must_use]
+    pub fn receive_memory_is_short(&self) -> bool {
+        self.pool.ring_lent() * 4 < self.pool.ring_blocks()
+    }
+
+    /// Gives the shared chunk of [`Self::stash`] back once nothing waits in it.
+    pub fn end_stash(&mut self) {
+        if let Some((chunk, _)) = self.stash.take() {
+            self.pool.release(chunk);
+        }
     }
 
     /// Appends a range without copying it; the queue keeps its own claim on the block.
     pub fn push(&mut self, conn: ConnId, segment: Segment) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
-        output.queued += segment.len as usize;
-        if !output.extend_last(segment) {
-            self.pool.retain(segment);
-            output.queue.push_back(segment);
-        }
+        output.grow(self.now, segment.len);
+        append(&mut self.pool, &mut output.queue, segment);
         self.mark(conn);
     }
 
@@ -191,6 +270,18 @@ impl Border {
     #[must_use]
     pub fn queued(&self, conn: ConnId) -> usize {
         self.output(conn).map_or(0, |output| output.queued)
+    }
+
+    /// Since when the connection's output makes no progress; none if nothing is queued.
+    #[must_use]
+    pub fn blocked_since(&self, conn: ConnId) -> Option<Time> {
+        self.output(conn).filter(|output| output.queued > 0).map(|output| output.waiting_since)
+    }
+
+    /// Connections that are open or not yet closed to the end.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.outputs.len() - self.free.len()
     }
 
     /// A [`Sink`] that appends to the connection's output.
@@ -224,24 +315,36 @@ impl Border {
         conn
     }
 
+    /// Accepts no more connections from this listener.
+    pub fn unlisten(&mut self, listener: Listener) {
+        self.wishes.push(Wish::Unlisten(listener));
+    }
+
     /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks
     /// can go back to the kernel. Safe between turns only (no send is in flight then).
+    ///
+    /// Pieces are packed: many small frames of one slow peer share a chunk.
     pub fn copy_out(&mut self, conn: ConnId) {
         let Some(output) = self.outputs.get_mut(conn.slot as usize) else { return };
-        if output.generation != conn.generation || !output.queue.iter().any(|s| self.pool.is_ring(*s))
-        {
+        if output.generation == conn.generation {
+            let mut queue = std::mem::take(&mut output.queue);
+            self.copy_out_of(&mut queue);
+            self.outputs[conn.slot as usize].queue = queue;
+        }
+    }
+
+    /// As [`Self::copy_out`], for a queue of the core's own.
+    pub fn copy_out_of(&mut self, queue: &mut VecDeque<Segment>) {
+        if !queue.iter().any(|segment| self.pool.is_ring(*segment)) {
             return;
         }
-        let old = std::mem::take(&mut output.queue);
-        for segment in old {
+        for segment in std::mem::take(queue) {
             if self.pool.is_ring(segment) {
                 self.copied_out += u64::from(segment.len);
-                for copy in copy_segment(&mut self.pool, segment) {
-                    self.outputs[conn.slot as usize].queue.push_back(copy);
-                }
+                self.stash(segment, queue);
                 self.pool.release(segment);
             } else {
-                self.outputs[conn.slot as usize].queue.push_back(segment);
+                queue.push_back(segment);
             }
         }
     }
@@ -310,6 +413,7 @@ impl Border {
         if let Some(output) = self.outputs.get_mut(conn.slot as usize)
             && output.generation == conn.generation
         {
+            output.waiting_since = self.now;
             output.sent(bytes, &mut self.pool);
         }
     }
@@ -354,15 +458,11 @@ impl Output {
         self.close
     }
 
-    /// Grows the last segment if `next` continues it in memory.
-    fn extend_last(&mut self, next: Segment) -> bool {
-        match self.queue.back_mut() {
-            Some(last) if last.block == next.block && last.start + last.len == next.start => {
-                last.len += next.len;
-                true
-            }
-            _ => false,
+    fn grow(&mut self, now: Time, bytes: u32) {
+        if self.queued == 0 {
+            self.waiting_since = now;
         }
+        self.queued += bytes as usize;
     }
 
     fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
@@ -396,19 +496,34 @@ impl Output {
     }
 }
 
-/// Copies a segment into as many chunks as it needs, each with one claim.
-pub fn copy_segment(pool: &mut Pool, segment: Segment) -> Vec<Segment> {
-    let mut copies = Vec::new();
-    let mut done = 0;
-    while done < segment.len as usize {
-        let n = (segment.len as usize - done).min(CHUNK_BYTES);
-        let chunk = pool.chunk().part(0, n);
-        let bytes = pool.bytes(segment.part(done, n)).to_vec();
-        pool.bytes_mut(chunk).copy_from_slice(&bytes);
-        copies.push(chunk);
-        done += n;
+/// Puts a range at a queue's end, with a claim of the queue's; one that continues the last range
+/// in memory becomes part of it.
+fn append(pool: &mut Pool, queue: &mut VecDeque<Segment>, next: Segment) {
+    match queue.back_mut() {
+        Some(last) if last.block == next.block && last.start + last.len == next.start => {
+            last.len += next.len;
+        }
+        _ => {
+            pool.retain(next);
+            queue.push_back(next);
+        }
     }
-    copies
+}
+
+/// The next `wanted` bytes, or fewer, of a chunk that is being filled; a fresh one if it is full.
+fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize) -> Segment {
+    let (chunk, used) = match *fill {
+        Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+        spent => {
+            if let Some((chunk, _)) = spent {
+                pool.release(chunk);
+            }
+            (pool.chunk(), 0)
+        }
+    };
+    let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
+    *fill = Some((chunk, used + part.len as usize));
+    part
 }
 
 fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {
@@ -484,6 +599,30 @@ mod tests {
     }
 
     #[test]
+    fn copying_out_keeps_the_order_and_packs_small_pieces() {
+        let (mut border, conn) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 90, false);
+        for (i, byte) in border.pool.bytes_mut(whole).iter_mut().enumerate() {
+            *byte = i as u8;
+        }
+        for i in 0..30 {
+            border.push(conn, whole.part(i * 3, 2));
+            border.put(conn, b"-");
+        }
+        border.pool.release(whole);
+        let before = queued_bytes(&border, conn);
+        border.copy_out(conn);
+        assert_eq!(queued_bytes(&border, conn), before);
+        // One chunk of the connection's own, one shared by all that waits.
+        assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 2));
+        assert_eq!(border.pool.lend(), Some(block), "nothing holds the block any more");
+        border.sent(conn, before.len());
+        border.end_stash();
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
     fn a_closed_id_takes_no_output_and_its_slot_returns_with_another_generation() {
         let (mut border, conn) = border();
         border.put(conn, b"last words");
@@ -495,6 +634,24 @@ mod tests {
         assert!(next.slot == conn.slot && next != conn);
         border.put(conn, b"to nobody");
         assert_eq!(border.queued(next), 0);
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
+    fn what_waits_shares_chunks_and_frees_them() {
+        let (mut border, _) = border();
+        let block = border.pool.lend().unwrap();
+        let whole = border.pool.filled(block, 30_000, true);
+        border.pool.bytes_mut(whole)[29_999] = 9;
+        let mut waiting = VecDeque::new();
+        border.stash_bytes(b"small", &mut waiting);
+        border.stash(whole, &mut waiting);
+        border.pool.release(whole);
+        assert_eq!(waiting.iter().map(|s| s.len).sum::<u32>(), 30_005);
+        assert_eq!(border.pool.bytes(*waiting.back().unwrap()).last(), Some(&9));
+        assert_eq!(border.pool.chunks_live(), 2);
+        waiting.drain(..).for_each(|s| border.pool.release(s));
+        border.end_stash();
         assert_eq!(border.pool.chunks_live(), 0);
     }
 

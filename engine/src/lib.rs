@@ -2,5 +2,26 @@
 //! and touches nothing, and a control thread for what is not on the data path.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod bare;
+pub mod boot;
 pub mod border;
+pub mod config;
+pub mod control;
+pub mod demo;
+pub mod log;
+pub mod metrics;
 pub mod pool;
+pub mod post;
+#[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
+pub mod reactor;
+pub mod ring;
+pub mod shard;
+
+/// Version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Commit of this build, where the build was told it (`RINGWAY_COMMIT`).
+pub const COMMIT: &str = match option_env!("RINGWAY_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};

@@ -36,6 +36,12 @@ impl Segment {
         debug_assert!(skip + len <= self.len as usize, "part outside its segment");
         Self { block: self.block, start: self.start + skip as u32, len: len as u32 }
     }
+
+    /// The same segment with `bytes` more in front, which its finder knows to be there.
+    #[must_use]
+    pub fn grow_front(self, bytes: usize) -> Self {
+        Self { start: self.start - bytes as u32, len: self.len + bytes as u32, ..self }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +122,12 @@ impl Pool {
         self.lent
     }
 
+    /// Receive blocks that nobody holds: lent, or to be lent.
+    #[must_use]
+    pub fn ring_free(&self) -> usize {
+        self.lent + self.returned.len()
+    }
+
     /// Output chunks in use.
     #[must_use]
     pub fn chunks_live(&self) -> usize {
@@ -147,8 +159,7 @@ impl Pool {
 
     /// A fresh output chunk with one claim on it, as a segment of its whole length.
     pub fn chunk(&mut self) -> Segment {
-        let bytes =
-            self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        let bytes = self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
         let len = bytes.len() as u32;
         let chunk = Chunk { refs: 1, bytes: Some(bytes) };
         let slot = match self.vacant.pop() {
@@ -206,6 +217,20 @@ impl Pool {
                 &mut bytes.expect("a claimed chunk has memory")[start..start + len]
             }
         }
+    }
+
+    /// Copies the bytes of one segment over those of another of the same length.
+    ///
+    /// # Panics
+    /// If the lengths differ, or `to` does not lie in an output chunk other than `from`'s: our own
+    /// broken invariant.
+    pub fn copy(&mut self, from: Segment, to: Segment) {
+        let slot = self.chunk_slot(to.block).expect("copies go to output chunks");
+        assert!(from.block != to.block, "a copy needs two blocks");
+        let mut bytes = self.chunks[slot].bytes.take().expect("a claimed chunk has memory");
+        let (start, len) = (to.start as usize, to.len as usize);
+        bytes[start..start + len].copy_from_slice(self.bytes(from));
+        self.chunks[slot].bytes = Some(bytes);
     }
 
     /// One more claim on the segment's block.

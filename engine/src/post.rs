@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::metrics::ShardMetrics;
+use crate::ring::Sender;
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -33,10 +34,17 @@ pub enum ControlPost {
         /// Counters and sessions.
         snapshot: Box<Snapshot>,
     },
-    /// A draining shard has closed its last connection.
+    /// A draining shard has closed its last connection, and its core has ended.
     Drained {
         /// The shard's core number.
         core: u16,
+    },
+    /// A shard panicked; a new one has taken its place and is reached by another mailbox.
+    Restarted {
+        /// The shard's core number.
+        core: u16,
+        /// Its mailbox.
+        mailbox: Sender<ShardPost>,
     },
 }
 

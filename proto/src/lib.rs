@@ -5,7 +5,17 @@
 //! crate with what its reactor received and sends what it wrote into a [`Sink`].
 #![forbid(unsafe_code)]
 
+pub mod answer;
+mod decimal;
+pub mod detect;
+pub mod fault;
 pub mod fields;
+pub mod grpc;
+pub mod h1;
+pub mod h2;
+pub mod hpack;
+pub mod id;
+pub mod route;
 pub mod time;
 
 /// Where bytes to be sent are appended.

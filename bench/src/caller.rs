@@ -1,0 +1,367 @@
+//! The lean HTTP/2 client of the load generator: one connection with a fixed number of calls
+//! always open (a closed loop).
+//!
+//! On the wire it is a warm grpc-go client ([`crate::fields`]); every answer is verified: status,
+//! gRPC status, length and end. An answer that completes a call starts the next one at once, and
+//! all that a read brought leaves in one write. Neighbours: [`crate::load`] above,
+//! [`crate::drive`] for the socket.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::drive::Machine;
+use crate::endpoint::{FILL, ORDER, OUT_LIMIT, PREFIX};
+use crate::fault::Fault;
+use crate::fields::{Blocks, CallFields};
+use crate::flow::{Allowance, CONNECTION_WINDOW, Credit, DEFAULT_WINDOW, STREAM_WINDOW, grown};
+use crate::tally::{Phase, Tally};
+use crate::verify::{Said, Verifier};
+use crate::wire::{self, Event, Inlet, MAX_31, PREFACE, flag, kind, setting};
+
+/// Failed calls after which a connection gives up.
+const FAILURE_LIMIT: u32 = 100;
+/// RST_STREAM code CANCEL.
+const CANCEL: u32 = 8;
+
+/// What each call sends and expects.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Payload bytes of the request message, at least four (they say how much to answer).
+    pub message: u32,
+    /// Payload bytes of the answer.
+    pub answer: u32,
+}
+
+/// What was wrong with a call, first cause wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Status,
+    Grpc,
+    Length,
+    Reset,
+}
+
+/// One of the calls always open.
+#[derive(Debug)]
+struct Slot {
+    id: u32,
+    began: Instant,
+    sent: u64,
+    left: u64,
+    window: i64,
+    credit: Credit,
+    got: u64,
+    headed: bool,
+    said: Said,
+    wrong: Option<Wrong>,
+}
+
+/// One connection's client side.
+pub struct Caller {
+    inlet: Inlet,
+    out: Vec<u8>,
+    fields: Rc<CallFields>,
+    work: Work,
+    streams: usize,
+    blocks: Option<Blocks>,
+    opened: bool,
+    next_id: u32,
+    slots: Vec<Slot>,
+    /// Slots with a request body to send.
+    queue: VecDeque<usize>,
+    credit: Credit,
+    allowance: Allowance,
+    verifier: Verifier,
+    answered: bool,
+    failed: u32,
+    tally: Rc<RefCell<Tally>>,
+}
+
+impl Machine for Caller {
+    fn received(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        let now = Instant::now();
+        let mut at = 0;
+        // Taken out so that an event borrowing from it can change everything else.
+        let mut inlet = std::mem::take(&mut self.inlet);
+        while let Some(event) = inlet.next(bytes, &mut at)? {
+            self.on(event, now)?;
+        }
+        self.inlet = inlet;
+        self.refill();
+        Ok(at)
+    }
+
+    fn refill(&mut self) {
+        while self.out.len() < OUT_LIMIT && !self.allowance.exhausted() {
+            let Some(place) = self.queue.pop_front() else { break };
+            self.send_some(place);
+        }
+    }
+
+    fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    fn over(&self) -> bool {
+        self.tally.borrow().stage.phase() == Phase::Over
+    }
+}
+
+impl Caller {
+    /// A connection that has not spoken yet; its preface is already in the output.
+    pub fn new(
+        fields: Rc<CallFields>,
+        work: Work,
+        streams: usize,
+        tally: Rc<RefCell<Tally>>,
+    ) -> Self {
+        assert!(work.message >= 4, "the first four payload bytes say what to answer");
+        let mut out = PREFACE.to_vec();
+        let settings = [(setting::ENABLE_PUSH, 0), (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW)];
+        wire::put_settings(&mut out, &settings);
+        wire::put_window(&mut out, 0, CONNECTION_WINDOW - DEFAULT_WINDOW);
+        Self {
+            inlet: Inlet::default(),
+            out,
+            fields,
+            work,
+            streams,
+            blocks: None,
+            opened: false,
+            next_id: 1,
+            slots: Vec::with_capacity(streams),
+            queue: VecDeque::new(),
+            credit: Credit::default(),
+            allowance: Allowance::default(),
+            verifier: Verifier::default(),
+            answered: false,
+            failed: 0,
+            tally,
+        }
+    }
+
+    /// Calls that are open.
+    pub fn open_calls(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// Header blocks that had to be decoded, for the generator's own account.
+    pub fn decoded_blocks(&self) -> u64 {
+        self.verifier.decoded
+    }
+
+    fn on(&mut self, event: Event<'_>, now: Instant) -> Result<(), Fault> {
+        match event {
+            Event::Data { stream, bytes, flow, end } => {
+                self.credit.received(flow, CONNECTION_WINDOW, 0, &mut self.out);
+                let Some(place) = self.place(stream) else { return Ok(()) };
+                let slot = &mut self.slots[place];
+                slot.got += bytes.len() as u64;
+                if end {
+                    // An answer without trailers has no gRPC status.
+                    slot.blame(Wrong::Grpc);
+                    return self.finish(place, now);
+                }
+                slot.credit.received(flow, STREAM_WINDOW, stream, &mut self.out);
+            }
+            Event::Headers { stream, block, end } => {
+                // Read whatever its stream is: the decoder must see every block.
+                let said = self.verifier.read(block)?;
+                let Some(place) = self.place(stream) else { return Ok(()) };
+                self.slots[place].read(said, end, self.work.answer);
+                if end {
+                    return self.finish(place, now);
+                }
+            }
+            Event::Settings(payload) => return self.settings(payload, now),
+            Event::Ping(opaque) => {
+                wire::put_head(&mut self.out, 8, kind::PING, flag::ACK, 0);
+                self.out.extend_from_slice(&opaque);
+            }
+            Event::Reset { stream, .. } => {
+                let Some(place) = self.place(stream) else { return Ok(()) };
+                self.slots[place].blame(Wrong::Reset);
+                // The stream is closed on both sides: nothing is left to cancel.
+                self.slots[place].left = 0;
+                return self.finish(place, now);
+            }
+            Event::Window { stream: 0, grow } => self.allowance.grow(grow)?,
+            Event::Window { stream, grow } => {
+                if let Some(place) = self.place(stream) {
+                    let slot = &mut self.slots[place];
+                    slot.window = grown(slot.window, grow)?;
+                    self.queue_if_ready(place);
+                }
+            }
+            Event::Goaway(code) => return Err(Fault::Goaway(code)),
+            Event::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn place(&self, id: u32) -> Option<usize> {
+        self.slots.iter().position(|s| s.id == id)
+    }
+
+    fn settings(&mut self, payload: &[u8], now: Instant) -> Result<(), Fault> {
+        let table = self.allowance.table;
+        let delta = self.allowance.settings(payload)?;
+        if self.opened && self.allowance.table != table {
+            return Err(Fault::TableResized);
+        }
+        wire::put_head(&mut self.out, 0, kind::SETTINGS, flag::ACK, 0);
+        for place in 0..self.slots.len() {
+            self.slots[place].window += delta;
+            self.queue_if_ready(place);
+        }
+        if !self.opened {
+            // Like grpc-go, which calls a connection ready once the server's SETTINGS are there.
+            self.opened = true;
+            self.blocks = Some(Blocks::request(&self.fields, self.allowance.table));
+            for place in 0..self.streams.min(self.allowance.streams as usize) {
+                self.start(place, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a new call in slot `place`.
+    fn start(&mut self, place: usize, now: Instant) -> Result<(), Fault> {
+        let id = self.next_id;
+        if id > MAX_31 {
+            return Err(Fault::StreamIds);
+        }
+        self.next_id += 2;
+        let slot = Slot {
+            id,
+            began: now,
+            sent: 0,
+            left: u64::from(self.work.message) + PREFIX as u64,
+            window: self.allowance.initial(),
+            credit: Credit::default(),
+            got: 0,
+            headed: false,
+            said: Said::default(),
+            wrong: None,
+        };
+        if place < self.slots.len() {
+            self.slots[place] = slot;
+        } else {
+            self.slots.push(slot);
+        }
+        let Some(blocks) = &self.blocks else { return Ok(()) };
+        let block = if id == 1 { &blocks.first } else { &blocks.later };
+        wire::put_head(&mut self.out, block.len(), kind::HEADERS, flag::END_HEADERS, id);
+        self.out.extend_from_slice(block);
+        if self.out.len() < OUT_LIMIT {
+            self.send_some(place);
+        } else {
+            self.queue.push_back(place);
+        }
+        Ok(())
+    }
+
+    /// Sends the next DATA frame of a request.
+    fn send_some(&mut self, place: usize) {
+        let slot = &mut self.slots[place];
+        if slot.left == 0 {
+            return;
+        }
+        let n = self.allowance.take(&mut slot.window, slot.left);
+        if n == 0 {
+            // Without a stream window WINDOW_UPDATE queues it again.
+            self.queue_if_ready(place);
+            return;
+        }
+        let last = slot.left == n as u64;
+        let flags = if last { flag::END_STREAM } else { 0 };
+        wire::put_head(&mut self.out, n, kind::DATA, flags, slot.id);
+        let order = order(self.work);
+        let from = slot.sent.min(ORDER as u64) as usize;
+        let lead = n.min(ORDER - from);
+        self.out.extend_from_slice(&order[from..from + lead]);
+        self.out.extend_from_slice(&FILL[..n - lead]);
+        slot.sent += n as u64;
+        slot.left -= n as u64;
+        if !last {
+            self.queue.push_back(place);
+        }
+    }
+
+    fn queue_if_ready(&mut self, place: usize) {
+        let slot = &self.slots[place];
+        if slot.left > 0 && slot.window > 0 && !self.queue.contains(&place) {
+            self.queue.push_back(place);
+        }
+    }
+
+    /// The answer has ended: counts the call and starts the next.
+    fn finish(&mut self, place: usize, now: Instant) -> Result<(), Fault> {
+        let slot = &self.slots[place];
+        if slot.left > 0 {
+            wire::put_head(&mut self.out, 4, kind::RST_STREAM, 0, slot.id);
+            self.out.extend_from_slice(&CANCEL.to_be_bytes());
+            self.queue.retain(|&p| p != place);
+        }
+        let mut tally = self.tally.borrow_mut();
+        let failures = &mut tally.failures;
+        match slot.wrong {
+            None => {
+                tally.completed(slot.began, now);
+                if !self.answered {
+                    self.answered = true;
+                    tally.stage.connection_lives();
+                }
+            }
+            Some(Wrong::Status) => failures.status += 1,
+            Some(Wrong::Grpc) => failures.grpc += 1,
+            Some(Wrong::Length) => failures.length += 1,
+            Some(Wrong::Reset) => failures.reset += 1,
+        }
+        drop(tally);
+        if slot.wrong.is_some() {
+            self.failed += 1;
+            if self.failed >= FAILURE_LIMIT {
+                return Err(Fault::Hopeless(slot.said));
+            }
+        }
+        self.start(place, now)
+    }
+}
+
+impl Slot {
+    fn blame(&mut self, wrong: Wrong) {
+        self.wrong.get_or_insert(wrong);
+    }
+
+    /// A header block of the answer.
+    fn read(&mut self, said: Said, end: bool, expected: u32) {
+        self.said.status = said.status.or(self.said.status);
+        self.said.grpc = said.grpc.or(self.said.grpc);
+        if !self.headed {
+            match said.status {
+                // Interim answers (RFC 9110 §15.2) precede the head.
+                Some(100..=199) if !end => return,
+                Some(200) => {}
+                _ => self.blame(Wrong::Status),
+            }
+            self.headed = true;
+        }
+        if end {
+            if said.grpc != Some(0) {
+                self.blame(Wrong::Grpc);
+            }
+            if self.got != u64::from(expected) + PREFIX as u64 {
+                self.blame(Wrong::Length);
+            }
+        }
+    }
+}
+
+/// The first bytes of every request: gRPC's prefix and what to answer.
+fn order(work: Work) -> [u8; ORDER] {
+    let (m, a) = (work.message.to_be_bytes(), work.answer.to_be_bytes());
+    [0, m[0], m[1], m[2], m[3], a[0], a[1], a[2], a[3]]
+}

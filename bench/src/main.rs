@@ -1,0 +1,230 @@
+//! `ringway-bench`: arguments to the library's subcommands.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ringway_bench::caller::Work;
+use ringway_bench::fields::CallFields;
+use ringway_bench::{backend, compare, load, relay, sys, worker};
+
+/// Measures gateways from outside.
+#[derive(Debug, Parser)]
+#[command(name = "ringway-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The baseline: a bare TCP relay (epoll, one thread).
+    Relay {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        target: SocketAddr,
+    },
+    /// The lean HTTP/2 endpoint, listening.
+    Backend {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// The same endpoint, reached by dialling back to a gateway.
+    Worker(WorkerArgs),
+    /// The load generator: calls in a closed loop.
+    Load(Box<LoadArgs>),
+    /// CPU per call of gateways against the bare relay, interleaved.
+    Compare(CompareArgs),
+}
+
+#[derive(Debug, Args)]
+struct WorkerArgs {
+    /// The gateway's worker listener, http://HOST:PORT.
+    #[arg(long)]
+    gateway: String,
+    #[arg(long)]
+    key: String,
+    #[arg(long)]
+    function: String,
+    #[arg(long)]
+    version: String,
+    /// Sessions served at once.
+    #[arg(long, default_value_t = 16_384)]
+    slots: usize,
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    #[arg(long)]
+    target: SocketAddr,
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Calls always open on each connection.
+    #[arg(long, default_value_t = 16)]
+    streams: usize,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Payload bytes of each request message (at least 4).
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..))]
+    message: u32,
+    /// Payload bytes of each answer; as many as the request when absent.
+    #[arg(long)]
+    answer: Option<u32>,
+    /// Seconds counted.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Seconds before, not counted.
+    #[arg(long, default_value_t = 0.5)]
+    warm_up: f64,
+    /// Client key.
+    #[arg(long, default_value = compare::CLIENT_KEY)]
+    key: String,
+    #[arg(long, default_value = compare::FUNCTION)]
+    function: String,
+    #[arg(long, default_value = compare::VERSION)]
+    version: String,
+    #[arg(long, default_value = "/ringway.bench.v1.Bench/Call")]
+    path: String,
+    /// NAME=PID of a process whose CPU time is wanted; repeatable.
+    #[arg(long, value_parser = parse_watch)]
+    watch: Vec<load::Watch>,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds counted in each run.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Seconds before each count.
+    #[arg(long, default_value_t = 0.5)]
+    warm_up: f64,
+    /// The gateway's binary; the one beside this program when absent.
+    #[arg(long)]
+    ringway: Option<PathBuf>,
+    /// Shapes to run, by name; all of them when absent.
+    #[arg(long, value_delimiter = ',')]
+    shapes: Vec<String>,
+    /// Peers to run, by folder name, in this order; all that are installed when absent.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Folder of the peers.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/peers"))]
+    peers_dir: PathBuf,
+    /// Where to write every figure.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Where configurations, logs and the raw figures go; a temporary folder when absent.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// TCP congestion control for the time of the run, or `keep`. The common default bbr paces
+    /// loopback traffic, which doubles the cost of large messages.
+    #[arg(long, default_value = "cubic")]
+    congestion: String,
+    #[arg(long, default_value_t = 0)]
+    proxy_cpu: usize,
+    #[arg(long, default_value_t = 1)]
+    load_cpu: usize,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Relay { listen, target } => run_relay(listen, target),
+        Command::Backend { listen } => run_backend(listen),
+        Command::Worker(args) => run_worker(args),
+        Command::Load(args) => run_load(*args),
+        Command::Compare(args) => run_compare(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn run_relay(listen: SocketAddr, target: SocketAddr) -> Outcome {
+    sys::raise_file_limit()?;
+    let relay = relay::Relay::bind(listen, target)?;
+    println!("ready listen={}", relay.address()?);
+    Ok(relay.run()?)
+}
+
+fn run_backend(listen: SocketAddr) -> Outcome {
+    sys::raise_file_limit()?;
+    Ok(backend::run(listen, |address| println!("ready listen={address}"))?)
+}
+
+fn run_worker(args: WorkerArgs) -> Outcome {
+    sys::raise_file_limit()?;
+    let WorkerArgs { gateway, key, function, version, slots } = args;
+    let employer = worker::Employer { gateway, key, function, version, slots };
+    Ok(worker::run(employer, || println!("ready polling"))?)
+}
+
+fn run_load(args: LoadArgs) -> Outcome {
+    sys::raise_file_limit()?;
+    let fields = CallFields {
+        authority: args.target.to_string(),
+        path: args.path,
+        key: args.key,
+        function: args.function,
+        version: args.version,
+    };
+    if !fields.fit() {
+        return Err("the header fields are longer than a header table".into());
+    }
+    let plan = load::Plan {
+        target: args.target,
+        connections: args.connections.max(1),
+        streams: args.streams.max(1),
+        threads: args.threads.clamp(1, args.connections.max(1)),
+        work: Work { message: args.message, answer: args.answer.unwrap_or(args.message) },
+        fields,
+        warm_up: Duration::try_from_secs_f64(args.warm_up)?,
+        counted: Duration::try_from_secs_f64(args.seconds)?,
+        watch: args.watch,
+    };
+    let outcome = load::run(&plan)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        println!("{outcome}");
+    }
+    Ok(())
+}
+
+fn run_compare(args: CompareArgs) -> Outcome {
+    let request = compare::Request {
+        rounds: args.rounds.max(1),
+        seconds: args.seconds,
+        warm_up: args.warm_up,
+        ringway: args.ringway,
+        shapes: args.shapes,
+        peers: args.peers,
+        peers_dir: args.peers_dir,
+        json: args.json,
+        out: args.out,
+        congestion: args.congestion,
+        proxy_cpu: args.proxy_cpu,
+        load_cpu: args.load_cpu,
+    };
+    Ok(compare::run(&request)?)
+}
+
+fn parse_watch(text: &str) -> Result<load::Watch, String> {
+    let (name, pid) = text.split_once('=').ok_or("NAME=PID expected")?;
+    let pid = pid.parse().map_err(|_| format!("not a process id: {pid}"))?;
+    Ok(load::Watch { name: name.to_owned(), pid })
+}

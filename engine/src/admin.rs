@@ -1,0 +1,221 @@
+//! The admin port: metrics, health, sessions, drain. It runs on the control thread and asks the
+//! cores by message; it is never on the way of a request.
+
+mod proc;
+mod reply;
+mod scrape;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{HeaderMap, Response, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::routing::{any, get, post};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+pub use scrape::Scraper;
+
+/// Connections to the admin port at once; more wait to be accepted.
+const CONNECTIONS: usize = 256;
+/// Time for a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Least letters of a shortened request id.
+const SHORT_ID: usize = 8;
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not all cores are ready.
+    Starting,
+    /// New sessions are taken.
+    Serving,
+    /// On its way out.
+    Draining,
+}
+
+/// What the admin port knows and may do.
+#[derive(Debug)]
+pub struct Admin {
+    /// Asks the cores.
+    pub scraper: Scraper,
+    /// Where the process is.
+    pub phase: watch::Receiver<Phase>,
+    /// Set to begin the drain.
+    pub drain: watch::Sender<bool>,
+    /// Whether calls that change something may come from elsewhere.
+    pub allow_remote: bool,
+    /// Panics of cores so far: counted here because a shard's own counters die with it.
+    pub panics: AtomicU64,
+}
+
+impl Admin {
+    fn is_serving(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
+    }
+}
+
+type Shared = State<Arc<Admin>>;
+type Peer = ConnectInfo<SocketAddr>;
+
+/// Every path of the admin port.
+pub fn routes(admin: Arc<Admin>) -> Router {
+    let guard = || from_fn_with_state(admin.clone(), only_from_here);
+    Router::new()
+        .route("/drain", post(drain).layer(guard()))
+        .route("/shutdown", any(drain).layer(guard()))
+        .route("/sessions/{id}", get(session).merge(axum::routing::delete(close).layer(guard())))
+        .route("/sessions", get(sessions))
+        .route("/metrics", get(metrics))
+        .route("/health", get(health))
+        .route("/live", get(live))
+        .route("/ready", get(ready))
+        .route("/info", get(info))
+        .fallback(nothing)
+        .with_state(admin)
+}
+
+/// Serves the admin port for ever.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let routes = routes(admin);
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the admin port cannot accept for now");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let routes = routes.clone().layer(axum::Extension(ConnectInfo(peer)));
+        tokio::spawn(async move {
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            // A peer that went away is no news.
+            let _ = served.await;
+            drop(place);
+        });
+    }
+}
+
+/// Lets a call that changes something through only from this machine, unless configured otherwise,
+/// and never from a web page: a browser on this machine would be "from here" too.
+async fn only_from_here(
+    State(admin): Shared,
+    ConnectInfo(peer): Peer,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
+    let headers = request.headers();
+    if is_cross_site(headers) {
+        return reply::text(StatusCode::FORBIDDEN, "not from a web page\n");
+    }
+    if !admin.allow_remote && !is_loopback(peer) {
+        let text = "only from this machine, unless [admin] allow_remote = true\n";
+        return reply::text(StatusCode::FORBIDDEN, text);
+    }
+    next.run(request).await
+}
+
+fn is_loopback(peer: SocketAddr) -> bool {
+    peer.ip().to_canonical().is_loopback()
+}
+
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    headers.contains_key("origin")
+        || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
+}
+
+async fn metrics(State(admin): Shared) -> Response<Body> {
+    let scrape = admin.scraper.ask().await;
+    let mut text = String::with_capacity(64 * 1024);
+    let mut sum = scrape.sum();
+    sum.shard_panics += admin.panics.load(Ordering::Relaxed);
+    sum.render(&mut text);
+    scrape.render(&mut text);
+    proc::render(&mut text);
+    reply::metrics(text)
+}
+
+async fn health(State(admin): Shared) -> Response<Body> {
+    if admin.is_serving() {
+        reply::text(StatusCode::OK, "OK")
+    } else {
+        reply::text(StatusCode::SERVICE_UNAVAILABLE, "draining")
+    }
+}
+
+/// Whether the process should be let live: nothing outside of it has a say in that.
+async fn live() -> Response<Body> {
+    reply::text(StatusCode::OK, "OK")
+}
+
+async fn ready(State(admin): Shared) -> Response<Body> {
+    let phase = *admin.phase.borrow();
+    match phase {
+        Phase::Serving => reply::text(StatusCode::OK, "OK"),
+        Phase::Starting => reply::text(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Draining => reply::text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    }
+}
+
+async fn info(State(admin): Shared) -> Response<Body> {
+    reply::json(&serde_json::json!({
+        "service": "nvcf-grpc-proxy",
+        "version": crate::VERSION,
+        "commit": crate::COMMIT,
+        "cores": admin.scraper.cores(),
+        "backend": "io_uring",
+        "mode": "local",
+    }))
+}
+
+async fn sessions(State(admin): Shared, ConnectInfo(peer): Peer) -> Response<Body> {
+    let whole = is_loopback(peer);
+    let rows = admin.scraper.ask().await.into_sessions();
+    reply::json(&rows.iter().map(|row| reply::session(row, whole)).collect::<Vec<_>>())
+}
+
+async fn session(
+    State(admin): Shared,
+    ConnectInfo(peer): Peer,
+    Path(id): Path<String>,
+) -> Response<Body> {
+    let wanted = id.to_ascii_lowercase();
+    let rows = admin.scraper.ask().await.into_sessions();
+    let found = rows.iter().find(|row| {
+        let id = row.request_id.to_string();
+        id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(&wanted))
+    });
+    match found {
+        Some(row) => reply::json(&reply::session(row, is_loopback(peer))),
+        None => reply::text(StatusCode::NOT_FOUND, "no such session\n"),
+    }
+}
+
+async fn close() -> Response<Body> {
+    reply::text(StatusCode::NOT_IMPLEMENTED, "closing a session is not supported yet\n")
+}
+
+async fn drain(State(admin): Shared) -> Response<Body> {
+    admin.drain.send_replace(true);
+    reply::text(StatusCode::ACCEPTED, "draining\n")
+}
+
+async fn nothing() -> Response<Body> {
+    let text = "GET /metrics /health /live /ready /info /sessions /sessions/ID; POST /drain\n";
+    reply::text(StatusCode::NOT_FOUND, text)
+}

@@ -1,0 +1,79 @@
+//! The shapes of answers.
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use axum::http::{Response, StatusCode};
+use serde::Serialize;
+
+use super::SHORT_ID;
+use crate::post::SessionRow;
+
+/// Plain text, never cached (contract LN-5).
+pub(super) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
+    with(status, "text/plain; charset=utf-8", Body::from(text))
+}
+
+/// The Prometheus text format.
+pub(super) fn metrics(text: String) -> Response<Body> {
+    with(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(text))
+}
+
+/// A value of ours as JSON.
+pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(body) => with(StatusCode::OK, "application/json", Body::from(body)),
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "cannot be written as JSON\n"),
+    }
+}
+
+fn with(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// A row of `/sessions`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Session<'a> {
+    request_id: String,
+    function_id: &'a str,
+    function_version_id: &'a str,
+    tenant: &'a str,
+    state: &'a str,
+    core: u16,
+    client_address: &'a str,
+    tunnel: &'a str,
+    streams: u32,
+    bytes_in: u64,
+    bytes_out: u64,
+    age_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_reason: Option<&'a str>,
+}
+
+/// A row as it may be shown: whoever has a session's whole id can come back to it.
+pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
+    let mut request_id = row.request_id.to_string();
+    if !whole_id {
+        request_id.truncate(SHORT_ID);
+    }
+    Session {
+        request_id,
+        function_id: &row.function_id,
+        function_version_id: &row.function_version_id,
+        tenant: &row.tenant,
+        state: row.state,
+        core: row.core,
+        client_address: &row.client_address,
+        tunnel: &row.tunnel,
+        streams: row.streams,
+        bytes_in: row.bytes_in,
+        bytes_out: row.bytes_out,
+        age_ms: row.age_ms,
+        close_reason: row.close_reason,
+    }
+}

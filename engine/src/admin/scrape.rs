@@ -1,0 +1,127 @@
+//! Asks every core for a snapshot, and waits no longer than [`DEADLINE`] for the answers.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::{ShardMetrics, family};
+use crate::post::{SessionRow, ShardPost, Snapshot};
+use crate::ring::Sender;
+
+/// How long the cores may take.
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// The way to the cores, and the answers on their way.
+#[derive(Debug)]
+pub struct Scraper {
+    cores: Mutex<Vec<Sender<ShardPost>>>,
+    asked: Mutex<Asked>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    last: u64,
+    waiting: HashMap<u64, mpsc::Sender<Box<Snapshot>>>,
+}
+
+/// What the cores answered in time.
+#[derive(Debug)]
+pub struct Scrape {
+    snapshots: Vec<Box<Snapshot>>,
+    silent: usize,
+}
+
+impl Scraper {
+    /// For these cores, in the order of their numbers.
+    #[must_use]
+    pub fn new(cores: Vec<Sender<ShardPost>>) -> Self {
+        Self { cores: Mutex::new(cores), asked: Mutex::default() }
+    }
+
+    /// How many cores there are.
+    #[must_use]
+    pub fn cores(&self) -> usize {
+        lock(&self.cores).len()
+    }
+
+    /// A core has another mailbox now.
+    pub fn replace(&self, core: u16, mailbox: Sender<ShardPost>) {
+        if let Some(old) = lock(&self.cores).get_mut(usize::from(core)) {
+            *old = mailbox;
+        }
+    }
+
+    /// Sends a message to every core. Answers how many have no room for it now.
+    pub fn tell(&self, post: impl Fn() -> ShardPost) -> usize {
+        lock(&self.cores).iter().filter(|core| core.send(post()).is_err()).count()
+    }
+
+    /// Asks every core.
+    pub async fn ask(&self) -> Scrape {
+        let cores = self.cores();
+        let (sender, mut answers) = mpsc::channel(cores.max(1));
+        let ticket = {
+            let mut asked = lock(&self.asked);
+            asked.last += 1;
+            let ticket = asked.last;
+            asked.waiting.insert(ticket, sender);
+            ticket
+        };
+        let full = self.tell(|| ShardPost::Snapshot { ticket });
+        let mut snapshots = Vec::with_capacity(cores);
+        let until = Instant::now() + DEADLINE;
+        while snapshots.len() + full < cores {
+            match timeout_at(until, answers.recv()).await {
+                Ok(Some(snapshot)) => snapshots.push(snapshot),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        lock(&self.asked).waiting.remove(&ticket);
+        let silent = cores - snapshots.len();
+        Scrape { snapshots, silent }
+    }
+
+    /// A core's answer has come.
+    pub fn answered(&self, ticket: u64, snapshot: Box<Snapshot>) {
+        if let Some(asker) = lock(&self.asked).waiting.get(&ticket) {
+            // There is room for one answer a core; a late one finds nobody.
+            let _ = asker.try_send(snapshot);
+        }
+    }
+}
+
+impl Scrape {
+    /// All cores' counters together.
+    #[must_use]
+    pub fn sum(&self) -> ShardMetrics {
+        let mut sum = ShardMetrics::default();
+        for snapshot in &self.snapshots {
+            sum.add(&snapshot.metrics);
+        }
+        sum
+    }
+
+    /// All cores' sessions.
+    #[must_use]
+    pub fn into_sessions(self) -> Vec<SessionRow> {
+        self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions).collect()
+    }
+
+    /// Writes how complete the scrape is.
+    pub fn render(&self, out: &mut String) {
+        family(out, "ringway_cores", "gauge", "Data cores, by whether they answered this scrape.");
+        let answered = self.snapshots.len();
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "ringway_cores{{state=\"answered\"}} {answered}");
+        let _ = writeln!(out, "ringway_cores{{state=\"silent\"}} {}", self.silent);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds the lock can panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

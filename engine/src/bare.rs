@@ -1,0 +1,123 @@
+//! A relay of bytes without any protocol: every client connection gets a connection to one fixed
+//! address, bytes go both ways as they came.
+//!
+//! It is what the reactor costs by itself: the benchmark's floor, and the reactor's test piece.
+
+use std::net::SocketAddr;
+
+use ringway_proto::time::Time;
+
+use crate::border::{Border, Close, ConnId, Core, End, Listener};
+use crate::pool::Segment;
+
+/// Queued for one connection above which its other side is no longer read.
+pub const HIGH_WATER: usize = 1 << 20;
+
+/// Queued for one connection below which its other side is read again.
+pub const LOW_WATER: usize = HIGH_WATER / 2;
+
+/// What other threads tell the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarePost {
+    /// Close everything and end.
+    Stop,
+}
+
+/// The relay.
+#[derive(Debug)]
+pub struct Bare {
+    target: SocketAddr,
+    /// The other side of each connection, by slot.
+    peers: Vec<Option<(ConnId, ConnId)>>,
+    stopped: bool,
+}
+
+impl Bare {
+    /// A relay to `target`.
+    #[must_use]
+    pub fn new(target: SocketAddr) -> Self {
+        Self { target, peers: Vec::new(), stopped: false }
+    }
+
+    fn peer(&self, conn: ConnId) -> Option<ConnId> {
+        let (own, peer) = self.peers.get(conn.slot as usize).copied().flatten()?;
+        (own == conn).then_some(peer)
+    }
+
+    fn pair(&mut self, conn: ConnId, peer: ConnId) {
+        let slot = conn.slot as usize;
+        if slot >= self.peers.len() {
+            self.peers.resize(slot + 1, None);
+        }
+        self.peers[slot] = Some((conn, peer));
+    }
+
+    /// Forgets a connection and its other side, and flushes the other side's last bytes.
+    fn part(&mut self, border: &mut Border, conn: ConnId) {
+        if let Some(peer) = self.peer(conn) {
+            self.peers[conn.slot as usize] = None;
+            self.peers[peer.slot as usize] = None;
+            border.close(peer, Close::Flush);
+        }
+    }
+}
+
+impl Core for Bare {
+    type Post = BarePost;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+        let peer = border.dial(self.target);
+        self.pair(conn, peer);
+        self.pair(peer, conn);
+    }
+
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        if result.is_err() {
+            self.part(border, conn);
+        }
+    }
+
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        let Some(peer) = self.peer(conn) else { return };
+        border.push(peer, segment);
+        if border.queued(peer) > HIGH_WATER {
+            border.pause(conn, true);
+        }
+    }
+
+    /// A FIN ends both ways: what is queued either way is still sent. (The border knows no
+    /// half-closed connection, and what is relayed over it needs none.)
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        self.part(border, conn);
+        if end == End::Fin {
+            border.close(conn, Close::Flush);
+        }
+    }
+
+    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
+        if border.queued(conn) < LOW_WATER
+            && let Some(peer) = self.peer(conn)
+        {
+            border.pause(peer, false);
+        }
+    }
+
+    fn posted(&mut self, _: &mut Border, post: BarePost) {
+        match post {
+            BarePost::Stop => self.stopped = true,
+        }
+    }
+
+    fn turn(&mut self, _: &mut Border) {}
+
+    /// It retains nothing itself.
+    fn relieve(&mut self, _: &mut Border) {}
+
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
+
+    fn finished(&self) -> bool {
+        self.stopped
+    }
+}

@@ -1,0 +1,247 @@
+//! From a configuration to a running gateway, and out again: limits of the process, ports, cores,
+//! the control thread (this one), signals, drain.
+
+mod core;
+mod port;
+mod run;
+
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::control::local::Policy;
+use crate::demo::{Serve, WorkerOptions};
+use crate::post::ControlPost;
+use crate::shard::ShardSettings;
+
+/// Messages of the cores that wait for the control thread.
+const CONTROL_POSTS: usize = 1024;
+/// Sessions the demo's worker takes at once.
+const DEMO_SLOTS: usize = 1024;
+
+/// What `ringway dev` serves.
+#[derive(Clone, Debug)]
+pub enum Demo {
+    /// The built-in echo function.
+    Echo,
+    /// A server at this address.
+    Target(String),
+}
+
+/// A gateway that did not come up, or was ended by force. The text is for people.
+#[derive(Debug)]
+pub struct BootError {
+    /// Exit code of the process.
+    pub code: u8,
+    text: String,
+}
+
+impl BootError {
+    /// Exit code for a port or io_uring that could not be had (EX_OSERR).
+    const OS: u8 = 71;
+
+    fn os(text: impl fmt::Display) -> Self {
+        Self { code: Self::OS, text: text.to_string() }
+    }
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for BootError {}
+
+/// Where the listeners are, with the ports the kernel picked.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    client: SocketAddr,
+    worker: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// Runs a gateway until it has drained after a signal or a call of the admin port.
+///
+/// # Errors
+/// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
+pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+    let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
+    raise_descriptors(&config);
+    let origin = Instant::now();
+    let count = config.cores.count;
+    let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
+    let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
+    let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
+    let address = |listeners: &[std::net::TcpListener]| {
+        let first = listeners.first().map(std::net::TcpListener::local_addr);
+        first.transpose().ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
+    };
+    let addresses =
+        Addresses { client: address(&client)?, worker: address(&worker)?, admin: address(&admin)? };
+    let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
+    let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+    let config = Arc::new(config);
+    let mut cores = Vec::with_capacity(count);
+    let identity = Identity::new()?;
+    for (core, (client, worker)) in client.into_iter().zip(worker).enumerate() {
+        let settings = identity.settings(&config, core as u16, addresses.worker)?;
+        let (policy, posts) = (policy.clone(), posts.clone());
+        let seat = core::Seat { settings, policy, client, worker, posts, origin };
+        cores.push(start_core(seat)?);
+    }
+    drop(posts);
+    let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
+    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin };
+    run.run(|| {
+        if let Some(demo) = &demo {
+            start_demo(demo, &config, addresses.worker)?;
+        }
+        announce(&config, addresses, demo.as_ref());
+        Ok(())
+    })
+}
+
+/// The one place where a core is put together and started.
+fn start_core(seat: core::Seat) -> Result<core::Started, BootError> {
+    core::start(seat).map_err(BootError::os)
+}
+
+/// What names this run of the process in ids and tokens.
+struct Identity {
+    incarnation: u32,
+    secret: [u8; 16],
+    unix_micros_at_zero: u64,
+}
+
+impl Identity {
+    fn new() -> Result<Self, BootError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            incarnation: u32::from_ne_bytes(random()?),
+            secret: random()?,
+            unix_micros_at_zero: u64::try_from(since.as_micros()).unwrap_or(0),
+        })
+    }
+
+    fn settings(
+        &self,
+        config: &Arc<Config>,
+        core: u16,
+        worker: SocketAddr,
+    ) -> Result<ShardSettings, BootError> {
+        let advertise = config.control.advertise.clone();
+        Ok(ShardSettings {
+            config: config.clone(),
+            core,
+            node: 0,
+            incarnation: self.incarnation,
+            secret: self.secret,
+            seed: random()?,
+            generation: 0,
+            advertise: advertise.unwrap_or_else(|| format!("http://{worker}")),
+            unix_micros_at_zero: self.unix_micros_at_zero,
+            version: crate::VERSION,
+            commit: crate::COMMIT,
+        })
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], BootError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| BootError::os(format!("the kernel gives no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+/// Raises the soft limit on descriptors to the hard one (contract LN-11).
+fn raise_descriptors(config: &Config) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit on open files cannot be raised");
+        }
+    }
+    let wanted = (config.limits.client_connections + config.limits.worker_connections) as u64;
+    let have = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if have < wanted {
+        tracing::info!(
+            have,
+            wanted,
+            "fewer files may be open than limits.client_connections and worker_connections \
+             allow: raise `ulimit -Hn` or lower them"
+        );
+    }
+}
+
+/// The demo's thread: worker and function, on a runtime of their own.
+fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), BootError> {
+    let function = config.functions.first();
+    let Some((function, key)) = function.and_then(|f| Some((f, f.worker_keys.first()?))) else {
+        return Err(BootError::os("the demo has no function to serve"));
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::os)?;
+    let (function, version) = (function.id, function.version);
+    let key = String::from_utf8_lossy(key.bytes()).into_owned();
+    let demo = demo.clone();
+    let work = async move {
+        let serve = match demo {
+            Demo::Echo => Serve::Routes(crate::demo::routes().await),
+            Demo::Target(target) => Serve::Bridge(target),
+        };
+        let slots = DEMO_SLOTS;
+        let options = WorkerOptions { gateway, key, function, version, slots, serve };
+        crate::demo::Worker::run(options).await;
+    };
+    std::thread::Builder::new()
+        .name("ringway-demo".into())
+        .spawn(move || runtime.block_on(work))
+        .map_err(BootError::os)?;
+    Ok(())
+}
+
+/// The ready line, and in `dev` something to paste.
+fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
+    let Addresses { client, worker, admin } = addresses;
+    let mut text = format!("ready client={client} worker={worker} admin={admin}\n");
+    if let (Some(Demo::Echo), Some(function)) = (demo, config.functions.first()) {
+        let id = function.id;
+        text += &format!(
+            "\n# with grpcurl:\n\
+             grpcurl -plaintext -H 'authorization: Bearer dev-key' -H 'function-id: {id}' \\\n  \
+             -d '{{\"payload\":\"aGVsbG8=\"}}' {client} ringway.echo.v1.Echo/Unary\n\
+             \n# with Python (pip install grpcio); b'\\n\\x05hello' is the message {{payload: \
+             \"hello\"}}:\n\
+             python3 -c \"import grpc; print(grpc.insecure_channel('{client}').unary_unary(\\\n  \
+             '/ringway.echo.v1.Echo/Unary')(b'\\\\n\\\\x05hello', metadata=[\\\n  \
+             ('authorization', 'Bearer dev-key'), ('function-id', '{id}')]))\"\n",
+        );
+    } else if let (Some(Demo::Target(target)), Some(function)) = (demo, config.functions.first()) {
+        text += &format!(
+            "\n# calls to {client} reach {target} with these two headers:\n\
+             # authorization: Bearer dev-key\n# function-id: {}\n",
+            function.id
+        );
+    }
+    let mut out = std::io::stdout().lock();
+    // A closed stdout is no reason not to serve.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+pub use run::Signal;
+
+/// What the cores tell.
+type Inbox = mpsc::Receiver<ControlPost>;

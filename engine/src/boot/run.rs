@@ -1,0 +1,174 @@
+//! The control thread's life: the admin port, the cores' messages, signals, and the drain.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until};
+
+use super::{Addresses, BootError, Inbox, core};
+use crate::admin::{Admin, Phase, Scraper};
+use crate::config::Config;
+use crate::post::{ControlPost, ShardPost};
+
+/// How long a core may take to end after the drain's limit has passed.
+const END_SLACK: Duration = Duration::from_secs(5);
+/// How often a message is sent again to a core whose mailbox is full.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// A signal that ends the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Ctrl-C.
+    Interrupt,
+    /// `kill`.
+    Terminate,
+}
+
+impl Signal {
+    /// The exit code when it comes a second time: 128 and the signal's number.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+        }
+    }
+}
+
+/// A gateway whose cores run.
+pub(super) struct Run {
+    pub(super) config: Arc<Config>,
+    pub(super) addresses: Addresses,
+    pub(super) cores: Vec<core::Started>,
+    pub(super) inbox: Inbox,
+    pub(super) admin: TcpListener,
+}
+
+impl Run {
+    /// Runs until the drain is over; `ready` is called once everything answers.
+    pub(super) fn run(
+        self,
+        ready: impl FnOnce() -> Result<(), BootError>,
+    ) -> Result<(), BootError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(BootError::os)?;
+        let cores: Vec<_> = self.cores.iter().map(|core| core.mailbox.clone()).collect();
+        let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
+        if ended.is_ok() {
+            for core in self.cores {
+                // A core that panicked has said so.
+                let _ = core.thread.join();
+            }
+            tracing::info!(client = %self.addresses.client, "ended");
+        }
+        ended
+    }
+}
+
+async fn control(
+    config: Arc<Config>,
+    cores: Vec<crate::ring::Sender<ShardPost>>,
+    mut inbox: Inbox,
+    listener: TcpListener,
+    ready: impl FnOnce() -> Result<(), BootError>,
+) -> Result<(), BootError> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
+    listener.set_nonblocking(true).map_err(BootError::os)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
+    let (phase, phase_seen) = watch::channel(Phase::Starting);
+    let (drain, mut drain_asked) = watch::channel(false);
+    let running = cores.len();
+    let admin = Arc::new(Admin {
+        scraper: Scraper::new(cores),
+        phase: phase_seen,
+        drain,
+        allow_remote: config.admin.allow_remote,
+        panics: AtomicU64::new(0),
+    });
+    tokio::spawn(crate::admin::serve(listener, admin.clone()));
+    ready()?;
+    phase.send_replace(Phase::Serving);
+    let ended = watch_cores(&mut inbox, &admin, running);
+    tokio::pin!(ended);
+    let mut next = async || {
+        tokio::select! {
+            _ = interrupt.recv() => Signal::Interrupt,
+            _ = terminate.recv() => Signal::Terminate,
+        }
+    };
+    tokio::select! {
+        () = &mut ended => return Err(BootError::os("every core has ended; see the log")),
+        signal = next() => tracing::info!(?signal, "draining; a second signal ends at once"),
+        _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
+    }
+    phase.send_replace(Phase::Draining);
+    tokio::select! {
+        ended = drained(&config, &admin, ended) => ended,
+        signal = next() => Err(BootError {
+            code: signal.exit_code(),
+            text: "ended by a second signal, before the drain was over".into(),
+        }),
+    }
+}
+
+/// Tells the cores to drain, and waits for their end.
+async fn drained(
+    config: &Config,
+    admin: &Admin,
+    ended: impl Future<Output = ()>,
+) -> Result<(), BootError> {
+    tokio::pin!(ended);
+    let max = config.drain.max;
+    let drain = async {
+        sleep(config.drain.delay).await;
+        tell(admin, || ShardPost::Drain { max }).await;
+        sleep(max + END_SLACK).await;
+        tracing::warn!("the drain's limit has passed; the cores are stopped");
+        tell(admin, || ShardPost::Stop).await;
+        sleep_until(tokio::time::Instant::now() + END_SLACK).await;
+    };
+    tokio::select! {
+        () = &mut ended => Ok(()),
+        () = drain => Err(BootError::os("a core did not end in time")),
+    }
+}
+
+/// Sends a message to every core, however long a mailbox is full: once too often does no harm.
+async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
+    while admin.scraper.tell(&post) > 0 {
+        sleep(FULL_PAUSE).await;
+    }
+}
+
+/// Handles the cores' messages until the last of them has ended.
+async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
+    while let Some(post) = inbox.recv().await {
+        match post {
+            ControlPost::Snapshot { ticket, snapshot, .. } => {
+                admin.scraper.answered(ticket, snapshot);
+            }
+            ControlPost::Restarted { core, mailbox } => {
+                admin.panics.fetch_add(1, Ordering::Relaxed);
+                admin.scraper.replace(core, mailbox);
+                if *admin.phase.borrow() == Phase::Draining {
+                    // The new one has not heard of it. Room is certain: the mailbox is empty.
+                    admin.scraper.tell(|| ShardPost::Stop);
+                }
+            }
+            ControlPost::Drained { .. } => {
+                running -= 1;
+                if running == 0 {
+                    return;
+                }
+            }
+        }
+    }
+}

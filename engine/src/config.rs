@@ -1,0 +1,295 @@
+//! The configuration file: read once, checked as a whole, handed on as typed values.
+//!
+//! Every problem is reported with its line and the fix; nobody else reads the file or the
+//! environment.
+
+mod node;
+mod parties;
+mod problems;
+mod read;
+mod rules;
+mod settings;
+mod units;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use problems::Problems;
+pub use settings::settings_as_markdown;
+
+/// Most data cores this build runs.
+pub const MAX_CORES: usize = 1;
+
+/// Everything that was configured.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is the table of its name, see `settings`")]
+pub struct Config {
+    pub listen: Listen,
+    pub cores: Cores,
+    pub control: Control,
+    pub tenants: Vec<Tenant>,
+    pub functions: Vec<Function>,
+    pub session: Session,
+    pub drain: Drain,
+    pub limits: Limits,
+    pub keepalive: Keepalive,
+    pub admin: Admin,
+    pub log: Log,
+    /// What an operator should hear of although it is no fault.
+    pub notes: Vec<String>,
+}
+
+/// Addresses of the listeners.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Listen {
+    pub client: SocketAddr,
+    pub worker: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// The data cores.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Cores {
+    pub count: usize,
+    pub pin: bool,
+    pub busy_poll: BusyPoll,
+    pub receive_memory: usize,
+}
+
+/// How long a core spins before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// For this long; zero: not at all.
+    For(Duration),
+    /// It never sleeps.
+    Always,
+}
+
+/// Local mode's own settings.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// What workers dial back to; without it the worker listener's address.
+    pub advertise: Option<String>,
+}
+
+/// A key. Never shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(Box<[u8]>);
+
+impl Secret {
+    /// The key itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(key: &str) -> Self {
+        Self(key.as_bytes().into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// NCA id.
+    pub name: String,
+    /// Keys of its clients.
+    pub client_keys: Vec<Secret>,
+}
+
+/// One version of a function.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// The function.
+    pub id: Uuid,
+    /// The version.
+    pub version: Uuid,
+    /// Names of the tenants that may call it.
+    pub tenants: Vec<String>,
+    /// Keys of the workers that may serve it.
+    pub worker_keys: Vec<Secret>,
+    /// Of the streaming kind.
+    pub streaming: bool,
+}
+
+/// Rules of sessions.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Session {
+    pub wait: Duration,
+    pub idle: Duration,
+    pub scope: Scope,
+    pub honour_id: HonourId,
+}
+
+/// Who shares a session on one client connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Whoever uses the connection.
+    Connection,
+    /// Credentials of one tenant.
+    Tenant,
+    /// One credential.
+    Credential,
+}
+
+/// When a request id is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HonourId {
+    /// Also on a connection that has a session.
+    Always,
+    /// As the reference does.
+    Unpinned,
+}
+
+/// The end of the process.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Drain {
+    pub delay: Duration,
+    pub max: Duration,
+}
+
+/// Every limit.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Limits {
+    pub client_connections: usize,
+    pub worker_connections: usize,
+    pub handshake: Duration,
+    pub header_bytes: usize,
+    pub header_fields: usize,
+    pub header_block: usize,
+    pub continuations: u32,
+    pub hpack_table: usize,
+    pub streams: u32,
+    pub glitch_burst: u32,
+    pub glitch_refill: u32,
+    pub queued_answers: usize,
+    pub empty_data: u32,
+    pub stream_window: u32,
+    pub stream_window_max: u32,
+    pub connection_buffer: usize,
+    pub core_buffer: usize,
+    pub stalled_stream: Duration,
+    pub attachments: usize,
+    pub dispatch_burst: u32,
+    pub dispatch_rate: u32,
+    pub token_tries: u32,
+    pub pending_sessions: usize,
+    pub pending_per_tenant: usize,
+    pub work_queue: usize,
+    pub polls: usize,
+    pub poll_ids: usize,
+    pub poll_bytes: usize,
+    pub mailbox: usize,
+}
+
+/// How dead peers are found.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Keepalive {
+    pub idle: Duration,
+    pub interval: Duration,
+    pub probes: u32,
+    pub tunnel_ping: Duration,
+    pub tunnel_ping_timeout: Duration,
+    pub tunnel_write: Duration,
+}
+
+/// The admin port.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Admin {
+    pub allow_remote: bool,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Log {
+    pub access: bool,
+    pub level: &'static str,
+}
+
+/// `ringway dev`'s configuration, but for its addresses.
+const DEV: &str = r#"
+[listen]
+client = "127.0.0.1:10081"
+worker = "127.0.0.1:10086"
+admin = "127.0.0.1:10083"
+[cores]
+pin = false
+[[tenant]]
+name = "dev"
+client_keys = ["dev-key"]
+[[tenant]]
+name = "other"
+client_keys = ["other-key"]
+[[function]]
+id = "11111111-1111-4111-8111-111111111111"
+version = "22222222-2222-4222-8222-222222222222"
+tenants = ["dev", "other"]
+worker_keys = ["dev-worker-key"]
+"#;
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, Problems> {
+        let name = path.display().to_string();
+        let fail = |text: String| {
+            let mut problems = Problems::new(&name);
+            problems.add(None, text);
+            problems
+        };
+        match path.extension().and_then(|ext| ext.to_str()) {
+            Some("toml") => {}
+            Some("yaml" | "yml") => {
+                return Err(fail("YAML is not supported yet: write it as TOML".into()));
+            }
+            _ => return Err(fail("the file's name must end in .toml".into())),
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| fail(format!("cannot be read: {error}")))?;
+        Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Reads and checks a text; `name` is its name in messages, `folder` is where the files that it
+    /// names are looked for.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(text: &str, name: &str, folder: &Path) -> Result<Self, Problems> {
+        let mut problems = Problems::new(name);
+        match rules::read(text, folder, &mut problems) {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems.sorted()),
+        }
+    }
+
+    /// What `ringway dev` runs with.
+    ///
+    /// # Panics
+    /// Never: the text is a constant that a test reads.
+    #[must_use]
+    pub fn dev() -> Self {
+        Self::parse(DEV, "dev", Path::new("")).expect("the built-in configuration is right")
+    }
+}

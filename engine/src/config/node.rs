@@ -1,0 +1,147 @@
+//! A configuration file as a tree that remembers lines.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problems::Problems;
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Line, counted from 1.
+    pub(super) line: usize,
+    pub(super) value: Value,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    /// In the order of the lines.
+    Table(Vec<(Key, Node)>),
+    List(Vec<Node>),
+    Text(String),
+    Whole(i64),
+    Flag(bool),
+    /// A kind no setting has, by its name.
+    Other(&'static str),
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: String,
+    pub(super) line: usize,
+}
+
+impl Node {
+    /// Reads TOML; what cannot be read is reported and left out.
+    pub(super) fn from_toml(text: &str, problems: &mut Problems) -> Self {
+        let lines = Lines::of(text);
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            let line = error.span().map(|span| lines.of_byte(span.start));
+            problems.add(line, format!("not TOML: {}", error.message().trim()));
+        }
+        lines.table(table.get_ref(), 1)
+    }
+
+    /// The kind, for messages.
+    pub(super) fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Table(_) => "a table",
+            Value::List(_) => "a list",
+            Value::Text(_) => "a text",
+            Value::Whole(_) => "a number",
+            Value::Flag(_) => "true or false",
+            Value::Other(kind) => kind,
+        }
+    }
+
+    /// The entries of a table; none for anything else.
+    pub(super) fn entries(&self) -> &[(Key, Self)] {
+        match &self.value {
+            Value::Table(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The table's value under `name`.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        self.entries().iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+    }
+}
+
+/// Where each line begins.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        Self(std::iter::once(0).chain(ends).collect())
+    }
+
+    fn of_byte(&self, at: usize) -> usize {
+        self.0.partition_point(|&start| start <= at)
+    }
+
+    fn table(&self, table: &DeTable<'_>, line: usize) -> Node {
+        let mut entries: Vec<_> = table.iter().map(|(key, value)| self.entry(key, value)).collect();
+        entries.sort_by_key(|(key, _)| key.line);
+        Node { line, value: Value::Table(entries) }
+    }
+
+    fn entry(
+        &self,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> (Key, Node) {
+        let line = self.of_byte(key.span().start);
+        (Key { name: key.get_ref().to_string(), line }, self.node(value))
+    }
+
+    fn node(&self, value: &Spanned<DeValue<'_>>) -> Node {
+        let line = self.of_byte(value.span().start);
+        let value = match value.get_ref() {
+            DeValue::Table(table) => return self.table(table, line),
+            DeValue::Array(list) => Value::List(list.iter().map(|item| self.node(item)).collect()),
+            DeValue::String(text) => Value::Text(text.to_string()),
+            DeValue::Boolean(flag) => Value::Flag(*flag),
+            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+                .map_or(Value::Other("too large a number"), Value::Whole),
+            DeValue::Float(_) => Value::Other("a number with a fraction"),
+            DeValue::Datetime(_) => Value::Other("a date"),
+        };
+        Node { line, value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_knows_its_line() {
+        let mut problems = Problems::default();
+        let text =
+            "a = 1\n\n[b]\nc = \"x\"\nd = [\n  true,\n  2.5,\n]\n[[e]]\nf = 1\n[[e]]\nf = 2\n";
+        let root = Node::from_toml(text, &mut problems);
+        assert!(problems.is_empty());
+        let b = root.get("b").unwrap();
+        assert_eq!((b.line, b.get("c").unwrap().line), (3, 4));
+        let Value::List(list) = &b.get("d").unwrap().value else { panic!("a list") };
+        assert_eq!(
+            (list[0].line, list[1].line, list[1].kind()),
+            (6, 7, "a number with a fraction")
+        );
+        let Value::List(list) = &root.get("e").unwrap().value else { panic!("a list") };
+        assert_eq!((list[0].line, list[1].line), (9, 11));
+    }
+
+    #[test]
+    fn every_fault_of_the_syntax_is_reported() {
+        let mut problems = Problems::default();
+        let root = Node::from_toml("a = \nb = 2\nc = [1\n", &mut problems);
+        let problems = problems.sorted().to_string();
+        assert!(problems.starts_with("1: not TOML: "), "{problems}");
+        assert!(problems.contains("\n3: not TOML: "), "{problems}");
+        assert!(root.get("b").is_some());
+    }
+}

@@ -1,0 +1,185 @@
+//! Tenants and functions: who calls, what is called, who serves it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::node::Node;
+use super::problems::{Problems, nearest};
+use super::read::Section;
+use super::{Function, Secret, Tenant};
+
+/// Most keys read from one file.
+const MAX_KEYS: usize = 10_000;
+
+/// Reads both, and holds them against each other.
+pub(super) fn read(
+    root: &Node,
+    folder: &Path,
+    problems: &mut Problems,
+) -> (Vec<Tenant>, Vec<Function>) {
+    let mut seen = KeysSeen::default();
+    let tenants: Vec<Tenant> = Section::each(root, "tenant", problems)
+        .iter()
+        .filter_map(|section| tenant(section, folder, &mut seen, problems))
+        .collect();
+    check_names(root, &tenants, problems);
+    let functions = functions(root, &tenants, &seen, problems);
+    (tenants, functions)
+}
+
+/// Client keys and whose they are. A key names one tenant, and never a client and a worker.
+type KeysSeen = HashMap<String, String>;
+
+fn tenant(
+    section: &Section<'_>,
+    folder: &Path,
+    seen: &mut KeysSeen,
+    problems: &mut Problems,
+) -> Option<Tenant> {
+    let name = section.required("name", problems);
+    if let Some(name) = name
+        && (name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        let text = "tenant.name must be visible ASCII without spaces".to_string();
+        problems.add(section.line_of("name"), text);
+    }
+    let mut keys: Vec<(Option<usize>, String)> = Vec::new();
+    for (line, key) in section.texts("client_keys", problems) {
+        keys.push((Some(line), key.into()));
+    }
+    if let Some(file) = section.text("client_keys_file", problems) {
+        let line = section.line_of("client_keys_file");
+        match std::fs::read_to_string(folder.join(file)) {
+            Ok(text) => keys.extend(keys_of_file(&text).map(|key| (line, key.to_string()))),
+            Err(error) => {
+                let text = format!("tenant.client_keys_file \"{file}\" cannot be read: {error}");
+                problems.add(line, text);
+            }
+        }
+    }
+    let owner = name.unwrap_or("(without a name)");
+    if keys.is_empty() {
+        let text = format!("tenant \"{owner}\" has no key: write client_keys = [\"...\"]");
+        problems.add(section.line(), text);
+    }
+    let mut client_keys = Vec::new();
+    for (line, key) in keys {
+        check_key("tenant.client_keys", line, &key, problems);
+        if let Some(other) = seen.insert(key.clone(), owner.into()) {
+            let text = if other == owner {
+                format!("tenant \"{owner}\" has a client key twice: remove one")
+            } else {
+                format!("tenants \"{other}\" and \"{owner}\" have the same client key: change one")
+            };
+            problems.add(line, text);
+        }
+        client_keys.push(Secret::from(key.as_str()));
+    }
+    Some(Tenant { name: name?.into(), client_keys })
+}
+
+fn keys_of_file(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines.filter(|key| !key.is_empty()).take(MAX_KEYS)
+}
+
+/// A key travels as `Authorization: Bearer KEY`. The key itself is not shown.
+fn check_key(what: &str, line: Option<usize>, key: &str, problems: &mut Problems) {
+    if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        problems.add(line, format!("a key in {what} is empty or has other than visible ASCII"));
+    }
+}
+
+fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
+    for (at, tenant) in tenants.iter().enumerate() {
+        if tenants[..at].iter().any(|other| other.name == tenant.name) {
+            let text =
+                format!("two tenants are named \"{}\": put their keys together", tenant.name);
+            problems.add(root.get("tenant").map(|node| node.line), text);
+        }
+    }
+}
+
+fn functions(
+    root: &Node,
+    tenants: &[Tenant],
+    seen: &KeysSeen,
+    problems: &mut Problems,
+) -> Vec<Function> {
+    let sections = Section::each(root, "function", problems);
+    if sections.is_empty() {
+        let text = "there is no [[function]]: write one with id, version, tenants, worker_keys";
+        problems.add(None, text);
+    }
+    let mut functions: Vec<Function> = Vec::new();
+    for section in sections {
+        let Some(function) = function(&section, tenants, seen, problems) else { continue };
+        let same = |f: &&Function| f.id == function.id && f.version == function.version;
+        if functions.iter().any(|f| same(&f)) {
+            let text = format!(
+                "function {} has version {} twice: remove one",
+                function.id, function.version
+            );
+            problems.add(section.line(), text);
+        }
+        functions.push(function);
+    }
+    functions
+}
+
+fn function(
+    section: &Section<'_>,
+    tenants: &[Tenant],
+    seen: &KeysSeen,
+    problems: &mut Problems,
+) -> Option<Function> {
+    let id = uuid(section, "id", problems);
+    let version = uuid(section, "version", problems);
+    let callers = section.texts("tenants", problems);
+    if callers.is_empty() {
+        problems.add(section.line_of("tenants"), "function.tenants is empty: nobody may call it");
+    }
+    for (line, name) in &callers {
+        if !tenants.iter().any(|tenant| tenant.name == *name) {
+            let names = tenants.iter().map(|tenant| tenant.name.as_str());
+            let text = match nearest(name, names) {
+                Some(near) => format!("there is no tenant \"{name}\"; did you mean \"{near}\"?"),
+                None => format!("there is no tenant \"{name}\": write a [[tenant]] for it"),
+            };
+            problems.add(*line, text);
+        }
+    }
+    let keys = section.texts("worker_keys", problems);
+    if keys.is_empty() {
+        let text = "function.worker_keys is empty: no worker can serve it";
+        problems.add(section.line_of("worker_keys"), text);
+    }
+    for (line, key) in &keys {
+        check_key("function.worker_keys", Some(*line), key, problems);
+        if let Some(tenant) = seen.get(*key) {
+            let text = format!("a worker key is also a client key of tenant \"{tenant}\"");
+            problems
+                .add(*line, format!("{text}: change one, or its clients could serve as workers"));
+        }
+    }
+    Some(Function {
+        streaming: section.word("kind", problems) == "streaming",
+        tenants: callers.into_iter().map(|(_, name)| name.into()).collect(),
+        worker_keys: keys.into_iter().map(|(_, key)| Secret::from(key)).collect(),
+        id: id?,
+        version: version?,
+    })
+}
+
+fn uuid(section: &Section<'_>, name: &str, problems: &mut Problems) -> Option<Uuid> {
+    let text = section.required(name, problems)?;
+    let id = Uuid::try_parse(text).ok();
+    if id.is_none() {
+        let want = "a UUID, such as \"11111111-1111-4111-8111-111111111111\"";
+        let key = section.key(name);
+        problems.add(section.line_of(name), format!("{key} is \"{text}\", but must be {want}"));
+    }
+    id
+}

@@ -1,0 +1,270 @@
+//! From the tree to typed values, and what single values cannot show: contradictions.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::node::{Node, Value};
+use super::problems::{Problems, nearest};
+use super::read::Section;
+use super::settings::{SETTINGS, tables};
+use super::units;
+use super::{
+    Admin, BusyPoll, Config, Control, Cores, Drain, HonourId, Keepalive, Limits, Listen, Log,
+    MAX_CORES, Scope, Session, parties,
+};
+
+/// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
+/// is no TOML: what follows from that would only hide it.
+pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option<Config> {
+    let root = Node::from_toml(text, problems);
+    if !problems.is_empty() {
+        return None;
+    }
+    check_tables(&root, problems);
+    let mut notes = Vec::new();
+    let listen = listen(&root, problems);
+    let (tenants, functions) = parties::read(&root, folder, problems);
+    Some(Config {
+        cores: cores(&root, &mut notes, problems),
+        control: control(&root, &listen, problems),
+        session: session(&root, problems),
+        drain: drain(&root, problems),
+        limits: limits(&root, problems),
+        keepalive: keepalive(&root, problems),
+        admin: Admin {
+            allow_remote: Section::of(&root, "admin", problems).flag("allow_remote", problems),
+        },
+        log: log(&root, problems),
+        listen,
+        tenants,
+        functions,
+        notes,
+    })
+}
+
+fn check_tables(root: &Node, problems: &mut Problems) {
+    for (key, _) in root.entries() {
+        let name = key.name.as_str();
+        if !tables().contains(&name) {
+            let text = match nearest(name, tables()) {
+                Some(near) => {
+                    format!("[{name}] is not a table of settings; did you mean [{near}]?")
+                }
+                None => format!("[{name}] is not a table of settings: remove it"),
+            };
+            problems.add(key.line, text);
+        } else if SETTINGS.iter().filter(|s| s.key.starts_with(name)).all(|s| !s.built) {
+            problems.add(key.line, format!("[{name}] is not supported yet: remove it"));
+        }
+    }
+}
+
+fn listen(root: &Node, problems: &mut Problems) -> Listen {
+    let section = Section::of(root, "listen", problems);
+    let listen = Listen {
+        client: section.address("client", problems),
+        worker: section.address("worker", problems),
+        admin: section.address("admin", problems),
+    };
+    let named = [("client", listen.client), ("worker", listen.worker), ("admin", listen.admin)];
+    for (at, (name, address)) in named.into_iter().enumerate() {
+        for (earlier, other) in &named[..at] {
+            if overlap(address, *other) {
+                let text = format!(
+                    "listen.{name} and listen.{earlier} are both port {}: give each its own",
+                    address.port()
+                );
+                problems.add(section.line_of(name), text);
+            }
+        }
+    }
+    listen
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores {
+    let section = Section::of(root, "cores", problems);
+    match section.get("count").map(|node| (node, &node.value)) {
+        None => {}
+        Some((_, Value::Text(text))) if text == "auto" => {
+            notes.push(format!("cores.count = \"auto\": this build runs {MAX_CORES} core"));
+        }
+        Some((_, Value::Whole(1))) => {}
+        Some((node, Value::Whole(count))) if *count > 1 => problems.add(
+            node.line,
+            format!("cores.count = {count} is not supported yet: this build runs one core"),
+        ),
+        Some((node, _)) => section.refuse("count", node, "\"auto\" or a number", problems),
+    }
+    let busy_poll = section.text("busy_poll", problems).map_or(Some(Duration::ZERO), |text| {
+        if text == "always" { Some(Duration::MAX) } else { units::duration(text) }
+    });
+    if busy_poll.is_none()
+        && let Some(node) = section.get("busy_poll")
+    {
+        section.refuse("busy_poll", node, "\"0us\", \"Nus\" or \"always\"", problems);
+    }
+    Cores {
+        count: MAX_CORES,
+        pin: section.flag("pin", problems),
+        busy_poll: match busy_poll {
+            Some(Duration::MAX) => BusyPoll::Always,
+            other => BusyPoll::For(other.unwrap_or_default()),
+        },
+        receive_memory: section.bytes("receive_memory", problems),
+    }
+}
+
+fn control(root: &Node, listen: &Listen, problems: &mut Problems) -> Control {
+    let section = Section::of(root, "control", problems);
+    let mode = section.word("mode", problems);
+    if mode != "local" {
+        problems.add(
+            section.line_of("mode"),
+            format!("control.mode = \"{mode}\" is not supported yet: write \"local\""),
+        );
+    }
+    let advertise = section.text("advertise", problems).map(ToString::to_string);
+    match &advertise {
+        Some(url) => {
+            if let Err(why) = check_url(url) {
+                let text = format!("control.advertise is \"{url}\", {why}");
+                problems.add(section.line_of("advertise"), text);
+            }
+        }
+        None if listen.worker.ip().is_unspecified() && mode == "local" => {
+            let text = format!(
+                "control.advertise is missing: workers cannot dial {}; write the address they \
+                 reach this machine by, such as advertise = \"http://10.0.0.1:{}\"",
+                listen.worker.ip(),
+                listen.worker.port(),
+            );
+            problems.add(section.line(), text);
+        }
+        None => {}
+    }
+    Control { advertise }
+}
+
+/// A worker takes host and port from the URL and dials plain TCP whatever the scheme says
+/// (contract WK-3).
+fn check_url(url: &str) -> Result<(), &'static str> {
+    const SHAPE: &str = "but must be a URL such as \"http://10.0.0.1:10086\"";
+    let uri: http::Uri = url.parse().map_err(|_| SHAPE)?;
+    let host = uri.host().filter(|host| !host.is_empty()).ok_or(SHAPE)?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err("but workers dial in plain TCP: write \"http://...\""),
+        _ => return Err(SHAPE),
+    }
+    if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        return Err("but must have neither a query nor a user");
+    }
+    match host {
+        "0.0.0.0" | "[::]" => Err("which nobody can dial: write this machine's address"),
+        _ => Ok(()),
+    }
+}
+
+fn session(root: &Node, problems: &mut Problems) -> Session {
+    let section = Section::of(root, "session", problems);
+    Session {
+        wait: section.time("wait", problems),
+        idle: section.time("idle", problems),
+        scope: match section.word("scope", problems) {
+            "connection" => Scope::Connection,
+            "credential" => Scope::Credential,
+            _ => Scope::Tenant,
+        },
+        honour_id: match section.word("honour_id", problems) {
+            "unpinned" => HonourId::Unpinned,
+            _ => HonourId::Always,
+        },
+    }
+}
+
+fn drain(root: &Node, problems: &mut Problems) -> Drain {
+    let section = Section::of(root, "drain", problems);
+    Drain { delay: section.time("delay", problems), max: section.time("max", problems) }
+}
+
+fn limits(root: &Node, problems: &mut Problems) -> Limits {
+    let section = Section::of(root, "limits", problems);
+    let p = problems;
+    let limits = Limits {
+        client_connections: section.count("client_connections", p) as usize,
+        worker_connections: section.count("worker_connections", p) as usize,
+        handshake: section.time("handshake", p),
+        header_bytes: section.bytes("header_bytes", p),
+        header_fields: section.count("header_fields", p) as usize,
+        header_block: section.bytes("header_block", p),
+        continuations: section.count("continuations", p) as u32,
+        hpack_table: section.bytes("hpack_table", p),
+        streams: section.count("streams", p) as u32,
+        glitch_burst: section.count("glitch_burst", p) as u32,
+        glitch_refill: section.count("glitch_refill", p) as u32,
+        queued_answers: section.count("queued_answers", p) as usize,
+        empty_data: section.count("empty_data", p) as u32,
+        stream_window: section.bytes("stream_window", p) as u32,
+        stream_window_max: section.bytes("stream_window_max", p) as u32,
+        connection_buffer: section.bytes("connection_buffer", p),
+        core_buffer: section.bytes("core_buffer", p),
+        stalled_stream: section.time("stalled_stream", p),
+        attachments: section.count("attachments", p) as usize,
+        dispatch_burst: section.count("dispatch_burst", p) as u32,
+        dispatch_rate: section.count("dispatch_rate", p) as u32,
+        token_tries: section.count("token_tries", p) as u32,
+        pending_sessions: section.count("pending_sessions", p) as usize,
+        pending_per_tenant: section.count("pending_per_tenant", p) as usize,
+        work_queue: section.count("work_queue", p) as usize,
+        polls: section.count("polls", p) as usize,
+        poll_ids: section.count("poll_ids", p) as usize,
+        poll_bytes: section.bytes("poll_bytes", p),
+        mailbox: section.count("mailbox", p) as usize,
+    };
+    check_limits(&section, &limits, p);
+    limits
+}
+
+fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems) {
+    let mut at_most = |small: (&str, usize), large: (&str, usize)| {
+        if small.1 > large.1 {
+            // The line of the one that was written: the other may be a default.
+            let line = section.get(small.0).or_else(|| section.get(large.0)).map(|node| node.line);
+            let text = format!(
+                "limits.{} ({}) is larger than limits.{} ({}): lower the first or raise the second",
+                small.0, small.1, large.0, large.1
+            );
+            problems.add(line, text);
+        }
+    };
+    let window_max = ("stream_window_max", limits.stream_window_max as usize);
+    let buffer = ("connection_buffer", limits.connection_buffer);
+    at_most(("stream_window", limits.stream_window as usize), window_max);
+    at_most(window_max, buffer);
+    at_most(buffer, ("core_buffer", limits.core_buffer));
+    let pending = ("pending_sessions", limits.pending_sessions);
+    at_most(("pending_per_tenant", limits.pending_per_tenant), pending);
+}
+
+fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
+    let section = Section::of(root, "keepalive", problems);
+    Keepalive {
+        idle: section.time("idle", problems),
+        interval: section.time("interval", problems),
+        probes: section.count("probes", problems) as u32,
+        tunnel_ping: section.time("tunnel_ping", problems),
+        tunnel_ping_timeout: section.time("tunnel_ping_timeout", problems),
+        tunnel_write: section.time("tunnel_write", problems),
+    }
+}
+
+fn log(root: &Node, problems: &mut Problems) -> Log {
+    let section = Section::of(root, "log", problems);
+    Log { access: section.flag("access", problems), level: section.word("level", problems) }
+}

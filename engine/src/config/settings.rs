@@ -1,0 +1,424 @@
+//! Every setting: name, kind, default, meaning. The reader takes its defaults and ranges from
+//! here, and the tables of `docs/operating.md` are made from here.
+
+use std::fmt::Write;
+
+/// What values a setting takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// An IP address and a port.
+    Address,
+    /// A whole number in a range.
+    Count(u64, u64),
+    /// A duration in a range, in microseconds.
+    Time(u64, u64),
+    /// A size in a range, in bytes.
+    Bytes(u64, u64),
+    /// True or false.
+    Flag,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Read by a function of its own; the text describes it.
+    Own(&'static str),
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    /// With its table: `session.wait`.
+    pub(super) key: &'static str,
+    pub(super) kind: Kind,
+    /// As it would be written; empty if there is none.
+    pub(super) default: &'static str,
+    /// False while the feature is not built: the key is refused.
+    pub(super) built: bool,
+    pub(super) what: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    kind: Kind,
+    default: &'static str,
+    what: &'static str,
+) -> Setting {
+    Setting { key, kind, default, built: true, what }
+}
+
+const fn later(key: &'static str, what: &'static str) -> Setting {
+    Setting { key, kind: Kind::Own(""), default: "", built: false, what }
+}
+
+const US: u64 = 1;
+const MS: u64 = 1_000 * US;
+const S: u64 = 1_000 * MS;
+const DAY: u64 = 86_400 * S;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const MILLION: u64 = 1_000_000;
+
+/// Most HTTP/2 allows for a window (RFC 9113 §6.9.1).
+const MAX_WINDOW: u64 = (1 << 31) - 1;
+
+/// All settings, table by table.
+pub(super) const SETTINGS: &[Setting] = &[
+    setting(
+        "listen.client",
+        Kind::Address,
+        "0.0.0.0:10081",
+        "Where clients connect. Port 0 takes a free one.",
+    ),
+    setting(
+        "listen.worker",
+        Kind::Address,
+        "0.0.0.0:10086",
+        "Where workers poll for work and dial back.",
+    ),
+    setting("listen.admin", Kind::Address, "127.0.0.1:10083", "Metrics, health, sessions, drain."),
+    later("listen.client.tls", "TLS on the client listener."),
+    later("listen.client.proxy_protocol", "PROXY protocol on the client listener."),
+    later("listen.client.trusted", "Addresses whose PROXY header is believed."),
+    setting("cores.count", Kind::Own("\"auto\" or a number"), "\"auto\"", "Data cores."),
+    setting("cores.pin", Kind::Flag, "true", "Whether a core's thread stays on its CPU."),
+    setting(
+        "cores.busy_poll",
+        Kind::Own("\"0us\", \"Nus\" or \"always\""),
+        "\"0us\"",
+        "How long a core spins before it sleeps.",
+    ),
+    setting("cores.receive_memory", Kind::Bytes(MIB, GIB), "8MiB", "Receive memory of a core."),
+    setting(
+        "control.mode",
+        Kind::Word(&["local", "nats", "nvcf"]),
+        "local",
+        "Who authorises and dispatches. This build has `local`.",
+    ),
+    setting(
+        "control.advertise",
+        Kind::Own("a URL"),
+        "",
+        "What workers dial back to. Without it: the worker listener's address, if that names one.",
+    ),
+    setting("tenant.name", Kind::Own("a text"), "", "The tenant (NCA id)."),
+    setting("tenant.client_keys", Kind::Own("a list of texts"), "[]", "Keys of its clients."),
+    setting(
+        "tenant.client_keys_file",
+        Kind::Own("a path"),
+        "",
+        "A file with one key a line, relative to the configuration; `#` begins a comment.",
+    ),
+    setting("function.id", Kind::Own("a UUID"), "", "The function."),
+    setting(
+        "function.version",
+        Kind::Own("a UUID"),
+        "",
+        "The version; a function can have several.",
+    ),
+    setting("function.tenants", Kind::Own("a list of tenants"), "", "Who may call it."),
+    setting(
+        "function.worker_keys",
+        Kind::Own("a list of texts"),
+        "",
+        "Keys of the workers that may serve it.",
+    ),
+    setting(
+        "function.kind",
+        Kind::Word(&["default", "streaming"]),
+        "default",
+        "The kind of function.",
+    ),
+    later("function.dial", "A server that is dialled instead of a worker's callback."),
+    setting("session.wait", Kind::Time(MS, DAY), "30s", "How long a request waits for a worker."),
+    setting(
+        "session.idle",
+        Kind::Time(MS, DAY),
+        "30s",
+        "A tunnel without a stream for so long is closed.",
+    ),
+    setting(
+        "session.scope",
+        Kind::Word(&["connection", "tenant", "credential"]),
+        "tenant",
+        "Who shares a session on one client connection.",
+    ),
+    setting(
+        "session.honour_id",
+        Kind::Word(&["always", "unpinned"]),
+        "always",
+        "Whether a request id wins over the connection's session.",
+    ),
+    later("session.park", "When a tunnel is kept after its client has gone."),
+    later("session.park_window", "How long a tunnel is kept."),
+    later("session.park_yield", "When a parked worker gives way to a new session."),
+    setting("drain.delay", Kind::Time(0, DAY), "0s", "From \"not ready\" to the first GOAWAY."),
+    setting("drain.max", Kind::Time(0, DAY), "60s", "How long open streams may take."),
+    later("cluster.node", "This node's number."),
+    later("cluster.nodes", "The other nodes."),
+    later("cluster.secret_file", "The nodes' common secret."),
+    setting(
+        "limits.client_connections",
+        Kind::Count(1, MILLION),
+        "65536",
+        "Client connections of a core.",
+    ),
+    setting(
+        "limits.worker_connections",
+        Kind::Count(1, MILLION),
+        "65536",
+        "Worker connections of a core: polls and tunnels.",
+    ),
+    setting(
+        "limits.handshake",
+        Kind::Time(100 * MS, 300 * S),
+        "10s",
+        "Time for a preface, a request head or a worker's CONNECT.",
+    ),
+    setting(
+        "limits.header_bytes",
+        Kind::Bytes(KIB, 16 * MIB),
+        "64KiB",
+        "Decoded header list, with 32 bytes a field.",
+    ),
+    setting("limits.header_fields", Kind::Count(16, 65536), "256", "Fields of a header list."),
+    setting(
+        "limits.header_block",
+        Kind::Bytes(KIB, 16 * MIB),
+        "64KiB",
+        "One header block on the wire.",
+    ),
+    setting(
+        "limits.continuations",
+        Kind::Count(1, 255),
+        "8",
+        "CONTINUATION frames of one header block.",
+    ),
+    setting("limits.hpack_table", Kind::Bytes(0, 64 * KIB), "4KiB", "HPACK table, each direction."),
+    setting(
+        "limits.streams",
+        Kind::Count(1, MAX_WINDOW),
+        "10000",
+        "Concurrent streams of one client connection.",
+    ),
+    setting(
+        "limits.glitch_burst",
+        Kind::Count(1, MILLION),
+        "1000",
+        "Suspicious frames (resets, PINGs, SETTINGS, empty DATA, ...) at once.",
+    ),
+    setting(
+        "limits.glitch_refill",
+        Kind::Count(1, MILLION),
+        "33",
+        "Suspicious frames a second, in the long run.",
+    ),
+    setting(
+        "limits.queued_answers",
+        Kind::Count(1, 65536),
+        "64",
+        "Answers (PING, SETTINGS, resets) a peer may leave unread.",
+    ),
+    setting("limits.empty_data", Kind::Count(1, 65536), "10", "Empty DATA frames in a row."),
+    setting(
+        "limits.stream_window",
+        Kind::Bytes(16 * KIB, MAX_WINDOW),
+        "64KiB",
+        "Receive window of a new stream.",
+    ),
+    setting(
+        "limits.stream_window_max",
+        Kind::Bytes(16 * KIB, MAX_WINDOW),
+        "2MiB",
+        "What a stream's window may grow to.",
+    ),
+    setting(
+        "limits.connection_buffer",
+        Kind::Bytes(64 * KIB, MAX_WINDOW),
+        "16MiB",
+        "Bytes buffered for one connection.",
+    ),
+    setting("limits.core_buffer", Kind::Bytes(MIB, 1 << 40), "256MiB", "Bytes buffered by a core."),
+    setting(
+        "limits.stalled_stream",
+        Kind::Time(S, DAY),
+        "60s",
+        "A stream without progress for so long is reset when memory is short.",
+    ),
+    setting(
+        "limits.attachments",
+        Kind::Count(1, MILLION),
+        "1024",
+        "Attachments of one client connection.",
+    ),
+    setting(
+        "limits.dispatch_burst",
+        Kind::Count(1, MILLION),
+        "256",
+        "New sessions of one client connection at once.",
+    ),
+    setting(
+        "limits.dispatch_rate",
+        Kind::Count(1, MILLION),
+        "100",
+        "New sessions of one client connection a second, in the long run.",
+    ),
+    setting("limits.token_tries", Kind::Count(1, 1000), "5", "Wrong tries with one worker token."),
+    setting(
+        "limits.pending_sessions",
+        Kind::Count(1, MILLION),
+        "16384",
+        "Sessions of a core that wait for a worker.",
+    ),
+    setting(
+        "limits.pending_per_tenant",
+        Kind::Count(1, MILLION),
+        "8192",
+        "Sessions of one tenant on a core that wait for a worker.",
+    ),
+    setting(
+        "limits.work_queue",
+        Kind::Count(1, MILLION),
+        "10000",
+        "Work queued for one function version.",
+    ),
+    setting("limits.polls", Kind::Count(1, MILLION), "16384", "Worker polls that wait."),
+    setting("limits.poll_ids", Kind::Count(0, MILLION), "4096", "Request ids in one poll."),
+    setting("limits.poll_bytes", Kind::Bytes(KIB, 64 * MIB), "256KiB", "Body of one poll."),
+    setting(
+        "limits.mailbox",
+        Kind::Count(64, MILLION),
+        "4096",
+        "Messages that wait for another thread.",
+    ),
+    later("limits.failed_connects", "Failed CONNECTs of one address."),
+    later("limits.parked_tunnels", "Tunnels kept after their client has gone."),
+    later("limits.trace_records", "Records of the flight recorder."),
+    setting(
+        "keepalive.idle",
+        Kind::Time(S, DAY),
+        "15s",
+        "TCP keep-alive begins after so long without data.",
+    ),
+    setting("keepalive.interval", Kind::Time(S, DAY), "15s", "Time between keep-alive probes."),
+    setting(
+        "keepalive.probes",
+        Kind::Count(1, 127),
+        "9",
+        "Probes without an answer until a connection is lost.",
+    ),
+    setting(
+        "keepalive.tunnel_ping",
+        Kind::Time(S, DAY),
+        "30s",
+        "A tunnel in use that is silent for so long is pinged (HTTP/2).",
+    ),
+    setting(
+        "keepalive.tunnel_ping_timeout",
+        Kind::Time(S, DAY),
+        "15s",
+        "How long a tunnel may take to answer.",
+    ),
+    setting(
+        "keepalive.tunnel_write",
+        Kind::Time(S, DAY),
+        "30s",
+        "A tunnel that takes no byte for so long is closed (HTTP/2).",
+    ),
+    setting(
+        "admin.allow_remote",
+        Kind::Flag,
+        "false",
+        "Whether calls that change something may come from elsewhere than this machine.",
+    ),
+    setting("log.access", Kind::Flag, "false", "One line a request."),
+    setting(
+        "log.level",
+        Kind::Word(&["error", "warn", "info", "debug", "trace"]),
+        "info",
+        "What is logged.",
+    ),
+];
+
+impl Setting {
+    /// The setting with this key.
+    pub(super) fn find(key: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.key == key)
+    }
+
+    /// The names in one table.
+    pub(super) fn names(table: &str) -> impl Iterator<Item = &'static str> {
+        SETTINGS.iter().filter_map(move |setting| {
+            let name = setting.key.strip_prefix(table)?.strip_prefix('.')?;
+            (!name.contains('.')).then_some(name)
+        })
+    }
+}
+
+/// The tables' names in order, each once.
+pub(super) fn tables() -> Vec<&'static str> {
+    let mut tables: Vec<&str> =
+        SETTINGS.iter().map(|s| s.key.split('.').next().unwrap_or_default()).collect();
+    tables.dedup();
+    tables
+}
+
+/// The settings as Markdown tables.
+#[must_use]
+pub fn settings_as_markdown() -> String {
+    let mut out = String::new();
+    for table in tables() {
+        let many = matches!(table, "tenant" | "function");
+        let (open, close) = if many { ("[[", "]]") } else { ("[", "]") };
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "### `{open}{table}{close}`\n");
+        let _ = writeln!(out, "| Setting | Values | Default | Meaning |");
+        let _ = writeln!(out, "|---|---|---|---|");
+        let of_table = |s: &&Setting| s.key.split('.').next() == Some(table);
+        for setting in SETTINGS.iter().filter(of_table) {
+            let name = &setting.key[table.len() + 1..];
+            let values =
+                if setting.built { setting.kind.text() } else { "not supported yet".into() };
+            let default = match setting.default {
+                "" => String::new(),
+                default => format!("`{default}`"),
+            };
+            let _ = writeln!(out, "| `{name}` | {values} | {default} | {} |", setting.what);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+impl Kind {
+    /// The values, for people.
+    pub(super) fn text(self) -> String {
+        match self {
+            Self::Address => "address and port".into(),
+            Self::Count(min, max) => format!("{min} to {max}"),
+            Self::Time(min, max) => format!("{} to {}", time_text(min), time_text(max)),
+            Self::Bytes(min, max) => format!("{} to {}", bytes_text(min), bytes_text(max)),
+            Self::Flag => "true, false".into(),
+            Self::Word(words) => words.join(", "),
+            Self::Own(text) => text.into(),
+        }
+    }
+}
+
+fn time_text(micros: u64) -> String {
+    match micros {
+        0 => "0s".into(),
+        m if m % (3600 * S) == 0 => format!("{}h", m / (3600 * S)),
+        m if m % S == 0 => format!("{}s", m / S),
+        m if m % MS == 0 => format!("{}ms", m / MS),
+        m => format!("{m}us"),
+    }
+}
+
+fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        0 => "0B".into(),
+        b if b % GIB == 0 => format!("{}GiB", b / GIB),
+        b if b % MIB == 0 => format!("{}MiB", b / MIB),
+        b if b % KIB == 0 => format!("{}KiB", b / KIB),
+        b => format!("{b}B"),
+    }
+}

@@ -1,0 +1,3 @@
+//! Who may call what, and how work reaches a worker: the control planes a shard can ask.
+
+pub mod local;

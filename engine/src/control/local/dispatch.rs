@@ -1,0 +1,760 @@
+//! Work on one side, polling workers on the other, and the rules by which they meet
+//! (design of `POST /v1/work`).
+//!
+//! New work waits in the order it came, per function version. A reconnect waits for a poll that
+//! lists its request id. A poll gets one answer: work, or nothing after [`POLL_WAIT`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::poll::PollRequest;
+use crate::border::ConnId;
+
+/// How long a poll waits for work.
+pub const POLL_WAIT: Duration = Duration::from_secs(30);
+
+/// A poll: the connection it came by. A connection has at most one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PollId {
+    /// Core of the connection.
+    pub core: u16,
+    /// The connection.
+    pub conn: ConnId,
+}
+
+/// What a worker is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Begin a session.
+    New,
+    /// Open one more tunnel for a session it holds.
+    Reconnect,
+}
+
+/// One request for a tunnel.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Work {
+    /// Names it for [`Dispatch::withdraw`]; unique among work that was not delivered yet.
+    pub ticket: u64,
+    /// New session or one more tunnel.
+    pub kind: WorkKind,
+    /// The session.
+    pub request_id: Uuid,
+    /// Owner of the session.
+    pub tenant: Arc<str>,
+    /// Canonical function id.
+    pub function: Arc<str>,
+    /// Canonical version id.
+    pub version: Arc<str>,
+    /// What the worker has to show when it dials back.
+    pub token: [u8; 64],
+}
+
+/// What a poll is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PollAnswer {
+    /// 204.
+    Nothing,
+    /// 200 with [`Work::to_json`].
+    Work(Box<Work>),
+}
+
+/// A function version's queue has no room for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueFull;
+
+/// As many polls wait as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyPolls;
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DispatchLimits {
+    /// Work items per function version.
+    pub queue: usize,
+    /// Polls in all.
+    pub polls: usize,
+}
+
+type Key = (Arc<str>, Arc<str>);
+
+/// Work items by the number they were submitted under: that is their order.
+type Line = BTreeMap<u64, Box<Work>>;
+
+/// One function version.
+#[derive(Debug, Default)]
+struct Queue {
+    new: Line,
+    reconnect: Line,
+    /// Waiting polls by serial number, oldest first; all of them, and those with a free slot.
+    polls: BTreeMap<u64, PollId>,
+    with_slots: BTreeMap<u64, PollId>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    serial: u64,
+    until: Time,
+    key: Key,
+    request: PollRequest,
+}
+
+/// An answer the connection has not taken yet.
+#[derive(Debug)]
+struct Offer {
+    order: u64,
+    /// Gone when it was withdrawn after the answer had been handed out.
+    work: Option<Box<Work>>,
+    /// Still in `answers`: nobody has seen it.
+    unseen: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Queued { order: u64 },
+    Offered(PollId),
+}
+
+/// Queues of work and waiting polls.
+#[derive(Debug)]
+pub struct Dispatch {
+    limits: DispatchLimits,
+    queues: HashMap<Key, Queue>,
+    /// Where each item is, until it is delivered or withdrawn.
+    places: HashMap<u64, (Key, WorkKind, Place)>,
+    waiting: HashMap<PollId, Waiting>,
+    offers: HashMap<PollId, Offer>,
+    expiry: BTreeMap<(Time, u64), PollId>,
+    answers: Vec<(PollId, PollAnswer)>,
+    /// Numbers both work and polls, in the order they came.
+    next: u64,
+}
+
+impl Dispatch {
+    /// Empty queues.
+    #[must_use]
+    pub fn new(limits: DispatchLimits) -> Self {
+        Self {
+            limits,
+            queues: HashMap::new(),
+            places: HashMap::new(),
+            waiting: HashMap::new(),
+            offers: HashMap::new(),
+            expiry: BTreeMap::new(),
+            answers: Vec::new(),
+            next: 0,
+        }
+    }
+
+    /// Gives work to a waiting poll, or queues it.
+    ///
+    /// # Errors
+    /// The function version's queue is full.
+    pub fn submit(&mut self, work: Work) -> Result<(), QueueFull> {
+        let key = (work.function.clone(), work.version.clone());
+        let queue = self.queues.entry(key.clone()).or_default();
+        let taker = queue.taker(&work, &self.waiting, &self.offers);
+        if taker.is_none() && queue.new.len() + queue.reconnect.len() >= self.limits.queue {
+            self.tidy(&key);
+            return Err(QueueFull);
+        }
+        let order = self.number();
+        self.place(key, order, Box::new(work), taker);
+        Ok(())
+    }
+
+    /// Nobody waits for this work any more. Work that a worker has already been told of is not
+    /// recalled: its token is refused when the worker dials back.
+    pub fn withdraw(&mut self, ticket: u64) {
+        match self.places.remove(&ticket) {
+            Some((key, kind, Place::Queued { order })) => {
+                if let Some(queue) = self.queues.get_mut(&key) {
+                    queue.line(kind).remove(&order);
+                }
+                self.tidy(&key);
+            }
+            Some((_, _, Place::Offered(poll))) => self.withdraw_offer(poll),
+            None => {}
+        }
+    }
+
+    fn withdraw_offer(&mut self, poll: PollId) {
+        match self.offers.get_mut(&poll) {
+            Some(offer) if !offer.unseen => offer.work = None,
+            Some(_) => {
+                self.offers.remove(&poll);
+                let mut answers = self.answers.iter_mut();
+                // A connection has one offer at most.
+                let of = |(to, answer): &&mut (PollId, PollAnswer)| {
+                    *to == poll && matches!(answer, PollAnswer::Work(_))
+                };
+                if let Some((_, answer)) = answers.find(of) {
+                    *answer = PollAnswer::Nothing;
+                }
+                self.feed(poll);
+            }
+            None => {}
+        }
+    }
+
+    /// A worker asks for work. A poll that still waits on the same connection is answered with
+    /// nothing first.
+    ///
+    /// # Errors
+    /// As many polls wait as may; the poll was not taken.
+    pub fn poll(
+        &mut self,
+        poll: PollId,
+        request: PollRequest,
+        now: Time,
+    ) -> Result<(), TooManyPolls> {
+        if self.forget_poll(poll).is_some() {
+            self.answers.push((poll, PollAnswer::Nothing));
+        }
+        if self.waiting.len() >= self.limits.polls {
+            return Err(TooManyPolls);
+        }
+        let key = (request.function_id.clone(), request.function_version_id.clone());
+        let serial = self.number();
+        let queue = self.queues.entry(key.clone()).or_default();
+        queue.polls.insert(serial, poll);
+        if request.slots > 0 {
+            queue.with_slots.insert(serial, poll);
+        }
+        let until = now + POLL_WAIT;
+        self.expiry.insert((until, serial), poll);
+        self.waiting.insert(poll, Waiting { serial, until, key, request });
+        self.feed(poll);
+        Ok(())
+    }
+
+    /// The poll's connection is closed. An answer that did not get through is queued again, where
+    /// it was.
+    pub fn gone(&mut self, poll: PollId) {
+        self.forget_poll(poll);
+        self.answers.retain(|(to, _)| *to != poll);
+        if let Some(Offer { order, work: Some(work), .. }) = self.offers.remove(&poll) {
+            let key = (work.function.clone(), work.version.clone());
+            let queue = self.queues.entry(key.clone()).or_default();
+            let taker = queue.taker(&work, &self.waiting, &self.offers);
+            self.place(key, order, work, taker);
+        }
+    }
+
+    /// All answers handed out for the connection were sent.
+    pub fn delivered(&mut self, poll: PollId) {
+        let Some(offer) = self.offers.get(&poll).filter(|offer| !offer.unseen) else { return };
+        if let Some(work) = &offer.work {
+            self.places.remove(&work.ticket);
+        }
+        self.offers.remove(&poll);
+        self.feed(poll);
+    }
+
+    /// Answers the polls that have waited long enough.
+    pub fn turn(&mut self, now: Time) {
+        while let Some((&(until, _), &poll)) = self.expiry.first_key_value()
+            && until <= now
+        {
+            self.forget_poll(poll);
+            self.answers.push((poll, PollAnswer::Nothing));
+        }
+    }
+
+    /// When [`Self::turn`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        self.expiry.first_key_value().map(|((until, _), _)| *until)
+    }
+
+    /// The answers since the last call, in the order they are to be sent.
+    pub fn take_answers(&mut self, into: &mut Vec<(PollId, PollAnswer)>) {
+        for (poll, answer) in &self.answers {
+            if matches!(answer, PollAnswer::Work(_))
+                && let Some(offer) = self.offers.get_mut(poll)
+            {
+                offer.unseen = false;
+            }
+        }
+        into.append(&mut self.answers);
+    }
+
+    /// Polls that wait.
+    #[must_use]
+    pub fn polls(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Work items of the fullest queue.
+    #[must_use]
+    pub fn fullest(&self) -> usize {
+        self.queues.values().map(|q| q.new.len() + q.reconnect.len()).max().unwrap_or(0)
+    }
+
+    /// Whether nothing waits and nothing is on its way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.offers.is_empty() && self.answers.is_empty()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Puts work where it belongs: to the poll that takes it, or into its line.
+    fn place(&mut self, key: Key, order: u64, work: Box<Work>, taker: Option<PollId>) {
+        let (ticket, kind) = (work.ticket, work.kind);
+        if let Some(poll) = taker {
+            self.forget_poll(poll);
+            self.answers.push((poll, PollAnswer::Work(work.clone())));
+            self.offers.insert(poll, Offer { order, work: Some(work), unseen: true });
+            self.places.insert(ticket, (key, kind, Place::Offered(poll)));
+        } else {
+            let queue = self.queues.entry(key.clone()).or_default();
+            queue.line(kind).insert(order, work);
+            self.places.insert(ticket, (key, kind, Place::Queued { order }));
+        }
+    }
+
+    /// Looks for queued work that a waiting poll can take.
+    fn feed(&mut self, poll: PollId) {
+        // One answer at a time on a connection: otherwise a worker that sends polls and reads
+        // nothing could take a whole queue with it.
+        if self.offers.contains_key(&poll) {
+            return;
+        }
+        let Some(waiting) = self.waiting.get(&poll) else { return };
+        let key = waiting.key.clone();
+        let Some(queue) = self.queues.get_mut(&key) else { return };
+        let Some((order, work)) = queue.next_for(&waiting.request) else { return };
+        self.place(key, order, work, Some(poll));
+    }
+
+    /// Removes a waiting poll from all tables.
+    fn forget_poll(&mut self, poll: PollId) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&poll)?;
+        self.expiry.remove(&(waiting.until, waiting.serial));
+        if let Some(queue) = self.queues.get_mut(&waiting.key) {
+            queue.polls.remove(&waiting.serial);
+            queue.with_slots.remove(&waiting.serial);
+        }
+        self.tidy(&waiting.key);
+        Some(waiting)
+    }
+
+    /// Drops a queue that holds nothing.
+    fn tidy(&mut self, key: &Key) {
+        let idle = |q: &Queue| q.new.is_empty() && q.reconnect.is_empty() && q.polls.is_empty();
+        if self.queues.get(key).is_some_and(idle) {
+            self.queues.remove(key);
+        }
+    }
+}
+
+impl Queue {
+    fn line(&mut self, kind: WorkKind) -> &mut Line {
+        match kind {
+            WorkKind::New => &mut self.new,
+            WorkKind::Reconnect => &mut self.reconnect,
+        }
+    }
+
+    /// The poll that has waited longest and may take this work.
+    fn taker(
+        &self,
+        work: &Work,
+        waiting: &HashMap<PollId, Waiting>,
+        offers: &HashMap<PollId, Offer>,
+    ) -> Option<PollId> {
+        let free = |poll: &&PollId| !offers.contains_key(*poll);
+        match work.kind {
+            WorkKind::New => self.with_slots.values().find(free).copied(),
+            WorkKind::Reconnect => {
+                let holds = |poll: &&PollId| {
+                    waiting.get(*poll).is_some_and(|w| w.request.holds(&work.request_id))
+                };
+                self.polls.values().filter(free).find(holds).copied()
+            }
+        }
+    }
+
+    /// Takes out the work this poll gets. A reconnect goes first: no other worker can do it.
+    fn next_for(&mut self, request: &PollRequest) -> Option<(u64, Box<Work>)> {
+        let held = self.reconnect.iter().find(|(_, work)| request.holds(&work.request_id));
+        if let Some(order) = held.map(|(order, _)| *order) {
+            return self.reconnect.remove_entry(&order);
+        }
+        if request.slots > 0 { self.new.pop_first() } else { None }
+    }
+}
+
+impl Work {
+    /// The body of the answer; workers dial `advertise` (a URL without the path).
+    #[must_use]
+    pub fn to_json(&self, advertise: &str) -> Vec<u8> {
+        let kind = match self.kind {
+            WorkKind::New => "new",
+            WorkKind::Reconnect => "reconnect",
+        };
+        let body = json!({
+            "kind": kind,
+            "requestId": self.request_id.to_string(),
+            "ncaId": &*self.tenant,
+            "functionId": &*self.function,
+            "functionVersionId": &*self.version,
+            "connections": [{"http1": {
+                "proxyUri": format!("{}/v1/proxy", advertise.trim_end_matches('/')),
+                "proxyAuthorizationToken": String::from_utf8_lossy(&self.token),
+            }}],
+        });
+        body.to_string().into_bytes()
+    }
+}
+
+impl fmt::Debug for Work {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("ticket", &self.ticket)
+            .field("kind", &self.kind)
+            .field("request_id", &self.request_id)
+            .field("function", &self.function)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct World {
+        dispatch: Dispatch,
+        now: Time,
+    }
+
+    fn world() -> World {
+        World { dispatch: Dispatch::new(DispatchLimits { queue: 3, polls: 3 }), now: Time(7) }
+    }
+
+    fn work(ticket: u64, kind: WorkKind) -> Work {
+        Work {
+            ticket,
+            kind,
+            request_id: Uuid::from_u128(u128::from(ticket)),
+            tenant: "dev".into(),
+            function: "f".into(),
+            version: "v".into(),
+            token: [b'x'; 64],
+        }
+    }
+
+    fn worker(slot: u32) -> PollId {
+        PollId { core: 0, conn: ConnId { slot, generation: 0 } }
+    }
+
+    impl World {
+        fn submit(&mut self, ticket: u64) -> Result<(), QueueFull> {
+            self.dispatch.submit(work(ticket, WorkKind::New))
+        }
+
+        fn reconnect(&mut self, ticket: u64) {
+            self.dispatch.submit(work(ticket, WorkKind::Reconnect)).unwrap();
+        }
+
+        fn poll_for(&mut self, at: u32, version: &str, slots: u32, ids: &[u64]) {
+            let request = PollRequest {
+                function_id: "f".into(),
+                function_version_id: version.into(),
+                slots,
+                request_ids: ids.iter().map(|id| Uuid::from_u128(u128::from(*id))).collect(),
+            };
+            self.dispatch.poll(worker(at), request, self.now).unwrap();
+        }
+
+        fn poll(&mut self, at: u32, slots: u32, ids: &[u64]) {
+            self.poll_for(at, "v", slots, ids);
+        }
+
+        /// Who was answered what: 0 stands for nothing.
+        fn answers(&mut self) -> Vec<(u32, u64)> {
+            let mut answers = Vec::new();
+            self.dispatch.take_answers(&mut answers);
+            let ticket = |answer| match answer {
+                PollAnswer::Nothing => 0,
+                PollAnswer::Work(work) => work.ticket,
+            };
+            answers.into_iter().map(|(poll, answer)| (poll.conn.slot, ticket(answer))).collect()
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            self.dispatch.turn(self.now);
+        }
+    }
+
+    #[test]
+    fn work_is_handed_out_in_the_order_it_came() {
+        let mut w = world();
+        for ticket in [1, 2, 3] {
+            w.submit(ticket).unwrap();
+        }
+        w.poll(1, 1, &[]);
+        w.poll(2, 1, &[]);
+        assert_eq!(w.answers(), [(1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn the_poll_that_waited_longest_is_served_first() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.poll(2, 1, &[]);
+        w.submit(1).unwrap();
+        w.submit(2).unwrap();
+        assert_eq!(w.answers(), [(1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn a_poll_is_answered_with_nothing_after_thirty_seconds() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.pass(POLL_WAIT - SECOND);
+        w.poll(2, 1, &[]);
+        assert_eq!(w.dispatch.deadline(), Some(w.now + SECOND));
+        assert_eq!(w.answers(), []);
+        w.pass(SECOND);
+        assert_eq!(w.answers(), [(1, 0)]);
+        w.submit(1).unwrap();
+        assert_eq!(w.answers(), [(2, 1)], "the first has had its answer");
+        assert_eq!(w.dispatch.deadline(), None);
+    }
+
+    #[test]
+    fn a_poll_gets_one_answer() {
+        let mut w = world();
+        w.poll(1, 5, &[]);
+        w.submit(1).unwrap();
+        w.submit(2).unwrap();
+        assert_eq!(w.answers(), [(1, 1)]);
+        w.dispatch.delivered(worker(1));
+        w.poll(1, 4, &[]);
+        assert_eq!(w.answers(), [(1, 2)]);
+    }
+
+    #[test]
+    fn work_goes_only_to_polls_for_its_function_version() {
+        let mut w = world();
+        w.poll_for(1, "another", 1, &[]);
+        w.submit(1).unwrap();
+        assert_eq!(w.answers(), []);
+        w.poll(2, 1, &[]);
+        assert_eq!(w.answers(), [(2, 1)]);
+    }
+
+    #[test]
+    fn no_slots_means_reconnects_only() {
+        let mut w = world();
+        w.submit(1).unwrap();
+        w.poll(1, 0, &[7]);
+        assert_eq!(w.answers(), []);
+        w.reconnect(7);
+        assert_eq!(w.answers(), [(1, 7)]);
+    }
+
+    #[test]
+    fn a_reconnect_goes_only_to_a_poll_that_lists_its_id() {
+        let mut w = world();
+        w.reconnect(7);
+        w.poll(1, 1, &[6, 8]);
+        assert_eq!(w.answers(), []);
+        w.poll(2, 0, &[7]);
+        assert_eq!(w.answers(), [(2, 7)]);
+        w.reconnect(8);
+        assert_eq!(w.answers(), [(1, 8)]);
+    }
+
+    #[test]
+    fn a_reconnect_goes_before_new_work() {
+        let mut w = world();
+        w.submit(1).unwrap();
+        w.reconnect(7);
+        w.poll(1, 1, &[7]);
+        assert_eq!(w.answers(), [(1, 7)]);
+    }
+
+    #[test]
+    fn a_newer_poll_replaces_the_older_which_is_answered_first() {
+        let mut w = world();
+        w.poll(1, 0, &[]);
+        w.submit(1).unwrap();
+        w.poll(1, 1, &[]);
+        assert_eq!(w.answers(), [(1, 0), (1, 1)]);
+        assert_eq!(w.dispatch.polls(), 0);
+    }
+
+    #[test]
+    fn a_poll_whose_connection_has_closed_gets_nothing() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.dispatch.gone(worker(1));
+        w.submit(1).unwrap();
+        w.pass(POLL_WAIT * 2);
+        assert_eq!(w.answers(), []);
+    }
+
+    #[test]
+    fn an_answer_that_was_not_delivered_is_queued_again_in_front() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.submit(1).unwrap();
+        w.submit(2).unwrap();
+        assert_eq!(w.answers(), [(1, 1)]);
+        w.dispatch.gone(worker(1));
+        w.poll(2, 1, &[]);
+        assert_eq!(w.answers(), [(2, 1)]);
+        w.dispatch.delivered(worker(2));
+        w.dispatch.gone(worker(2));
+        w.poll(3, 1, &[]);
+        assert_eq!(w.answers(), [(3, 2)], "delivered work stays delivered");
+    }
+
+    #[test]
+    fn an_undelivered_answer_goes_straight_to_another_waiting_poll() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.poll(2, 1, &[]);
+        w.submit(1).unwrap();
+        w.dispatch.gone(worker(1));
+        assert_eq!(w.answers(), [(2, 1)], "the first poll is gone: no answer for it");
+    }
+
+    #[test]
+    fn withdrawn_work_is_not_handed_out() {
+        let mut w = world();
+        w.submit(1).unwrap();
+        w.submit(2).unwrap();
+        w.dispatch.withdraw(1);
+        w.dispatch.withdraw(1);
+        w.poll(1, 1, &[]);
+        assert_eq!(w.answers(), [(1, 2)]);
+    }
+
+    #[test]
+    fn work_withdrawn_before_its_answer_was_taken_becomes_nothing() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.submit(1).unwrap();
+        w.dispatch.withdraw(1);
+        assert_eq!(w.answers(), [(1, 0)]);
+        w.dispatch.gone(worker(1));
+        assert!(w.dispatch.is_empty());
+    }
+
+    #[test]
+    fn work_withdrawn_on_its_way_is_not_queued_again() {
+        let mut w = world();
+        w.poll(1, 1, &[]);
+        w.submit(1).unwrap();
+        assert_eq!(w.answers(), [(1, 1)]);
+        w.dispatch.withdraw(1);
+        w.dispatch.gone(worker(1));
+        w.poll(2, 1, &[]);
+        assert_eq!(w.answers(), []);
+    }
+
+    #[test]
+    fn a_connection_has_one_undelivered_answer_at_most() {
+        let mut w = world();
+        w.submit(1).unwrap();
+        w.submit(2).unwrap();
+        w.poll(1, 1, &[]);
+        w.poll(1, 1, &[]);
+        assert_eq!(w.answers(), [(1, 1)]);
+        w.submit(3).unwrap();
+        assert_eq!(w.answers(), []);
+        w.dispatch.delivered(worker(1));
+        assert_eq!(w.answers(), [(1, 2)]);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_a_waiting_poll_is_never_full() {
+        let mut w = world();
+        for ticket in [1, 2, 3] {
+            w.submit(ticket).unwrap();
+        }
+        assert_eq!((w.submit(4), w.dispatch.fullest()), (Err(QueueFull), 3));
+        w.poll(1, 1, &[]);
+        w.submit(4).unwrap();
+        assert_eq!(w.submit(5), Err(QueueFull));
+        w.poll_for(2, "another", 1, &[]);
+        let other = Work { version: "another".into(), ..work(6, WorkKind::New) };
+        w.dispatch.submit(other).unwrap();
+        assert_eq!(w.answers(), [(1, 1), (2, 6)]);
+    }
+
+    #[test]
+    fn too_many_polls_are_refused() {
+        let mut w = world();
+        for at in [1, 2, 3] {
+            w.poll(at, 1, &[]);
+        }
+        let request = PollRequest::parse(
+            br#"{"functionId":"11111111111141118111111111111111",
+                "functionVersionId":"11111111111141118111111111111111"}"#,
+            0,
+        );
+        let refused = w.dispatch.poll(worker(4), request.unwrap(), w.now);
+        assert_eq!((refused, w.dispatch.polls()), (Err(TooManyPolls), 3));
+        w.poll(3, 1, &[]);
+        assert_eq!(w.answers(), [(3, 0)], "a replacement needs no room");
+    }
+
+    #[test]
+    fn at_rest_nothing_is_kept() {
+        let mut w = world();
+        for round in 0..50 {
+            w.submit(round * 3).unwrap();
+            w.reconnect(round * 3 + 1);
+            w.poll(1, 1, &[round * 3 + 1]);
+            w.poll(2, 1, &[]);
+            w.submit(round * 3 + 2).unwrap();
+            w.dispatch.withdraw(round * 3 + 2);
+            w.answers();
+            w.dispatch.delivered(worker(1));
+            w.dispatch.delivered(worker(2));
+        }
+        assert!(w.dispatch.is_empty() && w.dispatch.places.is_empty());
+        assert!(w.dispatch.waiting.is_empty() && w.dispatch.expiry.is_empty());
+    }
+
+    #[test]
+    fn the_answer_is_the_json_of_the_design() {
+        let work = Work { request_id: Uuid::nil(), ..work(1, WorkKind::Reconnect) };
+        let json: serde_json::Value =
+            serde_json::from_slice(&work.to_json("http://127.0.0.1:10086/")).unwrap();
+        assert_eq!(
+            json,
+            json!({
+                "kind": "reconnect",
+                "requestId": "00000000-0000-0000-0000-000000000000",
+                "ncaId": "dev",
+                "functionId": "f",
+                "functionVersionId": "v",
+                "connections": [{"http1": {
+                    "proxyUri": "http://127.0.0.1:10086/v1/proxy",
+                    "proxyAuthorizationToken": "x".repeat(64),
+                }}],
+            })
+        );
+        assert!(!format!("{work:?}").contains("xxxx"), "no token in debug output");
+    }
+}

@@ -1,0 +1,271 @@
+//! Who may call which function, and which worker may serve it. Immutable: made from the
+//! configuration, shared by all cores, replaced as a whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::poll::PollRequest;
+use crate::config::{Function, Tenant};
+
+/// Keys are looked up in tables whose hash is seeded per process, so that the time of a lookup
+/// says nothing about how much of a guessed key was right.
+type Table<K, V> = HashMap<K, V, foldhash::quality::RandomState>;
+
+/// gRPC code NOT_FOUND.
+const NOT_FOUND: u8 = 5;
+/// gRPC code PERMISSION_DENIED.
+const PERMISSION_DENIED: u8 = 7;
+/// gRPC code UNAUTHENTICATED.
+const UNAUTHENTICATED: u8 = 16;
+
+/// Keys, tenants, functions.
+#[derive(Debug, Default)]
+pub struct Policy {
+    tenants: Table<Box<[u8]>, Arc<str>>,
+    functions: Table<Uuid, Vec<Version>>,
+    /// Every worker key of the configuration: tells an unknown key from one for another function.
+    workers: Table<Box<[u8]>, ()>,
+}
+
+#[derive(Debug)]
+struct Version {
+    id: Uuid,
+    function: Arc<str>,
+    version: Arc<str>,
+    tenants: Vec<Arc<str>>,
+    worker_keys: Vec<Box<[u8]>>,
+    streaming: bool,
+}
+
+/// What a credential was allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose session it will be.
+    pub tenant: Arc<str>,
+    /// Canonical function id.
+    pub function: Arc<str>,
+    /// Canonical version id; picked if the client named none.
+    pub version: Arc<str>,
+    /// Whether the function is of the streaming kind.
+    pub streaming: bool,
+}
+
+/// Why a client was refused (contract E3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// gRPC status code.
+    pub code: u8,
+    /// The whole text for the client.
+    pub text: String,
+}
+
+/// Why a poll was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PollFault {
+    /// 401 or 403; 400 is for a body that cannot be read.
+    pub status: u16,
+    /// The whole text for the worker's author.
+    pub text: String,
+}
+
+impl Policy {
+    /// The rules of a checked configuration.
+    #[must_use]
+    pub fn new(tenants: &[Tenant], functions: &[Function]) -> Self {
+        let mut policy = Self::default();
+        for tenant in tenants {
+            let name: Arc<str> = tenant.name.as_str().into();
+            for key in &tenant.client_keys {
+                policy.tenants.insert(key.bytes().into(), name.clone());
+            }
+        }
+        for function in functions {
+            for key in &function.worker_keys {
+                policy.workers.insert(key.bytes().into(), ());
+            }
+            let versions = policy.functions.entry(function.id).or_default();
+            versions.push(Version {
+                id: function.version,
+                function: function.id.to_string().into(),
+                version: function.version.to_string().into(),
+                tenants: function.tenants.iter().map(|name| name.as_str().into()).collect(),
+                worker_keys: function.worker_keys.iter().map(|key| key.bytes().into()).collect(),
+                streaming: function.streaming,
+            });
+        }
+        policy
+    }
+
+    /// Whether this credential may call this function. Without a version (empty equals absent) one
+    /// of those the tenant may call is picked by `random`, uniformly (contract CP-3).
+    ///
+    /// # Errors
+    /// Unknown credential: 16; unknown function or version: 5; not allowed: 7.
+    pub fn authorise(
+        &self,
+        credential: &[u8],
+        function: &[u8],
+        version: &[u8],
+        random: u64,
+    ) -> Result<Grant, Denied> {
+        let tenant = self
+            .tenants
+            .get(credential)
+            .ok_or_else(|| denied(UNAUTHENTICATED, "the credential is not known"))?;
+        let known = Uuid::try_parse_ascii(function).ok().and_then(|id| self.functions.get(&id));
+        let wanted = match version {
+            b"" => None,
+            named => Some(Uuid::try_parse_ascii(named).ok()),
+        };
+        let matching = |entry: &&Version| wanted.is_none_or(|id| id == Some(entry.id));
+        let existing: Vec<&Version> = known.into_iter().flatten().filter(matching).collect();
+        if existing.is_empty() {
+            return Err(denied(NOT_FOUND, "unknown function or version"));
+        }
+        let may = |entry: &&&Version| entry.tenants.contains(tenant);
+        let allowed: Vec<&&Version> = existing.iter().filter(may).collect();
+        if allowed.is_empty() {
+            return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
+        }
+        // At most a few versions: the bias of a 64-bit remainder is nothing.
+        let picked = allowed[(random % allowed.len() as u64) as usize];
+        Ok(Grant {
+            tenant: tenant.clone(),
+            function: picked.function.clone(),
+            version: picked.version.clone(),
+            streaming: picked.streaming,
+        })
+    }
+
+    /// The tenant of a credential.
+    #[must_use]
+    pub fn tenant(&self, credential: &[u8]) -> Option<&Arc<str>> {
+        self.tenants.get(credential)
+    }
+
+    /// Whether this credential may serve the function version that the poll names.
+    ///
+    /// # Errors
+    /// 401: nobody's key. 403: a key for something else (also where there is no such function).
+    pub fn worker(&self, credential: &[u8], request: &PollRequest) -> Result<(), PollFault> {
+        if !self.workers.contains_key(credential) {
+            return Err(PollFault { status: 401, text: "the worker key is not known".into() });
+        }
+        let id = Uuid::try_parse(&request.function_id).ok();
+        let versions = id.and_then(|id| self.functions.get(&id)).into_iter().flatten();
+        let serves = |entry: &Version| {
+            entry.version == request.function_version_id
+                && entry.worker_keys.iter().any(|key| **key == *credential)
+        };
+        if versions.into_iter().any(serves) {
+            return Ok(());
+        }
+        Err(PollFault { status: 403, text: "the worker key is not for this function".into() })
+    }
+}
+
+fn denied(code: u8, why: &str) -> Denied {
+    Denied { code, text: format!("failed to open stateful work request: {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    const F: &str = "11111111-1111-4111-8111-111111111111";
+    const V1: &str = "22222222-2222-4222-8222-222222222222";
+    const V2: &str = "33333333-3333-4333-8333-333333333333";
+    const OTHER: &str = "44444444-4444-4444-8444-444444444444";
+
+    fn keys(keys: &[&str]) -> Vec<Secret> {
+        keys.iter().map(|key| Secret::from(*key)).collect()
+    }
+
+    fn function(version: &str, tenants: &[&str], worker: &str, streaming: bool) -> Function {
+        Function {
+            id: F.parse().unwrap(),
+            version: version.parse().unwrap(),
+            tenants: tenants.iter().map(ToString::to_string).collect(),
+            worker_keys: keys(&[worker]),
+            streaming,
+        }
+    }
+
+    fn policy() -> Policy {
+        Policy::new(
+            &[
+                Tenant { name: "dev".into(), client_keys: keys(&["dev-key", "dev-key-2"]) },
+                Tenant { name: "other".into(), client_keys: keys(&["other-key"]) },
+                Tenant { name: "poor".into(), client_keys: keys(&["poor-key"]) },
+            ],
+            &[
+                function(V1, &["dev", "other"], "worker-1", false),
+                function(V2, &["dev"], "worker-2", true),
+            ],
+        )
+    }
+
+    fn ask(key: &str, function: &str, version: &str, random: u64) -> Result<Grant, u8> {
+        policy().authorise(key.as_bytes(), function.as_bytes(), version.as_bytes(), random).map_err(
+            |denied| {
+                assert!(denied.text.starts_with("failed to open stateful work request: "));
+                denied.code
+            },
+        )
+    }
+
+    #[test]
+    fn a_named_version_is_granted_to_its_tenants() {
+        let grant = ask("dev-key-2", F, V2, 0).unwrap();
+        assert_eq!((&*grant.tenant, &*grant.function, &*grant.version), ("dev", F, V2));
+        assert!(grant.streaming);
+    }
+
+    #[test]
+    fn without_a_version_one_of_the_allowed_is_picked() {
+        let picked: Vec<_> = (0..2).map(|r| ask("dev-key", F, "", r).unwrap().version).collect();
+        assert_eq!(picked, [V1.into(), V2.into()] as [Arc<str>; 2]);
+        for random in [0, 1, 7, u64::MAX] {
+            assert_eq!(&*ask("other-key", F, "", random).unwrap().version, V1);
+        }
+    }
+
+    #[test]
+    fn refusals_have_the_codes_of_the_design() {
+        assert_eq!(ask("nobody", F, V1, 0), Err(16));
+        assert_eq!(ask("", F, V1, 0), Err(16));
+        assert_eq!(ask("dev-key", OTHER, "", 0), Err(5));
+        assert_eq!(ask("dev-key", "not a uuid", "", 0), Err(5));
+        assert_eq!(ask("dev-key", F, OTHER, 0), Err(5));
+        assert_eq!(ask("dev-key", F, "x", 0), Err(5));
+        assert_eq!(ask("other-key", F, V2, 0), Err(7));
+        assert_eq!(ask("poor-key", F, "", 0), Err(7));
+        assert_eq!(ask("nobody", OTHER, "", 0), Err(16), "no probing without a key");
+        assert_eq!(ask("worker-1", F, V1, 0), Err(16), "a worker key is not a client key");
+    }
+
+    #[test]
+    fn ids_in_other_forms_are_the_same_ids() {
+        let grant = ask("dev-key", &F.replace('-', "").to_uppercase(), V1, 0).unwrap();
+        assert_eq!(&*grant.function, F);
+    }
+
+    #[test]
+    fn workers_serve_only_what_their_key_is_for() {
+        let poll = |version: &str| PollRequest {
+            function_id: F.into(),
+            function_version_id: version.into(),
+            slots: 1,
+            request_ids: Vec::new(),
+        };
+        let status = |key: &str, version| policy().worker(key.as_bytes(), &poll(version));
+        assert_eq!(status("worker-1", V1), Ok(()));
+        assert_eq!(status("worker-1", V2).unwrap_err().status, 403);
+        assert_eq!(status("worker-1", OTHER).unwrap_err().status, 403);
+        assert_eq!(status("dev-key", V1).unwrap_err().status, 401);
+        assert_eq!(status("", V1).unwrap_err().status, 401);
+    }
+}

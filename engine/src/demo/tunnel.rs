@@ -1,0 +1,197 @@
+//! One tunnel of a worker: the CONNECT (contract 4.1), then the function on the byte stream.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use bytes::{Buf, BytesMut};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::poll::{Connection, Head, Http1};
+use super::worker::Serve;
+
+/// As NVIDIA's worker: rounds over all addresses, and the pause that grows between them.
+const ROUNDS: usize = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the gateway may take to answer a CONNECT.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Receive window of a stream and of a tunnel.
+const WINDOW: u32 = 16 << 20;
+/// Buffer of each direction of a bridge.
+const COPY_BYTES: usize = 64 * 1024;
+/// Fields and bytes of a request head: more than the gateway lets through.
+const MAX_FIELDS: usize = 1024;
+const MAX_HEAD_BYTES: usize = 1 << 20;
+
+/// Why there is no tunnel.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// 401 or 403: trying again is of no use (contract WK-5).
+    ForGood(u16),
+    /// Anything else, after all rounds.
+    Failed(io::Error),
+}
+
+/// Opens a tunnel: each address in turn, a few rounds.
+pub(super) async fn open(addresses: &[Connection], id: Uuid) -> Result<Tunnel, Refusal> {
+    let mut pause = FIRST_PAUSE;
+    let mut last = io::Error::other("no address that this worker can dial");
+    for round in 0..ROUNDS {
+        if round > 0 {
+            sleep(pause).await;
+            pause = pause * 3 / 2;
+        }
+        for http1 in addresses.iter().filter_map(|address| address.http1.as_ref()) {
+            match connect(http1, id).await {
+                Ok(Ok(tunnel)) => return Ok(tunnel),
+                Ok(Err(status @ (401 | 403))) => return Err(Refusal::ForGood(status)),
+                Ok(Err(status)) => last = io::Error::other(format!("CONNECT answered {status}")),
+                Err(error) => last = error,
+            }
+        }
+    }
+    Err(Refusal::Failed(last))
+}
+
+/// One CONNECT; the inner error is a status other than 200.
+async fn connect(to: &Http1, id: Uuid) -> io::Result<Result<Tunnel, u16>> {
+    let uri: http::Uri = to.proxy_uri.parse().map_err(io::Error::other)?;
+    let host = uri.host().ok_or_else(|| io::Error::other("the URI has no host"))?;
+    // Contract WK-3: plain TCP, and port 80 unless the URI says otherwise.
+    let port = uri.port_u16().unwrap_or(80);
+    let address = (host.trim_matches(['[', ']']), port);
+    let mut stream = timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await??;
+    stream.set_nodelay(true)?;
+    let head = format!(
+        "CONNECT {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-dev/{}\r\n\
+         Authorization: Bearer {}\r\nX-Request-Id: {id}\r\n\r\n",
+        uri.path(),
+        uri.authority().map_or(host, |authority| authority.as_str()),
+        env!("CARGO_PKG_VERSION"),
+        to.proxy_authorization_token,
+    );
+    stream.write_all(head.as_bytes()).await?;
+    let mut read = BytesMut::with_capacity(1024);
+    let answer = async {
+        loop {
+            if let Some(head) = Head::parse(&read)? {
+                return Ok(head);
+            }
+            if stream.read_buf(&mut read).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+        }
+    };
+    let head = timeout(ANSWER_TIMEOUT, answer).await??;
+    // Only 200 is success, whatever framing the head announces (contract WK-5, WK-11).
+    if head.status != 200 {
+        return Ok(Err(head.status));
+    }
+    read.advance(head.len);
+    Ok(Ok(Tunnel { stream, early: read }))
+}
+
+/// The stream after the CONNECT, with what the gateway sent right behind its answer.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    stream: TcpStream,
+    early: BytesMut,
+}
+
+impl Tunnel {
+    /// Serves the function until the tunnel ends.
+    pub(super) async fn serve(self, serve: &Serve) -> io::Result<()> {
+        match serve {
+            Serve::Routes(routes) => self.serve_routes(routes.clone()).await,
+            Serve::Bridge(target) => self.bridge(target).await,
+        }
+    }
+
+    async fn serve_routes(self, routes: Router) -> io::Result<()> {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http1().max_headers(MAX_FIELDS).half_close(true).max_buf_size(MAX_HEAD_BYTES);
+        server
+            .http2()
+            .max_concurrent_streams(None)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_header_list_size(MAX_HEAD_BYTES as u32)
+            // Clients cancel as often as they like; the gateway has counted them already.
+            .max_pending_accept_reset_streams(1 << 20)
+            .max_local_error_reset_streams(None);
+        let service = TowerToHyperService::new(routes);
+        let served = server.serve_connection(TokioIo::new(self), service);
+        served.await.map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    async fn bridge(mut self, target: &str) -> io::Result<()> {
+        let mut server = TcpStream::connect(target).await?;
+        server.set_nodelay(true)?;
+        // A worker is silent until the gateway speaks (contract WK-12), but an HTTP/2 server is
+        // not: hold it back until the first bytes have come.
+        let mut first = BytesMut::with_capacity(COPY_BYTES);
+        if self.read_buf(&mut first).await? == 0 {
+            return Ok(());
+        }
+        server.write_all(&first).await?;
+        drop(first);
+        tokio::io::copy_bidirectional_with_sizes(&mut self, &mut server, COPY_BYTES, COPY_BYTES)
+            .await?;
+        Ok(())
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.early.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.early.len().min(buf.remaining());
+        buf.put_slice(&self.early.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

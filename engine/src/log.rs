@@ -1,0 +1,262 @@
+//! One line an edge of a session's life, in the words that operators search for (contract 8.3).
+//!
+//! A data core formats nothing and wakes nobody: it puts a record into a bounded queue, and a
+//! thread that looks into the queue every [`PAUSE`] writes the lines. A full queue loses records
+//! and says how many. Credentials and tokens never get here.
+
+mod lines;
+mod stamp;
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use crossbeam::queue::ArrayQueue;
+use ringway_proto::fault::Fault;
+use ringway_proto::h2::ConnFault;
+use tracing::Level;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use stamp::rfc3339;
+
+/// How often the queue is looked into.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Records that wait for their lines.
+const RECORDS: usize = 16 * 1024;
+/// Lines that wait for stderr.
+const LINES: usize = 16 * 1024;
+
+static QUEUE: OnceLock<ArrayQueue<Record>> = OnceLock::new();
+static LOST: AtomicU64 = AtomicU64::new(0);
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// What is known of a session at one of its edges. Fields that do not apply keep their default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionEdge<'a> {
+    /// The session.
+    pub request_id: &'a str,
+    /// Its function.
+    pub function_id: &'a str,
+    /// Its version.
+    pub function_version_id: &'a str,
+    /// Why it ended: a label of `CloseReason`.
+    pub eviction_reason: &'static str,
+    /// What the transport said: a label of `CloseCode`.
+    pub close_code: &'static str,
+    /// More of that; printable, bounded, may come from a peer.
+    pub close_detail: &'a str,
+    /// The worker ended it.
+    pub closed_by_peer: bool,
+    /// The timer of ours that ended it: empty, `worker_cache_ttl`, `transport_idle`, `quic_idle`.
+    pub local_timeout: &'static str,
+    /// How long it lasted.
+    pub held_for: Duration,
+    /// Core.
+    pub shard: u16,
+}
+
+/// One request, for the access log.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each field is what its name says of the request")]
+pub struct Access<'a> {
+    pub method: &'a str,
+    /// A query is cut off: it may carry anything.
+    pub path: &'a str,
+    pub status: u16,
+    pub latency: Duration,
+    pub client: SocketAddr,
+    /// Body bytes of the response.
+    pub size: u64,
+    pub shard: u16,
+}
+
+/// A line to be written.
+#[derive(Debug)]
+struct Record {
+    at: SystemTime,
+    shard: u16,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Registered(Edge),
+    Closed(Edge),
+    OpenFailed { code: u8, text: String },
+    Rejected { result: String, age: Option<Duration> },
+    ConnectionFailed { peer: SocketAddr, tunnel: bool, code: String, reason: &'static str },
+    Access { line: Box<AccessLine> },
+}
+
+/// A [`SessionEdge`] that owns its texts.
+#[derive(Debug)]
+struct Edge {
+    request_id: Box<str>,
+    function_id: Box<str>,
+    function_version_id: Box<str>,
+    eviction_reason: &'static str,
+    close_code: &'static str,
+    close_detail: Box<str>,
+    closed_by_peer: bool,
+    local_timeout: &'static str,
+    held_for: Duration,
+}
+
+#[derive(Debug)]
+struct AccessLine {
+    method: Box<str>,
+    path: Box<str>,
+    status: u16,
+    latency: Duration,
+    client: SocketAddr,
+    size: u64,
+}
+
+/// A worker's CONNECT was let in.
+pub fn tunnel_registered(edge: &SessionEdge<'_>) {
+    if tracing::enabled!(Level::INFO) {
+        put(edge.shard, || What::Registered(Edge::of(edge)));
+    }
+}
+
+/// An attachment has ended.
+pub fn attachment_closed(edge: &SessionEdge<'_>) {
+    if tracing::enabled!(Level::INFO) {
+        put(edge.shard, || What::Closed(Edge::of(edge)));
+    }
+}
+
+/// A request got no session.
+pub fn open_failed(fault: &Fault, shard: u16) {
+    put(shard, || What::OpenFailed { code: fault.code(), text: fault.to_string() });
+}
+
+/// A worker's CONNECT was refused; `result` is the metric's label.
+pub fn connect_rejected(result: &str, age: Option<Duration>, shard: u16) {
+    put(shard, || What::Rejected { result: result.into(), age });
+}
+
+/// A peer broke a rule of HTTP/2 that ends its connection.
+pub fn connection_failed(peer: SocketAddr, tunnel: bool, fault: &ConnFault, shard: u16) {
+    put(shard, || What::ConnectionFailed {
+        peer,
+        tunnel,
+        code: format!("{:?}", fault.code),
+        reason: fault.reason,
+    });
+}
+
+/// A request was answered. The caller looks at `log.access` first.
+pub fn access(access: &Access<'_>) {
+    put(access.shard, || What::Access {
+        line: Box::new(AccessLine {
+            method: access.method.into(),
+            path: access.path.split('?').next().unwrap_or_default().into(),
+            status: access.status,
+            latency: access.latency,
+            client: access.client,
+            size: access.size,
+        }),
+    });
+}
+
+fn put(shard: u16, what: impl FnOnce() -> What) {
+    // Without a reader (tests, the simulated world) nothing is kept.
+    let Some(queue) = QUEUE.get() else { return };
+    // Looked at first: under an attack the queue is full, and then nothing is allocated for it.
+    if queue.is_full() || queue.push(Record { at: SystemTime::now(), shard, what: what() }).is_err()
+    {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Edge {
+    fn of(edge: &SessionEdge<'_>) -> Self {
+        Self {
+            request_id: edge.request_id.into(),
+            function_id: edge.function_id.into(),
+            function_version_id: edge.function_version_id.into(),
+            eviction_reason: edge.eviction_reason,
+            close_code: edge.close_code,
+            close_detail: edge.close_detail.into(),
+            closed_by_peer: edge.closed_by_peer,
+            local_timeout: edge.local_timeout,
+            held_for: edge.held_for,
+        }
+    }
+}
+
+/// Keeps the log going; when it is dropped, what waits is written.
+#[derive(Debug)]
+pub struct LogGuard {
+    thread: Option<JoinHandle<()>>,
+    _lines: WorkerGuard,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        ENDED.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Begins to log to stderr: JSON lines, or readable text on a terminal. Once a process.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(level: &str) -> std::io::Result<LogGuard> {
+    let (lines, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LINES)
+        .lossy(true)
+        .thread_name("ringway-stderr")
+        .finish(std::io::stderr());
+    install(lines, level, std::io::stderr().is_terminal());
+    QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
+    let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(|| {
+        loop {
+            let ended = ENDED.load(Ordering::Acquire);
+            write_waiting();
+            if ended {
+                return;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    })?;
+    Ok(LogGuard { thread: Some(thread), _lines: guard })
+}
+
+fn install(lines: NonBlocking, level: &str, readable: bool) {
+    let level: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
+    // Libraries speak up only when something is wrong.
+    let targets =
+        Targets::new().with_target("ringway", level).with_default(level.min(LevelFilter::WARN));
+    let registry = tracing_subscriber::registry().with(targets);
+    let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
+    // It fails only when a subscriber is installed already: then that one goes on.
+    let _ = if readable {
+        registry.with(layer.compact().with_target(false)).try_init()
+    } else {
+        registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
+    };
+}
+
+/// Writes what is in the queue.
+fn write_waiting() {
+    let Some(queue) = QUEUE.get() else { return };
+    while let Some(record) = queue.pop() {
+        stamp::at(record.at, || lines::write(&record));
+    }
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        tracing::warn!(lost, "log records were lost: the queue was full");
+    }
+}

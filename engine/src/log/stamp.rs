@@ -1,0 +1,79 @@
+//! When a line's fact happened: not when the line is written.
+
+use std::cell::Cell;
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+
+thread_local! {
+    static AT: Cell<Option<SystemTime>> = const { Cell::new(None) };
+}
+
+/// Lines written by `write` bear this time.
+pub(super) fn at(time: SystemTime, write: impl FnOnce()) {
+    AT.set(Some(time));
+    write();
+    AT.set(None);
+}
+
+/// The time of the fact if there is one, else now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp;
+
+impl FormatTime for Stamp {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        w.write_str(&of(AT.get().unwrap_or_else(SystemTime::now)))
+    }
+}
+
+/// A time as text; what lies before 1970 is 1970.
+pub(super) fn of(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    rfc3339(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Unix time in microseconds as RFC 3339, in UTC.
+#[must_use]
+pub fn rfc3339(unix_micros: u64) -> String {
+    let (seconds, micros) = (unix_micros / 1_000_000, unix_micros % 1_000_000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+/// The Gregorian date so many days after 1970-01-01. Counted in years that begin in March, so that
+/// the leap day is a year's last.
+fn date(days: u64) -> (u64, u64, u64) {
+    // Days since 0000-03-01; an era is 400 years.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
+    (era * 400 + year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right_around_leap_days_and_centuries() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000Z"),
+            (951_868_800, "2000-03-01T00:00:00.000000Z"),
+            (1_709_164_800, "2024-02-29T00:00:00.000000Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
+        ] {
+            assert_eq!(rfc3339(seconds * 1_000_000), text);
+        }
+        assert_eq!(rfc3339(1_234_567), "1970-01-01T00:00:01.234567Z");
+    }
+}

@@ -1,0 +1,207 @@
+//! Closed label sets: every label value a metric of ours can have, in the order it is exported.
+
+/// Defines an enum whose variants are the values of one metric label.
+macro_rules! labels {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of export.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// How many values there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The value's place in arrays kept per label.
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+
+            /// The text in metrics and logs.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)+
+                }
+            }
+        }
+    };
+}
+
+labels! {
+    /// Why a worker connection ended (contract OB-2); the first cause wins.
+    CloseReason {
+        /// The client went away or was sent away.
+        ClientClosed => "client_closed",
+        /// The worker's side ended it, or it was idle too long (as the reference counts it).
+        WorkerClosed => "worker_closed",
+        /// This gateway is ending.
+        Shutdown => "shutdown",
+        /// It was never used in time.
+        TtlExpired => "ttl_expired",
+        /// A full table.
+        CapacityReached => "capacity_reached",
+        /// Somebody asked for it.
+        Deleted => "deleted",
+        /// None of the above.
+        Unknown => "unknown",
+    }
+}
+
+labels! {
+    /// What the tunnel's transport said when it ended (contract OB-3).
+    CloseCode {
+        /// Nothing: we closed it.
+        None => "none",
+        /// FIN.
+        Eof => "eof",
+        /// RST or EPIPE.
+        Reset => "reset",
+        /// The kernel or a deadline gave up.
+        Timeout => "timeout",
+        /// Used after it was closed.
+        ClosedConn => "closed_conn",
+        /// Cancelled by its owner.
+        ContextCanceled => "context_canceled",
+        /// QUIC idle timeout.
+        QuicIdleTimeout => "quic_idle_timeout",
+        /// QUIC application close.
+        QuicApplication => "quic_application",
+        /// QUIC transport error.
+        QuicTransport => "quic_transport",
+        /// QUIC stream reset.
+        QuicStreamReset => "quic_stream_reset",
+        /// QUIC handshake timeout.
+        QuicHandshakeTimeout => "quic_handshake_timeout",
+        /// QUIC stateless reset.
+        QuicStatelessReset => "quic_stateless_reset",
+        /// GOAWAY with an error.
+        H2Goaway => "h2_goaway",
+        /// A stream error.
+        H2Stream => "h2_stream",
+        /// A connection error of ours.
+        H2Connection => "h2_connection",
+        /// None of the above.
+        Unknown => "unknown",
+    }
+}
+
+labels! {
+    /// Why payload was copied instead of being sent from where it was received.
+    CopyWhy {
+        /// Shorter than what pays for a segment of its own.
+        SmallFrame => "small_frame",
+        /// The receiver took so long that the receive memory was needed.
+        SlowPeer => "slow_peer",
+        /// It waits for credit or for a tunnel.
+        Waiting => "waiting",
+    }
+}
+
+labels! {
+    /// What drives a core.
+    Backend {
+        /// io_uring.
+        Ring => "io_uring",
+        /// epoll.
+        Epoll => "epoll",
+    }
+}
+
+labels! {
+    /// A named limit; the names are those of the `[limits]` settings where one exists.
+    Limit {
+        /// Client connections of a core.
+        ClientConnections => "client_connections",
+        /// Worker connections of a core, polls and tunnels.
+        WorkerConnections => "worker_connections",
+        /// Concurrent streams of one client connection (L1).
+        Streams => "streams",
+        /// Decoded header list: bytes (L2).
+        HeaderBytes => "header_bytes",
+        /// Decoded header list: fields (L2).
+        HeaderFields => "header_fields",
+        /// One header block on the wire: bytes, CONTINUATIONs, empty fragments (L3).
+        HeaderBlock => "header_block",
+        /// HPACK table size (L4).
+        HpackTable => "hpack_table",
+        /// The bucket of suspicious frames (L5).
+        Glitches => "glitches",
+        /// Answers a peer does not take (L6).
+        QueuedAnswers => "queued_answers",
+        /// Empty DATA frames in a row (L7).
+        EmptyData => "empty_data",
+        /// WINDOW_UPDATE frames (L8).
+        WindowUpdates => "window_updates",
+        /// Receive window of one stream (L9).
+        StreamWindow => "stream_window",
+        /// Bytes buffered for one connection (L9).
+        ConnectionBuffer => "connection_buffer",
+        /// Bytes buffered by a core (L9).
+        CoreBuffer => "core_buffer",
+        /// Time for a preface or a request head (L10).
+        Handshake => "handshake",
+        /// Time without window progress (L11).
+        StalledStream => "stalled_stream",
+        /// Attachments of one client connection (L12).
+        Attachments => "attachments",
+        /// New dispatches of one client connection (L12).
+        Dispatches => "dispatches",
+        /// Wrong tries with one worker token (L13).
+        TokenTries => "token_tries",
+        /// Sessions of a core that wait for a worker.
+        PendingSessions => "pending_sessions",
+        /// Sessions of a tenant on a core that wait for a worker.
+        PendingPerTenant => "pending_per_tenant",
+        /// Work queued for one function version.
+        WorkQueue => "work_queue",
+        /// Worker polls that wait for work.
+        Polls => "polls",
+        /// Request ids in one poll.
+        PollIds => "poll_ids",
+        /// Failed CONNECTs of one address.
+        FailedConnects => "failed_connects",
+        /// Parked tunnels.
+        ParkedTunnels => "parked_tunnels",
+        /// Records of the flight recorder.
+        TraceRecords => "trace_records",
+        /// Messages waiting for another thread.
+        Mailbox => "mailbox",
+    }
+}
+
+impl Limit {
+    /// Whether each core has its own: then the cores' values add up, otherwise the largest counts.
+    #[must_use]
+    pub const fn adds_up(self) -> bool {
+        matches!(
+            self,
+            Self::ClientConnections
+                | Self::WorkerConnections
+                | Self::CoreBuffer
+                | Self::PendingSessions
+                | Self::ParkedTunnels
+                | Self::Polls
+                | Self::TraceRecords
+                | Self::Mailbox
+        )
+    }
+}
+
+/// The `result` label of a worker's CONNECT, in the order of contract 4.2.
+pub const CONNECT_RESULTS: [&str; 9] = [
+    "rejected_not_hijackable",
+    "rejected_missing_auth",
+    "rejected_missing_requestid",
+    "rejected_invalid_requestid",
+    "rejected_requestid_mismatch",
+    "rejected_token_expired",
+    "rejected_token_unknown",
+    "accepted",
+    "rejected_hijack_failed",
+];

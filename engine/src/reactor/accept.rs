@@ -1,0 +1,161 @@
+//! Listeners: multishot accept, and connections on their way in.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+use socket2::{SockRef, TcpKeepalive};
+
+use super::Reactor;
+use super::fault::SetupError;
+use super::socket::{Phase, Socket};
+use super::uring::{Completion, Kind, Tag};
+use crate::border::{Core, Listener};
+
+/// How long accepting pauses after it failed for want of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Contract LN-9: idle time before the first keep-alive probe, and between probes.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A listener and its accept.
+#[derive(Debug)]
+pub(super) struct Door {
+    /// None once it is closed.
+    socket: Option<TcpListener>,
+    listener: Listener,
+    armed: bool,
+    /// When to accept again after a failure.
+    again_at: Option<Time>,
+    /// The core wants no more connections from it.
+    shut: bool,
+    /// The last accept failed: the log said so, once.
+    failing: bool,
+}
+
+impl Door {
+    pub(super) fn new(listener: Listener, socket: TcpListener) -> Result<Self, SetupError> {
+        let other = |error| SetupError::Other { step: "setting up a listener", error };
+        // A non-blocking listener would end its multishot accept with EAGAIN.
+        socket.set_nonblocking(false).map_err(other)?;
+        let socket = Some(socket);
+        Ok(Self { socket, listener, armed: false, again_at: None, shut: false, failing: false })
+    }
+
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed
+    }
+}
+
+/// What every connection has, accepted or dialled: no Nagle delay, and keep-alive (LN-9).
+pub(super) fn tune(socket: &SockRef<'_>) -> std::io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+    socket.set_tcp_keepalive(&keep_alive)
+}
+
+impl<C: Core> Reactor<C> {
+    /// Lets connections in by every listener that is not waiting after a failure.
+    pub(super) fn open_doors(&mut self) {
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            let due = door.again_at.is_none_or(|at| at <= self.border.now);
+            if let Some(socket) = &door.socket
+                && !door.armed
+                && !door.shut
+                && due
+            {
+                door.armed = true;
+                door.again_at = None;
+                self.ring.accept(socket.as_raw_fd(), Tag::numbered(Kind::Accept, number));
+            }
+        }
+    }
+
+    /// Lets nobody in any more.
+    pub(super) fn close_doors(&mut self) {
+        self.closing = true;
+        for (number, door) in self.doors.iter().enumerate() {
+            if door.armed {
+                let target = Tag::numbered(Kind::Accept, number);
+                self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
+            }
+        }
+    }
+
+    /// Lets nobody in by this listener any more; its port is free when the accept has ended.
+    pub(super) fn shut_doors(&mut self, listener: Listener) {
+        for (number, door) in self.doors.iter_mut().enumerate() {
+            if door.listener != listener || std::mem::replace(&mut door.shut, true) {
+                continue;
+            }
+            door.again_at = None;
+            if door.armed {
+                let target = Tag::numbered(Kind::Accept, number);
+                self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
+            } else {
+                door.socket = None;
+            }
+        }
+    }
+
+    /// When an accept that failed is tried again.
+    pub(super) fn doors_deadline(&self) -> Option<Time> {
+        self.doors.iter().filter_map(|door| door.again_at).min()
+    }
+
+    pub(super) fn accepted(&mut self, completion: Completion) {
+        let number = completion.tag.slot() as usize;
+        let door = &mut self.doors[number];
+        door.armed = completion.more();
+        if door.shut && !door.armed {
+            door.socket = None;
+        }
+        if completion.result < 0 {
+            return self.accept_failed(number, -completion.result);
+        }
+        door.failing = false;
+        let listener = door.listener;
+        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
+        self.admit(TcpStream::from(fd), listener);
+        if !self.closing {
+            self.open_doors();
+        }
+    }
+
+    fn accept_failed(&mut self, number: usize, errno: i32) {
+        if self.closing || self.doors[number].shut {
+            return;
+        }
+        // The connection was gone before we took it: the next one may be fine.
+        if !matches!(errno, libc::ECONNABORTED | libc::EINTR) {
+            let door = &mut self.doors[number];
+            door.again_at = Some(self.border.now + ACCEPT_PAUSE);
+            self.border.tally.accept_failures += 1;
+            if !std::mem::replace(&mut door.failing, true) {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::warn!(core = self.options.core, %error, "accepting pauses");
+            }
+        }
+        self.open_doors();
+    }
+
+    fn admit(&mut self, stream: TcpStream, listener: Listener) {
+        if self.closing || self.sockets.live() >= self.options.connections {
+            self.border.tally.refused += 1;
+            return;
+        }
+        // Both fail when the peer has reset the connection already: nobody to talk to. (What a
+        // listener is tuned to is inherited, but not by those that connected before it was.)
+        let Ok(peer) = stream.peer_addr() else { return };
+        if tune(&SockRef::from(&stream)).is_err() {
+            return;
+        }
+        let conn = self.border.open();
+        self.sockets.add(Socket::new(stream, conn, Phase::Open));
+        self.border.tally.accepts += 1;
+        self.looks.push(conn);
+        self.call(|core, border| core.accepted(border, conn, listener, peer));
+    }
+}

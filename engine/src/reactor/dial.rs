@@ -1,0 +1,80 @@
+//! Connections of our own making.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+
+use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
+
+use super::accept::tune;
+use super::socket::{Dial, Phase, Socket};
+use super::timer::Due;
+use super::uring::{Completion, Kind, Tag};
+use super::{News, Reactor};
+use crate::border::{ConnId, Core};
+
+impl<C: Core> Reactor<C> {
+    /// Starts what the core wished for with [`Border::dial`](crate::border::Border::dial).
+    pub(super) fn dial(&mut self, conn: ConnId, address: SocketAddr) {
+        let socket = if self.sockets.live() >= self.options.connections {
+            Err(libc::EMFILE)
+        } else {
+            socket_for(address).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+        };
+        let stream = match socket {
+            Ok(stream) => stream,
+            Err(errno) => return self.news.push(News::Undialled(conn, errno)),
+        };
+        let mut socket = Socket::new(stream, conn, Phase::Dialling);
+        let dial = socket.dial.insert(Dial::new(address));
+        self.ring.connect(socket.stream.as_raw_fd(), dial.address(), Tag::of(Kind::Connect, conn));
+        self.sockets.add(socket);
+        self.timers.set(Due::Dial, self.border.now, conn);
+    }
+
+    pub(super) fn connected(&mut self, completion: Completion) {
+        let Some(socket) = self.sockets.of(completion.tag) else { return };
+        let conn = socket.conn;
+        let late = socket.dial.take().is_some_and(|dial| dial.late);
+        self.looks.push(conn);
+        if matches!(socket.phase, Phase::Closing) {
+            return;
+        }
+        if completion.result == 0 {
+            socket.phase = Phase::Open;
+            self.dirty.push(conn);
+            if self.border.is_open(conn) {
+                self.call(|core, border| core.dialled(border, conn, Ok(())));
+            }
+            return;
+        }
+        socket.phase = Phase::Closing;
+        let errno = if late { libc::ETIMEDOUT } else { -completion.result };
+        self.tell_undialled(conn, errno);
+    }
+
+    /// Tells the core that a dial failed, unless it closed the connection meanwhile.
+    pub(super) fn tell_undialled(&mut self, conn: ConnId, errno: i32) {
+        let open = self.border.is_open(conn);
+        self.border.kill(conn);
+        if open {
+            self.call(|core, border| core.dialled(border, conn, Err(errno)));
+        }
+    }
+
+    /// The dial took too long: its end will say so.
+    pub(super) fn dial_late(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if let Some(dial) = &mut socket.dial {
+            dial.late = true;
+            let tag = Tag::of(Kind::Cancel, conn);
+            self.ring.cancel(Tag::of(Kind::Connect, conn), tag);
+        }
+    }
+}
+
+fn socket_for(address: SocketAddr) -> std::io::Result<TcpStream> {
+    // `new` sets close-on-exec. The socket stays a blocking one: the ring waits, nobody else does.
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    tune(&SockRef::from(&socket))?;
+    Ok(socket.into())
+}

@@ -1,0 +1,111 @@
+//! Why a reactor cannot start, and what to do about it.
+
+use std::fmt;
+use std::io;
+
+/// A reactor that could not be set up. The text names the cause and the fix.
+#[derive(Debug)]
+pub enum SetupError {
+    /// The kernel has no io_uring (`ENOSYS`), or a seccomp profile pretends so.
+    Missing,
+    /// io_uring is there but forbidden (`EPERM`, `EACCES`).
+    Forbidden {
+        /// What `kernel.io_uring_disabled` says, where it can be read.
+        sysctl: Option<u8>,
+    },
+    /// No memory for the ring or its buffers (`ENOMEM`).
+    Memory,
+    /// The process has no descriptor left (`EMFILE`, `ENFILE`).
+    Descriptors,
+    /// The kernel lacks something that this reactor is built on.
+    TooOld {
+        /// What is missing.
+        feature: &'static str,
+        /// The first Linux version that has it.
+        needs: &'static str,
+    },
+    /// The thread could not be pinned.
+    Pin {
+        /// The CPU asked for.
+        cpu: usize,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// An option that cannot work; the text says which and why.
+    Options(&'static str),
+    /// Anything else.
+    Other {
+        /// What was tried.
+        step: &'static str,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+impl SetupError {
+    /// Sorts an error of `io_uring_setup` or `io_uring_register`. `needs` is what the kernel lacks
+    /// when it calls the arguments invalid.
+    pub(super) fn of(
+        step: &'static str,
+        needs: (&'static str, &'static str),
+        error: io::Error,
+    ) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSYS) => Self::Missing,
+            Some(libc::EPERM | libc::EACCES) => Self::Forbidden { sysctl: disabled() },
+            Some(libc::ENOMEM) => Self::Memory,
+            Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
+            Some(libc::EINVAL) => Self::TooOld { feature: needs.0, needs: needs.1 },
+            _ => Self::Other { step, error },
+        }
+    }
+}
+
+fn disabled() -> Option<u8> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str(
+                "io_uring is missing (ENOSYS): this kernel has none, or the container's seccomp \
+                 profile hides it; run on Linux 6.12 or later and allow io_uring_setup, \
+                 io_uring_enter and io_uring_register in the profile",
+            ),
+            Self::Forbidden { sysctl: Some(2) } => f.write_str(
+                "io_uring is forbidden on this host (sysctl kernel.io_uring_disabled = 2); set it \
+                 to 0, or to 1 and run with CAP_SYS_ADMIN or in kernel.io_uring_group",
+            ),
+            Self::Forbidden { sysctl: Some(1) } => f.write_str(
+                "io_uring is for privileged processes on this host (sysctl \
+                 kernel.io_uring_disabled = 1); run in the group of kernel.io_uring_group, with \
+                 CAP_SYS_ADMIN, or set it to 0",
+            ),
+            Self::Forbidden { .. } => f.write_str(
+                "io_uring is forbidden (EPERM) although kernel.io_uring_disabled does not forbid \
+                 it: a seccomp profile or security module does; allow io_uring_setup, \
+                 io_uring_enter and io_uring_register in the container's profile",
+            ),
+            Self::Memory => f.write_str(
+                "no memory for the io_uring (ENOMEM): raise the locked-memory limit (ulimit -l, \
+                 LimitMEMLOCK=) or the container's memory limit, or use fewer cores",
+            ),
+            Self::Descriptors => f.write_str(
+                "no descriptor left for the io_uring: raise the open-files limit (ulimit -n)",
+            ),
+            Self::TooOld { feature, needs } => {
+                write!(f, "this kernel lacks {feature}: Linux {needs} or later is needed")
+            }
+            Self::Pin { cpu, error } => write!(
+                f,
+                "the core's thread could not be pinned to CPU {cpu} ({error}): name a CPU of this \
+                 process's cpuset, or switch pinning off"
+            ),
+            Self::Options(why) => write!(f, "reactor options: {why}"),
+            Self::Other { step, error } => write!(f, "io_uring set-up failed at {step}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}

@@ -1,0 +1,471 @@
+//! The only user of io_uring and of the clock: drives a [`Core`] over sockets.
+//!
+//! One loop turn: enter the kernel (sleeping if there is nothing to do), tell the core everything
+//! that completed, let it decide, then flush each dirty connection once. That sends are gathered
+//! per turn instead of made one by one is what makes small messages cheap.
+//!
+//! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
+//! operations in `uring.rs`.
+
+mod accept;
+mod buffer;
+mod dial;
+mod fault;
+mod pump;
+mod socket;
+mod timer;
+mod uring;
+
+use std::collections::VecDeque;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use ringway_proto::time::Time;
+
+use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
+use crate::pool::Pool;
+use crate::ring::Mailbox;
+use accept::Door;
+use buffer::BlockRing;
+use socket::Sockets;
+use timer::Timers;
+use uring::{Completion, Kind, Ring, Share, Tag, Wait};
+
+pub use accept::ACCEPT_PAUSE;
+pub use fault::SetupError;
+pub use pump::DROP_BUDGET;
+pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
+
+/// Below this share of free receive blocks, in percent, the core is asked to free some.
+pub const RELIEVE_BELOW: usize = 25;
+
+/// How long connections may still be flushed after the core has finished.
+pub const END_WAIT: Duration = LINGER;
+
+/// Starved receives tried again per lent block: small messages share one.
+const FEED_PER_BLOCK: usize = 4;
+
+/// How often a spinning core looks for work between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 16;
+
+/// What a core does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// Sleep at once.
+    Never,
+    /// Look for work this many microseconds after the last, then sleep.
+    Micros(u64),
+    /// Never sleep: lowest latency, a whole CPU.
+    Always,
+}
+
+/// What a reactor is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The core's number, for the log.
+    pub core: u16,
+    /// The CPU its thread is pinned to.
+    pub pin: Option<usize>,
+    /// What it does when there is nothing to do.
+    pub busy_poll: BusyPoll,
+    /// Receive blocks: should exceed the number of sockets that become readable together.
+    pub blocks: usize,
+    /// How many of them the kernel has at a time; the others take the place of those that wait in
+    /// an output queue. It bounds what one turn receives, and it should fit into a core's cache.
+    pub lent: usize,
+    /// Bytes of a receive block.
+    pub block_bytes: usize,
+    /// Bytes of one receive at most; 0: as a block has room.
+    pub receive_cap: usize,
+    /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
+    /// others; 0: no limit. Kernels before 6.17, which know none, are used without.
+    pub receive_limit: usize,
+    /// Bytes of one send at most, so that control frames get in between bulk.
+    pub send_bytes: usize,
+    /// Entries of the submission queue: a power of two.
+    pub entries: u32,
+    /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
+    pub connections: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            core: 0,
+            pin: None,
+            busy_poll: BusyPoll::Never,
+            blocks: 128,
+            lent: 16,
+            block_bytes: 64 * 1024,
+            receive_cap: 32 * 1024,
+            receive_limit: 128 * 1024,
+            send_bytes: 256 * 1024,
+            entries: 1024,
+            connections: 64 * 1024,
+        }
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), SetupError> {
+        let wrong = |why| Err(SetupError::Options(why));
+        match self {
+            _ if !(1..=1 << 15).contains(&self.blocks) => wrong("blocks: 1 to 32768"),
+            _ if self.lent == 0 => wrong("lent: at least 1"),
+            _ if !(1..=1 << 30).contains(&self.block_bytes) => wrong("block_bytes: 1 to 1 GiB"),
+            _ if self.receive_cap > 1 << 30 || self.receive_limit > 1 << 30 => {
+                wrong("receive_cap, receive_limit: at most 1 GiB")
+            }
+            _ if !(1..=1 << 30).contains(&self.send_bytes) => wrong("send_bytes: 1 to 1 GiB"),
+            _ if !self.entries.is_power_of_two() || !(8..=8192).contains(&self.entries) => {
+                wrong("entries: a power of two from 8 to 8192")
+            }
+            _ if self.connections == 0 => wrong("connections: at least 1"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A fact found outside the kernel's completions, told at the start of the next turn.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// A dial failed before it began.
+    Undialled(ConnId, i32),
+    /// A send found the connection broken and no receive is under way that would tell.
+    Broken(ConnId),
+}
+
+/// One core's loop.
+///
+/// It stays on the thread that made it. Ring and payload memory live outside the core, and all
+/// calls into the core go through one method.
+pub struct Reactor<C: Core> {
+    // The ring first: fields are dropped in order, and the kernel has to let go of the memory.
+    ring: Ring,
+    blocks: BlockRing,
+    doors: Vec<Door>,
+    sockets: Sockets,
+    timers: Timers,
+    mailbox: Mailbox<C::Post>,
+    border: Border,
+    core: C,
+    options: Options,
+    /// What one receive may take, as far as the kernel can be told.
+    share: Share,
+    origin: Instant,
+    /// Connections with something to send that the border does not know of: half-sent ones.
+    dirty: Vec<ConnId>,
+    /// Connections whose operations have to be looked at.
+    looks: Vec<ConnId>,
+    wishes: Vec<Wish>,
+    news: Vec<News>,
+    /// Connections whose receive found no block, longest waiting first.
+    starved: VecDeque<ConnId>,
+    /// Receive blocks were short in the last turn.
+    short: bool,
+    /// In the last turn everything was done against that.
+    relieved: bool,
+    /// When there was last something to do.
+    active_at: Time,
+    /// Nobody is let in any more.
+    closing: bool,
+    /// When the last flushes are cut off.
+    end_at: Option<Time>,
+}
+
+impl<C: Core> Reactor<C> {
+    /// Sets the core up on the calling thread, which has to be the one that [runs](Self::run) it.
+    /// `origin` is the process's [`Time::ZERO`].
+    ///
+    /// # Errors
+    /// [`SetupError`] says what the host lacks or forbids, and the fix.
+    pub fn new(
+        options: Options,
+        listeners: Vec<(Listener, TcpListener)>,
+        mailbox: Mailbox<C::Post>,
+        origin: Instant,
+        core: C,
+    ) -> Result<Self, SetupError> {
+        options.check()?;
+        if let Some(cpu) = options.pin {
+            uring::pin(cpu)?;
+        }
+        let spins = options.busy_poll != BusyPoll::Never;
+        let mut ring = Ring::new(options.entries, options.send_bytes, spins)?;
+        let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
+        let mut blocks = BlockRing::register(&ring, &border.pool, options.lent)?;
+        blocks.lend(&mut border.pool);
+        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
+        let share = buffer::probe(&mut ring, &mut border.pool, share)?;
+        let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
+        let doors = doors.collect::<Result<_, _>>()?;
+        ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
+        Ok(Self {
+            ring,
+            blocks,
+            doors,
+            sockets: Sockets::default(),
+            timers: Timers::default(),
+            mailbox,
+            border,
+            core,
+            options,
+            share,
+            origin,
+            dirty: Vec::new(),
+            looks: Vec::new(),
+            wishes: Vec::new(),
+            news: Vec::new(),
+            starved: VecDeque::new(),
+            short: false,
+            relieved: false,
+            active_at: Time::ZERO,
+            closing: false,
+            end_at: None,
+        })
+    }
+
+    /// Serves until the core has [finished](Core::finished); then closes every socket, so that the
+    /// ports are free when it returns, and gives the core back.
+    pub fn run(mut self) -> C {
+        self.border.now = self.clock();
+        self.open_doors();
+        while !self.call(|core, _| core.finished()) {
+            self.gather();
+            self.posts();
+            self.call(|core, border| core.turn(border));
+            self.act();
+        }
+        self.end()
+    }
+
+    /// Every call into the core goes through here.
+    fn call<R>(&mut self, f: impl FnOnce(&mut C, &mut Border) -> R) -> R {
+        f(&mut self.core, &mut self.border)
+    }
+
+    // ---- facts ----
+
+    /// Waits for something to happen and tells the core.
+    fn gather(&mut self) {
+        self.rest();
+        self.border.now = self.clock();
+        self.border.tally.turns += 1;
+        self.tell_news();
+        let batch = self.ring.take_batch();
+        if !batch.is_empty() {
+            self.active_at = self.border.now;
+        }
+        for completion in &batch {
+            self.completed(*completion);
+        }
+        self.ring.give_back(batch);
+        while let Some((due, conn)) = self.timers.pop(self.border.now) {
+            self.due(due, conn);
+        }
+        if !self.closing && self.doors_deadline().is_some_and(|at| at <= self.border.now) {
+            self.open_doors();
+        }
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        match completion.tag.kind() {
+            Kind::Accept => self.accepted(completion),
+            Kind::Receive => self.received(completion),
+            Kind::Send => self.sent(completion),
+            Kind::Writable => self.writable(completion),
+            Kind::Connect => self.connected(completion),
+            Kind::Cancel => self.cancel_ended(completion),
+            // Whatever it rang for is in the mailbox, which every turn looks into.
+            Kind::Bell if completion.more() => {}
+            Kind::Bell => self.ring.bell(self.mailbox.bell(), completion.tag),
+        }
+    }
+
+    fn tell_news(&mut self) {
+        let mut news = std::mem::take(&mut self.news);
+        for item in news.drain(..) {
+            match item {
+                News::Undialled(conn, errno) => {
+                    self.tell_undialled(conn, errno);
+                    self.border.free(conn);
+                }
+                News::Broken(conn) => {
+                    if let Some(end) = self.sockets.get(conn).and_then(|socket| socket.broken) {
+                        self.fail(conn, end);
+                    }
+                }
+            }
+        }
+        // The core may have caused more of them: those are for the next turn.
+        news.append(&mut self.news);
+        self.news = news;
+    }
+
+    /// Tells what other threads sent: one mailbox full per turn, so that they cannot hold the core.
+    fn posts(&mut self) {
+        for _ in 0..self.mailbox.capacity() {
+            let Some(post) = self.mailbox.receive() else { break };
+            self.active_at = self.border.now;
+            self.call(|core, border| core.posted(border, post));
+        }
+    }
+
+    // ---- acts ----
+
+    /// Does what the core decided.
+    fn act(&mut self) {
+        self.refill();
+        self.settle();
+        self.flush();
+        self.border.tally.sockets = self.sockets.live() as u64;
+    }
+
+    /// Gives receive blocks back to the kernel, and receives that found none another try.
+    fn refill(&mut self) {
+        self.blocks.lend(&mut self.border.pool);
+        // What one turn received is mostly sent and back in the next: nothing is copied for that.
+        let was_short = self.short;
+        self.short = self.is_short();
+        self.relieved = self.short && was_short && !self.closing;
+        if self.relieved {
+            self.relieve();
+        }
+        // About as many as find room: the rest keeps its place in the queue.
+        let room = self.border.pool.ring_lent() * FEED_PER_BLOCK;
+        for _ in 0..room.min(self.starved.len()) {
+            let Some(conn) = self.starved.pop_front() else { break };
+            self.feed(conn);
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        let pool = &self.border.pool;
+        pool.ring_free() * 100 < pool.ring_blocks() * RELIEVE_BELOW
+    }
+
+    /// Gets receive blocks back from whoever keeps them for long: peers that take nothing, then
+    /// the core itself. What flows comes back by itself and is not copied.
+    fn relieve(&mut self) {
+        self.border.tally.relieved += 1;
+        for conn in self.sockets.stuck() {
+            self.border.copy_out(conn);
+        }
+        self.blocks.lend(&mut self.border.pool);
+        if self.is_short() {
+            self.call(|core, border| core.relieve(border));
+            self.blocks.lend(&mut self.border.pool);
+        }
+    }
+
+    /// Starts and stops operations as wished for and as needed.
+    fn settle(&mut self) {
+        let mut wishes = std::mem::take(&mut self.wishes);
+        self.border.take_wishes(&mut wishes);
+        for wish in wishes.drain(..) {
+            match wish {
+                Wish::Dial(conn, address) => self.dial(conn, address),
+                Wish::Look(conn) => self.look(conn),
+                Wish::Unlisten(listener) => self.shut_doors(listener),
+            }
+        }
+        self.wishes = wishes;
+        let mut looks = std::mem::take(&mut self.looks);
+        for conn in looks.drain(..) {
+            self.look(conn);
+        }
+        self.looks = looks;
+    }
+
+    // ---- waiting ----
+
+    fn rest(&mut self) {
+        self.blocks.lend(&mut self.border.pool);
+        let until = self.deadline();
+        if self.is_busy(until) || self.spin(until) {
+            return self.ring.enter(Wait::No);
+        }
+        let wait = match until {
+            None => Wait::Forever,
+            Some(until) => Wait::AtMost(until.since(self.border.now)),
+        };
+        if !self.mailbox.fall_asleep() {
+            return self.ring.enter(Wait::No);
+        }
+        self.ring.enter(wait);
+        self.mailbox.wake();
+    }
+
+    /// Whether something can be done without waiting for the kernel.
+    fn is_busy(&self, until: Option<Time>) -> bool {
+        let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
+        !(quiet && self.border.is_quiet())
+            || (!self.starved.is_empty()
+                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
+            || until.is_some_and(|until| until <= self.border.now)
+            || (!self.closing && !self.mailbox.is_empty())
+    }
+
+    /// Looks for work for as long as busy polling allows. `true`: there is some, do not sleep.
+    fn spin(&mut self, until: Option<Time>) -> bool {
+        let limit = match self.options.busy_poll {
+            BusyPoll::Never => return false,
+            BusyPoll::Micros(micros) => self.active_at + Duration::from_micros(micros),
+            BusyPoll::Always => Time(u64::MAX),
+        };
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            // The sleep that may follow is counted from here.
+            self.border.now = self.clock();
+            if until.is_some_and(|until| until <= self.border.now) {
+                return true;
+            }
+            if self.border.now >= limit {
+                return false;
+            }
+        }
+    }
+
+    fn deadline(&mut self) -> Option<Time> {
+        let (sockets, mut timers) = (&self.sockets, std::mem::take(&mut self.timers));
+        let ours = timers.next(|due, conn| pump::matters(sockets, due, conn));
+        self.timers = timers;
+        if self.closing {
+            return [ours, self.end_at].into_iter().flatten().min();
+        }
+        let cores = self.call(|core, _| core.deadline());
+        [ours, self.doors_deadline(), cores].into_iter().flatten().min()
+    }
+
+    fn clock(&self) -> Time {
+        Time(self.origin.elapsed().as_micros() as u64)
+    }
+
+    // ---- the end ----
+
+    /// Closes everything in order: a port is free only when its last accept has ended.
+    fn end(mut self) -> C {
+        self.close_doors();
+        self.end_at = Some(self.border.now + END_WAIT);
+        for conn in self.sockets.all() {
+            self.border.close(conn, Close::Now);
+        }
+        self.act();
+        while self.sockets.live() > 0 || self.doors.iter().any(Door::is_armed) {
+            if self.end_at.is_some_and(|at| at <= self.border.now) {
+                break;
+            }
+            self.gather();
+            self.act();
+        }
+        let Self { ring, doors, core, .. } = self;
+        drop(ring);
+        drop(doors);
+        core
+    }
+}

@@ -1,0 +1,344 @@
+//! One socket's receive, send and end: what its completions mean and which operation comes next.
+//!
+//! Completions are told to the core as they come; which receives are armed or cancelled is decided
+//! once, at the end of the turn ([`Reactor::look`]), when the core has said all it wants.
+
+use std::net::Shutdown;
+
+use super::buffer::taken;
+use super::socket::{Phase, Receive, Socket, Sockets};
+use super::timer::{Due, FLUSH_STALL};
+use super::uring::{Completion, Kind, Ring, Tag};
+use super::{News, Reactor};
+use crate::border::{Border, Close, ConnId, Core, End};
+use crate::pool::Segment;
+
+/// How many bytes of a peer that does not stop sending are dropped after a close; then the
+/// connection is cut.
+pub const DROP_BUDGET: usize = 1 << 20;
+
+impl<C: Core> Reactor<C> {
+    // ---- completions ----
+
+    pub(super) fn received(&mut self, completion: Completion) {
+        let segment = taken(&mut self.border.pool, completion);
+        let Some(socket) = self.sockets.of(completion.tag) else {
+            return self.release(segment);
+        };
+        let conn = socket.conn;
+        if !completion.more() {
+            socket.receive = Receive::Idle;
+            self.looks.push(conn);
+        }
+        match (segment, -completion.result) {
+            (Some(segment), _) if self.border.is_open(conn) => {
+                self.border.tally.receives += 1;
+                self.call(|core, border| core.received(border, conn, segment));
+            }
+            (Some(segment), _) => {
+                socket.dropped += segment.len as usize;
+                self.looks.push(conn);
+            }
+            (None, 0) => self.fin(conn),
+            (None, libc::ENOBUFS) => {
+                socket.receive = Receive::Starved;
+                self.starved.push_back(conn);
+                self.border.tally.starved += 1;
+            }
+            // Cancelled by us: `look` decides what comes next.
+            (None, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
+            (None, errno) => self.fail(conn, end_of(errno)),
+        }
+        self.release(segment);
+    }
+
+    fn release(&mut self, segment: Option<Segment>) {
+        if let Some(segment) = segment {
+            self.border.pool.release(segment);
+        }
+    }
+
+    pub(super) fn sent(&mut self, completion: Completion) {
+        let Some(socket) = self.sockets.of(completion.tag) else { return };
+        let conn = socket.conn;
+        let offered = std::mem::take(&mut socket.offered);
+        if matches!(socket.phase, Phase::Closing) {
+            // Its output is gone already.
+            return self.looks.push(conn);
+        }
+        let Ok(bytes) = usize::try_from(completion.result) else {
+            return match -completion.result {
+                libc::EAGAIN => self.wait_writable(conn),
+                libc::EINTR => self.dirty.push(conn),
+                errno => self.send_failed(conn, end_of(errno)),
+            };
+        };
+        socket.progress = self.border.now;
+        self.border.tally.sends += 1;
+        self.border.sent(conn, bytes);
+        if self.border.is_open(conn) {
+            self.call(|core, border| core.written(border, conn, bytes));
+        }
+        if bytes < offered {
+            self.wait_writable(conn);
+        } else {
+            self.dirty.push(conn);
+        }
+    }
+
+    fn wait_writable(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.polling = true;
+        self.border.tally.blocked_sends += 1;
+        self.ring.writable(socket.fd(), Tag::of(Kind::Writable, conn));
+    }
+
+    pub(super) fn writable(&mut self, completion: Completion) {
+        let Some(socket) = self.sockets.of(completion.tag) else { return };
+        socket.polling = false;
+        // If the poll found an error, the next send brings it to light.
+        match socket.phase {
+            Phase::Closing => self.looks.push(socket.conn),
+            _ => self.dirty.push(socket.conn),
+        }
+    }
+
+    /// A cancel that found nothing: a receive that was just between two of its shots goes on.
+    pub(super) fn cancel_ended(&mut self, completion: Completion) {
+        let Some(socket) = self.sockets.of(completion.tag) else { return };
+        if completion.result < 0 && socket.receive == Receive::Cancelling {
+            socket.receive = Receive::Armed;
+            self.looks.push(socket.conn);
+        }
+    }
+
+    // ---- how a connection ends ----
+
+    fn fin(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.fin = true;
+        if let Some(end) = socket.broken {
+            // The send took the socket's error away; the receive only sees the end.
+            self.fail(conn, end);
+        } else if self.border.is_open(conn) {
+            self.call(|core, border| core.ended(border, conn, End::Fin));
+        }
+    }
+
+    /// A send found the connection broken. Bytes that came before are still in the socket: the
+    /// receive brings them, then its own end.
+    fn send_failed(&mut self, conn: ConnId, end: End) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if !socket.is_receiving() {
+            return self.fail(conn, end);
+        }
+        socket.broken = Some(end);
+        if end == End::Failed && socket.receive == Receive::Armed {
+            // Not an error that ends the receive by itself.
+            socket.receive = Receive::Cancelling;
+            let tag = Tag::of(Kind::Cancel, conn);
+            self.ring.cancel(Tag::of(Kind::Receive, conn), tag);
+        }
+    }
+
+    /// The connection is broken: its id dies, the core hears of it if it was still its own.
+    pub(super) fn fail(&mut self, conn: ConnId, end: End) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        socket.phase = Phase::Closing;
+        self.looks.push(conn);
+        let open = self.border.is_open(conn);
+        self.border.kill(conn);
+        if open {
+            self.call(|core, border| core.ended(border, conn, end));
+        }
+    }
+
+    // ---- what comes next ----
+
+    /// Starts or stops what the connection's state asks for; closes it when nothing is left.
+    pub(super) fn look(&mut self, conn: ConnId) {
+        self.heed_close(conn);
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let spent = socket.dropped > DROP_BUDGET;
+        if matches!(socket.phase, Phase::Lingering) && (socket.fin || spent) {
+            socket.phase = Phase::Closing;
+        }
+        if matches!(socket.phase, Phase::Closing) {
+            return self.finish(conn);
+        }
+        if socket.broken.is_some() {
+            // While a receive is under way, its end tells. Facts are told at a turn's start only.
+            if !socket.is_receiving() {
+                self.news.push(News::Broken(conn));
+            }
+            return;
+        }
+        match (wants_bytes(socket, &self.border), socket.receive) {
+            (true, Receive::Idle) => {
+                socket.receive = Receive::Armed;
+                self.ring.receive(socket.fd(), self.share, Tag::of(Kind::Receive, conn));
+            }
+            (false, Receive::Armed) => {
+                socket.receive = Receive::Cancelling;
+                let tag = Tag::of(Kind::Cancel, conn);
+                self.ring.cancel(Tag::of(Kind::Receive, conn), tag);
+            }
+            (false, Receive::Starved) => socket.receive = Receive::Idle,
+            _ => {}
+        }
+    }
+
+    /// Takes up what the core asked for with [`Border::close`].
+    fn heed_close(&mut self, conn: ConnId) {
+        let Some(output) = self.border.output(conn) else { return };
+        let (closing, queued) = (output.closing(), output.queued());
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        match (closing, &socket.phase) {
+            (_, Phase::Closing) | (None, _) => {}
+            (Some(Close::Now), _) => socket.phase = Phase::Closing,
+            (Some(Close::Flush), Phase::Dialling) if queued == 0 => {
+                socket.phase = Phase::Closing;
+            }
+            (Some(Close::Flush), Phase::Open) => {
+                socket.phase = Phase::Flushing;
+                socket.progress = self.border.now;
+                self.timers.set(Due::Stall, self.border.now, conn);
+                self.dirty.push(conn);
+            }
+            (Some(Close::Flush), _) => {}
+        }
+    }
+
+    /// Cancels what is under way on a closing socket, and closes it once nothing is.
+    fn finish(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        cancel_all(&mut self.ring, socket);
+        if socket.offered > 0 {
+            return;
+        }
+        // A blocked peer's bytes go now, not only after the last completion.
+        self.border.kill(conn);
+        if !socket.is_receiving() && !socket.polling && socket.dial.is_none() {
+            self.sockets.remove(conn);
+            self.border.free(conn);
+        }
+    }
+
+    // ---- sending ----
+
+    /// Starts at most one send for each connection that has something to send.
+    pub(super) fn flush(&mut self) {
+        self.border.take_dirty(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for conn in &dirty {
+            self.send(*conn);
+        }
+        dirty.clear();
+        self.dirty = dirty;
+    }
+
+    fn send(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let Some(output) = self.border.output(conn) else { return };
+        if !socket.may_send() {
+            return;
+        }
+        if output.queue().is_empty() {
+            return self.flushed(conn);
+        }
+        let tag = Tag::of(Kind::Send, conn);
+        socket.offered = self.ring.send(socket.fd(), output.queue(), &self.border.pool, tag);
+    }
+
+    /// Everything is sent: a connection that is being flushed gets its FIN.
+    fn flushed(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        if !matches!(socket.phase, Phase::Flushing) {
+            return;
+        }
+        socket.phase = Phase::Lingering;
+        // It fails when the peer is gone already: then there is nobody to tell.
+        let _ = socket.stream.shutdown(Shutdown::Write);
+        self.timers.set(Due::Linger, self.border.now, conn);
+        self.look(conn);
+    }
+
+    // ---- deadlines ----
+
+    pub(super) fn due(&mut self, due: Due, conn: ConnId) {
+        if !matters(&self.sockets, due, conn) {
+            return;
+        }
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        match due {
+            Due::Dial => self.dial_late(conn),
+            Due::Stall if self.border.now.since(socket.progress) < FLUSH_STALL => {
+                self.timers.set(Due::Stall, self.border.now, conn);
+            }
+            Due::Stall | Due::Linger => {
+                socket.phase = Phase::Closing;
+                self.border.kill(conn);
+                self.looks.push(conn);
+            }
+        }
+    }
+
+    /// A receive that found no block is tried again. It comes before those that were served: they
+    /// might take everything again.
+    pub(super) fn feed(&mut self, conn: ConnId) {
+        if let Some(socket) = self.sockets.get_mut(conn)
+            && socket.receive == Receive::Starved
+        {
+            socket.receive = Receive::Idle;
+            self.look(conn);
+        }
+    }
+}
+
+/// Whether a deadline's reason is still there.
+pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
+    sockets.get(conn).is_some_and(|socket| match due {
+        Due::Dial => matches!(socket.phase, Phase::Dialling),
+        Due::Stall => matches!(socket.phase, Phase::Flushing),
+        Due::Linger => matches!(socket.phase, Phase::Lingering),
+    })
+}
+
+/// Whether the connection's bytes are to be received: the core's unless it paused, and a bounded
+/// number of those that nobody wants any more.
+fn wants_bytes(socket: &Socket, border: &Border) -> bool {
+    if socket.fin {
+        return false;
+    }
+    match socket.phase {
+        Phase::Open => border.output(socket.conn).is_some_and(|output| !output.is_paused()),
+        Phase::Flushing | Phase::Lingering => socket.dropped <= DROP_BUDGET,
+        Phase::Dialling | Phase::Closing => false,
+    }
+}
+
+/// Cancels every operation on the socket that was not cancelled yet.
+fn cancel_all(ring: &mut Ring, socket: &mut Socket) {
+    let tag = Tag::of(Kind::Cancel, socket.conn);
+    if socket.receive == Receive::Armed {
+        socket.receive = Receive::Cancelling;
+        ring.cancel(Tag::of(Kind::Receive, socket.conn), tag);
+    }
+    if std::mem::replace(&mut socket.cancelled, true) {
+        return;
+    }
+    if socket.polling {
+        ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
+    }
+    if socket.dial.is_some() {
+        ring.cancel(Tag::of(Kind::Connect, socket.conn), tag);
+    }
+}
+
+fn end_of(errno: i32) -> End {
+    match errno {
+        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN => End::Reset,
+        libc::ETIMEDOUT => End::Timeout,
+        _ => End::Failed,
+    }
+}

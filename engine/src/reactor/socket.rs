@@ -1,0 +1,183 @@
+//! One socket's state, and the table of them.
+//!
+//! ```text
+//!            connected                 Close::Flush         queue empty: FIN sent
+//! Dialling ───────────▶ Open ────────────────────▶ Flushing ─────────▶ Lingering
+//!     │                  │ Close::Now,                │ stalled,          │ FIN, LINGER over,
+//!     │ failed, closed   │ broken                     │ broken            │ too much dropped
+//!     └──────────────────┴──────────▶ Closing ◀───────┴───────────────────┘
+//!                                        │ last operation has ended
+//!                                        ▼
+//!                              closed, the slot is free
+//! ```
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+
+use ringway_proto::time::Time;
+use socket2::SockAddr;
+
+use super::uring::Tag;
+use crate::border::{ConnId, End};
+
+/// Where a connection is in its life.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Connecting, for the core.
+    Dialling,
+    /// The core's.
+    Open,
+    /// The core closed it; what is queued is being sent, what comes is dropped.
+    Flushing,
+    /// Our FIN is out; what comes is dropped until the peer's FIN.
+    Lingering,
+    /// Nothing is sent or wanted any more: operations are cancelled and waited for.
+    Closing,
+}
+
+/// Where its receive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receive {
+    /// Nothing is under way.
+    Idle,
+    /// Multishot, under way.
+    Armed,
+    /// A cancel is under way; bytes may still come before its last completion.
+    Cancelling,
+    /// It ended because no receive block was free; listed to be armed again.
+    Starved,
+}
+
+/// A connect under way.
+#[derive(Debug)]
+pub(super) struct Dial {
+    /// Boxed, and kept until the connect has ended: the kernel reads it while this table may move.
+    address: Box<SockAddr>,
+    /// It was cancelled because it took too long.
+    pub(super) late: bool,
+}
+
+impl Dial {
+    pub(super) fn new(address: SocketAddr) -> Self {
+        Self { address: Box::new(SockAddr::from(address)), late: false }
+    }
+
+    pub(super) fn address(&self) -> &SockAddr {
+        &self.address
+    }
+}
+
+/// One socket and the operations on it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) stream: TcpStream,
+    pub(super) conn: ConnId,
+    pub(super) phase: Phase,
+    pub(super) receive: Receive,
+    pub(super) dial: Option<Dial>,
+    /// Bytes offered by the send under way; none is under way when 0.
+    pub(super) offered: usize,
+    /// A poll for room to send is under way.
+    pub(super) polling: bool,
+    /// The poll and the connect were asked to end.
+    pub(super) cancelled: bool,
+    /// The peer's FIN came.
+    pub(super) fin: bool,
+    /// A send found the connection broken; told when the receive has brought the last bytes.
+    pub(super) broken: Option<End>,
+    /// When a flush last made progress.
+    pub(super) progress: Time,
+    /// Bytes dropped since the core closed it.
+    pub(super) dropped: usize,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, conn: ConnId, phase: Phase) -> Self {
+        Self {
+            stream,
+            conn,
+            phase,
+            receive: Receive::Idle,
+            dial: None,
+            offered: 0,
+            polling: false,
+            cancelled: false,
+            fin: false,
+            broken: None,
+            progress: Time::ZERO,
+            dropped: 0,
+        }
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    pub(super) fn is_receiving(&self) -> bool {
+        matches!(self.receive, Receive::Armed | Receive::Cancelling)
+    }
+
+    /// Whether a send may be started.
+    pub(super) fn may_send(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Flushing)
+            && self.offered == 0
+            && !self.polling
+            && self.broken.is_none()
+    }
+}
+
+/// The sockets, by slot of their connection.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    slots: Vec<Option<Socket>>,
+    live: usize,
+}
+
+impl Sockets {
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    pub(super) fn add(&mut self, socket: Socket) {
+        let slot = socket.conn.slot as usize;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        debug_assert!(self.slots[slot].is_none(), "a slot was given to two sockets");
+        self.slots[slot] = Some(socket);
+        self.live += 1;
+    }
+
+    pub(super) fn get(&self, conn: ConnId) -> Option<&Socket> {
+        self.slots.get(conn.slot as usize)?.as_ref().filter(|socket| socket.conn == conn)
+    }
+
+    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Socket> {
+        self.slots.get_mut(conn.slot as usize)?.as_mut().filter(|socket| socket.conn == conn)
+    }
+
+    /// The socket that an operation was for, unless its slot has another owner by now.
+    pub(super) fn of(&mut self, tag: Tag) -> Option<&mut Socket> {
+        self.slots.get_mut(tag.slot() as usize)?.as_mut().filter(|socket| tag.is_of(socket.conn))
+    }
+
+    /// Takes a socket out; dropping it closes its descriptor.
+    pub(super) fn remove(&mut self, conn: ConnId) -> Option<Socket> {
+        let slot = self.slots.get_mut(conn.slot as usize)?;
+        let socket = slot.take_if(|socket| socket.conn == conn)?;
+        self.live -= 1;
+        Some(socket)
+    }
+
+    /// Connections whose output does not move: the peer takes nothing, or is not there yet.
+    pub(super) fn stuck(&self) -> impl Iterator<Item = ConnId> {
+        let all = self.slots.iter().flatten();
+        let stuck = all.filter(|socket| socket.polling || matches!(socket.phase, Phase::Dialling));
+        stuck.map(|socket| socket.conn)
+    }
+
+    /// All connections in the table.
+    pub(super) fn all(&self) -> Vec<ConnId> {
+        self.slots.iter().flatten().map(|socket| socket.conn).collect()
+    }
+}

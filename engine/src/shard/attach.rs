@@ -1,0 +1,469 @@
+//! Attachments: a client connection, a function key, a session and, once the worker has dialled
+//! back, its tunnel. One dispatch each, however many streams wait for it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::h2::OpenError;
+use ringway_proto::id::WorkerToken;
+use ringway_proto::route::RoutingHead;
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use super::Shard;
+use super::conn::Pin;
+use super::exchange::At;
+use super::session::Session;
+use super::table::Key;
+use super::timer::Due;
+use crate::border::{Border, ConnId};
+use crate::config::{HonourId, Scope};
+use crate::control::local::{Work, WorkKind};
+use crate::log::SessionEdge;
+use crate::metrics::Limit;
+
+/// One attachment.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) client: ConnId,
+    pub(crate) client_address: SocketAddr,
+    pub(crate) session: Uuid,
+    /// The session's id as text, for every head.
+    pub(crate) id_text: [u8; 36],
+    pub(crate) tenant: Arc<str>,
+    pub(crate) function: Arc<str>,
+    pub(crate) version: Arc<str>,
+    pub(crate) state: State,
+    /// Exchanges whose head waits for the tunnel or for a stream on it.
+    pub(crate) waiters: VecDeque<Key>,
+    /// How many of them still do: the others are gone and are skipped.
+    pub(crate) waiting: u32,
+    pub(crate) opened: Time,
+    pub(crate) streams: u32,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+}
+
+/// Where an attachment is on its way.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Work is queued; the worker's CONNECT must bring this token.
+    Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
+    /// The tunnel is there.
+    Attached { tunnel: ConnId },
+}
+
+impl Attachment {
+    /// The value of the session's cookie (contract CL-37).
+    pub(crate) fn cookie(&self) -> [u8; 52] {
+        let mut value = *b"nvcf-request-id=------------------------------------";
+        value[16..].copy_from_slice(&self.id_text);
+        value
+    }
+
+    /// What every log line about the attachment says.
+    pub(crate) fn edge(&self, core: u16) -> SessionEdge<'_> {
+        SessionEdge {
+            // Hyphens and hexadecimal digits only.
+            request_id: std::str::from_utf8(&self.id_text).unwrap_or_default(),
+            function_id: &self.function,
+            function_version_id: &self.version,
+            shard: core,
+            ..SessionEdge::default()
+        }
+    }
+
+    pub(crate) fn tunnel(&self) -> Option<ConnId> {
+        match self.state {
+            State::Attached { tunnel } => Some(tunnel),
+            State::Waiting { .. } => None,
+        }
+    }
+}
+
+impl Shard {
+    /// The connection's pin for a request's credential and function key; authorised the first
+    /// time it is seen.
+    pub(super) fn pin(
+        &mut self,
+        client: ConnId,
+        head: &RoutingHead<'_>,
+    ) -> Result<usize, Box<Fault>> {
+        let hash = self.pin_hash(head);
+        let hop = self.conns.hop(client).and_then(|hop| hop.client());
+        let pins = hop.map(|client| &client.pins[..]).unwrap_or_default();
+        let any_credential = self.settings.config.session.scope == Scope::Connection;
+        let found = pins.iter().position(|pin| {
+            pin.hash == hash
+                && (any_credential || *pin.credential == *head.credential)
+                && *pin.function == *head.function
+                && *pin.version == *head.version
+        });
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let most = self.settings.config.limits.attachments;
+        if pins.len() >= most {
+            self.forget_idle_pins(client);
+        }
+        let draw = self.random_u64();
+        let grant = self
+            .policy
+            .authorise(head.credential, head.function, head.version, draw)
+            .map_err(|denied| Box::new(Fault::Api { code: denied.code, text: denied.text }))?;
+        let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        if hop.pins.len() >= most {
+            self.metrics.limit_hit(Limit::Attachments);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        hop.pins.push(Pin {
+            hash,
+            credential: head.credential.into(),
+            function: head.function.into(),
+            version: head.version.into(),
+            grant,
+            attachment: None,
+        });
+        Ok(hop.pins.len() - 1)
+    }
+
+    fn pin_hash(&self, head: &RoutingHead<'_>) -> u64 {
+        use std::hash::{BuildHasher, Hasher};
+        let mut hasher = self.hasher.build_hasher();
+        if self.settings.config.session.scope != Scope::Connection {
+            hasher.write(head.credential);
+        }
+        hasher.write(head.function);
+        hasher.write_u8(0xff);
+        hasher.write(head.version);
+        hasher.finish()
+    }
+
+    /// Makes room on a connection whose users change: pins without an attachment go.
+    fn forget_idle_pins(&mut self, client: ConnId) {
+        if let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) {
+            hop.pins.retain(|pin| pin.attachment.is_some());
+        }
+    }
+
+    /// The attachment that serves a request, made if there is none.
+    pub(super) fn attachment_for(
+        &mut self,
+        client: ConnId,
+        pin: usize,
+        named: Option<Uuid>,
+        now: Time,
+    ) -> Result<Key, Box<Fault>> {
+        let pinned = self.pinned(client, pin);
+        let named = named.filter(|_| match self.settings.config.session.honour_id {
+            HonourId::Always => true,
+            HonourId::Unpinned => pinned.is_none(),
+        });
+        match (named, pinned) {
+            (None, Some(key)) => Ok(key),
+            (None, None) => self.new_session(client, pin, now),
+            (Some(id), pinned) => {
+                if let Some(key) = pinned
+                    && self.attachments.get(key).is_some_and(|a| a.session == id)
+                {
+                    return Ok(key);
+                }
+                self.come_back(client, pin, id, now)
+            }
+        }
+    }
+
+    /// The live attachment that this pin's requests use, by design 3.12's scope.
+    fn pinned(&mut self, client: ConnId, pin: usize) -> Option<Key> {
+        let scope = self.settings.config.session.scope;
+        let hop = self.conns.hop_mut(client)?.client_mut()?;
+        let mine = hop.pins.get(pin)?;
+        if mine.attachment.is_some() || scope != Scope::Tenant {
+            return mine.attachment;
+        }
+        let same_owner = |other: &&Pin| {
+            other.function == mine.function
+                && other.version == mine.version
+                && other.grant.tenant == mine.grant.tenant
+                && other.attachment.is_some()
+        };
+        let shared = hop.pins.iter().find(same_owner)?.attachment;
+        hop.pins[pin].attachment = shared;
+        shared
+    }
+
+    /// A session of its own for this pin (contract 3.6, CL-21).
+    fn new_session(&mut self, client: ConnId, pin: usize, now: Time) -> Result<Key, Box<Fault>> {
+        let hop = self.conns.hop(client).and_then(|hop| hop.client());
+        let grant = hop.and_then(|hop| hop.pins.get(pin)).map(|pin| pin.grant.clone());
+        let Some(grant) = grant else { return Err(Box::new(Fault::TunnelLost)) };
+        self.admit_dispatch(client, &grant.tenant, now)?;
+        let random = self.random_bytes();
+        let id = self.request_ids.mint(random);
+        self.metrics.function_requests.count(&grant.function, &grant.version, &grant.tenant, now);
+        let session = Session::new(id, grant.tenant, grant.function, grant.version, now);
+        self.sessions.insert(session);
+        self.dispatch(client, pin, id, (WorkKind::New, now))
+    }
+
+    /// Back to the session that a request names: R1, R3-R9 of the contract.
+    fn come_back(
+        &mut self,
+        client: ConnId,
+        pin: usize,
+        id: Uuid,
+        now: Time,
+    ) -> Result<Key, Box<Fault>> {
+        let Some(session) = self.sessions.get(id).filter(|session| session.tunnels > 0) else {
+            // An attachment of ours may wait for its first tunnel still: then the session exists.
+            let waiting = self.own_attachment(client, id);
+            return waiting.ok_or_else(|| Box::new(Fault::SessionNotFound { request_id: id }));
+        };
+        let hop = self.conns.hop(client).and_then(|hop| hop.client());
+        let Some(pinned) = hop.and_then(|hop| hop.pins.get(pin)) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        // The order of these checks is the contract's (3.3).
+        if *session.function.as_bytes() != *pinned.function {
+            return Err(Box::new(Fault::FunctionMismatch { request_id: id }));
+        }
+        if !pinned.version.is_empty() && *session.version.as_bytes() != *pinned.version {
+            return Err(Box::new(Fault::VersionMismatch { request_id: id }));
+        }
+        if session.tenant != pinned.grant.tenant {
+            return Err(Box::new(Fault::TenantMismatch { request_id: id }));
+        }
+        if let Some(key) = self.own_attachment(client, id) {
+            return Ok(key);
+        }
+        let tenant = pinned.grant.tenant.clone();
+        self.admit_dispatch(client, &tenant, now)?;
+        self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
+    }
+
+    /// This connection's attachment to a session, if it may take new streams.
+    fn own_attachment(&self, client: ConnId, id: Uuid) -> Option<Key> {
+        let hop = self.conns.hop(client)?.client()?;
+        let serves = |key: &&Key| {
+            self.attachments.get(**key).is_some_and(|a| a.session == id && !self.is_going(a))
+        };
+        hop.attachments.iter().find(serves).copied()
+    }
+
+    fn is_going(&self, attachment: &Attachment) -> bool {
+        let tunnel = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
+        tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
+    }
+
+    /// Limits on what one connection may cause (L12), and no new sessions while draining.
+    fn admit_dispatch(
+        &mut self,
+        client: ConnId,
+        tenant: &Arc<str>,
+        now: Time,
+    ) -> Result<(), Box<Fault>> {
+        if self.draining.is_some() {
+            return Err(Box::new(Fault::Draining));
+        }
+        let limits = &self.settings.config.limits;
+        if self.pending >= limits.pending_sessions {
+            self.metrics.limit_hit(Limit::PendingSessions);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
+        if of_tenant >= limits.pending_per_tenant {
+            self.metrics.limit_hit(Limit::PendingPerTenant);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        if hop.attachments.len() >= limits.attachments {
+            self.metrics.limit_hit(Limit::Attachments);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        if !hop.dispatches.take(limits.dispatch_burst, limits.dispatch_rate, now) {
+            self.metrics.limit_hit(Limit::Dispatches);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        Ok(())
+    }
+
+    /// No new requests while this core holds as much as it may (L9).
+    pub(super) fn admit_buffer(&mut self) -> Result<(), Box<Fault>> {
+        if self.held < self.settings.config.limits.core_buffer {
+            return Ok(());
+        }
+        self.metrics.limit_hit(Limit::CoreBuffer);
+        Err(Box::new(Fault::TooManySessions))
+    }
+
+    /// The counterpart of [`Self::await_worker`].
+    pub(super) fn no_longer_pending(&mut self, tenant: &Arc<str>) {
+        self.pending -= 1;
+        if let Some(count) = self.pending_by_tenant.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.pending_by_tenant.remove(tenant);
+            }
+        }
+    }
+
+    /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
+    fn dispatch(
+        &mut self,
+        client: ConnId,
+        pin: usize,
+        id: Uuid,
+        (kind, now): (WorkKind, Time),
+    ) -> Result<Key, Box<Fault>> {
+        let session = self.sessions.get_mut(id).expect("the caller has it");
+        let Some(hop) = self.conns.hop_mut(client) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        session.attachments += 1;
+        let mut id_text = [0; 36];
+        session.id.hyphenated().encode_lower(&mut id_text);
+        let key = self.attachments.insert(Attachment {
+            client,
+            client_address: hop.peer,
+            session: id,
+            id_text,
+            tenant: session.tenant.clone(),
+            function: session.function.clone(),
+            version: session.version.clone(),
+            state: State::Attached { tunnel: client },
+            waiters: VecDeque::new(),
+            waiting: 0,
+            opened: now,
+            streams: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        });
+        if let Some(owner) = hop.client_mut() {
+            owner.attachments.push(key);
+            owner.tunnels_seen += 1;
+            owner.pins[pin].attachment.get_or_insert(key);
+        }
+        let token = self.mint_token(key);
+        let work = self.work(key, kind, &token);
+        self.await_worker(key, token, now);
+        if self.local.submit(work).is_err() {
+            self.metrics.limit_hit(Limit::WorkQueue);
+            self.forget_attachment(key);
+            return Err(Box::new(Fault::WorkQueueFull));
+        }
+        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
+        Ok(key)
+    }
+
+    fn await_worker(&mut self, key: Key, token: Box<WorkerToken>, now: Time) {
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.state = State::Waiting { token, issued: now, wrong: 0 };
+        }
+        self.pending += 1;
+        if let Some(attachment) = self.attachments.get(key) {
+            *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
+        }
+        self.metrics.tokens_issued += 1;
+        self.metrics.worker_connections_opened += 1;
+        self.timers.arm(now + self.settings.config.session.wait, Due::Wait(key));
+    }
+
+    fn mint_token(&mut self, key: Key) -> Box<WorkerToken> {
+        let random = self.random_bytes();
+        Box::new(self.tokens.mint(self.settings.core, key.slot, key.generation, &random))
+    }
+
+    fn work(&self, key: Key, kind: WorkKind, token: &WorkerToken) -> Work {
+        let attachment = self.attachments.get(key).expect("the caller has just made it");
+        Work {
+            ticket: ticket(key),
+            kind,
+            request_id: attachment.session,
+            tenant: attachment.tenant.clone(),
+            function: attachment.function.clone(),
+            version: attachment.version.clone(),
+            token: *token.as_bytes(),
+        }
+    }
+
+    /// A request's head goes to the tunnel at once, or waits for it, or for a stream on it.
+    pub(super) fn start_exchange(
+        &mut self,
+        border: &mut Border,
+        slot: u32,
+        fields: &ringway_proto::fields::Fields,
+    ) {
+        let Some(key) = self.exchanges.at_mut(slot).and_then(|e| e.attachment) else { return };
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        let free = attachment.waiting == 0;
+        if free
+            && let Some(tunnel) = attachment.tunnel()
+            && self.open_stream(slot, tunnel)
+        {
+            return self.request_head(border, slot, fields);
+        }
+        let waiter = self.exchanges.key_at(slot).expect("found above");
+        if let Some(exchange) = self.exchanges.at_mut(slot) {
+            exchange.head = Some(Box::new(fields.clone()));
+        }
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.waiters.push_back(waiter);
+            attachment.waiting += 1;
+        }
+    }
+
+    /// Opens the exchange's stream on its tunnel, if the worker allows one more.
+    fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
+        let Some(hop) = self.conns.hop_mut(tunnel) else { return false };
+        match hop.h2.open() {
+            Ok(stream) => {
+                hop.h2.set_tag(stream, slot);
+                if let Some(tunnel) = hop.tunnel_mut() {
+                    tunnel.used = true;
+                    tunnel.idle_since = None;
+                }
+                if let Some(exchange) = self.exchanges.at_mut(slot) {
+                    exchange.worker = Some(At { conn: tunnel, key: stream });
+                    let key = exchange.attachment;
+                    if let Some(attachment) = key.and_then(|key| self.attachments.get_mut(key)) {
+                        attachment.streams += 1;
+                    }
+                }
+                true
+            }
+            Err(OpenError::Full | OpenError::Exhausted | OpenError::Goaway) => false,
+        }
+    }
+
+    /// Sends the heads that wait, as many as the worker has streams for.
+    pub(super) fn serve_waiters(&mut self, border: &mut Border, key: Key) {
+        loop {
+            let Some(attachment) = self.attachments.get_mut(key) else { return };
+            let Some(tunnel) = attachment.tunnel() else { return };
+            let Some(&waiter) = attachment.waiters.front() else { return };
+            let waits = self.exchanges.get(waiter).is_some();
+            if waits && !self.open_stream(waiter.slot, tunnel) {
+                return;
+            }
+            let head = self.exchanges.get_mut(waiter).and_then(|exchange| exchange.head.take());
+            if let Some(attachment) = self.attachments.get_mut(key) {
+                attachment.waiters.pop_front();
+                attachment.waiting -= u32::from(waits);
+            }
+            if let Some(head) = head {
+                self.request_head(border, waiter.slot, &head);
+            }
+        }
+    }
+}
+
+/// An attachment's name towards the dispatch.
+pub(crate) fn ticket(key: Key) -> u64 {
+    u64::from(key.generation) << 32 | u64::from(key.slot)
+}

@@ -1,0 +1,419 @@
+//! Every end: of an exchange, an attachment, a connection. The first cause wins and is counted
+//! once; nothing else closes.
+
+use ringway_proto::fault::Fault;
+use ringway_proto::h2::ErrorCode;
+
+use super::Shard;
+use super::attach::{Attachment, State, ticket};
+use super::conn::{Conn, Hop, Leaving, Side};
+use super::exchange::{Exchange, Way};
+use super::table::Key;
+use crate::border::{Border, Close, ConnId, End};
+use crate::log::SessionEdge;
+use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
+
+/// Why an attachment ends, in the contract's words (OB-2, OB-3).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cause {
+    pub(crate) reason: CloseReason,
+    pub(crate) code: CloseCode,
+    /// Which of our timers it was, if one.
+    pub(crate) local_timeout: &'static str,
+    /// What happened, for people.
+    pub(crate) detail: &'static str,
+}
+
+impl Cause {
+    const fn new(reason: CloseReason, code: CloseCode, detail: &'static str) -> Self {
+        Self { reason, code, local_timeout: "", detail }
+    }
+
+    const fn timer(reason: CloseReason, timer: &'static str, detail: &'static str) -> Self {
+        Self { reason, code: CloseCode::None, local_timeout: timer, detail }
+    }
+
+    pub(crate) const CLIENT_GONE: Self =
+        Self::new(CloseReason::ClientClosed, CloseCode::None, "the client connection ended");
+    pub(crate) const ABANDONED: Self =
+        Self::new(CloseReason::ClientClosed, CloseCode::ContextCanceled, "nobody waits any more");
+    pub(crate) const NO_WORKER: Self = Self::timer(
+        CloseReason::TtlExpired,
+        "worker_cache_ttl",
+        "no worker came within the wait limit",
+    );
+    pub(crate) const UNUSED: Self =
+        Self::timer(CloseReason::TtlExpired, "worker_cache_ttl", "the tunnel was never used");
+    // Contract OB-2: the reference reports its own idle close as the worker's.
+    pub(crate) const IDLE: Self =
+        Self::timer(CloseReason::WorkerClosed, "transport_idle", "the tunnel was idle");
+    pub(crate) const SILENT: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker answered no PING");
+    pub(crate) const STALLED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
+    pub(crate) const GOAWAY: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
+    pub(crate) const BROKEN: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
+    pub(crate) const SHUTDOWN: Self =
+        Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
+    pub(crate) const REVOKED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "wrong ids were tried with its token");
+    pub(crate) const QUEUE_FULL: Self =
+        Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
+
+    pub(crate) fn ended(end: End) -> Self {
+        let (code, detail) = match end {
+            End::Fin => (CloseCode::Eof, "the worker closed the tunnel"),
+            End::Reset => (CloseCode::Reset, "the worker reset the tunnel"),
+            End::Timeout => (CloseCode::Timeout, "the tunnel's TCP connection timed out"),
+            End::Failed => (CloseCode::Unknown, "the tunnel's socket failed"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+}
+
+/// Design 3.11: which code a hop's reset becomes on the other hop.
+pub(crate) fn relayed_code(code: ErrorCode) -> ErrorCode {
+    match code {
+        ErrorCode::Cancel
+        | ErrorCode::NoError
+        | ErrorCode::RefusedStream
+        | ErrorCode::EnhanceYourCalm => code,
+        _ => ErrorCode::InternalError,
+    }
+}
+
+impl Shard {
+    /// One direction has passed its END_STREAM on.
+    pub(super) fn direction_done(&mut self, border: &mut Border, slot: u32, way: Way) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        exchange.pipe(way).done = true;
+        let own = exchange.attachment.is_none();
+        if exchange.up.done && exchange.down.done {
+            self.forget_exchange(border, slot);
+        } else if exchange.down.done && !own {
+            // RFC 9113 §8.1: a complete response ends the exchange; the rest of the request is
+            // not wanted any more.
+            let code = Some(ErrorCode::NoError);
+            self.drop_exchange(border, slot, code, code);
+        }
+    }
+
+    /// A stream was reset on one hop: the other one follows.
+    pub(super) fn stream_reset(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        slot: u32,
+        code: ErrorCode,
+    ) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let code = relayed_code(code);
+        if exchange.client.conn == conn {
+            self.drop_exchange(border, slot, None, Some(code));
+        } else if exchange.down.ended && code == ErrorCode::NoError {
+            // The worker has answered in full and wants no more of the request; what waits of
+            // the answer is still delivered.
+            exchange.up.ended = true;
+            let waiting = exchange.up.clear(&mut border.pool);
+            let client = exchange.client.conn;
+            self.let_go(border, Some(client), waiting);
+        } else {
+            self.drop_exchange(border, slot, Some(code), None);
+        }
+    }
+
+    /// Ends an exchange before its time, with a reset on the hops that are given a code.
+    pub(super) fn drop_exchange(
+        &mut self,
+        border: &mut Border,
+        slot: u32,
+        client: Option<ErrorCode>,
+        worker: Option<ErrorCode>,
+    ) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let (at, tunnel) = (exchange.client, exchange.worker);
+        if let Some(code) = client
+            && let Some(hop) = self.conns.hop_mut(at.conn)
+        {
+            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+        }
+        if let (Some(code), Some(to)) = (worker, tunnel)
+            && let Some(hop) = self.conns.hop_mut(to.conn)
+        {
+            hop.h2.reset(to.key, code, &mut border.sink(to.conn));
+        }
+        self.forget_exchange(border, slot);
+    }
+
+    /// Takes an exchange out of every table and counts it. Its streams are ended already.
+    pub(super) fn forget_exchange(&mut self, border: &mut Border, slot: u32) {
+        let Some(exchange) = self.remove_exchange(border, slot) else { return };
+        let sample = HttpSample {
+            seconds: self.now.since(exchange.began).as_secs_f64(),
+            request_bytes: exchange.up.bytes + exchange.discarded as u64,
+            response_bytes: exchange.down.bytes,
+        };
+        let key =
+            HttpKey { method: exchange.method, status: exchange.status, version: Version::H2 };
+        self.metrics.http_server.observe(key, sample);
+        if exchange.worker.is_some() {
+            self.metrics.http_client.observe(key, sample);
+        }
+        self.client_stream_ended(border, exchange.client.conn);
+    }
+
+    /// Takes an exchange out of every table.
+    pub(super) fn remove_exchange(&mut self, border: &mut Border, slot: u32) -> Option<Exchange> {
+        let mut exchange = self.exchanges.remove(self.exchanges.key_at(slot)?)?;
+        let client = exchange.client.conn;
+        let up = exchange.up.clear(&mut border.pool);
+        self.let_go(border, (exchange.attachment.is_some()).then_some(client), up);
+        let down = exchange.down.clear(&mut border.pool);
+        self.let_go(border, exchange.worker.map(|at| at.conn), down);
+        if let Some(key) = exchange.attachment {
+            self.metrics.active_http_requests -= 1;
+            self.leave_attachment(border, key, &exchange);
+        }
+        Some(exchange)
+    }
+
+    /// An exchange no longer needs its attachment: a stream for the next one, or nobody waits.
+    fn leave_attachment(&mut self, border: &mut Border, key: Key, exchange: &Exchange) {
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        attachment.bytes_up += exchange.up.bytes;
+        attachment.bytes_down += exchange.down.bytes;
+        if exchange.worker.is_none() {
+            attachment.waiting -= 1;
+            if attachment.waiters.len() > 64 + 2 * attachment.waiting as usize {
+                attachment.waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
+            }
+            if attachment.waiting == 0 && attachment.tunnel().is_none() {
+                self.give_up(border, key, Cause::ABANDONED);
+            }
+            return;
+        }
+        attachment.streams -= 1;
+        if let Some(tunnel) = attachment.tunnel() {
+            self.tunnel_stream_ended(border, tunnel, key);
+        }
+    }
+
+    fn tunnel_stream_ended(&mut self, border: &mut Border, tunnel: ConnId, key: Key) {
+        self.serve_waiters(border, key);
+        let Some(hop) = self.conns.hop_mut(tunnel) else { return };
+        if hop.h2.streams() > 0 {
+            return;
+        }
+        let now = self.now;
+        let Some(owner) = hop.tunnel_mut() else { return };
+        owner.idle_since = Some(now);
+        if owner.going {
+            self.tunnel_gone(border, tunnel, Cause::GOAWAY);
+        } else {
+            self.watch(tunnel);
+        }
+    }
+
+    fn client_stream_ended(&mut self, border: &mut Border, client: ConnId) {
+        let Some(hop) = self.conns.hop(client) else { return };
+        let leaving = hop.client().map(|client| client.leaving);
+        if leaving == Some(Leaving::Final) && hop.h2.streams() == 0 {
+            border.close(client, Close::Flush);
+            self.client_gone(border, client, Cause::SHUTDOWN);
+        }
+    }
+
+    /// A client connection has ended: its tunnels close at once (contract CL-23).
+    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+        let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        self.resume(border, std::mem::take(&mut hop.stopped));
+        let keys: Vec<_> = hop.h2.keys().collect();
+        for key in keys {
+            // The tunnel goes as a whole: its streams need no reset each.
+            self.forget_exchange(border, hop.h2.tag(key));
+        }
+        let Side::Client(client) = &mut hop.side else { return };
+        for key in std::mem::take(&mut client.attachments) {
+            self.give_up(border, key, cause);
+        }
+        self.metrics.active_connections -= 1;
+        let seconds = self.now.since(hop.opened).as_secs_f64();
+        self.metrics.client_connection_seconds.observe(seconds);
+        self.metrics.client_connection_tunnels.observe(f64::from(client.tunnels_seen));
+    }
+
+    /// A tunnel has ended, or is ended by us: its streams are answered or reset.
+    pub(super) fn tunnel_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+        let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        border.close(conn, Close::Now);
+        self.resume(border, std::mem::take(&mut hop.stopped));
+        let Side::Tunnel(tunnel) = &hop.side else { return };
+        let key = tunnel.attachment;
+        let Some(mut attachment) = self.attachments.remove(key) else { return };
+        for stream in hop.h2.keys().collect::<Vec<_>>() {
+            self.stream_lost(border, hop.h2.tag(stream));
+        }
+        for waiter in std::mem::take(&mut attachment.waiters) {
+            if self.exchanges.get(waiter).is_some() {
+                self.refuse_exchange(border, waiter.slot, &Fault::TunnelLost);
+            }
+        }
+        self.close_attachment(key, &attachment, cause);
+    }
+
+    /// The tunnel of a running exchange is lost (contract CL-41, CL-42, design 3.11).
+    fn stream_lost(&mut self, border: &mut Border, slot: u32) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        if exchange.down.ended {
+            return;
+        }
+        if exchange.status == 0 {
+            self.refuse_exchange(border, slot, &Fault::TunnelLost);
+        } else {
+            self.drop_exchange(border, slot, Some(ErrorCode::InternalError), None);
+        }
+    }
+
+    /// Ends an attachment whose exchanges are gone or still wait for it.
+    pub(super) fn give_up(&mut self, border: &mut Border, key: Key, cause: Cause) {
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        if let Some(tunnel) = attachment.tunnel() {
+            return self.tunnel_gone(border, tunnel, cause);
+        }
+        let waiters = std::mem::take(&mut attachment.waiters);
+        if let Some(attachment) = self.attachments.remove(key) {
+            self.close_attachment(key, &attachment, cause);
+        }
+        for waiter in waiters {
+            if self.exchanges.get(waiter).is_some() {
+                self.refuse_exchange(border, waiter.slot, &Fault::NoWorker);
+            }
+        }
+    }
+
+    /// An attachment whose work could not be queued: no one has heard of it.
+    pub(super) fn forget_attachment(&mut self, key: Key) {
+        if let Some(attachment) = self.attachments.remove(key) {
+            self.close_attachment(key, &attachment, Cause::QUEUE_FULL);
+        }
+    }
+
+    /// The one place where an attachment's end is written down.
+    fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
+        if matches!(attachment.state, State::Waiting { .. }) {
+            self.no_longer_pending(&attachment.tenant);
+            self.local.withdraw(ticket(key));
+        }
+        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+            client.attachments.retain(|other| *other != key);
+            client.unpin(key);
+        }
+        self.metrics.worker_connections_closed[cause.reason.index()] += 1;
+        self.metrics.close_codes[cause.code.index()] += 1;
+        let held = self.now.since(attachment.opened);
+        self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
+        let had_tunnel = attachment.tunnel().is_some();
+        let row = || self.closed_row(attachment, cause.reason.label());
+        let row = row();
+        self.sessions.detach(attachment.session, had_tunnel, || row);
+        let edge = SessionEdge {
+            eviction_reason: cause.reason.label(),
+            close_code: cause.code.label(),
+            close_detail: cause.detail,
+            closed_by_peer: cause.code != CloseCode::None
+                && cause.reason == CloseReason::WorkerClosed,
+            local_timeout: cause.local_timeout,
+            held_for: held,
+            ..attachment.edge(self.settings.core)
+        };
+        crate::log::attachment_closed(&edge);
+    }
+
+    /// A connection of ours over HTTP/1 has ended.
+    pub(super) fn plain_gone(&mut self, border: &mut Border, conn: ConnId) {
+        match self.conns.remove(conn) {
+            Some(Conn::Http1(plain)) => self.count_client_end(plain.opened),
+            Some(Conn::Fresh(fresh)) => self.count_client_end(fresh.opened),
+            Some(door @ Conn::Door(_)) => {
+                self.conns.insert(conn, door);
+                self.door_gone(border, conn, End::Fin);
+            }
+            Some(Conn::Hop(_)) | None => {}
+        }
+    }
+
+    fn count_client_end(&mut self, opened: ringway_proto::time::Time) {
+        self.metrics.active_connections -= 1;
+        let seconds = self.now.since(opened).as_secs_f64();
+        self.metrics.client_connection_seconds.observe(seconds);
+        self.metrics.client_connection_tunnels.observe(0.0);
+    }
+
+    /// The worker said GOAWAY (design 3.11): running streams below its last id finish, those
+    /// above are refused, and requests from now on get a session of their own.
+    pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let refused: Vec<_> = hop.h2.keys().filter(|key| hop.h2.id(*key) > last).collect();
+        let idle = hop.h2.streams() == refused.len();
+        let Some(tunnel) = hop.tunnel_mut() else { return };
+        tunnel.going = true;
+        let key = tunnel.attachment;
+        self.move_waiters(border, key);
+        for stream in refused {
+            let Some(hop) = self.conns.hop_mut(conn) else { return };
+            let slot = hop.h2.tag(stream);
+            hop.h2.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
+            self.drop_exchange(border, slot, Some(ErrorCode::RefusedStream), None);
+        }
+        if idle && self.conns.hop(conn).is_some() {
+            self.tunnel_gone(border, conn, Cause::GOAWAY);
+        }
+    }
+
+    /// Requests that were not sent yet go to a fresh session of the same pin.
+    fn move_waiters(&mut self, border: &mut Border, key: Key) {
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        let client = attachment.client;
+        let mut waiters = std::mem::take(&mut attachment.waiters);
+        attachment.waiting = 0;
+        waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
+        let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
+        let pin = owner.pins.iter().position(|pin| pin.attachment == Some(key));
+        owner.unpin(key);
+        if waiters.is_empty() {
+            return;
+        }
+        let fresh = match pin {
+            Some(pin) => self.attachment_for(client, pin, None, self.now),
+            None => Err(Box::new(Fault::TunnelLost)),
+        };
+        for waiter in waiters {
+            match &fresh {
+                Ok(fresh) => {
+                    if let Some(exchange) = self.exchanges.get_mut(waiter) {
+                        exchange.attachment = Some(*fresh);
+                    }
+                    if let Some(attachment) = self.attachments.get_mut(*fresh) {
+                        attachment.waiters.push_back(waiter);
+                        attachment.waiting += 1;
+                    }
+                }
+                Err(fault) => self.refuse_exchange(border, waiter.slot, fault),
+            }
+        }
+        self.answer_polls(border);
+    }
+}
+
+impl super::conn::Client {
+    /// Requests without an id no longer use this attachment.
+    fn unpin(&mut self, key: Key) {
+        for pin in &mut self.pins {
+            if pin.attachment == Some(key) {
+                pin.attachment = None;
+            }
+        }
+    }
+}

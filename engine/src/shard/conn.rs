@@ -1,0 +1,313 @@
+//! The connections of one core: what each is, found by id.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+
+use ringway_proto::h1::head::Scan;
+use ringway_proto::h2;
+use ringway_proto::time::Time;
+
+use super::table::Key;
+use crate::border::ConnId;
+
+/// Any connection.
+#[derive(Debug)]
+pub(crate) enum Conn {
+    /// A client that has not said yet which protocol it speaks.
+    Fresh(Fresh),
+    /// A client that speaks HTTP/1.
+    Http1(Plain),
+    /// A worker's connection before its CONNECT is accepted.
+    Door(Plain),
+    /// An HTTP/2 connection of a relay.
+    Hop(Box<Hop>),
+}
+
+/// A client connection before protocol detection.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    pub(crate) peer: SocketAddr,
+    pub(crate) opened: Time,
+    /// Bytes of the HTTP/2 magic seen so far.
+    pub(crate) magic: usize,
+}
+
+/// An HTTP/1 connection that is answered by us.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    pub(crate) peer: SocketAddr,
+    pub(crate) opened: Time,
+    /// An unfinished request.
+    pub(crate) input: Vec<u8>,
+    /// How far its head was searched.
+    pub(crate) scan: Scan,
+    /// When the last request was answered, or the connection began.
+    pub(crate) idle_since: Time,
+    /// When the unfinished request began.
+    pub(crate) begun: Option<Time>,
+    /// A poll of this connection waits for work.
+    /// Polls of this connection that are not answered yet.
+    pub(crate) polls: u32,
+    /// The connection ends with the answer to its poll.
+    pub(crate) last: bool,
+    /// `100 Continue` was sent for the unfinished request.
+    pub(crate) continued: bool,
+    pub(crate) timer: Option<Time>,
+}
+
+impl Plain {
+    pub(crate) fn new(peer: SocketAddr, now: Time) -> Self {
+        Self {
+            peer,
+            opened: now,
+            input: Vec::new(),
+            idle_since: now,
+            begun: None,
+            polls: 0,
+            scan: Scan::default(),
+            last: false,
+            continued: false,
+            timer: None,
+        }
+    }
+}
+
+/// One HTTP/2 connection as the relay sees it.
+pub(crate) struct Hop {
+    pub(crate) conn: ConnId,
+    pub(crate) h2: h2::Conn,
+    pub(crate) peer: SocketAddr,
+    /// When the connection was accepted.
+    pub(crate) opened: Time,
+    /// When it became a hop.
+    pub(crate) hop_since: Time,
+    /// Exchanges with something to send on this hop, in turn.
+    pub(crate) ready: VecDeque<u32>,
+    /// DATA bytes received here that wait for another hop.
+    pub(crate) held: usize,
+    pub(crate) received_at: Time,
+    pub(crate) timer: Option<Time>,
+    /// Hops that stopped reading until this one's output drains.
+    pub(crate) stopped: Vec<ConnId>,
+    /// Why this one does not read: how many hops it waits for.
+    pub(crate) waits: u32,
+    pub(crate) side: Side,
+}
+
+impl fmt::Debug for Hop {
+    // The HPACK tables hold credentials: they are not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hop").field("conn", &self.conn).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// What a hop is for.
+#[derive(Debug)]
+pub(crate) enum Side {
+    Client(Client),
+    Tunnel(Tunnel),
+}
+
+/// A client's part of its hop.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    /// Credentials and function keys seen on this connection, each authorised once.
+    pub(crate) pins: Vec<Pin>,
+    /// Live attachments of this connection.
+    pub(crate) attachments: Vec<Key>,
+    /// Attachments there ever were, for the histogram at close.
+    pub(crate) tunnels_seen: u32,
+    /// New dispatches allowed now, and since when they refill.
+    pub(crate) dispatches: Bucket,
+    pub(crate) leaving: Leaving,
+}
+
+/// How far a client connection is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    #[default]
+    No,
+    /// The first GOAWAY and a PING are sent: requests already on their way still count.
+    Warned { since: Time },
+    /// The final GOAWAY is sent: streams finish, then it closes.
+    Final,
+}
+
+/// What a credential may call on this connection.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    /// Over credential, function and version: found first by this.
+    pub(crate) hash: u64,
+    pub(crate) credential: Box<[u8]>,
+    pub(crate) function: Box<[u8]>,
+    pub(crate) version: Box<[u8]>,
+    pub(crate) grant: crate::control::local::Grant,
+    /// The attachment that requests without an id use.
+    pub(crate) attachment: Option<Key>,
+}
+
+/// A worker's part of its hop.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) attachment: Key,
+    /// A request was sent on it.
+    pub(crate) used: bool,
+    /// The session cookie went out with one of its responses.
+    pub(crate) cookie_sent: bool,
+    /// When its last stream ended.
+    pub(crate) idle_since: Option<Time>,
+    /// When the PING that is not answered yet was sent.
+    pub(crate) pinged_at: Option<Time>,
+    /// The worker said GOAWAY: no new streams.
+    pub(crate) going: bool,
+}
+
+/// A budget that is spent by one and refills with time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bucket {
+    spent: u32,
+    since: Time,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self { spent: 0, since: Time::ZERO }
+    }
+}
+
+impl Bucket {
+    /// Takes one of `burst`, which come back at `rate` a second, if there is one.
+    pub(crate) fn take(&mut self, burst: u32, rate: u32, now: Time) -> bool {
+        let micros = now.since(self.since).as_micros() as u64;
+        let back = micros.saturating_mul(u64::from(rate)) / 1_000_000;
+        if back > 0 {
+            self.spent = self.spent.saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
+            self.since = now;
+        }
+        if self.spent >= burst {
+            return false;
+        }
+        self.spent += 1;
+        true
+    }
+}
+
+impl Hop {
+    pub(crate) fn client(&self) -> Option<&Client> {
+        match &self.side {
+            Side::Client(client) => Some(client),
+            Side::Tunnel(_) => None,
+        }
+    }
+
+    pub(crate) fn client_mut(&mut self) -> Option<&mut Client> {
+        match &mut self.side {
+            Side::Client(client) => Some(client),
+            Side::Tunnel(_) => None,
+        }
+    }
+
+    pub(crate) fn tunnel(&self) -> Option<&Tunnel> {
+        match &self.side {
+            Side::Tunnel(tunnel) => Some(tunnel),
+            Side::Client(_) => None,
+        }
+    }
+
+    pub(crate) fn tunnel_mut(&mut self) -> Option<&mut Tunnel> {
+        match &mut self.side {
+            Side::Tunnel(tunnel) => Some(tunnel),
+            Side::Client(_) => None,
+        }
+    }
+}
+
+/// All connections, by the slot the border gave them.
+#[derive(Debug, Default)]
+pub(crate) struct Conns {
+    slots: Vec<Option<(u32, Conn)>>,
+    len: usize,
+}
+
+impl Conns {
+    pub(crate) fn insert(&mut self, id: ConnId, conn: Conn) {
+        let slot = id.slot as usize;
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        if self.slots[slot].replace((id.generation, conn)).is_none() {
+            self.len += 1;
+        }
+    }
+
+    pub(crate) fn get(&self, id: ConnId) -> Option<&Conn> {
+        match self.slots.get(id.slot as usize)? {
+            Some((generation, conn)) if *generation == id.generation => Some(conn),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        match self.slots.get_mut(id.slot as usize)? {
+            Some((generation, conn)) if *generation == id.generation => Some(conn),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Conn> {
+        self.get(id)?;
+        self.len -= 1;
+        self.slots[id.slot as usize].take().map(|entry| entry.1)
+    }
+
+    pub(crate) fn hop(&self, id: ConnId) -> Option<&Hop> {
+        match self.get(id)? {
+            Conn::Hop(hop) => Some(hop),
+            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+        }
+    }
+
+    pub(crate) fn hop_mut(&mut self, id: ConnId) -> Option<&mut Hop> {
+        match self.get_mut(id)? {
+            Conn::Hop(hop) => Some(hop),
+            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn hops(&self) -> impl Iterator<Item = &Hop> {
+        self.slots.iter().flatten().filter_map(|(_, conn)| match conn {
+            Conn::Hop(hop) => Some(&**hop),
+            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+        })
+    }
+
+    pub(crate) fn ids(&self) -> Vec<ConnId> {
+        let id = |(slot, entry): (usize, &Option<(u32, Conn)>)| {
+            entry.as_ref().map(|e| ConnId { slot: slot as u32, generation: e.0 })
+        };
+        self.slots.iter().enumerate().filter_map(id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {
+        let mut bucket = Bucket::default();
+        let start = Time::ZERO + Duration::from_secs(100);
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, start)).count();
+        assert_eq!(taken, 256);
+        let later = start + Duration::from_millis(500);
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, later)).count();
+        assert_eq!(taken, 50);
+    }
+}

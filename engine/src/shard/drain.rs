@@ -1,0 +1,116 @@
+//! Leaving in order: GOAWAY in two steps, open streams finish, then the rest is ended.
+
+use std::time::Duration;
+
+use ringway_proto::h2::ErrorCode;
+
+use super::Shard;
+use super::close::Cause;
+use super::conn::{Client, Conn, Hop, Leaving, Side};
+use super::timer::Due;
+use super::watch::DRAIN_PING;
+use crate::border::{Border, Close, ConnId, Listener};
+
+/// The highest stream id: a GOAWAY that refuses nothing yet (RFC 9113 §6.8).
+const EVERY_STREAM: u32 = 0x7fff_ffff;
+
+/// How far the whole core is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Draining {
+    /// Open streams may finish.
+    Open,
+    /// The limit has passed, or all was over before it.
+    Over,
+}
+
+impl Shard {
+    /// Takes no new clients, warns the ones there are.
+    pub(super) fn drain(&mut self, border: &mut Border, max: Duration) {
+        if self.draining.is_some() {
+            return;
+        }
+        self.draining = Some(Draining::Open);
+        border.unlisten(Listener::Client);
+        self.timers.arm(border.now + max, Due::Drain);
+        for conn in self.conns.ids() {
+            match self.conns.get_mut(conn) {
+                Some(Conn::Hop(hop)) if hop.client().is_some() => self.warn(border, conn),
+                Some(Conn::Http1(_)) => self.end_plain(border, conn),
+                Some(Conn::Fresh(_) | Conn::Door(_) | Conn::Hop(_)) | None => {}
+            }
+        }
+    }
+
+    /// The first GOAWAY of a client connection.
+    pub(super) fn warn(&mut self, border: &mut Border, conn: ConnId) {
+        if let Some(hop) = self.conns.hop_mut(conn)
+            && !hop.is_leaving()
+        {
+            hop.warn(border);
+            self.watch(conn);
+        }
+    }
+
+    /// The final GOAWAY: what came up to now is served, nothing after it.
+    pub(super) fn last_goaway(&mut self, border: &mut Border, conn: ConnId) {
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let last = hop.h2.highest_peer_stream();
+        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+        hop.h2.refuse_new(true);
+        let open = hop.h2.streams();
+        if let Some(client) = hop.client_mut() {
+            client.leaving = Leaving::Final;
+        }
+        if open == 0 {
+            border.close(conn, Close::Flush);
+            self.client_gone(border, conn, Cause::SHUTDOWN);
+        }
+    }
+
+    /// Ends everything that is left.
+    pub(super) fn end_all(&mut self, border: &mut Border, how: Close) {
+        self.draining = Some(Draining::Over);
+        border.unlisten(Listener::Client);
+        border.unlisten(Listener::Worker);
+        for conn in self.conns.ids() {
+            match self.conns.get_mut(conn) {
+                Some(Conn::Hop(hop)) => match &hop.side {
+                    Side::Client(_) => {
+                        let last = hop.h2.highest_peer_stream();
+                        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+                        border.close(conn, how);
+                        self.client_gone(border, conn, Cause::SHUTDOWN);
+                    }
+                    Side::Tunnel(_) => self.tunnel_gone(border, conn, Cause::SHUTDOWN),
+                },
+                Some(Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_)) => {
+                    border.close(conn, how);
+                    self.plain_gone(border, conn);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Called each turn: a drain is over when no client is left.
+    pub(super) fn drain_turn(&mut self, border: &mut Border) {
+        if self.draining == Some(Draining::Open) && self.metrics.active_connections == 0 {
+            self.end_all(border, Close::Flush);
+        }
+        // What is still being flushed is the reactor's.
+        self.finished |= self.draining == Some(Draining::Over);
+    }
+}
+
+impl Hop {
+    /// Says GOAWAY without refusing anything, and asks for a sign that it was read.
+    pub(super) fn warn(&mut self, border: &mut Border) {
+        let out = &mut border.sink(self.conn);
+        self.h2.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
+        self.h2.ping(DRAIN_PING, out);
+        let since = border.now;
+        if let Side::Client(Client { leaving, .. }) = &mut self.side {
+            *leaving = Leaving::Warned { since };
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! What one core owns: its connections, sessions, attachments and exchanges. Pure: bytes and
+//! facts come in through [`Core`], segments and rare wishes go out through the [`Border`].
+//!
+//! A request's way: [`client`] reads its head, [`attach`] finds or makes the session's attachment,
+//! [`worker`] lets the worker's CONNECT in, [`relay`] moves frames between the two hops, [`close`]
+//! ends whatever ends, [`reply`] speaks where the worker cannot.
+
+mod attach;
+mod client;
+mod close;
+mod conn;
+mod drain;
+mod exchange;
+mod relay;
+mod reply;
+mod session;
+mod settings;
+mod snapshot;
+mod table;
+mod timer;
+mod watch;
+mod worker;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha12Rng;
+use rand_core::{RngCore, SeedableRng};
+use ringway_proto::fields::Fields;
+use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId};
+use ringway_proto::id::{RequestIds, TokenMint};
+use ringway_proto::time::Time;
+
+use self::attach::Attachment;
+use self::close::Cause;
+use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
+use self::drain::Draining;
+use self::exchange::{At, Exchange};
+use self::relay::{OUTPUT_FULL, Piece};
+use self::reply::Reply;
+use self::session::Sessions;
+pub use self::settings::ShardSettings;
+use self::table::Table;
+use self::timer::{Due, Timers};
+use crate::border::{Border, Close, ConnId, Core, End, Listener};
+use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
+use crate::metrics::{Limit, ShardMetrics};
+use crate::pool::Segment;
+use crate::post::{ControlPost, ShardPost, Snapshot};
+
+/// Output below which a hop that was full lets its sources read again.
+const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
+
+/// One core's state.
+#[derive(Debug)]
+pub struct Shard {
+    settings: ShardSettings,
+    policy: Arc<Policy>,
+    now: Time,
+    conns: Conns,
+    sessions: Sessions,
+    attachments: Table<Attachment>,
+    exchanges: Table<Exchange>,
+    timers: Timers,
+    metrics: ShardMetrics,
+    local: Dispatch,
+    request_ids: RequestIds,
+    tokens: TokenMint,
+    rng: ChaCha12Rng,
+    hasher: foldhash::fast::RandomState,
+    /// DATA bytes that wait in pipes.
+    held: usize,
+    /// Attachments that wait for their worker.
+    pending: usize,
+    pending_by_tenant: HashMap<Arc<str>, usize>,
+    /// Streams without progress are being looked for.
+    sweeping: bool,
+    draining: Option<Draining>,
+    finished: bool,
+    /// Memory used again and again: the list heads are decoded into, the answer being made, what
+    /// a connection has to say for itself while it reads, the dispatch's answers.
+    fields: Fields,
+    reply: Reply,
+    answers: Vec<u8>,
+    block: Vec<u8>,
+    poll_answers: Vec<(PollId, PollAnswer)>,
+    /// Messages for the control thread.
+    posts: Vec<ControlPost>,
+}
+
+impl Shard {
+    /// A core's state with no connection.
+    #[must_use]
+    pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
+        let limits = &settings.config.limits;
+        let local =
+            Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let generation = settings.generation;
+        Self {
+            request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
+            tokens: TokenMint::new(settings.secret, settings.node, settings.incarnation),
+            rng: ChaCha12Rng::from_seed(settings.seed),
+            settings,
+            policy,
+            now: Time::ZERO,
+            conns: Conns::default(),
+            sessions: Sessions::default(),
+            attachments: Table::new(generation),
+            exchanges: Table::new(generation),
+            timers: Timers::default(),
+            metrics: ShardMetrics::default(),
+            local,
+            hasher: foldhash::fast::RandomState::default(),
+            held: 0,
+            pending: 0,
+            pending_by_tenant: HashMap::new(),
+            sweeping: false,
+            draining: None,
+            finished: false,
+            fields: Fields::new(),
+            reply: Reply::default(),
+            answers: Vec::new(),
+            block: Vec::new(),
+            poll_answers: Vec::new(),
+            posts: Vec::new(),
+        }
+    }
+
+    /// The messages for the control thread since the last call.
+    pub fn take_posts(&mut self, into: &mut Vec<ControlPost>) {
+        into.append(&mut self.posts);
+    }
+
+    /// The core's counters, for tests and the simulated world.
+    #[must_use]
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.metrics
+    }
+
+    /// Whether no connection, session, exchange or queued work is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.conns.len() == 0
+            && self.sessions.len() == 0
+            && self.attachments.len() == 0
+            && self.exchanges.len() == 0
+            && self.local.is_empty()
+            && self.held == 0
+            && self.pending == 0
+    }
+
+    fn random_bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.rng.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    fn random_u64(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    /// Bytes of an HTTP/2 connection, where they were received.
+    fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        let mut pos = 0;
+        loop {
+            let Some(hop) = self.conns.hop_mut(conn) else { return };
+            let input = border.pool.bytes(segment);
+            let event =
+                hop.h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
+            if !self.answers.is_empty() {
+                border.put(conn, &self.answers);
+                self.answers.clear();
+            }
+            match event {
+                Ok(Event::More) => break,
+                Ok(event) => self.event(border, conn, Some(segment), event),
+                Err(fault) => return self.fail(border, conn, fault),
+            }
+        }
+        self.after_input(border, conn);
+    }
+
+    /// Bytes that are known without having been received again: the HTTP/2 magic.
+    fn feed_bytes(&mut self, border: &mut Border, conn: ConnId, bytes: &[u8]) {
+        let mut pos = 0;
+        if let Some(hop) = self.conns.hop_mut(conn)
+            && let Err(fault) =
+                hop.h2.next(bytes, &mut pos, &mut self.fields, &mut self.answers, border.now)
+        {
+            self.fail(border, conn, fault);
+        }
+    }
+
+    fn event(&mut self, border: &mut Border, conn: ConnId, input: Option<Segment>, event: Event) {
+        match event {
+            Event::More => {}
+            Event::Head { key, kind, end_stream } => {
+                let fields = std::mem::take(&mut self.fields);
+                let at = At { conn, key };
+                match kind {
+                    HeadKind::Request => self.request(border, at, &fields, end_stream),
+                    HeadKind::Informational => {
+                        self.response_head(border, at, &fields, (true, false));
+                    }
+                    HeadKind::Response => {
+                        self.response_head(border, at, &fields, (false, end_stream));
+                    }
+                    HeadKind::Trailers => self.trailers(border, at, &fields),
+                }
+                self.fields = fields;
+            }
+            Event::HeadTooLarge { key, end_stream } => {
+                let fields = std::mem::take(&mut self.fields);
+                self.large_head(border, At { conn, key }, &fields, end_stream);
+                self.fields = fields;
+            }
+            Event::Data { key, start, len, head_in_place, end_stream } => {
+                let input = input.expect("DATA comes out of received bytes");
+                let payload = input.part(start, len);
+                let at = At { conn, key };
+                self.data(border, Piece { at, payload, head_in_place, end: end_stream });
+            }
+            Event::Reset { tag, code, .. } => self.stream_reset(border, conn, tag, code),
+            Event::Window(None) => self.pump(border, conn),
+            Event::Window(Some(key)) => {
+                if let Some(hop) = self.conns.hop(conn) {
+                    let (slot, way) = (hop.h2.tag(key), hop.way_out());
+                    self.schedule(border, slot, way);
+                }
+            }
+            Event::Settings => self.peer_settings(border, conn),
+            Event::Goaway { last, .. } => self.worker_goaway(border, conn, last),
+            Event::Pong(payload) => {
+                if payload == watch::DRAIN_PING {
+                    self.last_goaway_if_warned(border, conn);
+                }
+            }
+        }
+    }
+
+    fn large_head(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
+        let Some(hop) = self.conns.hop_mut(at.conn) else { return };
+        if hop.client().is_some() {
+            return self.head_too_large(border, at, fields, ended);
+        }
+        // A worker's head that cannot be relayed: the stream fails on both hops.
+        let slot = hop.h2.tag(at.key);
+        self.metrics.limit_hit(Limit::HeaderBytes);
+        let code = Some(ringway_proto::h2::ErrorCode::InternalError);
+        self.drop_exchange(border, slot, code, code);
+    }
+
+    fn last_goaway_if_warned(&mut self, border: &mut Border, conn: ConnId) {
+        let client = self.conns.hop(conn).and_then(Hop::client);
+        if client.is_some_and(|client| matches!(client.leaving, Leaving::Warned { .. })) {
+            self.last_goaway(border, conn);
+        }
+    }
+
+    /// New windows or a new stream limit: everything that waits for this hop may go on.
+    fn peer_settings(&mut self, border: &mut Border, conn: ConnId) {
+        let Some(hop) = self.conns.hop(conn) else { return };
+        let way = hop.way_out();
+        let attachment = hop.tunnel().map(|tunnel| tunnel.attachment);
+        let slots: Vec<u32> = hop.h2.keys().map(|key| hop.h2.tag(key)).collect();
+        for slot in slots {
+            self.schedule(border, slot, way);
+        }
+        self.pump(border, conn);
+        if let Some(key) = attachment {
+            self.serve_waiters(border, key);
+        }
+    }
+
+    /// After one receive: liveness, limits that stop reading, timers.
+    fn after_input(&mut self, border: &mut Border, conn: ConnId) {
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        hop.received_at = border.now;
+        if let Some(tunnel) = hop.tunnel_mut() {
+            tunnel.pinged_at = None;
+        }
+        let unread = hop.h2.wants_pause();
+        let weary = hop.h2.glitches_high();
+        if unread || border.queued(conn) > OUTPUT_FULL {
+            self.stop_reading(border, conn, conn);
+        }
+        if weary {
+            self.warn(border, conn);
+        }
+        self.watch(conn);
+    }
+
+    /// Stops reading from `source` until the output of `full` has drained.
+    fn stop_reading(&mut self, border: &mut Border, source: ConnId, full: ConnId) {
+        let Some(hop) = self.conns.hop_mut(full) else { return };
+        if hop.stopped.contains(&source) {
+            return;
+        }
+        hop.stopped.push(source);
+        if let Some(hop) = self.conns.hop_mut(source) {
+            hop.waits += 1;
+            border.pause(source, true);
+        }
+    }
+
+    /// Lets hops read again that waited for another one's output.
+    fn resume(&mut self, border: &mut Border, stopped: Vec<ConnId>) {
+        for source in stopped {
+            if let Some(hop) = self.conns.hop_mut(source) {
+                hop.waits -= 1;
+                border.pause(source, hop.waits > 0);
+            }
+        }
+    }
+
+    /// The peer broke a rule that ends the connection: GOAWAY, then the end.
+    fn fail(&mut self, border: &mut Border, conn: ConnId, fault: ConnFault) {
+        if let Some(limit) = fault.limit {
+            self.metrics.limit_hit(limit_of(limit));
+        }
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let last = hop.h2.highest_peer_stream();
+        let reason = fault.reason.as_bytes();
+        hop.h2.goaway(last, fault.code, reason, &mut border.sink(conn));
+        let tunnel = hop.tunnel().is_some();
+        crate::log::connection_failed(hop.peer, tunnel, &fault, self.settings.core);
+        border.close(conn, Close::Flush);
+        if tunnel {
+            self.tunnel_gone(border, conn, Cause::BROKEN);
+        } else {
+            self.client_gone(border, conn, Cause::CLIENT_GONE);
+        }
+    }
+
+    fn fire(&mut self, border: &mut Border, due: Due) {
+        match due {
+            Due::Conn { slot, generation } => self.look_at(border, ConnId { slot, generation }),
+            Due::Wait(key) => {
+                let waiting = |a: &Attachment| matches!(a.state, attach::State::Waiting { .. });
+                if self.attachments.get(key).is_some_and(waiting) {
+                    self.give_up(border, key, Cause::NO_WORKER);
+                }
+            }
+            Due::Sweep => self.sweep(border),
+            Due::Answered(key) => self.answered_too_long(border, key),
+            Due::Drain => self.end_all(border, Close::Flush),
+        }
+    }
+}
+
+impl Core for Shard {
+    type Post = ShardPost;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr) {
+        self.now = border.now;
+        let limits = &self.settings.config.limits;
+        let clients = self.metrics.active_connections as usize;
+        let others = self.conns.len().saturating_sub(clients);
+        let (limit, full) = match listener {
+            Listener::Client => (Limit::ClientConnections, clients >= limits.client_connections),
+            Listener::Worker => (Limit::WorkerConnections, others >= limits.worker_connections),
+        };
+        if full {
+            self.metrics.limit_hit(limit);
+            border.close(conn, Close::Now);
+            return;
+        }
+        let entry = match listener {
+            Listener::Client => {
+                self.metrics.active_connections += 1;
+                self.metrics.client_connections_opened += 1;
+                Conn::Fresh(Fresh { peer, opened: border.now, magic: 0 })
+            }
+            Listener::Worker => Conn::Door(Plain::new(peer, border.now)),
+        };
+        self.conns.insert(conn, entry);
+        self.watch(conn);
+    }
+
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, _result: Result<(), i32>) {
+        // Nothing is dialled yet: no such connection can be ours.
+        border.close(conn, Close::Now);
+    }
+
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        self.now = border.now;
+        match self.conns.get(conn) {
+            Some(Conn::Hop(_)) => self.hop_received(border, conn, segment),
+            Some(Conn::Fresh(_)) => self.detect_client(border, conn, segment),
+            Some(Conn::Http1(_)) => self.http1_received(border, conn, segment),
+            Some(Conn::Door(_)) => self.door_received(border, conn, segment),
+            None => {}
+        }
+    }
+
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        self.now = border.now;
+        match self.conns.get(conn) {
+            Some(Conn::Hop(hop)) if hop.tunnel().is_some() => {
+                self.tunnel_gone(border, conn, Cause::ended(end));
+            }
+            Some(Conn::Hop(_)) => {
+                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                border.close(conn, Close::Flush);
+            }
+            Some(Conn::Fresh(_) | Conn::Http1(_)) => {
+                self.plain_gone(border, conn);
+                border.close(conn, Close::Flush);
+            }
+            Some(Conn::Door(_)) => {
+                self.door_gone(border, conn, end);
+                border.close(conn, Close::Flush);
+            }
+            None => {}
+        }
+    }
+
+    fn written(&mut self, border: &mut Border, conn: ConnId, _bytes: usize) {
+        self.now = border.now;
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let left = border.queued(conn);
+        if left == 0 {
+            hop.h2.set_answers_backlog(0);
+        }
+        if left < OUTPUT_LOW && !hop.stopped.is_empty() {
+            hop.h2.set_answers_backlog(0);
+            let stopped = std::mem::take(&mut hop.stopped);
+            self.resume(border, stopped);
+        }
+        if self.conns.hop(conn).is_some_and(|hop| !hop.ready.is_empty()) {
+            self.pump(border, conn);
+        }
+    }
+
+    fn posted(&mut self, border: &mut Border, post: ShardPost) {
+        self.now = border.now;
+        match post {
+            ShardPost::Snapshot { ticket } => {
+                let snapshot: Box<Snapshot> = Box::new(self.snapshot(border));
+                let core = self.settings.core;
+                self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+            }
+            ShardPost::Drain { max } => self.drain(border, max),
+            ShardPost::Stop => self.end_all(border, Close::Now),
+        }
+    }
+
+    fn turn(&mut self, border: &mut Border) {
+        self.now = border.now;
+        while let Some(due) = self.timers.pop(border.now) {
+            self.fire(border, due);
+        }
+        if self.local.deadline().is_some_and(|at| at <= border.now) {
+            self.local.turn(border.now);
+            self.answer_polls(border);
+        }
+        if self.held == 0 {
+            border.end_stash();
+        }
+        if self.draining.is_some() {
+            self.drain_turn(border);
+        }
+    }
+
+    fn relieve(&mut self, border: &mut Border) {
+        for conn in self.conns.ids() {
+            border.copy_out(conn);
+        }
+        for exchange in self.exchanges.values_mut() {
+            border.copy_out_of(&mut exchange.up.queue);
+            border.copy_out_of(&mut exchange.down.queue);
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        match (self.timers.next(), self.local.deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn finished(&self) -> bool {
+        self.finished
+    }
+}
+
+/// Which metric a connection's limit is.
+fn limit_of(limit: LimitId) -> Limit {
+    match limit {
+        LimitId::L1 => Limit::Streams,
+        LimitId::L2 => Limit::HeaderBytes,
+        LimitId::L3 => Limit::HeaderBlock,
+        LimitId::L4 => Limit::HpackTable,
+        LimitId::L5 => Limit::Glitches,
+        LimitId::L6 => Limit::QueuedAnswers,
+        LimitId::L7 => Limit::EmptyData,
+        LimitId::L8 => Limit::WindowUpdates,
+        LimitId::L9 => Limit::StreamWindow,
+        LimitId::L10 => Limit::Handshake,
+    }
+}

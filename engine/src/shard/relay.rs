@@ -1,0 +1,497 @@
+//! One frame from one hop to the other. Heads are decoded, amended and encoded anew; DATA payload
+//! stays where it was received unless it is small, has to wait for long, or nobody wants it.
+
+use std::time::Duration;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::fields::{Field, Fields, Token};
+use ringway_proto::h2::{Blocked, ErrorCode};
+
+use super::Shard;
+use super::conn::Hop;
+use super::exchange::{At, Pipe, Way};
+use super::timer::Due;
+use crate::border::{Border, ConnId};
+use crate::metrics::{CopyWhy, Limit, Method};
+use crate::pool::Segment;
+
+/// DATA frames up to this length are copied into the output: a copy of that size costs less than
+/// a range of its own in the send.
+pub(crate) const SMALL_FRAME: usize = 4096;
+
+/// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
+pub(crate) const OUTPUT_HIGH: usize = 256 * 1024;
+
+/// Output above which the hops that feed it stop reading: heads have no flow control.
+pub(crate) const OUTPUT_FULL: usize = 1024 * 1024;
+
+/// Bytes one stream may send before the next stream of the hop has its turn.
+const TURN_BYTES: usize = 64 * 1024;
+
+/// DATA of one connection that may wait here before its connection credit waits too (design 3.10).
+pub(crate) const HELD_PER_CONNECTION: usize = 16 * 1024 * 1024;
+
+/// How often streams without progress are looked for while memory is short.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A piece of DATA as the connection showed it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) at: At,
+    pub(crate) payload: Segment,
+    /// The nine bytes before the payload may be overwritten with a new frame head.
+    pub(crate) head_in_place: bool,
+    pub(crate) end: bool,
+}
+
+/// What came of a stream's turn.
+enum Turn {
+    /// All is sent; END_STREAM too, if it was due.
+    Empty,
+    /// More could be sent: it is the next stream's turn.
+    Again,
+    /// It waits for its own window.
+    Blocked,
+    /// Every stream of the hop has to wait.
+    HopBlocked,
+}
+
+impl Shard {
+    /// DATA from a hop: on to the other one, or it waits.
+    pub(super) fn data(&mut self, border: &mut Border, piece: Piece) {
+        let len = piece.payload.len as usize;
+        let Some(hop) = self.conns.hop_mut(piece.at.conn) else { return };
+        let way = hop.way_in();
+        let slot = hop.h2.tag(piece.at.key);
+        let Some(exchange) = self.exchanges.at_mut(slot) else {
+            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            return;
+        };
+        if exchange.attachment.is_none() && way == Way::Up {
+            return self.discard(border, slot, piece);
+        }
+        let to = exchange.to(way);
+        let pipe = exchange.pipe(way);
+        pipe.bytes += len as u64;
+        pipe.ended |= piece.end;
+        let waits = pipe.queued > 0 || pipe.scheduled;
+        if let Some(to) = to
+            && !waits
+            && self.pass_data(border, to, piece)
+        {
+            let hop = self.conns.hop_mut(piece.at.conn);
+            let hop = hop.expect("the hop that was read from is still there");
+            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            if piece.end {
+                self.direction_done(border, slot, way);
+            }
+            return;
+        }
+        self.hold(border, slot, way, piece);
+    }
+
+    /// Moves one piece to a hop if its windows and its output have room for the whole of it.
+    fn pass_data(&mut self, border: &mut Border, to: At, piece: Piece) -> bool {
+        let len = piece.payload.len as usize;
+        let Some(hop) = self.conns.hop_mut(to.conn) else { return false };
+        if len > 0 && (border.queued(to.conn) >= OUTPUT_HIGH || hop.h2.data_room(to.key) < len) {
+            return false;
+        }
+        let head = hop.h2.data_head(to.key, len, piece.end);
+        if len <= SMALL_FRAME {
+            border.put(to.conn, &head);
+            border.put_copy(to.conn, piece.payload);
+            self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
+        } else if piece.head_in_place {
+            let whole = piece.payload.grow_front(head.len());
+            border.pool.bytes_mut(whole.part(0, head.len())).copy_from_slice(&head);
+            border.push(to.conn, whole);
+            self.metrics.payload_relayed += len as u64;
+        } else {
+            border.put(to.conn, &head);
+            border.push(to.conn, piece.payload);
+            self.metrics.payload_relayed += len as u64;
+        }
+        true
+    }
+
+    /// Keeps a piece until the other hop can take it.
+    fn hold(&mut self, border: &mut Border, slot: u32, way: Way, piece: Piece) {
+        let len = piece.payload.len as usize;
+        let exchange = self.exchanges.at_mut(slot).expect("the caller has just found it");
+        let waits_for_tunnel = exchange.to(way).is_none();
+        let pipe = exchange.pipe(way);
+        if len > 0 {
+            if pipe.queued == 0 {
+                pipe.moved_at = border.now;
+            }
+            pipe.queued += len;
+            if waits_for_tunnel || len <= SMALL_FRAME || border.receive_memory_is_short() {
+                border.stash(piece.payload, &mut pipe.queue);
+                let why = if waits_for_tunnel { CopyWhy::Waiting } else { CopyWhy::SlowPeer };
+                self.metrics.payload_copied[why.index()] += len as u64;
+            } else {
+                border.pool.retain(piece.payload);
+                pipe.queue.push_back(piece.payload);
+                self.metrics.payload_relayed += len as u64;
+            }
+            self.holding(border, Some(piece.at.conn), len);
+        }
+        self.schedule(border, slot, way);
+    }
+
+    /// Counts bytes that wait against the core and the connection they came from.
+    pub(super) fn holding(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
+        self.held += len;
+        let budget = self.settings.config.limits.core_buffer;
+        if !self.sweeping && self.held > budget / 4 * 3 {
+            self.sweeping = true;
+            self.timers.arm(border.now + SWEEP, Due::Sweep);
+        }
+        let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
+        let before = hop.held;
+        hop.held += len;
+        hop.h2.allow_growth(self.held < budget / 2);
+        if before <= HELD_PER_CONNECTION && hop.held > HELD_PER_CONNECTION {
+            hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
+        }
+    }
+
+    /// The counterpart of [`Self::holding`].
+    pub(super) fn let_go(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
+        self.held -= len;
+        let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
+        let before = hop.held;
+        hop.held -= len;
+        hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
+        if before > HELD_PER_CONNECTION && hop.held <= HELD_PER_CONNECTION {
+            hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
+        }
+    }
+
+    /// Memory is short: streams that have not moved for long are given up (L11).
+    pub(super) fn sweep(&mut self, border: &mut Border) {
+        let limits = &self.settings.config.limits;
+        let (budget, patience) = (limits.core_buffer, limits.stalled_stream);
+        self.sweeping = self.held > budget / 4 * 3;
+        if !self.sweeping {
+            return;
+        }
+        self.timers.arm(border.now + SWEEP, Due::Sweep);
+        let now = border.now;
+        let stalled = |pipe: &Pipe| pipe.queued > 0 && pipe.moved_at + patience <= now;
+        let slots: Vec<u32> = self
+            .exchanges
+            .iter()
+            .filter(|(_, exchange)| stalled(&exchange.up) || stalled(&exchange.down))
+            .map(|(key, _)| key.slot)
+            .collect();
+        for slot in slots {
+            self.metrics.limit_hit(Limit::StalledStream);
+            let Some(exchange) = self.exchanges.at(slot) else { continue };
+            let (status, worker) = (exchange.status, exchange.worker);
+            if status != 0 {
+                let code = Some(ErrorCode::Cancel);
+                self.drop_exchange(border, slot, code, code);
+                continue;
+            }
+            if let Some(at) = worker
+                && let Some(hop) = self.conns.hop_mut(at.conn)
+            {
+                hop.h2.reset(at.key, ErrorCode::Cancel, &mut border.sink(at.conn));
+            }
+            self.refuse_exchange(border, slot, &Fault::TooManySessions);
+        }
+    }
+
+    /// Request bytes after our own answer: nobody wants them, and after a while we say so.
+    fn discard(&mut self, border: &mut Border, slot: u32, piece: Piece) {
+        let exchange = self.exchanges.at_mut(slot).expect("the caller has just found it");
+        exchange.discarded += piece.payload.len as usize;
+        exchange.up.ended |= piece.end;
+        if piece.end {
+            self.direction_done(border, slot, Way::Up);
+        } else if exchange.discarded > super::reply::DISCARD_LIMIT {
+            self.drop_exchange(border, slot, Some(ErrorCode::NoError), None);
+        }
+    }
+
+    /// Puts a pipe with something to send on its receiver's turn list and lets the hop send.
+    pub(super) fn schedule(&mut self, border: &mut Border, slot: u32, way: Way) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let Some(to) = exchange.to(way) else { return };
+        let pipe = exchange.pipe(way);
+        if !pipe.waits() || pipe.scheduled {
+            return;
+        }
+        if let Some(hop) = self.conns.hop_mut(to.conn) {
+            pipe.scheduled = true;
+            hop.ready.push_back(slot);
+            self.pump(border, to.conn);
+        }
+    }
+
+    /// Lets the streams that wait for this hop send in turn, as far as windows and output allow.
+    pub(super) fn pump(&mut self, border: &mut Border, conn: ConnId) {
+        while border.queued(conn) < OUTPUT_HIGH {
+            let Some(hop) = self.conns.hop_mut(conn) else { return };
+            let way = hop.way_out();
+            let Some(slot) = hop.ready.pop_front() else { return };
+            let turn = self.send_waiting(border, slot, way);
+            let again = matches!(turn, Turn::Again | Turn::HopBlocked);
+            if let Some(exchange) = self.exchanges.at_mut(slot) {
+                exchange.pipe(way).scheduled = again;
+            }
+            match turn {
+                Turn::Empty => self.direction_done(border, slot, way),
+                Turn::Again => self.requeue(conn, slot, false),
+                Turn::Blocked => {}
+                Turn::HopBlocked => return self.requeue(conn, slot, true),
+            }
+        }
+    }
+
+    fn requeue(&mut self, conn: ConnId, slot: u32, front: bool) {
+        if let Some(hop) = self.conns.hop_mut(conn) {
+            if front { hop.ready.push_front(slot) } else { hop.ready.push_back(slot) }
+        }
+    }
+
+    /// One stream's turn: DATA up to its share, then trailers or the bare end.
+    fn send_waiting(&mut self, border: &mut Border, slot: u32, way: Way) -> Turn {
+        let mut share = TURN_BYTES;
+        loop {
+            let Some(exchange) = self.exchanges.at_mut(slot) else { return Turn::Blocked };
+            let Some(to) = exchange.to(way) else { return Turn::Blocked };
+            let from = exchange.from(way);
+            let pipe = exchange.pipe(way);
+            let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
+            let Some(front) = pipe.queue.front_mut() else { return self.send_end(border, slot, way) };
+            match hop.h2.blocked(to.key) {
+                Some(Blocked::Connection) => return Turn::HopBlocked,
+                Some(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
+                None => {}
+            }
+            let room = hop.h2.data_room(to.key);
+            if room == 0 {
+                return Turn::Blocked;
+            }
+            if share == 0 || border.queued(to.conn) >= OUTPUT_HIGH {
+                return Turn::Again;
+            }
+            let n = room.min(front.len as usize).min(share);
+            share -= n;
+            let part = front.part(0, n);
+            let rest = front.part(n, front.len as usize - n);
+            pipe.queued -= n;
+            pipe.moved_at = border.now;
+            let end = pipe.queued == 0 && pipe.ended && pipe.trailers.is_none();
+            border.put(to.conn, &hop.h2.data_head(to.key, n, end));
+            if n <= SMALL_FRAME {
+                border.put_copy(to.conn, part);
+            } else {
+                border.push(to.conn, part);
+            }
+            if rest.len == 0 {
+                pipe.queue.pop_front();
+                border.pool.release(part);
+            } else {
+                *front = rest;
+            }
+            let backlog = pipe.queued > 0;
+            self.took(border, from, n, backlog);
+            if end {
+                return Turn::Empty;
+            }
+        }
+    }
+
+    /// What was held of a stream has moved on: its sender may send more.
+    fn took(&mut self, border: &mut Border, from: Option<At>, len: usize, backlog: bool) {
+        if let Some(from) = from
+            && let Some(hop) = self.conns.hop_mut(from.conn)
+        {
+            hop.h2.drained(from.key, len, backlog, &mut border.sink(from.conn));
+        }
+        self.let_go(border, from.map(|at| at.conn), len);
+    }
+
+    /// The end of a direction whose DATA is all sent.
+    fn send_end(&mut self, border: &mut Border, slot: u32, way: Way) -> Turn {
+        let exchange = self.exchanges.at_mut(slot).expect("the caller has just found it");
+        let to = exchange.to(way).expect("the caller has just found it");
+        let pipe = exchange.pipe(way);
+        if !pipe.ended || pipe.done {
+            return Turn::Blocked;
+        }
+        let trailers = pipe.trailers.take();
+        let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
+        match trailers {
+            Some(trailers) => {
+                let fields = trailers.iter().filter(|f| is_end_to_end(f.token));
+                let out = &mut border.sink(to.conn);
+                    hop.h2.head(to.key, fields, true, &mut self.block, out);
+            }
+            None => border.put(to.conn, &hop.h2.data_head(to.key, 0, true)),
+        }
+        Turn::Empty
+    }
+
+    /// Trailers from a hop: on to the other one, behind the DATA that waits.
+    pub(super) fn trailers(&mut self, border: &mut Border, at: At, fields: &Fields) {
+        let Some(hop) = self.conns.hop_mut(at.conn) else { return };
+        let (way, slot) = (hop.way_in(), hop.h2.tag(at.key));
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let own = exchange.attachment.is_none() && way == Way::Up;
+        let to = exchange.to(way);
+        let pipe = exchange.pipe(way);
+        pipe.ended = true;
+        match to {
+            _ if own => self.direction_done(border, slot, way),
+            Some(to) if pipe.queued == 0 && !pipe.scheduled => {
+                if let Some(hop) = self.conns.hop_mut(to.conn) {
+                    let fields = fields.iter().filter(|f| is_end_to_end(f.token));
+                    let out = &mut border.sink(to.conn);
+                    hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    self.direction_done(border, slot, way);
+                }
+            }
+            _ => {
+                pipe.trailers = Some(Box::new(fields.clone()));
+                self.schedule(border, slot, way);
+            }
+        }
+    }
+
+    /// A request head to its tunnel: the stream is open already.
+    pub(super) fn request_head(&mut self, border: &mut Border, slot: u32, fields: &Fields) {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let (Some(to), Some(key)) = (exchange.worker, exchange.attachment) else { return };
+        let end = exchange.up.ended && exchange.up.queued == 0 && exchange.up.trailers.is_none();
+        let Some(attachment) = self.attachments.get(key) else { return };
+        let Some(hop) = self.conns.hop_mut(to.conn) else { return };
+        // Contract CL-27: the scheme on this hop is ours. CL-30: the id is the session's.
+        let scheme = |f: Field<'_>| f.token == Token::Scheme;
+        let id = Field {
+            token: Token::NvcfReqid,
+            name: b"nvcf-reqid",
+            value: &attachment.id_text,
+            never_indexed: false,
+        };
+        let fields = fields
+            .iter()
+            .filter(|f| is_end_to_end(f.token) && !is_replaced_up(f.token))
+            .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
+            .chain(std::iter::once(id));
+        let out = &mut border.sink(to.conn);
+            hop.h2.head(to.key, fields, end, &mut self.block, out);
+        if exchange.method == Method::Head {
+            hop.h2.set_head_request(to.key);
+        }
+        let client = exchange.client.conn;
+        if border.queued(to.conn) > OUTPUT_FULL {
+            self.stop_reading(border, client, to.conn);
+        }
+        if end {
+            self.direction_done(border, slot, Way::Up);
+        } else {
+            self.schedule(border, slot, Way::Up);
+        }
+    }
+
+    /// A response head to the client.
+    pub(super) fn response_head(
+        &mut self,
+        border: &mut Border,
+        at: At,
+        fields: &Fields,
+        (informational, end): (bool, bool),
+    ) {
+        let Some(hop) = self.conns.hop_mut(at.conn) else { return };
+        let slot = hop.h2.tag(at.key);
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let (to, key) = (exchange.client, exchange.attachment);
+        let Some(attachment) = key.and_then(|key| self.attachments.get(key)) else { return };
+        let id_text = attachment.id_text;
+        let plain = fields.iter().filter(|f| is_end_to_end(f.token));
+        if informational {
+            if let Some(hop) = self.conns.hop_mut(to.conn) {
+                let out = &mut border.sink(to.conn);
+                hop.h2.head(to.key, plain, false, &mut self.block, out);
+            }
+            return;
+        }
+        exchange.status = status(fields);
+        exchange.down.ended = end;
+        let first = hop.tunnel_mut().is_some_and(|t| !std::mem::replace(&mut t.cookie_sent, true));
+        // Contract CL-36: our id replaces the worker's. CL-37: one cookie a tunnel, after theirs.
+        let id = Field {
+            token: Token::NvcfReqid,
+            name: b"nvcf-reqid",
+            value: &id_text,
+            never_indexed: false,
+        };
+        let cookie = first.then(|| attachment.cookie());
+        let cookie = cookie.as_ref().map(|value| Field::new(b"set-cookie", value));
+        let fields = plain
+            .filter(|f| f.token != Token::NvcfReqid)
+            .chain(std::iter::once(id))
+            .chain(cookie);
+        if let Some(hop) = self.conns.hop_mut(to.conn) {
+            let out = &mut border.sink(to.conn);
+            hop.h2.head(to.key, fields, end, &mut self.block, out);
+        }
+        if border.queued(to.conn) > OUTPUT_FULL {
+            self.stop_reading(border, at.conn, to.conn);
+        }
+        if end {
+            self.direction_done(border, slot, Way::Down);
+        }
+    }
+}
+
+impl Hop {
+    /// Which way bytes go that come in here.
+    pub(crate) fn way_in(&self) -> Way {
+        if self.client().is_some() { Way::Up } else { Way::Down }
+    }
+
+    /// Which way bytes go that leave here.
+    pub(crate) fn way_out(&self) -> Way {
+        if self.client().is_some() { Way::Down } else { Way::Up }
+    }
+}
+
+/// The three digits of `:status`.
+fn status(fields: &Fields) -> u16 {
+    let digits = fields.first(Token::Status).unwrap_or_default();
+    digits.iter().fold(0, |value, digit| value * 10 + u16::from(digit.wrapping_sub(b'0') % 10))
+}
+
+/// Whether a field belongs to the message, not to one connection (contract CL-28). `te` can only
+/// be `trailers` in HTTP/2 and is put back (RFC 9113 §8.2.2).
+fn is_end_to_end(token: Token) -> bool {
+    !matches!(
+        token,
+        Token::Connection
+            | Token::ProxyConnection
+            | Token::KeepAlive
+            | Token::ProxyAuthenticate
+            | Token::ProxyAuthorization
+            | Token::Trailer
+            | Token::TransferEncoding
+            | Token::Upgrade
+    )
+}
+
+/// Request fields that are not the client's to say (contract CL-29, CL-30).
+fn is_replaced_up(token: Token) -> bool {
+    matches!(
+        token,
+        Token::Forwarded
+            | Token::XForwardedFor
+            | Token::XForwardedHost
+            | Token::XForwardedProto
+            | Token::NvcfReqid
+    )
+}

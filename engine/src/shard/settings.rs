@@ -1,0 +1,73 @@
+//! What a shard is told at its start.
+
+use std::sync::Arc;
+
+use ringway_proto::h2;
+use ringway_proto::hpack::HeaderLimits;
+
+use super::watch::Terms;
+use crate::config::Config;
+
+/// A shard's settings: the configuration, and what names this core of this process.
+#[derive(Clone, Debug)]
+pub struct ShardSettings {
+    /// All settings.
+    pub config: Arc<Config>,
+    /// Logical number of this core.
+    pub core: u16,
+    /// Number of this node.
+    pub node: u16,
+    /// Names this run of the process in ids and tokens.
+    pub incarnation: u32,
+    /// Key of the tokens' MAC, the same on all cores of the process.
+    pub secret: [u8; 16],
+    /// Where this core's random numbers begin.
+    pub seed: [u8; 32],
+    /// Generation of the first table entries; a shard that takes another's place begins higher.
+    pub generation: u32,
+    /// What workers dial back to, without a path: `http://host:port`.
+    pub advertise: String,
+    /// Microseconds of Unix time at this process's [`ringway_proto::time::Time::ZERO`].
+    pub unix_micros_at_zero: u64,
+    /// For `/info` and `/health`.
+    pub version: &'static str,
+    /// For `/info`.
+    pub commit: &'static str,
+}
+
+impl ShardSettings {
+    pub(crate) fn terms(&self) -> Terms<'_> {
+        Terms {
+            keepalive: &self.config.keepalive,
+            idle: self.config.session.idle,
+            // Contract 3.10: an unused tunnel has the pending connection's time.
+            unused: self.config.session.wait,
+        }
+    }
+
+    /// The limits of one HTTP/2 connection.
+    #[must_use]
+    pub fn http2(&self) -> h2::Limits {
+        let limits = &self.config.limits;
+        h2::Limits {
+            max_concurrent_streams: limits.streams,
+            headers: HeaderLimits {
+                max_size: limits.header_bytes,
+                max_fields: limits.header_fields,
+            },
+            block_bytes: limits.header_block as u32,
+            continuations: limits.continuations as u8,
+            glitch_burst: limits.glitch_burst,
+            glitch_refill: limits.glitch_refill,
+            answers: limits.queued_answers as u32,
+            empty_data: limits.empty_data,
+            stream_window: limits.stream_window,
+            stream_window_max: limits.stream_window_max,
+            connection_window: limits.connection_buffer as u32,
+            first_settings: limits.handshake,
+            header_block: limits.handshake,
+            settings_ack: limits.handshake,
+            ..h2::Limits::default()
+        }
+    }
+}

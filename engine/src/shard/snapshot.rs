@@ -1,0 +1,126 @@
+//! What the admin port shows of a core.
+
+use std::collections::HashMap;
+
+use super::Shard;
+use super::attach::Attachment;
+use super::conn::Hop;
+use crate::metrics::{CopyWhy, Limit};
+use crate::post::{SessionRow, Snapshot};
+
+impl Shard {
+    pub(super) fn snapshot(&mut self, border: &crate::border::Border) -> Snapshot {
+        let mut metrics = self.metrics.clone();
+        metrics.function_requests.expire(self.now);
+        metrics.worker_connections_active = self.attachments.len() as u64;
+        metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
+        let limits = &self.settings.config.limits;
+        let mut gauge = |limit: Limit, used: usize, max: usize| {
+            metrics.limit_used[limit.index()] = used as u64;
+            metrics.limit_max[limit.index()] = max as u64;
+        };
+        let clients = self.metrics.active_connections as usize;
+        gauge(Limit::ClientConnections, clients, limits.client_connections);
+        gauge(
+            Limit::WorkerConnections,
+            self.conns.len().saturating_sub(clients),
+            limits.worker_connections,
+        );
+        gauge(Limit::CoreBuffer, self.held, limits.core_buffer);
+        gauge(Limit::PendingSessions, self.pending, limits.pending_sessions);
+        gauge(Limit::Polls, self.local.polls(), limits.polls);
+        gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
+        let mut widest = (0, 0, 0);
+        for hop in self.conns.hops() {
+            let attachments = hop.client().map_or(0, |client| client.attachments.len());
+            widest.0 = widest.0.max(attachments);
+            if hop.client().is_some() {
+                widest.1 = widest.1.max(hop.h2.streams());
+            }
+            widest.2 = widest.2.max(hop.held);
+        }
+        gauge(Limit::Attachments, widest.0, limits.attachments);
+        gauge(Limit::Streams, widest.1, limits.streams as usize);
+        gauge(Limit::ConnectionBuffer, widest.2, limits.connection_buffer);
+        Snapshot { metrics, sessions: self.session_rows() }
+    }
+
+    fn session_rows(&self) -> Vec<SessionRow> {
+        let mut rows: HashMap<uuid::Uuid, SessionRow> = HashMap::new();
+        for (_, attachment) in self.attachments.iter() {
+            let row = self.live_row(attachment);
+            match rows.get_mut(&attachment.session) {
+                Some(first) => {
+                    first.streams += row.streams;
+                    first.bytes_in += row.bytes_in;
+                    first.bytes_out += row.bytes_out;
+                    // The liveliest attachment speaks for the session.
+                    if rank(row.state) > rank(first.state) {
+                        first.state = row.state;
+                        first.tunnel = row.tunnel;
+                        first.client_address = row.client_address;
+                    }
+                }
+                None => {
+                    rows.insert(attachment.session, row);
+                }
+            }
+        }
+        let mut rows: Vec<SessionRow> = rows.into_values().collect();
+        rows.sort_by_key(|row| row.age_ms);
+        rows.extend(self.sessions.recent().cloned());
+        rows
+    }
+
+    fn live_row(&self, attachment: &Attachment) -> SessionRow {
+        let hop = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
+        let used = hop.and_then(Hop::tunnel).is_some_and(|tunnel| tunnel.used);
+        let state = match (hop.is_some(), used) {
+            (false, _) => "waiting",
+            (true, false) => "attached",
+            (true, true) => "active",
+        };
+        let mut row = self.row(attachment);
+        row.state = state;
+        row.tunnel = hop.map(|hop| hop.peer.to_string()).unwrap_or_default();
+        for key in hop.into_iter().flat_map(|hop| hop.h2.keys().map(|key| hop.h2.tag(key))) {
+            if let Some(exchange) = self.exchanges.at(key) {
+                row.bytes_in += exchange.up.bytes;
+                row.bytes_out += exchange.down.bytes;
+            }
+        }
+        row
+    }
+
+    /// The row that remains of a session after its end.
+    pub(super) fn closed_row(&self, attachment: &Attachment, reason: &'static str) -> SessionRow {
+        SessionRow { state: "closed", close_reason: Some(reason), ..self.row(attachment) }
+    }
+
+    fn row(&self, attachment: &Attachment) -> SessionRow {
+        let opened = self.sessions.get(attachment.session).map_or(attachment.opened, |s| s.opened);
+        SessionRow {
+            request_id: attachment.session,
+            function_id: attachment.function.to_string(),
+            function_version_id: attachment.version.to_string(),
+            tenant: attachment.tenant.to_string(),
+            state: "waiting",
+            core: self.settings.core,
+            client_address: attachment.client_address.to_string(),
+            tunnel: String::new(),
+            streams: attachment.streams,
+            bytes_in: attachment.bytes_up,
+            bytes_out: attachment.bytes_down,
+            age_ms: u64::try_from(self.now.since(opened).as_millis()).unwrap_or(u64::MAX),
+            close_reason: None,
+        }
+    }
+}
+
+fn rank(state: &str) -> u8 {
+    match state {
+        "active" => 2,
+        "attached" => 1,
+        _ => 0,
+    }
+}

@@ -1,0 +1,203 @@
+//! Deadlines of connections: handshakes, silence, stalls, idleness. One timer a connection, armed
+//! for the earliest of its concerns; what has moved meanwhile is seen when it fires.
+
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+use super::Shard;
+use super::close::Cause;
+use super::conn::{Conn, Hop, Leaving, Side};
+use super::timer::Due;
+use crate::border::{Border, Close, ConnId};
+use crate::config::Keepalive;
+use crate::metrics::Limit;
+
+/// Idle HTTP/1 connections without a CONNECT are closed after this long (contract LN-8).
+const PLAIN_IDLE: Duration = Duration::from_secs(60);
+
+/// How long a peer may leave our answers unread once reading has stopped (L6).
+const UNREAD_ANSWERS: Duration = Duration::from_secs(10);
+
+/// How long after the first GOAWAY the final one comes if the PING is not answered.
+pub(crate) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
+
+/// Payload of the PING between the two GOAWAYs, and of the one that asks a silent worker.
+pub(crate) const DRAIN_PING: [u8; 8] = *b"goaway-2";
+const ALIVE_PING: [u8; 8] = *b"alive?!?";
+
+/// The timers that a hop's deadlines depend on.
+pub(crate) struct Terms<'a> {
+    pub(crate) keepalive: &'a Keepalive,
+    pub(crate) idle: Duration,
+    pub(crate) unused: Duration,
+}
+
+impl Shard {
+    /// Arms the connection's timer if its next deadline is earlier than what is armed.
+    pub(super) fn watch(&mut self, conn: ConnId) {
+        let terms = self.settings.terms();
+        let Some(entry) = self.conns.get_mut(conn) else { return };
+        let handshake = self.settings.config.limits.handshake;
+        let (at, armed) = match entry {
+            Conn::Fresh(fresh) => {
+                self.timers.arm(fresh.opened + handshake, Due::conn(conn));
+                return;
+            }
+            Conn::Http1(plain) | Conn::Door(plain) => {
+                let at = match plain.begun {
+                    Some(begun) => Some(begun + handshake),
+                    None if plain.polls > 0 => None,
+                    None => Some(plain.idle_since + PLAIN_IDLE),
+                };
+                (at, &mut plain.timer)
+            }
+            Conn::Hop(hop) => (hop.deadline(&terms), &mut hop.timer),
+        };
+        let Some(at) = at else { return };
+        if armed.is_none_or(|armed| at < armed) {
+            *armed = Some(at);
+            self.timers.arm(at, Due::conn(conn));
+        }
+    }
+
+    /// A connection's timer has fired.
+    pub(super) fn look_at(&mut self, border: &mut Border, conn: ConnId) {
+        let now = border.now;
+        match self.conns.get_mut(conn) {
+            Some(Conn::Fresh(_)) => {
+                self.metrics.limit_hit(Limit::Handshake);
+                border.close(conn, Close::Flush);
+                self.plain_gone(border, conn);
+                return;
+            }
+            Some(Conn::Http1(plain) | Conn::Door(plain)) => {
+                plain.timer = None;
+                let late = plain.begun.is_some_and(|begun| {
+                    begun + self.settings.config.limits.handshake <= now
+                });
+                let idle = plain.begun.is_none()
+                    && plain.polls == 0
+                    && plain.idle_since + PLAIN_IDLE <= now;
+                if late {
+                    self.metrics.limit_hit(Limit::Handshake);
+                    border.put(conn, REQUEST_TIMEOUT);
+                }
+                if late || idle {
+                    self.end_plain(border, conn);
+                    return;
+                }
+            }
+            Some(Conn::Hop(hop)) => {
+                hop.timer = None;
+                self.look_at_hop(border, conn);
+            }
+            None => return,
+        }
+        self.watch(conn);
+    }
+
+    fn look_at_hop(&mut self, border: &mut Border, conn: ConnId) {
+        let now = border.now;
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        if hop.h2.deadline().is_some_and(|at| at <= now)
+            && let Err(fault) = hop.h2.expired(now)
+        {
+            return self.fail(border, conn, fault);
+        }
+        let stalled = border.blocked_since(conn).map(|since| now.since(since));
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        if hop.h2.wants_pause() && stalled.is_some_and(|stalled| stalled >= UNREAD_ANSWERS) {
+            self.metrics.limit_hit(Limit::QueuedAnswers);
+            return self.cut(border, conn);
+        }
+        match &hop.side {
+            Side::Client(client) => {
+                if let Leaving::Warned { since } = client.leaving
+                    && since + GOAWAY_WAIT <= now
+                {
+                    self.last_goaway(border, conn);
+                }
+            }
+            Side::Tunnel(_) => self.look_at_tunnel(border, conn, stalled),
+        }
+    }
+
+    fn look_at_tunnel(&mut self, border: &mut Border, conn: ConnId, stalled: Option<Duration>) {
+        let now = border.now;
+        let terms = self.settings.terms();
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let busy = hop.h2.streams() > 0;
+        let (silent, hop_since) = (hop.received_at, hop.hop_since);
+        let Some(tunnel) = hop.tunnel_mut() else { return };
+        let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
+            Some(Cause::STALLED)
+        } else if tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now) {
+            Some(Cause::SILENT)
+        } else if tunnel.idle_since.is_some_and(|since| since + terms.idle <= now) {
+            Some(Cause::IDLE)
+        } else if !tunnel.used && hop_since + terms.unused <= now {
+            Some(Cause::UNUSED)
+        } else {
+            None
+        };
+        if let Some(cause) = cause {
+            return self.tunnel_gone(border, conn, cause);
+        }
+        if busy && tunnel.pinged_at.is_none() && silent + terms.keepalive.tunnel_ping <= now {
+            tunnel.pinged_at = Some(now);
+            hop.h2.ping(ALIVE_PING, &mut border.sink(conn));
+        }
+    }
+
+    /// Closes a connection whose peer takes nothing any more.
+    pub(super) fn cut(&mut self, border: &mut Border, conn: ConnId) {
+        match self.conns.hop(conn).map(|hop| hop.tunnel().is_some()) {
+            Some(true) => self.tunnel_gone(border, conn, Cause::STALLED),
+            Some(false) => {
+                border.close(conn, Close::Now);
+                self.client_gone(border, conn, Cause::CLIENT_GONE);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Hop {
+    fn deadline(&self, terms: &Terms<'_>) -> Option<Time> {
+        let mut earliest = self.h2.deadline();
+        let mut concern = |at: Time| {
+            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+        };
+        if self.h2.wants_pause() {
+            concern(self.received_at + UNREAD_ANSWERS);
+        }
+        match &self.side {
+            Side::Client(client) => {
+                if let Leaving::Warned { since } = client.leaving {
+                    concern(since + GOAWAY_WAIT);
+                }
+            }
+            Side::Tunnel(tunnel) => {
+                if let Some(since) = tunnel.idle_since {
+                    concern(since + terms.idle);
+                }
+                if !tunnel.used {
+                    concern(self.hop_since + terms.unused);
+                }
+                match tunnel.pinged_at {
+                    Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
+                    None if self.h2.streams() > 0 => {
+                        concern(self.received_at + terms.keepalive.tunnel_ping);
+                    }
+                    None => {}
+                }
+            }
+        }
+        earliest
+    }
+}
+
+/// The answer to a request head that took too long (L10).
+const REQUEST_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";

@@ -1,0 +1,359 @@
+//! The worker listener: CONNECT, the local dispatch's polls, and its health.
+
+use ringway_proto::fields::{Fields, Token};
+use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
+use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
+use ringway_proto::h1::{CONTINUE, write_fault, write_text};
+use ringway_proto::h2;
+use ringway_proto::id::TokenFault;
+
+use super::Shard;
+use super::attach::{State, ticket};
+use super::close::Cause;
+use super::conn::{Conn, Hop, Plain, Side, Tunnel};
+use super::table::Key;
+use crate::border::{Border, ConnId, End};
+use crate::control::local::{PollAnswer, PollFault, PollId, PollRequest};
+use crate::metrics::Limit;
+use crate::pool::Segment;
+
+/// What to do after one request of a worker.
+enum Next {
+    /// Its bytes are not all there.
+    Wait,
+    /// Look at what follows it.
+    Continue,
+    /// The connection was closed or became a tunnel.
+    Leave,
+}
+
+impl Shard {
+    /// Bytes from a worker's connection that is no tunnel yet.
+    pub(super) fn door_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
+        door.input.extend_from_slice(border.pool.bytes(segment));
+        door.begun.get_or_insert(border.now);
+        loop {
+            let mut fields = std::mem::take(&mut self.fields);
+            let next = self.door_request(border, conn, segment, &mut fields);
+            self.fields = fields;
+            match next {
+                Next::Continue => {}
+                Next::Wait => break,
+                Next::Leave => return,
+            }
+        }
+        self.watch(conn);
+    }
+
+    fn door_request(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        segment: Segment,
+        fields: &mut Fields,
+    ) -> Next {
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return Next::Leave };
+        if door.input.is_empty() {
+            door.begun = None;
+            return Next::Wait;
+        }
+        let head = match door.scan.parse_request(&door.input, fields, &HeadLimits::WORKER) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Next::Wait,
+            Err(fault) => {
+                let mut out = Vec::new();
+                write_fault(fault, &mut out);
+                border.put(conn, &out);
+                self.end_plain(border, conn);
+                return Next::Leave;
+            }
+        };
+        if connect::endpoint(fields) == Endpoint::Connect {
+            let tail = door.input.len() - head.head_len;
+            let tail = segment.part(segment.len as usize - tail, tail);
+            return self.connect(border, conn, fields, tail);
+        }
+        let body = match head.body {
+            Body::None => 0,
+            Body::Length(length) if length <= self.settings.config.limits.poll_bytes as u64 => {
+                length as usize
+            }
+            Body::Length(_) | Body::Chunked => {
+                self.door_answer(border, conn, 413, "send a shorter body, with content-length");
+                self.end_plain(border, conn);
+                return Next::Leave;
+            }
+        };
+        if door.input.len() < head.head_len + body {
+            if head.expects_continue(fields) && !std::mem::replace(&mut door.continued, true) {
+                border.put(conn, CONTINUE);
+            }
+            // The head is read again when more has come: it is short.
+            door.scan = Scan::default();
+            return Next::Wait;
+        }
+        door.scan = Scan::default();
+        door.continued = false;
+        let request: Vec<u8> = door.input.drain(..head.head_len + body).collect();
+        door.idle_since = border.now;
+        door.begun = (!door.input.is_empty()).then_some(border.now);
+        self.door_serve(border, conn, fields, &request[head.head_len..], &head)
+    }
+
+    fn door_serve(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        fields: &Fields,
+        body: &[u8],
+        head: &RequestHead,
+    ) -> Next {
+        let method = fields.first(Token::Method).unwrap_or_default();
+        match connect::endpoint(fields) {
+            Endpoint::Work if method == b"POST" => {
+                if let Err(fault) = self.poll(conn, fields, body) {
+                    self.end_poll(border, conn);
+                    self.door_answer(border, conn, fault.status, &fault.text);
+                }
+                self.answer_polls(border);
+            }
+            Endpoint::Work => {
+                self.end_poll(border, conn);
+                self.door_answer(border, conn, 405, "use POST");
+            }
+            Endpoint::Health => {
+                self.end_poll(border, conn);
+                self.door_answer(border, conn, 200, "");
+            }
+            Endpoint::Connect | Endpoint::Unknown => {
+                self.end_poll(border, conn);
+                self.door_answer(border, conn, 404, "404 page not found");
+            }
+        }
+        if head::keeps_alive(head.version, fields) {
+            return Next::Continue;
+        }
+        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
+            if door.polls > 0 {
+                door.last = true;
+                return Next::Wait;
+            }
+            self.end_plain(border, conn);
+        }
+        Next::Leave
+    }
+
+    /// One poll for work (design 4.3).
+    fn poll(&mut self, conn: ConnId, fields: &Fields, body: &[u8]) -> Result<(), PollFault> {
+        let most = self.settings.config.limits.poll_ids;
+        let bad = |text| PollFault { status: 400, text };
+        let request = PollRequest::parse(body, most).map_err(bad)?;
+        let authorization = fields.first(Token::Authorization).unwrap_or_default();
+        let credential = authorization.strip_prefix(b"Bearer ").unwrap_or(authorization);
+        self.policy.worker(credential, &request)?;
+        let poll = poll_id(self.settings.core, conn);
+        // The next request on the connection: what was answered before has arrived.
+        self.local.delivered(poll);
+        if self.local.poll(poll, request, self.now).is_err() {
+            self.metrics.limit_hit(Limit::Polls);
+            return Err(PollFault { status: 503, text: "too many polls wait: try later".into() });
+        }
+        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
+            door.polls += 1;
+        }
+        Ok(())
+    }
+
+    /// Another request came while a poll waits: the poll is replaced (design 4.5).
+    fn end_poll(&mut self, border: &mut Border, conn: ConnId) {
+        let poll = poll_id(self.settings.core, conn);
+        self.answer_polls(border);
+        self.local.delivered(poll);
+        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
+            for _ in 0..std::mem::take(&mut door.polls) {
+                self.local.gone(poll);
+                border.put(conn, NO_WORK);
+            }
+        }
+    }
+
+    /// Sends the answers that the dispatch has for polls of this core.
+    pub(super) fn answer_polls(&mut self, border: &mut Border) {
+        let mut answers = std::mem::take(&mut self.poll_answers);
+        self.local.take_answers(&mut answers);
+        for (poll, answer) in answers.drain(..) {
+            let Some(Conn::Door(door)) = self.conns.get_mut(poll.conn) else {
+                self.local.gone(poll);
+                continue;
+            };
+            match &answer {
+                PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
+                PollAnswer::Work(work) => {
+                    let json = work.to_json(&self.settings.advertise);
+                    let mut out = Vec::with_capacity(json.len() + 128);
+                    out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
+                    out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
+                    out.extend_from_slice(&json);
+                    border.put(poll.conn, &out);
+                }
+            }
+            door.idle_since = border.now;
+            door.polls = door.polls.saturating_sub(1);
+            if door.last && door.polls == 0 {
+                border.close(poll.conn, crate::border::Close::Flush);
+                self.conns.remove(poll.conn);
+            } else {
+                self.watch(poll.conn);
+            }
+        }
+        self.poll_answers = answers;
+    }
+
+    /// A worker's connection has ended before it became a tunnel. After anything but a FIN an
+    /// answer that was on its way did not arrive: its work is queued again.
+    pub(super) fn door_gone(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        if self.conns.remove(conn).is_none() {
+            return;
+        }
+        let poll = poll_id(self.settings.core, conn);
+        if end == End::Fin && border.queued(conn) == 0 {
+            self.local.delivered(poll);
+        }
+        self.local.gone(poll);
+        self.answer_polls(border);
+    }
+
+    fn door_answer(&mut self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
+        let mut out = Vec::new();
+        let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
+        write_text(status, &line, status < 413, &mut out);
+        border.put(conn, &out);
+    }
+
+    /// A worker's CONNECT: the checks of contract 4.2, in its order.
+    fn connect(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        fields: &Fields,
+        tail: Segment,
+    ) -> Next {
+        self.end_poll(border, conn);
+        let (result, age) = match connect::read(fields) {
+            Err(fault) => {
+                let mut out = Vec::new();
+                fault.write(false, &mut out);
+                border.put(conn, &out);
+                if let Some(result) = fault.result() {
+                    self.count_connect(result, None);
+                }
+                self.end_plain(border, conn);
+                return Next::Leave;
+            }
+            Ok(asked) => match self.take_token(border, asked.token, asked.request_id) {
+                Ok((key, age)) => {
+                    self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.attach(border, conn, key, tail);
+                    return Next::Leave;
+                }
+                Err(rejected) => rejected,
+            },
+        };
+        let mut out = Vec::new();
+        result.write(false, &mut out);
+        border.put(conn, &out);
+        self.count_connect(result, age);
+        self.end_plain(border, conn);
+        Next::Leave
+    }
+
+    fn count_connect(&mut self, result: ConnectResult, age: Option<std::time::Duration>) {
+        self.metrics.connects[result.index()] += 1;
+        if let Some(age) = age {
+            self.metrics.connect_token_age[result.index()].observe(age.as_secs_f64());
+        }
+        if result != ConnectResult::Accepted {
+            crate::log::connect_rejected(result.label(), age, self.settings.core);
+        }
+    }
+
+    /// Finds the attachment that waits with this token. Taking it is one step: whoever comes
+    /// second finds it attached (contract WK-8).
+    fn take_token(
+        &mut self,
+        border: &mut Border,
+        text: &[u8],
+        id: uuid::Uuid,
+    ) -> Result<(Key, std::time::Duration), (ConnectResult, Option<std::time::Duration>)> {
+        let address = self.tokens.read(text).map_err(|fault| match fault {
+            TokenFault::Malformed
+            | TokenFault::ForeignNode
+            | TokenFault::OtherIncarnation
+            | TokenFault::BadMac => (ConnectResult::TokenUnknown, None),
+        })?;
+        let key = Key { slot: address.slot, generation: address.generation };
+        let now = self.now;
+        let expired = (ConnectResult::TokenExpired, None);
+        let Some(attachment) = self.attachments.get_mut(key) else { return Err(expired) };
+        let session = attachment.session;
+        let State::Waiting { token, issued, wrong } = &mut attachment.state else {
+            return Err(expired);
+        };
+        if !token.matches(text) {
+            return Err((ConnectResult::TokenUnknown, None));
+        }
+        let age = now.since(*issued);
+        if session == id {
+            return Ok((key, age));
+        }
+        *wrong += 1;
+        if *wrong >= self.settings.config.limits.token_tries {
+            self.metrics.limit_hit(Limit::TokenTries);
+            self.give_up(border, key, Cause::REVOKED);
+        }
+        Err((ConnectResult::RequestIdMismatch, Some(age)))
+    }
+
+    /// The worker has come: its connection becomes the attachment's tunnel.
+    fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: Segment) {
+        let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
+        border.put(conn, connect::ACCEPTED);
+        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
+        h2.start(&mut border.sink(conn));
+        let tunnel = Tunnel {
+            attachment: key,
+            used: false,
+            cookie_sent: false,
+            idle_since: None,
+            pinged_at: None,
+            going: false,
+        };
+        let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
+        self.conns.insert(conn, Conn::Hop(Box::new(hop)));
+        self.local.withdraw(ticket(key));
+        let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
+        if let Some(tenant) = tenant {
+            self.no_longer_pending(&tenant);
+        }
+        let attachment = self.attachments.get_mut(key).expect("its token was just taken");
+        attachment.state = State::Attached { tunnel: conn };
+        if let Some(session) = self.sessions.get_mut(attachment.session) {
+            session.tunnels += 1;
+        }
+        crate::log::tunnel_registered(&attachment.edge(self.settings.core));
+        self.serve_waiters(border, key);
+        if tail.len > 0 {
+            self.hop_received(border, conn, tail);
+        }
+        self.watch(conn);
+    }
+}
+
+/// A connection's name towards the dispatch.
+pub(super) fn poll_id(core: u16, conn: ConnId) -> PollId {
+    PollId { core, conn }
+}
+
+/// The answer to a poll when there is nothing.
+const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";

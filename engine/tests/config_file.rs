@@ -1,0 +1,233 @@
+//! The configuration file as an operator meets it: what loads, and what is said of what does not.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ringway::config::{BusyPoll, Config, HonourId, Scope, settings_as_markdown};
+
+/// The design's sample without the keys whose features are not built yet.
+const SAMPLE: &str = r#"
+[listen]
+client = "0.0.0.0:10081"
+worker = "0.0.0.0:10086"
+admin  = "127.0.0.1:10083"
+
+[cores]                                     # count = "auto" or N (CPU quota), pin = true, busy_poll = "0us"
+
+[control]
+mode = "local"
+advertise = "http://127.0.0.1:10086"
+
+[[tenant]]
+name = "dev"
+client_keys = ["dev-key"]
+
+[[function]]
+id = "11111111-1111-4111-8111-111111111111"
+version = "22222222-2222-4222-8222-222222222222"
+tenants = ["dev"]
+worker_keys = ["dev-worker-key"]
+kind = "default"
+
+[session]
+wait = "30s"
+idle = "30s"
+scope = "tenant"
+honour_id = "always"
+
+[drain]                                     # delay = "0s", max = "60s"
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, "ringway.toml", Path::new("")).map_err(|problems| problems.to_string())
+}
+
+/// The problems of the sample after one replacement.
+fn with(from: &str, to: &str) -> String {
+    assert!(SAMPLE.contains(from), "{from} is not in the sample");
+    parse(&SAMPLE.replacen(from, to, 1)).expect_err("it must be refused")
+}
+
+/// The line of the sample that contains `text`.
+fn line(text: &str) -> usize {
+    SAMPLE.lines().position(|line| line.contains(text)).expect("it is in the sample") + 1
+}
+
+#[test]
+fn the_sample_of_the_design_loads() {
+    let config = parse(SAMPLE).unwrap();
+    assert_eq!(config.listen.client.to_string(), "0.0.0.0:10081");
+    assert_eq!((config.cores.count, config.cores.pin), (1, true));
+    assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::ZERO));
+    assert_eq!(config.control.advertise.as_deref(), Some("http://127.0.0.1:10086"));
+    assert_eq!(config.tenants[0].client_keys[0].bytes(), b"dev-key");
+    assert!(!config.functions[0].streaming);
+    assert_eq!(config.session.scope, Scope::Tenant);
+    assert_eq!(config.session.honour_id, HonourId::Always);
+    assert_eq!(config.drain.max, Duration::from_secs(60));
+    assert_eq!((config.limits.streams, config.limits.header_bytes), (10_000, 65536));
+    assert!(!config.admin.allow_remote && !config.log.access);
+}
+
+#[test]
+fn values_other_than_the_defaults_arrive() {
+    let more = r#"
+[limits]
+streams = 7
+stream_window_max = "4MiB"
+handshake = "250ms"
+[admin]
+allow_remote = true
+[log]
+level = "debug"
+access = true
+[keepalive]
+probes = 3
+"#;
+    let text = SAMPLE.replace("scope = \"tenant\"", "scope = \"credential\"") + more;
+    assert!(parse(&format!("{text}[cores.unknown]\n")).is_err(), "a stray table is not swallowed");
+    let cores = "[cores]\nbusy_poll = \"50us\"\npin = false\ncount = \"auto\"";
+    let config = parse(&text.replace("[cores]", cores)).unwrap();
+    assert_eq!((config.limits.streams, config.limits.stream_window_max), (7, 4 << 20));
+    assert_eq!(config.limits.handshake, Duration::from_millis(250));
+    assert!(config.admin.allow_remote && config.log.access && !config.cores.pin);
+    assert_eq!((config.log.level, config.keepalive.probes), ("debug", 3));
+    assert_eq!(config.session.scope, Scope::Credential);
+    assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
+    assert_eq!(config.notes.len(), 1, "auto is said to be one core");
+}
+
+#[test]
+fn every_problem_is_told_at_once_with_its_line() {
+    let text = SAMPLE
+        .replace("wait = \"30s\"", "wait = \"30\"")
+        .replace("idle =", "idel =")
+        .replace("\"tenant\"", "\"everyone\"")
+        .replace("tenants = [\"dev\"]", "tenants = [\"devv\"]");
+    let told = parse(&text).unwrap_err();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    let tenants = line("tenants =");
+    assert!(lines[0].starts_with(&format!("ringway.toml:{tenants}: there is no tenant \"devv\"")));
+    assert!(lines[0].ends_with("did you mean \"dev\"?"));
+    let wait = line("wait =");
+    assert!(lines[1].starts_with(&format!("ringway.toml:{wait}: session.wait is \"30\"")));
+    assert!(lines[2].contains("session.idel is not a setting; did you mean `idle`?"), "{told}");
+    assert!(lines[3].contains("one of \"connection\", \"tenant\", \"credential\""), "{told}");
+}
+
+#[test]
+fn what_is_not_built_is_refused_as_not_supported_yet() {
+    let client = "client = \"0.0.0.0:10081\"";
+    for (from, to) in [
+        ("kind = \"default\"", "dial = \"127.0.0.1:50051\""),
+        ("mode = \"local\"", "mode = \"nats\""),
+        ("mode = \"local\"", "mode = \"nvcf\""),
+        ("wait = \"30s\"", "park = \"auto\""),
+        ("wait = \"30s\"", "park_window = \"30s\""),
+        ("wait = \"30s\"", "park_yield = \"2s\""),
+        ("[drain] ", "[cluster] "),
+        ("[drain] ", "[cluster]\nnode = 1 "),
+        ("[cores] ", "[cores]\ncount = 2 "),
+        (client, "client = { address = \"0.0.0.0:1\", tls = {} }"),
+        (client, "client = { address = \"0.0.0.0:1\", trusted = [] }"),
+        (client, "client = { address = \"0.0.0.0:1\", proxy_protocol = true }"),
+    ] {
+        let told = with(from, to);
+        assert!(told.contains("not supported yet"), "{to}: {told}");
+    }
+    let text = SAMPLE.replace(client, "client = { address = \"127.0.0.1:5\" }");
+    assert_eq!(parse(&text).unwrap().listen.client.port(), 5);
+}
+
+#[test]
+fn contradictions_are_found() {
+    let tenant = "[[tenant]]\nname = \"two\"\nclient_keys = [\"dev-key\"]\n[[function]]";
+    let window = "[limits]\nstream_window = \"4MiB\" ";
+    let port = "listen.worker and listen.client are both port 10081";
+    for (from, to, say) in [
+        ("[[function]]", tenant, "tenants \"dev\" and \"two\" have the same client key"),
+        ("[[function]]", "[[tenant]]\nname = \"dev\"\n[[function]]", "two tenants are named"),
+        ("client_keys = [\"dev-key\"]", "client_keys = [\"a\", \"a\"]", "has a client key twice"),
+        ("client_keys = [\"dev-key\"]", "", "tenant \"dev\" has no key"),
+        ("[\"dev-key\"]", "[\"dev-worker-key\"]", "also a client key of tenant \"dev\""),
+        ("[\"dev-key\"]", "[\"a b\"]", "other than visible ASCII"),
+        ("0.0.0.0:10086", "127.0.0.1:10081", port),
+        ("http://127.0.0.1:10086", "127.0.0.1:10086", "must be a URL"),
+        ("http://127.0.0.1:10086", "https://h:1", "workers dial in plain TCP"),
+        ("http://127.0.0.1:10086", "http://0.0.0.0:1", "nobody can dial"),
+        ("advertise =", "#", "control.advertise is missing"),
+        ("version = \"2", "version = \"x", "must be a UUID"),
+        ("worker_keys = [\"dev-worker-key\"]", "", "no worker can serve it"),
+        ("tenants = [\"dev\"]", "tenants = []", "nobody may call it"),
+        ("id = \"1", "id_ = \"1", "function.id is missing"),
+        ("name = \"dev\"", "name = 5", "tenant.name is 5, but must be a text"),
+        ("[session]", "[sesion]", "did you mean [session]?"),
+        ("[control]", "[[control]]", "write [control]"),
+        ("[[function]]", "[function]", "write [[function]]"),
+        ("wait = \"30s\"", "wait = 30", "with its unit"),
+        ("wait = \"30s\"", "wait = \"9999h\"", "1ms to 24h"),
+        ("mode = \"local\"", "mode = ", "not TOML"),
+        ("[drain] ", window, "is larger than limits.stream_window_max"),
+        ("[drain] ", "[limits]\nstreams = 0 ", "a number from 1"),
+    ] {
+        let told = with(from, to);
+        assert!(told.contains(say), "{to}: {told}");
+        assert!(!told.contains("dev-key") && !told.contains("dev-worker-key"), "shown: {told}");
+    }
+    let function = SAMPLE.split("[[function]]").nth(1).unwrap().split("[session]").next().unwrap();
+    let told = with("[session]", &format!("[[function]]{function}[session]"));
+    assert!(told.contains("has version 22222222-2222-4222-8222-222222222222 twice"), "{told}");
+}
+
+#[test]
+fn keys_can_stand_in_a_file_of_their_own() {
+    let folder = std::env::temp_dir().join(format!("ringway-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("keys"), "# two keys\none\n\n two # the second\n").unwrap();
+    let text = SAMPLE.replace("client_keys = [\"dev-key\"]", "client_keys_file = \"keys\"");
+    let config = Config::parse(&text, "x", &folder).unwrap();
+    let keys: Vec<&[u8]> = config.tenants[0].client_keys.iter().map(|key| key.bytes()).collect();
+    assert_eq!(keys, [b"one", b"two"]);
+    let missing = text.replace("\"keys\"", "\"none\"");
+    let told = Config::parse(&missing, "x", &folder).unwrap_err().to_string();
+    assert!(told.contains("client_keys_file \"none\" cannot be read"), "{told}");
+    let path = folder.join("ringway.yaml");
+    std::fs::write(&path, "listen: {}").unwrap();
+    let told = Config::load(&path).unwrap_err().to_string();
+    assert!(told.contains("YAML is not supported yet"), "{told}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let shown = format!("{:?}", parse(SAMPLE).unwrap());
+    assert!(!shown.contains("dev-key") && !shown.contains("dev-worker-key"));
+}
+
+#[test]
+fn dev_has_the_keys_and_ids_of_the_design() {
+    let config = Config::dev();
+    let names: Vec<&str> = config.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
+    assert_eq!(names, ["dev", "other"]);
+    assert_eq!(config.functions[0].tenants, names);
+    assert_eq!(config.functions[0].id.to_string(), "11111111-1111-4111-8111-111111111111");
+    assert_eq!(config.listen.worker.to_string(), "127.0.0.1:10086");
+}
+
+/// `RINGWAY_BLESS=1 cargo test -p ringway --test config_file` writes the tables anew.
+#[test]
+fn the_settings_in_the_operators_guide_are_those_of_the_code() {
+    const BEGIN: &str = "<!-- settings: made from engine/src/config/settings.rs -->\n";
+    const END: &str = "<!-- settings end -->";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the guide has a place for the settings");
+    let (tables, after) = rest.split_once(END).expect("the place has an end");
+    let wanted = format!("\n{}", settings_as_markdown());
+    if std::env::var_os("RINGWAY_BLESS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(tables, wanted, "docs/operating.md is not up to date: see this test's comment");
+    }
+}

@@ -1,0 +1,447 @@
+//! How connections begin, pause and end, seen from the core and from the peer.
+mod reactor_rig;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reactor_rig::{Desk, Fact, Noise, Running, SOON, start, start_on, until};
+use ringway::border::{Close, ConnId, End};
+use ringway::reactor::{DIAL_TIMEOUT, DROP_BUDGET, Options};
+
+fn connect<C: ringway::border::Core>(to: &Running<C>) -> TcpStream {
+    let stream = TcpStream::connect(to.address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+fn desk() -> Running<Desk> {
+    start(Options::default(), Desk::default())
+}
+
+/// RST instead of FIN when the stream is dropped.
+fn abort(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+fn ends(desk: &Running<Desk>, conn: ConnId) -> Vec<End> {
+    desk.ask(move |desk, _| desk.ends(conn))
+}
+
+fn end(desk: &Running<Desk>, conn: ConnId) -> End {
+    until("an end", || ends(desk, conn).first().copied())
+}
+
+fn received(desk: &Running<Desk>, conn: ConnId) -> usize {
+    desk.ask(move |desk, _| desk.bytes.get(&conn).map_or(0, Vec::len))
+}
+
+fn all_closed(desk: &Running<Desk>) {
+    until("all sockets closed", || desk.ask(|_, border| (border.tally.sockets == 0).then_some(())));
+}
+
+#[test]
+fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    let desk = desk();
+    let _client = connect(&desk);
+    desk.accepted(0);
+    desk.ask(move |_, border| border.dial(target));
+    let _dialled = listener.accept().unwrap();
+    // Only the kernel can tell: both sockets are the reactor's, found by their descriptors.
+    let mut seen = 0;
+    for fd in 0..1024 {
+        // SAFETY: the descriptor is only asked for options, and a wrong one answers with an error.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let socket = socket2::SockRef::from(&fd);
+        let ours = [desk.address, target].map(Some);
+        let local = socket.local_addr().ok().and_then(|a| a.as_socket());
+        let peer = socket.peer_addr().ok().and_then(|a| a.as_socket());
+        let accepted = local == ours[0] && peer.is_some();
+        if accepted || (peer == ours[1] && peer.is_some()) {
+            assert!(socket.tcp_nodelay().unwrap(), "{local:?} to {peer:?}");
+            assert!(socket.keepalive().unwrap(), "{local:?} to {peer:?}");
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+    desk.finish();
+}
+
+#[test]
+fn a_close_with_a_receive_armed_sends_fin_at_once() {
+    for how in [Close::Now, Close::Flush] {
+        let desk = desk();
+        let mut client = connect(&desk);
+        let conn = desk.accepted(0);
+        thread::sleep(Duration::from_millis(20));
+        let begun = Instant::now();
+        desk.ask(move |_, border| border.close(conn, how));
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+        assert!(begun.elapsed() < Duration::from_millis(100), "{how:?}: {:?}", begun.elapsed());
+        drop(client);
+        all_closed(&desk);
+        assert!(ends(&desk, conn).is_empty(), "a dead id was told of an end");
+        desk.finish();
+    }
+}
+
+#[test]
+fn a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending() {
+    const LEN: usize = 3 << 20;
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mut writer, stopped) = (client.try_clone().unwrap(), Arc::clone(&stop));
+    let chatter = thread::spawn(move || {
+        let mut sent = 0;
+        while !stopped.load(Ordering::Relaxed) && writer.write(&[1; 512]).is_ok() {
+            sent += 512;
+            thread::sleep(Duration::from_micros(500));
+        }
+        sent
+    });
+    thread::sleep(Duration::from_millis(20));
+    desk.ask(move |_, border| {
+        border.put(conn, &Noise::new(5).bytes(LEN));
+        border.close(conn, Close::Flush);
+    });
+    thread::sleep(Duration::from_millis(50));
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert!(got == Noise::new(5).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    stop.store(true, Ordering::Relaxed);
+    let sent = chatter.join().unwrap();
+    assert!(sent > 0 && sent < DROP_BUDGET);
+    drop(client);
+    all_closed(&desk);
+    desk.finish();
+}
+
+#[test]
+fn a_peer_that_never_stops_sending_is_cut_off_after_the_budget() {
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.close(conn, Close::Flush));
+    let begun = Instant::now();
+    let mut sent = 0;
+    let error = loop {
+        match client.write(&[0; 64 * 1024]) {
+            Ok(n) => sent += n,
+            Err(error) => break error,
+        }
+        assert!(begun.elapsed() < SOON);
+    };
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    assert!(sent >= DROP_BUDGET);
+    all_closed(&desk);
+    desk.finish();
+}
+
+#[test]
+fn a_lingering_connection_ends_without_a_fin_from_its_peer() {
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.close(conn, Close::Flush));
+    let begun = Instant::now();
+    all_closed(&desk);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(1900) && took < Duration::from_secs(4), "{took:?}");
+    drop(client);
+    desk.finish();
+}
+
+#[test]
+fn a_reset_is_told_once_and_after_the_bytes_before_it() {
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    client.write_all(b"before").unwrap();
+    until("the bytes", || (received(&desk, conn) == 6).then_some(()));
+    abort(client);
+    assert_eq!(end(&desk, conn), End::Reset);
+    all_closed(&desk);
+    assert_eq!(ends(&desk, conn), [End::Reset]);
+    desk.finish();
+}
+
+#[test]
+fn a_reset_found_by_a_send_is_told_once() {
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    // Paused: no receive is under way that would see the reset.
+    desk.ask(move |_, border| border.pause(conn, true));
+    thread::sleep(Duration::from_millis(20));
+    abort(client);
+    thread::sleep(Duration::from_millis(20));
+    assert!(ends(&desk, conn).is_empty());
+    desk.ask(move |_, border| border.put(conn, b"are you there?"));
+    assert_eq!(end(&desk, conn), End::Reset);
+    all_closed(&desk);
+    assert_eq!(ends(&desk, conn), [End::Reset]);
+    desk.finish();
+}
+
+#[test]
+fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
+    until("a blocked send", || {
+        desk.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
+    });
+    abort(client);
+    assert_eq!(end(&desk, conn), End::Reset);
+    all_closed(&desk);
+    assert_eq!(desk.ask(|_, border| border.pool.chunks_live()), 0);
+    assert_eq!(ends(&desk, conn), [End::Reset]);
+    desk.finish();
+}
+
+#[test]
+fn closing_now_drops_what_a_blocked_peer_held() {
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
+    thread::sleep(Duration::from_millis(50));
+    desk.ask(move |_, border| border.close(conn, Close::Now));
+    all_closed(&desk);
+    assert_eq!(desk.ask(|_, border| border.pool.chunks_live()), 0);
+    drop(client);
+    desk.finish();
+}
+
+#[test]
+fn after_a_fin_the_connection_still_sends() {
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end(&desk, conn), End::Fin);
+    assert_eq!(received(&desk, conn), 8);
+    desk.ask(move |_, border| {
+        border.put(conn, b"answer");
+        border.close(conn, Close::Flush);
+    });
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"answer");
+    all_closed(&desk);
+    assert_eq!(ends(&desk, conn), [End::Fin]);
+    desk.finish();
+}
+
+#[test]
+fn pausing_stops_the_bytes_and_resuming_brings_all_in_order() {
+    const LEN: usize = 12 << 20;
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.pause(conn, true));
+    let mut writer = client.try_clone().unwrap();
+    let writing = thread::spawn(move || writer.write_all(&Noise::new(9).bytes(LEN)).unwrap());
+    thread::sleep(Duration::from_millis(100));
+    let early = received(&desk, conn);
+    assert!(early < LEN / 2, "{early} bytes came although it was paused");
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(received(&desk, conn), early, "bytes come although it is paused");
+    // Every pause cancels a receive that is just delivering: late bytes must not get lost.
+    let mut noise = Noise::new(1);
+    while received(&desk, conn) < LEN {
+        let on = !noise.next().is_multiple_of(2);
+        desk.ask(move |_, border| border.pause(conn, on));
+        if noise.next().is_multiple_of(3) {
+            thread::sleep(Duration::from_micros(noise.next() % 400));
+        }
+    }
+    writing.join().unwrap();
+    let got = desk.ask(move |desk, _| desk.bytes.remove(&conn).unwrap());
+    assert!(got == Noise::new(9).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    drop(client);
+    desk.finish();
+}
+
+#[test]
+fn a_pause_taken_back_in_the_same_turn_changes_nothing() {
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    for _ in 0..50 {
+        desk.ask(move |_, border| {
+            border.pause(conn, true);
+            border.pause(conn, false);
+        });
+        client.write_all(b"x").unwrap();
+    }
+    until("the bytes", || (received(&desk, conn) == 50).then_some(()));
+    drop(client);
+    desk.finish();
+}
+
+#[test]
+fn a_connection_closed_while_bytes_come_is_told_of_none() {
+    let desk = desk();
+    for round in 0..50 {
+        let mut client = connect(&desk);
+        let conn = desk.accepted(round);
+        let writing = thread::spawn(move || while client.write(&[0; 4096]).is_ok() {});
+        let how = if round % 2 == 0 { Close::Now } else { Close::Flush };
+        // Desk::received asserts that the id is alive.
+        desk.ask(move |_, border| border.close(conn, how));
+        writing.join().unwrap();
+    }
+    all_closed(&desk);
+    let (free, chunks) = desk.ask(|_, b| (b.pool.ring_free(), b.pool.chunks_live()));
+    assert_eq!((free, chunks), (Options::default().blocks, 0));
+    desk.finish();
+}
+
+#[test]
+fn a_dial_that_is_refused_is_told_with_its_errno() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let desk = desk();
+    let conn = desk.ask(move |_, border| border.dial(target));
+    let fact = until("the dial's end", || desk.ask(|desk, _| desk.facts.first().copied()));
+    assert_eq!(fact, Fact::Dialled(conn, Err(libc::ECONNREFUSED)));
+    all_closed(&desk);
+    desk.finish();
+}
+
+#[test]
+fn a_dial_that_is_not_answered_ends_in_time() {
+    // A listener whose queue is full drops the SYN.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let target = socket.local_addr().unwrap().as_socket().unwrap();
+    let filler = TcpStream::connect(target).unwrap();
+    let desk = desk();
+    let (conn, closed) = desk.ask(move |_, border| (border.dial(target), border.dial(target)));
+    desk.ask(move |_, border| border.close(closed, Close::Now));
+    let begun = Instant::now();
+    let fact = until("the dial's end", || desk.ask(|desk, _| desk.facts.first().copied()));
+    assert_eq!(fact, Fact::Dialled(conn, Err(libc::ETIMEDOUT)));
+    assert!(begun.elapsed() < DIAL_TIMEOUT + Duration::from_secs(1));
+    all_closed(&desk);
+    assert_eq!(desk.ask(|desk, _| desk.facts.len()), 1, "a closed dial was told of");
+    drop(filler);
+    desk.finish();
+}
+
+#[test]
+fn a_dialled_connection_sends_what_was_queued_before_it_stood() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    let desk = desk();
+    let conn = desk.ask(move |_, border| {
+        let conn = border.dial(target);
+        border.put(conn, b"early");
+        let closed = border.dial(target);
+        border.put(closed, b"closed");
+        border.close(closed, Close::Flush);
+        conn
+    });
+    let (mut first, _) = listener.accept().unwrap();
+    let (mut second, _) = listener.accept().unwrap();
+    let mut early = [0; 5];
+    first.read_exact(&mut early).unwrap();
+    assert_eq!(&early, b"early");
+    let mut flushed = Vec::new();
+    second.read_to_end(&mut flushed).unwrap();
+    assert_eq!(flushed, b"closed");
+    assert_eq!(desk.ask(|desk, _| desk.facts.clone()), [Fact::Dialled(conn, Ok(()))]);
+    desk.finish();
+}
+
+#[test]
+fn connections_over_the_limit_are_refused() {
+    let desk = start(Options { connections: 2, ..Options::default() }, Desk::default());
+    let _kept = [connect(&desk), connect(&desk)];
+    desk.accepted(1);
+    assert_eq!(connect(&desk).read(&mut [0; 1]).unwrap(), 0);
+    let refused = desk.ask(|_, border| border.dial("127.0.0.1:9".parse().unwrap()));
+    until("the dial's end", || {
+        let fact = Fact::Dialled(refused, Err(libc::EMFILE));
+        desk.ask(move |desk, _| desk.facts.contains(&fact).then_some(()))
+    });
+    assert_eq!(desk.ask(|_, border| border.tally.refused), 1);
+    desk.finish();
+}
+
+#[test]
+fn deadlines_fire_on_time() {
+    let desk = desk();
+    for delay in [Duration::from_millis(5), Duration::from_millis(60), Duration::ZERO] {
+        let at = desk.ask(move |desk, border| {
+            let at = border.now + delay;
+            desk.deadline = Some(at);
+            at
+        });
+        // Asking would wake the core: the deadline has to do that by itself.
+        thread::sleep(delay + Duration::from_millis(30));
+        let fired = desk.ask(|desk, _| desk.fired.take()).expect("the deadline fired");
+        assert!(fired >= at, "early");
+        assert!(fired.since(at) < Duration::from_millis(25), "late by {:?}", fired.since(at));
+    }
+    desk.finish();
+}
+
+#[test]
+fn a_sleeping_core_is_woken_by_a_message_and_sleeps_again() {
+    let desk = desk();
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(5));
+        let begun = Instant::now();
+        desk.ask(|_, _| ());
+        assert!(begun.elapsed() < Duration::from_millis(100));
+    }
+    let before = desk.ask(|_, border| border.tally.turns);
+    thread::sleep(Duration::from_millis(200));
+    let turns = desk.ask(|_, border| border.tally.turns) - before;
+    assert!(turns < 5, "{turns} turns without anything to do");
+    desk.finish();
+}
+
+#[test]
+fn the_port_is_free_when_the_reactor_has_returned() {
+    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for _ in 0..10 {
+        let address = listener.local_addr().unwrap();
+        let desk = start_on(listener, Options::default(), Desk::default());
+        let mut client = connect(&desk);
+        desk.accepted(0);
+        desk.finish();
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the connection was left open");
+        listener = TcpListener::bind(address).expect("the port is free");
+    }
+}
+
+#[test]
+fn what_is_being_flushed_at_the_end_is_still_sent() {
+    const LEN: usize = 8 << 20;
+    let desk = desk();
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |desk, border| {
+        border.put(conn, &Noise::new(3).bytes(LEN));
+        border.close(conn, Close::Flush);
+        desk.stopped = true;
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert!(got == Noise::new(3).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+}

@@ -1,0 +1,207 @@
+//! Bytes through the bare relay over real sockets: none lost, none doubled, memory bounded.
+mod reactor_rig;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use reactor_rig::{Noise, SOON, Watched, start, until};
+use ringway::bare::{Bare, BarePost, HIGH_WATER};
+use ringway::pool::CHUNK_BYTES;
+use ringway::reactor::{BusyPoll, Options};
+
+/// Serves every connection on a thread of its own.
+fn backend(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.unwrap(), serve.clone());
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut noise = Noise::new(stream.peer_addr().unwrap().port().into());
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let room = 1 + noise.next() as usize % buffer.len();
+        match stream.read(&mut buffer[..room]) {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                if stream.write_all(&buffer[..n]).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Sends noise in chunks of random size while reading it back, and compares.
+fn exchange(relay: SocketAddr, seed: u64, len: usize) {
+    let mut stream = TcpStream::connect(relay).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut noise = Noise::new(seed);
+    let sent = noise.bytes(len);
+    let mut writer = stream.try_clone().unwrap();
+    let bytes = sent.clone();
+    let writing = thread::spawn(move || {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let wide = if noise.next().is_multiple_of(4) { 200_000 } else { 300 };
+            let n = (1 + noise.next() as usize % wide).min(rest.len());
+            writer.write_all(&rest[..n]).unwrap();
+            rest = &rest[n..];
+        }
+    });
+    let mut got = vec![0; len];
+    let mut done = 0;
+    while done < len {
+        let n = stream.read(&mut got[done..]).unwrap();
+        assert!(n > 0, "connection {seed} ended after {done} of {len} bytes");
+        done += n;
+    }
+    writing.join().unwrap();
+    assert!(got == sent, "connection {seed} got other bytes than it sent");
+}
+
+fn exchange_all(options: Options, connections: u64, len: usize) -> reactor_rig::Sight {
+    let (core, sight) = Watched::new(Bare::new(backend(echo)));
+    let relay = start(options, core);
+    let address = relay.address;
+    let clients: Vec<_> =
+        (0..connections).map(|i| thread::spawn(move || exchange(address, i + 1, len))).collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
+    relay.stop(BarePost::Stop);
+    let sight = *sight.lock().unwrap();
+    assert_eq!(sight.chunks_live, 0, "{sight:?}");
+    sight
+}
+
+#[test]
+fn many_connections_get_their_own_bytes_in_order() {
+    let sight = exchange_all(Options::default(), 48, 400_000);
+    assert_eq!(sight.tally.accepts, 48);
+    // Everybody reads: receive memory comes back without a copy.
+    assert_eq!(sight.copied_out, 0, "{sight:?}");
+}
+
+#[test]
+fn a_tiny_pool_starves_receives_but_loses_nothing() {
+    let options = Options { blocks: 4, block_bytes: 4096, ..Options::default() };
+    let sight = exchange_all(options, 32, 200_000);
+    assert!(sight.tally.starved > 0, "{sight:?}");
+}
+
+#[test]
+fn a_single_block_is_enough() {
+    let options = Options { blocks: 1, block_bytes: 512, ..Options::default() };
+    let sight = exchange_all(options, 4, 50_000);
+    assert!(sight.tally.starved > 0, "{sight:?}");
+}
+
+#[test]
+fn a_tiny_submission_queue_loses_nothing() {
+    let options = Options { entries: 8, send_bytes: 5000, receive_cap: 700, ..Options::default() };
+    exchange_all(options, 32, 100_000);
+}
+
+#[test]
+fn spinning_cores_relay_the_same() {
+    for busy_poll in [BusyPoll::Always, BusyPoll::Micros(50)] {
+        exchange_all(Options { busy_poll, ..Options::default() }, 8, 200_000);
+    }
+}
+
+#[test]
+fn receives_without_a_cap_lose_nothing() {
+    exchange_all(Options { receive_cap: 0, ..Options::default() }, 16, 400_000);
+}
+
+/// The function sends much, the client reads nothing for a while.
+#[test]
+fn a_slow_reader_bounds_memory_and_gets_everything() {
+    const LEN: usize = 24 << 20;
+    let target = backend(|mut stream| {
+        let bytes = Noise::new(7).bytes(LEN);
+        stream.write_all(&bytes).unwrap();
+    });
+    let (core, sight) = Watched::new(Bare::new(target));
+    let relay = start(Options::default(), core);
+    let mut stream = TcpStream::connect(relay.address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let turns = sight.lock().unwrap().tally.turns;
+    thread::sleep(Duration::from_millis(200));
+    let idle_turns = sight.lock().unwrap().tally.turns - turns;
+    assert!(idle_turns < 20, "{idle_turns} turns while nothing could move");
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert!(got == Noise::new(7).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    drop(stream);
+    until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
+    relay.stop(BarePost::Stop);
+    let sight = *sight.lock().unwrap();
+    assert!(sight.tally.blocked_sends > 0, "{sight:?}");
+    // What was queued may all have been copied out, plus what came before the pause took effect.
+    assert!(sight.chunks_most * CHUNK_BYTES < 4 * HIGH_WATER, "{sight:?}");
+}
+
+#[test]
+fn blocked_peers_do_not_starve_the_others() {
+    // Eight clients that never read hold more than all receive memory there is.
+    const LEN: usize = 16 << 20;
+    let target = backend(|mut stream| {
+        let mut first = [0];
+        if stream.read(&mut first).unwrap_or(0) == 1 && first[0] == b'*' {
+            let _ = stream.write_all(&vec![0; LEN]);
+        } else if stream.write_all(&first).is_ok() {
+            echo(stream);
+        }
+    });
+    let options = Options { blocks: 16, ..Options::default() };
+    let (core, sight) = Watched::new(Bare::new(target));
+    let relay = start(options, core);
+    let blocked: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(relay.address).unwrap();
+            stream.write_all(b"*").unwrap();
+            stream
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    exchange(relay.address, 3, 1_000_000);
+    drop(blocked);
+    until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
+    relay.stop(BarePost::Stop);
+    assert!(sight.lock().unwrap().copied_out > 0);
+}
+
+#[test]
+fn last_bytes_before_a_fin_arrive_both_ways() {
+    const LEN: usize = 3 << 20;
+    let target = backend(|mut stream| {
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got == Noise::new(11).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    });
+    let (core, sight) = Watched::new(Bare::new(target));
+    let relay = start(Options::default(), core);
+    let mut stream = TcpStream::connect(relay.address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(&Noise::new(11).bytes(LEN)).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    drop(stream);
+    until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
+    relay.stop(BarePost::Stop);
+}

@@ -1,0 +1,261 @@
+//! Runs a core under a real reactor on its own thread, and lets a test ask it things.
+#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::allow_attributes, reason = "expect would be unfulfilled in some binaries")]
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ringway::border::{Border, ConnId, Core, End, Listener, Tally};
+use ringway::pool::Segment;
+use ringway::reactor::{Options, Reactor};
+use ringway::ring::{Sender, mailbox};
+use ringway_proto::time::Time;
+
+/// Longest wait for something that should come at once.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// A reactor at work.
+pub(crate) struct Running<C: Core> {
+    pub(crate) address: SocketAddr,
+    pub(crate) sender: Sender<C::Post>,
+    thread: JoinHandle<C>,
+}
+
+pub(crate) fn start<C>(options: Options, core: C) -> Running<C>
+where
+    C: Core + Send + 'static,
+    C::Post: Send,
+{
+    start_on(TcpListener::bind("127.0.0.1:0").unwrap(), options, core)
+}
+
+pub(crate) fn start_on<C>(listener: TcpListener, options: Options, core: C) -> Running<C>
+where
+    C: Core + Send + 'static,
+    C::Post: Send,
+{
+    let address = listener.local_addr().unwrap();
+    let (sender, mailbox) = mailbox(1024).unwrap();
+    let thread = std::thread::spawn(move || {
+        let listeners = vec![(Listener::Client, listener)];
+        Reactor::new(options, listeners, mailbox, Instant::now(), core).unwrap().run()
+    });
+    Running { address, sender, thread }
+}
+
+impl<C: Core> Running<C> {
+    pub(crate) fn stop(self, post: C::Post) -> C {
+        assert!(self.sender.send(post).is_ok(), "the mailbox was full");
+        self.thread.join().unwrap()
+    }
+}
+
+/// Waits until `probe` has an answer.
+pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(begun.elapsed() < SOON, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Bytes that no shift or loss leaves alike.
+pub(crate) struct Noise(u64);
+
+impl Noise {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| (self.next() >> 32) as u8).collect()
+    }
+}
+
+/// What a core saw of its own border.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sight {
+    pub(crate) tally: Tally,
+    pub(crate) chunks_live: usize,
+    pub(crate) chunks_most: usize,
+    pub(crate) free: usize,
+    pub(crate) copied_out: u64,
+}
+
+/// How often a [`Watched`] core is looked at even if nothing happens.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// A core that is looked at from outside.
+pub(crate) struct Watched<C> {
+    pub(crate) core: C,
+    now: Time,
+    pub(crate) sight: Arc<Mutex<Sight>>,
+}
+
+impl<C> Watched<C> {
+    pub(crate) fn new(core: C) -> (Self, Arc<Mutex<Sight>>) {
+        let sight = Arc::new(Mutex::new(Sight::default()));
+        (Self { core, now: Time::ZERO, sight: Arc::clone(&sight) }, sight)
+    }
+}
+
+impl<C: Core> Core for Watched<C> {
+    type Post = C::Post;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, by: Listener, peer: SocketAddr) {
+        self.core.accepted(border, conn, by, peer);
+    }
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        self.core.dialled(border, conn, result);
+    }
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        self.core.received(border, conn, segment);
+    }
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        self.core.ended(border, conn, end);
+    }
+    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
+        self.core.written(border, conn, bytes);
+    }
+    fn posted(&mut self, border: &mut Border, post: C::Post) {
+        self.core.posted(border, post);
+    }
+    fn turn(&mut self, border: &mut Border) {
+        self.core.turn(border);
+        self.now = border.now;
+        let mut sight = self.sight.lock().unwrap();
+        sight.tally = border.tally;
+        sight.chunks_live = border.pool.chunks_live();
+        sight.chunks_most = sight.chunks_most.max(sight.chunks_live);
+        sight.free = border.pool.ring_free();
+        sight.copied_out = border.copied_out;
+    }
+    fn relieve(&mut self, border: &mut Border) {
+        self.core.relieve(border);
+    }
+    fn deadline(&self) -> Option<Time> {
+        let glance = self.now + GLANCE;
+        Some(self.core.deadline().map_or(glance, |at| at.min(glance)))
+    }
+    fn finished(&self) -> bool {
+        self.core.finished()
+    }
+}
+
+/// What was told to a [`Desk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fact {
+    Accepted(ConnId),
+    Dialled(ConnId, Result<(), i32>),
+    Ended(ConnId, End),
+}
+
+type Errand = Box<dyn FnOnce(&mut Desk, &mut Border) + Send>;
+
+/// A core that notes what it is told and does what the test sends it to do.
+#[derive(Default)]
+pub(crate) struct Desk {
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
+    pub(crate) written: HashMap<ConnId, usize>,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) fired: Option<Time>,
+    pub(crate) stopped: bool,
+}
+
+impl Desk {
+    pub(crate) fn ends(&self, conn: ConnId) -> Vec<End> {
+        let ended = |fact: &Fact| match fact {
+            Fact::Ended(of, end) if *of == conn => Some(*end),
+            _ => None,
+        };
+        self.facts.iter().filter_map(ended).collect()
+    }
+}
+
+impl Core for Desk {
+    type Post = Errand;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+        assert!(border.is_open(conn));
+        self.facts.push(Fact::Accepted(conn));
+    }
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        assert_eq!(border.is_open(conn), result.is_ok());
+        self.facts.push(Fact::Dialled(conn, result));
+    }
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        assert!(border.is_open(conn), "a dead id was told of bytes");
+        self.bytes.entry(conn).or_default().extend_from_slice(border.pool.bytes(segment));
+    }
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        assert_eq!(border.is_open(conn), end == End::Fin);
+        self.facts.push(Fact::Ended(conn, end));
+    }
+    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
+        assert!(border.is_open(conn), "a dead id was told of a send");
+        *self.written.entry(conn).or_default() += bytes;
+    }
+    fn posted(&mut self, border: &mut Border, post: Errand) {
+        post(self, border);
+    }
+    fn turn(&mut self, border: &mut Border) {
+        if self.deadline.is_some_and(|at| at <= border.now) {
+            self.deadline = None;
+            self.fired = Some(border.now);
+        }
+    }
+    fn relieve(&mut self, _: &mut Border) {}
+    fn deadline(&self) -> Option<Time> {
+        self.deadline
+    }
+    fn finished(&self) -> bool {
+        self.stopped
+    }
+}
+
+impl Running<Desk> {
+    /// Does something on the core's thread and brings the answer back.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        errand: impl FnOnce(&mut Desk, &mut Border) -> T + Send + 'static,
+    ) -> T {
+        let (answer, answered) = mpsc::channel();
+        let errand: Errand = Box::new(move |desk, border| {
+            let _ = answer.send(errand(desk, border));
+        });
+        assert!(self.sender.send(errand).is_ok(), "the mailbox was full");
+        answered.recv_timeout(SOON).expect("the core did not answer")
+    }
+
+    /// The connection of the `nth` accept.
+    pub(crate) fn accepted(&self, nth: usize) -> ConnId {
+        until("an accept", || {
+            self.ask(move |desk, _| {
+                let mut accepts = desk.facts.iter().filter_map(|fact| match fact {
+                    Fact::Accepted(conn) => Some(*conn),
+                    _ => None,
+                });
+                accepts.nth(nth)
+            })
+        })
+    }
+
+    pub(crate) fn finish(self) -> Desk {
+        self.stop(Box::new(|desk: &mut Desk, _: &mut Border| desk.stopped = true))
+    }
+}

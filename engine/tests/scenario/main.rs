@@ -1,0 +1,6 @@
+//! Frame scripts against a shard, in reading order: no sockets, no sleeps.
+
+mod calls;
+mod peer;
+mod sessions;
+mod world;

@@ -1,0 +1,183 @@
+//! A shard without sockets: what a peer sends is put where a reactor would put it, what the shard
+//! queues is read as the kernel would take it. Time moves only when a test says so.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway::border::{Border, ConnId, Core, End, Listener, Wish};
+use ringway::config::Config;
+use ringway::control::local::Policy;
+use ringway::pool::Pool;
+use ringway::post::ControlPost;
+use ringway::shard::{Shard, ShardSettings};
+
+pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
+pub(crate) const VERSION: &str = "22222222-2222-4222-8222-222222222222";
+
+pub(crate) struct World {
+    pub(crate) shard: Shard,
+    pub(crate) border: Border,
+    /// What each connection was sent, and whether it was closed.
+    outputs: HashMap<ConnId, (VecDeque<u8>, bool)>,
+    next_port: u16,
+    /// Bytes of one receive at most: tests split input anywhere.
+    pub(crate) cut: usize,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more lines of configuration.
+    pub(crate) fn with(more: &str) -> Self {
+        let text = format!(
+            r#"
+            [listen]
+            client = "127.0.0.1:10081"
+            worker = "127.0.0.1:10086"
+            [control]
+            mode = "local"
+            advertise = "http://127.0.0.1:10086"
+            [[tenant]]
+            name = "dev"
+            client_keys = ["dev-key", "dev-key-2"]
+            [[tenant]]
+            name = "other"
+            client_keys = ["other-key"]
+            [[function]]
+            id = "{FUNCTION}"
+            version = "{VERSION}"
+            tenants = ["dev", "other"]
+            worker_keys = ["dev-worker-key"]
+            {more}
+            "#
+        );
+        let config = Config::parse(&text, "test.toml", ".".as_ref()).expect("a good configuration");
+        let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+        let settings = ShardSettings {
+            config: Arc::new(config),
+            core: 0,
+            node: 0,
+            incarnation: 7,
+            secret: [3; 16],
+            seed: [5; 32],
+            generation: 0,
+            advertise: "http://127.0.0.1:10086".into(),
+            unix_micros_at_zero: 1_000_000,
+            version: "test",
+            commit: "test",
+        };
+        let mut border = Border::new(Pool::new(64, 64 * 1024));
+        border.now = ringway_proto::time::Time(1_000_000);
+        Self {
+            shard: Shard::new(settings, policy),
+            border,
+            outputs: HashMap::new(),
+            next_port: 40_000,
+            cut: usize::MAX,
+        }
+    }
+
+    pub(crate) fn connect(&mut self, listener: Listener) -> ConnId {
+        self.next_port += 1;
+        let peer = SocketAddr::from(([127, 0, 0, 1], self.next_port));
+        let conn = self.border.open();
+        self.outputs.insert(conn, (VecDeque::new(), false));
+        self.shard.accepted(&mut self.border, conn, listener, peer);
+        self.settle();
+        conn
+    }
+
+    /// Bytes from a peer, in receives of at most `cut`.
+    pub(crate) fn send(&mut self, conn: ConnId, bytes: &[u8]) {
+        for part in bytes.chunks(self.cut.min(32 * 1024)) {
+            if !self.border.is_open(conn) {
+                return;
+            }
+            let block = self.border.pool.lend().expect("a receive block");
+            let segment = self.border.pool.filled(block, part.len(), false);
+            self.border.pool.bytes_mut(segment).copy_from_slice(part);
+            self.shard.received(&mut self.border, conn, segment);
+            self.border.pool.release(segment);
+            self.settle();
+        }
+    }
+
+    pub(crate) fn end(&mut self, conn: ConnId, end: End) {
+        self.shard.ended(&mut self.border, conn, end);
+        if end != End::Fin {
+            self.border.kill(conn);
+        }
+        self.settle();
+    }
+
+    /// What a connection was sent since the last call.
+    pub(crate) fn take(&mut self, conn: ConnId) -> Vec<u8> {
+        self.settle();
+        self.outputs.get_mut(&conn).map(|o| o.0.drain(..).collect()).unwrap_or_default()
+    }
+
+    pub(crate) fn is_closed(&self, conn: ConnId) -> bool {
+        self.outputs.get(&conn).is_none_or(|output| output.1)
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let until = self.border.now + time;
+        while let Some(at) = self.shard.deadline().filter(|at| *at <= until) {
+            self.border.now = self.border.now.max(at);
+            self.settle();
+        }
+        self.border.now = until;
+        self.settle();
+    }
+
+    /// Ends the turn: takes all output and carries out the wishes.
+    pub(crate) fn settle(&mut self) {
+        self.shard.turn(&mut self.border);
+        loop {
+            let mut dirty = Vec::new();
+            self.border.take_dirty(&mut dirty);
+            let mut wishes = Vec::new();
+            self.border.take_wishes(&mut wishes);
+            if dirty.is_empty() && wishes.is_empty() {
+                break;
+            }
+            for conn in dirty {
+                self.flush(conn);
+            }
+            for wish in wishes {
+                if let Wish::Look(conn) = wish
+                    && self.border.output(conn).is_some_and(|output| output.closing().is_some())
+                {
+                    if let Some(output) = self.outputs.get_mut(&conn) {
+                        output.1 = true;
+                    }
+                    self.border.free(conn);
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, conn: ConnId) {
+        let Some(output) = self.border.output(conn) else { return };
+        let mut bytes = Vec::new();
+        for segment in output.queue() {
+            bytes.extend_from_slice(self.border.pool.bytes(*segment));
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        self.outputs.entry(conn).or_default().0.extend(&bytes);
+        self.border.sent(conn, bytes.len());
+        self.shard.written(&mut self.border, conn, bytes.len());
+    }
+
+    pub(crate) fn posts(&mut self) -> Vec<ControlPost> {
+        let mut posts = Vec::new();
+        self.shard.take_posts(&mut posts);
+        posts
+    }
+}

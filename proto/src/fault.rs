@@ -1,0 +1,200 @@
+//! Why a request is not served: the code, the status and the text that its client is given.
+//!
+//! Data only; `answer.rs` turns it into bytes.
+
+use crate::grpc::{self, Code};
+use std::fmt;
+use uuid::Uuid;
+
+/// What stands before the text of everything that went wrong while a session was opened (3.3).
+const PREFIX: &str = "failed to open stateful work request: ";
+
+/// Why a request was refused or lost: E1-E12 of the contract, then the cases of our own.
+///
+/// `Debug` names the kind and its code and nothing a peer sent, so that it can stand in any log.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// E1: no usable authorization.
+    MissingAuthorization,
+    /// E2: no function-id.
+    MissingFunctionId,
+    /// E3: the control plane refused.
+    Api {
+        /// gRPC status as the control plane gave it.
+        code: u8,
+        /// Its text.
+        text: String,
+    },
+    /// E4: the control plane knows no version of the function.
+    NoVersions,
+    /// E5: too many sessions of this tenant.
+    RateLimited,
+    /// E6: the work could not be queued.
+    PublishFailed,
+    /// E7: the request id names no session; the client is told to forget it.
+    SessionNotFound {
+        /// What the client asked for.
+        request_id: Uuid,
+    },
+    /// E8: the session is of another function.
+    FunctionMismatch {
+        /// What the client asked for.
+        request_id: Uuid,
+    },
+    /// E9: the session is of another version.
+    VersionMismatch {
+        /// What the client asked for.
+        request_id: Uuid,
+    },
+    /// E10: the session is another tenant's.
+    TenantMismatch {
+        /// What the client asked for.
+        request_id: Uuid,
+    },
+    /// E11: the session could not be looked up.
+    LookupFailed {
+        /// Why.
+        text: String,
+    },
+    /// E12: no worker came in time.
+    NoWorker,
+    /// The function's work queue is full (design 4.5).
+    WorkQueueFull,
+    /// Too many attachments or dispatches on this connection (limit L12).
+    TooManySessions,
+    /// The request head is over limit L2.
+    HeadTooLarge,
+    /// The tunnel broke before it gave a response head (design 3.11).
+    TunnelLost,
+    /// This gateway takes no new work.
+    Draining,
+    /// A call by HTTP/1.1, which is not relayed.
+    Http1Unsupported,
+    /// The session's home core cannot take another message now (design 4.5).
+    MailboxFull,
+}
+
+impl Fault {
+    /// The gRPC status code.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        let code = match self {
+            // A refusal with code 0 would read as a success.
+            Self::Api { code: 0, .. } => Code::Internal,
+            Self::Api { code, .. } => return *code,
+            Self::MissingAuthorization => Code::Unauthenticated,
+            Self::MissingFunctionId => Code::InvalidArgument,
+            // CL-4: what carries no gRPC status is 13, mismatches included.
+            Self::NoVersions
+            | Self::PublishFailed
+            | Self::FunctionMismatch { .. }
+            | Self::VersionMismatch { .. }
+            | Self::TenantMismatch { .. }
+            | Self::LookupFailed { .. } => Code::Internal,
+            Self::RateLimited
+            | Self::WorkQueueFull
+            | Self::TooManySessions
+            | Self::HeadTooLarge => Code::ResourceExhausted,
+            Self::SessionNotFound { .. } => Code::NotFound,
+            Self::NoWorker => Code::DeadlineExceeded,
+            Self::TunnelLost | Self::Draining | Self::MailboxFull => Code::Unavailable,
+            Self::Http1Unsupported => Code::Unimplemented,
+        };
+        code as u8
+    }
+
+    /// The HTTP status of the answer in plain style.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::HeadTooLarge => 431,
+            Self::TunnelLost => 502,
+            _ => grpc::http_status(self.code()),
+        }
+    }
+
+    /// The HTTP status of the answer in gRPC style: 200, but for what is a fault of the
+    /// connection and not of the call (CL-9, CL-41).
+    #[must_use]
+    pub fn grpc_style_status(&self) -> u16 {
+        match self {
+            Self::TunnelLost | Self::Http1Unsupported => self.http_status(),
+            _ => 200,
+        }
+    }
+
+    /// Whether the client is told to forget its request id: E7 only, not every code 5.
+    #[must_use]
+    pub fn clears_cookie(&self) -> bool {
+        matches!(self, Self::SessionNotFound { .. })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::MissingAuthorization => "MissingAuthorization",
+            Self::MissingFunctionId => "MissingFunctionId",
+            Self::Api { .. } => "Api",
+            Self::NoVersions => "NoVersions",
+            Self::RateLimited => "RateLimited",
+            Self::PublishFailed => "PublishFailed",
+            Self::SessionNotFound { .. } => "SessionNotFound",
+            Self::FunctionMismatch { .. } => "FunctionMismatch",
+            Self::VersionMismatch { .. } => "VersionMismatch",
+            Self::TenantMismatch { .. } => "TenantMismatch",
+            Self::LookupFailed { .. } => "LookupFailed",
+            Self::NoWorker => "NoWorker",
+            Self::WorkQueueFull => "WorkQueueFull",
+            Self::TooManySessions => "TooManySessions",
+            Self::HeadTooLarge => "HeadTooLarge",
+            Self::TunnelLost => "TunnelLost",
+            Self::Draining => "Draining",
+            Self::Http1Unsupported => "Http1Unsupported",
+            Self::MailboxFull => "MailboxFull",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    /// The text of the answer (3.3): contains what clients and operators search for (CL-5).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mismatch = |f: &mut fmt::Formatter<'_>, what: &str, id: &Uuid| {
+            write!(f, "{PREFIX}existing session {what} mismatch for request id {id}")
+        };
+        match self {
+            Self::MissingAuthorization => {
+                f.write_str("no authorization was passed in the metadata")
+            }
+            Self::MissingFunctionId => f.write_str("no function-id was passed in the metadata"),
+            Self::Api { text, .. } | Self::LookupFailed { text } => write!(f, "{PREFIX}{text}"),
+            Self::NoVersions => {
+                write!(f, "{PREFIX}missing function versions from nvcf api response")
+            }
+            Self::RateLimited => write!(f, "{PREFIX}exceeded rate limit"),
+            Self::PublishFailed => {
+                write!(f, "{PREFIX}failed to publish function invocation request to nats")
+            }
+            Self::SessionNotFound { request_id } => {
+                write!(f, "{PREFIX}no existing session found for request id {request_id}")
+            }
+            Self::FunctionMismatch { request_id } => mismatch(f, "function ID", request_id),
+            Self::VersionMismatch { request_id } => mismatch(f, "function version ID", request_id),
+            Self::TenantMismatch { request_id } => mismatch(f, "invoker NCA ID", request_id),
+            Self::NoWorker => f.write_str("failed to establish link to worker"),
+            Self::WorkQueueFull => f.write_str("work queue of this function is full"),
+            Self::TooManySessions => f.write_str("too many sessions on this connection"),
+            Self::HeadTooLarge => f.write_str("request headers are too large"),
+            Self::TunnelLost => f.write_str("lost the link to the worker"),
+            Self::Draining => f.write_str("gateway is draining, try again on a new connection"),
+            Self::Http1Unsupported => f.write_str("HTTP/1.1 calls are not supported, use HTTP/2"),
+            Self::MailboxFull => f.write_str("gateway is overloaded, try again"),
+        }
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.kind(), self.code())
+    }
+}
+
+impl std::error::Error for Fault {}

@@ -1,0 +1,516 @@
+//! The state of one connection, and what its owner asks of it apart from bytes.
+//!
+//! Receiving is in [`super::receive`] and [`super::block`], sending in [`super::send`].
+
+use std::time::Duration;
+
+use super::block::Block;
+use super::budget::Budget;
+use super::frame::{self, ErrorCode, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
+use super::receive::Reading;
+use super::settings::PeerSettings;
+use super::stream::{Absent, Content, Stream, StreamKey, Table};
+use super::window::{DEFAULT_WINDOW, ReceiveWindow, SendWindow};
+use super::{ConnFault, LimitId, Limits, OpenError, Role};
+use crate::Sink;
+use crate::hpack::{Decoder, Encoder, TABLE_SIZE};
+use crate::time::Time;
+
+/// The tag of a stream that was given none.
+pub const NO_TAG: u32 = u32::MAX;
+
+/// We open no stream with an id above this: the connection is to be replaced in good time.
+const LAST_OWN_ID: u32 = 1 << 30;
+
+/// How long a mass of resets is remembered.
+const RESETS_KEPT: Duration = Duration::from_secs(10);
+
+/// No deadline.
+const NEVER: Time = Time(u64::MAX);
+
+/// One HTTP/2 connection, without its socket.
+pub struct Conn {
+    pub(super) role: Role,
+    pub(super) limits: Limits,
+    /// The instant of the latest call that told one.
+    pub(super) now: Time,
+    pub(super) reading: Reading,
+    /// The part of a frame head that came before the rest of it.
+    pub(super) head: [u8; HEAD_BYTES],
+    pub(super) head_len: u8,
+    /// The fragments of the header block in progress, then the part of a frame's payload that came
+    /// before the rest of it. Empty most of the time.
+    pub(super) held: Vec<u8>,
+    pub(super) block: Option<Block>,
+    pub(super) decoder: Decoder,
+    pub(super) encoder: Encoder,
+    pub(super) table: Table,
+    /// Both ends of this stream have closed; it lives until the event that says so is dealt with.
+    pub(super) closing: Option<StreamKey>,
+    /// Highest id a stream was opened with.
+    pub(super) highest: u32,
+    pub(super) send_window: SendWindow,
+    pub(super) receive_window: ReceiveWindow,
+    pub(super) peer: PeerSettings,
+    pub(super) budget: Budget,
+    /// Answers written since the caller's output was last empty.
+    pub(super) answers: u32,
+    /// PINGs of ours that are not answered.
+    pub(super) pings: u8,
+    pub(super) peer_goaway: Option<u32>,
+    pub(super) peer_settings_seen: bool,
+    pub(super) settings_acknowledged: bool,
+    /// An event of this kind is due: SETTINGS have widened all windows.
+    pub(super) windows_grew: bool,
+    pub(super) refuse_new: bool,
+    growth: bool,
+    hold_credit: bool,
+    pub(super) fault: Option<ConnFault>,
+    pub(super) deadlines: Deadlines,
+}
+
+/// What is waited for; [`NEVER`] when it is not.
+pub(super) struct Deadlines {
+    pub(super) first_settings: Time,
+    pub(super) settings_ack: Time,
+    pub(super) header_block: Time,
+    forget_resets: Time,
+}
+
+/// What an id on a frame names.
+pub(super) enum Target {
+    /// An open stream.
+    Open(StreamKey),
+    /// A stream we reset or never took: the frame was sent before the peer knew.
+    Late,
+    /// A stream that was not opened yet.
+    Idle,
+    /// A stream that is closed, as the peer knows.
+    Closed,
+}
+
+impl Conn {
+    /// A connection of which nothing was read or written yet; it owns no heap memory.
+    #[must_use]
+    pub fn new(role: Role, limits: Limits, now: Time) -> Self {
+        Self {
+            role,
+            limits,
+            now,
+            reading: match role {
+                Role::Server => Reading::Magic(0),
+                Role::Client => Reading::Head,
+            },
+            head: [0; HEAD_BYTES],
+            head_len: 0,
+            held: Vec::new(),
+            block: None,
+            decoder: Decoder::new(TABLE_SIZE),
+            encoder: Encoder::new(),
+            table: Table::default(),
+            closing: None,
+            highest: 0,
+            send_window: SendWindow::new(DEFAULT_WINDOW),
+            receive_window: ReceiveWindow::new(DEFAULT_WINDOW, DEFAULT_WINDOW, now),
+            peer: PeerSettings::default(),
+            budget: Budget::new(now),
+            answers: 0,
+            pings: 0,
+            peer_goaway: None,
+            peer_settings_seen: false,
+            settings_acknowledged: false,
+            windows_grew: false,
+            refuse_new: false,
+            growth: true,
+            hold_credit: false,
+            fault: None,
+            deadlines: Deadlines {
+                first_settings: now + limits.first_settings,
+                settings_ack: NEVER,
+                header_block: NEVER,
+                forget_resets: NEVER,
+            },
+        }
+    }
+
+    /// Writes our side of the preface: magic (client), SETTINGS, and the connection's window.
+    pub fn start(&mut self, out: &mut impl Sink) {
+        let limits = &self.limits;
+        let list = u32::try_from(limits.headers.max_size).unwrap_or(u32::MAX);
+        let role = match self.role {
+            Role::Server => (setting::MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
+            Role::Client => (setting::ENABLE_PUSH, 0),
+        };
+        if self.role == Role::Client {
+            out.put(MAGIC);
+        }
+        // Table and frame size are the RFC's first values and need no telling.
+        let parameters = [
+            role,
+            (setting::INITIAL_WINDOW_SIZE, limits.stream_window),
+            (setting::MAX_HEADER_LIST_SIZE, list),
+        ];
+        frame::put_settings(out, &parameters);
+        self.deadlines.settings_ack = self.now + limits.settings_ack;
+        // The RFC has no way to begin with less than the default.
+        let window = limits.connection_window.max(DEFAULT_WINDOW);
+        self.receive_window = ReceiveWindow::new(window, window, self.now);
+        if window > DEFAULT_WINDOW {
+            frame::put_window_update(out, 0, window - DEFAULT_WINDOW);
+        }
+    }
+
+    /// Begins with stream 1 as an HTTP/1.1 `Upgrade: h2c` left it (CL-48): the request has been
+    /// read to its end, its `HTTP2-Settings` are in `settings`. The peer's magic and SETTINGS
+    /// still come.
+    ///
+    /// # Errors
+    /// If the settings are not a SETTINGS payload the peer may send.
+    pub fn upgraded(&mut self, settings: &[u8], head: bool) -> Result<StreamKey, ConnFault> {
+        debug_assert!(self.role == Role::Server && self.highest == 0, "before the first frame");
+        if !settings.len().is_multiple_of(6) {
+            return Err(ConnFault::frame_size("HTTP2-Settings are no SETTINGS payload"));
+        }
+        let encoder = &mut self.encoder;
+        self.peer = self.peer.updated(settings, self.role, |size| encoder.set_max_table(size))?;
+        let key = self.insert(1, Content::Unknown);
+        if let Some(stream) = self.table.get_mut(key) {
+            stream.remote_open = false;
+            stream.remote_head = true;
+            stream.head_request = head;
+        }
+        Ok(key)
+    }
+
+    // ---- streams ----
+
+    /// Opens a stream (client role). Its head is to be sent before another one is opened, because
+    /// ids must rise on the wire.
+    ///
+    /// # Errors
+    /// If there cannot be one more now, or never again.
+    pub fn open(&mut self) -> Result<StreamKey, OpenError> {
+        if self.role == Role::Server || self.peer_goaway.is_some() || self.refuse_new {
+            return Err(OpenError::Goaway);
+        }
+        let id = if self.highest == 0 { 1 } else { self.highest + 2 };
+        if id > LAST_OWN_ID {
+            return Err(OpenError::Exhausted);
+        }
+        let most = self.peer.max_streams.min(self.limits.max_concurrent_streams);
+        if self.streams() >= most as usize {
+            return Err(OpenError::Full);
+        }
+        Ok(self.insert(id, Content::Unknown))
+    }
+
+    /// Whether [`Self::open`] would succeed.
+    #[must_use]
+    pub fn can_open(&self) -> bool {
+        let most = self.peer.max_streams.min(self.limits.max_concurrent_streams);
+        self.role == Role::Client
+            && self.peer_goaway.is_none()
+            && !self.refuse_new
+            && self.highest < LAST_OWN_ID - 1
+            && self.streams() < most as usize
+    }
+
+    pub(super) fn insert(&mut self, id: u32, content: Content) -> StreamKey {
+        self.highest = id;
+        self.budget.streams += 1;
+        // RFC 9113 §6.5.3: until the peer acknowledged our SETTINGS it may not know of a smaller
+        // window than the default.
+        let size = self.limits.stream_window;
+        let known = if self.settings_acknowledged { size } else { size.max(DEFAULT_WINDOW) };
+        self.table.insert(Stream {
+            id,
+            tag: NO_TAG,
+            send: SendWindow::new(self.peer.initial_window),
+            receive: ReceiveWindow::new(known, size, self.now),
+            content,
+            informational: 0,
+            local_open: true,
+            remote_open: true,
+            local_head: false,
+            remote_head: false,
+            head_request: false,
+        })
+    }
+
+    /// The stream's number on the wire.
+    #[must_use]
+    pub fn id(&self, key: StreamKey) -> u32 {
+        key.id()
+    }
+
+    /// The caller's number for the stream; [`NO_TAG`] if none was set or the stream is gone.
+    #[must_use]
+    pub fn tag(&self, key: StreamKey) -> u32 {
+        self.table.get(key).map_or(NO_TAG, |stream| stream.tag)
+    }
+
+    /// Sets the caller's number for the stream.
+    pub fn set_tag(&mut self, key: StreamKey, tag: u32) {
+        if let Some(stream) = self.table.get_mut(key) {
+            stream.tag = tag;
+        }
+    }
+
+    /// The stream's request is a HEAD, so that its response has no content. [`Self::head`] finds
+    /// that out by itself.
+    pub fn set_head_request(&mut self, key: StreamKey) {
+        if let Some(stream) = self.table.get_mut(key) {
+            stream.head_request = true;
+        }
+    }
+
+    /// Whether the stream is in the table.
+    #[must_use]
+    pub fn is_open(&self, key: StreamKey) -> bool {
+        self.table.get(key).is_some()
+    }
+
+    /// Whether the peer may still send on the stream.
+    #[must_use]
+    pub fn receives(&self, key: StreamKey) -> bool {
+        self.table.get(key).is_some_and(|stream| stream.remote_open)
+    }
+
+    /// Whether we may still send on the stream.
+    #[must_use]
+    pub fn sends(&self, key: StreamKey) -> bool {
+        self.table.get(key).is_some_and(|stream| stream.local_open)
+    }
+
+    /// Open streams.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.table.len() - usize::from(self.closing.is_some())
+    }
+
+    /// The open streams, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = StreamKey> {
+        self.table.keys().filter(|key| self.closing != Some(*key))
+    }
+
+    /// Our streams that a GOAWAY with this last id leaves unanswered: safe to try elsewhere.
+    pub fn keys_above(&self, last: u32) -> impl Iterator<Item = StreamKey> {
+        self.keys().filter(move |key| key.id() > last)
+    }
+
+    /// The highest stream id the peer has used: what a final GOAWAY names.
+    #[must_use]
+    pub fn highest_peer_stream(&self) -> u32 {
+        if self.role == Role::Server { self.highest } else { 0 }
+    }
+
+    /// Streams the peer lets us have open.
+    #[must_use]
+    pub fn peer_max_streams(&self) -> u32 {
+        self.peer.max_streams
+    }
+
+    /// The largest field section the peer wants to see, as it counts (RFC 9113 §6.5.2).
+    #[must_use]
+    pub fn peer_max_header_list(&self) -> u32 {
+        self.peer.max_header_list
+    }
+
+    /// The last stream id of the peer's GOAWAY, if one came.
+    #[must_use]
+    pub fn is_goaway_received(&self) -> Option<u32> {
+        self.peer_goaway
+    }
+
+    /// After the final GOAWAY: streams the peer opens from now on are ignored (RFC 9113 §6.8), and
+    /// we open none.
+    pub fn refuse_new(&mut self, refuse: bool) {
+        self.refuse_new = refuse;
+    }
+
+    // ---- credit ----
+
+    /// The other hop took `bytes` of this stream's payload; `backlog` says that more of it waits
+    /// there.
+    ///
+    /// Credit goes back when half the window is owed. The window doubles, up to its maximum, if the
+    /// peer used up that half fast and nothing waits.
+    pub fn drained(&mut self, key: StreamKey, bytes: usize, backlog: bool, out: &mut impl Sink) {
+        let Some(stream) = self.table.get_mut(key) else { return };
+        stream.receive.owe(bytes);
+        if !stream.remote_open {
+            return;
+        }
+        let max = (self.growth && !backlog).then_some(self.limits.stream_window_max);
+        if let Some(credit) = stream.receive.pay_and_grow(max, self.now) {
+            frame::put_window_update(out, stream.id, credit);
+        }
+    }
+
+    /// Whether windows may grow: false while the core's memory is short.
+    pub fn allow_growth(&mut self, allowed: bool) {
+        self.growth = allowed;
+    }
+
+    /// While true, the connection's credit is not given back when bytes are read: too much of this
+    /// connection is buffered (L9).
+    pub fn hold_connection_credit(&mut self, hold: bool, out: &mut impl Sink) {
+        self.hold_credit = hold;
+        self.pay_connection(out);
+    }
+
+    pub(super) fn pay_connection(&mut self, out: &mut impl Sink) {
+        if self.hold_credit {
+            return;
+        }
+        if let Some(credit) = self.receive_window.pay() {
+            frame::put_window_update(out, 0, credit);
+        }
+    }
+
+    // ---- limits ----
+
+    /// How many answers (acknowledgements, resets) wait in the caller's output: 0 once the peer
+    /// has drained it. What is written later is counted on top (L6).
+    pub fn set_answers_backlog(&mut self, waiting: u32) {
+        self.answers = waiting;
+    }
+
+    /// Whether reading should stop until the peer has drained our answers (L6).
+    #[must_use]
+    pub fn wants_pause(&self) -> bool {
+        self.answers > self.limits.answers
+    }
+
+    /// Whether three quarters of the glitches are spent (L5): time for a GOAWAY without blame.
+    #[must_use]
+    pub fn glitches_high(&self) -> bool {
+        self.budget.is_high(&self.limits)
+    }
+
+    /// When [`Self::expired`] has to be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let waits = &self.deadlines;
+        let first = waits
+            .first_settings
+            .min(waits.settings_ack)
+            .min(waits.header_block)
+            .min(waits.forget_resets);
+        (first != NEVER && self.fault.is_none()).then_some(first)
+    }
+
+    /// The deadline may have passed.
+    ///
+    /// # Errors
+    /// If the peer is too slow (L10).
+    pub fn expired(&mut self, now: Time) -> Result<(), ConnFault> {
+        self.now = self.now.max(now);
+        if now >= self.deadlines.forget_resets {
+            self.deadlines.forget_resets = NEVER;
+            self.table.forget_resets(self.limits.remembered_resets as usize);
+        }
+        let waits = &self.deadlines;
+        let (code, reason) = if now >= waits.first_settings {
+            (ErrorCode::SettingsTimeout, "no preface and SETTINGS in time")
+        } else if now >= waits.settings_ack {
+            (ErrorCode::SettingsTimeout, "SETTINGS not acknowledged in time")
+        } else if now >= waits.header_block {
+            (ErrorCode::EnhanceYourCalm, "header block not complete in time")
+        } else {
+            return Ok(());
+        };
+        let fault = ConnFault::limit(LimitId::L10, code, reason);
+        self.fault = Some(fault);
+        Err(fault)
+    }
+
+    // ---- between receiving and sending ----
+
+    pub(super) fn target(&self, id: u32) -> Target {
+        let even = id.is_multiple_of(2);
+        let idle = even || id > self.highest;
+        match self.table.find(id) {
+            Ok(key) => Target::Open(key),
+            Err(Absent::Reset) => Target::Late,
+            // RFC 9113 §6.8: what we said we would not take.
+            Err(Absent::Unknown) if idle && !even && self.ignores_new() => Target::Late,
+            Err(Absent::Unknown) if idle => Target::Idle,
+            Err(Absent::Unknown) => Target::Closed,
+        }
+    }
+
+    pub(super) fn ignores_new(&self) -> bool {
+        self.refuse_new && self.role == Role::Server
+    }
+
+    /// The largest payload we take: we never say anything but the RFC's first value.
+    pub(super) fn max_frame(&self) -> u32 {
+        MIN_MAX_FRAME
+    }
+
+    /// Takes a stream out that we reset, and remembers its id.
+    pub(super) fn remove_reset(&mut self, key: StreamKey) -> Option<Stream> {
+        let stream = self.table.remove(key, true)?;
+        self.watch_resets();
+        Some(stream)
+    }
+
+    /// After a mass reset more ids are remembered than usual, but not for long: frames of all
+    /// these streams are on their way, and an honest peer must not be punished for them.
+    pub(super) fn watch_resets(&mut self) {
+        let usual = self.limits.remembered_resets as usize;
+        let most = usual.max(self.limits.max_concurrent_streams as usize);
+        if self.table.resets() > 2 * most {
+            self.table.forget_resets(most);
+        } else if self.table.resets() > 2 * usual && self.deadlines.forget_resets == NEVER {
+            self.deadlines.forget_resets = self.now + RESETS_KEPT;
+        }
+    }
+
+    /// The peer has sent its END_STREAM. If we had sent ours, the stream is closed, but stays until
+    /// the event that tells so has been dealt with.
+    pub(super) fn remote_ended(&mut self, key: StreamKey) {
+        let Some(stream) = self.table.get_mut(key) else { return };
+        stream.remote_open = false;
+        if !stream.local_open {
+            self.closing = Some(key);
+        }
+    }
+}
+
+impl Deadlines {
+    pub(super) fn first_settings_came(&mut self) {
+        self.first_settings = NEVER;
+    }
+
+    pub(super) fn settings_acknowledged(&mut self) {
+        self.settings_ack = NEVER;
+    }
+
+    pub(super) fn block_waits_until(&mut self, at: Time) {
+        if self.header_block == NEVER {
+            self.header_block = at;
+        }
+    }
+
+    pub(super) fn block_complete(&mut self) {
+        self.header_block = NEVER;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_ids_run_out_at_two_to_the_thirty() {
+        let mut conn = Conn::new(Role::Client, Limits::default(), Time::ZERO);
+        conn.highest = LAST_OWN_ID - 3;
+        assert!(conn.can_open());
+        let key = conn.open().unwrap();
+        assert_eq!(conn.id(key), LAST_OWN_ID - 1);
+        assert!(!conn.can_open());
+        assert_eq!(conn.open(), Err(OpenError::Exhausted));
+    }
+}

@@ -1,0 +1,563 @@
+//! What a hostile peer can do to a connection, and what an honest one that looks like it may:
+//! every flood ends in exactly the reaction of the limit table, every honest twin lives.
+
+mod h2_script;
+
+use std::time::Duration;
+
+use h2_script::*;
+use ringway_proto::h2::frame::setting;
+use ringway_proto::h2::{ErrorCode, LimitId, Limits, Role};
+
+/// Feeds the same bytes until the connection has had enough; how often it took them.
+fn until_fault(side: &mut Side, mut bytes: impl FnMut(u32) -> Vec<u8>) -> u32 {
+    for n in 0..100_000 {
+        side.feed(&bytes(n));
+        side.out.clear();
+        side.seen.clear();
+        if side.fault.is_some() {
+            return n;
+        }
+    }
+    panic!("no reaction");
+}
+
+#[track_caller]
+fn expect_limit(side: &Side, limit: LimitId, code: ErrorCode) {
+    side.expect_fault(code);
+    assert_eq!(side.fault.unwrap().limit, Some(limit));
+    assert_eq!(side.conn.limit_hit(), Some(limit));
+}
+
+// ---- L1 ----
+
+#[test]
+fn l1_ten_thousand_streams_are_served_and_the_next_is_refused() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..10_000 {
+        side.feed(&post(2 * n + 1));
+    }
+    assert_eq!((side.conn.streams(), side.seen.len()), (10_000, 10_000));
+    assert!(side.out.is_empty());
+    side.feed(&post(20_001));
+    side.expect_reset(20_001, ErrorCode::RefusedStream);
+    side.feed(&reset(1, ErrorCode::Cancel));
+    side.feed(&post(20_003));
+    assert_eq!(side.conn.streams(), 10_000);
+}
+
+#[test]
+fn l1_refused_streams_are_glitches() {
+    let limits = Limits { max_concurrent_streams: 1, ..Limits::default() };
+    let mut side = Side::server(limits);
+    side.feed(&post(1));
+    let taken = until_fault(&mut side, |n| get(2 * n + 3));
+    assert_eq!(taken, 1000);
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
+fn l1_a_client_that_does_not_know_the_limit_yet_is_refused_without_blame() {
+    let limits = Limits { max_concurrent_streams: 1, ..Limits::default() };
+    let mut side = Side::fresh(Role::Server, limits);
+    side.conn.start(&mut side.out);
+    side.feed(MAGIC);
+    side.feed(&settings(&[]));
+    for n in 0..3000 {
+        side.feed(&post(2 * n + 1));
+    }
+    side.expect_no_fault();
+    assert_eq!(side.conn.streams(), 1);
+    assert!(!side.conn.glitches_high());
+}
+
+// ---- L2, L3, L4 ----
+
+#[test]
+fn l2_an_hpack_bomb_ends_the_connection() {
+    // One entry of 3 900 octets, then one octet a reference.
+    let mut side = Side::server(Limits::default());
+    let mut bomb = block(GET);
+    bomb.extend([0x40, 1, b'x', 0x7f]);
+    let len = 3900 - 127;
+    bomb.extend([(len % 128) as u8 | 128, (len / 128) as u8]);
+    bomb.extend([b'v'; 3900]);
+    bomb.extend([0xbe; 100]);
+    side.feed(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb));
+    expect_limit(&side, LimitId::L2, CALM);
+    // Tiny entries: it is their number that counts.
+    let mut side = Side::server(Limits::default());
+    let bomb = [block(GET), vec![0x82; 1100]].concat();
+    side.feed(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb));
+    expect_limit(&side, LimitId::L2, CALM);
+}
+
+#[test]
+fn l2_a_large_honest_head_passes() {
+    let mut side = Side::server(Limits::default());
+    let value = "v".repeat(200);
+    let fields = [GET, &[("x-name", &value[..]); 240]].concat();
+    let bytes = block(&fields);
+    let (first, rest) = bytes.split_at(16_384);
+    side.feed(&frame(HEADERS, END_STREAM, 1, first));
+    let parts: Vec<_> = rest.chunks(16_384).collect();
+    for (n, part) in parts.iter().enumerate() {
+        let last = if n + 1 == parts.len() { END_HEADERS } else { 0 };
+        side.feed(&frame(CONTINUATION, last, 1, part));
+    }
+    side.expect_no_fault();
+    assert!(matches!(&side.seen[..], [Seen::Head { fields, .. }] if fields.len() == 244));
+}
+
+#[test]
+fn l3_continuation_floods_end_the_connection() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&frame(HEADERS, 0, 1, &block(GET)));
+    let taken = until_fault(&mut side, |_| frame(CONTINUATION, 0, 1, b"\0\x01x\0"));
+    assert_eq!(taken, 8);
+    expect_limit(&side, LimitId::L3, CALM);
+
+    let mut side = Side::server(Limits::default());
+    side.feed(&frame(HEADERS, 0, 1, &block(GET)));
+    let taken = until_fault(&mut side, |_| frame(CONTINUATION, 0, 1, &[0; 16_000]));
+    assert_eq!(taken, 4, "64 KiB");
+    expect_limit(&side, LimitId::L3, CALM);
+
+    let mut side = Side::server(Limits::default());
+    side.feed(&frame(HEADERS, 0, 1, b""));
+    side.expect_no_fault();
+    side.feed(&frame(CONTINUATION, 0, 1, b""));
+    expect_limit(&side, LimitId::L3, CALM);
+}
+
+#[test]
+fn l3_a_block_is_judged_by_its_declared_length() {
+    let mut side = Side::server(Limits { block_bytes: 100, ..Limits::default() });
+    side.feed(&frame(HEADERS, END_HEADERS, 1, &[0; 101])[..9]);
+    expect_limit(&side, LimitId::L3, CALM);
+}
+
+#[test]
+fn l3_eight_continuations_and_one_empty_fragment_pass() {
+    let mut side = Side::server(Limits::default());
+    let bytes = block(GET);
+    side.feed(&frame(HEADERS, END_STREAM, 1, b""));
+    for n in 0..7 {
+        side.feed(&frame(CONTINUATION, 0, 1, &bytes[n..=n]));
+    }
+    side.feed(&frame(CONTINUATION, END_HEADERS, 1, &bytes[7..]));
+    side.expect_no_fault();
+    assert_eq!(side.seen.len(), 1);
+}
+
+#[test]
+fn l4_a_larger_table_than_ours_ends_the_connection() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xe2, 0x1f]));
+    expect_limit(&side, LimitId::L4, ErrorCode::CompressionError);
+}
+
+#[test]
+fn l4_we_never_use_a_larger_table_than_ours() {
+    let mut side = Side::client(Limits::default());
+    side.feed(&settings(&[(setting::HEADER_TABLE_SIZE, 1 << 20)]));
+    side.sent();
+    side.ask(GET, true);
+    let block = side.sent().pop().unwrap().payload;
+    assert_ne!(block[0] & 0xe0, 0x20, "no size update: 4 096 it was and is");
+}
+
+// ---- L5 ----
+
+#[test]
+fn l5_rapid_reset_ends_the_connection() {
+    let mut side = Side::server(Limits::default());
+    let rapid = |n| [get(2 * n + 1), reset(2 * n + 1, ErrorCode::Cancel)].concat();
+    let taken = until_fault(&mut side, rapid);
+    assert_eq!(taken, 1000);
+    expect_limit(&side, LimitId::L5, CALM);
+    assert!(side.conn.streams() <= 1);
+}
+
+#[test]
+fn l5_resets_after_our_head_are_honest() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..5000 {
+        side.feed(&post(2 * n + 1));
+        side.head(side.last_key(), OK, false);
+        side.feed(&reset(2 * n + 1, ErrorCode::Cancel));
+        side.out.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_a_few_early_resets_a_second_are_honest_for_ever() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..20_000 {
+        side.now += Duration::from_millis(40);
+        side.feed(&[get(2 * n + 1), reset(2 * n + 1, ErrorCode::Cancel)].concat());
+    }
+    side.expect_no_fault();
+}
+
+#[test]
+fn l5_a_worker_that_refuses_streams_is_honest() {
+    let mut side = Side::client(Limits::default());
+    for n in 0..5000 {
+        side.ask(POST, false);
+        side.feed(&reset(2 * n + 1, ErrorCode::RefusedStream));
+        side.out.clear();
+    }
+    side.expect_no_fault();
+}
+
+#[test]
+fn l5_made_you_reset_ends_the_connection() {
+    // CVE-2025-8671: each pair makes the server reset a stream it has begun to serve.
+    let provocations: [fn(u32) -> Vec<u8>; 5] = [
+        |id| [post(id), window_update(id, 0)].concat(),
+        |id| [post(id), window_update(id, 0x7fff_ffff)].concat(),
+        |id| [get(id), data(id, b"x")].concat(),
+        |id| [get(id), headers(id, END_STREAM, GRPC_OK)].concat(),
+        |id| headers(id, END_STREAM, &GET[1..]),
+    ];
+    for provoke in provocations {
+        let mut side = Side::server(Limits::default());
+        let taken = until_fault(&mut side, |n| provoke(2 * n + 1));
+        assert_eq!(taken, 1000);
+        expect_limit(&side, LimitId::L5, CALM);
+        assert!(side.conn.streams() <= 1);
+    }
+    // PRIORITY is a glitch by itself.
+    let mut side = Side::server(Limits::default());
+    let taken = until_fault(&mut side, |n| {
+        [post(2 * n + 1), frame(PRIORITY, 0, 2 * n + 1, &[0; 4])].concat()
+    });
+    assert_eq!(taken, 500);
+}
+
+#[test]
+fn l5_a_hostile_worker_is_no_better() {
+    let mut side = Side::client(Limits::default());
+    for n in 0.. {
+        side.ask(GET, true);
+        side.feed(&headers(2 * n + 1, 0, &[("no", "status")]));
+        if side.fault.is_some() {
+            assert_eq!(n, 1000);
+            break;
+        }
+        side.out.clear();
+        side.seen.clear();
+    }
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
+fn l5_floods_of_frames_that_carry_nothing_end_the_connection() {
+    let floods: [Vec<u8>; 6] = [
+        frame(PING, 0, 0, &[0; 8]),
+        frame(PING, ACK, 0, &[0; 8]),
+        settings(&[(setting::HEADER_TABLE_SIZE, 100)]),
+        settings_ack(),
+        frame(PRIORITY, 0, 9, &[0, 0, 0, 1, 2]),
+        frame(0xee, 0, 0, b"grease"),
+    ];
+    for flood in floods {
+        let mut side = Side::server(Limits::default());
+        let taken = until_fault(&mut side, |_| flood.clone());
+        assert_eq!(taken, 1000);
+        expect_limit(&side, LimitId::L5, CALM);
+    }
+}
+
+#[test]
+fn l5_the_engine_is_warned_at_three_quarters() {
+    let mut side = Side::server(Limits::default());
+    for n in 1..=1000 {
+        side.feed(&frame(PRIORITY, 0, 9, &[0, 0, 0, 1, 2]));
+        assert_eq!(side.conn.glitches_high(), n >= 750, "{n}");
+    }
+    side.expect_no_fault();
+    side.now += Duration::from_secs(10);
+    side.feed(&frame(PRIORITY, 0, 9, &[0, 0, 0, 1, 2]));
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_one_ping_a_second_lives_for_a_day() {
+    let mut side = Side::server(Limits::default());
+    for _ in 0..86_400 {
+        side.now += Duration::from_secs(1);
+        side.feed(&frame(PING, 0, 0, &[0; 8]));
+        side.out.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_a_ping_for_each_message_is_grpcs_way_to_measure_the_path() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for _ in 0..20_000 {
+        side.send(key, b"hello", false);
+        side.feed(&[window_update(0, 5), frame(PING, 0, 0, &[2; 8])].concat());
+        side.feed(&window_update(1, 5));
+        side.out.clear();
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_a_window_dribble_ends_the_connection() {
+    // CVE-2019-9511: a window of one octet at a time.
+    let mut side = Side::server(Limits::default());
+    side.feed(&settings(&[(setting::INITIAL_WINDOW_SIZE, 0)]));
+    side.feed(&get(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for n in 0.. {
+        side.feed(&window_update(1, 1));
+        if side.fault.is_some() {
+            assert_eq!(n, 999, "one for the SETTINGS");
+            break;
+        }
+        assert_eq!(side.send(key, b"12345", false), 1);
+        side.out.clear();
+        side.seen.clear();
+    }
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
+fn l5_small_window_updates_on_large_windows_are_honest() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&get(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for _ in 0..20_000 {
+        assert_eq!(side.send(key, b"12345", false), 5);
+        side.feed(&[window_update(1, 5), window_update(0, 5)].concat());
+        side.out.clear();
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+// ---- L6 ----
+
+#[test]
+fn l6_undrained_answers_stop_the_reading() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..100 {
+        assert_eq!(side.conn.wants_pause(), n > 64 - 1, "{n}");
+        side.feed(&frame(PING, 0, 0, &[0; 8]));
+    }
+    side.conn.set_answers_backlog(0);
+    assert!(!side.conn.wants_pause());
+    for _ in 0..65 {
+        side.feed(&settings(&[]));
+    }
+    assert!(side.conn.wants_pause());
+    side.conn.set_answers_backlog(64);
+    assert!(!side.conn.wants_pause());
+    side.feed(&headers(1, END_STREAM, &[]));
+    assert!(side.conn.wants_pause(), "a reset is an answer");
+}
+
+// ---- L7 ----
+
+#[test]
+fn l7_empty_data_frames_end_the_connection() {
+    for empty in [data(1, b""), padded_data(1, 0, b"", 0)] {
+        let mut side = Side::server(Limits::default());
+        side.feed(&post(1));
+        let taken = until_fault(&mut side, |_| empty.clone());
+        assert_eq!(taken, 10);
+        expect_limit(&side, LimitId::L7, CALM);
+    }
+}
+
+#[test]
+fn l7_turning_from_stream_to_stream_does_not_help() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..20 {
+        side.feed(&post(2 * n + 1));
+    }
+    let taken = until_fault(&mut side, |n| data(2 * (n % 20) + 1, b""));
+    assert_eq!(taken, 10);
+}
+
+#[test]
+fn l7_now_and_then_an_empty_frame_is_honest_but_a_glitch() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    for _ in 0..900 {
+        side.feed(&[data(1, b""), data(1, b"x")].concat());
+    }
+    side.expect_no_fault();
+    assert!(side.conn.glitches_high());
+}
+
+#[test]
+fn small_messages_are_honest() {
+    let mut side = Side::server(Limits::default());
+    side.drains = true;
+    side.feed(&post(1));
+    for _ in 0..20_000 {
+        side.feed(&data(1, b"\0\0\0\0\0"));
+        side.out.clear();
+    }
+    side.feed(&data_end(1, b""));
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+    assert!(matches!(&side.seen[1], Seen::Data { bytes, end: true, .. } if bytes.len() == 100_000));
+    // Many streams with an empty end each, as gRPC clients send.
+    for n in 1..20_000 {
+        side.feed(&[post(2 * n + 1), data(2 * n + 1, b"12345"), data_end(2 * n + 1, b"")].concat());
+        side.head(side.last_key(), OK, true);
+        side.keys.clear();
+        side.out.clear();
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+// ---- L8 ----
+
+#[test]
+fn l8_window_update_floods_end_the_connection() {
+    let mut side = Side::server(Limits::default());
+    assert_eq!(until_fault(&mut side, |_| window_update(0, 1)), 5);
+    expect_limit(&side, LimitId::L8, CALM);
+    let mut side = Side::server(Limits::default());
+    side.feed(&get(1));
+    assert_eq!(until_fault(&mut side, |_| window_update(1, 1)), 7);
+    expect_limit(&side, LimitId::L8, CALM);
+    // Closed streams count too.
+    let mut side = Side::server(Limits::default());
+    side.feed(&[post(1), reset(1, CALM)].concat());
+    assert_eq!(until_fault(&mut side, |_| window_update(1, 1)), 7);
+    expect_limit(&side, LimitId::L8, CALM);
+}
+
+#[test]
+fn l8_updates_for_what_we_sent_are_honest() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&get(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for _ in 0..2000 {
+        let sent = side.send(key, &[0; 40_000], false) as u32;
+        for _ in 0..4 {
+            side.feed(&[window_update(1, sent / 4), window_update(0, sent / 4)].concat());
+        }
+        side.out.clear();
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+}
+
+// ---- L9 ----
+
+#[test]
+fn l9_a_reader_that_stalls_holds_one_window_and_no_more() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    for _ in 0..4 {
+        side.feed(&data(1, &[0; 16_384]));
+    }
+    side.expect_no_fault();
+    assert!(side.sent().iter().all(|frame| frame.stream == 0), "no stream credit undrained");
+    side.feed(&data(1, b"x"));
+    side.expect_stream_fault(1, FLOW);
+    // Its neighbour is not starved: the connection's credit came back.
+    side.feed(&post(3));
+    side.feed(&data(3, &[0; 16_384]));
+    side.expect_no_fault();
+}
+
+#[test]
+fn l9_a_stalled_stream_never_grows_past_its_maximum() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    let key = side.last_key();
+    let mut window = 65_536i64;
+    for _ in 0..2000 {
+        let len = window.min(16_384);
+        side.feed(&data(1, &vec![0; len as usize]));
+        window -= len;
+        side.drained(key, len as usize);
+        let updates = side.sent();
+        let given = updates.iter().filter(|f| f.stream == 1).map(|f| i64::from(f.word()));
+        window += given.sum::<i64>();
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+    assert!(window <= 2 << 20 && window > 1 << 20, "{window}");
+}
+
+// ---- L10 ----
+
+#[test]
+fn l10_a_header_block_has_ten_seconds() {
+    let beginnings = [
+        get(1)[..12].to_vec(),
+        frame(HEADERS, END_STREAM, 1, &block(GET)),
+        [&frame(HEADERS, END_STREAM, 1, &block(GET))[..], &frame(9, 4, 1, b"abc")[..10]].concat(),
+    ];
+    for beginning in beginnings {
+        let mut side = Side::server(Limits::default());
+        side.feed(&beginning);
+        let limit = side.conn.deadline().expect("the rest is waited for");
+        assert_eq!(limit.since(side.now), Duration::from_secs(10));
+        // One octet a second does not buy time.
+        side.now += Duration::from_secs(9);
+        side.feed(b"");
+        assert_eq!(side.conn.deadline(), Some(limit));
+        side.conn.expired(side.now).unwrap();
+        let fault = side.conn.expired(limit).unwrap_err();
+        assert_eq!((fault.code, fault.limit), (CALM, Some(LimitId::L10)));
+    }
+}
+
+#[test]
+fn l10_a_block_that_came_in_time_is_no_longer_waited_for() {
+    let mut side = Side::server(Limits::default());
+    let bytes = get(1);
+    side.feed(&bytes[..20]);
+    assert!(side.conn.deadline().is_some());
+    side.feed(&bytes[20..]);
+    assert_eq!(side.conn.deadline(), None);
+    side.expect_no_fault();
+    // A body may take its time.
+    side.feed(&[post(3), data(3, b"abcdef")[..11].to_vec()].concat());
+    assert_eq!(side.conn.deadline(), None);
+}
+
+// ---- cost ----
+
+#[test]
+fn thousands_of_parameters_in_one_frame_move_each_stream_once() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..5000 {
+        side.feed(&get(2 * n + 1));
+    }
+    let many: Vec<_> = (0..2700).map(|n| (setting::INITIAL_WINDOW_SIZE, n)).collect();
+    let before = std::time::Instant::now();
+    for _ in 0..20 {
+        side.feed(&settings(&many));
+    }
+    side.expect_no_fault();
+    // 20 x 5 000 moves take milliseconds; 2 700 times as many take minutes.
+    assert!(before.elapsed() < Duration::from_secs(10));
+    assert_eq!(side.conn.data_room(side.keys[0]), 2699);
+}
