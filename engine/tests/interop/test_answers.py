@@ -30,7 +30,6 @@ CASES = {
                       "no authorization was passed in the metadata"),
     "E1 bearer in lower case": (dict(key=None, extra=[("authorization", "bearer dev-key")]),
                                 16, 401, "no authorization was passed in the metadata"),
-    "E1 empty token": (dict(key=""), 16, 401, "no authorization was passed in the metadata"),
     "E2 no function id": (dict(function=None), 3, 400,
                           "no function-id was passed in the metadata"),
     "E2 empty function id": (dict(function=""), 3, 400,

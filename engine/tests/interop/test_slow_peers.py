@@ -152,13 +152,14 @@ def pings_while_nothing_is_read(gateway, worker):
     sid = tunnel.wait(HEADERS).stream
     tunnel.headers(sid, [(":status", "200")])
     client.head(stream)
-    idle_since = time.monotonic()
+    idle_since, sent = time.monotonic(), 0
     while time.monotonic() - idle_since < 1:
         room = min(tunnel.room(sid), 16_384)
         if room > 0:
             tunnel.spend(sid, room)
             tunnel.data(sid, bytes(room))
-            idle_since = time.monotonic()
+            idle_since, sent = time.monotonic(), sent + room
+            assert sent < 64 << 20, "taken without end from the worker"
         tunnel.drain_now()
         time.sleep(0 if room > 0 else 0.05)
     start = time.monotonic()
@@ -185,7 +186,7 @@ def connect_head_octet_by_octet(gateway, worker):
 
 @story
 def nothing_on_the_workers_port(gateway, worker):
-    return seconds_until_end(gateway.worker_socket(), timeout=75)
+    return seconds_until_end(gateway.worker_socket(), timeout=66)
 
 
 @story
@@ -273,6 +274,7 @@ class Stories:
             self.results[name] = AssertionError(traceback.format_exc())
 
     def __getitem__(self, name):
+        assert name in self.results, "still waiting after 100 s"
         if isinstance(self.results[name], BaseException):
             raise self.results[name]
         return self.results[name]
@@ -287,8 +289,9 @@ def told(tmp_path_factory):
         "quiet_tunnel_that_is_dead", "pings_while_nothing_is_read", "worker_never_speaks_http2",
         "worker_never_acknowledges_settings")}
     stories = Stories([alone.get(name, shared) for name in STORIES])
+    deadline = time.monotonic() + 100
     for thread in stories.threads:
-        thread.join(100)
+        thread.join(max(deadline - time.monotonic(), 0))
     yield stories
     for running in (shared, *alone.values()):
         assert running.alive(), f"the gateway died:\n{running.log_tail()}"
