@@ -35,7 +35,7 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         admin: Admin {
             allow_remote: Section::of(&root, "admin", problems).flag("allow_remote", problems),
         },
-        log: log(&root, &mut notes, problems),
+        log: log(&root, problems),
         listen,
         tenants,
         functions,
@@ -260,11 +260,7 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
     }
 }
 
-fn log(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Log {
+fn log(root: &Node, problems: &mut Problems) -> Log {
     let section = Section::of(root, "log", problems);
-    let access = section.flag("access", problems);
-    if access {
-        notes.push("log.access = true: requests are not logged yet, only sessions".into());
-    }
-    Log { access, level: section.word("level", problems) }
+    Log { access: section.flag("access", problems), level: section.word("level", problems) }
 }

@@ -77,6 +77,8 @@ pub struct Shard {
     /// Streams without progress are being looked for.
     sweeping: bool,
     draining: Option<Draining>,
+    /// `/health` says so already.
+    unready: bool,
     finished: bool,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
     /// a connection has to say for itself while it reads, the dispatch's answers.
@@ -116,6 +118,7 @@ impl Shard {
             pending_by_tenant: HashMap::new(),
             sweeping: false,
             draining: None,
+            unready: false,
             finished: false,
             fields: Fields::new(),
             reply: Reply::default(),
@@ -446,6 +449,7 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
         }
