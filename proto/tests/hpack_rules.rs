@@ -320,6 +320,30 @@ fn paths_are_indexed_at_once() {
 }
 
 #[test]
+fn values_that_only_differ_where_the_index_does_not_look_are_told_apart() {
+    let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
+    let values: Vec<Vec<u8>> = (0..25u8)
+        .map(|n| {
+            let mut value = vec![b'v'; 100];
+            value[20] = b'a' + n;
+            value
+        })
+        .collect();
+    for round in 0..6 {
+        // First few enough to be found, then more than are compared, then more than the table holds.
+        let list: Vec<Field<'_>> =
+            values.iter().take(5 + 4 * round).map(|value| Field::new(b":path", value)).collect();
+        for repeat in 0..3 {
+            let block = encode(&mut encoder, &list);
+            assert!(round > 0 || repeat == 0 || block.len() == list.len());
+            let (_, out) = decode(&mut decoder, &block).unwrap();
+            assert!(out.iter().eq(list.iter().copied()));
+            assert_eq!(encoder.table_size(), decoder.table_size());
+        }
+    }
+}
+
+#[test]
 fn some_fields_never_enter_the_table() {
     let long = [b'j'; 1025];
     let list = [

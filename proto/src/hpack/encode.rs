@@ -1,11 +1,18 @@
-//! Fields to header block: what is worth a place in the table, and how it is found there again.
+//! Fields to header block: what is worth a place in the table, and in which form it is written.
 
+use super::index::{Index, Key};
 use super::table::{DynamicTable, Row};
 use super::{TABLE_SIZE, huffman, integer, static_table};
 use crate::fields::{FIELD_OVERHEAD, Field, Token};
 
 /// Longer values are not indexed: each would push out a good part of the table.
 const MAX_INDEXED_VALUE: usize = 1024;
+
+/// Entries with the hash of a field that are compared with it.
+///
+/// More than one is chance, more than a few are made: a peer can choose values that hash alike,
+/// and would have each of its fields compared with the whole table.
+const MAX_ALIKE: usize = 8;
 
 /// The writing half of a connection's HPACK state.
 ///
@@ -47,24 +54,6 @@ impl Keep {
             | Token::XRequestId => Self::IfSteady,
             _ => Self::Always,
         }
-    }
-}
-
-/// Hashes of a field's name and of the whole field.
-#[derive(Clone, Copy)]
-struct Key {
-    name: u64,
-    field: u64,
-}
-
-impl Key {
-    #[inline]
-    fn of(token: Token, name: &[u8], value: &[u8]) -> Self {
-        let name = match token {
-            Token::Other | Token::UnknownPseudo => sample(name),
-            known => mix(known as u64, 1),
-        };
-        Self { name, field: mix(name, sample(value)) }
     }
 }
 
@@ -123,8 +112,7 @@ impl Encoder {
         if let Some(age) = self.find(key, &field) {
             return integer::write(static_table::LEN + 1 + age, 7, 0x80, out);
         }
-        let index = self.index.get_or_insert_default();
-        if index.is_steady(key) || keep == Keep::Always {
+        if keep == Keep::Always || self.index.get_or_insert_default().is_steady(key) {
             self.inserted(&field, key, out);
         } else {
             self.plain(&field, 0, out);
@@ -159,17 +147,12 @@ impl Encoder {
     #[inline]
     fn find(&self, key: Key, field: &Field<'_>) -> Option<usize> {
         let index = self.index.as_deref()?;
-        let mut at = Index::home(key.field);
-        // Ends at an empty slot: at most half of them are taken.
-        while index.slots[at] != 0 {
-            if Index::same_tag(index.slots[at], key.field) {
-                let age = self.age(index.slots[at] as u16);
-                let row = self.table.get(age)?;
-                if same_name(&row, field) && row.value == field.value {
-                    return Some(age);
-                }
+        for number in index.alike(key).take(MAX_ALIKE) {
+            let age = self.age(number);
+            let row = self.table.get(age)?;
+            if same_name(&row, field) && row.value == field.value {
+                return Some(age);
             }
-            at = (at + 1) % SLOTS;
         }
         None
     }
@@ -179,8 +162,7 @@ impl Encoder {
         if let Some(index) = static_table::find_name(field) {
             return Some(index);
         }
-        let name = Key::of(field.token, field.name, b"").name;
-        let newest = self.index.as_deref()?.newest[Index::filter_place(name)];
+        let newest = self.index.as_deref()?.newest_with(Key::of(field.token, field.name, b""));
         let age = self.age(newest);
         let row = self.table.get(age)?;
         same_name(&row, field).then_some(static_table::LEN + 1 + age)
@@ -262,148 +244,4 @@ fn short_string(text: &[u8], out: &mut Vec<u8>) {
         integer::write(text.len(), 7, 0, out);
         out.extend_from_slice(text);
     }
-}
-
-/// Slots of the index: twice the entries that a table can hold, a power of two.
-const SLOTS: usize = 2 * TABLE_SIZE / FIELD_OVERHEAD;
-const _: () = assert!(SLOTS == 256, "a slot's tag begins with its home, an octet");
-
-/// Places of the filters, a power of two.
-const FILTER: usize = 64;
-
-/// Where in the table a field is, and what was seen of late.
-struct Index {
-    /// Open addressing with linear probing; 0 is empty, else [`Index::slot`].
-    slots: [u32; SLOTS],
-    /// Numbers of the newest entry of names; may be stale, so the entry has the last word.
-    newest: [u16; FILTER],
-    /// Fields that were refused a place, by hash.
-    seen: [u16; FILTER],
-    /// Hashes of names met, one bit each. Full, it only makes more names wait for their second
-    /// appearance.
-    names: [u64; 4],
-}
-
-impl Default for Index {
-    fn default() -> Self {
-        Self { slots: [0; SLOTS], newest: [0; FILTER], seen: [0; FILTER], names: [0; 4] }
-    }
-}
-
-impl Index {
-    /// **Shape**: a bit that says taken, 15 bits of the hash, 16 bits of the entry's number.
-    #[inline]
-    fn slot(hash: u64, number: u16) -> u32 {
-        1 << 31 | (hash as u32 & 0x7fff) << 16 | u32::from(number)
-    }
-
-    #[inline]
-    fn same_tag(slot: u32, hash: u64) -> bool {
-        slot >> 16 == Self::slot(hash, 0) >> 16
-    }
-
-    #[inline]
-    fn home(hash: u64) -> usize {
-        hash as usize % SLOTS
-    }
-
-    fn home_of(slot: u32) -> usize {
-        (slot >> 16) as usize % SLOTS
-    }
-
-    #[inline]
-    fn filter_place(hash: u64) -> usize {
-        (hash >> 16) as usize % FILTER
-    }
-
-    fn add(&mut self, key: Key, number: u16) {
-        let mut at = Self::home(key.field);
-        while self.slots[at] != 0 {
-            at = (at + 1) % SLOTS;
-        }
-        self.slots[at] = Self::slot(key.field, number);
-        self.newest[Self::filter_place(key.name)] = number;
-    }
-
-    /// Removes a slot and closes the gap, so that no probe ends too early.
-    fn remove(&mut self, key: Key, number: u16) {
-        let slot = Self::slot(key.field, number);
-        let mut gap = Self::home(key.field);
-        while self.slots[gap] != slot {
-            if self.slots[gap] == 0 {
-                debug_assert!(false, "every entry has a slot");
-                return;
-            }
-            gap = (gap + 1) % SLOTS;
-        }
-        let mut at = (gap + 1) % SLOTS;
-        while self.slots[at] != 0 {
-            let from_home = at.wrapping_sub(Self::home_of(self.slots[at])) % SLOTS;
-            if from_home >= at.wrapping_sub(gap) % SLOTS {
-                self.slots[gap] = self.slots[at];
-                gap = at;
-            }
-            at = (at + 1) % SLOTS;
-        }
-        self.slots[gap] = 0;
-    }
-
-    /// Whether the name is new, or the field was refused a place not long ago; notes both.
-    fn is_steady(&mut self, key: Key) -> bool {
-        let (word, bit) = ((key.name >> 6) as usize % 4, 1 << (key.name % 64));
-        let new_name = self.names[word] & bit == 0;
-        self.names[word] |= bit;
-        let tag = (key.field >> 32) as u16 | 1;
-        let place = &mut self.seen[Self::filter_place(key.field)];
-        let again = *place == tag;
-        *place = tag;
-        new_name || again
-    }
-}
-
-/// A hash of the length and of up to 48 octets: the ends and the middle.
-///
-/// Bounded because the peer chooses the values; what collides is told apart by comparison, and a
-/// probe meets at most as many entries as the table has.
-#[inline]
-fn sample(text: &[u8]) -> u64 {
-    let len = text.len();
-    let seed = len as u64;
-    let (Some(head), Some(tail)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) else {
-        return sample_short(text, seed);
-    };
-    let ends = mix(u64::from_le_bytes(*head) ^ seed, u64::from_le_bytes(*tail));
-    if len <= 16 {
-        return ends;
-    }
-    let inner = sample_pair(text, 8, len - 16);
-    if len <= 32 {
-        return mix(ends, inner);
-    }
-    mix(ends, inner ^ sample_pair(text, len / 2 - 8, len / 2).rotate_left(32))
-}
-
-#[inline]
-fn sample_pair(text: &[u8], one: usize, two: usize) -> u64 {
-    let at = |start: usize| {
-        text[start..].first_chunk::<8>().map_or(0, |chunk| u64::from_le_bytes(*chunk))
-    };
-    mix(at(one), at(two))
-}
-
-#[inline]
-fn sample_short(text: &[u8], seed: u64) -> u64 {
-    if let (Some(head), Some(tail)) = (text.first_chunk::<4>(), text.last_chunk::<4>()) {
-        let both =
-            u64::from(u32::from_le_bytes(*head)) << 32 | u64::from(u32::from_le_bytes(*tail));
-        return mix(both, seed);
-    }
-    mix(text.iter().fold(0, |all, &octet| all << 8 | u64::from(octet)), seed)
-}
-
-/// Folds the 128-bit product of the two, each offset so that zero does not swallow the other.
-#[inline]
-fn mix(one: u64, two: u64) -> u64 {
-    let product = u128::from(one ^ 0x9e37_79b9_7f4a_7c15) * u128::from(two ^ 0xd1b5_4a32_d192_ed03);
-    product as u64 ^ (product >> 64) as u64
 }

@@ -79,18 +79,29 @@ const fn canon() -> Canon {
 
 /// What the next [`WINDOW`] bits of a string say: up to two symbols.
 #[derive(Clone, Copy)]
+#[repr(align(4))]
 struct Step {
     symbols: [u8; 2],
-    /// Bits of the first symbol, of all symbols.
+    /// Bits of the first symbol, of all symbols; zero when the code is longer than the window.
     bits: [u8; 2],
-    /// 0 when the code is longer than the window.
-    count: u8,
+}
+
+impl Step {
+    const NONE: Self = Self { symbols: [0; 2], bits: [0; 2] };
+
+    const fn is_none(self) -> bool {
+        self.bits[0] == 0
+    }
+
+    const fn count(self) -> usize {
+        1 + (self.bits[1] > self.bits[0]) as usize
+    }
 }
 
 static STEPS: [Step; 1 << WINDOW] = steps();
 
 const fn steps() -> [Step; 1 << WINDOW] {
-    let mut table = [Step { symbols: [0; 2], bits: [0; 2], count: 0 }; 1 << WINDOW];
+    let mut table = [Step::NONE; 1 << WINDOW];
     let canon = canon();
     let mut symbol = 0;
     while symbol < 256 {
@@ -99,11 +110,7 @@ const fn steps() -> [Step; 1 << WINDOW] {
             let low = (canon.code[symbol] << (WINDOW - length)) as usize;
             let mut at = low;
             while at < low + (1 << (WINDOW - length)) {
-                table[at] = Step {
-                    symbols: [symbol as u8, 0],
-                    bits: [length as u8, length as u8],
-                    count: 1,
-                };
+                table[at] = Step { symbols: [symbol as u8, 0], bits: [length as u8, length as u8] };
                 at += 1;
             }
         }
@@ -114,10 +121,10 @@ const fn steps() -> [Step; 1 << WINDOW] {
     while at < 1 << WINDOW {
         let used = singles[at].bits[0] as u32;
         let second = singles[(at << used) & ((1 << WINDOW) - 1)];
-        if singles[at].count == 1 && second.count == 1 && used + second.bits[0] as u32 <= WINDOW {
+        let both = used + second.bits[0] as u32;
+        if used > 0 && !second.is_none() && both <= WINDOW {
             table[at].symbols[1] = second.symbols[0];
-            table[at].bits[1] = used as u8 + second.bits[0];
-            table[at].count = 2;
+            table[at].bits[1] = both as u8;
         }
         at += 1;
     }
@@ -203,7 +210,7 @@ pub fn decode(code: &[u8], out: &mut Vec<u8>) -> Result<(), BadCode> {
         }
         while bits.have >= WINDOW {
             let step = STEPS[(bits.word >> (64 - WINDOW)) as usize];
-            if step.count == 0 {
+            if step.is_none() {
                 bits.refill();
                 text[at] = bits.long_symbol()?;
                 at += 1;
@@ -211,14 +218,14 @@ pub fn decode(code: &[u8], out: &mut Vec<u8>) -> Result<(), BadCode> {
             }
             text[at] = step.symbols[0];
             text[at + 1] = step.symbols[1];
-            at += step.count as usize;
+            at += step.count();
             bits.drop(step.bits[1]);
         }
     }
     loop {
         let padded = bits.padded();
         let step = STEPS[(padded >> (64 - WINDOW)) as usize];
-        if step.count == 0 || u32::from(step.bits[0]) > bits.have {
+        if step.is_none() || u32::from(step.bits[0]) > bits.have {
             // RFC 7541 §5.2: padding is the start of EOS, all ones, and shorter than an octet.
             if bits.have > 7 || padded != u64::MAX {
                 return Err(BadCode);

@@ -9,6 +9,7 @@ use std::fmt;
 mod decode;
 mod encode;
 pub mod huffman;
+mod index;
 mod integer;
 mod static_table;
 mod table;

@@ -1,0 +1,247 @@
+//! Where the encoder's entries are: an index by hash over name and value, and what was seen of late.
+//!
+//! Entries are known by the lower 16 bits of their number in order of insertion; the table has at
+//! most 128 at a time, so these tell them apart.
+
+use super::TABLE_SIZE;
+use crate::fields::{FIELD_OVERHEAD, Token};
+
+/// Hashes of a field's name and of the whole field.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    name: u64,
+    field: u64,
+}
+
+impl Key {
+    /// Names with a token are known by it.
+    #[inline]
+    pub(super) fn of(token: Token, name: &[u8], value: &[u8]) -> Self {
+        let name = match token {
+            Token::Other | Token::UnknownPseudo => sample(name),
+            known => mix(known as u64, 1),
+        };
+        Self { name, field: mix(name, sample(value)) }
+    }
+}
+
+/// Slots of the index: twice the entries that a table can hold, a power of two.
+const SLOTS: usize = 2 * TABLE_SIZE / FIELD_OVERHEAD;
+const _: () = assert!(SLOTS == 256, "a slot's tag begins with its home, an octet");
+
+/// Places of the filters, a power of two.
+const FILTER: usize = 64;
+
+/// Where in the table a field is, and what was seen of late.
+pub(super) struct Index {
+    /// Open addressing with linear probing; 0 is empty, else [`Index::slot`].
+    slots: [u32; SLOTS],
+    /// Numbers of the newest entry of names; may be stale, so the entry has the last word.
+    newest: [u16; FILTER],
+    /// Fields that were refused a place, by hash.
+    seen: [u16; FILTER],
+    /// Hashes of names met, one bit each. Full, it only makes more names wait for their second
+    /// appearance.
+    names: [u64; 4],
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { slots: [0; SLOTS], newest: [0; FILTER], seen: [0; FILTER], names: [0; 4] }
+    }
+}
+
+impl Index {
+    /// **Shape**: a bit that says taken, 15 bits of the hash, 16 bits of the entry's number.
+    #[inline]
+    fn slot(hash: u64, number: u16) -> u32 {
+        1 << 31 | (hash as u32 & 0x7fff) << 16 | u32::from(number)
+    }
+
+    #[inline]
+    fn same_tag(slot: u32, hash: u64) -> bool {
+        slot >> 16 == Self::slot(hash, 0) >> 16
+    }
+
+    #[inline]
+    fn home(hash: u64) -> usize {
+        hash as usize % SLOTS
+    }
+
+    fn home_of(slot: u32) -> usize {
+        (slot >> 16) as usize % SLOTS
+    }
+
+    #[inline]
+    fn filter_place(hash: u64) -> usize {
+        (hash >> 16) as usize % FILTER
+    }
+
+    /// Numbers of the entries whose fields hash like this one, to be compared with it.
+    #[inline]
+    pub(super) fn alike(&self, key: Key) -> impl Iterator<Item = u16> {
+        // Ends at an empty slot: at most half of them are taken.
+        (0..SLOTS)
+            .map(move |step| self.slots[(Self::home(key.field) + step) % SLOTS])
+            .take_while(|&slot| slot != 0)
+            .filter(move |&slot| Self::same_tag(slot, key.field))
+            .map(|slot| slot as u16)
+    }
+
+    /// Number of the newest entry with this name: or of another, or of one that is gone.
+    pub(super) fn newest_with(&self, key: Key) -> u16 {
+        self.newest[Self::filter_place(key.name)]
+    }
+
+    /// Notes the entry with this number.
+    pub(super) fn add(&mut self, key: Key, number: u16) {
+        let mut at = Self::home(key.field);
+        while self.slots[at] != 0 {
+            at = (at + 1) % SLOTS;
+        }
+        self.slots[at] = Self::slot(key.field, number);
+        self.newest[Self::filter_place(key.name)] = number;
+    }
+
+    /// Forgets the entry with this number and closes the gap, so that no probe ends too early.
+    pub(super) fn remove(&mut self, key: Key, number: u16) {
+        let slot = Self::slot(key.field, number);
+        let mut gap = Self::home(key.field);
+        while self.slots[gap] != slot {
+            if self.slots[gap] == 0 {
+                debug_assert!(false, "every entry has a slot");
+                return;
+            }
+            gap = (gap + 1) % SLOTS;
+        }
+        let mut at = (gap + 1) % SLOTS;
+        while self.slots[at] != 0 {
+            let from_home = at.wrapping_sub(Self::home_of(self.slots[at])) % SLOTS;
+            if from_home >= at.wrapping_sub(gap) % SLOTS {
+                self.slots[gap] = self.slots[at];
+                gap = at;
+            }
+            at = (at + 1) % SLOTS;
+        }
+        self.slots[gap] = 0;
+    }
+
+    /// Whether the name is new, or the field was refused a place not long ago; notes both.
+    pub(super) fn is_steady(&mut self, key: Key) -> bool {
+        let (word, bit) = ((key.name >> 6) as usize % 4, 1 << (key.name % 64));
+        let new_name = self.names[word] & bit == 0;
+        self.names[word] |= bit;
+        let tag = (key.field >> 32) as u16 | 1;
+        let place = &mut self.seen[Self::filter_place(key.field)];
+        let again = *place == tag;
+        *place = tag;
+        new_name || again
+    }
+}
+
+/// A hash of the length and of up to 48 octets: the ends and the middle.
+///
+/// Not all octets: a value may be long, and what collides is told apart by comparison
+/// (`MAX_ALIKE` entries at most).
+#[inline]
+fn sample(text: &[u8]) -> u64 {
+    let len = text.len();
+    let seed = len as u64;
+    let (Some(head), Some(tail)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) else {
+        return sample_short(text, seed);
+    };
+    let ends = mix(u64::from_le_bytes(*head) ^ seed, u64::from_le_bytes(*tail));
+    if len <= 16 {
+        return ends;
+    }
+    let inner = sample_pair(text, 8, len - 16);
+    if len <= 32 {
+        return mix(ends, inner);
+    }
+    mix(ends, inner ^ sample_pair(text, len / 2 - 8, len / 2).rotate_left(32))
+}
+
+#[inline]
+fn sample_pair(text: &[u8], one: usize, two: usize) -> u64 {
+    let at = |start: usize| {
+        text[start..].first_chunk::<8>().map_or(0, |chunk| u64::from_le_bytes(*chunk))
+    };
+    mix(at(one), at(two))
+}
+
+#[inline]
+fn sample_short(text: &[u8], seed: u64) -> u64 {
+    if let (Some(head), Some(tail)) = (text.first_chunk::<4>(), text.last_chunk::<4>()) {
+        let both =
+            u64::from(u32::from_le_bytes(*head)) << 32 | u64::from(u32::from_le_bytes(*tail));
+        return mix(both, seed);
+    }
+    mix(text.iter().fold(0, |all, &octet| all << 8 | u64::from(octet)), seed)
+}
+
+/// Folds the 128-bit product of the two, each offset so that zero does not swallow the other.
+#[inline]
+fn mix(one: u64, two: u64) -> u64 {
+    let product = u128::from(one ^ 0x9e37_79b9_7f4a_7c15) * u128::from(two ^ 0xd1b5_4a32_d192_ed03);
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(field: u64) -> Key {
+        Key { name: 0, field }
+    }
+
+    #[test]
+    fn entries_that_share_a_home_are_found_until_they_are_removed() {
+        // Homes at the end of the slots, so that probes wrap; removal in every order.
+        let hashes = [254u64, 254, 255, 254 | 1 << 12, 0, 255, 1, 254];
+        for (turn, stride) in (0..8).flat_map(|turn| [1, 3, 5, 7].map(|stride| (turn, stride))) {
+            let mut index = Index::default();
+            for (number, &hash) in hashes.iter().enumerate() {
+                index.add(key(hash), number as u16);
+            }
+            let mut left: Vec<usize> = (0..8).collect();
+            let found = |index: &Index, number: usize| {
+                index.alike(key(hashes[number])).any(|other| other as usize == number)
+            };
+            for step in 0..8 {
+                assert!(left.iter().all(|&number| found(&index, number)));
+                let gone = (turn + step * stride) % 8;
+                index.remove(key(hashes[gone]), gone as u16);
+                left.retain(|&number| number != gone);
+                assert!(!found(&index, gone));
+            }
+            assert!(index.slots.iter().all(|&slot| slot == 0));
+        }
+    }
+
+    #[test]
+    fn a_hash_sees_length_ends_and_middle() {
+        let plain = [b'v'; 100];
+        for len in 0..100 {
+            assert_ne!(sample(&plain[..len]), sample(&plain[..len + 1]), "{len}");
+            for place in [0, len / 2, len.saturating_sub(1)] {
+                let mut other = plain;
+                other[place] = b'w';
+                assert!(len == 0 || sample(&plain[..len]) != sample(&other[..len]), "{len}");
+            }
+        }
+        let mut other = plain;
+        other[20] = b'w';
+        assert_eq!(sample(&plain), sample(&other), "between them it does not look");
+    }
+
+    #[test]
+    fn a_value_is_steady_if_its_name_is_new_or_it_came_before() {
+        let mut index = Index::default();
+        let key = |name, value| Key::of(Token::Other, name, value);
+        assert!(index.is_steady(key(b"x-a", b"1")));
+        assert!(!index.is_steady(key(b"x-a", b"2")));
+        assert!(!index.is_steady(key(b"x-a", b"3")));
+        assert!(index.is_steady(key(b"x-a", b"2")));
+        assert!(index.is_steady(key(b"x-b", b"2")));
+    }
+}
