@@ -1,5 +1,6 @@
 //! Memory: what an idle connection owns, that the steady state allocates nothing, and that a burst
 //! gives back what it took.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod h2_script;
 
@@ -132,7 +133,8 @@ const CALL: &[(&str, &str)] = &[
 fn call(id: u32) -> Vec<u8> {
     let head = headers(id, 0, CALL);
     let pay = window_update(0, 5);
-    [head, data(id, b"\0\0\0\0\x05"), pay, frame(PING, 0, 0, &[0; 8]), data_end(id, b"hello")].concat()
+    [head, data(id, b"\0\0\0\0\x05"), pay, frame(PING, 0, 0, &[0; 8]), data_end(id, b"hello")]
+        .concat()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Our connection, in both roles, against the `h2` crate over a pipe in memory: requests with
 //! bodies and trailers, large heads, resets, tiny windows, tiny pipes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::time::Duration;
