@@ -51,7 +51,7 @@ impl Default for Options {
             blocks: 128,
             lent: 16,
             block_bytes: 64 * 1024,
-            receive_cap: 32 * 1024,
+            receive_cap: 64 * 1024,
             receive_limit: 128 * 1024,
             send_bytes: 256 * 1024,
             entries: 1024,
