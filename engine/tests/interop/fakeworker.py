@@ -224,16 +224,12 @@ class FakeWorker:
         assert answer.status == 200, answer
         return self.serve(line, **options)
 
-    def serve(self, line, first_settings=(), connection_credit=0, **options):
-        """The gateway speaks first (contract WK-12): the preface, then our SETTINGS."""
-        tunnel = rawh2.Peer(line.sock, client=False, already_read=line.inbox, start=False,
-                            **options)
+    def serve(self, line, **options):
+        """The gateway speaks first (contract WK-12): the preface, then come our SETTINGS."""
+        tunnel = rawh2.Peer(line.sock, client=False, already_read=line.inbox, **options)
         deadline = time.monotonic() + 10
         while not tunnel.preface_seen:
             tunnel.pump(deadline, "preface")
-        tunnel.send(rawh2.settings(first_settings))
-        if connection_credit:
-            tunnel.send(rawh2.window_update(0, connection_credit))
         self.tunnels.append(tunnel)
         return tunnel
 

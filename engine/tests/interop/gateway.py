@@ -22,6 +22,7 @@ KEY, OTHER_KEY, WORKER_KEY = "dev-key", "other-key", "dev-worker-key"
 # What the tests' own configurations add to the function of `dev`.
 SECOND_FUNCTION = "33333333-3333-4333-8333-333333333333"
 SECOND_VERSION = "44444444-4444-4444-8444-444444444444"
+TWO_VERSIONS = "66666666-6666-4666-8666-666666666666"  # a request that names none gets either
 PRIVATE_FUNCTION = "55555555-5555-4555-8555-555555555555"
 PRIVATE_WORKER_KEY = "private-worker-key"
 
@@ -41,7 +42,7 @@ def free_port():
 
 
 def configuration(session="", drain="", more="", worker_port=None):
-    """A file for `serve`: one core, free ports, two tenants, three functions."""
+    """A file for `serve`: one core, free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -72,8 +73,9 @@ client_keys = ["{KEY}", "dev-key-two"]
 name = "other"
 client_keys = ["{OTHER_KEY}"]
 """ + (function.format(FUNCTION, VERSION, both, WORKER_KEY)
-       + function.format(FUNCTION, SECOND_VERSION, both, WORKER_KEY)
        + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
+       + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY)
+       + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY)
        + function.format(PRIVATE_FUNCTION, VERSION, dev, PRIVATE_WORKER_KEY)
        ) + f"\n[session]\n{session}\n\n[drain]\n{drain}\n\n{more}\n"
 

@@ -158,7 +158,8 @@ class Silence(AssertionError):
 
 
 class Peer:
-    """One end of a connection; `client` says which. `auto` names what is answered unasked:
+    """One end of a connection; `client` says which. With `start` it sends its SETTINGS: a client
+    at once, a server when the preface has come. `auto` names what is answered unasked:
     "settings" (ACK), "ping" (ACK), "credit" (what DATA used goes back at once)."""
 
     def __init__(self, sock, client, first_settings=(), auto=("settings", "ping", "credit"),
@@ -182,11 +183,13 @@ class Peer:
         self.went_away = False
         self.preface_seen = client
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if start:
-            first = (PREFACE if client else b"") + settings(first_settings)
-            if connection_credit:
-                first += window_update(0, connection_credit)
-            self.send(first)
+        self.greeting = settings(first_settings)
+        if connection_credit:
+            self.greeting += window_update(0, connection_credit)
+        if start and client:
+            self.send(PREFACE + self.greeting)
+        elif not start:
+            self.greeting = b""
 
     def __enter__(self):
         return self
@@ -280,6 +283,9 @@ class Peer:
                 return 0
             assert self.inbox.startswith(PREFACE), f"no preface: {bytes(self.inbox[:40])!r}"
             at, self.preface_seen, taken = len(PREFACE), True, 1
+            # Before anything else of ours, the answer to the SETTINGS behind the preface too.
+            if self.greeting:
+                self.send(self.greeting)
         while len(self.inbox) - at >= 9:
             length = int.from_bytes(self.inbox[at:at + 3], "big")
             if len(self.inbox) - at < 9 + length:

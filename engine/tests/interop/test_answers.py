@@ -7,8 +7,8 @@ import uuid
 import pytest
 
 from fakeworker import Line
-from gateway import (FUNCTION, OTHER_KEY, PRIVATE_FUNCTION, SECOND_VERSION, VERSION, Gateway,
-                     credentials, grpc_head, plain_head)
+from gateway import (FUNCTION, OTHER_KEY, PRIVATE_FUNCTION, SECOND_VERSION, TWO_VERSIONS, VERSION,
+                     Gateway, credentials, grpc_head, plain_head)
 
 NOBODY = "99999999-9999-4999-8999-999999999999"
 
@@ -206,8 +206,8 @@ def test_empty_version_is_no_version(closed_house):
 
 
 def test_both_versions_of_a_function_are_known(closed_house):
-    for version in (VERSION, SECOND_VERSION):
-        head, _ = ask(closed_house, plain_head(version=version))
+    for version in (VERSION, SECOND_VERSION, None):
+        head, _ = ask(closed_house, plain_head(function=TWO_VERSIONS, version=version))
         assert head.status == "504", str(head)
 
 

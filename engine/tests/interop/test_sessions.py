@@ -3,9 +3,11 @@
 
 import uuid
 
+import pytest
+
 from fakeworker import FakeWorker, Work
-from gateway import (OTHER_KEY, SECOND_FUNCTION, SECOND_VERSION, VERSION, grpc_head, plain_head,
-                     until)
+from gateway import (OTHER_KEY, SECOND_FUNCTION, SECOND_VERSION, TWO_VERSIONS, VERSION, grpc_head,
+                     plain_head, until)
 from rawh2 import HEADERS
 
 OK = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")]
@@ -169,10 +171,18 @@ def test_id_of_another_function(bare, worker, attach):
             f"ID mismatch for request id {reqid}", function=SECOND_FUNCTION)
 
 
-def test_id_of_another_version(bare, worker, attach):
-    reqid = attach(bare, worker, head=grpc_head(version=VERSION)).work.request_id
-    refused(bare, reqid, "13", "failed to open stateful work request: existing session function "
-            f"version ID mismatch for request id {reqid}", version=SECOND_VERSION)
+@pytest.fixture
+def versioned(bare, attach):
+    """The id of a session on one of two versions."""
+    with FakeWorker(bare, function=TWO_VERSIONS) as fake:
+        head = grpc_head(function=TWO_VERSIONS, version=VERSION)
+        yield attach(bare, fake, head=head).work.request_id
+
+
+def test_id_of_another_version(bare, versioned):
+    refused(bare, versioned, "13", "failed to open stateful work request: existing session "
+            f"function version ID mismatch for request id {versioned}",
+            function=TWO_VERSIONS, version=SECOND_VERSION)
 
 
 def test_id_of_another_tenant(bare, worker, attach):
@@ -181,11 +191,12 @@ def test_id_of_another_tenant(bare, worker, attach):
             f"NCA ID mismatch for request id {reqid}", key=OTHER_KEY)
 
 
-def test_mismatches_are_named_in_order(bare, worker, attach):
+def test_mismatches_are_named_in_order(bare, versioned):
     """E8 before E9 before E10."""
-    reqid = attach(bare, worker, head=grpc_head(version=VERSION)).work.request_id
-    refused(bare, reqid, "13", "function ID mismatch", key=OTHER_KEY, function=SECOND_FUNCTION)
-    refused(bare, reqid, "13", "version ID mismatch", key=OTHER_KEY, version=SECOND_VERSION)
+    refused(bare, versioned, "13", "function ID mismatch", key=OTHER_KEY,
+            function=SECOND_FUNCTION)
+    refused(bare, versioned, "13", "version ID mismatch", key=OTHER_KEY, function=TWO_VERSIONS,
+            version=SECOND_VERSION)
 
 
 def test_credential_is_checked_before_the_id(bare, worker, attach):
@@ -195,12 +206,11 @@ def test_credential_is_checked_before_the_id(bare, worker, attach):
         refused(bare, given, "16", "failed to open stateful work request", key="nobody")
 
 
-def test_version_left_out_keeps_the_sessions_version(bare, worker, attach):
+def test_version_left_out_keeps_the_sessions_version(bare, versioned):
     """R6."""
-    reqid = attach(bare, worker, head=grpc_head(version=VERSION)).work.request_id
-    with bare.h2() as client:
-        client.open(grpc_head(reqid=reqid), end_stream=True)
-        work = worker.poll(holds=[reqid], slots=0)
+    with bare.h2() as client, FakeWorker(bare, function=TWO_VERSIONS) as fake:
+        client.open(grpc_head(function=TWO_VERSIONS, reqid=versioned), end_stream=True)
+        work = fake.poll(holds=[versioned], slots=0)
         assert work.raw["functionVersionId"] == VERSION, work.raw
 
 

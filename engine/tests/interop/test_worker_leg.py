@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fakeworker import FakeWorker, Line, Work, connect_head
-from gateway import (FUNCTION, PRIVATE_WORKER_KEY, SECOND_FUNCTION, SECOND_VERSION, VERSION,
-                     grpc_head, until)
+from gateway import (FUNCTION, PRIVATE_WORKER_KEY, SECOND_VERSION, TWO_VERSIONS, VERSION, grpc_head,
+                     until)
 from rawh2 import HEADERS, SETTINGS, Peer, rst_stream, settings
 
 HERE = Path(__file__).parent
@@ -86,19 +86,35 @@ def test_poll_waits_for_work(bare, worker):
 
 def test_work_goes_to_the_function_and_version_asked_for(bare):
     """Three workers wait; each gets only its own work."""
-    with (FakeWorker(bare) as one, FakeWorker(bare, version=SECOND_VERSION) as two,
-          FakeWorker(bare, function=SECOND_FUNCTION) as three, bare.h2() as client):
+    with (FakeWorker(bare) as one, FakeWorker(bare, function=TWO_VERSIONS) as two,
+          FakeWorker(bare, function=TWO_VERSIONS, version=SECOND_VERSION) as three,
+          bare.h2() as client):
         for fake in (one, two, three):
             fake.ask()
-        client.open(grpc_head(version=SECOND_VERSION), end_stream=True)
-        work = two.answer()
-        assert work.raw["functionVersionId"] == SECOND_VERSION, work.raw
-        client.open(grpc_head(function=SECOND_FUNCTION), end_stream=True)
-        work = three.answer()
-        assert work.raw["functionId"] == SECOND_FUNCTION, work.raw
-        client.open(grpc_head(version=VERSION), end_stream=True)
-        work = one.answer()
-        assert (work.raw["functionId"], work.raw["functionVersionId"]) == (FUNCTION, VERSION)
+        for function, version, fake in ((TWO_VERSIONS, SECOND_VERSION, three),
+                                        (FUNCTION, None, one), (TWO_VERSIONS, VERSION, two)):
+            client.open(grpc_head(function=function, version=version), end_stream=True)
+            work = fake.answer()
+            assert work.raw["functionId"] == function, work.raw
+            assert work.raw["functionVersionId"] == fake.version, work.raw
+
+
+def test_either_version_is_picked(bare):
+    """CP-3: at random, when the request names none."""
+    with (FakeWorker(bare, function=TWO_VERSIONS) as one,
+          FakeWorker(bare, function=TWO_VERSIONS, version=SECOND_VERSION) as two):
+        clients = [bare.h2() for _ in range(40)]
+        for client in clients:
+            client.open(grpc_head(function=TWO_VERSIONS), end_stream=True)
+        until(lambda: bare.metric("worker_token_issued_total") == 40, what="tokens issued")
+        got = 0
+        for fake in (one, two):
+            # A session of each at least; all forty would be one in a million million otherwise.
+            assert isinstance(fake.poll(), Work)
+            got += 1
+        assert got == 2
+        for client in clients:
+            client.close()
 
 
 def test_work_is_given_once(bare, worker):
@@ -194,8 +210,8 @@ def test_slots_and_request_ids_have_defaults(bare, worker):
 
 def test_missing_auth(bare, pending):
     _, _, work = pending
-    for head in (connect_head(None, work.request_id), connect_head("", work.request_id),
-                 connect_head(None, None)):
+    for head in (connect_head(None, work.request_id), connect_head(None, None),
+                 connect_head(None, work.request_id, extra="Authorization:\r\n")):
         refused(attempt(bare, head), 401, "HTTP CONNECT request is missing auth")
     assert bare.metric("worker_connect_total", result="rejected_missing_auth") == 3
 
