@@ -354,7 +354,8 @@ impl Shard {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
                     let fields = fields.iter().filter(|f| is_end_to_end(f.token));
                     let out = &mut border.sink(to.conn);
-                    hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    let generation = hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    self.keep_answer(at.conn, 0, generation.filter(|_| way == Way::Down));
                     self.direction_done(border, slot, way);
                 }
             }
@@ -386,19 +387,13 @@ impl Shard {
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
         let out = &mut border.sink(to.conn);
-        hop.h2.head(to.key, fields, end, &mut self.block, out);
+        let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
             hop.h2.set_head_request(to.key);
         }
         let client = exchange.client.conn;
-        if border.queued(to.conn) > OUTPUT_FULL {
-            self.stop_reading(border, client, to.conn);
-        }
-        if end {
-            self.direction_done(border, slot, Way::Up);
-        } else {
-            self.schedule(border, slot, Way::Up);
-        }
+        self.keep_call(slot, generation);
+        self.request_sent(border, slot, client, to.conn);
     }
 
     /// A response head to the client.
@@ -437,16 +432,13 @@ impl Shard {
         let cookie = cookie.as_ref().map(|value| Field::new(b"set-cookie", value));
         let fields =
             plain.filter(|f| f.token != Token::NvcfReqid).chain(std::iter::once(id)).chain(cookie);
+        let status = exchange.status;
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
-            hop.h2.head(to.key, fields, end, &mut self.block, out);
+            let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+            self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
-        if border.queued(to.conn) > OUTPUT_FULL {
-            self.stop_reading(border, at.conn, to.conn);
-        }
-        if end {
-            self.direction_done(border, slot, Way::Down);
-        }
+        self.answer_sent(border, slot, at.conn, end);
     }
 }
 

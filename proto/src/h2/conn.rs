@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::block::Block;
 use super::budget::Budget;
 use super::frame::{self, ErrorCode, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
+use super::memo::{ListId, Memo};
 use super::receive::Reading;
 use super::settings::PeerSettings;
 use super::stream::{Absent, Content, Stream, StreamKey, Table};
 use super::window::{DEFAULT_WINDOW, ReceiveWindow, SendWindow};
 use super::{ConnFault, LimitId, Limits, OpenError, Role};
 use crate::Sink;
+use crate::fields::Fields;
 use crate::hpack::{Decoder, Encoder, TABLE_SIZE};
 use crate::time::Time;
 
@@ -44,6 +46,7 @@ pub struct Conn {
     pub(super) block: Option<Block>,
     pub(super) decoder: Decoder,
     pub(super) encoder: Encoder,
+    pub(super) memo: Memo,
     pub(super) table: Table,
     /// Both ends of this stream have closed; it lives until the event that says so is dealt with.
     pub(super) closing: Option<StreamKey>,
@@ -107,6 +110,7 @@ impl Conn {
             block: None,
             decoder: Decoder::new(TABLE_SIZE),
             encoder: Encoder::new(),
+            memo: Memo::default(),
             table: Table::default(),
             closing: None,
             highest: 0,
@@ -326,6 +330,21 @@ impl Conn {
     /// we open none.
     pub fn refuse_new(&mut self, refuse: bool) {
         self.refuse_new = refuse;
+    }
+
+    /// Puts a list that this connection keeps into the caller's; false if it is kept no more.
+    pub fn recall(&self, list: ListId, into: &mut Fields) -> bool {
+        let kept = self.memo.list(list);
+        if let Some(kept) = kept {
+            into.copy_from(kept);
+        }
+        kept.is_some()
+    }
+
+    /// Changes whenever the encoder's table does: see [`Self::replay`].
+    #[must_use]
+    pub fn encoder_generation(&self) -> u64 {
+        self.encoder.generation()
     }
 
     // ---- credit ----
