@@ -115,7 +115,7 @@ fn meddle(side: &mut Side, dice: &mut Dice, undrained: &mut HashMap<u32, usize>)
     };
     match dice.below(8) {
         0 => side.head(key, dice.pick(&[OK, GRPC_OK, &[(":status", "103")]]), dice.one_in(3)),
-        1 => {
+        1 if side.conn.sends(key) => {
             let payload = dice.octets(3000);
             side.send(key, &payload, dice.one_in(4));
         }

@@ -28,9 +28,6 @@ pub(crate) const OUTPUT_FULL: usize = 1024 * 1024;
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
 
-/// DATA of one connection that may wait here before its connection credit waits too (design 3.10).
-pub(crate) const HELD_PER_CONNECTION: usize = 16 * 1024 * 1024;
-
 /// How often streams without progress are looked for while memory is short.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -149,10 +146,10 @@ impl Shard {
             self.timers.arm(border.now + SWEEP, Due::Sweep);
         }
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
-        let before = hop.held;
+        let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held += len;
         hop.h2.allow_growth(self.held < budget / 2);
-        if before <= HELD_PER_CONNECTION && hop.held > HELD_PER_CONNECTION {
+        if before <= most && hop.held > most {
             hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
         }
     }
@@ -161,10 +158,10 @@ impl Shard {
     pub(super) fn let_go(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
         self.held -= len;
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
-        let before = hop.held;
+        let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held -= len;
         hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
-        if before > HELD_PER_CONNECTION && hop.held <= HELD_PER_CONNECTION {
+        if before > most && hop.held <= most {
             hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
         }
     }

@@ -21,6 +21,7 @@ mod block;
 mod budget;
 mod conn;
 mod control;
+mod deadline;
 pub mod frame;
 mod head;
 mod memo;

@@ -1,9 +1,9 @@
 //! What the caller sends: heads, frame heads of DATA, resets, GOAWAY, PING.
 
+use super::Role;
 use super::conn::Conn;
 use super::frame::{self, ErrorCode, FrameHead, HEAD_BYTES, Kind, flag};
 use super::stream::StreamKey;
-use super::{LimitId, Role};
 use crate::Sink;
 use crate::fields::{Field, Token};
 
@@ -165,12 +165,6 @@ impl Conn {
     pub fn ping(&mut self, payload: [u8; 8], out: &mut impl Sink) {
         self.pings = self.pings.saturating_add(1);
         frame::put_ping(out, payload, false);
-    }
-
-    /// The row of the limit table that a fault came from, for the caller's gauges.
-    #[must_use]
-    pub fn limit_hit(&self) -> Option<LimitId> {
-        self.fault.and_then(|fault| fault.limit)
     }
 
     fn local_ended(&mut self, key: StreamKey) {
