@@ -37,8 +37,9 @@ pub(super) struct Memo {
     last: u32,
     /// The entry replaced next.
     oldest: u8,
-    /// The block last seen that is not kept: only what is seen twice is.
-    candidate: u64,
+    /// Blocks seen lately that are not kept: only what is seen again is.
+    candidates: [u64; LISTS],
+    newest: u8,
 }
 
 impl Memo {
@@ -62,7 +63,9 @@ impl Memo {
             return None;
         }
         let sign = sign_of(block, after);
-        if std::mem::replace(&mut self.candidate, sign) != sign {
+        if !self.candidates.contains(&sign) {
+            self.newest = (self.newest + 1) % LISTS as u8;
+            self.candidates[usize::from(self.newest)] = sign;
             return None;
         }
         self.last = self.last.wrapping_add(1);
@@ -94,4 +97,56 @@ fn sign_of(block: &[u8], generation: u64) -> u64 {
     block.iter().fold(start, |sign, &octet| {
         (sign ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3).rotate_left(5)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::Field;
+
+    fn list(value: &[u8]) -> Fields {
+        let mut fields = Fields::new();
+        fields.push(Field::new(b"x-name", value));
+        fields
+    }
+
+    #[test]
+    fn what_is_seen_again_is_kept_even_if_blocks_alternate() {
+        let mut memo = Memo::default();
+        let (head, trailers) = (HeadKind::Response, HeadKind::Trailers);
+        assert_eq!(memo.note(b"head", (3, 3), head, &list(b"h")), None);
+        assert_eq!(memo.note(b"trailers", (3, 3), trailers, &list(b"t")), None);
+        let id = memo.note(b"head", (3, 3), head, &list(b"h")).unwrap();
+        let other = memo.note(b"trailers", (3, 3), trailers, &list(b"t")).unwrap();
+        assert_ne!(id, other);
+        assert_eq!(memo.find(b"head", 3, head), Some(id));
+        assert_eq!(memo.list(id).unwrap().get(0).unwrap().value, b"h");
+        assert_eq!(memo.find(b"head", 3, trailers), None, "of another kind");
+        assert_eq!(memo.find(b"head", 4, head), None, "under another table");
+        assert_eq!(memo.find(b"hea", 3, head), None);
+    }
+
+    #[test]
+    fn what_changed_the_table_or_is_large_is_not_kept() {
+        let mut memo = Memo::default();
+        for _ in 0..4 {
+            assert_eq!(memo.note(b"b", (1, 2), HeadKind::Request, &list(b"v")), None);
+            let long = [0; BLOCK_BYTES + 1];
+            assert_eq!(memo.note(&long, (2, 2), HeadKind::Request, &list(b"v")), None);
+            let large = list(&[b'v'; LIST_BYTES]);
+            assert_eq!(memo.note(b"c", (2, 2), HeadKind::Request, &large), None);
+        }
+    }
+
+    #[test]
+    fn the_oldest_makes_room_and_numbers_are_never_used_again() {
+        let mut memo = Memo::default();
+        let mut ids = Vec::new();
+        for n in 0..10_u8 {
+            memo.note(&[n], (0, 0), HeadKind::Request, &list(&[n]));
+            ids.push(memo.note(&[n], (0, 0), HeadKind::Request, &list(&[n])).unwrap());
+        }
+        assert!(ids[..6].iter().all(|id| memo.list(*id).is_none()));
+        assert!(ids[6..].iter().all(|id| memo.list(*id).is_some()));
+    }
 }
