@@ -92,10 +92,12 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let config = Arc::new(config);
     let mut cores = Vec::with_capacity(count);
     let identity = Identity::new()?;
+    let cpus = config.cores.pin.then(|| core::cpus_for(count)).flatten();
     for (core, (client, worker)) in client.into_iter().zip(worker).enumerate() {
         let settings = identity.settings(&config, core as u16, addresses.worker)?;
         let (policy, posts) = (policy.clone(), posts.clone());
-        let seat = core::Seat { settings, policy, client, worker, posts, origin };
+        let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
+        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu };
         cores.push(start_core(seat)?);
     }
     drop(posts);

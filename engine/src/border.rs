@@ -100,6 +100,9 @@ pub trait Core {
     fn finished(&self) -> bool;
 }
 
+/// Queue entries whose memory a connection keeps when it has sent everything: an idle one is small.
+const KEPT_SEGMENTS: usize = 128;
+
 /// What a connection has to send, and what was asked of its socket.
 #[derive(Debug, Default)]
 pub struct Output {
@@ -261,6 +264,10 @@ impl Border {
     /// Appends a range without copying it; the queue keeps its own claim on the block.
     pub fn push(&mut self, conn: ConnId, segment: Segment) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
+        if segment.len == 0 {
+            // It could never be sent, so the queue would never be empty.
+            return;
+        }
         output.grow(self.now, segment.len);
         append(&mut self.pool, &mut output.queue, segment);
         self.mark(conn);
@@ -477,10 +484,13 @@ impl Output {
                 self.queue.pop_front();
             }
         }
-        if self.queue.is_empty()
-            && let Some((chunk, _)) = self.fill.take()
-        {
-            pool.release(chunk);
+        if self.queue.is_empty() {
+            if let Some((chunk, _)) = self.fill.take() {
+                pool.release(chunk);
+            }
+            if self.queue.capacity() > KEPT_SEGMENTS {
+                self.queue = VecDeque::new();
+            }
         }
     }
 
@@ -652,6 +662,17 @@ mod tests {
         assert_eq!(border.pool.chunks_live(), 2);
         waiting.drain(..).for_each(|s| border.pool.release(s));
         border.end_stash();
+        assert_eq!(border.pool.chunks_live(), 0);
+    }
+
+    #[test]
+    fn an_empty_range_is_not_queued() {
+        let (mut border, conn) = border();
+        let chunk = border.pool.chunk();
+        border.push(conn, chunk.part(5, 0));
+        border.put(conn, b"");
+        border.pool.release(chunk);
+        assert!(border.output(conn).unwrap().queue().is_empty());
         assert_eq!(border.pool.chunks_live(), 0);
     }
 

@@ -175,7 +175,6 @@ pub struct Limits {
     pub header_fields: usize,
     pub header_block: usize,
     pub continuations: u32,
-    pub hpack_table: usize,
     pub streams: u32,
     pub glitch_burst: u32,
     pub glitch_refill: u32,
@@ -203,9 +202,6 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Keepalive {
-    pub idle: Duration,
-    pub interval: Duration,
-    pub probes: u32,
     pub tunnel_ping: Duration,
     pub tunnel_ping_timeout: Duration,
     pub tunnel_write: Duration,

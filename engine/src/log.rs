@@ -1,7 +1,7 @@
 //! One line an edge of a session's life, in the words that operators search for (contract 8.3).
 //!
 //! A data core formats nothing and wakes nobody: it puts a record into a bounded queue, and a
-//! thread that looks into the queue every [`PAUSE`] writes the lines. A full queue loses records
+//! thread that looks into the queue every 20 ms writes the lines. A full queue loses records
 //! and says how many. Credentials and tokens never get here.
 
 mod lines;

@@ -13,6 +13,8 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
+    /// Say on `/health` that this gateway is going: a drain follows.
+    Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.
     Drain {
         /// How long open streams may take; then they are reset.

@@ -170,8 +170,8 @@ mod tests {
 
     fn rings(mailbox: &Mailbox<u32>) -> u64 {
         let mut count = [0; 8];
-        match (&mailbox.shared.bell).read(&mut count) {
-            Ok(_) => u64::from_ne_bytes(count),
+        match (&mailbox.shared.bell).read_exact(&mut count) {
+            Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }
     }
@@ -179,11 +179,12 @@ mod tests {
     #[test]
     fn an_awake_core_is_not_rung_and_a_sleeping_one_once() {
         let (sender, mut mailbox) = mailbox(8).unwrap();
+        let other = sender.clone();
         sender.send(1).unwrap();
         assert_eq!((rings(&mailbox), mailbox.receive()), (0, Some(1)));
         assert!(mailbox.fall_asleep());
         sender.send(2).unwrap();
-        sender.clone().send(3).unwrap();
+        other.send(3).unwrap();
         assert_eq!(rings(&mailbox), 1);
         assert!(!mailbox.fall_asleep(), "two messages wait");
         assert_eq!(

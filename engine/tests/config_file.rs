@@ -82,7 +82,7 @@ allow_remote = true
 level = "debug"
 access = true
 [keepalive]
-probes = 3
+tunnel_ping = "3s"
 "#;
     let text = SAMPLE.replace("scope = \"tenant\"", "scope = \"credential\"") + more;
     assert!(parse(&format!("{text}[cores.unknown]\n")).is_err(), "a stray table is not swallowed");
@@ -91,10 +91,11 @@ probes = 3
     assert_eq!((config.limits.streams, config.limits.stream_window_max), (7, 4 << 20));
     assert_eq!(config.limits.handshake, Duration::from_millis(250));
     assert!(config.admin.allow_remote && config.log.access && !config.cores.pin);
-    assert_eq!((config.log.level, config.keepalive.probes), ("debug", 3));
+    assert_eq!(config.log.level, "debug");
+    assert_eq!(config.keepalive.tunnel_ping, Duration::from_secs(3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
-    assert_eq!(config.notes.len(), 1, "auto is said to be one core");
+    assert!(config.notes[0].contains("auto") && config.notes[1].contains("log.access"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a test can only see when nothing else runs in its process: descriptors, allocations,
 //! kernel threads, limits. The tests take turns.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod reactor_rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -108,6 +110,28 @@ fn a_thousand_connections_leave_nothing_behind() {
     assert_eq!((seen.tally.accepts, seen.chunks_live), (1000, 0));
     assert_eq!(seen.free, Options::default().blocks, "receive blocks got lost");
     relay.stop(BarePost::Stop);
+    until("all descriptors closed", || (open_descriptors() == before).then_some(()));
+}
+
+#[test]
+fn a_panicking_core_leaves_nothing_behind() {
+    let _alone = alone();
+    let before = open_descriptors();
+    let desk = start(Options::default(), Desk::default());
+    let address = desk.address;
+    let mut streams: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let conn = desk.accepted(99);
+    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
+    // Everything is under way: accepts, receives, a poll of a blocked peer.
+    let post = Box::new(|_: &mut Desk, _: &mut Border| panic!("on purpose"));
+    desk.panic(post);
+    TcpListener::bind(address).expect("the port is free");
+    for stream in &mut streams {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let ended = std::io::copy(stream, &mut std::io::sink());
+        assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    }
+    drop(streams);
     until("all descriptors closed", || (open_descriptors() == before).then_some(()));
 }
 

@@ -1,4 +1,6 @@
 //! How connections begin, pause and end, seen from the core and from the peer.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod reactor_rig;
 
 use std::io::{ErrorKind, Read, Write};
@@ -242,6 +244,24 @@ fn after_a_fin_the_connection_still_sends() {
     assert_eq!(answer, b"answer");
     all_closed(&desk);
     assert_eq!(ends(&desk, conn), [End::Fin]);
+    desk.finish();
+}
+
+#[test]
+fn a_connection_that_breaks_after_its_fin_is_told_of_both() {
+    let desk = desk();
+    let client = connect(&desk);
+    let conn = desk.accepted(0);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end(&desk, conn), End::Fin);
+    drop(client);
+    // The first bytes draw a reset, the next find it.
+    until("the second end", || {
+        desk.ask(move |_, border| border.put(conn, b"?"));
+        (ends(&desk, conn).len() > 1).then_some(())
+    });
+    all_closed(&desk);
+    assert_eq!(ends(&desk, conn), [End::Fin, End::Reset]);
     desk.finish();
 }
 

@@ -25,7 +25,7 @@ fn until_fault(side: &mut Side, mut bytes: impl FnMut(u32) -> Vec<u8>) -> u32 {
 #[track_caller]
 fn expect_limit(side: &Side, limit: LimitId, code: ErrorCode) {
     side.expect_fault(code);
-    assert_eq!(side.fault.unwrap().limit, Some(limit));
+    assert_eq!(side.fault.and_then(|fault| fault.limit), Some(limit));
     assert_eq!(side.conn.limit_hit(), Some(limit));
 }
 

@@ -442,8 +442,7 @@ fn s6_9_no_stream_credit_after_the_peers_end() {
 
 #[test]
 fn s6_9_windows_grow_for_fast_peers_without_backlog() {
-    let limits =
-        Limits { stream_window: 1000, stream_window_max: 3000, ..Limits::default() };
+    let limits = Limits { stream_window: 1000, stream_window_max: 3000, ..Limits::default() };
     let mut side = Side::server(limits);
     side.feed(&post(1));
     let key = side.last_key();

@@ -31,7 +31,7 @@ struct Asked {
 /// What the cores answered in time.
 #[derive(Debug)]
 pub struct Scrape {
-    snapshots: Vec<Box<Snapshot>>,
+    snapshots: Vec<Snapshot>,
     silent: usize,
 }
 
@@ -76,7 +76,7 @@ impl Scraper {
         let until = Instant::now() + DEADLINE;
         while snapshots.len() + full < cores {
             match timeout_at(until, answers.recv()).await {
-                Ok(Some(snapshot)) => snapshots.push(snapshot),
+                Ok(Some(snapshot)) => snapshots.push(*snapshot),
                 Ok(None) | Err(_) => break,
             }
         }

@@ -35,6 +35,8 @@ pub(super) struct Seat {
     pub(super) posts: mpsc::Sender<ControlPost>,
     /// The process's [`Time::ZERO`].
     pub(super) origin: Instant,
+    /// The CPU it is pinned to.
+    pub(super) cpu: Option<usize>,
 }
 
 /// A started core.
@@ -162,19 +164,19 @@ impl Seat {
             posts: self.posts.clone(),
             mailbox: inbox.capacity(),
         };
-        let options = options(&self.settings.config, self.settings.core);
+        let options = options(&self.settings.config, self.settings.core, self.cpu);
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
 }
 
 /// A reactor's options out of the configuration.
-fn options(config: &Config, core: u16) -> Options {
+fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
     let defaults = Options::default();
     let limits = &config.limits;
     Options {
         core,
-        pin: config.cores.pin.then(|| cpu_of(core)).flatten(),
+        pin: cpu,
         busy_poll: match config.cores.busy_poll {
             config::BusyPoll::Always => BusyPoll::Always,
             config::BusyPoll::For(Duration::ZERO) => BusyPoll::Never,
@@ -186,14 +188,19 @@ fn options(config: &Config, core: u16) -> Options {
     }
 }
 
-/// The CPU of a core: the n-th this process may run on. None if there are not so many: then the
-/// kernel decides.
-fn cpu_of(core: u16) -> Option<usize> {
+/// The CPUs for so many cores, beginning with the one this thread runs on: several gateways on one
+/// machine would otherwise all choose its first. None where there are not enough to choose from.
+pub(super) fn cpus_for(count: usize) -> Option<Vec<usize>> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    // With one CPU there is nothing to choose, and other threads of ours have to run too.
     let cpus = cpus(list.trim());
-    if cpus.len() > 1 { cpus.get(usize::from(core)).copied() } else { None }
+    // With as many cores as CPUs there would be none of its own for the control thread either way.
+    if cpus.len() < count.max(2) {
+        return None;
+    }
+    let here = rustix::thread::sched_getcpu();
+    let first = cpus.iter().position(|cpu| *cpu == here).unwrap_or(0);
+    Some((first..first + count).map(|at| cpus[at % cpus.len()]).collect())
 }
 
 /// `0-3,8` as numbers.
@@ -262,6 +269,8 @@ impl Core for Occupant {
     }
 
     fn posted(&mut self, border: &mut Border, post: ShardPost) {
+        #[cfg(test)]
+        tests::panic_if_asked();
         self.shard.posted(border, post);
         self.send_posts();
     }
@@ -285,13 +294,93 @@ impl Core for Occupant {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    static PANIC: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn panic_if_asked() {
+        assert!(!PANIC.swap(false, Ordering::SeqCst), "the test asked for it");
+    }
 
     #[test]
     fn cpu_lists_are_read() {
         assert_eq!(cpus("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(cpus("7"), [7]);
-        assert_eq!(cpus(""), []);
+        assert!(cpus("").is_empty());
         assert_eq!(cpus("x-3,1"), [1]);
+        assert_eq!(cpus_for(5000), None);
+        if let Some(chosen) = cpus_for(2) {
+            assert!(chosen.len() == 2 && chosen[0] != chosen[1]);
+        }
+    }
+
+    fn seat() -> (Seat, mpsc::Receiver<ControlPost>, SocketAddr) {
+        let config = Arc::new(Config::dev());
+        let client = TcpListener::bind("127.0.0.1:0").unwrap();
+        let worker = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = client.local_addr().unwrap();
+        let (posts, inbox) = mpsc::channel(16);
+        let seat = Seat {
+            settings: ShardSettings {
+                config: config.clone(),
+                core: 0,
+                node: 0,
+                incarnation: 1,
+                secret: [1; 16],
+                seed: [2; 32],
+                generation: 0,
+                advertise: "http://127.0.0.1:1".into(),
+                unix_micros_at_zero: 0,
+                version: "test",
+                commit: "test",
+            },
+            policy: Arc::new(Policy::new(&config.tenants, &config.functions)),
+            client,
+            worker,
+            posts,
+            origin: Instant::now(),
+            cpu: None,
+        };
+        (seat, inbox, address)
+    }
+
+    /// The first byte of the answer to `GET /info`: the core serves.
+    fn ask(address: SocketAddr) -> (TcpStream, u8) {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut first = [0];
+        stream.read_exact(&mut first).unwrap();
+        (stream, first[0])
+    }
+
+    #[test]
+    fn after_a_panic_a_new_shard_serves_on_the_same_port() {
+        let (seat, mut inbox, address) = seat();
+        let started = start(seat).unwrap();
+        let (mut old, first) = ask(address);
+        assert_eq!(first, b'H');
+        PANIC.store(true, Ordering::SeqCst);
+        started.mailbox.send(ShardPost::Snapshot { ticket: 1 }).unwrap();
+        let Some(ControlPost::Restarted { core: 0, mailbox }) = inbox.blocking_recv() else {
+            panic!("the core did not begin again");
+        };
+        let mut rest = Vec::new();
+        // FIN or RST: either way the old connection has ended.
+        let _ = old.read_to_end(&mut rest);
+        assert_eq!(ask(address).1, b'H');
+        mailbox.send(ShardPost::Snapshot { ticket: 2 }).unwrap();
+        let Some(ControlPost::Snapshot { ticket: 2, snapshot, .. }) = inbox.blocking_recv() else {
+            panic!("the new core does not answer");
+        };
+        assert_eq!(snapshot.metrics.io_backend[Backend::Ring.index()], 1);
+        mailbox.send(ShardPost::Stop).unwrap();
+        assert!(matches!(inbox.blocking_recv(), Some(ControlPost::Drained { core: 0 })));
+        started.thread.join().unwrap();
+        assert!(TcpStream::connect(address).is_err(), "the port is free again");
     }
 }

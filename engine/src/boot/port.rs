@@ -118,10 +118,11 @@ fn owner_of(port: u16) -> Option<String> {
     })?;
     let wanted = PathBuf::from(format!("socket:[{inode}]"));
     let processes = std::fs::read_dir("/proc").ok()?.flatten().take(MAX_LOOK);
-    for process in processes.map(|entry| entry.path()) {
-        if holds(&process, &wanted) {
-            let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-            let id = process.file_name()?.to_string_lossy().into_owned();
+    for process in processes {
+        let id = process.file_name().to_string_lossy().into_owned();
+        let path = process.path();
+        if id.parse::<u32>().is_ok() && holds(&path, &wanted) {
+            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
             return Some(format!("{} (process {id})", name.trim()));
         }
     }

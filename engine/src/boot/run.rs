@@ -128,6 +128,7 @@ async fn drained(
     tokio::pin!(ended);
     let max = config.drain.max;
     let drain = async {
+        tell(admin, || ShardPost::Unready).await;
         sleep(config.drain.delay).await;
         tell(admin, || ShardPost::Drain { max }).await;
         sleep(max + END_SLACK).await;

@@ -204,7 +204,6 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         header_fields: section.count("header_fields", p) as usize,
         header_block: section.bytes("header_block", p),
         continuations: section.count("continuations", p) as u32,
-        hpack_table: section.bytes("hpack_table", p),
         streams: section.count("streams", p) as u32,
         glitch_burst: section.count("glitch_burst", p) as u32,
         glitch_refill: section.count("glitch_refill", p) as u32,
@@ -255,9 +254,6 @@ fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems)
 fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
     let section = Section::of(root, "keepalive", problems);
     Keepalive {
-        idle: section.time("idle", problems),
-        interval: section.time("interval", problems),
-        probes: section.count("probes", problems) as u32,
         tunnel_ping: section.time("tunnel_ping", problems),
         tunnel_ping_timeout: section.time("tunnel_ping_timeout", problems),
         tunnel_write: section.time("tunnel_write", problems),

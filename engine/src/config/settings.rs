@@ -192,7 +192,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "8",
         "CONTINUATION frames of one header block.",
     ),
-    setting("limits.hpack_table", Kind::Bytes(0, 64 * KIB), "4KiB", "HPACK table, each direction."),
+    later("limits.hpack_table", "HPACK table, each direction. Always 4KiB."),
     setting(
         "limits.streams",
         Kind::Count(1, MAX_WINDOW),
@@ -292,18 +292,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     later("limits.failed_connects", "Failed CONNECTs of one address."),
     later("limits.parked_tunnels", "Tunnels kept after their client has gone."),
     later("limits.trace_records", "Records of the flight recorder."),
-    setting(
-        "keepalive.idle",
-        Kind::Time(S, DAY),
-        "15s",
-        "TCP keep-alive begins after so long without data.",
-    ),
-    setting("keepalive.interval", Kind::Time(S, DAY), "15s", "Time between keep-alive probes."),
-    setting(
+    later("keepalive.idle", "TCP keep-alive begins after so long without data. Always 15s."),
+    later("keepalive.interval", "Time between keep-alive probes. Always 15s."),
+    later(
         "keepalive.probes",
-        Kind::Count(1, 127),
-        "9",
-        "Probes without an answer until a connection is lost.",
+        "Probes without an answer until a connection is lost. As the kernel has it.",
     ),
     setting(
         "keepalive.tunnel_ping",

@@ -41,7 +41,7 @@ impl FunctionRequests {
         self.rows.insert(self.key.as_str().into(), (1, now));
     }
 
-    /// Ends the series that were unused for [`FUNCTION_EXPIRY`].
+    /// Ends the series that were unused for `FUNCTION_EXPIRY`.
     pub fn expire(&mut self, now: Time) {
         self.rows.retain(|_, (_, last)| now.since(*last) < FUNCTION_EXPIRY);
     }
@@ -68,7 +68,7 @@ impl FunctionRequests {
         }
     }
 
-    /// Adds another core's counts. The sum is not held to [`FUNCTION_SERIES`]: it lives for one
+    /// Adds another core's counts. The sum is not held to `FUNCTION_SERIES`: it lives for one
     /// scrape.
     pub fn add(&mut self, other: &Self) {
         for (key, (count, last)) in &other.rows {

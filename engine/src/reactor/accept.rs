@@ -10,7 +10,7 @@ use socket2::{SockRef, TcpKeepalive};
 use super::Reactor;
 use super::fault::SetupError;
 use super::socket::{Phase, Socket};
-use super::uring::{Completion, Kind, Tag};
+use super::tag::{Completion, Kind, Tag};
 use crate::border::{Core, Listener};
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
@@ -90,6 +90,12 @@ impl<C: Core> Reactor<C> {
                 continue;
             }
             door.again_at = None;
+            if let Some(socket) = &door.socket {
+                // The listener may be open elsewhere in the process too: this ends it everywhere,
+                // so that nobody is let into a queue that no one serves. It fails only if it has
+                // ended already.
+                let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+            }
             if door.armed {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));

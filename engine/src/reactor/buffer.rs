@@ -15,7 +15,8 @@ use io_uring::cqueue;
 use io_uring::types::BufRingEntry;
 
 use super::fault::SetupError;
-use super::uring::{Completion, GROUP, Kind, Ring, Share, Tag, Wait};
+use super::tag::{Completion, Kind, Tag};
+use super::uring::{GROUP, Ring, Share, Wait};
 use crate::pool::{Pool, Segment};
 
 /// `IOU_PBUF_RING_INC`: a receive takes as much of a block as it needs and leaves the rest.

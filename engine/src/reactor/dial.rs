@@ -7,8 +7,8 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use super::accept::tune;
 use super::socket::{Dial, Phase, Socket};
+use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
-use super::uring::{Completion, Kind, Tag};
 use super::{News, Reactor};
 use crate::border::{ConnId, Core};
 

@@ -11,10 +11,13 @@ mod accept;
 mod buffer;
 mod dial;
 mod fault;
+mod options;
 mod pump;
 mod socket;
+mod tag;
 mod timer;
 mod uring;
+mod wait;
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
@@ -28,11 +31,13 @@ use crate::ring::Mailbox;
 use accept::Door;
 use buffer::BlockRing;
 use socket::Sockets;
+use tag::{Completion, Kind, Tag};
 use timer::Timers;
-use uring::{Completion, Kind, Ring, Share, Tag, Wait};
+use uring::{Ring, Share};
 
 pub use accept::ACCEPT_PAUSE;
 pub use fault::SetupError;
+pub use options::{BusyPoll, Options};
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
 
@@ -44,87 +49,6 @@ pub const END_WAIT: Duration = LINGER;
 
 /// Starved receives tried again per lent block: small messages share one.
 const FEED_PER_BLOCK: usize = 4;
-
-/// How often a spinning core looks for work between two looks at the clock.
-const LOOKS_PER_CLOCK: u32 = 16;
-
-/// What a core does when there is nothing to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusyPoll {
-    /// Sleep at once.
-    Never,
-    /// Look for work this many microseconds after the last, then sleep.
-    Micros(u64),
-    /// Never sleep: lowest latency, a whole CPU.
-    Always,
-}
-
-/// What a reactor is made with.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The core's number, for the log.
-    pub core: u16,
-    /// The CPU its thread is pinned to.
-    pub pin: Option<usize>,
-    /// What it does when there is nothing to do.
-    pub busy_poll: BusyPoll,
-    /// Receive blocks: should exceed the number of sockets that become readable together.
-    pub blocks: usize,
-    /// How many of them the kernel has at a time; the others take the place of those that wait in
-    /// an output queue. It bounds what one turn receives, and it should fit into a core's cache.
-    pub lent: usize,
-    /// Bytes of a receive block.
-    pub block_bytes: usize,
-    /// Bytes of one receive at most; 0: as a block has room.
-    pub receive_cap: usize,
-    /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
-    /// others; 0: no limit. Kernels before 6.17, which know none, are used without.
-    pub receive_limit: usize,
-    /// Bytes of one send at most, so that control frames get in between bulk.
-    pub send_bytes: usize,
-    /// Entries of the submission queue: a power of two.
-    pub entries: u32,
-    /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
-    pub connections: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            core: 0,
-            pin: None,
-            busy_poll: BusyPoll::Never,
-            blocks: 128,
-            lent: 16,
-            block_bytes: 64 * 1024,
-            receive_cap: 32 * 1024,
-            receive_limit: 128 * 1024,
-            send_bytes: 256 * 1024,
-            entries: 1024,
-            connections: 64 * 1024,
-        }
-    }
-}
-
-impl Options {
-    fn check(&self) -> Result<(), SetupError> {
-        let wrong = |why| Err(SetupError::Options(why));
-        match self {
-            _ if !(1..=1 << 15).contains(&self.blocks) => wrong("blocks: 1 to 32768"),
-            _ if self.lent == 0 => wrong("lent: at least 1"),
-            _ if !(1..=1 << 30).contains(&self.block_bytes) => wrong("block_bytes: 1 to 1 GiB"),
-            _ if self.receive_cap > 1 << 30 || self.receive_limit > 1 << 30 => {
-                wrong("receive_cap, receive_limit: at most 1 GiB")
-            }
-            _ if !(1..=1 << 30).contains(&self.send_bytes) => wrong("send_bytes: 1 to 1 GiB"),
-            _ if !self.entries.is_power_of_two() || !(8..=8192).contains(&self.entries) => {
-                wrong("entries: a power of two from 8 to 8192")
-            }
-            _ if self.connections == 0 => wrong("connections: at least 1"),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// A fact found outside the kernel's completions, told at the start of the next turn.
 #[derive(Clone, Copy, Debug)]
@@ -375,75 +299,6 @@ impl<C: Core> Reactor<C> {
             self.look(conn);
         }
         self.looks = looks;
-    }
-
-    // ---- waiting ----
-
-    fn rest(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
-        let until = self.deadline();
-        if self.is_busy(until) || self.spin(until) {
-            return self.ring.enter(Wait::No);
-        }
-        let wait = match until {
-            None => Wait::Forever,
-            Some(until) => Wait::AtMost(until.since(self.border.now)),
-        };
-        if !self.mailbox.fall_asleep() {
-            return self.ring.enter(Wait::No);
-        }
-        self.ring.enter(wait);
-        self.mailbox.wake();
-    }
-
-    /// Whether something can be done without waiting for the kernel.
-    fn is_busy(&self, until: Option<Time>) -> bool {
-        let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
-        !(quiet && self.border.is_quiet())
-            || (!self.starved.is_empty()
-                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
-            || until.is_some_and(|until| until <= self.border.now)
-            || (!self.closing && !self.mailbox.is_empty())
-    }
-
-    /// Looks for work for as long as busy polling allows. `true`: there is some, do not sleep.
-    fn spin(&mut self, until: Option<Time>) -> bool {
-        let limit = match self.options.busy_poll {
-            BusyPoll::Never => return false,
-            BusyPoll::Micros(micros) => self.active_at + Duration::from_micros(micros),
-            BusyPoll::Always => Time(u64::MAX),
-        };
-        loop {
-            for _ in 0..LOOKS_PER_CLOCK {
-                if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
-            // The sleep that may follow is counted from here.
-            self.border.now = self.clock();
-            if until.is_some_and(|until| until <= self.border.now) {
-                return true;
-            }
-            if self.border.now >= limit {
-                return false;
-            }
-        }
-    }
-
-    fn deadline(&mut self) -> Option<Time> {
-        let (sockets, mut timers) = (&self.sockets, std::mem::take(&mut self.timers));
-        let ours = timers.next(|due, conn| pump::matters(sockets, due, conn));
-        self.timers = timers;
-        if self.closing {
-            return [ours, self.end_at].into_iter().flatten().min();
-        }
-        let cores = self.call(|core, _| core.deadline());
-        [ours, self.doors_deadline(), cores].into_iter().flatten().min()
-    }
-
-    fn clock(&self) -> Time {
-        Time(self.origin.elapsed().as_micros() as u64)
     }
 
     // ---- the end ----

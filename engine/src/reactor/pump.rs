@@ -7,8 +7,9 @@ use std::net::Shutdown;
 
 use super::buffer::taken;
 use super::socket::{Phase, Receive, Socket, Sockets};
+use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
-use super::uring::{Completion, Kind, Ring, Tag};
+use super::uring::Ring;
 use super::{News, Reactor};
 use crate::border::{Border, Close, ConnId, Core, End};
 use crate::pool::Segment;

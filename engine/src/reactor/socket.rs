@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use ringway_proto::time::Time;
 use socket2::SockAddr;
 
-use super::uring::Tag;
+use super::tag::Tag;
 use crate::border::{ConnId, End};
 
 /// Where a connection is in its life.

@@ -10,13 +10,11 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{
-    CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue,
-};
+use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, opcode, squeue};
 use socket2::SockAddr;
 
 use super::fault::SetupError;
-use crate::border::ConnId;
+use super::tag::{Completion, Tag};
 use crate::pool::{Pool, Segment};
 
 /// Segments of one send: the kernel keeps few more in its fast path.
@@ -37,73 +35,6 @@ const CANCEL_WAIT: Duration = Duration::from_secs(1);
 
 /// The only buffer group.
 pub(super) const GROUP: u16 = 0;
-
-/// What an operation was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Accept,
-    Receive,
-    Send,
-    Writable,
-    Connect,
-    Cancel,
-    Bell,
-}
-
-/// An operation's name in its completion: kind (8 bits), generation (the low 24 bits), slot (32).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tag(u64);
-
-impl Tag {
-    pub(super) fn of(kind: Kind, conn: ConnId) -> Self {
-        let generation = u64::from(conn.generation & Self::GENERATION);
-        Self((kind as u64) << 56 | generation << 32 | u64::from(conn.slot))
-    }
-
-    /// An operation that belongs to no connection.
-    pub(super) fn numbered(kind: Kind, number: usize) -> Self {
-        Self::of(kind, ConnId { slot: number as u32, generation: 0 })
-    }
-
-    pub(super) fn kind(self) -> Kind {
-        match self.0 >> 56 {
-            0 => Kind::Accept,
-            1 => Kind::Receive,
-            2 => Kind::Send,
-            3 => Kind::Writable,
-            4 => Kind::Connect,
-            5 => Kind::Cancel,
-            _ => Kind::Bell,
-        }
-    }
-
-    pub(super) fn slot(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// Whether the operation was the given connection's.
-    pub(super) fn is_of(self, conn: ConnId) -> bool {
-        self.slot() == conn.slot
-            && (self.0 >> 32) as u32 & Self::GENERATION == conn.generation & Self::GENERATION
-    }
-
-    const GENERATION: u32 = 0xff_ffff;
-}
-
-/// An ended operation, or one more result of one that goes on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Completion {
-    pub(super) tag: Tag,
-    pub(super) result: i32,
-    pub(super) flags: u32,
-}
-
-impl Completion {
-    /// The operation goes on.
-    pub(super) fn more(self) -> bool {
-        cqueue::more(self.flags)
-    }
-}
 
 /// What a receive may take; 0 is no bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -415,6 +346,18 @@ impl Drop for Ring {
         let wait = Some(Timespec::from(CANCEL_WAIT));
         // ENOENT is the usual answer: there was nothing left to cancel.
         let _ = self.submitter.register_sync_cancel(wait, CancelBuilder::any());
+        // What was cancelled lets go of its file only when its deferred work is run, a few at a
+        // time. What was never submitted stays so.
+        let flags = EnterFlags::GETEVENTS.bits();
+        loop {
+            self.batch.clear();
+            // SAFETY: no argument is passed, and nothing is submitted.
+            let ran = unsafe { self.submitter.enter::<libc::sigset_t>(0, 0, flags, None) };
+            self.reap();
+            if ran.is_err() || self.batch.is_empty() {
+                break;
+            }
+        }
         let _ = self.submitter.unregister_ring_fd();
     }
 }

@@ -62,8 +62,7 @@ impl Shard {
 
     /// A request head: answered by us, or relayed.
     pub(super) fn request(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
-        let method = Method::of(fields.first(Token::Method).unwrap_or_default());
-        let asked = Asked { at, method, ended, began: border.now };
+        let asked = self.asked(at, fields, ended);
         match route::read(fields) {
             Routed::Preflight(preflight) => self.preflight(border, &asked, &preflight),
             Routed::Health => self.health(border, &asked, &route::reply_style(fields)),
@@ -80,7 +79,8 @@ impl Shard {
                     Ok(key) => {
                         let mut exchange = Exchange::new(at, Some(key), self.now);
                         exchange.style = head.style.keep();
-                        exchange.method = method;
+                        exchange.method = asked.method;
+                        exchange.path = asked.path;
                         exchange.up.ended = ended;
                         self.admit_exchange(border, exchange, fields);
                     }
@@ -94,6 +94,13 @@ impl Shard {
         }
     }
 
+    fn asked(&self, at: At, fields: &Fields, ended: bool) -> Asked {
+        let method = Method::of(fields.first(Token::Method).unwrap_or_default());
+        let logged = self.settings.config.log.access;
+        let path = fields.first(Token::Path).filter(|_| logged).map(Box::from);
+        Asked { at, method, path, ended, began: self.now }
+    }
+
     fn admit_exchange(&mut self, border: &mut Border, exchange: Exchange, fields: &Fields) {
         let at = exchange.client;
         let slot = self.exchanges.insert(exchange).slot;
@@ -105,11 +112,16 @@ impl Shard {
     }
 
     /// A head over limit L2: answered, not relayed.
-    pub(super) fn head_too_large(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
+    pub(super) fn head_too_large(
+        &mut self,
+        border: &mut Border,
+        at: At,
+        fields: &Fields,
+        ended: bool,
+    ) {
         self.metrics.limit_hit(Limit::HeaderBytes);
-        let method = Method::of(fields.first(Token::Method).unwrap_or_default());
         let style = route::reply_style(fields);
-        let asked = Asked { at, method, ended, began: border.now };
+        let asked = self.asked(at, fields, ended);
         self.refuse(border, &asked, &style, &Fault::HeadTooLarge);
     }
 

@@ -10,7 +10,7 @@ use super::conn::{Conn, Hop, Leaving, Side};
 use super::exchange::{Exchange, Way};
 use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
-use crate::log::SessionEdge;
+use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
@@ -161,7 +161,23 @@ impl Shard {
         if exchange.worker.is_some() {
             self.metrics.http_client.observe(key, sample);
         }
+        if let Some(path) = &exchange.path {
+            self.log_access(&exchange, path);
+        }
         self.client_stream_ended(border, exchange.client.conn);
+    }
+
+    fn log_access(&self, exchange: &Exchange, path: &[u8]) {
+        let Some(hop) = self.conns.hop(exchange.client.conn) else { return };
+        crate::log::access(&Access {
+            method: exchange.method.label(),
+            path: &String::from_utf8_lossy(path),
+            status: exchange.status,
+            latency: self.now.since(exchange.began),
+            client: hop.peer,
+            size: exchange.down.bytes,
+            shard: self.settings.core,
+        });
     }
 
     /// Takes an exchange out of every table.

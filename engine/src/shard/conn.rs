@@ -98,7 +98,10 @@ pub(crate) struct Hop {
 impl fmt::Debug for Hop {
     // The HPACK tables hold credentials: they are not for any log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hop").field("conn", &self.conn).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Hop")
+            .field("conn", &self.conn)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }
 

@@ -80,6 +80,8 @@ pub(crate) struct Exchange {
     /// How a fault is to be answered, should one come later.
     pub(crate) style: KeptStyle,
     pub(crate) method: Method,
+    /// For the access log, if there is one.
+    pub(crate) path: Option<Box<[u8]>>,
     pub(crate) began: Time,
     /// Request bytes thrown away after our own answer.
     pub(crate) discarded: usize,
@@ -97,6 +99,7 @@ impl Exchange {
             status: 0,
             style: KeptStyle::default(),
             method: Method::Other,
+            path: None,
             began,
             discarded: 0,
         }

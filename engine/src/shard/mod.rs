@@ -77,6 +77,8 @@ pub struct Shard {
     /// Streams without progress are being looked for.
     sweeping: bool,
     draining: Option<Draining>,
+    /// `/health` says so already.
+    unready: bool,
     finished: bool,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
     /// a connection has to say for itself while it reads, the dispatch's answers.
@@ -94,8 +96,7 @@ impl Shard {
     #[must_use]
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
-        let local =
-            Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -117,6 +118,7 @@ impl Shard {
             pending_by_tenant: HashMap::new(),
             sweeping: false,
             draining: None,
+            unready: false,
             finished: false,
             fields: Fields::new(),
             reply: Reply::default(),
@@ -352,7 +354,13 @@ impl Shard {
 impl Core for Shard {
     type Post = ShardPost;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr) {
+    fn accepted(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        listener: Listener,
+        peer: SocketAddr,
+    ) {
         self.now = border.now;
         let limits = &self.settings.config.limits;
         let clients = self.metrics.active_connections as usize;
@@ -441,6 +449,7 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
         }

@@ -266,7 +266,9 @@ impl Shard {
             let from = exchange.from(way);
             let pipe = exchange.pipe(way);
             let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
-            let Some(front) = pipe.queue.front_mut() else { return self.send_end(border, slot, way) };
+            let Some(front) = pipe.queue.front_mut() else {
+                return self.send_end(border, slot, way);
+            };
             match hop.h2.blocked(to.key) {
                 Some(Blocked::Connection) => return Turn::HopBlocked,
                 Some(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
@@ -330,7 +332,7 @@ impl Shard {
             Some(trailers) => {
                 let fields = trailers.iter().filter(|f| is_end_to_end(f.token));
                 let out = &mut border.sink(to.conn);
-                    hop.h2.head(to.key, fields, true, &mut self.block, out);
+                hop.h2.head(to.key, fields, true, &mut self.block, out);
             }
             None => border.put(to.conn, &hop.h2.data_head(to.key, 0, true)),
         }
@@ -384,7 +386,7 @@ impl Shard {
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
         let out = &mut border.sink(to.conn);
-            hop.h2.head(to.key, fields, end, &mut self.block, out);
+        hop.h2.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
             hop.h2.set_head_request(to.key);
         }
@@ -433,10 +435,8 @@ impl Shard {
         };
         let cookie = first.then(|| attachment.cookie());
         let cookie = cookie.as_ref().map(|value| Field::new(b"set-cookie", value));
-        let fields = plain
-            .filter(|f| f.token != Token::NvcfReqid)
-            .chain(std::iter::once(id))
-            .chain(cookie);
+        let fields =
+            plain.filter(|f| f.token != Token::NvcfReqid).chain(std::iter::once(id)).chain(cookie);
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
             hop.h2.head(to.key, fields, end, &mut self.block, out);

@@ -33,6 +33,8 @@ pub(crate) struct Reply {
 pub(crate) struct Asked {
     pub(crate) at: At,
     pub(crate) method: Method,
+    /// For the access log, if there is one.
+    pub(crate) path: Option<Box<[u8]>>,
     /// The request is whole.
     pub(crate) ended: bool,
     /// When its head came.
@@ -60,6 +62,7 @@ impl Shard {
         let asked = Asked {
             at: exchange.client,
             method: exchange.method,
+            path: exchange.path.take(),
             ended: exchange.up.ended,
             began: exchange.began,
         };
@@ -90,7 +93,8 @@ impl Shard {
 
     pub(super) fn render_health(&self, style: &ReplyStyle<'_>, reply: &mut Reply) {
         let draining = [("drain", "the gateway is draining")];
-        let failures = if self.draining.is_some() { &draining[..] } else { &[] };
+        let going = self.unready || self.draining.is_some();
+        let failures = if going { &draining[..] } else { &[] };
         let unix_micros = self.settings.unix_micros_at_zero + self.now.0;
         let health = answer::HealthReport {
             failures,
@@ -121,6 +125,7 @@ impl Shard {
         hop.h2.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
         let mut exchange = Exchange::new(asked.at, None, asked.began);
         exchange.method = asked.method;
+        exchange.path.clone_from(&asked.path);
         exchange.status = reply
             .fields
             .first(Token::Status)

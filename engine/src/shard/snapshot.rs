@@ -9,7 +9,7 @@ use crate::metrics::{CopyWhy, Limit};
 use crate::post::{SessionRow, Snapshot};
 
 impl Shard {
-    pub(super) fn snapshot(&mut self, border: &crate::border::Border) -> Snapshot {
+    pub(super) fn snapshot(&self, border: &crate::border::Border) -> Snapshot {
         let mut metrics = self.metrics.clone();
         metrics.function_requests.expire(self.now);
         metrics.worker_connections_active = self.attachments.len() as u64;

@@ -73,9 +73,9 @@ impl Shard {
             }
             Some(Conn::Http1(plain) | Conn::Door(plain)) => {
                 plain.timer = None;
-                let late = plain.begun.is_some_and(|begun| {
-                    begun + self.settings.config.limits.handshake <= now
-                });
+                let late = plain
+                    .begun
+                    .is_some_and(|begun| begun + self.settings.config.limits.handshake <= now);
                 let idle = plain.begun.is_none()
                     && plain.polls == 0
                     && plain.idle_since + PLAIN_IDLE <= now;
@@ -132,7 +132,8 @@ impl Shard {
         let Some(tunnel) = hop.tunnel_mut() else { return };
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
             Some(Cause::STALLED)
-        } else if tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now) {
+        } else if tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
+        {
             Some(Cause::SILENT)
         } else if tunnel.idle_since.is_some_and(|since| since + terms.idle <= now) {
             Some(Cause::IDLE)

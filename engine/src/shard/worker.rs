@@ -193,7 +193,9 @@ impl Shard {
                     let json = work.to_json(&self.settings.advertise);
                     let mut out = Vec::with_capacity(json.len() + 128);
                     out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
-                    out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
+                    out.extend_from_slice(
+                        format!("content-length: {}\r\n\r\n", json.len()).as_bytes(),
+                    );
                     out.extend_from_slice(&json);
                     border.put(poll.conn, &out);
                 }
@@ -224,7 +226,7 @@ impl Shard {
         self.answer_polls(border);
     }
 
-    fn door_answer(&mut self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
+    fn door_answer(&self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
         let mut out = Vec::new();
         let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
         write_text(status, &line, status < 413, &mut out);

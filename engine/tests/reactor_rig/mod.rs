@@ -52,6 +52,12 @@ impl<C: Core> Running<C> {
         assert!(self.sender.send(post).is_ok(), "the mailbox was full");
         self.thread.join().unwrap()
     }
+
+    /// As [`Self::stop`], with a message that the core does not survive.
+    pub(crate) fn panic(self, post: C::Post) {
+        assert!(self.sender.send(post).is_ok(), "the mailbox was full");
+        assert!(self.thread.join().is_err(), "the core survived");
+    }
 }
 
 /// Waits until `probe` has an answer.

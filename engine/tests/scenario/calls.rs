@@ -160,7 +160,10 @@ fn a_lost_tunnel_is_502_before_the_head_and_a_reset_after_it() {
     client.sync(&mut world);
     let resets: Vec<_> = client.seen.iter().filter(|s| matches!(s, Seen::Reset { .. })).collect();
     assert_eq!(resets, [&Seen::Reset { stream: 1, code: ErrorCode::InternalError }]);
-    assert_eq!((client.field(1, ":status"), client.field(1, "grpc-status")), (Some("502"), Some("14")));
+    assert_eq!(
+        (client.field(1, ":status"), client.field(1, "grpc-status")),
+        (Some("502"), Some("14"))
+    );
     assert_eq!((client.field(2, ":status"), client.field(2, "grpc-status")), (Some("502"), None));
     // The next call gets a session of its own.
     client.request(&mut world, &[], true);

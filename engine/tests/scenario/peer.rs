@@ -135,7 +135,12 @@ impl Peer {
     }
 
     /// Opens a stream with a request head.
-    pub(crate) fn request(&mut self, world: &mut World, more: &[(&str, &str)], end: bool) -> StreamKey {
+    pub(crate) fn request(
+        &mut self,
+        world: &mut World,
+        more: &[(&str, &str)],
+        end: bool,
+    ) -> StreamKey {
         let key = self.h2.open().expect("a stream");
         let mut fields = vec![
             (":method", "POST"),
@@ -160,7 +165,13 @@ impl Peer {
         key
     }
 
-    pub(crate) fn head(&mut self, world: &mut World, key: StreamKey, fields: &[(&str, &str)], end: bool) {
+    pub(crate) fn head(
+        &mut self,
+        world: &mut World,
+        key: StreamKey,
+        fields: &[(&str, &str)],
+        end: bool,
+    ) {
         let mut out = Vec::new();
         let fields = fields.iter().map(|(n, v)| Field::new(n.as_bytes(), v.as_bytes()));
         self.h2.head(key, fields, end, &mut self.block, &mut out);
@@ -200,6 +211,10 @@ impl Peer {
         let mut out = Vec::new();
         self.h2.goaway(last, ErrorCode::NoError, b"", &mut out);
         world.send(self.conn, &out);
+    }
+
+    pub(crate) fn forget_keys(&mut self) {
+        self.keys.clear();
     }
 
     /// The `n`th stream that a head came on or was sent on.

@@ -1,7 +1,7 @@
 //! A shard without sockets: what a peer sends is put where a reactor would put it, what the shard
 //! queues is read as the kernel would take it. Time moves only when a test says so.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use ringway::border::{Border, ConnId, Core, End, Listener, Wish};
 use ringway::config::Config;
 use ringway::control::local::Policy;
 use ringway::pool::Pool;
-use ringway::post::ControlPost;
+use ringway::post::{ControlPost, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
 
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
@@ -22,8 +22,12 @@ pub(crate) struct World {
     /// What each connection was sent, and whether it was closed.
     outputs: HashMap<ConnId, (VecDeque<u8>, bool)>,
     next_port: u16,
+    blocked: HashSet<ConnId>,
     /// Bytes of one receive at most: tests split input anywhere.
     pub(crate) cut: usize,
+    /// Reads a counter of allocations; `counted` is what the shard's calls added to it.
+    pub(crate) count: fn() -> u64,
+    pub(crate) counted: u64,
 }
 
 impl World {
@@ -70,14 +74,17 @@ impl World {
             version: "test",
             commit: "test",
         };
-        let mut border = Border::new(Pool::new(64, 64 * 1024));
+        let mut border = Border::new(Pool::new(256, 64 * 1024));
         border.now = ringway_proto::time::Time(1_000_000);
         Self {
             shard: Shard::new(settings, policy),
             border,
             outputs: HashMap::new(),
             next_port: 40_000,
+            blocked: HashSet::new(),
             cut: usize::MAX,
+            count: || 0,
+            counted: 0,
         }
     }
 
@@ -100,7 +107,9 @@ impl World {
             let block = self.border.pool.lend().expect("a receive block");
             let segment = self.border.pool.filled(block, part.len(), false);
             self.border.pool.bytes_mut(segment).copy_from_slice(part);
+            let before = (self.count)();
             self.shard.received(&mut self.border, conn, segment);
+            self.counted += (self.count)() - before;
             self.border.pool.release(segment);
             self.settle();
         }
@@ -136,7 +145,9 @@ impl World {
 
     /// Ends the turn: takes all output and carries out the wishes.
     pub(crate) fn settle(&mut self) {
+        let before = (self.count)();
         self.shard.turn(&mut self.border);
+        self.counted += (self.count)() - before;
         loop {
             let mut dirty = Vec::new();
             self.border.take_dirty(&mut dirty);
@@ -148,20 +159,32 @@ impl World {
             for conn in dirty {
                 self.flush(conn);
             }
-            for wish in wishes {
-                if let Wish::Look(conn) = wish
-                    && self.border.output(conn).is_some_and(|output| output.closing().is_some())
-                {
-                    if let Some(output) = self.outputs.get_mut(&conn) {
-                        output.1 = true;
-                    }
-                    self.border.free(conn);
-                }
-            }
+            wishes.into_iter().for_each(|wish| self.carry_out(wish));
+        }
+    }
+
+    fn carry_out(&mut self, wish: Wish) {
+        let Wish::Look(conn) = wish else { return };
+        if self.border.output(conn).is_some_and(|output| output.closing().is_some()) {
+            self.outputs.entry(conn).or_default().1 = true;
+            self.border.free(conn);
+        }
+    }
+
+    /// The peer takes no bytes, or takes them again.
+    pub(crate) fn block(&mut self, conn: ConnId, blocked: bool) {
+        if blocked {
+            self.blocked.insert(conn);
+        } else if self.blocked.remove(&conn) {
+            self.flush(conn);
+            self.settle();
         }
     }
 
     fn flush(&mut self, conn: ConnId) {
+        if self.blocked.contains(&conn) {
+            return;
+        }
         let Some(output) = self.border.output(conn) else { return };
         let mut bytes = Vec::new();
         for segment in output.queue() {
@@ -171,8 +194,19 @@ impl World {
             return;
         }
         self.outputs.entry(conn).or_default().0.extend(&bytes);
+        let before = (self.count)();
         self.border.sent(conn, bytes.len());
         self.shard.written(&mut self.border, conn, bytes.len());
+        self.counted += (self.count)() - before;
+    }
+
+    pub(crate) fn post(&mut self, post: ShardPost) {
+        self.shard.posted(&mut self.border, post);
+        self.settle();
+    }
+
+    pub(crate) fn relieve(&mut self) {
+        self.shard.relieve(&mut self.border);
     }
 
     pub(crate) fn posts(&mut self) -> Vec<ControlPost> {

@@ -3,7 +3,7 @@
 
 use super::budget::TINY_WINDOW;
 use super::conn::{Conn, Target};
-use super::frame::{self, ErrorCode, FrameHead, flag};
+use super::frame::{self, ErrorCode, FrameHead, MIN_MAX_FRAME, flag};
 use super::receive::{Read, Reading, Step, Turn, word};
 use super::window::DEFAULT_WINDOW;
 use super::{ConnFault, Event, Role};
@@ -146,12 +146,16 @@ impl Conn {
             if increment == 0 {
                 return Err(ConnFault::protocol("a WINDOW_UPDATE of nothing"));
             }
+            let before = self.send_window.room();
             if self.send_window.shift(increment).is_err() {
                 let reason = "WINDOW_UPDATE lifts the connection's window over 2^31-1";
                 return Err(ConnFault::new(ErrorCode::FlowControlError, reason));
             }
             self.dribbled(self.send_window.get())?;
-            return Ok(Step::Tell(Event::Window(None)));
+            // Nobody waits for a window that has room for a frame: spares the caller a look at all
+            // its streams.
+            let news = before < MIN_MAX_FRAME as usize;
+            return Ok(if news { Step::Tell(Event::Window(None)) } else { Step::On });
         }
         let Target::Open(key) = self.target(stream) else { return Ok(Step::On) };
         let Some(stream) = self.table.get_mut(key) else { return Ok(Step::On) };

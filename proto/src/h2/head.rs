@@ -113,7 +113,11 @@ pub(super) fn request(fields: &Fields, end_stream: bool) -> Result<Request, Malf
         b"*" => method == b"OPTIONS",
         _ => false,
     };
-    if !path_fits || !is_token(method) || method == b"CONNECT" || scheme.is_empty() {
+    if !path_fits || path.contains(&b' ') || !is_token(method) || method == b"CONNECT" {
+        return Err(Malformed);
+    }
+    if !is_scheme(scheme) || [section.authority, section.host].iter().flatten().any(|h| !is_host(h))
+    {
         return Err(Malformed);
     }
     // RFC 9113 §8.3.1: a Host that differs from the authority would route a request by one name
@@ -204,6 +208,30 @@ fn is_token(text: &[u8]) -> bool {
         && text.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
+/// RFC 3986 §3.1.
+fn is_scheme(text: &[u8]) -> bool {
+    text.first().is_some_and(u8::is_ascii_alphabetic)
+        && text.iter().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b))
+}
+
+/// Whether all octets may stand in an authority without user information (RFC 9113 §8.3.1,
+/// RFC 3986 §3.2): no slash, query or space that would end it for one reader and not for another.
+fn is_host(text: &[u8]) -> bool {
+    text.iter().all(|&b| HOST_OCTET[b as usize])
+}
+
+const HOST_OCTET: [bool; 256] = {
+    let mut table = [false; 256];
+    let allowed = b"!$%&'()*+,-.:;=[]_~\
+        0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut i = 0;
+    while i < allowed.len() {
+        table[allowed[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,9 +281,15 @@ mod tests {
             let head = request(&with(method, path), true).unwrap().head;
             assert_eq!(head, method == "HEAD");
         }
-        for (method, path) in
-            [("GET", ""), ("GET", "*"), ("GET", "x"), ("", "/"), ("G T", "/"), ("CONNECT", "/")]
-        {
+        for (method, path) in [
+            ("GET", ""),
+            ("GET", "*"),
+            ("GET", "x"),
+            ("GET", "/a b"),
+            ("", "/"),
+            ("G T", "/"),
+            ("CONNECT", "/"),
+        ] {
             assert!(request(&with(method, path), true).is_err(), "{method} {path}");
         }
         assert!(request(&list(&[(":method", "CONNECT"), (":authority", "a:1")]), false).is_err());
@@ -299,6 +333,23 @@ mod tests {
         assert!(hosts(&[(":authority", "A.b"), ("host", "a.B")]));
         assert!(!hosts(&[(":authority", "a"), ("host", "b")]));
         assert!(!hosts(&[("host", "a"), ("host", "a")]));
+        for good in ["", "a:80", "[::1]:8080", "10.0.0.1", "a_b%2fc"] {
+            assert!(hosts(&[(":authority", good)]) && hosts(&[("host", good)]), "{good}");
+        }
+        for bad in ["a/b", "a b", "u@a", "a?b", "a#b", "a\\b", "\u{e4}"] {
+            assert!(!hosts(&[(":authority", bad)]) && !hosts(&[("host", bad)]), "{bad}");
+        }
+    }
+
+    #[test]
+    fn schemes_are_words() {
+        let with = |scheme| list(&[(":method", "GET"), (":scheme", scheme), (":path", "/")]);
+        for good in ["http", "https", "grpc+x-1.0"] {
+            assert!(request(&with(good), true).is_ok(), "{good}");
+        }
+        for bad in ["", "1http", "ht tp", "http:", "http://a/?"] {
+            assert!(request(&with(bad), true).is_err(), "{bad}");
+        }
     }
 
     #[test]

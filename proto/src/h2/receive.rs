@@ -335,33 +335,31 @@ impl Conn {
         }
         self.receive_window.owe(head.len as usize);
         self.pay_connection(turn.out);
-        self.reading = Reading::Skip(head.len);
-        let key = match target {
-            Target::Open(key) => key,
-            Target::Closed => {
+        let Target::Open(key) = target else {
+            self.reading = Reading::Skip(head.len);
+            if matches!(target, Target::Closed) {
                 self.answer_reset(head.stream, ErrorCode::StreamClosed, turn)?;
-                return Ok(Step::On);
             }
-            Target::Late | Target::Idle => return Ok(Step::On),
+            return Ok(Step::On);
         };
-        let Some(stream) = self.table.get_mut(key) else { return Ok(Step::On) };
-        if !stream.remote_open {
-            return self.stream_fault(key, ErrorCode::StreamClosed, turn);
-        }
-        // RFC 9113 §8.1: a message begins with its head.
-        if !stream.remote_head {
-            return self.stream_fault(key, ErrorCode::ProtocolError, turn);
-        }
-        if !stream.receive.charge(head.len) {
-            return self.stream_fault(key, ErrorCode::FlowControlError, turn);
-        }
         let end_stream = head.has(flag::END_STREAM);
         let data = DataFrame { key, left: head.len, padding: 0, end_stream, head_in_place };
-        if padded {
+        let Some(stream) = self.table.get_mut(key) else { return Ok(Step::On) };
+        let fault = if !stream.remote_open {
+            ErrorCode::StreamClosed
+        } else if !stream.remote_head {
+            // RFC 9113 §8.1: a message begins with its head.
+            ErrorCode::ProtocolError
+        } else if !stream.receive.charge(head.len) {
+            ErrorCode::FlowControlError
+        } else if padded {
             self.reading = Reading::PadLength(data);
             return Ok(Step::On);
-        }
-        self.admit(data, turn)
+        } else {
+            return self.admit(data, turn);
+        };
+        self.reading = Reading::Skip(head.len);
+        self.stream_fault(key, fault, turn)
     }
 
     fn read_pad_length(&mut self, data: DataFrame, turn: &mut Turn<'_, '_, impl Sink>) -> Read {
@@ -374,20 +372,25 @@ impl Conn {
             stream.receive.owe(usize::from(padding) + 1);
         }
         self.drained(data.key, 0, true, turn.out);
-        let data = DataFrame { left, padding, head_in_place: false, ..data };
-        self.reading = Reading::Skip(left + u32::from(padding));
-        self.admit(data, turn)
+        self.admit(DataFrame { left, padding, head_in_place: false, ..data }, turn)
     }
 
     /// The payload's length is known: counts it, and lets it pass.
+    #[inline]
     fn admit(&mut self, data: DataFrame, turn: &mut Turn<'_, '_, impl Sink>) -> Read {
-        let Some(stream) = self.table.get_mut(data.key) else { return Ok(Step::On) };
-        if let Content::Left(due) = stream.content {
+        let mut short_or_long = false;
+        if let Some(stream) = self.table.get_mut(data.key)
+            && let Content::Left(due) = stream.content
+        {
             // RFC 9113 §8.1.1: not one octet more than promised, and at the end not one less.
             match due.checked_sub(u64::from(data.left)) {
                 Some(due) if due == 0 || !data.end_stream => stream.content = Content::Left(due),
-                _ => return self.stream_fault(data.key, ErrorCode::ProtocolError, turn),
+                _ => short_or_long = true,
             }
+        }
+        if short_or_long {
+            self.reading = Reading::Skip(data.left + u32::from(data.padding));
+            return self.stream_fault(data.key, ErrorCode::ProtocolError, turn);
         }
         if data.left == 0 && !data.end_stream {
             self.budget.empty_data(&self.limits, self.now)?;
@@ -395,16 +398,18 @@ impl Conn {
             return Ok(Step::On);
         }
         self.budget.data();
-        self.reading = Reading::Data(data);
-        Ok(Step::On)
+        Ok(self.read_data(data, turn))
     }
 
+    /// The next piece of a payload. What lies whole in the input never becomes a state.
+    #[inline]
     fn read_data(&mut self, data: DataFrame, turn: &mut Turn<'_, '_, impl Sink>) -> Step {
         let start = *turn.pos;
         let len = turn.take(data.left as usize).len();
         let left = data.left - len as u32;
-        self.reading = match left {
-            0 => Reading::Skip(u32::from(data.padding)),
+        self.reading = match (left, data.padding) {
+            (0, 0) => Reading::Head,
+            (0, padding) => Reading::Skip(u32::from(padding)),
             _ => Reading::Data(DataFrame { left, head_in_place: false, ..data }),
         };
         if len == 0 && left > 0 {

@@ -4,6 +4,7 @@
 //! A scenario is a function of a [`Side`]. [`play`] runs it with its input whole, byte by byte, and
 //! cut in two at every position, and demands the same transcript each time.
 #![expect(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{

@@ -1,0 +1,81 @@
+//! What a reactor is made with.
+
+use super::fault::SetupError;
+
+/// What a core does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// Sleep at once.
+    Never,
+    /// Look for work this many microseconds after the last, then sleep.
+    Micros(u64),
+    /// Never sleep: lowest latency, a whole CPU.
+    Always,
+}
+
+/// What a reactor is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The core's number, for the log.
+    pub core: u16,
+    /// The CPU its thread is pinned to.
+    pub pin: Option<usize>,
+    /// What it does when there is nothing to do.
+    pub busy_poll: BusyPoll,
+    /// Receive blocks: should exceed the number of sockets that become readable together.
+    pub blocks: usize,
+    /// How many of them the kernel has at a time; the others take the place of those that wait in
+    /// an output queue. It bounds what one turn receives, and it should fit into a core's cache.
+    pub lent: usize,
+    /// Bytes of a receive block.
+    pub block_bytes: usize,
+    /// Bytes of one receive at most; 0: as a block has room.
+    pub receive_cap: usize,
+    /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
+    /// others; 0: no limit. Kernels before 6.17, which know none, are used without.
+    pub receive_limit: usize,
+    /// Bytes of one send at most, so that control frames get in between bulk.
+    pub send_bytes: usize,
+    /// Entries of the submission queue: a power of two.
+    pub entries: u32,
+    /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
+    pub connections: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            core: 0,
+            pin: None,
+            busy_poll: BusyPoll::Never,
+            blocks: 128,
+            lent: 16,
+            block_bytes: 64 * 1024,
+            receive_cap: 64 * 1024,
+            receive_limit: 128 * 1024,
+            send_bytes: 256 * 1024,
+            entries: 1024,
+            connections: 64 * 1024,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn check(&self) -> Result<(), SetupError> {
+        let wrong = |why| Err(SetupError::Options(why));
+        match self {
+            _ if !(1..=1 << 15).contains(&self.blocks) => wrong("blocks: 1 to 32768"),
+            _ if self.lent == 0 => wrong("lent: at least 1"),
+            _ if !(1..=1 << 30).contains(&self.block_bytes) => wrong("block_bytes: 1 to 1 GiB"),
+            _ if self.receive_cap > 1 << 30 || self.receive_limit > 1 << 30 => {
+                wrong("receive_cap, receive_limit: at most 1 GiB")
+            }
+            _ if !(1..=1 << 30).contains(&self.send_bytes) => wrong("send_bytes: 1 to 1 GiB"),
+            _ if !self.entries.is_power_of_two() || !(8..=8192).contains(&self.entries) => {
+                wrong("entries: a power of two from 8 to 8192")
+            }
+            _ if self.connections == 0 => wrong("connections: at least 1"),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Waiting: how long a core may sleep, and what keeps it awake.
+
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+use super::options::BusyPoll;
+use super::uring::Wait;
+use super::{Reactor, pump};
+use crate::border::Core;
+
+/// How often a spinning core looks for work between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 16;
+
+impl<C: Core> Reactor<C> {
+    /// Enters the kernel, sleeping there unless there is something to do.
+    pub(super) fn rest(&mut self) {
+        self.blocks.lend(&mut self.border.pool);
+        let until = self.deadline();
+        if self.is_busy(until) || self.spin(until) {
+            return self.ring.enter(Wait::No);
+        }
+        let wait = match until {
+            None => Wait::Forever,
+            Some(until) => Wait::AtMost(until.since(self.border.now)),
+        };
+        if !self.mailbox.fall_asleep() {
+            return self.ring.enter(Wait::No);
+        }
+        self.ring.enter(wait);
+        self.mailbox.wake();
+    }
+
+    /// Whether something can be done without waiting for the kernel.
+    fn is_busy(&self, until: Option<Time>) -> bool {
+        let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
+        !(quiet && self.border.is_quiet())
+            || (!self.starved.is_empty()
+                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
+            || until.is_some_and(|until| until <= self.border.now)
+            || (!self.closing && !self.mailbox.is_empty())
+    }
+
+    /// Looks for work for as long as busy polling allows. `true`: there is some, do not sleep.
+    fn spin(&mut self, until: Option<Time>) -> bool {
+        let limit = match self.options.busy_poll {
+            BusyPoll::Never => return false,
+            BusyPoll::Micros(micros) => self.active_at + Duration::from_micros(micros),
+            BusyPoll::Always => Time(u64::MAX),
+        };
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            // The sleep that may follow is counted from here.
+            self.border.now = self.clock();
+            if until.is_some_and(|until| until <= self.border.now) {
+                return true;
+            }
+            if self.border.now >= limit {
+                return false;
+            }
+        }
+    }
+
+    fn deadline(&mut self) -> Option<Time> {
+        let (sockets, mut timers) = (&self.sockets, std::mem::take(&mut self.timers));
+        let ours = timers.next(|due, conn| pump::matters(sockets, due, conn));
+        self.timers = timers;
+        if self.closing {
+            return [ours, self.end_at].into_iter().flatten().min();
+        }
+        let cores = self.call(|core, _| core.deadline());
+        [ours, self.doors_deadline(), cores].into_iter().flatten().min()
+    }
+
+    pub(super) fn clock(&self) -> Time {
+        Time(self.origin.elapsed().as_micros() as u64)
+    }
+}

@@ -1,0 +1,229 @@
+//! The admin port over cores that are played: what it answers, to whom, and what a silent core does.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, to_bytes};
+use axum::extract::ConnectInfo;
+use axum::http::{Request, Response, StatusCode};
+use ringway::admin::{Admin, Phase, Scraper, routes};
+use ringway::post::{SessionRow, ShardPost, Snapshot};
+use ringway::ring::{Mailbox, mailbox};
+use serde_json::Value;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+const HERE: &str = "127.0.0.1:5000";
+const ELSEWHERE: &str = "192.0.2.7:5000";
+const ID: &str = "6370809d-e385-8000-8069-c00135678634";
+
+struct World {
+    admin: Arc<Admin>,
+    phase: watch::Sender<Phase>,
+    drain: watch::Receiver<bool>,
+    silent: Option<Mailbox<ShardPost>>,
+    player: JoinHandle<()>,
+}
+
+/// Two cores; the second may be silent.
+fn world(allow_remote: bool, silent: bool) -> World {
+    let (first, mut inbox) = mailbox(8).unwrap();
+    let (second, other) = mailbox(8).unwrap();
+    let (phase, phase_seen) = watch::channel(Phase::Serving);
+    let (drain, drain_seen) = watch::channel(false);
+    let admin = Arc::new(Admin {
+        scraper: Scraper::new(vec![first, second]),
+        phase: phase_seen,
+        drain,
+        allow_remote,
+        panics: AtomicU64::new(3),
+    });
+    let told = admin.clone();
+    let mut silent_box = Some(other);
+    let mut other = if silent { None } else { silent_box.take() };
+    let player = std::thread::spawn(move || {
+        // The routes and the world hold the others.
+        while Arc::strong_count(&told) > 1 {
+            let boxes = [Some(&mut inbox), other.as_mut()];
+            for (core, inbox) in boxes.into_iter().enumerate() {
+                let Some(ShardPost::Snapshot { ticket }) = inbox.and_then(Mailbox::receive) else {
+                    continue;
+                };
+                told.scraper.answered(ticket, Box::new(snapshot(core as u16)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    World { admin, phase, drain: drain_seen, silent: silent_box, player }
+}
+
+fn snapshot(core: u16) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.metrics.tokens_issued = 5;
+    snapshot.sessions.push(SessionRow {
+        request_id: ID.replace("6370", &format!("637{core}")).parse().unwrap(),
+        function_id: "f".into(),
+        state: if core == 0 { "active" } else { "closed" },
+        core,
+        streams: 2,
+        close_reason: (core == 1).then_some("client_closed"),
+        ..SessionRow::default()
+    });
+    snapshot
+}
+
+impl World {
+    async fn call(&self, method: &str, path: &str, peer: &str) -> Response<Body> {
+        self.send(Request::builder().method(method).uri(path), peer).await
+    }
+
+    async fn send(&self, request: http::request::Builder, peer: &str) -> Response<Body> {
+        let peer: SocketAddr = peer.parse().unwrap();
+        let request = request.extension(ConnectInfo(peer)).body(Body::empty()).unwrap();
+        routes(self.admin.clone()).oneshot(request).await.unwrap()
+    }
+
+    async fn json(&self, path: &str, peer: &str) -> Value {
+        let response = self.call("GET", path, peer).await;
+        assert_eq!(response.headers()["content-type"], "application/json", "{path}");
+        serde_json::from_str(&text(response).await).unwrap()
+    }
+
+    fn end(self) {
+        drop(self.admin);
+        self.player.join().unwrap();
+    }
+}
+
+async fn text(response: Response<Body>) -> String {
+    let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn health_live_and_ready_follow_the_phase() {
+    let world = world(false, false);
+    let response = world.call("GET", "/health", ELSEWHERE).await;
+    assert_eq!(response.headers()["cache-control"], "no-cache");
+    assert_eq!((response.status(), text(response).await), (StatusCode::OK, "OK".into()));
+    for (phase, live, ready) in
+        [(Phase::Starting, 200, 503), (Phase::Serving, 200, 200), (Phase::Draining, 200, 503)]
+    {
+        world.phase.send_replace(phase);
+        assert_eq!(world.call("GET", "/live", ELSEWHERE).await.status(), live);
+        assert_eq!(world.call("GET", "/ready", ELSEWHERE).await.status(), ready, "{phase:?}");
+        assert_eq!(world.call("GET", "/health", ELSEWHERE).await.status(), ready, "{phase:?}");
+    }
+    world.end();
+}
+
+#[tokio::test]
+async fn metrics_are_the_sum_of_the_cores_and_of_the_process() {
+    let world = world(false, false);
+    let response = world.call("GET", "/metrics", ELSEWHERE).await;
+    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    let text = text(response).await;
+    for line in [
+        "nvcf_grpc_proxy_service_worker_token_issued_total 10",
+        "ringway_shard_panics_total 3",
+        "ringway_cores{state=\"answered\"} 2",
+        "ringway_cores{state=\"silent\"} 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "missing {line}");
+    }
+    assert!(text.contains("\nprocess_resident_memory_bytes "));
+    world.end();
+}
+
+#[tokio::test]
+async fn a_silent_core_costs_a_second_and_is_counted() {
+    let world = world(false, true);
+    let started = Instant::now();
+    let text = text(world.call("GET", "/metrics", HERE).await).await;
+    let took = started.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(text.contains("nvcf_grpc_proxy_service_worker_token_issued_total 5\n"));
+    assert!(text.contains("ringway_cores{state=\"silent\"} 1\n"));
+    assert!(world.silent.is_some());
+    world.end();
+}
+
+#[tokio::test]
+async fn sessions_are_a_bare_array_with_the_keys_of_the_design() {
+    let world = world(false, false);
+    let mut rows = world.json("/sessions", HERE).await;
+    let rows = rows.as_array_mut().unwrap();
+    rows.sort_by_key(|row| row["core"].as_u64());
+    assert_eq!(rows[0]["requestId"], ID);
+    let keys: Vec<&str> = rows[1].as_object().unwrap().keys().map(String::as_str).collect();
+    let mut wanted = [
+        "requestId",
+        "functionId",
+        "functionVersionId",
+        "tenant",
+        "state",
+        "core",
+        "clientAddress",
+        "tunnel",
+        "streams",
+        "bytesIn",
+        "bytesOut",
+        "ageMs",
+        "closeReason",
+    ];
+    wanted.sort_unstable();
+    assert_eq!(keys, wanted);
+    assert!(rows[0].get("closeReason").is_none(), "only of sessions that have ended");
+    world.end();
+}
+
+#[tokio::test]
+async fn a_whole_request_id_is_shown_only_to_this_machine() {
+    let world = world(true, false);
+    let rows = world.json("/sessions", ELSEWHERE).await;
+    for row in rows.as_array().unwrap() {
+        assert_eq!(row["requestId"].as_str().unwrap().len(), 8);
+    }
+    let row = world.json("/sessions/6370809d", ELSEWHERE).await;
+    assert_eq!((&row["requestId"], &row["core"]), (&"6370809d".into(), &0.into()));
+    let row = world.json(&format!("/sessions/{ID}"), "[::1]:1").await;
+    assert_eq!(row["requestId"], ID);
+    for unknown in ["/sessions/6370", "/sessions/00000000", "/sessions/x"] {
+        assert_eq!(world.call("GET", unknown, HERE).await.status(), StatusCode::NOT_FOUND);
+    }
+    world.end();
+}
+
+#[tokio::test]
+async fn what_changes_something_is_for_this_machine_only() {
+    let mut world = world(false, false);
+    for (method, path) in [("POST", "/drain"), ("GET", "/shutdown"), ("DELETE", "/sessions/x")] {
+        assert_eq!(world.call(method, path, ELSEWHERE).await.status(), StatusCode::FORBIDDEN);
+        for header in [("origin", "http://evil.example"), ("sec-fetch-site", "cross-site")] {
+            let request = Request::builder().method(method).uri(path).header(header.0, header.1);
+            assert_eq!(world.send(request, HERE).await.status(), StatusCode::FORBIDDEN, "{path}");
+        }
+    }
+    assert!(!*world.drain.borrow_and_update());
+    assert_eq!(world.call("DELETE", "/sessions/x", HERE).await.status(), 501);
+    assert_eq!(world.call("GET", "/drain", HERE).await.status(), 405);
+    assert_eq!(world.call("POST", "/drain", "[::ffff:127.0.0.1]:9").await.status(), 202);
+    assert!(*world.drain.borrow_and_update());
+    world.end();
+}
+
+#[tokio::test]
+async fn remote_calls_can_be_allowed_and_any_method_shuts_down() {
+    let world = world(true, false);
+    for method in ["GET", "POST", "PUT"] {
+        assert_eq!(world.call(method, "/shutdown", ELSEWHERE).await.status(), 202);
+    }
+    assert!(*world.drain.borrow());
+    world.end();
+}

@@ -1,0 +1,155 @@
+//! Draining, slow peers, and what is left when all have gone.
+
+use std::time::Duration;
+
+use ringway::border::{Core, End};
+use ringway::post::{ControlPost, ShardPost};
+use ringway_proto::h2::ErrorCode;
+
+use crate::peer::{Peer, Seen, poll};
+use crate::world::World;
+
+#[test]
+fn a_drain_warns_lets_streams_finish_and_then_ends() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    let idle = Peer::client(&mut world);
+    world.post(ShardPost::Drain { max: Duration::from_secs(60) });
+    client.sync(&mut world);
+    let first = Seen::Goaway { last: 0x7fff_ffff, code: ErrorCode::NoError };
+    assert!(client.seen.contains(&first), "{:?}", client.seen);
+    // The PING between the two was answered by `sync`: the final GOAWAY names the last stream.
+    client.sync(&mut world);
+    let second = Seen::Goaway { last: 1, code: ErrorCode::NoError };
+    assert!(client.seen.contains(&second), "{:?}", client.seen);
+    // A client that answers no PING is told for good after a second.
+    assert!(!world.is_closed(idle.conn));
+    world.pass(Duration::from_millis(1_100));
+    assert!(world.is_closed(idle.conn) && !world.is_closed(client.conn));
+    assert!(!world.shard.finished());
+    let key = worker.key(0);
+    worker.head(&mut world, key, &[(":status", "200")], true);
+    client.sync(&mut world);
+    assert_eq!(client.field(0, ":status"), Some("200"));
+    assert!(world.is_closed(client.conn) && world.is_closed(worker.conn));
+    assert!(world.shard.finished() && world.shard.is_empty());
+}
+
+#[test]
+fn a_drain_ends_what_does_not_finish() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.post(ShardPost::Drain { max: Duration::from_secs(5) });
+    client.sync(&mut world);
+    world.pass(Duration::from_secs(4));
+    assert!(!world.shard.finished());
+    world.pass(Duration::from_secs(2));
+    assert!(world.is_closed(client.conn) && world.is_closed(worker.conn));
+    assert!(world.shard.finished() && world.shard.is_empty());
+}
+
+#[test]
+fn a_snapshot_tells_of_the_session() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    world.post(ShardPost::Snapshot { ticket: 7 });
+    let Some(ControlPost::Snapshot { ticket: 7, snapshot, .. }) = world.posts().pop() else {
+        panic!("no answer");
+    };
+    assert_eq!(snapshot.sessions.len(), 1);
+    assert_eq!((snapshot.sessions[0].state, &*snapshot.sessions[0].tenant), ("waiting", "dev"));
+    assert_eq!(snapshot.metrics.worker_connections_active, 1);
+    world.end(client.conn, End::Fin);
+    world.post(ShardPost::Snapshot { ticket: 8 });
+    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+        panic!("no answer");
+    };
+    assert_eq!(snapshot.sessions[0].close_reason, Some("client_closed"));
+    assert_eq!(snapshot.metrics.worker_connections_closed[0], 1);
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_little_and_gets_all_in_the_end() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.block(client.conn, true);
+    let key = worker.key(0);
+    worker.head(&mut world, key, &[(":status", "200")], false);
+    let mut sent = 0;
+    let part: Vec<u8> = (0..10_000_u32).map(|i| (i % 251) as u8).collect();
+    // As long as there is credit at all.
+    loop {
+        worker.sync(&mut world);
+        let room = worker.h2.data_room(key).min(part.len());
+        if room == 0 {
+            break;
+        }
+        worker.data(&mut world, key, &part[..room], false);
+        sent += room;
+        assert!(sent < 4_000_000, "credit without end for bytes that go nowhere");
+    }
+    assert!(world.border.queued(client.conn) < 300_000);
+    world.block(client.conn, false);
+    for _ in 0..20 {
+        client.sync(&mut world);
+        worker.sync(&mut world);
+    }
+    worker.data(&mut world, key, b"end", true);
+    client.sync(&mut world);
+    let (body, ended) = client.body(1);
+    assert_eq!((body.len(), ended), (sent + 3, true));
+}
+
+#[test]
+fn short_receive_memory_is_relieved_by_copies_that_are_counted() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    let call = client.request(&mut world, &[], false);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.block(worker.conn, true);
+    client.data(&mut world, call, &[3; 40_000], false);
+    let lent_before = world.border.pool.ring_free();
+    world.relieve();
+    assert!(world.border.pool.ring_free() > lent_before);
+    assert!(world.border.copied_out >= 30_000, "{}", world.border.copied_out);
+    world.block(worker.conn, false);
+    worker.sync(&mut world);
+    assert!(worker.body(1).0 == [3; 40_000]);
+}
+
+#[test]
+fn when_all_have_gone_nothing_is_left() {
+    for end in [End::Fin, End::Reset, End::Timeout, End::Failed] {
+        let mut world = World::new();
+        let mut clients: Vec<Peer> = (0..10).map(|_| Peer::client(&mut world)).collect();
+        for client in &mut clients {
+            let call = client.request(&mut world, &[], false);
+            client.data(&mut world, call, &[1; 50_000], false);
+            client.request(&mut world, &[("content-type", "text/plain")], false);
+        }
+        let mut workers: Vec<Peer> = (0..7).map(|_| Peer::worker(&mut world)).collect();
+        for worker in &mut workers {
+            worker.sync(&mut world);
+        }
+        world.end(workers[0].conn, end);
+        for client in &clients {
+            world.end(client.conn, end);
+        }
+        assert!(poll(&mut world, &[]).is_none(), "work of clients that are gone");
+        world.pass(Duration::from_secs(120));
+        assert!(world.shard.is_empty(), "{end:?}: {:?}", world.shard);
+        assert_eq!(world.border.pool.chunks_live(), 0);
+        assert_eq!(world.border.connections(), 0);
+    }
+}
