@@ -8,6 +8,8 @@ must do. `session.stream` is open from the client's side and has reached the wor
 import struct
 from dataclasses import dataclass
 
+import hpack
+
 from gateway import grpc_head
 from rawh2 import (COMPRESSION_ERROR, CONTINUATION, DATA, END_HEADERS, END_STREAM,
                    FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS, INTERNAL_ERROR,
@@ -458,13 +460,13 @@ def good_requests():
         peer = session.client
         sid = peer.next_stream
         peer.next_stream += 2
-        block = b"\x20\x3f\xe1\x1f" + peer.block_of(
-            [(*field, True) for field in grpc_head()])
+        peer.encoder = hpack.Encoder()  # the table is empty from here on
+        block = b"\x20\x3f\xe1\x1f" + peer.block_of(grpc_head())
         peer.send(frame(HEADERS, END_HEADERS | END_STREAM, sid, block))
         return sid
 
     yield Case("6.10 block in two frames", passes(in_pieces([9, 0])), LIVES)
-    yield Case("6.10 block in nine frames", passes(in_pieces([3] * 8 + [0])), LIVES)
+    yield Case("6.10 block in nine frames", passes(in_pieces([1] * 8 + [0])), LIVES)
     yield Case("6.2 padding and priority", passes(with_padding), LIVES)
     yield Case("5.1.1 stream numbers left out", passes(lower_gap), LIVES)
     yield Case("6.1 DATA of 16384 octets", passes(to_the_limit), LIVES)

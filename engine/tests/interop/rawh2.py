@@ -213,8 +213,15 @@ class Peer:
         return self.encoder.encode(fields)
 
     def headers(self, stream, fields, end_stream=False):
-        self.send(frame(HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream,
-                        self.block_of(fields)))
+        """A header block, in as many frames as the other end's MAX_FRAME_SIZE asks for."""
+        block, size = self.block_of(fields), self.their_settings.get(MAX_FRAME_SIZE, 16_384)
+        parts = [block[at:at + size] for at in range(0, len(block), size)] or [b""]
+        octets = b""
+        for at, part in enumerate(parts):
+            flags = END_HEADERS if at == len(parts) - 1 else 0
+            flags |= END_STREAM if end_stream and at == 0 else 0
+            octets += frame(CONTINUATION if at else HEADERS, flags, stream, part)
+        self.send(octets)
 
     def data(self, stream, payload=b"", end_stream=False):
         self.send(frame(DATA, END_STREAM if end_stream else 0, stream, payload))
