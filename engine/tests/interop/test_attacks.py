@@ -217,9 +217,23 @@ def test_cancelling_five_hundred_calls_is_honest(target):
         assert not [e for e in peer.events if e.kind == GOAWAY], peer.transcript()
 
 
-def test_window_updates_for_every_frame_are_honest(target):
-    """A client that credits each small message at once, on stream and connection."""
-    with authorised(target) as peer:
+def test_credit_for_every_frame_is_honest(bare_target, tenant, attach):
+    """A client that gives back each frame's credit at once, as simple ones do, so that the
+    window is always as small as the last frame; 8 MiB come through all the same."""
+    client = bare_target.h2(auto=("settings", "ping", "credit at once"))
+    session = attach(bare_target, tenant, client=client)
+    session.answer()
+    body = bytes(8 * MIB)
+    sender = threading.Thread(target=session.tunnel.send_body, args=(session.request.stream, body))
+    sender.start()
+    client.head(session.stream)
+    assert client.body(session.stream)[0] == body
+    sender.join(20)
+
+
+def test_credit_for_every_message_is_honest(target):
+    """The same with small messages."""
+    with authorised(target, auto=("settings", "ping", "credit at once")) as peer:
         stream = peer.open(grpc_head(PATH["ServerStream"]))
         peer.data(stream, message(b"tick", count=5_000), end_stream=True)
         assert peer.head(stream).status == "200"
