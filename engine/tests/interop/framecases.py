@@ -8,6 +8,8 @@ must do. `session.stream` is open from the client's side and has reached the wor
 import struct
 from dataclasses import dataclass
 
+import hpack
+
 from gateway import grpc_head
 from rawh2 import (COMPRESSION_ERROR, CONTINUATION, DATA, END_HEADERS, END_STREAM,
                    FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY, HEADERS, INTERNAL_ERROR,
@@ -416,7 +418,8 @@ def good_requests():
             peer = session.client
             sid = peer.next_stream
             peer.next_stream += 2
-            block, octets, at = peer.block_of(grpc_head()), b"", 0
+            new = ("x-long", f"not yet in the table {sid}")
+            block, octets, at = peer.block_of([*grpc_head(), new]), b"", 0
             for index, size in enumerate(sizes):
                 part = block[at:at + size] if index < len(sizes) - 1 else block[at:]
                 at += size
@@ -458,8 +461,8 @@ def good_requests():
         peer = session.client
         sid = peer.next_stream
         peer.next_stream += 2
-        block = b"\x20\x3f\xe1\x1f" + peer.block_of(
-            [(*field, True) for field in grpc_head()])
+        peer.encoder = hpack.Encoder()  # the table is empty from here on
+        block = b"\x20\x3f\xe1\x1f" + peer.block_of(grpc_head())
         peer.send(frame(HEADERS, END_HEADERS | END_STREAM, sid, block))
         return sid
 

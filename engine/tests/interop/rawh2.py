@@ -160,7 +160,7 @@ class Silence(AssertionError):
 class Peer:
     """One end of a connection; `client` says which. With `start` it sends its SETTINGS: a client
     at once, a server when the preface has come. `auto` names what is answered unasked:
-    "settings" (ACK), "ping" (ACK), "credit" (what DATA used goes back at once)."""
+    "settings" (ACK), "ping" (ACK), "credit" (see there)."""
 
     def __init__(self, sock, client, first_settings=(), auto=("settings", "ping", "credit"),
                  start=True, already_read=b"", connection_credit=0):
@@ -179,6 +179,8 @@ class Peer:
         self.connection_window = DEFAULT_WINDOW
         self.stream_windows = {}
         self.data_received = {}
+        self.owed = {}
+        self.window = dict(first_settings).get(INITIAL_WINDOW_SIZE, DEFAULT_WINDOW)
         self.block = None
         self.went_away = False
         self.preface_seen = client
@@ -213,8 +215,15 @@ class Peer:
         return self.encoder.encode(fields)
 
     def headers(self, stream, fields, end_stream=False):
-        self.send(frame(HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream,
-                        self.block_of(fields)))
+        """A header block, in as many frames as the other end's MAX_FRAME_SIZE asks for."""
+        block, size = self.block_of(fields), self.their_settings.get(MAX_FRAME_SIZE, 16_384)
+        parts = [block[at:at + size] for at in range(0, len(block), size)] or [b""]
+        octets = b""
+        for at, part in enumerate(parts):
+            flags = END_HEADERS if at == len(parts) - 1 else 0
+            flags |= END_STREAM if end_stream and at == 0 else 0
+            octets += frame(CONTINUATION if at else HEADERS, flags, stream, part)
+        self.send(octets)
 
     def data(self, stream, payload=b"", end_stream=False):
         self.send(frame(DATA, END_STREAM if end_stream else 0, stream, payload))
@@ -352,11 +361,22 @@ class Peer:
         elif kind == DATA:
             self.data_received[event.stream] = (
                 self.data_received.get(event.stream, 0) + len(event.payload))
-            if "credit" in self.auto and event.payload:
-                credit = window_update(0, len(event.payload))
-                if not event.end_stream:
-                    credit += window_update(event.stream, len(event.payload))
-                self.send(credit)
+            if event.payload:
+                self.credit(event)
+
+    def credit(self, event):
+        """Give credit back: frame by frame ("credit at once"), or as libraries do, when half of
+        the window is used ("credit")."""
+        if "credit at once" in self.auto:
+            enough = 1
+        elif "credit" in self.auto:
+            enough = min(16_384, max(1, self.window // 2))
+        else:
+            return
+        for sid in (0, event.stream):
+            self.owed[sid] = self.owed.get(sid, 0) + len(event.payload)
+            if self.owed[sid] >= enough and not (sid and event.end_stream):
+                self.send(window_update(sid, self.owed.pop(sid)))
 
     def wait(self, kind=None, stream=None, timeout=10, where=None, wanted=None):
         """The first event that fits; it is taken away, others stay."""
@@ -397,11 +417,17 @@ class Peer:
             if event.end_stream:
                 return b"".join(parts), None
 
-    def ack_of_settings(self, timeout=10):
-        """Wait until all SETTINGS sent so far (one, usually) have an ACK."""
+    def ack_of_settings(self, timeout=10, count=1):
+        """Wait until so many of the SETTINGS sent have an ACK."""
         deadline = time.monotonic() + timeout
-        while not self.settings_acked:
+        while self.settings_acked < count:
             self.pump(deadline, "SETTINGS ACK")
+
+    def change_settings(self, octets):
+        """Send one more SETTINGS frame and wait for its ACK."""
+        count = self.settings_acked + 1
+        self.send(octets)
+        self.ack_of_settings(count=count)
 
     def round_trip(self, opaque=b"roundtrp", timeout=10):
         """A PING there and back: what was sent before has been taken in. Seconds it took."""

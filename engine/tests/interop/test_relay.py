@@ -456,8 +456,7 @@ def test_frames_may_be_as_large_as_the_receiver_allows_but_not_larger_after_a_ch
     client.head(session.stream)
     session.tunnel.data(session.request.stream, b"x" * 10_000)
     client.wait(DATA, session.stream)
-    client.send(settings({4: 5_000}))  # the window is now -5 000
-    client.wait(4, 0, where=lambda e: e.flags & 1)
+    client.change_settings(settings({4: 5_000}))  # the window is now -5 000
     session.tunnel.data(session.request.stream, b"y" * 100)
     client.send(window_update(session.stream, 5_000))  # 0
     client.round_trip()
@@ -472,8 +471,7 @@ def test_last_of_several_values_of_one_setting_counts(bare, worker, attach):
     """6.5.3."""
     client = bare.h2(auto=("settings", "ping"))
     session = attach(bare, worker, client=client)
-    client.send(frame(4, 0, 0, b"\0\4\0\0\0\x64" + b"\0\4\0\0\0\x01"))
-    client.wait(4, 0, where=lambda e: e.flags & 1)
+    client.change_settings(frame(4, 0, 0, b"\0\4\0\0\0\x64" + b"\0\4\0\0\0\x01"))
     session.answer()
     session.tunnel.data(session.request.stream, b"abc")
     client.head(session.stream)
@@ -492,7 +490,9 @@ def test_padding_is_credited_and_not_relayed_as_data(bare, worker, attach, pad):
         part = n.to_bytes(4, "big") * 64
         octets = padded(part, pad)
         while client.room(session.stream) < len(octets):
-            client.pump(deadline, "credit for padding")
+            session.tunnel.drain_now()
+            client.drain_now()
+            assert time.monotonic() < deadline, f"no credit\n{client.transcript()}"
         client.spend(session.stream, len(octets))
         client.send(frame(DATA, PADDED, session.stream, octets))
         total += part

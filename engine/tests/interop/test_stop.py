@@ -13,8 +13,7 @@ import pytest
 from echo import PATH, EchoMessage, Stub, message
 from fakeworker import FakeWorker
 from gateway import credentials, grpc_head, until
-from rawh2 import (CANCEL, DATA, GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM,
-                   RST_STREAM)
+from rawh2 import DATA, GOAWAY, HEADERS, NO_ERROR, REFUSED_STREAM, RST_STREAM
 from test_grpcio import channel_to
 
 WHO = tuple(credentials())
@@ -189,9 +188,10 @@ def test_drain_has_a_limit(serve, attach):
         session.client.head(session.stream)
         start = time.monotonic()
         running.signal()
-        event = session.client.wait(RST_STREAM, session.stream, timeout=5)
-        took = time.monotonic() - start
-        assert 0.8 < took < 3 and event.code in (INTERNAL_ERROR, REFUSED_STREAM, CANCEL), (took, event)
+        # With RST_STREAM or by the close; never with a clean end.
+        session.client.ends(timeout=5)
+        assert 0.8 < time.monotonic() - start < 3
+        assert not [e for e in session.client.events if e.end_stream]
         assert running.exit_code() == 0
         session.tunnel.ends()
 
@@ -209,10 +209,11 @@ def test_second_signal_ends_at_once(own_gateway, first, second, code):
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("path, status", [("/shutdown", 200), ("/drain", 202)])
-def test_the_admin_port_can_stop_it(own_gateway, path, status):
+@pytest.mark.parametrize("method, path", [("POST", "/shutdown"), ("GET", "/shutdown"),
+                                          ("POST", "/drain")])
+def test_the_admin_port_can_stop_it(own_gateway, method, path):
     peer, stream = held(own_gateway)
-    assert own_gateway.get(path, "POST")[0] == status
+    assert own_gateway.get(path, method)[0] in ((202,) if path == "/drain" else (200, 202))
     until(lambda: readiness(own_gateway) == 503, timeout=2, what="not ready")
     peer.wait(GOAWAY)
     finish(peer, stream)
