@@ -561,12 +561,17 @@ def test_twenty_thousand_small_messages_on_one_stream(bare, worker, attach):
             peer.spend(sid, 500)
             peer.send(*(frame(DATA, 0, sid, b"%05d" % m) for m in range(n, n + 100)))
             peer.drain_now()
-        peer.data(sid, b"", end_stream=True)
 
-    up = threading.Thread(target=flow, args=(session.client, session.stream))
+    def upload():
+        flow(session.client, session.stream)
+        session.client.data(session.stream, b"", end_stream=True)
+
+    up = threading.Thread(target=upload)
     up.start()
     flow(session.tunnel, session.request.stream)
+    # Not before the request has ended: a complete response ends the exchange (CL-34).
     up.join(30)
+    session.tunnel.data(session.request.stream, b"", end_stream=True)
     wanted = b"".join(b"%05d" % n for n in range(count))
     assert session.tunnel.body(session.request.stream)[0] == wanted
     assert session.client.body(session.stream)[0] == wanted
