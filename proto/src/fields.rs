@@ -176,6 +176,14 @@ impl Fields {
         self.malformed = false;
     }
 
+    /// Becomes the same list as `other`, in the memory it has.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.bytes.clone_from(&other.bytes);
+        self.entries.clone_from(&other.entries);
+        self.size = other.size;
+        self.malformed = other.malformed;
+    }
+
     /// Appends one field.
     pub fn push(&mut self, field: Field<'_>) {
         let start = self.bytes.len() as u32;

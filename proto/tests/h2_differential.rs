@@ -214,7 +214,12 @@ impl Ours {
 
     fn react(&mut self, event: Event, input: &[u8]) {
         match event {
-            Event::Head { key, kind, end_stream } => self.head(key, kind, end_stream),
+            Event::Head { key, kind, end_stream, list, repeated } => {
+                if let (true, Some(list)) = (repeated, list) {
+                    assert!(self.conn.recall(list, &mut self.fields));
+                }
+                self.head(key, kind, end_stream);
+            }
             Event::Data { key, start, len, end_stream, .. } => {
                 let exchange = self.exchanges.get_mut(&key).expect("a stream we know");
                 let piece = &input[start..start + len];

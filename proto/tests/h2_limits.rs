@@ -180,6 +180,22 @@ fn l5_rapid_reset_ends_the_connection() {
 }
 
 #[test]
+fn l5_an_informational_head_is_no_answer_yet() {
+    let mut side = Side::server(Limits::default());
+    for n in 0.. {
+        side.feed(&get(2 * n + 1));
+        side.head(side.last_key(), &[(":status", "103")], false);
+        side.feed(&reset(2 * n + 1, ErrorCode::Cancel));
+        if side.fault.is_some() {
+            assert_eq!(n, 1000);
+            break;
+        }
+        side.out.clear();
+    }
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
 fn l5_resets_after_our_head_are_honest() {
     let mut side = Side::server(Limits::default());
     for n in 0..5000 {
@@ -312,6 +328,16 @@ fn l5_a_ping_for_each_message_is_grpcs_way_to_measure_the_path() {
     }
     side.expect_no_fault();
     assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_what_we_send_pays_for_one_ping() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    side.head(side.last_key(), OK, false);
+    side.send(side.last_key(), &[0; 50_000], false);
+    let taken = until_fault(&mut side, |_| frame(PING, 0, 0, &[0; 8]));
+    assert_eq!(taken, 1001);
 }
 
 #[test]

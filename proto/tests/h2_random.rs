@@ -115,7 +115,7 @@ fn meddle(side: &mut Side, dice: &mut Dice, undrained: &mut HashMap<u32, usize>)
     };
     match dice.below(8) {
         0 => side.head(key, dice.pick(&[OK, GRPC_OK, &[(":status", "103")]]), dice.one_in(3)),
-        1 => {
+        1 if side.conn.sends(key) => {
             let payload = dice.octets(3000);
             side.send(key, &payload, dice.one_in(4));
         }
@@ -284,7 +284,12 @@ impl End {
             let (fields, out) = (&mut self.fields, &mut self.out);
             match self.conn.next(input, &mut pos, fields, out, self.now).expect("both are ours") {
                 Event::More => return,
-                Event::Head { key, kind, end_stream } => self.headed(key, kind, end_stream),
+                Event::Head { key, kind, end_stream, list, repeated } => {
+                    if let (true, Some(list)) = (repeated, list) {
+                        assert!(self.conn.recall(list, &mut self.fields));
+                    }
+                    self.headed(key, kind, end_stream);
+                }
                 Event::Data { key, start, len, end_stream, .. } => {
                     let echoes = self.role == Role::Server;
                     let Some(body) = self.bodies.get_mut(&key) else { continue };

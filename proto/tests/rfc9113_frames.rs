@@ -516,6 +516,20 @@ fn s6_9_1_room_is_the_smallest_of_stream_connection_and_frame() {
 }
 
 #[test]
+fn s6_9_1_the_connections_credit_is_news_when_somebody_may_wait_for_it() {
+    let mut side = Side::client(Limits::default());
+    let key = side.ask(POST, false);
+    side.feed(&window_update(1, 100_000));
+    side.take_seen();
+    side.send(key, &[0; 40_000], false);
+    side.feed(&window_update(0, 1));
+    assert!(side.take_seen().is_empty(), "there was room for a whole frame");
+    side.send(key, &[0; 20_000], false);
+    side.feed(&window_update(0, 1));
+    assert_eq!(side.take_seen(), [Seen::Window(None)]);
+}
+
+#[test]
 fn s6_9_2_a_new_initial_window_moves_open_streams() {
     let mut side = Side::client(Limits::default());
     let key = side.ask(POST, false);

@@ -159,7 +159,7 @@ impl<C: Core> Reactor<C> {
             return;
         }
         let conn = self.border.open();
-        self.sockets.add(Socket::new(stream, conn, Phase::Open));
+        self.add(Socket::new(stream, conn, Phase::Open));
         self.border.tally.accepts += 1;
         self.looks.push(conn);
         self.call(|core, border| core.accepted(border, conn, listener, peer));

@@ -27,7 +27,7 @@ impl<C: Core> Reactor<C> {
         let mut socket = Socket::new(stream, conn, Phase::Dialling);
         let dial = socket.dial.insert(Dial::new(address));
         self.ring.connect(socket.stream.as_raw_fd(), dial.address(), Tag::of(Kind::Connect, conn));
-        self.sockets.add(socket);
+        self.add(socket);
         self.timers.set(Due::Dial, self.border.now, conn);
     }
 

@@ -30,7 +30,7 @@ use crate::pool::Pool;
 use crate::ring::Mailbox;
 use accept::Door;
 use buffer::BlockRing;
-use socket::Sockets;
+use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
 use uring::{Ring, Share};
@@ -85,6 +85,8 @@ pub struct Reactor<C: Core> {
     news: Vec<News>,
     /// Connections whose receive found no block, longest waiting first.
     starved: VecDeque<ConnId>,
+    /// Sends under way: none between turns, so that output may be changed and copied out.
+    sending: usize,
     /// Receive blocks were short in the last turn.
     short: bool,
     /// In the last turn everything was done against that.
@@ -141,6 +143,7 @@ impl<C: Core> Reactor<C> {
             wishes: Vec::new(),
             news: Vec::new(),
             starved: VecDeque::new(),
+            sending: 0,
             short: false,
             relieved: false,
             active_at: Time::ZERO,
@@ -168,6 +171,18 @@ impl<C: Core> Reactor<C> {
         f(&mut self.core, &mut self.border)
     }
 
+    fn add(&mut self, socket: Socket) {
+        self.sockets.add(socket);
+        self.border.tally.sockets = self.sockets.live() as u64;
+    }
+
+    /// Closes a socket that nothing is under way on, and frees its slot.
+    fn remove(&mut self, conn: ConnId) {
+        self.sockets.remove(conn);
+        self.border.tally.sockets = self.sockets.live() as u64;
+        self.border.free(conn);
+    }
+
     // ---- facts ----
 
     /// Waits for something to happen and tells the core.
@@ -184,6 +199,7 @@ impl<C: Core> Reactor<C> {
             self.completed(*completion);
         }
         self.ring.give_back(batch);
+        assert_eq!(self.sending, 0, "every send has ended when the enter that took it returns");
         while let Some((due, conn)) = self.timers.pop(self.border.now) {
             self.due(due, conn);
         }
@@ -242,7 +258,6 @@ impl<C: Core> Reactor<C> {
         self.refill();
         self.settle();
         self.flush();
-        self.border.tally.sockets = self.sockets.live() as u64;
     }
 
     /// Gives receive blocks back to the kernel, and receives that found none another try.

@@ -60,6 +60,7 @@ impl<C: Core> Reactor<C> {
     }
 
     pub(super) fn sent(&mut self, completion: Completion) {
+        self.sending -= 1;
         let Some(socket) = self.sockets.of(completion.tag) else { return };
         let conn = socket.conn;
         let offered = std::mem::take(&mut socket.offered);
@@ -220,8 +221,7 @@ impl<C: Core> Reactor<C> {
         // A blocked peer's bytes go now, not only after the last completion.
         self.border.kill(conn);
         if !socket.is_receiving() && !socket.polling && socket.dial.is_none() {
-            self.sockets.remove(conn);
-            self.border.free(conn);
+            self.remove(conn);
         }
     }
 
@@ -249,6 +249,7 @@ impl<C: Core> Reactor<C> {
         }
         let tag = Tag::of(Kind::Send, conn);
         socket.offered = self.ring.send(socket.fd(), output.queue(), &self.border.pool, tag);
+        self.sending += 1;
     }
 
     /// Everything is sent: a connection that is being flushed gets its FIN.

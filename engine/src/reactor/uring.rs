@@ -235,6 +235,12 @@ impl Ring {
         if refused || !self.sq.is_empty() {
             self.submit_all();
         }
+        // What found the completion queue full waits in the kernel: the batch must be whole, for
+        // every send has to be known as ended now.
+        while self.sq.cq_overflow() {
+            check(self.enter_now());
+            self.reap();
+        }
         self.forget_vectors();
     }
 

@@ -419,7 +419,7 @@ impl Shard {
     }
 
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
-    fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
+    pub(super) fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
         let Some(hop) = self.conns.hop_mut(tunnel) else { return false };
         match hop.h2.open() {
             Ok(stream) => {

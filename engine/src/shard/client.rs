@@ -82,7 +82,8 @@ impl Shard {
                         exchange.method = asked.method;
                         exchange.path = asked.path;
                         exchange.up.ended = ended;
-                        self.admit_exchange(border, exchange, fields);
+                        let slot = self.add_exchange(exchange);
+                        self.start_exchange(border, slot, fields);
                     }
                     Err(fault) => {
                         crate::log::open_failed(&fault, self.settings.core);
@@ -101,14 +102,15 @@ impl Shard {
         Asked { at, method, path, ended, began: self.now }
     }
 
-    fn admit_exchange(&mut self, border: &mut Border, exchange: Exchange, fields: &Fields) {
+    /// Enters an exchange into the tables.
+    pub(super) fn add_exchange(&mut self, exchange: Exchange) -> u32 {
         let at = exchange.client;
         let slot = self.exchanges.insert(exchange).slot;
         if let Some(hop) = self.conns.hop_mut(at.conn) {
             hop.h2.set_tag(at.key, slot);
         }
         self.metrics.active_http_requests += 1;
-        self.start_exchange(border, slot, fields);
+        slot
     }
 
     /// A head over limit L2: answered, not relayed.

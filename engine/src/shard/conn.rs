@@ -8,6 +8,7 @@ use ringway_proto::h1::head::Scan;
 use ringway_proto::h2;
 use ringway_proto::time::Time;
 
+use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
 
@@ -124,6 +125,8 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// Calls that repeat.
+    pub(crate) calls: Vec<Call>,
 }
 
 /// How far a client connection is on its way out.
@@ -164,6 +167,8 @@ pub(crate) struct Tunnel {
     pub(crate) pinged_at: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// Response heads and trailers that repeat.
+    pub(crate) answers: Vec<Answer>,
 }
 
 /// A budget that is spent by one and refills with time.

@@ -11,6 +11,7 @@ mod close;
 mod conn;
 mod drain;
 mod exchange;
+mod memo;
 mod relay;
 mod reply;
 mod session;
@@ -37,6 +38,7 @@ use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::drain::Draining;
 use self::exchange::{At, Exchange};
+use self::memo::InHand;
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
 use self::session::Sessions;
@@ -80,6 +82,8 @@ pub struct Shard {
     /// `/health` says so already.
     unready: bool,
     finished: bool,
+    /// The list being relayed, if its connection keeps it.
+    in_hand: Option<InHand>,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
     /// a connection has to say for itself while it reads, the dispatch's answers.
     fields: Fields,
@@ -120,6 +124,7 @@ impl Shard {
             draining: None,
             unready: false,
             finished: false,
+            in_hand: None,
             fields: Fields::new(),
             reply: Reply::default(),
             answers: Vec::new(),
@@ -197,9 +202,17 @@ impl Shard {
     fn event(&mut self, border: &mut Border, conn: ConnId, input: Option<Segment>, event: Event) {
         match event {
             Event::More => {}
-            Event::Head { key, kind, end_stream } => {
-                let fields = std::mem::take(&mut self.fields);
+            Event::Head { key, kind, end_stream, list, repeated } => {
                 let at = At { conn, key };
+                let in_hand = list.map(|list| InHand { at, kind, list });
+                if repeated && in_hand.is_some_and(|of| self.repeat(border, of, end_stream)) {
+                    return;
+                }
+                if let (true, Some(list), Some(hop)) = (repeated, list, self.conns.hop(conn)) {
+                    hop.h2.recall(list, &mut self.fields);
+                }
+                self.in_hand = in_hand;
+                let fields = std::mem::take(&mut self.fields);
                 match kind {
                     HeadKind::Request => self.request(border, at, &fields, end_stream),
                     HeadKind::Informational => {
@@ -211,6 +224,7 @@ impl Shard {
                     HeadKind::Trailers => self.trailers(border, at, &fields),
                 }
                 self.fields = fields;
+                self.in_hand = None;
             }
             Event::HeadTooLarge { key, end_stream } => {
                 let fields = std::mem::take(&mut self.fields);

@@ -28,9 +28,6 @@ pub(crate) const OUTPUT_FULL: usize = 1024 * 1024;
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
 
-/// DATA of one connection that may wait here before its connection credit waits too (design 3.10).
-pub(crate) const HELD_PER_CONNECTION: usize = 16 * 1024 * 1024;
-
 /// How often streams without progress are looked for while memory is short.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -149,10 +146,10 @@ impl Shard {
             self.timers.arm(border.now + SWEEP, Due::Sweep);
         }
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
-        let before = hop.held;
+        let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held += len;
         hop.h2.allow_growth(self.held < budget / 2);
-        if before <= HELD_PER_CONNECTION && hop.held > HELD_PER_CONNECTION {
+        if before <= most && hop.held > most {
             hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
         }
     }
@@ -161,10 +158,10 @@ impl Shard {
     pub(super) fn let_go(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
         self.held -= len;
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
-        let before = hop.held;
+        let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held -= len;
         hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
-        if before > HELD_PER_CONNECTION && hop.held <= HELD_PER_CONNECTION {
+        if before > most && hop.held <= most {
             hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
         }
     }
@@ -354,7 +351,8 @@ impl Shard {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
                     let fields = fields.iter().filter(|f| is_end_to_end(f.token));
                     let out = &mut border.sink(to.conn);
-                    hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    let generation = hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    self.keep_answer(at.conn, 0, generation.filter(|_| way == Way::Down));
                     self.direction_done(border, slot, way);
                 }
             }
@@ -386,19 +384,13 @@ impl Shard {
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
         let out = &mut border.sink(to.conn);
-        hop.h2.head(to.key, fields, end, &mut self.block, out);
+        let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
             hop.h2.set_head_request(to.key);
         }
         let client = exchange.client.conn;
-        if border.queued(to.conn) > OUTPUT_FULL {
-            self.stop_reading(border, client, to.conn);
-        }
-        if end {
-            self.direction_done(border, slot, Way::Up);
-        } else {
-            self.schedule(border, slot, Way::Up);
-        }
+        self.keep_call(slot, generation);
+        self.request_sent(border, slot, client, to.conn);
     }
 
     /// A response head to the client.
@@ -437,16 +429,13 @@ impl Shard {
         let cookie = cookie.as_ref().map(|value| Field::new(b"set-cookie", value));
         let fields =
             plain.filter(|f| f.token != Token::NvcfReqid).chain(std::iter::once(id)).chain(cookie);
+        let status = exchange.status;
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
-            hop.h2.head(to.key, fields, end, &mut self.block, out);
+            let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+            self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
-        if border.queued(to.conn) > OUTPUT_FULL {
-            self.stop_reading(border, at.conn, to.conn);
-        }
-        if end {
-            self.direction_done(border, slot, Way::Down);
-        }
+        self.answer_sent(border, slot, at.conn, end);
     }
 }
 

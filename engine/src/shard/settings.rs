@@ -45,6 +45,12 @@ impl ShardSettings {
         }
     }
 
+    /// DATA of one connection that may wait here before its connection credit waits too
+    /// (design 3.10).
+    pub(crate) fn held_per_connection(&self) -> usize {
+        self.config.limits.connection_buffer / 2
+    }
+
     /// The limits of one HTTP/2 connection.
     #[must_use]
     pub fn http2(&self) -> h2::Limits {
@@ -63,7 +69,8 @@ impl ShardSettings {
             empty_data: limits.empty_data,
             stream_window: limits.stream_window,
             stream_window_max: limits.stream_window_max,
-            connection_window: limits.connection_buffer as u32,
+            // Half of it may be on its way when the other half is held: see `held_per_connection`.
+            connection_window: (limits.connection_buffer / 2) as u32,
             first_settings: limits.handshake,
             header_block: limits.handshake,
             settings_ack: limits.handshake,

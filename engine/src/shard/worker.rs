@@ -330,6 +330,7 @@ impl Shard {
             idle_since: None,
             pinged_at: None,
             going: false,
+            answers: Vec::new(),
         };
         let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));

@@ -103,7 +103,10 @@ impl Peer {
 
     fn note(&mut self, event: Event, bytes: &[u8], out: &mut Vec<u8>) {
         match event {
-            Event::Head { key, kind, end_stream } => {
+            Event::Head { key, kind, end_stream, list, repeated } => {
+                if let (true, Some(list)) = (repeated, list) {
+                    assert!(self.h2.recall(list, &mut self.fields));
+                }
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let fields = self.fields.iter().map(|f| (text(f.name), text(f.value))).collect();
                 if kind == HeadKind::Request {

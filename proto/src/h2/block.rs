@@ -9,6 +9,7 @@ use super::receive::{Read, Step, Turn};
 use super::stream::{Content, StreamKey};
 use super::{ConnFault, Event, HeadKind, LimitId, Role, head};
 use crate::Sink;
+use crate::fields::Token;
 use crate::hpack::{HpackError, Verdict};
 
 /// A header block of which more is to come; its fragments are in [`Conn::held`].
@@ -141,13 +142,75 @@ impl Conn {
 
     fn complete(&mut self, block: Block, bytes: &[u8], turn: &mut Turn<'_, '_, impl Sink>) -> Read {
         self.deadlines.block_complete();
+        let target = self.target(block.stream);
+        if !block.self_dependent
+            && let Some(step) = self.repeated(&target, block, bytes)
+        {
+            return Ok(step);
+        }
+        let before = self.decoder.generation();
         let verdict =
             self.decoder.decode(bytes, turn.fields, &self.limits.headers).map_err(undecodable)?;
-        match self.target(block.stream) {
+        let mut step = match target {
             Target::Open(key) => self.next_section(key, block, verdict, turn),
             Target::Idle => self.request(block, verdict, turn),
             Target::Late | Target::Closed => Ok(Step::On),
+        }?;
+        if let Step::Tell(Event::Head { key, kind, list, .. }) = &mut step
+            && self.is_plain(*key, *kind)
+        {
+            let generations = (before, self.decoder.generation());
+            *list = self.memo.note(bytes, generations, *kind, turn.fields);
         }
+        Ok(step)
+    }
+
+    /// Whether nothing but the list decided that this head is in order: then an equal one is too.
+    fn is_plain(&self, key: StreamKey, kind: HeadKind) -> bool {
+        let Some(stream) = self.table.get(key) else { return false };
+        match kind {
+            HeadKind::Request | HeadKind::Trailers => stream.content == Content::Unknown,
+            HeadKind::Response => stream.content == Content::Unknown && !stream.head_request,
+            HeadKind::Informational => false,
+        }
+    }
+
+    /// A block that is known: what decoding and checking it would come to.
+    fn repeated(&mut self, target: &Target, block: Block, bytes: &[u8]) -> Option<Step> {
+        let end_stream = block.end_stream;
+        let generation = self.decoder.generation();
+        let (key, kind, list) = match *target {
+            Target::Idle => {
+                let kind = HeadKind::Request;
+                let list = self.memo.find(bytes, generation, kind)?;
+                if self.table.len() >= self.limits.max_concurrent_streams as usize {
+                    return None;
+                }
+                let head = self.memo.list(list)?.first(Token::Method) == Some(b"HEAD");
+                (self.accept(block.stream, Content::Unknown, head, end_stream), kind, list)
+            }
+            Target::Open(key) => {
+                let stream = self.table.get_mut(key)?;
+                let plain = stream.content == Content::Unknown && !stream.head_request;
+                let kind = match stream.remote_head {
+                    true if end_stream => HeadKind::Trailers,
+                    true => return None,
+                    false => HeadKind::Response,
+                };
+                if !plain || !stream.remote_open {
+                    return None;
+                }
+                let list = self.memo.find(bytes, generation, kind)?;
+                stream.remote_head = true;
+                if end_stream {
+                    self.remote_ended(key);
+                }
+                (key, kind, list)
+            }
+            Target::Late | Target::Closed => return None,
+        };
+        let list = Some(list);
+        Some(Step::Tell(Event::Head { key, kind, end_stream, list, repeated: true }))
     }
 
     /// A client opens a stream.
@@ -169,7 +232,7 @@ impl Conn {
             Ok(request) if !block.self_dependent => {
                 let key = self.accept(id, request.content, request.head, end_stream);
                 let kind = HeadKind::Request;
-                Ok(Step::Tell(Event::Head { key, kind, end_stream }))
+                Ok(Step::Tell(Event::Head { key, kind, end_stream, list: None, repeated: false }))
             }
             _ => {
                 self.pass_over(id);
@@ -256,7 +319,7 @@ impl Conn {
         if end_stream {
             self.remote_ended(key);
         }
-        Ok(Step::Tell(Event::Head { key, kind, end_stream }))
+        Ok(Step::Tell(Event::Head { key, kind, end_stream, list: None, repeated: false }))
     }
 }
 

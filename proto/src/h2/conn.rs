@@ -1,18 +1,20 @@
 //! The state of one connection, and what its owner asks of it apart from bytes.
 //!
-//! Receiving is in [`super::receive`] and [`super::block`], sending in [`super::send`].
-
-use std::time::Duration;
+//! Receiving is in [`super::receive`], [`super::block`] and [`super::control`], sending in
+//! [`super::send`], what has to happen in time in [`super::deadline`].
 
 use super::block::Block;
 use super::budget::Budget;
-use super::frame::{self, ErrorCode, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
+use super::deadline::Deadlines;
+use super::frame::{self, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
+use super::memo::{ListId, Memo};
 use super::receive::Reading;
 use super::settings::PeerSettings;
 use super::stream::{Absent, Content, Stream, StreamKey, Table};
 use super::window::{DEFAULT_WINDOW, ReceiveWindow, SendWindow};
 use super::{ConnFault, LimitId, Limits, OpenError, Role};
 use crate::Sink;
+use crate::fields::Fields;
 use crate::hpack::{Decoder, Encoder, TABLE_SIZE};
 use crate::time::Time;
 
@@ -21,12 +23,6 @@ pub const NO_TAG: u32 = u32::MAX;
 
 /// We open no stream with an id above this: the connection is to be replaced in good time.
 const LAST_OWN_ID: u32 = 1 << 30;
-
-/// How long a mass of resets is remembered.
-const RESETS_KEPT: Duration = Duration::from_secs(10);
-
-/// No deadline.
-const NEVER: Time = Time(u64::MAX);
 
 /// One HTTP/2 connection, without its socket.
 pub struct Conn {
@@ -44,6 +40,7 @@ pub struct Conn {
     pub(super) block: Option<Block>,
     pub(super) decoder: Decoder,
     pub(super) encoder: Encoder,
+    pub(super) memo: Memo,
     pub(super) table: Table,
     /// Both ends of this stream have closed; it lives until the event that says so is dealt with.
     pub(super) closing: Option<StreamKey>,
@@ -67,14 +64,6 @@ pub struct Conn {
     hold_credit: bool,
     pub(super) fault: Option<ConnFault>,
     pub(super) deadlines: Deadlines,
-}
-
-/// What is waited for; [`NEVER`] when it is not.
-pub(super) struct Deadlines {
-    pub(super) first_settings: Time,
-    pub(super) settings_ack: Time,
-    pub(super) header_block: Time,
-    forget_resets: Time,
 }
 
 /// What an id on a frame names.
@@ -107,6 +96,7 @@ impl Conn {
             block: None,
             decoder: Decoder::new(TABLE_SIZE),
             encoder: Encoder::new(),
+            memo: Memo::default(),
             table: Table::default(),
             closing: None,
             highest: 0,
@@ -124,12 +114,7 @@ impl Conn {
             growth: true,
             hold_credit: false,
             fault: None,
-            deadlines: Deadlines {
-                first_settings: now + limits.first_settings,
-                settings_ack: NEVER,
-                header_block: NEVER,
-                forget_resets: NEVER,
-            },
+            deadlines: Deadlines::new(now + limits.first_settings),
         }
     }
 
@@ -151,7 +136,7 @@ impl Conn {
             (setting::MAX_HEADER_LIST_SIZE, list),
         ];
         frame::put_settings(out, &parameters);
-        self.deadlines.settings_ack = self.now + limits.settings_ack;
+        self.deadlines.settings_sent(self.now + limits.settings_ack);
         // The RFC has no way to begin with less than the default.
         let window = limits.connection_window.max(DEFAULT_WINDOW);
         self.receive_window = ReceiveWindow::new(window, window, self.now);
@@ -328,6 +313,21 @@ impl Conn {
         self.refuse_new = refuse;
     }
 
+    /// Puts a list that this connection keeps into the caller's; false if it is kept no more.
+    pub fn recall(&self, list: ListId, into: &mut Fields) -> bool {
+        let kept = self.memo.list(list);
+        if let Some(kept) = kept {
+            into.copy_from(kept);
+        }
+        kept.is_some()
+    }
+
+    /// Changes whenever the encoder's table does: see [`Self::replay`].
+    #[must_use]
+    pub fn encoder_generation(&self) -> u64 {
+        self.encoder.generation()
+    }
+
     // ---- credit ----
 
     /// The other hop took `bytes` of this stream's payload; `backlog` says that more of it waits
@@ -388,41 +388,10 @@ impl Conn {
         self.budget.is_high(&self.limits)
     }
 
-    /// When [`Self::expired`] has to be called at the latest.
+    /// The row of the limit table that the connection ended at, for the caller's counters.
     #[must_use]
-    pub fn deadline(&self) -> Option<Time> {
-        let waits = &self.deadlines;
-        let first = waits
-            .first_settings
-            .min(waits.settings_ack)
-            .min(waits.header_block)
-            .min(waits.forget_resets);
-        (first != NEVER && self.fault.is_none()).then_some(first)
-    }
-
-    /// The deadline may have passed.
-    ///
-    /// # Errors
-    /// If the peer is too slow (L10).
-    pub fn expired(&mut self, now: Time) -> Result<(), ConnFault> {
-        self.now = self.now.max(now);
-        if now >= self.deadlines.forget_resets {
-            self.deadlines.forget_resets = NEVER;
-            self.table.forget_resets(self.limits.remembered_resets as usize);
-        }
-        let waits = &self.deadlines;
-        let (code, reason) = if now >= waits.first_settings {
-            (ErrorCode::SettingsTimeout, "no preface and SETTINGS in time")
-        } else if now >= waits.settings_ack {
-            (ErrorCode::SettingsTimeout, "SETTINGS not acknowledged in time")
-        } else if now >= waits.header_block {
-            (ErrorCode::EnhanceYourCalm, "header block not complete in time")
-        } else {
-            return Ok(());
-        };
-        let fault = ConnFault::limit(LimitId::L10, code, reason);
-        self.fault = Some(fault);
-        Err(fault)
+    pub fn limit_hit(&self) -> Option<LimitId> {
+        self.fault.and_then(|fault| fault.limit)
     }
 
     // ---- between receiving and sending ----
@@ -449,25 +418,6 @@ impl Conn {
         MIN_MAX_FRAME
     }
 
-    /// Takes a stream out that we reset, and remembers its id.
-    pub(super) fn remove_reset(&mut self, key: StreamKey) -> Option<Stream> {
-        let stream = self.table.remove(key, true)?;
-        self.watch_resets();
-        Some(stream)
-    }
-
-    /// After a mass reset more ids are remembered than usual, but not for long: frames of all
-    /// these streams are on their way, and an honest peer must not be punished for them.
-    pub(super) fn watch_resets(&mut self) {
-        let usual = self.limits.remembered_resets as usize;
-        let most = usual.max(self.limits.max_concurrent_streams as usize);
-        if self.table.resets() > 2 * most {
-            self.table.forget_resets(most);
-        } else if self.table.resets() > 2 * usual && self.deadlines.forget_resets == NEVER {
-            self.deadlines.forget_resets = self.now + RESETS_KEPT;
-        }
-    }
-
     /// The peer has sent its END_STREAM. If we had sent ours, the stream is closed, but stays until
     /// the event that tells so has been dealt with.
     pub(super) fn remote_ended(&mut self, key: StreamKey) {
@@ -476,26 +426,6 @@ impl Conn {
         if !stream.local_open {
             self.closing = Some(key);
         }
-    }
-}
-
-impl Deadlines {
-    pub(super) fn first_settings_came(&mut self) {
-        self.first_settings = NEVER;
-    }
-
-    pub(super) fn settings_acknowledged(&mut self) {
-        self.settings_ack = NEVER;
-    }
-
-    pub(super) fn block_waits_until(&mut self, at: Time) {
-        if self.header_block == NEVER {
-            self.header_block = at;
-        }
-    }
-
-    pub(super) fn block_complete(&mut self) {
-        self.header_block = NEVER;
     }
 }
 

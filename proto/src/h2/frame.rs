@@ -1,5 +1,5 @@
 //! Frames as bytes: the nine-byte head, the kinds and flags, and a writer for every frame that has
-//! no payload of a stream's own. No state, no rules: those are in [`super::conn`].
+//! no payload of a stream's own. No state, no rules: those are in [`super::Conn`].
 //!
 //! Source: RFC 9113 §4 and §6.
 

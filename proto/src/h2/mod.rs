@@ -21,8 +21,10 @@ mod block;
 mod budget;
 mod conn;
 mod control;
+mod deadline;
 pub mod frame;
 mod head;
+mod memo;
 mod receive;
 mod send;
 mod settings;
@@ -31,6 +33,7 @@ mod window;
 
 pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
+pub use memo::ListId;
 pub use send::Blocked;
 pub use stream::StreamKey;
 
@@ -199,7 +202,8 @@ pub enum HeadKind {
 pub enum Event {
     /// The input is used up.
     More,
-    /// A field section that keeps the rules of RFC 9113 §8; it is in the caller's list.
+    /// A field section that keeps the rules of RFC 9113 §8; it is in the caller's list, unless it
+    /// is a repetition.
     Head {
         /// New for a [`HeadKind::Request`].
         key: StreamKey,
@@ -207,6 +211,11 @@ pub enum Event {
         kind: HeadKind,
         /// The peer sends nothing after it.
         end_stream: bool,
+        /// Where the list may be found again: equal numbers mean equal lists.
+        list: Option<ListId>,
+        /// It was seen before under this number and is not in the caller's list:
+        /// [`Conn::recall`] puts it there.
+        repeated: bool,
     },
     /// A field section over L2; the caller's list holds what fitted, and nothing was checked.
     /// A new stream has been opened for it.

@@ -1,9 +1,9 @@
 //! What the caller sends: heads, frame heads of DATA, resets, GOAWAY, PING.
 
+use super::Role;
 use super::conn::Conn;
 use super::frame::{self, ErrorCode, FrameHead, HEAD_BYTES, Kind, flag};
 use super::stream::StreamKey;
-use super::{LimitId, Role};
 use crate::Sink;
 use crate::fields::{Field, Token};
 
@@ -25,7 +25,8 @@ impl Conn {
     /// Sends a head or trailers: HEADERS and, as one unit, the CONTINUATIONs the peer's frame size
     /// makes necessary. Nothing is sent on a stream that we ended or that is gone.
     ///
-    /// `scratch` is any reused buffer; its content is lost.
+    /// `scratch` is any reused buffer; it holds the block behind [`HEAD_BYTES`] octets afterwards.
+    /// Returned is the table's generation if the block can be sent again with [`Self::replay`].
     pub fn head<'a>(
         &mut self,
         key: StreamKey,
@@ -33,13 +34,13 @@ impl Conn {
         end_stream: bool,
         scratch: &mut Vec<u8>,
         out: &mut impl Sink,
-    ) {
-        let Some(stream) = self.table.get_mut(key).filter(|stream| stream.local_open) else {
-            return;
-        };
+    ) -> Option<u64> {
+        let stream = self.table.get_mut(key).filter(|stream| stream.local_open)?;
         scratch.clear();
         scratch.extend_from_slice(&[0; HEAD_BYTES]);
+        let generation = self.encoder.generation();
         self.encoder.begin(scratch);
+        let resized = scratch.len() > HEAD_BYTES;
         let mut informational = false;
         for field in fields {
             match field.token {
@@ -56,6 +57,39 @@ impl Conn {
         if end_stream {
             self.local_ended(key);
         }
+        let same = !resized && !informational && generation == self.encoder.generation();
+        same.then_some(generation)
+    }
+
+    /// Sends a block that [`Self::head`] made earlier for an equal list, if the table is still
+    /// what it was then: `false`, and nothing was sent, if not. Of a request's method the caller
+    /// tells with [`Self::set_head_request`].
+    pub fn replay(
+        &mut self,
+        key: StreamKey,
+        (block, generation): (&[u8], u64),
+        end_stream: bool,
+        scratch: &mut Vec<u8>,
+        out: &mut impl Sink,
+    ) -> bool {
+        if generation != self.encoder.generation() {
+            return false;
+        }
+        let Some(stream) = self.table.get_mut(key).filter(|stream| stream.local_open) else {
+            return false;
+        };
+        stream.local_head = true;
+        scratch.clear();
+        scratch.extend_from_slice(&[0; HEAD_BYTES]);
+        self.encoder.begin(scratch);
+        scratch.extend_from_slice(block);
+        let end = if end_stream { flag::END_STREAM } else { 0 };
+        put_block(key.id(), end, self.peer.max_frame as usize, scratch, out);
+        self.budget.head_sent();
+        if end_stream {
+            self.local_ended(key);
+        }
+        true
     }
 
     /// How many octets of payload may be sent on the stream now, in one frame.
@@ -131,12 +165,6 @@ impl Conn {
     pub fn ping(&mut self, payload: [u8; 8], out: &mut impl Sink) {
         self.pings = self.pings.saturating_add(1);
         frame::put_ping(out, payload, false);
-    }
-
-    /// The row of the limit table that a fault came from, for the caller's gauges.
-    #[must_use]
-    pub fn limit_hit(&self) -> Option<LimitId> {
-        self.fault.and_then(|fault| fault.limit)
     }
 
     fn local_ended(&mut self, key: StreamKey) {

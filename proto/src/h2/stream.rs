@@ -300,6 +300,18 @@ mod tests {
     }
 
     #[test]
+    fn ids_that_never_got_a_stream_are_counted_too() {
+        let mut table = Table::default();
+        for n in 0..1000 {
+            table.push_reset(2 * n + 1);
+        }
+        assert_eq!((table.len(), table.resets()), (0, 1000));
+        table.forget_resets(100);
+        assert_eq!((table.index.entries.len(), table.find(1999)), (100, Err(Absent::Reset)));
+        assert_eq!(table.find(1797), Err(Absent::Unknown));
+    }
+
+    #[test]
     fn the_index_agrees_with_an_ordered_map_under_any_churn() {
         let mut table = Table::default();
         let mut model = BTreeMap::new();

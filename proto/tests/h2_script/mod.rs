@@ -299,7 +299,10 @@ impl Side {
     fn note(&mut self, event: Event, input: &[u8], pos: usize) {
         let seen = match event {
             Event::More => return,
-            Event::Head { key, kind, end_stream } => {
+            Event::Head { key, kind, end_stream, list, repeated } => {
+                if let (true, Some(list)) = (repeated, list) {
+                    assert!(self.conn.recall(list, &mut self.fields));
+                }
                 self.remember(key);
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let fields = self.fields.iter().map(|f| (text(f.name), text(f.value))).collect();

@@ -1,0 +1,110 @@
+//! What has to happen in time: the peer's preface, its acknowledgement, its header blocks (L10),
+//! and the end of our memory of resets.
+
+use std::time::Duration;
+
+use super::conn::Conn;
+use super::frame::ErrorCode;
+use super::stream::{Stream, StreamKey};
+use super::{ConnFault, LimitId};
+use crate::time::Time;
+
+/// How long a mass of resets is remembered.
+const RESETS_KEPT: Duration = Duration::from_secs(10);
+
+/// No deadline.
+const NEVER: Time = Time(u64::MAX);
+
+/// What is waited for; [`NEVER`] when it is not.
+pub(super) struct Deadlines {
+    first_settings: Time,
+    settings_ack: Time,
+    header_block: Time,
+    forget_resets: Time,
+}
+
+impl Deadlines {
+    pub(super) fn new(first_settings: Time) -> Self {
+        Self { first_settings, settings_ack: NEVER, header_block: NEVER, forget_resets: NEVER }
+    }
+
+    pub(super) fn settings_sent(&mut self, acknowledged_by: Time) {
+        self.settings_ack = acknowledged_by;
+    }
+
+    pub(super) fn first_settings_came(&mut self) {
+        self.first_settings = NEVER;
+    }
+
+    pub(super) fn settings_acknowledged(&mut self) {
+        self.settings_ack = NEVER;
+    }
+
+    pub(super) fn block_waits_until(&mut self, at: Time) {
+        if self.header_block == NEVER {
+            self.header_block = at;
+        }
+    }
+
+    pub(super) fn block_complete(&mut self) {
+        self.header_block = NEVER;
+    }
+}
+
+impl Conn {
+    /// When [`Self::expired`] has to be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let waits = &self.deadlines;
+        let first = waits
+            .first_settings
+            .min(waits.settings_ack)
+            .min(waits.header_block)
+            .min(waits.forget_resets);
+        (first != NEVER && self.fault.is_none()).then_some(first)
+    }
+
+    /// The deadline may have passed.
+    ///
+    /// # Errors
+    /// If the peer is too slow (L10).
+    pub fn expired(&mut self, now: Time) -> Result<(), ConnFault> {
+        self.now = self.now.max(now);
+        if now >= self.deadlines.forget_resets {
+            self.deadlines.forget_resets = NEVER;
+            self.table.forget_resets(self.limits.remembered_resets as usize);
+        }
+        let waits = &self.deadlines;
+        let (code, reason) = if now >= waits.first_settings {
+            (ErrorCode::SettingsTimeout, "no preface and SETTINGS in time")
+        } else if now >= waits.settings_ack {
+            (ErrorCode::SettingsTimeout, "SETTINGS not acknowledged in time")
+        } else if now >= waits.header_block {
+            (ErrorCode::EnhanceYourCalm, "header block not complete in time")
+        } else {
+            return Ok(());
+        };
+        let fault = ConnFault::limit(LimitId::L10, code, reason);
+        self.fault = Some(fault);
+        Err(fault)
+    }
+
+    /// Takes a stream out that we reset, and remembers its id.
+    pub(super) fn remove_reset(&mut self, key: StreamKey) -> Option<Stream> {
+        let stream = self.table.remove(key, true)?;
+        self.watch_resets();
+        Some(stream)
+    }
+
+    /// After a mass reset more ids are remembered than usual, but not for long: frames of all
+    /// these streams are on their way, and an honest peer must not be punished for them.
+    pub(super) fn watch_resets(&mut self) {
+        let usual = self.limits.remembered_resets as usize;
+        let most = usual.max(self.limits.max_concurrent_streams as usize);
+        if self.table.resets() > 2 * most {
+            self.table.forget_resets(most);
+        } else if self.table.resets() > 2 * usual && self.deadlines.forget_resets == NEVER {
+            self.deadlines.forget_resets = self.now + RESETS_KEPT;
+        }
+    }
+}
