@@ -46,8 +46,10 @@ fi
 
 stage format cargo fmt --all --check
 stage clippy cargo clippy --locked --workspace --all-targets -- -D warnings
-stage unit cargo test --locked --workspace
-stage doc env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+stage unit cargo test --locked --workspace --no-fail-fast
+# The reader of these pages works on the code: private items are shown, and may be linked to.
+stage doc env RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
+    cargo doc --locked --workspace --no-deps --document-private-items --quiet
 if stage build cargo build --release --locked --bin ringway; then
     stage interop-parallel interop_parallel
     # The verdict comes before the last stage so that pytest's closing line ends the output.

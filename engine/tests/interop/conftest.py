@@ -107,25 +107,28 @@ class Bystander:
     def __init__(self, gateway, name, kind):
         self.name = name
         self.run = subprocess.Popen(
-            [sys.executable, str(HERE / "bystander.py"), *map(str, gateway.client), kind],
+            [sys.executable, str(HERE / "bystander.py"), *map(str, gateway.client), kind,
+             str(gateway.pid)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         line = self.run.stdout.readline()
         assert line == "running\n", f"bystander: {line!r} {self.run.stderr.read()}"
 
     def waits(self):
-        """Ends it; its waits in milliseconds, sorted."""
+        """Ends it; (milliseconds waited, of which the machine was busy with others)."""
         out, err = self.run.communicate(timeout=70)
         assert self.run.returncode == 0, f"the bystander's call failed:\n{err}"
-        return sorted(json.loads(out))
+        return json.loads(out)
 
     def was_served(self):
-        """It never waited 100 ms. The 99th percentile is asserted, because a busy machine may
-        stop any process for longer; the maximum is printed."""
+        """It never waited 100 ms for the gateway. What is asserted is the 99th percentile of
+        its waits less the time in which the machine ran something else instead."""
         waits = self.waits()
         assert len(waits) >= 5, "the bystander was hardly there"
-        p99, most = waits[int(len(waits) * 0.99)], waits[-1]
-        measured.append(f"{self.name}: {len(waits)} calls, p99 {p99:.1f} ms, max {most:.1f} ms")
-        assert p99 < 100, f"a bystander waited: p99 {p99:.1f} ms, worst {waits[-10:]}"
+        net = sorted(took - queued for took, queued in waits)
+        p99, most = net[int(len(net) * 0.99)], max(took for took, _ in waits)
+        measured.append(f"{self.name}: {len(waits)} calls, p99 {p99:.1f} ms, max {net[-1]:.1f} ms "
+                        f"(with the machine's other work {most:.1f} ms)")
+        assert p99 < 100, f"a bystander waited: {sorted(waits)[-10:]}"
 
 
 @pytest.fixture
