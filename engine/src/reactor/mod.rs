@@ -47,6 +47,9 @@ pub const RELIEVE_BELOW: usize = 25;
 /// How long connections may still be flushed after the core has finished.
 pub const END_WAIT: Duration = LINGER;
 
+/// How long of that a peer that has been sent everything is waited for: its FIN would be nice.
+const END_PAUSE: Duration = Duration::from_millis(250);
+
 /// Starved receives tried again per lent block: small messages share one.
 const FEED_PER_BLOCK: usize = 4;
 
@@ -321,14 +324,19 @@ impl<C: Core> Reactor<C> {
     /// Closes everything in order: a port is free only when its last accept has ended.
     fn end(mut self) -> C {
         self.close_doors();
-        self.end_at = Some(self.border.now + END_WAIT);
+        let begun = self.border.now;
+        self.end_at = Some(begun + END_PAUSE);
         for conn in self.sockets.all() {
             self.border.close(conn, Close::Now);
         }
         self.act();
         while self.sockets.live() > 0 || self.doors.iter().any(Door::is_armed) {
             if self.end_at.is_some_and(|at| at <= self.border.now) {
-                break;
+                let unsent = self.sockets.all().into_iter().any(|c| self.border.queued(c) > 0);
+                if !unsent || begun + END_WAIT <= self.border.now {
+                    break;
+                }
+                self.end_at = Some(self.border.now + END_PAUSE);
             }
             self.gather();
             self.act();
