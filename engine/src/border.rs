@@ -247,11 +247,11 @@ impl Border {
         }
     }
 
-    /// Whether less than a quarter of the receive memory is left to the kernel: then nothing that
-    /// may wait for long should stay there.
+    /// Whether less than half of the receive memory is free: then nothing that may wait for long
+    /// should stay there.
     #[must_use]
     pub fn receive_memory_is_short(&self) -> bool {
-        self.pool.ring_lent() * 4 < self.pool.ring_blocks()
+        (self.pool.ring_lent() + self.pool.ring_free()) * 2 < self.pool.ring_blocks()
     }
 
     /// Gives the shared chunk of [`Self::stash`] back once nothing waits in it.

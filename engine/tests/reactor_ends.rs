@@ -196,6 +196,30 @@ fn a_reset_found_by_a_send_is_told_once() {
 }
 
 #[test]
+fn bytes_before_a_reset_that_a_send_finds_are_not_lost() {
+    const LEN: usize = 50_000;
+    let desk = start(Options { receive_limit: 3000, ..Options::default() }, Desk::default());
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.pause(conn, true));
+    thread::sleep(Duration::from_millis(20));
+    client.write_all(&Noise::new(4).bytes(LEN)).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    abort(client);
+    thread::sleep(Duration::from_millis(20));
+    desk.ask(move |_, border| {
+        border.put(conn, b"are you there?");
+        border.pause(conn, false);
+    });
+    assert_eq!(end(&desk, conn), End::Reset);
+    let got = desk.ask(move |desk, _| desk.bytes.remove(&conn).unwrap_or_default());
+    assert!(got == Noise::new(4).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    all_closed(&desk);
+    assert_eq!(ends(&desk, conn), [End::Reset]);
+    desk.finish();
+}
+
+#[test]
 fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
     let desk = desk();
     let client = connect(&desk);

@@ -22,17 +22,18 @@ pub struct Options {
     pub pin: Option<usize>,
     /// What it does when there is nothing to do.
     pub busy_poll: BusyPoll,
-    /// Receive blocks: should exceed the number of sockets that become readable together.
+    /// Receive blocks in all. Memory is touched only as far as it is needed.
     pub blocks: usize,
     /// How many of them the kernel has at a time; the others take the place of those that wait in
-    /// an output queue. It bounds what one turn receives, and it should fit into a core's cache.
+    /// an output queue. It bounds what one turn receives, so it decides how long others wait beside
+    /// bulk, and whether bytes are still in the cache when they are sent: few are better than many.
     pub lent: usize,
     /// Bytes of a receive block.
     pub block_bytes: usize,
     /// Bytes of one receive at most; 0: as a block has room.
     pub receive_cap: usize,
     /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
-    /// others; 0: no limit. Kernels before 6.17, which know none, are used without.
+    /// others; 0: no limit. Kernels that know neither cap nor limit are used without.
     pub receive_limit: usize,
     /// Bytes of one send at most, so that control frames get in between bulk.
     pub send_bytes: usize,
@@ -49,7 +50,7 @@ impl Default for Options {
             pin: None,
             busy_poll: BusyPoll::Never,
             blocks: 128,
-            lent: 16,
+            lent: 4,
             block_bytes: 64 * 1024,
             receive_cap: 64 * 1024,
             receive_limit: 128 * 1024,

@@ -48,7 +48,10 @@ impl<C: Core> Reactor<C> {
             }
             // Cancelled by us: `look` decides what comes next.
             (None, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
-            (None, errno) => self.fail(conn, end_of(errno)),
+            (None, errno) => {
+                let end = socket.broken.unwrap_or_else(|| end_of(errno));
+                self.fail(conn, end);
+            }
         }
         self.release(segment);
     }
@@ -127,19 +130,12 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A send found the connection broken. Bytes that came before are still in the socket: the
-    /// receive brings them, then its own end.
+    /// A send found the connection broken. Bytes that came before are still in the socket, so
+    /// `look` sees to it that they are received; then comes the receive's own end.
     fn send_failed(&mut self, conn: ConnId, end: End) {
-        let Some(socket) = self.sockets.get_mut(conn) else { return };
-        if !socket.is_receiving() {
-            return self.fail(conn, end);
-        }
-        socket.broken = Some(end);
-        if end == End::Failed && socket.receive == Receive::Armed {
-            // Not an error that ends the receive by itself.
-            socket.receive = Receive::Cancelling;
-            let tag = Tag::of(Kind::Cancel, conn);
-            self.ring.cancel(Tag::of(Kind::Receive, conn), tag);
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.broken = Some(end);
+            self.looks.push(conn);
         }
     }
 
@@ -168,14 +164,9 @@ impl<C: Core> Reactor<C> {
         if matches!(socket.phase, Phase::Closing) {
             return self.finish(conn);
         }
-        if socket.broken.is_some() {
-            // While a receive is under way, its end tells. Facts are told at a turn's start only.
-            if !socket.is_receiving() {
-                self.news.push(News::Broken(conn));
-            }
-            return;
-        }
-        match (wants_bytes(socket, &self.border), socket.receive) {
+        // A socket that is broken in a way of its own may never end by itself: no more of it.
+        let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
+        match (wanted, socket.receive) {
             (true, Receive::Idle) => {
                 socket.receive = Receive::Armed;
                 self.ring.receive(socket.fd(), self.share, Tag::of(Kind::Receive, conn));
@@ -187,6 +178,10 @@ impl<C: Core> Reactor<C> {
             }
             (false, Receive::Starved) => socket.receive = Receive::Idle,
             _ => {}
+        }
+        if socket.broken.is_some() && socket.receive == Receive::Idle {
+            // No receive will tell. Facts are told at a turn's start only.
+            self.news.push(News::Broken(conn));
         }
     }
 

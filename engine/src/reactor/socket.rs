@@ -169,11 +169,14 @@ impl Sockets {
         Some(socket)
     }
 
-    /// Connections whose output does not move: the peer takes nothing, or is not there yet.
+    /// Connections whose output does not move: the peer takes nothing, is gone, or not there yet.
     pub(super) fn stuck(&self) -> impl Iterator<Item = ConnId> {
         let all = self.slots.iter().flatten();
-        let stuck = all.filter(|socket| socket.polling || matches!(socket.phase, Phase::Dialling));
-        stuck.map(|socket| socket.conn)
+        all.filter(|socket| {
+            let absent = matches!(socket.phase, Phase::Dialling) || socket.broken.is_some();
+            absent || socket.polling
+        })
+        .map(|socket| socket.conn)
     }
 
     /// All connections in the table.

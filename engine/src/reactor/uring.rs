@@ -36,12 +36,12 @@ const CANCEL_WAIT: Duration = Duration::from_secs(1);
 /// The only buffer group.
 pub(super) const GROUP: u16 = 0;
 
-/// What a receive may take; 0 is no bound.
+/// What a receive may take; 0 is no bound. Only newer kernels know them: see `buffer::probe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
-    /// Bytes at a time. Linux 6.10
+    /// Bytes at a time.
     pub(super) cap: u32,
-    /// Bytes in all; then it ends and has to be armed again. Linux 6.17
+    /// Bytes in all; then it ends and has to be armed again.
     pub(super) limit: u32,
 }
 

@@ -487,9 +487,6 @@ impl Core for Shard {
     }
 
     fn relieve(&mut self, border: &mut Border) {
-        for conn in self.conns.ids() {
-            border.copy_out(conn);
-        }
         for exchange in self.exchanges.values_mut() {
             border.copy_out_of(&mut exchange.up.queue);
             border.copy_out_of(&mut exchange.down.queue);
