@@ -170,13 +170,25 @@ def test_flood_from_a_client(target, bystander, measure, name):
     beside.was_served()
 
 
-@pytest.mark.parametrize("name", ["CONTINUATION", "large CONTINUATION", "empty CONTINUATION",
-                                  "empty DATA", "WINDOW_UPDATE on a stream"])
-def test_floods_with_a_limit_of_their_own_are_named(target, name):
-    """L3, L7, L8: nothing graceful about these."""
-    with authorised(target) as peer:
+def hits(gateway):
+    """{limit: how often it refused something}, those that ever did."""
+    series = gateway.metrics().items()
+    return {name.split('"')[1]: value for name, value in series
+            if name.startswith("ringway_limit_hits_total") and value}
+
+
+NAMED = {"CONTINUATION": "header_block", "large CONTINUATION": "header_block",
+         "empty CONTINUATION": "header_block", "empty DATA": "empty_data",
+         "WINDOW_UPDATE on a stream": "window_updates"}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_floods_with_a_limit_of_their_own_are_named(own_gateway, name):
+    """L3, L7, L8: nothing graceful about these, and exactly one counter has moved."""
+    with authorised(own_gateway) as peer:
         peer.flood(FLOODS[name](peer))
         peer.goes_away(ENHANCE_YOUR_CALM)
+    assert hits(own_gateway) == {NAMED[name]: 1}
 
 
 def test_flood_before_any_session(target, bystander):
@@ -383,10 +395,10 @@ def test_hpack_bombs(target, bystander, measure, name, value):
 
 @pytest.mark.parametrize("name, value, references", [
     (b"x", b"v" * 3_900, 20), (b"x", b"", 300)], ids=["78-KiB", "300-fields"])
-def test_header_too_large(target, name, value, references):
+def test_header_too_large(own_gateway, name, value, references):
     """L2: refused, and the connection lives, its table in step."""
     for style, fields in (("grpc", grpc_head()), ("plain", plain_head("/echo"))):
-        with authorised(target) as peer:
+        with authorised(own_gateway) as peer:
             stream, octets = bomb(peer, name, value, references, fields)
             peer.send(octets)
             head = peer.head(stream)
@@ -398,6 +410,8 @@ def test_header_too_large(target, name, value, references):
             peer.encoder = hpack.Encoder()
             peer.encoder.header_table_size = 0
             call(peer)
+    limit = "header_fields" if references == 300 else "header_bytes"
+    assert hits(own_gateway) == {limit: 2}
 
 
 def test_a_response_head_too_large(bare_target, tenant, attach):
