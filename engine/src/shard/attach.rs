@@ -13,6 +13,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::Shard;
+use super::close::Cause;
 use super::conn::Pin;
 use super::exchange::At;
 use super::session::Session;
@@ -49,6 +50,9 @@ pub(crate) struct Attachment {
 /// Where an attachment is on its way.
 #[derive(Debug)]
 pub(crate) enum State {
+    /// Nothing is asked yet: that waits for the end of the turn, so that a request which is taken
+    /// back in the same breath costs no worker anything.
+    Fresh { kind: WorkKind },
     /// Work is queued; the worker's CONNECT must bring this token.
     Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
     /// The tunnel is there.
@@ -78,7 +82,7 @@ impl Attachment {
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
             State::Attached { tunnel } => Some(tunnel),
-            State::Waiting { .. } => None,
+            State::Fresh { .. } | State::Waiting { .. } => None,
         }
     }
 }
@@ -204,7 +208,6 @@ impl Shard {
         self.admit_dispatch(client, &grant.tenant, now)?;
         let random = self.random_bytes();
         let id = self.request_ids.mint(random);
-        self.metrics.function_requests.count(&grant.function, &grant.version, &grant.tenant, now);
         let session = Session::new(id, grant.tenant, grant.function, grant.version, now);
         self.sessions.insert(session);
         self.dispatch(client, pin, id, (WorkKind::New, now))
@@ -270,7 +273,7 @@ impl Shard {
             return Err(Box::new(Fault::Draining));
         }
         let limits = &self.settings.config.limits;
-        if self.pending >= limits.pending_sessions {
+        if self.pending + self.fresh.len() >= limits.pending_sessions {
             self.metrics.limit_hit(Limit::PendingSessions);
             return Err(Box::new(Fault::TooManySessions));
         }
@@ -313,7 +316,7 @@ impl Shard {
         }
     }
 
-    /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
+    /// A new attachment; its work is queued when the turn ends.
     fn dispatch(
         &mut self,
         client: ConnId,
@@ -336,7 +339,7 @@ impl Shard {
             tenant: session.tenant.clone(),
             function: session.function.clone(),
             version: session.version.clone(),
-            state: State::Attached { tunnel: client },
+            state: State::Fresh { kind },
             waiters: VecDeque::new(),
             waiting: 0,
             opened: now,
@@ -349,16 +352,36 @@ impl Shard {
             owner.tunnels_seen += 1;
             owner.pins[pin].attachment.get_or_insert(key);
         }
+        self.fresh.push(key);
+        Ok(key)
+    }
+
+    /// Queues the work of the attachments made in this turn, if somebody still waits for them.
+    pub(super) fn launch(&mut self, border: &mut Border) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        for key in fresh.drain(..) {
+            let Some(attachment) = self.attachments.get(key) else { continue };
+            let State::Fresh { kind } = attachment.state else { continue };
+            self.launch_one(border, key, kind);
+        }
+        self.fresh = fresh;
+        self.answer_polls(border);
+    }
+
+    /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
+    fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
         let token = self.mint_token(key);
         let work = self.work(key, kind, &token);
-        self.await_worker(key, token, now);
+        if kind == WorkKind::New {
+            let (function, version) = (&work.function, &work.version);
+            self.metrics.function_requests.count(function, version, &work.tenant, border.now);
+        }
+        self.await_worker(key, token, border.now);
+        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
         if self.local.submit(work).is_err() {
             self.metrics.limit_hit(Limit::WorkQueue);
-            self.forget_attachment(key);
-            return Err(Box::new(Fault::WorkQueueFull));
+            self.give_up(border, key, Cause::QUEUE_FULL);
         }
-        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
-        Ok(key)
     }
 
     fn await_worker(&mut self, key: Key, token: Box<WorkerToken>, now: Time) {

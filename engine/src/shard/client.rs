@@ -90,7 +90,6 @@ impl Shard {
                         self.refuse(border, &asked, &head.style, &fault);
                     }
                 }
-                self.answer_polls(border);
             }
         }
     }

@@ -62,6 +62,14 @@ impl Cause {
     pub(crate) const QUEUE_FULL: Self =
         Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
 
+    /// What those are told who still wait for a worker.
+    fn fault(self) -> &'static Fault {
+        match self.reason {
+            CloseReason::CapacityReached => &Fault::WorkQueueFull,
+            _ => &Fault::NoWorker,
+        }
+    }
+
     pub(crate) fn ended(end: End) -> Self {
         let (code, detail) = match end {
             End::Fin => (CloseCode::Eof, "the worker closed the tunnel"),
@@ -304,27 +312,25 @@ impl Shard {
         }
         for waiter in waiters {
             if self.exchanges.get(waiter).is_some() {
-                self.refuse_exchange(border, waiter.slot, &Fault::NoWorker);
+                self.refuse_exchange(border, waiter.slot, cause.fault());
             }
-        }
-    }
-
-    /// An attachment whose work could not be queued: no one has heard of it.
-    pub(super) fn forget_attachment(&mut self, key: Key) {
-        if let Some(attachment) = self.attachments.remove(key) {
-            self.close_attachment(key, &attachment, Cause::QUEUE_FULL);
         }
     }
 
     /// The one place where an attachment's end is written down.
     fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
-        if matches!(attachment.state, State::Waiting { .. }) {
-            self.no_longer_pending(&attachment.tenant);
-            self.local.withdraw(ticket(key));
-        }
         if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
+        }
+        match attachment.state {
+            // Nobody was asked for it: there is nothing to count and nothing to remember.
+            State::Fresh { .. } => return self.sessions.forget(attachment.session),
+            State::Waiting { .. } => {
+                self.no_longer_pending(&attachment.tenant);
+                self.local.withdraw(ticket(key));
+            }
+            State::Attached { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;

@@ -43,7 +43,7 @@ use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
 use self::session::Sessions;
 pub use self::settings::ShardSettings;
-use self::table::Table;
+use self::table::{Key, Table};
 use self::timer::{Due, Timers};
 use crate::border::{Border, Close, ConnId, Core, End, Listener};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
@@ -78,6 +78,8 @@ pub struct Shard {
     pending_by_tenant: HashMap<Arc<str>, usize>,
     /// Streams without progress are being looked for.
     sweeping: bool,
+    /// Attachments made in this turn.
+    fresh: Vec<Key>,
     draining: Option<Draining>,
     /// `/health` says so already.
     unready: bool,
@@ -121,6 +123,7 @@ impl Shard {
             pending: 0,
             pending_by_tenant: HashMap::new(),
             sweeping: false,
+            fresh: Vec::new(),
             draining: None,
             unready: false,
             finished: false,
@@ -477,6 +480,9 @@ impl Core for Shard {
         if self.local.deadline().is_some_and(|at| at <= border.now) {
             self.local.turn(border.now);
             self.answer_polls(border);
+        }
+        if !self.fresh.is_empty() {
+            self.launch(border);
         }
         if self.held == 0 {
             border.end_stash();

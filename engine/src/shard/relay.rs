@@ -266,19 +266,14 @@ impl Shard {
             let Some(front) = pipe.queue.front_mut() else {
                 return self.send_end(border, slot, way);
             };
-            match hop.h2.blocked(to.key) {
-                Some(Blocked::Connection) => return Turn::HopBlocked,
-                Some(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
-                None => {}
-            }
-            let room = hop.h2.data_room(to.key);
-            if room == 0 {
-                return Turn::Blocked;
-            }
+            let n = match hop.h2.sendable(to.key, front.len as usize) {
+                Ok(n) => n.min(share),
+                Err(Blocked::Connection) => return Turn::HopBlocked,
+                Err(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
+            };
             if share == 0 || border.queued(to.conn) >= OUTPUT_HIGH {
                 return Turn::Again;
             }
-            let n = room.min(front.len as usize).min(share);
             share -= n;
             let part = front.part(0, n);
             let rest = front.part(n, front.len as usize - n);
@@ -287,6 +282,9 @@ impl Shard {
             let end = pipe.queued == 0 && pipe.ended && pipe.trailers.is_none();
             border.put(to.conn, &hop.h2.data_head(to.key, n, end));
             if n <= SMALL_FRAME {
+                if border.pool.is_ring(part) {
+                    self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += n as u64;
+                }
                 border.put_copy(to.conn, part);
             } else {
                 border.push(to.conn, part);

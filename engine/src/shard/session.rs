@@ -71,6 +71,16 @@ impl Sessions {
         }
     }
 
+    /// An attachment less that never was more than a wish.
+    pub(crate) fn forget(&mut self, id: Uuid) {
+        if let Some(session) = self.live.get_mut(&id) {
+            session.attachments -= 1;
+            if session.attachments == 0 {
+                self.live.remove(&id);
+            }
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.live.len()
     }

@@ -21,6 +21,9 @@ pub enum Blocked {
     Ended,
 }
 
+/// Octets below which a part of what waits is not worth a frame.
+const SMALLEST_PART: usize = 1024;
+
 impl Conn {
     /// Sends a head or trailers: HEADERS and, as one unit, the CONTINUATIONs the peer's frame size
     /// makes necessary. Nothing is sent on a stream that we ended or that is gone.
@@ -101,6 +104,30 @@ impl Conn {
             }
             _ => 0,
         }
+    }
+
+    /// How much of `waiting` octets is worth a frame now.
+    ///
+    /// A peer that gives back what it got frame by frame would be kept at tiny frames for ever by
+    /// a sender that uses up each crumb of a window (the silly window of RFC 9293 §3.8.6.2.1). So
+    /// a part is sent only if it is not tiny, or half of all that the window can ever be.
+    ///
+    /// # Errors
+    /// What has to grow first.
+    pub fn sendable(&self, key: StreamKey, waiting: usize) -> Result<usize, Blocked> {
+        let stream = self.table.get(key).filter(|stream| stream.local_open);
+        let Some(stream) = stream else { return Err(Blocked::Ended) };
+        let enough = |room: usize, whole: u32| {
+            room >= waiting.min(SMALLEST_PART).min(whole as usize / 2).max(1)
+        };
+        let (own, shared) = (stream.send.room(), self.send_window.room());
+        if !enough(own, self.peer.initial_window) {
+            return Err(Blocked::Stream);
+        }
+        if !enough(shared, super::window::DEFAULT_WINDOW) {
+            return Err(Blocked::Connection);
+        }
+        Ok(waiting.min(own).min(shared).min(self.peer.max_frame as usize))
     }
 
     /// What keeps [`Self::data_room`] at 0, if something does.
