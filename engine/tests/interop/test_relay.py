@@ -564,19 +564,22 @@ def test_twenty_thousand_small_messages_on_one_stream(bare, worker, attach):
             peer.send(*(frame(DATA, 0, sid, b"%05d" % m) for m in range(n, n + 100)))
             peer.drain_now()
 
-    def upload():
+    answers = []
+
+    def converse():
         flow(session.client, session.stream)
         session.client.data(session.stream, b"", end_stream=True)
+        answers.append(session.client.body(session.stream))
 
-    up = threading.Thread(target=upload)
-    up.start()
+    other = threading.Thread(target=converse)
+    other.start()
     flow(session.tunnel, session.request.stream)
     wanted = b"".join(b"%05d" % n for n in range(count))
     assert session.tunnel.body(session.request.stream)[0] == wanted
-    up.join(30)
     # The answer ends last: with its end the call would be over, whatever was still to come.
     session.tunnel.data(session.request.stream, b"", end_stream=True)
-    assert session.client.body(session.stream)[0] == wanted
+    other.join(30)
+    assert answers == [(wanted, None)]
 
 
 def test_many_streams_on_one_connection(bare, worker, attach):
