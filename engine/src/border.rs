@@ -345,6 +345,8 @@ impl Border {
         if !queue.iter().any(|segment| self.pool.is_ring(*segment)) {
             return;
         }
+        // Chunks of its own, which go when the queue does.
+        let shared = self.stash.take();
         for segment in std::mem::take(queue) {
             if self.pool.is_ring(segment) {
                 self.copied_out += u64::from(segment.len);
@@ -354,6 +356,8 @@ impl Border {
                 queue.push_back(segment);
             }
         }
+        self.end_stash();
+        self.stash = shared;
     }
 
     /// Whether the id names an open connection.
@@ -628,7 +632,6 @@ mod tests {
         assert_eq!((border.copied_out, border.pool.chunks_live()), (60, 2));
         assert_eq!(border.pool.lend(), Some(block), "nothing holds the block any more");
         border.sent(conn, before.len());
-        border.end_stash();
         assert_eq!(border.pool.chunks_live(), 0);
     }
 

@@ -296,7 +296,6 @@ impl<C: Core> Reactor<C> {
         self.blocks.lend(&mut self.border.pool);
         if self.is_short() {
             self.call(|core, border| core.relieve(border));
-            self.border.end_stash();
             self.blocks.lend(&mut self.border.pool);
         }
     }
