@@ -263,10 +263,11 @@ impl Shard {
             let from = exchange.from(way);
             let pipe = exchange.pipe(way);
             let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
+            let waiting = pipe.queued;
             let Some(front) = pipe.queue.front_mut() else {
                 return self.send_end(border, slot, way);
             };
-            let n = match hop.h2.sendable(to.key, front.len as usize) {
+            let n = match hop.h2.sendable(to.key, front.len as usize, waiting) {
                 Ok(n) => n.min(share),
                 Err(Blocked::Connection) => return Turn::HopBlocked,
                 Err(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,

@@ -17,6 +17,9 @@ pub(super) const TINY_WINDOW: i64 = 256;
 /// WINDOW_UPDATE frames that are free on each connection.
 const UPDATES_FREE: u64 = 5;
 
+/// Octets in front of each gRPC message.
+const GRPC_PREFIX: u64 = 5;
+
 /// The counts of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
@@ -25,8 +28,9 @@ pub(super) struct Budget {
     counted_at: Time,
     /// Streams opened on this connection, by either side.
     pub(super) streams: u64,
-    /// DATA frames we sent.
-    pub(super) data_sent: u64,
+    /// DATA frames we sent, and the octets in them.
+    data_sent: u64,
+    octets_sent: u64,
     updates: u64,
     empty_data: u32,
     /// Whether anything of a stream was sent since the last PING: see [`Budget::ping`].
@@ -42,6 +46,7 @@ impl Budget {
             counted_at: now,
             streams: 0,
             data_sent: 0,
+            octets_sent: 0,
             updates: 0,
             empty_data: 0,
             sent_since_ping: false,
@@ -80,8 +85,9 @@ impl Budget {
     }
 
     /// We sent a DATA frame.
-    pub(super) fn data_sent(&mut self) {
+    pub(super) fn data_sent(&mut self, len: usize) {
         self.data_sent += 1;
+        self.octets_sent += len as u64;
         self.sent_since_ping = true;
     }
 
@@ -106,7 +112,10 @@ impl Budget {
     /// If there were more than what our streams and DATA frames explain.
     pub(super) fn window_update(&mut self) -> Result<(), ConnFault> {
         self.updates += 1;
-        if self.updates > UPDATES_FREE + 2 * (self.streams + 10 * self.data_sent) {
+        // gRPC's libraries credit each message as its user reads it, and a frame can hold a
+        // thousand of them: the shortest takes five octets.
+        let messages = self.octets_sent / GRPC_PREFIX;
+        if self.updates > UPDATES_FREE + 2 * (self.streams + 10 * self.data_sent + messages) {
             return Err(ConnFault::limit(
                 LimitId::L8,
                 ErrorCode::EnhanceYourCalm,
@@ -186,7 +195,7 @@ mod tests {
             budget.window_update().unwrap();
         }
         budget.streams += 1;
-        budget.data_sent();
+        budget.data_sent(3);
         for _ in 0..22 {
             budget.window_update().unwrap();
         }

@@ -21,8 +21,11 @@ pub enum Blocked {
     Ended,
 }
 
-/// Octets below which a part of what waits is not worth a frame.
-const SMALLEST_PART: usize = 1024;
+/// Octets below which a part of bulk is not worth a frame.
+const CRUMB: usize = 1024;
+
+/// What waits is bulk from here on.
+const BULK: usize = 4 * CRUMB;
 
 impl Conn {
     /// Sends a head or trailers: HEADERS and, as one unit, the CONTINUATIONs the peer's frame size
@@ -106,20 +109,20 @@ impl Conn {
         }
     }
 
-    /// How much of `waiting` octets is worth a frame now.
+    /// How much of a piece, of `waiting` octets in all, is worth a frame now.
     ///
     /// A peer that gives back what it got frame by frame would be kept at tiny frames for ever by
     /// a sender that uses up each crumb of a window (the silly window of RFC 9293 §3.8.6.2.1). So
-    /// a part is sent only if it is not tiny, or half of all that the window can ever be.
+    /// of bulk no crumbs are sent, unless the window can never be more; a short message goes out
+    /// as far as the window goes (contract CL-38).
     ///
     /// # Errors
     /// What has to grow first.
-    pub fn sendable(&self, key: StreamKey, waiting: usize) -> Result<usize, Blocked> {
+    pub fn sendable(&self, key: StreamKey, piece: usize, waiting: usize) -> Result<usize, Blocked> {
         let stream = self.table.get(key).filter(|stream| stream.local_open);
         let Some(stream) = stream else { return Err(Blocked::Ended) };
-        let enough = |room: usize, whole: u32| {
-            room >= waiting.min(SMALLEST_PART).min(whole as usize / 2).max(1)
-        };
+        let worth = if waiting >= BULK { CRUMB } else { 1 };
+        let enough = |room: usize, whole: u32| room >= worth.min(whole as usize / 2).max(1);
         let (own, shared) = (stream.send.room(), self.send_window.room());
         if !enough(own, self.peer.initial_window) {
             return Err(Blocked::Stream);
@@ -127,7 +130,7 @@ impl Conn {
         if !enough(shared, super::window::DEFAULT_WINDOW) {
             return Err(Blocked::Connection);
         }
-        Ok(waiting.min(own).min(shared).min(self.peer.max_frame as usize))
+        Ok(piece.min(own).min(shared).min(self.peer.max_frame as usize))
     }
 
     /// What keeps [`Self::data_room`] at 0, if something does.
@@ -160,7 +163,7 @@ impl Conn {
         debug_assert!(len == 0 || len <= self.send_window.room(), "over the connection's window");
         stream.send.charge(len);
         self.send_window.charge(len);
-        self.budget.data_sent();
+        self.budget.data_sent(len);
         let flags = if end_stream { flag::END_STREAM } else { 0 };
         if end_stream {
             self.local_ended(key);
