@@ -404,6 +404,28 @@ def test_response_larger_than_the_windows(bare, worker, attach, client_window, c
     assert got == body
 
 
+def test_messages_as_large_as_the_window(bare, worker, attach):
+    """A receiver that gives credit when it has a whole message, and whose window holds just
+    one: the last octets of each must come although the next message waits behind them (CL-38:
+    nothing is held back that could be sent)."""
+    client = bare.h2(auto=("settings", "ping"), connection_credit=1 << 20)
+    session = attach(bare, worker, client=client)
+    session.answer()
+    size, count = 65_535, 8
+    body = pattern(size * count)
+    sender = threading.Thread(target=session.tunnel.send_body,
+                              args=(session.request.stream, body))
+    sender.start()
+    client.head(session.stream)
+    got = b""
+    for n in range(1, count + 1):
+        while len(got) < size * n:
+            got += client.wait(DATA, session.stream, timeout=5).data
+        client.send(window_update(session.stream, size))
+    sender.join(20)
+    assert got == body
+
+
 def test_upload_larger_than_the_windows(bare, worker, attach):
     """The worker's windows bound what it is sent; slow credit only slows."""
     body = pattern(2_000_000)
