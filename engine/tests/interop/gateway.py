@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,8 +88,10 @@ class Gateway:
         self.arguments = arguments
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
+        # Dies with the tests, however they end.
+        tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
-            self.run = subprocess.Popen(binary() + arguments, stdout=subprocess.PIPE, stderr=log,
+            self.run = subprocess.Popen(tether + binary() + arguments, stdout=subprocess.PIPE, stderr=log,
                                         text=True, start_new_session=True)
         self.pid = self.run.pid
         self.ready = threading.Event()
