@@ -19,6 +19,8 @@ use crate::post::{ControlPost, ShardPost};
 const END_SLACK: Duration = Duration::from_secs(5);
 /// How often a message is sent again to a core whose mailbox is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
+/// Signals that come this soon after the first are the same one.
+const SIGNAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A signal that ends the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +112,16 @@ async fn control(
         _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
     }
     phase.send_replace(Phase::Draining);
+    let second = async {
+        // Some senders (GNU timeout) signal the process and its group: that is one signal.
+        sleep(SIGNAL_PAUSE).await;
+        // Nothing came: the better.
+        let _ = tokio::time::timeout(Duration::ZERO, next()).await;
+        next().await
+    };
     tokio::select! {
         ended = drained(&config, &admin, ended) => ended,
-        signal = next() => Err(BootError {
+        signal = second => Err(BootError {
             code: signal.exit_code(),
             text: "ended by a second signal, before the drain was over".into(),
         }),

@@ -120,7 +120,9 @@ impl Shard {
         fields: &Fields,
         ended: bool,
     ) {
-        self.metrics.limit_hit(Limit::HeaderBytes);
+        let most = self.settings.config.limits.header_fields;
+        let limit = if fields.len() >= most { Limit::HeaderFields } else { Limit::HeaderBytes };
+        self.metrics.limit_hit(limit);
         let style = route::reply_style(fields);
         let asked = self.asked(at, fields, ended);
         self.refuse(border, &asked, &style, &Fault::HeadTooLarge);

@@ -43,6 +43,10 @@ pub(crate) struct Pipe {
     pub(crate) done: bool,
     /// It stands in the receiving hop's turn list.
     pub(crate) scheduled: bool,
+    /// The last part sent was a crumb of a window.
+    pub(crate) crumb: bool,
+    /// A timer runs that allows the next crumb.
+    pub(crate) crumb_waits: bool,
     /// Body bytes relayed.
     pub(crate) bytes: u64,
     /// When something last moved on, or began to wait.

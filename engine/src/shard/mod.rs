@@ -361,6 +361,7 @@ impl Shard {
                     self.give_up(border, key, Cause::NO_WORKER);
                 }
             }
+            Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
             Due::Drain => self.end_all(border, Close::Flush),

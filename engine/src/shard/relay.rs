@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields, Token};
-use ringway_proto::h2::{Blocked, ErrorCode};
+use ringway_proto::h2::{Blocked, CRUMB, ErrorCode};
 
 use super::Shard;
 use super::conn::Hop;
 use super::exchange::{At, Pipe, Way};
+use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::metrics::{CopyWhy, Limit, Method};
@@ -27,6 +28,9 @@ pub(crate) const OUTPUT_FULL: usize = 1024 * 1024;
 
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
+
+/// How long bulk waits for more of a window than a crumb, once it has used one.
+const CRUMB_WAIT: Duration = Duration::from_millis(5);
 
 /// How often streams without progress are looked for while memory is short.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -267,15 +271,19 @@ impl Shard {
             let Some(front) = pipe.queue.front_mut() else {
                 return self.send_end(border, slot, way);
             };
-            let n = match hop.h2.sendable(to.key, front.len as usize, waiting) {
+            let piece = front.len as usize;
+            let n = match hop.h2.sendable(to.key, piece, waiting, !pipe.crumb) {
                 Ok(n) => n.min(share),
-                Err(Blocked::Connection) => return Turn::HopBlocked,
-                Err(Blocked::Stream | Blocked::Ended) => return Turn::Blocked,
+                Err(blocked) => {
+                    let crumb = hop.h2.data_room(to.key) > 0;
+                    return self.blocked(slot, way, blocked, crumb);
+                }
             };
             if share == 0 || border.queued(to.conn) >= OUTPUT_HIGH {
                 return Turn::Again;
             }
             share -= n;
+            pipe.crumb = n < CRUMB.min(piece);
             let part = front.part(0, n);
             let rest = front.part(n, front.len as usize - n);
             pipe.queued -= n;
@@ -300,6 +308,39 @@ impl Shard {
             self.took(border, from, n, backlog);
             if end {
                 return Turn::Empty;
+            }
+        }
+    }
+
+    /// A turn that has to wait. If a crumb of the window is left, it is used after a while: the
+    /// receiver may give credit for whole messages only.
+    fn blocked(&mut self, slot: u32, way: Way, by: Blocked, crumb: bool) -> Turn {
+        if let (true, Some(key)) = (crumb, self.exchanges.key_at(slot))
+            && let Some(exchange) = self.exchanges.at_mut(slot)
+            && !std::mem::replace(&mut exchange.pipe(way).crumb_waits, true)
+        {
+            self.timers.arm(self.now + CRUMB_WAIT, Due::Crumb(key));
+        }
+        match by {
+            Blocked::Connection => Turn::HopBlocked,
+            Blocked::Stream | Blocked::Ended => Turn::Blocked,
+        }
+    }
+
+    /// The next crumbs of an exchange may go.
+    pub(super) fn allow_crumbs(&mut self, border: &mut Border, key: Key) {
+        for way in [Way::Up, Way::Down] {
+            let Some(exchange) = self.exchanges.get_mut(key) else { return };
+            let to = exchange.to(way);
+            let pipe = exchange.pipe(way);
+            if !std::mem::take(&mut pipe.crumb_waits) {
+                continue;
+            }
+            pipe.crumb = false;
+            if !pipe.scheduled {
+                self.schedule(border, key.slot, way);
+            } else if let Some(to) = to {
+                self.pump(border, to.conn);
             }
         }
     }

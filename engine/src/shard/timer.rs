@@ -16,6 +16,8 @@ pub(crate) enum Due {
     Conn { slot: u32, generation: u32 },
     /// A session waited long enough for its worker.
     Wait(Key),
+    /// Bulk waits although a crumb of its window is left.
+    Crumb(Key),
     /// An answered request whose body did not end.
     Answered(Key),
     /// Memory is short: look for streams that do not move.

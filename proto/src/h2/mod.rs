@@ -34,7 +34,7 @@ mod window;
 pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
 pub use memo::ListId;
-pub use send::Blocked;
+pub use send::{Blocked, CRUMB};
 pub use stream::StreamKey;
 
 /// Which side of the connection we are.

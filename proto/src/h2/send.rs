@@ -22,7 +22,7 @@ pub enum Blocked {
 }
 
 /// Octets below which a part of bulk is not worth a frame.
-const CRUMB: usize = 1024;
+pub const CRUMB: usize = 1024;
 
 /// What waits is bulk from here on.
 const BULK: usize = 4 * CRUMB;
@@ -113,15 +113,21 @@ impl Conn {
     ///
     /// A peer that gives back what it got frame by frame would be kept at tiny frames for ever by
     /// a sender that uses up each crumb of a window (the silly window of RFC 9293 §3.8.6.2.1). So
-    /// of bulk no crumbs are sent, unless the window can never be more; a short message goes out
-    /// as far as the window goes (contract CL-38).
+    /// without `crumbs` none is sent of bulk, unless the window can never be more. A caller allows
+    /// them first and from time to time: the peer may wait for just that crumb (contract CL-38).
     ///
     /// # Errors
     /// What has to grow first.
-    pub fn sendable(&self, key: StreamKey, piece: usize, waiting: usize) -> Result<usize, Blocked> {
+    pub fn sendable(
+        &self,
+        key: StreamKey,
+        piece: usize,
+        waiting: usize,
+        crumbs: bool,
+    ) -> Result<usize, Blocked> {
         let stream = self.table.get(key).filter(|stream| stream.local_open);
         let Some(stream) = stream else { return Err(Blocked::Ended) };
-        let worth = if waiting >= BULK { CRUMB } else { 1 };
+        let worth = if waiting >= BULK && !crumbs { CRUMB } else { 1 };
         let enough = |room: usize, whole: u32| room >= worth.min(whole as usize / 2).max(1);
         let (own, shared) = (stream.send.room(), self.send_window.room());
         if !enough(own, self.peer.initial_window) {
