@@ -232,3 +232,21 @@ fn the_settings_in_the_operators_guide_are_those_of_the_code() {
         assert_eq!(tables, wanted, "docs/operating.md is not up to date: see this test's comment");
     }
 }
+
+#[test]
+fn the_operators_guide_begins_with_a_configuration_that_loads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let blocks: Vec<&str> = text
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split_once("```").expect("the block has an end").0)
+        .collect();
+    assert!(!blocks.is_empty(), "the guide has no configuration");
+    for block in blocks {
+        let config = parse(block).unwrap_or_else(|problems| panic!("{problems}\nin:\n{block}"));
+        assert_eq!((config.tenants.len(), config.functions.len()), (1, 1));
+        assert_eq!(config.tenants[0].client_keys[0].bytes(), b"dev-key");
+        assert_eq!(config.functions[0].worker_keys[0].bytes(), b"dev-worker-key");
+    }
+}

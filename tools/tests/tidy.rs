@@ -1,0 +1,308 @@
+//! The house rules, held against the repository's own files. Each test finds a planted violation
+//! before it looks for real ones, so that a rule that has gone blind is noticed.
+
+mod source;
+
+use std::collections::BTreeSet;
+
+use source::{Source, exists, files, has_word};
+
+/// Most lines of a file outside tests, and of any file.
+const MOST_LINES: usize = 800;
+const MOST_LINES_WITH_TESTS: usize = 1000;
+
+/// What breaks a rule: the line and what is there.
+type Broken = Vec<(usize, String)>;
+
+/// Fails with `file:line: what is there (the rule)` for everything that `find` finds.
+fn hold(rule: &str, sources: &[Source], find: impl Fn(&Source) -> Broken) {
+    let mut told = String::new();
+    for source in sources {
+        for (line, what) in find(source) {
+            told += &format!("\n{}:{line}: {what} ({rule})", source.path);
+        }
+    }
+    assert!(told.is_empty(), "{told}");
+}
+
+/// Fails unless `find` finds something on exactly these lines of a planted text.
+fn finds(path: &str, text: &str, lines: &[usize], find: impl Fn(&Source) -> Broken) {
+    let found: BTreeSet<usize> =
+        find(&Source::planted(path, text)).into_iter().map(|(line, _)| line).collect();
+    let lines = lines.iter().copied().collect();
+    assert_eq!(found, lines, "the rule has gone blind, or sees what is not there, in:\n{text}");
+}
+
+/// The names in a source that are one of `paths`, below one, or contain one of `words`.
+fn names_of(source: &Source, paths: &[&str], words: &[&str]) -> Broken {
+    let below = |name: &str| {
+        paths.iter().any(|path| {
+            name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        })
+    };
+    let has = |name: &str| name.split("::").any(|part| words.contains(&part));
+    let names = source.names().into_iter();
+    let names = names.filter(|name| below(&name.path) || has(&name.path));
+    names.map(|name| (name.line, name.path)).collect()
+}
+
+/// Names of our own modules, as `crate::` and from inside a module beside them.
+fn modules(names: &[&str]) -> Vec<String> {
+    names.iter().flat_map(|n| [format!("crate::{n}"), format!("super::{n}")]).collect()
+}
+
+/// Own modules are seen also at the end of `super::super::`.
+fn names_modules(source: &Source, banned: &[&str]) -> Broken {
+    let banned = modules(banned);
+    let names = source.names().into_iter().filter(|name| {
+        let path = name.path.trim_start_matches("super::");
+        let path = if path == name.path { path.to_owned() } else { format!("super::{path}") };
+        let own = |module: &String| path == *module || path.starts_with(&format!("{module}::"));
+        banned.iter().any(own)
+    });
+    names.map(|name| (name.line, name.path)).collect()
+}
+
+fn shard_rule(source: &Source) -> Broken {
+    let mut broken = names_of(
+        source,
+        &["io_uring", "std::thread", "std::sync::atomic", "libc", "rustix", "socket2"],
+        &["Mutex", "Rc", "RefCell", "Instant", "SystemTime"],
+    );
+    let sockets = names_of(source, &["std::net"], &[]);
+    broken.extend(sockets.into_iter().filter(|(_, name)| name != "std::net::SocketAddr"));
+    broken.extend(names_modules(source, &["reactor", "boot", "admin"]));
+    broken
+}
+
+#[test]
+fn a_shard_touches_nothing() {
+    let text = "use std::net::{SocketAddr, TcpStream};\nuse crate::{border, reactor::Reactor};\n\
+                use std::sync::Arc;\nuse std::sync::atomic::AtomicU8;\nlet now = Instant::now();\n\
+                // Mutex\nuse super::super::boot;\nuse std::cell::{Cell, RefCell};\n\
+                std::thread::spawn(f);\nuse io_uring::opcode;\nuse super::admission;\n\
+                #[cfg(test)]\nmod tests {\n    use std::rc::Rc;\n}\n";
+    finds("shard/x.rs", text, &[1, 2, 4, 5, 7, 8, 9, 10], shard_rule);
+    let rule = "a shard does no I/O, has no clock and no lock, and knows neither reactor, boot nor \
+                admin: time and bytes are given to it";
+    hold(rule, &files("engine/src/shard", &[".rs"]), shard_rule);
+}
+
+fn reactor_rule(source: &Source) -> Broken {
+    let protocol = ["FrameHead", "ErrorCode", "GoAway", "RstStream", "WindowUpdate"];
+    let paths = ["ringway_proto::h1", "ringway_proto::h2", "ringway_proto::hpack"];
+    let mut broken = names_of(source, &paths, &protocol);
+    broken.extend(names_modules(source, &["shard", "control"]));
+    broken
+}
+
+#[test]
+fn the_reactor_decides_nothing() {
+    let text = "use ringway_proto::{h2::Conn, time::Time};\nuse crate::shard::Shard;\n\
+                fn f(head: FrameHead) {}\nuse super::super::control;\nuse crate::border::ConnId;\n\
+                // FrameHead\n";
+    finds("reactor/x.rs", text, &[1, 2, 3, 4], reactor_rule);
+    let rule = "the reactor moves bytes: it knows no frame, no shard and no control plane";
+    hold(rule, &files("engine/src/reactor", &[".rs"]), reactor_rule);
+}
+
+fn proto_rule(source: &Source) -> Broken {
+    let paths = ["std::net", "std::thread", "std::sync", "std::time::Instant"];
+    names_of(source, &paths, &["SystemTime", "Instant"])
+}
+
+#[test]
+fn the_protocol_crate_has_no_world() {
+    let text = "//! use std::net;\nuse std::{fmt, sync::Arc};\nuse std::time::{Duration, Instant};\n\
+                use core::net::IpAddr;\nlet x = std::thread::current();\nuse std::time::Duration;\n\
+                #[cfg(test)]\nmod tests {\n    use std::sync::Arc;\n}\n";
+    finds("proto/src/x.rs", text, &[2, 3, 4, 5], proto_rule);
+    let rule = "proto is bytes in, values out: no sockets, threads, clocks or shared state";
+    hold(rule, &files("proto/src", &[".rs"]), proto_rule);
+}
+
+/// That a crate's root forbids unsafe code.
+fn forbids_unsafe(source: &Source) -> Broken {
+    let forbids = source.lines().any(|(_, line)| line == "#![forbid(unsafe_code)]");
+    if forbids { Vec::new() } else { vec![(1, "no #![forbid(unsafe_code)]".into())] }
+}
+
+fn unsafe_rule(source: &Source) -> Broken {
+    let place = source.path.contains("/src/reactor/") || source.path.ends_with("/src/ring.rs");
+    if place { Vec::new() } else { names_of(source, &[], &["unsafe"]) }
+}
+
+#[test]
+fn unsafe_code_has_its_places() {
+    finds("proto/src/lib.rs", "#![forbid(unsafe_code, x)]\n", &[1], forbids_unsafe);
+    finds("proto/src/lib.rs", "//! Proto.\n\n#![forbid(unsafe_code)]\n", &[], forbids_unsafe);
+    let text = "// unsafe\n#![deny(unsafe_op_in_unsafe_fn)]\nlet x = unsafe { f() };\n";
+    finds("engine/src/shard/x.rs", text, &[3], unsafe_rule);
+    finds("engine/src/reactor/x.rs", text, &[], unsafe_rule);
+    let root: Vec<Source> = files("proto/src", &["lib.rs"])
+        .into_iter()
+        .filter(|s| s.path == "proto/src/lib.rs")
+        .collect();
+    assert_eq!(root.len(), 1);
+    hold("proto is safe Rust", &root, forbids_unsafe);
+    let rule = "unsafe code of the engine is in reactor/ and ring.rs only";
+    hold(rule, &files("engine/src", &[".rs"]), unsafe_rule);
+}
+
+fn length_rule(source: &Source) -> Broken {
+    let all = source.lines().count();
+    let in_tests = source.path.contains("/tests/") || source.path.ends_with("/tests.rs");
+    let own = if in_tests { 0 } else { source.lines_before_tests() };
+    if own > MOST_LINES || all > MOST_LINES_WITH_TESTS {
+        return vec![(all, format!("{all} lines, {own} of them outside tests"))];
+    }
+    Vec::new()
+}
+
+#[test]
+fn no_file_is_too_long() {
+    finds("proto/src/x.rs", &"x\n".repeat(801), &[801], length_rule);
+    finds("proto/tests/x.rs", &"x\n".repeat(1000), &[], length_rule);
+    finds("proto/tests/x.rs", &"x\n".repeat(1001), &[1001], length_rule);
+    let tests = format!("{}#[cfg(test)]\nmod tests {{\n    x\n}}\n", "x\n".repeat(799));
+    finds("proto/src/x.rs", &tests, &[], length_rule);
+    let rule = format!("at most {MOST_LINES} lines outside tests, {MOST_LINES_WITH_TESTS} in all");
+    hold(&rule, &files("", &[".rs"]), length_rule);
+}
+
+fn unfinished_rule(source: &Source) -> Broken {
+    // Put together here, so that this file does not break its own rule.
+    let marks = [["TO", "DO"], ["FIX", "ME"], ["X", "XX"]].map(|parts| parts.concat());
+    let macros = [["to", "do!"], ["unimple", "mented!"], ["#[ig", "nore]"]].map(|p| p.concat());
+    let unfinished = |line: &str| {
+        marks.iter().any(|mark| has_word(line, mark)) || macros.iter().any(|m| line.contains(m))
+    };
+    let lines = source.lines().filter(|(_, line)| unfinished(line));
+    lines.map(|(at, line)| (at, line.trim().to_owned())).collect()
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let text = [
+        "mktemp XX",
+        "XX\n#[ig",
+        "nore]\n#[ig",
+        "nore = \"needs a ring\"]\n# TO",
+        "DO: x\n",
+        "to",
+        "do!()\nTO",
+        "DOS\n",
+    ];
+    finds("x.sh", &text.concat(), &[2, 4, 5], unfinished_rule);
+    let rule = "what is not built is refused or left out, not promised; an ignored test says why";
+    hold(rule, &files("", &[".rs", ".py", ".sh"]), unfinished_rule);
+}
+
+/// The relative links of a page, as paths from the repository's root; what is fenced is no link.
+fn links(source: &Source) -> Vec<(usize, String)> {
+    let folder = source.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut found = Vec::new();
+    let mut fenced = false;
+    for (at, line) in source.lines() {
+        fenced ^= line.trim_start().starts_with("```");
+        let targets = line.split("](").skip(1).filter(|_| !fenced);
+        for target in targets.filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or_default();
+            if !target.is_empty() && !target.contains("://") && !target.starts_with("mailto:") {
+                found.push((at, resolve(folder, target)));
+            }
+        }
+    }
+    found
+}
+
+/// `target` as seen from `folder`. A way out of the repository keeps its `..`.
+fn resolve(folder: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    for part in target.trim_end_matches('/').split('/').filter(|part| *part != ".") {
+        if part == ".." && parts.last().is_some_and(|last| *last != "..") {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    parts.join("/")
+}
+
+fn link_rule(source: &Source) -> Broken {
+    links(source).into_iter().filter(|(_, to)| to.starts_with("..") || !exists(to)).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let text = "[a](README.md#x) [b](gone.md)\n[c](https://example.com/gone) [d](#here)\n\
+                ```\n[e](gone.md)\n```\n[f](../README.md) [g](decisions/)\n[h](../../x.md)\n";
+    finds("docs/x.md", text, &[1, 7], link_rule);
+    hold("a relative link names a file of the repository", &files("", &[".md"]), link_rule);
+}
+
+/// The pages that neither `docs/README.md` nor another page of `docs/` leads to. A link to a
+/// folder leads to what is in it.
+fn unlinked(pages: &[Source]) -> Vec<&str> {
+    let led = |page: &Source| {
+        let others = pages.iter().filter(|other| other.path != page.path);
+        others.flat_map(links).any(|(_, to)| {
+            page.path.strip_prefix(&to).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    };
+    let pages = pages.iter().filter(|page| page.path != "docs/README.md" && !led(page));
+    pages.map(|page| page.path.as_str()).collect()
+}
+
+#[test]
+fn every_page_is_led_to() {
+    let planted = [
+        Source::planted("docs/README.md", "[a](a.md) [d](decisions/)"),
+        Source::planted("docs/a.md", "[c](c.md)"),
+        Source::planted("docs/b.md", "[itself](b.md)"),
+        Source::planted("docs/c.md", ""),
+        Source::planted("docs/decisions/1.md", ""),
+    ];
+    assert_eq!(unlinked(&planted), ["docs/b.md"]);
+    let pages = files("docs", &[""]);
+    let lost: Vec<String> = unlinked(&pages).iter().map(|path| format!("\n{path}:1:")).collect();
+    assert!(lost.is_empty(), "{} no page of docs/ links to it", lost.concat());
+}
+
+fn place_rule(source: &Source) -> Broken {
+    const HOSTS: &[&str] = &[
+        "crates.io",
+        "pypi.org",
+        "pythonhosted.org",
+        "proxy.golang.org",
+        "npmjs.org",
+        "docker.io",
+        "ghcr.io",
+        "quay.io",
+        "deb.debian.org",
+        "archive.ubuntu.com",
+        "artifactory",
+    ];
+    const FOLDERS: &[&str] = &["/work/", "/root/", "/tmp/"];
+    // `/v1/work/x` is no machine's folder: a word stands before the slash.
+    let path = |line: &str, folder: &str| {
+        line.match_indices(folder).any(|(at, _)| {
+            let before = line[..at].chars().next_back();
+            !before.is_some_and(|c| c.is_alphanumeric() || "._-/}".contains(c))
+        })
+    };
+    let mut broken = Vec::new();
+    for (at, line) in source.lines() {
+        let hosts = HOSTS.iter().filter(|host| line.contains(**host));
+        let folders = FOLDERS.iter().filter(|folder| path(line, folder));
+        broken.extend(hosts.chain(folders).map(|found| (at, (*found).to_owned())));
+    }
+    broken
+}
+
+#[test]
+fn pages_name_no_machine() {
+    let text = "see /work/x\nPOST /v1/work/\nfrom https://crates.io/x\n`/tmp/log`\n$HOME/root/\n";
+    finds("docs/x.md", text, &[1, 3, 4], place_rule);
+    hold("pages name neither registries nor a machine's folders", &files("", &[".md"]), place_rule);
+}
