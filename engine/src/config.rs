@@ -9,7 +9,9 @@ mod problems;
 mod read;
 mod rules;
 mod settings;
+mod syntax;
 mod units;
+mod yaml;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -202,6 +204,9 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Keepalive {
+    pub idle: Duration,
+    pub interval: Duration,
+    pub probes: u32,
     pub tunnel_ping: Duration,
     pub tunnel_ping_timeout: Duration,
     pub tunnel_write: Duration,
@@ -255,20 +260,16 @@ impl Config {
             problems.add(None, text);
             problems
         };
-        match path.extension().and_then(|ext| ext.to_str()) {
-            Some("toml") => {}
-            Some("yaml" | "yml") => {
-                return Err(fail("YAML is not supported yet: write it as TOML".into()));
-            }
-            _ => return Err(fail("the file's name must end in .toml".into())),
+        if syntax::Syntax::of(&name).is_none() {
+            return Err(fail("the file's name must end in .toml, .yaml or .yml".into()));
         }
         let text = std::fs::read_to_string(path)
             .map_err(|error| fail(format!("cannot be read: {error}")))?;
         Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
     }
 
-    /// Reads and checks a text; `name` is its name in messages, `folder` is where the files that it
-    /// names are looked for.
+    /// Reads and checks a text; `name` is its name in messages, and YAML if it ends in `.yaml` or
+    /// `.yml`, else TOML; `folder` is where the files that it names are looked for.
     ///
     /// # Errors
     /// Everything that is wrong with it.

@@ -25,7 +25,7 @@ struct Arguments {
 enum Command {
     /// Run the gateway.
     Serve {
-        /// The configuration file (TOML).
+        /// The configuration file (TOML or YAML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         #[command(flatten)]
@@ -50,7 +50,7 @@ enum Command {
     },
     /// Read a configuration file and print everything that is wrong with it.
     Check {
-        /// The configuration file (TOML).
+        /// The configuration file (TOML or YAML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },

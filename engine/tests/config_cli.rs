@@ -194,6 +194,35 @@ fn check_prints_every_problem_and_ends_with_78() {
 }
 
 #[test]
+fn check_reads_yaml_too() {
+    let text = r#"
+listen: { client: "127.0.0.1:0", worker: "127.0.0.1:0", admin: "127.0.0.1:0" }
+control: { advertise: "http://h:1" }
+drain:
+  max: 10s
+tenant:
+  - { name: t, client_keys: [c] }
+function:
+  - id: 11111111-1111-4111-8111-111111111111
+    version: 22222222-2222-4222-8222-222222222222
+    tenants: [t]
+    worker_keys: [w]
+"#;
+    let good = file("good.yaml", text);
+    assert_eq!(run(&["check", "--config", good.to_str().unwrap()]).0, 0);
+    let bad = text.replace("max:", "maxx:").replace("[w]", "w").replace("[t]", "[u]");
+    let bad = file("bad.yml", &bad);
+    let (code, stdout, _) = run(&["check", "--config", bad.to_str().unwrap()]);
+    assert_eq!(code, 78);
+    for told in [":5: drain.maxx is not", ":11: there is no tenant \"u\"", ":12: function.worker"] {
+        assert!(stdout.contains(&format!(".yml{told}")), "{told}: {stdout}");
+    }
+    let broken = file("broken.yaml", &text.replace("[w]", "[w"));
+    let (code, stdout, _) = run(&["check", "--config", broken.to_str().unwrap()]);
+    assert_eq!((code, stdout.contains("not YAML: ")), (78, true), "{stdout}");
+}
+
+#[test]
 fn a_taken_port_ends_with_71_and_names_its_owner() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -38,6 +38,44 @@ honour_id = "always"
 [drain]                                     # delay = "0s", max = "60s"
 "#;
 
+/// The same as YAML.
+const YAML: &str = r#"
+listen:
+  client: 0.0.0.0:10081
+  worker: "0.0.0.0:10086"
+  admin: { address: 127.0.0.1:10083 }
+
+cores:                                      # all as usual
+
+control:
+  mode: local
+  advertise: http://127.0.0.1:10086
+
+tenant:
+  - name: dev
+    client_keys: [dev-key]
+
+function:
+  - id: 11111111-1111-4111-8111-111111111111
+    version: 22222222-2222-4222-8222-222222222222
+    tenants:
+      - dev
+    worker_keys: ["dev-worker-key"]
+    kind: 'default'
+
+session:
+  wait: 30s
+  idle: 30s
+  scope: tenant
+  honour_id: always
+
+drain: {}
+"#;
+
+fn parse_yaml(text: &str) -> Result<Config, String> {
+    Config::parse(text, "ringway.yaml", Path::new("")).map_err(|problems| problems.to_string())
+}
+
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, "ringway.toml", Path::new("")).map_err(|problems| problems.to_string())
 }
@@ -66,6 +104,8 @@ fn the_sample_of_the_design_loads() {
     assert_eq!(config.session.honour_id, HonourId::Always);
     assert_eq!(config.drain.max, Duration::from_secs(60));
     assert_eq!((config.limits.streams, config.limits.header_bytes), (10_000, 65536));
+    assert_eq!((config.keepalive.idle.as_secs(), config.keepalive.interval.as_secs()), (15, 15));
+    assert_eq!(config.keepalive.probes, 9);
     assert!(!config.admin.allow_remote && !config.log.access);
 }
 
@@ -82,6 +122,9 @@ allow_remote = true
 level = "debug"
 access = true
 [keepalive]
+idle = "60s"
+interval = "5s"
+probes = 3
 tunnel_ping = "3s"
 "#;
     let text = SAMPLE.replace("scope = \"tenant\"", "scope = \"credential\"") + more;
@@ -93,6 +136,8 @@ tunnel_ping = "3s"
     assert!(config.admin.allow_remote && config.log.access && !config.cores.pin);
     assert_eq!(config.log.level, "debug");
     assert_eq!(config.keepalive.tunnel_ping, Duration::from_secs(3));
+    assert_eq!(config.keepalive.idle, Duration::from_secs(60));
+    assert_eq!((config.keepalive.interval.as_secs(), config.keepalive.probes), (5, 3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
     assert!(config.notes[0].contains("auto"));
@@ -115,6 +160,71 @@ fn every_problem_is_told_at_once_with_its_line() {
     assert!(lines[1].starts_with(&format!("ringway.toml:{wait}: session.wait is \"30\"")));
     assert!(lines[2].contains("session.idel is not a setting; did you mean `idle`?"), "{told}");
     assert!(lines[3].contains("one of \"connection\", \"tenant\", \"credential\""), "{told}");
+}
+
+#[test]
+fn yaml_is_the_same_configuration() {
+    let (yaml, toml) = (parse_yaml(YAML).unwrap(), parse(SAMPLE).unwrap());
+    assert_eq!(format!("{yaml:?}"), format!("{toml:?}"));
+    // Debug does not show them.
+    assert_eq!(yaml.tenants[0].client_keys, toml.tenants[0].client_keys);
+    assert_eq!(yaml.functions[0].worker_keys, toml.functions[0].worker_keys);
+}
+
+#[test]
+fn every_problem_of_a_yaml_file_is_told_at_once_with_its_line() {
+    let text = YAML
+        .replace("mode: local", "mode: &here local")
+        .replace("cores:  ", "cores: 5  ")
+        .replace("wait: 30s", "wait: 30")
+        .replace("idle:", "idel:")
+        .replace("scope: tenant", "scope: tenant\n  scope: connection")
+        .replace("- dev\n", "- devv\n")
+        .replace("[dev-key]", "[dev-key, 12345]")
+        .replace("drain:", "drian:")
+        .replace("admin: {", "admin: { tls: x,");
+    let told = parse_yaml(&text).unwrap_err();
+    let line = |part| text.lines().position(|line| line.contains(part)).unwrap() + 1;
+    let wanted = [
+        ("admin:", "listen.admin.tls is not supported yet"),
+        ("cores:", "cores is a number, not a table: write \"cores:\" and"),
+        ("mode:", "an anchor (&) cannot be used"),
+        ("client_keys:", "tenant.client_keys is a number, but must be a list of texts"),
+        ("- devv", "there is no tenant \"devv\"; did you mean \"dev\"?"),
+        ("wait:", "session.wait is 30, but must be 1ms to 24h, with its unit"),
+        ("idel:", "session.idel is not a setting; did you mean `idle`?"),
+        ("scope: connection", "scope stands on line "),
+        ("drian:", "\"drian:\" is not a table of settings; did you mean \"drain:\"?"),
+    ];
+    assert_eq!(told.lines().count(), wanted.len(), "{told}");
+    for ((part, say), told) in wanted.into_iter().zip(told.lines()) {
+        assert!(told.starts_with(&format!("ringway.yaml:{}: {say}", line(part))), "{say}: {told}");
+    }
+}
+
+#[test]
+fn the_fixes_of_a_yaml_file_are_yaml() {
+    for (from, to, say) in [
+        ("  advertise: http", "  # http", "such as advertise: \"http://10.0.0.1:10086\""),
+        ("    client_keys: [dev-key]", "", "has no key: write client_keys: [\"...\"]"),
+        ("  - name: dev\n    ", "  name: dev\n  ", "write \"tenant:\" and a \"-\" before each"),
+        (
+            "      - dev\n",
+            "      - me\n",
+            "there is no tenant \"me\": write an item of \"tenant:\" for it",
+        ),
+        (
+            "  mode: local\n  advertise:",
+            "  - local\n  - ",
+            "write \"control:\" and its settings indented",
+        ),
+        ("wait: 30s", "wait:", "session.wait is empty, but must be"),
+        ("wait: 30s", "wait: [30s", "not YAML: "),
+    ] {
+        assert!(YAML.contains(from), "{from} is not in the sample");
+        let told = parse_yaml(&YAML.replacen(from, to, 1)).expect_err(to);
+        assert!(told.contains(say), "{to}: {told}");
+    }
 }
 
 #[test]
@@ -171,6 +281,10 @@ fn contradictions_are_found() {
         ("mode = \"local\"", "mode = ", "not TOML"),
         ("[drain] ", window, "is larger than limits.stream_window_max"),
         ("[drain] ", "[limits]\nstreams = 0 ", "a number from 1"),
+        ("[drain] ", "[keepalive]\nidle = \"1500ms\" ", "must be whole seconds"),
+        ("[drain] ", "[keepalive]\ninterval = \"10h\" ", "1s to 9h"),
+        ("[drain] ", "[keepalive]\nprobes = 128 ", "a number from 1 to 127"),
+        ("[\"dev-key\"]", "\"dev-key\"", "tenant.client_keys is a text, but must be a list"),
     ] {
         let told = with(from, to);
         assert!(told.contains(say), "{to}: {told}");
@@ -193,10 +307,16 @@ fn keys_can_stand_in_a_file_of_their_own() {
     let missing = text.replace("\"keys\"", "\"none\"");
     let told = Config::parse(&missing, "x", &folder).unwrap_err().to_string();
     assert!(told.contains("client_keys_file \"none\" cannot be read"), "{told}");
-    let path = folder.join("ringway.yaml");
-    std::fs::write(&path, "listen: {}").unwrap();
+    let path = folder.join("ringway.json");
+    std::fs::write(&path, "{}").unwrap();
     let told = Config::load(&path).unwrap_err().to_string();
-    assert!(told.contains("YAML is not supported yet"), "{told}");
+    assert!(told.contains("must end in .toml, .yaml or .yml"), "{told}");
+    for name in ["ringway.yaml", "ringway.yml"] {
+        let path = folder.join(name);
+        let keys = "client_keys_file: keys";
+        std::fs::write(&path, YAML.replace("client_keys: [dev-key]", keys)).unwrap();
+        assert_eq!(Config::load(&path).unwrap().tenants[0].client_keys.len(), 2);
+    }
     std::fs::remove_dir_all(&folder).unwrap();
 }
 

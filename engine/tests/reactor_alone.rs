@@ -17,7 +17,7 @@ use reactor_rig::{Desk, SOON, Watched, start, start_on, until};
 use ringway::bare::{Bare, BarePost};
 use ringway::border::{Border, ConnId, Core, End, Listener};
 use ringway::pool::Segment;
-use ringway::reactor::{Options, Reactor, SetupError};
+use ringway::reactor::{KeepAlive, Options, Reactor, SetupError};
 use ringway::ring::mailbox;
 use ringway_proto::time::Time;
 
@@ -326,6 +326,8 @@ fn a_host_that_blocks_rings_is_named_with_the_fix() {
 #[test]
 fn options_that_cannot_work_are_refused() {
     let _alone = alone();
+    let usual = Options::default().keep_alive;
+    let odd = Duration::from_millis(1500);
     let wrong = [
         Options { blocks: 0, ..Options::default() },
         Options { entries: 100, ..Options::default() },
@@ -333,6 +335,9 @@ fn options_that_cannot_work_are_refused() {
         Options { lent: 0, ..Options::default() },
         Options { connections: 0, ..Options::default() },
         Options { pin: Some(1 << 20), ..Options::default() },
+        Options { keep_alive: KeepAlive { probes: 0, ..usual }, ..Options::default() },
+        Options { keep_alive: KeepAlive { idle: Duration::ZERO, ..usual }, ..Options::default() },
+        Options { keep_alive: KeepAlive { interval: odd, ..usual }, ..Options::default() },
     ];
     for options in wrong {
         let (_sender, mailbox) = mailbox(1).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use reactor_rig::{Desk, Fact, Noise, Running, SOON, start, start_on, until};
 use ringway::border::{Close, ConnId, End};
-use ringway::reactor::{DIAL_TIMEOUT, DROP_BUDGET, Options};
+use ringway::reactor::{DIAL_TIMEOUT, DROP_BUDGET, KeepAlive, Options};
 
 fn connect<C: ringway::border::Core>(to: &Running<C>) -> TcpStream {
     let stream = TcpStream::connect(to.address).unwrap();
@@ -48,9 +48,17 @@ fn all_closed(desk: &Running<Desk>) {
 
 #[test]
 fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
+    let second = Duration::from_secs(1);
+    let usual = KeepAlive { idle: 15 * second, interval: 15 * second, probes: 9 };
+    assert_eq!(Options::default().keep_alive, usual);
+    sockets_are_tuned(usual);
+    sockets_are_tuned(KeepAlive { idle: 7 * second, interval: 3 * second, probes: 4 });
+}
+
+fn sockets_are_tuned(keep_alive: KeepAlive) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
-    let desk = desk();
+    let desk = start(Options { keep_alive, ..Options::default() }, Desk::default());
     let _client = connect(&desk);
     desk.accepted(0);
     desk.ask(move |_, border| border.dial(target));
@@ -68,8 +76,9 @@ fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
         if accepted || (peer == ours[1] && peer.is_some()) {
             assert!(socket.tcp_nodelay().unwrap(), "{local:?} to {peer:?}");
             assert!(socket.keepalive().unwrap(), "{local:?} to {peer:?}");
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
-            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), keep_alive.idle);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), keep_alive.interval);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), keep_alive.probes);
             seen += 1;
         }
     }

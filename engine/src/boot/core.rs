@@ -16,7 +16,7 @@ use crate::control::local::Policy;
 use crate::metrics::{Backend, Limit};
 use crate::pool::Segment;
 use crate::post::{ControlPost, ShardPost};
-use crate::reactor::{BusyPoll, Options, Reactor};
+use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::ring::{self, Mailbox, Sender};
 use crate::shard::{Shard, ShardSettings};
 
@@ -184,6 +184,11 @@ fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
         },
         blocks: (config.cores.receive_memory / defaults.block_bytes).clamp(16, 1 << 15),
         connections: limits.client_connections + limits.worker_connections,
+        keep_alive: KeepAlive {
+            idle: config.keepalive.idle,
+            interval: config.keepalive.interval,
+            probes: config.keepalive.probes,
+        },
         ..defaults
     }
 }

@@ -21,6 +21,8 @@ pub(super) enum Value {
     Text(String),
     Whole(i64),
     Flag(bool),
+    /// A key without a value (YAML).
+    Empty,
     /// A kind no setting has, by its name.
     Other(&'static str),
 }
@@ -32,7 +34,7 @@ pub(super) struct Key {
 }
 
 impl Node {
-    /// Reads TOML; what cannot be read is reported and left out.
+    /// Reads TOML; what cannot be read is reported and left out. YAML: see `yaml.rs`.
     pub(super) fn from_toml(text: &str, problems: &mut Problems) -> Self {
         let lines = Lines::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -51,6 +53,7 @@ impl Node {
             Value::Text(_) => "a text",
             Value::Whole(_) => "a number",
             Value::Flag(_) => "true or false",
+            Value::Empty => "empty",
             Value::Other(kind) => kind,
         }
     }

@@ -61,7 +61,8 @@ fn tenant(
     }
     let owner = name.unwrap_or("(without a name)");
     if keys.is_empty() {
-        let text = format!("tenant \"{owner}\" has no key: write client_keys = [\"...\"]");
+        let pair = problems.syntax().pair("client_keys", "[\"...\"]");
+        let text = format!("tenant \"{owner}\" has no key: write {pair}");
         problems.add(section.line(), text);
     }
     let mut client_keys = Vec::new();
@@ -110,7 +111,9 @@ fn functions(
 ) -> Vec<Function> {
     let sections = Section::each(root, "function", problems);
     if sections.is_empty() {
-        let text = "there is no [[function]]: write one with id, version, tenants, worker_keys";
+        let item = problems.syntax().item("function");
+        let text =
+            format!("there is no function: write {item} with id, version, tenants, worker_keys");
         problems.add(None, text);
     }
     let mut functions: Vec<Function> = Vec::new();
@@ -144,9 +147,10 @@ fn function(
     for (line, name) in &callers {
         if !tenants.iter().any(|tenant| tenant.name == *name) {
             let names = tenants.iter().map(|tenant| tenant.name.as_str());
+            let item = problems.syntax().item("tenant");
             let text = match nearest(name, names) {
                 Some(near) => format!("there is no tenant \"{name}\"; did you mean \"{near}\"?"),
-                None => format!("there is no tenant \"{name}\": write a [[tenant]] for it"),
+                None => format!("there is no tenant \"{name}\": write {item} for it"),
             };
             problems.add(*line, text);
         }

@@ -2,17 +2,25 @@
 
 use std::fmt;
 
+use super::syntax::Syntax;
+
 /// A list of problems, each with its line where it has one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     file: String,
+    syntax: Syntax,
     list: Vec<(Option<usize>, String)>,
 }
 
 impl Problems {
     /// No problem yet, in this file.
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), list: Vec::new() }
+        Self { file: file.into(), syntax: Syntax::of(file).unwrap_or_default(), list: Vec::new() }
+    }
+
+    /// How the file is written, and so its fixes.
+    pub(super) fn syntax(&self) -> Syntax {
+        self.syntax
     }
 
     /// Whether there is none.

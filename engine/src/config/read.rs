@@ -20,9 +20,10 @@ impl<'a> Section<'a> {
     pub(super) fn of(root: &'a Node, table: &'static str, problems: &mut Problems) -> Self {
         let node = root.get(table);
         if let Some(node) = node
-            && !matches!(node.value, Value::Table(_))
+            && !matches!(node.value, Value::Table(_) | Value::Empty)
         {
-            let text = format!("{table} is {}, not a table: write [{table}]", node.kind());
+            let write = problems.syntax().write_table(table);
+            let text = format!("{table} is {}, not a table: {write}", node.kind());
             problems.add(node.line, text);
         }
         Self::new(table, node, problems)
@@ -32,7 +33,8 @@ impl<'a> Section<'a> {
     pub(super) fn each(root: &'a Node, table: &'static str, problems: &mut Problems) -> Vec<Self> {
         let Some(node) = root.get(table) else { return Vec::new() };
         let Value::List(list) = &node.value else {
-            let text = format!("{table} is {}, not a list: write [[{table}]]", node.kind());
+            let write = problems.syntax().write_tables(table);
+            let text = format!("{table} is {}, not a list: {write}", node.kind());
             problems.add(node.line, text);
             return Vec::new();
         };
@@ -73,6 +75,8 @@ impl<'a> Section<'a> {
     /// What is said when the value is of no use.
     pub(super) fn refuse(&self, name: &str, node: &Node, want: &str, problems: &mut Problems) {
         let shown = match &node.value {
+            // Whatever stands where keys belong may be one: it is not shown.
+            _ if name.ends_with("_keys") => node.kind().into(),
             Value::Text(text) => format!("\"{text}\""),
             Value::Whole(number) => number.to_string(),
             _ => node.kind().into(),
@@ -127,8 +131,8 @@ impl<'a> Section<'a> {
                 match key.name.as_str() {
                     "address" => {}
                     "tls" | "proxy_protocol" | "trusted" => {
-                        let key = format!("{}.{}", setting.key, key.name);
-                        problems.add(node.line, format!("{key} is not supported yet: remove it"));
+                        let (key, line) = (format!("{}.{}", setting.key, key.name), key.line);
+                        problems.add(line, format!("{key} is not supported yet: remove it"));
                     }
                     other => {
                         let text = format!("{}.{other} is not a setting", setting.key);

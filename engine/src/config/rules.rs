@@ -8,6 +8,7 @@ use super::node::{Node, Value};
 use super::problems::{Problems, nearest};
 use super::read::Section;
 use super::settings::{SETTINGS, tables};
+use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Control, Cores, Drain, HonourId, Keepalive, Limits, Listen, Log,
@@ -15,12 +16,12 @@ use super::{
 };
 
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
-/// is no TOML: what follows from that would only hide it.
+/// cannot be read: what follows from that would only hide it.
 pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option<Config> {
-    let root = Node::from_toml(text, problems);
-    if !problems.is_empty() {
-        return None;
-    }
+    let root = match problems.syntax() {
+        Syntax::Toml => Some(Node::from_toml(text, problems)).filter(|_| problems.is_empty()),
+        Syntax::Yaml => Node::from_yaml(text, problems),
+    }?;
     check_tables(&root, problems);
     let mut notes = Vec::new();
     let listen = listen(&root, problems);
@@ -44,18 +45,21 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
 }
 
 fn check_tables(root: &Node, problems: &mut Problems) {
+    let syntax = problems.syntax();
     for (key, _) in root.entries() {
         let name = key.name.as_str();
+        let head = syntax.table(name);
         if !tables().contains(&name) {
             let text = match nearest(name, tables()) {
                 Some(near) => {
-                    format!("[{name}] is not a table of settings; did you mean [{near}]?")
+                    let near = syntax.table(near);
+                    format!("{head} is not a table of settings; did you mean {near}?")
                 }
-                None => format!("[{name}] is not a table of settings: remove it"),
+                None => format!("{head} is not a table of settings: remove it"),
             };
             problems.add(key.line, text);
         } else if SETTINGS.iter().filter(|s| s.key.starts_with(name)).all(|s| !s.built) {
-            problems.add(key.line, format!("[{name}] is not supported yet: remove it"));
+            problems.add(key.line, format!("{head} is not supported yet: remove it"));
         }
     }
 }
@@ -138,11 +142,12 @@ fn control(root: &Node, listen: &Listen, problems: &mut Problems) -> Control {
             }
         }
         None if listen.worker.ip().is_unspecified() && mode == "local" => {
+            let url = format!("\"http://10.0.0.1:{}\"", listen.worker.port());
             let text = format!(
                 "control.advertise is missing: workers cannot dial {}; write the address they \
-                 reach this machine by, such as advertise = \"http://10.0.0.1:{}\"",
+                 reach this machine by, such as {}",
                 listen.worker.ip(),
-                listen.worker.port(),
+                problems.syntax().pair("advertise", &url),
             );
             problems.add(section.line(), text);
         }
@@ -253,7 +258,20 @@ fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems)
 
 fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
     let section = Section::of(root, "keepalive", problems);
+    // The kernel counts in seconds (tcp(7)): less would be cut off silently.
+    let mut seconds = |name: &str| {
+        let time = section.time(name, problems);
+        if time.subsec_nanos() != 0
+            && let Some(node) = section.get(name)
+        {
+            section.refuse(name, node, "whole seconds, such as \"15s\"", problems);
+        }
+        time
+    };
     Keepalive {
+        idle: seconds("idle"),
+        interval: seconds("interval"),
+        probes: section.count("probes", problems) as u32,
         tunnel_ping: section.time("tunnel_ping", problems),
         tunnel_ping_timeout: section.time("tunnel_ping_timeout", problems),
         tunnel_write: section.time("tunnel_write", problems),

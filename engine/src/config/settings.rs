@@ -292,11 +292,23 @@ pub(super) const SETTINGS: &[Setting] = &[
     later("limits.failed_connects", "Failed CONNECTs of one address."),
     later("limits.parked_tunnels", "Tunnels kept after their client has gone."),
     later("limits.trace_records", "Records of the flight recorder."),
-    later("keepalive.idle", "TCP keep-alive begins after so long without data. Always 15s."),
-    later("keepalive.interval", "Time between keep-alive probes. Always 15s."),
-    later(
+    setting(
+        "keepalive.idle",
+        Kind::Time(S, 9 * 3600 * S),
+        "15s",
+        "TCP keep-alive begins after so long without data. Whole seconds.",
+    ),
+    setting(
+        "keepalive.interval",
+        Kind::Time(S, 9 * 3600 * S),
+        "15s",
+        "Time between keep-alive probes. Whole seconds.",
+    ),
+    setting(
         "keepalive.probes",
-        "Probes without an answer until a connection is lost. As the kernel has it.",
+        Kind::Count(1, 127),
+        "9",
+        "Probes without an answer until a connection is lost.",
     ),
     setting(
         "keepalive.tunnel_ping",

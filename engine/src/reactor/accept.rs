@@ -9,15 +9,13 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::Reactor;
 use super::fault::SetupError;
+use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
 use crate::border::{Core, Listener};
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Contract LN-9: idle time before the first keep-alive probe, and between probes.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A listener and its accept.
 #[derive(Debug)]
@@ -49,9 +47,12 @@ impl Door {
 }
 
 /// What every connection has, accepted or dialled: no Nagle delay, and keep-alive (LN-9).
-pub(super) fn tune(socket: &SockRef<'_>) -> std::io::Result<()> {
+pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+    let keep_alive = TcpKeepalive::new()
+        .with_time(keep_alive.idle)
+        .with_interval(keep_alive.interval)
+        .with_retries(keep_alive.probes);
     socket.set_tcp_keepalive(&keep_alive)
 }
 
@@ -155,7 +156,7 @@ impl<C: Core> Reactor<C> {
         // Both fail when the peer has reset the connection already: nobody to talk to. (What a
         // listener is tuned to is inherited, but not by those that connected before it was.)
         let Ok(peer) = stream.peer_addr() else { return };
-        if tune(&SockRef::from(&stream)).is_err() {
+        if tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
             return;
         }
         let conn = self.border.open();

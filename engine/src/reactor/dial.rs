@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use super::accept::tune;
+use super::options::KeepAlive;
 use super::socket::{Dial, Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
@@ -18,7 +19,8 @@ impl<C: Core> Reactor<C> {
         let socket = if self.sockets.live() >= self.options.connections {
             Err(libc::EMFILE)
         } else {
-            socket_for(address).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+            socket_for(address, self.options.keep_alive)
+                .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
         };
         let stream = match socket {
             Ok(stream) => stream,
@@ -72,9 +74,9 @@ impl<C: Core> Reactor<C> {
     }
 }
 
-fn socket_for(address: SocketAddr) -> std::io::Result<TcpStream> {
+fn socket_for(address: SocketAddr, keep_alive: KeepAlive) -> std::io::Result<TcpStream> {
     // `new` sets close-on-exec. The socket stays a blocking one: the ring waits, nobody else does.
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    tune(&SockRef::from(&socket))?;
+    tune(&SockRef::from(&socket), keep_alive)?;
     Ok(socket.into())
 }

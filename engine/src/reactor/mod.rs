@@ -37,7 +37,7 @@ use uring::{Ring, Share};
 
 pub use accept::ACCEPT_PAUSE;
 pub use fault::SetupError;
-pub use options::{BusyPoll, Options};
+pub use options::{BusyPoll, KeepAlive, Options};
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
 

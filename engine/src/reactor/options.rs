@@ -1,5 +1,7 @@
 //! What a reactor is made with.
 
+use std::time::Duration;
+
 use super::fault::SetupError;
 
 /// What a core does when there is nothing to do.
@@ -11,6 +13,26 @@ pub enum BusyPoll {
     Micros(u64),
     /// Never sleep: lowest latency, a whole CPU.
     Always,
+}
+
+/// How TCP finds out that a peer is gone. Times are whole seconds, as the kernel counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Without data for so long, the first probe is sent.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes without an answer until the connection is lost.
+    pub probes: u32,
+}
+
+impl KeepAlive {
+    /// What the kernel takes (tcp(7)).
+    fn is_possible(self) -> bool {
+        let possible =
+            |time: Duration| (1..=32_767).contains(&time.as_secs()) && time.subsec_nanos() == 0;
+        possible(self.idle) && possible(self.interval) && (1..=127).contains(&self.probes)
+    }
 }
 
 /// What a reactor is made with.
@@ -41,6 +63,8 @@ pub struct Options {
     pub entries: u32,
     /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
     pub connections: usize,
+    /// Of every connection, accepted or dialled.
+    pub keep_alive: KeepAlive,
 }
 
 impl Default for Options {
@@ -57,6 +81,12 @@ impl Default for Options {
             send_bytes: 256 * 1024,
             entries: 1024,
             connections: 64 * 1024,
+            // Go's (contract LN-9).
+            keep_alive: KeepAlive {
+                idle: Duration::from_secs(15),
+                interval: Duration::from_secs(15),
+                probes: 9,
+            },
         }
     }
 }
@@ -76,6 +106,9 @@ impl Options {
                 wrong("entries: a power of two from 8 to 8192")
             }
             _ if self.connections == 0 => wrong("connections: at least 1"),
+            _ if !self.keep_alive.is_possible() => {
+                wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes")
+            }
             _ => Ok(()),
         }
     }
