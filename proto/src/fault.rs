@@ -62,6 +62,8 @@ pub enum Fault {
     WorkQueueFull,
     /// Too many attachments or dispatches on this connection (limit L12).
     TooManySessions,
+    /// This core holds as many waiting sessions, or as many bytes, as it may (limit L9).
+    Overloaded,
     /// The request head is over limit L2.
     HeadTooLarge,
     /// The tunnel broke before it gave a response head (design 3.11).
@@ -94,6 +96,7 @@ impl Fault {
             Self::RateLimited
             | Self::WorkQueueFull
             | Self::TooManySessions
+            | Self::Overloaded
             | Self::HeadTooLarge => Code::ResourceExhausted,
             Self::SessionNotFound { .. } => Code::NotFound,
             Self::NoWorker => Code::DeadlineExceeded,
@@ -145,6 +148,7 @@ impl Fault {
             Self::NoWorker => "NoWorker",
             Self::WorkQueueFull => "WorkQueueFull",
             Self::TooManySessions => "TooManySessions",
+            Self::Overloaded => "Overloaded",
             Self::HeadTooLarge => "HeadTooLarge",
             Self::TunnelLost => "TunnelLost",
             Self::Draining => "Draining",
@@ -182,6 +186,7 @@ impl fmt::Display for Fault {
             Self::NoWorker => f.write_str("failed to establish link to worker"),
             Self::WorkQueueFull => f.write_str("work queue of this function is full"),
             Self::TooManySessions => f.write_str("too many sessions on this connection"),
+            Self::Overloaded => f.write_str("gateway holds as much as it may, try again later"),
             Self::HeadTooLarge => f.write_str("request headers are too large"),
             Self::TunnelLost => f.write_str("lost the link to the worker"),
             Self::Draining => f.write_str("gateway is draining, try again on a new connection"),

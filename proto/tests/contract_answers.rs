@@ -115,6 +115,7 @@ fn table() -> Vec<(Fault, u8, u16, String, bool)> {
         row(Fault::NoWorker, 4, 504, "failed to establish link to worker", false),
         row(Fault::WorkQueueFull, 8, 429, "work queue of this function is full", false),
         row(Fault::TooManySessions, 8, 429, "too many sessions on this connection", false),
+        row(Fault::Overloaded, 8, 429, "gateway holds as much as it may, try again later", false),
         row(Fault::HeadTooLarge, 8, 431, "request headers are too large", false),
         row(Fault::Draining, 14, 503, "gateway is draining, try again on a new connection", false),
         row(Fault::MailboxFull, 14, 503, "gateway is overloaded, try again", false),

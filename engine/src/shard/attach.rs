@@ -275,12 +275,12 @@ impl Shard {
         let limits = &self.settings.config.limits;
         if self.pending + self.fresh.len() >= limits.pending_sessions {
             self.metrics.limit_hit(Limit::PendingSessions);
-            return Err(Box::new(Fault::TooManySessions));
+            return Err(Box::new(Fault::Overloaded));
         }
         let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
         if of_tenant >= limits.pending_per_tenant {
             self.metrics.limit_hit(Limit::PendingPerTenant);
-            return Err(Box::new(Fault::TooManySessions));
+            return Err(Box::new(Fault::Overloaded));
         }
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
@@ -302,7 +302,7 @@ impl Shard {
             return Ok(());
         }
         self.metrics.limit_hit(Limit::CoreBuffer);
-        Err(Box::new(Fault::TooManySessions))
+        Err(Box::new(Fault::Overloaded))
     }
 
     /// The counterpart of [`Self::await_worker`].

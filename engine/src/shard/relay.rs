@@ -201,7 +201,7 @@ impl Shard {
             {
                 hop.h2.reset(at.key, ErrorCode::Cancel, &mut border.sink(at.conn));
             }
-            self.refuse_exchange(border, slot, &Fault::TooManySessions);
+            self.refuse_exchange(border, slot, &Fault::Overloaded);
         }
     }
 

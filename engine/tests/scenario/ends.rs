@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ringway::border::{Core, End};
+use ringway::metrics::Limit;
 use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
@@ -155,4 +156,45 @@ fn when_all_have_gone_nothing_is_left() {
         assert_eq!(world.border.pool.chunks_live(), 0);
         assert_eq!(world.border.connections(), 0);
     }
+}
+
+#[test]
+fn streams_that_do_not_move_are_given_up_when_memory_is_short() {
+    let mut world = World::with(
+        "[limits]\ncore_buffer = \"1MiB\"\nconnection_buffer = \"1MiB\"\nstream_window_max = \"256KiB\"\nstalled_stream = \"2s\"",
+    );
+    let mut client = Peer::client(&mut world);
+    for _ in 0..24 {
+        client.request(&mut world, &[], true);
+    }
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.block(client.conn, true);
+    for n in 0..24 {
+        let key = worker.key(n);
+        worker.head(&mut world, key, &[(":status", "200")], false);
+        for _ in 0..8 {
+            worker.sync(&mut world);
+            let room = worker.h2.data_room(key).min(8_000);
+            worker.data(&mut world, key, &[n as u8; 8_000][..room], false);
+        }
+    }
+    // What waits is left alone for its time (L11).
+    world.post(ShardPost::Snapshot { ticket: 1 });
+    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+        panic!("no answer");
+    };
+    let held = snapshot.metrics.limit_used[Limit::CoreBuffer.index()];
+    assert!(held > 800_000, "{held}");
+    worker.sync(&mut world);
+    let resets = |worker: &Peer| {
+        worker.seen.iter().filter(|s| matches!(s, Seen::Reset { .. })).cloned().collect::<Vec<_>>()
+    };
+    assert!(resets(&worker).is_empty());
+    world.pass(Duration::from_secs(4));
+    worker.sync(&mut world);
+    let given_up = resets(&worker);
+    assert!(given_up.len() > 10, "{given_up:?}");
+    let cancelled = |s: &Seen| matches!(s, Seen::Reset { code: ErrorCode::Cancel, .. });
+    assert!(given_up.iter().all(cancelled), "{given_up:?}");
 }

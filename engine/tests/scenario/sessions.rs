@@ -332,3 +332,27 @@ fn a_workers_goaway_ends_old_streams_in_order_and_new_ones_get_a_new_session() {
     worker.sync(&mut world);
     assert_eq!(worker.heads().len(), 1);
 }
+
+#[test]
+fn dispatches_of_one_connection_are_a_burst_and_then_a_rate() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    let give_up = |world: &mut World, client: &mut Peer| {
+        let call = client.request(world, &[], true);
+        client.reset(world, call, ErrorCode::Cancel);
+    };
+    for _ in 0..256 {
+        give_up(&mut world, &mut client);
+    }
+    client.request(&mut world, &[], true);
+    client.request(&mut world, &[("content-type", "text/plain")], true);
+    client.sync(&mut world);
+    assert_eq!(client.field(0, "grpc-status"), Some("8"));
+    assert_eq!(client.field(1, ":status"), Some("429"));
+    // 100 a second come back; another connection was never concerned.
+    Peer::client(&mut world).request(&mut world, &[], true);
+    assert!(poll(&mut world, &[]).is_some());
+    world.pass(Duration::from_millis(100));
+    client.request(&mut world, &[], true);
+    assert!(poll(&mut world, &[]).is_some());
+}
