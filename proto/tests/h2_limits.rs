@@ -362,6 +362,27 @@ fn l5_a_window_dribble_ends_the_connection() {
 }
 
 #[test]
+fn l5_small_change_between_large_credits_is_honest() {
+    // A client that credits each frame at once, whose window is always nearly used up.
+    let mut side = Side::server(Limits::default());
+    side.feed(&settings(&[(setting::INITIAL_WINDOW_SIZE, 0)]));
+    side.feed(&get(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for _ in 0..5_000 {
+        side.feed(&[window_update(1, 16_000), window_update(0, 16_003)].concat());
+        assert_eq!(side.send(key, &[0; 16_000], false), 16_000);
+        for _ in 0..3 {
+            side.feed(&window_update(1, 1));
+            assert_eq!(side.send(key, b"1", false), 1);
+        }
+        side.out.clear();
+        side.seen.clear();
+    }
+    assert!(side.fault.is_none(), "{:?}", side.fault);
+}
+
+#[test]
 fn l5_small_window_updates_on_large_windows_are_honest() {
     let mut side = Side::server(Limits::default());
     side.feed(&get(1));

@@ -14,6 +14,14 @@ const GLITCH: u64 = 1_000_000;
 /// (CVE-2019-9511): it makes us send frames that are mostly heads.
 pub(super) const TINY_WINDOW: i64 = 256;
 
+/// Credit that no dribble gives. A peer that credits each frame at once gives much of it, and
+/// between it small change: what we sent into the last octets of a window comes back as it went.
+pub(super) const LARGE_CREDIT: i64 = 1024;
+
+/// Small credits that a large one excuses, and how many can be saved up.
+const EXCUSED: u16 = 8;
+const EXCUSED_MAX: u16 = 1024;
+
 /// WINDOW_UPDATE frames that are free on each connection.
 const UPDATES_FREE: u64 = 5;
 
@@ -33,6 +41,8 @@ pub(super) struct Budget {
     octets_sent: u64,
     updates: u64,
     empty_data: u32,
+    /// Small credits still excused.
+    excused: u16,
     /// Whether anything of a stream was sent since the last PING: see [`Budget::ping`].
     sent_since_ping: bool,
 }
@@ -49,6 +59,7 @@ impl Budget {
             octets_sent: 0,
             updates: 0,
             empty_data: 0,
+            excused: 0,
             sent_since_ping: false,
         }
     }
@@ -71,6 +82,25 @@ impl Budget {
             ));
         }
         Ok(())
+    }
+
+    /// A WINDOW_UPDATE that leaves its window tiny.
+    ///
+    /// # Errors
+    /// As [`Self::glitch`].
+    pub(super) fn dribble(&mut self, limits: &Limits, now: Time) -> Result<(), ConnFault> {
+        match self.excused.checked_sub(1) {
+            Some(left) => {
+                self.excused = left;
+                Ok(())
+            }
+            None => self.glitch(limits, now),
+        }
+    }
+
+    /// A WINDOW_UPDATE of a size that no dribble has.
+    pub(super) fn large_credit(&mut self) {
+        self.excused = (self.excused + EXCUSED).min(EXCUSED_MAX);
     }
 
     /// Whether three quarters of the bucket are spent.

@@ -1,7 +1,7 @@
 //! Frames of the connection and of stream control: PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY,
 //! WINDOW_UPDATE. Sizes were checked when the frame's head was read.
 
-use super::budget::TINY_WINDOW;
+use super::budget::{LARGE_CREDIT, TINY_WINDOW};
 use super::conn::{Conn, Target};
 use super::frame::{self, ErrorCode, FrameHead, MIN_MAX_FRAME, flag};
 use super::receive::{Read, Reading, Step, Turn, word};
@@ -151,7 +151,7 @@ impl Conn {
                 let reason = "WINDOW_UPDATE lifts the connection's window over 2^31-1";
                 return Err(ConnFault::new(ErrorCode::FlowControlError, reason));
             }
-            self.dribbled(self.send_window.get())?;
+            self.credited(increment, self.send_window.get())?;
             // Nobody waits for a window that has room for a frame: spares the caller a look at all
             // its streams.
             let news = before < MIN_MAX_FRAME as usize;
@@ -166,13 +166,16 @@ impl Conn {
             return self.stream_fault(key, ErrorCode::FlowControlError, turn);
         }
         let (window, sends) = (stream.send.get(), stream.local_open);
-        self.dribbled(window)?;
+        self.credited(increment, window)?;
         Ok(if sends { Step::Tell(Event::Window(Some(key))) } else { Step::On })
     }
 
-    fn dribbled(&mut self, window: i64) -> Result<(), ConnFault> {
+    fn credited(&mut self, increment: i64, window: i64) -> Result<(), ConnFault> {
         if window < TINY_WINDOW {
-            self.budget.glitch(&self.limits, self.now)?;
+            return self.budget.dribble(&self.limits, self.now);
+        }
+        if increment >= LARGE_CREDIT {
+            self.budget.large_credit();
         }
         Ok(())
     }
