@@ -1,5 +1,7 @@
 //! Closed label sets: every label value a metric of ours can have, in the order it is exported.
 
+use ringway_proto::h1::connect::ConnectResult;
+
 /// Defines an enum whose variants are the values of one metric label.
 macro_rules! labels {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }) => {
@@ -194,14 +196,12 @@ impl Limit {
 }
 
 /// The `result` label of a worker's CONNECT, in the order of contract 4.2.
-pub const CONNECT_RESULTS: [&str; 9] = [
-    "rejected_not_hijackable",
-    "rejected_missing_auth",
-    "rejected_missing_requestid",
-    "rejected_invalid_requestid",
-    "rejected_requestid_mismatch",
-    "rejected_token_expired",
-    "rejected_token_unknown",
-    "accepted",
-    "rejected_hijack_failed",
-];
+pub const CONNECT_RESULTS: [&str; ConnectResult::COUNT] = {
+    let mut labels = [""; ConnectResult::COUNT];
+    let mut at = 0;
+    while at < labels.len() {
+        labels[at] = ConnectResult::ALL[at].label();
+        at += 1;
+    }
+    labels
+};

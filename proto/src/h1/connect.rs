@@ -152,7 +152,7 @@ impl ConnectResult {
 
     /// Its metric label.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::NotHijackable => "rejected_not_hijackable",
             Self::MissingAuth => "rejected_missing_auth",
