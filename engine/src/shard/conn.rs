@@ -83,8 +83,8 @@ pub(crate) struct Hop {
     pub(crate) opened: Time,
     /// When it became a hop.
     pub(crate) hop_since: Time,
-    /// Exchanges with something to send on this hop, in turn.
-    pub(crate) ready: VecDeque<u32>,
+    /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
+    pub(crate) ready: VecDeque<Key>,
     /// DATA bytes received here that wait for another hop.
     pub(crate) held: usize,
     pub(crate) received_at: Time,

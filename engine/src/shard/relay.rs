@@ -219,6 +219,7 @@ impl Shard {
 
     /// Puts a pipe with something to send on its receiver's turn list and lets the hop send.
     pub(super) fn schedule(&mut self, border: &mut Border, slot: u32, way: Way) {
+        let Some(key) = self.exchanges.key_at(slot) else { return };
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let Some(to) = exchange.to(way) else { return };
         let pipe = exchange.pipe(way);
@@ -227,7 +228,7 @@ impl Shard {
         }
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             pipe.scheduled = true;
-            hop.ready.push_back(slot);
+            hop.ready.push_back(key);
             self.pump(border, to.conn);
         }
     }
@@ -237,24 +238,28 @@ impl Shard {
         while border.queued(conn) < OUTPUT_HIGH {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let way = hop.way_out();
-            let Some(slot) = hop.ready.pop_front() else { return };
-            let turn = self.send_waiting(border, slot, way);
+            let Some(key) = hop.ready.pop_front() else { return };
+            // Its slot may be another exchange's by now, with a turn on another hop.
+            if self.exchanges.get(key).is_none() {
+                continue;
+            }
+            let turn = self.send_waiting(border, key.slot, way);
             let again = matches!(turn, Turn::Again | Turn::HopBlocked);
-            if let Some(exchange) = self.exchanges.at_mut(slot) {
+            if let Some(exchange) = self.exchanges.get_mut(key) {
                 exchange.pipe(way).scheduled = again;
             }
             match turn {
-                Turn::Empty => self.direction_done(border, slot, way),
-                Turn::Again => self.requeue(conn, slot, false),
+                Turn::Empty => self.direction_done(border, key.slot, way),
+                Turn::Again => self.requeue(conn, key, false),
                 Turn::Blocked => {}
-                Turn::HopBlocked => return self.requeue(conn, slot, true),
+                Turn::HopBlocked => return self.requeue(conn, key, true),
             }
         }
     }
 
-    fn requeue(&mut self, conn: ConnId, slot: u32, front: bool) {
+    fn requeue(&mut self, conn: ConnId, key: Key, front: bool) {
         if let Some(hop) = self.conns.hop_mut(conn) {
-            if front { hop.ready.push_front(slot) } else { hop.ready.push_back(slot) }
+            if front { hop.ready.push_front(key) } else { hop.ready.push_back(key) }
         }
     }
 

@@ -198,3 +198,41 @@ fn streams_that_do_not_move_are_given_up_when_memory_is_short() {
     let cancelled = |s: &Seen| matches!(s, Seen::Reset { code: ErrorCode::Cancel, .. });
     assert!(given_up.iter().all(cancelled), "{given_up:?}");
 }
+
+#[test]
+fn a_stream_that_is_gone_holds_up_nobody_elses_turn() {
+    let mut world = World::new();
+    let narrow = |limits: &mut ringway_proto::h2::Limits| limits.connection_window = 65_535;
+    let fill = |world: &mut World, worker: &mut Peer, n: usize| {
+        let key = worker.key(n);
+        worker.head(world, key, &[(":status", "200")], false);
+        worker.data(world, key, &[1; 60_000], false);
+        worker.sync(world);
+        worker.data(world, key, &[2; 30_000], false);
+    };
+    // The first stream waits for its client's connection window, the second for its turn.
+    let mut client = Peer::client_with(&mut world, narrow);
+    let first = client.request(&mut world, &[], true);
+    client.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.block(client.conn, true);
+    fill(&mut world, &mut worker, 0);
+    let key = worker.key(1);
+    worker.head(&mut world, key, &[(":status", "200")], false);
+    worker.data(&mut world, key, &[3; 5_000], true);
+    client.reset(&mut world, first, ErrorCode::Cancel);
+    // Another client's stream takes the place of the one that is gone, and waits too.
+    let mut other = Peer::client_with(&mut world, narrow);
+    other.request(&mut world, &[], true);
+    let mut others = Peer::worker(&mut world);
+    others.sync(&mut world);
+    world.block(other.conn, true);
+    fill(&mut world, &mut others, 0);
+    world.block(client.conn, false);
+    for _ in 0..5 {
+        client.sync(&mut world);
+    }
+    let (body, ended) = client.body(3);
+    assert_eq!((body.len(), ended), (5_000, true));
+}

@@ -28,8 +28,14 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn client(world: &mut World) -> Self {
+        Self::client_with(world, |_| {})
+    }
+
+    pub(crate) fn client_with(world: &mut World, change: impl FnOnce(&mut Limits)) -> Self {
         let conn = world.connect(Listener::Client);
-        let mut peer = Self::over(conn, Role::Client, Limits::default(), world);
+        let mut limits = Limits::default();
+        change(&mut limits);
+        let mut peer = Self::over(conn, Role::Client, limits, world);
         peer.start(world);
         peer.sync(world);
         peer
