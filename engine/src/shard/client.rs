@@ -13,7 +13,7 @@ use super::conn::{Client, Conn, Fresh, Hop, Leaving, Plain, Side};
 use super::exchange::{At, Exchange};
 use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
-use crate::metrics::{Limit, Method};
+use crate::metrics::Method;
 use crate::pool::Segment;
 
 impl Shard {
@@ -112,7 +112,7 @@ impl Shard {
         slot
     }
 
-    /// A head over limit L2: answered, not relayed.
+    /// A request head over limit L2: answered, not relayed.
     pub(super) fn head_too_large(
         &mut self,
         border: &mut Border,
@@ -120,9 +120,6 @@ impl Shard {
         fields: &Fields,
         ended: bool,
     ) {
-        let most = self.settings.config.limits.header_fields;
-        let limit = if fields.len() >= most { Limit::HeaderFields } else { Limit::HeaderBytes };
-        self.metrics.limit_hit(limit);
         let style = route::reply_style(fields);
         let asked = self.asked(at, fields, ended);
         self.refuse(border, &asked, &style, &Fault::HeadTooLarge);

@@ -155,6 +155,23 @@ impl Shard {
         self.forget_exchange(border, slot);
     }
 
+    /// Ends an exchange for a reason of our own: the client is told it, if it has no response head
+    /// yet, and the streams are cancelled.
+    pub(super) fn cancel_exchange(&mut self, border: &mut Border, slot: u32, fault: &Fault) {
+        let Some(exchange) = self.exchanges.at(slot) else { return };
+        let (status, worker) = (exchange.status, exchange.worker);
+        let code = ErrorCode::Cancel;
+        if status != 0 {
+            return self.drop_exchange(border, slot, Some(code), Some(code));
+        }
+        if let Some(at) = worker
+            && let Some(hop) = self.conns.hop_mut(at.conn)
+        {
+            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+        }
+        self.refuse_exchange(border, slot, fault);
+    }
+
     /// Takes an exchange out of every table and counts it. Its streams are ended already.
     pub(super) fn forget_exchange(&mut self, border: &mut Border, slot: u32) {
         let Some(exchange) = self.remove_exchange(border, slot) else { return };
@@ -377,7 +394,7 @@ impl Shard {
     /// above are refused, and requests from now on get a session of their own.
     pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let refused: Vec<_> = hop.h2.keys().filter(|key| hop.h2.id(*key) > last).collect();
+        let refused: Vec<_> = hop.h2.keys_above(last).collect();
         let idle = hop.h2.streams() == refused.len();
         let Some(tunnel) = hop.tunnel_mut() else { return };
         tunnel.going = true;

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
+use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
 use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId};
 use ringway_proto::id::{RequestIds, TokenMint};
@@ -37,7 +38,7 @@ use self::attach::Attachment;
 use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::drain::Draining;
-use self::exchange::{At, Exchange};
+use self::exchange::{At, Exchange, Way};
 use self::memo::InHand;
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
@@ -260,14 +261,27 @@ impl Shard {
 
     fn large_head(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        if hop.client().is_some() {
-            return self.head_too_large(border, at, fields, ended);
+        let (slot, client) = (hop.h2.tag(at.key), hop.client().is_some());
+        let most = self.settings.config.limits.header_fields;
+        let fields_full = fields.len() >= most;
+        self.metrics.limit_hit(if fields_full { Limit::HeaderFields } else { Limit::HeaderBytes });
+        match self.exchanges.at_mut(slot) {
+            None if client => self.head_too_large(border, at, fields, ended),
+            // A request's trailers.
+            Some(exchange) if client => {
+                exchange.up.ended |= ended;
+                if exchange.attachment.is_some() {
+                    self.cancel_exchange(border, slot, &Fault::HeadTooLarge);
+                } else if ended {
+                    self.direction_done(border, slot, Way::Up);
+                }
+            }
+            // A worker's head that cannot be relayed: the stream fails on both hops.
+            _ => {
+                let code = Some(ringway_proto::h2::ErrorCode::InternalError);
+                self.drop_exchange(border, slot, code, code);
+            }
         }
-        // A worker's head that cannot be relayed: the stream fails on both hops.
-        let slot = hop.h2.tag(at.key);
-        self.metrics.limit_hit(Limit::HeaderBytes);
-        let code = Some(ringway_proto::h2::ErrorCode::InternalError);
-        self.drop_exchange(border, slot, code, code);
     }
 
     fn last_goaway_if_warned(&mut self, border: &mut Border, conn: ConnId) {

@@ -189,19 +189,7 @@ impl Shard {
             .collect();
         for slot in slots {
             self.metrics.limit_hit(Limit::StalledStream);
-            let Some(exchange) = self.exchanges.at(slot) else { continue };
-            let (status, worker) = (exchange.status, exchange.worker);
-            if status != 0 {
-                let code = Some(ErrorCode::Cancel);
-                self.drop_exchange(border, slot, code, code);
-                continue;
-            }
-            if let Some(at) = worker
-                && let Some(hop) = self.conns.hop_mut(at.conn)
-            {
-                hop.h2.reset(at.key, ErrorCode::Cancel, &mut border.sink(at.conn));
-            }
-            self.refuse_exchange(border, slot, &Fault::Overloaded);
+            self.cancel_exchange(border, slot, &Fault::Overloaded);
         }
     }
 

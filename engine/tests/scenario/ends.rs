@@ -236,3 +236,25 @@ fn a_stream_that_is_gone_holds_up_nobody_elses_turn() {
     let (body, ended) = client.body(3);
     assert_eq!((body.len(), ended), (5_000, true));
 }
+
+#[test]
+fn trailers_over_the_limit_end_their_exchange_and_nothing_is_left() {
+    let mut world = World::new();
+    let mut client = Peer::client(&mut world);
+    let (unanswered, answered) =
+        (client.request(&mut world, &[], false), client.request(&mut world, &[], false));
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    let key = worker.key(1);
+    worker.head(&mut world, key, &[(":status", "200")], false);
+    let large = vec![("x-field", "value"); 300];
+    client.head(&mut world, unanswered, &large, true);
+    client.head(&mut world, answered, &large, true);
+    client.sync(&mut world);
+    worker.sync(&mut world);
+    assert_eq!(client.field(1, "grpc-status"), Some("8"), "{:?}", client.seen);
+    let resets = |peer: &Peer| peer.seen.iter().filter(|s| matches!(s, Seen::Reset { .. })).count();
+    assert_eq!((resets(&worker), resets(&client)), (2, 1));
+    world.end(client.conn, End::Fin);
+    assert!(world.shard.is_empty(), "{:?}", world.shard);
+}
