@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
+use crate::ring::Bell;
 
 /// A connection of this core: slot and generation, so that a late fact finds nobody instead of
 /// the slot's next owner.
@@ -54,6 +56,24 @@ pub enum Close {
     Now,
 }
 
+/// A socket on its way from one core to another.
+#[derive(Debug)]
+pub enum Carried {
+    /// A descriptor of this process.
+    Descriptor(OwnedFd),
+    /// What a simulated world has instead of one.
+    Simulated(u64),
+}
+
+/// A connection that no core owns: let go of by one, not yet taken up by another.
+#[derive(Debug)]
+pub struct Parcel {
+    /// The socket. Dropping it closes the connection.
+    pub socket: Carried,
+    /// Output the kernel has not taken yet; the next owner sends it first.
+    pub unsent: Vec<u8>,
+}
+
 /// How long a flushed connection waits for its peer's FIN.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -78,6 +98,14 @@ pub trait Core {
     /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it; if
     /// the connection breaks before that, one more end (never a second `Fin`) tells so.
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
+
+    /// The address of the client behind a balancer, as its PROXY header tells: from now on this is
+    /// the connection's peer. Told once, before the first byte.
+    fn addressed(&mut self, _border: &mut Border, _conn: ConnId, _peer: SocketAddr) {}
+
+    /// A connection the core wished to [let go of](Border::detach) has nothing under way any more.
+    /// Its id is dead; the parcel is the core's to send to another core, or to drop.
+    fn detached(&mut self, _border: &mut Border, _conn: ConnId, _parcel: Parcel) {}
 
     /// The kernel took `bytes` of the connection's output.
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize);
@@ -114,6 +142,7 @@ pub struct Output {
     open: bool,
     dirty: bool,
     paused: bool,
+    detaching: bool,
     close: Option<Close>,
     /// When the queue began to wait, or the kernel last took some of it.
     waiting_since: Time,
@@ -128,6 +157,10 @@ pub enum Wish {
     Look(ConnId),
     /// Accept no more connections and close the listening socket.
     Unlisten(Listener),
+    /// Take up a connection of another core; the id was reserved with [`Border::adopt`].
+    Adopt(ConnId, Carried),
+    /// Wake a sleeping core.
+    Ring(Bell),
 }
 
 /// What the reactor did, counted since it began.
@@ -322,6 +355,29 @@ impl Border {
         conn
     }
 
+    /// Lets go of a connection so that another core can take it up: reading stops, and once nothing
+    /// is under way on the socket [`Core::detached`] hands it over. Until then bytes may still
+    /// arrive; an end that comes first is told as ever, and nothing is handed over.
+    pub fn detach(&mut self, conn: ConnId) {
+        if let Some(output) = live(&mut self.outputs, conn) {
+            output.detaching = true;
+            self.wishes.push(Wish::Look(conn));
+        }
+    }
+
+    /// Takes up a connection that another core has let go of. It reads from now on.
+    pub fn adopt(&mut self, parcel: Parcel) -> ConnId {
+        let conn = self.open();
+        self.put(conn, &parcel.unsent);
+        self.wishes.push(Wish::Adopt(conn, parcel.socket));
+        conn
+    }
+
+    /// Wakes a core that sleeps; see [`crate::ring`].
+    pub fn ring(&mut self, bell: Bell) {
+        self.wishes.push(Wish::Ring(bell));
+    }
+
     /// Accepts no more connections from this listener.
     pub fn unlisten(&mut self, listener: Listener) {
         self.wishes.push(Wish::Unlisten(listener));
@@ -388,6 +444,16 @@ impl Border {
             output.open = false;
             output.clear(&mut self.pool);
         }
+    }
+
+    /// Takes the output of a connection that is let go of; the id dies. The slot stays taken until
+    /// [`Self::free`].
+    pub fn take_unsent(&mut self, conn: ConnId) -> Vec<u8> {
+        let queue = self.output(conn).map(|output| output.queue.iter());
+        let bytes = queue.into_iter().flatten().flat_map(|s| self.pool.bytes(*s)).copied();
+        let unsent = bytes.collect();
+        self.kill(conn);
+        unsent
     }
 
     /// The last operation on the connection has ended and its socket is closed: the slot may be
@@ -461,6 +527,12 @@ impl Output {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
+    }
+
+    /// Whether the core wants to let go of the connection.
+    #[must_use]
+    pub fn is_detaching(&self) -> bool {
+        self.detaching
     }
 
     /// How the connection is to be ended, once asked.

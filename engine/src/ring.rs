@@ -46,12 +46,31 @@ struct Shared<T> {
     queue: ArrayQueue<T>,
     /// Apart from the queue's own counters: every sender reads it, the receiver writes it.
     asleep: CachePadded<AtomicBool>,
-    bell: File,
+    bell: Arc<File>,
 }
 
 /// The receiving end; one core owns it.
 pub struct Mailbox<T> {
     shared: Arc<Shared<T>>,
+}
+
+/// What wakes a sleeping core.
+pub struct Bell {
+    bell: Arc<File>,
+}
+
+impl Bell {
+    /// Rings it.
+    pub fn ring(&self) {
+        // It fails only when the counter is at its end: then the bell has been rung already.
+        let _ = (&*self.bell).write(&1_u64.to_ne_bytes());
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bell").field("eventfd", &self.bell.as_raw_fd()).finish()
+    }
 }
 
 /// A sending end; any thread may have one.
@@ -77,7 +96,7 @@ pub fn mailbox<T>(capacity: usize) -> io::Result<(Sender<T>, Mailbox<T>)> {
     let shared = Arc::new(Shared {
         queue: ArrayQueue::new(capacity),
         asleep: CachePadded::new(AtomicBool::new(false)),
-        bell: File::from(bell),
+        bell: Arc::new(File::from(bell)),
     });
     Ok((Sender { shared: Arc::clone(&shared) }, Mailbox { shared }))
 }
@@ -88,17 +107,24 @@ impl<T> Sender<T> {
     /// # Errors
     /// [`Full`] gives the message back.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
+        if let Some(bell) = self.post(message)? {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Puts a message into the mailbox; if its core sleeps, the caller has to ring the bell.
+    ///
+    /// # Errors
+    /// [`Full`] gives the message back.
+    pub fn post(&self, message: T) -> Result<Option<Bell>, Full<T>> {
         self.shared.queue.push(message).map_err(Full)?;
         fence(Ordering::SeqCst);
         // The plain read first: an awake core's flag is only read, its cache line stays shared.
         // The swap lets one of several senders ring.
-        if self.shared.asleep.load(Ordering::Relaxed)
-            && self.shared.asleep.swap(false, Ordering::Relaxed)
-        {
-            // It fails only when the counter is at its end: then the bell has been rung already.
-            let _ = (&self.shared.bell).write(&1_u64.to_ne_bytes());
-        }
-        Ok(())
+        let sleeps = self.shared.asleep.load(Ordering::Relaxed)
+            && self.shared.asleep.swap(false, Ordering::Relaxed);
+        Ok(sleeps.then(|| Bell { bell: Arc::clone(&self.shared.bell) }))
     }
 }
 
@@ -170,7 +196,7 @@ mod tests {
 
     fn rings(mailbox: &Mailbox<u32>) -> u64 {
         let mut count = [0; 8];
-        match (&mailbox.shared.bell).read_exact(&mut count) {
+        match (&*mailbox.shared.bell).read_exact(&mut count) {
             Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }

@@ -11,6 +11,7 @@ mod accept;
 mod buffer;
 mod dial;
 mod fault;
+mod moving;
 mod options;
 mod pump;
 mod socket;
@@ -60,6 +61,8 @@ enum News {
     Undialled(ConnId, i32),
     /// A send found the connection broken and no receive is under way that would tell.
     Broken(ConnId),
+    /// Nothing is under way any more on a connection that the core lets go of.
+    Detached(ConnId),
 }
 
 /// One core's loop.
@@ -238,6 +241,7 @@ impl<C: Core> Reactor<C> {
                         self.fail(conn, end);
                     }
                 }
+                News::Detached(conn) => self.hand_over(conn),
             }
         }
         // The core may have caused more of them: those are for the next turn.
@@ -309,6 +313,8 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
+                Wish::Adopt(conn, socket) => self.adopt(conn, socket),
+                Wish::Ring(bell) => bell.ring(),
             }
         }
         self.wishes = wishes;

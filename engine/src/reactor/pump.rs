@@ -11,7 +11,7 @@ use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
 use super::uring::Ring;
 use super::{News, Reactor};
-use crate::border::{Border, Close, ConnId, Core, End};
+use crate::border::{Border, Close, ConnId, Core, End, Output};
 use crate::pool::Segment;
 
 /// How many bytes of a peer that does not stop sending are dropped after a close; then the
@@ -164,6 +164,10 @@ impl<C: Core> Reactor<C> {
         if matches!(socket.phase, Phase::Closing) {
             return self.finish(conn);
         }
+        let detaching = self.border.output(conn).is_some_and(Output::is_detaching);
+        if detaching && socket.broken.is_none() && socket.is_still() {
+            self.news.push(News::Detached(conn));
+        }
         // A socket that is broken in a way of its own may never end by itself: no more of it.
         let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
         match (wanted, socket.receive) {
@@ -308,7 +312,9 @@ fn wants_bytes(socket: &Socket, border: &Border) -> bool {
         return false;
     }
     match socket.phase {
-        Phase::Open => border.output(socket.conn).is_some_and(|output| !output.is_paused()),
+        Phase::Open => border
+            .output(socket.conn)
+            .is_some_and(|output| !output.is_paused() && !output.is_detaching()),
         Phase::Flushing | Phase::Lingering => socket.dropped <= DROP_BUDGET,
         Phase::Dialling | Phase::Closing => false,
     }

@@ -117,6 +117,15 @@ impl Socket {
         matches!(self.receive, Receive::Armed | Receive::Cancelling)
     }
 
+    /// Whether it is the core's and nothing is under way on it.
+    pub(super) fn is_still(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+            && !self.is_receiving()
+            && self.offered == 0
+            && !self.polling
+            && self.dial.is_none()
+    }
+
     /// Whether a send may be started.
     pub(super) fn may_send(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Flushing)
