@@ -22,7 +22,13 @@ pub enum ShardPost {
     },
     /// End at once.
     Stop,
+    /// What another core's shard has to say.
+    Core(CorePost),
 }
+
+/// A message of one core's shard to another's.
+#[derive(Debug)]
+pub enum CorePost {}
 
 /// A message to the control thread.
 #[derive(Debug)]

@@ -50,7 +50,7 @@ use crate::border::{Border, Close, ConnId, Core, End, Listener};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
 use crate::pool::Segment;
-use crate::post::{ControlPost, ShardPost, Snapshot};
+use crate::post::{ControlPost, CorePost, ShardPost, Snapshot};
 
 /// Output below which a hop that was full lets its sources read again.
 const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
@@ -96,6 +96,8 @@ pub struct Shard {
     poll_answers: Vec<(PollId, PollAnswer)>,
     /// Messages for the control thread.
     posts: Vec<ControlPost>,
+    /// Messages for other cores.
+    core_posts: Vec<(u16, CorePost)>,
 }
 
 impl Shard {
@@ -135,12 +137,23 @@ impl Shard {
             block: Vec::new(),
             poll_answers: Vec::new(),
             posts: Vec::new(),
+            core_posts: Vec::new(),
         }
     }
 
     /// The messages for the control thread since the last call.
     pub fn take_posts(&mut self, into: &mut Vec<ControlPost>) {
         into.append(&mut self.posts);
+    }
+
+    /// The messages for other cores since the last call, each with the core it is for.
+    pub fn take_core_posts(&mut self, into: &mut Vec<(u16, CorePost)>) {
+        into.append(&mut self.core_posts);
+    }
+
+    /// A message found its core's mailbox full.
+    pub fn undelivered(&mut self, _border: &mut Border, _to: u16, post: CorePost) {
+        match post {}
     }
 
     /// The core's counters, for tests and the simulated world.
@@ -484,6 +497,7 @@ impl Core for Shard {
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
+            ShardPost::Core(post) => match post {},
         }
     }
 
