@@ -1,0 +1,87 @@
+//! What all far ends have in common: how the world asks them and what they ask of it.
+
+use ringway_proto::time::Time;
+
+use super::ledger::{Ledger, Work};
+use super::plan::Plan;
+use super::seed::Seed;
+
+/// What a peer does.
+#[derive(Debug)]
+pub(crate) enum Act {
+    Send(Vec<u8>),
+    Fin,
+    Reset,
+    /// Stops or resumes reading.
+    Read(bool),
+    /// Be asked again after so many microseconds.
+    Wait(usize),
+    /// Dial back with this work, or poll again.
+    Dial { worker: usize, work: Work, trick: Trick, after: usize },
+    Poll { worker: usize, after: usize },
+}
+
+/// What a worker's CONNECT does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trick {
+    None,
+    WrongToken,
+    WrongId,
+    NoToken,
+}
+
+/// The world as a peer sees it.
+pub(crate) struct Stage<'a> {
+    pub(crate) seed: &'a mut Seed,
+    pub(crate) ledger: &'a mut Ledger,
+    pub(crate) plan: &'a Plan,
+    pub(crate) now: Time,
+    /// Nobody makes trouble any more: what was begun is brought to its end.
+    pub(crate) calm: bool,
+    /// Whoever has nothing to finish leaves.
+    pub(crate) closing: bool,
+    pub(crate) acts: &'a mut Vec<Act>,
+}
+
+impl Stage<'_> {
+    /// A fault of this likelihood, in percent; never in calm times.
+    pub(crate) fn fault(&mut self, percent: u32) -> bool {
+        percent > 0 && !self.calm && self.seed.chance(percent)
+    }
+}
+
+/// A far end.
+pub(crate) trait Peer {
+    /// Bytes came.
+    fn received(&mut self, bytes: &[u8], stage: &mut Stage<'_>);
+    /// The gateway's FIN or RST came.
+    fn ended(&mut self, reset: bool, stage: &mut Stage<'_>);
+    /// The wait is over.
+    fn tick(&mut self, stage: &mut Stage<'_>);
+    /// What it still waits for, if its connection is open.
+    fn unfinished(&self) -> Option<String>;
+    /// Whether it has closed its side for good.
+    fn is_over(&self) -> bool;
+}
+
+/// When a peer wants to be asked again: soon after something happened, ever later after nothing.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    wait: usize,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        Self { wait: 100 }
+    }
+
+    pub(crate) fn hurry(&mut self) {
+        self.wait = 100;
+    }
+
+    pub(crate) fn next(&mut self, seed: &mut Seed) -> usize {
+        let wait = seed.range(self.wait / 2, self.wait);
+        self.wait = (self.wait * 2).min(1_500_000);
+        wait.max(1)
+    }
+}
