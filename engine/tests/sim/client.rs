@@ -6,7 +6,7 @@ use super::body::{self, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM};
 use super::h2::{SETTINGS_TIMEOUT, Seen};
 use super::ledger::{Exchange, Half, Named};
-use super::peer::{Act, Pace, Peer, Stage};
+use super::peer::{Act, CHATTER, Pace, Peer, Stage};
 use super::plan::{F1, FUNCTIONS, KEYS, V3};
 
 /// How a request's body ends.
@@ -58,6 +58,8 @@ pub(crate) struct Client {
     pace: Pace,
     credit: Credit,
     reading: bool,
+    /// PINGs and SETTINGS left to send.
+    chatter: u32,
     /// It has not read for long: the gateway may have had enough of it.
     slow: bool,
     /// All its heads are alike.
@@ -86,6 +88,7 @@ impl Client {
             pace: Pace::new(),
             credit,
             reading: true,
+            chatter: CHATTER,
             slow: false,
             twins: stage.seed.chance(30),
         };
@@ -280,7 +283,7 @@ impl Client {
                     }
                 }
                 if self.credit == Credit::AtOnce {
-                    self.h2.credit(stream, 0);
+                    self.h2.credit_well(stream, stage.seed);
                 }
                 if end {
                     self.answered(stream, stage);
@@ -384,8 +387,7 @@ impl Client {
                     Credit::Lazily => stage.seed.chance(20),
                 };
             if now && (owed > 0 || room <= 0) {
-                let more = if room < 500 { stage.seed.range(300, 2000) as u32 } else { 0 };
-                self.h2.credit(stream, more);
+                self.h2.credit_well(stream, stage.seed);
             }
         }
         let least = if stage.calm { 1 } else { stage.seed.range(1, 40_000) as i64 };
@@ -393,33 +395,35 @@ impl Client {
     }
 
     fn chatter(&mut self, stage: &mut Stage<'_>) {
-        if stage.fault(stage.plan.chatter) {
+        if self.chatter > 0 && stage.fault(stage.plan.chatter) {
+            self.chatter -= 1;
             self.h2.ping();
         }
-        if stage.fault(stage.plan.chatter) && self.h2.unacknowledged() == 0 {
+        if self.chatter > 0 && stage.fault(stage.plan.chatter) && self.h2.unacknowledged() == 0 {
             let offer = Offer {
                 window: stage.seed.pick(&[0, 900, 20_000, 65_535, 500_000]),
                 table: stage.seed.pick(&[0, 200, 4096]),
                 ..self.h2.latest_offer()
             };
+            self.chatter -= 1;
             self.h2.settings(offer);
         }
     }
 
     fn trouble(&mut self, stage: &mut Stage<'_>) {
-        if stage.fault(stage.plan.resets / 4) && !self.calls.is_empty() {
+        if stage.rarely(stage.plan.resets) && !self.calls.is_empty() {
             let at = stage.seed.below(self.calls.len());
             let stream = self.calls.keys().nth(at).copied().expect("in range");
             self.quit(stream, stage);
         }
-        if stage.fault(stage.plan.stalls / 4) {
+        if stage.rarely(stage.plan.stalls) {
             self.reading = false;
             stage.acts.push(Act::Read(false));
         }
-        if stage.fault(stage.plan.breaks / 8) {
+        if stage.rarely(stage.plan.breaks) {
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
-        } else if stage.fault(stage.plan.goaways / 8) && self.left > 0 {
+        } else if stage.rarely(stage.plan.goaways) && self.left > 0 {
             self.h2.goaway(0);
             self.left = 0;
         }

@@ -330,10 +330,13 @@ impl H2 {
         self.going = Some((self.pings_sent + 1, last));
     }
 
-    /// Gives stream credit back: all that is owed, and `more`.
-    pub(crate) fn credit(&mut self, id: u32, more: u32) {
+    /// Gives stream credit back: all that is owed, and more if that leaves the window so small that
+    /// it would be a dribble (L5).
+    pub(crate) fn credit_well(&mut self, id: u32, seed: &mut Seed) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let credit = stream.owed + i64::from(more);
+        let tiny = stream.receive + stream.owed < 500;
+        let more = if tiny { seed.range(500, 5000) as i64 - stream.receive.min(0) } else { 0 };
+        let credit = stream.owed + more;
         if credit <= 0 || stream.got_end || stream.is_closed() {
             return;
         }

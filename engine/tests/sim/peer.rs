@@ -21,6 +21,9 @@ pub(crate) enum Act {
     Poll { worker: usize, after: usize },
 }
 
+/// PINGs and SETTINGS that a connection sends at most: a thousand would be a flood (L5).
+pub(crate) const CHATTER: u32 = 60;
+
 /// What a worker's CONNECT does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trick {
@@ -47,6 +50,11 @@ impl Stage<'_> {
     /// A fault of this likelihood, in percent; never in calm times.
     pub(crate) fn fault(&mut self, percent: u32) -> bool {
         percent > 0 && !self.calm && self.seed.chance(percent)
+    }
+
+    /// A fault of this likelihood in a thousand, for what is asked at every tick.
+    pub(crate) fn rarely(&mut self, permille: u32) -> bool {
+        permille > 0 && !self.calm && self.seed.next() % 1000 < u64::from(permille)
     }
 }
 

@@ -153,12 +153,14 @@ impl Peer for Poll {
             return self.leave(Act::Fin, stage);
         }
         let sloppy = stage.plan.sloppy;
-        if stage.fault(sloppy / 10) {
+        if stage.rarely(sloppy) {
             let act = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             return self.leave(act, stage);
         }
         // A session came or went: a fresh poll says so, and replaces the one that waits.
-        if stage.seed.chance(20) && self.asked.len() == 1 {
+        let held = stage.ledger.workers[self.worker].sessions.keys();
+        let news = self.asked.back().is_some_and(|listed| !listed.iter().eq(held));
+        if news && stage.seed.chance(50) && self.asked.len() == 1 {
             self.ask(stage);
         }
         stage.acts.push(Act::Wait(self.pace.next(stage.seed)));

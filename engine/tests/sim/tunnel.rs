@@ -7,7 +7,7 @@ use super::client::field;
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
 use super::journal::note;
 use super::ledger::{Named, Work};
-use super::peer::{Act, Pace, Peer, Stage, Trick};
+use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
@@ -68,6 +68,8 @@ pub(crate) struct Tunnel {
     client: Option<usize>,
     pace: Pace,
     reading: bool,
+    /// PINGs and SETTINGS left to send.
+    chatter: u32,
     going: bool,
 }
 
@@ -110,6 +112,7 @@ impl Tunnel {
             client: None,
             pace: Pace::new(),
             reading: true,
+            chatter: CHATTER,
             going: false,
         }
     }
@@ -328,8 +331,7 @@ impl Tunnel {
         for stream in streams {
             let (owed, room) = (self.h2.owed(stream), self.h2.receive_room(stream));
             if (stage.calm || stage.seed.chance(40)) && (owed > 0 || room <= 0) {
-                let more = if room < 500 { stage.seed.range(300, 20_000) as u32 } else { 0 };
-                self.h2.credit(stream, more);
+                self.h2.credit_well(stream, stage.seed);
             }
         }
         let least = if stage.calm { 1 } else { stage.seed.range(1, 40_000) as i64 };
@@ -337,23 +339,25 @@ impl Tunnel {
     }
 
     fn trouble(&mut self, stage: &mut Stage<'_>) {
-        if stage.fault(stage.plan.chatter) {
+        if self.chatter > 0 && stage.fault(stage.plan.chatter) {
+            self.chatter -= 1;
             self.h2.ping();
         }
-        if stage.fault(stage.plan.chatter) && self.h2.unacknowledged() == 0 {
+        if self.chatter > 0 && stage.fault(stage.plan.chatter) && self.h2.unacknowledged() == 0 {
             let offer = Offer {
                 window: stage.seed.pick(&[0, 900, 20_000, 65_535, 500_000]),
                 table: stage.seed.pick(&[0, 200, 4096]),
                 streams: stage.seed.pick(&[None, Some(1), Some(3)]),
                 ..self.h2.latest_offer()
             };
+            self.chatter -= 1;
             self.h2.settings(offer);
         }
-        if stage.fault(stage.plan.stalls / 4) {
+        if stage.rarely(stage.plan.stalls) {
             self.reading = false;
             stage.acts.push(Act::Read(false));
         }
-        if stage.fault(stage.plan.goaways / 6) && !self.going {
+        if stage.rarely(stage.plan.goaways) && !self.going {
             self.excuse_all(stage);
             self.going = true;
             let last = self.h2.highest.saturating_sub(stage.seed.pick(&[0, 0, 2]));
@@ -363,7 +367,7 @@ impl Tunnel {
             self.serves.retain(|stream, _| *stream <= last);
             self.nameless.retain(|stream, _| *stream <= last);
         }
-        if stage.fault(stage.plan.breaks / 8) {
+        if stage.rarely(stage.plan.breaks) {
             self.excuse_all(stage);
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
