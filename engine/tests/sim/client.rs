@@ -229,7 +229,8 @@ impl Client {
         let most = rest.min(room);
         let n = if stage.seed.chance(40) { most } else { stage.seed.range(0, most) };
         let all = n == rest;
-        if n == 0 && !all {
+        let over = all && call.ending == Ending::Never && !stage.calm;
+        if n == 0 && (!all || over) {
             return;
         }
         let end = all && call.ending == Ending::Data;

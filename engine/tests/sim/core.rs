@@ -251,6 +251,7 @@ impl Core {
             Ok(bytes) => bytes,
             Err(None) => {
                 socket.polling = true;
+                self.border.tally.blocked_sends += 1;
                 return;
             }
             Err(Some(end)) => {
@@ -266,6 +267,7 @@ impl Core {
         }
         let socket = self.kernel.get_mut(conn).expect("nothing is removed within a turn's facts");
         if bytes < offered {
+            self.border.tally.blocked_sends += 1;
             socket.polling = true;
         } else {
             self.dirty.push(conn);

@@ -261,7 +261,9 @@ impl Tunnel {
         if !ready && !(stage.calm && stage.seed.chance(20)) {
             return;
         }
-        self.pace.hurry();
+        if !serve.headed {
+            self.pace.hurry();
+        }
         if !serve.headed && serve.interim > 0 {
             serve.interim -= 1;
             exchange.interim_sent += 1;
@@ -294,6 +296,7 @@ impl Tunnel {
         let all = n == rest;
         let end = all && serve.ending == Ending::Data;
         if n > 0 || end {
+            self.pace.hurry();
             let mut bytes = Vec::with_capacity(n);
             body::put(number, Way::Down, half.sent, n, &mut bytes);
             half.sent += n;

@@ -1,6 +1,6 @@
 //! The world of one run: a clock that jumps from event to event, cores, wires and far ends.
 
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -48,6 +48,35 @@ enum Event {
     Calm,
 }
 
+/// An event at its time; of those at one time the first planned comes first.
+#[derive(Debug)]
+struct Planned {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl Ord for Planned {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The heap gives the greatest first.
+        (other.at.0, other.number).cmp(&(self.at.0, self.number))
+    }
+}
+
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Planned {}
+
 /// A far end and its side of the wire.
 struct Actor {
     peer: Box<dyn Peer>,
@@ -61,9 +90,7 @@ pub(crate) struct World {
     pub(crate) seed: Seed,
     pub(crate) plan: Plan,
     pub(crate) now: Time,
-    events: BinaryHeap<Reverse<(Time, u64)>>,
-    /// What happens, by number; numbers are given in order.
-    pending: std::collections::BTreeMap<u64, Event>,
+    events: BinaryHeap<Planned>,
     next: u64,
     pub(crate) cores: Vec<Core>,
     turns_at: Vec<Option<Time>>,
@@ -87,7 +114,6 @@ impl World {
             plan,
             now: Time(1_000_000),
             events: BinaryHeap::new(),
-            pending: std::collections::BTreeMap::new(),
             next: 0,
             cores: Vec::new(),
             turns_at: vec![None; plan.cores],
@@ -148,8 +174,7 @@ impl World {
 
     fn at(&mut self, at: Time, event: Event) {
         self.next += 1;
-        self.events.push(Reverse((at, self.next)));
-        self.pending.insert(self.next, event);
+        self.events.push(Planned { at, number: self.next, event });
     }
 
     fn after(&mut self, micros: usize, event: Event) {
@@ -164,7 +189,7 @@ impl World {
     /// Runs to the end: trouble, then calm until everybody has finished, then everybody leaves.
     pub(crate) fn run(&mut self) {
         self.run_while(|world| !world.calm, Duration::from_secs(60));
-        let unfinished = |world: &Self| world.unfinished().is_some() || world.knocks();
+        let unfinished = |world: &Self| world.knocks() || world.unfinished().is_some();
         self.run_while(unfinished, PATIENCE);
         if let Some(who) = self.unfinished() {
             panic!("nothing goes wrong any more, but {who}");
@@ -187,8 +212,7 @@ impl World {
     fn run_while(&mut self, goes_on: impl Fn(&Self) -> bool, most: Duration) {
         let until = self.now + most;
         while goes_on(self) {
-            let Some(Reverse((at, number))) = self.events.pop() else { break };
-            let event = self.pending.remove(&number).expect("each event once");
+            let Some(Planned { at, event, .. }) = self.events.pop() else { break };
             if at > until {
                 self.at(at, event);
                 break;
@@ -202,7 +226,7 @@ impl World {
 
     /// Whether somebody is still to come who begins something.
     fn knocks(&self) -> bool {
-        self.pending.values().any(|event| matches!(event, Event::Knock(Guest::Client)))
+        self.events.iter().any(|planned| matches!(planned.event, Event::Knock(Guest::Client)))
     }
 
     fn unfinished(&self) -> Option<String> {
@@ -210,7 +234,7 @@ impl World {
     }
 
     fn at_rest(&self) -> bool {
-        self.pending.is_empty() && self.cores.iter().all(|core| core.deadline().is_none())
+        self.events.is_empty() && self.cores.iter().all(|core| core.deadline().is_none())
     }
 
     fn happen(&mut self, event: Event) {
