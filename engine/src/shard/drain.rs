@@ -10,6 +10,7 @@ use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::timer::Due;
 use super::watch::DRAIN_PING;
 use crate::border::{Border, Close, ConnId, Listener};
+use crate::post::CorePost;
 
 /// The highest stream id: a GOAWAY that refuses nothing yet (RFC 9113 §6.8).
 const EVERY_STREAM: u32 = 0x7fff_ffff;
@@ -92,13 +93,31 @@ impl Shard {
         }
     }
 
-    /// Called each turn: a drain is over when no client is left.
+    /// Called each turn: a drain is over when no client is left, on any core: until then other
+    /// cores' tokens, work and sessions need this one.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
-        if self.draining == Some(Draining::Open) && self.metrics.active_connections == 0 {
+        let last = self.draining == Some(Draining::Over);
+        if (last || self.metrics.active_connections == 0) && !std::mem::replace(&mut self.told_idle, true) {
+            let core = self.settings.core;
+            for other in (0..self.settings.cores).filter(|other| *other != core) {
+                self.tell(other, CorePost::Idle { core });
+            }
+        }
+        let all_idle = self.told_idle
+            && self.outbox.is_empty()
+            && self.idle.len() + 1 >= usize::from(self.settings.cores);
+        if self.draining == Some(Draining::Open) && all_idle {
             self.end_all(border, Close::Flush);
         }
         // What is still being flushed is the reactor's.
         self.finished |= self.draining == Some(Draining::Over);
+    }
+
+    /// Another core that drains has no client left.
+    pub(super) fn idle_elsewhere(&mut self, core: u16) {
+        if !self.idle.contains(&core) {
+            self.idle.push(core);
+        }
     }
 }
 

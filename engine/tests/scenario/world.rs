@@ -64,6 +64,7 @@ impl World {
         let settings = ShardSettings {
             config: Arc::new(config),
             core: 0,
+            cores: 1,
             node: 0,
             incarnation: 7,
             secret: [3; 16],
