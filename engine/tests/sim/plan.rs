@@ -117,7 +117,7 @@ impl Plan {
         };
         let slow = seed.chance(30);
         Self {
-            cores: 1,
+            cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
             blocks: seed.pick(&[4, 8, 16, 32]),
             block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),

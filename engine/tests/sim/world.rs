@@ -154,6 +154,7 @@ impl World {
         let settings = ShardSettings {
             config: rules.config.clone(),
             core: number as u16,
+            cores: self.plan.cores as u16,
             node: 0,
             incarnation: 7,
             secret: [3; 16],
@@ -324,13 +325,16 @@ impl World {
     fn deliver_posts(&mut self, from: usize) {
         let mut posts = Vec::new();
         self.cores[from].shard.take_core_posts(&mut posts);
+        let mut full = Vec::new();
         for (to, post) in posts {
-            let mailbox = &mut self.cores[usize::from(to)];
-            if mailbox.mailbox.len() < mailbox.capacity {
-                mailbox.mailbox.push_back(ShardPost::Core(post));
+            let there = &mut self.cores[usize::from(to)];
+            // The order between two cores is kept: behind one that found no room, none does.
+            if there.mailbox.len() < there.capacity && !full.contains(&to) {
+                there.mailbox.push_back(ShardPost::Core(post));
                 self.wake(usize::from(to));
             } else {
                 note("core", from, "finds a full mailbox", [to.into(), 0]);
+                full.push(to);
                 let core = &mut self.cores[from];
                 core.shard.undelivered(&mut core.border, to, post);
             }
