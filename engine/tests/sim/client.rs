@@ -112,7 +112,7 @@ impl Client {
         if !twin {
             fields.push((b"x-sim".to_vec(), number.to_string().into_bytes()));
         }
-        let size = if twin { stage.seed.size(stage.plan.largest) + body::NAME_BYTES } else { stage.seed.size(stage.plan.largest) };
+        let size = stage.plan.size(stage.seed) + if twin { body::NAME_BYTES } else { 0 };
         let size = if exchange.method_head { 0 } else { size };
         let ending = match stage.seed.below(100) {
             0..80 => Ending::Data,
@@ -496,7 +496,7 @@ impl Peer for Client {
         }
         self.chatter(stage);
         self.trouble(stage);
-        if self.state == State::Open && self.left == 0 && self.calls.is_empty() && (stage.closing || stage.seed.chance(10)) {
+        if self.state == State::Open && self.left == 0 && self.calls.is_empty() && (stage.closing || stage.seed.chance(if stage.plan.stays { 1 } else { 10 })) {
             self.leave(Act::Fin, stage);
         }
         self.done(stage);

@@ -125,6 +125,8 @@ pub(crate) struct Ledger {
     /// Answers to CONNECTs that said 200, and all others.
     pub(crate) accepted: usize,
     pub(crate) rejected: usize,
+    /// Polls asked and CONNECTs sent.
+    pub(crate) asked: usize,
     /// Body bytes of the whole run.
     pub(crate) relayed: usize,
 }

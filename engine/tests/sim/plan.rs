@@ -79,6 +79,11 @@ pub(crate) struct Plan {
     pub(crate) workers: usize,
     pub(crate) polls: usize,
     pub(crate) largest: usize,
+    /// Most bodies are large.
+    pub(crate) bulk: bool,
+    /// Clients come within so many microseconds, and stay when they have nothing to do.
+    pub(crate) within: usize,
+    pub(crate) stays: bool,
     pub(crate) cut: Cut,
     pub(crate) delay: (usize, usize),
     pub(crate) capacity: usize,
@@ -116,20 +121,24 @@ impl Plan {
             _ => Cut::Single(400),
         };
         let slow = seed.chance(30);
+        let bulk = seed.chance(12);
         Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
-            blocks: seed.pick(&[4, 8, 16, 32]),
+            blocks: seed.pick(&[5, 8, 16, 32]),
             block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),
             mailbox: seed.pick(&[1, 2, 4, 64]),
-            clients: seed.range(1, 4),
-            calls: seed.range(1, 16),
+            clients: seed.range(1, 5),
+            calls: seed.range(1, if bulk { 4 } else { 16 }),
             workers: seed.range(1, 5),
             polls: seed.range(1, 3),
-            largest: seed.pick(&[300, 5_000, 60_000, 200 * 1024]),
+            largest: if bulk { 200 * 1024 } else { seed.pick(&[300, 5_000, 60_000, 200 * 1024]) },
+            bulk,
+            within: seed.pick(&[1_000, 50_000, 1_500_000]),
+            stays: seed.chance(40),
             cut,
             delay: if slow { (0, 20_000) } else { (0, 200) },
-            capacity: seed.pick(&[600, 10_000, 100_000, 1 << 20]),
+            capacity: seed.pick(&[600, 10_000, 40_000, 1 << 20]),
             short_writes: some(seed, 40, 50),
             resets: some(seed, 30, 30),
             breaks: some(seed, 25, 30),
@@ -137,11 +146,18 @@ impl Plan {
             stalls: some(seed, 30, 20),
             pauses: some(seed, 30, 10),
             strangers: some(seed, 40, 30),
-            returns: some(seed, 60, 60),
+            returns: some(seed, 70, 80),
             sloppy: some(seed, 35, 50),
             tight: some(seed, 40, 100),
             chatter: some(seed, 50, 15),
             drain: seed.chance(15),
         }
+    }
+}
+
+impl Plan {
+    /// The size of a body.
+    pub(crate) fn size(&self, seed: &mut Seed) -> usize {
+        if self.bulk { seed.range(0, self.largest) } else { seed.size(self.largest) }
     }
 }

@@ -41,6 +41,7 @@ impl Poll {
             body.len()
         );
         self.asked.push_back(listed);
+        stage.ledger.asked += 1;
         stage.acts.push(Act::Send(head.into_bytes()));
     }
 

@@ -65,6 +65,9 @@ impl World {
         }
         // A 200 may be lost on its way; none comes out of nothing.
         assert!(self.ledger.accepted <= accepted, "more tunnels than were counted");
+        // Cores talk when something begins or ends, never because something flows.
+        let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
+        assert!(tally.crossings <= 8 * edges + 16, "{} messages, {edges} edges", tally.crossings);
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;

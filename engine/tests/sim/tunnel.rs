@@ -99,6 +99,7 @@ impl Tunnel {
             "CONNECT /v1/proxy HTTP/1.1\r\nHost: gateway\r\n{authorization}X-Request-Id: {id}\r\n\r\n"
         );
         stage.acts.push(Act::Send(head.into_bytes()));
+        stage.ledger.asked += 1;
         Self {
             number,
             worker,
@@ -403,7 +404,7 @@ impl Serve {
     fn new(number: usize, stage: &mut Stage<'_>) -> Self {
         let exchange = &stage.ledger.exchanges[number];
         let seed = &mut *stage.seed;
-        let size = seed.size(stage.plan.largest).min(exchange.most_down);
+        let size = stage.plan.size(seed).min(exchange.most_down);
         let when = match seed.below(3) {
             0 => When::AtOnce,
             1 => When::AfterBytes(seed.below(5000)),

@@ -140,7 +140,7 @@ impl World {
             }
         }
         for _ in 0..plan.clients {
-            world.expect(Guest::Client, 50_000);
+            world.expect(Guest::Client, plan.within);
         }
         let trouble = world.seed.range(10_000, TROUBLE);
         world.after(trouble, Event::Calm);
