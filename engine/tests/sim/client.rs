@@ -503,14 +503,13 @@ impl Peer for Client {
         stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
     }
 
-    fn unfinished(&self) -> Option<String> {
-        let calls = self.calls.iter().next();
-        let (stream, call) = calls.filter(|_| self.state == State::Open)?;
-        Some(format!("client {} waits on stream {stream} for {call:?}", self.number))
+    fn is_unfinished(&self) -> bool {
+        self.state == State::Open && !self.calls.is_empty()
     }
 
-    fn is_over(&self) -> bool {
-        self.state == State::Over
+    fn waits_for(&self) -> String {
+        let first = self.calls.first_key_value();
+        format!("client {} waits on stream and for call {first:?}", self.number)
     }
 }
 

@@ -1,7 +1,5 @@
 //! What all far ends have in common: how the world asks them and what they ask of it.
 
-use ringway_proto::time::Time;
-
 use super::ledger::{Ledger, Work};
 use super::plan::Plan;
 use super::seed::Seed;
@@ -38,7 +36,6 @@ pub(crate) struct Stage<'a> {
     pub(crate) seed: &'a mut Seed,
     pub(crate) ledger: &'a mut Ledger,
     pub(crate) plan: &'a Plan,
-    pub(crate) now: Time,
     /// Nobody makes trouble any more: what was begun is brought to its end.
     pub(crate) calm: bool,
     /// Whoever has nothing to finish leaves.
@@ -66,10 +63,14 @@ pub(crate) trait Peer {
     fn ended(&mut self, reset: bool, stage: &mut Stage<'_>);
     /// The wait is over.
     fn tick(&mut self, stage: &mut Stage<'_>);
-    /// What it still waits for, if its connection is open.
-    fn unfinished(&self) -> Option<String>;
-    /// Whether it has closed its side for good.
-    fn is_over(&self) -> bool;
+    /// Whether it still waits for something on an open connection.
+    fn is_unfinished(&self) -> bool {
+        false
+    }
+    /// What that is.
+    fn waits_for(&self) -> String {
+        String::new()
+    }
 }
 
 /// When a peer wants to be asked again: soon after something happened, ever later after nothing.

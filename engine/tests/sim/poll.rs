@@ -171,12 +171,4 @@ impl Peer for Poll {
         }
         stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
     }
-
-    fn unfinished(&self) -> Option<String> {
-        None
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
-    }
 }

@@ -507,12 +507,4 @@ impl Peer for Tunnel {
             stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
         }
     }
-
-    fn unfinished(&self) -> Option<String> {
-        None
-    }
-
-    fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
 }

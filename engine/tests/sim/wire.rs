@@ -30,8 +30,6 @@ pub(crate) enum Cut {
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// The peer at the far end.
-    pub(crate) peer: usize,
     /// The core whose socket it is; none before the accept and between two cores.
     pub(crate) core: Option<usize>,
     pub(crate) cut: Cut,
@@ -58,9 +56,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: usize, delay: (usize, usize), capacity: usize, cut: Cut) -> Self {
+    pub(crate) fn new(delay: (usize, usize), capacity: usize, cut: Cut) -> Self {
         Self {
-            peer,
             core: None,
             cut,
             delay,

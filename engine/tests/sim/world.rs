@@ -100,6 +100,7 @@ pub(crate) struct World {
     wires: Wires,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
+    clients_to_come: usize,
     calm: bool,
     closing: bool,
     /// Listeners that are closed.
@@ -123,6 +124,7 @@ impl World {
             wires: Wires::default(),
             actors: Vec::new(),
             ledger: Ledger::default(),
+            clients_to_come: plan.clients,
             calm: false,
             closing: false,
             shut: BTreeSet::new(),
@@ -190,10 +192,10 @@ impl World {
     /// Runs to the end: trouble, then calm until everybody has finished, then everybody leaves.
     pub(crate) fn run(&mut self) {
         self.run_while(|world| !world.calm, Duration::from_secs(60));
-        let unfinished = |world: &Self| world.knocks() || world.unfinished().is_some();
+        let unfinished = |world: &Self| world.clients_to_come > 0 || world.unfinished().is_some();
         self.run_while(unfinished, PATIENCE);
-        if let Some(who) = self.unfinished() {
-            panic!("nothing goes wrong any more, but {who}");
+        if let Some(peer) = self.unfinished() {
+            panic!("nothing goes wrong any more, but {}", peer.waits_for());
         }
         self.closing = true;
         note("world", 0, "closes", [0, 0]);
@@ -225,13 +227,9 @@ impl World {
         }
     }
 
-    /// Whether somebody is still to come who begins something.
-    fn knocks(&self) -> bool {
-        self.events.iter().any(|planned| matches!(planned.event, Event::Knock(Guest::Client)))
-    }
-
-    fn unfinished(&self) -> Option<String> {
-        self.actors.iter().find_map(|actor| actor.peer.unfinished())
+    fn unfinished(&self) -> Option<&dyn Peer> {
+        let mut peers = self.actors.iter().map(|actor| &*actor.peer);
+        peers.find(|peer| peer.is_unfinished())
     }
 
     fn at_rest(&self) -> bool {
@@ -359,12 +357,13 @@ impl World {
     fn knock(&mut self, guest: Guest) {
         let core = self.seed.below(self.cores.len());
         let client = matches!(guest, Guest::Client);
+        self.clients_to_come -= usize::from(client);
         if self.shut.contains(&(core, client)) || (self.closing && !matches!(guest, Guest::Dial { .. })) {
             return;
         }
         let number = self.actors.len();
         let Plan { delay, capacity, cut, .. } = self.plan;
-        let mut link = Link::new(number, delay, capacity, cut);
+        let mut link = Link::new(delay, capacity, cut);
         link.core = Some(core);
         self.wires.links.push(link);
         let mut acts = Vec::new();
@@ -372,7 +371,6 @@ impl World {
             seed: &mut self.seed,
             ledger: &mut self.ledger,
             plan: &self.plan,
-            now: self.now,
             calm: self.calm,
             closing: self.closing,
             acts: &mut acts,
@@ -432,7 +430,6 @@ impl World {
             seed: &mut self.seed,
             ledger: &mut self.ledger,
             plan: &self.plan,
-            now: self.now,
             calm: self.calm,
             closing: self.closing,
             acts: &mut acts,
