@@ -97,7 +97,9 @@ impl Shard {
     /// cores' tokens, work and sessions need this one.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
         let last = self.draining == Some(Draining::Over);
-        if (last || self.metrics.active_connections == 0) && !std::mem::replace(&mut self.told_idle, true) {
+        if (last || self.metrics.active_connections == 0)
+            && !std::mem::replace(&mut self.told_idle, true)
+        {
             let core = self.settings.core;
             for other in (0..self.settings.cores).filter(|other| *other != core) {
                 self.tell(other, CorePost::Idle { core });
