@@ -84,7 +84,6 @@ impl Shard {
             return self.turn_away(border, moved.parcel);
         }
         let conn = border.adopt(moved.parcel);
-        self.metrics.core_moves += 1;
         let mut door = Plain::new(moved.peer, border.now);
         door.opened = moved.opened;
         door.input = moved.input;

@@ -59,25 +59,26 @@ impl Machine {
     /// Takes what the shards have to say to each other, as their reactors do each turn.
     pub(crate) fn collect(&mut self) {
         for core in 0..self.cores() {
-            loop {
-                let mut posts = Vec::new();
-                let world = &mut self.worlds[usize::from(core)];
-                world.settle();
-                world.shard.take_core_posts(&mut posts);
-                if posts.is_empty() {
-                    break;
-                }
-                for (to, post) in posts {
-                    assert!(to != core && to < self.lives.len() as u16, "{post:?} for {to}");
-                    if self.full.contains(&to) {
-                        world.shard.undelivered(&mut world.border, to, post);
-                    } else {
-                        self.sent += 1;
-                        self.mail.entry((to, core)).or_default().push_back(post);
-                    }
-                }
-            }
+            while self.collect_from(core) {}
         }
+    }
+
+    fn collect_from(&mut self, core: u16) -> bool {
+        let mut posts = Vec::new();
+        let world = &mut self.worlds[usize::from(core)];
+        world.settle();
+        world.shard.take_core_posts(&mut posts);
+        let some = !posts.is_empty();
+        for (to, post) in posts {
+            assert!(to != core && to < self.lives.len() as u16, "{post:?} for {to}");
+            if self.full.contains(&to) {
+                world.shard.undelivered(&mut world.border, to, post);
+                continue;
+            }
+            self.sent += 1;
+            self.mail.entry((to, core)).or_default().push_back(post);
+        }
+        some
     }
 
     /// Lets the next message from one core to another arrive.

@@ -33,6 +33,8 @@ pub(crate) struct World {
     next_socket: u64,
     /// Connections that the shard lets go of stay until the test says so.
     pub(crate) hold: bool,
+    /// Connections taken up from other cores.
+    pub(crate) adopted: u64,
     held: Vec<ConnId>,
 }
 
@@ -108,6 +110,7 @@ impl World {
             sockets: HashMap::new(),
             next_socket: u64::from(seat.life) << 40 | u64::from(seat.core) << 32,
             hold: false,
+            adopted: 0,
             held: Vec::new(),
         }
     }
@@ -193,6 +196,7 @@ impl World {
         let conn = match wish {
             Wish::Look(conn) => conn,
             Wish::Adopt(conn, Carried::Simulated(socket)) => {
+                self.adopted += 1;
                 self.outputs.entry(conn).or_default();
                 self.sockets.insert(conn, socket);
                 return;
