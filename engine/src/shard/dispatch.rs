@@ -13,9 +13,7 @@ use super::close::Cause;
 use super::conn::{Conn, Plain};
 use super::table::Key;
 use crate::border::{Border, Close, ConnId};
-use crate::control::local::{
-    POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work,
-};
+use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work};
 use crate::metrics::Limit;
 use crate::post::CorePost;
 

@@ -15,6 +15,7 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::control::local::{Grant, Ticket, WorkKind};
+use crate::metrics::Limit;
 use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow};
 
 /// What a request asked another core, so that it is asked once.
@@ -58,11 +59,13 @@ impl Shard {
             return Ok(*key);
         }
         let Pin { function, version, grant, .. } = pin;
-        let question = Question { function: function.clone(), version: version.clone(), since: now };
+        let question =
+            Question { function: function.clone(), version: version.clone(), since: now };
         let grant = grant.clone();
         self.admit_dispatch(client, &grant.tenant, now)?;
         let home = self.session_home(id);
         if self.mail_waits(home) {
+            self.metrics.limit_hit(Limit::Mailbox);
             return Err(Box::new(Fault::MailboxFull));
         }
         let find = Box::new(Find {

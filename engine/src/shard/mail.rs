@@ -67,6 +67,11 @@ impl Outbox {
         self.overrun.retain(|other| *other != core);
     }
 
+    /// Whether a word that this core is idle waits.
+    pub(crate) fn holds_idle(&self) -> bool {
+        self.cores.iter().flatten().any(|post| matches!(post, CorePost::Idle { .. }))
+    }
+
     /// Everything, in order.
     fn take(&mut self, into: &mut Vec<(u16, CorePost)>) {
         for (core, queue) in self.cores.iter_mut().enumerate() {
@@ -88,11 +93,9 @@ impl Shard {
     /// A message found its core's mailbox full.
     pub fn undelivered(&mut self, border: &mut Border, to: u16, post: CorePost) {
         self.now = border.now;
-        self.metrics.cross_core_messages -= 1;
         if !post.may_be_refused() {
             return self.keep(to, post);
         }
-        self.metrics.limit_hit(Limit::Mailbox);
         match post {
             CorePost::Connect(moved) => self.turn_away(border, moved.parcel),
             CorePost::Submit(work) => self.not_submitted(border, work.ticket, &Fault::MailboxFull),
@@ -111,7 +114,6 @@ impl Shard {
         if self.outbox.waits_for(to) {
             self.keep(to, post);
         } else {
-            self.metrics.cross_core_messages += 1;
             self.core_posts.push((to, post));
         }
     }
@@ -123,7 +125,6 @@ impl Shard {
             self.metrics.limit_hit(Limit::Mailbox);
             return Err(post);
         }
-        self.metrics.cross_core_messages += 1;
         self.core_posts.push((to, post));
         Ok(())
     }
@@ -158,7 +159,6 @@ impl Shard {
             self.renew(border, core);
         }
         if self.outbox.retry_at.is_some_and(|at| at <= border.now) {
-            self.metrics.cross_core_messages += self.outbox.waiting as u64;
             self.outbox.take(&mut self.core_posts);
         }
     }

@@ -547,7 +547,8 @@ impl Core for Shard {
 
     fn deadline(&self) -> Option<Time> {
         let due = [self.timers.next(), self.local.deadline(), self.outbox.deadline()];
-        due.into_iter().flatten().min()
+        let over = self.draining == Some(Draining::Open) && self.all_are_idle();
+        due.into_iter().flatten().chain(over.then_some(self.now)).min()
     }
 
     fn finished(&self) -> bool {

@@ -69,7 +69,7 @@ impl Shard {
     }
 
     /// The token's home has no room for the connection: the worker tries again (contract WK-5).
-    pub(super) fn turn_away(&mut self, border: &mut Border, parcel: Parcel) {
+    pub(super) fn turn_away(&self, border: &mut Border, parcel: Parcel) {
         let conn = border.adopt(parcel);
         border.put(conn, &no_room());
         border.close(conn, Close::Flush);
@@ -84,7 +84,6 @@ impl Shard {
             return self.turn_away(border, moved.parcel);
         }
         let conn = border.adopt(moved.parcel);
-        self.metrics.core_moves += 1;
         let mut door = Plain::new(moved.peer, border.now);
         door.opened = moved.opened;
         door.input = moved.input;

@@ -189,13 +189,7 @@ impl Shard {
     }
 
     /// A worker's CONNECT: the checks of contract 4.2, in its order.
-    fn connect(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        fields: &Fields,
-        tail: &[u8],
-    ) -> Next {
+    fn connect(&mut self, border: &mut Border, conn: ConnId, fields: &Fields, tail: &[u8]) -> Next {
         self.end_poll(border, conn);
         let (result, age) = match connect::read(fields) {
             Err(fault) => {
@@ -229,7 +223,11 @@ impl Shard {
         Next::Leave
     }
 
-    pub(super) fn count_connect(&mut self, result: ConnectResult, age: Option<std::time::Duration>) {
+    pub(super) fn count_connect(
+        &mut self,
+        result: ConnectResult,
+        age: Option<std::time::Duration>,
+    ) {
         self.metrics.connects[result.index()] += 1;
         if let Some(age) = age {
             self.metrics.connect_token_age[result.index()].observe(age.as_secs_f64());

@@ -764,10 +764,8 @@ mod tests {
     #[test]
     fn of_a_core_that_began_anew_nothing_is_kept() {
         let mut w = world();
-        let of_core_1 = |number, kind| Work {
-            ticket: Ticket { core: 1, number },
-            ..work(number, kind)
-        };
+        let of_core_1 =
+            |number, kind| Work { ticket: Ticket { core: 1, number }, ..work(number, kind) };
         w.submit(1).unwrap();
         w.dispatch.submit(of_core_1(1, WorkKind::New)).unwrap();
         w.dispatch.submit(of_core_1(2, WorkKind::Reconnect)).unwrap();
