@@ -291,6 +291,10 @@ mod tests {
     fn run(peer: &str, round: usize, cpu_ns: u64, failed: u64) -> Run {
         let latency_us = Latency { p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0 };
         let outcome = Outcome {
+            unit: "call".to_owned(),
+            late_us: None,
+            limited: false,
+            memory: crate::memory::Memory::default(),
             calls: 1000,
             elapsed_ns: 1_000_000_000,
             calls_per_s: 1000.0,
