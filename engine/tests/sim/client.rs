@@ -36,6 +36,8 @@ struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
+    /// It sends anything and understands nothing.
+    Mad,
     /// Our FIN is out.
     Leaving,
     Over,
@@ -58,6 +60,8 @@ pub(crate) struct Client {
     pace: Pace,
     credit: Credit,
     reading: bool,
+    /// Reads only when it is asked what it does.
+    sluggish: bool,
     /// PINGs and SETTINGS left to send.
     chatter: u32,
     /// It has not read for long: the gateway may have had enough of it.
@@ -88,6 +92,7 @@ impl Client {
             pace: Pace::new(),
             credit,
             reading: true,
+            sluggish: stage.seed.chance(stage.plan.sluggish),
             chatter: CHATTER,
             slow: false,
             twins: stage.seed.chance(30),
@@ -131,6 +136,9 @@ impl Client {
         self.h2.head(stream, &view, end, stage.seed);
         let up = Half { head: Some(fields), ended: end, ..Half::default() };
         stage.ledger.exchanges.push(Exchange { up, ..exchange });
+        if stage.ledger.mad.contains(&self.number) {
+            stage.ledger.exchanges[number].spoil();
+        }
         let of = [u64::from(stream), number as u64];
         super::journal::note("client", self.number, "opens stream, exchange", of);
         let call = Call { exchange: number, size, ending, sent: end, head: None, answered: false };
@@ -160,7 +168,9 @@ impl Client {
                 }
             }
         } else if !twins && seed.chance(stage.plan.returns) && !stage.ledger.met.is_empty() {
-            let at = seed.below(stage.ledger.met.len());
+            // The latest are the likeliest to be alive.
+            let met = stage.ledger.met.len();
+            let at = met - 1 - seed.below(met.min(4));
             let (id, owner, of) = stage.ledger.met[at].clone();
             (function, version) = (of, "");
             // Another tenant's session: refused, as not found once it has ended.
@@ -188,6 +198,11 @@ impl Client {
         if !twins && seed.chance(30) {
             put("x-filler", &"f".repeat(seed.size(3000)));
         }
+        if !twins && hopeless.is_none() && seed.chance(stage.plan.giants) {
+            // More fields than may be.
+            (0..300).for_each(|_| put("x-giant", "x"));
+            hopeless = Some(8);
+        }
         let exchange = Exchange {
             client: self.number,
             tenant,
@@ -205,7 +220,7 @@ impl Client {
             tunnel: None,
             outcome: None,
             quit: false,
-            excuse: false,
+            excuse: stage.ledger.draining,
             most_down: self.most_down(),
         };
         (fields, exchange)
@@ -316,25 +331,30 @@ impl Client {
         let Some(call) = self.calls.get_mut(&stream) else { return };
         let exchange = &mut stage.ledger.exchanges[call.exchange];
         if let Some(relayed) = call.head {
-            assert!(relayed && end, "exchange {}: a second head", call.exchange);
+            let fine = (relayed || exchange.down.spoiled) && end;
+            assert!(fine, "exchange {}: a second head", call.exchange);
             exchange.down.finished(call.exchange, Way::Down, Some(fields));
             return self.answered(stream, stage);
         }
         let status = field(&fields, ":status").expect("an answer has a status");
         if status.starts_with('1') {
             exchange.interim_got += 1;
-            let fine = exchange.interim_got <= exchange.interim_sent && !end;
+            let sent = exchange.interim_got <= exchange.interim_sent || exchange.down.spoiled;
+            let fine = sent && !end;
             return assert!(fine, "exchange {}: a 1xx nobody sent", call.exchange);
         }
         let relayed = field(&fields, "x-sim-worker").is_some();
         call.head = Some(relayed);
-        if relayed {
+        if exchange.down.spoiled {
+            // Anything may be in it.
+        } else if relayed {
             relayed_head(call.exchange, exchange, fields, end);
         } else {
             own_answer(call.exchange, exchange, &fields, &status);
         }
         let id = field(stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h), "x-sim-session");
-        if let (true, Some(id)) = (relayed, id) {
+        let spoiled = stage.ledger.exchanges[call.exchange].down.spoiled;
+        if let (true, Some(id)) = (relayed && !spoiled, id) {
             let exchange = &stage.ledger.exchanges[call.exchange];
             let (tenant, function) = (exchange.tenant, exchange.function);
             if !stage.ledger.met.iter().any(|met| met.0 == id) {
@@ -417,9 +437,12 @@ impl Client {
             let stream = self.calls.keys().nth(at).copied().expect("in range");
             self.quit(stream, stage);
         }
-        if stage.rarely(stage.plan.stalls) {
+        if stage.rarely(stage.plan.stalls * 2) {
             self.reading = false;
             stage.acts.push(Act::Read(false));
+        }
+        if stage.rarely(stage.plan.vandals) && !self.twins {
+            return self.go_mad(stage);
         }
         if stage.rarely(stage.plan.breaks) {
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
@@ -428,6 +451,27 @@ impl Client {
             self.h2.goaway(0);
             self.left = 0;
         }
+    }
+
+    /// Sends whatever frames, or the end of it all.
+    fn rage(&mut self, stage: &mut Stage<'_>) {
+        if stage.closing || stage.calm || stage.seed.chance(10) {
+            self.state = State::Over;
+            return stage.acts.push(if stage.seed.chance(50) { Act::Fin } else { Act::Reset });
+        }
+        stage.acts.push(Act::Send(super::h2::garbage(stage.seed)));
+        stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
+    }
+
+    fn go_mad(&mut self, stage: &mut Stage<'_>) {
+        self.done(stage);
+        stage.ledger.clients_gone.insert(self.number);
+        for stream in self.calls.keys().copied().collect::<Vec<_>>() {
+            self.drop_call(stream, "left by its mad client", stage);
+        }
+        super::journal::note("client", self.number, "goes mad", [0, 0]);
+        stage.ledger.madness(self.number);
+        self.state = State::Mad;
     }
 
     /// Ends the connection; open calls are lost.
@@ -445,7 +489,7 @@ impl Client {
 
 impl Peer for Client {
     fn received(&mut self, bytes: &[u8], stage: &mut Stage<'_>) {
-        if self.state == State::Over {
+        if matches!(self.state, State::Over | State::Mad) {
             return;
         }
         let mut seen = Vec::new();
@@ -458,12 +502,16 @@ impl Peer for Client {
             self.h2.connection_credit(1);
         }
         self.pace.hurry();
+        if self.sluggish && self.reading {
+            self.reading = false;
+            stage.acts.push(Act::Read(false));
+        }
         self.done(stage);
     }
 
     fn ended(&mut self, _reset: bool, stage: &mut Stage<'_>) {
         if self.state == State::Open {
-            let told = self.h2.goaway.is_some() || self.slow;
+            let told = self.h2.goaway.is_some() || self.slow || stage.ledger.draining;
             self.h2.expect(told, "left a client without a word");
             self.leave(Act::Fin, stage);
         }
@@ -471,10 +519,13 @@ impl Peer for Client {
     }
 
     fn tick(&mut self, stage: &mut Stage<'_>) {
+        if self.state == State::Mad {
+            return self.rage(stage);
+        }
         if self.state != State::Open {
             return;
         }
-        if !self.reading && (stage.calm || stage.seed.chance(30)) {
+        if !self.reading && (stage.calm || self.sluggish || stage.seed.chance(30)) {
             self.reading = true;
             stage.acts.push(Act::Read(true));
         }
@@ -545,7 +596,7 @@ fn own_answer(number: usize, exchange: &Exchange, fields: &List, status: &str) {
             "401" => 16,
             "403" => 7,
             "404" => 5,
-            "429" => 8,
+            "429" | "431" => 8,
             "500" => 13,
             "502" | "503" => 14,
             "504" => 4,

@@ -609,6 +609,37 @@ impl H2 {
     }
 }
 
+/// Frames of any kind, with anything in them; seldom no frames at all.
+pub(crate) fn garbage(seed: &mut Seed) -> Vec<u8> {
+    let mut out = Vec::new();
+    if seed.chance(10) {
+        out.extend((0..seed.range(1, 200)).map(|_| seed.next() as u8));
+        return out;
+    }
+    for _ in 0..seed.range(1, 30) {
+        let kind = seed.pick(&[0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 20, 255]);
+        let flags = seed.pick(&[0, 1, 4, 5, 8, 0x0d, 0x20, 0x2d, 0xff]);
+        let stream = seed.pick(&[0, 1, 1, 3, 3, 5, 7, 2, 101, 0x7fff_ffff, 0xffff_ffff]);
+        let len = seed.pick(&[0, 1, 4, 4, 5, 6, 8, 12, 36, 300]);
+        let mut payload: Vec<u8> = match seed.below(4) {
+            // Static and dynamic indexes, small numbers, noise.
+            0 => (0..len).map(|_| 0x80 | seed.below(70) as u8).collect(),
+            1 => (0..len).map(|at| if at % 4 == 3 { seed.below(5) as u8 } else { 0 }).collect(),
+            2 => vec![0; len],
+            _ => (0..len).map(|_| seed.next() as u8).collect(),
+        };
+        if kind == SETTINGS && payload.len() >= 2 {
+            payload[..2].copy_from_slice(&(seed.below(8) as u16).to_be_bytes());
+        }
+        let told = if seed.chance(3) { seed.range(0, 70_000) } else { len } as u32;
+        out.extend_from_slice(&told.to_be_bytes()[1..]);
+        out.extend_from_slice(&[kind, flags]);
+        out.extend_from_slice(&u32::to_be_bytes(stream));
+        out.extend_from_slice(&payload);
+    }
+    out
+}
+
 const FRAMES: [&str; 11] = [
     "gets DATA, stream and length",
     "gets HEADERS",

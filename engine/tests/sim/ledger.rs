@@ -25,12 +25,18 @@ pub(crate) struct Half {
     pub(crate) trailers: Option<List>,
     pub(crate) got: usize,
     pub(crate) got_end: bool,
+    /// One of its peers has gone mad: anything may come out.
+    pub(crate) spoiled: bool,
 }
 
 impl Half {
     /// More of the body came out: it must be what went in.
     pub(crate) fn arrived(&mut self, exchange: usize, way: Way, bytes: &[u8]) {
         let upto = self.got + bytes.len();
+        if self.spoiled {
+            self.got = upto;
+            return;
+        }
         assert!(
             body::is_part(exchange, way, self.got, bytes),
             "exchange {exchange}, {way:?}: wrong bytes somewhere in {}..{upto}",
@@ -46,6 +52,10 @@ impl Half {
 
     /// The end came out: it must have gone in, and everything before it come out.
     pub(crate) fn finished(&mut self, exchange: usize, way: Way, trailers: Option<List>) {
+        if self.spoiled {
+            self.got_end = true;
+            return;
+        }
         assert!(self.ended, "exchange {exchange}, {way:?}: END_STREAM that nobody sent");
         assert_eq!(self.got, self.sent, "exchange {exchange}, {way:?}: the end overtook DATA");
         assert_eq!(trailers, self.trailers, "exchange {exchange}, {way:?}: other trailers");
@@ -86,6 +96,14 @@ pub(crate) struct Exchange {
     pub(crate) most_down: usize,
 }
 
+impl Exchange {
+    pub(crate) fn spoil(&mut self) {
+        self.excuse = true;
+        self.up.spoiled = true;
+        self.down.spoiled = true;
+    }
+}
+
 /// A session as the workers know it.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -120,11 +138,15 @@ pub(crate) struct Ledger {
     pub(crate) workers: Vec<Worker>,
     /// Client connections that have ended, or were told to.
     pub(crate) clients_gone: BTreeSet<usize>,
+    /// Clients of which one end has gone mad.
+    pub(crate) mad: BTreeSet<usize>,
     /// Sessions clients have met: id, tenant, function.
     pub(crate) met: Vec<(String, &'static str, &'static str)>,
     /// Answers to CONNECTs that said 200, and all others.
     pub(crate) accepted: usize,
     pub(crate) rejected: usize,
+    /// The gateway was told to drain.
+    pub(crate) draining: bool,
     /// Polls asked and CONNECTs sent.
     pub(crate) asked: usize,
     /// Body bytes of the whole run.
@@ -141,6 +163,14 @@ impl Ledger {
         );
         super::journal::note("exchange", exchange, outcome, [entry.up.got as u64, entry.down.got as u64]);
         entry.outcome = Some(outcome);
+    }
+
+    /// A client, or the worker on one of its tunnels, has gone mad.
+    pub(crate) fn madness(&mut self, client: usize) {
+        self.mad.insert(client);
+        for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.client == client) {
+            exchange.spoil();
+        }
     }
 
     /// A worker takes work: it must be its own kind of work.

@@ -28,9 +28,6 @@ use world::World;
 const FIXED: u64 = 2_000;
 const FRESH: u64 = 500;
 
-/// A seed that takes longer is named.
-const SLOW_MILLIS: u128 = 1000;
-
 /// What came of one seed.
 struct Outcome {
     tally: Tally,
@@ -77,12 +74,7 @@ fn play_all(first: u64, count: u64) -> Tally {
                     if at >= count || sum.lock().expect("no panic holds it").1.is_some() {
                         break;
                     }
-                    let begun = std::time::Instant::now();
                     let result = play(first.wrapping_add(at), false);
-                    let took = begun.elapsed();
-                    if took.as_millis() > SLOW_MILLIS {
-                        println!("seed {} took {took:?}", first.wrapping_add(at));
-                    }
                     let mut sum = sum.lock().expect("no panic holds it");
                     match result {
                         Ok(outcome) => sum.0.add(&outcome.tally),

@@ -105,8 +105,14 @@ pub(crate) struct Plan {
     pub(crate) tight: u32,
     /// Changes of SETTINGS, PINGs.
     pub(crate) chatter: u32,
-    /// Whether the gateway is drained in the end.
-    pub(crate) drain: bool,
+    /// Peers that take what came only now and then.
+    pub(crate) sluggish: u32,
+    /// Peers that go mad and send anything.
+    pub(crate) vandals: u32,
+    /// Heads over the limits.
+    pub(crate) giants: u32,
+    /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
+    pub(crate) drain: Option<bool>,
 }
 
 impl Plan {
@@ -150,7 +156,10 @@ impl Plan {
             sloppy: some(seed, 35, 50),
             tight: some(seed, 40, 100),
             chatter: some(seed, 50, 15),
-            drain: seed.chance(15),
+            sluggish: some(seed, 35, 100),
+            vandals: some(seed, 25, 20),
+            giants: some(seed, 15, 10),
+            drain: seed.chance(25).then(|| seed.chance(50)),
         }
     }
 }

@@ -49,6 +49,8 @@ enum State {
     /// The CONNECT is not answered yet.
     Asking,
     Open,
+    /// It sends anything and understands nothing.
+    Mad,
     /// Our FIN is out.
     Leaving,
     Over,
@@ -68,6 +70,8 @@ pub(crate) struct Tunnel {
     client: Option<usize>,
     pace: Pace,
     reading: bool,
+    /// Reads only when it is asked what it does.
+    sluggish: bool,
     /// PINGs and SETTINGS left to send.
     chatter: u32,
     going: bool,
@@ -113,6 +117,7 @@ impl Tunnel {
             client: None,
             pace: Pace::new(),
             reading: true,
+            sluggish: stage.seed.chance(stage.plan.sluggish),
             chatter: CHATTER,
             going: false,
         }
@@ -222,7 +227,8 @@ impl Tunnel {
         let mut expected = exchange.up.head.clone().expect("its client has sent it");
         expected.retain(|(name, _)| name != b"nvcf-reqid");
         expected.push((b"nvcf-reqid".to_vec(), self.work.id.clone().into_bytes()));
-        assert_eq!(fields, expected, "exchange {number}: another head");
+        let same = fields == expected || exchange.up.spoiled;
+        assert!(same, "exchange {number}: another head: {fields:?}, not {expected:?}");
         let serve = Serve::new(number, stage);
         self.serves.insert(stream, serve);
     }
@@ -357,7 +363,7 @@ impl Tunnel {
             self.chatter -= 1;
             self.h2.settings(offer);
         }
-        if stage.rarely(stage.plan.stalls) {
+        if stage.rarely(stage.plan.stalls * 2) {
             self.reading = false;
             stage.acts.push(Act::Read(false));
         }
@@ -370,6 +376,18 @@ impl Tunnel {
             self.h2.ping();
             self.serves.retain(|stream, _| *stream <= last);
             self.nameless.retain(|stream, _| *stream <= last);
+        }
+        if let Some(client) = self.client
+            && stage.rarely(stage.plan.vandals)
+        {
+            stage.ledger.madness(client);
+            self.done(stage);
+            note("tunnel", self.number, "goes mad", [0, 0]);
+            stage.ledger.tunnel_ended(&self.work.id, self.worker);
+            self.serves.clear();
+            self.nameless.clear();
+            self.state = State::Mad;
+            return;
         }
         if stage.rarely(stage.plan.breaks) {
             self.excuse_all(stage);
@@ -460,7 +478,7 @@ impl Peer for Tunnel {
         let bytes = match self.state {
             State::Asking => self.connected(bytes, stage),
             State::Open => bytes.to_vec(),
-            State::Leaving | State::Over => return,
+            State::Mad | State::Leaving | State::Over => return,
         };
         let mut seen = Vec::new();
         self.h2.read(&bytes, &mut seen);
@@ -468,6 +486,10 @@ impl Peer for Tunnel {
             self.saw(seen, stage);
         }
         self.pace.hurry();
+        if self.sluggish && self.reading {
+            self.reading = false;
+            stage.acts.push(Act::Read(false));
+        }
         self.done(stage);
     }
 
@@ -488,7 +510,7 @@ impl Peer for Tunnel {
 
     fn tick(&mut self, stage: &mut Stage<'_>) {
         if self.state == State::Open {
-            if !self.reading && (stage.calm || stage.seed.chance(30)) {
+            if !self.reading && (stage.calm || self.sluggish || stage.seed.chance(30)) {
                 self.reading = true;
                 stage.acts.push(Act::Read(true));
             }
@@ -503,7 +525,14 @@ impl Peer for Tunnel {
             self.trouble(stage);
             self.done(stage);
         }
-        if matches!(self.state, State::Open | State::Asking) {
+        if self.state == State::Mad {
+            if stage.calm || stage.seed.chance(10) {
+                self.state = State::Leaving;
+                return stage.acts.push(Act::Reset);
+            }
+            stage.acts.push(Act::Send(super::h2::garbage(stage.seed)));
+        }
+        if matches!(self.state, State::Open | State::Asking | State::Mad) {
             stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
         }
     }

@@ -45,6 +45,7 @@ enum Event {
     Arrival(Toward, usize),
     Tick(usize),
     Knock(Guest),
+    Drain,
     Calm,
 }
 
@@ -146,6 +147,10 @@ impl World {
         }
         let trouble = world.seed.range(10_000, TROUBLE);
         world.after(trouble, Event::Calm);
+        if plan.drain == Some(true) {
+            let at = world.seed.range(0, trouble);
+            world.after(at, Event::Drain);
+        }
         world
     }
 
@@ -199,12 +204,8 @@ impl World {
         }
         self.closing = true;
         note("world", 0, "closes", [0, 0]);
-        if self.plan.drain {
-            for core in 0..self.cores.len() {
-                let max = Duration::from_secs(5);
-                self.cores[core].mailbox.push_back(ShardPost::Drain { max });
-                self.wake(core);
-            }
+        if self.plan.drain == Some(false) {
+            self.drain();
         }
         for actor in 0..self.actors.len() {
             self.tick_within(actor, 2_000);
@@ -258,6 +259,7 @@ impl World {
                 }
             }
             Event::Knock(guest) => self.knock(guest),
+            Event::Drain => self.drain(),
             Event::Calm => {
                 note("world", 0, "calms down", [0, 0]);
                 self.calm = true;
@@ -275,6 +277,20 @@ impl World {
     }
 
     // ---- cores ----
+
+    /// Every core is told to drain: from now on anything may be refused or cut off.
+    fn drain(&mut self) {
+        note("world", 0, "drains", [0, 0]);
+        self.ledger.draining = true;
+        for exchange in &mut self.ledger.exchanges {
+            exchange.excuse = true;
+        }
+        for core in 0..self.cores.len() {
+            let max = Duration::from_secs(5);
+            self.cores[core].mailbox.push_back(ShardPost::Drain { max });
+            self.wake(core);
+        }
+    }
 
     fn wake(&mut self, core: usize) {
         let after = self.seed.range(1, 30);
