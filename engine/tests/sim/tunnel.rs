@@ -498,7 +498,8 @@ impl Peer for Tunnel {
         if self.state == State::Open {
             for serve in self.serves.values() {
                 let exchange = &stage.ledger.exchanges[serve.exchange];
-                let lost = !exchange.quit && exchange.outcome.is_none() && !exchange.excuse;
+                let wanted = !exchange.quit && exchange.outcome.is_none() && !serve.ended;
+                let lost = wanted && !exchange.excuse;
                 assert!(!lost, "exchange {}: its tunnel was closed under it", serve.exchange);
             }
             self.leave(Act::Fin, stage);
