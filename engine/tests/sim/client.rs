@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::body::{self, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM};
 use super::h2::{SETTINGS_TIMEOUT, Seen};
-use super::ledger::{Exchange, Half, Named};
+use super::judge::{field, own_answer, relayed_head};
+use super::ledger::{Exchange, Half};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage};
-use super::plan::{F1, FUNCTIONS, KEYS, V3};
+use super::request::Request;
 
 /// How a request's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,9 @@ impl Client {
     // ---- calls ----
 
     fn open(&mut self, stage: &mut Stage<'_>) {
-        let (mut fields, exchange) = self.draft(stage);
+        let request = Request::new(self.number, self.twins, stage);
+        let mut fields = request.fields(stage);
+        let exchange = request.exchange(self.number, self.most_down(), stage);
         let number = stage.ledger.exchanges.len();
         let twin = exchange.twin;
         if !twin {
@@ -143,87 +146,6 @@ impl Client {
         super::journal::note("client", self.number, "opens stream, exchange", of);
         let call = Call { exchange: number, size, ending, sent: end, head: None, answered: false };
         self.calls.insert(stream, call);
-    }
-
-    /// A request's fields, and what is to come of it.
-    fn draft(&mut self, stage: &mut Stage<'_>) -> (List, Exchange) {
-        let seed = &mut *stage.seed;
-        let twins = self.twins && seed.chance(80);
-        let choice = if twins { self.number } else { seed.below(100) };
-        let (key, tenant) = KEYS[choice % KEYS.len()];
-        let allowed: Vec<_> = FUNCTIONS.iter().filter(|f| f.2.contains(&tenant)).collect();
-        let (function, version, _) = *allowed[choice / KEYS.len() % allowed.len()];
-        let (mut key, mut function, mut hopeless) = (key, function, None);
-        let mut version = if choice % 7 == 0 { "" } else { version };
-        let mut named = Named::Nothing;
-        if !twins && seed.chance(stage.plan.strangers) {
-            match seed.below(4) {
-                0 => (key, hopeless) = ("nobodys-key", Some(16)),
-                1 => (function, hopeless) = ("99999999-1111-4111-8111-111111111111", Some(5)),
-                2 => (function, version, hopeless) = (F1, V3, Some(5)),
-                _ => {
-                    let (a, b) = (seed.next(), seed.next());
-                    let id = uuid::Uuid::from_u64_pair(a, b).to_string();
-                    (named, hopeless) = (Named::Nobody(id), Some(5));
-                }
-            }
-        } else if !twins && seed.chance(stage.plan.returns) && !stage.ledger.met.is_empty() {
-            // The latest are the likeliest to be alive.
-            let met = stage.ledger.met.len();
-            let at = met - 1 - seed.below(met.min(4));
-            let (id, owner, of) = stage.ledger.met[at].clone();
-            (function, version) = (of, "");
-            // Another tenant's session: refused, as not found once it has ended.
-            hopeless = (owner != tenant).then_some(13);
-            named = Named::Session(id);
-        }
-        let method_head = !twins && seed.chance(3);
-        let grpc = twins || seed.chance(60);
-        let mut fields: List = Vec::new();
-        let mut put = |name: &str, value: &str| fields.push((name.into(), value.into()));
-        put(":method", if method_head { "HEAD" } else { "POST" });
-        put(":scheme", "http");
-        put(":path", if grpc { "/sim.Service/Call" } else { "/plain?x=1" });
-        put(":authority", "gateway");
-        put("content-type", if grpc { "application/grpc" } else { "text/plain" });
-        put("te", "trailers");
-        put("authorization", &format!("Bearer {key}"));
-        put("function-id", function);
-        if !version.is_empty() || choice % 2 == 0 {
-            put("function-version-id", version);
-        }
-        if let Named::Session(id) | Named::Nobody(id) = &named {
-            put("nvcf-reqid", id);
-        }
-        if !twins && seed.chance(30) {
-            put("x-filler", &"f".repeat(seed.size(3000)));
-        }
-        if !twins && hopeless.is_none() && seed.chance(stage.plan.giants) {
-            // More fields than may be.
-            (0..300).for_each(|_| put("x-giant", "x"));
-            hopeless = Some(8);
-        }
-        let exchange = Exchange {
-            client: self.number,
-            tenant,
-            function,
-            version,
-            named,
-            grpc,
-            method_head,
-            hopeless,
-            twin: twins,
-            up: Half::default(),
-            down: Half::default(),
-            interim_sent: 0,
-            interim_got: 0,
-            tunnel: None,
-            outcome: None,
-            quit: false,
-            excuse: stage.ledger.draining,
-            most_down: self.most_down(),
-        };
-        (fields, exchange)
     }
 
     /// With small windows large answers would take too many frames.
@@ -260,7 +182,8 @@ impl Client {
         call.sent = all && call.ending != Ending::Never;
         match call.ending {
             Ending::Trailers if all => {
-                let trailers: List = vec![(b"x-up-trailer".to_vec(), call.exchange.to_string().into())];
+                let trailers: List =
+                    vec![(b"x-up-trailer".to_vec(), call.exchange.to_string().into())];
                 let view: Vec<_> = trailers.iter().map(|(n, v)| (&n[..], &v[..])).collect();
                 self.h2.head(stream, &view, true, stage.seed);
                 (half.ended, half.trailers) = (true, Some(trailers));
@@ -308,7 +231,8 @@ impl Client {
             Seen::Reset { stream, code } => self.was_reset(stream, code, stage),
             Seen::Goaway { last, code } => {
                 let patient = self.slow || stage.plan.stalls > 0 || stage.plan.pauses > 0;
-                let fine = code == NO_ERROR || (patient && [SETTINGS_TIMEOUT, CALM].contains(&code));
+                let fine =
+                    code == NO_ERROR || (patient && [SETTINGS_TIMEOUT, CALM].contains(&code));
                 self.h2.expect(fine, &format!("accuses an honest client: {code}"));
                 self.left = 0;
                 let above: Vec<u32> = self.calls.range(last + 1..).map(|(id, _)| *id).collect();
@@ -352,7 +276,10 @@ impl Client {
         } else {
             own_answer(call.exchange, exchange, &fields, &status);
         }
-        let id = field(stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h), "x-sim-session");
+        let id = field(
+            stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h),
+            "x-sim-session",
+        );
         let spoiled = stage.ledger.exchanges[call.exchange].down.spoiled;
         if let (true, Some(id)) = (relayed && !spoiled, id) {
             let exchange = &stage.ledger.exchanges[call.exchange];
@@ -547,7 +474,11 @@ impl Peer for Client {
         }
         self.chatter(stage);
         self.trouble(stage);
-        if self.state == State::Open && self.left == 0 && self.calls.is_empty() && (stage.closing || stage.seed.chance(if stage.plan.stays { 1 } else { 10 })) {
+        if self.state == State::Open
+            && self.left == 0
+            && self.calls.is_empty()
+            && (stage.closing || stage.seed.chance(if stage.plan.stays { 1 } else { 10 }))
+        {
             self.leave(Act::Fin, stage);
         }
         self.done(stage);
@@ -561,59 +492,5 @@ impl Peer for Client {
     fn waits_for(&self) -> String {
         let first = self.calls.first_key_value();
         format!("client {} waits on stream and for call {first:?}", self.number)
-    }
-}
-
-pub(crate) fn field(fields: &[(Vec<u8>, Vec<u8>)], name: &str) -> Option<String> {
-    let found = fields.iter().find(|(known, _)| known == name.as_bytes())?;
-    Some(String::from_utf8_lossy(&found.1).into_owned())
-}
-
-/// A worker's head must arrive as it was sent, with the session's id and perhaps the cookie.
-fn relayed_head(number: usize, exchange: &Exchange, mut fields: List, end: bool) {
-    assert!(exchange.hopeless.is_none(), "exchange {number}: served against the rules");
-    let sent = exchange.down.head.clone().expect("its worker has answered");
-    let session = field(&sent, "x-sim-session").expect("workers say it");
-    let id = field(&fields, "nvcf-reqid");
-    assert_eq!(id.as_deref(), Some(&session[..]), "exchange {number}: another session's id");
-    if let Some(at) = fields.iter().position(|(name, _)| name == b"set-cookie") {
-        let (_, value) = fields.remove(at);
-        let value = String::from_utf8_lossy(&value).into_owned();
-        assert_eq!(value, format!("nvcf-request-id={session}"), "exchange {number}: the cookie");
-    }
-    fields.retain(|(name, _)| name != b"nvcf-reqid");
-    assert_eq!(fields, sent, "exchange {number}: another head");
-    let only = exchange.down.ended && exchange.down.sent == 0 && exchange.down.trailers.is_none();
-    assert!(!end || only, "exchange {number}: the head ends what goes on");
-}
-
-/// The gateway's own answer must be one that this request can get.
-fn own_answer(number: usize, exchange: &Exchange, fields: &List, status: &str) {
-    let code: u8 = match field(fields, "grpc-status") {
-        Some(code) => code.parse().expect("a number"),
-        None => match status {
-            "400" => 3,
-            "401" => 16,
-            "403" => 7,
-            "404" => 5,
-            "429" | "431" => 8,
-            "500" => 13,
-            "502" | "503" => 14,
-            "504" => 4,
-            other => panic!("exchange {number}: answered with {other}"),
-        },
-    };
-    assert_eq!(field(fields, "grpc-status").is_some(), exchange.grpc, "exchange {number}");
-    // Overload and drain are answered first.
-    let any = [8, 14];
-    let fine = match (exchange.hopeless, &exchange.named) {
-        (Some(hopeless), Named::Session(_)) => code == hopeless || code == 5 || any.contains(&code),
-        (Some(hopeless), _) => code == hopeless || any.contains(&code),
-        (None, Named::Nothing) => [4, 8, 14].contains(&code),
-        (None, _) => [4, 5, 8, 14].contains(&code),
-    };
-    assert!(fine, "exchange {number}: answered with {code}, {:?}", exchange.named);
-    if status == "502" {
-        assert!(exchange.excuse, "exchange {number}: 502, but no tunnel was lost");
     }
 }

@@ -489,7 +489,7 @@ impl Core {
         note("core", self.number, "sends on link, bytes", [link as u64, took]);
         if result.is_ok() {
             let packet = Packet::Bytes(bytes);
-            around.wires.from_gateway(link, packet, self.border.now, around.seed);
+            around.wires.gateway_sends(link, packet, self.border.now, around.seed);
         }
         self.kernel.sends.push(Done::Sent { conn, result });
     }

@@ -69,7 +69,11 @@ pub(crate) fn text() -> String {
         for (at, note) in &journal.notes {
             let Note { who, number, what, of } = note;
             let (seconds, micros) = (at / 1_000_000, at % 1_000_000);
-            let _ = writeln!(text, "{seconds:5}.{micros:06} {who} {number}: {what} {} {}", of[0], of[1]);
+            let _ = writeln!(
+                text,
+                "{seconds:5}.{micros:06} {who} {number}: {what} {} {}",
+                of[0], of[1]
+            );
         }
         text
     })

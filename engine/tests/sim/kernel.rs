@@ -31,7 +31,9 @@ pub(crate) enum Receive {
     Idle,
     Armed,
     /// The cancel takes so many more turns.
-    Cancelling { turns: u8 },
+    Cancelling {
+        turns: u8,
+    },
     Starved,
 }
 
@@ -89,15 +91,33 @@ impl Socket {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Done {
     /// Up to so many bytes; `last`: the receive has ended with them.
-    Received { conn: ConnId, bytes: usize, last: bool },
-    Ended { conn: ConnId },
-    Failed { conn: ConnId, end: End },
-    Cancelled { conn: ConnId },
+    Received {
+        conn: ConnId,
+        bytes: usize,
+        last: bool,
+    },
+    Ended {
+        conn: ConnId,
+    },
+    Failed {
+        conn: ConnId,
+        end: End,
+    },
+    Cancelled {
+        conn: ConnId,
+    },
     /// The cancel came between two shots and found nothing.
-    CancelMissed { conn: ConnId },
+    CancelMissed {
+        conn: ConnId,
+    },
     /// Taken bytes, no room (`None`), or a broken connection.
-    Sent { conn: ConnId, result: Result<usize, Option<End>> },
-    Writable { conn: ConnId },
+    Sent {
+        conn: ConnId,
+        result: Result<usize, Option<End>>,
+    },
+    Writable {
+        conn: ConnId,
+    },
 }
 
 #[derive(Default)]
@@ -249,7 +269,11 @@ fn receives(socket: &mut Socket, link: &mut Link, seed: &mut Seed) -> VecDeque<D
     if cancelled {
         // A dead socket's cancel always finds something.
         let missed = !socket.cancelled && socket.phase == Phase::Open && seed.chance(5);
-        shots.push_back(if missed { Done::CancelMissed { conn } } else { Done::Cancelled { conn } });
+        shots.push_back(if missed {
+            Done::CancelMissed { conn }
+        } else {
+            Done::Cancelled { conn }
+        });
     } else if left == 0 && (link.in_reset.is_some() || link.in_fin) {
         shots.push_back(match link.in_reset {
             Some(end) if !link.error_taken => Done::Failed { conn, end },

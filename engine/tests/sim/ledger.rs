@@ -161,7 +161,12 @@ impl Ledger {
             "exchange {exchange} ended as {outcome} after {:?}",
             entry.outcome
         );
-        super::journal::note("exchange", exchange, outcome, [entry.up.got as u64, entry.down.got as u64]);
+        super::journal::note(
+            "exchange",
+            exchange,
+            outcome,
+            [entry.up.got as u64, entry.down.got as u64],
+        );
         entry.outcome = Some(outcome);
     }
 

@@ -6,13 +6,16 @@ mod client;
 mod core;
 mod h2;
 mod journal;
+mod judge;
 mod kernel;
 mod ledger;
 mod peer;
 mod plan;
 mod poll;
+mod request;
 mod rest;
 mod seed;
+mod serve;
 mod tunnel;
 mod wire;
 mod world;
@@ -65,23 +68,25 @@ fn play(seed: u64, all_events: bool) -> Result<Outcome, String> {
 fn play_all(first: u64, count: u64) -> Tally {
     let next = AtomicU64::new(0);
     let sum = Mutex::new((Tally::default(), None::<String>));
+    let work = || {
+        while let at = next.fetch_add(1, Ordering::Relaxed)
+            && at < count
+        {
+            let result = play(first.wrapping_add(at), false);
+            let mut sum = sum.lock().expect("no panic holds it");
+            match result {
+                Ok(outcome) => sum.0.add(&outcome.tally),
+                Err(told) => {
+                    sum.1 = Some(told);
+                    next.store(count, Ordering::Relaxed);
+                }
+            }
+        }
+    };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= count || sum.lock().expect("no panic holds it").1.is_some() {
-                        break;
-                    }
-                    let result = play(first.wrapping_add(at), false);
-                    let mut sum = sum.lock().expect("no panic holds it");
-                    match result {
-                        Ok(outcome) => sum.0.add(&outcome.tally),
-                        Err(told) => sum.1 = Some(told),
-                    }
-                }
-            });
+            scope.spawn(work);
         }
     });
     let (tally, failed) = sum.into_inner().expect("no panic holds it");

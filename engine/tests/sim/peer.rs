@@ -15,8 +15,16 @@ pub(crate) enum Act {
     /// Be asked again after so many microseconds.
     Wait(usize),
     /// Dial back with this work, or poll again.
-    Dial { worker: usize, work: Work, trick: Trick, after: usize },
-    Poll { worker: usize, after: usize },
+    Dial {
+        worker: usize,
+        work: Work,
+        trick: Trick,
+        after: usize,
+    },
+    Poll {
+        worker: usize,
+        after: usize,
+    },
 }
 
 /// PINGs and SETTINGS that a connection sends at most: a thousand would be a flood (L5).

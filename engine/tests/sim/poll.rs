@@ -20,7 +20,8 @@ pub(crate) struct Poll {
 impl Poll {
     pub(crate) fn new(number: usize, worker: usize, stage: &mut Stage<'_>) -> Self {
         let asked = VecDeque::new();
-        let mut poll = Self { number, worker, input: Vec::new(), asked, over: false, pace: Pace::new() };
+        let mut poll =
+            Self { number, worker, input: Vec::new(), asked, over: false, pace: Pace::new() };
         poll.ask(stage);
         poll
     }
@@ -71,7 +72,7 @@ impl Poll {
         Some((status, body))
     }
 
-    fn work(&mut self, body: &[u8], listed: &[String], stage: &mut Stage<'_>) {
+    fn work(&self, body: &[u8], listed: &[String], stage: &mut Stage<'_>) {
         let json: serde_json::Value = serde_json::from_slice(body).expect("JSON");
         let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
         let work = Work {

@@ -61,10 +61,10 @@ impl World {
             tally.starved += core.border.tally.starved as usize;
             tally.relieved += core.border.tally.relieved as usize;
             tally.blocked += core.border.tally.blocked_sends as usize;
-            tally.crossings += metrics.cross_core_messages as usize;
         }
         // A 200 may be lost on its way; none comes out of nothing.
         assert!(self.ledger.accepted <= accepted, "more tunnels than were counted");
+        tally.crossings = self.crossings;
         // Cores talk when something begins or ends, never because something flows.
         let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
         assert!(tally.crossings <= 8 * edges + 16, "{} messages, {edges} edges", tally.crossings);

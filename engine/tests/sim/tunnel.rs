@@ -3,39 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::body::{self, NAME_BYTES, Way};
-use super::client::field;
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
 use super::journal::note;
+use super::judge::field;
 use super::ledger::{Named, Work};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    AtOnce,
-    AfterBytes(usize),
-    AfterEnd,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    Data,
-    Trailers,
-    /// One head with END_STREAM.
-    HeadOnly,
-    Reset(u32),
-}
-
-/// One request being served.
-#[derive(Debug)]
-struct Serve {
-    exchange: usize,
-    when: When,
-    interim: u32,
-    size: usize,
-    ending: Ending,
-    headed: bool,
-    ended: bool,
-}
+use super::serve::{Ending, Serve, When, answer_head};
 
 /// A stream before it is known whose it is.
 #[derive(Debug)]
@@ -84,7 +57,10 @@ impl Tunnel {
         (work, trick): (Work, Trick),
         stage: &mut Stage<'_>,
     ) -> Self {
-        let mut offer = Offer { streams: stage.seed.pick(&[None, Some(1), Some(2), Some(100)]), ..Offer::default() };
+        let mut offer = Offer {
+            streams: stage.seed.pick(&[None, Some(1), Some(2), Some(100)]),
+            ..Offer::default()
+        };
         let mut extra = 0;
         if stage.seed.chance(stage.plan.tight) {
             offer.window = stage.seed.pick(&[0, 1, 700, 5_000, 20_000]);
@@ -95,10 +71,16 @@ impl Tunnel {
         }
         let authorization = match trick {
             Trick::NoToken => String::new(),
-            Trick::WrongToken => format!("Authorization: Bearer {}\r\n", damaged(&work.token, stage)),
+            Trick::WrongToken => {
+                format!("Authorization: Bearer {}\r\n", damaged(&work.token, stage))
+            }
             Trick::None | Trick::WrongId => format!("Authorization: Bearer {}\r\n", work.token),
         };
-        let id = if trick == Trick::WrongId { uuid::Uuid::from_u128(7).to_string() } else { work.id.clone() };
+        let id = if trick == Trick::WrongId {
+            uuid::Uuid::from_u128(7).to_string()
+        } else {
+            work.id.clone()
+        };
         let head = format!(
             "CONNECT /v1/proxy HTTP/1.1\r\nHost: gateway\r\n{authorization}X-Request-Id: {id}\r\n\r\n"
         );
@@ -148,7 +130,11 @@ impl Tunnel {
             Trick::NoToken => &["401"],
             _ => &["403", "503"],
         };
-        assert!(fine.contains(&&status[..]), "a CONNECT ({:?}) was answered with {status}", self.trick);
+        assert!(
+            fine.contains(&&status[..]),
+            "a CONNECT ({:?}) was answered with {status}",
+            self.trick
+        );
         self.state = State::Leaving;
         stage.acts.push(Act::Fin);
         Vec::new()
@@ -167,7 +153,8 @@ impl Tunnel {
                 self.nameless.remove(&stream);
                 let Some(serve) = self.serves.remove(&stream) else { return };
                 let exchange = &stage.ledger.exchanges[serve.exchange];
-                let known = [NO_ERROR, INTERNAL_ERROR, CANCEL, CALM, REFUSED_STREAM].contains(&code);
+                let known =
+                    [NO_ERROR, INTERNAL_ERROR, CANCEL, CALM, REFUSED_STREAM].contains(&code);
                 let wanted = !exchange.quit && exchange.outcome.is_none() && !serve.ended;
                 assert!(
                     known && (!wanted || exchange.excuse),
@@ -265,7 +252,7 @@ impl Tunnel {
             When::AfterBytes(bytes) => exchange.up.got >= bytes || exchange.up.got_end,
             When::AfterEnd => exchange.up.got_end,
         };
-        if !ready && !(stage.calm && stage.seed.chance(20)) {
+        if !(ready || stage.calm && stage.seed.chance(20)) {
             return;
         }
         if !serve.headed {
@@ -416,53 +403,6 @@ impl Tunnel {
         self.state = if matches!(how, Act::Reset) { State::Over } else { State::Leaving };
         stage.acts.push(how);
     }
-}
-
-impl Serve {
-    fn new(number: usize, stage: &mut Stage<'_>) -> Self {
-        let exchange = &stage.ledger.exchanges[number];
-        let seed = &mut *stage.seed;
-        let size = stage.plan.size(seed).min(exchange.most_down);
-        let when = match seed.below(3) {
-            0 => When::AtOnce,
-            1 => When::AfterBytes(seed.below(5000)),
-            _ => When::AfterEnd,
-        };
-        let reset = stage.plan.resets > 0 && !stage.calm && seed.chance(stage.plan.resets);
-        let ending = match seed.below(10) {
-            _ if exchange.method_head => Ending::HeadOnly,
-            _ if reset => Ending::Reset(seed.pick(&[CANCEL, INTERNAL_ERROR, REFUSED_STREAM, 1, 3])),
-            0..5 => Ending::Trailers,
-            5..8 => Ending::Data,
-            _ => Ending::HeadOnly,
-        };
-        let size = if ending == Ending::HeadOnly { 0 } else { size };
-        let interim = if seed.chance(8) { seed.range(1, 3) as u32 } else { 0 };
-        Self { exchange: number, when, interim, size, ending, headed: false, ended: false }
-    }
-}
-
-fn answer_head(serve: &Serve, session: &str, worker: usize, stage: &mut Stage<'_>) -> List {
-    let exchange = &stage.ledger.exchanges[serve.exchange];
-    let mut fields: List = Vec::new();
-    let mut put = |name: &str, value: &str| fields.push((name.into(), value.into()));
-    put(":status", "200");
-    put("content-type", if exchange.grpc { "application/grpc" } else { "text/plain" });
-    put("x-sim-worker", &worker.to_string());
-    put("x-sim-session", session);
-    if !exchange.twin {
-        put("x-sim-exchange", &serve.exchange.to_string());
-        if stage.seed.chance(20) {
-            put("x-filler", &"g".repeat(stage.seed.size(3000)));
-        }
-        if serve.ending == Ending::Data && stage.seed.chance(20) {
-            put("content-length", &serve.size.to_string());
-        }
-    }
-    if serve.ending == Ending::HeadOnly {
-        put("grpc-status", "5");
-    }
-    fields
 }
 
 /// A token with one character changed.

@@ -137,7 +137,7 @@ pub(crate) struct Wires {
 
 impl Wires {
     /// The peer puts something on the wire.
-    pub(crate) fn from_peer(&mut self, link: usize, packet: Packet, now: Time, seed: &mut Seed) {
+    pub(crate) fn peer_sends(&mut self, link: usize, packet: Packet, now: Time, seed: &mut Seed) {
         let wire = &mut self.links[link];
         let at = later(now, wire.delay, seed).max(wire.last_in);
         wire.last_in = at;
@@ -146,7 +146,13 @@ impl Wires {
     }
 
     /// The gateway's kernel puts something on the wire.
-    pub(crate) fn from_gateway(&mut self, link: usize, packet: Packet, now: Time, seed: &mut Seed) {
+    pub(crate) fn gateway_sends(
+        &mut self,
+        link: usize,
+        packet: Packet,
+        now: Time,
+        seed: &mut Seed,
+    ) {
         let wire = &mut self.links[link];
         if let Packet::Bytes(bytes) = &packet {
             wire.unread += bytes.len();
@@ -160,7 +166,7 @@ impl Wires {
     /// The gateway sends its FIN and goes on reading.
     pub(crate) fn shut(&mut self, link: usize, now: Time, seed: &mut Seed) {
         if !std::mem::replace(&mut self.links[link].fin_sent, true) {
-            self.from_gateway(link, Packet::Fin, now, seed);
+            self.gateway_sends(link, Packet::Fin, now, seed);
         }
     }
 
@@ -175,7 +181,7 @@ impl Wires {
             self.shut(link, now, seed);
         } else {
             wire.inbound.clear();
-            self.from_gateway(link, Packet::Reset(End::Reset), now, seed);
+            self.gateway_sends(link, Packet::Reset(End::Reset), now, seed);
         }
     }
 }

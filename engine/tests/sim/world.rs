@@ -98,6 +98,8 @@ pub(crate) struct World {
     paused: Vec<Time>,
     idle: u32,
     turns: u64,
+    /// Messages between cores.
+    pub(crate) crossings: usize,
     wires: Wires,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
@@ -122,6 +124,7 @@ impl World {
             paused: vec![Time::ZERO; plan.cores],
             idle: 0,
             turns: 0,
+            crossings: 0,
             wires: Wires::default(),
             actors: Vec::new(),
             ledger: Ledger::default(),
@@ -307,8 +310,11 @@ impl World {
 
     fn turn(&mut self, number: usize) {
         let core = &mut self.cores[number];
-        let around =
-            Around { wires: &mut self.wires, seed: &mut self.seed, short_writes: self.plan.short_writes };
+        let around = Around {
+            wires: &mut self.wires,
+            seed: &mut self.seed,
+            short_writes: self.plan.short_writes,
+        };
         let busy = core.turn(self.now, around);
         for listener in std::mem::take(&mut core.shut) {
             self.shut.insert((number, listener == Listener::Client));
@@ -345,6 +351,7 @@ impl World {
             // The order between two cores is kept: behind one that found no room, none does.
             if there.mailbox.len() < there.capacity && !full.contains(&to) {
                 there.mailbox.push_back(ShardPost::Core(post));
+                self.crossings += 1;
                 self.wake(usize::from(to));
             } else {
                 note("core", from, "finds a full mailbox", [to.into(), 0]);
@@ -374,7 +381,9 @@ impl World {
         let core = self.seed.below(self.cores.len());
         let client = matches!(guest, Guest::Client);
         self.clients_to_come -= usize::from(client);
-        if self.shut.contains(&(core, client)) || (self.closing && !matches!(guest, Guest::Dial { .. })) {
+        if self.shut.contains(&(core, client))
+            || (self.closing && !matches!(guest, Guest::Dial { .. }))
+        {
             return;
         }
         let number = self.actors.len();
@@ -398,7 +407,12 @@ impl World {
                 Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
             }
         };
-        note("link", number, if client { "comes from a client to core" } else { "comes from a worker to core" }, [core as u64, 0]);
+        note(
+            "link",
+            number,
+            if client { "comes from a client to core" } else { "comes from a worker to core" },
+            [core as u64, 0],
+        );
         self.actors.push(Actor { peer, reading: true, kept: VecDeque::new(), tick_at: None });
         let listener = if client { Listener::Client } else { Listener::Worker };
         let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + number as u16));
@@ -486,7 +500,7 @@ impl World {
 
     fn put(&mut self, link: usize, packet: Packet) {
         if !self.wires.links[link].peer_closed {
-            self.wires.from_peer(link, packet, self.now, &mut self.seed);
+            self.wires.peer_sends(link, packet, self.now, &mut self.seed);
         }
     }
 }
