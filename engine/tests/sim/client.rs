@@ -438,7 +438,8 @@ impl Peer for Client {
 
     fn ended(&mut self, _reset: bool, stage: &mut Stage<'_>) {
         if self.state == State::Open {
-            let told = self.h2.goaway.is_some() || self.slow || stage.ledger.draining;
+            let ledger = &stage.ledger;
+            let told = self.h2.goaway.is_some() || self.slow || ledger.draining || ledger.crashed;
             self.h2.expect(told, "left a client without a word");
             self.leave(Act::Fin, stage);
         }

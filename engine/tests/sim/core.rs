@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub(crate) mailbox: VecDeque<ShardPost>,
     pub(crate) capacity: usize,
     pub(crate) shut: Vec<Listener>,
+    /// Cores that have not heard yet that this one began anew.
+    pub(crate) untold: Vec<u16>,
     news: Vec<News>,
     dirty: Vec<ConnId>,
     looks: Vec<ConnId>,
@@ -76,6 +78,7 @@ impl Core {
             mailbox: VecDeque::new(),
             capacity,
             shut: Vec::new(),
+            untold: Vec::new(),
             news: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),
@@ -350,6 +353,7 @@ impl Core {
         self.relieved = self.short && was_short;
         if self.relieved {
             note("core", self.number, "is relieved", [0, 0]);
+            self.border.tally.relieved += 1;
             for conn in self.kernel.stuck() {
                 self.border.copy_out(conn);
             }

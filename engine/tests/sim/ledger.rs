@@ -147,6 +147,8 @@ pub(crate) struct Ledger {
     pub(crate) rejected: usize,
     /// The gateway was told to drain.
     pub(crate) draining: bool,
+    /// A core has panicked.
+    pub(crate) crashed: bool,
     /// Polls asked and CONNECTs sent.
     pub(crate) asked: usize,
     /// Body bytes of the whole run.

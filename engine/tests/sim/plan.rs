@@ -111,6 +111,8 @@ pub(crate) struct Plan {
     pub(crate) vandals: u32,
     /// Heads over the limits.
     pub(crate) giants: u32,
+    /// Cores that panic and begin anew.
+    pub(crate) crashes: usize,
     /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
     pub(crate) drain: Option<bool>,
 }
@@ -128,7 +130,7 @@ impl Plan {
         };
         let slow = seed.chance(30);
         let bulk = seed.chance(12);
-        Self {
+        let plan = Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
             blocks: seed.pick(&[5, 8, 16, 32]),
@@ -159,7 +161,25 @@ impl Plan {
             sluggish: some(seed, 35, 100),
             vandals: some(seed, 25, 20),
             giants: some(seed, 15, 10),
+            crashes: if seed.chance(15) { seed.range(1, 3) } else { 0 },
             drain: seed.chance(25).then(|| seed.chance(50)),
+        };
+        if seed.chance(8) { plan.pressed() } else { plan }
+    }
+
+    /// Little receive memory, much to hold in it.
+    fn pressed(self) -> Self {
+        Self {
+            blocks: 6,
+            block_bytes: 16 * 1024,
+            cut: Cut::Whole,
+            bulk: true,
+            largest: 100_000,
+            calls: self.calls.min(6),
+            capacity: 20_000,
+            sluggish: 70,
+            tight: 0,
+            ..self
         }
     }
 }

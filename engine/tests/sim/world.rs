@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::border::{Border, Listener};
+use ringway::border::{Border, Carried, Listener};
 use ringway::pool::Pool;
-use ringway::post::ShardPost;
+use ringway::post::{CorePost, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::time::Time;
 
@@ -26,6 +26,9 @@ use super::wire::{Link, Packet, Toward, Wires};
 /// gateway (a worker's, 30 s) several times over.
 const TROUBLE: usize = 6_000_000;
 const PATIENCE: Duration = Duration::from_secs(150);
+
+/// How often a core that began anew tries to say so.
+const TELL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Turns of a core that did nothing and were followed by another at once.
 const IDLE_TURNS: u32 = 300;
@@ -46,6 +49,7 @@ enum Event {
     Tick(usize),
     Knock(Guest),
     Drain,
+    Crash(usize),
     Calm,
 }
 
@@ -100,6 +104,8 @@ pub(crate) struct World {
     turns: u64,
     /// Messages between cores.
     pub(crate) crossings: usize,
+    /// First generation of the latest shard that took another's place.
+    generations: u32,
     wires: Wires,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
@@ -125,6 +131,7 @@ impl World {
             idle: 0,
             turns: 0,
             crossings: 0,
+            generations: 0,
             wires: Wires::default(),
             actors: Vec::new(),
             ledger: Ledger::default(),
@@ -135,7 +142,7 @@ impl World {
             seed,
         };
         for core in 0..plan.cores {
-            let core = world.core(core);
+            let core = world.core(core, 0);
             world.cores.push(core);
         }
         for worker in 0..plan.workers {
@@ -150,6 +157,10 @@ impl World {
         }
         let trouble = world.seed.range(10_000, TROUBLE);
         world.after(trouble, Event::Calm);
+        for _ in 0..plan.crashes {
+            let (at, core) = (world.seed.range(0, trouble), world.seed.below(plan.cores));
+            world.after(at, Event::Crash(core));
+        }
         if plan.drain == Some(true) {
             let at = world.seed.range(0, trouble);
             world.after(at, Event::Drain);
@@ -157,7 +168,7 @@ impl World {
         world
     }
 
-    fn core(&mut self, number: usize) -> Core {
+    fn core(&mut self, number: usize, generation: u32) -> Core {
         let rules = &RULES[self.plan.variant];
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
@@ -169,7 +180,7 @@ impl World {
             incarnation: 7,
             secret: [3; 16],
             seed,
-            generation: 0,
+            generation,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",
@@ -263,6 +274,7 @@ impl World {
             }
             Event::Knock(guest) => self.knock(guest),
             Event::Drain => self.drain(),
+            Event::Crash(core) => self.crash(core),
             Event::Calm => {
                 note("world", 0, "calms down", [0, 0]);
                 self.calm = true;
@@ -343,9 +355,12 @@ impl World {
 
     /// Takes messages from one core to the others' mailboxes, which may be full.
     fn deliver_posts(&mut self, from: usize) {
+        for to in self.cores[from].untold.clone() {
+            self.tell(from, to);
+        }
         let mut posts = Vec::new();
         self.cores[from].shard.take_core_posts(&mut posts);
-        let mut full = Vec::new();
+        let mut full = self.cores[from].untold.clone();
         for (to, post) in posts {
             let there = &mut self.cores[usize::from(to)];
             // The order between two cores is kept: behind one that found no room, none does.
@@ -360,6 +375,47 @@ impl World {
                 core.shard.undelivered(&mut core.border, to, post);
             }
         }
+        if !self.cores[from].untold.is_empty() {
+            self.turn_by(from, self.now + TELL_PAUSE);
+        }
+    }
+
+    /// Tells a core that another one began anew, before it hears anything else of it.
+    fn tell(&mut self, from: usize, to: u16) {
+        let there = &mut self.cores[usize::from(to)];
+        if there.mailbox.len() < there.capacity {
+            there.mailbox.push_back(ShardPost::Restarted { core: from as u16 });
+            self.cores[from].untold.retain(|core| *core != to);
+            self.wake(usize::from(to));
+        }
+    }
+
+    /// A core panics: its connections are closed, what waited for it is lost, a new shard takes its
+    /// place with the same mailbox.
+    fn crash(&mut self, number: usize) {
+        note("core", number, "panics", [0, 0]);
+        self.ledger.crashed = true;
+        for exchange in &mut self.ledger.exchanges {
+            exchange.excuse = true;
+        }
+        let mut links: Vec<usize> =
+            self.cores[number].kernel.sockets().map(|socket| socket.link).collect();
+        for post in self.cores[number].mailbox.drain(..) {
+            if let ShardPost::Core(CorePost::Connect(moved)) = post
+                && let Carried::Simulated(link) = moved.parcel.socket
+            {
+                links.push(link as usize);
+            }
+        }
+        for link in links {
+            self.wires.close(link, self.now, &mut self.seed);
+        }
+        self.generations += 1 << 20;
+        let mut core = self.core(number, self.generations);
+        core.untold = (0..self.cores.len() as u16).filter(|n| usize::from(*n) != number).collect();
+        core.knocking = std::mem::take(&mut self.cores[number].knocking);
+        self.cores[number] = core;
+        self.wake(number);
     }
 
     fn arrived_at_gateway(&mut self, number: usize) {
