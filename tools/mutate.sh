@@ -7,20 +7,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# name | file | what is there | what is put in its place
+# name @ file @ what is there @ what is put in its place; \n is a new line
 mutants=(
-    'early-end|engine/src/shard/relay.rs|let end = pipe.queued == 0 \&\& pipe.ended|let end = pipe.ended'
-    'wrong-part|engine/src/border.rs|self.pool.copy(segment.part(done, part.len as usize), part);\n            append|self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
-    'wrong-waiter|engine/src/shard/attach.rs|attachment.waiters.pop_front();|attachment.waiters.pop_back();'
-    'credit-twice|engine/src/shard/relay.rs|hop.h2.drained(from.key, len, backlog,|hop.h2.drained(from.key, len * 2, backlog,'
-    'any-token|engine/src/shard/worker.rs|if !token.matches(text) {|if false {'
-    'early-trailers|engine/src/shard/relay.rs|Some(to) if pipe.queued == 0 \&\& !pipe.scheduled => {|Some(to) => {'
-    'any-tenant|engine/src/shard/attach.rs|if session.tenant != pinned.grant.tenant {|if false {'
-    'blind-window|engine/src/shard/relay.rs|border.queued(to.conn) >= OUTPUT_HIGH .. hop.h2.data_room(to.key) < len|border.queued(to.conn) >= OUTPUT_HIGH'
-    'lost-turn|engine/src/shard/relay.rs|Turn::HopBlocked => return self.requeue(conn, key, true),|Turn::HopBlocked => return,'
-    'lost-resume|engine/src/shard/mod.rs|border.pause(source, hop.waits > 0);|border.pause(source, true);'
-    'pin-over-id|engine/src/shard/attach.rs|(None, Some(key)) => Ok(key),|(_, Some(key)) => Ok(key),'
-    'no-revoke|engine/src/shard/close.rs|self.give_up(border, key, Cause::ABANDONED);|'
+    'early-end@engine/src/shard/relay.rs@let end = pipe.queued == 0 && pipe.ended@let end = pipe.ended'
+    'early-trailers@engine/src/shard/relay.rs@Some(to) if pipe.queued == 0 && !pipe.scheduled => {@Some(to) => {'
+    'wrong-part@engine/src/border.rs@self.pool.copy(segment.part(done, part.len as usize), part);\n            append@self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
+    'wrong-waiter@engine/src/shard/attach.rs@attachment.waiters.pop_front();@attachment.waiters.pop_back();'
+    'credit-twice@engine/src/shard/relay.rs@hop.h2.drained(from.key, len, backlog,@hop.h2.drained(from.key, len * 2, backlog,'
+    'blind-window@engine/src/shard/relay.rs@ || hop.h2.data_room(to.key) < len@'
+    'lost-turn@engine/src/shard/relay.rs@Turn::HopBlocked => return self.requeue(conn, key, true),@Turn::HopBlocked => return,'
+    'lost-resume@engine/src/shard/mod.rs@border.pause(source, hop.waits > 0);@border.pause(source, true);'
+    'token-twice@engine/src/shard/worker.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, now.since(now)));\n        };\n        if !token'
+    'any-tenant@engine/src/shard/session.rs@if facts.tenant != *tenant {@if false {'
+    'pin-over-id@engine/src/shard/attach.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
+    'late-bytes@engine/src/shard/moving.rs@door.input.extend_from_slice(border.pool.bytes(segment));@'
+    'no-shrink@proto/src/hpack/encode.rs@self.resized.take() else { return };@self.resized.take() else { return };\n        if smallest < 9999 {\n            return;\n        }'
+    'unheard-restart@engine/src/shard/restart.rs@self.renew_work(border, key, core);@'
 )
 
 tree=$(mktemp -d)
@@ -30,10 +32,10 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/mutate" RUST_BACKTRACE
 
 missed=0
 for mutant in "${mutants[@]}"; do
-    IFS='|' read -r name file there instead <<<"$mutant"
+    IFS='@' read -r name file there instead <<<"$mutant"
     if [[ $# -gt 0 && " $* " != *" $name "* ]]; then continue; fi
     git -C "$tree" checkout --quiet -- .
-    perl -0pi -e 'BEGIN { ($a, $b) = splice @ARGV, 0, 2; $a =~ s/([(){}\[\]])/\\$1/g; $b =~ s/\\n/\n/g; $b =~ s/\\&/&/g } s/$a/$b/' \
+    perl -0pi -e 'BEGIN { ($a, $b) = map { s/\\n/\n/gr } splice @ARGV, 0, 2 } s/\Q$a\E/$b/' \
         "$there" "$instead" "$tree/$file"
     if git -C "$tree" diff --quiet; then
         echo "$name: the line is not there any more; mend tools/mutate.sh"
