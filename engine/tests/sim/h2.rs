@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use fluke_hpack::{Decoder, Encoder};
 
+use super::journal::note;
 use super::seed::Seed;
 
 pub(crate) const MAGIC: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -310,6 +311,7 @@ impl H2 {
                 bytes.len()
             }
         };
+        note("peer", self.name, "sends DATA, stream and length", [id.into(), len as u64]);
         self.send -= len as i64;
         let stream = self.streams.get_mut(&id).expect("DATA on a stream we know");
         stream.send -= len as i64;

@@ -287,7 +287,8 @@ impl Tunnel {
         let rest = serve.size - half.sent;
         let most = rest.min(self.h2.room(stream));
         let n = if stage.seed.chance(40) { most } else { stage.seed.range(0, most) };
-        let all = n == rest;
+        // The end may come by itself.
+        let all = n == rest && (n == 0 || !stage.seed.chance(15));
         let end = all && serve.ending == Ending::Data;
         if n > 0 || end {
             self.pace.hurry();
@@ -450,11 +451,11 @@ impl Peer for Tunnel {
     }
 
     fn tick(&mut self, stage: &mut Stage<'_>) {
+        if !self.reading && (stage.calm || self.sluggish || stage.seed.chance(30)) {
+            self.reading = true;
+            stage.acts.push(Act::Read(true));
+        }
         if self.state == State::Open {
-            if !self.reading && (stage.calm || self.sluggish || stage.seed.chance(30)) {
-                self.reading = true;
-                stage.acts.push(Act::Read(true));
-            }
             for stream in self.serves.keys().copied().collect::<Vec<_>>() {
                 if stage.seed.chance(70) {
                     self.feed(stream, stage);

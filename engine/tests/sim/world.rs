@@ -525,6 +525,7 @@ impl World {
     }
 
     fn carry_out(&mut self, number: usize, acts: Vec<Act>) {
+        let mut reads = None;
         for act in acts {
             match act {
                 Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
@@ -538,10 +539,7 @@ impl World {
                     self.put(number, Packet::Reset(end));
                     self.wires.links[number].peer_closed = true;
                 }
-                Act::Read(reading) => {
-                    self.actors[number].reading = reading;
-                    self.deliver(number);
-                }
+                Act::Read(reading) => reads = Some(reading),
                 Act::Wait(micros) => self.tick_within(number, micros.max(2)),
                 Act::Dial { worker, work, trick, after } => {
                     let work = Box::new(work);
@@ -551,6 +549,11 @@ impl World {
                     self.after(after, Event::Knock(Guest::Poll { worker }));
                 }
             }
+        }
+        // What is read now is answered behind what was just said.
+        if let Some(reading) = reads {
+            self.actors[number].reading = reading;
+            self.deliver(number);
         }
     }
 
