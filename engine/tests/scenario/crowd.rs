@@ -244,9 +244,8 @@ impl Crowd {
                 let fields: HashMap<String, String> = fields.into_iter().collect();
                 if let Some(id) = fields.get("nvcf-reqid") {
                     self.answered += 1;
-                    if !self.ids.contains(id) {
-                        self.ids.push(id.clone());
-                    }
+                    self.ids.retain(|known| known != id);
+                    self.ids.push(id.clone());
                 }
             }
         }
