@@ -435,7 +435,6 @@ impl Shard {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let client = attachment.client;
         let mut waiters = std::mem::take(&mut attachment.waiters);
-        attachment.waiting = 0;
         waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         let pin = owner.pins.iter().position(|pin| pin.attachment == Some(key));
@@ -453,13 +452,22 @@ impl Shard {
                     if let Some(exchange) = self.exchanges.get_mut(waiter) {
                         exchange.attachment = Some(*fresh);
                     }
+                    if let Some(attachment) = self.attachments.get_mut(key) {
+                        attachment.waiting -= 1;
+                    }
                     if let Some(attachment) = self.attachments.get_mut(*fresh) {
                         attachment.waiters.push_back(waiter);
                         attachment.waiting += 1;
                     }
                 }
+                // It leaves the old attachment by itself.
                 Err(fault) => self.refuse_exchange(border, waiter.slot, fault),
             }
+        }
+        if let Ok(fresh) = fresh {
+            // It may have its tunnel: another credential of the tenant came back to a session of
+            // another core meanwhile.
+            self.serve_waiters(border, fresh);
         }
         self.answer_polls(border);
     }

@@ -333,6 +333,33 @@ fn a_workers_goaway_ends_old_streams_in_order_and_new_ones_get_a_new_session() {
     assert_eq!(worker.heads().len(), 1);
 }
 
+/// A client with one call on a worker that serves one at a time.
+fn with_a_single_stream(world: &mut World) -> (Peer, Peer) {
+    let mut client = Peer::client(world);
+    client.request(world, &[], true);
+    let mut worker = Peer::worker_with(world, |limits| limits.max_concurrent_streams = 1);
+    worker.sync(world);
+    (client, worker)
+}
+
+#[test]
+fn those_who_wait_at_a_goaway_are_refused_when_nobody_else_may_come() {
+    let mut world = World::new();
+    let (mut client, mut worker) = with_a_single_stream(&mut world);
+    client.request(&mut world, &[], true);
+    client.request(&mut world, &[], true);
+    world.post(ringway::post::ShardPost::Drain { max: Duration::from_secs(60) });
+    worker.goaway(&mut world, 1);
+    client.sync(&mut world);
+    assert_eq!((status(&client, 0).0, status(&client, 1).0), (Some("14"), Some("14")));
+    let key = worker.key(0);
+    worker.head(&mut world, key, &[(":status", "200")], true);
+    client.sync(&mut world);
+    assert_eq!(client.field(2, ":status"), Some("200"), "what runs is finished");
+    world.pass(Duration::from_secs(2));
+    assert!(world.shard.is_empty());
+}
+
 #[test]
 fn dispatches_of_one_connection_are_a_burst_and_then_a_rate() {
     let mut world = World::new();
