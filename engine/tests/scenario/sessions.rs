@@ -361,6 +361,28 @@ fn those_who_wait_at_a_goaway_are_refused_when_nobody_else_may_come() {
 }
 
 #[test]
+fn those_who_wait_at_a_goaway_and_name_their_session_get_another_tunnel_of_it() {
+    let mut world = World::new();
+    let (_other, _there, id) = attached(&mut world);
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[("nvcf-reqid", &id)], true);
+    let work = poll(&mut world, &[&id]).expect("one more tunnel");
+    let mut worker =
+        Peer::dial_back_with(&mut world, &work, |limits| limits.max_concurrent_streams = 1);
+    worker.sync(&mut world);
+    client.request(&mut world, &[("nvcf-reqid", &id)], true);
+    client.request(&mut world, &[], true);
+    worker.goaway(&mut world, 1);
+    let again = poll(&mut world, &[&id]).expect("and another one");
+    assert_eq!((again.kind.as_str(), &again.request_id), ("reconnect", &id));
+    // Whoever named none uses what the connection uses now.
+    let mut fresh = Peer::dial_back(&mut world, &again);
+    fresh.sync(&mut world);
+    assert_eq!(fresh.heads().len(), 2);
+    assert!(poll(&mut world, &[]).is_none(), "nobody asked for a new session");
+}
+
+#[test]
 fn dispatches_of_one_connection_are_a_burst_and_then_a_rate() {
     let mut world = World::new();
     let mut client = Peer::client(&mut world);
