@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ringway_proto::time::Time;
+
 use super::body::{self, Way};
 use super::h2::List;
 
@@ -140,6 +142,9 @@ pub(crate) struct Ledger {
     pub(crate) clients_gone: BTreeSet<usize>,
     /// Clients of which one end has gone mad.
     pub(crate) mad: BTreeSet<usize>,
+    /// Tunnels that went not long ago: of which client, if one has used it, of which tenant, and
+    /// until when the gateway may not have seen it.
+    pub(crate) shaky: Vec<(Option<usize>, String, Time)>,
     /// Sessions clients have met: id, tenant, function.
     pub(crate) met: Vec<(String, &'static str, &'static str)>,
     /// Answers to CONNECTs that said 200, and all others.
@@ -178,6 +183,13 @@ impl Ledger {
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.client == client) {
             exchange.spoil();
         }
+    }
+
+    /// Whether a request of this client may meet a tunnel that has gone.
+    pub(crate) fn is_shaky(&self, client: usize, tenant: &str, now: Time) -> bool {
+        self.shaky
+            .iter()
+            .any(|(of, owner, until)| now < *until && of.map_or(owner == tenant, |of| of == client))
     }
 
     /// A worker takes work: it must be its own kind of work.

@@ -136,7 +136,7 @@ impl Request {
             tunnel: None,
             outcome: None,
             quit: false,
-            excuse: stage.ledger.draining,
+            excuse: stage.ledger.draining || stage.ledger.is_shaky(client, self.tenant, stage.now),
             most_down,
         }
     }

@@ -1,6 +1,7 @@
 //! A worker's tunnel: the CONNECT, then an HTTP/2 server that answers in every way there is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::body::{self, NAME_BYTES, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
@@ -9,6 +10,9 @@ use super::judge::field;
 use super::ledger::{Named, Work};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
 use super::serve::{Ending, Serve, When, answer_head};
+
+/// How long the gateway may take to see that a tunnel has gone: delays, and a core that pauses.
+const UNNOTICED: Duration = Duration::from_millis(500);
 
 /// A stream before it is known whose it is.
 #[derive(Debug)]
@@ -390,13 +394,16 @@ impl Tunnel {
         }
     }
 
-    /// Whoever uses this tunnel, or waits for it, has a reason to fail.
+    /// Whoever uses this tunnel, waits for it, or is sent to it before the gateway knows has a
+    /// reason to fail.
     fn excuse_all(&self, stage: &mut Stage<'_>) {
         let tenant = &self.work.tenant;
         for exchange in &mut stage.ledger.exchanges {
             let here = self.client.map_or(exchange.tenant == tenant, |of| exchange.client == of);
             exchange.excuse |= here && exchange.outcome.is_none();
         }
+        let until = stage.now + UNNOTICED;
+        stage.ledger.shaky.push((self.client, tenant.clone(), until));
     }
 
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
