@@ -144,6 +144,7 @@ impl Identity {
         Ok(ShardSettings {
             config: config.clone(),
             core,
+            cores: u16::try_from(config.cores.count).unwrap_or(u16::MAX),
             node: 0,
             incarnation: self.incarnation,
             secret: self.secret,

@@ -198,6 +198,7 @@ pub struct Limits {
     pub poll_ids: usize,
     pub poll_bytes: usize,
     pub mailbox: usize,
+    pub outbox: usize,
 }
 
 /// How dead peers are found.

@@ -1,6 +1,12 @@
-//! What threads send each other: the control thread to a shard, a shard to the control thread.
+//! What threads send each other: the control thread to a shard, a shard to the control thread, one
+//! shard to another.
 
+mod across;
+
+use std::collections::HashMap;
 use std::time::Duration;
+
+pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
 
 use crate::metrics::ShardMetrics;
 use crate::ring::Sender;
@@ -24,11 +30,12 @@ pub enum ShardPost {
     Stop,
     /// What another core's shard has to say.
     Core(CorePost),
+    /// Another core's shard panicked and began anew: all it knew is gone.
+    Restarted {
+        /// The core.
+        core: u16,
+    },
 }
-
-/// A message of one core's shard to another's.
-#[derive(Debug)]
-pub enum CorePost {}
 
 /// A message to the control thread.
 #[derive(Debug)]
@@ -94,4 +101,69 @@ pub struct SessionRow {
     pub age_ms: u64,
     /// Why it ended, once it has.
     pub close_reason: Option<&'static str>,
+}
+
+impl SessionRow {
+    /// One row for each session, in the order of the first of its rows: a session may have
+    /// attachments on several cores, and the liveliest speaks for it.
+    #[must_use]
+    pub fn joined(rows: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        let mut places = HashMap::new();
+        for row in rows {
+            let place = *places.entry(row.request_id).or_insert(joined.len());
+            match joined.get_mut(place) {
+                Some(first) => first.join(row),
+                None => joined.push(row),
+            }
+        }
+        joined
+    }
+
+    fn join(&mut self, mut other: Self) {
+        if other.liveliness() > self.liveliness() {
+            std::mem::swap(self, &mut other);
+        }
+        if other.close_reason.is_none() {
+            self.streams += other.streams;
+            self.bytes_in += other.bytes_in;
+            self.bytes_out += other.bytes_out;
+        }
+    }
+
+    fn liveliness(&self) -> u8 {
+        match self.state {
+            "closed" => 0,
+            "waiting" => 1,
+            "active" => 3,
+            _ => 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_on_several_cores_has_one_row() {
+        let row = |id: u128, core, state, streams| SessionRow {
+            request_id: uuid::Uuid::from_u128(id),
+            core,
+            state,
+            streams,
+            close_reason: (state == "closed").then_some("shutdown"),
+            ..SessionRow::default()
+        };
+        let rows = SessionRow::joined([
+            row(1, 0, "waiting", 1),
+            row(2, 0, "closed", 5),
+            row(3, 1, "attached", 0),
+            row(1, 1, "active", 2),
+            row(1, 2, "attached", 4),
+            row(2, 2, "attached", 1),
+        ]);
+        let told: Vec<_> = rows.iter().map(|row| (row.core, row.state, row.streams)).collect();
+        assert_eq!(told, [(1, "active", 7), (2, "attached", 1), (1, "attached", 0)]);
+    }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use ringway::border::ConnId;
 use ringway::control::local::{
-    Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Work, WorkKind,
+    Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Work, WorkKind,
 };
 use ringway::demo::pb::EchoMessage;
 use ringway::demo::pb::echo_client::EchoClient;
@@ -86,7 +86,10 @@ impl Gateway {
     fn submit(&self, kind: WorkKind, id: u128) {
         let mut state = self.state.lock().unwrap();
         let work = Work {
-            ticket: state.dispatch.fullest() as u64 + 1000 * id as u64 + kind as u64,
+            ticket: Ticket {
+                core: 0,
+                number: state.dispatch.fullest() as u64 + 1000 * id as u64 + kind as u64,
+            },
             kind,
             request_id: Uuid::from_u128(id),
             tenant: "dev".into(),
@@ -132,7 +135,7 @@ async fn connection(
     address: SocketAddr,
     tunnels: mpsc::UnboundedSender<TcpStream>,
 ) {
-    let poll = PollId { core: 0, conn: ConnId { slot, generation: 0 } };
+    let poll = PollId { core: 0, conn: ConnId { slot, generation: 0 }, round: 1 };
     let (sender, mut answers) = mpsc::unbounded_channel();
     state.lock().unwrap().polls.insert(slot, sender);
     let mut read = Vec::new();

@@ -105,10 +105,10 @@ impl Scrape {
         sum
     }
 
-    /// All cores' sessions.
+    /// All cores' sessions, each once.
     #[must_use]
     pub fn into_sessions(self) -> Vec<SessionRow> {
-        self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions).collect()
+        SessionRow::joined(self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions))
     }
 
     /// Writes how complete the scrape is.

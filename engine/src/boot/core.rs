@@ -333,6 +333,7 @@ mod tests {
             settings: ShardSettings {
                 config: config.clone(),
                 core: 0,
+                cores: 1,
                 node: 0,
                 incarnation: 1,
                 secret: [1; 16],

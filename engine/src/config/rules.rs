@@ -230,6 +230,7 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         poll_ids: section.count("poll_ids", p) as usize,
         poll_bytes: section.bytes("poll_bytes", p),
         mailbox: section.count("mailbox", p) as usize,
+        outbox: section.count("outbox", p) as usize,
     };
     check_limits(&section, &limits, p);
     limits

@@ -289,6 +289,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "4096",
         "Messages that wait for another thread.",
     ),
+    setting(
+        "limits.outbox",
+        Kind::Count(64, MILLION),
+        "65536",
+        "Messages of a core that wait for room in another one's mailbox.",
+    ),
     later("limits.failed_connects", "Failed CONNECTs of one address."),
     later("limits.parked_tunnels", "Tunnels kept after their client has gone."),
     later("limits.trace_records", "Records of the flight recorder."),

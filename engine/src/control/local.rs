@@ -8,7 +8,7 @@ mod policy;
 mod poll;
 
 pub use dispatch::{
-    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, TooManyPolls, Work,
+    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, Ticket, TooManyPolls, Work,
     WorkKind,
 };
 pub use policy::{Denied, Grant, Policy, PollFault};

@@ -174,6 +174,8 @@ labels! {
         TraceRecords => "trace_records",
         /// Messages waiting for another thread.
         Mailbox => "mailbox",
+        /// Messages waiting for room in another core's mailbox.
+        Outbox => "outbox",
     }
 }
 
@@ -191,6 +193,7 @@ impl Limit {
                 | Self::Polls
                 | Self::TraceRecords
                 | Self::Mailbox
+                | Self::Outbox
         )
     }
 }

@@ -13,17 +13,18 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::Shard;
-use super::close::Cause;
 use super::conn::Pin;
 use super::exchange::At;
-use super::session::Session;
+use super::home::Question;
+use super::session::{Session, check};
 use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::config::{HonourId, Scope};
-use crate::control::local::{Work, WorkKind};
+use crate::control::local::{Grant, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
+use crate::post::SessionFacts;
 
 /// One attachment.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(crate) struct Attachment {
     pub(crate) tenant: Arc<str>,
     pub(crate) function: Arc<str>,
     pub(crate) version: Arc<str>,
+    /// When the session began.
+    pub(crate) session_opened: Time,
     pub(crate) state: State,
     /// Exchanges whose head waits for the tunnel or for a stream on it.
     pub(crate) waiters: VecDeque<Key>,
@@ -50,6 +53,8 @@ pub(crate) struct Attachment {
 /// Where an attachment is on its way.
 #[derive(Debug)]
 pub(crate) enum State {
+    /// The session's home, another core, is asked whether the client may have it.
+    Asking { question: Box<Question> },
     /// Nothing is asked yet: that waits for the end of the turn, so that a request which is taken
     /// back in the same breath costs no worker anything.
     Fresh { kind: WorkKind },
@@ -82,7 +87,7 @@ impl Attachment {
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
             State::Attached { tunnel } => Some(tunnel),
-            State::Fresh { .. } | State::Waiting { .. } => None,
+            State::Asking { .. } | State::Fresh { .. } | State::Waiting { .. } => None,
         }
     }
 }
@@ -208,8 +213,9 @@ impl Shard {
         self.admit_dispatch(client, &grant.tenant, now)?;
         let random = self.random_bytes();
         let id = self.request_ids.mint(random);
-        let session = Session::new(id, grant.tenant, grant.function, grant.version, now);
-        self.sessions.insert(session);
+        let Grant { tenant, function, version, .. } = grant;
+        let facts = SessionFacts { tenant, function, version, opened: now };
+        self.sessions.insert(Session::new(id, facts));
         self.dispatch(client, pin, id, (WorkKind::New, now))
     }
 
@@ -221,38 +227,36 @@ impl Shard {
         id: Uuid,
         now: Time,
     ) -> Result<Key, Box<Fault>> {
-        let Some(session) = self.sessions.get(id).filter(|session| session.tunnels > 0) else {
-            // An attachment of ours may wait for its first tunnel still: then the session exists.
-            let waiting = self.own_attachment(client, id);
-            return waiting.ok_or_else(|| Box::new(Fault::SessionNotFound { request_id: id }));
-        };
         let hop = self.conns.hop(client).and_then(|hop| hop.client());
         let Some(pinned) = hop.and_then(|hop| hop.pins.get(pin)) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        // The order of these checks is the contract's (3.3).
-        if *session.function.as_bytes() != *pinned.function {
-            return Err(Box::new(Fault::FunctionMismatch { request_id: id }));
-        }
-        if !pinned.version.is_empty() && *session.version.as_bytes() != *pinned.version {
-            return Err(Box::new(Fault::VersionMismatch { request_id: id }));
-        }
-        if session.tenant != pinned.grant.tenant {
-            return Err(Box::new(Fault::TenantMismatch { request_id: id }));
-        }
-        if let Some(key) = self.own_attachment(client, id) {
+        let wanted = (&*pinned.function, &*pinned.version);
+        let tenant = pinned.grant.tenant.clone();
+        // It may wait for its first tunnel still, which nobody else would be told to exist.
+        let own = self.own_attachment(client, id);
+        if let Some((key, own)) = own.and_then(|key| Some((key, self.attachments.get(key)?))) {
+            check(&own.facts(), id, wanted, &tenant).map_err(Box::new)?;
             return Ok(key);
         }
-        let tenant = pinned.grant.tenant.clone();
+        if self.session_home(id) != self.settings.core {
+            return self.ask_home(client, pin, id, now);
+        }
+        let Some(session) = self.sessions.get(id).filter(|session| session.tunnels > 0) else {
+            return Err(Box::new(Fault::SessionNotFound { request_id: id }));
+        };
+        check(&session.facts, id, wanted, &tenant).map_err(Box::new)?;
         self.admit_dispatch(client, &tenant, now)?;
         self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
     }
 
     /// This connection's attachment to a session, if it may take new streams.
-    fn own_attachment(&self, client: ConnId, id: Uuid) -> Option<Key> {
+    pub(super) fn own_attachment(&self, client: ConnId, id: Uuid) -> Option<Key> {
         let hop = self.conns.hop(client)?.client()?;
         let serves = |key: &&Key| {
-            self.attachments.get(**key).is_some_and(|a| a.session == id && !self.is_going(a))
+            self.attachments.get(**key).is_some_and(|a| {
+                a.session == id && !self.is_going(a) && !matches!(a.state, State::Asking { .. })
+            })
         };
         hop.attachments.iter().find(serves).copied()
     }
@@ -263,7 +267,7 @@ impl Shard {
     }
 
     /// Limits on what one connection may cause (L12), and no new sessions while draining.
-    fn admit_dispatch(
+    pub(super) fn admit_dispatch(
         &mut self,
         client: ConnId,
         tenant: &Arc<str>,
@@ -273,7 +277,7 @@ impl Shard {
             return Err(Box::new(Fault::Draining));
         }
         let limits = &self.settings.config.limits;
-        if self.pending + self.fresh.len() >= limits.pending_sessions {
+        if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
             self.metrics.limit_hit(Limit::PendingSessions);
             return Err(Box::new(Fault::Overloaded));
         }
@@ -329,24 +333,9 @@ impl Shard {
             return Err(Box::new(Fault::TunnelLost));
         };
         session.attachments += 1;
-        let mut id_text = [0; 36];
-        session.id.hyphenated().encode_lower(&mut id_text);
-        let key = self.attachments.insert(Attachment {
-            client,
-            client_address: hop.peer,
-            session: id,
-            id_text,
-            tenant: session.tenant.clone(),
-            function: session.function.clone(),
-            version: session.version.clone(),
-            state: State::Fresh { kind },
-            waiters: VecDeque::new(),
-            waiting: 0,
-            opened: now,
-            streams: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-        });
+        let mut attachment = Attachment::new((client, hop.peer), id, &session.facts, now);
+        attachment.state = State::Fresh { kind };
+        let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
             owner.attachments.push(key);
             owner.tunnels_seen += 1;
@@ -378,10 +367,7 @@ impl Shard {
         }
         self.await_worker(key, token, border.now);
         self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
-        if self.local.submit(work).is_err() {
-            self.metrics.limit_hit(Limit::WorkQueue);
-            self.give_up(border, key, Cause::QUEUE_FULL);
-        }
+        self.submit(border, key, work);
     }
 
     fn await_worker(&mut self, key: Key, token: Box<WorkerToken>, now: Time) {
@@ -402,10 +388,10 @@ impl Shard {
         Box::new(self.tokens.mint(self.settings.core, key.slot, key.generation, &random))
     }
 
-    fn work(&self, key: Key, kind: WorkKind, token: &WorkerToken) -> Work {
+    pub(super) fn work(&self, key: Key, kind: WorkKind, token: &WorkerToken) -> Work {
         let attachment = self.attachments.get(key).expect("the caller has just made it");
         Work {
-            ticket: ticket(key),
+            ticket: self.ticket(key),
             kind,
             request_id: attachment.session,
             tenant: attachment.tenant.clone(),
@@ -486,7 +472,12 @@ impl Shard {
     }
 }
 
-/// An attachment's name towards the dispatch.
-pub(crate) fn ticket(key: Key) -> u64 {
+/// An attachment's number in its name towards other cores.
+pub(crate) fn number_of(key: Key) -> u64 {
     u64::from(key.generation) << 32 | u64::from(key.slot)
+}
+
+/// The attachment of this core with that name.
+pub(crate) fn key_of(ticket: Ticket) -> Key {
+    Key { slot: ticket.number as u32, generation: (ticket.number >> 32) as u32 }
 }

@@ -5,7 +5,7 @@ use ringway_proto::fault::Fault;
 use ringway_proto::h2::ErrorCode;
 
 use super::Shard;
-use super::attach::{Attachment, State, ticket};
+use super::attach::{Attachment, State};
 use super::conn::{Conn, Hop, Leaving, Side};
 use super::exchange::{Exchange, Way};
 use super::table::Key;
@@ -61,6 +61,12 @@ impl Cause {
         Self::new(CloseReason::Deleted, CloseCode::None, "wrong ids were tried with its token");
     pub(crate) const QUEUE_FULL: Self =
         Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
+
+    pub(crate) const NO_ROOM: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "another core had no room for its work",
+    );
 
     /// What those are told who still wait for a worker.
     fn fault(self) -> &'static Fault {
@@ -319,6 +325,17 @@ impl Shard {
 
     /// Ends an attachment whose exchanges are gone or still wait for it.
     pub(super) fn give_up(&mut self, border: &mut Border, key: Key, cause: Cause) {
+        self.give_up_with(border, key, cause, cause.fault());
+    }
+
+    /// As [`Self::give_up`], with another word for those who wait.
+    pub(super) fn give_up_with(
+        &mut self,
+        border: &mut Border,
+        key: Key,
+        cause: Cause,
+        fault: &Fault,
+    ) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         if let Some(tunnel) = attachment.tunnel() {
             return self.tunnel_gone(border, tunnel, cause);
@@ -329,7 +346,7 @@ impl Shard {
         }
         for waiter in waiters {
             if self.exchanges.get(waiter).is_some() {
-                self.refuse_exchange(border, waiter.slot, cause.fault());
+                self.refuse_exchange(border, waiter.slot, fault);
             }
         }
     }
@@ -342,10 +359,14 @@ impl Shard {
         }
         match attachment.state {
             // Nobody was asked for it: there is nothing to count and nothing to remember.
-            State::Fresh { .. } => return self.sessions.forget(attachment.session),
+            State::Asking { .. } => {
+                self.asking -= 1;
+                return self.session_forgotten(attachment.session, key);
+            }
+            State::Fresh { .. } => return self.session_forgotten(attachment.session, key),
             State::Waiting { .. } => {
                 self.no_longer_pending(&attachment.tenant);
-                self.local.withdraw(ticket(key));
+                self.withdraw(key, &attachment.function, &attachment.version);
             }
             State::Attached { .. } => {}
         }
@@ -353,10 +374,8 @@ impl Shard {
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
-        let had_tunnel = attachment.tunnel().is_some();
-        let row = || self.closed_row(attachment, cause.reason.label());
-        let row = row();
-        self.sessions.detach(attachment.session, had_tunnel, || row);
+        let row = self.closed_row(attachment, cause.reason.label());
+        self.session_left(key, attachment, row);
         let edge = SessionEdge {
             eviction_reason: cause.reason.label(),
             close_code: cause.code.label(),

@@ -8,6 +8,7 @@ use ringway_proto::h1::head::Scan;
 use ringway_proto::h2;
 use ringway_proto::time::Time;
 
+use super::dispatch::Desk;
 use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
@@ -50,6 +51,8 @@ pub(crate) struct Plain {
     /// A poll of this connection waits for work.
     /// Polls of this connection that are not answered yet.
     pub(crate) polls: u32,
+    /// Where it stands with the dispatch.
+    pub(crate) desk: Desk,
     /// The connection ends with the answer to its poll.
     pub(crate) last: bool,
     /// `100 Continue` was sent for the unfinished request.
@@ -66,6 +69,7 @@ impl Plain {
             idle_since: now,
             begun: None,
             polls: 0,
+            desk: Desk::default(),
             scan: Scan::default(),
             last: false,
             continued: false,

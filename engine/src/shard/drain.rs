@@ -10,6 +10,7 @@ use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::timer::Due;
 use super::watch::DRAIN_PING;
 use crate::border::{Border, Close, ConnId, Listener};
+use crate::post::CorePost;
 
 /// The highest stream id: a GOAWAY that refuses nothing yet (RFC 9113 §6.8).
 const EVERY_STREAM: u32 = 0x7fff_ffff;
@@ -92,13 +93,45 @@ impl Shard {
         }
     }
 
-    /// Called each turn: a drain is over when no client is left.
+    /// Called each turn: a drain is over when no client is left, on any core: until then other
+    /// cores' tokens, work and sessions need this one.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
-        if self.draining == Some(Draining::Open) && self.metrics.active_connections == 0 {
+        if self.draining == Some(Draining::Open) && self.all_are_idle() {
             self.end_all(border, Close::Flush);
         }
+        let over = self.draining == Some(Draining::Over);
+        if over || self.metrics.active_connections == 0 {
+            self.tell_idle();
+        }
         // What is still being flushed is the reactor's.
-        self.finished |= self.draining == Some(Draining::Over);
+        self.finished |= over;
+    }
+
+    fn tell_idle(&mut self) {
+        if std::mem::replace(&mut self.told_idle, true) {
+            return;
+        }
+        let core = self.settings.core;
+        for other in (0..self.settings.cores).filter(|other| *other != core) {
+            self.tell(other, CorePost::Idle { core });
+        }
+    }
+
+    /// Whether all cores have said that they have no client left, and this one's word is out.
+    pub(super) fn all_are_idle(&self) -> bool {
+        let others = usize::from(self.settings.cores).saturating_sub(1);
+        self.metrics.active_connections == 0
+            && self.idle.len() >= others
+            && (others == 0 || self.told_idle)
+            && self.core_posts.is_empty()
+            && !self.outbox.holds_idle()
+    }
+
+    /// Another core that drains has no client left.
+    pub(super) fn idle_elsewhere(&mut self, core: u16) {
+        if !self.idle.contains(&core) {
+            self.idle.push(core);
+        }
     }
 }
 

@@ -9,11 +9,16 @@ mod attach;
 mod client;
 mod close;
 mod conn;
+mod dispatch;
 mod drain;
 mod exchange;
+mod home;
+mod mail;
 mod memo;
+mod moving;
 mod relay;
 mod reply;
+mod restart;
 mod session;
 mod settings;
 mod snapshot;
@@ -39,6 +44,7 @@ use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::mail::Outbox;
 use self::memo::InHand;
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
@@ -46,7 +52,7 @@ use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
-use crate::border::{Border, Close, ConnId, Core, End, Listener};
+use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
 use crate::pool::Segment;
@@ -96,8 +102,16 @@ pub struct Shard {
     poll_answers: Vec<(PollId, PollAnswer)>,
     /// Messages for the control thread.
     posts: Vec<ControlPost>,
-    /// Messages for other cores.
+    /// Messages for other cores, and those that found no room.
     core_posts: Vec<(u16, CorePost)>,
+    outbox: Outbox,
+    /// Attachments that wait for another core's answer.
+    asking: usize,
+    /// Rounds of polls so far (see [`PollId`]).
+    rounds: u64,
+    /// Other cores that drain and have no client left, and whether they were told so of this one.
+    idle: Vec<u16>,
+    told_idle: bool,
 }
 
 impl Shard {
@@ -138,22 +152,18 @@ impl Shard {
             poll_answers: Vec::new(),
             posts: Vec::new(),
             core_posts: Vec::new(),
+            outbox: Outbox::default(),
+            asking: 0,
+            // Those of a dead shard in whose place this one is are never met again.
+            rounds: u64::from(generation) << 32,
+            idle: Vec::new(),
+            told_idle: false,
         }
     }
 
     /// The messages for the control thread since the last call.
     pub fn take_posts(&mut self, into: &mut Vec<ControlPost>) {
         into.append(&mut self.posts);
-    }
-
-    /// The messages for other cores since the last call, each with the core it is for.
-    pub fn take_core_posts(&mut self, into: &mut Vec<(u16, CorePost)>) {
-        into.append(&mut self.core_posts);
-    }
-
-    /// A message found its core's mailbox full.
-    pub fn undelivered(&mut self, _border: &mut Border, _to: u16, post: CorePost) {
-        match post {}
     }
 
     /// The core's counters, for tests and the simulated world.
@@ -172,6 +182,9 @@ impl Shard {
             && self.local.is_empty()
             && self.held == 0
             && self.pending == 0
+            && self.asking == 0
+            && self.core_posts.is_empty()
+            && self.outbox.is_empty()
     }
 
     fn random_bytes<const N: usize>(&mut self) -> [u8; N] {
@@ -382,12 +395,7 @@ impl Shard {
     fn fire(&mut self, border: &mut Border, due: Due) {
         match due {
             Due::Conn { slot, generation } => self.look_at(border, ConnId { slot, generation }),
-            Due::Wait(key) => {
-                let waiting = |a: &Attachment| matches!(a.state, attach::State::Waiting { .. });
-                if self.attachments.get(key).is_some_and(waiting) {
-                    self.give_up(border, key, Cause::NO_WORKER);
-                }
-            }
+            Due::Wait(key) => self.waited(border, key),
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
@@ -497,12 +505,21 @@ impl Core for Shard {
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
-            ShardPost::Core(post) => match post {},
+            ShardPost::Core(post) => self.core_posted(border, post),
+            ShardPost::Restarted { core } => self.restarted(border, core),
         }
+    }
+
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.now = border.now;
+        self.let_go_of(border, conn, parcel);
     }
 
     fn turn(&mut self, border: &mut Border) {
         self.now = border.now;
+        if !self.outbox.is_empty() {
+            self.retry_mail(border);
+        }
         while let Some(due) = self.timers.pop(border.now) {
             self.fire(border, due);
         }
@@ -529,10 +546,9 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
-        match (self.timers.next(), self.local.deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let due = [self.timers.next(), self.local.deadline(), self.outbox.deadline()];
+        let over = self.draining == Some(Draining::Open) && self.all_are_idle();
+        due.into_iter().flatten().chain(over.then_some(self.now)).min()
     }
 
     fn finished(&self) -> bool {

@@ -3,10 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use crate::post::SessionRow;
+use crate::control::local::Ticket;
+use crate::metrics::CloseReason;
+use crate::post::{Join, Leave, SessionFacts, SessionRow};
 
 /// Closed sessions that `/sessions` still shows.
 const RECENT: usize = 256;
@@ -15,26 +18,65 @@ const RECENT: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: Uuid,
-    pub(crate) tenant: Arc<str>,
-    pub(crate) function: Arc<str>,
-    pub(crate) version: Arc<str>,
-    pub(crate) opened: Time,
-    /// Attachments that wait or have a tunnel.
+    pub(crate) facts: SessionFacts,
+    /// Attachments that wait or have a tunnel, on all cores.
     pub(crate) attachments: u32,
     /// Tunnels open now: the worker ends the session with its last one (contract 4.6).
     pub(crate) tunnels: u32,
+    /// The attachments on other cores, and whether each has its tunnel.
+    elsewhere: Vec<(Ticket, bool)>,
 }
 
 impl Session {
-    pub(crate) fn new(
-        id: Uuid,
-        tenant: Arc<str>,
-        function: Arc<str>,
-        version: Arc<str>,
-        opened: Time,
-    ) -> Self {
-        Self { id, tenant, function, version, opened, attachments: 0, tunnels: 0 }
+    pub(crate) fn new(id: Uuid, facts: SessionFacts) -> Self {
+        Self { id, facts, attachments: 0, tunnels: 0, elsewhere: Vec::new() }
     }
+
+    fn has_tunnel(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.elsewhere[at].1, true) {
+            self.tunnels += 1;
+        }
+    }
+
+    /// What remains of a session that ended with its core.
+    fn lost_row(&self, core: u16, now: Time) -> SessionRow {
+        let age = now.since(self.facts.opened).as_millis();
+        SessionRow {
+            request_id: self.id,
+            function_id: self.facts.function.to_string(),
+            function_version_id: self.facts.version.to_string(),
+            tenant: self.facts.tenant.to_string(),
+            state: "closed",
+            core,
+            age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+            close_reason: Some(CloseReason::Shutdown.label()),
+            ..SessionRow::default()
+        }
+    }
+
+    fn place(&self, ticket: Ticket) -> Option<usize> {
+        self.elsewhere.iter().position(|(other, _)| *other == ticket)
+    }
+}
+
+/// Whether a request with this function key and tenant may have the session: E8, E9, E10, in the
+/// contract's order (3.3).
+pub(crate) fn check(
+    facts: &SessionFacts,
+    request_id: Uuid,
+    (function, version): (&[u8], &[u8]),
+    tenant: &Arc<str>,
+) -> Result<(), Fault> {
+    if facts.function.as_bytes() != function {
+        return Err(Fault::FunctionMismatch { request_id });
+    }
+    if !version.is_empty() && facts.version.as_bytes() != version {
+        return Err(Fault::VersionMismatch { request_id });
+    }
+    if facts.tenant != *tenant {
+        return Err(Fault::TenantMismatch { request_id });
+    }
+    Ok(())
 }
 
 /// All sessions of one core.
@@ -64,11 +106,15 @@ impl Sessions {
         session.tunnels -= u32::from(had_tunnel);
         if session.attachments == 0 {
             self.live.remove(&id);
-            if self.recent.len() == RECENT {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(row());
+            self.remember(row());
         }
+    }
+
+    fn remember(&mut self, row: SessionRow) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(row);
     }
 
     /// An attachment less that never was more than a wish.
@@ -78,6 +124,58 @@ impl Sessions {
             if session.attachments == 0 {
                 self.live.remove(&id);
             }
+        }
+    }
+
+    /// An attachment of another core. Told again, it counts once; a session that is not known any
+    /// more is known again.
+    pub(crate) fn join(&mut self, Join { id, ticket, facts, tunnel }: Join) {
+        let session = self.live.entry(id).or_insert_with(|| Session::new(id, facts));
+        let at = session.place(ticket).unwrap_or_else(|| {
+            session.attachments += 1;
+            session.elsewhere.push((ticket, false));
+            session.elsewhere.len() - 1
+        });
+        if tunnel {
+            session.has_tunnel(at);
+        }
+    }
+
+    /// An attachment of another core has its tunnel.
+    pub(crate) fn tunnel_elsewhere(&mut self, id: Uuid, ticket: Ticket) {
+        if let Some(session) = self.live.get_mut(&id)
+            && let Some(at) = session.place(ticket)
+        {
+            session.has_tunnel(at);
+        }
+    }
+
+    /// An attachment of another core less; the last one ends the session.
+    pub(crate) fn leave(&mut self, Leave { id, ticket, row }: Leave) {
+        let Some(session) = self.live.get_mut(&id) else { return };
+        let Some(at) = session.place(ticket) else { return };
+        let (_, had_tunnel) = session.elsewhere.swap_remove(at);
+        session.attachments -= 1;
+        session.tunnels -= u32::from(had_tunnel);
+        if session.attachments == 0 {
+            self.live.remove(&id);
+            if let Some(row) = row {
+                self.remember(row);
+            }
+        }
+    }
+
+    /// The attachments of a core that has begun anew are gone.
+    pub(crate) fn forget_core(&mut self, core: u16, now: Time) {
+        let of_core = |session: &Session| {
+            let tickets = session.elsewhere.iter().map(|(ticket, _)| *ticket);
+            let tickets = tickets.filter(|ticket| ticket.core == core);
+            tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()
+        };
+        let gone: Vec<(Uuid, Ticket)> = self.live.values().flat_map(of_core).collect();
+        for (id, ticket) in gone {
+            let row = self.live.get(&id).map(|session| session.lost_row(core, now));
+            self.leave(Leave { id, ticket, row });
         }
     }
 

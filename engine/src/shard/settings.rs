@@ -15,6 +15,8 @@ pub struct ShardSettings {
     pub config: Arc<Config>,
     /// Logical number of this core.
     pub core: u16,
+    /// How many cores there are; they are numbered from 0.
+    pub cores: u16,
     /// Number of this node.
     pub node: u16,
     /// Names this run of the process in ids and tokens.

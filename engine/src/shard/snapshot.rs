@@ -1,9 +1,7 @@
 //! What the admin port shows of a core.
 
-use std::collections::HashMap;
-
 use super::Shard;
-use super::attach::Attachment;
+use super::attach::{Attachment, State};
 use super::conn::Hop;
 use crate::metrics::{CopyWhy, Limit};
 use crate::post::{SessionRow, Snapshot};
@@ -12,7 +10,7 @@ impl Shard {
     pub(super) fn snapshot(&self, border: &crate::border::Border) -> Snapshot {
         let mut metrics = self.metrics.clone();
         metrics.function_requests.expire(self.now);
-        metrics.worker_connections_active = self.attachments.len() as u64;
+        metrics.worker_connections_active = (self.attachments.len() - self.asking) as u64;
         metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
         let limits = &self.settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
@@ -30,6 +28,7 @@ impl Shard {
         gauge(Limit::PendingSessions, self.pending, limits.pending_sessions);
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
+        gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
         let mut widest = (0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());
@@ -46,27 +45,10 @@ impl Shard {
     }
 
     fn session_rows(&self) -> Vec<SessionRow> {
-        let mut rows: HashMap<uuid::Uuid, SessionRow> = HashMap::new();
-        for (_, attachment) in self.attachments.iter() {
-            let row = self.live_row(attachment);
-            match rows.get_mut(&attachment.session) {
-                Some(first) => {
-                    first.streams += row.streams;
-                    first.bytes_in += row.bytes_in;
-                    first.bytes_out += row.bytes_out;
-                    // The liveliest attachment speaks for the session.
-                    if rank(row.state) > rank(first.state) {
-                        first.state = row.state;
-                        first.tunnel = row.tunnel;
-                        first.client_address = row.client_address;
-                    }
-                }
-                None => {
-                    rows.insert(attachment.session, row);
-                }
-            }
-        }
-        let mut rows: Vec<SessionRow> = rows.into_values().collect();
+        let shown = self.attachments.iter().map(|(_, attachment)| attachment);
+        // Whose session a question is about is not known yet.
+        let shown = shown.filter(|a| !matches!(a.state, State::Asking { .. }));
+        let mut rows = SessionRow::joined(shown.map(|attachment| self.live_row(attachment)));
         rows.sort_by_key(|row| row.age_ms);
         rows.extend(self.sessions.recent().cloned());
         rows
@@ -98,7 +80,7 @@ impl Shard {
     }
 
     fn row(&self, attachment: &Attachment) -> SessionRow {
-        let opened = self.sessions.get(attachment.session).map_or(attachment.opened, |s| s.opened);
+        let opened = attachment.session_opened;
         SessionRow {
             request_id: attachment.session,
             function_id: attachment.function.to_string(),
@@ -114,13 +96,5 @@ impl Shard {
             age_ms: u64::try_from(self.now.since(opened).as_millis()).unwrap_or(u64::MAX),
             close_reason: None,
         }
-    }
-}
-
-fn rank(state: &str) -> u8 {
-    match state {
-        "active" => 2,
-        "attached" => 1,
-        _ => 0,
     }
 }

@@ -47,7 +47,7 @@ impl Shard {
             Conn::Http1(plain) | Conn::Door(plain) => {
                 let at = match plain.begun {
                     Some(begun) => Some(begun + handshake),
-                    None if plain.polls > 0 => None,
+                    None if plain.polls > 0 => plain.desk.until,
                     None => Some(plain.idle_since + PLAIN_IDLE),
                 };
                 (at, &mut plain.timer)
@@ -83,9 +83,13 @@ impl Shard {
                     self.metrics.limit_hit(Limit::Handshake);
                     border.put(conn, REQUEST_TIMEOUT);
                 }
+                let overdue = plain.polls > 0 && plain.desk.until.is_some_and(|at| at <= now);
                 if late || idle {
                     self.end_plain(border, conn);
                     return;
+                }
+                if overdue {
+                    self.poll_overdue(border, conn);
                 }
             }
             Some(Conn::Hop(hop)) => {

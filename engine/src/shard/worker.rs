@@ -8,12 +8,12 @@ use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
 
 use super::Shard;
-use super::attach::{State, ticket};
+use super::attach::State;
 use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
-use crate::control::local::{PollAnswer, PollFault, PollId, PollRequest};
+use crate::control::local::{PollFault, PollRequest};
 use crate::metrics::Limit;
 use crate::pool::Segment;
 
@@ -27,15 +27,31 @@ enum Next {
     Leave,
 }
 
+/// Where a token was good.
+enum Taken {
+    /// Here, for this attachment; so long after it was minted.
+    Here(Key, std::time::Duration),
+    /// It is another core's to say.
+    Elsewhere(u16),
+}
+
 impl Shard {
     /// Bytes from a worker's connection that is no tunnel yet.
     pub(super) fn door_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        if self.received_moving(border, conn, segment) {
+            return;
+        }
         let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
         door.input.extend_from_slice(border.pool.bytes(segment));
         door.begun.get_or_insert(border.now);
+        self.serve_door(border, conn);
+    }
+
+    /// Serves what is whole of a worker's input.
+    pub(super) fn serve_door(&mut self, border: &mut Border, conn: ConnId) {
         loop {
             let mut fields = std::mem::take(&mut self.fields);
-            let next = self.door_request(border, conn, segment, &mut fields);
+            let next = self.door_request(border, conn, &mut fields);
             self.fields = fields;
             match next {
                 Next::Continue => {}
@@ -46,13 +62,7 @@ impl Shard {
         self.watch(conn);
     }
 
-    fn door_request(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        segment: Segment,
-        fields: &mut Fields,
-    ) -> Next {
+    fn door_request(&mut self, border: &mut Border, conn: ConnId, fields: &mut Fields) -> Next {
         let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return Next::Leave };
         if door.input.is_empty() {
             door.begun = None;
@@ -70,9 +80,8 @@ impl Shard {
             }
         };
         if connect::endpoint(fields) == Endpoint::Connect {
-            let tail = door.input.len() - head.head_len;
-            let tail = segment.part(segment.len as usize - tail, tail);
-            return self.connect(border, conn, fields, tail);
+            let tail = door.input[head.head_len..].to_vec();
+            return self.connect(border, conn, fields, &tail);
         }
         let body = match head.body {
             Body::None => 0,
@@ -112,7 +121,7 @@ impl Shard {
         let method = fields.first(Token::Method).unwrap_or_default();
         match connect::endpoint(fields) {
             Endpoint::Work if method == b"POST" => {
-                if let Err(fault) = self.poll(conn, fields, body) {
+                if let Err(fault) = self.poll(border, conn, fields, body) {
                     self.end_poll(border, conn);
                     self.door_answer(border, conn, fault.status, &fault.text);
                 }
@@ -139,94 +148,40 @@ impl Shard {
                 door.last = true;
                 return Next::Wait;
             }
+            // Nothing will tell whether its answer arrived.
+            self.poll_delivered(conn);
             self.end_plain(border, conn);
         }
         Next::Leave
     }
 
     /// One poll for work (design 4.3).
-    fn poll(&mut self, conn: ConnId, fields: &Fields, body: &[u8]) -> Result<(), PollFault> {
+    fn poll(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        fields: &Fields,
+        body: &[u8],
+    ) -> Result<(), PollFault> {
         let most = self.settings.config.limits.poll_ids;
         let bad = |text| PollFault { status: 400, text };
         let request = PollRequest::parse(body, most).map_err(bad)?;
         let authorization = fields.first(Token::Authorization).unwrap_or_default();
         let credential = authorization.strip_prefix(b"Bearer ").unwrap_or(authorization);
         self.policy.worker(credential, &request)?;
-        let poll = poll_id(self.settings.core, conn);
-        // The next request on the connection: what was answered before has arrived.
-        self.local.delivered(poll);
-        if self.local.poll(poll, request, self.now).is_err() {
-            self.metrics.limit_hit(Limit::Polls);
-            return Err(PollFault { status: 503, text: "too many polls wait: try later".into() });
-        }
-        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
-            door.polls += 1;
-        }
-        Ok(())
-    }
-
-    /// Another request came while a poll waits: the poll is replaced (design 4.5).
-    fn end_poll(&mut self, border: &mut Border, conn: ConnId) {
-        let poll = poll_id(self.settings.core, conn);
-        self.answer_polls(border);
-        self.local.delivered(poll);
-        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
-            for _ in 0..std::mem::take(&mut door.polls) {
-                self.local.gone(poll);
-                border.put(conn, NO_WORK);
-            }
-        }
-    }
-
-    /// Sends the answers that the dispatch has for polls of this core.
-    pub(super) fn answer_polls(&mut self, border: &mut Border) {
-        let mut answers = std::mem::take(&mut self.poll_answers);
-        self.local.take_answers(&mut answers);
-        for (poll, answer) in answers.drain(..) {
-            let Some(Conn::Door(door)) = self.conns.get_mut(poll.conn) else {
-                self.local.gone(poll);
-                continue;
-            };
-            match &answer {
-                PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
-                PollAnswer::Work(work) => {
-                    let json = work.to_json(&self.settings.advertise);
-                    let mut out = Vec::with_capacity(json.len() + 128);
-                    out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
-                    out.extend_from_slice(
-                        format!("content-length: {}\r\n\r\n", json.len()).as_bytes(),
-                    );
-                    out.extend_from_slice(&json);
-                    border.put(poll.conn, &out);
-                }
-            }
-            door.idle_since = border.now;
-            door.polls = door.polls.saturating_sub(1);
-            if door.last && door.polls == 0 {
-                border.close(poll.conn, crate::border::Close::Flush);
-                self.conns.remove(poll.conn);
-            } else {
-                self.watch(poll.conn);
-            }
-        }
-        self.poll_answers = answers;
+        self.place_poll(border, conn, request)
     }
 
     /// A worker's connection has ended before it became a tunnel. After anything but a FIN an
     /// answer that was on its way did not arrive: its work is queued again.
     pub(super) fn door_gone(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        if self.conns.remove(conn).is_none() {
-            return;
-        }
-        let poll = poll_id(self.settings.core, conn);
-        if end == End::Fin && border.queued(conn) == 0 {
-            self.local.delivered(poll);
-        }
-        self.local.gone(poll);
+        let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
+        self.leave_desk(conn, &door, end == End::Fin && border.queued(conn) == 0);
+        self.moved_nowhere(&door);
         self.answer_polls(border);
     }
 
-    fn door_answer(&self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
+    pub(super) fn door_answer(&self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
         let mut out = Vec::new();
         let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
         write_text(status, &line, status < 413, &mut out);
@@ -234,13 +189,7 @@ impl Shard {
     }
 
     /// A worker's CONNECT: the checks of contract 4.2, in its order.
-    fn connect(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        fields: &Fields,
-        tail: Segment,
-    ) -> Next {
+    fn connect(&mut self, border: &mut Border, conn: ConnId, fields: &Fields, tail: &[u8]) -> Next {
         self.end_poll(border, conn);
         let (result, age) = match connect::read(fields) {
             Err(fault) => {
@@ -254,7 +203,11 @@ impl Shard {
                 return Next::Leave;
             }
             Ok(asked) => match self.take_token(border, asked.token, asked.request_id) {
-                Ok((key, age)) => {
+                Ok(Taken::Elsewhere(core)) => {
+                    self.send_home(border, conn, core);
+                    return Next::Leave;
+                }
+                Ok(Taken::Here(key, age)) => {
                     self.count_connect(ConnectResult::Accepted, Some(age));
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
@@ -270,7 +223,11 @@ impl Shard {
         Next::Leave
     }
 
-    fn count_connect(&mut self, result: ConnectResult, age: Option<std::time::Duration>) {
+    pub(super) fn count_connect(
+        &mut self,
+        result: ConnectResult,
+        age: Option<std::time::Duration>,
+    ) {
         self.metrics.connects[result.index()] += 1;
         if let Some(age) = age {
             self.metrics.connect_token_age[result.index()].observe(age.as_secs_f64());
@@ -287,13 +244,16 @@ impl Shard {
         border: &mut Border,
         text: &[u8],
         id: uuid::Uuid,
-    ) -> Result<(Key, std::time::Duration), (ConnectResult, Option<std::time::Duration>)> {
+    ) -> Result<Taken, (ConnectResult, Option<std::time::Duration>)> {
         let address = self.tokens.read(text).map_err(|fault| match fault {
             TokenFault::Malformed
             | TokenFault::ForeignNode
             | TokenFault::OtherIncarnation
             | TokenFault::BadMac => (ConnectResult::TokenUnknown, None),
         })?;
+        if address.core != self.settings.core && address.core < self.settings.cores {
+            return Ok(Taken::Elsewhere(address.core));
+        }
         let key = Key { slot: address.slot, generation: address.generation };
         let now = self.now;
         let expired = (ConnectResult::TokenExpired, None);
@@ -307,7 +267,7 @@ impl Shard {
         }
         let age = now.since(*issued);
         if session == id {
-            return Ok((key, age));
+            return Ok(Taken::Here(key, age));
         }
         *wrong += 1;
         if *wrong >= self.settings.config.limits.token_tries {
@@ -318,7 +278,7 @@ impl Shard {
     }
 
     /// The worker has come: its connection becomes the attachment's tunnel.
-    fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: Segment) {
+    fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: &[u8]) {
         let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
         border.put(conn, connect::ACCEPTED);
         let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
@@ -334,29 +294,17 @@ impl Shard {
         };
         let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
-        self.local.withdraw(ticket(key));
-        let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
-        if let Some(tenant) = tenant {
-            self.no_longer_pending(&tenant);
-        }
         let attachment = self.attachments.get_mut(key).expect("its token was just taken");
         attachment.state = State::Attached { tunnel: conn };
-        if let Some(session) = self.sessions.get_mut(attachment.session) {
-            session.tunnels += 1;
-        }
+        let (id, tenant) = (attachment.session, attachment.tenant.clone());
+        let (function, version) = (attachment.function.clone(), attachment.version.clone());
+        self.withdraw(key, &function, &version);
+        self.no_longer_pending(&tenant);
+        self.tunnel_joined(id, key);
+        let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);
-        if tail.len > 0 {
-            self.hop_received(border, conn, tail);
-        }
+        self.receive_copy(border, conn, tail);
         self.watch(conn);
     }
 }
-
-/// A connection's name towards the dispatch.
-pub(super) fn poll_id(core: u16, conn: ConnId) -> PollId {
-    PollId { core, conn }
-}
-
-/// The answer to a poll when there is nothing.
-const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";

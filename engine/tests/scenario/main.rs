@@ -1,7 +1,9 @@
 //! Frame scripts against a shard, in reading order: no sockets, no sleeps.
 
 mod calls;
+mod cores;
 mod ends;
+mod machine;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;

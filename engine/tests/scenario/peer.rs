@@ -77,10 +77,15 @@ impl Peer {
     fn dial(world: &mut World, work: &Work, limits: Limits) -> Self {
         let conn = world.connect(Listener::Worker);
         world.send(conn, work.connect().as_bytes());
-        let mut peer = Self::over(conn, Role::Server, limits, world);
         let answer = world.take(conn);
+        Self::accepted(world, conn, &answer, limits)
+    }
+
+    /// The worker's end of a tunnel that was just accepted.
+    pub(crate) fn accepted(world: &mut World, conn: ConnId, answer: &[u8], limits: Limits) -> Self {
+        let mut peer = Self::over(conn, Role::Server, limits, world);
         let accepted = b"HTTP/1.1 200 OK\r\n\r\n";
-        assert!(answer.starts_with(accepted), "{}", String::from_utf8_lossy(&answer));
+        assert!(answer.starts_with(accepted), "{}", String::from_utf8_lossy(answer));
         peer.start(world);
         peer.read(world, &answer[accepted.len()..]);
         peer

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{Border, ConnId, Core, End, Listener, Wish};
+use ringway::border::{Border, Carried, ConnId, Core, End, Listener, Output, Parcel, Wish};
 use ringway::config::Config;
 use ringway::control::local::Policy;
 use ringway::pool::Pool;
@@ -28,6 +28,22 @@ pub(crate) struct World {
     /// Reads a counter of allocations; `counted` is what the shard's calls added to it.
     pub(crate) count: fn() -> u64,
     pub(crate) counted: u64,
+    /// Which socket each connection is: it keeps its number on whatever core it is.
+    sockets: HashMap<ConnId, u64>,
+    next_socket: u64,
+    /// Connections that the shard lets go of stay until the test says so.
+    pub(crate) hold: bool,
+    /// Connections taken up from other cores.
+    pub(crate) adopted: u64,
+    held: Vec<ConnId>,
+}
+
+/// Which of several cores a world is, and for which time.
+#[derive(Clone, Copy)]
+pub(crate) struct Seat {
+    pub(crate) core: u16,
+    pub(crate) cores: u16,
+    pub(crate) life: u32,
 }
 
 impl World {
@@ -37,6 +53,11 @@ impl World {
 
     /// With more lines of configuration.
     pub(crate) fn with(more: &str) -> Self {
+        Self::on(Seat { core: 0, cores: 1, life: 0 }, more)
+    }
+
+    /// One of several cores.
+    pub(crate) fn on(seat: Seat, more: &str) -> Self {
         let text = format!(
             r#"
             [listen]
@@ -63,12 +84,13 @@ impl World {
         let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
         let settings = ShardSettings {
             config: Arc::new(config),
-            core: 0,
+            core: seat.core,
+            cores: seat.cores,
             node: 0,
             incarnation: 7,
             secret: [3; 16],
-            seed: [5; 32],
-            generation: 0,
+            seed: [5 + seat.core as u8 + 16 * seat.life as u8; 32],
+            generation: seat.life << 20,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",
@@ -85,6 +107,11 @@ impl World {
             cut: usize::MAX,
             count: || 0,
             counted: 0,
+            sockets: HashMap::new(),
+            next_socket: u64::from(seat.life) << 40 | u64::from(seat.core) << 32,
+            hold: false,
+            adopted: 0,
+            held: Vec::new(),
         }
     }
 
@@ -93,6 +120,8 @@ impl World {
         let peer = SocketAddr::from(([127, 0, 0, 1], self.next_port));
         let conn = self.border.open();
         self.outputs.insert(conn, (VecDeque::new(), false));
+        self.next_socket += 1;
+        self.sockets.insert(conn, self.next_socket);
         self.shard.accepted(&mut self.border, conn, listener, peer);
         self.settle();
         conn
@@ -164,11 +193,51 @@ impl World {
     }
 
     fn carry_out(&mut self, wish: Wish) {
-        let Wish::Look(conn) = wish else { return };
+        let conn = match wish {
+            Wish::Look(conn) => conn,
+            Wish::Adopt(conn, Carried::Simulated(socket)) => {
+                self.adopted += 1;
+                self.outputs.entry(conn).or_default();
+                self.sockets.insert(conn, socket);
+                return;
+            }
+            _ => return,
+        };
         if self.border.output(conn).is_some_and(|output| output.closing().is_some()) {
             self.outputs.entry(conn).or_default().1 = true;
             self.border.free(conn);
+        } else if self.border.output(conn).is_some_and(Output::is_detaching) {
+            self.held.push(conn);
+            if !self.hold {
+                self.let_go();
+            }
         }
+    }
+
+    /// Hands over what the shard lets go of.
+    pub(crate) fn let_go(&mut self) {
+        for conn in std::mem::take(&mut self.held) {
+            if self.border.is_open(conn) {
+                let socket = Carried::Simulated(self.sockets[&conn]);
+                let unsent = self.border.take_unsent(conn);
+                self.outputs.remove(&conn);
+                self.border.free(conn);
+                self.shard.detached(&mut self.border, conn, Parcel { socket, unsent });
+            }
+        }
+    }
+
+    pub(crate) fn socket(&self, conn: ConnId) -> u64 {
+        self.sockets[&conn]
+    }
+
+    /// The connection that is this socket, if it is here; the last one, if several were.
+    pub(crate) fn conn_of(&self, socket: u64) -> Option<ConnId> {
+        let found = self
+            .sockets
+            .iter()
+            .filter(|(conn, other)| **other == socket && self.outputs.contains_key(*conn));
+        found.map(|(conn, _)| *conn).max_by_key(|conn| (conn.generation, conn.slot))
     }
 
     /// The peer takes no bytes, or takes them again.

@@ -26,6 +26,18 @@ pub struct PollId {
     pub core: u16,
     /// The connection.
     pub conn: ConnId,
+    /// Another one after each time the connection gave up waiting: an answer that was on its way
+    /// then finds nobody.
+    pub round: u64,
+}
+
+/// An attachment's name towards other cores, and that of the work done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    /// Core of the attachment.
+    pub core: u16,
+    /// Unique on that core.
+    pub number: u64,
 }
 
 /// What a worker is asked to do.
@@ -41,7 +53,7 @@ pub enum WorkKind {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Work {
     /// Names it for [`Dispatch::withdraw`]; unique among work that was not delivered yet.
-    pub ticket: u64,
+    pub ticket: Ticket,
     /// New session or one more tunnel.
     pub kind: WorkKind,
     /// The session.
@@ -127,7 +139,7 @@ pub struct Dispatch {
     limits: DispatchLimits,
     queues: HashMap<Key, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: HashMap<u64, (Key, WorkKind, Place)>,
+    places: HashMap<Ticket, (Key, WorkKind, Place)>,
     waiting: HashMap<PollId, Waiting>,
     offers: HashMap<PollId, Offer>,
     expiry: BTreeMap<(Time, u64), PollId>,
@@ -152,11 +164,14 @@ impl Dispatch {
         }
     }
 
-    /// Gives work to a waiting poll, or queues it.
+    /// Gives work to a waiting poll, or queues it. Work that is here already is not taken twice.
     ///
     /// # Errors
     /// The function version's queue is full.
     pub fn submit(&mut self, work: Work) -> Result<(), QueueFull> {
+        if self.places.contains_key(&work.ticket) {
+            return Ok(());
+        }
         let key = (work.function.clone(), work.version.clone());
         let queue = self.queues.entry(key.clone()).or_default();
         let taker = queue.taker(&work, &self.waiting, &self.offers);
@@ -171,7 +186,7 @@ impl Dispatch {
 
     /// Nobody waits for this work any more. Work that a worker has already been told of is not
     /// recalled: its token is refused when the worker dials back.
-    pub fn withdraw(&mut self, ticket: u64) {
+    pub fn withdraw(&mut self, ticket: Ticket) {
         match self.places.remove(&ticket) {
             Some((key, kind, Place::Queued { order })) => {
                 if let Some(queue) = self.queues.get_mut(&key) {
@@ -255,6 +270,19 @@ impl Dispatch {
         }
         self.offers.remove(&poll);
         self.feed(poll);
+    }
+
+    /// A core has begun anew: its polls are gone, and nobody waits for its work any more.
+    pub fn forget_core(&mut self, core: u16) {
+        let tickets = self.places.keys().filter(|ticket| ticket.core == core);
+        for ticket in tickets.copied().collect::<Vec<_>>() {
+            self.withdraw(ticket);
+        }
+        let polls = self.waiting.keys().chain(self.offers.keys());
+        let polls: Vec<PollId> = polls.filter(|poll| poll.core == core).copied().collect();
+        for poll in polls {
+            self.gone(poll);
+        }
     }
 
     /// Answers the polls that have waited long enough.
@@ -448,7 +476,7 @@ mod tests {
 
     fn work(ticket: u64, kind: WorkKind) -> Work {
         Work {
-            ticket,
+            ticket: Ticket { core: 0, number: ticket },
             kind,
             request_id: Uuid::from_u128(u128::from(ticket)),
             tenant: "dev".into(),
@@ -459,7 +487,7 @@ mod tests {
     }
 
     fn worker(slot: u32) -> PollId {
-        PollId { core: 0, conn: ConnId { slot, generation: 0 } }
+        PollId { core: 0, conn: ConnId { slot, generation: 0 }, round: 1 }
     }
 
     impl World {
@@ -469,6 +497,10 @@ mod tests {
 
         fn reconnect(&mut self, ticket: u64) {
             self.dispatch.submit(work(ticket, WorkKind::Reconnect)).unwrap();
+        }
+
+        fn withdraw(&mut self, ticket: u64) {
+            self.dispatch.withdraw(Ticket { core: 0, number: ticket });
         }
 
         fn poll_for(&mut self, at: u32, version: &str, slots: u32, ids: &[u64]) {
@@ -491,7 +523,7 @@ mod tests {
             self.dispatch.take_answers(&mut answers);
             let ticket = |answer| match answer {
                 PollAnswer::Nothing => 0,
-                PollAnswer::Work(work) => work.ticket,
+                PollAnswer::Work(work) => work.ticket.number,
             };
             answers.into_iter().map(|(poll, answer)| (poll.conn.slot, ticket(answer))).collect()
         }
@@ -642,8 +674,8 @@ mod tests {
         let mut w = world();
         w.submit(1).unwrap();
         w.submit(2).unwrap();
-        w.dispatch.withdraw(1);
-        w.dispatch.withdraw(1);
+        w.withdraw(1);
+        w.withdraw(1);
         w.poll(1, 1, &[]);
         assert_eq!(w.answers(), [(1, 2)]);
     }
@@ -653,7 +685,7 @@ mod tests {
         let mut w = world();
         w.poll(1, 1, &[]);
         w.submit(1).unwrap();
-        w.dispatch.withdraw(1);
+        w.withdraw(1);
         assert_eq!(w.answers(), [(1, 0)]);
         w.dispatch.gone(worker(1));
         assert!(w.dispatch.is_empty());
@@ -665,7 +697,7 @@ mod tests {
         w.poll(1, 1, &[]);
         w.submit(1).unwrap();
         assert_eq!(w.answers(), [(1, 1)]);
-        w.dispatch.withdraw(1);
+        w.withdraw(1);
         w.dispatch.gone(worker(1));
         w.poll(2, 1, &[]);
         assert_eq!(w.answers(), []);
@@ -719,6 +751,42 @@ mod tests {
     }
 
     #[test]
+    fn work_that_is_submitted_again_is_not_there_twice() {
+        let mut w = world();
+        w.submit(1).unwrap();
+        w.submit(1).unwrap();
+        w.poll(1, 1, &[]);
+        w.submit(1).unwrap();
+        w.poll(2, 1, &[]);
+        assert_eq!(w.answers(), [(1, 1)]);
+    }
+
+    #[test]
+    fn of_a_core_that_began_anew_nothing_is_kept() {
+        let mut w = world();
+        let of_core_1 =
+            |number, kind| Work { ticket: Ticket { core: 1, number }, ..work(number, kind) };
+        w.submit(1).unwrap();
+        w.dispatch.submit(of_core_1(1, WorkKind::New)).unwrap();
+        w.dispatch.submit(of_core_1(2, WorkKind::Reconnect)).unwrap();
+        let elsewhere = PollId { core: 1, ..worker(1) };
+        let request = PollRequest {
+            function_id: "f".into(),
+            function_version_id: "v".into(),
+            slots: 1,
+            request_ids: Vec::new(),
+        };
+        w.dispatch.poll(elsewhere, request, w.now).unwrap();
+        w.dispatch.forget_core(1);
+        w.poll(2, 1, &[2]);
+        w.poll(3, 1, &[]);
+        assert_eq!(w.answers(), [(2, 1)], "core 0's work, which core 1's poll had been given");
+        w.dispatch.delivered(worker(2));
+        w.dispatch.gone(worker(3));
+        assert!(w.dispatch.is_empty() && w.dispatch.places.is_empty());
+    }
+
+    #[test]
     fn at_rest_nothing_is_kept() {
         let mut w = world();
         for round in 0..50 {
@@ -727,7 +795,7 @@ mod tests {
             w.poll(1, 1, &[round * 3 + 1]);
             w.poll(2, 1, &[]);
             w.submit(round * 3 + 2).unwrap();
-            w.dispatch.withdraw(round * 3 + 2);
+            w.withdraw(round * 3 + 2);
             w.answers();
             w.dispatch.delivered(worker(1));
             w.dispatch.delivered(worker(2));

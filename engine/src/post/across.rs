@@ -1,0 +1,156 @@
+//! What the shards of different cores say to each other.
+//!
+//! A core is spoken to in one of three roles: as *home of a token* (a worker's CONNECT moves to
+//! it), as *dispatch home* of a function version (its work and polls meet there), as *home of a
+//! session* (its directory has the entry). None of it is on the way of a running exchange: an
+//! attachment says something when it begins and when it ends.
+//!
+//! Between two cores the order is kept.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
+use std::sync::Arc;
+use uuid::Uuid;
+
+use super::SessionRow;
+use crate::border::Parcel;
+use crate::control::local::{PollAnswer, PollId, PollRequest, Ticket, Work};
+
+/// A message of one core's shard to another's.
+#[derive(Debug)]
+pub enum CorePost {
+    /// A worker's connection whose CONNECT shows a token of yours.
+    Connect(Box<MovedConnect>),
+    /// Work for a function version whose dispatch home you are.
+    Submit(Box<Work>),
+    /// Nobody waits for this work any more.
+    Withdraw(Ticket),
+    /// A worker asks for such work.
+    Poll(PollId, Box<PollRequest>),
+    /// The poll's answer has arrived.
+    Delivered(PollId),
+    /// Nobody waits for the poll's answer any more, and one on its way has not arrived.
+    Gone(PollId),
+    /// What the poll is answered.
+    Answer(PollId, PollAnswer),
+    /// As many polls wait here as may.
+    TooManyPolls(PollId),
+    /// The function version's queue has no room for this work.
+    QueueFull(Ticket),
+    /// A client asks for a session of yours: if it may have it, this attachment joins it.
+    Find(Box<Find>),
+    /// The answer to [`Self::Find`].
+    Found(Box<Found>),
+    /// An attachment is one of this session's: you may have forgotten it.
+    Join(Box<Join>),
+    /// The attachment has its tunnel.
+    Tunnel(Uuid, Ticket),
+    /// The attachment has left the session.
+    Leave(Box<Leave>),
+    /// This core has lost messages meant for you: what you hold of it is void, and it has heard
+    /// nothing from you that it did not answer.
+    Void {
+        /// The core that says so.
+        core: u16,
+    },
+    /// This core drains and has no client any more.
+    Idle {
+        /// The core that says so.
+        core: u16,
+    },
+}
+
+impl CorePost {
+    /// Whether it asks for something that can be refused at once when there is no room for it;
+    /// everything else waits until there is.
+    #[must_use]
+    pub fn may_be_refused(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Submit(_) | Self::Poll(..) | Self::Find(_))
+    }
+}
+
+/// A worker's connection on its way to its token's home.
+pub struct MovedConnect {
+    /// The socket.
+    pub parcel: Parcel,
+    /// What was read of it: the CONNECT, and what came behind it.
+    pub input: Vec<u8>,
+    /// The worker's address.
+    pub peer: SocketAddr,
+    /// When the connection was accepted.
+    pub opened: Time,
+}
+
+impl fmt::Debug for MovedConnect {
+    // The bytes hold a token: they are not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MovedConnect")
+            .field("parcel", &self.parcel.socket)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A client's question for a session.
+#[derive(Debug)]
+pub struct Find {
+    /// The session it names.
+    pub id: Uuid,
+    /// The attachment that waits for the answer.
+    pub ticket: Ticket,
+    /// The function as the client sent it.
+    pub function: Box<[u8]>,
+    /// The version as the client sent it; empty if it named none.
+    pub version: Box<[u8]>,
+    /// Whose credential it showed.
+    pub tenant: Arc<str>,
+}
+
+/// What a session is, for all who ask.
+#[derive(Clone, Debug)]
+pub struct SessionFacts {
+    /// Its owner.
+    pub tenant: Arc<str>,
+    /// Canonical function id.
+    pub function: Arc<str>,
+    /// Canonical version id.
+    pub version: Arc<str>,
+    /// When it began.
+    pub opened: Time,
+}
+
+/// What became of a [`Find`].
+#[derive(Debug)]
+pub struct Found {
+    /// The attachment that asked.
+    pub ticket: Ticket,
+    /// The session's facts, or E7 to E10.
+    pub outcome: Result<SessionFacts, Fault>,
+}
+
+/// An attachment of a session.
+#[derive(Debug)]
+pub struct Join {
+    /// The session.
+    pub id: Uuid,
+    /// The attachment.
+    pub ticket: Ticket,
+    /// The session's facts.
+    pub facts: SessionFacts,
+    /// Whether it has its tunnel.
+    pub tunnel: bool,
+}
+
+/// An attachment that is one no more.
+#[derive(Debug)]
+pub struct Leave {
+    /// The session.
+    pub id: Uuid,
+    /// The attachment.
+    pub ticket: Ticket,
+    /// What remains of the session if this was its last one; none if no worker was asked for it.
+    pub row: Option<SessionRow>,
+}

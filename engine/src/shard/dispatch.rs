@@ -1,0 +1,304 @@
+//! This core's work and polls on their way to their dispatch home: the one core where those of a
+//! function version meet. On that core it is a call, on any other a message.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
+
+use super::Shard;
+use super::attach::{State, key_of};
+use super::close::Cause;
+use super::conn::{Conn, Plain};
+use super::table::Key;
+use crate::border::{Border, Close, ConnId};
+use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work};
+use crate::metrics::Limit;
+use crate::post::CorePost;
+
+/// How much longer than the dispatch's own time a poll waits for a word of another core.
+const POLL_GRACE: Duration = Duration::from_secs(5);
+
+/// Where a worker's connection stands with the dispatch.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    /// The dispatch home of its last poll.
+    home: u16,
+    /// See [`PollId::round`]; 0: no poll was made since the last one ended.
+    round: u64,
+    /// Work was sent to it and nothing tells yet whether that has arrived.
+    offered: bool,
+    /// When the last poll is answered with nothing, whatever the other core says.
+    pub(crate) until: Option<Time>,
+    /// Its CONNECT is for this core: the connection moves there.
+    pub(crate) moving: Option<u16>,
+}
+
+/// The answer to a poll when there is nothing.
+const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+impl Shard {
+    /// The core where work and polls of a function version meet.
+    pub(super) fn dispatch_home(&self, function: &str, version: &str) -> u16 {
+        let cores = self.settings.cores;
+        if cores <= 1 {
+            return self.settings.core;
+        }
+        // The same on every core.
+        let mut hasher = DefaultHasher::new();
+        (function, version).hash(&mut hasher);
+        (hasher.finish() % u64::from(cores)) as u16
+    }
+
+    /// Hands an attachment's work to its dispatch home.
+    pub(super) fn submit(&mut self, border: &mut Border, key: Key, work: Work) {
+        let home = self.dispatch_home(&work.function, &work.version);
+        if home == self.settings.core {
+            if self.local.submit(work).is_err() {
+                self.metrics.limit_hit(Limit::WorkQueue);
+                self.give_up(border, key, Cause::QUEUE_FULL);
+            }
+        } else if self.ask(home, CorePost::Submit(Box::new(work))).is_err() {
+            self.give_up_with(border, key, Cause::NO_ROOM, &Fault::MailboxFull);
+        }
+    }
+
+    /// Another core's work has come.
+    pub(super) fn submitted(&mut self, border: &mut Border, work: Work) {
+        let ticket = work.ticket;
+        if self.local.submit(work).is_err() {
+            self.metrics.limit_hit(Limit::WorkQueue);
+            self.answer_polls(border);
+            self.tell(ticket.core, CorePost::QueueFull(ticket));
+        }
+    }
+
+    /// The work did not get into its queue.
+    pub(super) fn not_submitted(&mut self, border: &mut Border, ticket: Ticket, fault: &Fault) {
+        let key = key_of(ticket);
+        let state = self.attachments.get(key).map(|attachment| &attachment.state);
+        if let Some(State::Waiting { .. }) = state {
+            let cause = match fault {
+                Fault::WorkQueueFull => Cause::QUEUE_FULL,
+                _ => Cause::NO_ROOM,
+            };
+            self.give_up_with(border, key, cause, fault);
+        }
+    }
+
+    /// Nobody waits for an attachment's work any more.
+    pub(super) fn withdraw(&mut self, key: Key, function: &str, version: &str) {
+        let home = self.dispatch_home(function, version);
+        let ticket = self.ticket(key);
+        if home == self.settings.core {
+            self.local.withdraw(ticket);
+        } else {
+            self.tell(home, CorePost::Withdraw(ticket));
+        }
+    }
+
+    /// A worker's poll goes to where its work would be.
+    pub(super) fn place_poll(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        request: PollRequest,
+    ) -> Result<(), PollFault> {
+        let home = self.dispatch_home(&request.function_id, &request.function_version_id);
+        let away = home != self.settings.core;
+        // The next request on the connection: what was answered before has arrived.
+        self.poll_delivered(conn);
+        if let Some(Conn::Door(door)) = self.conns.get(conn)
+            && door.polls > 0
+            && door.desk.home != home
+        {
+            self.end_poll(border, conn);
+        }
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return Ok(()) };
+        if door.desk.round == 0 {
+            self.rounds += 1;
+            door.desk.round = self.rounds;
+        }
+        door.desk.home = home;
+        door.desk.until = away.then(|| self.now + POLL_WAIT + POLL_GRACE);
+        let poll = PollId { core: self.settings.core, conn, round: door.desk.round };
+        let taken = if away {
+            self.ask(home, CorePost::Poll(poll, Box::new(request))).is_ok()
+        } else {
+            let taken = self.local.poll(poll, request, self.now).is_ok();
+            if !taken {
+                self.metrics.limit_hit(Limit::Polls);
+            }
+            taken
+        };
+        if !taken {
+            return Err(TOO_MANY.fault());
+        }
+        if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
+            door.polls += 1;
+        }
+        Ok(())
+    }
+
+    /// What the connection was answered before has arrived.
+    pub(super) fn poll_delivered(&mut self, conn: ConnId) {
+        let core = self.settings.core;
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
+        if std::mem::take(&mut door.desk.offered) {
+            let poll = PollId { core, conn, round: door.desk.round };
+            let home = door.desk.home;
+            self.say_of_poll(home, poll, true);
+        }
+    }
+
+    fn say_of_poll(&mut self, home: u16, poll: PollId, delivered: bool) {
+        match (home == self.settings.core, delivered) {
+            (true, true) => self.local.delivered(poll),
+            (true, false) => self.local.gone(poll),
+            (false, true) => self.tell(home, CorePost::Delivered(poll)),
+            (false, false) => self.tell(home, CorePost::Gone(poll)),
+        }
+    }
+
+    /// Another request came while a poll waits: the poll is replaced (design 4.5).
+    pub(super) fn end_poll(&mut self, border: &mut Border, conn: ConnId) {
+        self.answer_polls(border);
+        self.poll_delivered(conn);
+        self.nothing_for(border, conn);
+    }
+
+    /// Answers all polls of a connection with nothing; what was on its way to them is void.
+    pub(super) fn nothing_for(&mut self, border: &mut Border, conn: ConnId) {
+        let core = self.settings.core;
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
+        let polls = std::mem::take(&mut door.polls);
+        if polls == 0 {
+            return;
+        }
+        let poll = PollId { core, conn, round: std::mem::take(&mut door.desk.round) };
+        let home = door.desk.home;
+        door.desk.until = None;
+        self.say_of_poll(home, poll, false);
+        for _ in 0..polls {
+            border.put(conn, NO_WORK);
+        }
+    }
+
+    /// The connection's poll has waited longer than its dispatch home lets any wait.
+    pub(super) fn poll_overdue(&mut self, border: &mut Border, conn: ConnId) {
+        self.nothing_for(border, conn);
+        self.poll_settled(border, conn);
+    }
+
+    /// A worker's connection has ended before it became a tunnel.
+    pub(super) fn leave_desk(&mut self, conn: ConnId, door: &Plain, arrived: bool) {
+        let poll = PollId { core: self.settings.core, conn, round: door.desk.round };
+        if door.desk.offered && arrived {
+            self.say_of_poll(door.desk.home, poll, true);
+        }
+        if door.polls > 0 || (door.desk.offered && !arrived) {
+            self.say_of_poll(door.desk.home, poll, false);
+        }
+    }
+
+    /// Sends the answers that the dispatch has.
+    pub(super) fn answer_polls(&mut self, border: &mut Border) {
+        let mut answers = std::mem::take(&mut self.poll_answers);
+        loop {
+            self.local.take_answers(&mut answers);
+            if answers.is_empty() {
+                break;
+            }
+            for (poll, answer) in answers.drain(..) {
+                if poll.core == self.settings.core {
+                    self.poll_answered(border, poll, &answer);
+                } else {
+                    self.tell(poll.core, CorePost::Answer(poll, answer));
+                }
+            }
+        }
+        self.poll_answers = answers;
+    }
+
+    /// A poll of this core has its answer.
+    pub(super) fn poll_answered(&mut self, border: &mut Border, poll: PollId, answer: &PollAnswer) {
+        let Some(door) = self.waiting_door(poll) else {
+            if let PollAnswer::Work(work) = answer {
+                let home = self.dispatch_home(&work.function, &work.version);
+                self.say_of_poll(home, poll, false);
+            }
+            return;
+        };
+        door.polls -= 1;
+        match answer {
+            PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
+            PollAnswer::Work(work) => {
+                door.desk.offered = true;
+                let json = work.to_json(&self.settings.advertise);
+                let mut out = Vec::with_capacity(json.len() + 128);
+                out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
+                out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
+                out.extend_from_slice(&json);
+                border.put(poll.conn, &out);
+            }
+        }
+        self.poll_settled(border, poll.conn);
+    }
+
+    /// The poll's dispatch home has no room for it, or there was none on the way to it.
+    pub(super) fn poll_refused(&mut self, border: &mut Border, poll: PollId) {
+        let Some(door) = self.waiting_door(poll) else { return };
+        // Those before it, which it would have replaced, are answered first.
+        door.polls -= 1;
+        if door.polls > 0 {
+            self.end_poll(border, poll.conn);
+        }
+        let PollFault { status, text } = TOO_MANY.fault();
+        self.door_answer(border, poll.conn, status, &text);
+        self.poll_settled(border, poll.conn);
+    }
+
+    /// The connection that waits for this poll's answer.
+    fn waiting_door(&mut self, poll: PollId) -> Option<&mut Plain> {
+        match self.conns.get_mut(poll.conn)? {
+            Conn::Door(door) if door.polls > 0 && door.desk.round == poll.round => Some(door),
+            _ => None,
+        }
+    }
+
+    /// A poll was answered.
+    fn poll_settled(&mut self, border: &mut Border, conn: ConnId) {
+        let now = self.now;
+        let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
+        door.idle_since = now;
+        if door.last && door.polls == 0 {
+            border.close(conn, Close::Flush);
+            // Nothing will tell whether it arrived.
+            self.poll_delivered(conn);
+            self.conns.remove(conn);
+        } else {
+            self.watch(conn);
+        }
+    }
+
+    /// The worker polls of this core that wait for another core's word.
+    pub(super) fn polls_at(&self, home: u16) -> Vec<ConnId> {
+        let waits = |conn: &ConnId| match self.conns.get(*conn) {
+            Some(Conn::Door(door)) => door.polls > 0 && door.desk.home == home,
+            _ => false,
+        };
+        self.conns.ids().into_iter().filter(waits).collect()
+    }
+}
+
+/// A refusal of a poll.
+struct Refusal(u16, &'static str);
+
+const TOO_MANY: Refusal = Refusal(503, "too many polls wait: try later");
+
+impl Refusal {
+    fn fault(&self) -> PollFault {
+        PollFault { status: self.0, text: self.1.into() }
+    }
+}

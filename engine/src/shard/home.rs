@@ -1,0 +1,304 @@
+//! Sessions whose home is another core: the question, the answer, and what the home is told of
+//! their attachments here. The home keeps the directory entry for the session's life.
+
+use std::collections::VecDeque;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use super::Shard;
+use super::attach::{Attachment, State, key_of};
+use super::conn::{Hop, Pin};
+use super::session::check;
+use super::table::Key;
+use super::timer::Due;
+use crate::border::{Border, ConnId};
+use crate::control::local::{Grant, Ticket, WorkKind};
+use crate::metrics::Limit;
+use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow};
+
+/// What a request asked another core, so that it is asked once.
+#[derive(Debug)]
+pub(crate) struct Question {
+    function: Box<[u8]>,
+    version: Box<[u8]>,
+    since: Time,
+}
+
+impl Shard {
+    /// Towards other cores, and the dispatch.
+    pub(super) fn ticket(&self, key: Key) -> Ticket {
+        Ticket { core: self.settings.core, number: super::attach::number_of(key) }
+    }
+
+    /// The core that has the session's directory entry, if there is one at all.
+    pub(super) fn session_home(&self, id: Uuid) -> u16 {
+        let named = self.request_ids.home_of(id).core();
+        named.filter(|core| *core < self.settings.cores).unwrap_or(self.settings.core)
+    }
+
+    /// Asks the session's home for it. The attachment waits for the answer, and so do all requests
+    /// with the same question.
+    pub(super) fn ask_home(
+        &mut self,
+        client: ConnId,
+        pin: usize,
+        id: Uuid,
+        now: Time,
+    ) -> Result<Key, Box<Fault>> {
+        let hop = self.conns.hop(client).and_then(Hop::client);
+        let Some((hop, pin)) = hop.and_then(|hop| Some((hop, hop.pins.get(pin)?))) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        let asked = hop.attachments.iter().find(|key| {
+            let attachment = self.attachments.get(**key);
+            attachment.is_some_and(|attachment| attachment.asks(id, pin))
+        });
+        if let Some(key) = asked {
+            return Ok(*key);
+        }
+        let Pin { function, version, grant, .. } = pin;
+        let question =
+            Question { function: function.clone(), version: version.clone(), since: now };
+        let grant = grant.clone();
+        self.admit_dispatch(client, &grant.tenant, now)?;
+        let home = self.session_home(id);
+        if self.mail_waits(home) {
+            self.metrics.limit_hit(Limit::Mailbox);
+            return Err(Box::new(Fault::MailboxFull));
+        }
+        let find = Box::new(Find {
+            id,
+            ticket: Ticket { core: self.settings.core, number: 0 },
+            function: question.function.clone(),
+            version: question.version.clone(),
+            tenant: grant.tenant.clone(),
+        });
+        let key = self.insert_asking(client, id, (grant, question))?;
+        let ticket = self.ticket(key);
+        if self.ask(home, CorePost::Find(Box::new(Find { ticket, ..*find }))).is_err() {
+            return Err(Box::new(Fault::MailboxFull));
+        }
+        self.timers.arm(now + self.settings.config.session.wait, Due::Wait(key));
+        Ok(key)
+    }
+
+    fn insert_asking(
+        &mut self,
+        client: ConnId,
+        id: Uuid,
+        (grant, question): (Grant, Question),
+    ) -> Result<Key, Box<Fault>> {
+        let Some(hop) = self.conns.hop_mut(client) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        let now = question.since;
+        let mut attachment = Attachment::new((client, hop.peer), id, &grant_facts(grant, now), now);
+        attachment.state = State::Asking { question: Box::new(question) };
+        let key = self.attachments.insert(attachment);
+        if let Some(owner) = hop.client_mut() {
+            owner.attachments.push(key);
+        }
+        self.asking += 1;
+        Ok(key)
+    }
+
+    /// A client of another core asks for a session of ours. It joins in the same step: the session
+    /// cannot end between the answer and its attachment.
+    pub(super) fn find(&mut self, find: Find) {
+        let Find { id, ticket, function, version, tenant } = find;
+        let outcome = match self.sessions.get(id).filter(|session| session.tunnels > 0) {
+            None => Err(Fault::SessionNotFound { request_id: id }),
+            Some(session) => {
+                let facts = session.facts.clone();
+                check(&facts, id, (&function, &version), &tenant).map(|()| facts)
+            }
+        };
+        if let Ok(facts) = &outcome {
+            self.sessions.join(Join { id, ticket, facts: facts.clone(), tunnel: false });
+        }
+        self.tell(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
+    }
+
+    /// The answer of a session's home. If its attachment has gone meanwhile, the home has been told.
+    pub(super) fn found(&mut self, border: &mut Border, found: Found) {
+        let key = key_of(found.ticket);
+        let Some(attachment) = self.attachments.get(key) else { return };
+        let State::Asking { question } = &attachment.state else { return };
+        let (client, id) = (attachment.client, attachment.session);
+        let facts = match found.outcome {
+            Ok(facts) => facts,
+            Err(fault) => return self.end_asking(border, key, &fault),
+        };
+        // Another question of this connection may have led to the same session before.
+        if let Some(there) = self.own_attachment(client, id) {
+            return self.join_attachment(border, key, there);
+        }
+        let (function, version) = (question.function.clone(), question.version.clone());
+        self.asking -= 1;
+        self.fresh.push(key);
+        if let Some(hop) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
+            hop.tunnels_seen += 1;
+            // As when the session's home is here: it is what requests without an id use from now
+            // on, if they used nothing before.
+            let asked = hop.pins.iter_mut().find(|pin| {
+                pin.function == function
+                    && pin.version == version
+                    && pin.grant.tenant == facts.tenant
+            });
+            if let Some(pin) = asked {
+                pin.attachment.get_or_insert(key);
+            }
+        }
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.state = State::Fresh { kind: WorkKind::Reconnect };
+            attachment.tenant = facts.tenant;
+            attachment.function = facts.function;
+            attachment.version = facts.version;
+            attachment.session_opened = facts.opened;
+        }
+    }
+
+    /// The requests of one attachment go on with another one of the same session.
+    fn join_attachment(&mut self, border: &mut Border, key: Key, there: Key) {
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        let waiters = std::mem::take(&mut attachment.waiters);
+        attachment.waiting = 0;
+        for waiter in waiters {
+            let Some(exchange) = self.exchanges.get_mut(waiter) else { continue };
+            exchange.attachment = Some(there);
+            if let Some(attachment) = self.attachments.get_mut(there) {
+                attachment.waiters.push_back(waiter);
+                attachment.waiting += 1;
+            }
+        }
+        self.give_up(border, key, super::close::Cause::ABANDONED);
+        self.serve_waiters(border, there);
+    }
+
+    /// Nothing came of a question: everybody who waits for the answer is told why.
+    pub(super) fn end_asking(&mut self, border: &mut Border, key: Key, fault: &Fault) {
+        let asks = |a: &Attachment| matches!(a.state, State::Asking { .. });
+        if !self.attachments.get(key).is_some_and(asks) {
+            return;
+        }
+        let Some(attachment) = self.attachments.remove(key) else { return };
+        self.asking -= 1;
+        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+            client.attachments.retain(|other| *other != key);
+        }
+        crate::log::open_failed(fault, self.settings.core);
+        for waiter in attachment.waiters {
+            if self.exchanges.get(waiter).is_some() {
+                self.refuse_exchange(border, waiter.slot, fault);
+            }
+        }
+    }
+
+    /// An attachment has waited for as long as one may: for its worker, or for another core.
+    pub(super) fn waited(&mut self, border: &mut Border, key: Key) {
+        let wait = self.settings.config.session.wait;
+        let Some(attachment) = self.attachments.get(key) else { return };
+        match &attachment.state {
+            State::Waiting { issued, .. } if *issued + wait <= border.now => {
+                self.give_up(border, key, super::close::Cause::NO_WORKER);
+            }
+            State::Asking { .. } => {
+                self.leave_home(attachment.session, key, None);
+                self.end_asking(border, key, &Fault::NoWorker);
+            }
+            _ => {}
+        }
+    }
+
+    /// The attachment has its tunnel: its session's home counts them.
+    pub(super) fn tunnel_joined(&mut self, id: Uuid, key: Key) {
+        let home = self.session_home(id);
+        if home != self.settings.core {
+            let ticket = self.ticket(key);
+            self.tell(home, CorePost::Tunnel(id, ticket));
+        } else if let Some(session) = self.sessions.get_mut(id) {
+            session.tunnels += 1;
+        }
+    }
+
+    /// An attachment less, that never was more than a wish.
+    pub(super) fn session_forgotten(&mut self, id: Uuid, key: Key) {
+        if self.session_home(id) == self.settings.core {
+            self.sessions.forget(id);
+        } else {
+            self.leave_home(id, key, None);
+        }
+    }
+
+    /// An attachment less; if it was the last one, `row` is what remains of the session.
+    pub(super) fn session_left(&mut self, key: Key, attachment: &Attachment, row: SessionRow) {
+        let id = attachment.session;
+        if self.session_home(id) == self.settings.core {
+            self.sessions.detach(id, attachment.tunnel().is_some(), || row);
+        } else {
+            self.leave_home(id, key, Some(row));
+        }
+    }
+
+    pub(super) fn leave_home(&mut self, id: Uuid, key: Key, row: Option<SessionRow>) {
+        let leave = Leave { id, ticket: self.ticket(key), row };
+        self.tell(self.session_home(id), CorePost::Leave(Box::new(leave)));
+    }
+}
+
+impl Attachment {
+    /// One that waits for nothing yet.
+    pub(super) fn new(
+        (client, client_address): (ConnId, std::net::SocketAddr),
+        session: Uuid,
+        facts: &SessionFacts,
+        now: Time,
+    ) -> Self {
+        let mut id_text = [0; 36];
+        session.hyphenated().encode_lower(&mut id_text);
+        Self {
+            client,
+            client_address,
+            session,
+            id_text,
+            tenant: facts.tenant.clone(),
+            function: facts.function.clone(),
+            version: facts.version.clone(),
+            session_opened: facts.opened,
+            state: State::Fresh { kind: WorkKind::New },
+            waiters: VecDeque::new(),
+            waiting: 0,
+            opened: now,
+            streams: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+
+    /// What its session is.
+    pub(super) fn facts(&self) -> SessionFacts {
+        SessionFacts {
+            tenant: self.tenant.clone(),
+            function: self.function.clone(),
+            version: self.version.clone(),
+            opened: self.session_opened,
+        }
+    }
+
+    /// Whether its answer would be this pin's answer too.
+    fn asks(&self, id: Uuid, pin: &Pin) -> bool {
+        let State::Asking { question } = &self.state else { return false };
+        self.session == id
+            && question.function == pin.function
+            && question.version == pin.version
+            && self.tenant == pin.grant.tenant
+    }
+}
+
+/// As long as nothing else is known: what the client may call.
+fn grant_facts(grant: Grant, opened: Time) -> SessionFacts {
+    let Grant { tenant, function, version, .. } = grant;
+    SessionFacts { tenant, function, version, opened }
+}

@@ -1,0 +1,75 @@
+//! Another core has begun anew: what it held for us is done again, what we held for it is dropped.
+
+use ringway_proto::fault::Fault;
+
+use super::Shard;
+use super::attach::State;
+use super::table::Key;
+use crate::border::Border;
+use crate::control::local::WorkKind;
+use crate::post::{CorePost, Join};
+
+impl Shard {
+    /// Another core's shard panicked: all it knew is gone.
+    pub(super) fn restarted(&mut self, border: &mut Border, core: u16) {
+        if core == self.settings.core {
+            return;
+        }
+        self.drop_mail(core);
+        self.idle.retain(|other| *other != core);
+        self.forget_core(border, core);
+        self.renew(border, core);
+        if self.told_idle {
+            self.tell(core, CorePost::Idle { core: self.settings.core });
+        }
+    }
+
+    /// Drops what a core asked of this one: its work, its polls, its attachments to our sessions.
+    pub(super) fn forget_core(&mut self, border: &mut Border, core: u16) {
+        self.local.forget_core(core);
+        self.answer_polls(border);
+        self.sessions.forget_core(core, self.now);
+    }
+
+    /// Does again what this core asked of another one that has forgotten it.
+    pub(super) fn renew(&mut self, border: &mut Border, core: u16) {
+        for conn in self.polls_at(core) {
+            self.poll_overdue(border, conn);
+        }
+        let keys: Vec<Key> = self.attachments.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.renew_join(border, key, core);
+            self.renew_work(border, key, core);
+        }
+    }
+
+    fn renew_join(&mut self, border: &mut Border, key: Key, core: u16) {
+        let Some(attachment) = self.attachments.get(key) else { return };
+        let id = attachment.session;
+        if self.session_home(id) != core {
+            return;
+        }
+        if let State::Asking { .. } = attachment.state {
+            // It may have heard the question all the same.
+            self.leave_home(id, key, None);
+            return self.end_asking(border, key, &Fault::MailboxFull);
+        }
+        let (facts, tunnel) = (attachment.facts(), attachment.tunnel().is_some());
+        let join = Join { id, ticket: self.ticket(key), facts, tunnel };
+        self.tell(core, CorePost::Join(Box::new(join)));
+    }
+
+    /// Its token is still good: it lives with the attachment.
+    fn renew_work(&mut self, border: &mut Border, key: Key, core: u16) {
+        let Some(attachment) = self.attachments.get(key) else { return };
+        let State::Waiting { token, .. } = &attachment.state else { return };
+        if self.dispatch_home(&attachment.function, &attachment.version) != core {
+            return;
+        }
+        let own = self.session_home(attachment.session) == self.settings.core;
+        let first = own && self.sessions.get(attachment.session).is_some_and(|s| s.tunnels == 0);
+        let kind = if first { WorkKind::New } else { WorkKind::Reconnect };
+        let work = self.work(key, kind, token);
+        self.submit(border, key, work);
+    }
+}

@@ -1,0 +1,235 @@
+//! Several cores: a world each, and the mail between them, which moves when a test lets it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ringway::border::{ConnId, Core, End, Listener};
+use ringway::post::{CorePost, SessionRow, ShardPost};
+use ringway_proto::h2::Limits;
+
+use crate::peer::{Peer, Work, poll_request, read_work};
+use crate::world::{Seat, World};
+
+pub(crate) struct Machine {
+    worlds: Vec<World>,
+    more: String,
+    lives: Vec<u32>,
+    /// Mail on its way, by receiver and sender.
+    mail: BTreeMap<(u16, u16), VecDeque<CorePost>>,
+    /// Cores whose mailbox has no room.
+    pub(crate) full: Vec<u16>,
+    /// What was sent so far.
+    pub(crate) sent: u64,
+}
+
+/// A worker's tunnel and the core it is on.
+pub(crate) struct Tunnel {
+    pub(crate) core: u16,
+    pub(crate) peer: Peer,
+}
+
+/// A worker's connection, wherever it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket(u64);
+
+impl Machine {
+    pub(crate) fn new(cores: u16) -> Self {
+        Self::with(cores, "")
+    }
+
+    pub(crate) fn with(cores: u16, more: &str) -> Self {
+        Self {
+            worlds: (0..cores).map(|core| World::on(Seat { core, cores, life: 0 }, more)).collect(),
+            more: more.into(),
+            lives: vec![0; usize::from(cores)],
+            mail: BTreeMap::new(),
+            full: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    pub(crate) fn cores(&self) -> u16 {
+        self.worlds.len() as u16
+    }
+
+    pub(crate) fn at(&mut self, core: u16) -> &mut World {
+        &mut self.worlds[usize::from(core)]
+    }
+
+    /// Takes what the shards have to say to each other, as their reactors do each turn.
+    pub(crate) fn collect(&mut self) {
+        for core in 0..self.cores() {
+            while self.collect_from(core) {}
+        }
+    }
+
+    fn collect_from(&mut self, core: u16) -> bool {
+        let mut posts = Vec::new();
+        let world = &mut self.worlds[usize::from(core)];
+        world.settle();
+        world.shard.take_core_posts(&mut posts);
+        let some = !posts.is_empty();
+        for (to, post) in posts {
+            assert!(to != core && to < self.lives.len() as u16, "{post:?} for {to}");
+            if self.full.contains(&to) {
+                world.shard.undelivered(&mut world.border, to, post);
+                continue;
+            }
+            self.sent += 1;
+            self.mail.entry((to, core)).or_default().push_back(post);
+        }
+        some
+    }
+
+    /// Lets the next message from one core to another arrive.
+    pub(crate) fn deliver_next(&mut self, from: u16, to: u16) -> bool {
+        self.collect();
+        let post = self.mail.get_mut(&(to, from)).and_then(VecDeque::pop_front);
+        let Some(post) = post else { return false };
+        self.at(to).post(ShardPost::Core(post));
+        true
+    }
+
+    /// What is on its way from one core to another.
+    pub(crate) fn on_its_way(&mut self, from: u16, to: u16) -> Vec<String> {
+        self.collect();
+        let name = |post: &CorePost| {
+            let text = format!("{post:?}");
+            let end = text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len());
+            text[..end].to_owned()
+        };
+        self.mail.get(&(to, from)).map(|queue| queue.iter().map(name).collect()).unwrap_or_default()
+    }
+
+    /// Lets all mail arrive, and what it causes.
+    pub(crate) fn deliver(&mut self) {
+        for _ in 0..1_000_000 {
+            self.collect();
+            let waiting = self.mail.iter().find(|(_, queue)| !queue.is_empty());
+            let Some((&(to, from), _)) = waiting else { return };
+            self.deliver_next(from, to);
+        }
+        panic!("the cores do not stop talking");
+    }
+
+    /// Time passes on all cores alike, and mail arrives at once.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let now = self.worlds.iter().map(|world| world.border.now).max().expect("a core");
+        let until = now + time;
+        loop {
+            self.deliver();
+            let now = self.worlds.iter().map(|world| world.border.now).max().expect("a core");
+            let due = self.worlds.iter().filter_map(|world| world.shard.deadline()).min();
+            let next = due.unwrap_or(until).max(now).min(until);
+            for world in &mut self.worlds {
+                world.pass(next.since(world.border.now));
+            }
+            self.deliver();
+            if next == until {
+                return;
+            }
+        }
+    }
+
+    /// A core's shard panics and begins anew: its connections are closed, mail to it is lost.
+    pub(crate) fn restart(&mut self, core: u16) {
+        self.collect();
+        // What it had said is in the others' mailboxes already.
+        for to in 0..self.cores() {
+            while self.deliver_next(core, to) {}
+        }
+        self.mail.retain(|(to, from), _| *to != core && *from != core);
+        let at = usize::from(core);
+        self.lives[at] += 1;
+        let seat = Seat { core, cores: self.cores(), life: self.lives[at] };
+        let now = self.worlds[at].border.now;
+        self.worlds[at] = World::on(seat, &self.more);
+        self.worlds[at].border.now = now;
+        for other in (0..self.cores()).filter(|other| *other != core) {
+            self.at(other).post(ShardPost::Restarted { core });
+        }
+    }
+
+    /// One poll on a connection of its own, which ends at once.
+    pub(crate) fn poll(&mut self, core: u16, ids: &[&str]) -> Option<Work> {
+        let conn = self.poller(core, ids);
+        self.deliver();
+        let work = read_work(&self.at(core).take(conn));
+        self.at(core).end(conn, End::Fin);
+        self.deliver();
+        work
+    }
+
+    /// A connection with a poll that waits.
+    pub(crate) fn poller(&mut self, core: u16, ids: &[&str]) -> ConnId {
+        let conn = self.at(core).connect(Listener::Worker);
+        self.at(core).send(conn, poll_request(ids).as_bytes());
+        conn
+    }
+
+    /// A worker's CONNECT on some core, not yet arrived anywhere else.
+    pub(crate) fn knock(&mut self, core: u16, work: &Work) -> Socket {
+        let world = self.at(core);
+        let conn = world.connect(Listener::Worker);
+        let socket = Socket(world.socket(conn));
+        world.send(conn, work.connect().as_bytes());
+        socket
+    }
+
+    /// Where a worker's connection is now.
+    pub(crate) fn find(&self, socket: Socket) -> Option<(u16, ConnId)> {
+        let mut worlds = self.worlds.iter().enumerate();
+        worlds.find_map(|(core, world)| Some((core as u16, world.conn_of(socket.0)?)))
+    }
+
+    /// What a worker's CONNECT was answered.
+    pub(crate) fn answer(&mut self, socket: Socket) -> Result<Tunnel, u16> {
+        self.deliver();
+        let (core, conn) = self.find(socket).expect("the connection is somewhere");
+        let answer = self.at(core).take(conn);
+        let code = std::str::from_utf8(answer.get(9..12).unwrap_or_default()).unwrap_or_default();
+        match code.parse() {
+            Ok(200) => {
+                let peer = Peer::accepted(self.at(core), conn, &answer, Limits::default());
+                Ok(Tunnel { core, peer })
+            }
+            Ok(code) => {
+                assert!(self.at(core).is_closed(conn), "{code} ends the connection");
+                Err(code)
+            }
+            Err(_) => Err(0),
+        }
+    }
+
+    /// A worker dials back to some core.
+    pub(crate) fn dial(&mut self, core: u16, work: &Work) -> Tunnel {
+        let socket = self.knock(core, work);
+        match self.answer(socket) {
+            Ok(tunnel) => tunnel,
+            Err(code) => panic!("the CONNECT was answered {code}"),
+        }
+    }
+
+    /// All cores' rows of `/sessions`, as the admin port joins them.
+    pub(crate) fn sessions(&mut self) -> Vec<SessionRow> {
+        let mut rows = Vec::new();
+        for core in 0..self.cores() {
+            self.at(core).post(ShardPost::Snapshot { ticket: 1 });
+            for post in self.at(core).posts() {
+                if let ringway::post::ControlPost::Snapshot { snapshot, .. } = post {
+                    rows.extend(snapshot.sessions);
+                }
+            }
+        }
+        SessionRow::joined(rows)
+    }
+
+    /// Fails unless nothing is left anywhere.
+    pub(crate) fn assert_empty(&mut self) {
+        self.pass(Duration::from_secs(120));
+        for world in &self.worlds {
+            assert!(world.shard.is_empty(), "{:#?}", world.shard);
+            assert_eq!(world.border.pool.chunks_live(), 0);
+        }
+    }
+}
