@@ -1,9 +1,10 @@
 //! What threads send each other: the control thread to a shard, a shard to the control thread.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::border::Parcel;
 use crate::metrics::ShardMetrics;
-use crate::ring::Sender;
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -24,6 +25,19 @@ pub enum ShardPost {
     Stop,
     /// What another core's shard has to say.
     Core(CorePost),
+    /// Another core's shard panicked, and a new one has taken its place. What it says after this is
+    /// the new one's.
+    Restarted {
+        /// The shard's core number.
+        core: u16,
+    },
+    /// A client's connection that another, busier core has accepted: nothing was read from it.
+    Client {
+        /// The connection.
+        parcel: Parcel,
+        /// The client.
+        peer: SocketAddr,
+    },
 }
 
 /// A message of one core's shard to another's.
@@ -47,12 +61,10 @@ pub enum ControlPost {
         /// The shard's core number.
         core: u16,
     },
-    /// A shard panicked; a new one has taken its place and is reached by another mailbox.
+    /// A shard panicked; a new one has taken its place.
     Restarted {
         /// The shard's core number.
         core: u16,
-        /// Its mailbox.
-        mailbox: Sender<ShardPost>,
     },
 }
 

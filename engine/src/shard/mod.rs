@@ -498,6 +498,12 @@ impl Core for Shard {
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => match post {},
+            // No shard waits for another one yet.
+            ShardPost::Restarted { .. } => {}
+            ShardPost::Client { parcel, peer } => {
+                let conn = border.admit(parcel, Listener::Client);
+                self.accepted(border, conn, Listener::Client, peer);
+            }
         }
     }
 
