@@ -191,6 +191,8 @@ pub struct Tally {
     pub sockets: u64,
     /// Connections taken up from other cores.
     pub adopts: u64,
+    /// Sleeping cores woken by their ring.
+    pub rings: u64,
     /// Time asleep, or looking out for something to do.
     pub idle: std::time::Duration,
 }

@@ -36,6 +36,11 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
+def cores():
+    """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
+    return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,7 +48,7 @@ def free_port():
 
 
 def configuration(session="", drain="", more="", worker_port=None):
-    """A file for `serve`: one core, free ports, two tenants, four functions."""
+    """A file for `serve`: free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -60,7 +65,7 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = 1
+count = {cores()}
 
 [control]
 mode = "local"
@@ -115,7 +120,8 @@ class Gateway:
     @classmethod
     def dev(cls, directory, *more, name="dev"):
         zero = "127.0.0.1:0"
-        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
+        count = [] if "--cores" in more else ["--cores", str(cores())]
+        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
                    directory, name)
 
     @classmethod
