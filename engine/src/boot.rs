@@ -1,9 +1,14 @@
 //! From a configuration to a running gateway, and out again: limits of the process, ports, cores,
 //! the control thread (this one), signals, drain.
 
+mod balance;
 mod core;
+mod cpus;
+mod occupant;
 mod port;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io::Write;
@@ -77,7 +82,7 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     }
     raise_descriptors(&config);
     let origin = Instant::now();
-    let count = config.cores.count;
+    let count = config.cores.count.unwrap_or_else(cpus::auto);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
@@ -90,19 +95,21 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     let config = Arc::new(config);
-    let mut cores = Vec::with_capacity(count);
+    let mut threads = Vec::with_capacity(count);
     let identity = Identity::new()?;
-    let cpus = config.cores.pin.then(|| core::cpus_for(count)).flatten();
-    for (core, (client, worker)) in client.into_iter().zip(worker).enumerate() {
-        let settings = identity.settings(&config, core as u16, addresses.worker)?;
-        let (policy, posts) = (policy.clone(), posts.clone());
+    let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
+    let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox).map_err(BootError::os)?;
+    let doors = client.into_iter().zip(worker).zip(inboxes);
+    for (core, ((client, worker), inbox)) in doors.enumerate() {
+        let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
+        let (policy, posts, cores) = (policy.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu };
-        cores.push(start_core(seat)?);
+        let seat = core::Seat { settings, policy, client, worker, posts, cores, origin, cpu };
+        threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin };
+    let run = run::Run { config: config.clone(), addresses, cores, threads, inbox, admin };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;
@@ -110,11 +117,6 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
         announce(&config, addresses, demo.as_ref());
         Ok(())
     })
-}
-
-/// The one place where a core is put together and started.
-fn start_core(seat: core::Seat) -> Result<core::Started, BootError> {
-    core::start(seat).map_err(BootError::os)
 }
 
 /// What names this run of the process in ids and tokens.
@@ -137,14 +139,14 @@ impl Identity {
     fn settings(
         &self,
         config: &Arc<Config>,
-        core: u16,
+        (core, cores): (u16, u16),
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
         Ok(ShardSettings {
             config: config.clone(),
             core,
-            cores: u16::try_from(config.cores.count).unwrap_or(u16::MAX),
+            cores,
             node: 0,
             incarnation: self.incarnation,
             secret: self.secret,

@@ -159,6 +159,9 @@ pub enum Wish {
     Unlisten(Listener),
     /// Take up a connection of another core; the id was reserved with [`Border::adopt`].
     Adopt(ConnId, Carried),
+    /// Take up a connection that another core accepted by this listener and did not read from; the
+    /// id was reserved with [`Border::admit`].
+    Admit(ConnId, Carried, Listener),
     /// Wake a sleeping core.
     Ring(Bell),
 }
@@ -186,6 +189,12 @@ pub struct Tally {
     pub refused: u64,
     /// Sockets open now, those still being closed included.
     pub sockets: u64,
+    /// Connections taken up from other cores.
+    pub adopts: u64,
+    /// Sleeping cores woken by their ring.
+    pub rings: u64,
+    /// Time asleep, or looking out for something to do.
+    pub idle: std::time::Duration,
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -373,6 +382,15 @@ impl Border {
         conn
     }
 
+    /// As [`Self::adopt`], for a connection that nothing was read from: what is to be done first
+    /// with the listener's connections is still to be done.
+    pub fn admit(&mut self, parcel: Parcel, listener: Listener) -> ConnId {
+        let conn = self.open();
+        self.put(conn, &parcel.unsent);
+        self.wishes.push(Wish::Admit(conn, parcel.socket, listener));
+        conn
+    }
+
     /// Wakes a core that sleeps; see [`crate::ring`].
     pub fn ring(&mut self, bell: Bell) {
         self.wishes.push(Wish::Ring(bell));
@@ -444,6 +462,11 @@ impl Border {
             output.open = false;
             output.clear(&mut self.pool);
         }
+    }
+
+    /// The connection is not let go of after all. Whether that had been wished for.
+    pub fn keep(&mut self, conn: ConnId) -> bool {
+        live(&mut self.outputs, conn).is_some_and(|output| std::mem::take(&mut output.detaching))
     }
 
     /// Takes the output of a connection that is let go of; the id dies. The slot stays taken until

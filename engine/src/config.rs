@@ -23,8 +23,8 @@ use uuid::Uuid;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
 
-/// Most data cores this build runs.
-pub const MAX_CORES: usize = 1;
+/// Most data cores of one process.
+pub const MAX_CORES: usize = 256;
 
 /// Everything that was configured.
 #[derive(Clone, Debug)]
@@ -58,7 +58,8 @@ pub struct Listen {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Cores {
-    pub count: usize,
+    /// None: as many as there is CPU time for.
+    pub count: Option<usize>,
     pub pin: bool,
     pub busy_poll: BusyPoll,
     pub receive_memory: usize,

@@ -58,7 +58,7 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Engine {
-    /// Data cores.
+    /// Data cores; without it the configuration's, or as many as there is CPU time for.
     #[arg(long, value_name = "N")]
     cores: Option<usize>,
     /// What drives a core.
@@ -83,9 +83,8 @@ impl Engine {
             return Err("--io epoll is not supported yet: use --io ring".into());
         }
         match self.cores {
-            Some(0) => Err("--cores 0: at least one core is needed".into()),
-            Some(cores) if cores > MAX_CORES => {
-                Err(format!("--cores {cores} is not supported yet: this build runs one core"))
+            Some(cores) if !(1..=MAX_CORES).contains(&cores) => {
+                Err(format!("--cores {cores}: write a number from 1 to {MAX_CORES}"))
             }
             _ => Ok(()),
         }
@@ -131,7 +130,10 @@ fn run(
         return ExitCode::from(USAGE);
     }
     let config = match config() {
-        Ok(config) => config,
+        Ok(mut config) => {
+            config.cores.count = engine.cores.or(config.cores.count);
+            config
+        }
         Err(problems) => {
             eprint!("{problems}");
             return ExitCode::from(CONFIG);

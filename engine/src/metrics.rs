@@ -72,6 +72,8 @@ pub struct ShardMetrics {
     pub io_backend: [u64; Backend::COUNT],
     /// Messages sent to other cores.
     pub cross_core_messages: u64,
+    /// Connections taken up from other cores.
+    pub core_moves: u64,
 }
 
 impl Default for ShardMetrics {
@@ -102,6 +104,7 @@ impl Default for ShardMetrics {
             limit_max: [0; Limit::COUNT],
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
+            core_moves: 0,
         }
     }
 }
@@ -143,6 +146,7 @@ impl ShardMetrics {
         }
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
+        self.core_moves += other.core_moves;
     }
 
     /// Writes everything in the Prometheus text format.
@@ -262,6 +266,12 @@ impl ShardMetrics {
             ("ringway_cross_core_messages_total", "counter"),
             "Messages sent to other cores.",
             self.cross_core_messages,
+        );
+        single(
+            out,
+            ("ringway_core_moves_total", "counter"),
+            "Connections taken up from other cores.",
+            self.core_moves,
         );
         let kept = |values: [u64; Limit::COUNT]| {
             let limits = Limit::ALL.iter().filter(|limit| self.limit_max[limit.index()] > 0);

@@ -4,12 +4,13 @@
 mod across;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
 
+use crate::border::Parcel;
 use crate::metrics::ShardMetrics;
-use crate::ring::Sender;
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -30,10 +31,18 @@ pub enum ShardPost {
     Stop,
     /// What another core's shard has to say.
     Core(CorePost),
-    /// Another core's shard panicked and began anew: all it knew is gone.
+    /// Another core's shard panicked, and a new one has taken its place. What it says after this is
+    /// the new one's.
     Restarted {
-        /// The core.
+        /// The shard's core number.
         core: u16,
+    },
+    /// A client's connection that another, busier core has accepted: nothing was read from it.
+    Client {
+        /// The connection.
+        parcel: Parcel,
+        /// The client.
+        peer: SocketAddr,
     },
 }
 
@@ -54,12 +63,10 @@ pub enum ControlPost {
         /// The shard's core number.
         core: u16,
     },
-    /// A shard panicked; a new one has taken its place and is reached by another mailbox.
+    /// A shard panicked; a new one has taken its place.
     Restarted {
         /// The shard's core number.
         core: u16,
-        /// Its mailbox.
-        mailbox: Sender<ShardPost>,
     },
 }
 

@@ -95,7 +95,7 @@ fn line(text: &str) -> usize {
 fn the_sample_of_the_design_loads() {
     let config = parse(SAMPLE).unwrap();
     assert_eq!(config.listen.client.to_string(), "0.0.0.0:10081");
-    assert_eq!((config.cores.count, config.cores.pin), (1, true));
+    assert_eq!((config.cores.count, config.cores.pin), (None, true));
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::ZERO));
     assert_eq!(config.control.advertise.as_deref(), Some("http://127.0.0.1:10086"));
     assert_eq!(config.tenants[0].client_keys[0].bytes(), b"dev-key");
@@ -140,7 +140,7 @@ tunnel_ping = "3s"
     assert_eq!((config.keepalive.interval.as_secs(), config.keepalive.probes), (5, 3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
-    assert!(config.notes[0].contains("auto"));
+    assert_eq!((config.cores.count, config.notes.len()), (None, 0));
 }
 
 #[test]
@@ -239,7 +239,6 @@ fn what_is_not_built_is_refused_as_not_supported_yet() {
         ("wait = \"30s\"", "park_yield = \"2s\""),
         ("[drain] ", "[cluster] "),
         ("[drain] ", "[cluster]\nnode = 1 "),
-        ("[cores] ", "[cores]\ncount = 2 "),
         (client, "client = { address = \"0.0.0.0:1\", tls = {} }"),
         (client, "client = { address = \"0.0.0.0:1\", trusted = [] }"),
         (client, "client = { address = \"0.0.0.0:1\", proxy_protocol = true }"),

@@ -4,16 +4,18 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
-use super::{Addresses, BootError, Inbox, core};
+use super::{Addresses, BootError, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
 use crate::post::{ControlPost, ShardPost};
+use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);
@@ -46,7 +48,8 @@ impl Signal {
 pub(super) struct Run {
     pub(super) config: Arc<Config>,
     pub(super) addresses: Addresses,
-    pub(super) cores: Vec<core::Started>,
+    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) inbox: Inbox,
     pub(super) admin: TcpListener,
 }
@@ -61,12 +64,12 @@ impl Run {
             .enable_all()
             .build()
             .map_err(BootError::os)?;
-        let cores: Vec<_> = self.cores.iter().map(|core| core.mailbox.clone()).collect();
+        let cores = self.cores.to_vec();
         let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
         if ended.is_ok() {
-            for core in self.cores {
+            for thread in self.threads {
                 // A core that panicked has said so.
-                let _ = core.thread.join();
+                let _ = thread.join();
             }
             tracing::info!(client = %self.addresses.client, "ended");
         }
@@ -76,7 +79,7 @@ impl Run {
 
 async fn control(
     config: Arc<Config>,
-    cores: Vec<crate::ring::Sender<ShardPost>>,
+    cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
     listener: TcpListener,
     ready: impl FnOnce() -> Result<(), BootError>,
@@ -165,15 +168,15 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
-            ControlPost::Restarted { core, mailbox } => {
+            ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
-                admin.scraper.replace(core, mailbox);
                 if *admin.phase.borrow() == Phase::Draining {
-                    // The new one has not heard of it. Room is certain: the mailbox is empty.
-                    admin.scraper.tell(|| ShardPost::Stop);
+                    // The new one has not heard of it. If it has no room, the last word has.
+                    admin.scraper.tell_one(core, ShardPost::Stop);
                 }
             }
-            ControlPost::Drained { .. } => {
+            ControlPost::Drained { core } => {
+                admin.scraper.ended(core);
                 running -= 1;
                 if running == 0 {
                     return;

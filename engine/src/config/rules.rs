@@ -23,11 +23,10 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         Syntax::Yaml => Node::from_yaml(text, problems),
     }?;
     check_tables(&root, problems);
-    let mut notes = Vec::new();
     let listen = listen(&root, problems);
     let (tenants, functions) = parties::read(&root, folder, problems);
     Some(Config {
-        cores: cores(&root, &mut notes, problems),
+        cores: cores(&root, problems),
         control: control(&root, &listen, problems),
         session: session(&root, problems),
         drain: drain(&root, problems),
@@ -40,7 +39,7 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         listen,
         tenants,
         functions,
-        notes,
+        notes: Vec::new(),
     })
 }
 
@@ -91,20 +90,20 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && same_ip
 }
 
-fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores {
+fn cores(root: &Node, problems: &mut Problems) -> Cores {
     let section = Section::of(root, "cores", problems);
-    match section.get("count").map(|node| (node, &node.value)) {
-        None => {}
-        Some((_, Value::Text(text))) if text == "auto" => {
-            notes.push(format!("cores.count = \"auto\": this build runs {MAX_CORES} core"));
+    let count = match section.get("count").map(|node| (node, &node.value)) {
+        None => None,
+        Some((_, Value::Text(text))) if text == "auto" => None,
+        Some((_, Value::Whole(count))) if (1..=MAX_CORES as i64).contains(count) => {
+            usize::try_from(*count).ok()
         }
-        Some((_, Value::Whole(1))) => {}
-        Some((node, Value::Whole(count))) if *count > 1 => problems.add(
-            node.line,
-            format!("cores.count = {count} is not supported yet: this build runs one core"),
-        ),
-        Some((node, _)) => section.refuse("count", node, "\"auto\" or a number", problems),
-    }
+        Some((node, _)) => {
+            let want = format!("\"auto\" or a number from 1 to {MAX_CORES}");
+            section.refuse("count", node, &want, problems);
+            None
+        }
+    };
     let busy_poll = section.text("busy_poll", problems).map_or(Some(Duration::ZERO), |text| {
         if text == "always" { Some(Duration::MAX) } else { units::duration(text) }
     });
@@ -114,7 +113,7 @@ fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores
         section.refuse("busy_poll", node, "\"0us\", \"Nus\" or \"always\"", problems);
     }
     Cores {
-        count: MAX_CORES,
+        count,
         pin: section.flag("pin", problems),
         busy_poll: match busy_poll {
             Some(Duration::MAX) => BusyPoll::Always,

@@ -78,7 +78,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     later("listen.client.tls", "TLS on the client listener."),
     later("listen.client.proxy_protocol", "PROXY protocol on the client listener."),
     later("listen.client.trusted", "Addresses whose PROXY header is believed."),
-    setting("cores.count", Kind::Own("\"auto\" or a number"), "\"auto\"", "Data cores."),
+    setting(
+        "cores.count",
+        Kind::Own("\"auto\" or 1 to 256"),
+        "\"auto\"",
+        "Data cores. `auto`: what the CPU quota (rounded up) or the affinity mask allows.",
+    ),
     setting("cores.pin", Kind::Flag, "true", "Whether a core's thread stays on its CPU."),
     setting(
         "cores.busy_poll",

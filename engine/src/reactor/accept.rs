@@ -7,15 +7,18 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::Reactor;
 use super::fault::SetupError;
 use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
+use super::{News, Reactor};
 use crate::border::{Core, Listener};
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most connections let in from the queue of a listener that is being closed.
+const LAST_ACCEPTS: usize = 4096;
 
 /// A listener and its accept.
 #[derive(Debug)]
@@ -92,6 +95,12 @@ impl<C: Core> Reactor<C> {
             }
             door.again_at = None;
             if let Some(socket) = &door.socket {
+                // Who has connected already would be reset with the listener. They are told of in
+                // the next turn; it fails for want of descriptors or when nobody is left.
+                let waits = socket.set_nonblocking(true).is_ok();
+                let queue = std::iter::from_fn(|| socket.accept().ok());
+                let last = queue.take(if waits { LAST_ACCEPTS } else { 0 });
+                self.news.extend(last.map(|(stream, _)| News::Accepted(stream, listener)));
                 // The listener may be open elsewhere in the process too: this ends it everywhere,
                 // so that nobody is let into a queue that no one serves. It fails only if it has
                 // ended already.
@@ -148,7 +157,7 @@ impl<C: Core> Reactor<C> {
         self.open_doors();
     }
 
-    fn admit(&mut self, stream: TcpStream, listener: Listener) {
+    pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener) {
         if self.closing || self.sockets.live() >= self.options.connections {
             self.border.tally.refused += 1;
             return;

@@ -10,6 +10,7 @@
 mod accept;
 mod buffer;
 mod dial;
+mod doorbell;
 mod fault;
 mod moving;
 mod options;
@@ -21,16 +22,17 @@ mod uring;
 mod wait;
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
 
 use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
 use crate::pool::Pool;
-use crate::ring::Mailbox;
+use crate::ring::{Mailbox, Published};
 use accept::Door;
 use buffer::BlockRing;
+use doorbell::Bells;
 use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
@@ -55,14 +57,18 @@ const END_PAUSE: Duration = Duration::from_millis(250);
 const FEED_PER_BLOCK: usize = 4;
 
 /// A fact found outside the kernel's completions, told at the start of the next turn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum News {
+    /// A connection of a listener that has been closed since.
+    Accepted(TcpStream, Listener),
     /// A dial failed before it began.
     Undialled(ConnId, i32),
     /// A send found the connection broken and no receive is under way that would tell.
     Broken(ConnId),
     /// Nothing is under way any more on a connection that the core lets go of.
     Detached(ConnId),
+    /// A connection that cannot be taken up.
+    Refused(ConnId),
 }
 
 /// One core's loop.
@@ -70,7 +76,10 @@ enum News {
 /// It stays on the thread that made it. Ring and payload memory live outside the core, and all
 /// calls into the core go through one method.
 pub struct Reactor<C: Core> {
-    // The ring first: fields are dropped in order, and the kernel has to let go of the memory.
+    // Fields are dropped in order. Nobody rings a ring that is going; the kernel has to let go of
+    // the memory before that goes.
+    published: Published,
+    bells: Bells,
     ring: Ring,
     blocks: BlockRing,
     doors: Vec<Door>,
@@ -133,6 +142,8 @@ impl<C: Core> Reactor<C> {
         let doors = doors.collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Ok(Self {
+            published: mailbox.publish(ring.fd()),
+            bells: Bells::default(),
             ring,
             blocks,
             doors,
@@ -225,6 +236,8 @@ impl<C: Core> Reactor<C> {
             // Whatever it rang for is in the mailbox, which every turn looks into.
             Kind::Bell if completion.more() => {}
             Kind::Bell => self.ring.bell(self.mailbox.bell(), completion.tag),
+            Kind::Ring => self.ring_failed(completion),
+            Kind::Rung => {}
         }
     }
 
@@ -232,6 +245,7 @@ impl<C: Core> Reactor<C> {
         let mut news = std::mem::take(&mut self.news);
         for item in news.drain(..) {
             match item {
+                News::Accepted(stream, listener) => self.admit(stream, listener),
                 News::Undialled(conn, errno) => {
                     self.tell_undialled(conn, errno);
                     self.border.free(conn);
@@ -242,6 +256,7 @@ impl<C: Core> Reactor<C> {
                     }
                 }
                 News::Detached(conn) => self.hand_over(conn),
+                News::Refused(conn) => self.refuse(conn),
             }
         }
         // The core may have caused more of them: those are for the next turn.
@@ -313,8 +328,10 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
-                Wish::Adopt(conn, socket) => self.adopt(conn, socket),
-                Wish::Ring(bell) => bell.ring(),
+                Wish::Adopt(conn, socket) | Wish::Admit(conn, socket, _) => {
+                    self.adopt(conn, socket);
+                }
+                Wish::Ring(bell) => self.ring_bell(bell),
             }
         }
         self.wishes = wishes;
@@ -347,7 +364,8 @@ impl<C: Core> Reactor<C> {
             self.gather();
             self.act();
         }
-        let Self { ring, doors, core, .. } = self;
+        let Self { published, ring, doors, core, .. } = self;
+        drop(published);
         drop(ring);
         drop(doors);
         core

@@ -1,9 +1,14 @@
 //! Connections that change cores.
+//!
+//! A connection is let go of when nothing is under way on it: its receive and its poll for room are
+//! cancelled (`pump.rs`), sends have ended with the enter that took them, and what was received
+//! until then has been told. So no byte is lost, and none overtakes another. One whose end was told
+//! meanwhile stays.
 
 use std::net::TcpStream;
 
-use super::Reactor;
 use super::socket::{Phase, Socket};
+use super::{News, Reactor};
 use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
 
 impl<C: Core> Reactor<C> {
@@ -22,16 +27,40 @@ impl<C: Core> Reactor<C> {
         self.call(|core, border| core.detached(border, conn, parcel));
     }
 
+    /// The peer's end is told of a connection that was to be let go of: it is not. It goes on as
+    /// if that had never been wished for; the core may wish for it again.
+    pub(super) fn keep(&mut self, conn: ConnId) {
+        if self.border.keep(conn) {
+            self.looks.push(conn);
+            self.dirty.push(conn);
+        }
+    }
+
     /// Takes up a connection that another core has let go of.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried) {
-        let Carried::Descriptor(descriptor) = socket else {
-            // Only a simulated world makes others.
-            self.border.kill(conn);
+        let full = self.sockets.live() >= self.options.connections;
+        match socket {
+            Carried::Descriptor(descriptor) if !full => {
+                self.add(Socket::new(TcpStream::from(descriptor), conn, Phase::Open));
+                self.border.tally.adopts += 1;
+                self.looks.push(conn);
+                self.dirty.push(conn);
+            }
+            // Too many, or what only a simulated world has. Facts are told at a turn's start.
+            Carried::Descriptor(_) | Carried::Simulated(_) => {
+                self.border.tally.refused += 1;
+                self.news.push(News::Refused(conn));
+            }
+        }
+    }
+
+    /// Tells the core that a connection could not be taken up.
+    pub(super) fn refuse(&mut self, conn: ConnId) {
+        let open = self.border.is_open(conn);
+        self.border.kill(conn);
+        if open {
             self.call(|core, border| core.ended(border, conn, End::Failed));
-            return self.border.free(conn);
-        };
-        self.add(Socket::new(TcpStream::from(descriptor), conn, Phase::Open));
-        self.looks.push(conn);
-        self.dirty.push(conn);
+        }
+        self.border.free(conn);
     }
 }

@@ -101,10 +101,13 @@ impl<C: Core> Reactor<C> {
     pub(super) fn writable(&mut self, completion: Completion) {
         let Some(socket) = self.sockets.of(completion.tag) else { return };
         socket.polling = false;
+        socket.cancelled = false;
+        let conn = socket.conn;
         // If the poll found an error, the next send brings it to light.
         match socket.phase {
-            Phase::Closing => self.looks.push(socket.conn),
-            _ => self.dirty.push(socket.conn),
+            Phase::Closing => self.looks.push(conn),
+            Phase::Open if is_leaving(&self.border, conn) => self.looks.push(conn),
+            _ => self.dirty.push(conn),
         }
     }
 
@@ -126,6 +129,7 @@ impl<C: Core> Reactor<C> {
             // The send took the socket's error away; the receive only sees the end.
             self.fail(conn, end);
         } else if self.border.is_open(conn) {
+            self.keep(conn);
             self.call(|core, border| core.ended(border, conn, End::Fin));
         }
     }
@@ -164,9 +168,11 @@ impl<C: Core> Reactor<C> {
         if matches!(socket.phase, Phase::Closing) {
             return self.finish(conn);
         }
-        let detaching = self.border.output(conn).is_some_and(Output::is_detaching);
-        if detaching && socket.broken.is_none() && socket.is_still() {
-            self.news.push(News::Detached(conn));
+        if is_leaving(&self.border, conn) {
+            if socket.is_still() && socket.broken.is_none() {
+                self.news.push(News::Detached(conn));
+            }
+            cancel_poll(&mut self.ring, socket);
         }
         // A socket that is broken in a way of its own may never end by itself: no more of it.
         let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
@@ -240,7 +246,8 @@ impl<C: Core> Reactor<C> {
     fn send(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(output) = self.border.output(conn) else { return };
-        if !socket.may_send() {
+        // What a connection that is let go of has not sent, its next owner sends.
+        if !socket.may_send() || is_leaving(&self.border, conn) {
             return;
         }
         if output.queue().is_empty() {
@@ -312,12 +319,18 @@ fn wants_bytes(socket: &Socket, border: &Border) -> bool {
         return false;
     }
     match socket.phase {
-        Phase::Open => border
-            .output(socket.conn)
-            .is_some_and(|output| !output.is_paused() && !output.is_detaching()),
+        Phase::Open => {
+            let paused = border.output(socket.conn).is_none_or(Output::is_paused);
+            !paused && !is_leaving(border, socket.conn)
+        }
         Phase::Flushing | Phase::Lingering => socket.dropped <= DROP_BUDGET,
         Phase::Dialling | Phase::Closing => false,
     }
+}
+
+/// Whether the core lets go of the connection and has not closed it since.
+fn is_leaving(border: &Border, conn: ConnId) -> bool {
+    border.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
 }
 
 /// Cancels every operation on the socket that was not cancelled yet.
@@ -327,14 +340,17 @@ fn cancel_all(ring: &mut Ring, socket: &mut Socket) {
         socket.receive = Receive::Cancelling;
         ring.cancel(Tag::of(Kind::Receive, socket.conn), tag);
     }
-    if std::mem::replace(&mut socket.cancelled, true) {
-        return;
-    }
-    if socket.polling {
-        ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
-    }
-    if socket.dial.is_some() {
+    cancel_poll(ring, socket);
+    if socket.dial.is_some() && !std::mem::replace(&mut socket.cancelled, true) {
         ring.cancel(Tag::of(Kind::Connect, socket.conn), tag);
+    }
+}
+
+/// Cancels the poll for room to send, if there is one that was not cancelled yet.
+fn cancel_poll(ring: &mut Ring, socket: &mut Socket) {
+    if socket.polling && !std::mem::replace(&mut socket.cancelled, true) {
+        let tag = Tag::of(Kind::Cancel, socket.conn);
+        ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
     }
 }
 

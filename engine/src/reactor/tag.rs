@@ -14,6 +14,10 @@ pub(super) enum Kind {
     Connect,
     Cancel,
     Bell,
+    /// A sleeping core's ring is rung; completes here only if it failed.
+    Ring,
+    /// Another core has rung this ring.
+    Rung,
 }
 
 /// An operation's name in its completion: kind (8 bits), generation (the low 24 bits), slot (32).
@@ -39,7 +43,9 @@ impl Tag {
             3 => Kind::Writable,
             4 => Kind::Connect,
             5 => Kind::Cancel,
-            _ => Kind::Bell,
+            6 => Kind::Bell,
+            7 => Kind::Ring,
+            _ => Kind::Rung,
         }
     }
 
@@ -85,6 +91,8 @@ mod tests {
             Kind::Connect,
             Kind::Cancel,
             Kind::Bell,
+            Kind::Ring,
+            Kind::Rung,
         ];
         let conn = ConnId { slot: u32::MAX, generation: 0xab_cdef };
         for kind in kinds {

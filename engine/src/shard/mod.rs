@@ -507,6 +507,10 @@ impl Core for Shard {
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => self.core_posted(border, post),
             ShardPost::Restarted { core } => self.restarted(border, core),
+            ShardPost::Client { parcel, peer } => {
+                let conn = border.admit(parcel, Listener::Client);
+                self.accepted(border, conn, Listener::Client, peer);
+            }
         }
     }
 

@@ -36,13 +36,18 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
+def chosen_cores():
+    """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
+    return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None, cores=1):
+def configuration(session="", drain="", more="", worker_port=None, cores=None):
     """A file for `serve`: free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
@@ -60,7 +65,7 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = {cores}
+count = {cores or chosen_cores()}
 
 [control]
 mode = "local"
@@ -115,7 +120,8 @@ class Gateway:
     @classmethod
     def dev(cls, directory, *more, name="dev"):
         zero = "127.0.0.1:0"
-        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
+        count = [] if "--cores" in more else ["--cores", str(chosen_cores())]
+        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
                    directory, name)
 
     @classmethod

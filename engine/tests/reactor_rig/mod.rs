@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringway::border::{Border, ConnId, Core, End, Listener, Tally};
+use ringway::border::{Border, ConnId, Core, End, Listener, Parcel, Tally};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::{Sender, mailbox};
@@ -150,6 +150,9 @@ impl<C: Core> Core for Watched<C> {
         sight.free = border.pool.ring_free();
         sight.copied_out = border.copied_out;
     }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.core.detached(border, conn, parcel);
+    }
     fn relieve(&mut self, border: &mut Border) {
         self.core.relieve(border);
     }
@@ -178,6 +181,7 @@ pub(crate) struct Desk {
     pub(crate) facts: Vec<Fact>,
     pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
     pub(crate) written: HashMap<ConnId, usize>,
+    pub(crate) parcels: Vec<(ConnId, Parcel)>,
     pub(crate) deadline: Option<Time>,
     pub(crate) fired: Option<Time>,
     pub(crate) stopped: bool,
@@ -225,6 +229,10 @@ impl Core for Desk {
             self.fired = Some(border.now);
         }
     }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        assert!(!border.is_open(conn), "a connection that is let go of is dead");
+        self.parcels.push((conn, parcel));
+    }
     fn relieve(&mut self, _: &mut Border) {}
     fn deadline(&self) -> Option<Time> {
         self.deadline
@@ -257,6 +265,16 @@ impl Running<Desk> {
                     _ => None,
                 });
                 accepts.nth(nth)
+            })
+        })
+    }
+
+    /// The connection that was let go of, once it is.
+    pub(crate) fn parcel(&self, conn: ConnId) -> Parcel {
+        until("a connection to be let go of", || {
+            self.ask(move |desk, _| {
+                let at = desk.parcels.iter().position(|(of, _)| *of == conn)?;
+                Some(desk.parcels.swap_remove(at).1)
             })
         })
     }
