@@ -114,6 +114,10 @@ class Gateway:
 
     @classmethod
     def dev(cls, directory, *more, name="dev"):
+        """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`."""
+        if os.environ.get("RINGWAY_TEST_WORKER") == "process":
+            from workerprogram import WithWorker
+            return WithWorker.start(directory, *more, name=name)
         zero = "127.0.0.1:0"
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
                    directory, name)

@@ -33,6 +33,8 @@ class Function:
         call.set_trailing_metadata([("x-trailing", "t"), ("x-trailing-bin", b"\0\xff\x01")])
         call.add_callback(self.ended.set)
         self.started.set()
+        if "x-echo-status" in fields:
+            call.abort(grpc.StatusCode(int_to_code(int(fields["x-echo-status"]))), "as was asked")
         getattr(self, f"do_{fields.get('x-do', 'nothing')}")(call, fields)
 
     def do_nothing(self, call, fields):
