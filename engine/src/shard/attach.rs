@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::Shard;
 use super::close::Cause;
 use super::conn::Pin;
+use super::dial::Dialling;
 use super::exchange::At;
 use super::session::Session;
 use super::table::Key;
@@ -55,6 +56,8 @@ pub(crate) enum State {
     Fresh { kind: WorkKind },
     /// Work is queued; the worker's CONNECT must bring this token.
     Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
+    /// The function's server is dialled: it needs no worker.
+    Dialling(Dialling),
     /// The tunnel is there.
     Attached { tunnel: ConnId },
 }
@@ -82,7 +85,7 @@ impl Attachment {
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
             State::Attached { tunnel } => Some(tunnel),
-            State::Fresh { .. } | State::Waiting { .. } => None,
+            State::Fresh { .. } | State::Waiting { .. } | State::Dialling(_) => None,
         }
     }
 }
@@ -370,6 +373,9 @@ impl Shard {
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        if self.dial_function(border, key, kind) {
+            return;
+        }
         let token = self.mint_token(key);
         let work = self.work(key, kind, &token);
         if kind == WorkKind::New {

@@ -62,6 +62,32 @@ impl Cause {
     pub(crate) const QUEUE_FULL: Self =
         Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
 
+    pub(crate) const NO_ADDRESS: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the server's name has no address",
+    );
+    pub(crate) const NO_CONNECTION: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "no more worker connections are allowed",
+    );
+
+    /// Why a function's server could not be dialled, by the `errno`.
+    pub(crate) fn undialled(errno: i32) -> Self {
+        let kind = std::io::Error::from_raw_os_error(errno).kind();
+        let (code, detail) = match kind {
+            std::io::ErrorKind::ConnectionRefused => {
+                (CloseCode::Reset, "the server refused the connection")
+            }
+            std::io::ErrorKind::TimedOut => {
+                (CloseCode::Timeout, "the server did not answer the dial")
+            }
+            _ => (CloseCode::Unknown, "the server could not be dialled"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+
     /// What those are told who still wait for a worker.
     fn fault(self) -> &'static Fault {
         match self.reason {
@@ -319,6 +345,18 @@ impl Shard {
 
     /// Ends an attachment whose exchanges are gone or still wait for it.
     pub(super) fn give_up(&mut self, border: &mut Border, key: Key, cause: Cause) {
+        self.give_up_with(border, key, cause, cause.fault());
+    }
+
+    /// As [`Self::give_up`], with another word for those who wait.
+    pub(super) fn give_up_with(
+        &mut self,
+        border: &mut Border,
+        key: Key,
+        cause: Cause,
+        fault: &Fault,
+    ) {
+        self.stop_dialling(border, key);
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         if let Some(tunnel) = attachment.tunnel() {
             return self.tunnel_gone(border, tunnel, cause);
@@ -329,7 +367,7 @@ impl Shard {
         }
         for waiter in waiters {
             if self.exchanges.get(waiter).is_some() {
-                self.refuse_exchange(border, waiter.slot, cause.fault());
+                self.refuse_exchange(border, waiter.slot, fault);
             }
         }
     }
@@ -347,6 +385,7 @@ impl Shard {
                 self.no_longer_pending(&attachment.tenant);
                 self.local.withdraw(ticket(key));
             }
+            State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;

@@ -1,11 +1,14 @@
 //! The worker listener: CONNECT, the local dispatch's polls, and its health.
 
+use std::net::SocketAddr;
+
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
 use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
 use ringway_proto::h1::{CONTINUE, write_fault, write_text};
 use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
+use ringway_proto::time::Time;
 
 use super::Shard;
 use super::attach::{State, ticket};
@@ -321,6 +324,26 @@ impl Shard {
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: Segment) {
         let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
         border.put(conn, connect::ACCEPTED);
+        self.local.withdraw(ticket(key));
+        let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
+        if let Some(tenant) = tenant {
+            self.no_longer_pending(&tenant);
+        }
+        self.become_tunnel(border, conn, (peer, opened), key);
+        if tail.len > 0 {
+            self.hop_received(border, conn, tail);
+        }
+        self.watch(conn);
+    }
+
+    /// A connection to the function's side, accepted or dialled, becomes an attachment's tunnel.
+    pub(super) fn become_tunnel(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        (peer, opened): (SocketAddr, Time),
+        key: Key,
+    ) {
         let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
         h2.start(&mut border.sink(conn));
         let tunnel = Tunnel {
@@ -334,22 +357,13 @@ impl Shard {
         };
         let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
-        self.local.withdraw(ticket(key));
-        let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
-        if let Some(tenant) = tenant {
-            self.no_longer_pending(&tenant);
-        }
-        let attachment = self.attachments.get_mut(key).expect("its token was just taken");
+        let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
         attachment.state = State::Attached { tunnel: conn };
         if let Some(session) = self.sessions.get_mut(attachment.session) {
             session.tunnels += 1;
         }
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);
-        if tail.len > 0 {
-            self.hop_received(border, conn, tail);
-        }
-        self.watch(conn);
     }
 }
 

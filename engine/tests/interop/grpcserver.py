@@ -81,9 +81,9 @@ def int_to_code(number):
 
 
 class Server:
-    """Listens on a free port of the loopback address."""
+    """Listens on the loopback address, on a free port unless one is named."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.function = Function()
         self.grpc = grpc.server(futures.ThreadPoolExecutor(256), options=UNLIMITED)
         handlers = {}
@@ -98,7 +98,7 @@ class Server:
         servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self.grpc)
         reflection.enable_server_reflection([SERVICE, reflection.SERVICE_NAME], self.grpc)
-        self.port = self.grpc.add_insecure_port("127.0.0.1:0")
+        self.port = self.grpc.add_insecure_port(f"127.0.0.1:{port}")
         self.grpc.start()
 
     def __enter__(self):

@@ -1,6 +1,7 @@
 //! Frame scripts against a shard, in reading order: no sockets, no sleeps.
 
 mod calls;
+mod dial;
 mod ends;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
