@@ -42,8 +42,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None):
-    """A file for `serve`: one core, free ports, two tenants, four functions."""
+def configuration(session="", drain="", more="", worker_port=None, dial=None):
+    """A file for `serve`: one core, free ports, two tenants, four functions. With `dial` the
+    first needs no worker."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -53,6 +54,7 @@ tenants = [{}]
 worker_keys = ["{}"]
 kind = "default"
 """
+    dialled = f'dial = "{dial}"\n' if dial else ""
     both, dev = '"dev", "other"', '"dev"'
     return f"""[listen]
 client = "127.0.0.1:0"
@@ -73,7 +75,7 @@ client_keys = ["{KEY}", "dev-key-two"]
 [[tenant]]
 name = "other"
 client_keys = ["{OTHER_KEY}"]
-""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY)
+""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY) + dialled
        + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY)
@@ -114,8 +116,9 @@ class Gateway:
 
     @classmethod
     def dev(cls, directory, *more, name="dev"):
-        """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`."""
-        if os.environ.get("RINGWAY_TEST_WORKER") == "process":
+        """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`; with
+        `dial`, by `serve` and a function that is dialled."""
+        if os.environ.get("RINGWAY_TEST_WORKER"):
             from workerprogram import WithWorker
             return WithWorker.start(directory, *more, name=name)
         zero = "127.0.0.1:0"

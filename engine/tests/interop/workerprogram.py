@@ -68,8 +68,9 @@ class WorkerProgram:
 
 
 class WithWorker(gateway.Gateway):
-    """What `ringway dev` is for the tests, with nothing built in: `serve`, a worker process, and
-    the server named by --target, else a grpcio server that echoes."""
+    """What `ringway dev` is for the tests, with nothing built in: `serve`, a worker process (or
+    none, if RINGWAY_TEST_WORKER is `dial`), and the server named by --target, else a grpcio
+    server that echoes."""
 
     @classmethod
     def start(cls, directory, *more, name="dev"):
@@ -83,8 +84,12 @@ class WithWorker(gateway.Gateway):
             server = grpcserver.Server()
             target = f"127.0.0.1:{server.port}"
         assert not more, f"not for a gateway with a worker process: {more}"
-        running = cls.serve(directory, name)
+        kind = os.environ["RINGWAY_TEST_WORKER"]
+        assert kind in ("process", "dial"), f"RINGWAY_TEST_WORKER={kind}"
+        running = cls.serve(directory, name, dial=target if kind == "dial" else None)
         running.server = server
+        if kind == "dial":
+            return running
         running.worker_program = WorkerProgram([running.worker], target, directory,
                                                f"{name}-worker", slots=512)
         return running
