@@ -136,6 +136,7 @@ def test_a_killed_worker_is_noticed_at_once_and_another_serves(bare, work, serve
     with channel_to(bare) as channel:
         lost = Stub(channel).Unary.future(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
         assert server.function.started.wait(10)
+        lost.initial_metadata()
         begun = time.monotonic()
         running.kill()
         with pytest.raises(grpc.RpcError) as failure:
@@ -174,6 +175,7 @@ def test_sessions_are_cut_off_when_their_time_is_over(bare, work, server):
     with channel_to(bare) as channel:
         lost = Stub(channel).Unary.future(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
         assert server.function.started.wait(10)
+        lost.initial_metadata()
         running.signal(signal.SIGINT)
         with pytest.raises(grpc.RpcError) as failure:
             lost.result()
