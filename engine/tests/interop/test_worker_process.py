@@ -134,13 +134,13 @@ def test_a_second_client_waits_for_the_only_slot(bare, work):
 def test_a_killed_worker_is_noticed_at_once_and_another_serves(bare, work, server, target):
     running = work(bare)
     with channel_to(bare) as channel:
-        lost = Stub(channel).Unary.future(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
+        lost = Stub(channel).ServerStream(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
         assert server.function.started.wait(10)
         lost.initial_metadata()
         begun = time.monotonic()
         running.kill()
         with pytest.raises(grpc.RpcError) as failure:
-            lost.result()
+            next(lost)
         # In the middle of a response: the server had sent its head.
         assert failure.value.code() == grpc.StatusCode.INTERNAL
         assert time.monotonic() - begun < 2
@@ -173,12 +173,12 @@ def test_a_worker_that_is_stopped_ends_its_sessions_first(bare, work, server):
 def test_sessions_are_cut_off_when_their_time_is_over(bare, work, server):
     running = work(bare, more=("--drain-max", "1"))
     with channel_to(bare) as channel:
-        lost = Stub(channel).Unary.future(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
+        lost = Stub(channel).ServerStream(say(b"x"), metadata=[*WHO, ("x-do", "hang")], timeout=20)
         assert server.function.started.wait(10)
         lost.initial_metadata()
         running.signal(signal.SIGINT)
         with pytest.raises(grpc.RpcError) as failure:
-            lost.result()
+            next(lost)
         assert failure.value.code() == grpc.StatusCode.INTERNAL
     assert running.exit_code() == 0
 
