@@ -75,8 +75,11 @@ struct Addresses {
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
-pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+pub fn serve(mut config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
+    for unknown in config.resolve() {
+        tracing::warn!("{unknown}");
+    }
     for note in &config.notes {
         tracing::info!("{note}");
     }

@@ -3,6 +3,7 @@
 //! Every problem is reported with its line and the fix; nobody else reads the file or the
 //! environment.
 
+mod dial;
 mod node;
 mod parties;
 mod problems;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
 
@@ -127,6 +129,8 @@ pub struct Function {
     pub worker_keys: Vec<Secret>,
     /// Of the streaming kind.
     pub streaming: bool,
+    /// The server that the gateway dials in place of a worker.
+    pub dial: Option<Dial>,
 }
 
 /// Rules of sessions.
@@ -281,6 +285,21 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems.sorted()),
         }
+    }
+
+    /// Looks up the names of servers that are dialled; this blocks. What cannot be found is no
+    /// fault of the configuration: it comes back as texts for the log, and such a function
+    /// answers that its server cannot be reached.
+    pub fn resolve(&mut self) -> Vec<String> {
+        let mut unknown = Vec::new();
+        for function in &mut self.functions {
+            let Some(dial) = &mut function.dial else { continue };
+            if let Err(error) = dial.resolve() {
+                let (id, server) = (function.id, &dial.server);
+                unknown.push(format!("function {id}: dial = \"{server}\" is not found: {error}"));
+            }
+        }
+        unknown
     }
 
     /// What `ringway dev` runs with.

@@ -231,7 +231,6 @@ fn the_fixes_of_a_yaml_file_are_yaml() {
 fn what_is_not_built_is_refused_as_not_supported_yet() {
     let client = "client = \"0.0.0.0:10081\"";
     for (from, to) in [
-        ("kind = \"default\"", "dial = \"127.0.0.1:50051\""),
         ("mode = \"local\"", "mode = \"nats\""),
         ("mode = \"local\"", "mode = \"nvcf\""),
         ("wait = \"30s\"", "park = \"auto\""),
@@ -248,6 +247,22 @@ fn what_is_not_built_is_refused_as_not_supported_yet() {
     }
     let text = SAMPLE.replace(client, "client = { address = \"127.0.0.1:5\" }");
     assert_eq!(parse(&text).unwrap().listen.client.port(), 5);
+}
+
+#[test]
+fn a_function_that_is_dialled_needs_no_worker_key() {
+    let dial = "dial = \"127.0.0.1:50051\"";
+    let text = SAMPLE.replace("worker_keys = [\"dev-worker-key\"]", dial);
+    let mut config = parse(&text).unwrap();
+    assert!(config.resolve().is_empty());
+    let function = &config.functions[0];
+    let dial = function.dial.as_ref().unwrap();
+    assert_eq!(dial.addresses, ["127.0.0.1:50051".parse().unwrap()]);
+    assert!(function.worker_keys.is_empty());
+    let text = SAMPLE.replace("kind = \"default\"", "dial = \"nowhere.invalid:5\"");
+    let mut config = parse(&text).unwrap();
+    let told = config.resolve().concat();
+    assert!(told.contains("dial = \"nowhere.invalid:5\" is not found"), "{told}");
 }
 
 #[test]
@@ -269,6 +284,8 @@ fn contradictions_are_found() {
         ("advertise =", "#", "control.advertise is missing"),
         ("version = \"2", "version = \"x", "must be a UUID"),
         ("worker_keys = [\"dev-worker-key\"]", "", "no worker can serve it"),
+        ("kind = \"default\"", "dial = \"50051\"", "but must be HOST:PORT"),
+        ("kind = \"default\"", "dial = 50051", "must be a text"),
         ("tenants = [\"dev\"]", "tenants = []", "nobody may call it"),
         ("id = \"1", "id_ = \"1", "function.id is missing"),
         ("name = \"dev\"", "name = 5", "tenant.name is 5, but must be a text"),

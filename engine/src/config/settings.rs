@@ -124,7 +124,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "function.worker_keys",
         Kind::Own("a list of texts"),
         "",
-        "Keys of the workers that may serve it.",
+        "Keys of the workers that may serve it. Not needed with `dial`.",
     ),
     setting(
         "function.kind",
@@ -132,7 +132,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "default",
         "The kind of function.",
     ),
-    later("function.dial", "A server that is dialled instead of a worker's callback."),
+    setting(
+        "function.dial",
+        Kind::Own("HOST:PORT"),
+        "",
+        "The server that serves it without a worker: the gateway dials it.",
+    ),
     setting("session.wait", Kind::Time(MS, DAY), "30s", "How long a request waits for a worker."),
     setting(
         "session.idle",

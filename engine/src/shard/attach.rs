@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Shard;
 use super::conn::Pin;
+use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
 use super::session::{Session, check};
@@ -60,6 +61,8 @@ pub(crate) enum State {
     Fresh { kind: WorkKind },
     /// Work is queued; the worker's CONNECT must bring this token.
     Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
+    /// The function's server is dialled: it needs no worker.
+    Dialling(Dialling),
     /// The tunnel is there.
     Attached { tunnel: ConnId },
 }
@@ -87,7 +90,10 @@ impl Attachment {
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
             State::Attached { tunnel } => Some(tunnel),
-            State::Asking { .. } | State::Fresh { .. } | State::Waiting { .. } => None,
+            State::Asking { .. }
+            | State::Fresh { .. }
+            | State::Waiting { .. }
+            | State::Dialling(_) => None,
         }
     }
 }
@@ -359,6 +365,9 @@ impl Shard {
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        if self.dial_function(border, key, kind) {
+            return;
+        }
         let token = self.mint_token(key);
         let work = self.work(key, kind, &token);
         if kind == WorkKind::New {

@@ -68,6 +68,32 @@ impl Cause {
         "another core had no room for its work",
     );
 
+    pub(crate) const NO_ADDRESS: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the server's name has no address",
+    );
+    pub(crate) const NO_CONNECTION: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "no more worker connections are allowed",
+    );
+
+    /// Why a function's server could not be dialled, by the `errno`.
+    pub(crate) fn undialled(errno: i32) -> Self {
+        let kind = std::io::Error::from_raw_os_error(errno).kind();
+        let (code, detail) = match kind {
+            std::io::ErrorKind::ConnectionRefused => {
+                (CloseCode::Reset, "the server refused the connection")
+            }
+            std::io::ErrorKind::TimedOut => {
+                (CloseCode::Timeout, "the server did not answer the dial")
+            }
+            _ => (CloseCode::Unknown, "the server could not be dialled"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+
     /// What those are told who still wait for a worker.
     fn fault(self) -> &'static Fault {
         match self.reason {
@@ -336,6 +362,7 @@ impl Shard {
         cause: Cause,
         fault: &Fault,
     ) {
+        self.stop_dialling(border, key);
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         if let Some(tunnel) = attachment.tunnel() {
             return self.tunnel_gone(border, tunnel, cause);
@@ -368,6 +395,7 @@ impl Shard {
                 self.no_longer_pending(&attachment.tenant);
                 self.withdraw(key, &attachment.function, &attachment.version);
             }
+            State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;

@@ -9,6 +9,7 @@ mod attach;
 mod client;
 mod close;
 mod conn;
+mod dial;
 mod dispatch;
 mod drain;
 mod exchange;
@@ -42,6 +43,7 @@ use ringway_proto::time::Time;
 use self::attach::Attachment;
 use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
+use self::dial::Dials;
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
 use self::mail::Outbox;
@@ -70,6 +72,8 @@ pub struct Shard {
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Connections to functions' servers that are not there yet.
+    dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
     metrics: ShardMetrics,
@@ -131,6 +135,7 @@ impl Shard {
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
             metrics: ShardMetrics::default(),
@@ -178,6 +183,7 @@ impl Shard {
         self.conns.len() == 0
             && self.sessions.len() == 0
             && self.attachments.len() == 0
+            && self.dials.is_empty()
             && self.exchanges.len() == 0
             && self.local.is_empty()
             && self.held == 0
@@ -439,9 +445,9 @@ impl Core for Shard {
         self.watch(conn);
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, _result: Result<(), i32>) {
-        // Nothing is dialled yet: no such connection can be ours.
-        border.close(conn, Close::Now);
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        self.now = border.now;
+        self.dial_ended(border, conn, result);
     }
 
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {

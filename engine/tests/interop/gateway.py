@@ -47,8 +47,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None, cores=None):
-    """A file for `serve`: free ports, two tenants, four functions."""
+def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None):
+    """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
+    worker."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -58,6 +59,7 @@ tenants = [{}]
 worker_keys = ["{}"]
 kind = "default"
 """
+    dialled = f'dial = "{dial}"\n' if dial else ""
     both, dev = '"dev", "other"', '"dev"'
     return f"""[listen]
 client = "127.0.0.1:0"
@@ -78,7 +80,7 @@ client_keys = ["{KEY}", "dev-key-two"]
 [[tenant]]
 name = "other"
 client_keys = ["{OTHER_KEY}"]
-""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY)
+""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY) + dialled
        + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY)
@@ -119,6 +121,11 @@ class Gateway:
 
     @classmethod
     def dev(cls, directory, *more, name="dev"):
+        """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`; with
+        `dial`, by `serve` and a function that is dialled."""
+        if os.environ.get("RINGWAY_TEST_WORKER"):
+            from workerprogram import WithWorker
+            return WithWorker.start(directory, *more, name=name)
         zero = "127.0.0.1:0"
         count = [] if "--cores" in more else ["--cores", str(chosen_cores())]
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],

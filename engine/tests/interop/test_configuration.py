@@ -140,8 +140,7 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("table, key", [
     ("[session]", 'park = "auto"'), ("[session]", 'park_window = "30s"'),
-    ("[session]", 'park_yield = "2s"'),
-    ("[[function]]", 'dial = "127.0.0.1:50051"')])
+    ("[session]", 'park_yield = "2s"')])
 def test_features_that_come_later(tmp_path, table, key):
     text = configuration()
     at = text.index(table) + len(table)

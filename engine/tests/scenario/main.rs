@@ -2,6 +2,7 @@
 
 mod calls;
 mod cores;
+mod dial;
 mod ends;
 mod machine;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
