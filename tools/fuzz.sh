@@ -25,7 +25,7 @@ export RUSTFLAGS='--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares'
 # With a target named, build scripts are built without these flags.
-cargo build --locked --release --quiet --manifest-path proto/fuzz/Cargo.toml --target "$host"
+cargo build --release --quiet --manifest-path proto/fuzz/Cargo.toml --target "$host"
 
 # Runs one target: kept inputs first, then new ones made from them. What it finds interesting is
 # written to target/, not to the seeds.

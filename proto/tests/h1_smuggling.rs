@@ -165,6 +165,8 @@ fn chunks_have_one_reading() {
         "5\r\nhello\n0\r\n\r\n",
         "5\r\nhello\r\n0\n\r\n",
         "5\r\nhello\r\n0\r\n\n",
+        "5\r\nhello\rX0\r\n\r\n",
+        "5\r\nhelloX\n0\r\n\r\n",
         "5\r\nhello0\r\n\r\n",
         "5\r\nhello\r\r\n0\r\n\r\n",
         "5;a\nb\r\nhello\r\n0\r\n\r\n",
