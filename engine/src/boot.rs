@@ -3,11 +3,13 @@
 
 mod core;
 mod port;
+mod reload;
 mod run;
 
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -66,14 +68,18 @@ struct Addresses {
     admin: SocketAddr,
 }
 
-/// Runs a gateway until it has drained after a signal or a call of the admin port.
+/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is the
+/// file that is read again on SIGHUP.
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
-pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+pub fn serve(config: Config, demo: Option<Demo>, source: Option<PathBuf>) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
     for note in &config.notes {
         tracing::info!("{note}");
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
     }
     raise_descriptors(&config);
     let origin = Instant::now();
@@ -90,6 +96,8 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     let config = Arc::new(config);
+    let reloader = reload::Reloader::new(&config, source)?;
+    let entrances = reloader.entrances();
     let mut cores = Vec::with_capacity(count);
     let identity = Identity::new()?;
     let cpus = config.cores.pin.then(|| core::cpus_for(count)).flatten();
@@ -97,12 +105,13 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
         let settings = identity.settings(&config, core as u16, addresses.worker)?;
         let (policy, posts) = (policy.clone(), posts.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu };
+        let entrances = entrances.clone();
+        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu, entrances };
         cores.push(start_core(seat)?);
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin };
+    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin, reloader };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;
@@ -141,6 +150,8 @@ impl Identity {
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
+        // Only workers that speak TLS can use such a listener at all.
+        let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         Ok(ShardSettings {
             config: config.clone(),
             core,
@@ -149,7 +160,7 @@ impl Identity {
             secret: self.secret,
             seed: random()?,
             generation: 0,
-            advertise: advertise.unwrap_or_else(|| format!("http://{worker}")),
+            advertise: advertise.unwrap_or_else(|| format!("{scheme}://{worker}")),
             unix_micros_at_zero: self.unix_micros_at_zero,
             version: crate::VERSION,
             commit: crate::COMMIT,

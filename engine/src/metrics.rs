@@ -6,6 +6,7 @@
 //! scrape on, at zero.
 
 mod histogram;
+mod inlet;
 mod labels;
 mod tables;
 
@@ -72,6 +73,8 @@ pub struct ShardMetrics {
     pub io_backend: [u64; Backend::COUNT],
     /// Messages sent to other cores.
     pub cross_core_messages: u64,
+    /// What listeners with TLS or the PROXY protocol saw.
+    pub inlet: crate::inlet::Tally,
 }
 
 impl Default for ShardMetrics {
@@ -102,6 +105,7 @@ impl Default for ShardMetrics {
             limit_max: [0; Limit::COUNT],
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
+            inlet: crate::inlet::Tally::default(),
         }
     }
 }
@@ -143,6 +147,7 @@ impl ShardMetrics {
         }
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
+        inlet::add(&mut self.inlet, &other.inlet);
     }
 
     /// Writes everything in the Prometheus text format.
@@ -159,6 +164,7 @@ impl ShardMetrics {
         self.http_server.render(out, "http_server", "requests of clients");
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
+        inlet::render(out, &self.inlet);
     }
 
     fn render_clients(&self, out: &mut String) {

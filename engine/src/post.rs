@@ -1,7 +1,9 @@
 //! What threads send each other: the control thread to a shard, a shard to the control thread.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
 use crate::ring::Sender;
 
@@ -13,6 +15,8 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
+    /// Go by these rules from now on. What runs is not touched.
+    Policy(Arc<Policy>),
     /// Say on `/health` that this gateway is going: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::border::{Border, ConnId, Core, End, Listener};
 use crate::config::{self, Config};
 use crate::control::local::Policy;
+use crate::inlet::Entrances;
 use crate::metrics::{Backend, Limit};
 use crate::pool::Segment;
 use crate::post::{ControlPost, ShardPost};
@@ -37,6 +38,8 @@ pub(super) struct Seat {
     pub(super) origin: Instant,
     /// The CPU it is pinned to.
     pub(super) cpu: Option<usize>,
+    /// What connections have to pass.
+    pub(super) entrances: Entrances,
 }
 
 /// A started core.
@@ -165,6 +168,7 @@ impl Seat {
             mailbox: inbox.capacity(),
         };
         let options = options(&self.settings.config, self.settings.core, self.cpu);
+        let options = Options { entrances: self.entrances.clone(), ..options };
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
@@ -189,6 +193,7 @@ fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
             interval: config.keepalive.interval,
             probes: config.keepalive.probes,
         },
+        entrance_time: limits.handshake,
         ..defaults
     }
 }
@@ -267,6 +272,10 @@ impl Core for Occupant {
 
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.shard.ended(border, conn, end);
+    }
+
+    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        self.shard.addressed(border, conn, peer);
     }
 
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
@@ -349,6 +358,7 @@ mod tests {
             posts,
             origin: Instant::now(),
             cpu: None,
+            entrances: Entrances::default(),
         };
         (seat, inbox, address)
     }

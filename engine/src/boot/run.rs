@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
+use super::reload::Reloader;
 use super::{Addresses, BootError, Inbox, core};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
@@ -49,6 +50,7 @@ pub(super) struct Run {
     pub(super) cores: Vec<core::Started>,
     pub(super) inbox: Inbox,
     pub(super) admin: TcpListener,
+    pub(super) reloader: Reloader,
 }
 
 impl Run {
@@ -62,7 +64,8 @@ impl Run {
             .build()
             .map_err(BootError::os)?;
         let cores: Vec<_> = self.cores.iter().map(|core| core.mailbox.clone()).collect();
-        let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
+        let doors = (self.admin, self.reloader);
+        let ended = runtime.block_on(control(self.config, cores, self.inbox, doors, ready));
         if ended.is_ok() {
             for core in self.cores {
                 // A core that panicked has said so.
@@ -78,11 +81,12 @@ async fn control(
     config: Arc<Config>,
     cores: Vec<crate::ring::Sender<ShardPost>>,
     mut inbox: Inbox,
-    listener: TcpListener,
+    (listener, reloader): (TcpListener, Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
+    let hangup = signal(SignalKind::hangup()).map_err(BootError::os)?;
     listener.set_nonblocking(true).map_err(BootError::os)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -94,7 +98,9 @@ async fn control(
         drain,
         allow_remote: config.admin.allow_remote,
         panics: AtomicU64::new(0),
+        changes: reloader.changes(),
     });
+    tokio::spawn(reloader.run(admin.clone(), hangup));
     tokio::spawn(crate::admin::serve(listener, admin.clone()));
     ready()?;
     phase.send_replace(Phase::Serving);
@@ -168,6 +174,10 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Restarted { core, mailbox } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 admin.scraper.replace(core, mailbox);
+                if let Some(policy) = admin.changes.policy() {
+                    // The new one was started with the first rules. Room is certain, as below.
+                    admin.scraper.tell(|| ShardPost::Policy(policy.clone()));
+                }
                 if *admin.phase.borrow() == Phase::Draining {
                     // The new one has not heard of it. Room is certain: the mailbox is empty.
                     admin.scraper.tell(|| ShardPost::Stop);

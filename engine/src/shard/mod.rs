@@ -60,6 +60,8 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// How often the policy was replaced.
+    rules: u32,
     now: Time,
     conns: Conns,
     sessions: Sessions,
@@ -113,6 +115,7 @@ impl Shard {
             rng: ChaCha12Rng::from_seed(settings.seed),
             settings,
             policy,
+            rules: 0,
             now: Time::ZERO,
             conns: Conns::default(),
             sessions: Sessions::default(),
@@ -494,6 +497,7 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),

@@ -67,20 +67,16 @@ impl Pair {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn load(files: &Files) -> Result<Self, Vec<PairError>> {
-        let read = |path: &Path| read(path);
         let cert = read(&files.cert).and_then(|pem| chain(&pem));
         let key = read(&files.key).and_then(|pem| private_key(&pem));
         match (cert, key) {
             (Ok((chain, not_after)), Ok(key)) => {
                 Self::join(chain, key, not_after).map_err(|error| vec![error])
             }
-            (cert, key) => Err([
-                cert.err().map(PairError::Cert),
-                key.err().map(PairError::Key),
-            ]
-            .into_iter()
-            .flatten()
-            .collect()),
+            (cert, key) => Err([cert.err().map(PairError::Cert), key.err().map(PairError::Key)]
+                .into_iter()
+                .flatten()
+                .collect()),
         }
     }
 
@@ -89,12 +85,13 @@ impl Pair {
         key: PrivateKeyDer<'static>,
         not_after: Duration,
     ) -> Result<Self, PairError> {
-        let key = provider::sign::any_supported_type(&key)
-            .map_err(|_| PairError::Key(
+        let key = provider::sign::any_supported_type(&key).map_err(|_| {
+            PairError::Key(
                 "is of no kind that TLS servers use: make an RSA (2048 bits or more), ECDSA \
                  (P-256, P-384) or Ed25519 key"
                     .into(),
-            ))?;
+            )
+        })?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -107,6 +104,13 @@ impl Pair {
             }
         }
         Ok(Self { certified: Arc::new(certified), not_after })
+    }
+
+    /// Whether it is the same certificate, chain and all.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        // A chain's first key is its certificate's, so the keys are the same too.
+        self.certified.cert == other.certified.cert
     }
 
     /// When it expires, in Unix time.
@@ -153,7 +157,7 @@ impl Pair {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let fail = |why: String| format!("\"{}\" cannot be read: {why}", path.display());
+    let fail = |why: String| format!("cannot be read: {why}");
     let size = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
     if size > MAX_FILE {
         return Err(fail(format!("it has {size} bytes: no such file is that long")));
