@@ -91,9 +91,10 @@ impl Reloader {
 
     /// What connections have to pass.
     pub(super) fn entrances(&self) -> Entrances {
-        let entrance = |listener: Listener, _front: &Front| {
+        let entrance = |listener: Listener, front: &Front| {
             let own = self.certificates.iter().find(|own| own.listener == listener);
-            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()) })
+            let proxy = front.proxy_protocol.then(|| front.trusted.clone());
+            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()), proxy })
         };
         Entrances {
             client: entrance(Listener::Client, &self.config.fronts.client),

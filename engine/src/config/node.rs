@@ -87,7 +87,7 @@ impl Node {
             Value::Text(text) => text.clone(),
             Value::Whole(number) => number.to_string(),
             Value::Flag(flag) => flag.to_string(),
-            Value::Empty => String::new(),
+            Value::Empty => return,
             Value::Other(kind) => (*kind).into(),
         };
         into.insert(name.into(), text);

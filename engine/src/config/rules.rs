@@ -56,7 +56,12 @@ fn written(root: &Node) -> BTreeMap<String, String> {
     for (key, node) in root.entries().iter().filter(|(key, _)| !parties.contains(&&*key.name)) {
         node.flatten(&key.name, &mut all);
     }
-    all
+    // A listener's address may be written in two ways.
+    let short = |key: String| match key.strip_suffix(".address") {
+        Some(listener) => listener.to_string(),
+        None => key,
+    };
+    all.into_iter().map(|(key, value)| (short(key), value)).collect()
 }
 
 fn check_tables(root: &Node, problems: &mut Problems) {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rustls::ServerConfig;
 
 use super::Inlet;
@@ -20,17 +21,35 @@ pub enum Outcome {
     Abandoned,
 }
 
+/// What came of a connection that had to begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// The header was read.
+    Ok,
+    /// It came from an address that is not trusted, and was closed at once.
+    Untrusted,
+    /// It began otherwise, or with a wrong header.
+    Malformed,
+}
+
 /// What listeners counted; the index of the listener is its number in [`Listener`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// TLS handshakes by listener and [`Outcome`].
     pub handshakes: [[u64; 3]; 2],
+    /// PROXY headers by listener and [`Proxied`].
+    pub proxied: [[u64; 3]; 2],
 }
 
 impl Tally {
     /// One more handshake that ended so.
     pub fn count(&mut self, listener: Listener, outcome: Outcome) {
         self.handshakes[listener as usize][outcome as usize] += 1;
+    }
+
+    /// One more connection with a PROXY header, or without the one it should have.
+    pub fn count_proxied(&mut self, listener: Listener, proxied: Proxied) {
+        self.proxied[listener as usize][proxied as usize] += 1;
     }
 }
 
@@ -39,6 +58,16 @@ impl Tally {
 pub struct Entrance {
     /// TLS, with the certificate that the vault holds at the time.
     pub tls: Option<Arc<Vault>>,
+    /// A PROXY header first, from these networks; nobody else may connect.
+    pub proxy: Option<Vec<IpNet>>,
+}
+
+impl Entrance {
+    fn trusts(&self, peer: SocketAddr) -> bool {
+        // A listener of both families sees IPv4 addresses in IPv6 form.
+        let peer = peer.ip().to_canonical();
+        self.proxy.as_ref().is_none_or(|trusted| trusted.iter().any(|net| net.contains(&peer)))
+    }
 }
 
 /// The demands of both listeners.
@@ -66,6 +95,8 @@ impl Entrances {
 /// How a connection may come in.
 #[derive(Debug)]
 pub enum Admission {
+    /// Not at all.
+    Refused,
     /// As it is.
     Plain,
     /// Through an inlet.
@@ -89,13 +120,19 @@ impl Gate {
     }
 
     /// What a connection from this address has to pass.
-    pub fn admit(&mut self, _peer: SocketAddr) -> Admission {
-        let (Some(vault), Some(seen)) = (&self.entrance.tls, &mut self.seen) else {
-            return Admission::Plain;
-        };
-        if vault.version() != seen.0 {
+    pub fn admit(&mut self, peer: SocketAddr) -> Admission {
+        if !self.entrance.trusts(peer) {
+            return Admission::Refused;
+        }
+        if let (Some(vault), Some(seen)) = (&self.entrance.tls, &mut self.seen)
+            && vault.version() != seen.0
+        {
             *seen = vault.current();
         }
-        Admission::Through(Box::new(Inlet::new(self.listener, seen.1.clone())))
+        let tls = self.seen.as_ref().map(|(_, config)| config.clone());
+        match Inlet::new(self.listener, self.entrance.proxy.is_some(), tls) {
+            Some(inlet) => Admission::Through(Box::new(inlet)),
+            None => Admission::Plain,
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What lies between a socket and the bytes a core sees: TLS.
+//! What lies between a socket and the bytes a core sees: the PROXY protocol, TLS, or both.
 //!
 //! A core knows nothing of it. What comes from the socket passes [`Inlet::receive`], which tells
 //! what the core is to hear; what the core has queued is plaintext, and [`Inlet::seal`] turns a
@@ -12,13 +12,15 @@ mod session;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ringway_proto::proxy::{self, ProxyFault};
 use rustls::ServerConfig;
 
 use crate::border::{Border, ConnId, Listener};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
-pub use entrance::{Admission, Entrance, Entrances, Gate, Outcome, Tally};
+pub use entrance::{Admission, Entrance, Entrances, Gate, Outcome, Proxied, Tally};
 pub use plain::Plain;
 use sealed::Sealed;
 use session::Session;
@@ -39,6 +41,8 @@ pub const REST_LIMIT: usize = 80 * 1024;
 /// What received bytes turned out to be, in order.
 #[derive(Debug)]
 pub enum Fact {
+    /// The PROXY header is read; with the client's address, if it tells one.
+    Introduced(Option<SocketAddr>),
     /// The handshake is done.
     Secured,
     /// Bytes for the core; the claim goes to whoever takes the fact.
@@ -52,6 +56,8 @@ pub enum Fact {
 /// Why a connection did not get through.
 #[derive(Debug)]
 pub enum Failure {
+    /// No PROXY header, or a wrong one.
+    Proxy(ProxyFault),
     /// TLS: the peer's fault, or ours.
     Tls(rustls::Error),
     /// More was received without a whole message in it than [`REST_LIMIT`].
@@ -63,6 +69,7 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Proxy(fault) => fault.fmt(f),
             Self::Tls(error) => error.fmt(f),
             Self::Rest => f.write_str("a handshake message is too long"),
             Self::Exhausted => f.write_str("the key has sealed all it may"),
@@ -84,10 +91,14 @@ pub struct Bench {
 /// How far a connection has come.
 #[derive(Debug)]
 enum Stage {
-    /// Nothing was received yet.
+    /// A PROXY header must come first; then TLS, or the core's bytes as they are.
+    Proxy(Option<Arc<ServerConfig>>),
+    /// Nothing of TLS was received yet.
     Greeting(Arc<ServerConfig>),
     /// TLS, from the first byte on.
     Tls(Box<Session>),
+    /// Nothing lies between any more.
+    Through,
     /// Nothing that comes or goes matters any more but what is sealed.
     Failed,
 }
@@ -118,17 +129,23 @@ impl fmt::Debug for Inlet {
 }
 
 impl Inlet {
-    /// For a fresh connection that is to speak TLS.
+    /// For a fresh connection that is to begin with a PROXY header, to speak TLS, or both. None if
+    /// neither: then nothing lies between.
     #[must_use]
-    pub fn new(listener: Listener, config: Arc<ServerConfig>) -> Self {
-        Self {
+    pub fn new(listener: Listener, proxy: bool, tls: Option<Arc<ServerConfig>>) -> Option<Self> {
+        let stage = match (proxy, tls) {
+            (false, None) => return None,
+            (false, Some(config)) => Stage::Greeting(config),
+            (true, tls) => Stage::Proxy(tls),
+        };
+        Some(Self {
             listener,
-            stage: Stage::Greeting(config),
+            stage,
             rest: Vec::new(),
             sealed: Sealed::default(),
             packed: Vec::new(),
             counted: false,
-        }
+        })
     }
 
     /// Which listener it came in by.
@@ -143,11 +160,17 @@ impl Inlet {
         matches!(&self.stage, Stage::Tls(session) if session.is_established())
     }
 
+    /// Whether there is nothing left for it to do.
+    #[must_use]
+    pub fn is_through(&self) -> bool {
+        matches!(self.stage, Stage::Through)
+    }
+
     /// The outcome to count, told once: how the handshake went, if it ended or now ends with the
     /// connection. A connection that never sent a byte began none.
     pub fn outcome(&mut self) -> Option<Outcome> {
         let outcome = match &self.stage {
-            Stage::Greeting(_) => return None,
+            Stage::Proxy(_) | Stage::Greeting(_) | Stage::Through => return None,
             Stage::Tls(session) if session.is_established() => Outcome::Ok,
             Stage::Tls(_) => Outcome::Abandoned,
             Stage::Failed => Outcome::Failed,
@@ -159,10 +182,26 @@ impl Inlet {
     pub fn receive(
         &mut self,
         pool: &mut Pool,
-        segment: Segment,
+        mut segment: Segment,
         bench: &mut Bench,
         facts: &mut Vec<Fact>,
     ) {
+        if let Stage::Proxy(_) = self.stage {
+            match self.introduce(pool, segment, facts) {
+                Some(rest) => segment = rest,
+                None => return,
+            }
+        }
+        if let Stage::Through = self.stage {
+            if segment.len > 0 {
+                pool.retain(segment);
+                facts.push(Fact::Bytes(segment));
+            }
+            return;
+        }
+        if segment.len == 0 {
+            return;
+        }
         if let Stage::Greeting(config) = &self.stage {
             self.stage = match Session::new(config.clone()) {
                 Ok(session) => Stage::Tls(Box::new(session)),
@@ -174,14 +213,15 @@ impl Inlet {
             return;
         }
         let established = session.is_established();
+        let introduced = facts.len();
         let input = &mut bench.input;
         input.clear();
         input.append(&mut self.rest);
         input.extend_from_slice(pool.bytes(segment));
         let read = session.read(input, pool, (&mut bench.plain, &mut self.sealed), facts);
         if session.is_established() && !established {
-            // It is the first fact: application data comes after the handshake.
-            facts.insert(0, Fact::Secured);
+            // Application data comes after the handshake.
+            facts.insert(introduced, Fact::Secured);
         }
         match read {
             Ok(_) if session.is_finished() => {
@@ -191,6 +231,36 @@ impl Inlet {
             Ok(used) if input.len() - used > REST_LIMIT => self.fail(Failure::Rest, facts),
             Ok(used) => self.rest = input[used..].to_vec(),
             Err(error) => self.fail(Failure::Tls(error), facts),
+        }
+    }
+
+    /// Reads the PROXY header; what follows it, once it is whole.
+    fn introduce(
+        &mut self,
+        pool: &Pool,
+        segment: Segment,
+        facts: &mut Vec<Fact>,
+    ) -> Option<Segment> {
+        let before = self.rest.len();
+        let more = (segment.len as usize).min(proxy::HEADER_MAX - before);
+        self.rest.extend_from_slice(pool.bytes(segment.part(0, more)));
+        match proxy::read(&self.rest) {
+            Ok(proxy::Header::NeedMore) => None,
+            Ok(proxy::Header::Whole { source, len }) => {
+                self.rest = Vec::new();
+                facts.push(Fact::Introduced(source));
+                if let Stage::Proxy(tls) = &mut self.stage {
+                    self.stage = tls.take().map_or(Stage::Through, Stage::Greeting);
+                }
+                let own = len - before;
+                Some(segment.part(own, segment.len as usize - own))
+            }
+            Err(fault) => {
+                // No handshake was begun.
+                self.counted = true;
+                self.fail(Failure::Proxy(fault), facts);
+                None
+            }
         }
     }
 

@@ -50,6 +50,7 @@ struct Line {
     bench: Bench,
     client: ClientConnection,
     heard: Vec<u8>,
+    introduced: Vec<Option<SocketAddr>>,
     secured: usize,
     fins: usize,
     failed: Option<String>,
@@ -76,16 +77,18 @@ impl Line {
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
+        let server = issued.server(Listener::Client);
         let mut border = Border::new(Pool::new(1, 1 << 30));
         let block = border.pool.lend().unwrap();
         let conn = border.open();
         Self {
             border,
             conn,
-            inlet: Inlet::new(Listener::Client, issued.server(Listener::Client)),
+            inlet: Inlet::new(Listener::Client, false, Some(server)).unwrap(),
             bench: Bench::default(),
             client: ClientConnection::new(Arc::new(config), name).unwrap(),
             heard: Vec::new(),
+            introduced: Vec::new(),
             secured: 0,
             fins: 0,
             failed: None,
@@ -104,6 +107,7 @@ impl Line {
             self.border.pool.release(segment);
             for fact in facts {
                 match fact {
+                    Fact::Introduced(source) => self.introduced.push(source),
                     Fact::Secured => self.secured += 1,
                     Fact::Bytes(segment) => {
                         self.heard.extend_from_slice(self.border.pool.bytes(segment));
@@ -405,4 +409,71 @@ fn an_endless_handshake_message_is_cut() {
         assert!(rounds < 10, "nothing bounds it");
     }
     assert_eq!(line.inlet.rest.capacity(), 0);
+}
+
+/// A header of version 2 for 192.0.2.7:4242, with something behind the addresses.
+fn header() -> Vec<u8> {
+    let mut header = proxy::SIGNATURE.to_vec();
+    header.extend([0x21, 0x11, 0, 12 + 5, 192, 0, 2, 7, 10, 0, 0, 1, 0x10, 0x92, 0x27, 0x61]);
+    header.extend([0x04, 0, 2, b'h', b'i']);
+    header
+}
+
+/// One that a balancer's health check sends.
+fn local_header() -> Vec<u8> {
+    let mut header = proxy::SIGNATURE.to_vec();
+    header.extend([0x20, 0, 0, 0]);
+    header
+}
+
+#[test]
+fn a_proxy_header_goes_before_plain_bytes_however_it_is_split() {
+    let whole = [header(), b"PRI * HTTP/2.0".to_vec()].concat();
+    for split in 1..=whole.len() {
+        let mut line = Line::new(&version::TLS13);
+        line.inlet = Inlet::new(Listener::Client, true, None).unwrap();
+        line.received(&whole, split);
+        assert_eq!(line.introduced, [Some("192.0.2.7:4242".parse().unwrap())]);
+        assert_eq!(line.heard, b"PRI * HTTP/2.0", "split at {split}");
+        assert!(line.inlet.is_through() && line.failed.is_none());
+        assert_eq!(line.inlet.outcome(), None);
+    }
+}
+
+#[test]
+fn a_proxy_header_goes_before_tls_and_is_not_part_of_it() {
+    for (header, source) in
+        [(header(), Some("192.0.2.7:4242".parse().unwrap())), (local_header(), None)]
+    {
+        for split in [1, 2, 15, 16, 17, header.len() - 1, header.len(), header.len() + 1, 1 << 20] {
+            let mut line = Line::new(&version::TLS13);
+            let config = line._issued.server(Listener::Client);
+            line.inlet = Inlet::new(Listener::Client, true, Some(config)).unwrap();
+            let hello = line.said();
+            line.received(&[&header[..], &hello].concat(), split);
+            let sent = line.sent(false);
+            line.client_takes(&sent);
+            line.shake_hands(split);
+            assert_eq!(line.introduced, [source], "split at {split}");
+        }
+    }
+}
+
+#[test]
+fn without_its_proxy_header_a_connection_fails_and_keeps_nothing() {
+    let text = b"PROXY TCP4 192.0.2.7 10.0.0.1 4242 10081\r\n".to_vec();
+    let noise = noise(64 * 1024);
+    let endless = [&proxy::SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat();
+    for garbage in [text, noise, endless, b"GET / HTTP/1.1\r\n".to_vec()] {
+        for split in [1, 1 << 20] {
+            let mut line = Line::new(&version::TLS13);
+            let config = line._issued.server(Listener::Client);
+            line.inlet = Inlet::new(Listener::Client, true, Some(config)).unwrap();
+            line.received(&garbage, split);
+            assert!(line.failed.is_some() && line.heard.is_empty());
+            assert_eq!(line.inlet.rest.capacity(), 0);
+            assert_eq!(line.inlet.outcome(), None, "there was no handshake");
+            assert!(line.sent(true).is_empty());
+        }
+    }
 }

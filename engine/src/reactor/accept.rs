@@ -162,6 +162,7 @@ impl<C: Core> Reactor<C> {
             return;
         }
         let inlet = match self.gate(listener, peer) {
+            Admission::Refused => return,
             Admission::Plain => None,
             Admission::Through(inlet) => Some(inlet),
         };

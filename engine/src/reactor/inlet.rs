@@ -7,14 +7,22 @@ use super::socket::Phase;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use crate::border::{ConnId, Core, End, Listener};
-use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome};
+use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
 use crate::pool::Segment;
 
 impl<C: Core> Reactor<C> {
     /// What a connection that was just accepted has to pass.
     pub(super) fn gate(&mut self, listener: Listener, peer: std::net::SocketAddr) -> Admission {
         match self.gates.iter_mut().find(|gate| gate.listener() == listener) {
-            Some(gate) => gate.admit(peer),
+            Some(gate) => {
+                let admission = gate.admit(peer);
+                if let Admission::Refused = admission {
+                    self.border.tally.inlet.count_proxied(listener, Proxied::Untrusted);
+                    let core = self.options.core;
+                    tracing::debug!(core, %peer, "not a trusted proxy: the connection is closed");
+                }
+                admission
+            }
             None => Admission::Plain,
         }
     }
@@ -33,11 +41,20 @@ impl<C: Core> Reactor<C> {
         }
         self.facts = facts;
         self.bench.plain.rewind(&self.border.pool);
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.inlet.take_if(|inlet| inlet.is_through());
+        }
     }
 
     fn tell_fact(&mut self, conn: ConnId, fact: Fact) {
         let open = self.border.is_open(conn);
         match fact {
+            Fact::Introduced(source) => {
+                self.count_proxied(conn, Proxied::Ok);
+                if let (Some(source), true) = (source, open) {
+                    self.call(|core, border| core.addressed(border, conn, source));
+                }
+            }
             Fact::Secured => self.count_handshake(conn),
             Fact::Bytes(segment) => {
                 if open {
@@ -55,7 +72,10 @@ impl<C: Core> Reactor<C> {
 
     /// The peer cannot be understood: the core is told, and what there is to say is still sent.
     fn inlet_failed(&mut self, conn: ConnId, failure: &Failure) {
-        self.count_handshake(conn);
+        match failure {
+            Failure::Proxy(_) => self.count_proxied(conn, Proxied::Malformed),
+            _ => self.count_handshake(conn),
+        }
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let peer = socket.stream.peer_addr().ok();
         tracing::debug!(core = self.options.core, ?peer, why = %failure, "a connection failed");
@@ -70,6 +90,12 @@ impl<C: Core> Reactor<C> {
         self.border.kill(conn);
         if open {
             self.call(|core, border| core.ended(border, conn, End::Failed));
+        }
+    }
+
+    fn count_proxied(&mut self, conn: ConnId, proxied: Proxied) {
+        if let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) {
+            self.border.tally.inlet.count_proxied(inlet.listener(), proxied);
         }
     }
 

@@ -450,6 +450,15 @@ impl Core for Shard {
         }
     }
 
+    fn addressed(&mut self, _border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        match self.conns.get_mut(conn) {
+            Some(Conn::Hop(hop)) => hop.peer = peer,
+            Some(Conn::Fresh(fresh)) => fresh.peer = peer,
+            Some(Conn::Http1(plain) | Conn::Door(plain)) => plain.peer = peer,
+            None => {}
+        }
+    }
+
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
         match self.conns.get(conn) {
