@@ -86,7 +86,7 @@ fn listeners_take_tls_and_the_proxy_protocol() {
 fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
     let line = "x.toml:2: listen.client.";
     for (client, say) in [
-        (", tsl = {}", "tsl is not a setting; did you mean `tls`?"),
+        (", trustd = []", "trustd is not a setting; did you mean `trusted`?"),
         (", tls = true", "tls is true or false, but must be a table { cert"),
         (", tls = {}", "tls.cert is missing"),
         (", tls = { cert = 1, key = \"k\" }", "tls.cert is a number, but must be the path"),

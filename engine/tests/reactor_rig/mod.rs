@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringway::border::{Border, ConnId, Core, End, Listener, Tally};
+use ringway::border::{Border, ConnId, Core, End, Listener, Parcel, Tally};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::{Sender, mailbox};
@@ -133,6 +133,12 @@ impl<C: Core> Core for Watched<C> {
     }
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.core.ended(border, conn, end);
+    }
+    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        self.core.addressed(border, conn, peer);
+    }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.core.detached(border, conn, parcel);
     }
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
         self.core.written(border, conn, bytes);
