@@ -1,4 +1,5 @@
 //! What `[listen]` takes besides addresses: TLS with its files, and the PROXY protocol.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
