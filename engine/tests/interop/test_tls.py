@@ -279,7 +279,7 @@ def replace_by_symlink(folder, cert, key, _running):
 
 @pytest.mark.parametrize("replace", [replace_and_signal, replace_by_writing, replace_by_renaming,
                                      replace_by_symlink])
-def test_a_new_certificate_is_used_and_nothing_ends(started, tmp_path, authority, replace):
+def test_cf1_a_new_certificate_is_used_and_nothing_ends(started, tmp_path, authority, replace):
     old, new = authority.issue(f"old-{replace.__name__}"), authority.issue(f"new-{replace.__name__}")
     if replace is replace_by_symlink:
         first = tmp_path / "data-1"
@@ -308,7 +308,7 @@ def test_a_new_certificate_is_used_and_nothing_ends(started, tmp_path, authority
     assert time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(shown)) in end
 
 
-def test_a_bad_pair_is_not_taken(started, tmp_path, authority):
+def test_cf1_a_bad_pair_is_not_taken(started, tmp_path, authority):
     old, new = authority.issue("kept"), authority.issue("half")
     shutil.copy(old[0], tmp_path / "live.pem")
     shutil.copy(old[1], tmp_path / "live.key")
