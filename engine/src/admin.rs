@@ -1,6 +1,7 @@
 //! The admin port: metrics, health, sessions, drain. It runs on the control thread and asks the
 //! cores by message; it is never on the way of a request.
 
+mod changes;
 mod proc;
 mod reply;
 mod scrape;
@@ -21,6 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+pub use changes::{Change, Changes};
 pub use scrape::Scraper;
 
 /// Connections to the admin port at once; more wait to be accepted.
@@ -56,6 +58,8 @@ pub struct Admin {
     pub allow_remote: bool,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
     pub panics: AtomicU64,
+    /// What was replaced while the gateway ran.
+    pub changes: Arc<Changes>,
 }
 
 impl Admin {
@@ -146,6 +150,7 @@ async fn metrics(State(admin): Shared) -> Response<Body> {
     sum.shard_panics += admin.panics.load(Ordering::Relaxed);
     sum.render(&mut text);
     scrape.render(&mut text);
+    admin.changes.render(&mut text);
     proc::render(&mut text);
     reply::metrics(text)
 }

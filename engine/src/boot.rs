@@ -6,6 +6,7 @@ mod core;
 mod cpus;
 mod occupant;
 mod port;
+mod reload;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -71,17 +73,25 @@ struct Addresses {
     admin: SocketAddr,
 }
 
-/// Runs a gateway until it has drained after a signal or a call of the admin port.
+/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is the
+/// file that is read again on SIGHUP.
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
-pub fn serve(mut config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+pub fn serve(
+    mut config: Config,
+    demo: Option<Demo>,
+    source: Option<PathBuf>,
+) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
     for unknown in config.resolve() {
         tracing::warn!("{unknown}");
     }
     for note in &config.notes {
         tracing::info!("{note}");
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
     }
     raise_descriptors(&config);
     let origin = Instant::now();
@@ -98,6 +108,8 @@ pub fn serve(mut config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     let config = Arc::new(config);
+    let reloader = reload::Reloader::new(&config, source)?;
+    let entrances = reloader.entrances();
     let mut threads = Vec::with_capacity(count);
     let identity = Identity::new()?;
     let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
@@ -107,12 +119,16 @@ pub fn serve(mut config: Config, demo: Option<Demo>) -> Result<(), BootError> {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
         let (policy, posts, cores) = (policy.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let seat = core::Seat { settings, policy, client, worker, posts, cores, origin, cpu };
+        let entrances = entrances.clone();
+        let seat =
+            core::Seat { settings, policy, client, worker, posts, cores, origin, cpu, entrances };
         threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let run = run::Run { config: config.clone(), addresses, cores, threads, inbox, admin };
+    let config = config.clone();
+    let run =
+        run::Run { config: config.clone(), addresses, cores, threads, inbox, admin, reloader };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;
@@ -146,6 +162,8 @@ impl Identity {
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
+        // Only workers that speak TLS can use such a listener at all.
+        let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         Ok(ShardSettings {
             config: config.clone(),
             core,
@@ -155,7 +173,7 @@ impl Identity {
             secret: self.secret,
             seed: random()?,
             generation: 0,
-            advertise: advertise.unwrap_or_else(|| format!("http://{worker}")),
+            advertise: advertise.unwrap_or_else(|| format!("{scheme}://{worker}")),
             unix_micros_at_zero: self.unix_micros_at_zero,
             version: crate::VERSION,
             commit: crate::COMMIT,

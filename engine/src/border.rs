@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
+use crate::inlet::{self, Inlet};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
 
@@ -61,6 +62,8 @@ pub enum Close {
 pub enum Carried {
     /// A descriptor of this process.
     Descriptor(OwnedFd),
+    /// One with an inlet: what came by it and what goes is TLS.
+    Inlet(OwnedFd, Box<Inlet>),
     /// What a simulated world has instead of one.
     Simulated(u64),
 }
@@ -195,6 +198,8 @@ pub struct Tally {
     pub rings: u64,
     /// Time asleep, or looking out for something to do.
     pub idle: std::time::Duration,
+    /// What listeners with TLS or the PROXY protocol saw.
+    pub inlet: inlet::Tally,
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -518,6 +523,34 @@ impl Border {
         }
     }
 
+    /// Takes bytes from the front of the queue that will be sent in another form. They count as
+    /// queued until [`Self::out`] says that they are on their way.
+    pub fn take_front(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.drop_front(bytes, &mut self.pool);
+        }
+    }
+
+    /// The kernel took something of the connection's, and with it `bytes` that were
+    /// [taken](Self::take_front) from the queue.
+    pub fn out(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.waiting_since = self.now;
+            output.queued = output.queued.saturating_sub(bytes);
+        }
+    }
+
+    /// So many bytes count as queued that were taken from the queue on another core.
+    pub fn owe(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = live(&mut self.outputs, conn) {
+            output.grow(self.now, bytes as u32);
+        }
+    }
+
     /// Whether any connection has something new to send or any wish is open.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
@@ -571,8 +604,12 @@ impl Output {
         self.queued += bytes as usize;
     }
 
-    fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
+    fn sent(&mut self, bytes: usize, pool: &mut Pool) {
         self.queued -= bytes;
+        self.drop_front(bytes, pool);
+    }
+
+    fn drop_front(&mut self, mut bytes: usize, pool: &mut Pool) {
         while bytes > 0 {
             let Some(front) = self.queue.front_mut() else { break };
             let n = bytes.min(front.len as usize);

@@ -4,6 +4,7 @@
 //! environment.
 
 mod dial;
+mod listen;
 mod node;
 mod parties;
 mod problems;
@@ -14,16 +15,25 @@ mod syntax;
 mod units;
 mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use uuid::Uuid;
 
 pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
+
+use crate::tls::{Files, Pair};
+
+/// How often the configuration is tried at the start while nothing but its certificates is wrong
+/// (contract CF-1), and the time between.
+const START_TRIES: u32 = 5;
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// Most data cores of one process.
 pub const MAX_CORES: usize = 256;
@@ -33,6 +43,8 @@ pub const MAX_CORES: usize = 256;
 #[expect(missing_docs, reason = "each field is the table of its name, see `settings`")]
 pub struct Config {
     pub listen: Listen,
+    /// What listeners demand of connections besides.
+    pub fronts: Fronts,
     pub cores: Cores,
     pub control: Control,
     pub tenants: Vec<Tenant>,
@@ -45,6 +57,10 @@ pub struct Config {
     pub log: Log,
     /// What an operator should hear of although it is no fault.
     pub notes: Vec<String>,
+    /// What an operator should do something about soon.
+    pub warnings: Vec<String>,
+    /// Settings that need a new start to change, as they are written.
+    pub written: BTreeMap<String, String>,
 }
 
 /// Addresses of the listeners.
@@ -54,6 +70,32 @@ pub struct Listen {
     pub client: SocketAddr,
     pub worker: SocketAddr,
     pub admin: SocketAddr,
+}
+
+/// What the listeners demand of connections.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each field is the listener of its name")]
+pub struct Fronts {
+    pub client: Front,
+    pub worker: Front,
+}
+
+/// What one listener demands of connections.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Front {
+    pub tls: Option<FrontTls>,
+    pub proxy_protocol: bool,
+    pub trusted: Vec<IpNet>,
+}
+
+/// A listener's certificate.
+#[derive(Clone, Debug)]
+pub struct FrontTls {
+    /// Where it is.
+    pub files: Files,
+    /// As it was read.
+    pub pair: Pair,
 }
 
 /// The data cores.
@@ -272,6 +314,20 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|error| fail(format!("cannot be read: {error}")))?;
         Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// As [`Self::load`], at the start: certificates that somebody is still writing are waited for.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_patiently(path: &Path) -> Result<Self, Problems> {
+        for _ in 1..START_TRIES {
+            match Self::load(path) {
+                Err(problems) if problems.may_pass() => std::thread::sleep(START_PAUSE),
+                loaded => return loaded,
+            }
+        }
+        Self::load(path)
     }
 
     /// Reads and checks a text; `name` is its name in messages, and YAML if it ends in `.yaml` or

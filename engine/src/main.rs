@@ -94,7 +94,8 @@ impl Engine {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, engine } => {
-            run(engine, || Config::load(&config).map_err(|problems| problems.to_string()), None)
+            let load = || Config::load_patiently(&config).map_err(|problems| problems.to_string());
+            run(engine, load, (None, Some(config.clone())))
         }
         Command::Dev { target, client, worker, admin, engine } => {
             let demo = target.map_or(Demo::Echo, Demo::Target);
@@ -105,10 +106,13 @@ fn main() -> ExitCode {
                 config.listen.admin = admin.unwrap_or(config.listen.admin);
                 Ok(config)
             };
-            run(engine, config, Some(demo))
+            run(engine, config, (Some(demo), None))
         }
         Command::Check { config } => match Config::load(&config) {
-            Ok(_) => {
+            Ok(read) => {
+                for warning in &read.warnings {
+                    println!("{}: warning: {warning}", config.display());
+                }
                 println!("{}: no problem found", config.display());
                 ExitCode::SUCCESS
             }
@@ -123,7 +127,7 @@ fn main() -> ExitCode {
 fn run(
     engine: Engine,
     config: impl FnOnce() -> Result<Config, String>,
-    demo: Option<Demo>,
+    (demo, source): (Option<Demo>, Option<PathBuf>),
 ) -> ExitCode {
     if let Err(why) = engine.check() {
         eprintln!("error: {why}");
@@ -139,7 +143,7 @@ fn run(
             return ExitCode::from(CONFIG);
         }
     };
-    match boot::serve(config, demo) {
+    match boot::serve(config, demo, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -6,6 +6,7 @@
 //! scrape on, at zero.
 
 mod histogram;
+mod inlet;
 mod labels;
 mod tables;
 
@@ -74,6 +75,8 @@ pub struct ShardMetrics {
     pub cross_core_messages: u64,
     /// Connections taken up from other cores.
     pub core_moves: u64,
+    /// What listeners with TLS or the PROXY protocol saw.
+    pub inlet: crate::inlet::Tally,
 }
 
 impl Default for ShardMetrics {
@@ -105,6 +108,7 @@ impl Default for ShardMetrics {
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
             core_moves: 0,
+            inlet: crate::inlet::Tally::default(),
         }
     }
 }
@@ -147,6 +151,7 @@ impl ShardMetrics {
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
+        inlet::add(&mut self.inlet, &other.inlet);
     }
 
     /// Writes everything in the Prometheus text format.
@@ -163,6 +168,7 @@ impl ShardMetrics {
         self.http_server.render(out, "http_server", "requests of clients");
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
+        inlet::render(out, &self.inlet);
     }
 
     fn render_clients(&self, out: &mut String) {

@@ -5,11 +5,13 @@ mod across;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
 
 use crate::border::Parcel;
+use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
 
 /// A message to a shard.
@@ -20,6 +22,8 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
+    /// Go by these rules from now on. What runs is not touched.
+    Policy(Arc<Policy>),
     /// Say on `/health` that this gateway is going: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.

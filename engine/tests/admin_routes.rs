@@ -42,6 +42,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         drain,
         allow_remote,
         panics: AtomicU64::new(3),
+        changes: Arc::default(),
     });
     let told = admin.clone();
     let mut silent_box = Some(other);

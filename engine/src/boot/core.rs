@@ -13,6 +13,7 @@ use super::occupant::{Occupant, Place};
 use crate::border::Listener;
 use crate::config::{self, Config};
 use crate::control::local::Policy;
+use crate::inlet::Entrances;
 use crate::post::{ControlPost, ShardPost};
 use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::ring::{self, Mailbox, Sender};
@@ -37,6 +38,8 @@ pub(super) struct Seat {
     pub(super) origin: Instant,
     /// The CPU it is pinned to.
     pub(super) cpu: Option<usize>,
+    /// What connections have to pass.
+    pub(super) entrances: Entrances,
 }
 
 /// The cores' mailboxes, by their numbers: every core can send to every other.
@@ -173,6 +176,7 @@ impl Seat {
         #[cfg(test)]
         let occupant = occupant.named(self.settings.incarnation);
         let options = options(&self.settings.config, self.settings.core, self.cpu);
+        let options = Options { entrances: self.entrances.clone(), ..options };
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
@@ -197,6 +201,7 @@ fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
             interval: config.keepalive.interval,
             probes: config.keepalive.probes,
         },
+        entrance_time: limits.handshake,
         ..defaults
     }
 }

@@ -273,7 +273,10 @@ impl Core for Occupant {
         match post {
             ShardPost::Client { parcel, peer } => return self.take_up(border, parcel, peer),
             ShardPost::Unready | ShardPost::Drain { .. } | ShardPost::Stop => self.balance.close(),
-            ShardPost::Snapshot { .. } | ShardPost::Core(_) | ShardPost::Restarted { .. } => {}
+            ShardPost::Snapshot { .. }
+            | ShardPost::Core(_)
+            | ShardPost::Policy(_)
+            | ShardPost::Restarted { .. } => {}
         }
         self.shard.posted(border, post);
         self.send_posts(border);

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
+use super::reload::Reloader;
 use super::{Addresses, BootError, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
@@ -52,6 +53,7 @@ pub(super) struct Run {
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) inbox: Inbox,
     pub(super) admin: TcpListener,
+    pub(super) reloader: Reloader,
 }
 
 impl Run {
@@ -65,7 +67,8 @@ impl Run {
             .build()
             .map_err(BootError::os)?;
         let cores = self.cores.to_vec();
-        let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
+        let doors = (self.admin, self.reloader);
+        let ended = runtime.block_on(control(self.config, cores, self.inbox, doors, ready));
         if ended.is_ok() {
             for thread in self.threads {
                 // A core that panicked has said so.
@@ -81,11 +84,12 @@ async fn control(
     config: Arc<Config>,
     cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
-    listener: TcpListener,
+    (listener, reloader): (TcpListener, Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
+    let hangup = signal(SignalKind::hangup()).map_err(BootError::os)?;
     listener.set_nonblocking(true).map_err(BootError::os)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -97,7 +101,9 @@ async fn control(
         drain,
         allow_remote: config.admin.allow_remote,
         panics: AtomicU64::new(0),
+        changes: reloader.changes(),
     });
+    tokio::spawn(reloader.run(admin.clone(), hangup));
     tokio::spawn(crate::admin::serve(listener, admin.clone()));
     ready()?;
     phase.send_replace(Phase::Serving);
@@ -170,6 +176,10 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             }
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
+                if let Some(policy) = admin.changes.policy() {
+                    // The new one was started with the first rules.
+                    tell(admin, || ShardPost::Policy(policy.clone())).await;
+                }
                 if *admin.phase.borrow() == Phase::Draining {
                     // The new one has not heard of it. If it has no room, the last word has.
                     admin.scraper.tell_one(core, ShardPost::Stop);

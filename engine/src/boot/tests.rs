@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::core::{Seat, mailboxes, start};
 use crate::config::Config;
 use crate::control::local::Policy;
+use crate::inlet::Entrances;
 use crate::metrics::{Backend, Limit, ShardMetrics};
 use crate::post::{ControlPost, ShardPost};
 use crate::ring::Sender;
@@ -69,7 +70,10 @@ impl Cores {
             };
             let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
             let (posts, cores) = (posts.clone(), senders.clone());
-            let seat = Seat { settings, policy, client, worker, posts, cores, origin, cpu: None };
+            let entrances = Entrances::default();
+            let cpu = None;
+            let seat =
+                Seat { settings, policy, client, worker, posts, cores, origin, cpu, entrances };
             threads.push(start(seat, inbox).unwrap());
         }
         Self { name, senders, threads, told, clients, tickets: 0 }

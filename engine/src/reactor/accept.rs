@@ -11,8 +11,10 @@ use super::fault::SetupError;
 use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
+use super::timer::Due;
 use super::{News, Reactor};
 use crate::border::{Core, Listener};
+use crate::inlet::Admission;
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -168,8 +170,16 @@ impl<C: Core> Reactor<C> {
         if tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
             return;
         }
+        let inlet = match self.gate(listener, peer) {
+            Admission::Refused => return,
+            Admission::Plain => None,
+            Admission::Through(inlet) => Some(inlet),
+        };
         let conn = self.border.open();
-        self.add(Socket::new(stream, conn, Phase::Open));
+        if inlet.is_some() {
+            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
+        }
+        self.add(Socket { inlet, ..Socket::new(stream, conn, Phase::Open) });
         self.border.tally.accepts += 1;
         self.looks.push(conn);
         self.call(|core, border| core.accepted(border, conn, listener, peer));

@@ -12,6 +12,7 @@ mod buffer;
 mod dial;
 mod doorbell;
 mod fault;
+mod inlet;
 mod moving;
 mod options;
 mod pump;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 use ringway_proto::time::Time;
 
 use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
+use crate::inlet::{Bench, Fact, Gate};
 use crate::pool::Pool;
 use crate::ring::{Mailbox, Published};
 use accept::Door;
@@ -92,6 +94,11 @@ pub struct Reactor<C: Core> {
     /// What one receive may take, as far as the kernel can be told.
     share: Share,
     origin: Instant,
+    /// What connections have to pass, by listener.
+    gates: Vec<Gate>,
+    /// Memory that inlets share, and what one of them told.
+    bench: Bench,
+    facts: Vec<Fact>,
     /// Connections with something to send that the border does not know of: half-sent ones.
     dirty: Vec<ConnId>,
     /// Connections whose operations have to be looked at.
@@ -138,6 +145,8 @@ impl<C: Core> Reactor<C> {
         blocks.lend(&mut border.pool);
         let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
         let share = buffer::probe(&mut ring, &mut border.pool, share)?;
+        let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
+        let gates = gates.collect();
         let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
         let doors = doors.collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
@@ -155,6 +164,9 @@ impl<C: Core> Reactor<C> {
             options,
             share,
             origin,
+            gates,
+            bench: Bench::default(),
+            facts: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),
             wishes: Vec::new(),
@@ -195,7 +207,8 @@ impl<C: Core> Reactor<C> {
 
     /// Closes a socket that nothing is under way on, and frees its slot.
     fn remove(&mut self, conn: ConnId) {
-        self.sockets.remove(conn);
+        let socket = self.sockets.remove(conn);
+        self.end_inlet(socket.and_then(|socket| socket.inlet));
         self.border.tally.sockets = self.sockets.live() as u64;
         self.border.free(conn);
     }

@@ -8,6 +8,7 @@
 use std::net::TcpStream;
 
 use super::socket::{Phase, Socket};
+use super::timer::Due;
 use super::{News, Reactor};
 use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
 
@@ -19,11 +20,19 @@ impl<C: Core> Reactor<C> {
         if !wished || !still || !self.border.is_open(conn) {
             return;
         }
-        let Some(socket) = self.sockets.remove(conn) else { return };
+        let Some(mut socket) = self.sockets.remove(conn) else { return };
+        let inlet = socket.inlet.take();
         self.border.tally.sockets = self.sockets.live() as u64;
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);
-        let parcel = Parcel { socket: Carried::Descriptor(socket.stream.into()), unsent };
+        let socket = match inlet {
+            None => Carried::Descriptor(socket.stream.into()),
+            Some(mut inlet) => {
+                inlet.pack(&mut self.border.pool);
+                Carried::Inlet(socket.stream.into(), inlet)
+            }
+        };
+        let parcel = Parcel { socket, unsent };
         self.call(|core, border| core.detached(border, conn, parcel));
     }
 
@@ -38,20 +47,27 @@ impl<C: Core> Reactor<C> {
 
     /// Takes up a connection that another core has let go of.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried) {
-        let full = self.sockets.live() >= self.options.connections;
-        match socket {
-            Carried::Descriptor(descriptor) if !full => {
-                self.add(Socket::new(TcpStream::from(descriptor), conn, Phase::Open));
-                self.border.tally.adopts += 1;
-                self.looks.push(conn);
-                self.dirty.push(conn);
+        let refused = self.sockets.live() >= self.options.connections;
+        let (descriptor, inlet) = match socket {
+            Carried::Descriptor(descriptor) if !refused => (descriptor, None),
+            Carried::Inlet(descriptor, mut inlet) if !refused => {
+                let sealed = inlet.unpack(&mut self.border.pool);
+                self.border.owe(conn, sealed);
+                (descriptor, Some(inlet))
             }
             // Too many, or what only a simulated world has. Facts are told at a turn's start.
-            Carried::Descriptor(_) | Carried::Simulated(_) => {
+            Carried::Descriptor(_) | Carried::Inlet(..) | Carried::Simulated(_) => {
                 self.border.tally.refused += 1;
-                self.news.push(News::Refused(conn));
+                return self.news.push(News::Refused(conn));
             }
+        };
+        if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
+            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
         }
+        self.add(Socket { inlet, ..Socket::new(TcpStream::from(descriptor), conn, Phase::Open) });
+        self.border.tally.adopts += 1;
+        self.looks.push(conn);
+        self.dirty.push(conn);
     }
 
     /// Tells the core that a connection could not be taken up.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::fault::SetupError;
+use crate::inlet::Entrances;
 
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,10 @@ pub struct Options {
     pub connections: usize,
     /// Of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
+    /// What connections have to pass before the core sees their bytes.
+    pub entrances: Entrances,
+    /// How long that may take them.
+    pub entrance_time: Duration,
 }
 
 impl Default for Options {
@@ -87,6 +92,8 @@ impl Default for Options {
                 interval: Duration::from_secs(15),
                 probes: 9,
             },
+            entrances: Entrances::default(),
+            entrance_time: Duration::from_secs(10),
         }
     }
 }

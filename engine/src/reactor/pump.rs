@@ -34,7 +34,7 @@ impl<C: Core> Reactor<C> {
         match (segment, -completion.result) {
             (Some(segment), _) if self.border.is_open(conn) => {
                 self.border.tally.receives += 1;
-                self.call(|core, border| core.received(border, conn, segment));
+                self.deliver(conn, segment);
             }
             (Some(segment), _) => {
                 socket.dropped += segment.len as usize;
@@ -80,9 +80,9 @@ impl<C: Core> Reactor<C> {
         };
         socket.progress = self.border.now;
         self.border.tally.sends += 1;
-        self.border.sent(conn, bytes);
-        if self.border.is_open(conn) {
-            self.call(|core, border| core.written(border, conn, bytes));
+        let written = self.took(conn, bytes);
+        if written > 0 && self.border.is_open(conn) {
+            self.call(|core, border| core.written(border, conn, written));
         }
         if bytes < offered {
             self.wait_writable(conn);
@@ -122,13 +122,13 @@ impl<C: Core> Reactor<C> {
 
     // ---- how a connection ends ----
 
-    fn fin(&mut self, conn: ConnId) {
+    pub(super) fn fin(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        socket.fin = true;
+        let told = std::mem::replace(&mut socket.fin, true);
         if let Some(end) = socket.broken {
             // The send took the socket's error away; the receive only sees the end.
             self.fail(conn, end);
-        } else if self.border.is_open(conn) {
+        } else if !told && self.border.is_open(conn) {
             self.keep(conn);
             self.call(|core, border| core.ended(border, conn, End::Fin));
         }
@@ -223,9 +223,11 @@ impl<C: Core> Reactor<C> {
         if socket.offered > 0 {
             return;
         }
+        let ended = !socket.is_receiving() && !socket.polling && socket.dial.is_none();
         // A blocked peer's bytes go now, not only after the last completion.
         self.border.kill(conn);
-        if !socket.is_receiving() && !socket.polling && socket.dial.is_none() {
+        self.clear_inlet(conn);
+        if ended {
             self.remove(conn);
         }
     }
@@ -250,6 +252,9 @@ impl<C: Core> Reactor<C> {
         if !socket.may_send() || is_leaving(&self.border, conn) {
             return;
         }
+        if socket.inlet.is_some() {
+            return self.send_sealed(conn);
+        }
         if output.queue().is_empty() {
             return self.flushed(conn);
         }
@@ -259,7 +264,7 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Everything is sent: a connection that is being flushed gets its FIN.
-    fn flushed(&mut self, conn: ConnId) {
+    pub(super) fn flushed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !matches!(socket.phase, Phase::Flushing) {
             return;
@@ -280,6 +285,7 @@ impl<C: Core> Reactor<C> {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         match due {
             Due::Dial => self.dial_late(conn),
+            Due::Entrance => self.inlet_late(conn),
             Due::Stall if self.border.now.since(socket.progress) < FLUSH_STALL => {
                 self.timers.set(Due::Stall, self.border.now, conn);
             }
@@ -309,6 +315,10 @@ pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
         Due::Dial => matches!(socket.phase, Phase::Dialling),
         Due::Stall => matches!(socket.phase, Phase::Flushing),
         Due::Linger => matches!(socket.phase, Phase::Lingering),
+        Due::Entrance => {
+            let inlet = socket.inlet.as_deref();
+            matches!(socket.phase, Phase::Open) && inlet.is_some_and(|inlet| !inlet.is_open())
+        }
     })
 }
 

@@ -153,6 +153,8 @@ pub(crate) struct Pin {
     pub(crate) function: Box<[u8]>,
     pub(crate) version: Box<[u8]>,
     pub(crate) grant: crate::control::local::Grant,
+    /// Of the rules that granted it.
+    pub(crate) rules: u32,
     /// The attachment that requests without an id use.
     pub(crate) attachment: Option<Key>,
 }
@@ -289,6 +291,14 @@ impl Conns {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// All hops, to be changed.
+    pub(crate) fn hops_mut(&mut self) -> impl Iterator<Item = &mut Hop> {
+        self.slots.iter_mut().flatten().filter_map(|(_, conn)| match conn {
+            Conn::Hop(hop) => Some(&mut **hop),
+            _ => None,
+        })
     }
 
     pub(crate) fn hops(&self) -> impl Iterator<Item = &Hop> {

@@ -68,6 +68,8 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// How often the policy was replaced.
+    rules: u32,
     now: Time,
     conns: Conns,
     sessions: Sessions,
@@ -131,6 +133,7 @@ impl Shard {
             rng: ChaCha12Rng::from_seed(settings.seed),
             settings,
             policy,
+            rules: 0,
             now: Time::ZERO,
             conns: Conns::default(),
             sessions: Sessions::default(),
@@ -461,6 +464,15 @@ impl Core for Shard {
         }
     }
 
+    fn addressed(&mut self, _border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        match self.conns.get_mut(conn) {
+            Some(Conn::Hop(hop)) => hop.peer = peer,
+            Some(Conn::Fresh(fresh)) => fresh.peer = peer,
+            Some(Conn::Http1(plain) | Conn::Door(plain)) => plain.peer = peer,
+            None => {}
+        }
+    }
+
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
         match self.conns.get(conn) {
@@ -508,6 +520,7 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),

@@ -12,6 +12,7 @@ impl Shard {
         metrics.function_requests.expire(self.now);
         metrics.worker_connections_active = (self.attachments.len() - self.asking) as u64;
         metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
+        metrics.inlet = border.tally.inlet;
         let limits = &self.settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
             metrics.limit_used[limit.index()] = used as u64;

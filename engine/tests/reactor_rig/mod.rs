@@ -134,6 +134,12 @@ impl<C: Core> Core for Watched<C> {
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.core.ended(border, conn, end);
     }
+    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        self.core.addressed(border, conn, peer);
+    }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.core.detached(border, conn, parcel);
+    }
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
         self.core.written(border, conn, bytes);
     }
