@@ -156,9 +156,6 @@ impl<C: Core> Core for Watched<C> {
         sight.free = border.pool.ring_free();
         sight.copied_out = border.copied_out;
     }
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        self.core.detached(border, conn, parcel);
-    }
     fn relieve(&mut self, border: &mut Border) {
         self.core.relieve(border);
     }
