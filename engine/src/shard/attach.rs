@@ -60,7 +60,7 @@ pub(crate) enum State {
     /// back in the same breath costs no worker anything.
     Fresh { kind: WorkKind },
     /// Work is queued; the worker's CONNECT must bring this token.
-    Waiting { token: Box<WorkerToken>, issued: Time, wrong: u32 },
+    Waiting { token: Box<WorkerToken>, kind: WorkKind, issued: Time, wrong: u32 },
     /// The function's server is dialled: it needs no worker.
     Dialling(Dialling),
     /// The tunnel is there.
@@ -417,14 +417,14 @@ impl Shard {
             let (function, version) = (&work.function, &work.version);
             self.metrics.function_requests.count(function, version, &work.tenant, border.now);
         }
-        self.await_worker(key, token, border.now);
+        self.await_worker(key, (token, kind), border.now);
         self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
         self.submit(border, key, work);
     }
 
-    fn await_worker(&mut self, key: Key, token: Box<WorkerToken>, now: Time) {
+    fn await_worker(&mut self, key: Key, (token, kind): (Box<WorkerToken>, WorkKind), now: Time) {
         if let Some(attachment) = self.attachments.get_mut(key) {
-            attachment.state = State::Waiting { token, issued: now, wrong: 0 };
+            attachment.state = State::Waiting { token, kind, issued: now, wrong: 0 };
         }
         self.pending += 1;
         if let Some(attachment) = self.attachments.get(key) {

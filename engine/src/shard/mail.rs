@@ -41,7 +41,7 @@ impl Outbox {
 
     /// When the next try is due.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        self.retry_at
+        if self.overrun.is_empty() { self.retry_at } else { Some(Time::ZERO) }
     }
 
     fn waits_for(&self, core: u16) -> bool {
@@ -63,6 +63,9 @@ impl Outbox {
         if let Some(queue) = self.cores.get_mut(usize::from(core)) {
             self.waiting -= queue.len();
             *queue = VecDeque::new();
+        }
+        if self.waiting == 0 {
+            self.retry_at = None;
         }
         self.overrun.retain(|other| *other != core);
     }

@@ -6,7 +6,6 @@ use super::Shard;
 use super::attach::State;
 use super::table::Key;
 use crate::border::Border;
-use crate::control::local::WorkKind;
 use crate::post::{CorePost, Join};
 
 impl Shard {
@@ -62,14 +61,11 @@ impl Shard {
     /// Its token is still good: it lives with the attachment.
     fn renew_work(&mut self, border: &mut Border, key: Key, core: u16) {
         let Some(attachment) = self.attachments.get(key) else { return };
-        let State::Waiting { token, .. } = &attachment.state else { return };
+        let State::Waiting { token, kind, .. } = &attachment.state else { return };
         if self.dispatch_home(&attachment.function, &attachment.version) != core {
             return;
         }
-        let own = self.session_home(attachment.session) == self.settings.core;
-        let first = own && self.sessions.get(attachment.session).is_some_and(|s| s.tunnels == 0);
-        let kind = if first { WorkKind::New } else { WorkKind::Reconnect };
-        let work = self.work(key, kind, token);
+        let work = self.work(key, *kind, token);
         self.submit(border, key, work);
     }
 }

@@ -172,7 +172,8 @@ impl Sessions {
             let tickets = tickets.filter(|ticket| ticket.core == core);
             tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()
         };
-        let gone: Vec<(Uuid, Ticket)> = self.live.values().flat_map(of_core).collect();
+        let mut gone: Vec<(Uuid, Ticket)> = self.live.values().flat_map(of_core).collect();
+        gone.sort_unstable();
         for (id, ticket) in gone {
             let row = self.live.get(&id).map(|session| session.lost_row(core, now));
             self.leave(Leave { id, ticket, row });

@@ -262,7 +262,7 @@ impl Shard {
         let expired = (ConnectResult::TokenExpired, None);
         let Some(attachment) = self.attachments.get_mut(key) else { return Err(expired) };
         let session = attachment.session;
-        let State::Waiting { token, issued, wrong } = &mut attachment.state else {
+        let State::Waiting { token, issued, wrong, .. } = &mut attachment.state else {
             return Err(expired);
         };
         if !token.matches(text) {

@@ -777,3 +777,45 @@ fn a_drain_does_not_wait_for_a_core_beyond_its_limit() {
     m.pass(Duration::from_secs(2));
     assert!(m.at(0).shard.finished() && m.at(0).shard.is_empty());
 }
+
+#[test]
+fn an_answer_to_a_poll_that_was_given_up_is_not_the_next_polls() {
+    let mut m = Machine::new(2);
+    let home = dispatch_home(&mut m);
+    let core = none_of(&m, &[home]);
+    let poller = m.poller(core, &[]);
+    m.deliver();
+    let mut wants = Peer::client(m.at(home));
+    wants.request(m.at(home), &[], true);
+    assert_eq!(m.on_its_way(home, core), ["Answer"]);
+    // Another request ends the poll, and then there is a new one.
+    m.at(core).send(poller, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n");
+    m.at(core).send(poller, poll_request(&[]).as_bytes());
+    m.at(core).take(poller);
+    assert!(m.deliver_next(home, core));
+    assert!(m.at(core).take(poller).is_empty(), "it was for the poll before");
+    m.deliver();
+    assert!(read_work(&m.at(core).take(poller)).is_some(), "the work came again, once");
+    m.at(core).end(poller, End::Fin);
+    leave(&mut m, home, &wants);
+    m.assert_empty();
+}
+
+#[test]
+fn what_comes_later_does_not_overtake_what_waits() {
+    let mut m = Machine::new(2);
+    let home = dispatch_home(&mut m);
+    let core = none_of(&m, &[home]);
+    let (first, _, id) = attached(&mut m, home);
+    let (back, _) = client(&mut m, core, &[("nvcf-reqid", &id)]);
+    let work = m.poll(core, &[&id]).expect("reconnect work");
+    m.full = vec![home];
+    m.dial(core, &work);
+    m.full.clear();
+    leave_quietly(&mut m, core, &back);
+    assert!(m.on_its_way(core, home).is_empty(), "its time to be tried again has not come");
+    m.at(core).pass(Duration::from_millis(2));
+    assert_eq!(m.on_its_way(core, home), ["Withdraw", "Tunnel", "Leave"]);
+    leave(&mut m, home, &first);
+    m.assert_empty();
+}

@@ -203,6 +203,18 @@ impl Machine {
         }
     }
 
+    /// As [`Self::answer`], with the mail left where it is; none if there is no answer yet.
+    pub(crate) fn heard(&mut self, socket: Socket) -> Option<Result<Tunnel, u16>> {
+        let (core, conn) = self.find(socket)?;
+        let answer = self.at(core).take(conn);
+        let code = std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()?;
+        if code != 200 {
+            return Some(Err(code));
+        }
+        let peer = Peer::accepted(self.at(core), conn, &answer, Limits::default());
+        Some(Ok(Tunnel { core, peer }))
+    }
+
     /// A worker dials back to some core.
     pub(crate) fn dial(&mut self, core: u16, work: &Work) -> Tunnel {
         let socket = self.knock(core, work);

@@ -2,6 +2,7 @@
 
 mod calls;
 mod cores;
+mod crowd;
 mod dial;
 mod ends;
 mod machine;

@@ -279,6 +279,7 @@ impl Peer {
 pub(crate) struct Work {
     pub(crate) kind: String,
     pub(crate) request_id: String,
+    pub(crate) tenant: String,
     pub(crate) token: String,
 }
 
@@ -324,6 +325,7 @@ pub(crate) fn read_work(answer: &[u8]) -> Option<Work> {
     Some(Work {
         kind: text(&json["kind"]),
         request_id: text(&json["requestId"]),
+        tenant: text(&json["ncaId"]),
         token: text(&json["connections"][0]["http1"]["proxyAuthorizationToken"]),
     })
 }

@@ -32,7 +32,7 @@ pub struct PollId {
 }
 
 /// An attachment's name towards other cores, and that of the work done for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket {
     /// Core of the attachment.
     pub core: u16,
@@ -275,11 +275,15 @@ impl Dispatch {
     /// A core has begun anew: its polls are gone, and nobody waits for its work any more.
     pub fn forget_core(&mut self, core: u16) {
         let tickets = self.places.keys().filter(|ticket| ticket.core == core);
-        for ticket in tickets.copied().collect::<Vec<_>>() {
+        let mut tickets: Vec<Ticket> = tickets.copied().collect();
+        // In an order that is the same each time: the tables have none.
+        tickets.sort_unstable();
+        for ticket in tickets {
             self.withdraw(ticket);
         }
         let polls = self.waiting.keys().chain(self.offers.keys());
-        let polls: Vec<PollId> = polls.filter(|poll| poll.core == core).copied().collect();
+        let mut polls: Vec<PollId> = polls.filter(|poll| poll.core == core).copied().collect();
+        polls.sort_unstable_by_key(|poll| (poll.round, poll.conn.slot));
         for poll in polls {
             self.gone(poll);
         }
