@@ -94,7 +94,8 @@ impl Shard {
 
     /// Called each turn: a drain is over when no client is left.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
-        if self.draining == Some(Draining::Open) && self.metrics.active_connections == 0 {
+        let open = self.draining == Some(Draining::Open);
+        if open && !self.stays && self.metrics.active_connections == 0 {
             self.end_all(border, Close::Flush);
         }
         // What is still being flushed is the reactor's.

@@ -82,6 +82,8 @@ pub struct Shard {
     /// Attachments made in this turn.
     fresh: Vec<Key>,
     draining: Option<Draining>,
+    /// A drain is not over while this is set, but for its limit.
+    stays: bool,
     /// `/health` says so already.
     unready: bool,
     finished: bool,
@@ -128,6 +130,7 @@ impl Shard {
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
+            stays: false,
             unready: false,
             finished: false,
             in_hand: None,
@@ -154,6 +157,11 @@ impl Shard {
     /// A message found its core's mailbox full.
     pub fn undelivered(&mut self, _border: &mut Border, _to: u16, post: CorePost) {
         match post {}
+    }
+
+    /// Whether a drain goes on although this core has no client any more: others may need it.
+    pub fn stay(&mut self, stays: bool) {
+        self.stays = stays;
     }
 
     /// The core's counters, for tests and the simulated world.
