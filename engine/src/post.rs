@@ -77,6 +77,12 @@ pub enum ControlPost {
 /// A shard at one instant.
 #[derive(Debug, Default)]
 pub struct Snapshot {
+    /// The core's number.
+    pub core: u16,
+    /// How long the core has been asleep, or looking out for something to do, since it began.
+    pub idle: Duration,
+    /// Its sockets, those still being closed included.
+    pub sockets: u64,
     /// Every counter and gauge.
     pub metrics: ShardMetrics,
     /// One row a session, live ones first, then those closed recently.

@@ -406,7 +406,7 @@ fn a_parcel_that_is_dropped_closes_the_connection() {
 // ---- two cores that throw a busy connection to each other ----
 
 enum Throw {
-    Partner(Sender<Throw>),
+    Partner(Sender<Self>),
     Catch(Parcel, u32),
     Stop,
 }

@@ -20,7 +20,7 @@ use ringway_proto::time::Time;
 /// What goes round.
 enum Pass {
     /// Who is next, and where a token ends.
-    Next(Sender<Pass>, mpsc::Sender<u32>),
+    Next(Sender<Self>, mpsc::Sender<u32>),
     /// A token with so many passes left.
     Token(u32),
     /// From outside: to be answered.

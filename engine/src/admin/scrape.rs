@@ -100,6 +100,7 @@ impl Scraper {
             }
         }
         lock(&self.asked).waiting.remove(&ticket);
+        snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
         let silent = cores - snapshots.len();
         Scrape { snapshots, silent }
     }
@@ -137,6 +138,30 @@ impl Scrape {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "ringway_cores{{state=\"answered\"}} {answered}");
         let _ = writeln!(out, "ringway_cores{{state=\"silent\"}} {}", self.silent);
+        self.render_each(out);
+    }
+
+    /// Writes what shows whether the cores share the work evenly.
+    fn render_each(&self, out: &mut String) {
+        type Show = fn(&Snapshot) -> String;
+        let families: [(&str, &str, &str, Show); 3] = [
+            ("ringway_core_client_connections", "gauge", "Client connections of a core.", |of| {
+                of.metrics.active_connections.to_string()
+            }),
+            ("ringway_core_sockets", "gauge", "Sockets of a core.", |of| of.sockets.to_string()),
+            (
+                "ringway_core_idle_seconds_total",
+                "counter",
+                "Time a core was asleep or looked out for something to do.",
+                |of| format!("{:.6}", of.idle.as_secs_f64()),
+            ),
+        ];
+        for (name, kind, help, show) in families {
+            family(out, name, kind, help);
+            for of in &self.snapshots {
+                let _ = writeln!(out, "{name}{{core=\"{}\"}} {}", of.core, show(of));
+            }
+        }
     }
 }
 

@@ -31,33 +31,36 @@ const LOOKED_AT: usize = 8;
 /// How much a core has to do, as it shows others in one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
-    /// Client connections: 24 bits. All ones: takes none.
+    /// Client connections: 23 bits.
     clients: u32,
+    /// It takes no more of them: 1 bit.
+    closed: bool,
     /// Share of the time it was not idle, in percent: 8 bits.
     busy: u8,
     /// When that was measured, in milliseconds of the process's time: 32 bits.
     at: u32,
 }
 
-/// Shown by a core that is on its way out.
-const CLOSED: u32 = (1 << 24) - 1;
+const MOST_CLIENTS: u32 = (1 << 23) - 1;
 
 impl Load {
     fn word(self) -> u64 {
-        u64::from(self.clients.min(CLOSED)) << 40 | u64::from(self.busy) << 32 | u64::from(self.at)
+        let clients = self.clients.min(MOST_CLIENTS) << 1 | u32::from(self.closed);
+        u64::from(clients) << 40 | u64::from(self.busy) << 32 | u64::from(self.at)
     }
 
     fn of(word: u64, now: Time) -> Self {
         let (clients, busy, at) = ((word >> 40) as u32, (word >> 32) as u8, word as u32);
         let stale = millis(now).wrapping_sub(at) > STALE_MILLIS;
-        Self { clients, busy: if stale { 0 } else { busy }, at }
+        let busy = if stale { 0 } else { busy };
+        Self { clients: clients >> 1, closed: clients & 1 == 1, busy, at }
     }
 
-    /// Whether a new connection is better off with `other`.
+    /// Whether a new connection is better off with `other`, which takes some.
     fn yields_to(self, other: Self) -> bool {
         let more = self.clients > other.clients + other.clients / 8;
         let busier = self.busy >= other.busy.saturating_add(BUSIER);
-        other.clients < CLOSED && (more || (busier && self.clients >= other.clients))
+        more || (busier && self.clients >= other.clients)
     }
 }
 
@@ -78,7 +81,6 @@ pub(super) struct Balance {
     refilled: Time,
     /// Where to look next.
     next: usize,
-    closed: bool,
 }
 
 impl Balance {
@@ -91,18 +93,25 @@ impl Balance {
             spent: 0,
             refilled: Time::ZERO,
             next: 0,
-            closed: false,
         }
     }
 
     /// The core goes: it hands nothing over any more, and takes nothing.
     pub(super) fn close(&mut self) {
-        self.closed = true;
+        self.load.closed = true;
+    }
+
+    /// Whether another core still has clients. It may need this one, for workers come to any core.
+    pub(super) fn others_serve(&self, now: Time, cores: &[Sender<ShardPost>]) -> bool {
+        let others = cores.iter().enumerate().filter(|(core, _)| *core != self.own);
+        others
+            .filter(|(_, core)| core.is_open())
+            .any(|(_, core)| Load::of(core.shown(), now).clients > 0)
     }
 
     /// Once per loop turn: how many clients the core has, and how long it has been idle so far.
     pub(super) fn measure(&mut self, now: Time, clients: usize, idle_micros: u64) {
-        self.load.clients = u32::try_from(clients).unwrap_or(CLOSED).min(CLOSED - 1);
+        self.load.clients = u32::try_from(clients).unwrap_or(MOST_CLIENTS);
         let (begun, idle) = *self.since.get_or_insert((now, idle_micros));
         let window = now.since(begun).as_micros() as u64;
         if window >= WINDOW_MICROS {
@@ -115,8 +124,7 @@ impl Balance {
 
     /// Shows the others what was measured, if it is news.
     pub(super) fn show(&mut self, cores: &[Sender<ShardPost>]) {
-        let clients = if self.closed { CLOSED } else { self.load.clients };
-        let word = Load { clients, ..self.load }.word();
+        let word = self.load.word();
         if word != self.shown
             && let Some(own) = cores.get(self.own)
         {
@@ -133,12 +141,11 @@ impl Balance {
         cores: &[Sender<ShardPost>],
         going: impl Iterator<Item = u16> + Clone,
     ) -> Option<u16> {
-        if self.closed || cores.len() < 2 {
+        if self.load.closed || cores.len() < 2 {
             return None;
         }
         let best = self.least(now, cores, going)?;
-        let own = Load { at: 0, ..self.load };
-        if !own.yields_to(best.1) || !self.spend(now) {
+        if !self.load.yields_to(best.1) || !self.spend(now) {
             return None;
         }
         Some(best.0 as u16)
@@ -164,7 +171,8 @@ impl Balance {
             load.clients = load.clients.saturating_add(coming as u32);
             (core, load)
         };
-        open.map(load).min_by_key(|(_, load)| (load.clients, load.busy))
+        let taking = open.map(load).filter(|(_, load)| !load.closed);
+        taking.min_by_key(|(_, load)| (load.clients, load.busy))
     }
 
     fn spend(&mut self, now: Time) -> bool {
@@ -190,7 +198,7 @@ mod tests {
     const NOW: Time = Time(10_000_000);
 
     fn load(clients: u32, busy: u8) -> Load {
-        Load { clients, busy, at: millis(NOW) }
+        Load { clients, closed: false, busy, at: millis(NOW) }
     }
 
     fn cores(count: usize) -> (Vec<Sender<ShardPost>>, Vec<Mailbox<ShardPost>>) {
@@ -207,8 +215,9 @@ mod tests {
         let before = Load { at: u32::MAX - 9, ..busy };
         let after = Time((u64::from(u32::MAX) + 11) * 1_000);
         assert_eq!(Load::of(before.word(), after).busy, 93);
-        let most = Load { clients: u32::MAX, busy: 100, at: 0 };
-        assert_eq!(Load::of(most.word(), Time::ZERO).clients, CLOSED);
+        let most = Load { clients: u32::MAX, closed: true, busy: 100, at: 0 };
+        let read = Load::of(most.word(), Time::ZERO);
+        assert_eq!(read, Load { clients: MOST_CLIENTS, ..most });
     }
 
     #[test]
@@ -224,7 +233,6 @@ mod tests {
             (load(4, 90), load(4, 60), true),
             (load(4, 89), load(4, 60), false),
             (load(3, 100), load(4, 0), false),
-            (load(CLOSED - 1, 100), load(CLOSED, 0), false),
         ] {
             assert_eq!(own.yields_to(other), goes, "{own:?} {other:?}");
         }
@@ -293,6 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn cores_wait_for_the_last_client_of_all() {
+        let (cores, mut inboxes) = cores(3);
+        let [mut first, mut second, third] = [0, 1, 2].map(Balance::new);
+        assert!(!third.others_serve(NOW, &cores));
+        first.measure(NOW, 1, 0);
+        first.close();
+        first.show(&cores);
+        assert!(third.others_serve(NOW, &cores) && !first.others_serve(NOW, &cores));
+        second.measure(NOW, 1, 0);
+        second.show(&cores);
+        first.measure(NOW, 0, 0);
+        first.show(&cores);
+        assert!(third.others_serve(NOW, &cores));
+        drop(inboxes.remove(1));
+        assert!(!third.others_serve(NOW, &cores), "who is gone serves nobody");
+    }
+
+    #[test]
     fn all_of_many_cores_are_looked_at_in_turn() {
         let (cores, _inboxes) = cores(30);
         let mut balance = Balance::new(7);
@@ -314,6 +340,7 @@ mod tests {
             balance.show(&cores);
             now += Duration::from_millis(1);
         }
-        assert_eq!(Load::of(cores[0].shown(), now), Load { clients: 5, busy: 75, at: 10_100 });
+        let shown = Load::of(cores[0].shown(), now);
+        assert_eq!(shown, Load { clients: 5, closed: false, busy: 75, at: 10_100 });
     }
 }

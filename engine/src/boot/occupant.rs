@@ -20,6 +20,9 @@ use crate::shard::Shard;
 
 /// How often a core that has no room is told again that this one began anew.
 const TELL_PAUSE: Duration = Duration::from_millis(10);
+/// How long a core stays that has no client when it is told to drain: those who waited to be let
+/// in are told of in its next turns. Then, how often it looks whether the others have drained too.
+const DRAINED_PAUSE: Duration = Duration::from_millis(20);
 /// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
 const ROUNDS: usize = 4;
 
@@ -44,6 +47,8 @@ pub(super) struct Occupant {
     /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
     untold: Vec<u16>,
     tell_at: Option<Time>,
+    /// The core drains; it does not end before this, and looks again then.
+    stays_until: Option<Time>,
     outbound: VecDeque<(u16, CorePost)>,
     taken: Vec<(u16, CorePost)>,
     counted: Counted,
@@ -85,6 +90,7 @@ impl Occupant {
             balance: Balance::new(place.own),
             leaving: Vec::new(),
             tell_at: None,
+            stays_until: None,
             outbound: VecDeque::new(),
             taken: Vec::new(),
             counted: Counted::default(),
@@ -186,6 +192,17 @@ impl Occupant {
         self.measure(border);
     }
 
+    /// A core without clients goes on until no core has any: workers come to any of them, and a
+    /// session may be at home here.
+    fn await_others(&mut self, border: &Border) {
+        let Some(until) = self.stays_until else { return };
+        if until <= border.now {
+            let others = self.balance.others_serve(border.now, &self.cores);
+            self.stays_until = others.then(|| border.now + DRAINED_PAUSE);
+        }
+        self.shard.stay(self.stays_until.is_some());
+    }
+
     fn measure(&mut self, border: &Border) {
         let clients = self.shard.metrics().active_connections as usize;
         self.balance.measure(border.now, clients, border.tally.idle.as_micros() as u64);
@@ -199,6 +216,9 @@ impl Occupant {
         self.shard.take_posts(&mut self.waiting);
         for mut post in self.waiting.drain(..) {
             if let ControlPost::Snapshot { snapshot, .. } = &mut post {
+                snapshot.core = self.own as u16;
+                snapshot.idle = border.tally.idle;
+                snapshot.sockets = border.tally.sockets;
                 let metrics = &mut snapshot.metrics;
                 let mailbox = Limit::Mailbox.index();
                 metrics.io_backend[Backend::Ring.index()] = 1;
@@ -272,7 +292,12 @@ impl Core for Occupant {
         super::tests::panic_if_asked(self.name, self.own);
         match post {
             ShardPost::Client { parcel, peer } => return self.take_up(border, parcel, peer),
-            ShardPost::Unready | ShardPost::Drain { .. } | ShardPost::Stop => self.balance.close(),
+            ShardPost::Unready | ShardPost::Stop => self.balance.close(),
+            ShardPost::Drain { .. } => {
+                self.balance.close();
+                // Once: the message may come again.
+                self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
+            }
             ShardPost::Snapshot { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
@@ -283,6 +308,7 @@ impl Core for Occupant {
     }
 
     fn turn(&mut self, border: &mut Border) {
+        self.await_others(border);
         self.shard.turn(border);
         self.tell_all(border);
         self.send_core_posts(border);
@@ -295,7 +321,8 @@ impl Core for Occupant {
 
     fn deadline(&self) -> Option<Time> {
         let unsent = (!self.outbound.is_empty()).then_some(Time::ZERO);
-        [self.shard.deadline(), self.tell_at, unsent].into_iter().flatten().min()
+        let own = [self.shard.deadline(), self.tell_at, self.stays_until, unsent];
+        own.into_iter().flatten().min()
     }
 
     fn finished(&self) -> bool {

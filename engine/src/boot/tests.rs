@@ -113,10 +113,14 @@ impl Cores {
         }
     }
 
-    fn stop(mut self) {
+    fn stop(self) {
         for sender in &*self.senders {
             sender.send(ShardPost::Stop).unwrap();
         }
+        self.all_end();
+    }
+
+    fn all_end(mut self) {
         for _ in 0..self.threads.len() {
             assert!(matches!(self.told.blocking_recv(), Some(ControlPost::Drained { .. })));
         }
@@ -217,6 +221,48 @@ fn a_core_that_drains_hands_nothing_over_and_is_handed_nothing() {
     let there: Vec<_> = (0..16).map(|_| cores.ask(1)).collect();
     assert_eq!((cores.open(0), cores.open(1)), (8, 16));
     drop((here, there));
+    cores.stop();
+}
+
+#[test]
+fn cores_drain_together() {
+    let cores = Cores::start(2);
+    let mut client = cores.ask(0);
+    for sender in &*cores.senders {
+        sender.send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+    }
+    // Keep-alive ends with the drain: this is a client that has asked nothing yet.
+    assert!(!answers(&mut client));
+    cores.all_end();
+
+    let mut cores = Cores::start(2);
+    let mut client = TcpStream::connect(cores.clients[0]).unwrap();
+    until("it is accepted", || cores.open(0) == 1);
+    for sender in &*cores.senders {
+        sender.send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(cores.threads.iter().all(|thread| !thread.is_finished()), "one has a client");
+    assert!(answers(&mut client), "it is served to its end");
+    drop(client);
+    cores.all_end();
+}
+
+#[test]
+fn who_waits_to_be_accepted_when_a_core_drains_is_served() {
+    let mut cores = Cores::start(1);
+    for _ in 0..20 {
+        // The core is told to drain with connections in the queue of its listener.
+        let held = cores.ask(0);
+        let mut clients: Vec<_> =
+            (0..20).map(|_| TcpStream::connect(cores.clients[0]).unwrap()).collect();
+        cores.senders[0].send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+        let served = clients.iter_mut().filter_map(|c| answers(c).then_some(())).count();
+        assert_eq!(served, 20);
+        drop((held, clients));
+        cores.all_end();
+        cores = Cores::start(1);
+    }
     cores.stop();
 }
 

@@ -96,7 +96,8 @@ impl Shard {
     /// Called each turn: a drain is over when no client is left, on any core: until then other
     /// cores' tokens, work and sessions need this one.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
-        if self.draining == Some(Draining::Open) && self.all_are_idle() {
+        let open = self.draining == Some(Draining::Open);
+        if open && !self.stays && self.all_are_idle() {
             self.end_all(border, Close::Flush);
         }
         let over = self.draining == Some(Draining::Over);

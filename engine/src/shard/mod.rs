@@ -94,6 +94,8 @@ pub struct Shard {
     /// Attachments made in this turn.
     fresh: Vec<Key>,
     draining: Option<Draining>,
+    /// A drain is not over while this is set, but for its limit.
+    stays: bool,
     /// `/health` says so already.
     unready: bool,
     finished: bool,
@@ -150,6 +152,7 @@ impl Shard {
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
+            stays: false,
             unready: false,
             finished: false,
             in_hand: None,
@@ -172,6 +175,11 @@ impl Shard {
     /// The messages for the control thread since the last call.
     pub fn take_posts(&mut self, into: &mut Vec<ControlPost>) {
         into.append(&mut self.posts);
+    }
+
+    /// Whether a drain goes on although this core has no client any more: others may need it.
+    pub fn stay(&mut self, stays: bool) {
+        self.stays = stays;
     }
 
     /// The core's counters, for tests and the simulated world.

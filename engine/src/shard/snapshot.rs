@@ -42,7 +42,7 @@ impl Shard {
         gauge(Limit::Attachments, widest.0, limits.attachments);
         gauge(Limit::Streams, widest.1, limits.streams as usize);
         gauge(Limit::ConnectionBuffer, widest.2, limits.connection_buffer);
-        Snapshot { metrics, sessions: self.session_rows() }
+        Snapshot { metrics, sessions: self.session_rows(), ..Snapshot::default() }
     }
 
     fn session_rows(&self) -> Vec<SessionRow> {
