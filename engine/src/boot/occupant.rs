@@ -51,6 +51,8 @@ pub(super) struct Occupant {
     stays_until: Option<Time>,
     outbound: VecDeque<(u16, CorePost)>,
     taken: Vec<(u16, CorePost)>,
+    /// Cores that had no room for one of the messages being sent.
+    full: Vec<u16>,
     counted: Counted,
     /// For the control thread.
     posts: mpsc::Sender<ControlPost>,
@@ -93,6 +95,7 @@ impl Occupant {
             stays_until: None,
             outbound: VecDeque::new(),
             taken: Vec::new(),
+            full: Vec::new(),
             counted: Counted::default(),
             posts: place.posts,
             waiting: Vec::new(),
@@ -162,18 +165,23 @@ impl Occupant {
         self.tell_at = (!self.untold.is_empty()).then(|| border.now + TELL_PAUSE);
     }
 
-    /// Sends what the shard has to say to others. What one of them cannot take comes back to it.
+    /// Sends what the shard has to say to others. What one of them cannot take comes back to it,
+    /// with all that follows for the same core: none overtakes another.
     fn send_core_posts(&mut self, border: &mut Border) {
         for _ in 0..ROUNDS {
+            self.full.clear();
             self.shard.take_core_posts(&mut self.taken);
             self.outbound.extend(self.taken.drain(..));
             if self.outbound.is_empty() {
                 return;
             }
             while let Some((to, post)) = self.outbound.pop_front() {
-                if let Err(Full(ShardPost::Core(post))) =
+                if self.full.contains(&to) {
+                    self.shard.undelivered(border, to, post);
+                } else if let Err(Full(ShardPost::Core(post))) =
                     self.send(border, to, ShardPost::Core(post))
                 {
+                    self.full.push(to);
                     self.shard.undelivered(border, to, post);
                 }
             }
