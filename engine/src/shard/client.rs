@@ -11,6 +11,7 @@ use ringway_proto::route::{self, ReplyStyle, Routed};
 use super::Shard;
 use super::conn::{Client, Conn, Fresh, Hop, Leaving, Plain, Side};
 use super::exchange::{At, Exchange};
+use super::link::Link;
 use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
 use crate::metrics::Method;
@@ -48,7 +49,7 @@ impl Shard {
         h2.start(&mut border.sink(conn));
         let hop = Box::new(Hop::new(
             conn,
-            h2,
+            Link::H2(h2),
             fresh.peer,
             (fresh.opened, self.now),
             Side::Client(Client::default()),
@@ -106,7 +107,7 @@ impl Shard {
         let at = exchange.client;
         let slot = self.exchanges.insert(exchange).slot;
         if let Some(hop) = self.conns.hop_mut(at.conn) {
-            hop.h2.set_tag(at.key, slot);
+            hop.link.set_tag(at.key, slot);
         }
         self.metrics.active_http_requests += 1;
         slot
@@ -207,14 +208,14 @@ fn speaks_http1(input: &[u8]) -> bool {
 impl Hop {
     pub(super) fn new(
         conn: ConnId,
-        h2: h2::Conn,
+        link: Link,
         peer: std::net::SocketAddr,
         (opened, now): (ringway_proto::time::Time, ringway_proto::time::Time),
         side: Side,
     ) -> Self {
         Self {
             conn,
-            h2,
+            link,
             peer,
             opened,
             hop_since: now,

@@ -145,12 +145,12 @@ impl Shard {
         if let Some(code) = client
             && let Some(hop) = self.conns.hop_mut(at.conn)
         {
-            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+            hop.link.reset(at.key, code, &mut border.sink(at.conn));
         }
         if let (Some(code), Some(to)) = (worker, tunnel)
             && let Some(hop) = self.conns.hop_mut(to.conn)
         {
-            hop.h2.reset(to.key, code, &mut border.sink(to.conn));
+            hop.link.reset(to.key, code, &mut border.sink(to.conn));
         }
         self.forget_exchange(border, slot);
     }
@@ -167,7 +167,7 @@ impl Shard {
         if let Some(at) = worker
             && let Some(hop) = self.conns.hop_mut(at.conn)
         {
-            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+            hop.link.reset(at.key, code, &mut border.sink(at.conn));
         }
         self.refuse_exchange(border, slot, fault);
     }
@@ -244,7 +244,7 @@ impl Shard {
     fn tunnel_stream_ended(&mut self, border: &mut Border, tunnel: ConnId, key: Key) {
         self.serve_waiters(border, key);
         let Some(hop) = self.conns.hop_mut(tunnel) else { return };
-        if hop.h2.streams() > 0 {
+        if hop.link.streams() > 0 {
             return;
         }
         let now = self.now;
@@ -260,7 +260,7 @@ impl Shard {
     fn client_stream_ended(&mut self, border: &mut Border, client: ConnId) {
         let Some(hop) = self.conns.hop(client) else { return };
         let leaving = hop.client().map(|client| client.leaving);
-        if leaving == Some(Leaving::Final) && hop.h2.streams() == 0 {
+        if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
             self.client_gone(border, client, Cause::SHUTDOWN);
         }
@@ -270,10 +270,9 @@ impl Shard {
     pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         self.resume(border, std::mem::take(&mut hop.stopped));
-        let keys: Vec<_> = hop.h2.keys().collect();
-        for key in keys {
+        for slot in hop.link.tags() {
             // The tunnel goes as a whole: its streams need no reset each.
-            self.forget_exchange(border, hop.h2.tag(key));
+            self.forget_exchange(border, slot);
         }
         let Side::Client(client) = &mut hop.side else { return };
         for key in std::mem::take(&mut client.attachments) {
@@ -293,8 +292,8 @@ impl Shard {
         let Side::Tunnel(tunnel) = &hop.side else { return };
         let key = tunnel.attachment;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
-        for stream in hop.h2.keys().collect::<Vec<_>>() {
-            self.stream_lost(border, hop.h2.tag(stream));
+        for slot in hop.link.tags() {
+            self.stream_lost(border, slot);
         }
         for waiter in std::mem::take(&mut attachment.waiters) {
             if self.exchanges.get(waiter).is_some() {
@@ -394,16 +393,16 @@ impl Shard {
     /// above are refused, and requests from now on get a session of their own.
     pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let refused: Vec<_> = hop.h2.keys_above(last).collect();
-        let idle = hop.h2.streams() == refused.len();
+        let refused = hop.link.keys_above(last);
+        let idle = hop.link.streams() == refused.len();
         let Some(tunnel) = hop.tunnel_mut() else { return };
         tunnel.going = true;
         let key = tunnel.attachment;
         self.move_waiters(border, key);
         for stream in refused {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
-            let slot = hop.h2.tag(stream);
-            hop.h2.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
+            let slot = hop.link.tag(stream);
+            hop.link.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
             self.drop_exchange(border, slot, Some(ErrorCode::RefusedStream), None);
         }
         if idle && self.conns.hop(conn).is_some() {

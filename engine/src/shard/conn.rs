@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ringway_proto::h1::head::Scan;
-use ringway_proto::h2;
 use ringway_proto::time::Time;
 
+use super::link::Link;
 use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
@@ -77,7 +77,7 @@ impl Plain {
 /// One HTTP/2 connection as the relay sees it.
 pub(crate) struct Hop {
     pub(crate) conn: ConnId,
-    pub(crate) h2: h2::Conn,
+    pub(crate) link: Link,
     pub(crate) peer: SocketAddr,
     /// When the connection was accepted.
     pub(crate) opened: Time,

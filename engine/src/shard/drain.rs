@@ -54,10 +54,10 @@ impl Shard {
     /// The final GOAWAY: what came up to now is served, nothing after it.
     pub(super) fn last_goaway(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let last = hop.h2.highest_peer_stream();
-        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
-        hop.h2.refuse_new(true);
-        let open = hop.h2.streams();
+        let last = hop.link.highest_peer_stream();
+        hop.link.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+        hop.link.refuse_new(true);
+        let open = hop.link.streams();
         if let Some(client) = hop.client_mut() {
             client.leaving = Leaving::Final;
         }
@@ -76,8 +76,8 @@ impl Shard {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) => match &hop.side {
                     Side::Client(_) => {
-                        let last = hop.h2.highest_peer_stream();
-                        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+                        let last = hop.link.highest_peer_stream();
+                        hop.link.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
                         border.close(conn, how);
                         self.client_gone(border, conn, Cause::SHUTDOWN);
                     }
@@ -106,8 +106,8 @@ impl Hop {
     /// Says GOAWAY without refusing anything, and asks for a sign that it was read.
     pub(super) fn warn(&mut self, border: &mut Border) {
         let out = &mut border.sink(self.conn);
-        self.h2.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
-        self.h2.ping(DRAIN_PING, out);
+        self.link.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
+        self.link.ping(DRAIN_PING, out);
         let since = border.now;
         if let Side::Client(Client { leaving, .. }) = &mut self.side {
             *leaving = Leaving::Warned { since };

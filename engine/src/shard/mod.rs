@@ -11,6 +11,7 @@ mod close;
 mod conn;
 mod drain;
 mod exchange;
+mod link;
 mod memo;
 mod relay;
 mod reply;
@@ -39,6 +40,7 @@ use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::link::Link;
 use self::memo::InHand;
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
@@ -190,8 +192,8 @@ impl Shard {
         loop {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
-            let event =
-                hop.h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
+            let Link::H2(h2) = &mut hop.link;
+            let event = h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
             if !self.answers.is_empty() {
                 border.put(conn, &self.answers);
                 self.answers.clear();
@@ -208,9 +210,9 @@ impl Shard {
     /// Bytes that are known without having been received again: the HTTP/2 magic.
     fn feed_bytes(&mut self, border: &mut Border, conn: ConnId, bytes: &[u8]) {
         let mut pos = 0;
-        if let Some(hop) = self.conns.hop_mut(conn)
+        if let Some(Hop { link: Link::H2(h2), .. }) = self.conns.hop_mut(conn)
             && let Err(fault) =
-                hop.h2.next(bytes, &mut pos, &mut self.fields, &mut self.answers, border.now)
+                h2.next(bytes, &mut pos, &mut self.fields, &mut self.answers, border.now)
         {
             self.fail(border, conn, fault);
         }
@@ -226,7 +228,7 @@ impl Shard {
                     return;
                 }
                 if let (true, Some(list), Some(hop)) = (repeated, list, self.conns.hop(conn)) {
-                    hop.h2.recall(list, &mut self.fields);
+                    hop.link.recall(list, &mut self.fields);
                 }
                 self.in_hand = in_hand;
                 let fields = std::mem::take(&mut self.fields);
@@ -258,7 +260,7 @@ impl Shard {
             Event::Window(None) => self.pump(border, conn),
             Event::Window(Some(key)) => {
                 if let Some(hop) = self.conns.hop(conn) {
-                    let (slot, way) = (hop.h2.tag(key), hop.way_out());
+                    let (slot, way) = (hop.link.tag(key), hop.way_out());
                     self.schedule(border, slot, way);
                 }
             }
@@ -274,7 +276,7 @@ impl Shard {
 
     fn large_head(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let (slot, client) = (hop.h2.tag(at.key), hop.client().is_some());
+        let (slot, client) = (hop.link.tag(at.key), hop.client().is_some());
         let most = self.settings.config.limits.header_fields;
         let fields_full = fields.len() >= most;
         self.metrics.limit_hit(if fields_full { Limit::HeaderFields } else { Limit::HeaderBytes });
@@ -309,7 +311,7 @@ impl Shard {
         let Some(hop) = self.conns.hop(conn) else { return };
         let way = hop.way_out();
         let attachment = hop.tunnel().map(|tunnel| tunnel.attachment);
-        let slots: Vec<u32> = hop.h2.keys().map(|key| hop.h2.tag(key)).collect();
+        let slots = hop.link.tags();
         for slot in slots {
             self.schedule(border, slot, way);
         }
@@ -326,8 +328,8 @@ impl Shard {
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.pinged_at = None;
         }
-        let unread = hop.h2.wants_pause();
-        let weary = hop.h2.glitches_high();
+        let unread = hop.link.wants_pause();
+        let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
             self.stop_reading(border, conn, conn);
         }
@@ -366,9 +368,9 @@ impl Shard {
             self.metrics.limit_hit(limit_of(limit));
         }
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let last = hop.h2.highest_peer_stream();
+        let last = hop.link.highest_peer_stream();
         let reason = fault.reason.as_bytes();
-        hop.h2.goaway(last, fault.code, reason, &mut border.sink(conn));
+        hop.link.goaway(last, fault.code, reason, &mut border.sink(conn));
         let tunnel = hop.tunnel().is_some();
         crate::log::connection_failed(hop.peer, tunnel, &fault, self.settings.core);
         border.close(conn, Close::Flush);
@@ -474,10 +476,10 @@ impl Core for Shard {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let left = border.queued(conn);
         if left == 0 {
-            hop.h2.set_answers_backlog(0);
+            hop.link.set_answers_backlog(0);
         }
         if left < OUTPUT_LOW && !hop.stopped.is_empty() {
-            hop.h2.set_answers_backlog(0);
+            hop.link.set_answers_backlog(0);
             let stopped = std::mem::take(&mut hop.stopped);
             self.resume(border, stopped);
         }

@@ -63,9 +63,9 @@ impl Shard {
         let len = piece.payload.len as usize;
         let Some(hop) = self.conns.hop_mut(piece.at.conn) else { return };
         let way = hop.way_in();
-        let slot = hop.h2.tag(piece.at.key);
+        let slot = hop.link.tag(piece.at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else {
-            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            hop.link.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
             return;
         };
         if exchange.attachment.is_none() && way == Way::Up {
@@ -82,7 +82,7 @@ impl Shard {
         {
             let hop = self.conns.hop_mut(piece.at.conn);
             let hop = hop.expect("the hop that was read from is still there");
-            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            hop.link.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
             if piece.end {
                 self.direction_done(border, slot, way);
             }
@@ -95,10 +95,10 @@ impl Shard {
     fn pass_data(&mut self, border: &mut Border, to: At, piece: Piece) -> bool {
         let len = piece.payload.len as usize;
         let Some(hop) = self.conns.hop_mut(to.conn) else { return false };
-        if len > 0 && (border.queued(to.conn) >= OUTPUT_HIGH || hop.h2.data_room(to.key) < len) {
+        if len > 0 && (border.queued(to.conn) >= OUTPUT_HIGH || hop.link.data_room(to.key) < len) {
             return false;
         }
-        let head = hop.h2.data_head(to.key, len, piece.end);
+        let head = hop.link.data_head(to.key, len, piece.end);
         if len <= SMALL_FRAME {
             border.put(to.conn, &head);
             border.put_copy(to.conn, piece.payload);
@@ -152,9 +152,9 @@ impl Shard {
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
         let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held += len;
-        hop.h2.allow_growth(self.held < budget / 2);
+        hop.link.allow_growth(self.held < budget / 2);
         if before <= most && hop.held > most {
-            hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
+            hop.link.hold_connection_credit(true, &mut border.sink(hop.conn));
         }
     }
 
@@ -164,9 +164,9 @@ impl Shard {
         let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
         let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held -= len;
-        hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
+        hop.link.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
         if before > most && hop.held <= most {
-            hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
+            hop.link.hold_connection_credit(false, &mut border.sink(hop.conn));
         }
     }
 
@@ -265,10 +265,10 @@ impl Shard {
                 return self.send_end(border, slot, way);
             };
             let piece = front.len as usize;
-            let n = match hop.h2.sendable(to.key, piece, waiting, !pipe.crumb) {
+            let n = match hop.link.sendable(to.key, piece, waiting, !pipe.crumb) {
                 Ok(n) => n.min(share),
                 Err(blocked) => {
-                    let crumb = hop.h2.data_room(to.key) > 0;
+                    let crumb = hop.link.data_room(to.key) > 0;
                     return self.blocked(slot, way, blocked, crumb);
                 }
             };
@@ -282,7 +282,7 @@ impl Shard {
             pipe.queued -= n;
             pipe.moved_at = border.now;
             let end = pipe.queued == 0 && pipe.ended && pipe.trailers.is_none();
-            border.put(to.conn, &hop.h2.data_head(to.key, n, end));
+            border.put(to.conn, &hop.link.data_head(to.key, n, end));
             if n <= SMALL_FRAME {
                 if border.pool.is_ring(part) {
                     self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += n as u64;
@@ -343,7 +343,7 @@ impl Shard {
         if let Some(from) = from
             && let Some(hop) = self.conns.hop_mut(from.conn)
         {
-            hop.h2.drained(from.key, len, backlog, &mut border.sink(from.conn));
+            hop.link.drained(from.key, len, backlog, &mut border.sink(from.conn));
         }
         self.let_go(border, from.map(|at| at.conn), len);
     }
@@ -362,9 +362,9 @@ impl Shard {
             Some(trailers) => {
                 let fields = trailers.iter().filter(|f| is_end_to_end(f.token));
                 let out = &mut border.sink(to.conn);
-                hop.h2.head(to.key, fields, true, &mut self.block, out);
+                hop.link.head(to.key, fields, true, &mut self.block, out);
             }
-            None => border.put(to.conn, &hop.h2.data_head(to.key, 0, true)),
+            None => border.put(to.conn, &hop.link.data_head(to.key, 0, true)),
         }
         Turn::Empty
     }
@@ -372,7 +372,7 @@ impl Shard {
     /// Trailers from a hop: on to the other one, behind the DATA that waits.
     pub(super) fn trailers(&mut self, border: &mut Border, at: At, fields: &Fields) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let (way, slot) = (hop.way_in(), hop.h2.tag(at.key));
+        let (way, slot) = (hop.way_in(), hop.link.tag(at.key));
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let own = exchange.attachment.is_none() && way == Way::Up;
         let to = exchange.to(way);
@@ -384,7 +384,7 @@ impl Shard {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
                     let fields = fields.iter().filter(|f| is_end_to_end(f.token));
                     let out = &mut border.sink(to.conn);
-                    let generation = hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    let generation = hop.link.head(to.key, fields, true, &mut self.block, out);
                     self.keep_answer(at.conn, 0, generation.filter(|_| way == Way::Down));
                     self.direction_done(border, slot, way);
                 }
@@ -417,9 +417,9 @@ impl Shard {
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
         let out = &mut border.sink(to.conn);
-        let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+        let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
-            hop.h2.set_head_request(to.key);
+            hop.link.set_head_request(to.key);
         }
         let client = exchange.client.conn;
         self.keep_call(slot, generation);
@@ -435,7 +435,7 @@ impl Shard {
         (informational, end): (bool, bool),
     ) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let slot = hop.h2.tag(at.key);
+        let slot = hop.link.tag(at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let (to, key) = (exchange.client, exchange.attachment);
         let Some(attachment) = key.and_then(|key| self.attachments.get(key)) else { return };
@@ -444,7 +444,7 @@ impl Shard {
         if informational {
             if let Some(hop) = self.conns.hop_mut(to.conn) {
                 let out = &mut border.sink(to.conn);
-                hop.h2.head(to.key, plain, false, &mut self.block, out);
+                hop.link.head(to.key, plain, false, &mut self.block, out);
             }
             return;
         }
@@ -465,7 +465,7 @@ impl Shard {
         let status = exchange.status;
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
-            let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+            let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
         self.answer_sent(border, slot, at.conn, end);

@@ -35,7 +35,7 @@ impl Shard {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());
             widest.0 = widest.0.max(attachments);
             if hop.client().is_some() {
-                widest.1 = widest.1.max(hop.h2.streams());
+                widest.1 = widest.1.max(hop.link.streams());
             }
             widest.2 = widest.2.max(hop.held);
         }
@@ -83,8 +83,8 @@ impl Shard {
         let mut row = self.row(attachment);
         row.state = state;
         row.tunnel = hop.map(|hop| hop.peer.to_string()).unwrap_or_default();
-        for key in hop.into_iter().flat_map(|hop| hop.h2.keys().map(|key| hop.h2.tag(key))) {
-            if let Some(exchange) = self.exchanges.at(key) {
+        for slot in hop.into_iter().flat_map(|hop| hop.link.tags()) {
+            if let Some(exchange) = self.exchanges.at(slot) {
                 row.bytes_in += exchange.up.bytes;
                 row.bytes_out += exchange.down.bytes;
             }

@@ -100,14 +100,14 @@ impl Shard {
     fn look_at_hop(&mut self, border: &mut Border, conn: ConnId) {
         let now = border.now;
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        if hop.h2.deadline().is_some_and(|at| at <= now)
-            && let Err(fault) = hop.h2.expired(now)
+        if hop.link.deadline().is_some_and(|at| at <= now)
+            && let Err(fault) = hop.link.expired(now)
         {
             return self.fail(border, conn, fault);
         }
         let stalled = border.blocked_since(conn).map(|since| now.since(since));
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        if hop.h2.wants_pause() && stalled.is_some_and(|stalled| stalled >= UNREAD_ANSWERS) {
+        if hop.link.wants_pause() && stalled.is_some_and(|stalled| stalled >= UNREAD_ANSWERS) {
             self.metrics.limit_hit(Limit::QueuedAnswers);
             return self.cut(border, conn);
         }
@@ -127,7 +127,7 @@ impl Shard {
         let now = border.now;
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let busy = hop.h2.streams() > 0;
+        let busy = hop.link.streams() > 0;
         let (silent, hop_since) = (hop.received_at, hop.hop_since);
         let Some(tunnel) = hop.tunnel_mut() else { return };
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
@@ -147,7 +147,7 @@ impl Shard {
         }
         if busy && tunnel.pinged_at.is_none() && silent + terms.keepalive.tunnel_ping <= now {
             tunnel.pinged_at = Some(now);
-            hop.h2.ping(ALIVE_PING, &mut border.sink(conn));
+            hop.link.ping(ALIVE_PING, &mut border.sink(conn));
         }
     }
 
@@ -166,11 +166,11 @@ impl Shard {
 
 impl Hop {
     fn deadline(&self, terms: &Terms<'_>) -> Option<Time> {
-        let mut earliest = self.h2.deadline();
+        let mut earliest = self.link.deadline();
         let mut concern = |at: Time| {
             earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
         };
-        if self.h2.wants_pause() {
+        if self.link.wants_pause() {
             concern(self.received_at + UNREAD_ANSWERS);
         }
         match &self.side {
@@ -188,7 +188,7 @@ impl Hop {
                 }
                 match tunnel.pinged_at {
                     Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
-                    None if self.h2.streams() > 0 => {
+                    None if self.link.streams() > 0 => {
                         concern(self.received_at + terms.keepalive.tunnel_ping);
                     }
                     None => {}

@@ -11,6 +11,7 @@ use super::Shard;
 use super::attach::{State, ticket};
 use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
+use super::link::Link;
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollAnswer, PollFault, PollId, PollRequest};
@@ -332,7 +333,7 @@ impl Shard {
             going: false,
             answers: Vec::new(),
         };
-        let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
+        let hop = Hop::new(conn, Link::H2(h2), peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         self.local.withdraw(ticket(key));
         let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
