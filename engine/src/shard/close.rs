@@ -55,6 +55,13 @@ impl Cause {
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
     pub(crate) const BROKEN: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
+    pub(crate) const MALFORMED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1");
+    pub(crate) const USED_UP: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the tunnel could carry no request after its last one",
+    );
     pub(crate) const SHUTDOWN: Self =
         Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
     pub(crate) const REVOKED: Self =
@@ -100,11 +107,16 @@ impl Shard {
         let own = exchange.attachment.is_none();
         if exchange.up.done && exchange.down.done {
             self.forget_exchange(border, slot);
-        } else if exchange.down.done && !own {
+        } else if exchange.down.done {
             // RFC 9113 §8.1: a complete response ends the exchange; the rest of the request is
-            // not wanted any more.
-            let code = Some(ErrorCode::NoError);
-            self.drop_exchange(border, slot, code, code);
+            // not wanted any more. Behind an answer of ours it is read for a while, unless the
+            // connection ends anyway.
+            let client = exchange.client.conn;
+            let ends = |hop: &Hop| hop.link.ends_with_exchange();
+            if !own || self.conns.hop(client).is_some_and(ends) {
+                let code = Some(ErrorCode::NoError);
+                self.drop_exchange(border, slot, code, code);
+            }
         }
     }
 
@@ -180,11 +192,12 @@ impl Shard {
             request_bytes: exchange.up.bytes + exchange.discarded as u64,
             response_bytes: exchange.down.bytes,
         };
-        let key =
-            HttpKey { method: exchange.method, status: exchange.status, version: Version::H2 };
-        self.metrics.http_server.observe(key, sample);
+        let (method, status, version) = (exchange.method, exchange.status, exchange.version);
+        self.metrics.http_server.observe(HttpKey { method, status, version }, sample);
         if exchange.worker.is_some() {
-            self.metrics.http_client.observe(key, sample);
+            // A tunnel never speaks HTTP/1.0.
+            let version = if version == Version::H10 { Version::H11 } else { version };
+            self.metrics.http_client.observe(HttpKey { method, status, version }, sample);
         }
         if let Some(path) = &exchange.path {
             self.log_access(&exchange, path);
@@ -242,6 +255,9 @@ impl Shard {
     }
 
     fn tunnel_stream_ended(&mut self, border: &mut Border, tunnel: ConnId, key: Key) {
+        if self.http1_tunnel_over(border, tunnel) {
+            return;
+        }
         self.serve_waiters(border, key);
         let Some(hop) = self.conns.hop_mut(tunnel) else { return };
         if hop.link.streams() > 0 {
@@ -258,6 +274,9 @@ impl Shard {
     }
 
     fn client_stream_ended(&mut self, border: &mut Border, client: ConnId) {
+        if self.http1_client_over(border, client) {
+            return;
+        }
         let Some(hop) = self.conns.hop(client) else { return };
         let leaving = hop.client().map(|client| client.leaving);
         if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
@@ -270,6 +289,7 @@ impl Shard {
     pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         self.resume(border, std::mem::take(&mut hop.stopped));
+        self.http1_forget(border, &mut hop);
         for slot in hop.link.tags() {
             // The tunnel goes as a whole: its streams need no reset each.
             self.forget_exchange(border, slot);
@@ -369,10 +389,9 @@ impl Shard {
         crate::log::attachment_closed(&edge);
     }
 
-    /// A connection of ours over HTTP/1 has ended.
+    /// A connection that was no hop yet has ended.
     pub(super) fn plain_gone(&mut self, border: &mut Border, conn: ConnId) {
         match self.conns.remove(conn) {
-            Some(Conn::Http1(plain)) => self.count_client_end(plain.opened),
             Some(Conn::Fresh(fresh)) => self.count_client_end(fresh.opened),
             Some(door @ Conn::Door(_)) => {
                 self.conns.insert(conn, door);

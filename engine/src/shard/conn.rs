@@ -17,11 +17,9 @@ use crate::border::ConnId;
 pub(crate) enum Conn {
     /// A client that has not said yet which protocol it speaks.
     Fresh(Fresh),
-    /// A client that speaks HTTP/1.
-    Http1(Plain),
     /// A worker's connection before its CONNECT is accepted.
     Door(Plain),
-    /// An HTTP/2 connection of a relay.
+    /// A connection of a relay.
     Hop(Box<Hop>),
 }
 
@@ -34,7 +32,7 @@ pub(crate) struct Fresh {
     pub(crate) magic: usize,
 }
 
-/// An HTTP/1 connection that is answered by us.
+/// A worker's connection that is answered by us.
 #[derive(Debug)]
 pub(crate) struct Plain {
     pub(crate) peer: SocketAddr,
@@ -74,7 +72,7 @@ impl Plain {
     }
 }
 
-/// One HTTP/2 connection as the relay sees it.
+/// One connection as the relay sees it.
 pub(crate) struct Hop {
     pub(crate) conn: ConnId,
     pub(crate) link: Link,
@@ -272,14 +270,14 @@ impl Conns {
     pub(crate) fn hop(&self, id: ConnId) -> Option<&Hop> {
         match self.get(id)? {
             Conn::Hop(hop) => Some(hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         }
     }
 
     pub(crate) fn hop_mut(&mut self, id: ConnId) -> Option<&mut Hop> {
         match self.get_mut(id)? {
             Conn::Hop(hop) => Some(hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         }
     }
 
@@ -290,7 +288,7 @@ impl Conns {
     pub(crate) fn hops(&self) -> impl Iterator<Item = &Hop> {
         self.slots.iter().flatten().filter_map(|(_, conn)| match conn {
             Conn::Hop(hop) => Some(&**hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         })
     }
 

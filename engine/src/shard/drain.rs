@@ -7,6 +7,7 @@ use ringway_proto::h2::ErrorCode;
 use super::Shard;
 use super::close::Cause;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
+use super::link::Link;
 use super::timer::Due;
 use super::watch::DRAIN_PING;
 use crate::border::{Border, Close, ConnId, Listener};
@@ -35,7 +36,6 @@ impl Shard {
         for conn in self.conns.ids() {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) if hop.client().is_some() => self.warn(border, conn),
-                Some(Conn::Http1(_)) => self.end_plain(border, conn),
                 Some(Conn::Fresh(_) | Conn::Door(_) | Conn::Hop(_)) | None => {}
             }
         }
@@ -46,6 +46,9 @@ impl Shard {
         if let Some(hop) = self.conns.hop_mut(conn)
             && !hop.is_leaving()
         {
+            if matches!(hop.link, Link::H1(_)) {
+                return self.http1_leave(border, conn);
+            }
             hop.warn(border);
             self.watch(conn);
         }
@@ -83,7 +86,7 @@ impl Shard {
                     }
                     Side::Tunnel(_) => self.tunnel_gone(border, conn, Cause::SHUTDOWN),
                 },
-                Some(Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_)) => {
+                Some(Conn::Fresh(_) | Conn::Door(_)) => {
                     border.close(conn, how);
                     self.plain_gone(border, conn);
                 }

@@ -11,6 +11,9 @@ mod close;
 mod conn;
 mod drain;
 mod exchange;
+mod h2c;
+mod http1;
+mod http1_end;
 mod link;
 mod memo;
 mod relay;
@@ -87,6 +90,8 @@ pub struct Shard {
     /// `/health` says so already.
     unready: bool,
     finished: bool,
+    /// HTTP/1 connections with input that waited and may be read now.
+    unread: Vec<ConnId>,
     /// The list being relayed, if its connection keeps it.
     in_hand: Option<InHand>,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
@@ -132,6 +137,7 @@ impl Shard {
             draining: None,
             unready: false,
             finished: false,
+            unread: Vec::new(),
             in_hand: None,
             fields: Fields::new(),
             reply: Reply::default(),
@@ -186,13 +192,21 @@ impl Shard {
         self.rng.next_u64()
     }
 
+    fn received_on_hop(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        match self.conns.hop(conn).map(|hop| &hop.link) {
+            Some(Link::H2(_)) => self.hop_received(border, conn, segment),
+            Some(Link::H1(_)) => self.http1_received(border, conn, segment),
+            None => {}
+        }
+    }
+
     /// Bytes of an HTTP/2 connection, where they were received.
     fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         loop {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
-            let Link::H2(h2) = &mut hop.link;
+            let Link::H2(h2) = &mut hop.link else { return };
             let event = h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
             if !self.answers.is_empty() {
                 border.put(conn, &self.answers);
@@ -207,14 +221,23 @@ impl Shard {
         self.after_input(border, conn);
     }
 
-    /// Bytes that are known without having been received again: the HTTP/2 magic.
+    /// Bytes that are known without having been received again: the begin of the HTTP/2 magic.
     fn feed_bytes(&mut self, border: &mut Border, conn: ConnId, bytes: &[u8]) {
         let mut pos = 0;
-        if let Some(Hop { link: Link::H2(h2), .. }) = self.conns.hop_mut(conn)
-            && let Err(fault) =
-                h2.next(bytes, &mut pos, &mut self.fields, &mut self.answers, border.now)
-        {
-            self.fail(border, conn, fault);
+        match self.conns.hop_mut(conn).map(|hop| &mut hop.link) {
+            Some(Link::H2(h2)) => {
+                let (fields, answers) = (&mut self.fields, &mut self.answers);
+                if let Err(fault) = h2.next(bytes, &mut pos, fields, answers, border.now) {
+                    self.fail(border, conn, fault);
+                }
+            }
+            Some(Link::H1(h1)) => {
+                // Part of a request line at most.
+                if let Err(fault) = h1.codec.next(bytes, &mut pos, &mut self.fields) {
+                    self.http1_fault(border, conn, fault);
+                }
+            }
+            None => {}
         }
     }
 
@@ -441,9 +464,8 @@ impl Core for Shard {
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         self.now = border.now;
         match self.conns.get(conn) {
-            Some(Conn::Hop(_)) => self.hop_received(border, conn, segment),
+            Some(Conn::Hop(_)) => self.received_on_hop(border, conn, segment),
             Some(Conn::Fresh(_)) => self.detect_client(border, conn, segment),
-            Some(Conn::Http1(_)) => self.http1_received(border, conn, segment),
             Some(Conn::Door(_)) => self.door_received(border, conn, segment),
             None => {}
         }
@@ -452,6 +474,9 @@ impl Core for Shard {
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
         match self.conns.get(conn) {
+            Some(Conn::Hop(hop)) if matches!(hop.link, Link::H1(_)) => {
+                self.http1_ended(border, conn, end);
+            }
             Some(Conn::Hop(hop)) if hop.tunnel().is_some() => {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
@@ -459,7 +484,7 @@ impl Core for Shard {
                 self.client_gone(border, conn, Cause::CLIENT_GONE);
                 border.close(conn, Close::Flush);
             }
-            Some(Conn::Fresh(_) | Conn::Http1(_)) => {
+            Some(Conn::Fresh(_)) => {
                 self.plain_gone(border, conn);
                 border.close(conn, Close::Flush);
             }
@@ -508,6 +533,9 @@ impl Core for Shard {
         while let Some(due) = self.timers.pop(border.now) {
             self.fire(border, due);
         }
+        while let Some(conn) = self.unread.pop() {
+            self.http1_unread(border, conn);
+        }
         if self.local.deadline().is_some_and(|at| at <= border.now) {
             self.local.turn(border.now);
             self.answer_polls(border);
@@ -531,6 +559,9 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
+        if !self.unread.is_empty() {
+            return Some(self.now);
+        }
         match (self.timers.next(), self.local.deadline()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -125,6 +125,7 @@ impl Shard {
         hop.link.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
         let mut exchange = Exchange::new(asked.at, None, asked.began);
         exchange.method = asked.method;
+        exchange.version = hop.link.speaks().0;
         exchange.path.clone_from(&asked.path);
         exchange.status = reply
             .fields

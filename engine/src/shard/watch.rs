@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
+use ringway_proto::h1::Fault;
+use ringway_proto::h1::head::HeadFault;
+use ringway_proto::h2::NO_TAG;
 use ringway_proto::time::Time;
 
 use super::Shard;
 use super::close::Cause;
 use super::conn::{Conn, Hop, Leaving, Side};
+use super::link::Link;
 use super::timer::Due;
 use crate::border::{Border, Close, ConnId};
 use crate::config::Keepalive;
@@ -31,6 +35,7 @@ pub(crate) struct Terms<'a> {
     pub(crate) keepalive: &'a Keepalive,
     pub(crate) idle: Duration,
     pub(crate) unused: Duration,
+    pub(crate) handshake: Duration,
 }
 
 impl Shard {
@@ -44,7 +49,7 @@ impl Shard {
                 self.timers.arm(fresh.opened + handshake, Due::conn(conn));
                 return;
             }
-            Conn::Http1(plain) | Conn::Door(plain) => {
+            Conn::Door(plain) => {
                 let at = match plain.begun {
                     Some(begun) => Some(begun + handshake),
                     None if plain.polls > 0 => None,
@@ -71,7 +76,7 @@ impl Shard {
                 self.plain_gone(border, conn);
                 return;
             }
-            Some(Conn::Http1(plain) | Conn::Door(plain)) => {
+            Some(Conn::Door(plain)) => {
                 plain.timer = None;
                 let late = plain
                     .begun
@@ -111,6 +116,12 @@ impl Shard {
             self.metrics.limit_hit(Limit::QueuedAnswers);
             return self.cut(border, conn);
         }
+        if let Link::H1(h1) = &mut hop.link {
+            h1.looked_at = now;
+            if h1.begun.is_some_and(|begun| begun + self.settings.config.limits.handshake <= now) {
+                return self.http1_fault(border, conn, Fault::Broken(HeadFault::Timeout));
+            }
+        }
         match &hop.side {
             Side::Client(client) => {
                 if let Leaving::Warned { since } = client.leaving
@@ -127,7 +138,7 @@ impl Shard {
         let now = border.now;
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let busy = hop.link.streams() > 0;
+        let busy = hop.link.streams() > 0 && matches!(hop.link, Link::H2(_));
         let (silent, hop_since) = (hop.received_at, hop.hop_since);
         let Some(tunnel) = hop.tunnel_mut() else { return };
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
@@ -173,6 +184,11 @@ impl Hop {
         if self.link.wants_pause() {
             concern(self.received_at + UNREAD_ANSWERS);
         }
+        if let Link::H1(h1) = &self.link
+            && let Some(begun) = h1.begun
+        {
+            concern(begun + terms.handshake);
+        }
         match &self.side {
             Side::Client(client) => {
                 if let Leaving::Warned { since } = client.leaving {
@@ -185,6 +201,13 @@ impl Hop {
                 }
                 if !tunnel.used {
                     concern(self.hop_since + terms.unused);
+                }
+                if let Link::H1(h1) = &self.link {
+                    // There is no PING: only whether it takes what is sent.
+                    if h1.slot != NO_TAG {
+                        concern(h1.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
+                    }
+                    return earliest;
                 }
                 match tunnel.pinged_at {
                     Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),

@@ -4,14 +4,12 @@ use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
 use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
 use ringway_proto::h1::{CONTINUE, write_fault, write_text};
-use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
 
 use super::Shard;
 use super::attach::{State, ticket};
 use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
-use super::link::Link;
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollAnswer, PollFault, PollId, PollRequest};
@@ -322,8 +320,7 @@ impl Shard {
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: Segment) {
         let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
         border.put(conn, connect::ACCEPTED);
-        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
-        h2.start(&mut border.sink(conn));
+        let link = self.tunnel_link(border, conn, key);
         let tunnel = Tunnel {
             attachment: key,
             used: false,
@@ -333,7 +330,7 @@ impl Shard {
             going: false,
             answers: Vec::new(),
         };
-        let hop = Hop::new(conn, Link::H2(h2), peer, (opened, self.now), Side::Tunnel(tunnel));
+        let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         self.local.withdraw(ticket(key));
         let tenant = self.attachments.get(key).map(|attachment| attachment.tenant.clone());
@@ -348,7 +345,7 @@ impl Shard {
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);
         if tail.len > 0 {
-            self.hop_received(border, conn, tail);
+            self.received_on_hop(border, conn, tail);
         }
         self.watch(conn);
     }

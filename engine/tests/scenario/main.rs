@@ -2,6 +2,7 @@
 
 mod calls;
 mod ends;
+mod http1;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
