@@ -12,6 +12,7 @@ use super::relay::is_end_to_end;
 use crate::metrics::Version;
 
 /// The protocol state of one connection.
+#[expect(clippy::large_enum_variant, reason = "a hop is boxed itself; HTTP/2's frames come often")]
 pub(crate) enum Link {
     H2(h2::Conn),
     H1(Box<H1>),

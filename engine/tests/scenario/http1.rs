@@ -1,4 +1,4 @@
-//! HTTP/1 from end to end, by raw bytes: calls, their order, their failures, upgrades.
+//! HTTP/1 from end to end, by raw bytes: calls, their order, their failures.
 
 use std::time::Duration;
 
@@ -9,44 +9,44 @@ use crate::peer::{Work, poll};
 use crate::world::{FUNCTION, World};
 
 /// A request with the three fields and `more`, and a body.
-fn request(line: &str, more: &str, body: &str) -> String {
+pub(crate) fn request(line: &str, more: &str, body: &str) -> String {
     format!(
         "{line}\r\nHost: gateway\r\nAuthorization: Bearer dev-key\r\nFunction-Id: {FUNCTION}\r\n\
          {more}\r\n{body}"
     )
 }
 
-fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     request(&format!("GET {path} HTTP/1.1"), "", "")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-struct Rig {
-    world: World,
-    client: ConnId,
-    tunnel: Option<ConnId>,
-    id: String,
+pub(crate) struct Rig {
+    pub(crate) world: World,
+    pub(crate) client: ConnId,
+    pub(crate) tunnel: Option<ConnId>,
+    pub(crate) id: String,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of(World::new())
     }
 
-    fn of(mut world: World) -> Self {
+    pub(crate) fn of(mut world: World) -> Self {
         let client = world.connect(Listener::Client);
         Self { world, client, tunnel: None, id: String::new() }
     }
 
-    fn ask(&mut self, bytes: &str) {
+    pub(crate) fn ask(&mut self, bytes: &str) {
         self.world.send(self.client, bytes.as_bytes());
     }
 
     /// A worker takes the work and dials back.
-    fn attach(&mut self) -> ConnId {
+    pub(crate) fn attach(&mut self) -> ConnId {
         let work: Work = poll(&mut self.world, &[]).expect("work");
         let conn = self.world.connect(Listener::Worker);
         self.world.send(conn, work.connect().as_bytes());
@@ -56,25 +56,25 @@ impl Rig {
     }
 
     /// What the worker was sent, without the answer to its CONNECT.
-    fn at_worker(&mut self) -> String {
+    pub(crate) fn at_worker(&mut self) -> String {
         let said = text(&self.world.take(self.tunnel.expect("a tunnel")));
         said.strip_prefix("HTTP/1.1 200 OK\r\n\r\n").unwrap_or(&said).to_owned()
     }
 
-    fn answer(&mut self, bytes: &str) {
+    pub(crate) fn answer(&mut self, bytes: &str) {
         self.world.send(self.tunnel.expect("a tunnel"), bytes.as_bytes());
     }
 
-    fn at_client(&mut self) -> String {
+    pub(crate) fn at_client(&mut self) -> String {
         text(&self.world.take(self.client))
     }
 
-    fn tunnel_is_closed(&self) -> bool {
+    pub(crate) fn tunnel_is_closed(&self) -> bool {
         self.world.is_closed(self.tunnel.expect("a tunnel"))
     }
 
     /// A whole call, to begin with.
-    fn warm_up(&mut self) {
+    pub(crate) fn warm_up(&mut self) {
         self.ask(&get("/first"));
         self.attach();
         self.at_worker();
@@ -83,12 +83,12 @@ impl Rig {
     }
 
     /// The client leaves; nothing may be left.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.world.end(self.client, End::Fin);
         self.nothing_is_left();
     }
 
-    fn nothing_is_left(&mut self) {
+    pub(crate) fn nothing_is_left(&mut self) {
         assert!(self.world.shard.is_empty(), "{:?}", self.world.shard);
         assert_eq!(self.world.border.pool.chunks_live(), 0);
     }

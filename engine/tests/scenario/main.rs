@@ -3,6 +3,7 @@
 mod calls;
 mod ends;
 mod http1;
+mod http1_upgrade;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
