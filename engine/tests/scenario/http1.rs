@@ -88,7 +88,7 @@ impl Rig {
         self.nothing_is_left();
     }
 
-    pub(crate) fn nothing_is_left(&mut self) {
+    pub(crate) fn nothing_is_left(&self) {
         assert!(self.world.shard.is_empty(), "{:?}", self.world.shard);
         assert_eq!(self.world.border.pool.chunks_live(), 0);
     }

@@ -84,19 +84,19 @@ fn the_end_of_one_side_is_the_end_of_both_behind_what_was_sent() {
         rig.world.end(tunnel, end);
         assert_eq!(rig.at_client(), "close frame");
         assert!(rig.world.is_closed(rig.client) && rig.tunnel_is_closed());
-        count(&mut rig, "101");
+        count(&rig, "101");
         rig.nothing_is_left();
         let mut rig = opened();
         rig.ask("close frame");
         rig.world.end(rig.client, end);
         assert_eq!(rig.at_worker(), "close frame");
         assert!(rig.tunnel_is_closed());
-        count(&mut rig, "101");
+        count(&rig, "101");
         rig.nothing_is_left();
     }
 }
 
-fn count(rig: &mut Rig, status: &str) {
+fn count(rig: &Rig, status: &str) {
     let mut metrics = String::new();
     rig.world.shard.metrics().render(&mut metrics);
     let counted = metrics.lines().any(|line| {
