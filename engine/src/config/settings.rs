@@ -338,7 +338,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "keepalive.tunnel_write",
         Kind::Time(S, DAY),
         "30s",
-        "A tunnel that takes no byte for so long is closed (HTTP/2).",
+        "A tunnel that takes no byte for so long is closed.",
     ),
     setting(
         "admin.allow_remote",

@@ -3,153 +3,27 @@
 //!
 //! How an exchange ends is in [`super::http1_end`], the change to HTTP/2 in [`super::h2c`].
 
-use std::collections::VecDeque;
-
-use ringway_proto::Sink;
 use ringway_proto::fields::{Field, Fields, Token};
-use ringway_proto::h1::head::{HeadLimits, Version as H1Version};
+use ringway_proto::h1::head::HeadLimits;
 use ringway_proto::h1::{self, Event, Fault, Role, connection_names};
-use ringway_proto::h2::{HeadKind, NO_TAG, OpenError, StreamKey};
-use ringway_proto::time::Time;
+use ringway_proto::h2::{HeadKind, NO_TAG};
 
 use super::Shard;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::exchange::At;
-use super::h2c::Upgrading;
+use super::http1_link::H1;
 use super::link::Link;
 use super::relay::{OUTPUT_FULL, OUTPUT_HIGH, Piece, SMALL_FRAME};
 use super::table::Key;
 use crate::border::{Border, ConnId};
-use crate::metrics::{CopyWhy, Limit, Version};
-use crate::pool::{Pool, Segment};
+use crate::metrics::{CopyWhy, Limit};
+use crate::pool::Segment;
 
 /// Bytes of the `Connection` fields of one head: each of its other fields is looked up there.
 const CONNECTION_BYTES: usize = 1024;
 
 /// What may still arrive after reading was stopped, over `limits.http1_buffer`.
 const LATE_BYTES: usize = 256 * 1024;
-
-/// The HTTP/1 state of one connection.
-pub(crate) struct H1 {
-    pub(super) codec: h1::Conn,
-    /// The peer is a client.
-    server: bool,
-    /// The slot of the exchange under way.
-    pub(super) slot: u32,
-    /// How many there were: the number names the one under way.
-    turn: u32,
-    /// Its request asks for another protocol.
-    upgrade: bool,
-    /// Input behind the message under way: the next request, or the other protocol's first bytes.
-    kept: VecDeque<Segment>,
-    kept_bytes: usize,
-    /// Reading waits: for what is kept, or for the other hop.
-    gated: bool,
-    /// Since when part of a request's head is here.
-    pub(super) begun: Option<Time>,
-    /// The first byte was no method's: whoever speaks another protocol is not answered in this one.
-    pub(super) foreign: bool,
-    /// When a tunnel's deadlines were last looked at.
-    pub(super) looked_at: Time,
-    /// The request whose body is read before the connection goes on in HTTP/2.
-    pub(super) upgrading: Option<Box<Upgrading>>,
-}
-
-impl H1 {
-    fn new(role: Role, limits: h1::Limits, now: Time) -> Self {
-        Self {
-            codec: h1::Conn::new(role, limits),
-            server: role == Role::Server,
-            slot: NO_TAG,
-            turn: 0,
-            upgrade: false,
-            kept: VecDeque::new(),
-            kept_bytes: 0,
-            gated: false,
-            begun: None,
-            foreign: false,
-            looked_at: now,
-            upgrading: None,
-        }
-    }
-
-    /// Names the exchange under way.
-    pub(super) fn key(&self) -> StreamKey {
-        StreamKey::outside(self.turn)
-    }
-
-    pub(super) fn tag(&self, key: StreamKey) -> u32 {
-        if key == self.key() { self.slot } else { NO_TAG }
-    }
-
-    pub(super) fn set_tag(&mut self, key: StreamKey, slot: u32) {
-        if key == self.key() {
-            self.slot = slot;
-        }
-    }
-
-    pub(super) fn open(&mut self) -> Result<StreamKey, OpenError> {
-        if self.slot != NO_TAG {
-            return Err(OpenError::Full);
-        }
-        if !self.codec.is_between() || !self.codec.keeps_alive() {
-            return Err(OpenError::Goaway);
-        }
-        self.turn = self.turn.wrapping_add(1);
-        Ok(self.key())
-    }
-
-    /// What the exchange under way is counted as, and whether it asks for another protocol.
-    pub(super) fn speaks(&self) -> (Version, bool) {
-        let version = match self.codec.version() {
-            H1Version::Http10 => Version::H10,
-            H1Version::Http11 => Version::H11,
-        };
-        (version, self.upgrade)
-    }
-
-    /// Writes a head. Of what the parsers let in, and of our own answers, none is refused.
-    pub(super) fn head<'a>(
-        &mut self,
-        fields: impl Iterator<Item = Field<'a>> + Clone,
-        end: bool,
-        out: &mut impl Sink,
-    ) {
-        let written = if self.server {
-            self.codec.response(fields, end, out)
-        } else {
-            self.codec.request(fields, end, out)
-        };
-        if written.is_err() {
-            debug_assert!(false, "a head that cannot be written was let in");
-            self.codec.close_after();
-        }
-    }
-
-    /// Writes what stands before a piece; false if the body is longer than was announced.
-    pub(super) fn put_data(&mut self, len: usize, end: bool, out: &mut impl Sink) -> bool {
-        let Ok(head) = self.codec.data_head(len, end) else { return false };
-        out.put(head.as_bytes());
-        true
-    }
-
-    /// The exchange is over, one way or another.
-    pub(super) fn release(&mut self) {
-        self.slot = NO_TAG;
-        self.upgrade = false;
-    }
-
-    pub(super) fn has_kept(&self) -> bool {
-        !self.kept.is_empty()
-    }
-
-    /// Drops all that waits here; returns how many bytes that were.
-    pub(super) fn take_waiting(&mut self, pool: &mut Pool) -> usize {
-        self.kept.drain(..).for_each(|part| pool.release(part));
-        let body = self.upgrading.take().map_or(0, |mut upgrading| upgrading.drop_body(pool));
-        std::mem::take(&mut self.kept_bytes) + body
-    }
-}
 
 impl Shard {
     fn http1_limits(&self) -> h1::Limits {
@@ -265,7 +139,7 @@ impl Shard {
             return self.http1_fault(border, conn, CONNECTION_TOO_LONG);
         }
         let Some(h1) = self.h1_mut(conn) else { return };
-        h1.turn = h1.turn.wrapping_add(1);
+        h1.next_turn();
         h1.begun = None;
         h1.upgrade = upgrade;
         let at = At { conn, key: h1.key() };

@@ -7,7 +7,7 @@ use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{self, Blocked, ConnFault, ErrorCode, ListId, OpenError, StreamKey};
 use ringway_proto::time::Time;
 
-use super::http1::H1;
+use super::http1_link::H1;
 use super::relay::is_end_to_end;
 use crate::metrics::Version;
 

@@ -14,6 +14,7 @@ mod exchange;
 mod h2c;
 mod http1;
 mod http1_end;
+mod http1_link;
 mod link;
 mod memo;
 mod relay;

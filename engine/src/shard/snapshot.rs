@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::Shard;
 use super::attach::Attachment;
 use super::conn::Hop;
+use super::link::Link;
 use crate::metrics::{CopyWhy, Limit};
 use crate::post::{SessionRow, Snapshot};
 
@@ -30,18 +31,22 @@ impl Shard {
         gauge(Limit::PendingSessions, self.pending, limits.pending_sessions);
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
-        let mut widest = (0, 0, 0);
+        let mut widest = (0, 0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());
             widest.0 = widest.0.max(attachments);
             if hop.client().is_some() {
                 widest.1 = widest.1.max(hop.link.streams());
             }
-            widest.2 = widest.2.max(hop.held);
+            match hop.link {
+                Link::H2(_) => widest.2 = widest.2.max(hop.held),
+                Link::H1(_) => widest.3 = widest.3.max(hop.held),
+            }
         }
         gauge(Limit::Attachments, widest.0, limits.attachments);
         gauge(Limit::Streams, widest.1, limits.streams as usize);
         gauge(Limit::ConnectionBuffer, widest.2, limits.connection_buffer);
+        gauge(Limit::Http1Buffer, widest.3, limits.http1_buffer);
         Snapshot { metrics, sessions: self.session_rows() }
     }
 
