@@ -348,7 +348,7 @@ fn responses_are_framed_by_their_status() {
     assert_eq!(write(200, &none, b"ok"), "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     assert_eq!(write(404, &none, b""), "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(write(204, &none, b""), "HTTP/1.1 204 No Content\r\n\r\n");
-    assert_eq!(write(103, &none, b""), "HTTP/1.1 103 \r\n\r\n");
+    assert_eq!(write(103, &none, b""), "HTTP/1.1 103 Early Hints\r\n\r\n");
     let mut split = Fields::new();
     split.push(Field::new(b"x-a", b"a\r\nx-b: b"));
     split.push(Field::new(b"x-c", b"c"));

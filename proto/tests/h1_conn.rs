@@ -5,7 +5,7 @@ mod h1_script;
 use h1_script::{GET, Seen, answer, ask, conn, data, fault_of, feed_cut, fields, head, read};
 use ringway_proto::fields::Fields;
 use ringway_proto::h1::head::HeadFault;
-use ringway_proto::h1::{Conn, Event, Fault, HeadKind, Limits, Role, h2c_settings};
+use ringway_proto::h1::{Conn, Event, Fault, H2C_ACCEPTED, HeadKind, Limits, Role, h2c_settings};
 
 fn server() -> Conn {
     conn(Role::Server)
@@ -534,4 +534,17 @@ fn cl_48_h2c_is_recognised_by_all_of_its_fields() {
     ] {
         assert_eq!(settings(wrong), None, "{wrong:?}");
     }
+}
+
+#[test]
+fn cl_48_the_answer_is_the_101_of_its_rfc() {
+    let fresh = || {
+        let mut conn = Conn::new(Role::Client, Limits::default());
+        ask(&mut conn, &GET, true);
+        conn
+    };
+    let accepted = String::from_utf8_lossy(H2C_ACCEPTED);
+    assert!(accepted.ends_with("connection: upgrade\r\nupgrade: h2c\r\n\r\n"), "{accepted}");
+    // A worker that says so has not been asked: h2c never goes on.
+    assert_eq!(fault_of(fresh, H2C_ACCEPTED), Some(Fault::WrongUpgrade));
 }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields, Token};
 use ringway_proto::h1::head::{HeadFault, Version};
-use ringway_proto::h1::{self, CONTINUE, h2c_settings};
+use ringway_proto::h1::{self, CONTINUE, H2C_ACCEPTED, h2c_settings};
 use ringway_proto::h2;
 use ringway_proto::route;
 
@@ -19,9 +19,6 @@ use super::relay::Piece;
 use crate::border::{Border, ConnId};
 use crate::metrics::Limit;
 use crate::pool::Segment;
-
-const SWITCHING: &[u8] =
-    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n";
 
 /// A request that is being read before its connection changes to HTTP/2.
 pub(crate) struct Upgrading {
@@ -101,7 +98,7 @@ impl Shard {
             body.into_iter().for_each(|part| border.pool.release(part));
             return self.http1_fault(border, conn, BAD_SETTINGS);
         };
-        border.put(conn, SWITCHING);
+        border.put(conn, H2C_ACCEPTED);
         h2.start(&mut border.sink(conn));
         self.http1_replace(border, conn, Link::H2(h2));
         let at = At { conn, key };

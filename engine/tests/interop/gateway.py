@@ -42,8 +42,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None):
-    """A file for `serve`: one core, free ports, two tenants, four functions."""
+def configuration(session="", drain="", more="", worker_port=None, cores=1):
+    """A file for `serve`: free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -60,7 +60,7 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = 1
+count = {cores}
 
 [control]
 mode = "local"

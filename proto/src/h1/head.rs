@@ -118,8 +118,8 @@ impl HeadFault {
         match self {
             Self::Malformed(text) => text,
             Self::Timeout => "request head did not come in time",
-            Self::TooLarge => "request head is too large",
-            Self::TooManyFields => "request head has too many fields",
+            Self::TooLarge => "head is too large",
+            Self::TooManyFields => "head has too many fields",
             Self::UnknownCoding => "transfer coding is not supported",
             Self::UnknownVersion => "HTTP version is not supported",
         }
@@ -231,16 +231,16 @@ impl Scan {
                 LINE_END => {
                     let Some(&next) = within.get(self.searched + 1) else { break };
                     if next != b'\n' {
-                        return Err(HeadFault::Malformed("bare CR in request head"));
+                        return Err(HeadFault::Malformed("bare CR in head"));
                     }
                     if self.end_line(limits)? {
                         return Ok(Some(self.searched));
                     }
                 }
                 _ if octet == b'\n' => {
-                    return Err(HeadFault::Malformed("bare LF in request head"));
+                    return Err(HeadFault::Malformed("bare LF in head"));
                 }
-                _ => return Err(HeadFault::Malformed("control octet in request head")),
+                _ => return Err(HeadFault::Malformed("control octet in head")),
             }
         }
         if within.len() == limits.max_bytes { Err(HeadFault::TooLarge) } else { Ok(None) }

@@ -118,7 +118,6 @@ fn passes(field: &Field<'_>) -> bool {
         token if token.is_pseudo() => true,
         Token::Connection
         | Token::ContentLength
-        | Token::Host
         | Token::Http2Settings
         | Token::KeepAlive
         | Token::ProxyConnection
@@ -143,6 +142,7 @@ pub(super) fn may_be_trailer(field: &Field<'_>) -> bool {
         | Token::Expect
         | Token::FunctionId
         | Token::FunctionVersionId
+        | Token::Host
         | Token::NvcfReqid
         | Token::ProxyAuthenticate
         | Token::ProxyAuthorization
@@ -194,7 +194,7 @@ impl Conn {
         // RFC 9112 §3.2: first, and also if the client had none.
         put_field(b"host", authority, out);
         self.asked.clear();
-        for field in fields.filter(passes) {
+        for field in fields.filter(passes).filter(|field| field.token != Token::Host) {
             if field.token == Token::Upgrade {
                 self.asked.add(field.value);
             }

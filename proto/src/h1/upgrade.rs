@@ -16,8 +16,13 @@ pub fn asks_upgrade(fields: &Fields) -> bool {
         && !list_names(fields, Token::Upgrade, b"h2c")
 }
 
+/// The answer to a request with [`h2c_settings`]; HTTP/2 begins behind it.
+pub const H2C_ACCEPTED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n";
+
 /// The SETTINGS payload of a request that wants to go on in HTTP/2 (CL-48, RFC 7540 §3.2);
 /// `None` if it does not, or asks wrongly: then it is an ordinary request.
+/// So is every request of HTTP/1.0, whatever it asks ([`Conn::version`](super::Conn::version)).
 #[must_use]
 pub fn h2c_settings(fields: &Fields) -> Option<Vec<u8>> {
     let named = connection_names(fields, b"upgrade")
