@@ -15,9 +15,8 @@ use super::conn::Hop;
 use super::exchange::At;
 use super::http1::without_named;
 use super::link::Link;
-use super::relay::Piece;
 use crate::border::{Border, ConnId};
-use crate::metrics::Limit;
+use crate::metrics::{CopyWhy, Limit};
 use crate::pool::Segment;
 
 /// A request that is being read before its connection changes to HTTP/2.
@@ -65,17 +64,22 @@ impl Shard {
         ended: bool,
     ) {
         let most = self.settings.config.limits.h2c_body;
+        let full = self.admit_buffer().err();
         let Some(h1) = self.h1_mut(conn) else { return };
         let key = h1.key();
         let Some(upgrading) = &mut h1.upgrading else { return };
         let len = piece.len as usize;
-        if upgrading.bytes + len > most {
+        let large = upgrading.bytes + len > most;
+        if large || full.is_some() {
             let waits = upgrading.drop_body(&mut border.pool);
             let fields = h1.upgrading.take().map(|upgrading| upgrading.fields).unwrap_or_default();
             self.let_go(border, None, waits);
-            self.metrics.limit_hit(Limit::H2cBody);
+            if large {
+                self.metrics.limit_hit(Limit::H2cBody);
+            }
+            let fault = full.map_or(Fault::BodyTooLarge, |fault| *fault);
             let asked = self.asked(At { conn, key }, &fields, ended);
-            return self.refuse(border, &asked, &route::reply_style(&fields), &Fault::BodyTooLarge);
+            return self.refuse(border, &asked, &route::reply_style(&fields), &fault);
         }
         upgrading.bytes += len;
         border.stash(piece, &mut upgrading.body);
@@ -101,18 +105,30 @@ impl Shard {
         border.put(conn, H2C_ACCEPTED);
         h2.start(&mut border.sink(conn));
         self.http1_replace(border, conn, Link::H2(h2));
-        let at = At { conn, key };
-        self.request(border, at, &fields, body.is_empty());
-        let mut left = body.len();
-        for payload in body {
-            left -= 1;
-            self.data(border, Piece { at, payload, head_in_place: false, end: left == 0 });
-            border.pool.release(payload);
-        }
+        self.request(border, At { conn, key }, &fields, true);
+        self.hand_over(border, At { conn, key }, body, bytes);
         if self.draining.is_some() {
             self.warn(border, conn);
         }
         self.watch(conn);
+    }
+}
+
+impl Shard {
+    /// The body that came with the request. The head still waits for its tunnel, which cannot be
+    /// there on a connection without a session; an answer of ours has no use for a body.
+    fn hand_over(&mut self, border: &mut Border, at: At, body: VecDeque<Segment>, bytes: usize) {
+        let slot = self.conns.hop(at.conn).map_or(h2::NO_TAG, |hop| hop.link.tag(at.key));
+        let waiting = self.exchanges.at_mut(slot).filter(|exchange| exchange.head.is_some());
+        let Some(exchange) = waiting else {
+            return body.into_iter().for_each(|part| border.pool.release(part));
+        };
+        exchange.up.queue = body;
+        exchange.up.queued = bytes;
+        exchange.up.bytes = bytes as u64;
+        exchange.up.moved_at = border.now;
+        self.metrics.payload_copied[CopyWhy::Waiting.index()] += bytes as u64;
+        self.holding(border, Some(at.conn), bytes);
     }
 }
 

@@ -71,7 +71,7 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let tunnel = hop.tunnel().is_some();
         let Link::H1(h1) = &mut hop.link else { return };
-        if h1.codec.is_raw() {
+        if h1.codec.is_raw() && h1.slot != NO_TAG {
             let cause = if tunnel { Cause::ended(end) } else { Cause::CLIENT_GONE };
             let slot = h1.slot;
             return self.end_raw(border, slot, cause);

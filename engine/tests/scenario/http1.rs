@@ -626,3 +626,28 @@ fn a_drain_ends_idle_connections_and_lets_calls_finish() {
     assert!(rig.world.is_closed(rig.client));
     rig.nothing_is_left();
 }
+
+/// R1: an id leads to the session from a connection of either protocol, by a tunnel of its own.
+#[test]
+fn a_session_has_tunnels_of_both_protocols() {
+    let mut rig = Rig::new();
+    rig.warm_up();
+    let id = rig.id.clone();
+    let mut other = crate::peer::Peer::client(&mut rig.world);
+    other.request(&mut rig.world, &[("nvcf-reqid", &id)], true);
+    let work = poll(&mut rig.world, &[&id]).expect("work");
+    assert_eq!((&*work.kind, &work.request_id), ("reconnect", &id));
+    let mut worker = crate::peer::Peer::dial_back(&mut rig.world, &work);
+    worker.sync(&mut rig.world);
+    assert_eq!(worker.field(0, "nvcf-reqid"), Some(&*id), "HTTP/2 for the one");
+    rig.ask(&get("/more"));
+    assert!(rig.at_worker().starts_with("GET /more HTTP/1.1\r\n"), "HTTP/1.1 for the other");
+    rig.world.end(other.conn, End::Fin);
+    // And one more over HTTP/1.1, on a connection whose own requests it does not disturb.
+    let third = rig.world.connect(Listener::Client);
+    rig.world
+        .send(third, request("GET / HTTP/1.1", &format!("nvcf-reqid: {id}\r\n"), "").as_bytes());
+    assert_eq!(poll(&mut rig.world, &[&id]).map(|work| work.request_id), Some(id));
+    rig.world.end(third, End::Fin);
+    rig.end();
+}

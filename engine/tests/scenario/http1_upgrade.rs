@@ -334,3 +334,83 @@ fn the_body_of_an_h2c_request_has_a_limit() {
     rig.ask(&request("POST / HTTP/1.1", &more, "some"));
     rig.end();
 }
+
+/// Whatever comes from either side, in whatever pieces: no panic, and nothing is left.
+#[test]
+fn nonsense_leaves_nothing() {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..400 {
+        let mut rig = Rig::new();
+        rig.world.cut = [1, 3, 50, usize::MAX][random.below(4)];
+        let asks = [
+            websocket("/ws"),
+            get("/"),
+            request("POST / HTTP/1.1", "Content-Length: 5\r\n", "hello"),
+            request("POST / HTTP/1.1", "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+            request("POST / HTTP/1.1", &format!("{H2C}Content-Length: 5\r\n"), "hello"),
+            "HEAD /health HTTP/1.0\r\n\r\n".into(),
+        ];
+        let answers = [
+            ACCEPTED,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab",
+            "HTTP/1.1 200 OK\r\n\r\nuntil close",
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+        ];
+        for _ in 0..random.below(12) {
+            match random.below(8) {
+                0..4 => {
+                    let bytes = random.spoil(asks[random.0 as usize % asks.len()].as_bytes());
+                    rig.world.send(rig.client, &bytes);
+                }
+                4 => {
+                    if let Some(work) = crate::peer::poll(&mut rig.world, &[]) {
+                        let conn = rig.world.connect(ringway::border::Listener::Worker);
+                        rig.world.send(conn, work.connect().as_bytes());
+                        rig.tunnel = Some(conn);
+                    }
+                }
+                5 => rig.world.pass(Duration::from_secs(random.below(40) as u64)),
+                _ => {
+                    let bytes = random.spoil(answers[random.0 as usize % answers.len()].as_bytes());
+                    if let Some(tunnel) = rig.tunnel {
+                        rig.world.send(tunnel, &bytes);
+                    }
+                }
+            }
+        }
+        if let Some(tunnel) = rig.tunnel.filter(|tunnel| !rig.world.is_closed(*tunnel)) {
+            rig.world.end(tunnel, End::Fin);
+        }
+        if !rig.world.is_closed(rig.client) {
+            rig.world.end(rig.client, End::Fin);
+        }
+        rig.nothing_is_left();
+    }
+}
+
+/// A generator that needs nothing (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % most
+    }
+
+    /// Mostly the same bytes; sometimes one is another, or some are missing.
+    fn spoil(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        match self.below(4) {
+            0 => {
+                let at = self.below(bytes.len());
+                bytes[at] = self.below(256) as u8;
+            }
+            1 => bytes.truncate(self.below(bytes.len())),
+            _ => {}
+        }
+        bytes
+    }
+}
