@@ -272,8 +272,13 @@ impl Border {
     }
 
     /// Copies a range to where it may wait for long, in chunks shared by everything that waits.
-    /// Each segment appended to `into` holds a claim.
+    /// Each segment appended to `into` holds a claim. What lies in a chunk already stays there.
     pub fn stash(&mut self, segment: Segment, into: &mut VecDeque<Segment>) {
+        if !self.pool.is_ring(segment) {
+            self.pool.retain(segment);
+            into.push_back(segment);
+            return;
+        }
         let mut done = 0;
         while done < segment.len as usize {
             let part = take_room(&mut self.pool, &mut self.stash, segment.len as usize - done);

@@ -233,6 +233,8 @@ pub struct Limits {
     pub stream_window_max: u32,
     pub connection_buffer: usize,
     pub core_buffer: usize,
+    pub http1_buffer: usize,
+    pub h2c_body: usize,
     pub stalled_stream: Duration,
     pub attachments: usize,
     pub dispatch_burst: u32,

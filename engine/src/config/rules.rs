@@ -213,6 +213,8 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         stream_window_max: section.bytes("stream_window_max", p) as u32,
         connection_buffer: section.bytes("connection_buffer", p),
         core_buffer: section.bytes("core_buffer", p),
+        http1_buffer: section.bytes("http1_buffer", p),
+        h2c_body: section.bytes("h2c_body", p),
         stalled_stream: section.time("stalled_stream", p),
         attachments: section.count("attachments", p) as usize,
         dispatch_burst: section.count("dispatch_burst", p) as u32,

@@ -266,6 +266,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting("limits.core_buffer", Kind::Bytes(MIB, 1 << 40), "256MiB", "Bytes buffered by a core."),
     setting(
+        "limits.http1_buffer",
+        Kind::Bytes(16 * KIB, 1024 * MIB),
+        "256KiB",
+        "Bytes that wait for the other hop before an HTTP/1 connection is read no further.",
+    ),
+    setting(
+        "limits.h2c_body",
+        Kind::Bytes(0, 1024 * MIB),
+        "1MiB",
+        "Body of a request with `Upgrade: h2c`, which is read whole; over it 413.",
+    ),
+    setting(
         "limits.stalled_stream",
         Kind::Time(S, DAY),
         "60s",
@@ -360,7 +372,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "keepalive.tunnel_write",
         Kind::Time(S, DAY),
         "30s",
-        "A tunnel that takes no byte for so long is closed (HTTP/2).",
+        "A tunnel that takes no byte for so long is closed.",
     ),
     setting(
         "admin.allow_remote",

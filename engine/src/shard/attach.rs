@@ -482,9 +482,9 @@ impl Shard {
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
     pub(super) fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
         let Some(hop) = self.conns.hop_mut(tunnel) else { return false };
-        match hop.h2.open() {
+        match hop.link.open() {
             Ok(stream) => {
-                hop.h2.set_tag(stream, slot);
+                hop.link.set_tag(stream, slot);
                 if let Some(tunnel) = hop.tunnel_mut() {
                     tunnel.used = true;
                     tunnel.idle_since = None;

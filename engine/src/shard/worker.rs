@@ -6,7 +6,6 @@ use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
 use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
 use ringway_proto::h1::{CONTINUE, write_fault, write_text};
-use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
 use ringway_proto::time::Time;
 
@@ -302,8 +301,7 @@ impl Shard {
         (peer, opened): (SocketAddr, Time),
         key: Key,
     ) {
-        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
-        h2.start(&mut border.sink(conn));
+        let link = self.tunnel_link(border, conn, key);
         let tunnel = Tunnel {
             attachment: key,
             used: false,
@@ -313,7 +311,7 @@ impl Shard {
             going: false,
             answers: Vec::new(),
         };
-        let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
+        let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
         attachment.state = State::Attached { tunnel: conn };
