@@ -92,7 +92,8 @@ impl fmt::Display for SetupError {
                  LimitMEMLOCK=) or the container's memory limit, or use fewer cores",
             ),
             Self::Descriptors => f.write_str(
-                "no descriptor left for the io_uring: raise the open-files limit (ulimit -n)",
+                "no descriptor left for a core's io_uring or epoll: raise the open-files limit \
+                 (ulimit -n)",
             ),
             Self::TooOld { feature, needs } => {
                 write!(f, "this kernel lacks {feature}: Linux {needs} or later is needed")
@@ -103,7 +104,7 @@ impl fmt::Display for SetupError {
                  process's cpuset, or switch pinning off"
             ),
             Self::Options(why) => write!(f, "reactor options: {why}"),
-            Self::Other { step, error } => write!(f, "io_uring set-up failed at {step}: {error}"),
+            Self::Other { step, error } => write!(f, "a core's set-up failed at {step}: {error}"),
         }
     }
 }

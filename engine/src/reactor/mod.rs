@@ -1,15 +1,17 @@
-//! The only user of io_uring and of the clock: drives a [`Core`] over sockets.
+//! The only user of io_uring, epoll and the clock: drives a [`Core`] over sockets.
 //!
 //! One loop turn: enter the kernel (sleeping if there is nothing to do), tell the core everything
 //! that completed, let it decide, then flush each dirty connection once. That sends are gathered
 //! per turn instead of made one by one is what makes small messages cheap.
 //!
 //! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
-//! operations in `uring.rs`.
+//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring.
 
 mod accept;
+mod backend;
 mod buffer;
 mod dial;
+mod epoll;
 mod fault;
 mod moving;
 mod options;
@@ -30,13 +32,14 @@ use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
 use crate::pool::Pool;
 use crate::ring::Mailbox;
 use accept::Door;
-use buffer::BlockRing;
+use backend::Ring;
 use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
-use uring::{Ring, Share};
+use uring::Share;
 
 pub use accept::ACCEPT_PAUSE;
+pub use backend::try_rings;
 pub use fault::SetupError;
 pub use options::{BusyPoll, KeepAlive, Options};
 pub use pump::DROP_BUDGET;
@@ -72,7 +75,6 @@ enum News {
 pub struct Reactor<C: Core> {
     // The ring first: fields are dropped in order, and the kernel has to let go of the memory.
     ring: Ring,
-    blocks: BlockRing,
     doors: Vec<Door>,
     sockets: Sockets,
     timers: Timers,
@@ -122,19 +124,13 @@ impl<C: Core> Reactor<C> {
         if let Some(cpu) = options.pin {
             uring::pin(cpu)?;
         }
-        let spins = options.busy_poll != BusyPoll::Never;
-        let mut ring = Ring::new(options.entries, options.send_bytes, spins)?;
         let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let mut blocks = BlockRing::register(&ring, &border.pool, options.lent)?;
-        blocks.lend(&mut border.pool);
-        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
-        let share = buffer::probe(&mut ring, &mut border.pool, share)?;
+        let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
         let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
         let doors = doors.collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Ok(Self {
             ring,
-            blocks,
             doors,
             sockets: Sockets::default(),
             timers: Timers::default(),
@@ -184,6 +180,7 @@ impl<C: Core> Reactor<C> {
 
     /// Closes a socket that nothing is under way on, and frees its slot.
     fn remove(&mut self, conn: ConnId) {
+        self.ring.forget(Tag::of(Kind::Receive, conn));
         self.sockets.remove(conn);
         self.border.tally.sockets = self.sockets.live() as u64;
         self.border.free(conn);
@@ -269,7 +266,7 @@ impl<C: Core> Reactor<C> {
 
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         // What one turn received is mostly sent and back in the next: nothing is copied for that.
         let was_short = self.short;
         self.short = self.is_short();
@@ -297,10 +294,10 @@ impl<C: Core> Reactor<C> {
         for conn in self.sockets.stuck() {
             self.border.copy_out(conn);
         }
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         if self.is_short() {
             self.call(|core, border| core.relieve(border));
-            self.blocks.lend(&mut self.border.pool);
+            self.ring.lend(&mut self.border.pool);
         }
     }
 

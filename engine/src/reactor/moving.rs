@@ -4,6 +4,7 @@ use std::net::TcpStream;
 
 use super::Reactor;
 use super::socket::{Phase, Socket};
+use super::tag::{Kind, Tag};
 use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
 
 impl<C: Core> Reactor<C> {
@@ -15,6 +16,7 @@ impl<C: Core> Reactor<C> {
             return;
         }
         let Some(socket) = self.sockets.remove(conn) else { return };
+        self.ring.forget(Tag::of(Kind::Receive, conn));
         self.border.tally.sockets = self.sockets.live() as u64;
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);

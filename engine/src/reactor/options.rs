@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::fault::SetupError;
+use crate::metrics::Backend;
 
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ impl KeepAlive {
 pub struct Options {
     /// The core's number, for the log.
     pub core: u16,
+    /// What drives it.
+    pub backend: Backend,
     /// The CPU its thread is pinned to.
     pub pin: Option<usize>,
     /// What it does when there is nothing to do.
@@ -71,6 +74,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             core: 0,
+            backend: Backend::Ring,
             pin: None,
             busy_poll: BusyPoll::Never,
             blocks: 128,

@@ -15,19 +15,19 @@ const LOOKS_PER_CLOCK: u32 = 16;
 impl<C: Core> Reactor<C> {
     /// Enters the kernel, sleeping there unless there is something to do.
     pub(super) fn rest(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         let until = self.deadline();
         if self.is_busy(until) || self.spin(until) {
-            return self.ring.enter(Wait::No);
+            return self.ring.enter(Wait::No, &mut self.border.pool);
         }
         let wait = match until {
             None => Wait::Forever,
             Some(until) => Wait::AtMost(until.since(self.border.now)),
         };
         if !self.mailbox.fall_asleep() {
-            return self.ring.enter(Wait::No);
+            return self.ring.enter(Wait::No, &mut self.border.pool);
         }
-        self.ring.enter(wait);
+        self.ring.enter(wait, &mut self.border.pool);
         self.mailbox.wake();
     }
 
