@@ -2,6 +2,7 @@
 //! the control thread (this one), signals, drain.
 
 mod core;
+mod io;
 mod port;
 mod run;
 
@@ -76,6 +77,7 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
         tracing::info!("{note}");
     }
     raise_descriptors(&config);
+    let backend = io::choose(&config)?;
     let origin = Instant::now();
     let count = config.cores.count;
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
@@ -97,7 +99,7 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
         let settings = identity.settings(&config, core as u16, addresses.worker)?;
         let (policy, posts) = (policy.clone(), posts.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu };
+        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu, backend };
         cores.push(start_core(seat)?);
     }
     drop(posts);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
-use ringway::config::{Config, MAX_CORES};
+use ringway::config::{self, Config, MAX_CORES};
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
@@ -61,27 +61,24 @@ struct Engine {
     /// Data cores.
     #[arg(long, value_name = "N")]
     cores: Option<usize>,
-    /// What drives a core.
-    #[arg(long, value_enum, default_value_t = Io::Auto)]
-    io: Io,
+    /// What drives a core; without it the configuration's cores.io.
+    #[arg(long, value_enum)]
+    io: Option<Io>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Io {
-    /// The best this machine allows.
+    /// io_uring, or epoll where this machine forbids it.
     Auto,
-    /// io_uring.
+    /// io_uring or nothing.
     Ring,
-    /// epoll (not supported yet).
+    /// epoll.
     Epoll,
 }
 
 impl Engine {
     /// Holds the arguments against what this build can do.
     fn check(self) -> Result<(), String> {
-        if self.io == Io::Epoll {
-            return Err("--io epoll is not supported yet: use --io ring".into());
-        }
         match self.cores {
             Some(0) => Err("--cores 0: at least one core is needed".into()),
             Some(cores) if cores > MAX_CORES => {
@@ -89,6 +86,16 @@ impl Engine {
             }
             _ => Ok(()),
         }
+    }
+
+    /// An argument wins over the configuration.
+    fn apply(self, config: &mut Config) {
+        config.cores.io = match self.io {
+            None => config.cores.io,
+            Some(Io::Auto) => config::Io::Auto,
+            Some(Io::Ring) => config::Io::Ring,
+            Some(Io::Epoll) => config::Io::Epoll,
+        };
     }
 }
 
@@ -130,13 +137,14 @@ fn run(
         eprintln!("error: {why}");
         return ExitCode::from(USAGE);
     }
-    let config = match config() {
+    let mut config = match config() {
         Ok(config) => config,
         Err(problems) => {
             eprint!("{problems}");
             return ExitCode::from(CONFIG);
         }
     };
+    engine.apply(&mut config);
     match boot::serve(config, demo) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -37,6 +37,8 @@ pub(super) struct Seat {
     pub(super) origin: Instant,
     /// The CPU it is pinned to.
     pub(super) cpu: Option<usize>,
+    /// What drives it.
+    pub(super) backend: Backend,
 }
 
 /// A started core.
@@ -163,19 +165,22 @@ impl Seat {
             waiting: Vec::new(),
             posts: self.posts.clone(),
             mailbox: inbox.capacity(),
+            backend: self.backend,
         };
-        let options = options(&self.settings.config, self.settings.core, self.cpu);
+        let config = &self.settings.config;
+        let options = options(config, self.settings.core, self.cpu, self.backend);
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
 }
 
 /// A reactor's options out of the configuration.
-fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
+pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: Backend) -> Options {
     let defaults = Options::default();
     let limits = &config.limits;
     Options {
         core,
+        backend,
         pin: cpu,
         busy_poll: match config.cores.busy_poll {
             config::BusyPoll::Always => BusyPoll::Always,
@@ -227,6 +232,7 @@ struct Occupant {
     waiting: Vec<ControlPost>,
     posts: mpsc::Sender<ControlPost>,
     mailbox: usize,
+    backend: Backend,
 }
 
 impl Occupant {
@@ -235,7 +241,7 @@ impl Occupant {
         self.shard.take_posts(&mut self.waiting);
         for mut post in self.waiting.drain(..) {
             if let ControlPost::Snapshot { snapshot, .. } = &mut post {
-                snapshot.metrics.io_backend[Backend::Ring.index()] = 1;
+                snapshot.metrics.io_backend[self.backend.index()] = 1;
                 snapshot.metrics.limit_max[Limit::Mailbox.index()] = self.mailbox as u64;
             }
             // See above.
@@ -323,7 +329,7 @@ mod tests {
         }
     }
 
-    fn seat() -> (Seat, mpsc::Receiver<ControlPost>, SocketAddr) {
+    fn seat(backend: Backend) -> (Seat, mpsc::Receiver<ControlPost>, SocketAddr) {
         let config = Arc::new(Config::dev());
         let client = TcpListener::bind("127.0.0.1:0").unwrap();
         let worker = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -349,6 +355,7 @@ mod tests {
             posts,
             origin: Instant::now(),
             cpu: None,
+            backend,
         };
         (seat, inbox, address)
     }
@@ -365,7 +372,13 @@ mod tests {
 
     #[test]
     fn after_a_panic_a_new_shard_serves_on_the_same_port() {
-        let (seat, mut inbox, address) = seat();
+        for backend in [Backend::Ring, Backend::Epoll] {
+            serves_again_after_a_panic(backend);
+        }
+    }
+
+    fn serves_again_after_a_panic(backend: Backend) {
+        let (seat, mut inbox, address) = seat(backend);
         let started = start(seat).unwrap();
         let (mut old, first) = ask(address);
         assert_eq!(first, b'H');
@@ -382,7 +395,7 @@ mod tests {
         let Some(ControlPost::Snapshot { ticket: 2, snapshot, .. }) = inbox.blocking_recv() else {
             panic!("the new core does not answer");
         };
-        assert_eq!(snapshot.metrics.io_backend[Backend::Ring.index()], 1);
+        assert_eq!(snapshot.metrics.io_backend[backend.index()], 1);
         mailbox.send(ShardPost::Stop).unwrap();
         assert!(matches!(inbox.blocking_recv(), Some(ControlPost::Drained { core: 0 })));
         started.thread.join().unwrap();

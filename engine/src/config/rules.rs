@@ -11,7 +11,7 @@ use super::settings::{SETTINGS, tables};
 use super::syntax::Syntax;
 use super::units;
 use super::{
-    Admin, BusyPoll, Config, Control, Cores, Drain, HonourId, Keepalive, Limits, Listen, Log,
+    Admin, BusyPoll, Config, Control, Cores, Drain, HonourId, Io, Keepalive, Limits, Listen, Log,
     MAX_CORES, Scope, Session, parties,
 };
 
@@ -121,6 +121,11 @@ fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores
             other => BusyPoll::For(other.unwrap_or_default()),
         },
         receive_memory: section.bytes("receive_memory", problems),
+        io: match section.word("io", problems) {
+            "ring" => Io::Ring,
+            "epoll" => Io::Epoll,
+            _ => Io::Auto,
+        },
     }
 }
 

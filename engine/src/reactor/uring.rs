@@ -100,6 +100,10 @@ impl Uring {
         // SAFETY: just made by `Box::into_raw`, nobody else has it; `Home` frees it last.
         let ring: &'static mut IoUring = unsafe { &mut *home.0 };
         let (mut submitter, sq, cq) = ring.split();
+        // A seccomp profile may allow one call and forbid the other.
+        // SAFETY: no argument is passed, and nothing is submitted.
+        unsafe { submitter.enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) }
+            .map_err(|e| SetupError::of("io_uring_enter", needs, e))?;
         // Spares a table look-up per enter; without it all works the same.
         let _ = submitter.register_ring_fd();
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };

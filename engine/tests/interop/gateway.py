@@ -36,13 +36,21 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
+def driven(arguments):
+    """The arguments, with what drives the cores as RINGWAY_TEST_IO says (ring, epoll)."""
+    chosen = os.environ.get("RINGWAY_TEST_IO")
+    if chosen and arguments[0] in ("dev", "serve") and "--io" not in arguments:
+        return [*arguments, "--io", chosen]
+    return arguments
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None):
+def configuration(session="", drain="", more="", cores="", worker_port=None):
     """A file for `serve`: one core, free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
@@ -61,6 +69,7 @@ admin = "127.0.0.1:0"
 
 [cores]
 count = 1
+{cores}
 
 [control]
 mode = "local"
@@ -82,17 +91,18 @@ client_keys = ["{OTHER_KEY}"]
 
 
 class Gateway:
-    """One process. `arguments` follow the program's name."""
+    """One process. `arguments` follow the program's name, `launcher` stands before it."""
 
-    def __init__(self, arguments, directory, name="gateway"):
-        self.arguments = arguments
+    def __init__(self, arguments, directory, name="gateway", launcher=()):
+        self.arguments = arguments = driven(arguments)
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
         # Dies with the tests, however they end.
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
-            self.run = subprocess.Popen(tether + binary() + arguments, stdout=subprocess.PIPE, stderr=log,
-                                        text=True, start_new_session=True)
+            self.run = subprocess.Popen([*tether, *launcher, *binary(), *arguments],
+                                        stdout=subprocess.PIPE, stderr=log, text=True,
+                                        start_new_session=True)
         self.pid = self.run.pid
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None
@@ -113,10 +123,10 @@ class Gateway:
         self.ready.set()
 
     @classmethod
-    def dev(cls, directory, *more, name="dev"):
+    def dev(cls, directory, *more, name="dev", launcher=()):
         zero = "127.0.0.1:0"
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
-                   directory, name)
+                   directory, name, launcher)
 
     @classmethod
     def serve(cls, directory, name="serve", **settings):
