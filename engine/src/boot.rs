@@ -245,6 +245,8 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+pub(crate) use io::try_io;
+pub(crate) use port::{BACKLOG, PortError, state as port_state};
 pub use run::Signal;
 
 /// What the cores tell.

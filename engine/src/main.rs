@@ -1,12 +1,13 @@
 //! Arguments in, exit code out.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
 use ringway::config::{self, Config, MAX_CORES};
+use ringway::doctor;
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
@@ -47,6 +48,15 @@ enum Command {
         admin: Option<SocketAddr>,
         #[command(flatten)]
         engine: Engine,
+    },
+    /// Look for what this machine lacks, and say how to mend it; ends with 1 if it cannot serve.
+    Doctor {
+        /// The configuration file (TOML or YAML) that it is to serve.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON: a list of {check, status, seen, fix}.
+        #[arg(long)]
+        json: bool,
     },
     /// Read a configuration file and print everything that is wrong with it.
     Check {
@@ -115,6 +125,7 @@ fn main() -> ExitCode {
             };
             run(engine, config, Some(demo))
         }
+        Command::Doctor { config, json } => diagnose(config.as_deref(), json),
         Command::Check { config } => match Config::load(&config) {
             Ok(_) => {
                 println!("{}: no problem found", config.display());
@@ -126,6 +137,20 @@ fn main() -> ExitCode {
             }
         },
     }
+}
+
+/// Prints the doctor's report.
+fn diagnose(config: Option<&Path>, json: bool) -> ExitCode {
+    let checks = doctor::examine(config);
+    let text = if json {
+        // Only a map with keys that are no text cannot be written: there is none.
+        serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n"
+    } else {
+        checks.iter().map(|check| format!("{check}\n")).collect()
+    };
+    print!("{text}");
+    let failed = checks.iter().any(|check| check.status == doctor::Status::Fail);
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn run(

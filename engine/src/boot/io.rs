@@ -3,7 +3,7 @@
 use super::{BootError, core};
 use crate::config::{Config, Io};
 use crate::metrics::Backend;
-use crate::reactor::try_rings;
+use crate::reactor::{SetupError, Trial, try_features, try_rings};
 
 /// Decides it, by trying io_uring out unless epoll was asked for.
 ///
@@ -28,4 +28,10 @@ pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
             Ok(Backend::Epoll)
         }
     }
+}
+
+/// Tries out each of io_uring's features, then a ring for every core at once.
+pub(crate) fn try_io(config: &Config) -> (Vec<Trial>, Result<(), SetupError>) {
+    let options = core::options(config, 0, None, Backend::Ring);
+    (try_features(&options), try_rings(&options, config.cores.count))
 }

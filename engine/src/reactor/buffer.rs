@@ -26,8 +26,8 @@ const INCREMENTAL: u16 = 2;
 const PAGE: usize = 4096;
 
 /// How often, and how long each time, the trial receive at set-up is waited for.
-const PROBE_ENTERS: u32 = 4;
-const PROBE_WAIT: Duration = Duration::from_millis(250);
+pub(super) const PROBE_ENTERS: u32 = 4;
+pub(super) const PROBE_WAIT: Duration = Duration::from_millis(250);
 
 /// The entries shared with the kernel. Must be dropped after the ring it was registered with.
 pub(super) struct BlockRing {

@@ -19,6 +19,7 @@ mod pump;
 mod socket;
 mod tag;
 mod timer;
+mod trial;
 mod uring;
 mod wait;
 
@@ -44,6 +45,7 @@ pub use fault::SetupError;
 pub use options::{BusyPoll, KeepAlive, Options};
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
+pub use trial::{Feature, Trial, try_features};
 
 /// Below this share of free receive blocks, in percent, the core is asked to free some.
 pub const RELIEVE_BELOW: usize = 25;

@@ -6,7 +6,7 @@
 //! receive blocks that were lent (`buffer.rs`).
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -67,6 +67,8 @@ impl Drop for Home {
 /// One core's ring. It stays on the thread that made it (`SINGLE_ISSUER`): its raw pointers make it
 /// neither `Send` nor `Sync`.
 pub(super) struct Uring {
+    /// Its descriptor, by which other rings ring it.
+    fd: RawFd,
     submitter: Submitter<'static>,
     sq: SubmissionQueue<'static>,
     cq: CompletionQueue<'static>,
@@ -96,6 +98,7 @@ impl Uring {
         let step = "io_uring_setup";
         let needs = ("SINGLE_ISSUER and DEFER_TASKRUN rings", "6.1");
         let ring = builder.build(entries).map_err(|e| SetupError::of(step, needs, e))?;
+        let fd = ring.as_raw_fd();
         let home = Home(Box::into_raw(Box::new(ring)));
         // SAFETY: just made by `Box::into_raw`, nobody else has it; `Home` frees it last.
         let ring: &'static mut IoUring = unsafe { &mut *home.0 };
@@ -110,6 +113,7 @@ impl Uring {
         // SAFETY: msghdr is plain data of integers and pointers, for which zero is a valid value.
         let head: libc::msghdr = unsafe { std::mem::zeroed() };
         Ok(Self {
+            fd,
             submitter,
             batch: Vec::with_capacity(cq.capacity()),
             heads: vec![head; sq.capacity()].into_boxed_slice(),
@@ -194,6 +198,17 @@ impl Uring {
     pub(super) fn bell(&mut self, eventfd: RawFd, tag: Tag) {
         let entry = opcode::PollAdd::new(Fd(eventfd), libc::POLLIN as u32).multi(true).build();
         self.push(entry, tag);
+    }
+
+    /// The descriptor that [`Self::ring`] of another ring takes.
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Completes in another ring, under `theirs`; here, under `ours`, only if that failed.
+    pub(super) fn ring(&mut self, ring: RawFd, theirs: Tag, ours: Tag) {
+        let entry = opcode::MsgRingData::new(Fd(ring), 0, theirs.0, None).build();
+        self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), ours);
     }
 
     /// Connects. The address must stay where it is until the next enter has returned.

@@ -1,5 +1,6 @@
 """Hosts that forbid io_uring: epoll serves, says so once and loudly; `--io ring` refuses."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import grpc
 import pytest
 
 from echo import EchoMessage, Stub
-from gateway import Gateway, binary, credentials, until
+from gateway import Gateway, binary, configuration, credentials, free_port, until
 
 ALL = "io_uring_setup,io_uring_enter,io_uring_register"
 ZERO = "127.0.0.1:0"
@@ -102,3 +103,49 @@ def test_on_a_free_host_auto_takes_io_uring(tmp_path):
     with Gateway.dev(tmp_path, "--io", "auto") as gateway:
         assert drivers(gateway) == {"io_uring": 1, "epoll": 0}
         assert warnings(gateway) == []
+
+
+def doctor(launcher, *arguments):
+    """(exit code, {check: [its lines]}) of `ringway doctor`."""
+    run = subprocess.run([*launcher, *binary(), "doctor", "--json", *arguments],
+                         capture_output=True, text=True, timeout=30)
+    found = {}
+    for line in json.loads(run.stdout):
+        assert sorted(line) == ["check", "fix", "seen", "status"], line
+        found.setdefault(line["check"], []).append(line)
+    return run.returncode, found
+
+
+def minimal(tmp_path, io):
+    path = tmp_path / f"{io}.toml"
+    path.write_text(configuration(worker_port=free_port(), cores=f'io = "{io}"'))
+    return ["--config", str(path)]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_doctor_names_what_forbids_io_uring(tmp_path, refusal):
+    launcher, words = REFUSALS[refusal]
+    for io, status, code in (("auto", "WARN", 0), ("ring", "FAIL", 1), ("epoll", "OK", 0)):
+        ended, found = doctor(launcher, *minimal(tmp_path, io))
+        assert ended == code, found
+        worst = next(line for line in found["io_uring"]
+                     if line["status"] == status and "tried out, fine" not in line["seen"])
+        assert status == "OK" or all(word in f"{worst['seen']} {worst['fix']}" for word in words)
+        assert found["seccomp"][0]["status"] == status
+
+
+def test_doctor_on_a_free_host(tmp_path):
+    ended, found = doctor([], *minimal(tmp_path, "ring"))
+    assert ended == 0, found
+    assert len(found["io_uring"]) == 6
+    assert {line["status"] for line in found["io_uring"]} == {"OK"}
+
+
+def test_doctor_beside_the_gateway_it_is_about(tmp_path):
+    with Gateway.serve(tmp_path, name="beside") as running:
+        path = tmp_path / "same.toml"
+        path.write_text(configuration(worker_port=running.worker[1]))
+        ended, found = doctor([], "--config", str(path))
+        assert ended == 0, found
+        line = found["port_worker"][0]
+        assert line["status"] == "WARN" and f"(process {running.pid})" in line["seen"], line
