@@ -21,6 +21,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::metrics::Backend;
+
 pub use scrape::Scraper;
 
 /// Connections to the admin port at once; more wait to be accepted.
@@ -54,6 +56,8 @@ pub struct Admin {
     pub drain: watch::Sender<bool>,
     /// Whether calls that change something may come from elsewhere.
     pub allow_remote: bool,
+    /// What drives the cores.
+    pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
     pub panics: AtomicU64,
 }
@@ -178,7 +182,7 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "version": crate::VERSION,
         "commit": crate::COMMIT,
         "cores": admin.scraper.cores(),
-        "backend": "io_uring",
+        "backend": admin.backend.label(),
         "mode": "local",
     }))
 }

@@ -104,7 +104,7 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin };
+    let run = run::Run { config: config.clone(), backend, addresses, cores, inbox, admin };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;

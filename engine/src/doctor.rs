@@ -101,6 +101,11 @@ impl Host {
     }
 }
 
+/// How many cores it is to run.
+fn cores(config: &Config) -> usize {
+    config.cores.count
+}
+
 /// How bad it is when io_uring cannot be used.
 fn without_ring(io: Io) -> Status {
     match io {

@@ -13,6 +13,7 @@ use tokio::time::{sleep, sleep_until};
 use super::{Addresses, BootError, Inbox, core};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
+use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
 
 /// How long a core may take to end after the drain's limit has passed.
@@ -45,6 +46,8 @@ impl Signal {
 /// A gateway whose cores run.
 pub(super) struct Run {
     pub(super) config: Arc<Config>,
+    /// What drives the cores.
+    pub(super) backend: Backend,
     pub(super) addresses: Addresses,
     pub(super) cores: Vec<core::Started>,
     pub(super) inbox: Inbox,
@@ -62,7 +65,8 @@ impl Run {
             .build()
             .map_err(BootError::os)?;
         let cores: Vec<_> = self.cores.iter().map(|core| core.mailbox.clone()).collect();
-        let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
+        let settled = (self.config, self.backend);
+        let ended = runtime.block_on(control(settled, cores, self.inbox, self.admin, ready));
         if ended.is_ok() {
             for core in self.cores {
                 // A core that panicked has said so.
@@ -75,7 +79,7 @@ impl Run {
 }
 
 async fn control(
-    config: Arc<Config>,
+    (config, backend): (Arc<Config>, Backend),
     cores: Vec<crate::ring::Sender<ShardPost>>,
     mut inbox: Inbox,
     listener: TcpListener,
@@ -93,6 +97,7 @@ async fn control(
         phase: phase_seen,
         drain,
         allow_remote: config.admin.allow_remote,
+        backend,
         panics: AtomicU64::new(0),
     });
     tokio::spawn(crate::admin::serve(listener, admin.clone()));

@@ -1,6 +1,6 @@
 //! Limits of the process: descriptors, locked memory, CPUs, memory.
 
-use super::{Check, Host, Status, cgroup, without_ring};
+use super::{Check, Host, Status, cgroup, cores, without_ring};
 use crate::config::{Config, Io};
 use crate::reactor::SetupError;
 
@@ -39,7 +39,7 @@ pub(super) fn open_files(host: &Host, config: &Config) -> Check {
         return Check::warn(name, "the limit cannot be read", "mount /proc");
     };
     let per_core = config.limits.client_connections + config.limits.worker_connections;
-    let wanted = (per_core * config.cores.count) as u64 + OWN_FILES;
+    let wanted = (per_core * cores(config)) as u64 + OWN_FILES;
     let seen = format!("{} files may be open, {wanted} are configured for", amount(hard));
     let fix = "raise `ulimit -Hn` (LimitNOFILE=), or lower limits.client_connections and \
                limits.worker_connections";
@@ -50,8 +50,8 @@ pub(super) fn open_files(host: &Host, config: &Config) -> Check {
     }
 }
 
-/// `cores`: how it went to set up a ring for every core at once.
-pub(super) fn locked_memory(host: &Host, cores: &Result<(), SetupError>, io: Io) -> Check {
+/// `rings`: how it went to set up a ring for every core at once.
+pub(super) fn locked_memory(host: &Host, rings: &Result<(), SetupError>, io: Io) -> Check {
     let name = "locked_memory";
     let free = host
         .own("CapEff")
@@ -63,7 +63,7 @@ pub(super) fn locked_memory(host: &Host, cores: &Result<(), SetupError>, io: Io)
         Some((soft, _)) => format!("{} KiB", soft >> 10),
         None => "unknown".into(),
     };
-    match cores {
+    match rings {
         Err(error @ SetupError::Memory) if io != Io::Epoll => Check::bad(
             name,
             without_ring(io),
@@ -76,7 +76,7 @@ pub(super) fn locked_memory(host: &Host, cores: &Result<(), SetupError>, io: Io)
 
 pub(super) fn cpus(host: &Host, config: &Config) -> Check {
     let name = "cpus";
-    let count = config.cores.count;
+    let count = cores(config);
     let mask = host.own("Cpus_allowed_list").map(|list| listed(&list)).filter(|mask| *mask > 0);
     let quota = cgroup::cpus(host);
     let allowed = mask.map_or_else(|| "an unknown number of CPUs".into(), |n| format!("{n} CPUs"));
@@ -109,7 +109,7 @@ pub(super) fn memory(host: &Host, config: &Config) -> Check {
         (_, Some(machine)) => (machine, "the machine has"),
         _ => return Check::ok(name, "no limit found"),
     };
-    let cores = config.cores.count as u64;
+    let cores = cores(config) as u64;
     let least = OWN_MEMORY + cores * config.cores.receive_memory as u64;
     let most = least + cores * config.limits.core_buffer as u64;
     let seen = format!(

@@ -25,8 +25,11 @@ def warnings(gateway):
 
 
 def drivers(gateway):
-    return {name: gateway.metric("ringway_io_backend", backend=name)
-            for name in ("io_uring", "epoll")}
+    """What drives how many cores; /info says the same."""
+    found = {name: gateway.metric("ringway_io_backend", backend=name)
+             for name in ("io_uring", "epoll")}
+    assert found[json.loads(gateway.get("/info")[2])["backend"]] > 0
+    return found
 
 
 def echoes(gateway, payload=b"hello"):
