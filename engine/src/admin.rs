@@ -22,6 +22,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::metrics::Backend;
+
 pub use changes::{Change, Changes};
 pub use scrape::Scraper;
 
@@ -56,6 +58,8 @@ pub struct Admin {
     pub drain: watch::Sender<bool>,
     /// Whether calls that change something may come from elsewhere.
     pub allow_remote: bool,
+    /// What drives the cores.
+    pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
     pub panics: AtomicU64,
     /// What was replaced while the gateway ran.
@@ -183,7 +187,7 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "version": crate::VERSION,
         "commit": crate::COMMIT,
         "cores": admin.scraper.cores(),
-        "backend": "io_uring",
+        "backend": admin.backend.label(),
         "mode": "local",
     }))
 }

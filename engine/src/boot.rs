@@ -4,6 +4,7 @@
 mod balance;
 mod core;
 mod cpus;
+mod io;
 mod occupant;
 mod port;
 mod reload;
@@ -94,8 +95,9 @@ pub fn serve(
         tracing::warn!("{warning}");
     }
     raise_descriptors(&config);
+    let backend = io::choose(&config)?;
     let origin = Instant::now();
-    let count = config.cores.count.unwrap_or_else(cpus::auto);
+    let count = core_count(&config);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
@@ -120,15 +122,32 @@ pub fn serve(
         let (policy, posts, cores) = (policy.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
         let entrances = entrances.clone();
-        let seat =
-            core::Seat { settings, policy, client, worker, posts, cores, origin, cpu, entrances };
+        let seat = core::Seat {
+            settings,
+            policy,
+            client,
+            worker,
+            posts,
+            cores,
+            origin,
+            cpu,
+            entrances,
+            backend,
+        };
         threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let config = config.clone();
-    let run =
-        run::Run { config: config.clone(), addresses, cores, threads, inbox, admin, reloader };
+    let run = run::Run {
+        config: config.clone(),
+        backend,
+        addresses,
+        cores,
+        threads,
+        inbox,
+        admin,
+        reloader,
+    };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;
@@ -136,6 +155,11 @@ pub fn serve(
         announce(&config, addresses, demo.as_ref());
         Ok(())
     })
+}
+
+/// How many cores this configuration means on this machine.
+pub(crate) fn core_count(config: &Config) -> usize {
+    config.cores.count.unwrap_or_else(cpus::auto)
 }
 
 /// What names this run of the process in ids and tokens.
@@ -267,6 +291,8 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+pub(crate) use io::try_io;
+pub(crate) use port::{BACKLOG, PortError, state as port_state};
 pub use run::Signal;
 
 /// What the cores tell.

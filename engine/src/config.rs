@@ -107,6 +107,18 @@ pub struct Cores {
     pub pin: bool,
     pub busy_poll: BusyPoll,
     pub receive_memory: usize,
+    pub io: Io,
+}
+
+/// What drives the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring where the host allows it, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    Ring,
+    /// epoll.
+    Epoll,
 }
 
 /// How long a core spins before it sleeps.

@@ -9,6 +9,7 @@ pub mod border;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod inlet;
 pub mod log;
 pub mod metrics;

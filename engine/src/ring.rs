@@ -271,10 +271,10 @@ impl<T> Mailbox<T> {
         self.shared.doorbell.eventfd.as_raw_fd()
     }
 
-    /// Tells senders of the ring that this core will sleep in.
+    /// Tells senders of the ring that this core will sleep in, if it has one.
     #[must_use = "it counts for as long as it lives"]
-    pub fn publish(&self, ring: RawFd) -> Published {
-        self.shared.doorbell.ring.store(ring, Ordering::Relaxed);
+    pub fn publish(&self, ring: Option<RawFd>) -> Published {
+        self.shared.doorbell.ring.store(ring.unwrap_or(NO_RING), Ordering::Relaxed);
         Published(Arc::clone(&self.shared.doorbell))
     }
 }

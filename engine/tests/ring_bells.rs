@@ -254,7 +254,7 @@ fn a_ring_that_cannot_be_rung_is_rung_by_eventfd() {
     // Not a ring; not even open.
     let file = std::fs::File::open("/dev/null").unwrap();
     for fd in [file.as_fd().as_raw_fd(), 1 << 20] {
-        let published = inbox.publish(fd);
+        let published = inbox.publish(Some(fd));
         assert!(inbox.fall_asleep() && !is_rung(&inbox, Duration::ZERO));
         ring_it(&desk, &sender);
         assert!(is_rung(&inbox, SOON));

@@ -14,6 +14,7 @@ use crate::border::Listener;
 use crate::config::{self, Config};
 use crate::control::local::Policy;
 use crate::inlet::Entrances;
+use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
 use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::ring::{self, Mailbox, Sender};
@@ -40,6 +41,8 @@ pub(super) struct Seat {
     pub(super) cpu: Option<usize>,
     /// What connections have to pass.
     pub(super) entrances: Entrances,
+    /// What drives it.
+    pub(super) backend: Backend,
 }
 
 /// The cores' mailboxes, by their numbers: every core can send to every other.
@@ -170,12 +173,14 @@ impl Seat {
             mailbox: inbox.capacity(),
             anew,
             posts: self.posts.clone(),
+            backend: self.backend,
         };
         let shard = Shard::new(self.settings.clone(), self.policy.clone());
         let occupant = Occupant::new(shard, place);
         #[cfg(test)]
         let occupant = occupant.named(self.settings.incarnation);
-        let options = options(&self.settings.config, self.settings.core, self.cpu);
+        let config = &self.settings.config;
+        let options = options(config, self.settings.core, self.cpu, self.backend);
         let options = Options { entrances: self.entrances.clone(), ..options };
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
@@ -183,11 +188,12 @@ impl Seat {
 }
 
 /// A reactor's options out of the configuration.
-fn options(config: &Config, core: u16, cpu: Option<usize>) -> Options {
+pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: Backend) -> Options {
     let defaults = Options::default();
     let limits = &config.limits;
     Options {
         core,
+        backend,
         pin: cpu,
         busy_poll: match config.cores.busy_poll {
             config::BusyPoll::Always => BusyPoll::Always,

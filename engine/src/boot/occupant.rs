@@ -56,6 +56,7 @@ pub(super) struct Occupant {
     counted: Counted,
     /// For the control thread.
     posts: mpsc::Sender<ControlPost>,
+    backend: Backend,
     waiting: Vec<ControlPost>,
     /// By which a test makes it panic.
     #[cfg(test)]
@@ -78,6 +79,8 @@ pub(super) struct Place {
     /// The shard takes the place of one that panicked.
     pub(super) anew: bool,
     pub(super) posts: mpsc::Sender<ControlPost>,
+    /// What drives the core.
+    pub(super) backend: Backend,
 }
 
 impl Occupant {
@@ -98,6 +101,7 @@ impl Occupant {
             full: Vec::new(),
             counted: Counted::default(),
             posts: place.posts,
+            backend: place.backend,
             waiting: Vec::new(),
             #[cfg(test)]
             name: 0,
@@ -229,7 +233,7 @@ impl Occupant {
                 snapshot.sockets = border.tally.sockets;
                 let metrics = &mut snapshot.metrics;
                 let mailbox = Limit::Mailbox.index();
-                metrics.io_backend[Backend::Ring.index()] = 1;
+                metrics.io_backend[self.backend.index()] = 1;
                 metrics.limit_max[mailbox] = self.mailbox as u64;
                 metrics.limit_used[mailbox] = self.cores[self.own].waiting() as u64;
                 metrics.limit_hits[mailbox] += self.counted.full;

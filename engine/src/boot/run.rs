@@ -15,6 +15,7 @@ use super::reload::Reloader;
 use super::{Addresses, BootError, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
+use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
 use crate::ring::Sender;
 
@@ -48,6 +49,8 @@ impl Signal {
 /// A gateway whose cores run.
 pub(super) struct Run {
     pub(super) config: Arc<Config>,
+    /// What drives the cores.
+    pub(super) backend: Backend,
     pub(super) addresses: Addresses,
     pub(super) cores: Arc<[Sender<ShardPost>]>,
     pub(super) threads: Vec<JoinHandle<()>>,
@@ -67,8 +70,9 @@ impl Run {
             .build()
             .map_err(BootError::os)?;
         let cores = self.cores.to_vec();
+        let settled = (self.config, self.backend);
         let doors = (self.admin, self.reloader);
-        let ended = runtime.block_on(control(self.config, cores, self.inbox, doors, ready));
+        let ended = runtime.block_on(control(settled, cores, self.inbox, doors, ready));
         if ended.is_ok() {
             for thread in self.threads {
                 // A core that panicked has said so.
@@ -81,7 +85,7 @@ impl Run {
 }
 
 async fn control(
-    config: Arc<Config>,
+    (config, backend): (Arc<Config>, Backend),
     cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
     (listener, reloader): (TcpListener, Reloader),
@@ -100,6 +104,7 @@ async fn control(
         phase: phase_seen,
         drain,
         allow_remote: config.admin.allow_remote,
+        backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),
     });

@@ -70,10 +70,20 @@ impl Cores {
             };
             let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
             let (posts, cores) = (posts.clone(), senders.clone());
-            let entrances = Entrances::default();
+            let (entrances, backend) = (Entrances::default(), Backend::Ring);
             let cpu = None;
-            let seat =
-                Seat { settings, policy, client, worker, posts, cores, origin, cpu, entrances };
+            let seat = Seat {
+                settings,
+                policy,
+                client,
+                worker,
+                posts,
+                cores,
+                origin,
+                cpu,
+                entrances,
+                backend,
+            };
             threads.push(start(seat, inbox).unwrap());
         }
         Self { name, senders, threads, told, clients, tickets: 0 }

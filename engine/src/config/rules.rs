@@ -11,8 +11,8 @@ use super::settings::{SETTINGS, tables};
 use super::syntax::Syntax;
 use super::units;
 use super::{
-    Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Keepalive, Limits, Listen,
-    Log, MAX_CORES, Scope, Session, listen, parties,
+    Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Io, Keepalive, Limits,
+    Listen, Log, MAX_CORES, Scope, Session, listen, parties,
 };
 
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
@@ -113,6 +113,11 @@ fn cores(root: &Node, problems: &mut Problems) -> Cores {
             other => BusyPoll::For(other.unwrap_or_default()),
         },
         receive_memory: section.bytes("receive_memory", problems),
+        io: match section.word("io", problems) {
+            "ring" => Io::Ring,
+            "epoll" => Io::Epoll,
+            _ => Io::Auto,
+        },
     }
 }
 

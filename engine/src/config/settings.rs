@@ -111,6 +111,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting("cores.receive_memory", Kind::Bytes(MIB, GIB), "8MiB", "Receive memory of a core."),
     setting(
+        "cores.io",
+        Kind::Word(&["auto", "ring", "epoll"]),
+        "auto",
+        "What drives the cores. `auto`: io_uring, or epoll where the host forbids it.",
+    ),
+    setting(
         "control.mode",
         Kind::Word(&["local", "nats", "nvcf"]),
         "local",

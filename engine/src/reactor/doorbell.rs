@@ -44,9 +44,10 @@ impl<C: Core> Reactor<C> {
             return;
         };
         let theirs = Tag::numbered(Kind::Rung, 0);
-        self.ring.ring(ring, theirs, Tag::numbered(Kind::Ring, number));
-        self.bells.rung.push(bell);
-        self.border.tally.rings += 1;
+        if self.ring.ring(ring, theirs, Tag::numbered(Kind::Ring, number)) {
+            self.bells.rung.push(bell);
+            self.border.tally.rings += 1;
+        }
     }
 
     /// A ring was not there (its core is awake, or another one by now) or had no room.

@@ -1,16 +1,18 @@
-//! The only user of io_uring and of the clock: drives a [`Core`] over sockets.
+//! The only user of io_uring, epoll and the clock: drives a [`Core`] over sockets.
 //!
 //! One loop turn: enter the kernel (sleeping if there is nothing to do), tell the core everything
 //! that completed, let it decide, then flush each dirty connection once. That sends are gathered
 //! per turn instead of made one by one is what makes small messages cheap.
 //!
 //! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
-//! operations in `uring.rs`.
+//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring.
 
 mod accept;
+mod backend;
 mod buffer;
 mod dial;
 mod doorbell;
+mod epoll;
 mod fault;
 mod inlet;
 mod moving;
@@ -19,6 +21,7 @@ mod pump;
 mod socket;
 mod tag;
 mod timer;
+mod trial;
 mod uring;
 mod wait;
 
@@ -33,18 +36,20 @@ use crate::inlet::{Bench, Fact, Gate};
 use crate::pool::Pool;
 use crate::ring::{Mailbox, Published};
 use accept::Door;
-use buffer::BlockRing;
+use backend::Ring;
 use doorbell::Bells;
 use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
-use uring::{Ring, Share};
+use uring::Share;
 
 pub use accept::ACCEPT_PAUSE;
+pub use backend::try_rings;
 pub use fault::SetupError;
 pub use options::{BusyPoll, KeepAlive, Options};
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
+pub use trial::{Feature, Trial, try_features};
 
 /// Below this share of free receive blocks, in percent, the core is asked to free some.
 pub const RELIEVE_BELOW: usize = 25;
@@ -83,7 +88,6 @@ pub struct Reactor<C: Core> {
     published: Published,
     bells: Bells,
     ring: Ring,
-    blocks: BlockRing,
     doors: Vec<Door>,
     sockets: Sockets,
     timers: Timers,
@@ -138,13 +142,8 @@ impl<C: Core> Reactor<C> {
         if let Some(cpu) = options.pin {
             uring::pin(cpu)?;
         }
-        let spins = options.busy_poll != BusyPoll::Never;
-        let mut ring = Ring::new(options.entries, options.send_bytes, spins)?;
         let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let mut blocks = BlockRing::register(&ring, &border.pool, options.lent)?;
-        blocks.lend(&mut border.pool);
-        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
-        let share = buffer::probe(&mut ring, &mut border.pool, share)?;
+        let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
         let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
@@ -154,7 +153,6 @@ impl<C: Core> Reactor<C> {
             published: mailbox.publish(ring.fd()),
             bells: Bells::default(),
             ring,
-            blocks,
             doors,
             sockets: Sockets::default(),
             timers: Timers::default(),
@@ -207,6 +205,7 @@ impl<C: Core> Reactor<C> {
 
     /// Closes a socket that nothing is under way on, and frees its slot.
     fn remove(&mut self, conn: ConnId) {
+        self.ring.forget(Tag::of(Kind::Receive, conn));
         let socket = self.sockets.remove(conn);
         self.end_inlet(socket.and_then(|socket| socket.inlet));
         self.border.tally.sockets = self.sockets.live() as u64;
@@ -297,7 +296,7 @@ impl<C: Core> Reactor<C> {
 
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         // What one turn received is mostly sent and back in the next: nothing is copied for that.
         let was_short = self.short;
         self.short = self.is_short();
@@ -325,10 +324,10 @@ impl<C: Core> Reactor<C> {
         for conn in self.sockets.stuck() {
             self.border.copy_out(conn);
         }
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         if self.is_short() {
             self.call(|core, border| core.relieve(border));
-            self.blocks.lend(&mut self.border.pool);
+            self.ring.lend(&mut self.border.pool);
         }
     }
 

@@ -8,6 +8,7 @@
 use std::net::TcpStream;
 
 use super::socket::{Phase, Socket};
+use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
 use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
@@ -22,6 +23,7 @@ impl<C: Core> Reactor<C> {
         }
         let Some(mut socket) = self.sockets.remove(conn) else { return };
         let inlet = socket.inlet.take();
+        self.ring.forget(Tag::of(Kind::Receive, conn));
         self.border.tally.sockets = self.sockets.live() as u64;
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::fault::SetupError;
 use crate::inlet::Entrances;
+use crate::metrics::Backend;
 
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ impl KeepAlive {
 pub struct Options {
     /// The core's number, for the log.
     pub core: u16,
+    /// What drives it.
+    pub backend: Backend,
     /// The CPU its thread is pinned to.
     pub pin: Option<usize>,
     /// What it does when there is nothing to do.
@@ -76,6 +79,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             core: 0,
+            backend: Backend::Ring,
             pin: None,
             busy_poll: BusyPoll::Never,
             blocks: 128,

@@ -5,11 +5,11 @@
 
 use std::net::Shutdown;
 
+use super::backend::Ring;
 use super::buffer::taken;
 use super::socket::{Phase, Receive, Socket, Sockets};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
-use super::uring::Ring;
 use super::{News, Reactor};
 use crate::border::{Border, Close, ConnId, Core, End, Output};
 use crate::pool::Segment;

@@ -15,10 +15,10 @@ const LOOKS_PER_CLOCK: u32 = 16;
 impl<C: Core> Reactor<C> {
     /// Enters the kernel, sleeping there unless there is something to do.
     pub(super) fn rest(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         let until = self.deadline();
         let wait = self.wait(until);
-        self.ring.enter(wait);
+        self.ring.enter(wait, &mut self.border.pool);
         self.bells.entered();
         if wait != Wait::No {
             self.mailbox.wake();

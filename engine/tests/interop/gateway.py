@@ -41,15 +41,23 @@ def chosen_cores():
     return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
 
 
+def driven(arguments):
+    """The arguments, with what drives the cores as RINGWAY_TEST_IO says (ring, epoll)."""
+    chosen = os.environ.get("RINGWAY_TEST_IO")
+    if chosen and arguments[0] in ("dev", "serve") and "--io" not in arguments:
+        return [*arguments, "--io", chosen]
+    return arguments
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None):
+def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None, io=""):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
-    worker."""
+    worker; `io` are more lines about the cores."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -68,6 +76,7 @@ admin = "127.0.0.1:0"
 
 [cores]
 count = {cores or chosen_cores()}
+{io}
 
 [control]
 mode = "local"
@@ -89,17 +98,18 @@ client_keys = ["{OTHER_KEY}"]
 
 
 class Gateway:
-    """One process. `arguments` follow the program's name."""
+    """One process. `arguments` follow the program's name, `launcher` stands before it."""
 
-    def __init__(self, arguments, directory, name="gateway"):
-        self.arguments = arguments
+    def __init__(self, arguments, directory, name="gateway", launcher=()):
+        self.arguments = arguments = driven(arguments)
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
         # Dies with the tests, however they end.
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
-            self.run = subprocess.Popen(tether + binary() + arguments, stdout=subprocess.PIPE, stderr=log,
-                                        text=True, start_new_session=True)
+            self.run = subprocess.Popen([*tether, *launcher, *binary(), *arguments],
+                                        stdout=subprocess.PIPE, stderr=log, text=True,
+                                        start_new_session=True)
         self.pid = self.run.pid
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None
@@ -120,7 +130,7 @@ class Gateway:
         self.ready.set()
 
     @classmethod
-    def dev(cls, directory, *more, name="dev"):
+    def dev(cls, directory, *more, name="dev", launcher=()):
         """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`; with
         `dial`, by `serve` and a function that is dialled."""
         if os.environ.get("RINGWAY_TEST_WORKER"):
@@ -129,7 +139,7 @@ class Gateway:
         zero = "127.0.0.1:0"
         count = [] if "--cores" in more else ["--cores", str(chosen_cores())]
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
-                   directory, name)
+                   directory, name, launcher)
 
     @classmethod
     def serve(cls, directory, name="serve", **settings):
