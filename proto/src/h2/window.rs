@@ -87,7 +87,9 @@ impl ReceiveWindow {
     /// Takes a frame of this length; false if the peer may not send so much.
     #[must_use]
     pub(super) fn charge(&mut self, bytes: u32) -> bool {
-        if i64::from(bytes) > self.left {
+        // RFC 9113 §6.9.1: an empty frame needs no room, not even in a window that our SETTINGS
+        // have made negative.
+        if bytes > 0 && i64::from(bytes) > self.left {
             return false;
         }
         self.left -= i64::from(bytes);
@@ -173,6 +175,14 @@ mod tests {
         assert_eq!(window.pay(), Some(50));
         assert_eq!(window.left, 100);
         assert!(!window.charge(101));
+    }
+
+    #[test]
+    fn an_empty_frame_fits_into_a_negative_window() {
+        let mut window = ReceiveWindow::new(65_535, 16_384, Time::ZERO);
+        assert!(window.charge(40_000));
+        window.shift(16_384 - 65_535);
+        assert!(window.charge(0) && !window.charge(1));
     }
 
     #[test]

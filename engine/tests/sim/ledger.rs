@@ -1,0 +1,241 @@
+//! What really happened, as both far ends know it: the oracle. Every exchange, session and token is
+//! entered by whoever made it and checked by whoever meets it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::body::{self, Way};
+use super::h2::List;
+
+/// What a client asked for by `nvcf-reqid`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Nothing,
+    /// A session this tenant has met.
+    Session(String),
+    /// Well formed, but nobody's.
+    Nobody(String),
+}
+
+/// One direction of a body, as sent and as it came out.
+#[derive(Debug, Default)]
+pub(crate) struct Half {
+    pub(crate) head: Option<List>,
+    pub(crate) sent: usize,
+    pub(crate) ended: bool,
+    pub(crate) trailers: Option<List>,
+    pub(crate) got: usize,
+    pub(crate) got_end: bool,
+    /// One of its peers has gone mad: anything may come out.
+    pub(crate) spoiled: bool,
+}
+
+impl Half {
+    /// More of the body came out: it must be what went in.
+    pub(crate) fn arrived(&mut self, exchange: usize, way: Way, bytes: &[u8]) {
+        let upto = self.got + bytes.len();
+        if self.spoiled {
+            self.got = upto;
+            return;
+        }
+        assert!(
+            body::is_part(exchange, way, self.got, bytes),
+            "exchange {exchange}, {way:?}: wrong bytes somewhere in {}..{upto}",
+            self.got
+        );
+        assert!(
+            upto <= self.sent,
+            "exchange {exchange}, {way:?}: {upto} bytes came of {} sent",
+            self.sent
+        );
+        self.got = upto;
+    }
+
+    /// The end came out: it must have gone in, and everything before it come out.
+    pub(crate) fn finished(&mut self, exchange: usize, way: Way, trailers: Option<List>) {
+        if self.spoiled {
+            self.got_end = true;
+            return;
+        }
+        assert!(self.ended, "exchange {exchange}, {way:?}: END_STREAM that nobody sent");
+        assert_eq!(self.got, self.sent, "exchange {exchange}, {way:?}: the end overtook DATA");
+        assert_eq!(trailers, self.trailers, "exchange {exchange}, {way:?}: other trailers");
+        assert!(!self.got_end, "exchange {exchange}, {way:?}: a second end");
+        self.got_end = true;
+    }
+}
+
+/// One request and what became of it.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// The client connection, by peer number.
+    pub(crate) client: usize,
+    pub(crate) tenant: &'static str,
+    pub(crate) function: &'static str,
+    /// Empty if the client named none.
+    pub(crate) version: &'static str,
+    pub(crate) named: Named,
+    pub(crate) grpc: bool,
+    pub(crate) method_head: bool,
+    /// No worker may ever see it: the gRPC code it is refused with.
+    pub(crate) hopeless: Option<u8>,
+    /// Its head says nothing about it: the name is in the body.
+    pub(crate) twin: bool,
+    pub(crate) up: Half,
+    pub(crate) down: Half,
+    pub(crate) interim_sent: u32,
+    pub(crate) interim_got: u32,
+    /// The tunnel that served it, by peer number.
+    pub(crate) tunnel: Option<usize>,
+    /// How it ended for the client.
+    pub(crate) outcome: Option<&'static str>,
+    /// The client has lost interest, or its connection.
+    pub(crate) quit: bool,
+    /// The worker's side gave a reason to fail it.
+    pub(crate) excuse: bool,
+    /// Most bytes of an answer its client will read in good time.
+    pub(crate) most_down: usize,
+}
+
+impl Exchange {
+    pub(crate) fn spoil(&mut self) {
+        self.excuse = true;
+        self.up.spoiled = true;
+        self.down.spoiled = true;
+    }
+}
+
+/// A session as the workers know it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) tenant: String,
+    pub(crate) function: String,
+    pub(crate) version: String,
+    /// Who has opened its first tunnel.
+    pub(crate) worker: Option<usize>,
+    pub(crate) tunnels: usize,
+}
+
+/// A worker token.
+#[derive(Debug)]
+pub(crate) struct Token {
+    pub(crate) session: String,
+    pub(crate) accepted: usize,
+}
+
+/// A worker process: what it serves and what it holds.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) function: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) sessions: BTreeMap<String, usize>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) exchanges: Vec<Exchange>,
+    pub(crate) sessions: BTreeMap<String, Session>,
+    pub(crate) tokens: BTreeMap<String, Token>,
+    pub(crate) workers: Vec<Worker>,
+    /// Client connections that have ended, or were told to.
+    pub(crate) clients_gone: BTreeSet<usize>,
+    /// Clients of which one end has gone mad.
+    pub(crate) mad: BTreeSet<usize>,
+    /// Sessions clients have met: id, tenant, function.
+    pub(crate) met: Vec<(String, &'static str, &'static str)>,
+    /// Answers to CONNECTs that said 200, and all others.
+    pub(crate) accepted: usize,
+    pub(crate) rejected: usize,
+    /// The gateway was told to drain.
+    pub(crate) draining: bool,
+    /// A core has panicked.
+    pub(crate) crashed: bool,
+    /// Polls asked and CONNECTs sent.
+    pub(crate) asked: usize,
+    /// Body bytes of the whole run.
+    pub(crate) relayed: usize,
+}
+
+impl Ledger {
+    pub(crate) fn end(&mut self, exchange: usize, outcome: &'static str) {
+        let entry = &mut self.exchanges[exchange];
+        assert!(
+            entry.outcome.is_none(),
+            "exchange {exchange} ended as {outcome} after {:?}",
+            entry.outcome
+        );
+        super::journal::note(
+            "exchange",
+            exchange,
+            outcome,
+            [entry.up.got as u64, entry.down.got as u64],
+        );
+        entry.outcome = Some(outcome);
+    }
+
+    /// A client, or the worker on one of its tunnels, has gone mad.
+    pub(crate) fn madness(&mut self, client: usize) {
+        self.mad.insert(client);
+        for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.client == client) {
+            exchange.spoil();
+        }
+    }
+
+    /// A worker takes work: it must be its own kind of work.
+    pub(crate) fn work(&mut self, worker: usize, work: &Work, listed: &[String]) {
+        let of = &self.workers[worker];
+        assert_eq!((work.function.as_str(), work.version.as_str()), (of.function, of.version));
+        let known = self.sessions.entry(work.id.clone()).or_insert_with(|| Session {
+            tenant: work.tenant.clone(),
+            function: work.function.clone(),
+            version: work.version.clone(),
+            worker: None,
+            tunnels: 0,
+        });
+        assert_eq!(known.tenant, work.tenant, "session {} has changed hands", work.id);
+        if work.kind == "reconnect" {
+            assert!(listed.contains(&work.id), "a reconnect for a session the poll did not list");
+        }
+        let token = Token { session: work.id.clone(), accepted: 0 };
+        // Work is delivered again if its answer may have been lost.
+        self.tokens.entry(work.token.clone()).or_insert(token);
+    }
+
+    /// A CONNECT was answered with 200.
+    pub(crate) fn accept(&mut self, token: &str, session: &str, worker: usize) {
+        self.accepted += 1;
+        let known = self.tokens.get_mut(token).expect("a token nobody was given opened a tunnel");
+        assert_eq!(known.session, session, "a tunnel for another session than the token's");
+        known.accepted += 1;
+        assert_eq!(known.accepted, 1, "a token was taken twice: session {session}");
+        let known = self.sessions.get_mut(session).expect("the token's session");
+        known.tunnels += 1;
+        let first = *known.worker.get_or_insert(worker);
+        assert_eq!(first, worker, "session {session} has tunnels to two workers");
+        *self.workers[worker].sessions.entry(session.to_owned()).or_default() += 1;
+    }
+
+    /// A tunnel has ended. A worker ends the session with its last one (contract 4.6).
+    pub(crate) fn tunnel_ended(&mut self, session: &str, worker: usize) {
+        if let Some(known) = self.sessions.get_mut(session) {
+            known.tunnels -= 1;
+        }
+        let held = &mut self.workers[worker].sessions;
+        if let Some(count) = held.get_mut(session) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(session);
+            }
+        }
+    }
+}
+
+/// One answer to a poll.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    pub(crate) kind: String,
+    pub(crate) id: String,
+    pub(crate) tenant: String,
+    pub(crate) function: String,
+    pub(crate) version: String,
+    pub(crate) token: String,
+}

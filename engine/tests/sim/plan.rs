@@ -1,0 +1,192 @@
+//! What a run is made of, drawn from its seed: the configuration, and how often what goes wrong.
+//! Most faults are absent from most runs, so that each also meets a quiet world.
+
+use std::sync::{Arc, LazyLock};
+
+use ringway::config::Config;
+use ringway::control::local::Policy;
+
+use super::seed::Seed;
+use super::wire::Cut;
+
+pub(crate) const F1: &str = "11111111-1111-4111-8111-111111111111";
+pub(crate) const F2: &str = "33333333-3333-4333-8333-333333333333";
+pub(crate) const V1: &str = "22222222-2222-4222-8222-222222222222";
+pub(crate) const V2: &str = "22222222-2222-4222-8222-222222222223";
+pub(crate) const V3: &str = "44444444-4444-4444-8444-444444444444";
+
+/// Key, tenant.
+pub(crate) const KEYS: [(&str, &str); 3] =
+    [("dev-key", "dev"), ("dev-key-2", "dev"), ("other-key", "other")];
+
+/// Function, version, tenants.
+pub(crate) const FUNCTIONS: [(&str, &str, &[&str]); 3] =
+    [(F1, V1, &["dev", "other"]), (F1, V2, &["dev"]), (F2, V3, &["dev", "other"])];
+
+pub(crate) const WORKER_KEY: &str = "worker-key";
+
+/// Lines added to the configuration: limits made small, waits made short.
+const VARIANTS: [&str; 5] = [
+    "",
+    "[session]\nwait = \"2s\"\nidle = \"1s\"",
+    "[limits]\nstream_window = \"16KiB\"\nstream_window_max = \"32KiB\"\nconnection_buffer = \"64KiB\"\ncore_buffer = \"1MiB\"",
+    "[session]\nscope = \"credential\"\n[limits]\nattachments = 3\ndispatch_burst = 4",
+    "[limits]\nwork_queue = 2\npending_sessions = 3\npending_per_tenant = 2\nstreams = 4\nqueued_answers = 3",
+];
+
+/// A configuration and what is made of it.
+pub(crate) struct Rules {
+    pub(crate) config: Arc<Config>,
+    pub(crate) policy: Arc<Policy>,
+}
+
+pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
+    let functions: String = FUNCTIONS
+        .iter()
+        .map(|(id, version, tenants)| {
+            format!(
+                "[[function]]\nid = \"{id}\"\nversion = \"{version}\"\ntenants = {tenants:?}\n\
+                 worker_keys = [\"{WORKER_KEY}\"]\n"
+            )
+        })
+        .collect();
+    VARIANTS
+        .iter()
+        .map(|more| {
+            let text = format!(
+                "[listen]\nclient = \"127.0.0.1:10081\"\nworker = \"127.0.0.1:10086\"\n\
+                 [control]\nmode = \"local\"\nadvertise = \"http://127.0.0.1:10086\"\n\
+                 [[tenant]]\nname = \"dev\"\nclient_keys = [\"dev-key\", \"dev-key-2\"]\n\
+                 [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
+            );
+            let config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
+            let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+            Rules { config: Arc::new(config), policy }
+        })
+        .collect()
+});
+
+/// How often what goes wrong, in percent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) cores: usize,
+    pub(crate) variant: usize,
+    pub(crate) blocks: usize,
+    pub(crate) block_bytes: usize,
+    pub(crate) mailbox: usize,
+    pub(crate) clients: usize,
+    pub(crate) calls: usize,
+    pub(crate) workers: usize,
+    pub(crate) polls: usize,
+    pub(crate) largest: usize,
+    /// Most bodies are large.
+    pub(crate) bulk: bool,
+    /// Clients come within so many microseconds, and stay when they have nothing to do.
+    pub(crate) within: usize,
+    pub(crate) stays: bool,
+    pub(crate) cut: Cut,
+    pub(crate) delay: (usize, usize),
+    pub(crate) capacity: usize,
+    pub(crate) short_writes: u32,
+    /// Streams reset, connections broken, GOAWAYs.
+    pub(crate) resets: u32,
+    pub(crate) breaks: u32,
+    pub(crate) goaways: u32,
+    /// Peers that stop reading, cores that stop turning.
+    pub(crate) stalls: u32,
+    pub(crate) pauses: u32,
+    /// Bad credentials, unknown functions, ids of others.
+    pub(crate) strangers: u32,
+    /// Ids brought back.
+    pub(crate) returns: u32,
+    /// Work lost, done late, done twice, tried with wrong tokens.
+    pub(crate) sloppy: u32,
+    /// Small windows, lazy credit.
+    pub(crate) tight: u32,
+    /// Changes of SETTINGS, PINGs.
+    pub(crate) chatter: u32,
+    /// Peers that take what came only now and then.
+    pub(crate) sluggish: u32,
+    /// Peers that go mad and send anything.
+    pub(crate) vandals: u32,
+    /// Heads over the limits.
+    pub(crate) giants: u32,
+    /// Cores that panic and begin anew.
+    pub(crate) crashes: usize,
+    /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
+    pub(crate) drain: Option<bool>,
+}
+
+impl Plan {
+    pub(crate) fn new(seed: &mut Seed) -> Self {
+        let some = |seed: &mut Seed, percent: u32, most: usize| {
+            if seed.chance(percent) { seed.range(1, most) as u32 } else { 0 }
+        };
+        let cut = match seed.below(10) {
+            0..4 => Cut::Whole,
+            4..6 => Cut::Random(40),
+            6..9 => Cut::Random(3000),
+            _ => Cut::Single(400),
+        };
+        let slow = seed.chance(30);
+        let bulk = seed.chance(12);
+        let plan = Self {
+            cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
+            variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
+            blocks: seed.pick(&[5, 8, 16, 32]),
+            block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),
+            mailbox: seed.pick(&[1, 2, 4, 64]),
+            clients: seed.range(1, 5),
+            calls: seed.range(1, if bulk { 4 } else { 16 }),
+            workers: seed.range(1, 5),
+            polls: seed.range(1, 3),
+            largest: if bulk { 200 * 1024 } else { seed.pick(&[300, 5_000, 60_000, 200 * 1024]) },
+            bulk,
+            within: seed.pick(&[1_000, 50_000, 1_500_000]),
+            stays: seed.chance(40),
+            cut,
+            delay: if slow { (0, 20_000) } else { (0, 200) },
+            capacity: seed.pick(&[600, 10_000, 40_000, 1 << 20]),
+            short_writes: some(seed, 40, 50),
+            resets: some(seed, 30, 30),
+            breaks: some(seed, 25, 30),
+            goaways: some(seed, 20, 25),
+            stalls: some(seed, 30, 20),
+            pauses: some(seed, 30, 10),
+            strangers: some(seed, 40, 30),
+            returns: some(seed, 70, 80),
+            sloppy: some(seed, 35, 50),
+            tight: some(seed, 40, 100),
+            chatter: some(seed, 50, 15),
+            sluggish: some(seed, 35, 100),
+            vandals: some(seed, 25, 20),
+            giants: some(seed, 15, 10),
+            crashes: if seed.chance(15) { seed.range(1, 3) } else { 0 },
+            drain: seed.chance(25).then(|| seed.chance(50)),
+        };
+        if seed.chance(8) { plan.pressed() } else { plan }
+    }
+
+    /// Little receive memory, much to hold in it.
+    fn pressed(self) -> Self {
+        Self {
+            blocks: 6,
+            block_bytes: 16 * 1024,
+            cut: Cut::Whole,
+            bulk: true,
+            largest: 100_000,
+            calls: self.calls.min(6),
+            capacity: 20_000,
+            sluggish: 70,
+            tight: 0,
+            ..self
+        }
+    }
+}
+
+impl Plan {
+    /// The size of a body.
+    pub(crate) fn size(&self, seed: &mut Seed) -> usize {
+        if self.bulk { seed.range(0, self.largest) } else { seed.size(self.largest) }
+    }
+}

@@ -1,0 +1,143 @@
+//! What a client asks for: mostly what it may have, sometimes what it must not get.
+
+use super::h2::List;
+use super::ledger::{Exchange, Half, Named};
+use super::peer::Stage;
+use super::plan::{F1, FUNCTIONS, KEYS, V3};
+
+/// A request before it is sent.
+pub(crate) struct Request {
+    key: &'static str,
+    tenant: &'static str,
+    function: &'static str,
+    version: &'static str,
+    /// The version field is there even if it is empty.
+    versioned: bool,
+    named: Named,
+    /// The gRPC code it must be refused with.
+    hopeless: Option<u8>,
+    grpc: bool,
+    method_head: bool,
+    /// Like all others of its connection.
+    twin: bool,
+    /// More fields than may be.
+    giant: bool,
+}
+
+impl Request {
+    pub(crate) fn new(client: usize, twins: bool, stage: &mut Stage<'_>) -> Self {
+        let seed = &mut *stage.seed;
+        let twin = twins && seed.chance(80);
+        let choice = if twin { client } else { seed.below(100) };
+        let (key, tenant) = KEYS[choice % KEYS.len()];
+        let allowed: Vec<_> = FUNCTIONS.iter().filter(|f| f.2.contains(&tenant)).collect();
+        let (function, version, _) = *allowed[choice / KEYS.len() % allowed.len()];
+        let mut request = Self {
+            key,
+            tenant,
+            function,
+            version: if choice.is_multiple_of(7) { "" } else { version },
+            versioned: choice.is_multiple_of(2),
+            named: Named::Nothing,
+            hopeless: None,
+            grpc: twin || seed.chance(60),
+            method_head: !twin && seed.chance(3),
+            twin,
+            giant: false,
+        };
+        if twin {
+            return request;
+        }
+        if seed.chance(stage.plan.strangers) {
+            request.estrange(stage);
+        } else if seed.chance(stage.plan.returns) {
+            request.come_back(stage);
+        }
+        if request.hopeless.is_none() && stage.seed.chance(stage.plan.giants) {
+            (request.giant, request.hopeless) = (true, Some(8));
+        }
+        request
+    }
+
+    /// Something that nobody may have.
+    fn estrange(&mut self, stage: &mut Stage<'_>) {
+        let seed = &mut *stage.seed;
+        match seed.below(4) {
+            0 => (self.key, self.hopeless) = ("nobodys-key", Some(16)),
+            1 => {
+                self.function = "99999999-1111-4111-8111-111111111111";
+                self.hopeless = Some(5);
+            }
+            2 => (self.function, self.version, self.hopeless) = (F1, V3, Some(5)),
+            _ => {
+                let (a, b) = (seed.next(), seed.next());
+                self.named = Named::Nobody(uuid::Uuid::from_u64_pair(a, b).to_string());
+                self.hopeless = Some(5);
+            }
+        }
+    }
+
+    /// A session that was met before, perhaps another tenant's.
+    fn come_back(&mut self, stage: &mut Stage<'_>) {
+        let met = stage.ledger.met.len();
+        if met == 0 {
+            return;
+        }
+        // The latest are the likeliest to be alive.
+        let at = met - 1 - stage.seed.below(met.min(4));
+        let (id, owner, function) = stage.ledger.met[at].clone();
+        (self.function, self.version) = (function, "");
+        self.hopeless = (owner != self.tenant).then_some(13);
+        self.named = Named::Session(id);
+    }
+
+    /// Its fields in order.
+    pub(crate) fn fields(&self, stage: &mut Stage<'_>) -> List {
+        let mut fields: List = Vec::new();
+        let mut put = |name: &str, value: &str| fields.push((name.into(), value.into()));
+        put(":method", if self.method_head { "HEAD" } else { "POST" });
+        put(":scheme", "http");
+        put(":path", if self.grpc { "/sim.Service/Call" } else { "/plain?x=1" });
+        put(":authority", "gateway");
+        put("content-type", if self.grpc { "application/grpc" } else { "text/plain" });
+        put("te", "trailers");
+        put("authorization", &format!("Bearer {}", self.key));
+        put("function-id", self.function);
+        if self.versioned || !self.version.is_empty() {
+            put("function-version-id", self.version);
+        }
+        if let Named::Session(id) | Named::Nobody(id) = &self.named {
+            put("nvcf-reqid", id);
+        }
+        if !self.twin && stage.seed.chance(30) {
+            put("x-filler", &"f".repeat(stage.seed.size(3000)));
+        }
+        if self.giant {
+            (0..300).for_each(|_| put("x-giant", "x"));
+        }
+        fields
+    }
+
+    pub(crate) fn exchange(self, client: usize, most_down: usize, stage: &Stage<'_>) -> Exchange {
+        Exchange {
+            client,
+            tenant: self.tenant,
+            function: self.function,
+            version: self.version,
+            named: self.named,
+            grpc: self.grpc,
+            method_head: self.method_head,
+            hopeless: self.hopeless,
+            twin: self.twin,
+            up: Half::default(),
+            down: Half::default(),
+            interim_sent: 0,
+            interim_got: 0,
+            tunnel: None,
+            outcome: None,
+            quit: false,
+            excuse: stage.ledger.draining,
+            most_down,
+        }
+    }
+}

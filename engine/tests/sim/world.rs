@@ -1,0 +1,565 @@
+//! The world of one run: a clock that jumps from event to event, cores, wires and far ends.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ringway::border::{Border, Carried, Listener};
+use ringway::pool::Pool;
+use ringway::post::{CorePost, ShardPost};
+use ringway::shard::{Shard, ShardSettings};
+use ringway_proto::time::Time;
+
+use super::client::Client;
+use super::core::{Around, Core};
+use super::journal::{self, note};
+use super::ledger::{Ledger, Work, Worker};
+use super::peer::{Act, Peer, Stage, Trick};
+use super::plan::{FUNCTIONS, Plan, RULES};
+use super::poll::Poll;
+use super::seed::Seed;
+use super::tunnel::Tunnel;
+use super::wire::{Link, Packet, Toward, Wires};
+
+/// When trouble stops, and how long what was begun may take after that: the longest wait of the
+/// gateway (a worker's, 30 s) several times over.
+const TROUBLE: usize = 6_000_000;
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// How often a core that began anew tries to say so.
+const TELL_PAUSE: Duration = Duration::from_millis(10);
+
+/// Turns of a core that did nothing and were followed by another at once.
+const IDLE_TURNS: u32 = 300;
+const TURNS: u64 = 400_000;
+
+/// Somebody who will come to the door.
+#[derive(Debug)]
+enum Guest {
+    Client,
+    Poll { worker: usize },
+    Dial { worker: usize, work: Box<Work>, trick: Trick },
+}
+
+#[derive(Debug)]
+enum Event {
+    Turn(usize),
+    Arrival(Toward, usize),
+    Tick(usize),
+    Knock(Guest),
+    Drain,
+    Crash(usize),
+    Calm,
+}
+
+/// An event at its time; of those at one time the first planned comes first.
+#[derive(Debug)]
+struct Planned {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl Ord for Planned {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The heap gives the greatest first.
+        (other.at.0, other.number).cmp(&(self.at.0, self.number))
+    }
+}
+
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Planned {}
+
+/// A far end and its side of the wire.
+struct Actor {
+    peer: Box<dyn Peer>,
+    reading: bool,
+    /// Arrived while it does not read.
+    kept: VecDeque<Packet>,
+    tick_at: Option<Time>,
+}
+
+pub(crate) struct World {
+    pub(crate) seed: Seed,
+    pub(crate) plan: Plan,
+    pub(crate) now: Time,
+    events: BinaryHeap<Planned>,
+    next: u64,
+    pub(crate) cores: Vec<Core>,
+    turns_at: Vec<Option<Time>>,
+    paused: Vec<Time>,
+    idle: u32,
+    turns: u64,
+    /// Messages between cores.
+    pub(crate) crossings: usize,
+    /// First generation of the latest shard that took another's place.
+    generations: u32,
+    wires: Wires,
+    actors: Vec<Actor>,
+    pub(crate) ledger: Ledger,
+    clients_to_come: usize,
+    calm: bool,
+    closing: bool,
+    /// Listeners that are closed.
+    shut: BTreeSet<(usize, bool)>,
+}
+
+impl World {
+    pub(crate) fn new(number: u64) -> Self {
+        let mut seed = Seed::new(number);
+        let plan = Plan::new(&mut seed);
+        let mut world = Self {
+            plan,
+            now: Time(1_000_000),
+            events: BinaryHeap::new(),
+            next: 0,
+            cores: Vec::new(),
+            turns_at: vec![None; plan.cores],
+            paused: vec![Time::ZERO; plan.cores],
+            idle: 0,
+            turns: 0,
+            crossings: 0,
+            generations: 0,
+            wires: Wires::default(),
+            actors: Vec::new(),
+            ledger: Ledger::default(),
+            clients_to_come: plan.clients,
+            calm: false,
+            closing: false,
+            shut: BTreeSet::new(),
+            seed,
+        };
+        for core in 0..plan.cores {
+            let core = world.core(core, 0);
+            world.cores.push(core);
+        }
+        for worker in 0..plan.workers {
+            let (function, version, _) = FUNCTIONS[worker % FUNCTIONS.len()];
+            world.ledger.workers.push(Worker { function, version, sessions: Default::default() });
+            for _ in 0..plan.polls {
+                world.expect(Guest::Poll { worker }, 30_000);
+            }
+        }
+        for _ in 0..plan.clients {
+            world.expect(Guest::Client, plan.within);
+        }
+        let trouble = world.seed.range(10_000, TROUBLE);
+        world.after(trouble, Event::Calm);
+        for _ in 0..plan.crashes {
+            let (at, core) = (world.seed.range(0, trouble), world.seed.below(plan.cores));
+            world.after(at, Event::Crash(core));
+        }
+        if plan.drain == Some(true) {
+            let at = world.seed.range(0, trouble);
+            world.after(at, Event::Drain);
+        }
+        world
+    }
+
+    fn core(&mut self, number: usize, generation: u32) -> Core {
+        let rules = &RULES[self.plan.variant];
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
+        let settings = ShardSettings {
+            config: rules.config.clone(),
+            core: number as u16,
+            cores: self.plan.cores as u16,
+            node: 0,
+            incarnation: 7,
+            secret: [3; 16],
+            seed,
+            generation,
+            advertise: "http://127.0.0.1:10086".into(),
+            unix_micros_at_zero: 1_000_000,
+            version: "test",
+            commit: "test",
+        };
+        let mut border = Border::new(Pool::new(self.plan.blocks, self.plan.block_bytes));
+        border.now = self.now;
+        let shard = Shard::new(settings, rules.policy.clone());
+        Core::new(number, shard, border, self.plan.mailbox)
+    }
+
+    // ---- events ----
+
+    fn at(&mut self, at: Time, event: Event) {
+        self.next += 1;
+        self.events.push(Planned { at, number: self.next, event });
+    }
+
+    fn after(&mut self, micros: usize, event: Event) {
+        self.at(Time(self.now.0 + micros as u64), event);
+    }
+
+    fn expect(&mut self, guest: Guest, within: usize) {
+        let after = self.seed.range(0, within);
+        self.after(after, Event::Knock(guest));
+    }
+
+    /// Runs to the end: trouble, then calm until everybody has finished, then everybody leaves.
+    pub(crate) fn run(&mut self) {
+        self.run_while(|world| !world.calm, Duration::from_secs(60));
+        let unfinished = |world: &Self| world.clients_to_come > 0 || world.unfinished().is_some();
+        self.run_while(unfinished, PATIENCE);
+        if let Some(peer) = self.unfinished() {
+            panic!("nothing goes wrong any more, but {}", peer.waits_for());
+        }
+        self.closing = true;
+        note("world", 0, "closes", [0, 0]);
+        if self.plan.drain == Some(false) {
+            self.drain();
+        }
+        for actor in 0..self.actors.len() {
+            self.tick_within(actor, 2_000);
+        }
+        self.run_while(|world| !world.at_rest(), PATIENCE);
+    }
+
+    fn run_while(&mut self, goes_on: impl Fn(&Self) -> bool, most: Duration) {
+        let until = self.now + most;
+        while goes_on(self) {
+            let Some(Planned { at, event, .. }) = self.events.pop() else { break };
+            if at > until {
+                self.at(at, event);
+                break;
+            }
+            self.now = self.now.max(at);
+            journal::clock(self.now);
+            self.happen(event);
+            self.schedule();
+        }
+    }
+
+    fn unfinished(&self) -> Option<&dyn Peer> {
+        let mut peers = self.actors.iter().map(|actor| &*actor.peer);
+        peers.find(|peer| peer.is_unfinished())
+    }
+
+    fn at_rest(&self) -> bool {
+        self.events.is_empty() && self.cores.iter().all(|core| core.deadline().is_none())
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn(core) => {
+                if self.turns_at[core] == Some(self.now) {
+                    self.turns_at[core] = None;
+                    self.turn(core);
+                }
+            }
+            Event::Arrival(Toward::Gateway, link) => self.arrived_at_gateway(link),
+            Event::Arrival(Toward::Peer, link) => {
+                if let Some(packet) = self.wires.links[link].arrived_at_peer() {
+                    self.actors[link].kept.push_back(packet);
+                    self.deliver(link);
+                }
+            }
+            Event::Tick(actor) => {
+                if self.actors[actor].tick_at == Some(self.now) {
+                    self.actors[actor].tick_at = None;
+                    self.ask(actor, |peer, stage| peer.tick(stage));
+                }
+            }
+            Event::Knock(guest) => self.knock(guest),
+            Event::Drain => self.drain(),
+            Event::Crash(core) => self.crash(core),
+            Event::Calm => {
+                note("world", 0, "calms down", [0, 0]);
+                self.calm = true;
+                for actor in 0..self.actors.len() {
+                    self.tick_within(actor, 2_000);
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self) {
+        for (at, toward, link) in std::mem::take(&mut self.wires.arrivals) {
+            self.at(at, Event::Arrival(toward, link));
+        }
+    }
+
+    // ---- cores ----
+
+    /// Every core is told to drain: from now on anything may be refused or cut off.
+    fn drain(&mut self) {
+        note("world", 0, "drains", [0, 0]);
+        self.ledger.draining = true;
+        for exchange in &mut self.ledger.exchanges {
+            exchange.excuse = true;
+        }
+        for core in 0..self.cores.len() {
+            let max = Duration::from_secs(5);
+            self.cores[core].mailbox.push_back(ShardPost::Drain { max });
+            self.wake(core);
+        }
+    }
+
+    fn wake(&mut self, core: usize) {
+        let after = self.seed.range(1, 30);
+        self.turn_by(core, Time(self.now.0 + after as u64));
+    }
+
+    fn turn_by(&mut self, core: usize, at: Time) {
+        let at = at.max(self.paused[core]);
+        if self.turns_at[core].is_none_or(|planned| at < planned) {
+            self.turns_at[core] = Some(at);
+            self.at(at, Event::Turn(core));
+        }
+    }
+
+    fn turn(&mut self, number: usize) {
+        let core = &mut self.cores[number];
+        let around = Around {
+            wires: &mut self.wires,
+            seed: &mut self.seed,
+            short_writes: self.plan.short_writes,
+        };
+        let busy = core.turn(self.now, around);
+        for listener in std::mem::take(&mut core.shut) {
+            self.shut.insert((number, listener == Listener::Client));
+        }
+        core.shard.take_posts(&mut Vec::new());
+        self.deliver_posts(number);
+        self.turns += 1;
+        assert!(self.turns < TURNS, "the run does not end");
+        let core = &self.cores[number];
+        let again = core.is_busy(&self.wires);
+        self.idle = if again && !busy { self.idle + 1 } else { 0 };
+        assert!(self.idle < IDLE_TURNS, "core {number} turns and turns and does nothing");
+        let deadline = core.deadline();
+        if !self.calm && self.seed.chance(self.plan.pauses) && self.seed.chance(30) {
+            let pause = self.seed.range(1, 400_000);
+            note("core", number, "pauses", [pause as u64, 0]);
+            self.paused[number] = Time(self.now.0 + pause as u64);
+        }
+        if again {
+            self.wake(number);
+        } else if let Some(at) = deadline {
+            let next = Time(self.now.0 + 1);
+            self.turn_by(number, at.max(next));
+        }
+    }
+
+    /// Takes messages from one core to the others' mailboxes, which may be full.
+    fn deliver_posts(&mut self, from: usize) {
+        for to in self.cores[from].untold.clone() {
+            self.tell(from, to);
+        }
+        let mut posts = Vec::new();
+        self.cores[from].shard.take_core_posts(&mut posts);
+        let mut full = self.cores[from].untold.clone();
+        for (to, post) in posts {
+            let there = &mut self.cores[usize::from(to)];
+            // The order between two cores is kept: behind one that found no room, none does.
+            if there.mailbox.len() < there.capacity && !full.contains(&to) {
+                there.mailbox.push_back(ShardPost::Core(post));
+                self.crossings += 1;
+                self.wake(usize::from(to));
+            } else {
+                note("core", from, "finds a full mailbox", [to.into(), 0]);
+                full.push(to);
+                let core = &mut self.cores[from];
+                core.shard.undelivered(&mut core.border, to, post);
+            }
+        }
+        if !self.cores[from].untold.is_empty() {
+            self.turn_by(from, self.now + TELL_PAUSE);
+        }
+    }
+
+    /// Tells a core that another one began anew, before it hears anything else of it.
+    fn tell(&mut self, from: usize, to: u16) {
+        let there = &mut self.cores[usize::from(to)];
+        if there.mailbox.len() < there.capacity {
+            there.mailbox.push_back(ShardPost::Restarted { core: from as u16 });
+            self.cores[from].untold.retain(|core| *core != to);
+            self.wake(usize::from(to));
+        }
+    }
+
+    /// A core panics: its connections are closed, what waited for it is lost, a new shard takes its
+    /// place with the same mailbox.
+    fn crash(&mut self, number: usize) {
+        note("core", number, "panics", [0, 0]);
+        self.ledger.crashed = true;
+        for exchange in &mut self.ledger.exchanges {
+            exchange.excuse = true;
+        }
+        let mut links: Vec<usize> =
+            self.cores[number].kernel.sockets().map(|socket| socket.link).collect();
+        for post in self.cores[number].mailbox.drain(..) {
+            if let ShardPost::Core(CorePost::Connect(moved)) = post
+                && let Carried::Simulated(link) = moved.parcel.socket
+            {
+                links.push(link as usize);
+            }
+        }
+        for link in links {
+            self.wires.close(link, self.now, &mut self.seed);
+        }
+        self.generations += 1 << 20;
+        let mut core = self.core(number, self.generations);
+        core.untold = (0..self.cores.len() as u16).filter(|n| usize::from(*n) != number).collect();
+        core.knocking = std::mem::take(&mut self.cores[number].knocking);
+        self.cores[number] = core;
+        self.wake(number);
+    }
+
+    fn arrived_at_gateway(&mut self, number: usize) {
+        let link = &mut self.wires.links[number];
+        match link.arrived_at_gateway() {
+            Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
+            Some(Packet::Fin) => link.in_fin = true,
+            Some(Packet::Reset(end)) => link.in_reset = Some(end),
+            Some(Packet::Bytes(_)) | None => {}
+        }
+        if let Some(core) = link.core {
+            self.wake(core);
+        }
+    }
+
+    // ---- far ends ----
+
+    fn knock(&mut self, guest: Guest) {
+        let core = self.seed.below(self.cores.len());
+        let client = matches!(guest, Guest::Client);
+        self.clients_to_come -= usize::from(client);
+        if self.shut.contains(&(core, client))
+            || (self.closing && !matches!(guest, Guest::Dial { .. }))
+        {
+            return;
+        }
+        let number = self.actors.len();
+        let Plan { delay, capacity, cut, .. } = self.plan;
+        let mut link = Link::new(delay, capacity, cut);
+        link.core = Some(core);
+        self.wires.links.push(link);
+        let mut acts = Vec::new();
+        let mut stage = Stage {
+            seed: &mut self.seed,
+            ledger: &mut self.ledger,
+            plan: &self.plan,
+            calm: self.calm,
+            closing: self.closing,
+            acts: &mut acts,
+        };
+        let peer: Box<dyn Peer> = match guest {
+            Guest::Client => Box::new(Client::new(number, &mut stage)),
+            Guest::Poll { worker } => Box::new(Poll::new(number, worker, &mut stage)),
+            Guest::Dial { worker, work, trick } => {
+                Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
+            }
+        };
+        note(
+            "link",
+            number,
+            if client { "comes from a client to core" } else { "comes from a worker to core" },
+            [core as u64, 0],
+        );
+        self.actors.push(Actor { peer, reading: true, kept: VecDeque::new(), tick_at: None });
+        let listener = if client { Listener::Client } else { Listener::Worker };
+        let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + number as u16));
+        self.cores[core].knocking.push((number, listener, address));
+        self.wake(core);
+        self.carry_out(number, acts);
+        self.tick_within(number, 300);
+    }
+
+    fn tick_within(&mut self, actor: usize, most: usize) {
+        let after = self.seed.range(1, most);
+        let at = Time(self.now.0 + after as u64);
+        if self.actors[actor].tick_at.is_none_or(|planned| at < planned) {
+            self.actors[actor].tick_at = Some(at);
+            self.at(at, Event::Tick(actor));
+        }
+    }
+
+    /// What has arrived, as far as the peer reads.
+    fn deliver(&mut self, number: usize) {
+        while self.actors[number].reading
+            && let Some(packet) = self.actors[number].kept.pop_front()
+        {
+            match packet {
+                Packet::Bytes(bytes) => {
+                    let link = &mut self.wires.links[number];
+                    link.was_read(bytes.len());
+                    if let Some(core) = link.core {
+                        self.wake(core);
+                    }
+                    if !self.wires.links[number].peer_closed {
+                        self.ask(number, |peer, stage| peer.received(&bytes, stage));
+                        self.tick_within(number, 400);
+                    }
+                }
+                Packet::Fin => self.ask(number, |peer, stage| peer.ended(false, stage)),
+                Packet::Reset(_) => self.ask(number, |peer, stage| peer.ended(true, stage)),
+            }
+        }
+    }
+
+    fn ask(&mut self, number: usize, what: impl FnOnce(&mut dyn Peer, &mut Stage<'_>)) {
+        let mut acts = Vec::new();
+        let mut stage = Stage {
+            seed: &mut self.seed,
+            ledger: &mut self.ledger,
+            plan: &self.plan,
+            calm: self.calm,
+            closing: self.closing,
+            acts: &mut acts,
+        };
+        what(&mut *self.actors[number].peer, &mut stage);
+        self.carry_out(number, acts);
+    }
+
+    fn carry_out(&mut self, number: usize, acts: Vec<Act>) {
+        let mut reads = None;
+        for act in acts {
+            match act {
+                Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
+                Act::Fin => self.put(number, Packet::Fin),
+                Act::Reset => {
+                    let end = self.seed.pick(&[
+                        ringway::border::End::Reset,
+                        ringway::border::End::Reset,
+                        ringway::border::End::Timeout,
+                    ]);
+                    self.put(number, Packet::Reset(end));
+                    self.wires.links[number].peer_closed = true;
+                }
+                Act::Read(reading) => reads = Some(reading),
+                Act::Wait(micros) => self.tick_within(number, micros.max(2)),
+                Act::Dial { worker, work, trick, after } => {
+                    let work = Box::new(work);
+                    self.after(after, Event::Knock(Guest::Dial { worker, work, trick }));
+                }
+                Act::Poll { worker, after } => {
+                    self.after(after, Event::Knock(Guest::Poll { worker }));
+                }
+            }
+        }
+        // What is read now is answered behind what was just said.
+        if let Some(reading) = reads {
+            self.actors[number].reading = reading;
+            self.deliver(number);
+        }
+    }
+
+    fn put(&mut self, link: usize, packet: Packet) {
+        if !self.wires.links[link].peer_closed {
+            self.wires.peer_sends(link, packet, self.now, &mut self.seed);
+        }
+    }
+}

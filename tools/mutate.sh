@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Breaks one line of the gateway at a time, in a scratch worktree of HEAD, and runs the simulator:
+# every broken line has to be found. Prints the seed that found each; fails if one is missed.
+#
+#   tools/mutate.sh            all of them
+#   tools/mutate.sh NAME...    some
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# name @ file @ what is there @ what is put in its place; \n is a new line
+mutants=(
+    'early-end@engine/src/shard/relay.rs@let end = pipe.queued == 0 && pipe.ended@let end = pipe.ended'
+    'early-trailers@engine/src/shard/relay.rs@Some(to) if pipe.queued == 0 && !pipe.scheduled => {@Some(to) => {'
+    'wrong-part@engine/src/border.rs@self.pool.copy(segment.part(done, part.len as usize), part);\n            append@self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
+    'wrong-waiter@engine/src/shard/attach.rs@attachment.waiters.pop_front();@attachment.waiters.pop_back();'
+    'credit-twice@engine/src/shard/relay.rs@hop.h2.drained(from.key, len, backlog,@hop.h2.drained(from.key, len * 2, backlog,'
+    'blind-window@engine/src/shard/relay.rs@ || hop.h2.data_room(to.key) < len@'
+    'lost-turn@engine/src/shard/relay.rs@Turn::HopBlocked => return self.requeue(conn, key, true),@Turn::HopBlocked => return,'
+    'lost-resume@engine/src/shard/mod.rs@border.pause(source, hop.waits > 0);@border.pause(source, true);'
+    'token-twice@engine/src/shard/worker.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, now.since(now)));\n        };\n        if !token'
+    'any-tenant@engine/src/shard/session.rs@if facts.tenant != *tenant {@if false {'
+    'pin-over-id@engine/src/shard/attach.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
+    'late-bytes@engine/src/shard/moving.rs@door.input.extend_from_slice(border.pool.bytes(segment));@'
+    'no-shrink@proto/src/hpack/encode.rs@self.resized.take() else { return };@self.resized.take() else { return };\n        if smallest < 9999 {\n            return;\n        }'
+    'unheard-restart@engine/src/shard/restart.rs@self.renew_work(border, key, core);@'
+)
+
+tree=$(mktemp -d)
+git worktree add --quiet --detach "$tree" HEAD
+trap 'git worktree remove --force "$tree"' EXIT
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/mutate" RUST_BACKTRACE=0
+
+missed=0
+for mutant in "${mutants[@]}"; do
+    IFS='@' read -r name file there instead <<<"$mutant"
+    if [[ $# -gt 0 && " $* " != *" $name "* ]]; then continue; fi
+    git -C "$tree" checkout --quiet -- .
+    perl -0pi -e 'BEGIN { ($a, $b) = map { s/\\n/\n/gr } splice @ARGV, 0, 2 } s/\Q$a\E/$b/' \
+        "$there" "$instead" "$tree/$file"
+    if git -C "$tree" diff --quiet; then
+        echo "$name: the line is not there any more; mend tools/mutate.sh"
+        missed=1
+        continue
+    fi
+    begun=$SECONDS
+    if told=$(cd "$tree" && cargo test --quiet -p ringway --test sim every_seed 2>&1); then
+        echo "$name: MISSED"
+        missed=1
+    else
+        found=$(grep -aom1 '^seed [0-9]*: .*' <<<"$told" || true)
+        echo "$name: ${found:-does not build} ($((SECONDS - begun)) s)"
+        [[ -n $found ]] || missed=1
+    fi
+done
+exit $missed
