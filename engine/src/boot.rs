@@ -85,14 +85,12 @@ pub fn serve(
     source: Option<PathBuf>,
 ) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
-    for unknown in config.resolve() {
-        tracing::warn!("{unknown}");
+    let unknown = config.resolve();
+    for warning in unknown.iter().chain(&config.warnings) {
+        tracing::warn!("{warning}");
     }
     for note in &config.notes {
         tracing::info!("{note}");
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
     }
     raise_descriptors(&config);
     let backend = io::choose(&config)?;
