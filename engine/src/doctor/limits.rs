@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn few_open_files_are_told() {
-        let config = Config::dev();
+        let mut config = Config::dev();
+        config.cores.count = Some(1);
         let check = |files| open_files(&host(files, "0", ""), &config);
         check("1048576").is(Status::Ok, &["1048576", "131136"]);
         check("unlimited").is(Status::Ok, &["any number"]);
