@@ -50,8 +50,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", cores="", worker_port=None):
-    """A file for `serve`: one core, free ports, two tenants, four functions."""
+def configuration(session="", drain="", more="", worker_port=None, cores=1, io="auto"):
+    """A file for `serve`: free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -68,8 +68,8 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = 1
-{cores}
+count = {cores}
+io = "{io}"
 
 [control]
 mode = "local"
