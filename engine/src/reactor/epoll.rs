@@ -211,7 +211,7 @@ impl Epoll {
             Kind::Writable | Kind::Connect => self
                 .watch_of(target)
                 .is_some_and(|watch| watch.out.take_if(|out| *out == kind).is_some()),
-            Kind::Send | Kind::Cancel | Kind::Bell | Kind::Ring | Kind::Rung => false,
+            _ => false,
         };
         if found {
             self.complete(target, -libc::ECANCELED);
@@ -464,5 +464,76 @@ impl Drop for Epoll {
                 drop(unsafe { OwnedFd::from_raw_fd(completion.result) });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::border::ConnId;
+
+    const SHARE: Share = Share { cap: 0, limit: 0 };
+
+    fn made() -> (Epoll, Pool, Tag) {
+        let (mut epoll, mut pool) = (Epoll::new(2, 1000).unwrap(), Pool::new(2, 64));
+        epoll.lend(&mut pool);
+        (epoll, pool, Tag::of(Kind::Receive, ConnId { slot: 3, generation: 7 }))
+    }
+
+    fn results(epoll: &mut Epoll, pool: &mut Pool) -> Vec<(Kind, i32, bool)> {
+        epoll.enter(Wait::No, pool);
+        let batch = epoll.take_batch();
+        batch.iter().map(|c| (c.tag.kind(), c.result, c.more())).collect()
+    }
+
+    #[test]
+    fn a_socket_that_was_given_away_wakes_nobody_here() {
+        let (mut epoll, mut pool, tag) = made();
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        epoll.receive(socket.as_raw_fd(), SHARE, tag);
+        epoll.cancel(tag, tag.sibling(Kind::Cancel));
+        epoll.enter(Wait::No, &mut pool);
+        epoll.take_batch();
+        epoll.forget(tag);
+        peer.write_all(b"for its next core").unwrap();
+        assert!(!epoll.has_work());
+        // Another connection may have the slot now.
+        let next = Tag::of(Kind::Receive, ConnId { slot: 3, generation: 8 });
+        let (mut other, second) = UnixStream::pair().unwrap();
+        epoll.receive(second.as_raw_fd(), SHARE, next);
+        other.write_all(b"mine").unwrap();
+        assert_eq!(results(&mut epoll, &mut pool), [(Kind::Receive, 4, true)]);
+    }
+
+    #[test]
+    fn a_receive_fills_blocks_one_after_the_other_and_starves_without() {
+        let (mut epoll, mut pool, tag) = made();
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        epoll.receive(socket.as_raw_fd(), SHARE, tag);
+        peer.write_all(&[1; 200]).unwrap();
+        let receive = |result, more| (Kind::Receive, result, more);
+        let starved = receive(-libc::ENOBUFS, false);
+        let wanted = [receive(64, true), receive(64, true), starved];
+        assert_eq!(results(&mut epoll, &mut pool), wanted);
+        assert!(!epoll.has_work(), "nothing is armed");
+    }
+
+    #[test]
+    fn a_cancel_ends_what_is_armed_and_finds_nothing_else() {
+        let (mut epoll, mut pool, tag) = made();
+        let (_peer, socket) = UnixStream::pair().unwrap();
+        let cancel = tag.sibling(Kind::Cancel);
+        epoll.cancel(tag, cancel);
+        epoll.receive(socket.as_raw_fd(), SHARE, tag);
+        epoll.cancel(tag.sibling(Kind::Writable), cancel);
+        epoll.cancel(tag, cancel);
+        let missing = (Kind::Cancel, -libc::ENOENT, false);
+        let ended = (Kind::Receive, -libc::ECANCELED, false);
+        let wanted = [missing, missing, ended, (Kind::Cancel, 0, false)];
+        assert_eq!(results(&mut epoll, &mut pool), wanted);
     }
 }

@@ -55,9 +55,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None, io=""):
+def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
+                  io="auto"):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
-    worker; `io` are more lines about the cores."""
+    worker."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -76,7 +77,7 @@ admin = "127.0.0.1:0"
 
 [cores]
 count = {cores or chosen_cores()}
-{io}
+io = "{io}"
 
 [control]
 mode = "local"

@@ -95,7 +95,7 @@ def test_epoll_by_choice_is_no_warning(tmp_path):
 
 def test_the_configuration_chooses_and_the_argument_wins(tmp_path, monkeypatch):
     monkeypatch.delenv("RINGWAY_TEST_IO", raising=False)
-    with Gateway.serve(tmp_path, name="epoll", cores='io = "epoll"') as running:
+    with Gateway.serve(tmp_path, name="epoll", io="epoll") as running:
         assert drivers(running) == {"io_uring": 0, "epoll": 1}
     path = max(tmp_path.glob("epoll-*.toml"))
     with Gateway(["serve", "--config", str(path), "--io", "ring"], tmp_path, "won") as running:
@@ -121,7 +121,7 @@ def doctor(launcher, *arguments):
 
 def minimal(tmp_path, io):
     path = tmp_path / f"{io}.toml"
-    path.write_text(configuration(worker_port=free_port(), cores=f'io = "{io}"'))
+    path.write_text(configuration(worker_port=free_port(), io=io))
     return ["--config", str(path)]
 
 
