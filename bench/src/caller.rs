@@ -34,6 +34,18 @@ pub struct Work {
     pub answer: u32,
 }
 
+/// When calls begin.
+#[derive(Debug)]
+pub enum Pace {
+    /// The end of one begins the next: as many as streams are always open.
+    Closed,
+    /// After a first one they begin when [`Caller::begin`] says so; those that find no stream free
+    /// wait here, each with the instant at which it should have begun.
+    Given(VecDeque<Instant>),
+    /// One call, begun at this instant; then the connection ends.
+    Once(Instant),
+}
+
 /// What was wrong with a call, first cause wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
@@ -76,6 +88,11 @@ pub struct Caller {
     verifier: Verifier,
     answered: bool,
     failed: u32,
+    pace: Pace,
+    /// Slots without a call.
+    resting: Vec<usize>,
+    /// The only call has ended.
+    done: bool,
     tally: Rc<RefCell<Tally>>,
 }
 
@@ -105,7 +122,7 @@ impl Machine for Caller {
     }
 
     fn over(&self) -> bool {
-        self.tally.borrow().stage.phase() == Phase::Over
+        self.done || self.tally.borrow().stage.phase() == Phase::Over
     }
 }
 
@@ -138,13 +155,47 @@ impl Caller {
             verifier: Verifier::default(),
             answered: false,
             failed: 0,
+            pace: Pace::Closed,
+            resting: Vec::new(),
+            done: false,
             tally,
+        }
+    }
+
+    /// The same with another pace.
+    #[must_use]
+    pub fn paced(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// Its first answer is not told to the stage: `yes`, another connection's was.
+    #[must_use]
+    pub fn unannounced(mut self, yes: bool) -> Self {
+        self.answered = yes;
+        self
+    }
+
+    /// Begins a call that should have begun at `due`, or keeps it until a stream is free.
+    pub fn begin(&mut self, due: Instant) -> Result<(), Fault> {
+        match (self.resting.pop(), &mut self.pace) {
+            (Some(place), _) => self.start(place, due),
+            (None, Pace::Given(waiting)) => {
+                waiting.push_back(due);
+                Ok(())
+            }
+            (None, _) => Ok(()),
         }
     }
 
     /// Calls that are open.
     pub fn open_calls(&self) -> u64 {
-        self.slots.len() as u64
+        self.slots.iter().filter(|slot| slot.id != 0).count() as u64
+    }
+
+    /// Whether it ended as it should: with its only call answered.
+    pub fn is_done(&self) -> bool {
+        self.done
     }
 
     /// Header blocks that had to be decoded, for the generator's own account.
@@ -220,8 +271,19 @@ impl Caller {
             // Like grpc-go, which calls a connection ready once the server's SETTINGS are there.
             self.opened = true;
             self.blocks = Some(Blocks::request(&self.fields, self.allowance.table));
-            for place in 0..self.streams.min(self.allowance.streams as usize) {
-                self.start(place, now)?;
+            let streams = self.streams.min(self.allowance.streams as usize);
+            match self.pace {
+                Pace::Closed => {
+                    for place in 0..streams {
+                        self.start(place, now)?;
+                    }
+                }
+                Pace::Given(_) => {
+                    self.start(0, now)?;
+                    // Slots come into being in order.
+                    self.resting.extend((1..streams).rev());
+                }
+                Pace::Once(begun) => self.start(0, begun)?,
             }
         }
         Ok(())
@@ -250,6 +312,7 @@ impl Caller {
             self.slots[place] = slot;
         } else {
             self.slots.push(slot);
+            debug_assert_eq!(self.slots.len(), place + 1, "slots come into being in order");
         }
         let Some(blocks) = &self.blocks else { return Ok(()) };
         let block = if id == 1 { &blocks.first } else { &blocks.later };
@@ -327,7 +390,21 @@ impl Caller {
                 return Err(Fault::Hopeless(slot.said));
             }
         }
-        self.start(place, now)
+        match &mut self.pace {
+            Pace::Closed => self.start(place, now),
+            Pace::Given(waiting) => match waiting.pop_front() {
+                Some(due) => self.start(place, due),
+                None => {
+                    self.slots[place].id = 0;
+                    self.resting.push(place);
+                    Ok(())
+                }
+            },
+            Pace::Once(_) => {
+                self.done = true;
+                Ok(())
+            }
+        }
     }
 }
 

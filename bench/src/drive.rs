@@ -86,10 +86,19 @@ impl std::fmt::Display for Ended {
 
 /// What reader and writer share besides the machine.
 #[derive(Debug, Default)]
-struct Link {
+pub struct Link {
     /// Set while the writer has nothing to write.
     idle_writer: Option<Waker>,
     closed: bool,
+}
+
+impl Link {
+    /// The machine was given something to write from outside.
+    pub fn nudge(&mut self) {
+        if let Some(waker) = self.idle_writer.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// Runs `machine` on `stream` until either ends; `early` are bytes already read.
@@ -98,17 +107,24 @@ pub async fn drive<M: Machine + 'static>(
     machine: Rc<RefCell<M>>,
     early: &[u8],
 ) -> Result<(), Ended> {
+    drive_linked(stream, machine, early, Rc::default()).await
+}
+
+/// As [`drive`], for a machine that is also given work from outside: `link` tells the writer.
+pub async fn drive_linked<M: Machine + 'static>(
+    stream: TcpStream,
+    machine: Rc<RefCell<M>>,
+    early: &[u8],
+    link: Rc<RefCell<Link>>,
+) -> Result<(), Ended> {
     // Without it small answers wait for acknowledgements.
     stream.set_nodelay(true).map_err(|e| Ended::Lost(Some(e)))?;
     let (reader, writer) = stream.into_split();
-    let link = Rc::new(RefCell::new(Link::default()));
     monoio::spawn(write(writer, machine.clone(), link.clone()));
     let ended = read(reader, &machine, &link, early).await;
     let mut l = link.borrow_mut();
     l.closed = true;
-    if let Some(waker) = l.idle_writer.take() {
-        waker.wake();
-    }
+    l.nudge();
     ended
 }
 

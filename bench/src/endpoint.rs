@@ -1,9 +1,11 @@
 //! The lean HTTP/2 server behind every proxy of a comparison.
 //!
-//! It never decodes a header block. A gRPC message tells it what to answer: its first four payload
-//! bytes are the answer's payload size, big endian (as `response_size` does in gRPC's own
-//! benchmark). So one endpoint serves echoes and uploads. Everything a read brought is answered in
-//! one write; [`crate::drive`] does both.
+//! It never decodes a header block. A stream's first gRPC message tells it what to answer: its
+//! first four payload bytes are the answer's payload size, big endian (as `response_size` does in
+//! gRPC's own benchmark). With [`STREAMED`] set in it, four more bytes follow: how many messages
+//! of that size to send, or 0 for one after each message received. So one endpoint serves echoes,
+//! uploads, server streams and ping-pong. Everything a read brought is answered in one write;
+//! [`crate::drive`] does both.
 
 use std::collections::VecDeque;
 
@@ -17,6 +19,12 @@ use crate::wire::{self, Event, HEAD, Inlet, MAX_31, MAX_FRAME, PREFACE, flag, ki
 pub const PREFIX: usize = 5;
 /// The prefix and the four bytes that say how much to answer.
 pub const ORDER: usize = PREFIX + 4;
+/// The same with the four bytes that say how often.
+pub const STREAM_ORDER: usize = ORDER + 4;
+/// In an answer's size: more than one answer is wanted.
+pub const STREAMED: u32 = 1 << 31;
+/// In an order's count: messages until the stream is reset.
+pub const ENDLESS: u32 = u32::MAX;
 /// Bytes queued for writing before DATA waits for the socket.
 pub const OUT_LIMIT: usize = 256 * 1024;
 /// Payload of every message after the order.
@@ -30,10 +38,50 @@ struct Stream {
     id: u32,
     window: i64,
     credit: Credit,
-    order: [u8; ORDER],
+    order: [u8; STREAM_ORDER],
     have: usize,
-    /// Answer bytes not yet sent, once the request has ended.
+    /// Where the request's messages end, of a ping-pong.
+    pings: Option<Messages>,
+    /// Answer bytes not yet sent, once the request has ended or said that it is a stream.
     answer: Option<Answer>,
+    /// The request has ended.
+    ended: bool,
+}
+
+/// Finds the ends of length-prefixed messages in a body.
+#[derive(Debug, Default)]
+pub struct Messages {
+    prefix: [u8; PREFIX],
+    have: usize,
+    left: usize,
+}
+
+impl Messages {
+    /// How many messages end in the next `bytes` of the body.
+    pub fn ends(&mut self, mut bytes: &[u8]) -> usize {
+        let mut ends = 0;
+        while !bytes.is_empty() {
+            if self.have < PREFIX {
+                let n = bytes.len().min(PREFIX - self.have);
+                self.prefix[self.have..self.have + n].copy_from_slice(&bytes[..n]);
+                self.have += n;
+                bytes = &bytes[n..];
+                if self.have < PREFIX {
+                    break;
+                }
+                let [_, a, b, c, d] = self.prefix;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+            }
+            let n = bytes.len().min(self.left);
+            self.left -= n;
+            bytes = &bytes[n..];
+            if self.left == 0 {
+                self.have = 0;
+                ends += 1;
+            }
+        }
+        ends
+    }
 }
 
 #[derive(Debug)]
@@ -41,6 +89,8 @@ struct Answer {
     prefix: [u8; PREFIX],
     sent: u64,
     left: u64,
+    /// Messages of the same size that follow this one.
+    more: u64,
 }
 
 impl Answer {
@@ -48,7 +98,25 @@ impl Answer {
     fn new(size: Option<u32>) -> Self {
         let l = size.unwrap_or(0).to_be_bytes();
         let left = size.map_or(0, |n| u64::from(n) + PREFIX as u64);
-        Self { prefix: [0, l[0], l[1], l[2], l[3]], sent: 0, left }
+        Self { prefix: [0, l[0], l[1], l[2], l[3]], sent: 0, left, more: 0 }
+    }
+
+    /// So many messages of `size` payload bytes, and perhaps more later.
+    fn stream(size: u32, count: u64) -> Self {
+        let mut answer = Self { more: count, ..Self::new(Some(size)) };
+        answer.left = 0;
+        answer.next();
+        answer
+    }
+
+    /// Begins the next message, if there is one.
+    fn next(&mut self) {
+        if self.left == 0 && self.more > 0 {
+            let [_, a, b, c, d] = self.prefix;
+            self.more -= 1;
+            self.sent = 0;
+            self.left = u64::from(u32::from_be_bytes([a, b, c, d])) + PREFIX as u64;
+        }
     }
 
     /// Appends the next `n` bytes of the message.
@@ -181,9 +249,11 @@ impl Endpoint {
             id,
             window: self.allowance.initial(),
             credit: Credit::default(),
-            order: [0; ORDER],
+            order: [0; STREAM_ORDER],
             have: 0,
+            pings: None,
             answer: None,
+            ended: false,
         });
         if end { self.ended(self.streams.len() - 1) } else { Ok(()) }
     }
@@ -192,37 +262,94 @@ impl Endpoint {
         self.credit.received(flow, CONNECTION_WINDOW, 0, &mut self.out);
         let Some(place) = self.place(id) else { return };
         let stream = &mut self.streams[place];
-        if stream.have < ORDER {
-            let n = bytes.len().min(ORDER - stream.have);
-            stream.order[stream.have..stream.have + n].copy_from_slice(&bytes[..n]);
-            stream.have += n;
+        if !end {
+            stream.credit.received(flow, STREAM_WINDOW, id, &mut self.out);
         }
+        let mut rest = bytes;
+        if stream.have < STREAM_ORDER && stream.answer.is_none() {
+            let n = rest.len().min(STREAM_ORDER - stream.have);
+            stream.order[stream.have..stream.have + n].copy_from_slice(&rest[..n]);
+            stream.have += n;
+            if stream.have == STREAM_ORDER && stream.is_streamed() {
+                // What was kept of the first message counts towards its end.
+                let order = stream.order;
+                self.stream(place);
+                self.pinged(place, &order);
+                rest = &rest[n..];
+            }
+        }
+        self.pinged(place, rest);
         if end {
             // Infallible: only trailers can end a stream wrongly.
             let _ = self.ended(place);
-        } else {
-            stream.credit.received(flow, STREAM_WINDOW, id, &mut self.out);
+        }
+    }
+
+    /// The order of a stream is known: its answer begins.
+    fn stream(&mut self, place: usize) {
+        let stream = &mut self.streams[place];
+        let o = &stream.order;
+        let size = u32::from_be_bytes([o[5], o[6], o[7], o[8]]) & !STREAMED;
+        let count = match u32::from_be_bytes([o[9], o[10], o[11], o[12]]) {
+            0 => {
+                stream.pings = Some(Messages::default());
+                0
+            }
+            ENDLESS => u64::MAX,
+            count => u64::from(count),
+        };
+        stream.answer = Some(Answer::stream(size, count));
+        let id = stream.id;
+        self.put_head(id);
+        if count > 0 {
+            self.queue.push_back(id);
+        }
+    }
+
+    /// More of a ping-pong's messages: each that ends here is answered.
+    fn pinged(&mut self, place: usize, bytes: &[u8]) {
+        let stream = &mut self.streams[place];
+        let (Some(pings), Some(answer)) = (&mut stream.pings, &mut stream.answer) else { return };
+        let ends = pings.ends(bytes) as u64;
+        if ends > 0 {
+            let resting = answer.left == 0;
+            answer.more += ends;
+            answer.next();
+            if resting {
+                let id = stream.id;
+                self.send_some(id);
+            }
         }
     }
 
     /// The request is whole: answers at once what the windows allow.
     fn ended(&mut self, place: usize) -> Result<(), Fault> {
         let stream = &mut self.streams[place];
-        if stream.answer.is_some() {
+        if std::mem::replace(&mut stream.ended, true) {
             return Err(Fault::Sequence);
         }
         let id = stream.id;
+        if let Some(answer) = &stream.answer {
+            if answer.left == 0 {
+                self.send_some(id);
+            }
+            return Ok(());
+        }
         stream.answer = Some(Answer::new(stream.wanted()));
-        let start = self.out.len();
-        wire::put_head(&mut self.out, 0, kind::HEADERS, flag::END_HEADERS, id);
-        self.fields.put_head(&mut self.out);
-        self.patch_length(start);
+        self.put_head(id);
         if self.out.len() < OUT_LIMIT {
             self.send_some(id);
         } else {
             self.queue.push_back(id);
         }
         Ok(())
+    }
+
+    fn put_head(&mut self, id: u32) {
+        let start = self.out.len();
+        wire::put_head(&mut self.out, 0, kind::HEADERS, flag::END_HEADERS, id);
+        self.fields.put_head(&mut self.out);
+        self.patch_length(start);
     }
 
     fn patch_length(&mut self, start: usize) {
@@ -244,9 +371,13 @@ impl Endpoint {
             }
             wire::put_head(&mut self.out, n, kind::DATA, 0, id);
             answer.put(&mut self.out, n);
+            answer.next();
         }
         if answer.left > 0 {
             self.queue.push_back(id);
+            return;
+        }
+        if !stream.ended {
             return;
         }
         let start = self.out.len();
@@ -278,8 +409,12 @@ impl Stream {
         let o = &self.order;
         match self.have {
             0 => None,
-            ORDER => Some(u32::from_be_bytes([o[5], o[6], o[7], o[8]])),
+            ORDER.. => Some(u32::from_be_bytes([o[5], o[6], o[7], o[8]])),
             _ => Some(0),
         }
+    }
+
+    fn is_streamed(&self) -> bool {
+        self.order[PREFIX] & 0x80 != 0
     }
 }

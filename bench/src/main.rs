@@ -74,6 +74,22 @@ struct LoadArgs {
     /// Payload bytes of each answer; as many as the request when absent.
     #[arg(long)]
     answer: Option<u32>,
+    /// What the connections do.
+    #[arg(long, value_enum, default_value_t = KindName::Unary)]
+    kind: KindName,
+    /// Starts a second over all connections (an open loop); as fast as answers come when absent.
+    /// Of a ping-pong, a start is one message on every stream of the next connection.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Connections that go on after their first call; the others rest. All when absent.
+    #[arg(long)]
+    active: Option<usize>,
+    /// Messages of a ping-pong stream on their way at once.
+    #[arg(long, default_value_t = 1)]
+    in_flight: usize,
+    /// Where the latencies go as an HDR log.
+    #[arg(long)]
+    hdr: Option<PathBuf>,
     /// Seconds counted.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -95,6 +111,26 @@ struct LoadArgs {
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// [`load::Kind`] by name.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum KindName {
+    Unary,
+    ServerStream,
+    PingPong,
+    NewConnection,
+}
+
+impl KindName {
+    fn kind(self, in_flight: usize) -> load::Kind {
+        match self {
+            Self::Unary => load::Kind::Unary,
+            Self::ServerStream => load::Kind::ServerStream,
+            Self::PingPong => load::Kind::PingPong { in_flight: in_flight.max(1) },
+            Self::NewConnection => load::Kind::NewConnection,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -190,6 +226,10 @@ fn run_load(args: LoadArgs) -> Outcome {
         connections: args.connections.max(1),
         streams: args.streams.max(1),
         threads: args.threads.clamp(1, args.connections.max(1)),
+        kind: args.kind.kind(args.in_flight),
+        rate: args.rate,
+        active: args.active,
+        hdr: args.hdr,
         work: Work { message: args.message, answer: args.answer.unwrap_or(args.message) },
         fields,
         warm_up: Duration::try_from_secs_f64(args.warm_up)?,

@@ -108,20 +108,25 @@ impl Failures {
 pub struct Tally {
     /// Where the run stands.
     pub stage: Arc<Stage>,
-    /// Calls completed in the counted phase.
+    /// Calls, messages or connections completed in the counted phase.
     pub calls: u64,
     /// Calls that went wrong.
     pub failures: Failures,
     /// Latency of the counted calls in nanoseconds.
     pub latency: Histogram<u64>,
+    /// How late paced starts were, in nanoseconds.
+    pub late: Histogram<u64>,
 }
 
 impl Tally {
     /// Nothing counted yet.
     pub fn new(stage: Arc<Stage>) -> Self {
-        let latency = Histogram::new_with_bounds(1_000, LONGEST_NS, 3)
-            .expect("the bounds are constants hdrhistogram accepts");
-        Self { stage, calls: 0, failures: Failures::default(), latency }
+        let histogram = || {
+            Histogram::new_with_bounds(1_000, LONGEST_NS, 3)
+                .expect("the bounds are constants hdrhistogram accepts")
+        };
+        let (latency, late) = (histogram(), histogram());
+        Self { stage, calls: 0, failures: Failures::default(), latency, late }
     }
 
     /// A call that began at `began` has ended as it must.
@@ -133,8 +138,25 @@ impl Tally {
         }
     }
 
+    /// So many units have come whose latency means nothing.
+    pub fn units(&mut self, count: u64) {
+        if self.stage.phase() == Phase::Counted {
+            self.calls += count;
+        }
+    }
+
+    /// A start came so much after it was due: the generator's own error.
+    pub fn started_late(&mut self, late: std::time::Duration) {
+        if self.stage.phase() == Phase::Counted {
+            let ns = u64::try_from(late.as_nanos()).unwrap_or(LONGEST_NS);
+            self.late.saturating_record(ns);
+        }
+    }
+
     /// Adds another thread's counts.
     pub fn add(&mut self, other: &Self) {
+        // Cannot fail: every tally has the same bounds.
+        let _ = self.late.add(&other.late);
         self.calls += other.calls;
         self.failures.add(&other.failures);
         // Cannot fail: every tally has the same bounds.

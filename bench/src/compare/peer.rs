@@ -53,6 +53,9 @@ pub struct Peer {
     pub class: Class,
     /// How it reaches the endpoint.
     pub behind: Behind,
+    /// It never sleeps.
+    #[serde(default)]
+    pub spins: bool,
     /// Program and arguments; empty when nothing is to be started.
     #[serde(default)]
     pub start: Vec<String>,

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::peer::{Class, Peer};
-use super::shape::Shape;
+use super::peer::{Behind, Class, Peer};
+use super::shape::{Figure, Shape};
 use super::{Run, is_direct, is_judged};
 
 /// Differences below this are noise on the machines this was made on.
@@ -14,8 +14,8 @@ const FULL: f64 = 0.9;
 /// CPUs kept busy by others above which a row says so.
 const OTHERS: f64 = 0.12;
 
-/// A figure of a run that counts.
-type Figure = fn(&Run) -> Option<f64>;
+/// A value of a run that counts.
+type Value = fn(&Run) -> Option<f64>;
 
 /// Median with its range.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,10 +78,24 @@ impl<'a> Report<'a> {
         Spread::of(self.of(shape, peer).filter_map(value).collect())
     }
 
-    /// CPU of `peer` as a multiple of `base`'s, round by round.
+    /// What the shape is judged by, of one run.
+    fn figure(&self, shape: &Shape, run: &Run) -> Option<f64> {
+        match shape.figure {
+            Figure::Cpu => run.cpu_us(),
+            Figure::Memory => run.counted()?.memory.per_connection("proxy"),
+            Figure::AddedP50 => {
+                let direct = self.peers.iter().find(|p| is_direct(p))?;
+                let direct = self.of(shape, direct).find(|r| r.round == run.round)?;
+                let p50 = |run: &Run| Some(run.counted()?.latency_us.p50);
+                Some(p50(run)? - p50(direct)?)
+            }
+        }
+    }
+
+    /// The figure of `peer` as a multiple of `base`'s, round by round.
     fn ratio(&self, shape: &Shape, peer: &Peer, base: &Peer) -> Option<Spread> {
-        let of_base = |round| self.of(shape, base).find(|r| r.round == round)?.cpu_us();
-        self.spread(shape, peer, |run| Some(run.cpu_us()? / of_base(run.round)?))
+        let of_base = |round| self.figure(shape, self.of(shape, base).find(|r| r.round == round)?);
+        self.spread(shape, peer, |run| Some(self.figure(shape, run)? / of_base(run.round)?))
     }
 
     fn baseline(&self) -> Option<&'a Peer> {
@@ -89,7 +103,7 @@ impl<'a> Report<'a> {
     }
 
     fn cheapest_l7(&self, shape: &Shape) -> Option<&'a Peer> {
-        let median = |p: &&Peer| Some(self.spread(shape, p, Run::cpu_us)?.median);
+        let median = |p: &&Peer| Some(self.spread(shape, p, |r| self.figure(shape, r))?.median);
         self.peers
             .iter()
             .filter(|p| p.class == Class::L7)
@@ -103,16 +117,30 @@ impl<'a> Report<'a> {
         if !is_judged(peer) {
             return String::new();
         }
-        let judge = |base: Option<&Peer>, owed: f64, unit: &str| {
-            let ratio = self.ratio(shape, peer, base?)?.median;
-            let word = if ratio <= owed { "met" } else { "MISSED" };
-            Some(format!("<= {owed} x {unit}: {ratio:.2}, {word}"))
+        let word = |has: f64, owed: f64| if has <= owed { "met" } else { "MISSED" };
+        let judge = |base: Option<&Peer>, owed: Option<f64>, unit: &str| {
+            let (ratio, owed) = (self.ratio(shape, peer, base?)?.median, owed?);
+            Some(format!("<= {owed} x {unit}: {ratio:.2}, {}", word(ratio, owed)))
+        };
+        let owed = shape.owed;
+        let special = match (peer.behind, peer.spins) {
+            (Behind::Worker, _) if owed.relay_by_worker.is_some() => owed.relay_by_worker,
+            (_, true) => owed.relay_spinning,
+            _ => None,
         };
         let l7 = self.cheapest_l7(shape);
         let unit = l7.map_or("", |p| p.name.as_str());
-        let both =
-            [judge(self.baseline(), shape.owed_relay, "relay"), judge(l7, shape.owed_l7, unit)];
-        both.into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let plain = || {
+            let has = self.spread(shape, peer, |run| self.figure(shape, run))?.median;
+            let most = owed.at_most?;
+            Some(format!("<= {most}: {has:.0}, {}", word(has, most)))
+        };
+        let all = [
+            judge(self.baseline(), special.or(owed.relay), "relay"),
+            judge(l7, owed.l7, unit),
+            plain(),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 
     /// What a reader must know about a row.
@@ -163,7 +191,7 @@ impl<'a> Report<'a> {
             let notes: Vec<_> = notes.into_iter().filter(|n| !n.is_empty()).collect();
             rows.push([
                 peer.name.clone(),
-                text(self.spread(shape, peer, Run::cpu_us)),
+                text(self.spread(shape, peer, |r| self.figure(shape, r))),
                 text(ratio),
                 text(rate),
                 text(p50),
@@ -189,15 +217,16 @@ impl<'a> Report<'a> {
         let mut lines = vec![];
         let verdict = self.verdict(shape, gateway);
         for part in verdict.split("; ").filter(|p| p.ends_with("MISSED")) {
-            lines.push(format!("{}: {} owes CPU {part}", shape.name, gateway.name));
+            let what = shape.figure.head();
+            lines.push(format!("{}: {} owes {what} {part}", shape.name, gateway.name));
         }
         let bad = self.of(shape, gateway).filter(|r| r.counted().is_none()).count();
         if bad > 0 {
             lines.push(format!("{}: {bad} runs of {} did not count", shape.name, gateway.name));
         }
-        let figures: [(&str, Figure, bool); 3] = [
-            ("CPU us a call", Run::cpu_us, false),
-            ("calls/s", |r| Some(r.counted()?.calls_per_s), true),
+        let figures: [(&str, Value, bool); 3] = [
+            ("CPU us a unit", Run::cpu_us, false),
+            ("units/s", |r| Some(r.counted()?.calls_per_s), true),
             ("p99 us", |r| Some(r.counted()?.latency_us.p99), false),
         ];
         for rival in self.peers.iter().filter(|p| p.class == Class::L7) {
@@ -217,8 +246,10 @@ impl<'a> Report<'a> {
     }
 }
 
-const HEADS: [&str; 7] =
-    ["peer", "CPU us a call", "x relay", "k calls/s", "p50 us", "p99 us", "owed; remarks"];
+fn heads(shape: &Shape) -> [&'static str; 7] {
+    let figure = shape.figure.head();
+    ["peer", figure, "x relay", "k units/s", "p50 us", "p99 us", "owed; remarks"]
+}
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,9 +259,10 @@ impl fmt::Display for Report<'_> {
             if rows.is_empty() {
                 continue;
             }
-            writeln!(f, "\n{}", shape.name)?;
+            writeln!(f, "\n{} (a unit is {})", shape.name, shape.about)?;
+            let heads = heads(shape);
             let width = |i: usize| {
-                rows.iter().map(|r| r[i].len()).chain([HEADS[i].len()]).max().unwrap_or(0)
+                rows.iter().map(|r| r[i].len()).chain([heads[i].len()]).max().unwrap_or(0)
             };
             let widths: [usize; 7] = std::array::from_fn(width);
             let line = |cells: [&str; 7]| {
@@ -238,7 +270,7 @@ impl fmt::Display for Report<'_> {
                     cells.iter().zip(widths).map(|(c, w)| format!("{c:<w$}")).collect();
                 padded.join("  ").trim_end().to_owned()
             };
-            writeln!(f, "  {}", line(HEADS))?;
+            writeln!(f, "  {}", line(heads))?;
             for row in &rows {
                 writeln!(f, "  {}", line(row.each_ref().map(String::as_str)))?;
             }
@@ -272,7 +304,6 @@ impl Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::peer::Behind;
     use crate::compare::shape::ALL;
     use crate::load::{Latency, Outcome};
 
@@ -282,6 +313,7 @@ mod tests {
             about: String::new(),
             class,
             behind: Behind::Backend,
+            spins: false,
             start: vec!["x".to_owned()],
             ready: None,
             templates: vec![],
@@ -291,6 +323,10 @@ mod tests {
     fn run(peer: &str, round: usize, cpu_ns: u64, failed: u64) -> Run {
         let latency_us = Latency { p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0 };
         let outcome = Outcome {
+            unit: "call".to_owned(),
+            late_us: None,
+            limited: false,
+            memory: crate::memory::Memory::default(),
             calls: 1000,
             elapsed_ns: 1_000_000_000,
             calls_per_s: 1000.0,
@@ -340,6 +376,6 @@ mod tests {
         assert!(text.contains("<= 4 x relay: 5.00, MISSED"), "{text}");
         assert!(text.contains("<= 0.35 x nghttpx: 1.25, MISSED"), "{text}");
         assert!(text.contains("1 of 3 runs not counted"), "{text}");
-        assert!(text.contains("CPU us a call: ringway 7.5, nghttpx 4.0"), "{text}");
+        assert!(text.contains("CPU us a unit: ringway 7.5, nghttpx 4.0"), "{text}");
     }
 }

@@ -184,6 +184,8 @@ impl Stand {
             ("--warm-up", self.warm_up.to_string()),
         ];
         line.extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        line.extend(shape.more.iter().map(|&argument| argument.to_owned()));
+        line.extend(["--hdr".to_owned(), dir.join("latency.hlog").display().to_string()]);
         for (name, running) in watched {
             if let Some(running) = running {
                 line.extend(["--watch".to_owned(), format!("{name}={}", running.child.id())]);

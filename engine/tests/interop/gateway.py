@@ -36,7 +36,7 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
-def cores():
+def default_cores():
     """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
     return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
 
@@ -47,7 +47,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None):
+def configuration(session="", drain="", more="", worker_port=None, cores=None):
     """A file for `serve`: free ports, two tenants, four functions."""
     worker_port = worker_port or free_port()
     function = """
@@ -65,7 +65,7 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = {cores()}
+count = {cores or default_cores()}
 
 [control]
 mode = "local"
@@ -120,7 +120,7 @@ class Gateway:
     @classmethod
     def dev(cls, directory, *more, name="dev"):
         zero = "127.0.0.1:0"
-        count = [] if "--cores" in more else ["--cores", str(cores())]
+        count = [] if "--cores" in more else ["--cores", str(default_cores())]
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
                    directory, name)
 

@@ -55,7 +55,7 @@ def closed_house(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_error_in_grpc_style(closed_house, name):
+def test_cl9_error_in_grpc_style(closed_house, name):
     who, code, _, text = CASES[name]
     head, body = ask(closed_house, grpc_head(**who))
     # CL-9: one HEADERS with END_STREAM, all of it in the initial headers.
@@ -68,7 +68,7 @@ def test_error_in_grpc_style(closed_house, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_error_in_plain_style(closed_house, name):
+def test_cl10_cl11_error_in_plain_style(closed_house, name):
     who, _, status, text = CASES[name]
     head, body = ask(closed_house, plain_head(**who))
     assert head.status == str(status), (str(head), body)
@@ -116,7 +116,7 @@ def test_e7_names_the_id(closed_house):
     ("application/grpc", "grpc"), ("Application/GRPC", "grpc"),
     ("application/grpc; charset=utf-8", "grpc"), ("application/grpc+proto", "plain"),
     ("application/grpc-web", "plain"), ("application/json", "plain"), ("", "plain")])
-def test_style_follows_the_media_type(closed_house, media_type, style):
+def test_cl8_style_follows_the_media_type(closed_house, media_type, style):
     head, body = ask(closed_house, plain_head(key=None, extra=[("content-type", media_type)]))
     if style == "grpc":
         assert (head.status, head.grpc_status) == ("200", "16"), str(head)
@@ -159,7 +159,7 @@ REQUEST_IDS = {
 
 
 @pytest.mark.parametrize("name", REQUEST_IDS)
-def test_request_id_sources(closed_house, name):
+def test_cl2_cl3_request_id_sources(closed_house, name):
     """An id that is read ends in E7 naming it; none at all asks for a new session (E12)."""
     fields, seen = REQUEST_IDS[name]
     head, body = ask(closed_house, plain_head(extra=fields))
@@ -190,7 +190,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_websocket_protocol_pairs(closed_house, name):
+def test_cl1_websocket_protocol_pairs(closed_house, name):
     """CL-1; a request that passes ends in E12, for there is no worker."""
     (authorization, function), protocols, status = PAIRS[name]
     extra = [("sec-websocket-protocol", line) for line in protocols]
@@ -230,7 +230,7 @@ def preflight(gateway, method="OPTIONS", path="/any/path", **asked):
 
 
 @pytest.mark.parametrize("path", ["/any/path", "/health", "/info", "/"])
-def test_preflight(closed_house, path):
+def test_cl12_preflight(closed_house, path):
     head, body = preflight(closed_house, path=path, origin=ORIGIN, asked="post",
                            listed="authorization, function-id")
     assert (head.status, body) == ("200", b""), (str(head), body)
@@ -244,14 +244,14 @@ def test_preflight(closed_house, path):
 
 
 @pytest.mark.parametrize("asked", [dict(asked="POST"), dict(asked="PROPFIND", origin=ORIGIN)])
-def test_preflight_that_allows_nothing(closed_house, asked):
+def test_cl12_preflight_that_allows_nothing(closed_house, asked):
     head, body = preflight(closed_house, **asked)
     assert (head.status, body) == ("200", b""), (str(head), body)
     assert vary(head) >= PREFLIGHT_VARY, str(head)
     assert not [name for name, _ in head.fields if name.startswith("access-control-")], str(head)
 
 
-def test_preflight_without_asked_headers(closed_house):
+def test_cl12_preflight_without_asked_headers(closed_house):
     head, _ = preflight(closed_house, origin=ORIGIN, asked="GET")
     assert head.get("access-control-allow-methods") == "GET"
     assert not head.values("access-control-allow-headers"), str(head)
@@ -260,12 +260,12 @@ def test_preflight_without_asked_headers(closed_house):
 @pytest.mark.parametrize("asked", [
     dict(origin=ORIGIN), dict(origin=ORIGIN, asked=""),
     dict(method="options", origin=ORIGIN, asked="POST")])
-def test_other_options_are_invocations(closed_house, asked):
+def test_cl13_other_options_are_invocations(closed_house, asked):
     head, body = preflight(closed_house, **asked)
     assert head.status == "401" and b"no authorization" in body, (str(head), body)
 
 
-def test_errors_carry_cors(closed_house):
+def test_cl14_errors_carry_cors(closed_house):
     for head_of in (plain_head, grpc_head):
         head, _ = ask(closed_house, head_of(key=None, extra=[("origin", ORIGIN)]))
         assert "origin" in vary(head), str(head)
@@ -285,7 +285,7 @@ def bare(path, method="GET", extra=()):
             (":authority", "echo.test"), *extra]
 
 
-def test_health_over_http2(gateway):
+def test_ob4_health_over_http2(gateway):
     head, body = ask(gateway, bare("/health"))
     health = json.loads(body)
     assert head.status == "200" and health["status"] == "OK", (str(head), body)
@@ -293,7 +293,7 @@ def test_health_over_http2(gateway):
     assert health["component"]["name"] == "grpc proxy" and health["component"]["version"], health
 
 
-def test_info_over_http2(gateway):
+def test_ln4_info_over_http2(gateway):
     head, body = ask(gateway, bare("/info"))
     info = json.loads(body)
     assert head.status == "200" and head.get("content-type") == "application/json", str(head)

@@ -145,7 +145,7 @@ def test_200_streams_on_one_channel(echo):
     assert answers == [[b"first %d" % n, b"last %d" % n] for n in range(200)]
 
 
-def test_100_unary_and_100_bidi_make_one_session(own_gateway):
+def test_cl16_100_unary_and_100_bidi_make_one_session(own_gateway):
     """From the reference's own tests: one connection, one tunnel."""
     with channel_to(own_gateway) as channel:
         echo = Stub(channel)

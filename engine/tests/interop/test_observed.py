@@ -25,7 +25,7 @@ CODES = ["none", "eof", "reset", "timeout", "closed_conn", "context_canceled",
 
 # --- metrics --------------------------------------------------------------------------------
 
-def test_metrics_are_zero_from_the_first_scrape(bare):
+def test_ob_labels_are_zero_from_the_first_scrape(bare):
     for name, label, values in (("worker_connect_total", "result", RESULTS),
                                 ("worker_connection_closed_total", "reason", REASONS),
                                 ("worker_connection_close_code_total", "code", CODES)):
@@ -88,7 +88,7 @@ def test_metrics_of_a_session(bare, worker, attach):
 
 
 @pytest.mark.parametrize("code", ["eof", "reset"])
-def test_why_a_session_ended(bare, worker, attach, code):
+def test_ob2_ob3_why_a_session_ended(bare, worker, attach, code):
     session = attach(bare, worker)
     if code == "eof":
         session.tunnel.sock.shutdown(socket.SHUT_WR)

@@ -19,7 +19,7 @@ DONE = [("grpc-status", "0"), ("grpc-message", "")]
 
 # --- heads ----------------------------------------------------------------------------------
 
-def test_request_fields(bare, worker, attach):
+def test_cl26_to_cl31_request_fields(bare, worker, attach):
     """CL-26 to CL-31."""
     session = attach(bare, worker, head=plain_head("/a/b?x=1&y=%20", "PUT", extra=[
         ("cookie", "a=b"), ("x-forwarded-for", "1.2.3.4"), ("x-forwarded-host", "h"),
@@ -38,7 +38,7 @@ def test_request_fields(bare, worker, attach):
     assert request.values("x-empty") == [""], str(request)
 
 
-def test_response_fields(bare, worker, attach):
+def test_cl35_cl36_response_fields(bare, worker, attach):
     session = attach(bare, worker)
     session.answer("418", [("x-one", "1"), ("x-one", "2"), ("date", "yesterday"),
                            ("server", "s"), ("x-empty", "")], end_stream=True)
@@ -75,7 +75,7 @@ def test_large_heads_both_ways(bare, worker, attach):
     assert [f for f in head.fields if f[0].startswith("x-field")] == many
 
 
-def test_trailers_only_stays_one_frame(bare, worker, attach):
+def test_cl39_trailers_only_stays_one_frame(bare, worker, attach):
     """CL-39."""
     session = attach(bare, worker)
     session.answer(fields=[*OK[1:], ("grpc-status", "9"), ("grpc-message", "no%20way")],
@@ -85,7 +85,7 @@ def test_trailers_only_stays_one_frame(bare, worker, attach):
     assert head.get("grpc-message") == "no%20way", str(head)
 
 
-def test_head_is_not_held_back(bare, worker, attach):
+def test_cl38_head_is_not_held_back(bare, worker, attach):
     """CL-38: a response head without DATA goes out at once, and so does every frame."""
     session = attach(bare, worker)
     session.answer(fields=OK[1:])
@@ -99,7 +99,7 @@ def test_head_is_not_held_back(bare, worker, attach):
     assert session.client.head(session.stream).grpc_status == "0"
 
 
-def test_trailers_both_ways(bare, worker, attach):
+def test_cl40_trailers_both_ways(bare, worker, attach):
     """CL-40: also without announcement."""
     session = attach(bare, worker)
     session.client.data(session.stream, b"body")
@@ -114,7 +114,7 @@ def test_trailers_both_ways(bare, worker, attach):
     assert body == b"answer" and trailers.get("x-end") == "1"
 
 
-def test_informational_responses(bare, worker, attach):
+def test_cl35_informational_responses(bare, worker, attach):
     """CL-35: 103 passes; 100 may be dropped; the final head is the final head."""
     session = attach(bare, worker)
     sid = session.request.stream
@@ -142,7 +142,7 @@ def test_too_many_informational_responses(bare, worker, attach):
     session.another()
 
 
-def test_early_response(bare, worker, attach):
+def test_cl34_early_response(bare, worker, attach):
     """CL-34: delivered whole, then the upload is stopped with NO_ERROR."""
     session = attach(bare, worker)
     session.client.data(session.stream, b"first part")
@@ -215,7 +215,7 @@ def test_reset_of_a_request_that_waits_for_its_tunnel(bare, worker):
 
 @pytest.mark.parametrize("ending", ["close", "abort"])
 @pytest.mark.parametrize("style", [grpc_head, plain_head])
-def test_tunnel_lost_before_the_head(bare, worker, attach, ending, style):
+def test_cl41_tunnel_lost_before_the_head(bare, worker, attach, ending, style):
     session = attach(bare, worker, head=style())
     start = time.monotonic()
     getattr(session.tunnel, ending)()
@@ -234,7 +234,7 @@ def test_tunnel_lost_before_the_head(bare, worker, attach, ending, style):
 
 @pytest.mark.parametrize("ending", ["close", "abort"])
 @pytest.mark.parametrize("after", ["head", "data", "1xx"])
-def test_tunnel_lost_in_mid_response(bare, worker, attach, ending, after):
+def test_cl42_tunnel_lost_in_mid_response(bare, worker, attach, ending, after):
     """CL-42, and truncation never looks like success."""
     session = attach(bare, worker)
     sid = session.request.stream
@@ -274,7 +274,7 @@ def test_silence_of_the_worker_on_ping_is_not_awaited_by_others(bare, worker, at
 
 # --- GOAWAY (design 3.11) -------------------------------------------------------------------
 
-def test_goaway_of_the_worker(bare, worker, attach):
+def test_cl43_goaway_of_the_worker(bare, worker, attach):
     """Streams up to the last id finish on the old tunnel, streams above are refused, the next
     request goes to another tunnel; the client hears no GOAWAY."""
     session = attach(bare, worker)
@@ -604,7 +604,7 @@ def test_twenty_thousand_small_messages_on_one_stream(bare, worker, attach):
     assert answers == [(wanted, None)]
 
 
-def test_many_streams_on_one_connection(bare, worker, attach):
+def test_cl46_many_streams_on_one_connection(bare, worker, attach):
     """CL-46: thousands at once, none refused."""
     count = 5_000
     session = attach(bare, worker, first_settings={3: 2**31 - 1})

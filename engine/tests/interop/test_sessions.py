@@ -26,7 +26,7 @@ def message_of(head):
     return (head.get("grpc-message") or "").replace("%20", " ")
 
 
-def test_id_goes_both_ways_and_the_cookie_once(bare, worker, attach):
+def test_cl30_cl36_cl37_id_goes_both_ways_and_the_cookie_once(bare, worker, attach):
     session = attach(bare, worker)
     reqid = session.work.request_id
     assert session.request.values("nvcf-reqid") == [reqid]
@@ -43,7 +43,7 @@ def test_id_goes_both_ways_and_the_cookie_once(bare, worker, attach):
         assert not head.values("set-cookie"), str(head)
 
 
-def test_cookie_goes_to_the_first_that_returns(bare, worker, attach):
+def test_cl37_cookie_goes_to_the_first_that_returns(bare, worker, attach):
     session = attach(bare, worker)
     request, head = exchange(session.client, session.tunnel, grpc_head())
     assert head.values("set-cookie") == [f"nvcf-request-id={session.work.request_id}"]
@@ -51,7 +51,7 @@ def test_cookie_goes_to_the_first_that_returns(bare, worker, attach):
     assert not session.client.head(session.stream).values("set-cookie")
 
 
-def test_waiting_requests_share_one_session(bare, worker):
+def test_cl16_waiting_requests_share_one_session(bare, worker):
     """CL-16: one token, one work item, every waiter on the tunnel that results."""
     with bare.h2() as client:
         streams = [client.open(grpc_head(), end_stream=True) for _ in range(100)]
@@ -63,7 +63,7 @@ def test_waiting_requests_share_one_session(bare, worker):
         assert bare.metric("worker_token_issued_total") == 1
 
 
-def test_keys_on_one_connection_are_sessions_apart(bare):
+def test_cl18_keys_on_one_connection_are_sessions_apart(bare):
     """CL-18: (F, ""), (F, V) and another function are three."""
     with (FakeWorker(bare) as first, FakeWorker(bare, function=SECOND_FUNCTION) as second,
           bare.h2() as client):
@@ -79,7 +79,7 @@ def test_keys_on_one_connection_are_sessions_apart(bare):
         assert len(bare.open_sessions()) == 3
 
 
-def test_connections_are_sessions_apart(bare, worker, attach):
+def test_cl21_connections_are_sessions_apart(bare, worker, attach):
     one, two = attach(bare, worker), attach(bare, worker)
     assert one.work.request_id != two.work.request_id
     one.client.close()
@@ -87,7 +87,7 @@ def test_connections_are_sessions_apart(bare, worker, attach):
     two.another()
 
 
-def test_coming_back_by_id_while_the_first_lives(bare, worker, attach):
+def test_r1_r9_coming_back_by_id_while_the_first_lives(bare, worker, attach):
     """R1, R9: a reconnect item, a second tunnel, the same id, the cookie again."""
     first = attach(bare, worker)
     reqid = first.work.request_id
@@ -110,7 +110,7 @@ def test_coming_back_by_id_while_the_first_lives(bare, worker, attach):
     first.another()
 
 
-def test_coming_back_by_cookie(bare, worker, attach):
+def test_r1_coming_back_by_cookie(bare, worker, attach):
     first = attach(bare, worker)
     reqid = first.work.request_id
     with bare.h2() as client:
@@ -138,7 +138,7 @@ def test_reconnect_goes_only_to_the_worker_that_holds_it(bare, attach):
         stranger_two.close()
 
 
-def test_session_ends_with_its_last_tunnel(bare, worker, attach):
+def test_r3_session_ends_with_its_last_tunnel(bare, worker, attach):
     """R3: then its id is unknown, the cookie is cleared, and the next try without it starts
     anew."""
     first = attach(bare, worker)
@@ -165,7 +165,7 @@ def refused(gateway, reqid, code, text, **who):
         assert not head.values("set-cookie") and not head.values("nvcf-reqid"), str(head)
 
 
-def test_id_of_another_function(bare, worker, attach):
+def test_r4_e8_id_of_another_function(bare, worker, attach):
     reqid = attach(bare, worker).work.request_id
     refused(bare, reqid, "13", "failed to open stateful work request: existing session function "
             f"ID mismatch for request id {reqid}", function=SECOND_FUNCTION)
@@ -179,13 +179,13 @@ def versioned(bare, attach):
         yield attach(bare, fake, head=head).work.request_id
 
 
-def test_id_of_another_version(bare, versioned):
+def test_r5_e9_id_of_another_version(bare, versioned):
     refused(bare, versioned, "13", "failed to open stateful work request: existing session "
             f"function version ID mismatch for request id {versioned}",
             function=TWO_VERSIONS, version=SECOND_VERSION)
 
 
-def test_id_of_another_tenant(bare, worker, attach):
+def test_r7_e10_id_of_another_tenant(bare, worker, attach):
     reqid = attach(bare, worker).work.request_id
     refused(bare, reqid, "13", "failed to open stateful work request: existing session invoker "
             f"NCA ID mismatch for request id {reqid}", key=OTHER_KEY)
@@ -199,14 +199,14 @@ def test_mismatches_are_named_in_order(bare, versioned):
             version=SECOND_VERSION)
 
 
-def test_credential_is_checked_before_the_id(bare, worker, attach):
+def test_r8_credential_is_checked_before_the_id(bare, worker, attach):
     """R8: without access to the function an id tells nothing."""
     reqid = attach(bare, worker).work.request_id
     for given in (reqid, str(uuid.uuid4())):
         refused(bare, given, "16", "failed to open stateful work request", key="nobody")
 
 
-def test_version_left_out_keeps_the_sessions_version(bare, versioned):
+def test_r6_version_left_out_keeps_the_sessions_version(bare, versioned):
     """R6."""
     with bare.h2() as client, FakeWorker(bare, function=TWO_VERSIONS) as fake:
         client.open(grpc_head(function=TWO_VERSIONS, reqid=versioned), end_stream=True)
@@ -260,7 +260,7 @@ def test_an_id_wins_over_the_pin(bare, worker, attach):
     assert head.grpc_status == "5" and unknown in message_of(head), str(head)
 
 
-def test_lost_tunnel_is_replaced_within_the_next_request(bare, worker, attach):
+def test_cl20_lost_tunnel_is_replaced_within_the_next_request(bare, worker, attach):
     """CL-20: no 502 window."""
     session = attach(bare, worker)
     session.answer(end_stream=True)
@@ -277,7 +277,7 @@ def test_lost_tunnel_is_replaced_within_the_next_request(bare, worker, attach):
     assert head.values("set-cookie") == [f"nvcf-request-id={work.request_id}"]
 
 
-def test_failed_start_is_tried_afresh(serve):
+def test_cl19_failed_start_is_tried_afresh(serve):
     """CL-19."""
     running = serve(session='wait = "500ms"')
     with running.h2() as client, FakeWorker(running) as worker:

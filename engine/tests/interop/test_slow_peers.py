@@ -333,14 +333,14 @@ def test_connect_head_has_ten_seconds(told, name):
 
 
 @slow
-def test_idle_worker_connection_is_closed(told):
+def test_ln8_idle_worker_connection_is_closed(told):
     """LN-8 allows 60 s; the first head has ten (L10)."""
     took, _ = told["nothing_on_the_workers_port"]
     assert took and 9 < took < 65, f"closed after {took} s"
 
 
 @slow
-def test_quiet_client_stays(told):
+def test_cl45_quiet_client_stays(told):
     assert told["a_quiet_client"] == "alive"
 
 
@@ -363,7 +363,7 @@ def test_poll_is_answered_204_after_thirty_seconds(told):
 
 
 @slow
-def test_wait_is_thirty_seconds_by_default(told):
+def test_cl22_wait_is_thirty_seconds_by_default(told):
     status, took = told["wait_of_thirty_seconds"]
     assert status == "4" and 29 < took < 33, (status, took)
 

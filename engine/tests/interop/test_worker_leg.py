@@ -243,7 +243,7 @@ def test_unknown_token(bare, worker, pending):
     served(worker, work, client, stream)
 
 
-def test_wrong_request_id_does_not_burn_the_token(bare, worker, pending):
+def test_wk8_wrong_request_id_does_not_burn_the_token(bare, worker, pending):
     client, stream, work = pending
     for _ in range(4):
         refused(attempt(bare, connect_head(work.token, str(uuid.uuid4()))), 403, DENIED)
@@ -258,7 +258,7 @@ def test_five_wrong_tries_revoke_the_token(bare, pending):
     refused(attempt(bare, connect_head(work.token, work.request_id)), 403, DENIED)
 
 
-def test_token_is_used_once(bare, worker, pending):
+def test_wk8_token_is_used_once(bare, worker, pending):
     client, stream, work = pending
     served(worker, work, client, stream)
     refused(attempt(bare, connect_head(work.token, work.request_id)), 403, DENIED)
@@ -266,7 +266,7 @@ def test_token_is_used_once(bare, worker, pending):
     assert bare.metric("worker_connect_total", result="accepted") == 1
 
 
-def test_racing_connects_get_exactly_one_200(bare, worker, pending):
+def test_wk8_racing_connects_get_exactly_one_200(bare, worker, pending):
     _, _, work = pending
     lines = [Line(bare.worker) for _ in range(16)]
     head = connect_head(work.token, work.request_id)
@@ -315,14 +315,14 @@ def test_token_lives_while_somebody_waits(bare, worker):
         served(worker, work, client, stream)
 
 
-def test_request_id_in_any_form(bare, worker, pending):
+def test_cl2_request_id_in_any_form(bare, worker, pending):
     """CL-2 holds here too."""
     client, stream, work = pending
     line = worker.dial(work, connect_head(work.token, work.request_id.upper().replace("-", "")))
     assert line.answer(body=False).status == 200
 
 
-def test_accepted_answer(bare, worker, pending):
+def test_wk11_accepted_answer(bare, worker, pending):
     """WK-11: 200 and no framing of a body; then the gateway speaks first (WK-12)."""
     client, stream, work = pending
     line = worker.dial(work)
@@ -339,7 +339,7 @@ def test_accepted_answer(bare, worker, pending):
     assert request.get("function-id") == FUNCTION and request.get("te") == "trailers"
 
 
-def test_token_without_bearer_and_other_spellings(bare, worker):
+def test_wk1_token_without_bearer_and_other_spellings(bare, worker):
     """Row 2 takes the token with or without `Bearer `; names are case-insensitive."""
     with bare.h2() as client:
         for write in (lambda w: f"authorization: {w.token}\r\nx-request-id: {w.request_id}",
@@ -353,7 +353,7 @@ def test_token_without_bearer_and_other_spellings(bare, worker):
             worker.serve(line)
 
 
-def test_post_works_as_connect(bare, worker, pending):
+def test_wk2_post_works_as_connect(bare, worker, pending):
     """WK-2: any method is taken on /v1/proxy."""
     client, stream, work = pending
     line = worker.dial(work, connect_head(work.token, work.request_id, method="POST"))
@@ -364,7 +364,7 @@ def test_post_works_as_connect(bare, worker, pending):
 
 @pytest.mark.parametrize("target", ["/v1/proxies", "/custom/v1/proxy", "gateway.test:10086",
                                     "http://gateway.test/v1/proxy", "/"])
-def test_other_targets_are_404(bare, pending, target):
+def test_wk2_other_targets_are_404(bare, pending, target):
     _, _, work = pending
     assert attempt(bare, connect_head(work.token, work.request_id, target)).status == 404
 
@@ -413,7 +413,7 @@ def test_malformed_connect(bare, worker, pending, extra, allowed):
     served(worker, work, client, stream)
 
 
-def test_health_on_the_worker_port(bare):
+def test_ln5_health_on_the_worker_port(bare):
     with Line(bare.worker) as line:
         line.send("GET /health HTTP/1.1\r\nHost: g\r\n\r\n")
         answer = line.answer()
@@ -428,7 +428,7 @@ def test_unused_and_unknown_paths_on_the_worker_port(bare):
 
 # --- timers ---------------------------------------------------------------------------------
 
-def test_idle_tunnel_is_closed(serve, attach):
+def test_cl44_idle_tunnel_is_closed(serve, attach):
     """CL-44: from the end of the last stream; the client's connection stays."""
     running = serve(session='idle = "1s"')
     with FakeWorker(running) as worker:
@@ -449,7 +449,7 @@ def test_idle_tunnel_is_closed(serve, attach):
         served(worker, work, session.client, stream)
 
 
-def test_client_pings_do_not_keep_a_tunnel(serve, attach):
+def test_cl44_client_pings_do_not_keep_a_tunnel(serve, attach):
     running = serve(session='idle = "1s"')
     with FakeWorker(running) as worker:
         session = attach(running, worker)
@@ -462,7 +462,7 @@ def test_client_pings_do_not_keep_a_tunnel(serve, attach):
             assert time.monotonic() < deadline, "the tunnel was kept by PINGs"
 
 
-def test_client_gone_closes_its_tunnels_at_once(bare, worker, attach):
+def test_cl23_client_gone_closes_its_tunnels_at_once(bare, worker, attach):
     for ending in ("close", "abort"):
         session = attach(bare, worker)
         getattr(session.client, ending)()

@@ -94,6 +94,10 @@ impl Table {
     /// Adds a stream. Its id is higher than all before.
     pub(super) fn insert(&mut self, stream: Stream) -> StreamKey {
         let id = stream.id;
+        if self.slots.capacity() == 0 {
+            // Most connections of a node have one stream at a time or rest.
+            self.slots.reserve_exact(1);
+        }
         let slot = self.slots.insert(stream) as u32;
         self.index.push(id, slot);
         StreamKey { slot, id }

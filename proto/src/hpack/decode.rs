@@ -89,7 +89,7 @@ impl Tally<'_> {
 
 impl Decoder {
     /// A decoder whose table has, and may be given by the peer, up to `max_table` octets: what our
-    /// SETTINGS_HEADER_TABLE_SIZE says, usually [`TABLE_SIZE`](super::TABLE_SIZE).
+    /// SETTINGS_HEADER_TABLE_SIZE says, usually [`TABLE_SIZE`](super::TABLE_SIZE); 16 KiB at most.
     #[must_use]
     pub fn new(max_table: usize) -> Self {
         let table = DynamicTable::new(max_table);

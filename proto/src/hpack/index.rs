@@ -25,17 +25,22 @@ impl Key {
     }
 }
 
-/// Slots of the index: twice the entries that a table can hold, a power of two.
+/// Most slots of the index: twice the entries that a table can hold, a power of two.
 const SLOTS: usize = 2 * TABLE_SIZE / FIELD_OVERHEAD;
-const _: () = assert!(SLOTS == 256, "a slot's tag begins with its home, an octet");
+const _: () = assert!(SLOTS <= 1 << 15, "a slot's tag begins with its home");
+
+/// Slots of the first entries: most connections repeat a dozen fields.
+const FIRST_SLOTS: usize = 16;
 
 /// Places of the filters, a power of two.
-const FILTER: usize = 64;
+const FILTER: usize = 32;
 
 /// Where in the table a field is, and what was seen of late.
 pub(super) struct Index {
-    /// Open addressing with linear probing; 0 is empty, else [`Index::slot`].
-    slots: [u32; SLOTS],
+    /// Open addressing with linear probing; 0 is empty, else [`Index::slot`]. A power of two, at
+    /// most half of them taken.
+    slots: Box<[u32]>,
+    taken: usize,
     /// Numbers of the newest entry of names; may be stale, so the entry has the last word.
     newest: [u16; FILTER],
     /// Fields that were refused a place, by hash.
@@ -47,7 +52,8 @@ pub(super) struct Index {
 
 impl Default for Index {
     fn default() -> Self {
-        Self { slots: [0; SLOTS], newest: [0; FILTER], seen: [0; FILTER], names: [0; 4] }
+        let slots = vec![0; FIRST_SLOTS].into_boxed_slice();
+        Self { slots, taken: 0, newest: [0; FILTER], seen: [0; FILTER], names: [0; 4] }
     }
 }
 
@@ -63,13 +69,39 @@ impl Index {
         slot >> 16 == Self::slot(hash, 0) >> 16
     }
 
+    /// A place in the slots, whatever the number.
     #[inline]
-    fn home(hash: u64) -> usize {
-        hash as usize % SLOTS
+    fn wrap(&self, place: usize) -> usize {
+        place & (self.slots.len() - 1)
     }
 
-    fn home_of(slot: u32) -> usize {
-        (slot >> 16) as usize % SLOTS
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        self.wrap(hash as usize & 0x7fff)
+    }
+
+    fn home_of(&self, slot: u32) -> usize {
+        self.wrap((slot >> 16) as usize & 0x7fff)
+    }
+
+    /// Puts a slot into the first free place from its home on.
+    fn place(&mut self, slot: u32) {
+        let mut at = self.home_of(slot);
+        while self.slots[at] != 0 {
+            at = self.wrap(at + 1);
+        }
+        self.slots[at] = slot;
+    }
+
+    /// Twice as many slots, and everything in its place.
+    #[cold]
+    fn grow(&mut self) {
+        let wider = vec![0; (self.slots.len() * 2).min(SLOTS)].into_boxed_slice();
+        for slot in std::mem::replace(&mut self.slots, wider) {
+            if slot != 0 {
+                self.place(slot);
+            }
+        }
     }
 
     #[inline]
@@ -81,8 +113,9 @@ impl Index {
     #[inline]
     pub(super) fn alike(&self, key: Key) -> impl Iterator<Item = u16> {
         // Ends at an empty slot: at most half of them are taken.
-        (0..SLOTS)
-            .map(move |step| self.slots[(Self::home(key.field) + step) % SLOTS])
+        let home = self.home(key.field);
+        (0..self.slots.len())
+            .map(move |step| self.slots[self.wrap(home + step)])
             .take_while(|&slot| slot != 0)
             .filter(move |&slot| Self::same_tag(slot, key.field))
             .map(|slot| slot as u16)
@@ -95,35 +128,36 @@ impl Index {
 
     /// Notes the entry with this number.
     pub(super) fn add(&mut self, key: Key, number: u16) {
-        let mut at = Self::home(key.field);
-        while self.slots[at] != 0 {
-            at = (at + 1) % SLOTS;
+        if self.taken * 2 >= self.slots.len() {
+            self.grow();
         }
-        self.slots[at] = Self::slot(key.field, number);
+        self.taken += 1;
+        self.place(Self::slot(key.field, number));
         self.newest[Self::filter_place(key.name)] = number;
     }
 
     /// Forgets the entry with this number and closes the gap, so that no probe ends too early.
     pub(super) fn remove(&mut self, key: Key, number: u16) {
         let slot = Self::slot(key.field, number);
-        let mut gap = Self::home(key.field);
+        let mut gap = self.home(key.field);
         while self.slots[gap] != slot {
             if self.slots[gap] == 0 {
                 debug_assert!(false, "every entry has a slot");
                 return;
             }
-            gap = (gap + 1) % SLOTS;
+            gap = self.wrap(gap + 1);
         }
-        let mut at = (gap + 1) % SLOTS;
+        let mut at = self.wrap(gap + 1);
         while self.slots[at] != 0 {
-            let from_home = at.wrapping_sub(Self::home_of(self.slots[at])) % SLOTS;
-            if from_home >= at.wrapping_sub(gap) % SLOTS {
+            let from_home = self.wrap(at.wrapping_sub(self.home_of(self.slots[at])));
+            if from_home >= self.wrap(at.wrapping_sub(gap)) {
                 self.slots[gap] = self.slots[at];
                 gap = at;
             }
-            at = (at + 1) % SLOTS;
+            at = self.wrap(at + 1);
         }
         self.slots[gap] = 0;
+        self.taken -= 1;
     }
 
     /// Whether the name is new, or the field was refused a place not long ago; notes both.
@@ -196,8 +230,8 @@ mod tests {
 
     #[test]
     fn entries_that_share_a_home_are_found_until_they_are_removed() {
-        // Homes at the end of the slots, so that probes wrap; removal in every order.
-        let hashes = [254u64, 254, 255, 254 | 1 << 12, 0, 255, 1, 254];
+        // Homes at the end of the first slots, so that probes wrap; removal in every order.
+        let hashes = [14u64, 14, 15, 14 | 1 << 12, 0, 15, 1, 14];
         for (turn, stride) in (0..8).flat_map(|turn| [1, 3, 5, 7].map(|stride| (turn, stride))) {
             let mut index = Index::default();
             for (number, &hash) in hashes.iter().enumerate() {
@@ -216,6 +250,19 @@ mod tests {
             }
             assert!(index.slots.iter().all(|&slot| slot == 0));
         }
+    }
+
+    #[test]
+    fn a_full_table_of_the_smallest_entries_is_indexed() {
+        let mut index = Index::default();
+        let most = TABLE_SIZE / FIELD_OVERHEAD;
+        for number in 0..most {
+            index.add(key(number as u64 * 3), number as u16);
+        }
+        assert_eq!(index.slots.len(), SLOTS);
+        let found =
+            |number: usize| index.alike(key(number as u64 * 3)).any(|n| n as usize == number);
+        assert!((0..most).all(found));
     }
 
     #[test]

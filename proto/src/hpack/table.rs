@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 use crate::fields::{FIELD_OVERHEAD, Token};
 
 /// Least memory the octets get once there is an entry.
-const FIRST_OCTETS: usize = 256;
+const FIRST_OCTETS: usize = 128;
+
+/// Largest table: offsets in a buffer of twice its size have 16 bits.
+const MAX_SIZE: usize = 1 << 14;
 
 /// A table row: a field with what was found out about it when it was inserted.
 #[derive(Clone, Copy)]
@@ -27,9 +30,9 @@ impl Row<'_> {
 #[derive(Clone, Copy)]
 struct Entry {
     /// Where the name begins in `octets`; the value follows it.
-    start: u32,
-    name_len: u32,
-    value_len: u32,
+    start: u16,
+    name_len: u16,
+    value_len: u16,
     token: Token,
     name_valid: bool,
     value_valid: bool,
@@ -58,8 +61,7 @@ impl DynamicTable {
             octets: Vec::new(),
             entries: VecDeque::new(),
             size: 0,
-            // Offsets are 32 bits wide and the buffer is at most twice the table.
-            max_size: max_size.min(1 << 30),
+            max_size: max_size.min(MAX_SIZE),
             inserted: 0,
             generation: 0,
         }
@@ -102,7 +104,8 @@ impl DynamicTable {
     #[inline]
     fn row(&self, entry: &Entry) -> Row<'_> {
         let start = entry.start as usize;
-        let both = &self.octets[start..start + (entry.name_len + entry.value_len) as usize];
+        let both =
+            &self.octets[start..start + usize::from(entry.name_len) + usize::from(entry.value_len)];
         let (name, value) = both.split_at(entry.name_len as usize);
         Row {
             token: entry.token,
@@ -115,7 +118,7 @@ impl DynamicTable {
 
     /// Changes the maximum. The caller evicts while the table is [`Self::over`] it.
     pub(super) fn set_max_size(&mut self, max_size: usize) {
-        self.max_size = max_size;
+        self.max_size = max_size.min(MAX_SIZE);
         self.generation += 1;
     }
 
@@ -127,7 +130,7 @@ impl DynamicTable {
     /// Evicts the oldest entry; false if there is none.
     pub(super) fn evict(&mut self) -> bool {
         let Some(entry) = self.entries.pop_front() else { return false };
-        self.size -= (entry.name_len + entry.value_len) as usize + FIELD_OVERHEAD;
+        self.size -= usize::from(entry.name_len) + usize::from(entry.value_len) + FIELD_OVERHEAD;
         self.generation += 1;
         if self.entries.is_empty() {
             self.octets.clear();
@@ -149,13 +152,13 @@ impl DynamicTable {
     pub(super) fn insert(&mut self, row: Row<'_>) {
         debug_assert!(!self.over(row.size()), "the caller evicts before it inserts");
         self.make_room(row.name.len() + row.value.len());
-        let start = self.octets.len() as u32;
+        let start = self.octets.len() as u16;
         self.octets.extend_from_slice(row.name);
         self.octets.extend_from_slice(row.value);
         self.entries.push_back(Entry {
             start,
-            name_len: row.name.len() as u32,
-            value_len: row.value.len() as u32,
+            name_len: row.name.len() as u16,
+            value_len: row.value.len() as u16,
             token: row.token,
             name_valid: row.name_valid,
             value_valid: row.value_valid,
@@ -177,7 +180,7 @@ impl DynamicTable {
             self.octets.copy_within(dead.., 0);
             self.octets.truncate(len - dead);
             for entry in &mut self.entries {
-                entry.start -= dead as u32;
+                entry.start -= dead as u16;
             }
             return;
         }
