@@ -75,14 +75,14 @@ struct Addresses {
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
-pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+pub fn serve(mut config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
     for note in &config.notes {
         tracing::info!("{note}");
     }
     raise_descriptors(&config);
     let origin = Instant::now();
-    let count = config.cores.count.unwrap_or_else(cpus::auto);
+    let count = *config.cores.count.get_or_insert_with(cpus::auto);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
