@@ -95,7 +95,7 @@ pub fn serve(
     raise_descriptors(&config);
     let backend = io::choose(&config)?;
     let origin = Instant::now();
-    let count = core_count(&config);
+    let count = *config.cores.count.get_or_insert_with(cpus::auto);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;

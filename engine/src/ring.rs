@@ -338,6 +338,52 @@ mod tests {
     }
 
     #[test]
+    fn the_next_receiver_gets_what_is_sent_after_the_last_ones_end() {
+        let (sender, mut first) = mailbox(8).unwrap();
+        let dropped = Arc::new(());
+        assert!(sender.reopen().is_none(), "there is a receiver");
+        assert!(first.fall_asleep());
+        sender.send(Arc::clone(&dropped)).unwrap();
+        drop(first);
+        assert!(!sender.is_open() && sender.send(Arc::clone(&dropped)).is_err());
+        let mut second = sender.reopen().unwrap();
+        assert_eq!(Arc::strong_count(&dropped), 1, "what waited for the first is gone");
+        assert!(second.receive().is_none() && sender.reopen().is_none());
+        sender.send(Arc::clone(&dropped)).unwrap();
+        assert!(second.receive().is_some());
+        drop(second);
+        sender.shut();
+        assert!(sender.reopen().is_none() && sender.send(dropped).is_err());
+    }
+
+    #[test]
+    fn a_shut_mailbox_drops_what_waits_and_stays_shut() {
+        let (sender, inbox) = mailbox(8).unwrap();
+        let waits = Arc::new(());
+        sender.send(Arc::clone(&waits)).unwrap();
+        sender.shut();
+        assert_eq!(Arc::strong_count(&waits), 1);
+        drop(inbox);
+        assert!(!sender.is_open() && sender.reopen().is_none());
+    }
+
+    #[test]
+    fn a_bell_tells_of_the_ring_only_while_that_is_published() {
+        let (sender, mut inbox) = mailbox(8).unwrap();
+        let published = inbox.publish(7);
+        assert!(inbox.fall_asleep());
+        let bell = sender.post(1).unwrap().expect("it sleeps");
+        assert_eq!(bell.sleeps_in(), Some(7));
+        drop(published);
+        assert_eq!(bell.sleeps_in(), None);
+        drop(bell);
+        assert_eq!((rings(&inbox), inbox.receive()), (1, Some(1)), "dropped, it rings");
+        assert!(inbox.fall_asleep());
+        sender.post(2).unwrap().expect("it sleeps").rung();
+        assert_eq!(rings(&inbox), 0);
+    }
+
+    #[test]
     fn no_message_is_slept_through() {
         const COUNT: u32 = 20_000;
         let (sender, mut mailbox) = mailbox(64).unwrap();

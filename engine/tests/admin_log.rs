@@ -40,7 +40,7 @@ fn refused_connect(worker: &str) {
 async fn the_edges_of_a_session_are_logged_and_no_secret_is() {
     let free = "127.0.0.1:0";
     let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
-        .args(["dev", "--client", free, "--worker", free, "--admin", free])
+        .args(["dev", "--cores", "1", "--client", free, "--worker", free, "--admin", free])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -36,7 +36,7 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
-def chosen_cores():
+def default_cores():
     """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
     return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
 
@@ -76,7 +76,7 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = {cores or chosen_cores()}
+count = {cores or default_cores()}
 io = "{io}"
 
 [control]
@@ -138,7 +138,7 @@ class Gateway:
             from workerprogram import WithWorker
             return WithWorker.start(directory, *more, name=name)
         zero = "127.0.0.1:0"
-        count = [] if "--cores" in more else ["--cores", str(chosen_cores())]
+        count = [] if "--cores" in more else ["--cores", str(default_cores())]
         return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
                    directory, name, launcher)
 
