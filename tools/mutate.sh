@@ -22,7 +22,7 @@ mutants=(
     'pin-over-id@engine/src/shard/attach.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
     'late-bytes@engine/src/shard/moving.rs@door.input.extend_from_slice(border.pool.bytes(segment));@'
     'no-shrink@proto/src/hpack/encode.rs@self.resized.take() else { return };@self.resized.take() else { return };\n        if smallest < 9999 {\n            return;\n        }'
-    'unheard-restart@engine/src/shard/restart.rs@self.renew_work(border, key, core);@'
+    'lost-answer@engine/src/shard/dispatch.rs@(false, false) => self.tell(home, CorePost::Gone(poll)),@(false, false) => {}'
 )
 
 tree=$(mktemp -d)

@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn a_bell_tells_of_the_ring_only_while_that_is_published() {
         let (sender, mut inbox) = mailbox(8).unwrap();
-        let published = inbox.publish(7);
+        let published = inbox.publish(Some(7));
         assert!(inbox.fall_asleep());
         let bell = sender.post(1).unwrap().expect("it sleeps");
         assert_eq!(bell.sleeps_in(), Some(7));

@@ -362,6 +362,24 @@ fn l5_a_window_dribble_ends_the_connection() {
 }
 
 #[test]
+fn l5_credit_into_a_window_that_stays_shut_is_honest() {
+    // A client takes a large window away and goes on crediting what was on its way.
+    let mut side = Side::server(Limits::default());
+    side.feed(&settings(&[(setting::INITIAL_WINDOW_SIZE, 1 << 20)]));
+    side.feed(&get(1));
+    let key = side.last_key();
+    side.head(key, OK, false);
+    for _ in 0..3_000 {
+        assert_eq!(side.send(key, &[7; 20], false), 20);
+    }
+    side.feed(&settings(&[(setting::INITIAL_WINDOW_SIZE, 0)]));
+    for _ in 0..3_000 {
+        side.feed(&window_update(1, 20));
+        assert_eq!(side.fault, None);
+    }
+}
+
+#[test]
 fn l5_small_change_between_large_credits_is_honest() {
     // A client that credits each frame at once, whose window is always nearly used up.
     let mut side = Side::server(Limits::default());

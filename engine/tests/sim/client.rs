@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ringway_proto::time::Time;
+
 use super::body::{self, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM};
 use super::h2::{SETTINGS_TIMEOUT, Seen};
@@ -65,6 +67,7 @@ pub(crate) struct Client {
     sluggish: bool,
     /// PINGs and SETTINGS left to send.
     chatter: u32,
+    since: Time,
     /// It has not read for long: the gateway may have had enough of it.
     slow: bool,
     /// All its heads are alike.
@@ -95,6 +98,7 @@ impl Client {
             reading: true,
             sluggish: stage.seed.chance(stage.plan.sluggish),
             chatter: CHATTER,
+            since: stage.now,
             slow: false,
             twins: stage.seed.chance(30),
         };
@@ -275,7 +279,13 @@ impl Client {
         } else if relayed {
             relayed_head(call.exchange, exchange, fields, end);
         } else {
-            own_answer(call.exchange, exchange, &fields, &status);
+            let code = own_answer(call.exchange, exchange, &fields, &status);
+            // It may have joined others in their wait.
+            let early = stage.now.since(self.since) < stage.plan.wait();
+            // Wrong tries with its token end a wait before its time; a drain ends everything.
+            let excused = stage.plan.sloppy > 0 || stage.ledger.draining;
+            let fine = code != 4 || !early || excused;
+            assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
         }
         let id = field(
             stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h),

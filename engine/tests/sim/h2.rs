@@ -130,7 +130,6 @@ pub(crate) struct H2 {
     /// DATA octets and frames the gateway has sent here: what it must give credit for, and what
     /// allows us WINDOW_UPDATEs.
     pub(crate) data_frames: u64,
-    pub(crate) updates: u64,
 }
 
 impl H2 {
@@ -166,7 +165,6 @@ impl H2 {
             going: None,
             goaway: None,
             data_frames: 0,
-            updates: 0,
         };
         if !server {
             h2.out.extend_from_slice(MAGIC);
@@ -204,6 +202,8 @@ impl H2 {
         if !self.server {
             put(2, 0);
         }
+        let of = [offer.window.into(), offer.table.into()];
+        note("peer", self.name, "offers window and table", of);
         self.frame(SETTINGS, 0, 0, &payload);
         self.offered.push_back(offer);
     }
@@ -224,7 +224,7 @@ impl H2 {
     }
 
     fn window_update(&mut self, stream: u32, credit: u32) {
-        self.updates += 1;
+        note("peer", self.name, "gives credit, stream and bytes", [stream.into(), credit.into()]);
         self.frame(WINDOW_UPDATE, 0, stream, &credit.to_be_bytes());
     }
 

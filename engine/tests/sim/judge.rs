@@ -26,8 +26,8 @@ pub(crate) fn relayed_head(number: usize, exchange: &Exchange, mut fields: List,
     assert!(!end || only, "exchange {number}: the head ends what goes on");
 }
 
-/// The gateway's own answer must be one that this request can get.
-pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, status: &str) {
+/// The gateway's own answer must be one that this request can get. Its gRPC code.
+pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, status: &str) -> u8 {
     let code: u8 = match field(fields, "grpc-status") {
         Some(code) => code.parse().expect("a number"),
         None => match status {
@@ -55,4 +55,5 @@ pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, stat
     if status == "502" {
         assert!(exchange.excuse, "exchange {number}: 502, but no tunnel was lost");
     }
+    code
 }

@@ -1,5 +1,7 @@
 //! What all far ends have in common: how the world asks them and what they ask of it.
 
+use ringway_proto::time::Time;
+
 use super::ledger::{Ledger, Work};
 use super::plan::Plan;
 use super::seed::Seed;
@@ -8,6 +10,8 @@ use super::seed::Seed;
 #[derive(Debug)]
 pub(crate) enum Act {
     Send(Vec<u8>),
+    /// The same, so many microseconds later; nothing else is sent before.
+    Later(Vec<u8>, usize),
     Fin,
     Reset,
     /// Stops or resumes reading.
@@ -44,6 +48,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) seed: &'a mut Seed,
     pub(crate) ledger: &'a mut Ledger,
     pub(crate) plan: &'a Plan,
+    pub(crate) now: Time,
     /// Nobody makes trouble any more: what was begun is brought to its end.
     pub(crate) calm: bool,
     /// Whoever has nothing to finish leaves.

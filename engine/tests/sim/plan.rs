@@ -2,6 +2,7 @@
 //! Most faults are absent from most runs, so that each also meets a quiet world.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use ringway::config::Config;
 use ringway::control::local::Policy;
@@ -185,6 +186,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// How long the gateway waits for a worker.
+    pub(crate) fn wait(&self) -> Duration {
+        RULES[self.variant].config.session.wait
+    }
+
     /// The size of a body.
     pub(crate) fn size(&self, seed: &mut Seed) -> usize {
         if self.bulk { seed.range(0, self.largest) } else { seed.size(self.largest) }

@@ -39,6 +39,25 @@ impl Tally {
     }
 }
 
+impl Tally {
+    /// A simulator in which nothing happens finds nothing: the fixed seeds together meet everything.
+    pub(crate) fn expect_variety(&self) {
+        let enough = [
+            (self.answered, 5_000),
+            (self.refused, 2_000),
+            (self.reset, 2_000),
+            (self.tunnels, 4_000),
+            (self.rejected, 500),
+            (self.reconnects, 100),
+            (self.starved, 1_000),
+            (self.relieved, 20),
+            (self.blocked, 10_000),
+            (self.crossings, 10_000),
+        ];
+        assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
+    }
+}
+
 impl World {
     /// Fails if anything is left, or counted wrongly.
     pub(crate) fn check_rest(&self) -> Tally {

@@ -86,6 +86,12 @@ impl Tunnel {
         );
         stage.acts.push(Act::Send(head.into_bytes()));
         stage.ledger.asked += 1;
+        let mut h2 = H2::new(number, true, offer, extra);
+        if stage.plan.sloppy > 0 && stage.seed.chance(30) {
+            // It does not wait for the answer.
+            let after = if stage.seed.chance(50) { 0 } else { stage.seed.range(1, 300) };
+            stage.acts.push(Act::Later(std::mem::take(&mut h2.out), after));
+        }
         Self {
             number,
             worker,
@@ -93,7 +99,7 @@ impl Tunnel {
             trick,
             state: State::Asking,
             answer: Vec::new(),
-            h2: H2::new(number, true, offer, extra),
+            h2,
             nameless: BTreeMap::new(),
             serves: BTreeMap::new(),
             client: None,

@@ -145,6 +145,12 @@ impl Wires {
         self.arrivals.push((at, Toward::Gateway, link));
     }
 
+    /// Nothing of the peer's that is put on the wire from now on arrives before this.
+    pub(crate) fn hold(&mut self, link: usize, until: Time) {
+        let wire = &mut self.links[link];
+        wire.last_in = wire.last_in.max(until);
+    }
+
     /// The gateway's kernel puts something on the wire.
     pub(crate) fn gateway_sends(
         &mut self,

@@ -452,6 +452,7 @@ impl World {
             seed: &mut self.seed,
             ledger: &mut self.ledger,
             plan: &self.plan,
+            now: self.now,
             calm: self.calm,
             closing: self.closing,
             acts: &mut acts,
@@ -516,6 +517,7 @@ impl World {
             seed: &mut self.seed,
             ledger: &mut self.ledger,
             plan: &self.plan,
+            now: self.now,
             calm: self.calm,
             closing: self.closing,
             acts: &mut acts,
@@ -529,6 +531,10 @@ impl World {
         for act in acts {
             match act {
                 Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
+                Act::Later(bytes, after) => {
+                    self.wires.hold(number, Time(self.now.0 + after as u64));
+                    self.put(number, Packet::Bytes(bytes));
+                }
                 Act::Fin => self.put(number, Packet::Fin),
                 Act::Reset => {
                     let end = self.seed.pick(&[
