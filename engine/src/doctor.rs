@@ -101,6 +101,11 @@ impl Host {
     }
 }
 
+/// The CPU time this process may use, in CPUs; none where there is no limit.
+pub(crate) fn cpu_quota() -> Option<f64> {
+    cgroup::cpus(&Host::real())
+}
+
 /// How many cores it is to run.
 fn cores(config: &Config) -> usize {
     boot::core_count(config)

@@ -101,14 +101,6 @@ impl Balance {
         self.load.closed = true;
     }
 
-    /// Whether another core still has clients. It may need this one, for workers come to any core.
-    pub(super) fn others_serve(&self, now: Time, cores: &[Sender<ShardPost>]) -> bool {
-        let others = cores.iter().enumerate().filter(|(core, _)| *core != self.own);
-        others
-            .filter(|(_, core)| core.is_open())
-            .any(|(_, core)| Load::of(core.shown(), now).clients > 0)
-    }
-
     /// Once per loop turn: how many clients the core has, and how long it has been idle so far.
     pub(super) fn measure(&mut self, now: Time, clients: usize, idle_micros: u64) {
         self.load.clients = u32::try_from(clients).unwrap_or(MOST_CLIENTS);
@@ -298,24 +290,6 @@ mod tests {
         assert_eq!(balance.choose(NOW, &cores, empty()), Some(2));
         balance.close();
         assert_eq!(balance.choose(NOW, &cores, empty()), None);
-    }
-
-    #[test]
-    fn cores_wait_for_the_last_client_of_all() {
-        let (cores, mut inboxes) = cores(3);
-        let [mut first, mut second, third] = [0, 1, 2].map(Balance::new);
-        assert!(!third.others_serve(NOW, &cores));
-        first.measure(NOW, 1, 0);
-        first.close();
-        first.show(&cores);
-        assert!(third.others_serve(NOW, &cores) && !first.others_serve(NOW, &cores));
-        second.measure(NOW, 1, 0);
-        second.show(&cores);
-        first.measure(NOW, 0, 0);
-        first.show(&cores);
-        assert!(third.others_serve(NOW, &cores));
-        drop(inboxes.remove(1));
-        assert!(!third.others_serve(NOW, &cores), "who is gone serves nobody");
     }
 
     #[test]

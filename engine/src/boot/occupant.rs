@@ -21,7 +21,7 @@ use crate::shard::Shard;
 /// How often a core that has no room is told again that this one began anew.
 const TELL_PAUSE: Duration = Duration::from_millis(10);
 /// How long a core stays that has no client when it is told to drain: those who waited to be let
-/// in are told of in its next turns. Then, how often it looks whether the others have drained too.
+/// in are told of in its next turns.
 const DRAINED_PAUSE: Duration = Duration::from_millis(20);
 /// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
 const ROUNDS: usize = 4;
@@ -47,7 +47,7 @@ pub(super) struct Occupant {
     /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
     untold: Vec<u16>,
     tell_at: Option<Time>,
-    /// The core drains; it does not end before this, and looks again then.
+    /// The core drains, and does not end before this.
     stays_until: Option<Time>,
     outbound: VecDeque<(u16, CorePost)>,
     taken: Vec<(u16, CorePost)>,
@@ -204,14 +204,10 @@ impl Occupant {
         self.measure(border);
     }
 
-    /// A core without clients goes on until no core has any: workers come to any of them, and a
-    /// session may be at home here.
-    fn await_others(&mut self, border: &Border) {
+    /// A core that drains goes on for a moment even without a client.
+    fn await_late(&mut self, border: &Border) {
         let Some(until) = self.stays_until else { return };
-        if until <= border.now {
-            let others = self.balance.others_serve(border.now, &self.cores);
-            self.stays_until = others.then(|| border.now + DRAINED_PAUSE);
-        }
+        self.stays_until = Some(until).filter(|until| *until > border.now);
         self.shard.stay(self.stays_until.is_some());
     }
 
@@ -320,7 +316,7 @@ impl Core for Occupant {
     }
 
     fn turn(&mut self, border: &mut Border) {
-        self.await_others(border);
+        self.await_late(border);
         self.shard.turn(border);
         self.tell_all(border);
         self.send_core_posts(border);

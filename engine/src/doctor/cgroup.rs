@@ -38,17 +38,22 @@ fn share(quota: &str, period: &str) -> Option<f64> {
 
 /// The folders of the process's group and those above it; the controller is empty for version 2.
 fn groups(host: &Host, controller: &str) -> Vec<String> {
-    let mount = if controller.is_empty() { MOUNT.into() } else { format!("{MOUNT}/{controller}") };
-    let mut folders = vec![mount.clone()];
+    // Version 2 beside version 1 has a folder of its own.
+    let mounts = match controller {
+        "" => vec![MOUNT.to_owned(), format!("{MOUNT}/unified")],
+        named => vec![format!("{MOUNT}/{named}")],
+    };
+    let mut folders = mounts.clone();
     let own = host.read("/proc/self/cgroup").unwrap_or_default();
     for line in own.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
         if controllers.split(',').any(|name| name == controller) {
-            let mut folder = mount.clone();
-            for name in path.split('/').filter(|name| !name.is_empty()) {
-                folder = format!("{folder}/{name}");
-                folders.push(folder.clone());
+            for mut folder in mounts.clone() {
+                for name in path.split('/').filter(|name| !matches!(*name, "" | "." | "..")) {
+                    folder = format!("{folder}/{name}");
+                    folders.push(folder.clone());
+                }
             }
         }
     }
@@ -71,6 +76,9 @@ mod tests {
         ]);
         assert_eq!((memory(&host), cpus(&host)), (Some(1000), Some(1.5)));
         assert_eq!(memory(&Host::planted(&[])), None);
+        let dots = ("/proc/self/cgroup", "0::/../etc\nnonsense\n");
+        let outside = ("/sys/fs/cgroup/../etc/cpu.max", "100 100");
+        assert_eq!(cpus(&Host::planted(&[dots, outside])), None);
     }
 
     #[test]

@@ -24,14 +24,32 @@ pub(super) fn configuration(
     }
 }
 
-/// The certificates that the configuration names.
-pub(super) fn certificates(_: &Config) -> Vec<Check> {
-    vec![Check::ok("certificates", "none: no listener speaks TLS")]
+/// The certificates that the configuration names. One that cannot be used is the configuration's
+/// problem, and told there.
+pub(super) fn certificates(config: &Config) -> Vec<Check> {
+    let name = "certificates";
+    let fronts = [("client", &config.fronts.client), ("worker", &config.fronts.worker)];
+    let named = fronts.into_iter().filter_map(|(listener, front)| {
+        let tls = front.tls.as_ref()?;
+        let (name, cert) = (format!("{name} ({listener})"), tls.files.cert.display());
+        Some(match tls.pair.warning() {
+            None => {
+                Check::ok(&name, format!("{cert}: its key fits, it is good for a week and more"))
+            }
+            Some(warning) => {
+                Check::warn(&name, format!("{cert} {warning}"), "put a new pair in its place")
+            }
+        })
+    });
+    let found: Vec<Check> = named.collect();
+    if found.is_empty() { vec![Check::ok(name, "none: no listener speaks TLS")] } else { found }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FrontTls;
+    use crate::tls::{Files, Pair};
 
     #[test]
     fn every_problem_of_a_configuration_is_a_line() {
@@ -48,7 +66,24 @@ mod tests {
     }
 
     #[test]
-    fn without_tls_there_is_no_certificate_to_check() {
-        certificates(&Config::dev())[0].is(Status::Ok, &["none"]);
+    fn certificates_that_expire_are_told() {
+        let mut config = Config::dev();
+        certificates(&config)[0].is(Status::Ok, &["none"]);
+        let dir = std::env::temp_dir().join(format!("ringway-doctor-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let files = Files { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
+        let mut check = |year| {
+            let mut wanted = rcgen::CertificateParams::new(["gateway.test".to_owned()]).unwrap();
+            wanted.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            std::fs::write(&files.cert, wanted.self_signed(&key).unwrap().pem()).unwrap();
+            std::fs::write(&files.key, key.serialize_pem()).unwrap();
+            let pair = Pair::load(&files).unwrap();
+            config.fronts.worker.tls = Some(FrontTls { files: files.clone(), pair });
+            certificates(&config).remove(0)
+        };
+        check(2300).is(Status::Ok, &["certificates (worker)", "cert.pem"]);
+        check(2020).is(Status::Warn, &["has expired", "new pair"]);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

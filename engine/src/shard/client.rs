@@ -33,7 +33,8 @@ impl Shard {
                 self.hop_received(border, conn, segment);
             }
             Detected::H1 => {
-                self.begin_http1(border, conn, first[0]);
+                let foreign = is_foreign(&first, border.pool.bytes(segment));
+                self.begin_http1(border, conn, foreign);
                 self.feed_bytes(border, conn, &PREFACE[..seen]);
                 self.http1_received(border, conn, segment);
             }
@@ -141,6 +142,14 @@ impl Shard {
         border.close(conn, Close::Flush);
         self.plain_gone(border, conn);
     }
+}
+
+/// Whether the first bytes are another protocol's: they begin with no method, or their first line,
+/// should it be here, names no HTTP/1.
+fn is_foreign(first: &[u8], received: &[u8]) -> bool {
+    let line = received.iter().position(|&octet| octet == b'\n').map(|end| &received[..end]);
+    let named = |line: &[u8]| line.windows(7).any(|window| window == b"HTTP/1.");
+    !first.first().is_some_and(u8::is_ascii_alphabetic) || line.is_some_and(|line| !named(line))
 }
 
 impl Hop {

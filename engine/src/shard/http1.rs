@@ -35,11 +35,11 @@ impl Shard {
     }
 
     /// A client speaks HTTP/1; its first bytes are read next.
-    pub(super) fn begin_http1(&mut self, border: &Border, conn: ConnId, first: u8) {
+    pub(super) fn begin_http1(&mut self, border: &Border, conn: ConnId, foreign: bool) {
         let Some(Conn::Fresh(fresh)) = self.conns.get(conn) else { return };
         let (peer, opened) = (fresh.peer, fresh.opened);
         let mut h1 = H1::new(Role::Server, self.http1_limits(), border.now);
-        h1.foreign = !first.is_ascii_alphabetic();
+        h1.foreign = foreign;
         h1.begun = Some(border.now);
         let mut client = Client::default();
         if self.draining.is_some() {

@@ -31,7 +31,7 @@ pub(crate) struct H1 {
     pub(super) gated: bool,
     /// Since when part of a request's head is here.
     pub(super) begun: Option<Time>,
-    /// The first byte was no method's: whoever speaks another protocol is not answered in this one.
+    /// The first bytes were another protocol's: who speaks that is not answered in this one.
     pub(super) foreign: bool,
     /// When a tunnel's deadlines were last looked at.
     pub(super) looked_at: Time,

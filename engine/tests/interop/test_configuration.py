@@ -125,7 +125,7 @@ key = 1
 
 @pytest.mark.parametrize("text, part", [
     ("[listen\nclient = 1\n", "1"),
-    (configuration().replace('count = 1', 'count = 1\ncount = 2'), "count"),
+    (configuration(cores=1).replace('count = 1', 'count = 1\ncount = 2'), "count"),
     ("", ""),
 ])
 def test_broken_files(tmp_path, text, part):

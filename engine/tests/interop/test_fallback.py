@@ -25,8 +25,9 @@ def warnings(gateway):
 
 
 def drivers(gateway):
-    """What drives how many cores; /info says the same."""
-    found = {name: gateway.metric("ringway_io_backend", backend=name)
+    """What drives the cores, all of them; /info says the same."""
+    cores = gateway.metric("ringway_cores", state="answered")
+    found = {name: gateway.metric("ringway_io_backend", backend=name) / cores
              for name in ("io_uring", "epoll")}
     assert found[json.loads(gateway.get("/info")[2])["backend"]] > 0
     return found
