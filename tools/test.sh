@@ -41,6 +41,11 @@ interop_worker() {
         "$SUITE"/test_{grpcio,sessions,answers,stop,observed,programs}.py \
         -m 'not alone' -n 4 --dist loadfile \
         -k 'not curl_echo and not curl_one_mebibyte and not cookie_jar' "$@"
+}
+# Everything again on two cores: what belongs together lands apart.
+interop_cores() {
+    RINGWAY_TEST_CORES=2 interop_parallel "$@"
+}
 # One file a subject again, on hosts without io_uring: calls and streams, frames, sessions, slow
 # peers, attacks, the end.
 interop_epoll() {
@@ -72,6 +77,7 @@ stage doc env RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
     cargo doc --locked --workspace --no-deps --document-private-items --quiet
 if stage build cargo build --release --locked --bin ringway --bin ringway-worker; then
     stage interop-parallel interop_parallel
+    stage interop-cores interop_cores
     stage interop-worker interop_worker process
     stage interop-dial interop_worker dial
     stage interop-epoll interop_epoll

@@ -11,7 +11,7 @@ import pytest
 
 from gateway import FUNCTION, KEY
 
-CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium") or "chromium"
 
 PAGE = """<!doctype html><title>page</title><script>
 const gateway = "GATEWAY", credentials = ["authorization.KEY", "function-id.FUNCTION"];
@@ -28,10 +28,18 @@ function talk(protocols) {
       socket.send(new Uint8Array([0, 1, 2, 255]));
     };
     socket.onmessage = event => {
-      if (typeof event.data === "string") seen.texts.push([event.data.length, event.data.slice(0, 17)]);
-      else { seen.binary = Array.from(new Uint8Array(event.data)); socket.close(4321, "done"); }
+      if (typeof event.data === "string") {
+        seen.texts.push([event.data.length, event.data.slice(0, 17)]);
+      } else {
+        seen.binary = Array.from(new Uint8Array(event.data));
+        socket.close(4321, "done");
+      }
     };
-    socket.onclose = event => { seen.code = event.code; seen.clean = event.wasClean; resolve(seen); };
+    socket.onclose = event => {
+      seen.code = event.code;
+      seen.clean = event.wasClean;
+      resolve(seen);
+    };
   });
 }
 

@@ -124,8 +124,9 @@ def autobahn(address, out):
     """{case: behaviour} of the Autobahn cases of framing, pings, fragments, UTF-8 and closes."""
     cases = [part for chapter in ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*")
              for part in ("-i", chapter)]
-    done = subprocess.run([Path(sys.executable).with_name("kosoku"), "-m", "fuzzingclient", *cases, "-p", "4",
-                           "-o", str(out), address], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([Path(sys.executable).with_name("kosoku"), "-m", "fuzzingclient", *cases,
+                           "-p", "4", "-o", str(out), address],
+                          capture_output=True, text=True, timeout=55)
     index = next(out.rglob("index.json"), None)
     assert index, (done.returncode, done.stdout[-1500:], done.stderr[-1500:])
     (results,) = json.loads(index.read_text()).values()
