@@ -341,7 +341,9 @@ impl Client1 {
         stage.ledger.clients_gone.insert(self.number);
         self.lose_calls("left by its client", stage);
         if let State::Raw(exchange) = self.state {
-            stage.ledger.exchanges[exchange].quit = true;
+            let exchange = &mut stage.ledger.exchanges[exchange];
+            exchange.quit = true;
+            exchange.up.ended = matches!(how, Act::Fin);
         }
         self.state = if matches!(how, Act::Reset) { State::Over } else { State::Leaving };
         note("client", self.number, "leaves", [0, 0]);

@@ -478,6 +478,9 @@ impl Peer for Tunnel {
                 let lost = wanted && !exchange.excuse;
                 assert!(!lost, "exchange {}: its tunnel was closed under it", serve.exchange);
             }
+            if !reset {
+                self.check_raw(stage);
+            }
             self.leave(Act::Fin, stage);
         } else if self.state == State::Asking {
             stage.acts.push(Act::Fin);

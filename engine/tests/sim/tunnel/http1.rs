@@ -307,6 +307,20 @@ impl Tunnel {
         }
     }
 
+    /// A stream of bytes was ended by the gateway: all that its client sent has come.
+    pub(super) fn check_raw(&self, stage: &Stage<'_>) {
+        if let Spoken::Http1(http1) = &self.spoken
+            && let Some(number) = http1.raw
+        {
+            let exchange = &stage.ledger.exchanges[number];
+            let half = &exchange.up;
+            let slow = self.sluggish || stage.plan.stalls > 0;
+            let anyway = slow || exchange.excuse || stage.ledger.draining || stage.ledger.crashed;
+            let whole = half.got == half.sent || !half.ended || half.spoiled;
+            assert!(whole || anyway, "exchange {number}: bytes before its client's end are lost");
+        }
+    }
+
     /// Says goodbye to a stream of bytes that ends from our side before its time.
     pub(super) fn excuse_raw(&self, stage: &mut Stage<'_>) {
         if let Spoken::Http1(http1) = &self.spoken
