@@ -24,7 +24,6 @@ mutants=(
     'no-shrink@proto/src/hpack/encode.rs@self.resized.take() else { return };@self.resized.take() else { return };\n        if smallest < 9999 {\n            return;\n        }'
     'h1-truncated@engine/src/shard/http1_end.rs@if end == End::Fin && h1.codec.eof() == Ok(Event::End) {@if end == End::Fin {'
     'h1-reused@engine/src/shard/http1_end.rs@if h1.codec.is_between() && h1.codec.keeps_alive() {@if h1.codec.is_between() {'
-    'h1-lost-raw@engine/src/shard/http1_end.rs@border.push(to.conn, part);@let _ = to;'
     'h1-unseen@engine/src/shard/http1.rs@let gated = hop.held > if@let gated = h1.has_kept() || hop.held > if'
     'lost-answer@engine/src/shard/dispatch.rs@(false, false) => self.tell(home, CorePost::Gone(poll)),@(false, false) => {}'
 )
