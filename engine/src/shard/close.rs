@@ -481,7 +481,6 @@ impl Shard {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let client = attachment.client;
         let mut waiters = std::mem::take(&mut attachment.waiters);
-        attachment.waiting = 0;
         waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         let pin = owner.pins.iter().position(|pin| pin.attachment == Some(key));
@@ -496,6 +495,10 @@ impl Shard {
         for waiter in waiters {
             match &fresh {
                 Ok(fresh) => {
+                    // Those that are refused leave it by themselves.
+                    if let Some(attachment) = self.attachments.get_mut(key) {
+                        attachment.waiting -= 1;
+                    }
                     if let Some(exchange) = self.exchanges.get_mut(waiter) {
                         exchange.attachment = Some(*fresh);
                     }

@@ -1,5 +1,5 @@
 //! HTTP/1 on a hop: one exchange at a time, no windows. What comes in becomes the same calls that
-//! HTTP/2's events become; what belongs to a later message waits here, and reading with it.
+//! HTTP/2's events become; what belongs to a later message waits here, up to a limit at which reading stops.
 //!
 //! How an exchange ends is in [`super::http1_end`], the change to HTTP/2 in [`super::h2c`].
 
@@ -255,8 +255,9 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let Link::H1(h1) = &mut hop.link else { return };
         // It goes on at half, so that it does not stop and go with every piece.
-        let full = hop.held > if h1.gated { most / 2 } else { most };
-        let gated = full || h1.has_kept();
+        // What is kept counts: with little of it reading goes on, or nobody would see the client
+        // leave while its request runs (contract CL-23).
+        let gated = hop.held > if h1.gated { most / 2 } else { most };
         if gated != h1.gated {
             h1.gated = gated;
             if gated {

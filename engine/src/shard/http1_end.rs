@@ -68,6 +68,9 @@ impl Shard {
 
     /// The peer's bytes on an HTTP/1 connection have ended.
     pub(super) fn http1_ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        if self.h1_mut(conn).is_some_and(|h1| h1.codec.is_raw() && h1.has_kept()) {
+            self.http1_unread(border, conn);
+        }
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let tunnel = hop.tunnel().is_some();
         let Link::H1(h1) = &mut hop.link else { return };

@@ -179,14 +179,12 @@ fn unchunk(mut body: &str) -> (String, String) {
 }
 
 #[test]
-fn pipelined_requests_are_served_in_order_and_reading_waits() {
+fn pipelined_requests_are_served_in_order() {
     let mut rig = Rig::new();
     rig.ask(&format!("{}{}GET /health HTTP/1.1\r\nHost: g\r\n\r\n", get("/1"), get("/2")));
     rig.attach();
     let said = rig.at_worker();
     assert!(said.starts_with("GET /1 ") && !said.contains("/2"), "one at a time: {said}");
-    let paused = |rig: &Rig| rig.world.border.output(rig.client).is_some_and(|o| o.is_paused());
-    assert!(paused(&rig), "no more is read than can be served");
     rig.answer("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na");
     assert!(rig.at_client().ends_with("\r\n\r\na"));
     let said = rig.at_worker();
@@ -195,8 +193,47 @@ fn pipelined_requests_are_served_in_order_and_reading_waits() {
     let said = rig.at_client();
     let (second, health) = said.split_once("\r\n\r\nb").expect("the second answer");
     assert!(second.starts_with("HTTP/1.1 200") && health.starts_with("HTTP/1.1 200 OK\r\n"));
+    rig.end();
+}
+
+#[test]
+fn reading_waits_while_much_is_pipelined() {
+    let mut rig = Rig::new();
+    rig.warm_up();
+    rig.ask(&get("/1"));
+    let paused = |rig: &Rig| rig.world.border.output(rig.client).is_some_and(|o| o.is_paused());
+    let many = "GET /health HTTP/1.1\r\nHost: g\r\n\r\n".repeat(4000);
+    rig.ask(&many);
+    assert!(!paused(&rig), "a client that leaves has to be seen");
+    rig.ask(&many);
+    rig.ask(&many);
+    assert!(paused(&rig), "no more is kept than may be");
+    rig.answer("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na");
+    let mut said = String::new();
+    loop {
+        let more = rig.at_client();
+        if more.is_empty() {
+            break;
+        }
+        said.push_str(&more);
+    }
+    assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 12_001);
     assert!(!paused(&rig));
     rig.end();
+}
+
+/// CL-23: the end of a connection is seen behind requests that wait for their turn.
+#[test]
+fn a_client_that_leaves_behind_pipelined_requests_ends_its_tunnel() {
+    let mut rig = Rig::new();
+    rig.warm_up();
+    rig.ask(&format!("{}{}", get("/1"), get("/2")));
+    assert!(rig.at_worker().starts_with("GET /1 "));
+    let paused = rig.world.border.output(rig.client).is_some_and(|output| output.is_paused());
+    assert!(!paused, "whoever does not read sees no end");
+    rig.world.end(rig.client, End::Fin);
+    assert!(rig.tunnel_is_closed());
+    rig.nothing_is_left();
 }
 
 #[test]

@@ -188,7 +188,9 @@ fn early_bytes_are_bounded_by_not_reading() {
     let mut rig = Rig::new();
     rig.ask(&websocket("/ws"));
     rig.attach();
-    rig.ask("x");
+    for _ in 0..10 {
+        rig.ask(&"x".repeat(30_000));
+    }
     assert!(rig.world.border.output(rig.client).is_some_and(|output| output.is_paused()));
     // A reactor that went on all the same is not ours.
     for _ in 0..40 {

@@ -80,8 +80,15 @@ pub(crate) struct Exchange {
     pub(crate) hopeless: Option<u8>,
     /// Its head says nothing about it: the name is in the body.
     pub(crate) twin: bool,
+    pub(crate) http1: bool,
+    /// It asks for another protocol.
+    pub(crate) upgrade: bool,
     pub(crate) up: Half,
     pub(crate) down: Half,
+    /// The content-length its worker has told, over HTTP/1.
+    pub(crate) length: Option<usize>,
+    /// Its answer may have ended before its request.
+    pub(crate) early: bool,
     pub(crate) interim_sent: u32,
     pub(crate) interim_got: u32,
     /// The tunnel that served it, by peer number.
@@ -115,6 +122,15 @@ pub(crate) struct Session {
     pub(crate) tunnels: usize,
 }
 
+/// A tunnel that ends from its worker's side.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub(crate) tunnel: usize,
+    /// Whose it is; none: a client's of this tenant.
+    pub(crate) client: Option<usize>,
+    pub(crate) tenant: String,
+}
+
 /// A worker token.
 #[derive(Debug)]
 pub(crate) struct Token {
@@ -145,6 +161,8 @@ pub(crate) struct Ledger {
     /// Answers to CONNECTs that said 200, and all others.
     pub(crate) accepted: usize,
     pub(crate) rejected: usize,
+    /// Tunnels whose worker has left, or is leaving, and the gateway may not know it yet.
+    pub(crate) leaving: Vec<Leaving>,
     /// The gateway was told to drain.
     pub(crate) draining: bool,
     /// A core has panicked.
@@ -170,6 +188,20 @@ impl Ledger {
             [entry.up.got as u64, entry.down.got as u64],
         );
         entry.outcome = Some(outcome);
+    }
+
+    /// Whoever uses this tunnel, or waits for it, or asks for it before the gateway knows, has a
+    /// reason to fail.
+    pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
+        for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
+            exchange.excuse |= leaving.concerns(exchange.client, exchange.tenant);
+        }
+        self.leaving.push(leaving);
+    }
+
+    /// Whether a request of this client may meet a tunnel that has ended.
+    pub(crate) fn is_risky(&self, client: usize, tenant: &str) -> bool {
+        self.draining || self.leaving.iter().any(|leaving| leaving.concerns(client, tenant))
     }
 
     /// A client, or the worker on one of its tunnels, has gone mad.
@@ -226,6 +258,12 @@ impl Ledger {
                 held.remove(session);
             }
         }
+    }
+}
+
+impl Leaving {
+    fn concerns(&self, client: usize, tenant: &str) -> bool {
+        self.client.map_or(self.tenant == tenant, |of| of == client)
     }
 }
 
