@@ -2,7 +2,9 @@
 //! once; nothing else closes.
 
 use ringway_proto::fault::Fault;
+use ringway_proto::fields::Fields;
 use ringway_proto::h2::ErrorCode;
+use ringway_proto::route::{self, Routed};
 
 use super::Shard;
 use super::attach::{Attachment, State};
@@ -476,41 +478,48 @@ impl Shard {
         }
     }
 
-    /// Requests that were not sent yet go to a fresh session of the same pin.
+    /// Requests that were not sent yet are placed as if they came now: in a fresh session, or, if
+    /// they name one, at another tunnel of it.
     fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let client = attachment.client;
-        let mut waiters = std::mem::take(&mut attachment.waiters);
-        waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
+        let waiters = std::mem::take(&mut attachment.waiters);
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
-        let pin = owner.pins.iter().position(|pin| pin.attachment == Some(key));
         owner.unpin(key);
-        if waiters.is_empty() {
-            return;
-        }
-        let fresh = match pin {
-            Some(pin) => self.attachment_for(client, pin, None, self.now),
-            None => Err(Box::new(Fault::TunnelLost)),
-        };
         for waiter in waiters {
-            match &fresh {
+            let head = self.exchanges.get_mut(waiter).and_then(|exchange| exchange.head.take());
+            let Some(head) = head else { continue };
+            match self.placed_anew(client, &head) {
                 Ok(fresh) => {
-                    // Those that are refused leave it by themselves.
+                    if let Some(exchange) = self.exchanges.get_mut(waiter) {
+                        exchange.head = Some(head);
+                        exchange.attachment = Some(fresh);
+                    }
                     if let Some(attachment) = self.attachments.get_mut(key) {
                         attachment.waiting -= 1;
                     }
-                    if let Some(exchange) = self.exchanges.get_mut(waiter) {
-                        exchange.attachment = Some(*fresh);
-                    }
-                    if let Some(attachment) = self.attachments.get_mut(*fresh) {
+                    if let Some(attachment) = self.attachments.get_mut(fresh) {
                         attachment.waiters.push_back(waiter);
                         attachment.waiting += 1;
                     }
+                    // It may have its tunnel already.
+                    self.serve_waiters(border, fresh);
                 }
-                Err(fault) => self.refuse_exchange(border, waiter.slot, fault),
+                // It leaves the old attachment by itself.
+                Err(fault) => self.refuse_exchange(border, waiter.slot, &fault),
             }
         }
         self.answer_polls(border);
+    }
+
+    fn placed_anew(&mut self, client: ConnId, head: &Fields) -> Result<Key, Box<Fault>> {
+        match route::read(head) {
+            Routed::Invoke(head) => self
+                .pin(client, &head)
+                .and_then(|pin| self.attachment_for(client, pin, head.request_id, self.now)),
+            // It was one when it came.
+            _ => Err(Box::new(Fault::TunnelLost)),
+        }
     }
 }
 

@@ -70,6 +70,16 @@ impl Peer {
         Self::dial(world, &work, limits)
     }
 
+    pub(crate) fn dial_back_with(
+        world: &mut World,
+        work: &Work,
+        change: impl FnOnce(&mut Limits),
+    ) -> Self {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Self::dial(world, work, limits)
+    }
+
     pub(crate) fn dial_back(world: &mut World, work: &Work) -> Self {
         Self::dial(world, work, Limits::default())
     }

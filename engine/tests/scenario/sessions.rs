@@ -359,6 +359,55 @@ fn a_workers_goaway_refuses_those_that_wait_if_there_can_be_no_other_session() {
     assert!(world.shard.is_empty(), "{:?}", world.shard);
 }
 
+/// A client with one call on a worker that serves one at a time.
+fn with_a_single_stream(world: &mut World) -> (Peer, Peer) {
+    let mut client = Peer::client(world);
+    client.request(world, &[], true);
+    let mut worker = Peer::worker_with(world, |limits| limits.max_concurrent_streams = 1);
+    worker.sync(world);
+    (client, worker)
+}
+
+#[test]
+fn those_who_wait_at_a_goaway_are_refused_when_nobody_else_may_come() {
+    let mut world = World::new();
+    let (mut client, mut worker) = with_a_single_stream(&mut world);
+    client.request(&mut world, &[], true);
+    client.request(&mut world, &[], true);
+    world.post(ringway::post::ShardPost::Drain { max: Duration::from_secs(60) });
+    worker.goaway(&mut world, 1);
+    client.sync(&mut world);
+    assert_eq!((status(&client, 0).0, status(&client, 1).0), (Some("14"), Some("14")));
+    let key = worker.key(0);
+    worker.head(&mut world, key, &[(":status", "200")], true);
+    client.sync(&mut world);
+    assert_eq!(client.field(2, ":status"), Some("200"), "what runs is finished");
+    world.pass(Duration::from_secs(2));
+    assert!(world.shard.is_empty());
+}
+
+#[test]
+fn those_who_wait_at_a_goaway_and_name_their_session_get_another_tunnel_of_it() {
+    let mut world = World::new();
+    let (_other, _there, id) = attached(&mut world);
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[("nvcf-reqid", &id)], true);
+    let work = poll(&mut world, &[&id]).expect("one more tunnel");
+    let mut worker =
+        Peer::dial_back_with(&mut world, &work, |limits| limits.max_concurrent_streams = 1);
+    worker.sync(&mut world);
+    client.request(&mut world, &[("nvcf-reqid", &id)], true);
+    client.request(&mut world, &[], true);
+    worker.goaway(&mut world, 1);
+    let again = poll(&mut world, &[&id]).expect("and another one");
+    assert_eq!((again.kind.as_str(), &again.request_id), ("reconnect", &id));
+    // Whoever named none uses what the connection uses now.
+    let mut fresh = Peer::dial_back(&mut world, &again);
+    fresh.sync(&mut world);
+    assert_eq!(fresh.heads().len(), 2);
+    assert!(poll(&mut world, &[]).is_none(), "nobody asked for a new session");
+}
+
 #[test]
 fn dispatches_of_one_connection_are_a_burst_and_then_a_rate() {
     let mut world = World::new();

@@ -226,7 +226,7 @@ impl Client {
                         half.finished(call.exchange, Way::Down, None);
                     }
                 }
-                if self.credit == Credit::AtOnce {
+                if self.credit == Credit::AtOnce && self.h2.is_worth_a_frame(stream) {
                     self.h2.credit_well(stream, stage.seed);
                 }
                 if end {
@@ -345,7 +345,7 @@ impl Client {
                     Credit::ByHalves => owed >= room,
                     Credit::Lazily => stage.seed.chance(20),
                 };
-            if now && (owed > 0 || room <= 0) {
+            if now && (self.h2.is_worth_a_frame(stream) || room <= 0) {
                 self.h2.credit_well(stream, stage.seed);
             }
         }
