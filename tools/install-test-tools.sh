@@ -15,10 +15,11 @@ as_root() {
 
 debian_packages() {
     local missing=()
-    for package in nghttp2-client curl; do
+    for package in nghttp2-client curl haproxy openssl chromium-headless-shell; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
             missing+=("$package")
     done
+    command -v c++ >/dev/null || missing+=(g++)
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} = 0 ] && return
     echo "installing Debian packages: ${missing[*]}"

@@ -9,12 +9,12 @@ cd "$(dirname "$0")/.."
 
 # name @ file @ what is there @ what is put in its place; \n is a new line
 mutants=(
-    'early-end@engine/src/shard/relay.rs@let end = pipe.queued == 0 && pipe.ended@let end = pipe.ended'
+    'early-end@engine/src/shard/relay.rs@let end = waiting == n && pipe.ended@let end = pipe.ended'
     'early-trailers@engine/src/shard/relay.rs@Some(to) if pipe.queued == 0 && !pipe.scheduled => {@Some(to) => {'
     'wrong-part@engine/src/border.rs@self.pool.copy(segment.part(done, part.len as usize), part);\n            append@self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
     'wrong-waiter@engine/src/shard/attach.rs@attachment.waiters.pop_front();@attachment.waiters.pop_back();'
-    'credit-twice@engine/src/shard/relay.rs@hop.h2.drained(from.key, len, backlog,@hop.h2.drained(from.key, len * 2, backlog,'
-    'blind-window@engine/src/shard/relay.rs@ || hop.h2.data_room(to.key) < len@'
+    'credit-twice@engine/src/shard/relay.rs@hop.link.drained(from.key, len, backlog,@hop.link.drained(from.key, len * 2, backlog,'
+    'blind-window@engine/src/shard/relay.rs@ || h2.data_room(to.key) < len@'
     'lost-turn@engine/src/shard/relay.rs@Turn::HopBlocked => return self.requeue(conn, key, true),@Turn::HopBlocked => return,'
     'lost-resume@engine/src/shard/mod.rs@border.pause(source, hop.waits > 0);@border.pause(source, true);'
     'token-twice@engine/src/shard/worker.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, now.since(now)));\n        };\n        if !token'
@@ -22,6 +22,9 @@ mutants=(
     'pin-over-id@engine/src/shard/attach.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
     'late-bytes@engine/src/shard/moving.rs@door.input.extend_from_slice(border.pool.bytes(segment));@'
     'no-shrink@proto/src/hpack/encode.rs@self.resized.take() else { return };@self.resized.take() else { return };\n        if smallest < 9999 {\n            return;\n        }'
+    'h1-truncated@engine/src/shard/http1_end.rs@if end == End::Fin && h1.codec.eof() == Ok(Event::End) {@if end == End::Fin {'
+    'h1-reused@engine/src/shard/http1_end.rs@if h1.codec.is_between() && h1.codec.keeps_alive() {@if h1.codec.is_between() {'
+    'h1-unseen@engine/src/shard/http1.rs@let gated = hop.held > if@let gated = h1.has_kept() || hop.held > if'
     'lost-answer@engine/src/shard/dispatch.rs@(false, false) => self.tell(home, CorePost::Gone(poll)),@(false, false) => {}'
 )
 

@@ -1,6 +1,7 @@
 //! The admin port: metrics, health, sessions, drain. It runs on the control thread and asks the
 //! cores by message; it is never on the way of a request.
 
+mod changes;
 mod proc;
 mod reply;
 mod scrape;
@@ -21,6 +22,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::metrics::Backend;
+
+pub use changes::{Change, Changes};
 pub use scrape::Scraper;
 
 /// Connections to the admin port at once; more wait to be accepted.
@@ -54,8 +58,12 @@ pub struct Admin {
     pub drain: watch::Sender<bool>,
     /// Whether calls that change something may come from elsewhere.
     pub allow_remote: bool,
+    /// What drives the cores.
+    pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
     pub panics: AtomicU64,
+    /// What was replaced while the gateway ran.
+    pub changes: Arc<Changes>,
 }
 
 impl Admin {
@@ -146,6 +154,7 @@ async fn metrics(State(admin): Shared) -> Response<Body> {
     sum.shard_panics += admin.panics.load(Ordering::Relaxed);
     sum.render(&mut text);
     scrape.render(&mut text);
+    admin.changes.render(&mut text);
     proc::render(&mut text);
     reply::metrics(text)
 }
@@ -178,7 +187,7 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "version": crate::VERSION,
         "commit": crate::COMMIT,
         "cores": admin.scraper.cores(),
-        "backend": "io_uring",
+        "backend": admin.backend.label(),
         "mode": "local",
     }))
 }

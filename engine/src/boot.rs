@@ -1,13 +1,21 @@
 //! From a configuration to a running gateway, and out again: limits of the process, ports, cores,
 //! the control thread (this one), signals, drain.
 
+mod balance;
 mod core;
+mod cpus;
+mod io;
+mod occupant;
 mod port;
+mod reload;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -66,18 +74,28 @@ struct Addresses {
     admin: SocketAddr,
 }
 
-/// Runs a gateway until it has drained after a signal or a call of the admin port.
+/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is the
+/// file that is read again on SIGHUP.
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
-pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
+pub fn serve(
+    mut config: Config,
+    demo: Option<Demo>,
+    source: Option<PathBuf>,
+) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
+    let unknown = config.resolve();
+    for warning in unknown.iter().chain(&config.warnings) {
+        tracing::warn!("{warning}");
+    }
     for note in &config.notes {
         tracing::info!("{note}");
     }
     raise_descriptors(&config);
+    let backend = io::choose(&config)?;
     let origin = Instant::now();
-    let count = config.cores.count;
+    let count = *config.cores.count.get_or_insert_with(cpus::auto);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
@@ -90,19 +108,44 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     let config = Arc::new(config);
-    let mut cores = Vec::with_capacity(count);
+    let reloader = reload::Reloader::new(&config, source)?;
+    let entrances = reloader.entrances();
+    let mut threads = Vec::with_capacity(count);
     let identity = Identity::new()?;
-    let cpus = config.cores.pin.then(|| core::cpus_for(count)).flatten();
-    for (core, (client, worker)) in client.into_iter().zip(worker).enumerate() {
-        let settings = identity.settings(&config, core as u16, addresses.worker)?;
-        let (policy, posts) = (policy.clone(), posts.clone());
+    let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
+    let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox).map_err(BootError::os)?;
+    let doors = client.into_iter().zip(worker).zip(inboxes);
+    for (core, ((client, worker), inbox)) in doors.enumerate() {
+        let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
+        let (policy, posts, cores) = (policy.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let seat = core::Seat { settings, policy, client, worker, posts, origin, cpu };
-        cores.push(start_core(seat)?);
+        let entrances = entrances.clone();
+        let seat = core::Seat {
+            settings,
+            policy,
+            client,
+            worker,
+            posts,
+            cores,
+            origin,
+            cpu,
+            entrances,
+            backend,
+        };
+        threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
     drop(posts);
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
-    let run = run::Run { config: config.clone(), addresses, cores, inbox, admin };
+    let run = run::Run {
+        config: config.clone(),
+        backend,
+        addresses,
+        cores,
+        threads,
+        inbox,
+        admin,
+        reloader,
+    };
     run.run(|| {
         if let Some(demo) = &demo {
             start_demo(demo, &config, addresses.worker)?;
@@ -112,9 +155,9 @@ pub fn serve(config: Config, demo: Option<Demo>) -> Result<(), BootError> {
     })
 }
 
-/// The one place where a core is put together and started.
-fn start_core(seat: core::Seat) -> Result<core::Started, BootError> {
-    core::start(seat).map_err(BootError::os)
+/// How many cores this configuration means on this machine.
+pub(crate) fn core_count(config: &Config) -> usize {
+    config.cores.count.unwrap_or_else(cpus::auto)
 }
 
 /// What names this run of the process in ids and tokens.
@@ -137,20 +180,22 @@ impl Identity {
     fn settings(
         &self,
         config: &Arc<Config>,
-        core: u16,
+        (core, cores): (u16, u16),
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
+        // Only workers that speak TLS can use such a listener at all.
+        let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         Ok(ShardSettings {
             config: config.clone(),
             core,
-            cores: u16::try_from(config.cores.count).unwrap_or(u16::MAX),
+            cores,
             node: 0,
             incarnation: self.incarnation,
             secret: self.secret,
             seed: random()?,
             generation: 0,
-            advertise: advertise.unwrap_or_else(|| format!("http://{worker}")),
+            advertise: advertise.unwrap_or_else(|| format!("{scheme}://{worker}")),
             unix_micros_at_zero: self.unix_micros_at_zero,
             version: crate::VERSION,
             commit: crate::COMMIT,
@@ -244,6 +289,8 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+pub(crate) use io::try_io;
+pub(crate) use port::{BACKLOG, PortError, state as port_state};
 pub use run::Signal;
 
 /// What the cores tell.

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
+use crate::inlet::{self, Inlet};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
 
@@ -61,6 +62,8 @@ pub enum Close {
 pub enum Carried {
     /// A descriptor of this process.
     Descriptor(OwnedFd),
+    /// One with an inlet: what came by it and what goes is TLS.
+    Inlet(OwnedFd, Box<Inlet>),
     /// What a simulated world has instead of one.
     Simulated(u64),
 }
@@ -159,6 +162,9 @@ pub enum Wish {
     Unlisten(Listener),
     /// Take up a connection of another core; the id was reserved with [`Border::adopt`].
     Adopt(ConnId, Carried),
+    /// Take up a connection that another core accepted by this listener and did not read from; the
+    /// id was reserved with [`Border::admit`].
+    Admit(ConnId, Carried, Listener),
     /// Wake a sleeping core.
     Ring(Bell),
 }
@@ -186,6 +192,14 @@ pub struct Tally {
     pub refused: u64,
     /// Sockets open now, those still being closed included.
     pub sockets: u64,
+    /// Connections taken up from other cores.
+    pub adopts: u64,
+    /// Sleeping cores woken by their ring.
+    pub rings: u64,
+    /// Time asleep, or looking out for something to do.
+    pub idle: std::time::Duration,
+    /// What listeners with TLS or the PROXY protocol saw.
+    pub inlet: inlet::Tally,
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -258,8 +272,13 @@ impl Border {
     }
 
     /// Copies a range to where it may wait for long, in chunks shared by everything that waits.
-    /// Each segment appended to `into` holds a claim.
+    /// Each segment appended to `into` holds a claim. What lies in a chunk already stays there.
     pub fn stash(&mut self, segment: Segment, into: &mut VecDeque<Segment>) {
+        if !self.pool.is_ring(segment) {
+            self.pool.retain(segment);
+            into.push_back(segment);
+            return;
+        }
         let mut done = 0;
         while done < segment.len as usize {
             let part = take_room(&mut self.pool, &mut self.stash, segment.len as usize - done);
@@ -373,6 +392,15 @@ impl Border {
         conn
     }
 
+    /// As [`Self::adopt`], for a connection that nothing was read from: what is to be done first
+    /// with the listener's connections is still to be done.
+    pub fn admit(&mut self, parcel: Parcel, listener: Listener) -> ConnId {
+        let conn = self.open();
+        self.put(conn, &parcel.unsent);
+        self.wishes.push(Wish::Admit(conn, parcel.socket, listener));
+        conn
+    }
+
     /// Wakes a core that sleeps; see [`crate::ring`].
     pub fn ring(&mut self, bell: Bell) {
         self.wishes.push(Wish::Ring(bell));
@@ -446,6 +474,11 @@ impl Border {
         }
     }
 
+    /// The connection is not let go of after all. Whether that had been wished for.
+    pub fn keep(&mut self, conn: ConnId) -> bool {
+        live(&mut self.outputs, conn).is_some_and(|output| std::mem::take(&mut output.detaching))
+    }
+
     /// Takes the output of a connection that is let go of; the id dies. The slot stays taken until
     /// [`Self::free`].
     pub fn take_unsent(&mut self, conn: ConnId) -> Vec<u8> {
@@ -492,6 +525,34 @@ impl Border {
         {
             output.waiting_since = self.now;
             output.sent(bytes, &mut self.pool);
+        }
+    }
+
+    /// Takes bytes from the front of the queue that will be sent in another form. They count as
+    /// queued until [`Self::out`] says that they are on their way.
+    pub fn take_front(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.drop_front(bytes, &mut self.pool);
+        }
+    }
+
+    /// The kernel took something of the connection's, and with it `bytes` that were
+    /// [taken](Self::take_front) from the queue.
+    pub fn out(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.waiting_since = self.now;
+            output.queued = output.queued.saturating_sub(bytes);
+        }
+    }
+
+    /// So many bytes count as queued that were taken from the queue on another core.
+    pub fn owe(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(output) = live(&mut self.outputs, conn) {
+            output.grow(self.now, bytes as u32);
         }
     }
 
@@ -548,8 +609,12 @@ impl Output {
         self.queued += bytes as usize;
     }
 
-    fn sent(&mut self, mut bytes: usize, pool: &mut Pool) {
+    fn sent(&mut self, bytes: usize, pool: &mut Pool) {
         self.queued -= bytes;
+        self.drop_front(bytes, pool);
+    }
+
+    fn drop_front(&mut self, mut bytes: usize, pool: &mut Pool) {
         while bytes > 0 {
             let Some(front) = self.queue.front_mut() else { break };
             let n = bytes.min(front.len as usize);

@@ -3,6 +3,8 @@
 //! Every problem is reported with its line and the fix; nobody else reads the file or the
 //! environment.
 
+mod dial;
+mod listen;
 mod node;
 mod parties;
 mod problems;
@@ -13,24 +15,36 @@ mod syntax;
 mod units;
 mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use uuid::Uuid;
 
+pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
 
-/// Most data cores this build runs.
-pub const MAX_CORES: usize = 1;
+use crate::tls::{Files, Pair};
+
+/// How often the configuration is tried at the start while nothing but its certificates is wrong
+/// (contract CF-1), and the time between.
+const START_TRIES: u32 = 5;
+const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// Most data cores of one process.
+pub const MAX_CORES: usize = 256;
 
 /// Everything that was configured.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the table of its name, see `settings`")]
 pub struct Config {
     pub listen: Listen,
+    /// What listeners demand of connections besides.
+    pub fronts: Fronts,
     pub cores: Cores,
     pub control: Control,
     pub tenants: Vec<Tenant>,
@@ -43,6 +57,10 @@ pub struct Config {
     pub log: Log,
     /// What an operator should hear of although it is no fault.
     pub notes: Vec<String>,
+    /// What an operator should do something about soon.
+    pub warnings: Vec<String>,
+    /// Settings that need a new start to change, as they are written.
+    pub written: BTreeMap<String, String>,
 }
 
 /// Addresses of the listeners.
@@ -54,14 +72,53 @@ pub struct Listen {
     pub admin: SocketAddr,
 }
 
+/// What the listeners demand of connections.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each field is the listener of its name")]
+pub struct Fronts {
+    pub client: Front,
+    pub worker: Front,
+}
+
+/// What one listener demands of connections.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
+pub struct Front {
+    pub tls: Option<FrontTls>,
+    pub proxy_protocol: bool,
+    pub trusted: Vec<IpNet>,
+}
+
+/// A listener's certificate.
+#[derive(Clone, Debug)]
+pub struct FrontTls {
+    /// Where it is.
+    pub files: Files,
+    /// As it was read.
+    pub pair: Pair,
+}
+
 /// The data cores.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Cores {
-    pub count: usize,
+    /// None: as many as there is CPU time for.
+    pub count: Option<usize>,
     pub pin: bool,
     pub busy_poll: BusyPoll,
     pub receive_memory: usize,
+    pub io: Io,
+}
+
+/// What drives the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring where the host allows it, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    Ring,
+    /// epoll.
+    Epoll,
 }
 
 /// How long a core spins before it sleeps.
@@ -126,6 +183,8 @@ pub struct Function {
     pub worker_keys: Vec<Secret>,
     /// Of the streaming kind.
     pub streaming: bool,
+    /// The server that the gateway dials in place of a worker.
+    pub dial: Option<Dial>,
 }
 
 /// Rules of sessions.
@@ -186,6 +245,8 @@ pub struct Limits {
     pub stream_window_max: u32,
     pub connection_buffer: usize,
     pub core_buffer: usize,
+    pub http1_buffer: usize,
+    pub h2c_body: usize,
     pub stalled_stream: Duration,
     pub attachments: usize,
     pub dispatch_burst: u32,
@@ -269,6 +330,20 @@ impl Config {
         Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
     }
 
+    /// As [`Self::load`], at the start: certificates that somebody is still writing are waited for.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_patiently(path: &Path) -> Result<Self, Problems> {
+        for _ in 1..START_TRIES {
+            match Self::load(path) {
+                Err(problems) if problems.may_pass() => std::thread::sleep(START_PAUSE),
+                loaded => return loaded,
+            }
+        }
+        Self::load(path)
+    }
+
     /// Reads and checks a text; `name` is its name in messages, and YAML if it ends in `.yaml` or
     /// `.yml`, else TOML; `folder` is where the files that it names are looked for.
     ///
@@ -280,6 +355,21 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems.sorted()),
         }
+    }
+
+    /// Looks up the names of servers that are dialled; this blocks. What cannot be found is no
+    /// fault of the configuration: it comes back as texts for the log, and such a function
+    /// answers that its server cannot be reached.
+    pub fn resolve(&mut self) -> Vec<String> {
+        let mut unknown = Vec::new();
+        for function in &mut self.functions {
+            let Some(dial) = &mut function.dial else { continue };
+            if let Err(error) = dial.resolve() {
+                let (id, server) = (function.id, &dial.server);
+                unknown.push(format!("function {id}: dial = \"{server}\" is not found: {error}"));
+            }
+        }
+        unknown
     }
 
     /// What `ringway dev` runs with.

@@ -9,6 +9,8 @@ pub mod border;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod doctor;
+pub mod inlet;
 pub mod log;
 pub mod metrics;
 pub mod pool;
@@ -17,6 +19,7 @@ pub mod post;
 pub mod reactor;
 pub mod ring;
 pub mod shard;
+pub mod tls;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,12 +1,13 @@
 //! Arguments in, exit code out.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
-use ringway::config::{Config, MAX_CORES};
+use ringway::config::{self, Config, MAX_CORES};
+use ringway::doctor;
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
@@ -48,6 +49,15 @@ enum Command {
         #[command(flatten)]
         engine: Engine,
     },
+    /// Look for what this machine lacks, and say how to mend it; ends with 1 if it cannot serve.
+    Doctor {
+        /// The configuration file (TOML or YAML) that it is to serve.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON: a list of {check, status, seen, fix}.
+        #[arg(long)]
+        json: bool,
+    },
     /// Read a configuration file and print everything that is wrong with it.
     Check {
         /// The configuration file (TOML or YAML).
@@ -58,44 +68,52 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Engine {
-    /// Data cores.
+    /// Data cores; without it the configuration's, or as many as there is CPU time for.
     #[arg(long, value_name = "N")]
     cores: Option<usize>,
-    /// What drives a core.
-    #[arg(long, value_enum, default_value_t = Io::Auto)]
-    io: Io,
+    /// What drives a core; without it the configuration's cores.io.
+    #[arg(long, value_enum)]
+    io: Option<Io>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Io {
-    /// The best this machine allows.
+    /// io_uring, or epoll where this machine forbids it.
     Auto,
-    /// io_uring.
+    /// io_uring or nothing.
     Ring,
-    /// epoll (not supported yet).
+    /// epoll.
     Epoll,
 }
 
 impl Engine {
     /// Holds the arguments against what this build can do.
     fn check(self) -> Result<(), String> {
-        if self.io == Io::Epoll {
-            return Err("--io epoll is not supported yet: use --io ring".into());
-        }
         match self.cores {
-            Some(0) => Err("--cores 0: at least one core is needed".into()),
-            Some(cores) if cores > MAX_CORES => {
-                Err(format!("--cores {cores} is not supported yet: this build runs one core"))
+            Some(cores) if !(1..=MAX_CORES).contains(&cores) => {
+                Err(format!("--cores {cores}: write a number from 1 to {MAX_CORES}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// An argument wins over the configuration.
+    fn apply(self, config: &mut Config) {
+        config.cores.count = self.cores.or(config.cores.count);
+        config.cores.io = match self.io {
+            None => config.cores.io,
+            Some(Io::Auto) => config::Io::Auto,
+            Some(Io::Ring) => config::Io::Ring,
+            Some(Io::Epoll) => config::Io::Epoll,
+        };
     }
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, engine } => {
-            run(engine, || Config::load(&config).map_err(|problems| problems.to_string()), None)
+            let load = || Config::load_patiently(&config).map_err(|problems| problems.to_string());
+            run(engine, load, (None, Some(config.clone())))
         }
         Command::Dev { target, client, worker, admin, engine } => {
             let demo = target.map_or(Demo::Echo, Demo::Target);
@@ -106,10 +124,14 @@ fn main() -> ExitCode {
                 config.listen.admin = admin.unwrap_or(config.listen.admin);
                 Ok(config)
             };
-            run(engine, config, Some(demo))
+            run(engine, config, (Some(demo), None))
         }
+        Command::Doctor { config, json } => diagnose(config.as_deref(), json),
         Command::Check { config } => match Config::load(&config) {
-            Ok(_) => {
+            Ok(read) => {
+                for warning in &read.warnings {
+                    println!("{}: warning: {warning}", config.display());
+                }
                 println!("{}: no problem found", config.display());
                 ExitCode::SUCCESS
             }
@@ -121,23 +143,38 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints the doctor's report.
+fn diagnose(config: Option<&Path>, json: bool) -> ExitCode {
+    let checks = doctor::examine(config);
+    let text = if json {
+        // Only a map with keys that are no text cannot be written: there is none.
+        serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n"
+    } else {
+        checks.iter().map(|check| format!("{check}\n")).collect()
+    };
+    print!("{text}");
+    let failed = checks.iter().any(|check| check.status == doctor::Status::Fail);
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 fn run(
     engine: Engine,
     config: impl FnOnce() -> Result<Config, String>,
-    demo: Option<Demo>,
+    (demo, source): (Option<Demo>, Option<PathBuf>),
 ) -> ExitCode {
     if let Err(why) = engine.check() {
         eprintln!("error: {why}");
         return ExitCode::from(USAGE);
     }
-    let config = match config() {
+    let mut config = match config() {
         Ok(config) => config,
         Err(problems) => {
             eprint!("{problems}");
             return ExitCode::from(CONFIG);
         }
     };
-    match boot::serve(config, demo) {
+    engine.apply(&mut config);
+    match boot::serve(config, demo, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -6,6 +6,7 @@
 //! scrape on, at zero.
 
 mod histogram;
+mod inlet;
 mod labels;
 mod tables;
 
@@ -72,6 +73,10 @@ pub struct ShardMetrics {
     pub io_backend: [u64; Backend::COUNT],
     /// Messages sent to other cores.
     pub cross_core_messages: u64,
+    /// Connections taken up from other cores.
+    pub core_moves: u64,
+    /// What listeners with TLS or the PROXY protocol saw.
+    pub inlet: crate::inlet::Tally,
 }
 
 impl Default for ShardMetrics {
@@ -102,6 +107,8 @@ impl Default for ShardMetrics {
             limit_max: [0; Limit::COUNT],
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
+            core_moves: 0,
+            inlet: crate::inlet::Tally::default(),
         }
     }
 }
@@ -143,6 +150,8 @@ impl ShardMetrics {
         }
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
+        self.core_moves += other.core_moves;
+        inlet::add(&mut self.inlet, &other.inlet);
     }
 
     /// Writes everything in the Prometheus text format.
@@ -159,6 +168,7 @@ impl ShardMetrics {
         self.http_server.render(out, "http_server", "requests of clients");
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
+        inlet::render(out, &self.inlet);
     }
 
     fn render_clients(&self, out: &mut String) {
@@ -262,6 +272,12 @@ impl ShardMetrics {
             ("ringway_cross_core_messages_total", "counter"),
             "Messages sent to other cores.",
             self.cross_core_messages,
+        );
+        single(
+            out,
+            ("ringway_core_moves_total", "counter"),
+            "Connections taken up from other cores.",
+            self.core_moves,
         );
         let kept = |values: [u64; Limit::COUNT]| {
             let limits = Limit::ALL.iter().filter(|limit| self.limit_max[limit.index()] > 0);

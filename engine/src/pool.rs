@@ -233,6 +233,34 @@ impl Pool {
         self.chunks[slot].bytes = Some(bytes);
     }
 
+    /// Lets `f` read one segment and write another.
+    ///
+    /// # Panics
+    /// If `to` does not lie in an output chunk other than `from`'s: our own broken invariant.
+    pub fn between<R>(
+        &mut self,
+        from: Segment,
+        to: Segment,
+        f: impl FnOnce(&[u8], &mut [u8]) -> R,
+    ) -> R {
+        let slot = self.chunk_slot(to.block).expect("what is written is an output chunk");
+        assert!(from.block != to.block, "two segments need two blocks");
+        let mut bytes = self.chunks[slot].bytes.take().expect("a claimed chunk has memory");
+        let (start, len) = (to.start as usize, to.len as usize);
+        let result = f(self.bytes(from), &mut bytes[start..start + len]);
+        self.chunks[slot].bytes = Some(bytes);
+        result
+    }
+
+    /// How many claims there are on the segment's block.
+    #[must_use]
+    pub fn claims(&self, segment: Segment) -> u32 {
+        match self.chunk_slot(segment.block) {
+            None => self.ring[segment.block.0 as usize].refs,
+            Some(slot) => self.chunks[slot].refs,
+        }
+    }
+
     /// One more claim on the segment's block.
     pub fn retain(&mut self, segment: Segment) {
         match self.chunk_slot(segment.block) {

@@ -4,12 +4,15 @@
 mod across;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
 
+use crate::border::Parcel;
+use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
-use crate::ring::Sender;
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
+    /// Go by these rules from now on. What runs is not touched.
+    Policy(Arc<Policy>),
     /// Say on `/health` that this gateway is going: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.
@@ -30,10 +35,18 @@ pub enum ShardPost {
     Stop,
     /// What another core's shard has to say.
     Core(CorePost),
-    /// Another core's shard panicked and began anew: all it knew is gone.
+    /// Another core's shard panicked, and a new one has taken its place. What it says after this is
+    /// the new one's.
     Restarted {
-        /// The core.
+        /// The shard's core number.
         core: u16,
+    },
+    /// A client's connection that another, busier core has accepted: nothing was read from it.
+    Client {
+        /// The connection.
+        parcel: Parcel,
+        /// The client.
+        peer: SocketAddr,
     },
 }
 
@@ -54,18 +67,22 @@ pub enum ControlPost {
         /// The shard's core number.
         core: u16,
     },
-    /// A shard panicked; a new one has taken its place and is reached by another mailbox.
+    /// A shard panicked; a new one has taken its place.
     Restarted {
         /// The shard's core number.
         core: u16,
-        /// Its mailbox.
-        mailbox: Sender<ShardPost>,
     },
 }
 
 /// A shard at one instant.
 #[derive(Debug, Default)]
 pub struct Snapshot {
+    /// The core's number.
+    pub core: u16,
+    /// How long the core has been asleep, or looking out for something to do, since it began.
+    pub idle: Duration,
+    /// Its sockets, those still being closed included.
+    pub sockets: u64,
     /// Every counter and gauge.
     pub metrics: ShardMetrics,
     /// One row a session, live ones first, then those closed recently.

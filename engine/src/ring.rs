@@ -1,23 +1,17 @@
-//! Bounded mailboxes between threads and their doorbell.
+//! Bounded mailboxes between threads and their doorbells.
 //!
-//! The queue carries the message; the bell only ends a core's sleep. A core that is awake polls its
-//! queue once per loop turn and is never rung. The bell is an eventfd because the control thread
-//! has no ring of its own to send from; a core that rings another core could ring by `MSG_RING`
-//! instead (it spares the write), behind the same [`Sender::send`].
+//! The queue carries the message; a bell only ends a core's sleep. A core that is awake looks into
+//! its queue once per loop turn and is never rung; `presence.rs` has the protocol that no message is
+//! slept through.
 //!
-//! # The asleep flag
-//! Two writes and two reads that must not both miss each other:
+//! A mailbox has two bells. Any thread can ring its eventfd. A core that runs a ring of its own
+//! rings the sleeper's ring instead (`MSG_RING`): that spares the write, and the sleeper the poll.
+//! It may: a bell is good for one sleep only, and while that sleep lasts the ring is there. A ring
+//! that is gone, or a descriptor that has another owner by now, belongs to a sleep that is over; its
+//! core has looked into the queue since.
 //!
-//! | receiver ([`Mailbox::fall_asleep`]) | sender ([`Sender::send`]) |
-//! |---|---|
-//! | `asleep = true` | push onto the queue |
-//! | `fence(SeqCst)` | `fence(SeqCst)` |
-//! | queue empty? then sleep | `asleep`? then ring |
-//!
-//! The two fences are in one total order. If the receiver's is first, the sender reads
-//! `asleep == true` and rings; if the sender's is first, the receiver sees the message and stays
-//! awake. Without the fences both could read the old value (store buffering) and a message would
-//! wait for the next unrelated wake-up. The eventfd remembers a ring that comes before the sleep.
+//! A mailbox outlives its receiving end, so that senders need not hear of a core's panic: the next
+//! receiver [takes its place](Sender::reopen). What waited for the dead one is dropped.
 #![expect(unsafe_code, reason = "the eventfd has no safe constructor in std")]
 
 use std::fmt;
@@ -25,12 +19,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
-/// A message that found its mailbox full: the sender has it back.
+use presence::{Duty, Presence};
+
+mod presence;
+
+/// A message that found its mailbox full, or nobody to take it: the sender has it back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full<T>(pub T);
 
@@ -45,8 +43,20 @@ impl<T: fmt::Debug> std::error::Error for Full<T> {}
 struct Shared<T> {
     queue: ArrayQueue<T>,
     /// Apart from the queue's own counters: every sender reads it, the receiver writes it.
-    asleep: CachePadded<AtomicBool>,
-    bell: Arc<File>,
+    presence: CachePadded<Presence<AtomicU8>>,
+    shown: CachePadded<AtomicU64>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl<T> Shared<T> {
+    /// Drops what waits; senders may go on sending meanwhile.
+    fn empty(&self) {
+        for _ in 0..self.queue.capacity() {
+            if self.queue.pop().is_none() {
+                break;
+            }
+        }
+    }
 }
 
 /// The receiving end; one core owns it.
@@ -54,22 +64,71 @@ pub struct Mailbox<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// What wakes a sleeping core.
-pub struct Bell {
-    bell: Arc<File>,
+/// What can wake one core.
+pub struct Doorbell {
+    eventfd: File,
+    /// The ring the core sleeps in, or [`NO_RING`].
+    ring: AtomicI32,
 }
 
-impl Bell {
-    /// Rings it.
+const NO_RING: RawFd = -1;
+
+impl Doorbell {
+    /// Rings by the eventfd: whatever the core sleeps in, this wakes it.
     pub fn ring(&self) {
         // It fails only when the counter is at its end: then the bell has been rung already.
-        let _ = (&*self.bell).write(&1_u64.to_ne_bytes());
+        let _ = (&self.eventfd).write(&1_u64.to_ne_bytes());
     }
 }
 
-impl fmt::Debug for Bell {
+impl fmt::Debug for Doorbell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bell").field("eventfd", &self.bell.as_raw_fd()).finish()
+        f.debug_struct("Doorbell").field("eventfd", &self.eventfd.as_raw_fd()).finish()
+    }
+}
+
+/// The duty to wake a core, which no other sender has. If it is dropped, it is done by the eventfd:
+/// a sender that panics leaves nobody asleep.
+#[derive(Debug)]
+#[must_use = "dropped, it rings by the eventfd"]
+pub struct Bell(Option<Arc<Doorbell>>);
+
+impl Bell {
+    /// The ring that the core sleeps in, if there is one. It may be gone by the time it is used:
+    /// then the core does not sleep any more, or rings of the eventfd are due.
+    #[must_use]
+    pub fn sleeps_in(&self) -> Option<RawFd> {
+        let ring = self.0.as_ref()?.ring.load(Ordering::Relaxed);
+        (ring != NO_RING).then_some(ring)
+    }
+
+    /// What is to be rung.
+    #[must_use]
+    pub fn doorbell(&self) -> Option<&Arc<Doorbell>> {
+        self.0.as_ref()
+    }
+
+    /// The core was woken in another way.
+    pub fn rung(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        if let Some(doorbell) = self.0.take() {
+            doorbell.ring();
+        }
+    }
+}
+
+/// A ring that senders may ring, for as long as this lives.
+#[derive(Debug)]
+pub struct Published(Arc<Doorbell>);
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.0.ring.store(NO_RING, Ordering::Relaxed);
     }
 }
 
@@ -95,8 +154,9 @@ pub fn mailbox<T>(capacity: usize) -> io::Result<(Sender<T>, Mailbox<T>)> {
     let bell = unsafe { OwnedFd::from_raw_fd(fd) };
     let shared = Arc::new(Shared {
         queue: ArrayQueue::new(capacity),
-        asleep: CachePadded::new(AtomicBool::new(false)),
-        bell: Arc::new(File::from(bell)),
+        presence: CachePadded::new(Presence::new()),
+        shown: CachePadded::new(AtomicU64::new(0)),
+        doorbell: Arc::new(Doorbell { eventfd: File::from(bell), ring: AtomicI32::new(NO_RING) }),
     });
     Ok((Sender { shared: Arc::clone(&shared) }, Mailbox { shared }))
 }
@@ -107,10 +167,8 @@ impl<T> Sender<T> {
     /// # Errors
     /// [`Full`] gives the message back.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
-        if let Some(bell) = self.post(message)? {
-            bell.ring();
-        }
-        Ok(())
+        // A bell that is dropped rings.
+        self.post(message).map(drop)
     }
 
     /// Puts a message into the mailbox; if its core sleeps, the caller has to ring the bell.
@@ -118,13 +176,57 @@ impl<T> Sender<T> {
     /// # Errors
     /// [`Full`] gives the message back.
     pub fn post(&self, message: T) -> Result<Option<Bell>, Full<T>> {
+        if !self.is_open() {
+            return Err(Full(message));
+        }
         self.shared.queue.push(message).map_err(Full)?;
-        fence(Ordering::SeqCst);
-        // The plain read first: an awake core's flag is only read, its cache line stays shared.
-        // The swap lets one of several senders ring.
-        let sleeps = self.shared.asleep.load(Ordering::Relaxed)
-            && self.shared.asleep.swap(false, Ordering::Relaxed);
-        Ok(sleeps.then(|| Bell { bell: Arc::clone(&self.shared.bell) }))
+        match self.shared.presence.pushed() {
+            Duty::Nothing => Ok(None),
+            Duty::Ring => Ok(Some(Bell(Some(Arc::clone(&self.shared.doorbell))))),
+            Duty::Empty => {
+                self.shared.empty();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether somebody receives; between two lives of a core and after the last, nobody does.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.shared.presence.is_there()
+    }
+
+    /// How many messages wait now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.queue.len()
+    }
+
+    /// The receiving end again, after the last one was dropped; what waited for that one is
+    /// dropped. None if there is a receiver, or the mailbox is shut.
+    #[must_use]
+    pub fn reopen(&self) -> Option<Mailbox<T>> {
+        if self.is_open() {
+            return None;
+        }
+        self.shared.empty();
+        self.shared.presence.come_back().then(|| Mailbox { shared: Arc::clone(&self.shared) })
+    }
+
+    /// Takes no more messages, ever, and drops those that wait. For after the last receiver.
+    pub fn shut(&self) {
+        self.shared.presence.shut(|| self.shared.empty());
+    }
+
+    /// A word that the mailbox's owner [shows](Self::show) to whoever may send.
+    #[must_use]
+    pub fn shown(&self) -> u64 {
+        self.shared.shown.load(Ordering::Relaxed)
+    }
+
+    /// Shows a word. Only the mailbox's owner should.
+    pub fn show(&self, word: u64) {
+        self.shared.shown.store(word, Ordering::Relaxed);
     }
 }
 
@@ -155,24 +257,31 @@ impl<T> Mailbox<T> {
 
     /// Asks senders to ring from now on. `false`: a message is there already, do not sleep.
     pub fn fall_asleep(&mut self) -> bool {
-        self.shared.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.shared.queue.is_empty() {
-            return true;
-        }
-        self.wake();
-        false
+        self.shared.presence.fall_asleep(|| self.shared.queue.is_empty())
     }
 
     /// The core is awake: no ringing any more.
     pub fn wake(&mut self) {
-        self.shared.asleep.store(false, Ordering::Relaxed);
+        self.shared.presence.wake();
     }
 
-    /// The bell's descriptor: it becomes readable when it is rung.
+    /// The eventfd: it becomes readable when it is rung.
     #[must_use]
     pub fn bell(&self) -> RawFd {
-        self.shared.bell.as_raw_fd()
+        self.shared.doorbell.eventfd.as_raw_fd()
+    }
+
+    /// Tells senders of the ring that this core will sleep in, if it has one.
+    #[must_use = "it counts for as long as it lives"]
+    pub fn publish(&self, ring: Option<RawFd>) -> Published {
+        self.shared.doorbell.ring.store(ring.unwrap_or(NO_RING), Ordering::Relaxed);
+        Published(Arc::clone(&self.shared.doorbell))
+    }
+}
+
+impl<T> Drop for Mailbox<T> {
+    fn drop(&mut self) {
+        self.shared.presence.leave();
     }
 }
 
@@ -196,7 +305,7 @@ mod tests {
 
     fn rings(mailbox: &Mailbox<u32>) -> u64 {
         let mut count = [0; 8];
-        match (&*mailbox.shared.bell).read_exact(&mut count) {
+        match (&mailbox.shared.doorbell.eventfd).read_exact(&mut count) {
             Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }
@@ -226,6 +335,52 @@ mod tests {
         assert_eq!(sender.send(2), Err(Full(2)));
         assert_eq!(mailbox.receive(), Some(1));
         sender.send(3).unwrap();
+    }
+
+    #[test]
+    fn the_next_receiver_gets_what_is_sent_after_the_last_ones_end() {
+        let (sender, mut first) = mailbox(8).unwrap();
+        let dropped = Arc::new(());
+        assert!(sender.reopen().is_none(), "there is a receiver");
+        assert!(first.fall_asleep());
+        sender.send(Arc::clone(&dropped)).unwrap();
+        drop(first);
+        assert!(!sender.is_open() && sender.send(Arc::clone(&dropped)).is_err());
+        let mut second = sender.reopen().unwrap();
+        assert_eq!(Arc::strong_count(&dropped), 1, "what waited for the first is gone");
+        assert!(second.receive().is_none() && sender.reopen().is_none());
+        sender.send(Arc::clone(&dropped)).unwrap();
+        assert!(second.receive().is_some());
+        drop(second);
+        sender.shut();
+        assert!(sender.reopen().is_none() && sender.send(dropped).is_err());
+    }
+
+    #[test]
+    fn a_shut_mailbox_drops_what_waits_and_stays_shut() {
+        let (sender, inbox) = mailbox(8).unwrap();
+        let waits = Arc::new(());
+        sender.send(Arc::clone(&waits)).unwrap();
+        sender.shut();
+        assert_eq!(Arc::strong_count(&waits), 1);
+        drop(inbox);
+        assert!(!sender.is_open() && sender.reopen().is_none());
+    }
+
+    #[test]
+    fn a_bell_tells_of_the_ring_only_while_that_is_published() {
+        let (sender, mut inbox) = mailbox(8).unwrap();
+        let published = inbox.publish(Some(7));
+        assert!(inbox.fall_asleep());
+        let bell = sender.post(1).unwrap().expect("it sleeps");
+        assert_eq!(bell.sleeps_in(), Some(7));
+        drop(published);
+        assert_eq!(bell.sleeps_in(), None);
+        drop(bell);
+        assert_eq!((rings(&inbox), inbox.receive()), (1, Some(1)), "dropped, it rings");
+        assert!(inbox.fall_asleep());
+        sender.post(2).unwrap().expect("it sleeps").rung();
+        assert_eq!(rings(&inbox), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode};
 use ringway::admin::{Admin, Phase, Scraper, routes};
+use ringway::metrics::Backend;
 use ringway::post::{SessionRow, ShardPost, Snapshot};
 use ringway::ring::{Mailbox, mailbox};
 use serde_json::Value;
@@ -41,7 +42,9 @@ fn world(allow_remote: bool, silent: bool) -> World {
         phase: phase_seen,
         drain,
         allow_remote,
+        backend: Backend::Epoll,
         panics: AtomicU64::new(3),
+        changes: Arc::default(),
     });
     let told = admin.clone();
     let mut silent_box = Some(other);

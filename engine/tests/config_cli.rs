@@ -35,6 +35,7 @@ client = "127.0.0.1:0"
 worker = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [cores]
+count = 2
 pin = false
 [drain]
 max = "10s"
@@ -158,16 +159,15 @@ fn wrong_arguments_end_with_2() {
         &["--nonsense"][..],
         &[],
         &["serve"],
-        &["dev", "--cores", "2"],
+        &["dev", "--cores", "257"],
         &["dev", "--cores", "0"],
-        &["dev", "--io", "epoll"],
+        &["dev", "--io", "kqueue"],
         &["dev", "--client", "nowhere"],
     ] {
         let (code, _, stderr) = run(arguments);
         assert_eq!(code, 2, "{arguments:?}: {stderr}");
     }
-    assert!(run(&["dev", "--cores", "2"]).2.contains("not supported yet"));
-    assert!(run(&["dev", "--io", "epoll"]).2.contains("not supported yet"));
+    assert!(run(&["dev", "--cores", "257"]).2.contains("from 1 to 256"));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn check_prints_every_problem_and_ends_with_78() {
     let bad = file("bad.toml", &CONFIG.replace("max =", "maxx =").replace("name =", "nam ="));
     let (code, stdout, _) = run(&["check", "--config", bad.to_str().unwrap()]);
     assert_eq!(code, 78);
-    assert!(stdout.contains(".toml:9: drain.maxx is not a setting"), "{stdout}");
+    assert!(stdout.contains(".toml:10: drain.maxx is not a setting"), "{stdout}");
     assert!(stdout.contains("did you mean `name`?") && stdout.contains("tenant.name is missing"));
     let (code, _, stderr) = run(&["serve", "--config", bad.to_str().unwrap()]);
     assert_eq!((code, stderr.contains("drain.maxx")), (78, true));
@@ -241,8 +241,8 @@ fn serve_says_ready_answers_and_ends_cleanly_on_sigterm() {
     assert!(http(gateway.client, "GET", "/info").contains("nvcf-grpc-proxy"));
     assert!(http(gateway.worker, "GET", "/health").starts_with("HTTP/1.1 200 "));
     let metrics = gateway.get("/metrics");
-    assert!(metrics.contains("ringway_io_backend{backend=\"io_uring\"} 1\n"));
-    assert!(metrics.contains("ringway_cores{state=\"answered\"} 1\n"));
+    assert!(metrics.contains("ringway_io_backend{backend=\"io_uring\"} 2\n"));
+    assert!(metrics.contains("ringway_cores{state=\"answered\"} 2\n"));
     gateway.signal("-TERM");
     assert_eq!(gateway.ends_within(5 * SECOND), Some(0));
     let log = gateway.stderr();

@@ -95,7 +95,7 @@ fn line(text: &str) -> usize {
 fn the_sample_of_the_design_loads() {
     let config = parse(SAMPLE).unwrap();
     assert_eq!(config.listen.client.to_string(), "0.0.0.0:10081");
-    assert_eq!((config.cores.count, config.cores.pin), (1, true));
+    assert_eq!((config.cores.count, config.cores.pin), (None, true));
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::ZERO));
     assert_eq!(config.control.advertise.as_deref(), Some("http://127.0.0.1:10086"));
     assert_eq!(config.tenants[0].client_keys[0].bytes(), b"dev-key");
@@ -140,7 +140,7 @@ tunnel_ping = "3s"
     assert_eq!((config.keepalive.interval.as_secs(), config.keepalive.probes), (5, 3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
-    assert!(config.notes[0].contains("auto"));
+    assert_eq!((config.cores.count, config.notes.len()), (None, 0));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn every_problem_of_a_yaml_file_is_told_at_once_with_its_line() {
     let told = parse_yaml(&text).unwrap_err();
     let line = |part| text.lines().position(|line| line.contains(part)).unwrap() + 1;
     let wanted = [
-        ("admin:", "listen.admin.tls is not supported yet"),
+        ("admin:", "listen.admin.tls cannot be had"),
         ("cores:", "cores is a number, not a table: write \"cores:\" and"),
         ("mode:", "an anchor (&) cannot be used"),
         ("client_keys:", "tenant.client_keys is a number, but must be a list of texts"),
@@ -231,7 +231,6 @@ fn the_fixes_of_a_yaml_file_are_yaml() {
 fn what_is_not_built_is_refused_as_not_supported_yet() {
     let client = "client = \"0.0.0.0:10081\"";
     for (from, to) in [
-        ("kind = \"default\"", "dial = \"127.0.0.1:50051\""),
         ("mode = \"local\"", "mode = \"nats\""),
         ("mode = \"local\"", "mode = \"nvcf\""),
         ("wait = \"30s\"", "park = \"auto\""),
@@ -239,16 +238,28 @@ fn what_is_not_built_is_refused_as_not_supported_yet() {
         ("wait = \"30s\"", "park_yield = \"2s\""),
         ("[drain] ", "[cluster] "),
         ("[drain] ", "[cluster]\nnode = 1 "),
-        ("[cores] ", "[cores]\ncount = 2 "),
-        (client, "client = { address = \"0.0.0.0:1\", tls = {} }"),
-        (client, "client = { address = \"0.0.0.0:1\", trusted = [] }"),
-        (client, "client = { address = \"0.0.0.0:1\", proxy_protocol = true }"),
     ] {
         let told = with(from, to);
         assert!(told.contains("not supported yet"), "{to}: {told}");
     }
     let text = SAMPLE.replace(client, "client = { address = \"127.0.0.1:5\" }");
     assert_eq!(parse(&text).unwrap().listen.client.port(), 5);
+}
+
+#[test]
+fn a_function_that_is_dialled_needs_no_worker_key() {
+    let dial = "dial = \"127.0.0.1:50051\"";
+    let text = SAMPLE.replace("worker_keys = [\"dev-worker-key\"]", dial);
+    let mut config = parse(&text).unwrap();
+    assert!(config.resolve().is_empty());
+    let function = &config.functions[0];
+    let dial = function.dial.as_ref().unwrap();
+    assert_eq!(dial.addresses, ["127.0.0.1:50051".parse().unwrap()]);
+    assert!(function.worker_keys.is_empty());
+    let text = SAMPLE.replace("kind = \"default\"", "dial = \"nowhere.invalid:5\"");
+    let mut config = parse(&text).unwrap();
+    let told = config.resolve().concat();
+    assert!(told.contains("dial = \"nowhere.invalid:5\" is not found"), "{told}");
 }
 
 #[test]
@@ -265,11 +276,13 @@ fn contradictions_are_found() {
         ("[\"dev-key\"]", "[\"a b\"]", "other than visible ASCII"),
         ("0.0.0.0:10086", "127.0.0.1:10081", port),
         ("http://127.0.0.1:10086", "127.0.0.1:10086", "must be a URL"),
-        ("http://127.0.0.1:10086", "https://h:1", "workers dial in plain TCP"),
+        ("http://127.0.0.1:10086", "https://h:1", "listen.worker speaks no TLS"),
         ("http://127.0.0.1:10086", "http://0.0.0.0:1", "nobody can dial"),
         ("advertise =", "#", "control.advertise is missing"),
         ("version = \"2", "version = \"x", "must be a UUID"),
         ("worker_keys = [\"dev-worker-key\"]", "", "no worker can serve it"),
+        ("kind = \"default\"", "dial = \"50051\"", "but must be HOST:PORT"),
+        ("kind = \"default\"", "dial = 50051", "must be a text"),
         ("tenants = [\"dev\"]", "tenants = []", "nobody may call it"),
         ("id = \"1", "id_ = \"1", "function.id is missing"),
         ("name = \"dev\"", "name = 5", "tenant.name is 5, but must be a text"),

@@ -2,6 +2,7 @@
 //! kernel threads, limits. The tests take turns.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[macro_use]
 mod reactor_rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -88,7 +89,6 @@ fn call(stream: &mut TcpStream, message: &[u8]) {
     assert_eq!(&answer[..message.len()], message);
 }
 
-#[test]
 fn a_thousand_connections_leave_nothing_behind() {
     let _alone = alone();
     let target = echo_server();
@@ -113,7 +113,6 @@ fn a_thousand_connections_leave_nothing_behind() {
     until("all descriptors closed", || (open_descriptors() == before).then_some(()));
 }
 
-#[test]
 fn a_panicking_core_leaves_nothing_behind() {
     let _alone = alone();
     let before = open_descriptors();
@@ -135,7 +134,6 @@ fn a_panicking_core_leaves_nothing_behind() {
     until("all descriptors closed", || (open_descriptors() == before).then_some(()));
 }
 
-#[test]
 fn sends_end_inside_the_enter_and_never_use_kernel_threads() {
     let _alone = alone();
     let desk = start(Options::default(), Desk::default());
@@ -192,7 +190,6 @@ impl Core for Echo {
     }
 }
 
-#[test]
 fn a_turn_in_steady_state_allocates_nothing() {
     let _alone = alone();
     let echo = start(Options::default(), Echo { stopped: false });
@@ -249,7 +246,6 @@ impl Drop for NoDescriptors {
     }
 }
 
-#[test]
 fn without_descriptors_accepting_pauses_and_goes_on_later() {
     let _alone = alone();
     let sockets: Vec<_> = (0..6)
@@ -346,4 +342,12 @@ fn options_that_cannot_work_are_refused() {
         let made = Reactor::new(options, Vec::new(), mailbox, Instant::now(), core);
         assert!(made.is_err(), "{name}");
     }
+}
+
+on_both_backends! {
+    a_thousand_connections_leave_nothing_behind,
+    a_panicking_core_leaves_nothing_behind,
+    sends_end_inside_the_enter_and_never_use_kernel_threads,
+    a_turn_in_steady_state_allocates_nothing,
+    without_descriptors_accepting_pauses_and_goes_on_later,
 }

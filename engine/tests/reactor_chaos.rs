@@ -1,6 +1,7 @@
 //! A core and peers that do everything at the wrong moment: nothing may hang, leak or be mixed up.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[macro_use]
 mod reactor_rig;
 
 use std::collections::HashMap;
@@ -204,23 +205,26 @@ fn chaos(seed: u64, options: Options) {
     moody.stop(None);
 }
 
-#[test]
 fn with_room_for_everything() {
     chaos(1, Options::default());
 }
 
-#[test]
 fn with_hardly_any_receive_memory() {
     chaos(2, Options { blocks: 3, lent: 2, block_bytes: 2048, ..Options::default() });
 }
 
-#[test]
 fn with_hardly_any_queue() {
     chaos(3, Options { entries: 8, send_bytes: 1000, receive_limit: 3000, ..Options::default() });
 }
 
-#[test]
 fn without_bounds_and_without_sleep() {
     let busy_poll = BusyPoll::Always;
     chaos(4, Options { receive_cap: 0, receive_limit: 0, busy_poll, ..Options::default() });
+}
+
+on_both_backends! {
+    with_room_for_everything,
+    with_hardly_any_receive_memory,
+    with_hardly_any_queue,
+    without_bounds_and_without_sleep,
 }

@@ -1,6 +1,7 @@
 //! How connections begin, pause and end, seen from the core and from the peer.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[macro_use]
 mod reactor_rig;
 
 use std::io::{ErrorKind, Read, Write};
@@ -46,7 +47,6 @@ fn all_closed(desk: &Running<Desk>) {
     until("all sockets closed", || desk.ask(|_, border| (border.tally.sockets == 0).then_some(())));
 }
 
-#[test]
 fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
     let second = Duration::from_secs(1);
     let usual = KeepAlive { idle: 15 * second, interval: 15 * second, probes: 9 };
@@ -86,7 +86,6 @@ fn sockets_are_tuned(keep_alive: KeepAlive) {
     desk.finish();
 }
 
-#[test]
 fn a_close_with_a_receive_armed_sends_fin_at_once() {
     for how in [Close::Now, Close::Flush] {
         let desk = desk();
@@ -104,7 +103,6 @@ fn a_close_with_a_receive_armed_sends_fin_at_once() {
     }
 }
 
-#[test]
 fn a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending() {
     const LEN: usize = 3 << 20;
     let desk = desk();
@@ -137,7 +135,6 @@ fn a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending() {
     desk.finish();
 }
 
-#[test]
 fn a_peer_that_never_stops_sending_is_cut_off_after_the_budget() {
     let desk = desk();
     let mut client = connect(&desk);
@@ -158,7 +155,6 @@ fn a_peer_that_never_stops_sending_is_cut_off_after_the_budget() {
     desk.finish();
 }
 
-#[test]
 fn a_lingering_connection_ends_without_a_fin_from_its_peer() {
     let desk = desk();
     let client = connect(&desk);
@@ -172,7 +168,6 @@ fn a_lingering_connection_ends_without_a_fin_from_its_peer() {
     desk.finish();
 }
 
-#[test]
 fn a_reset_is_told_once_and_after_the_bytes_before_it() {
     let desk = desk();
     let mut client = connect(&desk);
@@ -186,7 +181,6 @@ fn a_reset_is_told_once_and_after_the_bytes_before_it() {
     desk.finish();
 }
 
-#[test]
 fn a_reset_found_by_a_send_is_told_once() {
     let desk = desk();
     let client = connect(&desk);
@@ -204,7 +198,6 @@ fn a_reset_found_by_a_send_is_told_once() {
     desk.finish();
 }
 
-#[test]
 fn bytes_before_a_reset_that_a_send_finds_are_not_lost() {
     const LEN: usize = 50_000;
     let desk = start(Options { receive_limit: 3000, ..Options::default() }, Desk::default());
@@ -228,7 +221,6 @@ fn bytes_before_a_reset_that_a_send_finds_are_not_lost() {
     desk.finish();
 }
 
-#[test]
 fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
     let desk = desk();
     let client = connect(&desk);
@@ -245,7 +237,6 @@ fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
     desk.finish();
 }
 
-#[test]
 fn closing_now_drops_what_a_blocked_peer_held() {
     let desk = desk();
     let client = connect(&desk);
@@ -259,7 +250,6 @@ fn closing_now_drops_what_a_blocked_peer_held() {
     desk.finish();
 }
 
-#[test]
 fn after_a_fin_the_connection_still_sends() {
     let desk = desk();
     let mut client = connect(&desk);
@@ -280,7 +270,6 @@ fn after_a_fin_the_connection_still_sends() {
     desk.finish();
 }
 
-#[test]
 fn a_connection_that_breaks_after_its_fin_is_told_of_both() {
     let desk = desk();
     let client = connect(&desk);
@@ -298,7 +287,6 @@ fn a_connection_that_breaks_after_its_fin_is_told_of_both() {
     desk.finish();
 }
 
-#[test]
 fn pausing_stops_the_bytes_and_resuming_brings_all_in_order() {
     const LEN: usize = 12 << 20;
     let desk = desk();
@@ -328,7 +316,6 @@ fn pausing_stops_the_bytes_and_resuming_brings_all_in_order() {
     desk.finish();
 }
 
-#[test]
 fn a_pause_taken_back_in_the_same_turn_changes_nothing() {
     let desk = desk();
     let mut client = connect(&desk);
@@ -345,7 +332,6 @@ fn a_pause_taken_back_in_the_same_turn_changes_nothing() {
     desk.finish();
 }
 
-#[test]
 fn a_connection_closed_while_bytes_come_is_told_of_none() {
     let desk = desk();
     for round in 0..50 {
@@ -363,7 +349,6 @@ fn a_connection_closed_while_bytes_come_is_told_of_none() {
     desk.finish();
 }
 
-#[test]
 fn a_dial_that_is_refused_is_told_with_its_errno() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let desk = desk();
@@ -374,7 +359,6 @@ fn a_dial_that_is_refused_is_told_with_its_errno() {
     desk.finish();
 }
 
-#[test]
 fn a_dial_that_is_not_answered_ends_in_time() {
     // A listener whose queue is full drops the SYN.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -395,7 +379,6 @@ fn a_dial_that_is_not_answered_ends_in_time() {
     desk.finish();
 }
 
-#[test]
 fn a_dialled_connection_sends_what_was_queued_before_it_stood() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
@@ -420,7 +403,6 @@ fn a_dialled_connection_sends_what_was_queued_before_it_stood() {
     desk.finish();
 }
 
-#[test]
 fn connections_over_the_limit_are_refused() {
     let desk = start(Options { connections: 2, ..Options::default() }, Desk::default());
     let _kept = [connect(&desk), connect(&desk)];
@@ -435,7 +417,6 @@ fn connections_over_the_limit_are_refused() {
     desk.finish();
 }
 
-#[test]
 fn deadlines_fire_on_time() {
     let desk = desk();
     for delay in [Duration::from_millis(5), Duration::from_millis(60), Duration::ZERO] {
@@ -453,7 +434,6 @@ fn deadlines_fire_on_time() {
     desk.finish();
 }
 
-#[test]
 fn a_sleeping_core_is_woken_by_a_message_and_sleeps_again() {
     let desk = desk();
     for _ in 0..20 {
@@ -469,7 +449,6 @@ fn a_sleeping_core_is_woken_by_a_message_and_sleeps_again() {
     desk.finish();
 }
 
-#[test]
 fn the_port_is_free_when_the_reactor_has_returned() {
     let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
     for _ in 0..10 {
@@ -483,7 +462,6 @@ fn the_port_is_free_when_the_reactor_has_returned() {
     }
 }
 
-#[test]
 fn what_is_being_flushed_at_the_end_is_still_sent() {
     const LEN: usize = 8 << 20;
     let desk = desk();
@@ -497,4 +475,30 @@ fn what_is_being_flushed_at_the_end_is_still_sent() {
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
     assert!(got == Noise::new(3).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+}
+
+on_both_backends! {
+    accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive,
+    a_close_with_a_receive_armed_sends_fin_at_once,
+    a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending,
+    a_peer_that_never_stops_sending_is_cut_off_after_the_budget,
+    a_lingering_connection_ends_without_a_fin_from_its_peer,
+    a_reset_is_told_once_and_after_the_bytes_before_it,
+    a_reset_found_by_a_send_is_told_once,
+    bytes_before_a_reset_that_a_send_finds_are_not_lost,
+    a_reset_of_a_blocked_peer_is_told_and_its_output_dropped,
+    closing_now_drops_what_a_blocked_peer_held,
+    after_a_fin_the_connection_still_sends,
+    a_connection_that_breaks_after_its_fin_is_told_of_both,
+    pausing_stops_the_bytes_and_resuming_brings_all_in_order,
+    a_pause_taken_back_in_the_same_turn_changes_nothing,
+    a_connection_closed_while_bytes_come_is_told_of_none,
+    a_dial_that_is_refused_is_told_with_its_errno,
+    a_dial_that_is_not_answered_ends_in_time,
+    a_dialled_connection_sends_what_was_queued_before_it_stood,
+    connections_over_the_limit_are_refused,
+    deadlines_fire_on_time,
+    a_sleeping_core_is_woken_by_a_message_and_sleeps_again,
+    the_port_is_free_when_the_reactor_has_returned,
+    what_is_being_flushed_at_the_end_is_still_sent,
 }

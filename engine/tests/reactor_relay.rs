@@ -1,6 +1,7 @@
 //! Bytes through the bare relay over real sockets: none lost, none doubled, memory bounded.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[macro_use]
 mod reactor_rig;
 
 use std::io::{Read, Write};
@@ -88,7 +89,6 @@ fn exchange_all(options: Options, connections: u64, len: usize) -> reactor_rig::
     sight
 }
 
-#[test]
 fn many_connections_get_their_own_bytes_in_order() {
     let sight = exchange_all(Options::default(), 48, 400_000);
     assert_eq!(sight.tally.accepts, 48);
@@ -96,40 +96,34 @@ fn many_connections_get_their_own_bytes_in_order() {
     assert_eq!(sight.copied_out, 0, "{sight:?}");
 }
 
-#[test]
 fn a_tiny_pool_starves_receives_but_loses_nothing() {
     let options = Options { blocks: 4, block_bytes: 4096, ..Options::default() };
     let sight = exchange_all(options, 32, 200_000);
     assert!(sight.tally.starved > 0, "{sight:?}");
 }
 
-#[test]
 fn a_single_block_is_enough() {
     let options = Options { blocks: 1, block_bytes: 512, ..Options::default() };
     let sight = exchange_all(options, 4, 50_000);
     assert!(sight.tally.starved > 0, "{sight:?}");
 }
 
-#[test]
 fn a_tiny_submission_queue_loses_nothing() {
     let options = Options { entries: 8, send_bytes: 5000, receive_cap: 700, ..Options::default() };
     exchange_all(options, 32, 100_000);
 }
 
-#[test]
 fn spinning_cores_relay_the_same() {
     for busy_poll in [BusyPoll::Always, BusyPoll::Micros(50)] {
         exchange_all(Options { busy_poll, ..Options::default() }, 8, 200_000);
     }
 }
 
-#[test]
 fn receives_without_a_cap_lose_nothing() {
     exchange_all(Options { receive_cap: 0, ..Options::default() }, 16, 400_000);
 }
 
 /// The function sends much, the client reads nothing for a while.
-#[test]
 fn a_slow_reader_bounds_memory_and_gets_everything() {
     const LEN: usize = 24 << 20;
     let bytes = Arc::new(Noise::new(7).bytes(LEN));
@@ -158,7 +152,6 @@ fn a_slow_reader_bounds_memory_and_gets_everything() {
     assert!(sight.chunks_most * CHUNK_BYTES < 4 * HIGH_WATER, "{sight:?}");
 }
 
-#[test]
 fn blocked_peers_do_not_starve_the_others() {
     // Eight clients that never read hold more than all receive memory there is.
     const LEN: usize = 16 << 20;
@@ -188,7 +181,6 @@ fn blocked_peers_do_not_starve_the_others() {
     assert!(sight.lock().unwrap().copied_out > 0);
 }
 
-#[test]
 fn last_bytes_before_a_fin_arrive_both_ways() {
     const LEN: usize = 3 << 20;
     let target = backend(|mut stream| {
@@ -208,4 +200,16 @@ fn last_bytes_before_a_fin_arrive_both_ways() {
     drop(stream);
     until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
     relay.stop(BarePost::Stop);
+}
+
+on_both_backends! {
+    many_connections_get_their_own_bytes_in_order,
+    a_tiny_pool_starves_receives_but_loses_nothing,
+    a_single_block_is_enough,
+    a_tiny_submission_queue_loses_nothing,
+    spinning_cores_relay_the_same,
+    receives_without_a_cap_lose_nothing,
+    a_slow_reader_bounds_memory_and_gets_everything,
+    blocked_peers_do_not_starve_the_others,
+    last_bytes_before_a_fin_arrive_both_ways,
 }

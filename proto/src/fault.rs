@@ -70,8 +70,8 @@ pub enum Fault {
     TunnelLost,
     /// This gateway takes no new work.
     Draining,
-    /// A call by HTTP/1.1, which is not relayed.
-    Http1Unsupported,
+    /// The body of a request with `Upgrade: h2c` is over its limit (contract CL-48).
+    BodyTooLarge,
     /// The session's home core cannot take another message now (design 4.5).
     MailboxFull,
 }
@@ -97,11 +97,11 @@ impl Fault {
             | Self::WorkQueueFull
             | Self::TooManySessions
             | Self::Overloaded
-            | Self::HeadTooLarge => Code::ResourceExhausted,
+            | Self::HeadTooLarge
+            | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::SessionNotFound { .. } => Code::NotFound,
             Self::NoWorker => Code::DeadlineExceeded,
             Self::TunnelLost | Self::Draining | Self::MailboxFull => Code::Unavailable,
-            Self::Http1Unsupported => Code::Unimplemented,
         };
         code as u8
     }
@@ -111,6 +111,7 @@ impl Fault {
     pub fn http_status(&self) -> u16 {
         match self {
             Self::HeadTooLarge => 431,
+            Self::BodyTooLarge => 413,
             Self::TunnelLost => 502,
             _ => grpc::http_status(self.code()),
         }
@@ -121,7 +122,7 @@ impl Fault {
     #[must_use]
     pub fn grpc_style_status(&self) -> u16 {
         match self {
-            Self::TunnelLost | Self::Http1Unsupported => self.http_status(),
+            Self::TunnelLost => self.http_status(),
             _ => 200,
         }
     }
@@ -152,7 +153,7 @@ impl Fault {
             Self::HeadTooLarge => "HeadTooLarge",
             Self::TunnelLost => "TunnelLost",
             Self::Draining => "Draining",
-            Self::Http1Unsupported => "Http1Unsupported",
+            Self::BodyTooLarge => "BodyTooLarge",
             Self::MailboxFull => "MailboxFull",
         }
     }
@@ -190,7 +191,7 @@ impl fmt::Display for Fault {
             Self::HeadTooLarge => f.write_str("request headers are too large"),
             Self::TunnelLost => f.write_str("lost the link to the worker"),
             Self::Draining => f.write_str("gateway is draining, try again on a new connection"),
-            Self::Http1Unsupported => f.write_str("HTTP/1.1 calls are not supported, use HTTP/2"),
+            Self::BodyTooLarge => f.write_str("request body is too large for an upgrade to h2c"),
             Self::MailboxFull => f.write_str("gateway is overloaded, try again"),
         }
     }

@@ -199,6 +199,35 @@ impl Fields {
         });
     }
 
+    /// Moves the field at `from` to `to`, with another name.
+    ///
+    /// # Panics
+    /// If there are not so many fields.
+    pub fn move_as(&mut self, from: usize, to: usize, name: &[u8]) {
+        let moved = self.entries.remove(from);
+        let start = self.bytes.len() as u32;
+        let value = (moved.start + moved.name_len) as usize;
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_within(value..value + moved.value_len as usize);
+        self.size = self.size + name.len() - moved.name_len as usize;
+        let (name_len, token) = (name.len() as u32, Token::of(name));
+        self.entries.insert(to, Entry { start, name_len, token, ..moved });
+    }
+
+    /// Keeps only the fields of which `keep` says so.
+    pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
+        let mut kept = std::mem::take(&mut self.entries);
+        let mut size = 0;
+        kept.retain(|entry| {
+            let field = self.field(entry);
+            let keeps = keep(field);
+            size += if keeps { field.name.len() + field.value.len() + FIELD_OVERHEAD } else { 0 };
+            keeps
+        });
+        self.size = size;
+        self.entries = kept;
+    }
+
     /// The fields in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
         self.entries.iter().map(|entry| self.field(entry))
@@ -315,6 +344,22 @@ mod tests {
         assert_eq!(list.get(2).unwrap().value, b"");
         list.clear();
         assert!(list.is_empty() && list.size() == 0);
+    }
+
+    #[test]
+    fn a_field_moves_under_another_name_and_others_are_left_out() {
+        let mut list = Fields::new();
+        for (name, value) in [(":method", "GET"), ("a", "1"), ("host", "h"), ("b", "2")] {
+            list.push(Field::new(name.as_bytes(), value.as_bytes()));
+        }
+        list.move_as(2, 1, b":authority");
+        list.retain(|field| field.name != b"a");
+        let mut same = Fields::new();
+        for (name, value) in [(":method", "GET"), (":authority", "h"), ("b", "2")] {
+            same.push(Field::new(name.as_bytes(), value.as_bytes()));
+        }
+        assert!(list.iter().eq(same.iter()));
+        assert_eq!(list.size(), same.size());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the bytes mean: HTTP/2, HPACK, HTTP/1 heads, the worker's CONNECT, routing fields, ids.
+//! What the bytes mean: HTTP/2, HPACK, HTTP/1, the worker's CONNECT, PROXY headers, routing
+//! fields, ids.
 //!
 //! Bytes in, values out; the caller owns the buffers. No sockets, no clock ([`time::Time`] is an
 //! argument), no threads, no randomness of its own, no unsafe code. The engine's shard feeds this
@@ -15,6 +16,7 @@ pub mod h1;
 pub mod h2;
 pub mod hpack;
 pub mod id;
+pub mod proxy;
 pub mod route;
 pub mod time;
 

@@ -206,10 +206,10 @@ fn cl_41_a_lost_tunnel_is_502_in_both_styles() {
 }
 
 #[test]
-fn a_call_by_http_1_is_501_in_both_styles() {
-    assert_eq!(Answer::of_fault(&Fault::Http1Unsupported, PLAIN).status, "501");
-    let grpc = Answer::of_fault(&Fault::Http1Unsupported, GRPC);
-    assert_eq!((&*grpc.status, grpc.one("grpc-status")), ("501", "12"));
+fn a_body_too_large_for_h2c_is_413() {
+    assert_eq!(Answer::of_fault(&Fault::BodyTooLarge, PLAIN).status, "413");
+    let grpc = Answer::of_fault(&Fault::BodyTooLarge, GRPC);
+    assert_eq!((&*grpc.status, grpc.one("grpc-status")), ("200", "8"));
 }
 
 #[test]
@@ -322,17 +322,17 @@ fn ln_4_info_names_the_build() {
 #[test]
 fn answers_are_written_for_http_1() {
     let (mut fields, mut body, mut out) = (Fields::new(), Vec::new(), Vec::new());
-    answer::render(&Fault::Http1Unsupported, &PLAIN, &mut fields, &mut body);
+    answer::render(&Fault::HeadTooLarge, &PLAIN, &mut fields, &mut body);
     write_answer(&fields, &body, false, &mut out);
     assert_eq!(
         String::from_utf8(out).unwrap(),
-        "HTTP/1.1 501 Not Implemented\r\n\
+        "HTTP/1.1 431 Request Header Fields Too Large\r\n\
          content-type: text/plain; charset=utf-8\r\n\
          content-length: 46\r\n\
          vary: Origin\r\n\
          connection: close\r\n\
          \r\n\
-         HTTP/1.1 calls are not supported, use HTTP/2"
+         request headers are too large"
             .replace("46", &body.len().to_string())
     );
 }
@@ -348,7 +348,7 @@ fn responses_are_framed_by_their_status() {
     assert_eq!(write(200, &none, b"ok"), "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     assert_eq!(write(404, &none, b""), "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(write(204, &none, b""), "HTTP/1.1 204 No Content\r\n\r\n");
-    assert_eq!(write(103, &none, b""), "HTTP/1.1 103 \r\n\r\n");
+    assert_eq!(write(103, &none, b""), "HTTP/1.1 103 Early Hints\r\n\r\n");
     let mut split = Fields::new();
     split.push(Field::new(b"x-a", b"a\r\nx-b: b"));
     split.push(Field::new(b"x-c", b"c"));

@@ -5,24 +5,32 @@ use rand_core::{RngCore, SeedableRng};
 use ringway_proto::h1::body::{BodyReader, Part};
 use ringway_proto::h1::head::{Body, HeadFault};
 
-/// The body in `input`, shown `step` bytes more at a time, and how much of the input it took.
+/// The body in `input`, shown `step` bytes at a time, and how much of the input it took; of chunks
+/// without the trailer section.
 fn read(body: Body, input: &[u8], step: usize) -> Result<Option<(Vec<u8>, usize)>, HeadFault> {
     let mut reader = BodyReader::new(body);
     let (mut content, mut taken, mut shown) = (Vec::new(), 0, 0);
     loop {
         match reader.read(&input[taken..shown])? {
-            Part::Content(bytes, read) => {
-                assert_eq!(bytes.len(), read);
-                content.extend_from_slice(bytes);
-                taken += read;
+            Part::Content { start, len } => {
+                assert!(len > 0);
+                let start = taken + start;
+                taken = start + len;
+                content.extend_from_slice(&input[start..taken]);
             }
-            Part::Framing(read) => taken += read,
+            Part::More if shown == input.len() => return Ok(None),
+            Part::More => {
+                taken = shown;
+                shown = (shown + step).min(input.len());
+            }
+            Part::Trailers(read) => {
+                assert!(reader.is_done());
+                return Ok(Some((content, taken + read)));
+            }
             Part::End => {
                 assert!(reader.is_done());
                 return Ok(Some((content, taken)));
             }
-            Part::NeedMore if shown == input.len() => return Ok(None),
-            Part::NeedMore => shown = (shown + step).min(input.len()),
         }
     }
 }
@@ -41,7 +49,8 @@ fn a_length_is_kept_to_the_byte() {
 
 #[test]
 fn chunks_read_alike_however_they_are_cut() {
-    let input = b"4\r\nwiki\r\n00A;ext=\"x\"\r\n0123456789\r\nb \r\n\r\n\r\n\n\n\n\n\n\n\n\r\n0\r\nTrailer: x\r\n\r\nnext";
+    let input =
+        b"4\r\nwiki\r\n00A;ext=\"x\"\r\n0123456789\r\nb \r\n\r\n\r\n\n\n\n\n\n\n\n\r\n0\r\nnext";
     let content = b"wiki0123456789\r\n\r\n\n\n\n\n\n\n\n";
     for step in 1..=input.len() {
         let whole = Some((content.to_vec(), input.len() - 4));
@@ -55,7 +64,6 @@ fn chunks_read_alike_however_they_are_cut() {
 #[test]
 fn broken_chunks_are_refused() {
     let long = format!("1;{}\r\nx\r\n0\r\n\r\n", "x".repeat(300));
-    let trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(40));
     for input in [
         "\r\n",
         "x\r\n",
@@ -69,14 +77,25 @@ fn broken_chunks_are_refused() {
         "1;a\rb\r\nx\r\n0\r\n\r\n",
         "1000000000000000\r\n",
         "ffffffffffffffffff\r\n",
-        "0\r\na: b\n\r\n",
+        "1;a\0b\r\nx\r\n0\r\n\r\n",
+        "1;a\nx\r\n0\r\n\r\n",
+        "1\r\nx\r\r\n0\r\n\r\n",
+        "1\r\n\nx\r\n0\r\n\r\n",
         &long,
-        &trailers,
+        // Each line is within its limit, all together are not.
+        &"1;xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\nx\r\n".repeat(600),
     ] {
         for step in [1, 1000] {
             assert!(read(Body::Chunked, input.as_bytes(), step).is_err(), "{input:?}");
         }
     }
+}
+
+#[test]
+fn extensions_are_free_while_content_pays_for_them() {
+    let input = format!("20;{}\r\n{}\r\n", "x".repeat(30), "y".repeat(32)).repeat(5000) + "0\r\n";
+    let (content, taken) = read(Body::Chunked, input.as_bytes(), 1000).unwrap().unwrap();
+    assert_eq!((content.len(), taken), (5000 * 32, input.len()));
 }
 
 #[test]

@@ -372,9 +372,9 @@ fn faults_are_answered_and_end_the_connection() {
         "HTTP/1.1 431 Request Header Fields Too Large\r\n\
          content-type: text/plain; charset=utf-8\r\n\
          x-content-type-options: nosniff\r\n\
-         content-length: 25\r\n\
+         content-length: 17\r\n\
          connection: close\r\n\
          \r\n\
-         request head is too large"
+         head is too large"
     );
 }

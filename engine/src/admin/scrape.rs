@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,15 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// The way to the cores, and the answers on their way.
 #[derive(Debug)]
 pub struct Scraper {
-    cores: Mutex<Vec<Sender<ShardPost>>>,
+    cores: Vec<Core>,
     asked: Mutex<Asked>,
+}
+
+#[derive(Debug)]
+struct Core {
+    mailbox: Sender<ShardPost>,
+    /// It will not come back.
+    ended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -39,25 +47,35 @@ impl Scraper {
     /// For these cores, in the order of their numbers.
     #[must_use]
     pub fn new(cores: Vec<Sender<ShardPost>>) -> Self {
-        Self { cores: Mutex::new(cores), asked: Mutex::default() }
+        let core = |mailbox| Core { mailbox, ended: AtomicBool::new(false) };
+        Self { cores: cores.into_iter().map(core).collect(), asked: Mutex::default() }
     }
 
     /// How many cores there are.
     #[must_use]
     pub fn cores(&self) -> usize {
-        lock(&self.cores).len()
+        self.cores.len()
     }
 
-    /// A core has another mailbox now.
-    pub fn replace(&self, core: u16, mailbox: Sender<ShardPost>) {
-        if let Some(old) = lock(&self.cores).get_mut(usize::from(core)) {
-            *old = mailbox;
+    /// A core has ended for good: it is told nothing any more.
+    pub fn ended(&self, core: u16) {
+        if let Some(core) = self.cores.get(usize::from(core)) {
+            core.ended.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Sends a message to every core. Answers how many have no room for it now.
+    /// Sends a message to a core, if it has room.
+    pub fn tell_one(&self, core: u16, post: ShardPost) {
+        if let Some(core) = self.cores.get(usize::from(core)) {
+            // Whoever needs it to arrive tells all, again and again.
+            let _ = core.mailbox.send(post);
+        }
+    }
+
+    /// Sends a message to every core that has not ended. Answers how many cannot take it now.
     pub fn tell(&self, post: impl Fn() -> ShardPost) -> usize {
-        lock(&self.cores).iter().filter(|core| core.send(post()).is_err()).count()
+        let live = self.cores.iter().filter(|core| !core.ended.load(Ordering::Relaxed));
+        live.filter(|core| core.mailbox.send(post()).is_err()).count()
     }
 
     /// Asks every core.
@@ -71,16 +89,18 @@ impl Scraper {
             asked.waiting.insert(ticket, sender);
             ticket
         };
-        let full = self.tell(|| ShardPost::Snapshot { ticket });
-        let mut snapshots = Vec::with_capacity(cores);
+        let asked = |core: &&Core| core.mailbox.send(ShardPost::Snapshot { ticket }).is_ok();
+        let asked = self.cores.iter().filter(asked).count();
+        let mut snapshots = Vec::with_capacity(asked);
         let until = Instant::now() + DEADLINE;
-        while snapshots.len() + full < cores {
+        while snapshots.len() < asked {
             match timeout_at(until, answers.recv()).await {
                 Ok(Some(snapshot)) => snapshots.push(*snapshot),
                 Ok(None) | Err(_) => break,
             }
         }
         lock(&self.asked).waiting.remove(&ticket);
+        snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
         let silent = cores - snapshots.len();
         Scrape { snapshots, silent }
     }
@@ -118,6 +138,30 @@ impl Scrape {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "ringway_cores{{state=\"answered\"}} {answered}");
         let _ = writeln!(out, "ringway_cores{{state=\"silent\"}} {}", self.silent);
+        self.render_each(out);
+    }
+
+    /// Writes what shows whether the cores share the work evenly.
+    fn render_each(&self, out: &mut String) {
+        type Show = fn(&Snapshot) -> String;
+        let families: [(&str, &str, &str, Show); 3] = [
+            ("ringway_core_client_connections", "gauge", "Client connections of a core.", |of| {
+                of.metrics.active_connections.to_string()
+            }),
+            ("ringway_core_sockets", "gauge", "Sockets of a core.", |of| of.sockets.to_string()),
+            (
+                "ringway_core_idle_seconds_total",
+                "counter",
+                "Time a core was asleep or looked out for something to do.",
+                |of| format!("{:.6}", of.idle.as_secs_f64()),
+            ),
+        ];
+        for (name, kind, help, show) in families {
+            family(out, name, kind, help);
+            for of in &self.snapshots {
+                let _ = writeln!(out, "{name}{{core=\"{}\"}} {}", of.core, show(of));
+            }
+        }
     }
 }
 

@@ -12,43 +12,64 @@ use socket2::{Domain, Protocol, Socket, Type};
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 /// Most sockets and processes looked through for a port's owner.
 const MAX_LOOK: usize = 100_000;
 
 /// A port that could not be had.
 #[derive(Debug)]
-pub(super) struct PortError {
+pub(crate) struct PortError {
     what: &'static str,
     address: SocketAddr,
     error: io::Error,
     owner: Option<String>,
 }
 
+impl PortError {
+    /// A port that somebody has.
+    #[cfg(test)]
+    pub(crate) fn taken(what: &'static str, address: SocketAddr, owner: Option<String>) -> Self {
+        Self { what, address, error: io::ErrorKind::AddrInUse.into(), owner }
+    }
+
+    /// Who has the port, as `name (process 1234)`.
+    pub(crate) fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
+    }
+
+    /// What is wrong.
+    pub(crate) fn cause(&self) -> String {
+        let Self { what, address, error, owner } = self;
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => match owner {
+                Some(owner) => format!("the port is taken by {owner}"),
+                None => "the port is taken".into(),
+            },
+            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE".into(),
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
+            _ => error.to_string(),
+        };
+        format!("the {what} address {address} cannot be used: {why}")
+    }
+
+    /// What to do about it.
+    pub(crate) fn fix(&self) -> String {
+        let what = self.what;
+        match self.error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("end that one, or give listen.{what} (--{what}) another port")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!("give listen.{what} (--{what}) one it has, or 0.0.0.0")
+            }
+            _ => format!("give listen.{what} (--{what}) another port"),
+        }
+    }
+}
+
 impl fmt::Display for PortError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, address, error, owner } = self;
-        write!(f, "the {what} address {address} cannot be used: ")?;
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                f.write_str("the port is taken")?;
-                if let Some(owner) = owner {
-                    write!(f, " by {owner}")?;
-                }
-                write!(f, "; end that one, or give listen.{what} (--{what}) another port")
-            }
-            io::ErrorKind::PermissionDenied => write!(
-                f,
-                "ports below 1024 need CAP_NET_BIND_SERVICE; give listen.{what} (--{what}) \
-                 another port"
-            ),
-            io::ErrorKind::AddrNotAvailable => write!(
-                f,
-                "this machine has no such address; give listen.{what} (--{what}) one it has, or \
-                 0.0.0.0"
-            ),
-            _ => write!(f, "{error}"),
-        }
+        write!(f, "{}; {}", self.cause(), self.fix())
     }
 }
 
@@ -66,11 +87,7 @@ pub(super) fn listen(
     address: SocketAddr,
     count: usize,
 ) -> Result<Vec<TcpListener>, PortError> {
-    let fail = |error: io::Error| {
-        let owner =
-            (error.kind() == io::ErrorKind::AddrInUse).then(|| owner_of(address.port())).flatten();
-        PortError { what, address, error, owner }
-    };
+    let fail = |error| failed(what, address, error);
     let until = Instant::now() + RETRY;
     loop {
         match try_listen(address, count) {
@@ -80,6 +97,20 @@ pub(super) fn listen(
             Err(_) => std::thread::sleep(RETRY_PAUSE),
         }
     }
+}
+
+/// Whether the port can be had now.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn state(what: &'static str, address: SocketAddr) -> Result<(), PortError> {
+    try_listen(address, 0).map(drop).map_err(|error| failed(what, address, error))
+}
+
+fn failed(what: &'static str, address: SocketAddr, error: io::Error) -> PortError {
+    let taken = error.kind() == io::ErrorKind::AddrInUse;
+    let owner = taken.then(|| owner_of(address.port())).flatten();
+    PortError { what, address, error, owner }
 }
 
 fn try_listen(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {

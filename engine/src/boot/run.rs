@@ -4,16 +4,20 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
-use super::{Addresses, BootError, Inbox, core};
+use super::reload::Reloader;
+use super::{Addresses, BootError, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
+use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
+use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);
@@ -45,10 +49,14 @@ impl Signal {
 /// A gateway whose cores run.
 pub(super) struct Run {
     pub(super) config: Arc<Config>,
+    /// What drives the cores.
+    pub(super) backend: Backend,
     pub(super) addresses: Addresses,
-    pub(super) cores: Vec<core::Started>,
+    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) inbox: Inbox,
     pub(super) admin: TcpListener,
+    pub(super) reloader: Reloader,
 }
 
 impl Run {
@@ -61,12 +69,14 @@ impl Run {
             .enable_all()
             .build()
             .map_err(BootError::os)?;
-        let cores: Vec<_> = self.cores.iter().map(|core| core.mailbox.clone()).collect();
-        let ended = runtime.block_on(control(self.config, cores, self.inbox, self.admin, ready));
+        let cores = self.cores.to_vec();
+        let settled = (self.config, self.backend);
+        let doors = (self.admin, self.reloader);
+        let ended = runtime.block_on(control(settled, cores, self.inbox, doors, ready));
         if ended.is_ok() {
-            for core in self.cores {
+            for thread in self.threads {
                 // A core that panicked has said so.
-                let _ = core.thread.join();
+                let _ = thread.join();
             }
             tracing::info!(client = %self.addresses.client, "ended");
         }
@@ -75,14 +85,15 @@ impl Run {
 }
 
 async fn control(
-    config: Arc<Config>,
-    cores: Vec<crate::ring::Sender<ShardPost>>,
+    (config, backend): (Arc<Config>, Backend),
+    cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
-    listener: TcpListener,
+    (listener, reloader): (TcpListener, Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
+    let hangup = signal(SignalKind::hangup()).map_err(BootError::os)?;
     listener.set_nonblocking(true).map_err(BootError::os)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -93,8 +104,11 @@ async fn control(
         phase: phase_seen,
         drain,
         allow_remote: config.admin.allow_remote,
+        backend,
         panics: AtomicU64::new(0),
+        changes: reloader.changes(),
     });
+    tokio::spawn(reloader.run(admin.clone(), hangup));
     tokio::spawn(crate::admin::serve(listener, admin.clone()));
     ready()?;
     phase.send_replace(Phase::Serving);
@@ -165,15 +179,19 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
-            ControlPost::Restarted { core, mailbox } => {
+            ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
-                admin.scraper.replace(core, mailbox);
+                if let Some(policy) = admin.changes.policy() {
+                    // The new one was started with the first rules.
+                    tell(admin, || ShardPost::Policy(policy.clone())).await;
+                }
                 if *admin.phase.borrow() == Phase::Draining {
-                    // The new one has not heard of it. Room is certain: the mailbox is empty.
-                    admin.scraper.tell(|| ShardPost::Stop);
+                    // The new one has not heard of it. If it has no room, the last word has.
+                    admin.scraper.tell_one(core, ShardPost::Stop);
                 }
             }
-            ControlPost::Drained { .. } => {
+            ControlPost::Drained { core } => {
+                admin.scraper.ended(core);
                 running -= 1;
                 if running == 0 {
                     return;

@@ -1,5 +1,7 @@
 //! A configuration file as a tree that remembers lines.
 
+use std::collections::BTreeMap;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -64,6 +66,31 @@ impl Node {
             Value::Table(entries) => entries,
             _ => &[],
         }
+    }
+
+    /// Notes every value below with its full name.
+    pub(super) fn flatten(&self, name: &str, into: &mut BTreeMap<String, String>) {
+        let text = match &self.value {
+            Value::Table(entries) => {
+                for (key, node) in entries {
+                    node.flatten(&format!("{name}.{}", key.name), into);
+                }
+                return;
+            }
+            Value::List(list) => {
+                let mut items = BTreeMap::new();
+                for (at, item) in list.iter().enumerate() {
+                    item.flatten(&format!("{at:06}"), &mut items);
+                }
+                items.into_values().collect::<Vec<_>>().join(", ")
+            }
+            Value::Text(text) => text.clone(),
+            Value::Whole(number) => number.to_string(),
+            Value::Flag(flag) => flag.to_string(),
+            Value::Empty => return,
+            Value::Other(kind) => (*kind).into(),
+        };
+        into.insert(name.into(), text);
     }
 
     /// The table's value under `name`.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::dial::Dial;
 use super::node::Node;
 use super::problems::{Problems, nearest};
 use super::read::Section;
@@ -156,7 +157,14 @@ fn function(
         }
     }
     let keys = section.texts("worker_keys", problems);
-    if keys.is_empty() {
+    let server = section.text("dial", problems);
+    let dial = server.and_then(Dial::parse);
+    if let (Some(text), None) = (server, &dial) {
+        let want = "HOST:PORT, such as \"127.0.0.1:50051\"";
+        let text = format!("function.dial is \"{text}\", but must be {want}");
+        problems.add(section.line_of("dial"), text);
+    }
+    if keys.is_empty() && server.is_none() {
         let text = "function.worker_keys is empty: no worker can serve it";
         problems.add(section.line_of("worker_keys"), text);
     }
@@ -172,6 +180,7 @@ fn function(
         streaming: section.word("kind", problems) == "streaming",
         tenants: callers.into_iter().map(|(_, name)| name.into()).collect(),
         worker_keys: keys.into_iter().map(|(_, key)| Secret::from(key)).collect(),
+        dial,
         id: id?,
         version: version?,
     })

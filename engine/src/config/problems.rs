@@ -10,12 +10,14 @@ pub struct Problems {
     file: String,
     syntax: Syntax,
     list: Vec<(Option<usize>, String)>,
+    /// How many of them may pass by themselves.
+    passing: usize,
 }
 
 impl Problems {
     /// No problem yet, in this file.
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), syntax: Syntax::of(file).unwrap_or_default(), list: Vec::new() }
+        Self { file: file.into(), syntax: Syntax::of(file).unwrap_or_default(), ..Self::default() }
     }
 
     /// How the file is written, and so its fixes.
@@ -38,6 +40,18 @@ impl Problems {
     /// One more.
     pub(super) fn add(&mut self, line: impl Into<Option<usize>>, text: impl Into<String>) {
         self.list.push((line.into(), text.into()));
+    }
+
+    /// One more, that may pass by itself: a file that somebody is writing.
+    pub(super) fn add_passing(&mut self, line: impl Into<Option<usize>>, text: impl Into<String>) {
+        self.passing += 1;
+        self.add(line, text);
+    }
+
+    /// Whether all of them may pass by themselves.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.passing == self.list.len()
     }
 
     /// Orders them by line.

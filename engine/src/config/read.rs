@@ -121,25 +121,12 @@ impl<'a> Section<'a> {
         texts
     }
 
-    /// A listener's address: a text, or a table with `address`.
+    /// A listener's address: a text, or a table with `address` (`listen.rs` reads the rest).
     pub(super) fn address(&self, name: &str, problems: &mut Problems) -> SocketAddr {
         let setting = self.setting(name);
         let default = setting.default.parse().expect("the default is an address");
         let Some(mut node) = self.get(name) else { return default };
-        if let Value::Table(entries) = &node.value {
-            for (key, _) in entries {
-                match key.name.as_str() {
-                    "address" => {}
-                    "tls" | "proxy_protocol" | "trusted" => {
-                        let (key, line) = (format!("{}.{}", setting.key, key.name), key.line);
-                        problems.add(line, format!("{key} is not supported yet: remove it"));
-                    }
-                    other => {
-                        let text = format!("{}.{other} is not a setting", setting.key);
-                        problems.add(key.line, text);
-                    }
-                }
-            }
+        if let Value::Table(_) = &node.value {
             let Some(address) = node.get("address") else {
                 problems.add(node.line, format!("{}.address is missing", setting.key));
                 return default;

@@ -1,6 +1,6 @@
 //! From the tree to typed values, and what single values cannot show: contradictions.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::settings::{SETTINGS, tables};
 use super::syntax::Syntax;
 use super::units;
 use super::{
-    Admin, BusyPoll, Config, Control, Cores, Drain, HonourId, Keepalive, Limits, Listen, Log,
-    MAX_CORES, Scope, Session, parties,
+    Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Io, Keepalive, Limits,
+    Listen, Log, MAX_CORES, Scope, Session, listen, parties,
 };
 
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
@@ -23,12 +23,12 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         Syntax::Yaml => Node::from_yaml(text, problems),
     }?;
     check_tables(&root, problems);
-    let mut notes = Vec::new();
-    let listen = listen(&root, problems);
+    let mut warnings = Vec::new();
+    let (listen, fronts) = listen::read(&root, folder, &mut warnings, problems);
     let (tenants, functions) = parties::read(&root, folder, problems);
     Some(Config {
-        cores: cores(&root, &mut notes, problems),
-        control: control(&root, &listen, problems),
+        cores: cores(&root, problems),
+        control: control(&root, &listen, &fronts, problems),
         session: session(&root, problems),
         drain: drain(&root, problems),
         limits: limits(&root, problems),
@@ -38,10 +38,29 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         },
         log: log(&root, problems),
         listen,
+        fronts,
         tenants,
         functions,
-        notes,
+        notes: Vec::new(),
+        warnings,
+        written: written(&root),
     })
+}
+
+/// Every setting of the file that cannot change at run time, as it is written there. Tenants and
+/// functions, and with them all keys, are left out.
+fn written(root: &Node) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let parties = ["tenant", "function"];
+    for (key, node) in root.entries().iter().filter(|(key, _)| !parties.contains(&&*key.name)) {
+        node.flatten(&key.name, &mut all);
+    }
+    // A listener's address may be written in two ways.
+    let short = |key: String| match key.strip_suffix(".address") {
+        Some(listener) => listener.to_string(),
+        None => key,
+    };
+    all.into_iter().map(|(key, value)| (short(key), value)).collect()
 }
 
 fn check_tables(root: &Node, problems: &mut Problems) {
@@ -64,47 +83,20 @@ fn check_tables(root: &Node, problems: &mut Problems) {
     }
 }
 
-fn listen(root: &Node, problems: &mut Problems) -> Listen {
-    let section = Section::of(root, "listen", problems);
-    let listen = Listen {
-        client: section.address("client", problems),
-        worker: section.address("worker", problems),
-        admin: section.address("admin", problems),
-    };
-    let named = [("client", listen.client), ("worker", listen.worker), ("admin", listen.admin)];
-    for (at, (name, address)) in named.into_iter().enumerate() {
-        for (earlier, other) in &named[..at] {
-            if overlap(address, *other) {
-                let text = format!(
-                    "listen.{name} and listen.{earlier} are both port {}: give each its own",
-                    address.port()
-                );
-                problems.add(section.line_of(name), text);
-            }
-        }
-    }
-    listen
-}
-
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() == b.port() && a.port() != 0 && same_ip
-}
-
-fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores {
+fn cores(root: &Node, problems: &mut Problems) -> Cores {
     let section = Section::of(root, "cores", problems);
-    match section.get("count").map(|node| (node, &node.value)) {
-        None => {}
-        Some((_, Value::Text(text))) if text == "auto" => {
-            notes.push(format!("cores.count = \"auto\": this build runs {MAX_CORES} core"));
+    let count = match section.get("count").map(|node| (node, &node.value)) {
+        None => None,
+        Some((_, Value::Text(text))) if text == "auto" => None,
+        Some((_, Value::Whole(count))) if (1..=MAX_CORES as i64).contains(count) => {
+            usize::try_from(*count).ok()
         }
-        Some((_, Value::Whole(1))) => {}
-        Some((node, Value::Whole(count))) if *count > 1 => problems.add(
-            node.line,
-            format!("cores.count = {count} is not supported yet: this build runs one core"),
-        ),
-        Some((node, _)) => section.refuse("count", node, "\"auto\" or a number", problems),
-    }
+        Some((node, _)) => {
+            let want = format!("\"auto\" or a number from 1 to {MAX_CORES}");
+            section.refuse("count", node, &want, problems);
+            None
+        }
+    };
     let busy_poll = section.text("busy_poll", problems).map_or(Some(Duration::ZERO), |text| {
         if text == "always" { Some(Duration::MAX) } else { units::duration(text) }
     });
@@ -114,17 +106,22 @@ fn cores(root: &Node, notes: &mut Vec<String>, problems: &mut Problems) -> Cores
         section.refuse("busy_poll", node, "\"0us\", \"Nus\" or \"always\"", problems);
     }
     Cores {
-        count: MAX_CORES,
+        count,
         pin: section.flag("pin", problems),
         busy_poll: match busy_poll {
             Some(Duration::MAX) => BusyPoll::Always,
             other => BusyPoll::For(other.unwrap_or_default()),
         },
         receive_memory: section.bytes("receive_memory", problems),
+        io: match section.word("io", problems) {
+            "ring" => Io::Ring,
+            "epoll" => Io::Epoll,
+            _ => Io::Auto,
+        },
     }
 }
 
-fn control(root: &Node, listen: &Listen, problems: &mut Problems) -> Control {
+fn control(root: &Node, listen: &Listen, fronts: &Fronts, problems: &mut Problems) -> Control {
     let section = Section::of(root, "control", problems);
     let mode = section.word("mode", problems);
     if mode != "local" {
@@ -136,7 +133,7 @@ fn control(root: &Node, listen: &Listen, problems: &mut Problems) -> Control {
     let advertise = section.text("advertise", problems).map(ToString::to_string);
     match &advertise {
         Some(url) => {
-            if let Err(why) = check_url(url) {
+            if let Err(why) = check_url(url, fronts.worker.tls.is_some()) {
                 let text = format!("control.advertise is \"{url}\", {why}");
                 problems.add(section.line_of("advertise"), text);
             }
@@ -156,15 +153,18 @@ fn control(root: &Node, listen: &Listen, problems: &mut Problems) -> Control {
     Control { advertise }
 }
 
-/// A worker takes host and port from the URL and dials plain TCP whatever the scheme says
-/// (contract WK-3).
-fn check_url(url: &str) -> Result<(), &'static str> {
+/// NVIDIA's workers take host and port from the URL and dial plain TCP whatever the scheme says
+/// (contract WK-3). `https` is for workers that heed it, and needs a listener that speaks TLS.
+fn check_url(url: &str, tls: bool) -> Result<(), &'static str> {
     const SHAPE: &str = "but must be a URL such as \"http://10.0.0.1:10086\"";
     let uri: http::Uri = url.parse().map_err(|_| SHAPE)?;
     let host = uri.host().filter(|host| !host.is_empty()).ok_or(SHAPE)?;
     match uri.scheme_str() {
         Some("http") => {}
-        Some("https") => return Err("but workers dial in plain TCP: write \"http://...\""),
+        Some("https") if tls => {}
+        Some("https") => {
+            return Err("but listen.worker speaks no TLS: write \"http://...\", or give it tls");
+        }
         _ => return Err(SHAPE),
     }
     if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
@@ -218,6 +218,8 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         stream_window_max: section.bytes("stream_window_max", p) as u32,
         connection_buffer: section.bytes("connection_buffer", p),
         core_buffer: section.bytes("core_buffer", p),
+        http1_buffer: section.bytes("http1_buffer", p),
+        h2c_body: section.bytes("h2c_body", p),
         stalled_stream: section.time("stalled_stream", p),
         attachments: section.count("attachments", p) as usize,
         dispatch_burst: section.count("dispatch_burst", p) as u32,

@@ -75,10 +75,33 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Where workers poll for work and dial back.",
     ),
     setting("listen.admin", Kind::Address, "127.0.0.1:10083", "Metrics, health, sessions, drain."),
-    later("listen.client.tls", "TLS on the client listener."),
-    later("listen.client.proxy_protocol", "PROXY protocol on the client listener."),
-    later("listen.client.trusted", "Addresses whose PROXY header is believed."),
-    setting("cores.count", Kind::Own("\"auto\" or a number"), "\"auto\"", "Data cores."),
+    setting(
+        "listen.client.tls",
+        Kind::Own("{ cert, key }"),
+        "",
+        "TLS: paths of two PEM files, relative to the configuration.",
+    ),
+    setting(
+        "listen.client.proxy_protocol",
+        Kind::Flag,
+        "false",
+        "Every connection begins with a PROXY protocol header, version 2.",
+    ),
+    setting(
+        "listen.client.trusted",
+        Kind::Own("a list of networks"),
+        "[]",
+        "Who may connect with such a header; others are closed.",
+    ),
+    setting("listen.worker.tls", Kind::Own("{ cert, key }"), "", "As for clients."),
+    setting("listen.worker.proxy_protocol", Kind::Flag, "false", "As for clients."),
+    setting("listen.worker.trusted", Kind::Own("a list of networks"), "[]", "As for clients."),
+    setting(
+        "cores.count",
+        Kind::Own("\"auto\" or 1 to 256"),
+        "\"auto\"",
+        "Data cores. `auto`: what the CPU quota (rounded up) or the affinity mask allows.",
+    ),
     setting("cores.pin", Kind::Flag, "true", "Whether a core's thread stays on its CPU."),
     setting(
         "cores.busy_poll",
@@ -87,6 +110,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long a core spins before it sleeps.",
     ),
     setting("cores.receive_memory", Kind::Bytes(MIB, GIB), "8MiB", "Receive memory of a core."),
+    setting(
+        "cores.io",
+        Kind::Word(&["auto", "ring", "epoll"]),
+        "auto",
+        "What drives the cores. `auto`: io_uring, or epoll where the host forbids it.",
+    ),
     setting(
         "control.mode",
         Kind::Word(&["local", "nats", "nvcf"]),
@@ -119,7 +148,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "function.worker_keys",
         Kind::Own("a list of texts"),
         "",
-        "Keys of the workers that may serve it.",
+        "Keys of the workers that may serve it. Not needed with `dial`.",
     ),
     setting(
         "function.kind",
@@ -127,7 +156,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "default",
         "The kind of function.",
     ),
-    later("function.dial", "A server that is dialled instead of a worker's callback."),
+    setting(
+        "function.dial",
+        Kind::Own("HOST:PORT"),
+        "",
+        "The server that serves it without a worker: the gateway dials it.",
+    ),
     setting("session.wait", Kind::Time(MS, DAY), "30s", "How long a request waits for a worker."),
     setting(
         "session.idle",
@@ -238,6 +272,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting("limits.core_buffer", Kind::Bytes(MIB, 1 << 40), "256MiB", "Bytes buffered by a core."),
     setting(
+        "limits.http1_buffer",
+        Kind::Bytes(16 * KIB, 1024 * MIB),
+        "256KiB",
+        "Bytes that wait for the other hop before an HTTP/1 connection is read no further.",
+    ),
+    setting(
+        "limits.h2c_body",
+        Kind::Bytes(0, 1024 * MIB),
+        "1MiB",
+        "Body of a request with `Upgrade: h2c`, which is read whole; over it 413.",
+    ),
+    setting(
         "limits.stalled_stream",
         Kind::Time(S, DAY),
         "60s",
@@ -332,7 +378,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "keepalive.tunnel_write",
         Kind::Time(S, DAY),
         "30s",
-        "A tunnel that takes no byte for so long is closed (HTTP/2).",
+        "A tunnel that takes no byte for so long is closed.",
     ),
     setting(
         "admin.allow_remote",

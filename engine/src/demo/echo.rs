@@ -1,14 +1,15 @@
-//! The echo function: gRPC with health and reflection, and HTTP `/echo`.
+//! The echo function: gRPC with health and reflection, HTTP `/echo`, and WebSocket `/ws`.
 
 use std::iter::repeat_n;
 use std::pin::Pin;
 
 use axum::Router;
 use axum::extract::Request as HttpRequest;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response as HttpResponse;
 use axum::routing::any;
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HeaderMap, SEC_WEBSOCKET_PROTOCOL};
 use tokio_stream::{Stream, StreamExt};
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
@@ -38,7 +39,8 @@ pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ec
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// Everything the function answers: gRPC (echo, health, reflection v1 and v1alpha) and `/echo`.
+/// Everything the function answers: gRPC (echo, health, reflection v1 and v1alpha), `/echo` and
+/// `/ws`.
 ///
 /// # Panics
 /// Never: the descriptors are compiled in.
@@ -63,7 +65,51 @@ pub async fn routes() -> Router {
         .add_service(reflection().build_v1alpha().expect(COMPILED))
         .into_axum_router()
         .route("/echo", any(http_echo))
+        .route("/ws", any(websocket))
 }
+
+/// Echoes each message; a Close is answered with the same code (RFC 6455 §5.5.1).
+async fn websocket(headers: HeaderMap, upgrade: WebSocketUpgrade) -> HttpResponse {
+    // No limit on messages, as for gRPC.
+    let upgrade = upgrade.max_message_size(usize::MAX).max_frame_size(usize::MAX);
+    let upgrade = match chosen_protocol(&headers) {
+        Some(protocol) => upgrade.protocols([protocol]),
+        None => upgrade,
+    };
+    upgrade.on_upgrade(echo_messages)
+}
+
+async fn echo_messages(mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        let echoed = match message {
+            Message::Text(_) | Message::Binary(_) => socket.send(message).await,
+            // Answered by the socket itself.
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) => Ok(()),
+        };
+        if echoed.is_err() {
+            return;
+        }
+    }
+}
+
+/// The first protocol offered that is no credential pair (contract CL-1), else the first: a browser
+/// wants one of its own back.
+fn chosen_protocol(headers: &HeaderMap) -> Option<String> {
+    let offered = || {
+        let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
+        let lines = lines.filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(',')).map(str::trim).filter(|part| !part.is_empty())
+    };
+    let is_pair = |part: &&str| {
+        let name = part.split_once('.').map(|pair| pair.0.to_ascii_lowercase());
+        name.is_some_and(|name| CREDENTIALS.contains(&name.as_str()))
+    };
+    offered().find(|part| !is_pair(part)).or_else(|| offered().next()).map(str::to_owned)
+}
+
+/// Names of the pairs that the gateway reads (contract 3.2).
+const CREDENTIALS: [&str; 4] =
+    ["authorization", "function-id", "function-version-id", "nvcf-reqid"];
 
 /// The body comes back as it arrives, under the same content type.
 async fn http_echo(request: HttpRequest) -> HttpResponse {

@@ -130,7 +130,7 @@ impl Tunnel {
             .max_pending_accept_reset_streams(1 << 20)
             .max_local_error_reset_streams(None);
         let service = TowerToHyperService::new(routes);
-        let served = server.serve_connection(TokioIo::new(self), service);
+        let served = server.serve_connection_with_upgrades(TokioIo::new(self), service);
         served.await.map_err(|error| io::Error::other(error.to_string()))
     }
 

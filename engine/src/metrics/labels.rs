@@ -146,6 +146,10 @@ labels! {
         ConnectionBuffer => "connection_buffer",
         /// Bytes buffered by a core (L9).
         CoreBuffer => "core_buffer",
+        /// Bytes that wait for an HTTP/1 connection's other hop.
+        Http1Buffer => "http1_buffer",
+        /// Body of a request with `Upgrade: h2c`.
+        H2cBody => "h2c_body",
         /// Time for a preface or a request head (L10).
         Handshake => "handshake",
         /// Time without window progress (L11).

@@ -7,15 +7,20 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::Reactor;
 use super::fault::SetupError;
 use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
+use super::timer::Due;
+use super::{News, Reactor};
 use crate::border::{Core, Listener};
+use crate::inlet::Admission;
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most connections let in from the queue of a listener that is being closed.
+const LAST_ACCEPTS: usize = 4096;
 
 /// A listener and its accept.
 #[derive(Debug)]
@@ -92,6 +97,12 @@ impl<C: Core> Reactor<C> {
             }
             door.again_at = None;
             if let Some(socket) = &door.socket {
+                // Who has connected already would be reset with the listener. They are told of in
+                // the next turn; it fails for want of descriptors or when nobody is left.
+                let waits = socket.set_nonblocking(true).is_ok();
+                let queue = std::iter::from_fn(|| socket.accept().ok());
+                let last = queue.take(if waits { LAST_ACCEPTS } else { 0 });
+                self.news.extend(last.map(|(stream, _)| News::Accepted(stream, listener)));
                 // The listener may be open elsewhere in the process too: this ends it everywhere,
                 // so that nobody is let into a queue that no one serves. It fails only if it has
                 // ended already.
@@ -148,7 +159,7 @@ impl<C: Core> Reactor<C> {
         self.open_doors();
     }
 
-    fn admit(&mut self, stream: TcpStream, listener: Listener) {
+    pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener) {
         if self.closing || self.sockets.live() >= self.options.connections {
             self.border.tally.refused += 1;
             return;
@@ -159,8 +170,16 @@ impl<C: Core> Reactor<C> {
         if tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
             return;
         }
+        let inlet = match self.gate(listener, peer) {
+            Admission::Refused => return,
+            Admission::Plain => None,
+            Admission::Through(inlet) => Some(inlet),
+        };
         let conn = self.border.open();
-        self.add(Socket::new(stream, conn, Phase::Open));
+        if inlet.is_some() {
+            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
+        }
+        self.add(Socket { inlet, ..Socket::new(stream, conn, Phase::Open) });
         self.border.tally.accepts += 1;
         self.looks.push(conn);
         self.call(|core, border| core.accepted(border, conn, listener, peer));

@@ -16,7 +16,7 @@ use io_uring::types::BufRingEntry;
 
 use super::fault::SetupError;
 use super::tag::{Completion, Kind, Tag};
-use super::uring::{GROUP, Ring, Share, Wait};
+use super::uring::{GROUP, Share, Uring, Wait};
 use crate::pool::{Pool, Segment};
 
 /// `IOU_PBUF_RING_INC`: a receive takes as much of a block as it needs and leaves the rest.
@@ -26,8 +26,8 @@ const INCREMENTAL: u16 = 2;
 const PAGE: usize = 4096;
 
 /// How often, and how long each time, the trial receive at set-up is waited for.
-const PROBE_ENTERS: u32 = 4;
-const PROBE_WAIT: Duration = Duration::from_millis(250);
+pub(super) const PROBE_ENTERS: u32 = 4;
+pub(super) const PROBE_WAIT: Duration = Duration::from_millis(250);
 
 /// The entries shared with the kernel. Must be dropped after the ring it was registered with.
 pub(super) struct BlockRing {
@@ -42,7 +42,7 @@ pub(super) struct BlockRing {
 impl BlockRing {
     /// Registers a ring that can hold all of the pool's receive blocks, and of which `share` are
     /// lent at a time; none is lent yet.
-    pub(super) fn register(ring: &Ring, pool: &Pool, share: usize) -> Result<Self, SetupError> {
+    pub(super) fn register(ring: &Uring, pool: &Pool, share: usize) -> Result<Self, SetupError> {
         let count = pool.ring_blocks().next_power_of_two();
         let layout = Layout::array::<BufRingEntry>(count)
             .and_then(|layout| layout.align_to(PAGE))
@@ -107,7 +107,7 @@ impl BlockRing {
 /// Older kernels call a multishot receive with a cap or a limit invalid. They are used without: one
 /// receive then takes what the current block has room for, and one socket at most 32 of those
 /// before the next has its turn.
-pub(super) fn probe(ring: &mut Ring, pool: &mut Pool, share: Share) -> Result<Share, SetupError> {
+pub(super) fn probe(ring: &mut Uring, pool: &mut Pool, share: Share) -> Result<Share, SetupError> {
     let step = "trying out a receive";
     let other = |error| SetupError::Other { step, error };
     let (mut peer, socket) = UnixStream::pair().map_err(other)?;
@@ -130,7 +130,7 @@ pub(super) fn probe(ring: &mut Ring, pool: &mut Pool, share: Share) -> Result<Sh
 }
 
 /// Waits for the trial receive to end: one byte and the end of the stream, or a refusal.
-fn first_result(ring: &mut Ring, pool: &mut Pool) -> Option<i32> {
+fn first_result(ring: &mut Uring, pool: &mut Pool) -> Option<i32> {
     let mut first = None;
     for _ in 0..PROBE_ENTERS {
         ring.enter(Wait::AtMost(PROBE_WAIT));

@@ -59,6 +59,66 @@ impl SetupError {
             _ => Self::Other { step, error },
         }
     }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Missing => "io_uring is missing (ENOSYS): this kernel has none, or the \
+                              container's seccomp profile hides it"
+                .into(),
+            Self::Forbidden { sysctl: Some(2) } => {
+                "io_uring is forbidden on this host (EPERM; sysctl kernel.io_uring_disabled = 2)"
+                    .into()
+            }
+            Self::Forbidden { sysctl: Some(1) } => "io_uring is for privileged processes on this \
+                                                    host (EPERM; sysctl \
+                                                    kernel.io_uring_disabled = 1)"
+                .into(),
+            Self::Forbidden { .. } => "io_uring is forbidden (EPERM) although \
+                                       kernel.io_uring_disabled does not forbid it: a seccomp \
+                                       profile or security module does"
+                .into(),
+            Self::Memory => "no memory for the io_uring (ENOMEM)".into(),
+            Self::Descriptors => "no descriptor left for a core's io_uring or epoll".into(),
+            Self::TooOld { feature, .. } => format!("this kernel lacks {feature}"),
+            Self::Pin { cpu, error } => {
+                format!("the core's thread could not be pinned to CPU {cpu} ({error})")
+            }
+            Self::Options(why) => format!("reactor options: {why}"),
+            Self::Other { step, error } => format!("a core's set-up failed at {step}: {error}"),
+        }
+    }
+
+    /// What to do about it; nothing where only the cause can tell.
+    #[must_use]
+    pub fn fix(&self) -> Option<String> {
+        let fix = match self {
+            Self::Missing => {
+                "run on Linux 6.12 or later and allow io_uring_setup, io_uring_enter and \
+                 io_uring_register in the profile"
+            }
+            Self::Forbidden { sysctl: Some(2) } => {
+                "set it to 0, or to 1 and run with CAP_SYS_ADMIN or in kernel.io_uring_group"
+            }
+            Self::Forbidden { sysctl: Some(1) } => {
+                "run in the group of kernel.io_uring_group, with CAP_SYS_ADMIN, or set it to 0"
+            }
+            Self::Forbidden { .. } => {
+                "allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
+                 profile"
+            }
+            Self::Memory => {
+                "raise the locked-memory limit (ulimit -l, LimitMEMLOCK=) or the container's \
+                 memory limit, or use fewer cores"
+            }
+            Self::Descriptors => "raise the open-files limit (ulimit -n)",
+            Self::TooOld { needs, .. } => return Some(format!("run on Linux {needs} or later")),
+            Self::Pin { .. } => "name a CPU of this process's cpuset, or switch pinning off",
+            Self::Options(_) | Self::Other { .. } => return None,
+        };
+        Some(fix.into())
+    }
 }
 
 fn disabled() -> Option<u8> {
@@ -67,43 +127,10 @@ fn disabled() -> Option<u8> {
 
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => f.write_str(
-                "io_uring is missing (ENOSYS): this kernel has none, or the container's seccomp \
-                 profile hides it; run on Linux 6.12 or later and allow io_uring_setup, \
-                 io_uring_enter and io_uring_register in the profile",
-            ),
-            Self::Forbidden { sysctl: Some(2) } => f.write_str(
-                "io_uring is forbidden on this host (sysctl kernel.io_uring_disabled = 2); set it \
-                 to 0, or to 1 and run with CAP_SYS_ADMIN or in kernel.io_uring_group",
-            ),
-            Self::Forbidden { sysctl: Some(1) } => f.write_str(
-                "io_uring is for privileged processes on this host (sysctl \
-                 kernel.io_uring_disabled = 1); run in the group of kernel.io_uring_group, with \
-                 CAP_SYS_ADMIN, or set it to 0",
-            ),
-            Self::Forbidden { .. } => f.write_str(
-                "io_uring is forbidden (EPERM) although kernel.io_uring_disabled does not forbid \
-                 it: a seccomp profile or security module does; allow io_uring_setup, \
-                 io_uring_enter and io_uring_register in the container's profile",
-            ),
-            Self::Memory => f.write_str(
-                "no memory for the io_uring (ENOMEM): raise the locked-memory limit (ulimit -l, \
-                 LimitMEMLOCK=) or the container's memory limit, or use fewer cores",
-            ),
-            Self::Descriptors => f.write_str(
-                "no descriptor left for the io_uring: raise the open-files limit (ulimit -n)",
-            ),
-            Self::TooOld { feature, needs } => {
-                write!(f, "this kernel lacks {feature}: Linux {needs} or later is needed")
-            }
-            Self::Pin { cpu, error } => write!(
-                f,
-                "the core's thread could not be pinned to CPU {cpu} ({error}): name a CPU of this \
-                 process's cpuset, or switch pinning off"
-            ),
-            Self::Options(why) => write!(f, "reactor options: {why}"),
-            Self::Other { step, error } => write!(f, "io_uring set-up failed at {step}: {error}"),
+        f.write_str(&self.cause())?;
+        match self.fix() {
+            Some(fix) => write!(f, "; {fix}"),
+            None => Ok(()),
         }
     }
 }

@@ -1,46 +1,55 @@
-//! The only user of io_uring and of the clock: drives a [`Core`] over sockets.
+//! The only user of io_uring, epoll and the clock: drives a [`Core`] over sockets.
 //!
 //! One loop turn: enter the kernel (sleeping if there is nothing to do), tell the core everything
 //! that completed, let it decide, then flush each dirty connection once. That sends are gathered
 //! per turn instead of made one by one is what makes small messages cheap.
 //!
 //! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
-//! operations in `uring.rs`.
+//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring.
 
 mod accept;
+mod backend;
 mod buffer;
 mod dial;
+mod doorbell;
+mod epoll;
 mod fault;
+mod inlet;
 mod moving;
 mod options;
 mod pump;
 mod socket;
 mod tag;
 mod timer;
+mod trial;
 mod uring;
 mod wait;
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
 
 use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
+use crate::inlet::{Bench, Fact, Gate};
 use crate::pool::Pool;
-use crate::ring::Mailbox;
+use crate::ring::{Mailbox, Published};
 use accept::Door;
-use buffer::BlockRing;
+use backend::Ring;
+use doorbell::Bells;
 use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
-use uring::{Ring, Share};
+use uring::Share;
 
 pub use accept::ACCEPT_PAUSE;
+pub use backend::try_rings;
 pub use fault::SetupError;
 pub use options::{BusyPoll, KeepAlive, Options};
 pub use pump::DROP_BUDGET;
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
+pub use trial::{Feature, Trial, try_features};
 
 /// Below this share of free receive blocks, in percent, the core is asked to free some.
 pub const RELIEVE_BELOW: usize = 25;
@@ -55,14 +64,18 @@ const END_PAUSE: Duration = Duration::from_millis(250);
 const FEED_PER_BLOCK: usize = 4;
 
 /// A fact found outside the kernel's completions, told at the start of the next turn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum News {
+    /// A connection of a listener that has been closed since.
+    Accepted(TcpStream, Listener),
     /// A dial failed before it began.
     Undialled(ConnId, i32),
     /// A send found the connection broken and no receive is under way that would tell.
     Broken(ConnId),
     /// Nothing is under way any more on a connection that the core lets go of.
     Detached(ConnId),
+    /// A connection that cannot be taken up.
+    Refused(ConnId),
 }
 
 /// One core's loop.
@@ -70,9 +83,11 @@ enum News {
 /// It stays on the thread that made it. Ring and payload memory live outside the core, and all
 /// calls into the core go through one method.
 pub struct Reactor<C: Core> {
-    // The ring first: fields are dropped in order, and the kernel has to let go of the memory.
+    // Fields are dropped in order. Nobody rings a ring that is going; the kernel has to let go of
+    // the memory before that goes.
+    published: Published,
+    bells: Bells,
     ring: Ring,
-    blocks: BlockRing,
     doors: Vec<Door>,
     sockets: Sockets,
     timers: Timers,
@@ -83,6 +98,11 @@ pub struct Reactor<C: Core> {
     /// What one receive may take, as far as the kernel can be told.
     share: Share,
     origin: Instant,
+    /// What connections have to pass, by listener.
+    gates: Vec<Gate>,
+    /// Memory that inlets share, and what one of them told.
+    bench: Bench,
+    facts: Vec<Fact>,
     /// Connections with something to send that the border does not know of: half-sent ones.
     dirty: Vec<ConnId>,
     /// Connections whose operations have to be looked at.
@@ -122,19 +142,17 @@ impl<C: Core> Reactor<C> {
         if let Some(cpu) = options.pin {
             uring::pin(cpu)?;
         }
-        let spins = options.busy_poll != BusyPoll::Never;
-        let mut ring = Ring::new(options.entries, options.send_bytes, spins)?;
         let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let mut blocks = BlockRing::register(&ring, &border.pool, options.lent)?;
-        blocks.lend(&mut border.pool);
-        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
-        let share = buffer::probe(&mut ring, &mut border.pool, share)?;
+        let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
+        let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
+        let gates = gates.collect();
         let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
         let doors = doors.collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Ok(Self {
+            published: mailbox.publish(ring.fd()),
+            bells: Bells::default(),
             ring,
-            blocks,
             doors,
             sockets: Sockets::default(),
             timers: Timers::default(),
@@ -144,6 +162,9 @@ impl<C: Core> Reactor<C> {
             options,
             share,
             origin,
+            gates,
+            bench: Bench::default(),
+            facts: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),
             wishes: Vec::new(),
@@ -184,7 +205,9 @@ impl<C: Core> Reactor<C> {
 
     /// Closes a socket that nothing is under way on, and frees its slot.
     fn remove(&mut self, conn: ConnId) {
-        self.sockets.remove(conn);
+        self.ring.forget(Tag::of(Kind::Receive, conn));
+        let socket = self.sockets.remove(conn);
+        self.end_inlet(socket.and_then(|socket| socket.inlet));
         self.border.tally.sockets = self.sockets.live() as u64;
         self.border.free(conn);
     }
@@ -225,6 +248,8 @@ impl<C: Core> Reactor<C> {
             // Whatever it rang for is in the mailbox, which every turn looks into.
             Kind::Bell if completion.more() => {}
             Kind::Bell => self.ring.bell(self.mailbox.bell(), completion.tag),
+            Kind::Ring => self.ring_failed(completion),
+            Kind::Rung => {}
         }
     }
 
@@ -232,6 +257,7 @@ impl<C: Core> Reactor<C> {
         let mut news = std::mem::take(&mut self.news);
         for item in news.drain(..) {
             match item {
+                News::Accepted(stream, listener) => self.admit(stream, listener),
                 News::Undialled(conn, errno) => {
                     self.tell_undialled(conn, errno);
                     self.border.free(conn);
@@ -242,6 +268,7 @@ impl<C: Core> Reactor<C> {
                     }
                 }
                 News::Detached(conn) => self.hand_over(conn),
+                News::Refused(conn) => self.refuse(conn),
             }
         }
         // The core may have caused more of them: those are for the next turn.
@@ -269,7 +296,7 @@ impl<C: Core> Reactor<C> {
 
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         // What one turn received is mostly sent and back in the next: nothing is copied for that.
         let was_short = self.short;
         self.short = self.is_short();
@@ -297,10 +324,10 @@ impl<C: Core> Reactor<C> {
         for conn in self.sockets.stuck() {
             self.border.copy_out(conn);
         }
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         if self.is_short() {
             self.call(|core, border| core.relieve(border));
-            self.blocks.lend(&mut self.border.pool);
+            self.ring.lend(&mut self.border.pool);
         }
     }
 
@@ -313,8 +340,10 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
-                Wish::Adopt(conn, socket) => self.adopt(conn, socket),
-                Wish::Ring(bell) => bell.ring(),
+                Wish::Adopt(conn, socket) | Wish::Admit(conn, socket, _) => {
+                    self.adopt(conn, socket);
+                }
+                Wish::Ring(bell) => self.ring_bell(bell),
             }
         }
         self.wishes = wishes;
@@ -347,7 +376,8 @@ impl<C: Core> Reactor<C> {
             self.gather();
             self.act();
         }
-        let Self { ring, doors, core, .. } = self;
+        let Self { published, ring, doors, core, .. } = self;
+        drop(published);
         drop(ring);
         drop(doors);
         core

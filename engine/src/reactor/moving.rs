@@ -1,9 +1,16 @@
 //! Connections that change cores.
+//!
+//! A connection is let go of when nothing is under way on it: its receive and its poll for room are
+//! cancelled (`pump.rs`), sends have ended with the enter that took them, and what was received
+//! until then has been told. So no byte is lost, and none overtakes another. One whose end was told
+//! meanwhile stays.
 
 use std::net::TcpStream;
 
-use super::Reactor;
 use super::socket::{Phase, Socket};
+use super::tag::{Kind, Tag};
+use super::timer::Due;
+use super::{News, Reactor};
 use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
 
 impl<C: Core> Reactor<C> {
@@ -14,24 +21,64 @@ impl<C: Core> Reactor<C> {
         if !wished || !still || !self.border.is_open(conn) {
             return;
         }
-        let Some(socket) = self.sockets.remove(conn) else { return };
+        let Some(mut socket) = self.sockets.remove(conn) else { return };
+        let inlet = socket.inlet.take();
+        self.ring.forget(Tag::of(Kind::Receive, conn));
         self.border.tally.sockets = self.sockets.live() as u64;
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);
-        let parcel = Parcel { socket: Carried::Descriptor(socket.stream.into()), unsent };
+        let socket = match inlet {
+            None => Carried::Descriptor(socket.stream.into()),
+            Some(mut inlet) => {
+                inlet.pack(&mut self.border.pool);
+                Carried::Inlet(socket.stream.into(), inlet)
+            }
+        };
+        let parcel = Parcel { socket, unsent };
         self.call(|core, border| core.detached(border, conn, parcel));
+    }
+
+    /// The peer's end is told of a connection that was to be let go of: it is not. It goes on as
+    /// if that had never been wished for; the core may wish for it again.
+    pub(super) fn keep(&mut self, conn: ConnId) {
+        if self.border.keep(conn) {
+            self.looks.push(conn);
+            self.dirty.push(conn);
+        }
     }
 
     /// Takes up a connection that another core has let go of.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried) {
-        let Carried::Descriptor(descriptor) = socket else {
-            // Only a simulated world makes others.
-            self.border.kill(conn);
-            self.call(|core, border| core.ended(border, conn, End::Failed));
-            return self.border.free(conn);
+        let refused = self.sockets.live() >= self.options.connections;
+        let (descriptor, inlet) = match socket {
+            Carried::Descriptor(descriptor) if !refused => (descriptor, None),
+            Carried::Inlet(descriptor, mut inlet) if !refused => {
+                let sealed = inlet.unpack(&mut self.border.pool);
+                self.border.owe(conn, sealed);
+                (descriptor, Some(inlet))
+            }
+            // Too many, or what only a simulated world has. Facts are told at a turn's start.
+            Carried::Descriptor(_) | Carried::Inlet(..) | Carried::Simulated(_) => {
+                self.border.tally.refused += 1;
+                return self.news.push(News::Refused(conn));
+            }
         };
-        self.add(Socket::new(TcpStream::from(descriptor), conn, Phase::Open));
+        if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
+            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
+        }
+        self.add(Socket { inlet, ..Socket::new(TcpStream::from(descriptor), conn, Phase::Open) });
+        self.border.tally.adopts += 1;
         self.looks.push(conn);
         self.dirty.push(conn);
+    }
+
+    /// Tells the core that a connection could not be taken up.
+    pub(super) fn refuse(&mut self, conn: ConnId) {
+        let open = self.border.is_open(conn);
+        self.border.kill(conn);
+        if open {
+            self.call(|core, border| core.ended(border, conn, End::Failed));
+        }
+        self.border.free(conn);
     }
 }

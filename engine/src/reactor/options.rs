@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::fault::SetupError;
+use crate::inlet::Entrances;
+use crate::metrics::Backend;
 
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ impl KeepAlive {
 pub struct Options {
     /// The core's number, for the log.
     pub core: u16,
+    /// What drives it.
+    pub backend: Backend,
     /// The CPU its thread is pinned to.
     pub pin: Option<usize>,
     /// What it does when there is nothing to do.
@@ -65,12 +69,17 @@ pub struct Options {
     pub connections: usize,
     /// Of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
+    /// What connections have to pass before the core sees their bytes.
+    pub entrances: Entrances,
+    /// How long that may take them.
+    pub entrance_time: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             core: 0,
+            backend: Backend::Ring,
             pin: None,
             busy_poll: BusyPoll::Never,
             blocks: 128,
@@ -87,6 +96,8 @@ impl Default for Options {
                 interval: Duration::from_secs(15),
                 probes: 9,
             },
+            entrances: Entrances::default(),
+            entrance_time: Duration::from_secs(10),
         }
     }
 }

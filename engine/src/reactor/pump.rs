@@ -5,11 +5,11 @@
 
 use std::net::Shutdown;
 
+use super::backend::Ring;
 use super::buffer::taken;
 use super::socket::{Phase, Receive, Socket, Sockets};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
-use super::uring::Ring;
 use super::{News, Reactor};
 use crate::border::{Border, Close, ConnId, Core, End, Output};
 use crate::pool::Segment;
@@ -34,7 +34,7 @@ impl<C: Core> Reactor<C> {
         match (segment, -completion.result) {
             (Some(segment), _) if self.border.is_open(conn) => {
                 self.border.tally.receives += 1;
-                self.call(|core, border| core.received(border, conn, segment));
+                self.deliver(conn, segment);
             }
             (Some(segment), _) => {
                 socket.dropped += segment.len as usize;
@@ -80,9 +80,9 @@ impl<C: Core> Reactor<C> {
         };
         socket.progress = self.border.now;
         self.border.tally.sends += 1;
-        self.border.sent(conn, bytes);
-        if self.border.is_open(conn) {
-            self.call(|core, border| core.written(border, conn, bytes));
+        let written = self.took(conn, bytes);
+        if written > 0 && self.border.is_open(conn) {
+            self.call(|core, border| core.written(border, conn, written));
         }
         if bytes < offered {
             self.wait_writable(conn);
@@ -101,10 +101,13 @@ impl<C: Core> Reactor<C> {
     pub(super) fn writable(&mut self, completion: Completion) {
         let Some(socket) = self.sockets.of(completion.tag) else { return };
         socket.polling = false;
+        socket.cancelled = false;
+        let conn = socket.conn;
         // If the poll found an error, the next send brings it to light.
         match socket.phase {
-            Phase::Closing => self.looks.push(socket.conn),
-            _ => self.dirty.push(socket.conn),
+            Phase::Closing => self.looks.push(conn),
+            Phase::Open if is_leaving(&self.border, conn) => self.looks.push(conn),
+            _ => self.dirty.push(conn),
         }
     }
 
@@ -119,13 +122,14 @@ impl<C: Core> Reactor<C> {
 
     // ---- how a connection ends ----
 
-    fn fin(&mut self, conn: ConnId) {
+    pub(super) fn fin(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        socket.fin = true;
+        let told = std::mem::replace(&mut socket.fin, true);
         if let Some(end) = socket.broken {
             // The send took the socket's error away; the receive only sees the end.
             self.fail(conn, end);
-        } else if self.border.is_open(conn) {
+        } else if !told && self.border.is_open(conn) {
+            self.keep(conn);
             self.call(|core, border| core.ended(border, conn, End::Fin));
         }
     }
@@ -164,9 +168,11 @@ impl<C: Core> Reactor<C> {
         if matches!(socket.phase, Phase::Closing) {
             return self.finish(conn);
         }
-        let detaching = self.border.output(conn).is_some_and(Output::is_detaching);
-        if detaching && socket.broken.is_none() && socket.is_still() {
-            self.news.push(News::Detached(conn));
+        if is_leaving(&self.border, conn) {
+            if socket.is_still() && socket.broken.is_none() {
+                self.news.push(News::Detached(conn));
+            }
+            cancel_poll(&mut self.ring, socket);
         }
         // A socket that is broken in a way of its own may never end by itself: no more of it.
         let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
@@ -217,9 +223,11 @@ impl<C: Core> Reactor<C> {
         if socket.offered > 0 {
             return;
         }
+        let ended = !socket.is_receiving() && !socket.polling && socket.dial.is_none();
         // A blocked peer's bytes go now, not only after the last completion.
         self.border.kill(conn);
-        if !socket.is_receiving() && !socket.polling && socket.dial.is_none() {
+        self.clear_inlet(conn);
+        if ended {
             self.remove(conn);
         }
     }
@@ -240,8 +248,12 @@ impl<C: Core> Reactor<C> {
     fn send(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(output) = self.border.output(conn) else { return };
-        if !socket.may_send() {
+        // What a connection that is let go of has not sent, its next owner sends.
+        if !socket.may_send() || is_leaving(&self.border, conn) {
             return;
+        }
+        if socket.inlet.is_some() {
+            return self.send_sealed(conn);
         }
         if output.queue().is_empty() {
             return self.flushed(conn);
@@ -252,7 +264,7 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Everything is sent: a connection that is being flushed gets its FIN.
-    fn flushed(&mut self, conn: ConnId) {
+    pub(super) fn flushed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if !matches!(socket.phase, Phase::Flushing) {
             return;
@@ -273,6 +285,7 @@ impl<C: Core> Reactor<C> {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         match due {
             Due::Dial => self.dial_late(conn),
+            Due::Entrance => self.inlet_late(conn),
             Due::Stall if self.border.now.since(socket.progress) < FLUSH_STALL => {
                 self.timers.set(Due::Stall, self.border.now, conn);
             }
@@ -302,6 +315,10 @@ pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
         Due::Dial => matches!(socket.phase, Phase::Dialling),
         Due::Stall => matches!(socket.phase, Phase::Flushing),
         Due::Linger => matches!(socket.phase, Phase::Lingering),
+        Due::Entrance => {
+            let inlet = socket.inlet.as_deref();
+            matches!(socket.phase, Phase::Open) && inlet.is_some_and(|inlet| !inlet.is_open())
+        }
     })
 }
 
@@ -312,12 +329,18 @@ fn wants_bytes(socket: &Socket, border: &Border) -> bool {
         return false;
     }
     match socket.phase {
-        Phase::Open => border
-            .output(socket.conn)
-            .is_some_and(|output| !output.is_paused() && !output.is_detaching()),
+        Phase::Open => {
+            let paused = border.output(socket.conn).is_none_or(Output::is_paused);
+            !paused && !is_leaving(border, socket.conn)
+        }
         Phase::Flushing | Phase::Lingering => socket.dropped <= DROP_BUDGET,
         Phase::Dialling | Phase::Closing => false,
     }
+}
+
+/// Whether the core lets go of the connection and has not closed it since.
+fn is_leaving(border: &Border, conn: ConnId) -> bool {
+    border.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
 }
 
 /// Cancels every operation on the socket that was not cancelled yet.
@@ -327,14 +350,17 @@ fn cancel_all(ring: &mut Ring, socket: &mut Socket) {
         socket.receive = Receive::Cancelling;
         ring.cancel(Tag::of(Kind::Receive, socket.conn), tag);
     }
-    if std::mem::replace(&mut socket.cancelled, true) {
-        return;
-    }
-    if socket.polling {
-        ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
-    }
-    if socket.dial.is_some() {
+    cancel_poll(ring, socket);
+    if socket.dial.is_some() && !std::mem::replace(&mut socket.cancelled, true) {
         ring.cancel(Tag::of(Kind::Connect, socket.conn), tag);
+    }
+}
+
+/// Cancels the poll for room to send, if there is one that was not cancelled yet.
+fn cancel_poll(ring: &mut Ring, socket: &mut Socket) {
+    if socket.polling && !std::mem::replace(&mut socket.cancelled, true) {
+        let tag = Tag::of(Kind::Cancel, socket.conn);
+        ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
     }
 }
 

@@ -19,6 +19,7 @@ use socket2::SockAddr;
 
 use super::tag::Tag;
 use crate::border::{ConnId, End};
+use crate::inlet::Inlet;
 
 /// Where a connection is in its life.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub(super) struct Socket {
     pub(super) progress: Time,
     /// Bytes dropped since the core closed it.
     pub(super) dropped: usize,
+    /// What lies between it and the core.
+    pub(super) inlet: Option<Box<Inlet>>,
 }
 
 impl Socket {
@@ -106,6 +109,7 @@ impl Socket {
             broken: None,
             progress: Time::ZERO,
             dropped: 0,
+            inlet: None,
         }
     }
 

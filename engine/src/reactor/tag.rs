@@ -14,6 +14,10 @@ pub(super) enum Kind {
     Connect,
     Cancel,
     Bell,
+    /// A sleeping core's ring is rung; completes here only if it failed.
+    Ring,
+    /// Another core has rung this ring.
+    Rung,
 }
 
 /// An operation's name in its completion: kind (8 bits), generation (the low 24 bits), slot (32).
@@ -39,7 +43,9 @@ impl Tag {
             3 => Kind::Writable,
             4 => Kind::Connect,
             5 => Kind::Cancel,
-            _ => Kind::Bell,
+            6 => Kind::Bell,
+            7 => Kind::Ring,
+            _ => Kind::Rung,
         }
     }
 
@@ -53,7 +59,13 @@ impl Tag {
             && (self.0 >> 32) as u32 & Self::GENERATION == conn.generation & Self::GENERATION
     }
 
+    /// Another operation of the same connection.
+    pub(super) fn sibling(self, kind: Kind) -> Self {
+        Self((kind as u64) << 56 | self.0 & Self::OWNER)
+    }
+
     const GENERATION: u32 = 0xff_ffff;
+    const OWNER: u64 = (1 << 56) - 1;
 }
 
 /// An ended operation, or one more result of one that goes on.
@@ -64,7 +76,30 @@ pub(super) struct Completion {
     pub(super) flags: u32,
 }
 
+/// How io_uring marks completions (`IORING_CQE_F_*`): whoever makes them up marks them alike.
+const BUFFER: u32 = 1;
+const MORE: u32 = 1 << 1;
+const BUFFER_MORE: u32 = 1 << 4;
+const BUFFER_SHIFT: u32 = 16;
+
 impl Completion {
+    /// The operation's last result.
+    pub(super) fn last(tag: Tag, result: i32) -> Self {
+        Self { tag, result, flags: 0 }
+    }
+
+    /// A result of an operation that goes on.
+    pub(super) fn one_of(tag: Tag, result: i32) -> Self {
+        Self { tag, result, flags: MORE }
+    }
+
+    /// The bytes of the result lie in this block, which has room for more unless it is `full`.
+    pub(super) fn in_block(self, block: u16, full: bool) -> Self {
+        let more = if full { 0 } else { BUFFER_MORE };
+        let flags = self.flags | BUFFER | more | u32::from(block) << BUFFER_SHIFT;
+        Self { flags, ..self }
+    }
+
     /// The operation goes on.
     pub(super) fn more(self) -> bool {
         cqueue::more(self.flags)
@@ -85,11 +120,27 @@ mod tests {
             Kind::Connect,
             Kind::Cancel,
             Kind::Bell,
+            Kind::Ring,
+            Kind::Rung,
         ];
         let conn = ConnId { slot: u32::MAX, generation: 0xab_cdef };
         for kind in kinds {
             let tag = Tag::of(kind, conn);
             assert_eq!((tag.kind(), tag.slot(), tag.is_of(conn)), (kind, u32::MAX, true));
+            assert_eq!(Tag::of(Kind::Bell, conn).sibling(kind), tag);
+        }
+    }
+
+    #[test]
+    fn completions_of_ours_read_as_the_kernels_do() {
+        let tag = Tag::numbered(Kind::Receive, 1);
+        assert!(Completion::one_of(tag, 1).more() && !Completion::last(tag, 1).more());
+        assert_eq!(cqueue::buffer_select(Completion::one_of(tag, 1).flags), None);
+        for full in [true, false] {
+            let Completion { flags, .. } = Completion::last(tag, 1).in_block(0xbeef, full);
+            assert_eq!(cqueue::buffer_select(flags), Some(0xbeef));
+            assert_eq!(cqueue::buffer_more(flags), !full);
+            assert!(!cqueue::more(flags));
         }
     }
 

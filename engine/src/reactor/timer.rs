@@ -23,10 +23,17 @@ pub(super) enum Due {
     Stall,
     /// The peer sent no FIN.
     Linger,
+    /// The connection did not get through what lies before the core.
+    Entrance,
 }
 
-const KINDS: [(Due, Duration); 3] =
-    [(Due::Dial, DIAL_TIMEOUT), (Due::Stall, FLUSH_STALL), (Due::Linger, LINGER)];
+/// The period of an entrance is the reactor's option.
+const KINDS: [(Due, Duration); 4] = [
+    (Due::Dial, DIAL_TIMEOUT),
+    (Due::Stall, FLUSH_STALL),
+    (Due::Linger, LINGER),
+    (Due::Entrance, Duration::ZERO),
+];
 
 /// The deadlines, each kind's in order. An entry whose reason is gone stays until it is due or
 /// first in its queue: the caller says which those are.
@@ -39,6 +46,11 @@ impl Timers {
     /// Sets a deadline, one period of its kind from now.
     pub(super) fn set(&mut self, due: Due, now: Time, conn: ConnId) {
         let (_, period) = KINDS[due as usize];
+        self.set_after(due, now, period, conn);
+    }
+
+    /// As [`Self::set`], for a kind whose one period is an option.
+    pub(super) fn set_after(&mut self, due: Due, now: Time, period: Duration, conn: ConnId) {
         self.queues[due as usize].push_back((now + period, conn));
     }
 

@@ -1,12 +1,12 @@
 //! The ring: set-up, one function per operation, one enter per loop turn.
 //!
-//! The kernel works for us only inside [`Ring::enter`]: `DEFER_TASKRUN` runs receives there and
+//! The kernel works for us only inside [`Uring::enter`]: `DEFER_TASKRUN` runs receives there and
 //! nowhere else, and a send is `MSG_DONTWAIT`, so it has ended, one way or the other, when the
 //! enter that submitted it returns. So no operation holds payload memory between turns but the
 //! receive blocks that were lent (`buffer.rs`).
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -18,7 +18,7 @@ use super::tag::{Completion, Tag};
 use crate::pool::{Pool, Segment};
 
 /// Segments of one send: the kernel keeps few more in its fast path.
-const SEND_SEGMENTS: usize = 64;
+pub(super) const SEND_SEGMENTS: usize = 64;
 
 /// I/O vectors for the sends of one enter; when they are spent, the enter comes early.
 const VECTORS: usize = 8 * 1024;
@@ -53,12 +53,12 @@ pub(super) enum Wait {
     Forever,
 }
 
-/// Owns the ring that [`Ring`]'s parts borrow; dropped after them.
+/// Owns the ring that [`Uring`]'s parts borrow; dropped after them.
 struct Home(*mut IoUring);
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `Box::leak` in `Ring::new`, this is its only owner, and
+        // SAFETY: the pointer came from `Box::leak` in `Uring::new`, this is its only owner, and
         // the borrows made of it there are fields declared before this one, so dropped before it.
         drop(unsafe { Box::from_raw(self.0) });
     }
@@ -66,7 +66,9 @@ impl Drop for Home {
 
 /// One core's ring. It stays on the thread that made it (`SINGLE_ISSUER`): its raw pointers make it
 /// neither `Send` nor `Sync`.
-pub(super) struct Ring {
+pub(super) struct Uring {
+    /// Its descriptor, by which other rings ring it.
+    fd: RawFd,
     submitter: Submitter<'static>,
     sq: SubmissionQueue<'static>,
     cq: CompletionQueue<'static>,
@@ -81,7 +83,7 @@ pub(super) struct Ring {
     send_bytes: usize,
 }
 
-impl Ring {
+impl Uring {
     pub(super) fn new(entries: u32, send_bytes: usize, flagged: bool) -> Result<Self, SetupError> {
         let mut builder = IoUring::builder();
         builder
@@ -96,16 +98,22 @@ impl Ring {
         let step = "io_uring_setup";
         let needs = ("SINGLE_ISSUER and DEFER_TASKRUN rings", "6.1");
         let ring = builder.build(entries).map_err(|e| SetupError::of(step, needs, e))?;
+        let fd = ring.as_raw_fd();
         let home = Home(Box::into_raw(Box::new(ring)));
         // SAFETY: just made by `Box::into_raw`, nobody else has it; `Home` frees it last.
         let ring: &'static mut IoUring = unsafe { &mut *home.0 };
         let (mut submitter, sq, cq) = ring.split();
+        // A seccomp profile may allow one call and forbid the other.
+        // SAFETY: no argument is passed, and nothing is submitted.
+        unsafe { submitter.enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) }
+            .map_err(|e| SetupError::of("io_uring_enter", needs, e))?;
         // Spares a table look-up per enter; without it all works the same.
         let _ = submitter.register_ring_fd();
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         // SAFETY: msghdr is plain data of integers and pointers, for which zero is a valid value.
         let head: libc::msghdr = unsafe { std::mem::zeroed() };
         Ok(Self {
+            fd,
             submitter,
             batch: Vec::with_capacity(cq.capacity()),
             heads: vec![head; sq.capacity()].into_boxed_slice(),
@@ -190,6 +198,17 @@ impl Ring {
     pub(super) fn bell(&mut self, eventfd: RawFd, tag: Tag) {
         let entry = opcode::PollAdd::new(Fd(eventfd), libc::POLLIN as u32).multi(true).build();
         self.push(entry, tag);
+    }
+
+    /// The descriptor that [`Self::ring`] of another ring takes.
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Completes in another ring, under `theirs`; here, under `ours`, only if that failed.
+    pub(super) fn ring(&mut self, ring: RawFd, theirs: Tag, ours: Tag) {
+        let entry = opcode::MsgRingData::new(Fd(ring), 0, theirs.0, None).build();
+        self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), ours);
     }
 
     /// Connects. The address must stay where it is until the next enter has returned.
@@ -345,7 +364,7 @@ fn check(result: std::io::Result<usize>) -> bool {
     }
 }
 
-impl Drop for Ring {
+impl Drop for Uring {
     fn drop(&mut self) {
         // Nothing may be under way when the memory it could be written to goes; a registered ring
         // would outlive its descriptor, and with it the ports its accepts hold.

@@ -15,20 +15,29 @@ const LOOKS_PER_CLOCK: u32 = 16;
 impl<C: Core> Reactor<C> {
     /// Enters the kernel, sleeping there unless there is something to do.
     pub(super) fn rest(&mut self) {
-        self.blocks.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.border.pool);
         let until = self.deadline();
-        if self.is_busy(until) || self.spin(until) {
-            return self.ring.enter(Wait::No);
+        let wait = self.wait(until);
+        self.ring.enter(wait, &mut self.border.pool);
+        self.bells.entered();
+        if wait != Wait::No {
+            self.mailbox.wake();
+            self.border.tally.idle += self.clock().since(self.border.now);
         }
+    }
+
+    /// How long to sleep. Unless it is not at all, senders have been told to ring.
+    fn wait(&mut self, until: Option<Time>) -> Wait {
+        if self.is_busy(until) || self.spin(until) {
+            return Wait::No;
+        }
+        // The sleep is counted from here, not from the turn's beginning.
+        self.border.now = self.clock();
         let wait = match until {
             None => Wait::Forever,
             Some(until) => Wait::AtMost(until.since(self.border.now)),
         };
-        if !self.mailbox.fall_asleep() {
-            return self.ring.enter(Wait::No);
-        }
-        self.ring.enter(wait);
-        self.mailbox.wake();
+        if self.mailbox.fall_asleep() { wait } else { Wait::No }
     }
 
     /// Whether something can be done without waiting for the kernel.
@@ -48,6 +57,13 @@ impl<C: Core> Reactor<C> {
             BusyPoll::Micros(micros) => self.active_at + Duration::from_micros(micros),
             BusyPoll::Always => Time(u64::MAX),
         };
+        let begun = self.clock();
+        let found = self.look_out(until, limit);
+        self.border.tally.idle += self.clock().since(begun);
+        found
+    }
+
+    fn look_out(&mut self, until: Option<Time>, limit: Time) -> bool {
         loop {
             for _ in 0..LOOKS_PER_CLOCK {
                 if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {

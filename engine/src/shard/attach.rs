@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Shard;
 use super::conn::Pin;
+use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
 use super::session::{Session, check};
@@ -21,7 +22,7 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::config::{HonourId, Scope};
-use crate::control::local::{Grant, Ticket, Work, WorkKind};
+use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
 use crate::post::SessionFacts;
@@ -60,6 +61,8 @@ pub(crate) enum State {
     Fresh { kind: WorkKind },
     /// Work is queued; the worker's CONNECT must bring this token.
     Waiting { token: Box<WorkerToken>, kind: WorkKind, issued: Time, wrong: u32 },
+    /// The function's server is dialled: it needs no worker.
+    Dialling(Dialling),
     /// The tunnel is there.
     Attached { tunnel: ConnId },
 }
@@ -87,7 +90,10 @@ impl Attachment {
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
             State::Attached { tunnel } => Some(tunnel),
-            State::Asking { .. } | State::Fresh { .. } | State::Waiting { .. } => None,
+            State::Asking { .. }
+            | State::Fresh { .. }
+            | State::Waiting { .. }
+            | State::Dialling(_) => None,
         }
     }
 }
@@ -111,7 +117,7 @@ impl Shard {
                 && *pin.version == *head.version
         });
         if let Some(found) = found {
-            return Ok(found);
+            return self.still_granted(client, found, head).map(|()| found);
         }
         let most = self.settings.config.limits.attachments;
         if pins.len() >= most {
@@ -135,9 +141,40 @@ impl Shard {
             function: head.function.into(),
             version: head.version.into(),
             grant,
+            rules: self.rules,
             attachment: None,
         });
         Ok(hop.pins.len() - 1)
+    }
+
+    /// A pin of earlier rules serves the session it has; for anything else it is granted anew.
+    fn still_granted(
+        &mut self,
+        client: ConnId,
+        pin: usize,
+        head: &RoutingHead<'_>,
+    ) -> Result<(), Box<Fault>> {
+        let hop = self.conns.hop(client).and_then(|hop| hop.client());
+        let Some(found) = hop.and_then(|hop| hop.pins.get(pin)) else { return Ok(()) };
+        if found.rules == self.rules {
+            return Ok(());
+        }
+        let own = found.attachment.and_then(|key| self.attachments.get(key));
+        if own.is_some_and(|own| head.request_id.is_none_or(|id| id == own.session)) {
+            return Ok(());
+        }
+        let draw = self.random_u64();
+        let grant = self
+            .policy
+            .authorise(head.credential, head.function, head.version, draw)
+            .map_err(|denied| Box::new(Fault::Api { code: denied.code, text: denied.text }))?;
+        let rules = self.rules;
+        let hop = self.conns.hop_mut(client).and_then(|hop| hop.client_mut());
+        if let Some(found) = hop.and_then(|hop| hop.pins.get_mut(pin)) {
+            found.grant = grant;
+            found.rules = rules;
+        }
+        Ok(())
     }
 
     fn pin_hash(&self, head: &RoutingHead<'_>) -> u64 {
@@ -150,6 +187,18 @@ impl Shard {
         hasher.write_u8(0xff);
         hasher.write(head.version);
         hasher.finish()
+    }
+
+    /// Other rules from now on. Attachments go on under those they were made by; what was only
+    /// remembered is asked for again.
+    pub(super) fn replace_policy(&mut self, policy: Arc<Policy>) {
+        self.policy = policy;
+        self.rules = self.rules.wrapping_add(1);
+        for hop in self.conns.hops_mut() {
+            if let Some(client) = hop.client_mut() {
+                client.pins.retain(|pin| pin.attachment.is_some());
+            }
+        }
     }
 
     /// Makes room on a connection whose users change: pins without an attachment go.
@@ -359,6 +408,9 @@ impl Shard {
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        if self.dial_function(border, key, kind) {
+            return;
+        }
         let token = self.mint_token(key);
         let work = self.work(key, kind, &token);
         if kind == WorkKind::New {
@@ -430,9 +482,9 @@ impl Shard {
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
     pub(super) fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
         let Some(hop) = self.conns.hop_mut(tunnel) else { return false };
-        match hop.h2.open() {
+        match hop.link.open() {
             Ok(stream) => {
-                hop.h2.set_tag(stream, slot);
+                hop.link.set_tag(stream, slot);
                 if let Some(tunnel) = hop.tunnel_mut() {
                     tunnel.used = true;
                     tunnel.idle_since = None;

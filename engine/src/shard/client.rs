@@ -1,16 +1,16 @@
 //! The client hop: what comes from a client, up to the point where it belongs to an exchange.
 
-use ringway_proto::answer;
 use ringway_proto::detect::{Detected, PREFACE, detect};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Fields, Token};
-use ringway_proto::h1;
 use ringway_proto::h2;
-use ringway_proto::route::{self, ReplyStyle, Routed};
+use ringway_proto::route::{self, Routed};
 
 use super::Shard;
-use super::conn::{Client, Conn, Fresh, Hop, Leaving, Plain, Side};
+use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::exchange::{At, Exchange};
+use super::http1;
+use super::link::Link;
 use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
 use crate::metrics::Method;
@@ -33,10 +33,9 @@ impl Shard {
                 self.hop_received(border, conn, segment);
             }
             Detected::H1 => {
-                let Fresh { peer, opened, .. } = *fresh;
-                let mut plain = Plain::new(peer, opened);
-                plain.input.extend_from_slice(&PREFACE[..seen]);
-                self.conns.insert(conn, Conn::Http1(plain));
+                let foreign = is_foreign(&first, border.pool.bytes(segment));
+                self.begin_http1(border, conn, foreign);
+                self.feed_bytes(border, conn, &PREFACE[..seen]);
                 self.http1_received(border, conn, segment);
             }
         }
@@ -48,7 +47,7 @@ impl Shard {
         h2.start(&mut border.sink(conn));
         let hop = Box::new(Hop::new(
             conn,
-            h2,
+            Link::H2(h2),
             fresh.peer,
             (fresh.opened, self.now),
             Side::Client(Client::default()),
@@ -83,7 +82,8 @@ impl Shard {
                         exchange.path = asked.path;
                         exchange.up.ended = ended;
                         let slot = self.add_exchange(exchange);
-                        self.start_exchange(border, slot, fields);
+                        let passed = self.without_named(at.conn, fields);
+                        self.start_exchange(border, slot, passed.as_ref().unwrap_or(fields));
                     }
                     Err(fault) => {
                         crate::log::open_failed(&fault, self.settings.core);
@@ -94,7 +94,7 @@ impl Shard {
         }
     }
 
-    fn asked(&self, at: At, fields: &Fields, ended: bool) -> Asked {
+    pub(super) fn asked(&self, at: At, fields: &Fields, ended: bool) -> Asked {
         let method = Method::of(fields.first(Token::Method).unwrap_or_default());
         let logged = self.settings.config.log.access;
         let path = fields.first(Token::Path).filter(|_| logged).map(Box::from);
@@ -104,9 +104,13 @@ impl Shard {
     /// Enters an exchange into the tables.
     pub(super) fn add_exchange(&mut self, exchange: Exchange) -> u32 {
         let at = exchange.client;
-        let slot = self.exchanges.insert(exchange).slot;
+        let key = self.exchanges.insert(exchange);
+        let slot = key.slot;
         if let Some(hop) = self.conns.hop_mut(at.conn) {
-            hop.h2.set_tag(at.key, slot);
+            hop.link.set_tag(at.key, slot);
+            if let (Link::H1(h1), Some(exchange)) = (&hop.link, self.exchanges.get_mut(key)) {
+                (exchange.version, exchange.upgrade) = h1.speaks();
+            }
         }
         self.metrics.active_http_requests += 1;
         slot
@@ -125,70 +129,12 @@ impl Shard {
         self.refuse(border, &asked, &style, &Fault::HeadTooLarge);
     }
 
-    /// HTTP/1 on the client port: `/health`, `/info` and preflights are answered, calls are not
-    /// relayed.
-    pub(super) fn http1_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        if let Some(Conn::Http1(plain)) = self.conns.get_mut(conn) {
-            plain.input.extend_from_slice(border.pool.bytes(segment));
-            plain.begun.get_or_insert(border.now);
+    /// What an HTTP/1 client's `Connection` names ends here, but was read first (contract CL-28).
+    fn without_named(&self, conn: ConnId, fields: &Fields) -> Option<Fields> {
+        match self.conns.hop(conn)?.link {
+            Link::H1(_) => http1::without_named(fields),
+            Link::H2(_) => None,
         }
-        loop {
-            let mut fields = std::mem::take(&mut self.fields);
-            let more = self.http1_request(border, conn, &mut fields);
-            self.fields = fields;
-            if !more {
-                break;
-            }
-        }
-        self.watch(conn);
-    }
-
-    /// One request of an HTTP/1 client; true if there may be another.
-    fn http1_request(&mut self, border: &mut Border, conn: ConnId, fields: &mut Fields) -> bool {
-        let Some(Conn::Http1(plain)) = self.conns.get_mut(conn) else { return false };
-        let limits = h1::head::HeadLimits::CLIENT;
-        let head = match plain.scan.parse_request(&plain.input, fields, &limits) {
-            Ok(Some(head)) => head,
-            Ok(None) => return false,
-            Err(fault) => {
-                // Who does not name the protocol at all is not answered in it.
-                if speaks_http1(&plain.input) {
-                    let mut out = Vec::new();
-                    h1::write_fault(fault, &mut out);
-                    border.put(conn, &out);
-                }
-                self.end_plain(border, conn);
-                return false;
-            }
-        };
-        plain.input.drain(..head.head_len);
-        plain.scan = h1::head::Scan::default();
-        plain.begun = (!plain.input.is_empty()).then_some(border.now);
-        plain.idle_since = border.now;
-        let mut reply = std::mem::take(&mut self.reply);
-        let style = ReplyStyle { grpc: false, ..route::reply_style(fields) };
-        match route::read(fields) {
-            Routed::Health => self.render_health(&style, &mut reply),
-            Routed::Info { method } => self.render_info(method, &mut reply),
-            Routed::Preflight(preflight) => {
-                answer::preflight(&preflight, &mut reply.fields, &mut reply.body);
-            }
-            Routed::Refused(..) | Routed::Invoke(_) => {
-                let fault = Fault::Http1Unsupported;
-                answer::render(&fault, &style, &mut reply.fields, &mut reply.body);
-            }
-        }
-        // A body would have to be read before the next request: no such request is served here.
-        let keep = head.body.is_empty() && h1::head::keeps_alive(head.version, fields);
-        let mut out = Vec::new();
-        let body = if style.head { &[][..] } else { &reply.body };
-        h1::write_answer(&reply.fields, body, keep, &mut out);
-        border.put(conn, &out);
-        self.reply = reply;
-        if !keep {
-            self.end_plain(border, conn);
-        }
-        keep
     }
 
     /// Closes an HTTP/1 connection of our own once its output is sent.
@@ -198,23 +144,25 @@ impl Shard {
     }
 }
 
-/// Whether the first line names HTTP/1.
-fn speaks_http1(input: &[u8]) -> bool {
-    let line = input.split(|&octet| octet == b'\n').next().unwrap_or_default();
-    line.windows(7).any(|window| window == b"HTTP/1.")
+/// Whether the first bytes are another protocol's: they begin with no method, or their first line,
+/// should it be here, names no HTTP/1.
+fn is_foreign(first: &[u8], received: &[u8]) -> bool {
+    let line = received.iter().position(|&octet| octet == b'\n').map(|end| &received[..end]);
+    let named = |line: &[u8]| line.windows(7).any(|window| window == b"HTTP/1.");
+    !first.first().is_some_and(u8::is_ascii_alphabetic) || line.is_some_and(|line| !named(line))
 }
 
 impl Hop {
     pub(super) fn new(
         conn: ConnId,
-        h2: h2::Conn,
+        link: Link,
         peer: std::net::SocketAddr,
         (opened, now): (ringway_proto::time::Time, ringway_proto::time::Time),
         side: Side,
     ) -> Self {
         Self {
             conn,
-            h2,
+            link,
             peer,
             opened,
             hop_since: now,

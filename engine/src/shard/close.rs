@@ -57,6 +57,13 @@ impl Cause {
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
     pub(crate) const BROKEN: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
+    pub(crate) const MALFORMED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1");
+    pub(crate) const USED_UP: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the tunnel could carry no request after its last one",
+    );
     pub(crate) const SHUTDOWN: Self =
         Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
     pub(crate) const REVOKED: Self =
@@ -69,6 +76,32 @@ impl Cause {
         CloseCode::None,
         "another core had no room for its work",
     );
+
+    pub(crate) const NO_ADDRESS: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the server's name has no address",
+    );
+    pub(crate) const NO_CONNECTION: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "no more worker connections are allowed",
+    );
+
+    /// Why a function's server could not be dialled, by the `errno`.
+    pub(crate) fn undialled(errno: i32) -> Self {
+        let kind = std::io::Error::from_raw_os_error(errno).kind();
+        let (code, detail) = match kind {
+            std::io::ErrorKind::ConnectionRefused => {
+                (CloseCode::Reset, "the server refused the connection")
+            }
+            std::io::ErrorKind::TimedOut => {
+                (CloseCode::Timeout, "the server did not answer the dial")
+            }
+            _ => (CloseCode::Unknown, "the server could not be dialled"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
 
     /// What those are told who still wait for a worker.
     fn fault(self) -> &'static Fault {
@@ -108,11 +141,16 @@ impl Shard {
         let own = exchange.attachment.is_none();
         if exchange.up.done && exchange.down.done {
             self.forget_exchange(border, slot);
-        } else if exchange.down.done && !own {
+        } else if exchange.down.done {
             // RFC 9113 §8.1: a complete response ends the exchange; the rest of the request is
-            // not wanted any more.
-            let code = Some(ErrorCode::NoError);
-            self.drop_exchange(border, slot, code, code);
+            // not wanted any more. Behind an answer of ours it is read for a while, unless the
+            // connection ends anyway.
+            let client = exchange.client.conn;
+            let ends = |hop: &Hop| hop.link.ends_with_exchange();
+            if !own || self.conns.hop(client).is_some_and(ends) {
+                let code = Some(ErrorCode::NoError);
+                self.drop_exchange(border, slot, code, code);
+            }
         }
     }
 
@@ -153,12 +191,12 @@ impl Shard {
         if let Some(code) = client
             && let Some(hop) = self.conns.hop_mut(at.conn)
         {
-            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+            hop.link.reset(at.key, code, &mut border.sink(at.conn));
         }
         if let (Some(code), Some(to)) = (worker, tunnel)
             && let Some(hop) = self.conns.hop_mut(to.conn)
         {
-            hop.h2.reset(to.key, code, &mut border.sink(to.conn));
+            hop.link.reset(to.key, code, &mut border.sink(to.conn));
         }
         self.forget_exchange(border, slot);
     }
@@ -175,7 +213,7 @@ impl Shard {
         if let Some(at) = worker
             && let Some(hop) = self.conns.hop_mut(at.conn)
         {
-            hop.h2.reset(at.key, code, &mut border.sink(at.conn));
+            hop.link.reset(at.key, code, &mut border.sink(at.conn));
         }
         self.refuse_exchange(border, slot, fault);
     }
@@ -188,11 +226,12 @@ impl Shard {
             request_bytes: exchange.up.bytes + exchange.discarded as u64,
             response_bytes: exchange.down.bytes,
         };
-        let key =
-            HttpKey { method: exchange.method, status: exchange.status, version: Version::H2 };
-        self.metrics.http_server.observe(key, sample);
+        let (method, status, version) = (exchange.method, exchange.status, exchange.version);
+        self.metrics.http_server.observe(HttpKey { method, status, version }, sample);
         if exchange.worker.is_some() {
-            self.metrics.http_client.observe(key, sample);
+            // A tunnel never speaks HTTP/1.0.
+            let version = if version == Version::H10 { Version::H11 } else { version };
+            self.metrics.http_client.observe(HttpKey { method, status, version }, sample);
         }
         if let Some(path) = &exchange.path {
             self.log_access(&exchange, path);
@@ -250,9 +289,12 @@ impl Shard {
     }
 
     fn tunnel_stream_ended(&mut self, border: &mut Border, tunnel: ConnId, key: Key) {
+        if self.http1_tunnel_over(border, tunnel) {
+            return;
+        }
         self.serve_waiters(border, key);
         let Some(hop) = self.conns.hop_mut(tunnel) else { return };
-        if hop.h2.streams() > 0 {
+        if hop.link.streams() > 0 {
             return;
         }
         let now = self.now;
@@ -266,9 +308,12 @@ impl Shard {
     }
 
     fn client_stream_ended(&mut self, border: &mut Border, client: ConnId) {
+        if self.http1_client_over(border, client) {
+            return;
+        }
         let Some(hop) = self.conns.hop(client) else { return };
         let leaving = hop.client().map(|client| client.leaving);
-        if leaving == Some(Leaving::Final) && hop.h2.streams() == 0 {
+        if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
             self.client_gone(border, client, Cause::SHUTDOWN);
         }
@@ -278,10 +323,10 @@ impl Shard {
     pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         self.resume(border, std::mem::take(&mut hop.stopped));
-        let keys: Vec<_> = hop.h2.keys().collect();
-        for key in keys {
+        self.http1_forget(border, &mut hop);
+        for slot in hop.link.tags() {
             // The tunnel goes as a whole: its streams need no reset each.
-            self.forget_exchange(border, hop.h2.tag(key));
+            self.forget_exchange(border, slot);
         }
         let Side::Client(client) = &mut hop.side else { return };
         for key in std::mem::take(&mut client.attachments) {
@@ -301,8 +346,8 @@ impl Shard {
         let Side::Tunnel(tunnel) = &hop.side else { return };
         let key = tunnel.attachment;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
-        for stream in hop.h2.keys().collect::<Vec<_>>() {
-            self.stream_lost(border, hop.h2.tag(stream));
+        for slot in hop.link.tags() {
+            self.stream_lost(border, slot);
         }
         for waiter in std::mem::take(&mut attachment.waiters) {
             if self.exchanges.get(waiter).is_some() {
@@ -338,6 +383,7 @@ impl Shard {
         cause: Cause,
         fault: &Fault,
     ) {
+        self.stop_dialling(border, key);
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         if let Some(tunnel) = attachment.tunnel() {
             return self.tunnel_gone(border, tunnel, cause);
@@ -370,6 +416,7 @@ impl Shard {
                 self.no_longer_pending(&attachment.tenant);
                 self.withdraw(key, &attachment.function, &attachment.version);
             }
+            State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
@@ -391,10 +438,9 @@ impl Shard {
         crate::log::attachment_closed(&edge);
     }
 
-    /// A connection of ours over HTTP/1 has ended.
+    /// A connection that was no hop yet has ended.
     pub(super) fn plain_gone(&mut self, border: &mut Border, conn: ConnId) {
         match self.conns.remove(conn) {
-            Some(Conn::Http1(plain)) => self.count_client_end(plain.opened),
             Some(Conn::Fresh(fresh)) => self.count_client_end(fresh.opened),
             Some(door @ Conn::Door(_)) => {
                 self.conns.insert(conn, door);
@@ -415,16 +461,16 @@ impl Shard {
     /// above are refused, and requests from now on get a session of their own.
     pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let refused: Vec<_> = hop.h2.keys_above(last).collect();
-        let idle = hop.h2.streams() == refused.len();
+        let refused = hop.link.keys_above(last);
+        let idle = hop.link.streams() == refused.len();
         let Some(tunnel) = hop.tunnel_mut() else { return };
         tunnel.going = true;
         let key = tunnel.attachment;
         self.move_waiters(border, key);
         for stream in refused {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
-            let slot = hop.h2.tag(stream);
-            hop.h2.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
+            let slot = hop.link.tag(stream);
+            hop.link.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
             self.drop_exchange(border, slot, Some(ErrorCode::RefusedStream), None);
         }
         if idle && self.conns.hop(conn).is_some() {

@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ringway_proto::h1::head::Scan;
-use ringway_proto::h2;
 use ringway_proto::time::Time;
 
 use super::dispatch::Desk;
+use super::link::Link;
 use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
@@ -18,11 +18,9 @@ use crate::border::ConnId;
 pub(crate) enum Conn {
     /// A client that has not said yet which protocol it speaks.
     Fresh(Fresh),
-    /// A client that speaks HTTP/1.
-    Http1(Plain),
     /// A worker's connection before its CONNECT is accepted.
     Door(Plain),
-    /// An HTTP/2 connection of a relay.
+    /// A connection of a relay.
     Hop(Box<Hop>),
 }
 
@@ -35,7 +33,7 @@ pub(crate) struct Fresh {
     pub(crate) magic: usize,
 }
 
-/// An HTTP/1 connection that is answered by us.
+/// A worker's connection that is answered by us.
 #[derive(Debug)]
 pub(crate) struct Plain {
     pub(crate) peer: SocketAddr,
@@ -78,10 +76,10 @@ impl Plain {
     }
 }
 
-/// One HTTP/2 connection as the relay sees it.
+/// One connection as the relay sees it.
 pub(crate) struct Hop {
     pub(crate) conn: ConnId,
-    pub(crate) h2: h2::Conn,
+    pub(crate) link: Link,
     pub(crate) peer: SocketAddr,
     /// When the connection was accepted.
     pub(crate) opened: Time,
@@ -153,6 +151,8 @@ pub(crate) struct Pin {
     pub(crate) function: Box<[u8]>,
     pub(crate) version: Box<[u8]>,
     pub(crate) grant: crate::control::local::Grant,
+    /// Of the rules that granted it.
+    pub(crate) rules: u32,
     /// The attachment that requests without an id use.
     pub(crate) attachment: Option<Key>,
 }
@@ -276,14 +276,14 @@ impl Conns {
     pub(crate) fn hop(&self, id: ConnId) -> Option<&Hop> {
         match self.get(id)? {
             Conn::Hop(hop) => Some(hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         }
     }
 
     pub(crate) fn hop_mut(&mut self, id: ConnId) -> Option<&mut Hop> {
         match self.get_mut(id)? {
             Conn::Hop(hop) => Some(hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         }
     }
 
@@ -291,10 +291,18 @@ impl Conns {
         self.len
     }
 
+    /// All hops, to be changed.
+    pub(crate) fn hops_mut(&mut self) -> impl Iterator<Item = &mut Hop> {
+        self.slots.iter_mut().flatten().filter_map(|(_, conn)| match conn {
+            Conn::Hop(hop) => Some(&mut **hop),
+            _ => None,
+        })
+    }
+
     pub(crate) fn hops(&self) -> impl Iterator<Item = &Hop> {
         self.slots.iter().flatten().filter_map(|(_, conn)| match conn {
             Conn::Hop(hop) => Some(&**hop),
-            Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_) => None,
+            Conn::Fresh(_) | Conn::Door(_) => None,
         })
     }
 

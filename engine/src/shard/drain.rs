@@ -7,6 +7,7 @@ use ringway_proto::h2::ErrorCode;
 use super::Shard;
 use super::close::Cause;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
+use super::link::Link;
 use super::timer::Due;
 use super::watch::DRAIN_PING;
 use crate::border::{Border, Close, ConnId, Listener};
@@ -36,7 +37,6 @@ impl Shard {
         for conn in self.conns.ids() {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) if hop.client().is_some() => self.warn(border, conn),
-                Some(Conn::Http1(_)) => self.end_plain(border, conn),
                 Some(Conn::Fresh(_) | Conn::Door(_) | Conn::Hop(_)) | None => {}
             }
         }
@@ -47,6 +47,9 @@ impl Shard {
         if let Some(hop) = self.conns.hop_mut(conn)
             && !hop.is_leaving()
         {
+            if matches!(hop.link, Link::H1(_)) {
+                return self.http1_leave(border, conn);
+            }
             hop.warn(border);
             self.watch(conn);
         }
@@ -55,10 +58,10 @@ impl Shard {
     /// The final GOAWAY: what came up to now is served, nothing after it.
     pub(super) fn last_goaway(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let last = hop.h2.highest_peer_stream();
-        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
-        hop.h2.refuse_new(true);
-        let open = hop.h2.streams();
+        let last = hop.link.highest_peer_stream();
+        hop.link.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+        hop.link.refuse_new(true);
+        let open = hop.link.streams();
         if let Some(client) = hop.client_mut() {
             client.leaving = Leaving::Final;
         }
@@ -77,14 +80,14 @@ impl Shard {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) => match &hop.side {
                     Side::Client(_) => {
-                        let last = hop.h2.highest_peer_stream();
-                        hop.h2.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
+                        let last = hop.link.highest_peer_stream();
+                        hop.link.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
                         border.close(conn, how);
                         self.client_gone(border, conn, Cause::SHUTDOWN);
                     }
                     Side::Tunnel(_) => self.tunnel_gone(border, conn, Cause::SHUTDOWN),
                 },
-                Some(Conn::Fresh(_) | Conn::Http1(_) | Conn::Door(_)) => {
+                Some(Conn::Fresh(_) | Conn::Door(_)) => {
                     border.close(conn, how);
                     self.plain_gone(border, conn);
                 }
@@ -96,7 +99,8 @@ impl Shard {
     /// Called each turn: a drain is over when no client is left, on any core: until then other
     /// cores' tokens, work and sessions need this one.
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
-        if self.draining == Some(Draining::Open) && self.all_are_idle() {
+        let open = self.draining == Some(Draining::Open);
+        if open && !self.stays && self.all_are_idle() {
             self.end_all(border, Close::Flush);
         }
         let over = self.draining == Some(Draining::Over);
@@ -139,8 +143,8 @@ impl Hop {
     /// Says GOAWAY without refusing anything, and asks for a sign that it was read.
     pub(super) fn warn(&mut self, border: &mut Border) {
         let out = &mut border.sink(self.conn);
-        self.h2.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
-        self.h2.ping(DRAIN_PING, out);
+        self.link.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
+        self.link.ping(DRAIN_PING, out);
         let since = border.now;
         if let Side::Client(Client { leaving, .. }) = &mut self.side {
             *leaving = Leaving::Warned { since };

@@ -10,7 +10,7 @@ use ringway_proto::time::Time;
 
 use super::table::Key;
 use crate::border::ConnId;
-use crate::metrics::Method;
+use crate::metrics::{Method, Version};
 use crate::pool::{Pool, Segment};
 
 /// A stream's place.
@@ -84,6 +84,10 @@ pub(crate) struct Exchange {
     /// How a fault is to be answered, should one come later.
     pub(crate) style: KeptStyle,
     pub(crate) method: Method,
+    /// What the client speaks.
+    pub(crate) version: Version,
+    /// The request asks for another protocol.
+    pub(crate) upgrade: bool,
     /// For the access log, if there is one.
     pub(crate) path: Option<Box<[u8]>>,
     pub(crate) began: Time,
@@ -103,6 +107,8 @@ impl Exchange {
             status: 0,
             style: KeptStyle::default(),
             method: Method::Other,
+            version: Version::H2,
+            upgrade: false,
             path: None,
             began,
             discarded: 0,

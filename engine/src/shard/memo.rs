@@ -85,8 +85,8 @@ impl Shard {
         };
         let Some(hop) = self.conns.hop(tunnel) else { return false };
         let going = hop.tunnel().is_none_or(|tunnel| tunnel.going);
-        let same = hop.h2.encoder_generation() == call.block.generation;
-        if going || !same || !hop.h2.can_open() || self.admit_buffer().is_err() {
+        let same = hop.link.encoder_generation() == call.block.generation;
+        if going || !same || !hop.link.can_open() || self.admit_buffer().is_err() {
             return false;
         }
         let mut exchange = Exchange::new(at, Some(call.attachment), self.now);
@@ -101,10 +101,10 @@ impl Shard {
         if let (Some(to), Some(hop)) = (to, self.conns.hop_mut(tunnel)) {
             let block = (&call.block.bytes[..], call.block.generation);
             let out = &mut border.sink(tunnel);
-            let sent = hop.h2.replay(to.key, block, ended, &mut self.block, out);
+            let sent = hop.link.replay(to.key, block, ended, &mut self.block, out);
             debug_assert!(sent, "the generation was the same a moment ago");
             if call.method == Method::Head {
-                hop.h2.set_head_request(to.key);
+                hop.link.set_head_request(to.key);
             }
         }
         self.request_sent(border, slot, at.conn, tunnel);
@@ -113,7 +113,7 @@ impl Shard {
 
     fn repeat_answer(&mut self, border: &mut Border, at: At, answer: &Answer, ended: bool) -> bool {
         let Some(hop) = self.conns.hop(at.conn) else { return false };
-        let slot = hop.h2.tag(at.key);
+        let slot = hop.link.tag(at.key);
         let first = hop.tunnel().is_none_or(|tunnel| !tunnel.cookie_sent);
         let Some(exchange) = self.exchanges.at_mut(slot) else { return false };
         let waits = exchange.down.queued > 0 || exchange.down.scheduled;
@@ -124,7 +124,7 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(to.conn) else { return false };
         let block = (&answer.block.bytes[..], answer.block.generation);
         let out = &mut border.sink(to.conn);
-        if !hop.h2.replay(to.key, block, ended, &mut self.block, out) {
+        if !hop.link.replay(to.key, block, ended, &mut self.block, out) {
             return false;
         }
         if answer.kind == HeadKind::Response {

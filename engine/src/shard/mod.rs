@@ -9,10 +9,16 @@ mod attach;
 mod client;
 mod close;
 mod conn;
+mod dial;
 mod dispatch;
 mod drain;
 mod exchange;
+mod h2c;
 mod home;
+mod http1;
+mod http1_end;
+mod http1_link;
+mod link;
 mod mail;
 mod memo;
 mod moving;
@@ -42,8 +48,10 @@ use ringway_proto::time::Time;
 use self::attach::Attachment;
 use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
+use self::dial::Dials;
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
 use self::relay::{OUTPUT_FULL, Piece};
@@ -66,10 +74,14 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// How often the policy was replaced.
+    rules: u32,
     now: Time,
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Connections to functions' servers that are not there yet.
+    dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
     metrics: ShardMetrics,
@@ -88,9 +100,13 @@ pub struct Shard {
     /// Attachments made in this turn.
     fresh: Vec<Key>,
     draining: Option<Draining>,
+    /// A drain is not over while this is set, but for its limit.
+    stays: bool,
     /// `/health` says so already.
     unready: bool,
     finished: bool,
+    /// HTTP/1 connections with input that waited and may be read now.
+    unread: Vec<ConnId>,
     /// The list being relayed, if its connection keeps it.
     in_hand: Option<InHand>,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
@@ -127,10 +143,12 @@ impl Shard {
             rng: ChaCha12Rng::from_seed(settings.seed),
             settings,
             policy,
+            rules: 0,
             now: Time::ZERO,
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
             metrics: ShardMetrics::default(),
@@ -142,8 +160,10 @@ impl Shard {
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
+            stays: false,
             unready: false,
             finished: false,
+            unread: Vec::new(),
             in_hand: None,
             fields: Fields::new(),
             reply: Reply::default(),
@@ -166,6 +186,11 @@ impl Shard {
         into.append(&mut self.posts);
     }
 
+    /// Whether a drain goes on although this core has no client any more: others may need it.
+    pub fn stay(&mut self, stays: bool) {
+        self.stays = stays;
+    }
+
     /// The core's counters, for tests and the simulated world.
     #[must_use]
     pub fn metrics(&self) -> &ShardMetrics {
@@ -178,6 +203,7 @@ impl Shard {
         self.conns.len() == 0
             && self.sessions.len() == 0
             && self.attachments.len() == 0
+            && self.dials.is_empty()
             && self.exchanges.len() == 0
             && self.local.is_empty()
             && self.held == 0
@@ -197,14 +223,22 @@ impl Shard {
         self.rng.next_u64()
     }
 
+    fn received_on_hop(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        match self.conns.hop(conn).map(|hop| &hop.link) {
+            Some(Link::H2(_)) => self.hop_received(border, conn, segment),
+            Some(Link::H1(_)) => self.http1_received(border, conn, segment),
+            None => {}
+        }
+    }
+
     /// Bytes of an HTTP/2 connection, where they were received.
     fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         loop {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
-            let event =
-                hop.h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
+            let Link::H2(h2) = &mut hop.link else { return };
+            let event = h2.next(input, &mut pos, &mut self.fields, &mut self.answers, border.now);
             if !self.answers.is_empty() {
                 border.put(conn, &self.answers);
                 self.answers.clear();
@@ -218,14 +252,23 @@ impl Shard {
         self.after_input(border, conn);
     }
 
-    /// Bytes that are known without having been received again: the HTTP/2 magic.
+    /// Bytes that are known without having been received again: the begin of the HTTP/2 magic.
     fn feed_bytes(&mut self, border: &mut Border, conn: ConnId, bytes: &[u8]) {
         let mut pos = 0;
-        if let Some(hop) = self.conns.hop_mut(conn)
-            && let Err(fault) =
-                hop.h2.next(bytes, &mut pos, &mut self.fields, &mut self.answers, border.now)
-        {
-            self.fail(border, conn, fault);
+        match self.conns.hop_mut(conn).map(|hop| &mut hop.link) {
+            Some(Link::H2(h2)) => {
+                let (fields, answers) = (&mut self.fields, &mut self.answers);
+                if let Err(fault) = h2.next(bytes, &mut pos, fields, answers, border.now) {
+                    self.fail(border, conn, fault);
+                }
+            }
+            Some(Link::H1(h1)) => {
+                // Part of a request line at most.
+                if let Err(fault) = h1.codec.next(bytes, &mut pos, &mut self.fields) {
+                    self.http1_fault(border, conn, fault);
+                }
+            }
+            None => {}
         }
     }
 
@@ -239,7 +282,7 @@ impl Shard {
                     return;
                 }
                 if let (true, Some(list), Some(hop)) = (repeated, list, self.conns.hop(conn)) {
-                    hop.h2.recall(list, &mut self.fields);
+                    hop.link.recall(list, &mut self.fields);
                 }
                 self.in_hand = in_hand;
                 let fields = std::mem::take(&mut self.fields);
@@ -271,7 +314,7 @@ impl Shard {
             Event::Window(None) => self.pump(border, conn),
             Event::Window(Some(key)) => {
                 if let Some(hop) = self.conns.hop(conn) {
-                    let (slot, way) = (hop.h2.tag(key), hop.way_out());
+                    let (slot, way) = (hop.link.tag(key), hop.way_out());
                     self.schedule(border, slot, way);
                 }
             }
@@ -287,7 +330,7 @@ impl Shard {
 
     fn large_head(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let (slot, client) = (hop.h2.tag(at.key), hop.client().is_some());
+        let (slot, client) = (hop.link.tag(at.key), hop.client().is_some());
         let most = self.settings.config.limits.header_fields;
         let fields_full = fields.len() >= most;
         self.metrics.limit_hit(if fields_full { Limit::HeaderFields } else { Limit::HeaderBytes });
@@ -322,7 +365,7 @@ impl Shard {
         let Some(hop) = self.conns.hop(conn) else { return };
         let way = hop.way_out();
         let attachment = hop.tunnel().map(|tunnel| tunnel.attachment);
-        let slots: Vec<u32> = hop.h2.keys().map(|key| hop.h2.tag(key)).collect();
+        let slots = hop.link.tags();
         for slot in slots {
             self.schedule(border, slot, way);
         }
@@ -339,8 +382,8 @@ impl Shard {
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.pinged_at = None;
         }
-        let unread = hop.h2.wants_pause();
-        let weary = hop.h2.glitches_high();
+        let unread = hop.link.wants_pause();
+        let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
             self.stop_reading(border, conn, conn);
         }
@@ -379,9 +422,9 @@ impl Shard {
             self.metrics.limit_hit(limit_of(limit));
         }
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let last = hop.h2.highest_peer_stream();
+        let last = hop.link.highest_peer_stream();
         let reason = fault.reason.as_bytes();
-        hop.h2.goaway(last, fault.code, reason, &mut border.sink(conn));
+        hop.link.goaway(last, fault.code, reason, &mut border.sink(conn));
         let tunnel = hop.tunnel().is_some();
         crate::log::connection_failed(hop.peer, tunnel, &fault, self.settings.core);
         border.close(conn, Close::Flush);
@@ -439,18 +482,26 @@ impl Core for Shard {
         self.watch(conn);
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, _result: Result<(), i32>) {
-        // Nothing is dialled yet: no such connection can be ours.
-        border.close(conn, Close::Now);
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        self.now = border.now;
+        self.dial_ended(border, conn, result);
     }
 
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         self.now = border.now;
         match self.conns.get(conn) {
-            Some(Conn::Hop(_)) => self.hop_received(border, conn, segment),
+            Some(Conn::Hop(_)) => self.received_on_hop(border, conn, segment),
             Some(Conn::Fresh(_)) => self.detect_client(border, conn, segment),
-            Some(Conn::Http1(_)) => self.http1_received(border, conn, segment),
             Some(Conn::Door(_)) => self.door_received(border, conn, segment),
+            None => {}
+        }
+    }
+
+    fn addressed(&mut self, _border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        match self.conns.get_mut(conn) {
+            Some(Conn::Hop(hop)) => hop.peer = peer,
+            Some(Conn::Fresh(fresh)) => fresh.peer = peer,
+            Some(Conn::Door(plain)) => plain.peer = peer,
             None => {}
         }
     }
@@ -458,6 +509,9 @@ impl Core for Shard {
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
         match self.conns.get(conn) {
+            Some(Conn::Hop(hop)) if matches!(hop.link, Link::H1(_)) => {
+                self.http1_ended(border, conn, end);
+            }
             Some(Conn::Hop(hop)) if hop.tunnel().is_some() => {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
@@ -465,7 +519,7 @@ impl Core for Shard {
                 self.client_gone(border, conn, Cause::CLIENT_GONE);
                 border.close(conn, Close::Flush);
             }
-            Some(Conn::Fresh(_) | Conn::Http1(_)) => {
+            Some(Conn::Fresh(_)) => {
                 self.plain_gone(border, conn);
                 border.close(conn, Close::Flush);
             }
@@ -482,10 +536,10 @@ impl Core for Shard {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let left = border.queued(conn);
         if left == 0 {
-            hop.h2.set_answers_backlog(0);
+            hop.link.set_answers_backlog(0);
         }
         if left < OUTPUT_LOW && !hop.stopped.is_empty() {
-            hop.h2.set_answers_backlog(0);
+            hop.link.set_answers_backlog(0);
             let stopped = std::mem::take(&mut hop.stopped);
             self.resume(border, stopped);
         }
@@ -502,11 +556,16 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => self.core_posted(border, post),
             ShardPost::Restarted { core } => self.restarted(border, core),
+            ShardPost::Client { parcel, peer } => {
+                let conn = border.admit(parcel, Listener::Client);
+                self.accepted(border, conn, Listener::Client, peer);
+            }
         }
     }
 
@@ -522,6 +581,9 @@ impl Core for Shard {
         }
         while let Some(due) = self.timers.pop(border.now) {
             self.fire(border, due);
+        }
+        while let Some(conn) = self.unread.pop() {
+            self.http1_unread(border, conn);
         }
         if self.local.deadline().is_some_and(|at| at <= border.now) {
             self.local.turn(border.now);
@@ -546,6 +608,9 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
+        if !self.unread.is_empty() {
+            return Some(self.now);
+        }
         let due = [self.timers.next(), self.local.deadline(), self.outbox.deadline()];
         let over = self.draining == Some(Draining::Open) && self.all_are_idle();
         due.into_iter().flatten().chain(over.then_some(self.now)).min()

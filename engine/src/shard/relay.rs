@@ -10,6 +10,7 @@ use ringway_proto::h2::{Blocked, CRUMB, ErrorCode};
 use super::Shard;
 use super::conn::Hop;
 use super::exchange::{At, Pipe, Way};
+use super::link::Link;
 use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
@@ -63,9 +64,9 @@ impl Shard {
         let len = piece.payload.len as usize;
         let Some(hop) = self.conns.hop_mut(piece.at.conn) else { return };
         let way = hop.way_in();
-        let slot = hop.h2.tag(piece.at.key);
+        let slot = hop.link.tag(piece.at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else {
-            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            hop.link.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
             return;
         };
         if exchange.attachment.is_none() && way == Way::Up {
@@ -80,9 +81,9 @@ impl Shard {
             && !waits
             && self.pass_data(border, to, piece)
         {
-            let hop = self.conns.hop_mut(piece.at.conn);
-            let hop = hop.expect("the hop that was read from is still there");
-            hop.h2.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+            // A body of another length than announced has ended the exchange, and perhaps the hop.
+            let Some(hop) = self.conns.hop_mut(piece.at.conn) else { return };
+            hop.link.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
             if piece.end {
                 self.direction_done(border, slot, way);
             }
@@ -95,10 +96,11 @@ impl Shard {
     fn pass_data(&mut self, border: &mut Border, to: At, piece: Piece) -> bool {
         let len = piece.payload.len as usize;
         let Some(hop) = self.conns.hop_mut(to.conn) else { return false };
-        if len > 0 && (border.queued(to.conn) >= OUTPUT_HIGH || hop.h2.data_room(to.key) < len) {
+        let Link::H2(h2) = &mut hop.link else { return self.pass_http1(border, to, piece) };
+        if len > 0 && (border.queued(to.conn) >= OUTPUT_HIGH || h2.data_room(to.key) < len) {
             return false;
         }
-        let head = hop.h2.data_head(to.key, len, piece.end);
+        let head = h2.data_head(to.key, len, piece.end);
         if len <= SMALL_FRAME {
             border.put(to.conn, &head);
             border.put_copy(to.conn, piece.payload);
@@ -149,24 +151,28 @@ impl Shard {
             self.sweeping = true;
             self.timers.arm(border.now + SWEEP, Due::Sweep);
         }
-        let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
+        let Some(conn) = from else { return };
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
         let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held += len;
-        hop.h2.allow_growth(self.held < budget / 2);
+        let Link::H2(h2) = &mut hop.link else { return self.http1_gate(border, conn) };
+        h2.allow_growth(self.held < budget / 2);
         if before <= most && hop.held > most {
-            hop.h2.hold_connection_credit(true, &mut border.sink(hop.conn));
+            h2.hold_connection_credit(true, &mut border.sink(conn));
         }
     }
 
     /// The counterpart of [`Self::holding`].
     pub(super) fn let_go(&mut self, border: &mut Border, from: Option<ConnId>, len: usize) {
         self.held -= len;
-        let Some(hop) = from.and_then(|conn| self.conns.hop_mut(conn)) else { return };
+        let Some(conn) = from else { return };
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
         let (before, most) = (hop.held, self.settings.held_per_connection());
         hop.held -= len;
-        hop.h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
+        let Link::H2(h2) = &mut hop.link else { return self.http1_gate(border, conn) };
+        h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
         if before > most && hop.held <= most {
-            hop.h2.hold_connection_credit(false, &mut border.sink(hop.conn));
+            h2.hold_connection_credit(false, &mut border.sink(conn));
         }
     }
 
@@ -265,15 +271,20 @@ impl Shard {
                 return self.send_end(border, slot, way);
             };
             let piece = front.len as usize;
-            let n = match hop.h2.sendable(to.key, piece, waiting, !pipe.crumb) {
+            let n = match hop.link.sendable(to.key, piece, waiting, !pipe.crumb) {
                 Ok(n) => n.min(share),
                 Err(blocked) => {
-                    let crumb = hop.h2.data_room(to.key) > 0;
+                    let crumb = hop.link.data_room(to.key) > 0;
                     return self.blocked(slot, way, blocked, crumb);
                 }
             };
             if share == 0 || border.queued(to.conn) >= OUTPUT_HIGH {
                 return Turn::Again;
+            }
+            let end = waiting == n && pipe.ended && pipe.trailers.is_none();
+            if !hop.link.put_data(to.key, n, end, &mut border.sink(to.conn)) {
+                self.wrong_length(border, slot);
+                return Turn::Blocked;
             }
             share -= n;
             pipe.crumb = n < CRUMB.min(piece);
@@ -281,8 +292,6 @@ impl Shard {
             let rest = front.part(n, front.len as usize - n);
             pipe.queued -= n;
             pipe.moved_at = border.now;
-            let end = pipe.queued == 0 && pipe.ended && pipe.trailers.is_none();
-            border.put(to.conn, &hop.h2.data_head(to.key, n, end));
             if n <= SMALL_FRAME {
                 if border.pool.is_ring(part) {
                     self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += n as u64;
@@ -291,6 +300,7 @@ impl Shard {
             } else {
                 border.push(to.conn, part);
             }
+            let whole = !end || hop.link.end_data(&mut border.sink(to.conn));
             if rest.len == 0 {
                 pipe.queue.pop_front();
                 border.pool.release(part);
@@ -299,6 +309,10 @@ impl Shard {
             }
             let backlog = pipe.queued > 0;
             self.took(border, from, n, backlog);
+            if !whole {
+                self.wrong_length(border, slot);
+                return Turn::Blocked;
+            }
             if end {
                 return Turn::Empty;
             }
@@ -343,7 +357,7 @@ impl Shard {
         if let Some(from) = from
             && let Some(hop) = self.conns.hop_mut(from.conn)
         {
-            hop.h2.drained(from.key, len, backlog, &mut border.sink(from.conn));
+            hop.link.drained(from.key, len, backlog, &mut border.sink(from.conn));
         }
         self.let_go(border, from.map(|at| at.conn), len);
     }
@@ -358,13 +372,17 @@ impl Shard {
         }
         let trailers = pipe.trailers.take();
         let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
-        match trailers {
+        let out = &mut border.sink(to.conn);
+        let whole = match trailers {
             Some(trailers) => {
-                let fields = trailers.iter().filter(|f| is_end_to_end(f.token));
-                let out = &mut border.sink(to.conn);
-                hop.h2.head(to.key, fields, true, &mut self.block, out);
+                hop.link.trailers(to.key, &trailers, &mut self.block, out);
+                true
             }
-            None => border.put(to.conn, &hop.h2.data_head(to.key, 0, true)),
+            None => hop.link.put_data(to.key, 0, true, out) && hop.link.end_data(out),
+        };
+        if !whole {
+            self.wrong_length(border, slot);
+            return Turn::Blocked;
         }
         Turn::Empty
     }
@@ -372,7 +390,7 @@ impl Shard {
     /// Trailers from a hop: on to the other one, behind the DATA that waits.
     pub(super) fn trailers(&mut self, border: &mut Border, at: At, fields: &Fields) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let (way, slot) = (hop.way_in(), hop.h2.tag(at.key));
+        let (way, slot) = (hop.way_in(), hop.link.tag(at.key));
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let own = exchange.attachment.is_none() && way == Way::Up;
         let to = exchange.to(way);
@@ -382,9 +400,8 @@ impl Shard {
             _ if own => self.direction_done(border, slot, way),
             Some(to) if pipe.queued == 0 && !pipe.scheduled => {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
-                    let fields = fields.iter().filter(|f| is_end_to_end(f.token));
                     let out = &mut border.sink(to.conn);
-                    let generation = hop.h2.head(to.key, fields, true, &mut self.block, out);
+                    let generation = hop.link.trailers(to.key, fields, &mut self.block, out);
                     self.keep_answer(at.conn, 0, generation.filter(|_| way == Way::Down));
                     self.direction_done(border, slot, way);
                 }
@@ -411,15 +428,17 @@ impl Shard {
             value: &attachment.id_text,
             never_indexed: false,
         };
+        let upgrade = exchange.upgrade;
         let fields = fields
             .iter()
-            .filter(|f| is_end_to_end(f.token) && !is_replaced_up(f.token))
+            .filter(|f| is_end_to_end(f.token) || (upgrade && f.token == Token::Upgrade))
+            .filter(|f| !is_replaced_up(f.token))
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id));
         let out = &mut border.sink(to.conn);
-        let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+        let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
-            hop.h2.set_head_request(to.key);
+            hop.link.set_head_request(to.key);
         }
         let client = exchange.client.conn;
         self.keep_call(slot, generation);
@@ -435,16 +454,18 @@ impl Shard {
         (informational, end): (bool, bool),
     ) {
         let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let slot = hop.h2.tag(at.key);
+        let slot = hop.link.tag(at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         let (to, key) = (exchange.client, exchange.attachment);
         let Some(attachment) = key.and_then(|key| self.attachments.get(key)) else { return };
         let id_text = attachment.id_text;
-        let plain = fields.iter().filter(|f| is_end_to_end(f.token));
+        let upgrade = exchange.upgrade;
+        let passes = |token| is_end_to_end(token) || (upgrade && token == Token::Upgrade);
+        let plain = fields.iter().filter(|f| passes(f.token));
         if informational {
             if let Some(hop) = self.conns.hop_mut(to.conn) {
                 let out = &mut border.sink(to.conn);
-                hop.h2.head(to.key, plain, false, &mut self.block, out);
+                hop.link.head(to.key, plain, false, &mut self.block, out);
             }
             return;
         }
@@ -465,7 +486,7 @@ impl Shard {
         let status = exchange.status;
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
-            let generation = hop.h2.head(to.key, fields, end, &mut self.block, out);
+            let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
         self.answer_sent(border, slot, at.conn, end);
@@ -492,7 +513,7 @@ fn status(fields: &Fields) -> u16 {
 
 /// Whether a field belongs to the message, not to one connection (contract CL-28). `te` can only
 /// be `trailers` in HTTP/2 and is put back (RFC 9113 §8.2.2).
-fn is_end_to_end(token: Token) -> bool {
+pub(super) fn is_end_to_end(token: Token) -> bool {
     !matches!(
         token,
         Token::Connection

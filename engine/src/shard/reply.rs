@@ -122,9 +122,10 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(asked.at.conn) else { return };
         let bare = reply.body.is_empty();
         let out = &mut border.sink(asked.at.conn);
-        hop.h2.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
+        hop.link.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
         let mut exchange = Exchange::new(asked.at, None, asked.began);
         exchange.method = asked.method;
+        exchange.version = hop.link.speaks().0;
         exchange.path.clone_from(&asked.path);
         exchange.status = reply
             .fields
@@ -139,7 +140,7 @@ impl Shard {
         exchange.down.bytes = reply.body.len() as u64;
         self.held += reply.body.len();
         let key = self.exchanges.insert(exchange);
-        hop.h2.set_tag(asked.at.key, key.slot);
+        hop.link.set_tag(asked.at.key, key.slot);
         if !asked.ended {
             self.timers.arm(self.now + ANSWERED_WAIT, Due::Answered(key));
         }

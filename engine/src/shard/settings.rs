@@ -44,6 +44,7 @@ impl ShardSettings {
             idle: self.config.session.idle,
             // Contract 3.10: an unused tunnel has the pending connection's time.
             unused: self.config.session.wait,
+            handshake: self.config.limits.handshake,
         }
     }
 

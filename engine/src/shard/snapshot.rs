@@ -3,6 +3,7 @@
 use super::Shard;
 use super::attach::{Attachment, State};
 use super::conn::Hop;
+use super::link::Link;
 use crate::metrics::{CopyWhy, Limit};
 use crate::post::{SessionRow, Snapshot};
 
@@ -12,6 +13,7 @@ impl Shard {
         metrics.function_requests.expire(self.now);
         metrics.worker_connections_active = (self.attachments.len() - self.asking) as u64;
         metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
+        metrics.inlet = border.tally.inlet;
         let limits = &self.settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
             metrics.limit_used[limit.index()] = used as u64;
@@ -29,19 +31,23 @@ impl Shard {
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
         gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
-        let mut widest = (0, 0, 0);
+        let mut widest = (0, 0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());
             widest.0 = widest.0.max(attachments);
             if hop.client().is_some() {
-                widest.1 = widest.1.max(hop.h2.streams());
+                widest.1 = widest.1.max(hop.link.streams());
             }
-            widest.2 = widest.2.max(hop.held);
+            match hop.link {
+                Link::H2(_) => widest.2 = widest.2.max(hop.held),
+                Link::H1(_) => widest.3 = widest.3.max(hop.held),
+            }
         }
         gauge(Limit::Attachments, widest.0, limits.attachments);
         gauge(Limit::Streams, widest.1, limits.streams as usize);
         gauge(Limit::ConnectionBuffer, widest.2, limits.connection_buffer);
-        Snapshot { metrics, sessions: self.session_rows() }
+        gauge(Limit::Http1Buffer, widest.3, limits.http1_buffer);
+        Snapshot { metrics, sessions: self.session_rows(), ..Snapshot::default() }
     }
 
     fn session_rows(&self) -> Vec<SessionRow> {
@@ -65,8 +71,8 @@ impl Shard {
         let mut row = self.row(attachment);
         row.state = state;
         row.tunnel = hop.map(|hop| hop.peer.to_string()).unwrap_or_default();
-        for key in hop.into_iter().flat_map(|hop| hop.h2.keys().map(|key| hop.h2.tag(key))) {
-            if let Some(exchange) = self.exchanges.at(key) {
+        for slot in hop.into_iter().flat_map(|hop| hop.link.tags()) {
+            if let Some(exchange) = self.exchanges.at(slot) {
                 row.bytes_in += exchange.up.bytes;
                 row.bytes_out += exchange.down.bytes;
             }

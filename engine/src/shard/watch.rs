@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
+use ringway_proto::h1::Fault;
+use ringway_proto::h1::head::HeadFault;
+use ringway_proto::h2::NO_TAG;
 use ringway_proto::time::Time;
 
 use super::Shard;
 use super::close::Cause;
 use super::conn::{Conn, Hop, Leaving, Side};
+use super::link::Link;
 use super::timer::Due;
 use crate::border::{Border, Close, ConnId};
 use crate::config::Keepalive;
@@ -31,6 +35,7 @@ pub(crate) struct Terms<'a> {
     pub(crate) keepalive: &'a Keepalive,
     pub(crate) idle: Duration,
     pub(crate) unused: Duration,
+    pub(crate) handshake: Duration,
 }
 
 impl Shard {
@@ -44,7 +49,7 @@ impl Shard {
                 self.timers.arm(fresh.opened + handshake, Due::conn(conn));
                 return;
             }
-            Conn::Http1(plain) | Conn::Door(plain) => {
+            Conn::Door(plain) => {
                 let at = match plain.begun {
                     Some(begun) => Some(begun + handshake),
                     None if plain.polls > 0 => plain.desk.until,
@@ -71,7 +76,7 @@ impl Shard {
                 self.plain_gone(border, conn);
                 return;
             }
-            Some(Conn::Http1(plain) | Conn::Door(plain)) => {
+            Some(Conn::Door(plain)) => {
                 plain.timer = None;
                 let late = plain
                     .begun
@@ -104,16 +109,22 @@ impl Shard {
     fn look_at_hop(&mut self, border: &mut Border, conn: ConnId) {
         let now = border.now;
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        if hop.h2.deadline().is_some_and(|at| at <= now)
-            && let Err(fault) = hop.h2.expired(now)
+        if hop.link.deadline().is_some_and(|at| at <= now)
+            && let Err(fault) = hop.link.expired(now)
         {
             return self.fail(border, conn, fault);
         }
         let stalled = border.blocked_since(conn).map(|since| now.since(since));
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        if hop.h2.wants_pause() && stalled.is_some_and(|stalled| stalled >= UNREAD_ANSWERS) {
+        if hop.link.wants_pause() && stalled.is_some_and(|stalled| stalled >= UNREAD_ANSWERS) {
             self.metrics.limit_hit(Limit::QueuedAnswers);
             return self.cut(border, conn);
+        }
+        if let Link::H1(h1) = &mut hop.link {
+            h1.looked_at = now;
+            if h1.begun.is_some_and(|begun| begun + self.settings.config.limits.handshake <= now) {
+                return self.http1_fault(border, conn, Fault::Broken(HeadFault::Timeout));
+            }
         }
         match &hop.side {
             Side::Client(client) => {
@@ -131,7 +142,7 @@ impl Shard {
         let now = border.now;
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let busy = hop.h2.streams() > 0;
+        let busy = hop.link.streams() > 0 && matches!(hop.link, Link::H2(_));
         let (silent, hop_since) = (hop.received_at, hop.hop_since);
         let Some(tunnel) = hop.tunnel_mut() else { return };
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
@@ -151,7 +162,7 @@ impl Shard {
         }
         if busy && tunnel.pinged_at.is_none() && silent + terms.keepalive.tunnel_ping <= now {
             tunnel.pinged_at = Some(now);
-            hop.h2.ping(ALIVE_PING, &mut border.sink(conn));
+            hop.link.ping(ALIVE_PING, &mut border.sink(conn));
         }
     }
 
@@ -170,12 +181,17 @@ impl Shard {
 
 impl Hop {
     fn deadline(&self, terms: &Terms<'_>) -> Option<Time> {
-        let mut earliest = self.h2.deadline();
+        let mut earliest = self.link.deadline();
         let mut concern = |at: Time| {
             earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
         };
-        if self.h2.wants_pause() {
+        if self.link.wants_pause() {
             concern(self.received_at + UNREAD_ANSWERS);
+        }
+        if let Link::H1(h1) = &self.link
+            && let Some(begun) = h1.begun
+        {
+            concern(begun + terms.handshake);
         }
         match &self.side {
             Side::Client(client) => {
@@ -190,9 +206,16 @@ impl Hop {
                 if !tunnel.used {
                     concern(self.hop_since + terms.unused);
                 }
+                if let Link::H1(h1) = &self.link {
+                    // There is no PING: only whether it takes what is sent.
+                    if h1.slot != NO_TAG {
+                        concern(h1.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
+                    }
+                    return earliest;
+                }
                 match tunnel.pinged_at {
                     Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
-                    None if self.h2.streams() > 0 => {
+                    None if self.link.streams() > 0 => {
                         concern(self.received_at + terms.keepalive.tunnel_ping);
                     }
                     None => {}

@@ -1,11 +1,13 @@
 //! The worker listener: CONNECT, the local dispatch's polls, and its health.
 
+use std::net::SocketAddr;
+
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::connect::{self, ConnectResult, Endpoint};
 use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead, Scan};
 use ringway_proto::h1::{CONTINUE, write_fault, write_text};
-use ringway_proto::h2;
 use ringway_proto::id::TokenFault;
+use ringway_proto::time::Time;
 
 use super::Shard;
 use super::attach::State;
@@ -281,8 +283,25 @@ impl Shard {
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: &[u8]) {
         let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
         border.put(conn, connect::ACCEPTED);
-        let mut h2 = h2::Conn::new(h2::Role::Client, self.settings.http2(), self.now);
-        h2.start(&mut border.sink(conn));
+        let attachment = self.attachments.get(key).expect("its token was just taken");
+        let tenant = attachment.tenant.clone();
+        let (function, version) = (attachment.function.clone(), attachment.version.clone());
+        self.withdraw(key, &function, &version);
+        self.no_longer_pending(&tenant);
+        self.become_tunnel(border, conn, (peer, opened), key);
+        self.receive_copy(border, conn, tail);
+        self.watch(conn);
+    }
+
+    /// A connection to the function's side, accepted or dialled, becomes an attachment's tunnel.
+    pub(super) fn become_tunnel(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        (peer, opened): (SocketAddr, Time),
+        key: Key,
+    ) {
+        let link = self.tunnel_link(border, conn, key);
         let tunnel = Tunnel {
             attachment: key,
             used: false,
@@ -292,19 +311,14 @@ impl Shard {
             going: false,
             answers: Vec::new(),
         };
-        let hop = Hop::new(conn, h2, peer, (opened, self.now), Side::Tunnel(tunnel));
+        let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
-        let attachment = self.attachments.get_mut(key).expect("its token was just taken");
+        let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
         attachment.state = State::Attached { tunnel: conn };
-        let (id, tenant) = (attachment.session, attachment.tenant.clone());
-        let (function, version) = (attachment.function.clone(), attachment.version.clone());
-        self.withdraw(key, &function, &version);
-        self.no_longer_pending(&tenant);
+        let id = attachment.session;
         self.tunnel_joined(id, key);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);
-        self.receive_copy(border, conn, tail);
-        self.watch(conn);
     }
 }

@@ -36,14 +36,29 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
+def default_cores():
+    """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
+    return int(os.environ.get("RINGWAY_TEST_CORES", "1"))
+
+
+def driven(arguments):
+    """The arguments, with what drives the cores as RINGWAY_TEST_IO says (ring, epoll)."""
+    chosen = os.environ.get("RINGWAY_TEST_IO")
+    if chosen and arguments[0] in ("dev", "serve") and "--io" not in arguments:
+        return [*arguments, "--io", chosen]
+    return arguments
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def configuration(session="", drain="", more="", worker_port=None, cores=1):
-    """A file for `serve`: free ports, two tenants, four functions."""
+def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
+                  io="auto"):
+    """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
+    worker."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -53,6 +68,7 @@ tenants = [{}]
 worker_keys = ["{}"]
 kind = "default"
 """
+    dialled = f'dial = "{dial}"\n' if dial else ""
     both, dev = '"dev", "other"', '"dev"'
     return f"""[listen]
 client = "127.0.0.1:0"
@@ -60,7 +76,8 @@ worker = "127.0.0.1:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
-count = {cores}
+count = {cores or default_cores()}
+io = "{io}"
 
 [control]
 mode = "local"
@@ -73,7 +90,7 @@ client_keys = ["{KEY}", "dev-key-two"]
 [[tenant]]
 name = "other"
 client_keys = ["{OTHER_KEY}"]
-""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY)
+""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY) + dialled
        + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY)
        + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY)
@@ -82,17 +99,18 @@ client_keys = ["{OTHER_KEY}"]
 
 
 class Gateway:
-    """One process. `arguments` follow the program's name."""
+    """One process. `arguments` follow the program's name, `launcher` stands before it."""
 
-    def __init__(self, arguments, directory, name="gateway"):
-        self.arguments = arguments
+    def __init__(self, arguments, directory, name="gateway", launcher=()):
+        self.arguments = arguments = driven(arguments)
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
         # Dies with the tests, however they end.
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
-            self.run = subprocess.Popen(tether + binary() + arguments, stdout=subprocess.PIPE, stderr=log,
-                                        text=True, start_new_session=True)
+            self.run = subprocess.Popen([*tether, *launcher, *binary(), *arguments],
+                                        stdout=subprocess.PIPE, stderr=log, text=True,
+                                        start_new_session=True)
         self.pid = self.run.pid
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None
@@ -113,10 +131,16 @@ class Gateway:
         self.ready.set()
 
     @classmethod
-    def dev(cls, directory, *more, name="dev"):
+    def dev(cls, directory, *more, name="dev", launcher=()):
+        """With RINGWAY_TEST_WORKER=process: the same by `serve` and a `ringway-worker`; with
+        `dial`, by `serve` and a function that is dialled."""
+        if os.environ.get("RINGWAY_TEST_WORKER"):
+            from workerprogram import WithWorker
+            return WithWorker.start(directory, *more, name=name)
         zero = "127.0.0.1:0"
-        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *more],
-                   directory, name)
+        count = [] if "--cores" in more else ["--cores", str(default_cores())]
+        return cls(["dev", "--client", zero, "--worker", zero, "--admin", zero, *count, *more],
+                   directory, name, launcher)
 
     @classmethod
     def serve(cls, directory, name="serve", **settings):

@@ -33,6 +33,8 @@ class Function:
         call.set_trailing_metadata([("x-trailing", "t"), ("x-trailing-bin", b"\0\xff\x01")])
         call.add_callback(self.ended.set)
         self.started.set()
+        if "x-echo-status" in fields:
+            call.abort(grpc.StatusCode(int_to_code(int(fields["x-echo-status"]))), "as was asked")
         getattr(self, f"do_{fields.get('x-do', 'nothing')}")(call, fields)
 
     def do_nothing(self, call, fields):
@@ -79,9 +81,9 @@ def int_to_code(number):
 
 
 class Server:
-    """Listens on a free port of the loopback address."""
+    """Listens on the loopback address, on a free port unless one is named."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.function = Function()
         self.grpc = grpc.server(futures.ThreadPoolExecutor(256), options=UNLIMITED)
         handlers = {}
@@ -96,7 +98,7 @@ class Server:
         servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self.grpc)
         reflection.enable_server_reflection([SERVICE, reflection.SERVICE_NAME], self.grpc)
-        self.port = self.grpc.add_insecure_port("127.0.0.1:0")
+        self.port = self.grpc.add_insecure_port(f"127.0.0.1:{port}")
         self.grpc.start()
 
     def __enter__(self):

@@ -8,7 +8,7 @@ import pytest
 
 from fakeworker import Line
 from gateway import (FUNCTION, OTHER_KEY, PRIVATE_FUNCTION, SECOND_VERSION, TWO_VERSIONS, VERSION,
-                     Gateway, credentials, grpc_head, plain_head)
+                     Gateway, grpc_head, plain_head)
 
 NOBODY = "99999999-9999-4999-8999-999999999999"
 
@@ -313,12 +313,6 @@ def test_http1_health_and_info(gateway, path, wanted):
     status, fields, body = gateway.get(path, port=gateway.client)
     assert status == 200 and wanted in body, (status, body)
     assert json.loads(body)
-
-
-def test_http1_is_answered_501(gateway):
-    head = dict(credentials())
-    status, _, _ = gateway.get("/echo", "POST", head, port=gateway.client)
-    assert status == 501
 
 
 @pytest.mark.parametrize("octets", [

@@ -165,7 +165,9 @@ def test_cl16_100_unary_and_100_bidi_make_one_session(own_gateway):
             jobs = [pool.submit(kind, n) for n in range(100) for kind in (unary, bidi)]
             assert len({job.result() for job in jobs}) == 1
         assert len(own_gateway.open_sessions()) == 1
-        assert own_gateway.metric("worker_token_issued_total") == 1
+        # A function that is dialled has no worker to give a token to.
+        tokens = 0 if os.environ.get("RINGWAY_TEST_WORKER") == "dial" else 1
+        assert own_gateway.metric("worker_token_issued_total") == tokens
 
 
 def test_gzip_passes_through(echo):

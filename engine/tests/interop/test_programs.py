@@ -79,11 +79,6 @@ def test_curl_health_and_info(gateway):
         assert head.startswith(f"{version} 200") and json.loads(body)["service"], head
 
 
-def test_curl_over_http1_is_told_501(gateway):
-    head, _ = curl(gateway, "/echo", *HEADERS_OF_A_CALL, "-d", "x", http=("--http1.1",))
-    assert head.startswith("HTTP/1.1 501"), head
-
-
 def test_curl_cookie_jar_keeps_the_session(gateway, tmp_path):
     """Two processes with one jar. The first one's session ends with its connection, so its id
     leads to 404 once and clears the cookie, then to a new session (CL-20's cookie half)."""

@@ -1,7 +1,8 @@
 //! Runs a core under a real reactor on its own thread, and lets a test ask it things.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_macros, reason = "each test binary uses its part")]
 #![allow(clippy::allow_attributes, reason = "expect would be unfulfilled in some binaries")]
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc;
@@ -9,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringway::border::{Border, ConnId, Core, End, Listener, Tally};
+use ringway::border::{Border, ConnId, Core, End, Listener, Parcel, Tally};
+use ringway::metrics::Backend;
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::{Sender, mailbox};
@@ -17,6 +19,35 @@ use ringway_proto::time::Time;
 
 /// Longest wait for something that should come at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+thread_local! {
+    static BACKEND: Cell<Backend> = const { Cell::new(Backend::Ring) };
+}
+
+/// Runs a test whose reactors are driven by `backend`.
+pub(crate) fn on(backend: Backend, test: fn()) {
+    BACKEND.set(backend);
+    test();
+}
+
+/// Makes two tests of each function: one on io_uring, one on epoll.
+macro_rules! on_both_backends {
+    ($($test:ident,)+) => {
+        mod on_ring {
+            $(#[test]
+            fn $test() {
+                crate::reactor_rig::on(ringway::metrics::Backend::Ring, super::$test);
+            })+
+        }
+
+        mod on_epoll {
+            $(#[test]
+            fn $test() {
+                crate::reactor_rig::on(ringway::metrics::Backend::Epoll, super::$test);
+            })+
+        }
+    };
+}
 
 /// A reactor at work.
 pub(crate) struct Running<C: Core> {
@@ -39,6 +70,7 @@ where
     C::Post: Send,
 {
     let address = listener.local_addr().unwrap();
+    let options = Options { backend: BACKEND.get(), ..options };
     let (sender, mailbox) = mailbox(1024).unwrap();
     let thread = std::thread::spawn(move || {
         let listeners = vec![(Listener::Client, listener)];
@@ -134,6 +166,12 @@ impl<C: Core> Core for Watched<C> {
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.core.ended(border, conn, end);
     }
+    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        self.core.addressed(border, conn, peer);
+    }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.core.detached(border, conn, parcel);
+    }
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
         self.core.written(border, conn, bytes);
     }
@@ -178,6 +216,7 @@ pub(crate) struct Desk {
     pub(crate) facts: Vec<Fact>,
     pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
     pub(crate) written: HashMap<ConnId, usize>,
+    pub(crate) parcels: Vec<(ConnId, Parcel)>,
     pub(crate) deadline: Option<Time>,
     pub(crate) fired: Option<Time>,
     pub(crate) stopped: bool,
@@ -225,6 +264,10 @@ impl Core for Desk {
             self.fired = Some(border.now);
         }
     }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        assert!(!border.is_open(conn), "a connection that is let go of is dead");
+        self.parcels.push((conn, parcel));
+    }
     fn relieve(&mut self, _: &mut Border) {}
     fn deadline(&self) -> Option<Time> {
         self.deadline
@@ -257,6 +300,16 @@ impl Running<Desk> {
                     _ => None,
                 });
                 accepts.nth(nth)
+            })
+        })
+    }
+
+    /// The connection that was let go of, once it is.
+    pub(crate) fn parcel(&self, conn: ConnId) -> Parcel {
+        until("a connection to be let go of", || {
+            self.ask(move |desk, _| {
+                let at = desk.parcels.iter().position(|(of, _)| *of == conn)?;
+                Some(desk.parcels.swap_remove(at).1)
             })
         })
     }

@@ -39,7 +39,9 @@ impl Machine {
 
     pub(crate) fn with(cores: u16, more: &str) -> Self {
         Self {
-            worlds: (0..cores).map(|core| World::on(Seat { core, cores, life: 0 }, more)).collect(),
+            worlds: (0..cores)
+                .map(|core| World::on(Seat { core, cores, life: 0 }, more, |_| {}))
+                .collect(),
             more: more.into(),
             lives: vec![0; usize::from(cores)],
             mail: BTreeMap::new(),
@@ -143,7 +145,7 @@ impl Machine {
         self.lives[at] += 1;
         let seat = Seat { core, cores: self.cores(), life: self.lives[at] };
         let now = self.worlds[at].border.now;
-        self.worlds[at] = World::on(seat, &self.more);
+        self.worlds[at] = World::on(seat, &self.more, |_| {});
         self.worlds[at].border.now = now;
         for other in (0..self.cores()).filter(|other| *other != core) {
             self.at(other).post(ShardPost::Restarted { core });

@@ -3,7 +3,10 @@
 mod calls;
 mod cores;
 mod crowd;
+mod dial;
 mod ends;
+mod http1;
+mod http1_upgrade;
 mod machine;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;

@@ -101,6 +101,15 @@ impl Peer {
         peer
     }
 
+    /// The server that the shard has dialled.
+    pub(crate) fn server(world: &mut World) -> Self {
+        let (conn, _) = world.dialled(Ok(()));
+        let mut peer = Self::over(conn, Role::Server, Limits::default(), world);
+        peer.start(world);
+        peer.sync(world);
+        peer
+    }
+
     /// Reads what the shard sent; answers of the connection itself go back.
     pub(crate) fn sync(&mut self, world: &mut World) {
         let bytes = world.take(self.conn);

@@ -333,6 +333,32 @@ fn a_workers_goaway_ends_old_streams_in_order_and_new_ones_get_a_new_session() {
     assert_eq!(worker.heads().len(), 1);
 }
 
+/// Calls that wait behind a GOAWAY and find no other session are refused; the running one goes on.
+#[test]
+fn a_workers_goaway_refuses_those_that_wait_if_there_can_be_no_other_session() {
+    let mut world = World::with("[limits]\nattachments = 1");
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    let mut worker = Peer::worker_with(&mut world, |limits| limits.max_concurrent_streams = 1);
+    worker.sync(&mut world);
+    for _ in 0..2 {
+        client.request(&mut world, &[], true);
+    }
+    worker.sync(&mut world);
+    assert_eq!(worker.heads().len(), 1, "one at a time");
+    worker.goaway(&mut world, 1);
+    client.sync(&mut world);
+    assert_eq!(client.field(0, "grpc-status"), Some("8"));
+    assert_eq!(client.field(1, "grpc-status"), Some("8"));
+    let key = worker.key(0);
+    worker.head(&mut world, key, &[(":status", "200")], true);
+    client.sync(&mut world);
+    assert_eq!(client.field(2, ":status"), Some("200"));
+    assert!(world.is_closed(worker.conn), "nothing runs on it any more");
+    world.end(client.conn, End::Fin);
+    assert!(world.shard.is_empty(), "{:?}", world.shard);
+}
+
 /// A client with one call on a worker that serves one at a time.
 fn with_a_single_stream(world: &mut World) -> (Peer, Peer) {
     let mut client = Peer::client(world);

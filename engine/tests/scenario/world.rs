@@ -22,6 +22,8 @@ pub(crate) struct World {
     /// What each connection was sent, and whether it was closed.
     outputs: HashMap<ConnId, (VecDeque<u8>, bool)>,
     next_port: u16,
+    /// What the shard dials, oldest first.
+    pub(crate) dials: VecDeque<(ConnId, SocketAddr)>,
     blocked: HashSet<ConnId>,
     /// Bytes of one receive at most: tests split input anywhere.
     pub(crate) cut: usize,
@@ -53,11 +55,16 @@ impl World {
 
     /// With more lines of configuration.
     pub(crate) fn with(more: &str) -> Self {
-        Self::on(Seat { core: 0, cores: 1, life: 0 }, more)
+        Self::with_changed(more, |_| {})
+    }
+
+    /// With more lines of configuration, and changed after it was read.
+    pub(crate) fn with_changed(more: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::on(Seat { core: 0, cores: 1, life: 0 }, more, change)
     }
 
     /// One of several cores.
-    pub(crate) fn on(seat: Seat, more: &str) -> Self {
+    pub(crate) fn on(seat: Seat, more: &str, change: impl FnOnce(&mut Config)) -> Self {
         let text = format!(
             r#"
             [listen]
@@ -80,7 +87,9 @@ impl World {
             {more}
             "#
         );
-        let config = Config::parse(&text, "test.toml", ".".as_ref()).expect("a good configuration");
+        let mut config =
+            Config::parse(&text, "test.toml", ".".as_ref()).expect("a good configuration");
+        change(&mut config);
         let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
         let settings = ShardSettings {
             config: Arc::new(config),
@@ -103,6 +112,7 @@ impl World {
             border,
             outputs: HashMap::new(),
             next_port: 40_000,
+            dials: VecDeque::new(),
             blocked: HashSet::new(),
             cut: usize::MAX,
             count: || 0,
@@ -192,9 +202,23 @@ impl World {
         }
     }
 
+    /// Ends the oldest dial; its connection and where it leads.
+    pub(crate) fn dialled(&mut self, result: Result<(), i32>) -> (ConnId, SocketAddr) {
+        let (conn, address) = self.dials.pop_front().expect("a dial");
+        if result.is_err() {
+            self.border.kill(conn);
+        } else {
+            self.outputs.insert(conn, (VecDeque::new(), false));
+        }
+        self.shard.dialled(&mut self.border, conn, result);
+        self.settle();
+        (conn, address)
+    }
+
     fn carry_out(&mut self, wish: Wish) {
         let conn = match wish {
             Wish::Look(conn) => conn,
+            Wish::Dial(conn, address) => return self.dials.push_back((conn, address)),
             Wish::Adopt(conn, Carried::Simulated(socket)) => {
                 self.adopted += 1;
                 self.outputs.entry(conn).or_default();
@@ -203,6 +227,8 @@ impl World {
             }
             _ => return,
         };
+        // As a reactor: nothing more is heard of a dial that is not wanted any more.
+        self.dials.retain(|(dialled, _)| *dialled != conn);
         if self.border.output(conn).is_some_and(|output| output.closing().is_some()) {
             self.outputs.entry(conn).or_default().1 = true;
             self.border.free(conn);

@@ -337,7 +337,8 @@ impl Core {
                 Wish::Unlisten(listener) => self.shut.push(listener),
                 Wish::Adopt(conn, socket) => self.adopt(conn, socket, around),
                 // The world looks into every mailbox by itself.
-                Wish::Ring(_) => {}
+                // Only a reactor's occupant gives fresh connections away.
+                Wish::Ring(_) | Wish::Admit(..) => {}
             }
         }
         for conn in std::mem::take(&mut self.looks) {

@@ -227,6 +227,11 @@ impl H2 {
         self.frame(PING, 0, 0, &payload);
     }
 
+    /// Whether our GOAWAY, and the PING behind it, were read.
+    pub(crate) fn goaway_was_read(&self) -> bool {
+        self.going.is_some_and(|(fence, _)| self.pings_answered >= fence)
+    }
+
     fn window_update(&mut self, stream: u32, credit: u32) {
         note("peer", self.name, "gives credit, stream and bytes", [stream.into(), credit.into()]);
         self.frame(WINDOW_UPDATE, 0, stream, &credit.to_be_bytes());

@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringway_proto::time::Time;
-
 use super::body::{self, Way};
 use super::h2::List;
 
@@ -82,8 +80,15 @@ pub(crate) struct Exchange {
     pub(crate) hopeless: Option<u8>,
     /// Its head says nothing about it: the name is in the body.
     pub(crate) twin: bool,
+    pub(crate) http1: bool,
+    /// It asks for another protocol.
+    pub(crate) upgrade: bool,
     pub(crate) up: Half,
     pub(crate) down: Half,
+    /// The content-length its worker has told, over HTTP/1.
+    pub(crate) length: Option<usize>,
+    /// Its answer may have ended before its request.
+    pub(crate) early: bool,
     pub(crate) interim_sent: u32,
     pub(crate) interim_got: u32,
     /// The tunnel that served it, by peer number.
@@ -117,6 +122,15 @@ pub(crate) struct Session {
     pub(crate) tunnels: usize,
 }
 
+/// A tunnel that ends from its worker's side.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub(crate) tunnel: usize,
+    /// Whose it is; none: a client's of this tenant.
+    pub(crate) client: Option<usize>,
+    pub(crate) tenant: String,
+}
+
 /// A worker token.
 #[derive(Debug)]
 pub(crate) struct Token {
@@ -142,14 +156,13 @@ pub(crate) struct Ledger {
     pub(crate) clients_gone: BTreeSet<usize>,
     /// Clients of which one end has gone mad.
     pub(crate) mad: BTreeSet<usize>,
-    /// Tunnels that went not long ago: of which client, if one has used it, of which tenant, and
-    /// until when the gateway may not have seen it.
-    pub(crate) shaky: Vec<(Option<usize>, String, Time)>,
     /// Sessions clients have met: id, tenant, function.
     pub(crate) met: Vec<(String, &'static str, &'static str)>,
     /// Answers to CONNECTs that said 200, and all others.
     pub(crate) accepted: usize,
     pub(crate) rejected: usize,
+    /// Tunnels whose worker has left, or is leaving, and the gateway may not know it yet.
+    pub(crate) leaving: Vec<Leaving>,
     /// The gateway was told to drain.
     pub(crate) draining: bool,
     /// A core has panicked.
@@ -177,19 +190,26 @@ impl Ledger {
         entry.outcome = Some(outcome);
     }
 
+    /// Whoever uses this tunnel, or waits for it, or asks for it before the gateway knows, has a
+    /// reason to fail.
+    pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
+        for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
+            exchange.excuse |= leaving.concerns(exchange.client, exchange.tenant);
+        }
+        self.leaving.push(leaving);
+    }
+
+    /// Whether a request of this client may meet a tunnel that has ended.
+    pub(crate) fn is_risky(&self, client: usize, tenant: &str) -> bool {
+        self.draining || self.leaving.iter().any(|leaving| leaving.concerns(client, tenant))
+    }
+
     /// A client, or the worker on one of its tunnels, has gone mad.
     pub(crate) fn madness(&mut self, client: usize) {
         self.mad.insert(client);
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.client == client) {
             exchange.spoil();
         }
-    }
-
-    /// Whether a request of this client may meet a tunnel that has gone.
-    pub(crate) fn is_shaky(&self, client: usize, tenant: &str, now: Time) -> bool {
-        self.shaky
-            .iter()
-            .any(|(of, owner, until)| now < *until && of.map_or(owner == tenant, |of| of == client))
     }
 
     /// A worker takes work: it must be its own kind of work.
@@ -238,6 +258,12 @@ impl Ledger {
                 held.remove(session);
             }
         }
+    }
+}
+
+impl Leaving {
+    fn concerns(&self, client: usize, tenant: &str) -> bool {
+        self.client.map_or(self.tenant == tenant, |of| of == client)
     }
 }
 

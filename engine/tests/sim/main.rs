@@ -3,7 +3,9 @@
 
 mod body;
 mod client;
+mod client1;
 mod core;
+mod h1;
 mod h2;
 mod journal;
 mod judge;

@@ -114,6 +114,8 @@ pub(crate) struct Plan {
     pub(crate) giants: u32,
     /// Cores that panic and begin anew.
     pub(crate) crashes: usize,
+    /// Clients that speak HTTP/1.1.
+    pub(crate) http1: u32,
     /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
     pub(crate) drain: Option<bool>,
 }
@@ -163,9 +165,16 @@ impl Plan {
             vandals: some(seed, 25, 20),
             giants: some(seed, 15, 10),
             crashes: if seed.chance(15) { seed.range(1, 3) } else { 0 },
+            http1: 0,
             drain: seed.chance(25).then(|| seed.chance(50)),
         };
         if seed.chance(8) { plan.pressed() } else { plan }
+    }
+
+    /// Some runs meet HTTP/1.1: by dice of their own, so that all others stay as they were.
+    pub(crate) fn with_http1(self, number: u64) -> Self {
+        let mut seed = Seed::new(!number);
+        Self { http1: if seed.chance(45) { seed.pick(&[30, 70, 100]) } else { 0 }, ..self }
     }
 
     /// Little receive memory, much to hold in it.

@@ -129,6 +129,10 @@ impl Request {
             method_head: self.method_head,
             hopeless: self.hopeless,
             twin: self.twin,
+            http1: false,
+            upgrade: false,
+            length: None,
+            early: false,
             up: Half::default(),
             down: Half::default(),
             interim_sent: 0,
@@ -136,7 +140,7 @@ impl Request {
             tunnel: None,
             outcome: None,
             quit: false,
-            excuse: stage.ledger.draining || stage.ledger.is_shaky(client, self.tenant, stage.now),
+            excuse: stage.ledger.is_risky(client, self.tenant),
             most_down,
         }
     }

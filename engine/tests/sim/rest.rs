@@ -10,6 +10,9 @@ use super::world::World;
 pub(crate) struct Tally {
     pub(crate) exchanges: usize,
     pub(crate) answered: usize,
+    /// Of them over HTTP/1, and streams of bytes.
+    pub(crate) http1: usize,
+    pub(crate) upgraded: usize,
     pub(crate) refused: usize,
     pub(crate) reset: usize,
     pub(crate) tunnels: usize,
@@ -26,6 +29,8 @@ impl Tally {
     pub(crate) fn add(&mut self, other: &Self) {
         self.exchanges += other.exchanges;
         self.answered += other.answered;
+        self.http1 += other.http1;
+        self.upgraded += other.upgraded;
         self.refused += other.refused;
         self.reset += other.reset;
         self.tunnels += other.tunnels;
@@ -44,6 +49,8 @@ impl Tally {
     pub(crate) fn expect_variety(&self) {
         let enough = [
             (self.answered, 5_000),
+            (self.http1, 1_000),
+            (self.upgraded, 50),
             (self.refused, 2_000),
             (self.reset, 2_000),
             (self.tunnels, 4_000),
@@ -64,6 +71,9 @@ impl World {
         let mut tally = Tally::default();
         for (number, exchange) in self.ledger.exchanges.iter().enumerate() {
             let outcome = exchange.outcome;
+            let answered = outcome == Some("answered");
+            tally.http1 += usize::from(answered && exchange.http1);
+            tally.upgraded += usize::from(answered && exchange.upgrade && exchange.down.sent > 0);
             assert!(outcome.is_some(), "exchange {number} has no outcome");
             match outcome {
                 Some("answered") => tally.answered += 1,
@@ -87,7 +97,13 @@ impl World {
         tally.crossings = self.crossings;
         // Cores talk when something begins or ends, never because something flows.
         let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
-        assert!(tally.crossings <= 8 * edges + 16, "{} messages, {edges} edges", tally.crossings);
+        // A drain, and a core that began anew, is told by each core to each other.
+        let told = self.plan.cores * self.plan.cores * (1 + self.plan.crashes);
+        assert!(
+            tally.crossings <= 8 * edges + 16 + told,
+            "{} messages, {edges} edges",
+            tally.crossings
+        );
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;

@@ -1,18 +1,18 @@
 //! A worker's tunnel: the CONNECT, then an HTTP/2 server that answers in every way there is.
 
+mod http1;
+
 use std::collections::BTreeMap;
-use std::time::Duration;
+
+use http1::Spoken;
 
 use super::body::{self, NAME_BYTES, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
 use super::journal::note;
 use super::judge::field;
-use super::ledger::{Named, Work};
+use super::ledger::{Leaving, Named, Work};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
 use super::serve::{Ending, Serve, When, answer_head};
-
-/// How long the gateway may take to see that a tunnel has gone: delays, and a core that pauses.
-const UNNOTICED: Duration = Duration::from_millis(500);
 
 /// A stream before it is known whose it is.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub(crate) struct Tunnel {
     trick: Trick,
     state: State,
     answer: Vec<u8>,
+    spoken: Spoken,
     h2: H2,
     nameless: BTreeMap<u32, Nameless>,
     serves: BTreeMap<u32, Serve>,
@@ -91,7 +92,8 @@ impl Tunnel {
         stage.acts.push(Act::Send(head.into_bytes()));
         stage.ledger.asked += 1;
         let mut h2 = H2::new(number, true, offer, extra);
-        if stage.plan.sloppy > 0 && stage.seed.chance(30) {
+        let spoken = Spoken::new(stage);
+        if matches!(spoken, Spoken::Http2) && stage.plan.sloppy > 0 && stage.seed.chance(30) {
             // It does not wait for the answer.
             let after = if stage.seed.chance(50) { 0 } else { stage.seed.range(1, 300) };
             stage.acts.push(Act::Later(std::mem::take(&mut h2.out), after));
@@ -103,6 +105,7 @@ impl Tunnel {
             trick,
             state: State::Asking,
             answer: Vec::new(),
+            spoken,
             h2,
             nameless: BTreeMap::new(),
             serves: BTreeMap::new(),
@@ -116,8 +119,12 @@ impl Tunnel {
     }
 
     fn done(&mut self, stage: &mut Stage<'_>) {
-        if !self.h2.out.is_empty() && self.state == State::Open {
-            stage.acts.push(Act::Send(std::mem::take(&mut self.h2.out)));
+        if self.state != State::Open {
+            return;
+        }
+        let out = self.spoken.take_out(&mut self.h2);
+        if !out.is_empty() {
+            stage.acts.push(Act::Send(out));
         }
     }
 
@@ -271,9 +278,21 @@ impl Tunnel {
         if !serve.headed && serve.interim > 0 {
             serve.interim -= 1;
             exchange.interim_sent += 1;
+            if self.speaks_http1() {
+                return self.feed_interim();
+            }
             self.h2.head(stream, &[(b":status", b"103"), (b"link", b"</x>")], false, stage.seed);
             return;
         }
+        let headed = serve.headed;
+        if self.speaks_http1() {
+            return if headed {
+                self.feed_http1(stream, stage);
+            } else {
+                self.feed_head(stream, stage);
+            };
+        }
+        let Some(serve) = self.serves.get_mut(&stream) else { return };
         if !serve.headed {
             serve.headed = true;
             let fields = answer_head(serve, &self.work.id, self.worker, stage);
@@ -337,8 +356,8 @@ impl Tunnel {
     fn give_credit(&mut self, stage: &mut Stage<'_>) {
         let streams: Vec<u32> = self.serves.keys().chain(self.nameless.keys()).copied().collect();
         for stream in streams {
-            let due = self.h2.is_worth_a_frame(stream) || self.h2.receive_room(stream) <= 0;
-            if (stage.calm || stage.seed.chance(40)) && due {
+            let (owed, room) = (self.h2.owed(stream), self.h2.receive_room(stream));
+            if (stage.calm || stage.seed.chance(40)) && (owed > 0 || room <= 0) {
                 self.h2.credit_well(stream, stage.seed);
             }
         }
@@ -347,11 +366,16 @@ impl Tunnel {
     }
 
     fn trouble(&mut self, stage: &mut Stage<'_>) {
-        if self.chatter > 0 && stage.fault(stage.plan.chatter) {
+        let http2 = matches!(self.spoken, Spoken::Http2);
+        if http2 && self.chatter > 0 && stage.fault(stage.plan.chatter) {
             self.chatter -= 1;
             self.h2.ping();
         }
-        if self.chatter > 0 && stage.fault(stage.plan.chatter) && self.h2.unacknowledged() == 0 {
+        if http2
+            && self.chatter > 0
+            && stage.fault(stage.plan.chatter)
+            && self.h2.unacknowledged() == 0
+        {
             let offer = Offer {
                 window: stage.seed.pick(&[0, 900, 20_000, 65_535, 500_000]),
                 table: stage.seed.pick(&[0, 200, 4096]),
@@ -365,7 +389,7 @@ impl Tunnel {
             self.reading = false;
             stage.acts.push(Act::Read(false));
         }
-        if stage.rarely(stage.plan.goaways) && !self.going {
+        if http2 && stage.rarely(stage.plan.goaways) && !self.going {
             self.excuse_all(stage);
             self.going = true;
             let last = self.h2.highest.saturating_sub(stage.seed.pick(&[0, 0, 2]));
@@ -394,16 +418,12 @@ impl Tunnel {
         }
     }
 
-    /// Whoever uses this tunnel, waits for it, or is sent to it before the gateway knows has a
-    /// reason to fail.
+    /// Whoever uses this tunnel, or waits for it, has a reason to fail.
     fn excuse_all(&self, stage: &mut Stage<'_>) {
-        let tenant = &self.work.tenant;
-        for exchange in &mut stage.ledger.exchanges {
-            let here = self.client.map_or(exchange.tenant == tenant, |of| exchange.client == of);
-            exchange.excuse |= here && exchange.outcome.is_none();
-        }
-        let until = stage.now + UNNOTICED;
-        stage.ledger.shaky.push((self.client, tenant.clone(), until));
+        self.excuse_raw(stage);
+        let tenant = self.work.tenant.clone();
+        let (tunnel, client) = (self.number, self.client);
+        stage.ledger.is_leaving(Leaving { tunnel, client, tenant });
     }
 
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
@@ -411,6 +431,9 @@ impl Tunnel {
         note("tunnel", self.number, "leaves", [u64::from(matches!(how, Act::Reset)), 0]);
         if self.state == State::Open {
             stage.ledger.tunnel_ended(&self.work.id, self.worker);
+            if matches!(how, Act::Fin) {
+                self.end_with_fin(stage);
+            }
         }
         self.serves.clear();
         self.nameless.clear();
@@ -434,10 +457,9 @@ impl Peer for Tunnel {
             State::Open => bytes.to_vec(),
             State::Mad | State::Leaving | State::Over => return,
         };
-        let mut seen = Vec::new();
-        self.h2.read(&bytes, &mut seen);
-        for seen in seen {
-            self.saw(seen, stage);
+        self.read(bytes, stage);
+        if self.h2.goaway_was_read() {
+            stage.ledger.leaving.retain(|leaving| leaving.tunnel != self.number);
         }
         self.pace.hurry();
         if self.sluggish && self.reading {
@@ -455,6 +477,9 @@ impl Peer for Tunnel {
                 let wanted = !exchange.quit && exchange.outcome.is_none() && !serve.ended;
                 let lost = wanted && !exchange.excuse;
                 assert!(!lost, "exchange {}: its tunnel was closed under it", serve.exchange);
+            }
+            if !reset {
+                self.check_raw(stage);
             }
             self.leave(Act::Fin, stage);
         } else if self.state == State::Asking {
@@ -474,6 +499,10 @@ impl Peer for Tunnel {
                     self.feed(stream, stage);
                 }
             }
+            self.feed_raw(stage);
+            if self.state != State::Open {
+                return;
+            }
             if self.reading {
                 self.give_credit(stage);
             }
@@ -485,7 +514,8 @@ impl Peer for Tunnel {
                 self.state = State::Leaving;
                 return stage.acts.push(Act::Reset);
             }
-            stage.acts.push(Act::Send(super::h2::garbage(stage.seed)));
+            let nonsense = self.nonsense(stage);
+            stage.acts.push(Act::Send(nonsense));
         }
         if matches!(self.state, State::Open | State::Asking | State::Mad) {
             stage.acts.push(Act::Wait(self.pace.next(stage.seed)));

@@ -12,6 +12,7 @@ use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::time::Time;
 
 use super::client::Client;
+use super::client1::Client1;
 use super::core::{Around, Core};
 use super::journal::{self, note};
 use super::ledger::{Ledger, Work, Worker};
@@ -119,7 +120,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(number: u64) -> Self {
         let mut seed = Seed::new(number);
-        let plan = Plan::new(&mut seed);
+        let plan = Plan::new(&mut seed).with_http1(number);
         let mut world = Self {
             plan,
             now: Time(1_000_000),
@@ -332,6 +333,8 @@ impl World {
             self.shut.insert((number, listener == Listener::Client));
         }
         core.shard.take_posts(&mut Vec::new());
+        let links = &self.wires.links;
+        self.ledger.leaving.retain(|leaving| !links[leaving.tunnel].closed);
         self.deliver_posts(number);
         self.turns += 1;
         assert!(self.turns < TURNS, "the run does not end");
@@ -458,6 +461,9 @@ impl World {
             acts: &mut acts,
         };
         let peer: Box<dyn Peer> = match guest {
+            Guest::Client if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) => {
+                Box::new(Client1::new(number, &mut stage))
+            }
             Guest::Client => Box::new(Client::new(number, &mut stage)),
             Guest::Poll { worker } => Box::new(Poll::new(number, worker, &mut stage)),
             Guest::Dial { worker, work, trick } => {

@@ -5,6 +5,7 @@
 //! names are lower-cased, so that `route.rs` reads HTTP/1 and HTTP/2 heads alike.
 
 use crate::fields::{Field, Fields, Token};
+use std::ops::Range;
 
 /// How large a head may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +118,8 @@ impl HeadFault {
         match self {
             Self::Malformed(text) => text,
             Self::Timeout => "request head did not come in time",
-            Self::TooLarge => "request head is too large",
-            Self::TooManyFields => "request head has too many fields",
+            Self::TooLarge => "head is too large",
+            Self::TooManyFields => "head has too many fields",
             Self::UnknownCoding => "transfer coding is not supported",
             Self::UnknownVersion => "HTTP version is not supported",
         }
@@ -191,16 +192,34 @@ impl Scan {
         limits: &HeadLimits,
     ) -> Result<Option<RequestHead>, HeadFault> {
         fields.clear();
-        let Some(end) = self.find_end(input, limits)? else {
+        let Some(range) = self.find_head(input, limits)? else {
             return Ok(None);
         };
-        let mut lines = Lines(&input[std::mem::take(self).start..end]);
-        let version = read_request_line(lines.next().unwrap_or_default(), fields)?;
+        let head_len = range.end;
+        let mut lines = Lines(&input[range]);
+        let line = RequestLine::read(lines.next().unwrap_or_default())?;
+        fields.push(Field { token: Token::Method, ..Field::new(b":method", line.method) });
+        fields.push(Field { token: Token::Path, ..Field::new(b":path", line.target) });
         for line in lines {
             read_field_line(line, fields)?;
         }
-        let body = read_framing(fields, version)?;
-        Ok(Some(RequestHead { head_len: end, version, body }))
+        let body = read_framing(fields, line.version)?;
+        Ok(Some(RequestHead { head_len, version: line.version, body }))
+    }
+
+    /// For a trailer section: field lines alone, perhaps none.
+    pub(super) fn of_trailers() -> Self {
+        Self { lines: 1, ..Self::default() }
+    }
+
+    /// Where the head begins and ends, the empty line included; ready for the next one then.
+    pub(super) fn find_head(
+        &mut self,
+        input: &[u8],
+        limits: &HeadLimits,
+    ) -> Result<Option<Range<usize>>, HeadFault> {
+        let end = self.find_end(input, limits)?;
+        Ok(end.map(|end| std::mem::take(self).start..end))
     }
 
     /// Where the head ends, behind its empty line.
@@ -212,16 +231,16 @@ impl Scan {
                 LINE_END => {
                     let Some(&next) = within.get(self.searched + 1) else { break };
                     if next != b'\n' {
-                        return Err(HeadFault::Malformed("bare CR in request head"));
+                        return Err(HeadFault::Malformed("bare CR in head"));
                     }
                     if self.end_line(limits)? {
                         return Ok(Some(self.searched));
                     }
                 }
                 _ if octet == b'\n' => {
-                    return Err(HeadFault::Malformed("bare LF in request head"));
+                    return Err(HeadFault::Malformed("bare LF in head"));
                 }
-                _ => return Err(HeadFault::Malformed("control octet in request head")),
+                _ => return Err(HeadFault::Malformed("control octet in head")),
             }
         }
         if within.len() == limits.max_bytes { Err(HeadFault::TooLarge) } else { Ok(None) }
@@ -254,7 +273,7 @@ impl Scan {
 }
 
 /// The lines of a head of which [`Scan`] has seen that every CR is a CRLF's.
-struct Lines<'a>(&'a [u8]);
+pub(super) struct Lines<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
     type Item = &'a [u8];
@@ -281,31 +300,44 @@ const TOKEN_OCTET: [bool; 256] = {
     table
 };
 
-fn is_token(text: &[u8]) -> bool {
+pub(super) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|&b| TOKEN_OCTET[b as usize])
 }
 
-/// `method SP target SP version`, with exactly these two spaces (RFC 9112 §3).
-fn read_request_line(line: &[u8], fields: &mut Fields) -> Result<Version, HeadFault> {
-    let mut parts = line.splitn(3, |&b| b == b' ');
-    let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if !is_token(method) {
-        return Err(HeadFault::Malformed("request method is not a token"));
-    }
-    if !target_is_valid(method, target) {
-        return Err(HeadFault::Malformed("request target is malformed"));
-    }
-    let version = match parts.next().unwrap_or_default() {
-        b"HTTP/1.1" => Version::Http11,
-        b"HTTP/1.0" => Version::Http10,
-        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
-            return Err(HeadFault::UnknownVersion);
+/// A request line, cut up.
+pub(super) struct RequestLine<'a> {
+    pub(super) method: &'a [u8],
+    pub(super) target: &'a [u8],
+    pub(super) version: Version,
+}
+
+impl<'a> RequestLine<'a> {
+    /// `method SP target SP version`, with exactly these two spaces (RFC 9112 §3).
+    pub(super) fn read(line: &'a [u8]) -> Result<Self, HeadFault> {
+        let mut parts = line.splitn(3, |&b| b == b' ');
+        let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if !is_token(method) {
+            return Err(HeadFault::Malformed("request method is not a token"));
         }
-        _ => return Err(HeadFault::Malformed("request line is malformed")),
-    };
-    fields.push(Field { token: Token::Method, ..Field::new(b":method", method) });
-    fields.push(Field { token: Token::Path, ..Field::new(b":path", target) });
-    Ok(version)
+        if !target_is_valid(method, target) {
+            return Err(HeadFault::Malformed("request target is malformed"));
+        }
+        let version = read_version(parts.next().unwrap_or_default())
+            .unwrap_or(Err(HeadFault::Malformed("request line is malformed")))?;
+        Ok(Self { method, target, version })
+    }
+}
+
+/// `None` if it is no HTTP version at all.
+pub(super) fn read_version(text: &[u8]) -> Option<Result<Version, HeadFault>> {
+    match text {
+        b"HTTP/1.1" => Some(Ok(Version::Http11)),
+        b"HTTP/1.0" => Some(Ok(Version::Http10)),
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
+            Some(Err(HeadFault::UnknownVersion))
+        }
+        _ => None,
+    }
 }
 
 /// The four forms of RFC 9112 §3.2; a CONNECT's may be any, for workers send origin-form (WK-1).
@@ -327,7 +359,7 @@ fn target_is_valid(method: &[u8], target: &[u8]) -> bool {
 /// Longest name that is lower-cased without an allocation: longer than any we have a rule for.
 const SHORT_NAME: usize = 64;
 
-fn read_field_line(line: &[u8], fields: &mut Fields) -> Result<(), HeadFault> {
+pub(super) fn read_field_line(line: &[u8], fields: &mut Fields) -> Result<(), HeadFault> {
     if matches!(line[0], b' ' | b'\t') {
         // RFC 9112 §5.2
         return Err(HeadFault::Malformed("folded header line"));
@@ -357,8 +389,14 @@ fn read_field_line(line: &[u8], fields: &mut Fields) -> Result<(), HeadFault> {
     Ok(())
 }
 
+/// Reads the field lines of a trailer section.
+pub(super) fn read_trailers(section: &[u8], fields: &mut Fields) -> Result<(), HeadFault> {
+    fields.clear();
+    Lines(section).try_for_each(|line| read_field_line(line, fields))
+}
+
 /// Without optional white space at both ends (RFC 9110 §5.6.3).
-fn trim_blank(value: &[u8]) -> &[u8] {
+pub(super) fn trim_blank(value: &[u8]) -> &[u8] {
     let is_text = |b: &u8| !matches!(b, b' ' | b'\t');
     let start = value.iter().position(is_text).unwrap_or(value.len());
     let end = value.iter().rposition(is_text).map_or(start, |last| last + 1);
@@ -366,7 +404,8 @@ fn trim_blank(value: &[u8]) -> &[u8] {
 }
 
 /// Host and body framing, read so that nobody can read them otherwise (RFC 9112 §3.2, §6).
-fn read_framing(fields: &Fields, version: Version) -> Result<Body, HeadFault> {
+pub(super) fn read_framing(fields: &Fields, version: Version) -> Result<Body, HeadFault> {
+    check_options(fields)?;
     let (mut hosts, mut lengths, mut codings) = (0, 0, 0);
     let (mut length, mut coding) = (None, None);
     for field in fields.iter() {
@@ -409,7 +448,7 @@ fn read_framing(fields: &Fields, version: Version) -> Result<Body, HeadFault> {
 }
 
 /// Digits and nothing else: no sign, no list (RFC 9110 §8.6).
-fn read_length(value: &[u8]) -> Result<u64, HeadFault> {
+pub(super) fn read_length(value: &[u8]) -> Result<u64, HeadFault> {
     let number = value.iter().try_fold(0_u64, |number, digit| match digit {
         b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
         _ => None,
@@ -417,6 +456,17 @@ fn read_length(value: &[u8]) -> Result<u64, HeadFault> {
     number
         .filter(|_| !value.is_empty())
         .ok_or(HeadFault::Malformed("Content-Length is not a number"))
+}
+
+/// Most options of all `Connection` fields: each other field is compared with them.
+const CONNECTION_OPTIONS_MAX: usize = 32;
+
+pub(super) fn check_options(fields: &Fields) -> Result<(), HeadFault> {
+    let connection = fields.iter().filter(|field| field.token == Token::Connection);
+    if connection.flat_map(|field| options(field.value)).count() > CONNECTION_OPTIONS_MAX {
+        return Err(HeadFault::Malformed("Connection has too many options"));
+    }
+    Ok(())
 }
 
 /// Refuses a `Connection` field that would take away what the next hop decides by
@@ -440,7 +490,7 @@ fn check_connection(value: &[u8]) -> Result<(), HeadFault> {
     Ok(())
 }
 
-fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(trim_blank)
 }
 
@@ -449,11 +499,18 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Never with HTTP/1.0: its keep-alive is an extension that nobody here needs.
 #[must_use]
 pub fn keeps_alive(version: Version, fields: &Fields) -> bool {
-    let closes = || {
-        fields
-            .iter()
-            .filter(|field| field.token == Token::Connection)
-            .any(|field| options(field.value).any(|o| o.eq_ignore_ascii_case(b"close")))
-    };
-    version == Version::Http11 && !closes()
+    version == Version::Http11 && !connection_names(fields, b"close")
+}
+
+/// Whether some `Connection` field has this option: a lower-case field name, which then ends at
+/// this hop (RFC 9110 §7.6.1, CL-28), or `close`, `keep-alive`, `upgrade`.
+#[must_use]
+pub fn connection_names(fields: &Fields, option: &[u8]) -> bool {
+    list_names(fields, Token::Connection, option)
+}
+
+/// Whether a field of this token, read as a list, has this member.
+pub(super) fn list_names(fields: &Fields, token: Token, member: &[u8]) -> bool {
+    let mut lists = fields.iter().filter(|field| field.token == token);
+    lists.any(|field| options(field.value).any(|o| o.eq_ignore_ascii_case(member)))
 }

@@ -58,11 +58,7 @@ pub fn write_answer(fields: &Fields, body: &[u8], keep_alive: bool, out: &mut im
 
 /// Writes a short text in the manner of Go's `http.Error` (WK-4): `text` should end in a newline.
 pub fn write_text(status: u16, text: &str, keep_alive: bool, out: &mut impl Sink) {
-    out.put(b"HTTP/1.1 ");
-    put_number(u64::from(status), out);
-    out.put(b" ");
-    out.put(reason_of(status).as_bytes());
-    out.put(b"\r\n");
+    put_status_line(status, out);
     put_field(b"content-type", b"text/plain; charset=utf-8", out);
     put_field(b"x-content-type-options", b"nosniff", out);
     put_field(b"content-length", decimal(text.len() as u64, &mut [0; DIGITS_MAX]), out);
@@ -78,25 +74,54 @@ pub fn write_fault(fault: HeadFault, out: &mut impl Sink) {
     write_text(fault.status(), fault.text(), false, out);
 }
 
-/// The reason phrase of a status that the gateway itself answers with; empty for others, which
-/// RFC 9112 §4 allows.
+/// The reason phrase of the usual statuses (RFC 9110 §15); empty for others, which RFC 9112 §4
+/// allows.
 #[must_use]
 pub fn reason_of(status: u16) -> &'static str {
     match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        103 => "Early Hints",
         200 => "OK",
+        201 => "Created",
         202 => "Accepted",
+        203 => "Non-Authoritative Information",
         204 => "No Content",
+        205 => "Reset Content",
+        206 => "Partial Content",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
+        402 => "Payment Required",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        406 => "Not Acceptable",
         408 => "Request Timeout",
         409 => "Conflict",
+        410 => "Gone",
         411 => "Length Required",
+        412 => "Precondition Failed",
         413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        424 => "Failed Dependency",
+        425 => "Too Early",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",
@@ -107,7 +132,15 @@ pub fn reason_of(status: u16) -> &'static str {
     }
 }
 
-fn put_field(name: &[u8], value: &[u8], out: &mut impl Sink) {
+pub(super) fn put_status_line(status: u16, out: &mut impl Sink) {
+    out.put(b"HTTP/1.1 ");
+    put_number(u64::from(status), out);
+    out.put(b" ");
+    out.put(reason_of(status).as_bytes());
+    out.put(b"\r\n");
+}
+
+pub(super) fn put_field(name: &[u8], value: &[u8], out: &mut impl Sink) {
     out.put(name);
     out.put(b": ");
     out.put(value);

@@ -337,10 +337,11 @@ impl Conn {
     /// peer used up that half fast and nothing waits.
     pub fn drained(&mut self, key: StreamKey, bytes: usize, backlog: bool, out: &mut impl Sink) {
         let Some(stream) = self.table.get_mut(key) else { return };
-        stream.receive.owe(bytes);
+        // Nothing more comes on it; what an upgrade from HTTP/1 brought never used the window.
         if !stream.remote_open {
             return;
         }
+        stream.receive.owe(bytes);
         let max = (self.growth && !backlog).then_some(self.limits.stream_window_max);
         if let Some(credit) = stream.receive.pay_and_grow(max, self.now) {
             frame::put_window_update(out, stream.id, credit);

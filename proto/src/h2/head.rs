@@ -216,7 +216,7 @@ fn is_scheme(text: &[u8]) -> bool {
 
 /// Whether all octets may stand in an authority without user information (RFC 9113 §8.3.1,
 /// RFC 3986 §3.2): no slash, query or space that would end it for one reader and not for another.
-fn is_host(text: &[u8]) -> bool {
+pub(crate) fn is_host(text: &[u8]) -> bool {
     text.iter().all(|&b| HOST_OCTET[b as usize])
 }
 

@@ -33,6 +33,7 @@ mod window;
 
 pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
+pub(crate) use head::is_host;
 pub use memo::ListId;
 pub use send::{Blocked, CRUMB};
 pub use stream::StreamKey;

@@ -25,6 +25,12 @@ pub struct StreamKey {
 }
 
 impl StreamKey {
+    /// A key that is no stream's on any connection: for callers that name by it what has none.
+    #[must_use]
+    pub fn outside(id: u32) -> Self {
+        Self { slot: u32::MAX, id }
+    }
+
     /// The stream's id on the wire.
     #[must_use]
     pub fn id(self) -> u32 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
-use crate::config::{Function, Tenant};
+use crate::config::{Dial, Function, Tenant};
 
 /// Keys are looked up in tables whose hash is seeded per process, so that the time of a lookup
 /// says nothing about how much of a guessed key was right.
@@ -37,6 +37,7 @@ struct Version {
     tenants: Vec<Arc<str>>,
     worker_keys: Vec<Box<[u8]>>,
     streaming: bool,
+    dial: Option<Arc<Dial>>,
 }
 
 /// What a credential was allowed.
@@ -93,6 +94,7 @@ impl Policy {
                 tenants: function.tenants.iter().map(|name| name.as_str().into()).collect(),
                 worker_keys: function.worker_keys.iter().map(|key| key.bytes().into()).collect(),
                 streaming: function.streaming,
+                dial: function.dial.clone().map(Arc::new),
             });
         }
         policy
@@ -159,10 +161,19 @@ impl Policy {
             entry.version == request.function_version_id
                 && entry.worker_keys.iter().any(|key| **key == *credential)
         };
-        if versions.into_iter().any(serves) {
-            return Ok(());
-        }
-        Err(PollFault { status: 403, text: "the worker key is not for this function".into() })
+        let text = match versions.into_iter().find(|entry| serves(entry)) {
+            Some(Version { dial: None, .. }) => return Ok(()),
+            Some(_) => "the gateway dials this function's server itself: it takes no worker",
+            None => "the worker key is not for this function",
+        };
+        Err(PollFault { status: 403, text: text.into() })
+    }
+
+    /// The server that serves this version without a worker, if it has one.
+    #[must_use]
+    pub fn dial(&self, function: &str, version: &str) -> Option<Arc<Dial>> {
+        let versions = self.functions.get(&Uuid::try_parse(function).ok()?)?;
+        versions.iter().find(|entry| *entry.version == *version)?.dial.clone()
     }
 }
 
@@ -191,6 +202,7 @@ mod tests {
             tenants: tenants.iter().map(ToString::to_string).collect(),
             worker_keys: keys(&[worker]),
             streaming,
+            dial: None,
         }
     }
 

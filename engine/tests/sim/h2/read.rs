@@ -179,7 +179,7 @@ impl H2 {
         self.receive -= len;
         self.owed += len;
         self.data_frames += 1;
-        self.expect(self.receive >= 0, "overran the connection's window");
+        self.expect(len == 0 || self.receive >= 0, "overran the connection's window");
         if self.refused(id) {
             return;
         }
@@ -188,15 +188,14 @@ impl H2 {
             let stream = self.streams.get_mut(&id).expect("it is late, but known");
             stream.receive -= len;
             let room = stream.receive;
-            let fine = room >= 0 || len == 0;
-            return self.expect(fine, "overran a stream's window after a reset");
+            return self.expect(len == 0 || room >= 0, "overran a stream's window after a reset");
         };
         stream.receive -= len;
         stream.owed += len;
         stream.got_end |= end;
         let (room, headed) = (stream.receive, stream.got_head || server);
-        // RFC 9113 §6.9.1: an empty frame needs no room.
-        self.expect(room >= 0 || len == 0, "overran a stream's window");
+        // RFC 9113 §6.9.1: a bare end needs no room, not even in a window our SETTINGS made negative.
+        self.expect(len == 0 || room >= 0, "overran a stream's window");
         self.expect(headed, "sent DATA before a head");
         self.expect(len > 0 || end, "sent empty DATA");
         seen.push(Seen::Data { stream: id, bytes, end });

@@ -1,0 +1,77 @@
+//! What was replaced while the gateway ran.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::border::Listener;
+use crate::control::local::Policy;
+use crate::metrics::family;
+
+/// What can be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Tenants, keys and functions.
+    Configuration,
+    /// A listener's certificate.
+    Certificate,
+}
+
+const LISTENERS: [(Listener, &str); 2] =
+    [(Listener::Client, "client"), (Listener::Worker, "worker")];
+
+/// Counts of it, and what stands now.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// By [`Change`]: taken, refused.
+    counts: [[AtomicU64; 2]; 2],
+    /// Unix time at which each listener's certificate expires; 0: it has none.
+    not_after: [AtomicU64; 2],
+    /// None: the one of the start.
+    policy: Mutex<Option<Arc<Policy>>>,
+}
+
+impl Changes {
+    /// Something was replaced, or stayed because the new one has faults.
+    pub fn count(&self, change: Change, taken: bool) {
+        self.counts[change as usize][usize::from(!taken)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A listener's certificate is one that expires at this Unix time.
+    pub fn certificate(&self, listener: Listener, not_after: Duration) {
+        self.not_after[listener as usize].store(not_after.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Cores go by this one from now on.
+    pub fn replace_policy(&self, policy: Arc<Policy>) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
+    }
+
+    /// What cores go by, if it is not what they were started with.
+    #[must_use]
+    pub fn policy(&self) -> Option<Arc<Policy>> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes it in the Prometheus text format.
+    pub fn render(&self, out: &mut String) {
+        let name = "ringway_reloads_total";
+        family(out, name, "counter", "Reloads of the configuration and of certificates.");
+        for (what, counts) in ["configuration", "certificate"].iter().zip(&self.counts) {
+            for (outcome, count) in ["ok", "refused"].iter().zip(counts) {
+                let count = count.load(Ordering::Relaxed);
+                // Writing to a String cannot fail.
+                let _ = writeln!(out, "{name}{{what=\"{what}\",outcome=\"{outcome}\"}} {count}");
+            }
+        }
+        let name = "ringway_tls_certificate_not_after_seconds";
+        family(out, name, "gauge", "Unix time at which a listener's certificate expires.");
+        for (listener, label) in LISTENERS {
+            let at = self.not_after[listener as usize].load(Ordering::Relaxed);
+            if at > 0 {
+                let _ = writeln!(out, "{name}{{listener=\"{label}\"}} {at}");
+            }
+        }
+    }
+}

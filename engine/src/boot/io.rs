@@ -1,0 +1,37 @@
+//! Which of io_uring and epoll drives the cores: the same for all of them.
+
+use super::{BootError, core, core_count};
+use crate::config::{Config, Io};
+use crate::metrics::Backend;
+use crate::reactor::{SetupError, Trial, try_features, try_rings};
+
+/// Decides it, by trying io_uring out unless epoll was asked for.
+///
+/// # Errors
+/// When io_uring was asked for and this host does not allow it.
+pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
+    if config.cores.io == Io::Epoll {
+        tracing::info!("epoll drives the cores, as configured");
+        return Ok(Backend::Epoll);
+    }
+    let options = core::options(config, 0, None, Backend::Ring);
+    match try_rings(&options, core_count(config)) {
+        Ok(()) => Ok(Backend::Ring),
+        Err(why) if config.cores.io == Io::Ring => Err(BootError::os(format!(
+            "{why}; or let epoll serve where io_uring cannot: cores.io = \"auto\" (--io auto)"
+        ))),
+        Err(why) => {
+            tracing::warn!(
+                "io_uring cannot be used, so epoll drives the cores: {why}. `ringway doctor` shows \
+                 what io_uring needs; cores.io = \"epoll\" (--io epoll) keeps epoll without this line"
+            );
+            Ok(Backend::Epoll)
+        }
+    }
+}
+
+/// Tries out each of io_uring's features, then a ring for every core at once.
+pub(crate) fn try_io(config: &Config) -> (Vec<Trial>, Result<(), SetupError>) {
+    let options = core::options(config, 0, None, Backend::Ring);
+    (try_features(&options), try_rings(&options, core_count(config)))
+}

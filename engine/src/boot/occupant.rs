@@ -1,0 +1,339 @@
+//! What a core's reactor serves: a shard, and around it what makes one core out of many. Messages
+//! go to other cores and to the control thread here, and a client's fresh connection goes to the
+//! core that has most time for it. The shard only hears of what is its own.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+use tokio::sync::mpsc;
+
+use super::balance::Balance;
+use crate::border::{Border, ConnId, Core, End, Listener, Parcel};
+use crate::metrics::{Backend, Limit};
+use crate::pool::Segment;
+use crate::post::{ControlPost, CorePost, ShardPost};
+use crate::ring::{Full, Sender};
+use crate::shard::Shard;
+
+/// How often a core that has no room is told again that this one began anew.
+const TELL_PAUSE: Duration = Duration::from_millis(10);
+/// How long a core stays that has no client when it is told to drain: those who waited to be let
+/// in are told of in its next turns.
+const DRAINED_PAUSE: Duration = Duration::from_millis(20);
+/// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
+const ROUNDS: usize = 4;
+
+/// A client's connection on its way to another core.
+#[derive(Debug)]
+struct Leaving {
+    conn: ConnId,
+    to: u16,
+    peer: SocketAddr,
+}
+
+/// A shard and its place among the cores.
+#[derive(Debug)]
+pub(super) struct Occupant {
+    shard: Shard,
+    own: usize,
+    /// Every core's mailbox, this one's too.
+    cores: Arc<[Sender<ShardPost>]>,
+    mailbox: usize,
+    balance: Balance,
+    leaving: Vec<Leaving>,
+    /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
+    untold: Vec<u16>,
+    tell_at: Option<Time>,
+    /// The core drains, and does not end before this.
+    stays_until: Option<Time>,
+    outbound: VecDeque<(u16, CorePost)>,
+    taken: Vec<(u16, CorePost)>,
+    /// Cores that had no room for one of the messages being sent.
+    full: Vec<u16>,
+    counted: Counted,
+    /// For the control thread.
+    posts: mpsc::Sender<ControlPost>,
+    backend: Backend,
+    waiting: Vec<ControlPost>,
+    /// By which a test makes it panic.
+    #[cfg(test)]
+    name: u32,
+}
+
+/// What the shard cannot count.
+#[derive(Debug, Default)]
+struct Counted {
+    sent: u64,
+    full: u64,
+}
+
+/// What an occupant is made with.
+pub(super) struct Place {
+    pub(super) own: usize,
+    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    /// Messages that fit into a mailbox.
+    pub(super) mailbox: usize,
+    /// The shard takes the place of one that panicked.
+    pub(super) anew: bool,
+    pub(super) posts: mpsc::Sender<ControlPost>,
+    /// What drives the core.
+    pub(super) backend: Backend,
+}
+
+impl Occupant {
+    pub(super) fn new(shard: Shard, place: Place) -> Self {
+        let others = (0..place.cores.len()).filter(|core| place.anew && *core != place.own);
+        Self {
+            shard,
+            own: place.own,
+            untold: others.map(|core| core as u16).collect(),
+            cores: place.cores,
+            mailbox: place.mailbox,
+            balance: Balance::new(place.own),
+            leaving: Vec::new(),
+            tell_at: None,
+            stays_until: None,
+            outbound: VecDeque::new(),
+            taken: Vec::new(),
+            full: Vec::new(),
+            counted: Counted::default(),
+            posts: place.posts,
+            backend: place.backend,
+            waiting: Vec::new(),
+            #[cfg(test)]
+            name: 0,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn named(self, name: u32) -> Self {
+        Self { name, ..self }
+    }
+
+    // ---- to other cores ----
+
+    /// Sends one message to a core; it has it back if there is no room.
+    fn send(
+        &mut self,
+        border: &mut Border,
+        to: u16,
+        post: ShardPost,
+    ) -> Result<(), Full<ShardPost>> {
+        let told = self.tell(border, to);
+        let sent = match self.cores.get(usize::from(to)) {
+            Some(core) if told => core.post(post),
+            _ => Err(Full(post)),
+        };
+        match sent {
+            Ok(bell) => {
+                self.counted.sent += 1;
+                if let Some(bell) = bell {
+                    border.ring(bell);
+                }
+                Ok(())
+            }
+            Err(full) => {
+                self.counted.full += 1;
+                Err(full)
+            }
+        }
+    }
+
+    /// Tells a core that this one began anew, unless it knows. Whether it does.
+    fn tell(&mut self, border: &mut Border, to: u16) -> bool {
+        let Some(at) = self.untold.iter().position(|core| *core == to) else { return true };
+        let restarted = ShardPost::Restarted { core: self.own as u16 };
+        // Who comes back after this core did knows nothing of its former life.
+        if let Some(core) = self.cores.get(usize::from(to)).filter(|core| core.is_open()) {
+            match core.post(restarted) {
+                Ok(Some(bell)) => border.ring(bell),
+                Ok(None) => {}
+                Err(Full(_)) => return false,
+            }
+        }
+        self.untold.swap_remove(at);
+        true
+    }
+
+    /// Tells those that had no room for it.
+    fn tell_all(&mut self, border: &mut Border) {
+        if self.untold.is_empty() || self.tell_at.is_some_and(|at| at > border.now) {
+            return;
+        }
+        for core in self.untold.clone() {
+            self.tell(border, core);
+        }
+        self.tell_at = (!self.untold.is_empty()).then(|| border.now + TELL_PAUSE);
+    }
+
+    /// Sends what the shard has to say to others. What one of them cannot take comes back to it,
+    /// with all that follows for the same core: none overtakes another.
+    fn send_core_posts(&mut self, border: &mut Border) {
+        for _ in 0..ROUNDS {
+            self.full.clear();
+            self.shard.take_core_posts(&mut self.taken);
+            self.outbound.extend(self.taken.drain(..));
+            if self.outbound.is_empty() {
+                return;
+            }
+            while let Some((to, post)) = self.outbound.pop_front() {
+                if self.full.contains(&to) {
+                    self.shard.undelivered(border, to, post);
+                } else if let Err(Full(ShardPost::Core(post))) =
+                    self.send(border, to, ShardPost::Core(post))
+                {
+                    self.full.push(to);
+                    self.shard.undelivered(border, to, post);
+                }
+            }
+        }
+        // The rest has the next turn, which comes at once.
+        self.shard.take_core_posts(&mut self.taken);
+        self.outbound.extend(self.taken.drain(..));
+    }
+
+    // ---- fresh connections ----
+
+    /// A connection that was to go elsewhere is this core's after all, or another core's fresh one.
+    fn take_up(&mut self, border: &mut Border, parcel: Parcel, peer: SocketAddr) {
+        let conn = border.admit(parcel, Listener::Client);
+        self.shard.accepted(border, conn, Listener::Client, peer);
+        self.measure(border);
+    }
+
+    /// A core that drains goes on for a moment even without a client.
+    fn await_late(&mut self, border: &Border) {
+        let Some(until) = self.stays_until else { return };
+        self.stays_until = Some(until).filter(|until| *until > border.now);
+        self.shard.stay(self.stays_until.is_some());
+    }
+
+    fn measure(&mut self, border: &Border) {
+        let clients = self.shard.metrics().active_connections as usize;
+        self.balance.measure(border.now, clients, border.tally.idle.as_micros() as u64);
+        self.balance.show(&self.cores);
+    }
+
+    // ---- to the control thread ----
+
+    /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
+    fn send_posts(&mut self, border: &Border) {
+        self.shard.take_posts(&mut self.waiting);
+        for mut post in self.waiting.drain(..) {
+            if let ControlPost::Snapshot { snapshot, .. } = &mut post {
+                snapshot.core = self.own as u16;
+                snapshot.idle = border.tally.idle;
+                snapshot.sockets = border.tally.sockets;
+                let metrics = &mut snapshot.metrics;
+                let mailbox = Limit::Mailbox.index();
+                metrics.io_backend[self.backend.index()] = 1;
+                metrics.limit_max[mailbox] = self.mailbox as u64;
+                metrics.limit_used[mailbox] = self.cores[self.own].waiting() as u64;
+                metrics.limit_hits[mailbox] += self.counted.full;
+                metrics.cross_core_messages += self.counted.sent;
+                metrics.core_moves += border.tally.adopts;
+            }
+            // See above.
+            let _ = self.posts.try_send(post);
+        }
+    }
+}
+
+impl Core for Occupant {
+    type Post = ShardPost;
+
+    fn accepted(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        listener: Listener,
+        peer: SocketAddr,
+    ) {
+        // A worker's connection goes where its token says, not where there is time.
+        let going = self.leaving.iter().map(|leaving| leaving.to);
+        if listener == Listener::Client
+            && let Some(to) = self.balance.choose(border.now, &self.cores, going)
+        {
+            self.leaving.push(Leaving { conn, to, peer });
+            return border.detach(conn);
+        }
+        self.shard.accepted(border, conn, listener, peer);
+        self.measure(border);
+    }
+
+    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+        self.shard.dialled(border, conn, result);
+    }
+
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        self.shard.received(border, conn, segment);
+    }
+
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        self.shard.ended(border, conn, end);
+    }
+
+    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
+        self.shard.addressed(border, conn, peer);
+    }
+
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        let Some(at) = self.leaving.iter().position(|leaving| leaving.conn == conn) else {
+            return self.shard.detached(border, conn, parcel);
+        };
+        let Leaving { to, peer, .. } = self.leaving.swap_remove(at);
+        let sent = self.send(border, to, ShardPost::Client { parcel, peer });
+        if let Err(Full(ShardPost::Client { parcel, peer })) = sent {
+            self.take_up(border, parcel, peer);
+        }
+    }
+
+    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
+        self.shard.written(border, conn, bytes);
+    }
+
+    fn posted(&mut self, border: &mut Border, post: ShardPost) {
+        #[cfg(test)]
+        super::tests::panic_if_asked(self.name, self.own);
+        match post {
+            ShardPost::Client { parcel, peer } => return self.take_up(border, parcel, peer),
+            ShardPost::Unready | ShardPost::Stop => self.balance.close(),
+            ShardPost::Drain { .. } => {
+                self.balance.close();
+                // Once: the message may come again.
+                self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
+            }
+            ShardPost::Snapshot { .. }
+            | ShardPost::Core(_)
+            | ShardPost::Policy(_)
+            | ShardPost::Restarted { .. } => {}
+        }
+        self.shard.posted(border, post);
+        self.send_posts(border);
+    }
+
+    fn turn(&mut self, border: &mut Border) {
+        self.await_late(border);
+        self.shard.turn(border);
+        self.tell_all(border);
+        self.send_core_posts(border);
+        self.measure(border);
+    }
+
+    fn relieve(&mut self, border: &mut Border) {
+        self.shard.relieve(border);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let unsent = (!self.outbound.is_empty()).then_some(Time::ZERO);
+        let own = [self.shard.deadline(), self.tell_at, self.stays_until, unsent];
+        own.into_iter().flatten().min()
+    }
+
+    fn finished(&self) -> bool {
+        self.shard.finished()
+    }
+}

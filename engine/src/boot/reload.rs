@@ -1,0 +1,225 @@
+//! What changes while the gateway runs: tenants, keys and functions on SIGHUP, certificates on
+//! SIGHUP and whenever their files change (contract CF-1).
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::BootError;
+use crate::admin::{Admin, Change, Changes};
+use crate::border::Listener;
+use crate::config::{Config, Front};
+use crate::control::local::Policy;
+use crate::inlet::{Entrance, Entrances};
+use crate::post::ShardPost;
+use crate::tls::{Files, Pair, PairError, Vault};
+
+/// How often the files of certificates are looked at. A change is taken up when the next look
+/// finds no other: two files are seldom written in one instant.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a message is sent again to a core whose mailbox is full.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// The running configuration, and what of it can be replaced.
+#[derive(Debug)]
+pub(super) struct Reloader {
+    source: Option<PathBuf>,
+    config: Arc<Config>,
+    certificates: Vec<Certificate>,
+    changes: Arc<Changes>,
+}
+
+/// A listener's certificate.
+#[derive(Debug)]
+struct Certificate {
+    listener: Listener,
+    /// Its setting.
+    key: &'static str,
+    files: Files,
+    vault: Arc<Vault>,
+    pair: Pair,
+    /// The files as they were when they were last read, and as they were at the last look.
+    read: Stamp,
+    seen: Stamp,
+}
+
+/// What tells one state of two files from another.
+type Stamp = [Option<[i64; 7]>; 2];
+
+fn stamp(files: &Files) -> Stamp {
+    let of = |path: &Path| {
+        // Through symlinks: where they lead counts.
+        let data = std::fs::metadata(path).ok()?;
+        let times = [data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec()];
+        let [mtime, mtime_nsec, ctime, ctime_nsec] = times;
+        let (device, inode, size) = (data.dev() as i64, data.ino() as i64, data.size() as i64);
+        Some([device, inode, size, mtime, mtime_nsec, ctime, ctime_nsec])
+    };
+    [of(&files.cert), of(&files.key)]
+}
+
+impl Reloader {
+    /// For a configuration that was read from `source`, if it was read from a file.
+    pub(super) fn new(config: &Arc<Config>, source: Option<PathBuf>) -> Result<Self, BootError> {
+        let changes = Arc::new(Changes::default());
+        let mut certificates = Vec::new();
+        let fronts = &config.fronts;
+        for (listener, key, front) in [
+            (Listener::Client, "listen.client.tls", &fronts.client),
+            (Listener::Worker, "listen.worker.tls", &fronts.worker),
+        ] {
+            let Some(tls) = &front.tls else { continue };
+            let server = tls.pair.server_config(listener).map_err(BootError::os)?;
+            let (files, pair) = (tls.files.clone(), tls.pair.clone());
+            changes.certificate(listener, pair.not_after());
+            // Not what they are now: they may have changed since they were read.
+            let (read, seen) = ([None; 2], [None; 2]);
+            let vault = Arc::new(Vault::new(server));
+            certificates.push(Certificate { listener, key, files, vault, pair, read, seen });
+        }
+        Ok(Self { source, config: config.clone(), certificates, changes })
+    }
+
+    /// What the admin port shows of it.
+    pub(super) fn changes(&self) -> Arc<Changes> {
+        self.changes.clone()
+    }
+
+    /// What connections have to pass.
+    pub(super) fn entrances(&self) -> Entrances {
+        let entrance = |listener: Listener, front: &Front| {
+            let own = self.certificates.iter().find(|own| own.listener == listener);
+            let proxy = front.proxy_protocol.then(|| front.trusted.clone());
+            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()), proxy })
+        };
+        Entrances {
+            client: entrance(Listener::Client, &self.config.fronts.client),
+            worker: entrance(Listener::Worker, &self.config.fronts.worker),
+        }
+    }
+
+    /// Reloads whatever there is to reload, for ever.
+    pub(super) async fn run(mut self, admin: Arc<Admin>, mut hangup: Signal) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                asked = hangup.recv() => match asked {
+                    Some(()) => self.asked(&admin).await,
+                    None => return,
+                },
+                _ = look.tick(), if !self.certificates.is_empty() => self.look(),
+            }
+        }
+    }
+
+    /// SIGHUP.
+    async fn asked(&mut self, admin: &Admin) {
+        let Some(source) = self.source.clone() else {
+            tracing::info!("SIGHUP: there is no configuration file to read again");
+            return;
+        };
+        match Config::load(&source) {
+            Ok(new) => {
+                for warning in &new.warnings {
+                    tracing::warn!("{warning}");
+                }
+                let (tenants, functions) = (new.tenants.len(), new.functions.len());
+                let policy = Arc::new(Policy::new(&new.tenants, &new.functions));
+                self.changes.replace_policy(policy.clone());
+                while admin.scraper.tell(|| ShardPost::Policy(policy.clone())) > 0 {
+                    sleep(FULL_PAUSE).await;
+                }
+                self.changes.count(Change::Configuration, true);
+                tracing::info!(tenants, functions, "the configuration was read again");
+                self.tell_fixed(&new);
+            }
+            Err(problems) => {
+                self.changes.count(Change::Configuration, false);
+                let problems = problems.to_string();
+                tracing::error!(
+                    problems = problems.trim_end(),
+                    "the configuration has problems: nothing of it was taken"
+                );
+            }
+        }
+        for certificate in &mut self.certificates {
+            certificate.seen = stamp(&certificate.files);
+            certificate.take_up(&self.changes, true);
+        }
+    }
+
+    /// Names the settings that differ and need a new start.
+    fn tell_fixed(&self, new: &Config) {
+        let (old, new) = (&self.config.written, &new.written);
+        let mut keys: Vec<&str> = old.keys().chain(new.keys()).map(String::as_str).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|key| old.get(*key) != new.get(*key));
+        if !keys.is_empty() {
+            let keys = keys.join(", ");
+            tracing::warn!(keys, "these settings have changed and need a restart to count");
+        }
+    }
+
+    /// Takes up certificates whose files have changed and rest.
+    fn look(&mut self) {
+        for certificate in &mut self.certificates {
+            let now = stamp(&certificate.files);
+            let rests = now == std::mem::replace(&mut certificate.seen, now);
+            if rests && now != certificate.read {
+                certificate.take_up(&self.changes, false);
+            }
+        }
+    }
+}
+
+impl Certificate {
+    /// Reads both files; new handshakes use them if they are right, else the old ones.
+    fn take_up(&mut self, changes: &Changes, asked: bool) {
+        self.read = self.seen;
+        let Self { listener, key, files, .. } = self;
+        let loaded = Pair::load(files);
+        let new = match loaded {
+            Ok(new) if new.is_same(&self.pair) => {
+                if asked {
+                    tracing::info!(setting = key, "the certificate is the same as before");
+                }
+                return;
+            }
+            Ok(new) => new
+                .server_config(*listener)
+                .map(|server| (new, server))
+                .map_err(|error| vec![PairError::Cert(format!("cannot be used: {error}"))]),
+            Err(errors) => Err(errors),
+        };
+        match new {
+            Ok((new, server)) => {
+                self.vault.replace(server);
+                changes.certificate(*listener, new.not_after());
+                changes.count(Change::Certificate, true);
+                let not_after = new.not_after().as_secs();
+                tracing::info!(setting = key, not_after, "new handshakes use a new certificate");
+                if let Some(warning) = new.warning() {
+                    tracing::warn!("{key}.cert \"{}\" {warning}", files.cert.display());
+                }
+                self.pair = new;
+            }
+            Err(errors) => {
+                changes.count(Change::Certificate, false);
+                let why = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::error!(
+                    setting = key,
+                    cert = %files.cert.display(),
+                    key = %files.key.display(),
+                    why,
+                    "the new certificate cannot be used: the old one stays"
+                );
+            }
+        }
+    }
+}

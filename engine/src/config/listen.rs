@@ -1,0 +1,263 @@
+//! The listeners: addresses, TLS, and the PROXY protocol.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::node::{Node, Value};
+use super::problems::{Problems, nearest};
+use super::read::Section;
+use super::{Front, FrontTls, Fronts, Listen};
+use crate::tls::{Files, Pair, PairError};
+
+/// What a listener's table may hold.
+const KEYS: [&str; 4] = ["address", "tls", "proxy_protocol", "trusted"];
+
+/// Most networks that one listener trusts.
+const MAX_TRUSTED: usize = 1024;
+
+/// Reads `[listen]`.
+pub(super) fn read(
+    root: &Node,
+    folder: &Path,
+    warnings: &mut Vec<String>,
+    problems: &mut Problems,
+) -> (Listen, Fronts) {
+    let section = Section::of(root, "listen", problems);
+    for name in ["client", "worker", "admin"] {
+        check_keys(&section, name, problems);
+    }
+    let listen = Listen {
+        client: section.address("client", problems),
+        worker: section.address("worker", problems),
+        admin: section.address("admin", problems),
+    };
+    check_ports(&section, &listen, problems);
+    let mut front = |name| {
+        let mut table = Table { section: &section, name, problems: &mut *problems };
+        table.front(folder, warnings)
+    };
+    let fronts = Fronts { client: front("client"), worker: front("worker") };
+    (listen, fronts)
+}
+
+/// A listener's table has these keys; the admin port has only an address.
+fn check_keys(section: &Section<'_>, name: &str, problems: &mut Problems) {
+    for (key, _) in section.get(name).map(Node::entries).unwrap_or_default() {
+        let full = format!("listen.{name}.{}", key.name);
+        if !KEYS.contains(&key.name.as_str()) {
+            let text = match nearest(&key.name, KEYS) {
+                Some(near) => format!("{full} is not a setting; did you mean `{near}`?"),
+                None => format!("{full} is not a setting: remove it"),
+            };
+            problems.add(key.line, text);
+        } else if name == "admin" && key.name != "address" {
+            let text = format!(
+                "{full} cannot be had: the admin port is for this machine and its scraper; remove \
+                 it, or put a proxy with TLS in front"
+            );
+            problems.add(key.line, text);
+        }
+    }
+}
+
+fn check_ports(section: &Section<'_>, listen: &Listen, problems: &mut Problems) {
+    let named = [("client", listen.client), ("worker", listen.worker), ("admin", listen.admin)];
+    for (at, (name, address)) in named.into_iter().enumerate() {
+        for (earlier, other) in &named[..at] {
+            if overlap(address, *other) {
+                let text = format!(
+                    "listen.{name} and listen.{earlier} are both port {}: give each its own",
+                    address.port()
+                );
+                problems.add(section.line_of(name), text);
+            }
+        }
+    }
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+/// One listener's table.
+struct Table<'a> {
+    section: &'a Section<'a>,
+    name: &'static str,
+    problems: &'a mut Problems,
+}
+
+impl<'a> Table<'a> {
+    fn get(&self, key: &str) -> Option<&'a Node> {
+        self.section.get(self.name)?.get(key)
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("listen.{}.{key}", self.name)
+    }
+
+    fn refuse(&mut self, key: &str, node: &Node, want: &str) {
+        let text = format!("{} is {}, but must be {want}", self.key(key), node.kind());
+        self.problems.add(node.line, text);
+    }
+
+    fn front(&mut self, folder: &Path, warnings: &mut Vec<String>) -> Front {
+        let proxy_protocol = match self.get("proxy_protocol") {
+            None => false,
+            Some(Node { value: Value::Flag(flag), .. }) => *flag,
+            Some(node) => {
+                self.refuse("proxy_protocol", node, "true or false, without quotes");
+                false
+            }
+        };
+        let trusted = self.trusted(warnings);
+        self.check_trust(proxy_protocol, trusted.as_deref());
+        Front {
+            tls: self.tls(folder, warnings),
+            proxy_protocol,
+            trusted: trusted.unwrap_or_default(),
+        }
+    }
+
+    /// A header that anybody could send must not be believed, and a list that is not looked at is
+    /// a mistake.
+    fn check_trust(&mut self, proxy_protocol: bool, trusted: Option<&[IpNet]>) {
+        let line = |key: &str| self.get(key).map(|node| node.line);
+        let pair = |key: &str, value: &str| self.problems.syntax().pair(key, value);
+        match trusted {
+            None | Some([]) if proxy_protocol => {
+                let text = format!(
+                    "{} needs {}: anybody could name any address else; write the balancers' \
+                     networks, such as {}",
+                    self.key("proxy_protocol"),
+                    self.key("trusted"),
+                    pair("trusted", "[\"10.0.0.0/8\"]"),
+                );
+                self.problems.add(line("proxy_protocol"), text);
+            }
+            Some(_) if !proxy_protocol => {
+                let text = format!(
+                    "{} is of no use without {}: write it too, or remove this",
+                    self.key("trusted"),
+                    pair("proxy_protocol", "true"),
+                );
+                self.problems.add(line("trusted"), text);
+            }
+            _ => {}
+        }
+    }
+
+    fn trusted(&mut self, warnings: &mut Vec<String>) -> Option<Vec<IpNet>> {
+        let node = self.get("trusted")?;
+        let want = "a list of networks, such as [\"10.0.0.0/8\", \"192.0.2.1\"]";
+        let Value::List(list) = &node.value else {
+            self.refuse("trusted", node, want);
+            return Some(Vec::new());
+        };
+        if list.len() > MAX_TRUSTED {
+            let text = format!("{} has more than {MAX_TRUSTED} networks", self.key("trusted"));
+            self.problems.add(node.line, text);
+        }
+        let mut networks = Vec::new();
+        for item in list {
+            let Value::Text(text) = &item.value else {
+                self.refuse("trusted", item, want);
+                continue;
+            };
+            match network(text) {
+                Ok(network) => {
+                    if network.prefix_len() == 0 {
+                        let key = self.key("trusted");
+                        warnings.push(format!("{key} = \"{text}\" believes everybody"));
+                    }
+                    networks.push(network);
+                }
+                Err(why) => {
+                    let text = format!("{} has \"{text}\", {why}", self.key("trusted"));
+                    self.problems.add(item.line, text);
+                }
+            }
+        }
+        Some(networks)
+    }
+
+    fn tls(&mut self, folder: &Path, warnings: &mut Vec<String>) -> Option<FrontTls> {
+        let node = self.get("tls")?;
+        let Value::Table(entries) = &node.value else {
+            self.refuse("tls", node, "a table { cert = \"...\", key = \"...\" }");
+            return None;
+        };
+        for (key, _) in entries {
+            if !["cert", "key"].contains(&key.name.as_str()) {
+                let text = format!(
+                    "{}.{} is not a setting: there are `cert` and `key`",
+                    self.key("tls"),
+                    key.name
+                );
+                self.problems.add(key.line, text);
+            }
+        }
+        let cert = self.path(node, "cert");
+        let key = self.path(node, "key");
+        let files = Files { cert: folder.join(cert?), key: folder.join(key?) };
+        match Pair::load(&files) {
+            Ok(pair) => {
+                if let Some(warning) = pair.warning() {
+                    let key = self.key("tls.cert");
+                    warnings.push(format!("{key} \"{}\" {warning}", files.cert.display()));
+                }
+                Some(FrontTls { files, pair })
+            }
+            Err(errors) => {
+                for error in errors {
+                    self.refuse_pair(node, &files, &error);
+                }
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, tls: &'a Node, name: &str) -> Option<&'a str> {
+        let key = format!("tls.{name}");
+        match tls.get(name) {
+            Some(Node { value: Value::Text(path), .. }) if !path.is_empty() => Some(path),
+            Some(node) => {
+                self.refuse(&key, node, "the path of a PEM file, in quotes");
+                None
+            }
+            None => {
+                self.problems.add(tls.line, format!("{} is missing", self.key(&key)));
+                None
+            }
+        }
+    }
+
+    fn refuse_pair(&mut self, tls: &Node, files: &Files, error: &PairError) {
+        let (name, path, why) = match error {
+            PairError::Cert(why) => ("cert", &files.cert, why),
+            PairError::Key(why) => ("key", &files.key, why),
+        };
+        let line = tls.get(name).map_or(tls.line, |node| node.line);
+        let key = self.key(&format!("tls.{name}"));
+        // Somebody may be about to write it: see `Config::load_patiently`.
+        self.problems.add_passing(line, format!("{key} \"{}\" {why}", path.display()));
+    }
+}
+
+/// `10.0.0.0/8`, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let network: IpNet =
+        text.parse().map_err(|_| "which is no network such as \"10.0.0.0/8\"".to_string())?;
+    if network != network.trunc() {
+        return Err(format!(
+            "whose address lies inside the network: write \"{}\"",
+            network.trunc()
+        ));
+    }
+    Ok(network)
+}

@@ -1,0 +1,204 @@
+//! `ringway doctor`: what this host and this configuration lack, one line a check, each with its
+//! fix.
+//!
+//! A check is a function of what it looks at, so that a test can make it fail; only [`examine`]
+//! looks at the real host.
+
+mod cgroup;
+mod host;
+mod limits;
+mod network;
+mod setup;
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::boot;
+use crate::config::{Config, Io};
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// Nothing to do.
+    Ok,
+    /// It serves, but not as well as it could, or not for all that is configured.
+    Warn,
+    /// It does not serve.
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub check: String,
+    /// How it came out.
+    pub status: Status,
+    /// What was seen.
+    pub seen: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn ok(check: &str, seen: impl Into<String>) -> Self {
+        Self { check: check.into(), status: Status::Ok, seen: seen.into(), fix: None }
+    }
+
+    fn bad(check: &str, status: Status, seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check: check.into(), status, seen: seen.into(), fix: Some(fix.into()) }
+    }
+
+    fn warn(check: &str, seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::bad(check, Status::Warn, seen, fix)
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = match self.status {
+            Status::Ok => "OK",
+            Status::Warn => "WARN",
+            Status::Fail => "FAIL",
+        };
+        write!(f, "{status:<4} {}: {}", self.check, self.seen)?;
+        match &self.fix {
+            Some(fix) => write!(f, "; fix: {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The files of /proc and /sys, or a test's.
+struct Host(Box<Reader>);
+
+type Reader = dyn Fn(&str) -> Option<String>;
+
+impl Host {
+    fn real() -> Self {
+        Self(Box::new(|path| std::fs::read_to_string(path).ok()))
+    }
+
+    /// A file without the blanks around its text.
+    fn read(&self, path: &str) -> Option<String> {
+        (self.0)(path).map(|text| text.trim().to_owned())
+    }
+
+    fn number(&self, path: &str) -> Option<u64> {
+        self.read(path)?.parse().ok()
+    }
+
+    /// What stands after `key:` in /proc/self/status.
+    fn own(&self, key: &str) -> Option<String> {
+        let status = self.read("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        Some(line.trim().to_owned())
+    }
+}
+
+/// The CPU time this process may use, in CPUs; none where there is no limit.
+pub(crate) fn cpu_quota() -> Option<f64> {
+    cgroup::cpus(&Host::real())
+}
+
+/// How many cores it is to run.
+fn cores(config: &Config) -> usize {
+    boot::core_count(config)
+}
+
+/// How bad it is when io_uring cannot be used.
+fn without_ring(io: Io) -> Status {
+    match io {
+        Io::Auto => Status::Warn,
+        Io::Ring => Status::Fail,
+        Io::Epoll => Status::Ok,
+    }
+}
+
+/// Looks at this host, and at the configuration if one is given; without one, at the ports of
+/// `ringway dev`.
+#[must_use]
+pub fn examine(file: Option<&Path>) -> Vec<Check> {
+    let host = Host::real();
+    let mut checks = Vec::new();
+    let given = file.map(Config::load);
+    checks.extend(setup::configuration(file, given.as_ref().map(Result::as_ref)));
+    let wrong = matches!(given, Some(Err(_)));
+    let config = given.and_then(Result::ok).unwrap_or_else(Config::dev);
+    let io = config.cores.io;
+    let (trials, cores) = boot::try_io(&config);
+    checks.push(host::kernel(&host, io));
+    checks.extend(host::features(&trials, io));
+    let works = trials.iter().all(|trial| trial.result.is_ok() || !trial.feature.is_needed());
+    checks.push(host::sysctl(&host, works, io));
+    checks.push(host::seccomp(&host, works, io));
+    checks.push(limits::locked_memory(&host, &cores, io));
+    checks.push(limits::cpus(&host, &config));
+    checks.push(limits::open_files(&host, &config));
+    checks.push(limits::memory(&host, &config));
+    checks.push(host::clock(&host, SystemTime::now()));
+    checks.push(network::backlog(&host));
+    checks.push(network::congestion(&host));
+    checks.extend(network::buffers(&host));
+    if !wrong {
+        checks.push(network::local_ports(&host, &config));
+        checks.extend(network::ports(&config, boot::port_state));
+        checks.push(network::advertise(&config, |name| {
+            name.to_socket_addrs().map(|found| found.map(|address| address.ip()).collect())
+        }));
+        checks.extend(setup::certificates(&config));
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Host {
+        /// A host with these files and no others.
+        pub(super) fn planted(files: &[(&str, &str)]) -> Self {
+            let files: Vec<(String, String)> =
+                files.iter().map(|(path, text)| (path.to_string(), text.to_string())).collect();
+            Self(Box::new(move |path| {
+                files.iter().find(|(name, _)| name == path).map(|(_, text)| text.clone())
+            }))
+        }
+    }
+
+    impl Check {
+        /// The status, and that the text has these words.
+        #[track_caller]
+        pub(super) fn is(&self, status: Status, words: &[&str]) {
+            assert_eq!(self.status, status, "{self}");
+            let text = self.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{words:?} in {text}");
+            assert_eq!(self.fix.is_some(), status != Status::Ok, "{self}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_status_what_was_seen_and_the_fix() {
+        let check = Check::warn("x", "a lot", "less");
+        assert_eq!(check.to_string(), "WARN x: a lot; fix: less");
+        assert_eq!(Check::ok("x", "enough").to_string(), "OK   x: enough");
+        let json = serde_json::to_value(&check).unwrap();
+        let wanted = r#"{"check":"x","status":"WARN","seen":"a lot","fix":"less"}"#;
+        assert_eq!(json, serde_json::from_str::<serde_json::Value>(wanted).unwrap());
+    }
+
+    #[test]
+    fn this_host_is_examined() {
+        let checks = examine(None);
+        assert!(checks.len() > 15, "{checks:?}");
+        for check in &checks {
+            assert_eq!(check.fix.is_some(), check.status != Status::Ok, "{check}");
+            assert!(!check.to_string().contains('\n'), "{check}");
+        }
+    }
+}

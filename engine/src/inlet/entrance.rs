@@ -1,0 +1,138 @@
+//! What a listener asks of its connections before a core sees their bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustls::ServerConfig;
+
+use super::Inlet;
+use crate::border::Listener;
+use crate::tls::Vault;
+
+/// How a handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did its work.
+    Ok,
+    /// The peer's or our fault; the log says which.
+    Failed,
+    /// The peer went away, or was too slow.
+    Abandoned,
+}
+
+/// What came of a connection that had to begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// The header was read.
+    Ok,
+    /// It came from an address that is not trusted, and was closed at once.
+    Untrusted,
+    /// It began otherwise, or with a wrong header.
+    Malformed,
+}
+
+/// What listeners counted; the index of the listener is its number in [`Listener`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// TLS handshakes by listener and [`Outcome`].
+    pub handshakes: [[u64; 3]; 2],
+    /// PROXY headers by listener and [`Proxied`].
+    pub proxied: [[u64; 3]; 2],
+}
+
+impl Tally {
+    /// One more handshake that ended so.
+    pub fn count(&mut self, listener: Listener, outcome: Outcome) {
+        self.handshakes[listener as usize][outcome as usize] += 1;
+    }
+
+    /// One more connection with a PROXY header, or without the one it should have.
+    pub fn count_proxied(&mut self, listener: Listener, proxied: Proxied) {
+        self.proxied[listener as usize][proxied as usize] += 1;
+    }
+}
+
+/// One listener's demands. Shared by all cores, and never changed.
+#[derive(Debug, Default)]
+pub struct Entrance {
+    /// TLS, with the certificate that the vault holds at the time.
+    pub tls: Option<Arc<Vault>>,
+    /// A PROXY header first, from these networks; nobody else may connect.
+    pub proxy: Option<Vec<IpNet>>,
+}
+
+impl Entrance {
+    fn trusts(&self, peer: SocketAddr) -> bool {
+        // A listener of both families sees IPv4 addresses in IPv6 form.
+        let peer = peer.ip().to_canonical();
+        self.proxy.as_ref().is_none_or(|trusted| trusted.iter().any(|net| net.contains(&peer)))
+    }
+}
+
+/// The demands of both listeners.
+#[derive(Clone, Debug, Default)]
+pub struct Entrances {
+    /// Of the client listener.
+    pub client: Arc<Entrance>,
+    /// Of the worker listener.
+    pub worker: Arc<Entrance>,
+}
+
+impl Entrances {
+    /// One core's gate of a listener.
+    #[must_use]
+    pub fn gate(&self, listener: Listener) -> Gate {
+        let entrance = match listener {
+            Listener::Client => self.client.clone(),
+            Listener::Worker => self.worker.clone(),
+        };
+        let seen = entrance.tls.as_ref().map(|vault| vault.current());
+        Gate { listener, entrance, seen }
+    }
+}
+
+/// How a connection may come in.
+#[derive(Debug)]
+pub enum Admission {
+    /// Not at all.
+    Refused,
+    /// As it is.
+    Plain,
+    /// Through an inlet.
+    Through(Box<Inlet>),
+}
+
+/// A core's own view of a listener's demands: nothing is shared with other cores while the
+/// certificate stays the same.
+#[derive(Debug)]
+pub struct Gate {
+    listener: Listener,
+    entrance: Arc<Entrance>,
+    seen: Option<(u64, Arc<ServerConfig>)>,
+}
+
+impl Gate {
+    /// Whose gate it is.
+    #[must_use]
+    pub fn listener(&self) -> Listener {
+        self.listener
+    }
+
+    /// What a connection from this address has to pass.
+    pub fn admit(&mut self, peer: SocketAddr) -> Admission {
+        if !self.entrance.trusts(peer) {
+            return Admission::Refused;
+        }
+        if let (Some(vault), Some(seen)) = (&self.entrance.tls, &mut self.seen)
+            && vault.version() != seen.0
+        {
+            *seen = vault.current();
+        }
+        let tls = self.seen.as_ref().map(|(_, config)| config.clone());
+        match Inlet::new(self.listener, self.entrance.proxy.is_some(), tls) {
+            Some(inlet) => Admission::Through(Box::new(inlet)),
+            None => Admission::Plain,
+        }
+    }
+}

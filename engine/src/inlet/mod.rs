@@ -1,0 +1,367 @@
+//! What lies between a socket and the bytes a core sees: the PROXY protocol, TLS, or both.
+//!
+//! A core knows nothing of it. What comes from the socket passes [`Inlet::receive`], which tells
+//! what the core is to hear; what the core has queued is plaintext, and [`Inlet::seal`] turns a
+//! bounded part of it into records right before a send. Memory comes from the core's pool, so an
+//! idle connection has nothing but its session's keys.
+
+mod entrance;
+mod plain;
+mod sealed;
+mod session;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_proto::proxy::{self, ProxyFault};
+use rustls::ServerConfig;
+
+use crate::border::{Border, ConnId, Listener};
+use crate::pool::{CHUNK_BYTES, Pool, Segment};
+pub use entrance::{Admission, Entrance, Entrances, Gate, Outcome, Proxied, Tally};
+pub use plain::Plain;
+use sealed::Sealed;
+use session::Session;
+
+/// Most that a record adds to its plaintext, a key update before it included.
+const OVERHEAD: usize = 128;
+
+/// Plaintext of one record: a full one fits an output chunk.
+pub const RECORD_BYTES: usize = CHUNK_BYTES - OVERHEAD;
+
+/// Records that are sealed and not yet sent. The rest waits as plaintext, where it can be counted.
+pub const SEAL_LIMIT: usize = 128 * 1024;
+
+/// Received bytes kept because a record, or a handshake message of several records, is not
+/// complete. rustls takes messages of up to 64 KiB.
+pub const REST_LIMIT: usize = 80 * 1024;
+
+/// What received bytes turned out to be, in order.
+#[derive(Debug)]
+pub enum Fact {
+    /// The PROXY header is read; with the client's address, if it tells one.
+    Introduced(Option<SocketAddr>),
+    /// The handshake is done.
+    Secured,
+    /// Bytes for the core; the claim goes to whoever takes the fact.
+    Bytes(Segment),
+    /// The peer will send nothing more (`close_notify`).
+    Fin,
+    /// The connection is of no use; what is sealed (an alert) should still be sent.
+    Failed(Failure),
+}
+
+/// Why a connection did not get through.
+#[derive(Debug)]
+pub enum Failure {
+    /// No PROXY header, or a wrong one.
+    Proxy(ProxyFault),
+    /// TLS: the peer's fault, or ours.
+    Tls(rustls::Error),
+    /// More was received without a whole message in it than [`REST_LIMIT`].
+    Rest,
+    /// A key may seal no more records.
+    Exhausted,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Proxy(fault) => fault.fmt(f),
+            Self::Tls(error) => error.fmt(f),
+            Self::Rest => f.write_str("a handshake message is too long"),
+            Self::Exhausted => f.write_str("the key has sealed all it may"),
+        }
+    }
+}
+
+/// Memory used again and again by all inlets of a core.
+#[derive(Default)]
+pub struct Bench {
+    /// Where plaintext is put for the core.
+    pub plain: Plain,
+    /// What of the core's output lies in several pieces, on its way into one record.
+    gathered: Vec<u8>,
+    /// The rest of before and what was received, in one piece.
+    input: Vec<u8>,
+}
+
+/// How far a connection has come.
+#[derive(Debug)]
+enum Stage {
+    /// A PROXY header must come first; then TLS, or the core's bytes as they are.
+    Proxy(Option<Arc<ServerConfig>>),
+    /// Nothing of TLS was received yet.
+    Greeting(Arc<ServerConfig>),
+    /// TLS, from the first byte on.
+    Tls(Box<Session>),
+    /// Nothing lies between any more.
+    Through,
+    /// Nothing that comes or goes matters any more but what is sealed.
+    Failed,
+}
+
+/// One connection's way in and out.
+pub struct Inlet {
+    listener: Listener,
+    stage: Stage,
+    /// Received, and not a whole record yet.
+    rest: Vec<u8>,
+    sealed: Sealed,
+    /// Bytes that travel to another core; see [`Inlet::pack`].
+    packed: Vec<u8>,
+    /// How the handshake ended is counted already.
+    counted: bool,
+}
+
+impl fmt::Debug for Inlet {
+    // Payload is not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inlet")
+            .field("listener", &self.listener)
+            .field("stage", &self.stage)
+            .field("rest", &self.rest.len())
+            .field("sealed", &self.sealed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inlet {
+    /// For a fresh connection that is to begin with a PROXY header, to speak TLS, or both. None if
+    /// neither: then nothing lies between.
+    #[must_use]
+    pub fn new(listener: Listener, proxy: bool, tls: Option<Arc<ServerConfig>>) -> Option<Self> {
+        let stage = match (proxy, tls) {
+            (false, None) => return None,
+            (false, Some(config)) => Stage::Greeting(config),
+            (true, tls) => Stage::Proxy(tls),
+        };
+        Some(Self {
+            listener,
+            stage,
+            rest: Vec::new(),
+            sealed: Sealed::default(),
+            packed: Vec::new(),
+            counted: false,
+        })
+    }
+
+    /// Which listener it came in by.
+    #[must_use]
+    pub fn listener(&self) -> Listener {
+        self.listener
+    }
+
+    /// Whether the core's bytes can come and go.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(&self.stage, Stage::Tls(session) if session.is_established())
+    }
+
+    /// Whether there is nothing left for it to do.
+    #[must_use]
+    pub fn is_through(&self) -> bool {
+        matches!(self.stage, Stage::Through)
+    }
+
+    /// The outcome to count, told once: how the handshake went, if it ended or now ends with the
+    /// connection. A connection that never sent a byte began none.
+    pub fn outcome(&mut self) -> Option<Outcome> {
+        let outcome = match &self.stage {
+            Stage::Proxy(_) | Stage::Greeting(_) | Stage::Through => return None,
+            Stage::Tls(session) if session.is_established() => Outcome::Ok,
+            Stage::Tls(_) => Outcome::Abandoned,
+            Stage::Failed => Outcome::Failed,
+        };
+        (!std::mem::replace(&mut self.counted, true)).then_some(outcome)
+    }
+
+    /// Takes in what the socket received. The segment stays the caller's.
+    pub fn receive(
+        &mut self,
+        pool: &mut Pool,
+        mut segment: Segment,
+        bench: &mut Bench,
+        facts: &mut Vec<Fact>,
+    ) {
+        if let Stage::Proxy(_) = self.stage {
+            match self.introduce(pool, segment, facts) {
+                Some(rest) => segment = rest,
+                None => return,
+            }
+        }
+        if let Stage::Through = self.stage {
+            if segment.len > 0 {
+                pool.retain(segment);
+                facts.push(Fact::Bytes(segment));
+            }
+            return;
+        }
+        if segment.len == 0 {
+            return;
+        }
+        if let Stage::Greeting(config) = &self.stage {
+            self.stage = match Session::new(config.clone()) {
+                Ok(session) => Stage::Tls(Box::new(session)),
+                Err(error) => return self.fail(Failure::Tls(error), facts),
+            };
+        }
+        let Stage::Tls(session) = &mut self.stage else { return };
+        if session.is_finished() {
+            return;
+        }
+        let established = session.is_established();
+        let introduced = facts.len();
+        let input = &mut bench.input;
+        input.clear();
+        input.append(&mut self.rest);
+        input.extend_from_slice(pool.bytes(segment));
+        let read = session.read(input, pool, (&mut bench.plain, &mut self.sealed), facts);
+        if session.is_established() && !established {
+            // Application data comes after the handshake.
+            facts.insert(introduced, Fact::Secured);
+        }
+        match read {
+            Ok(_) if session.is_finished() => {
+                self.rest = Vec::new();
+                facts.push(Fact::Fin);
+            }
+            Ok(used) if input.len() - used > REST_LIMIT => self.fail(Failure::Rest, facts),
+            Ok(used) => self.rest = input[used..].to_vec(),
+            Err(error) => self.fail(Failure::Tls(error), facts),
+        }
+    }
+
+    /// Reads the PROXY header; what follows it, once it is whole.
+    fn introduce(
+        &mut self,
+        pool: &Pool,
+        segment: Segment,
+        facts: &mut Vec<Fact>,
+    ) -> Option<Segment> {
+        let before = self.rest.len();
+        let more = (segment.len as usize).min(proxy::HEADER_MAX - before);
+        self.rest.extend_from_slice(pool.bytes(segment.part(0, more)));
+        match proxy::read(&self.rest) {
+            Ok(proxy::Header::NeedMore) => None,
+            Ok(proxy::Header::Whole { source, len }) => {
+                self.rest = Vec::new();
+                facts.push(Fact::Introduced(source));
+                if let Stage::Proxy(tls) = &mut self.stage {
+                    self.stage = tls.take().map_or(Stage::Through, Stage::Greeting);
+                }
+                let own = len - before;
+                Some(segment.part(own, segment.len as usize - own))
+            }
+            Err(fault) => {
+                // No handshake was begun.
+                self.counted = true;
+                self.fail(Failure::Proxy(fault), facts);
+                None
+            }
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, facts: &mut Vec<Fact>) {
+        self.stage = Stage::Failed;
+        self.rest = Vec::new();
+        facts.push(Fact::Failed(failure));
+    }
+
+    /// Seals what the core has queued, up to [`SEAL_LIMIT`]; `last`: there will be no more, so
+    /// that `close_notify` follows it.
+    ///
+    /// # Errors
+    /// When the session can seal nothing more: the connection is of no use.
+    pub fn seal(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        last: bool,
+        bench: &mut Bench,
+    ) -> Result<(), Failure> {
+        let Stage::Tls(session) = &mut self.stage else { return Ok(()) };
+        if !session.is_established() {
+            return Ok(());
+        }
+        while self.sealed.len() < SEAL_LIMIT {
+            let Some(output) = border.output(conn) else { return Ok(()) };
+            let Some(front) = output.queue().front().copied() else { break };
+            let whole = output.queue().len() == 1 || front.len as usize >= RECORD_BYTES;
+            let gathered = &mut bench.gathered;
+            let plain = if whole {
+                (front.len as usize).min(RECORD_BYTES)
+            } else {
+                gather(output.queue(), &border.pool, gathered)
+            };
+            let room = self.sealed.room(&mut border.pool, plain + OVERHEAD);
+            let pool = &mut border.pool;
+            let rest = &mut self.rest;
+            let sealed = if whole {
+                pool.between(front.part(0, plain), room, |from, to| session.seal(rest, from, to))
+            } else {
+                session.seal(rest, gathered, pool.bytes_mut(room))
+            }?;
+            self.sealed.filled(pool, room, sealed, plain);
+            border.take_front(conn, plain);
+        }
+        let empty = border.output(conn).is_none_or(|output| output.queue().is_empty());
+        if last && empty && !session.said_goodbye() {
+            let room = self.sealed.room(&mut border.pool, OVERHEAD);
+            let said = session.say_goodbye(&mut self.rest, border.pool.bytes_mut(room))?;
+            self.sealed.filled(&mut border.pool, room, said, 0);
+        }
+        Ok(())
+    }
+
+    /// What the next send takes from.
+    #[must_use]
+    pub fn queue(&self) -> &VecDeque<Segment> {
+        self.sealed.queue()
+    }
+
+    /// Bytes sealed and not yet sent.
+    #[must_use]
+    pub fn sealed(&self) -> usize {
+        self.sealed.len()
+    }
+
+    /// The kernel took so many bytes; returns of how many of the core's bytes they were the end.
+    pub fn sent(&mut self, pool: &mut Pool, bytes: usize) -> usize {
+        self.sealed.sent(pool, bytes)
+    }
+
+    /// Gives its memory back; nothing of it will be sent.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        self.sealed.clear(pool);
+    }
+
+    /// Makes it fit to go to another core, whose pool is another.
+    pub fn pack(&mut self, pool: &mut Pool) {
+        self.packed = self.sealed.pack(pool);
+    }
+
+    /// The counterpart of [`Self::pack`]; returns how many of the core's bytes are sealed in it.
+    pub fn unpack(&mut self, pool: &mut Pool) -> usize {
+        let packed = std::mem::take(&mut self.packed);
+        self.sealed.unpack(pool, &packed)
+    }
+}
+
+/// Copies the front of a queue, up to one record; returns how much.
+fn gather(queue: &VecDeque<Segment>, pool: &Pool, into: &mut Vec<u8>) -> usize {
+    into.clear();
+    for segment in queue {
+        let len = (segment.len as usize).min(RECORD_BYTES - into.len());
+        into.extend_from_slice(pool.bytes(segment.part(0, len)));
+        if into.len() == RECORD_BYTES {
+            break;
+        }
+    }
+    into.len()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! What the reactor asks of the kernel, and who passes it on: io_uring or epoll.
+//!
+//! It is a ring either way: operations go in, completions come out, and everything happens in
+//! [`Ring::enter`]. Which of the two it is costs one branch per operation, always the same one;
+//! nothing is paid per byte and nothing is allocated.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+
+use socket2::SockAddr;
+
+use super::buffer::{self, BlockRing};
+use super::epoll::Epoll;
+use super::fault::SetupError;
+use super::options::{BusyPoll, Options};
+use super::tag::{Completion, Tag};
+use super::uring::{Share, Uring, Wait};
+use crate::metrics::Backend;
+use crate::pool::{Pool, Segment};
+
+/// One core's way into the kernel.
+pub(super) enum Ring {
+    /// The ring first: it is dropped first, and the kernel has to let go of the blocks.
+    Uring(Uring, BlockRing),
+    Epoll(Epoll),
+}
+
+/// Passes a call on to whichever it is.
+macro_rules! either {
+    ($ring:expr, $own:pat => $call:expr) => {
+        match $ring {
+            Self::Uring($own, _) => $call,
+            Self::Epoll($own) => $call,
+        }
+    };
+}
+
+impl Ring {
+    /// Sets it up for the pool's blocks, and tells what a receive may take as far as the kernel
+    /// can be told.
+    pub(super) fn new(options: &Options, pool: &mut Pool) -> Result<(Self, Share), SetupError> {
+        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
+        if options.backend == Backend::Epoll {
+            return Ok((Self::Epoll(Epoll::new(options.lent, options.send_bytes)?), share));
+        }
+        let spins = options.busy_poll != BusyPoll::Never;
+        let mut ring = Uring::new(options.entries, options.send_bytes, spins)?;
+        let mut blocks = BlockRing::register(&ring, pool, options.lent)?;
+        blocks.lend(pool);
+        let share = buffer::probe(&mut ring, pool, share)?;
+        Ok((Self::Uring(ring, blocks), share))
+    }
+
+    /// See [`Uring::accept`].
+    pub(super) fn accept(&mut self, listener: RawFd, tag: Tag) {
+        either!(self, ring => ring.accept(listener, tag));
+    }
+
+    /// See [`Uring::receive`].
+    pub(super) fn receive(&mut self, socket: RawFd, share: Share, tag: Tag) {
+        either!(self, ring => ring.receive(socket, share, tag));
+    }
+
+    /// See [`Uring::send`].
+    pub(super) fn send(
+        &mut self,
+        socket: RawFd,
+        queue: &VecDeque<Segment>,
+        pool: &Pool,
+        tag: Tag,
+    ) -> usize {
+        either!(self, ring => ring.send(socket, queue, pool, tag))
+    }
+
+    /// See [`Uring::writable`].
+    pub(super) fn writable(&mut self, socket: RawFd, tag: Tag) {
+        either!(self, ring => ring.writable(socket, tag));
+    }
+
+    /// See [`Uring::bell`].
+    pub(super) fn bell(&mut self, eventfd: RawFd, tag: Tag) {
+        either!(self, ring => ring.bell(eventfd, tag));
+    }
+
+    /// The descriptor by which other cores' rings wake this one, if it has a ring.
+    pub(super) fn fd(&self) -> Option<RawFd> {
+        match self {
+            Self::Uring(ring, _) => Some(ring.fd()),
+            Self::Epoll(_) => None,
+        }
+    }
+
+    /// Wakes a core by its ring, see [`Uring::ring`]; false: this one has none to do it with.
+    pub(super) fn ring(&mut self, ring: RawFd, theirs: Tag, ours: Tag) -> bool {
+        match self {
+            Self::Uring(own, _) => own.ring(ring, theirs, ours),
+            Self::Epoll(_) => return false,
+        }
+        true
+    }
+
+    /// See [`Uring::connect`].
+    pub(super) fn connect(&mut self, socket: RawFd, address: &SockAddr, tag: Tag) {
+        either!(self, ring => ring.connect(socket, address, tag));
+    }
+
+    /// See [`Uring::cancel`].
+    pub(super) fn cancel(&mut self, target: Tag, tag: Tag) {
+        either!(self, ring => ring.cancel(target, tag));
+    }
+
+    /// Nothing is under way on the connection that `tag` is one of, and its socket is closed or
+    /// given away next.
+    pub(super) fn forget(&mut self, tag: Tag) {
+        if let Self::Epoll(ring) = self {
+            ring.forget(tag);
+        }
+    }
+
+    /// Lends receive blocks that came back.
+    pub(super) fn lend(&mut self, pool: &mut Pool) {
+        match self {
+            Self::Uring(_, blocks) => blocks.lend(pool),
+            Self::Epoll(ring) => ring.lend(pool),
+        }
+    }
+
+    /// See [`Uring::enter`].
+    pub(super) fn enter(&mut self, wait: Wait, pool: &mut Pool) {
+        match self {
+            Self::Uring(ring, _) => ring.enter(wait),
+            Self::Epoll(ring) => ring.enter(wait, pool),
+        }
+    }
+
+    /// See [`Uring::take_batch`].
+    pub(super) fn take_batch(&mut self) -> Vec<Completion> {
+        either!(self, ring => ring.take_batch())
+    }
+
+    /// See [`Uring::give_back`].
+    pub(super) fn give_back(&mut self, list: Vec<Completion>) {
+        either!(self, ring => ring.give_back(list));
+    }
+
+    /// See [`Uring::has_work`].
+    pub(super) fn has_work(&mut self) -> bool {
+        either!(self, ring => ring.has_work())
+    }
+}
+
+/// Tries out io_uring as `count` cores with these options would use it: so many rings at the same
+/// time, each with its receive blocks and one receive.
+///
+/// # Errors
+/// [`SetupError`] says what the host lacks or forbids, and the fix.
+pub fn try_rings(options: &Options, count: usize) -> Result<(), SetupError> {
+    options.check()?;
+    let options = Options { backend: Backend::Ring, ..options.clone() };
+    // A ring is dropped before its blocks' memory: each pair in this order.
+    let mut rings = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut pool = Pool::new(options.blocks, options.block_bytes);
+        let (ring, _) = Ring::new(&options, &mut pool)?;
+        rings.push((ring, pool));
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Connections with an inlet: bytes pass it on their way to the core and from it.
+
+use std::os::fd::AsRawFd;
+
+use super::Reactor;
+use super::socket::Phase;
+use super::tag::{Kind, Tag};
+use super::timer::Due;
+use crate::border::{ConnId, Core, End, Listener};
+use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
+use crate::pool::Segment;
+
+impl<C: Core> Reactor<C> {
+    /// What a connection that was just accepted has to pass.
+    pub(super) fn gate(&mut self, listener: Listener, peer: std::net::SocketAddr) -> Admission {
+        match self.gates.iter_mut().find(|gate| gate.listener() == listener) {
+            Some(gate) => {
+                let admission = gate.admit(peer);
+                if let Admission::Refused = admission {
+                    self.border.tally.inlet.count_proxied(listener, Proxied::Untrusted);
+                    let core = self.options.core;
+                    tracing::debug!(core, %peer, "not a trusted proxy: the connection is closed");
+                }
+                admission
+            }
+            None => Admission::Plain,
+        }
+    }
+
+    /// Received bytes of an open connection: to the core, or to what lies before it.
+    pub(super) fn deliver(&mut self, conn: ConnId, segment: Segment) {
+        let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) else {
+            return self.call(|core, border| core.received(border, conn, segment));
+        };
+        let mut facts = std::mem::take(&mut self.facts);
+        inlet.receive(&mut self.border.pool, segment, &mut self.bench, &mut facts);
+        // A handshake's answer, or an alert.
+        self.dirty.push(conn);
+        for fact in facts.drain(..) {
+            self.tell_fact(conn, fact);
+        }
+        self.facts = facts;
+        self.bench.plain.rewind(&self.border.pool);
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.inlet.take_if(|inlet| inlet.is_through());
+        }
+    }
+
+    fn tell_fact(&mut self, conn: ConnId, fact: Fact) {
+        let open = self.border.is_open(conn);
+        match fact {
+            Fact::Introduced(source) => {
+                self.count_proxied(conn, Proxied::Ok);
+                if let (Some(source), true) = (source, open) {
+                    self.call(|core, border| core.addressed(border, conn, source));
+                }
+            }
+            Fact::Secured => self.count_handshake(conn),
+            Fact::Bytes(segment) => {
+                if open {
+                    self.call(|core, border| core.received(border, conn, segment));
+                }
+                self.border.pool.release(segment);
+            }
+            Fact::Fin => {
+                self.fin(conn);
+                self.looks.push(conn);
+            }
+            Fact::Failed(failure) => self.inlet_failed(conn, &failure),
+        }
+    }
+
+    /// The peer cannot be understood: the core is told, and what there is to say is still sent.
+    fn inlet_failed(&mut self, conn: ConnId, failure: &Failure) {
+        match failure {
+            Failure::Proxy(_) => self.count_proxied(conn, Proxied::Malformed),
+            _ => self.count_handshake(conn),
+        }
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let peer = socket.stream.peer_addr().ok();
+        tracing::debug!(core = self.options.core, ?peer, why = %failure, "a connection failed");
+        let flushing = matches!(socket.phase, Phase::Open);
+        if flushing {
+            socket.phase = Phase::Flushing;
+            socket.progress = self.border.now;
+            self.timers.set(Due::Stall, self.border.now, conn);
+        }
+        self.looks.push(conn);
+        let open = self.border.is_open(conn);
+        self.border.kill(conn);
+        if open {
+            self.call(|core, border| core.ended(border, conn, End::Failed));
+        }
+    }
+
+    fn count_proxied(&mut self, conn: ConnId, proxied: Proxied) {
+        if let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) {
+            self.border.tally.inlet.count_proxied(inlet.listener(), proxied);
+        }
+    }
+
+    fn count_handshake(&mut self, conn: ConnId) {
+        if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut())
+            && let Some(outcome) = inlet.outcome()
+        {
+            self.border.tally.inlet.count(inlet.listener(), outcome);
+        }
+    }
+
+    /// Seals a bounded part of the connection's output, and sends of what is sealed.
+    pub(super) fn send_sealed(&mut self, conn: ConnId) {
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
+        let last = matches!(socket.phase, Phase::Flushing);
+        let Some(inlet) = socket.inlet.as_deref_mut() else { return };
+        if let Err(failure) = inlet.seal(&mut self.border, conn, last, &mut self.bench) {
+            let why = failure.to_string();
+            tracing::debug!(core = self.options.core, why, "a connection can send nothing more");
+            socket.broken = Some(End::Failed);
+            return self.looks.push(conn);
+        }
+        if inlet.queue().is_empty() {
+            return self.flushed(conn);
+        }
+        let tag = Tag::of(Kind::Send, conn);
+        socket.offered =
+            self.ring.send(socket.stream.as_raw_fd(), inlet.queue(), &self.border.pool, tag);
+        self.sending += 1;
+    }
+
+    /// The kernel took bytes of a connection's output; returns how many of them were the core's.
+    pub(super) fn took(&mut self, conn: ConnId, bytes: usize) -> usize {
+        match self.sockets.get_mut(conn).and_then(|socket| socket.inlet.as_deref_mut()) {
+            None => {
+                self.border.sent(conn, bytes);
+                bytes
+            }
+            Some(inlet) => {
+                let plain = inlet.sent(&mut self.border.pool, bytes);
+                self.border.out(conn, plain);
+                plain
+            }
+        }
+    }
+
+    /// Nothing more is sent of a connection.
+    pub(super) fn clear_inlet(&mut self, conn: ConnId) {
+        if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) {
+            inlet.clear(&mut self.border.pool);
+        }
+    }
+
+    /// The connection's socket goes: what it had of the pool goes back, and a handshake that did
+    /// not end is counted.
+    pub(super) fn end_inlet(&mut self, inlet: Option<Box<Inlet>>) {
+        let Some(mut inlet) = inlet else { return };
+        inlet.clear(&mut self.border.pool);
+        if let Some(outcome @ (Outcome::Abandoned | Outcome::Failed)) = inlet.outcome() {
+            self.border.tally.inlet.count(inlet.listener(), outcome);
+        }
+    }
+
+    /// A handshake has had its time.
+    pub(super) fn inlet_late(&mut self, conn: ConnId) {
+        self.fail(conn, End::Failed);
+    }
+}

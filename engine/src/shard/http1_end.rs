@@ -1,0 +1,176 @@
+//! How exchanges and connections of HTTP/1 end: in order, and the connection goes on; by a fault,
+//! with an answer if there was none; or as a stream of bytes, both hops at once.
+
+use ringway_proto::h1::{Event, Fault, Role, write_text};
+use ringway_proto::h2::{ConnFault, ErrorCode, NO_TAG};
+
+use super::Shard;
+use super::close::Cause;
+use super::conn::{Hop, Leaving};
+use super::exchange::{At, Way};
+use super::link::Link;
+use crate::border::{Border, Close, ConnId, End};
+use crate::metrics::Limit;
+
+impl Shard {
+    /// A message has ended with what was shown before.
+    pub(super) fn http1_message_end(&mut self, border: &mut Border, at: At) {
+        let Some(hop) = self.conns.hop(at.conn) else { return };
+        let (way, slot) = (hop.way_in(), hop.link.tag(at.key));
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+        let own = exchange.attachment.is_none() && way == Way::Up;
+        exchange.pipe(way).ended = true;
+        if own {
+            self.direction_done(border, slot, way);
+        } else {
+            self.schedule(border, slot, way);
+        }
+    }
+
+    /// An exchange of a client connection is over; false if the connection speaks HTTP/2. The
+    /// next request is read, or the connection ends.
+    pub(super) fn http1_client_over(&mut self, border: &mut Border, conn: ConnId) -> bool {
+        let Some(hop) = self.conns.hop_mut(conn) else { return false };
+        let leaving = hop.is_leaving();
+        let Link::H1(h1) = &mut hop.link else { return false };
+        h1.release();
+        if h1.codec.next_message() {
+            self.http1_continue(conn);
+            self.watch(conn);
+            return true;
+        }
+        // Contract CL-42: what is not whole must not look whole.
+        let whole = h1.codec.has_written_all();
+        border.close(conn, if whole { Close::Flush } else { Close::Now });
+        let cause = if leaving { Cause::SHUTDOWN } else { Cause::CLIENT_GONE };
+        self.client_gone(border, conn, cause);
+        true
+    }
+
+    /// An exchange of a tunnel is over; false if the tunnel speaks HTTP/2. It waits for the next
+    /// one if both messages are whole, and is closed if not (contract CL-23, CL-43).
+    pub(super) fn http1_tunnel_over(&mut self, border: &mut Border, conn: ConnId) -> bool {
+        let Some(hop) = self.conns.hop_mut(conn) else { return false };
+        let Link::H1(h1) = &mut hop.link else { return false };
+        h1.release();
+        let answered = h1.codec.has_read_all();
+        if h1.codec.is_between() && h1.codec.keeps_alive() {
+            if let Some(tunnel) = hop.tunnel_mut() {
+                tunnel.idle_since = Some(border.now);
+            }
+            self.watch(conn);
+        } else {
+            let cause = if answered { Cause::USED_UP } else { Cause::ABANDONED };
+            self.tunnel_gone(border, conn, cause);
+        }
+        true
+    }
+
+    /// The peer's bytes on an HTTP/1 connection have ended.
+    pub(super) fn http1_ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        if self.h1_mut(conn).is_some_and(|h1| h1.codec.is_raw() && h1.has_kept()) {
+            self.http1_unread(border, conn);
+        }
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let tunnel = hop.tunnel().is_some();
+        let Link::H1(h1) = &mut hop.link else { return };
+        if h1.codec.is_raw() && h1.slot != NO_TAG {
+            let cause = if tunnel { Cause::ended(end) } else { Cause::CLIENT_GONE };
+            let slot = h1.slot;
+            return self.end_raw(border, slot, cause);
+        }
+        if !tunnel {
+            // Contract CL-23: also if a request of it runs.
+            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            return border.close(conn, Close::Flush);
+        }
+        if end == End::Fin && h1.codec.eof() == Ok(Event::End) {
+            let at = At { conn, key: h1.key() };
+            self.http1_message_end(border, at);
+        }
+        self.tunnel_gone(border, conn, Cause::ended(end));
+    }
+
+    /// One side of a stream of bytes has ended: what was received goes out, then both end
+    /// (contract CL-47).
+    fn end_raw(&mut self, border: &mut Border, slot: u32, cause: Cause) {
+        for way in [Way::Up, Way::Down] {
+            let Some(exchange) = self.exchanges.at_mut(slot) else { return };
+            let (from, to) = (exchange.from(way), exchange.to(way));
+            let pipe = exchange.pipe(way);
+            for part in pipe.queue.drain(..) {
+                if let Some(to) = to {
+                    border.push(to.conn, part);
+                }
+                border.pool.release(part);
+            }
+            let waited = std::mem::take(&mut pipe.queued);
+            pipe.ended = true;
+            self.let_go(border, from.map(|at| at.conn), waited);
+        }
+        let Some(exchange) = self.exchanges.at(slot) else { return };
+        let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
+        border.close(client, Close::Flush);
+        if let Some(tunnel) = tunnel {
+            border.close(tunnel, Close::Flush);
+            self.tunnel_gone(border, tunnel, cause);
+        }
+        self.client_gone(border, client, Cause::CLIENT_GONE);
+    }
+
+    /// What a peer sent cannot be read, or not as one thing only: its connection ends.
+    pub(super) fn http1_fault(&mut self, border: &mut Border, conn: ConnId, fault: Fault) {
+        use ringway_proto::h1::head::HeadFault;
+        let Some(hop) = self.conns.hop(conn) else { return };
+        let tunnel = hop.tunnel().is_some();
+        let Link::H1(h1) = &hop.link else { return };
+        match fault {
+            Fault::Broken(HeadFault::TooLarge) => self.metrics.limit_hit(Limit::HeaderBytes),
+            Fault::Broken(HeadFault::Timeout) => self.metrics.limit_hit(Limit::Handshake),
+            Fault::Broken(HeadFault::TooManyFields) => self.metrics.limit_hit(Limit::HeaderFields),
+            _ => {}
+        }
+        let told = ConnFault { code: ErrorCode::ProtocolError, reason: fault.text(), limit: None };
+        crate::log::connection_failed(hop.peer, tunnel, &told, self.settings.core);
+        if tunnel {
+            return self.tunnel_gone(border, conn, Cause::MALFORMED);
+        }
+        let (slot, foreign) = (h1.slot, h1.foreign);
+        let exchange = self.exchanges.at(slot).filter(|_| slot != NO_TAG);
+        let begun = exchange.is_some_and(|exchange| exchange.status != 0);
+        let whole = exchange.is_none_or(|exchange| exchange.attachment.is_none());
+        if !begun && !foreign {
+            let out = &mut border.sink(conn);
+            write_text(fault.status(Role::Server), fault.text(), false, out);
+        }
+        border.close(conn, if begun && !whole { Close::Now } else { Close::Flush });
+        self.client_gone(border, conn, Cause::CLIENT_GONE);
+    }
+
+    /// A body that is not as long as its head said, which the reader would have refused: cut.
+    pub(super) fn wrong_length(&mut self, border: &mut Border, slot: u32) {
+        debug_assert!(false, "a body of another length than announced was let in");
+        let code = Some(ErrorCode::InternalError);
+        self.drop_exchange(border, slot, code, code);
+    }
+
+    /// A draining client connection: its response says that it is the last, and an idle one ends.
+    pub(super) fn http1_leave(&mut self, border: &mut Border, conn: ConnId) {
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let Some(client) = hop.client_mut() else { return };
+        client.leaving = Leaving::Final;
+        let Link::H1(h1) = &mut hop.link else { return };
+        h1.codec.close_after();
+        if h1.slot == NO_TAG && h1.codec.is_between() && h1.upgrading.is_none() {
+            border.close(conn, Close::Flush);
+            self.client_gone(border, conn, Cause::SHUTDOWN);
+        }
+    }
+
+    /// What an HTTP/1 connection kept goes with it.
+    pub(super) fn http1_forget(&mut self, border: &mut Border, hop: &mut Hop) {
+        let Link::H1(h1) = &mut hop.link else { return };
+        let waits = h1.take_waiting(&mut border.pool);
+        self.let_go(border, None, waits);
+    }
+}

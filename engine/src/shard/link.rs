@@ -1,0 +1,314 @@
+//! What a hop speaks: one face for the relay, whatever the protocol.
+//!
+//! A match and no trait object: the HTTP/2 arm costs what the call itself costs.
+
+use ringway_proto::Sink;
+use ringway_proto::fields::{Field, Fields};
+use ringway_proto::h2::{self, Blocked, ConnFault, ErrorCode, ListId, OpenError, StreamKey};
+use ringway_proto::time::Time;
+
+use super::http1_link::H1;
+use super::relay::is_end_to_end;
+use crate::metrics::Version;
+
+/// The protocol state of one connection.
+#[expect(clippy::large_enum_variant, reason = "a hop is boxed itself; HTTP/2's frames come often")]
+pub(crate) enum Link {
+    H2(h2::Conn),
+    H1(Box<H1>),
+}
+
+impl Link {
+    // ---- streams ----
+
+    pub(crate) fn open(&mut self) -> Result<StreamKey, OpenError> {
+        match self {
+            Self::H2(h2) => h2.open(),
+            Self::H1(h1) => h1.open(),
+        }
+    }
+
+    /// Whether [`Self::open`] would succeed.
+    pub(crate) fn can_open(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.can_open(),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// The slot of the stream's exchange.
+    pub(crate) fn tag(&self, key: StreamKey) -> u32 {
+        match self {
+            Self::H2(h2) => h2.tag(key),
+            Self::H1(h1) => h1.tag(key),
+        }
+    }
+
+    pub(crate) fn set_tag(&mut self, key: StreamKey, slot: u32) {
+        match self {
+            Self::H2(h2) => h2.set_tag(key, slot),
+            Self::H1(h1) => h1.set_tag(key, slot),
+        }
+    }
+
+    /// The slots of all open streams' exchanges.
+    pub(crate) fn tags(&self) -> Vec<u32> {
+        match self {
+            Self::H2(h2) => h2.keys().map(|key| h2.tag(key)).collect(),
+            Self::H1(h1) => Some(h1.slot).filter(|slot| *slot != h2::NO_TAG).into_iter().collect(),
+        }
+    }
+
+    /// Our streams that a GOAWAY with this last id leaves unanswered.
+    pub(crate) fn keys_above(&self, last: u32) -> Vec<StreamKey> {
+        match self {
+            Self::H2(h2) => h2.keys_above(last).collect(),
+            Self::H1(_) => Vec::new(),
+        }
+    }
+
+    /// Open streams.
+    pub(crate) fn streams(&self) -> usize {
+        match self {
+            Self::H2(h2) => h2.streams(),
+            Self::H1(h1) => usize::from(h1.slot != h2::NO_TAG),
+        }
+    }
+
+    // ---- heads ----
+
+    /// Sends a head or trailers; see [`h2::Conn::head`].
+    pub(crate) fn head<'a>(
+        &mut self,
+        key: StreamKey,
+        fields: impl Iterator<Item = Field<'a>> + Clone,
+        end: bool,
+        scratch: &mut Vec<u8>,
+        out: &mut impl Sink,
+    ) -> Option<u64> {
+        match self {
+            Self::H2(h2) => h2.head(key, fields, end, scratch, out),
+            Self::H1(h1) => {
+                h1.head(fields, end, out);
+                None
+            }
+        }
+    }
+
+    /// Sends a head again as it was; see [`h2::Conn::replay`].
+    pub(crate) fn replay(
+        &mut self,
+        key: StreamKey,
+        block: (&[u8], u64),
+        end: bool,
+        scratch: &mut Vec<u8>,
+        out: &mut impl Sink,
+    ) -> bool {
+        match self {
+            Self::H2(h2) => h2.replay(key, block, end, scratch, out),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// What a head that is sent again must have been made under.
+    pub(crate) fn encoder_generation(&self) -> u64 {
+        match self {
+            Self::H2(h2) => h2.encoder_generation(),
+            Self::H1(_) => 0,
+        }
+    }
+
+    pub(crate) fn recall(&self, list: ListId, into: &mut Fields) -> bool {
+        match self {
+            Self::H2(h2) => h2.recall(list, into),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// The stream's request is a HEAD.
+    pub(crate) fn set_head_request(&mut self, key: StreamKey) {
+        match self {
+            Self::H2(h2) => h2.set_head_request(key),
+            Self::H1(_) => {}
+        }
+    }
+
+    // ---- DATA ----
+
+    /// How much may be sent on the stream now, in one frame.
+    pub(crate) fn data_room(&self, key: StreamKey) -> usize {
+        match self {
+            Self::H2(h2) => h2.data_room(key),
+            Self::H1(_) => usize::MAX,
+        }
+    }
+
+    /// How much of a piece is worth a frame now; see [`h2::Conn::sendable`].
+    pub(crate) fn sendable(
+        &self,
+        key: StreamKey,
+        piece: usize,
+        waiting: usize,
+        crumbs: bool,
+    ) -> Result<usize, Blocked> {
+        match self {
+            Self::H2(h2) => h2.sendable(key, piece, waiting, crumbs),
+            Self::H1(_) => Ok(piece),
+        }
+    }
+
+    /// Writes what goes before a piece of payload; [`Self::end_data`] goes behind the last one.
+    /// False if the body is longer than its head said: then nothing of it may be sent.
+    pub(crate) fn put_data(
+        &mut self,
+        key: StreamKey,
+        len: usize,
+        end: bool,
+        out: &mut impl Sink,
+    ) -> bool {
+        match self {
+            Self::H2(h2) => {
+                out.put(&h2.data_head(key, len, end));
+                true
+            }
+            Self::H1(h1) => h1.put_data(len, end, out),
+        }
+    }
+
+    /// Writes what goes behind the last piece; false if the body is shorter than its head said.
+    pub(crate) fn end_data(&mut self, out: &mut impl Sink) -> bool {
+        match self {
+            // END_STREAM was in the frame's head.
+            Self::H2(_) => true,
+            Self::H1(h1) => h1.codec.finish(None, out).is_ok(),
+        }
+    }
+
+    /// Sends trailers; see [`Self::head`].
+    pub(crate) fn trailers(
+        &mut self,
+        key: StreamKey,
+        fields: &Fields,
+        scratch: &mut Vec<u8>,
+        out: &mut impl Sink,
+    ) -> Option<u64> {
+        match self {
+            Self::H2(h2) => {
+                let fields = fields.iter().filter(|f| is_end_to_end(f.token));
+                h2.head(key, fields, true, scratch, out)
+            }
+            Self::H1(h1) => {
+                // Of a body that ended as announced, which the reader has seen.
+                let _ = h1.codec.finish(Some(fields), out);
+                None
+            }
+        }
+    }
+
+    /// The other hop took payload of this stream: its sender may send more.
+    pub(crate) fn drained(
+        &mut self,
+        key: StreamKey,
+        len: usize,
+        backlog: bool,
+        out: &mut impl Sink,
+    ) {
+        match self {
+            Self::H2(h2) => h2.drained(key, len, backlog, out),
+            Self::H1(_) => {}
+        }
+    }
+
+    // ---- the connection ----
+
+    /// What exchanges are counted as, and whether the one under way asks for another protocol.
+    pub(crate) fn speaks(&self) -> (Version, bool) {
+        match self {
+            Self::H2(_) => (Version::H2, false),
+            Self::H1(h1) => h1.speaks(),
+        }
+    }
+
+    /// Whether the connection ends with the exchange under way.
+    pub(crate) fn ends_with_exchange(&self) -> bool {
+        match self {
+            Self::H2(_) => false,
+            Self::H1(h1) => !h1.codec.keeps_alive(),
+        }
+    }
+
+    pub(crate) fn reset(&mut self, key: StreamKey, code: ErrorCode, out: &mut impl Sink) {
+        match self {
+            Self::H2(h2) => h2.reset(key, code, out),
+            Self::H1(_) => {}
+        }
+    }
+
+    pub(crate) fn goaway(&mut self, last: u32, code: ErrorCode, text: &[u8], out: &mut impl Sink) {
+        match self {
+            Self::H2(h2) => h2.goaway(last, code, text, out),
+            Self::H1(_) => {}
+        }
+    }
+
+    pub(crate) fn ping(&mut self, payload: [u8; 8], out: &mut impl Sink) {
+        match self {
+            Self::H2(h2) => h2.ping(payload, out),
+            Self::H1(_) => {}
+        }
+    }
+
+    /// What a final GOAWAY names.
+    pub(crate) fn highest_peer_stream(&self) -> u32 {
+        match self {
+            Self::H2(h2) => h2.highest_peer_stream(),
+            Self::H1(_) => 0,
+        }
+    }
+
+    pub(crate) fn refuse_new(&mut self, refuse: bool) {
+        match self {
+            Self::H2(h2) => h2.refuse_new(refuse),
+            Self::H1(_) => {}
+        }
+    }
+
+    /// Answers that wait in the output, once they are fewer.
+    pub(crate) fn set_answers_backlog(&mut self, waiting: u32) {
+        match self {
+            Self::H2(h2) => h2.set_answers_backlog(waiting),
+            Self::H1(_) => {}
+        }
+    }
+
+    /// Reading should stop until the peer has taken our answers.
+    pub(crate) fn wants_pause(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.wants_pause(),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// Most of the connection's suspicious frames are spent.
+    pub(crate) fn glitches_high(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.glitches_high(),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// When [`Self::expired`] has to be asked.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        match self {
+            Self::H2(h2) => h2.deadline(),
+            Self::H1(_) => None,
+        }
+    }
+
+    pub(crate) fn expired(&mut self, now: Time) -> Result<(), ConnFault> {
+        match self {
+            Self::H2(h2) => h2.expired(now),
+            Self::H1(_) => Ok(()),
+        }
+    }
+}

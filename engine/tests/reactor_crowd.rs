@@ -1,0 +1,116 @@
+//! More at once than one turn takes: everybody is served, and nobody holds the others up.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[macro_use]
+mod reactor_rig;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use reactor_rig::{Desk, SOON, start, until};
+use ringway::border::Close;
+use ringway::reactor::Options;
+
+/// Beyond what an epoll tells, and what a listener gives, in one turn.
+const CROWD: usize = 600;
+
+fn everybody_in_a_crowd_is_served() {
+    let desk = start(Options::default(), Desk::default());
+    // The core is held up, so that all of it waits at once.
+    let busy = |millis| {
+        desk.ask(move |_, _| std::thread::sleep(Duration::from_millis(millis)));
+    };
+    busy(200);
+    let mut streams: Vec<_> = (0..CROWD)
+        .map(|_| {
+            let stream = TcpStream::connect(desk.address).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream
+        })
+        .collect();
+    desk.accepted(CROWD - 1);
+    busy(1);
+    for (number, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(&(number as u32).to_be_bytes()).unwrap();
+    }
+    let heard = until("everybody's bytes", || {
+        desk.ask(|desk, _| {
+            let all: Vec<_> = desk.bytes.iter().map(|(conn, b)| (*conn, b.clone())).collect();
+            (all.iter().map(|(_, b)| b.len()).sum::<usize>() == CROWD * 4).then_some(all)
+        })
+    });
+    desk.ask(move |_, border| {
+        for (conn, bytes) in heard {
+            border.put(conn, &bytes);
+            border.close(conn, Close::Flush);
+        }
+    });
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert_eq!(got, (number as u32).to_be_bytes());
+    }
+    drop(streams);
+    until("all sockets closed", || desk.ask(|_, b| (b.tally.sockets == 0).then_some(())));
+    desk.finish();
+}
+
+/// One socket gets a share of a turn, however much it has.
+fn bulk_does_not_hold_up_the_others() {
+    const BULK: usize = 32 << 20;
+    let usual = Options::default();
+    let lent = usual.lent * usual.block_bytes;
+    for (receive_limit, share) in [(usual.receive_limit, usual.receive_limit), (0, lent)] {
+        let desk = start(Options { receive_limit, ..usual.clone() }, Desk::default());
+        let mut bulk = TcpStream::connect(desk.address).unwrap();
+        let first = desk.accepted(0);
+        let mut small = TcpStream::connect(desk.address).unwrap();
+        let second = desk.accepted(1);
+        let before = desk.ask(|_, border| border.tally.turns);
+        let writing = std::thread::spawn(move || bulk.write_all(&vec![7; BULK]).unwrap());
+        let (mut taken, mut sent) = (0, 0);
+        while taken < BULK {
+            small.write_all(b"x").unwrap();
+            sent += 1;
+            taken += until("the small one's byte", || {
+                desk.ask(move |desk, _| {
+                    let heard = desk.bytes.get(&second).map_or(0, Vec::len);
+                    (heard == sent).then(|| desk.bytes.remove(&first).map_or(0, |all| all.len()))
+                })
+            });
+        }
+        writing.join().unwrap();
+        let turns = desk.ask(|_, border| border.tally.turns) - before;
+        assert!(taken <= turns as usize * share, "{taken} bytes in {turns} turns of {share}");
+        desk.finish();
+    }
+}
+
+/// A peer that goes on sending to a connection that is paused wakes the core no more often than
+/// its receive buffer has room for, and then all of it comes.
+fn a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them() {
+    const LEN: usize = 100_000;
+    let desk = start(Options::default(), Desk::default());
+    let mut client = TcpStream::connect(desk.address).unwrap();
+    let conn = desk.accepted(0);
+    desk.ask(move |_, border| border.pause(conn, true));
+    client.write_all(&vec![1; LEN]).unwrap();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(50));
+    let facts = desk.ask(move |desk, border| {
+        border.pause(conn, false);
+        (desk.bytes.len(), desk.ends(conn).len())
+    });
+    assert_eq!(facts, (0, 0));
+    // The edge that told of the end came long ago.
+    until("the end", || desk.ask(move |desk, _| desk.ends(conn).first().copied()));
+    assert_eq!(desk.ask(move |desk, _| desk.bytes[&conn].len()), LEN);
+    desk.finish();
+}
+
+on_both_backends! {
+    everybody_in_a_crowd_is_served,
+    bulk_does_not_hold_up_the_others,
+    a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them,
+}

@@ -1,0 +1,528 @@
+//! Connections that change cores: no byte is lost, doubled or overtaken, whatever else happens.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod reactor_rig;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
+use ringway::border::{Border, Carried, Close, ConnId, Core, End, Listener, Parcel};
+use ringway::pool::Segment;
+use ringway::reactor::Options;
+use ringway::ring::{Full, Sender};
+use ringway_proto::time::Time;
+
+fn desk() -> Running<Desk> {
+    start(Options::default(), Desk::default())
+}
+
+fn connect<C: Core>(to: &Running<C>) -> TcpStream {
+    let stream = TcpStream::connect(to.address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+/// RST instead of FIN when the stream is dropped.
+fn abort(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+fn detach(desk: &Running<Desk>, conn: ConnId) {
+    desk.ask(move |_, border| border.detach(conn));
+}
+
+fn adopt(desk: &Running<Desk>, parcel: Parcel) -> ConnId {
+    desk.ask(move |_, border| border.adopt(parcel))
+}
+
+fn bytes(desk: &Running<Desk>, conn: ConnId) -> Vec<u8> {
+    desk.ask(move |desk, _| desk.bytes.get(&conn).cloned().unwrap_or_default())
+}
+
+fn gets(desk: &Running<Desk>, conn: ConnId, want: &[u8]) {
+    until("bytes", || (bytes(desk, conn).len() >= want.len()).then_some(()));
+    assert_eq!(bytes(desk, conn), want);
+}
+
+fn end(desk: &Running<Desk>, conn: ConnId) -> End {
+    until("an end", || desk.ask(move |desk, _| desk.ends(conn)).first().copied())
+}
+
+fn is_closed(desk: Running<Desk>) {
+    until("all sockets closed", || desk.ask(|_, border| (border.tally.sockets == 0).then_some(())));
+    let (live, chunks) = desk.ask(|_, border| (border.connections(), border.pool.chunks_live()));
+    assert_eq!((live, chunks), (0, 0));
+    desk.finish();
+}
+
+#[test]
+fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
+    let (first, second) = (desk(), desk());
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    client.write_all(b"before").unwrap();
+    gets(&first, old, b"before");
+    detach(&first, old);
+    let parcel = first.parcel(old);
+    assert!(parcel.unsent.is_empty());
+    client.write_all(b"between").unwrap();
+    let new = adopt(&second, parcel);
+    gets(&second, new, b"between");
+    second.ask(move |_, border| border.put(new, b"answer"));
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+    second.ask(move |_, border| border.close(new, Close::Flush));
+    drop(client);
+    is_closed(first);
+    is_closed(second);
+}
+
+/// Lets go of the connection before it was ever read from.
+#[derive(Default)]
+struct Doorman {
+    desk: Desk,
+}
+
+impl Core for Doorman {
+    type Post = <Desk as Core>::Post;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, by: Listener, peer: SocketAddr) {
+        self.desk.accepted(border, conn, by, peer);
+        border.detach(conn);
+    }
+    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, _: &mut Border, _: ConnId, _: Segment) {
+        panic!("it was read from");
+    }
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        self.desk.ended(border, conn, end);
+    }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        self.desk.detached(border, conn, parcel);
+    }
+    fn written(&mut self, _: &mut Border, _: ConnId, _: usize) {}
+    fn posted(&mut self, border: &mut Border, post: Self::Post) {
+        post(&mut self.desk, border);
+    }
+    fn turn(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Border) {}
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
+    fn finished(&self) -> bool {
+        self.desk.stopped
+    }
+}
+
+#[test]
+fn a_connection_can_go_before_its_first_read() {
+    let (door, second) = (start(Options::default(), Doorman::default()), desk());
+    for round in 0_u8..50 {
+        let mut client = TcpStream::connect(door.address).unwrap();
+        client.write_all(&[round; 100]).unwrap();
+        let (send, sent) = std::sync::mpsc::channel();
+        let parcel = until("it goes", || {
+            let send = send.clone();
+            let ask = Box::new(move |desk: &mut Desk, _: &mut Border| {
+                let _ = send.send(desk.parcels.pop());
+            });
+            assert!(door.sender.send(ask).is_ok());
+            sent.recv_timeout(SOON).unwrap().map(|(_, parcel)| parcel)
+        });
+        let new = adopt(&second, parcel);
+        gets(&second, new, &[round; 100]);
+        second.ask(move |_, border| border.close(new, Close::Now));
+    }
+    let adopts = second.ask(|_, border| border.tally.adopts);
+    assert_eq!(adopts, 50);
+    is_closed(second);
+    door.stop(Box::new(|desk, _| desk.stopped = true));
+}
+
+#[test]
+fn output_that_waits_for_a_slow_peer_goes_along() {
+    const LEN: usize = 24 << 20;
+    let (first, second) = (desk(), desk());
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    first.ask(move |_, border| border.put(old, &Noise::new(5).bytes(LEN)));
+    until("a blocked send", || {
+        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
+    });
+    // A send waits for room: that poll is cancelled, the rest is carried.
+    first.ask(move |_, border| {
+        border.detach(old);
+        border.put(old, b"the end");
+    });
+    let parcel = first.parcel(old);
+    let sent = first.ask(move |desk, _| desk.written.get(&old).copied().unwrap_or(0));
+    assert_eq!(sent + parcel.unsent.len(), LEN + 7);
+    assert!(sent > 0 && !parcel.unsent.is_empty());
+    is_closed(first);
+    let new = adopt(&second, parcel);
+    second.ask(move |_, border| {
+        border.put(new, b", really");
+        border.close(new, Close::Flush);
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    let mut want = Noise::new(5).bytes(LEN);
+    want.extend_from_slice(b"the end, really");
+    assert!(got == want, "{} bytes of {}, or others", got.len(), want.len());
+    drop(client);
+    is_closed(second);
+}
+
+#[test]
+fn a_fin_that_was_told_is_told_again_by_the_next() {
+    let (first, second) = (desk(), desk());
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    client.write_all(b"all").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end(&first, old), End::Fin);
+    gets(&first, old, b"all");
+    detach(&first, old);
+    let new = adopt(&second, first.parcel(old));
+    assert_eq!(end(&second, new), End::Fin);
+    second.ask(move |_, border| {
+        border.put(new, b"answer");
+        border.close(new, Close::Flush);
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"answer");
+    is_closed(first);
+    is_closed(second);
+}
+
+#[test]
+fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
+    let (first, second) = (desk(), desk());
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    first.ask(move |_, border| border.pause(old, true));
+    client.write_all(b"last words").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    detach(&first, old);
+    let parcel = first.parcel(old);
+    assert_eq!(bytes(&first, old), b"");
+    let new = adopt(&second, parcel);
+    assert_eq!(end(&second, new), End::Fin);
+    gets(&second, new, b"last words");
+    second.ask(move |_, border| border.close(new, Close::Flush));
+    is_closed(first);
+    is_closed(second);
+}
+
+/// Lets go of a connection unless its end was told already.
+fn detach_living(desk: &Running<Desk>, conn: ConnId) {
+    desk.ask(move |desk, border| {
+        if desk.ends(conn).is_empty() {
+            border.detach(conn);
+        }
+    });
+}
+
+/// What became of a connection that was to be let go of while its peer ended it.
+fn outcome(first: &Running<Desk>, conn: ConnId) -> Result<Parcel, End> {
+    until("an end, or that it goes", || {
+        first.ask(move |desk, _| {
+            let at = desk.parcels.iter().position(|(of, _)| *of == conn);
+            let parcel = at.map(|at| desk.parcels.swap_remove(at).1);
+            let end = desk.ends(conn).first().copied();
+            let both = parcel.is_some() && end.is_some();
+            assert!(!both, "told of an end after the wish, and handed over");
+            parcel.map(Ok).or(end.map(Err))
+        })
+    })
+}
+
+#[test]
+fn a_connection_whose_fin_was_told_meanwhile_stays_and_goes_on() {
+    let (first, second) = (desk(), desk());
+    let (mut stayed, mut went) = (0, 0);
+    for round in 0..300 {
+        let mut client = connect(&first);
+        let old = first.accepted(round);
+        client.write_all(b"x").unwrap();
+        if round % 2 == 0 {
+            gets(&first, old, b"x");
+        }
+        client.shutdown(Shutdown::Write).unwrap();
+        detach_living(&first, old);
+        let (owner, conn, mut seen) = match outcome(&first, old) {
+            Ok(parcel) => {
+                went += 1;
+                (&second, adopt(&second, parcel), bytes(&first, old))
+            }
+            Err(end) => {
+                assert_eq!(end, End::Fin);
+                stayed += 1;
+                (&first, old, Vec::new())
+            }
+        };
+        assert_eq!(end(owner, conn), End::Fin);
+        seen.extend(bytes(owner, conn));
+        assert_eq!(seen, b"x");
+        owner.ask(move |_, border| {
+            border.put(conn, b"y");
+            border.close(conn, Close::Flush);
+        });
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"y");
+    }
+    assert_eq!(stayed + went, 300);
+    is_closed(first);
+    is_closed(second);
+}
+
+#[test]
+fn a_reset_is_told_by_the_one_or_by_the_other() {
+    let (first, second) = (desk(), desk());
+    for round in 0..200 {
+        let client = connect(&first);
+        let old = first.accepted(round);
+        if round % 2 == 0 {
+            abort(client);
+            detach_living(&first, old);
+        } else {
+            detach(&first, old);
+            abort(client);
+        }
+        match outcome(&first, old) {
+            Ok(parcel) => {
+                let new = adopt(&second, parcel);
+                assert_eq!(end(&second, new), End::Reset);
+            }
+            Err(end) => assert_eq!(end, End::Reset),
+        }
+    }
+    is_closed(first);
+    is_closed(second);
+}
+
+#[test]
+fn a_reset_between_two_cores_is_told_by_the_next() {
+    let (first, second) = (desk(), desk());
+    let client = connect(&first);
+    let old = first.accepted(0);
+    first.ask(move |_, border| border.put(old, &vec![0; 16 << 20]));
+    until("a blocked send", || {
+        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
+    });
+    detach(&first, old);
+    let parcel = first.parcel(old);
+    abort(client);
+    let new = adopt(&second, parcel);
+    assert_eq!(end(&second, new), End::Reset);
+    is_closed(first);
+    is_closed(second);
+}
+
+#[test]
+fn a_connection_that_is_closed_after_all_is_not_handed_over() {
+    for how in [Close::Flush, Close::Now] {
+        let first = desk();
+        let mut client = connect(&first);
+        let old = first.accepted(0);
+        first.ask(move |_, border| {
+            border.put(old, b"good bye");
+            border.detach(old);
+            border.close(old, how);
+        });
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        let want: &[u8] = if how == Close::Flush { b"good bye" } else { b"" };
+        assert_eq!(got, want);
+        drop(client);
+        assert!(first.ask(|desk, _| desk.parcels.is_empty()));
+        is_closed(first);
+    }
+}
+
+#[test]
+fn closing_while_the_poll_is_being_cancelled_sends_the_rest() {
+    const LEN: usize = 12 << 20;
+    let first = desk();
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    first.ask(move |_, border| border.put(old, &Noise::new(6).bytes(LEN)));
+    until("a blocked send", || {
+        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
+    });
+    // Both wishes are heeded in one turn, so the cancel is on its way when the close is seen.
+    first.ask(move |_, border| {
+        border.detach(old);
+        border.pause(old, true);
+        border.close(old, Close::Flush);
+    });
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert!(got == Noise::new(6).bytes(LEN), "{} bytes of {LEN}, or others", got.len());
+    drop(client);
+    is_closed(first);
+}
+
+#[test]
+fn what_cannot_be_taken_up_is_told_as_ended() {
+    let options = Options { connections: 1, ..Options::default() };
+    let (first, second) = (desk(), start(options, Desk::default()));
+    let _full = connect(&second);
+    second.accepted(0);
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    detach(&first, old);
+    let parcel = first.parcel(old);
+    let new = adopt(&second, parcel);
+    assert_eq!(end(&second, new), End::Failed);
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "it is closed");
+    let odd = Parcel { socket: Carried::Simulated(7), unsent: b"x".to_vec() };
+    let odd = adopt(&first, odd);
+    assert_eq!(end(&first, odd), End::Failed);
+    is_closed(first);
+    let refused = second.ask(|_, border| (border.tally.refused, border.connections()));
+    assert_eq!(refused, (1, 1));
+    second.finish();
+}
+
+#[test]
+fn a_parcel_that_is_dropped_closes_the_connection() {
+    let first = desk();
+    let mut client = connect(&first);
+    let old = first.accepted(0);
+    detach(&first, old);
+    drop(first.parcel(old));
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    is_closed(first);
+}
+
+// ---- two cores that throw a busy connection to each other ----
+
+enum Throw {
+    Partner(Sender<Self>),
+    Catch(Parcel, u32),
+    Stop,
+}
+
+/// Echoes what it receives, and throws the connection to its partner after each receive.
+#[derive(Default)]
+struct Juggler {
+    partner: Option<Sender<Throw>>,
+    /// The connection and how often it may still be thrown.
+    held: Option<(ConnId, u32)>,
+    throws: u32,
+    stopped: bool,
+}
+
+const THROWS: u32 = 1000;
+/// Echo that waits, above which reading stops.
+const FULL: usize = 256 * 1024;
+
+impl Core for Juggler {
+    type Post = Throw;
+
+    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+        self.held = Some((conn, THROWS));
+        border.detach(conn);
+    }
+    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        let (held, left) = self.held.expect("only one's own connection is told of");
+        assert_eq!(held, conn);
+        border.push(conn, segment);
+        if left > 0 {
+            border.detach(conn);
+        } else if border.queued(conn) > FULL {
+            border.pause(conn, true);
+        }
+    }
+    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        assert_eq!(end, End::Fin);
+        border.close(conn, Close::Flush);
+        self.held = None;
+    }
+    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+        let (held, left) = self.held.take().expect("it was held");
+        assert_eq!(held, conn);
+        self.throws += 1;
+        let partner = self.partner.as_ref().expect("the test introduces them");
+        match partner.post(Throw::Catch(parcel, left - 1)) {
+            Ok(Some(bell)) => border.ring(bell),
+            Ok(None) => {}
+            Err(Full(_)) => panic!("nothing else is in the mailbox"),
+        }
+    }
+    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
+        if border.queued(conn) < FULL / 2 {
+            border.pause(conn, false);
+        }
+    }
+    fn posted(&mut self, border: &mut Border, post: Throw) {
+        match post {
+            Throw::Partner(partner) => self.partner = Some(partner),
+            Throw::Catch(parcel, left) => self.held = Some((border.adopt(parcel), left)),
+            Throw::Stop => self.stopped = true,
+        }
+    }
+    fn turn(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Border) {}
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
+    fn finished(&self) -> bool {
+        self.stopped
+    }
+}
+
+#[test]
+fn a_busy_connection_moves_a_thousand_times_without_a_scratch() {
+    // More than a thousand receives.
+    const LEN: usize = 24 << 20;
+    let options = Options { receive_cap: 8 * 1024, receive_limit: 16 * 1024, ..Options::default() };
+    let (one, _) = Watched::new(Juggler::default());
+    let (two, _) = Watched::new(Juggler::default());
+    let (one, two) = (start(options.clone(), one), start(options, two));
+    assert!(one.sender.send(Throw::Partner(two.sender.clone())).is_ok());
+    assert!(two.sender.send(Throw::Partner(one.sender.clone())).is_ok());
+    let mut client = connect(&one);
+    let mut writes = client.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        let noise = Noise::new(11).bytes(LEN);
+        let mut sizes = Noise::new(12);
+        let mut rest = &noise[..];
+        while !rest.is_empty() {
+            let size = (sizes.next() % 40_000 + 1) as usize;
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            writes.write_all(now).unwrap();
+            rest = later;
+        }
+        writes.shutdown(Shutdown::Write).unwrap();
+    });
+    let want = Noise::new(11).bytes(LEN);
+    let (mut at, mut reads) = (0, 0);
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let n = client.read(&mut buffer).unwrap();
+        if n == 0 {
+            break;
+        }
+        assert!(buffer[..n] == want[at..at + n], "other bytes than were sent, after {at}");
+        at += n;
+        reads += 1;
+        if reads % 64 == 0 {
+            // The echo backs up: sends wait for room when the connection goes.
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    assert_eq!(at, LEN);
+    writer.join().unwrap();
+    let throws = one.stop(Throw::Stop).core.throws + two.stop(Throw::Stop).core.throws;
+    assert!(throws >= THROWS, "{throws}");
+}

@@ -1,0 +1,101 @@
+//! A client's request head: target and Host become `:path` and `:authority`.
+
+use super::head::{
+    Body, HeadFault, Lines, RequestLine, Version, is_token, read_field_line, read_framing,
+};
+use crate::fields::{Field, Fields, Token};
+use crate::h2::is_host;
+
+/// What the connection has to remember of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) version: Version,
+    pub(super) body: Body,
+    pub(super) is_head: bool,
+}
+
+/// Reads a whole head; `fields` then begins with `:method`, `:path` in origin-form and, if there
+/// is a Host, `:authority`.
+pub(super) fn read_request(head: &[u8], fields: &mut Fields) -> Result<Request, HeadFault> {
+    fields.clear();
+    let mut lines = Lines(head);
+    let line = RequestLine::read(lines.next().unwrap_or_default())?;
+    if line.method == b"CONNECT" {
+        return Err(HeadFault::Malformed("CONNECT is not for clients"));
+    }
+    let (authority, rooted) = cut_target(line.method, line.target)?;
+    fields.push(Field { token: Token::Method, ..Field::new(b":method", line.method) });
+    match rooted {
+        // RFC 9112 §3.2.1: an empty path is sent as a slash, also before a query.
+        Rooted::Whole(path) => fields.push(Field::new(b":path", path)),
+        Rooted::Query(query) => fields.push(Field::new(b":path", &[b"/", query].concat())),
+    }
+    for line in lines {
+        read_field_line(line, fields)?;
+    }
+    let body = read_framing(fields, line.version)?;
+    lift_host(authority, fields)?;
+    Ok(Request { version: line.version, body, is_head: line.method == b"HEAD" })
+}
+
+enum Rooted<'a> {
+    Whole(&'a [u8]),
+    Query(&'a [u8]),
+}
+
+/// The authority of an absolute-form target, and the path and query of any (RFC 9112 §3.2).
+fn cut_target<'a>(
+    method: &[u8],
+    target: &'a [u8],
+) -> Result<(Option<&'a [u8]>, Rooted<'a>), HeadFault> {
+    if matches!(target, [b'/', ..] | b"*") {
+        return Ok((None, Rooted::Whole(target)));
+    }
+    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
+        target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let Some(scheme) = scheme else {
+        return Err(HeadFault::Malformed("request target has another scheme than http"));
+    };
+    let rest = &target[scheme.len()..];
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || !is_host(authority) {
+        return Err(HeadFault::Malformed("request target has a malformed authority"));
+    }
+    let path = match path {
+        // RFC 9112 §3.2.4
+        [] if method == b"OPTIONS" => Rooted::Whole(b"*"),
+        [] => Rooted::Whole(b"/"),
+        [b'/', ..] => Rooted::Whole(path),
+        _ => Rooted::Query(path),
+    };
+    Ok((Some(authority), path))
+}
+
+/// Makes the Host field the third, named `:authority`. That of an absolute-form target must be the
+/// same: whoever goes by the other one would serve another request than was routed.
+fn lift_host(authority: Option<&[u8]>, fields: &mut Fields) -> Result<(), HeadFault> {
+    let Some(at) = fields.iter().position(|field| field.token == Token::Host) else {
+        if let Some(authority) = authority {
+            fields.push(Field::new(b"host", authority));
+            fields.move_as(fields.len() - 1, 2, b":authority");
+        }
+        return Ok(());
+    };
+    let host = fields.get(at).map(|field| field.value).unwrap_or_default();
+    if !is_host(host) {
+        return Err(HeadFault::Malformed("Host is malformed"));
+    }
+    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) {
+        return Err(HeadFault::Malformed("Host is not the request target's"));
+    }
+    fields.move_as(at, 2, b":authority");
+    Ok(())
+}
+
+/// Whether a request line can be made of both, so that it reads as one.
+pub(super) fn can_be_sent(method: &[u8], path: &[u8]) -> bool {
+    let rooted = path.first() == Some(&b'/') || (path == b"*" && method == b"OPTIONS");
+    rooted && is_token(method) && path.iter().all(|&b| b > b' ' && b != 127)
+}

@@ -1,0 +1,140 @@
+//! `ringway-worker`: arguments in, exit code out.
+
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret};
+use tracing::Level;
+use tracing_appender::non_blocking::WorkerGuard;
+use uuid::Uuid;
+
+/// Exit code for wrong arguments; clap's own.
+const USAGE: u8 = 2;
+/// Exit code when the system refuses what is needed (EX_OSERR).
+const SYSTEM: u8 = 71;
+/// Exit code when a gateway refuses the key (EX_CONFIG).
+const CONFIG: u8 = 78;
+/// Longest key file.
+const MAX_KEY_FILE: u64 = 64 * 1024;
+
+/// Serves a function: takes sessions from a Ringway gateway and joins them to your server.
+#[derive(Debug, Parser)]
+#[command(disable_version_flag = true, group(ArgGroup::new("credential").required(true).args(["key", "key_file"])))]
+struct Arguments {
+    /// The gateway's worker listener, like http://gateway:10086. May be given more than once.
+    #[arg(long, value_name = "URL", required = true, value_parser = gateway)]
+    gateway: Vec<Place>,
+    /// Worker key of the function. Others on this machine can see it: prefer --key-file.
+    #[arg(long)]
+    key: Option<String>,
+    /// A file with the key.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The function it serves.
+    #[arg(long, value_name = "ID")]
+    function: Uuid,
+    /// The version it serves.
+    #[arg(long, value_name = "ID")]
+    version: Uuid,
+    /// The server behind it (h2c, gRPC or HTTP/1.1). Each tunnel is one connection.
+    #[arg(long, value_name = "HOST:PORT", value_parser = Place::host_and_port)]
+    target: Place,
+    /// Most sessions at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = slots)]
+    slots: usize,
+    /// How many seconds sessions may go on after SIGTERM or SIGINT.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    drain_max: u64,
+    /// What moves the bytes.
+    #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
+    io: IoChoice,
+    /// What is logged, to stderr.
+    #[arg(long, value_name = "LEVEL", default_value_t = Level::INFO)]
+    log: Level,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IoChoice {
+    /// io_uring, or epoll where that is refused.
+    Auto,
+    /// io_uring.
+    Ring,
+    /// epoll.
+    Epoll,
+}
+
+fn gateway(url: &str) -> Result<Place, String> {
+    if url.starts_with("https:") {
+        return Err("TLS is not spoken here: use http://".into());
+    }
+    Place::parse(url).map_err(|fault| fault.to_string())
+}
+
+fn slots(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(slots @ 1..=MAX_SLOTS) => Ok(slots),
+        _ => Err(format!("a number from 1 to {MAX_SLOTS}")),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let key = match read_key(&arguments) {
+        Ok(key) => key,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let _guard = start_log(arguments.log);
+    let outcome = worker::run(Options {
+        gateways: arguments.gateway,
+        key,
+        function: arguments.function,
+        version: arguments.version,
+        target: arguments.target,
+        slots: arguments.slots,
+        drain_max: Duration::from_secs(arguments.drain_max),
+        io: match arguments.io {
+            IoChoice::Auto => Io::Auto,
+            IoChoice::Ring => Io::Ring,
+            IoChoice::Epoll => Io::Epoll,
+        },
+    });
+    match outcome {
+        Ok(Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(Outcome::Refused) => ExitCode::from(CONFIG),
+        Err(error) => {
+            tracing::error!(%error, "io_uring or epoll, or signals, cannot be had; try --io epoll");
+            ExitCode::from(SYSTEM)
+        }
+    }
+}
+
+fn read_key(arguments: &Arguments) -> Result<Secret, String> {
+    if let Some(key) = &arguments.key {
+        return Secret::new(key).map_err(|why| format!("--key: {why}"));
+    }
+    let path = arguments.key_file.as_deref().unwrap_or(Path::new(""));
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
+        .map_err(|error| format!("--key-file {}: {error}", path.display()))?;
+    Secret::new(text.trim()).map_err(|why| format!("--key-file {}: {why}", path.display()))
+}
+
+/// JSON lines, or readable ones on a terminal, written by a thread of their own: a full pipe
+/// must not stop the tunnels.
+fn start_log(level: Level) -> WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    if io::stderr().is_terminal() {
+        log.with_writer(writer).init();
+    } else {
+        log.json().flatten_event(true).with_writer(writer).init();
+    }
+    guard
+}

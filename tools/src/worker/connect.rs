@@ -1,0 +1,189 @@
+//! Dialling back: the CONNECT of contract 4.1, and how often it is tried (contract 4.6).
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use monoio::buf::IoBufMut;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+use monoio::net::TcpStream;
+use monoio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::answer::{Head, readable};
+use super::net;
+use super::place::Place;
+use super::work::{Connection, Http1};
+
+/// How often the whole round of addresses is tried again, and the pauses before that: 132 ms in
+/// all, as NVIDIA's.
+const RETRIES: usize = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// How long the gateway may take to answer a CONNECT. NVIDIA's worker waits for ever, and so
+/// loses a slot to a gateway that accepts and stays silent (contract 4.6).
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Read at once while the answer is awaited.
+const READ: usize = 2 * 1024;
+
+/// The stream behind a CONNECT that was let in.
+pub(super) struct Tunnel {
+    pub(super) stream: TcpStream,
+    /// What came right behind the answer.
+    pub(super) early: Vec<u8>,
+}
+
+/// Why there is no tunnel.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// Every address said 401 or 403: trying again is of no use (contract WK-5).
+    ForGood(String),
+    /// The last thing that went wrong, after all rounds.
+    Failed(Fault),
+}
+
+/// What went wrong with one CONNECT.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// A status other than 200, and the text.
+    Status(u16, String),
+    Io(io::Error),
+    /// The work item cannot be followed.
+    Work(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status, text) => write!(f, "CONNECT was answered {status} {text}"),
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Work(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The pauses between the rounds, each half as long again as the one before.
+fn pauses() -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(FIRST_PAUSE), |pause| Some(*pause * 3 / 2)).take(RETRIES)
+}
+
+/// Opens a tunnel: each address in turn, then all of them again after a pause. An address that
+/// has said 401 or 403 is left out of the rounds that follow.
+pub(super) async fn open(connections: &[Connection], id: Uuid) -> Result<Tunnel, Refusal> {
+    let mut left: Vec<&Http1> = connections.iter().filter_map(|c| c.http1.as_ref()).collect();
+    if left.is_empty() {
+        return Err(Refusal::Failed(Fault::Work("no address that this worker can dial".into())));
+    }
+    let mut pauses = pauses();
+    loop {
+        let mut last = None;
+        let mut at = 0;
+        while let Some(to) = left.get(at) {
+            match connect(to, id).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(fault @ Fault::Status(401 | 403, _)) => {
+                    left.remove(at);
+                    last = last.or(Some(fault));
+                }
+                Err(fault) => {
+                    last = Some(fault);
+                    at += 1;
+                }
+            }
+        }
+        match (last, pauses.next()) {
+            (Some(fault), _) if left.is_empty() => return Err(Refusal::ForGood(fault.to_string())),
+            (_, Some(pause)) => sleep(pause).await,
+            (Some(fault), None) => return Err(Refusal::Failed(fault)),
+            (None, None) => unreachable!("a round without an address, or without an outcome"),
+        }
+    }
+}
+
+/// One CONNECT.
+async fn connect(to: &Http1, id: Uuid) -> Result<Tunnel, Fault> {
+    let place =
+        Place::parse(&to.proxy_uri).map_err(|fault| Fault::Work(format!("proxyUri: {fault}")))?;
+    let head = request(&place, to, id)?;
+    let mut stream = net::dial(&place).await?;
+    let answered = timeout(ANSWER_TIMEOUT, async {
+        stream.write_all(head.into_bytes()).await.0?;
+        answer(stream).await
+    });
+    answered.await.map_err(|_| Fault::Io(io::ErrorKind::TimedOut.into()))?
+}
+
+/// The request's head: its target is in origin-form although the method is CONNECT (WK-1).
+fn request(place: &Place, to: &Http1, id: Uuid) -> Result<String, Fault> {
+    let token = to.proxy_authorization_token.reveal();
+    let token = token.ok_or_else(|| Fault::Work("the token is no token".into()))?;
+    Ok(format!(
+        "CONNECT {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-worker/{}\r\n\
+         Authorization: Bearer {token}\r\nX-Request-Id: {id}\r\n\r\n",
+        place.path,
+        place.authority,
+        env!("CARGO_PKG_VERSION"),
+    ))
+}
+
+/// Waits for the answer.
+async fn answer(mut stream: TcpStream) -> Result<Tunnel, Fault> {
+    let mut bytes = Vec::with_capacity(READ);
+    loop {
+        if let Some(head) =
+            Head::parse(&bytes).map_err(|e| Fault::Io(io::Error::other(e.to_string())))?
+        {
+            let early = bytes.split_off(head.len);
+            match head.status {
+                // Only 200 is success, whatever framing the head announces (WK-5, WK-11).
+                200 => return Ok(Tunnel { stream, early }),
+                100..200 => bytes = early,
+                // The text is for the log; as much of it as has come will do.
+                status => return Err(Fault::Status(status, readable(&early))),
+            }
+        } else {
+            bytes.reserve(READ);
+            let (from, to) = (bytes.len(), bytes.capacity());
+            let (read, slice) = stream.read(bytes.slice_mut(from..to)).await;
+            bytes = slice.into_inner();
+            if read? == 0 {
+                return Err(Fault::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn five_pauses_grow_by_half() {
+        let pauses: Vec<u128> = pauses().map(|pause| pause.as_micros()).collect();
+        assert_eq!(pauses, [10_000, 15_000, 22_500, 33_750, 50_625]);
+    }
+
+    #[test]
+    fn the_request_is_that_of_nvidias_worker() {
+        let id = Uuid::from_u128(7);
+        let to: Http1 = serde_json::from_str(
+            r#"{"proxyUri":"http://gw:10086/v1/proxy","proxyAuthorizationToken":"tok"}"#,
+        )
+        .unwrap();
+        let place = Place::parse(&to.proxy_uri).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            request(&place, &to, id).unwrap(),
+            format!(
+                "CONNECT /v1/proxy HTTP/1.1\r\nHost: gw:10086\r\n\
+                 User-Agent: ringway-worker/{version}\r\nAuthorization: Bearer tok\r\n\
+                 X-Request-Id: 00000000-0000-0000-0000-000000000007\r\n\r\n"
+            )
+        );
+    }
+}

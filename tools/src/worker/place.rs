@@ -1,0 +1,137 @@
+//! Where a URI leads.
+
+use std::fmt;
+
+/// Port of a URI that names none, whatever its scheme (contract WK-3).
+const DEFAULT_PORT: u16 = 80;
+
+/// Host, port and path of a URI. The connection is plain TCP even if the URI says `https`, as
+/// NVIDIA's workers have it (contract WK-3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Without the brackets of an IPv6 address.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// As the URI has it, brackets and all: the `Host` field.
+    pub(super) authority: String,
+    /// With its query; at least `/`.
+    pub(super) path: String,
+}
+
+/// Why a URI is none of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceFault {
+    /// Not `http://HOST[:PORT][/PATH]`, nor the same with `https`.
+    Uri,
+    /// User and password in the URI: they would end up in logs.
+    User,
+}
+
+impl fmt::Display for PlaceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uri => "not a URL like http://HOST:PORT/PATH",
+            Self::User => "a URL with a user name is not taken",
+        })
+    }
+}
+
+impl std::error::Error for PlaceFault {}
+
+impl Place {
+    /// Reads a URI.
+    ///
+    /// # Errors
+    /// What is no absolute `http` or `https` URI.
+    pub fn parse(uri: &str) -> Result<Self, PlaceFault> {
+        let uri: http::Uri = uri.parse().map_err(|_| PlaceFault::Uri)?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(PlaceFault::Uri);
+        }
+        let authority = uri.authority().ok_or(PlaceFault::Uri)?;
+        if authority.as_str().contains('@') {
+            return Err(PlaceFault::User);
+        }
+        let host = authority.host().trim_matches(['[', ']']);
+        // `http` leaves out a port that is no number; a typing error must not lead to port 80.
+        let port = match (authority.port_u16(), authority.as_str().ends_with(authority.host())) {
+            (Some(port), _) if port > 0 => port,
+            (None, true) => DEFAULT_PORT,
+            _ => return Err(PlaceFault::Uri),
+        };
+        if host.is_empty() {
+            return Err(PlaceFault::Uri);
+        }
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            authority: authority.as_str().to_owned(),
+            path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+        })
+    }
+
+    /// Reads `HOST:PORT`.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn host_and_port(text: &str) -> Result<Self, PlaceFault> {
+        let place = Self::parse(&format!("http://{text}"))?;
+        let named = text.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(place.port));
+        if named && place.authority == text { Ok(place) } else { Err(PlaceFault::Uri) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_has_a_host_a_port_and_a_path() {
+        for (uri, host, port, path) in [
+            ("http://10.0.0.1:10086/custom/v1/proxy", "10.0.0.1", 10086, "/custom/v1/proxy"),
+            ("http://gw/v1/proxy", "gw", 80, "/v1/proxy"),
+            ("https://gw/v1/proxy?a=b", "gw", 80, "/v1/proxy?a=b"),
+            ("https://gw:443/v1/proxy", "gw", 443, "/v1/proxy"),
+            ("http://[::1]:7/x", "::1", 7, "/x"),
+            ("http://[::1]", "::1", 80, "/"),
+            ("http://gw?x", "gw", 80, "/?x"),
+        ] {
+            let place = Place::parse(uri).unwrap();
+            assert_eq!((&*place.host, place.port, &*place.path), (host, port, path), "{uri}");
+        }
+        assert_eq!(Place::parse("http://[::1]:7/x").unwrap().authority, "[::1]:7");
+    }
+
+    #[test]
+    fn what_is_no_uri_is_refused() {
+        for bad in [
+            "",
+            "gw:1",
+            "/v1/proxy",
+            "ftp://gw",
+            "http://",
+            "http://:1/x",
+            "http://gw:0/x",
+            "http://gw:x/",
+            "http://gw:99999/",
+            "http://gw:/",
+            "http://g w/",
+            "http://gw/\r\nx",
+        ] {
+            assert_eq!(Place::parse(bad), Err(PlaceFault::Uri), "{bad:?}");
+        }
+        assert_eq!(Place::parse("http://me:secret@gw/"), Err(PlaceFault::User));
+    }
+
+    #[test]
+    fn a_target_names_its_port() {
+        let place = Place::host_and_port("localhost:50051").unwrap();
+        assert_eq!((&*place.host, place.port), ("localhost", 50051));
+        assert_eq!(Place::host_and_port("[::1]:5").unwrap().host, "::1");
+        for bad in ["localhost", "localhost:", ":5", "http://h:5", "h:5/x", "h:0", "a@h:5", "::1:5"]
+        {
+            assert!(Place::host_and_port(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! SIGTERM and SIGINT.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use monoio::io::AsyncReadRent;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+
+use super::{Worker, net};
+
+/// A second signal within this of the first is the same one, sent twice: GNU `timeout` signals a
+/// process and its group.
+const SAME: Duration = Duration::from_millis(50);
+
+/// Stops the worker at the first signal and ends the process at the second.
+pub(super) fn listen(worker: &Rc<Worker>) -> io::Result<()> {
+    for signal in [SIGTERM, SIGINT] {
+        let (mut heard, told) =
+            StdUnixStream::pair().and_then(|(a, b)| Ok((net::from_std(a)?, b)))?;
+        pipe::register(signal, told)?;
+        let worker = worker.clone();
+        monoio::spawn(async move {
+            let mut first: Option<Instant> = None;
+            // The other end lives as long as the process.
+            while let (Ok(1..), _) = heard.read(Vec::with_capacity(16)).await {
+                let begun = worker.signalled.get().or(first);
+                match begun {
+                    Some(at) if at.elapsed() >= SAME => {
+                        tracing::warn!("ended by a second signal");
+                        std::process::exit(128 + signal);
+                    }
+                    Some(_) => {}
+                    None => {
+                        first = Some(Instant::now());
+                        worker.signalled.set(first);
+                        tracing::info!(signal, "stopping; a second signal ends at once");
+                        worker.stop();
+                    }
+                }
+            }
+        });
+    }
+    Ok(())
+}

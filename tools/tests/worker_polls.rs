@@ -1,0 +1,260 @@
+//! Polls, sessions and slots, against gateways played by the test.
+
+mod worker_rig;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use worker_rig::{FUNCTION, KEY, Line, Listener, VERSION, Worker, id};
+
+fn accept_tunnel(door: &Listener) -> Line {
+    let mut tunnel = door.accept();
+    tunnel.head();
+    tunnel.send("HTTP/1.1 200 OK\r\n\r\n");
+    tunnel
+}
+
+#[test]
+fn a_poll_says_who_asks_for_what() {
+    let (gateway, target) = (Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&gateway], &target, &["--slots", "3"]);
+    let (head, said) = gateway.accept().poll();
+    assert!(head.contains(&format!("\r\nHost: {}\r\n", gateway.address())), "{head}");
+    assert!(head.contains(&format!("\r\nAuthorization: Bearer {KEY}\r\n")), "{head}");
+    let expected = serde_json::json!({"functionId": FUNCTION, "functionVersionId": VERSION,
+                                      "slots": 3, "requestIds": []});
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn a_session_lasts_as_long_as_its_last_tunnel() {
+    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let mut worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
+    let mut polls = gateway.accept();
+    polls.poll_says(2, &[]);
+    polls.work("new", 1, &[door.address()]);
+    let first = accept_tunnel(&door);
+    polls.poll_says(1, &[id(1)]);
+    polls.work("new", 2, &[door.address()]);
+    let other = accept_tunnel(&door);
+    // With no slot free it asks on, for reconnects.
+    polls.poll_says(0, &[id(1), id(2)]);
+    polls.work("reconnect", 1, &[door.address()]);
+    let mut second = accept_tunnel(&door);
+    polls.poll_says(0, &[id(1), id(2)]);
+    drop(first);
+    drop(other);
+    polls.poll_says(1, &[id(1)]);
+    second.send("x");
+    assert_eq!(target.accept().take(1), b"x");
+    drop(second);
+    // The poll that this one takes the place of may yet be answered with a session.
+    polls.poll_says(1, &[]);
+    polls.work("reconnect", 1, &[door.address()]);
+    worker.says("asked back for a session not held");
+    assert!(door.accept_within(Duration::from_millis(100)).is_none(), "dialled for a lost session");
+    polls.poll_says(2, &[]);
+}
+
+#[test]
+fn a_change_is_told_at_once_and_never_promises_a_slot_twice() {
+    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
+    let mut polls = gateway.accept();
+    polls.poll_says(2, &[]);
+    polls.work("new", 1, &[door.address()]);
+    let tunnel = accept_tunnel(&door);
+    polls.poll_says(1, &[id(1)]);
+    // A poll is open. The session's end brings another, which counts the open one as promised.
+    drop(tunnel);
+    let (_, said) = polls.second_poll();
+    assert_eq!((&said["slots"], &said["requestIds"]), (&1.into(), &serde_json::json!([])));
+    polls.work("new", 2, &[door.address()]);
+    polls.work("new", 3, &[door.address()]);
+    let _tunnels = [accept_tunnel(&door), accept_tunnel(&door)];
+    polls.poll_says(0, &[id(2), id(3)]);
+}
+
+#[test]
+fn a_session_for_which_there_is_no_slot_waits_for_one() {
+    let (a, b) = (Listener::new(), Listener::new());
+    let (door, target) = (Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&a, &b], &target, &[]);
+    let (mut a, mut b) = (a.accept(), b.accept());
+    a.poll_says(1, &[]);
+    b.poll_says(1, &[]);
+    // Both gateways give the one slot a session at the same moment.
+    a.work("new", 1, &[door.address()]);
+    b.work("new", 2, &[door.address()]);
+    let first = accept_tunnel(&door);
+    assert!(door.accept_within(Duration::from_millis(300)).is_none(), "more sessions than slots");
+    drop(first);
+    let second = accept_tunnel(&door);
+    // Each gateway is told of its own sessions only.
+    a.poll_says(0, &[]);
+    drop(second);
+    a.poll_says(1, &[]);
+    b.poll_says(1, &[]);
+}
+
+#[test]
+fn a_refused_key_is_the_end_and_says_so() {
+    for status in [401, 403] {
+        let (gateway, target) = (Listener::new(), Listener::new());
+        let mut worker = Worker::start(&[&gateway], &target, &[]);
+        let mut polls = gateway.accept();
+        polls.poll();
+        polls.refuse(status, "the key is not for this function");
+        worker.says("the gateway refuses this worker's key");
+        worker.says("the key is not for this function");
+        assert_eq!(worker.exit_code(), Some(78));
+    }
+}
+
+#[test]
+fn sessions_outlive_a_refused_key() {
+    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let mut worker = Worker::start(&[&gateway], &target, &[]);
+    let mut polls = gateway.accept();
+    polls.poll_says(1, &[]);
+    polls.work("new", 1, &[door.address()]);
+    let mut tunnel = accept_tunnel(&door);
+    polls.poll_says(0, &[id(1)]);
+    polls.refuse(401, "");
+    worker.says("no more work is taken");
+    tunnel.send("x");
+    assert_eq!(target.accept().take(1), b"x");
+    drop(tunnel);
+    assert_eq!(worker.exit_code(), Some(78));
+}
+
+#[test]
+fn anything_else_is_tried_again_with_a_pause_that_grows() {
+    let (gateway, target) = (Listener::new(), Listener::new());
+    let mut worker = Worker::start(&[&gateway], &target, &[]);
+    let begun = Instant::now();
+    let mut polls = gateway.accept();
+    polls.poll();
+    polls.refuse(503, "too many polls wait");
+    worker.says("503: too many polls wait");
+    for junk in ["SSH-2.0-x\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", ""] {
+        let mut polls = gateway.accept();
+        polls.poll();
+        polls.send(junk);
+    }
+    let mut polls = gateway.accept();
+    polls.poll_says(1, &[]);
+    // Four failures: at least half of 50, 100, 200 and 400 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(375), "{:?}", begun.elapsed());
+    polls.nothing();
+    worker.says("polling again");
+    polls.poll_says(1, &[]);
+    assert!(worker.is_running());
+}
+
+#[test]
+fn a_gateway_that_answers_at_once_is_not_asked_in_a_tight_loop() {
+    let (gateway, target) = (Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&gateway], &target, &[]);
+    let mut polls = gateway.accept();
+    let begun = Instant::now();
+    for _ in 0..40 {
+        polls.poll();
+        polls.nothing();
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(39 * 5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_signal_ends_polling_and_the_sessions_end_by_themselves() {
+    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let mut worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
+    let mut polls = gateway.accept();
+    polls.poll_says(2, &[]);
+    polls.work("new", 1, &[door.address()]);
+    let mut tunnel = accept_tunnel(&door);
+    polls.poll_says(1, &[id(1)]);
+    worker.signal("-TERM");
+    worker.says("no more work is taken");
+    // The open poll is taken back; work that was on its way is done.
+    let (_, said) = polls.second_poll();
+    assert_eq!((&said["slots"], &said["requestIds"]), (&0.into(), &serde_json::json!([])));
+    polls.work("new", 2, &[door.address()]);
+    let mut late = accept_tunnel(&door);
+    assert_eq!(polls.rest(), b"");
+    assert!(gateway.accept_within(Duration::from_millis(300)).is_none(), "polls on");
+    for tunnel in [&mut tunnel, &mut late] {
+        tunnel.send("x");
+        assert_eq!(target.accept().take(1), b"x");
+    }
+    drop(tunnel);
+    assert!(worker.is_running());
+    drop(late);
+    assert_eq!(worker.exit_code(), Some(0));
+}
+
+#[test]
+fn a_worker_without_sessions_ends_at_once() {
+    let (gateway, target) = (Listener::new(), Listener::new());
+    let mut worker = Worker::start(&[&gateway], &target, &[]);
+    let mut polls = gateway.accept();
+    polls.poll_says(1, &[]);
+    let begun = Instant::now();
+    worker.signal("-INT");
+    polls.poll_says(0, &[]);
+    assert_eq!(worker.exit_code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn sessions_have_their_time_and_a_second_signal_ends_it() {
+    for (max, code) in [("1", Some(0)), ("60", Some(143))] {
+        let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+        let mut worker = Worker::start(&[&gateway], &target, &["--drain-max", max]);
+        let mut polls = gateway.accept();
+        polls.poll_says(1, &[]);
+        polls.work("new", 1, &[door.address()]);
+        let mut tunnel = accept_tunnel(&door);
+        polls.poll_says(0, &[id(1)]);
+        worker.signal("-TERM");
+        worker.says("no more work is taken");
+        if code == Some(143) {
+            std::thread::sleep(Duration::from_millis(100));
+            worker.signal("-TERM");
+        }
+        assert_eq!(worker.exit_code(), code);
+        assert_eq!(tunnel.rest(), b"");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused_with_2() {
+    let good = [
+        "--gateway",
+        "http://h:1",
+        "--key",
+        "k",
+        "--function",
+        FUNCTION,
+        "--version",
+        VERSION,
+        "--target",
+        "h:2",
+    ];
+    for (from, to) in [
+        ("http://h:1", "https://h:1"),
+        ("http://h:1", "h:1"),
+        ("h:2", "h"),
+        (FUNCTION, "f"),
+        ("k", ""),
+        ("k", "a b"),
+        ("--key", "--key-file"),
+        ("--version", "--slots"),
+    ] {
+        let arguments = good.map(|argument| if argument == from { to } else { argument });
+        let output = Command::new(env!("CARGO_BIN_EXE_ringway-worker")).args(arguments).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{from} -> {to}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("error: "), "{from} -> {to}");
+    }
+}
