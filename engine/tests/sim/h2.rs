@@ -34,9 +34,9 @@ pub(crate) const REFUSED_STREAM: u32 = 7;
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const CALM: u32 = 11;
 
-/// Less credit than this is given only into windows with more room than that.
+/// Less credit than this is not given. With a full window on its way in small frames the gateway
+/// takes small change for a dribble (L5), whoever credits each frame at once.
 const DRIBBLE: i64 = 300;
-const AMPLE: i64 = 16_384;
 
 const MAX_WINDOW: i64 = 0x7fff_ffff;
 
@@ -369,16 +369,14 @@ impl H2 {
         self.streams.get(&id).map_or(0, |stream| stream.receive)
     }
 
-    /// Whether credit for a stream would be more than a dribble (L5): small change for a window that
-    /// is nearly used up adds up to one.
+    /// Whether credit for a stream would be more than a dribble.
     pub(crate) fn is_worth_a_frame(&self, id: u32) -> bool {
-        let (owed, room) = (self.owed(id), self.receive_room(id));
-        owed >= DRIBBLE || (owed > 0 && room > AMPLE)
+        self.owed(id) >= DRIBBLE
     }
 
     /// Gives the connection's credit back if at least so much is owed.
     pub(crate) fn connection_credit(&mut self, least: i64) {
-        let least = if self.receive > AMPLE { least.max(1) } else { least.max(DRIBBLE) };
+        let least = least.max(DRIBBLE);
         if self.owed >= least {
             let credit = std::mem::take(&mut self.owed);
             self.receive += credit;
