@@ -15,6 +15,9 @@ impl Shard {
             return;
         }
         self.drop_mail(core);
+        // It may have heard of this core already, before this core heard of it; and what was to be
+        // said after that has just been dropped.
+        self.tell(core, CorePost::Void { core: self.settings.core });
         self.idle.retain(|other| *other != core);
         self.forget_core(border, core);
         self.renew(border, core);

@@ -680,6 +680,24 @@ fn the_dispatch_home_may_begin_anew() {
 }
 
 #[test]
+fn what_reached_the_new_shard_before_its_word_came_is_not_left_there() {
+    let mut m = Machine::new(2);
+    let home = dispatch_home(&mut m);
+    let core = none_of(&m, &[home]);
+    m.begin_anew(home);
+    let (waits, _) = client(&mut m, core, &[]);
+    // The new shard has its work. The word that nobody waits any more finds no room.
+    m.full.push(home);
+    leave(&mut m, core, &waits);
+    m.collect();
+    m.tell_restart(home);
+    m.full.clear();
+    m.pass(Duration::from_millis(10));
+    assert!(m.poll(core, &[]).is_none(), "nobody waits for this work");
+    m.assert_empty();
+}
+
+#[test]
 fn a_sessions_home_may_begin_anew() {
     let mut m = Machine::new(3);
     let (_first, _worker, id) = attached(&mut m, 0);

@@ -133,8 +133,14 @@ impl Machine {
         }
     }
 
-    /// A core's shard panics and begins anew: its connections are closed, mail to it is lost.
+    /// A core's shard panics and begins anew, and the others hear of it.
     pub(crate) fn restart(&mut self, core: u16) {
+        self.begin_anew(core);
+        self.tell_restart(core);
+    }
+
+    /// A core's shard panics and begins anew: its connections are closed, mail to it is lost.
+    pub(crate) fn begin_anew(&mut self, core: u16) {
         self.collect();
         // What it had said is in the others' mailboxes already.
         for to in 0..self.cores() {
@@ -147,6 +153,10 @@ impl Machine {
         let now = self.worlds[at].border.now;
         self.worlds[at] = World::on(seat, &self.more, |_| {});
         self.worlds[at].border.now = now;
+    }
+
+    /// The others hear that a core has begun anew.
+    pub(crate) fn tell_restart(&mut self, core: u16) {
         for other in (0..self.cores()).filter(|other| *other != core) {
             self.at(other).post(ShardPost::Restarted { core });
         }
