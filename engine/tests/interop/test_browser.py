@@ -3,7 +3,9 @@ as credentials, gets its cookie, and may read the gateway's errors (contract 3.2
 
 import http.server
 import json
+import os
 import shutil
+import signal
 import subprocess
 import threading
 
@@ -103,11 +105,12 @@ def visit(page, directory):
                 [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
                  "--disable-dev-shm-usage", f"--user-data-dir={directory / 'profile'}",
                  "--remote-debugging-port=0", f"http://{host}:{port}/"],
-                stdout=log, stderr=log)
+                stdout=log, stderr=log, start_new_session=True)
         try:
             arrived = site.done.wait(40)
         finally:
-            browser.kill()
+            # Its children would outlive it.
+            os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
             site.shutdown()
         assert arrived, (directory / "chromium.log").read_text(errors="replace")[-2000:]
