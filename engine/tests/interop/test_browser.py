@@ -109,7 +109,7 @@ def visit(page, directory):
         try:
             arrived = site.done.wait(40)
         finally:
-            # Its children would outlive it.
+            # With all that it has started: they would outlive it.
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
             site.shutdown()
