@@ -85,17 +85,15 @@ pub fn serve(
     source: Option<PathBuf>,
 ) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
-    let unknown = config.resolve();
-    for warning in unknown.iter().chain(&config.warnings) {
-        tracing::warn!("{warning}");
-    }
+    let count = core_count(&config);
+    config.cores.count = Some(count);
+    let policy = policy_of(&mut config);
     for note in &config.notes {
         tracing::info!("{note}");
     }
     raise_descriptors(&config);
     let backend = io::choose(&config)?;
     let origin = Instant::now();
-    let count = *config.cores.count.get_or_insert_with(cpus::auto);
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
     let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
@@ -106,7 +104,6 @@ pub fn serve(
     let addresses =
         Addresses { client: address(&client)?, worker: address(&worker)?, admin: address(&admin)? };
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
-    let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     let config = Arc::new(config);
     let reloader = reload::Reloader::new(&config, source)?;
     let entrances = reloader.entrances();
@@ -153,6 +150,16 @@ pub fn serve(
         announce(&config, addresses, demo.as_ref());
         Ok(())
     })
+}
+
+/// The rules of a configuration as it was read, its names looked up: this blocks. What an operator
+/// should hear of it goes to the log.
+fn policy_of(config: &mut Config) -> Arc<Policy> {
+    let unknown = config.resolve();
+    for warning in unknown.iter().chain(&config.warnings) {
+        tracing::warn!("{warning}");
+    }
+    Arc::new(Policy::new(&config.tenants, &config.functions))
 }
 
 /// How many cores this configuration means on this machine.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::BootError;
+use super::run::tell;
+use super::{BootError, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;
 use crate::config::{Config, Front};
-use crate::control::local::Policy;
 use crate::inlet::{Entrance, Entrances};
 use crate::post::ShardPost;
 use crate::tls::{Files, Pair, PairError, Vault};
@@ -21,8 +21,6 @@ use crate::tls::{Files, Pair, PairError, Vault};
 /// How often the files of certificates are looked at. A change is taken up when the next look
 /// finds no other: two files are seldom written in one instant.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often a message is sent again to a core whose mailbox is full.
-const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The running configuration, and what of it can be replaced.
 #[derive(Debug)]
@@ -124,16 +122,11 @@ impl Reloader {
             return;
         };
         match Config::load(&source) {
-            Ok(new) => {
-                for warning in &new.warnings {
-                    tracing::warn!("{warning}");
-                }
+            Ok(mut new) => {
                 let (tenants, functions) = (new.tenants.len(), new.functions.len());
-                let policy = Arc::new(Policy::new(&new.tenants, &new.functions));
+                let policy = policy_of(&mut new);
                 self.changes.replace_policy(policy.clone());
-                while admin.scraper.tell(|| ShardPost::Policy(policy.clone())) > 0 {
-                    sleep(FULL_PAUSE).await;
-                }
+                tell(admin, || ShardPost::Policy(policy.clone())).await;
                 self.changes.count(Change::Configuration, true);
                 tracing::info!(tenants, functions, "the configuration was read again");
                 self.tell_fixed(&new);

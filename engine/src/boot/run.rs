@@ -166,14 +166,14 @@ async fn drained(
 }
 
 /// Sends a message to every core, however long a mailbox is full: once too often does no harm.
-async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
+pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
     while admin.scraper.tell(&post) > 0 {
         sleep(FULL_PAUSE).await;
     }
 }
 
 /// Handles the cores' messages until the last of them has ended.
-async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
+async fn watch_cores(inbox: &mut Inbox, admin: &Arc<Admin>, mut running: usize) {
     while let Some(post) = inbox.recv().await {
         match post {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
@@ -182,8 +182,12 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 if let Some(policy) = admin.changes.policy() {
-                    // The new one was started with the first rules.
-                    tell(admin, || ShardPost::Policy(policy.clone())).await;
+                    // The new one was started with the first rules. Not awaited: that a core has
+                    // ended, and is told nothing any more, is heard here.
+                    let admin = Arc::clone(admin);
+                    tokio::spawn(async move {
+                        tell(&admin, || ShardPost::Policy(policy.clone())).await;
+                    });
                 }
                 if *admin.phase.borrow() == Phase::Draining {
                     // The new one has not heard of it. If it has no room, the last word has.

@@ -1,5 +1,6 @@
 """Functions with `dial`: the gateway connects to their server itself."""
 
+import signal
 import socket
 import time
 from concurrent import futures
@@ -167,3 +168,14 @@ def test_forty_clients_at_once(serve, function):
         assert list(pool.map(once, range(40))) == [b"%d" % n for n in range(40)]
     until(lambda: not running.open_sessions(), what="all sessions gone")
     until(lambda: running.metric("worker_connections_active") == 0, what="no tunnels")
+
+
+def test_a_name_is_looked_up_again_on_reload(serve, function):
+    running = start(serve, f"localhost:{function.port}")
+    for _ in range(2):
+        with channel_to(running) as channel:
+            assert Stub(channel).Unary(say(b"named"), metadata=WHO, timeout=10).payload == b"named"
+        before = running.metric("ringway_reloads_total", what="configuration", outcome="ok")
+        running.signal(signal.SIGHUP)
+        until(lambda: running.metric("ringway_reloads_total", what="configuration",
+                                     outcome="ok") > before, what="the reload")
