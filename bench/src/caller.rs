@@ -15,10 +15,10 @@ use crate::drive::Machine;
 use crate::endpoint::{FILL, ORDER, OUT_LIMIT, PREFIX};
 use crate::fault::Fault;
 use crate::fields::{Blocks, CallFields};
-use crate::flow::{Allowance, CONNECTION_WINDOW, Credit, DEFAULT_WINDOW, STREAM_WINDOW, grown};
+use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
 use crate::tally::{Phase, Tally};
 use crate::verify::{Said, Verifier};
-use crate::wire::{self, Event, Inlet, MAX_31, PREFACE, flag, kind, setting};
+use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
 
 /// Failed calls after which a connection gives up.
 const FAILURE_LIMIT: u32 = 100;
@@ -135,13 +135,9 @@ impl Caller {
         tally: Rc<RefCell<Tally>>,
     ) -> Self {
         assert!(work.message >= 4, "the first four payload bytes say what to answer");
-        let mut out = PREFACE.to_vec();
-        let settings = [(setting::ENABLE_PUSH, 0), (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW)];
-        wire::put_settings(&mut out, &settings);
-        wire::put_window(&mut out, 0, CONNECTION_WINDOW - DEFAULT_WINDOW);
         Self {
             inlet: Inlet::default(),
-            out,
+            out: flow::greeting(),
             fields,
             work,
             streams,

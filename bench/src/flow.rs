@@ -1,7 +1,7 @@
 //! Flow control of both directions (RFC 9113 §5.2, §6.9), shared by caller and endpoint.
 
 use crate::fault::Fault;
-use crate::wire::{self, MAX_31, MAX_FRAME, setting};
+use crate::wire::{self, MAX_31, MAX_FRAME, PREFACE, setting};
 
 /// Window advertised for each stream: no proxy is ever held back by this side.
 pub const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
@@ -9,6 +9,15 @@ pub const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 pub const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Default window before any SETTINGS or WINDOW_UPDATE.
 pub const DEFAULT_WINDOW: u32 = 65_535;
+
+/// What a client of these windows says first: preface, SETTINGS, the connection's window.
+pub fn greeting() -> Vec<u8> {
+    let mut out = PREFACE.to_vec();
+    let settings = [(setting::ENABLE_PUSH, 0), (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW)];
+    wire::put_settings(&mut out, &settings);
+    wire::put_window(&mut out, 0, CONNECTION_WINDOW - DEFAULT_WINDOW);
+    out
+}
 
 /// What the peer lets us send.
 #[derive(Debug)]

@@ -13,10 +13,10 @@ use crate::drive::Machine;
 use crate::endpoint::{ENDLESS, FILL, Messages, OUT_LIMIT, PREFIX, STREAM_ORDER, STREAMED};
 use crate::fault::Fault;
 use crate::fields::{Blocks, CallFields};
-use crate::flow::{Allowance, CONNECTION_WINDOW, Credit, DEFAULT_WINDOW, STREAM_WINDOW, grown};
+use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
 use crate::tally::{Phase, Tally};
 use crate::verify::Verifier;
-use crate::wire::{self, Event, Inlet, MAX_31, PREFACE, flag, kind, setting};
+use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
 
 /// Payload bytes of the message that orders a stream.
 const ORDER_PAYLOAD: u32 = (STREAM_ORDER - PREFIX) as u32;
@@ -105,13 +105,9 @@ impl Streamer {
         count: usize,
         tally: Rc<RefCell<Tally>>,
     ) -> Self {
-        let mut out = PREFACE.to_vec();
-        let settings = [(setting::ENABLE_PUSH, 0), (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW)];
-        wire::put_settings(&mut out, &settings);
-        wire::put_window(&mut out, 0, CONNECTION_WINDOW - DEFAULT_WINDOW);
         Self {
             inlet: Inlet::default(),
-            out,
+            out: flow::greeting(),
             fields,
             work,
             talk,
