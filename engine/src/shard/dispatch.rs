@@ -133,7 +133,7 @@ impl Shard {
             taken
         };
         if !taken {
-            return Err(TOO_MANY.fault());
+            return Err(too_many());
         }
         if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
             door.polls += 1;
@@ -254,7 +254,7 @@ impl Shard {
         if door.polls > 0 {
             self.end_poll(border, poll.conn);
         }
-        let PollFault { status, text } = TOO_MANY.fault();
+        let PollFault { status, text } = too_many();
         self.door_answer(border, poll.conn, status, &text);
         self.poll_settled(border, poll.conn);
     }
@@ -292,13 +292,6 @@ impl Shard {
     }
 }
 
-/// A refusal of a poll.
-struct Refusal(u16, &'static str);
-
-const TOO_MANY: Refusal = Refusal(503, "too many polls wait: try later");
-
-impl Refusal {
-    fn fault(&self) -> PollFault {
-        PollFault { status: self.0, text: self.1.into() }
-    }
+fn too_many() -> PollFault {
+    PollFault { status: 503, text: "too many polls wait: try later".into() }
 }

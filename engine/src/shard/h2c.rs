@@ -15,6 +15,7 @@ use super::conn::Hop;
 use super::exchange::At;
 use super::http1::without_named;
 use super::link::Link;
+use super::relay::is_end_to_end;
 use crate::border::{Border, ConnId};
 use crate::metrics::{CopyWhy, Limit};
 use crate::pool::Segment;
@@ -148,17 +149,7 @@ fn as_http2(fields: &Fields) -> Fields {
     fields.iter().filter(|field| field.token.is_pseudo()).for_each(|field| list.push(field));
     list.push(Field::new(b":scheme", b"http"));
     let stripped = without_named(fields);
-    let own = |token| {
-        matches!(
-            token,
-            Token::Connection
-                | Token::Http2Settings
-                | Token::KeepAlive
-                | Token::ProxyConnection
-                | Token::TransferEncoding
-                | Token::Upgrade
-        )
-    };
+    let own = |token| token == Token::Http2Settings || !is_end_to_end(token);
     let rest = stripped.as_ref().unwrap_or(fields).iter();
     rest.filter(|field| !field.token.is_pseudo() && !own(field.token))
         .for_each(|field| list.push(field));
