@@ -1,0 +1,364 @@
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct World {
+    dispatch: Dispatch,
+    now: Time,
+}
+
+fn world() -> World {
+    World { dispatch: Dispatch::new(DispatchLimits { queue: 3, polls: 3 }), now: Time(7) }
+}
+
+fn work(ticket: u64, kind: WorkKind) -> Work {
+    Work {
+        ticket: Ticket { core: 0, number: ticket },
+        kind,
+        request_id: Uuid::from_u128(u128::from(ticket)),
+        tenant: "dev".into(),
+        function: "f".into(),
+        version: "v".into(),
+        token: [b'x'; 64],
+    }
+}
+
+fn worker(slot: u32) -> PollId {
+    PollId { core: 0, conn: ConnId { slot, generation: 0 }, round: 1 }
+}
+
+impl World {
+    fn submit(&mut self, ticket: u64) -> Result<(), QueueFull> {
+        self.dispatch.submit(work(ticket, WorkKind::New))
+    }
+
+    fn reconnect(&mut self, ticket: u64) {
+        self.dispatch.submit(work(ticket, WorkKind::Reconnect)).unwrap();
+    }
+
+    fn withdraw(&mut self, ticket: u64) {
+        self.dispatch.withdraw(Ticket { core: 0, number: ticket });
+    }
+
+    fn poll_for(&mut self, at: u32, version: &str, slots: u32, ids: &[u64]) {
+        let request = PollRequest {
+            function_id: "f".into(),
+            function_version_id: version.into(),
+            slots,
+            request_ids: ids.iter().map(|id| Uuid::from_u128(u128::from(*id))).collect(),
+        };
+        self.dispatch.poll(worker(at), request, self.now).unwrap();
+    }
+
+    fn poll(&mut self, at: u32, slots: u32, ids: &[u64]) {
+        self.poll_for(at, "v", slots, ids);
+    }
+
+    /// Who was answered what: 0 stands for nothing.
+    fn answers(&mut self) -> Vec<(u32, u64)> {
+        let mut answers = Vec::new();
+        self.dispatch.take_answers(&mut answers);
+        let ticket = |answer| match answer {
+            PollAnswer::Nothing => 0,
+            PollAnswer::Work(work) => work.ticket.number,
+        };
+        answers.into_iter().map(|(poll, answer)| (poll.conn.slot, ticket(answer))).collect()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.dispatch.turn(self.now);
+    }
+}
+
+#[test]
+fn work_is_handed_out_in_the_order_it_came() {
+    let mut w = world();
+    for ticket in [1, 2, 3] {
+        w.submit(ticket).unwrap();
+    }
+    w.poll(1, 1, &[]);
+    w.poll(2, 1, &[]);
+    assert_eq!(w.answers(), [(1, 1), (2, 2)]);
+}
+
+#[test]
+fn the_poll_that_waited_longest_is_served_first() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.poll(2, 1, &[]);
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    assert_eq!(w.answers(), [(1, 1), (2, 2)]);
+}
+
+#[test]
+fn a_poll_is_answered_with_nothing_after_thirty_seconds() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.pass(POLL_WAIT - SECOND);
+    w.poll(2, 1, &[]);
+    assert_eq!(w.dispatch.deadline(), Some(w.now + SECOND));
+    assert_eq!(w.answers(), []);
+    w.pass(SECOND);
+    assert_eq!(w.answers(), [(1, 0)]);
+    w.submit(1).unwrap();
+    assert_eq!(w.answers(), [(2, 1)], "the first has had its answer");
+    assert_eq!(w.dispatch.deadline(), None);
+}
+
+#[test]
+fn a_poll_gets_one_answer() {
+    let mut w = world();
+    w.poll(1, 5, &[]);
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    assert_eq!(w.answers(), [(1, 1)]);
+    w.dispatch.delivered(worker(1));
+    w.poll(1, 4, &[]);
+    assert_eq!(w.answers(), [(1, 2)]);
+}
+
+#[test]
+fn work_goes_only_to_polls_for_its_function_version() {
+    let mut w = world();
+    w.poll_for(1, "another", 1, &[]);
+    w.submit(1).unwrap();
+    assert_eq!(w.answers(), []);
+    w.poll(2, 1, &[]);
+    assert_eq!(w.answers(), [(2, 1)]);
+}
+
+#[test]
+fn no_slots_means_reconnects_only() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.poll(1, 0, &[7]);
+    assert_eq!(w.answers(), []);
+    w.reconnect(7);
+    assert_eq!(w.answers(), [(1, 7)]);
+}
+
+#[test]
+fn a_reconnect_goes_only_to_a_poll_that_lists_its_id() {
+    let mut w = world();
+    w.reconnect(7);
+    w.poll(1, 1, &[6, 8]);
+    assert_eq!(w.answers(), []);
+    w.poll(2, 0, &[7]);
+    assert_eq!(w.answers(), [(2, 7)]);
+    w.reconnect(8);
+    assert_eq!(w.answers(), [(1, 8)]);
+}
+
+#[test]
+fn a_reconnect_goes_before_new_work() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.reconnect(7);
+    w.poll(1, 1, &[7]);
+    assert_eq!(w.answers(), [(1, 7)]);
+}
+
+#[test]
+fn a_newer_poll_replaces_the_older_which_is_answered_first() {
+    let mut w = world();
+    w.poll(1, 0, &[]);
+    w.submit(1).unwrap();
+    w.poll(1, 1, &[]);
+    assert_eq!(w.answers(), [(1, 0), (1, 1)]);
+    assert_eq!(w.dispatch.polls(), 0);
+}
+
+#[test]
+fn a_poll_whose_connection_has_closed_gets_nothing() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.dispatch.gone(worker(1));
+    w.submit(1).unwrap();
+    w.pass(POLL_WAIT * 2);
+    assert_eq!(w.answers(), []);
+}
+
+#[test]
+fn an_answer_that_was_not_delivered_is_queued_again_in_front() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    assert_eq!(w.answers(), [(1, 1)]);
+    w.dispatch.gone(worker(1));
+    w.poll(2, 1, &[]);
+    assert_eq!(w.answers(), [(2, 1)]);
+    w.dispatch.delivered(worker(2));
+    w.dispatch.gone(worker(2));
+    w.poll(3, 1, &[]);
+    assert_eq!(w.answers(), [(3, 2)], "delivered work stays delivered");
+}
+
+#[test]
+fn an_undelivered_answer_goes_straight_to_another_waiting_poll() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.poll(2, 1, &[]);
+    w.submit(1).unwrap();
+    w.dispatch.gone(worker(1));
+    assert_eq!(w.answers(), [(2, 1)], "the first poll is gone: no answer for it");
+}
+
+#[test]
+fn withdrawn_work_is_not_handed_out() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    w.withdraw(1);
+    w.withdraw(1);
+    w.poll(1, 1, &[]);
+    assert_eq!(w.answers(), [(1, 2)]);
+}
+
+#[test]
+fn work_withdrawn_before_its_answer_was_taken_becomes_nothing() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.submit(1).unwrap();
+    w.withdraw(1);
+    assert_eq!(w.answers(), [(1, 0)]);
+    w.dispatch.gone(worker(1));
+    assert!(w.dispatch.is_empty());
+}
+
+#[test]
+fn work_withdrawn_on_its_way_is_not_queued_again() {
+    let mut w = world();
+    w.poll(1, 1, &[]);
+    w.submit(1).unwrap();
+    assert_eq!(w.answers(), [(1, 1)]);
+    w.withdraw(1);
+    w.dispatch.gone(worker(1));
+    w.poll(2, 1, &[]);
+    assert_eq!(w.answers(), []);
+}
+
+#[test]
+fn a_connection_has_one_undelivered_answer_at_most() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    w.poll(1, 1, &[]);
+    w.poll(1, 1, &[]);
+    assert_eq!(w.answers(), [(1, 1)]);
+    w.submit(3).unwrap();
+    assert_eq!(w.answers(), []);
+    w.dispatch.delivered(worker(1));
+    assert_eq!(w.answers(), [(1, 2)]);
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_waiting_poll_is_never_full() {
+    let mut w = world();
+    for ticket in [1, 2, 3] {
+        w.submit(ticket).unwrap();
+    }
+    assert_eq!((w.submit(4), w.dispatch.fullest()), (Err(QueueFull), 3));
+    w.poll(1, 1, &[]);
+    w.submit(4).unwrap();
+    assert_eq!(w.submit(5), Err(QueueFull));
+    w.poll_for(2, "another", 1, &[]);
+    let other = Work { version: "another".into(), ..work(6, WorkKind::New) };
+    w.dispatch.submit(other).unwrap();
+    assert_eq!(w.answers(), [(1, 1), (2, 6)]);
+}
+
+#[test]
+fn too_many_polls_are_refused() {
+    let mut w = world();
+    for at in [1, 2, 3] {
+        w.poll(at, 1, &[]);
+    }
+    let request = PollRequest::parse(
+        br#"{"functionId":"11111111111141118111111111111111",
+            "functionVersionId":"11111111111141118111111111111111"}"#,
+        0,
+    );
+    let refused = w.dispatch.poll(worker(4), request.unwrap(), w.now);
+    assert_eq!((refused, w.dispatch.polls()), (Err(TooManyPolls), 3));
+    w.poll(3, 1, &[]);
+    assert_eq!(w.answers(), [(3, 0)], "a replacement needs no room");
+}
+
+#[test]
+fn work_that_is_submitted_again_is_not_there_twice() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.submit(1).unwrap();
+    w.poll(1, 1, &[]);
+    w.submit(1).unwrap();
+    w.poll(2, 1, &[]);
+    assert_eq!(w.answers(), [(1, 1)]);
+}
+
+#[test]
+fn of_a_core_that_began_anew_nothing_is_kept() {
+    let mut w = world();
+    let of_core_1 =
+        |number, kind| Work { ticket: Ticket { core: 1, number }, ..work(number, kind) };
+    w.submit(1).unwrap();
+    w.dispatch.submit(of_core_1(1, WorkKind::New)).unwrap();
+    w.dispatch.submit(of_core_1(2, WorkKind::Reconnect)).unwrap();
+    let elsewhere = PollId { core: 1, ..worker(1) };
+    let request = PollRequest {
+        function_id: "f".into(),
+        function_version_id: "v".into(),
+        slots: 1,
+        request_ids: Vec::new(),
+    };
+    w.dispatch.poll(elsewhere, request, w.now).unwrap();
+    w.dispatch.forget_core(1);
+    w.poll(2, 1, &[2]);
+    w.poll(3, 1, &[]);
+    assert_eq!(w.answers(), [(2, 1)], "core 0's work, which core 1's poll had been given");
+    w.dispatch.delivered(worker(2));
+    w.dispatch.gone(worker(3));
+    assert!(w.dispatch.is_empty() && w.dispatch.places.is_empty());
+}
+
+#[test]
+fn at_rest_nothing_is_kept() {
+    let mut w = world();
+    for round in 0..50 {
+        w.submit(round * 3).unwrap();
+        w.reconnect(round * 3 + 1);
+        w.poll(1, 1, &[round * 3 + 1]);
+        w.poll(2, 1, &[]);
+        w.submit(round * 3 + 2).unwrap();
+        w.withdraw(round * 3 + 2);
+        w.answers();
+        w.dispatch.delivered(worker(1));
+        w.dispatch.delivered(worker(2));
+    }
+    assert!(w.dispatch.is_empty() && w.dispatch.places.is_empty());
+    assert!(w.dispatch.waiting.is_empty() && w.dispatch.expiry.is_empty());
+}
+
+#[test]
+fn the_answer_is_the_json_of_the_design() {
+    let work = Work { request_id: Uuid::nil(), ..work(1, WorkKind::Reconnect) };
+    let json: serde_json::Value =
+        serde_json::from_slice(&work.to_json("http://127.0.0.1:10086/")).unwrap();
+    assert_eq!(
+        json,
+        json!({
+            "kind": "reconnect",
+            "requestId": "00000000-0000-0000-0000-000000000000",
+            "ncaId": "dev",
+            "functionId": "f",
+            "functionVersionId": "v",
+            "connections": [{"http1": {
+                "proxyUri": "http://127.0.0.1:10086/v1/proxy",
+                "proxyAuthorizationToken": "x".repeat(64),
+            }}],
+        })
+    );
+    assert!(!format!("{work:?}").contains("xxxx"), "no token in debug output");
+}
