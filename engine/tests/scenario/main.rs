@@ -2,6 +2,7 @@
 
 mod calls;
 mod cores;
+mod cores_trouble;
 mod crowd;
 mod dial;
 mod ends;
