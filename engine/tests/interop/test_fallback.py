@@ -1,7 +1,6 @@
 """Hosts that forbid io_uring: epoll serves, says so once and loudly; `--io ring` refuses."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +75,6 @@ def test_ring_refuses_with_71_and_the_fix(refusal):
     assert all(word in run.stderr for word in ["--io auto", *words]), run.stderr
 
 
-@pytest.mark.skipif(not shutil.which("prlimit"), reason="util-linux is missing")
 def test_without_locked_memory_auto_still_serves(tmp_path):
     launcher = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock",
                 "prlimit", "--memlock=0"]

@@ -3,7 +3,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -476,7 +475,6 @@ def test_cl23_client_gone_closes_its_tunnels_at_once(bare, worker, attach):
 GO_WORKER = HERE / "goworker"
 
 
-@pytest.mark.skipif(not shutil.which("go"), reason="Go is not installed")
 def test_worker_of_gos_net_http(bare, tmp_path):
     """CONNECT with an origin-form target as Go's net/http writes it; the tunnel is then served
     by Go's HTTP/2 server."""
