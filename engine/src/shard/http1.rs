@@ -58,7 +58,7 @@ impl Shard {
             return Link::H1(Box::new(H1::new(Role::Client, self.http1_limits(), border.now)));
         }
         let role = ringway_proto::h2::Role::Client;
-        let mut h2 = ringway_proto::h2::Conn::new(role, self.settings.http2(), self.now);
+        let mut h2 = ringway_proto::h2::Conn::new(role, self.http2.clone(), self.now);
         h2.start(&mut border.sink(conn));
         Link::H2(h2)
     }

@@ -41,7 +41,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
-use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId};
+use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId, Limits};
 use ringway_proto::id::{RequestIds, TokenMint};
 use ringway_proto::time::Time;
 
@@ -74,6 +74,8 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// What every HTTP/2 connection is held to.
+    http2: Arc<Limits>,
     /// How often the policy was replaced.
     rules: u32,
     now: Time,
@@ -94,7 +96,7 @@ pub struct Shard {
     held: usize,
     /// Attachments that wait for their worker.
     pending: usize,
-    pending_by_tenant: HashMap<Arc<str>, usize>,
+    pending_by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
     /// Streams without progress are being looked for.
     sweeping: bool,
     /// Attachments made in this turn.
@@ -141,6 +143,7 @@ impl Shard {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
             tokens: TokenMint::new(settings.secret, settings.node, settings.incarnation),
             rng: ChaCha12Rng::from_seed(settings.seed),
+            http2: Arc::new(settings.http2()),
             settings,
             policy,
             rules: 0,
@@ -156,7 +159,7 @@ impl Shard {
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
             pending: 0,
-            pending_by_tenant: HashMap::new(),
+            pending_by_tenant: HashMap::default(),
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
@@ -474,9 +477,9 @@ impl Core for Shard {
             Listener::Client => {
                 self.metrics.active_connections += 1;
                 self.metrics.client_connections_opened += 1;
-                Conn::Fresh(Fresh { peer, opened: border.now, magic: 0 })
+                Conn::Fresh(Box::new(Fresh { peer, opened: border.now, magic: 0 }))
             }
-            Listener::Worker => Conn::Door(Plain::new(peer, border.now)),
+            Listener::Worker => Conn::Door(Box::new(Plain::new(peer, border.now))),
         };
         self.conns.insert(conn, entry);
         self.watch(conn);

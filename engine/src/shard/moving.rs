@@ -57,10 +57,8 @@ impl Shard {
 
     /// Nothing is under way on the connection any more: it goes.
     pub(super) fn let_go_of(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        let Some(Conn::Door(Plain { peer, opened, input, desk, .. })) = self.conns.remove(conn)
-        else {
-            return;
-        };
+        let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
+        let Plain { peer, opened, input, desk, .. } = *door;
         let Some(to) = desk.moving else { return };
         let moved = MovedConnect { parcel, input, peer, opened };
         if let Err(CorePost::Connect(moved)) = self.ask(to, CorePost::Connect(Box::new(moved))) {
@@ -88,7 +86,7 @@ impl Shard {
         door.opened = moved.opened;
         door.input = moved.input;
         door.begun = Some(border.now);
-        self.conns.insert(conn, Conn::Door(door));
+        self.conns.insert(conn, Conn::Door(Box::new(door)));
         self.serve_door(border, conn);
     }
 
