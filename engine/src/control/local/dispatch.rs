@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::time::Time;
-use serde_json::json;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
@@ -96,6 +96,8 @@ pub struct DispatchLimits {
 
 type Key = (Arc<str>, Arc<str>);
 
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// Work items by the number they were submitted under: that is their order.
 type Line = BTreeMap<u64, Box<Work>>;
 
@@ -137,11 +139,11 @@ enum Place {
 #[derive(Debug)]
 pub struct Dispatch {
     limits: DispatchLimits,
-    queues: HashMap<Key, Queue>,
+    queues: Map<Key, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: HashMap<Ticket, (Key, WorkKind, Place)>,
-    waiting: HashMap<PollId, Waiting>,
-    offers: HashMap<PollId, Offer>,
+    places: Map<Ticket, (Key, WorkKind, Place)>,
+    waiting: Map<PollId, Waiting>,
+    offers: Map<PollId, Offer>,
     expiry: BTreeMap<(Time, u64), PollId>,
     answers: Vec<(PollId, PollAnswer)>,
     /// Numbers both work and polls, in the order they came.
@@ -154,10 +156,10 @@ impl Dispatch {
     pub fn new(limits: DispatchLimits) -> Self {
         Self {
             limits,
-            queues: HashMap::new(),
-            places: HashMap::new(),
-            waiting: HashMap::new(),
-            offers: HashMap::new(),
+            queues: Map::default(),
+            places: Map::default(),
+            waiting: Map::default(),
+            offers: Map::default(),
             expiry: BTreeMap::new(),
             answers: Vec::new(),
             next: 0,
@@ -402,8 +404,8 @@ impl Queue {
     fn taker(
         &self,
         work: &Work,
-        waiting: &HashMap<PollId, Waiting>,
-        offers: &HashMap<PollId, Offer>,
+        waiting: &Map<PollId, Waiting>,
+        offers: &Map<PollId, Offer>,
     ) -> Option<PollId> {
         let free = |poll: &&PollId| !offers.contains_key(*poll);
         match work.kind {
@@ -435,19 +437,50 @@ impl Work {
             WorkKind::New => "new",
             WorkKind::Reconnect => "reconnect",
         };
-        let body = json!({
-            "kind": kind,
-            "requestId": self.request_id.to_string(),
-            "ncaId": &*self.tenant,
-            "functionId": &*self.function,
-            "functionVersionId": &*self.version,
-            "connections": [{"http1": {
-                "proxyUri": format!("{}/v1/proxy", advertise.trim_end_matches('/')),
-                "proxyAuthorizationToken": String::from_utf8_lossy(&self.token),
-            }}],
-        });
-        body.to_string().into_bytes()
+        let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
+        let token = String::from_utf8_lossy(&self.token);
+        let http1 = Http1 { proxy_uri: &proxy_uri, proxy_authorization_token: &token };
+        let mut id = Uuid::encode_buffer();
+        let body = Told {
+            kind,
+            request_id: self.request_id.hyphenated().encode_lower(&mut id),
+            nca_id: &self.tenant,
+            function_id: &self.function,
+            function_version_id: &self.version,
+            connections: [Connection { http1 }],
+        };
+        let mut json = Vec::with_capacity(JSON_BYTES);
+        // Texts only: nothing in it can fail to be written.
+        let _ = serde_json::to_writer(&mut json, &body);
+        json
     }
+}
+
+/// Room for the usual answer.
+const JSON_BYTES: usize = 512;
+
+/// The answer as sent.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told<'a> {
+    kind: &'static str,
+    request_id: &'a str,
+    nca_id: &'a str,
+    function_id: &'a str,
+    function_version_id: &'a str,
+    connections: [Connection<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Connection<'a> {
+    http1: Http1<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Http1<'a> {
+    proxy_uri: &'a str,
+    proxy_authorization_token: &'a str,
 }
 
 impl fmt::Debug for Work {
