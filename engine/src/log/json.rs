@@ -1,70 +1,18 @@
 //! The lines of sessions as JSON, made directly: the way through `tracing` costs many times as
 //! much, and a session leaves four of them. Keys, order and form are those of [`super::lines`].
 
-use serde::Serialize;
-
 use super::{Edge, Record, What, stamp};
-
-/// A tunnel was let in.
-#[derive(Serialize)]
-struct Registered<'a> {
-    timestamp: &'a str,
-    level: &'static str,
-    message: &'static str,
-    request_id: &'a str,
-    function_id: &'a str,
-    function_version_id: &'a str,
-    shard: u16,
-}
-
-/// A step of a session's end.
-#[derive(Serialize)]
-struct Closing<'a> {
-    timestamp: &'a str,
-    level: &'static str,
-    message: &'static str,
-    request_id: &'a str,
-    shard: u16,
-}
-
-/// A session's end, with everything.
-#[derive(Serialize)]
-struct Closed<'a> {
-    timestamp: &'a str,
-    level: &'static str,
-    message: &'static str,
-    request_id: &'a str,
-    eviction_reason: &'static str,
-    held_for: f64,
-    opened_at: &'a str,
-    closed_at: &'a str,
-    close_code: &'static str,
-    close_detail: &'a str,
-    closed_by_peer: bool,
-    local_timeout: &'static str,
-    function_id: &'a str,
-    function_version_id: &'a str,
-    shard: u16,
-}
-
-const LEVEL: &str = "INFO";
+use crate::json::Object;
 
 /// Appends the lines of a record; false if it is none of those made here.
 pub(super) fn write(record: &Record, out: &mut Vec<u8>) -> bool {
-    let shard = record.shard;
     match &record.what {
-        What::Registered(edge) => line(
-            out,
-            &Registered {
-                timestamp: &stamp::of(record.at),
-                level: LEVEL,
-                message: "registering new worker connection",
-                request_id: edge.request_id(),
-                function_id: edge.function_id(),
-                function_version_id: edge.function_version_id(),
-                shard,
-            },
-        ),
+        What::Registered(edge) => line(out, |object| {
+            begin(object, &stamp::of(record.at), "registering new worker connection", edge);
+            object.text("function_id", edge.function_id());
+            object.text("function_version_id", edge.function_version_id());
+            object.number("shard", record.shard);
+        }),
         What::Closed(edge) => closed(record, edge, out),
         What::OpenFailed { .. }
         | What::Rejected { .. }
@@ -75,10 +23,12 @@ pub(super) fn write(record: &Record, out: &mut Vec<u8>) -> bool {
 }
 
 fn closed(record: &Record, edge: &Edge, out: &mut Vec<u8>) {
-    let (shard, request_id) = (record.shard, edge.request_id());
     let timestamp = &*stamp::of(record.at);
     let mut closing = |message| {
-        line(out, &Closing { timestamp, level: LEVEL, message, request_id, shard });
+        line(out, |object| {
+            begin(object, timestamp, message, edge);
+            object.number("shard", record.shard);
+        });
     };
     match edge.eviction_reason {
         "client_closed" => closing("triggering worker connection shutdown from client close"),
@@ -86,31 +36,33 @@ fn closed(record: &Record, edge: &Edge, out: &mut Vec<u8>) {
         _ => {}
     }
     closing("closing worker connection");
-    line(
-        out,
-        &Closed {
-            timestamp,
-            level: LEVEL,
-            message: "worker connection cache eviction triggered",
-            request_id,
-            eviction_reason: edge.eviction_reason,
-            held_for: edge.held_for.as_secs_f64(),
-            opened_at: &stamp::of(record.at - edge.held_for),
-            closed_at: timestamp,
-            close_code: edge.close_code,
-            close_detail: edge.close_detail(),
-            closed_by_peer: edge.closed_by_peer,
-            local_timeout: edge.local_timeout,
-            function_id: edge.function_id(),
-            function_version_id: edge.function_version_id(),
-            shard,
-        },
-    );
+    line(out, |object| {
+        begin(object, timestamp, "worker connection cache eviction triggered", edge);
+        object
+            .text("eviction_reason", edge.eviction_reason)
+            .number("held_for", edge.held_for.as_secs_f64())
+            .text("opened_at", &stamp::of(record.at - edge.held_for))
+            .text("closed_at", timestamp)
+            .text("close_code", edge.close_code)
+            .text("close_detail", edge.close_detail())
+            .flag("closed_by_peer", edge.closed_by_peer)
+            .text("local_timeout", edge.local_timeout)
+            .text("function_id", edge.function_id())
+            .text("function_version_id", edge.function_version_id())
+            .number("shard", record.shard);
+    });
 }
 
-fn line(out: &mut Vec<u8>, line: &impl Serialize) {
-    // Texts and numbers into memory: nothing can fail.
-    let _ = serde_json::to_writer(&mut *out, line);
+/// What every line begins with.
+fn begin(object: &mut Object<'_>, timestamp: &str, message: &'static str, edge: &Edge) {
+    object.text("timestamp", timestamp).text("level", "INFO");
+    object.text("message", message).text("request_id", edge.request_id());
+}
+
+fn line(out: &mut Vec<u8>, write: impl FnOnce(&mut Object<'_>)) {
+    let mut object = Object::begin(out);
+    write(&mut object);
+    object.end();
     out.push(b'\n');
 }
 

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::time::Time;
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
 use crate::border::ConnId;
+use crate::json::Object;
 
 /// How long a poll waits for work.
 pub const POLL_WAIT: Duration = Duration::from_secs(30);
@@ -439,49 +439,29 @@ impl Work {
         };
         let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
         let token = String::from_utf8_lossy(&self.token);
-        let http1 = Http1 { proxy_uri: &proxy_uri, proxy_authorization_token: &token };
-        let mut id = Uuid::encode_buffer();
-        let body = Told {
-            kind,
-            request_id: self.request_id.hyphenated().encode_lower(&mut id),
-            nca_id: &self.tenant,
-            function_id: &self.function,
-            function_version_id: &self.version,
-            connections: [Connection { http1 }],
-        };
         let mut json = Vec::with_capacity(JSON_BYTES);
-        // Texts only: nothing in it can fail to be written.
-        let _ = serde_json::to_writer(&mut json, &body);
+        let mut body = Object::begin(&mut json);
+        body.text("kind", kind)
+            .text(
+                "requestId",
+                self.request_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
+            )
+            .text("ncaId", &self.tenant)
+            .text("functionId", &self.function)
+            .text("functionVersionId", &self.version);
+        let connections = body.key("connections");
+        connections.extend_from_slice(b"[{\"http1\":");
+        let mut http1 = Object::begin(connections);
+        http1.text("proxyUri", &proxy_uri).text("proxyAuthorizationToken", &token);
+        http1.end();
+        connections.extend_from_slice(b"}]");
+        body.end();
         json
     }
 }
 
 /// Room for the usual answer.
 const JSON_BYTES: usize = 512;
-
-/// The answer as sent.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Told<'a> {
-    kind: &'static str,
-    request_id: &'a str,
-    nca_id: &'a str,
-    function_id: &'a str,
-    function_version_id: &'a str,
-    connections: [Connection<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct Connection<'a> {
-    http1: Http1<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Http1<'a> {
-    proxy_uri: &'a str,
-    proxy_authorization_token: &'a str,
-}
 
 impl fmt::Debug for Work {
     /// Without the token.
