@@ -37,6 +37,8 @@ impl Cause {
 
     pub(crate) const CLIENT_GONE: Self =
         Self::new(CloseReason::ClientClosed, CloseCode::None, "the client connection ended");
+    pub(crate) const CLIENT_SILENT: Self =
+        Self::new(CloseReason::ClientClosed, CloseCode::Timeout, "the client answered no PING");
     pub(crate) const ABANDONED: Self =
         Self::new(CloseReason::ClientClosed, CloseCode::ContextCanceled, "nobody waits any more");
     pub(crate) const NO_WORKER: Self = Self::timer(
@@ -108,6 +110,18 @@ impl Cause {
         match self.reason {
             CloseReason::CapacityReached => &Fault::WorkQueueFull,
             _ => &Fault::NoWorker,
+        }
+    }
+
+    /// The cause for a client's attachments when its connection ends.
+    pub(crate) fn client_ended(end: End) -> Self {
+        match end {
+            End::Timeout => Self::new(
+                CloseReason::ClientClosed,
+                CloseCode::Timeout,
+                "the client's TCP connection timed out",
+            ),
+            End::Fin | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 

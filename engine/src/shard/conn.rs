@@ -127,6 +127,8 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// When the PING that is not answered yet was sent.
+    pub(crate) pinged_at: Option<Time>,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -217,6 +219,14 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => Some(client),
             Side::Tunnel(_) => None,
+        }
+    }
+
+    /// The peer is there: no PING is open any more.
+    pub(crate) fn answered(&mut self) {
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => tunnel.pinged_at = None,
         }
     }
 

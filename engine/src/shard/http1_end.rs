@@ -75,13 +75,13 @@ impl Shard {
         let tunnel = hop.tunnel().is_some();
         let Link::H1(h1) = &mut hop.link else { return };
         if h1.codec.is_raw() && h1.slot != NO_TAG {
-            let cause = if tunnel { Cause::ended(end) } else { Cause::CLIENT_GONE };
+            let cause = if tunnel { Cause::ended(end) } else { Cause::client_ended(end) };
             let slot = h1.slot;
             return self.end_raw(border, slot, cause);
         }
         if !tunnel {
             // Contract CL-23: also if a request of it runs.
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Cause::client_ended(end));
             return border.close(conn, Close::Flush);
         }
         if end == End::Fin && h1.codec.eof() == Ok(Event::End) {

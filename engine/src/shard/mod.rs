@@ -379,9 +379,7 @@ impl Shard {
     fn after_input(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         hop.received_at = border.now;
-        if let Some(tunnel) = hop.tunnel_mut() {
-            tunnel.pinged_at = None;
-        }
+        hop.answered();
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
@@ -412,6 +410,12 @@ impl Shard {
             if let Some(hop) = self.conns.hop_mut(source) {
                 hop.waits -= 1;
                 border.pause(source, hop.waits > 0);
+                if hop.waits == 0 {
+                    // What it said meanwhile is read now: only from here on is it silent.
+                    hop.received_at = border.now;
+                    hop.answered();
+                    self.watch(source);
+                }
             }
         }
     }
@@ -516,7 +520,7 @@ impl Core for Shard {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
             Some(Conn::Hop(_)) => {
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Cause::client_ended(end));
                 border.close(conn, Close::Flush);
             }
             Some(Conn::Fresh(_)) => {

@@ -12,4 +12,5 @@ mod machine;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
+mod silence;
 mod world;
