@@ -129,6 +129,8 @@ pub(crate) struct Client {
     pub(crate) leaving: Leaving,
     /// When the PING that is not answered yet was sent.
     pub(crate) pinged_at: Option<Time>,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(crate) said_goaway: bool,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -173,6 +175,8 @@ pub(crate) struct Tunnel {
     pub(crate) pinged_at: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// It has no client, and is kept until then.
+    pub(crate) parked: Option<Time>,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }

@@ -28,6 +28,9 @@ def keepalive(**settings):
     return "[keepalive]\n" + "\n".join(lines)
 
 
+NOT_PARKED = 'park = "never"'
+
+
 def far_client(cable, gateway):
     peer = rawh2.Peer(cable.connect(gateway.client), client=True)
     peer.ack_of_settings()
@@ -59,7 +62,7 @@ def noticed(gateway, within, clients=0):
     ({"client_ping": "10s", "client_ping_timeout": "1s"}, 10, 14),
 ], ids=["probes", "pings"])
 def test_an_open_stream_whose_client_vanishes(cable, serve, attach, settings, least, most):
-    gateway = serve(more=keepalive(**settings), host=cable.here)
+    gateway = serve(session=NOT_PARKED, more=keepalive(**settings), host=cable.here)
     with FakeWorker(gateway) as worker:
         session = attach(gateway, worker, client=far_client(cable, gateway))
         session.answer()
@@ -74,7 +77,7 @@ def test_an_open_stream_whose_client_vanishes(cable, serve, attach, settings, le
 
 def test_what_is_on_its_way_to_a_client_that_vanishes(cable, serve, attach):
     """Keep-alive does not run while data waits for its acknowledgement; the user timeout does."""
-    gateway = serve(more=keepalive(user_timeout="2s"), host=cable.here)
+    gateway = serve(session=NOT_PARKED, more=keepalive(user_timeout="2s"), host=cable.here)
     with FakeWorker(gateway) as worker:
         session = attach(gateway, worker, client=far_client(cable, gateway))
         session.answer()
@@ -86,7 +89,7 @@ def test_what_is_on_its_way_to_a_client_that_vanishes(cable, serve, attach):
 
 
 def test_a_short_break_is_none(cable, serve, attach):
-    gateway = serve(more=keepalive(idle="1s", user_timeout="20s"), host=cable.here)
+    gateway = serve(session=NOT_PARKED, more=keepalive(idle="1s", user_timeout="20s"), host=cable.here)
     with FakeWorker(gateway) as worker:
         session = attach(gateway, worker, client=far_client(cable, gateway))
         session.answer()
@@ -100,7 +103,7 @@ def test_a_short_break_is_none(cable, serve, attach):
 
 
 def test_a_websocket_client_that_vanishes_is_noticed_by_tcp(cable, serve):
-    gateway = serve(more=keepalive(idle="1s", user_timeout="2s"), host=cable.here)
+    gateway = serve(session=NOT_PARKED, more=keepalive(idle="1s", user_timeout="2s"), host=cable.here)
     with FakeWorker(gateway) as worker:
         sock = cable.connect(gateway.client)
         sock.sendall((f"GET /ws HTTP/1.1\r\nHost: echo.test\r\nAuthorization: Bearer {KEY}\r\n"
@@ -125,7 +128,7 @@ def test_a_websocket_client_that_vanishes_is_noticed_by_tcp(cable, serve):
     {"tunnel_ping": "1s", "tunnel_ping_timeout": "1s"},
 ], ids=["probes", "pings"])
 def test_a_worker_that_vanishes(cable, serve, settings):
-    gateway = serve(more=keepalive(**settings), host=cable.here)
+    gateway = serve(session=NOT_PARKED, more=keepalive(**settings), host=cable.here)
     with FakeWorker(gateway) as worker:
         client = gateway.h2()
         stream = client.open(grpc_head(), end_stream=True)

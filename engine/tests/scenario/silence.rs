@@ -9,7 +9,7 @@ use ringway_proto::h2::ErrorCode;
 use crate::peer::Peer;
 use crate::world::World;
 
-const PINGS: &str = "[keepalive]\nclient_ping = \"20s\"\nclient_ping_timeout = \"5s\"";
+const PINGS: &str = "[session]\npark = \"never\"\n[keepalive]\nclient_ping = \"20s\"\nclient_ping_timeout = \"5s\"";
 
 /// A client with a stream that stays open.
 fn streaming(world: &mut World) -> (Peer, Peer) {
@@ -58,6 +58,15 @@ fn a_client_that_answers_no_ping_is_gone_and_so_is_its_tunnel() {
     assert_eq!(metrics.worker_connections_closed[CloseReason::ClientClosed.index()], 1);
     assert_eq!(metrics.close_codes[CloseCode::Timeout.index()], 1);
     assert!(world.shard.is_empty());
+}
+
+#[test]
+fn a_client_that_answers_no_ping_is_lost_and_its_tunnel_kept() {
+    let pings = PINGS.replace("never", "auto");
+    let mut world = World::with(&pings);
+    let (client, mut worker) = streaming(&mut world);
+    pass_with(&mut world, &mut worker, 26);
+    assert!(world.is_closed(client.conn) && !world.is_closed(worker.conn));
 }
 
 #[test]
@@ -142,7 +151,7 @@ fn sent_ping(world: &mut World, client: &Peer) -> bool {
 
 #[test]
 fn a_client_whose_tcp_gave_up_is_closed_for_a_timeout() {
-    let mut world = World::new();
+    let mut world = World::with("[session]\npark = \"never\"");
     let (client, worker) = streaming(&mut world);
     world.end(client.conn, End::Timeout);
     assert!(world.is_closed(worker.conn));
