@@ -250,7 +250,7 @@ impl Shard {
 impl Attachment {
     /// One that waits for nothing yet.
     pub(super) fn new(
-        (client, client_address): (ConnId, std::net::SocketAddr),
+        (client, client_address): (impl Into<Option<ConnId>>, std::net::SocketAddr),
         session: Uuid,
         facts: &SessionFacts,
         now: Time,
@@ -258,7 +258,7 @@ impl Attachment {
         let mut id_text = [0; 36];
         session.hyphenated().encode_lower(&mut id_text);
         Self {
-            client: Some(client),
+            client: client.into(),
             client_address,
             session,
             id_text,
@@ -269,6 +269,8 @@ impl Attachment {
             state: State::Fresh { kind: WorkKind::New },
             waiters: VecDeque::new(),
             waiting: 0,
+            spare: None,
+            parent: None,
             opened: now,
             streams: 0,
             bytes_up: 0,

@@ -150,6 +150,7 @@ impl Shard {
             let State::Attached { tunnel } = attachment.state else { continue };
             let (function, version) = (&attachment.function, &attachment.version);
             let going = self.conns.hop(tunnel).and_then(Hop::tunnel).is_none_or(|t| t.going);
+            let going = going && attachment.spare.is_none();
             if !going && park.keeps(manner, self.policy.streams(function, version)) {
                 // Otherwise their requests would go out while the streams before them end.
                 attachment.waiters.clear();
@@ -166,7 +167,7 @@ impl Shard {
         let State::Attached { tunnel } = attachment.state else { return };
         let tenant = attachment.tenant.clone();
         if !self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable()) {
-            return self.tunnel_gone(border, tunnel, Cause::CLIENT_GONE);
+            return self.used_up(border, key, tunnel);
         }
         self.make_room(border, &tenant);
         let place = self.lot.enter(key, &tenant);
@@ -179,6 +180,7 @@ impl Shard {
         let speaks = hop.link.clients();
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.parked = Some(now + window);
+            tunnel.held = false;
             tunnel.idle_since = None;
             // They belong to the old client's encoder.
             tunnel.answers = Vec::new();
@@ -248,7 +250,11 @@ impl Shard {
         let speaks = |tunnel| self.conns.hop(tunnel).map_or(Speaks::Any, |hop| hop.link.clients());
         match attachment.state {
             State::Parked { tunnel, .. } => Stand::Parked(speaks(tunnel)),
-            State::Attached { .. } => Stand::Open,
+            State::Attached { tunnel } => {
+                let owner = self.conns.hop(tunnel).and_then(Hop::tunnel);
+                let held = owner.is_some_and(|owner| owner.held);
+                if attachment.client.is_some() || held { Stand::Open } else { Stand::Spare }
+            }
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }

@@ -32,8 +32,9 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
+    /// Whose sessions end with their clients.
     pub(crate) fn new() -> Self {
-        Self::of(World::new())
+        Self::of(World::with("[session]\npark = \"never\""))
     }
 
     pub(crate) fn of(mut world: World) -> Self {
