@@ -52,6 +52,8 @@ pub(crate) struct Attachment {
     pub(crate) spare: Option<Key>,
     /// The attachment for whose tunnel this one's stands in.
     pub(crate) parent: Option<Key>,
+    /// It was asked for as a spare, and nothing tells yet what has come of that.
+    pub(crate) stands_by: bool,
     pub(crate) opened: Time,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,

@@ -271,6 +271,7 @@ impl Attachment {
             waiting: 0,
             spare: None,
             parent: None,
+            stands_by: false,
             opened: now,
             streams: 0,
             bytes_up: 0,

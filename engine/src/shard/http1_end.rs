@@ -110,10 +110,11 @@ impl Shard {
         }
         let Some(exchange) = self.exchanges.at(slot) else { return };
         let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
-        let replaced = exchange.attachment.is_some_and(|key| self.is_replaced(key));
+        let key = exchange.attachment.filter(|_| !by_worker);
+        let replaced = key.is_some_and(|key| self.ask_spare(key));
         border.close(client, Close::Flush);
         if let Some(tunnel) = tunnel
-            && (by_worker || !replaced)
+            && !replaced
         {
             let cause = if by_worker { Cause::ended(end) } else { Cause::client_ended(end) };
             border.close(tunnel, Close::Flush);

@@ -53,6 +53,7 @@ impl Shard {
         let mut spare = Attachment::new((None, address), id, &facts, self.now);
         spare.state = State::Fresh { kind: WorkKind::Reconnect };
         spare.parent = Some(key);
+        spare.stands_by = true;
         spare.session_opened = facts.opened;
         let spare = self.attachments.insert(spare);
         if let Some(attachment) = self.attachments.get_mut(key) {
@@ -95,8 +96,17 @@ impl Shard {
         if self.draining.is_some() {
             return self.give_up(border, key, Cause::SHUTDOWN);
         }
-        self.metrics.spares[SpareOutcome::Parked.index()] += 1;
+        self.outcome(key, SpareOutcome::Parked);
         self.park(border, key);
+    }
+
+    /// What has become of a spare, which comes to one end.
+    fn outcome(&mut self, key: Key, outcome: SpareOutcome) {
+        if let Some(attachment) = self.attachments.get_mut(key)
+            && std::mem::take(&mut attachment.stands_by)
+        {
+            self.metrics.spares[outcome.index()] += 1;
+        }
     }
 
     /// Parent and spare have nothing to do with each other any more.
@@ -269,7 +279,7 @@ impl Shard {
             // They hold what the old tunnel's encoder made of them.
             client.calls.retain(|call| !call.is_of(key));
         }
-        self.metrics.spares[SpareOutcome::Replaced.index()] += 1;
+        self.outcome(spare, SpareOutcome::Replaced);
         self.watch(new);
         if streams == 0 {
             self.tunnel_done(border, old);
@@ -330,6 +340,13 @@ impl Shard {
     /// An attachment has ended: what that means for the one it stands in for, or that stands in
     /// for it.
     pub(super) fn kin_ended(&mut self, border: &mut Border, ended: &Attachment, cause: Cause) {
+        if ended.stands_by {
+            let outcome = match cause.reason {
+                CloseReason::Shutdown | CloseReason::Deleted => SpareOutcome::Unused,
+                _ => SpareOutcome::Failed,
+            };
+            self.metrics.spares[outcome.index()] += 1;
+        }
         if let Some(spare) = ended.spare {
             self.parent_ended(border, spare, cause);
         }
@@ -351,12 +368,11 @@ impl Shard {
     }
 
     fn end_unneeded(&mut self, border: &mut Border, spare: Key, cause: Cause) {
-        self.metrics.spares[SpareOutcome::Unused.index()] += 1;
+        self.outcome(spare, SpareOutcome::Unused);
         self.give_up(border, spare, cause);
     }
 
     fn spare_ended(&mut self, border: &mut Border, parent: Key, spare: &Attachment) {
-        self.metrics.spares[SpareOutcome::Failed.index()] += 1;
         let lasted = spare.tunnel().is_some() && spare.opened + LASTING <= self.now;
         let Some(attachment) = self.attachments.get_mut(parent) else { return };
         attachment.spare = None;

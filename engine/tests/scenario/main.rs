@@ -12,6 +12,8 @@ mod machine;
 mod parking;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
+mod replacing;
 mod sessions;
 mod silence;
+mod spares;
 mod world;
