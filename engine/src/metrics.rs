@@ -8,13 +8,18 @@
 mod histogram;
 mod inlet;
 mod labels;
+mod resumes;
 mod tables;
 
 use std::fmt::Write;
 
 pub use histogram::Histogram;
 use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
-pub use labels::{Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, SpareOutcome};
+pub use labels::{
+    Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome, ResumeWay,
+    SpareOutcome,
+};
+pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
 
 /// Prefix of the reference's own metrics.
@@ -77,6 +82,8 @@ pub struct ShardMetrics {
     pub core_moves: u64,
     /// Tunnels that stand in for others, by [`SpareOutcome`].
     pub spares: [u64; SpareOutcome::COUNT],
+    /// Tunnels parked now, and what became of those that were.
+    pub resumes: Resumes,
     /// What listeners with TLS or the PROXY protocol saw.
     pub inlet: crate::inlet::Tally,
 }
@@ -111,6 +118,7 @@ impl Default for ShardMetrics {
             cross_core_messages: 0,
             core_moves: 0,
             spares: [0; SpareOutcome::COUNT],
+            resumes: Resumes::default(),
             inlet: crate::inlet::Tally::default(),
         }
     }
@@ -155,6 +163,7 @@ impl ShardMetrics {
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
         add_counts(&mut self.spares, &other.spares);
+        self.resumes.add(&other.resumes);
         inlet::add(&mut self.inlet, &other.inlet);
     }
 
@@ -172,6 +181,7 @@ impl ShardMetrics {
         self.http_server.render(out, "http_server", "requests of clients");
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
+        self.resumes.render(out);
         inlet::render(out, &self.inlet);
     }
 

@@ -138,8 +138,9 @@ impl Shard {
         }
     }
 
-    /// Those attachments of a lost client whose tunnels are kept. Nobody waits for them any more.
-    pub(super) fn to_be_parked(&mut self, keys: &[Key], manner: Manner) -> Vec<Key> {
+    /// Those attachments of a lost client whose tunnels are kept, in order. Nobody waits for them
+    /// any more.
+    pub(super) fn choose_parked(&mut self, keys: &[Key], manner: Manner) -> Vec<Key> {
         let park = self.settings.config.session.park;
         if self.draining.is_some() || !park.keeps(manner, true) {
             return Vec::new();
@@ -157,6 +158,7 @@ impl Shard {
                 kept.push(*key);
             }
         }
+        kept.sort_unstable();
         kept
     }
 
@@ -166,6 +168,9 @@ impl Shard {
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Attached { tunnel } = attachment.state else { return };
         let tenant = attachment.tenant.clone();
+        if self.draining.is_some() {
+            return self.tunnel_gone(border, tunnel, Cause::CLIENT_GONE);
+        }
         if !self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable()) {
             return self.used_up(border, key, tunnel);
         }
@@ -188,6 +193,13 @@ impl Shard {
         }
         self.watch(tunnel);
         self.tell_stand(border, id, key, Stand::Parked(speaks));
+        self.tell_parks(border, key);
+    }
+
+    /// The attachment is not parked any more.
+    pub(super) fn leave_lot(&mut self, key: Key, of: &Attachment, place: Place) {
+        self.lot.leave(place, &of.tenant);
+        self.tell_unparks(key, &of.function, &of.version);
     }
 
     /// One more is to be parked: what is too many goes, the oldest first.
@@ -255,6 +267,7 @@ impl Shard {
                 let held = owner.is_some_and(|owner| owner.held);
                 if attachment.client.is_some() || held { Stand::Open } else { Stand::Spare }
             }
+            State::Moving { .. } => Stand::Open,
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }

@@ -40,6 +40,9 @@ impl Shard {
         if attachment.spare.is_some() {
             return true;
         }
+        if !matches!(attachment.state, State::Attached { .. } | State::Parked { .. }) {
+            return false;
+        }
         let never = self.settings.config.session.park == Park::Never;
         let (function, version) = (&attachment.function, &attachment.version);
         if never || self.draining.is_some() || self.policy.dial(function, version).is_some() {
@@ -241,9 +244,31 @@ impl Shard {
         }
     }
 
-    /// Whether a tunnel is to come in the place of this attachment's.
+    /// Whether a tunnel is to come in the place of this attachment's, or it is for another core to
+    /// ask for one.
     pub(super) fn is_replaced(&self, key: Key) -> bool {
-        self.attachments.get(key).is_some_and(|attachment| attachment.spare.is_some())
+        let moves = |attachment: &Attachment| matches!(attachment.state, State::Moving { .. });
+        let attachment = self.attachments.get(key);
+        attachment.is_some_and(|attachment| attachment.spare.is_some() || moves(attachment))
+    }
+
+    /// An attachment takes the place of another one, and that one's spare with it.
+    pub(super) fn adopt_spare(&mut self, spare: Option<Key>, key: Key) {
+        let Some(spare) = spare else { return };
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.spare = Some(spare);
+        }
+        if let Some(attachment) = self.attachments.get_mut(spare) {
+            attachment.parent = Some(key);
+        }
+    }
+
+    /// The attachment's tunnel goes to another core, where another spare can be asked for.
+    pub(super) fn end_spare_of(&mut self, border: &mut Border, key: Key) {
+        let spare = self.attachments.get_mut(key).and_then(|attachment| attachment.spare.take());
+        let Some(spare) = spare else { return };
+        self.part(key, spare);
+        self.end_unneeded(border, spare, Cause::ABANDONED);
     }
 
     /// The attachment goes on with its spare's tunnel. What runs on the old one ends there, as the
@@ -252,7 +277,7 @@ impl Shard {
         self.part(key, spare);
         let tunnel_of = |key| self.attachments.get(key).and_then(Attachment::tunnel);
         let (Some(old), Some(new)) = (tunnel_of(key), tunnel_of(spare)) else { return };
-        let Some((slots, cookie_sent, parked)) = self.give_tunnel(old, spare) else { return };
+        let Some((slots, cookie_sent, parked)) = self.turn_over(old, spare) else { return };
         for slot in &slots {
             if let Some(exchange) = self.exchanges.at_mut(*slot) {
                 exchange.attachment = Some(spare);
@@ -293,7 +318,7 @@ impl Shard {
 
     /// Gives a tunnel to another attachment: its streams, whether the cookie went out, and how
     /// long it was to be kept.
-    fn give_tunnel(
+    fn turn_over(
         &mut self,
         tunnel: ConnId,
         to: Key,

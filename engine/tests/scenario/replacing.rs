@@ -10,9 +10,8 @@ use ringway::metrics::{
 };
 use ringway_proto::h2::{ErrorCode, Limits, Role};
 
-use crate::parking::{answer, attached};
 use crate::peer::{Peer, Seen, poll};
-use crate::spares::{ENDS, all_is_over, connect, outcomes};
+use crate::spares::{ENDS, all_is_over, answer, attached, connect, outcomes};
 use crate::world::World;
 
 /// The worker is asked for a tunnel in the place of another one, and dials back.

@@ -10,7 +10,6 @@ use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, websocket};
-use crate::parking::attached;
 use crate::peer::{Peer, Work, poll};
 use crate::world::World;
 
@@ -32,6 +31,24 @@ pub(crate) fn all_is_over(world: &mut World) {
     let [asked, parked, replaced, unused, failed] =
         outcomes(world, [Asked, Parked, SpareOutcome::Replaced, Unused, Failed]);
     assert_eq!(asked, parked + replaced + unused + failed, "each comes to one end");
+}
+
+/// A client with a session whose worker has answered the first call.
+pub(crate) fn attached(world: &mut World) -> (Peer, Peer, String) {
+    let mut client = Peer::client(world);
+    client.request(world, &[], true);
+    let mut worker = Peer::worker(world);
+    answer(world, &mut worker, 0);
+    client.sync(world);
+    let id = client.field(0, "nvcf-reqid").expect("an id").to_owned();
+    (client, worker, id)
+}
+
+/// The worker answers its `n`th request.
+pub(crate) fn answer(world: &mut World, worker: &mut Peer, n: usize) {
+    worker.sync(world);
+    let key = worker.key(n);
+    worker.head(world, key, &[(":status", "200"), ("grpc-status", "0")], true);
 }
 
 /// The worker dials back for what it was asked.
@@ -331,7 +348,7 @@ fn a_client_that_returns_before_it_is_missed_gets_one_more_tunnel() {
     client.request(&mut rig.world, &[("nvcf-reqid", &id)], true);
     let work = poll(&mut rig.world, &[&id]).expect("one more tunnel");
     let mut worker = Peer::dial_back(&mut rig.world, &work);
-    crate::parking::answer(&mut rig.world, &mut worker, 0);
+    answer(&mut rig.world, &mut worker, 0);
     client.sync(&mut rig.world);
     assert_eq!(client.field(0, "nvcf-reqid"), Some(&*id));
     assert!(!rig.world.is_closed(used) && !rig.world.is_closed(spare));
