@@ -197,7 +197,7 @@ def test_ready_line_comes_when_it_is_ready(gateway):
 # --- the log --------------------------------------------------------------------------------
 
 def test_log_lines_of_a_session(serve, attach):
-    running = serve()
+    running = serve(session='park = "never"')
     with FakeWorker(running) as worker:
         session = attach(running, worker)
         reqid = session.work.request_id
