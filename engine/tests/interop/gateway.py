@@ -115,7 +115,7 @@ class Gateway:
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None
         threading.Thread(target=self._read_stdout, daemon=True).start()
-        if not self.ready.wait(20) or self.client is None:
+        if not self.ready.wait(60) or self.client is None:
             code = self.run.poll()
             self.kill()
             raise AssertionError(f"{arguments}: no ready line (exit code {code}); stdout "
@@ -176,7 +176,7 @@ class Gateway:
     def open_files(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def get(self, path, method="GET", headers=None, port=None, timeout=5):
+    def get(self, path, method="GET", headers=None, port=None, timeout=30):
         """An HTTP/1.1 exchange with the admin port (or another): (status, headers, body)."""
         connection = http.client.HTTPConnection(*(port or self.admin), timeout=timeout)
         try:
@@ -218,10 +218,10 @@ class Gateway:
 
     # --- talking ---------------------------------------------------------------------------
 
-    def client_socket(self, timeout=10):
+    def client_socket(self, timeout=30):
         return socket.create_connection(self.client, timeout)
 
-    def worker_socket(self, timeout=10):
+    def worker_socket(self, timeout=30):
         return socket.create_connection(self.worker, timeout)
 
     def h2(self, **options):
@@ -239,7 +239,7 @@ class Gateway:
     def signal(self, number=signal.SIGTERM):
         self.run.send_signal(number)
 
-    def exit_code(self, timeout=15):
+    def exit_code(self, timeout=30):
         try:
             return self.run.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -296,7 +296,7 @@ def plain_head(path="/echo", method="POST", extra=(), **who):
             (":authority", "echo.test"), *credentials(**who), *extra]
 
 
-def until(condition, timeout=10, what="condition", every=0.01):
+def until(condition, timeout=30, what="condition", every=0.01):
     """Poll `condition` until it is true; its value."""
     deadline = time.monotonic() + timeout
     while True:

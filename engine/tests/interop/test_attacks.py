@@ -243,7 +243,7 @@ def test_credit_for_every_frame_is_honest(bare_target, tenant, attach):
     sender.start()
     client.head(session.stream)
     assert client.body(session.stream)[0] == body
-    sender.join(20)
+    sender.join(100)
 
 
 def test_credit_for_each_message_of_a_large_frame_is_honest(bare_target, tenant, attach):
@@ -540,7 +540,7 @@ def test_streams_nobody_reads(bare_target, tenant, attach, bystander, measure):
     request = session.tunnel.wait(HEADERS)
     client.send(window_update(stream, 1 << 20))
     session.tunnel.headers(request.stream, [(":status", "200")])
-    session.tunnel.send_body(request.stream, bytes(300_000), timeout=20)
+    session.tunnel.send_body(request.stream, bytes(300_000), timeout=60)
     client.head(stream)
     assert len(client.body(stream)[0]) == 300_000
     beside.was_served()
@@ -590,7 +590,7 @@ def test_ten_thousand_streams_and_one(bare_target, tenant, attach, measure):
     for _ in range(9_999):
         client.open(grpc_head(), end_stream=True)
     over = client.open(grpc_head(), end_stream=True)
-    assert client.reset(over, timeout=30) == REFUSED_STREAM
+    assert client.reset(over, timeout=60) == REFUSED_STREAM
     assert not [e for e in client.events if e.kind == RST_STREAM]
     # One ends, one more may come.
     session.answer(end_stream=True)
@@ -598,9 +598,9 @@ def test_ten_thousand_streams_and_one(bare_target, tenant, attach, measure):
     assert client.head(session.stream).status == "200"
     client.round_trip()
     again = client.open(grpc_head(extra=[("x-again", "1")]), end_stream=True)
-    request = tunnel.wait(HEADERS, where=lambda e: e.get("x-again"), timeout=30)
+    request = tunnel.wait(HEADERS, where=lambda e: e.get("x-again"), timeout=60)
     tunnel.headers(request.stream, [(":status", "200")], end_stream=True)
-    assert client.head(again, timeout=30).status == "200"
+    assert client.head(again, timeout=60).status == "200"
 
 
 def test_worker_sends_beyond_the_window(bare_target, tenant, attach):
