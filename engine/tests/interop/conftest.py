@@ -135,7 +135,8 @@ class Bystander:
     def was_served(self):
         """Every call of it was answered, and rightly; half of them within a second of the
         gateway's time, on the slowest machine. How long they took is measured, not judged."""
-        net = sorted(took - queued for took, queued in (waits := self.waits()))
+        waits = self.waits()
+        net = sorted(took - queued for took, queued in waits)
         assert net, "the bystander was not there"
         p50, p99 = net[len(net) // 2], net[int(len(net) * 0.99)]
         most = max(took for took, _ in waits)
