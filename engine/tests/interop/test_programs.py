@@ -11,7 +11,7 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from echo import message
-from gateway import FUNCTION, KEY, ROOT, VERSION
+from gateway import FUNCTION, KEY, ROOT, VERSION, until
 from rawh2 import DATA, HEADERS, Closed
 
 MIB = 1 << 20
