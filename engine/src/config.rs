@@ -260,6 +260,7 @@ pub struct Limits {
     pub poll_bytes: usize,
     pub mailbox: usize,
     pub outbox: usize,
+    pub trace_records: usize,
 }
 
 /// How dead peers are found.

@@ -20,6 +20,7 @@ pub mod reactor;
 pub mod ring;
 pub mod shard;
 pub mod tls;
+pub mod trail;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -13,6 +13,7 @@ pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts}
 use crate::border::Parcel;
 use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
+use crate::trail::{IdBegin, Part};
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -21,6 +22,13 @@ pub enum ShardPost {
     Snapshot {
         /// Names the asker's request.
         ticket: u64,
+    },
+    /// Answer with [`ControlPost::Trail`] under the same ticket.
+    Trail {
+        /// Names the asker's request.
+        ticket: u64,
+        /// Which sessions.
+        wanted: IdBegin,
     },
     /// Go by these rules from now on. What runs is not touched.
     Policy(Arc<Policy>),
@@ -61,6 +69,13 @@ pub enum ControlPost {
         core: u16,
         /// Counters and sessions.
         snapshot: Box<Snapshot>,
+    },
+    /// What a shard has recorded of some sessions.
+    Trail {
+        /// The asker's ticket.
+        ticket: u64,
+        /// One for each session.
+        parts: Vec<Part>,
     },
     /// A draining shard has closed its last connection, and its core has ended.
     Drained {

@@ -233,6 +233,7 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         poll_bytes: section.bytes("poll_bytes", p),
         mailbox: section.count("mailbox", p) as usize,
         outbox: section.count("outbox", p) as usize,
+        trace_records: section.count("trace_records", p) as usize,
     };
     check_limits(&section, &limits, p);
     limits

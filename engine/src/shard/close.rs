@@ -14,6 +14,7 @@ use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
 use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
+use crate::trail::Event;
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
 #[derive(Clone, Copy, Debug)]
@@ -423,6 +424,7 @@ impl Shard {
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
+        self.note_close(attachment, cause);
         let row = self.closed_row(attachment, cause.reason.label());
         self.session_left(key, attachment, row);
         let edge = SessionEdge {
@@ -466,6 +468,7 @@ impl Shard {
         let Some(tunnel) = hop.tunnel_mut() else { return };
         tunnel.going = true;
         let key = tunnel.attachment;
+        self.note_of(key, Event::Goaway);
         self.move_waiters(border, key);
         for stream in refused {
             let Some(hop) = self.conns.hop_mut(conn) else { return };

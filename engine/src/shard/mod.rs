@@ -30,6 +30,7 @@ mod settings;
 mod snapshot;
 mod table;
 mod timer;
+mod trail;
 mod watch;
 mod worker;
 
@@ -60,6 +61,7 @@ use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
+use self::trail::Trails;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
@@ -84,6 +86,7 @@ pub struct Shard {
     dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
+    trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
     request_ids: RequestIds,
@@ -136,6 +139,7 @@ impl Shard {
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
         let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let trails = Trails::new(limits.trace_records);
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -151,6 +155,7 @@ impl Shard {
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
+            trails,
             metrics: ShardMetrics::default(),
             local,
             hasher: foldhash::fast::RandomState::default(),
@@ -323,6 +328,8 @@ impl Shard {
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
+                } else if payload == watch::ALIVE_PING {
+                    self.note_ping(conn);
                 }
             }
         }
@@ -508,6 +515,7 @@ impl Core for Shard {
 
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
+        self.note_client_end(conn, end);
         match self.conns.get(conn) {
             Some(Conn::Hop(hop)) if matches!(hop.link, Link::H1(_)) => {
                 self.http1_ended(border, conn, end);
@@ -555,6 +563,10 @@ impl Core for Shard {
                 let snapshot: Box<Snapshot> = Box::new(self.snapshot(border));
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+            }
+            ShardPost::Trail { ticket, wanted } => {
+                let parts = self.trail(wanted);
+                self.posts.push(ControlPost::Trail { ticket, parts });
             }
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,

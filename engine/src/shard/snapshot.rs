@@ -31,6 +31,7 @@ impl Shard {
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
         gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
+        gauge(Limit::TraceRecords, self.trails.records(), limits.trace_records);
         let mut widest = (0, 0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());

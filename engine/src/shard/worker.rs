@@ -18,6 +18,7 @@ use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollFault, PollRequest};
 use crate::metrics::Limit;
 use crate::pool::Segment;
+use crate::trail::Event;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -211,6 +212,7 @@ impl Shard {
                 }
                 Ok(Taken::Here(key, age)) => {
                     self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.note_connect(conn, key, age);
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
                 }
@@ -272,7 +274,9 @@ impl Shard {
             return Ok(Taken::Here(key, age));
         }
         *wrong += 1;
-        if *wrong >= self.settings.config.limits.token_tries {
+        let wrong = *wrong;
+        self.note(session, Event::Refused);
+        if wrong >= self.settings.config.limits.token_tries {
             self.metrics.limit_hit(Limit::TokenTries);
             self.give_up(border, key, Cause::REVOKED);
         }
@@ -308,6 +312,7 @@ impl Shard {
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
+            ping_sent: None,
             going: false,
             answers: Vec::new(),
         };
