@@ -5,6 +5,7 @@ mod changes;
 mod proc;
 mod reply;
 mod scrape;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{any, get, post};
@@ -33,8 +34,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Least letters of a shortened request id.
-const SHORT_ID: usize = 8;
+/// Letters of a shortened request id.
+const SHORT_ID: usize = crate::trail::IdBegin::DIGITS;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +82,11 @@ pub fn routes(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/drain", post(drain).layer(guard()))
         .route("/shutdown", any(drain).layer(guard()))
-        .route("/sessions/{id}", get(session).merge(axum::routing::delete(close).layer(guard())))
-        .route("/sessions", get(sessions))
+        .route(
+            "/sessions/{id}",
+            get(sessions::one).merge(axum::routing::delete(close).layer(guard())),
+        )
+        .route("/sessions", get(sessions::list))
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/live", get(live))
@@ -190,29 +194,6 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "backend": admin.backend.label(),
         "mode": "local",
     }))
-}
-
-async fn sessions(State(admin): Shared, ConnectInfo(peer): Peer) -> Response<Body> {
-    let whole = is_loopback(peer);
-    let rows = admin.scraper.ask().await.into_sessions();
-    reply::json(&rows.iter().map(|row| reply::session(row, whole)).collect::<Vec<_>>())
-}
-
-async fn session(
-    State(admin): Shared,
-    ConnectInfo(peer): Peer,
-    Path(id): Path<String>,
-) -> Response<Body> {
-    let wanted = id.to_ascii_lowercase();
-    let rows = admin.scraper.ask().await.into_sessions();
-    let found = rows.iter().find(|row| {
-        let id = row.request_id.to_string();
-        id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(&wanted))
-    });
-    match found {
-        Some(row) => reply::json(&reply::session(row, is_loopback(peer))),
-        None => reply::text(StatusCode::NOT_FOUND, "no such session\n"),
-    }
 }
 
 async fn close() -> Response<Body> {

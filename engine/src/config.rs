@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
+pub(crate) use units::duration;
 
 use crate::tls::{Files, Pair};
 

@@ -7,6 +7,7 @@ pub mod bare;
 pub mod boot;
 pub mod border;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;

@@ -14,9 +14,11 @@ impl Timeline {
     /// The events as `/sessions/{id}` shows them.
     #[must_use]
     pub fn to_json(&self) -> Vec<Value> {
+        let begin = self.events.first().map_or(Time::ZERO, |(_, entry)| entry.at);
         let of = |core: u16, at: Time, name: &str, carries: Value, text: String| {
             let mut shown = Map::new();
             shown.insert("at".into(), rfc3339(self.unix_micros(at)).into());
+            shown.insert("afterMs".into(), ms(at.since(begin)).into());
             shown.insert("core".into(), core.into());
             shown.insert("event".into(), name.into());
             if let Value::Object(carries) = carries {
