@@ -87,7 +87,8 @@ impl Trails {
             self.places.insert(place, id);
             Trail::new(place)
         });
-        self.records += usize::from(trail.keep(entry, self.most));
+        let full = self.records >= self.most;
+        self.records += usize::from(trail.keep(entry, full));
         trail.touched = now;
         let was = trail.here;
         match entry.event {
@@ -170,8 +171,8 @@ impl Trail {
     }
 
     /// True if this is one event more; false if another one had to go.
-    fn keep(&mut self, entry: Entry, most: usize) -> bool {
-        let full = self.entries.len() >= EVENTS.min(most);
+    fn keep(&mut self, entry: Entry, full: bool) -> bool {
+        let full = full || self.entries.len() >= EVENTS;
         if full {
             self.entries.remove(FIRST.min(self.entries.len() - 1));
             self.lost = self.lost.saturating_add(1);
