@@ -130,6 +130,8 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(crate) said_goaway: bool,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -178,6 +180,8 @@ pub(crate) struct Tunnel {
     pub(crate) ping_sent: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// It has no client, and is kept until then.
+    pub(crate) parked: Option<Time>,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }

@@ -22,9 +22,11 @@ mod link;
 mod mail;
 mod memo;
 mod moving;
+mod park;
 mod relay;
 mod reply;
 mod restart;
+mod resume;
 mod session;
 mod settings;
 mod snapshot;
@@ -55,6 +57,7 @@ use self::exchange::{At, Exchange, Way};
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
+use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
 use self::session::Sessions;
@@ -82,6 +85,8 @@ pub struct Shard {
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Those whose client is gone.
+    lot: Lot,
     /// Connections to functions' servers that are not there yet.
     dials: Dials,
     exchanges: Table<Exchange>,
@@ -152,6 +157,7 @@ impl Shard {
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            lot: Lot::default(),
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
@@ -324,7 +330,10 @@ impl Shard {
                 }
             }
             Event::Settings => self.peer_settings(border, conn),
-            Event::Goaway { last, .. } => self.worker_goaway(border, conn, last),
+            Event::Goaway { last, code } => {
+                self.client_goaway(conn, code);
+                self.worker_goaway(border, conn, last);
+            }
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
@@ -438,7 +447,7 @@ impl Shard {
         if tunnel {
             self.tunnel_gone(border, conn, Cause::BROKEN);
         } else {
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
         }
     }
 
@@ -524,7 +533,7 @@ impl Core for Shard {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
             Some(Conn::Hop(_)) => {
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Gone::Ended(end));
                 border.close(conn, Close::Flush);
             }
             Some(Conn::Fresh(_)) => {

@@ -215,7 +215,7 @@ impl Shard {
             WorkKind::New => Ask::New,
             WorkKind::Reconnect => Ask::Again,
         };
-        let hop = self.conns.hop(attachment.client);
+        let hop = attachment.client.and_then(|client| self.conns.hop(client));
         let accepted = hop.map(|hop| (hop.opened, hop.peer.into()));
         let pins = hop.and_then(Hop::client).map(|client| &client.pins[..]).unwrap_or_default();
         let own = |pin: &&super::conn::Pin| {

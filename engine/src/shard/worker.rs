@@ -18,6 +18,7 @@ use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollFault, PollRequest};
 use crate::metrics::Limit;
 use crate::pool::Segment;
+use crate::post::Stand;
 use crate::trail::Event;
 
 /// What to do after one request of a worker.
@@ -314,6 +315,7 @@ impl Shard {
             pinged_at: None,
             ping_sent: None,
             going: false,
+            parked: None,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
@@ -321,7 +323,7 @@ impl Shard {
         let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
         attachment.state = State::Attached { tunnel: conn };
         let id = attachment.session;
-        self.tunnel_joined(id, key);
+        self.tell_stand(border, id, key, Stand::Open);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);

@@ -9,6 +9,7 @@ mod ends;
 mod http1;
 mod http1_upgrade;
 mod machine;
+mod parking;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
