@@ -78,6 +78,10 @@ pub enum Event {
         /// Whether it had streams open.
         busy: bool,
     },
+    /// The tunnel is kept for when a client comes back.
+    Parked,
+    /// A client came back to the session.
+    Resumed(Way),
     /// An attachment ended, and its tunnel if it had one.
     Closed {
         /// Who ended it.
@@ -104,6 +108,13 @@ pub enum Ask {
     Dial,
 }
 
+/// What a client that came back got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The tunnel that was parked.
+    Memory,
+}
+
 /// Who did something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -116,7 +127,7 @@ pub enum Side {
 }
 
 /// Timers that close, by the names of contract OB-2; the first is none.
-const TIMERS: [&str; 3] = ["", "worker_cache_ttl", "transport_idle"];
+const TIMERS: [&str; 4] = ["", "worker_cache_ttl", "transport_idle", "park_window"];
 
 /// A timer of ours that closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

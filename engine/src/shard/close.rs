@@ -342,6 +342,7 @@ impl Shard {
         self.http1_forget(border, &mut hop);
         let Side::Client(client) = &mut hop.side else { return };
         let attachments = std::mem::take(&mut client.attachments);
+        self.note_client_end(&attachments, how);
         let kept = self.to_be_parked(&attachments, manner);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);

@@ -524,7 +524,6 @@ impl Core for Shard {
 
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.now = border.now;
-        self.note_client_end(conn, end);
         match self.conns.get(conn) {
             Some(Conn::Hop(hop)) if matches!(hop.link, Link::H1(_)) => {
                 self.http1_ended(border, conn, end);

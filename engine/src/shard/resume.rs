@@ -10,6 +10,7 @@ use super::table::Key;
 use crate::border::ConnId;
 use crate::control::local::Ticket;
 use crate::post::Speaks;
+use crate::trail::{Event, Way};
 
 impl Shard {
     /// What a client connection speaks.
@@ -56,6 +57,7 @@ impl Shard {
             hop.idle_since = Some(now);
         }
         self.watch(tunnel);
+        self.note_of(key, Event::Resumed(Way::Memory));
         true
     }
 }

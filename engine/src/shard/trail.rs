@@ -15,8 +15,9 @@ use super::attach::Attachment;
 use super::close::Cause;
 use super::conn::{Conn, Hop};
 use super::exchange::Way;
+use super::park::Gone;
 use super::table::Key;
-use crate::border::{ConnId, End};
+use crate::border::ConnId;
 use crate::control::local::WorkKind;
 use crate::metrics::{CloseCode, CloseReason, Limit};
 use crate::post::SessionFacts;
@@ -245,11 +246,10 @@ impl Shard {
     }
 
     /// A client's connection has ended: all its sessions hear of it.
-    pub(super) fn note_client_end(&mut self, conn: ConnId, end: End) {
-        let Some(client) = self.conns.hop(conn).and_then(Hop::client) else { return };
-        let keys = client.attachments.clone();
+    pub(super) fn note_client_end(&mut self, keys: &[Key], how: Gone) {
+        let Gone::Ended(end) = how else { return };
         for key in keys {
-            let Some(attachment) = self.attachments.get(key) else { continue };
+            let Some(attachment) = self.attachments.get(*key) else { continue };
             if matches!(attachment.state, super::attach::State::Asking { .. }) {
                 continue;
             }

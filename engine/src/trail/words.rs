@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, Event, Pings, Side, Timeline};
+use super::{Ask, Event, Pings, Side, Timeline, Way};
 use crate::border::End;
 use crate::log::rfc3339;
 use crate::metrics::CloseCode;
@@ -58,6 +58,8 @@ impl Event {
             Self::Goaway => "goaway",
             Self::Stalled { .. } => "stalled",
             Self::ClientEnded { .. } => "client_ended",
+            Self::Parked => "parked",
+            Self::Resumed(_) => "resumed",
             Self::Closed { .. } => "closed",
         }
     }
@@ -84,7 +86,9 @@ impl Event {
                 "timer": timer.name(),
                 "detail": detail,
             }),
+            Self::Resumed(way) => json!({ "way": way.label() }),
             Self::Authorised
+            | Self::Parked
             | Self::HandedOut
             | Self::Refused
             | Self::RequestSent
@@ -126,6 +130,8 @@ impl Event {
                 let streams = if busy { ", with streams open" } else { "" };
                 format!("the client's connection ended: {}{streams}", how(end))
             }
+            Self::Parked => "the tunnel is kept for when a client comes back".into(),
+            Self::Resumed(Way::Memory) => "a client came back and got the tunnel".into(),
             Self::Closed { reason, code, timer, detail, .. } => {
                 let timer = match timer.name() {
                     "" => String::new(),
@@ -162,6 +168,14 @@ impl Ask {
             Self::New => "new",
             Self::Again => "reconnect",
             Self::Dial => "dial",
+        }
+    }
+}
+
+impl Way {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
         }
     }
 }
