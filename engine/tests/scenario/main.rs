@@ -13,4 +13,5 @@ mod parking;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
+mod timeline;
 mod world;
