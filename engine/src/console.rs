@@ -158,7 +158,9 @@ async fn list(port: &Port, arguments: &Sessions) -> Result<String, Failure> {
             query.append_pair(name, value);
         }
     }
-    let sessions = port.json(&format!("/sessions?{}", query.finish())).await?;
+    let query = query.finish();
+    let mark = if query.is_empty() { "" } else { "?" };
+    let sessions = port.json(&format!("/sessions{mark}{query}")).await?;
     if arguments.json {
         return Ok(pretty(&sessions));
     }

@@ -74,11 +74,15 @@ fn line(happened: &Happened) -> Vec<String> {
     let time = happened.at.get(11..26).unwrap_or(&happened.at);
     vec![
         printable(time),
-        format!("+{:.3} s", happened.after_ms / 1000.0),
+        after(happened.after_ms),
         format!("core {}", happened.core),
         printable(&happened.event),
         printable(&happened.text),
     ]
+}
+
+fn after(ms: f64) -> String {
+    if ms < 1000.0 { format!("+{ms:.1} ms") } else { format!("+{:.3} s", ms / 1000.0) }
 }
 
 #[cfg(test)]
@@ -95,7 +99,7 @@ mod tests {
         )
         .expect("such an answer");
         let text = of(&told);
-        let line = "14:02:07.123456  +0.002 s  core 1  accepted  the client connected\n";
+        let line = "14:02:07.123456  +1.5 ms  core 1  accepted  the client connected\n";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("\n\nended by the worker\n\n2026-11-23 (UTC)\n"), "{text}");
         assert!(text.starts_with("session   6370809d  closed (worker_closed)\n"), "{text}");

@@ -87,7 +87,8 @@ fn sum(metrics: &str, name: &str, label: &str) -> f64 {
         let own = labels.is_empty() || labels.starts_with('{');
         (own && labels.contains(label)).then(|| value.parse::<f64>().ok())?
     };
-    metrics.lines().filter_map(value).sum()
+    // A sum of nothing is -0.
+    metrics.lines().filter_map(value).fold(0.0, |sum, value| sum + value)
 }
 
 /// What is shown: at most as many lines and columns as there are.

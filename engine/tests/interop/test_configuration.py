@@ -138,7 +138,7 @@ def test_missing_file(tmp_path):
     assert code == 78 and "nowhere.toml" in said, (code, said)
 
 
-@pytest.mark.parametrize("table, key", [("[limits]", "trace_records = 1")])
+@pytest.mark.parametrize("table, key", [("[limits]", "failed_connects = 1")])
 def test_features_that_come_later(tmp_path, table, key):
     text = configuration()
     at = text.index(table) + len(table)
