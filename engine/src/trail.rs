@@ -13,7 +13,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use crate::border::End;
-use crate::metrics::{CloseCode, CloseReason};
+use crate::metrics::{CloseCode, CloseReason, ResumeWay};
 use crate::post::SessionFacts;
 
 /// One thing that happened to a session. Only edges: nothing that a frame does.
@@ -81,7 +81,24 @@ pub enum Event {
     /// The tunnel is kept for when a client comes back.
     Parked,
     /// A client came back to the session.
-    Resumed(Way),
+    Resumed {
+        /// What it got.
+        way: ResumeWay,
+        /// How long its request waited for that.
+        took: Duration,
+    },
+    /// The tunnel went to another core, where its client is.
+    TunnelLeft {
+        /// That core.
+        to: u16,
+    },
+    /// The tunnel came from another core.
+    TunnelMoved {
+        /// That core.
+        from: u16,
+    },
+    /// The parked tunnel's worker is needed by a new session.
+    Yielded,
     /// An attachment ended, and its tunnel if it had one.
     Closed {
         /// Who ended it.
@@ -106,13 +123,6 @@ pub enum Ask {
     Again,
     /// A function without a worker: its server is dialled.
     Dial,
-}
-
-/// What a client that came back got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// The tunnel that was parked.
-    Memory,
 }
 
 /// Who did something.

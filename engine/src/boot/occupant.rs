@@ -310,6 +310,7 @@ impl Core for Occupant {
             | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
+            | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
         self.shard.posted(border, post);

@@ -19,7 +19,7 @@ use super::park::Gone;
 use super::table::Key;
 use crate::border::ConnId;
 use crate::control::local::WorkKind;
-use crate::metrics::{CloseCode, CloseReason, Limit};
+use crate::metrics::{CloseCode, CloseReason, Limit, ResumeWay};
 use crate::post::SessionFacts;
 use crate::trail::{Ask, Entry, Event, IdBegin, Part, Pings, Side, Timer};
 
@@ -93,8 +93,10 @@ impl Trails {
         trail.touched = now;
         let was = trail.here;
         match entry.event {
-            Event::Asked(_) => trail.here += 1,
-            Event::Closed { .. } => trail.here = trail.here.saturating_sub(1),
+            Event::Asked(_) | Event::TunnelMoved { .. } => trail.here += 1,
+            Event::Closed { .. } | Event::TunnelLeft { .. } => {
+                trail.here = trail.here.saturating_sub(1);
+            }
             _ => {}
         }
         if trail.here == 0 || was == 0 {
@@ -216,6 +218,17 @@ impl Shard {
             WorkKind::New => Ask::New,
             WorkKind::Reconnect => Ask::Again,
         };
+        self.note_client(key);
+        self.note(id, Event::Asked(ask));
+        if let Some(trail) = self.trails.of(id) {
+            trail.facts = Some(facts);
+        }
+    }
+
+    /// Who an attachment's client is.
+    fn note_client(&mut self, key: Key) {
+        let Some(attachment) = self.attachments.get(key) else { return };
+        let (id, facts) = (attachment.session, attachment.facts());
         let hop = attachment.client.and_then(|client| self.conns.hop(client));
         let accepted = hop.map(|hop| (hop.opened, hop.peer.into()));
         let pins = hop.and_then(Hop::client).map(|client| &client.pins[..]).unwrap_or_default();
@@ -229,9 +242,22 @@ impl Shard {
         if let Some(at) = authorised {
             self.note_at(id, at, Event::Authorised);
         }
-        self.note(id, Event::Asked(ask));
+    }
+
+    /// A client is back at its session.
+    pub(super) fn note_resume(&mut self, key: Key, way: ResumeWay, since: Time) {
+        // Who asked a worker for it was noted when it did.
+        if way != ResumeWay::Reconnect {
+            self.note_client(key);
+        }
+        self.note_of(key, Event::Resumed { way, took: self.now.since(since) });
+    }
+
+    /// A parked tunnel has come here.
+    pub(super) fn note_arrival(&mut self, id: Uuid, facts: &SessionFacts, from: u16) {
+        self.note(id, Event::TunnelMoved { from });
         if let Some(trail) = self.trails.of(id) {
-            trail.facts = Some(facts);
+            trail.facts.get_or_insert_with(|| facts.clone());
         }
     }
 

@@ -51,6 +51,9 @@ impl Timeline {
         if let Some((_, parked)) = parked {
             let lost = self.lost(parked.at);
             let waited = span(closed.at.since(parked.at));
+            if self.last(|event| event == Event::Yielded).is_some() {
+                return format!("{lost}; gave way to a new session {waited} later");
+            }
             return match (timer.name(), side) {
                 ("park_window", _) => format!("{lost} and did not come back within {waited}"),
                 (_, Side::Worker) => {
@@ -118,12 +121,13 @@ impl Timeline {
 
     /// A client came back.
     fn back(&self, core: u16, resumed: Entry, lost: &str) -> String {
-        let ended =
-            self.last_before(resumed.at, |event| matches!(event, Event::ClientEnded { .. }));
-        let away = ended.map_or_else(String::new, |ended| {
-            format!(" after {}", span(resumed.at.since(ended.at)))
-        });
-        format!("{lost}, back{away} on core {core}, same worker")
+        let left = |event| matches!(event, Event::ClientEnded { .. });
+        let Some(ended) = self.last_before(resumed.at, left) else {
+            let clock = self.clock(resumed.at);
+            return format!("another client of it came {clock} on core {core}, same worker");
+        };
+        let away = span(resumed.at.since(ended.at));
+        format!("{lost}, back after {away} on core {core}, same worker")
     }
 
     fn runs(&self, core: u16, joined: Entry) -> String {
@@ -169,7 +173,7 @@ fn joins(event: Event) -> bool {
 }
 
 fn parks_or_resumes(event: Event) -> bool {
-    matches!(event, Event::Parked | Event::Resumed(_))
+    matches!(event, Event::Parked | Event::Resumed { .. })
 }
 
 #[cfg(test)]
@@ -180,8 +184,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::metrics::CloseCode;
-    use crate::trail::{Ask, Part, Timer, Way};
+    use crate::metrics::{CloseCode, ResumeWay};
+    use crate::trail::{Ask, Part, Timer};
 
     fn client() -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], 80))
@@ -247,7 +251,8 @@ mod tests {
         let told = life(&events).verdict(false);
         let kept = "client lost its network 14:02:07; its worker is kept for it, for 93 s so far";
         assert_eq!(told, kept);
-        events.push((1, 10_100, Event::Resumed(Way::Memory)));
+        let took = Duration::from_millis(1);
+        events.push((1, 10_100, Event::Resumed { way: ResumeWay::Memory, took }));
         let told = life(&events).verdict(false);
         let back = "client lost its network 14:02:07, back after 3.1 s on core 1, same worker";
         assert_eq!(told, back);

@@ -5,10 +5,10 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, Event, Pings, Side, Timeline, Way};
+use super::{Ask, Event, Pings, Side, Timeline};
 use crate::border::End;
 use crate::log::rfc3339;
-use crate::metrics::CloseCode;
+use crate::metrics::{CloseCode, ResumeWay};
 
 impl Timeline {
     /// The events as `/sessions/{id}` shows them.
@@ -59,7 +59,10 @@ impl Event {
             Self::Stalled { .. } => "stalled",
             Self::ClientEnded { .. } => "client_ended",
             Self::Parked => "parked",
-            Self::Resumed(_) => "resumed",
+            Self::Resumed { .. } => "resumed",
+            Self::TunnelLeft { .. } => "tunnel_left",
+            Self::TunnelMoved { .. } => "tunnel_moved",
+            Self::Yielded => "yielded",
             Self::Closed { .. } => "closed",
         }
     }
@@ -86,9 +89,12 @@ impl Event {
                 "timer": timer.name(),
                 "detail": detail,
             }),
-            Self::Resumed(way) => json!({ "way": way.label() }),
+            Self::Resumed { way, took } => json!({ "way": way.label(), "tookMs": ms(took) }),
+            Self::TunnelLeft { to } => json!({ "to": to }),
+            Self::TunnelMoved { from } => json!({ "from": from }),
             Self::Authorised
             | Self::Parked
+            | Self::Yielded
             | Self::HandedOut
             | Self::Refused
             | Self::RequestSent
@@ -131,7 +137,17 @@ impl Event {
                 format!("the client's connection ended: {}{streams}", how(end))
             }
             Self::Parked => "the tunnel is kept for when a client comes back".into(),
-            Self::Resumed(Way::Memory) => "a client came back and got the tunnel".into(),
+            Self::Resumed { way, took } => {
+                let got = match way {
+                    ResumeWay::Memory => "the tunnel that was kept",
+                    ResumeWay::Spare => "the spare tunnel",
+                    ResumeWay::Reconnect | ResumeWay::None => "one more tunnel of its worker",
+                };
+                format!("a client came back and got {got}, in {}", span(took))
+            }
+            Self::TunnelLeft { to } => format!("the tunnel goes to core {to}, to its client"),
+            Self::TunnelMoved { from } => format!("the tunnel came from core {from}"),
+            Self::Yielded => "a new session needs its worker".into(),
             Self::Closed { reason, code, timer, detail, .. } => {
                 let timer = match timer.name() {
                     "" => String::new(),
@@ -168,14 +184,6 @@ impl Ask {
             Self::New => "new",
             Self::Again => "reconnect",
             Self::Dial => "dial",
-        }
-    }
-}
-
-impl Way {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
         }
     }
 }

@@ -173,6 +173,67 @@ fn a_life_on_several_cores_is_put_together() {
 }
 
 #[test]
+fn a_tunnel_that_follows_its_client_is_followed() {
+    let mut m = Machine::new(2);
+    let (first, mut tunnel, id) = attached(&mut m, 0);
+    let socket = m.at(0).socket(tunnel.peer.conn);
+    m.at(0).end(first.conn, End::Reset);
+    m.deliver();
+    m.pass(Duration::from_millis(3_100));
+    let (mut second, _) = client(&mut m, 1, &[("nvcf-reqid", &id)]);
+    tunnel.core = 1;
+    tunnel.peer.conn = m.at(1).conn_of(socket).expect("the tunnel is on its client's core");
+    serve(&mut m, &mut tunnel, 1);
+    second.sync(m.at(1));
+    assert_eq!(second.field(0, ":status"), Some("200"));
+    let told = of_all(&mut m, &id);
+    let line = told.verdict(false);
+    assert!(line.starts_with("client lost its network 00:00:0"), "{line}");
+    assert!(line.ends_with(", back after 3.1 s on core 1, same worker"), "{line}");
+    let since: Vec<(u16, &str)> =
+        told.events[7..].iter().map(|(core, entry)| (*core, entry.event.name())).collect();
+    let wanted = [
+        (0, "client_ended"),
+        (0, "parked"),
+        (1, "accepted"),
+        (1, "authorised"),
+        (0, "tunnel_left"),
+        (1, "tunnel_moved"),
+        (1, "resumed"),
+        (1, "answer_begun"),
+    ];
+    let mut since = since;
+    // Of one instant, the cores' order is theirs.
+    since[2..7].sort_unstable_by_key(|event| wanted.iter().position(|other| other == event));
+    assert_eq!(since, wanted);
+    let part = &parts(m.at(1), &id)[0];
+    assert!(part.facts.is_some(), "it is known whose it is");
+    leave(&mut m, 1, &second);
+    m.assert_empty();
+}
+
+#[test]
+fn a_parked_worker_that_gives_way_says_so() {
+    let mut world = World::new();
+    let (client, _worker, id) = parking::attached(&mut world);
+    world.end(client.conn, End::Reset);
+    world.pass(Duration::from_millis(1_000));
+    let mut other = Peer::client(&mut world);
+    other.request(&mut world, &[], true);
+    world.pass(Duration::from_millis(2_000));
+    let told = timeline(&mut world, &id);
+    let line = told.verdict(true);
+    assert!(line.ends_with("; gave way to a new session 3 s later"), "{line}");
+    assert_eq!(names(&told)[7..], ["client_ended", "parked", "yielded", "closed"]);
+    // An operator is another matter.
+    let id = poll(&mut world, &[]).expect("work").request_id;
+    world.post(ShardPost::End { id: id.parse().expect("an id") });
+    let line = timeline(&mut world, &id).verdict(true);
+    let by_us = "ended by the gateway: an operator ended the session, before the first byte";
+    assert_eq!(line, by_us);
+}
+
+#[test]
 fn pings_are_counted_and_not_kept() {
     let mut world = World::new();
     let (mut client, mut worker, id) = parking::attached(&mut world);
