@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from gateway import FUNCTION, OTHER_KEY, VERSION, binary, free_port, grpc_head, until
+from gateway import FUNCTION, OTHER_KEY, VERSION, Gateway, binary, free_port, grpc_head, until
 
 ANSWERED = ["accepted", "authorised", "asked", "handed_out", "connected", "request_sent",
             "answer_begun"]
@@ -90,7 +90,49 @@ def test_no_worker(serve):
         stream = client.open(grpc_head(), end_stream=True)
         assert client.head(stream).grpc_status == "4"
     [row] = gateway.sessions()
-    assert told(gateway, row["requestId"])["verdict"] == "no worker came within 300 ms"
+    verdict = told(gateway, row["requestId"])["verdict"]
+    assert re.fullmatch(r"no worker came within 3\d\d ms", verdict), verdict
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_lost_and_back(tmp_path, cores):
+    with Gateway.dev(tmp_path, "--cores", str(cores)) as gateway:
+        client = gateway.h2()
+        reqid = called(client)
+        client.open(grpc_head(path="/ringway.echo.v1.Echo/ClientStream"))
+        until(lambda: told(gateway, reqid)["streams"] == 1, what="a call that runs")
+        client.abort()
+        until(lambda: told(gateway, reqid)["state"] == "parked", what="the parked tunnel")
+        kept = told(gateway, reqid)["verdict"]
+        assert re.fullmatch(r"client lost its network \d\d:\d\d:\d\d; its worker is kept for it, "
+                            r"for .* so far", kept), kept
+        time.sleep(1)
+        with gateway.h2() as again:
+            assert called(again, reqid=reqid) == reqid
+            session = told(gateway, reqid)
+            back = session["verdict"]
+            assert re.fullmatch(r"client lost its network \d\d:\d\d:\d\d, back after 1(\.\d)? s on "
+                                rf"core {session['core']}, same worker", back), back
+            events = {event["event"]: event for event in session["events"]}
+            assert events["client_ended"]["how"] == "connection reset"
+            assert events["client_ended"]["streamsOpen"] is True
+            assert (events["resumed"]["way"], events["resumed"]["core"]) == (
+                "memory", session["core"])
+            assert events["resumed"]["tookMs"] < 500
+            workers = {event["worker"] for event in session["events"] if "worker" in event}
+            assert workers == {session["tunnel"]}, "it is the tunnel that was there"
+
+
+def test_ended_by_an_operator(own_gateway):
+    admin = own_gateway.admin
+    with own_gateway.h2() as client:
+        reqid = called(client)
+        code, text, said = ringway("sessions", "end", reqid[:8], admin=admin)
+        assert (code, text, said) == (0, f"session {reqid} has been ended\n", ""), said
+        session = told(own_gateway, reqid)
+        assert session["state"] == "closed" and "operator" in session["verdict"], session
+    code, _, said = ringway("sessions", "end", reqid, admin=admin)
+    assert code == 1 and "has ended already" in said, said
 
 
 def test_without_records(serve, attach):
