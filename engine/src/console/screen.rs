@@ -72,18 +72,18 @@ impl Screen {
         let (sender, keys) = mpsc::channel(8);
         if self.before.is_some() {
             // It ends with the process, which waits for nobody's key.
-            std::thread::spawn(move || {
-                let mut key = [0];
-                while let Ok(1) = stdin().read(&mut key) {
-                    if sender.blocking_send(key[0]).is_err() {
-                        return;
-                    }
-                }
-            });
-        } else {
-            drop(sender);
+            std::thread::spawn(move || read_keys(&sender));
         }
         keys
+    }
+}
+
+fn read_keys(sender: &mpsc::Sender<u8>) {
+    let mut key = [0];
+    while let Ok(1) = stdin().read(&mut key) {
+        if sender.blocking_send(key[0]).is_err() {
+            return;
+        }
     }
 }
 
