@@ -354,7 +354,7 @@ impl Shard {
         let Side::Client(client) = &mut hop.side else { return };
         let attachments = std::mem::take(&mut client.attachments);
         self.note_client_end(&attachments, how);
-        let kept = self.to_be_parked(&attachments, manner);
+        let kept = self.choose_parked(&attachments, manner);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
             if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {

@@ -140,7 +140,7 @@ impl Shard {
 
     /// Those attachments of a lost client whose tunnels are kept, in order. Nobody waits for them
     /// any more.
-    pub(super) fn to_be_parked(&mut self, keys: &[Key], manner: Manner) -> Vec<Key> {
+    pub(super) fn choose_parked(&mut self, keys: &[Key], manner: Manner) -> Vec<Key> {
         let park = self.settings.config.session.park;
         if self.draining.is_some() || !park.keeps(manner, true) {
             return Vec::new();

@@ -21,7 +21,7 @@ use super::timer::Due;
 use crate::border::{Border, ConnId, Parcel};
 use crate::control::local::Ticket;
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
-use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks};
+use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks, Stand};
 use crate::trail::Event;
 
 /// A tunnel on its way to its client's core.
@@ -214,9 +214,10 @@ impl Shard {
     /// was promised it. If nobody waits there any more, it is parked here.
     fn give_tunnel(&mut self, border: &mut Border, to: Ticket, tunnel: ConnId, of: Attachment) {
         let key = key_of(to);
-        let question = match self.attachments.get_mut(key).map(|a| &mut a.state) {
-            Some(State::Asking { question }) => question,
-            _ => return self.park_unasked(border, tunnel, of),
+        let Some(State::Asking { question }) =
+            self.attachments.get_mut(key).map(|attachment| &mut attachment.state)
+        else {
+            return self.park_unasked(border, tunnel, of);
         };
         let (since, ended) = (question.since, question.ended);
         let named = (std::mem::take(&mut question.function), std::mem::take(&mut question.version));
@@ -241,7 +242,7 @@ impl Shard {
         }
         self.count_resume(ResumeWay::Memory, since);
         self.note_resume(key, ResumeWay::Memory, since);
-        self.tell_stand(border, id, key, crate::post::Stand::Open);
+        self.tell_stand(border, id, key, Stand::Open);
         self.serve_waiters(border, key);
         self.watch(tunnel);
     }
