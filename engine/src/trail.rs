@@ -97,6 +97,12 @@ pub enum Event {
         /// That core.
         from: u16,
     },
+    /// A tunnel that stands in for the one there is was asked for.
+    SpareAsked,
+    /// It is there.
+    SpareAttached,
+    /// It took the place of the one there was, which takes no more streams.
+    Replaced,
     /// The parked tunnel's worker is needed by a new session.
     Yielded,
     /// An attachment ended, and its tunnel if it had one.

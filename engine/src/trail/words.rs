@@ -62,6 +62,9 @@ impl Event {
             Self::Resumed { .. } => "resumed",
             Self::TunnelLeft { .. } => "tunnel_left",
             Self::TunnelMoved { .. } => "tunnel_moved",
+            Self::SpareAsked => "spare_asked",
+            Self::SpareAttached => "spare_attached",
+            Self::Replaced => "replaced",
             Self::Yielded => "yielded",
             Self::Closed { .. } => "closed",
         }
@@ -94,6 +97,9 @@ impl Event {
             Self::TunnelMoved { from } => json!({ "from": from }),
             Self::Authorised
             | Self::Parked
+            | Self::SpareAsked
+            | Self::SpareAttached
+            | Self::Replaced
             | Self::Yielded
             | Self::HandedOut
             | Self::Refused
@@ -147,6 +153,9 @@ impl Event {
             }
             Self::TunnelLeft { to } => format!("the tunnel goes to core {to}, to its client"),
             Self::TunnelMoved { from } => format!("the tunnel came from core {from}"),
+            Self::SpareAsked => "a spare tunnel is wanted".into(),
+            Self::SpareAttached => "the spare tunnel is there".into(),
+            Self::Replaced => "requests go to the spare tunnel from now on".into(),
             Self::Yielded => "a new session needs its worker".into(),
             Self::Closed { reason, code, timer, detail, .. } => {
                 let timer = match timer.name() {

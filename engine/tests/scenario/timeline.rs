@@ -290,7 +290,7 @@ fn poll_id(worker: &Peer) -> String {
 }
 
 #[test]
-fn the_worker_says_goaway() {
+fn a_worker_that_says_goaway_is_asked_for_another_tunnel() {
     let mut world = World::new();
     let (mut client, mut worker, id) = parking::attached(&mut world);
     client.request(&mut world, &[], true);
@@ -298,8 +298,20 @@ fn the_worker_says_goaway() {
     worker.goaway(&mut world, 3);
     let key = worker.key(1);
     worker.head(&mut world, key, &[(":status", "200")], true);
-    let names = names(&timeline(&mut world, &id));
-    assert!(names.contains(&"goaway"), "{names:?}");
+    let work = poll(&mut world, &[&id]).expect("another tunnel is wanted");
+    let _spare = Peer::dial_back(&mut world, &work);
+    let wanted = [
+        "answer_begun",
+        "goaway",
+        "spare_asked",
+        "asked",
+        "handed_out",
+        "connected",
+        "spare_attached",
+        "replaced",
+        "closed",
+    ];
+    assert_eq!(names(&timeline(&mut world, &id))[6..], wanted);
 }
 
 #[test]
