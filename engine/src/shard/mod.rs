@@ -34,6 +34,7 @@ mod snapshot;
 mod spare;
 mod table;
 mod timer;
+mod trail;
 mod watch;
 mod worker;
 
@@ -67,6 +68,7 @@ use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
+use self::trail::Trails;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
@@ -95,6 +97,7 @@ pub struct Shard {
     dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
+    trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
     /// The highest stream id on a tunnel.
@@ -149,6 +152,7 @@ impl Shard {
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
         let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let trails = Trails::new(limits.trace_records);
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -166,6 +170,7 @@ impl Shard {
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
+            trails,
             metrics: ShardMetrics::default(),
             local,
             last_own_id: h2::Limits::default().last_own_id,
@@ -349,6 +354,8 @@ impl Shard {
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
+                } else if payload == watch::ALIVE_PING {
+                    self.note_ping(conn);
                 }
             }
         }
@@ -587,6 +594,10 @@ impl Core for Shard {
                 let snapshot: Box<Snapshot> = Box::new(self.snapshot(border));
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+            }
+            ShardPost::Trail { ticket, wanted } => {
+                let parts = self.trail(wanted);
+                self.posts.push(ControlPost::Trail { ticket, parts });
             }
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,

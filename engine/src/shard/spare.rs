@@ -25,6 +25,7 @@ use crate::control::local::WorkKind;
 use crate::metrics::{CloseReason, SpareOutcome};
 use crate::pool::Segment;
 use crate::post::{CorePost, Join, Stand};
+use crate::trail::Event;
 
 /// How long requests wait for a tunnel in place of one whose worker said GOAWAY.
 pub(crate) const REPLACE_WAIT: Duration = Duration::from_secs(5);
@@ -72,6 +73,7 @@ impl Shard {
             self.tell(home, CorePost::Join(Box::new(join)));
         }
         self.metrics.spares[SpareOutcome::Asked.index()] += 1;
+        self.note(id, Event::SpareAsked);
         true
     }
 
@@ -80,6 +82,7 @@ impl Shard {
         let Some(spare) = self.attachments.get(key) else { return };
         let parent = spare.parent;
         self.metrics.spares[SpareOutcome::Came.index()] += 1;
+        self.note_of(key, Event::SpareAttached);
         let Some((of, parent)) = parent.and_then(|of| Some((of, self.attachments.get(of)?))) else {
             return self.park_spare(border, key);
         };
@@ -305,6 +308,7 @@ impl Shard {
             client.calls.retain(|call| !call.is_of(key));
         }
         self.outcome(spare, SpareOutcome::Replaced);
+        self.note(id, Event::Replaced);
         self.watch(new);
         if streams == 0 {
             self.tunnel_done(border, old);
