@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
+pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts, Speaks, Stand};
 
 use crate::border::Parcel;
 use crate::control::local::Policy;
@@ -152,8 +152,9 @@ impl SessionRow {
         match self.state {
             "closed" => 0,
             "waiting" => 1,
-            "active" => 3,
-            _ => 2,
+            "parked" => 2,
+            "active" => 4,
+            _ => 3,
         }
     }
 }

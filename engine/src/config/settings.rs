@@ -181,9 +181,19 @@ pub(super) const SETTINGS: &[Setting] = &[
         "always",
         "Whether a request id wins over the connection's session.",
     ),
-    later("session.park", "When a tunnel is kept after its client has gone."),
-    later("session.park_window", "How long a tunnel is kept."),
-    later("session.park_yield", "When a parked worker gives way to a new session."),
+    setting(
+        "session.park",
+        Kind::Word(&["never", "auto", "unclean", "always"]),
+        "auto",
+        "When a tunnel is kept after its client has gone: see [Coming back](#coming-back).",
+    ),
+    setting("session.park_window", Kind::Time(MS, DAY), "30s", "How long it is kept."),
+    setting(
+        "session.park_yield",
+        Kind::Time(MS, DAY),
+        "2s",
+        "A new session that has waited so long for a worker takes the oldest one that is kept.",
+    ),
     setting("drain.delay", Kind::Time(0, DAY), "0s", "From \"not ready\" to the first GOAWAY."),
     setting("drain.max", Kind::Time(0, DAY), "60s", "How long open streams may take."),
     later("cluster.node", "This node's number."),
@@ -342,7 +352,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Messages of a core that wait for room in another one's mailbox.",
     ),
     later("limits.failed_connects", "Failed CONNECTs of one address."),
-    later("limits.parked_tunnels", "Tunnels kept after their client has gone."),
+    setting(
+        "limits.parked_tunnels",
+        Kind::Count(1, MILLION),
+        "4096",
+        "Tunnels a core keeps after their clients have gone; the oldest is closed for one more.",
+    ),
+    setting(
+        "limits.parked_per_tenant",
+        Kind::Count(1, MILLION),
+        "1024",
+        "Such tunnels of one tenant on a core.",
+    ),
     later("limits.trace_records", "Records of the flight recorder."),
     setting(
         "keepalive.idle",
@@ -361,6 +382,25 @@ pub(super) const SETTINGS: &[Setting] = &[
         Kind::Count(1, 127),
         "9",
         "Probes without an answer until a connection is lost.",
+    ),
+    setting(
+        "keepalive.user_timeout",
+        Kind::Time(S, DAY),
+        "150s",
+        "A connection is lost that acknowledges nothing of what it was sent for so long, keeps its \
+         window shut for so long, or does not answer probes.",
+    ),
+    setting(
+        "keepalive.client_ping",
+        Kind::Own("\"off\", or 10s to 24h"),
+        "\"off\"",
+        "A client that is silent for so long is pinged (HTTP/2).",
+    ),
+    setting(
+        "keepalive.client_ping_timeout",
+        Kind::Time(S, DAY),
+        "15s",
+        "How long a client may take to answer.",
     ),
     setting(
         "keepalive.tunnel_ping",

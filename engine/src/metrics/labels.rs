@@ -172,8 +172,10 @@ labels! {
         PollIds => "poll_ids",
         /// Failed CONNECTs of one address.
         FailedConnects => "failed_connects",
-        /// Parked tunnels.
+        /// Parked tunnels of a core.
         ParkedTunnels => "parked_tunnels",
+        /// Parked tunnels of a tenant on a core.
+        ParkedPerTenant => "parked_per_tenant",
         /// Records of the flight recorder.
         TraceRecords => "trace_records",
         /// Messages waiting for another thread.

@@ -46,8 +46,10 @@ pub enum CorePost {
     Found(Box<Found>),
     /// An attachment is one of this session's: you may have forgotten it.
     Join(Box<Join>),
-    /// The attachment has its tunnel.
-    Tunnel(Uuid, Ticket),
+    /// The attachment stands otherwise in its session.
+    Stand(Uuid, Ticket, Stand),
+    /// Close the tunnel that this attachment keeps: its session has another one.
+    LetGo(Ticket),
     /// The attachment has left the session.
     Leave(Box<Leave>),
     /// This core has lost messages meant for you: what you hold of it is void, and it has heard
@@ -140,8 +142,45 @@ pub struct Join {
     pub ticket: Ticket,
     /// The session's facts.
     pub facts: SessionFacts,
-    /// Whether it has its tunnel.
-    pub tunnel: bool,
+    /// How it stands there.
+    pub stand: Stand,
+}
+
+/// Where an attachment stands in its session, as the session's home knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// It waits for its tunnel.
+    Wanted,
+    /// A tunnel that was parked is on its way to it.
+    Coming {
+        /// The core where that was.
+        from: u16,
+    },
+    /// A client uses its tunnel.
+    Open,
+    /// Its tunnel is for when another one's is used up or lost.
+    Spare,
+    /// Its tunnel is kept for a client that comes back.
+    Parked(Speaks),
+}
+
+/// What a tunnel's clients have to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Nothing was said on it yet: it goes with both.
+    Any,
+}
+
+impl Speaks {
+    /// Whether a tunnel that speaks so serves a client that speaks that.
+    #[must_use]
+    pub fn fits(self, client: Self) -> bool {
+        self == Self::Any || self == client
+    }
 }
 
 /// An attachment that is one no more.

@@ -10,6 +10,7 @@ use super::Shard;
 use super::attach::{Attachment, State};
 use super::conn::{Conn, Hop, Leaving, Side};
 use super::exchange::{Exchange, Way};
+use super::park::Gone;
 use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
 use crate::log::{Access, SessionEdge};
@@ -64,6 +65,18 @@ impl Cause {
         CloseCode::Eof,
         "the tunnel could carry no request after its last one",
     );
+    pub(crate) const WINDOW: Self =
+        Self::timer(CloseReason::ClientClosed, "park_window", "the client did not come back");
+    pub(crate) const CROWDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "as many tunnels were parked as may be, and this was the oldest",
+    );
+    pub(crate) const SURPLUS: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client is gone and the session has another tunnel",
+    );
     pub(crate) const SHUTDOWN: Self =
         Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
     pub(crate) const REVOKED: Self =
@@ -108,6 +121,18 @@ impl Cause {
         match self.reason {
             CloseReason::CapacityReached => &Fault::WorkQueueFull,
             _ => &Fault::NoWorker,
+        }
+    }
+
+    /// The cause for a client's attachments when its connection ends.
+    pub(crate) fn client_ended(end: End) -> Self {
+        match end {
+            End::Timeout => Self::new(
+                CloseReason::ClientClosed,
+                CloseCode::Timeout,
+                "the client's connection timed out",
+            ),
+            End::Fin | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 
@@ -315,23 +340,37 @@ impl Shard {
         let leaving = hop.client().map(|client| client.leaving);
         if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
-            self.client_gone(border, client, Cause::SHUTDOWN);
+            self.client_gone(border, client, Gone::ByUs(Cause::SHUTDOWN));
         }
     }
 
-    /// A client connection has ended: its tunnels close at once (contract CL-23).
-    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+    /// A client connection has ended: its tunnels close at once (contract CL-23), or are kept for
+    /// a client that comes back.
+    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, how: Gone) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        let manner = how.manner(&hop);
         self.resume(border, std::mem::take(&mut hop.stopped));
         self.http1_forget(border, &mut hop);
-        for slot in hop.link.tags() {
-            // The tunnel goes as a whole: its streams need no reset each.
-            self.forget_exchange(border, slot);
-        }
         let Side::Client(client) = &mut hop.side else { return };
-        for key in std::mem::take(&mut client.attachments) {
-            self.give_up(border, key, cause);
+        let attachments = std::mem::take(&mut client.attachments);
+        let kept = self.to_be_parked(&attachments, manner);
+        for slot in hop.link.tags() {
+            let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
+            if of.is_some_and(|key| kept.contains(&key)) {
+                self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
+            } else {
+                // The tunnel goes as a whole: its streams need no reset each.
+                self.forget_exchange(border, slot);
+            }
         }
+        for key in attachments {
+            if kept.contains(&key) {
+                self.park(border, key);
+            } else {
+                self.give_up(border, key, how.cause());
+            }
+        }
+        let Side::Client(client) = &hop.side else { return };
         self.metrics.active_connections -= 1;
         let seconds = self.now.since(hop.opened).as_secs_f64();
         self.metrics.client_connection_seconds.observe(seconds);
@@ -401,7 +440,8 @@ impl Shard {
 
     /// The one place where an attachment's end is written down.
     fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
-        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+        let client = attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut());
+        if let Some(client) = client {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
         }
@@ -418,6 +458,7 @@ impl Shard {
             }
             State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
+            State::Parked { place, .. } => self.lot.leave(place, &attachment.tenant),
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;
@@ -482,7 +523,7 @@ impl Shard {
     /// they name one, at another tunnel of it.
     fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
-        let client = attachment.client;
+        let Some(client) = attachment.client else { return };
         let waiters = std::mem::take(&mut attachment.waiters);
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         owner.unpin(key);

@@ -127,6 +127,10 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// When the PING that is not answered yet was sent.
+    pub(crate) pinged_at: Option<Time>,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(crate) said_goaway: bool,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -171,6 +175,8 @@ pub(crate) struct Tunnel {
     pub(crate) pinged_at: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// It has no client, and is kept until then.
+    pub(crate) parked: Option<Time>,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }
@@ -217,6 +223,14 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => Some(client),
             Side::Tunnel(_) => None,
+        }
+    }
+
+    /// The peer is there: no PING is open any more.
+    pub(crate) fn answered(&mut self) {
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => tunnel.pinged_at = None,
         }
     }
 

@@ -16,7 +16,7 @@ use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::control::local::{Grant, Ticket, WorkKind};
 use crate::metrics::Limit;
-use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow};
+use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow, Stand};
 
 /// What a request asked another core, so that it is asked once.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Shard {
     /// cannot end between the answer and its attachment.
     pub(super) fn find(&mut self, find: Find) {
         let Find { id, ticket, function, version, tenant } = find;
-        let outcome = match self.sessions.get(id).filter(|session| session.tunnels > 0) {
+        let outcome = match self.sessions.get(id).filter(|session| session.has_tunnel()) {
             None => Err(Fault::SessionNotFound { request_id: id }),
             Some(session) => {
                 let facts = session.facts.clone();
@@ -116,7 +116,9 @@ impl Shard {
             }
         };
         if let Ok(facts) = &outcome {
-            self.sessions.join(Join { id, ticket, facts: facts.clone(), tunnel: false });
+            let stand = Stand::Wanted;
+            // Who only waits takes nobody's place.
+            let _ = self.sessions.join(Join { id, ticket, facts: facts.clone(), stand });
         }
         self.tell(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
     }
@@ -126,7 +128,7 @@ impl Shard {
         let key = key_of(found.ticket);
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Asking { question } = &attachment.state else { return };
-        let (client, id) = (attachment.client, attachment.session);
+        let (Some(client), id) = (attachment.client, attachment.session) else { return };
         let facts = match found.outcome {
             Ok(facts) => facts,
             Err(fault) => return self.end_asking(border, key, &fault),
@@ -185,7 +187,9 @@ impl Shard {
         }
         let Some(attachment) = self.attachments.remove(key) else { return };
         self.asking -= 1;
-        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+        if let Some(client) =
+            attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut())
+        {
             client.attachments.retain(|other| *other != key);
         }
         crate::log::open_failed(fault, self.settings.core);
@@ -212,39 +216,34 @@ impl Shard {
         }
     }
 
-    /// The attachment has its tunnel: its session's home counts them.
-    pub(super) fn tunnel_joined(&mut self, id: Uuid, key: Key) {
-        let home = self.session_home(id);
-        if home != self.settings.core {
-            let ticket = self.ticket(key);
-            self.tell(home, CorePost::Tunnel(id, ticket));
-        } else if let Some(session) = self.sessions.get_mut(id) {
-            session.tunnels += 1;
+    /// An attachment stands otherwise in its session: its home is told.
+    pub(super) fn tell_stand(&mut self, border: &mut Border, id: Uuid, key: Key, stand: Stand) {
+        let (home, ticket) = (self.session_home(id), self.ticket(key));
+        if home == self.settings.core {
+            self.stands(border, id, ticket, stand);
+        } else {
+            self.tell(home, CorePost::Stand(id, ticket, stand));
         }
     }
 
     /// An attachment less, that never was more than a wish.
     pub(super) fn session_forgotten(&mut self, id: Uuid, key: Key) {
-        if self.session_home(id) == self.settings.core {
-            self.sessions.forget(id);
-        } else {
-            self.leave_home(id, key, None);
-        }
+        self.leave_home(id, key, None);
     }
 
     /// An attachment less; if it was the last one, `row` is what remains of the session.
     pub(super) fn session_left(&mut self, key: Key, attachment: &Attachment, row: SessionRow) {
-        let id = attachment.session;
-        if self.session_home(id) == self.settings.core {
-            self.sessions.detach(id, attachment.tunnel().is_some(), || row);
-        } else {
-            self.leave_home(id, key, Some(row));
-        }
+        self.leave_home(attachment.session, key, Some(row));
     }
 
     pub(super) fn leave_home(&mut self, id: Uuid, key: Key, row: Option<SessionRow>) {
         let leave = Leave { id, ticket: self.ticket(key), row };
-        self.tell(self.session_home(id), CorePost::Leave(Box::new(leave)));
+        let home = self.session_home(id);
+        if home == self.settings.core {
+            self.sessions.leave(leave);
+        } else {
+            self.tell(home, CorePost::Leave(Box::new(leave)));
+        }
     }
 }
 
@@ -259,7 +258,7 @@ impl Attachment {
         let mut id_text = [0; 36];
         session.hyphenated().encode_lower(&mut id_text);
         Self {
-            client,
+            client: Some(client),
             client_address,
             session,
             id_text,

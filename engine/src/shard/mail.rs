@@ -195,8 +195,9 @@ impl Shard {
             }
             CorePost::Find(find) => self.find(*find),
             CorePost::Found(found) => self.found(border, *found),
-            CorePost::Join(join) => self.sessions.join(*join),
-            CorePost::Tunnel(id, ticket) => self.sessions.tunnel_elsewhere(id, ticket),
+            CorePost::Join(join) => self.joined(border, *join),
+            CorePost::Stand(id, ticket, stand) => self.stands(border, id, ticket, stand),
+            CorePost::LetGo(ticket) => self.let_go_parked(border, ticket),
             CorePost::Leave(leave) => self.sessions.leave(*leave),
             CorePost::Void { core } => {
                 self.forget_core(border, core);

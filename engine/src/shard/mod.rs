@@ -22,9 +22,11 @@ mod link;
 mod mail;
 mod memo;
 mod moving;
+mod park;
 mod relay;
 mod reply;
 mod restart;
+mod resume;
 mod session;
 mod settings;
 mod snapshot;
@@ -54,6 +56,7 @@ use self::exchange::{At, Exchange, Way};
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
+use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
 use self::session::Sessions;
@@ -80,6 +83,8 @@ pub struct Shard {
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Those whose client is gone.
+    lot: Lot,
     /// Connections to functions' servers that are not there yet.
     dials: Dials,
     exchanges: Table<Exchange>,
@@ -148,6 +153,7 @@ impl Shard {
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            lot: Lot::default(),
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
@@ -319,7 +325,10 @@ impl Shard {
                 }
             }
             Event::Settings => self.peer_settings(border, conn),
-            Event::Goaway { last, .. } => self.worker_goaway(border, conn, last),
+            Event::Goaway { last, code } => {
+                self.client_goaway(conn, code);
+                self.worker_goaway(border, conn, last);
+            }
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
@@ -379,9 +388,7 @@ impl Shard {
     fn after_input(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         hop.received_at = border.now;
-        if let Some(tunnel) = hop.tunnel_mut() {
-            tunnel.pinged_at = None;
-        }
+        hop.answered();
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
@@ -412,6 +419,12 @@ impl Shard {
             if let Some(hop) = self.conns.hop_mut(source) {
                 hop.waits -= 1;
                 border.pause(source, hop.waits > 0);
+                if hop.waits == 0 {
+                    // What it said meanwhile is read now: only from here on is it silent.
+                    hop.received_at = border.now;
+                    hop.answered();
+                    self.watch(source);
+                }
             }
         }
     }
@@ -431,7 +444,7 @@ impl Shard {
         if tunnel {
             self.tunnel_gone(border, conn, Cause::BROKEN);
         } else {
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
         }
     }
 
@@ -516,7 +529,7 @@ impl Core for Shard {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
             Some(Conn::Hop(_)) => {
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Gone::Ended(end));
                 border.close(conn, Close::Flush);
             }
             Some(Conn::Fresh(_)) => {

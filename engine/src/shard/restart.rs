@@ -56,8 +56,8 @@ impl Shard {
             self.leave_home(id, key, None);
             return self.end_asking(border, key, &Fault::MailboxFull);
         }
-        let (facts, tunnel) = (attachment.facts(), attachment.tunnel().is_some());
-        let join = Join { id, ticket: self.ticket(key), facts, tunnel };
+        let (facts, stand) = (attachment.facts(), self.stand_of(attachment));
+        let join = Join { id, ticket: self.ticket(key), facts, stand };
         self.tell(core, CorePost::Join(Box::new(join)));
     }
 

@@ -18,6 +18,7 @@ use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollFault, PollRequest};
 use crate::metrics::Limit;
 use crate::pool::Segment;
+use crate::post::Stand;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -309,6 +310,7 @@ impl Shard {
             idle_since: None,
             pinged_at: None,
             going: false,
+            parked: None,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
@@ -316,7 +318,7 @@ impl Shard {
         let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
         attachment.state = State::Attached { tunnel: conn };
         let id = attachment.session;
-        self.tunnel_joined(id, key);
+        self.tell_stand(border, id, key, Stand::Open);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);

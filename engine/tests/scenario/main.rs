@@ -9,7 +9,9 @@ mod ends;
 mod http1;
 mod http1_upgrade;
 mod machine;
+mod parking;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;
+mod silence;
 mod world;
