@@ -70,6 +70,8 @@ pub(crate) enum State {
     Attached { tunnel: ConnId },
     /// The client is gone, and the tunnel is kept for when it comes back.
     Parked { tunnel: ConnId, place: Place },
+    /// The tunnel goes to another core, where its client is now.
+    Moving { tunnel: ConnId, to: Ticket },
 }
 
 impl Attachment {
@@ -92,9 +94,23 @@ impl Attachment {
         }
     }
 
+    /// What is asked of a worker for it.
+    pub(crate) fn kind(&self) -> Option<WorkKind> {
+        match &self.state {
+            State::Fresh { kind } | State::Waiting { kind, .. } => Some(*kind),
+            State::Dialling(dialling) => Some(dialling.kind),
+            State::Asking { .. }
+            | State::Attached { .. }
+            | State::Parked { .. }
+            | State::Moving { .. } => None,
+        }
+    }
+
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
-            State::Attached { tunnel } | State::Parked { tunnel, .. } => Some(tunnel),
+            State::Attached { tunnel }
+            | State::Parked { tunnel, .. }
+            | State::Moving { tunnel, .. } => Some(tunnel),
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }
@@ -293,15 +309,18 @@ impl Shard {
             check(&own.facts(), id, wanted, &tenant).map_err(Box::new)?;
             return Ok(key);
         }
+        if let Some(key) = self.asked_before(client, pin, id) {
+            return Ok(key);
+        }
         if self.session_home(id) != self.settings.core {
             return self.ask_home(client, pin, id, now);
         }
-        let Some(session) = self.sessions.get(id).filter(|session| session.has_tunnel()) else {
-            return Err(Box::new(Fault::SessionNotFound { request_id: id }));
-        };
-        check(&session.facts, id, wanted, &tenant).map_err(Box::new)?;
-        let parked = session.parked(self.speaks(client));
-        if let Some(parked) = parked.filter(|parked| parked.core == self.settings.core) {
+        let found = self.found_here(id, wanted, &tenant, self.speaks(client));
+        let (_, parked) = found.map_err(|fault| {
+            self.not_resumed(&fault);
+            Box::new(fault)
+        })?;
+        if let Some(parked) = parked {
             return self.come_back_to_parked(client, pin, id, parked);
         }
         self.admit_dispatch(client, &tenant, now)?;
@@ -399,7 +418,7 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(client) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        let mut attachment = Attachment::new((client, hop.peer), id, &facts, now);
+        let mut attachment = Attachment::new((Some(client), hop.peer), id, &facts, now);
         attachment.state = State::Fresh { kind };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {

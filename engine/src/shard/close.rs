@@ -13,8 +13,10 @@ use super::exchange::{Exchange, Way};
 use super::park::Gone;
 use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
+use crate::control::local::WorkKind;
 use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
+use crate::post::CorePost;
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +74,13 @@ impl Cause {
         CloseCode::None,
         "as many tunnels were parked as may be, and this was the oldest",
     );
+    pub(crate) const YIELDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "a new session needed the worker of a parked one",
+    );
+    pub(crate) const DELETED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session");
     pub(crate) const SURPLUS: Self = Self::new(
         CloseReason::ClientClosed,
         CloseCode::None,
@@ -302,7 +311,9 @@ impl Shard {
             if attachment.waiters.len() > 64 + 2 * attachment.waiting as usize {
                 attachment.waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
             }
-            if attachment.waiting == 0 && attachment.tunnel().is_none() {
+            // A question's answer may be a tunnel: it is waited for.
+            let asks = matches!(attachment.state, State::Asking { .. });
+            if attachment.waiting == 0 && attachment.tunnel().is_none() && !asks {
                 self.give_up(border, key, Cause::ABANDONED);
             }
             return;
@@ -356,7 +367,7 @@ impl Shard {
         let kept = self.to_be_parked(&attachments, manner);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
-            if of.is_some_and(|key| kept.contains(&key)) {
+            if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {
                 self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
             } else {
                 // The tunnel goes as a whole: its streams need no reset each.
@@ -364,9 +375,9 @@ impl Shard {
             }
         }
         for key in attachments {
-            if kept.contains(&key) {
+            if kept.binary_search(&key).is_ok() {
                 self.park(border, key);
-            } else {
+            } else if !self.still_asks(key) {
                 self.give_up(border, key, how.cause());
             }
         }
@@ -445,6 +456,9 @@ impl Shard {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
         }
+        if attachment.kind() == Some(WorkKind::Reconnect) {
+            self.count_reconnect_lost(cause);
+        }
         match attachment.state {
             // Nobody was asked for it: there is nothing to count and nothing to remember.
             State::Asking { .. } => {
@@ -458,14 +472,19 @@ impl Shard {
             }
             State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
-            State::Parked { place, .. } => self.lot.leave(place, &attachment.tenant),
+            State::Parked { place, .. } => self.leave_lot(key, attachment, place),
+            State::Moving { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
         let row = self.closed_row(attachment, cause.reason.label());
-        self.session_left(key, attachment, row);
+        match attachment.state {
+            // The session has another in its place already, which waits for the tunnel.
+            State::Moving { to, .. } => self.tell(to.core, CorePost::not_resumed(to)),
+            _ => self.session_left(key, attachment, row),
+        }
         let edge = SessionEdge {
             eviction_reason: cause.reason.label(),
             close_code: cause.code.label(),

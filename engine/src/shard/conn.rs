@@ -211,6 +211,24 @@ impl Bucket {
     }
 }
 
+impl Client {
+    /// What a question led to is what requests without an id use from now on, if they used nothing
+    /// before: as when the session's home is here.
+    pub(crate) fn pin_asked(
+        &mut self,
+        (function, version): (&[u8], &[u8]),
+        tenant: &std::sync::Arc<str>,
+        key: Key,
+    ) {
+        let asked = self.pins.iter_mut().find(|pin| {
+            *pin.function == *function && *pin.version == *version && pin.grant.tenant == *tenant
+        });
+        if let Some(pin) = asked {
+            pin.attachment.get_or_insert(key);
+        }
+    }
+}
+
 impl Hop {
     pub(crate) fn client(&self) -> Option<&Client> {
         match &self.side {

@@ -13,6 +13,7 @@ mod dial;
 mod dispatch;
 mod drain;
 mod exchange;
+mod give_way;
 mod h2c;
 mod home;
 mod http1;
@@ -53,12 +54,14 @@ use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::dial::Dials;
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::give_way::Yard;
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
 use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
+pub use self::resume::MovedTunnel;
 use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
@@ -85,6 +88,8 @@ pub struct Shard {
     attachments: Table<Attachment>,
     /// Those whose client is gone.
     lot: Lot,
+    /// Those of all cores that are in the way of this core's queues.
+    yard: Yard,
     /// Connections to functions' servers that are not there yet.
     dials: Dials,
     exchanges: Table<Exchange>,
@@ -154,6 +159,7 @@ impl Shard {
             sessions: Sessions::default(),
             attachments: Table::new(generation),
             lot: Lot::default(),
+            yard: Yard::default(),
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
@@ -211,6 +217,8 @@ impl Shard {
             && self.attachments.len() == 0
             && self.dials.is_empty()
             && self.exchanges.len() == 0
+            && self.lot.len() == 0
+            && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
             && self.pending == 0
@@ -455,6 +463,7 @@ impl Shard {
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
+            Due::Yield => self.look_at_queues(border),
             Due::Drain => self.end_all(border, Close::Flush),
         }
     }
@@ -572,6 +581,7 @@ impl Core for Shard {
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
+            ShardPost::End { id } => self.end_session(border, id),
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => self.core_posted(border, post),
             ShardPost::Restarted { core } => self.restarted(border, core),

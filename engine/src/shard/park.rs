@@ -138,7 +138,8 @@ impl Shard {
         }
     }
 
-    /// Those attachments of a lost client whose tunnels are kept. Nobody waits for them any more.
+    /// Those attachments of a lost client whose tunnels are kept, in order. Nobody waits for them
+    /// any more.
     pub(super) fn to_be_parked(&mut self, keys: &[Key], manner: Manner) -> Vec<Key> {
         let park = self.settings.config.session.park;
         if self.draining.is_some() || !park.keeps(manner, true) {
@@ -156,6 +157,7 @@ impl Shard {
                 kept.push(*key);
             }
         }
+        kept.sort_unstable();
         kept
     }
 
@@ -165,7 +167,8 @@ impl Shard {
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Attached { tunnel } = attachment.state else { return };
         let tenant = attachment.tenant.clone();
-        if !self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable()) {
+        let usable = self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable());
+        if !usable || self.draining.is_some() {
             return self.tunnel_gone(border, tunnel, Cause::CLIENT_GONE);
         }
         self.make_room(border, &tenant);
@@ -186,6 +189,13 @@ impl Shard {
         }
         self.watch(tunnel);
         self.tell_stand(border, id, key, Stand::Parked(speaks));
+        self.tell_parks(border, key);
+    }
+
+    /// The attachment is not parked any more.
+    pub(super) fn leave_lot(&mut self, key: Key, of: &Attachment, place: Place) {
+        self.lot.leave(place, &of.tenant);
+        self.tell_unparks(key, &of.function, &of.version);
     }
 
     /// One more is to be parked: what is too many goes, the oldest first.
@@ -248,7 +258,7 @@ impl Shard {
         let speaks = |tunnel| self.conns.hop(tunnel).map_or(Speaks::Any, |hop| hop.link.clients());
         match attachment.state {
             State::Parked { tunnel, .. } => Stand::Parked(speaks(tunnel)),
-            State::Attached { .. } => Stand::Open,
+            State::Attached { .. } | State::Moving { .. } => Stand::Open,
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }

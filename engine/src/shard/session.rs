@@ -180,6 +180,15 @@ impl Sessions {
         }
     }
 
+    /// The attachments to which a tunnel of a core that has begun anew was to come: it will not.
+    pub(crate) fn robbed_by(&self, core: u16) -> Vec<Ticket> {
+        let members = self.live.values().flat_map(|session| &session.members);
+        let robbed = members.filter(|member| member.stand == Stand::Coming { from: core });
+        let mut tickets: Vec<Ticket> = robbed.map(|member| member.ticket).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
     /// The attachments of a core that has begun anew are gone.
     pub(crate) fn forget_core(&mut self, core: u16, now: Time) {
         let of_core = |session: &Session| {

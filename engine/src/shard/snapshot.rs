@@ -14,6 +14,7 @@ impl Shard {
         metrics.worker_connections_active = (self.attachments.len() - self.asking) as u64;
         metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
         metrics.inlet = border.tally.inlet;
+        metrics.resumes.parked = self.lot.len() as u64;
         let limits = &self.settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
             metrics.limit_used[limit.index()] = used as u64;
