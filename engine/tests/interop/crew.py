@@ -12,7 +12,8 @@ from workerprogram import WorkerProgram
 
 
 class Speaker:
-    """A WebSocket server that says its name first and then before everything it echoes."""
+    """A WebSocket server that says its name first and then before everything it echoes. It ends
+    when it is asked to."""
 
     def __init__(self, name):
         self.name, self.visits = name, 0
@@ -27,6 +28,8 @@ class Speaker:
         try:
             socket.send(self.name)
             for message in socket:
+                if message == "end this":
+                    return
                 socket.send(f"{self.name}: {message}")
         except ConnectionClosed:
             pass
