@@ -116,7 +116,10 @@ class Gateway:
         self.client = self.worker = self.admin = None
         threading.Thread(target=self._read_stdout, daemon=True).start()
         if not self.ready.wait(60) or self.client is None:
-            code = self.run.poll()
+            try:
+                code = self.run.wait(10 if self.ready.is_set() else 0)
+            except subprocess.TimeoutExpired:
+                code = None
             self.kill()
             raise AssertionError(f"{arguments}: no ready line (exit code {code}); stdout "
                                  f"{self.stdout_lines}; stderr:\n{self.log_tail()}")

@@ -26,7 +26,7 @@ OPTIONS = [("grpc.keepalive_time_ms", 1_000), ("grpc.keepalive_timeout_ms", 1_00
 class Guest:
     def __init__(self, target):
         self.stub = Stub(grpc.insecure_channel(target, options=OPTIONS))
-        self.held, self.over = None, threading.Event()
+        self.held = self.over = None
 
     def call(self, session=None):
         _, done = self.stub.Unary.with_call(
@@ -35,12 +35,13 @@ class Guest:
         fields = dict(done.initial_metadata())
         return {"session": fields["nvcf-reqid"], "worker": fields["x-worker"]}
 
-    def questions(self):
-        yield EchoMessage(payload=b"first")
-        self.over.wait()
-
     def hold(self):
-        self.held = self.stub.BidiStream(self.questions(), metadata=credentials(), timeout=600)
+        self.over = over = threading.Event()
+
+        def questions():
+            yield EchoMessage(payload=b"first")
+            over.wait()
+        self.held = self.stub.BidiStream(questions(), metadata=credentials(), timeout=600)
         return {"held": next(self.held).payload.decode()}
 
     def lost(self):

@@ -254,3 +254,10 @@ def test_eight_namespaces_of_which_every_second_loses_its_link(serve, measure):
     finally:
         for cable in cables:
             cable.close()
+
+
+def test_what_coming_back_costs(tmp_path, measure):
+    """The measuring program measures; how much is not judged here."""
+    from measure_resume import measure as figures
+    for line in figures(tmp_path, rounds=60, parked=50, seconds=1):
+        measure(line)
