@@ -34,6 +34,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is said when a core does not answer.
+const BUSY: &str = "a core is too busy, try again\n";
 /// Least letters of a shortened request id.
 const SHORT_ID: usize = 8;
 
@@ -215,17 +217,19 @@ async fn session(
 /// Ends a session on all cores. Answered when they have done so: each is asked behind its order.
 async fn close(State(admin): Shared, Path(id): Path<String>) -> Response<Body> {
     let wanted = id.to_ascii_lowercase();
-    let rows = admin.scraper.ask().await.into_sessions();
+    let scrape = admin.scraper.ask().await;
+    let whole = scrape.is_whole();
+    let rows = scrape.into_sessions();
     let live = rows.iter().filter(|row| row.close_reason.is_none());
     let found: Vec<_> = live.filter(|row| is_named(row, &wanted)).collect();
     let id = match found[..] {
+        [] if !whole => return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY),
         [] => return reply::text(StatusCode::NOT_FOUND, "no such session\n"),
         [row] => row.request_id,
         _ => return reply::text(StatusCode::CONFLICT, "several sessions begin so\n"),
     };
     if admin.scraper.tell(|| ShardPost::End { id }) > 0 {
-        let text = "a core is too busy, try again\n";
-        return reply::text(StatusCode::SERVICE_UNAVAILABLE, text);
+        return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY);
     }
     admin.scraper.ask().await;
     reply::empty(StatusCode::NO_CONTENT)

@@ -177,6 +177,9 @@ pub(crate) struct Tunnel {
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
     pub(crate) parked: Option<Time>,
+    /// Its client was lost while it used the tunnel up: it is kept, unread, until another tunnel
+    /// of the session is there.
+    pub(crate) held: bool,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }

@@ -21,7 +21,7 @@ use super::timer::Due;
 use crate::border::{Border, ConnId, Parcel};
 use crate::control::local::Ticket;
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
-use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks};
+use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks, Stand};
 
 /// A tunnel on its way to its client's core.
 pub struct MovedTunnel {
@@ -70,7 +70,9 @@ impl Shard {
             return Err(Box::new(Fault::SessionNotFound { request_id: id }));
         }
         self.sessions.claim(id, parked, parked);
-        self.count_resume(ResumeWay::Memory, self.now);
+        let way = self.attachments.get(key).and_then(Attachment::tunnel);
+        let way = way.map_or(ResumeWay::Memory, |tunnel| self.way_of(tunnel));
+        self.count_resume(way, self.now);
         if let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
             owner.pins[pin].attachment.get_or_insert(key);
         }
@@ -123,6 +125,7 @@ impl Shard {
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Moving { tunnel, to };
         }
+        self.end_spare_of(border, key);
         border.detach(tunnel);
     }
 
@@ -207,9 +210,10 @@ impl Shard {
     /// was promised it. If nobody waits there any more, it is parked here.
     fn give_tunnel(&mut self, border: &mut Border, to: Ticket, tunnel: ConnId, of: Attachment) {
         let key = key_of(to);
-        let question = match self.attachments.get_mut(key).map(|a| &mut a.state) {
-            Some(State::Asking { question }) => question,
-            _ => return self.park_unasked(border, tunnel, of),
+        let Some(State::Asking { question }) =
+            self.attachments.get_mut(key).map(|attachment| &mut attachment.state)
+        else {
+            return self.park_unasked(border, tunnel, of);
         };
         let (since, ended) = (question.since, question.ended);
         let named = (std::mem::take(&mut question.function), std::mem::take(&mut question.version));
@@ -224,6 +228,7 @@ impl Shard {
         let (id, client) = (attachment.session, attachment.client);
         let tenant = attachment.tenant.clone();
         self.own_tunnel(tunnel, key);
+        self.adopt_spare(of.spare, key);
         if ended {
             return self.tunnel_gone(border, tunnel, Cause::DELETED);
         }
@@ -232,8 +237,8 @@ impl Shard {
             owner.tunnels_seen += 1;
             owner.pin_asked((&named.0, &named.1), &tenant, key);
         }
-        self.count_resume(ResumeWay::Memory, since);
-        self.tell_stand(border, id, key, crate::post::Stand::Open);
+        self.count_resume(self.way_of(tunnel), since);
+        self.tell_stand(border, id, key, Stand::Open);
         self.serve_waiters(border, key);
         self.watch(tunnel);
     }
@@ -250,7 +255,9 @@ impl Shard {
 
     /// A tunnel has come for which nobody waits: it is kept, and the session's home is told.
     fn park_unasked(&mut self, border: &mut Border, tunnel: ConnId, of: Attachment) {
+        let spare = of.spare;
         let key = self.attachments.insert(Attachment { client: None, ..of });
+        self.adopt_spare(spare, key);
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Attached { tunnel };
         }
@@ -310,6 +317,14 @@ impl Shard {
     /// A client is back: its first request goes out now.
     pub(super) fn count_resume(&mut self, way: ResumeWay, since: Time) {
         self.metrics.resumes.observe(way, self.now.since(since).as_secs_f64());
+    }
+
+    /// The way back that leads to this tunnel: nothing was said on a spare before.
+    fn way_of(&self, tunnel: ConnId) -> ResumeWay {
+        match self.conns.hop(tunnel) {
+            Some(hop) if hop.link.is_unspoken() => ResumeWay::Spare,
+            _ => ResumeWay::Memory,
+        }
     }
 
     /// A client is refused what it came back for.

@@ -9,7 +9,8 @@ use ringway_proto::h2::ErrorCode;
 use crate::peer::Peer;
 use crate::world::World;
 
-const PINGS: &str = "[session]\npark = \"never\"\n[keepalive]\nclient_ping = \"20s\"\nclient_ping_timeout = \"5s\"";
+const PINGS: &str =
+    "[session]\npark = \"never\"\n[keepalive]\nclient_ping = \"20s\"\nclient_ping_timeout = \"5s\"";
 
 /// A client with a stream that stays open.
 fn streaming(world: &mut World) -> (Peer, Peer) {
