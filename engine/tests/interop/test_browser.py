@@ -68,8 +68,9 @@ async function ask(path, options) {
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """Serves the page (and another, perhaps) and takes its result. `noted` is called, in a
-    thread of its own, with what the page asks for as `/note`."""
+    """Serves the page (and another, perhaps) and takes its result. `noted` is called with
+    what the page asks for as `/note`, which is answered at once, or as `/wait`, which is answered
+    after it."""
 
     def __init__(self, page, elsewhere="", host="127.0.0.1", noted=None):
         self.pages = {"/": page, "/elsewhere": elsewhere}
@@ -81,9 +82,12 @@ class Site(http.server.ThreadingHTTPServer):
 class Visit(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = self.server.pages.get(self.path, "").encode()
-        if self.server.noted and self.path.startswith("/note"):
+        if self.server.noted and self.path.startswith(("/note", "/wait")):
             body = b"noted"
-            threading.Thread(target=self.server.noted, args=(self.path,), daemon=True).start()
+            telling = threading.Thread(target=self.server.noted, args=(self.path,), daemon=True)
+            telling.start()
+            if self.path.startswith("/wait"):
+                telling.join()
         self.send_response(200 if body else 404)
         self.send_header("content-type", "text/html")
         self.send_header("content-length", str(len(body)))

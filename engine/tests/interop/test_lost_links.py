@@ -136,7 +136,7 @@ def test_a_websocket_whose_link_goes_down_and_up(stand, cables, cores):
     first = caller = Caller(running, sock=cables[0].connect(at, 60))
     for _ in range(3):
         cables[0].pull()
-        parked(running, first.session)
+        parked(running, first.session)  # if need be until its spare has come
         cables[0].plug()
         caller.lose("fin")
         caller = Caller(running, first.cookie, sock=cables[0].connect(at, 60))

@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from comeback import KEPT, gone, nothing_is_left, parked, resumes
+from comeback import KEPT, count, gone, nothing_is_left, parked, resumes
 from crew import Crew, Speaker
 from gateway import FUNCTION, KEY, OTHER_KEY, credentials, plain_head, until
 from test_browser import visit
@@ -61,6 +61,13 @@ class Caller:
         self.socket.socket.close()
 
 
+def spares_came(gateway, number):
+    """Waits for so many spares. A tunnel that ends before its spare was even asked for is a
+    session's end: the worker holds nothing of it any more."""
+    until(lambda: count(gateway, "ringway_spares_total", outcome="came") >= number, timeout=100,
+          what=f"{number} spares", every=0.02)
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("how", ["fin", "rst", "close"])
 def test_a_websocket_client_comes_back_by_its_cookie(stand, how, cores):
@@ -69,6 +76,7 @@ def test_a_websocket_client_comes_back_by_its_cookie(stand, how, cores):
     first = visit = Caller(running)
     assert visit.cookie == f"nvcf-request-id={visit.session}"
     for turn in range(4):
+        spares_came(running, turn + 1)
         visit.lose(how)
         if turn % 2:  # now and then before the gateway has noticed
             parked(running, first.session)
@@ -137,6 +145,7 @@ def test_the_server_ends_and_the_session_goes_on(stand):
     """The used tunnel ends first; the spare keeps the session for who comes back."""
     running, _ = stand()
     visit = Caller(running)
+    spares_came(running, 1)
     visit.socket.send("end this")
     with pytest.raises(ConnectionClosed):
         visit.socket.recv(timeout=100)
@@ -151,6 +160,7 @@ def test_a_hundred_visits_of_twelve_sessions(stand, measure):
     assert set(Counter(visit.worker for visit in visits).values()) == {4}
     for turn in range(96):
         old = visits[turn % 12]
+        spares_came(running, 12 + turn)
         old.lose(("fin", "rst", "close")[turn % 3])
         visits[turn % 12] = new = Caller(running, old.cookie)
         assert (new.session, new.worker) == (old.session, old.worker)
@@ -176,7 +186,7 @@ function over() {
   loads.push(load);
   sessionStorage.setItem("loads", JSON.stringify(loads));
   if (loads.length < LOADS) {
-    LEAVE
+    fetch("/wait?" + loads.length).then(() => { LEAVE });
   } else {
     fetch("/result", {method: "POST", body: JSON.stringify(loads)});
   }
@@ -212,12 +222,14 @@ def test_a_page_that_is_loaded_again_is_back_on_its_session(stand, tmp_path, lea
     host, port = running.client
     page = (PAGE.replace("GATEWAY", f"{host}:{port}").replace("KEY", KEY)
             .replace("FUNCTION", FUNCTION).replace("LOADS", "6").replace("LEAVE", LEAVES[leave]))
-    loads = visit(page, tmp_path, elsewhere=ELSEWHERE)
+    loads = visit(page, tmp_path, elsewhere=ELSEWHERE,
+                  noted=lambda path: spares_came(running, int(path.partition("?")[2])))
     worker, cookie = loads[0]["worker"], loads[0]["cookie"]
     assert worker and cookie.startswith("nvcf-request-id="), loads
     assert loads == [{"worker": worker, "echoed": f"{worker}: hello", "cookie": cookie}] * 6, loads
     session = cookie.partition("=")[2]
     # The browser was killed with the last page open: that is a lost client, too.
+    spares_came(running, 6)
     parked(running, session)
     assert Caller(running, cookie).worker == worker
     assert [server.visits for server in crew.servers if server.visits] == [7]
