@@ -90,7 +90,8 @@ def test_haproxy_keeps_one_session_on_a_connection(front):
 
 
 def test_websocket_through_haproxy(front):
-    with connect(f"ws://127.0.0.1:{front}/ws", max_size=None, compression=None) as socket:
+    with connect(f"ws://127.0.0.1:{front}/ws", max_size=None, compression=None,
+                 open_timeout=60) as socket:
         for message in ("text", b"\0binary", os.urandom(2 * MIB)):
             socket.send(message)
             assert socket.recv(timeout=60) == message

@@ -37,7 +37,8 @@ class Caller:
         headers = credentials(key=key) + ([("cookie", cookie)] if cookie else [])
         host, port = gateway.client
         self.socket = connect(f"ws://{host}:{port}/ws", max_size=None, compression=None,
-                              additional_headers=headers, open_timeout=100, sock=sock)
+                              additional_headers=headers, open_timeout=100, sock=sock,
+                              legacy=True)
         answer = self.socket.response.headers
         self.session, self.cookie = answer["nvcf-reqid"], answer["set-cookie"]
         self.worker = self.socket.recv(timeout=100)

@@ -89,7 +89,8 @@ def test_what_is_on_its_way_to_a_client_that_vanishes(cable, serve, attach):
 
 
 def test_a_short_break_is_none(cable, serve, attach):
-    gateway = serve(session=NOT_PARKED, more=keepalive(idle="1s", probes=20, user_timeout="20s"), host=cable.here)
+    gateway = serve(session=NOT_PARKED, host=cable.here,
+                    more=keepalive(idle="1s", probes=20, user_timeout="20s"))
     with FakeWorker(gateway) as worker:
         session = attach(gateway, worker, client=far_client(cable, gateway))
         session.answer()
@@ -103,7 +104,8 @@ def test_a_short_break_is_none(cable, serve, attach):
 
 
 def test_a_websocket_client_that_vanishes_is_noticed_by_tcp(cable, serve):
-    gateway = serve(session=NOT_PARKED, more=keepalive(idle="1s", user_timeout="2s"), host=cable.here)
+    gateway = serve(session=NOT_PARKED, host=cable.here,
+                    more=keepalive(idle="1s", user_timeout="2s"))
     with FakeWorker(gateway) as worker:
         sock = cable.connect(gateway.client)
         sock.sendall((f"GET /ws HTTP/1.1\r\nHost: echo.test\r\nAuthorization: Bearer {KEY}\r\n"
