@@ -199,7 +199,7 @@ async fn a_silent_core_costs_a_second_and_is_counted() {
     let started = Instant::now();
     let text = text(world.call("GET", "/metrics", HERE).await).await;
     let took = started.elapsed();
-    assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(took >= Duration::from_millis(900), "{took:?}");
     assert!(text.contains("nvcf_grpc_proxy_service_worker_token_issued_total 5\n"));
     assert!(text.contains("ringway_cores{state=\"silent\"} 1\n"));
     assert!(world.silent.is_some());
