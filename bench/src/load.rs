@@ -46,8 +46,11 @@ const BUSY: f64 = 0.9;
 pub enum Kind {
     /// Calls, each answered once.
     Unary,
-    /// Streams on which messages come without end; each is a unit.
-    ServerStream,
+    /// Streams on which messages come; each is a unit.
+    ServerStream {
+        /// How many answer a call; without end when absent. Then there is no latency.
+        messages: Option<u32>,
+    },
     /// Streams on which messages go back and forth; each answered one is a unit.
     PingPong {
         /// Messages of a stream on their way at once.
@@ -73,7 +76,7 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Unary => "call",
-            Self::ServerStream | Self::PingPong { .. } => "message",
+            Self::ServerStream { .. } | Self::PingPong { .. } => "message",
             Self::NewConnection => "connection",
             Self::Resume { .. } => "resume",
             Self::Idle => "session",
@@ -142,7 +145,8 @@ impl Plan {
 
     /// Payload bytes of a unit, both ways.
     pub(crate) fn unit_bytes(&self) -> f64 {
-        let sent = if self.kind == Kind::ServerStream { 0 } else { self.work.message };
+        let answers_only = matches!(self.kind, Kind::ServerStream { .. });
+        let sent = if answers_only { 0 } else { self.work.message };
         f64::from(sent) + f64::from(self.work.answer)
     }
 }

@@ -51,6 +51,9 @@ pub(crate) struct LoadArgs {
     /// Connections that go on after their first call; the others rest. All when absent.
     #[arg(long)]
     active: Option<usize>,
+    /// Messages of a server stream; without end when absent.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(u32::MAX - 1)))]
+    messages: Option<u32>,
     /// Messages of a ping-pong stream on their way at once.
     #[arg(long, default_value_t = 1)]
     in_flight: usize,
@@ -113,7 +116,7 @@ impl LoadArgs {
     fn kind(&self) -> load::Kind {
         match self.kind {
             KindName::Unary => load::Kind::Unary,
-            KindName::ServerStream => load::Kind::ServerStream,
+            KindName::ServerStream => load::Kind::ServerStream { messages: self.messages },
             KindName::PingPong | KindName::Beside => {
                 load::Kind::PingPong { in_flight: self.in_flight.max(1) }
             }
@@ -145,6 +148,9 @@ impl LoadArgs {
             version: self.version,
             session: None,
         };
+        if self.messages.is_some() && self.message < 8 {
+            return Err("--messages needs a --message of at least 8 bytes".into());
+        }
         if !fields.fit() {
             return Err("the header fields are longer than a header table".into());
         }

@@ -33,9 +33,16 @@ fn run_kind(kind: Kind, more: impl FnOnce(&mut Plan)) -> Outcome {
 
 #[test]
 fn server_streams_bring_whole_messages_without_end() {
-    let outcome = run_kind(Kind::ServerStream, |_| {});
+    let outcome = run_kind(Kind::ServerStream { messages: None }, |_| {});
     assert_eq!(outcome.unit, "message");
     assert!(outcome.calls_per_s > 1000.0, "{outcome}");
+}
+
+#[test]
+fn server_streams_of_a_known_length_end_and_begin_anew() {
+    let outcome = run_kind(Kind::ServerStream { messages: Some(7) }, |_| {});
+    assert!(outcome.calls.is_multiple_of(7), "{outcome}");
+    assert!(outcome.latency_us.count * 7 == outcome.calls, "{outcome}");
 }
 
 #[test]
@@ -220,7 +227,7 @@ fn calls_streams_and_new_connections_go_through_tls() {
         (Kind::Unary, 100, 100),
         // Many records a message, and windows that fill.
         (Kind::Unary, 1 << 20, 1 << 20),
-        (Kind::ServerStream, 100, 65_536),
+        (Kind::ServerStream { messages: None }, 100, 65_536),
         (Kind::PingPong { in_flight: 4 }, 5, 5),
         (Kind::NewConnection, 100, 100),
     ] {
