@@ -23,6 +23,7 @@ pub(crate) struct LoadArgs {
     #[arg(long)]
     check: bool,
     /// Speak TLS and trust the certificates of this PEM file.
+    /// (A server may show one of them itself only if it is not marked as an authority.)
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
     /// Whose certificate is expected; the target's address when absent.
