@@ -49,6 +49,10 @@ pub(crate) async fn dispatch(
             Kind::Resume { .. } => {
                 tasks.push(monoio::spawn(resume::visit(plan.clone(), number, tally.clone())));
             }
+            Kind::Parked { absence } => {
+                let leaving = resume::park(plan.clone(), number, absence, tally.clone());
+                tasks.push(monoio::spawn(leaving));
+            }
             Kind::Unary | Kind::ServerStream { .. } | Kind::PingPong { .. } | Kind::Idle => {
                 let line = Line::new(&plan, number, fields.clone(), tally.clone());
                 lines.push(line.clone());
@@ -110,7 +114,8 @@ impl Line {
             | Kind::Unary
             | Kind::Idle
             | Kind::NewConnection
-            | Kind::Resume { .. } => None,
+            | Kind::Resume { .. }
+            | Kind::Parked { .. } => None,
         };
         let side = if let Some(talk) = talk {
             let streamer = Streamer::new(fields, (plan.work, talk), plan.streams, tally);

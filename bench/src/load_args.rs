@@ -61,7 +61,8 @@ pub(crate) struct LoadArgs {
     /// Connections with which memory is looked at, before it is with all.
     #[arg(long, value_delimiter = ',')]
     steps: Vec<usize>,
-    /// How long a client that is cut off stays away (`resume`).
+    /// How long a client that is cut off stays away (`resume`), or a gateway has to notice
+    /// (`parked`).
     #[arg(long, default_value_t = 20)]
     absence_ms: u64,
     /// Connections of the bulk stream (`beside`), and the size of its messages.
@@ -109,12 +110,15 @@ enum KindName {
     Resume,
     /// Sessions that rest.
     Idle,
+    /// Sessions whose client was cut off and stays away.
+    Parked,
     /// A paced ping-pong, alone and beside a server stream.
     Beside,
 }
 
 impl LoadArgs {
     fn kind(&self) -> load::Kind {
+        let absence = Duration::from_millis(self.absence_ms);
         match self.kind {
             KindName::Unary => load::Kind::Unary,
             KindName::ServerStream => load::Kind::ServerStream { messages: self.messages },
@@ -122,9 +126,8 @@ impl LoadArgs {
                 load::Kind::PingPong { in_flight: self.in_flight.max(1) }
             }
             KindName::NewConnection => load::Kind::NewConnection,
-            KindName::Resume => {
-                load::Kind::Resume { absence: Duration::from_millis(self.absence_ms) }
-            }
+            KindName::Resume => load::Kind::Resume { absence },
+            KindName::Parked => load::Kind::Parked { absence },
             KindName::Idle => load::Kind::Idle,
         }
     }
@@ -134,7 +137,8 @@ impl LoadArgs {
         let target = self.target.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let name = self.tls_name.clone().unwrap_or_else(|| target.ip().to_string());
         let trust = self.tls.as_ref().map(|file| Trust::read(file, &name)).transpose()?;
-        let spread = matches!(self.kind, KindName::NewConnection | KindName::Resume);
+        let spread =
+            matches!(self.kind, KindName::NewConnection | KindName::Resume | KindName::Parked);
         Ok(Route { target, trust, spread: spread || self.connections > MOST_FROM_ONE })
     }
 
