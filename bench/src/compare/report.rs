@@ -321,24 +321,16 @@ mod tests {
     }
 
     fn run(peer: &str, round: usize, cpu_ns: u64, failed: u64) -> Run {
-        let latency_us = Latency { p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0 };
+        let latency_us = Latency { p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0, count: 1000 };
         let outcome = Outcome {
             unit: "call".to_owned(),
-            late_us: None,
-            limited: false,
-            memory: crate::memory::Memory::default(),
             calls: 1000,
             elapsed_ns: 1_000_000_000,
             calls_per_s: 1000.0,
-            bytes_per_s: 0.0,
             latency_us,
-            set_up_ms: 0.0,
-            failures: [].into(),
             failed,
             cpu_ns: [("proxy".to_owned(), cpu_ns)].into(),
-            own_cpu_ns: 0,
-            other_cpus: 0.0,
-            driver: String::new(),
+            ..Outcome::default()
         };
         let fault = (failed > 0).then(|| "failed".to_owned());
         let (shape, peer) = (ALL[1].name.to_owned(), peer.to_owned());
