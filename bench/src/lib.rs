@@ -24,6 +24,7 @@ pub mod load;
 pub mod memory;
 pub mod pace;
 pub mod relay;
+pub mod relay_monoio;
 pub mod streamer;
 pub mod sys;
 pub mod tally;

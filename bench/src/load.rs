@@ -108,8 +108,17 @@ pub struct Plan {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Why the peer cannot do what was asked of it at all.
+    #[serde(default)]
+    pub not_built: Option<String>,
+    /// Latency of what a unit is made of.
+    #[serde(default)]
+    pub parts: std::collections::BTreeMap<String, Latency>,
+    /// By how much the proxy's own samples changed.
+    #[serde(default)]
+    pub metrics: std::collections::BTreeMap<String, f64>,
     /// What is counted as a call: a call, a message, a connection.
     #[serde(default)]
     pub unit: String,
@@ -151,7 +160,7 @@ pub struct Outcome {
 }
 
 /// Percentiles.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Latency {
     pub p50: f64,
@@ -525,6 +534,7 @@ fn outcome(plan: &Plan, tally: &Tally, set_up: Duration, cpu: (&Sample, &Sample)
         own_cpu_ns: own,
         other_cpus: others_s / elapsed.as_secs_f64(),
         driver: drive::backend_name().to_owned(),
+        ..Outcome::default()
     }
 }
 

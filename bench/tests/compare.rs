@@ -21,7 +21,7 @@ fn command(arguments: &[&str]) -> Command {
     // One CPU for all and the system's settings left alone: this is about the steps.
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringway-bench"));
     command
-        .args(["compare", "--warm-up", "0.05"])
+        .args(["compare", "--no-install", "--warm-up", "0.05"])
         .args(["--congestion", "keep", "--proxy-cpu", "0", "--load-cpu", "0"])
         .args(arguments);
     command
