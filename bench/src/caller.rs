@@ -22,6 +22,8 @@ use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
 
 /// Failed calls after which a connection gives up.
 const FAILURE_LIMIT: u32 = 100;
+/// The part of a new connection's call until its answer begins.
+const FIRST_BYTE: &str = "first-byte";
 /// RST_STREAM code CANCEL.
 const CANCEL: u32 = 8;
 
@@ -46,6 +48,21 @@ pub enum Pace {
     Once(Instant),
 }
 
+/// A call that has ended, for who wants to judge it himself ([`Caller::reporting`]).
+#[derive(Debug, Clone, Copy)]
+pub struct Answered {
+    /// When its head was ready to be sent.
+    pub began: Instant,
+    /// When the first octet of its answer was there.
+    pub first: Instant,
+    /// When its answer had ended.
+    pub ended: Instant,
+    /// Whether it was the answer that was asked for.
+    pub right: bool,
+    /// What it said.
+    pub said: Said,
+}
+
 /// What was wrong with a call, first cause wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
@@ -60,6 +77,8 @@ enum Wrong {
 struct Slot {
     id: u32,
     began: Instant,
+    /// When its answer began.
+    first: Option<Instant>,
     sent: u64,
     left: u64,
     window: i64,
@@ -93,6 +112,9 @@ pub struct Caller {
     resting: Vec<usize>,
     /// The only call has ended.
     done: bool,
+    /// Calls that end are told to the owner, not to the tally.
+    reporting: bool,
+    report: Option<Answered>,
     tally: Rc<RefCell<Tally>>,
 }
 
@@ -154,6 +176,8 @@ impl Caller {
             pace: Pace::Closed,
             resting: Vec::new(),
             done: false,
+            reporting: false,
+            report: None,
             tally,
         }
     }
@@ -170,6 +194,23 @@ impl Caller {
     pub fn unannounced(mut self, yes: bool) -> Self {
         self.answered = yes;
         self
+    }
+
+    /// Calls that end are kept for [`Caller::take_answer`], one at a time, and not counted.
+    #[must_use]
+    pub fn reporting(mut self) -> Self {
+        self.reporting = true;
+        self
+    }
+
+    /// The call that has ended since the last look, of a caller that reports.
+    pub fn take_answer(&mut self) -> Option<Answered> {
+        self.report.take()
+    }
+
+    /// The session that the answers are from, once one has said so.
+    pub fn session(&self) -> Option<&str> {
+        self.verifier.session()
     }
 
     /// Begins a call that should have begun at `due`, or keeps it until a stream is free.
@@ -205,6 +246,7 @@ impl Caller {
                 self.credit.received(flow, CONNECTION_WINDOW, 0, &mut self.out);
                 let Some(place) = self.place(stream) else { return Ok(()) };
                 let slot = &mut self.slots[place];
+                slot.first.get_or_insert(now);
                 slot.got += bytes.len() as u64;
                 if end {
                     // An answer without trailers has no gRPC status.
@@ -217,7 +259,9 @@ impl Caller {
                 // Read whatever its stream is: the decoder must see every block.
                 let said = self.verifier.read(block)?;
                 let Some(place) = self.place(stream) else { return Ok(()) };
-                self.slots[place].read(said, end, self.work.answer);
+                let slot = &mut self.slots[place];
+                slot.first.get_or_insert(now);
+                slot.read(said, end, self.work.answer);
                 if end {
                     return self.finish(place, now);
                 }
@@ -295,6 +339,7 @@ impl Caller {
         let slot = Slot {
             id,
             began: now,
+            first: None,
             sent: 0,
             left: u64::from(self.work.message) + PREFIX as u64,
             window: self.allowance.initial(),
@@ -364,11 +409,45 @@ impl Caller {
             self.out.extend_from_slice(&CANCEL.to_be_bytes());
             self.queue.retain(|&p| p != place);
         }
+        if self.reporting {
+            self.report = Some(Answered {
+                began: slot.began,
+                first: slot.first.unwrap_or(now),
+                ended: now,
+                right: slot.wrong.is_none(),
+                said: slot.said,
+            });
+        } else {
+            self.count(place, now)?;
+        }
+        match &mut self.pace {
+            Pace::Closed => self.start(place, now),
+            Pace::Given(waiting) => match waiting.pop_front() {
+                Some(due) => self.start(place, due),
+                None => {
+                    self.slots[place].id = 0;
+                    self.resting.push(place);
+                    Ok(())
+                }
+            },
+            Pace::Once(_) => {
+                self.done = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts a call that has ended.
+    fn count(&mut self, place: usize, now: Instant) -> Result<(), Fault> {
+        let slot = &self.slots[place];
         let mut tally = self.tally.borrow_mut();
         let failures = &mut tally.failures;
         match slot.wrong {
             None => {
                 tally.completed(slot.began, now);
+                if let (Pace::Once(begun), Some(first)) = (&self.pace, slot.first) {
+                    tally.part(FIRST_BYTE, first.saturating_duration_since(*begun));
+                }
                 if !self.answered {
                     self.answered = true;
                     tally.stage.connection_lives();
@@ -386,21 +465,7 @@ impl Caller {
                 return Err(Fault::Hopeless(slot.said));
             }
         }
-        match &mut self.pace {
-            Pace::Closed => self.start(place, now),
-            Pace::Given(waiting) => match waiting.pop_front() {
-                Some(due) => self.start(place, due),
-                None => {
-                    self.slots[place].id = 0;
-                    self.resting.push(place);
-                    Ok(())
-                }
-            },
-            Pace::Once(_) => {
-                self.done = true;
-                Ok(())
-            }
-        }
+        Ok(())
     }
 }
 
