@@ -14,6 +14,9 @@ const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
 /// How long a connection waits for the peer's first octets.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Connections that are opened before the first of them is waited for: less than any listener lets
+/// wait.
+const AT_ONCE: usize = 64;
 /// For the last of them to be settled.
 const REST: Duration = Duration::from_millis(300);
 
@@ -24,17 +27,20 @@ const REST: Duration = Duration::from_millis(300);
 pub(super) fn run(target: SocketAddr, connections: usize, pid: u32) -> io::Result<f64> {
     let before = Held::sample(&cpu::tree(pid));
     let mut held = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let mut stream = TcpStream::connect(target)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(HELLO)?;
-        held.push(stream);
-    }
-    for stream in &mut held {
-        // A frame head at least: more may come with it and says nothing of interest.
-        stream.read_exact(&mut [0; 9])?;
-        stream.write_all(ACKNOWLEDGED)?;
+    while held.len() < connections {
+        let known = held.len();
+        for _ in 0..AT_ONCE.min(connections - known) {
+            let mut stream = TcpStream::connect(target)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+            stream.write_all(HELLO)?;
+            held.push(stream);
+        }
+        for stream in &mut held[known..] {
+            // A frame head at least: more may come with it and says nothing of interest.
+            stream.read_exact(&mut [0; 9])?;
+            stream.write_all(ACKNOWLEDGED)?;
+        }
     }
     thread::sleep(REST);
     let after = Held::sample(&cpu::tree(pid));

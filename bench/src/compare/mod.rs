@@ -253,6 +253,12 @@ impl<'a> Series<'a> {
 
     /// Every peer once a round, so that what the machine does meanwhile meets all of them.
     fn run(&mut self) {
+        let checked = match self.stand.check() {
+            Ok(outcome) => generator(&outcome),
+            Err(why) => format!("the generator could not be checked: {why}"),
+        };
+        eprintln!("{checked}");
+        self.notes.push(checked);
         for group in groups(self.shapes) {
             if group.iter().any(|shape| shape.is_relative()) {
                 self.find_half();
@@ -315,6 +321,22 @@ impl<'a> Series<'a> {
             ));
         }
     }
+}
+
+/// What the generator can do by itself, and how wrong it is.
+fn generator(check: &Outcome) -> String {
+    let part = |name: &str| check.parts.get(name).map_or(0.0, |latency| latency.p50);
+    let late = check.late_us.unwrap_or_default();
+    format!(
+        "the generator against its own endpoint, both on one CPU: {:.0} calls a second (100 bytes, \
+         16 x 16); latency of one call {:.1} us, at 10 000 a second {:.1} us; starts late p50 {:.1} \
+         us, p99 {:.1} us",
+        check.calls_per_s,
+        part("floor"),
+        part("paced"),
+        late.p50,
+        late.p99
+    )
 }
 
 /// Shapes that are compared with each other run in the same rounds.

@@ -7,7 +7,7 @@ use super::curve;
 use super::judge::Loss;
 use super::peer::{Class, Peer};
 use super::plot::{self, Bar};
-use super::report::{cells, heads};
+use super::report::grid;
 use super::table::{Line, Row};
 use super::{Record, is_judged};
 
@@ -120,12 +120,13 @@ fn shape(record: &Record<'_>, row: &Row, out: &Path) -> String {
         escaped(&row.about)
     );
     html += "<div class=wide><table><tr>";
-    for head in heads(row) {
+    let (heads, lines) = grid(row);
+    for head in heads {
         let _ = write!(html, "<th>{}", escaped(&head));
     }
-    for line in &row.lines {
+    for (line, cells) in row.lines.iter().zip(lines) {
         let _ = write!(html, "<tr class={}>", class(line.class));
-        for cell in cells(row, line) {
+        for cell in cells {
             let _ = write!(html, "<td>{}", escaped(&cell));
         }
     }

@@ -8,8 +8,10 @@ use super::judge::Loss;
 use super::peer::Class;
 use super::table::{Line, PERCENTILES, Row};
 
+/// The figure of most rows.
+const CPU: &str = "CPU us a unit";
 /// Columns of a row's table.
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 11;
 
 /// Everything the terminal shows about the runs.
 #[derive(Debug)]
@@ -36,39 +38,44 @@ pub fn scaled(spread: Option<Spread>, by: f64) -> Option<Spread> {
 }
 
 /// Column heads of a row.
-pub fn heads(row: &Row) -> [String; COLUMNS] {
-    let percentiles = PERCENTILES
+fn heads(row: &Row) -> [String; COLUMNS] {
+    let [p50, p99, p999] = PERCENTILES
         .map(|(name, _)| if row.added { format!("added {name} us") } else { format!("{name} us") });
-    let [p50, p99, p999] = percentiles;
-    let figure = row.head.clone();
     let best = row.best_l7.as_ref().map_or("x best L7".to_owned(), |name| format!("x {name}"));
-    let plain = ["peer", "x relay", "k units/s", "MB/s", "owed; remarks"].map(str::to_owned);
-    let [peer, relay, rate, bytes, rest] = plain;
-    let cpu = "CPU us a unit".to_owned();
-    // The figure may be one of the others.
-    let second = if row.head == cpu { "-".to_owned() } else { cpu };
-    [peer, figure, relay, best, second, rate, bytes, p50, p99 + " / " + &p999, rest]
+    let plain = ["peer", "x relay", CPU, "k units/s", "MB/s", "owed; remarks"].map(str::to_owned);
+    let [peer, relay, cpu, rate, bytes, rest] = plain;
+    [peer, row.head.clone(), relay, best, cpu, rate, bytes, p50, p99, p999, rest]
 }
 
 /// Cells of a line, in the order of [`heads`].
-pub fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
+fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
     let [p50, p99, p999] = line.latency;
-    let same = row.head == "CPU us a unit";
-    let short =
-        |s: Option<Spread>| s.map_or_else(|| "-".to_owned(), |s| format!("{:.0}", s.median));
-    let rest = line.judgements.iter().map(ToString::to_string).chain(line.remarks.iter().cloned());
+    let told = line.judgements.iter().map(ToString::to_string);
+    let told = told.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ");
+    // The figure stands there already, if it is one of the others.
+    let apart = |head: &str, spread| if row.head == head { String::new() } else { text(spread) };
     [
         line.peer.clone(),
         text(line.figure),
         text(line.x_relay),
         text(line.x_l7),
-        if same { String::new() } else { text(line.cpu) },
+        apart(CPU, line.cpu),
         text(scaled(line.rate, 1e-3)),
-        short(scaled(line.bytes, 1e-6)),
-        text(p50),
-        format!("{} / {}", short(p99), short(p999)),
-        rest.collect::<Vec<_>>().join("; "),
+        text(scaled(line.bytes, 1e-6)),
+        apart("added p50 us", p50),
+        text(p99),
+        text(p999),
+        told,
     ]
+}
+
+/// Heads and cells of a row, without the columns that say nothing.
+pub fn grid(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
+    let lines: Vec<_> = row.lines.iter().map(|line| cells(row, line)).collect();
+    let said = |i: &usize| lines.iter().any(|cells| !matches!(cells[*i].as_str(), "" | "-"));
+    let columns: Vec<usize> = (0..COLUMNS).filter(said).collect();
+    let pick = |cells: &[String; COLUMNS]| columns.iter().map(|i| cells[*i].clone()).collect();
+    (pick(&heads(row)), lines.iter().map(pick).collect())
 }
 
 impl fmt::Display for Report<'_> {
@@ -95,19 +102,13 @@ impl fmt::Display for Report<'_> {
 }
 
 fn write_row(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
-    let heads = heads(row);
-    let lines: Vec<_> = row.lines.iter().map(|line| cells(row, line)).collect();
-    let width = |i: usize| {
-        let cells = lines.iter().map(|cells| cells[i].chars().count());
-        cells.chain([heads[i].chars().count()]).max().unwrap_or(0)
-    };
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
-    // A column that says nothing is left out.
-    let said =
-        |i: usize| lines.iter().any(|cells| !matches!(cells[i].as_str(), "" | "-" | "- / -"));
-    for cells in [&heads].into_iter().chain(&lines) {
-        let cells = cells.iter().zip(widths).enumerate().filter(|(i, _)| said(*i));
-        let padded: Vec<_> = cells.map(|(_, (cell, width))| format!("{cell:<width$}")).collect();
+    let (heads, lines) = grid(row);
+    let all = || [&heads].into_iter().chain(&lines);
+    let width = |i: usize| all().map(|cells| cells[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    for cells in all() {
+        let cells = cells.iter().zip(&widths);
+        let padded: Vec<_> = cells.map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(f, "  {}", padded.join("  ").trim_end())?;
     }
     Ok(())

@@ -154,12 +154,12 @@ const PACED: Shape = Shape {
     ..UNARY
 };
 
-/// Sessions that rest, but for one.
+/// Sessions that rest.
 const RESTING: Shape = Shape {
     about: "a session that rests",
     who: Who::Proxies,
     streams: 1,
-    more: &["--active", "1"],
+    more: &["--kind", "idle"],
     figure: Figure::Memory,
     ..UNARY
 };

@@ -135,6 +135,23 @@ impl Stand {
         })
     }
 
+    /// The generator with nothing but its endpoint, both where they are in the runs.
+    pub fn check(&self) -> Result<Outcome, String> {
+        let line = ["load", "--check", "--json"].into_iter();
+        let mut line: Vec<String> = line.map(str::to_owned).collect();
+        line.insert(0, self.bench.display().to_string());
+        let times = [("--seconds", self.seconds), ("--warm-up", self.warm_up)];
+        line.extend(times.into_iter().flat_map(|(name, s)| [name.to_owned(), s.to_string()]));
+        let planned = Duration::from_secs_f64(3.0 * (self.warm_up + self.seconds));
+        let checked = || {
+            let mut load = self.start(&self.out, "check", &line, self.load_cpu)?;
+            load.wait(planned)?;
+            let text = fs::read_to_string(&load.log)?;
+            serde_json::from_str(&text).map_err(io::Error::other)
+        };
+        checked().map_err(|error| error.to_string())
+    }
+
     /// From now on `name` stands for `value` in what shapes add to the generator's arguments.
     pub fn set(&mut self, name: &str, value: String) {
         self.names.insert(name.to_owned(), value);

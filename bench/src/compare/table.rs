@@ -1,5 +1,7 @@
 //! The rows that terminal, page and figures share.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::figures::{Figures, Spread};
@@ -123,11 +125,34 @@ fn remarks(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
     if let Some(others) = others.filter(|o| o.median > OTHERS) {
         remarks.push(format!("other programs kept {:.2} CPUs busy", others.median));
     }
+    remarks.extend(parts(figures, shape, peer));
     let late = figures.spread(shape, peer, |r| Some(r.counted()?.late_us?.p99));
     if let Some(late) = late {
         remarks.push(format!("starts late p99 {:.0} us", late.median));
     }
     remarks
+}
+
+/// What the generator knows beyond the figure: phases, bulk, the kernel's memory.
+fn parts(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
+    let spread = |value: &dyn Fn(&Outcome) -> Option<f64>| {
+        figures.spread(shape, peer, |run| value(run.counted()?)).map(|spread| spread.median)
+    };
+    let names = figures.of(shape, peer).filter_map(Run::counted);
+    let names: BTreeSet<&String> = names.flat_map(|outcome| outcome.parts.keys()).collect();
+    let part = |name: &&String| {
+        let p50 = spread(&|o| Some(o.parts.get(*name)?.p50))?;
+        let p99 = spread(&|o| Some(o.parts.get(*name)?.p99))?;
+        Some(format!("{name} p50 {p50:.0} us, p99 {p99:.0} us"))
+    };
+    let mut told: Vec<String> = names.iter().filter_map(part).collect();
+    let bulk = spread(&|o| o.bulk_bytes_per_s);
+    told.extend(bulk.map(|bytes| format!("bulk {:.0} MB/s", bytes / 1e6)));
+    if shape.figure == Figure::Memory {
+        let kernel = spread(&|o| o.memory.kernel_per_connection("proxy"));
+        told.extend(kernel.map(|bytes| format!("and {bytes:.0} of the kernel")));
+    }
+    told
 }
 
 /// Whether load and endpoint used up their CPU while the peer's had time left, in most runs.
