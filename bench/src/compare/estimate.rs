@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::peer::Peer;
 use super::shape::{Shape, Work};
+use super::stand::CHECK;
 use super::{Request, is_direct};
 
 /// What a quick run of everything may take.
@@ -42,7 +43,7 @@ impl Estimate {
     /// Of everything that is to run.
     pub fn of(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Self {
         // The generator is checked first, in three runs of its own.
-        let check = 3.0 * (request.warm_up + request.seconds);
+        let check = 3.0 * (request.warm_up + request.seconds.min(CHECK));
         let mut sum = Self { seconds: check, runs: 0 };
         for shape in shapes {
             for peer in peers.iter().filter(|peer| shape.is_for(peer)) {

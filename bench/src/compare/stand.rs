@@ -23,6 +23,8 @@ use crate::sys;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a run may take beyond its seconds: set-up, end, and a margin.
 const RUN_MARGIN: Duration = Duration::from_secs(45);
+/// Seconds that the generator's check counts at most, three times.
+pub const CHECK: f64 = 1.0;
 /// How often a start or an end is looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -140,9 +142,10 @@ impl Stand {
         let line = ["load", "--check", "--json"].into_iter();
         let mut line: Vec<String> = line.map(str::to_owned).collect();
         line.insert(0, self.bench.display().to_string());
-        let times = [("--seconds", self.seconds), ("--warm-up", self.warm_up)];
+        let seconds = self.seconds.min(CHECK);
+        let times = [("--seconds", seconds), ("--warm-up", self.warm_up)];
         line.extend(times.into_iter().flat_map(|(name, s)| [name.to_owned(), s.to_string()]));
-        let planned = Duration::from_secs_f64(3.0 * (self.warm_up + self.seconds));
+        let planned = Duration::from_secs_f64(3.0 * (self.warm_up + seconds));
         let checked = || {
             let mut load = self.start(&self.out, "check", &line, self.load_cpu)?;
             load.wait(planned)?;
