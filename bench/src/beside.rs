@@ -33,7 +33,7 @@ pub fn run(plan: &Plan, bulk: Bulk) -> Result<Outcome, LoadFault> {
     let kind = Kind::PingPong { in_flight: 1 };
     let paced = Plan { kind, rate: Some(rate), streams: 1, ..plan.clone() };
     let stream = Plan {
-        kind: Kind::ServerStream,
+        kind: Kind::ServerStream { messages: None },
         rate: None,
         active: None,
         connections: bulk.connections,

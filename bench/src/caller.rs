@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::drive::Machine;
-use crate::endpoint::{FILL, ORDER, OUT_LIMIT, PREFIX};
+use crate::endpoint::{FILL, OUT_LIMIT, PREFIX, STREAM_ORDER, STREAMED};
 use crate::fault::Fault;
 use crate::fields::{Blocks, CallFields};
 use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
@@ -30,10 +30,21 @@ const CANCEL: u32 = 8;
 /// What each call sends and expects.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
-    /// Payload bytes of the request message, at least four (they say how much to answer).
+    /// Payload bytes of the request message, at least four (they say how much to answer; eight,
+    /// if also how often).
     pub message: u32,
-    /// Payload bytes of the answer.
+    /// Payload bytes of each message of the answer.
     pub answer: u32,
+}
+
+impl Work {
+    /// The first bytes of a request whose answer is `messages` long: gRPC's prefix and the order.
+    fn order(self, messages: Option<u32>) -> Vec<u8> {
+        let answer = self.answer | if messages.is_some() { STREAMED } else { 0 };
+        let words = [Some(self.message), Some(answer), messages];
+        let words = words.into_iter().flatten().flat_map(u32::to_be_bytes);
+        std::iter::once(0).chain(words).collect()
+    }
 }
 
 /// When calls begin.
@@ -95,6 +106,10 @@ pub struct Caller {
     out: Vec<u8>,
     fields: Rc<CallFields>,
     work: Work,
+    /// Messages of an answer, of calls that are answered by a stream.
+    messages: Option<u32>,
+    /// What every request begins with.
+    order: Vec<u8>,
     streams: usize,
     blocks: Option<Blocks>,
     opened: bool,
@@ -162,6 +177,8 @@ impl Caller {
             out: flow::greeting(),
             fields,
             work,
+            messages: None,
+            order: work.order(None),
             streams,
             blocks: None,
             opened: false,
@@ -186,6 +203,16 @@ impl Caller {
     #[must_use]
     pub fn paced(mut self, pace: Pace) -> Self {
         self.pace = pace;
+        self
+    }
+
+    /// The same with so many messages in each answer; each is a unit.
+    #[must_use]
+    pub fn streamed(mut self, messages: u32) -> Self {
+        assert!(self.work.message as usize >= STREAM_ORDER - PREFIX, "room for the whole order");
+        // No message at all would be the order of a ping-pong.
+        self.messages = Some(messages.max(1));
+        self.order = self.work.order(self.messages);
         self
     }
 
@@ -261,7 +288,8 @@ impl Caller {
                 let Some(place) = self.place(stream) else { return Ok(()) };
                 let slot = &mut self.slots[place];
                 slot.first.get_or_insert(now);
-                slot.read(said, end, self.work.answer);
+                let answers = u64::from(self.messages.unwrap_or(1));
+                slot.read(said, end, answers * (u64::from(self.work.answer) + PREFIX as u64));
                 if end {
                     return self.finish(place, now);
                 }
@@ -382,10 +410,10 @@ impl Caller {
         let last = slot.left == n as u64;
         let flags = if last { flag::END_STREAM } else { 0 };
         wire::put_head(&mut self.out, n, kind::DATA, flags, slot.id);
-        let order = order(self.work);
-        let from = slot.sent.min(ORDER as u64) as usize;
-        let lead = n.min(ORDER - from);
-        self.out.extend_from_slice(&order[from..from + lead]);
+        let length = self.order.len();
+        let from = slot.sent.min(length as u64) as usize;
+        let lead = n.min(length - from);
+        self.out.extend_from_slice(&self.order[from..from + lead]);
         self.out.extend_from_slice(&FILL[..n - lead]);
         slot.sent += n as u64;
         slot.left -= n as u64;
@@ -444,7 +472,7 @@ impl Caller {
         let failures = &mut tally.failures;
         match slot.wrong {
             None => {
-                tally.completed(slot.began, now);
+                tally.completed_of(self.messages.unwrap_or(1), slot.began, now);
                 if let (Pace::Once(begun), Some(first)) = (&self.pace, slot.first) {
                     tally.part(FIRST_BYTE, first.saturating_duration_since(*begun));
                 }
@@ -475,7 +503,7 @@ impl Slot {
     }
 
     /// A header block of the answer.
-    fn read(&mut self, said: Said, end: bool, expected: u32) {
+    fn read(&mut self, said: Said, end: bool, expected: u64) {
         self.said.status = said.status.or(self.said.status);
         self.said.grpc = said.grpc.or(self.said.grpc);
         if !self.headed {
@@ -491,15 +519,9 @@ impl Slot {
             if said.grpc != Some(0) {
                 self.blame(Wrong::Grpc);
             }
-            if self.got != u64::from(expected) + PREFIX as u64 {
+            if self.got != expected {
                 self.blame(Wrong::Length);
             }
         }
     }
-}
-
-/// The first bytes of every request: gRPC's prefix and what to answer.
-fn order(work: Work) -> [u8; ORDER] {
-    let (m, a) = (work.message.to_be_bytes(), work.answer.to_be_bytes());
-    [0, m[0], m[1], m[2], m[3], a[0], a[1], a[2], a[3]]
 }

@@ -49,7 +49,11 @@ pub(crate) async fn dispatch(
             Kind::Resume { .. } => {
                 tasks.push(monoio::spawn(resume::visit(plan.clone(), number, tally.clone())));
             }
-            Kind::Unary | Kind::ServerStream | Kind::PingPong { .. } | Kind::Idle => {
+            Kind::Parked { absence } => {
+                let leaving = resume::park(plan.clone(), number, absence, tally.clone());
+                tasks.push(monoio::spawn(leaving));
+            }
+            Kind::Unary | Kind::ServerStream { .. } | Kind::PingPong { .. } | Kind::Idle => {
                 let line = Line::new(&plan, number, fields.clone(), tally.clone());
                 lines.push(line.clone());
                 tasks.push(monoio::spawn(line.run(plan.clone(), number, tally.clone())));
@@ -103,16 +107,24 @@ impl Line {
     fn new(plan: &Plan, number: usize, fields: Rc<CallFields>, tally: Rc<RefCell<Tally>>) -> Self {
         let rests = number >= plan.active();
         let talk = match plan.kind {
-            Kind::ServerStream => Some(Talk::Listen),
+            Kind::ServerStream { messages: None } => Some(Talk::Listen),
             Kind::PingPong { .. } if plan.rate.is_some() => Some(Talk::Paced),
             Kind::PingPong { in_flight } => Some(Talk::PingPong { in_flight }),
-            Kind::Unary | Kind::Idle | Kind::NewConnection | Kind::Resume { .. } => None,
+            Kind::ServerStream { messages: Some(_) }
+            | Kind::Unary
+            | Kind::Idle
+            | Kind::NewConnection
+            | Kind::Resume { .. }
+            | Kind::Parked { .. } => None,
         };
         let side = if let Some(talk) = talk {
             let streamer = Streamer::new(fields, (plan.work, talk), plan.streams, tally);
             Side::Streams(Rc::new(RefCell::new(streamer)))
         } else {
-            let caller = Caller::new(fields, plan.work, plan.streams, tally);
+            let mut caller = Caller::new(fields, plan.work, plan.streams, tally);
+            if let Kind::ServerStream { messages: Some(messages) } = plan.kind {
+                caller = caller.streamed(messages);
+            }
             let pace = if plan.rate.is_some() || rests {
                 CallPace::Given(VecDeque::new())
             } else {

@@ -46,8 +46,11 @@ const BUSY: f64 = 0.9;
 pub enum Kind {
     /// Calls, each answered once.
     Unary,
-    /// Streams on which messages come without end; each is a unit.
-    ServerStream,
+    /// Streams on which messages come; each is a unit.
+    ServerStream {
+        /// How many answer a call; without end when absent. Then there is no latency.
+        messages: Option<u32>,
+    },
     /// Streams on which messages go back and forth; each answered one is a unit.
     PingPong {
         /// Messages of a stream on their way at once.
@@ -66,6 +69,11 @@ pub enum Kind {
     },
     /// Connections with a session each, all of which rest after one call.
     Idle,
+    /// As many sessions whose client was cut off and stays away: what a gateway keeps for them.
+    Parked {
+        /// How long a gateway has to notice.
+        absence: Duration,
+    },
 }
 
 impl Kind {
@@ -73,10 +81,10 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Unary => "call",
-            Self::ServerStream | Self::PingPong { .. } => "message",
+            Self::ServerStream { .. } | Self::PingPong { .. } => "message",
             Self::NewConnection => "connection",
             Self::Resume { .. } => "resume",
-            Self::Idle => "session",
+            Self::Idle | Self::Parked { .. } => "session",
         }
     }
 }
@@ -126,23 +134,29 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether nothing happens while it is counted.
+    fn rests(&self) -> bool {
+        matches!(self.kind, Kind::Idle | Kind::Parked { .. })
+    }
+
     /// Connections that go on after their first call.
     pub(crate) fn active(&self) -> usize {
-        if self.kind == Kind::Idle { 0 } else { self.active.unwrap_or(usize::MAX) }
+        if self.rests() { 0 } else { self.active.unwrap_or(usize::MAX) }
     }
 
     /// Whether its threads must be able to sleep.
     pub(crate) fn needs_timers(&self) -> bool {
         self.rate.is_some()
             || self.active.is_some()
-            || self.kind == Kind::Idle
+            || self.rests()
             || !self.steps.is_empty()
             || matches!(self.kind, Kind::Resume { .. })
     }
 
     /// Payload bytes of a unit, both ways.
     pub(crate) fn unit_bytes(&self) -> f64 {
-        let sent = if self.kind == Kind::ServerStream { 0 } else { self.work.message };
+        let answers_only = matches!(self.kind, Kind::ServerStream { .. });
+        let sent = if answers_only { 0 } else { self.work.message };
         f64::from(sent) + f64::from(self.work.answer)
     }
 }
@@ -370,6 +384,7 @@ fn collect(
 
 fn outcome(plan: &Plan, threads: usize, tally: &Tally, edges: &Edges) -> Outcome {
     let Edges { before, after, metrics } = edges;
+    let stage = &tally.stage;
     let elapsed = after.at - before.at;
     let spent = |(b, a): (&u64, &u64)| a.saturating_sub(*b);
     let watched: Vec<u64> = before.watched.iter().zip(&after.watched).map(spent).collect();
@@ -383,7 +398,8 @@ fn outcome(plan: &Plan, threads: usize, tally: &Tally, edges: &Edges) -> Outcome
     let cpus = sys::allowed_cpus().map_or(1, |cpus| cpus.len().max(1));
     let side_busy = share(own + watched.iter().sum::<u64>() - proxy) / cpus as f64;
     let generator_busy = share(own) / threads as f64;
-    let calls = if plan.kind == Kind::Idle { plan.connections as u64 } else { tally.calls };
+    let rest = if stage.gave_up().is_some() { 0 } else { plan.connections as u64 };
+    let calls = if plan.rests() { rest } else { tally.calls };
     let per_s = calls as f64 / elapsed.as_secs_f64();
     let cpu_ns: std::collections::BTreeMap<String, u64> =
         plan.watch.iter().map(|w| w.name.clone()).zip(watched).collect();

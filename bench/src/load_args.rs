@@ -23,6 +23,7 @@ pub(crate) struct LoadArgs {
     #[arg(long)]
     check: bool,
     /// Speak TLS and trust the certificates of this PEM file.
+    /// (A server may show one of them itself only if it is not marked as an authority.)
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
     /// Whose certificate is expected; the target's address when absent.
@@ -51,13 +52,17 @@ pub(crate) struct LoadArgs {
     /// Connections that go on after their first call; the others rest. All when absent.
     #[arg(long)]
     active: Option<usize>,
+    /// Messages of a server stream; without end when absent.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(u32::MAX - 1)))]
+    messages: Option<u32>,
     /// Messages of a ping-pong stream on their way at once.
     #[arg(long, default_value_t = 1)]
     in_flight: usize,
     /// Connections with which memory is looked at, before it is with all.
     #[arg(long, value_delimiter = ',')]
     steps: Vec<usize>,
-    /// How long a client that is cut off stays away (`resume`).
+    /// How long a client that is cut off stays away (`resume`), or a gateway has to notice
+    /// (`parked`).
     #[arg(long, default_value_t = 20)]
     absence_ms: u64,
     /// Connections of the bulk stream (`beside`), and the size of its messages.
@@ -105,22 +110,24 @@ enum KindName {
     Resume,
     /// Sessions that rest.
     Idle,
+    /// Sessions whose client was cut off and stays away.
+    Parked,
     /// A paced ping-pong, alone and beside a server stream.
     Beside,
 }
 
 impl LoadArgs {
     fn kind(&self) -> load::Kind {
+        let absence = Duration::from_millis(self.absence_ms);
         match self.kind {
             KindName::Unary => load::Kind::Unary,
-            KindName::ServerStream => load::Kind::ServerStream,
+            KindName::ServerStream => load::Kind::ServerStream { messages: self.messages },
             KindName::PingPong | KindName::Beside => {
                 load::Kind::PingPong { in_flight: self.in_flight.max(1) }
             }
             KindName::NewConnection => load::Kind::NewConnection,
-            KindName::Resume => {
-                load::Kind::Resume { absence: Duration::from_millis(self.absence_ms) }
-            }
+            KindName::Resume => load::Kind::Resume { absence },
+            KindName::Parked => load::Kind::Parked { absence },
             KindName::Idle => load::Kind::Idle,
         }
     }
@@ -130,7 +137,8 @@ impl LoadArgs {
         let target = self.target.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let name = self.tls_name.clone().unwrap_or_else(|| target.ip().to_string());
         let trust = self.tls.as_ref().map(|file| Trust::read(file, &name)).transpose()?;
-        let spread = matches!(self.kind, KindName::NewConnection | KindName::Resume);
+        let spread =
+            matches!(self.kind, KindName::NewConnection | KindName::Resume | KindName::Parked);
         Ok(Route { target, trust, spread: spread || self.connections > MOST_FROM_ONE })
     }
 
@@ -145,6 +153,9 @@ impl LoadArgs {
             version: self.version,
             session: None,
         };
+        if self.messages.is_some() && self.message < 8 {
+            return Err("--messages needs a --message of at least 8 bytes".into());
+        }
         if !fields.fit() {
             return Err("the header fields are longer than a header table".into());
         }

@@ -186,8 +186,10 @@ impl fmt::Display for Outcome {
                 per_unit(*ns),
                 share(*ns)
             )?;
-            if let Some(bytes) = self.memory.per_connection(name) {
-                write!(f, ", {bytes:.0} bytes a connection")?;
+            let memory = &self.memory;
+            let each = (memory.per_connection(name), memory.kernel_per_connection(name));
+            if let (Some(own), Some(kernel)) = each {
+                write!(f, ", {own:.0} bytes a connection and {kernel:.0} of the kernel's")?;
             }
         }
         self.write_more(f)
@@ -203,8 +205,9 @@ impl Outcome {
             write!(f, "\nbulk beside: {:.1} MB/s", bulk / 1e6)?;
         }
         write!(f, "{}", self.memory)?;
-        for (name, change) in &self.metrics {
-            write!(f, "\n{name} +{change}")?;
+        // The others say in NVIDIA's names what is here already.
+        for (name, change) in self.metrics.iter().filter(|(name, _)| name.starts_with("ringway_")) {
+            write!(f, "\n{name} {change:+}")?;
         }
         if self.limited {
             write!(f, "\nlimited by the generator's side")?;

@@ -21,7 +21,7 @@ use crate::drive::{Ended, READ_SIZE};
 use crate::fields::CallFields;
 use crate::line::ended_early;
 use crate::load::{Kind, Plan};
-use crate::socket::Dressed;
+use crate::socket::{Dressed, SOURCES};
 use crate::sys;
 use crate::tally::{Phase, Tally};
 
@@ -32,6 +32,10 @@ const NOT_FOUND: u32 = 5;
 /// Failed cycles before the first that succeeds after which there will be none: a first return may
 /// come before the gateway has noticed the loss.
 const ATTEMPTS: u32 = 3;
+
+/// Why a peer cannot be measured.
+const NAMELESS: &str = "the answers name no session (nvcf-reqid)";
+const UNKNOWN: &str = "a client that comes back is answered NOT_FOUND";
 
 /// One connection, driven by hand: it must be possible to cut it between two calls.
 struct Visit {
@@ -162,11 +166,9 @@ pub(crate) async fn visit(plan: Rc<Plan>, mut number: usize, tally: Rc<RefCell<T
         let hopeless = !lives && missed >= ATTEMPTS;
         match cycle {
             Ok(Cycle::Nameless) => {
-                return stage.give_up("the answers name no session (nvcf-reqid)");
+                return stage.give_up(NAMELESS);
             }
-            Ok(Cycle::Unknown) if hopeless => {
-                return stage.give_up("a client that comes back is answered NOT_FOUND");
-            }
+            Ok(Cycle::Unknown) if hopeless => return stage.give_up(UNKNOWN),
             // Before the first return nothing is known, so it is not a failure yet.
             Ok(Cycle::Unknown) => tally.borrow_mut().failures.grpc += u64::from(lives),
             Ok(Cycle::Wrong | Cycle::Returned) => {}
@@ -182,6 +184,41 @@ pub(crate) async fn visit(plan: Rc<Plan>, mut number: usize, tally: Rc<RefCell<T
             return stage.connection_broke();
         }
     }
+}
+
+/// Makes a session and loses its client for good. The first one comes back once before, to see
+/// whether anything is kept.
+pub(crate) async fn park(
+    plan: Rc<Plan>,
+    number: usize,
+    absence: Duration,
+    tally: Rc<RefCell<Tally>>,
+) {
+    let stage = tally.borrow().stage.clone();
+    if number == 0 {
+        let plan = Plan { kind: Kind::Resume { absence }, ..(*plan).clone() };
+        match cycle(&plan, usize::from(SOURCES), &tally).await {
+            Ok(Cycle::Nameless) => return stage.give_up(NAMELESS),
+            Ok(Cycle::Unknown) => return stage.give_up(UNKNOWN),
+            Ok(Cycle::Returned | Cycle::Wrong) | Err(_) => {}
+        }
+    }
+    let lost = async {
+        let mut visit = Visit::begin(&plan, number, None, &tally).await?;
+        let answer = visit.first_call().await?;
+        visit.cut()?;
+        Ok::<_, Missed>(answer.right)
+    };
+    match lost.await {
+        Ok(right) => tally.borrow_mut().failures.grpc += u64::from(!right),
+        Err(Missed::Late) => {
+            tally.borrow_mut().failures.lost += 1;
+            return stage.connection_broke();
+        }
+        Err(Missed::Ended(ended)) => return ended_early(Err(ended), 1, &tally),
+    }
+    monoio::time::sleep(absence).await;
+    stage.connection_lives();
 }
 
 /// A new session, a pinned call, the loss and the return.

@@ -180,8 +180,13 @@ impl Tally {
 
     /// A call that began at `began` has ended as it must.
     pub fn completed(&mut self, began: Instant, now: Instant) {
+        self.completed_of(1, began, now);
+    }
+
+    /// The same of a call that is so many units.
+    pub fn completed_of(&mut self, units: u32, began: Instant, now: Instant) {
         if self.stage.phase() == Phase::Counted {
-            self.calls += 1;
+            self.calls += u64::from(units);
             self.latency.saturating_record(ns(now.saturating_duration_since(began)));
         }
     }

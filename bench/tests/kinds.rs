@@ -4,9 +4,10 @@
 mod stand;
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -33,9 +34,16 @@ fn run_kind(kind: Kind, more: impl FnOnce(&mut Plan)) -> Outcome {
 
 #[test]
 fn server_streams_bring_whole_messages_without_end() {
-    let outcome = run_kind(Kind::ServerStream, |_| {});
+    let outcome = run_kind(Kind::ServerStream { messages: None }, |_| {});
     assert_eq!(outcome.unit, "message");
     assert!(outcome.calls_per_s > 1000.0, "{outcome}");
+}
+
+#[test]
+fn server_streams_of_a_known_length_end_and_begin_anew() {
+    let outcome = run_kind(Kind::ServerStream { messages: Some(7) }, |_| {});
+    assert!(outcome.calls.is_multiple_of(7), "{outcome}");
+    assert!(outcome.latency_us.count * 7 == outcome.calls, "{outcome}");
 }
 
 #[test]
@@ -130,19 +138,48 @@ fn a_new_connection_tells_its_first_byte_and_may_come_from_many_addresses() {
     assert!(first.p50 > 0.0 && first.p50 <= outcome.latency_us.p50, "{outcome}");
 }
 
+/// The endpoint as a process of its own; it ends with the value.
+struct Apart {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Apart {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringway-bench"))
+            .args(["backend", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("ready listen=").unwrap().parse().unwrap();
+        Self { child, address }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
 #[test]
 fn sessions_rest_in_steps_and_memory_is_looked_at_with_each() {
-    let outcome = run_kind(Kind::Idle, |plan| {
-        (plan.connections, plan.steps) = (200, vec![1, 50]);
-        plan.watch = vec![load::Watch { name: "proxy".to_owned(), pid: std::process::id() }];
-    });
+    let backend = Apart::start();
+    let mut plan = plan(backend.address, 200, 1, Work { message: 100, answer: 100 });
+    (plan.kind, plan.steps) = (Kind::Idle, vec![1, 50]);
+    plan.watch = vec![load::Watch { name: "endpoint".to_owned(), pid: backend.child.id() }];
+    let outcome = load::run(&plan).unwrap();
     assert_eq!((outcome.unit.as_str(), outcome.calls), ("session", 200));
+    assert_eq!(outcome.failed, 0, "{outcome}");
     let steps: Vec<_> = outcome.memory.steps.iter().map(|step| step.connections).collect();
     assert_eq!(steps, [0, 1, 50, 200]);
-    // Client, relay and backend are this process: four sockets a connection.
-    let sockets = |step: usize| outcome.memory.steps[step].held["proxy"].sockets;
-    assert!(sockets(3) >= sockets(2) + 4 * 150, "{outcome}");
-    assert!(outcome.memory.per_connection("proxy").unwrap() > 100.0, "{outcome}");
+    let sockets = |step: usize| outcome.memory.steps[step].held["endpoint"].sockets;
+    let grown: Vec<_> = (1..4).map(|step| sockets(step) - sockets(0)).collect();
+    assert_eq!(grown, [1, 50, 200]);
+    assert!(outcome.memory.per_connection("endpoint").unwrap() > 100.0, "{outcome}");
 }
 
 #[test]
@@ -220,7 +257,7 @@ fn calls_streams_and_new_connections_go_through_tls() {
         (Kind::Unary, 100, 100),
         // Many records a message, and windows that fill.
         (Kind::Unary, 1 << 20, 1 << 20),
-        (Kind::ServerStream, 100, 65_536),
+        (Kind::ServerStream { messages: None }, 100, 65_536),
         (Kind::PingPong { in_flight: 4 }, 5, 5),
         (Kind::NewConnection, 100, 100),
     ] {
@@ -341,6 +378,22 @@ fn a_gateway_that_keeps_no_session_is_not_measured() {
     // An endpoint without any gateway names no session.
     let outcome = resume(start_relay(start_backend()));
     assert!(outcome.not_built.unwrap().contains("nvcf-reqid"));
+}
+
+#[test]
+fn sessions_without_their_clients_are_held_and_counted() {
+    let parked = |target| {
+        let mut plan = plan(target, 30, 1, Work { message: 100, answer: 100 });
+        plan.kind = Kind::Parked { absence: Duration::from_millis(3) };
+        plan.watch = vec![load::Watch { name: "proxy".to_owned(), pid: std::process::id() }];
+        load::run(&plan).unwrap()
+    };
+    let outcome = parked(start_gateway(Returning::Welcome));
+    assert_eq!((outcome.calls, outcome.failed, &outcome.not_built), (30, 0, &None), "{outcome}");
+    assert_eq!(outcome.memory.steps.len(), 2);
+    let outcome = parked(start_gateway(Returning::Unknown));
+    assert_eq!(outcome.calls, 0, "{outcome}");
+    assert!(outcome.not_built.unwrap().contains("NOT_FOUND"));
 }
 
 #[test]
