@@ -9,7 +9,7 @@ import pytest
 from gateway import FUNCTION, VERSION, Gateway, binary, configuration, grpc_head
 
 
-def ringway(*arguments, timeout=20):
+def ringway(*arguments, timeout=60):
     done = subprocess.run([*binary(), *map(str, arguments)], capture_output=True, text=True,
                           timeout=timeout)
     return done.returncode, done.stdout + done.stderr

@@ -93,7 +93,7 @@ def test_websocket_through_haproxy(front):
     with connect(f"ws://127.0.0.1:{front}/ws", max_size=None, compression=None) as socket:
         for message in ("text", b"\0binary", os.urandom(2 * MIB)):
             socket.send(message)
-            assert socket.recv(timeout=20) == message
+            assert socket.recv(timeout=60) == message
         socket.close(4001, "enough")
     assert socket.protocol.close_code == 4001
 
@@ -106,7 +106,7 @@ class Echo:
         # The cases break the protocol on purpose.
         logging.getLogger("websockets").setLevel(logging.CRITICAL)
         threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True).start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(30)
 
     async def serve(self):
         async def answer(socket):
@@ -126,7 +126,7 @@ def autobahn(address, out):
              for part in ("-i", chapter)]
     done = subprocess.run([Path(sys.executable).with_name("kosoku"), "-m", "fuzzingclient", *cases,
                            "-p", "4", "-o", str(out), address],
-                          capture_output=True, text=True, timeout=55)
+                          capture_output=True, text=True, timeout=140)
     index = next(out.rglob("index.json"), None)
     assert index, (done.returncode, done.stdout[-1500:], done.stderr[-1500:])
     (results,) = json.loads(index.read_text()).values()
