@@ -170,7 +170,7 @@ pub const CAPACITY: &str = "unary-100-64x1";
 pub const RATE_HALF: &str = "{half}";
 
 /// All shapes, in the order they run.
-pub const ALL: [Shape; 30] = [
+pub const ALL: [Shape; 31] = [
     Shape { name: "unary-100-256x1", connections: 256, streams: 1, owed: owed(1.4, 0.70), ..UNARY },
     Shape { name: "unary-100-16x16", owed: owed(4.0, 0.35), ..UNARY },
     Shape { name: "unary-100-1x1", connections: 1, streams: 1, ..UNARY },
@@ -322,6 +322,14 @@ pub const ALL: [Shape; 30] = [
         name: "idle-9000",
         connections: 9000,
         owed: Owed { l7: Some(0.75), at_most: Some(6.0 * 1024.0), ..NOTHING },
+        ..RESTING
+    },
+    Shape {
+        name: "parked-1000",
+        about: "a session whose client was cut off and stays away",
+        who: Who::Gateways,
+        connections: 1000,
+        more: &["--kind", "parked", "--absence-ms", "200"],
         ..RESTING
     },
     Shape {

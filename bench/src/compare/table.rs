@@ -16,8 +16,11 @@ const FULL: f64 = 0.9;
 /// CPUs kept busy by others above which a row says so.
 const OTHERS: f64 = 0.12;
 
+/// A percentile's name and how it is read.
+type Percentile = (&'static str, fn(&Latency) -> f64);
+
 /// The percentiles that are told.
-pub const PERCENTILES: [(&str, fn(&Latency) -> f64); 3] =
+pub const PERCENTILES: [Percentile; 3] =
     [("p50", |l| l.p50), ("p99", |l| l.p99), ("p99.9", |l| l.p999)];
 
 /// One shape.
