@@ -28,6 +28,7 @@ pub mod memory;
 pub mod outcome;
 pub mod pace;
 pub mod relay;
+pub mod relay_monoio;
 pub mod resume;
 pub mod scrape;
 pub mod socket;

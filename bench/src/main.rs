@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ringway_bench::tls::Offer;
-use ringway_bench::{backend, compare, relay, sys, worker};
+use ringway_bench::{backend, compare, relay, relay_monoio, sys, worker};
 
 /// Measures gateways from outside.
 #[derive(Debug, Parser)]
@@ -21,8 +21,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The baseline: a bare TCP relay (epoll, one thread).
+    /// The baseline: a bare TCP relay, one thread.
     Relay {
+        /// What moves the bytes: the baseline is epoll, monoio is the control.
+        #[arg(long, value_enum, default_value_t = By::Epoll)]
+        by: By,
         #[arg(long)]
         listen: SocketAddr,
         #[arg(long)]
@@ -47,6 +50,13 @@ enum Command {
     Compare(CompareArgs),
 }
 
+/// What a relay is made of.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum By {
+    Epoll,
+    Monoio,
+}
+
 #[derive(Debug, Args)]
 struct WorkerArgs {
     /// The gateway's worker listener, http://HOST:PORT.
@@ -65,14 +75,21 @@ struct WorkerArgs {
 
 #[derive(Debug, Args)]
 struct CompareArgs {
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds counted in each run.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// Seconds before each count.
-    #[arg(long, default_value_t = 0.5)]
-    warm_up: f64,
+    /// All rows in about a quarter of an hour: two rounds, as many seconds as fit.
+    #[arg(long)]
+    quick: bool,
+    /// Runs of each peer for each shape: 5, or 2 if quick.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds counted in each run: 2, or what fits if quick.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Seconds before each count: 0.5, or 0.2 if quick.
+    #[arg(long)]
+    warm_up: Option<f64>,
+    /// Do not install what is missing.
+    #[arg(long)]
+    no_install: bool,
     /// The gateway's binary; the one beside this program when absent.
     #[arg(long)]
     ringway: Option<PathBuf>,
@@ -103,7 +120,8 @@ struct CompareArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Relay { listen, target } => run_relay(listen, target),
+        Command::Relay { by: By::Epoll, listen, target } => run_relay(listen, target),
+        Command::Relay { by: By::Monoio, listen, target } => run_relay_monoio(listen, target),
         Command::Backend { listen, tls_cert, tls_key } => {
             run_backend(listen, tls_cert.zip(tls_key))
         }
@@ -129,6 +147,11 @@ fn run_relay(listen: SocketAddr, target: SocketAddr) -> Outcome {
     Ok(relay.run()?)
 }
 
+fn run_relay_monoio(listen: SocketAddr, target: SocketAddr) -> Outcome {
+    sys::raise_file_limit()?;
+    Ok(relay_monoio::run(listen, target, |address| println!("ready listen={address}"))?)
+}
+
 fn run_backend(listen: SocketAddr, tls: Option<(PathBuf, PathBuf)>) -> Outcome {
     sys::raise_file_limit()?;
     let offer = tls.map(|(chain, key)| Offer::read(&chain, &key)).transpose()?;
@@ -143,10 +166,13 @@ fn run_worker(args: WorkerArgs) -> Outcome {
 }
 
 fn run_compare(args: CompareArgs) -> Outcome {
+    let (rounds, seconds, warm_up) = if args.quick { (2, 1.0, 0.2) } else { (5, 2.0, 0.5) };
     let request = compare::Request {
-        rounds: args.rounds.max(1),
-        seconds: args.seconds,
-        warm_up: args.warm_up,
+        rounds: args.rounds.unwrap_or(rounds).max(1),
+        seconds: args.seconds.unwrap_or(seconds),
+        warm_up: args.warm_up.unwrap_or(warm_up),
+        budget: (args.quick && args.seconds.is_none()).then_some(compare::estimate::QUICK_SECONDS),
+        install: !args.no_install,
         ringway: args.ringway,
         shapes: args.shapes,
         peers: args.peers,
