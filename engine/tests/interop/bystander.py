@@ -1,8 +1,9 @@
 """An honest client beside an attack, in a process of its own so that the attacker's Python
 never delays its clock. It calls the echo function again and again (and sends a PING now and
-then), and at the end prints, as JSON, how long it waited each time, in milliseconds, and how much
-of that it or the gateway was runnable and the machine was busy with something else: that much is
-not the gateway's doing.
+then); an answer that is wrong or missing ends it. It prints a line when it has begun and another
+when it was ANSWERS times answered, and at the end, as JSON, how long it waited each time, in
+milliseconds, and how much of that it or the gateway was runnable and the machine was busy with
+something else: that much is not the gateway's doing.
 
     python bystander.py HOST PORT call|ping GATEWAY_PID     runs until its standard input closes
 """
@@ -17,6 +18,8 @@ import time
 import echo
 import rawh2
 from gateway import grpc_head
+
+ANSWERS = 5
 
 
 def call(peer, body):
@@ -59,6 +62,8 @@ def main():
         took = (time.monotonic() - start) * 1000
         waits.append((took, min(took, queued(files) - before)))
         rounds += 1
+        if rounds == ANSWERS:
+            print("answered", flush=True)
     print(json.dumps(waits))
 
 

@@ -28,7 +28,7 @@ class Answer:
 class Line:
     """An HTTP/1.1 connection on which the test writes the octets itself."""
 
-    def __init__(self, address, timeout=10):
+    def __init__(self, address, timeout=30):
         self.sock = socket.create_connection(address, timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.inbox = b""
@@ -57,7 +57,7 @@ class Line:
             raise rawh2.Closed(f"closed; so far {self.inbox!r}")
         self.inbox += octets
 
-    def answer(self, timeout=10, body=True):
+    def answer(self, timeout=30, body=True):
         """The next response. Without `body` what follows the head stays unread."""
         deadline = time.monotonic() + timeout
         while b"\r\n\r\n" not in self.inbox:
@@ -105,7 +105,7 @@ class Line:
             if length == 0:
                 return octets
 
-    def ends(self, timeout=10):
+    def ends(self, timeout=30):
         """The other end closes; what it still said."""
         deadline = time.monotonic() + timeout
         try:
@@ -194,7 +194,7 @@ class FakeWorker:
             self.line = Line(self.gateway.worker)
         self.line.send(self.poll_octets(**poll))
 
-    def answer(self, timeout=10):
+    def answer(self, timeout=30):
         """The answer to the oldest poll: a Work, None for 204, else the Answer itself."""
         answer = self.line.answer(timeout)
         if answer.status == 204:
@@ -206,7 +206,7 @@ class FakeWorker:
         self.tokens.append(work.token)
         return work
 
-    def poll(self, timeout=10, **poll):
+    def poll(self, timeout=30, **poll):
         self.ask(**poll)
         return self.answer(timeout)
 
@@ -227,13 +227,13 @@ class FakeWorker:
     def serve(self, line, **options):
         """The gateway speaks first (contract WK-12): the preface, then come our SETTINGS."""
         tunnel = rawh2.Peer(line.sock, client=False, already_read=line.inbox, **options)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not tunnel.preface_seen:
             tunnel.pump(deadline, "preface")
         self.tunnels.append(tunnel)
         return tunnel
 
-    def take(self, holds=(), timeout=10, slots=1, **options):
+    def take(self, holds=(), timeout=30, slots=1, **options):
         """The next session: (work, tunnel)."""
         work = self.poll(timeout, holds=holds, slots=slots)
         assert isinstance(work, Work), work

@@ -204,7 +204,7 @@ class Peer:
     def send(self, *octets):
         data = b"".join(octets)
         self.log.append(f"  > {describe(data)}")
-        self.sock.settimeout(20)
+        self.sock.settimeout(60)
         try:
             self.sock.sendall(data)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -235,7 +235,7 @@ class Peer:
         self.headers(stream, fields, end_stream)
         return stream
 
-    def send_body(self, stream, payload, end_stream=True, timeout=30, chunk=16_384):
+    def send_body(self, stream, payload, end_stream=True, timeout=100, chunk=16_384):
         """A whole body inside the windows and frame size the other end allows."""
         view = memoryview(payload)
         deadline = time.monotonic() + timeout
@@ -378,7 +378,7 @@ class Peer:
             if self.owed[sid] >= enough and not (sid and event.end_stream):
                 self.send(window_update(sid, self.owed.pop(sid)))
 
-    def wait(self, kind=None, stream=None, timeout=10, where=None, wanted=None):
+    def wait(self, kind=None, stream=None, timeout=30, where=None, wanted=None):
         """The first event that fits; it is taken away, others stay."""
         wanted = wanted or (f"{TYPE_NAMES[kind] if kind is not None else 'event'}"
                             f" on stream {stream}")
@@ -392,15 +392,15 @@ class Peer:
                     return event
             self.pump(deadline, wanted)
 
-    def head(self, stream, timeout=10):
+    def head(self, stream, timeout=30):
         """The next header block of a stream, whatever it is (1xx, head or trailers)."""
         return self.wait(HEADERS, stream, timeout)
 
-    def reset(self, stream, timeout=10):
+    def reset(self, stream, timeout=30):
         """The error code a stream was reset with."""
         return self.wait(RST_STREAM, stream, timeout).code
 
-    def body(self, stream, timeout=30):
+    def body(self, stream, timeout=100):
         """Everything up to END_STREAM: (octets, trailers or None)."""
         parts = []
         deadline = time.monotonic() + timeout
@@ -417,7 +417,7 @@ class Peer:
             if event.end_stream:
                 return b"".join(parts), None
 
-    def ack_of_settings(self, timeout=10, count=1):
+    def ack_of_settings(self, timeout=30, count=1):
         """Wait until so many of the SETTINGS sent have an ACK."""
         deadline = time.monotonic() + timeout
         while self.settings_acked < count:
@@ -429,7 +429,7 @@ class Peer:
         self.send(octets)
         self.ack_of_settings(count=count)
 
-    def round_trip(self, opaque=b"roundtrp", timeout=10):
+    def round_trip(self, opaque=b"roundtrp", timeout=30):
         """A PING there and back: what was sent before has been taken in. Seconds it took."""
         start = time.monotonic()
         self.send(ping(opaque))
@@ -437,7 +437,7 @@ class Peer:
                   wanted="PING ACK")
         return time.monotonic() - start
 
-    def goes_away(self, *codes, timeout=10, closes=True):
+    def goes_away(self, *codes, timeout=30, closes=True):
         """The GOAWAY with one of `codes` (any error if none is given), and then the close."""
         event = self.wait(GOAWAY, 0, timeout, lambda e: e.code != NO_ERROR or NO_ERROR in codes)
         allowed = " or ".join(map(code_name, codes)) or "an error"
@@ -447,7 +447,7 @@ class Peer:
             self.ends(timeout)
         return event
 
-    def ends(self, timeout=10):
+    def ends(self, timeout=30):
         """The other end closes; how."""
         deadline = time.monotonic() + timeout
         while not self.closed:
@@ -462,7 +462,7 @@ class Peer:
 
     # --- both ------------------------------------------------------------------------------
 
-    def flood(self, chunks, timeout=20):
+    def flood(self, chunks, timeout=60):
         """Send `chunks` one after the other, reading meanwhile; stops at an error GOAWAY or a
         close. How many chunks were sent."""
         self.log.append("  > flood")

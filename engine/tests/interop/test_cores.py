@@ -22,7 +22,7 @@ TARGET = "/ringway.echo.v1.Echo/Unary"
 
 @pytest.fixture
 def two_cores(serve):
-    return serve(cores=CORES)
+    return serve(cores=CORES, session='idle = "1h"')  # however long it takes to make them all
 
 
 def sum_of(gateway, name):
@@ -128,7 +128,7 @@ def unary(channel, user, key, session=None):
         metadata.append(("nvcf-reqid", session))
     try:
         # A trailers-only answer without a message is an error to a unary caller.
-        _, done = call.with_call(b"", metadata=metadata, timeout=20)
+        _, done = call.with_call(b"", metadata=metadata, timeout=60)
     except grpc.RpcError as error:
         done = error
     fields = {**dict(done.initial_metadata() or ()), **dict(done.trailing_metadata() or ())}

@@ -36,7 +36,7 @@ def echoes(gateway, payload=b"hello"):
     """A call goes to the demo's worker and back."""
     with grpc.insecure_channel("{}:{}".format(*gateway.client)) as channel:
         call = Stub(channel).Unary
-        answer = call(EchoMessage(payload=payload), metadata=credentials(), timeout=10)
+        answer = call(EchoMessage(payload=payload), metadata=credentials(), timeout=60)
         assert answer.payload == payload
 
 
@@ -69,7 +69,7 @@ def test_ring_refuses_with_71_and_the_fix(refusal):
     launcher, words = REFUSALS[refusal]
     run = subprocess.run([*launcher, *binary(), "dev", "--client", ZERO, "--worker", ZERO,
                           "--admin", ZERO, "--io", "ring"],
-                         capture_output=True, text=True, timeout=20)
+                         capture_output=True, text=True, timeout=60)
     assert run.returncode == 71, run
     assert "ready" not in run.stdout
     assert all(word in run.stderr for word in ["--io auto", *words]), run.stderr
@@ -110,7 +110,7 @@ def test_on_a_free_host_auto_takes_io_uring(tmp_path):
 def doctor(launcher, *arguments):
     """(exit code, {check: [its lines]}) of `ringway doctor`."""
     run = subprocess.run([*launcher, *binary(), "doctor", "--json", *arguments],
-                         capture_output=True, text=True, timeout=30)
+                         capture_output=True, text=True, timeout=60)
     found = {}
     for line in json.loads(run.stdout):
         assert sorted(line) == ["check", "fix", "seen", "status"], line

@@ -37,7 +37,7 @@ class WorkerProgram:
     def log_text(self):
         return self.log_path.read_text(errors="replace")
 
-    def says(self, text, times=1, timeout=15):
+    def says(self, text, times=1, timeout=60):
         """Waits until its log has `text` so many times."""
         deadline = time.monotonic() + timeout
         while self.log_text().count(text) < times:
@@ -49,7 +49,7 @@ class WorkerProgram:
     def signal(self, number=signal.SIGTERM):
         self.run.send_signal(number)
 
-    def exit_code(self, timeout=15):
+    def exit_code(self, timeout=60):
         try:
             return self.run.wait(timeout)
         except subprocess.TimeoutExpired:
