@@ -63,7 +63,7 @@ pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
             let mut config =
                 Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
             // What this world's ends judge is the tunnel of a client that is there.
-            config.session.park = Park::Never;
+            config.session.park = Park::Auto;
             let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
             Rules { config: Arc::new(config), policy }
         })
