@@ -1,6 +1,6 @@
 //! What must hold when everybody has left.
 
-use ringway::metrics::{CONNECT_RESULTS, ShardMetrics};
+use ringway::metrics::{CONNECT_RESULTS, ResumeOutcome, ResumeWay, ShardMetrics, SpareOutcome};
 
 use super::core::Core;
 use super::world::World;
@@ -23,6 +23,10 @@ pub(crate) struct Tally {
     pub(crate) relieved: usize,
     pub(crate) blocked: usize,
     pub(crate) crossings: usize,
+    /// Lost clients that came back to a tunnel that was kept, and tunnels that stood in for others.
+    pub(crate) resumed: usize,
+    pub(crate) kept_by_spares: usize,
+    pub(crate) replaced: usize,
 }
 
 impl Tally {
@@ -41,6 +45,9 @@ impl Tally {
         self.relieved += other.relieved;
         self.blocked += other.blocked;
         self.crossings += other.crossings;
+        self.resumed += other.resumed;
+        self.kept_by_spares += other.kept_by_spares;
+        self.replaced += other.replaced;
     }
 }
 
@@ -60,6 +67,9 @@ impl Tally {
             (self.relieved, 20),
             (self.blocked, 10_000),
             (self.crossings, 10_000),
+            (self.resumed, 20),
+            (self.kept_by_spares, 20),
+            (self.replaced, 20),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -97,6 +107,10 @@ impl World {
             let metrics = core.shard.metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
+            let resumed = |way| metrics.resumes.of(way, ResumeOutcome::Ok) as usize;
+            tally.resumed += resumed(ResumeWay::Memory) + resumed(ResumeWay::Spare);
+            tally.kept_by_spares += metrics.spares[SpareOutcome::Parked.index()] as usize;
+            tally.replaced += metrics.spares[SpareOutcome::Replaced.index()] as usize;
             tally.starved += core.border.tally.starved as usize;
             tally.relieved += core.border.tally.relieved as usize;
             tally.blocked += core.border.tally.blocked_sends as usize;
