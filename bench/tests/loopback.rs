@@ -300,7 +300,7 @@ fn relay_keeps_every_byte_and_half_closes() {
 fn relay_closes_the_client_when_the_target_is_gone() {
     let gone = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap().local_addr().unwrap();
     let mut stream = TcpStream::connect(start_relay(gone)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
 }
 
@@ -394,9 +394,16 @@ fn worker_polls_dials_back_and_serves_the_tunnel() {
         connection.abort();
     });
     // With its tunnel the session is gone.
-    thread::sleep(Duration::from_millis(100));
-    write_response(&line, "204 No Content", "");
-    assert_eq!(poll_of(&mut line)["requestIds"], serde_json::json!([]));
+    let mut says = held;
+    for _ in 0..300 {
+        thread::sleep(Duration::from_millis(100));
+        write_response(&line, "204 No Content", "");
+        says = poll_of(&mut line);
+        if says["requestIds"] == serde_json::json!([]) {
+            return;
+        }
+    }
+    panic!("it still says {says}");
 }
 
 #[test]

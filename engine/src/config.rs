@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
+pub(crate) use units::duration;
 
 use crate::tls::{Files, Pair};
 
@@ -195,6 +196,22 @@ pub struct Session {
     pub idle: Duration,
     pub scope: Scope,
     pub honour_id: HonourId,
+    pub park: Park,
+    pub park_window: Duration,
+    pub park_yield: Duration,
+}
+
+/// When a tunnel is kept after its client has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Park {
+    /// Not at all.
+    Never,
+    /// After an unclean end; for streaming functions after any end but GOAWAY.
+    Auto,
+    /// After any end but GOAWAY.
+    Unclean,
+    /// After any end.
+    Always,
 }
 
 /// Who shares a session on one client connection.
@@ -260,6 +277,9 @@ pub struct Limits {
     pub poll_bytes: usize,
     pub mailbox: usize,
     pub outbox: usize,
+    pub parked_tunnels: usize,
+    pub parked_per_tenant: usize,
+    pub trace_records: usize,
 }
 
 /// How dead peers are found.
@@ -269,6 +289,9 @@ pub struct Keepalive {
     pub idle: Duration,
     pub interval: Duration,
     pub probes: u32,
+    pub user_timeout: Duration,
+    pub client_ping: Option<Duration>,
+    pub client_ping_timeout: Duration,
     pub tunnel_ping: Duration,
     pub tunnel_ping_timeout: Duration,
     pub tunnel_write: Duration,

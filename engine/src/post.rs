@@ -8,11 +8,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
+pub use across::{
+    CorePost, Find, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionFacts, Speaks, Stand,
+};
 
 use crate::border::Parcel;
 use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
+use crate::trail::{IdBegin, Part};
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -21,6 +24,13 @@ pub enum ShardPost {
     Snapshot {
         /// Names the asker's request.
         ticket: u64,
+    },
+    /// Answer with [`ControlPost::Trail`] under the same ticket.
+    Trail {
+        /// Names the asker's request.
+        ticket: u64,
+        /// Which sessions.
+        wanted: IdBegin,
     },
     /// Go by these rules from now on. What runs is not touched.
     Policy(Arc<Policy>),
@@ -33,6 +43,11 @@ pub enum ShardPost {
     },
     /// End at once.
     Stop,
+    /// End this session, wherever its attachments are.
+    End {
+        /// Its id.
+        id: uuid::Uuid,
+    },
     /// What another core's shard has to say.
     Core(CorePost),
     /// Another core's shard panicked, and a new one has taken its place. What it says after this is
@@ -61,6 +76,13 @@ pub enum ControlPost {
         core: u16,
         /// Counters and sessions.
         snapshot: Box<Snapshot>,
+    },
+    /// What a shard has recorded of some sessions.
+    Trail {
+        /// The asker's ticket.
+        ticket: u64,
+        /// One for each session.
+        parts: Vec<Part>,
     },
     /// A draining shard has closed its last connection, and its core has ended.
     Drained {
@@ -152,8 +174,9 @@ impl SessionRow {
         match self.state {
             "closed" => 0,
             "waiting" => 1,
-            "active" => 3,
-            _ => 2,
+            "parked" => 2,
+            "active" => 4,
+            _ => 3,
         }
     }
 }

@@ -42,7 +42,7 @@ pub(crate) fn plan(target: SocketAddr, connections: usize, streams: usize, work:
         version: VERSION.to_owned(),
         session: None,
     };
-    let (warm_up, counted) = (Duration::from_millis(20), Duration::from_millis(200));
+    let (warm_up, counted) = (Duration::from_millis(20), Duration::from_millis(500));
     Plan {
         route: Route { target, trust: None, spread: false },
         connections,

@@ -307,8 +307,10 @@ impl Core for Occupant {
                 self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
             }
             ShardPost::Snapshot { .. }
+            | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
+            | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
         self.shard.posted(border, post);

@@ -56,6 +56,24 @@ labels! {
 }
 
 labels! {
+    /// What becomes of tunnels that are asked of a worker to stand in for others.
+    SpareOutcome {
+        /// The worker was asked for one.
+        Asked => "asked",
+        /// It came.
+        Came => "came",
+        /// The other one is lost: it is kept for a client that comes back.
+        Parked => "parked",
+        /// It took the place of one that takes no more streams.
+        Replaced => "replaced",
+        /// It was not needed.
+        Unused => "unused",
+        /// It never came, or was lost before it was needed.
+        Failed => "failed",
+    }
+}
+
+labels! {
     /// What the tunnel's transport said when it ended (contract OB-3).
     CloseCode {
         /// Nothing: we closed it.
@@ -102,6 +120,38 @@ labels! {
         SlowPeer => "slow_peer",
         /// It waits for credit or for a tunnel.
         Waiting => "waiting",
+    }
+}
+
+labels! {
+    /// How a client that came back got its session's worker again.
+    ResumeWay {
+        /// Its tunnel was parked.
+        Memory => "memory",
+        /// A spare tunnel was there.
+        Spare => "spare",
+        /// The worker was asked for one more tunnel.
+        Reconnect => "reconnect",
+        /// It did not get so far.
+        None => "none",
+    }
+}
+
+labels! {
+    /// What came of that.
+    ResumeOutcome {
+        /// Its first request went out.
+        Ok => "ok",
+        /// There is no such session any more (E7).
+        NotFound => "not_found",
+        /// The session is not this client's (E8 to E10).
+        Refused => "refused",
+        /// The tunnel closed while it was handed over.
+        Lost => "lost",
+        /// No worker dialled back.
+        NoWorker => "no_worker",
+        /// The client did not wait.
+        Abandoned => "abandoned",
     }
 }
 
@@ -172,8 +222,10 @@ labels! {
         PollIds => "poll_ids",
         /// Failed CONNECTs of one address.
         FailedConnects => "failed_connects",
-        /// Parked tunnels.
+        /// Parked tunnels of a core.
         ParkedTunnels => "parked_tunnels",
+        /// Parked tunnels of a tenant on a core.
+        ParkedPerTenant => "parked_per_tenant",
         /// Records of the flight recorder.
         TraceRecords => "trace_records",
         /// Messages waiting for another thread.

@@ -17,6 +17,7 @@ use super::conn::Pin;
 use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
+use super::park::Place;
 use super::session::{Session, check};
 use super::table::Key;
 use super::timer::Due;
@@ -25,12 +26,15 @@ use crate::config::{HonourId, Scope};
 use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
-use crate::post::SessionFacts;
+use crate::post::{Join, SessionFacts, Stand};
+use crate::trail::Event;
 
 /// One attachment.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    pub(crate) client: ConnId,
+    /// None while it is parked.
+    pub(crate) client: Option<ConnId>,
+    /// Of the client, or of the last one.
     pub(crate) client_address: SocketAddr,
     pub(crate) session: Uuid,
     /// The session's id as text, for every head.
@@ -45,6 +49,12 @@ pub(crate) struct Attachment {
     pub(crate) waiters: VecDeque<Key>,
     /// How many of them still do: the others are gone and are skipped.
     pub(crate) waiting: u32,
+    /// The attachment whose tunnel is to stand in for this one's.
+    pub(crate) spare: Option<Key>,
+    /// The attachment for whose tunnel this one's stands in.
+    pub(crate) parent: Option<Key>,
+    /// It was asked for as a spare, and nothing tells yet what has come of that.
+    pub(crate) stands_by: bool,
     pub(crate) opened: Time,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,
@@ -65,6 +75,10 @@ pub(crate) enum State {
     Dialling(Dialling),
     /// The tunnel is there.
     Attached { tunnel: ConnId },
+    /// The client is gone, and the tunnel is kept for when it comes back.
+    Parked { tunnel: ConnId, place: Place },
+    /// The tunnel goes to another core, where its client is now.
+    Moving { tunnel: ConnId, to: Ticket },
 }
 
 impl Attachment {
@@ -87,9 +101,23 @@ impl Attachment {
         }
     }
 
+    /// What is asked of a worker for it.
+    pub(crate) fn kind(&self) -> Option<WorkKind> {
+        match &self.state {
+            State::Fresh { kind } | State::Waiting { kind, .. } => Some(*kind),
+            State::Dialling(dialling) => Some(dialling.kind),
+            State::Asking { .. }
+            | State::Attached { .. }
+            | State::Parked { .. }
+            | State::Moving { .. } => None,
+        }
+    }
+
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
-            State::Attached { tunnel } => Some(tunnel),
+            State::Attached { tunnel }
+            | State::Parked { tunnel, .. }
+            | State::Moving { tunnel, .. } => Some(tunnel),
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }
@@ -141,6 +169,7 @@ impl Shard {
             function: head.function.into(),
             version: head.version.into(),
             grant,
+            granted_at: self.now,
             rules: self.rules,
             attachment: None,
         });
@@ -288,13 +317,20 @@ impl Shard {
             check(&own.facts(), id, wanted, &tenant).map_err(Box::new)?;
             return Ok(key);
         }
+        if let Some(key) = self.asked_before(client, pin, id) {
+            return Ok(key);
+        }
         if self.session_home(id) != self.settings.core {
             return self.ask_home(client, pin, id, now);
         }
-        let Some(session) = self.sessions.get(id).filter(|session| session.tunnels > 0) else {
-            return Err(Box::new(Fault::SessionNotFound { request_id: id }));
-        };
-        check(&session.facts, id, wanted, &tenant).map_err(Box::new)?;
+        let found = self.found_here(id, wanted, &tenant, self.speaks(client));
+        let (_, parked) = found.map_err(|fault| {
+            self.not_resumed(&fault);
+            Box::new(fault)
+        })?;
+        if let Some(parked) = parked {
+            return self.come_back_to_parked(client, pin, id, parked);
+        }
         self.admit_dispatch(client, &tenant, now)?;
         self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
     }
@@ -312,7 +348,9 @@ impl Shard {
 
     fn is_going(&self, attachment: &Attachment) -> bool {
         let tunnel = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
-        tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
+        // One in whose place another comes takes requests all the same.
+        attachment.spare.is_none()
+            && tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
     }
 
     /// Limits on what one connection may cause (L12), and no new sessions while draining.
@@ -322,28 +360,44 @@ impl Shard {
         tenant: &Arc<str>,
         now: Time,
     ) -> Result<(), Box<Fault>> {
-        if self.draining.is_some() {
-            return Err(Box::new(Fault::Draining));
+        self.admit_attachment(client)?;
+        if !self.admit_pending(tenant) {
+            return Err(Box::new(Fault::Overloaded));
         }
         let limits = &self.settings.config.limits;
-        if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
-            self.metrics.limit_hit(Limit::PendingSessions);
-            return Err(Box::new(Fault::Overloaded));
-        }
-        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
-        if of_tenant >= limits.pending_per_tenant {
-            self.metrics.limit_hit(Limit::PendingPerTenant);
-            return Err(Box::new(Fault::Overloaded));
-        }
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        if hop.attachments.len() >= limits.attachments {
-            self.metrics.limit_hit(Limit::Attachments);
-            return Err(Box::new(Fault::TooManySessions));
-        }
         if !hop.dispatches.take(limits.dispatch_burst, limits.dispatch_rate, now) {
             self.metrics.limit_hit(Limit::Dispatches);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        Ok(())
+    }
+
+    /// No more attachments that wait for a worker than there may be.
+    pub(super) fn admit_pending(&mut self, tenant: &Arc<str>) -> bool {
+        let limits = &self.settings.config.limits;
+        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
+        let full = if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
+            Some(Limit::PendingSessions)
+        } else {
+            Some(Limit::PendingPerTenant).filter(|_| of_tenant >= limits.pending_per_tenant)
+        };
+        full.into_iter().for_each(|limit| self.metrics.limit_hit(limit));
+        full.is_none()
+    }
+
+    /// No more attachments of one connection than it may have, and none while draining.
+    pub(super) fn admit_attachment(&mut self, client: ConnId) -> Result<(), Box<Fault>> {
+        if self.draining.is_some() {
+            return Err(Box::new(Fault::Draining));
+        }
+        let Some(hop) = self.conns.hop(client).and_then(|hop| hop.client()) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        if hop.attachments.len() >= self.settings.config.limits.attachments {
+            self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
         Ok(())
@@ -377,12 +431,11 @@ impl Shard {
         id: Uuid,
         (kind, now): (WorkKind, Time),
     ) -> Result<Key, Box<Fault>> {
-        let session = self.sessions.get_mut(id).expect("the caller has it");
+        let facts = self.sessions.get(id).expect("the caller has it").facts.clone();
         let Some(hop) = self.conns.hop_mut(client) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        session.attachments += 1;
-        let mut attachment = Attachment::new((client, hop.peer), id, &session.facts, now);
+        let mut attachment = Attachment::new((Some(client), hop.peer), id, &facts, now);
         attachment.state = State::Fresh { kind };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
@@ -391,23 +444,31 @@ impl Shard {
             owner.pins[pin].attachment.get_or_insert(key);
         }
         self.fresh.push(key);
+        let join = Join { id, ticket: self.ticket(key), facts, stand: Stand::Wanted };
+        // Who only waits takes nobody's place.
+        let _ = self.sessions.join(join);
         Ok(key)
     }
 
     /// Queues the work of the attachments made in this turn, if somebody still waits for them.
     pub(super) fn launch(&mut self, border: &mut Border) {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        for key in fresh.drain(..) {
-            let Some(attachment) = self.attachments.get(key) else { continue };
-            let State::Fresh { kind } = attachment.state else { continue };
-            self.launch_one(border, key, kind);
+        let mut batch = std::mem::take(&mut self.fresh);
+        // What finds no room may leave requests to others, which are as fresh.
+        while !batch.is_empty() {
+            for key in batch.drain(..) {
+                let Some(attachment) = self.attachments.get(key) else { continue };
+                let State::Fresh { kind } = attachment.state else { continue };
+                self.launch_one(border, key, kind);
+            }
+            std::mem::swap(&mut batch, &mut self.fresh);
         }
-        self.fresh = fresh;
+        self.fresh = batch;
         self.answer_polls(border);
     }
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        self.note_begin(key, kind);
         if self.dial_function(border, key, kind) {
             return;
         }
@@ -418,7 +479,10 @@ impl Shard {
             self.metrics.function_requests.count(function, version, &work.tenant, border.now);
         }
         self.await_worker(key, (token, kind), border.now);
-        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
+        if self.attachments.get(key).is_some_and(|attachment| attachment.client.is_some()) {
+            let again = usize::from(kind == WorkKind::Reconnect);
+            self.metrics.session_init_seconds[again].observe(0.0);
+        }
         self.submit(border, key, work);
     }
 
@@ -477,6 +541,7 @@ impl Shard {
             attachment.waiters.push_back(waiter);
             attachment.waiting += 1;
         }
+        self.unserved(border, key);
     }
 
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
@@ -485,8 +550,9 @@ impl Shard {
         match hop.link.open() {
             Ok(stream) => {
                 hop.link.set_tag(stream, slot);
+                let mut first = false;
                 if let Some(tunnel) = hop.tunnel_mut() {
-                    tunnel.used = true;
+                    first = !std::mem::replace(&mut tunnel.used, true);
                     tunnel.idle_since = None;
                 }
                 if let Some(exchange) = self.exchanges.at_mut(slot) {
@@ -494,6 +560,9 @@ impl Shard {
                     let key = exchange.attachment;
                     if let Some(attachment) = key.and_then(|key| self.attachments.get_mut(key)) {
                         attachment.streams += 1;
+                    }
+                    if let Some(key) = key.filter(|_| first) {
+                        self.note_of(key, Event::RequestSent);
                     }
                 }
                 true
@@ -510,7 +579,7 @@ impl Shard {
             let Some(&waiter) = attachment.waiters.front() else { return };
             let waits = self.exchanges.get(waiter).is_some();
             if waits && !self.open_stream(waiter.slot, tunnel) {
-                return;
+                return self.unserved(border, key);
             }
             let head = self.exchanges.get_mut(waiter).and_then(|exchange| exchange.head.take());
             if let Some(attachment) = self.attachments.get_mut(key) {

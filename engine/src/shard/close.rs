@@ -10,10 +10,14 @@ use super::Shard;
 use super::attach::{Attachment, State};
 use super::conn::{Conn, Hop, Leaving, Side};
 use super::exchange::{Exchange, Way};
+use super::park::Gone;
 use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
+use crate::control::local::WorkKind;
 use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
+use crate::post::CorePost;
+use crate::trail::Event;
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +59,13 @@ impl Cause {
         Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
     pub(crate) const GOAWAY: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
+    pub(crate) const EXHAUSTED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::None, "the tunnel's stream ids ran out");
+    pub(crate) const UNASKED: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the worker said too much before it was asked",
+    );
     pub(crate) const BROKEN: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
     pub(crate) const MALFORMED: Self =
@@ -63,6 +74,25 @@ impl Cause {
         CloseReason::WorkerClosed,
         CloseCode::Eof,
         "the tunnel could carry no request after its last one",
+    );
+    pub(crate) const WINDOW: Self =
+        Self::timer(CloseReason::ClientClosed, "park_window", "the client did not come back");
+    pub(crate) const CROWDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "as many tunnels were parked as may be, and this was the oldest",
+    );
+    pub(crate) const YIELDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "a new session needed the worker of a parked one",
+    );
+    pub(crate) const DELETED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session");
+    pub(crate) const SURPLUS: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client is gone and the session has another tunnel",
     );
     pub(crate) const SHUTDOWN: Self =
         Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
@@ -108,6 +138,18 @@ impl Cause {
         match self.reason {
             CloseReason::CapacityReached => &Fault::WorkQueueFull,
             _ => &Fault::NoWorker,
+        }
+    }
+
+    /// The cause for a client's attachments when its connection ends.
+    pub(crate) fn client_ended(end: End) -> Self {
+        match end {
+            End::Timeout => Self::new(
+                CloseReason::ClientClosed,
+                CloseCode::Timeout,
+                "the client's connection timed out",
+            ),
+            End::Fin | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 
@@ -277,7 +319,9 @@ impl Shard {
             if attachment.waiters.len() > 64 + 2 * attachment.waiting as usize {
                 attachment.waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
             }
-            if attachment.waiting == 0 && attachment.tunnel().is_none() {
+            // A question's answer may be a tunnel: it is waited for.
+            let asks = matches!(attachment.state, State::Asking { .. });
+            if attachment.waiting == 0 && attachment.tunnel().is_none() && !asks {
                 self.give_up(border, key, Cause::ABANDONED);
             }
             return;
@@ -300,8 +344,8 @@ impl Shard {
         let now = self.now;
         let Some(owner) = hop.tunnel_mut() else { return };
         owner.idle_since = Some(now);
-        if owner.going {
-            self.tunnel_gone(border, tunnel, Cause::GOAWAY);
+        if owner.going && !owner.held && !self.is_replaced(key) {
+            self.tunnel_done(border, tunnel);
         } else {
             self.watch(tunnel);
         }
@@ -315,23 +359,39 @@ impl Shard {
         let leaving = hop.client().map(|client| client.leaving);
         if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
-            self.client_gone(border, client, Cause::SHUTDOWN);
+            self.client_gone(border, client, Gone::ByUs(Cause::SHUTDOWN));
         }
     }
 
-    /// A client connection has ended: its tunnels close at once (contract CL-23).
-    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+    /// A client connection has ended: its tunnels close at once (contract CL-23), or are kept for
+    /// a client that comes back.
+    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, how: Gone) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        let manner = how.manner(&hop);
         self.resume(border, std::mem::take(&mut hop.stopped));
         self.http1_forget(border, &mut hop);
-        for slot in hop.link.tags() {
-            // The tunnel goes as a whole: its streams need no reset each.
-            self.forget_exchange(border, slot);
-        }
         let Side::Client(client) = &mut hop.side else { return };
-        for key in std::mem::take(&mut client.attachments) {
-            self.give_up(border, key, cause);
+        let attachments = std::mem::take(&mut client.attachments);
+        self.note_client_end(&attachments, how);
+        let kept = self.choose_parked(&attachments, manner);
+        self.keep_used(&kept);
+        for slot in hop.link.tags() {
+            let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
+            if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {
+                self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
+            } else {
+                // The tunnel goes as a whole: its streams need no reset each.
+                self.forget_exchange(border, slot);
+            }
         }
+        for key in attachments {
+            if kept.binary_search(&key).is_ok() {
+                self.park(border, key);
+            } else if !self.still_asks(key) {
+                self.give_up(border, key, how.cause());
+            }
+        }
+        let Side::Client(client) = &hop.side else { return };
         self.metrics.active_connections -= 1;
         let seconds = self.now.since(hop.opened).as_secs_f64();
         self.metrics.client_connection_seconds.observe(seconds);
@@ -340,6 +400,7 @@ impl Shard {
 
     /// A tunnel has ended, or is ended by us: its streams are answered or reset.
     pub(super) fn tunnel_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+        self.lost_before_replaced(border, conn);
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         border.close(conn, Close::Now);
         self.resume(border, std::mem::take(&mut hop.stopped));
@@ -355,6 +416,7 @@ impl Shard {
             }
         }
         self.close_attachment(key, &attachment, cause);
+        self.kin_ended(border, &attachment, cause);
     }
 
     /// The tunnel of a running exchange is lost (contract CL-41, CL-42, design 3.11).
@@ -389,21 +451,29 @@ impl Shard {
             return self.tunnel_gone(border, tunnel, cause);
         }
         let waiters = std::mem::take(&mut attachment.waiters);
-        if let Some(attachment) = self.attachments.remove(key) {
-            self.close_attachment(key, &attachment, cause);
+        let ended = self.attachments.remove(key);
+        if let Some(attachment) = &ended {
+            self.close_attachment(key, attachment, cause);
         }
         for waiter in waiters {
             if self.exchanges.get(waiter).is_some() {
                 self.refuse_exchange(border, waiter.slot, fault);
             }
         }
+        if let Some(attachment) = &ended {
+            self.kin_ended(border, attachment, cause);
+        }
     }
 
     /// The one place where an attachment's end is written down.
     fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
-        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+        let client = attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut());
+        if let Some(client) = client {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
+        }
+        if attachment.client.is_some() && attachment.kind() == Some(WorkKind::Reconnect) {
+            self.count_reconnect_lost(cause);
         }
         match attachment.state {
             // Nobody was asked for it: there is nothing to count and nothing to remember.
@@ -418,13 +488,20 @@ impl Shard {
             }
             State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
+            State::Parked { place, .. } => self.leave_lot(key, attachment, place),
+            State::Moving { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
+        self.note_close(attachment, cause);
         let row = self.closed_row(attachment, cause.reason.label());
-        self.session_left(key, attachment, row);
+        match attachment.state {
+            // The session has another in its place already, which waits for the tunnel.
+            State::Moving { to, .. } => self.tell(to.core, CorePost::not_resumed(to)),
+            _ => self.session_left(key, attachment, row),
+        }
         let edge = SessionEdge {
             eviction_reason: cause.reason.label(),
             close_code: cause.code.label(),
@@ -458,31 +535,34 @@ impl Shard {
     }
 
     /// The worker said GOAWAY (design 3.11): running streams below its last id finish, those
-    /// above are refused, and requests from now on get a session of their own.
+    /// above are refused, and requests from now on go to a tunnel that takes this one's place.
     pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let refused = hop.link.keys_above(last);
         let idle = hop.link.streams() == refused.len();
         let Some(tunnel) = hop.tunnel_mut() else { return };
-        tunnel.going = true;
+        let first = !std::mem::replace(&mut tunnel.going, true);
         let key = tunnel.attachment;
-        self.move_waiters(border, key);
+        if first {
+            self.note_of(key, Event::Goaway);
+            self.ask_replacement(border, key);
+        }
         for stream in refused {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let slot = hop.link.tag(stream);
             hop.link.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
             self.drop_exchange(border, slot, Some(ErrorCode::RefusedStream), None);
         }
-        if idle && self.conns.hop(conn).is_some() {
-            self.tunnel_gone(border, conn, Cause::GOAWAY);
+        if idle && self.conns.hop(conn).is_some() && !self.is_replaced(key) {
+            self.tunnel_done(border, conn);
         }
     }
 
     /// Requests that were not sent yet are placed as if they came now: in a fresh session, or, if
     /// they name one, at another tunnel of it.
-    fn move_waiters(&mut self, border: &mut Border, key: Key) {
+    pub(super) fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
-        let client = attachment.client;
+        let Some(client) = attachment.client else { return };
         let waiters = std::mem::take(&mut attachment.waiters);
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         owner.unpin(key);

@@ -51,6 +51,8 @@ pub(crate) struct Plain {
     pub(crate) polls: u32,
     /// Where it stands with the dispatch.
     pub(crate) desk: Desk,
+    /// The core that accepted it, if that was another one.
+    pub(crate) moved_from: Option<u16>,
     /// The connection ends with the answer to its poll.
     pub(crate) last: bool,
     /// `100 Continue` was sent for the unfinished request.
@@ -68,6 +70,7 @@ impl Plain {
             begun: None,
             polls: 0,
             desk: Desk::default(),
+            moved_from: None,
             scan: Scan::default(),
             last: false,
             continued: false,
@@ -127,6 +130,10 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// When the PING that is not answered yet was sent.
+    pub(crate) pinged_at: Option<Time>,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(crate) said_goaway: bool,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -151,6 +158,8 @@ pub(crate) struct Pin {
     pub(crate) function: Box<[u8]>,
     pub(crate) version: Box<[u8]>,
     pub(crate) grant: crate::control::local::Grant,
+    /// When it was granted.
+    pub(crate) granted_at: Time,
     /// Of the rules that granted it.
     pub(crate) rules: u32,
     /// The attachment that requests without an id use.
@@ -169,8 +178,15 @@ pub(crate) struct Tunnel {
     pub(crate) idle_since: Option<Time>,
     /// When the PING that is not answered yet was sent.
     pub(crate) pinged_at: Option<Time>,
+    /// When the last PING was sent, until its own answer comes.
+    pub(crate) ping_sent: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// It has no client, and is kept until then.
+    pub(crate) parked: Option<Time>,
+    /// Its client was lost while it used the tunnel up: it is kept, unread, until another tunnel
+    /// of the session is there.
+    pub(crate) held: bool,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }
@@ -205,6 +221,24 @@ impl Bucket {
     }
 }
 
+impl Client {
+    /// What a question led to is what requests without an id use from now on, if they used nothing
+    /// before: as when the session's home is here.
+    pub(crate) fn pin_asked(
+        &mut self,
+        (function, version): (&[u8], &[u8]),
+        tenant: &std::sync::Arc<str>,
+        key: Key,
+    ) {
+        let asked = self.pins.iter_mut().find(|pin| {
+            *pin.function == *function && *pin.version == *version && pin.grant.tenant == *tenant
+        });
+        if let Some(pin) = asked {
+            pin.attachment.get_or_insert(key);
+        }
+    }
+}
+
 impl Hop {
     pub(crate) fn client(&self) -> Option<&Client> {
         match &self.side {
@@ -217,6 +251,14 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => Some(client),
             Side::Tunnel(_) => None,
+        }
+    }
+
+    /// The peer is there: no PING is open any more.
+    pub(crate) fn answered(&mut self) {
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => tunnel.pinged_at = None,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::border::{Border, Close, ConnId};
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work};
 use crate::metrics::Limit;
 use crate::post::CorePost;
+use crate::trail::Event;
 
 /// How much longer than the dispatch's own time a poll waits for a word of another core.
 const POLL_GRACE: Duration = Duration::from_secs(5);
@@ -55,10 +56,12 @@ impl Shard {
     pub(super) fn submit(&mut self, border: &mut Border, key: Key, work: Work) {
         let home = self.dispatch_home(&work.function, &work.version);
         if home == self.settings.core {
-            if self.local.submit(work).is_err() {
+            let version = (work.function.clone(), work.version.clone());
+            if self.local.submit(work, self.now).is_err() {
                 self.metrics.limit_hit(Limit::WorkQueue);
                 self.give_up(border, key, Cause::QUEUE_FULL);
             }
+            self.look_at_queue(border, &version);
         } else if self.ask(home, CorePost::Submit(Box::new(work))).is_err() {
             self.give_up_with(border, key, Cause::NO_ROOM, &Fault::MailboxFull);
         }
@@ -67,11 +70,13 @@ impl Shard {
     /// Another core's work has come.
     pub(super) fn submitted(&mut self, border: &mut Border, work: Work) {
         let ticket = work.ticket;
-        if self.local.submit(work).is_err() {
+        let version = (work.function.clone(), work.version.clone());
+        if self.local.submit(work, self.now).is_err() {
             self.metrics.limit_hit(Limit::WorkQueue);
             self.answer_polls(border);
             self.tell(ticket.core, CorePost::QueueFull(ticket));
         }
+        self.look_at_queue(border, &version);
     }
 
     /// The work did not get into its queue.
@@ -235,12 +240,14 @@ impl Shard {
             PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
             PollAnswer::Work(work) => {
                 door.desk.offered = true;
+                let id = work.request_id;
                 let json = work.to_json(&self.settings.advertise);
                 let mut out = Vec::with_capacity(json.len() + 128);
                 out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
                 out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
                 out.extend_from_slice(&json);
                 border.put(poll.conn, &out);
+                self.note(id, Event::HandedOut);
             }
         }
         self.poll_settled(border, poll.conn);

@@ -13,6 +13,7 @@ mod dial;
 mod dispatch;
 mod drain;
 mod exchange;
+mod give_way;
 mod h2c;
 mod home;
 mod http1;
@@ -22,14 +23,18 @@ mod link;
 mod mail;
 mod memo;
 mod moving;
+mod park;
 mod relay;
 mod reply;
 mod restart;
+mod resume;
 mod session;
 mod settings;
 mod snapshot;
+mod spare;
 mod table;
 mod timer;
+mod trail;
 mod watch;
 mod worker;
 
@@ -41,7 +46,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
-use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId};
+use ringway_proto::h2::{self, ConnFault, Event, HeadKind, LimitId};
 use ringway_proto::id::{RequestIds, TokenMint};
 use ringway_proto::time::Time;
 
@@ -51,15 +56,19 @@ use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::dial::Dials;
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::give_way::Yard;
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
+use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
+pub use self::resume::MovedTunnel;
 use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
+use self::trail::Trails;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
@@ -80,12 +89,19 @@ pub struct Shard {
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Those whose client is gone.
+    lot: Lot,
+    /// Those of all cores that are in the way of this core's queues.
+    yard: Yard,
     /// Connections to functions' servers that are not there yet.
     dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
+    trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
+    /// The highest stream id on a tunnel.
+    last_own_id: u32,
     request_ids: RequestIds,
     tokens: TokenMint,
     rng: ChaCha12Rng,
@@ -136,6 +152,7 @@ impl Shard {
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
         let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let trails = Trails::new(limits.trace_records);
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -148,11 +165,15 @@ impl Shard {
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            lot: Lot::default(),
+            yard: Yard::default(),
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
+            trails,
             metrics: ShardMetrics::default(),
             local,
+            last_own_id: h2::Limits::default().last_own_id,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
             pending: 0,
@@ -191,6 +212,11 @@ impl Shard {
         self.stays = stays;
     }
 
+    /// Lets the stream ids of new tunnels run out early, for tests.
+    pub fn end_stream_ids_at(&mut self, last: u32) {
+        self.last_own_id = last;
+    }
+
     /// The core's counters, for tests and the simulated world.
     #[must_use]
     pub fn metrics(&self) -> &ShardMetrics {
@@ -205,6 +231,8 @@ impl Shard {
             && self.attachments.len() == 0
             && self.dials.is_empty()
             && self.exchanges.len() == 0
+            && self.lot.len() == 0
+            && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
             && self.pending == 0
@@ -319,10 +347,15 @@ impl Shard {
                 }
             }
             Event::Settings => self.peer_settings(border, conn),
-            Event::Goaway { last, .. } => self.worker_goaway(border, conn, last),
+            Event::Goaway { last, code } => {
+                self.client_goaway(conn, code);
+                self.worker_goaway(border, conn, last);
+            }
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
+                } else if payload == watch::ALIVE_PING {
+                    self.note_ping(conn);
                 }
             }
         }
@@ -347,7 +380,7 @@ impl Shard {
             }
             // A worker's head that cannot be relayed: the stream fails on both hops.
             _ => {
-                let code = Some(ringway_proto::h2::ErrorCode::InternalError);
+                let code = Some(h2::ErrorCode::InternalError);
                 self.drop_exchange(border, slot, code, code);
             }
         }
@@ -379,9 +412,7 @@ impl Shard {
     fn after_input(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         hop.received_at = border.now;
-        if let Some(tunnel) = hop.tunnel_mut() {
-            tunnel.pinged_at = None;
-        }
+        hop.answered();
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
@@ -412,6 +443,12 @@ impl Shard {
             if let Some(hop) = self.conns.hop_mut(source) {
                 hop.waits -= 1;
                 border.pause(source, hop.waits > 0);
+                if hop.waits == 0 {
+                    // What it said meanwhile is read now: only from here on is it silent.
+                    hop.received_at = border.now;
+                    hop.answered();
+                    self.watch(source);
+                }
             }
         }
     }
@@ -431,7 +468,7 @@ impl Shard {
         if tunnel {
             self.tunnel_gone(border, conn, Cause::BROKEN);
         } else {
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
         }
     }
 
@@ -439,9 +476,11 @@ impl Shard {
         match due {
             Due::Conn { slot, generation } => self.look_at(border, ConnId { slot, generation }),
             Due::Wait(key) => self.waited(border, key),
+            Due::Replace(key) => self.replace_overdue(border, key),
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
+            Due::Yield => self.look_at_queues(border),
             Due::Drain => self.end_all(border, Close::Flush),
         }
     }
@@ -516,7 +555,7 @@ impl Core for Shard {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
             Some(Conn::Hop(_)) => {
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Gone::Ended(end));
                 border.close(conn, Close::Flush);
             }
             Some(Conn::Fresh(_)) => {
@@ -556,9 +595,14 @@ impl Core for Shard {
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Trail { ticket, wanted } => {
+                let parts = self.trail(wanted);
+                self.posts.push(ControlPost::Trail { ticket, parts });
+            }
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
+            ShardPost::End { id } => self.end_session(border, id),
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => self.core_posted(border, post),
             ShardPost::Restarted { core } => self.restarted(border, core),

@@ -57,12 +57,15 @@ impl Shard {
 
     /// Nothing is under way on the connection any more: it goes.
     pub(super) fn let_go_of(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        let Some(Conn::Door(Plain { peer, opened, input, desk, .. })) = self.conns.remove(conn)
-        else {
-            return;
+        let door = match self.conns.remove(conn) {
+            Some(Conn::Door(door)) => door,
+            Some(Conn::Hop(hop)) => return self.tunnel_detached(*hop, parcel),
+            Some(Conn::Fresh(_)) | None => return,
         };
+        let Plain { peer, opened, input, desk, .. } = door;
         let Some(to) = desk.moving else { return };
-        let moved = MovedConnect { parcel, input, peer, opened };
+        let from = self.settings.core;
+        let moved = MovedConnect { parcel, input, peer, opened, from };
         if let Err(CorePost::Connect(moved)) = self.ask(to, CorePost::Connect(Box::new(moved))) {
             self.turn_away(border, moved.parcel);
         }
@@ -87,6 +90,7 @@ impl Shard {
         let mut door = Plain::new(moved.peer, border.now);
         door.opened = moved.opened;
         door.input = moved.input;
+        door.moved_from = Some(moved.from);
         door.begun = Some(border.now);
         self.conns.insert(conn, Conn::Door(door));
         self.serve_door(border, conn);

@@ -13,9 +13,11 @@ use super::exchange::{At, Pipe, Way};
 use super::link::Link;
 use super::table::Key;
 use super::timer::Due;
+use super::trail::STALL;
 use crate::border::{Border, ConnId};
 use crate::metrics::{CopyWhy, Limit, Method};
 use crate::pool::Segment;
+use crate::trail::Event;
 
 /// DATA frames up to this length are copied into the output: a copy of that size costs less than
 /// a range of its own in the send.
@@ -233,14 +235,18 @@ impl Shard {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let way = hop.way_out();
             let Some(key) = hop.ready.pop_front() else { return };
+            let hop_since = hop.hop_since;
             // Its slot may be another exchange's by now, with a turn on another hop.
-            if self.exchanges.get(key).is_none() {
-                continue;
-            }
+            let Some(exchange) = self.exchanges.get_mut(key) else { continue };
+            let since = exchange.pipe(way).moved_at.max(hop_since);
             let turn = self.send_waiting(border, key.slot, way);
             let again = matches!(turn, Turn::Again | Turn::HopBlocked);
             if let Some(exchange) = self.exchanges.get_mut(key) {
-                exchange.pipe(way).scheduled = again;
+                let pipe = exchange.pipe(way);
+                pipe.scheduled = again;
+                if pipe.moved_at.since(since) >= STALL {
+                    self.note_stall(key.slot, way, since);
+                }
             }
             match turn {
                 Turn::Empty => self.direction_done(border, key.slot, way),
@@ -488,6 +494,9 @@ impl Shard {
             let out = &mut border.sink(to.conn);
             let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
+        }
+        if let Some(key) = key.filter(|_| first) {
+            self.note_of(key, Event::AnswerBegun);
         }
         self.answer_sent(border, slot, at.conn, end);
     }

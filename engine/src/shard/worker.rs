@@ -15,9 +15,11 @@ use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
-use crate::control::local::{PollFault, PollRequest};
-use crate::metrics::Limit;
+use crate::control::local::{PollFault, PollRequest, WorkKind};
+use crate::metrics::{Limit, ResumeWay};
 use crate::pool::Segment;
+use crate::post::Stand;
+use crate::trail::Event;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -211,6 +213,7 @@ impl Shard {
                 }
                 Ok(Taken::Here(key, age)) => {
                     self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.note_connect(conn, key, age);
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
                 }
@@ -272,7 +275,9 @@ impl Shard {
             return Ok(Taken::Here(key, age));
         }
         *wrong += 1;
-        if *wrong >= self.settings.config.limits.token_tries {
+        let wrong = *wrong;
+        self.note(session, Event::Refused);
+        if wrong >= self.settings.config.limits.token_tries {
             self.metrics.limit_hit(Limit::TokenTries);
             self.give_up(border, key, Cause::REVOKED);
         }
@@ -302,23 +307,38 @@ impl Shard {
         key: Key,
     ) {
         let link = self.tunnel_link(border, conn, key);
+        let spare = link.is_unspoken();
         let tunnel = Tunnel {
             attachment: key,
-            used: false,
+            // A spare has no time in which it must be.
+            used: spare,
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
+            ping_sent: None,
             going: false,
+            parked: None,
+            held: false,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
+        let back = attachment.kind() == Some(WorkKind::Reconnect);
         attachment.state = State::Attached { tunnel: conn };
-        let id = attachment.session;
-        self.tunnel_joined(id, key);
+        let (id, since) = (attachment.session, attachment.opened);
+        if back && !spare {
+            self.count_resume(ResumeWay::Reconnect, since);
+            self.note_resume(key, ResumeWay::Reconnect, since);
+        }
+        let stand = if spare { Stand::Spare } else { Stand::Open };
+        self.tell_stand(border, id, key, stand);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
-        self.serve_waiters(border, key);
+        if spare {
+            self.spare_came(border, key);
+        } else {
+            self.serve_waiters(border, key);
+        }
     }
 }
