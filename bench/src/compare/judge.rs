@@ -55,7 +55,7 @@ impl fmt::Display for Judgement {
 
 /// Whether `peer` owes what `shape` says.
 pub fn owes(shape: &Shape, peer: &Peer) -> bool {
-    is_judged(peer) && shape.owing.contains(&peer.name.as_str())
+    !shape.owed.is_nothing() && is_judged(peer) && shape.owing.contains(&peer.name.as_str())
 }
 
 /// Everything `peer` owes in `shape`, as far as its runs and those of the others show it.
@@ -113,11 +113,11 @@ pub struct Loss {
     pub shape: String,
     /// Which gateway.
     pub gateway: String,
-    /// To whom; none if it is missed by itself.
-    pub rival: Option<String>,
+    /// To whom, the best first; nobody if it is missed by itself.
+    pub rivals: Vec<String>,
     /// At what.
     pub what: String,
-    /// How many times worse it is, if both can be compared.
+    /// How many times worse it is than the best, if both can be compared.
     pub factor: Option<f64>,
     /// The figures.
     pub text: String,
@@ -126,7 +126,9 @@ pub struct Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: {}", self.shape, self.gateway, self.text)?;
-        self.factor.map_or(Ok(()), |factor| write!(f, ", {factor:.2} x"))
+        // Rivals have their factors beside them.
+        let alone = self.factor.filter(|_| self.rivals.is_empty());
+        alone.map_or(Ok(()), |factor| write!(f, ", {factor:.2} x"))
     }
 }
 
@@ -141,16 +143,14 @@ pub fn losses(figures: &Figures<'_>) -> Vec<Loss> {
         let gateways = figures.peers.iter().filter(|p| is_judged(p) && shape.is_for(p));
         for gateway in gateways {
             missed(figures, shape, gateway, &mut all);
-            for rival in figures.peers.iter().filter(|p| p.class == Class::L7) {
-                beaten(figures, shape, (gateway, rival), &mut all);
-            }
+            beaten(figures, shape, gateway, &mut all);
         }
     }
     let owing = |loss: &Loss| {
         let shape = figures.shapes.iter().find(|s| s.name == loss.shape);
         shape.is_some_and(|shape| shape.owing.contains(&loss.gateway.as_str()))
     };
-    let rank = |loss: &Loss| (!owing(loss), loss.rival.is_some());
+    let rank = |loss: &Loss| (!owing(loss), !loss.rivals.is_empty());
     all.sort_by(|a, b| {
         let factor = |loss: &Loss| loss.factor.unwrap_or(f64::MAX);
         rank(a).cmp(&rank(b)).then(factor(b).total_cmp(&factor(a)))
@@ -162,7 +162,7 @@ fn missed(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
     let of = |what: &str, factor, text| Loss {
         shape: shape.name.to_owned(),
         gateway: gateway.name.clone(),
-        rival: None,
+        rivals: vec![],
         what: what.to_owned(),
         factor,
         text,
@@ -180,29 +180,36 @@ fn missed(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
     }
 }
 
-fn beaten(
-    figures: &Figures<'_>,
-    shape: &Shape,
-    (gateway, rival): (&Peer, &Peer),
-    losses: &mut Vec<Loss>,
-) {
+/// What layer-7 peers do better: one loss for each value, with all who do.
+fn beaten(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec<Loss>) {
     for (what, value, more_is_better) in values(figures, shape) {
         let median = |p: &Peer| Some(figures.spread(shape, p, &value)?.median);
-        let (Some(ours), Some(theirs)) = (median(gateway), median(rival)) else { continue };
-        let factor = if more_is_better { theirs / ours } else { ours / theirs };
-        // What is below zero is better than nothing at all; there is no factor to it.
-        let factor = (ours > 0.0 && theirs > 0.0).then_some(factor);
-        let worse = factor.map_or(ours > theirs, |factor| factor > 1.0 + NOISE);
-        if worse {
-            losses.push(Loss {
-                shape: shape.name.to_owned(),
-                gateway: gateway.name.clone(),
-                rival: Some(rival.name.clone()),
-                what: what.to_owned(),
-                factor,
-                text: format!("{what}: {ours:.1}, {} {theirs:.1}", rival.name),
-            });
-        }
+        let Some(ours) = median(gateway) else { continue };
+        let better = |rival: &Peer| {
+            let theirs = median(rival)?;
+            // What is below zero is better than anything above; there is no factor to it.
+            let factor = if more_is_better { theirs / ours } else { ours / theirs };
+            let factor = (ours > 0.0 && theirs > 0.0).then_some(factor);
+            let worse = factor.map_or(ours > theirs, |factor| factor > 1.0 + NOISE);
+            worse.then(|| (factor, theirs, rival.name.clone()))
+        };
+        let rivals = figures.peers.iter().filter(|p| p.class == Class::L7);
+        let mut rivals: Vec<_> = rivals.filter_map(better).collect();
+        let rank = |factor: Option<f64>| factor.unwrap_or(f64::MAX);
+        rivals.sort_by(|a, b| rank(b.0).total_cmp(&rank(a.0)));
+        let Some((factor, ..)) = rivals.first().cloned() else { continue };
+        let told = rivals.iter().map(|(factor, theirs, name)| {
+            let times = factor.map_or(String::new(), |factor| format!(" ({factor:.2} x)"));
+            format!("{name} {theirs:.1}{times}")
+        });
+        losses.push(Loss {
+            shape: shape.name.to_owned(),
+            gateway: gateway.name.clone(),
+            what: what.to_owned(),
+            factor,
+            text: format!("{what}: {ours:.1}; {}", told.collect::<Vec<_>>().join(", ")),
+            rivals: rivals.into_iter().map(|(.., name)| name).collect(),
+        });
     }
 }
 
@@ -289,7 +296,7 @@ mod tests {
         // 2.5 % more CPU is noise, twice the p99 is not; the missing ratio of 0.35 is missed.
         assert_eq!(told.len(), 2, "{told:?}");
         assert!(told[0].contains("owes CPU us a unit <= 0.35 x nginx"), "{told:?}");
-        assert_eq!(told[1], "unary-1k-16x16: ringway: p99 us: 3.0, nginx 1.5, 2.00 x");
+        assert_eq!(told[1], "unary-1k-16x16: ringway: p99 us: 3.0; nginx 1.5 (2.00 x)");
     }
 
     #[test]

@@ -11,9 +11,6 @@ use super::report::grid;
 use super::table::{Line, Row};
 use super::{Record, is_judged};
 
-/// Colours of the curves; more peers than that share them.
-const COLOURS: usize = 12;
-
 const STYLE: &str = include_str!("page.css");
 
 /// The page of a comparison whose runs left their files in `out`.
@@ -85,7 +82,11 @@ fn owed(table: &[Row]) -> String {
                     "<tr class=open><td><a href=\"#{0}\">{0}</a><td>{1}<td>not judged: {2}",
                     row.name,
                     escaped(&line.peer),
-                    if line.figure.is_some() { "nothing to compare with" } else { "no figure" }
+                    if line.figure.is_some() {
+                        "nothing to compare with"
+                    } else {
+                        "nothing counted"
+                    }
                 );
             }
         }
@@ -151,7 +152,7 @@ fn drawn_curve<'a>(
     row: &Row,
     line: &'a Line,
     out: &Path,
-) -> Option<(&'a str, usize, bool, curve::Curve)> {
+) -> Option<plot::Stroke<'a>> {
     let folder = out.join(&row.name).join(&line.peer);
     let counted = |run: &&super::Run| {
         run.shape == row.name && run.peer == line.peer && run.counted().is_some()
@@ -160,7 +161,7 @@ fn drawn_curve<'a>(
     let files = files.map(|run| folder.join(format!("latency-{}.hlog", run.round)));
     let place = record.peers.iter().position(|peer| peer.name == line.peer)?;
     let strong = line.class == Class::Gateway;
-    Some((&line.peer, place % COLOURS, strong, curve::read(files)?))
+    Some(plot::Stroke { name: &line.peer, place, strong, curve: curve::read(files)? })
 }
 
 fn class(class: Class) -> &'static str {

@@ -23,6 +23,8 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 170.0;
 const BELOW: f64 = 30.0;
 const ABOVE: f64 = 10.0;
+/// Colours of curves in the style sheet.
+const COLOURS: usize = 12;
 /// Height of a line of the legend.
 const LEGEND: f64 = 16.0;
 
@@ -35,6 +37,28 @@ pub struct Bar<'a> {
     pub class: &'a str,
     /// How much.
     pub value: Spread,
+}
+
+/// One curve.
+#[derive(Debug)]
+pub struct Stroke<'a> {
+    /// Who.
+    pub name: &'a str,
+    /// Its number, which decides its colour.
+    pub place: usize,
+    /// Whether it is to be seen first.
+    pub strong: bool,
+    /// Where it goes.
+    pub curve: Curve,
+}
+
+impl Stroke<'_> {
+    fn classes(&self) -> String {
+        let weight = if self.strong { " strong" } else { "" };
+        // The same colour comes again with another pattern.
+        let dashed = if self.place >= COLOURS { " dashed" } else { "" };
+        format!("curve c{}{weight}{dashed}", self.place % COLOURS)
+    }
 }
 
 /// Where a value stands between the ends of an axis.
@@ -120,9 +144,9 @@ pub fn bars(mut bars: Vec<Bar<'_>>) -> String {
     svg + "</svg>"
 }
 
-/// Curves over the number of nines; each with its name and the place of its colour.
-pub fn curves(curves: &[(&str, usize, bool, Curve)]) -> String {
-    let values = curves.iter().flat_map(|(.., curve)| curve.iter().map(|point| point.1));
+/// Curves over the number of nines.
+pub fn curves(curves: &[Stroke<'_>]) -> String {
+    let values = curves.iter().flat_map(|stroke| stroke.curve.iter().map(|point| point.1));
     let axis = Axis::of(values, true);
     let height = HEIGHT.max(curves.len() as f64 * LEGEND + ABOVE);
     let mut svg = open(height, "latency by percentile, logarithmic");
@@ -161,19 +185,19 @@ pub fn curves(curves: &[(&str, usize, bool, Curve)]) -> String {
             at = x(nines),
         );
     }
-    for (i, (name, colour, strong, curve)) in curves.iter().enumerate() {
+    for (i, stroke) in curves.iter().enumerate() {
         let mut path = String::new();
-        for (at, (nines, us)) in curve.iter().enumerate() {
-            let _ =
-                write!(path, "{}{:.1} {:.1}", if at == 0 { 'M' } else { 'L' }, x(*nines), y(*us));
+        for (at, (nines, us)) in stroke.curve.iter().enumerate() {
+            let step = if at == 0 { 'M' } else { 'L' };
+            let _ = write!(path, "{step}{:.1} {:.1}", x(*nines), y(*us));
         }
-        let (name, weight) = (escaped(name), if *strong { " strong" } else { "" });
+        let (name, classes) = (escaped(stroke.name), stroke.classes());
         let line = i as f64 * LEGEND + ABOVE + LEGEND / 2.0;
         let from = WIDTH - RIGHT + 14.0;
         let _ = write!(
             svg,
-            "<path class=\"curve c{colour}{weight}\" d=\"{path}\"><title>{name}</title></path>\
-             <path class=\"curve c{colour}{weight}\" d=\"M{from} {line}h18\"/>\
+            "<path class=\"{classes}\" d=\"{path}\"><title>{name}</title></path>\
+             <path class=\"{classes}\" d=\"M{from} {line}h18\"/>\
              <text class=value x={} y={}>{name}</text>",
             from + 24.0,
             line + 4.0,
@@ -212,8 +236,13 @@ mod tests {
 
     #[test]
     fn a_curve_rises_to_the_right() {
-        let svg = curves(&[("x", 0, true, vec![(0.0, 10.0), (1.0, 100.0), (4.0, 2000.0)])]);
-        assert!(svg.contains("curve c0 strong") && svg.contains("1 ms"), "{svg}");
+        let stroke = |name, place| {
+            let curve = vec![(0.0, 10.0), (1.0, 100.0), (4.0, 2000.0)];
+            Stroke { name, place, strong: place == 0, curve }
+        };
+        let svg = curves(&[stroke("x", 0), stroke("y", COLOURS)]);
+        assert!(svg.contains("curve c0 strong\"") && svg.contains("1 ms"), "{svg}");
+        assert!(svg.contains("curve c0 dashed\""), "{svg}");
         assert!(!svg.contains("NaN"), "{svg}");
         let empty = curves(&[]);
         assert!(empty.ends_with("</svg>") && !empty.contains("NaN"), "{empty}");

@@ -163,7 +163,7 @@ mod tests {
             "1 of 2 runs not counted",
             "unary-100-16x16 round 2 ringway: 7 failed",
             "where we lose",
-            "CPU us a unit: 5.0, nghttpx 4.0, 1.25 x",
+            "CPU us a unit: 5.0; nghttpx 4.0 (1.25 x)",
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }

@@ -89,6 +89,13 @@ const NOTHING: Owed = Owed {
     of_shape: None,
 };
 
+impl Owed {
+    /// Whether the shape is only looked at.
+    pub fn is_nothing(&self) -> bool {
+        *self == NOTHING
+    }
+}
+
 const fn owed(relay: f64, l7: f64) -> Owed {
     Owed { relay: Some(relay), l7: Some(l7), ..NOTHING }
 }
