@@ -11,5 +11,6 @@ mod http1_upgrade;
 mod machine;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
+mod runs;
 mod sessions;
 mod world;
