@@ -13,11 +13,8 @@ mod parking;
 mod parking_cores;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
-<<<<<<< HEAD
 mod replacing;
-=======
 mod runs;
->>>>>>> wire
 mod sessions;
 mod silence;
 mod spares;
