@@ -79,10 +79,14 @@ impl Port {
         // A gateway elsewhere shows the begin of the id only.
         let shown = session["requestId"].as_str().unwrap_or_default();
         let whole = if shown.len() > id.len() { shown } else { id };
-        let (status, body) = self.send(Method::DELETE, &format!("/sessions/{whole}")).await?;
+        // By what was given: if several begin so, the gateway ends none.
+        let (status, body) = self.send(Method::DELETE, &format!("/sessions/{id}")).await?;
         match status {
             status if status.is_success() => Ok(format!("session {whole} has been ended\n")),
             StatusCode::NOT_FOUND => Err(Failure(format!("session {whole} has ended already"))),
+            StatusCode::CONFLICT => Err(Failure(format!(
+                "several sessions begin with {id}, and none was ended: write more of the id"
+            ))),
             StatusCode::FORBIDDEN => Err(Failure(format!(
                 "{} ends sessions for its own machine only: run this there, or set [admin] \
                  allow_remote = true",

@@ -377,7 +377,9 @@ impl Shard {
         self.keep_used(&kept);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
-            if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {
+            // On a tunnel that was replaced it is not the client's attachment's any more.
+            let outlived = |key| self.attachments.get(key).is_some_and(|a| a.client.is_none());
+            if of.is_some_and(|key| kept.binary_search(&key).is_ok() || outlived(key)) {
                 self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
             } else {
                 // The tunnel goes as a whole: its streams need no reset each.

@@ -13,13 +13,13 @@ use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
 
-/// Any connection.
+/// Any connection. Boxed, so that the table of them stays small where hops rest.
 #[derive(Debug)]
 pub(crate) enum Conn {
     /// A client that has not said yet which protocol it speaks.
-    Fresh(Fresh),
+    Fresh(Box<Fresh>),
     /// A worker's connection before its CONNECT is accepted.
-    Door(Plain),
+    Door(Box<Plain>),
     /// A connection of a relay.
     Hop(Box<Hop>),
 }
@@ -329,6 +329,16 @@ impl Conns {
         }
     }
 
+    /// Two hops at once; none if they are one.
+    pub(crate) fn two_hops(&mut self, one: ConnId, other: ConnId) -> Option<[&mut Hop; 2]> {
+        let slots = [one.slot as usize, other.slot as usize];
+        let [one_slot, other_slot] = self.slots.get_disjoint_mut(slots).ok()?;
+        let (one_generation, Conn::Hop(hop)) = one_slot.as_mut()? else { return None };
+        let (other_generation, Conn::Hop(other_hop)) = other_slot.as_mut()? else { return None };
+        let live = *one_generation == one.generation && *other_generation == other.generation;
+        live.then_some([&mut **hop, &mut **other_hop])
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -361,6 +371,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// What a session that rests costs, apart from the memory of its HPACK tables.
+    #[test]
+    fn what_rests_is_small() {
+        assert!(size_of::<Option<(u32, Conn)>>() <= 24);
+        assert!(size_of::<Hop>() <= 888, "{}", size_of::<Hop>());
+        assert!(size_of::<Pin>() <= 136, "{}", size_of::<Pin>());
+    }
 
     #[test]
     fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {

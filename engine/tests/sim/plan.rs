@@ -35,13 +35,18 @@ const VARIANTS: [&str; 5] = [
     "[limits]\nwork_queue = 2\npending_sessions = 3\npending_per_tenant = 2\nstreams = 4\nqueued_answers = 3",
 ];
 
+/// What is kept of lost clients.
+const PARKING: [(Park, u64); 4] =
+    [(Park::Never, 30), (Park::Auto, 30), (Park::Always, 30), (Park::Auto, 1)];
+
 /// A configuration and what is made of it.
 pub(crate) struct Rules {
     pub(crate) config: Arc<Config>,
     pub(crate) policy: Arc<Policy>,
 }
 
-pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
+/// For each variant, with each kind of parking.
+static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
     let functions: String = FUNCTIONS
         .iter()
         .map(|(id, version, tenants)| {
@@ -51,23 +56,21 @@ pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
             )
         })
         .collect();
-    VARIANTS
-        .iter()
-        .map(|more| {
-            let text = format!(
-                "[listen]\nclient = \"127.0.0.1:10081\"\nworker = \"127.0.0.1:10086\"\n\
+    let all = VARIANTS.iter().flat_map(|more| PARKING.iter().map(move |parking| (more, parking)));
+    all.map(|(more, (park, window))| {
+        let text = format!(
+            "[listen]\nclient = \"127.0.0.1:10081\"\nworker = \"127.0.0.1:10086\"\n\
                  [control]\nmode = \"local\"\nadvertise = \"http://127.0.0.1:10086\"\n\
                  [[tenant]]\nname = \"dev\"\nclient_keys = [\"dev-key\", \"dev-key-2\"]\n\
                  [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
-            );
-            let mut config =
-                Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
-            // What this world's ends judge is the tunnel of a client that is there.
-            config.session.park = Park::Never;
-            let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
-            Rules { config: Arc::new(config), policy }
-        })
-        .collect()
+        );
+        let mut config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
+        config.session.park = *park;
+        config.session.park_window = Duration::from_secs(*window);
+        let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+        Rules { config: Arc::new(config), policy }
+    })
+    .collect()
 });
 
 /// How often what goes wrong, in percent.
@@ -75,6 +78,10 @@ pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
 pub(crate) struct Plan {
     pub(crate) cores: usize,
     pub(crate) variant: usize,
+    /// One of [`PARKING`].
+    parking: usize,
+    /// The last stream id on a tunnel, if they run out early.
+    pub(crate) last_id: Option<u32>,
     pub(crate) blocks: usize,
     pub(crate) block_bytes: usize,
     pub(crate) mailbox: usize,
@@ -139,6 +146,8 @@ impl Plan {
         let plan = Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
+            parking: 0,
+            last_id: None,
             blocks: seed.pick(&[5, 8, 16, 32]),
             block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),
             mailbox: seed.pick(&[1, 2, 4, 64]),
@@ -180,6 +189,13 @@ impl Plan {
         Self { http1: if seed.chance(45) { seed.pick(&[30, 70, 100]) } else { 0 }, ..self }
     }
 
+    /// Most runs keep tunnels of lost clients, and in some stream ids run out: by dice of their own.
+    pub(crate) fn with_parking(self, number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x7061_726b);
+        let last_id = seed.chance(20).then(|| seed.pick(&[4, 10, 30]));
+        Self { parking: seed.below(PARKING.len()), last_id, ..self }
+    }
+
     /// Little receive memory, much to hold in it.
     fn pressed(self) -> Self {
         Self {
@@ -198,9 +214,14 @@ impl Plan {
 }
 
 impl Plan {
+    /// What the gateway goes by.
+    pub(crate) fn rules(&self) -> &'static Rules {
+        &RULES[self.variant * PARKING.len() + self.parking]
+    }
+
     /// How long the gateway waits for a worker.
     pub(crate) fn wait(&self) -> Duration {
-        RULES[self.variant].config.session.wait
+        self.rules().config.session.wait
     }
 
     /// The size of a body.

@@ -17,7 +17,7 @@ use super::core::{Around, Core};
 use super::journal::{self, note};
 use super::ledger::{Ledger, Work, Worker};
 use super::peer::{Act, Peer, Stage, Trick};
-use super::plan::{FUNCTIONS, Plan, RULES};
+use super::plan::{FUNCTIONS, Plan};
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
@@ -120,7 +120,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(number: u64) -> Self {
         let mut seed = Seed::new(number);
-        let plan = Plan::new(&mut seed).with_http1(number);
+        let plan = Plan::new(&mut seed).with_http1(number).with_parking(number);
         let mut world = Self {
             plan,
             now: Time(1_000_000),
@@ -170,7 +170,7 @@ impl World {
     }
 
     fn core(&mut self, number: usize, generation: u32) -> Core {
-        let rules = &RULES[self.plan.variant];
+        let rules = self.plan.rules();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
         let settings = ShardSettings {
@@ -189,7 +189,10 @@ impl World {
         };
         let mut border = Border::new(Pool::new(self.plan.blocks, self.plan.block_bytes));
         border.now = self.now;
-        let shard = Shard::new(settings, rules.policy.clone());
+        let mut shard = Shard::new(settings, rules.policy.clone());
+        if let Some(last) = self.plan.last_id {
+            shard.end_stream_ids_at(last);
+        }
         Core::new(number, shard, border, self.plan.mailbox)
     }
 
