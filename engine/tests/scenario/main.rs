@@ -17,4 +17,5 @@ mod replacing;
 mod sessions;
 mod silence;
 mod spares;
+mod spares_cores;
 mod world;
