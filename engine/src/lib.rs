@@ -7,6 +7,7 @@ pub mod bare;
 pub mod boot;
 pub mod border;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;
@@ -20,6 +21,7 @@ pub mod reactor;
 pub mod ring;
 pub mod shard;
 pub mod tls;
+pub mod trail;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

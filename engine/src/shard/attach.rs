@@ -27,6 +27,7 @@ use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
 use crate::post::{Join, SessionFacts, Stand};
+use crate::trail::Event;
 
 /// One attachment.
 #[derive(Debug)]
@@ -168,6 +169,7 @@ impl Shard {
             function: head.function.into(),
             version: head.version.into(),
             grant,
+            granted_at: self.now,
             rules: self.rules,
             attachment: None,
         });
@@ -466,6 +468,7 @@ impl Shard {
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        self.note_begin(key, kind);
         if self.dial_function(border, key, kind) {
             return;
         }
@@ -547,8 +550,9 @@ impl Shard {
         match hop.link.open() {
             Ok(stream) => {
                 hop.link.set_tag(stream, slot);
+                let mut first = false;
                 if let Some(tunnel) = hop.tunnel_mut() {
-                    tunnel.used = true;
+                    first = !std::mem::replace(&mut tunnel.used, true);
                     tunnel.idle_since = None;
                 }
                 if let Some(exchange) = self.exchanges.at_mut(slot) {
@@ -556,6 +560,9 @@ impl Shard {
                     let key = exchange.attachment;
                     if let Some(attachment) = key.and_then(|key| self.attachments.get_mut(key)) {
                         attachment.streams += 1;
+                    }
+                    if let Some(key) = key.filter(|_| first) {
+                        self.note_of(key, Event::RequestSent);
                     }
                 }
                 true

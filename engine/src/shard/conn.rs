@@ -51,6 +51,8 @@ pub(crate) struct Plain {
     pub(crate) polls: u32,
     /// Where it stands with the dispatch.
     pub(crate) desk: Desk,
+    /// The core that accepted it, if that was another one.
+    pub(crate) moved_from: Option<u16>,
     /// The connection ends with the answer to its poll.
     pub(crate) last: bool,
     /// `100 Continue` was sent for the unfinished request.
@@ -68,6 +70,7 @@ impl Plain {
             begun: None,
             polls: 0,
             desk: Desk::default(),
+            moved_from: None,
             scan: Scan::default(),
             last: false,
             continued: false,
@@ -155,6 +158,8 @@ pub(crate) struct Pin {
     pub(crate) function: Box<[u8]>,
     pub(crate) version: Box<[u8]>,
     pub(crate) grant: crate::control::local::Grant,
+    /// When it was granted.
+    pub(crate) granted_at: Time,
     /// Of the rules that granted it.
     pub(crate) rules: u32,
     /// The attachment that requests without an id use.
@@ -173,6 +178,8 @@ pub(crate) struct Tunnel {
     pub(crate) idle_since: Option<Time>,
     /// When the PING that is not answered yet was sent.
     pub(crate) pinged_at: Option<Time>,
+    /// When the last PING was sent, until its own answer comes.
+    pub(crate) ping_sent: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
@@ -320,6 +327,16 @@ impl Conns {
             Conn::Hop(hop) => Some(hop),
             Conn::Fresh(_) | Conn::Door(_) => None,
         }
+    }
+
+    /// Two hops at once; none if they are one.
+    pub(crate) fn two_hops(&mut self, one: ConnId, other: ConnId) -> Option<[&mut Hop; 2]> {
+        let slots = [one.slot as usize, other.slot as usize];
+        let [one_slot, other_slot] = self.slots.get_disjoint_mut(slots).ok()?;
+        let (one_generation, Conn::Hop(hop)) = one_slot.as_mut()? else { return None };
+        let (other_generation, Conn::Hop(other_hop)) = other_slot.as_mut()? else { return None };
+        let live = *one_generation == one.generation && *other_generation == other.generation;
+        live.then_some([&mut **hop, &mut **other_hop])
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -16,6 +16,7 @@ use crate::border::{Border, Close, ConnId};
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work};
 use crate::metrics::Limit;
 use crate::post::CorePost;
+use crate::trail::Event;
 
 /// How much longer than the dispatch's own time a poll waits for a word of another core.
 const POLL_GRACE: Duration = Duration::from_secs(5);
@@ -239,12 +240,14 @@ impl Shard {
             PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
             PollAnswer::Work(work) => {
                 door.desk.offered = true;
+                let id = work.request_id;
                 let json = work.to_json(&self.settings.advertise);
                 let mut out = Vec::with_capacity(json.len() + 128);
                 out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
                 out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
                 out.extend_from_slice(&json);
                 border.put(poll.conn, &out);
+                self.note(id, Event::HandedOut);
             }
         }
         self.poll_settled(border, poll.conn);

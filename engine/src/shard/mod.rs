@@ -28,12 +28,14 @@ mod relay;
 mod reply;
 mod restart;
 mod resume;
+mod run;
 mod session;
 mod settings;
 mod snapshot;
 mod spare;
 mod table;
 mod timer;
+mod trail;
 mod watch;
 mod worker;
 
@@ -67,6 +69,7 @@ use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
+use self::trail::Trails;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
@@ -95,6 +98,7 @@ pub struct Shard {
     dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
+    trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
     /// The highest stream id on a tunnel.
@@ -149,6 +153,7 @@ impl Shard {
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
         let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let trails = Trails::new(limits.trace_records);
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
@@ -166,6 +171,7 @@ impl Shard {
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
+            trails,
             metrics: ShardMetrics::default(),
             local,
             last_own_id: h2::Limits::default().last_own_id,
@@ -258,6 +264,7 @@ impl Shard {
     fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         loop {
+            self.run(border, conn, segment, &mut pos);
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
             let Link::H2(h2) = &mut hop.link else { return };
@@ -349,6 +356,8 @@ impl Shard {
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
+                } else if payload == watch::ALIVE_PING {
+                    self.note_ping(conn);
                 }
             }
         }
@@ -587,6 +596,10 @@ impl Core for Shard {
                 let snapshot: Box<Snapshot> = Box::new(self.snapshot(border));
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+            }
+            ShardPost::Trail { ticket, wanted } => {
+                let parts = self.trail(wanted);
+                self.posts.push(ControlPost::Trail { ticket, parts });
             }
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,

@@ -64,7 +64,8 @@ impl Shard {
         };
         let Plain { peer, opened, input, desk, .. } = door;
         let Some(to) = desk.moving else { return };
-        let moved = MovedConnect { parcel, input, peer, opened };
+        let from = self.settings.core;
+        let moved = MovedConnect { parcel, input, peer, opened, from };
         if let Err(CorePost::Connect(moved)) = self.ask(to, CorePost::Connect(Box::new(moved))) {
             self.turn_away(border, moved.parcel);
         }
@@ -89,6 +90,7 @@ impl Shard {
         let mut door = Plain::new(moved.peer, border.now);
         door.opened = moved.opened;
         door.input = moved.input;
+        door.moved_from = Some(moved.from);
         door.begun = Some(border.now);
         self.conns.insert(conn, Conn::Door(door));
         self.serve_door(border, conn);

@@ -19,6 +19,7 @@ use crate::control::local::{PollFault, PollRequest, WorkKind};
 use crate::metrics::{Limit, ResumeWay};
 use crate::pool::Segment;
 use crate::post::Stand;
+use crate::trail::Event;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -212,6 +213,7 @@ impl Shard {
                 }
                 Ok(Taken::Here(key, age)) => {
                     self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.note_connect(conn, key, age);
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
                 }
@@ -273,7 +275,9 @@ impl Shard {
             return Ok(Taken::Here(key, age));
         }
         *wrong += 1;
-        if *wrong >= self.settings.config.limits.token_tries {
+        let wrong = *wrong;
+        self.note(session, Event::Refused);
+        if wrong >= self.settings.config.limits.token_tries {
             self.metrics.limit_hit(Limit::TokenTries);
             self.give_up(border, key, Cause::REVOKED);
         }
@@ -311,6 +315,7 @@ impl Shard {
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
+            ping_sent: None,
             going: false,
             parked: None,
             held: false,
@@ -324,6 +329,7 @@ impl Shard {
         let (id, since) = (attachment.session, attachment.opened);
         if back && !spare {
             self.count_resume(ResumeWay::Reconnect, since);
+            self.note_resume(key, ResumeWay::Reconnect, since);
         }
         let stand = if spare { Stand::Spare } else { Stand::Open };
         self.tell_stand(border, id, key, stand);

@@ -14,7 +14,7 @@ use crate::world::World;
 const STREAMING: &str = "kind = \"streaming\"";
 
 /// A client with a session whose worker has answered the first call.
-fn attached(world: &mut World) -> (Peer, Peer, String) {
+pub(crate) fn attached(world: &mut World) -> (Peer, Peer, String) {
     let mut client = Peer::client(world);
     client.request(world, &[], true);
     let mut worker = Peer::worker(world);
@@ -25,14 +25,14 @@ fn attached(world: &mut World) -> (Peer, Peer, String) {
 }
 
 /// The worker answers its `n`th request.
-fn answer(world: &mut World, worker: &mut Peer, n: usize) {
+pub(crate) fn answer(world: &mut World, worker: &mut Peer, n: usize) {
     worker.sync(world);
     let key = worker.key(n);
     worker.head(world, key, &[(":status", "200"), ("grpc-status", "0")], true);
 }
 
 /// A client that comes back, with the answer to its call.
-fn back(world: &mut World, worker: &mut Peer, id: &str, n: usize) -> Peer {
+pub(crate) fn back(world: &mut World, worker: &mut Peer, id: &str, n: usize) -> Peer {
     let mut client = Peer::client(world);
     client.request(world, &[("nvcf-reqid", id)], true);
     answer(world, worker, n);
