@@ -12,6 +12,7 @@ pub mod control;
 pub mod demo;
 pub mod doctor;
 pub mod inlet;
+mod json;
 pub mod log;
 pub mod metrics;
 pub mod pool;

@@ -163,6 +163,10 @@ impl Shard {
             self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
+        if hop.pins.is_empty() {
+            // Most connections are one user of one function.
+            hop.pins.reserve_exact(1);
+        }
         hop.pins.push(Pin {
             hash,
             credential: head.credential.into(),
@@ -439,6 +443,9 @@ impl Shard {
         attachment.state = State::Fresh { kind };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
+            if owner.attachments.is_empty() {
+                owner.attachments.reserve_exact(1);
+            }
             owner.attachments.push(key);
             owner.tunnels_seen += 1;
             owner.pins[pin].attachment.get_or_insert(key);

@@ -13,13 +13,13 @@ use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
 
-/// Any connection.
+/// Any connection. Boxed, so that the table of them stays small where hops rest.
 #[derive(Debug)]
 pub(crate) enum Conn {
     /// A client that has not said yet which protocol it speaks.
-    Fresh(Fresh),
+    Fresh(Box<Fresh>),
     /// A worker's connection before its CONNECT is accepted.
-    Door(Plain),
+    Door(Box<Plain>),
     /// A connection of a relay.
     Hop(Box<Hop>),
 }
@@ -371,6 +371,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// What a session that rests costs, apart from the memory of its HPACK tables.
+    #[test]
+    fn what_rests_is_small() {
+        assert!(size_of::<Option<(u32, Conn)>>() <= 24);
+        assert!(size_of::<Hop>() <= 888, "{}", size_of::<Hop>());
+        assert!(size_of::<Pin>() <= 136, "{}", size_of::<Pin>());
+    }
 
     #[test]
     fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {

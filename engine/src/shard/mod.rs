@@ -84,6 +84,8 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// What every HTTP/2 connection is held to.
+    http2: Arc<h2::Limits>,
     /// How often the policy was replaced.
     rules: u32,
     now: Time,
@@ -101,8 +103,6 @@ pub struct Shard {
     trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
-    /// The highest stream id on a tunnel.
-    last_own_id: u32,
     request_ids: RequestIds,
     tokens: TokenMint,
     rng: ChaCha12Rng,
@@ -111,7 +111,7 @@ pub struct Shard {
     held: usize,
     /// Attachments that wait for their worker.
     pending: usize,
-    pending_by_tenant: HashMap<Arc<str>, usize>,
+    pending_by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
     /// Streams without progress are being looked for.
     sweeping: bool,
     /// Attachments made in this turn.
@@ -159,6 +159,7 @@ impl Shard {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
             tokens: TokenMint::new(settings.secret, settings.node, settings.incarnation),
             rng: ChaCha12Rng::from_seed(settings.seed),
+            http2: Arc::new(settings.http2()),
             settings,
             policy,
             rules: 0,
@@ -174,11 +175,10 @@ impl Shard {
             trails,
             metrics: ShardMetrics::default(),
             local,
-            last_own_id: h2::Limits::default().last_own_id,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
             pending: 0,
-            pending_by_tenant: HashMap::new(),
+            pending_by_tenant: HashMap::default(),
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
@@ -215,7 +215,7 @@ impl Shard {
 
     /// Lets the stream ids of new tunnels run out early, for tests.
     pub fn end_stream_ids_at(&mut self, last: u32) {
-        self.last_own_id = last;
+        Arc::make_mut(&mut self.http2).last_own_id = last;
     }
 
     /// The core's counters, for tests and the simulated world.
@@ -515,9 +515,9 @@ impl Core for Shard {
             Listener::Client => {
                 self.metrics.active_connections += 1;
                 self.metrics.client_connections_opened += 1;
-                Conn::Fresh(Fresh { peer, opened: border.now, magic: 0 })
+                Conn::Fresh(Box::new(Fresh { peer, opened: border.now, magic: 0 }))
             }
-            Listener::Worker => Conn::Door(Plain::new(peer, border.now)),
+            Listener::Worker => Conn::Door(Box::new(Plain::new(peer, border.now))),
         };
         self.conns.insert(conn, entry);
         self.watch(conn);

@@ -62,7 +62,7 @@ impl Shard {
             Some(Conn::Hop(hop)) => return self.tunnel_detached(*hop, parcel),
             Some(Conn::Fresh(_)) | None => return,
         };
-        let Plain { peer, opened, input, desk, .. } = door;
+        let Plain { peer, opened, input, desk, .. } = *door;
         let Some(to) = desk.moving else { return };
         let from = self.settings.core;
         let moved = MovedConnect { parcel, input, peer, opened, from };
@@ -92,7 +92,7 @@ impl Shard {
         door.input = moved.input;
         door.moved_from = Some(moved.from);
         door.begun = Some(border.now);
-        self.conns.insert(conn, Conn::Door(door));
+        self.conns.insert(conn, Conn::Door(Box::new(door)));
         self.serve_door(border, conn);
     }
 

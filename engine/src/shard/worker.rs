@@ -1,5 +1,6 @@
 //! The worker listener: CONNECT, the local dispatch's polls, and its health.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use ringway_proto::fields::{Fields, Token};
@@ -286,7 +287,8 @@ impl Shard {
 
     /// The worker has come: its connection becomes the attachment's tunnel.
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: &[u8]) {
-        let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
+        let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
+        let Plain { peer, opened, timer, .. } = *door;
         border.put(conn, connect::ACCEPTED);
         let attachment = self.attachments.get(key).expect("its token was just taken");
         let tenant = attachment.tenant.clone();
@@ -294,6 +296,16 @@ impl Shard {
         self.withdraw(key, &function, &version);
         self.no_longer_pending(&tenant);
         self.become_tunnel(border, conn, (peer, opened), key);
+        if let Some(hop) = self.conns.hop_mut(conn) {
+            // What was armed for the door looks after the hop as well.
+            hop.timer = hop.timer.or(timer);
+        }
+        if let Some(attachment) = self.attachments.get_mut(key)
+            && attachment.waiters.is_empty()
+        {
+            // From now on only a worker's limit of streams makes anything wait.
+            attachment.waiters = VecDeque::new();
+        }
         self.receive_copy(border, conn, tail);
         self.watch(conn);
     }

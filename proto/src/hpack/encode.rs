@@ -23,7 +23,7 @@ pub struct Encoder {
     /// Allocated with the first entry.
     index: Option<Box<Index>>,
     /// The smallest maximum since the last block, if it changed (RFC 7541 §4.2).
-    resized: Option<usize>,
+    resized: Option<u16>,
 }
 
 /// Whether a field goes to the table.
@@ -76,7 +76,8 @@ impl Encoder {
         if max_size == self.table.max_size() {
             return;
         }
-        self.resized = Some(self.resized.map_or(max_size, |smallest| smallest.min(max_size)));
+        let smallest = self.resized.map_or(max_size, |before| max_size.min(before.into()));
+        self.resized = Some(smallest as u16);
         self.table.set_max_size(max_size);
         self.evict_for(0);
         if max_size == 0 {
@@ -86,7 +87,7 @@ impl Encoder {
 
     /// Begins a header block: tells the peer of table sizes it does not know yet.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
-        let Some(smallest) = self.resized.take() else { return };
+        let Some(smallest) = self.resized.take().map(usize::from) else { return };
         // RFC 7541 §4.2: the smallest maximum in between, then the final one.
         if smallest < self.table.max_size() {
             integer::write(smallest, 5, 0x20, out);

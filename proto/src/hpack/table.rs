@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::fields::{FIELD_OVERHEAD, Token};
 
-/// Least memory the octets get once there is an entry.
-const FIRST_OCTETS: usize = 128;
+/// The octets' memory grows by a multiple of this.
+const GRAIN: usize = 128;
 
 /// Largest table: offsets in a buffer of twice its size have 16 bits.
 const MAX_SIZE: usize = 1 << 14;
@@ -48,8 +48,9 @@ pub(super) struct DynamicTable {
     octets: Vec<u8>,
     /// Oldest first.
     entries: VecDeque<Entry>,
-    size: usize,
-    max_size: usize,
+    /// Both are within [`MAX_SIZE`].
+    size: u16,
+    max_size: u16,
     /// Entries ever inserted, wrapping.
     inserted: u32,
     generation: u64,
@@ -61,7 +62,7 @@ impl DynamicTable {
             octets: Vec::new(),
             entries: VecDeque::new(),
             size: 0,
-            max_size: max_size.min(MAX_SIZE),
+            max_size: max_size.min(MAX_SIZE) as u16,
             inserted: 0,
             generation: 0,
         }
@@ -72,11 +73,11 @@ impl DynamicTable {
     }
 
     pub(super) fn size(&self) -> usize {
-        self.size
+        self.size.into()
     }
 
     pub(super) fn max_size(&self) -> usize {
-        self.max_size
+        self.max_size.into()
     }
 
     /// Changes with every change of the content.
@@ -118,19 +119,19 @@ impl DynamicTable {
 
     /// Changes the maximum. The caller evicts while the table is [`Self::over`] it.
     pub(super) fn set_max_size(&mut self, max_size: usize) {
-        self.max_size = max_size.min(MAX_SIZE);
+        self.max_size = max_size.min(MAX_SIZE) as u16;
         self.generation += 1;
     }
 
     /// Whether the table with `extra` more octets would exceed its maximum.
     pub(super) fn over(&self, extra: usize) -> bool {
-        self.size + extra > self.max_size
+        self.size() + extra > self.max_size()
     }
 
     /// Evicts the oldest entry; false if there is none.
     pub(super) fn evict(&mut self) -> bool {
         let Some(entry) = self.entries.pop_front() else { return false };
-        self.size -= usize::from(entry.name_len) + usize::from(entry.value_len) + FIELD_OVERHEAD;
+        self.size -= entry.name_len + entry.value_len + FIELD_OVERHEAD as u16;
         self.generation += 1;
         if self.entries.is_empty() {
             self.octets.clear();
@@ -163,7 +164,7 @@ impl DynamicTable {
             name_valid: row.name_valid,
             value_valid: row.value_valid,
         });
-        self.size += row.size();
+        self.size += row.size() as u16;
         self.inserted = self.inserted.wrapping_add(1);
         self.generation += 1;
     }
@@ -186,7 +187,9 @@ impl DynamicTable {
         }
         // Live octets and `need` fit the table, so were `len + need` above twice its size, the
         // dead ones would have been the larger part: the buffer stays within that.
-        let target = (2 * self.octets.capacity()).max(FIRST_OCTETS).min(2 * self.max_size);
+        // Most connections' heads fill some hundred octets and no more: that is not worth doubling.
+        let target =
+            (len + need).next_multiple_of(GRAIN).max(len + len / 2).min(2 * self.max_size());
         self.octets.reserve_exact(target.max(len + need) - len);
     }
 }
