@@ -18,5 +18,6 @@ mod runs;
 mod sessions;
 mod silence;
 mod spares;
+mod spares_cores;
 mod timeline;
 mod world;
