@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::metrics::Backend;
+use crate::post::{SessionRow, ShardPost};
 
 pub use changes::{Change, Changes};
 pub use scrape::Scraper;
@@ -33,6 +34,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is said when a core does not answer.
+const BUSY: &str = "a core is too busy, try again\n";
 /// Least letters of a shortened request id.
 const SHORT_ID: usize = 8;
 
@@ -205,18 +208,37 @@ async fn session(
 ) -> Response<Body> {
     let wanted = id.to_ascii_lowercase();
     let rows = admin.scraper.ask().await.into_sessions();
-    let found = rows.iter().find(|row| {
-        let id = row.request_id.to_string();
-        id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(&wanted))
-    });
-    match found {
+    match rows.iter().find(|row| is_named(row, &wanted)) {
         Some(row) => reply::json(&reply::session(row, is_loopback(peer))),
         None => reply::text(StatusCode::NOT_FOUND, "no such session\n"),
     }
 }
 
-async fn close() -> Response<Body> {
-    reply::text(StatusCode::NOT_IMPLEMENTED, "closing a session is not supported yet\n")
+/// Ends a session on all cores. Answered when they have done so: each is asked behind its order.
+async fn close(State(admin): Shared, Path(id): Path<String>) -> Response<Body> {
+    let wanted = id.to_ascii_lowercase();
+    let scrape = admin.scraper.ask().await;
+    let whole = scrape.is_whole();
+    let rows = scrape.into_sessions();
+    let live = rows.iter().filter(|row| row.close_reason.is_none());
+    let found: Vec<_> = live.filter(|row| is_named(row, &wanted)).collect();
+    let id = match found[..] {
+        [] if !whole => return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY),
+        [] => return reply::text(StatusCode::NOT_FOUND, "no such session\n"),
+        [row] => row.request_id,
+        _ => return reply::text(StatusCode::CONFLICT, "several sessions begin so\n"),
+    };
+    if admin.scraper.tell(|| ShardPost::End { id }) > 0 {
+        return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+    }
+    admin.scraper.ask().await;
+    reply::empty(StatusCode::NO_CONTENT)
+}
+
+/// Whether a row is the session with this id, or with an id that begins so.
+fn is_named(row: &SessionRow, wanted: &str) -> bool {
+    let id = row.request_id.to_string();
+    id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(wanted))
 }
 
 async fn drain(State(admin): Shared) -> Response<Body> {

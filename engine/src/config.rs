@@ -195,6 +195,22 @@ pub struct Session {
     pub idle: Duration,
     pub scope: Scope,
     pub honour_id: HonourId,
+    pub park: Park,
+    pub park_window: Duration,
+    pub park_yield: Duration,
+}
+
+/// When a tunnel is kept after its client has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Park {
+    /// Not at all.
+    Never,
+    /// After an unclean end; for streaming functions after any end but GOAWAY.
+    Auto,
+    /// After any end but GOAWAY.
+    Unclean,
+    /// After any end.
+    Always,
 }
 
 /// Who shares a session on one client connection.
@@ -260,6 +276,8 @@ pub struct Limits {
     pub poll_bytes: usize,
     pub mailbox: usize,
     pub outbox: usize,
+    pub parked_tunnels: usize,
+    pub parked_per_tenant: usize,
 }
 
 /// How dead peers are found.

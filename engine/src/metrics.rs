@@ -8,13 +8,17 @@
 mod histogram;
 mod inlet;
 mod labels;
+mod resumes;
 mod tables;
 
 use std::fmt::Write;
 
 pub use histogram::Histogram;
 use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
-pub use labels::{Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit};
+pub use labels::{
+    Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome, ResumeWay,
+};
+pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
 
 /// Prefix of the reference's own metrics.
@@ -75,6 +79,8 @@ pub struct ShardMetrics {
     pub cross_core_messages: u64,
     /// Connections taken up from other cores.
     pub core_moves: u64,
+    /// Tunnels parked now, and what became of those that were.
+    pub resumes: Resumes,
     /// What listeners with TLS or the PROXY protocol saw.
     pub inlet: crate::inlet::Tally,
 }
@@ -108,6 +114,7 @@ impl Default for ShardMetrics {
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
             core_moves: 0,
+            resumes: Resumes::default(),
             inlet: crate::inlet::Tally::default(),
         }
     }
@@ -151,6 +158,7 @@ impl ShardMetrics {
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
+        self.resumes.add(&other.resumes);
         inlet::add(&mut self.inlet, &other.inlet);
     }
 
@@ -168,6 +176,7 @@ impl ShardMetrics {
         self.http_server.render(out, "http_server", "requests of clients");
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
+        self.resumes.render(out);
         inlet::render(out, &self.inlet);
     }
 

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use across::{CorePost, Find, Found, Join, Leave, MovedConnect, SessionFacts};
+pub use across::{
+    CorePost, Find, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionFacts, Speaks, Stand,
+};
 
 use crate::border::Parcel;
 use crate::control::local::Policy;
@@ -33,6 +35,11 @@ pub enum ShardPost {
     },
     /// End at once.
     Stop,
+    /// End this session, wherever its attachments are.
+    End {
+        /// Its id.
+        id: uuid::Uuid,
+    },
     /// What another core's shard has to say.
     Core(CorePost),
     /// Another core's shard panicked, and a new one has taken its place. What it says after this is
@@ -152,8 +159,9 @@ impl SessionRow {
         match self.state {
             "closed" => 0,
             "waiting" => 1,
-            "active" => 3,
-            _ => 2,
+            "parked" => 2,
+            "active" => 4,
+            _ => 3,
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ struct World {
     phase: watch::Sender<Phase>,
     drain: watch::Receiver<bool>,
     silent: Option<Mailbox<ShardPost>>,
+    /// How often a core was told to end the session.
+    ended: Arc<AtomicU64>,
     player: JoinHandle<()>,
 }
 
@@ -47,6 +49,8 @@ fn world(allow_remote: bool, silent: bool) -> World {
         changes: Arc::default(),
     });
     let told = admin.clone();
+    let ended = Arc::new(AtomicU64::new(0));
+    let ends = ended.clone();
     let mut silent_box = Some(other);
     let mut other = if silent { None } else { silent_box.take() };
     let player = std::thread::spawn(move || {
@@ -54,15 +58,21 @@ fn world(allow_remote: bool, silent: bool) -> World {
         while Arc::strong_count(&told) > 1 {
             let boxes = [Some(&mut inbox), other.as_mut()];
             for (core, inbox) in boxes.into_iter().enumerate() {
-                let Some(ShardPost::Snapshot { ticket }) = inbox.and_then(Mailbox::receive) else {
-                    continue;
-                };
-                told.scraper.answered(ticket, Box::new(snapshot(core as u16)));
+                match inbox.and_then(Mailbox::receive) {
+                    Some(ShardPost::Snapshot { ticket }) => {
+                        told.scraper.answered(ticket, Box::new(snapshot(core as u16)));
+                    }
+                    Some(ShardPost::End { id }) => {
+                        assert_eq!(id.to_string(), ID);
+                        ends.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Some(_) | None => {}
+                }
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     });
-    World { admin, phase, drain: drain_seen, silent: silent_box, player }
+    World { admin, phase, drain: drain_seen, silent: silent_box, ended, player }
 }
 
 fn snapshot(core: u16) -> Snapshot {
@@ -214,7 +224,7 @@ async fn what_changes_something_is_for_this_machine_only() {
         }
     }
     assert!(!*world.drain.borrow_and_update());
-    assert_eq!(world.call("DELETE", "/sessions/x", HERE).await.status(), 501);
+    assert_eq!(world.call("DELETE", "/sessions/x", HERE).await.status(), 404);
     assert_eq!(world.call("GET", "/drain", HERE).await.status(), 405);
     assert_eq!(world.call("POST", "/drain", "[::ffff:127.0.0.1]:9").await.status(), 202);
     assert!(*world.drain.borrow_and_update());
@@ -229,4 +239,28 @@ async fn remote_calls_can_be_allowed_and_any_method_shuts_down() {
     }
     assert!(*world.drain.borrow());
     world.end();
+}
+
+#[tokio::test]
+async fn a_session_is_ended_on_every_core_if_it_lives() {
+    let here = world(false, false);
+    for (path, status) in [
+        (format!("/sessions/{ID}"), 204),
+        (format!("/sessions/{}", &ID[..8]), 204),
+        (format!("/sessions/{}", ID.to_uppercase()), 204),
+        // The other one is closed.
+        (format!("/sessions/{}", ID.replace("6370", "6371")), 404),
+        ("/sessions/6370".into(), 404),
+    ] {
+        assert_eq!(here.call("DELETE", &path, HERE).await.status(), status, "{path}");
+    }
+    assert_eq!(here.ended.load(Ordering::Relaxed), 6, "three times, two cores");
+    here.end();
+    // A core that does not answer may have it.
+    let quiet = world(true, true);
+    let unknown = "/sessions/00000000-0000-8000-8069-c00135678634";
+    assert_eq!(quiet.call("DELETE", unknown, ELSEWHERE).await.status(), 503);
+    drop(quiet.silent);
+    drop(quiet.admin);
+    quiet.player.join().unwrap();
 }

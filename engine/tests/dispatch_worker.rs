@@ -97,7 +97,7 @@ impl Gateway {
             version: V.into(),
             token: [b't'; 64],
         };
-        state.dispatch.submit(work).unwrap();
+        state.dispatch.submit(work, Time::ZERO).unwrap();
         state.hand_out();
     }
 

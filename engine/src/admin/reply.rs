@@ -13,6 +13,14 @@ pub(super) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     with(status, "text/plain; charset=utf-8", Body::from(text))
 }
 
+/// No content.
+pub(super) fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
 /// The Prometheus text format.
 pub(super) fn metrics(text: String) -> Response<Body> {
     with(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(text))

@@ -115,6 +115,12 @@ impl Scraper {
 }
 
 impl Scrape {
+    /// Whether every core answered.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.silent == 0
+    }
+
     /// All cores' counters together.
     #[must_use]
     pub fn sum(&self) -> ShardMetrics {

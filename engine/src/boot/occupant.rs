@@ -309,6 +309,7 @@ impl Core for Occupant {
             ShardPost::Snapshot { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
+            | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
         self.shard.posted(border, post);

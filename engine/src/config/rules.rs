@@ -12,7 +12,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Io, Keepalive, Limits,
-    Listen, Log, MAX_CORES, Scope, Session, listen, parties,
+    Listen, Log, MAX_CORES, Park, Scope, Session, listen, parties,
 };
 
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
@@ -190,6 +190,14 @@ fn session(root: &Node, problems: &mut Problems) -> Session {
             "unpinned" => HonourId::Unpinned,
             _ => HonourId::Always,
         },
+        park: match section.word("park", problems) {
+            "never" => Park::Never,
+            "unclean" => Park::Unclean,
+            "always" => Park::Always,
+            _ => Park::Auto,
+        },
+        park_window: section.time("park_window", problems),
+        park_yield: section.time("park_yield", problems),
     }
 }
 
@@ -233,6 +241,8 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         poll_bytes: section.bytes("poll_bytes", p),
         mailbox: section.count("mailbox", p) as usize,
         outbox: section.count("outbox", p) as usize,
+        parked_tunnels: section.count("parked_tunnels", p) as usize,
+        parked_per_tenant: section.count("parked_per_tenant", p) as usize,
     };
     check_limits(&section, &limits, p);
     limits
@@ -257,6 +267,8 @@ fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems)
     at_most(buffer, ("core_buffer", limits.core_buffer));
     let pending = ("pending_sessions", limits.pending_sessions);
     at_most(("pending_per_tenant", limits.pending_per_tenant), pending);
+    let parked = ("parked_tunnels", limits.parked_tunnels);
+    at_most(("parked_per_tenant", limits.parked_per_tenant), parked);
 }
 
 fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {

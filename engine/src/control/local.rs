@@ -8,8 +8,8 @@ mod policy;
 mod poll;
 
 pub use dispatch::{
-    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, Ticket, TooManyPolls, Work,
-    WorkKind,
+    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, Ticket, TooManyPolls,
+    Version, Work, WorkKind,
 };
 pub use policy::{Denied, Grant, Policy, PollFault};
 pub use poll::PollRequest;

@@ -106,6 +106,38 @@ labels! {
 }
 
 labels! {
+    /// How a client that came back got its session's worker again.
+    ResumeWay {
+        /// Its tunnel was parked.
+        Memory => "memory",
+        /// A spare tunnel was there.
+        Spare => "spare",
+        /// The worker was asked for one more tunnel.
+        Reconnect => "reconnect",
+        /// It did not get so far.
+        None => "none",
+    }
+}
+
+labels! {
+    /// What came of that.
+    ResumeOutcome {
+        /// Its first request went out.
+        Ok => "ok",
+        /// There is no such session any more (E7).
+        NotFound => "not_found",
+        /// The session is not this client's (E8 to E10).
+        Refused => "refused",
+        /// The tunnel closed while it was handed over.
+        Lost => "lost",
+        /// No worker dialled back.
+        NoWorker => "no_worker",
+        /// The client did not wait.
+        Abandoned => "abandoned",
+    }
+}
+
+labels! {
     /// What drives a core.
     Backend {
         /// io_uring.
@@ -172,8 +204,10 @@ labels! {
         PollIds => "poll_ids",
         /// Failed CONNECTs of one address.
         FailedConnects => "failed_connects",
-        /// Parked tunnels.
+        /// Parked tunnels of a core.
         ParkedTunnels => "parked_tunnels",
+        /// Parked tunnels of a tenant on a core.
+        ParkedPerTenant => "parked_per_tenant",
         /// Records of the flight recorder.
         TraceRecords => "trace_records",
         /// Messages waiting for another thread.

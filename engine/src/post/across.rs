@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::SessionRow;
 use crate::border::Parcel;
 use crate::control::local::{PollAnswer, PollId, PollRequest, Ticket, Work};
+use crate::shard::MovedTunnel;
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]
@@ -46,8 +47,25 @@ pub enum CorePost {
     Found(Box<Found>),
     /// An attachment is one of this session's: you may have forgotten it.
     Join(Box<Join>),
-    /// The attachment has its tunnel.
-    Tunnel(Uuid, Ticket),
+    /// The attachment stands otherwise in its session.
+    Stand(Uuid, Ticket, Stand),
+    /// Close the tunnel that this attachment keeps: its session has another one.
+    LetGo(Ticket),
+    /// Give the tunnel that this attachment keeps to another one, which waits for it.
+    Claim {
+        /// The attachment that keeps it.
+        parked: Ticket,
+        /// The attachment that gets it.
+        to: Ticket,
+    },
+    /// The answer to [`Self::Claim`], for the attachment that waits.
+    Resumed(Box<Resumed>),
+    /// An attachment keeps a tunnel of a function version whose dispatch home you are.
+    Parks(Box<Parks>),
+    /// It does so no more.
+    Unparks(Ticket),
+    /// Close the tunnel that this attachment keeps: a new session needs its worker.
+    Yield(Ticket),
     /// The attachment has left the session.
     Leave(Box<Leave>),
     /// This core has lost messages meant for you: what you hold of it is void, and it has heard
@@ -69,6 +87,21 @@ impl CorePost {
     #[must_use]
     pub fn may_be_refused(&self) -> bool {
         matches!(self, Self::Connect(_) | Self::Submit(_) | Self::Poll(..) | Self::Find(_))
+    }
+}
+
+impl CorePost {
+    /// Tells an attachment that the tunnel it waits for has closed.
+    #[must_use]
+    pub fn not_resumed(ticket: Ticket) -> Self {
+        Self::Resumed(Box::new(Resumed { ticket, tunnel: None }))
+    }
+
+    /// Whether a session would be lost with it: then it is good for whatever shard is there when it
+    /// arrives.
+    #[must_use]
+    pub fn carries_tunnel(&self) -> bool {
+        matches!(self, Self::Resumed(resumed) if resumed.tunnel.is_some())
     }
 }
 
@@ -107,6 +140,28 @@ pub struct Find {
     pub version: Box<[u8]>,
     /// Whose credential it showed.
     pub tenant: Arc<str>,
+    /// What the client speaks.
+    pub speaks: Speaks,
+}
+
+/// What becomes of an attachment that waits for a tunnel which was parked elsewhere.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The attachment.
+    pub ticket: Ticket,
+    /// The tunnel; none if it had closed already.
+    pub tunnel: Option<MovedTunnel>,
+}
+
+/// A tunnel that is kept for its session's client, for those who may need its worker.
+#[derive(Debug)]
+pub struct Parks {
+    /// The attachment.
+    pub ticket: Ticket,
+    /// Canonical function id.
+    pub function: Arc<str>,
+    /// Canonical version id.
+    pub version: Arc<str>,
 }
 
 /// What a session is, for all who ask.
@@ -140,8 +195,45 @@ pub struct Join {
     pub ticket: Ticket,
     /// The session's facts.
     pub facts: SessionFacts,
-    /// Whether it has its tunnel.
-    pub tunnel: bool,
+    /// How it stands there.
+    pub stand: Stand,
+}
+
+/// Where an attachment stands in its session, as the session's home knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// It waits for its tunnel.
+    Wanted,
+    /// A tunnel that was parked is on its way to it.
+    Coming {
+        /// The core where that was.
+        from: u16,
+    },
+    /// A client uses its tunnel.
+    Open,
+    /// Its tunnel is for when another one's is used up or lost.
+    Spare,
+    /// Its tunnel is kept for a client that comes back.
+    Parked(Speaks),
+}
+
+/// What a tunnel's clients have to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Nothing was said on it yet: it goes with both.
+    Any,
+}
+
+impl Speaks {
+    /// Whether a tunnel that speaks so serves a client that speaks that.
+    #[must_use]
+    pub fn fits(self, client: Self) -> bool {
+        self == Self::Any || self == client
+    }
 }
 
 /// An attachment that is one no more.

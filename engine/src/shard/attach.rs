@@ -17,6 +17,7 @@ use super::conn::Pin;
 use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
+use super::park::Place;
 use super::session::{Session, check};
 use super::table::Key;
 use super::timer::Due;
@@ -25,12 +26,14 @@ use crate::config::{HonourId, Scope};
 use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
-use crate::post::SessionFacts;
+use crate::post::{Join, SessionFacts, Stand};
 
 /// One attachment.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    pub(crate) client: ConnId,
+    /// None while it is parked.
+    pub(crate) client: Option<ConnId>,
+    /// Of the client, or of the last one.
     pub(crate) client_address: SocketAddr,
     pub(crate) session: Uuid,
     /// The session's id as text, for every head.
@@ -65,6 +68,10 @@ pub(crate) enum State {
     Dialling(Dialling),
     /// The tunnel is there.
     Attached { tunnel: ConnId },
+    /// The client is gone, and the tunnel is kept for when it comes back.
+    Parked { tunnel: ConnId, place: Place },
+    /// The tunnel goes to another core, where its client is now.
+    Moving { tunnel: ConnId, to: Ticket },
 }
 
 impl Attachment {
@@ -87,9 +94,23 @@ impl Attachment {
         }
     }
 
+    /// What is asked of a worker for it.
+    pub(crate) fn kind(&self) -> Option<WorkKind> {
+        match &self.state {
+            State::Fresh { kind } | State::Waiting { kind, .. } => Some(*kind),
+            State::Dialling(dialling) => Some(dialling.kind),
+            State::Asking { .. }
+            | State::Attached { .. }
+            | State::Parked { .. }
+            | State::Moving { .. } => None,
+        }
+    }
+
     pub(crate) fn tunnel(&self) -> Option<ConnId> {
         match self.state {
-            State::Attached { tunnel } => Some(tunnel),
+            State::Attached { tunnel }
+            | State::Parked { tunnel, .. }
+            | State::Moving { tunnel, .. } => Some(tunnel),
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }
@@ -288,13 +309,20 @@ impl Shard {
             check(&own.facts(), id, wanted, &tenant).map_err(Box::new)?;
             return Ok(key);
         }
+        if let Some(key) = self.asked_before(client, pin, id) {
+            return Ok(key);
+        }
         if self.session_home(id) != self.settings.core {
             return self.ask_home(client, pin, id, now);
         }
-        let Some(session) = self.sessions.get(id).filter(|session| session.tunnels > 0) else {
-            return Err(Box::new(Fault::SessionNotFound { request_id: id }));
-        };
-        check(&session.facts, id, wanted, &tenant).map_err(Box::new)?;
+        let found = self.found_here(id, wanted, &tenant, self.speaks(client));
+        let (_, parked) = found.map_err(|fault| {
+            self.not_resumed(&fault);
+            Box::new(fault)
+        })?;
+        if let Some(parked) = parked {
+            return self.come_back_to_parked(client, pin, id, parked);
+        }
         self.admit_dispatch(client, &tenant, now)?;
         self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
     }
@@ -322,9 +350,7 @@ impl Shard {
         tenant: &Arc<str>,
         now: Time,
     ) -> Result<(), Box<Fault>> {
-        if self.draining.is_some() {
-            return Err(Box::new(Fault::Draining));
-        }
+        self.admit_attachment(client)?;
         let limits = &self.settings.config.limits;
         if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
             self.metrics.limit_hit(Limit::PendingSessions);
@@ -338,12 +364,23 @@ impl Shard {
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        if hop.attachments.len() >= limits.attachments {
-            self.metrics.limit_hit(Limit::Attachments);
-            return Err(Box::new(Fault::TooManySessions));
-        }
         if !hop.dispatches.take(limits.dispatch_burst, limits.dispatch_rate, now) {
             self.metrics.limit_hit(Limit::Dispatches);
+            return Err(Box::new(Fault::TooManySessions));
+        }
+        Ok(())
+    }
+
+    /// No more attachments of one connection than it may have, and none while draining.
+    pub(super) fn admit_attachment(&mut self, client: ConnId) -> Result<(), Box<Fault>> {
+        if self.draining.is_some() {
+            return Err(Box::new(Fault::Draining));
+        }
+        let Some(hop) = self.conns.hop(client).and_then(|hop| hop.client()) else {
+            return Err(Box::new(Fault::TunnelLost));
+        };
+        if hop.attachments.len() >= self.settings.config.limits.attachments {
+            self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
         Ok(())
@@ -377,12 +414,11 @@ impl Shard {
         id: Uuid,
         (kind, now): (WorkKind, Time),
     ) -> Result<Key, Box<Fault>> {
-        let session = self.sessions.get_mut(id).expect("the caller has it");
+        let facts = self.sessions.get(id).expect("the caller has it").facts.clone();
         let Some(hop) = self.conns.hop_mut(client) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        session.attachments += 1;
-        let mut attachment = Attachment::new((client, hop.peer), id, &session.facts, now);
+        let mut attachment = Attachment::new((Some(client), hop.peer), id, &facts, now);
         attachment.state = State::Fresh { kind };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
@@ -391,6 +427,9 @@ impl Shard {
             owner.pins[pin].attachment.get_or_insert(key);
         }
         self.fresh.push(key);
+        let join = Join { id, ticket: self.ticket(key), facts, stand: Stand::Wanted };
+        // Who only waits takes nobody's place.
+        let _ = self.sessions.join(join);
         Ok(key)
     }
 

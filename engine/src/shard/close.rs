@@ -10,10 +10,13 @@ use super::Shard;
 use super::attach::{Attachment, State};
 use super::conn::{Conn, Hop, Leaving, Side};
 use super::exchange::{Exchange, Way};
+use super::park::Gone;
 use super::table::Key;
 use crate::border::{Border, Close, ConnId, End};
+use crate::control::local::WorkKind;
 use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
+use crate::post::CorePost;
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,25 @@ impl Cause {
         CloseReason::WorkerClosed,
         CloseCode::Eof,
         "the tunnel could carry no request after its last one",
+    );
+    pub(crate) const WINDOW: Self =
+        Self::timer(CloseReason::ClientClosed, "park_window", "the client did not come back");
+    pub(crate) const CROWDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "as many tunnels were parked as may be, and this was the oldest",
+    );
+    pub(crate) const YIELDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "a new session needed the worker of a parked one",
+    );
+    pub(crate) const DELETED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session");
+    pub(crate) const SURPLUS: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client is gone and the session has another tunnel",
     );
     pub(crate) const SHUTDOWN: Self =
         Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
@@ -277,7 +299,9 @@ impl Shard {
             if attachment.waiters.len() > 64 + 2 * attachment.waiting as usize {
                 attachment.waiters.retain(|waiter| self.exchanges.get(*waiter).is_some());
             }
-            if attachment.waiting == 0 && attachment.tunnel().is_none() {
+            // A question's answer may be a tunnel: it is waited for.
+            let asks = matches!(attachment.state, State::Asking { .. });
+            if attachment.waiting == 0 && attachment.tunnel().is_none() && !asks {
                 self.give_up(border, key, Cause::ABANDONED);
             }
             return;
@@ -315,23 +339,37 @@ impl Shard {
         let leaving = hop.client().map(|client| client.leaving);
         if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
-            self.client_gone(border, client, Cause::SHUTDOWN);
+            self.client_gone(border, client, Gone::ByUs(Cause::SHUTDOWN));
         }
     }
 
-    /// A client connection has ended: its tunnels close at once (contract CL-23).
-    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+    /// A client connection has ended: its tunnels close at once (contract CL-23), or are kept for
+    /// a client that comes back.
+    pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, how: Gone) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        let manner = how.manner(&hop);
         self.resume(border, std::mem::take(&mut hop.stopped));
         self.http1_forget(border, &mut hop);
-        for slot in hop.link.tags() {
-            // The tunnel goes as a whole: its streams need no reset each.
-            self.forget_exchange(border, slot);
-        }
         let Side::Client(client) = &mut hop.side else { return };
-        for key in std::mem::take(&mut client.attachments) {
-            self.give_up(border, key, cause);
+        let attachments = std::mem::take(&mut client.attachments);
+        let kept = self.choose_parked(&attachments, manner);
+        for slot in hop.link.tags() {
+            let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
+            if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {
+                self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
+            } else {
+                // The tunnel goes as a whole: its streams need no reset each.
+                self.forget_exchange(border, slot);
+            }
         }
+        for key in attachments {
+            if kept.binary_search(&key).is_ok() {
+                self.park(border, key);
+            } else if !self.still_asks(key) {
+                self.give_up(border, key, how.cause());
+            }
+        }
+        let Side::Client(client) = &hop.side else { return };
         self.metrics.active_connections -= 1;
         let seconds = self.now.since(hop.opened).as_secs_f64();
         self.metrics.client_connection_seconds.observe(seconds);
@@ -401,9 +439,13 @@ impl Shard {
 
     /// The one place where an attachment's end is written down.
     fn close_attachment(&mut self, key: Key, attachment: &Attachment, cause: Cause) {
-        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+        let client = attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut());
+        if let Some(client) = client {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
+        }
+        if attachment.kind() == Some(WorkKind::Reconnect) {
+            self.count_reconnect_lost(cause);
         }
         match attachment.state {
             // Nobody was asked for it: there is nothing to count and nothing to remember.
@@ -418,13 +460,19 @@ impl Shard {
             }
             State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
             State::Attached { .. } => {}
+            State::Parked { place, .. } => self.leave_lot(key, attachment, place),
+            State::Moving { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
         let row = self.closed_row(attachment, cause.reason.label());
-        self.session_left(key, attachment, row);
+        match attachment.state {
+            // The session has another in its place already, which waits for the tunnel.
+            State::Moving { to, .. } => self.tell(to.core, CorePost::not_resumed(to)),
+            _ => self.session_left(key, attachment, row),
+        }
         let edge = SessionEdge {
             eviction_reason: cause.reason.label(),
             close_code: cause.code.label(),
@@ -482,7 +530,7 @@ impl Shard {
     /// they name one, at another tunnel of it.
     fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
-        let client = attachment.client;
+        let Some(client) = attachment.client else { return };
         let waiters = std::mem::take(&mut attachment.waiters);
         let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) else { return };
         owner.unpin(key);

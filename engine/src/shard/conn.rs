@@ -127,6 +127,8 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(crate) said_goaway: bool,
     /// Calls that repeat.
     pub(crate) calls: Vec<Call>,
 }
@@ -171,6 +173,8 @@ pub(crate) struct Tunnel {
     pub(crate) pinged_at: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
+    /// It has no client, and is kept until then.
+    pub(crate) parked: Option<Time>,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }
@@ -202,6 +206,24 @@ impl Bucket {
         }
         self.spent += 1;
         true
+    }
+}
+
+impl Client {
+    /// What a question led to is what requests without an id use from now on, if they used nothing
+    /// before: as when the session's home is here.
+    pub(crate) fn pin_asked(
+        &mut self,
+        (function, version): (&[u8], &[u8]),
+        tenant: &std::sync::Arc<str>,
+        key: Key,
+    ) {
+        let asked = self.pins.iter_mut().find(|pin| {
+            *pin.function == *function && *pin.version == *version && pin.grant.tenant == *tenant
+        });
+        if let Some(pin) = asked {
+            pin.attachment.get_or_insert(key);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) type Dials = HashMap<ConnId, Key>;
 /// How far a dial has come.
 #[derive(Debug)]
 pub(crate) struct Dialling {
+    pub(super) kind: WorkKind,
     to: Arc<Dial>,
     /// Which address comes next: they are begun with one at random, and each is tried once.
     next: usize,
@@ -47,7 +48,7 @@ impl Shard {
         }
         let left = to.addresses.len();
         let next = (draw % left.max(1) as u64) as usize;
-        attachment.state = State::Dialling(Dialling { to, next, left, conn: None });
+        attachment.state = State::Dialling(Dialling { kind, to, next, left, conn: None });
         self.pending += 1;
         *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
         self.metrics.worker_connections_opened += 1;

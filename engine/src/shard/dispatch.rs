@@ -55,10 +55,12 @@ impl Shard {
     pub(super) fn submit(&mut self, border: &mut Border, key: Key, work: Work) {
         let home = self.dispatch_home(&work.function, &work.version);
         if home == self.settings.core {
-            if self.local.submit(work).is_err() {
+            let version = (work.function.clone(), work.version.clone());
+            if self.local.submit(work, self.now).is_err() {
                 self.metrics.limit_hit(Limit::WorkQueue);
                 self.give_up(border, key, Cause::QUEUE_FULL);
             }
+            self.look_at_queue(border, &version);
         } else if self.ask(home, CorePost::Submit(Box::new(work))).is_err() {
             self.give_up_with(border, key, Cause::NO_ROOM, &Fault::MailboxFull);
         }
@@ -67,11 +69,13 @@ impl Shard {
     /// Another core's work has come.
     pub(super) fn submitted(&mut self, border: &mut Border, work: Work) {
         let ticket = work.ticket;
-        if self.local.submit(work).is_err() {
+        let version = (work.function.clone(), work.version.clone());
+        if self.local.submit(work, self.now).is_err() {
             self.metrics.limit_hit(Limit::WorkQueue);
             self.answer_polls(border);
             self.tell(ticket.core, CorePost::QueueFull(ticket));
         }
+        self.look_at_queue(border, &version);
     }
 
     /// The work did not get into its queue.

@@ -8,6 +8,7 @@ use super::Shard;
 use super::close::Cause;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::link::Link;
+use super::park::Gone;
 use super::timer::Due;
 use super::watch::DRAIN_PING;
 use crate::border::{Border, Close, ConnId, Listener};
@@ -34,6 +35,8 @@ impl Shard {
         self.draining = Some(Draining::Open);
         border.unlisten(Listener::Client);
         self.timers.arm(border.now + max, Due::Drain);
+        // Nobody may come back any more.
+        self.close_parked(border);
         for conn in self.conns.ids() {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) if hop.client().is_some() => self.warn(border, conn),
@@ -67,7 +70,7 @@ impl Shard {
         }
         if open == 0 {
             border.close(conn, Close::Flush);
-            self.client_gone(border, conn, Cause::SHUTDOWN);
+            self.client_gone(border, conn, Gone::ByUs(Cause::SHUTDOWN));
         }
     }
 
@@ -83,7 +86,7 @@ impl Shard {
                         let last = hop.link.highest_peer_stream();
                         hop.link.goaway(last, ErrorCode::NoError, b"", &mut border.sink(conn));
                         border.close(conn, how);
-                        self.client_gone(border, conn, Cause::SHUTDOWN);
+                        self.client_gone(border, conn, Gone::ByUs(Cause::SHUTDOWN));
                     }
                     Side::Tunnel(_) => self.tunnel_gone(border, conn, Cause::SHUTDOWN),
                 },

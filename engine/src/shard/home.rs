@@ -2,6 +2,7 @@
 //! their attachments here. The home keeps the directory entry for the session's life.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use super::Shard;
 use super::attach::{Attachment, State, key_of};
+use super::close::Cause;
 use super::conn::{Hop, Pin};
 use super::session::check;
 use super::table::Key;
@@ -16,14 +18,16 @@ use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::control::local::{Grant, Ticket, WorkKind};
 use crate::metrics::Limit;
-use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow};
+use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow, Speaks, Stand};
 
 /// What a request asked another core, so that it is asked once.
 #[derive(Debug)]
 pub(crate) struct Question {
-    function: Box<[u8]>,
-    version: Box<[u8]>,
-    since: Time,
+    pub(super) function: Box<[u8]>,
+    pub(super) version: Box<[u8]>,
+    pub(super) since: Time,
+    /// The session was ended meanwhile: if its tunnel comes, that ends too.
+    pub(super) ended: bool,
 }
 
 impl Shard {
@@ -38,6 +42,14 @@ impl Shard {
         named.filter(|core| *core < self.settings.cores).unwrap_or(self.settings.core)
     }
 
+    /// The attachment of a connection that waits for the answer to the same question.
+    pub(super) fn asked_before(&self, client: ConnId, pin: usize, id: Uuid) -> Option<Key> {
+        let hop = self.conns.hop(client)?.client()?;
+        let pin = hop.pins.get(pin)?;
+        let asks = |key: &&Key| self.attachments.get(**key).is_some_and(|a| a.asks(id, pin));
+        hop.attachments.iter().find(asks).copied()
+    }
+
     /// Asks the session's home for it. The attachment waits for the answer, and so do all requests
     /// with the same question.
     pub(super) fn ask_home(
@@ -48,20 +60,10 @@ impl Shard {
         now: Time,
     ) -> Result<Key, Box<Fault>> {
         let hop = self.conns.hop(client).and_then(Hop::client);
-        let Some((hop, pin)) = hop.and_then(|hop| Some((hop, hop.pins.get(pin)?))) else {
+        let Some(pin) = hop.and_then(|hop| hop.pins.get(pin)) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        let asked = hop.attachments.iter().find(|key| {
-            let attachment = self.attachments.get(**key);
-            attachment.is_some_and(|attachment| attachment.asks(id, pin))
-        });
-        if let Some(key) = asked {
-            return Ok(*key);
-        }
-        let Pin { function, version, grant, .. } = pin;
-        let question =
-            Question { function: function.clone(), version: version.clone(), since: now };
-        let grant = grant.clone();
+        let (question, grant) = (Question::new(pin, now), pin.grant.clone());
         self.admit_dispatch(client, &grant.tenant, now)?;
         let home = self.session_home(id);
         if self.mail_waits(home) {
@@ -74,6 +76,7 @@ impl Shard {
             function: question.function.clone(),
             version: question.version.clone(),
             tenant: grant.tenant.clone(),
+            speaks: self.speaks(client),
         });
         let key = self.insert_asking(client, id, (grant, question))?;
         let ticket = self.ticket(key);
@@ -84,7 +87,7 @@ impl Shard {
         Ok(key)
     }
 
-    fn insert_asking(
+    pub(super) fn insert_asking(
         &mut self,
         client: ConnId,
         id: Uuid,
@@ -94,7 +97,8 @@ impl Shard {
             return Err(Box::new(Fault::TunnelLost));
         };
         let now = question.since;
-        let mut attachment = Attachment::new((client, hop.peer), id, &grant_facts(grant, now), now);
+        let facts = grant_facts(grant, now);
+        let mut attachment = Attachment::new((Some(client), hop.peer), id, &facts, now);
         attachment.state = State::Asking { question: Box::new(question) };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
@@ -106,19 +110,38 @@ impl Shard {
 
     /// A client of another core asks for a session of ours. It joins in the same step: the session
     /// cannot end between the answer and its attachment.
-    pub(super) fn find(&mut self, find: Find) {
-        let Find { id, ticket, function, version, tenant } = find;
-        let outcome = match self.sessions.get(id).filter(|session| session.tunnels > 0) {
-            None => Err(Fault::SessionNotFound { request_id: id }),
-            Some(session) => {
-                let facts = session.facts.clone();
-                check(&facts, id, (&function, &version), &tenant).map(|()| facts)
+    pub(super) fn find(&mut self, border: &mut Border, find: Find) {
+        let Find { id, ticket, function, version, tenant, speaks } = find;
+        let outcome = match self.found_here(id, (&function, &version), &tenant, speaks) {
+            Err(fault) => Err(fault),
+            Ok((_, Some(parked))) => {
+                // The tunnel itself is the answer.
+                self.sessions.claim(id, parked, ticket);
+                return self.hand_out(border, parked, ticket);
+            }
+            Ok((facts, None)) => {
+                let stand = Stand::Wanted;
+                // Who only waits takes nobody's place.
+                let _ = self.sessions.join(Join { id, ticket, facts: facts.clone(), stand });
+                Ok(facts)
             }
         };
-        if let Ok(facts) = &outcome {
-            self.sessions.join(Join { id, ticket, facts: facts.clone(), tunnel: false });
-        }
         self.tell(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
+    }
+
+    /// A session of ours for a client that may have it, with the tunnel that waits for it if one
+    /// does that the client can use.
+    pub(super) fn found_here(
+        &self,
+        id: Uuid,
+        wanted: (&[u8], &[u8]),
+        tenant: &Arc<str>,
+        speaks: Speaks,
+    ) -> Result<(SessionFacts, Option<Ticket>), Fault> {
+        let session = self.sessions.get(id).filter(|session| session.has_tunnel());
+        let session = session.ok_or(Fault::SessionNotFound { request_id: id })?;
+        check(&session.facts, id, wanted, tenant)?;
+        Ok((session.facts.clone(), session.parked(speaks)))
     }
 
     /// The answer of a session's home. If its attachment has gone meanwhile, the home has been told.
@@ -126,10 +149,21 @@ impl Shard {
         let key = key_of(found.ticket);
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Asking { question } = &attachment.state else { return };
-        let (client, id) = (attachment.client, attachment.session);
+        let id = attachment.session;
+        if question.ended {
+            let fault = Fault::SessionNotFound { request_id: id };
+            return self.give_up_with(border, key, Cause::DELETED, &fault);
+        }
         let facts = match found.outcome {
             Ok(facts) => facts,
-            Err(fault) => return self.end_asking(border, key, &fault),
+            Err(fault) => {
+                self.not_resumed(&fault);
+                return self.end_asking(border, key, &fault);
+            }
+        };
+        let Some(client) = attachment.client.filter(|_| attachment.waiting > 0) else {
+            // Nobody waits any more.
+            return self.give_up(border, key, Cause::ABANDONED);
         };
         // Another question of this connection may have led to the same session before.
         if let Some(there) = self.own_attachment(client, id) {
@@ -140,16 +174,7 @@ impl Shard {
         self.fresh.push(key);
         if let Some(hop) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
             hop.tunnels_seen += 1;
-            // As when the session's home is here: it is what requests without an id use from now
-            // on, if they used nothing before.
-            let asked = hop.pins.iter_mut().find(|pin| {
-                pin.function == function
-                    && pin.version == version
-                    && pin.grant.tenant == facts.tenant
-            });
-            if let Some(pin) = asked {
-                pin.attachment.get_or_insert(key);
-            }
+            hop.pin_asked((&function, &version), &facts.tenant, key);
         }
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Fresh { kind: WorkKind::Reconnect };
@@ -173,7 +198,7 @@ impl Shard {
                 attachment.waiting += 1;
             }
         }
-        self.give_up(border, key, super::close::Cause::ABANDONED);
+        self.give_up(border, key, Cause::ABANDONED);
         self.serve_waiters(border, there);
     }
 
@@ -185,11 +210,23 @@ impl Shard {
         }
         let Some(attachment) = self.attachments.remove(key) else { return };
         self.asking -= 1;
-        if let Some(client) = self.conns.hop_mut(attachment.client).and_then(Hop::client_mut) {
+        if let Some(client) =
+            attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut())
+        {
             client.attachments.retain(|other| *other != key);
         }
         crate::log::open_failed(fault, self.settings.core);
         for waiter in attachment.waiters {
+            if self.exchanges.get(waiter).is_some() {
+                self.refuse_exchange(border, waiter.slot, fault);
+            }
+        }
+    }
+
+    /// Everybody who waits for an attachment is refused; it stays.
+    pub(super) fn refuse_waiters(&mut self, border: &mut Border, key: Key, fault: &Fault) {
+        let Some(attachment) = self.attachments.get_mut(key) else { return };
+        for waiter in std::mem::take(&mut attachment.waiters) {
             if self.exchanges.get(waiter).is_some() {
                 self.refuse_exchange(border, waiter.slot, fault);
             }
@@ -202,7 +239,7 @@ impl Shard {
         let Some(attachment) = self.attachments.get(key) else { return };
         match &attachment.state {
             State::Waiting { issued, .. } if *issued + wait <= border.now => {
-                self.give_up(border, key, super::close::Cause::NO_WORKER);
+                self.give_up(border, key, Cause::NO_WORKER);
             }
             State::Asking { .. } => {
                 self.leave_home(attachment.session, key, None);
@@ -212,46 +249,58 @@ impl Shard {
         }
     }
 
-    /// The attachment has its tunnel: its session's home counts them.
-    pub(super) fn tunnel_joined(&mut self, id: Uuid, key: Key) {
-        let home = self.session_home(id);
-        if home != self.settings.core {
-            let ticket = self.ticket(key);
-            self.tell(home, CorePost::Tunnel(id, ticket));
-        } else if let Some(session) = self.sessions.get_mut(id) {
-            session.tunnels += 1;
+    /// An attachment stands otherwise in its session: its home is told.
+    pub(super) fn tell_stand(&mut self, border: &mut Border, id: Uuid, key: Key, stand: Stand) {
+        let (home, ticket) = (self.session_home(id), self.ticket(key));
+        if home == self.settings.core {
+            self.stands(border, id, ticket, stand);
+        } else {
+            self.tell(home, CorePost::Stand(id, ticket, stand));
+        }
+    }
+
+    /// An attachment is one of its session's: its home may not know it.
+    pub(super) fn tell_join(&mut self, border: &mut Border, join: Join) {
+        let home = self.session_home(join.id);
+        if home == self.settings.core {
+            self.joined(border, join);
+        } else {
+            self.tell(home, CorePost::Join(Box::new(join)));
         }
     }
 
     /// An attachment less, that never was more than a wish.
     pub(super) fn session_forgotten(&mut self, id: Uuid, key: Key) {
-        if self.session_home(id) == self.settings.core {
-            self.sessions.forget(id);
-        } else {
-            self.leave_home(id, key, None);
-        }
+        self.leave_home(id, key, None);
     }
 
     /// An attachment less; if it was the last one, `row` is what remains of the session.
     pub(super) fn session_left(&mut self, key: Key, attachment: &Attachment, row: SessionRow) {
-        let id = attachment.session;
-        if self.session_home(id) == self.settings.core {
-            self.sessions.detach(id, attachment.tunnel().is_some(), || row);
-        } else {
-            self.leave_home(id, key, Some(row));
-        }
+        self.leave_home(attachment.session, key, Some(row));
     }
 
     pub(super) fn leave_home(&mut self, id: Uuid, key: Key, row: Option<SessionRow>) {
         let leave = Leave { id, ticket: self.ticket(key), row };
-        self.tell(self.session_home(id), CorePost::Leave(Box::new(leave)));
+        let home = self.session_home(id);
+        if home == self.settings.core {
+            self.sessions.leave(leave);
+        } else {
+            self.tell(home, CorePost::Leave(Box::new(leave)));
+        }
+    }
+}
+
+impl Question {
+    pub(super) fn new(pin: &Pin, since: Time) -> Self {
+        let (function, version) = (pin.function.clone(), pin.version.clone());
+        Self { function, version, since, ended: false }
     }
 }
 
 impl Attachment {
     /// One that waits for nothing yet.
     pub(super) fn new(
-        (client, client_address): (ConnId, std::net::SocketAddr),
+        (client, client_address): (Option<ConnId>, std::net::SocketAddr),
         session: Uuid,
         facts: &SessionFacts,
         now: Time,

@@ -53,7 +53,7 @@ impl Shard {
 
     /// What a new tunnel speaks: what its client does (contract CL-25).
     pub(super) fn tunnel_link(&self, border: &mut Border, conn: ConnId, key: Key) -> Link {
-        let client = self.attachments.get(key).and_then(|a| self.conns.hop(a.client));
+        let client = self.attachments.get(key).and_then(|a| self.conns.hop(a.client?));
         if client.is_some_and(|hop| matches!(hop.link, Link::H1(_))) {
             return Link::H1(Box::new(H1::new(Role::Client, self.http1_limits(), border.now)));
         }

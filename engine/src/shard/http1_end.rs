@@ -9,6 +9,7 @@ use super::close::Cause;
 use super::conn::{Hop, Leaving};
 use super::exchange::{At, Way};
 use super::link::Link;
+use super::park::Gone;
 use crate::border::{Border, Close, ConnId, End};
 use crate::metrics::Limit;
 
@@ -42,8 +43,8 @@ impl Shard {
         // Contract CL-42: what is not whole must not look whole.
         let whole = h1.codec.has_written_all();
         border.close(conn, if whole { Close::Flush } else { Close::Now });
-        let cause = if leaving { Cause::SHUTDOWN } else { Cause::CLIENT_GONE };
-        self.client_gone(border, conn, cause);
+        let how = if leaving { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::Done };
+        self.client_gone(border, conn, how);
         true
     }
 
@@ -81,7 +82,7 @@ impl Shard {
         }
         if !tunnel {
             // Contract CL-23: also if a request of it runs.
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Gone::Ended(end));
             return border.close(conn, Close::Flush);
         }
         if end == End::Fin && h1.codec.eof() == Ok(Event::End) {
@@ -115,7 +116,7 @@ impl Shard {
             border.close(tunnel, Close::Flush);
             self.tunnel_gone(border, tunnel, cause);
         }
-        self.client_gone(border, client, Cause::CLIENT_GONE);
+        self.client_gone(border, client, Gone::ByUs(Cause::CLIENT_GONE));
     }
 
     /// What a peer sent cannot be read, or not as one thing only: its connection ends.
@@ -144,7 +145,7 @@ impl Shard {
             write_text(fault.status(Role::Server), fault.text(), false, out);
         }
         border.close(conn, if begun && !whole { Close::Now } else { Close::Flush });
-        self.client_gone(border, conn, Cause::CLIENT_GONE);
+        self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
     }
 
     /// A body that is not as long as its head said, which the reader would have refused: cut.
@@ -163,7 +164,7 @@ impl Shard {
         h1.codec.close_after();
         if h1.slot == NO_TAG && h1.codec.is_between() && h1.upgrading.is_none() {
             border.close(conn, Close::Flush);
-            self.client_gone(border, conn, Cause::SHUTDOWN);
+            self.client_gone(border, conn, Gone::ByUs(Cause::SHUTDOWN));
         }
     }
 

@@ -83,6 +83,11 @@ impl H1 {
         Ok(self.key())
     }
 
+    /// Whether another exchange may follow, and nothing of it is here.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.codec.is_between() && self.codec.keeps_alive() && self.kept.is_empty()
+    }
+
     /// The next exchange begins.
     pub(super) fn next_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);

@@ -10,6 +10,7 @@ use ringway_proto::time::Time;
 use super::http1_link::H1;
 use super::relay::is_end_to_end;
 use crate::metrics::Version;
+use crate::post::Speaks;
 
 /// The protocol state of one connection.
 #[expect(clippy::large_enum_variant, reason = "a hop is boxed itself; HTTP/2's frames come often")]
@@ -33,6 +34,22 @@ impl Link {
         match self {
             Self::H2(h2) => h2.can_open(),
             Self::H1(_) => false,
+        }
+    }
+
+    /// Whether it carries requests for ever more, and nothing is under way on it now.
+    pub(crate) fn is_reusable(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.streams() == 0 && (h2.can_open() || h2.peer_max_streams() == 0),
+            Self::H1(h1) => h1.slot == h2::NO_TAG && h1.is_reusable(),
+        }
+    }
+
+    /// What its clients have to speak.
+    pub(crate) fn clients(&self) -> Speaks {
+        match self {
+            Self::H2(_) => Speaks::Http2,
+            Self::H1(_) => Speaks::Http1,
         }
     }
 

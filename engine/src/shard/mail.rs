@@ -62,7 +62,9 @@ impl Outbox {
     fn clear(&mut self, core: u16) {
         if let Some(queue) = self.cores.get_mut(usize::from(core)) {
             self.waiting -= queue.len();
-            *queue = VecDeque::new();
+            queue.retain(CorePost::carries_tunnel);
+            queue.shrink_to_fit();
+            self.waiting += queue.len();
         }
         if self.waiting == 0 {
             self.retry_at = None;
@@ -169,7 +171,7 @@ impl Shard {
     /// What is on its way to a core that has begun anew is void.
     pub(super) fn drop_mail(&mut self, to: u16) {
         self.outbox.clear(to);
-        self.core_posts.retain(|(core, _)| *core != to);
+        self.core_posts.retain(|(core, post)| *core != to || post.carries_tunnel());
     }
 
     /// What another core's shard says.
@@ -193,10 +195,16 @@ impl Shard {
             CorePost::QueueFull(ticket) => {
                 self.not_submitted(border, ticket, &Fault::WorkQueueFull);
             }
-            CorePost::Find(find) => self.find(*find),
+            CorePost::Find(find) => self.find(border, *find),
             CorePost::Found(found) => self.found(border, *found),
-            CorePost::Join(join) => self.sessions.join(*join),
-            CorePost::Tunnel(id, ticket) => self.sessions.tunnel_elsewhere(id, ticket),
+            CorePost::Join(join) => self.joined(border, *join),
+            CorePost::Stand(id, ticket, stand) => self.stands(border, id, ticket, stand),
+            CorePost::LetGo(ticket) => self.let_go_parked(border, ticket),
+            CorePost::Claim { parked, to } => self.claimed(border, parked, to),
+            CorePost::Resumed(resumed) => self.resumed(border, *resumed),
+            CorePost::Parks(parks) => self.parked_elsewhere(border, *parks),
+            CorePost::Unparks(ticket) => self.yard.leave(ticket),
+            CorePost::Yield(ticket) => self.give_way(border, ticket),
             CorePost::Leave(leave) => self.sessions.leave(*leave),
             CorePost::Void { core } => {
                 self.forget_core(border, core);

@@ -13,6 +13,7 @@ mod dial;
 mod dispatch;
 mod drain;
 mod exchange;
+mod give_way;
 mod h2c;
 mod home;
 mod http1;
@@ -22,9 +23,11 @@ mod link;
 mod mail;
 mod memo;
 mod moving;
+mod park;
 mod relay;
 mod reply;
 mod restart;
+mod resume;
 mod session;
 mod settings;
 mod snapshot;
@@ -51,11 +54,14 @@ use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::dial::Dials;
 use self::drain::Draining;
 use self::exchange::{At, Exchange, Way};
+use self::give_way::Yard;
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
+use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
+pub use self::resume::MovedTunnel;
 use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
@@ -80,6 +86,10 @@ pub struct Shard {
     conns: Conns,
     sessions: Sessions,
     attachments: Table<Attachment>,
+    /// Those whose client is gone.
+    lot: Lot,
+    /// Those of all cores that are in the way of this core's queues.
+    yard: Yard,
     /// Connections to functions' servers that are not there yet.
     dials: Dials,
     exchanges: Table<Exchange>,
@@ -148,6 +158,8 @@ impl Shard {
             conns: Conns::default(),
             sessions: Sessions::default(),
             attachments: Table::new(generation),
+            lot: Lot::default(),
+            yard: Yard::default(),
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
@@ -205,6 +217,8 @@ impl Shard {
             && self.attachments.len() == 0
             && self.dials.is_empty()
             && self.exchanges.len() == 0
+            && self.lot.len() == 0
+            && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
             && self.pending == 0
@@ -319,7 +333,10 @@ impl Shard {
                 }
             }
             Event::Settings => self.peer_settings(border, conn),
-            Event::Goaway { last, .. } => self.worker_goaway(border, conn, last),
+            Event::Goaway { last, code } => {
+                self.client_goaway(conn, code);
+                self.worker_goaway(border, conn, last);
+            }
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
@@ -431,7 +448,7 @@ impl Shard {
         if tunnel {
             self.tunnel_gone(border, conn, Cause::BROKEN);
         } else {
-            self.client_gone(border, conn, Cause::CLIENT_GONE);
+            self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
         }
     }
 
@@ -442,6 +459,7 @@ impl Shard {
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
+            Due::Yield => self.look_at_queues(border),
             Due::Drain => self.end_all(border, Close::Flush),
         }
     }
@@ -516,7 +534,7 @@ impl Core for Shard {
                 self.tunnel_gone(border, conn, Cause::ended(end));
             }
             Some(Conn::Hop(_)) => {
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Gone::Ended(end));
                 border.close(conn, Close::Flush);
             }
             Some(Conn::Fresh(_)) => {
@@ -559,6 +577,7 @@ impl Core for Shard {
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,
             ShardPost::Drain { max } => self.drain(border, max),
+            ShardPost::End { id } => self.end_session(border, id),
             ShardPost::Stop => self.end_all(border, Close::Now),
             ShardPost::Core(post) => self.core_posted(border, post),
             ShardPost::Restarted { core } => self.restarted(border, core),

@@ -57,10 +57,12 @@ impl Shard {
 
     /// Nothing is under way on the connection any more: it goes.
     pub(super) fn let_go_of(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        let Some(Conn::Door(Plain { peer, opened, input, desk, .. })) = self.conns.remove(conn)
-        else {
-            return;
+        let door = match self.conns.remove(conn) {
+            Some(Conn::Door(door)) => door,
+            Some(Conn::Hop(hop)) => return self.tunnel_detached(*hop, parcel),
+            Some(Conn::Fresh(_)) | None => return,
         };
+        let Plain { peer, opened, input, desk, .. } = door;
         let Some(to) = desk.moving else { return };
         let moved = MovedConnect { parcel, input, peer, opened };
         if let Err(CorePost::Connect(moved)) = self.ask(to, CorePost::Connect(Box::new(moved))) {

@@ -20,6 +20,10 @@ impl Shard {
         self.tell(core, CorePost::Void { core: self.settings.core });
         self.idle.retain(|other| *other != core);
         self.forget_core(border, core);
+        // What was parked there is gone, and with it what was promised of it.
+        for ticket in self.sessions.robbed_by(core) {
+            self.answer_claim(border, ticket);
+        }
         self.renew(border, core);
         if self.told_idle {
             self.tell(core, CorePost::Idle { core: self.settings.core });
@@ -29,6 +33,7 @@ impl Shard {
     /// Drops what a core asked of this one: its work, its polls, its attachments to our sessions.
     pub(super) fn forget_core(&mut self, border: &mut Border, core: u16) {
         self.local.forget_core(core);
+        self.yard.forget_core(core);
         self.answer_polls(border);
         self.sessions.forget_core(core, self.now);
     }
@@ -42,6 +47,7 @@ impl Shard {
         for key in keys {
             self.renew_join(border, key, core);
             self.renew_work(border, key, core);
+            self.renew_place(border, key, core);
         }
     }
 
@@ -56,9 +62,20 @@ impl Shard {
             self.leave_home(id, key, None);
             return self.end_asking(border, key, &Fault::MailboxFull);
         }
-        let (facts, tunnel) = (attachment.facts(), attachment.tunnel().is_some());
-        let join = Join { id, ticket: self.ticket(key), facts, tunnel };
+        if let State::Moving { .. } = attachment.state {
+            // Its new core will say so.
+            return;
+        }
+        let (facts, stand) = (attachment.facts(), self.stand_of(attachment));
+        let join = Join { id, ticket: self.ticket(key), facts, stand };
         self.tell(core, CorePost::Join(Box::new(join)));
+    }
+
+    fn renew_place(&mut self, border: &mut Border, key: Key, core: u16) {
+        let Some(attachment) = self.attachments.get(key).filter(|a| a.is_parked()) else { return };
+        if self.dispatch_home(&attachment.function, &attachment.version) == core {
+            self.tell_parks(border, key);
+        }
     }
 
     /// Its token is still good: it lives with the attachment.

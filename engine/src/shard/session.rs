@@ -1,4 +1,5 @@
-//! The directory of the sessions whose home is this core.
+//! The directory of the sessions whose home is this core. It is the one place that puts in order
+//! what several cores want of a session: whoever comes back first gets the tunnel that waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use crate::control::local::Ticket;
 use crate::metrics::CloseReason;
-use crate::post::{Join, Leave, SessionFacts, SessionRow};
+use crate::post::{Join, Leave, SessionFacts, SessionRow, Speaks, Stand};
 
 /// Closed sessions that `/sessions` still shows.
 const RECENT: usize = 256;
@@ -19,23 +20,59 @@ const RECENT: usize = 256;
 pub(crate) struct Session {
     pub(crate) id: Uuid,
     pub(crate) facts: SessionFacts,
-    /// Attachments that wait or have a tunnel, on all cores.
-    pub(crate) attachments: u32,
-    /// Tunnels open now: the worker ends the session with its last one (contract 4.6).
-    pub(crate) tunnels: u32,
-    /// The attachments on other cores, and whether each has its tunnel.
-    elsewhere: Vec<(Ticket, bool)>,
+    /// Its attachments, on all cores.
+    members: Vec<Member>,
+}
+
+/// One attachment of a session.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    ticket: Ticket,
+    stand: Stand,
 }
 
 impl Session {
     pub(crate) fn new(id: Uuid, facts: SessionFacts) -> Self {
-        Self { id, facts, attachments: 0, tunnels: 0, elsewhere: Vec::new() }
+        Self { id, facts, members: Vec::new() }
     }
 
-    fn has_tunnel(&mut self, at: usize) {
-        if !std::mem::replace(&mut self.elsewhere[at].1, true) {
-            self.tunnels += 1;
+    /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.members.iter().any(|member| member.stand != Stand::Wanted)
+    }
+
+    /// The tunnel that a client may take up which speaks so.
+    pub(crate) fn parked(&self, client: Speaks) -> Option<Ticket> {
+        let fits = |member: &&Member| match member.stand {
+            Stand::Parked(speaks) => speaks.fits(client),
+            _ => false,
+        };
+        self.members.iter().find(fits).map(|member| member.ticket)
+    }
+
+    fn set(&mut self, ticket: Ticket, stand: Stand) {
+        match self.members.iter_mut().find(|member| member.ticket == ticket) {
+            Some(member) => member.stand = stand,
+            None => self.members.push(Member { ticket, stand }),
         }
+    }
+
+    /// Only a session's last tunnel stays parked: the others are to be let go of.
+    fn surplus(&mut self) -> Vec<Ticket> {
+        let is_parked = |member: &Member| matches!(member.stand, Stand::Parked(_));
+        let in_use = |member: &Member| matches!(member.stand, Stand::Open | Stand::Coming { .. });
+        let last = self.members.iter().rposition(is_parked);
+        let kept = last.filter(|_| !self.members.iter().any(in_use));
+        let kept = kept.map(|at| self.members[at].ticket);
+        let mut gone = Vec::new();
+        self.members.retain(|member| {
+            let stays = !is_parked(member) || Some(member.ticket) == kept;
+            if !stays {
+                gone.push(member.ticket);
+            }
+            stays
+        });
+        gone
     }
 
     /// What remains of a session that ended with its core.
@@ -52,10 +89,6 @@ impl Session {
             close_reason: Some(CloseReason::Shutdown.label()),
             ..SessionRow::default()
         }
-    }
-
-    fn place(&self, ticket: Ticket) -> Option<usize> {
-        self.elsewhere.iter().position(|(other, _)| *other == ticket)
     }
 }
 
@@ -95,21 +128,6 @@ impl Sessions {
         self.live.get(&id)
     }
 
-    pub(crate) fn get_mut(&mut self, id: Uuid) -> Option<&mut Session> {
-        self.live.get_mut(&id)
-    }
-
-    /// One attachment less; the last one ends the session, of which `row` remains for a while.
-    pub(crate) fn detach(&mut self, id: Uuid, had_tunnel: bool, row: impl FnOnce() -> SessionRow) {
-        let Some(session) = self.live.get_mut(&id) else { return };
-        session.attachments -= 1;
-        session.tunnels -= u32::from(had_tunnel);
-        if session.attachments == 0 {
-            self.live.remove(&id);
-            self.remember(row());
-        }
-    }
-
     fn remember(&mut self, row: SessionRow) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -117,58 +135,64 @@ impl Sessions {
         self.recent.push_back(row);
     }
 
-    /// An attachment less that never was more than a wish.
-    pub(crate) fn forget(&mut self, id: Uuid) {
-        if let Some(session) = self.live.get_mut(&id) {
-            session.attachments -= 1;
-            if session.attachments == 0 {
-                self.live.remove(&id);
-            }
-        }
-    }
-
-    /// An attachment of another core. Told again, it counts once; a session that is not known any
-    /// more is known again.
-    pub(crate) fn join(&mut self, Join { id, ticket, facts, tunnel }: Join) {
+    /// An attachment of a session that is here. Told again, it counts once; a session that is not
+    /// known any more is known again. Who is to be let go of now.
+    #[must_use]
+    pub(crate) fn join(&mut self, Join { id, ticket, facts, stand }: Join) -> Vec<Ticket> {
         let session = self.live.entry(id).or_insert_with(|| Session::new(id, facts));
-        let at = session.place(ticket).unwrap_or_else(|| {
-            session.attachments += 1;
-            session.elsewhere.push((ticket, false));
-            session.elsewhere.len() - 1
-        });
-        if tunnel {
-            session.has_tunnel(at);
-        }
+        session.set(ticket, stand);
+        session.surplus()
     }
 
-    /// An attachment of another core has its tunnel.
-    pub(crate) fn tunnel_elsewhere(&mut self, id: Uuid, ticket: Ticket) {
-        if let Some(session) = self.live.get_mut(&id)
-            && let Some(at) = session.place(ticket)
-        {
-            session.has_tunnel(at);
+    /// An attachment stands otherwise now. Who is to be let go of now.
+    #[must_use]
+    pub(crate) fn stand(&mut self, id: Uuid, ticket: Ticket, stand: Stand) -> Vec<Ticket> {
+        let Some(session) = self.live.get_mut(&id) else { return Vec::new() };
+        if !session.members.iter().any(|member| member.ticket == ticket) {
+            return Vec::new();
         }
+        session.set(ticket, stand);
+        session.surplus()
     }
 
-    /// An attachment of another core less; the last one ends the session.
+    /// The tunnel of `parked` goes to the attachment `to`, which may be the same one: nobody else
+    /// gets it from now on.
+    pub(crate) fn claim(&mut self, id: Uuid, parked: Ticket, to: Ticket) {
+        let Some(session) = self.live.get_mut(&id) else { return };
+        if parked == to {
+            return session.set(to, Stand::Open);
+        }
+        session.members.retain(|member| member.ticket != parked);
+        session.set(to, Stand::Coming { from: parked.core });
+    }
+
+    /// An attachment less; the last one ends the session, of which `row` remains for a while.
     pub(crate) fn leave(&mut self, Leave { id, ticket, row }: Leave) {
         let Some(session) = self.live.get_mut(&id) else { return };
-        let Some(at) = session.place(ticket) else { return };
-        let (_, had_tunnel) = session.elsewhere.swap_remove(at);
-        session.attachments -= 1;
-        session.tunnels -= u32::from(had_tunnel);
-        if session.attachments == 0 {
-            self.live.remove(&id);
-            if let Some(row) = row {
-                self.remember(row);
-            }
+        let before = session.members.len();
+        session.members.retain(|member| member.ticket != ticket);
+        if session.members.len() == before || !session.members.is_empty() {
+            return;
         }
+        self.live.remove(&id);
+        if let Some(row) = row {
+            self.remember(row);
+        }
+    }
+
+    /// The attachments to which a tunnel of a core that has begun anew was to come: it will not.
+    pub(crate) fn robbed_by(&self, core: u16) -> Vec<Ticket> {
+        let members = self.live.values().flat_map(|session| &session.members);
+        let robbed = members.filter(|member| member.stand == Stand::Coming { from: core });
+        let mut tickets: Vec<Ticket> = robbed.map(|member| member.ticket).collect();
+        tickets.sort_unstable();
+        tickets
     }
 
     /// The attachments of a core that has begun anew are gone.
     pub(crate) fn forget_core(&mut self, core: u16, now: Time) {
         let of_core = |session: &Session| {
-            let tickets = session.elsewhere.iter().map(|(ticket, _)| *ticket);
+            let tickets = session.members.iter().map(|member| member.ticket);
             let tickets = tickets.filter(|ticket| ticket.core == core);
             tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()
         };

@@ -14,6 +14,7 @@ impl Shard {
         metrics.worker_connections_active = (self.attachments.len() - self.asking) as u64;
         metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
         metrics.inlet = border.tally.inlet;
+        metrics.resumes.parked = self.lot.len() as u64;
         let limits = &self.settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
             metrics.limit_used[limit.index()] = used as u64;
@@ -31,6 +32,8 @@ impl Shard {
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
         gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
+        gauge(Limit::ParkedTunnels, self.lot.len(), limits.parked_tunnels);
+        gauge(Limit::ParkedPerTenant, self.lot.fullest(), limits.parked_per_tenant);
         let mut widest = (0, 0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());
@@ -64,6 +67,7 @@ impl Shard {
         let hop = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
         let used = hop.and_then(Hop::tunnel).is_some_and(|tunnel| tunnel.used);
         let state = match (hop.is_some(), used) {
+            _ if attachment.client.is_none() => "parked",
             (false, _) => "waiting",
             (true, false) => "attached",
             (true, true) => "active",

@@ -12,6 +12,7 @@ use super::Shard;
 use super::close::Cause;
 use super::conn::{Conn, Hop, Leaving, Side};
 use super::link::Link;
+use super::park::Gone;
 use super::timer::Due;
 use crate::border::{Border, Close, ConnId};
 use crate::config::Keepalive;
@@ -142,14 +143,18 @@ impl Shard {
         let now = border.now;
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let busy = hop.link.streams() > 0 && matches!(hop.link, Link::H2(_));
+        let streams = hop.link.streams();
+        let http2 = matches!(hop.link, Link::H2(_));
         let (silent, hop_since) = (hop.received_at, hop.hop_since);
         let Some(tunnel) = hop.tunnel_mut() else { return };
+        let busy = http2 && (streams > 0 || tunnel.parked.is_some());
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
             Some(Cause::STALLED)
         } else if tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
         {
             Some(Cause::SILENT)
+        } else if let Some(until) = tunnel.parked {
+            Some(Cause::WINDOW).filter(|_| until <= now)
         } else if tunnel.idle_since.is_some_and(|since| since + terms.idle <= now) {
             Some(Cause::IDLE)
         } else if !tunnel.used && hop_since + terms.unused <= now {
@@ -172,7 +177,7 @@ impl Shard {
             Some(true) => self.tunnel_gone(border, conn, Cause::STALLED),
             Some(false) => {
                 border.close(conn, Close::Now);
-                self.client_gone(border, conn, Cause::CLIENT_GONE);
+                self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
             }
             None => {}
         }
@@ -200,11 +205,15 @@ impl Hop {
                 }
             }
             Side::Tunnel(tunnel) => {
-                if let Some(since) = tunnel.idle_since {
-                    concern(since + terms.idle);
-                }
-                if !tunnel.used {
-                    concern(self.hop_since + terms.unused);
+                if let Some(until) = tunnel.parked {
+                    concern(until);
+                } else {
+                    if let Some(since) = tunnel.idle_since {
+                        concern(since + terms.idle);
+                    }
+                    if !tunnel.used {
+                        concern(self.hop_since + terms.unused);
+                    }
                 }
                 if let Link::H1(h1) = &self.link {
                     // There is no PING: only whether it takes what is sent.
@@ -215,7 +224,7 @@ impl Hop {
                 }
                 match tunnel.pinged_at {
                     Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
-                    None if self.link.streams() > 0 => {
+                    None if self.link.streams() > 0 || tunnel.parked.is_some() => {
                         concern(self.received_at + terms.keepalive.tunnel_ping);
                     }
                     None => {}

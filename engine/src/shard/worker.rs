@@ -15,9 +15,10 @@ use super::close::Cause;
 use super::conn::{Conn, Hop, Plain, Side, Tunnel};
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
-use crate::control::local::{PollFault, PollRequest};
-use crate::metrics::Limit;
+use crate::control::local::{PollFault, PollRequest, WorkKind};
+use crate::metrics::{Limit, ResumeWay};
 use crate::pool::Segment;
+use crate::post::Stand;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -309,14 +310,19 @@ impl Shard {
             idle_since: None,
             pinged_at: None,
             going: false,
+            parked: None,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
         let attachment = self.attachments.get_mut(key).expect("it waits for this connection");
+        let back = attachment.kind() == Some(WorkKind::Reconnect);
         attachment.state = State::Attached { tunnel: conn };
-        let id = attachment.session;
-        self.tunnel_joined(id, key);
+        let (id, since) = (attachment.session, attachment.opened);
+        if back {
+            self.count_resume(ResumeWay::Reconnect, since);
+        }
+        self.tell_stand(border, id, key, Stand::Open);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
         self.serve_waiters(border, key);

@@ -138,9 +138,7 @@ def test_missing_file(tmp_path):
     assert code == 78 and "nowhere.toml" in said, (code, said)
 
 
-@pytest.mark.parametrize("table, key", [
-    ("[session]", 'park = "auto"'), ("[session]", 'park_window = "30s"'),
-    ("[session]", 'park_yield = "2s"')])
+@pytest.mark.parametrize("table, key", [("[limits]", "trace_records = 1")])
 def test_features_that_come_later(tmp_path, table, key):
     text = configuration()
     at = text.index(table) + len(table)

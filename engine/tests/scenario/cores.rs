@@ -9,6 +9,8 @@ use crate::machine::{Machine, Tunnel};
 use crate::peer::{Peer, poll_request, read_work};
 use crate::world::{FUNCTION, VERSION};
 
+/// A client's end is its tunnel's.
+pub(crate) const UNKEPT: &str = "[session]\npark = \"never\"\n";
 const OTHER: &str = "33333333-3333-4333-8333-333333333333";
 
 /// Versions of one more function: some have another dispatch home than the first.
@@ -207,7 +209,7 @@ fn a_connection_that_moves_may_bring_no_more_than_its_limit_and_may_end() {
 fn a_session_is_found_from_every_core() {
     for home in 0..3 {
         for core in 0..3 {
-            let mut m = Machine::new(3);
+            let mut m = Machine::with(3, UNKEPT);
             let (first, worker, id) = attached(&mut m, home);
             let cookie = format!("nvcf-request-id={id}");
             let mut second = Peer::client(m.at(core));

@@ -6,7 +6,9 @@ use ringway::border::{Core, End, Listener};
 use ringway::metrics::Limit;
 use ringway::post::ShardPost;
 
-use crate::cores::{attached, client, dispatch_home, grpc, leave, leave_quietly, none_of, serve};
+use crate::cores::{
+    UNKEPT, attached, client, dispatch_home, grpc, leave, leave_quietly, none_of, serve,
+};
 use crate::machine::Machine;
 use crate::peer::{Peer, Work, poll_request, read_work};
 
@@ -52,7 +54,7 @@ fn what_finds_no_room_is_refused_at_once() {
 
 #[test]
 fn what_must_not_be_lost_waits_for_room_in_its_order() {
-    let mut m = Machine::new(2);
+    let mut m = Machine::with(2, UNKEPT);
     let home = dispatch_home(&mut m);
     let core = none_of(&m, &[home]);
     let (first, _, id) = attached(&mut m, home);
@@ -315,7 +317,7 @@ fn an_answer_to_a_poll_that_was_given_up_is_not_the_next_polls() {
 
 #[test]
 fn what_comes_later_does_not_overtake_what_waits() {
-    let mut m = Machine::new(2);
+    let mut m = Machine::with(2, UNKEPT);
     let home = dispatch_home(&mut m);
     let core = none_of(&m, &[home]);
     let (first, _, id) = attached(&mut m, home);
@@ -327,7 +329,7 @@ fn what_comes_later_does_not_overtake_what_waits() {
     leave_quietly(&mut m, core, &back);
     assert!(m.on_its_way(core, home).is_empty(), "its time to be tried again has not come");
     m.at(core).pass(Duration::from_millis(2));
-    assert_eq!(m.on_its_way(core, home), ["Withdraw", "Tunnel", "Leave"]);
+    assert_eq!(m.on_its_way(core, home), ["Withdraw", "Stand", "Leave"]);
     leave(&mut m, home, &first);
     m.assert_empty();
 }

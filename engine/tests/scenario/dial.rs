@@ -10,6 +10,8 @@ use crate::peer::{Peer, poll_request};
 use crate::world::{FUNCTION, World};
 
 const DIAL: &str = "dial = \"127.0.0.1:50051\"";
+/// The same, and a client's end is its tunnel's.
+const UNKEPT: &str = "dial = \"127.0.0.1:50051\"\n[session]\npark = \"never\"";
 const REFUSED: i32 = 111;
 const TIMED_OUT: i32 = 110;
 
@@ -31,7 +33,7 @@ fn message(client: &Peer, n: usize) -> String {
 
 #[test]
 fn one_connection_serves_all_streams_of_an_attachment() {
-    let mut world = World::with(DIAL);
+    let mut world = World::with(UNKEPT);
     let mut client = Peer::client(&mut world);
     for _ in 0..3 {
         client.request(&mut world, &[], true);
@@ -63,7 +65,7 @@ fn one_connection_serves_all_streams_of_an_attachment() {
 
 #[test]
 fn a_server_that_cannot_be_reached_is_said_at_once_and_tried_again() {
-    let mut world = World::with(DIAL);
+    let mut world = World::with(UNKEPT);
     let mut client = Peer::client(&mut world);
     for (n, errno) in [REFUSED, TIMED_OUT, 5].into_iter().enumerate() {
         client.request(&mut world, &[], true);
@@ -136,7 +138,7 @@ fn a_dial_that_nobody_waits_for_is_given_up() {
 
 #[test]
 fn coming_back_by_id_is_one_more_connection() {
-    let mut world = World::with(DIAL);
+    let mut world = World::with(UNKEPT);
     let (client, server, id) = dialled(&mut world);
     let mut second = Peer::client(&mut world);
     second.request(&mut world, &[("nvcf-reqid", &id)], true);

@@ -9,6 +9,8 @@ mod ends;
 mod http1;
 mod http1_upgrade;
 mod machine;
+mod parking;
+mod parking_cores;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod sessions;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ringway::config::Config;
+use ringway::config::{Config, Park};
 use ringway::control::local::Policy;
 
 use super::seed::Seed;
@@ -60,7 +60,10 @@ pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
                  [[tenant]]\nname = \"dev\"\nclient_keys = [\"dev-key\", \"dev-key-2\"]\n\
                  [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
             );
-            let config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
+            let mut config =
+                Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
+            // What this world's ends judge is the tunnel of a client that is there.
+            config.session.park = Park::Never;
             let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
             Rules { config: Arc::new(config), policy }
         })

@@ -94,10 +94,19 @@ pub struct DispatchLimits {
     pub polls: usize,
 }
 
-type Key = (Arc<str>, Arc<str>);
+/// A function and its version.
+pub type Version = (Arc<str>, Arc<str>);
+
+/// A work item in its line.
+#[derive(Debug)]
+struct Queued {
+    work: Box<Work>,
+    /// Since when it waits; see [`Dispatch::lose_patience`].
+    since: Time,
+}
 
 /// Work items by the number they were submitted under: that is their order.
-type Line = BTreeMap<u64, Box<Work>>;
+type Line = BTreeMap<u64, Queued>;
 
 /// One function version.
 #[derive(Debug, Default)]
@@ -113,7 +122,7 @@ struct Queue {
 struct Waiting {
     serial: u64,
     until: Time,
-    key: Key,
+    key: Version,
     request: PollRequest,
 }
 
@@ -121,6 +130,8 @@ struct Waiting {
 #[derive(Debug)]
 struct Offer {
     order: u64,
+    /// Since when the work waits.
+    since: Time,
     /// Gone when it was withdrawn after the answer had been handed out.
     work: Option<Box<Work>>,
     /// Still in `answers`: nobody has seen it.
@@ -137,9 +148,9 @@ enum Place {
 #[derive(Debug)]
 pub struct Dispatch {
     limits: DispatchLimits,
-    queues: HashMap<Key, Queue>,
+    queues: HashMap<Version, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: HashMap<Ticket, (Key, WorkKind, Place)>,
+    places: HashMap<Ticket, (Version, WorkKind, Place)>,
     waiting: HashMap<PollId, Waiting>,
     offers: HashMap<PollId, Offer>,
     expiry: BTreeMap<(Time, u64), PollId>,
@@ -168,7 +179,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// The function version's queue is full.
-    pub fn submit(&mut self, work: Work) -> Result<(), QueueFull> {
+    pub fn submit(&mut self, work: Work, now: Time) -> Result<(), QueueFull> {
         if self.places.contains_key(&work.ticket) {
             return Ok(());
         }
@@ -180,8 +191,22 @@ impl Dispatch {
             return Err(QueueFull);
         }
         let order = self.number();
-        self.place(key, order, Box::new(work), taker);
+        self.place(key, order, Queued { work: Box::new(work), since: now }, taker);
         Ok(())
+    }
+
+    /// Whether new work of a function version has waited for so long. It then waits anew: what is
+    /// done about it takes its time too.
+    pub fn lose_patience(&mut self, key: &Version, patience: Duration, now: Time) -> bool {
+        let Some(queue) = self.queues.get_mut(key) else { return false };
+        let waits = queue.new.values_mut().find(|queued| queued.since + patience <= now);
+        waits.map(|queued| queued.since = now).is_some()
+    }
+
+    /// Since when the new work of a function version waits that waits longest.
+    #[must_use]
+    pub fn waits_since(&self, key: &Version) -> Option<Time> {
+        self.queues.get(key)?.new.values().map(|queued| queued.since).min()
     }
 
     /// Nobody waits for this work any more. Work that a worker has already been told of is not
@@ -254,11 +279,11 @@ impl Dispatch {
     pub fn gone(&mut self, poll: PollId) {
         self.forget_poll(poll);
         self.answers.retain(|(to, _)| *to != poll);
-        if let Some(Offer { order, work: Some(work), .. }) = self.offers.remove(&poll) {
+        if let Some(Offer { order, since, work: Some(work), .. }) = self.offers.remove(&poll) {
             let key = (work.function.clone(), work.version.clone());
             let queue = self.queues.entry(key.clone()).or_default();
             let taker = queue.taker(&work, &self.waiting, &self.offers);
-            self.place(key, order, work, taker);
+            self.place(key, order, Queued { work, since }, taker);
         }
     }
 
@@ -341,16 +366,17 @@ impl Dispatch {
     }
 
     /// Puts work where it belongs: to the poll that takes it, or into its line.
-    fn place(&mut self, key: Key, order: u64, work: Box<Work>, taker: Option<PollId>) {
-        let (ticket, kind) = (work.ticket, work.kind);
+    fn place(&mut self, key: Version, order: u64, queued: Queued, taker: Option<PollId>) {
+        let (ticket, kind) = (queued.work.ticket, queued.work.kind);
         if let Some(poll) = taker {
             self.forget_poll(poll);
+            let Queued { work, since } = queued;
             self.answers.push((poll, PollAnswer::Work(work.clone())));
-            self.offers.insert(poll, Offer { order, work: Some(work), unseen: true });
+            self.offers.insert(poll, Offer { order, since, work: Some(work), unseen: true });
             self.places.insert(ticket, (key, kind, Place::Offered(poll)));
         } else {
             let queue = self.queues.entry(key.clone()).or_default();
-            queue.line(kind).insert(order, work);
+            queue.line(kind).insert(order, queued);
             self.places.insert(ticket, (key, kind, Place::Queued { order }));
         }
     }
@@ -382,7 +408,7 @@ impl Dispatch {
     }
 
     /// Drops a queue that holds nothing.
-    fn tidy(&mut self, key: &Key) {
+    fn tidy(&mut self, key: &Version) {
         let idle = |q: &Queue| q.new.is_empty() && q.reconnect.is_empty() && q.polls.is_empty();
         if self.queues.get(key).is_some_and(idle) {
             self.queues.remove(key);
@@ -418,8 +444,8 @@ impl Queue {
     }
 
     /// Takes out the work this poll gets. A reconnect goes first: no other worker can do it.
-    fn next_for(&mut self, request: &PollRequest) -> Option<(u64, Box<Work>)> {
-        let held = self.reconnect.iter().find(|(_, work)| request.holds(&work.request_id));
+    fn next_for(&mut self, request: &PollRequest) -> Option<(u64, Queued)> {
+        let held = self.reconnect.iter().find(|(_, queued)| request.holds(&queued.work.request_id));
         if let Some(order) = held.map(|(order, _)| *order) {
             return self.reconnect.remove_entry(&order);
         }

@@ -169,11 +169,21 @@ impl Policy {
         Err(PollFault { status: 403, text: text.into() })
     }
 
+    /// Whether this version is of the streaming kind.
+    #[must_use]
+    pub fn streams(&self, function: &str, version: &str) -> bool {
+        self.version(function, version).is_some_and(|entry| entry.streaming)
+    }
+
     /// The server that serves this version without a worker, if it has one.
     #[must_use]
     pub fn dial(&self, function: &str, version: &str) -> Option<Arc<Dial>> {
+        self.version(function, version)?.dial.clone()
+    }
+
+    fn version(&self, function: &str, version: &str) -> Option<&Version> {
         let versions = self.functions.get(&Uuid::try_parse(function).ok()?)?;
-        versions.iter().find(|entry| *entry.version == *version)?.dial.clone()
+        versions.iter().find(|entry| *entry.version == *version)
     }
 }
 

@@ -29,11 +29,11 @@ fn worker(slot: u32) -> PollId {
 
 impl World {
     fn submit(&mut self, ticket: u64) -> Result<(), QueueFull> {
-        self.dispatch.submit(work(ticket, WorkKind::New))
+        self.dispatch.submit(work(ticket, WorkKind::New), self.now)
     }
 
     fn reconnect(&mut self, ticket: u64) {
-        self.dispatch.submit(work(ticket, WorkKind::Reconnect)).unwrap();
+        self.dispatch.submit(work(ticket, WorkKind::Reconnect), self.now).unwrap();
     }
 
     fn withdraw(&mut self, ticket: u64) {
@@ -266,7 +266,7 @@ fn a_full_queue_refuses_and_a_waiting_poll_is_never_full() {
     assert_eq!(w.submit(5), Err(QueueFull));
     w.poll_for(2, "another", 1, &[]);
     let other = Work { version: "another".into(), ..work(6, WorkKind::New) };
-    w.dispatch.submit(other).unwrap();
+    w.dispatch.submit(other, w.now).unwrap();
     assert_eq!(w.answers(), [(1, 1), (2, 6)]);
 }
 
@@ -304,8 +304,8 @@ fn of_a_core_that_began_anew_nothing_is_kept() {
     let of_core_1 =
         |number, kind| Work { ticket: Ticket { core: 1, number }, ..work(number, kind) };
     w.submit(1).unwrap();
-    w.dispatch.submit(of_core_1(1, WorkKind::New)).unwrap();
-    w.dispatch.submit(of_core_1(2, WorkKind::Reconnect)).unwrap();
+    w.dispatch.submit(of_core_1(1, WorkKind::New), w.now).unwrap();
+    w.dispatch.submit(of_core_1(2, WorkKind::Reconnect), w.now).unwrap();
     let elsewhere = PollId { core: 1, ..worker(1) };
     let request = PollRequest {
         function_id: "f".into(),
