@@ -233,7 +233,7 @@ fn what_is_not_built_is_refused_as_not_supported_yet() {
     for (from, to) in [
         ("mode = \"local\"", "mode = \"nats\""),
         ("mode = \"local\"", "mode = \"nvcf\""),
-        ("wait = \"30s\"", "wait = \"30s\"\n[limits]\ntrace_records = 1 "),
+        ("wait = \"30s\"", "wait = \"30s\"\n[limits]\nfailed_connects = 1 "),
         ("[drain] ", "[cluster] "),
         ("[drain] ", "[cluster]\nnode = 1 "),
     ] {

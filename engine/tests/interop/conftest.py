@@ -50,8 +50,9 @@ def serve(tmp_path):
 
 @pytest.fixture
 def bare(serve):
-    """`ringway serve` with no worker: the test brings one."""
-    return serve()
+    """`ringway serve` with no worker: the test brings one. What a client leaves behind goes at
+    once: parking has tests of its own."""
+    return serve(session='park = "never"')
 
 
 @pytest.fixture

@@ -138,9 +138,9 @@ def test_missing_file(tmp_path):
     assert code == 78 and "nowhere.toml" in said, (code, said)
 
 
-@pytest.mark.parametrize("table, key", [("[limits]", "trace_records = 1")])
+@pytest.mark.parametrize("table, key", [("[limits]", "failed_connects = 1")])
 def test_features_that_come_later(tmp_path, table, key):
-    text = configuration()
+    text = configuration(more=table)
     at = text.index(table) + len(table)
     code, said = check(tmp_path, text[:at] + "\n" + key + text[at:])
     assert code == 78 and "not supported yet" in said and key.split()[0] in said, (code, said)

@@ -197,7 +197,7 @@ def test_ready_line_comes_when_it_is_ready(gateway):
 # --- the log --------------------------------------------------------------------------------
 
 def test_log_lines_of_a_session(serve, attach):
-    running = serve()
+    running = serve(session='park = "never"')
     with FakeWorker(running) as worker:
         session = attach(running, worker)
         reqid = session.work.request_id
@@ -231,7 +231,7 @@ def test_log_lines_of_a_session(serve, attach):
 
 def test_no_secret_is_ever_logged(serve, attach):
     """Client keys, worker keys and tokens, in all the ways they come in; right and wrong."""
-    running = serve(session='wait = "500ms"')
+    running = serve(session='wait = "500ms"\npark = "never"')
     with FakeWorker(running) as worker:
         session = attach(running, worker)
         session.answer(end_stream=True)
