@@ -17,6 +17,7 @@ pub use histogram::Histogram;
 use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
 pub use labels::{
     Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome, ResumeWay,
+    SpareOutcome,
 };
 pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
@@ -79,6 +80,8 @@ pub struct ShardMetrics {
     pub cross_core_messages: u64,
     /// Connections taken up from other cores.
     pub core_moves: u64,
+    /// Tunnels that stand in for others, by [`SpareOutcome`].
+    pub spares: [u64; SpareOutcome::COUNT],
     /// Tunnels parked now, and what became of those that were.
     pub resumes: Resumes,
     /// What listeners with TLS or the PROXY protocol saw.
@@ -114,6 +117,7 @@ impl Default for ShardMetrics {
             io_backend: [0; Backend::COUNT],
             cross_core_messages: 0,
             core_moves: 0,
+            spares: [0; SpareOutcome::COUNT],
             resumes: Resumes::default(),
             inlet: crate::inlet::Tally::default(),
         }
@@ -158,6 +162,7 @@ impl ShardMetrics {
         add_counts(&mut self.io_backend, &other.io_backend);
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
+        add_counts(&mut self.spares, &other.spares);
         self.resumes.add(&other.resumes);
         inlet::add(&mut self.inlet, &other.inlet);
     }
@@ -288,6 +293,10 @@ impl ShardMetrics {
             "Connections taken up from other cores.",
             self.core_moves,
         );
+        let name = "ringway_spares_total";
+        family(out, name, "counter", "Tunnels asked of workers to stand in for others.");
+        let labels = SpareOutcome::ALL.iter().map(|outcome| outcome.label());
+        each(out, name, "outcome", labels.zip(self.spares));
         let kept = |values: [u64; Limit::COUNT]| {
             let limits = Limit::ALL.iter().filter(|limit| self.limit_max[limit.index()] > 0);
             limits.map(move |limit| (limit.label(), values[limit.index()]))

@@ -105,7 +105,8 @@ fn the_sample_of_the_design_loads() {
     assert_eq!(config.drain.max, Duration::from_secs(60));
     assert_eq!((config.limits.streams, config.limits.header_bytes), (10_000, 65536));
     assert_eq!((config.keepalive.idle.as_secs(), config.keepalive.interval.as_secs()), (15, 15));
-    assert_eq!(config.keepalive.probes, 9);
+    assert_eq!((config.keepalive.probes, config.keepalive.user_timeout.as_secs()), (9, 150));
+    assert_eq!(config.keepalive.client_ping, None);
     assert!(!config.admin.allow_remote && !config.log.access);
 }
 
@@ -126,6 +127,9 @@ idle = "60s"
 interval = "5s"
 probes = 3
 tunnel_ping = "3s"
+user_timeout = "20s"
+client_ping = "10s"
+client_ping_timeout = "2s"
 "#;
     let text = SAMPLE.replace("scope = \"tenant\"", "scope = \"credential\"") + more;
     assert!(parse(&format!("{text}[cores.unknown]\n")).is_err(), "a stray table is not swallowed");
@@ -137,6 +141,9 @@ tunnel_ping = "3s"
     assert_eq!(config.log.level, "debug");
     assert_eq!(config.keepalive.tunnel_ping, Duration::from_secs(3));
     assert_eq!(config.keepalive.idle, Duration::from_secs(60));
+    assert_eq!(config.keepalive.user_timeout, Duration::from_secs(20));
+    assert_eq!(config.keepalive.client_ping, Some(Duration::from_secs(10)));
+    assert_eq!(config.keepalive.client_ping_timeout, Duration::from_secs(2));
     assert_eq!((config.keepalive.interval.as_secs(), config.keepalive.probes), (5, 3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
@@ -295,6 +302,11 @@ fn contradictions_are_found() {
         ("[drain] ", "[keepalive]\nidle = \"1500ms\" ", "must be whole seconds"),
         ("[drain] ", "[keepalive]\ninterval = \"10h\" ", "1s to 9h"),
         ("[drain] ", "[keepalive]\nprobes = 128 ", "a number from 1 to 127"),
+        ("[drain] ", "[keepalive]\nuser_timeout = \"500ms\" ", "1s to 24h"),
+        ("[drain] ", "[keepalive]\nclient_ping = \"9999ms\" ", "at least \"10s\", or \"off\""),
+        ("[drain] ", "[keepalive]\nclient_ping = \"0s\" ", "at least \"10s\", or \"off\""),
+        ("[drain] ", "[keepalive]\nclient_ping = \"25h\" ", "must be \"off\", or 10s to 24h"),
+        ("[drain] ", "[keepalive]\nclient_ping = 30 ", "must be a text in quotes"),
         ("[\"dev-key\"]", "\"dev-key\"", "tenant.client_keys is a text, but must be a list"),
     ] {
         let told = with(from, to);

@@ -334,6 +334,10 @@ fn options_that_cannot_work_are_refused() {
         Options { keep_alive: KeepAlive { probes: 0, ..usual }, ..Options::default() },
         Options { keep_alive: KeepAlive { idle: Duration::ZERO, ..usual }, ..Options::default() },
         Options { keep_alive: KeepAlive { interval: odd, ..usual }, ..Options::default() },
+        Options {
+            keep_alive: KeepAlive { user_timeout: Duration::ZERO, ..usual },
+            ..Options::default()
+        },
     ];
     for options in wrong {
         let (_sender, mailbox) = mailbox(1).unwrap();

@@ -49,10 +49,21 @@ fn all_closed(desk: &Running<Desk>) {
 
 fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
     let second = Duration::from_secs(1);
-    let usual = KeepAlive { idle: 15 * second, interval: 15 * second, probes: 9 };
+    let usual = KeepAlive {
+        idle: 15 * second,
+        interval: 15 * second,
+        probes: 9,
+        user_timeout: 150 * second,
+    };
     assert_eq!(Options::default().keep_alive, usual);
     sockets_are_tuned(usual);
-    sockets_are_tuned(KeepAlive { idle: 7 * second, interval: 3 * second, probes: 4 });
+    let user_timeout = 20 * second;
+    sockets_are_tuned(KeepAlive {
+        idle: 7 * second,
+        interval: 3 * second,
+        probes: 4,
+        user_timeout,
+    });
 }
 
 fn sockets_are_tuned(keep_alive: KeepAlive) {
@@ -79,6 +90,7 @@ fn sockets_are_tuned(keep_alive: KeepAlive) {
             assert_eq!(socket.tcp_keepalive_time().unwrap(), keep_alive.idle);
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), keep_alive.interval);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), keep_alive.probes);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(keep_alive.user_timeout));
             seen += 1;
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
 use ringway::border::{Border, Carried, Close, ConnId, Core, End, Listener, Parcel};
 use ringway::pool::Segment;
-use ringway::reactor::Options;
+use ringway::reactor::{KeepAlive, Options};
 use ringway::ring::{Full, Sender};
 use ringway_proto::time::Time;
 
@@ -117,6 +117,34 @@ impl Core for Doorman {
     fn finished(&self) -> bool {
         self.desk.stopped
     }
+}
+
+#[test]
+fn what_tcp_was_told_stays_with_the_socket() {
+    let second = Duration::from_secs(1);
+    let keep_alive =
+        KeepAlive { idle: 7 * second, interval: 3 * second, probes: 4, user_timeout: 20 * second };
+    let first = start(Options { keep_alive, ..Options::default() }, Desk::default());
+    let client = connect(&first);
+    let old = first.accepted(0);
+    detach(&first, old);
+    let parcel = first.parcel(old);
+    let Carried::Descriptor(fd) = &parcel.socket else { panic!("a plain socket") };
+    let watched = fd.try_clone().unwrap();
+    let second = desk();
+    let new = adopt(&second, parcel);
+    second.ask(move |_, border| border.put(new, b"here"));
+    (&client).read_exact(&mut [0; 4]).unwrap();
+    let socket = socket2::SockRef::from(&watched);
+    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), keep_alive.idle);
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), keep_alive.interval);
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), keep_alive.probes);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(keep_alive.user_timeout));
+    drop((client, watched));
+    first.finish();
+    second.ask(move |_, border| border.close(new, Close::Flush));
+    is_closed(second);
 }
 
 #[test]

@@ -206,6 +206,7 @@ pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: B
             idle: config.keepalive.idle,
             interval: config.keepalive.interval,
             probes: config.keepalive.probes,
+            user_timeout: config.keepalive.user_timeout,
         },
         entrance_time: limits.handshake,
         ..defaults

@@ -287,10 +287,35 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
         idle: seconds("idle"),
         interval: seconds("interval"),
         probes: section.count("probes", problems) as u32,
+        user_timeout: section.time("user_timeout", problems),
+        client_ping: client_ping(&section, problems),
+        client_ping_timeout: section.time("client_ping_timeout", problems),
         tunnel_ping: section.time("tunnel_ping", problems),
         tunnel_ping_timeout: section.time("tunnel_ping_timeout", problems),
         tunnel_write: section.time("tunnel_write", problems),
     }
+}
+
+/// Clients are pinged only on request, and rarely: a PING wakes a telephone's radio.
+fn client_ping(section: &Section<'_>, problems: &mut Problems) -> Option<Duration> {
+    const LEAST: Duration = Duration::from_secs(10);
+    let node = section.get("client_ping")?;
+    let text = section.text("client_ping", problems)?;
+    if text == "off" {
+        return None;
+    }
+    let time = units::duration(text);
+    let possible = LEAST..=Duration::from_secs(86_400);
+    if time.is_none_or(|time| !possible.contains(&time)) {
+        let want = match time {
+            Some(time) if time < LEAST => {
+                "at least \"10s\", or \"off\": clients are not pinged more often"
+            }
+            _ => "\"off\", or 10s to 24h, with its unit, such as \"30s\"",
+        };
+        section.refuse("client_ping", node, want, problems);
+    }
+    time
 }
 
 fn log(root: &Node, problems: &mut Problems) -> Log {

@@ -384,6 +384,25 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Probes without an answer until a connection is lost.",
     ),
     setting(
+        "keepalive.user_timeout",
+        Kind::Time(S, DAY),
+        "150s",
+        "A connection is lost that acknowledges nothing of what it was sent for so long, keeps its \
+         window shut for so long, or does not answer probes.",
+    ),
+    setting(
+        "keepalive.client_ping",
+        Kind::Own("\"off\", or 10s to 24h"),
+        "\"off\"",
+        "A client that is silent for so long is pinged (HTTP/2).",
+    ),
+    setting(
+        "keepalive.client_ping_timeout",
+        Kind::Time(S, DAY),
+        "15s",
+        "How long a client may take to answer.",
+    ),
+    setting(
         "keepalive.tunnel_ping",
         Kind::Time(S, DAY),
         "30s",

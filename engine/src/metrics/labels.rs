@@ -56,6 +56,24 @@ labels! {
 }
 
 labels! {
+    /// What becomes of tunnels that are asked of a worker to stand in for others.
+    SpareOutcome {
+        /// The worker was asked for one.
+        Asked => "asked",
+        /// It came.
+        Came => "came",
+        /// The other one is lost: it is kept for a client that comes back.
+        Parked => "parked",
+        /// It took the place of one that takes no more streams.
+        Replaced => "replaced",
+        /// It was not needed.
+        Unused => "unused",
+        /// It never came, or was lost before it was needed.
+        Failed => "failed",
+    }
+}
+
+labels! {
     /// What the tunnel's transport said when it ended (contract OB-3).
     CloseCode {
         /// Nothing: we closed it.

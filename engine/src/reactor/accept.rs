@@ -51,9 +51,12 @@ impl Door {
     }
 }
 
-/// What every connection has, accepted or dialled: no Nagle delay, and keep-alive (LN-9).
+/// What every connection has, accepted or dialled: no Nagle delay, keep-alive (LN-9), and an end to
+/// waiting for a peer that has vanished while data was on its way. It stays with the socket on
+/// whatever core that is.
 pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(keep_alive.user_timeout))?;
     let keep_alive = TcpKeepalive::new()
         .with_time(keep_alive.idle)
         .with_interval(keep_alive.interval)

@@ -26,6 +26,9 @@ pub struct KeepAlive {
     pub interval: Duration,
     /// Probes without an answer until the connection is lost.
     pub probes: u32,
+    /// The connection is lost when nothing of what was sent is acknowledged for so long, when the
+    /// peer takes nothing for so long, or, whatever their number, when probes are not answered.
+    pub user_timeout: Duration,
 }
 
 impl KeepAlive {
@@ -33,7 +36,10 @@ impl KeepAlive {
     fn is_possible(self) -> bool {
         let possible =
             |time: Duration| (1..=32_767).contains(&time.as_secs()) && time.subsec_nanos() == 0;
-        possible(self.idle) && possible(self.interval) && (1..=127).contains(&self.probes)
+        possible(self.idle)
+            && possible(self.interval)
+            && (1..=127).contains(&self.probes)
+            && (1..=i32::MAX as u128).contains(&self.user_timeout.as_millis())
     }
 }
 
@@ -95,6 +101,8 @@ impl Default for Options {
                 idle: Duration::from_secs(15),
                 interval: Duration::from_secs(15),
                 probes: 9,
+                // As long as the probes take: data on its way is given no less time.
+                user_timeout: Duration::from_secs(15 + 9 * 15),
             },
             entrances: Entrances::default(),
             entrance_time: Duration::from_secs(10),
@@ -118,7 +126,7 @@ impl Options {
             }
             _ if self.connections == 0 => wrong("connections: at least 1"),
             _ if !self.keep_alive.is_possible() => {
-                wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes")
+                wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes, 1 ms to 24 days")
             }
             _ => Ok(()),
         }

@@ -367,7 +367,8 @@ fn cancel_poll(ring: &mut Ring, socket: &mut Socket) {
 fn end_of(errno: i32) -> End {
     match errno {
         libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN => End::Reset,
-        libc::ETIMEDOUT => End::Timeout,
+        // A timeout reports why the last try went nowhere, if that is known (tcp(7)).
+        libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN => End::Timeout,
         _ => End::Failed,
     }
 }

@@ -48,6 +48,12 @@ pub(crate) struct Attachment {
     pub(crate) waiters: VecDeque<Key>,
     /// How many of them still do: the others are gone and are skipped.
     pub(crate) waiting: u32,
+    /// The attachment whose tunnel is to stand in for this one's.
+    pub(crate) spare: Option<Key>,
+    /// The attachment for whose tunnel this one's stands in.
+    pub(crate) parent: Option<Key>,
+    /// It was asked for as a spare, and nothing tells yet what has come of that.
+    pub(crate) stands_by: bool,
     pub(crate) opened: Time,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,
@@ -340,7 +346,9 @@ impl Shard {
 
     fn is_going(&self, attachment: &Attachment) -> bool {
         let tunnel = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
-        tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
+        // One in whose place another comes takes requests all the same.
+        attachment.spare.is_none()
+            && tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
     }
 
     /// Limits on what one connection may cause (L12), and no new sessions while draining.
@@ -351,16 +359,10 @@ impl Shard {
         now: Time,
     ) -> Result<(), Box<Fault>> {
         self.admit_attachment(client)?;
+        if !self.admit_pending(tenant) {
+            return Err(Box::new(Fault::Overloaded));
+        }
         let limits = &self.settings.config.limits;
-        if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
-            self.metrics.limit_hit(Limit::PendingSessions);
-            return Err(Box::new(Fault::Overloaded));
-        }
-        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
-        if of_tenant >= limits.pending_per_tenant {
-            self.metrics.limit_hit(Limit::PendingPerTenant);
-            return Err(Box::new(Fault::Overloaded));
-        }
         let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
             return Err(Box::new(Fault::TunnelLost));
         };
@@ -369,6 +371,19 @@ impl Shard {
             return Err(Box::new(Fault::TooManySessions));
         }
         Ok(())
+    }
+
+    /// No more attachments that wait for a worker than there may be.
+    pub(super) fn admit_pending(&mut self, tenant: &Arc<str>) -> bool {
+        let limits = &self.settings.config.limits;
+        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
+        let full = if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
+            Some(Limit::PendingSessions)
+        } else {
+            Some(Limit::PendingPerTenant).filter(|_| of_tenant >= limits.pending_per_tenant)
+        };
+        full.into_iter().for_each(|limit| self.metrics.limit_hit(limit));
+        full.is_none()
     }
 
     /// No more attachments of one connection than it may have, and none while draining.
@@ -435,13 +450,17 @@ impl Shard {
 
     /// Queues the work of the attachments made in this turn, if somebody still waits for them.
     pub(super) fn launch(&mut self, border: &mut Border) {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        for key in fresh.drain(..) {
-            let Some(attachment) = self.attachments.get(key) else { continue };
-            let State::Fresh { kind } = attachment.state else { continue };
-            self.launch_one(border, key, kind);
+        let mut batch = std::mem::take(&mut self.fresh);
+        // What finds no room may leave requests to others, which are as fresh.
+        while !batch.is_empty() {
+            for key in batch.drain(..) {
+                let Some(attachment) = self.attachments.get(key) else { continue };
+                let State::Fresh { kind } = attachment.state else { continue };
+                self.launch_one(border, key, kind);
+            }
+            std::mem::swap(&mut batch, &mut self.fresh);
         }
-        self.fresh = fresh;
+        self.fresh = batch;
         self.answer_polls(border);
     }
 
@@ -457,7 +476,10 @@ impl Shard {
             self.metrics.function_requests.count(function, version, &work.tenant, border.now);
         }
         self.await_worker(key, (token, kind), border.now);
-        self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
+        if self.attachments.get(key).is_some_and(|attachment| attachment.client.is_some()) {
+            let again = usize::from(kind == WorkKind::Reconnect);
+            self.metrics.session_init_seconds[again].observe(0.0);
+        }
         self.submit(border, key, work);
     }
 
@@ -516,6 +538,7 @@ impl Shard {
             attachment.waiters.push_back(waiter);
             attachment.waiting += 1;
         }
+        self.unserved(border, key);
     }
 
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
@@ -549,7 +572,7 @@ impl Shard {
             let Some(&waiter) = attachment.waiters.front() else { return };
             let waits = self.exchanges.get(waiter).is_some();
             if waits && !self.open_stream(waiter.slot, tunnel) {
-                return;
+                return self.unserved(border, key);
             }
             let head = self.exchanges.get_mut(waiter).and_then(|exchange| exchange.head.take());
             if let Some(attachment) = self.attachments.get_mut(key) {

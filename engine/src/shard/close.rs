@@ -58,6 +58,13 @@ impl Cause {
         Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
     pub(crate) const GOAWAY: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
+    pub(crate) const EXHAUSTED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::None, "the tunnel's stream ids ran out");
+    pub(crate) const UNASKED: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the worker said too much before it was asked",
+    );
     pub(crate) const BROKEN: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
     pub(crate) const MALFORMED: Self =
@@ -130,6 +137,18 @@ impl Cause {
         match self.reason {
             CloseReason::CapacityReached => &Fault::WorkQueueFull,
             _ => &Fault::NoWorker,
+        }
+    }
+
+    /// The cause for a client's attachments when its connection ends.
+    pub(crate) fn client_ended(end: End) -> Self {
+        match end {
+            End::Timeout => Self::new(
+                CloseReason::ClientClosed,
+                CloseCode::Timeout,
+                "the client's connection timed out",
+            ),
+            End::Fin | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 
@@ -324,8 +343,8 @@ impl Shard {
         let now = self.now;
         let Some(owner) = hop.tunnel_mut() else { return };
         owner.idle_since = Some(now);
-        if owner.going {
-            self.tunnel_gone(border, tunnel, Cause::GOAWAY);
+        if owner.going && !owner.held && !self.is_replaced(key) {
+            self.tunnel_done(border, tunnel);
         } else {
             self.watch(tunnel);
         }
@@ -353,6 +372,7 @@ impl Shard {
         let Side::Client(client) = &mut hop.side else { return };
         let attachments = std::mem::take(&mut client.attachments);
         let kept = self.choose_parked(&attachments, manner);
+        self.keep_used(&kept);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
             if of.is_some_and(|key| kept.binary_search(&key).is_ok()) {
@@ -378,6 +398,7 @@ impl Shard {
 
     /// A tunnel has ended, or is ended by us: its streams are answered or reset.
     pub(super) fn tunnel_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
+        self.lost_before_replaced(border, conn);
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
         border.close(conn, Close::Now);
         self.resume(border, std::mem::take(&mut hop.stopped));
@@ -393,6 +414,7 @@ impl Shard {
             }
         }
         self.close_attachment(key, &attachment, cause);
+        self.kin_ended(border, &attachment, cause);
     }
 
     /// The tunnel of a running exchange is lost (contract CL-41, CL-42, design 3.11).
@@ -427,13 +449,17 @@ impl Shard {
             return self.tunnel_gone(border, tunnel, cause);
         }
         let waiters = std::mem::take(&mut attachment.waiters);
-        if let Some(attachment) = self.attachments.remove(key) {
-            self.close_attachment(key, &attachment, cause);
+        let ended = self.attachments.remove(key);
+        if let Some(attachment) = &ended {
+            self.close_attachment(key, attachment, cause);
         }
         for waiter in waiters {
             if self.exchanges.get(waiter).is_some() {
                 self.refuse_exchange(border, waiter.slot, fault);
             }
+        }
+        if let Some(attachment) = &ended {
+            self.kin_ended(border, attachment, cause);
         }
     }
 
@@ -444,7 +470,7 @@ impl Shard {
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
         }
-        if attachment.kind() == Some(WorkKind::Reconnect) {
+        if attachment.client.is_some() && attachment.kind() == Some(WorkKind::Reconnect) {
             self.count_reconnect_lost(cause);
         }
         match attachment.state {
@@ -506,29 +532,31 @@ impl Shard {
     }
 
     /// The worker said GOAWAY (design 3.11): running streams below its last id finish, those
-    /// above are refused, and requests from now on get a session of their own.
+    /// above are refused, and requests from now on go to a tunnel that takes this one's place.
     pub(super) fn worker_goaway(&mut self, border: &mut Border, conn: ConnId, last: u32) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let refused = hop.link.keys_above(last);
         let idle = hop.link.streams() == refused.len();
         let Some(tunnel) = hop.tunnel_mut() else { return };
-        tunnel.going = true;
+        let first = !std::mem::replace(&mut tunnel.going, true);
         let key = tunnel.attachment;
-        self.move_waiters(border, key);
+        if first {
+            self.ask_replacement(border, key);
+        }
         for stream in refused {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let slot = hop.link.tag(stream);
             hop.link.reset(stream, ErrorCode::Cancel, &mut border.sink(conn));
             self.drop_exchange(border, slot, Some(ErrorCode::RefusedStream), None);
         }
-        if idle && self.conns.hop(conn).is_some() {
-            self.tunnel_gone(border, conn, Cause::GOAWAY);
+        if idle && self.conns.hop(conn).is_some() && !self.is_replaced(key) {
+            self.tunnel_done(border, conn);
         }
     }
 
     /// Requests that were not sent yet are placed as if they came now: in a fresh session, or, if
     /// they name one, at another tunnel of it.
-    fn move_waiters(&mut self, border: &mut Border, key: Key) {
+    pub(super) fn move_waiters(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let Some(client) = attachment.client else { return };
         let waiters = std::mem::take(&mut attachment.waiters);

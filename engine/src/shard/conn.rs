@@ -127,6 +127,8 @@ pub(crate) struct Client {
     /// New dispatches allowed now, and since when they refill.
     pub(crate) dispatches: Bucket,
     pub(crate) leaving: Leaving,
+    /// When the PING that is not answered yet was sent.
+    pub(crate) pinged_at: Option<Time>,
     /// The client said GOAWAY and blamed nobody: it leaves in order.
     pub(crate) said_goaway: bool,
     /// Calls that repeat.
@@ -175,6 +177,9 @@ pub(crate) struct Tunnel {
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
     pub(crate) parked: Option<Time>,
+    /// Its client was lost while it used the tunnel up: it is kept, unread, until another tunnel
+    /// of the session is there.
+    pub(crate) held: bool,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
 }
@@ -239,6 +244,14 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => Some(client),
             Side::Tunnel(_) => None,
+        }
+    }
+
+    /// The peer is there: no PING is open any more.
+    pub(crate) fn answered(&mut self) {
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => tunnel.pinged_at = None,
         }
     }
 

@@ -37,6 +37,7 @@ impl Shard {
         self.timers.arm(border.now + max, Due::Drain);
         // Nobody may come back any more.
         self.close_parked(border);
+        self.drop_spares(border);
         for conn in self.conns.ids() {
             match self.conns.get_mut(conn) {
                 Some(Conn::Hop(hop)) if hop.client().is_some() => self.warn(border, conn),

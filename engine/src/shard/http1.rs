@@ -6,7 +6,7 @@
 use ringway_proto::fields::{Field, Fields, Token};
 use ringway_proto::h1::head::HeadLimits;
 use ringway_proto::h1::{self, Event, Fault, Role, connection_names};
-use ringway_proto::h2::{HeadKind, NO_TAG};
+use ringway_proto::h2::{self, HeadKind, NO_TAG};
 
 use super::Shard;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
@@ -51,14 +51,17 @@ impl Shard {
         self.conns.insert(conn, Conn::Hop(Box::new(hop)));
     }
 
-    /// What a new tunnel speaks: what its client does (contract CL-25).
+    /// What a new tunnel speaks: what its client does (contract CL-25), once there is one.
     pub(super) fn tunnel_link(&self, border: &mut Border, conn: ConnId, key: Key) -> Link {
         let client = self.attachments.get(key).and_then(|a| self.conns.hop(a.client?));
-        if client.is_some_and(|hop| matches!(hop.link, Link::H1(_))) {
-            return Link::H1(Box::new(H1::new(Role::Client, self.http1_limits(), border.now)));
+        if client.is_none_or(|hop| matches!(hop.link, Link::H1(_))) {
+            let mut h1 = H1::new(Role::Client, self.http1_limits(), border.now);
+            h1.unspoken = client.is_none().then(Vec::new);
+            return Link::H1(Box::new(h1));
         }
-        let role = ringway_proto::h2::Role::Client;
-        let mut h2 = ringway_proto::h2::Conn::new(role, self.settings.http2(), self.now);
+        let role = h2::Role::Client;
+        let limits = h2::Limits { last_own_id: self.last_own_id, ..self.settings.http2() };
+        let mut h2 = h2::Conn::new(role, limits, self.now);
         h2.start(&mut border.sink(conn));
         Link::H2(h2)
     }
@@ -72,6 +75,9 @@ impl Shard {
 
     /// Bytes of an HTTP/1 connection, where they were received.
     pub(super) fn http1_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        if self.received_unasked(border, conn, segment) {
+            return;
+        }
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         hop.received_at = border.now;
         let Some(h1) = self.h1_mut(conn) else { return };
@@ -182,11 +188,16 @@ impl Shard {
         exchange.up.ended = false;
         exchange.up.done = false;
         exchange.down.ended = false;
-        let client = exchange.client.conn;
+        let (client, attachment) = (exchange.client.conn, exchange.attachment);
         for conn in [at.conn, client] {
             if let Some(h1) = self.h1_mut(conn) {
                 h1.codec.raw();
             }
+        }
+        // The tunnel ends with the exchange, and with it the session; when its client is lost it
+        // is too late to ask: a browser's last bytes and its FIN come a millisecond apart.
+        if let Some(key) = attachment {
+            self.ask_spare(key);
         }
         self.http1_continue(client);
     }

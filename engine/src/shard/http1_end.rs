@@ -60,7 +60,7 @@ impl Shard {
                 tunnel.idle_since = Some(border.now);
             }
             self.watch(conn);
-        } else {
+        } else if hop.tunnel().is_none_or(|tunnel| !tunnel.held) {
             let cause = if answered { Cause::USED_UP } else { Cause::ABANDONED };
             self.tunnel_gone(border, conn, cause);
         }
@@ -76,9 +76,8 @@ impl Shard {
         let tunnel = hop.tunnel().is_some();
         let Link::H1(h1) = &mut hop.link else { return };
         if h1.codec.is_raw() && h1.slot != NO_TAG {
-            let cause = if tunnel { Cause::ended(end) } else { Cause::CLIENT_GONE };
             let slot = h1.slot;
-            return self.end_raw(border, slot, cause);
+            return self.end_raw(border, slot, (tunnel, end));
         }
         if !tunnel {
             // Contract CL-23: also if a request of it runs.
@@ -93,8 +92,8 @@ impl Shard {
     }
 
     /// One side of a stream of bytes has ended: what was received goes out, then both end
-    /// (contract CL-47).
-    fn end_raw(&mut self, border: &mut Border, slot: u32, cause: Cause) {
+    /// (contract CL-47), the tunnel not before another one is there that stands in for it.
+    fn end_raw(&mut self, border: &mut Border, slot: u32, (by_worker, end): (bool, End)) {
         for way in [Way::Up, Way::Down] {
             let Some(exchange) = self.exchanges.at_mut(slot) else { return };
             let (from, to) = (exchange.from(way), exchange.to(way));
@@ -111,12 +110,17 @@ impl Shard {
         }
         let Some(exchange) = self.exchanges.at(slot) else { return };
         let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
+        let key = exchange.attachment.filter(|_| !by_worker);
+        let replaced = key.is_some_and(|key| self.ask_spare(key));
         border.close(client, Close::Flush);
-        if let Some(tunnel) = tunnel {
+        if let Some(tunnel) = tunnel
+            && !replaced
+        {
+            let cause = if by_worker { Cause::ended(end) } else { Cause::client_ended(end) };
             border.close(tunnel, Close::Flush);
             self.tunnel_gone(border, tunnel, cause);
         }
-        self.client_gone(border, client, Gone::ByUs(Cause::CLIENT_GONE));
+        self.client_gone(border, client, Gone::Ended(end));
     }
 
     /// What a peer sent cannot be read, or not as one thing only: its connection ends.

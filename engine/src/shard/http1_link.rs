@@ -33,6 +33,8 @@ pub(crate) struct H1 {
     pub(super) begun: Option<Time>,
     /// The first bytes were another protocol's: who speaks that is not answered in this one.
     pub(super) foreign: bool,
+    /// A tunnel that has no client yet: what its worker said without having been asked.
+    pub(super) unspoken: Option<Vec<u8>>,
     /// When a tunnel's deadlines were last looked at.
     pub(super) looked_at: Time,
     /// The request whose body is read before the connection goes on in HTTP/2.
@@ -52,6 +54,7 @@ impl H1 {
             gated: false,
             begun: None,
             foreign: false,
+            unspoken: None,
             looked_at: now,
             upgrading: None,
         }
@@ -73,7 +76,7 @@ impl H1 {
     }
 
     pub(super) fn open(&mut self) -> Result<StreamKey, OpenError> {
-        if self.slot != NO_TAG {
+        if self.slot != NO_TAG || self.unspoken.is_some() {
             return Err(OpenError::Full);
         }
         if !self.codec.is_between() || !self.codec.keeps_alive() {

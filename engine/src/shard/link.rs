@@ -49,7 +49,29 @@ impl Link {
     pub(crate) fn clients(&self) -> Speaks {
         match self {
             Self::H2(_) => Speaks::Http2,
+            Self::H1(h1) if h1.unspoken.is_some() => Speaks::Any,
             Self::H1(_) => Speaks::Http1,
+        }
+    }
+
+    /// Whether it is a tunnel's and nothing was said on it, so that it can speak either.
+    pub(crate) fn is_unspoken(&self) -> bool {
+        self.clients() == Speaks::Any
+    }
+
+    /// Whether no stream can be opened on it any more.
+    pub(crate) fn is_spent(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.is_goaway_received().is_some() || h2.is_exhausted(),
+            Self::H1(_) => false,
+        }
+    }
+
+    /// Whether that is for want of stream ids.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.is_goaway_received().is_none() && h2.is_exhausted(),
+            Self::H1(_) => false,
         }
     }
 

@@ -53,6 +53,12 @@ pub(crate) struct InHand {
     pub(crate) list: ListId,
 }
 
+impl Call {
+    pub(super) fn is_of(&self, attachment: Key) -> bool {
+        self.attachment == attachment
+    }
+}
+
 impl Shard {
     /// A head that repeats: relayed if nothing has changed. `false`: it takes the long way.
     pub(super) fn repeat(&mut self, border: &mut Border, of: InHand, ended: bool) -> bool {

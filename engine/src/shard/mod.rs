@@ -31,6 +31,7 @@ mod resume;
 mod session;
 mod settings;
 mod snapshot;
+mod spare;
 mod table;
 mod timer;
 mod watch;
@@ -44,7 +45,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
-use ringway_proto::h2::{ConnFault, Event, HeadKind, LimitId};
+use ringway_proto::h2::{self, ConnFault, Event, HeadKind, LimitId};
 use ringway_proto::id::{RequestIds, TokenMint};
 use ringway_proto::time::Time;
 
@@ -96,6 +97,8 @@ pub struct Shard {
     timers: Timers,
     metrics: ShardMetrics,
     local: Dispatch,
+    /// The highest stream id on a tunnel.
+    last_own_id: u32,
     request_ids: RequestIds,
     tokens: TokenMint,
     rng: ChaCha12Rng,
@@ -165,6 +168,7 @@ impl Shard {
             timers: Timers::default(),
             metrics: ShardMetrics::default(),
             local,
+            last_own_id: h2::Limits::default().last_own_id,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
             pending: 0,
@@ -201,6 +205,11 @@ impl Shard {
     /// Whether a drain goes on although this core has no client any more: others may need it.
     pub fn stay(&mut self, stays: bool) {
         self.stays = stays;
+    }
+
+    /// Lets the stream ids of new tunnels run out early, for tests.
+    pub fn end_stream_ids_at(&mut self, last: u32) {
+        self.last_own_id = last;
     }
 
     /// The core's counters, for tests and the simulated world.
@@ -364,7 +373,7 @@ impl Shard {
             }
             // A worker's head that cannot be relayed: the stream fails on both hops.
             _ => {
-                let code = Some(ringway_proto::h2::ErrorCode::InternalError);
+                let code = Some(h2::ErrorCode::InternalError);
                 self.drop_exchange(border, slot, code, code);
             }
         }
@@ -396,9 +405,7 @@ impl Shard {
     fn after_input(&mut self, border: &mut Border, conn: ConnId) {
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         hop.received_at = border.now;
-        if let Some(tunnel) = hop.tunnel_mut() {
-            tunnel.pinged_at = None;
-        }
+        hop.answered();
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
         if unread || border.queued(conn) > OUTPUT_FULL {
@@ -429,6 +436,12 @@ impl Shard {
             if let Some(hop) = self.conns.hop_mut(source) {
                 hop.waits -= 1;
                 border.pause(source, hop.waits > 0);
+                if hop.waits == 0 {
+                    // What it said meanwhile is read now: only from here on is it silent.
+                    hop.received_at = border.now;
+                    hop.answered();
+                    self.watch(source);
+                }
             }
         }
     }
@@ -456,6 +469,7 @@ impl Shard {
         match due {
             Due::Conn { slot, generation } => self.look_at(border, ConnId { slot, generation }),
             Due::Wait(key) => self.waited(border, key),
+            Due::Replace(key) => self.replace_overdue(border, key),
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),

@@ -46,7 +46,8 @@ pub(crate) enum Manner {
 impl Gone {
     pub(crate) fn cause(self) -> Cause {
         match self {
-            Self::Ended(_) | Self::Done => Cause::CLIENT_GONE,
+            Self::Ended(end) => Cause::client_ended(end),
+            Self::Done => Cause::CLIENT_GONE,
             Self::ByUs(cause) => cause,
         }
     }
@@ -150,6 +151,7 @@ impl Shard {
             let State::Attached { tunnel } = attachment.state else { continue };
             let (function, version) = (&attachment.function, &attachment.version);
             let going = self.conns.hop(tunnel).and_then(Hop::tunnel).is_none_or(|t| t.going);
+            let going = going && attachment.spare.is_none();
             if !going && park.keeps(manner, self.policy.streams(function, version)) {
                 // Otherwise their requests would go out while the streams before them end.
                 attachment.waiters.clear();
@@ -166,9 +168,11 @@ impl Shard {
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Attached { tunnel } = attachment.state else { return };
         let tenant = attachment.tenant.clone();
-        let usable = self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable());
-        if !usable || self.draining.is_some() {
+        if self.draining.is_some() {
             return self.tunnel_gone(border, tunnel, Cause::CLIENT_GONE);
+        }
+        if !self.conns.hop(tunnel).is_some_and(|hop| hop.link.is_reusable()) {
+            return self.used_up(border, key, tunnel);
         }
         self.make_room(border, &tenant);
         let place = self.lot.enter(key, &tenant);
@@ -181,6 +185,7 @@ impl Shard {
         let speaks = hop.link.clients();
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.parked = Some(now + window);
+            tunnel.held = false;
             tunnel.idle_since = None;
             // They belong to the old client's encoder.
             tunnel.answers = Vec::new();
@@ -257,7 +262,12 @@ impl Shard {
         let speaks = |tunnel| self.conns.hop(tunnel).map_or(Speaks::Any, |hop| hop.link.clients());
         match attachment.state {
             State::Parked { tunnel, .. } => Stand::Parked(speaks(tunnel)),
-            State::Attached { .. } | State::Moving { .. } => Stand::Open,
+            State::Attached { tunnel } => {
+                let owner = self.conns.hop(tunnel).and_then(Hop::tunnel);
+                let held = owner.is_some_and(|owner| owner.held);
+                if attachment.client.is_some() || held { Stand::Open } else { Stand::Spare }
+            }
+            State::Moving { .. } => Stand::Open,
             State::Asking { .. }
             | State::Fresh { .. }
             | State::Waiting { .. }

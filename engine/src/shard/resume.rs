@@ -70,7 +70,9 @@ impl Shard {
             return Err(Box::new(Fault::SessionNotFound { request_id: id }));
         }
         self.sessions.claim(id, parked, parked);
-        self.count_resume(ResumeWay::Memory, self.now);
+        let way = self.attachments.get(key).and_then(Attachment::tunnel);
+        let way = way.map_or(ResumeWay::Memory, |tunnel| self.way_of(tunnel));
+        self.count_resume(way, self.now);
         if let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
             owner.pins[pin].attachment.get_or_insert(key);
         }
@@ -123,6 +125,7 @@ impl Shard {
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Moving { tunnel, to };
         }
+        self.end_spare_of(border, key);
         border.detach(tunnel);
     }
 
@@ -225,6 +228,7 @@ impl Shard {
         let (id, client) = (attachment.session, attachment.client);
         let tenant = attachment.tenant.clone();
         self.own_tunnel(tunnel, key);
+        self.adopt_spare(of.spare, key);
         if ended {
             return self.tunnel_gone(border, tunnel, Cause::DELETED);
         }
@@ -233,7 +237,7 @@ impl Shard {
             owner.tunnels_seen += 1;
             owner.pin_asked((&named.0, &named.1), &tenant, key);
         }
-        self.count_resume(ResumeWay::Memory, since);
+        self.count_resume(self.way_of(tunnel), since);
         self.tell_stand(border, id, key, Stand::Open);
         self.serve_waiters(border, key);
         self.watch(tunnel);
@@ -251,7 +255,9 @@ impl Shard {
 
     /// A tunnel has come for which nobody waits: it is kept, and the session's home is told.
     fn park_unasked(&mut self, border: &mut Border, tunnel: ConnId, of: Attachment) {
+        let spare = of.spare;
         let key = self.attachments.insert(Attachment { client: None, ..of });
+        self.adopt_spare(spare, key);
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Attached { tunnel };
         }
@@ -311,6 +317,14 @@ impl Shard {
     /// A client is back: its first request goes out now.
     pub(super) fn count_resume(&mut self, way: ResumeWay, since: Time) {
         self.metrics.resumes.observe(way, self.now.since(since).as_secs_f64());
+    }
+
+    /// The way back that leads to this tunnel: nothing was said on a spare before.
+    fn way_of(&self, tunnel: ConnId) -> ResumeWay {
+        match self.conns.hop(tunnel) {
+            Some(hop) if hop.link.is_unspoken() => ResumeWay::Spare,
+            _ => ResumeWay::Memory,
+        }
     }
 
     /// A client is refused what it came back for.

@@ -57,6 +57,8 @@ impl Shard {
         let shown = self.attachments.iter().map(|(_, attachment)| attachment);
         // Whose session a question is about is not known yet.
         let shown = shown.filter(|a| !matches!(a.state, State::Asking { .. }));
+        // A spare is part of what its parent shows.
+        let shown = shown.filter(|a| a.parent.is_none());
         let mut rows = SessionRow::joined(shown.map(|attachment| self.live_row(attachment)));
         rows.sort_by_key(|row| row.age_ms);
         rows.extend(self.sessions.recent().cloned());

@@ -16,6 +16,8 @@ pub(crate) enum Due {
     Conn { slot: u32, generation: u32 },
     /// A session waited long enough for its worker.
     Wait(Key),
+    /// Requests waited long enough for a tunnel in place of one that takes no more streams.
+    Replace(Key),
     /// Bulk waits although a crumb of its window is left.
     Crumb(Key),
     /// An answered request whose body did not end.

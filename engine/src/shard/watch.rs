@@ -14,7 +14,7 @@ use super::conn::{Conn, Hop, Leaving, Side};
 use super::link::Link;
 use super::park::Gone;
 use super::timer::Due;
-use crate::border::{Border, Close, ConnId};
+use crate::border::{Border, Close, ConnId, End};
 use crate::config::Keepalive;
 use crate::metrics::Limit;
 
@@ -27,7 +27,7 @@ const UNREAD_ANSWERS: Duration = Duration::from_secs(10);
 /// How long after the first GOAWAY the final one comes if the PING is not answered.
 pub(crate) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
 
-/// Payload of the PING between the two GOAWAYs, and of the one that asks a silent worker.
+/// Payload of the PING between the two GOAWAYs, and of the one that asks a silent peer.
 pub(crate) const DRAIN_PING: [u8; 8] = *b"goaway-2";
 const ALIVE_PING: [u8; 8] = *b"alive?!?";
 
@@ -134,8 +134,36 @@ impl Shard {
                 {
                     self.last_goaway(border, conn);
                 }
+                self.look_at_client(border, conn);
             }
             Side::Tunnel(_) => self.look_at_tunnel(border, conn, stalled),
+        }
+    }
+
+    /// A client that says nothing for long is asked whether it is still there, if that is wished.
+    fn look_at_client(&mut self, border: &mut Border, conn: ConnId) {
+        let now = border.now;
+        let keepalive = &self.settings.config.keepalive;
+        let (Some(every), most) = (keepalive.client_ping, keepalive.client_ping_timeout) else {
+            return;
+        };
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        // What it says is not read now: its silence is ours.
+        if hop.waits > 0 || matches!(hop.link, Link::H1(_)) {
+            return;
+        }
+        let silent = hop.received_at;
+        let Some(client) = hop.client_mut() else { return };
+        match client.pinged_at {
+            Some(at) if at + most <= now => {
+                border.close(conn, Close::Now);
+                self.client_gone(border, conn, Gone::Ended(End::Timeout));
+            }
+            None if silent + every <= now => {
+                client.pinged_at = Some(now);
+                hop.link.ping(ALIVE_PING, &mut border.sink(conn));
+            }
+            _ => {}
         }
     }
 
@@ -143,14 +171,16 @@ impl Shard {
         let now = border.now;
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let read = hop.waits == 0;
         let streams = hop.link.streams();
         let http2 = matches!(hop.link, Link::H2(_));
         let (silent, hop_since) = (hop.received_at, hop.hop_since);
         let Some(tunnel) = hop.tunnel_mut() else { return };
-        let busy = http2 && (streams > 0 || tunnel.parked.is_some());
+        let busy = read && http2 && (streams > 0 || tunnel.parked.is_some());
         let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
             Some(Cause::STALLED)
-        } else if tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
+        } else if read
+            && tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
         {
             Some(Cause::SILENT)
         } else if let Some(until) = tunnel.parked {
@@ -203,6 +233,15 @@ impl Hop {
                 if let Leaving::Warned { since } = client.leaving {
                     concern(since + GOAWAY_WAIT);
                 }
+                if let Some(every) = terms.keepalive.client_ping
+                    && matches!(self.link, Link::H2(_))
+                    && self.waits == 0
+                {
+                    concern(match client.pinged_at {
+                        Some(at) => at + terms.keepalive.client_ping_timeout,
+                        None => self.received_at + every,
+                    });
+                }
             }
             Side::Tunnel(tunnel) => {
                 if let Some(until) = tunnel.parked {
@@ -223,6 +262,8 @@ impl Hop {
                     return earliest;
                 }
                 match tunnel.pinged_at {
+                    // What it says is not read now: its silence is ours.
+                    _ if self.waits > 0 => {}
                     Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
                     None if self.link.streams() > 0 || tunnel.parked.is_some() => {
                         concern(self.received_at + terms.keepalive.tunnel_ping);

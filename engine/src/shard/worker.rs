@@ -303,14 +303,17 @@ impl Shard {
         key: Key,
     ) {
         let link = self.tunnel_link(border, conn, key);
+        let spare = link.is_unspoken();
         let tunnel = Tunnel {
             attachment: key,
-            used: false,
+            // A spare has no time in which it must be.
+            used: spare,
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
             going: false,
             parked: None,
+            held: false,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));
@@ -319,12 +322,17 @@ impl Shard {
         let back = attachment.kind() == Some(WorkKind::Reconnect);
         attachment.state = State::Attached { tunnel: conn };
         let (id, since) = (attachment.session, attachment.opened);
-        if back {
+        if back && !spare {
             self.count_resume(ResumeWay::Reconnect, since);
         }
-        self.tell_stand(border, id, key, Stand::Open);
+        let stand = if spare { Stand::Spare } else { Stand::Open };
+        self.tell_stand(border, id, key, stand);
         let Some(attachment) = self.attachments.get(key) else { return };
         crate::log::tunnel_registered(&attachment.edge(self.settings.core));
-        self.serve_waiters(border, key);
+        if spare {
+            self.spare_came(border, key);
+        } else {
+            self.serve_waiters(border, key);
+        }
     }
 }

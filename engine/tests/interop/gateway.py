@@ -56,9 +56,9 @@ def free_port():
 
 
 def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
-                  io="auto"):
+                  io="auto", host="127.0.0.1"):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
-    worker."""
+    worker; clients and workers reach it by `host`."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -71,8 +71,8 @@ kind = "default"
     dialled = f'dial = "{dial}"\n' if dial else ""
     both, dev = '"dev", "other"', '"dev"'
     return f"""[listen]
-client = "127.0.0.1:0"
-worker = "127.0.0.1:{worker_port}"
+client = "{host}:0"
+worker = "{host}:{worker_port}"
 admin = "127.0.0.1:0"
 
 [cores]
@@ -81,7 +81,7 @@ io = "{io}"
 
 [control]
 mode = "local"
-advertise = "http://127.0.0.1:{worker_port}"
+advertise = "http://{host}:{worker_port}"
 
 [[tenant]]
 name = "dev"

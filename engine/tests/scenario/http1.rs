@@ -36,6 +36,11 @@ impl Rig {
         Self::of(World::new())
     }
 
+    /// Whose sessions end with their clients.
+    pub(crate) fn unkept() -> Self {
+        Self::of(World::with("[session]\npark = \"never\""))
+    }
+
     pub(crate) fn of(mut world: World) -> Self {
         let client = world.connect(Listener::Client);
         Self { world, client, tunnel: None, id: String::new() }
@@ -97,7 +102,7 @@ impl Rig {
 /// CL-26 to CL-31, CL-36, CL-37.
 #[test]
 fn a_call_is_forwarded_and_comes_back() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     let more = "Content-Length: 5\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Own: 2\r\n\
                 Forwarded: for=x\r\nX-Forwarded-For: x\r\nCookie: a=b\r\nnvcf-reqid: nonsense\r\n\
                 Proxy-Authorization: x\r\nKeep-Alive: 5\r\nTE: trailers\r\n";
@@ -143,7 +148,7 @@ fn a_call_is_forwarded_and_comes_back() {
 #[test]
 fn a_call_works_however_its_bytes_are_cut() {
     for cut in [1, 2, 3, 5, 7, 16, 100] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.world.cut = cut;
         let chunks = "3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-T: 1\r\n\r\n";
         rig.ask(&request("POST /c HTTP/1.1", "Transfer-Encoding: chunked\r\n", chunks));
@@ -180,7 +185,7 @@ fn unchunk(mut body: &str) -> (String, String) {
 
 #[test]
 fn pipelined_requests_are_served_in_order() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&format!("{}{}GET /health HTTP/1.1\r\nHost: g\r\n\r\n", get("/1"), get("/2")));
     rig.attach();
     let said = rig.at_worker();
@@ -198,7 +203,7 @@ fn pipelined_requests_are_served_in_order() {
 
 #[test]
 fn reading_waits_while_much_is_pipelined() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.ask(&get("/1"));
     let paused = |rig: &Rig| rig.world.border.output(rig.client).is_some_and(|o| o.is_paused());
@@ -225,7 +230,7 @@ fn reading_waits_while_much_is_pipelined() {
 /// CL-23: the end of a connection is seen behind requests that wait for their turn.
 #[test]
 fn a_client_that_leaves_behind_pipelined_requests_ends_its_tunnel() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.ask(&format!("{}{}", get("/1"), get("/2")));
     assert!(rig.at_worker().starts_with("GET /1 "));
@@ -238,7 +243,7 @@ fn a_client_that_leaves_behind_pipelined_requests_ends_its_tunnel() {
 
 #[test]
 fn many_requests_that_we_answer_are_answered_in_one_go() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&"GET /info HTTP/1.1\r\nHost: g\r\n\r\n".repeat(300));
     assert_eq!(rig.at_client().matches("HTTP/1.1 200 OK").count(), 300);
     rig.end();
@@ -248,7 +253,7 @@ fn many_requests_that_we_answer_are_answered_in_one_go() {
 #[test]
 fn connections_end_when_they_should() {
     // A client that says close.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("GET / HTTP/1.1", "Connection: close\r\n", ""));
     rig.attach();
     rig.at_worker();
@@ -258,7 +263,7 @@ fn connections_end_when_they_should() {
     assert!(rig.world.is_closed(rig.client) && rig.tunnel_is_closed());
     rig.nothing_is_left();
     // HTTP/1.0: no chunks.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("GET / HTTP/1.0", "", ""));
     rig.attach();
     assert!(rig.at_worker().starts_with("GET / HTTP/1.1\r\n"));
@@ -269,7 +274,7 @@ fn connections_end_when_they_should() {
     assert!(!said.contains("chunked") && rig.world.is_closed(rig.client));
     rig.nothing_is_left();
     // A response that ends with its connection: chunks for the client, which stays.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&get("/"));
     let tunnel = rig.attach();
     rig.at_worker();
@@ -292,7 +297,7 @@ fn connections_end_when_they_should() {
 /// CL-20, CL-43: the next request does not meet the tunnel that its worker closes.
 #[test]
 fn a_worker_that_says_close_is_used_up() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&get("/"));
     rig.attach();
     rig.at_worker();
@@ -310,7 +315,7 @@ fn a_worker_that_says_close_is_used_up() {
 
 #[test]
 fn head_has_no_body_and_its_length_is_kept() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("HEAD / HTTP/1.1", "", ""));
     rig.attach();
     assert!(rig.at_worker().starts_with("HEAD / "));
@@ -329,7 +334,7 @@ fn head_has_no_body_and_its_length_is_kept() {
 
 #[test]
 fn informational_heads_pass_and_a_body_waits_for_them() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     let more = "Content-Length: 2\r\nExpect: 100-continue\r\n";
     rig.ask(&request("POST / HTTP/1.1", more, ""));
     rig.attach();
@@ -345,7 +350,7 @@ fn informational_heads_pass_and_a_body_waits_for_them() {
     rig.end();
     // Our own answer comes instead of the 100, and ends the connection: nobody could tell whether
     // a body or a request comes next.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask("POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
     let said = rig.at_client();
     assert!(said.starts_with("HTTP/1.1 401 ") && said.contains("connection: close"), "{said}");
@@ -356,7 +361,7 @@ fn informational_heads_pass_and_a_body_waits_for_them() {
 /// E1, E2, E7, CL-6, CL-9, CL-10, CL-12, CL-14 on HTTP/1.1.
 #[test]
 fn errors_are_told_in_both_styles() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask("POST / HTTP/1.1\r\nHost: g\r\nOrigin: http://o\r\nContent-Length: 3\r\n\r\nabc");
     let said = rig.at_client();
     assert!(said.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{said}");
@@ -390,7 +395,7 @@ fn errors_are_told_in_both_styles() {
 
 #[test]
 fn no_worker_in_time_is_504_and_the_connection_serves_on() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("POST / HTTP/1.1", "Content-Length: 4\r\n", "body"));
     rig.world.pass(Duration::from_secs(31));
     let said = rig.at_client();
@@ -403,7 +408,7 @@ fn no_worker_in_time_is_504_and_the_connection_serves_on() {
 /// An answered upload is read for a while and then no more.
 #[test]
 fn an_unwanted_body_is_bounded() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask("POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 10000000\r\n\r\n");
     assert!(rig.at_client().starts_with("HTTP/1.1 401 "));
     rig.ask(&"x".repeat(60_000));
@@ -416,7 +421,7 @@ fn an_unwanted_body_is_bounded() {
 /// CL-34: the worker has answered before the request was whole.
 #[test]
 fn an_early_response_is_delivered_and_ends_the_connection() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("POST / HTTP/1.1", "Content-Length: 100\r\n", "begin"));
     rig.attach();
     rig.at_worker();
@@ -431,7 +436,7 @@ fn an_early_response_is_delivered_and_ends_the_connection() {
 #[test]
 fn a_lost_tunnel_is_502_before_the_head_and_a_cut_after_it() {
     for end in [End::Fin, End::Reset] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.ask(&get("/"));
         let tunnel = rig.attach();
         rig.world.end(tunnel, end);
@@ -462,7 +467,7 @@ fn a_worker_that_breaks_the_rules_is_502() {
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
         "HTTP/2.0 200 OK\r\n\r\n",
     ] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.ask(&get("/"));
         rig.attach();
         rig.at_worker();
@@ -476,7 +481,7 @@ fn a_worker_that_breaks_the_rules_is_502() {
 
 #[test]
 fn a_second_response_never_reaches_the_client() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&format!("{}{}", get("/1"), get("/2")));
     rig.attach();
     rig.at_worker();
@@ -489,7 +494,7 @@ fn a_second_response_never_reaches_the_client() {
     assert!(rig.at_worker().starts_with("GET /2 "), "the second request has a worker of its own");
     rig.end();
     // Unasked, on an idle tunnel.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil");
     assert!(rig.tunnel_is_closed());
@@ -514,7 +519,7 @@ fn a_smuggled_request_never_reaches_a_worker() {
         ("X: a\r\n\tfolded\r\n", ""),
         ("Host: other\r\n", ""),
     ] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.warm_up();
         rig.ask(&format!("{}{evil}", request("POST / HTTP/1.1", more, body)));
         let (client, worker) = (rig.at_client(), rig.at_worker());
@@ -527,7 +532,7 @@ fn a_smuggled_request_never_reaches_a_worker() {
     }
     // A body's framing breaks while its call runs: the worker's tunnel ends with it.
     for body in ["5\r\nabcde0\r\n\r\n", "x\r\n", "5\n", "fffffffffffffffff\r\n", "-1\r\n"] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.warm_up();
         let chunked = "Transfer-Encoding: chunked\r\n";
         rig.ask(&format!("{}{evil}", request("POST / HTTP/1.1", chunked, body)));
@@ -540,14 +545,14 @@ fn a_smuggled_request_never_reaches_a_worker() {
 
 #[test]
 fn a_head_has_its_time_and_its_size() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask("GET / HT");
     rig.world.pass(Duration::from_secs(11));
     assert!(rig.at_client().starts_with("HTTP/1.1 408 "));
     assert!(rig.world.is_closed(rig.client));
     rig.nothing_is_left();
     // CL-45: between requests there is no such limit.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask("GET /health HTTP/1.1\r\nHost: g\r\n\r\n");
     rig.world.pass(Duration::from_secs(3600));
     assert!(!rig.world.is_closed(rig.client));
@@ -556,7 +561,7 @@ fn a_head_has_its_time_and_its_size() {
     assert!(said.contains("HTTP/1.1 431 "), "{said}");
     assert!(rig.world.is_closed(rig.client));
     rig.nothing_is_left();
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     let names = "a,".repeat(600);
     rig.ask(&request("GET / HTTP/1.1", &format!("Connection: {names}\r\n"), ""));
     assert!(rig.at_client().starts_with("HTTP/1.1 400 "));
@@ -566,7 +571,7 @@ fn a_head_has_its_time_and_its_size() {
 /// CL-44, CL-20: an idle tunnel closes after its time, counted from the last response.
 #[test]
 fn an_idle_tunnel_closes_and_the_client_stays() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.world.pass(Duration::from_secs(29));
     assert!(!rig.tunnel_is_closed());
@@ -585,14 +590,14 @@ fn an_idle_tunnel_closes_and_the_client_stays() {
 /// CL-23.
 #[test]
 fn a_client_that_leaves_closes_its_tunnels() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.ask(&get("/long"));
     rig.world.end(rig.client, End::Fin);
     assert!(rig.tunnel_is_closed());
     rig.nothing_is_left();
     // Also while it waits for a worker: the work is withdrawn.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&get("/"));
     rig.world.end(rig.client, End::Reset);
     assert!(poll(&mut rig.world, &[]).is_none());
@@ -601,7 +606,7 @@ fn a_client_that_leaves_closes_its_tunnels() {
 
 #[test]
 fn a_slow_receiver_stops_its_sender() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("POST / HTTP/1.1", "Content-Length: 100000000\r\n", ""));
     let tunnel = rig.attach();
     rig.at_worker();
@@ -636,7 +641,7 @@ fn a_slow_receiver_stops_its_sender() {
 /// A tunnel that takes no byte for its time is closed, also if it talks.
 #[test]
 fn a_worker_that_takes_nothing_is_given_up() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("POST / HTTP/1.1", "Content-Length: 100000\r\n", ""));
     let tunnel = rig.attach();
     rig.at_worker();
@@ -650,7 +655,7 @@ fn a_worker_that_takes_nothing_is_given_up() {
 
 #[test]
 fn a_drain_ends_idle_connections_and_lets_calls_finish() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     let idle = rig.world.connect(Listener::Client);
     rig.world.send(idle, b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n");
@@ -667,7 +672,7 @@ fn a_drain_ends_idle_connections_and_lets_calls_finish() {
 /// R1: an id leads to the session from a connection of either protocol, by a tunnel of its own.
 #[test]
 fn a_session_has_tunnels_of_both_protocols() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     let id = rig.id.clone();
     let mut other = crate::peer::Peer::client(&mut rig.world);

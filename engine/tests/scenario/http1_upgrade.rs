@@ -13,15 +13,15 @@ use crate::world::World;
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
-const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+pub(crate) const ACCEPTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                         Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-fn websocket(path: &str) -> String {
+pub(crate) fn websocket(path: &str) -> String {
     request(&format!("GET {path} HTTP/1.1"), UPGRADE, "")
 }
 
 fn opened() -> Rig {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&websocket("/ws"));
     rig.attach();
     rig.at_worker();
@@ -34,7 +34,7 @@ fn opened() -> Rig {
 #[test]
 fn a_websocket_is_bytes_both_ways() {
     for cut in [1, 7, usize::MAX] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.world.cut = cut;
         // What comes behind the request waits for the 101.
         rig.ask(&format!("{}early", websocket("/ws")));
@@ -127,7 +127,7 @@ fn an_end_does_not_overtake_what_waits() {
 
 #[test]
 fn a_worker_may_decline_an_upgrade() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&format!("{}{}", websocket("/ws"), get("/next")));
     rig.attach();
     rig.at_worker();
@@ -147,7 +147,7 @@ fn a_mismatching_101_is_502() {
         ACCEPTED.replace("Connection: Upgrade\r\n", ""),
         ACCEPTED.replace("Upgrade: websocket", "Upgrade: h2c"),
     ] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.ask(&websocket("/ws"));
         rig.attach();
         rig.at_worker();
@@ -162,7 +162,7 @@ fn a_mismatching_101_is_502() {
 /// CL-1: credentials in `Sec-WebSocket-Protocol`, which goes to the worker as it is.
 #[test]
 fn protocols_carry_credentials() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     let protocols = format!(
         "Sec-WebSocket-Protocol: chat, authorization.dev-key, function-id.{}",
         crate::world::FUNCTION
@@ -173,7 +173,7 @@ fn protocols_carry_credentials() {
     rig.answer(&ACCEPTED.replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: chat\r\n\r\n"));
     assert!(rig.at_client().contains("\r\nsec-websocket-protocol: chat\r\n"));
     rig.end();
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&format!(
         "GET /ws HTTP/1.1\r\nHost: g\r\n{UPGRADE}Sec-WebSocket-Protocol: authorization.bad, \
          function-id.{}\r\n\r\n",
@@ -185,7 +185,7 @@ fn protocols_carry_credentials() {
 
 #[test]
 fn early_bytes_are_bounded_by_not_reading() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&websocket("/ws"));
     rig.attach();
     for _ in 0..10 {
@@ -259,7 +259,7 @@ fn h2c_goes_on_in_http_2() {
         ("POST /p HTTP/1.1", "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"),
     ] {
         for cut in [1, usize::MAX] {
-            let mut rig = Rig::new();
+            let mut rig = Rig::unkept();
             rig.world.cut = cut;
             rig.ask(&request(line, &format!("{H2C}{more}"), body));
             let mut client = Upgraded::new(&mut rig, true);
@@ -299,7 +299,7 @@ fn h2c_is_ignored_when_it_is_no_proper_wish() {
         H2C.replace("AAMAAABkAAQAoAAAAAIAAAAA", "!"),
         format!("{H2C}HTTP2-Settings: AAMAAABk\r\n"),
     ] {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.ask(&request("GET / HTTP/1.1", &more, ""));
         rig.attach();
         let said = rig.at_worker();
@@ -307,13 +307,13 @@ fn h2c_is_ignored_when_it_is_no_proper_wish() {
         rig.end();
     }
     // A connection with a session has HTTP/1 tunnels: it stays what it is.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.warm_up();
     rig.ask(&request("GET / HTTP/1.1", H2C, ""));
     assert!(rig.at_worker().starts_with("GET / HTTP/1.1\r\n"));
     rig.end();
     // Settings that no peer may send.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("GET / HTTP/1.1", &H2C.replace("AAMAAABkAAQAoAAAAAIAAAAA", "AAIAAAAF"), ""));
     assert!(rig.at_client().starts_with("HTTP/1.1 400 "));
     rig.nothing_is_left();
@@ -332,7 +332,7 @@ fn the_body_of_an_h2c_request_has_a_limit() {
     assert!(said.starts_with("HTTP/1.1 413 Content Too Large\r\n"), "{said}");
     rig.end();
     // A client that leaves before its request is whole leaves nothing.
-    let mut rig = Rig::new();
+    let mut rig = Rig::unkept();
     rig.ask(&request("POST / HTTP/1.1", &more, "some"));
     rig.end();
 }
@@ -342,7 +342,7 @@ fn the_body_of_an_h2c_request_has_a_limit() {
 fn nonsense_leaves_nothing() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for _ in 0..400 {
-        let mut rig = Rig::new();
+        let mut rig = Rig::unkept();
         rig.world.cut = [1, 3, 50, usize::MAX][random.below(4)];
         let asks = [
             websocket("/ws"),

@@ -13,5 +13,8 @@ mod parking;
 mod parking_cores;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
+mod replacing;
 mod sessions;
+mod silence;
+mod spares;
 mod world;

@@ -7,7 +7,7 @@ use ringway::metrics::{CloseReason, ResumeOutcome, ResumeWay};
 use ringway::post::{ControlPost, ShardPost, Snapshot};
 use ringway_proto::h2::ErrorCode;
 
-use crate::http1::{Rig, get, request};
+use crate::http1::{Rig, request};
 use crate::peer::{Peer, Seen, poll};
 use crate::world::World;
 
@@ -304,10 +304,9 @@ fn who_comes_back_before_the_loss_is_seen_gets_one_more_tunnel() {
 #[test]
 fn a_worker_that_leaves_a_parked_tunnel_ends_the_session() {
     type Leave = fn(&mut World, &mut Peer);
-    let ways: [Leave; 4] = [
+    let ways: [Leave; 3] = [
         |world, worker| world.end(worker.conn, End::Fin),
         |world, worker| world.end(worker.conn, End::Reset),
-        |world, worker| worker.goaway(world, 1),
         // It breaks HTTP/2.
         |world, worker| world.send(worker.conn, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 1]),
     ];
@@ -320,18 +319,6 @@ fn a_worker_that_leaves_a_parked_tunnel_ends_the_session() {
         assert_eq!(asked(&mut world, &[("nvcf-reqid", &id)]), "5");
         assert_eq!(closed_by(&world, CloseReason::WorkerClosed), 1);
     }
-}
-
-#[test]
-fn a_tunnel_that_was_on_its_way_out_does_not_park() {
-    let mut world = World::new();
-    let (mut client, mut worker, _) = attached(&mut world);
-    client.request(&mut world, &[], false);
-    worker.sync(&mut world);
-    worker.goaway(&mut world, 3);
-    assert!(!world.is_closed(worker.conn));
-    world.end(client.conn, End::Reset);
-    assert!(world.is_closed(worker.conn) && world.shard.is_empty());
 }
 
 #[test]
@@ -569,18 +556,6 @@ fn an_idle_http1_tunnel_parks_as_it_is() {
     rig.answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     assert!(rig.tunnel_is_closed());
     rig.nothing_is_left();
-}
-
-#[test]
-fn an_http1_tunnel_in_mid_exchange_does_not_park() {
-    for end in [End::Fin, End::Reset] {
-        let mut rig = Rig::new();
-        rig.warm_up();
-        rig.ask(&get("/running"));
-        rig.world.end(rig.client, end);
-        assert!(rig.tunnel_is_closed());
-        rig.nothing_is_left();
-    }
 }
 
 /// It is asked of the worker, and when that has come the parked one goes.

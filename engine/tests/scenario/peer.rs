@@ -41,7 +41,8 @@ impl Peer {
         peer
     }
 
-    fn over(conn: ConnId, role: Role, limits: Limits, world: &World) -> Self {
+    /// One end of a connection that nothing was said on.
+    pub(crate) fn over(conn: ConnId, role: Role, limits: Limits, world: &World) -> Self {
         Self {
             conn,
             h2: Conn::new(role, limits, world.border.now),
@@ -52,7 +53,7 @@ impl Peer {
         }
     }
 
-    fn start(&mut self, world: &mut World) {
+    pub(crate) fn start(&mut self, world: &mut World) {
         let mut out = Vec::new();
         self.h2.start(&mut out);
         world.send(self.conn, &out);
@@ -116,7 +117,8 @@ impl Peer {
         self.read(world, &bytes);
     }
 
-    fn read(&mut self, world: &mut World, bytes: &[u8]) {
+    /// Reads bytes that were taken from its connection.
+    pub(crate) fn read(&mut self, world: &mut World, bytes: &[u8]) {
         let (mut pos, mut out) = (0, Vec::new());
         loop {
             let now = world.border.now;

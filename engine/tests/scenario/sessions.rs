@@ -310,7 +310,7 @@ fn a_worker_that_allows_one_stream_serves_all_in_turn() {
 
 #[test]
 fn a_workers_goaway_ends_old_streams_in_order_and_new_ones_get_a_new_session() {
-    let mut world = World::new();
+    let mut world = World::with("[session]\npark = \"never\"");
     let mut client = Peer::client(&mut world);
     client.request(&mut world, &[], true);
     client.request(&mut world, &[], true);
@@ -336,7 +336,7 @@ fn a_workers_goaway_ends_old_streams_in_order_and_new_ones_get_a_new_session() {
 /// Calls that wait behind a GOAWAY and find no other session are refused; the running one goes on.
 #[test]
 fn a_workers_goaway_refuses_those_that_wait_if_there_can_be_no_other_session() {
-    let mut world = World::with("[limits]\nattachments = 1");
+    let mut world = World::with("[limits]\nattachments = 1\n[session]\npark = \"never\"");
     let mut client = Peer::client(&mut world);
     client.request(&mut world, &[], true);
     let mut worker = Peer::worker_with(&mut world, |limits| limits.max_concurrent_streams = 1);
@@ -388,7 +388,7 @@ fn those_who_wait_at_a_goaway_are_refused_when_nobody_else_may_come() {
 
 #[test]
 fn those_who_wait_at_a_goaway_and_name_their_session_get_another_tunnel_of_it() {
-    let mut world = World::new();
+    let mut world = World::with("[session]\npark = \"never\"");
     let (_other, _there, id) = attached(&mut world);
     let mut client = Peer::client(&mut world);
     client.request(&mut world, &[("nvcf-reqid", &id)], true);

@@ -21,9 +21,6 @@ use crate::time::Time;
 /// The tag of a stream that was given none.
 pub const NO_TAG: u32 = u32::MAX;
 
-/// We open no stream with an id above this: the connection is to be replaced in good time.
-const LAST_OWN_ID: u32 = 1 << 30;
-
 /// One HTTP/2 connection, without its socket.
 pub struct Conn {
     pub(super) role: Role,
@@ -179,7 +176,7 @@ impl Conn {
             return Err(OpenError::Goaway);
         }
         let id = if self.highest == 0 { 1 } else { self.highest + 2 };
-        if id > LAST_OWN_ID {
+        if id > self.limits.last_own_id {
             return Err(OpenError::Exhausted);
         }
         let most = self.peer.max_streams.min(self.limits.max_concurrent_streams);
@@ -196,8 +193,14 @@ impl Conn {
         self.role == Role::Client
             && self.peer_goaway.is_none()
             && !self.refuse_new
-            && self.highest < LAST_OWN_ID - 1
+            && !self.is_exhausted()
             && self.streams() < most as usize
+    }
+
+    /// Whether our stream ids have run out: no stream can be opened on this connection any more.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.role == Role::Client && self.highest.saturating_add(2) > self.limits.last_own_id
     }
 
     pub(super) fn insert(&mut self, id: u32, content: Content) -> StreamKey {
@@ -437,11 +440,11 @@ mod tests {
     #[test]
     fn our_ids_run_out_at_two_to_the_thirty() {
         let mut conn = Conn::new(Role::Client, Limits::default(), Time::ZERO);
-        conn.highest = LAST_OWN_ID - 3;
-        assert!(conn.can_open());
+        conn.highest = (1 << 30) - 3;
+        assert!(conn.can_open() && !conn.is_exhausted());
         let key = conn.open().unwrap();
-        assert_eq!(conn.id(key), LAST_OWN_ID - 1);
-        assert!(!conn.can_open());
+        assert_eq!(conn.id(key), (1 << 30) - 1);
+        assert!(!conn.can_open() && conn.is_exhausted());
         assert_eq!(conn.open(), Err(OpenError::Exhausted));
     }
 }

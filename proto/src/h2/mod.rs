@@ -84,6 +84,8 @@ pub struct Limits {
     pub settings_ack: Duration,
     /// 1xx heads before a response.
     pub informational: u8,
+    /// The highest id that a stream of ours may have: the connection is to be replaced in good time.
+    pub last_own_id: u32,
     /// Streams we reset whose late frames are ignored; more after a mass reset, for a while.
     pub remembered_resets: u32,
 }
@@ -107,6 +109,7 @@ impl Default for Limits {
             header_block: Duration::from_secs(10),
             settings_ack: Duration::from_secs(10),
             informational: 8,
+            last_own_id: 1 << 30,
             remembered_resets: 100,
         }
     }
