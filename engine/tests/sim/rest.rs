@@ -1,6 +1,6 @@
 //! What must hold when everybody has left.
 
-use ringway::metrics::CONNECT_RESULTS;
+use ringway::metrics::{CONNECT_RESULTS, Limit, ShardMetrics, SpareOutcome};
 
 use super::core::Core;
 use super::world::World;
@@ -23,6 +23,15 @@ pub(crate) struct Tally {
     pub(crate) relieved: usize,
     pub(crate) blocked: usize,
     pub(crate) crossings: usize,
+    /// Tunnels that got another client, those that had to, and last ones closed by force.
+    pub(crate) resumed: usize,
+    pub(crate) expected: usize,
+    pub(crate) forced: usize,
+    /// Of all: given on another core, stood in for, made to yield, crowded out.
+    pub(crate) moved: usize,
+    pub(crate) spares: usize,
+    pub(crate) yields: usize,
+    pub(crate) crowded: usize,
 }
 
 impl Tally {
@@ -41,6 +50,13 @@ impl Tally {
         self.relieved += other.relieved;
         self.blocked += other.blocked;
         self.crossings += other.crossings;
+        self.resumed += other.resumed;
+        self.expected += other.expected;
+        self.forced += other.forced;
+        self.moved += other.moved;
+        self.spares += other.spares;
+        self.yields += other.yields;
+        self.crowded += other.crowded;
     }
 }
 
@@ -61,6 +77,12 @@ impl Tally {
             (self.blocked, 10_000),
             (self.crossings, 10_000),
         ];
+        assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
+    }
+
+    /// The same of runs whose clients come back.
+    pub(crate) fn expect_returns(&self) {
+        let enough = [(self.resumed, 1)];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
 }
@@ -84,12 +106,22 @@ impl World {
         let mut accepted = 0;
         for (number, core) in self.cores.iter().enumerate() {
             check_core(number, core);
+            if self.plan.parking.is_none() {
+                check_ends(&format!("core {number}"), core.shard.metrics());
+            }
             let metrics = core.shard.metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
             tally.starved += core.border.tally.starved as usize;
             tally.relieved += core.border.tally.relieved as usize;
             tally.blocked += core.border.tally.blocked_sends as usize;
+        }
+        let all = self.all_metrics();
+        // What a core has counted of its own end is lost with it.
+        if !self.ledger.crashed {
+            // A tunnel may have come to its end on another core than the one where it began.
+            check_ends("all cores", &all);
+            check_spares(&all);
         }
         // A 200 may be lost on its way; none comes out of nothing.
         let known = self.ledger.accepted <= accepted || self.ledger.crashed;
@@ -98,12 +130,21 @@ impl World {
         // Cores talk when something begins or ends, never because something flows.
         let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
         // A drain, and a core that began anew, is told by each core to each other.
+        let per_edge = if self.plan.parking.is_some() { 12 } else { 8 };
         let told = self.plan.cores * self.plan.cores * (1 + self.plan.crashes);
         assert!(
-            tally.crossings <= 8 * edges + 16 + told,
+            tally.crossings <= per_edge * edges + 16 + told,
             "{} messages, {edges} edges",
             tally.crossings
         );
+        let parking = &self.ledger.parking;
+        (tally.resumed, tally.expected) = (parking.resumed, parking.expected);
+        tally.forced = parking.forced as usize;
+        tally.moved = self.moved;
+        tally.spares = all.spares[SpareOutcome::Came.index()] as usize;
+        tally.yields = all.resumes.yields as usize;
+        let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
+        tally.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;
@@ -121,11 +162,21 @@ fn check_core(number: usize, core: &Core) {
     assert_eq!(border.pool.chunks_live(), 0, "core {number}: output chunks are left");
     let blocks = (border.pool.ring_free(), border.pool.ring_blocks());
     assert_eq!(blocks.0, blocks.1, "core {number}: receive blocks are held");
+    let gauges = (metrics.active_connections, metrics.active_http_requests);
+    assert_eq!(gauges, (0, 0), "core {number}: a gauge did not come back to zero");
+}
+
+fn check_ends(whose: &str, metrics: &ShardMetrics) {
     let sum = |counts: &[u64]| counts.iter().sum::<u64>();
     let opened = metrics.worker_connections_opened;
     let closed = sum(&metrics.worker_connections_closed);
-    assert_eq!(closed, opened, "core {number}: not one close reason an attachment");
-    assert_eq!(sum(&metrics.close_codes), opened, "core {number}: not one close code each");
-    let gauges = (metrics.active_connections, metrics.active_http_requests);
-    assert_eq!(gauges, (0, 0), "core {number}: a gauge did not come back to zero");
+    assert_eq!(closed, opened, "{whose}: not one close reason an attachment");
+    assert_eq!(sum(&metrics.close_codes), opened, "{whose}: not one close code each");
+}
+
+fn check_spares(metrics: &ShardMetrics) {
+    use SpareOutcome::{Asked, Failed, Parked, Replaced, Unused};
+    let of = |outcome: SpareOutcome| metrics.spares[outcome.index()];
+    let ends = [Parked, Replaced, Unused, Failed].map(of).iter().sum::<u64>();
+    assert_eq!(of(Asked), ends, "not one end each spare");
 }
