@@ -399,9 +399,7 @@ impl Client {
         if stage.rarely(stage.plan.breaks) {
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
-        } else if let Some(parking) = stage.plan.parking
-            && stage.rarely(parking.cuts)
-        {
+        } else if stage.rarely(self.memory.cuts(stage)) {
             self.cut(stage);
         } else if stage.rarely(stage.plan.goaways) && self.left > 0 {
             self.h2.goaway(0);

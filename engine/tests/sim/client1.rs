@@ -388,9 +388,7 @@ impl Client1 {
         } else if stage.rarely(stage.plan.breaks + stage.plan.resets / 2) {
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
-        } else if let Some(parking) = stage.plan.parking
-            && stage.rarely(parking.cuts)
-        {
+        } else if stage.rarely(self.memory.cuts(stage)) {
             self.memory.come_back(true, stage);
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);

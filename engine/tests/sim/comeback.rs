@@ -37,6 +37,12 @@ impl Memory {
         }
     }
 
+    /// How likely it is cut off, in a thousand: most are when they have something to lose.
+    pub(crate) fn cuts(&self, stage: &Stage<'_>) -> u32 {
+        let cuts = stage.plan.parking.map_or(0, |parking| parking.cuts);
+        if self.met.is_empty() { cuts / 20 } else { cuts }
+    }
+
     /// The connection is lost: others come in its place, at once, in time or too late.
     pub(crate) fn come_back(&self, http1: bool, stage: &mut Stage<'_>) {
         let Some(plan) = stage.plan.parking else { return };

@@ -72,6 +72,8 @@ struct Tunnel {
     used_up: bool,
     /// Its client was lost then, and it is kept.
     kept: Option<Time>,
+    /// Its client was lost, and it is not kept.
+    must_go: bool,
     /// The gateway has none such any more.
     gone: bool,
 }
@@ -84,6 +86,8 @@ struct Kept {
     deleted: bool,
     /// A tunnel of it was closed then.
     closed: Option<Time>,
+    /// When a spare of it may have begun to be kept: its tunnels opened, closed or lost clients.
+    moments: Vec<Time>,
 }
 
 /// What the rules of this run are.
@@ -175,6 +179,7 @@ impl Parking {
             left: false,
             used_up: false,
             kept: None,
+            must_go: false,
             gone: false,
         };
         self.tunnels.insert(link, tunnel);
@@ -183,7 +188,7 @@ impl Parking {
     pub(crate) fn tunnel_opens(&mut self, link: usize, now: Time) {
         let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
         tunnel.since = Some(now);
-        self.sessions.entry(tunnel.session.clone()).or_default();
+        self.sessions.entry(tunnel.session.clone()).or_default().moments.push(now);
     }
 
     /// The worker has ended a tunnel, or will.
@@ -279,8 +284,11 @@ impl Parking {
             let Some(entry) = self.tunnels.get_mut(&tunnel) else { continue };
             if entry.client == Some(link) && !entry.gone {
                 entry.used_up |= entry.http1 && busy;
+                let stays = entry.left || entry.since.is_none();
+                entry.must_go = verdict == Verdict::Closed && !stays;
                 entry.kept = (verdict == Verdict::Kept).then_some(now);
                 if entry.kept.is_some() {
+                    self.sessions.entry(entry.session.clone()).or_default().moments.push(now);
                     note("tunnel", tunnel, "is kept, its client was", [link as u64, 0]);
                 }
             }
@@ -329,6 +337,7 @@ impl Parking {
         let alone = !self.tunnels.values().any(|other| other.session == id && !other.gone);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let before = session.closed.replace(now);
+        session.moments.push(now);
         let recently = before.is_some_and(|at| now < at + SLOW_HEARSAY);
         if !alone || left || !opened || recently || session.deleted {
             return;
@@ -395,11 +404,19 @@ impl Parking {
             }
             last = last.max(lost);
         }
-        if now >= last + terms.window { known } else { Some(Why::Forced) }
+        let due = |begun: &Time| {
+            (*begun + terms.window..*begun + terms.window + SLOW_HEARSAY).contains(&now)
+        };
+        let moments = self.sessions.get(&tunnel.session).map(|session| &session.moments);
+        let over = now >= last + terms.window || moments.into_iter().flatten().any(due);
+        if over { known } else { Some(Why::Forced) }
     }
 
-    /// After every turn: which sessions have no tunnel now.
+    /// After every turn: which sessions have no tunnel now, and which tunnel should not be there. A
+    /// worker that nobody needs is to be free at once.
     pub(crate) fn look_at_sessions(&mut self, now: Time) {
+        let useless = self.tunnels.iter().find(|(_, tunnel)| tunnel.must_go && !tunnel.gone);
+        assert!(useless.is_none(), "kept for a client that said goodbye: {useless:?}");
         for (id, session) in self.sessions.iter_mut().filter(|(_, session)| !session.gap) {
             let holds = self.tunnels.values().any(|tunnel| {
                 let settled = |since: Time| !tunnel.again || since + SLOW_HEARSAY <= now;

@@ -254,6 +254,7 @@ impl Plan {
             breaks: 0,
             goaways: 0,
             stalls: 0,
+            pauses: 0,
             strangers: 0,
             sloppy: 0,
             sluggish: 0,
@@ -268,6 +269,7 @@ impl Plan {
             variant: VARIANTS.len() + seed.below(PARKING.len()),
             clients: seed.range(1, 6),
             calls: plan.calls.min(6),
+            largest: plan.largest.min(60_000),
             parking: Some(returns),
             ..plan
         }
