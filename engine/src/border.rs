@@ -139,7 +139,7 @@ const KEPT_SEGMENTS: usize = 128;
 pub struct Output {
     queue: VecDeque<Segment>,
     /// The chunk being written into (one claim of ours) and how much of it is used.
-    fill: Option<(Segment, usize)>,
+    fill: Option<(Segment, u32)>,
     queued: usize,
     generation: u32,
     open: bool,
@@ -214,7 +214,7 @@ pub struct Border {
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
     /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
-    stash: Option<(Segment, usize)>,
+    stash: Option<(Segment, u32)>,
     /// What the reactor did so far.
     pub tally: Tally,
     /// Bytes copied out of receive blocks because a slow peer held them.
@@ -680,15 +680,19 @@ fn append(pool: &mut Pool, queue: &mut VecDeque<Segment>, next: Segment) {
         }
         _ => {
             pool.retain(next);
+            if queue.capacity() == 0 {
+                // What a connection has to say at its beginning is in one piece; most rest then.
+                queue.reserve_exact(2);
+            }
             queue.push_back(next);
         }
     }
 }
 
 /// The next `wanted` bytes, or fewer, of a chunk that is being filled; a fresh one if it is full.
-fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize) -> Segment {
+fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, u32)>, wanted: usize) -> Segment {
     let (chunk, used) = match *fill {
-        Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+        Some((chunk, used)) if (used as usize) < CHUNK_BYTES => (chunk, used as usize),
         spent => {
             if let Some((chunk, _)) = spent {
                 pool.release(chunk);
@@ -697,7 +701,7 @@ fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize
         }
     };
     let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
-    *fill = Some((chunk, used + part.len as usize));
+    *fill = Some((chunk, used as u32 + part.len));
     part
 }
 

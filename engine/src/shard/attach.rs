@@ -13,7 +13,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::Shard;
-use super::conn::Pin;
+use super::conn::{Pin, Said};
 use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
@@ -140,9 +140,9 @@ impl Shard {
         let any_credential = self.settings.config.session.scope == Scope::Connection;
         let found = pins.iter().position(|pin| {
             pin.hash == hash
-                && (any_credential || *pin.credential == *head.credential)
-                && *pin.function == *head.function
-                && *pin.version == *head.version
+                && (any_credential || pin.said.credential() == head.credential)
+                && pin.said.function() == head.function
+                && pin.said.version() == head.version
         });
         if let Some(found) = found {
             return self.still_granted(client, found, head).map(|()| found);
@@ -169,9 +169,7 @@ impl Shard {
         }
         hop.pins.push(Pin {
             hash,
-            credential: head.credential.into(),
-            function: head.function.into(),
-            version: head.version.into(),
+            said: Said::new(head.credential, head.function, head.version),
             grant,
             granted_at: self.now,
             rules: self.rules,
@@ -277,8 +275,8 @@ impl Shard {
             return mine.attachment;
         }
         let same_owner = |other: &&Pin| {
-            other.function == mine.function
-                && other.version == mine.version
+            other.said.function() == mine.said.function()
+                && other.said.version() == mine.said.version()
                 && other.grant.tenant == mine.grant.tenant
                 && other.attachment.is_some()
         };
@@ -313,7 +311,7 @@ impl Shard {
         let Some(pinned) = hop.and_then(|hop| hop.pins.get(pin)) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        let wanted = (&*pinned.function, &*pinned.version);
+        let wanted = (pinned.said.function(), pinned.said.version());
         let tenant = pinned.grant.tenant.clone();
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.own_attachment(client, id);

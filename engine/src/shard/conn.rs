@@ -154,9 +154,7 @@ pub(crate) enum Leaving {
 pub(crate) struct Pin {
     /// Over credential, function and version: found first by this.
     pub(crate) hash: u64,
-    pub(crate) credential: Box<[u8]>,
-    pub(crate) function: Box<[u8]>,
-    pub(crate) version: Box<[u8]>,
+    pub(crate) said: Said,
     pub(crate) grant: crate::control::local::Grant,
     /// When it was granted.
     pub(crate) granted_at: Time,
@@ -164,6 +162,43 @@ pub(crate) struct Pin {
     pub(crate) rules: u32,
     /// The attachment that requests without an id use.
     pub(crate) attachment: Option<Key>,
+}
+
+/// What a client said of itself and of what it calls, in one piece of memory.
+pub(crate) struct Said {
+    octets: Box<[u8]>,
+    credential: u32,
+    function: u32,
+}
+
+impl Said {
+    pub(crate) fn new(credential: &[u8], function: &[u8], version: &[u8]) -> Self {
+        Self {
+            octets: [credential, function, version].concat().into(),
+            credential: credential.len() as u32,
+            function: function.len() as u32,
+        }
+    }
+
+    pub(crate) fn credential(&self) -> &[u8] {
+        &self.octets[..self.credential as usize]
+    }
+
+    pub(crate) fn function(&self) -> &[u8] {
+        &self.octets[self.credential as usize..][..self.function as usize]
+    }
+
+    pub(crate) fn version(&self) -> &[u8] {
+        &self.octets[(self.credential + self.function) as usize..]
+    }
+}
+
+impl fmt::Debug for Said {
+    /// Without the credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (function, version) = (self.function(), self.version());
+        write!(f, "{}/{}", function.escape_ascii(), version.escape_ascii())
+    }
 }
 
 /// A worker's part of its hop.
@@ -231,7 +266,9 @@ impl Client {
         key: Key,
     ) {
         let asked = self.pins.iter_mut().find(|pin| {
-            *pin.function == *function && *pin.version == *version && pin.grant.tenant == *tenant
+            pin.said.function() == function
+                && pin.said.version() == version
+                && pin.grant.tenant == *tenant
         });
         if let Some(pin) = asked {
             pin.attachment.get_or_insert(key);
@@ -377,7 +414,7 @@ mod tests {
     fn what_rests_is_small() {
         assert!(size_of::<Option<(u32, Conn)>>() <= 24);
         assert!(size_of::<Hop>() <= 888, "{}", size_of::<Hop>());
-        assert!(size_of::<Pin>() <= 136, "{}", size_of::<Pin>());
+        assert!(size_of::<Pin>() <= 112, "{}", size_of::<Pin>());
     }
 
     #[test]

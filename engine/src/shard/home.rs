@@ -295,7 +295,7 @@ impl Shard {
 
 impl Question {
     pub(super) fn new(pin: &Pin, since: Time) -> Self {
-        let (function, version) = (pin.function.clone(), pin.version.clone());
+        let (function, version) = (pin.said.function().into(), pin.said.version().into());
         Self { function, version, since, ended: false }
     }
 }
@@ -346,8 +346,8 @@ impl Attachment {
     fn asks(&self, id: Uuid, pin: &Pin) -> bool {
         let State::Asking { question } = &self.state else { return false };
         self.session == id
-            && question.function == pin.function
-            && question.version == pin.version
+            && *question.function == *pin.said.function()
+            && *question.version == *pin.said.version()
             && self.tenant == pin.grant.tenant
     }
 }

@@ -61,7 +61,8 @@ struct Place {
 pub(super) struct Trails {
     most: usize,
     records: usize,
-    trails: HashMap<Uuid, Trail, foldhash::fast::RandomState>,
+    /// Boxed: a table of tables has many empty places.
+    trails: HashMap<Uuid, Box<Trail>, foldhash::fast::RandomState>,
     places: BTreeMap<Place, Uuid>,
     next: u64,
 }
@@ -86,7 +87,7 @@ impl Trails {
             let place = Place { here: false, number: self.next };
             self.next += 1;
             self.places.insert(place, id);
-            Trail::new(place)
+            Box::new(Trail::new(place))
         });
         let full = self.records >= self.most;
         self.records += usize::from(trail.keep(entry, full));
@@ -110,14 +111,14 @@ impl Trails {
     }
 
     fn of(&mut self, id: Uuid) -> Option<&mut Trail> {
-        self.trails.get_mut(&id)
+        self.trails.get_mut(&id).map(|trail| &mut **trail)
     }
 
     /// Those whose time is over.
     fn forget_old(&mut self, now: Time) {
         while let Some((place, id)) = self.places.first_key_value() {
             let old = |trail: &Trail| trail.touched + KEPT <= now;
-            if place.here || !self.trails.get(id).is_none_or(old) {
+            if place.here || !self.trails.get(id).is_none_or(|trail| old(trail)) {
                 return;
             }
             self.forget_first();
@@ -148,12 +149,12 @@ impl Trails {
     fn found(&self, wanted: IdBegin, now: Time) -> Vec<(Uuid, &Trail)> {
         let fresh = |trail: &&Trail| trail.here > 0 || trail.touched + KEPT > now;
         if let Some(id) = wanted.whole() {
-            let trail = self.trails.get(&id).filter(fresh);
+            let trail = self.trails.get(&id).map(|trail| &**trail).filter(fresh);
             return trail.map(|trail| (id, trail)).into_iter().collect();
         }
         let matching = self.trails.iter().filter(|(id, _)| wanted.matches(**id));
         let mut found: Vec<(Uuid, &Trail)> =
-            matching.map(|(id, trail)| (*id, trail)).filter(|(_, trail)| fresh(trail)).collect();
+            matching.map(|(id, trail)| (*id, &**trail)).filter(|(_, trail)| fresh(trail)).collect();
         found.sort_unstable_by_key(|(_, trail)| std::cmp::Reverse(trail.place));
         found.truncate(ANSWERED);
         found
@@ -179,6 +180,10 @@ impl Trail {
         if full {
             self.entries.remove(FIRST.min(self.entries.len() - 1));
             self.lost = self.lost.saturating_add(1);
+        }
+        if self.entries.len() == self.entries.capacity() {
+            // Most sessions have a handful, and are many.
+            self.entries.reserve_exact((self.entries.len() / 2).max(2));
         }
         self.entries.push_back(entry);
         !full

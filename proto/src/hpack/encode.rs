@@ -14,6 +14,9 @@ const MAX_INDEXED_VALUE: usize = 1024;
 /// and would have each of its fields compared with the whole table.
 const MAX_ALIKE: usize = 8;
 
+/// Entries, the newest first, that a name is looked for in when its value is new.
+const MAX_NAMES: usize = 32;
+
 /// The writing half of a connection's HPACK state.
 ///
 /// Names and values go to the table when they are likely to come again; what is not indexed is
@@ -163,10 +166,9 @@ impl Encoder {
         if let Some(index) = static_table::find_name(field) {
             return Some(index);
         }
-        let newest = self.index.as_deref()?.newest_with(Key::of(field.token, field.name, b""));
-        let age = self.age(newest);
-        let row = self.table.get(age)?;
-        same_name(&row, field).then_some(static_table::LEN + 1 + age)
+        let named = |age: &usize| self.table.get(*age).is_some_and(|row| same_name(&row, field));
+        let age = (0..self.table.len().min(MAX_NAMES)).find(named)?;
+        Some(static_table::LEN + 1 + age)
     }
 
     /// How many entries were inserted after the one with this number.

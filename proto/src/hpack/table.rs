@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::fields::{FIELD_OVERHEAD, Token};
 
 /// The octets' memory grows by a multiple of this.
-const GRAIN: usize = 128;
+const GRAIN: usize = 64;
 
 /// Largest table: offsets in a buffer of twice its size have 16 bits.
 const MAX_SIZE: usize = 1 << 14;
@@ -29,7 +29,7 @@ impl Row<'_> {
 
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Where the name begins in `octets`; the value follows it.
+    /// Where the name begins in `octets`, unless the token tells it; the value follows it.
     start: u16,
     name_len: u16,
     value_len: u16,
@@ -105,12 +105,13 @@ impl DynamicTable {
     #[inline]
     fn row(&self, entry: &Entry) -> Row<'_> {
         let start = entry.start as usize;
-        let both =
-            &self.octets[start..start + usize::from(entry.name_len) + usize::from(entry.value_len)];
-        let (name, value) = both.split_at(entry.name_len as usize);
+        let known = entry.token.name();
+        let kept = if known.is_some() { 0 } else { usize::from(entry.name_len) };
+        let both = &self.octets[start..start + kept + usize::from(entry.value_len)];
+        let (name, value) = both.split_at(kept);
         Row {
             token: entry.token,
-            name,
+            name: known.unwrap_or(name),
             value,
             name_valid: entry.name_valid,
             value_valid: entry.value_valid,
@@ -152,9 +153,13 @@ impl DynamicTable {
     /// Inserts a row that fits: the caller has evicted.
     pub(super) fn insert(&mut self, row: Row<'_>) {
         debug_assert!(!self.over(row.size()), "the caller evicts before it inserts");
-        self.make_room(row.name.len() + row.value.len());
+        let name = if row.token.name().is_some() { b"" } else { row.name };
+        self.make_room(name.len() + row.value.len());
         let start = self.octets.len() as u16;
-        self.octets.extend_from_slice(row.name);
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact((self.entries.len() / 2).max(4));
+        }
+        self.octets.extend_from_slice(name);
         self.octets.extend_from_slice(row.value);
         self.entries.push_back(Entry {
             start,
@@ -189,7 +194,7 @@ impl DynamicTable {
         // dead ones would have been the larger part: the buffer stays within that.
         // Most connections' heads fill some hundred octets and no more: that is not worth doubling.
         let target =
-            (len + need).next_multiple_of(GRAIN).max(len + len / 2).min(2 * self.max_size());
+            (len + need).next_multiple_of(GRAIN).max(len + len / 4).min(2 * self.max_size());
         self.octets.reserve_exact(target.max(len + need) - len);
     }
 }
