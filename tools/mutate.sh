@@ -26,6 +26,17 @@ mutants=(
     'h1-reused@engine/src/shard/http1_end.rs@if h1.codec.is_between() && h1.codec.keeps_alive() {@if h1.codec.is_between() {'
     'h1-unseen@engine/src/shard/http1.rs@let gated = hop.held > if@let gated = h1.has_kept() || hop.held > if'
     'lost-answer@engine/src/shard/dispatch.rs@(false, false) => self.tell(home, CorePost::Gone(poll)),@(false, false) => {}'
+    'short-window@engine/src/shard/park.rs@tunnel.parked = Some(now + window);@tunnel.parked = Some(now + window / 2);'
+    'old-answers@engine/src/shard/park.rs@tunnel.answers = Vec::new();\n            tunnel.cookie_sent@tunnel.cookie_sent'
+    'kept-anyway@engine/src/shard/park.rs@(Self::Auto, Manner::Silent) => streaming,@(Self::Auto, Manner::Silent) => true,'
+    'claimed-twice@engine/src/shard/session.rs@session.members.retain(|member| member.ticket != parked);@'
+    'all-let-go@engine/src/shard/session.rs@let kept = last.filter(|_| !self.members.iter().any(in_use));@let kept = last.filter(|_| self.members.len() == 1);'
+    'none-let-go@engine/src/shard/session.rs@let stays = !is_parked(member) || Some(member.ticket) == kept;@let stays = true;'
+    'unasked-closed@engine/src/shard/resume.rs@return self.park_unasked(border, tunnel, of);@return self.tunnel_gone(border, tunnel, Cause::ABANDONED);'
+    'forgotten-pause@engine/src/shard/resume.rs@hop.stopped.retain(|full| *full == hop.conn);@hop.stopped.clear();'
+    'not-joined@engine/src/shard/resume.rs@self.tell_join(border, join);@'
+    'unparked-twice@engine/src/shard/resume.rs@self.lot.leave(place, &tenant);@'
+    'impatient@engine/src/shard/give_way.rs@if !self.local.lose_patience(version, patience, border.now) {@if !self.local.lose_patience(version, patience / 4, border.now) {'
 )
 
 tree=$(mktemp -d)

@@ -242,6 +242,9 @@ impl Border {
 
     /// Appends bytes, copied into the connection's own chunks.
     pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
+        if let Some(part) = self.tail(conn, bytes.len()) {
+            return self.pool.bytes_mut(part).copy_from_slice(bytes);
+        }
         while !bytes.is_empty() {
             let Some(part) = self.room(conn, bytes.len()) else { return };
             let (now, later) = bytes.split_at(part.len as usize);
@@ -252,6 +255,9 @@ impl Border {
 
     /// Appends a copy of a range: for what is cheaper to copy than to refer to.
     pub fn put_copy(&mut self, conn: ConnId, segment: Segment) {
+        if let Some(part) = self.tail(conn, segment.len as usize) {
+            return self.pool.copy(segment, part);
+        }
         let mut done = 0;
         while done < segment.len as usize {
             let rest = segment.len as usize - done;
@@ -259,6 +265,25 @@ impl Border {
             self.pool.copy(segment.part(done, part.len as usize), part);
             done += part.len as usize;
         }
+    }
+
+    /// Room for all of it behind the last range, where most of what is put goes: that range grows
+    /// and no claim is made. Queued, and to be filled now.
+    fn tail(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
+        let output = live(&mut self.outputs, conn)?;
+        let (chunk, used) = output.fill.as_mut()?;
+        let last = output.queue.back_mut()?;
+        let end = (last.start + last.len) as usize;
+        let there = last.block == chunk.block && end == *used as usize;
+        if !there || CHUNK_BYTES - end < wanted {
+            return None;
+        }
+        let part = chunk.part(end, wanted);
+        *used += part.len;
+        last.len += part.len;
+        output.grow(self.now, part.len);
+        self.mark(conn);
+        Some(part)
     }
 
     /// Up to `wanted` bytes at the end of the connection's output, queued and to be filled now.

@@ -285,10 +285,11 @@ pub const ALL: [Shape; 31] = [
         ..UNARY
     },
     Shape {
-        name: "resume-16",
+        // Few, so that none waits for another.
+        name: "resume-4",
         about: "a session taken up again on a new connection after a reset",
         who: Who::Gateways,
-        connections: 16,
+        connections: 4,
         streams: 1,
         more: &["--kind", "resume"],
         figure: Figure::Resume,

@@ -80,9 +80,16 @@ fn row(figures: &Figures<'_>, shape: &Shape) -> Row {
     let l7 = figures.best_l7(shape);
     let ran = |peer: &&Peer| figures.of(shape, peer).next().is_some();
     let line = |peer: &Peer| {
-        let spread = |value: fn(&Run) -> Option<f64>| figures.spread(shape, peer, value);
+        // What rests has neither rate nor latency.
+        let rests = shape.figure == Figure::Memory;
+        let spread = |value: fn(&Run) -> Option<f64>| {
+            if rests { None } else { figures.spread(shape, peer, value) }
+        };
         let latency = PERCENTILES.map(|(_, percentile)| {
             figures.spread(shape, peer, |run| {
+                if rests {
+                    return None;
+                }
                 if added && !is_direct(peer) {
                     return figures.added(shape, run, percentile);
                 }

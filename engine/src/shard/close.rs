@@ -377,9 +377,9 @@ impl Shard {
         self.keep_used(&kept);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
-            // On a tunnel that was replaced it is not the client's attachment's any more.
-            let outlived = |key| self.attachments.get(key).is_some_and(|a| a.client.is_none());
-            if of.is_some_and(|key| kept.binary_search(&key).is_ok() || outlived(key)) {
+            // A tunnel that was replaced has streams of this client without being one of its own.
+            let replaced = |key| self.attachments.get(key).is_some_and(|a| a.client != Some(conn));
+            if of.is_some_and(|key| kept.binary_search(&key).is_ok() || replaced(key)) {
                 self.drop_exchange(border, slot, None, Some(ErrorCode::Cancel));
             } else {
                 // The tunnel goes as a whole: its streams need no reset each.

@@ -366,6 +366,16 @@ impl Conns {
         }
     }
 
+    /// Two hops at once; none if they are one.
+    pub(crate) fn two_hops(&mut self, one: ConnId, other: ConnId) -> Option<[&mut Hop; 2]> {
+        let slots = [one.slot as usize, other.slot as usize];
+        let [one_slot, other_slot] = self.slots.get_disjoint_mut(slots).ok()?;
+        let (one_generation, Conn::Hop(hop)) = one_slot.as_mut()? else { return None };
+        let (other_generation, Conn::Hop(other_hop)) = other_slot.as_mut()? else { return None };
+        let live = *one_generation == one.generation && *other_generation == other.generation;
+        live.then_some([&mut **hop, &mut **other_hop])
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }

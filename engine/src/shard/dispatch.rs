@@ -65,8 +65,20 @@ impl Shard {
                 self.give_up(border, key, Cause::QUEUE_FULL);
             }
             self.look_at_queue(border, &version);
-        } else if self.ask(home, CorePost::Submit(Box::new(work))).is_err() {
-            self.give_up_with(border, key, Cause::NO_ROOM, &Fault::MailboxFull);
+        } else if let Err(CorePost::Submit(work)) = self.ask(home, CorePost::Submit(Box::new(work)))
+        {
+            self.no_room_for(border, home, work);
+        }
+    }
+
+    /// Another core's mailbox has no room for work. A client is told to try again; for a spare
+    /// there is nobody to do so, and its session may depend on it: it waits.
+    pub(super) fn no_room_for(&mut self, border: &mut Border, home: u16, work: Box<Work>) {
+        let attachment = self.attachments.get(key_of(work.ticket));
+        if attachment.is_some_and(|attachment| attachment.client.is_none()) {
+            self.keep(home, CorePost::Submit(work));
+        } else {
+            self.not_submitted(border, work.ticket, &Fault::MailboxFull);
         }
     }
 

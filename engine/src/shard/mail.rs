@@ -103,7 +103,7 @@ impl Shard {
         }
         match post {
             CorePost::Connect(moved) => self.turn_away(border, moved.parcel),
-            CorePost::Submit(work) => self.not_submitted(border, work.ticket, &Fault::MailboxFull),
+            CorePost::Submit(work) => self.no_room_for(border, to, work),
             CorePost::Poll(poll, _) => self.poll_refused(border, poll),
             CorePost::Find(find) => {
                 let key = super::attach::key_of(find.ticket);
@@ -139,7 +139,7 @@ impl Shard {
         self.outbox.waits_for(to)
     }
 
-    fn keep(&mut self, to: u16, post: CorePost) {
+    pub(super) fn keep(&mut self, to: u16, post: CorePost) {
         if self.outbox.overrun.contains(&to) {
             return;
         }

@@ -28,6 +28,7 @@ mod relay;
 mod reply;
 mod restart;
 mod resume;
+mod run;
 mod session;
 mod settings;
 mod snapshot;
@@ -263,6 +264,7 @@ impl Shard {
     fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         loop {
+            self.run(border, conn, segment, &mut pos);
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
             let Link::H2(h2) = &mut hop.link else { return };

@@ -103,18 +103,19 @@ impl Shard {
             return false;
         }
         let head = h2.data_head(to.key, len, piece.end);
-        if len <= SMALL_FRAME {
-            border.put(to.conn, &head);
-            border.put_copy(to.conn, piece.payload);
-            self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
-        } else if piece.head_in_place {
+        let small = len <= SMALL_FRAME;
+        if piece.head_in_place {
             let whole = piece.payload.grow_front(head.len());
             border.pool.bytes_mut(whole.part(0, head.len())).copy_from_slice(&head);
-            border.push(to.conn, whole);
-            self.metrics.payload_relayed += len as u64;
+            if small { border.put_copy(to.conn, whole) } else { border.push(to.conn, whole) }
         } else {
             border.put(to.conn, &head);
-            border.push(to.conn, piece.payload);
+            let payload = piece.payload;
+            if small { border.put_copy(to.conn, payload) } else { border.push(to.conn, payload) }
+        }
+        if small {
+            self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
+        } else {
             self.metrics.payload_relayed += len as u64;
         }
         true

@@ -47,6 +47,14 @@ impl fmt::Debug for MovedTunnel {
     }
 }
 
+impl MovedTunnel {
+    /// Its socket, for the simulated world.
+    #[must_use]
+    pub fn parcel(&self) -> &Parcel {
+        &self.parcel
+    }
+}
+
 impl Shard {
     /// What a client connection speaks.
     pub(super) fn speaks(&self, client: ConnId) -> Speaks {

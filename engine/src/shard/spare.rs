@@ -89,7 +89,7 @@ impl Shard {
         let Some(tunnel) = parent.tunnel() else { return };
         let Some(owner) = self.conns.hop(tunnel).and_then(Hop::tunnel) else { return };
         if owner.held {
-            self.part(of, key);
+            self.separate(of, key);
             self.end_used(border, tunnel, Cause::CLIENT_GONE);
             self.park_spare(border, key);
         } else if owner.going {
@@ -116,7 +116,7 @@ impl Shard {
     }
 
     /// Parent and spare have nothing to do with each other any more.
-    fn part(&mut self, parent: Key, spare: Key) {
+    fn separate(&mut self, parent: Key, spare: Key) {
         if let Some(attachment) = self.attachments.get_mut(parent) {
             attachment.spare = None;
         }
@@ -148,7 +148,7 @@ impl Shard {
             self.attachments.get(*spare).is_some_and(|spare| spare.tunnel().is_some())
         });
         if let Some(spare) = there {
-            self.part(key, spare);
+            self.separate(key, spare);
             self.end_used(border, tunnel, Cause::CLIENT_GONE);
             return self.park_spare(border, spare);
         }
@@ -270,14 +270,14 @@ impl Shard {
     pub(super) fn end_spare_of(&mut self, border: &mut Border, key: Key) {
         let spare = self.attachments.get_mut(key).and_then(|attachment| attachment.spare.take());
         let Some(spare) = spare else { return };
-        self.part(key, spare);
+        self.separate(key, spare);
         self.end_unneeded(border, spare, Cause::ABANDONED);
     }
 
     /// The attachment goes on with its spare's tunnel. What runs on the old one ends there, as the
     /// spare's.
     fn replace(&mut self, border: &mut Border, key: Key, spare: Key) {
-        self.part(key, spare);
+        self.separate(key, spare);
         let tunnel_of = |key| self.attachments.get(key).and_then(Attachment::tunnel);
         let (Some(old), Some(new)) = (tunnel_of(key), tunnel_of(spare)) else { return };
         let Some((slots, cookie_sent, parked)) = self.turn_over(old, spare) else { return };
@@ -358,7 +358,7 @@ impl Shard {
         let key = owner.attachment;
         let Some(attachment) = self.attachments.get(key).filter(|_| owner.going) else { return };
         if let (Some(spare), Some(_)) = (attachment.spare, attachment.client) {
-            self.part(key, spare);
+            self.separate(key, spare);
             self.end_unneeded(border, spare, Cause::ABANDONED);
             self.move_waiters(border, key);
         }

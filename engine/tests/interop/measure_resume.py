@@ -9,7 +9,6 @@ built beside the gateway's program, else one of Python, which adds the same to a
 kinds take turns, so that they share what else the machine does. RINGWAY_BIN as for the tests."""
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,6 @@ MESSAGE = b"\0\0\0\0\4\0\0\0\x10"  # of four octets, which ask for sixteen
 class Worker:
     def __init__(self, gateway, slots):
         bench = Path(binary()[0]).with_name("ringway-bench")
-        self.name = "ringway-bench" if bench.exists() else "fleet.py"
         host, port = gateway.worker
         if bench.exists():
             command = [str(bench), "worker", "--gateway", f"http://{host}:{port}", "--key",
@@ -90,9 +88,9 @@ class Client:
 
 
 def cpu(pid):
-    """Seconds of processor time so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds of processor time so far, of all its threads."""
+    return sum(int(task.read_text().split()[0])
+               for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def lines(samples):
@@ -114,6 +112,8 @@ def latencies(gateway, rounds):
     pinned.call()
     _, session = roamer.call()
     for turn in range(rounds):
+        pinned.call()  # as the others: something has passed on this core just before
+        time.sleep(REST)
         samples["pinned call"].append(pinned.call()[0])
         new = Client(gateway)
         time.sleep(REST)
@@ -157,7 +157,7 @@ def cost_of_a_resume(gateway, rounds):
 
 
 def cost_of_parked_sessions(gateway, number, seconds):
-    def rest(name, before, clients):
+    def rest(name, before):
         time.sleep(1)  # what was under way
         memory, spent = gateway.rss() - before, cpu(gateway.pid)
         time.sleep(seconds)
@@ -165,35 +165,32 @@ def cost_of_parked_sessions(gateway, number, seconds):
         return (f"{number} sessions {name}: {memory / number:.0f} octets of memory each, "
                 f"{spent * 1e6 / number:.1f} us of processor time a second each "
                 f"(tunnels are asked every 15 s whether they live)")
-    for _ in range(2):  # what the allocator keeps is not the sessions'
-        before = gateway.rss()
-        clients = [Client(gateway) for _ in range(number)]
-        for client in clients:
-            client.call()
-        attached = rest("with an idle client", before, clients)
-        for client in clients:
-            client.lose()
-        until(lambda: count(gateway, "ringway_parked_tunnels") == number, timeout=60,
-              what="all are parked")
-        parked = rest("parked", before, clients)
-        for found in gateway.open_sessions():
-            gateway.get(f"/sessions/{found['requestId']}", "DELETE")
-        nothing_is_left(gateway)
-    yield attached
-    yield parked
+    first = Client(gateway)
+    first.call()
+    before, clients = gateway.rss(), []
+    for _ in range(number):
+        clients.append(Client(gateway))
+        clients[-1].call()
+    yield rest("with an idle client", before)
+    for client in clients:
+        client.lose()
+    until(lambda: count(gateway, "ringway_parked_tunnels") == number, timeout=60,
+          what="all are parked")
+    yield rest("parked", before)
+    first.leave()
 
 
 def measure(directory, rounds, parked, seconds, cores=2):
-    session = KEPT.replace('idle = "1h"', 'idle = "30m"')
-    with Gateway.serve(directory, session=session, cores=cores, more=ROOM) as gateway:
-        worker = Worker(gateway, max(parked, 8))
-        try:
-            yield f"{cores} cores, the worker is {worker.name}, the gateway {binary()[0]}"
-            yield from latencies(gateway, rounds)
-            yield from cost_of_a_resume(gateway, rounds)
-            yield from cost_of_parked_sessions(gateway, parked, seconds)
-        finally:
-            worker.close()
+    parts = [(latencies, rounds), (cost_of_a_resume, rounds),
+             (cost_of_parked_sessions, parked, seconds)]
+    yield f"{cores} cores, the gateway is {binary()[0]}"
+    for part, *arguments in parts:  # memory that one has freed is not the next one's
+        with Gateway.serve(directory, session=KEPT, cores=cores, more=ROOM) as gateway:
+            worker = Worker(gateway, parked + 8)
+            try:
+                yield from part(gateway, *arguments)
+            finally:
+                worker.close()
 
 
 def main():

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use ringway_proto::time::Time;
 
 use super::body::{self, Way};
+use super::comeback::Memory;
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM};
 use super::h2::{SETTINGS_TIMEOUT, Seen};
 use super::judge::{field, own_answer, relayed_head};
 use super::ledger::{Exchange, Half};
-use super::peer::{Act, CHATTER, Pace, Peer, Stage};
+use super::parking::Farewell;
+use super::peer::{Act, CHATTER, Comeback, Pace, Peer, Stage};
 use super::request::Request;
 
 /// How a request's body ends.
@@ -43,6 +45,8 @@ enum State {
     Mad,
     /// Our FIN is out.
     Leaving,
+    /// Its network is gone: the gateway hears nothing of it until then.
+    Vanished(Time),
     Over,
 }
 
@@ -72,10 +76,13 @@ pub(crate) struct Client {
     slow: bool,
     /// All its heads are alike.
     twins: bool,
+    memory: Memory,
+    /// It has said that it will leave.
+    said: bool,
 }
 
 impl Client {
-    pub(crate) fn new(number: usize, stage: &mut Stage<'_>) -> Self {
+    pub(crate) fn new(number: usize, mission: Option<Comeback>, stage: &mut Stage<'_>) -> Self {
         let tight = stage.plan.tight;
         let mut offer = Offer::default();
         let mut extra = 0;
@@ -91,6 +98,8 @@ impl Client {
             number,
             h2: H2::new(number, false, offer, extra),
             left: stage.seed.range(1, stage.plan.calls),
+            memory: Memory::new(mission),
+            said: false,
             calls: BTreeMap::new(),
             state: State::Open,
             pace: Pace::new(),
@@ -116,9 +125,12 @@ impl Client {
     // ---- calls ----
 
     fn open(&mut self, stage: &mut Stage<'_>) {
-        let request = Request::new(self.number, self.twins, stage);
+        let request = match &self.memory.mission {
+            Some(to) if self.h2.highest == 0 || stage.seed.chance(50) => Request::back(to, stage),
+            _ => Request::new(self.number, self.twins, stage),
+        };
         let mut fields = request.fields(stage);
-        let exchange = request.exchange(self.number, self.most_down(), stage);
+        let exchange = request.exchange((self.number, false), self.most_down(), stage);
         let number = stage.ledger.exchanges.len();
         let twin = exchange.twin;
         if !twin {
@@ -286,6 +298,7 @@ impl Client {
             let excused = stage.plan.sloppy > 0 || stage.ledger.draining;
             let fine = code != 4 || !early || excused;
             assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
+            stage.ledger.parking.refused(call.exchange, exchange, code, stage.now);
         }
         let id = field(
             stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h),
@@ -293,6 +306,7 @@ impl Client {
         );
         let spoiled = stage.ledger.exchanges[call.exchange].down.spoiled;
         if let (true, Some(id)) = (relayed && !spoiled, id) {
+            self.memory.meet(&id, call.exchange, stage);
             let exchange = &stage.ledger.exchanges[call.exchange];
             let (tenant, function) = (exchange.tenant, exchange.function);
             if !stage.ledger.met.iter().any(|met| met.0 == id) {
@@ -385,9 +399,31 @@ impl Client {
         if stage.rarely(stage.plan.breaks) {
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
+        } else if stage.rarely(self.memory.cuts(stage)) {
+            self.cut(stage);
         } else if stage.rarely(stage.plan.goaways) && self.left > 0 {
             self.h2.goaway(0);
             self.left = 0;
+            self.said = true;
+        }
+    }
+
+    /// Its connection is cut off, in one of many ways, and it comes back on another.
+    fn cut(&mut self, stage: &mut Stage<'_>) {
+        self.memory.come_back(false, stage);
+        match stage.seed.below(100) {
+            0..45 => self.leave(Act::Reset, stage),
+            45..75 => self.leave(Act::Fin, stage),
+            75..90 => {
+                self.h2.goaway(0);
+                self.said = true;
+                self.leave(Act::Fin, stage);
+            }
+            _ => {
+                let until = Time(stage.now.0 + stage.seed.range(1_000, 3_000_000) as u64);
+                self.leave(Act::Read(false), stage);
+                self.state = State::Vanished(until);
+            }
         }
     }
 
@@ -416,6 +452,14 @@ impl Client {
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
         self.done(stage);
         stage.ledger.clients_gone.insert(self.number);
+        let farewell = Farewell {
+            fin: matches!(how, Act::Fin),
+            said: self.said,
+            told: self.h2.goaway.is_some() || stage.ledger.draining,
+            http1: false,
+            open: self.calls.values().map(|call| call.exchange).collect(),
+        };
+        stage.ledger.parking.client_leaves(self.number, farewell);
         for stream in self.calls.keys().copied().collect::<Vec<_>>() {
             self.drop_call(stream, "left by its client", stage);
         }
@@ -427,7 +471,7 @@ impl Client {
 
 impl Peer for Client {
     fn received(&mut self, bytes: &[u8], stage: &mut Stage<'_>) {
-        if matches!(self.state, State::Over | State::Mad) {
+        if matches!(self.state, State::Over | State::Mad | State::Vanished(_)) {
             return;
         }
         let mut seen = Vec::new();
@@ -461,6 +505,13 @@ impl Peer for Client {
         if self.state == State::Mad {
             return self.rage(stage);
         }
+        if let State::Vanished(until) = self.state {
+            if !stage.calm && stage.now < until {
+                return stage.acts.push(Act::Wait((until.0 - stage.now.0) as usize));
+            }
+            self.state = State::Over;
+            return stage.acts.push(Act::Reset);
+        }
         if self.state != State::Open {
             return;
         }
@@ -491,6 +542,9 @@ impl Peer for Client {
             && self.calls.is_empty()
             && (stage.closing || stage.seed.chance(if stage.plan.stays { 1 } else { 10 }))
         {
+            if stage.fault(stage.plan.parking.map_or(0, |_| 50)) {
+                self.memory.come_back(false, stage);
+            }
             self.leave(Act::Fin, stage);
         }
         self.done(stage);

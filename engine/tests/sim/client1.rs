@@ -6,12 +6,14 @@ use std::collections::VecDeque;
 use ringway_proto::time::Time;
 
 use super::body::{self, Way};
+use super::comeback::Memory;
 use super::h1::{self, Framing, Reader, Seen, is_of_hop, put_head};
 use super::h2::List;
 use super::journal::note;
 use super::judge::{field, own_answer, relayed_head};
 use super::ledger::{Exchange, Half};
-use super::peer::{Act, Pace, Peer, Stage};
+use super::parking::Farewell;
+use super::peer::{Act, Comeback, Pace, Peer, Stage};
 use super::request::Request;
 
 /// Requests sent before the first is answered, at most.
@@ -68,10 +70,12 @@ pub(crate) struct Client1 {
     /// Of a raw stream: bytes to send, and whether some are under way.
     raw_size: usize,
     raw_waits: bool,
+    memory: Memory,
+    fresh: bool,
 }
 
 impl Client1 {
-    pub(crate) fn new(number: usize, stage: &mut Stage<'_>) -> Self {
+    pub(crate) fn new(number: usize, mission: Option<Comeback>, stage: &mut Stage<'_>) -> Self {
         note("client", number, "speaks HTTP/1", [0, 0]);
         Self {
             number,
@@ -90,6 +94,8 @@ impl Client1 {
             slow: false,
             raw_size: 0,
             raw_waits: false,
+            memory: Memory::new(mission),
+            fresh: true,
         }
     }
 
@@ -109,9 +115,13 @@ impl Client1 {
     }
 
     fn open(&mut self, stage: &mut Stage<'_>) {
-        let request = Request::new(self.number, false, stage);
+        let fresh = std::mem::take(&mut self.fresh);
+        let request = match &self.memory.mission {
+            Some(to) if fresh || stage.seed.chance(50) => Request::back(to, stage),
+            _ => Request::new(self.number, false, stage),
+        };
         let mut fields = request.fields(stage);
-        let exchange = request.exchange(self.number, usize::MAX, stage);
+        let exchange = request.exchange((self.number, true), usize::MAX, stage);
         let number = stage.ledger.exchanges.len();
         fields.retain(|(name, _)| !is_of_hop(name) && name != b":scheme");
         fields.push((b"x-sim".to_vec(), number.to_string().into_bytes()));
@@ -157,7 +167,7 @@ impl Client1 {
         more.insert(seed.below(more.len() + 1), "Host: gateway".into());
         put_head(&mut self.out, &format!("{method} {path} HTTP/1.1"), &fields, &more);
         let up = Half { head: Some(fields), ended: call.sent, ..Half::default() };
-        stage.ledger.exchanges.push(Exchange { up, http1: true, upgrade, ..exchange });
+        stage.ledger.exchanges.push(Exchange { up, upgrade, ..exchange });
         if stage.ledger.mad.contains(&self.number) {
             stage.ledger.exchanges[number].spoil();
         }
@@ -264,6 +274,7 @@ impl Client1 {
             let excused = stage.plan.sloppy > 0 || stage.ledger.draining;
             let fine = code != 4 || !early || excused;
             assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
+            stage.ledger.parking.refused(call.exchange, exchange, code, stage.now);
         }
         self.meet_session(stage);
         if status == "101" {
@@ -275,7 +286,7 @@ impl Client1 {
     }
 
     /// Remembers the session, to come back to it.
-    fn meet_session(&self, stage: &mut Stage<'_>) {
+    fn meet_session(&mut self, stage: &mut Stage<'_>) {
         let call = &self.calls[0];
         let exchange = &stage.ledger.exchanges[call.exchange];
         if call.head != Some(true) || exchange.down.spoiled {
@@ -283,6 +294,9 @@ impl Client1 {
         }
         let id = exchange.down.head.as_ref().and_then(|head| field(head, "x-sim-session"));
         let met = (exchange.tenant, exchange.function);
+        if let Some(id) = &id {
+            self.memory.meet(id, call.exchange, stage);
+        }
         if let Some(id) = id.filter(|id| !stage.ledger.met.iter().any(|met| met.0 == *id)) {
             stage.ledger.met.push((id, met.0, met.1));
         }
@@ -339,6 +353,15 @@ impl Client1 {
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
         self.done(stage);
         stage.ledger.clients_gone.insert(self.number);
+        let raw = if let State::Raw(exchange) = self.state { Some(exchange) } else { None };
+        let farewell = Farewell {
+            fin: matches!(how, Act::Fin),
+            said: self.last,
+            told: self.may_end || stage.ledger.draining,
+            http1: true,
+            open: self.calls.iter().map(|call| call.exchange).chain(raw).collect(),
+        };
+        stage.ledger.parking.client_leaves(self.number, farewell);
         self.lose_calls("left by its client", stage);
         if let State::Raw(exchange) = self.state {
             let exchange = &mut stage.ledger.exchanges[exchange];
@@ -363,6 +386,10 @@ impl Client1 {
             stage.ledger.madness(self.number);
             self.state = State::Mad;
         } else if stage.rarely(stage.plan.breaks + stage.plan.resets / 2) {
+            let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
+            self.leave(how, stage);
+        } else if stage.rarely(self.memory.cuts(stage)) {
+            self.memory.come_back(true, stage);
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
         }
@@ -477,6 +504,9 @@ impl Peer for Client1 {
         let finished = self.left == 0 || self.last;
         let bored = stage.closing || stage.seed.chance(if stage.plan.stays { 1 } else { 10 });
         if idle && finished && bored {
+            if stage.fault(stage.plan.parking.map_or(0, |_| 50)) {
+                self.memory.come_back(true, stage);
+            }
             self.leave(Act::Fin, stage);
         }
         self.done(stage);

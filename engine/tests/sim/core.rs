@@ -58,6 +58,9 @@ pub(crate) struct Core {
     pub(crate) shut: Vec<Listener>,
     /// Cores that have not heard yet that this one began anew.
     pub(crate) untold: Vec<u16>,
+    /// Links it has let go of, and those of whose end the shard was told.
+    pub(crate) handed: Vec<usize>,
+    pub(crate) told: Vec<usize>,
     news: Vec<News>,
     dirty: Vec<ConnId>,
     looks: Vec<ConnId>,
@@ -79,6 +82,8 @@ impl Core {
             capacity,
             shut: Vec::new(),
             untold: Vec::new(),
+            handed: Vec::new(),
+            told: Vec::new(),
             news: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),
@@ -115,6 +120,18 @@ impl Core {
         self.shard.turn(&mut self.border);
         self.act(around);
         busy
+    }
+
+    /// Whether a link's connection is, or comes to be, one of the shard's.
+    pub(crate) fn holds(&self, link: usize) -> bool {
+        let mut sockets = self.kernel.sockets().filter(|socket| socket.link == link);
+        match sockets.next() {
+            Some(socket) => {
+                let output = self.border.output(socket.conn);
+                self.border.is_open(socket.conn) && output.is_some_and(|o| o.closing().is_none())
+            }
+            None => self.knocking.iter().any(|(knocking, ..)| *knocking == link),
+        }
     }
 
     /// Whether another turn has something to do at once.
@@ -192,8 +209,10 @@ impl Core {
             Done::Writable { conn } => {
                 let Some(socket) = self.kernel.get_mut(conn) else { return };
                 socket.polling = false;
+                socket.cancelled = false;
                 match socket.phase {
                     Phase::Closing => self.looks.push(conn),
+                    Phase::Open if is_leaving(&self.border, conn) => self.looks.push(conn),
                     _ => self.dirty.push(conn),
                 }
             }
@@ -279,11 +298,17 @@ impl Core {
 
     fn fin(&mut self, conn: ConnId) {
         let Some(socket) = self.kernel.get_mut(conn) else { return };
-        socket.fin = true;
+        let told = std::mem::replace(&mut socket.fin, true);
         note("core", self.number, "sees FIN of link", [socket.link as u64, 0]);
         if let Some(end) = socket.broken {
             self.fail(conn, end);
-        } else if self.border.is_open(conn) {
+        } else if !told && self.border.is_open(conn) {
+            self.told.push(socket.link);
+            // Whose end is told is not let go of.
+            if self.border.keep(conn) {
+                self.looks.push(conn);
+                self.dirty.push(conn);
+            }
             self.shard.ended(&mut self.border, conn, End::Fin);
         }
     }
@@ -294,8 +319,10 @@ impl Core {
         socket.phase = Phase::Closing;
         self.looks.push(conn);
         let open = self.border.is_open(conn);
+        let link = socket.link;
         self.border.kill(conn);
         if open {
+            self.told.push(link);
             self.shard.ended(&mut self.border, conn, end);
         }
     }
@@ -391,9 +418,11 @@ impl Core {
         if socket.phase == Phase::Closing {
             return self.finish(conn, around);
         }
-        let detaching = self.border.output(conn).is_some_and(Output::is_detaching);
-        if detaching && socket.broken.is_none() && socket.is_still() {
-            self.news.push(News::Detached(conn));
+        if is_leaving(&self.border, conn) {
+            if socket.broken.is_none() && socket.is_still() {
+                self.news.push(News::Detached(conn));
+            }
+            socket.cancelled |= socket.polling;
         }
         let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
         match (wanted, socket.receive) {
@@ -456,7 +485,8 @@ impl Core {
     fn send(&mut self, conn: ConnId, around: &mut Around<'_>) {
         let Some(socket) = self.kernel.get_mut(conn) else { return };
         let Some(output) = self.border.output(conn) else { return };
-        if !socket.may_send() {
+        // What a connection that is let go of has not sent, its next owner sends.
+        if !socket.may_send() || is_leaving(&self.border, conn) {
             return;
         }
         let link = socket.link;
@@ -510,6 +540,7 @@ impl Core {
         let Some(socket) = self.kernel.remove(conn) else { return };
         note("core", self.number, "lets go of link", [socket.link as u64, 0]);
         around.wires.links[socket.link].core = None;
+        self.handed.push(socket.link);
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);
         let parcel = Parcel { socket: Carried::Simulated(socket.link as u64), unsent };
@@ -524,6 +555,11 @@ impl Core {
         self.looks.push(conn);
         self.dirty.push(conn);
     }
+}
+
+/// Whether the shard lets go of the connection and has not closed it since.
+fn is_leaving(border: &Border, conn: ConnId) -> bool {
+    border.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
 }
 
 fn wants_bytes(socket: &Socket, border: &Border) -> bool {

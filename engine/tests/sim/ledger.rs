@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ringway_proto::time::Time;
+
 use super::body::{self, Way};
 use super::h2::List;
+use super::parking::Parking;
 
 /// What a client asked for by `nvcf-reqid`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +73,9 @@ pub(crate) struct Exchange {
     /// The client connection, by peer number.
     pub(crate) client: usize,
     pub(crate) tenant: &'static str,
+    /// Its credential.
+    pub(crate) key: &'static str,
+    pub(crate) began: Time,
     pub(crate) function: &'static str,
     /// Empty if the client named none.
     pub(crate) version: &'static str,
@@ -93,6 +99,8 @@ pub(crate) struct Exchange {
     pub(crate) interim_got: u32,
     /// The tunnel that served it, by peer number.
     pub(crate) tunnel: Option<usize>,
+    /// The tunnel that waits for it: no other may serve it.
+    pub(crate) expects: Option<usize>,
     /// How it ended for the client.
     pub(crate) outcome: Option<&'static str>,
     /// The client has lost interest, or its connection.
@@ -128,6 +136,7 @@ pub(crate) struct Leaving {
     pub(crate) tunnel: usize,
     /// Whose it is; none: a client's of this tenant.
     pub(crate) client: Option<usize>,
+    pub(crate) session: String,
     pub(crate) tenant: String,
 }
 
@@ -171,6 +180,7 @@ pub(crate) struct Ledger {
     pub(crate) asked: usize,
     /// Body bytes of the whole run.
     pub(crate) relayed: usize,
+    pub(crate) parking: Parking,
 }
 
 impl Ledger {
@@ -194,14 +204,15 @@ impl Ledger {
     /// reason to fail.
     pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
-            exchange.excuse |= leaving.concerns(exchange.client, exchange.tenant);
+            exchange.excuse |= leaving.concerns(exchange.client, exchange.tenant, &exchange.named);
         }
+        self.parking.tunnel_left(leaving.tunnel, &mut self.exchanges);
         self.leaving.push(leaving);
     }
 
     /// Whether a request of this client may meet a tunnel that has ended.
-    pub(crate) fn is_risky(&self, client: usize, tenant: &str) -> bool {
-        self.draining || self.leaving.iter().any(|leaving| leaving.concerns(client, tenant))
+    pub(crate) fn is_risky(&self, client: usize, tenant: &str, named: &Named) -> bool {
+        self.draining || self.leaving.iter().any(|leaving| leaving.concerns(client, tenant, named))
     }
 
     /// A client, or the worker on one of its tunnels, has gone mad.
@@ -262,8 +273,9 @@ impl Ledger {
 }
 
 impl Leaving {
-    fn concerns(&self, client: usize, tenant: &str) -> bool {
-        self.client.map_or(self.tenant == tenant, |of| of == client)
+    fn concerns(&self, client: usize, tenant: &str, named: &Named) -> bool {
+        let asks = matches!(named, Named::Session(id) if *id == self.session);
+        asks || self.client.map_or(self.tenant == tenant, |of| of == client)
     }
 }
 

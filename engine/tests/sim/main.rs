@@ -4,6 +4,7 @@
 mod body;
 mod client;
 mod client1;
+mod comeback;
 mod core;
 mod h1;
 mod h2;
@@ -11,6 +12,7 @@ mod journal;
 mod judge;
 mod kernel;
 mod ledger;
+mod parking;
 mod peer;
 mod plan;
 mod poll;
@@ -19,6 +21,7 @@ mod rest;
 mod seed;
 mod serve;
 mod tunnel;
+mod watch;
 mod wire;
 mod world;
 
@@ -33,6 +36,27 @@ use world::World;
 const FIXED: u64 = 2_000;
 const FRESH: u64 = 500;
 
+/// The same of runs whose clients are cut off and come back.
+const FIXED_RETURNS: u64 = 800;
+const FRESH_RETURNS: u64 = 200;
+
+/// What clients do when they are cut off.
+#[derive(Clone, Copy, Debug)]
+enum Clients {
+    Leave,
+    ComeBack,
+}
+
+impl Clients {
+    /// The test that plays such runs.
+    fn test(self) -> &'static str {
+        match self {
+            Self::Leave => "every_seed_keeps",
+            Self::ComeBack => "every_seed_brings",
+        }
+    }
+}
+
 /// What came of one seed.
 struct Outcome {
     tally: Tally,
@@ -41,10 +65,10 @@ struct Outcome {
 }
 
 /// Plays one seed; the error is all there is to print.
-fn play(seed: u64, all_events: bool) -> Result<Outcome, String> {
+fn play(seed: u64, clients: Clients, all_events: bool) -> Result<Outcome, String> {
     journal::begin(all_events);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, matches!(clients, Clients::ComeBack));
         world.run();
         world.check_rest()
     }));
@@ -59,22 +83,23 @@ fn play(seed: u64, all_events: bool) -> Result<Outcome, String> {
                 .unwrap_or("a panic without words");
             Err(format!(
                 "seed {seed}: {cause}\nthe last events:\n{}\nreplay: RINGWAY_SIM_SEED={seed} cargo \
-                 test -p ringway --test sim\n",
-                journal::text()
+                 test -p ringway --test sim {}\n",
+                journal::text(),
+                clients.test()
             ))
         }
     }
 }
 
 /// Plays many seeds on every CPU there is; stops at the first that fails.
-fn play_all(first: u64, count: u64) -> Tally {
+fn play_all(first: u64, count: u64, clients: Clients) -> Tally {
     let next = AtomicU64::new(0);
     let sum = Mutex::new((Tally::default(), None::<String>));
     let work = || {
         while let at = next.fetch_add(1, Ordering::Relaxed)
             && at < count
         {
-            let result = play(first.wrapping_add(at), false);
+            let result = play(first.wrapping_add(at), clients, false);
             let mut sum = sum.lock().expect("no panic holds it");
             match result {
                 Ok(outcome) => sum.0.add(&outcome.tally),
@@ -103,36 +128,51 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
 }
 
-#[test]
-fn every_seed_keeps_the_promises() {
+/// Plays the seeds that every run takes, then fresh ones, or the one that is asked for.
+fn play_seeds(clients: Clients, (fixed, fresh): (u64, u64)) {
     if let Some(seed) = number("RINGWAY_SIM_SEED") {
-        match play(seed, true) {
+        match play(seed, clients, true) {
             Ok(outcome) => println!("seed {seed}: {} events, {:?}", outcome.events, outcome.tally),
             Err(told) => panic!("{told}"),
         }
         return;
     }
-    let count = number("RINGWAY_SIM_FIXED").unwrap_or(FIXED);
-    let fixed = play_all(0, count);
-    println!("fixed seeds: {fixed:?}");
-    if count == FIXED {
-        fixed.expect_variety();
+    let count = number("RINGWAY_SIM_FIXED").unwrap_or(fixed);
+    let tally = play_all(0, count, clients);
+    println!("fixed seeds: {tally:?}");
+    if count == fixed {
+        match clients {
+            Clients::Leave => tally.expect_variety(),
+            Clients::ComeBack => tally.expect_returns(),
+        }
     }
     let mut entropy = [0; 8];
     getrandom::fill(&mut entropy).expect("entropy");
     let first = u64::from_le_bytes(entropy) >> 16;
-    let runs = number("RINGWAY_SIM_RUNS").unwrap_or(FRESH);
+    let runs = number("RINGWAY_SIM_RUNS").unwrap_or(fresh);
     println!("fresh seeds: {runs} from {first}");
-    let fresh = play_all(first, runs);
-    println!("{fresh:?}");
+    let tally = play_all(first, runs, clients);
+    println!("{tally:?}");
+}
+
+#[test]
+fn every_seed_keeps_the_promises() {
+    play_seeds(Clients::Leave, (FIXED, FRESH));
+}
+
+#[test]
+fn every_seed_brings_clients_back() {
+    play_seeds(Clients::ComeBack, (FIXED_RETURNS, FRESH_RETURNS));
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in [1, 2, 3, 17, 99] {
-        let played = || play(seed, false).unwrap_or_else(|told| panic!("{told}"));
-        let (first, second) = (played(), played());
-        assert_eq!((first.hash, first.events), (second.hash, second.events), "seed {seed}");
-        assert!(first.events > 50, "seed {seed} does nothing");
+    for clients in [Clients::Leave, Clients::ComeBack] {
+        for seed in [1, 2, 3, 17, 99] {
+            let played = || play(seed, clients, false).unwrap_or_else(|told| panic!("{told}"));
+            let (first, second) = (played(), played());
+            assert_eq!((first.hash, first.events), (second.hash, second.events), "seed {seed}");
+            assert!(first.events > 50, "seed {seed} does nothing");
+        }
     }
 }

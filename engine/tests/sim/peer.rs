@@ -29,6 +29,22 @@ pub(crate) enum Act {
         worker: usize,
         after: usize,
     },
+    /// Somebody comes back for a session.
+    Return {
+        to: Comeback,
+        after: usize,
+    },
+}
+
+/// A session that was lost sight of, and how somebody comes back to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Comeback {
+    pub(crate) id: String,
+    pub(crate) owner: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) tenant: &'static str,
+    pub(crate) function: &'static str,
+    pub(crate) http1: bool,
 }
 
 /// PINGs and SETTINGS that a connection sends at most: a thousand would be a flood (L5).

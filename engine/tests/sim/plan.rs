@@ -7,6 +7,7 @@ use std::time::Duration;
 use ringway::config::{Config, Park};
 use ringway::control::local::Policy;
 
+use super::parking::Terms;
 use super::seed::Seed;
 use super::wire::Cut;
 
@@ -35,9 +36,23 @@ const VARIANTS: [&str; 5] = [
     "[limits]\nwork_queue = 2\npending_sessions = 3\npending_per_tenant = 2\nstreams = 4\nqueued_answers = 3",
 ];
 
-/// What is kept of lost clients.
-const PARKING: [(Park, u64); 4] =
+/// What is kept of lost clients, where nobody plans to come back.
+const KEEPING: [(Park, u64); 4] =
     [(Park::Never, 30), (Park::Auto, 30), (Park::Always, 30), (Park::Auto, 1)];
+
+/// The same for runs whose clients come back: what is kept, how long, and who gives way.
+const PARKING: [&str; 10] = [
+    "",
+    "[session]\npark_window = \"2s\"\npark_yield = \"500ms\"",
+    "[session]\npark = \"unclean\"\npark_window = \"1s\"\nwait = \"2s\"",
+    "[session]\npark = \"always\"\npark_window = \"3s\"\npark_yield = \"100ms\"",
+    "[session]\npark = \"always\"\n[limits]\nparked_tunnels = 2\nparked_per_tenant = 1",
+    "[session]\npark = \"never\"",
+    "[session]\npark_window = \"300ms\"\nidle = \"1s\"",
+    "[session]\npark = \"unclean\"\npark_window = \"5s\"\npark_yield = \"1ms\"",
+    "[session]\npark = \"always\"\nscope = \"credential\"\npark_window = \"20s\"",
+    "[session]\npark = \"unclean\"\n[limits]\nparked_tunnels = 1\nparked_per_tenant = 1\nattachments = 2",
+];
 
 /// A configuration and what is made of it.
 pub(crate) struct Rules {
@@ -45,41 +60,75 @@ pub(crate) struct Rules {
     pub(crate) policy: Arc<Policy>,
 }
 
-/// For each variant, with each kind of parking.
 static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
+    let kept = VARIANTS.iter().flat_map(|more| KEEPING.iter().map(move |kept| (more, Some(*kept))));
+    let coming_back = PARKING.iter().map(|more| (more, None));
+    kept.chain(coming_back).map(|(more, kept)| rules(more, kept)).collect()
+});
+
+/// The configuration with these lines, and with this kept of lost clients.
+fn rules(more: &str, kept: Option<(Park, u64)>) -> Rules {
     let functions: String = FUNCTIONS
         .iter()
         .map(|(id, version, tenants)| {
+            let kind = if kept.is_none() && streams(version) { "streaming" } else { "default" };
             format!(
                 "[[function]]\nid = \"{id}\"\nversion = \"{version}\"\ntenants = {tenants:?}\n\
-                 worker_keys = [\"{WORKER_KEY}\"]\n"
+                 worker_keys = [\"{WORKER_KEY}\"]\nkind = \"{kind}\"\n"
             )
         })
         .collect();
-    let all = VARIANTS.iter().flat_map(|more| PARKING.iter().map(move |parking| (more, parking)));
-    all.map(|(more, (park, window))| {
-        let text = format!(
-            "[listen]\nclient = \"127.0.0.1:10081\"\nworker = \"127.0.0.1:10086\"\n\
-                 [control]\nmode = \"local\"\nadvertise = \"http://127.0.0.1:10086\"\n\
-                 [[tenant]]\nname = \"dev\"\nclient_keys = [\"dev-key\", \"dev-key-2\"]\n\
-                 [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
-        );
-        let mut config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
-        config.session.park = *park;
-        config.session.park_window = Duration::from_secs(*window);
-        let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
-        Rules { config: Arc::new(config), policy }
-    })
-    .collect()
-});
+    let text = format!(
+        "[listen]\nclient = \"127.0.0.1:10081\"\nworker = \"127.0.0.1:10086\"\n\
+         [control]\nmode = \"local\"\nadvertise = \"http://127.0.0.1:10086\"\n\
+         [[tenant]]\nname = \"dev\"\nclient_keys = [\"dev-key\", \"dev-key-2\"]\n\
+         [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
+    );
+    let mut config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
+    if let Some((park, window)) = kept {
+        config.session.park = park;
+        config.session.park_window = Duration::from_secs(window);
+    }
+    let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+    Rules { config: Arc::new(config), policy }
+}
+
+/// Whether the function is of the streaming kind, where that matters.
+pub(crate) fn streams(version: &str) -> bool {
+    version == V2
+}
+
+/// What a run does with sessions that outlive their clients, in percent if nothing else is said.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Returns {
+    /// Clients cut off, in a thousand ticks.
+    pub(crate) cuts: u32,
+    /// How many come back for one that was cut off, at most.
+    pub(crate) copies: usize,
+    /// They come when the window has ended, or at the moment when it does.
+    pub(crate) late: u32,
+    pub(crate) racing: u32,
+    /// They show another tenant's key, or speak another version of HTTP.
+    pub(crate) thieves: u32,
+    pub(crate) turncoats: u32,
+    /// Workers whose client is gone and that leave, or say GOAWAY, in a thousand ticks.
+    pub(crate) fates: u32,
+    /// Sessions that an operator ends.
+    pub(crate) deletes: usize,
+    /// Cores that panic or pause while a tunnel changes hands.
+    pub(crate) panics: u32,
+    pub(crate) pauses: u32,
+    /// Sessions a worker can hold.
+    pub(crate) slots: usize,
+}
 
 /// How often what goes wrong, in percent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) cores: usize,
     pub(crate) variant: usize,
-    /// One of [`PARKING`].
-    parking: usize,
+    /// One of [`KEEPING`].
+    keeping: usize,
     /// The last stream id on a tunnel, if they run out early.
     pub(crate) last_id: Option<u32>,
     pub(crate) blocks: usize,
@@ -126,6 +175,8 @@ pub(crate) struct Plan {
     pub(crate) crashes: usize,
     /// Clients that speak HTTP/1.1.
     pub(crate) http1: u32,
+    /// Clients are cut off and come back.
+    pub(crate) parking: Option<Returns>,
     /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
     pub(crate) drain: Option<bool>,
 }
@@ -146,7 +197,7 @@ impl Plan {
         let plan = Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
-            parking: 0,
+            keeping: 0,
             last_id: None,
             blocks: seed.pick(&[5, 8, 16, 32]),
             block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),
@@ -178,6 +229,7 @@ impl Plan {
             giants: some(seed, 15, 10),
             crashes: if seed.chance(15) { seed.range(1, 3) } else { 0 },
             http1: 0,
+            parking: None,
             drain: seed.chance(25).then(|| seed.chance(50)),
         };
         if seed.chance(8) { plan.pressed() } else { plan }
@@ -190,10 +242,56 @@ impl Plan {
     }
 
     /// Most runs keep tunnels of lost clients, and in some stream ids run out: by dice of their own.
-    pub(crate) fn with_parking(self, number: u64) -> Self {
-        let mut seed = Seed::new(number.rotate_left(32) ^ 0x7061_726b);
+    pub(crate) fn with_keeping(self, number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x6b65_6570);
         let last_id = seed.chance(20).then(|| seed.pick(&[4, 10, 30]));
-        Self { parking: seed.below(PARKING.len()), last_id, ..self }
+        Self { keeping: seed.below(KEEPING.len()), last_id, ..self }
+    }
+
+    /// Clients come back: there are fewer other faults, and half of the runs have none at all.
+    pub(crate) fn with_returns(self, number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x7061_726b);
+        let some = |seed: &mut Seed, percent: u32, most: usize| {
+            if seed.chance(percent) { seed.range(1, most) as u32 } else { 0 }
+        };
+        let returns = Returns {
+            cuts: seed.pick(&[20, 60, 150]),
+            copies: seed.pick(&[1, 1, 2, 4]),
+            late: some(&mut seed, 40, 30),
+            racing: some(&mut seed, 40, 50),
+            thieves: some(&mut seed, 40, 30),
+            turncoats: some(&mut seed, 40, 50),
+            fates: some(&mut seed, 40, 60),
+            deletes: if seed.chance(25) { seed.range(1, 4) } else { 0 },
+            panics: some(&mut seed, 15, 60),
+            pauses: some(&mut seed, 25, 60),
+            slots: seed.pick(&[1, 1, 2, 100]),
+        };
+        let calm = Self {
+            resets: 0,
+            breaks: 0,
+            goaways: 0,
+            stalls: 0,
+            pauses: 0,
+            strangers: 0,
+            sloppy: 0,
+            sluggish: 0,
+            vandals: 0,
+            giants: 0,
+            crashes: 0,
+            drain: None,
+            ..self
+        };
+        let plan = if seed.chance(50) { calm } else { self };
+        Self {
+            variant: VARIANTS.len() + seed.below(PARKING.len()),
+            clients: seed.range(1, 6),
+            calls: plan.calls.min(6),
+            largest: plan.largest.min(60_000),
+            parking: Some(returns),
+            last_id: None,
+            ..plan
+        }
     }
 
     /// Little receive memory, much to hold in it.
@@ -216,12 +314,23 @@ impl Plan {
 impl Plan {
     /// What the gateway goes by.
     pub(crate) fn rules(&self) -> &'static Rules {
-        &RULES[self.variant * PARKING.len() + self.parking]
+        let kept = VARIANTS.len() * KEEPING.len();
+        match self.variant.checked_sub(VARIANTS.len()) {
+            None => &RULES[self.variant * KEEPING.len() + self.keeping],
+            Some(coming_back) => &RULES[kept + coming_back],
+        }
     }
 
     /// How long the gateway waits for a worker.
     pub(crate) fn wait(&self) -> Duration {
         self.rules().config.session.wait
+    }
+
+    /// What the gateway promises to clients that come back.
+    pub(crate) fn terms(&self) -> Option<Terms> {
+        let session = &self.rules().config.session;
+        let plan = (self.cores, self.pauses, self.sloppy);
+        self.parking.map(|returns| Terms::new(session, &returns, plan))
     }
 
     /// The size of a body.

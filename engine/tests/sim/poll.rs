@@ -29,11 +29,13 @@ impl Poll {
     fn ask(&mut self, stage: &mut Stage<'_>) {
         let worker = &stage.ledger.workers[self.worker];
         let listed: Vec<String> = worker.sessions.keys().cloned().collect();
+        let room = stage.plan.parking.is_none_or(|parking| listed.len() < parking.slots);
         let ids: Vec<String> = listed.iter().map(|id| format!("\"{id}\"")).collect();
         let body = format!(
-            "{{\"functionId\":\"{}\",\"functionVersionId\":\"{}\",\"slots\":1,\"requestIds\":[{}]}}",
+            "{{\"functionId\":\"{}\",\"functionVersionId\":\"{}\",\"slots\":{},\"requestIds\":[{}]}}",
             worker.function,
             worker.version,
+            u8::from(room),
             ids.join(",")
         );
         let head = format!(

@@ -2,7 +2,7 @@
 
 use super::h2::List;
 use super::ledger::{Exchange, Half, Named};
-use super::peer::Stage;
+use super::peer::{Comeback, Stage};
 use super::plan::{F1, FUNCTIONS, KEYS, V3};
 
 /// A request before it is sent.
@@ -57,6 +57,23 @@ impl Request {
             (request.giant, request.hopeless) = (true, Some(8));
         }
         request
+    }
+
+    /// Back to a session that was lost sight of.
+    pub(crate) fn back(to: &Comeback, stage: &mut Stage<'_>) -> Self {
+        Self {
+            key: to.key,
+            tenant: to.tenant,
+            function: to.function,
+            version: "",
+            versioned: stage.seed.chance(50),
+            named: Named::Session(to.id.clone()),
+            hopeless: (to.tenant != to.owner).then_some(13),
+            grpc: stage.seed.chance(60),
+            method_head: false,
+            twin: false,
+            giant: false,
+        }
     }
 
     /// Something that nobody may have.
@@ -118,9 +135,25 @@ impl Request {
         fields
     }
 
-    pub(crate) fn exchange(self, client: usize, most_down: usize, stage: &Stage<'_>) -> Exchange {
+    pub(crate) fn exchange(
+        self,
+        (client, http1): (usize, bool),
+        most_down: usize,
+        stage: &mut Stage<'_>,
+    ) -> Exchange {
+        let ledger = &mut *stage.ledger;
+        let expects = match &self.named {
+            Named::Session(id) if self.hopeless.is_none() => {
+                ledger.parking.expects((id, http1), stage.now, &mut ledger.exchanges)
+            }
+            _ => None,
+        };
         Exchange {
             client,
+            key: self.key,
+            began: stage.now,
+            expects,
+            excuse: ledger.is_risky(client, self.tenant, &self.named),
             tenant: self.tenant,
             function: self.function,
             version: self.version,
@@ -129,7 +162,7 @@ impl Request {
             method_head: self.method_head,
             hopeless: self.hopeless,
             twin: self.twin,
-            http1: false,
+            http1,
             upgrade: false,
             length: None,
             early: false,
@@ -140,7 +173,6 @@ impl Request {
             tunnel: None,
             outcome: None,
             quit: false,
-            excuse: stage.ledger.is_risky(client, self.tenant),
             most_down,
         }
     }

@@ -1,6 +1,8 @@
 //! What must hold when everybody has left.
 
-use ringway::metrics::{CONNECT_RESULTS, ResumeOutcome, ResumeWay, ShardMetrics, SpareOutcome};
+use ringway::metrics::{
+    CONNECT_RESULTS, Limit, ResumeOutcome, ResumeWay, ShardMetrics, SpareOutcome,
+};
 
 use super::core::Core;
 use super::world::World;
@@ -23,10 +25,18 @@ pub(crate) struct Tally {
     pub(crate) relieved: usize,
     pub(crate) blocked: usize,
     pub(crate) crossings: usize,
-    /// Lost clients that came back to a tunnel that was kept, and tunnels that stood in for others.
+    /// Tunnels that got another client, those that had to, and last ones closed by force.
     pub(crate) resumed: usize,
+    pub(crate) expected: usize,
+    pub(crate) forced: usize,
+    /// Of all: given on another core, spares that came, those that parked or took another one's
+    /// place, made to yield, crowded out.
+    pub(crate) moved: usize,
+    pub(crate) spares: usize,
     pub(crate) kept_by_spares: usize,
     pub(crate) replaced: usize,
+    pub(crate) yields: usize,
+    pub(crate) crowded: usize,
 }
 
 impl Tally {
@@ -48,6 +58,12 @@ impl Tally {
         self.resumed += other.resumed;
         self.kept_by_spares += other.kept_by_spares;
         self.replaced += other.replaced;
+        self.expected += other.expected;
+        self.forced += other.forced;
+        self.moved += other.moved;
+        self.spares += other.spares;
+        self.yields += other.yields;
+        self.crowded += other.crowded;
     }
 }
 
@@ -73,6 +89,12 @@ impl Tally {
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
+
+    /// The same of runs whose clients come back.
+    pub(crate) fn expect_returns(&self) {
+        let enough = [(self.resumed, 1)];
+        assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
+    }
 }
 
 impl World {
@@ -92,28 +114,21 @@ impl World {
             }
         }
         let mut accepted = 0;
-        // A tunnel may end on another core than it began on.
-        let of_all = |count: fn(&ShardMetrics) -> u64| {
-            self.cores.iter().map(|core| count(core.shard.metrics())).sum::<u64>()
-        };
-        let opened = of_all(|metrics| metrics.worker_connections_opened);
-        let closed = of_all(|metrics| metrics.worker_connections_closed.iter().sum());
-        assert!(
-            closed == opened || self.ledger.crashed,
-            "not one close reason an attachment: {opened} {closed}"
-        );
         for (number, core) in self.cores.iter().enumerate() {
             check_core(number, core);
             let metrics = core.shard.metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
-            let resumed = |way| metrics.resumes.of(way, ResumeOutcome::Ok) as usize;
-            tally.resumed += resumed(ResumeWay::Memory) + resumed(ResumeWay::Spare);
-            tally.kept_by_spares += metrics.spares[SpareOutcome::Parked.index()] as usize;
-            tally.replaced += metrics.spares[SpareOutcome::Replaced.index()] as usize;
             tally.starved += core.border.tally.starved as usize;
             tally.relieved += core.border.tally.relieved as usize;
             tally.blocked += core.border.tally.blocked_sends as usize;
+        }
+        let all = self.all_metrics();
+        // What a core has counted of its own end is lost with it.
+        if !self.ledger.crashed {
+            // A tunnel may have come to its end on another core than the one where it began.
+            check_ends("all cores", &all);
+            check_spares(&all);
         }
         // A 200 may be lost on its way; none comes out of nothing.
         let known = self.ledger.accepted <= accepted || self.ledger.crashed;
@@ -122,12 +137,29 @@ impl World {
         // Cores talk when something begins or ends, never because something flows.
         let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
         // A drain, and a core that began anew, is told by each core to each other.
+        let per_edge = if self.plan.parking.is_some() { 12 } else { 8 };
         let told = self.plan.cores * self.plan.cores * (1 + self.plan.crashes);
         assert!(
-            tally.crossings <= 8 * edges + 16 + told,
+            tally.crossings <= per_edge * edges + 16 + told,
             "{} messages, {edges} edges",
             tally.crossings
         );
+        let parking = &self.ledger.parking;
+        let resumed = |way| all.resumes.of(way, ResumeOutcome::Ok) as usize;
+        tally.resumed = match self.plan.parking {
+            Some(_) => parking.resumed,
+            None => resumed(ResumeWay::Memory) + resumed(ResumeWay::Spare),
+        };
+        tally.expected = parking.expected;
+        tally.forced = parking.forced as usize;
+        tally.moved = self.moved;
+        let spares = |outcome: SpareOutcome| all.spares[outcome.index()] as usize;
+        tally.spares = spares(SpareOutcome::Came);
+        tally.kept_by_spares = spares(SpareOutcome::Parked);
+        tally.replaced = spares(SpareOutcome::Replaced);
+        tally.yields = all.resumes.yields as usize;
+        let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
+        tally.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;
@@ -145,9 +177,21 @@ fn check_core(number: usize, core: &Core) {
     assert_eq!(border.pool.chunks_live(), 0, "core {number}: output chunks are left");
     let blocks = (border.pool.ring_free(), border.pool.ring_blocks());
     assert_eq!(blocks.0, blocks.1, "core {number}: receive blocks are held");
-    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
-    let closed = sum(&metrics.worker_connections_closed);
-    assert_eq!(sum(&metrics.close_codes), closed, "core {number}: not one close code each");
     let gauges = (metrics.active_connections, metrics.active_http_requests);
     assert_eq!(gauges, (0, 0), "core {number}: a gauge did not come back to zero");
+}
+
+fn check_ends(whose: &str, metrics: &ShardMetrics) {
+    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
+    let opened = metrics.worker_connections_opened;
+    let closed = sum(&metrics.worker_connections_closed);
+    assert_eq!(closed, opened, "{whose}: not one close reason an attachment");
+    assert_eq!(sum(&metrics.close_codes), opened, "{whose}: not one close code each");
+}
+
+fn check_spares(metrics: &ShardMetrics) {
+    use SpareOutcome::{Asked, Failed, Parked, Replaced, Unused};
+    let of = |outcome: SpareOutcome| metrics.spares[outcome.index()];
+    let ends = [Parked, Replaced, Unused, Failed].map(of).iter().sum::<u64>();
+    assert_eq!(of(Asked), ends, "not one end each spare");
 }

@@ -91,6 +91,9 @@ impl Tunnel {
         );
         stage.acts.push(Act::Send(head.into_bytes()));
         stage.ledger.asked += 1;
+        if trick == Trick::None {
+            stage.ledger.parking.tunnel_comes(number, &work);
+        }
         let mut h2 = H2::new(number, true, offer, extra);
         let spoken = Spoken::new(stage);
         if matches!(spoken, Spoken::Http2) && stage.plan.sloppy > 0 && stage.seed.chance(30) {
@@ -139,6 +142,7 @@ impl Tunnel {
         if status == "200" {
             assert_eq!(self.trick, Trick::None, "a wrong CONNECT was accepted");
             stage.ledger.accept(&self.work.token, &self.work.id, self.worker);
+            stage.ledger.parking.tunnel_opens(self.number, stage.now);
             self.state = State::Open;
             return self.answer.split_off(end + 4);
         }
@@ -239,8 +243,27 @@ impl Tunnel {
         expected.push((b"nvcf-reqid".to_vec(), self.work.id.clone().into_bytes()));
         let same = fields == expected || exchange.up.spoiled;
         assert!(same, "exchange {number}: another head: {fields:?}, not {expected:?}");
+        if client.is_some() {
+            self.check_taken_up(number, stage);
+        }
+        if stage.plan.parking.is_some() {
+            let (http1, now) = (self.speaks_http1(), stage.now);
+            let ledger = &mut *stage.ledger;
+            let exchanges = &mut ledger.exchanges;
+            ledger.parking.tunnel_serves(self.number, number, exchanges, (http1, now));
+        }
         let serve = Serve::new(number, stage);
         self.serves.insert(stream, serve);
+    }
+
+    /// Another client's request is the first on this tunnel: nothing of the one before goes on.
+    fn check_taken_up(&mut self, number: usize, stage: &Stage<'_>) {
+        for serve in self.serves.values() {
+            let exchange = &stage.ledger.exchanges[serve.exchange];
+            let over = serve.ended && exchange.up.got_end;
+            assert!(over, "exchange {}: goes on before exchange {number}", serve.exchange);
+        }
+        assert!(self.nameless.is_empty(), "exchange {number}: requests before it go on");
     }
 
     fn data(&mut self, stream: u32, bytes: Vec<u8>, end: bool, stage: &mut Stage<'_>) {
@@ -281,6 +304,7 @@ impl Tunnel {
         if !serve.headed {
             self.pace.hurry();
         }
+        stage.ledger.parking.tunnel_works(self.number, stage.now);
         if !serve.headed && serve.interim > 0 {
             serve.interim -= 1;
             exchange.interim_sent += 1;
@@ -395,7 +419,9 @@ impl Tunnel {
             self.reading = false;
             stage.acts.push(Act::Read(false));
         }
-        if http2 && stage.rarely(stage.plan.goaways) && !self.going {
+        let lonely = self.client.is_some_and(|of| stage.ledger.clients_gone.contains(&of));
+        let fate = stage.plan.parking.filter(|_| lonely).map_or(0, |parking| parking.fates);
+        if http2 && stage.rarely(stage.plan.goaways + fate / 2) && !self.going {
             self.excuse_all(stage);
             self.going = true;
             let last = self.h2.highest.saturating_sub(stage.seed.pick(&[0, 0, 2]));
@@ -406,6 +432,8 @@ impl Tunnel {
             self.nameless.retain(|stream, _| *stream <= last);
         }
         if let Some(client) = self.client
+            // Whoever comes next would have to bear it.
+            && stage.plan.parking.is_none()
             && stage.rarely(stage.plan.vandals)
         {
             stage.ledger.madness(client);
@@ -417,7 +445,7 @@ impl Tunnel {
             self.state = State::Mad;
             return;
         }
-        if stage.rarely(stage.plan.breaks) {
+        if stage.rarely(stage.plan.breaks + fate) {
             self.excuse_all(stage);
             let how = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             self.leave(how, stage);
@@ -428,8 +456,11 @@ impl Tunnel {
     fn excuse_all(&self, stage: &mut Stage<'_>) {
         self.excuse_raw(stage);
         let tenant = self.work.tenant.clone();
-        let (tunnel, client) = (self.number, self.client);
-        stage.ledger.is_leaving(Leaving { tunnel, client, tenant });
+        let client = self.client.filter(|client| {
+            stage.plan.parking.is_none() || !stage.ledger.clients_gone.contains(client)
+        });
+        let (tunnel, session) = (self.number, self.work.id.clone());
+        stage.ledger.is_leaving(Leaving { tunnel, client, session, tenant });
     }
 
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
@@ -437,6 +468,7 @@ impl Tunnel {
         note("tunnel", self.number, "leaves", [u64::from(matches!(how, Act::Reset)), 0]);
         if self.state == State::Open {
             stage.ledger.tunnel_ended(&self.work.id, self.worker);
+            stage.ledger.parking.tunnel_left(self.number, &mut stage.ledger.exchanges);
             if matches!(how, Act::Fin) {
                 self.end_with_fin(stage);
             }

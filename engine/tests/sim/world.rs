@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::border::{Border, Carried, Listener};
+use ringway::border::{Border, Listener};
+use ringway::metrics::ShardMetrics;
 use ringway::pool::Pool;
 use ringway::post::{CorePost, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
@@ -16,11 +17,12 @@ use super::client1::Client1;
 use super::core::{Around, Core};
 use super::journal::{self, note};
 use super::ledger::{Ledger, Work, Worker};
-use super::peer::{Act, Peer, Stage, Trick};
+use super::peer::{Act, Comeback, Peer, Stage, Trick};
 use super::plan::{FUNCTIONS, Plan};
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
+use super::watch::carried;
 use super::wire::{Link, Packet, Toward, Wires};
 
 /// When trouble stops, and how long what was begun may take after that: the longest wait of the
@@ -37,20 +39,22 @@ const TURNS: u64 = 400_000;
 
 /// Somebody who will come to the door.
 #[derive(Debug)]
-enum Guest {
-    Client,
+pub(super) enum Guest {
+    Client(Option<Comeback>),
     Poll { worker: usize },
     Dial { worker: usize, work: Box<Work>, trick: Trick },
 }
 
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     Turn(usize),
     Arrival(Toward, usize),
     Tick(usize),
     Knock(Guest),
     Drain,
     Crash(usize),
+    /// An operator ends a session.
+    Delete,
     Calm,
 }
 
@@ -107,20 +111,31 @@ pub(crate) struct World {
     pub(crate) crossings: usize,
     /// First generation of the latest shard that took another's place.
     generations: u32,
-    wires: Wires,
+    pub(super) wires: Wires,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
-    calm: bool,
+    pub(super) calm: bool,
     closing: bool,
     /// Listeners that are closed.
     shut: BTreeSet<(usize, bool)>,
+    /// What cores had counted that panicked.
+    pub(crate) dead: ShardMetrics,
+    pub(super) panics: usize,
+    /// Tunnels that went to their client's core.
+    pub(crate) moved: usize,
+    /// Cores that were asked for their numbers and have not answered.
+    pub(super) asked_cores: usize,
 }
 
 impl World {
-    pub(crate) fn new(number: u64) -> Self {
+    /// `returns`: clients are cut off and come back for their sessions.
+    pub(crate) fn new(number: u64, returns: bool) -> Self {
         let mut seed = Seed::new(number);
-        let plan = Plan::new(&mut seed).with_http1(number).with_parking(number);
+        let mut plan = Plan::new(&mut seed).with_http1(number).with_keeping(number);
+        if returns {
+            plan = plan.with_returns(number);
+        }
         let mut world = Self {
             plan,
             now: Time(1_000_000),
@@ -140,6 +155,10 @@ impl World {
             calm: false,
             closing: false,
             shut: BTreeSet::new(),
+            dead: ShardMetrics::default(),
+            panics: 0,
+            moved: 0,
+            asked_cores: 0,
             seed,
         };
         for core in 0..plan.cores {
@@ -154,13 +173,18 @@ impl World {
             }
         }
         for _ in 0..plan.clients {
-            world.expect(Guest::Client, plan.within);
+            world.expect(Guest::Client(None), plan.within);
         }
+        world.ledger.parking.terms = plan.terms();
         let trouble = world.seed.range(10_000, TROUBLE);
         world.after(trouble, Event::Calm);
         for _ in 0..plan.crashes {
             let (at, core) = (world.seed.range(0, trouble), world.seed.below(plan.cores));
             world.after(at, Event::Crash(core));
+        }
+        for _ in 0..plan.parking.map_or(0, |parking| parking.deletes) {
+            let at = world.seed.range(0, trouble);
+            world.after(at, Event::Delete);
         }
         if plan.drain == Some(true) {
             let at = world.seed.range(0, trouble);
@@ -203,7 +227,7 @@ impl World {
         self.events.push(Planned { at, number: self.next, event });
     }
 
-    fn after(&mut self, micros: usize, event: Event) {
+    pub(super) fn after(&mut self, micros: usize, event: Event) {
         self.at(Time(self.now.0 + micros as u64), event);
     }
 
@@ -220,6 +244,7 @@ impl World {
         if let Some(peer) = self.unfinished() {
             panic!("nothing goes wrong any more, but {}", peer.waits_for());
         }
+        self.count_parked();
         self.closing = true;
         note("world", 0, "closes", [0, 0]);
         if self.plan.drain == Some(false) {
@@ -231,7 +256,7 @@ impl World {
         self.run_while(|world| !world.at_rest(), PATIENCE);
     }
 
-    fn run_while(&mut self, goes_on: impl Fn(&Self) -> bool, most: Duration) {
+    pub(super) fn run_while(&mut self, goes_on: impl Fn(&Self) -> bool, most: Duration) {
         let until = self.now + most;
         while goes_on(self) {
             let Some(Planned { at, event, .. }) = self.events.pop() else { break };
@@ -279,6 +304,7 @@ impl World {
             Event::Knock(guest) => self.knock(guest),
             Event::Drain => self.drain(),
             Event::Crash(core) => self.crash(core),
+            Event::Delete => self.delete(),
             Event::Calm => {
                 note("world", 0, "calms down", [0, 0]);
                 self.calm = true;
@@ -301,6 +327,7 @@ impl World {
     fn drain(&mut self) {
         note("world", 0, "drains", [0, 0]);
         self.ledger.draining = true;
+        self.ledger.parking.unsettled(true, self.now, &mut self.ledger.exchanges);
         for exchange in &mut self.ledger.exchanges {
             exchange.excuse = true;
         }
@@ -311,16 +338,24 @@ impl World {
         }
     }
 
-    fn wake(&mut self, core: usize) {
+    pub(super) fn wake(&mut self, core: usize) {
         let after = self.seed.range(1, 30);
         self.turn_by(core, Time(self.now.0 + after as u64));
     }
 
-    fn turn_by(&mut self, core: usize, at: Time) {
+    pub(super) fn turn_by(&mut self, core: usize, at: Time) {
         let at = at.max(self.paused[core]);
         if self.turns_at[core].is_none_or(|planned| at < planned) {
             self.turns_at[core] = Some(at);
             self.at(at, Event::Turn(core));
+        }
+    }
+
+    /// A core does nothing until then.
+    pub(super) fn pause(&mut self, core: usize, until: Time) {
+        self.paused[core] = until;
+        if self.turns_at[core].take().is_some() {
+            self.turn_by(core, until);
         }
     }
 
@@ -335,7 +370,9 @@ impl World {
         for listener in std::mem::take(&mut core.shut) {
             self.shut.insert((number, listener == Listener::Client));
         }
-        core.shard.take_posts(&mut Vec::new());
+        let mut posts = Vec::new();
+        core.shard.take_posts(&mut posts);
+        self.watch_sessions(number, posts);
         let links = &self.wires.links;
         self.ledger.leaving.retain(|leaving| !links[leaving.tunnel].closed);
         self.deliver_posts(number);
@@ -368,12 +405,18 @@ impl World {
         self.cores[from].shard.take_core_posts(&mut posts);
         let mut full = self.cores[from].untold.clone();
         for (to, post) in posts {
+            let carries = post.carries_tunnel();
+            let moves = matches!(post, CorePost::Claim { .. } | CorePost::Resumed(_));
             let there = &mut self.cores[usize::from(to)];
             // The order between two cores is kept: behind one that found no room, none does.
             if there.mailbox.len() < there.capacity && !full.contains(&to) {
                 there.mailbox.push_back(ShardPost::Core(post));
                 self.crossings += 1;
+                self.moved += usize::from(carries);
                 self.wake(usize::from(to));
+                if moves {
+                    self.disturb(from, usize::from(to));
+                }
             } else {
                 note("core", from, "finds a full mailbox", [to.into(), 0]);
                 full.push(to);
@@ -401,27 +444,33 @@ impl World {
     fn crash(&mut self, number: usize) {
         note("core", number, "panics", [0, 0]);
         self.ledger.crashed = true;
+        self.ledger.parking.unsettled(false, self.now, &mut self.ledger.exchanges);
         for exchange in &mut self.ledger.exchanges {
             exchange.excuse = true;
         }
         let mut links: Vec<usize> =
             self.cores[number].kernel.sockets().map(|socket| socket.link).collect();
+        // What was on its way from here and has not arrived is lost, and what had arrived.
+        links.extend(self.cores[number].handed.iter().filter(|link| !self.is_on_its_way(**link)));
         for post in self.cores[number].mailbox.drain(..) {
-            if let ShardPost::Core(CorePost::Connect(moved)) = post
-                && let Carried::Simulated(link) = moved.parcel.socket
-            {
-                links.push(link as usize);
-            }
+            links.extend(carried(&post));
         }
         for link in links {
             self.wires.close(link, self.now, &mut self.seed);
         }
         self.generations += 1 << 20;
+        self.dead.add(self.cores[number].shard.metrics());
         let mut core = self.core(number, self.generations);
         core.untold = (0..self.cores.len() as u16).filter(|n| usize::from(*n) != number).collect();
         core.knocking = std::mem::take(&mut self.cores[number].knocking);
         self.cores[number] = core;
         self.wake(number);
+    }
+
+    /// Whether a link is in a core's mailbox.
+    fn is_on_its_way(&self, link: usize) -> bool {
+        let moved = self.wires.links[link].core.is_some() || self.wires.links[link].closed;
+        moved || self.cores.iter().flat_map(|core| &core.mailbox).any(|p| carried(p) == Some(link))
     }
 
     fn arrived_at_gateway(&mut self, number: usize) {
@@ -441,7 +490,7 @@ impl World {
 
     fn knock(&mut self, guest: Guest) {
         let core = self.seed.below(self.cores.len());
-        let client = matches!(guest, Guest::Client);
+        let client = matches!(guest, Guest::Client(_));
         self.clients_to_come -= usize::from(client);
         if self.shut.contains(&(core, client))
             || (self.closing && !matches!(guest, Guest::Dial { .. }))
@@ -464,10 +513,13 @@ impl World {
             acts: &mut acts,
         };
         let peer: Box<dyn Peer> = match guest {
-            Guest::Client if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) => {
-                Box::new(Client1::new(number, &mut stage))
+            Guest::Client(Some(to)) if to.http1 => {
+                Box::new(Client1::new(number, Some(to), &mut stage))
             }
-            Guest::Client => Box::new(Client::new(number, &mut stage)),
+            Guest::Client(None) if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) => {
+                Box::new(Client1::new(number, None, &mut stage))
+            }
+            Guest::Client(to) => Box::new(Client::new(number, to, &mut stage)),
             Guest::Poll { worker } => Box::new(Poll::new(number, worker, &mut stage)),
             Guest::Dial { worker, work, trick } => {
                 Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
@@ -479,6 +531,9 @@ impl World {
             if client { "comes from a client to core" } else { "comes from a worker to core" },
             [core as u64, 0],
         );
+        if client {
+            self.ledger.parking.client_comes(number);
+        }
         self.actors.push(Actor { peer, reading: true, kept: VecDeque::new(), tick_at: None });
         let listener = if client { Listener::Client } else { Listener::Worker };
         let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + number as u16));
@@ -562,6 +617,10 @@ impl World {
                 }
                 Act::Poll { worker, after } => {
                     self.after(after, Event::Knock(Guest::Poll { worker }));
+                }
+                Act::Return { to, after } => {
+                    self.clients_to_come += 1;
+                    self.after(after, Event::Knock(Guest::Client(Some(to))));
                 }
             }
         }

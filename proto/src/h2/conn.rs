@@ -60,7 +60,7 @@ pub struct Conn {
     /// An event of this kind is due: SETTINGS have widened all windows.
     pub(super) windows_grew: bool,
     pub(super) refuse_new: bool,
-    growth: bool,
+    pub(super) growth: bool,
     hold_credit: bool,
     /// Boxed: few connections have one.
     pub(super) fault: Option<Box<ConnFault>>,

@@ -181,6 +181,7 @@ impl Tunnel {
             serve.ended = true;
             serve.size = stage.plan.size(seed);
             http1.close = true;
+            stage.ledger.parking.tunnel_used_up(self.number);
             http1.raw = (!wrong).then_some(number);
             if !wrong {
                 http1.reader.raw();

@@ -1,0 +1,516 @@
+//! Sessions that outlive their clients, as the far ends and the sockets know them: who may close a
+//! session's last tunnel, who may be told that a session is not there, and who must be served by a
+//! tunnel that waits for him.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ringway::config::{Park, Session};
+use ringway_proto::time::Time;
+
+use super::journal::note;
+use super::ledger::{Exchange, Named, Work};
+use super::plan::{Returns, streams};
+
+/// How long it takes at most until all cores have heard of something.
+const HEARSAY: Duration = Duration::from_millis(50);
+const SLOW_HEARSAY: Duration = Duration::from_secs(2);
+
+/// A tunnel that is silent for so long may be closed for that.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Clients that come back in one run.
+const RETURNS: usize = 16;
+
+/// Whether a tunnel must be kept when its client is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Kept,
+    Closed,
+    /// What the gateway had seen by then is not known here.
+    Unknown,
+}
+
+/// A client's end, as it made it.
+#[derive(Clone, Debug)]
+pub(crate) struct Farewell {
+    /// By FIN, not by RST or a timeout.
+    pub(crate) fin: bool,
+    /// It had said that no more comes; so had the gateway.
+    pub(crate) said: bool,
+    pub(crate) told: bool,
+    pub(crate) http1: bool,
+    /// Exchanges it had not seen the end of.
+    pub(crate) open: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    farewell: Option<Farewell>,
+    /// When the gateway had no connection to it any more.
+    lost: Option<Time>,
+    /// The gateway has ended it, or nobody knows.
+    by_gateway: bool,
+}
+
+#[derive(Debug)]
+struct Tunnel {
+    session: String,
+    version: String,
+    /// One more of its session.
+    again: bool,
+    /// Its worker knows that it is open, since then.
+    since: Option<Time>,
+    /// Whose requests came last.
+    client: Option<usize>,
+    http1: bool,
+    /// Its worker sent something for a request then.
+    active: Time,
+    /// Its worker has ended it, or said that it will.
+    left: bool,
+    /// It can carry no other client's requests.
+    used_up: bool,
+    /// Its client was lost then, and it is kept.
+    kept: Option<Time>,
+    /// Its client was lost, and it is not kept.
+    must_go: bool,
+    /// The gateway has none such any more.
+    gone: bool,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// There was a moment without a tunnel since its first one.
+    gap: bool,
+    /// An operator has ended it.
+    deleted: bool,
+    /// A tunnel of it was closed then.
+    closed: Option<Time>,
+    /// When a spare of it may have begun to be kept: its tunnels opened, closed or lost clients.
+    moments: Vec<Time>,
+}
+
+/// What the rules of this run are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    park: Park,
+    window: Duration,
+    wait: Duration,
+    hearsay: Duration,
+    /// A tunnel may be idle for so short a time that every closing can be for that.
+    restless: bool,
+    /// Workers lose work.
+    sloppy: bool,
+}
+
+impl Terms {
+    pub(crate) fn new(session: &Session, returns: &Returns, plan: (usize, u32, u32)) -> Self {
+        let (cores, pauses, sloppy) = plan;
+        let hearsay = match cores {
+            1 => Duration::ZERO,
+            _ if pauses == 0 && returns.pauses == 0 => HEARSAY,
+            _ => SLOW_HEARSAY,
+        };
+        Self {
+            park: session.park,
+            window: session.park_window,
+            wait: session.wait,
+            hearsay,
+            restless: session.idle < SILENCE,
+            sloppy: sloppy > 0,
+        }
+    }
+}
+
+/// Why the gateway may close a session's last tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Reasons that are seen from here.
+    Known,
+    /// It must have been one too many, or in somebody's way: that is counted.
+    Forced,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Parking {
+    /// None: nothing is judged in this run.
+    pub(crate) terms: Option<Terms>,
+    clients: BTreeMap<usize, Client>,
+    tunnels: BTreeMap<usize, Tunnel>,
+    sessions: BTreeMap<String, Kept>,
+    crashed: Option<Time>,
+    draining: bool,
+    returned: usize,
+    /// Last tunnels closed by force.
+    pub(crate) forced: u64,
+    /// Tunnels that served another client than before, and clients that had to get theirs and did.
+    pub(crate) resumed: usize,
+    pub(crate) expected: usize,
+}
+
+impl Parking {
+    // ---- what happens ----
+
+    pub(crate) fn client_comes(&mut self, link: usize) {
+        self.clients.insert(link, Client::default());
+    }
+
+    pub(crate) fn client_leaves(&mut self, link: usize, farewell: Farewell) {
+        if let Some(client) = self.clients.get_mut(&link) {
+            client.farewell.get_or_insert(farewell);
+        }
+    }
+
+    /// Whether one more may come back.
+    pub(crate) fn may_return(&mut self) -> bool {
+        self.returned += 1;
+        self.returned <= RETURNS
+    }
+
+    pub(crate) fn tunnel_comes(&mut self, link: usize, work: &Work) {
+        let tunnel = Tunnel {
+            session: work.id.clone(),
+            version: work.version.clone(),
+            again: work.kind == "reconnect",
+            since: None,
+            client: None,
+            http1: false,
+            active: Time::ZERO,
+            left: false,
+            used_up: false,
+            kept: None,
+            must_go: false,
+            gone: false,
+        };
+        self.tunnels.insert(link, tunnel);
+    }
+
+    pub(crate) fn tunnel_opens(&mut self, link: usize, now: Time) {
+        let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
+        tunnel.since = Some(now);
+        self.sessions.entry(tunnel.session.clone()).or_default().moments.push(now);
+    }
+
+    /// The worker has ended a tunnel, or will.
+    pub(crate) fn tunnel_left(&mut self, link: usize, exchanges: &mut [Exchange]) {
+        if let Some(tunnel) = self.tunnels.get_mut(&link) {
+            tunnel.left = true;
+        }
+        expect_no_more(exchanges, link);
+    }
+
+    /// A worker has sent something for a request.
+    pub(crate) fn tunnel_works(&mut self, link: usize, now: Time) {
+        if let Some(tunnel) = self.tunnels.get_mut(&link) {
+            tunnel.active = now;
+        }
+    }
+
+    /// A request has come to a worker. The client whose tunnel it was before.
+    pub(crate) fn tunnel_serves(
+        &mut self,
+        link: usize,
+        number: usize,
+        exchanges: &mut [Exchange],
+        (http1, now): (bool, Time),
+    ) {
+        let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
+        let exchange = &mut exchanges[number];
+        if let Some(expected) = exchange.expects.take() {
+            assert_eq!(
+                expected, link,
+                "exchange {number}: its tunnel was there, and it got another"
+            );
+            self.expected += 1;
+        }
+        (tunnel.http1, tunnel.active) = (http1, now);
+        let before = tunnel.client.replace(exchange.client);
+        let Some(before) = before.filter(|before| *before != exchange.client) else { return };
+        tunnel.kept = None;
+        self.resumed += 1;
+        let lost = self.clients.get(&before).is_some_and(|client| client.lost.is_some());
+        assert!(lost, "exchange {number}: the tunnel of client {before}, which is there");
+        let (id, client) = (&tunnel.session, exchange.client);
+        let named = exchanges.iter().any(|other| other.client == client && other.names(id));
+        assert!(named, "exchange {number}: a session that its client has not asked for");
+    }
+
+    /// A tunnel can carry no other client's requests.
+    pub(crate) fn tunnel_used_up(&mut self, link: usize) {
+        if let Some(tunnel) = self.tunnels.get_mut(&link) {
+            tunnel.used_up = true;
+        }
+    }
+
+    pub(crate) fn deleted(&mut self, id: &str, exchanges: &mut [Exchange]) -> Vec<usize> {
+        self.sessions.entry(id.to_owned()).or_default().deleted = true;
+        for exchange in exchanges.iter_mut().filter(|exchange| exchange.names(id)) {
+            exchange.excuse = true;
+        }
+        let of_session = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id);
+        let links: Vec<usize> = of_session.map(|(link, _)| *link).collect();
+        links.iter().for_each(|link| expect_no_more(exchanges, *link));
+        links
+    }
+
+    pub(crate) fn unsettled(&mut self, drain: bool, now: Time, exchanges: &mut [Exchange]) {
+        self.draining |= drain;
+        if !drain {
+            self.crashed = Some(now);
+        }
+        exchanges.iter_mut().for_each(|exchange| exchange.expects = None);
+    }
+
+    // ---- what is seen of the sockets ----
+
+    /// Clients and tunnels to which the gateway had connections when it was looked last.
+    pub(crate) fn watched(&self) -> (Vec<usize>, Vec<usize>) {
+        let clients = self.clients.iter().filter(|(_, client)| client.lost.is_none());
+        let tunnels = self.tunnels.iter().filter(|(_, tunnel)| !tunnel.gone);
+        (clients.map(|(link, _)| *link).collect(), tunnels.map(|(link, _)| *link).collect())
+    }
+
+    /// The gateway has no connection to a client any more.
+    pub(crate) fn client_lost(
+        &mut self,
+        link: usize,
+        (by_gateway, now): (bool, Time),
+        exchanges: &[Exchange],
+    ) {
+        let Some(client) = self.clients.get_mut(&link) else { return };
+        client.lost = Some(now);
+        client.by_gateway = by_gateway;
+        let links: Vec<usize> = self.tunnels.keys().copied().collect();
+        for tunnel in links {
+            let verdict = self.verdict(link, tunnel, exchanges);
+            let busy = self.clients[&link].farewell.as_ref().is_some_and(|f| !f.open.is_empty());
+            let Some(entry) = self.tunnels.get_mut(&tunnel) else { continue };
+            if entry.client == Some(link) && !entry.gone {
+                entry.used_up |= entry.http1 && busy;
+                let stays = entry.left || entry.since.is_none();
+                entry.must_go = verdict == Verdict::Closed && !stays;
+                entry.kept = (verdict == Verdict::Kept).then_some(now);
+                if entry.kept.is_some() {
+                    self.sessions.entry(entry.session.clone()).or_default().moments.push(now);
+                    note("tunnel", tunnel, "is kept, its client was", [link as u64, 0]);
+                }
+            }
+        }
+    }
+
+    /// What the rules say of a tunnel when this client of it is lost.
+    fn verdict(&self, client: usize, tunnel: usize, exchanges: &[Exchange]) -> Verdict {
+        let Some(terms) = self.terms else { return Verdict::Unknown };
+        let of = self.clients.get(&client);
+        let Some(of) = of.filter(|of| !of.by_gateway && !self.draining) else {
+            return Verdict::Unknown;
+        };
+        let farewell = of.farewell.as_ref().filter(|farewell| !farewell.told);
+        let Some(farewell) = farewell else { return Verdict::Unknown };
+        let version = self.tunnels.get(&tunnel).map(|tunnel| &tunnel.version[..]);
+        match terms.park {
+            Park::Never => return Verdict::Closed,
+            _ if farewell.said && (farewell.http1 || !farewell.fin) => return Verdict::Unknown,
+            Park::Always => return Verdict::Kept,
+            _ if farewell.said => return Verdict::Closed,
+            _ if !farewell.fin => return Verdict::Kept,
+            _ => {}
+        }
+        let keeps_silent = terms.park == Park::Unclean || version.is_some_and(streams);
+        let runs = |number: &usize| {
+            let exchange = &exchanges[*number];
+            exchange.tunnel.is_some() && !exchange.down.ended && !exchange.excuse
+        };
+        match farewell.open.is_empty() {
+            _ if keeps_silent => Verdict::Kept,
+            true => Verdict::Closed,
+            false if farewell.http1 || !farewell.open.iter().any(runs) => Verdict::Unknown,
+            false => Verdict::Kept,
+        }
+    }
+
+    /// The gateway has closed a tunnel, or its worker has. If it was the session's last one and
+    /// need not have been closed, that is a fault.
+    pub(crate) fn tunnel_closed(&mut self, link: usize, now: Time, exchanges: &mut [Exchange]) {
+        expect_no_more(exchanges, link);
+        let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
+        tunnel.gone = true;
+        let id = tunnel.session.clone();
+        let (left, opened) = (tunnel.left, tunnel.since.is_some());
+        let alone = !self.tunnels.values().any(|other| other.session == id && !other.gone);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let before = session.closed.replace(now);
+        session.moments.push(now);
+        let recently = before.is_some_and(|at| now < at + SLOW_HEARSAY);
+        if !alone || left || !opened || recently || session.deleted {
+            return;
+        }
+        let why = self.why_closed(link, now, exchanges);
+        match why {
+            Some(Why::Known) => {}
+            Some(Why::Forced) => {
+                note("tunnel", link, "was closed by force", [0, 0]);
+                self.forced += 1;
+            }
+            None => panic!(
+                "tunnel {link}: the last one of a session was closed while {:?}",
+                self.tunnels[&link]
+            ),
+        }
+    }
+
+    fn why_closed(&self, link: usize, now: Time, exchanges: &[Exchange]) -> Option<Why> {
+        let known = Some(Why::Known);
+        let (Some(terms), Some(tunnel)) = (self.terms, self.tunnels.get(&link)) else {
+            return known;
+        };
+        if self.draining || self.is_shaken(now) {
+            return known;
+        }
+        let of = |exchange: &&Exchange| exchange.names(&tunnel.session);
+        // Who asked for the session may have had it before his request was seen.
+        let mut asked = exchanges.iter().filter(of);
+        let unserved = |exchange: &Exchange| exchange.tunnel.is_none();
+        let Some(client) = tunnel.client else {
+            return if tunnel.again {
+                self.why_spare_closed(tunnel, now, exchanges)
+            } else {
+                known
+            };
+        };
+        if asked.any(|exchange| exchange.client != client && unserved(exchange)) {
+            return known;
+        }
+        let Some(lost) = self.clients.get(&client).and_then(|client| client.lost) else {
+            let fine = tunnel.http1 || terms.restless || now >= tunnel.active + SILENCE;
+            return known.filter(|_| fine);
+        };
+        let Some(kept) = tunnel.kept else { return known };
+        debug_assert!(kept >= lost);
+        // Another one was asked for in its place, perhaps as soon as it was used up.
+        let asked = tunnel.since.is_none_or(|since| since + terms.wait <= now);
+        let alone = tunnel.used_up && (asked || terms.sloppy);
+        if now >= kept + terms.window || alone { known } else { Some(Why::Forced) }
+    }
+
+    /// A tunnel on which no request came: it stood in for another, or came for a client that did
+    /// not use it.
+    fn why_spare_closed(&self, tunnel: &Tunnel, now: Time, exchanges: &[Exchange]) -> Option<Why> {
+        let known = Some(Why::Known);
+        let Some(terms) = self.terms else { return known };
+        let mut last = Time::ZERO;
+        for exchange in exchanges {
+            let of = exchange.tunnel.and_then(|link| self.tunnels.get(&link));
+            if !exchange.names(&tunnel.session) && of.is_none_or(|t| t.session != tunnel.session) {
+                continue;
+            }
+            let Some(client) = self.clients.get(&exchange.client) else { return known };
+            let Some(lost) = client.lost else { return known };
+            if exchange
+                .tunnel
+                .is_none_or(|link| self.verdict(exchange.client, link, exchanges) != Verdict::Kept)
+            {
+                return known;
+            }
+            last = last.max(lost);
+        }
+        let due = |begun: &Time| {
+            (*begun + terms.window..*begun + terms.window + SLOW_HEARSAY).contains(&now)
+        };
+        let moments = self.sessions.get(&tunnel.session).map(|session| &session.moments);
+        let over = now >= last + terms.window || moments.into_iter().flatten().any(due);
+        if over { known } else { Some(Why::Forced) }
+    }
+
+    /// After every turn: which sessions have no tunnel now, and which tunnel should not be there. A
+    /// worker that nobody needs is to be free at once.
+    pub(crate) fn look_at_sessions(&mut self, now: Time) {
+        let useless = self.tunnels.iter().find(|(_, tunnel)| tunnel.must_go && !tunnel.gone);
+        assert!(useless.is_none(), "kept for a client that said goodbye: {useless:?}");
+        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| !session.gap) {
+            let holds = self.tunnels.values().any(|tunnel| {
+                let settled = |since: Time| !tunnel.again || since + SLOW_HEARSAY <= now;
+                tunnel.session == *id && !tunnel.gone && tunnel.since.is_some_and(settled)
+            });
+            session.gap = !holds;
+        }
+    }
+
+    /// Tunnels among these that must, and that can, be parked.
+    pub(crate) fn parked_among(&self, links: &[usize], exchanges: &[Exchange]) -> (usize, usize) {
+        let (mut must, mut may) = (0, 0);
+        for link in links {
+            let Some(tunnel) = self.tunnels.get(link).filter(|tunnel| !tunnel.gone) else {
+                continue;
+            };
+            let client = tunnel.client.and_then(|client| self.clients.get(&client));
+            let here = client.is_some_and(|client| client.lost.is_none());
+            let taken = exchanges
+                .iter()
+                .any(|exchange| exchange.names(&tunnel.session) && exchange.tunnel.is_none());
+            let certain = tunnel.kept.is_some() && !tunnel.left && !tunnel.used_up && !taken;
+            must += usize::from(certain && !self.draining);
+            may += usize::from(!here || taken);
+        }
+        (must, may)
+    }
+
+    // ---- judged ----
+
+    /// The cores may not know of each other what they should.
+    fn is_shaken(&self, now: Time) -> bool {
+        self.crashed.is_some_and(|at| now < at + SLOW_HEARSAY)
+    }
+
+    /// A client asks for a session: the tunnel that must serve it, if that is certain.
+    pub(crate) fn expects(
+        &self,
+        (id, http1): (&str, bool),
+        now: Time,
+        exchanges: &mut [Exchange],
+    ) -> Option<usize> {
+        let terms = self.terms?;
+        let same = |exchange: &&mut Exchange| exchange.outcome.is_none() && exchange.names(id);
+        let mut alone = true;
+        for exchange in exchanges.iter_mut().filter(same) {
+            exchange.expects = None;
+            alone = false;
+        }
+        let session = self.sessions.get(id)?;
+        let mut of = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id && !tunnel.gone);
+        let (link, tunnel) = of.next()?;
+        let only = of.next().is_none() && alone && !session.deleted && !self.draining;
+        let settled = tunnel.kept.is_some_and(|at| at + terms.hearsay <= now);
+        let fits = tunnel.http1 == http1 && !tunnel.used_up && !tunnel.left;
+        (only && settled && fits && !self.is_shaken(now)).then_some(*link)
+    }
+
+    /// A request was refused by the gateway.
+    pub(crate) fn refused(&self, number: usize, exchange: &Exchange, code: u8, now: Time) {
+        let Some(terms) = self.terms else { return };
+        let Named::Session(id) = &exchange.named else { return };
+        let waited = code == 4 && now >= exchange.began + terms.wait;
+        if exchange.expects.is_some() && !waited && !exchange.excuse {
+            let fine = [8, 14].contains(&code);
+            assert!(fine, "exchange {number}: its tunnel waits for it, but it was told {code}");
+        }
+        let excused = exchange.excuse || self.draining || self.is_shaken(exchange.began);
+        let Some(session) = self.sessions.get(id).filter(|_| code == 5 && !excused) else { return };
+        let there = !session.gap && !session.deleted;
+        assert!(!there, "exchange {number}: session {id} was there all the time");
+    }
+}
+
+/// A tunnel may be lost for good reasons.
+fn expect_no_more(exchanges: &mut [Exchange], link: usize) {
+    for exchange in exchanges.iter_mut().filter(|exchange| exchange.expects == Some(link)) {
+        exchange.expects = None;
+    }
+}
+
+impl Exchange {
+    /// Whether it names this session and may have it.
+    pub(crate) fn names(&self, id: &str) -> bool {
+        self.hopeless.is_none() && matches!(&self.named, Named::Session(named) if named == id)
+    }
+}

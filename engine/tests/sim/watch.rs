@@ -1,0 +1,162 @@
+//! What the world sees of sessions that outlive their clients: which connections the cores hold
+//! after each turn, who is in trouble while a tunnel changes hands, how many are parked.
+
+use std::time::Duration;
+
+use ringway::border::Carried;
+use ringway::metrics::{Limit, ShardMetrics};
+use ringway::post::{ControlPost, CorePost, ShardPost};
+use ringway_proto::time::Time;
+
+use super::journal::note;
+use super::ledger::Leaving;
+use super::world::{Event, World};
+
+/// Cores that panic because a tunnel changes hands, in one run.
+const PANICS: usize = 2;
+
+/// How long it takes until nothing happens any more that is not a timer's.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How long the answers to a question to all cores may take.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// The connection that a message carries.
+pub(super) fn carried(post: &ShardPost) -> Option<usize> {
+    let parcel = match post {
+        ShardPost::Core(CorePost::Connect(moved)) => &moved.parcel,
+        ShardPost::Core(CorePost::Resumed(resumed)) => resumed.tunnel.as_ref()?.parcel(),
+        _ => return None,
+    };
+    match parcel.socket {
+        Carried::Simulated(link) => Some(link as usize),
+        _ => panic!("a real socket in a simulated world"),
+    }
+}
+
+impl World {
+    fn holds(&self, link: usize) -> bool {
+        let wire = &self.wires.links[link];
+        !wire.closed && wire.core.is_none_or(|core| self.cores[core].holds(link))
+    }
+
+    /// After a turn: connections that this core, or any, has let go of.
+    pub(super) fn watch_sessions(&mut self, number: usize, posts: Vec<ControlPost>) {
+        if self.plan.parking.is_none() {
+            return;
+        }
+        let (clients, tunnels) = self.ledger.parking.watched();
+        for link in clients {
+            if !self.holds(link) {
+                let by_gateway = !self.cores.iter().any(|core| core.told.contains(&link));
+                let ledger = &mut self.ledger;
+                ledger.parking.client_lost(link, (by_gateway, self.now), &ledger.exchanges);
+            }
+        }
+        let mut closed = 0;
+        for link in tunnels {
+            if !self.holds(link) {
+                closed += 1;
+                self.ledger.parking.tunnel_closed(link, self.now, &mut self.ledger.exchanges);
+            }
+        }
+        self.ledger.parking.look_at_sessions(self.now);
+        let forced = self.ledger.parking.forced;
+        if forced > 0 {
+            let all = self.all_metrics();
+            let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
+            let crowded: u64 = crowded.iter().map(|limit| all.limit_hits[limit.index()]).sum();
+            let counted = all.resumes.yields + crowded;
+            assert!(
+                forced <= counted,
+                "{forced} last tunnels were closed, {counted} with a reason"
+            );
+        }
+        for post in posts {
+            if let ControlPost::Snapshot { snapshot, .. } = post {
+                self.check_parked(number, &snapshot.metrics, closed);
+            }
+        }
+    }
+
+    /// What all cores have counted, those that panicked too.
+    pub(super) fn all_metrics(&self) -> ShardMetrics {
+        let mut all = self.dead.clone();
+        self.cores.iter().for_each(|core| all.add(core.shard.metrics()));
+        all
+    }
+
+    /// Asks every core how many tunnels are parked, when nothing happens any more.
+    pub(super) fn count_parked(&mut self) {
+        if self.plan.parking.is_none() {
+            return;
+        }
+        // What is under way is done first.
+        let until = self.now + QUIET;
+        self.run_while(|world| world.now < until, QUIET);
+        self.asked_cores = self.cores.len();
+        for core in 0..self.cores.len() {
+            self.cores[core].mailbox.push_back(ShardPost::Snapshot { ticket: 1 });
+            self.wake(core);
+        }
+        self.run_while(|world| world.asked_cores > 0, ANSWERS);
+        assert_eq!(self.asked_cores, 0, "a core does not answer");
+    }
+
+    /// Some may have closed after they were counted.
+    fn check_parked(&mut self, number: usize, metrics: &ShardMetrics, closed: usize) {
+        self.asked_cores -= 1;
+        let links = &self.wires.links;
+        let here: Vec<usize> =
+            (0..links.len()).filter(|link| links[*link].core == Some(number)).collect();
+        let (must, may) = self.ledger.parking.parked_among(&here, &self.ledger.exchanges);
+        let told = metrics.resumes.parked as usize;
+        note("core", number, "has parked, and must have", [told as u64, must as u64]);
+        assert!(
+            (must..=may + closed).contains(&told),
+            "core {number}: {told} parked, not {must} to {may}"
+        );
+        for limit in [Limit::ParkedTunnels, Limit::ParkedPerTenant] {
+            let (used, max) = (metrics.limit_used[limit.index()], metrics.limit_max[limit.index()]);
+            assert!(used <= max, "core {number}: {used} tunnels parked, {max} may be");
+        }
+    }
+
+    /// Something goes wrong on one of two cores between which a tunnel moves.
+    pub(super) fn disturb(&mut self, from: usize, to: usize) {
+        let Some(plan) = self.plan.parking.filter(|_| !self.calm) else { return };
+        let core = if self.seed.chance(50) { from } else { to };
+        let soon = self.seed.range(0, 60);
+        if self.panics < PANICS && self.seed.chance(plan.panics) {
+            self.panics += 1;
+            self.after(soon, Event::Crash(core));
+        }
+        if self.seed.chance(plan.pauses) {
+            let pause = self.seed.range(1, 400_000);
+            note("core", core, "pauses", [pause as u64, 0]);
+            self.pause(core, Time(self.now.0 + pause as u64));
+        }
+    }
+
+    /// An operator ends a session.
+    pub(super) fn delete(&mut self) {
+        let met = &self.ledger.met;
+        if met.is_empty() {
+            return;
+        }
+        let id = met[self.seed.below(met.len())].0.clone();
+        note("world", 0, "deletes a session", [0, 0]);
+        let tenant = self.ledger.sessions[&id].tenant.clone();
+        for tunnel in self.ledger.parking.deleted(&id, &mut self.ledger.exchanges) {
+            if !self.wires.links[tunnel].closed {
+                let (session, tenant) = (id.clone(), tenant.clone());
+                self.ledger.is_leaving(Leaving { tunnel, client: None, session, tenant });
+            }
+        }
+        let uuid = id.parse().expect("an id");
+        for core in 0..self.cores.len() {
+            self.cores[core].mailbox.push_back(ShardPost::End { id: uuid });
+            self.wake(core);
+        }
+    }
+}
