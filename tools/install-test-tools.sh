@@ -15,7 +15,7 @@ as_root() {
 
 debian_packages() {
     local missing=()
-    for package in nghttp2-client curl haproxy openssl chromium-headless-shell; do
+    for package in nghttp2-client curl haproxy openssl iproute2 chromium-headless-shell valgrind; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
             missing+=("$package")
     done

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::drive::Machine;
-use crate::endpoint::{FILL, ORDER, OUT_LIMIT, PREFIX};
+use crate::endpoint::{FILL, OUT_LIMIT, PREFIX, STREAM_ORDER, STREAMED};
 use crate::fault::Fault;
 use crate::fields::{Blocks, CallFields};
 use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
@@ -22,16 +22,29 @@ use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
 
 /// Failed calls after which a connection gives up.
 const FAILURE_LIMIT: u32 = 100;
+/// The part of a new connection's call until its answer begins.
+const FIRST_BYTE: &str = "first-byte";
 /// RST_STREAM code CANCEL.
 const CANCEL: u32 = 8;
 
 /// What each call sends and expects.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
-    /// Payload bytes of the request message, at least four (they say how much to answer).
+    /// Payload bytes of the request message, at least four (they say how much to answer; eight,
+    /// if also how often).
     pub message: u32,
-    /// Payload bytes of the answer.
+    /// Payload bytes of each message of the answer.
     pub answer: u32,
+}
+
+impl Work {
+    /// The first bytes of a request whose answer is `messages` long: gRPC's prefix and the order.
+    fn order(self, messages: Option<u32>) -> Vec<u8> {
+        let answer = self.answer | if messages.is_some() { STREAMED } else { 0 };
+        let words = [Some(self.message), Some(answer), messages];
+        let words = words.into_iter().flatten().flat_map(u32::to_be_bytes);
+        std::iter::once(0).chain(words).collect()
+    }
 }
 
 /// When calls begin.
@@ -44,6 +57,21 @@ pub enum Pace {
     Given(VecDeque<Instant>),
     /// One call, begun at this instant; then the connection ends.
     Once(Instant),
+}
+
+/// A call that has ended, for who wants to judge it himself ([`Caller::reporting`]).
+#[derive(Debug, Clone, Copy)]
+pub struct Answered {
+    /// When its head was ready to be sent.
+    pub began: Instant,
+    /// When the first octet of its answer was there.
+    pub first: Instant,
+    /// When its answer had ended.
+    pub ended: Instant,
+    /// Whether it was the answer that was asked for.
+    pub right: bool,
+    /// What it said.
+    pub said: Said,
 }
 
 /// What was wrong with a call, first cause wins.
@@ -60,6 +88,8 @@ enum Wrong {
 struct Slot {
     id: u32,
     began: Instant,
+    /// When its answer began.
+    first: Option<Instant>,
     sent: u64,
     left: u64,
     window: i64,
@@ -76,6 +106,10 @@ pub struct Caller {
     out: Vec<u8>,
     fields: Rc<CallFields>,
     work: Work,
+    /// Messages of an answer, of calls that are answered by a stream.
+    messages: Option<u32>,
+    /// What every request begins with.
+    order: Vec<u8>,
     streams: usize,
     blocks: Option<Blocks>,
     opened: bool,
@@ -93,6 +127,9 @@ pub struct Caller {
     resting: Vec<usize>,
     /// The only call has ended.
     done: bool,
+    /// Calls that end are told to the owner, not to the tally.
+    reporting: bool,
+    report: Option<Answered>,
     tally: Rc<RefCell<Tally>>,
 }
 
@@ -140,6 +177,8 @@ impl Caller {
             out: flow::greeting(),
             fields,
             work,
+            messages: None,
+            order: work.order(None),
             streams,
             blocks: None,
             opened: false,
@@ -154,6 +193,8 @@ impl Caller {
             pace: Pace::Closed,
             resting: Vec::new(),
             done: false,
+            reporting: false,
+            report: None,
             tally,
         }
     }
@@ -165,11 +206,38 @@ impl Caller {
         self
     }
 
+    /// The same with so many messages in each answer; each is a unit.
+    #[must_use]
+    pub fn streamed(mut self, messages: u32) -> Self {
+        assert!(self.work.message as usize >= STREAM_ORDER - PREFIX, "room for the whole order");
+        // No message at all would be the order of a ping-pong.
+        self.messages = Some(messages.max(1));
+        self.order = self.work.order(self.messages);
+        self
+    }
+
     /// Its first answer is not told to the stage: `yes`, another connection's was.
     #[must_use]
     pub fn unannounced(mut self, yes: bool) -> Self {
         self.answered = yes;
         self
+    }
+
+    /// Calls that end are kept for [`Caller::take_answer`], one at a time, and not counted.
+    #[must_use]
+    pub fn reporting(mut self) -> Self {
+        self.reporting = true;
+        self
+    }
+
+    /// The call that has ended since the last look, of a caller that reports.
+    pub fn take_answer(&mut self) -> Option<Answered> {
+        self.report.take()
+    }
+
+    /// The session that the answers are from, once one has said so.
+    pub fn session(&self) -> Option<&str> {
+        self.verifier.session()
     }
 
     /// Begins a call that should have begun at `due`, or keeps it until a stream is free.
@@ -205,6 +273,7 @@ impl Caller {
                 self.credit.received(flow, CONNECTION_WINDOW, 0, &mut self.out);
                 let Some(place) = self.place(stream) else { return Ok(()) };
                 let slot = &mut self.slots[place];
+                slot.first.get_or_insert(now);
                 slot.got += bytes.len() as u64;
                 if end {
                     // An answer without trailers has no gRPC status.
@@ -217,7 +286,10 @@ impl Caller {
                 // Read whatever its stream is: the decoder must see every block.
                 let said = self.verifier.read(block)?;
                 let Some(place) = self.place(stream) else { return Ok(()) };
-                self.slots[place].read(said, end, self.work.answer);
+                let slot = &mut self.slots[place];
+                slot.first.get_or_insert(now);
+                let answers = u64::from(self.messages.unwrap_or(1));
+                slot.read(said, end, answers * (u64::from(self.work.answer) + PREFIX as u64));
                 if end {
                     return self.finish(place, now);
                 }
@@ -295,6 +367,7 @@ impl Caller {
         let slot = Slot {
             id,
             began: now,
+            first: None,
             sent: 0,
             left: u64::from(self.work.message) + PREFIX as u64,
             window: self.allowance.initial(),
@@ -337,10 +410,10 @@ impl Caller {
         let last = slot.left == n as u64;
         let flags = if last { flag::END_STREAM } else { 0 };
         wire::put_head(&mut self.out, n, kind::DATA, flags, slot.id);
-        let order = order(self.work);
-        let from = slot.sent.min(ORDER as u64) as usize;
-        let lead = n.min(ORDER - from);
-        self.out.extend_from_slice(&order[from..from + lead]);
+        let length = self.order.len();
+        let from = slot.sent.min(length as u64) as usize;
+        let lead = n.min(length - from);
+        self.out.extend_from_slice(&self.order[from..from + lead]);
         self.out.extend_from_slice(&FILL[..n - lead]);
         slot.sent += n as u64;
         slot.left -= n as u64;
@@ -364,27 +437,16 @@ impl Caller {
             self.out.extend_from_slice(&CANCEL.to_be_bytes());
             self.queue.retain(|&p| p != place);
         }
-        let mut tally = self.tally.borrow_mut();
-        let failures = &mut tally.failures;
-        match slot.wrong {
-            None => {
-                tally.completed(slot.began, now);
-                if !self.answered {
-                    self.answered = true;
-                    tally.stage.connection_lives();
-                }
-            }
-            Some(Wrong::Status) => failures.status += 1,
-            Some(Wrong::Grpc) => failures.grpc += 1,
-            Some(Wrong::Length) => failures.length += 1,
-            Some(Wrong::Reset) => failures.reset += 1,
-        }
-        drop(tally);
-        if slot.wrong.is_some() {
-            self.failed += 1;
-            if self.failed >= FAILURE_LIMIT {
-                return Err(Fault::Hopeless(slot.said));
-            }
+        if self.reporting {
+            self.report = Some(Answered {
+                began: slot.began,
+                first: slot.first.unwrap_or(now),
+                ended: now,
+                right: slot.wrong.is_none(),
+                said: slot.said,
+            });
+        } else {
+            self.count(place, now)?;
         }
         match &mut self.pace {
             Pace::Closed => self.start(place, now),
@@ -402,6 +464,37 @@ impl Caller {
             }
         }
     }
+
+    /// Counts a call that has ended.
+    fn count(&mut self, place: usize, now: Instant) -> Result<(), Fault> {
+        let slot = &self.slots[place];
+        let mut tally = self.tally.borrow_mut();
+        let failures = &mut tally.failures;
+        match slot.wrong {
+            None => {
+                tally.completed_of(self.messages.unwrap_or(1), slot.began, now);
+                if let (Pace::Once(begun), Some(first)) = (&self.pace, slot.first) {
+                    tally.part(FIRST_BYTE, first.saturating_duration_since(*begun));
+                }
+                if !self.answered {
+                    self.answered = true;
+                    tally.stage.connection_lives();
+                }
+            }
+            Some(Wrong::Status) => failures.status += 1,
+            Some(Wrong::Grpc) => failures.grpc += 1,
+            Some(Wrong::Length) => failures.length += 1,
+            Some(Wrong::Reset) => failures.reset += 1,
+        }
+        drop(tally);
+        if slot.wrong.is_some() {
+            self.failed += 1;
+            if self.failed >= FAILURE_LIMIT {
+                return Err(Fault::Hopeless(slot.said));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Slot {
@@ -410,7 +503,7 @@ impl Slot {
     }
 
     /// A header block of the answer.
-    fn read(&mut self, said: Said, end: bool, expected: u32) {
+    fn read(&mut self, said: Said, end: bool, expected: u64) {
         self.said.status = said.status.or(self.said.status);
         self.said.grpc = said.grpc.or(self.said.grpc);
         if !self.headed {
@@ -426,15 +519,9 @@ impl Slot {
             if said.grpc != Some(0) {
                 self.blame(Wrong::Grpc);
             }
-            if self.got != u64::from(expected) + PREFIX as u64 {
+            if self.got != expected {
                 self.blame(Wrong::Length);
             }
         }
     }
-}
-
-/// The first bytes of every request: gRPC's prefix and what to answer.
-fn order(work: Work) -> [u8; ORDER] {
-    let (m, a) = (work.message.to_be_bytes(), work.answer.to_be_bytes());
-    [0, m[0], m[1], m[2], m[3], a[0], a[1], a[2], a[3]]
 }

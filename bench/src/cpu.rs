@@ -30,6 +30,19 @@ pub fn spent_ns(pid: u32) -> u64 {
         .sum()
 }
 
+/// As [`spent_ns`], of this process's threads whose name begins with `name`.
+pub fn threads_ns(name: &str) -> u64 {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return 0 };
+    tasks
+        .flatten()
+        .filter(|task| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
+        })
+        .filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok())
+        .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
 /// Time that anything at all ran on any CPU, in seconds (resolution 10 ms a CPU).
 pub fn machine_busy_s() -> f64 {
     /// `/proc/stat` counts in hundredths of a second on every Linux of the last decades.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::verify::Said;
 
 /// Why a connection cannot go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The client preface of RFC 9113 §3.4 did not come.
     Preface,
@@ -28,6 +28,8 @@ pub enum Fault {
     Hopeless(Said),
     /// The peer sent GOAWAY with this code.
     Goaway(u32),
+    /// TLS failed, or did not agree on HTTP/2.
+    Tls(String),
 }
 
 impl fmt::Display for Fault {
@@ -43,6 +45,7 @@ impl fmt::Display for Fault {
             Self::StreamIds => f.write_str("the connection has no stream ids left"),
             Self::Hopeless(said) => write!(f, "too many calls failed, the last {said}"),
             Self::Goaway(code) => write!(f, "the peer went away with code {code}"),
+            Self::Tls(what) => write!(f, "TLS: {what}"),
         }
     }
 }

@@ -27,12 +27,14 @@ pub struct CallFields {
     pub function: String,
     /// `function-version-id`.
     pub version: String,
+    /// `nvcf-reqid`: the session to come back to.
+    pub session: Option<String>,
 }
 
 impl CallFields {
     /// The fields in grpc-go's order, after `:method` and `:scheme`.
-    fn list(&self) -> [(&'static str, String); 8] {
-        [
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let mut list = vec![
             (":path", self.path.clone()),
             (":authority", self.authority.clone()),
             ("content-type", "application/grpc".to_owned()),
@@ -41,7 +43,9 @@ impl CallFields {
             ("authorization", format!("Bearer {}", self.key)),
             ("function-id", self.function.clone()),
             ("function-version-id", self.version.clone()),
-        ]
+        ];
+        list.extend(self.session.iter().map(|id| ("nvcf-reqid", id.clone())));
+        list
     }
 
     /// Whether the fields' entries fit into the default table together.
@@ -186,6 +190,7 @@ mod tests {
             key: "k".repeat(300),
             function: "f".to_owned(),
             version: "v".to_owned(),
+            session: None,
         }
     }
 

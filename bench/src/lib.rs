@@ -11,7 +11,9 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod beside;
 pub mod caller;
+pub mod check;
 pub mod compare;
 pub mod cpu;
 pub mod drive;
@@ -20,13 +22,20 @@ pub mod fault;
 pub mod fields;
 pub mod flow;
 pub mod http1;
+pub mod line;
 pub mod load;
 pub mod memory;
+pub mod outcome;
 pub mod pace;
 pub mod relay;
+pub mod relay_monoio;
+pub mod resume;
+pub mod scrape;
+pub mod socket;
 pub mod streamer;
 pub mod sys;
 pub mod tally;
+pub mod tls;
 pub mod verify;
 pub mod wire;
 pub mod worker;

@@ -6,37 +6,38 @@
 //! time of the processes it was told to watch, at the same two instants that bound the count.
 //! Neighbours: [`crate::caller`] is one connection, [`crate::compare`] starts this as a process.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use monoio::net::TcpStream;
-use serde::{Deserialize, Serialize};
-
-use crate::caller::{Caller, Pace as CallPace, Work};
+use crate::caller::Work;
 use crate::cpu;
-use crate::drive::{self, Link, Machine, drive_linked};
+use crate::drive;
 use crate::fields::CallFields;
-use crate::memory::{Held, Memory};
-use crate::pace::Pace;
-use crate::streamer::{Streamer, Talk};
-use crate::tally::{Failures, Phase, Stage, Tally};
+use crate::line::{SET_UP_AT_ONCE, dispatch};
+use crate::memory::Memory;
+pub use crate::outcome::{Latency, Outcome};
+use crate::outcome::{by_cause, parts, write_histograms};
+use crate::scrape::Samples;
+use crate::socket::Route;
+use crate::sys;
+use crate::tally::{Phase, Stage, Tally};
 
 /// All connections must have had an answer within this time.
 const SET_UP_LIMIT: Duration = Duration::from_secs(30);
 /// Calls open at the end get this long; the connections end with the next answer.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How often set-up is looked at.
-const LOOK: Duration = Duration::from_millis(2);
-/// Connections of one generator thread that are being set up at once.
-const SET_UP_AT_ONCE: usize = 128;
+pub(crate) const LOOK: Duration = Duration::from_millis(2);
+/// How the names of the generator's threads begin.
+const THREAD: &str = "load-";
 /// Share of its CPU above which the generator's side may be what limits a run.
 const BUSY: f64 = 0.9;
 
@@ -45,15 +46,34 @@ const BUSY: f64 = 0.9;
 pub enum Kind {
     /// Calls, each answered once.
     Unary,
-    /// Streams on which messages come without end; each is a unit.
-    ServerStream,
+    /// Streams on which messages come; each is a unit.
+    ServerStream {
+        /// How many answer a call; without end when absent. Then there is no latency.
+        messages: Option<u32>,
+    },
     /// Streams on which messages go back and forth; each answered one is a unit.
     PingPong {
         /// Messages of a stream on their way at once.
         in_flight: usize,
     },
-    /// Connections that are made, call once and are closed; each is a unit.
+    /// Connections that are made, call once and are closed; each is a unit. Its part `first-byte`
+    /// ends where the answer begins.
     NewConnection,
+    /// Sessions whose client is cut off and comes back ([`crate::resume`]); each return is a unit.
+    /// Its latency, and those of the parts `new` and `pinned` of the same run, end with the first
+    /// octet of the answer and begin with the first octet of the connection (of the request, if
+    /// pinned). `new-request` and `resume-request` begin with that of the request.
+    Resume {
+        /// How long the client is away.
+        absence: Duration,
+    },
+    /// Connections with a session each, all of which rest after one call.
+    Idle,
+    /// As many sessions whose client was cut off and stays away: what a gateway keeps for them.
+    Parked {
+        /// How long a gateway has to notice.
+        absence: Duration,
+    },
 }
 
 impl Kind {
@@ -61,8 +81,10 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Unary => "call",
-            Self::ServerStream | Self::PingPong { .. } => "message",
+            Self::ServerStream { .. } | Self::PingPong { .. } => "message",
             Self::NewConnection => "connection",
+            Self::Resume { .. } => "resume",
+            Self::Idle | Self::Parked { .. } => "session",
         }
     }
 }
@@ -79,9 +101,9 @@ pub struct Watch {
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where to connect.
-    pub target: SocketAddr,
-    /// Connections.
+    /// Where to connect, and how.
+    pub route: Route,
+    /// Connections; of kinds that make them all the time, how many at once.
     pub connections: usize,
     /// Calls open on each.
     pub streams: usize,
@@ -93,6 +115,8 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// Connections that go on after their first call; all when absent. The others rest.
     pub active: Option<usize>,
+    /// Memory is looked at with so many connections each; in the end with all.
+    pub steps: Vec<usize>,
     /// Each call or message.
     pub work: Work,
     /// Header fields of each call.
@@ -104,68 +128,36 @@ pub struct Plan {
     /// Processes to account for.
     pub watch: Vec<Watch>,
     /// Where the latencies go as an HDR log.
-    pub hdr: Option<std::path::PathBuf>,
+    pub hdr: Option<PathBuf>,
+    /// The proxy's admin address, whose samples are compared at both ends of the count.
+    pub metrics: Option<SocketAddr>,
 }
 
-/// What came of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Outcome {
-    /// What is counted as a call: a call, a message, a connection.
-    #[serde(default)]
-    pub unit: String,
-    /// Calls completed while counting.
-    pub calls: u64,
-    /// Length of the count.
-    pub elapsed_ns: u64,
-    /// Completed calls a second.
-    pub calls_per_s: f64,
-    /// Payload bytes a second, both directions.
-    pub bytes_per_s: f64,
-    /// Latency of the counted calls in microseconds.
-    pub latency_us: Latency,
-    /// Time from the first connect until every connection had an answer, in milliseconds.
-    pub set_up_ms: f64,
-    /// Calls that went wrong, in any phase, by cause.
-    pub failures: std::collections::BTreeMap<String, u64>,
-    /// All of them.
-    pub failed: u64,
-    /// CPU time of the watched processes while counting, in nanoseconds.
-    pub cpu_ns: std::collections::BTreeMap<String, u64>,
-    /// The generator's own.
-    pub own_cpu_ns: u64,
-    /// CPUs that anything else on the machine kept busy meanwhile.
-    pub other_cpus: f64,
-    /// What drove the generator's sockets.
-    pub driver: String,
-    /// How late paced starts were, in microseconds: the generator's own error. It is part of the
-    /// latencies.
-    #[serde(default)]
-    pub late_us: Option<Latency>,
-    /// The generator and what it watches beside the proxy were busier than [`BUSY`] of a CPU
-    /// each thread, and the proxy was not: the figure is theirs, not the proxy's.
-    #[serde(default)]
-    pub limited: bool,
-    /// Memory before and after the connections were made.
-    #[serde(default)]
-    pub memory: Memory,
-}
+impl Plan {
+    /// Whether nothing happens while it is counted.
+    fn rests(&self) -> bool {
+        matches!(self.kind, Kind::Idle | Kind::Parked { .. })
+    }
 
-/// Percentiles.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Latency {
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p999: f64,
-    pub max: f64,
-}
+    /// Connections that go on after their first call.
+    pub(crate) fn active(&self) -> usize {
+        if self.rests() { 0 } else { self.active.unwrap_or(usize::MAX) }
+    }
 
-impl Latency {
-    fn of(histogram: &hdrhistogram::Histogram<u64>) -> Self {
-        let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        let max = histogram.max() as f64 / 1e3;
-        Self { p50: us(0.5), p90: us(0.9), p99: us(0.99), p999: us(0.999), max }
+    /// Whether its threads must be able to sleep.
+    pub(crate) fn needs_timers(&self) -> bool {
+        self.rate.is_some()
+            || self.active.is_some()
+            || self.rests()
+            || !self.steps.is_empty()
+            || matches!(self.kind, Kind::Resume { .. })
+    }
+
+    /// Payload bytes of a unit, both ways.
+    pub(crate) fn unit_bytes(&self) -> f64 {
+        let answers_only = matches!(self.kind, Kind::ServerStream { .. });
+        let sent = if answers_only { 0 } else { self.work.message };
+        f64::from(sent) + f64::from(self.work.answer)
     }
 }
 
@@ -219,85 +211,137 @@ impl Sample {
         Self {
             at: Instant::now(),
             watched: groups.iter().map(spent).collect(),
-            own: cpu::spent_ns(std::process::id()),
+            own: cpu::threads_ns(THREAD),
             machine_s: cpu::machine_busy_s(),
         }
     }
 }
 
 /// Runs the plan.
+///
+/// # Errors
+/// The connections could not be made, or a file or thread could not.
 pub fn run(plan: &Plan) -> Result<Outcome, LoadFault> {
+    let Measured { mut outcome, tallies } = measure(&[Crew { plan, urgent: false }])?;
+    if let (Some(path), Some(tally)) = (&plan.hdr, tallies.first()) {
+        let all: Vec<_> = tally.histograms().collect();
+        write_histograms(path, plan.counted, &all)?;
+        outcome.hdr = Some(path.clone());
+    }
+    Ok(outcome)
+}
+
+/// Connections of one kind among those of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Crew<'a> {
+    pub(crate) plan: &'a Plan,
+    /// Its threads go before others on their CPU.
+    pub(crate) urgent: bool,
+}
+
+/// What one run brought.
+pub(crate) struct Measured {
+    /// Of the first crew, with the CPU time of all.
+    pub(crate) outcome: Outcome,
+    /// Each crew's counts.
+    pub(crate) tallies: Vec<Tally>,
+}
+
+/// Runs several crews at once. The first one's plan says how long, and what to watch.
+pub(crate) fn measure(crews: &[Crew<'_>]) -> Result<Measured, LoadFault> {
+    let Some(Crew { plan, .. }) = crews.first() else { return Err(LoadFault::Stopped) };
     let stage = Arc::new(Stage::default());
-    let held_before = held(plan);
     let began = Instant::now();
+    let mut memory = Memory::before(&plan.watch);
+    let wanted = crews.iter().map(|crew| crew.plan.connections).sum();
+    let steps = plan.steps.iter().copied().filter(|step| *step < wanted);
+    // The threads may begin before this one goes on.
+    stage.allow(steps.clone().next().unwrap_or(usize::MAX));
+    let receivers =
+        crews.iter().map(|crew| start(*crew, &stage)).collect::<io::Result<Vec<_>>>()?;
+    for step in steps {
+        stage.allow(step);
+        await_set_up(step, &stage)?;
+        memory.step(step);
+    }
+    stage.allow(usize::MAX);
+    await_set_up(wanted, &stage)?;
+    let set_up = began.elapsed();
+    memory.step(wanted);
+    let edges = count(plan, &stage)?;
+    stage.enter(Phase::Over);
+    let tallies = receivers
+        .iter()
+        .zip(crews)
+        .map(|(receiver, crew)| collect(receiver, crew.plan.threads, &stage))
+        .collect::<Result<Vec<_>, _>>()?;
+    let threads = crews.iter().map(|crew| crew.plan.threads).sum();
+    let mut outcome = outcome(plan, threads, &tallies[0], &edges);
+    outcome.set_up_ms = set_up.as_secs_f64() * 1e3;
+    outcome.memory = memory;
+    outcome.not_built = stage.gave_up().map(str::to_owned);
+    Ok(Measured { outcome, tallies })
+}
+
+/// What is known of both ends of the count.
+struct Edges {
+    before: Sample,
+    after: Sample,
+    metrics: std::collections::BTreeMap<String, f64>,
+}
+
+/// The warm-up and the count.
+fn count(plan: &Plan, stage: &Stage) -> Result<Edges, LoadFault> {
+    let given_up = stage.gave_up().is_some();
+    thread::sleep(if given_up { Duration::ZERO } else { plan.warm_up });
+    let groups: Vec<_> = plan.watch.iter().map(|w| cpu::tree(w.pid)).collect();
+    let metrics = plan.metrics.map(Samples::take).transpose()?;
+    // Each sample follows its edge by the same short time, so that the lags cancel out.
+    stage.enter(Phase::Counted);
+    let before = Sample::take(&groups);
+    thread::sleep(if given_up { Duration::ZERO } else { plan.counted });
+    stage.enter(Phase::Trailing);
+    let after = Sample::take(&groups);
+    let metrics = match (metrics, plan.metrics) {
+        (Some(before), Some(address)) => Samples::take(address)?.since(&before),
+        _ => [].into(),
+    };
+    Ok(Edges { before, after, metrics })
+}
+
+/// Starts a crew's threads; each sends its counts in the end.
+fn start(crew: Crew<'_>, stage: &Arc<Stage>) -> io::Result<Receiver<io::Result<Tally>>> {
     let (sender, receiver) = channel();
+    let plan = crew.plan;
     for index in 0..plan.threads {
         // The first threads take one of what does not divide evenly.
         let share = plan.connections / plan.threads;
         let share = share + usize::from(index < plan.connections % plan.threads);
         let (plan, stage, sender) = (plan.clone(), stage.clone(), sender.clone());
-        thread::Builder::new()
-            .name(format!("load-{index}"))
-            .spawn(move || generate(&plan, share, stage, &sender))?;
+        thread::Builder::new().name(format!("{THREAD}{index}")).spawn(move || {
+            if crew.urgent {
+                sys::go_first();
+            }
+            generate(&plan, share, stage, &sender);
+        })?;
     }
-    drop(sender);
-    await_set_up(plan, &stage)?;
-    let set_up = began.elapsed();
-    let held_after = held(plan);
-    thread::sleep(plan.warm_up);
-    let groups: Vec<_> = plan.watch.iter().map(|w| cpu::tree(w.pid)).collect();
-    // Each sample follows its edge by the same short time, so that the lags cancel out.
-    stage.enter(Phase::Counted);
-    let before = Sample::take(&groups);
-    thread::sleep(plan.counted);
-    stage.enter(Phase::Trailing);
-    let after = Sample::take(&groups);
-    stage.enter(Phase::Over);
-    let tally = collect(&receiver, plan.threads, &stage)?;
-    let mut outcome = outcome(plan, &tally, set_up, (&before, &after));
-    let names = plan.watch.iter().map(|watch| watch.name.clone());
-    outcome.memory = Memory {
-        connections: plan.connections,
-        held: names.zip(held_before.into_iter().zip(held_after)).collect(),
-    };
-    if let Some(path) = &plan.hdr {
-        write_histogram(path, &tally)?;
-    }
-    Ok(outcome)
+    Ok(receiver)
 }
 
-fn held(plan: &Plan) -> Vec<Held> {
-    plan.watch.iter().map(|watch| Held::sample(&cpu::tree(watch.pid))).collect()
-}
-
-/// The latencies as an HDR interval log with one interval.
-fn write_histogram(path: &std::path::Path, tally: &Tally) -> io::Result<()> {
-    use hdrhistogram::serialization::V2DeflateSerializer;
-    use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
-    let mut file = std::fs::File::create(path)?;
-    let mut serializer = V2DeflateSerializer::new();
-    let begun = std::time::SystemTime::now();
-    let fault = |error: &dyn fmt::Debug| io::Error::other(format!("{error:?}"));
-    let mut log = IntervalLogWriterBuilder::new()
-        .with_start_time(begun)
-        .begin_log_with(&mut file, &mut serializer)
-        .map_err(|error| fault(&error))?;
-    log.write_histogram(&tally.latency, Duration::ZERO, Duration::from_secs(1), None)
-        .map_err(|error| fault(&error))
-}
-
-fn await_set_up(plan: &Plan, stage: &Stage) -> Result<(), LoadFault> {
+fn await_set_up(wanted: usize, stage: &Stage) -> Result<(), LoadFault> {
     let until = Instant::now() + SET_UP_LIMIT;
-    while stage.live() < plan.connections {
+    while stage.live() < wanted && stage.gave_up().is_none() {
         let (live, broken) = (stage.live(), stage.broken());
-        if broken > 0 || Instant::now() > until {
-            stage.enter(Phase::Over);
-            return Err(LoadFault::SetUp { live, broken, wanted: plan.connections });
-        }
-        if crate::sys::stop_asked() {
-            return Err(LoadFault::Stopped);
-        }
-        thread::sleep(LOOK);
+        let fault = if broken > 0 || Instant::now() > until {
+            LoadFault::SetUp { live, broken, wanted }
+        } else if sys::stop_asked() {
+            LoadFault::Stopped
+        } else {
+            thread::sleep(LOOK);
+            continue;
+        };
+        stage.enter(Phase::Over);
+        return Err(fault);
     }
     Ok(())
 }
@@ -306,7 +350,7 @@ fn await_set_up(plan: &Plan, stage: &Stage) -> Result<(), LoadFault> {
 fn generate(plan: &Plan, share: usize, stage: Arc<Stage>, sender: &Sender<io::Result<Tally>>) {
     let tally = Rc::new(RefCell::new(Tally::new(stage.clone())));
     let all = dispatch(plan.clone(), share, tally.clone());
-    let paced = plan.rate.is_some() || plan.active.is_some() || share > SET_UP_AT_ONCE;
+    let paced = plan.needs_timers() || share > SET_UP_AT_ONCE;
     // Timers cost a little in every turn of the runtime.
     let outcome = if paced {
         drive::timed_runtime().and_then(|mut runtime| runtime.block_on(all))
@@ -317,163 +361,6 @@ fn generate(plan: &Plan, share: usize, stage: Arc<Stage>, sender: &Sender<io::Re
     let counts = outcome.map(|()| tally.replace(Tally::new(stage)));
     // The receiver is gone only when the run was given up.
     let _ = sender.send(counts);
-}
-
-/// Makes a thread's share of the connections and waits for their end.
-async fn dispatch(plan: Plan, share: usize, tally: Rc<RefCell<Tally>>) -> io::Result<()> {
-    let plan = Rc::new(plan);
-    let fields = Rc::new(plan.fields.clone());
-    let live_before = Rc::new(Cell::new(0_usize));
-    let mut tasks = Vec::with_capacity(share);
-    let mut lines = Vec::new();
-    for number in 0..share {
-        while number >= live_before.get() + SET_UP_AT_ONCE {
-            monoio::time::sleep(LOOK / 2).await;
-            live_before.set(tally.borrow().stage.live());
-        }
-        if plan.kind == Kind::NewConnection {
-            tasks.push(monoio::spawn(come_and_go(plan.clone(), fields.clone(), tally.clone())));
-            continue;
-        }
-        let line = Line::new(&plan, number, fields.clone(), tally.clone());
-        lines.push(line.clone());
-        tasks.push(monoio::spawn(line.run(plan.target, tally.clone())));
-    }
-    if let Some(rate) = plan.rate {
-        let every = Duration::from_secs_f64(plan.threads as f64 / rate.max(0.001));
-        let stage = tally.borrow().stage.clone();
-        monoio::spawn(set_pace(Pace::start(every, stage)?, lines, tally.clone()));
-    }
-    if plan.rate.is_some() || plan.active.is_some() {
-        // A connection that rests sees the end only with its next answer.
-        let stage = tally.borrow().stage.clone();
-        while stage.phase() != Phase::Over {
-            monoio::time::sleep(LOOK).await;
-        }
-        return Ok(());
-    }
-    for task in tasks {
-        task.await;
-    }
-    Ok(())
-}
-
-/// Begins a call, or a message on each stream, on one connection after the other.
-async fn set_pace(mut pace: Pace, lines: Vec<Line>, tally: Rc<RefCell<Tally>>) {
-    let mut turn = 0;
-    while let Some(mut due) = pace.due().await {
-        while let Some(at) = due.next() {
-            let late = due.late(at);
-            tally.borrow_mut().started_late(late);
-            lines[turn % lines.len()].begin(at);
-            turn += 1;
-        }
-    }
-}
-
-/// One connection and the way to give it work from outside.
-#[derive(Clone)]
-struct Line {
-    side: Side,
-    link: Rc<RefCell<Link>>,
-}
-
-#[derive(Clone)]
-enum Side {
-    Calls(Rc<RefCell<Caller>>),
-    Streams(Rc<RefCell<Streamer>>),
-}
-
-impl Line {
-    fn new(plan: &Plan, number: usize, fields: Rc<CallFields>, tally: Rc<RefCell<Tally>>) -> Self {
-        let rests = plan.active.is_some_and(|active| number >= active);
-        let talk = match plan.kind {
-            Kind::ServerStream => Some(Talk::Listen),
-            Kind::PingPong { .. } if plan.rate.is_some() => Some(Talk::Paced),
-            Kind::PingPong { in_flight } => Some(Talk::PingPong { in_flight }),
-            Kind::Unary | Kind::NewConnection => None,
-        };
-        let side = if let Some(talk) = talk {
-            let streamer = Streamer::new(fields, (plan.work, talk), plan.streams, tally);
-            Side::Streams(Rc::new(RefCell::new(streamer)))
-        } else {
-            let caller = Caller::new(fields, plan.work, plan.streams, tally);
-            let pace = if plan.rate.is_some() || rests {
-                CallPace::Given(VecDeque::new())
-            } else {
-                CallPace::Closed
-            };
-            Side::Calls(Rc::new(RefCell::new(caller.paced(pace))))
-        };
-        Self { side, link: Rc::default() }
-    }
-
-    fn begin(&self, due: Instant) {
-        match &self.side {
-            // It fails when the stream ids are used up: the answers will be missed.
-            Side::Calls(caller) => drop(caller.borrow_mut().begin(due)),
-            Side::Streams(streamer) => streamer.borrow_mut().begin(due),
-        }
-        self.link.borrow_mut().nudge();
-    }
-
-    /// The connection from its beginning to the end of the run.
-    async fn run(self, target: SocketAddr, tally: Rc<RefCell<Tally>>) {
-        let link = self.link.clone();
-        let (ended, open) = match self.side {
-            Side::Calls(caller) => {
-                let ended = connection(target, caller.clone(), link).await;
-                (ended, caller.borrow().open_calls())
-            }
-            Side::Streams(streamer) => {
-                let ended = connection(target, streamer.clone(), link).await;
-                (ended, streamer.borrow().open_streams())
-            }
-        };
-        ended_early(ended, open, &tally);
-    }
-}
-
-async fn connection<M: Machine + 'static>(
-    target: SocketAddr,
-    machine: Rc<RefCell<M>>,
-    link: Rc<RefCell<Link>>,
-) -> Result<(), drive::Ended> {
-    match TcpStream::connect(target).await {
-        Ok(stream) => drive_linked(stream, machine, &[], link).await,
-        Err(error) => Err(drive::Ended::Lost(Some(error))),
-    }
-}
-
-/// Makes connections one after the other, each for one call.
-async fn come_and_go(plan: Rc<Plan>, fields: Rc<CallFields>, tally: Rc<RefCell<Tally>>) {
-    let mut lived = false;
-    while tally.borrow().stage.phase() != Phase::Over {
-        let caller = Caller::new(fields.clone(), plan.work, 1, tally.clone());
-        // The stage counts those that make connections, not their connections.
-        let caller = caller.paced(CallPace::Once(Instant::now())).unannounced(lived);
-        let caller = Rc::new(RefCell::new(caller));
-        let ended = connection(plan.target, caller.clone(), Rc::default()).await;
-        lived |= caller.borrow().is_done();
-        let hopeless = ended.is_err() && !lived;
-        ended_early(ended, caller.borrow().open_calls(), &tally);
-        if hopeless {
-            return;
-        }
-    }
-}
-
-fn ended_early(ended: Result<(), drive::Ended>, open: u64, tally: &RefCell<Tally>) {
-    let Err(why) = ended else { return };
-    let mut tally = tally.borrow_mut();
-    if tally.stage.phase() == Phase::Over {
-        // Whatever happens after the count is nobody's failure.
-        return;
-    }
-    eprintln!("load: a connection ended early: {why}");
-    tally.failures.connection += 1;
-    tally.failures.lost += open;
-    tally.stage.connection_broke();
 }
 
 /// Waits for every thread. One whose peers have fallen silent never reports: its calls are lost.
@@ -495,10 +382,10 @@ fn collect(
     Ok(sum)
 }
 
-fn outcome(plan: &Plan, tally: &Tally, set_up: Duration, cpu: (&Sample, &Sample)) -> Outcome {
-    let (before, after) = cpu;
+fn outcome(plan: &Plan, threads: usize, tally: &Tally, edges: &Edges) -> Outcome {
+    let Edges { before, after, metrics } = edges;
+    let stage = &tally.stage;
     let elapsed = after.at - before.at;
-    let per_s = tally.calls as f64 / elapsed.as_secs_f64();
     let spent = |(b, a): (&u64, &u64)| a.saturating_sub(*b);
     let watched: Vec<u64> = before.watched.iter().zip(&after.watched).map(spent).collect();
     let own = spent((&before.own, &after.own));
@@ -506,94 +393,40 @@ fn outcome(plan: &Plan, tally: &Tally, set_up: Duration, cpu: (&Sample, &Sample)
     let others_s = (after.machine_s - before.machine_s - ours_s).max(0.0);
     let proxy = plan.watch.iter().position(|watch| watch.name == "proxy");
     let proxy = proxy.map_or(0, |at| watched[at]);
-    let ours = own + watched.iter().sum::<u64>() - proxy;
     let share = |ns: u64| ns as f64 / elapsed.as_nanos() as f64;
+    // What is behind the proxy runs where the generator may run.
+    let cpus = sys::allowed_cpus().map_or(1, |cpus| cpus.len().max(1));
+    let side_busy = share(own + watched.iter().sum::<u64>() - proxy) / cpus as f64;
+    let generator_busy = share(own) / threads as f64;
+    let rest = if stage.gave_up().is_some() { 0 } else { plan.connections as u64 };
+    let calls = if plan.rests() { rest } else { tally.calls };
+    let per_s = calls as f64 / elapsed.as_secs_f64();
+    let cpu_ns: std::collections::BTreeMap<String, u64> =
+        plan.watch.iter().map(|w| w.name.clone()).zip(watched).collect();
+    let per_unit = cpu_ns.iter().map(|(name, ns)| (name.clone(), *ns));
+    let per_unit = per_unit.chain([("generator".to_owned(), own)]);
     Outcome {
         unit: plan.kind.unit().to_owned(),
-        limited: share(ours) / plan.threads as f64 > BUSY && share(proxy) < BUSY,
-        late_us: plan.rate.map(|_| Latency::of(&tally.late)),
-        memory: Memory::default(),
-        calls: tally.calls,
+        calls,
         elapsed_ns: elapsed.as_nanos() as u64,
         calls_per_s: per_s,
-        bytes_per_s: per_s * f64::from(plan.work.message + plan.work.answer),
+        bytes_per_s: tally.calls as f64 * plan.unit_bytes() / elapsed.as_secs_f64(),
         latency_us: Latency::of(&tally.latency),
-        set_up_ms: set_up.as_secs_f64() * 1e3,
+        parts: parts(tally),
         failures: by_cause(&tally.failures),
         failed: tally.failures.total(),
-        cpu_ns: plan.watch.iter().map(|w| w.name.clone()).zip(watched).collect(),
+        per_unit: per_unit
+            .map(|(name, ns)| (name, ns as f64 / 1e3 / calls.max(1) as f64))
+            .collect(),
+        cpu_ns,
         own_cpu_ns: own,
         other_cpus: others_s / elapsed.as_secs_f64(),
         driver: drive::backend_name().to_owned(),
-    }
-}
-
-fn by_cause(failures: &Failures) -> std::collections::BTreeMap<String, u64> {
-    let f = failures;
-    [
-        ("status", f.status),
-        ("grpc", f.grpc),
-        ("length", f.length),
-        ("reset", f.reset),
-        ("lost", f.lost),
-        ("connection", f.connection),
-    ]
-    .into_iter()
-    .filter(|(_, count)| *count > 0)
-    .map(|(name, count)| (name.to_owned(), count))
-    .collect()
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let elapsed = self.elapsed_ns as f64;
-        let share = |ns: u64| 100.0 * ns as f64 / elapsed;
-        let per_call = |ns: u64| ns as f64 / 1e3 / self.calls.max(1) as f64;
-        let unit = &self.unit;
-        writeln!(
-            f,
-            "{} {unit}s in {:.2} s: {:.0} {unit}s/s, {:.1} MB/s, {} failed {:?}",
-            self.calls,
-            elapsed / 1e9,
-            self.calls_per_s,
-            self.bytes_per_s / 1e6,
-            self.failed,
-            self.failures
-        )?;
-        let l = self.latency_us;
-        writeln!(
-            f,
-            "latency us: p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.0}",
-            l.p50, l.p90, l.p99, l.max
-        )?;
-        write!(
-            f,
-            "generator ({}): {:.3} us a {unit}, {:.0} % of one CPU",
-            self.driver,
-            per_call(self.own_cpu_ns),
-            share(self.own_cpu_ns)
-        )?;
-        for (name, ns) in &self.cpu_ns {
-            write!(
-                f,
-                "\n{name}: {:.3} us a {unit}, {:.0} % of one CPU",
-                per_call(*ns),
-                share(*ns)
-            )?;
-            if let Some(bytes) = self.memory.per_connection(name) {
-                write!(f, ", {bytes:.0} bytes a connection")?;
-            }
-        }
-        if let Some(late) = self.late_us {
-            write!(
-                f,
-                "\nstarts late us: p50 {:.1}, p99 {:.1}, max {:.0}",
-                late.p50, late.p99, late.max
-            )?;
-        }
-        if self.limited {
-            write!(f, "\nlimited by the generator's side")?;
-        }
-        Ok(())
+        late_us: plan.rate.map(|_| Latency::of(&tally.late)),
+        generator_busy,
+        side_busy,
+        limited: generator_busy.max(side_busy) > BUSY && share(proxy) < BUSY,
+        metrics: metrics.clone(),
+        ..Outcome::default()
     }
 }

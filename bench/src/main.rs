@@ -1,15 +1,15 @@
 //! `ringway-bench`: arguments to the library's subcommands.
 #![forbid(unsafe_code)]
 
+mod load_args;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ringway_bench::caller::Work;
-use ringway_bench::fields::CallFields;
-use ringway_bench::{backend, compare, load, relay, sys, worker};
+use ringway_bench::tls::Offer;
+use ringway_bench::{backend, compare, relay, relay_monoio, sys, worker};
 
 /// Measures gateways from outside.
 #[derive(Debug, Parser)]
@@ -21,8 +21,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The baseline: a bare TCP relay (epoll, one thread).
+    /// The baseline: a bare TCP relay, one thread.
     Relay {
+        /// What moves the bytes: the baseline is epoll, monoio is the control.
+        #[arg(long, value_enum, default_value_t = By::Epoll)]
+        by: By,
         #[arg(long)]
         listen: SocketAddr,
         #[arg(long)]
@@ -32,13 +35,26 @@ enum Command {
     Backend {
         #[arg(long)]
         listen: SocketAddr,
+        /// Speak TLS with this certificate chain, a PEM file.
+        #[arg(long, value_name = "FILE", requires = "tls_key")]
+        tls_cert: Option<PathBuf>,
+        /// Its key, a PEM file.
+        #[arg(long, value_name = "FILE", requires = "tls_cert")]
+        tls_key: Option<PathBuf>,
     },
     /// The same endpoint, reached by dialling back to a gateway.
     Worker(WorkerArgs),
-    /// The load generator: calls in a closed loop.
-    Load(Box<LoadArgs>),
+    /// The load generator: calls, streams or connections in a closed loop or at a rate.
+    Load(Box<load_args::LoadArgs>),
     /// CPU per call of gateways against the bare relay, interleaved.
     Compare(CompareArgs),
+}
+
+/// What a relay is made of.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum By {
+    Epoll,
+    Monoio,
 }
 
 #[derive(Debug, Args)]
@@ -58,91 +74,22 @@ struct WorkerArgs {
 }
 
 #[derive(Debug, Args)]
-struct LoadArgs {
-    #[arg(long)]
-    target: SocketAddr,
-    #[arg(long, default_value_t = 16)]
-    connections: usize,
-    /// Calls always open on each connection.
-    #[arg(long, default_value_t = 16)]
-    streams: usize,
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// Payload bytes of each request message (at least 4).
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..))]
-    message: u32,
-    /// Payload bytes of each answer; as many as the request when absent.
-    #[arg(long)]
-    answer: Option<u32>,
-    /// What the connections do.
-    #[arg(long, value_enum, default_value_t = KindName::Unary)]
-    kind: KindName,
-    /// Starts a second over all connections (an open loop); as fast as answers come when absent.
-    /// Of a ping-pong, a start is one message on every stream of the next connection.
-    #[arg(long)]
-    rate: Option<f64>,
-    /// Connections that go on after their first call; the others rest. All when absent.
-    #[arg(long)]
-    active: Option<usize>,
-    /// Messages of a ping-pong stream on their way at once.
-    #[arg(long, default_value_t = 1)]
-    in_flight: usize,
-    /// Where the latencies go as an HDR log.
-    #[arg(long)]
-    hdr: Option<PathBuf>,
-    /// Seconds counted.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// Seconds before, not counted.
-    #[arg(long, default_value_t = 0.5)]
-    warm_up: f64,
-    /// Client key.
-    #[arg(long, default_value = compare::CLIENT_KEY)]
-    key: String,
-    #[arg(long, default_value = compare::FUNCTION)]
-    function: String,
-    #[arg(long, default_value = compare::VERSION)]
-    version: String,
-    #[arg(long, default_value = "/ringway.bench.v1.Bench/Call")]
-    path: String,
-    /// NAME=PID of a process whose CPU time is wanted; repeatable.
-    #[arg(long, value_parser = parse_watch)]
-    watch: Vec<load::Watch>,
-    /// Print the outcome as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-/// [`load::Kind`] by name.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum KindName {
-    Unary,
-    ServerStream,
-    PingPong,
-    NewConnection,
-}
-
-impl KindName {
-    fn kind(self, in_flight: usize) -> load::Kind {
-        match self {
-            Self::Unary => load::Kind::Unary,
-            Self::ServerStream => load::Kind::ServerStream,
-            Self::PingPong => load::Kind::PingPong { in_flight: in_flight.max(1) },
-            Self::NewConnection => load::Kind::NewConnection,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
 struct CompareArgs {
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds counted in each run.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// Seconds before each count.
-    #[arg(long, default_value_t = 0.5)]
-    warm_up: f64,
+    /// All rows in about a quarter of an hour: two rounds, as many seconds as fit.
+    #[arg(long)]
+    quick: bool,
+    /// Runs of each peer for each shape: 5, or 2 if quick.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds counted in each run: 2, or what fits if quick.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Seconds before each count: 0.5, or 0.2 if quick.
+    #[arg(long)]
+    warm_up: Option<f64>,
+    /// Do not install what is missing.
+    #[arg(long)]
+    no_install: bool,
     /// The gateway's binary; the one beside this program when absent.
     #[arg(long)]
     ringway: Option<PathBuf>,
@@ -173,10 +120,13 @@ struct CompareArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Relay { listen, target } => run_relay(listen, target),
-        Command::Backend { listen } => run_backend(listen),
+        Command::Relay { by: By::Epoll, listen, target } => run_relay(listen, target),
+        Command::Relay { by: By::Monoio, listen, target } => run_relay_monoio(listen, target),
+        Command::Backend { listen, tls_cert, tls_key } => {
+            run_backend(listen, tls_cert.zip(tls_key))
+        }
         Command::Worker(args) => run_worker(args),
-        Command::Load(args) => run_load(*args),
+        Command::Load(args) => args.run(),
         Command::Compare(args) => run_compare(args),
     };
     match outcome {
@@ -197,9 +147,15 @@ fn run_relay(listen: SocketAddr, target: SocketAddr) -> Outcome {
     Ok(relay.run()?)
 }
 
-fn run_backend(listen: SocketAddr) -> Outcome {
+fn run_relay_monoio(listen: SocketAddr, target: SocketAddr) -> Outcome {
     sys::raise_file_limit()?;
-    Ok(backend::run(listen, |address| println!("ready listen={address}"))?)
+    Ok(relay_monoio::run(listen, target, |address| println!("ready listen={address}"))?)
+}
+
+fn run_backend(listen: SocketAddr, tls: Option<(PathBuf, PathBuf)>) -> Outcome {
+    sys::raise_file_limit()?;
+    let offer = tls.map(|(chain, key)| Offer::read(&chain, &key)).transpose()?;
+    Ok(backend::run_with(listen, offer, |address| println!("ready listen={address}"))?)
 }
 
 fn run_worker(args: WorkerArgs) -> Outcome {
@@ -209,47 +165,14 @@ fn run_worker(args: WorkerArgs) -> Outcome {
     Ok(worker::run(employer, || println!("ready polling"))?)
 }
 
-fn run_load(args: LoadArgs) -> Outcome {
-    sys::raise_file_limit()?;
-    let fields = CallFields {
-        authority: args.target.to_string(),
-        path: args.path,
-        key: args.key,
-        function: args.function,
-        version: args.version,
-    };
-    if !fields.fit() {
-        return Err("the header fields are longer than a header table".into());
-    }
-    let plan = load::Plan {
-        target: args.target,
-        connections: args.connections.max(1),
-        streams: args.streams.max(1),
-        threads: args.threads.clamp(1, args.connections.max(1)),
-        kind: args.kind.kind(args.in_flight),
-        rate: args.rate,
-        active: args.active,
-        hdr: args.hdr,
-        work: Work { message: args.message, answer: args.answer.unwrap_or(args.message) },
-        fields,
-        warm_up: Duration::try_from_secs_f64(args.warm_up)?,
-        counted: Duration::try_from_secs_f64(args.seconds)?,
-        watch: args.watch,
-    };
-    let outcome = load::run(&plan)?;
-    if args.json {
-        println!("{}", serde_json::to_string(&outcome)?);
-    } else {
-        println!("{outcome}");
-    }
-    Ok(())
-}
-
 fn run_compare(args: CompareArgs) -> Outcome {
+    let (rounds, seconds, warm_up) = if args.quick { (2, 1.0, 0.2) } else { (5, 2.0, 0.5) };
     let request = compare::Request {
-        rounds: args.rounds.max(1),
-        seconds: args.seconds,
-        warm_up: args.warm_up,
+        rounds: args.rounds.unwrap_or(rounds).max(1),
+        seconds: args.seconds.unwrap_or(seconds),
+        warm_up: args.warm_up.unwrap_or(warm_up),
+        budget: (args.quick && args.seconds.is_none()).then_some(compare::estimate::QUICK_SECONDS),
+        install: !args.no_install,
         ringway: args.ringway,
         shapes: args.shapes,
         peers: args.peers,
@@ -261,10 +184,4 @@ fn run_compare(args: CompareArgs) -> Outcome {
         load_cpu: args.load_cpu,
     };
     Ok(compare::run(&request)?)
-}
-
-fn parse_watch(text: &str) -> Result<load::Watch, String> {
-    let (name, pid) = text.split_once('=').ok_or("NAME=PID expected")?;
-    let pid = pid.parse().map_err(|_| format!("not a process id: {pid}"))?;
-    Ok(load::Watch { name: name.to_owned(), pid })
 }

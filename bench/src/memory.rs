@@ -1,49 +1,139 @@
 //! Memory of other processes and of the kernel's sockets, from outside.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// What one process and the kernel hold at an instant, in bytes.
+use crate::cpu;
+use crate::load::Watch;
+
+/// What one process holds at an instant, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Resident set of the process.
     pub rss: u64,
     /// The same with shared pages divided among their users.
     pub pss: u64,
-    /// The kernel's TCP buffers, of the whole machine.
-    pub tcp: u64,
-    /// The kernel's slab memory, of the whole machine.
-    pub slab: u64,
+    /// Its sockets, counted.
+    #[serde(default)]
+    pub sockets: u64,
 }
 
 impl Held {
-    /// What `pids` hold together, and the kernel.
+    /// What `pids` hold together.
     pub fn sample(pids: &[u32]) -> Self {
-        let mut held = Self { tcp: tcp_bytes(), slab: slab_bytes(), ..Self::default() };
+        let mut held = Self::default();
         for pid in pids {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
             held.rss += kib(&text, "Rss:");
             held.pss += kib(&text, "Pss:");
+            held.sockets += sockets(*pid);
         }
         held
     }
 }
 
-/// Before the connections were made and with all of them open.
+/// What the kernel holds for all processes of the machine, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// TCP buffers.
+    pub tcp: u64,
+    /// Slab memory: sockets, files, polls.
+    pub slab: u64,
+    /// TCP sockets, counted.
+    pub sockets: u64,
+}
+
+impl Kernel {
+    /// Now.
+    pub fn sample() -> Self {
+        let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+        let number = |name| tcp_number(&text, name).unwrap_or(0);
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        // It counts pages.
+        Self { tcp: number("mem") * 4096, slab: kib(&meminfo, "Slab:"), sockets: number("inuse") }
+    }
+}
+
+/// With a number of connections open.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Step {
+    /// So many.
+    pub connections: usize,
+    /// Each watched process.
+    pub held: BTreeMap<String, Held>,
+    /// The kernel.
+    pub kernel: Kernel,
+}
+
+/// Before the connections were made, and with more and more of them open.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// Connections between the two samples.
-    pub connections: usize,
-    /// Each watched process, before and after.
-    pub held: std::collections::BTreeMap<String, (Held, Held)>,
+    /// The first is without connections, the last with all.
+    pub steps: Vec<Step>,
+    #[serde(skip)]
+    watch: Vec<Watch>,
 }
 
 impl Memory {
-    /// Resident bytes a connection costs a watched process.
+    /// Nothing is open yet.
+    pub fn before(watch: &[Watch]) -> Self {
+        let mut memory = Self { steps: vec![], watch: watch.to_vec() };
+        memory.step(0);
+        memory
+    }
+
+    /// So many connections are open now.
+    pub fn step(&mut self, connections: usize) {
+        let held = |watch: &Watch| (watch.name.clone(), Held::sample(&cpu::tree(watch.pid)));
+        let held = self.watch.iter().map(held).collect();
+        self.steps.push(Step { connections, held, kernel: Kernel::sample() });
+    }
+
+    /// Own bytes that all the connections cost a watched process, each.
     pub fn per_connection(&self, name: &str) -> Option<f64> {
-        let (before, after) = self.held.get(name)?;
-        Some(after.pss.saturating_sub(before.pss) as f64 / self.connections.max(1) as f64)
+        let (first, last) = self.ends()?;
+        let (before, after) = (first.held.get(name)?, last.held.get(name)?);
+        Some(each(last, after.pss as f64 - before.pss as f64))
+    }
+
+    /// The kernel's bytes that all the connections cost for the sockets of a watched process,
+    /// each: what the machine's kernel memory grew by, by the process's share of the new sockets.
+    pub fn kernel_per_connection(&self, name: &str) -> Option<f64> {
+        let (first, last) = self.ends()?;
+        let own = last.held.get(name)?.sockets.saturating_sub(first.held.get(name)?.sockets);
+        let all = last.kernel.sockets.saturating_sub(first.kernel.sockets).max(1);
+        let bytes = |kernel: &Kernel| (kernel.slab + kernel.tcp) as f64;
+        let grown = bytes(&last.kernel) - bytes(&first.kernel);
+        Some(each(last, grown * (own as f64 / all as f64).min(1.0)))
+    }
+
+    fn ends(&self) -> Option<(&Step, &Step)> {
+        Some((self.steps.first()?, self.steps.last()?))
+    }
+}
+
+/// A growth that is none counts as nothing.
+fn each(last: &Step, bytes: f64) -> f64 {
+    bytes.max(0.0) / last.connections.max(1) as f64
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of a few connections the figures mean nothing.
+        for step in self.steps.iter().filter(|_| self.steps.len() > 2) {
+            write!(f, "\nwith {} connections:", step.connections)?;
+            for (name, held) in &step.held {
+                let (kib, sockets) = (held.pss / 1024, held.sockets);
+                write!(f, " {name} {kib} KiB and {sockets} sockets,")?;
+            }
+            let Kernel { tcp, slab, sockets } = step.kernel;
+            let (tcp, slab) = (tcp / 1024, slab / 1024);
+            write!(f, " kernel {slab} KiB slab, {tcp} KiB TCP, {sockets} sockets")?;
+        }
+        Ok(())
     }
 }
 
@@ -53,16 +143,16 @@ fn kib(text: &str, label: &str) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-/// `/proc/net/sockstat` counts pages.
-fn tcp_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("TCP:")).unwrap_or_default();
-    let mut words = line.split_whitespace().skip_while(|word| *word != "mem").skip(1);
-    words.next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+/// The number behind a word of the line of TCP.
+fn tcp_number(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    line.split_whitespace().skip_while(|word| *word != name).nth(1)?.parse().ok()
 }
 
-fn slab_bytes() -> u64 {
-    kib(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:")
+fn sockets(pid: u32) -> u64 {
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let links = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() as u64
 }
 
 #[cfg(test)]
@@ -70,9 +160,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_holds_something() {
+    fn a_process_and_the_kernel_hold_something() {
+        let before = Held::sample(&[std::process::id()]);
+        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let held = Held::sample(&[std::process::id()]);
-        assert!(held.rss > 1 << 20 && held.pss > 1 << 19 && held.slab > 1 << 20, "{held:?}");
+        assert!(held.rss > 1 << 20 && held.pss > 1 << 19, "{held:?}");
+        // Other tests may have closed some meanwhile, so only that there are any.
+        assert!(held.sockets > 0 && before.rss > 0, "{held:?}");
+        assert!(Kernel::sample().slab > 1 << 20);
         assert_eq!(kib("Rss:    12 kB\nPss: 3 kB\n", "Pss:"), 3072);
+        let line = "sockets: used 97\nTCP: inuse 62 orphan 0 tw 1 alloc 64 mem 7\nUDP: inuse 9";
+        assert_eq!((tcp_number(line, "inuse"), tcp_number(line, "mem")), (Some(62), Some(7)));
+    }
+
+    #[test]
+    fn growth_is_shared_out_by_sockets() {
+        let step = |connections, pss, own, slab, sockets| Step {
+            connections,
+            held: [("proxy".to_owned(), Held { rss: pss, pss, sockets: own })].into(),
+            kernel: Kernel { tcp: 0, slab, sockets },
+        };
+        let steps = vec![step(0, 1000, 3, 5000, 10), step(10, 21_000, 23, 85_000, 50)];
+        let memory = Memory { steps, watch: vec![] };
+        assert_eq!(memory.per_connection("proxy"), Some(2000.0));
+        // 80 000 bytes for 40 new sockets, 20 of them the proxy's, 10 connections.
+        assert_eq!(memory.kernel_per_connection("proxy"), Some(4000.0));
+        assert_eq!(memory.per_connection("other"), None);
     }
 }

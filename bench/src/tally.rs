@@ -1,8 +1,9 @@
 //! What a run counts.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -16,6 +17,9 @@ pub struct Stage {
     phase: AtomicU8,
     live: AtomicUsize,
     broken: AtomicUsize,
+    /// Connections that may be made so far, of a run that makes them in steps.
+    allowed: AtomicUsize,
+    not_built: OnceLock<String>,
 }
 
 /// The parts of a run.
@@ -58,6 +62,27 @@ impl Stage {
         self.broken.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many connections may be made.
+    pub fn allow(&self, connections: usize) {
+        self.allowed.store(connections, Ordering::Relaxed);
+    }
+
+    /// Connections that may be made.
+    pub fn allowed(&self) -> usize {
+        self.allowed.load(Ordering::Relaxed)
+    }
+
+    /// The peer cannot do what the run is about; the first reason is kept.
+    pub fn give_up(&self, why: &str) {
+        // A second reason is the first one's consequence.
+        let _ = self.not_built.set(why.to_owned());
+    }
+
+    /// Why the run was given up.
+    pub fn gave_up(&self) -> Option<&str> {
+        self.not_built.get().map(String::as_str)
+    }
+
     /// Connections that have had an answer.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
@@ -84,12 +109,27 @@ pub struct Failures {
     pub lost: u64,
     /// Connections that could not be made or ended early.
     pub connection: u64,
+    /// Answers from another session than the one that was asked for.
+    pub session: u64,
 }
 
 impl Failures {
+    /// Each with its name.
+    pub fn by_cause(&self) -> [(&'static str, u64); 7] {
+        [
+            ("status", self.status),
+            ("grpc", self.grpc),
+            ("length", self.length),
+            ("reset", self.reset),
+            ("lost", self.lost),
+            ("connection", self.connection),
+            ("session", self.session),
+        ]
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.status + self.grpc + self.length + self.reset + self.lost + self.connection
+        self.by_cause().iter().map(|(_, count)| count).sum()
     }
 
     /// Adds another thread's.
@@ -100,6 +140,7 @@ impl Failures {
         self.reset += other.reset;
         self.lost += other.lost;
         self.connection += other.connection;
+        self.session += other.session;
     }
 }
 
@@ -116,25 +157,44 @@ pub struct Tally {
     pub latency: Histogram<u64>,
     /// How late paced starts were, in nanoseconds.
     pub late: Histogram<u64>,
+    /// Latencies of what a unit is made of, in nanoseconds.
+    pub parts: BTreeMap<&'static str, Histogram<u64>>,
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, LONGEST_NS, 3)
+        .expect("the bounds are constants hdrhistogram accepts")
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(LONGEST_NS)
 }
 
 impl Tally {
     /// Nothing counted yet.
     pub fn new(stage: Arc<Stage>) -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(1_000, LONGEST_NS, 3)
-                .expect("the bounds are constants hdrhistogram accepts")
-        };
         let (latency, late) = (histogram(), histogram());
-        Self { stage, calls: 0, failures: Failures::default(), latency, late }
+        let (failures, parts) = (Failures::default(), BTreeMap::new());
+        Self { stage, calls: 0, failures, latency, late, parts }
     }
 
     /// A call that began at `began` has ended as it must.
     pub fn completed(&mut self, began: Instant, now: Instant) {
+        self.completed_of(1, began, now);
+    }
+
+    /// The same of a call that is so many units.
+    pub fn completed_of(&mut self, units: u32, began: Instant, now: Instant) {
         if self.stage.phase() == Phase::Counted {
-            self.calls += 1;
-            let ns = u64::try_from((now - began).as_nanos()).unwrap_or(LONGEST_NS);
-            self.latency.saturating_record(ns);
+            self.calls += u64::from(units);
+            self.latency.saturating_record(ns(now.saturating_duration_since(began)));
+        }
+    }
+
+    /// A part of a unit took so long.
+    pub fn part(&mut self, name: &'static str, took: Duration) {
+        if self.stage.phase() == Phase::Counted {
+            self.parts.entry(name).or_insert_with(histogram).saturating_record(ns(took));
         }
     }
 
@@ -146,11 +206,16 @@ impl Tally {
     }
 
     /// A start came so much after it was due: the generator's own error.
-    pub fn started_late(&mut self, late: std::time::Duration) {
+    pub fn started_late(&mut self, late: Duration) {
         if self.stage.phase() == Phase::Counted {
-            let ns = u64::try_from(late.as_nanos()).unwrap_or(LONGEST_NS);
-            self.late.saturating_record(ns);
+            self.late.saturating_record(ns(late));
         }
+    }
+
+    /// The latencies of the units, and those of their parts with their names.
+    pub fn histograms(&self) -> impl Iterator<Item = (Option<&'static str>, &Histogram<u64>)> {
+        let parts = self.parts.iter().map(|(name, histogram)| (Some(*name), histogram));
+        std::iter::once((None, &self.latency)).chain(parts)
     }
 
     /// Adds another thread's counts.
@@ -161,5 +226,8 @@ impl Tally {
         self.failures.add(&other.failures);
         // Cannot fail: every tally has the same bounds.
         let _ = self.latency.add(&other.latency);
+        for (name, theirs) in &other.parts {
+            let _ = self.parts.entry(name).or_insert_with(histogram).add(theirs);
+        }
     }
 }

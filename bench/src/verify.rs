@@ -33,17 +33,24 @@ impl fmt::Display for Said {
 pub struct Verifier {
     decoder: fluke_hpack::Decoder<'static>,
     known: Vec<(Vec<u8>, Said)>,
+    /// The last session id seen.
+    session: Option<String>,
     /// Blocks that went through the decoder.
     pub decoded: u64,
 }
 
 impl Default for Verifier {
     fn default() -> Self {
-        Self { decoder: fluke_hpack::Decoder::new(), known: vec![], decoded: 0 }
+        Self { decoder: fluke_hpack::Decoder::new(), known: vec![], session: None, decoded: 0 }
     }
 }
 
 impl Verifier {
+    /// The session id (`nvcf-reqid`) that the peer named last.
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_deref()
+    }
+
     /// Reads a header block; blocks must be given in the order they arrived.
     pub fn read(&mut self, block: &[u8]) -> Result<Said, Fault> {
         if let Some((_, said)) = self.known.iter().find(|(bytes, _)| bytes == block) {
@@ -52,11 +59,14 @@ impl Verifier {
         self.decoded += 1;
         let keeps = keeps_table(block).ok_or(Fault::Compression)?;
         let mut said = Said::default();
+        let session = &mut self.session;
         let outcome = self.decoder.decode_with_cb(block, |name, value| {
             let number = || std::str::from_utf8(&value).ok()?.parse::<u32>().ok();
             match &name[..] {
                 b":status" => said.status = number().and_then(|n| u16::try_from(n).ok()),
                 b"grpc-status" => said.grpc = number(),
+                // A block that names another one has other bytes, so it is seen here.
+                b"nvcf-reqid" => *session = String::from_utf8(value.into_owned()).ok(),
                 _ => {}
             }
         });

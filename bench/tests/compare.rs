@@ -21,7 +21,7 @@ fn command(arguments: &[&str]) -> Command {
     // One CPU for all and the system's settings left alone: this is about the steps.
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringway-bench"));
     command
-        .args(["compare", "--warm-up", "0.05"])
+        .args(["compare", "--no-install", "--warm-up", "0.05"])
         .args(["--congestion", "keep", "--proxy-cpu", "0", "--load-cpu", "0"])
         .args(arguments);
     command
@@ -70,8 +70,78 @@ fn relay_and_direct_are_measured_in_turns_and_nothing_is_left_running() {
         let proxy = run["outcome"]["cpu_ns"]["proxy"].as_u64();
         assert_eq!(proxy.is_some_and(|ns| ns > 0), run["peer"] == "relay", "{run}");
     }
+    // What was run is left behind: configurations, latencies of each round, a page.
+    let folder = out.join("unary-100-16x16/relay");
+    for round in 1..=2 {
+        let log = fs::read_to_string(folder.join(format!("latency-{round}.hlog"))).unwrap();
+        assert!(log.starts_with("#[StartTime"), "{log}");
+    }
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("latency by percentile, all rounds</h4><svg"), "no curve in the page");
+    let (estimate, table) = (text.find("4 runs, about").unwrap(), text.find("x relay").unwrap());
+    assert!(estimate < table, "{text}");
+    assert!(text.contains("the generator against its own endpoint"), "{text}");
     assert_eq!(started_in(&out), 0);
     fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn both_columns_are_judged_the_half_rate_is_found_and_what_is_missing_is_named() {
+    let (out, peers) = (folder("half"), folder("half-peers"));
+    let bench = "start = [\"{bench}\", \"relay\", \"--listen\", \"{client}\", \"--target\", \
+                 \"{backend}\"]\nready = \"ready \"\n";
+    let relay = |class: &str, more: &str| {
+        format!("about = \"x\"\nclass = \"{class}\"\nbehind = \"backend\"\n{more}")
+    };
+    // The relay stands in for every class, so that the program's own steps are what is tested.
+    let folders = [
+        ("relay", relay("baseline", bench)),
+        ("direct", relay("direct", "")),
+        ("proxy", relay("l7", bench)),
+        ("ringway", relay("gateway", "like = \"relay\"\n")),
+        ("lost", relay("l7", "start = [\"{no_such_program}\"]\n")),
+    ];
+    for (name, text) in folders {
+        fs::create_dir_all(peers.join(name)).unwrap();
+        fs::write(peers.join(name).join("peer.toml"), text).unwrap();
+    }
+    let result = compare(&[
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.2",
+        "--peers-dir",
+        peers.to_str().unwrap(),
+        "--shapes",
+        "unary-100-256x1,rate-half-64x4,client-9000",
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    let (text, errors) =
+        (String::from_utf8(result.stdout).unwrap(), String::from_utf8(result.stderr).unwrap());
+    assert!(result.status.success(), "{text}{errors}");
+    assert!(text.contains("skipped: lost: no_such_program is not here"), "{text}");
+    assert!(text.contains("half of the slowest peer's capacity: "), "{text}{errors}");
+    let figures: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("figures.json")).unwrap()).unwrap();
+    let rows = figures["table"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{text}");
+    let line = |row: &serde_json::Value, peer: &str| {
+        let lines = row["lines"].as_array().unwrap();
+        lines.iter().find(|line| line["peer"] == peer).unwrap().clone()
+    };
+    let judged = line(&rows[0], "ringway")["judgements"].clone();
+    let units: Vec<_> = judged.as_array().unwrap().iter().map(|j| j["unit"].clone()).collect();
+    assert_eq!(units, ["relay", "proxy"]);
+    let binding = judged.as_array().unwrap().iter().filter(|j| j["binds"] == true).count();
+    assert_eq!(binding, 1, "{judged}");
+    assert!(line(&rows[1], "relay")["latency"][1]["median"].is_f64(), "{text}");
+    // A relay that holds nothing for a connection that says nothing.
+    let held = line(&rows[2], "ringway")["figure"]["median"].as_f64();
+    assert!(held.is_some_and(|bytes| bytes < 2048.0), "{text}");
+    assert_eq!(started_in(&out), 0);
+    fs::remove_dir_all(out).unwrap();
+    fs::remove_dir_all(peers).unwrap();
 }
 
 #[test]
@@ -124,7 +194,7 @@ fn a_stop_signal_ends_what_was_started_and_still_reports() {
     while started_in(&out) < 3 {
         thread::sleep(Duration::from_millis(20));
         looks += 1;
-        assert!(looks < 500, "endpoint, relay and load did not start");
+        assert!(looks < 3000, "endpoint, relay and load did not start");
     }
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     let result = child.wait_with_output().unwrap();

@@ -1,69 +1,24 @@
 //! Both HTTP/2 sides against the `h2` crate over loopback, and the relay's integrity.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod stand;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ringway_bench::caller::Work;
 use ringway_bench::compare::{CLIENT_KEY, FUNCTION, VERSION, WORKER_KEY};
-use ringway_bench::fields::CallFields;
-use ringway_bench::load::{self, Kind, LoadFault, Outcome, Plan};
-use ringway_bench::{backend, relay, worker};
-
-const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
-
-fn start_backend() -> SocketAddr {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        backend::run(SocketAddr::from(LOOPBACK), |address| sender.send(address).unwrap()).unwrap();
-    });
-    receiver.recv().unwrap()
-}
-
-fn start_relay(target: SocketAddr) -> SocketAddr {
-    let relay = relay::Relay::bind(SocketAddr::from(LOOPBACK), target).unwrap();
-    let address = relay.address().unwrap();
-    thread::spawn(move || relay.run());
-    address
-}
-
-fn plan(target: SocketAddr, connections: usize, streams: usize, work: Work) -> Plan {
-    let fields = CallFields {
-        authority: target.to_string(),
-        path: "/ringway.bench.v1.Bench/Call".to_owned(),
-        key: CLIENT_KEY.to_owned(),
-        function: FUNCTION.to_owned(),
-        version: VERSION.to_owned(),
-    };
-    let (warm_up, counted) = (Duration::from_millis(20), Duration::from_millis(200));
-    Plan {
-        target,
-        connections,
-        streams,
-        threads: 1,
-        kind: Kind::Unary,
-        rate: None,
-        active: None,
-        work,
-        fields,
-        warm_up,
-        counted,
-        watch: vec![],
-        hdr: None,
-    }
-}
+use ringway_bench::load::{self, LoadFault, Outcome};
+use ringway_bench::worker;
+use stand::{LOOPBACK, block_on, plan, start_backend, start_relay};
 
 fn run(target: SocketAddr, connections: usize, streams: usize, work: Work) -> Outcome {
     load::run(&plan(target, connections, streams, work)).unwrap()
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
 /// A gRPC message of `size` payload bytes that asks for `answer` bytes.
@@ -238,7 +193,10 @@ fn load_speaks_to_an_h2_server_with_every_field_and_every_byte() {
         let received = Arc::new(AtomicUsize::new(0));
         let setting = ServerSetting { window, streams, wrong: 0, how: "" };
         let address = start_h2_server(setting, received.clone());
-        let outcome = run(address, 2, 4, Work { message: size, answer: size });
+        let mut plan = plan(address, 2, 4, Work { message: size, answer: size });
+        // A debug build of the other side needs a while for the largest.
+        plan.counted = Duration::from_millis(800);
+        let outcome = load::run(&plan).unwrap();
         assert_eq!(outcome.failed, 0, "{outcome}");
         assert!(outcome.calls > 0, "{outcome}");
         assert!(received.load(Ordering::Relaxed) as u64 >= outcome.calls);
@@ -342,7 +300,7 @@ fn relay_keeps_every_byte_and_half_closes() {
 fn relay_closes_the_client_when_the_target_is_gone() {
     let gone = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap().local_addr().unwrap();
     let mut stream = TcpStream::connect(start_relay(gone)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
 }
 
@@ -436,9 +394,16 @@ fn worker_polls_dials_back_and_serves_the_tunnel() {
         connection.abort();
     });
     // With its tunnel the session is gone.
-    thread::sleep(Duration::from_millis(100));
-    write_response(&line, "204 No Content", "");
-    assert_eq!(poll_of(&mut line)["requestIds"], serde_json::json!([]));
+    let mut says = held;
+    for _ in 0..300 {
+        thread::sleep(Duration::from_millis(100));
+        write_response(&line, "204 No Content", "");
+        says = poll_of(&mut line);
+        if says["requestIds"] == serde_json::json!([]) {
+            return;
+        }
+    }
+    panic!("it still says {says}");
 }
 
 #[test]
@@ -452,107 +417,4 @@ fn worker_without_permission_ends_and_says_why() {
     read_request(&mut line);
     write_response(&line, "401 Unauthorized", "unknown key");
     assert_eq!(ended.join().unwrap(), "refused with 401: unknown key");
-}
-
-/// A run of another kind than calls, through the relay.
-fn run_kind(kind: Kind, more: impl FnOnce(&mut Plan)) -> Outcome {
-    let work = Work { message: 1000, answer: 3000 };
-    let mut plan = plan(start_relay(start_backend()), 3, 2, work);
-    plan.kind = kind;
-    more(&mut plan);
-    let outcome = load::run(&plan).unwrap();
-    assert_eq!(outcome.failed, 0, "{:?}", outcome.failures);
-    assert!(outcome.calls > 0);
-    outcome
-}
-
-#[test]
-fn server_streams_bring_whole_messages_without_end() {
-    let outcome = run_kind(Kind::ServerStream, |_| {});
-    assert_eq!(outcome.unit, "message");
-    assert!(outcome.calls_per_s > 1000.0, "{outcome}");
-}
-
-#[test]
-fn messages_go_back_and_forth() {
-    let lockstep = run_kind(Kind::PingPong { in_flight: 1 }, |_| {});
-    assert!(lockstep.latency_us.p50 > 0.0, "{lockstep}");
-    // Smaller than their order, and many at once.
-    let burst = run_kind(Kind::PingPong { in_flight: 1000 }, |plan| {
-        plan.work = Work { message: 5, answer: 5 };
-    });
-    assert!(burst.calls_per_s > lockstep.calls_per_s, "{burst}");
-}
-
-#[test]
-fn an_open_loop_keeps_its_rate_and_knows_its_error() {
-    for kind in [Kind::Unary, Kind::PingPong { in_flight: 1 }] {
-        let outcome = run_kind(kind, |plan| {
-            (plan.rate, plan.streams) = (Some(500.0), 1);
-            plan.counted = Duration::from_millis(600);
-        });
-        let due = outcome.elapsed_ns as f64 / 1e9 * 500.0;
-        assert!((outcome.calls as f64 - due).abs() < due / 2.0 + 5.0, "{outcome}");
-        assert!(outcome.late_us.unwrap().max > 0.0);
-    }
-}
-
-/// A backend that answers once and then not for 200 ms: what was due meanwhile waited as long.
-#[test]
-fn an_open_loop_counts_what_a_stall_held_up() {
-    let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
-    let (address, backend) = (listener.local_addr().unwrap(), start_backend());
-    thread::spawn(move || {
-        let (client, _) = listener.accept().unwrap();
-        let server = TcpStream::connect(backend).unwrap();
-        let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        thread::spawn(move || std::io::copy(&mut from, &mut to));
-        let (mut from, mut to, mut bytes) = (client, server, [0; 4096]);
-        let (begun, mut stalled) = (std::time::Instant::now(), false);
-        while let Ok(n @ 1..) = from.read(&mut bytes) {
-            if begun.elapsed() > Duration::from_millis(300) && !stalled {
-                stalled = true;
-                thread::sleep(Duration::from_millis(200));
-            }
-            to.write_all(&bytes[..n]).unwrap();
-        }
-    });
-    let mut plan = plan(address, 1, 1, Work { message: 100, answer: 100 });
-    (plan.rate, plan.counted) = (Some(200.0), Duration::from_millis(1000));
-    let outcome = load::run(&plan).unwrap();
-    // 40 calls of 200 were due in the stall; a closed loop would have seen one slow call.
-    assert!(outcome.latency_us.p90 > 20_000.0, "{outcome}");
-    assert!(outcome.latency_us.max > 150_000.0, "{outcome}");
-}
-
-#[test]
-fn connections_come_call_and_go() {
-    let outcome = run_kind(Kind::NewConnection, |plan| plan.streams = 1);
-    assert_eq!(outcome.unit, "connection");
-    assert!(outcome.calls > 20, "{outcome}");
-}
-
-#[test]
-fn resting_connections_stay_and_their_memory_is_told() {
-    let outcome = run_kind(Kind::Unary, |plan| {
-        (plan.connections, plan.active) = (300, Some(2));
-        plan.watch = vec![load::Watch { name: "proxy".to_owned(), pid: std::process::id() }];
-    });
-    assert!(outcome.memory.per_connection("proxy").unwrap() > 100.0, "{outcome}");
-}
-
-#[test]
-fn latencies_are_kept_as_an_hdr_log() {
-    let path = std::env::temp_dir().join(format!("ringway-hdr-{}", std::process::id()));
-    let outcome = run_kind(Kind::Unary, |plan| plan.hdr = Some(path.clone()));
-    let text = std::fs::read(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let mut log = hdrhistogram::serialization::interval_log::IntervalLogIterator::new(&text);
-    let found = log.find_map(|entry| match entry.unwrap() {
-        hdrhistogram::serialization::interval_log::LogEntry::Interval(interval) => {
-            Some(interval.encoded_histogram().to_owned())
-        }
-        _ => None,
-    });
-    assert!(found.unwrap().len() > 40, "{outcome}");
 }

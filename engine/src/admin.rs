@@ -5,6 +5,7 @@ mod changes;
 mod proc;
 mod reply;
 mod scrape;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,8 +37,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is said when a core does not answer.
 const BUSY: &str = "a core is too busy, try again\n";
-/// Least letters of a shortened request id.
-const SHORT_ID: usize = 8;
+/// Letters of a shortened request id.
+const SHORT_ID: usize = crate::trail::IdBegin::DIGITS;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +85,11 @@ pub fn routes(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/drain", post(drain).layer(guard()))
         .route("/shutdown", any(drain).layer(guard()))
-        .route("/sessions/{id}", get(session).merge(axum::routing::delete(close).layer(guard())))
-        .route("/sessions", get(sessions))
+        .route(
+            "/sessions/{id}",
+            get(sessions::one).merge(axum::routing::delete(close).layer(guard())),
+        )
+        .route("/sessions", get(sessions::list))
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/live", get(live))
@@ -193,25 +197,6 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "backend": admin.backend.label(),
         "mode": "local",
     }))
-}
-
-async fn sessions(State(admin): Shared, ConnectInfo(peer): Peer) -> Response<Body> {
-    let whole = is_loopback(peer);
-    let rows = admin.scraper.ask().await.into_sessions();
-    reply::json(&rows.iter().map(|row| reply::session(row, whole)).collect::<Vec<_>>())
-}
-
-async fn session(
-    State(admin): Shared,
-    ConnectInfo(peer): Peer,
-    Path(id): Path<String>,
-) -> Response<Body> {
-    let wanted = id.to_ascii_lowercase();
-    let rows = admin.scraper.ask().await.into_sessions();
-    match rows.iter().find(|row| is_named(row, &wanted)) {
-        Some(row) => reply::json(&reply::session(row, is_loopback(peer))),
-        None => reply::text(StatusCode::NOT_FOUND, "no such session\n"),
-    }
 }
 
 /// Ends a session on all cores. Answered when they have done so: each is asked behind its order.

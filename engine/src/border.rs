@@ -139,7 +139,7 @@ const KEPT_SEGMENTS: usize = 128;
 pub struct Output {
     queue: VecDeque<Segment>,
     /// The chunk being written into (one claim of ours) and how much of it is used.
-    fill: Option<(Segment, usize)>,
+    fill: Option<(Segment, u32)>,
     queued: usize,
     generation: u32,
     open: bool,
@@ -214,7 +214,7 @@ pub struct Border {
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
     /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
-    stash: Option<(Segment, usize)>,
+    stash: Option<(Segment, u32)>,
     /// What the reactor did so far.
     pub tally: Tally,
     /// Bytes copied out of receive blocks because a slow peer held them.
@@ -242,6 +242,9 @@ impl Border {
 
     /// Appends bytes, copied into the connection's own chunks.
     pub fn put(&mut self, conn: ConnId, mut bytes: &[u8]) {
+        if let Some(part) = self.tail(conn, bytes.len()) {
+            return self.pool.bytes_mut(part).copy_from_slice(bytes);
+        }
         while !bytes.is_empty() {
             let Some(part) = self.room(conn, bytes.len()) else { return };
             let (now, later) = bytes.split_at(part.len as usize);
@@ -252,6 +255,9 @@ impl Border {
 
     /// Appends a copy of a range: for what is cheaper to copy than to refer to.
     pub fn put_copy(&mut self, conn: ConnId, segment: Segment) {
+        if let Some(part) = self.tail(conn, segment.len as usize) {
+            return self.pool.copy(segment, part);
+        }
         let mut done = 0;
         while done < segment.len as usize {
             let rest = segment.len as usize - done;
@@ -259,6 +265,24 @@ impl Border {
             self.pool.copy(segment.part(done, part.len as usize), part);
             done += part.len as usize;
         }
+    }
+
+    /// Room for all of it behind the last range, where most of what is put goes: that range grows
+    /// and no claim is made. Queued, and to be filled now.
+    fn tail(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
+        let output = live(&mut self.outputs, conn)?;
+        let (chunk, used) = output.fill.as_mut()?;
+        let last = output.queue.back_mut()?;
+        let end = (last.start + last.len) as usize;
+        if last.block != chunk.block || end != *used || CHUNK_BYTES - end < wanted {
+            return None;
+        }
+        let part = chunk.part(end, wanted);
+        *used += wanted;
+        last.len += part.len;
+        output.grow(self.now, part.len);
+        self.mark(conn);
+        Some(part)
     }
 
     /// Up to `wanted` bytes at the end of the connection's output, queued and to be filled now.
@@ -656,15 +680,19 @@ fn append(pool: &mut Pool, queue: &mut VecDeque<Segment>, next: Segment) {
         }
         _ => {
             pool.retain(next);
+            if queue.capacity() == 0 {
+                // What a connection has to say at its beginning is in one piece; most rest then.
+                queue.reserve_exact(2);
+            }
             queue.push_back(next);
         }
     }
 }
 
 /// The next `wanted` bytes, or fewer, of a chunk that is being filled; a fresh one if it is full.
-fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize) -> Segment {
+fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, u32)>, wanted: usize) -> Segment {
     let (chunk, used) = match *fill {
-        Some((chunk, used)) if used < CHUNK_BYTES => (chunk, used),
+        Some((chunk, used)) if (used as usize) < CHUNK_BYTES => (chunk, used as usize),
         spent => {
             if let Some((chunk, _)) = spent {
                 pool.release(chunk);
@@ -673,7 +701,7 @@ fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, usize)>, wanted: usize
         }
     };
     let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
-    *fill = Some((chunk, used + part.len as usize));
+    *fill = Some((chunk, used as u32 + part.len));
     part
 }
 

@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub use dial::Dial;
 pub use problems::Problems;
 pub use settings::settings_as_markdown;
+pub(crate) use units::duration;
 
 use crate::tls::{Files, Pair};
 
@@ -278,6 +279,7 @@ pub struct Limits {
     pub outbox: usize,
     pub parked_tunnels: usize,
     pub parked_per_tenant: usize,
+    pub trace_records: usize,
 }
 
 /// How dead peers are found.

@@ -7,10 +7,12 @@ pub mod bare;
 pub mod boot;
 pub mod border;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;
 pub mod inlet;
+mod json;
 pub mod log;
 pub mod metrics;
 pub mod pool;
@@ -20,6 +22,7 @@ pub mod reactor;
 pub mod ring;
 pub mod shard;
 pub mod tls;
+pub mod trail;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

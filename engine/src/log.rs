@@ -4,10 +4,11 @@
 //! thread that looks into the queue every 20 ms writes the lines. A full queue loses records
 //! and says how many. Credentials and tokens never get here.
 
+mod json;
 mod lines;
 mod stamp;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,8 +30,10 @@ pub use stamp::rfc3339;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Records that wait for their lines.
 const RECORDS: usize = 16 * 1024;
-/// Lines that wait for stderr.
+/// Lines, or batches of them, that wait for stderr.
 const LINES: usize = 16 * 1024;
+/// Bytes of lines that are written together.
+const BATCH_BYTES: usize = 16 * 1024;
 
 static QUEUE: OnceLock<ArrayQueue<Record>> = OnceLock::new();
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -97,12 +100,12 @@ enum What {
 /// A [`SessionEdge`] that owns its texts.
 #[derive(Debug)]
 struct Edge {
-    request_id: Box<str>,
-    function_id: Box<str>,
-    function_version_id: Box<str>,
+    /// Request id, function, version and detail in one piece: it is made on a data core.
+    texts: Box<str>,
+    /// Where the first three of them end.
+    ends: [usize; 3],
     eviction_reason: &'static str,
     close_code: &'static str,
-    close_detail: Box<str>,
     closed_by_peer: bool,
     local_timeout: &'static str,
     held_for: Duration,
@@ -178,17 +181,35 @@ fn put(shard: u16, what: impl FnOnce() -> What) {
 
 impl Edge {
     fn of(edge: &SessionEdge<'_>) -> Self {
+        let [id, function, version] =
+            [edge.request_id, edge.function_id, edge.function_version_id].map(str::len);
+        let texts =
+            [edge.request_id, edge.function_id, edge.function_version_id, edge.close_detail];
         Self {
-            request_id: edge.request_id.into(),
-            function_id: edge.function_id.into(),
-            function_version_id: edge.function_version_id.into(),
+            texts: texts.concat().into_boxed_str(),
+            ends: [id, id + function, id + function + version],
             eviction_reason: edge.eviction_reason,
             close_code: edge.close_code,
-            close_detail: edge.close_detail.into(),
             closed_by_peer: edge.closed_by_peer,
             local_timeout: edge.local_timeout,
             held_for: edge.held_for,
         }
+    }
+
+    fn request_id(&self) -> &str {
+        &self.texts[..self.ends[0]]
+    }
+
+    fn function_id(&self) -> &str {
+        &self.texts[self.ends[0]..self.ends[1]]
+    }
+
+    fn function_version_id(&self) -> &str {
+        &self.texts[self.ends[1]..self.ends[2]]
+    }
+
+    fn close_detail(&self) -> &str {
+        &self.texts[self.ends[2]..]
     }
 }
 
@@ -219,12 +240,14 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
         .lossy(true)
         .thread_name("ringway-stderr")
         .finish(std::io::stderr());
-    install(lines, level, std::io::stderr().is_terminal());
+    let readable = std::io::stderr().is_terminal();
+    let ours = install(lines.clone(), level, readable);
+    let mut direct = (ours && !readable).then(|| Direct { lines, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
-    let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(|| {
+    let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
         loop {
             let ended = ENDED.load(Ordering::Acquire);
-            write_waiting();
+            write_waiting(direct.as_mut());
             if ended {
                 return;
             }
@@ -234,7 +257,25 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
     Ok(LogGuard { thread: Some(thread), _lines: guard })
 }
 
-fn install(lines: NonBlocking, level: &str, readable: bool) {
+/// JSON lines that are made here and not by `tracing`: those of sessions, which are most of them.
+struct Direct {
+    lines: NonBlocking,
+    /// Lines that are written together.
+    batch: Vec<u8>,
+}
+
+impl Direct {
+    fn write(&mut self) {
+        if !self.batch.is_empty() {
+            // Lines that find no room are lost, as all are.
+            let _ = self.lines.write_all(&self.batch);
+            self.batch.clear();
+        }
+    }
+}
+
+/// Whether it is this log that lines go to from now on.
+fn install(lines: NonBlocking, level: &str, readable: bool) -> bool {
     let level: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
     // Libraries speak up only when something is wrong.
     let targets =
@@ -242,18 +283,31 @@ fn install(lines: NonBlocking, level: &str, readable: bool) {
     let registry = tracing_subscriber::registry().with(targets);
     let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
     // It fails only when a subscriber is installed already: then that one goes on.
-    let _ = if readable {
+    let installed = if readable {
         registry.with(layer.compact().with_target(false)).try_init()
     } else {
         registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
     };
+    installed.is_ok()
 }
 
 /// Writes what is in the queue.
-fn write_waiting() {
+fn write_waiting(mut direct: Option<&mut Direct>) {
     let Some(queue) = QUEUE.get() else { return };
     while let Some(record) = queue.pop() {
+        if let Some(direct) = &mut direct {
+            let made = json::write(&record, &mut direct.batch);
+            if !made || direct.batch.len() > BATCH_BYTES {
+                direct.write();
+            }
+            if made {
+                continue;
+            }
+        }
         stamp::at(record.at, || lines::write(&record));
+    }
+    if let Some(direct) = &mut direct {
+        direct.write();
     }
     let lost = LOST.swap(0, Ordering::Relaxed);
     if lost > 0 {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
 use ringway::config::{self, Config, MAX_CORES};
+use ringway::console::{self, Failure};
 use ringway::doctor;
 
 /// Exit code for wrong arguments; clap's own.
@@ -58,6 +59,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List a running gateway's sessions, show what happened to one, or end one.
+    Sessions(console::Sessions),
+    /// Show a running gateway's sessions live, busiest first.
+    Top(console::Top),
     /// Read a configuration file and print everything that is wrong with it.
     Check {
         /// The configuration file (TOML or YAML).
@@ -127,6 +132,8 @@ fn main() -> ExitCode {
             run(engine, config, (Some(demo), None))
         }
         Command::Doctor { config, json } => diagnose(config.as_deref(), json),
+        Command::Sessions(arguments) => ended(console::sessions(&arguments)),
+        Command::Top(arguments) => ended(console::top(&arguments)),
         Command::Check { config } => match Config::load(&config) {
             Ok(read) => {
                 for warning in &read.warnings {
@@ -140,6 +147,17 @@ fn main() -> ExitCode {
                 ExitCode::from(CONFIG)
             }
         },
+    }
+}
+
+/// What a command came to.
+fn ended(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
     }
 }
 

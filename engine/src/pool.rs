@@ -177,6 +177,7 @@ impl Pool {
     }
 
     /// Whether the segment lies in receive memory (and so keeps a receive block from the kernel).
+    #[inline]
     #[must_use]
     pub fn is_ring(&self, segment: Segment) -> bool {
         (segment.block.0 as usize) < self.ring.len()
@@ -186,6 +187,7 @@ impl Pool {
     ///
     /// # Panics
     /// If the segment outlived its claim: our own broken invariant.
+    #[inline]
     #[must_use]
     pub fn bytes(&self, segment: Segment) -> &[u8] {
         let (start, len) = (segment.start as usize, segment.len as usize);
@@ -205,6 +207,7 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Self::bytes`].
+    #[inline]
     pub fn bytes_mut(&mut self, segment: Segment) -> &mut [u8] {
         let (start, len) = (segment.start as usize, segment.len as usize);
         match self.chunk_slot(segment.block) {
@@ -300,6 +303,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     fn chunk_slot(&self, block: BlockId) -> Option<usize> {
         (block.0 as usize).checked_sub(self.ring.len())
     }

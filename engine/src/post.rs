@@ -15,6 +15,7 @@ pub use across::{
 use crate::border::Parcel;
 use crate::control::local::Policy;
 use crate::metrics::ShardMetrics;
+use crate::trail::{IdBegin, Part};
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -23,6 +24,13 @@ pub enum ShardPost {
     Snapshot {
         /// Names the asker's request.
         ticket: u64,
+    },
+    /// Answer with [`ControlPost::Trail`] under the same ticket.
+    Trail {
+        /// Names the asker's request.
+        ticket: u64,
+        /// Which sessions.
+        wanted: IdBegin,
     },
     /// Go by these rules from now on. What runs is not touched.
     Policy(Arc<Policy>),
@@ -68,6 +76,13 @@ pub enum ControlPost {
         core: u16,
         /// Counters and sessions.
         snapshot: Box<Snapshot>,
+    },
+    /// What a shard has recorded of some sessions.
+    Trail {
+        /// The asker's ticket.
+        ticket: u64,
+        /// One for each session.
+        parts: Vec<Part>,
     },
     /// A draining shard has closed its last connection, and its core has ended.
     Drained {

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway::demo::pb::EchoMessage;
 use ringway::demo::pb::echo_client::EchoClient;
@@ -25,7 +25,7 @@ async fn call(client: &str, key: &'static str) -> Result<(), tonic::Status> {
 
 fn refused_connect(worker: &str) {
     let mut stream = TcpStream::connect(worker).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let head = format!(
         "CONNECT /v1/proxy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nX-Request-Id: {F}\r\n\r\n",
         "guessed-token".repeat(5)
@@ -34,6 +34,24 @@ fn refused_connect(worker: &str) {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 403");
+}
+
+fn wait_for_no_sessions(admin: &str) {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        stream
+            .write_all(b"GET /sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (all, closed) = ("\"state\":\"", "\"state\":\"closed\"");
+        if answer.matches(all).count() == answer.matches(closed).count() {
+            return;
+        }
+        assert!(Instant::now() < until, "{answer}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[tokio::test]
@@ -54,7 +72,7 @@ async fn the_edges_of_a_session_are_logged_and_no_secret_is() {
     call(&address("client="), "wrong-key").await.unwrap_err();
     refused_connect(&address("worker="));
     // The connections' ends have to be noticed before the drain ends everything.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    wait_for_no_sessions(&address("admin="));
     let id = child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let mut log = String::new();

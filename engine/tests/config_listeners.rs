@@ -42,6 +42,13 @@ impl Folder {
         self.write(&format!("{name}.pem"), &params.self_signed(&key).unwrap().pem());
         self.write(&format!("{name}.key"), &key.serialize_pem());
     }
+
+    /// No certificate of that name any more.
+    fn forget(&self, name: &str) {
+        for kind in ["pem", "key"] {
+            let _ = std::fs::remove_file(self.0.join(format!("{name}.{kind}")));
+        }
+    }
 }
 
 impl Drop for Folder {
@@ -186,15 +193,18 @@ fn certificates_that_are_still_being_written_are_waited_for() {
     let begun = std::time::Instant::now();
     assert!(Config::load_patiently(&file).unwrap_err().may_pass());
     assert!(begun.elapsed() >= std::time::Duration::from_secs(2), "five tries, 500 ms apart");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_millis(700));
-            folder.issue("a", (2020, 2090));
-        });
-        assert!(Config::load_patiently(&file).is_ok());
-    });
+    // A machine that holds the writer up for as long as the tries last does so once, not always.
+    let comes_in_time = |_| {
+        folder.forget("a");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+                folder.issue("a", (2020, 2090));
+            });
+            Config::load_patiently(&file).is_ok()
+        })
+    };
+    assert!((0..5).any(comes_in_time));
     std::fs::write(&file, format!("{listen}{control}{PARTIES}[sesion]\n")).unwrap();
-    let begun = std::time::Instant::now();
-    assert!(Config::load_patiently(&file).is_err());
-    assert!(begun.elapsed() < std::time::Duration::from_millis(400), "no waiting for a typo");
+    assert!(!Config::load_patiently(&file).unwrap_err().may_pass(), "no waiting for a typo");
 }

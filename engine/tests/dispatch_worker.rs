@@ -38,6 +38,8 @@ struct State {
     /// What CONNECTs are answered, last first; then 200.
     statuses: Vec<u16>,
     connects: Vec<String>,
+    /// How often the worker has asked for a new session.
+    asked: usize,
     /// Sent right behind a 200, in the same write.
     behind: Vec<u8>,
 }
@@ -58,6 +60,7 @@ impl Gateway {
             polls: HashMap::new(),
             statuses: Vec::new(),
             connects: Vec::new(),
+            asked: 0,
             behind: Vec::new(),
         }));
         let shared = state.clone();
@@ -102,11 +105,20 @@ impl Gateway {
     }
 
     async fn tunnel(&mut self) -> TcpStream {
-        timeout(5 * SECOND, self.tunnels.recv()).await.expect("a CONNECT in time").unwrap()
+        timeout(30 * SECOND, self.tunnels.recv()).await.expect("a CONNECT in time").unwrap()
     }
 
     async fn no_tunnel(&mut self) {
         assert!(timeout(SECOND / 4, self.tunnels.recv()).await.is_err(), "no CONNECT was expected");
+    }
+
+    async fn until(&self, what: &str, seen: impl Fn(&State) -> bool) {
+        let seen = async {
+            while !seen(&self.state.lock().unwrap()) {
+                sleep(SECOND / 100).await;
+            }
+        };
+        timeout(30 * SECOND, seen).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
     }
 
     async fn new_session(&mut self, id: u128) -> TcpStream {
@@ -159,6 +171,7 @@ async fn connection(
             assert!(head.contains("Authorization: Bearer k\r\n"), "{head}");
             let request = PollRequest::parse(&body, 5000).unwrap();
             let mut state = state.lock().unwrap();
+            state.asked += usize::from(request.slots > 0);
             state.dispatch.poll(poll, request, Time::ZERO).unwrap();
             state.hand_out();
         }
@@ -343,6 +356,7 @@ async fn a_403_is_final_and_a_503_is_tried_again() {
     let mut gateway = Gateway::with_worker(8, Serve::Routes(routes().await)).await;
     gateway.state.lock().unwrap().statuses = vec![403];
     gateway.submit(WorkKind::New, 1);
+    gateway.until("a CONNECT", |state| !state.connects.is_empty()).await;
     gateway.no_tunnel().await;
     assert_eq!(gateway.state.lock().unwrap().connects.len(), 1);
     gateway.state.lock().unwrap().statuses = vec![503, 503];
@@ -362,7 +376,7 @@ async fn bytes_right_behind_the_200_belong_to_the_tunnel() {
 
 #[tokio::test]
 async fn a_session_takes_reconnects_until_its_last_tunnel_ends() {
-    let mut gateway = Gateway::with_worker(8, Serve::Routes(routes().await)).await;
+    let mut gateway = Gateway::with_worker(1, Serve::Routes(routes().await)).await;
     let first = gateway.new_session(1).await;
     gateway.submit(WorkKind::Reconnect, 1);
     let second = gateway.tunnel().await;
@@ -374,7 +388,7 @@ async fn a_session_takes_reconnects_until_its_last_tunnel_ends() {
         gateway.state.lock().unwrap().connects.iter().filter(|c| c.contains("0001\r")).count();
     assert_eq!(ids, 3, "all for the same session");
     drop((second, third));
-    sleep(SECOND / 5).await;
+    gateway.until("its only slot is free", |state| state.asked == 2).await;
     gateway.submit(WorkKind::Reconnect, 1);
     gateway.no_tunnel().await;
 }
@@ -395,7 +409,7 @@ async fn a_bridge_is_silent_until_the_gateway_speaks_and_then_copies_both_ways()
     let target = server.local_addr().unwrap().to_string();
     let mut gateway = Gateway::with_worker(8, Serve::Bridge(target)).await;
     let mut tunnel = gateway.new_session(1).await;
-    let (mut served, _) = timeout(SECOND, server.accept()).await.unwrap().unwrap();
+    let (mut served, _) = timeout(30 * SECOND, server.accept()).await.unwrap().unwrap();
     served.write_all(b"settings").await.unwrap();
     let mut read = [0; 8];
     assert!(timeout(SECOND / 5, tunnel.read_exact(&mut read)).await.is_err());

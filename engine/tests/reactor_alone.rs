@@ -260,11 +260,17 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     for socket in &sockets {
         socket.connect(&desk.address.into()).unwrap();
     }
-    thread::sleep(Duration::from_millis(450));
-    let tally = desk.ask(|_, border| border.tally);
-    let failures = tally.accept_failures - before.accept_failures;
-    assert!((2..=6).contains(&failures), "{failures} failures in 450 ms");
-    assert!(tally.turns - before.turns < 30, "{} turns", tally.turns - before.turns);
+    // Asking would wake it: after a while it is asked once; a slow machine may need another.
+    let begun = Instant::now();
+    let (tally, failures) = until("some failures", || {
+        thread::sleep(Duration::from_millis(450));
+        let tally = desk.ask(|_, border| border.tally);
+        let failures = tally.accept_failures - before.accept_failures;
+        (failures >= 2).then_some((tally, failures))
+    });
+    let (took, turns) = (begun.elapsed().as_millis() as u64, tally.turns - before.turns);
+    assert!(failures <= took / 75, "{failures} failures in {took} ms");
+    assert!(turns < took / 15, "{turns} turns in {took} ms");
     assert_eq!(tally.accepts, 2);
     drop(limited);
     desk.accepted(5);

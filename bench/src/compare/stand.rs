@@ -2,15 +2,19 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::peer::{Behind, Names, Peer};
-use super::shape::Shape;
+use super::count::Counter;
+use super::hold;
+use super::keys::Keys;
+use super::peer::{Behind, Names, Peer, fill};
+use super::programs::Programs;
+use super::shape::{Figure, Shape, Work};
 use super::{CLIENT_KEY, FUNCTION, Request, VERSION, WORKER_KEY, is_direct};
 use crate::load::Outcome;
 use crate::sys;
@@ -19,13 +23,13 @@ use crate::sys;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a run may take beyond its seconds: set-up, end, and a margin.
 const RUN_MARGIN: Duration = Duration::from_secs(45);
+/// Seconds that the generator's check counts at most, three times.
+pub const CHECK: f64 = 1.0;
 /// How often a start or an end is looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Every name a template or a start line may use.
-pub const NAMES: [&str; 17] = [
-    "bench",
-    "ringway",
+/// Every name a template or a start line may use, besides those of programs.
+pub const NAMES: [&str; 20] = [
     "dir",
     "client",
     "client_host",
@@ -39,20 +43,40 @@ pub const NAMES: [&str; 17] = [
     "worker_key",
     "function",
     "version",
+    "connections",
     "streams",
     "cpu",
+    "cert",
+    "key",
+    "pair",
+    "ca",
 ];
+
+/// Variable that tells the counting library where to count.
+const COUNTS: &str = "RINGWAY_BENCH_COUNTS";
 
 /// What all runs share.
 #[derive(Debug)]
 pub struct Stand {
     bench: PathBuf,
-    ringway: PathBuf,
+    /// Names that are the same for every run.
+    names: Names,
+    /// The library that counts allocations, or why there is none.
+    counting: Result<PathBuf, String>,
     out: PathBuf,
     seconds: f64,
     warm_up: f64,
     proxy_cpu: usize,
     load_cpu: usize,
+}
+
+/// What one run showed.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// What the generator reported, if it ran.
+    pub outcome: Option<Outcome>,
+    /// The figure, where it is not the generator's to know.
+    pub figure: Option<f64>,
 }
 
 /// A child process with its group; dropping it ends them.
@@ -70,14 +94,42 @@ impl Drop for Running {
 }
 
 impl Stand {
-    /// Finds the programs; `out` gets a folder for each run's files.
-    pub fn new(request: &Request, out: &Path) -> io::Result<Self> {
-        let bench = std::env::current_exe()?;
-        let beside = bench.with_file_name("ringway");
+    /// Prepares what every run needs; `out` gets a folder for each run's files.
+    pub fn new(
+        request: &Request,
+        programs: &mut Programs,
+        shapes: &[Shape],
+        out: &Path,
+    ) -> io::Result<Self> {
+        let out = out.canonicalize()?;
+        let keys = Keys::make(&out)?;
+        let counts = shapes.iter().any(|shape| shape.figure == Figure::Allocations);
+        let counting = if counts {
+            programs.obtain("allocations")
+        } else {
+            Err("nothing counts allocations".to_owned())
+        };
+        let text = |path: &Path| path.display().to_string();
+        let mut names: Names =
+            programs.paths().map(|(name, path)| (name.to_owned(), text(path))).collect();
+        let cpu = request.proxy_cpu.to_string();
+        let known = [
+            ("client_key", CLIENT_KEY.to_owned()),
+            ("worker_key", WORKER_KEY.to_owned()),
+            ("function", FUNCTION.to_owned()),
+            ("version", VERSION.to_owned()),
+            ("cpu", cpu),
+            ("cert", text(&keys.cert)),
+            ("ca", text(&keys.cert)),
+            ("key", text(&keys.key)),
+            ("pair", text(&keys.pair)),
+        ];
+        names.extend(known.map(|(name, value)| (name.to_owned(), value)));
         Ok(Self {
-            ringway: request.ringway.clone().unwrap_or(beside),
-            bench,
-            out: out.canonicalize()?,
+            bench: std::env::current_exe()?,
+            names,
+            counting,
+            out,
             seconds: request.seconds,
             warm_up: request.warm_up,
             proxy_cpu: request.proxy_cpu,
@@ -85,77 +137,115 @@ impl Stand {
         })
     }
 
-    /// The names known before a run.
-    pub fn programs(&self) -> Names {
-        let text = |path: &Path| path.display().to_string();
-        [("bench", text(&self.bench)), ("ringway", text(&self.ringway))].into()
+    /// The generator with nothing but its endpoint, both where they are in the runs.
+    pub fn check(&self) -> Result<Outcome, String> {
+        let line = ["load", "--check", "--json"].into_iter();
+        let mut line: Vec<String> = line.map(str::to_owned).collect();
+        line.insert(0, self.bench.display().to_string());
+        let seconds = self.seconds.min(CHECK);
+        let times = [("--seconds", seconds), ("--warm-up", self.warm_up)];
+        line.extend(times.into_iter().flat_map(|(name, s)| [name.to_owned(), s.to_string()]));
+        let planned = Duration::from_secs_f64(3.0 * (self.warm_up + seconds));
+        let checked = || {
+            let mut load = self.start(&self.out, "check", &line, self.load_cpu)?;
+            load.wait(planned)?;
+            let text = fs::read_to_string(&load.log)?;
+            serde_json::from_str(&text).map_err(io::Error::other)
+        };
+        checked().map_err(|error| error.to_string())
+    }
+
+    /// From now on `name` stands for `value` in what shapes add to the generator's arguments.
+    pub fn set(&mut self, name: &str, value: String) {
+        self.names.insert(name.to_owned(), value);
+    }
+
+    /// The folder of a shape's runs with a peer.
+    pub fn folder(&self, peer: &Peer, shape: &Shape) -> PathBuf {
+        self.out.join(shape.name).join(&peer.name)
     }
 
     /// One run of `peer` with `shape`. The text of an error says why it does not count.
-    pub fn run(&self, peer: &Peer, shape: &Shape) -> Result<Outcome, String> {
-        let dir = self.out.join(shape.name).join(&peer.name);
+    pub fn run(&self, peer: &Peer, shape: &Shape, round: usize) -> Result<Seen, String> {
+        let dir = self.folder(peer, shape);
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        self.run_in(&dir, peer, shape).map_err(|e| e.to_string())
+        self.run_in(&dir, peer, shape, round).map_err(|e| e.to_string())
     }
 
-    fn run_in(&self, dir: &Path, peer: &Peer, shape: &Shape) -> io::Result<Outcome> {
-        let [client, backend, worker, admin] = free_addresses()?;
-        let mut names = self.programs();
-        names.extend([
+    fn run_in(&self, dir: &Path, peer: &Peer, shape: &Shape, round: usize) -> io::Result<Seen> {
+        let places = Places::free()?;
+        let mut names = self.names.clone();
+        names.extend(places.names());
+        let own = [
             ("dir", dir.display().to_string()),
-            ("client", client.to_string()),
-            ("client_host", client.ip().to_string()),
-            ("client_port", client.port().to_string()),
-            ("backend", backend.to_string()),
-            ("backend_host", backend.ip().to_string()),
-            ("backend_port", backend.port().to_string()),
-            ("worker", worker.to_string()),
-            ("admin", admin.to_string()),
-            ("client_key", CLIENT_KEY.to_owned()),
-            ("worker_key", WORKER_KEY.to_owned()),
-            ("function", FUNCTION.to_owned()),
-            ("version", VERSION.to_owned()),
+            ("connections", shape.connections.to_string()),
             ("streams", shape.streams.to_string()),
-            ("cpu", self.proxy_cpu.to_string()),
-        ]);
+        ];
+        names.extend(own.map(|(name, value)| (name.to_owned(), value)));
         let start = peer.render(dir, &names)?;
         let bench = self.bench.display().to_string();
-        let listening = [bench.clone(), "backend".into(), "--listen".into(), backend.to_string()];
-        let polling = [
-            ["--gateway", &format!("http://{worker}")],
-            ["--key", WORKER_KEY],
-            ["--function", FUNCTION],
-            ["--version", VERSION],
-        ];
-        let mut polling: Vec<String> = polling.concat().into_iter().map(str::to_owned).collect();
-        polling.splice(0..0, [bench, "worker".to_owned()]);
+        let listen = places.backend.to_string();
+        let listening = [bench.clone(), "backend".into(), "--listen".into(), listen];
         // A backend is there before the peer, a worker comes after it.
         let (mut proxy, mut end) = (None, None);
         if peer.behind == Behind::Backend {
             end = Some(self.start(dir, "endpoint", &listening, self.load_cpu)?.by_line("ready ")?);
         }
+        let counts = dir.join("counts");
         if !is_direct(peer) {
-            let running = self.start(dir, "proxy", &start, self.proxy_cpu)?;
+            let mut environment = vec![];
+            if shape.figure == Figure::Allocations {
+                let library = self.counting.clone().map_err(io::Error::other)?;
+                environment = vec![("LD_PRELOAD", library), (COUNTS, counts.clone())];
+            }
+            let running = self.start_in(dir, "proxy", &start, self.proxy_cpu, environment)?;
             proxy = Some(match &peer.ready {
                 Some(line) => running.by_line(line)?,
-                None => running.by_port(client)?,
+                None => running.by_port(places.client)?,
             });
         }
         if peer.behind == Behind::Worker {
+            let polling = polling(bench, places.worker);
             end = Some(self.start(dir, "endpoint", &polling, self.load_cpu)?.by_line("ready ")?);
         }
-        let target = if is_direct(peer) { backend } else { client };
-        self.load(dir, shape, target, &[("proxy", &proxy), ("endpoint", &end)])
+        let target = if is_direct(peer) { places.backend } else { places.client };
+        if shape.work == Work::Hold {
+            let pid = proxy.as_ref().map(|running| running.child.id());
+            let pid = pid.ok_or_else(|| io::Error::other("nothing holds the connections"))?;
+            let figure = Some(hold::run(target, shape.connections, pid)?);
+            return Ok(Seen { outcome: None, figure });
+        }
+        let counter = (shape.figure == Figure::Allocations).then(|| Counter::watch(counts));
+        let admin = peer.admin.then_some(places.admin);
+        let line = self.load_line(shape, target, admin, &names);
+        let hdr = dir.join(format!("latency-{round}.hlog"));
+        let outcome = self.load(dir, line, &hdr, &[("proxy", &proxy), ("endpoint", &end)])?;
+        let counted = counter.map(|counter| counter.rate(self.seconds)).transpose()?;
+        let figure = counted.map(|rate| rate / outcome.calls_per_s.max(1.0));
+        Ok(Seen { outcome: Some(outcome), figure })
     }
 
     /// Starts `line` on `cpu` with its output in `dir`.
     fn start(&self, dir: &Path, name: &str, line: &[String], cpu: usize) -> io::Result<Running> {
+        self.start_in(dir, name, line, cpu, vec![])
+    }
+
+    /// As [`Stand::start`], with more in its environment.
+    fn start_in(
+        &self,
+        dir: &Path,
+        name: &str,
+        line: &[String],
+        cpu: usize,
+        environment: Vec<(&str, PathBuf)>,
+    ) -> io::Result<Running> {
         let (program, arguments) = line.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let log = dir.join(format!("{name}.out"));
         // The child inherits the affinity of the thread that starts it.
         sys::pin(&[cpu])?;
         let child = Command::new(program)
             .args(arguments)
+            .envs(environment)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(File::create(&log)?)
@@ -166,13 +256,13 @@ impl Stand {
         Ok(Running { child, log })
     }
 
-    fn load(
+    fn load_line(
         &self,
-        dir: &Path,
         shape: &Shape,
         target: SocketAddr,
-        watched: &[(&str, &Option<Running>)],
-    ) -> io::Result<Outcome> {
+        admin: Option<SocketAddr>,
+        names: &Names,
+    ) -> Vec<String> {
         let mut line = vec![self.bench.display().to_string(), "load".to_owned()];
         let arguments = [
             ("--target", target.to_string()),
@@ -184,8 +274,21 @@ impl Stand {
             ("--warm-up", self.warm_up.to_string()),
         ];
         line.extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-        line.extend(shape.more.iter().map(|&argument| argument.to_owned()));
-        line.extend(["--hdr".to_owned(), dir.join("latency.hlog").display().to_string()]);
+        line.extend(shape.more.iter().map(|argument| fill(argument, names)));
+        if let Some(admin) = admin.filter(|_| shape.figure == Figure::Messages) {
+            line.extend(["--metrics".to_owned(), admin.to_string()]);
+        }
+        line
+    }
+
+    fn load(
+        &self,
+        dir: &Path,
+        mut line: Vec<String>,
+        hdr: &Path,
+        watched: &[(&str, &Option<Running>)],
+    ) -> io::Result<Outcome> {
+        line.extend(["--hdr".to_owned(), hdr.display().to_string()]);
         for (name, running) in watched {
             if let Some(running) = running {
                 line.extend(["--watch".to_owned(), format!("{name}={}", running.child.id())]);
@@ -198,6 +301,15 @@ impl Stand {
         let text = fs::read_to_string(&load.log)?;
         serde_json::from_str(&text).map_err(io::Error::other)
     }
+}
+
+/// Arguments of the endpoint as a worker.
+fn polling(bench: String, gateway: SocketAddr) -> Vec<String> {
+    let gateway = format!("http://{gateway}");
+    let arguments = ["--gateway", &gateway, "--key", WORKER_KEY, "--function", FUNCTION];
+    let mut line = vec![bench, "worker".to_owned()];
+    line.extend(arguments.into_iter().chain(["--version", VERSION]).map(str::to_owned));
+    line
 }
 
 impl Running {
@@ -252,13 +364,34 @@ impl Running {
     }
 }
 
-/// Four loopback addresses nobody listens on. All are held until the last is known.
-fn free_addresses() -> io::Result<[SocketAddr; 4]> {
-    let hold = || TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
-    let held = [hold()?, hold()?, hold()?, hold()?];
-    let mut addresses = [SocketAddr::from(([127, 0, 0, 1], 0)); 4];
-    for (address, listener) in addresses.iter_mut().zip(&held) {
-        *address = listener.local_addr()?;
+/// Four loopback addresses nobody listens on.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    client: SocketAddr,
+    backend: SocketAddr,
+    worker: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Places {
+    /// All are held until the last is known.
+    fn free() -> io::Result<Self> {
+        let hold = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let held = [hold()?, hold()?, hold()?, hold()?];
+        let [client, backend, worker, admin] = held.each_ref().map(TcpListener::local_addr);
+        Ok(Self { client: client?, backend: backend?, worker: worker?, admin: admin? })
     }
-    Ok(addresses)
+
+    fn names(&self) -> Names {
+        let all = [("client", self.client), ("backend", self.backend)];
+        let parts = all.into_iter().flat_map(|(name, address)| {
+            [
+                (name.to_owned(), address.to_string()),
+                (format!("{name}_host"), address.ip().to_string()),
+                (format!("{name}_port"), address.port().to_string()),
+            ]
+        });
+        let others = [("worker", self.worker), ("admin", self.admin)];
+        parts.chain(others.map(|(name, address)| (name.to_owned(), address.to_string()))).collect()
+    }
 }

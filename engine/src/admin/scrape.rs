@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::metrics::{ShardMetrics, family};
 use crate::post::{SessionRow, ShardPost, Snapshot};
 use crate::ring::Sender;
+use crate::trail::{IdBegin, Part};
 
 /// How long the cores may take.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -20,7 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Scraper {
     cores: Vec<Core>,
-    asked: Mutex<Asked>,
+    asked: Mutex<Asked<Box<Snapshot>>>,
+    trails: Mutex<Asked<Vec<Part>>>,
 }
 
 #[derive(Debug)]
@@ -30,10 +32,17 @@ struct Core {
     ended: AtomicBool,
 }
 
-#[derive(Debug, Default)]
-struct Asked {
+/// Questions of one kind that are not answered yet, by their tickets.
+#[derive(Debug)]
+struct Asked<T> {
     last: u64,
-    waiting: HashMap<u64, mpsc::Sender<Box<Snapshot>>>,
+    waiting: HashMap<u64, mpsc::Sender<T>>,
+}
+
+impl<T> Default for Asked<T> {
+    fn default() -> Self {
+        Self { last: 0, waiting: HashMap::new() }
+    }
 }
 
 /// What the cores answered in time.
@@ -48,7 +57,11 @@ impl Scraper {
     #[must_use]
     pub fn new(cores: Vec<Sender<ShardPost>>) -> Self {
         let core = |mailbox| Core { mailbox, ended: AtomicBool::new(false) };
-        Self { cores: cores.into_iter().map(core).collect(), asked: Mutex::default() }
+        Self {
+            cores: cores.into_iter().map(core).collect(),
+            asked: Mutex::default(),
+            trails: Mutex::default(),
+        }
     }
 
     /// How many cores there are.
@@ -78,39 +91,55 @@ impl Scraper {
         live.filter(|core| core.mailbox.send(post()).is_err()).count()
     }
 
-    /// Asks every core.
+    /// Asks every core how it is.
     pub async fn ask(&self) -> Scrape {
-        let cores = self.cores();
-        let (sender, mut answers) = mpsc::channel(cores.max(1));
+        let answers = self.ask_all(&self.asked, |ticket| ShardPost::Snapshot { ticket }).await;
+        let mut snapshots: Vec<Snapshot> = answers.into_iter().map(|answer| *answer).collect();
+        snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
+        let silent = self.cores() - snapshots.len();
+        Scrape { snapshots, silent }
+    }
+
+    /// Asks every core what it has recorded of the sessions whose id begins so.
+    pub async fn ask_trails(&self, wanted: IdBegin) -> Vec<Part> {
+        let post = |ticket| ShardPost::Trail { ticket, wanted };
+        let answers = self.ask_all(&self.trails, post).await;
+        let mut parts: Vec<Part> = answers.into_iter().flatten().collect();
+        parts.sort_by_key(|part| part.core);
+        parts
+    }
+
+    async fn ask_all<T>(&self, of: &Mutex<Asked<T>>, post: impl Fn(u64) -> ShardPost) -> Vec<T> {
+        let (sender, mut answers) = mpsc::channel(self.cores().max(1));
         let ticket = {
-            let mut asked = lock(&self.asked);
+            let mut asked = lock(of);
             asked.last += 1;
             let ticket = asked.last;
             asked.waiting.insert(ticket, sender);
             ticket
         };
-        let asked = |core: &&Core| core.mailbox.send(ShardPost::Snapshot { ticket }).is_ok();
+        let asked = |core: &&Core| core.mailbox.send(post(ticket)).is_ok();
         let asked = self.cores.iter().filter(asked).count();
-        let mut snapshots = Vec::with_capacity(asked);
+        let mut answered = Vec::with_capacity(asked);
         let until = Instant::now() + DEADLINE;
-        while snapshots.len() < asked {
+        while answered.len() < asked {
             match timeout_at(until, answers.recv()).await {
-                Ok(Some(snapshot)) => snapshots.push(*snapshot),
+                Ok(Some(answer)) => answered.push(answer),
                 Ok(None) | Err(_) => break,
             }
         }
-        lock(&self.asked).waiting.remove(&ticket);
-        snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
-        let silent = cores - snapshots.len();
-        Scrape { snapshots, silent }
+        lock(of).waiting.remove(&ticket);
+        answered
     }
 
-    /// A core's answer has come.
+    /// A core's answer to [`Self::ask`] has come.
     pub fn answered(&self, ticket: u64, snapshot: Box<Snapshot>) {
-        if let Some(asker) = lock(&self.asked).waiting.get(&ticket) {
-            // There is room for one answer a core; a late one finds nobody.
-            let _ = asker.try_send(snapshot);
-        }
+        answer(&self.asked, ticket, snapshot);
+    }
+
+    /// A core's answer to [`Self::ask_trails`] has come.
+    pub fn told(&self, ticket: u64, parts: Vec<Part>) {
+        answer(&self.trails, ticket, parts);
     }
 }
 
@@ -168,6 +197,13 @@ impl Scrape {
                 let _ = writeln!(out, "{name}{{core=\"{}\"}} {}", of.core, show(of));
             }
         }
+    }
+}
+
+fn answer<T>(of: &Mutex<Asked<T>>, ticket: u64, answer: T) {
+    if let Some(asker) = lock(of).waiting.get(&ticket) {
+        // There is room for one answer a core; a late one finds nobody.
+        let _ = asker.try_send(answer);
     }
 }
 

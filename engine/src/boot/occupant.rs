@@ -307,6 +307,7 @@ impl Core for Occupant {
                 self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
             }
             ShardPost::Snapshot { .. }
+            | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
             | ShardPost::End { .. }

@@ -179,6 +179,7 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Arc<Admin>, mut running: usize) 
             ControlPost::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
+            ControlPost::Trail { ticket, parts } => admin.scraper.told(ticket, parts),
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 if let Some(policy) = admin.changes.policy() {

@@ -146,7 +146,7 @@ impl Cores {
 
 /// Whether `GET /info` is answered on the connection.
 fn answers(stream: &mut TcpStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     // What the other end closed may take these bytes and answer with a reset, or not take them.
     let asked = stream.write_all(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut answer = [0; 2048];
@@ -156,7 +156,7 @@ fn answers(stream: &mut TcpStream) -> bool {
 fn until(what: &str, mut seen: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !seen() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "waited in vain for: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

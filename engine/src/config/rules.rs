@@ -243,6 +243,7 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         outbox: section.count("outbox", p) as usize,
         parked_tunnels: section.count("parked_tunnels", p) as usize,
         parked_per_tenant: section.count("parked_per_tenant", p) as usize,
+        trace_records: section.count("trace_records", p) as usize,
     };
     check_limits(&section, &limits, p);
     limits

@@ -364,7 +364,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "1024",
         "Such tunnels of one tenant on a core.",
     ),
-    later("limits.trace_records", "Records of the flight recorder."),
+    setting(
+        "limits.trace_records",
+        Kind::Count(0, 100 * MILLION),
+        "65536",
+        "Events of sessions that a core keeps for their timelines; 0 keeps none.",
+    ),
     setting(
         "keepalive.idle",
         Kind::Time(S, 9 * 3600 * S),

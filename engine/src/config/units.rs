@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `"500ms"`, `"30s"`, `"2m"`: a whole number and its unit.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let micros = match unit {
         "us" => 1,

@@ -7,9 +7,9 @@ pub(super) fn write(record: &Record) {
     let shard = record.shard;
     match &record.what {
         What::Registered(edge) => tracing::info!(
-            request_id = %edge.request_id,
-            function_id = %edge.function_id,
-            function_version_id = %edge.function_version_id,
+            request_id = %edge.request_id(),
+            function_id = %edge.function_id(),
+            function_version_id = %edge.function_version_id(),
             shard,
             "registering new worker connection"
         ),
@@ -49,7 +49,7 @@ pub(super) fn write(record: &Record) {
 
 /// A session's end: the cause in the reference's words, then the one line with everything.
 fn closed(record: &Record, edge: &Edge) {
-    let request_id = &*edge.request_id;
+    let request_id = edge.request_id();
     let shard = record.shard;
     match edge.eviction_reason {
         "client_closed" => tracing::info!(
@@ -71,11 +71,11 @@ fn closed(record: &Record, edge: &Edge) {
         opened_at = super::stamp::of(opened_at),
         closed_at = super::stamp::of(record.at),
         close_code = edge.close_code,
-        close_detail = %edge.close_detail,
+        close_detail = %edge.close_detail(),
         closed_by_peer = edge.closed_by_peer,
         local_timeout = edge.local_timeout,
-        function_id = %edge.function_id,
-        function_version_id = %edge.function_version_id,
+        function_id = %edge.function_id(),
+        function_version_id = %edge.function_version_id(),
         shard,
         "worker connection cache eviction triggered"
     );

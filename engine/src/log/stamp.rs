@@ -41,7 +41,24 @@ pub fn rfc3339(unix_micros: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = date(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    // From 10000 on the form has no room for a year.
+    put(&mut text[..4], year.min(9999));
+    put(&mut text[5..7], month);
+    put(&mut text[8..10], day);
+    put(&mut text[11..13], hour);
+    put(&mut text[14..16], minute);
+    put(&mut text[17..19], second);
+    put(&mut text[20..26], micros);
+    String::from_utf8(text.to_vec()).unwrap_or_default()
+}
+
+/// A number's last digits, as many as there is room for.
+fn put(text: &mut [u8], mut number: u64) {
+    for digit in text.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
 }
 
 /// The Gregorian date so many days after 1970-01-01. Counted in years that begin in March, so that

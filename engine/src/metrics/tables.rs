@@ -231,7 +231,10 @@ impl HttpTable {
 
     fn row(&mut self, key: HttpKey) -> &mut HttpRow {
         if let Some(at) = self.rows.iter().position(|row| row.key == key) {
-            self.rows.swap(0, at);
+            // Rows are large: one that stands there already is not moved about.
+            if at > 0 {
+                self.rows.swap(0, at);
+            }
             return &mut self.rows[0];
         }
         let class = HttpKey { method: Method::Other, status: key.status / 100 * 100, ..key };

@@ -115,6 +115,8 @@ pub struct MovedConnect {
     pub peer: SocketAddr,
     /// When the connection was accepted.
     pub opened: Time,
+    /// The core that it comes from.
+    pub from: u16,
 }
 
 impl fmt::Debug for MovedConnect {

@@ -19,6 +19,9 @@ use crate::inlet::Admission;
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections that may be on their way into the queue while its length is asked for.
+const JUST_COMING: u32 = 64;
+
 /// Most connections let in from the queue of a listener that is being closed.
 const LAST_ACCEPTS: usize = 4096;
 
@@ -35,20 +38,49 @@ pub(super) struct Door {
     shut: bool,
     /// The last accept failed: the log said so, once.
     failing: bool,
+    /// So many connections may have come before the listener was tuned, and inherit nothing.
+    untuned: u32,
 }
 
 impl Door {
-    pub(super) fn new(listener: Listener, socket: TcpListener) -> Result<Self, SetupError> {
+    /// What the listener is tuned to its connections inherit: none of them has to be told.
+    pub(super) fn new(
+        listener: Listener,
+        socket: TcpListener,
+        keep_alive: KeepAlive,
+    ) -> Result<Self, SetupError> {
         let other = |error| SetupError::Other { step: "setting up a listener", error };
         // A non-blocking listener would end its multishot accept with EAGAIN.
         socket.set_nonblocking(false).map_err(other)?;
-        let socket = Some(socket);
-        Ok(Self { socket, listener, armed: false, again_at: None, shut: false, failing: false })
+        tune(&SockRef::from(&socket), keep_alive).map_err(other)?;
+        Ok(Self {
+            untuned: waiting(&socket).saturating_add(JUST_COMING),
+            socket: Some(socket),
+            listener,
+            armed: false,
+            again_at: None,
+            shut: false,
+            failing: false,
+        })
     }
 
     pub(super) fn is_armed(&self) -> bool {
         self.armed
     }
+}
+
+/// Connections that wait in a listener's queue.
+fn waiting(listener: &TcpListener) -> u32 {
+    // SAFETY: tcp_info is plain data of integers, for which zero is a valid value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the structure lives for the call, and its size is given.
+    let result = unsafe {
+        libc::getsockopt(listener.as_raw_fd(), level, name, (&raw mut info).cast(), &raw mut len)
+    };
+    // Of a listener this field is its queue's length (tcp_get_info in the kernel).
+    if result < 0 { LAST_ACCEPTS as u32 } else { info.tcpi_unacked }
 }
 
 /// What every connection has, accepted or dialled: no Nagle delay, keep-alive (LN-9), and an end to
@@ -139,7 +171,9 @@ impl<C: Core> Reactor<C> {
         let listener = door.listener;
         // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
-        self.admit(TcpStream::from(fd), listener);
+        let tuned = door.untuned == 0;
+        door.untuned = door.untuned.saturating_sub(1);
+        self.admit(TcpStream::from(fd), listener, tuned);
         if !self.closing {
             self.open_doors();
         }
@@ -162,15 +196,15 @@ impl<C: Core> Reactor<C> {
         self.open_doors();
     }
 
-    pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener) {
+    /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
+    pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener, tuned: bool) {
         if self.closing || self.sockets.live() >= self.options.connections {
             self.border.tally.refused += 1;
             return;
         }
-        // Both fail when the peer has reset the connection already: nobody to talk to. (What a
-        // listener is tuned to is inherited, but not by those that connected before it was.)
+        // Both fail when the peer has reset the connection already: nobody to talk to.
         let Ok(peer) = stream.peer_addr() else { return };
-        if tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
+        if !tuned && tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
             return;
         }
         let inlet = match self.gate(listener, peer) {
@@ -186,5 +220,29 @@ impl<C: Core> Reactor<C> {
         self.border.tally.accepts += 1;
         self.looks.push(conn);
         self.call(|core, border| core.accepted(border, conn, listener, peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_inherit_what_their_listener_was_tuned_to_or_are_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let before = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
+        let keep_alive = super::super::Options::default().keep_alive;
+        let door = Door::new(Listener::Client, listener, keep_alive).unwrap();
+        assert_eq!(door.untuned, before.len() as u32 + JUST_COMING);
+        let _after = TcpStream::connect(address).unwrap();
+        let accepted: Vec<_> =
+            (0..3).map(|_| door.socket.as_ref().unwrap().accept().unwrap().0).collect();
+        assert!(!accepted[1].nodelay().unwrap());
+        let last = SockRef::from(&accepted[2]);
+        assert!(last.tcp_nodelay().unwrap() && last.keepalive().unwrap());
+        assert_eq!(last.tcp_keepalive_time().unwrap(), keep_alive.idle);
+        assert_eq!(last.tcp_keepalive_interval().unwrap(), keep_alive.interval);
+        assert_eq!(last.tcp_keepalive_retries().unwrap(), keep_alive.probes);
     }
 }

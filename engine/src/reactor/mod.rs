@@ -146,8 +146,8 @@ impl<C: Core> Reactor<C> {
         let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
-        let doors = listeners.into_iter().map(|(listener, socket)| Door::new(listener, socket));
-        let doors = doors.collect::<Result<_, _>>()?;
+        let door = |(listener, socket)| Door::new(listener, socket, options.keep_alive);
+        let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Ok(Self {
             published: mailbox.publish(ring.fd()),
@@ -257,7 +257,7 @@ impl<C: Core> Reactor<C> {
         let mut news = std::mem::take(&mut self.news);
         for item in news.drain(..) {
             match item {
-                News::Accepted(stream, listener) => self.admit(stream, listener),
+                News::Accepted(stream, listener) => self.admit(stream, listener, false),
                 News::Undialled(conn, errno) => {
                     self.tell_undialled(conn, errno);
                     self.border.free(conn);

@@ -269,6 +269,11 @@ impl<C: Core> Reactor<C> {
         if !matches!(socket.phase, Phase::Flushing) {
             return;
         }
+        if socket.fin && !socket.is_receiving() {
+            // Both have said all: closing says our FIN.
+            socket.phase = Phase::Closing;
+            return self.look(conn);
+        }
         socket.phase = Phase::Lingering;
         // It fails when the peer is gone already: then there is nobody to tell.
         let _ = socket.stream.shutdown(Shutdown::Write);

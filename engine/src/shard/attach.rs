@@ -13,7 +13,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::Shard;
-use super::conn::Pin;
+use super::conn::{Pin, Said};
 use super::dial::Dialling;
 use super::exchange::At;
 use super::home::Question;
@@ -27,6 +27,7 @@ use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
 use crate::post::{Join, SessionFacts, Stand};
+use crate::trail::Event;
 
 /// One attachment.
 #[derive(Debug)]
@@ -139,9 +140,9 @@ impl Shard {
         let any_credential = self.settings.config.session.scope == Scope::Connection;
         let found = pins.iter().position(|pin| {
             pin.hash == hash
-                && (any_credential || *pin.credential == *head.credential)
-                && *pin.function == *head.function
-                && *pin.version == *head.version
+                && (any_credential || pin.said.credential() == head.credential)
+                && pin.said.function() == head.function
+                && pin.said.version() == head.version
         });
         if let Some(found) = found {
             return self.still_granted(client, found, head).map(|()| found);
@@ -162,12 +163,15 @@ impl Shard {
             self.metrics.limit_hit(Limit::Attachments);
             return Err(Box::new(Fault::TooManySessions));
         }
+        if hop.pins.is_empty() {
+            // Most connections are one user of one function.
+            hop.pins.reserve_exact(1);
+        }
         hop.pins.push(Pin {
             hash,
-            credential: head.credential.into(),
-            function: head.function.into(),
-            version: head.version.into(),
+            said: Said::new(head.credential, head.function, head.version),
             grant,
+            granted_at: self.now,
             rules: self.rules,
             attachment: None,
         });
@@ -271,8 +275,8 @@ impl Shard {
             return mine.attachment;
         }
         let same_owner = |other: &&Pin| {
-            other.function == mine.function
-                && other.version == mine.version
+            other.said.function() == mine.said.function()
+                && other.said.version() == mine.said.version()
                 && other.grant.tenant == mine.grant.tenant
                 && other.attachment.is_some()
         };
@@ -307,7 +311,7 @@ impl Shard {
         let Some(pinned) = hop.and_then(|hop| hop.pins.get(pin)) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        let wanted = (&*pinned.function, &*pinned.version);
+        let wanted = (pinned.said.function(), pinned.said.version());
         let tenant = pinned.grant.tenant.clone();
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.own_attachment(client, id);
@@ -437,6 +441,9 @@ impl Shard {
         attachment.state = State::Fresh { kind };
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
+            if owner.attachments.is_empty() {
+                owner.attachments.reserve_exact(1);
+            }
             owner.attachments.push(key);
             owner.tunnels_seen += 1;
             owner.pins[pin].attachment.get_or_insert(key);
@@ -466,6 +473,7 @@ impl Shard {
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
     fn launch_one(&mut self, border: &mut Border, key: Key, kind: WorkKind) {
+        self.note_begin(key, kind);
         if self.dial_function(border, key, kind) {
             return;
         }
@@ -547,8 +555,9 @@ impl Shard {
         match hop.link.open() {
             Ok(stream) => {
                 hop.link.set_tag(stream, slot);
+                let mut first = false;
                 if let Some(tunnel) = hop.tunnel_mut() {
-                    tunnel.used = true;
+                    first = !std::mem::replace(&mut tunnel.used, true);
                     tunnel.idle_since = None;
                 }
                 if let Some(exchange) = self.exchanges.at_mut(slot) {
@@ -556,6 +565,9 @@ impl Shard {
                     let key = exchange.attachment;
                     if let Some(attachment) = key.and_then(|key| self.attachments.get_mut(key)) {
                         attachment.streams += 1;
+                    }
+                    if let Some(key) = key.filter(|_| first) {
+                        self.note_of(key, Event::RequestSent);
                     }
                 }
                 true

@@ -43,15 +43,17 @@ impl Shard {
 
     fn begin_http2(&mut self, border: &mut Border, conn: ConnId) {
         let Some(Conn::Fresh(fresh)) = self.conns.get(conn) else { return };
-        let mut h2 = h2::Conn::new(h2::Role::Server, self.settings.http2(), self.now);
+        let mut h2 = h2::Conn::new(h2::Role::Server, self.http2.clone(), self.now);
         h2.start(&mut border.sink(conn));
-        let hop = Box::new(Hop::new(
+        let mut hop = Box::new(Hop::new(
             conn,
             Link::H2(h2),
             fresh.peer,
             (fresh.opened, self.now),
             Side::Client(Client::default()),
         ));
+        // Armed when it was accepted: it looks after the hop as well.
+        hop.timer = Some(fresh.opened + self.settings.config.limits.handshake);
         self.conns.insert(conn, Conn::Hop(hop));
         if self.draining.is_some() {
             self.warn(border, conn);

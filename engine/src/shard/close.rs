@@ -17,6 +17,7 @@ use crate::control::local::WorkKind;
 use crate::log::{Access, SessionEdge};
 use crate::metrics::{CloseCode, CloseReason, HttpKey, HttpSample, Version};
 use crate::post::CorePost;
+use crate::trail::Event;
 
 /// Why an attachment ends, in the contract's words (OB-2, OB-3).
 #[derive(Clone, Copy, Debug)]
@@ -371,6 +372,7 @@ impl Shard {
         self.http1_forget(border, &mut hop);
         let Side::Client(client) = &mut hop.side else { return };
         let attachments = std::mem::take(&mut client.attachments);
+        self.note_client_end(&attachments, how);
         let kept = self.choose_parked(&attachments, manner);
         self.keep_used(&kept);
         for slot in hop.link.tags() {
@@ -495,6 +497,7 @@ impl Shard {
         self.metrics.close_codes[cause.code.index()] += 1;
         let held = self.now.since(attachment.opened);
         self.metrics.worker_connection_seconds.observe(held.as_secs_f64());
+        self.note_close(attachment, cause);
         let row = self.closed_row(attachment, cause.reason.label());
         match attachment.state {
             // The session has another in its place already, which waits for the tunnel.
@@ -543,6 +546,7 @@ impl Shard {
         let first = !std::mem::replace(&mut tunnel.going, true);
         let key = tunnel.attachment;
         if first {
+            self.note_of(key, Event::Goaway);
             self.ask_replacement(border, key);
         }
         for stream in refused {

@@ -13,13 +13,13 @@ use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
 
-/// Any connection.
+/// Any connection. Boxed, so that the table of them stays small where hops rest.
 #[derive(Debug)]
 pub(crate) enum Conn {
     /// A client that has not said yet which protocol it speaks.
-    Fresh(Fresh),
+    Fresh(Box<Fresh>),
     /// A worker's connection before its CONNECT is accepted.
-    Door(Plain),
+    Door(Box<Plain>),
     /// A connection of a relay.
     Hop(Box<Hop>),
 }
@@ -51,6 +51,8 @@ pub(crate) struct Plain {
     pub(crate) polls: u32,
     /// Where it stands with the dispatch.
     pub(crate) desk: Desk,
+    /// The core that accepted it, if that was another one.
+    pub(crate) moved_from: Option<u16>,
     /// The connection ends with the answer to its poll.
     pub(crate) last: bool,
     /// `100 Continue` was sent for the unfinished request.
@@ -68,6 +70,7 @@ impl Plain {
             begun: None,
             polls: 0,
             desk: Desk::default(),
+            moved_from: None,
             scan: Scan::default(),
             last: false,
             continued: false,
@@ -151,14 +154,51 @@ pub(crate) enum Leaving {
 pub(crate) struct Pin {
     /// Over credential, function and version: found first by this.
     pub(crate) hash: u64,
-    pub(crate) credential: Box<[u8]>,
-    pub(crate) function: Box<[u8]>,
-    pub(crate) version: Box<[u8]>,
+    pub(crate) said: Said,
     pub(crate) grant: crate::control::local::Grant,
+    /// When it was granted.
+    pub(crate) granted_at: Time,
     /// Of the rules that granted it.
     pub(crate) rules: u32,
     /// The attachment that requests without an id use.
     pub(crate) attachment: Option<Key>,
+}
+
+/// What a client said of itself and of what it calls, in one piece of memory.
+pub(crate) struct Said {
+    octets: Box<[u8]>,
+    credential: u32,
+    function: u32,
+}
+
+impl Said {
+    pub(crate) fn new(credential: &[u8], function: &[u8], version: &[u8]) -> Self {
+        Self {
+            octets: [credential, function, version].concat().into(),
+            credential: credential.len() as u32,
+            function: function.len() as u32,
+        }
+    }
+
+    pub(crate) fn credential(&self) -> &[u8] {
+        &self.octets[..self.credential as usize]
+    }
+
+    pub(crate) fn function(&self) -> &[u8] {
+        &self.octets[self.credential as usize..][..self.function as usize]
+    }
+
+    pub(crate) fn version(&self) -> &[u8] {
+        &self.octets[(self.credential + self.function) as usize..]
+    }
+}
+
+impl fmt::Debug for Said {
+    /// Without the credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (function, version) = (self.function(), self.version());
+        write!(f, "{}/{}", function.escape_ascii(), version.escape_ascii())
+    }
 }
 
 /// A worker's part of its hop.
@@ -173,6 +213,8 @@ pub(crate) struct Tunnel {
     pub(crate) idle_since: Option<Time>,
     /// When the PING that is not answered yet was sent.
     pub(crate) pinged_at: Option<Time>,
+    /// When the last PING was sent, until its own answer comes.
+    pub(crate) ping_sent: Option<Time>,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
@@ -224,7 +266,9 @@ impl Client {
         key: Key,
     ) {
         let asked = self.pins.iter_mut().find(|pin| {
-            *pin.function == *function && *pin.version == *version && pin.grant.tenant == *tenant
+            pin.said.function() == function
+                && pin.said.version() == version
+                && pin.grant.tenant == *tenant
         });
         if let Some(pin) = asked {
             pin.attachment.get_or_insert(key);
@@ -322,6 +366,16 @@ impl Conns {
         }
     }
 
+    /// Two hops at once; none if they are one.
+    pub(crate) fn two_hops(&mut self, one: ConnId, other: ConnId) -> Option<[&mut Hop; 2]> {
+        let slots = [one.slot as usize, other.slot as usize];
+        let [one_slot, other_slot] = self.slots.get_disjoint_mut(slots).ok()?;
+        let (one_generation, Conn::Hop(hop)) = one_slot.as_mut()? else { return None };
+        let (other_generation, Conn::Hop(other_hop)) = other_slot.as_mut()? else { return None };
+        let live = *one_generation == one.generation && *other_generation == other.generation;
+        live.then_some([&mut **hop, &mut **other_hop])
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -354,6 +408,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// What a session that rests costs, apart from the memory of its HPACK tables.
+    #[test]
+    fn what_rests_is_small() {
+        assert!(size_of::<Option<(u32, Conn)>>() <= 24);
+        assert!(size_of::<Hop>() <= 888, "{}", size_of::<Hop>());
+        assert!(size_of::<Pin>() <= 112, "{}", size_of::<Pin>());
+    }
 
     #[test]
     fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {

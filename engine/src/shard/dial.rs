@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
 
 use super::Shard;
 use super::attach::State;
@@ -16,6 +17,7 @@ use crate::border::{Border, Close, ConnId};
 use crate::config::Dial;
 use crate::control::local::WorkKind;
 use crate::metrics::Limit;
+use crate::trail::Event;
 
 /// gRPC code UNAVAILABLE: the client may try again.
 const UNAVAILABLE: u8 = 14;
@@ -32,6 +34,7 @@ pub(crate) struct Dialling {
     next: usize,
     left: usize,
     conn: Option<ConnId>,
+    since: Time,
 }
 
 impl Shard {
@@ -48,7 +51,8 @@ impl Shard {
         }
         let left = to.addresses.len();
         let next = (draw % left.max(1) as u64) as usize;
-        attachment.state = State::Dialling(Dialling { kind, to, next, left, conn: None });
+        let since = border.now;
+        attachment.state = State::Dialling(Dialling { kind, to, next, left, conn: None, since });
         self.pending += 1;
         *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
         self.metrics.worker_connections_opened += 1;
@@ -106,8 +110,10 @@ impl Shard {
         }
         let addresses = &dialling.to.addresses;
         let peer = addresses[(dialling.next + addresses.len() - 1) % addresses.len()];
+        let took = border.now.since(dialling.since).into();
         let tenant = attachment.tenant.clone();
         self.no_longer_pending(&tenant);
+        self.note_of(key, Event::Dialled { server: peer.into(), took });
         self.become_tunnel(border, conn, (peer, border.now), key);
         self.watch(conn);
     }

@@ -16,6 +16,7 @@ use crate::border::{Border, Close, ConnId};
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Ticket, Work};
 use crate::metrics::Limit;
 use crate::post::CorePost;
+use crate::trail::Event;
 
 /// How much longer than the dispatch's own time a poll waits for a word of another core.
 const POLL_GRACE: Duration = Duration::from_secs(5);
@@ -37,6 +38,9 @@ pub(crate) struct Desk {
 
 /// The answer to a poll when there is nothing.
 const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+/// The answer with work, up to its length.
+const WORK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
 
 impl Shard {
     /// The core where work and polls of a function version meet.
@@ -251,12 +255,13 @@ impl Shard {
             PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
             PollAnswer::Work(work) => {
                 door.desk.offered = true;
+                let id = work.request_id;
                 let json = work.to_json(&self.settings.advertise);
-                let mut out = Vec::with_capacity(json.len() + 128);
-                out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n");
-                out.extend_from_slice(format!("content-length: {}\r\n\r\n", json.len()).as_bytes());
-                out.extend_from_slice(&json);
-                border.put(poll.conn, &out);
+                border.put(poll.conn, WORK);
+                border.put(poll.conn, json.len().to_string().as_bytes());
+                border.put(poll.conn, b"\r\n\r\n");
+                border.put(poll.conn, &json);
+                self.note(id, Event::HandedOut);
             }
         }
         self.poll_settled(border, poll.conn);

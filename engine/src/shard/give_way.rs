@@ -16,6 +16,7 @@ use super::timer::Due;
 use crate::border::Border;
 use crate::control::local::{Ticket, Version};
 use crate::post::{CorePost, Parks};
+use crate::trail::Event;
 
 /// The parked tunnels of the function versions whose dispatch home a core is.
 #[derive(Debug, Default)]
@@ -142,6 +143,7 @@ impl Shard {
         let key = key_of(ticket);
         if self.attachments.get(key).is_some_and(Attachment::is_parked) {
             self.metrics.resumes.yields += 1;
+            self.note_of(key, Event::Yielded);
             self.give_up(border, key, Cause::YIELDED);
         }
     }

@@ -92,7 +92,7 @@ impl Shard {
 
     /// The request is whole: the connection goes on in HTTP/2.
     pub(super) fn begin_h2c(&mut self, border: &mut Border, conn: ConnId) {
-        let limits = self.settings.http2();
+        let limits = self.http2.clone();
         let Some(Hop { link: Link::H1(h1), .. }) = self.conns.hop_mut(conn) else { return };
         let Some(upgrading) = h1.upgrading.take() else { return };
         let Upgrading { fields, settings, body, bytes } = *upgrading;

@@ -19,6 +19,7 @@ use crate::border::{Border, ConnId};
 use crate::control::local::{Grant, Ticket, WorkKind};
 use crate::metrics::Limit;
 use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow, Speaks, Stand};
+use crate::trail::Event;
 
 /// What a request asked another core, so that it is asked once.
 #[derive(Debug)]
@@ -170,6 +171,8 @@ impl Shard {
             return self.join_attachment(border, key, there);
         }
         let (function, version) = (question.function.clone(), question.version.clone());
+        let took = self.now.since(question.since);
+        self.note(id, Event::Found { home: self.session_home(id), took });
         self.asking -= 1;
         self.fresh.push(key);
         if let Some(hop) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
@@ -292,7 +295,7 @@ impl Shard {
 
 impl Question {
     pub(super) fn new(pin: &Pin, since: Time) -> Self {
-        let (function, version) = (pin.function.clone(), pin.version.clone());
+        let (function, version) = (pin.said.function().into(), pin.said.version().into());
         Self { function, version, since, ended: false }
     }
 }
@@ -343,8 +346,8 @@ impl Attachment {
     fn asks(&self, id: Uuid, pin: &Pin) -> bool {
         let State::Asking { question } = &self.state else { return false };
         self.session == id
-            && question.function == pin.function
-            && question.version == pin.version
+            && *question.function == *pin.said.function()
+            && *question.version == *pin.said.version()
             && self.tenant == pin.grant.tenant
     }
 }

@@ -59,9 +59,7 @@ impl Shard {
             h1.unspoken = client.is_none().then(Vec::new);
             return Link::H1(Box::new(h1));
         }
-        let role = h2::Role::Client;
-        let limits = h2::Limits { last_own_id: self.last_own_id, ..self.settings.http2() };
-        let mut h2 = h2::Conn::new(role, limits, self.now);
+        let mut h2 = h2::Conn::new(h2::Role::Client, self.http2.clone(), self.now);
         h2.start(&mut border.sink(conn));
         Link::H2(h2)
     }

@@ -28,12 +28,14 @@ mod relay;
 mod reply;
 mod restart;
 mod resume;
+mod run;
 mod session;
 mod settings;
 mod snapshot;
 mod spare;
 mod table;
 mod timer;
+mod trail;
 mod watch;
 mod worker;
 
@@ -67,6 +69,7 @@ use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};
 use self::timer::{Due, Timers};
+use self::trail::Trails;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::{Dispatch, DispatchLimits, Policy, PollAnswer, PollId};
 use crate::metrics::{Limit, ShardMetrics};
@@ -81,6 +84,8 @@ const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
 pub struct Shard {
     settings: ShardSettings,
     policy: Arc<Policy>,
+    /// What every HTTP/2 connection is held to.
+    http2: Arc<h2::Limits>,
     /// How often the policy was replaced.
     rules: u32,
     now: Time,
@@ -95,10 +100,9 @@ pub struct Shard {
     dials: Dials,
     exchanges: Table<Exchange>,
     timers: Timers,
+    trails: Trails,
     metrics: ShardMetrics,
     local: Dispatch,
-    /// The highest stream id on a tunnel.
-    last_own_id: u32,
     request_ids: RequestIds,
     tokens: TokenMint,
     rng: ChaCha12Rng,
@@ -107,7 +111,7 @@ pub struct Shard {
     held: usize,
     /// Attachments that wait for their worker.
     pending: usize,
-    pending_by_tenant: HashMap<Arc<str>, usize>,
+    pending_by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
     /// Streams without progress are being looked for.
     sweeping: bool,
     /// Attachments made in this turn.
@@ -149,11 +153,13 @@ impl Shard {
     pub fn new(settings: ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
         let local = Dispatch::new(DispatchLimits { queue: limits.work_queue, polls: limits.polls });
+        let trails = Trails::new(limits.trace_records);
         let generation = settings.generation;
         Self {
             request_ids: RequestIds::new(settings.node, settings.incarnation, settings.core),
             tokens: TokenMint::new(settings.secret, settings.node, settings.incarnation),
             rng: ChaCha12Rng::from_seed(settings.seed),
+            http2: Arc::new(settings.http2()),
             settings,
             policy,
             rules: 0,
@@ -166,13 +172,13 @@ impl Shard {
             dials: Dials::new(),
             exchanges: Table::new(generation),
             timers: Timers::default(),
+            trails,
             metrics: ShardMetrics::default(),
             local,
-            last_own_id: h2::Limits::default().last_own_id,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
             pending: 0,
-            pending_by_tenant: HashMap::new(),
+            pending_by_tenant: HashMap::default(),
             sweeping: false,
             fresh: Vec::new(),
             draining: None,
@@ -209,7 +215,7 @@ impl Shard {
 
     /// Lets the stream ids of new tunnels run out early, for tests.
     pub fn end_stream_ids_at(&mut self, last: u32) {
-        self.last_own_id = last;
+        Arc::make_mut(&mut self.http2).last_own_id = last;
     }
 
     /// The core's counters, for tests and the simulated world.
@@ -258,6 +264,7 @@ impl Shard {
     fn hop_received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         loop {
+            self.run(border, conn, segment, &mut pos);
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let input = border.pool.bytes(segment);
             let Link::H2(h2) = &mut hop.link else { return };
@@ -349,6 +356,8 @@ impl Shard {
             Event::Pong(payload) => {
                 if payload == watch::DRAIN_PING {
                     self.last_goaway_if_warned(border, conn);
+                } else if payload == watch::ALIVE_PING {
+                    self.note_ping(conn);
                 }
             }
         }
@@ -506,9 +515,9 @@ impl Core for Shard {
             Listener::Client => {
                 self.metrics.active_connections += 1;
                 self.metrics.client_connections_opened += 1;
-                Conn::Fresh(Fresh { peer, opened: border.now, magic: 0 })
+                Conn::Fresh(Box::new(Fresh { peer, opened: border.now, magic: 0 }))
             }
-            Listener::Worker => Conn::Door(Plain::new(peer, border.now)),
+            Listener::Worker => Conn::Door(Box::new(Plain::new(peer, border.now))),
         };
         self.conns.insert(conn, entry);
         self.watch(conn);
@@ -587,6 +596,10 @@ impl Core for Shard {
                 let snapshot: Box<Snapshot> = Box::new(self.snapshot(border));
                 let core = self.settings.core;
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+            }
+            ShardPost::Trail { ticket, wanted } => {
+                let parts = self.trail(wanted);
+                self.posts.push(ControlPost::Trail { ticket, parts });
             }
             ShardPost::Policy(policy) => self.replace_policy(policy),
             ShardPost::Unready => self.unready = true,

@@ -62,9 +62,10 @@ impl Shard {
             Some(Conn::Hop(hop)) => return self.tunnel_detached(*hop, parcel),
             Some(Conn::Fresh(_)) | None => return,
         };
-        let Plain { peer, opened, input, desk, .. } = door;
+        let Plain { peer, opened, input, desk, .. } = *door;
         let Some(to) = desk.moving else { return };
-        let moved = MovedConnect { parcel, input, peer, opened };
+        let from = self.settings.core;
+        let moved = MovedConnect { parcel, input, peer, opened, from };
         if let Err(CorePost::Connect(moved)) = self.ask(to, CorePost::Connect(Box::new(moved))) {
             self.turn_away(border, moved.parcel);
         }
@@ -89,8 +90,9 @@ impl Shard {
         let mut door = Plain::new(moved.peer, border.now);
         door.opened = moved.opened;
         door.input = moved.input;
+        door.moved_from = Some(moved.from);
         door.begun = Some(border.now);
-        self.conns.insert(conn, Conn::Door(door));
+        self.conns.insert(conn, Conn::Door(Box::new(door)));
         self.serve_door(border, conn);
     }
 

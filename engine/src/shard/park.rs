@@ -18,6 +18,7 @@ use crate::config::Park;
 use crate::control::local::Ticket;
 use crate::metrics::Limit;
 use crate::post::{CorePost, Join, Speaks, Stand};
+use crate::trail::Event;
 
 /// How a client connection came to its end.
 #[derive(Clone, Copy, Debug)]
@@ -192,6 +193,7 @@ impl Shard {
             tunnel.cookie_sent = false;
         }
         self.watch(tunnel);
+        self.note(id, Event::Parked);
         self.tell_stand(border, id, key, Stand::Parked(speaks));
         self.tell_parks(border, key);
     }

@@ -13,9 +13,11 @@ use super::exchange::{At, Pipe, Way};
 use super::link::Link;
 use super::table::Key;
 use super::timer::Due;
+use super::trail::STALL;
 use crate::border::{Border, ConnId};
 use crate::metrics::{CopyWhy, Limit, Method};
 use crate::pool::Segment;
+use crate::trail::Event;
 
 /// DATA frames up to this length are copied into the output: a copy of that size costs less than
 /// a range of its own in the send.
@@ -101,18 +103,19 @@ impl Shard {
             return false;
         }
         let head = h2.data_head(to.key, len, piece.end);
-        if len <= SMALL_FRAME {
-            border.put(to.conn, &head);
-            border.put_copy(to.conn, piece.payload);
-            self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
-        } else if piece.head_in_place {
+        let small = len <= SMALL_FRAME;
+        if piece.head_in_place {
             let whole = piece.payload.grow_front(head.len());
             border.pool.bytes_mut(whole.part(0, head.len())).copy_from_slice(&head);
-            border.push(to.conn, whole);
-            self.metrics.payload_relayed += len as u64;
+            if small { border.put_copy(to.conn, whole) } else { border.push(to.conn, whole) }
         } else {
             border.put(to.conn, &head);
-            border.push(to.conn, piece.payload);
+            let payload = piece.payload;
+            if small { border.put_copy(to.conn, payload) } else { border.push(to.conn, payload) }
+        }
+        if small {
+            self.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
+        } else {
             self.metrics.payload_relayed += len as u64;
         }
         true
@@ -233,14 +236,18 @@ impl Shard {
             let Some(hop) = self.conns.hop_mut(conn) else { return };
             let way = hop.way_out();
             let Some(key) = hop.ready.pop_front() else { return };
+            let hop_since = hop.hop_since;
             // Its slot may be another exchange's by now, with a turn on another hop.
-            if self.exchanges.get(key).is_none() {
-                continue;
-            }
+            let Some(exchange) = self.exchanges.get_mut(key) else { continue };
+            let since = exchange.pipe(way).moved_at.max(hop_since);
             let turn = self.send_waiting(border, key.slot, way);
             let again = matches!(turn, Turn::Again | Turn::HopBlocked);
             if let Some(exchange) = self.exchanges.get_mut(key) {
-                exchange.pipe(way).scheduled = again;
+                let pipe = exchange.pipe(way);
+                pipe.scheduled = again;
+                if pipe.moved_at.since(since) >= STALL {
+                    self.note_stall(key.slot, way, since);
+                }
             }
             match turn {
                 Turn::Empty => self.direction_done(border, key.slot, way),
@@ -488,6 +495,9 @@ impl Shard {
             let out = &mut border.sink(to.conn);
             let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
+        }
+        if let Some(key) = key.filter(|_| first) {
+            self.note_of(key, Event::AnswerBegun);
         }
         self.answer_sent(border, slot, at.conn, end);
     }

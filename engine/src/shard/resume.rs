@@ -22,6 +22,7 @@ use crate::border::{Border, ConnId, Parcel};
 use crate::control::local::Ticket;
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
 use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks, Stand};
+use crate::trail::Event;
 
 /// A tunnel on its way to its client's core.
 pub struct MovedTunnel {
@@ -33,6 +34,8 @@ pub struct MovedTunnel {
     opened: Time,
     /// The last client.
     client_address: SocketAddr,
+    /// The core where it was.
+    from: u16,
 }
 
 impl fmt::Debug for MovedTunnel {
@@ -81,6 +84,7 @@ impl Shard {
         let way = self.attachments.get(key).and_then(Attachment::tunnel);
         let way = way.map_or(ResumeWay::Memory, |tunnel| self.way_of(tunnel));
         self.count_resume(way, self.now);
+        self.note_resume(key, way, self.now);
         if let Some(owner) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
             owner.pins[pin].attachment.get_or_insert(key);
         }
@@ -182,7 +186,9 @@ impl Shard {
             facts: attachment.facts(),
             opened: attachment.opened,
             client_address: attachment.client_address,
+            from: self.settings.core,
         };
+        self.note(tunnel.session, Event::TunnelLeft { to: to.core });
         let resumed = Resumed { ticket: to, tunnel: Some(tunnel) };
         self.tell(to.core, CorePost::Resumed(Box::new(resumed)));
     }
@@ -194,7 +200,7 @@ impl Shard {
         let Resumed { ticket, tunnel } = resumed;
         let key = key_of(ticket);
         let Some(moved) = tunnel else { return self.tunnel_will_not_come(border, key) };
-        let MovedTunnel { parcel, mut hop, session, facts, opened, client_address } = moved;
+        let MovedTunnel { parcel, mut hop, session, facts, opened, client_address, from } = moved;
         let limits = &self.settings.config.limits;
         let clients = self.metrics.active_connections as usize;
         if self.conns.len().saturating_sub(clients) >= limits.worker_connections {
@@ -209,6 +215,7 @@ impl Shard {
             border.pause(conn, true);
         }
         self.conns.insert(conn, Conn::Hop(hop));
+        self.note_arrival(session, &facts, from);
         let mut attachment = Attachment::new((None, client_address), session, &facts, opened);
         attachment.state = State::Attached { tunnel: conn };
         self.give_tunnel(border, ticket, conn, attachment);
@@ -245,7 +252,9 @@ impl Shard {
             owner.tunnels_seen += 1;
             owner.pin_asked((&named.0, &named.1), &tenant, key);
         }
-        self.count_resume(self.way_of(tunnel), since);
+        let way = self.way_of(tunnel);
+        self.count_resume(way, since);
+        self.note_resume(key, way, since);
         self.tell_stand(border, id, key, Stand::Open);
         self.serve_waiters(border, key);
         self.watch(tunnel);

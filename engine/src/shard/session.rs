@@ -53,7 +53,11 @@ impl Session {
     fn set(&mut self, ticket: Ticket, stand: Stand) {
         match self.members.iter_mut().find(|member| member.ticket == ticket) {
             Some(member) => member.stand = stand,
-            None => self.members.push(Member { ticket, stand }),
+            None => {
+                // Mostly there is one.
+                self.members.reserve_exact(1);
+                self.members.push(Member { ticket, stand });
+            }
         }
     }
 
@@ -115,17 +119,18 @@ pub(crate) fn check(
 /// All sessions of one core.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    live: HashMap<Uuid, Session, foldhash::fast::RandomState>,
+    /// Boxed: a table of tables has many empty places.
+    live: HashMap<Uuid, Box<Session>, foldhash::fast::RandomState>,
     recent: VecDeque<SessionRow>,
 }
 
 impl Sessions {
     pub(crate) fn insert(&mut self, session: Session) {
-        self.live.insert(session.id, session);
+        self.live.insert(session.id, Box::new(session));
     }
 
     pub(crate) fn get(&self, id: Uuid) -> Option<&Session> {
-        self.live.get(&id)
+        self.live.get(&id).map(|session| &**session)
     }
 
     fn remember(&mut self, row: SessionRow) {
@@ -139,7 +144,7 @@ impl Sessions {
     /// known any more is known again. Who is to be let go of now.
     #[must_use]
     pub(crate) fn join(&mut self, Join { id, ticket, facts, stand }: Join) -> Vec<Ticket> {
-        let session = self.live.entry(id).or_insert_with(|| Session::new(id, facts));
+        let session = self.live.entry(id).or_insert_with(|| Box::new(Session::new(id, facts)));
         session.set(ticket, stand);
         session.surplus()
     }
@@ -196,7 +201,8 @@ impl Sessions {
             let tickets = tickets.filter(|ticket| ticket.core == core);
             tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()
         };
-        let mut gone: Vec<(Uuid, Ticket)> = self.live.values().flat_map(of_core).collect();
+        let mut gone: Vec<(Uuid, Ticket)> =
+            self.live.values().flat_map(|session| of_core(session)).collect();
         gone.sort_unstable();
         for (id, ticket) in gone {
             let row = self.live.get(&id).map(|session| session.lost_row(core, now));

@@ -34,6 +34,7 @@ impl Shard {
         gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
         gauge(Limit::ParkedTunnels, self.lot.len(), limits.parked_tunnels);
         gauge(Limit::ParkedPerTenant, self.lot.fullest(), limits.parked_per_tenant);
+        gauge(Limit::TraceRecords, self.trails.records(), limits.trace_records);
         let mut widest = (0, 0, 0, 0);
         for hop in self.conns.hops() {
             let attachments = hop.client().map_or(0, |client| client.attachments.len());

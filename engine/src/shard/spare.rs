@@ -25,6 +25,7 @@ use crate::control::local::WorkKind;
 use crate::metrics::{CloseReason, SpareOutcome};
 use crate::pool::Segment;
 use crate::post::{CorePost, Join, Stand};
+use crate::trail::Event;
 
 /// How long requests wait for a tunnel in place of one whose worker said GOAWAY.
 pub(crate) const REPLACE_WAIT: Duration = Duration::from_secs(5);
@@ -72,6 +73,7 @@ impl Shard {
             self.tell(home, CorePost::Join(Box::new(join)));
         }
         self.metrics.spares[SpareOutcome::Asked.index()] += 1;
+        self.note(id, Event::SpareAsked);
         true
     }
 
@@ -80,13 +82,14 @@ impl Shard {
         let Some(spare) = self.attachments.get(key) else { return };
         let parent = spare.parent;
         self.metrics.spares[SpareOutcome::Came.index()] += 1;
+        self.note_of(key, Event::SpareAttached);
         let Some((of, parent)) = parent.and_then(|of| Some((of, self.attachments.get(of)?))) else {
             return self.park_spare(border, key);
         };
         let Some(tunnel) = parent.tunnel() else { return };
         let Some(owner) = self.conns.hop(tunnel).and_then(Hop::tunnel) else { return };
         if owner.held {
-            self.part(of, key);
+            self.separate(of, key);
             self.end_used(border, tunnel, Cause::CLIENT_GONE);
             self.park_spare(border, key);
         } else if owner.going {
@@ -113,7 +116,7 @@ impl Shard {
     }
 
     /// Parent and spare have nothing to do with each other any more.
-    fn part(&mut self, parent: Key, spare: Key) {
+    fn separate(&mut self, parent: Key, spare: Key) {
         if let Some(attachment) = self.attachments.get_mut(parent) {
             attachment.spare = None;
         }
@@ -145,7 +148,7 @@ impl Shard {
             self.attachments.get(*spare).is_some_and(|spare| spare.tunnel().is_some())
         });
         if let Some(spare) = there {
-            self.part(key, spare);
+            self.separate(key, spare);
             self.end_used(border, tunnel, Cause::CLIENT_GONE);
             return self.park_spare(border, spare);
         }
@@ -267,14 +270,14 @@ impl Shard {
     pub(super) fn end_spare_of(&mut self, border: &mut Border, key: Key) {
         let spare = self.attachments.get_mut(key).and_then(|attachment| attachment.spare.take());
         let Some(spare) = spare else { return };
-        self.part(key, spare);
+        self.separate(key, spare);
         self.end_unneeded(border, spare, Cause::ABANDONED);
     }
 
     /// The attachment goes on with its spare's tunnel. What runs on the old one ends there, as the
     /// spare's.
     fn replace(&mut self, border: &mut Border, key: Key, spare: Key) {
-        self.part(key, spare);
+        self.separate(key, spare);
         let tunnel_of = |key| self.attachments.get(key).and_then(Attachment::tunnel);
         let (Some(old), Some(new)) = (tunnel_of(key), tunnel_of(spare)) else { return };
         let Some((slots, cookie_sent, parked)) = self.turn_over(old, spare) else { return };
@@ -305,6 +308,7 @@ impl Shard {
             client.calls.retain(|call| !call.is_of(key));
         }
         self.outcome(spare, SpareOutcome::Replaced);
+        self.note(id, Event::Replaced);
         self.watch(new);
         if streams == 0 {
             self.tunnel_done(border, old);
@@ -354,7 +358,7 @@ impl Shard {
         let key = owner.attachment;
         let Some(attachment) = self.attachments.get(key).filter(|_| owner.going) else { return };
         if let (Some(spare), Some(_)) = (attachment.spare, attachment.client) {
-            self.part(key, spare);
+            self.separate(key, spare);
             self.end_unneeded(border, spare, Cause::ABANDONED);
             self.move_waiters(border, key);
         }

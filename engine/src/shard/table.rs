@@ -11,6 +11,9 @@ pub(crate) struct Key {
     pub generation: u32,
 }
 
+/// Slots kept when the last entry has gone; a burst's memory is given back.
+const IDLE_SLOTS: usize = 1024;
+
 /// A table with generations.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
@@ -60,7 +63,11 @@ impl<T> Table<T> {
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         self.get(key)?;
-        Some(self.entries.remove(key.slot as usize).1)
+        let (_, entry) = self.entries.remove(key.slot as usize);
+        if self.entries.is_empty() && self.entries.capacity() > IDLE_SLOTS {
+            self.entries = Slab::new();
+        }
+        Some(entry)
     }
 
     pub(crate) fn len(&self) -> usize {

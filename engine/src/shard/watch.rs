@@ -29,7 +29,7 @@ pub(crate) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
 
 /// Payload of the PING between the two GOAWAYs, and of the one that asks a silent peer.
 pub(crate) const DRAIN_PING: [u8; 8] = *b"goaway-2";
-const ALIVE_PING: [u8; 8] = *b"alive?!?";
+pub(crate) const ALIVE_PING: [u8; 8] = *b"alive?!?";
 
 /// The timers that a hop's deadlines depend on.
 pub(crate) struct Terms<'a> {
@@ -197,6 +197,7 @@ impl Shard {
         }
         if busy && tunnel.pinged_at.is_none() && silent + terms.keepalive.tunnel_ping <= now {
             tunnel.pinged_at = Some(now);
+            tunnel.ping_sent = Some(now);
             hop.link.ping(ALIVE_PING, &mut border.sink(conn));
         }
     }

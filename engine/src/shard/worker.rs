@@ -1,5 +1,6 @@
 //! The worker listener: CONNECT, the local dispatch's polls, and its health.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use ringway_proto::fields::{Fields, Token};
@@ -19,6 +20,7 @@ use crate::control::local::{PollFault, PollRequest, WorkKind};
 use crate::metrics::{Limit, ResumeWay};
 use crate::pool::Segment;
 use crate::post::Stand;
+use crate::trail::Event;
 
 /// What to do after one request of a worker.
 enum Next {
@@ -212,6 +214,7 @@ impl Shard {
                 }
                 Ok(Taken::Here(key, age)) => {
                     self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.note_connect(conn, key, age);
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
                 }
@@ -273,7 +276,9 @@ impl Shard {
             return Ok(Taken::Here(key, age));
         }
         *wrong += 1;
-        if *wrong >= self.settings.config.limits.token_tries {
+        let wrong = *wrong;
+        self.note(session, Event::Refused);
+        if wrong >= self.settings.config.limits.token_tries {
             self.metrics.limit_hit(Limit::TokenTries);
             self.give_up(border, key, Cause::REVOKED);
         }
@@ -282,7 +287,8 @@ impl Shard {
 
     /// The worker has come: its connection becomes the attachment's tunnel.
     fn attach(&mut self, border: &mut Border, conn: ConnId, key: Key, tail: &[u8]) {
-        let Some(Conn::Door(Plain { peer, opened, .. })) = self.conns.remove(conn) else { return };
+        let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
+        let Plain { peer, opened, timer, .. } = *door;
         border.put(conn, connect::ACCEPTED);
         let attachment = self.attachments.get(key).expect("its token was just taken");
         let tenant = attachment.tenant.clone();
@@ -290,6 +296,16 @@ impl Shard {
         self.withdraw(key, &function, &version);
         self.no_longer_pending(&tenant);
         self.become_tunnel(border, conn, (peer, opened), key);
+        if let Some(hop) = self.conns.hop_mut(conn) {
+            // What was armed for the door looks after the hop as well.
+            hop.timer = hop.timer.or(timer);
+        }
+        if let Some(attachment) = self.attachments.get_mut(key)
+            && attachment.waiters.is_empty()
+        {
+            // From now on only a worker's limit of streams makes anything wait.
+            attachment.waiters = VecDeque::new();
+        }
         self.receive_copy(border, conn, tail);
         self.watch(conn);
     }
@@ -311,6 +327,7 @@ impl Shard {
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
+            ping_sent: None,
             going: false,
             parked: None,
             held: false,
@@ -324,6 +341,7 @@ impl Shard {
         let (id, since) = (attachment.session, attachment.opened);
         if back && !spare {
             self.count_resume(ResumeWay::Reconnect, since);
+            self.note_resume(key, ResumeWay::Reconnect, since);
         }
         let stand = if spare { Stand::Spare } else { Stand::Open };
         self.tell_stand(border, id, key, stand);

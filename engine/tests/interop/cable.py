@@ -67,7 +67,7 @@ class Cable:
             raise result[0]
         return result[0]
 
-    def connect(self, address, timeout=10):
+    def connect(self, address, timeout=30):
         """A TCP connection from the far end."""
         return self.inside(lambda: socket.create_connection(address, timeout))
 

@@ -56,9 +56,9 @@ def free_port():
 
 
 def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
-                  io="auto", host="127.0.0.1"):
+                  io="auto", host="127.0.0.1", advertise=None):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
-    worker; clients and workers reach it by `host`."""
+    worker; clients and workers reach it by `host`, workers by `advertise` if that is given."""
     worker_port = worker_port or free_port()
     function = """
 [[function]]
@@ -81,7 +81,7 @@ io = "{io}"
 
 [control]
 mode = "local"
-advertise = "http://{host}:{worker_port}"
+advertise = "http://{advertise or host}:{worker_port}"
 
 [[tenant]]
 name = "dev"
@@ -116,7 +116,10 @@ class Gateway:
         self.client = self.worker = self.admin = None
         threading.Thread(target=self._read_stdout, daemon=True).start()
         if not self.ready.wait(60) or self.client is None:
-            code = self.run.poll()
+            try:
+                code = self.run.wait(10 if self.ready.is_set() else 0)
+            except subprocess.TimeoutExpired:
+                code = None
             self.kill()
             raise AssertionError(f"{arguments}: no ready line (exit code {code}); stdout "
                                  f"{self.stdout_lines}; stderr:\n{self.log_tail()}")

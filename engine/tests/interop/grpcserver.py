@@ -20,7 +20,8 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 class Function:
     """Echo, with requests for trouble in `x-do`."""
 
-    def __init__(self):
+    def __init__(self, name=None):
+        self.name = [("x-worker", name)] if name else []
         self.seen = []
         self.ended = threading.Event()
         self.started = threading.Event()
@@ -28,8 +29,9 @@ class Function:
     def arrived(self, call):
         fields = dict(call.invocation_metadata())
         self.seen.append(fields)
-        call.send_initial_metadata([(key, value) for key, value in
-                                    call.invocation_metadata() if key.startswith("x-echo-")])
+        call.send_initial_metadata(self.name + [
+            (key, value) for key, value in call.invocation_metadata()
+            if key.startswith("x-echo-")])
         call.set_trailing_metadata([("x-trailing", "t"), ("x-trailing-bin", b"\0\xff\x01")])
         call.add_callback(self.ended.set)
         self.started.set()
@@ -81,10 +83,11 @@ def int_to_code(number):
 
 
 class Server:
-    """Listens on the loopback address, on a free port unless one is named."""
+    """Listens on the loopback address, on a free port unless one is named. With a name its
+    answers carry it as `x-worker`."""
 
-    def __init__(self, port=0):
-        self.function = Function()
+    def __init__(self, port=0, name=None):
+        self.function = Function(name)
         self.grpc = grpc.server(futures.ThreadPoolExecutor(256), options=UNLIMITED)
         handlers = {}
         for name, (many_in, many_out) in METHODS.items():

@@ -68,17 +68,26 @@ async function ask(path, options) {
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """Serves the page and takes its result."""
+    """Serves the page (and another, perhaps) and takes its result. `noted` is called with
+    what the page asks for as `/note`, which is answered at once, or as `/wait`, which is answered
+    after it."""
 
-    def __init__(self, page):
-        self.page, self.result, self.done = page, None, threading.Event()
-        super().__init__(("127.0.0.1", 0), Visit)
+    def __init__(self, page, elsewhere="", host="127.0.0.1", noted=None):
+        self.pages = {"/": page, "/elsewhere": elsewhere}
+        self.result, self.done, self.noted = None, threading.Event(), noted
+        super().__init__((host, 0), Visit)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class Visit(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = self.server.page.encode() if self.path == "/" else b""
+        body = self.server.pages.get(self.path, "").encode()
+        if self.server.noted and self.path.startswith(("/note", "/wait")):
+            body = b"noted"
+            telling = threading.Thread(target=self.server.noted, args=(self.path,), daemon=True)
+            telling.start()
+            if self.path.startswith("/wait"):
+                telling.join()
         self.send_response(200 if body else 404)
         self.send_header("content-type", "text/html")
         self.send_header("content-length", str(len(body)))
@@ -96,18 +105,18 @@ class Visit(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def visit(page, directory):
+def visit(page, directory, launcher=(), **options):
     """What the page reports from within a fresh browser."""
-    with Site(page) as site:
+    with Site(page, **options) as site:
         host, port = site.server_address
         with open(directory / "chromium.log", "wb") as log:
             browser = subprocess.Popen(
-                [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                [*launcher, CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
                  "--disable-dev-shm-usage", f"--user-data-dir={directory / 'profile'}",
                  "--remote-debugging-port=0", f"http://{host}:{port}/"],
                 stdout=log, stderr=log, start_new_session=True)
         try:
-            arrived = site.done.wait(40)
+            arrived = site.done.wait(200)
         finally:
             # With all that it has started: they would outlive it.
             os.killpg(browser.pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ TARGET = "/ringway.echo.v1.Echo/Unary"
 
 @pytest.fixture
 def two_cores(serve):
-    return serve(cores=CORES)
+    return serve(cores=CORES, session='idle = "1h"')  # however long it takes to make them all
 
 
 def sum_of(gateway, name):

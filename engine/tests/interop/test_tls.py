@@ -318,7 +318,7 @@ def test_cf1_a_bad_pair_is_not_taken(started, tmp_path, authority):
 
     shutil.copy(new[0], tmp_path / "live.pem")  # its key does not follow
     until(lambda: refused() == 1)
-    assert "does not belong to the certificate" in running.log_text()
+    until(lambda: "does not belong to the certificate" in running.log_text(), what="the reason")
     assert serial(running, authority) == serial_of(old[0])
     (tmp_path / "live.pem").unlink()
     until(lambda: refused() == 2)
@@ -375,14 +375,16 @@ def test_sighup_replaces_keys_and_leaves_sessions_alone(started, authority):
             assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
             assert unary(new, "fresh-key") == b"x"
         stream.end()
-        warned = [line for line in running.log_lines() if line.get("keys")]
-        assert [line["keys"] for line in warned] == ["drain.max"]
+        warned = until(lambda: [line["keys"] for line in running.log_lines() if line.get("keys")],
+                       what="the warning")
+        assert warned == ["drain.max"]
 
         path.write_text(old.replace("[drain]", "[drian]").replace(f'"{KEY}"', '"worse key"'))
         running.signal(signal.SIGHUP)
         until(lambda: running.metric("ringway_reloads_total", what="configuration",
                                      outcome="refused"))
-        told = [line["problems"] for line in running.log_lines() if "problems" in line]
+        told = until(lambda: [line["problems"] for line in running.log_lines()
+                              if "problems" in line], what="the problems")
         assert len(told) == 1 and "[drian]" in told[0] and "visible ASCII" in told[0], told
         with channel_to(running, authority) as new:
             assert unary(new, "fresh-key") == b"x"

@@ -20,6 +20,7 @@ UPGRADE = ("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 
 def open_socket(gateway, **options):
     host, port = gateway.client
     options.setdefault("additional_headers", credentials())
+    options.setdefault("open_timeout", 60)
     return connect(f"ws://{host}:{port}/ws", max_size=None, compression=None, **options)
 
 

@@ -18,7 +18,7 @@ use ringway::ring::{Sender, mailbox};
 use ringway_proto::time::Time;
 
 /// Longest wait for something that should come at once.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 thread_local! {
     static BACKEND: Cell<Backend> = const { Cell::new(Backend::Ring) };

@@ -14,7 +14,10 @@ mod parking_cores;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod replacing;
+mod runs;
 mod sessions;
 mod silence;
 mod spares;
+mod spares_cores;
+mod timeline;
 mod world;

@@ -14,7 +14,7 @@ use crate::world::World;
 const STREAMING: &str = "kind = \"streaming\"";
 
 /// A client with a session whose worker has answered the first call.
-fn attached(world: &mut World) -> (Peer, Peer, String) {
+pub(crate) fn attached(world: &mut World) -> (Peer, Peer, String) {
     let mut client = Peer::client(world);
     client.request(world, &[], true);
     let mut worker = Peer::worker(world);
@@ -25,14 +25,14 @@ fn attached(world: &mut World) -> (Peer, Peer, String) {
 }
 
 /// The worker answers its `n`th request.
-fn answer(world: &mut World, worker: &mut Peer, n: usize) {
+pub(crate) fn answer(world: &mut World, worker: &mut Peer, n: usize) {
     worker.sync(world);
     let key = worker.key(n);
     worker.head(world, key, &[(":status", "200"), ("grpc-status", "0")], true);
 }
 
 /// A client that comes back, with the answer to its call.
-fn back(world: &mut World, worker: &mut Peer, id: &str, n: usize) -> Peer {
+pub(crate) fn back(world: &mut World, worker: &mut Peer, id: &str, n: usize) -> Peer {
     let mut client = Peer::client(world);
     client.request(world, &[("nvcf-reqid", id)], true);
     answer(world, worker, n);
@@ -115,6 +115,51 @@ fn a_session_is_come_back_to_again_and_again() {
     assert_eq!(world.shard.metrics().tokens_issued, 1);
     world.end(client.conn, End::Fin);
     assert!(world.shard.is_empty());
+}
+
+/// What an answer became for the lost client is not what it is for the next one: their HPACK tables
+/// differ, even if as much has changed in both.
+#[test]
+fn answers_that_repeat_are_written_anew_for_another_client() {
+    // Answers of our own come first: they bring the tables to the same count by other fields.
+    let plain = ("content-type", "text/plain");
+    let own: [&[(&str, &str)]; 5] = [
+        &[],
+        &[("nvcf-reqid", "6f9619ff-8b86-4011-b42d-00c04fc964ff"), plain],
+        &[("function-id", ""), plain],
+        &[("authorization", ""), plain],
+        &[("function-id", "")],
+    ];
+    for own in own {
+        let mut world = World::new();
+        let (mut client, mut worker, id) = attached(&mut world);
+        let mut n = 1;
+        let mut serve = |world: &mut World, client: &mut Peer, worker: &mut Peer, name, value| {
+            client.request(world, &[("nvcf-reqid", &id)], true);
+            worker.sync(world);
+            let key = worker.key(n);
+            worker.head(world, key, &[(":status", "200"), (name, value)], true);
+            client.sync(world);
+            n += 1;
+            let last = client.heads().len() - 1;
+            assert_eq!(client.field(last, name), Some(value), "call {n}, after {own:?}");
+        };
+        for _ in 0..4 {
+            serve(&mut world, &mut client, &mut worker, "x-b", "two");
+            serve(&mut world, &mut client, &mut worker, "x-a", "one");
+        }
+        world.end(client.conn, End::Reset);
+        let mut client = Peer::client(&mut world);
+        if !own.is_empty() {
+            client.request(&mut world, own, true);
+        }
+        for _ in 0..4 {
+            serve(&mut world, &mut client, &mut worker, "x-b", "two");
+            serve(&mut world, &mut client, &mut worker, "x-a", "one");
+        }
+        world.end(client.conn, End::Fin);
+        assert!(world.shard.is_empty());
+    }
 }
 
 /// The kinds of functions and ends, and what is kept.

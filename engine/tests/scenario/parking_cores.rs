@@ -321,6 +321,32 @@ fn a_client_that_is_lost_while_its_tunnel_comes_finds_it_there_later() {
     }
 }
 
+/// The session is there all the time, for whoever comes while its tunnel is on its way to a client
+/// that is lost again.
+#[test]
+fn who_comes_while_the_tunnel_is_on_its_way_to_nobody_is_not_told_that_it_is_gone() {
+    let mut m = Machine::new(4);
+    let (mut tunnel, id) = parked(&mut m, 0, 1);
+    let socket = m.at(1).socket(tunnel.peer.conn);
+    m.at(1).hold = true;
+    let (back, _) = client(&mut m, 2, &[("nvcf-reqid", &id)]);
+    lose(&mut m, 2, &back);
+    let (mut other, _) = client(&mut m, 3, &[("nvcf-reqid", &id)]);
+    assert_eq!(grpc(&mut m, 3, &mut other, 0).0, "", "it waits for one more tunnel");
+    m.at(1).let_go();
+    m.deliver();
+    follow(&mut m, &mut tunnel, socket);
+    assert_eq!(tunnel.core, 2);
+    let work = m.poll(0, &[&id]).expect("one more tunnel");
+    let mut more = m.dial(0, &work);
+    serve(&mut m, &mut more, 0);
+    other.sync(m.at(3));
+    assert_eq!(other.field(0, ":status"), Some("200"));
+    assert!(m.at(2).is_closed(tunnel.peer.conn), "the session has another one");
+    leave(&mut m, 3, &other);
+    m.assert_empty();
+}
+
 /// The request is taken back, the client stays and asks again.
 #[test]
 fn who_takes_a_request_back_and_asks_again_has_the_tunnel() {

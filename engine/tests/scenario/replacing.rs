@@ -76,6 +76,31 @@ fn a_goaway_on_a_tunnel_in_use_is_not_noticed_by_its_client() {
     all_is_over(&mut world);
 }
 
+#[test]
+fn what_runs_on_a_replaced_tunnel_ends_with_its_client() {
+    for end in ENDS {
+        for kept in ["never", "auto"] {
+            let mut world = World::new();
+            let (client, mut old, id) = running(&mut world);
+            old.goaway(&mut world, u32::MAX >> 1);
+            let new = instead(&mut world, &id);
+            if kept == "never" {
+                // It breaks the rules: nothing is kept for it.
+                world.send(client.conn, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
+            } else {
+                world.end(client.conn, end);
+            }
+            old.sync(&mut world);
+            let cancelled = Seen::Reset { stream: 3, code: ErrorCode::Cancel };
+            assert!(old.seen.contains(&cancelled) || kept == "never", "{:?}", old.seen);
+            assert!(world.is_closed(old.conn));
+            assert_eq!(world.is_closed(new.conn), kept == "never");
+            world.pass(Duration::from_secs(31));
+            all_is_over(&mut world);
+        }
+    }
+}
+
 /// What the client repeats was encoded for the old tunnel.
 #[test]
 fn calls_that_repeat_are_encoded_anew_for_the_new_tunnel() {

@@ -1,7 +1,7 @@
 //! Clients that lose their connection and come back for their sessions.
 
 use super::peer::{Act, Comeback, Stage};
-use super::plan::{KEYS, RULES};
+use super::plan::KEYS;
 
 /// Sessions that a client remembers.
 const MEMORY: usize = 4;
@@ -46,7 +46,7 @@ impl Memory {
     /// The connection is lost: others come in its place, at once, in time or too late.
     pub(crate) fn come_back(&self, http1: bool, stage: &mut Stage<'_>) {
         let Some(plan) = stage.plan.parking else { return };
-        let window = RULES[stage.plan.variant].config.session.park_window.as_micros() as usize;
+        let window = stage.plan.rules().config.session.park_window.as_micros() as usize;
         for met in &self.met {
             if self.met.len() > 1 && stage.seed.chance(40) {
                 continue;

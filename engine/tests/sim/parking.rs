@@ -217,7 +217,10 @@ impl Parking {
         let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
         let exchange = &mut exchanges[number];
         if let Some(expected) = exchange.expects.take() {
-            assert_eq!(expected, link, "exchange {number}: its tunnel was there, and it got another");
+            assert_eq!(
+                expected, link,
+                "exchange {number}: its tunnel was there, and it got another"
+            );
             self.expected += 1;
         }
         (tunnel.http1, tunnel.active) = (http1, now);
@@ -349,8 +352,10 @@ impl Parking {
                 note("tunnel", link, "was closed by force", [0, 0]);
                 self.forced += 1;
             }
-            None => panic!("tunnel {link}: the last one of a session was closed while {:?}",
-                self.tunnels[&link]),
+            None => panic!(
+                "tunnel {link}: the last one of a session was closed while {:?}",
+                self.tunnels[&link]
+            ),
         }
     }
 
@@ -367,7 +372,11 @@ impl Parking {
         let mut asked = exchanges.iter().filter(of);
         let unserved = |exchange: &Exchange| exchange.tunnel.is_none();
         let Some(client) = tunnel.client else {
-            return if tunnel.again { self.why_spare_closed(tunnel, now, exchanges) } else { known };
+            return if tunnel.again {
+                self.why_spare_closed(tunnel, now, exchanges)
+            } else {
+                known
+            };
         };
         if asked.any(|exchange| exchange.client != client && unserved(exchange)) {
             return known;
@@ -397,9 +406,10 @@ impl Parking {
             }
             let Some(client) = self.clients.get(&exchange.client) else { return known };
             let Some(lost) = client.lost else { return known };
-            if exchange.tunnel.is_none_or(|link| {
-                self.verdict(exchange.client, link, exchanges) != Verdict::Kept
-            }) {
+            if exchange
+                .tunnel
+                .is_none_or(|link| self.verdict(exchange.client, link, exchanges) != Verdict::Kept)
+            {
                 return known;
             }
             last = last.max(lost);
@@ -430,12 +440,14 @@ impl Parking {
     pub(crate) fn parked_among(&self, links: &[usize], exchanges: &[Exchange]) -> (usize, usize) {
         let (mut must, mut may) = (0, 0);
         for link in links {
-            let Some(tunnel) = self.tunnels.get(link).filter(|tunnel| !tunnel.gone) else { continue };
+            let Some(tunnel) = self.tunnels.get(link).filter(|tunnel| !tunnel.gone) else {
+                continue;
+            };
             let client = tunnel.client.and_then(|client| self.clients.get(&client));
             let here = client.is_some_and(|client| client.lost.is_none());
-            let taken = exchanges.iter().any(|exchange| {
-                exchange.names(&tunnel.session) && exchange.tunnel.is_none()
-            });
+            let taken = exchanges
+                .iter()
+                .any(|exchange| exchange.names(&tunnel.session) && exchange.tunnel.is_none());
             let certain = tunnel.kept.is_some() && !tunnel.left && !tunnel.used_up && !taken;
             must += usize::from(certain && !self.draining);
             may += usize::from(!here || taken);

@@ -36,6 +36,10 @@ const VARIANTS: [&str; 5] = [
     "[limits]\nwork_queue = 2\npending_sessions = 3\npending_per_tenant = 2\nstreams = 4\nqueued_answers = 3",
 ];
 
+/// What is kept of lost clients, where nobody plans to come back.
+const KEEPING: [(Park, u64); 4] =
+    [(Park::Never, 30), (Park::Auto, 30), (Park::Always, 30), (Park::Auto, 1)];
+
 /// The same for runs whose clients come back: what is kept, how long, and who gives way.
 const PARKING: [&str; 10] = [
     "",
@@ -56,17 +60,18 @@ pub(crate) struct Rules {
     pub(crate) policy: Arc<Policy>,
 }
 
-pub(crate) static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
-    let staying = VARIANTS.iter().map(|more| rules(more, false));
-    staying.chain(PARKING.iter().map(|more| rules(more, true))).collect()
+static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
+    let kept = VARIANTS.iter().flat_map(|more| KEEPING.iter().map(move |kept| (more, Some(*kept))));
+    let coming_back = PARKING.iter().map(|more| (more, None));
+    kept.chain(coming_back).map(|(more, kept)| rules(more, kept)).collect()
 });
 
-/// The configuration with these lines, and whether the tunnels of lost clients are kept.
-fn rules(more: &str, keeps: bool) -> Rules {
+/// The configuration with these lines, and with this kept of lost clients.
+fn rules(more: &str, kept: Option<(Park, u64)>) -> Rules {
     let functions: String = FUNCTIONS
         .iter()
         .map(|(id, version, tenants)| {
-            let kind = if keeps && streams(version) { "streaming" } else { "default" };
+            let kind = if kept.is_none() && streams(version) { "streaming" } else { "default" };
             format!(
                 "[[function]]\nid = \"{id}\"\nversion = \"{version}\"\ntenants = {tenants:?}\n\
                  worker_keys = [\"{WORKER_KEY}\"]\nkind = \"{kind}\"\n"
@@ -80,9 +85,9 @@ fn rules(more: &str, keeps: bool) -> Rules {
          [[tenant]]\nname = \"other\"\nclient_keys = [\"other-key\"]\n{functions}{more}\n"
     );
     let mut config = Config::parse(&text, "sim.toml", ".".as_ref()).expect("a configuration");
-    if !keeps {
-        // What these worlds' ends judge is the tunnel of a client that is there.
-        config.session.park = Park::Never;
+    if let Some((park, window)) = kept {
+        config.session.park = park;
+        config.session.park_window = Duration::from_secs(window);
     }
     let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
     Rules { config: Arc::new(config), policy }
@@ -122,6 +127,10 @@ pub(crate) struct Returns {
 pub(crate) struct Plan {
     pub(crate) cores: usize,
     pub(crate) variant: usize,
+    /// One of [`KEEPING`].
+    keeping: usize,
+    /// The last stream id on a tunnel, if they run out early.
+    pub(crate) last_id: Option<u32>,
     pub(crate) blocks: usize,
     pub(crate) block_bytes: usize,
     pub(crate) mailbox: usize,
@@ -188,6 +197,8 @@ impl Plan {
         let plan = Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
+            keeping: 0,
+            last_id: None,
             blocks: seed.pick(&[5, 8, 16, 32]),
             block_bytes: seed.pick(&[2048, 16 * 1024, 64 * 1024]),
             mailbox: seed.pick(&[1, 2, 4, 64]),
@@ -228,6 +239,13 @@ impl Plan {
     pub(crate) fn with_http1(self, number: u64) -> Self {
         let mut seed = Seed::new(!number);
         Self { http1: if seed.chance(45) { seed.pick(&[30, 70, 100]) } else { 0 }, ..self }
+    }
+
+    /// Most runs keep tunnels of lost clients, and in some stream ids run out: by dice of their own.
+    pub(crate) fn with_keeping(self, number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x6b65_6570);
+        let last_id = seed.chance(20).then(|| seed.pick(&[4, 10, 30]));
+        Self { keeping: seed.below(KEEPING.len()), last_id, ..self }
     }
 
     /// Clients come back: there are fewer other faults, and half of the runs have none at all.
@@ -271,6 +289,7 @@ impl Plan {
             calls: plan.calls.min(6),
             largest: plan.largest.min(60_000),
             parking: Some(returns),
+            last_id: None,
             ..plan
         }
     }
@@ -293,14 +312,23 @@ impl Plan {
 }
 
 impl Plan {
+    /// What the gateway goes by.
+    pub(crate) fn rules(&self) -> &'static Rules {
+        let kept = VARIANTS.len() * KEEPING.len();
+        match self.variant.checked_sub(VARIANTS.len()) {
+            None => &RULES[self.variant * KEEPING.len() + self.keeping],
+            Some(coming_back) => &RULES[kept + coming_back],
+        }
+    }
+
     /// How long the gateway waits for a worker.
     pub(crate) fn wait(&self) -> Duration {
-        RULES[self.variant].config.session.wait
+        self.rules().config.session.wait
     }
 
     /// What the gateway promises to clients that come back.
     pub(crate) fn terms(&self) -> Option<Terms> {
-        let session = &RULES[self.variant].config.session;
+        let session = &self.rules().config.session;
         let plan = (self.cores, self.pauses, self.sloppy);
         self.parking.map(|returns| Terms::new(session, &returns, plan))
     }

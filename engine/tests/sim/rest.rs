@@ -1,6 +1,8 @@
 //! What must hold when everybody has left.
 
-use ringway::metrics::{CONNECT_RESULTS, Limit, ShardMetrics, SpareOutcome};
+use ringway::metrics::{
+    CONNECT_RESULTS, Limit, ResumeOutcome, ResumeWay, ShardMetrics, SpareOutcome,
+};
 
 use super::core::Core;
 use super::world::World;
@@ -27,9 +29,12 @@ pub(crate) struct Tally {
     pub(crate) resumed: usize,
     pub(crate) expected: usize,
     pub(crate) forced: usize,
-    /// Of all: given on another core, stood in for, made to yield, crowded out.
+    /// Of all: given on another core, spares that came, those that parked or took another one's
+    /// place, made to yield, crowded out.
     pub(crate) moved: usize,
     pub(crate) spares: usize,
+    pub(crate) kept_by_spares: usize,
+    pub(crate) replaced: usize,
     pub(crate) yields: usize,
     pub(crate) crowded: usize,
 }
@@ -51,6 +56,8 @@ impl Tally {
         self.blocked += other.blocked;
         self.crossings += other.crossings;
         self.resumed += other.resumed;
+        self.kept_by_spares += other.kept_by_spares;
+        self.replaced += other.replaced;
         self.expected += other.expected;
         self.forced += other.forced;
         self.moved += other.moved;
@@ -76,6 +83,9 @@ impl Tally {
             (self.relieved, 20),
             (self.blocked, 10_000),
             (self.crossings, 10_000),
+            (self.resumed, 20),
+            (self.kept_by_spares, 20),
+            (self.replaced, 20),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -106,9 +116,6 @@ impl World {
         let mut accepted = 0;
         for (number, core) in self.cores.iter().enumerate() {
             check_core(number, core);
-            if self.plan.parking.is_none() {
-                check_ends(&format!("core {number}"), core.shard.metrics());
-            }
             let metrics = core.shard.metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
@@ -138,10 +145,18 @@ impl World {
             tally.crossings
         );
         let parking = &self.ledger.parking;
-        (tally.resumed, tally.expected) = (parking.resumed, parking.expected);
+        let resumed = |way| all.resumes.of(way, ResumeOutcome::Ok) as usize;
+        tally.resumed = match self.plan.parking {
+            Some(_) => parking.resumed,
+            None => resumed(ResumeWay::Memory) + resumed(ResumeWay::Spare),
+        };
+        tally.expected = parking.expected;
         tally.forced = parking.forced as usize;
         tally.moved = self.moved;
-        tally.spares = all.spares[SpareOutcome::Came.index()] as usize;
+        let spares = |outcome: SpareOutcome| all.spares[outcome.index()] as usize;
+        tally.spares = spares(SpareOutcome::Came);
+        tally.kept_by_spares = spares(SpareOutcome::Parked);
+        tally.replaced = spares(SpareOutcome::Replaced);
         tally.yields = all.resumes.yields as usize;
         let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
         tally.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();

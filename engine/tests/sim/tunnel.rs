@@ -230,24 +230,28 @@ impl Tunnel {
         if let Named::Session(id) = &exchange.named {
             assert_eq!(*id, self.work.id, "exchange {number}: the id does not win");
         }
-        let before = self.client.replace(exchange.client);
-        let same = before.is_none_or(|before| before == exchange.client);
-        assert!(
-            same || stage.plan.parking.is_some(),
-            "exchange {number}: a tunnel of two clients, {before:?}"
-        );
+        // A tunnel has one client at a time; who comes after one that is gone has named its session.
+        let client = self.client.replace(exchange.client).filter(|last| *last != exchange.client);
+        if let Some(last) = client {
+            let gone = stage.ledger.clients_gone.contains(&last);
+            assert!(gone, "exchange {number}: a tunnel of two clients");
+            let named = matches!(exchange.named, Named::Session(_));
+            assert!(named, "exchange {number}: another client's session, unasked");
+        }
         let mut expected = exchange.up.head.clone().expect("its client has sent it");
         expected.retain(|(name, _)| name != b"nvcf-reqid");
         expected.push((b"nvcf-reqid".to_vec(), self.work.id.clone().into_bytes()));
         let same = fields == expected || exchange.up.spoiled;
         assert!(same, "exchange {number}: another head: {fields:?}, not {expected:?}");
-        if before.is_some_and(|before| before != stage.ledger.exchanges[number].client) {
+        if client.is_some() {
             self.check_taken_up(number, stage);
         }
-        let (http1, now) = (self.speaks_http1(), stage.now);
-        let ledger = &mut *stage.ledger;
-        let exchanges = &mut ledger.exchanges;
-        ledger.parking.tunnel_serves(self.number, number, exchanges, (http1, now));
+        if stage.plan.parking.is_some() {
+            let (http1, now) = (self.speaks_http1(), stage.now);
+            let ledger = &mut *stage.ledger;
+            let exchanges = &mut ledger.exchanges;
+            ledger.parking.tunnel_serves(self.number, number, exchanges, (http1, now));
+        }
         let serve = Serve::new(number, stage);
         self.serves.insert(stream, serve);
     }

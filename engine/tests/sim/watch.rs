@@ -67,7 +67,10 @@ impl World {
             let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
             let crowded: u64 = crowded.iter().map(|limit| all.limit_hits[limit.index()]).sum();
             let counted = all.resumes.yields + crowded;
-            assert!(forced <= counted, "{forced} last tunnels were closed, {counted} with a reason");
+            assert!(
+                forced <= counted,
+                "{forced} last tunnels were closed, {counted} with a reason"
+            );
         }
         for post in posts {
             if let ControlPost::Snapshot { snapshot, .. } = post {
@@ -109,7 +112,10 @@ impl World {
         let (must, may) = self.ledger.parking.parked_among(&here, &self.ledger.exchanges);
         let told = metrics.resumes.parked as usize;
         note("core", number, "has parked, and must have", [told as u64, must as u64]);
-        assert!((must..=may + closed).contains(&told), "core {number}: {told} parked, not {must} to {may}");
+        assert!(
+            (must..=may + closed).contains(&told),
+            "core {number}: {told} parked, not {must} to {may}"
+        );
         for limit in [Limit::ParkedTunnels, Limit::ParkedPerTenant] {
             let (used, max) = (metrics.limit_used[limit.index()], metrics.limit_max[limit.index()]);
             assert!(used <= max, "core {number}: {used} tunnels parked, {max} may be");

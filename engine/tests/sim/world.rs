@@ -18,7 +18,7 @@ use super::core::{Around, Core};
 use super::journal::{self, note};
 use super::ledger::{Ledger, Work, Worker};
 use super::peer::{Act, Comeback, Peer, Stage, Trick};
-use super::plan::{FUNCTIONS, Plan, RULES};
+use super::plan::{FUNCTIONS, Plan};
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
@@ -132,7 +132,7 @@ impl World {
     /// `returns`: clients are cut off and come back for their sessions.
     pub(crate) fn new(number: u64, returns: bool) -> Self {
         let mut seed = Seed::new(number);
-        let mut plan = Plan::new(&mut seed).with_http1(number);
+        let mut plan = Plan::new(&mut seed).with_http1(number).with_keeping(number);
         if returns {
             plan = plan.with_returns(number);
         }
@@ -194,7 +194,7 @@ impl World {
     }
 
     fn core(&mut self, number: usize, generation: u32) -> Core {
-        let rules = &RULES[self.plan.variant];
+        let rules = self.plan.rules();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
         let settings = ShardSettings {
@@ -213,7 +213,10 @@ impl World {
         };
         let mut border = Border::new(Pool::new(self.plan.blocks, self.plan.block_bytes));
         border.now = self.now;
-        let shard = Shard::new(settings, rules.policy.clone());
+        let mut shard = Shard::new(settings, rules.policy.clone());
+        if let Some(last) = self.plan.last_id {
+            shard.end_stream_ids_at(last);
+        }
         Core::new(number, shard, border, self.plan.mailbox)
     }
 
@@ -513,9 +516,7 @@ impl World {
             Guest::Client(Some(to)) if to.http1 => {
                 Box::new(Client1::new(number, Some(to), &mut stage))
             }
-            Guest::Client(None)
-                if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) =>
-            {
+            Guest::Client(None) if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) => {
                 Box::new(Client1::new(number, None, &mut stage))
             }
             Guest::Client(to) => Box::new(Client::new(number, to, &mut stage)),

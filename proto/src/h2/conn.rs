@@ -3,6 +3,8 @@
 //! Receiving is in [`super::receive`], [`super::block`] and [`super::control`], sending in
 //! [`super::send`], what has to happen in time in [`super::deadline`].
 
+use std::sync::Arc;
+
 use super::block::Block;
 use super::budget::Budget;
 use super::deadline::Deadlines;
@@ -24,7 +26,8 @@ pub const NO_TAG: u32 = u32::MAX;
 /// One HTTP/2 connection, without its socket.
 pub struct Conn {
     pub(super) role: Role,
-    pub(super) limits: Limits,
+    /// Shared: a connection that rests is small.
+    pub(super) limits: Arc<Limits>,
     /// The instant of the latest call that told one.
     pub(super) now: Time,
     pub(super) reading: Reading,
@@ -57,9 +60,10 @@ pub struct Conn {
     /// An event of this kind is due: SETTINGS have widened all windows.
     pub(super) windows_grew: bool,
     pub(super) refuse_new: bool,
-    growth: bool,
+    pub(super) growth: bool,
     hold_credit: bool,
-    pub(super) fault: Option<ConnFault>,
+    /// Boxed: few connections have one.
+    pub(super) fault: Option<Box<ConnFault>>,
     pub(super) deadlines: Deadlines,
 }
 
@@ -78,7 +82,9 @@ pub(super) enum Target {
 impl Conn {
     /// A connection of which nothing was read or written yet; it owns no heap memory.
     #[must_use]
-    pub fn new(role: Role, limits: Limits, now: Time) -> Self {
+    pub fn new(role: Role, limits: impl Into<Arc<Limits>>, now: Time) -> Self {
+        let limits = limits.into();
+        let deadlines = Deadlines::new(now + limits.first_settings);
         Self {
             role,
             limits,
@@ -111,7 +117,7 @@ impl Conn {
             growth: true,
             hold_credit: false,
             fault: None,
-            deadlines: Deadlines::new(now + limits.first_settings),
+            deadlines,
         }
     }
 
@@ -395,7 +401,7 @@ impl Conn {
     /// The row of the limit table that the connection ended at, for the caller's counters.
     #[must_use]
     pub fn limit_hit(&self) -> Option<LimitId> {
-        self.fault.and_then(|fault| fault.limit)
+        self.fault.as_deref().and_then(|fault| fault.limit)
     }
 
     // ---- between receiving and sending ----

@@ -85,7 +85,7 @@ impl Conn {
             return Ok(());
         };
         let fault = ConnFault::limit(LimitId::L10, code, reason);
-        self.fault = Some(fault);
+        self.fault = Some(Box::new(fault));
         Err(fault)
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Memo {
     /// The entry replaced next.
     oldest: u8,
     /// Blocks seen lately that are not kept: only what is seen again is.
-    candidates: [u64; LISTS],
+    candidates: [u32; LISTS],
     newest: u8,
 }
 
@@ -92,11 +92,12 @@ impl Memo {
 }
 
 /// Tells blocks apart well enough to see one twice; nothing is decided by it.
-fn sign_of(block: &[u8], generation: u64) -> u64 {
+fn sign_of(block: &[u8], generation: u64) -> u32 {
     let start = generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ block.len() as u64;
-    block.iter().fold(start, |sign, &octet| {
+    let sign = block.iter().fold(start, |sign, &octet| {
         (sign ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3).rotate_left(5)
-    })
+    });
+    (sign ^ sign >> 32) as u32
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub mod frame;
 mod head;
 mod memo;
 mod receive;
+mod run;
 mod send;
 mod settings;
 mod stream;
@@ -35,6 +36,7 @@ pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
 pub(crate) use head::is_host;
 pub use memo::ListId;
+pub use run::{Plain, follows, may_be_plain};
 pub use send::{Blocked, CRUMB};
 pub use stream::StreamKey;
 

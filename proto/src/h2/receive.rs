@@ -88,8 +88,8 @@ impl Conn {
         out: &mut impl Sink,
         now: Time,
     ) -> Result<Event, ConnFault> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
+        if let Some(fault) = &self.fault {
+            return Err(**fault);
         }
         self.now = self.now.max(now);
         if let Some(key) = self.closing.take() {
@@ -97,7 +97,7 @@ impl Conn {
         }
         let result = self.advance(&mut Turn { input, pos, fields, out });
         if let Err(fault) = result {
-            self.fault = Some(fault);
+            self.fault = Some(Box::new(fault));
         }
         result
     }

@@ -97,6 +97,12 @@ impl ReceiveWindow {
         true
     }
 
+    /// What the peer may send.
+    #[must_use]
+    pub(super) fn room(&self) -> usize {
+        usize::try_from(self.left).unwrap_or(0)
+    }
+
     /// The bytes were taken: they are owed back.
     pub(super) fn owe(&mut self, bytes: usize) {
         // Never more than what was charged: a caller that drains twice must not give away credit.

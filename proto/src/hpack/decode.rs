@@ -17,7 +17,7 @@ const SCRATCH_KEPT: usize = 4096;
 pub struct Decoder {
     table: DynamicTable,
     /// What we allowed the peer: its size updates stay within it.
-    max_table: usize,
+    max_table: u16,
     /// Strings of one literal that do not lie in the block as they are.
     scratch: Vec<u8>,
 }
@@ -93,7 +93,7 @@ impl Decoder {
     #[must_use]
     pub fn new(max_table: usize) -> Self {
         let table = DynamicTable::new(max_table);
-        Self { max_table: table.max_size(), table, scratch: Vec::new() }
+        Self { max_table: table.max_size() as u16, table, scratch: Vec::new() }
     }
 
     /// Decodes one whole header block into `out`, which is cleared first.
@@ -171,7 +171,7 @@ impl Decoder {
             }
             let (size, rest) = integer::read(input, 5)?;
             input = rest;
-            if size > self.max_table {
+            if size > usize::from(self.max_table) {
                 return Err(HpackError::TableSize);
             }
             if size != self.table.max_size() {

@@ -14,6 +14,9 @@ const MAX_INDEXED_VALUE: usize = 1024;
 /// and would have each of its fields compared with the whole table.
 const MAX_ALIKE: usize = 8;
 
+/// Entries, the newest first, that a name is looked for in when its value is new.
+const MAX_NAMES: usize = 32;
+
 /// The writing half of a connection's HPACK state.
 ///
 /// Names and values go to the table when they are likely to come again; what is not indexed is
@@ -23,7 +26,7 @@ pub struct Encoder {
     /// Allocated with the first entry.
     index: Option<Box<Index>>,
     /// The smallest maximum since the last block, if it changed (RFC 7541 §4.2).
-    resized: Option<usize>,
+    resized: Option<u16>,
 }
 
 /// Whether a field goes to the table.
@@ -76,7 +79,8 @@ impl Encoder {
         if max_size == self.table.max_size() {
             return;
         }
-        self.resized = Some(self.resized.map_or(max_size, |smallest| smallest.min(max_size)));
+        let smallest = self.resized.map_or(max_size, |before| max_size.min(before.into()));
+        self.resized = Some(smallest as u16);
         self.table.set_max_size(max_size);
         self.evict_for(0);
         if max_size == 0 {
@@ -86,7 +90,7 @@ impl Encoder {
 
     /// Begins a header block: tells the peer of table sizes it does not know yet.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
-        let Some(smallest) = self.resized.take() else { return };
+        let Some(smallest) = self.resized.take().map(usize::from) else { return };
         // RFC 7541 §4.2: the smallest maximum in between, then the final one.
         if smallest < self.table.max_size() {
             integer::write(smallest, 5, 0x20, out);
@@ -162,10 +166,9 @@ impl Encoder {
         if let Some(index) = static_table::find_name(field) {
             return Some(index);
         }
-        let newest = self.index.as_deref()?.newest_with(Key::of(field.token, field.name, b""));
-        let age = self.age(newest);
-        let row = self.table.get(age)?;
-        same_name(&row, field).then_some(static_table::LEN + 1 + age)
+        let named = |age: &usize| self.table.get(*age).is_some_and(|row| same_name(&row, field));
+        let age = (0..self.table.len().min(MAX_NAMES)).find(named)?;
+        Some(static_table::LEN + 1 + age)
     }
 
     /// How many entries were inserted after the one with this number.

@@ -32,7 +32,7 @@ const _: () = assert!(SLOTS <= 1 << 15, "a slot's tag begins with its home");
 /// Slots of the first entries: most connections repeat a dozen fields.
 const FIRST_SLOTS: usize = 16;
 
-/// Places of the filters, a power of two.
+/// Places of the filter, a power of two.
 const FILTER: usize = 32;
 
 /// Where in the table a field is, and what was seen of late.
@@ -41,8 +41,6 @@ pub(super) struct Index {
     /// most half of them taken.
     slots: Box<[u32]>,
     taken: usize,
-    /// Numbers of the newest entry of names; may be stale, so the entry has the last word.
-    newest: [u16; FILTER],
     /// Fields that were refused a place, by hash.
     seen: [u16; FILTER],
     /// Hashes of names met, one bit each. Full, it only makes more names wait for their second
@@ -53,7 +51,7 @@ pub(super) struct Index {
 impl Default for Index {
     fn default() -> Self {
         let slots = vec![0; FIRST_SLOTS].into_boxed_slice();
-        Self { slots, taken: 0, newest: [0; FILTER], seen: [0; FILTER], names: [0; 4] }
+        Self { slots, taken: 0, seen: [0; FILTER], names: [0; 4] }
     }
 }
 
@@ -121,11 +119,6 @@ impl Index {
             .map(|slot| slot as u16)
     }
 
-    /// Number of the newest entry with this name: or of another, or of one that is gone.
-    pub(super) fn newest_with(&self, key: Key) -> u16 {
-        self.newest[Self::filter_place(key.name)]
-    }
-
     /// Notes the entry with this number.
     pub(super) fn add(&mut self, key: Key, number: u16) {
         if self.taken * 2 >= self.slots.len() {
@@ -133,7 +126,6 @@ impl Index {
         }
         self.taken += 1;
         self.place(Self::slot(key.field, number));
-        self.newest[Self::filter_place(key.name)] = number;
     }
 
     /// Forgets the entry with this number and closes the gap, so that no probe ends too early.

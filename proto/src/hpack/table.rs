@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::fields::{FIELD_OVERHEAD, Token};
 
-/// Least memory the octets get once there is an entry.
-const FIRST_OCTETS: usize = 128;
+/// The octets' memory grows by a multiple of this.
+const GRAIN: usize = 64;
 
 /// Largest table: offsets in a buffer of twice its size have 16 bits.
 const MAX_SIZE: usize = 1 << 14;
@@ -29,7 +29,7 @@ impl Row<'_> {
 
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Where the name begins in `octets`; the value follows it.
+    /// Where the name begins in `octets`, unless the token tells it; the value follows it.
     start: u16,
     name_len: u16,
     value_len: u16,
@@ -48,8 +48,9 @@ pub(super) struct DynamicTable {
     octets: Vec<u8>,
     /// Oldest first.
     entries: VecDeque<Entry>,
-    size: usize,
-    max_size: usize,
+    /// Both are within [`MAX_SIZE`].
+    size: u16,
+    max_size: u16,
     /// Entries ever inserted, wrapping.
     inserted: u32,
     generation: u64,
@@ -61,7 +62,7 @@ impl DynamicTable {
             octets: Vec::new(),
             entries: VecDeque::new(),
             size: 0,
-            max_size: max_size.min(MAX_SIZE),
+            max_size: max_size.min(MAX_SIZE) as u16,
             inserted: 0,
             generation: 0,
         }
@@ -72,11 +73,11 @@ impl DynamicTable {
     }
 
     pub(super) fn size(&self) -> usize {
-        self.size
+        self.size.into()
     }
 
     pub(super) fn max_size(&self) -> usize {
-        self.max_size
+        self.max_size.into()
     }
 
     /// Changes with every change of the content.
@@ -104,12 +105,13 @@ impl DynamicTable {
     #[inline]
     fn row(&self, entry: &Entry) -> Row<'_> {
         let start = entry.start as usize;
-        let both =
-            &self.octets[start..start + usize::from(entry.name_len) + usize::from(entry.value_len)];
-        let (name, value) = both.split_at(entry.name_len as usize);
+        let known = entry.token.name();
+        let kept = if known.is_some() { 0 } else { usize::from(entry.name_len) };
+        let both = &self.octets[start..start + kept + usize::from(entry.value_len)];
+        let (name, value) = both.split_at(kept);
         Row {
             token: entry.token,
-            name,
+            name: known.unwrap_or(name),
             value,
             name_valid: entry.name_valid,
             value_valid: entry.value_valid,
@@ -118,19 +120,19 @@ impl DynamicTable {
 
     /// Changes the maximum. The caller evicts while the table is [`Self::over`] it.
     pub(super) fn set_max_size(&mut self, max_size: usize) {
-        self.max_size = max_size.min(MAX_SIZE);
+        self.max_size = max_size.min(MAX_SIZE) as u16;
         self.generation += 1;
     }
 
     /// Whether the table with `extra` more octets would exceed its maximum.
     pub(super) fn over(&self, extra: usize) -> bool {
-        self.size + extra > self.max_size
+        self.size() + extra > self.max_size()
     }
 
     /// Evicts the oldest entry; false if there is none.
     pub(super) fn evict(&mut self) -> bool {
         let Some(entry) = self.entries.pop_front() else { return false };
-        self.size -= usize::from(entry.name_len) + usize::from(entry.value_len) + FIELD_OVERHEAD;
+        self.size -= entry.name_len + entry.value_len + FIELD_OVERHEAD as u16;
         self.generation += 1;
         if self.entries.is_empty() {
             self.octets.clear();
@@ -151,9 +153,13 @@ impl DynamicTable {
     /// Inserts a row that fits: the caller has evicted.
     pub(super) fn insert(&mut self, row: Row<'_>) {
         debug_assert!(!self.over(row.size()), "the caller evicts before it inserts");
-        self.make_room(row.name.len() + row.value.len());
+        let name = if row.token.name().is_some() { b"" } else { row.name };
+        self.make_room(name.len() + row.value.len());
         let start = self.octets.len() as u16;
-        self.octets.extend_from_slice(row.name);
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact((self.entries.len() / 2).max(4));
+        }
+        self.octets.extend_from_slice(name);
         self.octets.extend_from_slice(row.value);
         self.entries.push_back(Entry {
             start,
@@ -163,7 +169,7 @@ impl DynamicTable {
             name_valid: row.name_valid,
             value_valid: row.value_valid,
         });
-        self.size += row.size();
+        self.size += row.size() as u16;
         self.inserted = self.inserted.wrapping_add(1);
         self.generation += 1;
     }
@@ -186,7 +192,9 @@ impl DynamicTable {
         }
         // Live octets and `need` fit the table, so were `len + need` above twice its size, the
         // dead ones would have been the larger part: the buffer stays within that.
-        let target = (2 * self.octets.capacity()).max(FIRST_OCTETS).min(2 * self.max_size);
+        // Most connections' heads fill some hundred octets and no more: that is not worth doubling.
+        let target =
+            (len + need).next_multiple_of(GRAIN).max(len + len / 4).min(2 * self.max_size());
         self.octets.reserve_exact(target.max(len + need) - len);
     }
 }

@@ -20,7 +20,7 @@ pub const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 pub const VERSION: &str = "22222222-2222-4222-8222-222222222222";
 const NOTHING: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 /// Longer than anything a test waits for in good order.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The `n`th session's id.
 pub fn id(n: u8) -> String {

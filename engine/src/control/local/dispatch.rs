@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::time::Time;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
 use crate::border::ConnId;
+use crate::json::Object;
 
 /// How long a poll waits for work.
 pub const POLL_WAIT: Duration = Duration::from_secs(30);
@@ -105,6 +105,8 @@ struct Queued {
     since: Time,
 }
 
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// Work items by the number they were submitted under: that is their order.
 type Line = BTreeMap<u64, Queued>;
 
@@ -148,11 +150,11 @@ enum Place {
 #[derive(Debug)]
 pub struct Dispatch {
     limits: DispatchLimits,
-    queues: HashMap<Version, Queue>,
+    queues: Map<Version, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: HashMap<Ticket, (Version, WorkKind, Place)>,
-    waiting: HashMap<PollId, Waiting>,
-    offers: HashMap<PollId, Offer>,
+    places: Map<Ticket, (Version, WorkKind, Place)>,
+    waiting: Map<PollId, Waiting>,
+    offers: Map<PollId, Offer>,
     expiry: BTreeMap<(Time, u64), PollId>,
     answers: Vec<(PollId, PollAnswer)>,
     /// Numbers both work and polls, in the order they came.
@@ -165,10 +167,10 @@ impl Dispatch {
     pub fn new(limits: DispatchLimits) -> Self {
         Self {
             limits,
-            queues: HashMap::new(),
-            places: HashMap::new(),
-            waiting: HashMap::new(),
-            offers: HashMap::new(),
+            queues: Map::default(),
+            places: Map::default(),
+            waiting: Map::default(),
+            offers: Map::default(),
             expiry: BTreeMap::new(),
             answers: Vec::new(),
             next: 0,
@@ -428,8 +430,8 @@ impl Queue {
     fn taker(
         &self,
         work: &Work,
-        waiting: &HashMap<PollId, Waiting>,
-        offers: &HashMap<PollId, Offer>,
+        waiting: &Map<PollId, Waiting>,
+        offers: &Map<PollId, Offer>,
     ) -> Option<PollId> {
         let free = |poll: &&PollId| !offers.contains_key(*poll);
         match work.kind {
@@ -461,20 +463,31 @@ impl Work {
             WorkKind::New => "new",
             WorkKind::Reconnect => "reconnect",
         };
-        let body = json!({
-            "kind": kind,
-            "requestId": self.request_id.to_string(),
-            "ncaId": &*self.tenant,
-            "functionId": &*self.function,
-            "functionVersionId": &*self.version,
-            "connections": [{"http1": {
-                "proxyUri": format!("{}/v1/proxy", advertise.trim_end_matches('/')),
-                "proxyAuthorizationToken": String::from_utf8_lossy(&self.token),
-            }}],
-        });
-        body.to_string().into_bytes()
+        let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
+        let token = String::from_utf8_lossy(&self.token);
+        let mut json = Vec::with_capacity(JSON_BYTES);
+        let mut body = Object::begin(&mut json);
+        body.text("kind", kind)
+            .text(
+                "requestId",
+                self.request_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
+            )
+            .text("ncaId", &self.tenant)
+            .text("functionId", &self.function)
+            .text("functionVersionId", &self.version);
+        let connections = body.key("connections");
+        connections.extend_from_slice(b"[{\"http1\":");
+        let mut http1 = Object::begin(connections);
+        http1.text("proxyUri", &proxy_uri).text("proxyAuthorizationToken", &token);
+        http1.end();
+        connections.extend_from_slice(b"}]");
+        body.end();
+        json
     }
 }
+
+/// Room for the usual answer.
+const JSON_BYTES: usize = 512;
 
 impl fmt::Debug for Work {
     /// Without the token.

@@ -1,5 +1,6 @@
 //! What a worker says when it asks for work: the body of `POST /v1/work`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -21,12 +22,19 @@ pub struct PollRequest {
 /// The JSON as sent. Unknown keys are ignored: a newer worker may say more.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Body {
-    function_id: Option<String>,
-    function_version_id: Option<String>,
+struct Body<'a> {
+    #[serde(borrow)]
+    function_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    function_version_id: Option<Text<'a>>,
     slots: Option<u32>,
-    request_ids: Option<Vec<String>>,
+    #[serde(borrow)]
+    request_ids: Option<Vec<Text<'a>>>,
 }
+
+/// A text where it lies, unless it is written with escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl PollRequest {
     /// Reads a body with at most `max_ids` request ids.
@@ -34,7 +42,7 @@ impl PollRequest {
     /// # Errors
     /// What is wrong, in a sentence for the worker's author: the text of the 400.
     pub fn parse(json: &[u8], max_ids: usize) -> Result<Self, String> {
-        let body: Body = serde_json::from_slice(json)
+        let body: Body<'_> = serde_json::from_slice(json)
             .map_err(|fault| format!("not a poll for work: {fault}"))?;
         let ids = body.request_ids.unwrap_or_default();
         if ids.len() > max_ids {
@@ -42,7 +50,7 @@ impl PollRequest {
         }
         let mut request_ids = Vec::with_capacity(ids.len());
         for (at, id) in ids.iter().enumerate() {
-            let id = Uuid::try_parse(id);
+            let id = Uuid::try_parse(&id.0);
             request_ids.push(id.map_err(|_| format!("requestIds[{at}] is not a UUID"))?);
         }
         request_ids.sort_unstable();
@@ -62,10 +70,10 @@ impl PollRequest {
     }
 }
 
-fn canonical(value: Option<String>, key: &str) -> Result<Arc<str>, String> {
+fn canonical(value: Option<Text<'_>>, key: &str) -> Result<Arc<str>, String> {
     let value = value.ok_or_else(|| format!("{key} is missing"))?;
-    let id = Uuid::try_parse(&value).map_err(|_| format!("{key} is not a UUID"))?;
-    Ok(id.to_string().into())
+    let id = Uuid::try_parse(&value.0).map_err(|_| format!("{key} is not a UUID"))?;
+    Ok((&*id.hyphenated().encode_lower(&mut Uuid::encode_buffer())).into())
 }
 
 #[cfg(test)]

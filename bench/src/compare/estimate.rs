@@ -1,0 +1,112 @@
+//! How long a comparison takes, said before it begins; and how long a quick run may count.
+
+use std::fmt;
+
+use super::peer::Peer;
+use super::shape::{Shape, Work};
+use super::stand::CHECK;
+use super::{Request, is_direct};
+
+/// What a quick run of everything may take.
+pub const QUICK_SECONDS: f64 = 13.0 * 60.0;
+/// Starting and ending a peer, its endpoint and its load.
+const START: f64 = 0.4;
+/// Setting a connection up, its session included.
+const CONNECTION: f64 = 0.000_25;
+/// A stream beside bulk is measured alone first, a resume rests, a held connection settles.
+const EXTRA: f64 = 0.5;
+/// Connections from which a shape takes long to set up and says little more in a further round.
+const MANY: usize = 1000;
+/// Rounds of such a shape.
+const FEW: usize = 2;
+/// Bounds of the seconds that a quick run counts.
+const QUICK: (f64, f64) = (0.3, 2.0);
+
+/// Rounds that a shape gets.
+pub fn rounds(request: &Request, shape: &Shape) -> usize {
+    match (shape.connections >= MANY, request.budget) {
+        (true, Some(_)) => 1,
+        (true, None) => request.rounds.min(FEW),
+        (false, _) => request.rounds,
+    }
+}
+
+/// Seconds and runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Estimate {
+    pub seconds: f64,
+    pub runs: usize,
+}
+
+impl Estimate {
+    /// Of everything that is to run.
+    pub fn of(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Self {
+        // The generator is checked first, in three runs of its own.
+        let check = 3.0 * (request.warm_up + request.seconds.min(CHECK));
+        let mut sum = Self { seconds: check, runs: 0 };
+        for shape in shapes {
+            for peer in peers.iter().filter(|peer| shape.is_for(peer)) {
+                let start = if is_direct(peer) { START / 2.0 } else { START };
+                let counted = match shape.work {
+                    Work::Load => request.warm_up + request.seconds,
+                    Work::Hold => EXTRA,
+                };
+                let extra = if shape.more.iter().any(|m| matches!(*m, "beside" | "resume")) {
+                    EXTRA + request.seconds
+                } else {
+                    0.0
+                };
+                let set_up = shape.connections as f64 * CONNECTION;
+                let rounds = rounds(request, shape);
+                sum.runs += rounds;
+                sum.seconds += rounds as f64 * (start + set_up + counted + extra);
+            }
+        }
+        sum
+    }
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, runs } = *self;
+        if seconds < 90.0 {
+            return write!(f, "{runs} runs, about {seconds:.0} seconds");
+        }
+        write!(f, "{runs} runs, about {:.0} minutes", (seconds / 60.0).round())
+    }
+}
+
+/// Chooses the counted seconds of a request that has a budget; others stay as they are.
+pub fn settle(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Request {
+    let mut settled = request.clone();
+    let Some(budget) = request.budget else { return settled };
+    let at = |seconds| {
+        let tried = Request { seconds, ..request.clone() };
+        Estimate::of(&tried, shapes, peers).seconds
+    };
+    // The estimate grows with the counted seconds as a straight line.
+    let (low, high) = (at(0.0), at(1.0));
+    settled.seconds = ((budget - low) / (high - low).max(1e-9)).clamp(QUICK.0, QUICK.1);
+    settled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::peer::Class;
+    use crate::compare::shape::ALL;
+    use crate::compare::testing::{peer, request};
+
+    #[test]
+    fn a_quick_run_uses_its_budget_and_says_so_before() {
+        let peers: Vec<Peer> = (0..15).map(|i| peer(&format!("p{i}"), Class::L7)).collect();
+        let quick = Request { rounds: 2, budget: Some(780.0), ..request() };
+        let settled = settle(&quick, &ALL, &peers);
+        assert!(settled.seconds > QUICK.0 && settled.seconds < QUICK.1, "{}", settled.seconds);
+        let estimate = Estimate::of(&settled, &ALL, &peers);
+        assert!((estimate.seconds - 780.0).abs() < 1.0, "{estimate:?}");
+        assert!(estimate.to_string().ends_with("about 13 minutes"), "{estimate}");
+        assert_eq!(settle(&request(), &ALL, &peers).seconds, request().seconds);
+    }
+}

@@ -1,0 +1,181 @@
+//! The rows that terminal, page and figures share.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::figures::{Figures, Spread};
+use super::judge::{Judgement, judge, owes};
+use super::peer::{Class, Peer};
+use super::shape::{Figure, Shape};
+use super::{Run, is_direct};
+use crate::load::{Latency, Outcome};
+
+/// Share of a CPU above which it counts as used up.
+const FULL: f64 = 0.9;
+/// CPUs kept busy by others above which a row says so.
+const OTHERS: f64 = 0.12;
+
+/// A percentile's name and how it is read.
+type Percentile = (&'static str, fn(&Latency) -> f64);
+
+/// The percentiles that are told.
+pub const PERCENTILES: [Percentile; 3] =
+    [("p50", |l| l.p50), ("p99", |l| l.p99), ("p99.9", |l| l.p999)];
+
+/// One shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// What a unit is.
+    pub about: String,
+    /// What the figure is.
+    pub head: String,
+    /// The figure is a latency beyond that of the direct peer, and so are the percentiles.
+    pub added: bool,
+    /// The layer-7 peer with the lowest figure.
+    pub best_l7: Option<String>,
+    /// Its peers.
+    pub lines: Vec<Line>,
+}
+
+/// One peer in one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct Line {
+    /// Its name.
+    pub peer: String,
+    /// What it is compared as.
+    pub class: Class,
+    /// Whether it owes what is judged.
+    pub owes: bool,
+    /// The figure.
+    pub figure: Option<Spread>,
+    /// As a multiple of the bare relay's.
+    pub x_relay: Option<Spread>,
+    /// As a multiple of the best layer-7 peer's.
+    pub x_l7: Option<Spread>,
+    /// CPU microseconds a unit.
+    pub cpu: Option<Spread>,
+    /// Units a second.
+    pub rate: Option<Spread>,
+    /// Payload bytes a second, both ways.
+    pub bytes: Option<Spread>,
+    /// [`PERCENTILES`] in microseconds, beyond direct if the row says so.
+    pub latency: [Option<Spread>; 3],
+    /// What it owes.
+    pub judgements: Vec<Judgement>,
+    /// What a reader must know.
+    pub remarks: Vec<String>,
+}
+
+/// Every shape that ran.
+pub fn rows(figures: &Figures<'_>) -> Vec<Row> {
+    let ran = |shape: &&Shape| figures.peers.iter().any(|p| figures.of(shape, p).next().is_some());
+    figures.shapes.iter().filter(ran).map(|shape| row(figures, shape)).collect()
+}
+
+fn row(figures: &Figures<'_>, shape: &Shape) -> Row {
+    let added = shape.figure == Figure::AddedP50;
+    let l7 = figures.best_l7(shape);
+    let ran = |peer: &&Peer| figures.of(shape, peer).next().is_some();
+    let line = |peer: &Peer| {
+        // What rests has neither rate nor latency.
+        let rests = shape.figure == Figure::Memory;
+        let spread = |value: fn(&Run) -> Option<f64>| {
+            if rests { None } else { figures.spread(shape, peer, value) }
+        };
+        let latency = PERCENTILES.map(|(_, percentile)| {
+            figures.spread(shape, peer, |run| {
+                if rests {
+                    return None;
+                }
+                if added && !is_direct(peer) {
+                    return figures.added(shape, run, percentile);
+                }
+                Some(percentile(&run.counted()?.latency_us))
+            })
+        });
+        Line {
+            peer: peer.name.clone(),
+            class: peer.class,
+            owes: owes(shape, peer),
+            figure: figures.figure(shape, peer),
+            x_relay: figures.baseline().and_then(|base| figures.ratio(shape, peer, base)),
+            x_l7: l7.and_then(|base| figures.ratio(shape, peer, base)),
+            cpu: spread(Run::cpu_us),
+            rate: spread(|run| Some(run.counted()?.calls_per_s)),
+            bytes: spread(|run| Some(run.counted()?.bytes_per_s)),
+            latency,
+            judgements: judge(figures, shape, peer),
+            remarks: remarks(figures, shape, peer),
+        }
+    };
+    Row {
+        name: shape.name.to_owned(),
+        about: shape.about.to_owned(),
+        head: shape.figure.head().to_owned(),
+        added,
+        best_l7: l7.map(|peer| peer.name.clone()),
+        lines: figures.peers.iter().filter(ran).map(line).collect(),
+    }
+}
+
+fn remarks(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
+    let all = figures.of(shape, peer).count();
+    let good = figures.of(shape, peer).filter(|run| run.counts()).count();
+    let mut remarks = vec![];
+    if good < all {
+        remarks.push(format!("{} of {all} runs not counted", all - good));
+    }
+    if !is_direct(peer) && limited(figures, shape, peer) {
+        remarks.push("rate limited by the load's side".to_owned());
+    }
+    let others = figures.spread(shape, peer, |r| Some(r.counted()?.other_cpus));
+    if let Some(others) = others.filter(|o| o.median > OTHERS) {
+        remarks.push(format!("other programs kept {:.2} CPUs busy", others.median));
+    }
+    remarks.extend(parts(figures, shape, peer));
+    let late = figures.spread(shape, peer, |r| Some(r.counted()?.late_us?.p99));
+    if let Some(late) = late {
+        remarks.push(format!("starts late p99 {:.0} us", late.median));
+    }
+    remarks
+}
+
+/// What the generator knows beyond the figure: phases, bulk, the kernel's memory.
+fn parts(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
+    let spread = |value: &dyn Fn(&Outcome) -> Option<f64>| {
+        figures.spread(shape, peer, |run| value(run.counted()?)).map(|spread| spread.median)
+    };
+    let names = figures.of(shape, peer).filter_map(Run::counted);
+    let names: BTreeSet<&String> = names.flat_map(|outcome| outcome.parts.keys()).collect();
+    let part = |name: &&String| {
+        let p50 = spread(&|o| Some(o.parts.get(*name)?.p50))?;
+        let p99 = spread(&|o| Some(o.parts.get(*name)?.p99))?;
+        Some(format!("{name} p50 {p50:.0} us, p99 {p99:.0} us"))
+    };
+    let mut told: Vec<String> = names.iter().filter_map(part).collect();
+    let bulk = spread(&|o| o.bulk_bytes_per_s);
+    told.extend(bulk.map(|bytes| format!("bulk {:.0} MB/s", bytes / 1e6)));
+    if shape.figure == Figure::Memory {
+        let kernel = spread(&|o| o.memory.kernel_per_connection("proxy"));
+        told.extend(kernel.map(|bytes| format!("and {bytes:.0} of the kernel")));
+    }
+    told
+}
+
+/// Whether load and endpoint used up their CPU while the peer's had time left, in most runs.
+fn limited(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> bool {
+    let said = figures.spread(shape, peer, |r| Some(f64::from(u8::from(r.counted()?.limited))));
+    let share = |of: fn(&Outcome) -> u64| {
+        figures.spread(shape, peer, |r| {
+            let o = r.counted()?;
+            Some(of(o) as f64 / o.elapsed_ns as f64)
+        })
+    };
+    let load = share(|o| o.own_cpu_ns + o.cpu_ns.get("endpoint").copied().unwrap_or(0));
+    let proxy = share(|o| o.cpu_ns.get("proxy").copied().unwrap_or(0));
+    said.is_some_and(|said| said.median > 0.5)
+        || load.zip(proxy).is_some_and(|(l, p)| l.median > FULL && p.median < FULL)
+}

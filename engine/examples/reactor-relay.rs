@@ -1,0 +1,34 @@
+//! The reactor without a shard: `reactor-relay LISTEN TARGET` relays bytes, one core, no protocol.
+//!
+//! A peer of the benchmark: what the reactor costs by itself.
+
+use std::error::Error;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Instant;
+
+use ringway::bare::Bare;
+use ringway::border::Listener;
+use ringway::reactor::{Options, Reactor};
+use ringway::ring::mailbox;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Nobody posts anything; a mailbox has some room all the same.
+const POSTS: usize = 64;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [listen, target] = &arguments[..] else {
+        return Err("reactor-relay LISTEN TARGET".into());
+    };
+    let (listen, target): (SocketAddr, SocketAddr) = (listen.parse()?, target.parse()?);
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    setrlimit(Resource::Nofile, files)?;
+    let listener = TcpListener::bind(listen)?;
+    println!("ready listen={}", listener.local_addr()?);
+    let (_sender, mailbox) = mailbox(POSTS)?;
+    let listeners = vec![(Listener::Client, listener)];
+    let origin = Instant::now();
+    Reactor::new(Options::default(), listeners, mailbox, origin, Bare::new(target))?.run();
+    Ok(())
+}

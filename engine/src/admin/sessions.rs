@@ -1,0 +1,133 @@
+//! `/sessions`: which there are, and what happened to one of them.
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Peer, Shared, is_loopback, reply};
+use crate::post::SessionRow;
+use crate::trail::{IdBegin, Part, Timeline};
+
+/// The states of a session (see [`SessionRow::state`]).
+const STATES: [&str; 5] = ["waiting", "attached", "active", "parked", "closed"];
+
+/// Which sessions are asked for; every one that is given must fit.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Filter {
+    state: Option<String>,
+    tenant: Option<String>,
+    /// The begin of the id of a function or of a version.
+    function: Option<String>,
+    core: Option<u16>,
+}
+
+impl Filter {
+    fn fits(&self, row: &SessionRow) -> bool {
+        let is = |wanted: &Option<String>, value: &str| {
+            wanted.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(value))
+        };
+        let begins = |id: &str| {
+            let begin = |wanted: &String| id.starts_with(&wanted.to_lowercase());
+            self.function.as_ref().is_none_or(begin)
+        };
+        is(&self.state, row.state)
+            && is(&self.tenant, &row.tenant)
+            && (begins(&row.function_id) || begins(&row.function_version_id))
+            && self.core.is_none_or(|core| core == row.core)
+    }
+}
+
+/// One session with all that is known of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told<'a> {
+    #[serde(flatten)]
+    session: reply::Session<'a>,
+    verdict: String,
+    events: Vec<Value>,
+    #[serde(skip_serializing_if = "is_zero")]
+    lost_events: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// `GET /sessions`.
+pub(super) async fn list(
+    State(admin): Shared,
+    ConnectInfo(peer): Peer,
+    filter: Result<Query<Filter>, QueryRejection>,
+) -> Response<Body> {
+    let known = |filter: &Filter| {
+        filter.state.as_ref().is_none_or(|state| STATES.contains(&state.to_lowercase().as_str()))
+    };
+    let Some(Query(filter)) = filter.ok().filter(|Query(filter)| known(filter)) else {
+        let text = "filters are state (waiting, attached, active, parked, closed), tenant, \
+                    function and core (a number)\n";
+        return reply::text(StatusCode::BAD_REQUEST, text);
+    };
+    let whole = is_loopback(peer);
+    let rows = admin.scraper.ask().await.into_sessions();
+    let rows = rows.iter().filter(|row| filter.fits(row));
+    reply::json(&rows.map(|row| reply::session(row, whole)).collect::<Vec<_>>())
+}
+
+/// `GET /sessions/{id}`.
+pub(super) async fn one(
+    State(admin): Shared,
+    ConnectInfo(peer): Peer,
+    Path(id): Path<String>,
+) -> Response<Body> {
+    let Some(wanted) = IdBegin::parse(&id) else { return unknown() };
+    let (scrape, parts) = tokio::join!(admin.scraper.ask(), admin.scraper.ask_trails(wanted));
+    let rows = scrape.into_sessions();
+    let row = rows.into_iter().find(|row| wanted.matches(row.request_id));
+    let Some(id) = row.as_ref().map(|row| row.request_id).or_else(|| latest(&parts)) else {
+        return unknown();
+    };
+    let parts: Vec<Part> = parts.into_iter().filter(|part| part.id == id).collect();
+    let timeline = Timeline::of(&parts);
+    let row = row.unwrap_or_else(|| row_of(id, &parts, &timeline));
+    reply::json(&Told {
+        verdict: timeline.verdict(row.state == "closed"),
+        events: timeline.to_json(),
+        lost_events: timeline.lost,
+        session: reply::session(&row, is_loopback(peer)),
+    })
+}
+
+fn unknown() -> Response<Body> {
+    reply::text(StatusCode::NOT_FOUND, "no such session\n")
+}
+
+/// Of several sessions the one that something happened to last.
+fn latest(parts: &[Part]) -> Option<Uuid> {
+    let at = |part: &&Part| part.entries.iter().map(|entry| entry.at).max();
+    parts.iter().max_by_key(at).map(|part| part.id)
+}
+
+/// The row of a session that is only in the flight recorder any more.
+fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
+    let known = parts.iter().find_map(|part| part.facts.as_ref().map(|facts| (part, facts)));
+    let mut row = SessionRow {
+        request_id: id,
+        state: "closed",
+        close_reason: timeline.close_reason(),
+        ..SessionRow::default()
+    };
+    if let Some((part, facts)) = known {
+        row.function_id = facts.function.to_string();
+        row.function_version_id = facts.version.to_string();
+        row.tenant = facts.tenant.to_string();
+        row.core = part.core;
+        row.age_ms = part.now.since(facts.opened).as_millis().try_into().unwrap_or(u64::MAX);
+    }
+    row
+}

@@ -1,0 +1,208 @@
+//! `ringway sessions` and `ringway top`: what the admin port knows, for people at a terminal.
+
+mod port;
+mod screen;
+mod table;
+mod timeline;
+mod top;
+
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::port::Port;
+use crate::config;
+
+/// `ringway sessions`.
+#[derive(Debug, Args)]
+pub struct Sessions {
+    #[command(flatten)]
+    admin: Admin,
+    /// Only those in this state.
+    #[arg(long, value_enum)]
+    state: Option<State>,
+    /// Only those of this tenant.
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// Only those of the function or version whose id begins so.
+    #[arg(long, value_name = "ID")]
+    function: Option<String>,
+    /// Print JSON, as the admin port gives it.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+/// What to do with one session.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show what happened to a session, with a verdict.
+    Timeline {
+        /// Its request id, or at least the first eight digits.
+        #[arg(value_parser = request_id)]
+        id: String,
+    },
+    /// End a session: its tunnels close, its worker is free.
+    End {
+        /// Its request id, or at least the first eight digits.
+        #[arg(value_parser = request_id)]
+        id: String,
+    },
+}
+
+/// `ringway top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    #[command(flatten)]
+    admin: Admin,
+    /// Time between two looks.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    interval: Duration,
+    /// End after so many looks.
+    #[arg(long, value_name = "N")]
+    frames: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct Admin {
+    /// The gateway's admin port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10083", global = true)]
+    admin: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum State {
+    Waiting,
+    Attached,
+    Active,
+    Parked,
+    Closed,
+}
+
+/// What went wrong, and the fix. For people.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A session as the admin port tells of it. Keys that are missing are empty.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Row {
+    request_id: String,
+    function_id: String,
+    function_version_id: String,
+    tenant: String,
+    state: String,
+    core: u16,
+    client_address: String,
+    tunnel: String,
+    streams: u32,
+    bytes_in: u64,
+    bytes_out: u64,
+    age_ms: u64,
+    close_reason: Option<String>,
+}
+
+/// Runs `ringway sessions`.
+///
+/// # Errors
+/// When the admin port does not answer, or knows no such session.
+pub fn sessions(arguments: &Sessions) -> Result<(), Failure> {
+    let port = Port::new(&arguments.admin.admin);
+    let text = blocking(async {
+        match &arguments.what {
+            None => list(&port, arguments).await,
+            Some(What::Timeline { id }) => show(&port, id, arguments.json).await,
+            Some(What::End { id }) => port.end(id).await,
+        }
+    })??;
+    print(&text);
+    Ok(())
+}
+
+/// Runs `ringway top` until it is told to end.
+///
+/// # Errors
+/// When the admin port does not answer.
+pub fn top(arguments: &Top) -> Result<(), Failure> {
+    let port = Port::new(&arguments.admin.admin);
+    blocking(top::run(&port, arguments.interval, arguments.frames))?
+}
+
+async fn list(port: &Port, arguments: &Sessions) -> Result<String, Failure> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let state = arguments.state.and_then(|state| state.to_possible_value());
+    if let Some(state) = &state {
+        query.append_pair("state", state.get_name());
+    }
+    for (name, value) in [("tenant", &arguments.tenant), ("function", &arguments.function)] {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    let query = query.finish();
+    let mark = if query.is_empty() { "" } else { "?" };
+    let sessions = port.json(&format!("/sessions{mark}{query}")).await?;
+    if arguments.json {
+        return Ok(pretty(&sessions));
+    }
+    let rows: Vec<Row> = port.read(sessions)?;
+    Ok(table::of(&rows))
+}
+
+async fn show(port: &Port, id: &str, json: bool) -> Result<String, Failure> {
+    let session = port.session(id).await?;
+    if json {
+        return Ok(pretty(&session));
+    }
+    Ok(timeline::of(&port.read(session)?))
+}
+
+fn pretty(value: &Value) -> String {
+    // Only a map with keys that are no text cannot be written: there is none.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Whoever closed it wants no more.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn blocking<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}
+
+fn request_id(text: &str) -> Result<String, String> {
+    match crate::trail::IdBegin::parse(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("write a request id, or at least its first eight hexadecimal digits".into()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let least = Duration::from_millis(100);
+    match config::duration(text) {
+        Some(time) if time >= least => Ok(time),
+        _ => Err("write a time with its unit, 100ms or more: 1s".into()),
+    }
+}

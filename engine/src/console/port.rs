@@ -1,0 +1,156 @@
+//! Requests to a gateway's admin port, each on a connection of its own.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode};
+use bytes::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Failure;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer.
+const MOST: usize = 256 << 20;
+
+/// Where an admin port should be.
+#[derive(Debug)]
+pub(super) struct Port {
+    address: String,
+}
+
+impl Port {
+    pub(super) fn new(address: &str) -> Self {
+        let address = address.strip_prefix("http://").unwrap_or(address);
+        Self { address: address.trim_end_matches('/').to_owned() }
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What a path shows, as JSON.
+    pub(super) async fn json(&self, path: &str) -> Result<Value, Failure> {
+        let (status, body) = self.send(Method::GET, path).await?;
+        if status != StatusCode::OK {
+            return Err(self.is_none(&format!("GET {path} is answered with {status}")));
+        }
+        serde_json::from_slice(&body)
+            .map_err(|error| self.is_none(&format!("GET {path} is no JSON: {error}")))
+    }
+
+    /// What a path shows, as text.
+    pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
+        let (status, body) = self.send(Method::GET, path).await?;
+        if status != StatusCode::OK {
+            return Err(self.is_none(&format!("GET {path} is answered with {status}")));
+        }
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// JSON in its shape.
+    pub(super) fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
+        serde_json::from_value(value).map_err(|error| self.is_none(&error.to_string()))
+    }
+
+    /// One session with its events.
+    pub(super) async fn session(&self, id: &str) -> Result<Value, Failure> {
+        // It tells a gateway that does not know the session from something else that knows nothing.
+        self.json("/info").await?;
+        let path = format!("/sessions/{id}");
+        let (status, body) = self.send(Method::GET, &path).await?;
+        match status {
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map_err(|error| self.is_none(&format!("GET {path} is no JSON: {error}"))),
+            StatusCode::NOT_FOUND => Err(self.unknown(id)),
+            _ => Err(self.is_none(&format!("GET {path} is answered with {status}"))),
+        }
+    }
+
+    /// Ends a session; the line to print.
+    pub(super) async fn end(&self, id: &str) -> Result<String, Failure> {
+        let session = self.session(id).await?;
+        // A gateway elsewhere shows the begin of the id only.
+        let shown = session["requestId"].as_str().unwrap_or_default();
+        let whole = if shown.len() > id.len() { shown } else { id };
+        // By what was given: if several begin so, the gateway ends none.
+        let (status, body) = self.send(Method::DELETE, &format!("/sessions/{id}")).await?;
+        match status {
+            status if status.is_success() => Ok(format!("session {whole} has been ended\n")),
+            StatusCode::NOT_FOUND => Err(Failure(format!("session {whole} has ended already"))),
+            StatusCode::CONFLICT => Err(Failure(format!(
+                "several sessions begin with {id}, and none was ended: write more of the id"
+            ))),
+            StatusCode::FORBIDDEN => Err(Failure(format!(
+                "{} ends sessions for its own machine only: run this there, or set [admin] \
+                 allow_remote = true",
+                self.address
+            ))),
+            status => {
+                let said = String::from_utf8_lossy(&body);
+                Err(Failure(format!("it was not ended: {status}: {}", said.trim())))
+            }
+        }
+    }
+
+    fn unknown(&self, id: &str) -> Failure {
+        Failure(format!(
+            "{} knows no session {id}: it is another gateway's, or it ended too long ago \
+             (`ringway sessions` lists those that are known)",
+            self.address
+        ))
+    }
+
+    fn is_none(&self, why: &str) -> Failure {
+        Failure(format!(
+            "what answers at {} is not the admin port of a ringway ({why}): give its address with \
+             --admin; the gateway's ready line names it",
+            self.address
+        ))
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        match timeout(PATIENCE, self.exchange(method, path)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure(format!(
+                "{} does not answer within {} s: is this the gateway's admin port (--admin)?",
+                self.address,
+                PATIENCE.as_secs()
+            ))),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let stream = TcpStream::connect(&self.address).await.map_err(|error| {
+            Failure(format!(
+                "no admin port at {}: {error}. Is the gateway running? --admin names the address, \
+                 which stands in its ready line (admin=...)",
+                self.address
+            ))
+        })?;
+        let broken = |error: hyper::Error| self.is_none(&error.to_string());
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &self.address)
+            .body(Body::empty())
+            .map_err(|error| Failure(format!("{}: {error}", self.address)))?;
+        // It ends with the answer; what went wrong is seen there.
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = to_bytes(Body::new(response.into_body()), MOST)
+            .await
+            .map_err(|error| self.is_none(&error.to_string()))?;
+        connection.abort();
+        Ok((status, body))
+    }
+}
