@@ -274,11 +274,12 @@ impl Border {
         let (chunk, used) = output.fill.as_mut()?;
         let last = output.queue.back_mut()?;
         let end = (last.start + last.len) as usize;
-        if last.block != chunk.block || end != *used || CHUNK_BYTES - end < wanted {
+        let there = last.block == chunk.block && end == *used as usize;
+        if !there || CHUNK_BYTES - end < wanted {
             return None;
         }
         let part = chunk.part(end, wanted);
-        *used += wanted;
+        *used += part.len;
         last.len += part.len;
         output.grow(self.now, part.len);
         self.mark(conn);
