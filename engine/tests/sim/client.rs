@@ -111,6 +111,9 @@ impl Client {
             slow: false,
             twins: stage.seed.chance(30),
         };
+        if client.memory.mission.is_some() && client.twins {
+            client.left += 5;
+        }
         client.done(stage);
         client
     }
@@ -126,7 +129,8 @@ impl Client {
 
     fn open(&mut self, stage: &mut Stage<'_>) {
         let request = match &self.memory.mission {
-            Some(to) if self.h2.highest == 0 || stage.seed.chance(50) => Request::back(to, stage),
+            Some(to) if self.h2.highest == 0 || stage.seed.chance(30) => Request::back(to, stage),
+            Some(to) if self.twins => Request::alike(to),
             _ => Request::new(self.number, self.twins, stage),
         };
         let mut fields = request.fields(stage);

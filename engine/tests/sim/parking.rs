@@ -10,7 +10,7 @@ use ringway_proto::time::Time;
 
 use super::journal::note;
 use super::ledger::{Exchange, Named, Work};
-use super::plan::{Returns, streams};
+use super::plan::{Plan, Returns, streams};
 
 /// How long it takes at most until all cores have heard of something.
 const HEARSAY: Duration = Duration::from_millis(50);
@@ -70,6 +70,8 @@ struct Tunnel {
     left: bool,
     /// It can carry no other client's requests.
     used_up: bool,
+    /// Requests it has served.
+    served: u32,
     /// Its client was lost then, and it is kept.
     kept: Option<Time>,
     /// Its client was lost, and it is not kept.
@@ -101,14 +103,15 @@ pub(crate) struct Terms {
     restless: bool,
     /// Workers lose work.
     sloppy: bool,
+    /// The last stream id of a tunnel.
+    last_id: Option<u32>,
 }
 
 impl Terms {
-    pub(crate) fn new(session: &Session, returns: &Returns, plan: (usize, u32, u32)) -> Self {
-        let (cores, pauses, sloppy) = plan;
-        let hearsay = match cores {
+    pub(crate) fn new(session: &Session, returns: &Returns, plan: &Plan) -> Self {
+        let hearsay = match plan.cores {
             1 => Duration::ZERO,
-            _ if pauses == 0 && returns.pauses == 0 => HEARSAY,
+            _ if plan.pauses == 0 && returns.pauses == 0 => HEARSAY,
             _ => SLOW_HEARSAY,
         };
         Self {
@@ -117,7 +120,8 @@ impl Terms {
             wait: session.wait,
             hearsay,
             restless: session.idle < SILENCE,
-            sloppy: sloppy > 0,
+            sloppy: plan.sloppy > 0,
+            last_id: plan.last_id,
         }
     }
 }
@@ -178,6 +182,7 @@ impl Parking {
             active: Time::ZERO,
             left: false,
             used_up: false,
+            served: 0,
             kept: None,
             must_go: false,
             gone: false,
@@ -224,6 +229,10 @@ impl Parking {
             self.expected += 1;
         }
         (tunnel.http1, tunnel.active) = (http1, now);
+        tunnel.served += 1;
+        // Nobody knows which request will be the last.
+        let last = self.terms.and_then(|terms| terms.last_id).filter(|_| !http1);
+        tunnel.left |= last.is_some_and(|last| tunnel.served + 3 > last / 2);
         let before = tunnel.client.replace(exchange.client);
         let Some(before) = before.filter(|before| *before != exchange.client) else { return };
         tunnel.kept = None;

@@ -289,7 +289,7 @@ impl Plan {
             calls: plan.calls.min(6),
             largest: plan.largest.min(60_000),
             parking: Some(returns),
-            last_id: None,
+            last_id: seed.chance(15).then(|| seed.pick(&[4, 10])),
             ..plan
         }
     }
@@ -329,8 +329,7 @@ impl Plan {
     /// What the gateway promises to clients that come back.
     pub(crate) fn terms(&self) -> Option<Terms> {
         let session = &self.rules().config.session;
-        let plan = (self.cores, self.pauses, self.sloppy);
-        self.parking.map(|returns| Terms::new(session, &returns, plan))
+        self.parking.map(|returns| Terms::new(session, &returns, self))
     }
 
     /// The size of a body.

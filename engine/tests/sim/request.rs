@@ -76,6 +76,23 @@ impl Request {
         }
     }
 
+    /// One of many that are all alike, behind one that went back.
+    pub(crate) fn alike(to: &Comeback) -> Self {
+        Self {
+            key: to.key,
+            tenant: to.tenant,
+            function: to.function,
+            version: "",
+            versioned: false,
+            named: Named::Nothing,
+            hopeless: None,
+            grpc: true,
+            method_head: false,
+            twin: true,
+            giant: false,
+        }
+    }
+
     /// Something that nobody may have.
     fn estrange(&mut self, stage: &mut Stage<'_>) {
         let seed = &mut *stage.seed;
