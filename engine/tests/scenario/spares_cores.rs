@@ -6,7 +6,7 @@ use ringway::border::{ConnId, End, Listener};
 use ringway::metrics::{ResumeOutcome, ResumeWay, SpareOutcome};
 use ringway_proto::h2::{Limits, Role};
 
-use crate::cores::{attached, client, leave_quietly, serve};
+use crate::cores::{attached, client, dispatch_home, leave_quietly, none_of, serve};
 use crate::http1::{request, text};
 use crate::http1_upgrade::{ACCEPTED, websocket};
 use crate::machine::{Machine, Socket, Tunnel};
@@ -284,4 +284,35 @@ fn a_core_that_begins_anew_takes_its_spares_along() {
     assert!(text(&m.at(0).take(back)).starts_with("HTTP/1.1 404 "), "its tunnels are gone");
     m.at(0).end(back, End::Fin);
     m.assert_empty();
+}
+
+/// Nobody could be told to try again, and the session is lost with the tunnel that is used up.
+#[test]
+fn a_spare_is_asked_for_when_there_is_room_again() {
+    for lost in [false, true] {
+        let mut m = Machine::new(2);
+        let home = dispatch_home(&mut m);
+        let at = none_of(&m, &[home]);
+        let client = ask(&mut m, at, &websocket("/ws"));
+        let work = m.poll(at, &[]).expect("work");
+        let (used, id) = (m.knock(at, &work), work.request_id);
+        take(&mut m, used);
+        m.full = vec![home];
+        send(&mut m, used, ACCEPTED);
+        if lost {
+            lose(&mut m, at, client);
+            assert!(!is_closed(&mut m, used), "it is the session's last one");
+        }
+        m.full.clear();
+        m.pass(Duration::from_millis(2));
+        let spare = spare(&mut m, home, at, &id);
+        if !lost {
+            lose(&mut m, at, client);
+        }
+        assert!(is_closed(&mut m, used) && !is_closed(&mut m, spare));
+        let back = ask(&mut m, home, &naming(&id));
+        served(&mut m, home, back, spare, &id);
+        m.at(home).end(back, End::Fin);
+        m.assert_empty();
+    }
 }

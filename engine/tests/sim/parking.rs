@@ -253,13 +253,21 @@ impl Parking {
 
     pub(crate) fn deleted(&mut self, id: &str, exchanges: &mut [Exchange]) -> Vec<usize> {
         self.sessions.entry(id.to_owned()).or_default().deleted = true;
-        for exchange in exchanges.iter_mut().filter(|exchange| exchange.names(id)) {
-            exchange.excuse = true;
+        for number in 0..exchanges.len() {
+            exchanges[number].excuse |= self.met_its_end(exchanges[number].client, exchanges);
         }
         let of_session = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id);
         let links: Vec<usize> = of_session.map(|(link, _)| *link).collect();
         links.iter().for_each(|link| expect_no_more(exchanges, *link));
         links
+    }
+
+    /// Whether a client has asked for a session that an operator has ended: its requests may wait
+    /// for it without naming it.
+    pub(crate) fn met_its_end(&self, client: usize, exchanges: &[Exchange]) -> bool {
+        let mut ended = self.sessions.iter().filter(|(_, session)| session.deleted);
+        let asked = |id: &str| exchanges.iter().any(|e| e.client == client && e.names(id));
+        ended.any(|(id, _)| asked(id))
     }
 
     pub(crate) fn unsettled(&mut self, drain: bool, now: Time, exchanges: &mut [Exchange]) {

@@ -170,7 +170,8 @@ impl Request {
             key: self.key,
             began: stage.now,
             expects,
-            excuse: ledger.is_risky(client, self.tenant, &self.named),
+            excuse: ledger.is_risky(client, self.tenant, &self.named)
+                || ledger.parking.met_its_end(client, &ledger.exchanges),
             tenant: self.tenant,
             function: self.function,
             version: self.version,
