@@ -1,7 +1,7 @@
 //! Clients that lose their connection and come back for their sessions.
 
 use super::peer::{Act, Comeback, Stage};
-use super::plan::KEYS;
+use super::plan::{KEYS, Returns};
 
 /// Sessions that a client remembers.
 const MEMORY: usize = 4;
@@ -58,20 +58,25 @@ impl Memory {
                     return;
                 }
                 if copy == 0 || !together {
-                    after = if stage.seed.chance(plan.late) {
-                        window + stage.seed.range(0, 300_000)
-                    } else if stage.seed.chance(plan.racing) {
-                        stage.seed.range(window.saturating_sub(3_000), window + 3_000)
-                    } else {
-                        let within = stage.seed.pick(&[300, 20_000, window.min(2_000_000)]);
-                        stage.seed.range(0, within)
-                    };
+                    after = absence(plan, window, stage);
                 }
                 let to = met.comeback(http1, stage);
                 stage.acts.push(Act::Return { to, after });
             }
         }
     }
+}
+
+/// How long a client stays away.
+fn absence(plan: Returns, window: usize, stage: &mut Stage<'_>) -> usize {
+    if stage.seed.chance(plan.late) {
+        return window + stage.seed.range(0, 300_000);
+    }
+    if stage.seed.chance(plan.racing) {
+        return stage.seed.range(window.saturating_sub(3_000), window + 3_000);
+    }
+    let within = stage.seed.pick(&[300, 20_000, window.min(2_000_000)]);
+    stage.seed.range(0, within)
 }
 
 impl Met {

@@ -259,7 +259,7 @@ impl Tunnel {
     }
 
     /// Another client's request is the first on this tunnel: nothing of the one before goes on.
-    fn check_taken_up(&mut self, number: usize, stage: &Stage<'_>) {
+    fn check_taken_up(&self, number: usize, stage: &Stage<'_>) {
         for serve in self.serves.values() {
             let exchange = &stage.ledger.exchanges[serve.exchange];
             let over = serve.ended && exchange.up.got_end;
