@@ -212,7 +212,8 @@ fn the_generator_knows_its_ceiling_its_floor_and_its_error() {
     assert!(outcome.per_unit["generator"] > 0.0 && outcome.generator_busy > 0.0, "{outcome}");
     assert!(outcome.parts["floor"].p50 > 0.0, "{outcome}");
     let paced = outcome.parts["paced"].count;
-    assert!((1..=300).contains(&paced), "{outcome}");
+    // A slow machine makes fewer, none makes more.
+    assert!((1..=750).contains(&paced), "{outcome}");
     assert!(outcome.late_us.unwrap().count > 0);
 }
 
