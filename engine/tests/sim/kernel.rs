@@ -217,8 +217,18 @@ impl Kernel {
                 queues.push(VecDeque::from([Done::Writable { conn: socket.conn }]));
             }
             let shots = receives(socket, link, seed);
-            if !shots.is_empty() {
-                queues.push(shots);
+            // A send that took the socket's error away ended before the receive that sees no more
+            // than the end.
+            let failed = |queue: &&mut VecDeque<Done>| {
+                let Some(Done::Sent { conn, result: Err(Some(_)) }) = queue.front() else {
+                    return false;
+                };
+                *conn == socket.conn
+            };
+            match queues.iter_mut().find(failed) {
+                Some(queue) => queue.extend(shots),
+                None if shots.is_empty() => {}
+                None => queues.push(shots),
             }
         }
         let mut all = Vec::new();

@@ -69,6 +69,9 @@ fn play(seed: u64, clients: Clients, all_events: bool) -> Result<Outcome, String
     journal::begin(all_events);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, matches!(clients, Clients::ComeBack));
+        if all_events {
+            println!("{:?}", world.plan);
+        }
         world.run();
         world.check_rest()
     }));
