@@ -259,6 +259,9 @@ impl Parking {
         let of_session = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id);
         let links: Vec<usize> = of_session.map(|(link, _)| *link).collect();
         links.iter().for_each(|link| expect_no_more(exchanges, *link));
+        for exchange in exchanges.iter_mut() {
+            exchange.excuse |= exchange.tunnel.is_some_and(|link| links.contains(&link));
+        }
         links
     }
 
