@@ -524,8 +524,13 @@ impl Parking {
         let (link, tunnel) = of.next()?;
         let only = of.next().is_none() && alone && !session.deleted && !self.draining;
         let settled = tunnel.kept.is_some_and(|at| at + terms.hearsay <= now);
+        // Who took his request back may have got it all the same.
+        let taken = exchanges.iter().any(|other| {
+            let served = other.tunnel.is_some() || other.outcome == Some("answered by the gateway");
+            other.names(id) && !served && tunnel.kept.is_some_and(|at| at <= other.began)
+        });
         let fits = tunnel.http1 == http1 && !tunnel.used_up && !tunnel.left;
-        (only && settled && fits && !self.is_shaken(now)).then_some(*link)
+        (only && settled && fits && !taken && !self.is_shaken(now)).then_some(*link)
     }
 
     /// A request was refused by the gateway.
