@@ -595,6 +595,26 @@ fn l10_a_header_block_has_ten_seconds() {
 }
 
 #[test]
+fn l10_what_was_not_read_is_not_overdue() {
+    let mut waiting = Side::fresh(Role::Server, Limits::default());
+    waiting.conn.start(&mut waiting.out);
+    let mut acknowledged = Side::server(Limits::default());
+    acknowledged.feed(&get(1)[..12]);
+    for mut side in [waiting, acknowledged] {
+        let limit = side.conn.deadline().expect("something is waited for");
+        let later = limit + Duration::from_secs(60);
+        side.conn.read_again(later);
+        let limit = side.conn.deadline().expect("it still is");
+        assert_eq!(limit, later + Duration::from_secs(10));
+        side.conn.expired(later).unwrap();
+        assert_eq!(side.conn.expired(limit).unwrap_err().limit, Some(LimitId::L10));
+    }
+    let mut side = Side::server(Limits::default());
+    side.conn.read_again(side.now);
+    assert_eq!(side.conn.deadline(), None, "nothing is owed");
+}
+
+#[test]
 fn l10_a_block_that_came_in_time_is_no_longer_waited_for() {
     let mut side = Side::server(Limits::default());
     let bytes = get(1);

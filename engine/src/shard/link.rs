@@ -344,6 +344,13 @@ impl Link {
         }
     }
 
+    /// It is read again: nothing is overdue that may have come meanwhile.
+    pub(crate) fn read_again(&mut self, now: Time) {
+        if let Self::H2(h2) = self {
+            h2.read_again(now);
+        }
+    }
+
     pub(crate) fn expired(&mut self, now: Time) -> Result<(), ConnFault> {
         match self {
             Self::H2(h2) => h2.expired(now),

@@ -448,6 +448,7 @@ impl Shard {
                 if hop.waits == 0 {
                     // What it said meanwhile is read now: only from here on is it silent.
                     hop.received_at = border.now;
+                    hop.link.read_again(border.now);
                     hop.answered();
                     self.watch(source);
                 }

@@ -176,6 +176,7 @@ impl Shard {
         // Whoever else fed it, or waited for it, was a client's connection that is gone.
         hop.stopped.retain(|full| *full == hop.conn);
         hop.waits = hop.stopped.len() as u32;
+        hop.link.read_again(self.now);
         hop.ready.clear();
         hop.timer = None;
         debug_assert_eq!(hop.held, 0, "its streams are gone");

@@ -110,7 +110,8 @@ impl Shard {
     fn look_at_hop(&mut self, border: &mut Border, conn: ConnId) {
         let now = border.now;
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        if hop.link.deadline().is_some_and(|at| at <= now)
+        if hop.waits == 0
+            && hop.link.deadline().is_some_and(|at| at <= now)
             && let Err(fault) = hop.link.expired(now)
         {
             return self.fail(border, conn, fault);
@@ -217,7 +218,8 @@ impl Shard {
 
 impl Hop {
     fn deadline(&self, terms: &Terms<'_>) -> Option<Time> {
-        let mut earliest = self.link.deadline();
+        // What is not read may be there.
+        let mut earliest = if self.waits == 0 { self.link.deadline() } else { None };
         let mut concern = |at: Time| {
             earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
         };

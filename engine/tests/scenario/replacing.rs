@@ -403,3 +403,23 @@ fn without_parking_stream_ids_that_run_out_mean_a_new_session() {
     world.end(client.conn, End::Fin);
     all_is_over(&mut world);
 }
+
+/// It has acknowledged our SETTINGS, perhaps: nobody reads that.
+#[test]
+fn a_tunnel_that_is_not_read_is_not_late() {
+    let mut world = World::new();
+    world.shard.end_stream_ids_at(2);
+    let mut client = Peer::client(&mut world);
+    client.request(&mut world, &[], true);
+    let work = poll(&mut world, &[]).expect("work");
+    let old = world.connect(Listener::Worker);
+    world.send(old, work.connect().as_bytes());
+    world.end(client.conn, End::Reset);
+    world.pass(Duration::from_secs(11));
+    assert!(!world.is_closed(old), "it is the session's last one");
+    let again = poll(&mut world, &[&work.request_id]).expect("another tunnel is asked for");
+    let conn = connect(&mut world, &again);
+    assert!(world.is_closed(old) && !world.is_closed(conn));
+    world.pass(Duration::from_secs(31));
+    all_is_over(&mut world);
+}

@@ -89,6 +89,22 @@ impl Conn {
         Err(fault)
     }
 
+    /// Until now the peer's bytes were not read: what it owed has its whole time again.
+    pub fn read_again(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        let (acknowledged, complete) = (self.limits.settings_ack, self.limits.header_block);
+        let waits = &mut self.deadlines;
+        for (at, time) in [
+            (&mut waits.first_settings, self.limits.first_settings),
+            (&mut waits.settings_ack, acknowledged),
+            (&mut waits.header_block, complete),
+        ] {
+            if *at != NEVER {
+                *at = (*at).max(now + time);
+            }
+        }
+    }
+
     /// Takes a stream out that we reset, and remembers its id.
     pub(super) fn remove_reset(&mut self, key: StreamKey) -> Option<Stream> {
         let stream = self.table.remove(key, true)?;
