@@ -76,8 +76,9 @@ struct Tunnel {
     kept: Option<Time>,
     /// Its client was lost, and it is not kept.
     must_go: bool,
-    /// The gateway has none such any more.
+    /// The gateway has none such any more, since then.
     gone: bool,
+    ended: Option<Time>,
 }
 
 #[derive(Debug, Default)]
@@ -186,6 +187,7 @@ impl Parking {
             kept: None,
             must_go: false,
             gone: false,
+            ended: None,
         };
         self.tunnels.insert(link, tunnel);
     }
@@ -259,6 +261,9 @@ impl Parking {
         let of_session = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id);
         let links: Vec<usize> = of_session.map(|(link, _)| *link).collect();
         links.iter().for_each(|link| expect_no_more(exchanges, *link));
+        for exchange in exchanges.iter_mut() {
+            exchange.excuse |= exchange.tunnel.is_some_and(|link| links.contains(&link));
+        }
         links
     }
 
@@ -352,6 +357,7 @@ impl Parking {
         expect_no_more(exchanges, link);
         let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
         tunnel.gone = true;
+        tunnel.ended = Some(now);
         let id = tunnel.session.clone();
         let (left, opened) = (tunnel.left, tunnel.since.is_some());
         let alone = !self.tunnels.values().any(|other| other.session == id && !other.gone);
@@ -444,13 +450,33 @@ impl Parking {
     pub(crate) fn look_at_sessions(&mut self, now: Time) {
         let useless = self.tunnels.iter().find(|(_, tunnel)| tunnel.must_go && !tunnel.gone);
         assert!(useless.is_none(), "kept for a client that said goodbye: {useless:?}");
-        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| !session.gap) {
-            let holds = self.tunnels.values().any(|tunnel| {
-                let settled = |since: Time| !tunnel.again || since + SLOW_HEARSAY <= now;
-                tunnel.session == *id && !tunnel.gone && tunnel.since.is_some_and(settled)
-            });
-            session.gap = !holds;
+        let gone: Vec<String> = self
+            .sessions
+            .iter()
+            .filter(|(id, session)| {
+                !session.gap && !self.tunnels.keys().any(|link| self.serves(*link, id, now))
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in gone {
+            self.sessions.entry(id).or_default().gap = true;
         }
+    }
+
+    /// Whether all cores know that a session has this tunnel, and will have it.
+    fn serves(&self, link: usize, id: &str, now: Time) -> bool {
+        let tunnel = &self.tunnels[&link];
+        let settled = |since: Time| !tunnel.again || since + SLOW_HEARSAY <= now;
+        if tunnel.session != id || tunnel.gone || !tunnel.since.is_some_and(settled) {
+            return false;
+        }
+        let lost = tunnel.client.and_then(|client| self.clients.get(&client)?.lost);
+        // It is let go of if there was another one.
+        let other = |(other, of): (&usize, &Tunnel)| {
+            let there = of.ended.is_none_or(|ended| lost.is_some_and(|at| at <= ended));
+            *other != link && of.session == id && of.since.is_some() && there
+        };
+        lost.is_none() || !self.tunnels.iter().any(other)
     }
 
     /// Tunnels among these that must, and that can, be parked.
@@ -514,7 +540,8 @@ impl Parking {
         let excused = exchange.excuse || self.draining || self.is_shaken(exchange.began);
         let Some(session) = self.sessions.get(id).filter(|_| code == 5 && !excused) else { return };
         let there = !session.gap && !session.deleted;
-        assert!(!there, "exchange {number}: session {id} was there all the time");
+        let tunnels = || self.tunnels.iter().filter(|(_, t)| t.session == *id).collect::<Vec<_>>();
+        assert!(!there, "exchange {number}: its session was there all the time: {:?}", tunnels());
     }
 }
 

@@ -217,6 +217,7 @@ impl Tunnel {
     /// It is known whose request this is: was it to come here, and as it is?
     fn meet(&mut self, stream: u32, number: usize, fields: List, stage: &mut Stage<'_>) {
         assert!(number < stage.ledger.exchanges.len(), "a request of nobody's: {number:#x}");
+        let http1 = self.speaks_http1();
         let session = &stage.ledger.sessions[&self.work.id];
         let exchange = &mut stage.ledger.exchanges[number];
         note("tunnel", self.number, "serves exchange", [number as u64, u64::from(stream)]);
@@ -233,10 +234,12 @@ impl Tunnel {
         // A tunnel has one client at a time; who comes after one that is gone has named its session.
         let client = self.client.replace(exchange.client).filter(|last| *last != exchange.client);
         if let Some(last) = client {
-            let gone = stage.ledger.clients_gone.contains(&last);
-            assert!(gone, "exchange {number}: a tunnel of two clients");
-            // Where they come back by plan, one that is not served may have named it.
+            // Where they come back by plan, that is judged by what the gateway knows: it ends an
+            // HTTP/1 connection before its client hears of it. And one that is not served may have
+            // named the session.
             let planned = stage.plan.parking.is_some();
+            let gone = planned || http1 || stage.ledger.clients_gone.contains(&last);
+            assert!(gone, "exchange {number}: a tunnel of two clients");
             let named = planned || matches!(exchange.named, Named::Session(_));
             assert!(named, "exchange {number}: another client's session, unasked");
         }
