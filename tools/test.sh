@@ -75,7 +75,6 @@ stage fuzz bash tools/fuzz.sh 5
 # The reader of these pages works on the code: private items are shown, and may be linked to.
 stage doc env RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
     cargo doc --locked --workspace --no-deps --document-private-items --quiet
-stage micro bash tools/micro.sh
 if stage build cargo build --release --locked --bin ringway --bin ringway-worker; then
     stage interop-parallel interop_parallel
     stage interop-cores interop_cores
