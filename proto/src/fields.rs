@@ -173,7 +173,12 @@ pub struct Fields {
     entries: Vec<Entry>,
     size: usize,
     malformed: bool,
+    /// Memory for whoever fills the list; empty between two times.
+    scratch: Vec<u8>,
 }
+
+/// Most octets of scratch memory that a list keeps.
+const SCRATCH_KEPT: usize = 4096;
 
 /// Bytes that RFC 9113 §6.5.2 adds to name and value for each field of a list.
 pub const FIELD_OVERHEAD: usize = 32;
@@ -199,6 +204,19 @@ impl Fields {
         self.entries.clone_from(&other.entries);
         self.size = other.size;
         self.malformed = other.malformed;
+    }
+
+    /// Lends the scratch memory, which is empty. It has to be [given back](Self::give_scratch).
+    pub(crate) fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.scratch)
+    }
+
+    /// The counterpart of [`Self::take_scratch`].
+    pub(crate) fn give_scratch(&mut self, mut scratch: Vec<u8>) {
+        if scratch.capacity() <= SCRATCH_KEPT {
+            scratch.clear();
+            self.scratch = scratch;
+        }
     }
 
     /// Appends one field.

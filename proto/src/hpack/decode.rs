@@ -10,16 +10,11 @@ use crate::fields::{Field, Fields, Token, name_is_valid, value_is_valid};
 /// Size updates that may begin a block (RFC 7541 §4.2).
 const MAX_SIZE_UPDATES: usize = 2;
 
-/// Most octets of scratch memory a decoder keeps between blocks.
-const SCRATCH_KEPT: usize = 4096;
-
 /// The reading half of a connection's HPACK state.
 pub struct Decoder {
     table: DynamicTable,
     /// What we allowed the peer: its size updates stay within it.
     max_table: u16,
-    /// Strings of one literal that do not lie in the block as they are.
-    scratch: Vec<u8>,
 }
 
 /// How a literal field is to be treated (RFC 7541 §6.2).
@@ -93,7 +88,7 @@ impl Decoder {
     #[must_use]
     pub fn new(max_table: usize) -> Self {
         let table = DynamicTable::new(max_table);
-        Self { max_table: table.max_size() as u16, table, scratch: Vec::new() }
+        Self { max_table: table.max_size() as u16, table }
     }
 
     /// Decodes one whole header block into `out`, which is cleared first.
@@ -111,6 +106,21 @@ impl Decoder {
         limits: &HeaderLimits,
     ) -> Result<Verdict, HpackError> {
         out.clear();
+        // The caller's: a connection that rests keeps none.
+        let mut scratch = out.take_scratch();
+        let verdict = self.decode_with(&mut scratch, block, out, limits);
+        out.give_scratch(scratch);
+        verdict
+    }
+
+    /// `scratch` takes the strings of one literal that do not lie in the block as they are.
+    fn decode_with(
+        &mut self,
+        scratch: &mut Vec<u8>,
+        block: &[u8],
+        out: &mut Fields,
+        limits: &HeaderLimits,
+    ) -> Result<Verdict, HpackError> {
         let mut input = self.size_updates(block)?;
         let mut tally = Tally { out, limits: *limits, size: 0, count: 0 };
         while let Some(&first) = input.first() {
@@ -129,13 +139,9 @@ impl Decoder {
                 0b0001 => Literal::NeverIndexed,
                 _ => Literal::Plain,
             };
-            input = self.literal(input, kind, &mut tally)?;
+            input = self.literal(input, kind, (scratch, &mut tally))?;
         }
-        let verdict = if tally.fits() { Verdict::Fits } else { Verdict::TooLarge };
-        if self.scratch.capacity() > SCRATCH_KEPT {
-            self.scratch = Vec::new();
-        }
-        Ok(verdict)
+        Ok(if tally.fits() { Verdict::Fits } else { Verdict::TooLarge })
     }
 
     /// Changes whenever the dynamic table does.
@@ -188,20 +194,20 @@ impl Decoder {
         &mut self,
         input: &'a [u8],
         kind: Literal,
-        tally: &mut Tally<'_>,
+        (scratch, tally): (&mut Vec<u8>, &mut Tally<'_>),
     ) -> Result<&'a [u8], HpackError> {
-        self.scratch.clear();
+        scratch.clear();
         let prefix = if kind == Literal::Indexed { 6 } else { 4 };
         let (index, input) = integer::read(input, prefix)?;
         let (name, known, input) = if index == 0 {
-            let (name, input) = self.string(input)?;
+            let (name, input) = string(scratch, input)?;
             (name, None, input)
         } else {
-            let (name, known) = self.named(index)?;
+            let (name, known) = self.named(scratch, index)?;
             (name, Some(known), input)
         };
-        let (value, input) = self.string(input)?;
-        let (name, value) = (name.of(&self.scratch), value.of(&self.scratch));
+        let (value, input) = string(scratch, input)?;
+        let (name, value) = (name.of(scratch), value.of(scratch));
         let (token, name_valid) = known.unwrap_or_else(|| (Token::of(name), name_is_valid(name)));
         let row = Row { token, name, value, name_valid, value_valid: value_is_valid(value) };
         tally.add(&row, kind == Literal::NeverIndexed)?;
@@ -217,29 +223,36 @@ impl Decoder {
     }
 
     /// The name at `index`, its token, and whether it is valid.
-    fn named(&mut self, index: usize) -> Result<(Text<'static>, (Token, bool)), HpackError> {
+    fn named(
+        &self,
+        scratch: &mut Vec<u8>,
+        index: usize,
+    ) -> Result<(Text<'static>, (Token, bool)), HpackError> {
         if let Some(row) = static_table::get(index) {
             return Ok((Text::Lies(row.name), (row.token, true)));
         }
         let age = index.wrapping_sub(static_table::LEN + 1);
         let row = self.table.get(age).ok_or(HpackError::Malformed(Malformation::Index))?;
-        self.scratch.extend_from_slice(row.name);
-        let name = Text::Scratch { start: 0, end: self.scratch.len() };
+        scratch.extend_from_slice(row.name);
+        let name = Text::Scratch { start: 0, end: scratch.len() };
         Ok((name, (row.token, row.name_valid)))
     }
+}
 
-    /// Reads a string (RFC 7541 §5.2); returns it and the rest.
-    fn string<'a>(&mut self, input: &'a [u8]) -> Result<(Text<'a>, &'a [u8]), HpackError> {
-        let huffman = input.first().is_some_and(|first| first & 0x80 != 0);
-        let (len, input) = integer::read(input, 7)?;
-        let Some((text, rest)) = input.split_at_checked(len) else {
-            return Err(Malformation::Truncated.into());
-        };
-        if !huffman {
-            return Ok((Text::Lies(text), rest));
-        }
-        let start = self.scratch.len();
-        huffman::decode(text, &mut self.scratch).map_err(|_| Malformation::Huffman)?;
-        Ok((Text::Scratch { start, end: self.scratch.len() }, rest))
+/// Reads a string (RFC 7541 §5.2); returns it and the rest.
+fn string<'a>(
+    scratch: &mut Vec<u8>,
+    input: &'a [u8],
+) -> Result<(Text<'a>, &'a [u8]), HpackError> {
+    let huffman = input.first().is_some_and(|first| first & 0x80 != 0);
+    let (len, input) = integer::read(input, 7)?;
+    let Some((text, rest)) = input.split_at_checked(len) else {
+        return Err(Malformation::Truncated.into());
+    };
+    if !huffman {
+        return Ok((Text::Lies(text), rest));
     }
+    let start = scratch.len();
+    huffman::decode(text, scratch).map_err(|_| Malformation::Huffman)?;
+    Ok((Text::Scratch { start, end: scratch.len() }, rest))
 }

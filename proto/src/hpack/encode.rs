@@ -1,6 +1,6 @@
 //! Fields to header block: what is worth a place in the table, and in which form it is written.
 
-use super::index::{Index, Key};
+use super::index::{Index, Key, Steady};
 use super::table::{DynamicTable, Row};
 use super::{TABLE_SIZE, huffman, integer, static_table};
 use crate::fields::{FIELD_OVERHEAD, Field, Token};
@@ -17,14 +17,20 @@ const MAX_ALIKE: usize = 8;
 /// Entries, the newest first, that a name is looked for in when its value is new.
 const MAX_NAMES: usize = 32;
 
+/// Entries up to which a field is compared with all of them: most connections have no more, and an
+/// index costs as much memory as their entries.
+const UNINDEXED: usize = 16;
+
 /// The writing half of a connection's HPACK state.
 ///
 /// Names and values go to the table when they are likely to come again; what is not indexed is
 /// written without Huffman code, which costs the peer and us more time than it saves bytes.
 pub struct Encoder {
     table: DynamicTable,
-    /// Allocated with the first entry.
+    /// Made when there are more than [`UNINDEXED`] entries.
     index: Option<Box<Index>>,
+    /// Made when there is a first field that may be [`Keep::IfSteady`].
+    steady: Option<Box<Steady>>,
     /// The smallest maximum since the last block, if it changed (RFC 7541 §4.2).
     resized: Option<u16>,
 }
@@ -70,7 +76,8 @@ impl Encoder {
     /// An encoder with a table of [`TABLE_SIZE`] octets, as every peer must expect.
     #[must_use]
     pub fn new() -> Self {
-        Self { table: DynamicTable::new(TABLE_SIZE), index: None, resized: None }
+        let table = DynamicTable::new(TABLE_SIZE);
+        Self { table, index: None, steady: None, resized: None }
     }
 
     /// Obeys the peer's SETTINGS_HEADER_TABLE_SIZE, but never uses more than [`TABLE_SIZE`].
@@ -84,7 +91,7 @@ impl Encoder {
         self.table.set_max_size(max_size);
         self.evict_for(0);
         if max_size == 0 {
-            self.index = None;
+            (self.index, self.steady) = (None, None);
         }
     }
 
@@ -112,12 +119,11 @@ impl Encoder {
         if keep == Keep::Never {
             return self.plain(&field, 0, out);
         }
-        let key = Key::of(field.token, field.name, field.value);
-        if let Some(age) = self.find(key, &field) {
+        if let Some(age) = self.find(&field) {
             return integer::write(static_table::LEN + 1 + age, 7, 0x80, out);
         }
-        if keep == Keep::Always || self.index.get_or_insert_default().is_steady(key) {
-            self.inserted(&field, key, out);
+        if keep == Keep::Always || self.is_steady(&field) {
+            self.inserted(&field, out);
         } else {
             self.plain(&field, 0, out);
         }
@@ -149,16 +155,22 @@ impl Encoder {
 
     /// The age of the entry that is exactly this field.
     #[inline]
-    fn find(&self, key: Key, field: &Field<'_>) -> Option<usize> {
-        let index = self.index.as_deref()?;
-        for number in index.alike(key).take(MAX_ALIKE) {
-            let age = self.age(number);
-            let row = self.table.get(age)?;
-            if same_name(&row, field) && row.value == field.value {
-                return Some(age);
+    fn find(&self, field: &Field<'_>) -> Option<usize> {
+        let is_it = |age: &usize| {
+            let row = self.table.get(*age);
+            row.is_some_and(|row| same_name(&row, field) && row.value == field.value)
+        };
+        match self.index.as_deref() {
+            None => (0..self.table.len()).find(is_it),
+            Some(index) => {
+                let alike = index.alike(key_of(field)).take(MAX_ALIKE);
+                alike.map(|number| self.age(number)).find(is_it)
             }
         }
-        None
+    }
+
+    fn is_steady(&mut self, field: &Field<'_>) -> bool {
+        self.steady.get_or_insert_default().is_steady(key_of(field))
     }
 
     /// The index of an entry with this name.
@@ -195,7 +207,7 @@ impl Encoder {
 
     /// A literal that both sides add to their tables.
     #[inline(never)]
-    fn inserted(&mut self, field: &Field<'_>, key: Key, out: &mut Vec<u8>) {
+    fn inserted(&mut self, field: &Field<'_>, out: &mut Vec<u8>) {
         match self.find_name(field) {
             Some(index) => integer::write(index, 6, 0x40, out),
             None => {
@@ -214,21 +226,42 @@ impl Encoder {
         self.evict_for(row.size());
         let number = self.table.inserted() as u16;
         self.table.insert(row);
-        self.index.get_or_insert_default().add(key, number);
+        match self.index.as_deref_mut() {
+            Some(index) => index.add(key_of(field), number),
+            None if self.table.len() > UNINDEXED => self.build_index(),
+            None => {}
+        }
+    }
+
+    #[cold]
+    fn build_index(&mut self) {
+        let mut index = Box::<Index>::default();
+        for age in 0..self.table.len() {
+            if let Some(row) = self.table.get(age) {
+                let number = self.table.inserted().wrapping_sub(age as u32 + 1);
+                index.add(Key::of(row.token, row.name, row.value), number as u16);
+            }
+        }
+        self.index = Some(index);
     }
 
     /// Evicts until `extra` more octets fit, and forgets what was evicted.
     fn evict_for(&mut self, extra: usize) {
         while self.table.over(extra) {
             let Some(oldest) = self.table.oldest() else { return };
-            let key = Key::of(oldest.token, oldest.name, oldest.value);
-            let number = self.table.inserted().wrapping_sub(self.table.len() as u32);
             if let Some(index) = self.index.as_deref_mut() {
+                let number = self.table.inserted().wrapping_sub(self.table.len() as u32);
+                let key = Key::of(oldest.token, oldest.name, oldest.value);
                 index.remove(key, number as u16);
             }
             self.table.evict();
         }
     }
+}
+
+#[inline]
+fn key_of(field: &Field<'_>) -> Key {
+    Key::of(field.token, field.name, field.value)
 }
 
 #[inline]

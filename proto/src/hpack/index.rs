@@ -1,4 +1,5 @@
-//! Where the encoder's entries are: an index by hash over name and value, and what was seen of late.
+//! Where the encoder's entries are once they are many: an index by hash over name and value. And what
+//! was seen of late.
 //!
 //! Entries are known by the lower 16 bits of their number in order of insertion; the table has at
 //! most 128 at a time, so these tell them apart.
@@ -29,29 +30,24 @@ impl Key {
 const SLOTS: usize = 2 * TABLE_SIZE / FIELD_OVERHEAD;
 const _: () = assert!(SLOTS <= 1 << 15, "a slot's tag begins with its home");
 
-/// Slots of the first entries: most connections repeat a dozen fields.
-const FIRST_SLOTS: usize = 16;
+/// Slots of the first entries, of which there are already some when an index is made.
+const FIRST_SLOTS: usize = 64;
 
 /// Places of the filter, a power of two.
 const FILTER: usize = 32;
 
-/// Where in the table a field is, and what was seen of late.
+/// Where in the table a field is.
 pub(super) struct Index {
     /// Open addressing with linear probing; 0 is empty, else [`Index::slot`]. A power of two, at
     /// most half of them taken.
     slots: Box<[u32]>,
     taken: usize,
-    /// Fields that were refused a place, by hash.
-    seen: [u16; FILTER],
-    /// Hashes of names met, one bit each. Full, it only makes more names wait for their second
-    /// appearance.
-    names: [u64; 4],
 }
 
 impl Default for Index {
     fn default() -> Self {
         let slots = vec![0; FIRST_SLOTS].into_boxed_slice();
-        Self { slots, taken: 0, seen: [0; FILTER], names: [0; 4] }
+        Self { slots, taken: 0 }
     }
 }
 
@@ -102,11 +98,6 @@ impl Index {
         }
     }
 
-    #[inline]
-    fn filter_place(hash: u64) -> usize {
-        (hash >> 16) as usize % FILTER
-    }
-
     /// Numbers of the entries whose fields hash like this one, to be compared with it.
     #[inline]
     pub(super) fn alike(&self, key: Key) -> impl Iterator<Item = u16> {
@@ -151,14 +142,26 @@ impl Index {
         self.slots[gap] = 0;
         self.taken -= 1;
     }
+}
 
+/// What was seen of late of fields that get a place in the table only if they come again.
+#[derive(Default)]
+pub(super) struct Steady {
+    /// Fields that were refused a place, by hash.
+    seen: [u16; FILTER],
+    /// Hashes of names met, one bit each. Full, it only makes more names wait for their second
+    /// appearance.
+    names: [u64; 4],
+}
+
+impl Steady {
     /// Whether the name is new, or the field was refused a place not long ago; notes both.
     pub(super) fn is_steady(&mut self, key: Key) -> bool {
         let (word, bit) = ((key.name >> 6) as usize % 4, 1 << (key.name % 64));
         let new_name = self.names[word] & bit == 0;
         self.names[word] |= bit;
         let tag = (key.field >> 32) as u16 | 1;
-        let place = &mut self.seen[Self::filter_place(key.field)];
+        let place = &mut self.seen[(key.field >> 16) as usize % FILTER];
         let again = *place == tag;
         *place = tag;
         new_name || again
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn entries_that_share_a_home_are_found_until_they_are_removed() {
         // Homes at the end of the first slots, so that probes wrap; removal in every order.
-        let hashes = [14u64, 14, 15, 14 | 1 << 12, 0, 15, 1, 14];
+        let hashes = [62u64, 62, 63, 62 | 1 << 12, 0, 63, 1, 62];
         for (turn, stride) in (0..8).flat_map(|turn| [1, 3, 5, 7].map(|stride| (turn, stride))) {
             let mut index = Index::default();
             for (number, &hash) in hashes.iter().enumerate() {
@@ -275,12 +278,12 @@ mod tests {
 
     #[test]
     fn a_value_is_steady_if_its_name_is_new_or_it_came_before() {
-        let mut index = Index::default();
+        let mut steady = Steady::default();
         let key = |name, value| Key::of(Token::Other, name, value);
-        assert!(index.is_steady(key(b"x-a", b"1")));
-        assert!(!index.is_steady(key(b"x-a", b"2")));
-        assert!(!index.is_steady(key(b"x-a", b"3")));
-        assert!(index.is_steady(key(b"x-a", b"2")));
-        assert!(index.is_steady(key(b"x-b", b"2")));
+        assert!(steady.is_steady(key(b"x-a", b"1")));
+        assert!(!steady.is_steady(key(b"x-a", b"2")));
+        assert!(!steady.is_steady(key(b"x-a", b"3")));
+        assert!(steady.is_steady(key(b"x-a", b"2")));
+        assert!(steady.is_steady(key(b"x-b", b"2")));
     }
 }

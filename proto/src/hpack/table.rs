@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::fields::{FIELD_OVERHEAD, Token};
 
 /// The octets' memory grows by a multiple of this.
-const GRAIN: usize = 64;
+const GRAIN: usize = 32;
 
 /// Largest table: offsets in a buffer of twice its size have 16 bits.
 const MAX_SIZE: usize = 1 << 14;
