@@ -12,6 +12,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode};
 use ringway::admin::{Admin, Phase, Scraper, routes};
+use ringway::control::local::Owner;
 use ringway::metrics::{Backend, CloseCode, CloseReason};
 use ringway::post::{SessionFacts, SessionRow, ShardPost, Snapshot};
 use ringway::ring::{Mailbox, mailbox};
@@ -104,9 +105,11 @@ fn recorded(core: u16, wanted: IdBegin) -> Vec<Part> {
         core,
         id: id.parse().unwrap(),
         facts: Some(SessionFacts {
-            tenant: "t".into(),
-            function: "f".into(),
-            version: "v".into(),
+            owner: Arc::new(Owner {
+                tenant: "t".into(),
+                function: "f".into(),
+                version: "v".into(),
+            }),
             opened: Time::ZERO,
         }),
         entries: vec![Entry { at: Time(at), event }],

@@ -123,9 +123,9 @@ fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
         ..SessionRow::default()
     };
     if let Some((part, facts)) = known {
-        row.function_id = facts.function.to_string();
-        row.function_version_id = facts.version.to_string();
-        row.tenant = facts.tenant.to_string();
+        row.function_id = facts.owner.function.to_string();
+        row.function_version_id = facts.owner.version.to_string();
+        row.tenant = facts.owner.tenant.to_string();
         row.core = part.core;
         row.age_ms = part.now.since(facts.opened).as_millis().try_into().unwrap_or(u64::MAX);
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::SessionRow;
 use crate::border::Parcel;
-use crate::control::local::{PollAnswer, PollId, PollRequest, Ticket, Work};
+use crate::control::local::{Owner, PollAnswer, PollId, PollRequest, Ticket, Work};
 use crate::shard::MovedTunnel;
 
 /// A message of one core's shard to another's.
@@ -169,12 +169,8 @@ pub struct Parks {
 /// What a session is, for all who ask.
 #[derive(Clone, Debug)]
 pub struct SessionFacts {
-    /// Its owner.
-    pub tenant: Arc<str>,
-    /// Canonical function id.
-    pub function: Arc<str>,
-    /// Canonical version id.
-    pub version: Arc<str>,
+    /// Whose it is.
+    pub owner: Arc<Owner>,
     /// When it began.
     pub opened: Time,
 }

@@ -23,7 +23,7 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::config::{HonourId, Scope};
-use crate::control::local::{Grant, Policy, Ticket, Work, WorkKind};
+use crate::control::local::{Owner, Policy, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
 use crate::post::{Join, SessionFacts, Stand};
@@ -39,9 +39,7 @@ pub(crate) struct Attachment {
     pub(crate) session: Uuid,
     /// The session's id as text, for every head.
     pub(crate) id_text: [u8; 36],
-    pub(crate) tenant: Arc<str>,
-    pub(crate) function: Arc<str>,
-    pub(crate) version: Arc<str>,
+    pub(crate) owner: Arc<Owner>,
     /// When the session began.
     pub(crate) session_opened: Time,
     pub(crate) state: State,
@@ -94,8 +92,8 @@ impl Attachment {
         SessionEdge {
             // Hyphens and hexadecimal digits only.
             request_id: std::str::from_utf8(&self.id_text).unwrap_or_default(),
-            function_id: &self.function,
-            function_version_id: &self.version,
+            function_id: &self.owner.function,
+            function_version_id: &self.owner.version,
             shard: core,
             ..SessionEdge::default()
         }
@@ -277,7 +275,7 @@ impl Shard {
         let same_owner = |other: &&Pin| {
             other.said.function() == mine.said.function()
                 && other.said.version() == mine.said.version()
-                && other.grant.tenant == mine.grant.tenant
+                && other.grant.owner.tenant == mine.grant.owner.tenant
                 && other.attachment.is_some()
         };
         let shared = hop.pins.iter().find(same_owner)?.attachment;
@@ -290,11 +288,10 @@ impl Shard {
         let hop = self.conns.hop(client).and_then(|hop| hop.client());
         let grant = hop.and_then(|hop| hop.pins.get(pin)).map(|pin| pin.grant.clone());
         let Some(grant) = grant else { return Err(Box::new(Fault::TunnelLost)) };
-        self.admit_dispatch(client, &grant.tenant, now)?;
+        self.admit_dispatch(client, &grant.owner.tenant, now)?;
         let random = self.random_bytes();
         let id = self.request_ids.mint(random);
-        let Grant { tenant, function, version, .. } = grant;
-        let facts = SessionFacts { tenant, function, version, opened: now };
+        let facts = SessionFacts { owner: grant.owner, opened: now };
         self.sessions.insert(Session::new(id, facts));
         self.dispatch(client, pin, id, (WorkKind::New, now))
     }
@@ -312,7 +309,7 @@ impl Shard {
             return Err(Box::new(Fault::TunnelLost));
         };
         let wanted = (pinned.said.function(), pinned.said.version());
-        let tenant = pinned.grant.tenant.clone();
+        let tenant = pinned.grant.owner.tenant.clone();
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.own_attachment(client, id);
         if let Some((key, own)) = own.and_then(|key| Some((key, self.attachments.get(key)?))) {
@@ -497,7 +494,7 @@ impl Shard {
         }
         self.pending += 1;
         if let Some(attachment) = self.attachments.get(key) {
-            *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
+            *self.pending_by_tenant.entry(attachment.owner.tenant.clone()).or_default() += 1;
         }
         self.metrics.tokens_issued += 1;
         self.metrics.worker_connections_opened += 1;
@@ -515,9 +512,9 @@ impl Shard {
             ticket: self.ticket(key),
             kind,
             request_id: attachment.session,
-            tenant: attachment.tenant.clone(),
-            function: attachment.function.clone(),
-            version: attachment.version.clone(),
+            tenant: attachment.owner.tenant.clone(),
+            function: attachment.owner.function.clone(),
+            version: attachment.owner.version.clone(),
             token: *token.as_bytes(),
         }
     }

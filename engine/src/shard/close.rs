@@ -485,10 +485,10 @@ impl Shard {
             }
             State::Fresh { .. } => return self.session_forgotten(attachment.session, key),
             State::Waiting { .. } => {
-                self.no_longer_pending(&attachment.tenant);
-                self.withdraw(key, &attachment.function, &attachment.version);
+                self.no_longer_pending(&attachment.owner.tenant);
+                self.withdraw(key, &attachment.owner.function, &attachment.owner.version);
             }
-            State::Dialling(_) => self.no_longer_pending(&attachment.tenant),
+            State::Dialling(_) => self.no_longer_pending(&attachment.owner.tenant),
             State::Attached { .. } => {}
             State::Parked { place, .. } => self.leave_lot(key, attachment, place),
             State::Moving { .. } => {}

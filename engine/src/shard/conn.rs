@@ -268,7 +268,7 @@ impl Client {
         let asked = self.pins.iter_mut().find(|pin| {
             pin.said.function() == function
                 && pin.said.version() == version
-                && pin.grant.tenant == *tenant
+                && pin.grant.owner.tenant == *tenant
         });
         if let Some(pin) = asked {
             pin.attachment.get_or_insert(key);

@@ -42,11 +42,11 @@ impl Shard {
     pub(super) fn dial_function(&mut self, border: &mut Border, key: Key, kind: WorkKind) -> bool {
         let draw = self.random_u64();
         let Some(attachment) = self.attachments.get_mut(key) else { return false };
-        let to = self.policy.dial(&attachment.function, &attachment.version);
+        let to = self.policy.dial(&attachment.owner.function, &attachment.owner.version);
         let Some(to) = to else { return false };
         if kind == WorkKind::New {
-            let (function, version) = (&attachment.function, &attachment.version);
-            let tenant = &attachment.tenant;
+            let (function, version) = (&attachment.owner.function, &attachment.owner.version);
+            let tenant = &attachment.owner.tenant;
             self.metrics.function_requests.count(function, version, tenant, border.now);
         }
         let left = to.addresses.len();
@@ -54,7 +54,7 @@ impl Shard {
         let since = border.now;
         attachment.state = State::Dialling(Dialling { kind, to, next, left, conn: None, since });
         self.pending += 1;
-        *self.pending_by_tenant.entry(attachment.tenant.clone()).or_default() += 1;
+        *self.pending_by_tenant.entry(attachment.owner.tenant.clone()).or_default() += 1;
         self.metrics.worker_connections_opened += 1;
         self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
         self.dial_next(border, key, Cause::NO_ADDRESS);
@@ -69,7 +69,7 @@ impl Shard {
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         let State::Dialling(dialling) = &mut attachment.state else { return };
         if dialling.left == 0 {
-            let function = &attachment.function;
+            let function = &attachment.owner.function;
             let text = format!("the server of function {function} cannot be reached");
             let fault = Fault::Api { code: UNAVAILABLE, text };
             return self.give_up_with(border, key, otherwise, &fault);
@@ -111,7 +111,7 @@ impl Shard {
         let addresses = &dialling.to.addresses;
         let peer = addresses[(dialling.next + addresses.len() - 1) % addresses.len()];
         let took = border.now.since(dialling.since).into();
-        let tenant = attachment.tenant.clone();
+        let tenant = attachment.owner.tenant.clone();
         self.no_longer_pending(&tenant);
         self.note_of(key, Event::Dialled { server: peer.into(), took });
         self.become_tunnel(border, conn, (peer, border.now), key);

@@ -70,7 +70,8 @@ impl Shard {
     pub(super) fn tell_parks(&mut self, border: &mut Border, key: Key) {
         let ticket = self.ticket(key);
         let Some(attachment) = self.attachments.get(key).filter(|a| a.is_parked()) else { return };
-        let (function, version) = (attachment.function.clone(), attachment.version.clone());
+        let (function, version) =
+            (attachment.owner.function.clone(), attachment.owner.version.clone());
         let home = self.dispatch_home(&function, &version);
         let parks = Parks { ticket, function, version };
         if home == self.settings.core {

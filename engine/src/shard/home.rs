@@ -65,7 +65,7 @@ impl Shard {
             return Err(Box::new(Fault::TunnelLost));
         };
         let (question, grant) = (Question::new(pin, now), pin.grant.clone());
-        self.admit_dispatch(client, &grant.tenant, now)?;
+        self.admit_dispatch(client, &grant.owner.tenant, now)?;
         let home = self.session_home(id);
         if self.mail_waits(home) {
             self.metrics.limit_hit(Limit::Mailbox);
@@ -76,7 +76,7 @@ impl Shard {
             ticket: Ticket { core: self.settings.core, number: 0 },
             function: question.function.clone(),
             version: question.version.clone(),
-            tenant: grant.tenant.clone(),
+            tenant: grant.owner.tenant.clone(),
             speaks: self.speaks(client),
         });
         let key = self.insert_asking(client, id, (grant, question))?;
@@ -177,13 +177,11 @@ impl Shard {
         self.fresh.push(key);
         if let Some(hop) = self.conns.hop_mut(client).and_then(Hop::client_mut) {
             hop.tunnels_seen += 1;
-            hop.pin_asked((&function, &version), &facts.tenant, key);
+            hop.pin_asked((&function, &version), &facts.owner.tenant, key);
         }
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Fresh { kind: WorkKind::Reconnect };
-            attachment.tenant = facts.tenant;
-            attachment.function = facts.function;
-            attachment.version = facts.version;
+            attachment.owner = facts.owner;
             attachment.session_opened = facts.opened;
         }
     }
@@ -315,9 +313,7 @@ impl Attachment {
             client_address,
             session,
             id_text,
-            tenant: facts.tenant.clone(),
-            function: facts.function.clone(),
-            version: facts.version.clone(),
+            owner: facts.owner.clone(),
             session_opened: facts.opened,
             state: State::Fresh { kind: WorkKind::New },
             waiters: VecDeque::new(),
@@ -334,12 +330,7 @@ impl Attachment {
 
     /// What its session is.
     pub(super) fn facts(&self) -> SessionFacts {
-        SessionFacts {
-            tenant: self.tenant.clone(),
-            function: self.function.clone(),
-            version: self.version.clone(),
-            opened: self.session_opened,
-        }
+        SessionFacts { owner: self.owner.clone(), opened: self.session_opened }
     }
 
     /// Whether its answer would be this pin's answer too.
@@ -348,12 +339,11 @@ impl Attachment {
         self.session == id
             && *question.function == *pin.said.function()
             && *question.version == *pin.said.version()
-            && self.tenant == pin.grant.tenant
+            && self.owner.tenant == pin.grant.owner.tenant
     }
 }
 
 /// As long as nothing else is known: what the client may call.
 fn grant_facts(grant: Grant, opened: Time) -> SessionFacts {
-    let Grant { tenant, function, version, .. } = grant;
-    SessionFacts { tenant, function, version, opened }
+    SessionFacts { owner: grant.owner, opened }
 }

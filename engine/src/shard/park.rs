@@ -150,7 +150,7 @@ impl Shard {
         for key in keys {
             let Some(attachment) = self.attachments.get_mut(*key) else { continue };
             let State::Attached { tunnel } = attachment.state else { continue };
-            let (function, version) = (&attachment.function, &attachment.version);
+            let (function, version) = (&attachment.owner.function, &attachment.owner.version);
             let going = self.conns.hop(tunnel).and_then(Hop::tunnel).is_none_or(|t| t.going);
             let going = going && attachment.spare.is_none();
             if !going && park.keeps(manner, self.policy.streams(function, version)) {
@@ -168,7 +168,7 @@ impl Shard {
     pub(super) fn park(&mut self, border: &mut Border, key: Key) {
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Attached { tunnel } = attachment.state else { return };
-        let tenant = attachment.tenant.clone();
+        let tenant = attachment.owner.tenant.clone();
         if self.draining.is_some() {
             return self.tunnel_gone(border, tunnel, Cause::CLIENT_GONE);
         }
@@ -200,8 +200,8 @@ impl Shard {
 
     /// The attachment is not parked any more.
     pub(super) fn leave_lot(&mut self, key: Key, of: &Attachment, place: Place) {
-        self.lot.leave(place, &of.tenant);
-        self.tell_unparks(key, &of.function, &of.version);
+        self.lot.leave(place, &of.owner.tenant);
+        self.tell_unparks(key, &of.owner.function, &of.owner.version);
     }
 
     /// One more is to be parked: what is too many goes, the oldest first.

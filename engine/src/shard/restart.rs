@@ -73,7 +73,7 @@ impl Shard {
 
     fn renew_place(&mut self, border: &mut Border, key: Key, core: u16) {
         let Some(attachment) = self.attachments.get(key).filter(|a| a.is_parked()) else { return };
-        if self.dispatch_home(&attachment.function, &attachment.version) == core {
+        if self.dispatch_home(&attachment.owner.function, &attachment.owner.version) == core {
             self.tell_parks(border, key);
         }
     }
@@ -82,7 +82,7 @@ impl Shard {
     fn renew_work(&mut self, border: &mut Border, key: Key, core: u16) {
         let Some(attachment) = self.attachments.get(key) else { return };
         let State::Waiting { token, kind, .. } = &attachment.state else { return };
-        if self.dispatch_home(&attachment.function, &attachment.version) != core {
+        if self.dispatch_home(&attachment.owner.function, &attachment.owner.version) != core {
             return;
         }
         let work = self.work(key, *kind, token);

@@ -146,8 +146,9 @@ impl Shard {
         let attachment = self.attachments.get_mut(key)?;
         let State::Parked { tunnel, place } = attachment.state else { return None };
         attachment.state = State::Attached { tunnel };
-        let (tenant, function) = (attachment.tenant.clone(), attachment.function.clone());
-        let version = attachment.version.clone();
+        let (tenant, function) =
+            (attachment.owner.tenant.clone(), attachment.owner.function.clone());
+        let version = attachment.owner.version.clone();
         self.lot.leave(place, &tenant);
         self.tell_unparks(key, &function, &version);
         if let Some(hop) = self.conns.hop_mut(tunnel).and_then(Hop::tunnel_mut) {
@@ -235,14 +236,12 @@ impl Shard {
         let named = (std::mem::take(&mut question.function), std::mem::take(&mut question.version));
         self.asking -= 1;
         let Some(attachment) = self.attachments.get_mut(key) else { return };
-        attachment.tenant = of.tenant;
-        attachment.function = of.function;
-        attachment.version = of.version;
+        attachment.owner = of.owner;
         attachment.session_opened = of.session_opened;
         attachment.opened = of.opened;
         attachment.state = State::Attached { tunnel };
         let (id, client) = (attachment.session, attachment.client);
-        let tenant = attachment.tenant.clone();
+        let tenant = attachment.owner.tenant.clone();
         self.own_tunnel(tunnel, key);
         self.adopt_spare(of.spare, key);
         if ended {

@@ -84,9 +84,9 @@ impl Session {
         let age = now.since(self.facts.opened).as_millis();
         SessionRow {
             request_id: self.id,
-            function_id: self.facts.function.to_string(),
-            function_version_id: self.facts.version.to_string(),
-            tenant: self.facts.tenant.to_string(),
+            function_id: self.facts.owner.function.to_string(),
+            function_version_id: self.facts.owner.version.to_string(),
+            tenant: self.facts.owner.tenant.to_string(),
             state: "closed",
             core,
             age_ms: u64::try_from(age).unwrap_or(u64::MAX),
@@ -104,13 +104,13 @@ pub(crate) fn check(
     (function, version): (&[u8], &[u8]),
     tenant: &Arc<str>,
 ) -> Result<(), Fault> {
-    if facts.function.as_bytes() != function {
+    if facts.owner.function.as_bytes() != function {
         return Err(Fault::FunctionMismatch { request_id });
     }
-    if !version.is_empty() && facts.version.as_bytes() != version {
+    if !version.is_empty() && facts.owner.version.as_bytes() != version {
         return Err(Fault::VersionMismatch { request_id });
     }
-    if facts.tenant != *tenant {
+    if facts.owner.tenant != *tenant {
         return Err(Fault::TenantMismatch { request_id });
     }
     Ok(())

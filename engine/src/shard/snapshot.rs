@@ -96,9 +96,9 @@ impl Shard {
         let opened = attachment.session_opened;
         SessionRow {
             request_id: attachment.session,
-            function_id: attachment.function.to_string(),
-            function_version_id: attachment.version.to_string(),
-            tenant: attachment.tenant.to_string(),
+            function_id: attachment.owner.function.to_string(),
+            function_version_id: attachment.owner.version.to_string(),
+            tenant: attachment.owner.tenant.to_string(),
             state: "waiting",
             core: self.settings.core,
             client_address: attachment.client_address.to_string(),

@@ -45,13 +45,13 @@ impl Shard {
             return false;
         }
         let never = self.settings.config.session.park == Park::Never;
-        let (function, version) = (&attachment.function, &attachment.version);
+        let (function, version) = (&attachment.owner.function, &attachment.owner.version);
         if never || self.draining.is_some() || self.policy.dial(function, version).is_some() {
             return false;
         }
         let (id, facts, address) =
             (attachment.session, attachment.facts(), attachment.client_address);
-        if !self.admit_pending(&facts.tenant) {
+        if !self.admit_pending(&facts.owner.tenant) {
             return false;
         }
         let mut spare = Attachment::new((None, address), id, &facts, self.now);

@@ -183,7 +183,7 @@ impl Trail {
         }
         if self.entries.len() == self.entries.capacity() {
             // Most sessions have a handful, and are many.
-            self.entries.reserve_exact((self.entries.len() / 2).max(2));
+            self.entries.reserve_exact((self.entries.len() / 4).max(2));
         }
         self.entries.push_back(entry);
         !full
@@ -217,7 +217,8 @@ impl Shard {
         }
         let Some(attachment) = self.attachments.get(key) else { return };
         let (id, facts) = (attachment.session, attachment.facts());
-        let dialled = self.policy.dial(&attachment.function, &attachment.version).is_some();
+        let dialled =
+            self.policy.dial(&attachment.owner.function, &attachment.owner.version).is_some();
         let ask = match kind {
             _ if dialled => Ask::Dial,
             WorkKind::New => Ask::New,
@@ -238,7 +239,8 @@ impl Shard {
         let accepted = hop.map(|hop| (hop.opened, hop.peer.into()));
         let pins = hop.and_then(Hop::client).map(|client| &client.pins[..]).unwrap_or_default();
         let own = |pin: &&super::conn::Pin| {
-            pin.grant.tenant == facts.tenant && pin.grant.function == facts.function
+            pin.grant.owner.tenant == facts.owner.tenant
+                && pin.grant.owner.function == facts.owner.function
         };
         let authorised = pins.iter().find(own).map(|pin| pin.granted_at);
         if let Some((at, client)) = accepted {

@@ -291,8 +291,9 @@ impl Shard {
         let Plain { peer, opened, timer, .. } = *door;
         border.put(conn, connect::ACCEPTED);
         let attachment = self.attachments.get(key).expect("its token was just taken");
-        let tenant = attachment.tenant.clone();
-        let (function, version) = (attachment.function.clone(), attachment.version.clone());
+        let tenant = attachment.owner.tenant.clone();
+        let (function, version) =
+            (attachment.owner.function.clone(), attachment.owner.version.clone());
         self.withdraw(key, &function, &version);
         self.no_longer_pending(&tenant);
         self.become_tunnel(border, conn, (peer, opened), key);

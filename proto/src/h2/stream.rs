@@ -197,6 +197,10 @@ struct Index {
 impl Index {
     fn push(&mut self, id: u32, slot: u32) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < id), "ids rise");
+        if self.entries.capacity() == 0 {
+            // As the table's.
+            self.entries.reserve_exact(1);
+        }
         self.entries.push_back((id, slot));
     }
 

@@ -240,10 +240,7 @@ impl Decoder {
 }
 
 /// Reads a string (RFC 7541 §5.2); returns it and the rest.
-fn string<'a>(
-    scratch: &mut Vec<u8>,
-    input: &'a [u8],
-) -> Result<(Text<'a>, &'a [u8]), HpackError> {
+fn string<'a>(scratch: &mut Vec<u8>, input: &'a [u8]) -> Result<(Text<'a>, &'a [u8]), HpackError> {
     let huffman = input.first().is_some_and(|first| first & 0x80 != 0);
     let (len, input) = integer::read(input, 7)?;
     let Some((text, rest)) = input.split_at_checked(len) else {

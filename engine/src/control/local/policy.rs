@@ -32,23 +32,30 @@ pub struct Policy {
 #[derive(Debug)]
 struct Version {
     id: Uuid,
-    function: Arc<str>,
     version: Arc<str>,
-    tenants: Vec<Arc<str>>,
+    /// One for each tenant that may call it.
+    owners: Vec<Arc<Owner>>,
     worker_keys: Vec<Box<[u8]>>,
     streaming: bool,
     dial: Option<Arc<Dial>>,
 }
 
-/// What a credential was allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// Whose session it will be.
+/// Who sessions belong to, as far as they have it in common. All of them share one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Who calls.
     pub tenant: Arc<str>,
     /// Canonical function id.
     pub function: Arc<str>,
-    /// Canonical version id; picked if the client named none.
+    /// Canonical version id.
     pub version: Arc<str>,
+}
+
+/// What a credential was allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose session it will be; the version was picked if the client named none.
+    pub owner: Arc<Owner>,
     /// Whether the function is of the streaming kind.
     pub streaming: bool,
 }
@@ -87,11 +94,18 @@ impl Policy {
                 policy.workers.insert(key.bytes().into(), ());
             }
             let versions = policy.functions.entry(function.id).or_default();
+            let (id, version) = (function.id.to_string(), function.version.to_string());
+            let (id, version): (Arc<str>, Arc<str>) = (id.into(), version.into());
+            let owner = |tenant: &String| Owner {
+                tenant: tenant.as_str().into(),
+                function: id.clone(),
+                version: version.clone(),
+            };
             versions.push(Version {
                 id: function.version,
-                function: function.id.to_string().into(),
-                version: function.version.to_string().into(),
-                tenants: function.tenants.iter().map(|name| name.as_str().into()).collect(),
+                owners: function.tenants.iter().map(owner).map(Arc::new).collect(),
+
+                version,
                 worker_keys: function.worker_keys.iter().map(|key| key.bytes().into()).collect(),
                 streaming: function.streaming,
                 dial: function.dial.clone().map(Arc::new),
@@ -126,19 +140,18 @@ impl Policy {
         if existing.is_empty() {
             return Err(denied(NOT_FOUND, "unknown function or version"));
         }
-        let may = |entry: &&&Version| entry.tenants.contains(tenant);
-        let allowed: Vec<&&Version> = existing.iter().filter(may).collect();
+        let may = |entry: &&Version| {
+            let owner = entry.owners.iter().find(|owner| owner.tenant == *tenant);
+            owner.map(|owner| (owner.clone(), entry.streaming))
+        };
+        let mut allowed: Vec<_> = existing.iter().filter_map(may).collect();
         if allowed.is_empty() {
             return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
         }
         // At most a few versions: the bias of a 64-bit remainder is nothing.
-        let picked = allowed[(random % allowed.len() as u64) as usize];
-        Ok(Grant {
-            tenant: tenant.clone(),
-            function: picked.function.clone(),
-            version: picked.version.clone(),
-            streaming: picked.streaming,
-        })
+        let picked = (random % allowed.len() as u64) as usize;
+        let (owner, streaming) = allowed.swap_remove(picked);
+        Ok(Grant { owner, streaming })
     }
 
     /// The tenant of a credential.
@@ -242,16 +255,20 @@ mod tests {
     #[test]
     fn a_named_version_is_granted_to_its_tenants() {
         let grant = ask("dev-key-2", F, V2, 0).unwrap();
-        assert_eq!((&*grant.tenant, &*grant.function, &*grant.version), ("dev", F, V2));
+        assert_eq!(
+            (&*grant.owner.tenant, &*grant.owner.function, &*grant.owner.version),
+            ("dev", F, V2)
+        );
         assert!(grant.streaming);
     }
 
     #[test]
     fn without_a_version_one_of_the_allowed_is_picked() {
-        let picked: Vec<_> = (0..2).map(|r| ask("dev-key", F, "", r).unwrap().version).collect();
+        let picked: Vec<_> =
+            (0..2).map(|r| ask("dev-key", F, "", r).unwrap().owner.version.clone()).collect();
         assert_eq!(picked, [V1.into(), V2.into()] as [Arc<str>; 2]);
         for random in [0, 1, 7, u64::MAX] {
-            assert_eq!(&*ask("other-key", F, "", random).unwrap().version, V1);
+            assert_eq!(&*ask("other-key", F, "", random).unwrap().owner.version, V1);
         }
     }
 
@@ -272,7 +289,7 @@ mod tests {
     #[test]
     fn ids_in_other_forms_are_the_same_ids() {
         let grant = ask("dev-key", &F.replace('-', "").to_uppercase(), V1, 0).unwrap();
-        assert_eq!(&*grant.function, F);
+        assert_eq!(&*grant.owner.function, F);
     }
 
     #[test]
