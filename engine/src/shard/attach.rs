@@ -139,8 +139,8 @@ impl Shard {
         let found = pins.iter().position(|pin| {
             pin.hash == hash
                 && (any_credential || pin.said.credential() == head.credential)
-                && pin.said.function() == head.function
-                && pin.said.version() == head.version
+                && pin.function() == head.function
+                && pin.version() == head.version
         });
         if let Some(found) = found {
             return self.still_granted(client, found, head).map(|()| found);
@@ -167,7 +167,7 @@ impl Shard {
         }
         hop.pins.push(Pin {
             hash,
-            said: Said::new(head.credential, head.function, head.version),
+            said: Said::new(head, &grant.owner),
             grant,
             granted_at: self.now,
             rules: self.rules,
@@ -273,8 +273,8 @@ impl Shard {
             return mine.attachment;
         }
         let same_owner = |other: &&Pin| {
-            other.said.function() == mine.said.function()
-                && other.said.version() == mine.said.version()
+            other.function() == mine.function()
+                && other.version() == mine.version()
                 && other.grant.owner.tenant == mine.grant.owner.tenant
                 && other.attachment.is_some()
         };
@@ -308,7 +308,7 @@ impl Shard {
         let Some(pinned) = hop.and_then(|hop| hop.pins.get(pin)) else {
             return Err(Box::new(Fault::TunnelLost));
         };
-        let wanted = (pinned.said.function(), pinned.said.version());
+        let wanted = (pinned.function(), pinned.version());
         let tenant = pinned.grant.owner.tenant.clone();
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.own_attachment(client, id);

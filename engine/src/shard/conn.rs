@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ringway_proto::h1::head::Scan;
+use ringway_proto::route::RoutingHead;
 use ringway_proto::time::Time;
 
 use super::dispatch::Desk;
@@ -12,6 +13,7 @@ use super::link::Link;
 use super::memo::{Answer, Call};
 use super::table::Key;
 use crate::border::ConnId;
+use crate::control::local::Owner;
 
 /// Any connection. Boxed, so that the table of them stays small where hops rest.
 #[derive(Debug)]
@@ -168,36 +170,52 @@ pub(crate) struct Pin {
 pub(crate) struct Said {
     octets: Box<[u8]>,
     credential: u32,
+    /// [`AS_GRANTED`] if it called what was granted by its canonical ids, which stand there.
     function: u32,
 }
 
+/// In [`Said`], instead of a length.
+const AS_GRANTED: u32 = u32::MAX;
+
 impl Said {
-    pub(crate) fn new(credential: &[u8], function: &[u8], version: &[u8]) -> Self {
+    pub(crate) fn new(head: &RoutingHead<'_>, granted: &Owner) -> Self {
+        let RoutingHead { credential, function, version, .. } = *head;
+        let same = (function, version) == (granted.function.as_bytes(), granted.version.as_bytes());
+        let called: [&[u8]; 2] = if same { [b"", b""] } else { [function, version] };
         Self {
-            octets: [credential, function, version].concat().into(),
+            octets: [credential, called[0], called[1]].concat().into(),
             credential: credential.len() as u32,
-            function: function.len() as u32,
+            function: if same { AS_GRANTED } else { function.len() as u32 },
         }
     }
 
     pub(crate) fn credential(&self) -> &[u8] {
         &self.octets[..self.credential as usize]
     }
-
-    pub(crate) fn function(&self) -> &[u8] {
-        &self.octets[self.credential as usize..][..self.function as usize]
-    }
-
-    pub(crate) fn version(&self) -> &[u8] {
-        &self.octets[(self.credential + self.function) as usize..]
-    }
 }
 
 impl fmt::Debug for Said {
     /// Without the credential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (function, version) = (self.function(), self.version());
-        write!(f, "{}/{}", function.escape_ascii(), version.escape_ascii())
+        write!(f, "{}", self.octets[self.credential as usize..].escape_ascii())
+    }
+}
+
+impl Pin {
+    /// The function as the client called it.
+    pub(crate) fn function(&self) -> &[u8] {
+        self.called().map_or(self.grant.owner.function.as_bytes(), |(function, _)| function)
+    }
+
+    /// The version as the client called it; empty if it named none.
+    pub(crate) fn version(&self) -> &[u8] {
+        self.called().map_or(self.grant.owner.version.as_bytes(), |(_, version)| version)
+    }
+
+    fn called(&self) -> Option<(&[u8], &[u8])> {
+        let Said { octets, credential, function } = &self.said;
+        let called = &octets[*credential as usize..];
+        (*function != AS_GRANTED).then(|| called.split_at(*function as usize))
     }
 }
 
@@ -266,8 +284,8 @@ impl Client {
         key: Key,
     ) {
         let asked = self.pins.iter_mut().find(|pin| {
-            pin.said.function() == function
-                && pin.said.version() == version
+            pin.function() == function
+                && pin.version() == version
                 && pin.grant.owner.tenant == *tenant
         });
         if let Some(pin) = asked {
@@ -413,8 +431,36 @@ mod tests {
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Option<(u32, Conn)>>() <= 24);
-        assert!(size_of::<Hop>() <= 888, "{}", size_of::<Hop>());
-        assert!(size_of::<Pin>() <= 112, "{}", size_of::<Pin>());
+        assert!(size_of::<Hop>() <= 856, "{}", size_of::<Hop>());
+        assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
+    }
+
+    #[test]
+    fn a_pin_knows_what_it_was_called_and_keeps_what_the_grant_does_not_say() {
+        let id = "11111111-1111-4111-8111-111111111111";
+        let owner = Owner { tenant: "t".into(), function: id.into(), version: "v".into() };
+        let owner = std::sync::Arc::new(owner);
+        let plain = id.replace('-', "");
+        let calls = [(id, "v", 3), (id, "", 3 + 36), (&plain, "v", 3 + 32 + 1), (id, "w", 3 + 37)];
+        for (function, version, kept) in calls {
+            let head = RoutingHead {
+                credential: b"key",
+                function: function.as_bytes(),
+                version: version.as_bytes(),
+                request_id: None,
+                style: ringway_proto::route::ReplyStyle::default(),
+            };
+            let pin = Pin {
+                hash: 0,
+                said: Said::new(&head, &owner),
+                grant: crate::control::local::Grant { owner: owner.clone(), streaming: false },
+                granted_at: Time::ZERO,
+                rules: 0,
+                attachment: None,
+            };
+            assert_eq!((pin.function(), pin.version()), (head.function, head.version));
+            assert_eq!((pin.said.credential(), pin.said.octets.len()), (&b"key"[..], kept));
+        }
     }
 
     #[test]

@@ -293,7 +293,7 @@ impl Shard {
 
 impl Question {
     pub(super) fn new(pin: &Pin, since: Time) -> Self {
-        let (function, version) = (pin.said.function().into(), pin.said.version().into());
+        let (function, version) = (pin.function().into(), pin.version().into());
         Self { function, version, since, ended: false }
     }
 }
@@ -337,8 +337,8 @@ impl Attachment {
     fn asks(&self, id: Uuid, pin: &Pin) -> bool {
         let State::Asking { question } = &self.state else { return false };
         self.session == id
-            && *question.function == *pin.said.function()
-            && *question.version == *pin.said.version()
+            && *question.function == *pin.function()
+            && *question.version == *pin.version()
             && self.owner.tenant == pin.grant.owner.tenant
     }
 }
