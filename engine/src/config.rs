@@ -127,6 +127,8 @@ pub enum Io {
 pub enum BusyPoll {
     /// For this long; zero: not at all.
     For(Duration),
+    /// For as long as the traffic makes it worth while.
+    Auto,
     /// It never sleeps.
     Always,
 }

@@ -151,6 +151,24 @@ client_ping_timeout = "2s"
 }
 
 #[test]
+fn a_core_may_spin_for_a_time_or_as_traffic_has_it_or_for_ever() {
+    let with =
+        |value: &str| parse(&SAMPLE.replace("[cores]", &format!("[cores]\nbusy_poll = {value}")));
+    let micros = Duration::from_micros;
+    for (value, wanted) in [
+        ("\"0us\"", BusyPoll::For(micros(0))),
+        ("\"50us\"", BusyPoll::For(micros(50))),
+        ("\"auto\"", BusyPoll::Auto),
+        ("\"always\"", BusyPoll::Always),
+    ] {
+        assert_eq!(with(value).unwrap().cores.busy_poll, wanted, "{value}");
+    }
+    let told = with("\"soon\"").unwrap_err();
+    let say = "cores.busy_poll is \"soon\", but must be \"0us\", \"Nus\", \"auto\" or \"always\"";
+    assert!(told.contains(say), "{told}");
+}
+
+#[test]
 fn every_problem_is_told_at_once_with_its_line() {
     let text = SAMPLE
         .replace("wait = \"30s\"", "wait = \"30\"")

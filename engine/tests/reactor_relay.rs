@@ -119,6 +119,10 @@ fn spinning_cores_relay_the_same() {
     }
 }
 
+fn cores_that_spin_when_it_is_worth_while_relay_the_same() {
+    exchange_all(Options { busy_poll: BusyPoll::Auto, ..Options::default() }, 8, 200_000);
+}
+
 fn receives_without_a_cap_lose_nothing() {
     exchange_all(Options { receive_cap: 0, ..Options::default() }, 16, 400_000);
 }
@@ -208,6 +212,7 @@ on_both_backends! {
     a_single_block_is_enough,
     a_tiny_submission_queue_loses_nothing,
     spinning_cores_relay_the_same,
+    cores_that_spin_when_it_is_worth_while_relay_the_same,
     receives_without_a_cap_lose_nothing,
     a_slow_reader_bounds_memory_and_gets_everything,
     blocked_peers_do_not_starve_the_others,

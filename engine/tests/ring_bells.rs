@@ -115,6 +115,7 @@ fn several_tokens_go_round_sleeping_and_spinning_cores() {
     let options = [
         Options::default(),
         spins(BusyPoll::Micros(20)),
+        spins(BusyPoll::Auto),
         Options { entries: 8, ..Options::default() },
         Options::default(),
     ];

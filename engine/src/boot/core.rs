@@ -197,6 +197,7 @@ pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: B
         pin: cpu,
         busy_poll: match config.cores.busy_poll {
             config::BusyPoll::Always => BusyPoll::Always,
+            config::BusyPoll::Auto => BusyPoll::Auto,
             config::BusyPoll::For(Duration::ZERO) => BusyPoll::Never,
             config::BusyPoll::For(time) => BusyPoll::Micros(time.as_micros() as u64),
         },

@@ -97,21 +97,22 @@ fn cores(root: &Node, problems: &mut Problems) -> Cores {
             None
         }
     };
-    let busy_poll = section.text("busy_poll", problems).map_or(Some(Duration::ZERO), |text| {
-        if text == "always" { Some(Duration::MAX) } else { units::duration(text) }
-    });
+    let busy_poll = match section.text("busy_poll", problems) {
+        None => Some(BusyPoll::For(Duration::ZERO)),
+        Some("auto") => Some(BusyPoll::Auto),
+        Some("always") => Some(BusyPoll::Always),
+        Some(text) => units::duration(text).map(BusyPoll::For),
+    };
     if busy_poll.is_none()
         && let Some(node) = section.get("busy_poll")
     {
-        section.refuse("busy_poll", node, "\"0us\", \"Nus\" or \"always\"", problems);
+        let want = "\"0us\", \"Nus\", \"auto\" or \"always\"";
+        section.refuse("busy_poll", node, want, problems);
     }
     Cores {
         count,
         pin: section.flag("pin", problems),
-        busy_poll: match busy_poll {
-            Some(Duration::MAX) => BusyPoll::Always,
-            other => BusyPoll::For(other.unwrap_or_default()),
-        },
+        busy_poll: busy_poll.unwrap_or(BusyPoll::For(Duration::ZERO)),
         receive_memory: section.bytes("receive_memory", problems),
         io: match section.word("io", problems) {
             "ring" => Io::Ring,

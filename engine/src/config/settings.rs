@@ -105,9 +105,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("cores.pin", Kind::Flag, "true", "Whether a core's thread stays on its CPU."),
     setting(
         "cores.busy_poll",
-        Kind::Own("\"0us\", \"Nus\" or \"always\""),
+        Kind::Own("\"0us\", \"Nus\", \"auto\" or \"always\""),
         "\"0us\"",
-        "How long a core spins before it sleeps.",
+        "How long a core spins before it sleeps. `auto`: up to 100 us while traffic is dense, else not at all.",
     ),
     setting("cores.receive_memory", Kind::Bytes(MIB, GIB), "8MiB", "Receive memory of a core."),
     setting(

@@ -24,6 +24,7 @@ mod timer;
 mod trial;
 mod uring;
 mod wait;
+mod window;
 
 use std::collections::VecDeque;
 use std::net::{TcpListener, TcpStream};
@@ -42,6 +43,7 @@ use socket::{Socket, Sockets};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
 use uring::Share;
+use window::Window;
 
 pub use accept::ACCEPT_PAUSE;
 pub use backend::try_rings;
@@ -117,8 +119,8 @@ pub struct Reactor<C: Core> {
     short: bool,
     /// In the last turn everything was done against that.
     relieved: bool,
-    /// When there was last something to do.
-    active_at: Time,
+    /// For how long it looks for work before it sleeps.
+    window: Window,
     /// Nobody is let in any more.
     closing: bool,
     /// When the last flushes are cut off.
@@ -159,6 +161,7 @@ impl<C: Core> Reactor<C> {
             mailbox,
             border,
             core,
+            window: Window::new(options.busy_poll),
             options,
             share,
             origin,
@@ -173,7 +176,6 @@ impl<C: Core> Reactor<C> {
             sending: 0,
             short: false,
             relieved: false,
-            active_at: Time::ZERO,
             closing: false,
             end_at: None,
         })
@@ -221,8 +223,8 @@ impl<C: Core> Reactor<C> {
         self.border.tally.turns += 1;
         self.tell_news();
         let batch = self.ring.take_batch();
-        if !batch.is_empty() {
-            self.active_at = self.border.now;
+        if batch.iter().any(|completion| completion.tag.kind().is_call()) {
+            self.window.called(self.border.now);
         }
         for completion in &batch {
             self.completed(*completion);
@@ -280,7 +282,7 @@ impl<C: Core> Reactor<C> {
     fn posts(&mut self) {
         for _ in 0..self.mailbox.capacity() {
             let Some(post) = self.mailbox.receive() else { break };
-            self.active_at = self.border.now;
+            self.window.called(self.border.now);
             self.call(|core, border| core.posted(border, post));
         }
     }

@@ -13,6 +13,8 @@ pub enum BusyPoll {
     Never,
     /// Look for work this many microseconds after the last, then sleep.
     Micros(u64),
+    /// The same, for as long as the traffic makes it worth while: not at all when it is thin.
+    Auto,
     /// Never sleep: lowest latency, a whole CPU.
     Always,
 }

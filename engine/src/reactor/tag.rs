@@ -20,6 +20,13 @@ pub(super) enum Kind {
     Rung,
 }
 
+impl Kind {
+    /// Whether somebody else caused its completion; the others only end what this core began.
+    pub(super) fn is_call(self) -> bool {
+        !matches!(self, Self::Send | Self::Cancel | Self::Ring)
+    }
+}
+
 /// An operation's name in its completion: kind (8 bits), generation (the low 24 bits), slot (32).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag(pub(super) u64);

@@ -1,10 +1,7 @@
 //! Waiting: how long a core may sleep, and what keeps it awake.
 
-use std::time::Duration;
-
 use ringway_proto::time::Time;
 
-use super::options::BusyPoll;
 use super::uring::Wait;
 use super::{Reactor, pump};
 use crate::border::Core;
@@ -28,11 +25,14 @@ impl<C: Core> Reactor<C> {
 
     /// How long to sleep. Unless it is not at all, senders have been told to ring.
     fn wait(&mut self, until: Option<Time>) -> Wait {
-        if self.is_busy(until) || self.spin(until) {
+        if self.is_busy(until) {
             return Wait::No;
         }
-        // The sleep is counted from here, not from the turn's beginning.
+        // The rest is counted from here, not from the turn's beginning.
         self.border.now = self.clock();
+        if self.spin(until) {
+            return Wait::No;
+        }
         let wait = match until {
             None => Wait::Forever,
             Some(until) => Wait::AtMost(until.since(self.border.now)),
@@ -52,34 +52,39 @@ impl<C: Core> Reactor<C> {
 
     /// Looks for work for as long as busy polling allows. `true`: there is some, do not sleep.
     fn spin(&mut self, until: Option<Time>) -> bool {
-        let limit = match self.options.busy_poll {
-            BusyPoll::Never => return false,
-            BusyPoll::Micros(micros) => self.active_at + Duration::from_micros(micros),
-            BusyPoll::Always => Time(u64::MAX),
-        };
-        let begun = self.clock();
+        // Sends are made by the next enter, which they end at once: the rest begins after it.
+        if self.sending > 0 {
+            return self.window.is_open();
+        }
+        let begun = self.border.now;
+        let Some(limit) = self.window.rest(begun) else { return false };
         let found = self.look_out(until, limit);
-        self.border.tally.idle += self.clock().since(begun);
+        self.border.tally.idle += self.border.now.since(begun);
         found
     }
 
     fn look_out(&mut self, until: Option<Time>, limit: Time) -> bool {
         loop {
-            for _ in 0..LOOKS_PER_CLOCK {
-                if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
+            let found = self.look_around();
             // The sleep that may follow is counted from here.
             self.border.now = self.clock();
-            if until.is_some_and(|until| until <= self.border.now) {
+            if found || until.is_some_and(|until| until <= self.border.now) {
                 return true;
             }
             if self.border.now >= limit {
                 return false;
             }
         }
+    }
+
+    fn look_around(&mut self) -> bool {
+        for _ in 0..LOOKS_PER_CLOCK {
+            if self.ring.has_work() || (!self.closing && !self.mailbox.is_empty()) {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
     }
 
     fn deadline(&mut self) -> Option<Time> {
