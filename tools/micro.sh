@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Counts the instructions of the hot paths and fails if one has risen by more than 5 %.
+# Counts the instructions of the hot paths and fails if one has risen by more than 5 %. Needs
+# valgrind (tools/install-test-tools.sh).
 #
 #   tools/micro.sh                   compare with bench/micro/accepted.json
 #   tools/micro.sh --accept          accept what is counted now
@@ -9,5 +10,8 @@ cd "$(dirname "$0")/.."
 
 # Flags of the environment would make another program than the one that was counted.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-cargo build --release --locked --quiet -p ringway-micro
-exec target/release/ringway-micro --compiler "$(rustc --version | cut -d' ' -f1,2)" "$@"
+# Built alone, whatever else is there: the features of a package, and with them its code, are
+# those that all packages of one build ask for.
+cargo build --profile micro --locked --quiet -p ringway-micro
+exec "${CARGO_TARGET_DIR:-target}/micro/ringway-micro" \
+    --compiler "$(rustc --version | cut -d' ' -f1,2)" "$@"

@@ -72,6 +72,7 @@ stage format cargo fmt --all --check
 stage clippy cargo clippy --locked --workspace --all-targets -- -D warnings
 stage unit cargo test --locked --workspace --no-fail-fast
 stage fuzz bash tools/fuzz.sh 5
+stage micro bash tools/micro.sh
 # The reader of these pages works on the code: private items are shown, and may be linked to.
 stage doc env RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
     cargo doc --locked --workspace --no-deps --document-private-items --quiet

@@ -60,9 +60,7 @@ pub fn run(plan: &Plan, bulk: Bulk) -> Result<Outcome, LoadFault> {
         outcome.bulk_bytes_per_s = Some(bytes / elapsed.as_secs_f64());
         outcome.failed += bulk.failures.total();
         for (cause, count) in bulk.failures.by_cause() {
-            if count > 0 {
-                *outcome.failures.entry(cause.to_owned()).or_default() += count;
-            }
+            *outcome.failures.entry(cause).or_default() += count;
         }
     }
     if let (Some(path), [alone, ..], [beside, ..]) =

@@ -28,6 +28,8 @@ pub enum Fault {
     Hopeless(Said),
     /// The peer sent GOAWAY with this code.
     Goaway(u32),
+    /// The peer reset a stream that was to last as long as its connection, with this code.
+    Reset(u32),
     /// TLS failed, or did not agree on HTTP/2.
     Tls(String),
 }
@@ -44,10 +46,53 @@ impl fmt::Display for Fault {
             Self::TableResized => f.write_str("the header table was resized in mid connection"),
             Self::StreamIds => f.write_str("the connection has no stream ids left"),
             Self::Hopeless(said) => write!(f, "too many calls failed, the last {said}"),
-            Self::Goaway(code) => write!(f, "the peer went away with code {code}"),
+            Self::Goaway(code) => write!(f, "GOAWAY {}", Code(*code)),
+            Self::Reset(code) => write!(f, "RST_STREAM {}", Code(*code)),
             Self::Tls(what) => write!(f, "TLS: {what}"),
         }
     }
 }
 
 impl std::error::Error for Fault {}
+
+/// The names of RFC 9113 §7, by code.
+const CODES: [&str; 14] = [
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
+];
+
+/// An error code, by its name if it has one.
+struct Code(u32);
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match CODES.get(self.0 as usize) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "with code {}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_told_by_name() {
+        assert_eq!(Fault::Goaway(11).to_string(), "GOAWAY ENHANCE_YOUR_CALM");
+        assert_eq!(Fault::Reset(8).to_string(), "RST_STREAM CANCEL");
+        assert_eq!(Fault::Goaway(14).to_string(), "GOAWAY with code 14");
+    }
+}

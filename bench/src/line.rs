@@ -193,7 +193,7 @@ pub(crate) fn ended_early(ended: Result<(), drive::Ended>, open: u64, tally: &Re
         return;
     }
     eprintln!("load: a connection ended early: {why}");
-    tally.failures.connection += 1;
+    tally.failures.connection(&why);
     tally.failures.lost += open;
     tally.stage.connection_broke();
 }

@@ -24,7 +24,7 @@ use crate::fields::CallFields;
 use crate::line::{SET_UP_AT_ONCE, dispatch};
 use crate::memory::Memory;
 pub use crate::outcome::{Latency, Outcome};
-use crate::outcome::{by_cause, parts, write_histograms};
+use crate::outcome::{parts, write_histograms};
 use crate::scrape::Samples;
 use crate::socket::Route;
 use crate::sys;
@@ -413,7 +413,7 @@ fn outcome(plan: &Plan, threads: usize, tally: &Tally, edges: &Edges) -> Outcome
         bytes_per_s: tally.calls as f64 * plan.unit_bytes() / elapsed.as_secs_f64(),
         latency_us: Latency::of(&tally.latency),
         parts: parts(tally),
-        failures: by_cause(&tally.failures),
+        failures: tally.failures.by_cause(),
         failed: tally.failures.total(),
         per_unit: per_unit
             .map(|(name, ns)| (name, ns as f64 / 1e3 / calls.max(1) as f64))

@@ -14,7 +14,7 @@ use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::Memory;
-use crate::tally::{Failures, Tally};
+use crate::tally::Tally;
 
 /// What came of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -141,12 +141,6 @@ pub fn write_histograms(
             .map_err(|error| fault(&error))?;
     }
     Ok(())
-}
-
-/// Those that happened, by cause.
-pub fn by_cause(failures: &Failures) -> BTreeMap<String, u64> {
-    let causes = failures.by_cause().into_iter();
-    causes.filter(|(_, count)| *count > 0).map(|(name, n)| (name.to_owned(), n)).collect()
 }
 
 impl fmt::Display for Outcome {

@@ -162,7 +162,8 @@ impl Streamer {
                 wire::put_head(&mut self.out, 8, kind::PING, flag::ACK, 0);
                 self.out.extend_from_slice(&opaque);
             }
-            Event::Reset { code, .. } | Event::Goaway(code) => return Err(Fault::Goaway(code)),
+            Event::Reset { code, .. } => return Err(Fault::Reset(code)),
+            Event::Goaway(code) => return Err(Fault::Goaway(code)),
             Event::Window { stream: 0, grow } => self.allowance.grow(grow)?,
             Event::Window { stream, grow } => {
                 if let Some(place) = self.place(stream) {

@@ -1,6 +1,7 @@
 //! What a run counts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -95,7 +96,7 @@ impl Stage {
 }
 
 /// Calls that did not end as they must, by what was wrong. They count in every phase.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Failures {
     /// `:status` was not 200.
     pub status: u64,
@@ -107,29 +108,37 @@ pub struct Failures {
     pub reset: u64,
     /// Calls open when their connection ended.
     pub lost: u64,
-    /// Connections that could not be made or ended early.
-    pub connection: u64,
     /// Answers from another session than the one that was asked for.
     pub session: u64,
+    /// Connections that could not be made or ended early, by why.
+    pub connections: BTreeMap<String, u64>,
 }
 
 impl Failures {
-    /// Each with its name.
-    pub fn by_cause(&self) -> [(&'static str, u64); 7] {
-        [
+    /// A connection could not be made, or ended early.
+    pub fn connection(&mut self, why: &impl fmt::Display) {
+        *self.connections.entry(why.to_string()).or_default() += 1;
+    }
+
+    /// Those that happened, each with its name.
+    pub fn by_cause(&self) -> BTreeMap<String, u64> {
+        let calls = [
             ("status", self.status),
             ("grpc", self.grpc),
             ("length", self.length),
             ("reset", self.reset),
             ("lost", self.lost),
-            ("connection", self.connection),
             ("session", self.session),
-        ]
+        ];
+        let calls = calls.map(|(name, count)| (name.to_owned(), count)).into_iter();
+        let connections =
+            self.connections.iter().map(|(why, count)| (format!("connection: {why}"), *count));
+        calls.chain(connections).filter(|(_, count)| *count > 0).collect()
     }
 
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.by_cause().iter().map(|(_, count)| count).sum()
+        self.by_cause().values().sum()
     }
 
     /// Adds another thread's.
@@ -139,8 +148,10 @@ impl Failures {
         self.length += other.length;
         self.reset += other.reset;
         self.lost += other.lost;
-        self.connection += other.connection;
         self.session += other.session;
+        for (why, count) in &other.connections {
+            *self.connections.entry(why.clone()).or_default() += count;
+        }
     }
 }
 

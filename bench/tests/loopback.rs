@@ -126,6 +126,9 @@ fn start_h2_server(setting: ServerSetting, received: Arc<AtomicUsize>) -> Socket
     address
 }
 
+/// What the load calls a connection that the server ends in this way.
+const GOAWAY: &str = "connection: GOAWAY ENHANCE_YOUR_CALM";
+
 async fn h2_serve(
     stream: tokio::net::TcpStream,
     setting: ServerSetting,
@@ -138,7 +141,12 @@ async fn h2_serve(
         .handshake::<_, Bytes>(stream)
         .await
         .unwrap();
+    let mut accepted = 0;
     while let Some(Ok((request, respond))) = server.accept().await {
+        accepted += 1;
+        if setting.how == GOAWAY && accepted == setting.wrong {
+            server.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+        }
         tokio::spawn(h2_answer(request, respond, setting, received.clone()));
     }
 }
@@ -205,7 +213,7 @@ fn load_speaks_to_an_h2_server_with_every_field_and_every_byte() {
 
 #[test]
 fn load_counts_every_kind_of_wrong_answer() {
-    for how in ["status", "grpc", "length", "reset"] {
+    for how in ["status", "grpc", "length", "reset", GOAWAY] {
         let setting = ServerSetting { window: 65_535, streams: 100, wrong: 50, how };
         let address = start_h2_server(setting, Arc::default());
         match load::run(&plan(address, 1, 4, Work { message: 100, answer: 100 })) {

@@ -95,6 +95,12 @@ fn compare(args: &Args) -> Outcome {
     }
     let dir = args.out.clone().unwrap_or_else(|| temporary("ringway-micro"));
     std::fs::create_dir_all(&dir)?;
+    if let Some(known) = known.filter(|known| known.compiler != args.compiler) {
+        println!(
+            "warning: accepted with {}, this is {}: it counts otherwise without a change of ours",
+            known.compiler, args.compiler
+        );
+    }
     println!("{:<34}{:>12}{:>12}{:>9}{:>12}", "an operation", "accepted", "now", "", "C library");
     let (mut now, mut risen) = (BTreeMap::new(), Vec::new());
     for case in CASES.iter().filter(|case| case.name.contains(&args.only)) {
@@ -138,7 +144,7 @@ fn verdict(args: &Args, known: Option<&Accepted>, risen: &[&str]) -> bool {
     }
     println!("more than {TOLERANCE} % above what was accepted, or new: {}", risen.join("; "));
     if known.compiler != args.compiler {
-        println!("accepted with {}, this is {}", known.compiler, args.compiler);
+        println!("it may be the compiler's doing: count a commit that is known to be good");
     }
     println!("if that is as it should be: tools/micro.sh --accept");
     false

@@ -10,6 +10,8 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
+use super::figures::BEYOND;
+
 /// How far a curve goes: 1 - 10^-4, the 99.99th percentile.
 pub const NINES: f64 = 4.0;
 /// Points for each nine.
@@ -29,8 +31,8 @@ pub fn read(files: impl Iterator<Item = impl AsRef<Path>>) -> Option<Curve> {
         }
     }
     let sum = sum.filter(|sum| !sum.is_empty())?;
-    // The tail is told as far as there is something in it.
-    let most = (sum.len() as f64).log10().min(NINES);
+    // The tail is told as far as there is enough beyond it.
+    let most = (sum.len() as f64 / BEYOND).max(1.0).log10().min(NINES);
     let steps = (most * f64::from(POINTS)).floor() as u32;
     let point = |step: u32| {
         let nines = f64::from(step) / f64::from(POINTS);
@@ -96,7 +98,8 @@ mod tests {
         };
         near(1.0, 9_000.0);
         near(2.0, 9_900.0);
-        near(4.0, 9_999.0);
+        near(3.0, 9_990.0);
+        assert!(curve.iter().all(|point| point.0 < 3.01), "ten of ten thousand are beyond it");
         assert_eq!(read([&missing].into_iter()), None);
         fs::remove_file(file).unwrap();
     }

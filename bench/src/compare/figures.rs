@@ -7,12 +7,34 @@ use serde::Serialize;
 use super::peer::{Class, Peer};
 use super::shape::{Figure, Shape};
 use super::{Run, is_direct};
+use crate::load::Latency;
 
 /// What a gateway's metrics call messages from core to core.
 const MESSAGES: &str = "ringway_cross_core_messages_total";
 /// What a run's other phases are called: a stream beside nothing, a call on a live session.
 const ALONE: &str = "alone";
 const PINNED: &str = "pinned";
+
+/// Samples that must lie beyond a percentile, over all rounds: of fewer it tells little but chance.
+pub const BEYOND: f64 = 10.0;
+
+/// A percentile that is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Percentile {
+    /// Its name.
+    pub name: &'static str,
+    /// Share of the samples beyond it.
+    beyond: f64,
+    /// How it is read.
+    pub of: fn(&Latency) -> f64,
+}
+
+/// Half of the samples are below it.
+pub const P50: Percentile = Percentile { name: "p50", beyond: 0.5, of: |l| l.p50 };
+/// One in a hundred is beyond it.
+pub const P99: Percentile = Percentile { name: "p99", beyond: 0.01, of: |l| l.p99 };
+/// One in a thousand is beyond it.
+pub const P999: Percentile = Percentile { name: "p99.9", beyond: 0.001, of: |l| l.p999 };
 
 /// Median with its range.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -43,7 +65,9 @@ impl fmt::Display for Spread {
             m if m >= 1.0 => 2,
             _ => 3,
         };
-        write!(f, "{median:.digits$} ({min:.digits$}-{max:.digits$})")
+        // Beside a minus a hyphen could be one too.
+        let to = if min < 0.0 { " to " } else { "-" };
+        write!(f, "{median:.digits$} ({min:.digits$}{to}{max:.digits$})")
     }
 }
 
@@ -79,13 +103,32 @@ impl<'a> Figures<'a> {
         Spread::of(self.of(shape, peer).filter_map(value).collect())
     }
 
+    /// Any latency of a peer at a percentile over the rounds, if there are enough samples.
+    pub fn latency(
+        &self,
+        shape: &Shape,
+        peer: &Peer,
+        percentile: Percentile,
+        latency: impl Fn(&Run) -> Option<&Latency>,
+    ) -> Option<Spread> {
+        let samples: u64 = self.of(shape, peer).filter_map(&latency).map(|l| l.count).sum();
+        let enough = samples as f64 * percentile.beyond >= BEYOND;
+        let value = |run: &Run| latency(run).map(percentile.of);
+        if enough { self.spread(shape, peer, value) } else { None }
+    }
+
+    /// The units' latency at a percentile over the rounds, if there are enough samples.
+    pub fn units(&self, shape: &Shape, peer: &Peer, percentile: Percentile) -> Option<Spread> {
+        self.latency(shape, peer, percentile, |run| Some(&run.counted()?.latency_us))
+    }
+
     /// What the shape is judged by, of one run.
     fn of_run(&self, shape: &Shape, run: &Run) -> Option<f64> {
         match shape.figure {
             Figure::Cpu => run.cpu_us(),
             Figure::Memory if run.outcome.is_none() => run.figure.filter(|_| run.counts()),
             Figure::Memory => run.counted()?.memory.per_connection("proxy"),
-            Figure::AddedP50 => self.added(shape, run, |l| l.p50),
+            Figure::AddedP50 => self.added_in(shape, run, P50),
             Figure::Allocations => run.counted().and(run.figure),
             Figure::Beside => {
                 let outcome = run.counted()?;
@@ -104,41 +147,68 @@ impl<'a> Figures<'a> {
         }
     }
 
-    /// A percentile beyond that of the direct peer in the same round.
-    pub fn added(
-        &self,
-        shape: &Shape,
-        run: &Run,
-        percentile: fn(&crate::load::Latency) -> f64,
-    ) -> Option<f64> {
+    /// A percentile beyond that of the direct peer, round by round, if there are enough samples.
+    pub fn added(&self, shape: &Shape, peer: &Peer, percentile: Percentile) -> Option<Spread> {
+        let direct = self.peers.iter().find(|p| is_direct(p))?;
+        self.units(shape, direct, percentile).and(self.units(shape, peer, percentile))?;
+        self.spread(shape, peer, |run| self.added_in(shape, run, percentile))
+    }
+
+    fn added_in(&self, shape: &Shape, run: &Run, percentile: Percentile) -> Option<f64> {
         let direct = self.peers.iter().find(|p| is_direct(p))?;
         let direct = self.of(shape, direct).find(|r| r.round == run.round)?;
-        let of = |run: &Run| Some(percentile(&run.counted()?.latency_us));
+        let of = |run: &Run| Some((percentile.of)(&run.counted()?.latency_us));
         Some(of(run)? - of(direct)?)
     }
 
-    /// What the shape is judged by.
+    /// What the shape is judged by; nothing if it is made of percentiles with too few samples.
     pub fn figure(&self, shape: &Shape, peer: &Peer) -> Option<Spread> {
+        match shape.figure {
+            Figure::AddedP50 => return self.added(shape, peer, P50),
+            Figure::Beside => {
+                self.units(shape, peer, P99)?;
+                self.latency(shape, peer, P99, |run| run.counted()?.parts.get(ALONE))?;
+            }
+            _ => {}
+        }
         self.spread(shape, peer, |run| self.of_run(shape, run))
     }
 
-    /// The figure of `peer` as a multiple of `base`'s, round by round.
+    /// Rounds in which a latency added nothing, and all in which it is known.
+    pub fn added_nothing(&self, shape: &Shape, peer: &Peer) -> (usize, usize) {
+        let added = self.of(shape, peer).filter_map(|run| self.added_in(shape, run, P50));
+        added.fold((0, 0), |(none, all), us| (none + usize::from(us <= 0.0), all + 1))
+    }
+
+    /// The figure of `peer` as a multiple of `base`'s.
     pub fn ratio(&self, shape: &Shape, peer: &Peer, base: &Peer) -> Option<Spread> {
         self.ratio_between((shape, peer), (shape, base))
     }
 
-    /// One figure as a multiple of another, round by round.
+    /// One figure as a multiple of another: the median over the rounds, except for an added
+    /// latency, which is the ratio of the medians.
     pub fn ratio_between(
         &self,
         (shape, peer): (&Shape, &Peer),
         (base_shape, base): (&Shape, &Peer),
     ) -> Option<Spread> {
-        let of_base = |round| {
-            let run = self.of(base_shape, base).find(|r| r.round == round)?;
-            // What costs nothing is no measure.
-            self.of_run(base_shape, run).filter(|value| *value > 0.0)
+        let pair = |run: &Run| {
+            let of_base = self.of(base_shape, base).find(|r| r.round == run.round)?;
+            Some((self.of_run(shape, run)?, self.of_run(base_shape, of_base)?))
         };
-        self.spread(shape, peer, |run| Some(self.of_run(shape, run)? / of_base(run.round)?))
+        let pairs: Vec<(f64, f64)> = self.of(shape, peer).filter_map(pair).collect();
+        // What costs nothing is no measure.
+        let measured = pairs.iter().filter(|(_, base)| *base > 0.0);
+        let rounds = Spread::of(measured.map(|(value, base)| value / base).collect())?;
+        if shape.figure != Figure::AddedP50 {
+            return Some(rounds);
+        }
+        // The difference of two noisy values is a bad divisor: in one round it may be next to
+        // nothing, and to leave out those below it would favour the peer with the larger base.
+        let (values, bases): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let base = Spread::of(bases)?.median;
+        let median = (base > 0.0).then_some(Spread::of(values)?.median / base)?;
+        Some(Spread { median, min: rounds.min.min(median), max: rounds.max.max(median) })
     }
 
     /// The bare relay.
@@ -146,12 +216,13 @@ impl<'a> Figures<'a> {
         self.peers.iter().find(|p| p.class == Class::Baseline)
     }
 
-    /// The layer-7 peer with the lowest figure.
+    /// The layer-7 peer with the lowest figure; what costs nothing is no measure.
     pub fn best_l7(&self, shape: &Shape) -> Option<&'a Peer> {
         self.peers
             .iter()
             .filter(|p| p.class == Class::L7)
             .filter_map(|p| Some((self.figure(shape, p)?.median, p)))
+            .filter(|(median, _)| *median > 0.0)
             .min_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, p)| p)
     }
@@ -172,6 +243,8 @@ mod tests {
         let s = Spread::of(vec![3.0, 1.0, 2.0, 10.0]).unwrap();
         assert_eq!(s.to_string(), "2.50 (1.00-10.00)");
         assert_eq!(Spread::of(vec![]), None);
+        let s = Spread::of(vec![1.428, -0.552, -1.5]).unwrap();
+        assert_eq!(s.to_string(), "-0.552 (-1.500 to 1.428)");
     }
 
     #[test]
@@ -204,8 +277,60 @@ mod tests {
         let figures = Figures::new(&ALL, &peers, &runs);
         let added = figures.figure(&rate, &peers[1]).unwrap();
         assert_eq!((added.median, added.max), (60.0, 60.0));
-        let p99 = figures.spread(&rate, &peers[1], |r| figures.added(&rate, r, |l| l.p99));
-        assert_eq!(p99.unwrap().median, 100.0);
+        assert_eq!(figures.added(&rate, &peers[1], P99).unwrap().median, 100.0);
+        // One of a thousand samples is beyond it, two in both rounds.
+        assert_eq!(figures.added(&rate, &peers[1], P999), None);
+    }
+
+    #[test]
+    fn a_ratio_of_added_latencies_is_that_of_the_medians() {
+        let rate = shape("rate-10k-64x4");
+        let peers = [
+            peer("direct", Class::Direct),
+            peer("relay", Class::Baseline),
+            peer("ringway", Class::Gateway),
+            peer("nginx", Class::L7),
+        ];
+        let added =
+            [("relay", [10.0, 0.5, -4.0, 8.0, 6.0]), ("ringway", [5.0, 5.0, -3.0, 4.0, 3.0])];
+        let mut runs = vec![];
+        for (name, added) in added {
+            for (round, us) in (1..).zip(added) {
+                runs.push(slow(run(rate.name, name, round, 0.0), 40.0 + us, 90.0));
+            }
+        }
+        for round in 1..=5 {
+            runs.push(slow(run(rate.name, "direct", round, 0.0), 40.0, 90.0));
+            runs.push(slow(run(rate.name, "nginx", round, 0.0), 39.0, 90.0));
+        }
+        let figures = Figures::new(std::slice::from_ref(&rate), &peers, &runs);
+        let ratio = figures.ratio(&rate, &peers[2], &peers[1]).unwrap();
+        assert_eq!(ratio, Spread { median: 4.0 / 6.0, min: 0.5, max: 10.0 });
+        assert_eq!(figures.added_nothing(&rate, &peers[1]), (1, 5));
+        // Nginx added less than nothing: it has a ratio, and nobody has one to it.
+        assert_eq!(figures.ratio(&rate, &peers[3], &peers[1]).unwrap().median, -1.0 / 6.0);
+        assert_eq!(figures.ratio(&rate, &peers[2], &peers[3]), None);
+        assert!(figures.best_l7(&rate).is_none());
+    }
+
+    #[test]
+    fn a_percentile_needs_samples_beyond_it() {
+        let beside = shape("beside-bulk");
+        let peers = [peer("ringway", Class::Gateway)];
+        let of = |count, round| {
+            let mut run = slow(run(beside.name, "ringway", round, 0.0), 40.0, 90.0);
+            if let Some(outcome) = &mut run.outcome {
+                outcome.latency_us.count = count;
+                outcome.parts.insert(ALONE.to_owned(), outcome.latency_us);
+            }
+            run
+        };
+        let judged = |runs: &[Run]| {
+            let figures = Figures::new(std::slice::from_ref(&beside), &peers, runs);
+            figures.figure(&beside, &peers[0]).map(|figure| figure.median)
+        };
+        assert_eq!(judged(&[of(480, 1), of(480, 2)]), None);
+        assert_eq!(judged(&[of(480, 1), of(480, 2), of(480, 3)]), Some(1.0));
     }
 
     #[test]

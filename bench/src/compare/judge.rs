@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::figures::{Figures, Spread};
+use super::figures::{Figures, P50, P99, P999, Spread};
 use super::peer::{Behind, Class, Peer};
 use super::shape::{Figure, Shape};
 use super::{Run, is_judged};
@@ -42,7 +42,9 @@ impl fmt::Display for Judgement {
         let Self { unit, owed, has, binds } = self;
         let times = if unit.is_empty() { String::new() } else { format!(" x {unit}") };
         write!(f, "<= {owed}{times}: {has}, ")?;
-        let percent = self.beyond().map(|beyond| (beyond.abs() * 100.0).round());
+        // How far something is from what is owed means nothing once it is below zero.
+        let percent = self.beyond().filter(|_| has.median > 0.0);
+        let percent = percent.map(|beyond| (beyond.abs() * 100.0).round());
         match (self.met(), percent) {
             (true, Some(percent)) => write!(f, "met, {percent} % below")?,
             (true, None) => f.write_str("met")?,
@@ -132,8 +134,8 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A value of a run that counts: its name, how it is read, and whether more of it is better.
-type Value<'a> = (&'static str, Box<dyn Fn(&Run) -> Option<f64> + 'a>, bool);
+/// A value over the runs that count: its name, a peer's median, and whether more of it is better.
+type Value<'a> = (&'static str, Box<dyn Fn(&Peer) -> Option<Spread> + 'a>, bool);
 
 /// Everything the gateways owe and miss, and everything a layer-7 peer does better: those that owe
 /// something in a shape first, the worst first.
@@ -183,14 +185,15 @@ fn missed(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
 /// What layer-7 peers do better: one loss for each value, with all who do.
 fn beaten(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec<Loss>) {
     for (what, value, more_is_better) in values(figures, shape) {
-        let median = |p: &Peer| Some(figures.spread(shape, p, &value)?.median);
+        let median = |p: &Peer| Some(value(p)?.median);
         let Some(ours) = median(gateway) else { continue };
         let better = |rival: &Peer| {
             let theirs = median(rival)?;
-            // What is below zero is better than anything above; there is no factor to it.
             let factor = if more_is_better { theirs / ours } else { ours / theirs };
             let factor = (ours > 0.0 && theirs > 0.0).then_some(factor);
-            let worse = factor.map_or(ours > theirs, |factor| factor > 1.0 + NOISE);
+            // What adds nothing is better than what adds something, by no factor; how far below
+            // zero two differences of noisy values are says nothing.
+            let worse = factor.map_or(ours > 0.0 && theirs <= 0.0, |factor| factor > 1.0 + NOISE);
             worse.then(|| (factor, theirs, rival.name.clone()))
         };
         let rivals = figures.peers.iter().filter(|p| p.class == Class::L7);
@@ -215,32 +218,31 @@ fn beaten(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
 
 /// What a shape is compared by: at a rate only the latency, of memory only that.
 fn values<'a>(figures: &'a Figures<'a>, shape: &'a Shape) -> Vec<Value<'a>> {
-    let added = |percentile: fn(&crate::load::Latency) -> f64| {
-        move |run: &Run| figures.added(shape, run, percentile)
+    let of_run = |value: fn(&Run) -> Option<f64>| {
+        Box::new(move |peer: &Peer| figures.spread(shape, peer, value)) as Box<_>
     };
-    let latency = |percentile: fn(&crate::load::Latency) -> f64| {
-        move |run: &Run| Some(percentile(&run.counted()?.latency_us))
-    };
+    let added = |percentile| Box::new(move |peer: &Peer| figures.added(shape, peer, percentile));
+    let units = |percentile| Box::new(move |peer: &Peer| figures.units(shape, peer, percentile));
     match shape.figure {
         Figure::AddedP50 => vec![
-            ("added p50 us", Box::new(added(|l| l.p50)), false),
-            ("added p99 us", Box::new(added(|l| l.p99)), false),
-            ("added p99.9 us", Box::new(added(|l| l.p999)), false),
-            ("CPU us a unit", Box::new(Run::cpu_us), false),
+            ("added p50 us", added(P50), false),
+            ("added p99 us", added(P99), false),
+            ("added p99.9 us", added(P999), false),
+            ("CPU us a unit", of_run(Run::cpu_us), false),
         ],
         Figure::Cpu => vec![
-            ("CPU us a unit", Box::new(Run::cpu_us), false),
-            ("units/s", Box::new(|r| Some(r.counted()?.calls_per_s)), true),
-            ("p50 us", Box::new(latency(|l| l.p50)), false),
-            ("p99 us", Box::new(latency(|l| l.p99)), false),
+            ("CPU us a unit", of_run(Run::cpu_us), false),
+            ("units/s", of_run(|run| Some(run.counted()?.calls_per_s)), true),
+            ("p50 us", units(P50), false),
+            ("p99 us", units(P99), false),
         ],
-        Figure::Beside => vec![("p99 us", Box::new(latency(|l| l.p99)), false)],
+        Figure::Beside => vec![("p99 us", units(P99), false)],
         Figure::Memory => {
             let bytes = |run: &Run| match run.counted() {
                 Some(outcome) => outcome.memory.per_connection("proxy"),
                 None => run.figure.filter(|_| run.counts()),
             };
-            vec![("bytes each", Box::new(bytes), false)]
+            vec![("bytes each", of_run(bytes), false)]
         }
         Figure::Resume | Figure::Messages | Figure::Allocations => vec![],
     }

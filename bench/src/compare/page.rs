@@ -23,8 +23,9 @@ pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
     html += &beginning(record);
     html += &owed(record.table);
     html += &lost(record);
-    html += "<h2>Rows</h2><p>Median (min-max) over the rounds; ratios are formed within a round. \
-             A run counts only if nothing in it failed.";
+    html += "<h2>Rows</h2><p>Median (min-max) over the rounds; ratios are formed within a round, \
+             those of added latency of the medians. A run counts only if nothing in it failed; a \
+             percentile is told if ten samples lie beyond it.";
     for row in record.table {
         html += &shape(record, row, out);
     }
@@ -82,16 +83,22 @@ fn owed(table: &[Row]) -> String {
                     "<tr class=open><td><a href=\"#{0}\">{0}</a><td>{1}<td>not judged: {2}",
                     row.name,
                     escaped(&line.peer),
-                    if line.figure.is_some() {
-                        "nothing to compare with"
-                    } else {
-                        "nothing counted"
-                    }
+                    unjudged(row, line)
                 );
             }
         }
     }
     html + "</table>"
+}
+
+/// Why a line that owes something is not judged.
+fn unjudged(row: &Row, line: &Line) -> &'static str {
+    match (line.figure, line.rate) {
+        (Some(_), _) if row.added => "nothing to compare with that adds anything over direct",
+        (Some(_), _) => "nothing to compare with",
+        (None, Some(_)) => "too few samples",
+        (None, None) => "nothing counted",
+    }
 }
 
 fn lost(record: &Record<'_>) -> String {

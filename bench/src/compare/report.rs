@@ -40,7 +40,7 @@ pub fn scaled(spread: Option<Spread>, by: f64) -> Option<Spread> {
 /// Column heads of a row.
 fn heads(row: &Row) -> [String; COLUMNS] {
     let [p50, p99, p999] = PERCENTILES
-        .map(|(name, _)| if row.added { format!("added {name} us") } else { format!("{name} us") });
+        .map(|p| if row.added { format!("added {} us", p.name) } else { format!("{} us", p.name) });
     let best = row.best_l7.as_ref().map_or("x best L7".to_owned(), |name| format!("x {name}"));
     let plain = ["peer", "x relay", CPU, "k units/s", "MB/s", "owed; remarks"].map(str::to_owned);
     let [peer, relay, cpu, rate, bytes, rest] = plain;
@@ -80,7 +80,10 @@ pub fn grid(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "median (min-max); ratios round by round")?;
+        writeln!(
+            f,
+            "median (min-max); ratios round by round, of added latency those of the medians"
+        )?;
         for note in self.notes {
             writeln!(f, "{note}")?;
         }

@@ -4,24 +4,20 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::figures::{Figures, Spread};
+use super::figures::{Figures, P50, P99, P999, Percentile, Spread};
 use super::judge::{Judgement, judge, owes};
 use super::peer::{Class, Peer};
 use super::shape::{Figure, Shape};
 use super::{Run, is_direct};
-use crate::load::{Latency, Outcome};
+use crate::load::Outcome;
 
 /// Share of a CPU above which it counts as used up.
 const FULL: f64 = 0.9;
 /// CPUs kept busy by others above which a row says so.
 const OTHERS: f64 = 0.12;
 
-/// A percentile's name and how it is read.
-type Percentile = (&'static str, fn(&Latency) -> f64);
-
 /// The percentiles that are told.
-pub const PERCENTILES: [Percentile; 3] =
-    [("p50", |l| l.p50), ("p99", |l| l.p99), ("p99.9", |l| l.p999)];
+pub const PERCENTILES: [Percentile; 3] = [P50, P99, P999];
 
 /// One shape.
 #[derive(Debug, Clone, Serialize)]
@@ -61,7 +57,7 @@ pub struct Line {
     pub rate: Option<Spread>,
     /// Payload bytes a second, both ways.
     pub bytes: Option<Spread>,
-    /// [`PERCENTILES`] in microseconds, beyond direct if the row says so.
+    /// [`PERCENTILES`] in microseconds, beyond direct if the row says so; those with enough samples.
     pub latency: [Option<Spread>; 3],
     /// What it owes.
     pub judgements: Vec<Judgement>,
@@ -85,16 +81,10 @@ fn row(figures: &Figures<'_>, shape: &Shape) -> Row {
         let spread = |value: fn(&Run) -> Option<f64>| {
             if rests { None } else { figures.spread(shape, peer, value) }
         };
-        let latency = PERCENTILES.map(|(_, percentile)| {
-            figures.spread(shape, peer, |run| {
-                if rests {
-                    return None;
-                }
-                if added && !is_direct(peer) {
-                    return figures.added(shape, run, percentile);
-                }
-                Some(percentile(&run.counted()?.latency_us))
-            })
+        let latency = PERCENTILES.map(|percentile| match (rests, added && !is_direct(peer)) {
+            (true, _) => None,
+            (false, true) => figures.added(shape, peer, percentile),
+            (false, false) => figures.units(shape, peer, percentile),
         });
         Line {
             peer: peer.name.clone(),
@@ -131,12 +121,21 @@ fn remarks(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
     if !is_direct(peer) && limited(figures, shape, peer) {
         remarks.push("rate limited by the load's side".to_owned());
     }
+    if shape.figure == Figure::AddedP50 && !is_direct(peer) {
+        let (none, all) = figures.added_nothing(shape, peer);
+        if none > 0 {
+            remarks.push(format!("added nothing over direct in {none} of {all} rounds"));
+        }
+    }
+    if shape.figure == Figure::Beside && good > 0 && figures.figure(shape, peer).is_none() {
+        remarks.push("too few samples for a p99".to_owned());
+    }
     let others = figures.spread(shape, peer, |r| Some(r.counted()?.other_cpus));
     if let Some(others) = others.filter(|o| o.median > OTHERS) {
         remarks.push(format!("other programs kept {:.2} CPUs busy", others.median));
     }
     remarks.extend(parts(figures, shape, peer));
-    let late = figures.spread(shape, peer, |r| Some(r.counted()?.late_us?.p99));
+    let late = figures.latency(shape, peer, P99, |r| r.counted()?.late_us.as_ref());
     if let Some(late) = late {
         remarks.push(format!("starts late p99 {:.0} us", late.median));
     }
@@ -151,9 +150,12 @@ fn parts(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
     let names = figures.of(shape, peer).filter_map(Run::counted);
     let names: BTreeSet<&String> = names.flat_map(|outcome| outcome.parts.keys()).collect();
     let part = |name: &&String| {
-        let p50 = spread(&|o| Some(o.parts.get(*name)?.p50))?;
-        let p99 = spread(&|o| Some(o.parts.get(*name)?.p99))?;
-        Some(format!("{name} p50 {p50:.0} us, p99 {p99:.0} us"))
+        let told = |percentile: Percentile| {
+            let us = figures.latency(shape, peer, percentile, |r| r.counted()?.parts.get(*name))?;
+            Some(format!("{} {:.0} us", percentile.name, us.median))
+        };
+        let told: Vec<String> = [P50, P99].into_iter().filter_map(told).collect();
+        (!told.is_empty()).then(|| format!("{name} {}", told.join(", ")))
     };
     let mut told: Vec<String> = names.iter().filter_map(part).collect();
     let bulk = spread(&|o| o.bulk_bytes_per_s);

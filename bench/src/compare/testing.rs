@@ -46,8 +46,7 @@ pub(super) fn peer(name: &str, class: Class) -> Peer {
 
 /// A run of 1000 calls in a second that took the proxy so much CPU time for each.
 pub(super) fn run(shape: &str, peer: &str, round: usize, cpu_us: f64) -> Run {
-    let latency_us =
-        Latency { p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0, ..Latency::default() };
+    let latency_us = Latency { count: 1000, p50: 1.0, p90: 1.0, p99: 1.0, p999: 1.0, max: 1.0 };
     let outcome = Outcome {
         unit: "call".to_owned(),
         calls: 1000,
