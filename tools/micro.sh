@@ -12,6 +12,6 @@ cd "$(dirname "$0")/.."
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 # Built alone, whatever else is there: the features of a package, and with them its code, are
 # those that all packages of one build ask for.
-cargo build --profile micro --locked --quiet -p ringway-micro
-exec "${CARGO_TARGET_DIR:-target}/micro/ringway-micro" \
+cargo build --release --locked --quiet -p ringway-micro
+exec "${CARGO_TARGET_DIR:-target}/release/ringway-micro" \
     --compiler "$(rustc --version | cut -d' ' -f1,2)" "$@"

@@ -156,17 +156,14 @@ impl Encoder {
     /// The age of the entry that is exactly this field.
     #[inline]
     fn find(&self, field: &Field<'_>) -> Option<usize> {
-        let is_it = |age: &usize| {
+        let Some(index) = self.index.as_deref() else {
+            return self.table.find(field.token, field.name, field.value);
+        };
+        let alike = index.alike(key_of(field)).take(MAX_ALIKE);
+        alike.map(|number| self.age(number)).find(|age| {
             let row = self.table.get(*age);
             row.is_some_and(|row| same_name(&row, field) && row.value == field.value)
-        };
-        match self.index.as_deref() {
-            None => (0..self.table.len()).find(is_it),
-            Some(index) => {
-                let alike = index.alike(key_of(field)).take(MAX_ALIKE);
-                alike.map(|number| self.age(number)).find(is_it)
-            }
-        }
+        })
     }
 
     fn is_steady(&mut self, field: &Field<'_>) -> bool {

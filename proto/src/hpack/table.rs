@@ -97,6 +97,20 @@ impl DynamicTable {
         self.entries.get(place).map(|entry| self.row(entry))
     }
 
+    /// How many entries were inserted after the one that is exactly this field.
+    #[inline]
+    pub(super) fn find(&self, token: Token, name: &[u8], value: &[u8]) -> Option<usize> {
+        // Few entries agree in these by chance: mostly one string is compared.
+        let like = (token, name.len(), value.len());
+        self.entries.iter().rev().position(|entry| {
+            let found = (entry.token, usize::from(entry.name_len), usize::from(entry.value_len));
+            found == like && {
+                let row = self.row(entry);
+                row.value == value && row.name == name
+            }
+        })
+    }
+
     /// The entry to be evicted next.
     pub(super) fn oldest(&self) -> Option<Row<'_>> {
         self.entries.front().map(|entry| self.row(entry))
