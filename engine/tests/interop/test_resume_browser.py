@@ -98,7 +98,8 @@ def test_a_websocket_comes_back_as_a_call(stand):
     running, crew = stand()
     visit = Caller(running)
     visit.lose("rst")
-    parked(running, visit.session)
+    # The session is parked from the loss on, but only its used-up tunnel may be there yet.
+    until(lambda: count(running, "ringway_parked_tunnels") == 1, what="the spare to be parked")
     with running.h2() as client:
         stream = client.open(plain_head(reqid=visit.session), end_stream=True)
         # Its server speaks HTTP/1.1 only; what matters is whose answer it is, if any.
