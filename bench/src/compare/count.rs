@@ -39,19 +39,26 @@ impl Counter {
     /// Allocations a second in the middle of a count of so many seconds that has just ended.
     pub(super) fn rate(self, seconds: f64) -> io::Result<f64> {
         let end = Instant::now();
-        drop(self.over);
-        let looks = self.looks.join().map_err(|_| io::Error::other("a look failed"))?;
-        let before = |share: f64| end.checked_sub(Duration::from_secs_f64(seconds * share));
-        let at = |share| {
-            let instant = before(share)?;
-            looks.iter().rfind(|(at, _)| *at <= instant)
-        };
-        let (Some(first), Some(last)) = (at(WINDOW.0), at(WINDOW.1)) else {
-            return Err(io::Error::other("allocations were not counted"));
-        };
-        let elapsed = (last.0 - first.0).as_secs_f64();
-        Ok((last.1 - first.1) as f64 / elapsed.max(LOOK.as_secs_f64()))
+        let looks = self.looks()?;
+        middle(&looks, end, seconds).ok_or_else(|| io::Error::other("allocations were not counted"))
     }
+
+    fn looks(self) -> io::Result<Vec<(Instant, u64)>> {
+        drop(self.over);
+        self.looks.join().map_err(|_| io::Error::other("a look failed"))
+    }
+}
+
+/// What was added a second in the [`WINDOW`] of a count of so many seconds; none if nobody looked
+/// before it.
+fn middle(looks: &[(Instant, u64)], end: Instant, seconds: f64) -> Option<f64> {
+    let at = |share: f64| {
+        let instant = end.checked_sub(Duration::from_secs_f64(seconds * share))?;
+        looks.iter().rfind(|(at, _)| *at <= instant)
+    };
+    let (first, last) = (at(WINDOW.0)?, at(WINDOW.1)?);
+    let elapsed = (last.0 - first.0).as_secs_f64();
+    Some((last.1 - first.1) as f64 / elapsed.max(LOOK.as_secs_f64()))
 }
 
 /// The number is there once the library has mapped the file.
@@ -65,21 +72,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_that_grows_has_a_rate() {
-        let file = std::env::temp_dir().join(format!("ringway-count-{}", std::process::id()));
-        let counter = Counter::watch(file.clone());
+    fn what_grows_evenly_has_its_rate() {
         let begun = Instant::now();
-        for count in 0_u64.. {
-            fs::write(&file, (count * 100).to_ne_bytes()).unwrap();
-            if begun.elapsed() > Duration::from_millis(400) {
-                break;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        let rate = counter.rate(0.4).unwrap();
-        assert!(rate > 1000.0, "{rate}");
-        let missing = Counter::watch(file.with_extension("gone"));
-        assert!(missing.rate(0.1).is_err());
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        let looks: Vec<_> = (0..40).map(|n| (at(n * 10), n * 70)).collect();
+        assert_eq!(middle(&looks, at(400), 0.4), Some(7_000.0));
+        // Who was not looked at before the window's begin, and who never was.
+        assert_eq!(middle(&looks[20..], at(400), 0.4), None);
+        assert_eq!(middle(&[], at(400), 0.4), None);
+    }
+
+    #[test]
+    fn a_file_is_looked_at_while_it_is_there() {
+        let file = std::env::temp_dir().join(format!("ringway-count-{}", std::process::id()));
+        fs::write(&file, 7_u64.to_ne_bytes()).unwrap();
+        let seen = |file: &PathBuf, time| {
+            let counter = Counter::watch(file.clone());
+            thread::sleep(time);
+            counter.looks().unwrap()
+        };
+        // However busy the machine is: a longer time sees it.
+        let looks =
+            (1..12).map(|n| seen(&file, LOOK * 2_u32.pow(n))).find(|looks| !looks.is_empty());
+        assert_eq!(looks.unwrap()[0].1, 7);
+        assert!(seen(&file.with_extension("gone"), LOOK * 3).is_empty());
         fs::remove_file(file).unwrap();
     }
 }

@@ -112,7 +112,7 @@ def test_grpcio_that_returns_from_elsewhere_while_the_old_one_looks_alive(stand,
               what="the old tunnel's end")
         assert count(running, "ringway_parked_tunnels") == 0
         assert again.call() == first
-    assert crew.said("session ended") == 0
+        assert crew.said("session ended") == 0
 
 
 def test_grpcio_that_is_killed_and_comes_back_from_elsewhere(stand, cables):
