@@ -83,11 +83,18 @@ fn waiting(listener: &TcpListener) -> u32 {
     if result < 0 { LAST_ACCEPTS as u32 } else { info.tcpi_unacked }
 }
 
-/// What every connection has, accepted or dialled: no Nagle delay, keep-alive (LN-9), and an end to
-/// waiting for a peer that has vanished while data was on its way. It stays with the socket on
-/// whatever core that is.
+/// Most octets that the kernel takes from a connection before it can send them; less than half of it
+/// left asks for more. Nothing can overtake what lies there: an answer on a connection whose client
+/// reads a download slowly would wait behind up to `tcp_wmem[2]` (4 MiB). What is on its way is not
+/// counted, so a long path is filled all the same.
+const UNSENT: u32 = 128 * 1024;
+
+/// What every connection has, accepted or dialled: no Nagle delay, little that waits in the kernel,
+/// keep-alive (LN-9), and an end to waiting for a peer that has vanished while data was on its way.
+/// It stays with the socket on whatever core that is.
 pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.set_tcp_user_timeout(Some(keep_alive.user_timeout))?;
     let keep_alive = TcpKeepalive::new()
         .with_time(keep_alive.idle)
@@ -241,6 +248,7 @@ mod tests {
         assert!(!accepted[1].nodelay().unwrap());
         let last = SockRef::from(&accepted[2]);
         assert!(last.tcp_nodelay().unwrap() && last.keepalive().unwrap());
+        assert_eq!(last.tcp_notsent_lowat().unwrap(), UNSENT);
         assert_eq!(last.tcp_keepalive_time().unwrap(), keep_alive.idle);
         assert_eq!(last.tcp_keepalive_interval().unwrap(), keep_alive.interval);
         assert_eq!(last.tcp_keepalive_retries().unwrap(), keep_alive.probes);

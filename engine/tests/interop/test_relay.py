@@ -10,7 +10,7 @@ import pytest
 from gateway import grpc_head, plain_head
 from rawh2 import (CANCEL, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR,
                    GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, PADDED, PROTOCOL_ERROR,
-                   REFUSED_STREAM, RST_STREAM, STREAM_CLOSED, code_name, frame, goaway, padded,
+                   REFUSED_STREAM, RST_STREAM, STREAM_CLOSED, Silence, code_name, frame, goaway, padded,
                    rst_stream, settings, window_update)
 
 OK = [(":status", "200"), ("content-type", "application/grpc")]
@@ -563,6 +563,29 @@ def test_a_stalled_stream_does_not_stop_its_siblings(bare, worker, attach):
         assert len(session.tunnel.body(request.stream)[0]) == 20_000
         session.tunnel.headers(request.stream, [*OK, *DONE], end_stream=True)
         assert client.head(stream).grpc_status == "0"
+
+
+def test_an_answer_waits_behind_little_of_a_download_that_is_read_slowly(bare, worker, attach):
+    """What the kernel takes in before it can send it can be overtaken by nobody: it is kept short."""
+    client = bare.h2(first_settings={4: 1 << 24}, connection_credit=1 << 24, auto=())
+    session = attach(bare, worker, client)
+    session.answer(fields=OK[1:])
+    client.head(session.stream)
+    tunnel, sent = session.tunnel, 0
+    try:
+        while sent < 12 << 20:  # until nobody takes more
+            room = min(tunnel.room(session.request.stream), 16_384)
+            if not room:
+                tunnel.pump(time.monotonic() + 1)
+                continue
+            tunnel.spend(session.request.stream, room)
+            tunnel.data(session.request.stream, bytes(room))
+            sent += room
+    except Silence:
+        pass
+    session.another()
+    behind = client.data_received[session.stream]
+    assert sent >> 17 and behind <= 1 << 20, f"{behind} of {sent} octets"
 
 
 def test_twenty_thousand_small_messages_on_one_stream(bare, worker, attach):
