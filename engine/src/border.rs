@@ -113,6 +113,12 @@ pub trait Core {
     /// The kernel took `bytes` of the connection's output.
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize);
 
+    /// Whether something waits for [`Self::written`] of this connection: if not, what the kernel took
+    /// may be told with the next fact.
+    fn awaits(&self, _conn: ConnId) -> bool {
+        true
+    }
+
     /// A message from another thread.
     fn posted(&mut self, border: &mut Border, post: Self::Post);
 

@@ -102,6 +102,9 @@ impl Core for Moody {
             self.half_closed.push(conn);
         }
     }
+    fn awaits(&self, conn: ConnId) -> bool {
+        conn.slot.is_multiple_of(2)
+    }
     fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
         self.whim(border, conn);

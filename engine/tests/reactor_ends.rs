@@ -264,6 +264,43 @@ fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
     desk.finish();
 }
 
+/// A core that does not wait for it is told later that the kernel took a small send, but at once
+/// that it did not take it all.
+fn a_small_send_is_told_with_the_next_fact_and_what_was_not_taken_is_sent_later() {
+    const PIECE: usize = 10_000;
+    let desk = start(Options::default(), Desk { patient: true, ..Desk::default() });
+    let mut client = connect(&desk);
+    let conn = desk.accepted(0);
+    let blocked = |desk: &Running<Desk>| desk.ask(|_, border| border.tally.blocked_sends > 0);
+    let (mut sent, mut noise) = (vec![], Noise::new(5));
+    while !blocked(&desk) {
+        let (piece, told) = (noise.bytes(PIECE), sent.len());
+        sent.extend_from_slice(&piece);
+        let written = desk.ask(move |desk, border| {
+            border.put(conn, &piece);
+            (border.queued(conn), desk.written.get(&conn).copied().unwrap_or(0))
+        });
+        // What was asked before was told before this, unless the peer takes no more.
+        assert!(written == (PIECE, told) || blocked(&desk), "{written:?} of {told}");
+    }
+    let mut got = vec![0; sent.len()];
+    client.read_exact(&mut got).unwrap();
+    assert!(got == sent);
+    let all = sent.len();
+    until("everything told", || {
+        desk.ask(move |desk, _| (desk.written[&conn] == all).then_some(()))
+    });
+    // An end comes behind it.
+    desk.ask(move |_, border| border.put(conn, b"last"));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end(&desk, conn), End::Fin);
+    assert_eq!(
+        desk.ask(move |desk, border| (desk.written[&conn], border.queued(conn))),
+        (all + 4, 0)
+    );
+    desk.finish();
+}
+
 fn closing_now_drops_what_a_blocked_peer_held() {
     let desk = desk();
     let client = connect(&desk);
@@ -519,6 +556,7 @@ on_both_backends! {
     a_reset_found_by_a_send_is_told_once,
     bytes_before_a_reset_that_a_send_finds_are_not_lost,
     a_reset_of_a_blocked_peer_is_told_and_its_output_dropped,
+    a_small_send_is_told_with_the_next_fact_and_what_was_not_taken_is_sent_later,
     closing_now_drops_what_a_blocked_peer_held,
     after_a_fin_the_connection_still_sends,
     a_connection_that_breaks_after_its_fin_is_told_of_both,

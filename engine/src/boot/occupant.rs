@@ -264,6 +264,10 @@ impl Core for Occupant {
         self.measure(border);
     }
 
+    fn awaits(&self, conn: ConnId) -> bool {
+        self.shard.awaits(conn)
+    }
+
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
         self.shard.dialled(border, conn, result);
     }

@@ -14,7 +14,7 @@ use super::epoll::Epoll;
 use super::fault::SetupError;
 use super::options::{BusyPoll, Options};
 use super::tag::{Completion, Tag};
-use super::uring::{Share, Uring, Wait};
+use super::uring::{Report, Share, Uring, Wait};
 use crate::metrics::Backend;
 use crate::pool::{Pool, Segment};
 
@@ -61,15 +61,19 @@ impl Ring {
         either!(self, ring => ring.receive(socket, share, tag));
     }
 
-    /// See [`Uring::send`].
+    /// See [`Uring::send`]. Who waits with epoll makes it at once, and always tells.
     pub(super) fn send(
         &mut self,
         socket: RawFd,
         queue: &VecDeque<Segment>,
         pool: &Pool,
+        report: Report,
         tag: Tag,
     ) -> usize {
-        either!(self, ring => ring.send(socket, queue, pool, tag))
+        match self {
+            Self::Uring(ring, _) => ring.send(socket, queue, pool, report, tag),
+            Self::Epoll(ring) => ring.send(socket, queue, pool, tag),
+        }
     }
 
     /// See [`Uring::writable`].

@@ -1,11 +1,10 @@
 //! Connections with an inlet: bytes pass it on their way to the core and from it.
 
-use std::os::fd::AsRawFd;
-
 use super::Reactor;
 use super::socket::Phase;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
+use super::uring::Report;
 use crate::border::{ConnId, Core, End, Listener};
 use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
 use crate::pool::Segment;
@@ -111,6 +110,7 @@ impl<C: Core> Reactor<C> {
     pub(super) fn send_sealed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let last = matches!(socket.phase, Phase::Flushing);
+        let fd = socket.fd();
         let Some(inlet) = socket.inlet.as_deref_mut() else { return };
         if let Err(failure) = inlet.seal(&mut self.border, conn, last, &mut self.bench) {
             let why = failure.to_string();
@@ -122,8 +122,8 @@ impl<C: Core> Reactor<C> {
             return self.flushed(conn);
         }
         let tag = Tag::of(Kind::Send, conn);
-        socket.offered =
-            self.ring.send(socket.stream.as_raw_fd(), inlet.queue(), &self.border.pool, tag);
+        let (report, pool) = (Report::Always, &self.border.pool);
+        socket.offered = self.ring.send(fd, inlet.queue(), pool, report, tag);
         self.sending += 1;
     }
 

@@ -115,6 +115,8 @@ pub struct Reactor<C: Core> {
     starved: VecDeque<ConnId>,
     /// Sends under way: none between turns, so that output may be changed and copied out.
     sending: usize,
+    /// Connections of them whose success the kernel does not tell.
+    untold: Vec<ConnId>,
     /// Receive blocks were short in the last turn.
     short: bool,
     /// In the last turn everything was done against that.
@@ -174,6 +176,7 @@ impl<C: Core> Reactor<C> {
             news: Vec::new(),
             starved: VecDeque::new(),
             sending: 0,
+            untold: Vec::new(),
             short: false,
             relieved: false,
             closing: false,
@@ -226,8 +229,11 @@ impl<C: Core> Reactor<C> {
         if batch.iter().any(|completion| completion.tag.kind().is_call()) {
             self.window.called(self.border.now);
         }
+        let sends_told = self.tell_sends(&batch);
         for completion in &batch {
-            self.completed(*completion);
+            if !(sends_told && completion.tag.kind() == Kind::Send) {
+                self.completed(*completion);
+            }
         }
         self.ring.give_back(batch);
         assert_eq!(self.sending, 0, "every send has ended when the enter that took it returns");

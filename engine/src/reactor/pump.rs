@@ -10,6 +10,7 @@ use super::buffer::taken;
 use super::socket::{Phase, Receive, Socket, Sockets};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
+use super::uring::{Report, SEND_SEGMENTS};
 use super::{News, Reactor};
 use crate::border::{Border, Close, ConnId, Core, End, Output};
 use crate::pool::Segment;
@@ -17,6 +18,10 @@ use crate::pool::Segment;
 /// How many bytes of a peer that does not stop sending are dropped after a close; then the
 /// connection is cut.
 pub const DROP_BUDGET: usize = 1 << 20;
+
+/// Most bytes of a send that is told of with the next fact when all went well; until then their
+/// receive blocks are not free.
+const UNTOLD: usize = 16 * 1024;
 
 impl<C: Core> Reactor<C> {
     // ---- completions ----
@@ -60,6 +65,26 @@ impl<C: Core> Reactor<C> {
         if let Some(segment) = segment {
             self.border.pool.release(segment);
         }
+    }
+
+    /// Tells of all sends, if there are some whose success the kernel does not tell. Those it does
+    /// tell of are in the batch, and come first.
+    pub(super) fn tell_sends(&mut self, batch: &[Completion]) -> bool {
+        if self.untold.is_empty() {
+            return false;
+        }
+        for completion in batch.iter().filter(|c| c.tag.kind() == Kind::Send) {
+            self.sent(*completion);
+        }
+        let mut untold = std::mem::take(&mut self.untold);
+        for conn in untold.drain(..) {
+            // 0: it failed, and has been told.
+            if let Some(taken @ 1..) = self.sockets.get(conn).map(|socket| socket.offered) {
+                self.sent(Completion::last(Tag::of(Kind::Send, conn), taken as i32));
+            }
+        }
+        self.untold = untold;
+        true
     }
 
     pub(super) fn sent(&mut self, completion: Completion) {
@@ -259,7 +284,19 @@ impl<C: Core> Reactor<C> {
             return self.flushed(conn);
         }
         let tag = Tag::of(Kind::Send, conn);
-        socket.offered = self.ring.send(socket.fd(), output.queue(), &self.border.pool, tag);
+        let most = UNTOLD.min(self.options.send_bytes);
+        let whole = output.queued() <= most && output.queue().len() <= SEND_SEGMENTS;
+        let open = matches!(socket.phase, Phase::Open);
+        let plenty = self.starved.is_empty() && !self.short;
+        // A core with nothing else to do would wake up only to hear that the kernel took it all.
+        let report = if whole && open && plenty && !self.core.awaits(conn) {
+            self.untold.push(conn);
+            Report::Failure
+        } else {
+            Report::Always
+        };
+        let (fd, pool) = (socket.fd(), &self.border.pool);
+        socket.offered = self.ring.send(fd, output.queue(), pool, report, tag);
         self.sending += 1;
     }
 

@@ -53,6 +53,15 @@ pub(super) enum Wait {
     Forever,
 }
 
+/// What is told of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// How it ended.
+    Always,
+    /// Only that it took less than everything: it ends no sleep when all is well.
+    Failure,
+}
+
 /// Owns the ring that [`Uring`]'s parts borrow; dropped after them.
 struct Home(*mut IoUring);
 
@@ -153,6 +162,7 @@ impl Uring {
         socket: RawFd,
         queue: &VecDeque<Segment>,
         pool: &Pool,
+        report: Report,
         tag: Tag,
     ) -> usize {
         // Room is made here and not at the push: an early enter gives the vectors free again.
@@ -172,7 +182,12 @@ impl Uring {
                 break;
             }
         }
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // With `MSG_WAITALL` a send that took a part has failed, though it does not wait.
+        let (whole, skip) = match report {
+            Report::Always => (0, squeue::Flags::empty()),
+            Report::Failure => (libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
+        };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | whole;
         let vectors = &mut self.vectors[first..self.vectors_used];
         let entry = if let [only] = vectors {
             let base = only.iov_base.cast_const().cast();
@@ -185,7 +200,7 @@ impl Uring {
             head.msg_iovlen = vectors.len();
             opcode::SendMsg::new(Fd(socket), head).flags(flags as u32).build()
         };
-        self.push(entry, tag);
+        self.push(entry.flags(skip), tag);
         offered
     }
 

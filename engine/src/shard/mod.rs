@@ -590,6 +590,10 @@ impl Core for Shard {
         }
     }
 
+    fn awaits(&self, conn: ConnId) -> bool {
+        self.conns.hop(conn).is_some_and(|hop| !hop.stopped.is_empty() || !hop.ready.is_empty())
+    }
+
     fn posted(&mut self, border: &mut Border, post: ShardPost) {
         self.now = border.now;
         match post {

@@ -172,6 +172,9 @@ impl<C: Core> Core for Watched<C> {
     fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
         self.core.detached(border, conn, parcel);
     }
+    fn awaits(&self, conn: ConnId) -> bool {
+        self.core.awaits(conn)
+    }
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
         self.core.written(border, conn, bytes);
     }
@@ -216,6 +219,8 @@ pub(crate) struct Desk {
     pub(crate) facts: Vec<Fact>,
     pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
     pub(crate) written: HashMap<ConnId, usize>,
+    /// It does not wait to be told of that.
+    pub(crate) patient: bool,
     pub(crate) parcels: Vec<(ConnId, Parcel)>,
     pub(crate) deadline: Option<Time>,
     pub(crate) fired: Option<Time>,
@@ -250,6 +255,9 @@ impl Core for Desk {
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         assert_eq!(border.is_open(conn), end == End::Fin);
         self.facts.push(Fact::Ended(conn, end));
+    }
+    fn awaits(&self, _: ConnId) -> bool {
+        !self.patient
     }
     fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
         assert!(border.is_open(conn), "a dead id was told of a send");
