@@ -26,6 +26,9 @@ enum Command {
         /// What moves the bytes: the baseline is epoll, monoio is the control.
         #[arg(long, value_enum, default_value_t = By::Epoll)]
         by: By,
+        /// Never sleep: look for events without end (epoll only).
+        #[arg(long)]
+        spin: bool,
         #[arg(long)]
         listen: SocketAddr,
         #[arg(long)]
@@ -120,8 +123,11 @@ struct CompareArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Relay { by: By::Epoll, listen, target } => run_relay(listen, target),
-        Command::Relay { by: By::Monoio, listen, target } => run_relay_monoio(listen, target),
+        Command::Relay { by: By::Epoll, spin, listen, target } => run_relay(listen, target, spin),
+        Command::Relay { by: By::Monoio, spin: true, .. } => {
+            Err("relay: --spin goes with --by epoll".into())
+        }
+        Command::Relay { by: By::Monoio, listen, target, .. } => run_relay_monoio(listen, target),
         Command::Backend { listen, tls_cert, tls_key } => {
             run_backend(listen, tls_cert.zip(tls_key))
         }
@@ -140,11 +146,11 @@ fn main() -> ExitCode {
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-fn run_relay(listen: SocketAddr, target: SocketAddr) -> Outcome {
+fn run_relay(listen: SocketAddr, target: SocketAddr, spin: bool) -> Outcome {
     sys::raise_file_limit()?;
     let relay = relay::Relay::bind(listen, target)?;
     println!("ready listen={}", relay.address()?);
-    Ok(relay.run()?)
+    Ok(relay.run(spin)?)
 }
 
 fn run_relay_monoio(listen: SocketAddr, target: SocketAddr) -> Outcome {

@@ -83,11 +83,11 @@ impl Relay {
         self.listener.local_addr()
     }
 
-    /// Relays until epoll fails.
-    pub fn run(mut self) -> io::Result<()> {
+    /// Relays until epoll fails. With `spin` it looks for events and never waits.
+    pub fn run(mut self, spin: bool) -> io::Result<()> {
         let mut ready = [Ready::EMPTY; EVENTS];
         loop {
-            let n = self.epoll.wait(&mut ready, self.again.is_empty())?;
+            let n = self.epoll.wait(&mut ready, !spin && self.again.is_empty())?;
             for (slot, way) in std::mem::take(&mut self.again) {
                 self.turn(slot, way);
             }

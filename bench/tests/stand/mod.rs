@@ -28,7 +28,7 @@ pub(crate) fn start_backend() -> SocketAddr {
 pub(crate) fn start_relay(target: SocketAddr) -> SocketAddr {
     let relay = relay::Relay::bind(SocketAddr::from(LOOPBACK), target).unwrap();
     let address = relay.address().unwrap();
-    thread::spawn(move || relay.run());
+    thread::spawn(move || relay.run(false));
     address
 }
 
