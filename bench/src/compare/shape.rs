@@ -265,7 +265,7 @@ pub const ALL: [Shape; 31] = [
     Shape {
         name: "beside-bulk",
         about: "a message of a 60 Hz stream of 1 KiB, alone and beside bulk",
-        connections: 4,
+        connections: 16,
         streams: 1,
         message: KIB,
         answer: KIB,
