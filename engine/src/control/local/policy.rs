@@ -104,7 +104,6 @@ impl Policy {
             versions.push(Version {
                 id: function.version,
                 owners: function.tenants.iter().map(owner).map(Arc::new).collect(),
-
                 version,
                 worker_keys: function.worker_keys.iter().map(|key| key.bytes().into()).collect(),
                 streaming: function.streaming,
