@@ -121,10 +121,13 @@ impl<C: Core> Reactor<C> {
         if inlet.queue().is_empty() {
             return self.flushed(conn);
         }
+        let (bytes, segments) = (inlet.sealed(), inlet.queue().len());
+        let rest = self.border.output(conn).is_some_and(|output| !output.queue().is_empty());
+        let report = if rest { Report::Always } else { self.report(conn, bytes, segments) };
+        let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) else { return };
         let tag = Tag::of(Kind::Send, conn);
-        let (report, pool) = (Report::Always, &self.border.pool);
-        socket.offered = self.ring.send(fd, inlet.queue(), pool, report, tag);
-        self.sending += 1;
+        let offered = self.ring.send(fd, inlet.queue(), &self.border.pool, report, tag);
+        self.begun(conn, offered, report);
     }
 
     /// The kernel took bytes of a connection's output; returns how many of them were the core's.

@@ -283,21 +283,34 @@ impl<C: Core> Reactor<C> {
         if output.queue().is_empty() {
             return self.flushed(conn);
         }
+        let fd = socket.fd();
+        let (bytes, segments) = (output.queued(), output.queue().len());
+        let report = self.report(conn, bytes, segments);
+        let Some(output) = self.border.output(conn) else { return };
         let tag = Tag::of(Kind::Send, conn);
-        let most = UNTOLD.min(self.options.send_bytes);
-        let whole = output.queued() <= most && output.queue().len() <= SEND_SEGMENTS;
-        let open = matches!(socket.phase, Phase::Open);
-        let plenty = self.starved.is_empty() && !self.short;
-        // A core with nothing else to do would wake up only to hear that the kernel took it all.
-        let report = if whole && open && plenty && !self.core.awaits(conn) {
-            self.untold.push(conn);
-            Report::Failure
-        } else {
-            Report::Always
-        };
-        let (fd, pool) = (socket.fd(), &self.border.pool);
-        socket.offered = self.ring.send(fd, output.queue(), pool, report, tag);
-        self.sending += 1;
+        let offered = self.ring.send(fd, output.queue(), &self.border.pool, report, tag);
+        self.begun(conn, offered, report);
+    }
+
+    /// What has to be told of a send of all that a connection has, so much in so many segments. A
+    /// core with nothing else to do would wake up only to hear that the kernel took it all.
+    pub(super) fn report(&self, conn: ConnId, bytes: usize, segments: usize) -> Report {
+        let open = |socket: &Socket| matches!(socket.phase, Phase::Open);
+        let whole = bytes <= UNTOLD.min(self.options.send_bytes) && segments <= SEND_SEGMENTS;
+        let blocks = self.starved.is_empty() && !self.short;
+        let awaited = || !self.sockets.get(conn).is_some_and(open) || self.core.awaits(conn);
+        if whole && blocks && !awaited() { Report::Failure } else { Report::Always }
+    }
+
+    /// A send is under way.
+    pub(super) fn begun(&mut self, conn: ConnId, offered: usize, report: Report) {
+        if let Some(socket) = self.sockets.get_mut(conn) {
+            socket.offered = offered;
+            self.sending += 1;
+            if report == Report::Failure {
+                self.untold.push(conn);
+            }
+        }
     }
 
     /// Everything is sent: a connection that is being flushed gets its FIN.
