@@ -28,6 +28,11 @@ verdict() {
     [ ${#failed[@]} = 0 ] || echo "failed: ${failed[*]}"
 }
 
+# Each by itself: so the gateway's parts are those that `micro` has compiled already.
+programs() {
+    cargo build --release --locked -p ringway --bin ringway &&
+        cargo build --release --locked -p ringway-tools --bin ringway-worker
+}
 # Tests marked `alone` measure time, memory or load: they get the machine to themselves.
 interop_parallel() {
     .venv/bin/python -m pytest "$SUITE" -m 'not alone' -n 4 --dist loadfile "$@"
@@ -64,7 +69,7 @@ stage install bash tools/install-test-tools.sh || { verdict; exit 1; }
 
 if [ "${1:-}" = interop ]; then
     shift
-    stage build cargo build --release --locked --bin ringway --bin ringway-worker || { verdict; exit 1; }
+    stage build programs || { verdict; exit 1; }
     exec .venv/bin/python -m pytest "$SUITE" "$@"
 fi
 
@@ -76,7 +81,7 @@ stage micro bash tools/micro.sh
 # The reader of these pages works on the code: private items are shown, and may be linked to.
 stage doc env RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
     cargo doc --locked --workspace --no-deps --document-private-items --quiet
-if stage build cargo build --release --locked --bin ringway --bin ringway-worker; then
+if stage build programs; then
     stage interop-parallel interop_parallel
     stage interop-cores interop_cores
     stage interop-worker interop_worker process

@@ -125,6 +125,7 @@ class Fleet:
 
     def stop(self):
         self.stopped = True
+        self.selector.unregister(sys.stdin)
 
     def watch(self, sock, act):
         self.selector.register(sock, selectors.EVENT_READ, act)
@@ -132,12 +133,19 @@ class Fleet:
     def forget(self, sock):
         self.selector.unregister(sock)
 
+    def open(self):
+        return sum(member.open for member in self.members)
+
     def run(self):
-        while not self.stopped:
-            for key, _ in self.selector.select():
+        """Until it is stopped, and then until the ends that have come are read."""
+        while not self.stopped or self.open():
+            ready = self.selector.select(30 if self.stopped else None)
+            if self.stopped and not ready:
+                break
+            for key, _ in ready:
                 key.data()
         return {"tunnels": self.tunnels, "strays": self.strays, "refused": self.refused,
-                "open": sum(member.open for member in self.members),
+                "open": self.open(),
                 "given": {member.name: member.given for member in self.members}}
 
 
