@@ -76,6 +76,9 @@ fi
 stage format cargo fmt --all --check
 stage clippy cargo clippy --locked --workspace --all-targets -- -D warnings
 stage unit cargo test --locked --workspace --no-fail-fast
+# Of the HTTP/2 library alone; the black-box suite asks the same of the gateway.
+stage h2spec env H2SPEC="$PWD/.tools/bin/h2spec" \
+    cargo test --locked --workspace --test h2_spec -- --ignored
 stage fuzz bash tools/fuzz.sh 5
 stage micro bash tools/micro.sh
 # The reader of these pages works on the code: private items are shown, and may be linked to.

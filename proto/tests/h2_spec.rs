@@ -1,6 +1,7 @@
 //! h2spec against a server made of [`Conn`] and blocking sockets.
 //!
-//! Needs the `h2spec` binary: `H2SPEC=/path/to/h2spec cargo test --test h2_spec -- --ignored`.
+//! Needs the `h2spec` binary: `H2SPEC=/path/to/h2spec cargo test --test h2_spec -- --ignored`, as
+//! `tools/test.sh` does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
