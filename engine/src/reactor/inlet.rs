@@ -110,6 +110,7 @@ impl<C: Core> Reactor<C> {
     pub(super) fn send_sealed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let last = matches!(socket.phase, Phase::Flushing);
+        let fd = socket.fd();
         let Some(inlet) = socket.inlet.as_deref_mut() else { return };
         if let Err(failure) = inlet.seal(&mut self.border, conn, last, &mut self.bench) {
             let why = failure.to_string();
@@ -120,14 +121,11 @@ impl<C: Core> Reactor<C> {
         if inlet.queue().is_empty() {
             return self.flushed(conn);
         }
-        let Some(socket) = self.sockets.get(conn) else { return };
-        let Some(inlet) = socket.inlet.as_deref() else { return };
+        let (bytes, segments) = (inlet.sealed(), inlet.queue().len());
         let rest = self.border.output(conn).is_some_and(|output| !output.queue().is_empty());
-        let report = match rest {
-            true => Report::Always,
-            false => self.report(socket, inlet.sealed(), inlet.queue().len()),
-        };
-        let (fd, tag) = (socket.fd(), Tag::of(Kind::Send, conn));
+        let report = if rest { Report::Always } else { self.report(conn, bytes, segments) };
+        let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) else { return };
+        let tag = Tag::of(Kind::Send, conn);
         let offered = self.ring.send(fd, inlet.queue(), &self.border.pool, report, tag);
         self.begun(conn, offered, report);
     }

@@ -271,7 +271,7 @@ impl<C: Core> Reactor<C> {
     }
 
     fn send(&mut self, conn: ConnId) {
-        let Some(socket) = self.sockets.get(conn) else { return };
+        let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(output) = self.border.output(conn) else { return };
         // What a connection that is let go of has not sent, its next owner sends.
         if !socket.may_send() || is_leaving(&self.border, conn) {
@@ -283,20 +283,23 @@ impl<C: Core> Reactor<C> {
         if output.queue().is_empty() {
             return self.flushed(conn);
         }
-        let report = self.report(socket, output.queued(), output.queue().len());
-        let (fd, tag) = (socket.fd(), Tag::of(Kind::Send, conn));
+        let fd = socket.fd();
+        let (bytes, segments) = (output.queued(), output.queue().len());
+        let report = self.report(conn, bytes, segments);
+        let Some(output) = self.border.output(conn) else { return };
+        let tag = Tag::of(Kind::Send, conn);
         let offered = self.ring.send(fd, output.queue(), &self.border.pool, report, tag);
         self.begun(conn, offered, report);
     }
 
     /// What has to be told of a send of all that a connection has, so much in so many segments. A
     /// core with nothing else to do would wake up only to hear that the kernel took it all.
-    pub(super) fn report(&self, socket: &Socket, bytes: usize, segments: usize) -> Report {
+    pub(super) fn report(&self, conn: ConnId, bytes: usize, segments: usize) -> Report {
+        let open = |socket: &Socket| matches!(socket.phase, Phase::Open);
         let whole = bytes <= UNTOLD.min(self.options.send_bytes) && segments <= SEND_SEGMENTS;
         let blocks = self.starved.is_empty() && !self.short;
-        let open = matches!(socket.phase, Phase::Open);
-        let untold = whole && blocks && open && !self.core.awaits(socket.conn);
-        if untold { Report::Failure } else { Report::Always }
+        let awaited = || !self.sockets.get(conn).is_some_and(open) || self.core.awaits(conn);
+        if whole && blocks && !awaited() { Report::Failure } else { Report::Always }
     }
 
     /// A send is under way.

@@ -10,8 +10,8 @@ import pytest
 from gateway import grpc_head, plain_head
 from rawh2 import (CANCEL, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR,
                    GOAWAY, HEADERS, INTERNAL_ERROR, NO_ERROR, PADDED, PROTOCOL_ERROR,
-                   REFUSED_STREAM, RST_STREAM, STREAM_CLOSED, Silence, code_name, frame,
-                   goaway, padded, rst_stream, settings, window_update)
+                   REFUSED_STREAM, RST_STREAM, STREAM_CLOSED, Silence, code_name, frame, goaway, padded,
+                   rst_stream, settings, window_update)
 
 OK = [(":status", "200"), ("content-type", "application/grpc")]
 DONE = [("grpc-status", "0"), ("grpc-message", "")]
