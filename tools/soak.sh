@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Checks that take too long for the test suite. Each part is run by name, prints what it saw, and
+# ends with a line "PART: ok" or "PART: FAILED". A part is a function `soak_PART` below; its words
+# in the program's names use "-" where the function has "_".
+#
+#   tools/soak.sh               the list of parts
+#   tools/soak.sh PART [ARGS]   one of them
+#   tools/soak.sh all           one after the other
+#
+# A part uses the release programs (tools/test.sh builds them) or those named by RINGWAY_BIN.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- what several parts need ----
+
+# The gateway under test, as the black-box suite names it too.
+RINGWAY_BIN=${RINGWAY_BIN:-$PWD/target/release/ringway}
+export RINGWAY_BIN
+
+# Installs a Go program into .tools/bin unless it is there: go_tool NAME MODULE@VERSION
+go_tool() {
+    [ -x ".tools/bin/$1" ] || GOBIN="$PWD/.tools/bin" GOFLAGS=-mod=mod go install "$2"
+}
+
+# ---- parts ----
+
+# ---- running them ----
+
+parts() {
+    declare -F | sed -n 's/^declare -f soak_//p' | tr _ -
+}
+
+run() {
+    local part=$1 status=0
+    shift
+    "soak_${part//-/_}" "$@" || status=$?
+    if [ $status = 0 ]; then echo "$part: ok"; else echo "$part: FAILED ($status)"; fi
+    return $status
+}
+
+case ${1:-} in
+'')
+    echo "parts:"
+    parts | sed 's/^/  /'
+    ;;
+all)
+    failed=0
+    for part in $(parts); do run "$part" || failed=1; done
+    exit $failed
+    ;;
+*)
+    if ! parts | grep -qx -- "$1"; then
+        echo "no part is named $1; the parts are:" >&2
+        parts | sed 's/^/  /' >&2
+        exit 2
+    fi
+    run "$@"
+    ;;
+esac
