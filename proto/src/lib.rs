@@ -19,6 +19,7 @@ pub mod id;
 pub mod proxy;
 pub mod route;
 pub mod time;
+pub mod trailer;
 
 /// Where bytes to be sent are appended.
 pub trait Sink {

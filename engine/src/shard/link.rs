@@ -6,9 +6,9 @@ use ringway_proto::Sink;
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{self, Blocked, ConnFault, ErrorCode, ListId, OpenError, StreamKey};
 use ringway_proto::time::Time;
+use ringway_proto::trailer::may_trail;
 
 use super::http1_link::H1;
-use super::relay::is_end_to_end;
 use crate::metrics::Version;
 use crate::post::Speaks;
 
@@ -223,7 +223,7 @@ impl Link {
         }
     }
 
-    /// Sends trailers; see [`Self::head`].
+    /// Sends trailers, without those that come too late; see [`Self::head`].
     pub(crate) fn trailers(
         &mut self,
         key: StreamKey,
@@ -233,8 +233,12 @@ impl Link {
     ) -> Option<u64> {
         match self {
             Self::H2(h2) => {
-                let fields = fields.iter().filter(|f| is_end_to_end(f.token));
-                h2.head(key, fields, true, scratch, out)
+                if !fields.iter().any(|field| may_trail(&field)) {
+                    // Nothing is left of them: the message ends without.
+                    out.put(&h2.data_head(key, 0, true));
+                    return None;
+                }
+                h2.head(key, fields.iter().filter(may_trail), true, scratch, out)
             }
             Self::H1(h1) => {
                 // Of a body that ended as announced, which the reader has seen.

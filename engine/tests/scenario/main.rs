@@ -20,4 +20,5 @@ mod silence;
 mod spares;
 mod spares_cores;
 mod timeline;
+mod trailers;
 mod world;

@@ -12,6 +12,7 @@ use super::{Fault, Role};
 use crate::Sink;
 use crate::decimal::{DIGITS_MAX, decimal};
 use crate::fields::{Field, Fields, Token, name_is_valid, value_is_valid};
+use crate::trailer::may_trail;
 
 /// What is left to be sent of our message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,39 +133,9 @@ fn passes(field: &Field<'_>) -> bool {
     !ours && name_is_valid(field.name) && value_is_valid(field.value)
 }
 
-/// Whether a field may stand in a trailer section (RFC 9110 §6.5.1): nothing that frames, routes
-/// or authorises a message, or says how to read it, for that was decided by its head.
+/// Whether a field is written behind a body, or was read there.
 pub(super) fn may_be_trailer(field: &Field<'_>) -> bool {
-    let late = match field.token {
-        Token::Authorization
-        | Token::ContentType
-        | Token::Cookie
-        | Token::Expect
-        | Token::FunctionId
-        | Token::FunctionVersionId
-        | Token::Host
-        | Token::NvcfReqid
-        | Token::ProxyAuthenticate
-        | Token::ProxyAuthorization
-        | Token::SetCookie
-        | Token::Te
-        | Token::Trailer
-        | Token::Upgrade => true,
-        Token::Other => matches!(
-            field.name,
-            b"cache-control"
-                | b"content-encoding"
-                | b"content-range"
-                | b"location"
-                | b"max-forwards"
-                | b"pragma"
-                | b"range"
-                | b"vary"
-                | b"www-authenticate"
-        ),
-        _ => !passes(field),
-    };
-    !late && passes(field)
+    may_trail(field) && passes(field)
 }
 
 impl Conn {
