@@ -11,51 +11,12 @@ use std::os::fd::OwnedFd;
 use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
+pub use crate::conn::{Close, ConnId, End, Listener};
 use crate::inlet::{self, Inlet};
+pub use crate::output::Output;
+use crate::output::{append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
-
-/// A connection of this core: slot and generation, so that a late fact finds nobody instead of
-/// the slot's next owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConnId {
-    /// Index in every table kept per connection.
-    pub slot: u32,
-    /// How often the slot was used before.
-    pub generation: u32,
-}
-
-/// Which listener a connection came in by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Listener {
-    /// Clients: 10081 by default.
-    Client,
-    /// Workers: 10086 by default.
-    Worker,
-}
-
-/// How a peer's bytes ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum End {
-    /// FIN: the peer sends no more; what we send may still arrive.
-    Fin,
-    /// RST, or a send to a peer that is gone.
-    Reset,
-    /// The kernel gave up (keep-alive, user timeout).
-    Timeout,
-    /// Any other error of the socket.
-    Failed,
-}
-
-/// How we want a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Close {
-    /// Send all that is queued, then FIN; read and drop what still comes until the peer's FIN or
-    /// [`LINGER`], so that no RST overtakes our last bytes.
-    Flush,
-    /// Drop what is queued, close at once: FIN, or RST if unread data is pending.
-    Now,
-}
 
 /// A socket on its way from one core to another.
 #[derive(Debug)]
@@ -135,26 +96,6 @@ pub trait Core {
     /// Whether the core has done its work: the reactor then closes every socket (what is being
     /// flushed is still sent) and returns.
     fn finished(&self) -> bool;
-}
-
-/// Queue entries whose memory a connection keeps when it has sent everything: an idle one is small.
-const KEPT_SEGMENTS: usize = 128;
-
-/// What a connection has to send, and what was asked of its socket.
-#[derive(Debug, Default)]
-pub struct Output {
-    queue: VecDeque<Segment>,
-    /// The chunk being written into (one claim of ours) and how much of it is used.
-    fill: Option<(Segment, u32)>,
-    queued: usize,
-    generation: u32,
-    open: bool,
-    dirty: bool,
-    paused: bool,
-    detaching: bool,
-    close: Option<Close>,
-    /// When the queue began to wait, or the kernel last took some of it.
-    waiting_since: Time,
 }
 
 /// A wish that is rare enough to be a value.
@@ -559,18 +500,16 @@ impl Border {
         }
     }
 
-    /// Takes bytes from the front of the queue that will be sent in another form. They count as
+    /// The output of a connection that is open or being flushed, and the memory its ranges lie in.
+    /// Bytes that are [taken](Output::take_front) from it, to be sent in another form, count as
     /// queued until [`Self::out`] says that they are on their way.
-    pub fn take_front(&mut self, conn: ConnId, bytes: usize) {
-        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
-            && output.generation == conn.generation
-        {
-            output.drop_front(bytes, &mut self.pool);
-        }
+    pub fn output_mut(&mut self, conn: ConnId) -> Option<(&mut Output, &mut Pool)> {
+        let output = self.outputs.get_mut(conn.slot as usize)?;
+        (output.generation == conn.generation).then_some((output, &mut self.pool))
     }
 
     /// The kernel took something of the connection's, and with it `bytes` that were
-    /// [taken](Self::take_front) from the queue.
+    /// [taken](Output::take_front) from the queue.
     pub fn out(&mut self, conn: ConnId, bytes: usize) {
         if let Some(output) = self.outputs.get_mut(conn.slot as usize)
             && output.generation == conn.generation
@@ -600,116 +539,6 @@ impl Border {
             self.dirty.push(conn);
         }
     }
-}
-
-impl Output {
-    /// The queue, front first: what the next send takes from.
-    #[must_use]
-    pub fn queue(&self) -> &VecDeque<Segment> {
-        &self.queue
-    }
-
-    /// Bytes in the queue.
-    #[must_use]
-    pub fn queued(&self) -> usize {
-        self.queued
-    }
-
-    /// Whether reading is to stop.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// Whether the core wants to let go of the connection.
-    #[must_use]
-    pub fn is_detaching(&self) -> bool {
-        self.detaching
-    }
-
-    /// How the connection is to be ended, once asked.
-    #[must_use]
-    pub fn closing(&self) -> Option<Close> {
-        self.close
-    }
-
-    fn grow(&mut self, now: Time, bytes: u32) {
-        if self.queued == 0 {
-            self.waiting_since = now;
-        }
-        self.queued += bytes as usize;
-    }
-
-    fn sent(&mut self, bytes: usize, pool: &mut Pool) {
-        self.queued -= bytes;
-        self.drop_front(bytes, pool);
-    }
-
-    fn drop_front(&mut self, mut bytes: usize, pool: &mut Pool) {
-        while bytes > 0 {
-            let Some(front) = self.queue.front_mut() else { break };
-            let n = bytes.min(front.len as usize);
-            *front = front.part(n, front.len as usize - n);
-            bytes -= n;
-            if front.len == 0 {
-                pool.release(*front);
-                self.queue.pop_front();
-            }
-        }
-        if self.queue.is_empty() {
-            if let Some((chunk, _)) = self.fill.take() {
-                pool.release(chunk);
-            }
-            if self.queue.capacity() > KEPT_SEGMENTS {
-                self.queue = VecDeque::new();
-            }
-        }
-    }
-
-    fn clear(&mut self, pool: &mut Pool) {
-        for segment in self.queue.drain(..) {
-            pool.release(segment);
-        }
-        if let Some((chunk, _)) = self.fill.take() {
-            pool.release(chunk);
-        }
-        self.queued = 0;
-        self.queue = VecDeque::new();
-    }
-}
-
-/// Puts a range at a queue's end, with a claim of the queue's; one that continues the last range
-/// in memory becomes part of it.
-fn append(pool: &mut Pool, queue: &mut VecDeque<Segment>, next: Segment) {
-    match queue.back_mut() {
-        Some(last) if last.block == next.block && last.start + last.len == next.start => {
-            last.len += next.len;
-        }
-        _ => {
-            pool.retain(next);
-            if queue.capacity() == 0 {
-                // What a connection has to say at its beginning is in one piece; most rest then.
-                queue.reserve_exact(2);
-            }
-            queue.push_back(next);
-        }
-    }
-}
-
-/// The next `wanted` bytes, or fewer, of a chunk that is being filled; a fresh one if it is full.
-fn take_room(pool: &mut Pool, fill: &mut Option<(Segment, u32)>, wanted: usize) -> Segment {
-    let (chunk, used) = match *fill {
-        Some((chunk, used)) if (used as usize) < CHUNK_BYTES => (chunk, used as usize),
-        spent => {
-            if let Some((chunk, _)) = spent {
-                pool.release(chunk);
-            }
-            (pool.chunk(), 0)
-        }
-    };
-    let part = chunk.part(used, wanted.min(CHUNK_BYTES - used));
-    *fill = Some((chunk, used as u32 + part.len));
-    part
 }
 
 fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {

@@ -4,7 +4,6 @@
 //! A check is a function of what it looks at, so that a test can make it fail; only [`examine`]
 //! looks at the real host.
 
-mod cgroup;
 mod host;
 mod limits;
 mod network;
@@ -19,6 +18,7 @@ use serde::Serialize;
 
 use crate::boot;
 use crate::config::{Config, Io};
+use crate::machine::{Host, cgroup};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -74,38 +74,6 @@ impl fmt::Display for Check {
     }
 }
 
-/// The files of /proc and /sys, or a test's.
-struct Host(Box<Reader>);
-
-type Reader = dyn Fn(&str) -> Option<String>;
-
-impl Host {
-    fn real() -> Self {
-        Self(Box::new(|path| std::fs::read_to_string(path).ok()))
-    }
-
-    /// A file without the blanks around its text.
-    fn read(&self, path: &str) -> Option<String> {
-        (self.0)(path).map(|text| text.trim().to_owned())
-    }
-
-    fn number(&self, path: &str) -> Option<u64> {
-        self.read(path)?.parse().ok()
-    }
-
-    /// What stands after `key:` in /proc/self/status.
-    fn own(&self, key: &str) -> Option<String> {
-        let status = self.read("/proc/self/status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        Some(line.trim().to_owned())
-    }
-}
-
-/// The CPU time this process may use, in CPUs; none where there is no limit.
-pub(crate) fn cpu_quota() -> Option<f64> {
-    cgroup::cpus(&Host::real())
-}
-
 /// How many cores it is to run.
 fn cores(config: &Config) -> usize {
     boot::core_count(config)
@@ -159,17 +127,6 @@ pub fn examine(file: Option<&Path>) -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl Host {
-        /// A host with these files and no others.
-        pub(super) fn planted(files: &[(&str, &str)]) -> Self {
-            let files: Vec<(String, String)> =
-                files.iter().map(|(path, text)| (path.to_string(), text.to_string())).collect();
-            Self(Box::new(move |path| {
-                files.iter().find(|(name, _)| name == path).map(|(_, text)| text.clone())
-            }))
-        }
-    }
 
     impl Check {
         /// The status, and that the text has these words.

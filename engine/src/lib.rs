@@ -7,6 +7,7 @@ pub mod bare;
 pub mod boot;
 pub mod border;
 pub mod config;
+pub mod conn;
 pub mod console;
 pub mod control;
 pub mod demo;
@@ -14,7 +15,9 @@ pub mod doctor;
 pub mod inlet;
 mod json;
 pub mod log;
+mod machine;
 pub mod metrics;
+pub mod output;
 pub mod pool;
 pub mod post;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]

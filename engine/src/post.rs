@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use across::{
-    CorePost, Find, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionFacts, Speaks, Stand,
+    CorePost, Find, Found, Join, Leave, MovedConnect, MovedTunnel, Parks, Resumed, Speaks, Stand,
 };
 
 use crate::border::Parcel;

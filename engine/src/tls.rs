@@ -5,3 +5,11 @@ mod vault;
 
 pub use pair::{EXPIRES_SOON, Files, Pair, PairError};
 pub use vault::Vault;
+
+use crate::pool::CHUNK_BYTES;
+
+/// Most octets that a record adds to its plaintext, a key update before it included.
+pub const RECORD_OVERHEAD: usize = 128;
+
+/// Octets of plaintext of one record: a full one fits an output chunk.
+pub const RECORD_BYTES: usize = CHUNK_BYTES - RECORD_OVERHEAD;

@@ -12,9 +12,9 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use crate::border::End;
+use crate::conn::End;
+use crate::control::local::SessionFacts;
 use crate::metrics::{CloseCode, CloseReason, ResumeWay};
-use crate::post::SessionFacts;
 
 /// One thing that happened to a session. Only edges: nothing that a frame does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use source::{Source, exists, files, has_word};
 
@@ -124,6 +124,76 @@ fn the_protocol_crate_has_no_world() {
     finds("proto/src/x.rs", text, &[2, 3, 4, 5], proto_rule);
     let rule = "proto is bytes in, values out: no sockets, threads, clocks or shared state";
     hold(rule, &files("proto/src", &[".rs"]), proto_rule);
+}
+
+/// Which modules at a crate's top name which others, each with one place where it does.
+fn imports(crate_root: &str, sources: &[Source]) -> BTreeMap<String, BTreeMap<String, String>> {
+    let module = |source: &Source| {
+        let path = source.path.strip_prefix(crate_root)?.trim_start_matches('/');
+        let first = path.split(['/', '.']).next()?;
+        (!matches!(first, "lib" | "main")).then(|| first.to_owned())
+    };
+    let mut graph: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| !source.path.ends_with("/tests.rs")) {
+        let Some(from) = module(source) else { continue };
+        graph.entry(from.clone()).or_default();
+        for name in source.names() {
+            let mut parts = name.path.split("::");
+            let (Some("crate"), Some(to)) = (parts.next(), parts.next()) else { continue };
+            if to != from {
+                let place = format!("{}:{} names crate::{to}", source.path, name.line);
+                graph.entry(from.clone()).or_default().insert(to.to_owned(), place);
+            }
+        }
+    }
+    // Macros and constants of the root are nobody's module.
+    let modules: BTreeSet<String> = graph.keys().cloned().collect();
+    graph.values_mut().for_each(|named| named.retain(|to, _| modules.contains(to)));
+    graph
+}
+
+/// The places that make a circle of modules; empty if imports run one way.
+fn circle(graph: &BTreeMap<String, BTreeMap<String, String>>) -> Vec<String> {
+    let mut left: BTreeSet<&String> = graph.keys().collect();
+    loop {
+        // A module that names none of those left, or that none of them names, is in no circle.
+        let names = |module: &String| graph[module].keys().any(|to| left.contains(to));
+        let named = |module: &String| left.iter().any(|other| graph[*other].contains_key(module));
+        let inner: BTreeSet<&String> =
+            left.iter().copied().filter(|module| names(module) && named(module)).collect();
+        if inner.len() == left.len() {
+            break;
+        }
+        left = inner;
+    }
+    let places = left.iter().flat_map(|module| &graph[*module]);
+    places.filter(|(to, _)| left.contains(to)).map(|(_, place)| place.clone()).collect()
+}
+
+#[test]
+fn modules_import_one_way() {
+    let planted = |texts: &[(&str, &str)]| {
+        let sources: Vec<Source> =
+            texts.iter().map(|(path, text)| Source::planted(path, text)).collect();
+        circle(&imports("x/src", &sources))
+    };
+    let (a, b, c) = ("use crate::b::B;\n", "use crate::{c::C, d};\n", "use crate::d::D;\n");
+    let (d, back) = ("use std::fmt;\n", "\nuse crate::b::B;\n#[cfg(test)]\nmod tests {\n}\n");
+    let straight = [("x/src/a.rs", a), ("x/src/b/mod.rs", b), ("x/src/c.rs", c), ("x/src/d.rs", d)];
+    assert!(planted(&straight).is_empty());
+    let mut turned = straight;
+    turned[3] = ("x/src/d.rs", back);
+    let told = planted(&turned);
+    assert_eq!(told.len(), 4, "b, c and d, and not a: {told:?}");
+    assert!(told.contains(&"x/src/d.rs:2 names crate::b".to_owned()), "{told:?}");
+    for root in ["engine/src", "proto/src"] {
+        let told = circle(&imports(root, &files(root, &[".rs"])));
+        assert!(
+            told.is_empty(),
+            "modules of {root} name each other in a circle:\n{}",
+            told.join("\n")
+        );
+    }
 }
 
 /// That a crate's root forbids unsafe code.

@@ -5,7 +5,7 @@ use crate::config::MAX_CORES;
 /// As many cores as the process may use CPUs: the quota of its control group, begun ones counted
 /// whole, or its affinity mask, whichever allows fewer.
 pub(super) fn auto() -> usize {
-    let quota = crate::doctor::cpu_quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
+    let quota = crate::machine::cpu_quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
     let mask = allowed().map_or(1, |cpus| cpus.len());
     quota.min(mask).clamp(1, MAX_CORES)
 }

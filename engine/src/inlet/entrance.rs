@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 
 use super::Inlet;
-use crate::border::Listener;
+use crate::conn::Listener;
 use crate::tls::Vault;
 
 /// How a handshake ended.

@@ -18,18 +18,14 @@ use std::sync::Arc;
 use ringway_proto::proxy::{self, ProxyFault};
 use rustls::ServerConfig;
 
-use crate::border::{Border, ConnId, Listener};
-use crate::pool::{CHUNK_BYTES, Pool, Segment};
+use crate::conn::Listener;
+use crate::output::Output;
+use crate::pool::{Pool, Segment};
+use crate::tls::{RECORD_BYTES, RECORD_OVERHEAD};
 pub use entrance::{Admission, Entrance, Entrances, Gate, Outcome, Proxied, Tally};
 pub use plain::Plain;
 use sealed::Sealed;
 use session::Session;
-
-/// Most that a record adds to its plaintext, a key update before it included.
-const OVERHEAD: usize = 128;
-
-/// Plaintext of one record: a full one fits an output chunk.
-pub const RECORD_BYTES: usize = CHUNK_BYTES - OVERHEAD;
 
 /// Records that are sealed and not yet sent. The rest waits as plaintext, where it can be counted.
 pub const SEAL_LIMIT: usize = 128 * 1024;
@@ -270,15 +266,15 @@ impl Inlet {
         facts.push(Fact::Failed(failure));
     }
 
-    /// Seals what the core has queued, up to [`SEAL_LIMIT`]; `last`: there will be no more, so
+    /// Seals what the core has queued in `output`, up to [`SEAL_LIMIT`]; `last`: there will be no more, so
     /// that `close_notify` follows it.
     ///
     /// # Errors
     /// When the session can seal nothing more: the connection is of no use.
     pub fn seal(
         &mut self,
-        border: &mut Border,
-        conn: ConnId,
+        output: &mut Output,
+        pool: &mut Pool,
         last: bool,
         bench: &mut Bench,
     ) -> Result<(), Failure> {
@@ -287,17 +283,15 @@ impl Inlet {
             return Ok(());
         }
         while self.sealed.len() < SEAL_LIMIT {
-            let Some(output) = border.output(conn) else { return Ok(()) };
             let Some(front) = output.queue().front().copied() else { break };
             let whole = output.queue().len() == 1 || front.len as usize >= RECORD_BYTES;
             let gathered = &mut bench.gathered;
             let plain = if whole {
                 (front.len as usize).min(RECORD_BYTES)
             } else {
-                gather(output.queue(), &border.pool, gathered)
+                gather(output.queue(), pool, gathered)
             };
-            let room = self.sealed.room(&mut border.pool, plain + OVERHEAD);
-            let pool = &mut border.pool;
+            let room = self.sealed.room(pool, plain + RECORD_OVERHEAD);
             let rest = &mut self.rest;
             let sealed = if whole {
                 pool.between(front.part(0, plain), room, |from, to| session.seal(rest, from, to))
@@ -305,13 +299,12 @@ impl Inlet {
                 session.seal(rest, gathered, pool.bytes_mut(room))
             }?;
             self.sealed.filled(pool, room, sealed, plain);
-            border.take_front(conn, plain);
+            output.take_front(plain, pool);
         }
-        let empty = border.output(conn).is_none_or(|output| output.queue().is_empty());
-        if last && empty && !session.said_goodbye() {
-            let room = self.sealed.room(&mut border.pool, OVERHEAD);
-            let said = session.say_goodbye(&mut self.rest, border.pool.bytes_mut(room))?;
-            self.sealed.filled(&mut border.pool, room, said, 0);
+        if last && output.queue().is_empty() && !session.said_goodbye() {
+            let room = self.sealed.room(pool, RECORD_OVERHEAD);
+            let said = session.say_goodbye(&mut self.rest, pool.bytes_mut(room))?;
+            self.sealed.filled(pool, room, said, 0);
         }
         Ok(())
     }

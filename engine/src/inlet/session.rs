@@ -7,8 +7,9 @@ use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
 
-use super::{Fact, Failure, Plain, RECORD_BYTES, Sealed};
+use super::{Fact, Failure, Plain, Sealed};
 use crate::pool::Pool;
+use crate::tls::RECORD_BYTES;
 
 /// Room for a piece of the handshake: a certificate chain comes in records of this size.
 const PIECE_BYTES: usize = RECORD_BYTES;

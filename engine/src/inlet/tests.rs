@@ -7,6 +7,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version};
 
 use super::*;
+use crate::border::Border;
+use crate::conn::ConnId;
+use crate::pool::CHUNK_BYTES;
 use crate::tls::{Files, Pair};
 
 /// Certificate and key for `localhost` as files of their own, gone with the value.
@@ -132,7 +135,8 @@ impl Line {
 
     /// What a send would take now; it is sent whole.
     fn sent(&mut self, last: bool) -> Vec<u8> {
-        self.inlet.seal(&mut self.border, self.conn, last, &mut self.bench).unwrap();
+        let (output, pool) = self.border.output_mut(self.conn).unwrap();
+        self.inlet.seal(output, pool, last, &mut self.bench).unwrap();
         let queue = self.inlet.queue().iter();
         let bytes: Vec<u8> = queue.flat_map(|s| self.border.pool.bytes(*s)).copied().collect();
         assert_eq!(bytes.len(), self.inlet.sealed());
@@ -211,7 +215,8 @@ fn what_is_sealed_is_bounded_and_counts_as_queued_until_it_is_out() {
     line.shake_hands(1 << 20);
     let bytes = noise(1 << 20);
     line.border.put(line.conn, &bytes);
-    line.inlet.seal(&mut line.border, line.conn, false, &mut line.bench).unwrap();
+    let (output, pool) = line.border.output_mut(line.conn).unwrap();
+    line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
     assert!(line.inlet.sealed() < SEAL_LIMIT + CHUNK_BYTES);
     assert_eq!(line.border.queued(line.conn), bytes.len(), "none of it was sent");
     let first = line.border.pool.bytes(line.inlet.queue()[0])[..1].to_vec();
@@ -344,7 +349,8 @@ fn a_connection_takes_its_session_along_to_another_core() {
     line.received(&said[..500], 500);
     let bytes = noise(300_000);
     line.border.put(line.conn, &bytes);
-    line.inlet.seal(&mut line.border, line.conn, false, &mut line.bench).unwrap();
+    let (output, pool) = line.border.output_mut(line.conn).unwrap();
+    line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
     // A part of a record is out already.
     let mut out = line.border.pool.bytes(line.inlet.queue()[0])[..100].to_vec();
     assert_eq!(line.inlet.sent(&mut line.border.pool, 100), 0);

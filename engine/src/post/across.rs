@@ -7,6 +7,7 @@
 //!
 //! Between two cores the order is kept.
 
+use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -17,8 +18,7 @@ use uuid::Uuid;
 
 use super::SessionRow;
 use crate::border::Parcel;
-use crate::control::local::{Owner, PollAnswer, PollId, PollRequest, Ticket, Work};
-use crate::shard::MovedTunnel;
+use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]
@@ -155,6 +155,33 @@ pub struct Resumed {
     pub tunnel: Option<MovedTunnel>,
 }
 
+/// A tunnel on its way to its client's core.
+pub struct MovedTunnel {
+    /// The socket.
+    pub parcel: Parcel,
+    /// The protocol's state on it: the shards' own, which nobody in between looks into.
+    pub hop: Box<dyn Any + Send>,
+    /// The session.
+    pub session: Uuid,
+    /// The session's facts.
+    pub facts: SessionFacts,
+    /// When its attachment began.
+    pub opened: Time,
+    /// The last client.
+    pub client_address: SocketAddr,
+    /// The core where it was.
+    pub from: u16,
+}
+
+impl fmt::Debug for MovedTunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MovedTunnel")
+            .field("parcel", &self.parcel.socket)
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A tunnel that is kept for its session's client, for those who may need its worker.
 #[derive(Debug)]
 pub struct Parks {
@@ -164,15 +191,6 @@ pub struct Parks {
     pub function: Arc<str>,
     /// Canonical version id.
     pub version: Arc<str>,
-}
-
-/// What a session is, for all who ask.
-#[derive(Clone, Debug)]
-pub struct SessionFacts {
-    /// Whose it is.
-    pub owner: Arc<Owner>,
-    /// When it began.
-    pub opened: Time,
 }
 
 /// What became of a [`Find`].

@@ -112,7 +112,8 @@ impl<C: Core> Reactor<C> {
         let last = matches!(socket.phase, Phase::Flushing);
         let fd = socket.fd();
         let Some(inlet) = socket.inlet.as_deref_mut() else { return };
-        if let Err(failure) = inlet.seal(&mut self.border, conn, last, &mut self.bench) {
+        let Some((output, pool)) = self.border.output_mut(conn) else { return };
+        if let Err(failure) = inlet.seal(output, pool, last, &mut self.bench) {
             let why = failure.to_string();
             tracing::debug!(core = self.options.core, why, "a connection can send nothing more");
             socket.broken = Some(End::Failed);

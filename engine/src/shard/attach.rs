@@ -23,10 +23,10 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::config::{HonourId, Scope};
-use crate::control::local::{Owner, Policy, Ticket, Work, WorkKind};
+use crate::control::local::{Owner, Policy, SessionFacts, Ticket, Work, WorkKind};
 use crate::log::SessionEdge;
 use crate::metrics::Limit;
-use crate::post::{Join, SessionFacts, Stand};
+use crate::post::{Join, Stand};
 use crate::trail::Event;
 
 /// One attachment.

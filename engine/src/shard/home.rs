@@ -16,9 +16,9 @@ use super::session::check;
 use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
-use crate::control::local::{Grant, Ticket, WorkKind};
+use crate::control::local::{Grant, SessionFacts, Ticket, WorkKind};
 use crate::metrics::Limit;
-use crate::post::{CorePost, Find, Found, Join, Leave, SessionFacts, SessionRow, Speaks, Stand};
+use crate::post::{CorePost, Find, Found, Join, Leave, SessionRow, Speaks, Stand};
 use crate::trail::Event;
 
 /// What a request asked another core, so that it is asked once.

@@ -64,7 +64,6 @@ use self::memo::InHand;
 use self::park::{Gone, Lot};
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
-pub use self::resume::MovedTunnel;
 use self::session::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::{Key, Table};

@@ -4,9 +4,6 @@
 //! attachment changes hands. If not, the tunnel goes to the client's core, with its protocol state
 //! and all that is unsent or half read, once nothing is under way on its socket.
 
-use std::fmt;
-use std::net::SocketAddr;
-
 use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
 use uuid::Uuid;
@@ -21,39 +18,8 @@ use super::timer::Due;
 use crate::border::{Border, ConnId, Parcel};
 use crate::control::local::Ticket;
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
-use crate::post::{CorePost, Join, Resumed, SessionFacts, Speaks, Stand};
+use crate::post::{CorePost, Join, MovedTunnel, Resumed, Speaks, Stand};
 use crate::trail::Event;
-
-/// A tunnel on its way to its client's core.
-pub struct MovedTunnel {
-    parcel: Parcel,
-    hop: Box<Hop>,
-    session: Uuid,
-    facts: SessionFacts,
-    /// When its attachment began.
-    opened: Time,
-    /// The last client.
-    client_address: SocketAddr,
-    /// The core where it was.
-    from: u16,
-}
-
-impl fmt::Debug for MovedTunnel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MovedTunnel")
-            .field("parcel", &self.parcel.socket)
-            .field("session", &self.session)
-            .finish_non_exhaustive()
-    }
-}
-
-impl MovedTunnel {
-    /// Its socket, for the simulated world.
-    #[must_use]
-    pub fn parcel(&self) -> &Parcel {
-        &self.parcel
-    }
-}
 
 impl Shard {
     /// What a client connection speaks.
@@ -202,7 +168,8 @@ impl Shard {
         let Resumed { ticket, tunnel } = resumed;
         let key = key_of(ticket);
         let Some(moved) = tunnel else { return self.tunnel_will_not_come(border, key) };
-        let MovedTunnel { parcel, mut hop, session, facts, opened, client_address, from } = moved;
+        let MovedTunnel { parcel, hop, session, facts, opened, client_address, from } = moved;
+        let mut hop: Box<Hop> = hop.downcast().expect("only `tunnel_detached` makes one");
         let limits = &self.settings.config.limits;
         let clients = self.metrics.active_connections as usize;
         if self.conns.len().saturating_sub(clients) >= limits.worker_connections {

@@ -8,9 +8,9 @@ use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use crate::control::local::Ticket;
+use crate::control::local::{SessionFacts, Ticket};
 use crate::metrics::CloseReason;
-use crate::post::{Join, Leave, SessionFacts, SessionRow, Speaks, Stand};
+use crate::post::{Join, Leave, SessionRow, Speaks, Stand};
 
 /// Closed sessions that `/sessions` still shows.
 const RECENT: usize = 256;

@@ -18,9 +18,9 @@ use super::exchange::Way;
 use super::park::Gone;
 use super::table::Key;
 use crate::border::ConnId;
+use crate::control::local::SessionFacts;
 use crate::control::local::WorkKind;
 use crate::metrics::{CloseCode, CloseReason, Limit, ResumeWay};
-use crate::post::SessionFacts;
 use crate::trail::{Ask, Entry, Event, IdBegin, Part, Pings, Side, Timer};
 
 /// How long the events of a session are kept after its last one here.

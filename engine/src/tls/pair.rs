@@ -15,8 +15,8 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
-use crate::border::Listener;
-use crate::inlet::RECORD_BYTES;
+use crate::conn::Listener;
+use crate::tls::RECORD_BYTES;
 
 /// A certificate with less time left is spoken of.
 pub const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);

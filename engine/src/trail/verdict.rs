@@ -4,7 +4,7 @@ use ringway_proto::time::Time;
 
 use super::words::{said, span};
 use super::{Entry, Event, Side, Timeline};
-use crate::border::End;
+use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::CloseReason;
 

@@ -6,7 +6,7 @@ use ringway_proto::time::Time;
 use serde_json::{Map, Value, json};
 
 use super::{Ask, Event, Pings, Side, Timeline};
-use crate::border::End;
+use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::{CloseCode, ResumeWay};
 

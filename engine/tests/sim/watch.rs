@@ -25,7 +25,7 @@ const ANSWERS: Duration = Duration::from_secs(5);
 pub(super) fn carried(post: &ShardPost) -> Option<usize> {
     let parcel = match post {
         ShardPost::Core(CorePost::Connect(moved)) => &moved.parcel,
-        ShardPost::Core(CorePost::Resumed(resumed)) => resumed.tunnel.as_ref()?.parcel(),
+        ShardPost::Core(CorePost::Resumed(resumed)) => &resumed.tunnel.as_ref()?.parcel,
         _ => return None,
     };
     match parcel.socket {

@@ -13,7 +13,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
-use crate::border::ConnId;
+use crate::conn::ConnId;
 use crate::json::Object;
 
 /// How long a poll waits for work.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::poll::PollRequest;
+use ringway_proto::time::Time;
+
 use crate::config::{Dial, Function, Tenant};
 
 /// Keys are looked up in tables whose hash is seeded per process, so that the time of a lookup
@@ -49,6 +51,15 @@ pub struct Owner {
     pub function: Arc<str>,
     /// Canonical version id.
     pub version: Arc<str>,
+}
+
+/// What a session is, for all who ask.
+#[derive(Clone, Debug)]
+pub struct SessionFacts {
+    /// Whose it is.
+    pub owner: Arc<Owner>,
+    /// When it began.
+    pub opened: Time,
 }
 
 /// What a credential was allowed.

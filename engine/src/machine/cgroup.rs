@@ -5,7 +5,7 @@ use super::Host;
 const MOUNT: &str = "/sys/fs/cgroup";
 
 /// Bytes of memory, by version 2 or 1 of control groups.
-pub(super) fn memory(host: &Host) -> Option<u64> {
+pub(crate) fn memory(host: &Host) -> Option<u64> {
     let limit = |path: String, file: &str| host.number(&format!("{path}/{file}"));
     let new = groups(host, "").into_iter().filter_map(|path| limit(path, "memory.max"));
     let old = groups(host, "memory")
@@ -17,7 +17,7 @@ pub(super) fn memory(host: &Host) -> Option<u64> {
 }
 
 /// CPUs, in fractions.
-pub(super) fn cpus(host: &Host) -> Option<f64> {
+pub(crate) fn cpus(host: &Host) -> Option<f64> {
     let new = groups(host, "").into_iter().filter_map(|path| {
         let text = host.read(&format!("{path}/cpu.max"))?;
         let (quota, period) = text.split_once(' ')?;

@@ -1,0 +1,43 @@
+//! What a connection is called, where it came in, and how it ends.
+
+/// A connection of this core: slot and generation, so that a late fact finds nobody instead of
+/// the slot's next owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Index in every table kept per connection.
+    pub slot: u32,
+    /// How often the slot was used before.
+    pub generation: u32,
+}
+
+/// Which listener a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Listener {
+    /// Clients: 10081 by default.
+    Client,
+    /// Workers: 10086 by default.
+    Worker,
+}
+
+/// How a peer's bytes ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// FIN: the peer sends no more; what we send may still arrive.
+    Fin,
+    /// RST, or a send to a peer that is gone.
+    Reset,
+    /// The kernel gave up (keep-alive, user timeout).
+    Timeout,
+    /// Any other error of the socket.
+    Failed,
+}
+
+/// How we want a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Close {
+    /// Send all that is queued, then FIN; read and drop what still comes until the peer's FIN or
+    /// [`crate::border::LINGER`], so that no RST overtakes our last bytes.
+    Flush,
+    /// Drop what is queued, close at once: FIN, or RST if unread data is pending.
+    Now,
+}
