@@ -105,8 +105,8 @@ pub fn serve(
         Addresses { client: address(&client)?, worker: address(&worker)?, admin: address(&admin)? };
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let config = Arc::new(config);
-    let reloader = reload::Reloader::new(&config, source)?;
-    let entrances = reloader.entrances();
+    let reloader = reload::Reloader::new(&config, source, policy)?;
+    let (entrances, changes) = (reloader.entrances(), reloader.changes());
     let mut threads = Vec::with_capacity(count);
     let identity = Identity::new()?;
     let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
@@ -114,12 +114,12 @@ pub fn serve(
     let doors = client.into_iter().zip(worker).zip(inboxes);
     for (core, ((client, worker), inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
-        let (policy, posts, cores) = (policy.clone(), posts.clone(), cores.clone());
+        let (changes, posts, cores) = (changes.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
         let entrances = entrances.clone();
         let seat = core::Seat {
             settings,
-            policy,
+            changes,
             client,
             worker,
             posts,

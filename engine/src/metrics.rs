@@ -130,6 +130,21 @@ impl ShardMetrics {
         self.limit_hits[limit.index()] += 1;
     }
 
+    /// What only ever rises of it: the counters without the gauges, of a core that is silent or
+    /// has begun anew.
+    #[must_use]
+    pub fn counters(&self) -> Self {
+        let mut counters = self.clone();
+        counters.active_http_requests = 0;
+        counters.active_connections = 0;
+        counters.worker_connections_active = 0;
+        counters.limit_used = [0; Limit::COUNT];
+        counters.limit_max = [0; Limit::COUNT];
+        counters.io_backend = [0; Backend::COUNT];
+        counters.resumes.parked = 0;
+        counters
+    }
+
     /// Adds what another core has counted.
     pub fn add(&mut self, other: &Self) {
         self.active_http_requests += other.active_http_requests;

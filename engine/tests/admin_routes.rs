@@ -84,7 +84,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
 }
 
 fn snapshot(core: u16) -> Snapshot {
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = Snapshot { core, ..Snapshot::default() };
     snapshot.metrics.tokens_issued = 5;
     snapshot.sessions.push(SessionRow {
         request_id: ID.replace("6370", &format!("637{core}")).parse().unwrap(),

@@ -22,17 +22,26 @@ const LISTENERS: [(Listener, &str); 2] =
     [(Listener::Client, "client"), (Listener::Worker, "worker")];
 
 /// Counts of it, and what stands now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changes {
     /// By [`Change`]: taken, refused.
     counts: [[AtomicU64; 2]; 2],
     /// Unix time at which each listener's certificate expires; 0: it has none.
     not_after: [AtomicU64; 2],
-    /// None: the one of the start.
-    policy: Mutex<Option<Arc<Policy>>>,
+    policy: Mutex<Arc<Policy>>,
 }
 
 impl Changes {
+    /// Nothing was replaced yet: cores go by this policy.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>) -> Self {
+        Self {
+            counts: Default::default(),
+            not_after: Default::default(),
+            policy: Mutex::new(policy),
+        }
+    }
+
     /// Something was replaced, or stayed because the new one has faults.
     pub fn count(&self, change: Change, taken: bool) {
         self.counts[change as usize][usize::from(!taken)].fetch_add(1, Ordering::Relaxed);
@@ -45,12 +54,13 @@ impl Changes {
 
     /// Cores go by this one from now on.
     pub fn replace_policy(&self, policy: Arc<Policy>) {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
-    /// What cores go by, if it is not what they were started with.
+    /// What cores go by now. A core that begins anew after a panic asks for it, so that no key
+    /// that was revoked is good there for a moment.
     #[must_use]
-    pub fn policy(&self) -> Option<Arc<Policy>> {
+    pub fn policy(&self) -> Arc<Policy> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -23,6 +23,32 @@ pub struct Scraper {
     cores: Vec<Core>,
     asked: Mutex<Asked<Box<Snapshot>>>,
     trails: Mutex<Asked<Vec<Part>>>,
+    /// By core.
+    counted: Mutex<Vec<Counted>>,
+}
+
+/// What a core has shown of its counters. A shard that takes a dead one's place counts from 0, and
+/// a busy core may not answer in time; sums must not fall for that.
+#[derive(Clone, Debug, Default)]
+struct Counted {
+    /// Of shards that died, up to the last time each was asked.
+    before: Tally,
+    /// Of the shard there is, when it was last asked.
+    last: Tally,
+}
+
+/// The counters of one core.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    metrics: ShardMetrics,
+    idle: Duration,
+}
+
+impl Tally {
+    fn add_to(&self, snapshot: &mut Snapshot) {
+        snapshot.metrics.add(&self.metrics);
+        snapshot.idle += self.idle;
+    }
 }
 
 #[derive(Debug)]
@@ -49,7 +75,8 @@ impl<T> Default for Asked<T> {
 #[derive(Debug)]
 pub struct Scrape {
     snapshots: Vec<Snapshot>,
-    silent: usize,
+    /// What those have counted that did not answer, as far as it is known.
+    silent: Vec<ShardMetrics>,
 }
 
 impl Scraper {
@@ -58,6 +85,7 @@ impl Scraper {
     pub fn new(cores: Vec<Sender<ShardPost>>) -> Self {
         let core = |mailbox| Core { mailbox, ended: AtomicBool::new(false) };
         Self {
+            counted: Mutex::new(vec![Counted::default(); cores.len()]),
             cores: cores.into_iter().map(core).collect(),
             asked: Mutex::default(),
             trails: Mutex::default(),
@@ -96,8 +124,28 @@ impl Scraper {
         let answers = self.ask_all(&self.asked, |ticket| ShardPost::Snapshot { ticket }).await;
         let mut snapshots: Vec<Snapshot> = answers.into_iter().map(|answer| *answer).collect();
         snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
-        let silent = self.cores() - snapshots.len();
+        let mut silent = Vec::new();
+        for (core, counted) in lock(&self.counted).iter().enumerate() {
+            match snapshots.iter_mut().find(|snapshot| usize::from(snapshot.core) == core) {
+                Some(snapshot) => counted.before.add_to(snapshot),
+                None => {
+                    let mut shown = Snapshot { core: core as u16, ..Snapshot::default() };
+                    counted.before.add_to(&mut shown);
+                    counted.last.add_to(&mut shown);
+                    silent.push(shown.metrics);
+                }
+            }
+        }
         Scrape { snapshots, silent }
+    }
+
+    /// A core's shard has died, and another has taken its place.
+    pub fn restarted(&self, core: u16) {
+        if let Some(counted) = lock(&self.counted).get_mut(usize::from(core)) {
+            let last = std::mem::take(&mut counted.last);
+            counted.before.metrics.add(&last.metrics);
+            counted.before.idle += last.idle;
+        }
     }
 
     /// Asks every core what it has recorded of the sessions whose id begins so.
@@ -134,6 +182,9 @@ impl Scraper {
 
     /// A core's answer to [`Self::ask`] has come.
     pub fn answered(&self, ticket: u64, snapshot: Box<Snapshot>) {
+        if let Some(counted) = lock(&self.counted).get_mut(usize::from(snapshot.core)) {
+            counted.last = Tally { metrics: snapshot.metrics.counters(), idle: snapshot.idle };
+        }
         answer(&self.asked, ticket, snapshot);
     }
 
@@ -147,7 +198,7 @@ impl Scrape {
     /// Whether every core answered.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.silent == 0
+        self.silent.is_empty()
     }
 
     /// All cores' counters together.
@@ -156,6 +207,9 @@ impl Scrape {
         let mut sum = ShardMetrics::default();
         for snapshot in &self.snapshots {
             sum.add(&snapshot.metrics);
+        }
+        for counted in &self.silent {
+            sum.add(counted);
         }
         sum
     }
@@ -172,7 +226,7 @@ impl Scrape {
         let answered = self.snapshots.len();
         // Writing to a String cannot fail.
         let _ = writeln!(out, "ringway_cores{{state=\"answered\"}} {answered}");
-        let _ = writeln!(out, "ringway_cores{{state=\"silent\"}} {}", self.silent);
+        let _ = writeln!(out, "ringway_cores{{state=\"silent\"}} {}", self.silent.len());
         self.render_each(out);
     }
 
@@ -210,4 +264,50 @@ fn answer<T>(of: &Mutex<Asked<T>>, ticket: u64, answer: T) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds the lock can panic half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(core: u16, tokens: u64, parked: u64) -> Box<Snapshot> {
+        let mut snapshot = Snapshot { core, ..Snapshot::default() };
+        snapshot.metrics.tokens_issued = tokens;
+        snapshot.metrics.active_connections = 1;
+        snapshot.metrics.resumes.parked = parked;
+        snapshot.idle = Duration::from_secs(tokens);
+        Box::new(snapshot)
+    }
+
+    /// Asks both cores; only those of `answers` answer.
+    async fn sums(of: &Scraper, answers: &[(u16, u64)]) -> (u64, u64, u64, Duration) {
+        let ticket = lock(&of.asked).last + 1;
+        let answer = async {
+            tokio::task::yield_now().await;
+            answers
+                .iter()
+                .for_each(|(core, tokens)| of.answered(ticket, snapshot(*core, *tokens, 1)));
+        };
+        let (scrape, ()) = tokio::join!(of.ask(), answer);
+        let sum = scrape.sum();
+        let idle = scrape.snapshots.iter().map(|snapshot| snapshot.idle).sum();
+        (sum.tokens_issued, sum.active_connections, sum.resumes.parked, idle)
+    }
+
+    #[tokio::test]
+    async fn sums_of_counters_never_fall() {
+        let (senders, _inboxes): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| crate::ring::mailbox(8).unwrap()).unzip();
+        let scraper = Scraper::new(senders);
+        let seconds = Duration::from_secs;
+        assert_eq!(sums(&scraper, &[(0, 5), (1, 7)]).await, (12, 2, 2, seconds(12)));
+        // A silent core has counted at least what it showed last; its gauges are not known.
+        assert_eq!(sums(&scraper, &[(0, 6)]).await, (13, 1, 1, seconds(6)));
+        // A new shard counts from 0, twice.
+        scraper.restarted(1);
+        assert_eq!(sums(&scraper, &[(0, 6), (1, 2)]).await, (15, 2, 2, seconds(15)));
+        scraper.restarted(1);
+        assert_eq!(sums(&scraper, &[(0, 6), (1, 0)]).await, (15, 2, 2, seconds(15)));
+        assert_eq!(sums(&scraper, &[]).await, (15, 0, 0, seconds(0)));
+    }
 }

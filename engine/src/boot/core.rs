@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::occupant::{Occupant, Place};
+use crate::admin::Changes;
 use crate::border::Listener;
 use crate::config::{self, Config};
-use crate::control::local::Policy;
 use crate::inlet::Entrances;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
@@ -29,7 +29,8 @@ const PANIC_WINDOW: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) settings: ShardSettings,
-    pub(super) policy: Arc<Policy>,
+    /// Where the policy of the moment is.
+    pub(super) changes: Arc<Changes>,
     pub(super) client: TcpListener,
     pub(super) worker: TcpListener,
     pub(super) posts: mpsc::Sender<ControlPost>,
@@ -175,7 +176,7 @@ impl Seat {
             posts: self.posts.clone(),
             backend: self.backend,
         };
-        let shard = Shard::new(self.settings.clone(), self.policy.clone());
+        let shard = Shard::new(self.settings.clone(), self.changes.policy());
         let occupant = Occupant::new(shard, place);
         #[cfg(test)]
         let occupant = occupant.named(self.settings.incarnation);

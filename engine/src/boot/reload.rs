@@ -14,6 +14,7 @@ use super::{BootError, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;
 use crate::config::{Config, Front};
+use crate::control::local::Policy;
 use crate::inlet::{Entrance, Entrances};
 use crate::post::ShardPost;
 use crate::tls::{Files, Pair, PairError, Vault};
@@ -62,8 +63,12 @@ fn stamp(files: &Files) -> Stamp {
 
 impl Reloader {
     /// For a configuration that was read from `source`, if it was read from a file.
-    pub(super) fn new(config: &Arc<Config>, source: Option<PathBuf>) -> Result<Self, BootError> {
-        let changes = Arc::new(Changes::default());
+    pub(super) fn new(
+        config: &Arc<Config>,
+        source: Option<PathBuf>,
+        policy: Arc<Policy>,
+    ) -> Result<Self, BootError> {
+        let changes = Arc::new(Changes::new(policy));
         let mut certificates = Vec::new();
         let fronts = &config.fronts;
         for (listener, key, front) in [

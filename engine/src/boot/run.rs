@@ -173,7 +173,7 @@ pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
 }
 
 /// Handles the cores' messages until the last of them has ended.
-async fn watch_cores(inbox: &mut Inbox, admin: &Arc<Admin>, mut running: usize) {
+async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
     while let Some(post) = inbox.recv().await {
         match post {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
@@ -182,14 +182,7 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Arc<Admin>, mut running: usize) 
             ControlPost::Trail { ticket, parts } => admin.scraper.told(ticket, parts),
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
-                if let Some(policy) = admin.changes.policy() {
-                    // The new one was started with the first rules. Not awaited: that a core has
-                    // ended, and is told nothing any more, is heard here.
-                    let admin = Arc::clone(admin);
-                    tokio::spawn(async move {
-                        tell(&admin, || ShardPost::Policy(policy.clone())).await;
-                    });
-                }
+                admin.scraper.restarted(core);
                 if *admin.phase.borrow() == Phase::Draining {
                     // The new one has not heard of it. If it has no room, the last word has.
                     admin.scraper.tell_one(core, ShardPost::Stop);

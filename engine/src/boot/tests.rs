@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::core::{Seat, mailboxes, start};
+use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
 use crate::inlet::Entrances;
@@ -34,6 +35,7 @@ pub(super) fn panic_if_asked(name: u32, core: usize) {
 struct Cores {
     name: u32,
     senders: Arc<[Sender<ShardPost>]>,
+    changes: Arc<Changes>,
     threads: Vec<JoinHandle<()>>,
     told: mpsc::Receiver<ControlPost>,
     /// Each core's own client port.
@@ -50,6 +52,8 @@ impl Cores {
         let (senders, inboxes) = mailboxes(count, config.limits.mailbox).unwrap();
         let (mut threads, mut clients) = (Vec::new(), Vec::new());
         let origin = Instant::now();
+        let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
+        let changes = Arc::new(Changes::new(policy));
         for (core, inbox) in inboxes.into_iter().enumerate() {
             let client = TcpListener::bind("127.0.0.1:0").unwrap();
             let worker = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -68,13 +72,12 @@ impl Cores {
                 version: "test",
                 commit: "test",
             };
-            let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
-            let (posts, cores) = (posts.clone(), senders.clone());
+            let (posts, cores, changes) = (posts.clone(), senders.clone(), changes.clone());
             let (entrances, backend) = (Entrances::default(), Backend::Ring);
             let cpu = None;
             let seat = Seat {
                 settings,
-                policy,
+                changes,
                 client,
                 worker,
                 posts,
@@ -86,7 +89,7 @@ impl Cores {
             };
             threads.push(start(seat, inbox).unwrap());
         }
-        Self { name, senders, threads, told, clients, tickets: 0 }
+        Self { name, senders, changes, threads, told, clients, tickets: 0 }
     }
 
     /// A connection that has been answered.
@@ -169,6 +172,32 @@ fn after_a_panic_a_new_shard_serves_on_the_same_port_and_mailbox() {
     assert!(!answers(&mut old), "the old connection has ended");
     cores.ask(0);
     assert_eq!(cores.metrics(0).io_backend[Backend::Ring.index()], 1);
+    cores.stop();
+}
+
+/// The status of a call with the key of `ringway dev`, whose function no worker serves.
+fn status_of_a_call(client: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(client).unwrap();
+    let function = &Config::dev().functions[0].id;
+    let head = format!(
+        "GET /x HTTP/1.1\r\nHost: x\r\nauthorization: Bearer dev-key\r\nfunction-id: \
+         {function}\r\nfunction-version-id: unknown\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[test]
+fn after_a_panic_a_key_that_was_revoked_is_good_nowhere() {
+    let mut cores = Cores::start(1);
+    assert_eq!(status_of_a_call(cores.clients[0]), "404", "the key is good, the version is not");
+    // No core is told: a shard that dies with the message in its mailbox is not either.
+    cores.changes.replace_policy(Arc::new(Policy::new(&[], &[])));
+    assert_eq!(status_of_a_call(cores.clients[0]), "404");
+    cores.panic(0);
+    assert_eq!(status_of_a_call(cores.clients[0]), "401");
     cores.stop();
 }
 
