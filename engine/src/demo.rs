@@ -4,6 +4,7 @@
 //! It runs on a thread of its own and knows of the gateway only what any worker knows: an address,
 //! a key, and the two rules of `POST /v1/work` and `CONNECT /v1/proxy`.
 
+mod bridge;
 mod echo;
 mod poll;
 mod tunnel;

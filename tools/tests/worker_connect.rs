@@ -2,6 +2,7 @@
 
 mod worker_rig;
 
+use std::io::Read;
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -218,6 +219,57 @@ fn what_the_gateway_said_before_it_closed_arrives() {
     // The target keeps its end open, and the slot is free all the same.
     w.polls.poll_says(1, &[]);
     assert_eq!(sending.join().unwrap(), b"bye");
+}
+
+/// All bytes up to the end, and whether that is a FIN.
+fn end_of(line: &mut Line) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    let end = line.stream.read_to_end(&mut bytes);
+    (bytes, end.is_ok())
+}
+
+/// Contract CL-42: a body until close ends with a FIN, so that nothing else may look like one.
+#[test]
+fn each_side_ends_as_the_other_did_behind_what_was_said() {
+    for io in ["ring", "epoll"] {
+        let mut w = world(&["--io", io]);
+        for (by_target, by_fin) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut tunnel = w.tunnel();
+            tunnel.send("x");
+            let mut server = w.target.accept();
+            assert_eq!(server.take(1), b"x");
+            let (mut from, mut to) = if by_target { (server, tunnel) } else { (tunnel, server) };
+            // One that is lost may have bytes to read.
+            to.send("unread");
+            thread::sleep(Duration::from_millis(20));
+            from.send("last");
+            if by_fin {
+                from.take(6);
+            } else {
+                let socket = socket2::SockRef::from(from.stream.get_ref());
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(from);
+            let what = format!("{io}, by target: {by_target}, by FIN: {by_fin}");
+            assert_eq!(end_of(&mut to), (b"last".to_vec(), by_fin), "{what}");
+            drop(to);
+            w.polls.poll_says(1, &[]);
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_is_killed_leaves_resets() {
+    let mut w = world(&[]);
+    let mut tunnel = w.tunnel();
+    tunnel.send("x");
+    let mut server = w.target.accept();
+    assert_eq!(server.take(1), b"x");
+    server.send("half");
+    assert_eq!(tunnel.take(4), b"half");
+    w.worker.signal("-KILL");
+    assert_eq!(end_of(&mut tunnel), (Vec::new(), false));
+    assert_eq!(end_of(&mut server), (Vec::new(), false));
 }
 
 #[test]

@@ -27,8 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Receive window of a stream and of a tunnel.
 const WINDOW: u32 = 16 << 20;
-/// Buffer of each direction of a bridge.
-const COPY_BYTES: usize = 64 * 1024;
+/// What a bridge takes before it dials its server.
+const FIRST_BYTES: usize = 64 * 1024;
 /// Fields and bytes of a request head: more than the gateway lets through.
 const MAX_FIELDS: usize = 1024;
 const MAX_HEAD_BYTES: usize = 1 << 20;
@@ -135,19 +135,15 @@ impl Tunnel {
     }
 
     async fn bridge(mut self, target: &str) -> io::Result<()> {
-        let mut server = TcpStream::connect(target).await?;
+        let server = TcpStream::connect(target).await?;
         server.set_nodelay(true)?;
         // A worker is silent until the gateway speaks (contract WK-12), but an HTTP/2 server is
         // not: hold it back until the first bytes have come.
-        let mut first = BytesMut::with_capacity(COPY_BYTES);
+        let mut first = BytesMut::with_capacity(FIRST_BYTES);
         if self.read_buf(&mut first).await? == 0 {
             return Ok(());
         }
-        server.write_all(&first).await?;
-        drop(first);
-        tokio::io::copy_bidirectional_with_sizes(&mut self, &mut server, COPY_BYTES, COPY_BYTES)
-            .await?;
-        Ok(())
+        super::bridge::join(self.stream, &first, server).await
     }
 }
 

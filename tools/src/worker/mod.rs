@@ -10,6 +10,8 @@
 mod answer;
 mod bell;
 mod connect;
+#[expect(unsafe_code, reason = "socket options of the runtime's sockets")]
+mod cut;
 mod net;
 mod place;
 mod poll;
@@ -299,7 +301,7 @@ fn tell(session: &str, target: &Place, ended: Ended) {
             tracing::warn!(session, target = target.authority, %error, "the target does not answer");
         }
         Ended::Closed { by, bytes: (to_target, to_gateway), error } => {
-            let error = error.map(|error| error.to_string());
+            let error = error.map(|(side, error)| format!("{side:?}: {error}"));
             tracing::info!(session, ?by, to_target, to_gateway, error, "tunnel closed");
         }
     }
