@@ -89,7 +89,7 @@ impl Core for Bare {
     /// half-closed connection, and what is relayed over it needs none.)
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.part(border, conn);
-        if end == End::Fin {
+        if end.is_half() {
             border.close(conn, Close::Flush);
         }
     }

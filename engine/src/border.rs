@@ -58,9 +58,9 @@ pub trait Core {
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
 
-    /// The peer will send nothing more. After anything but [`End::Fin`] the id is dead: its output
-    /// is dropped and it needs no close. After `Fin` the core closes it when it is done with it; if
-    /// the connection breaks before that, one more end (never a second `Fin`) tells so.
+    /// The peer will send nothing more. If that was no [half](End::is_half) of an end, the id is
+    /// dead: its output is dropped and it needs no close. After a half the core closes it when it is
+    /// done with it; if the connection breaks before that, one more end (never a second half) tells so.
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
 
     /// The address of the client behind a balancer, as its PROXY header tells: from now on this is
@@ -326,6 +326,18 @@ impl Border {
             && output.paused != paused
         {
             output.paused = paused;
+            self.wishes.push(Wish::Look(conn));
+        }
+    }
+
+    /// Says that a message of ours has begun (or is whole) whose end is nothing but the connection's:
+    /// a body until close, a stream of bytes. Until it is whole the connection ends by RST, however
+    /// it is closed and also if this process dies: FIN would tell the peer that nothing is missing.
+    pub fn set_open_ended(&mut self, conn: ConnId, open_ended: bool) {
+        if let Some(output) = live(&mut self.outputs, conn)
+            && output.open_ended != open_ended
+        {
+            output.open_ended = open_ended;
             self.wishes.push(Wish::Look(conn));
         }
     }

@@ -24,6 +24,9 @@ pub enum Listener {
 pub enum End {
     /// FIN: the peer sends no more; what we send may still arrive.
     Fin,
+    /// FIN without the peer's word that it has said all (TLS without `close_notify`): something may
+    /// be missing. What we send may still arrive.
+    Truncated,
     /// RST, or a send to a peer that is gone.
     Reset,
     /// The kernel gave up (keep-alive, user timeout).
@@ -32,12 +35,21 @@ pub enum End {
     Failed,
 }
 
+impl End {
+    /// Whether only the peer's bytes have ended: the connection itself is still there.
+    #[must_use]
+    pub fn is_half(self) -> bool {
+        matches!(self, Self::Fin | Self::Truncated)
+    }
+}
+
 /// How we want a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Close {
     /// Send all that is queued, then FIN; read and drop what still comes until the peer's FIN or
-    /// [`crate::border::LINGER`], so that no RST overtakes our last bytes.
+    /// [`crate::border::LINGER`], so that no RST overtakes our last bytes. RST instead of FIN where
+    /// the end would say too much ([`crate::border::Border::set_open_ended`]).
     Flush,
-    /// Drop what is queued, close at once: FIN, or RST if unread data is pending.
+    /// Drop what is queued, close at once: FIN, or RST if unread data is pending, or as above.
     Now,
 }

@@ -23,6 +23,7 @@ pub struct Output {
     pub(crate) dirty: bool,
     pub(crate) paused: bool,
     pub(crate) detaching: bool,
+    pub(crate) open_ended: bool,
     pub(crate) close: Option<Close>,
     /// When the queue began to wait, or the kernel last took some of it.
     pub(crate) waiting_since: Time,
@@ -51,6 +52,12 @@ impl Output {
     #[must_use]
     pub fn is_detaching(&self) -> bool {
         self.detaching
+    }
+
+    /// Whether the connection's end would pass for the end of a message that is not whole.
+    #[must_use]
+    pub fn is_open_ended(&self) -> bool {
+        self.open_ended
     }
 
     /// How the connection is to be ended, once asked.

@@ -195,6 +195,54 @@ fn a_lingering_connection_ends_without_a_fin_from_its_peer() {
     desk.finish();
 }
 
+/// Bytes the peer gets, and the error that ends them, if it is no FIN.
+fn got(mut client: TcpStream) -> (usize, Option<ErrorKind>) {
+    let mut bytes = Vec::new();
+    let error = client.read_to_end(&mut bytes).err();
+    (bytes.len(), error.map(|error| error.kind()))
+}
+
+fn an_open_end_is_a_reset_unless_the_message_became_whole_and_is_sent() {
+    for (how, whole, expected) in [
+        (Close::Flush, true, (9, None)),
+        (Close::Flush, false, (9, Some(ErrorKind::ConnectionReset))),
+        (Close::Now, true, (4, Some(ErrorKind::ConnectionReset))),
+        (Close::Now, false, (4, Some(ErrorKind::ConnectionReset))),
+    ] {
+        let desk = desk();
+        let client = connect(&desk);
+        let conn = desk.accepted(0);
+        desk.ask(move |_, border| {
+            border.put(conn, b"half");
+            border.set_open_ended(conn, true);
+        });
+        settled(&desk);
+        desk.ask(move |_, border| {
+            border.put(conn, b" more");
+            border.set_open_ended(conn, !whole);
+            border.close(conn, how);
+        });
+        assert_eq!(got(client), expected, "{how:?}, whole: {whole}");
+        all_closed(&desk);
+        desk.finish();
+    }
+}
+
+fn an_open_end_is_a_reset_when_the_reactor_ends() {
+    let desk = desk();
+    let (open_ended, other) = (connect(&desk), connect(&desk));
+    let (conn, _) = (desk.accepted(0), desk.accepted(1));
+    desk.ask(move |_, border| {
+        border.put(conn, b"half");
+        border.set_open_ended(conn, true);
+    });
+    settled(&desk);
+    desk.finish();
+    let both = [got(open_ended), got(other)];
+    assert!(both.contains(&(4, Some(ErrorKind::ConnectionReset))), "{both:?}");
+    assert!(both.contains(&(0, None)), "{both:?}");
+}
+
 fn a_reset_is_told_once_and_after_the_bytes_before_it() {
     let desk = desk();
     let mut client = connect(&desk);
@@ -561,6 +609,8 @@ on_both_backends! {
     a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending,
     a_peer_that_never_stops_sending_is_cut_off_after_the_budget,
     a_lingering_connection_ends_without_a_fin_from_its_peer,
+    an_open_end_is_a_reset_unless_the_message_became_whole_and_is_sent,
+    an_open_end_is_a_reset_when_the_reactor_ends,
     a_reset_is_told_once_and_after_the_bytes_before_it,
     a_reset_found_by_a_send_is_told_once,
     bytes_before_a_reset_that_a_send_finds_are_not_lost,

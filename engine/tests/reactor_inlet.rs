@@ -202,6 +202,19 @@ fn much_goes_both_ways_and_memory_stays_small() {
 }
 
 #[test]
+fn an_end_without_close_notify_is_told_as_such() {
+    let issued = Issued::new();
+    let (running, sight) = echo(issued.options());
+    let mut stream = issued.connect(running.address);
+    stream.write_all(b"!").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+    until("the end of the connection", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
+    assert_eq!(running.stop(Order::Stop).core.ends, [End::Truncated]);
+}
+
+#[test]
 fn a_reader_that_is_slow_stops_the_writer() {
     let issued = Issued::new();
     let (running, sight) = echo(issued.options());

@@ -156,6 +156,12 @@ impl Inlet {
         matches!(&self.stage, Stage::Tls(session) if session.is_established())
     }
 
+    /// Whether the peer's bytes, should they end here, lack the word that they are all there are.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        matches!(&self.stage, Stage::Tls(tls) if tls.is_established() && !tls.is_finished())
+    }
+
     /// Whether there is nothing left for it to do.
     #[must_use]
     pub fn is_through(&self) -> bool {

@@ -5,7 +5,7 @@ use super::socket::Phase;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::uring::Report;
-use crate::border::{ConnId, Core, End, Listener};
+use crate::border::{ConnId, Core, End, Listener, Output};
 use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
 use crate::pool::Segment;
 
@@ -62,7 +62,7 @@ impl<C: Core> Reactor<C> {
                 self.border.pool.release(segment);
             }
             Fact::Fin => {
-                self.fin(conn);
+                self.half_ended(conn, End::Fin);
                 self.looks.push(conn);
             }
             Fact::Failed(failure) => self.inlet_failed(conn, &failure),
@@ -109,7 +109,8 @@ impl<C: Core> Reactor<C> {
     /// Seals a bounded part of the connection's output, and sends of what is sealed.
     pub(super) fn send_sealed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let last = matches!(socket.phase, Phase::Flushing);
+        let open_ended = self.border.output(conn).is_some_and(Output::is_open_ended);
+        let last = matches!(socket.phase, Phase::Flushing) && !open_ended;
         let fd = socket.fd();
         let Some(inlet) = socket.inlet.as_deref_mut() else { return };
         let Some((output, pool)) = self.border.output_mut(conn) else { return };

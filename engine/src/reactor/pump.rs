@@ -13,6 +13,7 @@ use super::timer::{Due, FLUSH_STALL};
 use super::uring::{Report, SEND_SEGMENTS};
 use super::{News, Reactor};
 use crate::border::{Border, Close, ConnId, Core, End, Output};
+use crate::inlet::Inlet;
 use crate::pool::Segment;
 
 /// How many bytes of a peer that does not stop sending are dropped after a close; then the
@@ -45,7 +46,7 @@ impl<C: Core> Reactor<C> {
                 socket.dropped += segment.len as usize;
                 self.looks.push(conn);
             }
-            (None, 0) => self.fin(conn),
+            (None, 0) => self.bytes_ended(conn),
             (None, libc::ENOBUFS) => {
                 socket.receive = Receive::Starved;
                 self.starved.push_back(conn);
@@ -147,7 +148,15 @@ impl<C: Core> Reactor<C> {
 
     // ---- how a connection ends ----
 
-    pub(super) fn fin(&mut self, conn: ConnId) {
+    /// The socket has no more bytes: that is the peer's word that it has said all, unless it should
+    /// have said so by TLS (RFC 8446 §6.1).
+    fn bytes_ended(&mut self, conn: ConnId) {
+        let inlet = self.sockets.get(conn).and_then(|socket| socket.inlet.as_deref());
+        let cut = inlet.is_some_and(Inlet::is_cut_short);
+        self.half_ended(conn, if cut { End::Truncated } else { End::Fin });
+    }
+
+    pub(super) fn half_ended(&mut self, conn: ConnId, half: End) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let told = std::mem::replace(&mut socket.fin, true);
         if let Some(end) = socket.broken {
@@ -155,7 +164,7 @@ impl<C: Core> Reactor<C> {
             self.fail(conn, end);
         } else if !told && self.border.is_open(conn) {
             self.keep(conn);
-            self.call(|core, border| core.ended(border, conn, End::Fin));
+            self.call(|core, border| core.ended(border, conn, half));
         }
     }
 
@@ -184,6 +193,7 @@ impl<C: Core> Reactor<C> {
 
     /// Starts or stops what the connection's state asks for; closes it when nothing is left.
     pub(super) fn look(&mut self, conn: ConnId) {
+        self.heed_open_end(conn);
         self.heed_close(conn);
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let spent = socket.dropped > DROP_BUDGET;
@@ -217,6 +227,15 @@ impl<C: Core> Reactor<C> {
         if socket.broken.is_some() && socket.receive == Receive::Idle {
             // No receive will tell. Facts are told at a turn's start only.
             self.news.push(News::Broken(conn));
+        }
+    }
+
+    /// From when the connection's end would say too much, its close is a RST, this process's end
+    /// included. That it says no more than it may shows when all is sent ([`Self::flushed`]).
+    fn heed_open_end(&mut self, conn: ConnId) {
+        let open_ended = self.border.output(conn).is_some_and(Output::is_open_ended);
+        if let (true, Some(socket)) = (open_ended, self.sockets.get_mut(conn)) {
+            socket.set_resets(true);
         }
     }
 
@@ -319,6 +338,11 @@ impl<C: Core> Reactor<C> {
         if !matches!(socket.phase, Phase::Flushing) {
             return;
         }
+        if self.border.output(conn).is_some_and(Output::is_open_ended) {
+            socket.phase = Phase::Closing;
+            return self.look(conn);
+        }
+        socket.set_resets(false);
         if socket.fin && !socket.is_receiving() {
             // Both have said all: closing says our FIN.
             socket.phase = Phase::Closing;

@@ -15,7 +15,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 
 use ringway_proto::time::Time;
-use socket2::SockAddr;
+use socket2::{SockAddr, SockRef};
 
 use super::tag::Tag;
 use crate::border::{ConnId, End};
@@ -84,6 +84,8 @@ pub(super) struct Socket {
     pub(super) cancelled: bool,
     /// The peer's FIN came.
     pub(super) fin: bool,
+    /// However it is closed, and whoever closes it, that is a RST.
+    pub(super) resets: bool,
     /// A send found the connection broken; told when the receive has brought the last bytes.
     pub(super) broken: Option<End>,
     /// When a flush last made progress.
@@ -106,6 +108,7 @@ impl Socket {
             polling: false,
             cancelled: false,
             fin: false,
+            resets: false,
             broken: None,
             progress: Time::ZERO,
             dropped: 0,
@@ -115,6 +118,14 @@ impl Socket {
 
     pub(super) fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
+    }
+
+    /// Lets its close be a RST, whatever of it is sent (`SO_LINGER` of no time), or a FIN again.
+    pub(super) fn set_resets(&mut self, resets: bool) {
+        let linger = resets.then_some(std::time::Duration::ZERO);
+        if self.resets != resets && SockRef::from(&self.stream).set_linger(linger).is_ok() {
+            self.resets = resets;
+        }
     }
 
     pub(super) fn is_receiving(&self) -> bool {

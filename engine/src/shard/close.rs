@@ -149,13 +149,16 @@ impl Cause {
                 CloseCode::Timeout,
                 "the client's connection timed out",
             ),
-            End::Fin | End::Reset | End::Failed => Self::CLIENT_GONE,
+            End::Fin | End::Truncated | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 
     pub(crate) fn ended(end: End) -> Self {
         let (code, detail) = match end {
             End::Fin => (CloseCode::Eof, "the worker closed the tunnel"),
+            End::Truncated => {
+                (CloseCode::Eof, "the worker closed the tunnel without TLS close_notify")
+            }
             End::Reset => (CloseCode::Reset, "the worker reset the tunnel"),
             End::Timeout => (CloseCode::Timeout, "the tunnel's TCP connection timed out"),
             End::Failed => (CloseCode::Unknown, "the tunnel's socket failed"),
@@ -164,13 +167,11 @@ impl Cause {
     }
 }
 
-/// Design 3.11: which code a hop's reset becomes on the other hop.
+/// Design 3.11: which code a hop's reset becomes on the other hop. A message that was cut must not
+/// look whole there, so that `NO_ERROR` is none of them (contract CL-42, RFC 9113 §8.1).
 pub(crate) fn relayed_code(code: ErrorCode) -> ErrorCode {
     match code {
-        ErrorCode::Cancel
-        | ErrorCode::NoError
-        | ErrorCode::RefusedStream
-        | ErrorCode::EnhanceYourCalm => code,
+        ErrorCode::Cancel | ErrorCode::RefusedStream | ErrorCode::EnhanceYourCalm => code,
         _ => ErrorCode::InternalError,
     }
 }
@@ -205,9 +206,8 @@ impl Shard {
         code: ErrorCode,
     ) {
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
-        let code = relayed_code(code);
         if exchange.client.conn == conn {
-            self.drop_exchange(border, slot, None, Some(code));
+            self.drop_exchange(border, slot, None, Some(relayed_code(code)));
         } else if exchange.down.ended && code == ErrorCode::NoError {
             // The worker has answered in full and wants no more of the request; what waits of
             // the answer is still delivered.
@@ -216,7 +216,7 @@ impl Shard {
             let client = exchange.client.conn;
             self.let_go(border, Some(client), waiting);
         } else {
-            self.drop_exchange(border, slot, Some(code), None);
+            self.drop_exchange(border, slot, Some(relayed_code(code)), None);
         }
     }
 
@@ -250,7 +250,9 @@ impl Shard {
         let (status, worker) = (exchange.status, exchange.worker);
         let code = ErrorCode::Cancel;
         if status != 0 {
-            return self.drop_exchange(border, slot, Some(code), Some(code));
+            // A response that was begun and is given up: some clients take CANCEL for its end.
+            let client = Some(ErrorCode::InternalError);
+            return self.drop_exchange(border, slot, client, Some(code));
         }
         if let Some(at) = worker
             && let Some(hop) = self.conns.hop_mut(at.conn)

@@ -173,13 +173,13 @@ impl Shard {
         self.response_head(border, at, &fields, (informational, ended));
         self.fields = fields;
         if upgrade {
-            self.begin_raw(at);
+            self.begin_raw(border, at);
         }
     }
 
     /// The worker has changed protocols and the client has been told: bytes from now on
     /// (contract CL-47).
-    fn begin_raw(&mut self, at: At) {
+    fn begin_raw(&mut self, border: &mut Border, at: At) {
         let Some(h1) = self.h1_mut(at.conn) else { return };
         let slot = h1.tag(at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
@@ -190,6 +190,7 @@ impl Shard {
         for conn in [at.conn, client] {
             if let Some(h1) = self.h1_mut(conn) {
                 h1.codec.raw();
+                border.set_open_ended(conn, true);
             }
         }
         // The tunnel ends with the exchange, and with it the session; when its client is lost it

@@ -42,6 +42,7 @@ impl Shard {
         }
         // Contract CL-42: what is not whole must not look whole.
         let whole = h1.codec.has_written_all();
+        border.set_open_ended(conn, !whole && h1.codec.is_open_ended());
         border.close(conn, if whole { Close::Flush } else { Close::Now });
         let how = if leaving { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::Done };
         self.client_gone(border, conn, how);
@@ -92,7 +93,8 @@ impl Shard {
     }
 
     /// One side of a stream of bytes has ended: what was received goes out, then both end
-    /// (contract CL-47), the tunnel not before another one is there that stands in for it.
+    /// (contract CL-47), the tunnel not before another one is there that stands in for it. A FIN on
+    /// one side is a FIN on the other; whatever cut the bytes short is a RST there.
     fn end_raw(&mut self, border: &mut Border, slot: u32, (by_worker, end): (bool, End)) {
         for way in [Way::Up, Way::Down] {
             let Some(exchange) = self.exchanges.at_mut(slot) else { return };
@@ -111,6 +113,9 @@ impl Shard {
         let Some(exchange) = self.exchanges.at(slot) else { return };
         let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
         let key = exchange.attachment.filter(|_| !by_worker);
+        for conn in [Some(client), tunnel].into_iter().flatten() {
+            border.set_open_ended(conn, end != End::Fin);
+        }
         let replaced = key.is_some_and(|key| self.ask_spare(key));
         border.close(client, Close::Flush);
         if let Some(tunnel) = tunnel

@@ -174,6 +174,14 @@ impl Link {
 
     // ---- DATA ----
 
+    /// Whether the peer takes the connection's end for the end of our message.
+    pub(crate) fn is_open_ended(&self) -> bool {
+        match self {
+            Self::H2(_) => false,
+            Self::H1(h1) => h1.codec.is_open_ended(),
+        }
+    }
+
     /// How much may be sent on the stream now, in one frame.
     pub(crate) fn data_room(&self, key: StreamKey) -> usize {
         match self {

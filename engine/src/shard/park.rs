@@ -60,7 +60,8 @@ impl Gone {
             Self::Ended(_) if hop.client().is_some_and(|client| client.said_goaway) => {
                 Manner::Clean
             }
-            Self::Ended(End::Fin) if hop.link.streams() == 0 => Manner::Silent,
+            // Many clients never say `close_notify`.
+            Self::Ended(end) if end.is_half() && hop.link.streams() == 0 => Manner::Silent,
             Self::Ended(_) => Manner::Unclean,
         }
     }

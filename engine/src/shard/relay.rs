@@ -77,7 +77,10 @@ impl Shard {
         let to = exchange.to(way);
         let pipe = exchange.pipe(way);
         pipe.bytes += len as u64;
-        pipe.ended |= piece.end;
+        if pipe.ended {
+            return self.unwanted(border, slot, way, piece);
+        }
+        pipe.ended = piece.end;
         let waits = pipe.queued > 0 || pipe.scheduled;
         if let Some(to) = to
             && !waits
@@ -144,6 +147,18 @@ impl Shard {
             self.holding(border, Some(piece.at.conn), len);
         }
         self.schedule(border, slot, way);
+    }
+
+    /// The receiver wanted no more and has ended its stream in order, while its answer is still on
+    /// its way to the sender.
+    fn unwanted(&mut self, border: &mut Border, slot: u32, way: Way, piece: Piece) {
+        if let Some(hop) = self.conns.hop_mut(piece.at.conn) {
+            let len = piece.payload.len as usize;
+            hop.link.drained(piece.at.key, len, false, &mut border.sink(piece.at.conn));
+        }
+        if piece.end {
+            self.direction_done(border, slot, way);
+        }
     }
 
     /// Counts bytes that wait against the core and the connection they came from.
@@ -402,9 +417,9 @@ impl Shard {
         let own = exchange.attachment.is_none() && way == Way::Up;
         let to = exchange.to(way);
         let pipe = exchange.pipe(way);
-        pipe.ended = true;
+        let unwanted = std::mem::replace(&mut pipe.ended, true);
         match to {
-            _ if own => self.direction_done(border, slot, way),
+            _ if own || unwanted => self.direction_done(border, slot, way),
             Some(to) if pipe.queued == 0 && !pipe.scheduled => {
                 if let Some(hop) = self.conns.hop_mut(to.conn) {
                     let out = &mut border.sink(to.conn);
@@ -494,6 +509,9 @@ impl Shard {
         if let Some(hop) = self.conns.hop_mut(to.conn) {
             let out = &mut border.sink(to.conn);
             let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
+            if hop.link.is_open_ended() {
+                border.set_open_ended(to.conn, true);
+            }
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
         if let Some(key) = key.filter(|_| first) {

@@ -181,7 +181,7 @@ impl Shard {
     /// answer that was on its way did not arrive: its work is queued again.
     pub(super) fn door_gone(&mut self, border: &mut Border, conn: ConnId, end: End) {
         let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
-        self.leave_desk(conn, &door, end == End::Fin && border.queued(conn) == 0);
+        self.leave_desk(conn, &door, end.is_half() && border.queued(conn) == 0);
         self.moved_nowhere(&door);
         self.answer_polls(border);
     }

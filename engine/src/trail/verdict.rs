@@ -76,7 +76,7 @@ impl Timeline {
     fn client_left(&self, at: Time, after: &str) -> String {
         let left = self.last_before(at, |event| matches!(event, Event::ClientEnded { .. }));
         match left.map(|left| left.event) {
-            Some(Event::ClientEnded { end: End::Fin, busy: false }) | None => {
+            Some(Event::ClientEnded { end: End::Fin | End::Truncated, busy: false }) | None => {
                 format!("ended by the client, {after}")
             }
             Some(_) => format!("{}, {after}", self.lost(at)),
@@ -155,8 +155,10 @@ impl Timeline {
         };
         let clock = self.clock(at);
         match (end, busy) {
-            (End::Fin, false) => format!("client left {clock}"),
-            (End::Fin, true) => format!("client left {clock} in the middle of a call"),
+            (End::Fin | End::Truncated, false) => format!("client left {clock}"),
+            (End::Fin | End::Truncated, true) => {
+                format!("client left {clock} in the middle of a call")
+            }
             _ => format!("client lost its network {clock}"),
         }
     }

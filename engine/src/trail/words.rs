@@ -211,6 +211,7 @@ impl Side {
 pub(super) fn how(end: End) -> &'static str {
     match end {
         End::Fin => "FIN",
+        End::Truncated => "FIN without TLS close_notify",
         End::Reset => "connection reset",
         End::Timeout => "timed out",
         End::Failed => "socket error",

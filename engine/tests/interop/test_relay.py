@@ -114,6 +114,29 @@ def test_cl40_trailers_both_ways(bare, worker, attach):
     assert body == b"answer" and trailers.get("x-end") == "1"
 
 
+LATE = ["nvcf-reqid", "forwarded", "x-forwarded-for", "x-forwarded-port", "authorization",
+        "proxy-authorization", "cookie", "set-cookie", "function-id", "function-version-id",
+        "sec-websocket-protocol", "content-type", "content-encoding", "content-range", "trailer"]
+
+
+def test_cl29_cl30_cl36_trailers_carry_nothing_that_the_head_may_not(bare, worker, attach):
+    """RFC 9110 6.5.1; what is left of them passes."""
+    session = attach(bare, worker)
+    late = [(name, "evil") for name in LATE] + [("te", "trailers")]
+    session.client.data(session.stream, b"body")
+    session.client.headers(session.stream, [("x-sum", "7"), *late, ("x-sum", "8")],
+                           end_stream=True)
+    trailers = session.tunnel.body(session.request.stream)[1]
+    assert trailers.fields == [("x-sum", "7"), ("x-sum", "8")]
+    session.answer(fields=OK[1:])
+    session.tunnel.data(session.request.stream, b"answer")
+    session.tunnel.headers(session.request.stream, [*late, *DONE, ("grpc-status-details-bin", "AA")],
+                           end_stream=True)
+    session.client.head(session.stream)
+    trailers = session.client.body(session.stream)[1]
+    assert trailers.fields == [*DONE, ("grpc-status-details-bin", "AA")]
+
+
 def test_cl35_informational_responses(bare, worker, attach):
     """CL-35: 103 passes; 100 may be dropped; the final head is the final head."""
     session = attach(bare, worker)
@@ -173,10 +196,10 @@ def test_early_response_without_a_reset_lets_the_upload_go_on(bare, worker, atta
 
 # --- resets (design 3.11) -------------------------------------------------------------------
 
-SAME = {code: code for code in (CANCEL, NO_ERROR, REFUSED_STREAM, ENHANCE_YOUR_CALM,
-                                INTERNAL_ERROR)}
-OWN = {code: INTERNAL_ERROR for code in (PROTOCOL_ERROR, FLOW_CONTROL_ERROR, 9, 6, STREAM_CLOSED,
-                                         4, 10, 12, 13, 0xFF)}
+SAME = {code: code for code in (CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM, INTERNAL_ERROR)}
+# NO_ERROR is for what is whole (CL-42, RFC 9113 8.1).
+OWN = {code: INTERNAL_ERROR for code in (NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, 9, 6,
+                                         STREAM_CLOSED, 4, 10, 12, 13, 0xFF)}
 
 
 @pytest.mark.parametrize("code, wanted", list({**SAME, **OWN}.items()),

@@ -253,7 +253,7 @@ impl Core for Desk {
         self.bytes.entry(conn).or_default().extend_from_slice(border.pool.bytes(segment));
     }
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        assert_eq!(border.is_open(conn), end == End::Fin);
+        assert_eq!(border.is_open(conn), end.is_half());
         self.facts.push(Fact::Ended(conn, end));
     }
     fn awaits(&self, _: ConnId) -> bool {

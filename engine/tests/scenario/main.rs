@@ -4,6 +4,7 @@ mod calls;
 mod cores;
 mod cores_trouble;
 mod crowd;
+mod cut;
 mod dial;
 mod ends;
 mod http1;

@@ -25,6 +25,8 @@ pub(crate) struct World {
     /// What the shard dials, oldest first.
     pub(crate) dials: VecDeque<(ConnId, SocketAddr)>,
     blocked: HashSet<ConnId>,
+    /// Connections that were closed by RST.
+    reset: HashSet<ConnId>,
     /// Bytes of one receive at most: tests split input anywhere.
     pub(crate) cut: usize,
     /// Reads a counter of allocations; `counted` is what the shard's calls added to it.
@@ -114,6 +116,7 @@ impl World {
             next_port: 40_000,
             dials: VecDeque::new(),
             blocked: HashSet::new(),
+            reset: HashSet::new(),
             cut: usize::MAX,
             count: || 0,
             counted: 0,
@@ -156,7 +159,7 @@ impl World {
 
     pub(crate) fn end(&mut self, conn: ConnId, end: End) {
         self.shard.ended(&mut self.border, conn, end);
-        if end != End::Fin {
+        if !end.is_half() {
             self.border.kill(conn);
         }
         self.settle();
@@ -170,6 +173,11 @@ impl World {
 
     pub(crate) fn is_closed(&self, conn: ConnId) -> bool {
         self.outputs.get(&conn).is_none_or(|output| output.1)
+    }
+
+    /// Whether a connection was closed so that its end cannot pass for that of a message.
+    pub(crate) fn is_reset(&self, conn: ConnId) -> bool {
+        self.is_closed(conn) && self.reset.contains(&conn)
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {
@@ -231,6 +239,9 @@ impl World {
         self.dials.retain(|(dialled, _)| *dialled != conn);
         if self.border.output(conn).is_some_and(|output| output.closing().is_some()) {
             self.outputs.entry(conn).or_default().1 = true;
+            if self.border.output(conn).is_some_and(Output::is_open_ended) {
+                self.reset.insert(conn);
+            }
             self.border.free(conn);
         } else if self.border.output(conn).is_some_and(Output::is_detaching) {
             self.held.push(conn);

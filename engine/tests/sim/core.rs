@@ -409,6 +409,7 @@ impl Core {
     }
 
     fn look(&mut self, conn: ConnId, around: &mut Around<'_>) {
+        self.heed_open_end(conn);
         self.heed_close(conn);
         let Some(socket) = self.kernel.get_mut(conn) else { return };
         let spent = socket.dropped > DROP_BUDGET;
@@ -439,6 +440,13 @@ impl Core {
         }
     }
 
+    fn heed_open_end(&mut self, conn: ConnId) {
+        let open_ended = self.border.output(conn).is_some_and(Output::is_open_ended);
+        if let (true, Some(socket)) = (open_ended, self.kernel.get_mut(conn)) {
+            socket.resets = true;
+        }
+    }
+
     fn heed_close(&mut self, conn: ConnId) {
         let Some(output) = self.border.output(conn) else { return };
         let closing = output.closing();
@@ -466,12 +474,17 @@ impl Core {
             return;
         }
         self.border.kill(conn);
-        let (link, still) = (socket.link, !socket.is_receiving() && !socket.polling);
+        let (link, resets) = (socket.link, socket.resets);
+        let still = !socket.is_receiving() && !socket.polling;
         if still {
             note("core", self.number, "closes link", [link as u64, u64::from(conn.slot)]);
             self.kernel.remove(conn);
             self.border.free(conn);
-            around.wires.close(link, self.border.now, around.seed);
+            if resets {
+                around.wires.cut(link, self.border.now, around.seed);
+            } else {
+                around.wires.close(link, self.border.now, around.seed);
+            }
         }
     }
 
@@ -491,7 +504,11 @@ impl Core {
         }
         let link = socket.link;
         if output.queue().is_empty() {
-            if socket.phase == Phase::Flushing {
+            if socket.phase == Phase::Flushing && output.is_open_ended() {
+                socket.phase = Phase::Closing;
+                self.look(conn, around);
+            } else if socket.phase == Phase::Flushing {
+                socket.resets = false;
                 socket.phase = Phase::Lingering;
                 around.wires.shut(link, self.border.now, around.seed);
                 self.set(Due::Linger, conn);

@@ -49,6 +49,8 @@ pub(crate) struct Socket {
     /// The poll was asked to end.
     pub(crate) cancelled: bool,
     pub(crate) fin: bool,
+    /// Closing it is a RST.
+    pub(crate) resets: bool,
     pub(crate) broken: Option<End>,
     pub(crate) progress: Time,
     pub(crate) dropped: usize,
@@ -65,6 +67,7 @@ impl Socket {
             polling: false,
             cancelled: false,
             fin: false,
+            resets: false,
             broken: None,
             progress: Time::ZERO,
             dropped: 0,

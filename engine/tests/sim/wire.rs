@@ -176,6 +176,16 @@ impl Wires {
         }
     }
 
+    /// The gateway closes its socket by RST.
+    pub(crate) fn cut(&mut self, link: usize, now: Time, seed: &mut Seed) {
+        let wire = &mut self.links[link];
+        wire.core = None;
+        wire.inbound.clear();
+        if !std::mem::replace(&mut wire.closed, true) && wire.in_reset.is_none() {
+            self.gateway_sends(link, Packet::Reset(End::Reset), now, seed);
+        }
+    }
+
     /// The gateway closes its socket: FIN, or RST if something was left unread.
     pub(crate) fn close(&mut self, link: usize, now: Time, seed: &mut Seed) {
         let wire = &mut self.links[link];

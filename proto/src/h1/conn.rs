@@ -396,6 +396,13 @@ impl Conn {
         self.awaits_continue
     }
 
+    /// Whether our message has begun and nothing but the connection's end can end it: a body until
+    /// close, or a stream of bytes.
+    #[must_use]
+    pub fn is_open_ended(&self) -> bool {
+        matches!(self.writing, Writing::UntilClose | Writing::Raw)
+    }
+
     /// Whether the response under way ends when its sender closes.
     #[must_use]
     pub fn body_is_until_close(&self) -> bool {
