@@ -251,7 +251,7 @@ fn s6_5_3_our_smaller_window_counts_from_the_acknowledgement_on() {
 }
 
 #[test]
-fn s6_5_3_settings_must_come_and_be_acknowledged_in_time() {
+fn s6_5_3_a_clients_settings_must_come_in_time_and_no_others() {
     let mut side = Side::fresh(Role::Server, Limits::default());
     side.conn.start(&mut side.out);
     let limit = side.conn.deadline().unwrap();
@@ -259,14 +259,18 @@ fn s6_5_3_settings_must_come_and_be_acknowledged_in_time() {
     assert!(side.conn.expired(side.now).is_ok());
     assert_eq!(side.conn.expired(limit).unwrap_err().code, ErrorCode::SettingsTimeout);
 
+    // The RFC lets a peer take "reasonable" time to acknowledge: slow ones take long.
     let mut side = Side::fresh(Role::Server, Limits::default());
     side.conn.start(&mut side.out);
     side.feed(MAGIC);
     side.feed(&settings(&[]));
-    let limit = side.conn.deadline().unwrap();
-    assert_eq!(side.conn.expired(limit).unwrap_err().code, ErrorCode::SettingsTimeout);
+    assert_eq!(side.conn.deadline(), None);
 
-    let side = Side::server(Limits::default());
+    // A server that was called may be busy: who called it knows how long to wait.
+    let mut side = Side::fresh(Role::Client, Limits::default());
+    side.conn.start(&mut side.out);
+    assert_eq!(side.conn.deadline(), None);
+    side.feed(&settings(&[]));
     assert_eq!(side.conn.deadline(), None);
 }
 

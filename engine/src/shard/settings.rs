@@ -76,7 +76,6 @@ impl ShardSettings {
             connection_window: (limits.connection_buffer / 2) as u32,
             first_settings: limits.handshake,
             header_block: limits.handshake,
-            settings_ack: limits.handshake,
             ..h2::Limits::default()
         }
     }

@@ -84,7 +84,8 @@ impl Conn {
     #[must_use]
     pub fn new(role: Role, limits: impl Into<Arc<Limits>>, now: Time) -> Self {
         let limits = limits.into();
-        let deadlines = Deadlines::new(now + limits.first_settings);
+        let first_settings = (role == Role::Server).then(|| now + limits.first_settings);
+        let deadlines = Deadlines::new(first_settings);
         Self {
             role,
             limits,
@@ -139,7 +140,6 @@ impl Conn {
             (setting::MAX_HEADER_LIST_SIZE, list),
         ];
         frame::put_settings(out, &parameters);
-        self.deadlines.settings_sent(self.now + limits.settings_ack);
         // The RFC has no way to begin with less than the default.
         let window = limits.connection_window.max(DEFAULT_WINDOW);
         self.receive_window = ReceiveWindow::new(window, window, self.now);

@@ -64,7 +64,6 @@ impl Conn {
             return Ok(Step::On);
         }
         self.settings_acknowledged = true;
-        self.deadlines.settings_acknowledged();
         let window = self.limits.stream_window;
         let delta = i64::from(window) - i64::from(window.max(DEFAULT_WINDOW));
         if delta != 0 {

@@ -1,5 +1,10 @@
-//! What has to happen in time: the peer's preface, its acknowledgement, its header blocks (L10),
-//! and the end of our memory of resets.
+//! What has to happen in time: a client's preface, anybody's header blocks (L10), and the end of
+//! our memory of resets.
+//!
+//! Nobody has a time for acknowledging our SETTINGS: RFC 9113 §6.5.3 allows SETTINGS_TIMEOUT, but
+//! what they say binds the peer only once it has read them, and until then we grant the defaults.
+//! A server has no time for its preface either: whoever opened the connection knows how long it
+//! may take to begin.
 
 use std::time::Duration;
 
@@ -18,26 +23,19 @@ const NEVER: Time = Time(u64::MAX);
 /// What is waited for; [`NEVER`] when it is not.
 pub(super) struct Deadlines {
     first_settings: Time,
-    settings_ack: Time,
     header_block: Time,
     forget_resets: Time,
 }
 
 impl Deadlines {
-    pub(super) fn new(first_settings: Time) -> Self {
-        Self { first_settings, settings_ack: NEVER, header_block: NEVER, forget_resets: NEVER }
-    }
-
-    pub(super) fn settings_sent(&mut self, acknowledged_by: Time) {
-        self.settings_ack = acknowledged_by;
+    /// Without a time, the first SETTINGS may come whenever they do.
+    pub(super) fn new(first_settings: Option<Time>) -> Self {
+        let first_settings = first_settings.unwrap_or(NEVER);
+        Self { first_settings, header_block: NEVER, forget_resets: NEVER }
     }
 
     pub(super) fn first_settings_came(&mut self) {
         self.first_settings = NEVER;
-    }
-
-    pub(super) fn settings_acknowledged(&mut self) {
-        self.settings_ack = NEVER;
     }
 
     pub(super) fn block_waits_until(&mut self, at: Time) {
@@ -56,11 +54,7 @@ impl Conn {
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         let waits = &self.deadlines;
-        let first = waits
-            .first_settings
-            .min(waits.settings_ack)
-            .min(waits.header_block)
-            .min(waits.forget_resets);
+        let first = waits.first_settings.min(waits.header_block).min(waits.forget_resets);
         (first != NEVER && self.fault.is_none()).then_some(first)
     }
 
@@ -77,8 +71,6 @@ impl Conn {
         let waits = &self.deadlines;
         let (code, reason) = if now >= waits.first_settings {
             (ErrorCode::SettingsTimeout, "no preface and SETTINGS in time")
-        } else if now >= waits.settings_ack {
-            (ErrorCode::SettingsTimeout, "SETTINGS not acknowledged in time")
         } else if now >= waits.header_block {
             (ErrorCode::EnhanceYourCalm, "header block not complete in time")
         } else {
@@ -92,12 +84,10 @@ impl Conn {
     /// Until now the peer's bytes were not read: what it owed has its whole time again.
     pub fn read_again(&mut self, now: Time) {
         self.now = self.now.max(now);
-        let (acknowledged, complete) = (self.limits.settings_ack, self.limits.header_block);
         let waits = &mut self.deadlines;
         for (at, time) in [
             (&mut waits.first_settings, self.limits.first_settings),
-            (&mut waits.settings_ack, acknowledged),
-            (&mut waits.header_block, complete),
+            (&mut waits.header_block, self.limits.header_block),
         ] {
             if *at != NEVER {
                 *at = (*at).max(now + time);

@@ -78,12 +78,10 @@ pub struct Limits {
     pub stream_window_max: u32,
     /// L9: window of the connection.
     pub connection_window: u32,
-    /// L10: preface and first SETTINGS.
+    /// L10: a client's preface and first SETTINGS. A server may take its time.
     pub first_settings: Duration,
     /// L10: a header block, from its first octet to its last.
     pub header_block: Duration,
-    /// L10: the acknowledgement of our SETTINGS.
-    pub settings_ack: Duration,
     /// 1xx heads before a response.
     pub informational: u8,
     /// The highest id that a stream of ours may have: the connection is to be replaced in good time.
@@ -109,7 +107,6 @@ impl Default for Limits {
             connection_window: 16 * 1024 * 1024,
             first_settings: Duration::from_secs(10),
             header_block: Duration::from_secs(10),
-            settings_ack: Duration::from_secs(10),
             informational: 8,
             last_own_id: 1 << 30,
             remembered_resets: 100,
