@@ -296,6 +296,7 @@ pub struct Keepalive {
     pub client_ping_timeout: Duration,
     pub tunnel_ping: Duration,
     pub tunnel_ping_timeout: Duration,
+    pub tunnel_start: Duration,
     pub tunnel_write: Duration,
 }
 

@@ -107,6 +107,7 @@ fn the_sample_of_the_design_loads() {
     assert_eq!((config.keepalive.idle.as_secs(), config.keepalive.interval.as_secs()), (15, 15));
     assert_eq!((config.keepalive.probes, config.keepalive.user_timeout.as_secs()), (9, 150));
     assert_eq!(config.keepalive.client_ping, None);
+    assert_eq!(config.keepalive.tunnel_start.as_secs(), 45);
     assert!(!config.admin.allow_remote && !config.log.access);
 }
 
@@ -127,6 +128,7 @@ idle = "60s"
 interval = "5s"
 probes = 3
 tunnel_ping = "3s"
+tunnel_start = "6s"
 user_timeout = "20s"
 client_ping = "10s"
 client_ping_timeout = "2s"
@@ -140,6 +142,7 @@ client_ping_timeout = "2s"
     assert!(config.admin.allow_remote && config.log.access && !config.cores.pin);
     assert_eq!(config.log.level, "debug");
     assert_eq!(config.keepalive.tunnel_ping, Duration::from_secs(3));
+    assert_eq!(config.keepalive.tunnel_start, Duration::from_secs(6));
     assert_eq!(config.keepalive.idle, Duration::from_secs(60));
     assert_eq!(config.keepalive.user_timeout, Duration::from_secs(20));
     assert_eq!(config.keepalive.client_ping, Some(Duration::from_secs(10)));

@@ -294,6 +294,7 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
         client_ping_timeout: section.time("client_ping_timeout", problems),
         tunnel_ping: section.time("tunnel_ping", problems),
         tunnel_ping_timeout: section.time("tunnel_ping_timeout", problems),
+        tunnel_start: section.time("tunnel_start", problems),
         tunnel_write: section.time("tunnel_write", problems),
     }
 }

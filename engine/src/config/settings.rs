@@ -411,13 +411,20 @@ pub(super) const SETTINGS: &[Setting] = &[
         "keepalive.tunnel_ping",
         Kind::Time(S, DAY),
         "30s",
-        "A tunnel in use that is silent for so long is pinged (HTTP/2).",
+        "A tunnel in use, or parked, that is silent for so long is pinged (HTTP/2), as often as \
+         gRPC's servers allow.",
     ),
     setting(
         "keepalive.tunnel_ping_timeout",
         Kind::Time(S, DAY),
         "15s",
         "How long a tunnel may take to answer.",
+    ),
+    setting(
+        "keepalive.tunnel_start",
+        Kind::Time(S, DAY),
+        "45s",
+        "A tunnel that has said nothing at all so long after its first request is closed (HTTP/2).",
     ),
     setting(
         "keepalive.tunnel_write",

@@ -548,13 +548,18 @@ impl Shard {
 
     /// Opens the exchange's stream on its tunnel, if the worker allows one more.
     pub(super) fn open_stream(&mut self, slot: u32, tunnel: ConnId) -> bool {
+        let now = self.now;
         let Some(hop) = self.conns.hop_mut(tunnel) else { return false };
         match hop.link.open() {
             Ok(stream) => {
                 hop.link.set_tag(stream, slot);
+                // An idle tunnel may be looked at only when its idle time is over.
+                let soon = now + self.settings.config.keepalive.tunnel_ping;
+                let unwatched = hop.timer.is_none_or(|at| at > soon);
                 let mut first = false;
                 if let Some(tunnel) = hop.tunnel_mut() {
                     first = !std::mem::replace(&mut tunnel.used, true);
+                    tunnel.asked(now);
                     tunnel.idle_since = None;
                 }
                 if let Some(exchange) = self.exchanges.at_mut(slot) {
@@ -566,6 +571,9 @@ impl Shard {
                     if let Some(key) = key.filter(|_| first) {
                         self.note_of(key, Event::RequestSent);
                     }
+                }
+                if unwatched {
+                    self.watch(tunnel);
                 }
                 true
             }

@@ -55,6 +55,11 @@ impl Cause {
         Self::timer(CloseReason::WorkerClosed, "transport_idle", "the tunnel was idle");
     pub(crate) const SILENT: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker answered no PING");
+    pub(crate) const MUTE: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the worker did not begin to speak",
+    );
     pub(crate) const STALLED: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
     pub(crate) const GOAWAY: Self =

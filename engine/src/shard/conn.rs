@@ -11,6 +11,7 @@ use ringway_proto::time::Time;
 use super::dispatch::Desk;
 use super::link::Link;
 use super::memo::{Answer, Call};
+use super::pings::{Found, Pings};
 use super::table::Key;
 use crate::border::ConnId;
 use crate::control::local::Owner;
@@ -95,6 +96,8 @@ pub(crate) struct Hop {
     /// DATA bytes received here that wait for another hop.
     pub(crate) held: usize,
     pub(crate) received_at: Time,
+    /// When its deadlines were looked at last.
+    pub(crate) looked_at: Time,
     pub(crate) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
     pub(crate) stopped: Vec<ConnId>,
@@ -219,6 +222,19 @@ impl Pin {
     }
 }
 
+/// Whether the function's side has begun to speak on a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// It was asked nothing yet, and said nothing.
+    #[default]
+    Unasked,
+    /// The first request went out then. Its process may have other things to do: it loads a model,
+    /// or holds a lock.
+    Asked(Time),
+    /// Whatever it said.
+    Yes,
+}
+
 /// A worker's part of its hop.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
@@ -231,8 +247,9 @@ pub(crate) struct Tunnel {
     pub(crate) idle_since: Option<Time>,
     /// When the PING that is not answered yet was sent.
     pub(crate) pinged_at: Option<Time>,
-    /// When the last PING was sent, until its own answer comes.
-    pub(crate) ping_sent: Option<Time>,
+    /// What the peer has seen of our PINGs.
+    pub(crate) pings: Pings,
+    pub(crate) begun: Begun,
     /// The worker said GOAWAY: no new streams.
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
@@ -271,6 +288,15 @@ impl Bucket {
         }
         self.spent += 1;
         true
+    }
+}
+
+impl Tunnel {
+    /// A request goes out on it.
+    pub(crate) fn asked(&mut self, now: Time) {
+        if self.begun == Begun::Unasked {
+            self.begun = Begun::Asked(now);
+        }
     }
 }
 
@@ -313,8 +339,33 @@ impl Hop {
     pub(crate) fn answered(&mut self) {
         match &mut self.side {
             Side::Client(client) => client.pinged_at = None,
-            Side::Tunnel(tunnel) => tunnel.pinged_at = None,
+            Side::Tunnel(tunnel) => {
+                tunnel.pinged_at = None;
+                tunnel.begun = Begun::Yes;
+            }
         }
+    }
+
+    /// It is read again: only from now on is the peer silent.
+    pub(crate) fn read_again(&mut self, now: Time) {
+        self.received_at = now;
+        self.link.read_again(now);
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => {
+                tunnel.pinged_at = None;
+                if let Begun::Asked(at) = &mut tunnel.begun {
+                    *at = now;
+                }
+            }
+        }
+    }
+
+    /// What a PING, or the answer to one, finds here. What came until now counts for it.
+    pub(crate) fn found(&mut self, now: Time) -> Found {
+        let heard = self.link.has_heard();
+        self.link.forget_heard();
+        Found { now, in_use: self.link.streams() > 0, heard }
     }
 
     pub(crate) fn tunnel(&self) -> Option<&Tunnel> {

@@ -38,7 +38,7 @@ impl Shard {
     pub(super) fn begin_http1(&mut self, border: &Border, conn: ConnId, foreign: bool) {
         let Some(Conn::Fresh(fresh)) = self.conns.get(conn) else { return };
         let (peer, opened) = (fresh.peer, fresh.opened);
-        let mut h1 = H1::new(Role::Server, self.http1_limits(), border.now);
+        let mut h1 = H1::new(Role::Server, self.http1_limits());
         h1.foreign = foreign;
         h1.begun = Some(border.now);
         let mut client = Client::default();
@@ -55,7 +55,7 @@ impl Shard {
     pub(super) fn tunnel_link(&self, border: &mut Border, conn: ConnId, key: Key) -> Link {
         let client = self.attachments.get(key).and_then(|a| self.conns.hop(a.client?));
         if client.is_none_or(|hop| matches!(hop.link, Link::H1(_))) {
-            let mut h1 = H1::new(Role::Client, self.http1_limits(), border.now);
+            let mut h1 = H1::new(Role::Client, self.http1_limits());
             h1.unspoken = client.is_none().then(Vec::new);
             return Link::H1(Box::new(h1));
         }

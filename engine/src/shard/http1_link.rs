@@ -35,14 +35,12 @@ pub(crate) struct H1 {
     pub(super) foreign: bool,
     /// A tunnel that has no client yet: what its worker said without having been asked.
     pub(super) unspoken: Option<Vec<u8>>,
-    /// When a tunnel's deadlines were last looked at.
-    pub(super) looked_at: Time,
     /// The request whose body is read before the connection goes on in HTTP/2.
     pub(super) upgrading: Option<Box<Upgrading>>,
 }
 
 impl H1 {
-    pub(super) fn new(role: Role, limits: h1::Limits, now: Time) -> Self {
+    pub(super) fn new(role: Role, limits: h1::Limits) -> Self {
         Self {
             codec: h1::Conn::new(role, limits),
             server: role == Role::Server,
@@ -55,7 +53,6 @@ impl H1 {
             begun: None,
             foreign: false,
             unspoken: None,
-            looked_at: now,
             upgrading: None,
         }
     }

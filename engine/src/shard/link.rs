@@ -356,6 +356,20 @@ impl Link {
         }
     }
 
+    /// Whether HEADERS or DATA came; see [`h2::Conn::has_heard`].
+    pub(crate) fn has_heard(&self) -> bool {
+        match self {
+            Self::H2(h2) => h2.has_heard(),
+            Self::H1(_) => false,
+        }
+    }
+
+    pub(crate) fn forget_heard(&mut self) {
+        if let Self::H2(h2) = self {
+            h2.forget_heard();
+        }
+    }
+
     /// It is read again: nothing is overdue that may have come meanwhile.
     pub(crate) fn read_again(&mut self, now: Time) {
         if let Self::H2(h2) = self {

@@ -24,6 +24,7 @@ mod mail;
 mod memo;
 mod moving;
 mod park;
+mod pings;
 mod relay;
 mod reply;
 mod restart;
@@ -446,9 +447,7 @@ impl Shard {
                 border.pause(source, hop.waits > 0);
                 if hop.waits == 0 {
                     // What it said meanwhile is read now: only from here on is it silent.
-                    hop.received_at = border.now;
-                    hop.link.read_again(border.now);
-                    hop.answered();
+                    hop.read_again(border.now);
                     self.watch(source);
                 }
             }

@@ -294,8 +294,10 @@ impl Shard {
     /// A worker has answered a PING that asked whether it lives.
     pub(super) fn note_ping(&mut self, conn: ConnId) {
         let now = self.now;
-        let Some(tunnel) = self.conns.hop_mut(conn).and_then(Hop::tunnel_mut) else { return };
-        let Some(sent) = tunnel.ping_sent.take() else { return };
+        let Some(hop) = self.conns.hop_mut(conn) else { return };
+        let found = hop.found(now);
+        let Some(tunnel) = hop.tunnel_mut() else { return };
+        let Some(sent) = tunnel.pings.answered(found) else { return };
         let key = tunnel.attachment;
         let id = self.attachments.get(key).map(|attachment| attachment.session);
         if let Some(trail) = id.and_then(|id| self.trails.of(id)) {

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use ringway_proto::h1::Fault;
 use ringway_proto::h1::head::HeadFault;
-use ringway_proto::h2::NO_TAG;
 use ringway_proto::time::Time;
 
 use super::Shard;
 use super::close::Cause;
-use super::conn::{Conn, Hop, Leaving, Side};
+use super::conn::{Begun, Conn, Hop, Leaving, Side};
 use super::link::Link;
 use super::park::Gone;
 use super::timer::Due;
@@ -122,11 +121,11 @@ impl Shard {
             self.metrics.limit_hit(Limit::QueuedAnswers);
             return self.cut(border, conn);
         }
-        if let Link::H1(h1) = &mut hop.link {
-            h1.looked_at = now;
-            if h1.begun.is_some_and(|begun| begun + self.settings.config.limits.handshake <= now) {
-                return self.http1_fault(border, conn, Fault::Broken(HeadFault::Timeout));
-            }
+        hop.looked_at = now;
+        if let Link::H1(h1) = &hop.link
+            && h1.begun.is_some_and(|begun| begun + self.settings.config.limits.handshake <= now)
+        {
+            return self.http1_fault(border, conn, Fault::Broken(HeadFault::Timeout));
         }
         match &hop.side {
             Side::Client(client) => {
@@ -173,12 +172,14 @@ impl Shard {
         let terms = self.settings.terms();
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let read = hop.waits == 0;
-        let streams = hop.link.streams();
-        let http2 = matches!(hop.link, Link::H2(_));
-        let (silent, hop_since) = (hop.received_at, hop.hop_since);
+        let (begins_by, ping_at) = (hop.begins_by(&terms), hop.ping_at(&terms));
+        let hop_since = hop.hop_since;
         let Some(tunnel) = hop.tunnel_mut() else { return };
-        let busy = read && http2 && (streams > 0 || tunnel.parked.is_some());
-        let cause = if stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write) {
+        let cause = if begins_by.is_some_and(|at| at <= now) {
+            Some(Cause::MUTE)
+        } else if begins_by.is_none()
+            && stalled.is_some_and(|stalled| stalled >= terms.keepalive.tunnel_write)
+        {
             Some(Cause::STALLED)
         } else if read
             && tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
@@ -196,9 +197,12 @@ impl Shard {
         if let Some(cause) = cause {
             return self.tunnel_gone(border, conn, cause);
         }
-        if busy && tunnel.pinged_at.is_none() && silent + terms.keepalive.tunnel_ping <= now {
-            tunnel.pinged_at = Some(now);
-            tunnel.ping_sent = Some(now);
+        if ping_at.is_some_and(|at| at <= now) {
+            let found = hop.found(now);
+            if let Some(tunnel) = hop.tunnel_mut() {
+                tunnel.pinged_at = Some(now);
+                tunnel.pings.asks(found);
+            }
             hop.link.ping(ALIVE_PING, &mut border.sink(conn));
         }
     }
@@ -217,6 +221,34 @@ impl Shard {
 }
 
 impl Hop {
+    /// By when the function's side has to say something, while it has not and is read. HTTP/2's
+    /// SETTINGS are due at once; HTTP/1 is silent until the response.
+    fn begins_by(&self, terms: &Terms<'_>) -> Option<Time> {
+        match self.tunnel()?.begun {
+            Begun::Asked(at) if self.waits == 0 && matches!(self.link, Link::H2(_)) => {
+                Some(at + terms.keepalive.tunnel_start)
+            }
+            _ => None,
+        }
+    }
+
+    /// When a tunnel is to be asked whether its peer is there: it is in use or parked, it is read,
+    /// and no answer is awaited.
+    fn ping_at(&self, terms: &Terms<'_>) -> Option<Time> {
+        let tunnel = self.tunnel()?;
+        let in_use = self.link.streams() > 0;
+        if self.waits > 0
+            || matches!(self.link, Link::H1(_))
+            || tunnel.begun != Begun::Yes
+            || tunnel.pinged_at.is_some()
+            || !(in_use || tunnel.parked.is_some())
+        {
+            return None;
+        }
+        let allowed = tunnel.pings.allowed_from(in_use, self.link.has_heard());
+        Some((self.received_at + terms.keepalive.tunnel_ping).max(allowed))
+    }
+
     fn deadline(&self, terms: &Terms<'_>) -> Option<Time> {
         // What is not read may be there.
         let mut earliest = if self.waits == 0 { self.link.deadline() } else { None };
@@ -257,21 +289,20 @@ impl Hop {
                         concern(self.hop_since + terms.unused);
                     }
                 }
-                if let Link::H1(h1) = &self.link {
-                    // There is no PING: only whether it takes what is sent.
-                    if h1.slot != NO_TAG {
-                        concern(h1.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
-                    }
-                    return earliest;
+                // What it says is not read now: its silence is ours.
+                if self.waits == 0
+                    && let Some(at) = tunnel.pinged_at
+                {
+                    concern(at + terms.keepalive.tunnel_ping_timeout);
                 }
-                match tunnel.pinged_at {
-                    // What it says is not read now: its silence is ours.
-                    _ if self.waits > 0 => {}
-                    Some(at) => concern(at + terms.keepalive.tunnel_ping_timeout),
-                    None if self.link.streams() > 0 || tunnel.parked.is_some() => {
-                        concern(self.received_at + terms.keepalive.tunnel_ping);
-                    }
-                    None => {}
+                [self.begins_by(terms), self.ping_at(terms)]
+                    .into_iter()
+                    .flatten()
+                    .for_each(&mut concern);
+                // Whether it takes what is sent.
+                let asked = self.waits == 0 || matches!(self.link, Link::H1(_));
+                if asked && self.link.streams() > 0 {
+                    concern(self.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
                 }
             }
         }

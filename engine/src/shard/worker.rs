@@ -13,7 +13,8 @@ use ringway_proto::time::Time;
 use super::Shard;
 use super::attach::State;
 use super::close::Cause;
-use super::conn::{Conn, Hop, Plain, Side, Tunnel};
+use super::conn::{Begun, Conn, Hop, Plain, Side, Tunnel};
+use super::pings::Pings;
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
 use crate::control::local::{PollFault, PollRequest, WorkKind};
@@ -328,7 +329,8 @@ impl Shard {
             cookie_sent: false,
             idle_since: None,
             pinged_at: None,
-            ping_sent: None,
+            pings: Pings::default(),
+            begun: Begun::default(),
             going: false,
             parked: None,
             held: false,

@@ -324,19 +324,17 @@ def test_a_parked_tunnel_is_asked_whether_it_lives(serve, attach):
     running = serve(session=KEPT, more='[keepalive]\ntunnel_ping = "1s"\n'
                                        'tunnel_ping_timeout = "10s"')
     with FakeWorker(running) as worker:
-        for answers in (True, False):
-            session = attach(running, worker,
-                             auto=("settings", "ping", "credit") if answers else ("settings",))
-            reqid = session.work.request_id
+        def asked(*auto):
+            session = attach(running, worker, auto=auto)
             session.client.abort()
-            parked(running, reqid)
-            for _ in range(3 if answers else 1):
-                session.tunnel.wait(PING)
-            if answers:
-                assert row(running, reqid)["state"] == "parked"
-            else:
-                session.tunnel.ends()
-                gone(running, reqid)
+            parked(running, session.work.request_id)
+            session.tunnel.wait(PING)
+            return session
+        answers = asked("settings", "ping", "credit")
+        silent = asked("settings")
+        silent.tunnel.ends()
+        gone(running, silent.work.request_id)
+        assert row(running, answers.work.request_id)["state"] == "parked"
 
 
 @pytest.mark.parametrize("ending", ["close", "abort"])

@@ -14,6 +14,7 @@ mod parking;
 mod parking_cores;
 #[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
+mod quiet;
 mod replacing;
 mod runs;
 mod sessions;

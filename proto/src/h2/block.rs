@@ -88,6 +88,7 @@ impl Conn {
         payload: &[u8],
         turn: &mut Turn<'_, '_, impl Sink>,
     ) -> Read {
+        self.heard = true;
         let (mut fragment, mut padding) = (payload, 0);
         if frame.has(flag::PADDED)
             && let [length, rest @ ..] = fragment

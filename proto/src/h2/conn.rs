@@ -57,6 +57,8 @@ pub struct Conn {
     pub(super) peer_goaway: Option<u32>,
     pub(super) peer_settings_seen: bool,
     pub(super) settings_acknowledged: bool,
+    /// HEADERS or DATA came since the caller last took note of it.
+    pub(super) heard: bool,
     /// An event of this kind is due: SETTINGS have widened all windows.
     pub(super) windows_grew: bool,
     pub(super) refuse_new: bool,
@@ -113,6 +115,7 @@ impl Conn {
             peer_goaway: None,
             peer_settings_seen: false,
             settings_acknowledged: false,
+            heard: false,
             windows_grew: false,
             refuse_new: false,
             growth: true,
@@ -335,6 +338,20 @@ impl Conn {
     #[must_use]
     pub fn encoder_generation(&self) -> u64 {
         self.encoder.generation()
+    }
+
+    // ---- what the peer is about ----
+
+    /// Whether HEADERS or DATA came, on whatever stream, since [`Self::forget_heard`]. gRPC's
+    /// servers forgive the PINGs before them.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// What came until now has been taken note of.
+    pub fn forget_heard(&mut self) {
+        self.heard = false;
     }
 
     // ---- credit ----

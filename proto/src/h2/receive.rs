@@ -319,6 +319,7 @@ impl Conn {
         if head.stream == 0 {
             return Err(ConnFault::protocol("DATA on stream 0"));
         }
+        self.heard = true;
         let padded = head.has(flag::PADDED);
         check_size(!padded || head.len > 0)?;
         let target = self.target(head.stream);

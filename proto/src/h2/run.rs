@@ -100,6 +100,7 @@ impl Conn {
             frame::put_window_update(out, stream.id, credit);
         }
         self.budget.data();
+        self.heard = true;
     }
 }
 
