@@ -24,6 +24,16 @@ go_tool() {
 
 # ---- parts ----
 
+# Streams and parked tunnels that are silent for 20 minutes (or ARGS seconds), before real gRPC
+# servers with their defaults: nobody is told off for PINGs. RINGWAY_WORKER_BIN names the worker
+# program if it is not beside the gateway's.
+soak_quiet_streams() {
+    local server=$PWD/.tools/bin/gogrpc
+    mkdir -p .tools/bin
+    (cd engine/tests/interop/gogrpc && go build -o "$server" .) || return
+    .venv/bin/python engine/tests/interop/quiet_streams.py "${1:-1200}" "$server"
+}
+
 # ---- running them ----
 
 parts() {
