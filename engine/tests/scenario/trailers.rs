@@ -79,7 +79,7 @@ fn mixed(more: &'static [&'static str]) -> Vec<(&'static str, &'static str)> {
 /// The last section of a stream that a peer saw.
 fn trailers(peer: &Peer, stream: u32) -> Vec<(String, String)> {
     let of = |seen: &&Seen| matches!(seen, Seen::Head { stream: id, .. } if *id == stream);
-    match peer.seen.iter().filter(of).next_back() {
+    match peer.seen.iter().rfind(of) {
         Some(Seen::Head { kind: HeadKind::Trailers, fields, end: true, .. }) => fields.clone(),
         other => panic!("no trailers: {other:?}"),
     }
