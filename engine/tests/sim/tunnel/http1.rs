@@ -319,8 +319,6 @@ impl Tunnel {
             let anyway = slow || exchange.excuse || stage.ledger.draining || stage.ledger.crashed;
             let whole = half.got == half.sent || !half.ended || half.spoiled;
             assert!(whole || anyway, "exchange {number}: bytes before its client's end are lost");
-            let said = half.ended || anyway;
-            assert!(said, "exchange {number}: a stream of bytes was cut and looks whole");
         }
     }
 
