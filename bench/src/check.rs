@@ -48,7 +48,7 @@ fn sink() -> Result<SocketAddr, LoadFault> {
             let _ = sender.send(address);
         });
         if let Err(error) = bound {
-            eprintln!("load: sink: {error}");
+            ringway_stdio::complain!("load: sink: {error}");
         }
     })?;
     receiver.recv().map_err(|_| std::io::Error::other("the sink did not start").into())

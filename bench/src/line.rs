@@ -192,7 +192,7 @@ pub(crate) fn ended_early(ended: Result<(), drive::Ended>, open: u64, tally: &Re
         // Whatever happens after the count is nobody's failure.
         return;
     }
-    eprintln!("load: a connection ended early: {why}");
+    ringway_stdio::complain!("load: a connection ended early: {why}");
     tally.failures.connection(&why);
     tally.failures.lost += open;
     tally.stage.connection_broke();

@@ -189,9 +189,9 @@ impl LoadArgs {
             _ => load::run(&plan)?,
         };
         if json {
-            println!("{}", serde_json::to_string(&outcome)?);
+            ringway_stdio::print_json(&(serde_json::to_string(&outcome)? + "\n"))?;
         } else {
-            println!("{outcome}");
+            ringway_stdio::say!("{outcome}")?;
         }
         Ok(())
     }

@@ -122,6 +122,7 @@ struct CompareArgs {
 }
 
 fn main() -> ExitCode {
+    ringway_stdio::shield_server();
     let outcome = match Cli::parse().command {
         Command::Relay { by: By::Epoll, spin, listen, target } => run_relay(listen, target, spin),
         Command::Relay { by: By::Monoio, spin: true, .. } => {
@@ -138,7 +139,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringway-bench: {error}");
+            ringway_stdio::complain!("ringway-bench: {error}");
             ExitCode::FAILURE
         }
     }
@@ -146,29 +147,34 @@ fn main() -> ExitCode {
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// The ready line. That nobody can read it is no reason not to serve.
+fn ready(what: &str) {
+    let _ = ringway_stdio::say!("ready {what}");
+}
+
 fn run_relay(listen: SocketAddr, target: SocketAddr, spin: bool) -> Outcome {
     sys::raise_file_limit()?;
     let relay = relay::Relay::bind(listen, target)?;
-    println!("ready listen={}", relay.address()?);
+    ready(&format!("listen={}", relay.address()?));
     Ok(relay.run(spin)?)
 }
 
 fn run_relay_monoio(listen: SocketAddr, target: SocketAddr) -> Outcome {
     sys::raise_file_limit()?;
-    Ok(relay_monoio::run(listen, target, |address| println!("ready listen={address}"))?)
+    Ok(relay_monoio::run(listen, target, |address| ready(&format!("listen={address}")))?)
 }
 
 fn run_backend(listen: SocketAddr, tls: Option<(PathBuf, PathBuf)>) -> Outcome {
     sys::raise_file_limit()?;
     let offer = tls.map(|(chain, key)| Offer::read(&chain, &key)).transpose()?;
-    Ok(backend::run_with(listen, offer, |address| println!("ready listen={address}"))?)
+    Ok(backend::run_with(listen, offer, |address| ready(&format!("listen={address}")))?)
 }
 
 fn run_worker(args: WorkerArgs) -> Outcome {
     sys::raise_file_limit()?;
     let WorkerArgs { gateway, key, function, version, slots } = args;
     let employer = worker::Employer { gateway, key, function, version, slots };
-    Ok(worker::run(employer, || println!("ready polling"))?)
+    Ok(worker::run(employer, || ready("polling"))?)
 }
 
 fn run_compare(args: CompareArgs) -> Outcome {

@@ -120,13 +120,13 @@ impl Relay {
             match self.listener.accept() {
                 Ok((client, _)) => {
                     if let Err(error) = self.open(client) {
-                        eprintln!("relay: cannot reach {}: {error}", self.target);
+                        ringway_stdio::complain!("relay: cannot reach {}: {error}", self.target);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    eprintln!("relay: accept: {error}");
+                    ringway_stdio::complain!("relay: accept: {error}");
                     return;
                 }
             }

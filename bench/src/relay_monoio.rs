@@ -35,7 +35,7 @@ pub fn run(
 async fn pair(client: TcpStream, target: SocketAddr) {
     let server = match TcpStream::connect(target).await {
         Ok(server) => server,
-        Err(error) => return eprintln!("relay: cannot reach {target}: {error}"),
+        Err(error) => return ringway_stdio::complain!("relay: cannot reach {target}: {error}"),
     };
     // It fails only on a connection that is gone already, which the first read will find.
     let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));

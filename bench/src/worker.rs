@@ -205,7 +205,7 @@ fn poll_request(place: &Place, employer: &Employer, held: &[String]) -> Vec<u8> 
 /// Serves one session to its end.
 async fn session(work: Work, held: Rc<RefCell<Vec<String>>>) {
     if let Err(fault) = tunnel(&work).await {
-        eprintln!("worker: session {}: {fault}", work.request_id);
+        ringway_stdio::complain!("worker: session {}: {fault}", work.request_id);
     }
     held.borrow_mut().retain(|id| *id != work.request_id);
 }

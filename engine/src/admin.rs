@@ -162,6 +162,7 @@ async fn metrics(State(admin): Shared) -> Response<Body> {
     sum.render(&mut text);
     scrape.render(&mut text);
     admin.changes.render(&mut text);
+    crate::log::render(&mut text);
     proc::render(&mut text);
     reply::metrics(text)
 }

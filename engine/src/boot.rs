@@ -13,7 +13,6 @@ mod run;
 mod tests;
 
 use std::fmt;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -291,9 +290,10 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
             function.id
         );
     }
-    let mut out = std::io::stdout().lock();
-    // A closed stdout is no reason not to serve.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = ringway_stdio::print(&text) {
+        // It is no reason not to serve.
+        tracing::warn!(%error, "the ready line could not be written to stdout");
+    }
 }
 
 pub(crate) use io::try_io;

@@ -7,7 +7,6 @@ mod timeline;
 mod top;
 
 use std::fmt;
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -134,8 +133,9 @@ pub fn sessions(arguments: &Sessions) -> Result<(), Failure> {
             Some(What::End { id }) => port.end(id).await,
         }
     })??;
-    print(&text);
-    Ok(())
+    // Escaped as JSON it is as good as any text.
+    let print = if arguments.json { ringway_stdio::print_json } else { ringway_stdio::print };
+    Ok(print(&text)?)
 }
 
 /// Runs `ringway top` until it is told to end.
@@ -179,12 +179,6 @@ async fn show(port: &Port, id: &str, json: bool) -> Result<String, Failure> {
 fn pretty(value: &Value) -> String {
     // Only a map with keys that are no text cannot be written: there is none.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
-}
-
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // Whoever closed it wants no more.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn blocking<T>(work: impl Future<Output = T>) -> Result<T, Failure> {

@@ -8,6 +8,7 @@ mod json;
 mod lines;
 mod stamp;
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -18,9 +19,12 @@ use std::time::{Duration, SystemTime};
 use crossbeam::queue::ArrayQueue;
 use ringway_proto::fault::Fault;
 use ringway_proto::h2::ConnFault;
+use ringway_stdio::{Escaping, Form};
 use tracing::Level;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -36,7 +40,12 @@ const LINES: usize = 16 * 1024;
 const BATCH_BYTES: usize = 16 * 1024;
 
 static QUEUE: OnceLock<ArrayQueue<Record>> = OnceLock::new();
+/// Records lost since the log last said so.
 static LOST: AtomicU64 = AtomicU64::new(0);
+/// Records lost before that.
+static LOST_EVER: AtomicU64 = AtomicU64::new(0);
+/// Lines that found no room on their way to stderr.
+static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
 static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// What is known of a session at one of its edges. Fields that do not apply keep their default.
@@ -79,6 +88,26 @@ pub struct Access<'a> {
     pub shard: u16,
 }
 
+/// A request that got no session.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// What the client is told.
+    pub fault: &'a Fault,
+    /// The client.
+    pub client: SocketAddr,
+    /// The function as the client named it.
+    pub function_id: &'a [u8],
+    /// The version likewise; empty if it named none.
+    pub function_version_id: &'a [u8],
+    /// Whose credential it is; empty if nobody's.
+    pub tenant: &'a str,
+    /// Core.
+    pub shard: u16,
+}
+
+/// Octets of an id of a client's that are logged: a UUID has 36.
+const ID_SHOWN: usize = 64;
+
 /// A line to be written.
 #[derive(Debug)]
 struct Record {
@@ -91,10 +120,21 @@ struct Record {
 enum What {
     Registered(Edge),
     Closed(Edge),
-    OpenFailed { code: u8, text: String },
+    OpenFailed { refused: Box<Refused> },
     Rejected { result: String, age: Option<Duration> },
     ConnectionFailed { peer: SocketAddr, tunnel: bool, code: String, reason: &'static str },
     Access { line: Box<AccessLine> },
+}
+
+/// A [`Refusal`] that owns its texts.
+#[derive(Debug)]
+struct Refused {
+    code: u8,
+    text: String,
+    client: SocketAddr,
+    function_id: String,
+    function_version_id: String,
+    tenant: Box<str>,
 }
 
 /// A [`SessionEdge`] that owns its texts.
@@ -136,8 +176,21 @@ pub fn attachment_closed(edge: &SessionEdge<'_>) {
 }
 
 /// A request got no session.
-pub fn open_failed(fault: &Fault, shard: u16) {
-    put(shard, || What::OpenFailed { code: fault.code(), text: fault.to_string() });
+pub fn open_failed(refusal: &Refusal<'_>) {
+    let id = |sent: &[u8]| {
+        let shown = &sent[..sent.len().min(ID_SHOWN)];
+        String::from_utf8_lossy(shown).into_owned()
+    };
+    put(refusal.shard, || What::OpenFailed {
+        refused: Box::new(Refused {
+            code: refusal.fault.code(),
+            text: refusal.fault.to_string(),
+            client: refusal.client,
+            function_id: id(refusal.function_id),
+            function_version_id: id(refusal.function_version_id),
+            tenant: refusal.tenant.into(),
+        }),
+    });
 }
 
 /// A worker's CONNECT was refused; `result` is the metric's label.
@@ -235,12 +288,14 @@ impl Drop for LogGuard {
 /// # Errors
 /// When the thread cannot be started.
 pub fn start(level: &str) -> std::io::Result<LogGuard> {
+    let readable = std::io::stderr().is_terminal();
+    let form = if readable { Form::Text } else { Form::Json };
     let (lines, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LINES)
         .lossy(true)
         .thread_name("ringway-stderr")
-        .finish(std::io::stderr());
-    let readable = std::io::stderr().is_terminal();
+        .finish(ringway_stdio::Log::new(form));
+    let _ = CROWDED_OUT.set(lines.error_counter());
     let ours = install(lines.clone(), level, readable);
     let mut direct = (ours && !readable).then(|| Direct { lines, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
@@ -284,11 +339,35 @@ fn install(lines: NonBlocking, level: &str, readable: bool) -> bool {
     let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
     // It fails only when a subscriber is installed already: then that one goes on.
     let installed = if readable {
-        registry.with(layer.compact().with_target(false)).try_init()
+        registry.with(layer.compact().fmt_fields(values()).with_target(false)).try_init()
     } else {
         registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
     };
     installed.is_ok()
+}
+
+/// The fields of a line of text: what others said is shown without what would move a terminal's
+/// cursor. In JSON the stream does that.
+fn values() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| {
+        if field.name() != "message" {
+            write!(writer, "{field}=")?;
+        }
+        write!(Escaping(writer), "{value:?}")
+    })
+    .delimited(" ")
+}
+
+/// Appends the log's own metric.
+pub fn render(out: &mut String) {
+    let crowded_out = CROWDED_OUT.get().map_or(0, ErrorCounter::dropped_lines) as u64;
+    let queue = LOST_EVER.load(Ordering::Relaxed) + crowded_out;
+    *out += "# HELP ringway_log_lines_lost_total Log lines that were lost: too many at once \
+             (queue), or stderr could not be written (write).\n\
+             # TYPE ringway_log_lines_lost_total counter\n";
+    for (why, lost) in [("queue", queue), ("write", ringway_stdio::lost_lines())] {
+        *out += &format!("ringway_log_lines_lost_total{{why=\"{why}\"}} {lost}\n");
+    }
 }
 
 /// Writes what is in the queue.
@@ -311,6 +390,7 @@ fn write_waiting(mut direct: Option<&mut Direct>) {
     }
     let lost = LOST.swap(0, Ordering::Relaxed);
     if lost > 0 {
+        LOST_EVER.fetch_add(lost, Ordering::Relaxed);
         tracing::warn!(lost, "log records were lost: the queue was full");
     }
 }

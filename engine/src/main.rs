@@ -12,6 +12,8 @@ use ringway::doctor;
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
+/// Exit code for an answer that could not be printed (EX_IOERR).
+const OUTPUT: u8 = 74;
 /// Exit code for a wrong configuration (EX_CONFIG).
 const CONFIG: u8 = 78;
 
@@ -115,6 +117,7 @@ impl Engine {
 }
 
 fn main() -> ExitCode {
+    ringway_stdio::shield();
     match Arguments::parse().command {
         Command::Serve { config, engine } => {
             let load = || Config::load_patiently(&config).map_err(|problems| problems.to_string());
@@ -136,15 +139,13 @@ fn main() -> ExitCode {
         Command::Top(arguments) => ended(console::top(&arguments)),
         Command::Check { config } => match Config::load(&config) {
             Ok(read) => {
-                for warning in &read.warnings {
-                    println!("{}: warning: {warning}", config.display());
-                }
-                println!("{}: no problem found", config.display());
-                ExitCode::SUCCESS
+                let warning = |text: &String| format!("{}: warning: {text}\n", config.display());
+                let warnings: String = read.warnings.iter().map(warning).collect();
+                let text = format!("{warnings}{}: no problem found\n", config.display());
+                told(ringway_stdio::print(&text), ExitCode::SUCCESS)
             }
             Err(problems) => {
-                print!("{problems}");
-                ExitCode::from(CONFIG)
+                told(ringway_stdio::print(&problems.to_string()), ExitCode::from(CONFIG))
             }
         },
     }
@@ -155,8 +156,19 @@ fn ended(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            ringway_stdio::complain(&format!("error: {failure}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// The exit code of an answer that was to be printed: its own, unless nobody could read it.
+fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
+    match printed {
+        Ok(()) => code,
+        Err(error) => {
+            ringway_stdio::complain(&format!("error: the answer cannot be printed: {error}"));
+            ExitCode::from(OUTPUT)
         }
     }
 }
@@ -164,15 +176,16 @@ fn ended(result: Result<(), Failure>) -> ExitCode {
 /// Prints the doctor's report.
 fn diagnose(config: Option<&Path>, json: bool) -> ExitCode {
     let checks = doctor::examine(config);
-    let text = if json {
+    let printed = if json {
         // Only a map with keys that are no text cannot be written: there is none.
-        serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n"
+        let text = serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n";
+        ringway_stdio::print_json(&text)
     } else {
-        checks.iter().map(|check| format!("{check}\n")).collect()
+        let text: String = checks.iter().map(|check| format!("{check}\n")).collect();
+        ringway_stdio::print(&text)
     };
-    print!("{text}");
     let failed = checks.iter().any(|check| check.status == doctor::Status::Fail);
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    told(printed, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn run(
@@ -180,14 +193,16 @@ fn run(
     config: impl FnOnce() -> Result<Config, String>,
     (demo, source): (Option<Demo>, Option<PathBuf>),
 ) -> ExitCode {
+    ringway_stdio::shield_server();
+    ringway_stdio::hold_hangup();
     if let Err(why) = engine.check() {
-        eprintln!("error: {why}");
+        ringway_stdio::complain(&format!("error: {why}"));
         return ExitCode::from(USAGE);
     }
     let mut config = match config() {
         Ok(config) => config,
         Err(problems) => {
-            eprint!("{problems}");
+            ringway_stdio::complain(problems.trim_end());
             return ExitCode::from(CONFIG);
         }
     };
@@ -195,7 +210,7 @@ fn run(
     match boot::serve(config, demo, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            ringway_stdio::complain(&format!("error: {error}"));
             ExitCode::from(error.code)
         }
     }

@@ -100,6 +100,10 @@ async fn the_edges_of_a_session_are_logged_and_no_secret_is() {
     line("closing worker connection");
     let refused = line("failed to open stateful work request");
     assert_eq!((&refused["level"], &refused["grpc_status"]), (&"WARN".into(), &16.into()));
+    let text = "failed to open stateful work request: the credential is not known";
+    assert_eq!((&refused["error"], &refused["function_id"]), (&text.into(), &F.into()));
+    assert!(refused["client"].as_str().unwrap().starts_with("127.0.0.1:"), "{refused}");
+    assert_eq!((&refused["function_version_id"], &refused["tenant"]), (&"".into(), &"".into()));
     let rejected = line("rejecting worker CONNECT");
     assert_eq!(rejected["connect_result"], "rejected_token_unknown");
 }

@@ -16,6 +16,8 @@ const PREFIX: &str = "failed to open stateful work request: ";
 pub enum Fault {
     /// E1: no usable authorization.
     MissingAuthorization,
+    /// E1: there is an authorization, but not as `Bearer KEY`.
+    NotBearer,
     /// E2: no function-id.
     MissingFunctionId,
     /// E3: the control plane refused.
@@ -84,7 +86,7 @@ impl Fault {
             // A refusal with code 0 would read as a success.
             Self::Api { code: 0, .. } => Code::Internal,
             Self::Api { code, .. } => return *code,
-            Self::MissingAuthorization => Code::Unauthenticated,
+            Self::MissingAuthorization | Self::NotBearer => Code::Unauthenticated,
             Self::MissingFunctionId => Code::InvalidArgument,
             // CL-4: what carries no gRPC status is 13, mismatches included.
             Self::NoVersions
@@ -136,6 +138,7 @@ impl Fault {
     fn kind(&self) -> &'static str {
         match self {
             Self::MissingAuthorization => "MissingAuthorization",
+            Self::NotBearer => "NotBearer",
             Self::MissingFunctionId => "MissingFunctionId",
             Self::Api { .. } => "Api",
             Self::NoVersions => "NoVersions",
@@ -169,6 +172,11 @@ impl fmt::Display for Fault {
             Self::MissingAuthorization => {
                 f.write_str("no authorization was passed in the metadata")
             }
+            // What operators search for stands here as well.
+            Self::NotBearer => f.write_str(
+                "no authorization was passed in the metadata: \
+                 the field is there, but does not read `Bearer KEY`",
+            ),
             Self::MissingFunctionId => f.write_str("no function-id was passed in the metadata"),
             Self::Api { text, .. } | Self::LookupFailed { text } => write!(f, "{PREFIX}{text}"),
             Self::NoVersions => {

@@ -124,7 +124,9 @@ pub fn read(fields: &Fields) -> Routed<'_> {
     // credential will do if the request has that field at all.
     let credential = if seen.websocket { bearer.or(Some(authorization)) } else { bearer };
     let Some(credential) = credential.filter(|credential| !credential.is_empty()) else {
-        return Routed::Refused(Fault::MissingAuthorization);
+        let none = authorization.is_empty();
+        let fault = if none { Fault::MissingAuthorization } else { Fault::NotBearer };
+        return Routed::Refused(fault);
     };
     if function.is_empty() {
         return Routed::Refused(Fault::MissingFunctionId);

@@ -69,6 +69,14 @@ fn table() -> Vec<(Fault, u8, u16, String, bool)> {
             "no authorization was passed in the metadata",
             false,
         ),
+        row(
+            Fault::NotBearer,
+            16,
+            401,
+            "no authorization was passed in the metadata: the field is there, but does not read \
+             `Bearer KEY`",
+            false,
+        ),
         row(Fault::MissingFunctionId, 3, 400, "no function-id was passed in the metadata", false),
         row(Fault::Api { code: 7, text: "not yours".into() }, 7, 403, "not yours", true),
         row(Fault::Api { code: 5, text: "unknown".into() }, 5, 404, "unknown", true),

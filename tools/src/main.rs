@@ -1,14 +1,18 @@
 //! `ringway-worker`: arguments in, exit code out.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
+use ringway_stdio::{Escaping, Form};
 use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret};
 use tracing::Level;
 use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::debug_fn;
 use uuid::Uuid;
 
 /// Exit code for wrong arguments; clap's own.
@@ -82,10 +86,12 @@ fn slots(text: &str) -> Result<usize, String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    ringway_stdio::shield_server();
+    ringway_stdio::hold_hangup();
     let key = match read_key(&arguments) {
         Ok(key) => key,
         Err(why) => {
-            eprintln!("error: {why}");
+            ringway_stdio::complain(&format!("error: {why}"));
             return ExitCode::from(USAGE);
         }
     };
@@ -129,10 +135,19 @@ fn read_key(arguments: &Arguments) -> Result<Secret, String> {
 /// JSON lines, or readable ones on a terminal, written by a thread of their own: a full pipe
 /// must not stop the tunnels.
 fn start_log(level: Level) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let readable = io::stderr().is_terminal();
+    let form = if readable { Form::Text } else { Form::Json };
+    let (writer, guard) = tracing_appender::non_blocking(ringway_stdio::Log::new(form));
     let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
-    if io::stderr().is_terminal() {
-        log.with_writer(writer).init();
+    if readable {
+        // What others said is shown without what would move the cursor; in JSON the stream does it.
+        let values = debug_fn(|writer, field, value| {
+            if field.name() != "message" {
+                write!(writer, "{field}=")?;
+            }
+            write!(Escaping(writer), "{value:?}")
+        });
+        log.fmt_fields(values.delimited(" ")).with_writer(writer).init();
     } else {
         log.json().flatten_event(true).with_writer(writer).init();
     }

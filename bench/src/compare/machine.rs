@@ -48,7 +48,9 @@ impl Drop for Congestion {
         if let Some(before) = &self.before
             && let Err(error) = fs::write(CONGESTION, before)
         {
-            eprintln!("congestion control could not be set back to {before}: {error}");
+            ringway_stdio::complain!(
+                "congestion control could not be set back to {before}: {error}"
+            );
         }
     }
 }

@@ -195,18 +195,21 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
     let stand = Stand::new(request, &mut programs, &shapes, &out)?;
     let congestion = machine::Congestion::settle(&request.congestion);
     let facts = machine::Facts::gather(&congestion, request, &programs);
-    println!("{facts}");
+    ringway_stdio::say!("{facts}")?;
     for (name, why) in &skipped {
-        println!("skipped: {name}: {why}");
+        ringway_stdio::say!("skipped: {name}: {why}")?;
     }
-    println!("{}", estimate::Estimate::of(request, &shapes, &peers));
+    ringway_stdio::say!("{}", estimate::Estimate::of(request, &shapes, &peers))?;
     let mut series = Series::new(request, &shapes, &peers, stand);
     series.run();
     let Series { runs, notes, .. } = series;
     drop(congestion);
     let figures = Figures::new(&shapes, &peers, &runs);
     let (table, losses) = (table::rows(&figures), judge::losses(&figures));
-    println!("\n{}", report::Report { table: &table, losses: &losses, runs: &runs, notes: &notes });
+    ringway_stdio::say!(
+        "\n{}",
+        report::Report { table: &table, losses: &losses, runs: &runs, notes: &notes }
+    )?;
     let record = Record {
         machine: &facts,
         request,
@@ -228,7 +231,7 @@ fn write_all(record: &Record<'_>, out: &Path) -> Result<(), CompareFault> {
         fs::write(path, &text)?;
     }
     fs::write(out.join("report.html"), page::page(record, out))?;
-    println!("report.html, figures.json, configurations and logs: {}", out.display());
+    ringway_stdio::say!("report.html, figures.json, configurations and logs: {}", out.display())?;
     Ok(())
 }
 
@@ -257,7 +260,7 @@ impl<'a> Series<'a> {
             Ok(outcome) => generator(&outcome),
             Err(why) => format!("the generator could not be checked: {why}"),
         };
-        eprintln!("{checked}");
+        ringway_stdio::complain!("{checked}");
         self.notes.push(checked);
         for group in groups(self.shapes) {
             if group.iter().any(|shape| shape.is_relative()) {
@@ -278,7 +281,7 @@ impl<'a> Series<'a> {
                     return;
                 }
                 let run = one(&self.stand, peer, shape, round);
-                eprintln!("{} {}", self.clock(), progress(&run));
+                ringway_stdio::complain!("{} {}", self.clock(), progress(&run));
                 self.runs.push(run);
             }
         }

@@ -189,7 +189,7 @@ fn install_system_package(package: &str) -> Result<(), String> {
 fn step(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<(), String> {
     let arguments: Vec<String> = arguments.into_iter().collect();
     let line = format!("{program} {}", arguments.join(" "));
-    eprintln!("installing: {line}");
+    ringway_stdio::complain!("installing: {line}");
     let done = Command::new(program)
         .args(&arguments)
         // Servers are not started by their installation, and nothing asks questions.

@@ -29,7 +29,11 @@ pub(super) fn metrics(text: String) -> Response<Body> {
 /// A value of ours as JSON.
 pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     match serde_json::to_vec(value) {
-        Ok(body) => with(StatusCode::OK, "application/json", Body::from(body)),
+        Ok(body) => {
+            // It is read at a terminal, too.
+            let body = ringway_stdio::json_line(&body).into_owned();
+            with(StatusCode::OK, "application/json", Body::from(body))
+        }
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "cannot be written as JSON\n"),
     }
 }

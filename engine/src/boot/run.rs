@@ -94,6 +94,7 @@ async fn control(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
     let hangup = signal(SignalKind::hangup()).map_err(BootError::os)?;
+    ringway_stdio::listen_for_hangup();
     listener.set_nonblocking(true).map_err(BootError::os)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);

@@ -1,6 +1,6 @@
 //! A terminal that is drawn anew again and again, and given back as it was.
 
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, stdin, stdout};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
@@ -52,19 +52,18 @@ impl Screen {
         (size.ws_row > 0 && size.ws_col > 0).then(|| (size.ws_row.into(), size.ws_col.into()))
     }
 
-    /// Shows a frame.
+    /// Shows a frame; false if nobody reads any more.
     ///
     /// # Errors
-    /// When nobody reads any more.
-    pub(super) fn show(&self, frame: &str) -> Result<(), Failure> {
+    /// When it cannot be written.
+    pub(super) fn show(&self, frame: &str) -> Result<bool, Failure> {
         let text = if self.terminal {
             let lines = frame.lines().map(|line| format!("{line}{CLEAR_LINE}"));
             format!("{HOME}{}{CLEAR_REST}", lines.collect::<Vec<_>>().join("\r\n"))
         } else {
             format!("{frame}\n")
         };
-        let mut out = stdout().lock();
-        Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
+        Ok(ringway_stdio::show(&text)?)
     }
 
     /// Keys as they are pressed; none if there is no keyboard.
@@ -100,7 +99,6 @@ impl Drop for Screen {
 }
 
 fn write(text: &str) {
-    let mut out = stdout().lock();
     // A terminal that has gone needs no cursor.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let _ = ringway_stdio::show(text);
 }

@@ -73,7 +73,7 @@ pub(super) fn short(id: &str) -> String {
 
 /// What others named, without what would move a terminal's cursor.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars().map(|c| if ringway_stdio::is_hidden(c) { '?' } else { c }).collect()
 }
 
 /// An amount of bytes.
@@ -103,6 +103,12 @@ pub(super) fn age(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_named_moves_no_cursor_and_takes_its_place() {
+        let name = "a\u{1b}[31m\u{9b}\u{2028}\u{202e}\u{7f}ö";
+        assert_eq!(printable(name), "a?[31m????ö");
+    }
 
     #[test]
     fn quantities_are_short() {

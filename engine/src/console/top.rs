@@ -41,7 +41,9 @@ pub(super) async fn run(
     for shown in 1.. {
         let since = before.as_ref().map(|(at, look)| (now.0 - *at, look));
         let frame = frame(port.address(), &now.1, since, screen.size());
-        screen.show(&(told.clone() + &frame))?;
+        if !screen.show(&(told.clone() + &frame))? {
+            return Ok(());
+        }
         if frames.is_some_and(|frames| shown >= frames) {
             break;
         }
@@ -60,7 +62,7 @@ pub(super) async fn run(
                 before = Some(std::mem::replace(&mut now, (Instant::now(), seen)));
             }
             // It may come back.
-            Err(failure) if screen.is_terminal() => told = format!("{failure}\n"),
+            Err(failure) if screen.is_terminal() => told = printable(&failure.to_string()) + "\n",
             Err(failure) => return Err(failure),
         }
     }

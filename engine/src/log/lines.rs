@@ -14,9 +14,13 @@ pub(super) fn write(record: &Record) {
             "registering new worker connection"
         ),
         What::Closed(edge) => closed(record, edge),
-        What::OpenFailed { code, text } => tracing::warn!(
-            grpc_status = code,
-            error = %text,
+        What::OpenFailed { refused } => tracing::warn!(
+            grpc_status = refused.code,
+            error = %refused.text,
+            client = %refused.client,
+            function_id = %refused.function_id,
+            function_version_id = %refused.function_version_id,
+            tenant = %refused.tenant,
             shard,
             "failed to open stateful work request"
         ),

@@ -4,7 +4,7 @@ use ringway_proto::detect::{Detected, PREFACE, detect};
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h2;
-use ringway_proto::route::{self, Routed};
+use ringway_proto::route::{self, Routed, RoutingHead};
 
 use super::Shard;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
@@ -13,6 +13,7 @@ use super::http1;
 use super::link::Link;
 use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
+use crate::log::Refusal;
 use crate::metrics::Method;
 use crate::pool::Segment;
 
@@ -88,12 +89,24 @@ impl Shard {
                         self.start_exchange(border, slot, passed.as_ref().unwrap_or(fields));
                     }
                     Err(fault) => {
-                        crate::log::open_failed(&fault, self.settings.core);
+                        self.log_refusal(at.conn, &head, &fault);
                         self.refuse(border, &asked, &head.style, &fault);
                     }
                 }
             }
         }
+    }
+
+    fn log_refusal(&self, conn: ConnId, head: &RoutingHead<'_>, fault: &Fault) {
+        let Some(hop) = self.conns.hop(conn) else { return };
+        crate::log::open_failed(&Refusal {
+            fault,
+            client: hop.peer,
+            function_id: head.function,
+            function_version_id: head.version,
+            tenant: self.policy.tenant(head.credential).map(|name| &**name).unwrap_or_default(),
+            shard: self.settings.core,
+        });
     }
 
     pub(super) fn asked(&self, at: At, fields: &Fields, ended: bool) -> Asked {

@@ -17,6 +17,7 @@ use super::table::Key;
 use super::timer::Due;
 use crate::border::{Border, ConnId};
 use crate::control::local::{Grant, SessionFacts, Ticket, WorkKind};
+use crate::log::Refusal;
 use crate::metrics::Limit;
 use crate::post::{CorePost, Find, Found, Join, Leave, SessionRow, Speaks, Stand};
 use crate::trail::Event;
@@ -211,12 +212,21 @@ impl Shard {
         }
         let Some(attachment) = self.attachments.remove(key) else { return };
         self.asking -= 1;
-        if let Some(client) =
-            attachment.client.and_then(|client| self.conns.hop_mut(client)?.client_mut())
-        {
-            client.attachments.retain(|other| *other != key);
+        if let Some(hop) = attachment.client.and_then(|client| self.conns.hop_mut(client)) {
+            let client = hop.peer;
+            if let Some(client) = hop.client_mut() {
+                client.attachments.retain(|other| *other != key);
+            }
+            let owner = &attachment.owner;
+            crate::log::open_failed(&Refusal {
+                fault,
+                client,
+                function_id: owner.function.as_bytes(),
+                function_version_id: owner.version.as_bytes(),
+                tenant: &owner.tenant,
+                shard: self.settings.core,
+            });
         }
-        crate::log::open_failed(fault, self.settings.core);
         for waiter in attachment.waiters {
             if self.exchanges.get(waiter).is_some() {
                 self.refuse_exchange(border, waiter.slot, fault);

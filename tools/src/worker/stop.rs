@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT.
+//! SIGTERM, SIGINT and, where it was not to be ignored from the start, SIGHUP: its terminal has
+//! gone, and there is no file to read again.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -6,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use monoio::io::AsyncReadRent;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
 use super::{Worker, net};
@@ -17,7 +18,8 @@ const SAME: Duration = Duration::from_millis(50);
 
 /// Stops the worker at the first signal and ends the process at the second.
 pub(super) fn listen(worker: &Rc<Worker>) -> io::Result<()> {
-    for signal in [SIGTERM, SIGINT] {
+    let hangup = (!ringway_stdio::hangup_was_ignored()).then_some(SIGHUP);
+    for signal in [SIGTERM, SIGINT].into_iter().chain(hangup) {
         let (mut heard, told) =
             StdUnixStream::pair().and_then(|(a, b)| Ok((net::from_std(a)?, b)))?;
         pipe::register(signal, told)?;
@@ -43,5 +45,6 @@ pub(super) fn listen(worker: &Rc<Worker>) -> io::Result<()> {
             }
         });
     }
+    ringway_stdio::listen_for_hangup();
     Ok(())
 }
