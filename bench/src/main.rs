@@ -1,5 +1,7 @@
 //! `ringway-bench`: arguments to the library's subcommands.
 #![forbid(unsafe_code)]
+// They panic when nobody reads: `ringway-stdio` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod load_args;
 

@@ -1,6 +1,8 @@
 //! The gateway: a reactor per core that touches and decides nothing, a shard per core that decides
 //! and touches nothing, and a control thread for what is not on the data path.
 #![deny(unsafe_code)]
+// They panic when nobody reads: `ringway-stdio` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admin;
 pub mod bare;

@@ -1,4 +1,6 @@
 //! Arguments in, exit code out.
+// They panic when nobody reads: `ringway-stdio` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

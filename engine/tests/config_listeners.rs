@@ -91,6 +91,19 @@ fn listeners_take_tls_and_the_proxy_protocol() {
 }
 
 #[test]
+fn ipv4_networks_in_ipv6_form_are_ipv4_networks() {
+    let trusted = "\"::ffff:10.0.0.0/104\", \"::ffff:192.0.2.1\", \"::ffff:192.0.2.2/128\", \
+                   \"::ffff:0.0.0.0/96\", \"2001:db8::/32\"";
+    let proxy = format!(", proxy_protocol = true, trusted = [{trusted}]");
+    let config = parse(&proxy, "", Path::new("")).unwrap();
+    let trusted: Vec<String> =
+        config.fronts.client.trusted.iter().map(ToString::to_string).collect();
+    let meant = ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32", "0.0.0.0/0", "2001:db8::/32"];
+    assert_eq!(trusted, meant);
+    assert_eq!(config.warnings.len(), 1, "who believes everybody is told: {:?}", config.warnings);
+}
+
+#[test]
 fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
     let line = "x.toml:2: listen.client.";
     for (client, say) in [
@@ -110,6 +123,16 @@ fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
         (
             ", proxy_protocol = true, trusted = [\"10.1.0.0/8\"]",
             "trusted has \"10.1.0.0/8\", whose address lies inside the network: write \
+             \"10.0.0.0/8\"",
+        ),
+        (
+            ", proxy_protocol = true, trusted = [\"::ffff:10.1.0.0/104\"]",
+            "trusted has \"::ffff:10.1.0.0/104\", whose address lies inside the network: write \
+             \"10.0.0.0/8\"",
+        ),
+        (
+            ", proxy_protocol = true, trusted = [\"::ffff:10.0.0.0/8\"]",
+            "trusted has \"::ffff:10.0.0.0/8\", an IPv4 network in IPv6 form: write \
              \"10.0.0.0/8\"",
         ),
     ] {

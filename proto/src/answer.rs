@@ -37,7 +37,7 @@ pub fn render(fault: &Fault, style: &ReplyStyle<'_>, fields: &mut Fields, body: 
     fields.clear();
     body.clear();
     // CL-41: a lost tunnel is told in gRPC's fields and by the status, and by no text.
-    let lost = matches!(fault, Fault::TunnelLost);
+    let lost = fault.is_lost_tunnel();
     let text = fault.to_string();
     let text = &text[..text.floor_char_boundary(TEXT_MAX)];
     if style.grpc {

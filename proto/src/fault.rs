@@ -70,6 +70,8 @@ pub enum Fault {
     HeadTooLarge,
     /// The tunnel broke before it gave a response head (design 3.11).
     TunnelLost,
+    /// Likewise: its server answered HTTP/2 with HTTP/1, so it speaks nothing else.
+    ServerSpeaksHttp1,
     /// This gateway takes no new work.
     Draining,
     /// The body of a request with `Upgrade: h2c` is over its limit (contract CL-48).
@@ -103,7 +105,9 @@ impl Fault {
             | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::SessionNotFound { .. } => Code::NotFound,
             Self::NoWorker => Code::DeadlineExceeded,
-            Self::TunnelLost | Self::Draining | Self::MailboxFull => Code::Unavailable,
+            Self::TunnelLost | Self::ServerSpeaksHttp1 | Self::Draining | Self::MailboxFull => {
+                Code::Unavailable
+            }
         };
         code as u8
     }
@@ -114,7 +118,7 @@ impl Fault {
         match self {
             Self::HeadTooLarge => 431,
             Self::BodyTooLarge => 413,
-            Self::TunnelLost => 502,
+            _ if self.is_lost_tunnel() => 502,
             _ => grpc::http_status(self.code()),
         }
     }
@@ -124,9 +128,15 @@ impl Fault {
     #[must_use]
     pub fn grpc_style_status(&self) -> u16 {
         match self {
-            Self::TunnelLost => self.http_status(),
+            _ if self.is_lost_tunnel() => self.http_status(),
             _ => 200,
         }
+    }
+
+    /// Whether it is the tunnel's failure and not our answer (CL-15, CL-41).
+    #[must_use]
+    pub fn is_lost_tunnel(&self) -> bool {
+        matches!(self, Self::TunnelLost | Self::ServerSpeaksHttp1)
     }
 
     /// Whether the client is told to forget its request id: E7 only, not every code 5.
@@ -155,6 +165,7 @@ impl Fault {
             Self::Overloaded => "Overloaded",
             Self::HeadTooLarge => "HeadTooLarge",
             Self::TunnelLost => "TunnelLost",
+            Self::ServerSpeaksHttp1 => "ServerSpeaksHttp1",
             Self::Draining => "Draining",
             Self::BodyTooLarge => "BodyTooLarge",
             Self::MailboxFull => "MailboxFull",
@@ -198,6 +209,10 @@ impl fmt::Display for Fault {
             Self::Overloaded => f.write_str("gateway holds as much as it may, try again later"),
             Self::HeadTooLarge => f.write_str("request headers are too large"),
             Self::TunnelLost => f.write_str("lost the link to the worker"),
+            Self::ServerSpeaksHttp1 => f.write_str(
+                "lost the link to the worker: the server behind it speaks HTTP/1 only, \
+                 and this call is HTTP/2",
+            ),
             Self::Draining => f.write_str("gateway is draining, try again on a new connection"),
             Self::BodyTooLarge => f.write_str("request body is too large for an upgrade to h2c"),
             Self::MailboxFull => f.write_str("gateway is overloaded, try again"),

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod date;
 mod decimal;
 pub mod detect;
 pub mod fault;

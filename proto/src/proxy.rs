@@ -6,9 +6,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-/// Bytes of a header with all that follows the addresses. A UNIX address is 232; the rest is for
-/// what load balancers tell of themselves.
-pub const HEADER_MAX: usize = 1024;
+/// Bytes of what may follow the addresses: what load balancers tell of themselves, and of a
+/// client's certificate.
+pub const EXTRAS_MAX: usize = 4096;
+
+/// Bytes of a header with all that follows the addresses, of which those of UNIX are the longest.
+pub const HEADER_MAX: usize = FIXED + 216 + EXTRAS_MAX;
 
 /// No HTTP request or TLS record begins like this.
 pub const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -62,7 +65,7 @@ impl fmt::Display for ProxyFault {
             Self::Text => "PROXY protocol version 1 is not supported, configure version 2",
             Self::Version => "PROXY protocol version or command is unknown",
             Self::Family => "PROXY protocol header is for no stream that is known",
-            Self::TooLarge => "PROXY protocol header is too large",
+            Self::TooLarge => "PROXY protocol header is too large: over 4328 bytes",
             Self::Malformed => "PROXY protocol header is malformed",
             Self::Checksum => "PROXY protocol header has a wrong checksum",
         })

@@ -1,5 +1,6 @@
 //! Contract 4.1 and 4.2: what a worker's CONNECT must carry and what it is answered.
 
+use ringway_proto::date::HttpDate;
 use ringway_proto::fields::Fields;
 use ringway_proto::h1::connect::{
     ACCEPTED, Connect, ConnectFault, ConnectResult, Endpoint, endpoint, read,
@@ -26,6 +27,10 @@ fn fault(line: &str, headers: &[(&str, &str)]) -> Option<ConnectFault> {
 }
 
 const GOOD: [(&str, &str); 2] = [("Authorization", "Bearer tok"), ("X-Request-Id", ID)];
+
+fn date() -> HttpDate {
+    HttpDate::from_unix(784_111_777)
+}
 
 #[test]
 fn wk_1_the_workers_request_is_read() {
@@ -155,6 +160,7 @@ fn wk_4_every_refusal_has_its_bytes() {
     ] {
         let expected = format!(
             "HTTP/1.1 {line}\r\n\
+             date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
              content-type: text/plain; charset=utf-8\r\n\
              x-content-type-options: nosniff\r\n\
              content-length: {}\r\n\
@@ -162,15 +168,15 @@ fn wk_4_every_refusal_has_its_bytes() {
             body.len()
         );
         let mut out = Vec::new();
-        result.write(true, &mut out);
+        result.write(true, date(), &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
     for fault in
         [ConnectFault::MissingAuth, ConnectFault::MissingRequestId, ConnectFault::InvalidRequestId]
     {
         let (mut ours, mut of_result) = (Vec::new(), Vec::new());
-        fault.write(false, &mut ours);
-        fault.result().unwrap().write(false, &mut of_result);
+        fault.write(false, date(), &mut ours);
+        fault.result().unwrap().write(false, date(), &mut of_result);
         assert_eq!(ours, of_result);
         assert!(String::from_utf8(ours).unwrap().contains("\r\nconnection: close\r\n"));
     }
@@ -179,7 +185,7 @@ fn wk_4_every_refusal_has_its_bytes() {
 #[test]
 fn wk_11_success_is_200_and_nothing_more() {
     let mut out = Vec::new();
-    ConnectResult::Accepted.write(true, &mut out);
+    ConnectResult::Accepted.write(true, date(), &mut out);
     assert_eq!(out, ACCEPTED);
     assert_eq!(ACCEPTED, b"HTTP/1.1 200 OK\r\n\r\n");
 }

@@ -2,6 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
+use ringway_proto::date::HttpDate;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::head::{
     Body, HeadFault, HeadLimits, RequestHead, Scan, Version, keeps_alive, parse_request,
@@ -69,11 +70,22 @@ fn long_names_are_lower_cased_too() {
 }
 
 #[test]
-fn rfc_9112_2_2_one_empty_line_before_a_request_is_skipped() {
-    let input = "\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    let (head, fields) = whole(input);
-    assert_eq!((head.head_len, head.target(&fields)), (input.len(), &b"/health"[..]));
-    assert_eq!(parse(b"\r\n\r\n").unwrap_err().status(), 400);
+fn rfc_9112_2_2_a_few_empty_lines_before_a_request_are_skipped() {
+    for lines in 0..=4 {
+        let input = "\r\n".repeat(lines) + "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+        let (head, fields) = whole(&input);
+        assert_eq!((head.head_len, head.target(&fields)), (input.len(), &b"/health"[..]));
+    }
+    assert!(matches!(parse(&b"\r\n".repeat(4)), Ok(None)));
+    assert_eq!(parse(&b"\r\n".repeat(5)).unwrap_err().status(), 400);
+}
+
+#[test]
+fn rfc_9110_2_5_a_later_http_1_is_read_as_1_1() {
+    for version in ["1.1", "1.2", "1.9"] {
+        let (head, _) = whole(&format!("GET / HTTP/{version}\r\nHost: h\r\n\r\n"));
+        assert_eq!(head.version, Version::Http11, "{version}");
+    }
 }
 
 #[test]
@@ -119,7 +131,7 @@ fn rfc_9112_3_malformed_request_lines_are_refused() {
         let fault = parse(format!("{line}\r\nHost: h\r\n\r\n").as_bytes()).unwrap_err();
         assert_eq!(fault.status(), 400, "{line:?}");
     }
-    for version in ["0.9", "1.2", "2.0", "3.0"] {
+    for version in ["0.9", "2.0", "2.1", "3.0"] {
         let input = format!("GET / HTTP/{version}\r\nHost: h\r\n\r\n");
         assert_eq!(parse(input.as_bytes()).unwrap_err().status(), 505, "{version}");
     }
@@ -366,10 +378,11 @@ fn random_bytes_never_panic_and_read_alike_in_pieces() {
 #[test]
 fn faults_are_answered_and_end_the_connection() {
     let mut out = Vec::new();
-    write_fault(HeadFault::TooLarge, &mut out);
+    write_fault(HeadFault::TooLarge, HttpDate::from_unix(0), &mut out);
     assert_eq!(
         String::from_utf8(out).unwrap(),
         "HTTP/1.1 431 Request Header Fields Too Large\r\n\
+         date: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
          content-type: text/plain; charset=utf-8\r\n\
          x-content-type-options: nosniff\r\n\
          content-length: 17\r\n\

@@ -1,6 +1,6 @@
 //! PROXY protocol v2 as HAProxy's specification lays it out.
 
-use ringway_proto::proxy::{HEADER_MAX, Header, ProxyFault, SIGNATURE, read};
+use ringway_proto::proxy::{EXTRAS_MAX, HEADER_MAX, Header, ProxyFault, SIGNATURE, read};
 
 fn header(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
     let len = (body.len() as u16).to_be_bytes();
@@ -78,6 +78,19 @@ fn bitwise_crc32c(bytes: &[u8]) -> u32 {
             (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg())
         })
     })
+}
+
+#[test]
+fn what_follows_the_addresses_has_its_limit_whatever_they_are() {
+    let v6 = v6();
+    for (family, addresses) in [(0x11, &V4[..]), (0x21, &v6[..]), (0x31, &[0; 216])] {
+        // As a balancer sends a client's certificate: one value that fills it.
+        let most = EXTRAS_MAX - 3;
+        let long = [addresses, &tlv(0x20, &vec![7; most])].concat();
+        assert_eq!(whole(&header(0x21, family, &long)).is_some(), family != 0x31, "{family:#x}");
+    }
+    let long = [&[0; 216][..], &tlv(0x20, &vec![7; EXTRAS_MAX - 2])].concat();
+    assert_eq!(read(&header(0x21, 0x31, &long)), Err(ProxyFault::TooLarge));
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod h2_script;
 
 use h2_script::*;
 use ringway_proto::h2::frame::setting;
-use ringway_proto::h2::{Event, HeadKind, Limits, Role};
+use ringway_proto::h2::{ConnFault, Event, HeadKind, Limits, Role};
 
 fn fresh(role: Role, scenario: fn(&mut Side)) {
     play_fresh(role, Limits::default(), scenario);
@@ -383,4 +383,26 @@ fn a_padded_frame_is_never_patched_in_place() {
     let Ok(Event::Data { start: 10, len: 3, head_in_place: false, .. }) = event else {
         panic!("{event:?}")
     };
+}
+
+#[test]
+fn s3_4_a_server_without_http_2_is_named() {
+    let answers =
+        ["HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP/1.0 505 x\r\n\r\n", "HTTP/1.1 101 x\r\n"];
+    for answer in answers {
+        for cut in 0..answer.len() {
+            let mut side = Side::fresh(Role::Client, Limits::default());
+            side.conn.start(&mut side.out);
+            side.feed(&answer.as_bytes()[..cut]);
+            side.feed(&answer.as_bytes()[cut..]);
+            assert_eq!(side.fault, Some(ConnFault::SPEAKS_HTTP1), "{answer} {cut}");
+        }
+    }
+    // Behind its SETTINGS it speaks HTTP/2, and a client is no server.
+    for (role, begin) in [(Role::Client, settings(&[])), (Role::Server, MAGIC.to_vec())] {
+        let mut side = Side::fresh(role, Limits::default());
+        side.feed(&begin);
+        side.feed(answers[0].as_bytes());
+        side.expect_fault(SIZE);
+    }
 }

@@ -2,5 +2,7 @@
 //! (`tests/tidy.rs`), next to the scripts that install what the tests need and run them.
 
 #![deny(unsafe_code)]
+// They panic when nobody reads: `ringway-stdio` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod worker;

@@ -1,4 +1,6 @@
 //! `ringway-worker`: arguments in, exit code out.
+// They panic when nobody reads: `ringway-stdio` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read};

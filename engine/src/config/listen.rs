@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::node::{Node, Value};
 use super::problems::{Problems, nearest};
@@ -246,13 +246,32 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Bits before the IPv4 address in one in IPv6 form (RFC 4291 §2.5.5.2).
+const V4_MAPPED: u8 = 96;
+
 /// `10.0.0.0/8`, or one address.
 fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(IpNet::from(address));
+        // Peers are compared in this form, too.
+        return Ok(IpNet::from(address.to_canonical()));
     }
     let network: IpNet =
         text.parse().map_err(|_| "which is no network such as \"10.0.0.0/8\"".to_string())?;
+    if let IpNet::V6(mapped) = network
+        && let Some(address) = mapped.addr().to_ipv4_mapped()
+    {
+        let Some(prefix) = mapped.prefix_len().checked_sub(V4_MAPPED) else {
+            // Its prefix was meant for the IPv4 address.
+            let meant = mapped.prefix_len().min(32);
+            return Err(format!("an IPv4 network in IPv6 form: write \"{address}/{meant}\""));
+        };
+        return network_of(Ipv4Net::new(address, prefix).map_err(|e| e.to_string())?.into());
+    }
+    network_of(network)
+}
+
+/// A network is written by its first address.
+fn network_of(network: IpNet) -> Result<IpNet, String> {
     if network != network.trunc() {
         return Err(format!(
             "whose address lies inside the network: write \"{}\"",

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ringway_proto::date::{civil, put};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
@@ -39,7 +40,7 @@ pub(super) fn of(time: SystemTime) -> String {
 pub fn rfc3339(unix_micros: u64) -> String {
     let (seconds, micros) = (unix_micros / 1_000_000, unix_micros % 1_000_000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = date(days);
+    let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let mut text = *b"0000-00-00T00:00:00.000000Z";
     // From 10000 on the form has no room for a year.
@@ -51,28 +52,6 @@ pub fn rfc3339(unix_micros: u64) -> String {
     put(&mut text[17..19], second);
     put(&mut text[20..26], micros);
     String::from_utf8(text.to_vec()).unwrap_or_default()
-}
-
-/// A number's last digits, as many as there is room for.
-fn put(text: &mut [u8], mut number: u64) {
-    for digit in text.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-}
-
-/// The Gregorian date so many days after 1970-01-01. Counted in years that begin in March, so that
-/// the leap day is a year's last.
-fn date(days: u64) -> (u64, u64, u64) {
-    // Days since 0000-03-01; an era is 400 years.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
-    (era * 400 + year, month, day)
 }
 
 #[cfg(test)]

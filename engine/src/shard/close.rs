@@ -73,6 +73,11 @@ impl Cause {
     );
     pub(crate) const BROKEN: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
+    pub(crate) const SPEAKS_HTTP1: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::H2Connection,
+        "its server speaks HTTP/1 only, and the client HTTP/2",
+    );
     pub(crate) const MALFORMED: Self =
         Self::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1");
     pub(crate) const USED_UP: Self = Self::new(
@@ -136,6 +141,14 @@ impl Cause {
             _ => (CloseCode::Unknown, "the server could not be dialled"),
         };
         Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+
+    /// What those are told whose tunnel is lost before its answer.
+    fn loss(self) -> &'static Fault {
+        match self.detail {
+            detail if detail == Self::SPEAKS_HTTP1.detail => &Fault::ServerSpeaksHttp1,
+            _ => &Fault::TunnelLost,
+        }
     }
 
     /// What those are told who still wait for a worker.
@@ -417,11 +430,11 @@ impl Shard {
         let key = tunnel.attachment;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
         for slot in hop.link.tags() {
-            self.stream_lost(border, slot);
+            self.stream_lost(border, slot, cause);
         }
         for waiter in std::mem::take(&mut attachment.waiters) {
             if self.exchanges.get(waiter).is_some() {
-                self.refuse_exchange(border, waiter.slot, &Fault::TunnelLost);
+                self.refuse_exchange(border, waiter.slot, cause.loss());
             }
         }
         self.close_attachment(key, &attachment, cause);
@@ -429,13 +442,13 @@ impl Shard {
     }
 
     /// The tunnel of a running exchange is lost (contract CL-41, CL-42, design 3.11).
-    fn stream_lost(&mut self, border: &mut Border, slot: u32) {
+    fn stream_lost(&mut self, border: &mut Border, slot: u32, cause: Cause) {
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
         if exchange.down.ended {
             return;
         }
         if exchange.status == 0 {
-            self.refuse_exchange(border, slot, &Fault::TunnelLost);
+            self.refuse_exchange(border, slot, cause.loss());
         } else {
             self.drop_exchange(border, slot, Some(ErrorCode::InternalError), None);
         }

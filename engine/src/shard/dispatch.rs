@@ -37,10 +37,10 @@ pub(crate) struct Desk {
 }
 
 /// The answer to a poll when there is nothing.
-const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\ndate: ";
 
 /// The answer with work, up to its length.
-const WORK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
+const WORK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: ";
 
 impl Shard {
     /// The core where work and polls of a function version meet.
@@ -201,8 +201,14 @@ impl Shard {
         door.desk.until = None;
         self.say_of_poll(home, poll, false);
         for _ in 0..polls {
-            border.put(conn, NO_WORK);
+            self.put_no_work(border, conn);
         }
+    }
+
+    fn put_no_work(&self, border: &mut Border, conn: ConnId) {
+        border.put(conn, NO_WORK);
+        border.put(conn, self.settings.date(self.now).as_bytes());
+        border.put(conn, b"\r\n\r\n");
     }
 
     /// The connection's poll has waited longer than its dispatch home lets any wait.
@@ -252,12 +258,14 @@ impl Shard {
         };
         door.polls -= 1;
         match answer {
-            PollAnswer::Nothing => border.put(poll.conn, NO_WORK),
+            PollAnswer::Nothing => self.put_no_work(border, poll.conn),
             PollAnswer::Work(work) => {
                 door.desk.offered = true;
                 let id = work.request_id;
                 let json = work.to_json(&self.settings.advertise);
                 border.put(poll.conn, WORK);
+                border.put(poll.conn, self.settings.date(self.now).as_bytes());
+                border.put(poll.conn, b"\r\ncontent-length: ");
                 border.put(poll.conn, json.len().to_string().as_bytes());
                 border.put(poll.conn, b"\r\n\r\n");
                 border.put(poll.conn, &json);

@@ -149,9 +149,14 @@ fn as_http2(fields: &Fields) -> Fields {
     fields.iter().filter(|field| field.token.is_pseudo()).for_each(|field| list.push(field));
     list.push(Field::new(b":scheme", b"http"));
     let stripped = without_named(fields);
-    let own = |token| token == Token::Http2Settings || !is_end_to_end(token);
+    let own = |token| matches!(token, Token::Http2Settings | Token::Te) || !is_end_to_end(token);
     let rest = stripped.as_ref().unwrap_or(fields).iter();
     rest.filter(|field| !field.token.is_pseudo() && !own(field.token))
         .for_each(|field| list.push(field));
+    // RFC 9113 §8.2.2: it has no other value there.
+    let te = |field: Field<'_>| field.token == Token::Te && h1::is_te_trailers(field.value);
+    if fields.iter().any(te) {
+        list.push(Field::new(b"te", b"trailers"));
+    }
     list
 }

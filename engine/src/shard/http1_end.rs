@@ -150,8 +150,9 @@ impl Shard {
         let begun = exchange.is_some_and(|exchange| exchange.status != 0);
         let whole = exchange.is_none_or(|exchange| exchange.attachment.is_none());
         if !begun && !foreign {
+            let date = self.settings.date(self.now);
             let out = &mut border.sink(conn);
-            write_text(fault.status(Role::Server), fault.text(), false, out);
+            write_text(fault.status(Role::Server), fault.text(), false, date, out);
         }
         border.close(conn, if begun && !whole { Close::Now } else { Close::Flush });
         self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));

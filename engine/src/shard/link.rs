@@ -134,6 +134,16 @@ impl Link {
         }
     }
 
+    /// An answer of ours comes next, and no more than so many bytes of its request will be read: an
+    /// HTTP/1 connection whose client has announced more ends behind it, and the answer says so.
+    pub(crate) fn will_discard(&mut self, most: u64) {
+        if let Self::H1(h1) = self
+            && h1.codec.announced() > most
+        {
+            h1.codec.close_after();
+        }
+    }
+
     /// Sends a head again as it was; see [`h2::Conn::replay`].
     pub(crate) fn replay(
         &mut self,

@@ -467,7 +467,9 @@ impl Shard {
         crate::log::connection_failed(hop.peer, tunnel, &fault, self.settings.core);
         border.close(conn, Close::Flush);
         if tunnel {
-            self.tunnel_gone(border, conn, Cause::BROKEN);
+            let http1 = fault == ConnFault::SPEAKS_HTTP1;
+            let cause = if http1 { Cause::SPEAKS_HTTP1 } else { Cause::BROKEN };
+            self.tunnel_gone(border, conn, cause);
         } else {
             self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
         }

@@ -1,6 +1,7 @@
 //! A worker's connection whose CONNECT landed on another core than its token's: it moves there,
 //! with what was read of it, and is served as if it had come there (design 3.2, 3.3).
 
+use ringway_proto::date::HttpDate;
 use ringway_proto::h1::connect::ConnectResult;
 use ringway_proto::h1::write_text;
 
@@ -20,7 +21,7 @@ impl Shard {
     pub(super) fn send_home(&mut self, border: &mut Border, conn: ConnId, to: u16) {
         if self.mail_waits(to) {
             self.metrics.limit_hit(Limit::Mailbox);
-            border.put(conn, &no_room());
+            border.put(conn, &no_room(self.settings.date(self.now)));
             return self.end_plain(border, conn);
         }
         if let Some(Conn::Door(door)) = self.conns.get_mut(conn) {
@@ -74,7 +75,7 @@ impl Shard {
     /// The token's home has no room for the connection: the worker tries again (contract WK-5).
     pub(super) fn turn_away(&self, border: &mut Border, parcel: Parcel) {
         let conn = border.adopt(parcel);
-        border.put(conn, &no_room());
+        border.put(conn, &no_room(self.settings.date(self.now)));
         border.close(conn, Close::Flush);
     }
 
@@ -114,8 +115,8 @@ impl Shard {
     }
 }
 
-fn no_room() -> Vec<u8> {
+fn no_room(date: HttpDate) -> Vec<u8> {
     let mut out = Vec::new();
-    write_text(503, "the gateway is overloaded, try again\n", false, &mut out);
+    write_text(503, "the gateway is overloaded, try again\n", false, date, &mut out);
     out
 }

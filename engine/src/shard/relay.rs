@@ -482,7 +482,10 @@ impl Shard {
         let Some(attachment) = key.and_then(|key| self.attachments.get(key)) else { return };
         let id_text = attachment.id_text;
         let upgrade = exchange.upgrade;
-        let passes = |token| is_end_to_end(token) || (upgrade && token == Token::Upgrade);
+        // RFC 9110 §6.6.2: which trailers come is said to the client, not to us.
+        let passes = |token| {
+            is_end_to_end(token) || token == Token::Trailer || (upgrade && token == Token::Upgrade)
+        };
         let plain = fields.iter().filter(|f| passes(f.token));
         if informational {
             if let Some(hop) = self.conns.hop_mut(to.conn) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringway_proto::answer;
 use ringway_proto::fault::Fault;
-use ringway_proto::fields::{Fields, Token};
+use ringway_proto::fields::{Field, Fields, Token};
 use ringway_proto::h2::ErrorCode;
 use ringway_proto::route::{Preflight, ReplyStyle};
 use ringway_proto::time::Time;
@@ -70,9 +70,10 @@ impl Shard {
         // The answer is an exchange of its own, and is counted as such.
         self.remove_exchange(border, slot);
         // Contract CL-15: a lost tunnel's 502 has no CORS fields.
-        let style = match fault {
-            Fault::TunnelLost => ReplyStyle { origin: None, ..kept.style() },
-            _ => kept.style(),
+        let style = if fault.is_lost_tunnel() {
+            ReplyStyle { origin: None, ..kept.style() }
+        } else {
+            kept.style()
         };
         self.refuse(border, &asked, &style, fault);
     }
@@ -121,8 +122,12 @@ impl Shard {
     fn answer(&mut self, border: &mut Border, asked: &Asked, reply: &Reply) {
         let Some(hop) = self.conns.hop_mut(asked.at.conn) else { return };
         let bare = reply.body.is_empty();
+        hop.link.will_discard(DISCARD_LIMIT as u64);
+        let date = self.settings.date(self.now);
+        let date = std::iter::once(Field::new(b"date", date.as_bytes()));
         let out = &mut border.sink(asked.at.conn);
-        hop.link.head(asked.at.key, reply.fields.iter(), bare, &mut self.block, out);
+        let fields = reply.fields.iter().chain(date);
+        hop.link.head(asked.at.key, fields, bare, &mut self.block, out);
         let mut exchange = Exchange::new(asked.at, None, asked.began);
         exchange.method = asked.method;
         exchange.version = hop.link.speaks().0;

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use ringway_proto::date::HttpDate;
 use ringway_proto::h2;
 use ringway_proto::hpack::HeaderLimits;
+use ringway_proto::time::Time;
 
 use super::watch::Terms;
 use crate::config::Config;
@@ -38,6 +40,11 @@ pub struct ShardSettings {
 }
 
 impl ShardSettings {
+    /// What the time is, for an answer (RFC 9110 §6.6.1).
+    pub(crate) fn date(&self, now: Time) -> HttpDate {
+        HttpDate::from_unix((self.unix_micros_at_zero + now.0) / 1_000_000)
+    }
+
     pub(crate) fn terms(&self) -> Terms<'_> {
         Terms {
             keepalive: &self.config.keepalive,

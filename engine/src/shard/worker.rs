@@ -79,7 +79,7 @@ impl Shard {
             Ok(None) => return Next::Wait,
             Err(fault) => {
                 let mut out = Vec::new();
-                write_fault(fault, &mut out);
+                write_fault(fault, self.settings.date(self.now), &mut out);
                 border.put(conn, &out);
                 self.end_plain(border, conn);
                 return Next::Leave;
@@ -190,7 +190,8 @@ impl Shard {
     pub(super) fn door_answer(&self, border: &mut Border, conn: ConnId, status: u16, text: &str) {
         let mut out = Vec::new();
         let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
-        write_text(status, &line, status < 413, &mut out);
+        let date = self.settings.date(self.now);
+        write_text(status, &line, status < 413, date, &mut out);
         border.put(conn, &out);
     }
 
@@ -200,7 +201,7 @@ impl Shard {
         let (result, age) = match connect::read(fields) {
             Err(fault) => {
                 let mut out = Vec::new();
-                fault.write(false, &mut out);
+                fault.write(false, self.settings.date(self.now), &mut out);
                 border.put(conn, &out);
                 if let Some(result) = fault.result() {
                     self.count_connect(result, None);
@@ -223,7 +224,7 @@ impl Shard {
             },
         };
         let mut out = Vec::new();
-        result.write(false, &mut out);
+        result.write(false, self.settings.date(self.now), &mut out);
         border.put(conn, &out);
         self.count_connect(result, age);
         self.end_plain(border, conn);

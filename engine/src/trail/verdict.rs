@@ -6,7 +6,7 @@ use super::words::{said, span};
 use super::{Entry, Event, Side, Timeline};
 use crate::conn::End;
 use crate::log::rfc3339;
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseCode, CloseReason};
 
 impl Timeline {
     /// The verdict; whether the session has ended is better known elsewhere.
@@ -65,6 +65,10 @@ impl Timeline {
         let after = self.after_first_byte(closed.at);
         match (side, timer.name()) {
             (Side::Client, _) => self.client_left(closed.at, &after),
+            // Which rule it broke, or what it does not speak.
+            (Side::Worker, _) if code == CloseCode::H2Connection => {
+                format!("ended by the worker: {detail}, {after}")
+            }
             (Side::Worker, _) => format!("ended by the worker: {}, {after}", said(code)),
             (Side::Gateway, "") => format!("ended by the gateway: {detail}, {after}"),
             (Side::Gateway, timer) => {
@@ -186,7 +190,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::metrics::{CloseCode, ResumeWay};
+    use crate::metrics::ResumeWay;
     use crate::trail::{Ask, Part, Timer};
 
     fn client() -> SocketAddr {

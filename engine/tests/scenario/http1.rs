@@ -405,15 +405,32 @@ fn no_worker_in_time_is_504_and_the_connection_serves_on() {
     rig.end();
 }
 
-/// An answered upload is read for a while and then no more.
+/// An upload that was answered is read over if that is not much. What is more is known at once if
+/// its length was told, and the answer says that the connection ends; else it is read for a while.
 #[test]
 fn an_unwanted_body_is_bounded() {
+    for (length, closes) in [(65_536, false), (65_537, true)] {
+        let mut rig = Rig::unkept();
+        rig.ask(&format!("POST / HTTP/1.1\r\nHost: g\r\nContent-Length: {length}\r\n\r\n"));
+        let said = rig.at_client();
+        assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
+        assert_eq!(said.contains("\r\nconnection: close\r\n"), closes, "{said}");
+        if !closes {
+            rig.ask(&"x".repeat(length));
+            rig.ask("GET /health HTTP/1.1\r\nHost: g\r\n\r\n");
+            assert!(rig.at_client().starts_with("HTTP/1.1 200 "));
+            continue;
+        }
+        rig.world.pass(Duration::from_secs(11));
+        assert!(rig.world.is_closed(rig.client));
+        rig.nothing_is_left();
+    }
     let mut rig = Rig::unkept();
-    rig.ask("POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 10000000\r\n\r\n");
+    rig.ask("POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
     assert!(rig.at_client().starts_with("HTTP/1.1 401 "));
-    rig.ask(&"x".repeat(60_000));
+    rig.ask(&format!("ea60\r\n{}\r\n", "x".repeat(60_000)));
     assert!(!rig.world.is_closed(rig.client));
-    rig.ask(&"x".repeat(10_000));
+    rig.ask(&format!("2710\r\n{}\r\n", "x".repeat(10_000)));
     assert!(rig.world.is_closed(rig.client));
     rig.nothing_is_left();
 }

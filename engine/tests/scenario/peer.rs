@@ -328,6 +328,13 @@ pub(crate) fn poll(world: &mut World, ids: &[&str]) -> Option<Work> {
     work
 }
 
+/// Answers of ours without their `date`.
+pub(crate) fn undated(answers: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(answers);
+    let lines = text.split_inclusive("\r\n").filter(|line| !line.starts_with("date: "));
+    lines.collect::<String>().into_bytes()
+}
+
 pub(crate) fn read_work(answer: &[u8]) -> Option<Work> {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n")?;

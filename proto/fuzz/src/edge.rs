@@ -1,6 +1,7 @@
 //! The first bytes of a connection: a load balancer's header, a worker's CONNECT.
 
 use super::{pairs, take, ways};
+use ringway_proto::date::HttpDate;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h1::connect::{self, ConnectFault, ConnectResult};
 use ringway_proto::h1::head::{HeadFault, HeadLimits, RequestHead, Scan, parse_request};
@@ -50,18 +51,18 @@ pub fn connect(mut input: &[u8]) {
     let mut out = Vec::new();
     match whole {
         Ok(None) => return,
-        Err(fault) => write_fault(fault, &mut out),
+        Err(fault) => write_fault(fault, HttpDate::from_unix(0), &mut out),
         Ok(Some(head)) => match connect::read(&fields) {
             Ok(asked) => {
                 assert!(!asked.token.is_empty() && head.body.is_empty());
                 let id = fields.first(Token::XRequestId).unwrap_or_default();
                 assert_eq!(connect::read(&fields).map(|a| a.request_id), Ok(asked.request_id));
                 assert!(id.len() >= 32);
-                ConnectResult::TokenUnknown.write(true, &mut out);
+                ConnectResult::TokenUnknown.write(true, HttpDate::from_unix(0), &mut out);
             }
             Err(fault) => {
                 assert!(fault == ConnectFault::NotFound || fault.result().is_some());
-                fault.write(true, &mut out);
+                fault.write(true, HttpDate::from_unix(0), &mut out);
             }
         },
     }

@@ -78,6 +78,14 @@ impl BodyReader {
         matches!(self.state, State::Done | State::Trailers)
     }
 
+    /// Bytes that are known to come.
+    pub(super) fn announced(&self) -> u64 {
+        match self.state {
+            State::Length(left) | State::Chunk(left) => left,
+            _ => 0,
+        }
+    }
+
     /// Reads one part from the start of `input`.
     ///
     /// # Errors

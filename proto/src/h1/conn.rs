@@ -2,7 +2,8 @@
 
 use super::body::{BodyReader, Part};
 use super::head::{
-    Body, HeadFault, HeadLimits, Scan, Version, connection_names, list_names, read_trailers,
+    Body, EMPTY_LINES, EMPTY_LINES_MAX, HeadFault, HeadLimits, Scan, Version, connection_names,
+    list_names, read_trailers,
 };
 use super::response::{ResponseBody, read_response};
 use super::send::{Writing, may_be_trailer};
@@ -30,6 +31,8 @@ pub struct Conn {
     limits: Limits,
     reading: Reading,
     scan: Scan,
+    /// Empty lines skipped since the last request.
+    empty_lines: usize,
     /// The part of a head or trailer section that came before the rest of it.
     held: Vec<u8>,
     pub(super) writing: Writing,
@@ -71,6 +74,7 @@ impl Conn {
                 Role::Client => Reading::Ended,
             },
             scan: Scan::default(),
+            empty_lines: 0,
             held: Vec::new(),
             writing: Writing::Idle,
             version: Version::Http11,
@@ -138,7 +142,10 @@ impl Conn {
             // After a 101 these are the stream's, once it is one.
             Reading::Ended if self.writing == Writing::Raw => Ok(Event::More),
             Reading::Ended => Err(Fault::Unasked),
-            Reading::Head => self.section(here, pos, |conn, head| conn.head(head, fields)),
+            Reading::Head => {
+                let here = self.skip_empty_lines(here, pos)?;
+                self.section(here, pos, |conn, head| conn.head(head, fields))
+            }
             Reading::Trailers => {
                 self.section(here, pos, |conn, trailers| conn.trailers(trailers, fields))
             }
@@ -149,6 +156,29 @@ impl Conn {
                 Ok(Event::Data { start, len: here.len(), end_stream: false })
             }
         }
+    }
+
+    /// Steps over empty lines before a request (RFC 9112 §2.2): nothing of it is here yet, so that
+    /// they neither are kept nor have a deadline.
+    fn skip_empty_lines<'a>(
+        &mut self,
+        mut here: &'a [u8],
+        pos: &mut usize,
+    ) -> Result<&'a [u8], HeadFault> {
+        if self.role == Role::Client {
+            return Ok(here);
+        }
+        if self.held == b"\r" && here.first() == Some(&b'\n') {
+            self.held.clear();
+            self.scan = Scan::default();
+            self.empty_lines += 1;
+            (here, *pos) = (&here[1..], *pos + 1);
+        }
+        while self.held.is_empty() && here.starts_with(b"\r\n") {
+            self.empty_lines += 1;
+            (here, *pos) = (&here[2..], *pos + 2);
+        }
+        if self.empty_lines > EMPTY_LINES_MAX { Err(EMPTY_LINES) } else { Ok(here) }
     }
 
     /// Collects a head or trailer section until it is whole, and reads it.
@@ -207,6 +237,7 @@ impl Conn {
 
     fn request_head(&mut self, head: &[u8], fields: &mut Fields) -> Result<Event, Fault> {
         let request = read_request(head, fields)?;
+        self.empty_lines = 0;
         let end_stream = request.body.is_empty();
         let is_11 = request.version == Version::Http11;
         self.version = request.version;
@@ -363,6 +394,15 @@ impl Conn {
     #[must_use]
     pub fn has_read_all(&self) -> bool {
         matches!(self.reading, Reading::Ended)
+    }
+
+    /// Bytes of the message under way that are known to come; chunks are not known before.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        match &self.reading {
+            Reading::Body(body) => body.announced(),
+            _ => 0,
+        }
     }
 
     /// Whether our message has ended.

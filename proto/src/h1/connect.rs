@@ -2,6 +2,7 @@
 
 use super::write::write_text;
 use crate::Sink;
+use crate::date::HttpDate;
 use crate::fields::{Fields, Token};
 use crate::route::{parse_request_id, path_of};
 use std::fmt;
@@ -106,8 +107,8 @@ impl ConnectFault {
     }
 
     /// Writes the answer.
-    pub fn write(self, keep_alive: bool, out: &mut impl Sink) {
-        write_text(self.status(), self.body(), keep_alive, out);
+    pub fn write(self, keep_alive: bool, date: HttpDate, out: &mut impl Sink) {
+        write_text(self.status(), self.body(), keep_alive, date, out);
     }
 }
 
@@ -196,11 +197,11 @@ impl ConnectResult {
     }
 
     /// Writes the answer; of [`Self::Accepted`], [`ACCEPTED`].
-    pub fn write(self, keep_alive: bool, out: &mut impl Sink) {
+    pub fn write(self, keep_alive: bool, date: HttpDate, out: &mut impl Sink) {
         if self == Self::Accepted {
             out.put(ACCEPTED);
         } else {
-            write_text(self.status(), self.body(), keep_alive, out);
+            write_text(self.status(), self.body(), keep_alive, date, out);
         }
     }
 }

@@ -95,7 +95,7 @@ pub enum HeadFault {
     TooManyFields,
     /// 501: a transfer coding other than `chunked`.
     UnknownCoding,
-    /// 505: neither HTTP/1.0 nor HTTP/1.1.
+    /// 505: no version of HTTP/1.
     UnknownVersion,
 }
 
@@ -158,6 +158,13 @@ pub struct Scan {
     start: usize,
     lines: usize,
 }
+
+/// Empty lines that are forgiven before a request line (RFC 9112 §2.2 asks for one).
+pub(super) const EMPTY_LINES_MAX: usize = 4;
+
+/// What is said to more of them.
+pub(super) const EMPTY_LINES: HeadFault =
+    HeadFault::Malformed("empty lines before the request line");
 
 const TEXT: u8 = 0;
 const LINE_END: u8 = 1;
@@ -263,9 +270,9 @@ impl Scan {
         if self.lines > 0 {
             return Ok(true);
         }
-        // RFC 9112 §2.2: one empty line before the request line is a relic of old clients.
-        if self.start > 0 {
-            return Err(HeadFault::Malformed("empty lines before the request line"));
+        // RFC 9112 §2.2: empty lines before the request line are a relic of old clients.
+        if self.start >= 2 * EMPTY_LINES_MAX {
+            return Err(EMPTY_LINES);
         }
         self.start = self.searched;
         Ok(false)
@@ -328,11 +335,12 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// `None` if it is no HTTP version at all.
+/// `None` if it is no HTTP version at all. Of a later HTTP/1 no more is meant than of 1.1
+/// (RFC 9110 §2.5).
 pub(super) fn read_version(text: &[u8]) -> Option<Result<Version, HeadFault>> {
     match text {
-        b"HTTP/1.1" => Some(Ok(Version::Http11)),
         b"HTTP/1.0" => Some(Ok(Version::Http10)),
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => Some(Ok(Version::Http11)),
         [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
             Some(Err(HeadFault::UnknownVersion))
         }

@@ -51,7 +51,8 @@ pub(super) fn read_response(
     Ok(Response { version, status, body, keep_alive })
 }
 
-/// `version SP 3DIGIT [SP reason]`; the reason says nothing to anybody.
+/// `version SP 3DIGIT [SP reason]`; the reason says nothing to anybody. A status over 599 means
+/// nothing here, but to those who use it (RFC 9110 §15): it passes.
 fn read_status_line(line: &[u8]) -> Result<(Version, &[u8]), HeadFault> {
     const FAULT: HeadFault = HeadFault::Malformed("status line is malformed");
     let (version, rest) = line.split_at_checked(8).ok_or(FAULT)?;
@@ -59,7 +60,7 @@ fn read_status_line(line: &[u8]) -> Result<(Version, &[u8]), HeadFault> {
     match rest {
         [b' ', digits @ ..] if digits.len() == 3 || digits.get(3) == Some(&b' ') => {
             let digits = &digits[..3];
-            let valid = matches!(digits[0], b'1'..=b'5') && digits.iter().all(u8::is_ascii_digit);
+            let valid = matches!(digits[0], b'1'..=b'9') && digits.iter().all(u8::is_ascii_digit);
             if valid { Ok((version, digits)) } else { Err(FAULT) }
         }
         _ => Err(FAULT),

@@ -100,7 +100,8 @@ impl<'a> Outline<'a> {
                 Token::Host => outline.host = outline.host.or(Some(field.value)),
                 Token::ContentLength => outline.read_length(field.value),
                 Token::Upgrade => outline.upgrade |= passes(&field),
-                Token::Te => outline.te |= passes(&field),
+                // RFC 9110 §10.1.4: a list; of what it names only this passes (CL-28).
+                Token::Te => outline.te |= is_te_trailers(field.value),
                 _ => {}
             }
         }
@@ -113,6 +114,12 @@ impl<'a> Outline<'a> {
     }
 }
 
+/// Whether a `te` field says that trailers are read; of its list nothing else passes.
+#[must_use]
+pub fn is_te_trailers(value: &[u8]) -> bool {
+    options(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+}
+
 /// Whether a field is written as it is given.
 fn passes(field: &Field<'_>) -> bool {
     let ours = match field.token {
@@ -122,9 +129,8 @@ fn passes(field: &Field<'_>) -> bool {
         | Token::Http2Settings
         | Token::KeepAlive
         | Token::ProxyConnection
+        | Token::Te
         | Token::TransferEncoding => true,
-        // RFC 9110 §10.1.4: of the codings only chunked is understood here.
-        Token::Te => !field.value.eq_ignore_ascii_case(b"trailers"),
         // h2c ends here: a worker that took it would get requests nobody looked at.
         Token::Upgrade => options(field.value).any(|o| o.eq_ignore_ascii_case(b"h2c")),
         _ => false,
@@ -170,6 +176,9 @@ impl Conn {
                 self.asked.add(field.value);
             }
             put_field(field.name, field.value, out);
+        }
+        if outline.te {
+            put_field(b"te", b"trailers", out);
         }
         self.is_head = outline.method == b"HEAD";
         self.writing = match outline.length {

@@ -73,23 +73,23 @@ fn cut_target<'a>(
     Ok((Some(authority), path))
 }
 
-/// Makes the Host field the third, named `:authority`. That of an absolute-form target must be the
-/// same: whoever goes by the other one would serve another request than was routed.
+/// Makes the Host field the third, named `:authority`. That of an absolute-form target takes its
+/// place (RFC 9112 §3.2.2): Host is written anew, so nobody behind us goes by the other one.
 fn lift_host(authority: Option<&[u8]>, fields: &mut Fields) -> Result<(), HeadFault> {
-    let Some(at) = fields.iter().position(|field| field.token == Token::Host) else {
-        if let Some(authority) = authority {
-            fields.push(Field::new(b"host", authority));
-            fields.move_as(fields.len() - 1, 2, b":authority");
-        }
-        return Ok(());
-    };
-    let host = fields.get(at).map(|field| field.value).unwrap_or_default();
+    let at = fields.iter().position(|field| field.token == Token::Host);
+    let host = at.and_then(|at| fields.get(at)).map(|field| field.value).unwrap_or_default();
     if !is_host(host) {
         return Err(HeadFault::Malformed("Host is malformed"));
     }
-    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) {
-        return Err(HeadFault::Malformed("Host is not the request target's"));
-    }
+    let at = match (authority, at) {
+        (None, None) => return Ok(()),
+        (None, Some(at)) => at,
+        (Some(authority), _) => {
+            fields.retain(|field| field.token != Token::Host);
+            fields.push(Field::new(b"host", authority));
+            fields.len() - 1
+        }
+    };
     fields.move_as(at, 2, b":authority");
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::head::HeadFault;
 use crate::Sink;
+use crate::date::HttpDate;
 use crate::decimal::{DIGITS_MAX, decimal};
 use crate::fields::{Fields, Token, value_is_valid};
 
@@ -57,8 +58,9 @@ pub fn write_answer(fields: &Fields, body: &[u8], keep_alive: bool, out: &mut im
 }
 
 /// Writes a short text in the manner of Go's `http.Error` (WK-4): `text` should end in a newline.
-pub fn write_text(status: u16, text: &str, keep_alive: bool, out: &mut impl Sink) {
+pub fn write_text(status: u16, text: &str, keep_alive: bool, date: HttpDate, out: &mut impl Sink) {
     put_status_line(status, out);
+    put_field(b"date", date.as_bytes(), out);
     put_field(b"content-type", b"text/plain; charset=utf-8", out);
     put_field(b"x-content-type-options", b"nosniff", out);
     put_field(b"content-length", decimal(text.len() as u64, &mut [0; DIGITS_MAX]), out);
@@ -70,8 +72,8 @@ pub fn write_text(status: u16, text: &str, keep_alive: bool, out: &mut impl Sink
 }
 
 /// Writes the answer to a head that could not be read; the connection ends with it.
-pub fn write_fault(fault: HeadFault, out: &mut impl Sink) {
-    write_text(fault.status(), fault.text(), false, out);
+pub fn write_fault(fault: HeadFault, date: HttpDate, out: &mut impl Sink) {
+    write_text(fault.status(), fault.text(), false, date, out);
 }
 
 /// The reason phrase of the usual statuses (RFC 9110 §15); empty for others, which RFC 9112 §4

@@ -151,6 +151,13 @@ pub struct ConnFault {
 }
 
 impl ConnFault {
+    /// The server answers our preface in HTTP/1: it speaks no HTTP/2 (RFC 9113 §3.3).
+    pub const SPEAKS_HTTP1: Self = Self {
+        code: ErrorCode::ProtocolError,
+        reason: "the server answers HTTP/2 with HTTP/1",
+        limit: None,
+    };
+
     pub(crate) fn new(code: ErrorCode, reason: &'static str) -> Self {
         Self { code, reason, limit: None }
     }

@@ -4,7 +4,7 @@
 use super::conn::{Conn, Target};
 use super::frame::{self, ErrorCode, FrameHead, HEAD_BYTES, Kind, MAGIC, flag};
 use super::stream::{Content, StreamKey};
-use super::{ConnFault, Event};
+use super::{ConnFault, Event, Role};
 use crate::Sink;
 use crate::fields::Fields;
 use crate::time::Time;
@@ -185,6 +185,12 @@ impl Conn {
         turn: &mut Turn<'_, '_, impl Sink>,
     ) -> Read {
         if head.len > self.max_frame() {
+            // The octets `HTTP/`, where the length, kind and flags of a SETTINGS frame should be.
+            let told = (head.len, head.kind, head.flags);
+            let is_http1 = told == (0x48_5454, Kind::Unknown(b'P'), b'/');
+            if is_http1 && self.role == Role::Client && !self.peer_settings_seen {
+                return Err(ConnFault::SPEAKS_HTTP1);
+            }
             return Err(ConnFault::frame_size("frame larger than we allowed"));
         }
         if let Some(block) = &self.block
