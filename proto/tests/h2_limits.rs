@@ -209,6 +209,166 @@ fn l5_resets_after_our_head_are_honest() {
 }
 
 #[test]
+fn l5_calls_that_are_cancelled_together_are_honest() {
+    // Deadlines of one instant, or a user who leaves.
+    let mut side = Side::server(Limits::default());
+    for n in 0..9_000 {
+        side.feed(&get(2 * n + 1));
+    }
+    side.now += Duration::from_millis(100);
+    for n in 0..9_000 {
+        side.feed(&reset(2 * n + 1, ErrorCode::Cancel));
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+    assert_eq!(side.conn.streams(), 0);
+}
+
+#[test]
+fn l5_a_thousand_short_deadlines_a_second_are_honest_for_ever() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..20_000u32 {
+        side.now += Duration::from_millis(1);
+        side.feed(&get(2 * n + 1));
+        if let Some(old) = n.checked_sub(150) {
+            side.feed(&reset(2 * old + 1, ErrorCode::Cancel));
+        }
+        side.seen.clear();
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+    assert_eq!(side.conn.streams(), 150);
+}
+
+#[test]
+fn l5_a_stream_that_lives_a_moment_too_short_is_a_glitch() {
+    let mut side = Side::server(Limits::default());
+    let mut taken = 0;
+    while side.fault.is_none() {
+        // As many as there may be at once, then all of them are taken back.
+        for n in 0..100 {
+            side.feed(&get(2 * (taken + n) + 1));
+        }
+        side.now += Duration::from_micros(99_999);
+        for n in 0..100 {
+            side.feed(&reset(2 * (taken + n) + 1, ErrorCode::Cancel));
+        }
+        taken += 100;
+        assert!(taken < 2_000);
+        side.seen.clear();
+    }
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+/// A stream that we answer ourselves as soon as it comes, whole or with a body to come.
+fn refused_at_once(side: &mut Side, id: u32, whole: bool) {
+    side.feed(&if whole { get(id) } else { post(id) });
+    let key = side.last_key();
+    side.conn.answered_by_us(key, side.now);
+    side.head(key, &[(":status", "429")], true);
+    side.seen.clear();
+    side.keys.clear();
+    side.out.clear();
+}
+
+#[test]
+fn l5_an_answer_of_ours_does_not_excuse_the_reset() {
+    // Whether the stream is closed by then or its body is still to come, and however much later.
+    for (whole, later) in [(false, 0), (false, 300), (true, 0), (true, 300)] {
+        let mut side = Side::server(Limits::default());
+        let mut n = 0;
+        while side.fault.is_none() {
+            refused_at_once(&mut side, 2 * n + 1, whole);
+            side.now += Duration::from_micros(later);
+            side.feed(&reset(2 * n + 1, ErrorCode::Cancel));
+            n += 1;
+            assert!(n < 2_000, "{whole} {later}");
+        }
+        assert!(n > 1_000);
+        expect_limit(&side, LimitId::L5, CALM);
+        assert!(side.conn.streams() <= 1);
+    }
+}
+
+#[test]
+fn l5_many_are_refused_before_the_first_is_reset() {
+    for whole in [false, true] {
+        let mut side = Side::server(Limits::default());
+        for n in 0..2_000 {
+            refused_at_once(&mut side, 2 * n + 1, whole);
+        }
+        side.now += Duration::from_secs(1);
+        let taken = until_fault(&mut side, |n| reset(2 * n + 1, ErrorCode::Cancel));
+        assert_eq!(taken, 1_000);
+        expect_limit(&side, LimitId::L5, CALM);
+    }
+}
+
+#[test]
+fn l5_to_be_refused_is_no_glitch() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..5_000 {
+        refused_at_once(&mut side, 2 * n + 1, true);
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+    // It is forgotten after a while, and costs nothing meanwhile but its mark.
+    side.now = side.conn.deadline().expect("the marks go");
+    side.conn.expired(side.now).unwrap();
+    for n in 0..4_900 {
+        side.feed(&reset(2 * n + 1, ErrorCode::Cancel));
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_what_we_refuse_late_was_no_flood() {
+    // Nobody came to serve them: the client's library resets what it had not ended.
+    let mut side = Side::server(Limits::default());
+    for n in 0..3_000 {
+        side.feed(&post(2 * n + 1));
+    }
+    side.now += Duration::from_secs(30);
+    for key in side.keys.clone() {
+        side.conn.answered_by_us(key, side.now);
+        side.head(key, &[(":status", "504")], true);
+    }
+    for n in 0..3_000 {
+        side.feed(&reset(2 * n + 1, ErrorCode::NoError));
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+}
+
+#[test]
+fn l5_a_refused_body_that_we_have_to_end_is_a_glitch() {
+    let mut side = Side::server(Limits::default());
+    for n in 0..1_000 {
+        side.feed(&post(2 * n + 1));
+        let key = side.last_key();
+        side.conn.answered_by_us(key, side.now);
+        side.head(key, &[(":status", "429")], true);
+        side.conn.reset(key, ErrorCode::NoError, &mut side.out);
+        side.expect_no_fault();
+    }
+    assert!(side.conn.glitches_high());
+    side.feed(&frame(PING, 0, 0, &[0; 8]));
+    side.feed(&frame(PING, 0, 0, &[0; 8]));
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
+fn l5_streams_behind_the_final_goaway_are_glitches() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    side.conn.refuse_new(true);
+    let rapid = |n| [get(2 * n + 3), reset(2 * n + 3, ErrorCode::Cancel)].concat();
+    assert_eq!(until_fault(&mut side, rapid), 1_000);
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
 fn l5_a_few_early_resets_a_second_are_honest_for_ever() {
     let mut side = Side::server(Limits::default());
     for n in 0..20_000 {

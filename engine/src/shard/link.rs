@@ -174,6 +174,15 @@ impl Link {
         }
     }
 
+    /// What is sent next on the stream is an answer of our own; see [`h2::Conn::answered_by_us`].
+    pub(crate) fn answered_by_us(&mut self, key: StreamKey, now: Time) {
+        match self {
+            Self::H2(h2) => h2.answered_by_us(key, now),
+            // HTTP/1 has no resets.
+            Self::H1(_) => {}
+        }
+    }
+
     /// The stream's request is a HEAD.
     pub(crate) fn set_head_request(&mut self, key: StreamKey) {
         match self {

@@ -126,6 +126,7 @@ impl Shard {
         let date = self.settings.date(self.now);
         let date = std::iter::once(Field::new(b"date", date.as_bytes()));
         let out = &mut border.sink(asked.at.conn);
+        hop.link.answered_by_us(asked.at.key, self.now);
         let fields = reply.fields.iter().chain(date);
         hop.link.head(asked.at.key, fields, bare, &mut self.block, out);
         let mut exchange = Exchange::new(asked.at, None, asked.began);

@@ -155,6 +155,11 @@ impl Conn {
         let mut step = match target {
             Target::Open(key) => self.next_section(key, block, verdict, turn),
             Target::Idle => self.request(block, verdict, turn),
+            Target::Late if block.stream > self.highest => {
+                // Opened behind the final GOAWAY: decoded all the same.
+                self.budget.glitch(&self.limits, self.now)?;
+                Ok(Step::On)
+            }
             Target::Late | Target::Closed => Ok(Step::On),
         }?;
         if let Step::Tell(Event::Head { key, kind, list, .. }) = &mut step

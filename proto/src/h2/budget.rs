@@ -4,8 +4,15 @@
 //! A budget here is spent by traffic that carries nothing, never by data a window admitted: small
 //! messages are honest.
 
+use std::time::Duration;
+
 use super::{ConnFault, ErrorCode, LimitId, Limits};
 use crate::time::Time;
+
+/// A client that takes a request back after this long had a reason: a deadline, a user. A flood
+/// (CVE-2023-44487) has none to wait for; one that does so all the same is held to the streams that
+/// may be open (L1) in each such time, which costs us less than as many calls that finish.
+pub(super) const HONEST_LIFE: Duration = Duration::from_millis(100);
 
 /// One glitch, in the bucket's unit.
 const GLITCH: u64 = 1_000_000;
@@ -69,11 +76,7 @@ impl Budget {
     /// # Errors
     /// If the bucket is empty.
     pub(super) fn glitch(&mut self, limits: &Limits, now: Time) -> Result<(), ConnFault> {
-        // Glitches a second times microseconds is millionths of a glitch.
-        let forgiven = now.since(self.counted_at).as_micros() * u128::from(limits.glitch_refill);
-        self.spent = self.spent.saturating_sub(u64::try_from(forgiven).unwrap_or(u64::MAX));
-        self.counted_at = now;
-        self.spent += GLITCH;
+        self.note(limits, now);
         if self.spent > u64::from(limits.glitch_burst) * GLITCH {
             return Err(ConnFault::limit(
                 LimitId::L5,
@@ -82,6 +85,15 @@ impl Budget {
             ));
         }
         Ok(())
+    }
+
+    /// Charges one glitch where no fault can be told: the next one tells it.
+    pub(super) fn note(&mut self, limits: &Limits, now: Time) {
+        // Glitches a second times microseconds is millionths of a glitch.
+        let forgiven = now.since(self.counted_at).as_micros() * u128::from(limits.glitch_refill);
+        self.spent = self.spent.saturating_sub(u64::try_from(forgiven).unwrap_or(u64::MAX));
+        self.counted_at = now;
+        self.spent = (self.spent + GLITCH).min((u64::from(limits.glitch_burst) + 1) * GLITCH);
     }
 
     /// A WINDOW_UPDATE that leaves its window tiny.
@@ -180,7 +192,6 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn the_bucket_holds_its_burst_and_refills() {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::block::Block;
-use super::budget::Budget;
+use super::budget::{Budget, HONEST_LIFE};
 use super::deadline::Deadlines;
 use super::frame::{self, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
 use super::memo::{ListId, Memo};
@@ -231,6 +231,8 @@ impl Conn {
             local_head: false,
             remote_head: false,
             head_request: false,
+            ours: false,
+            opened: self.now,
         })
     }
 
@@ -258,6 +260,16 @@ impl Conn {
     pub fn set_head_request(&mut self, key: StreamKey) {
         if let Some(stream) = self.table.get_mut(key) {
             stream.head_request = true;
+        }
+    }
+
+    /// What is sent next on the stream is an answer of our own (server role), at `now`.
+    ///
+    /// If the stream is as young as one that a flood resets, its reset will be a glitch although a
+    /// head went out before: otherwise whoever gets refused could go on for nothing (L5).
+    pub fn answered_by_us(&mut self, key: StreamKey, now: Time) {
+        if let Some(stream) = self.table.get_mut(key) {
+            stream.ours = now.since(stream.opened) < HONEST_LIFE;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Frames of the connection and of stream control: PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY,
 //! WINDOW_UPDATE. Sizes were checked when the frame's head was read.
 
-use super::budget::{LARGE_CREDIT, TINY_WINDOW};
+use super::budget::{HONEST_LIFE, LARGE_CREDIT, TINY_WINDOW};
 use super::conn::{Conn, Target};
 use super::frame::{self, ErrorCode, FrameHead, MIN_MAX_FRAME, flag};
 use super::receive::{Read, Reading, Step, Turn, word};
@@ -49,10 +49,22 @@ impl Conn {
     }
 
     pub(super) fn rst_stream(&mut self, head: FrameHead, code: ErrorCode) -> Read {
-        let Target::Open(key) = self.target(head.stream) else { return Ok(Step::On) };
+        let key = match self.target(head.stream) {
+            Target::Open(key) => key,
+            Target::Closed if self.table.forget_ours(head.stream) => {
+                // Our answer had ended it already.
+                self.budget.glitch(&self.limits, self.now)?;
+                return Ok(Step::On);
+            }
+            Target::Late | Target::Idle | Target::Closed => return Ok(Step::On),
+        };
+        let Some(stream) = self.table.get_mut(key) else { return Ok(Step::On) };
+        let ours = std::mem::take(&mut stream.ours);
         let Some(stream) = self.table.remove(key, false) else { return Ok(Step::On) };
-        // CVE-2023-44487: a request that is taken back before it was answered cost us more.
-        if self.role == Role::Server && !stream.local_head {
+        // CVE-2023-44487: a request that is taken back at once cost us more than it cost the peer.
+        // An answer that had begun has cost the peer's function as much, unless it was our own.
+        let young = !stream.local_head && self.now.since(stream.opened) < HONEST_LIFE;
+        if self.role == Role::Server && (young || ours) {
             self.budget.glitch(&self.limits, self.now)?;
         }
         Ok(Step::Tell(Event::Reset { key, tag: stream.tag, code, ours: false }))

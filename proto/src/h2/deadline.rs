@@ -102,6 +102,14 @@ impl Conn {
         Some(stream)
     }
 
+    /// Takes a stream out whose both ends have closed. If it ended with an answer of ours its id is
+    /// remembered as well.
+    pub(super) fn remove_ended(&mut self, key: StreamKey) {
+        if self.table.remove(key, false).is_some_and(|stream| stream.ours) {
+            self.watch_resets();
+        }
+    }
+
     /// After a mass reset more ids are remembered than usual, but not for long: frames of all
     /// these streams are on their way, and an honest peer must not be punished for them.
     pub(super) fn watch_resets(&mut self) {

@@ -93,7 +93,7 @@ impl Conn {
         }
         self.now = self.now.max(now);
         if let Some(key) = self.closing.take() {
-            self.table.remove(key, false);
+            self.remove_ended(key);
         }
         let result = self.advance(&mut Turn { input, pos, fields, out });
         if let Err(fault) = result {

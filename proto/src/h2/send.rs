@@ -185,6 +185,10 @@ impl Conn {
             self.closing = None;
         }
         let Some(stream) = self.remove_reset(key) else { return };
+        if stream.ours && !closed {
+            // It was answered at once and its request goes on all the same.
+            self.budget.note(&self.limits, self.now);
+        }
         // A stream of ours without a head is still idle to the peer (RFC 9113 §6.4), and a closed
         // one needs no reset.
         if !closed && (self.role == Role::Server || stream.local_head) {
@@ -207,7 +211,7 @@ impl Conn {
         let Some(stream) = self.table.get_mut(key) else { return };
         stream.local_open = false;
         if !stream.remote_open {
-            self.table.remove(key, false);
+            self.remove_ended(key);
         }
     }
 }

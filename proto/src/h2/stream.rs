@@ -6,7 +6,8 @@
 //!   END_STREAM sent        END_STREAM received       (half-closed, RFC 9113 §5.1)
 //!          └──────────┬──────────┘
 //!            gone from the table ── reset by us: the id is remembered, late frames are ignored
-//!                                └─ otherwise: only the highest id is, late frames are a fault
+//!                                └─ otherwise: only the highest id is, late frames are a fault;
+//!                                   of those that we answered ourselves, a late reset is counted
 //! ```
 //! "Idle" and "reserved" have no entry: an id above the highest is idle, nothing is ever reserved.
 
@@ -15,6 +16,7 @@ use std::collections::VecDeque;
 use slab::Slab;
 
 use super::window::{ReceiveWindow, SendWindow};
+use crate::time::Time;
 
 /// Names a stream of one connection: its slot, and its id, which is never used again, so that a
 /// key kept too long finds nothing.
@@ -72,6 +74,12 @@ pub(super) struct Stream {
     pub(super) remote_head: bool,
     /// The request was a HEAD: its response has no content whatever it says.
     pub(super) head_request: bool,
+    /// We answered it ourselves, and as soon as it came: see [`Conn::answered_by_us`].
+    ///
+    /// [`Conn::answered_by_us`]: super::Conn::answered_by_us
+    pub(super) ours: bool,
+    /// When it was opened.
+    pub(super) opened: Time,
 }
 
 /// What an id means that has no stream.
@@ -132,11 +140,16 @@ impl Table {
         }
     }
 
-    /// Takes a stream out; `reset_by_us` remembers its id.
+    /// Takes a stream out; `reset_by_us` remembers its id, and so does an answer of ours.
     pub(super) fn remove(&mut self, key: StreamKey, reset_by_us: bool) -> Option<Stream> {
         self.get(key)?;
         let stream = self.slots.remove(key.slot as usize);
-        self.index.close(key.id, if reset_by_us { RESET } else { GONE });
+        let mark = match (reset_by_us, stream.ours) {
+            (true, _) => RESET,
+            (false, true) => OURS,
+            (false, false) => GONE,
+        };
+        self.index.close(key.id, mark);
         if self.slots.is_empty() && self.slots.capacity() > IDLE_SLOTS {
             self.slots = Slab::new();
         }
@@ -150,7 +163,12 @@ impl Table {
         self.index.trim();
     }
 
-    /// Ids remembered as reset by us.
+    /// Whether the stream of this id has ended with an answer of ours. It is told once.
+    pub(super) fn forget_ours(&mut self, id: u32) -> bool {
+        self.index.forget_ours(id)
+    }
+
+    /// Ids remembered as reset or answered by us.
     #[must_use]
     pub(super) fn resets(&self) -> usize {
         self.index.resets as usize
@@ -175,8 +193,9 @@ impl Table {
 /// Slots kept when the last stream has ended; a burst's memory is given back.
 const IDLE_SLOTS: usize = 16;
 
-/// In an index entry, instead of a slot: reset by us, and removed.
-const RESET: u32 = u32::MAX - 1;
+/// In an index entry, instead of a slot: reset by us, ended with an answer of ours, and removed.
+const RESET: u32 = u32::MAX - 2;
+const OURS: u32 = u32::MAX - 1;
 const GONE: u32 = u32::MAX;
 
 /// Entries over those in use before the index is swept, and kept when it is empty.
@@ -221,12 +240,22 @@ impl Index {
     fn close(&mut self, id: u32, mark: u32) {
         let Some(position) = self.position(id) else { return };
         self.entries[position].1 = mark;
-        if mark == RESET {
-            self.resets += 1;
-        } else {
+        if mark == GONE {
             self.gone += 1;
+        } else {
+            self.resets += 1;
         }
         self.trim();
+    }
+
+    fn forget_ours(&mut self, id: u32) -> bool {
+        let Some(position) = self.position(id) else { return false };
+        if self.entries[position].1 != OURS {
+            return false;
+        }
+        self.resets -= 1;
+        self.close(id, GONE);
+        true
     }
 
     /// Drops removed entries from the front, and from anywhere once they are many.
@@ -242,13 +271,13 @@ impl Index {
         }
     }
 
-    /// Drops removed entries, and the lowest of the reset ones until `keep` are left.
+    /// Drops removed entries, and the lowest of the remembered ones until `keep` are left.
     fn sweep(&mut self, keep: u32) {
         let mut over = self.resets.saturating_sub(keep);
         self.resets -= over;
         self.entries.retain(|(_, slot)| match *slot {
             GONE => false,
-            RESET if over > 0 => {
+            RESET | OURS if over > 0 => {
                 over -= 1;
                 false
             }
@@ -281,6 +310,8 @@ mod tests {
             local_head: false,
             remote_head: false,
             head_request: false,
+            ours: false,
+            opened: Time::ZERO,
         }
     }
 
@@ -311,6 +342,25 @@ mod tests {
         assert_eq!(table.resets(), 10);
         assert_eq!(table.find(1), Err(Absent::Unknown));
         assert_eq!(table.find(97), Err(Absent::Reset));
+    }
+
+    #[test]
+    fn ids_that_we_answered_are_remembered_with_them_and_told_once() {
+        let mut table = Table::default();
+        for n in 0..50 {
+            let ours = n % 2 == 0;
+            let key = table.insert(Stream { ours, ..stream(2 * n + 1) });
+            table.remove(key, n % 4 == 0);
+        }
+        assert_eq!(table.resets(), 25);
+        assert_eq!(table.find(5), Err(Absent::Unknown), "late frames on it are a fault");
+        assert!(!table.forget_ours(1), "reset by us");
+        assert!(!table.forget_ours(3), "somebody else's answer");
+        assert!(table.forget_ours(5) && !table.forget_ours(5));
+        assert_eq!((table.resets(), table.find(1)), (24, Err(Absent::Reset)));
+        table.forget_resets(3);
+        assert!(!table.forget_ours(9) && table.forget_ours(97 - 4));
+        assert_eq!(table.resets(), 2);
     }
 
     #[test]
