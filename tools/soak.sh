@@ -34,6 +34,15 @@ soak_quiet_streams() {
     .venv/bin/python engine/tests/interop/quiet_streams.py "${1:-1200}" "$server"
 }
 
+# 100 000 requests to a function whose server refuses TCP: neither ports nor descriptors run out.
+soak_refused_dials() { .venv/bin/python engine/tests/interop/soak_wasteful.py refused-dials; }
+
+# 1 000 calls a second, each cancelled after 150 ms, for ten seconds on one connection.
+soak_short_deadlines() { .venv/bin/python engine/tests/interop/soak_wasteful.py short-deadlines; }
+
+# What it costs to reset 10 000 streams after 101 ms, against as many calls that finish.
+soak_patient_resets() { .venv/bin/python engine/tests/interop/soak_wasteful.py patient-resets; }
+
 # ---- running them ----
 
 parts() {

@@ -6,15 +6,16 @@
 
 mod json;
 mod lines;
+mod meter;
 mod stamp;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::queue::ArrayQueue;
 use ringway_proto::fault::Fault;
@@ -28,6 +29,7 @@ use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::meter::{Kind, Meter};
 pub use stamp::rfc3339;
 
 /// How often the queue is looked into.
@@ -36,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const RECORDS: usize = 16 * 1024;
 /// Lines, or batches of them, that wait for stderr.
 const LINES: usize = 16 * 1024;
+/// Lines of a session's end at most.
+const CLOSED_LINES: u64 = 3;
 /// Bytes of lines that are written together.
 const BATCH_BYTES: usize = 16 * 1024;
 
@@ -47,6 +51,10 @@ static LOST_EVER: AtomicU64 = AtomicU64::new(0);
 /// Lines that found no room on their way to stderr.
 static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
 static ENDED: AtomicBool = AtomicBool::new(false);
+static METER: Meter = Meter::new();
+
+/// How often the log says that records were lost, or that lines were left out.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What is known of a session at one of its edges. Fields that do not apply keep their default.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +79,9 @@ pub struct SessionEdge<'a> {
     pub held_for: Duration,
     /// Core.
     pub shard: u16,
+    /// Its lines are counted as this address's, and left out if there are too many: it got no
+    /// worker, or its client makes more sessions than admission would allow.
+    pub counted_for: Option<IpAddr>,
 }
 
 /// One request, for the access log.
@@ -113,6 +124,8 @@ const ID_SHOWN: usize = 64;
 struct Record {
     at: SystemTime,
     shard: u16,
+    /// Records like it that were left out before it.
+    left_out: u64,
     what: What,
 }
 
@@ -164,14 +177,16 @@ struct AccessLine {
 /// A worker's CONNECT was let in.
 pub fn tunnel_registered(edge: &SessionEdge<'_>) {
     if tracing::enabled!(Level::INFO) {
-        put(edge.shard, || What::Registered(Edge::of(edge)));
+        let counted = edge.counted_for.map(|from| (from, Kind::Session, 1));
+        put(edge.shard, counted, || What::Registered(Edge::of(edge)));
     }
 }
 
 /// An attachment has ended.
 pub fn attachment_closed(edge: &SessionEdge<'_>) {
     if tracing::enabled!(Level::INFO) {
-        put(edge.shard, || What::Closed(Edge::of(edge)));
+        let counted = edge.counted_for.map(|from| (from, Kind::Session, CLOSED_LINES));
+        put(edge.shard, counted, || What::Closed(Edge::of(edge)));
     }
 }
 
@@ -181,7 +196,8 @@ pub fn open_failed(refusal: &Refusal<'_>) {
         let shown = &sent[..sent.len().min(ID_SHOWN)];
         String::from_utf8_lossy(shown).into_owned()
     };
-    put(refusal.shard, || What::OpenFailed {
+    let counted = Some((refusal.client.ip(), Kind::OpenFailed, 1));
+    put(refusal.shard, counted, || What::OpenFailed {
         refused: Box::new(Refused {
             code: refusal.fault.code(),
             text: refusal.fault.to_string(),
@@ -194,13 +210,16 @@ pub fn open_failed(refusal: &Refusal<'_>) {
 }
 
 /// A worker's CONNECT was refused; `result` is the metric's label.
-pub fn connect_rejected(result: &str, age: Option<Duration>, shard: u16) {
-    put(shard, || What::Rejected { result: result.into(), age });
+pub fn connect_rejected(result: &str, age: Option<Duration>, worker: SocketAddr, shard: u16) {
+    put(shard, Some((worker.ip(), Kind::Rejected, 1)), || What::Rejected {
+        result: result.into(),
+        age,
+    });
 }
 
 /// A peer broke a rule of HTTP/2 that ends its connection.
 pub fn connection_failed(peer: SocketAddr, tunnel: bool, fault: &ConnFault, shard: u16) {
-    put(shard, || What::ConnectionFailed {
+    put(shard, Some((peer.ip(), Kind::ConnectionFailed, 1)), || What::ConnectionFailed {
         peer,
         tunnel,
         code: format!("{:?}", fault.code),
@@ -210,7 +229,7 @@ pub fn connection_failed(peer: SocketAddr, tunnel: bool, fault: &ConnFault, shar
 
 /// A request was answered. The caller looks at `log.access` first.
 pub fn access(access: &Access<'_>) {
-    put(access.shard, || What::Access {
+    put(access.shard, None, || What::Access {
         line: Box::new(AccessLine {
             method: access.method.into(),
             path: access.path.split('?').next().unwrap_or_default().into(),
@@ -222,12 +241,21 @@ pub fn access(access: &Access<'_>) {
     });
 }
 
-fn put(shard: u16, what: impl FnOnce() -> What) {
+/// Puts a record into the queue; `counted` says whose lines it is, of which kind and how many, if a
+/// peer can cause it without end.
+fn put(shard: u16, counted: Option<(IpAddr, Kind, u64)>, what: impl FnOnce() -> What) {
     // Without a reader (tests, the simulated world) nothing is kept.
     let Some(queue) = QUEUE.get() else { return };
+    let mut left_out = 0;
+    if let Some((from, kind, lines)) = counted {
+        match METER.pass(from, kind, lines, meter::clock()) {
+            Some(before) => left_out = before,
+            None => return,
+        }
+    }
     // Looked at first: under an attack the queue is full, and then nothing is allocated for it.
-    if queue.is_full() || queue.push(Record { at: SystemTime::now(), shard, what: what() }).is_err()
-    {
+    let at = SystemTime::now();
+    if queue.is_full() || queue.push(Record { at, shard, left_out, what: what() }).is_err() {
         LOST.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -300,9 +328,14 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
     let mut direct = (ours && !readable).then(|| Direct { lines, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
     let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
+        let mut told_at = Instant::now();
         loop {
             let ended = ENDED.load(Ordering::Acquire);
             write_waiting(direct.as_mut());
+            if ended || told_at.elapsed() >= TOLD_EVERY {
+                told_at = Instant::now();
+                tell_missing();
+            }
             if ended {
                 return;
             }
@@ -388,9 +421,16 @@ fn write_waiting(mut direct: Option<&mut Direct>) {
     if let Some(direct) = &mut direct {
         direct.write();
     }
+}
+
+/// Says what is not in the log.
+fn tell_missing() {
     let lost = LOST.swap(0, Ordering::Relaxed);
     if lost > 0 {
         LOST_EVER.fetch_add(lost, Ordering::Relaxed);
         tracing::warn!(lost, "log records were lost: the queue was full");
     }
+    METER.untold(meter::clock(), |kind, left_out| {
+        tracing::warn!(left_out, of = kind.name(), "log lines of one address were left out");
+    });
 }

@@ -56,6 +56,9 @@ pub fn render(fault: &Fault, style: &ReplyStyle<'_>, fields: &mut Fields, body: 
         push(fields, b"content-type", b"text/plain; charset=utf-8");
         push_body(text.as_bytes(), style, fields, body);
     }
+    if let Some(seconds) = fault.retry_after() {
+        push_number(fields, b"retry-after", u64::from(seconds));
+    }
     if fault.clears_cookie() {
         // CL-6, to the letter.
         push(fields, b"set-cookie", b"nvcf-request-id=; Max-Age=0");

@@ -62,8 +62,13 @@ pub enum Fault {
     NoWorker,
     /// The function's work queue is full (design 4.5).
     WorkQueueFull,
-    /// Too many attachments or dispatches on this connection (limit L12).
+    /// Too many attachments of this connection (limit L12).
     TooManySessions,
+    /// Too many new sessions of this connection in too short a time (limit L12).
+    TooManyDispatches {
+        /// Seconds until one more is taken, at least 1.
+        retry_after: u32,
+    },
     /// This core holds as many waiting sessions, or as many bytes, as it may (limit L9).
     Overloaded,
     /// The request head is over limit L2.
@@ -100,6 +105,7 @@ impl Fault {
             Self::RateLimited
             | Self::WorkQueueFull
             | Self::TooManySessions
+            | Self::TooManyDispatches { .. }
             | Self::Overloaded
             | Self::HeadTooLarge
             | Self::BodyTooLarge => Code::ResourceExhausted,
@@ -145,6 +151,18 @@ impl Fault {
         matches!(self, Self::SessionNotFound { .. })
     }
 
+    /// Seconds after which the client may try again, for what is refused for its rate alone: the
+    /// answer's `retry-after` (RFC 9110 §10.2.3), in gRPC's metadata too.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::TooManyDispatches { retry_after } => Some(*retry_after),
+            // The control plane does not say how long.
+            Self::RateLimited => Some(1),
+            _ => None,
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::MissingAuthorization => "MissingAuthorization",
@@ -162,6 +180,7 @@ impl Fault {
             Self::NoWorker => "NoWorker",
             Self::WorkQueueFull => "WorkQueueFull",
             Self::TooManySessions => "TooManySessions",
+            Self::TooManyDispatches { .. } => "TooManyDispatches",
             Self::Overloaded => "Overloaded",
             Self::HeadTooLarge => "HeadTooLarge",
             Self::TunnelLost => "TunnelLost",
@@ -205,7 +224,9 @@ impl fmt::Display for Fault {
             Self::TenantMismatch { request_id } => mismatch(f, "invoker NCA ID", request_id),
             Self::NoWorker => f.write_str("failed to establish link to worker"),
             Self::WorkQueueFull => f.write_str("work queue of this function is full"),
-            Self::TooManySessions => f.write_str("too many sessions on this connection"),
+            Self::TooManySessions | Self::TooManyDispatches { .. } => {
+                f.write_str("too many sessions on this connection")
+            }
             Self::Overloaded => f.write_str("gateway holds as much as it may, try again later"),
             Self::HeadTooLarge => f.write_str("request headers are too large"),
             Self::TunnelLost => f.write_str("lost the link to the worker"),

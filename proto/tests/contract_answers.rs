@@ -123,6 +123,13 @@ fn table() -> Vec<(Fault, u8, u16, String, bool)> {
         row(Fault::NoWorker, 4, 504, "failed to establish link to worker", false),
         row(Fault::WorkQueueFull, 8, 429, "work queue of this function is full", false),
         row(Fault::TooManySessions, 8, 429, "too many sessions on this connection", false),
+        row(
+            Fault::TooManyDispatches { retry_after: 7 },
+            8,
+            429,
+            "too many sessions on this connection",
+            false,
+        ),
         row(Fault::Overloaded, 8, 429, "gateway holds as much as it may, try again later", false),
         row(Fault::HeadTooLarge, 8, 431, "request headers are too large", false),
         row(Fault::Draining, 14, 503, "gateway is draining, try again on a new connection", false),
@@ -193,6 +200,13 @@ fn check_common(answer: &Answer, fault: &Fault) {
     assert_eq!(answer.all("set-cookie"), cookies, "{fault:?}");
     assert_eq!(fault.clears_cookie(), !cookies.is_empty());
     assert!(answer.all("nvcf-reqid").is_empty());
+    // What is refused for its rate alone says when to come back.
+    let later: &[&str] = match fault {
+        Fault::TooManyDispatches { .. } => &["7"],
+        Fault::RateLimited => &["1"],
+        _ => &[],
+    };
+    assert_eq!(answer.all("retry-after"), later, "{fault:?}");
 }
 
 #[test]

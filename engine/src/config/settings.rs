@@ -309,13 +309,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "limits.dispatch_burst",
         Kind::Count(1, MILLION),
         "256",
-        "New sessions of one client connection at once.",
+        "New sessions of one client connection at once that a worker is asked for.",
     ),
     setting(
         "limits.dispatch_rate",
         Kind::Count(1, MILLION),
         "100",
-        "New sessions of one client connection a second, in the long run.",
+        "The same a second, in the long run.",
     ),
     setting("limits.token_tries", Kind::Count(1, 1000), "5", "Wrong tries with one worker token."),
     setting(

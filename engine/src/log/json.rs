@@ -12,6 +12,7 @@ pub(super) fn write(record: &Record, out: &mut Vec<u8>) -> bool {
             object.text("function_id", edge.function_id());
             object.text("function_version_id", edge.function_version_id());
             object.number("shard", record.shard);
+            left_out(object, record);
         }),
         What::Closed(edge) => closed(record, edge, out),
         What::OpenFailed { .. }
@@ -50,7 +51,14 @@ fn closed(record: &Record, edge: &Edge, out: &mut Vec<u8>) {
             .text("function_id", edge.function_id())
             .text("function_version_id", edge.function_version_id())
             .number("shard", record.shard);
+        left_out(object, record);
     });
+}
+
+fn left_out(object: &mut Object<'_>, record: &Record) {
+    if record.left_out > 0 {
+        object.number("left_out", record.left_out);
+    }
 }
 
 /// What every line begins with.
@@ -122,10 +130,11 @@ mod tests {
                 local_timeout: "",
                 held_for: Duration::from_micros(held),
                 shard: 3,
+                counted_for: None,
             });
             let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_763_870_400_000_007);
             let what = if n == 0 { What::Registered(edge) } else { What::Closed(edge) };
-            let record = Record { at, shard: 3, what };
+            let record = Record { at, shard: 3, left_out: n as u64 % 4, what };
             let mut out = Vec::new();
             assert!(write(&record, &mut out));
             assert_eq!(String::from_utf8(out).unwrap(), by_tracing(&record));

@@ -5,12 +5,14 @@ use super::{Edge, Record, What};
 /// Writes the line (or, at a session's end, the lines) of a record.
 pub(super) fn write(record: &Record) {
     let shard = record.shard;
+    let left_out = Some(record.left_out).filter(|left_out| *left_out > 0);
     match &record.what {
         What::Registered(edge) => tracing::info!(
             request_id = %edge.request_id(),
             function_id = %edge.function_id(),
             function_version_id = %edge.function_version_id(),
             shard,
+            left_out,
             "registering new worker connection"
         ),
         What::Closed(edge) => closed(record, edge),
@@ -22,12 +24,14 @@ pub(super) fn write(record: &Record) {
             function_version_id = %refused.function_version_id,
             tenant = %refused.tenant,
             shard,
+            left_out,
             "failed to open stateful work request"
         ),
         What::Rejected { result, age } => tracing::info!(
             connect_result = %result,
             token_age = age.map(|age| age.as_secs_f64()),
             shard,
+            left_out,
             "rejecting worker CONNECT"
         ),
         What::ConnectionFailed { peer, tunnel, code, reason } => tracing::info!(
@@ -36,6 +40,7 @@ pub(super) fn write(record: &Record) {
             code = %code,
             reason,
             shard,
+            left_out,
             "closing connection for a protocol fault"
         ),
         What::Access { line } => tracing::info!(
@@ -81,6 +86,7 @@ fn closed(record: &Record, edge: &Edge) {
         function_id = %edge.function_id(),
         function_version_id = %edge.function_version_id(),
         shard,
+        left_out = Some(record.left_out).filter(|left_out| *left_out > 0),
         "worker connection cache eviction triggered"
     );
 }

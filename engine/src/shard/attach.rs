@@ -53,6 +53,11 @@ pub(crate) struct Attachment {
     pub(crate) parent: Option<Key>,
     /// It was asked for as a spare, and nothing tells yet what has come of that.
     pub(crate) stands_by: bool,
+    /// Its client was charged a dispatch for it, and may get that back.
+    pub(crate) charged: bool,
+    /// Its client makes sessions faster than admission allows where it is asked: its log lines are
+    /// counted.
+    pub(crate) counted: bool,
     pub(crate) opened: Time,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,
@@ -95,6 +100,7 @@ impl Attachment {
             function_id: &self.owner.function,
             function_version_id: &self.owner.version,
             shard: core,
+            counted_for: self.counted.then(|| self.client_address.ip()),
             ..SessionEdge::default()
         }
     }
@@ -288,12 +294,20 @@ impl Shard {
         let hop = self.conns.hop(client).and_then(|hop| hop.client());
         let grant = hop.and_then(|hop| hop.pins.get(pin)).map(|pin| pin.grant.clone());
         let Some(grant) = grant else { return Err(Box::new(Fault::TunnelLost)) };
-        self.admit_dispatch(client, &grant.owner.tenant, now)?;
+        self.admit_session(client, &grant.owner.tenant)?;
+        let asks = !self.is_dialled(&grant.owner);
+        if asks {
+            self.charge_dispatch(client, now)?;
+        }
         let random = self.random_bytes();
         let id = self.request_ids.mint(random);
         let facts = SessionFacts { owner: grant.owner, opened: now };
         self.sessions.insert(Session::new(id, facts));
-        self.dispatch(client, pin, id, (WorkKind::New, now))
+        let key = self.dispatch(client, pin, id, (WorkKind::New, now))?;
+        if let Some(attachment) = self.attachments.get_mut(key) {
+            attachment.charged = asks;
+        }
+        Ok(key)
     }
 
     /// Back to the session that a request names: R1, R3-R9 of the contract.
@@ -330,7 +344,8 @@ impl Shard {
         if let Some(parked) = parked {
             return self.come_back_to_parked(client, pin, id, parked);
         }
-        self.admit_dispatch(client, &tenant, now)?;
+        self.admit_session(client, &tenant)?;
+        self.admit_return(client, now)?;
         self.dispatch(client, pin, id, (WorkKind::Reconnect, now))
     }
 
@@ -352,24 +367,15 @@ impl Shard {
             && tunnel.and_then(|hop| hop.tunnel()).is_some_and(|tunnel| tunnel.going)
     }
 
-    /// Limits on what one connection may cause (L12), and no new sessions while draining.
-    pub(super) fn admit_dispatch(
+    /// One more attachment of a connection that waits for its tunnel, and none while draining.
+    pub(super) fn admit_session(
         &mut self,
         client: ConnId,
         tenant: &Arc<str>,
-        now: Time,
     ) -> Result<(), Box<Fault>> {
         self.admit_attachment(client)?;
         if !self.admit_pending(tenant) {
             return Err(Box::new(Fault::Overloaded));
-        }
-        let limits = &self.settings.config.limits;
-        let Some(hop) = self.conns.hop_mut(client).and_then(|hop| hop.client_mut()) else {
-            return Err(Box::new(Fault::TunnelLost));
-        };
-        if !hop.dispatches.take(limits.dispatch_burst, limits.dispatch_rate, now) {
-            self.metrics.limit_hit(Limit::Dispatches);
-            return Err(Box::new(Fault::TooManySessions));
         }
         Ok(())
     }
@@ -387,7 +393,8 @@ impl Shard {
         full.is_none()
     }
 
-    /// No more attachments of one connection than it may have, and none while draining.
+    /// No more attachments of one connection than it may have, and none while draining. For
+    /// functions with `dial` it is also the most that are dialled at once for one client.
     pub(super) fn admit_attachment(&mut self, client: ConnId) -> Result<(), Box<Fault>> {
         if self.draining.is_some() {
             return Err(Box::new(Fault::Draining));
@@ -436,6 +443,7 @@ impl Shard {
         };
         let mut attachment = Attachment::new((Some(client), hop.peer), id, &facts, now);
         attachment.state = State::Fresh { kind };
+        attachment.counted = hop.is_hasty(&self.settings.config.limits, now);
         let key = self.attachments.insert(attachment);
         if let Some(owner) = hop.client_mut() {
             if owner.attachments.is_empty() {

@@ -41,6 +41,11 @@ impl Cause {
 
     pub(crate) const CLIENT_GONE: Self =
         Self::new(CloseReason::ClientClosed, CloseCode::None, "the client connection ended");
+    pub(crate) const WASTEFUL: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client was told off: it sent too much that carries nothing",
+    );
     pub(crate) const ABANDONED: Self =
         Self::new(CloseReason::ClientClosed, CloseCode::ContextCanceled, "nobody waits any more");
     pub(crate) const NO_WORKER: Self = Self::timer(
@@ -342,6 +347,7 @@ impl Shard {
             // A question's answer may be a tunnel: it is waited for.
             let asks = matches!(attachment.state, State::Asking { .. });
             if attachment.waiting == 0 && attachment.tunnel().is_none() && !asks {
+                self.charge_abandoned(key);
                 self.give_up(border, key, Cause::ABANDONED);
             }
             return;
@@ -379,7 +385,8 @@ impl Shard {
         let leaving = hop.client().map(|client| client.leaving);
         if leaving == Some(Leaving::Final) && hop.link.streams() == 0 {
             border.close(client, Close::Flush);
-            self.client_gone(border, client, Gone::ByUs(Cause::SHUTDOWN));
+            let how = self.sent_away();
+            self.client_gone(border, client, how);
         }
     }
 
@@ -428,8 +435,13 @@ impl Shard {
         self.resume(border, std::mem::take(&mut hop.stopped));
         let Side::Tunnel(tunnel) = &hop.side else { return };
         let key = tunnel.attachment;
+        let answered = tunnel.cookie_sent;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
-        for slot in hop.link.tags() {
+        let slots = hop.link.tags();
+        if answered && slots.is_empty() {
+            self.give_back_dispatch(&attachment, cause);
+        }
+        for slot in slots {
             self.stream_lost(border, slot, cause);
         }
         for waiter in std::mem::take(&mut attachment.waiters) {
@@ -524,7 +536,14 @@ impl Shard {
             State::Moving { to, .. } => self.tell(to.core, CorePost::not_resumed(to)),
             _ => self.session_left(key, attachment, row),
         }
+        // Whoever can ask can end what nobody served.
+        let served = matches!(
+            attachment.state,
+            State::Attached { .. } | State::Parked { .. } | State::Moving { .. }
+        );
+        let counted = !served || attachment.counted;
         let edge = SessionEdge {
+            counted_for: counted.then(|| attachment.client_address.ip()),
             eviction_reason: cause.reason.label(),
             close_code: cause.code.label(),
             close_detail: cause.detail,

@@ -8,6 +8,7 @@ use ringway_proto::h1::head::Scan;
 use ringway_proto::route::RoutingHead;
 use ringway_proto::time::Time;
 
+use super::bucket::Bucket;
 use super::dispatch::Desk;
 use super::link::Link;
 use super::memo::{Answer, Call};
@@ -261,36 +262,6 @@ pub(crate) struct Tunnel {
     pub(crate) answers: Vec<Answer>,
 }
 
-/// A budget that is spent by one and refills with time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bucket {
-    spent: u32,
-    since: Time,
-}
-
-impl Default for Bucket {
-    fn default() -> Self {
-        Self { spent: 0, since: Time::ZERO }
-    }
-}
-
-impl Bucket {
-    /// Takes one of `burst`, which come back at `rate` a second, if there is one.
-    pub(crate) fn take(&mut self, burst: u32, rate: u32, now: Time) -> bool {
-        let micros = now.since(self.since).as_micros() as u64;
-        let back = micros.saturating_mul(u64::from(rate)) / 1_000_000;
-        if back > 0 {
-            self.spent = self.spent.saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
-            self.since = now;
-        }
-        if self.spent >= burst {
-            return false;
-        }
-        self.spent += 1;
-        true
-    }
-}
-
 impl Tunnel {
     /// A request goes out on it.
     pub(crate) fn asked(&mut self, now: Time) {
@@ -474,8 +445,6 @@ impl Conns {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// What a session that rests costs, apart from the memory of its HPACK tables.
@@ -512,16 +481,5 @@ mod tests {
             assert_eq!((pin.function(), pin.version()), (head.function, head.version));
             assert_eq!((pin.said.credential(), pin.said.octets.len()), (&b"key"[..], kept));
         }
-    }
-
-    #[test]
-    fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {
-        let mut bucket = Bucket::default();
-        let start = Time::ZERO + Duration::from_secs(100);
-        let taken = (0..1000).filter(|_| bucket.take(256, 100, start)).count();
-        assert_eq!(taken, 256);
-        let later = start + Duration::from_millis(500);
-        let taken = (0..1000).filter(|_| bucket.take(256, 100, later)).count();
-        assert_eq!(taken, 50);
     }
 }

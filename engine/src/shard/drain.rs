@@ -71,8 +71,14 @@ impl Shard {
         }
         if open == 0 {
             border.close(conn, Close::Flush);
-            self.client_gone(border, conn, Gone::ByUs(Cause::SHUTDOWN));
+            let how = self.sent_away();
+            self.client_gone(border, conn, how);
         }
+    }
+
+    /// Why a client connection ends that was asked to leave and has no streams any more.
+    pub(super) fn sent_away(&self) -> Gone {
+        if self.draining.is_some() { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::ToldOff }
     }
 
     /// Ends everything that is left.

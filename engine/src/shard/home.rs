@@ -66,7 +66,8 @@ impl Shard {
             return Err(Box::new(Fault::TunnelLost));
         };
         let (question, grant) = (Question::new(pin, now), pin.grant.clone());
-        self.admit_dispatch(client, &grant.owner.tenant, now)?;
+        self.admit_session(client, &grant.owner.tenant)?;
+        self.admit_return(client, now)?;
         let home = self.session_home(id);
         if self.mail_waits(home) {
             self.metrics.limit_hit(Limit::Mailbox);
@@ -159,6 +160,7 @@ impl Shard {
         let facts = match found.outcome {
             Ok(facts) => facts,
             Err(fault) => {
+                self.charge_in_vain(attachment.client);
                 self.not_resumed(&fault);
                 return self.end_asking(border, key, &fault);
             }
@@ -331,6 +333,8 @@ impl Attachment {
             spare: None,
             parent: None,
             stands_by: false,
+            charged: false,
+            counted: false,
             opened: now,
             streams: 0,
             bytes_up: 0,

@@ -5,7 +5,9 @@
 //! [`worker`] lets the worker's CONNECT in, [`relay`] moves frames between the two hops, [`close`]
 //! ends whatever ends, [`reply`] speaks where the worker cannot.
 
+mod admit;
 mod attach;
+mod bucket;
 mod client;
 mod close;
 mod conn;
@@ -471,7 +473,12 @@ impl Shard {
             let cause = if http1 { Cause::SPEAKS_HTTP1 } else { Cause::BROKEN };
             self.tunnel_gone(border, conn, cause);
         } else {
-            self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
+            // Who broke the protocol has no use for its sessions; who was too busy may.
+            let how = match fault.code {
+                h2::ErrorCode::EnhanceYourCalm => Gone::ToldOff,
+                _ => Gone::ByUs(Cause::CLIENT_GONE),
+            };
+            self.client_gone(border, conn, how);
         }
     }
 

@@ -100,7 +100,7 @@ impl Shard {
     /// The connection of a CONNECT ended while it moved: nobody can take it over.
     pub(super) fn moved_nowhere(&mut self, door: &Plain) {
         if door.desk.moving.is_some() {
-            self.count_connect(ConnectResult::HijackFailed, None);
+            self.count_connect(ConnectResult::HijackFailed, None, door.peer);
         }
     }
 

@@ -29,12 +29,15 @@ pub(crate) enum Gone {
     Done,
     /// We ended it.
     ByUs(Cause),
+    /// We ended it because it wasted what it was given (ENHANCE_YOUR_CALM, or the GOAWAY before
+    /// it). What its sessions are to it is not known: they are kept as if it had been lost.
+    ToldOff,
 }
 
 /// The same as the rules for parking see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// It was lost: RST, a timeout, or FIN with streams open.
+    /// It was lost: RST, a timeout, or FIN with streams open. Or it was told off.
     Unclean,
     /// FIN, and nothing that tells whether that was meant: balancers turn lost clients into it.
     Silent,
@@ -50,6 +53,7 @@ impl Gone {
             Self::Ended(end) => Cause::client_ended(end),
             Self::Done => Cause::CLIENT_GONE,
             Self::ByUs(cause) => cause,
+            Self::ToldOff => Cause::WASTEFUL,
         }
     }
 
@@ -57,6 +61,9 @@ impl Gone {
         match self {
             Self::ByUs(_) => Manner::Ours,
             Self::Done => Manner::Clean,
+            // It leaves because it was told to, and may come back at once.
+            Self::Ended(_) if hop.is_leaving() => Manner::Unclean,
+            Self::ToldOff => Manner::Unclean,
             Self::Ended(_) if hop.client().is_some_and(|client| client.said_goaway) => {
                 Manner::Clean
             }
@@ -181,6 +188,7 @@ impl Shard {
         let (now, window) = (border.now, self.settings.config.session.park_window);
         let Some(attachment) = self.attachments.get_mut(key) else { return };
         attachment.client = None;
+        attachment.charged = false;
         attachment.state = State::Parked { tunnel, place };
         let id = attachment.session;
         let Some(hop) = self.conns.hop_mut(tunnel) else { return };

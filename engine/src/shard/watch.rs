@@ -213,7 +213,8 @@ impl Shard {
             Some(true) => self.tunnel_gone(border, conn, Cause::STALLED),
             Some(false) => {
                 border.close(conn, Close::Now);
-                self.client_gone(border, conn, Gone::ByUs(Cause::CLIENT_GONE));
+                // It takes nothing any more: it may be lost.
+                self.client_gone(border, conn, Gone::Ended(End::Timeout));
             }
             None => {}
         }

@@ -198,13 +198,15 @@ impl Shard {
     /// A worker's CONNECT: the checks of contract 4.2, in its order.
     fn connect(&mut self, border: &mut Border, conn: ConnId, fields: &Fields, tail: &[u8]) -> Next {
         self.end_poll(border, conn);
+        let Some(Conn::Door(door)) = self.conns.get(conn) else { return Next::Leave };
+        let peer = door.peer;
         let (result, age) = match connect::read(fields) {
             Err(fault) => {
                 let mut out = Vec::new();
                 fault.write(false, self.settings.date(self.now), &mut out);
                 border.put(conn, &out);
                 if let Some(result) = fault.result() {
-                    self.count_connect(result, None);
+                    self.count_connect(result, None, peer);
                 }
                 self.end_plain(border, conn);
                 return Next::Leave;
@@ -215,7 +217,7 @@ impl Shard {
                     return Next::Leave;
                 }
                 Ok(Taken::Here(key, age)) => {
-                    self.count_connect(ConnectResult::Accepted, Some(age));
+                    self.count_connect(ConnectResult::Accepted, Some(age), peer);
                     self.note_connect(conn, key, age);
                     self.attach(border, conn, key, tail);
                     return Next::Leave;
@@ -226,7 +228,7 @@ impl Shard {
         let mut out = Vec::new();
         result.write(false, self.settings.date(self.now), &mut out);
         border.put(conn, &out);
-        self.count_connect(result, age);
+        self.count_connect(result, age, peer);
         self.end_plain(border, conn);
         Next::Leave
     }
@@ -235,13 +237,14 @@ impl Shard {
         &mut self,
         result: ConnectResult,
         age: Option<std::time::Duration>,
+        worker: SocketAddr,
     ) {
         self.metrics.connects[result.index()] += 1;
         if let Some(age) = age {
             self.metrics.connect_token_age[result.index()].observe(age.as_secs_f64());
         }
         if result != ConnectResult::Accepted {
-            crate::log::connect_rejected(result.label(), age, self.settings.core);
+            crate::log::connect_rejected(result.label(), age, worker, self.settings.core);
         }
     }
 

@@ -2,6 +2,8 @@
 (reliability 0, 1a, 1b), honest traffic of the same shape lives, and a bystander on the same
 core is answered all the while."""
 
+import collections
+import contextlib
 import socket
 import threading
 import time
@@ -21,18 +23,32 @@ pytestmark = pytest.mark.alone
 MIB = 1 << 20
 
 
+@contextlib.contextmanager
+def attacked(running):
+    """All of this file's attacks together leave few lines: the first ones, then one a second. The
+    lines of sessions that had a tunnel are not theirs: admission bounds those."""
+    start, before = time.monotonic(), len(running.log_lines())
+    yield running
+    assert running.alive(), f"the gateway died:\n{running.log_tail()}"
+    lines = running.log_lines()[before:]
+    served = {line["request_id"] for line in lines
+              if line["message"] == "registering new worker connection"}
+    caused = [line for line in lines if line.get("request_id") not in served]
+    seconds = time.monotonic() - start
+    kinds = collections.Counter(line["message"] for line in caused)
+    assert len(caused) <= 20 + seconds, f"{len(caused)} lines in {seconds:.0f} s: {kinds}"
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    with Gateway.dev(tmp_path_factory.mktemp("attacks")) as running:
+    with Gateway.dev(tmp_path_factory.mktemp("attacks")) as running, attacked(running):
         yield running
-        assert running.alive(), f"the gateway died:\n{running.log_tail()}"
 
 
 @pytest.fixture(scope="module")
 def bare_target(tmp_path_factory):
-    with Gateway.serve(tmp_path_factory.mktemp("attacks")) as running:
+    with Gateway.serve(tmp_path_factory.mktemp("attacks")) as running, attacked(running):
         yield running
-        assert running.alive(), f"the gateway died:\n{running.log_tail()}"
 
 
 @pytest.fixture
@@ -67,9 +83,9 @@ def blocks(peer, fields):
 
 # --- floods from a client -------------------------------------------------------------------
 
-def pairs(peer, then, count, flags=END_HEADERS, each=50):
+def pairs(peer, then, count, flags=END_HEADERS, each=50, fields=None):
     """Streams that are opened and then spoilt; first a call warms the table."""
-    fields = grpc_head()
+    fields = fields or grpc_head()
     peer.send(b"".join(frame(HEADERS, END_HEADERS | END_STREAM, peer.next_stream + 2 * n,
                              peer.block_of(fields)) for n in range(2)))
     peer.next_stream += 4
@@ -209,6 +225,55 @@ def test_flood_before_any_session(target, bystander):
     beside.was_served()
 
 
+REFUSED = {
+    "more sessions than allowed": grpc_head(),
+    "no credential": grpc_head(key=None),
+    "no function": grpc_head(function=None),
+    "unknown key": grpc_head(key="nobody's"),
+    "unknown key, plain": plain_head(key="nobody's"),
+    "unknown function": grpc_head(function="99999999-1111-4111-8111-111111111111"),
+    "unknown session": grpc_head(reqid="dc72d8f7-1bdb-8000-8d24-000bdc6bb9cd"),
+    "health": plain_head("/health", "GET"),
+    "info": plain_head("/info", "GET"),
+    "preflight": plain_head(method="OPTIONS", extra=[
+        ("origin", "https://a.example"), ("access-control-request-method", "POST")]),
+}
+
+
+@pytest.mark.parametrize("flags", [END_HEADERS, END_HEADERS | END_STREAM], ids=["open", "ended"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_rapid_reset_of_what_is_refused(bare_target, name, flags):
+    """On a fresh connection, where nothing is served: an answer of our own excuses no reset."""
+    with bare_target.h2() as peer:
+        peer.flood(pairs(peer, rst_stream, 8_000, flags, fields=REFUSED[name]))
+        assert gives_up(peer).last_stream < 16_000
+        assert peer.next_stream > 1_000
+
+
+def test_a_flood_of_refusals_leaves_few_lines(serve):
+    """And says how many it left out. Each connection stays: it resets nothing."""
+    running = serve()
+    before, start = len(running.log_lines()), time.monotonic()
+    for _ in range(3):
+        with running.h2() as peer:
+            peer.flood(pairs(peer, lambda stream: b"", 2_000, END_HEADERS | END_STREAM,
+                             fields=grpc_head(key="nobody's")))
+            peer.round_trip()
+            assert not peer.went_away
+    running_for = time.monotonic() - start
+
+    def counted():
+        lines = [line for line in running.log_lines()[before:]
+                 if line["message"] in ("failed to open stateful work request",
+                                        "log lines of one address were left out")]
+        told = sum(line["message"].startswith("failed") for line in lines)
+        return told + sum(line.get("left_out", 0) for line in lines)
+
+    assert len(running.log_lines()) - before <= 20 + running_for
+    # Nothing is lost without a word.
+    until(lambda: counted() == 3 * 2_002, what="a line that tells how many there were")
+
+
 def test_streams_reset_in_the_same_breath_start_nothing(serve):
     """reliability 1a: no invocation for a stream that is already gone."""
     running = serve()
@@ -222,6 +287,48 @@ def test_streams_reset_in_the_same_breath_start_nothing(serve):
 
 
 # --- honest traffic of the same shape -------------------------------------------------------
+
+def test_three_thousand_calls_cancelled_together_are_honest(bare_target, tenant, attach):
+    """Deadlines of one instant. An unrelated call and the session go on."""
+    session = attach(bare_target, tenant)
+    client = session.client
+    block = blocks(client, grpc_head())
+    streams = [client.next_stream + 2 * n for n in range(3_000)]
+    client.next_stream += 6_000
+    client.flood(b"".join(frame(HEADERS, END_HEADERS, stream, block)
+                          for stream in streams[at:at + 100]) for at in range(0, 3_000, 100))
+    client.round_trip()
+    time.sleep(0.15)
+    client.send(b"".join(rst_stream(stream) for stream in streams))
+    client.round_trip()
+    for _ in range(3_000):
+        session.tunnel.wait(RST_STREAM, timeout=60)
+    assert not [e for e in client.events if e.kind == GOAWAY], client.transcript()
+    session.another()
+    session.answer(end_stream=True)
+    assert client.head(session.stream).status == "200"
+
+
+def test_short_deadlines_are_honest(bare_target, tenant, attach):
+    """A thousand calls a second, each cancelled after 150 ms."""
+    session = attach(bare_target, tenant)
+    client, tunnel = session.client, session.tunnel
+    block, waiting = blocks(client, grpc_head()), collections.deque()
+    start = time.monotonic()
+    for n in range(300):
+        time.sleep(max(0, start + n / 100 - time.monotonic()))
+        sent = b""
+        while waiting and waiting[0][0] <= time.monotonic():
+            sent += b"".join(rst_stream(stream) for stream in waiting.popleft()[1])
+        streams = range(client.next_stream, client.next_stream + 20, 2)
+        client.next_stream += 20
+        client.send(sent, *(frame(HEADERS, END_HEADERS, stream, block) for stream in streams))
+        waiting.append((time.monotonic() + 0.15, streams))
+        tunnel.drain_now()
+    client.round_trip()
+    assert not [e for e in client.events if e.kind == GOAWAY], client.transcript()
+    session.another()
+
 
 def test_cancelling_five_hundred_calls_is_honest(target):
     with authorised(target) as peer:

@@ -1,7 +1,11 @@
 """Functions with `dial`: the gateway connects to their server itself."""
 
+import collections
+import http.client
 import signal
 import socket
+import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -146,6 +150,72 @@ def test_a_lost_server_is_dialled_anew(serve):
         server.headers(request.stream, [("grpc-status", "0")], end_stream=True)
         assert client.wait(DATA, stream=stream).payload == message(b"hello")
         server.close()
+
+
+def closing_server():
+    """A server that ends its connection with each response, as many plain ones do."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+
+    def serve_one(sock):
+        with sock:
+            octets = b""
+            while b"\r\n\r\n" not in octets:
+                more = sock.recv(65_536)
+                if not more:
+                    return
+                octets += more
+            sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+
+    def serve_all():
+        while True:
+            try:
+                sock = listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=serve_one, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=serve_all, daemon=True).start()
+    return listener
+
+
+def plain_answers(gateway, count):
+    """So many requests, one after the other on one kept connection: how often which status."""
+    kept = http.client.HTTPConnection(*gateway.client, timeout=30)
+    seen = collections.Counter()
+    for _ in range(count):
+        kept.request("GET", "/x", headers=dict(WHO))
+        answer = kept.getresponse()
+        answer.read()
+        seen[answer.status] += 1
+    kept.close()
+    return seen
+
+
+def test_a_server_that_closes_after_each_response_serves_one_client(serve):
+    """No worker is asked: what a client may ask of workers has no part in it."""
+    with closing_server() as listener:
+        running = start(serve, f"127.0.0.1:{listener.getsockname()[1]}")
+        assert plain_answers(running, 900) == {200: 900}
+
+
+def test_a_server_that_refuses_costs_nothing_that_stays(serve):
+    port = free_port()
+    running = start(serve, f"127.0.0.1:{port}")
+    plain_answers(running, 1)
+    files, lines = running.open_files(), len(running.log_lines())
+    since = time.monotonic()
+    assert plain_answers(running, 2_000) == {503: 2_000}
+    # HTTP/2 too, and many at once.
+    client = running.h2()
+    for _ in range(20):
+        streams = [client.open(grpc_head(function=FUNCTION), end_stream=True) for _ in range(50)]
+        for stream in streams:
+            assert client.head(stream).grpc_status == "14"
+    client.close()
+    until(lambda: running.open_files() <= files, what="no descriptors left open")
+    assert len(running.log_lines()) - lines <= 20 + time.monotonic() - since
+    with grpcserver.Server(port), channel_to(running) as channel:
+        assert Stub(channel).Unary(say(b"y"), metadata=WHO, timeout=60).payload == b"y"
 
 
 def test_workers_are_told_that_none_is_needed(serve, function):

@@ -23,4 +23,5 @@ mod spares;
 mod spares_cores;
 mod timeline;
 mod trailers;
+mod wasteful;
 mod world;
