@@ -95,11 +95,10 @@ def patient_resets(directory):
                 client.round_trip()
                 times.append(cpu(running.pid) - before)
         assert not [event for event in client.events if event.kind == GOAWAY]
-        finished, reset = (sorted(times)[len(times) // 2] for times in spent.values())
-        print(f"CPU of 9 500 calls, median of 5: finished {finished:.3f} s, reset {reset:.3f} s; "
-              f"{spent}")
+        finished, reset = map(sum, spent.values())
+        print(f"CPU of 5 times 9 500 calls: finished {finished:.2f} s, reset {reset:.2f} s")
         # The clock ticks in hundredths.
-        assert reset <= finished * 1.1 + 0.02
+        assert reset <= finished * 1.1 + 0.05
 
 
 def attached(gateway, worker):
