@@ -12,7 +12,6 @@ mod http1_upgrade;
 mod machine;
 mod parking;
 mod parking_cores;
-#[expect(dead_code, reason = "shared with the allocation test, which uses more of it")]
 mod peer;
 mod quiet;
 mod replacing;
