@@ -86,11 +86,23 @@ struct Share {
     asked_at: AtomicU64,
 }
 
+impl Share {
+    const fn new() -> Self {
+        Self { bucket: Bucket::new(), left_out: AtomicU64::new(0), asked_at: AtomicU64::new(0) }
+    }
+}
+
 /// One slot: the lines of the addresses that share it.
 #[derive(Debug)]
 struct Slot {
     all: Bucket,
     kinds: [Share; Kind::ALL.len()],
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self { all: Bucket::new(), kinds: [const { Share::new() }; Kind::ALL.len()] }
+    }
 }
 
 /// All of them.
@@ -101,13 +113,7 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) const fn new() -> Self {
-        const SHARE: Share = Share {
-            bucket: Bucket::new(),
-            left_out: AtomicU64::new(0),
-            asked_at: AtomicU64::new(0),
-        };
-        const SLOT: Slot = Slot { all: Bucket::new(), kinds: [SHARE; Kind::ALL.len()] };
-        Self { slots: [SLOT; SLOTS] }
+        Self { slots: [const { Slot::new() }; SLOTS] }
     }
 
     /// Whether a record of so many lines may be written, `now` in microseconds of any clock: then
