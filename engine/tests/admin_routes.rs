@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode};
-use ringway::admin::{Admin, Phase, Scraper, routes};
+use ringway::admin::{Admin, Changes, Phase, Scraper, routes};
 use ringway::control::local::{Owner, SessionFacts};
 use ringway::metrics::{Backend, CloseCode, CloseReason};
 use ringway::post::{SessionRow, ShardPost, Snapshot};
@@ -50,7 +50,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         allow_remote,
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
-        changes: Arc::default(),
+        changes: Arc::new(Changes::new(Arc::default())),
     });
     let told = admin.clone();
     let ended = Arc::new(AtomicU64::new(0));

@@ -54,6 +54,9 @@ impl Answer {
 const PLAIN: ReplyStyle<'static> = ReplyStyle { grpc: false, head: false, origin: None };
 const GRPC: ReplyStyle<'static> = ReplyStyle { grpc: true, ..PLAIN };
 
+const NOT_BEARER: &str = "no authorization was passed in the metadata: the field is there, but \
+                          does not read `Bearer KEY`";
+
 /// Every fault with its code, HTTP status and text (without the prefix of E3 to E11), and whether
 /// it has that prefix.
 fn table() -> Vec<(Fault, u8, u16, String, bool)> {
@@ -69,14 +72,7 @@ fn table() -> Vec<(Fault, u8, u16, String, bool)> {
             "no authorization was passed in the metadata",
             false,
         ),
-        row(
-            Fault::NotBearer,
-            16,
-            401,
-            "no authorization was passed in the metadata: the field is there, but does not read \
-             `Bearer KEY`",
-            false,
-        ),
+        row(Fault::NotBearer, 16, 401, NOT_BEARER, false),
         row(Fault::MissingFunctionId, 3, 400, "no function-id was passed in the metadata", false),
         row(Fault::Api { code: 7, text: "not yours".into() }, 7, 403, "not yours", true),
         row(Fault::Api { code: 5, text: "unknown".into() }, 5, 404, "unknown", true),

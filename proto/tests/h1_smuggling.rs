@@ -391,6 +391,10 @@ fn heads_that_get_through_are_httparses_too() {
         let mut conn = conn(role);
         let (mut pos, mut list) = (0, Fields::new());
         let Ok(Event::Head { .. }) = conn.next(&input, &mut pos, &mut list) else { continue };
+        // httparse knows no version of HTTP/1 behind 1.1 (RFC 9110 §2.5).
+        if input.windows(8).any(|text| matches!(text, [.., b'/', b'1', b'.', b'2'..=b'9'])) {
+            continue;
+        }
         // httparse wants targets as UTF-8; this parser passes octets over 127 on.
         if role == Role::Server && list.first(Token::Path).is_some_and(|path| !path.is_ascii()) {
             continue;
@@ -405,13 +409,12 @@ fn heads_that_get_through_are_httparses_too() {
         ours.sort();
         // Of an absolute-form target the authority counts, whatever Host says (RFC 9112 §3.2.2).
         let mut theirs = theirs;
-        if input.windows(8).any(|window| window == b" http://") {
+        let target = input.windows(8).position(|window| window == b" http://");
+        if let Some(target) = target.filter(|_| role == Role::Server) {
+            let rest = input[target + 8..].iter().map(|&b| char::from(b));
+            let meant: String = rest.take_while(|c| !"/?# ".contains(*c)).collect();
             let host = ours.iter().find(|(name, _)| name == "host").map(|(_, value)| &**value);
-            assert!(
-                host.is_some_and(|host| ["a", "b"].contains(&host)),
-                "{}",
-                input.escape_ascii()
-            );
+            assert_eq!(host, Some(&*meant), "{}", input.escape_ascii());
             ours.retain(|(name, _)| name != "host");
             theirs.retain(|(name, _)| name != "host");
         }
