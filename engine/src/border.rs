@@ -14,7 +14,7 @@ use ringway_proto::time::Time;
 pub use crate::conn::{Close, ConnId, End, Listener};
 use crate::inlet::{self, Inlet};
 pub use crate::output::Output;
-use crate::output::{append, take_room};
+use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
 
@@ -303,6 +303,36 @@ impl Border {
         self.output(conn).map_or(0, |output| output.queued)
     }
 
+    /// Wants to know of a peer's FIN whether all that was sent had arrived by then.
+    pub fn ask_delivery(&mut self, conn: ConnId) {
+        self.set_delivery(conn, Delivery::Asked);
+    }
+
+    /// Whether that is to be found out.
+    #[must_use]
+    pub fn asks_delivery(&self, conn: ConnId) -> bool {
+        self.output(conn).is_some_and(|output| output.delivery == Delivery::Asked)
+    }
+
+    /// The peer's FIN came before some of what was sent had arrived: it did not wait for that.
+    pub fn cut_delivery(&mut self, conn: ConnId) {
+        self.set_delivery(conn, Delivery::Cut);
+    }
+
+    /// Whether the peer had got everything when its FIN came, as far as was asked.
+    #[must_use]
+    pub fn was_delivered(&self, conn: ConnId) -> bool {
+        self.output(conn).is_none_or(|output| output.delivery != Delivery::Cut)
+    }
+
+    fn set_delivery(&mut self, conn: ConnId, delivery: Delivery) {
+        if let Some(output) = self.outputs.get_mut(conn.slot as usize)
+            && output.generation == conn.generation
+        {
+            output.delivery = delivery;
+        }
+    }
+
     /// Since when the connection's output makes no progress; none if nothing is queued.
     #[must_use]
     pub fn blocked_since(&self, conn: ConnId) -> Option<Time> {
@@ -444,6 +474,7 @@ impl Border {
         });
         let output = &mut self.outputs[slot as usize];
         output.open = true;
+        output.delivery = Delivery::Unasked;
         ConnId { slot, generation: output.generation }
     }
 

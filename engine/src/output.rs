@@ -27,6 +27,19 @@ pub struct Output {
     pub(crate) close: Option<Close>,
     /// When the queue began to wait, or the kernel last took some of it.
     pub(crate) waiting_since: Time,
+    pub(crate) delivery: Delivery,
+}
+
+/// Whether a peer that ended its side had got all that was sent to it by then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// Nobody wants to know.
+    #[default]
+    Unasked,
+    /// To be found out when the peer's FIN comes.
+    Asked,
+    /// Some of it had not arrived.
+    Cut,
 }
 
 impl Output {

@@ -101,6 +101,11 @@ pub enum Event {
     SpareAsked,
     /// It is there.
     SpareAttached,
+    /// It will not come: who asked for it has gone, or nobody took it up.
+    SpareFailed {
+        /// Why, for people.
+        detail: &'static str,
+    },
     /// It took the place of the one there was, which takes no more streams.
     Replaced,
     /// The parked tunnel's worker is needed by a new session.
@@ -127,6 +132,8 @@ pub enum Ask {
     New,
     /// A session that goes on: its worker is asked.
     Again,
+    /// The same for a tunnel that stands in for another one.
+    Spare,
     /// A function without a worker: its server is dialled.
     Dial,
 }

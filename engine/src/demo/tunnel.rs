@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -98,7 +99,7 @@ async fn connect(to: &Http1, id: Uuid) -> io::Result<Result<Tunnel, u16>> {
         return Ok(Err(head.status));
     }
     read.advance(head.len);
-    Ok(Ok(Tunnel { stream, early: read }))
+    Ok(Ok(Tunnel { stream, early: read, open: None }))
 }
 
 /// The stream after the CONNECT, with what the gateway sent right behind its answer.
@@ -106,6 +107,8 @@ async fn connect(to: &Http1, id: Uuid) -> io::Result<Result<Tunnel, u16>> {
 pub(super) struct Tunnel {
     stream: TcpStream,
     early: BytesMut,
+    /// Dropped with the stream: whoever waits for the other half learns that it is closed.
+    open: Option<oneshot::Sender<()>>,
 }
 
 impl Tunnel {
@@ -117,7 +120,10 @@ impl Tunnel {
         }
     }
 
-    async fn serve_routes(self, routes: Router) -> io::Result<()> {
+    /// Until the stream is closed: a WebSocket goes on when the HTTP on it has ended.
+    async fn serve_routes(mut self, routes: Router) -> io::Result<()> {
+        let (open, closed) = oneshot::channel();
+        self.open = Some(open);
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().max_headers(MAX_FIELDS).half_close(true).max_buf_size(MAX_HEAD_BYTES);
         server
@@ -130,8 +136,10 @@ impl Tunnel {
             .max_pending_accept_reset_streams(1 << 20)
             .max_local_error_reset_streams(None);
         let service = TowerToHyperService::new(routes);
-        let served = server.serve_connection_with_upgrades(TokioIo::new(self), service);
-        served.await.map_err(|error| io::Error::other(error.to_string()))
+        let served = server.serve_connection_with_upgrades(TokioIo::new(self), service).await;
+        // Nothing is ever sent: it ends in an error, with the stream.
+        let _ = closed.await;
+        served.map_err(|error| io::Error::other(error.to_string()))
     }
 
     async fn bridge(mut self, target: &str) -> io::Result<()> {

@@ -29,6 +29,10 @@ pub enum CorePost {
     Submit(Box<Work>),
     /// Nobody waits for this work any more.
     Withdraw(Ticket),
+    /// Take this spare's work out of its queue if no worker has been told of it yet.
+    Recall(Ticket),
+    /// That is done: it was in its queue.
+    Recalled(Ticket),
     /// A worker asks for such work.
     Poll(PollId, Box<PollRequest>),
     /// The poll's answer has arrived.

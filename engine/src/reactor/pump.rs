@@ -163,6 +163,9 @@ impl<C: Core> Reactor<C> {
             // The send took the socket's error away; the receive only sees the end.
             self.fail(conn, end);
         } else if !told && self.border.is_open(conn) {
+            if self.border.asks_delivery(conn) && socket.has_unacknowledged() {
+                self.border.cut_delivery(conn);
+            }
             self.keep(conn);
             self.call(|core, border| core.ended(border, conn, half));
         }

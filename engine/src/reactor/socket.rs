@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use ringway_proto::time::Time;
 use socket2::{SockAddr, SockRef};
 
+use super::outq::unacknowledged;
 use super::tag::Tag;
 use crate::border::{ConnId, End};
 use crate::inlet::Inlet;
@@ -126,6 +127,12 @@ impl Socket {
         if self.resets != resets && SockRef::from(&self.stream).set_linger(linger).is_ok() {
             self.resets = resets;
         }
+    }
+
+    /// Whether the kernel holds bytes that the peer has not acknowledged; also after a RST, for those
+    /// that it met.
+    pub(super) fn has_unacknowledged(&self) -> bool {
+        unacknowledged(&self.stream).is_ok_and(|bytes| bytes > 0)
     }
 
     pub(super) fn is_receiving(&self) -> bool {

@@ -374,21 +374,17 @@ impl Shard {
         tenant: &Arc<str>,
     ) -> Result<(), Box<Fault>> {
         self.admit_attachment(client)?;
-        if !self.admit_pending(tenant) {
+        if !self.admit_pending(tenant, WorkKind::New) {
             return Err(Box::new(Fault::Overloaded));
         }
         Ok(())
     }
 
     /// No more attachments that wait for a worker than there may be.
-    pub(super) fn admit_pending(&mut self, tenant: &Arc<str>) -> bool {
-        let limits = &self.settings.config.limits;
-        let of_tenant = self.pending_by_tenant.get(tenant).copied().unwrap_or(0);
-        let full = if self.pending + self.asking + self.fresh.len() >= limits.pending_sessions {
-            Some(Limit::PendingSessions)
-        } else {
-            Some(Limit::PendingPerTenant).filter(|_| of_tenant >= limits.pending_per_tenant)
-        };
+    pub(super) fn admit_pending(&mut self, tenant: &Arc<str>, kind: WorkKind) -> bool {
+        let spares = if kind == WorkKind::Spare { self.fresh_spares.len() } else { 0 };
+        let more = self.asking + self.fresh.len() + spares;
+        let full = self.pending.full((tenant, kind), more, &self.settings.config.limits);
         full.into_iter().for_each(|limit| self.metrics.limit_hit(limit));
         full.is_none()
     }
@@ -416,17 +412,6 @@ impl Shard {
         }
         self.metrics.limit_hit(Limit::CoreBuffer);
         Err(Box::new(Fault::Overloaded))
-    }
-
-    /// The counterpart of [`Self::await_worker`].
-    pub(super) fn no_longer_pending(&mut self, tenant: &Arc<str>) {
-        self.pending -= 1;
-        if let Some(count) = self.pending_by_tenant.get_mut(tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.pending_by_tenant.remove(tenant);
-            }
-        }
     }
 
     /// A new attachment; its work is queued when the turn ends.
@@ -464,7 +449,8 @@ impl Shard {
     pub(super) fn launch(&mut self, border: &mut Border) {
         let mut batch = std::mem::take(&mut self.fresh);
         // What finds no room may leave requests to others, which are as fresh.
-        while !batch.is_empty() {
+        while !batch.is_empty() || !self.fresh_spares.is_empty() {
+            batch.append(&mut self.fresh_spares);
             for key in batch.drain(..) {
                 let Some(attachment) = self.attachments.get(key) else { continue };
                 let State::Fresh { kind } = attachment.state else { continue };
@@ -500,9 +486,8 @@ impl Shard {
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.state = State::Waiting { token, kind, issued: now, wrong: 0 };
         }
-        self.pending += 1;
         if let Some(attachment) = self.attachments.get(key) {
-            *self.pending_by_tenant.entry(attachment.owner.tenant.clone()).or_default() += 1;
+            self.pending.enter(&attachment.owner.tenant, kind);
         }
         self.metrics.tokens_issued += 1;
         self.metrics.worker_connections_opened += 1;

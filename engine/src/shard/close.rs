@@ -53,6 +53,11 @@ impl Cause {
         "worker_cache_ttl",
         "no worker came within the wait limit",
     );
+    pub(crate) const UNTAKEN: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::None,
+        "the worker ended the session before it took the spare up",
+    );
     pub(crate) const UNUSED: Self =
         Self::timer(CloseReason::TtlExpired, "worker_cache_ttl", "the tunnel was never used");
     // Contract OB-2: the reference reports its own idle close as the worker's.
@@ -370,7 +375,7 @@ impl Shard {
         let now = self.now;
         let Some(owner) = hop.tunnel_mut() else { return };
         owner.idle_since = Some(now);
-        if owner.going && !owner.held && !self.is_replaced(key) {
+        if owner.going && owner.held.is_none() && !self.is_replaced(key) {
             self.tunnel_done(border, tunnel);
         } else {
             self.watch(tunnel);
@@ -401,7 +406,7 @@ impl Shard {
         let attachments = std::mem::take(&mut client.attachments);
         self.note_client_end(&attachments, how);
         let kept = self.choose_parked(&attachments, manner);
-        self.keep_used(&kept);
+        self.keep_used(&kept, manner);
         for slot in hop.link.tags() {
             let of = self.exchanges.at(slot).and_then(|exchange| exchange.attachment);
             // A tunnel that was replaced has streams of this client without being one of its own.
@@ -509,6 +514,11 @@ impl Shard {
         if attachment.client.is_some() && attachment.kind() == Some(WorkKind::Reconnect) {
             self.count_reconnect_lost(cause);
         }
+        if let Some(kind) =
+            attachment.kind().filter(|_| !matches!(attachment.state, State::Fresh { .. }))
+        {
+            self.pending.leave(&attachment.owner.tenant, kind);
+        }
         match attachment.state {
             // Nobody was asked for it: there is nothing to count and nothing to remember.
             State::Asking { .. } => {
@@ -517,13 +527,10 @@ impl Shard {
             }
             State::Fresh { .. } => return self.session_forgotten(attachment.session, key),
             State::Waiting { .. } => {
-                self.no_longer_pending(&attachment.owner.tenant);
                 self.withdraw(key, &attachment.owner.function, &attachment.owner.version);
             }
-            State::Dialling(_) => self.no_longer_pending(&attachment.owner.tenant),
-            State::Attached { .. } => {}
             State::Parked { place, .. } => self.leave_lot(key, attachment, place),
-            State::Moving { .. } => {}
+            State::Dialling(_) | State::Attached { .. } | State::Moving { .. } => {}
         }
         self.metrics.worker_connections_closed[cause.reason.index()] += 1;
         self.metrics.close_codes[cause.code.index()] += 1;
@@ -534,6 +541,10 @@ impl Shard {
         match attachment.state {
             // The session has another in its place already, which waits for the tunnel.
             State::Moving { to, .. } => self.tell(to.core, CorePost::not_resumed(to)),
+            // What became of the session was known before.
+            State::Waiting { kind: WorkKind::Spare, .. } => {
+                self.session_forgotten(attachment.session, key);
+            }
             _ => self.session_left(key, attachment, row),
         }
         // Whoever can ask can end what nobody served.

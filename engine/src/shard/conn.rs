@@ -255,11 +255,22 @@ pub(crate) struct Tunnel {
     pub(crate) going: bool,
     /// It has no client, and is kept until then.
     pub(crate) parked: Option<Time>,
-    /// Its client was lost while it used the tunnel up: it is kept, unread, until another tunnel
-    /// of the session is there.
-    pub(crate) held: bool,
+    /// It was used up and is kept all the same, until another tunnel of the session is there.
+    pub(crate) held: Option<Held>,
     /// Response heads and trailers that repeat.
     pub(crate) answers: Vec<Answer>,
+}
+
+/// Why a used-up tunnel is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Its client was lost. What it still says is thrown away, so that its end is seen.
+    Lost {
+        /// Bytes thrown away.
+        dropped: usize,
+    },
+    /// The function's side has ended it.
+    Finished,
 }
 
 impl Tunnel {

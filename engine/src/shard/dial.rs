@@ -53,8 +53,7 @@ impl Shard {
         let next = (draw % left.max(1) as u64) as usize;
         let since = border.now;
         attachment.state = State::Dialling(Dialling { kind, to, next, left, conn: None, since });
-        self.pending += 1;
-        *self.pending_by_tenant.entry(attachment.owner.tenant.clone()).or_default() += 1;
+        self.pending.enter(&attachment.owner.tenant, kind);
         self.metrics.worker_connections_opened += 1;
         self.metrics.session_init_seconds[usize::from(kind == WorkKind::Reconnect)].observe(0.0);
         self.dial_next(border, key, Cause::NO_ADDRESS);
@@ -111,8 +110,7 @@ impl Shard {
         let addresses = &dialling.to.addresses;
         let peer = addresses[(dialling.next + addresses.len() - 1) % addresses.len()];
         let took = border.now.since(dialling.since).into();
-        let tenant = attachment.owner.tenant.clone();
-        self.no_longer_pending(&tenant);
+        self.pending.leave(&attachment.owner.tenant, dialling.kind);
         self.note_of(key, Event::Dialled { server: peer.into(), took });
         self.become_tunnel(border, conn, (peer, border.now), key);
         self.watch(conn);

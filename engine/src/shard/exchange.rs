@@ -93,6 +93,20 @@ pub(crate) struct Exchange {
     pub(crate) began: Time,
     /// Request bytes thrown away after our own answer.
     pub(crate) discarded: usize,
+    /// Who has ended the stream of bytes that this has become, while the other side is waited for.
+    pub(crate) parting: Parting,
+}
+
+/// Who ended a stream of bytes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// Nobody yet.
+    #[default]
+    None,
+    /// The function.
+    Function,
+    /// The client, when it had got so many bytes.
+    Client(u64),
 }
 
 impl Exchange {
@@ -112,6 +126,7 @@ impl Exchange {
             path: None,
             began,
             discarded: 0,
+            parting: Parting::None,
         }
     }
 

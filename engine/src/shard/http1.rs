@@ -198,6 +198,7 @@ impl Shard {
         if let Some(key) = attachment {
             self.ask_spare(key);
         }
+        border.ask_delivery(client);
         self.http1_continue(client);
     }
 

@@ -180,6 +180,12 @@ impl Shard {
             CorePost::Connect(moved) => self.connect_moved_here(border, *moved),
             CorePost::Submit(work) => self.submitted(border, *work),
             CorePost::Withdraw(ticket) => self.local.withdraw(ticket),
+            CorePost::Recall(ticket) => {
+                if self.local.recall(ticket) {
+                    self.tell(ticket.core, CorePost::Recalled(ticket));
+                }
+            }
+            CorePost::Recalled(ticket) => self.recalled(border, ticket),
             CorePost::Poll(poll, request) => {
                 if self.local.poll(poll, *request, self.now).is_err() {
                     self.metrics.limit_hit(Limit::Polls);

@@ -26,6 +26,7 @@ mod mail;
 mod memo;
 mod moving;
 mod park;
+mod pending;
 mod pings;
 mod relay;
 mod reply;
@@ -42,7 +43,6 @@ mod trail;
 mod watch;
 mod worker;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -65,6 +65,7 @@ use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
 use self::park::{Gone, Lot};
+use self::pending::Pending;
 use self::relay::{OUTPUT_FULL, Piece};
 use self::reply::Reply;
 use self::session::Sessions;
@@ -112,12 +113,12 @@ pub struct Shard {
     /// DATA bytes that wait in pipes.
     held: usize,
     /// Attachments that wait for their worker.
-    pending: usize,
-    pending_by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    pending: Pending,
     /// Streams without progress are being looked for.
     sweeping: bool,
-    /// Attachments made in this turn.
+    /// Attachments made in this turn, and spares.
     fresh: Vec<Key>,
+    fresh_spares: Vec<Key>,
     draining: Option<Draining>,
     /// A drain is not over while this is set, but for its limit.
     stays: bool,
@@ -126,6 +127,8 @@ pub struct Shard {
     finished: bool,
     /// HTTP/1 connections with input that waited and may be read now.
     unread: Vec<ConnId>,
+    /// Streams of bytes whose clients ended them in this turn.
+    parting: Vec<Key>,
     /// The list being relayed, if its connection keeps it.
     in_hand: Option<InHand>,
     /// Memory used again and again: the list heads are decoded into, the answer being made, what
@@ -179,15 +182,16 @@ impl Shard {
             local,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
-            pending: 0,
-            pending_by_tenant: HashMap::default(),
+            pending: Pending::default(),
             sweeping: false,
             fresh: Vec::new(),
+            fresh_spares: Vec::new(),
             draining: None,
             stays: false,
             unready: false,
             finished: false,
             unread: Vec::new(),
+            parting: Vec::new(),
             in_hand: None,
             fields: Fields::new(),
             reply: Reply::default(),
@@ -238,7 +242,7 @@ impl Shard {
             && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
-            && self.pending == 0
+            && self.pending.is_empty()
             && self.asking == 0
             && self.core_posts.is_empty()
             && self.outbox.is_empty()
@@ -487,6 +491,8 @@ impl Shard {
             Due::Conn { slot, generation } => self.look_at(border, ConnId { slot, generation }),
             Due::Wait(key) => self.waited(border, key),
             Due::Replace(key) => self.replace_overdue(border, key),
+            Due::Finish(key) => self.finish_raw(border, key),
+            Due::Recall(key) => self.recall(border, key),
             Due::Crumb(key) => self.allow_crumbs(border, key),
             Due::Sweep => self.sweep(border),
             Due::Answered(key) => self.answered_too_long(border, key),
@@ -643,11 +649,12 @@ impl Core for Shard {
         while let Some(conn) = self.unread.pop() {
             self.http1_unread(border, conn);
         }
+        self.part_clients(border);
         if self.local.deadline().is_some_and(|at| at <= border.now) {
             self.local.turn(border.now);
             self.answer_polls(border);
         }
-        if !self.fresh.is_empty() {
+        if !self.fresh.is_empty() || !self.fresh_spares.is_empty() {
             self.launch(border);
         }
         if self.held == 0 {
@@ -666,7 +673,7 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
-        if !self.unread.is_empty() {
+        if !self.unread.is_empty() || !self.parting.is_empty() {
             return Some(self.now);
         }
         let due = [self.timers.next(), self.local.deadline(), self.outbox.deadline()];

@@ -32,6 +32,8 @@ pub(crate) enum Gone {
     /// We ended it because it wasted what it was given (ENHANCE_YOUR_CALM, or the GOAWAY before
     /// it). What its sessions are to it is not known: they are kept as if it had been lost.
     ToldOff,
+    /// The function's side ended the stream of bytes that the connection had become.
+    Function(End),
 }
 
 /// The same as the rules for parking see it.
@@ -45,13 +47,16 @@ pub(crate) enum Manner {
     Clean,
     /// It was sent away.
     Ours,
+    /// The function's side finished what it had with the client. A WebSocket's Close handshake
+    /// looks so too: the server is the first to close (RFC 6455, section 7.1.1).
+    Finished,
 }
 
 impl Gone {
     pub(crate) fn cause(self) -> Cause {
         match self {
             Self::Ended(end) => Cause::client_ended(end),
-            Self::Done => Cause::CLIENT_GONE,
+            Self::Done | Self::Function(_) => Cause::CLIENT_GONE,
             Self::ByUs(cause) => cause,
             Self::ToldOff => Cause::WASTEFUL,
         }
@@ -60,6 +65,8 @@ impl Gone {
     pub(crate) fn manner(self, hop: &Hop) -> Manner {
         match self {
             Self::ByUs(_) => Manner::Ours,
+            Self::Function(End::Fin) => Manner::Finished,
+            Self::Function(_) => Manner::Unclean,
             Self::Done => Manner::Clean,
             // It leaves because it was told to, and may come back at once.
             Self::Ended(_) if hop.is_leaving() => Manner::Unclean,
@@ -76,11 +83,12 @@ impl Gone {
 
 impl Park {
     /// Whether the tunnel of a client that ended so is kept.
-    fn keeps(self, manner: Manner, streaming: bool) -> bool {
+    pub(super) fn keeps(self, manner: Manner, streaming: bool) -> bool {
         match (self, manner) {
             (_, Manner::Ours) | (Self::Never, _) => false,
             (Self::Always, _) => true,
             (_, Manner::Clean) => false,
+            (Self::Auto | Self::Unclean, Manner::Finished) => streaming,
             (Self::Auto, Manner::Silent) => streaming,
             (Self::Auto | Self::Unclean, _) => true,
         }
@@ -195,7 +203,7 @@ impl Shard {
         let speaks = hop.link.clients();
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.parked = Some(now + window);
-            tunnel.held = false;
+            tunnel.held = None;
             tunnel.idle_since = None;
             // They belong to the old client's encoder.
             tunnel.answers = Vec::new();
@@ -275,7 +283,7 @@ impl Shard {
             State::Parked { tunnel, .. } => Stand::Parked(speaks(tunnel)),
             State::Attached { tunnel } => {
                 let owner = self.conns.hop(tunnel).and_then(Hop::tunnel);
-                let held = owner.is_some_and(|owner| owner.held);
+                let held = owner.is_some_and(|owner| owner.held.is_some());
                 if attachment.client.is_some() || held { Stand::Open } else { Stand::Spare }
             }
             State::Moving { .. } => Stand::Open,
@@ -299,25 +307,29 @@ mod tests {
 
     #[test]
     fn what_is_kept_after_which_end() {
-        use Manner::{Clean, Ours, Silent, Unclean};
+        use Manner::{Clean, Finished, Ours, Silent, Unclean};
         // Default and streaming functions.
-        let cases: [(Park, Manner, (bool, bool)); 16] = [
+        let cases: [(Park, Manner, (bool, bool)); 20] = [
             (Park::Never, Unclean, (false, false)),
             (Park::Never, Silent, (false, false)),
             (Park::Never, Clean, (false, false)),
             (Park::Never, Ours, (false, false)),
+            (Park::Never, Finished, (false, false)),
             (Park::Auto, Unclean, (true, true)),
             (Park::Auto, Silent, (false, true)),
             (Park::Auto, Clean, (false, false)),
             (Park::Auto, Ours, (false, false)),
+            (Park::Auto, Finished, (false, true)),
             (Park::Unclean, Unclean, (true, true)),
             (Park::Unclean, Silent, (true, true)),
             (Park::Unclean, Clean, (false, false)),
             (Park::Unclean, Ours, (false, false)),
+            (Park::Unclean, Finished, (false, true)),
             (Park::Always, Unclean, (true, true)),
             (Park::Always, Silent, (true, true)),
             (Park::Always, Clean, (true, true)),
             (Park::Always, Ours, (false, false)),
+            (Park::Always, Finished, (true, true)),
         ];
         for (park, manner, kept) in cases {
             let told = (park.keeps(manner, false), park.keeps(manner, true));

@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) facts: SessionFacts,
     /// Its attachments, on all cores.
     members: Vec<Member>,
+    /// What the last one left that a worker was asked for by a client.
+    row: Option<Box<SessionRow>>,
 }
 
 /// One attachment of a session.
@@ -33,7 +35,7 @@ struct Member {
 
 impl Session {
     pub(crate) fn new(id: Uuid, facts: SessionFacts) -> Self {
-        Self { id, facts, members: Vec::new() }
+        Self { id, facts, members: Vec::new(), row: None }
     }
 
     /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
@@ -176,12 +178,15 @@ impl Sessions {
         let Some(session) = self.live.get_mut(&id) else { return };
         let before = session.members.len();
         session.members.retain(|member| member.ticket != ticket);
-        if session.members.len() == before || !session.members.is_empty() {
+        if session.members.len() == before {
             return;
         }
-        self.live.remove(&id);
-        if let Some(row) = row {
-            self.remember(row);
+        session.row = row.map(Box::new).or(session.row.take());
+        if !session.members.is_empty() {
+            return;
+        }
+        if let Some(row) = self.live.remove(&id).and_then(|session| session.row) {
+            self.remember(*row);
         }
     }
 

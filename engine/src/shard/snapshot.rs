@@ -28,7 +28,7 @@ impl Shard {
             limits.worker_connections,
         );
         gauge(Limit::CoreBuffer, self.held, limits.core_buffer);
-        gauge(Limit::PendingSessions, self.pending, limits.pending_sessions);
+        gauge(Limit::PendingSessions, self.pending.clients(), limits.pending_sessions);
         gauge(Limit::Polls, self.local.polls(), limits.polls);
         gauge(Limit::WorkQueue, self.local.fullest(), limits.work_queue);
         gauge(Limit::Outbox, self.outbox.len(), limits.outbox);
@@ -70,8 +70,9 @@ impl Shard {
         let hop = attachment.tunnel().and_then(|conn| self.conns.hop(conn));
         let used = hop.and_then(Hop::tunnel).is_some_and(|tunnel| tunnel.used);
         let state = match (hop.is_some(), used) {
-            _ if attachment.client.is_none() => "parked",
+            // A spare may have outlived what it was asked for, and not be there yet.
             (false, _) => "waiting",
+            (true, _) if attachment.client.is_none() => "parked",
             (true, false) => "attached",
             (true, true) => "active",
         };

@@ -12,16 +12,17 @@ use std::time::Duration;
 use ringway_proto::h2::NO_TAG;
 
 use super::Shard;
-use super::attach::{Attachment, State};
+use super::attach::{Attachment, State, key_of};
 use super::close::Cause;
-use super::conn::Hop;
+use super::conn::{Held, Hop};
 use super::link::Link;
 use super::moving::MOVED_BYTES;
+use super::park::Manner;
 use super::table::Key;
 use super::timer::Due;
-use crate::border::{Border, Close, ConnId};
+use crate::border::{Border, Close, ConnId, End};
 use crate::config::Park;
-use crate::control::local::WorkKind;
+use crate::control::local::{Ticket, WorkKind};
 use crate::metrics::{CloseReason, SpareOutcome};
 use crate::pool::Segment;
 use crate::post::{CorePost, Join, Stand};
@@ -32,6 +33,13 @@ pub(crate) const REPLACE_WAIT: Duration = Duration::from_secs(5);
 
 /// A spare that was lost sooner is not asked for again: the worker will not have it.
 const LASTING: Duration = Duration::from_secs(5);
+
+/// How long a used-up tunnel that its worker has ended is kept for a spare which no worker has been
+/// told of. As long as we do not close it, a worker may count it as the session's.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+
+/// What a lost client's tunnel may still say; then it is not read any more.
+const LAST_WORDS: usize = 1 << 20;
 
 impl Shard {
     /// Asks the worker for a tunnel to stand in for this attachment's. Whether one is to be
@@ -51,11 +59,11 @@ impl Shard {
         }
         let (id, facts, address) =
             (attachment.session, attachment.facts(), attachment.client_address);
-        if !self.admit_pending(&facts.owner.tenant) {
+        if !self.admit_pending(&facts.owner.tenant, WorkKind::Spare) {
             return false;
         }
         let mut spare = Attachment::new((None, address), id, &facts, self.now);
-        spare.state = State::Fresh { kind: WorkKind::Reconnect };
+        spare.state = State::Fresh { kind: WorkKind::Spare };
         spare.parent = Some(key);
         spare.stands_by = true;
         spare.session_opened = facts.opened;
@@ -63,7 +71,7 @@ impl Shard {
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.spare = Some(spare);
         }
-        self.fresh.push(spare);
+        self.fresh_spares.push(spare);
         let join = Join { id, ticket: self.ticket(spare), facts, stand: Stand::Wanted };
         let home = self.session_home(id);
         if home == self.settings.core {
@@ -88,9 +96,9 @@ impl Shard {
         };
         let Some(tunnel) = parent.tunnel() else { return };
         let Some(owner) = self.conns.hop(tunnel).and_then(Hop::tunnel) else { return };
-        if owner.held {
+        if let Some(held) = owner.held {
             self.separate(of, key);
-            self.end_used(border, tunnel, Cause::CLIENT_GONE);
+            self.end_used(border, tunnel, held.cause());
             self.park_spare(border, key);
         } else if owner.going {
             self.replace(border, of, key);
@@ -129,42 +137,92 @@ impl Shard {
 
     /// The attachments of a lost client are kept: a tunnel that it used up is not closed with its
     /// last exchange.
-    pub(super) fn keep_used(&mut self, kept: &[Key]) {
+    pub(super) fn keep_used(&mut self, kept: &[Key], manner: Manner) {
+        let held = match manner {
+            Manner::Finished => Held::Finished,
+            _ => Held::Lost { dropped: 0 },
+        };
         for key in kept {
             let tunnel = self.attachments.get(*key).and_then(Attachment::tunnel);
             let Some(hop) = tunnel.and_then(|tunnel| self.conns.hop_mut(tunnel)) else { continue };
             let used = matches!(&hop.link, Link::H1(h1) if h1.slot != NO_TAG);
             if let Some(tunnel) = hop.tunnel_mut() {
-                tunnel.held = used || tunnel.going;
+                tunnel.held = (used || tunnel.going).then_some(held);
             }
         }
     }
 
     /// The attachment's client is lost and its tunnel can carry no other one's requests: a spare
-    /// takes its place. Until that is there the tunnel is kept, and not read.
+    /// takes its place. Until that is there the tunnel is kept.
     pub(super) fn used_up(&mut self, border: &mut Border, key: Key, tunnel: ConnId) {
+        let owner = self.conns.hop(tunnel).and_then(Hop::tunnel);
+        let held = owner.and_then(|owner| owner.held).unwrap_or(Held::Lost { dropped: 0 });
         let spare = self.attachments.get(key).and_then(|attachment| attachment.spare);
         let there = spare.filter(|spare| {
             self.attachments.get(*spare).is_some_and(|spare| spare.tunnel().is_some())
         });
         if let Some(spare) = there {
             self.separate(key, spare);
-            self.end_used(border, tunnel, Cause::CLIENT_GONE);
+            self.end_used(border, tunnel, held.cause());
             return self.park_spare(border, spare);
         }
         if !self.ask_spare(key) {
-            return self.end_used(border, tunnel, Cause::CLIENT_GONE);
+            return self.end_used(border, tunnel, held.cause());
         }
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.client = None;
         }
         let Some(hop) = self.conns.hop_mut(tunnel) else { return };
-        hop.waits += 1;
-        border.pause(tunnel, true);
-        if let Some(tunnel) = hop.tunnel_mut() {
-            tunnel.held = true;
-            tunnel.idle_since = None;
-            tunnel.answers = Vec::new();
+        if matches!(hop.link, Link::H2(_)) {
+            // It would have to be answered as one in use.
+            hop.waits += 1;
+            border.pause(tunnel, true);
+        }
+        if let Some(owner) = hop.tunnel_mut() {
+            owner.held = Some(held);
+            owner.idle_since = None;
+            owner.answers = Vec::new();
+        }
+        if held == Held::Finished {
+            self.last_chance(key);
+        }
+    }
+
+    /// The worker has ended a tunnel that is held: whether it is kept for a while longer, because
+    /// its spare may still come.
+    pub(super) fn last_chance(&mut self, key: Key) -> bool {
+        let spare = self.attachments.get(key).and_then(|attachment| attachment.spare);
+        let Some(spare) = spare else { return false };
+        self.timers.arm(self.now + LAST_CHANCE, Due::Recall(spare));
+        true
+    }
+
+    /// The worker has ended the tunnel that this spare was asked for. If no worker knows of the
+    /// spare by now, none ever will: the session ended with that tunnel.
+    pub(super) fn recall(&mut self, border: &mut Border, spare: Key) {
+        let Some(attachment) = self.attachments.get(spare) else { return };
+        match attachment.state {
+            State::Fresh { .. } => self.give_up(border, spare, Cause::UNTAKEN),
+            State::Waiting { .. } => {
+                let owner = attachment.owner.clone();
+                let home = self.dispatch_home(&owner.function, &owner.version);
+                let ticket = self.ticket(spare);
+                if home != self.settings.core {
+                    self.tell(home, CorePost::Recall(ticket));
+                } else if self.local.recall(ticket) {
+                    self.recalled(border, ticket);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A spare's work has left its queue.
+    pub(super) fn recalled(&mut self, border: &mut Border, ticket: Ticket) {
+        let key = key_of(ticket);
+        let waits = |spare: &Attachment| matches!(spare.state, State::Waiting { .. });
+        if self.attachments.get(key).is_some_and(waits) {
+            self.give_up(border, key, Cause::UNTAKEN);
         }
     }
 
@@ -186,7 +244,14 @@ impl Shard {
         segment: Segment,
     ) -> bool {
         let Some(hop) = self.conns.hop_mut(conn) else { return false };
-        if hop.tunnel().is_some_and(|tunnel| tunnel.held) {
+        if let Some(held) = hop.tunnel_mut().and_then(|tunnel| tunnel.held.as_mut()) {
+            if let Held::Lost { dropped } = held {
+                let before = std::mem::replace(dropped, *dropped + segment.len as usize);
+                if before <= LAST_WORDS && *dropped > LAST_WORDS {
+                    hop.waits += 1;
+                    border.pause(conn, true);
+                }
+            }
             return true;
         }
         let Link::H1(h1) = &mut hop.link else { return false };
@@ -393,6 +458,8 @@ impl Shard {
             self.end_unneeded(border, spare, cause);
         } else if there {
             self.park_spare(border, spare);
+        } else {
+            self.recall(border, spare);
         }
     }
 
@@ -409,8 +476,8 @@ impl Shard {
         let Some(hop) = self.conns.hop(tunnel) else { return };
         let Some(owner) = hop.tunnel() else { return };
         let idle = hop.link.streams() == 0;
-        if owner.held {
-            self.end_used(border, tunnel, Cause::CLIENT_GONE);
+        if let Some(held) = owner.held {
+            self.end_used(border, tunnel, held.cause());
         } else if owner.going {
             if client.is_some() {
                 self.move_waiters(border, parent);
@@ -438,11 +505,21 @@ impl Shard {
         let Some(attachment) = self.attachments.get(key) else { return false };
         let going = |attachment: &Attachment| {
             let hop = attachment.tunnel().and_then(|tunnel| self.conns.hop(tunnel));
-            hop.and_then(Hop::tunnel).is_some_and(|tunnel| tunnel.going && !tunnel.held)
+            hop.and_then(Hop::tunnel).is_some_and(|tunnel| tunnel.going && tunnel.held.is_none())
         };
         let parent = attachment.parent.and_then(|parent| self.attachments.get(parent));
         let replaces = parent.is_some_and(|parent| parent.client.is_some() && going(parent));
         attachment.client.is_none() && !replaces && !going(attachment)
+    }
+}
+
+impl Held {
+    /// What such a tunnel ends of.
+    fn cause(self) -> Cause {
+        match self {
+            Self::Lost { .. } => Cause::CLIENT_GONE,
+            Self::Finished => Cause::ended(End::Fin),
+        }
     }
 }
 

@@ -18,6 +18,10 @@ pub(crate) enum Due {
     Wait(Key),
     /// Requests waited long enough for a tunnel in place of one that takes no more streams.
     Replace(Key),
+    /// One side of a stream of bytes has ended; the other one had its time to show why.
+    Finish(Key),
+    /// A worker that ended its tunnel had its time to take this spare up.
+    Recall(Key),
     /// Bulk waits although a crumb of its window is left.
     Crumb(Key),
     /// An answered request whose body did not end.

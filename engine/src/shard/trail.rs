@@ -95,7 +95,7 @@ impl Trails {
         let was = trail.here;
         match entry.event {
             Event::Asked(_) | Event::TunnelMoved { .. } => trail.here += 1,
-            Event::Closed { .. } | Event::TunnelLeft { .. } => {
+            Event::Closed { .. } | Event::SpareFailed { .. } | Event::TunnelLeft { .. } => {
                 trail.here = trail.here.saturating_sub(1);
             }
             _ => {}
@@ -223,6 +223,7 @@ impl Shard {
             _ if dialled => Ask::Dial,
             WorkKind::New => Ask::New,
             WorkKind::Reconnect => Ask::Again,
+            WorkKind::Spare => Ask::Spare,
         };
         self.note_client(key);
         self.note(id, Event::Asked(ask));
@@ -323,6 +324,11 @@ impl Shard {
 
     /// An attachment's end.
     pub(super) fn note_close(&mut self, attachment: &Attachment, cause: Cause) {
+        if attachment.kind() == Some(WorkKind::Spare) {
+            // It is no end of the session's, and says nothing of how its calls went.
+            let event = Event::SpareFailed { detail: cause.detail };
+            return self.note(attachment.session, event);
+        }
         let side = match (cause.reason, cause.code) {
             (CloseReason::ClientClosed, _) => Side::Client,
             (CloseReason::WorkerClosed, code) if code != CloseCode::None => Side::Worker,

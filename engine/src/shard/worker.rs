@@ -296,11 +296,11 @@ impl Shard {
         let Plain { peer, opened, timer, .. } = *door;
         border.put(conn, connect::ACCEPTED);
         let attachment = self.attachments.get(key).expect("its token was just taken");
-        let tenant = attachment.owner.tenant.clone();
-        let (function, version) =
-            (attachment.owner.function.clone(), attachment.owner.version.clone());
-        self.withdraw(key, &function, &version);
-        self.no_longer_pending(&tenant);
+        let owner = attachment.owner.clone();
+        if let Some(kind) = attachment.kind() {
+            self.pending.leave(&owner.tenant, kind);
+        }
+        self.withdraw(key, &owner.function, &owner.version);
         self.become_tunnel(border, conn, (peer, opened), key);
         if let Some(hop) = self.conns.hop_mut(conn) {
             // What was armed for the door looks after the hop as well.
@@ -337,7 +337,7 @@ impl Shard {
             begun: Begun::default(),
             going: false,
             parked: None,
-            held: false,
+            held: None,
             answers: Vec::new(),
         };
         let hop = Hop::new(conn, link, peer, (opened, self.now), Side::Tunnel(tunnel));

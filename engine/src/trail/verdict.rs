@@ -3,7 +3,7 @@
 use ringway_proto::time::Time;
 
 use super::words::{said, span};
-use super::{Entry, Event, Side, Timeline};
+use super::{Ask, Entry, Event, Side, Timeline};
 use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::{CloseCode, CloseReason};
@@ -41,7 +41,7 @@ impl Timeline {
         let Event::Closed { side, reason, code, timer, detail } = closed.event else {
             return String::new();
         };
-        let begun = self.last(|event| joins(event) || matches!(event, Event::Asked(_)));
+        let begun = self.last(|event| joins(event) || asks(event));
         if let (CloseReason::TtlExpired, Some((_, Entry { at, event: Event::Asked(_) }))) =
             (reason, begun)
         {
@@ -112,7 +112,7 @@ impl Timeline {
                 _ => self.back(core, entry, &lost),
             };
         }
-        let asked = self.last(|event| matches!(event, Event::Asked(_)));
+        let asked = self.last(asks);
         match (asked, self.last(joins)) {
             (Some((_, asked)), None) => {
                 let (since, waits) = (self.clock(asked.at), span(self.now.since(asked.at)));
@@ -135,7 +135,7 @@ impl Timeline {
     }
 
     fn runs(&self, core: u16, joined: Entry) -> String {
-        let asked = self.last_before(joined.at, |event| matches!(event, Event::Asked(_)));
+        let asked = self.last_before(joined.at, asks);
         let came = asked.map_or_else(String::new, |asked| {
             format!(": the worker came after {}", span(joined.at.since(asked.at)))
         });
@@ -178,6 +178,11 @@ fn joins(event: Event) -> bool {
     matches!(event, Event::Connected { .. } | Event::Dialled { .. })
 }
 
+/// Whether a client waits for a tunnel from this event on.
+fn asks(event: Event) -> bool {
+    matches!(event, Event::Asked(ask) if ask != Ask::Spare)
+}
+
 fn parks_or_resumes(event: Event) -> bool {
     matches!(event, Event::Parked | Event::Resumed { .. })
 }
@@ -191,7 +196,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::ResumeWay;
-    use crate::trail::{Ask, Part, Timer};
+    use crate::trail::{Part, Timer};
 
     fn client() -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], 80))

@@ -64,6 +64,7 @@ impl Event {
             Self::TunnelMoved { .. } => "tunnel_moved",
             Self::SpareAsked => "spare_asked",
             Self::SpareAttached => "spare_attached",
+            Self::SpareFailed { .. } => "spare_failed",
             Self::Replaced => "replaced",
             Self::Yielded => "yielded",
             Self::Closed { .. } => "closed",
@@ -92,6 +93,7 @@ impl Event {
                 "timer": timer.name(),
                 "detail": detail,
             }),
+            Self::SpareFailed { detail } => json!({ "detail": detail }),
             Self::Resumed { way, took } => json!({ "way": way.label(), "tookMs": ms(took) }),
             Self::TunnelLeft { to } => json!({ "to": to }),
             Self::TunnelMoved { from } => json!({ "from": from }),
@@ -120,6 +122,7 @@ impl Event {
             }
             Self::Asked(Ask::New) => "a worker is asked for".into(),
             Self::Asked(Ask::Again) => "its worker is asked for a tunnel".into(),
+            Self::Asked(Ask::Spare) => "its worker is asked for a spare tunnel".into(),
             Self::Asked(Ask::Dial) => "the function's server is dialled".into(),
             Self::HandedOut => "a worker took the work".into(),
             Self::Moved { from } => {
@@ -155,6 +158,7 @@ impl Event {
             Self::TunnelMoved { from } => format!("the tunnel came from core {from}"),
             Self::SpareAsked => "a spare tunnel is wanted".into(),
             Self::SpareAttached => "the spare tunnel is there".into(),
+            Self::SpareFailed { detail } => format!("the spare tunnel will not come: {detail}"),
             Self::Replaced => "requests go to the spare tunnel from now on".into(),
             Self::Yielded => "a new session needs its worker".into(),
             Self::Closed { reason, code, timer, detail, .. } => {
@@ -192,6 +196,7 @@ impl Ask {
         match self {
             Self::New => "new",
             Self::Again => "reconnect",
+            Self::Spare => "spare",
             Self::Dial => "dial",
         }
     }

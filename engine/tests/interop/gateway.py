@@ -56,7 +56,7 @@ def free_port():
 
 
 def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
-                  io="auto", host="127.0.0.1", advertise=None):
+                  io="auto", host="127.0.0.1", advertise=None, kind="default"):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no
     worker; clients and workers reach it by `host`, workers by `advertise` if that is given."""
     worker_port = worker_port or free_port()
@@ -66,7 +66,7 @@ id = "{}"
 version = "{}"
 tenants = [{}]
 worker_keys = ["{}"]
-kind = "default"
+kind = "{}"
 """
     dialled = f'dial = "{dial}"\n' if dial else ""
     both, dev = '"dev", "other"', '"dev"'
@@ -90,11 +90,11 @@ client_keys = ["{KEY}", "dev-key-two"]
 [[tenant]]
 name = "other"
 client_keys = ["{OTHER_KEY}"]
-""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY) + dialled
-       + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY)
-       + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY)
-       + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY)
-       + function.format(PRIVATE_FUNCTION, VERSION, dev, PRIVATE_WORKER_KEY)
+""" + (function.format(FUNCTION, VERSION, both, WORKER_KEY, kind) + dialled
+       + function.format(SECOND_FUNCTION, VERSION, both, WORKER_KEY, kind)
+       + function.format(TWO_VERSIONS, VERSION, both, WORKER_KEY, kind)
+       + function.format(TWO_VERSIONS, SECOND_VERSION, both, WORKER_KEY, kind)
+       + function.format(PRIVATE_FUNCTION, VERSION, dev, PRIVATE_WORKER_KEY, kind)
        ) + f"\n[session]\n{session}\n\n[drain]\n{drain}\n\n{more}\n"
 
 

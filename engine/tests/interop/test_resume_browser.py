@@ -30,6 +30,9 @@ def stand(serve, tmp_path):
         crew.__exit__()
 
 
+GOING_AWAY = b"\x88\x82\0\0\0\0\x03\xe9"  # a masked Close with code 1001
+
+
 class Caller:
     """A WebSocket client that has heard whose it is."""
 
@@ -49,10 +52,12 @@ class Caller:
         return self.socket.recv(timeout=100) == f"{self.worker}: are you there?"
 
     def lose(self, how):
-        """The connection ends, without a word or with a Close."""
+        """The connection ends, without a word, or as a browser that loads its page again ends it:
+        with a Close, and the end right behind it."""
         if how == "close":
-            self.socket.close()
-            return
+            # In one piece: nobody may read the answer in between.
+            self.socket.socket.send(GOING_AWAY, socket.MSG_MORE)
+            self.socket.socket.shutdown(socket.SHUT_RDWR)
         if how == "rst":
             self.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
                                           struct.pack("ii", 1, 0))
@@ -143,14 +148,36 @@ def test_nothing_is_kept_and_no_spare_asked_if_so_configured(stand):
     assert crew.said("tunnel open") == 1
 
 
-def test_the_server_ends_and_the_session_goes_on(stand):
-    """The used tunnel ends first; the spare keeps the session for who comes back."""
-    running, _ = stand()
+@pytest.mark.parametrize("by", ["server", "handshake"])
+def test_a_default_functions_server_ends_and_the_worker_is_free(stand, by):
+    """It has finished with its client: neither tunnel nor spare stays."""
+    running, crew = stand()
     visit = Caller(running)
     spares_came(running, 1)
+    if by == "server":
+        visit.socket.send("end this")
+        with pytest.raises(ConnectionClosed):
+            visit.socket.recv(timeout=100)
+    else:
+        visit.socket.close()
+    gone(running, visit.session)
+    until(lambda: crew.said("session ended") == 1, what="the worker to be free")
+    assert count(running, "ringway_spares_total", outcome="unused") == 1
+    nothing_is_left(running)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_streaming_functions_server_ends_and_the_session_goes_on(stand, early):
+    """The used tunnel ends first; the spare keeps the session for who comes back, also one that
+    the worker is only then told of."""
+    running, _ = stand(kind="streaming")
+    visit = Caller(running)
+    if not early:
+        spares_came(running, 1)
     visit.socket.send("end this")
     with pytest.raises(ConnectionClosed):
         visit.socket.recv(timeout=100)
+    spares_came(running, 1)
     parked(running, visit.session)
     assert Caller(running, visit.cookie).worker == visit.worker
 
@@ -208,7 +235,6 @@ socket.onclose = event => { if (load.echoed === null) { load.closed = event.code
 
 LEAVES = {
     "reload": "location.reload();",
-    "close and reload": "socket.onclose = () => location.reload(); socket.close(1000, 'bye');",
     "go elsewhere and back": "location.href = '/elsewhere';",
 }
 ELSEWHERE = "<!doctype html><script>setTimeout(() => { location.href = '/'; }, 50);</script>"
@@ -236,3 +262,25 @@ def test_a_page_that_is_loaded_again_is_back_on_its_session(stand, tmp_path, lea
     assert Caller(running, cookie).worker == worker
     assert [server.visits for server in crew.servers if server.visits] == [7]
     assert {row["requestId"] for row in running.sessions()} == {session}, "another session"
+
+
+CLOSING = """<!doctype html><title>page</title><script>
+const socket = new WebSocket("ws://GATEWAY/ws", ["authorization.KEY", "function-id.FUNCTION", "chat"]);
+socket.onmessage = () => { fetch("/wait?0").then(() => socket.close(1000, "bye")); };
+socket.onclose = event => fetch("/result", {method: "POST", body: JSON.stringify(
+    [{code: event.code, clean: event.wasClean}])});
+</script>"""
+
+
+@pytest.mark.alone
+def test_a_page_that_closes_its_websocket_frees_the_worker(stand, tmp_path):
+    """Chromium waits for the server's end of a Close handshake."""
+    running, crew = stand()
+    host, port = running.client
+    page = (CLOSING.replace("GATEWAY", f"{host}:{port}").replace("KEY", KEY)
+            .replace("FUNCTION", FUNCTION))
+    told = visit(page, tmp_path, noted=lambda _: spares_came(running, 1))
+    assert told == [{"code": 1000, "clean": True}], told
+    until(lambda: crew.said("session ended") == 1, what="the worker to be free")
+    assert count(running, "ringway_spares_total", outcome="unused") == 1
+    nothing_is_left(running)

@@ -55,7 +55,7 @@ fn closed_by(world: &World, reason: CloseReason) -> u64 {
     world.shard.metrics().worker_connections_closed[reason.index()]
 }
 
-fn snapshot(world: &mut World) -> Snapshot {
+pub(crate) fn snapshot(world: &mut World) -> Snapshot {
     world.post(ShardPost::Snapshot { ticket: 1 });
     match world.posts().pop() {
         Some(ControlPost::Snapshot { snapshot, .. }) => *snapshot,

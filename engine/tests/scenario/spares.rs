@@ -10,10 +10,15 @@ use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, websocket};
+use crate::parking::snapshot;
 use crate::peer::{Peer, Work, poll};
+use crate::timeline::timeline;
 use crate::world::World;
 
 pub(crate) const ENDS: [End; 4] = [End::Fin, End::Reset, End::Timeout, End::Failed];
+
+/// How long the other side of a stream of bytes may show why one has ended it.
+const LAST_WORD: Duration = Duration::from_millis(50);
 
 pub(crate) fn outcomes<const N: usize>(world: &World, of: [SpareOutcome; N]) -> [u64; N] {
     of.map(|outcome| world.shard.metrics().spares[outcome.index()])
@@ -118,6 +123,7 @@ fn a_websockets_client_comes_back_to_a_spare() {
         assert!(!rig.world.is_closed(spare) && rig.world.take(spare).is_empty());
         rig.ask("last");
         rig.world.end(rig.client, end);
+        rig.world.pass(LAST_WORD);
         assert_eq!(rig.at_worker(), "last");
         assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare), "{end:?}");
         rig.world.pass(Duration::from_secs(29));
@@ -191,11 +197,13 @@ fn a_lost_clients_tunnel_is_kept_until_the_spare_is_there() {
         let used = rig.tunnel.expect("a tunnel");
         rig.ask("last");
         rig.world.end(rig.client, end);
+        rig.world.pass(LAST_WORD);
         assert!(rig.world.is_closed(rig.client), "{end:?}");
         assert_eq!(rig.at_worker(), "last");
-        assert!(!rig.world.is_closed(used) && is_paused(&rig.world, used));
-        // What had been received before is nobody's any more.
+        // What it says is nobody's any more; it is read all the same, up to a limit, because its
+        // end must be seen.
         rig.answer("for nobody");
+        assert!(!rig.world.is_closed(used) && !is_paused(&rig.world, used));
         rig.world.pass(Duration::from_secs(29));
         assert!(!rig.world.is_closed(used));
         let id = rig.id.clone();
@@ -259,10 +267,310 @@ fn a_spare_that_is_lost_is_asked_for_again_if_it_lasted() {
     }
 }
 
-/// Its end is nobody's wish that is known here: the worker keeps the session if it gave a spare.
+const STREAMING: &str = "kind = \"streaming\"";
+
+/// How far a spare has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spare {
+    Queued,
+    HandedOut,
+    There,
+}
+
+/// An open WebSocket whose function's side closes it behind its last bytes, as a server does at the
+/// end of a Close handshake; the spare's work, or its tunnel.
+fn finished(more: &str, spare: Spare) -> (Rig, Option<Work>, Option<ConnId>) {
+    let mut rig = opened(World::with(more));
+    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+    let work = (spare != Spare::Queued).then(|| poll(&mut rig.world, &[&id]).expect("a spare"));
+    let there = work.as_ref().filter(|_| spare == Spare::There);
+    let there = there.map(|work| connect(&mut rig.world, work));
+    rig.answer("bye");
+    rig.world.end(used, End::Fin);
+    assert_eq!(rig.at_client(), "bye");
+    // The client may show for a moment that it had left before.
+    rig.world.pass(LAST_WORD);
+    assert!(rig.world.is_closed(rig.client));
+    (rig, work, there)
+}
+
 #[test]
-fn a_websocket_that_its_worker_ends_leaves_the_spare() {
-    for end in ENDS {
+fn a_websocket_that_its_function_finished_frees_the_worker_at_once() {
+    for park in ["auto", "unclean", "never"] {
+        for spare in [Spare::Queued, Spare::HandedOut, Spare::There] {
+            if park == "never" && spare != Spare::Queued {
+                continue;
+            }
+            let more = format!("[session]\npark = \"{park}\"");
+            let (mut rig, work, there) = finished(&more, spare);
+            assert!(rig.tunnel_is_closed());
+            assert!(there.is_none_or(|there| rig.world.is_closed(there)), "{park} {spare:?}");
+            all_is_over(&mut rig.world);
+            assert_eq!(outcomes(&rig.world, [Unused]), [u64::from(park != "never")]);
+            if let (Some(work), None) = (work, there) {
+                let late = connect(&mut rig.world, &work);
+                assert!(text(&rig.world.take(late)).starts_with("HTTP/1.1 403 "));
+            }
+        }
+    }
+}
+
+/// Who was first is not known then; the function was not told that its client had gone.
+#[test]
+fn a_websocket_that_both_end_in_one_turn_was_finished() {
+    for client_first in [false, true] {
+        let mut rig = opened(World::new());
+        let used = rig.tunnel.expect("a tunnel");
+        let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
+        for conn in ends {
+            rig.world.shard.ended(&mut rig.world.border, conn, End::Fin);
+        }
+        all_is_over(&mut rig.world);
+        assert!(rig.world.is_closed(used) && rig.world.is_closed(rig.client));
+        assert_eq!(outcomes(&rig.world, [Unused]), [1]);
+    }
+}
+
+/// A browser that loads its page again: its Close is answered before its own end is seen, and it
+/// reads nothing more. The worker is kept for it.
+#[test]
+fn a_client_that_left_without_the_answer_to_its_close_was_lost() {
+    for by_reset in [false, true] {
+        for spare_there in [false, true] {
+            let mut rig = opened(World::new());
+            let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+            let there = spare_there.then(|| spare(&mut rig.world, &id));
+            assert!(rig.world.border.asks_delivery(rig.client));
+            rig.answer("bye");
+            rig.world.end(used, End::Fin);
+            assert!(!rig.world.is_closed(used) && !rig.world.is_closed(rig.client));
+            rig.world.pass(Duration::from_millis(10));
+            if by_reset {
+                rig.world.end(rig.client, End::Reset);
+            } else {
+                rig.world.border.cut_delivery(rig.client);
+                rig.world.end(rig.client, End::Fin);
+            }
+            assert!(rig.world.is_closed(rig.client));
+            let there = there.unwrap_or_else(|| spare(&mut rig.world, &id));
+            assert!(rig.world.is_closed(used) && !rig.world.is_closed(there));
+            served_by(&mut rig, there);
+            leave(&mut rig);
+        }
+    }
+}
+
+/// Some clients close behind the answer to their Close, and do not wait for the server to do so:
+/// which FIN comes first is chance.
+#[test]
+fn a_client_that_left_with_the_answer_to_its_close_was_not_lost() {
+    for client_first in [false, true] {
+        let mut rig = opened(World::new());
+        let used = rig.tunnel.expect("a tunnel");
+        rig.answer("bye");
+        assert_eq!(rig.at_client(), "bye");
+        let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
+        for conn in ends {
+            rig.world.end(conn, End::Fin);
+        }
+        assert!(rig.world.is_closed(used));
+        all_is_over(&mut rig.world);
+        assert_eq!(outcomes(&rig.world, [Unused]), [1]);
+    }
+}
+
+/// The function answers a Close whose sender is gone: it finished, and not with that client.
+#[test]
+fn a_client_that_left_before_the_answer_to_its_close_was_lost() {
+    let mut rig = opened(World::new());
+    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+    let spare = spare(&mut rig.world, &id);
+    rig.world.end(rig.client, End::Fin);
+    rig.answer("bye");
+    rig.world.end(used, End::Fin);
+    assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare));
+    served_by(&mut rig, spare);
+    leave(&mut rig);
+}
+
+/// What is kept after any end: streaming functions, and `park = "always"`.
+#[test]
+fn a_websocket_that_its_function_finished_can_leave_the_spare() {
+    for more in [STREAMING, "[session]\npark = \"always\""] {
+        for spare in [Spare::HandedOut, Spare::There] {
+            let (mut rig, work, there) = finished(more, spare);
+            let work = work.expect("work");
+            let there = there.unwrap_or_else(|| connect(&mut rig.world, &work));
+            assert!(rig.tunnel_is_closed(), "{more} {spare:?}");
+            assert_eq!(text(&rig.world.take(there)), "HTTP/1.1 200 OK\r\n\r\n");
+            served_by(&mut rig, there);
+            rig.world.end(rig.client, End::Fin);
+            rig.world.pass(Duration::from_secs(31));
+            all_is_over(&mut rig.world);
+        }
+    }
+}
+
+/// The worker counts a tunnel as the session's until both sides have closed it: so it has a moment
+/// in which to take the spare up, although it was the first to close.
+#[test]
+fn a_spare_that_nobody_took_up_has_a_last_chance() {
+    for finished_first in [false, true] {
+        for taken in [false, true] {
+            let (mut rig, used) = if finished_first {
+                let rig = finished(STREAMING, Spare::Queued).0;
+                let used = rig.tunnel.expect("a tunnel");
+                (rig, used)
+            } else {
+                // A reload: the function answers the browser's Close, and nobody is there.
+                let mut rig = opened(World::new());
+                let used = rig.tunnel.expect("a tunnel");
+                rig.world.end(rig.client, End::Fin);
+                rig.answer("bye");
+                rig.world.end(used, End::Fin);
+                (rig, used)
+            };
+            rig.world.pass(Duration::from_millis(900));
+            assert!(!rig.world.is_closed(used));
+            if taken {
+                let id = rig.id.clone();
+                let spare = spare(&mut rig.world, &id);
+                assert!(rig.world.is_closed(used));
+                served_by(&mut rig, spare);
+                rig.world.end(rig.client, End::Fin);
+                rig.world.pass(Duration::from_secs(31));
+            } else {
+                rig.world.pass(Duration::from_millis(200));
+                assert!(rig.world.is_closed(used));
+                assert!(poll(&mut rig.world, &[&rig.id]).is_none());
+                assert_eq!(outcomes(&rig.world, [Failed]), [1]);
+            }
+            all_is_over(&mut rig.world);
+        }
+    }
+}
+
+/// A worker that is lost has lost its sessions with it: nobody waits for what it was asked.
+#[test]
+fn a_spare_that_nobody_took_up_goes_with_its_worker() {
+    for end in [End::Reset, End::Timeout, End::Failed] {
+        for lost in [false, true] {
+            let mut rig = opened(World::new());
+            let used = rig.tunnel.expect("a tunnel");
+            if lost {
+                rig.world.end(rig.client, End::Reset);
+            }
+            rig.world.end(used, end);
+            all_is_over(&mut rig.world);
+            assert_eq!(outcomes(&rig.world, [Failed]), [1], "{end:?} {lost}");
+        }
+    }
+}
+
+#[test]
+fn a_lost_clients_tunnel_may_say_so_much_and_is_then_not_read() {
+    let mut rig = opened(World::new());
+    let used = rig.tunnel.expect("a tunnel");
+    rig.world.end(rig.client, End::Reset);
+    let piece = [7; 32 * 1024];
+    for _ in 0..32 {
+        assert!(!is_paused(&rig.world, used));
+        rig.world.send(used, &piece);
+    }
+    rig.world.send(used, &piece);
+    assert!(is_paused(&rig.world, used) && !rig.world.is_closed(used));
+    let id = rig.id.clone();
+    let spare = spare(&mut rig.world, &id);
+    served_by(&mut rig, spare);
+    leave(&mut rig);
+}
+
+/// A session without a tunnel is not called parked, and refuses no other its place.
+#[test]
+fn spares_that_do_not_come_are_in_nobodys_way() {
+    const LIMITS: &str = "[limits]\npending_sessions = 2\npending_per_tenant = 1\nwork_queue = 1";
+    let mut rig = opened(World::with(LIMITS));
+    let used = rig.tunnel.expect("a tunnel");
+    let work = poll(&mut rig.world, &[&rig.id]).expect("a spare is asked for");
+    // The worker took the work and broke: the spare may come still.
+    rig.world.end(used, End::Reset);
+    let rows = snapshot(&mut rig.world).sessions;
+    let states: Vec<&str> = rows.iter().map(|row| row.state).collect();
+    assert_eq!(states, ["waiting"]);
+    let asks = rig.world.connect(Listener::Client);
+    rig.world.send(asks, get("/first").as_bytes());
+    let new = poll(&mut rig.world, &[]).expect("a session of its own");
+    assert_eq!(new.kind, "new");
+    let tunnel = rig.world.connect(Listener::Worker);
+    rig.world.send(tunnel, new.connect().as_bytes());
+    assert!(text(&rig.world.take(tunnel)).contains("GET /first "));
+    let spare = connect(&mut rig.world, &work);
+    let rows = snapshot(&mut rig.world).sessions;
+    let parked = rows.iter().find(|row| row.request_id.to_string() == rig.id);
+    assert_eq!(parked.map(|row| row.state), Some("parked"));
+    rig.world.end(spare, End::Reset);
+    rig.world.end(tunnel, End::Reset);
+    assert!(text(&rig.world.take(asks)).starts_with("HTTP/1.1 502 "));
+    rig.world.end(asks, End::Fin);
+    all_is_over(&mut rig.world);
+    let rows = snapshot(&mut rig.world).sessions;
+    assert!(rows.iter().all(|row| row.close_reason == Some("worker_closed")), "{rows:?}");
+}
+
+#[test]
+fn queued_spares_leave_the_queue_its_room() {
+    let mut rig = opened(World::with("[limits]\nwork_queue = 1"));
+    let asks = rig.world.connect(Listener::Client);
+    rig.world.send(asks, get("/first").as_bytes());
+    assert!(rig.world.take(asks).is_empty(), "it is not refused");
+    // Now the queue is full, for the next client and for the next spare.
+    let next = rig.world.connect(Listener::Client);
+    rig.world.send(next, get("/next").as_bytes());
+    assert!(text(&rig.world.take(next)).starts_with("HTTP/1.1 429 "));
+    let id = rig.id.clone();
+    let spare = spare(&mut rig.world, &id);
+    for conn in [asks, next, rig.client] {
+        rig.world.end(conn, End::Reset);
+    }
+    served_by(&mut rig, spare);
+    leave(&mut rig);
+}
+
+/// What has become of it was known when the call ended: a spare that fails later says nothing more.
+#[test]
+fn a_session_remembers_its_calls_end_and_not_its_spares() {
+    let mut rig = opened(World::new());
+    let used = rig.tunnel.expect("a tunnel");
+    rig.world.pass(Duration::from_secs(31));
+    assert_eq!(outcomes(&rig.world, [Failed]), [1], "its worker never took it up");
+    rig.world.pass(Duration::from_secs(1));
+    rig.answer("bye");
+    rig.world.end(used, End::Fin);
+    rig.world.end(rig.client, End::Fin);
+    let told = timeline(&mut rig.world, &rig.id);
+    let line = "ended by the worker: it closed the tunnel, 32 s after the first byte";
+    assert_eq!(told.verdict(true), line);
+    all_is_over(&mut rig.world);
+    // The worker breaks; its spare was on its way, and is given up half a minute later.
+    let mut rig = opened(World::new());
+    let used = rig.tunnel.expect("a tunnel");
+    poll(&mut rig.world, &[&rig.id]).expect("a spare is asked for");
+    rig.world.pass(Duration::from_secs(1));
+    rig.world.end(used, End::Reset);
+    rig.world.pass(Duration::from_secs(31));
+    let told = timeline(&mut rig.world, &rig.id);
+    let line = "ended by the worker: connection reset, 1 s after the first byte";
+    assert_eq!(told.verdict(true), line);
+    let [row] = &snapshot(&mut rig.world).sessions[..] else { panic!("one session") };
+    assert_eq!(row.close_reason, Some("worker_closed"));
+    rig.world.end(rig.client, End::Fin);
+    all_is_over(&mut rig.world);
+}
+
+/// Its end is nobody's wish: the worker keeps the session if it gave a spare.
+#[test]
+fn a_websocket_whose_worker_is_lost_leaves_the_spare() {
+    for end in [End::Reset, End::Timeout, End::Failed] {
         for early in [false, true] {
             let mut rig = opened(World::new());
             let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
@@ -399,7 +707,7 @@ fn http1_in_mid_exchange_is_kept_by_a_spare() {
             rig.at_client();
             assert!(poll(&mut rig.world, &[&rig.id]).is_none(), "not before it is needed");
             rig.world.end(rig.client, end);
-            assert!(!rig.world.is_closed(used) && is_paused(&rig.world, used), "{line} {end:?}");
+            assert!(!rig.world.is_closed(used), "{line} {end:?}");
             let id = rig.id.clone();
             let spare = spare(&mut rig.world, &id);
             assert!(rig.world.is_closed(used));

@@ -316,3 +316,35 @@ fn a_spare_is_asked_for_when_there_is_room_again() {
         m.assert_empty();
     }
 }
+
+/// Wherever its work is queued: the worker is gone, and nobody would take it.
+#[test]
+fn a_queued_spare_goes_with_its_worker_from_any_core() {
+    for at in 0..3 {
+        let mut m = Machine::new(3);
+        let (client, used, _) = opened(&mut m, at);
+        let (core, conn) = m.find(used).expect("it is somewhere");
+        m.at(core).end(conn, End::Reset);
+        m.deliver();
+        assert!(m.at(at).is_closed(client));
+        m.assert_empty();
+        assert_eq!(spares(&mut m, SpareOutcome::Failed), 1);
+    }
+}
+
+#[test]
+fn a_websocket_that_its_function_finished_leaves_nothing_on_any_core() {
+    for (at, there) in [(0, false), (1, false), (2, false), (0, true), (1, true), (2, true)] {
+        let mut m = Machine::new(3);
+        let (client, used, id) = opened(&mut m, at);
+        let spare = there.then(|| spare(&mut m, (at + 1) % 3, (at + 2) % 3, &id));
+        let (core, conn) = m.find(used).expect("it is somewhere");
+        m.at(core).end(conn, End::Fin);
+        m.pass(Duration::from_millis(50));
+        m.deliver();
+        assert!(m.at(at).is_closed(client) && is_closed(&mut m, used));
+        assert!(spare.is_none_or(|spare| is_closed(&mut m, spare)));
+        m.assert_empty();
+        assert_eq!(spares(&mut m, SpareOutcome::Unused), 1);
+    }
+}

@@ -25,7 +25,7 @@ fn parts(world: &mut World, id: &str) -> Vec<Part> {
     }
 }
 
-fn timeline(world: &mut World, id: &str) -> Timeline {
+pub(crate) fn timeline(world: &mut World, id: &str) -> Timeline {
     Timeline::of(&parts(world, id))
 }
 

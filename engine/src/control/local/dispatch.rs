@@ -47,6 +47,8 @@ pub enum WorkKind {
     New,
     /// Open one more tunnel for a session it holds.
     Reconnect,
+    /// The same, and no client waits for it: it stands in for a tunnel that there is.
+    Spare,
 }
 
 /// One request for a tunnel.
@@ -88,7 +90,8 @@ pub struct TooManyPolls;
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatchLimits {
-    /// Work items per function version.
+    /// Work items per function version that clients wait for; spares have room beside them as long
+    /// as there are no more of both.
     pub queue: usize,
     /// Polls in all.
     pub polls: usize,
@@ -115,6 +118,7 @@ type Line = BTreeMap<u64, Queued>;
 struct Queue {
     new: Line,
     reconnect: Line,
+    spare: Line,
     /// Waiting polls by serial number, oldest first; all of them, and those with a free slot.
     polls: BTreeMap<u64, PollId>,
     with_slots: BTreeMap<u64, PollId>,
@@ -188,7 +192,7 @@ impl Dispatch {
         let key = (work.function.clone(), work.version.clone());
         let queue = self.queues.entry(key.clone()).or_default();
         let taker = queue.taker(&work, &self.waiting, &self.offers);
-        if taker.is_none() && queue.new.len() + queue.reconnect.len() >= self.limits.queue {
+        if taker.is_none() && queue.before(work.kind) >= self.limits.queue {
             self.tidy(&key);
             return Err(QueueFull);
         }
@@ -224,6 +228,16 @@ impl Dispatch {
             Some((_, _, Place::Offered(poll))) => self.withdraw_offer(poll),
             None => {}
         }
+    }
+
+    /// As [`Self::withdraw`], if no worker has been told of it yet. Whether that was so.
+    #[must_use]
+    pub fn recall(&mut self, ticket: Ticket) -> bool {
+        let queued = matches!(self.places.get(&ticket), Some((_, _, Place::Queued { .. })));
+        if queued {
+            self.withdraw(ticket);
+        }
+        queued
     }
 
     fn withdraw_offer(&mut self, poll: PollId) {
@@ -353,7 +367,8 @@ impl Dispatch {
     /// Work items of the fullest queue.
     #[must_use]
     pub fn fullest(&self) -> usize {
-        self.queues.values().map(|q| q.new.len() + q.reconnect.len()).max().unwrap_or(0)
+        let len = |q: &Queue| q.before(WorkKind::New).max(q.spare.len());
+        self.queues.values().map(len).max().unwrap_or(0)
     }
 
     /// Whether nothing waits and nothing is on its way.
@@ -411,7 +426,7 @@ impl Dispatch {
 
     /// Drops a queue that holds nothing.
     fn tidy(&mut self, key: &Version) {
-        let idle = |q: &Queue| q.new.is_empty() && q.reconnect.is_empty() && q.polls.is_empty();
+        let idle = |q: &Queue| q.before(WorkKind::Spare) == 0 && q.polls.is_empty();
         if self.queues.get(key).is_some_and(idle) {
             self.queues.remove(key);
         }
@@ -423,6 +438,17 @@ impl Queue {
         match kind {
             WorkKind::New => &mut self.new,
             WorkKind::Reconnect => &mut self.reconnect,
+            WorkKind::Spare => &mut self.spare,
+        }
+    }
+
+    /// Items that leave no room for one more of this kind at the limit: spares, which may never be
+    /// taken, keep no client's work out.
+    fn before(&self, kind: WorkKind) -> usize {
+        let asked = self.new.len() + self.reconnect.len();
+        match kind {
+            WorkKind::New | WorkKind::Reconnect => asked,
+            WorkKind::Spare => asked + self.spare.len(),
         }
     }
 
@@ -436,7 +462,7 @@ impl Queue {
         let free = |poll: &&PollId| !offers.contains_key(*poll);
         match work.kind {
             WorkKind::New => self.with_slots.values().find(free).copied(),
-            WorkKind::Reconnect => {
+            WorkKind::Reconnect | WorkKind::Spare => {
                 let holds = |poll: &&PollId| {
                     waiting.get(*poll).is_some_and(|w| w.request.holds(&work.request_id))
                 };
@@ -445,11 +471,15 @@ impl Queue {
         }
     }
 
-    /// Takes out the work this poll gets. A reconnect goes first: no other worker can do it.
+    /// Takes out the work this poll gets. A reconnect goes first, then a spare: no other worker can
+    /// do it.
     fn next_for(&mut self, request: &PollRequest) -> Option<(u64, Queued)> {
-        let held = self.reconnect.iter().find(|(_, queued)| request.holds(&queued.work.request_id));
-        if let Some(order) = held.map(|(order, _)| *order) {
-            return self.reconnect.remove_entry(&order);
+        for line in [&mut self.reconnect, &mut self.spare] {
+            let mut held = line.iter();
+            let held = held.find(|(_, queued)| request.holds(&queued.work.request_id));
+            if let Some(order) = held.map(|(order, _)| *order) {
+                return line.remove_entry(&order);
+            }
         }
         if request.slots > 0 { self.new.pop_first() } else { None }
     }
@@ -461,7 +491,7 @@ impl Work {
     pub fn to_json(&self, advertise: &str) -> Vec<u8> {
         let kind = match self.kind {
             WorkKind::New => "new",
-            WorkKind::Reconnect => "reconnect",
+            WorkKind::Reconnect | WorkKind::Spare => "reconnect",
         };
         let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
         let token = String::from_utf8_lossy(&self.token);

@@ -364,3 +364,32 @@ fn the_answer_is_the_json_of_the_design() {
     );
     assert!(!format!("{work:?}").contains("xxxx"), "no token in debug output");
 }
+
+#[test]
+fn spares_have_the_room_that_clients_leave() {
+    let mut w = world();
+    let mut submit = |ticket, kind| w.dispatch.submit(work(ticket, kind), w.now).is_ok();
+    assert!(submit(1, WorkKind::Spare) && submit(2, WorkKind::Spare));
+    assert!(submit(3, WorkKind::New) && !submit(4, WorkKind::Spare));
+    assert!(submit(5, WorkKind::New) && submit(6, WorkKind::Reconnect), "spares are in no way");
+    assert!(!submit(7, WorkKind::New) && !submit(8, WorkKind::Reconnect));
+    assert_eq!(w.dispatch.fullest(), 3);
+    // Nobody else can do what only this worker can: that goes first.
+    w.poll(1, 1, &[2, 6]);
+    w.poll(2, 1, &[2]);
+    w.poll(3, 1, &[9]);
+    assert_eq!(w.answers(), [(1, 6), (2, 2), (3, 3)]);
+}
+
+#[test]
+fn a_spare_is_recalled_until_a_worker_is_told_of_it() {
+    let mut w = world();
+    let ticket = |number| Ticket { core: 0, number };
+    w.dispatch.submit(work(1, WorkKind::Spare), w.now).unwrap();
+    assert!(w.dispatch.recall(ticket(1)) && w.dispatch.is_empty());
+    assert!(!w.dispatch.recall(ticket(1)), "it is gone");
+    w.dispatch.submit(work(2, WorkKind::Spare), w.now).unwrap();
+    w.poll(1, 0, &[2]);
+    assert!(!w.dispatch.recall(ticket(2)), "a worker has it");
+    assert_eq!(w.answers(), [(1, 2)]);
+}
