@@ -43,6 +43,14 @@ soak_short_deadlines() { .venv/bin/python engine/tests/interop/soak_wasteful.py 
 # What it costs to reset 10 000 streams after 101 ms, against as many calls that finish.
 soak_patient_resets() { .venv/bin/python engine/tests/interop/soak_wasteful.py patient-resets; }
 
+# Whether a WebSocket's end frees its worker at once: sessions a second by WebSocket and by gRPC, with
+# twenty users and twenty slots of ringway-worker. Arguments: see tools/soak/websockets.py.
+soak_websockets() {
+    go_tool k6 go.k6.io/k6@v1.4.0 || return
+    go build -o .tools/bin/soak-talker tools/soak/talker.go || return
+    python3 tools/soak/websockets.py .tools/bin/k6 .tools/bin/soak-talker "$@"
+}
+
 # ---- running them ----
 
 parts() {
