@@ -57,12 +57,21 @@ const GRPC: ReplyStyle<'static> = ReplyStyle { grpc: true, ..PLAIN };
 const NOT_BEARER: &str = "no authorization was passed in the metadata: the field is there, but \
                           does not read `Bearer KEY`";
 
-/// Every fault with its code, HTTP status and text (without the prefix of E3 to E11), and whether
-/// it has that prefix.
-fn table() -> Vec<(Fault, u8, u16, String, bool)> {
+/// A fault with its code, HTTP status and text (without the prefix of E3 to E11), and whether it
+/// has that prefix.
+type Row = (Fault, u8, u16, String, bool);
+
+fn row(fault: Fault, code: u8, status: u16, text: &str, prefixed: bool) -> Row {
+    (fault, code, status, text.into(), prefixed)
+}
+
+fn table() -> Vec<Row> {
+    [contract_faults(), own_faults()].concat()
+}
+
+/// E1 to E12.
+fn contract_faults() -> Vec<Row> {
     let about = |text: &str| format!("{text} for request id {ID}");
-    let row =
-        |fault, code, status, text: &str, prefixed| (fault, code, status, text.into(), prefixed);
     let request_id = ID;
     vec![
         row(
@@ -117,6 +126,12 @@ fn table() -> Vec<(Fault, u8, u16, String, bool)> {
         ),
         row(Fault::LookupFailed { text: "nats: timeout".into() }, 13, 500, "nats: timeout", true),
         row(Fault::NoWorker, 4, 504, "failed to establish link to worker", false),
+    ]
+}
+
+/// The same of those that the contract does not have.
+fn own_faults() -> Vec<Row> {
+    vec![
         row(Fault::WorkQueueFull, 8, 429, "work queue of this function is full", false),
         row(Fault::TooManySessions, 8, 429, "too many sessions on this connection", false),
         row(
