@@ -141,6 +141,8 @@ impl Worker {
         // or two answers are still to come.
         let mut unanswered = 0_usize;
         let mut list_at = Some(Instant::now());
+        // The first change after a while is told at once.
+        let mut rests_until = Instant::now();
         loop {
             tokio::select! {
                 answer = connection.answer() => {
@@ -149,16 +151,17 @@ impl Worker {
                         self.join(work);
                     }
                     if unanswered == 0 {
-                        list_at = list_at.or(Some(Instant::now() + LIST_PAUSE));
+                        list_at = list_at.or(Some(rests_until));
                     }
                 }
                 () = self.changed.notified(), if list_at.is_none() => {
-                    list_at = Some(Instant::now() + LIST_PAUSE);
+                    list_at = Some(rests_until);
                 }
                 () = sleep_until(list_at.unwrap_or_else(Instant::now)),
                     if list_at.is_some() && unanswered < 2 =>
                 {
                     list_at = None;
+                    rests_until = Instant::now() + LIST_PAUSE;
                     let ids: Vec<Uuid> = self.sessions().keys().copied().collect();
                     if !ids.is_empty() {
                         connection.ask(&self.identity, 0, &ids).await?;

@@ -5,7 +5,31 @@
 //! session* (its directory has the entry). None of it is on the way of a running exchange: an
 //! attachment says something when it begins and when it ends.
 //!
-//! Between two cores the order is kept.
+//! Between two cores the order is kept. Between three it is not, and a message may cross any change
+//! on the core that it is for. Each is good for what it finds there:
+//!
+//! | Message | It crosses | Then |
+//! |---|---|---|
+//! | `Connect` | its attachment's end, a taken token | the worker is answered 403, as on one core |
+//! | `Submit` | nothing: what withdraws it comes behind it | |
+//! | `Withdraw` | the answer with the work | the token is refused when the worker dials back |
+//! | `Poll` | an answer to the poll before it | [`CorePost::Doubted`]: the newer poll tells nothing of that answer |
+//! | | `TooManyPolls` for the poll before it | it is answered as if it had waited behind that: 503, and `Gone` |
+//! | `Delivered`, `Doubted`, `Gone` | work that was withdrawn, or is queued again | nothing: the first word counts |
+//! | `Answer` | the connection's end, another request there | the round of its [`PollId`] is over: `Gone`, and its work is queued again |
+//! | | a newer poll of the connection | it is sent, and `Doubted` says so |
+//! | `TooManyPolls` | the same | nobody waits for it |
+//! | `QueueFull` | the attachment's end, its tunnel | nothing: it waits for no worker any more |
+//! | `Find` | the session's end | `Found` says so; what joins it comes behind the question |
+//! | `Found` | the client's end | the attachment leaves the session |
+//! | | the attachment's end | nothing: its `Leave` is behind its `Find` |
+//! | `Join`, `Stand`, `Leave` | a claim of the tunnel | the attachment is no member any more: nothing |
+//! | `LetGo`, `Yield`, `Unparks` | a claim of the tunnel, its end | nothing: it is not parked any more |
+//! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
+//! | `Resumed` | the client's end | the tunnel is parked where it came |
+//! | | the attachment's end | the tunnel joins its session anew, parked where it came |
+//! | `Parks` | a new beginning of its home | told again (`restart.rs`) |
+//! | `Void`, `Idle` | anything | both begin anew; idle is told again |
 
 use std::any::Any;
 use std::fmt;
@@ -37,6 +61,8 @@ pub enum CorePost {
     Poll(PollId, Box<PollRequest>),
     /// The poll's answer has arrived.
     Delivered(PollId),
+    /// The poll's answer was sent, and nothing will tell whether it has arrived.
+    Doubted(PollId),
     /// Nobody waits for the poll's answer any more, and one on its way has not arrived.
     Gone(PollId),
     /// What the poll is answered.

@@ -36,6 +36,17 @@ pub(crate) struct Desk {
     pub(crate) moving: Option<u16>,
 }
 
+/// What is known of an answer with work.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fate {
+    /// It has arrived: the worker has said something since.
+    Arrived,
+    /// It was sent, and nothing will tell.
+    Unsure,
+    /// It was not sent, or not all of it; or nobody waits for one any more.
+    Lost,
+}
+
 /// The answer to a poll when there is nothing.
 const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\ndate: ";
 
@@ -128,7 +139,7 @@ impl Shard {
         let home = self.dispatch_home(&request.function_id, &request.function_version_id);
         let away = home != self.settings.core;
         // The next request on the connection: what was answered before has arrived.
-        self.poll_delivered(conn);
+        self.poll_told(conn, Fate::Arrived);
         if let Some(Conn::Door(door)) = self.conns.get(conn)
             && door.polls > 0
             && door.desk.home != home
@@ -161,30 +172,37 @@ impl Shard {
         Ok(())
     }
 
-    /// What the connection was answered before has arrived.
-    pub(super) fn poll_delivered(&mut self, conn: ConnId) {
+    /// This is what is known of the work that the connection was answered before.
+    pub(super) fn poll_told(&mut self, conn: ConnId, fate: Fate) {
         let core = self.settings.core;
         let Some(Conn::Door(door)) = self.conns.get_mut(conn) else { return };
         if std::mem::take(&mut door.desk.offered) {
             let poll = PollId { core, conn, round: door.desk.round };
             let home = door.desk.home;
-            self.say_of_poll(home, poll, true);
+            self.say_of_poll(home, poll, fate);
         }
     }
 
-    fn say_of_poll(&mut self, home: u16, poll: PollId, delivered: bool) {
-        match (home == self.settings.core, delivered) {
-            (true, true) => self.local.delivered(poll),
-            (true, false) => self.local.gone(poll),
-            (false, true) => self.tell(home, CorePost::Delivered(poll)),
-            (false, false) => self.tell(home, CorePost::Gone(poll)),
+    fn say_of_poll(&mut self, home: u16, poll: PollId, fate: Fate) {
+        if home != self.settings.core {
+            let post = match fate {
+                Fate::Arrived => CorePost::Delivered(poll),
+                Fate::Unsure => CorePost::Doubted(poll),
+                Fate::Lost => CorePost::Gone(poll),
+            };
+            return self.tell(home, post);
+        }
+        match fate {
+            Fate::Arrived => self.local.delivered(poll),
+            Fate::Unsure => self.local.doubted(poll, self.now),
+            Fate::Lost => self.local.gone(poll),
         }
     }
 
     /// Another request came while a poll waits: the poll is replaced (design 4.5).
     pub(super) fn end_poll(&mut self, border: &mut Border, conn: ConnId) {
         self.answer_polls(border);
-        self.poll_delivered(conn);
+        self.poll_told(conn, Fate::Arrived);
         self.nothing_for(border, conn);
     }
 
@@ -199,7 +217,7 @@ impl Shard {
         let poll = PollId { core, conn, round: std::mem::take(&mut door.desk.round) };
         let home = door.desk.home;
         door.desk.until = None;
-        self.say_of_poll(home, poll, false);
+        self.say_of_poll(home, poll, Fate::Lost);
         for _ in 0..polls {
             self.put_no_work(border, conn);
         }
@@ -217,14 +235,15 @@ impl Shard {
         self.poll_settled(border, conn);
     }
 
-    /// A worker's connection has ended before it became a tunnel.
-    pub(super) fn leave_desk(&mut self, conn: ConnId, door: &Plain, arrived: bool) {
+    /// A worker's connection has ended before it became a tunnel; whether all that was sent may
+    /// have arrived. Its FIN may have crossed the answer: then the worker has not read it.
+    pub(super) fn leave_desk(&mut self, conn: ConnId, door: &Plain, may_have_arrived: bool) {
         let poll = PollId { core: self.settings.core, conn, round: door.desk.round };
-        if door.desk.offered && arrived {
-            self.say_of_poll(door.desk.home, poll, true);
+        if door.desk.offered && may_have_arrived {
+            self.say_of_poll(door.desk.home, poll, Fate::Unsure);
         }
-        if door.polls > 0 || (door.desk.offered && !arrived) {
-            self.say_of_poll(door.desk.home, poll, false);
+        if door.polls > 0 || (door.desk.offered && !may_have_arrived) {
+            self.say_of_poll(door.desk.home, poll, Fate::Lost);
         }
     }
 
@@ -245,6 +264,9 @@ impl Shard {
             }
         }
         self.poll_answers = answers;
+        while let Some(version) = self.local.take_queued_again() {
+            self.look_at_queue(border, &version);
+        }
     }
 
     /// A poll of this core has its answer.
@@ -252,15 +274,20 @@ impl Shard {
         let Some(door) = self.waiting_door(poll) else {
             if let PollAnswer::Work(work) = answer {
                 let home = self.dispatch_home(&work.function, &work.version);
-                self.say_of_poll(home, poll, false);
+                self.say_of_poll(home, poll, Fate::Lost);
             }
             return;
         };
         door.polls -= 1;
+        // A newer poll of the connection was here before this answer and so tells nothing of it,
+        // and what does may come only behind the newer one's own answer. The dispatch home gives
+        // no second work before it has heard of the first: it is told what is known now.
+        let crossed = door.polls > 0;
+        let home = door.desk.home;
         match answer {
             PollAnswer::Nothing => self.put_no_work(border, poll.conn),
             PollAnswer::Work(work) => {
-                door.desk.offered = true;
+                door.desk.offered = !crossed;
                 let id = work.request_id;
                 let json = work.to_json(&self.settings.advertise);
                 border.put(poll.conn, WORK);
@@ -270,6 +297,9 @@ impl Shard {
                 border.put(poll.conn, b"\r\n\r\n");
                 border.put(poll.conn, &json);
                 self.note(id, Event::HandedOut);
+                if crossed {
+                    self.say_of_poll(home, poll, Fate::Unsure);
+                }
             }
         }
         self.poll_settled(border, poll.conn);
@@ -303,8 +333,7 @@ impl Shard {
         door.idle_since = now;
         if door.last && door.polls == 0 {
             border.close(conn, Close::Flush);
-            // Nothing will tell whether it arrived.
-            self.poll_delivered(conn);
+            self.poll_told(conn, Fate::Unsure);
             self.conns.remove(conn);
         } else {
             self.watch(conn);

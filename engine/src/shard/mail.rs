@@ -195,6 +195,7 @@ impl Shard {
                 }
             }
             CorePost::Delivered(poll) => self.local.delivered(poll),
+            CorePost::Doubted(poll) => self.local.doubted(poll, self.now),
             CorePost::Gone(poll) => self.local.gone(poll),
             CorePost::Answer(poll, answer) => self.poll_answered(border, poll, &answer),
             CorePost::TooManyPolls(poll) => self.poll_refused(border, poll),

@@ -14,6 +14,7 @@ use super::Shard;
 use super::attach::State;
 use super::close::Cause;
 use super::conn::{Begun, Conn, Hop, Plain, Side, Tunnel};
+use super::dispatch::Fate;
 use super::pings::Pings;
 use super::table::Key;
 use crate::border::{Border, ConnId, End};
@@ -154,8 +155,7 @@ impl Shard {
                 door.last = true;
                 return Next::Wait;
             }
-            // Nothing will tell whether its answer arrived.
-            self.poll_delivered(conn);
+            self.poll_told(conn, Fate::Unsure);
             self.end_plain(border, conn);
         }
         Next::Leave
@@ -179,7 +179,8 @@ impl Shard {
     }
 
     /// A worker's connection has ended before it became a tunnel. After anything but a FIN an
-    /// answer that was on its way did not arrive: its work is queued again.
+    /// answer that was on its way did not arrive: its work is queued again. After a FIN it may
+    /// have.
     pub(super) fn door_gone(&mut self, border: &mut Border, conn: ConnId, end: End) {
         let Some(Conn::Door(door)) = self.conns.remove(conn) else { return };
         self.leave_desk(conn, &door, end.is_half() && border.queued(conn) == 0);

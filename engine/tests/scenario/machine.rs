@@ -92,6 +92,13 @@ impl Machine {
         true
     }
 
+    /// From which core mail is on its way, and to which.
+    pub(crate) fn mail(&mut self) -> Vec<(u16, u16)> {
+        self.collect();
+        let waiting = self.mail.iter().filter(|(_, queue)| !queue.is_empty());
+        waiting.map(|((to, from), _)| (*from, *to)).collect()
+    }
+
     /// What is on its way from one core to another.
     pub(crate) fn on_its_way(&mut self, from: u16, to: u16) -> Vec<String> {
         self.collect();

@@ -2,6 +2,7 @@
 
 mod calls;
 mod cores;
+mod cores_orders;
 mod cores_trouble;
 mod crowd;
 mod cut;

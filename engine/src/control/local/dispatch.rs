@@ -19,6 +19,10 @@ use crate::json::Object;
 /// How long a poll waits for work.
 pub const POLL_WAIT: Duration = Duration::from_secs(30);
 
+/// How long work whose answer may be lost waits for its worker to dial back. Then it is queued
+/// again: two workers may have it, and the token lets one of them in.
+const DOUBT: Duration = Duration::from_secs(2);
+
 /// A poll: the connection it came by. A connection has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PollId {
@@ -148,6 +152,7 @@ struct Offer {
 enum Place {
     Queued { order: u64 },
     Offered(PollId),
+    Doubted { until: Time, order: u64 },
 }
 
 /// Queues of work and waiting polls.
@@ -159,8 +164,13 @@ pub struct Dispatch {
     places: Map<Ticket, (Version, WorkKind, Place)>,
     waiting: Map<PollId, Waiting>,
     offers: Map<PollId, Offer>,
+    /// Work whose answer may be lost, by the time when it is queued again and its order. Each is
+    /// an attachment's, which waits.
+    doubted: BTreeMap<(Time, u64), Queued>,
     expiry: BTreeMap<(Time, u64), PollId>,
     answers: Vec<(PollId, PollAnswer)>,
+    /// Function versions of which work was queued again.
+    again: Vec<Version>,
     /// Numbers both work and polls, in the order they came.
     next: u64,
 }
@@ -175,8 +185,10 @@ impl Dispatch {
             places: Map::default(),
             waiting: Map::default(),
             offers: Map::default(),
+            doubted: BTreeMap::new(),
             expiry: BTreeMap::new(),
             answers: Vec::new(),
+            again: Vec::new(),
             next: 0,
         }
     }
@@ -226,6 +238,9 @@ impl Dispatch {
                 self.tidy(&key);
             }
             Some((_, _, Place::Offered(poll))) => self.withdraw_offer(poll),
+            Some((_, _, Place::Doubted { until, order })) => {
+                self.doubted.remove(&(until, order));
+            }
             None => {}
         }
     }
@@ -296,14 +311,44 @@ impl Dispatch {
         self.forget_poll(poll);
         self.answers.retain(|(to, _)| *to != poll);
         if let Some(Offer { order, since, work: Some(work), .. }) = self.offers.remove(&poll) {
-            let key = (work.function.clone(), work.version.clone());
-            let queue = self.queues.entry(key.clone()).or_default();
-            let taker = queue.taker(&work, &self.waiting, &self.offers);
-            self.place(key, order, Queued { work, since }, taker);
+            self.place_again(order, Queued { work, since });
         }
     }
 
-    /// All answers handed out for the connection were sent.
+    fn place_again(&mut self, order: u64, queued: Queued) {
+        let key = (queued.work.function.clone(), queued.work.version.clone());
+        let queue = self.queues.entry(key.clone()).or_default();
+        let taker = queue.taker(&queued.work, &self.waiting, &self.offers);
+        if taker.is_none() && !self.again.contains(&key) {
+            self.again.push(key.clone());
+        }
+        self.place(key, order, queued, taker);
+    }
+
+    /// A function version of which work waits that had been handed out before: who is to make room
+    /// for it does not know.
+    pub fn take_queued_again(&mut self) -> Option<Version> {
+        self.again.pop()
+    }
+
+    /// The answer handed out for the connection was sent, and nothing will tell whether it has
+    /// arrived. Its work is queued again after `DOUBT`, unless it is withdrawn: by a worker that
+    /// has dialled back, or since nobody waits any more.
+    pub fn doubted(&mut self, poll: PollId, now: Time) {
+        if self.offers.get(&poll).is_none_or(|offer| offer.unseen) {
+            return;
+        }
+        if let Some(Offer { order, since, work: Some(work), .. }) = self.offers.remove(&poll) {
+            let until = now + DOUBT;
+            if let Some((_, _, place)) = self.places.get_mut(&work.ticket) {
+                *place = Place::Doubted { until, order };
+            }
+            self.doubted.insert((until, order), Queued { work, since });
+        }
+        self.feed(poll);
+    }
+
+    /// All answers handed out for the connection have arrived.
     pub fn delivered(&mut self, poll: PollId) {
         let Some(offer) = self.offers.get(&poll).filter(|offer| !offer.unseen) else { return };
         if let Some(work) = &offer.work {
@@ -330,8 +375,15 @@ impl Dispatch {
         }
     }
 
-    /// Answers the polls that have waited long enough.
+    /// Answers the polls that have waited long enough, and queues again what was in doubt for as
+    /// long as may be.
     pub fn turn(&mut self, now: Time) {
+        while let Some(doubted) = self.doubted.first_entry()
+            && doubted.key().0 <= now
+        {
+            let ((_, order), queued) = doubted.remove_entry();
+            self.place_again(order, queued);
+        }
         while let Some((&(until, _), &poll)) = self.expiry.first_key_value()
             && until <= now
         {
@@ -343,7 +395,9 @@ impl Dispatch {
     /// When [`Self::turn`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.expiry.first_key_value().map(|((until, _), _)| *until)
+        let expiry = self.expiry.first_key_value().map(|((until, _), _)| *until);
+        let doubted = self.doubted.first_key_value().map(|((until, _), _)| *until);
+        expiry.into_iter().chain(doubted).min()
     }
 
     /// The answers since the last call, in the order they are to be sent.
@@ -374,7 +428,10 @@ impl Dispatch {
     /// Whether nothing waits and nothing is on its way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queues.is_empty() && self.offers.is_empty() && self.answers.is_empty()
+        self.queues.is_empty()
+            && self.offers.is_empty()
+            && self.answers.is_empty()
+            && self.doubted.is_empty()
     }
 
     fn number(&mut self) -> u64 {

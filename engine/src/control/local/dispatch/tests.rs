@@ -393,3 +393,53 @@ fn a_spare_is_recalled_until_a_worker_is_told_of_it() {
     assert!(!w.dispatch.recall(ticket(2)), "a worker has it");
     assert_eq!(w.answers(), [(1, 2)]);
 }
+
+#[test]
+fn work_in_doubt_is_queued_again_unless_its_worker_dials_back() {
+    let mut w = world();
+    for ticket in [1, 2, 3] {
+        w.submit(ticket).unwrap();
+    }
+    for at in [1, 2] {
+        w.poll(at, 1, &[]);
+    }
+    assert_eq!(w.answers(), [(1, 1), (2, 2)]);
+    w.dispatch.doubted(worker(1), w.now);
+    w.dispatch.doubted(worker(2), w.now);
+    // Told again, or otherwise: it is what was said first.
+    w.dispatch.doubted(worker(1), w.now);
+    w.dispatch.gone(worker(1));
+    w.dispatch.delivered(worker(2));
+    w.withdraw(2);
+    w.pass(DOUBT - Duration::from_nanos(1));
+    assert_eq!(w.dispatch.take_queued_again(), None);
+    assert_eq!(w.dispatch.deadline(), Some(w.now + Duration::from_nanos(1)));
+    w.pass(Duration::from_nanos(1));
+    assert_eq!(w.dispatch.take_queued_again(), Some(("f".into(), "v".into())));
+    // In its old place, and at once to a poll that waits.
+    w.poll(3, 1, &[]);
+    w.poll(4, 1, &[]);
+    assert_eq!(w.answers(), [(3, 1), (4, 3)]);
+    w.dispatch.doubted(worker(3), w.now);
+    w.dispatch.delivered(worker(4));
+    w.poll(5, 1, &[]);
+    w.pass(DOUBT);
+    assert_eq!(w.answers(), [(5, 1)]);
+    w.dispatch.doubted(worker(5), w.now);
+    w.withdraw(1);
+    w.pass(DOUBT);
+    assert!(w.dispatch.is_empty());
+}
+
+#[test]
+fn a_poll_behind_work_in_doubt_is_fed_at_once() {
+    let mut w = world();
+    w.submit(1).unwrap();
+    w.submit(2).unwrap();
+    w.poll(1, 1, &[]);
+    assert_eq!(w.answers(), [(1, 1)]);
+    w.poll(1, 1, &[]);
+    assert_eq!(w.answers(), [], "one answer at a time");
+    w.dispatch.doubted(worker(1), w.now);
+    assert_eq!(w.answers(), [(1, 2)]);
+}
