@@ -11,6 +11,7 @@ use worker_rig::{Line, Listener, Worker, id};
 
 /// Gateway, place to dial back to, target, and a worker that has polled.
 struct World {
+    gateway: Listener,
     polls: Line,
     door: Listener,
     target: Listener,
@@ -22,7 +23,7 @@ fn world(more: &[&str]) -> World {
     let worker = Worker::start(&[&gateway], &target, more);
     let mut polls = gateway.accept();
     polls.poll_says(1, &[]);
-    World { polls, door, target, worker }
+    World { gateway, polls, door, target, worker }
 }
 
 impl World {
@@ -153,7 +154,7 @@ fn wk_12_the_target_is_left_alone_until_the_gateway_speaks() {
 fn a_tunnel_that_is_closed_unused_frees_its_slot() {
     let mut w = world(&[]);
     let tunnel = w.tunnel();
-    w.polls.poll_says(0, &[id(1)]);
+    w.gateway.accept().poll_says(0, &[id(1)]);
     drop(tunnel);
     w.polls.poll_says(1, &[]);
     assert!(w.target.accept_within(Duration::from_millis(50)).is_none());

@@ -34,26 +34,29 @@ fn a_session_lasts_as_long_as_its_last_tunnel() {
     polls.poll_says(2, &[]);
     polls.work("new", 1, &[door.address()]);
     let first = accept_tunnel(&door);
-    polls.poll_says(1, &[id(1)]);
+    polls.poll_says(1, &[]);
+    // Another connection asks for reconnects.
+    let mut lists = gateway.accept();
+    lists.poll_says(0, &[id(1)]);
     polls.work("new", 2, &[door.address()]);
     let other = accept_tunnel(&door);
-    // With no slot free it asks on, for reconnects.
-    polls.poll_says(0, &[id(1), id(2)]);
-    polls.work("reconnect", 1, &[door.address()]);
+    lists.poll_says(0, &[id(1), id(2)]);
+    lists.work("reconnect", 1, &[door.address()]);
     let mut second = accept_tunnel(&door);
-    polls.poll_says(0, &[id(1), id(2)]);
+    lists.poll_says(0, &[id(1), id(2)]);
+    // With no slot free nobody asks for sessions.
+    polls.is_quiet();
     drop(first);
     drop(other);
-    polls.poll_says(1, &[id(1)]);
+    lists.poll_says(0, &[id(1)]);
+    polls.poll_says(1, &[]);
     second.send("x");
     assert_eq!(target.accept().take(1), b"x");
     drop(second);
-    // The poll that this one takes the place of may yet be answered with a session.
-    polls.poll_says(1, &[]);
-    polls.work("reconnect", 1, &[door.address()]);
+    lists.poll_says(0, &[]);
+    lists.work("reconnect", 1, &[door.address()]);
     worker.says("asked back for a session not held");
     assert!(door.accept_within(Duration::from_millis(100)).is_none(), "dialled for a lost session");
-    polls.poll_says(2, &[]);
 }
 
 #[test]
@@ -64,15 +67,53 @@ fn a_change_is_told_at_once_and_never_promises_a_slot_twice() {
     polls.poll_says(2, &[]);
     polls.work("new", 1, &[door.address()]);
     let tunnel = accept_tunnel(&door);
-    polls.poll_says(1, &[id(1)]);
+    polls.poll_says(1, &[]);
+    let mut lists = gateway.accept();
+    lists.poll_says(0, &[id(1)]);
     // A poll is open. The session's end brings another, which counts the open one as promised.
     drop(tunnel);
-    let (_, said) = polls.second_poll();
-    assert_eq!((&said["slots"], &said["requestIds"]), (&1.into(), &serde_json::json!([])));
+    let mut more = gateway.accept();
+    more.poll_says(1, &[]);
+    lists.poll_says(0, &[]);
     polls.work("new", 2, &[door.address()]);
-    polls.work("new", 3, &[door.address()]);
+    more.work("new", 3, &[door.address()]);
     let _tunnels = [accept_tunnel(&door), accept_tunnel(&door)];
-    polls.poll_says(0, &[id(2), id(3)]);
+    lists.poll_says(0, &[id(2), id(3)]);
+    polls.is_quiet();
+    more.is_quiet();
+}
+
+/// What one connection brings is bounded by the way there and back.
+#[test]
+fn more_connections_ask_while_sessions_come_quickly() {
+    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&gateway], &target, &["--slots", "64"]);
+    let mut polls = vec![gateway.accept()];
+    polls[0].poll_says(64, &[]);
+    let (mut lists, mut given, mut tunnels) = (None, 0, Vec::new());
+    while polls.len() < 8 {
+        let last = polls.last_mut().unwrap();
+        last.work("new", given, &[door.address()]);
+        given += 1;
+        tunnels.push(accept_tunnel(&door));
+        // The next poll follows at once; so do those of new connections.
+        last.poll();
+        while lists.is_none() || polls.len() <= usize::from(given) {
+            let mut line = gateway.accept();
+            let (_, said) = line.poll();
+            match said["slots"].as_u64() {
+                Some(0) => lists = Some(line),
+                _ => polls.push(line),
+            }
+        }
+    }
+    // All eight are open at the same time, and each may bring a session.
+    for line in &mut polls {
+        line.work("new", given, &[door.address()]);
+        given += 1;
+    }
+    tunnels.extend((0..8).map(|_| accept_tunnel(&door)));
+    assert!(gateway.accept_within(Duration::from_millis(200)).is_none(), "a ninth connection");
 }
 
 #[test]
@@ -80,21 +121,47 @@ fn a_session_for_which_there_is_no_slot_waits_for_one() {
     let (a, b) = (Listener::new(), Listener::new());
     let (door, target) = (Listener::new(), Listener::new());
     let _worker = Worker::start(&[&a, &b], &target, &[]);
-    let (mut a, mut b) = (a.accept(), b.accept());
-    a.poll_says(1, &[]);
-    b.poll_says(1, &[]);
+    let (mut of_a, mut of_b) = (a.accept(), b.accept());
+    of_a.poll_says(1, &[]);
+    of_b.poll_says(1, &[]);
     // Both gateways give the one slot a session at the same moment.
-    a.work("new", 1, &[door.address()]);
-    b.work("new", 2, &[door.address()]);
+    of_a.work("new", 1, &[door.address()]);
+    of_b.work("new", 2, &[door.address()]);
     let first = accept_tunnel(&door);
     assert!(door.accept_within(Duration::from_millis(300)).is_none(), "more sessions than slots");
     drop(first);
     let second = accept_tunnel(&door);
-    // Each gateway is told of its own sessions only.
-    a.poll_says(0, &[]);
+    // Each gateway is told of its own sessions only, and of none once they are over.
     drop(second);
-    a.poll_says(1, &[]);
-    b.poll_says(1, &[]);
+    of_a.poll_says(1, &[]);
+    of_b.poll_says(1, &[]);
+    for (gateway, other) in [(&a, 2), (&b, 1)] {
+        let mut lists = gateway.accept();
+        for _ in 0..2 {
+            let (_, said) = lists.poll();
+            let ids = said["requestIds"].as_array().unwrap();
+            assert!(!ids.contains(&id(other).into()), "{said}");
+            if ids.is_empty() {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_another_gateway_has_taken_is_taken_back() {
+    let (a, b) = (Listener::new(), Listener::new());
+    let (door, target) = (Listener::new(), Listener::new());
+    let _worker = Worker::start(&[&a, &b], &target, &[]);
+    let (mut of_a, mut of_b) = (a.accept(), b.accept());
+    of_a.poll_says(1, &[]);
+    of_b.poll_says(1, &[]);
+    of_a.work("new", 1, &[door.address()]);
+    let tunnel = accept_tunnel(&door);
+    of_b.poll_says(0, &[]);
+    drop(tunnel);
+    of_b.poll_says(1, &[]);
+    of_a.poll_says(1, &[]);
 }
 
 #[test]
@@ -119,8 +186,9 @@ fn sessions_outlive_a_refused_key() {
     polls.poll_says(1, &[]);
     polls.work("new", 1, &[door.address()]);
     let mut tunnel = accept_tunnel(&door);
-    polls.poll_says(0, &[id(1)]);
-    polls.refuse(401, "");
+    let mut lists = gateway.accept();
+    lists.poll_says(0, &[id(1)]);
+    lists.refuse(401, "");
     worker.says("no more work is taken");
     tunnel.send("x");
     assert_eq!(target.accept().take(1), b"x");
@@ -173,7 +241,9 @@ fn a_signal_ends_polling_and_the_sessions_end_by_themselves() {
     polls.poll_says(2, &[]);
     polls.work("new", 1, &[door.address()]);
     let mut tunnel = accept_tunnel(&door);
-    polls.poll_says(1, &[id(1)]);
+    polls.poll_says(1, &[]);
+    let mut lists = gateway.accept();
+    lists.poll_says(0, &[id(1)]);
     worker.signal("-TERM");
     worker.says("no more work is taken");
     // The open poll is taken back; work that was on its way is done.
@@ -213,7 +283,7 @@ fn sessions_have_their_time_and_a_second_signal_ends_it() {
         polls.poll_says(1, &[]);
         polls.work("new", 1, &[door.address()]);
         let mut tunnel = accept_tunnel(&door);
-        polls.poll_says(0, &[id(1)]);
+        gateway.accept().poll_says(0, &[id(1)]);
         worker.signal("-TERM");
         worker.says("no more work is taken");
         if code == Some(143) {

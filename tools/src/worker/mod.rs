@@ -90,7 +90,7 @@ pub fn run(options: Options) -> io::Result<Outcome> {
         );
         stop::listen(&worker)?;
         for gateway in &worker.gateways {
-            monoio::spawn(poll::poll(worker.clone(), gateway.clone()));
+            poll::start(&worker, gateway);
         }
         Ok(worker.until_over().await)
     })
@@ -104,8 +104,63 @@ struct Gateway {
     index: usize,
     /// Counts the changes of the list of its sessions.
     list: Cell<u64>,
-    /// It is not polled any more.
-    left: Cell<bool>,
+    /// How many connections may ask for new sessions.
+    width: Cell<usize>,
+    /// Polls that may bring a session, and those of them that a newer one has taken the place of.
+    promised: Cell<usize>,
+    recalled: Cell<usize>,
+    /// The last that was heard of it is that polling failed.
+    failed: Cell<bool>,
+    /// Tasks that poll it still.
+    polling: Cell<usize>,
+}
+
+impl Gateway {
+    fn new(index: usize, place: &Place) -> Self {
+        Self {
+            work_path: format!("{}/v1/work", place.path.trim_end_matches('/')),
+            place: place.clone(),
+            index,
+            list: Cell::new(0),
+            width: Cell::new(1),
+            promised: Cell::new(0),
+            recalled: Cell::new(0),
+            failed: Cell::new(false),
+            polling: Cell::new(0),
+        }
+    }
+
+    /// Sessions that open polls may bring.
+    fn promised(&self) -> usize {
+        self.promised.get() - self.recalled.get()
+    }
+
+    /// A poll is sent that may bring a session, or none.
+    fn promise(&self, session: bool) {
+        self.promised.set(self.promised.get() + usize::from(session));
+    }
+
+    /// The slot of an open poll is taken back: it is answered with nothing, mostly.
+    fn recall(&self) {
+        self.recalled.set(self.recalled.get() + 1);
+    }
+
+    /// A poll was answered, or will not be.
+    fn answered(&self, session: bool, recalled: bool) {
+        self.promised.set(self.promised.get() - usize::from(session));
+        self.recalled.set(self.recalled.get() - usize::from(session && recalled));
+    }
+
+    /// One more connection may ask; whether that is one more.
+    fn widen(&self, slots: usize) -> bool {
+        let wider = (self.width.get() + 1).min(slots).min(poll::MAX_WIDTH);
+        self.width.replace(wider) < wider
+    }
+
+    /// One connection less is enough.
+    fn narrow(&self) {
+        self.width.set((self.width.get() - 1).max(1));
+    }
 }
 
 /// A session: an id of one gateway.
@@ -121,6 +176,8 @@ struct Worker {
     waiting: Cell<usize>,
     /// The sessions have changed.
     changed: Bell,
+    /// A slot is free, or one that was promised is not promised any more.
+    freed: Bell,
     /// The worker stops.
     stop: Bell,
     signalled: Cell<Option<Instant>>,
@@ -130,21 +187,14 @@ struct Worker {
 
 impl Worker {
     fn new(options: Options) -> Self {
-        let gateway = |(index, place): (usize, &Place)| {
-            Rc::new(Gateway {
-                work_path: format!("{}/v1/work", place.path.trim_end_matches('/')),
-                place: place.clone(),
-                index,
-                list: Cell::new(0),
-                left: Cell::new(false),
-            })
-        };
+        let gateway = |(index, place)| Rc::new(Gateway::new(index, place));
         Self {
             gateways: options.gateways.iter().enumerate().map(gateway).collect(),
             options,
             sessions: RefCell::default(),
             waiting: Cell::new(0),
             changed: Bell::default(),
+            freed: Bell::default(),
             stop: Bell::default(),
             signalled: Cell::new(None),
             outcome: Cell::new(Outcome::Stopped),
@@ -187,7 +237,7 @@ impl Worker {
     }
 
     fn is_over(&self) -> bool {
-        let left = self.gateways.iter().all(|gateway| gateway.left.get());
+        let left = self.gateways.iter().all(|gateway| gateway.polling.get() == 0);
         left && self.sessions.borrow().is_empty() && self.waiting.get() == 0
     }
 
@@ -195,6 +245,10 @@ impl Worker {
     fn free(&self) -> usize {
         let taken = self.sessions.borrow().len() + self.waiting.get();
         self.options.slots.saturating_sub(taken)
+    }
+
+    fn holds_any(&self, gateway: &Gateway) -> bool {
+        self.sessions.borrow().keys().any(|(index, _)| *index == gateway.index)
     }
 
     /// The ids of a gateway's sessions.
@@ -239,6 +293,7 @@ impl Worker {
         } else {
             tracing::warn!(session = short(work.request_id), "no slot came free for a session");
             self.changed.ring();
+            self.freed.ring();
         }
     }
 
@@ -264,8 +319,9 @@ impl Worker {
         }
         sessions.remove(&key);
         drop(sessions);
-        tracing::info!(session = short(key.1), "session ended");
+        tracing::debug!(session = short(key.1), "session ended");
         self.list_changed(gateway);
+        self.freed.ring();
     }
 
     fn list_changed(&self, gateway: &Gateway) {
@@ -279,7 +335,7 @@ impl Worker {
         let session = short(id);
         match connect::open(&work.connections, id).await {
             Ok(tunnel) => {
-                tracing::info!(session, kind = ?work.kind, "tunnel open");
+                tracing::debug!(session, kind = ?work.kind, "tunnel open");
                 let ended = tunnel::bridge(tunnel, &self.options.target, &self.buffers).await;
                 tell(&session, &self.options.target, ended);
             }

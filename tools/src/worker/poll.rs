@@ -1,8 +1,12 @@
-//! Asking one gateway for work: HTTP/1.1 on one kept connection, one poll open all the time.
+//! Asking one gateway for work: polls over HTTP/1.1 on a few kept connections.
 //!
-//! When the sessions held change, the poll is sent anew on the same connection and takes the
-//! place of the one that waits, which is answered with nothing: so a read is never given up, and
-//! no work is lost between two polls.
+//! Some connections ask for new sessions. An answer brings one, and the next poll follows it at
+//! once. What one connection can bring in a second is bounded by the way there and back, so more
+//! are opened while answers come quickly. Each open poll is promised a free slot of its own.
+//!
+//! One more connection, with no slot to give, lists the sessions held and gets their reconnects.
+//! When they change, its poll is sent anew and takes the place of the one that waits, which is
+//! answered with nothing: so a read is never given up, and no work is lost between two polls.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,9 +25,18 @@ use super::answer::{Answer, AnswerFault, readable};
 use super::work::Poll;
 use super::{Gateway, Worker, net};
 
-/// Least time between two polls that no work has come between: lists of sessions are long, and
-/// a gateway that does not let polls wait is not asked in a tight loop.
+/// Most connections that ask one gateway for new sessions.
+pub(super) const MAX_WIDTH: usize = 8;
+/// Work that comes sooner than this after its poll was sent has waited in the gateway: one more
+/// connection may ask.
+const QUICK: Duration = Duration::from_millis(100);
+/// Least time between a poll that brought nothing and the next one: a gateway that does not let
+/// polls wait is not asked in a tight loop. Nothing waits for it once work has come.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Least time between two lists, and for each session in the first one: each costs the gateway as
+/// much as a session's own poll, and short sessions are over before anybody could come back to them.
+const LIST_PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_BY_ID: Duration = Duration::from_micros(20);
 /// The gateway answers within 30 s; a connection that is silent for longer is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,37 +84,116 @@ impl From<io::Error> for PollFault {
     }
 }
 
+/// What a connection asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    /// New sessions. The connections for them are numbered.
+    Sessions(usize),
+    /// More tunnels for the sessions held.
+    Reconnects,
+}
+
+impl Asks {
+    /// Whether there is something to ask for.
+    fn is_due(self, worker: &Worker, gateway: &Gateway) -> bool {
+        match self {
+            Self::Sessions(number) => {
+                number < gateway.width.get() && worker.free() > gateway.promised()
+            }
+            Self::Reconnects => worker.holds_any(gateway),
+        }
+    }
+}
+
 /// Polls `gateway` until the worker stops.
-pub(super) async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>) {
+pub(super) fn start(worker: &Rc<Worker>, gateway: &Rc<Gateway>) {
+    let sessions = (0..worker.options.slots.min(MAX_WIDTH)).map(Asks::Sessions);
+    for asks in sessions.chain([Asks::Reconnects]) {
+        gateway.polling.set(gateway.polling.get() + 1);
+        monoio::spawn(poll(worker.clone(), gateway.clone(), asks));
+    }
+}
+
+/// One connection after the other, whenever there is something to ask for.
+async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
     let name = &gateway.place.authority;
     let mut failures = 0;
     while !worker.stopping() {
-        let Err(fault) = Line::work(&worker, &gateway, &mut failures).await else {
-            // It stops, or the gateway has closed the connection in good order.
-            if !worker.stopping() {
-                sleep(FIRST_PAUSE).await;
-            }
+        if !asks.is_due(&worker, &gateway) {
+            let seen = Seen::now(&worker);
+            seen.change(&worker, asks).await;
             continue;
+        }
+        let fault = match Line::work(&worker, &gateway, asks, &mut failures).await {
+            // The gateway closes the connection behind each answer.
+            Ok(After::Work) => continue,
+            Ok(After::Nothing) => {
+                let seen = Seen::now(&worker);
+                let _ = timeout(PAUSE, seen.stop(&worker)).await;
+                continue;
+            }
+            Err(fault) => fault,
         };
         if let PollFault::Refused(401 | 403, text) = &fault {
-            tracing::error!(gateway = name, answer = text, "the gateway refuses this worker's key");
-            worker.give_up();
+            if !worker.stopping() {
+                tracing::error!(
+                    gateway = name,
+                    answer = text,
+                    "the gateway refuses this worker's key"
+                );
+                worker.give_up();
+            }
             break;
         }
         failures += 1;
-        if failures == 1 {
+        if failures == 1 && !gateway.failed.replace(true) {
             tracing::warn!(gateway = name, error = %fault, "polling failed; trying again");
         } else {
             tracing::debug!(gateway = name, error = %fault, failures, "polling failed again");
         }
-        let rings = worker.stop.rings();
-        if !worker.stopping() {
-            // An early end of the pause is what it is for.
-            let _ = timeout(pause_after(failures, random()), worker.stop.after(rings)).await;
+        let seen = Seen::now(&worker);
+        // An early end of the pause is what it is for.
+        let _ = timeout(pause_after(failures, random()), seen.stop(&worker)).await;
+    }
+    gateway.polling.set(gateway.polling.get() - 1);
+    worker.changed.ring();
+}
+
+/// How often the bells had rung at a moment, so that no ring after it is missed.
+#[derive(Clone, Copy)]
+struct Seen {
+    changed: u64,
+    freed: u64,
+    stop: u64,
+}
+
+impl Seen {
+    fn now(worker: &Worker) -> Self {
+        Self {
+            changed: worker.changed.rings(),
+            freed: worker.freed.rings(),
+            stop: worker.stop.rings(),
         }
     }
-    gateway.left.set(true);
-    worker.changed.ring();
+
+    /// Waits for what can make a poll due where none is open.
+    async fn change(self, worker: &Worker, asks: Asks) {
+        monoio::select! {
+            () = async {
+                match asks {
+                    Asks::Sessions(_) => worker.freed.after(self.freed).await,
+                    Asks::Reconnects => worker.changed.after(self.changed).await,
+                }
+            } => {}
+            () = self.stop(worker) => {}
+        }
+    }
+
+    async fn stop(self, worker: &Worker) {
+        if !worker.stopping() {
+            worker.stop.after(self.stop).await;
+        }
+    }
 }
 
 /// The pause after so many failures in a row: from half of it to all of it.
@@ -122,6 +214,16 @@ struct Said {
     slots: usize,
     /// The state of the list of sessions.
     list: u64,
+    /// A newer poll has taken the place of one with slots, and gives none: it is answered soon.
+    recalled: bool,
+}
+
+/// How a connection for polls has ended in good order.
+enum After {
+    /// Behind an answer with work.
+    Work,
+    /// Otherwise.
+    Nothing,
 }
 
 type Reading =
@@ -131,126 +233,212 @@ type Reading =
 struct Line<'a> {
     worker: &'a Rc<Worker>,
     gateway: &'a Rc<Gateway>,
+    asks: Asks,
     writer: OwnedWriteHalf<TcpStream>,
     /// The read under way: it lives as long as the connection, since dropping it loses bytes.
     reading: Reading,
     unanswered: VecDeque<Said>,
     sent_at: Instant,
-    /// The gateway closes the connection behind its last answer.
+    /// No poll is sent before.
+    rests_until: Instant,
+    /// The gateway closes the connection behind its last answer, or has closed it.
     last: bool,
+    /// The last answer brought work.
+    worked: bool,
 }
 
 impl<'a> Line<'a> {
-    /// Polls on one connection; `Ok` once the worker stops.
+    /// Polls on one connection; `Ok` once the worker stops, or the connection has had its time.
     async fn work(
         worker: &'a Rc<Worker>,
         gateway: &'a Rc<Gateway>,
+        asks: Asks,
         failures: &mut u32,
-    ) -> Result<(), PollFault> {
+    ) -> Result<After, PollFault> {
         let stream = net::dial(&gateway.place).await?;
         let (reader, writer) = stream.into_split();
+        let now = Instant::now();
         let mut line = Self {
             worker,
             gateway,
+            asks,
             writer,
             reading: Box::pin(read(reader, Vec::new())),
             unanswered: VecDeque::new(),
-            sent_at: Instant::now(),
+            sent_at: now,
+            rests_until: now,
             last: false,
+            worked: false,
         };
-        line.ask().await?;
+        line.ask_if_due().await?;
         while !worker.stopping() {
             if line.wait().await? {
-                if std::mem::take(failures) > 0 {
+                *failures = 0;
+                if gateway.failed.replace(false) {
                     tracing::info!(gateway = gateway.place.authority, "polling again");
                 }
-                if line.last {
-                    return Ok(());
-                }
             }
-            if line.is_due() {
-                line.ask().await?;
+            if line.last || line.is_spare() {
+                return Ok(if line.worked { After::Work } else { After::Nothing });
             }
+            line.ask_if_due().await?;
         }
-        line.leave().await
+        line.leave().await.map(|()| After::Nothing)
+    }
+
+    /// Whether fewer connections would do.
+    fn is_spare(&self) -> bool {
+        let beyond = match self.asks {
+            Asks::Sessions(number) => number >= self.gateway.width.get(),
+            Asks::Reconnects => false,
+        };
+        beyond && self.unanswered.is_empty()
     }
 
     /// Waits for answers, for a change, or for the time of the next poll; whether an answer came.
     async fn wait(&mut self) -> Result<bool, PollFault> {
-        let (changed, stop) = (self.worker.changed.rings(), self.worker.stop.rings());
+        let seen = Seen::now(self.worker);
         if self.worker.stopping() {
             return Ok(false);
         }
-        let due = self.wants_to_ask() && self.unanswered.len() < UNANSWERED;
-        let until = if due { PAUSE } else { ANSWER_TIMEOUT }.saturating_sub(self.sent_at.elapsed());
+        let until = if self.wants_to_ask().is_some() {
+            self.rests_until.saturating_duration_since(Instant::now())
+        } else {
+            ANSWER_TIMEOUT.saturating_sub(self.sent_at.elapsed())
+        };
+        let (worker, asks, waits) = (self.worker, self.asks, !self.unanswered.is_empty());
+        // An open poll for a session is right whatever changes, unless another gateway's session
+        // takes its slot.
+        let settled = waits && asks != Asks::Reconnects && worker.gateways.len() == 1;
         monoio::select! {
-            read = &mut self.reading => {
-                self.received(read)?;
-                Ok(true)
-            }
-            () = self.worker.changed.after(changed) => Ok(false),
-            () = self.worker.stop.after(stop) => Ok(false),
-            () = sleep(until) => {
-                if self.sent_at.elapsed() >= ANSWER_TIMEOUT {
-                    return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            read = &mut self.reading => self.received(read),
+            () = async {
+                match asks {
+                    _ if settled => seen.stop(worker).await,
+                    Asks::Sessions(_) if waits => {
+                        worker.changed.after(seen.changed).await;
+                    }
+                    _ => seen.change(worker, asks).await,
                 }
-                Ok(false)
-            }
+            } => Ok(false),
+            () = seen.stop(worker) => Ok(false),
+            () = sleep(until), if waits || self.rests() => self.is_silent().map(|()| false),
         }
     }
 
-    /// Takes what was read and reads on.
+    /// Takes what was read and reads on; whether an answer came.
     fn received(
         &mut self,
         (count, reader, mut bytes): (io::Result<usize>, OwnedReadHalf<TcpStream>, Vec<u8>),
-    ) -> Result<(), PollFault> {
+    ) -> Result<bool, PollFault> {
         if count? == 0 {
+            if self.unanswered.is_empty() {
+                // It was of no use any more.
+                self.last = true;
+                return Ok(false);
+            }
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
+        let mut answered = false;
         while let Some(answer) = Answer::take(&mut bytes).map_err(PollFault::Answer)? {
-            self.unanswered.pop_front().ok_or(PollFault::Unasked)?;
+            let said = self.unanswered.pop_front().ok_or(PollFault::Unasked)?;
+            self.gateway.answered(said.slots > 0, said.recalled);
             self.last |= answer.last;
+            self.worked = answer.status == 200;
+            answered = true;
             match answer.status {
-                204 => {}
+                204 => self.brought_nothing(),
                 200 => {
                     let work = serde_json::from_slice(&answer.body).map_err(PollFault::Work)?;
+                    self.brought_work();
                     self.worker.clone().take(self.gateway, work);
                 }
                 status => return Err(PollFault::Refused(status, readable(&answer.body))),
             }
         }
         self.reading = Box::pin(read(reader, bytes));
+        Ok(answered)
+    }
+
+    fn brought_work(&mut self) {
+        self.rests_until = Instant::now();
+        let quick = self.asks != Asks::Reconnects && self.sent_at.elapsed() < QUICK;
+        if quick && self.gateway.widen(self.worker.options.slots) {
+            self.worker.freed.ring();
+        }
+    }
+
+    fn brought_nothing(&self) {
+        // A poll that had its whole time: there is less to do than there was.
+        if self.sent_at.elapsed() >= QUICK && self.unanswered.is_empty() {
+            self.gateway.narrow();
+        }
+    }
+
+    /// How many slots the poll is to give that is sent now, if the open one, or none, no longer
+    /// says how things are. The number only has to be right about "none": an answer brings one
+    /// session, whatever it is.
+    fn wants_to_ask(&self) -> Option<usize> {
+        if self.unanswered.len() >= UNANSWERED {
+            return None;
+        }
+        let open = self.unanswered.back();
+        if self.asks == Asks::Reconnects {
+            let list = self.gateway.list.get();
+            let due = match open {
+                Some(said) => said.list != list,
+                None => self.worker.holds_any(self.gateway),
+            };
+            return due.then_some(0);
+        }
+        let (free, promised) = (self.worker.free(), self.gateway.promised());
+        match open {
+            Some(said) if said.slots > 0 => (free < promised).then_some(0),
+            _ if self.asks.is_due(self.worker, self.gateway) => Some(free - promised),
+            _ => None,
+        }
+    }
+
+    /// Sends a poll if it is time for one.
+    async fn ask_if_due(&mut self) -> Result<(), PollFault> {
+        let Some(slots) = self.wants_to_ask().filter(|_| !self.rests()) else { return Ok(()) };
+        if self.worker.stopping() {
+            return Ok(());
+        }
+        let ids = match self.asks {
+            Asks::Sessions(_) => Vec::new(),
+            Asks::Reconnects => self.worker.held(self.gateway),
+        };
+        self.say(slots, &ids).await
+    }
+
+    fn rests(&self) -> bool {
+        Instant::now() < self.rests_until
+    }
+
+    /// Fails if the open poll has waited longer than any may.
+    fn is_silent(&self) -> Result<(), PollFault> {
+        if !self.unanswered.is_empty() && self.sent_at.elapsed() >= ANSWER_TIMEOUT {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
         Ok(())
     }
 
-    /// Whether the open poll no longer says how things are. Its number of slots only has to be
-    /// right about "none": an answer brings one session, whatever the number.
-    fn wants_to_ask(&self) -> bool {
-        let now = Said { slots: self.worker.free(), list: self.gateway.list.get() };
-        self.unanswered
-            .back()
-            .is_none_or(|said| said.list != now.list || (said.slots == 0) != (now.slots == 0))
-    }
-
-    fn is_due(&self) -> bool {
-        let rested = self.sent_at.elapsed() >= PAUSE && !self.worker.stopping();
-        rested && self.unanswered.len() < UNANSWERED && self.wants_to_ask()
-    }
-
-    /// Sends a poll.
-    async fn ask(&mut self) -> Result<(), PollFault> {
-        // An older poll may be answered with a session before it is replaced.
-        let promised = self.unanswered.iter().filter(|said| said.slots > 0).count();
-        let slots = self.worker.free().saturating_sub(promised);
+    async fn say(&mut self, slots: usize, ids: &[Uuid]) -> Result<(), PollFault> {
+        if let Some(open) = self.unanswered.back_mut().filter(|said| slots == 0 && said.slots > 0) {
+            open.recalled = true;
+            self.gateway.recall();
+        }
         let list = self.gateway.list.get();
-        let ids = self.worker.held(self.gateway);
-        self.say(Said { slots, list }, &ids).await
-    }
-
-    async fn say(&mut self, said: Said, ids: &[Uuid]) -> Result<(), PollFault> {
-        let request = request(self.worker, self.gateway, said.slots, ids);
-        self.unanswered.push_back(said);
+        self.unanswered.push_back(Said { slots, list, recalled: false });
+        self.gateway.promise(slots > 0);
         self.sent_at = Instant::now();
+        let pause = match self.asks {
+            Asks::Sessions(_) => PAUSE,
+            Asks::Reconnects => LIST_PAUSE.max(PAUSE_BY_ID * ids.len() as u32),
+        };
+        self.rests_until = self.sent_at + pause;
+        let request = request(self.worker, self.gateway, slots, ids);
         let written = timeout(WRITE_TIMEOUT, self.writer.write_all(request.into_bytes())).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.0?;
         Ok(())
@@ -261,7 +449,7 @@ impl<'a> Line<'a> {
         if self.unanswered.iter().all(|said| said.slots == 0) {
             return Ok(());
         }
-        self.say(Said { slots: 0, list: 0 }, &[]).await?;
+        self.say(0, &[]).await?;
         let answers = async {
             while self.unanswered.len() > 1 {
                 let read = (&mut self.reading).await;
@@ -270,6 +458,16 @@ impl<'a> Line<'a> {
             Ok(())
         };
         timeout(LEAVE_TIMEOUT, answers).await.unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        for said in self.unanswered.drain(..) {
+            self.gateway.answered(said.slots > 0, said.recalled);
+        }
+        // Its slot is another line's to promise.
+        self.worker.freed.ring();
     }
 }
 

@@ -118,6 +118,15 @@ impl Line {
         }
     }
 
+    /// Fails if a request comes: for so long as a machine under load needs to send one.
+    pub fn is_quiet(&mut self) {
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let read = self.stream.fill_buf().map(<[u8]>::len);
+        self.stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(read.is_err(), "{read:?} bytes came");
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
     }
