@@ -74,7 +74,7 @@ pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement
     };
     let special = match (peer.behind, peer.spins) {
         (_, true) => owed.relay_spinning,
-        (Behind::Worker, false) => owed.relay_by_worker,
+        (Behind::Worker | Behind::Program, false) => owed.relay_by_worker,
         _ => None,
     };
     let l7 = figures.best_l7(shape);

@@ -36,9 +36,15 @@ pub enum Class {
 pub enum Behind {
     /// The peer dials it at `{backend}`.
     Backend,
-    /// It is a worker that polls and dials back at `{worker}`.
+    /// It is a worker that polls and dials back at `{worker}`: the leanest there can be.
     Worker,
+    /// The worker program that users have polls and dials back at `{worker}`, and joins each
+    /// session to the endpoint at `{backend}`.
+    Program,
 }
+
+/// Name of the worker program among the programs.
+pub const WORKER_PROGRAM: &str = "ringway_worker";
 
 /// One peer, as its folder says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -163,7 +169,10 @@ pub fn choose(request: &Request, programs: &mut Programs) -> Result<Chosen, Comp
             return Err(CompareFault::Unknown { what: "peer", name, known });
         }
         let peer = Peer::load(&request.peers_dir, name)?;
-        match peer.program().map(|program| programs.obtain(program)) {
+        let worker = (peer.behind == Behind::Program).then_some(WORKER_PROGRAM);
+        let needed = peer.program().into_iter().chain(worker);
+        let missing = needed.map(|program| programs.obtain(program)).find(Result::is_err);
+        match missing {
             None | Some(Ok(_)) => peers.push(peer),
             Some(Err(why)) if request.peers.is_empty() => skipped.push((name.clone(), why)),
             Some(Err(why)) => return Err(CompareFault::Peer(format!("{name}: {why}"))),

@@ -281,7 +281,7 @@ pub const ALL: [Shape; 31] = [
         streams: 1,
         more: &["--kind", "new-connection"],
         owed: Owed { relay: Some(1.4), relay_by_worker: Some(2.2), ..NOTHING },
-        owing: &["ringway", "ringway-dial"],
+        owing: &["ringway", "ringway-dial", "ringway-worker"],
         ..UNARY
     },
     Shape {

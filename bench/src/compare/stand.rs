@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::count::Counter;
 use super::hold;
 use super::keys::Keys;
-use super::peer::{Behind, Names, Peer, fill};
+use super::peer::{Behind, Names, Peer, WORKER_PROGRAM, fill};
 use super::programs::Programs;
 use super::shape::{Figure, Shape, Work};
 use super::{CLIENT_KEY, FUNCTION, Request, VERSION, WORKER_KEY, is_direct};
@@ -188,7 +188,7 @@ impl Stand {
         let listening = [bench.clone(), "backend".into(), "--listen".into(), listen];
         // A backend is there before the peer, a worker comes after it.
         let (mut proxy, mut end) = (None, None);
-        if peer.behind == Behind::Backend {
+        if peer.behind != Behind::Worker {
             end = Some(self.start(dir, "endpoint", &listening, self.load_cpu)?.by_line("ready ")?);
         }
         let counts = dir.join("counts");
@@ -208,6 +208,13 @@ impl Stand {
             let polling = polling(bench, places.worker);
             end = Some(self.start(dir, "endpoint", &polling, self.load_cpu)?.by_line("ready ")?);
         }
+        // New sessions wait until it polls.
+        let mut joins = None;
+        if peer.behind == Behind::Program {
+            let program = names.get(WORKER_PROGRAM).cloned().unwrap_or_default();
+            let line = joining(program, &places);
+            joins = Some(self.start(dir, "worker", &line, self.load_cpu)?);
+        }
         let target = if is_direct(peer) { places.backend } else { places.client };
         if shape.work == Work::Hold {
             let pid = proxy.as_ref().map(|running| running.child.id());
@@ -219,7 +226,8 @@ impl Stand {
         let admin = peer.admin.then_some(places.admin);
         let line = self.load_line(shape, target, admin, &names);
         let hdr = dir.join(format!("latency-{round}.hlog"));
-        let outcome = self.load(dir, line, &hdr, &[("proxy", &proxy), ("endpoint", &end)])?;
+        let watched = [("proxy", &proxy), ("endpoint", &end), ("worker", &joins)];
+        let outcome = self.load(dir, line, &hdr, &watched)?;
         let counted = counter.map(|counter| counter.rate(self.seconds)).transpose()?;
         let figure = counted.map(|rate| rate / outcome.calls_per_s.max(1.0));
         Ok(Seen { outcome: Some(outcome), figure })
@@ -310,6 +318,15 @@ fn polling(bench: String, gateway: SocketAddr) -> Vec<String> {
     let mut line = vec![bench, "worker".to_owned()];
     line.extend(arguments.into_iter().chain(["--version", VERSION]).map(str::to_owned));
     line
+}
+
+/// Arguments of the worker program, as its users have them.
+fn joining(program: String, places: &Places) -> Vec<String> {
+    let (gateway, target) = (format!("http://{}", places.worker), places.backend.to_string());
+    let arguments = ["--gateway", &gateway, "--key", WORKER_KEY, "--function", FUNCTION];
+    let more = ["--version", VERSION, "--target", &target, "--slots", "1024"];
+    let arguments = arguments.into_iter().chain(more);
+    std::iter::once(program).chain(arguments.map(str::to_owned)).collect()
 }
 
 impl Running {
