@@ -51,6 +51,16 @@ soak_websockets() {
     python3 tools/soak/websockets.py .tools/bin/k6 .tools/bin/soak-talker "$@"
 }
 
+# Sessions a second over four ways to one function: each user of k6 connects, calls once and closes,
+# again and again. A table; it fails if ringway-worker hands out less than 0.95 x what
+# `dev --target` does. Arguments: [--seconds 10] [--rounds 3] [--users 1,5,50,200]
+soak_sessions() {
+    go_tool k6 go.k6.io/k6@v1.4.0 || return
+    mkdir -p .tools/bin
+    go build -o .tools/bin/soak-echo tools/soak/echo.go || return
+    python3 tools/soak/sessions.py .tools/bin/k6 .tools/bin/soak-echo "$@"
+}
+
 # ---- running them ----
 
 parts() {
