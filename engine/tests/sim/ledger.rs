@@ -203,8 +203,10 @@ impl Ledger {
     /// Whoever uses this tunnel, or waits for it, or asks for it before the gateway knows, has a
     /// reason to fail.
     pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
+        let took = self.takers(&leaving.session);
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
-            exchange.excuse |= leaving.concerns(exchange.client, exchange.tenant, &exchange.named);
+            exchange.excuse |= took.contains(&exchange.client)
+                || leaving.concerns(exchange.client, exchange.tenant, &exchange.named);
         }
         self.parking.tunnel_left(leaving.tunnel, &mut self.exchanges);
         self.leaving.push(leaving);
@@ -212,7 +214,18 @@ impl Ledger {
 
     /// Whether a request of this client may meet a tunnel that has ended.
     pub(crate) fn is_risky(&self, client: usize, tenant: &str, named: &Named) -> bool {
-        self.draining || self.leaving.iter().any(|leaving| leaving.concerns(client, tenant, named))
+        let may_meet = |leaving: &Leaving| {
+            leaving.concerns(client, tenant, named)
+                || self.takers(&leaving.session).contains(&client)
+        };
+        self.draining || self.leaving.iter().any(may_meet)
+    }
+
+    /// Clients that have asked for this session by its id: it may be theirs by now, for requests
+    /// that name nothing too, and its worker learns of them only when it is asked.
+    fn takers(&self, session: &str) -> BTreeSet<usize> {
+        let asked = self.exchanges.iter().filter(|exchange| exchange.names(session));
+        asked.map(|exchange| exchange.client).collect()
     }
 
     /// A client, or the worker on one of its tunnels, has gone mad.
