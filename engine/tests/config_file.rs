@@ -103,7 +103,7 @@ fn the_sample_of_the_design_loads() {
     assert_eq!(config.session.scope, Scope::Tenant);
     assert_eq!(config.session.honour_id, HonourId::Always);
     assert_eq!(config.drain.max, Duration::from_secs(60));
-    assert_eq!((config.limits.streams, config.limits.header_bytes), (10_000, 65536));
+    assert_eq!((config.limits.streams, config.limits.header_bytes), (10_000, 262_144));
     assert_eq!((config.keepalive.idle.as_secs(), config.keepalive.interval.as_secs()), (15, 15));
     assert_eq!((config.keepalive.probes, config.keepalive.user_timeout.as_secs()), (9, 150));
     assert_eq!(config.keepalive.client_ping, None);

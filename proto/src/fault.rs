@@ -71,8 +71,10 @@ pub enum Fault {
     },
     /// This core holds as many waiting sessions, or as many bytes, as it may (limit L9).
     Overloaded,
-    /// The request head is over limit L2.
+    /// The request's head or trailers are over limit L2 or L3.
     HeadTooLarge,
+    /// The worker's head or trailers are: the call fails, its tunnel lives.
+    AnswerTooLarge,
     /// The tunnel broke before it gave a response head (design 3.11).
     TunnelLost,
     /// Likewise: its server answered HTTP/2 with HTTP/1, so it speaks nothing else.
@@ -108,6 +110,7 @@ impl Fault {
             | Self::TooManyDispatches { .. }
             | Self::Overloaded
             | Self::HeadTooLarge
+            | Self::AnswerTooLarge
             | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::SessionNotFound { .. } => Code::NotFound,
             Self::NoWorker => Code::DeadlineExceeded,
@@ -125,6 +128,7 @@ impl Fault {
             Self::HeadTooLarge => 431,
             Self::BodyTooLarge => 413,
             _ if self.is_lost_tunnel() => 502,
+            Self::AnswerTooLarge => 502,
             _ => grpc::http_status(self.code()),
         }
     }
@@ -183,6 +187,7 @@ impl Fault {
             Self::TooManyDispatches { .. } => "TooManyDispatches",
             Self::Overloaded => "Overloaded",
             Self::HeadTooLarge => "HeadTooLarge",
+            Self::AnswerTooLarge => "AnswerTooLarge",
             Self::TunnelLost => "TunnelLost",
             Self::ServerSpeaksHttp1 => "ServerSpeaksHttp1",
             Self::Draining => "Draining",
@@ -229,6 +234,7 @@ impl fmt::Display for Fault {
             }
             Self::Overloaded => f.write_str("gateway holds as much as it may, try again later"),
             Self::HeadTooLarge => f.write_str("request headers are too large"),
+            Self::AnswerTooLarge => f.write_str("response headers are too large"),
             Self::TunnelLost => f.write_str("lost the link to the worker"),
             Self::ServerSpeaksHttp1 => f.write_str(
                 "lost the link to the worker: the server behind it speaks HTTP/1 only, \

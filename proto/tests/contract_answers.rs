@@ -143,6 +143,7 @@ fn own_faults() -> Vec<Row> {
         ),
         row(Fault::Overloaded, 8, 429, "gateway holds as much as it may, try again later", false),
         row(Fault::HeadTooLarge, 8, 431, "request headers are too large", false),
+        row(Fault::AnswerTooLarge, 8, 502, "response headers are too large", false),
         row(Fault::Draining, 14, 503, "gateway is draining, try again on a new connection", false),
         row(Fault::MailboxFull, 14, 503, "gateway is overloaded, try again", false),
     ]

@@ -82,12 +82,12 @@ fn l2_an_hpack_bomb_ends_the_connection() {
     let len = 3900 - 127;
     bomb.extend([(len % 128) as u8 | 128, (len / 128) as u8]);
     bomb.extend([b'v'; 3900]);
-    bomb.extend([0xbe; 100]);
+    bomb.extend([0xbe; 300]);
     side.feed(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb));
     expect_limit(&side, LimitId::L2, CALM);
     // Tiny entries: it is their number that counts.
     let mut side = Side::server(Limits::default());
-    let bomb = [block(GET), vec![0x82; 1100]].concat();
+    let bomb = [block(GET), vec![0x82; 4100]].concat();
     side.feed(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb));
     expect_limit(&side, LimitId::L2, CALM);
 }
@@ -114,13 +114,13 @@ fn l3_continuation_floods_end_the_connection() {
     let mut side = Side::server(Limits::default());
     side.feed(&frame(HEADERS, 0, 1, &block(GET)));
     let taken = until_fault(&mut side, |_| frame(CONTINUATION, 0, 1, b"\0\x01x\0"));
-    assert_eq!(taken, 8);
+    assert_eq!(taken, 68, "four times what one message may take");
     expect_limit(&side, LimitId::L3, CALM);
 
     let mut side = Side::server(Limits::default());
     side.feed(&frame(HEADERS, 0, 1, &block(GET)));
     let taken = until_fault(&mut side, |_| frame(CONTINUATION, 0, 1, &[0; 16_000]));
-    assert_eq!(taken, 4, "64 KiB");
+    assert_eq!(taken, 65, "1 MiB");
     expect_limit(&side, LimitId::L3, CALM);
 
     let mut side = Side::server(Limits::default());
@@ -138,16 +138,104 @@ fn l3_a_block_is_judged_by_its_declared_length() {
 }
 
 #[test]
-fn l3_eight_continuations_and_one_empty_fragment_pass() {
+fn l3_seventeen_continuations_and_one_empty_fragment_pass() {
     let mut side = Side::server(Limits::default());
-    let bytes = block(GET);
-    side.feed(&frame(HEADERS, END_STREAM, 1, b""));
-    for n in 0..7 {
-        side.feed(&frame(CONTINUATION, 0, 1, &bytes[n..=n]));
-    }
-    side.feed(&frame(CONTINUATION, END_HEADERS, 1, &bytes[7..]));
+    let bytes = block(&[GET, &[("x-long", "not in any table, and of some length")]].concat());
+    side.feed(&in_pieces(1, &bytes, 17));
     side.expect_no_fault();
-    assert_eq!(side.seen.len(), 1);
+    assert!(matches!(&side.take_seen()[..], [Seen::Head { fields, .. }] if fields.len() == 5));
+    // One more costs the message alone, and its block is decoded.
+    side.feed(&in_pieces(3, &bytes, 18));
+    side.expect_no_fault();
+    assert_eq!(side.take_seen(), [Seen::TooLarge { id: 3, end: true }]);
+    assert_eq!(side.fields.get(4).unwrap().name, b"x-long");
+    side.feed(&in_pieces(5, &bytes, 68));
+    side.expect_no_fault();
+    assert_eq!(side.take_seen(), [Seen::TooLarge { id: 5, end: true }]);
+    side.feed(&in_pieces(7, &bytes, 69));
+    expect_limit(&side, LimitId::L3, CALM);
+}
+
+/// A block in an empty HEADERS frame and this many CONTINUATIONs, most of them of one octet.
+fn in_pieces(stream: u32, block: &[u8], count: usize) -> Vec<u8> {
+    // More pieces than octets: the block is told again what it says already.
+    let padded = [block, &vec![0x82; count.saturating_sub(block.len())]].concat();
+    let mut bytes = frame(HEADERS, END_STREAM, stream, b"");
+    for n in 0..count - 1 {
+        bytes.extend(frame(CONTINUATION, 0, stream, &padded[n..=n]));
+    }
+    bytes.extend(frame(CONTINUATION, END_HEADERS, stream, &padded[count - 1..]));
+    bytes
+}
+
+/// A field section whose list has this size as L2 counts, of so many fields behind `first`.
+fn section<'a>(
+    first: &[(&'a str, &'a str)],
+    value: &'a str,
+    size: usize,
+    count: usize,
+) -> Vec<(&'a str, &'a str)> {
+    let used: usize = first.iter().map(|(n, v)| n.len() + v.len() + 32).sum();
+    let each = (size - used) / count;
+    let mut list = first.to_vec();
+    list.extend((1..count).map(|_| ("x", &value[..each - 33])));
+    let rest = size - used - each * (count - 1);
+    list.push(("x", &value[..rest - 33]));
+    list
+}
+
+/// HEADERS and as many CONTINUATIONs as frames of 16 KiB make necessary.
+fn in_frames(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
+    let parts: Vec<_> = block.chunks(16_384).collect();
+    let mut bytes = Vec::new();
+    for (n, part) in parts.iter().enumerate() {
+        let last = if n + 1 == parts.len() { END_HEADERS } else { 0 };
+        let (kind, flags) = if n == 0 { (HEADERS, flags) } else { (CONTINUATION, 0) };
+        bytes.extend(frame(kind, flags | last, stream, part));
+    }
+    bytes
+}
+
+#[test]
+fn l2_heads_and_trailers_pass_up_to_both_limits_and_cost_themselves_beyond() {
+    const OK: &[(&str, &str)] = &[(":status", "200")];
+    let value = "v".repeat(256 * 1024);
+    // Few large fields; as many as may be.
+    for count in [1, 250, 1000] {
+        let whole = |first| block(&section(first, &value, 256 * 1024, count));
+        let over = |first| block(&section(first, &value, 256 * 1024 + 1, count));
+        let mut side = Side::server(Limits::default());
+        side.feed(&in_frames(1, END_STREAM, &whole(GET)));
+        side.feed(&in_frames(3, END_STREAM, &over(GET)));
+        side.feed(&in_frames(5, 0, &block(POST)));
+        side.feed(&in_frames(5, END_STREAM, &whole(&[])));
+        side.expect_no_fault();
+        let told = side.take_seen();
+        assert!(matches!(&told[0], Seen::Head { fields, .. } if fields.len() == count + 4));
+        assert_eq!(told[1], Seen::TooLarge { id: 3, end: true });
+        assert!(matches!(&told[3], Seen::Head { fields, .. } if fields.len() == count));
+
+        let mut side = Side::client(Limits::default());
+        for n in 0..3 {
+            side.ask(GET, true);
+            let head = if n == 1 { over(OK) } else { whole(OK) };
+            side.feed(&in_frames(2 * n + 1, 0, &head));
+        }
+        side.feed(&in_frames(1, END_STREAM, &whole(&[])));
+        side.feed(&in_frames(5, END_STREAM, &over(&[])));
+        side.expect_no_fault();
+        let told = side.take_seen();
+        assert_eq!(told[1], Seen::TooLarge { id: 3, end: false });
+        assert!(matches!(&told[3], Seen::Head { fields, .. } if fields.len() == count));
+        assert_eq!(told[4], Seen::TooLarge { id: 5, end: true });
+    }
+    let mut side = Side::server(Limits::default());
+    side.feed(&in_frames(1, END_STREAM, &block(&[GET, &[("x", "y"); 1020]].concat())));
+    side.feed(&in_frames(3, END_STREAM, &block(&[GET, &[("x", "y"); 1021]].concat())));
+    side.expect_no_fault();
+    assert!(matches!(&side.seen[0], Seen::Head { fields, .. } if fields.len() == 1024));
+    assert_eq!(side.seen[1], Seen::TooLarge { id: 3, end: true });
+    assert_eq!(side.conn.partial(), 0, "nothing of it is kept");
 }
 
 #[test]

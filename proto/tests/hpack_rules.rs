@@ -49,7 +49,8 @@ fn fresh_state_is_small() {
 
 #[test]
 fn default_limits_are_those_of_the_table() {
-    assert_eq!(HeaderLimits::default(), LIMITS);
+    let limits = HeaderLimits { max_size: 256 * 1024, max_fields: 1024 };
+    assert_eq!(HeaderLimits::default(), limits);
 }
 
 #[test]
@@ -210,6 +211,12 @@ fn too_large_lists_are_refused_and_bombs_stop_at_once() {
     assert_eq!(out.len(), 1);
     assert_eq!(size(&[0xbe; 4], &mut out), Ok(Verdict::TooLarge));
     assert_eq!(size(&[0xbe, 0xbe, 0xbe, 0xbe, 0x82], &mut out), Err(HpackError::Flood));
+    // How a refusal has to look is told by fields that may stand behind the end.
+    let large = [&insertion(b"b", &[b'x'; 68])[..], &insertion(b"origin", b"o")].concat();
+    let late = [&large[..], &insertion(b"content-type", b"a"), &insertion(b"content-type", b"b")];
+    assert_eq!(size(&late.concat(), &mut out), Ok(Verdict::TooLarge));
+    let kept: Vec<_> = out.iter().map(|field| (field.name, field.value)).collect();
+    assert_eq!(kept, [(&b"origin"[..], &b"o"[..]), (b"content-type", b"a")]);
     // A field that would fit again after one that did not is not stored: the list has no gaps.
     let block = [&[0x82][..], &insertion(b"b", &[b'x'; 67]), &[0x82]].concat();
     assert_eq!(size(&block, &mut out), Ok(Verdict::TooLarge));

@@ -26,7 +26,7 @@ fn s3_4_server_sends_settings_first_and_widens_its_window() {
         [
             (setting::MAX_CONCURRENT_STREAMS, 10_000),
             (setting::INITIAL_WINDOW_SIZE, 65_536),
-            (setting::MAX_HEADER_LIST_SIZE, 65_536)
+            (setting::MAX_HEADER_LIST_SIZE, 262_144)
         ]
     );
     assert_eq!((sent[1].kind, sent[1].stream), (WINDOW_UPDATE, 0));
@@ -317,7 +317,7 @@ fn s4_3_blocks_of_streams_nobody_wants_are_decoded_all_the_same() {
     expect_kept(&side, "d");
     // Too large.
     let mut side = Side::server(Limits::default());
-    let large = [block(&[("x", "y"); 300]), indexing("e")].concat();
+    let large = [block(&[("x", "y"); 1100]), indexing("e")].concat();
     side.feed(&frame(HEADERS, all, 1, &large));
     assert_eq!(side.take_seen(), [Seen::TooLarge { id: 1, end: true }]);
     side.feed(&frame(HEADERS, all, 3, &referring()));

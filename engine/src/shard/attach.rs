@@ -532,6 +532,7 @@ impl Shard {
         if let Some(exchange) = self.exchanges.at_mut(slot) {
             exchange.head = Some(Box::new(fields.clone()));
         }
+        self.list_waits(border, slot, fields.size());
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.waiters.push_back(waiter);
             attachment.waiting += 1;
@@ -590,6 +591,7 @@ impl Shard {
                 attachment.waiting -= u32::from(waits);
             }
             if let Some(head) = head {
+                self.list_went(waiter.slot, head.size());
                 self.request_head(border, waiter.slot, &head);
             }
         }

@@ -10,6 +10,7 @@ use super::Shard;
 use super::conn::{Client, Conn, Hop, Leaving, Side};
 use super::exchange::{At, Exchange};
 use super::http1;
+use super::large::LOGGED_PATH;
 use super::link::Link;
 use super::reply::Asked;
 use crate::border::{Border, Close, ConnId};
@@ -112,7 +113,8 @@ impl Shard {
     pub(super) fn asked(&self, at: At, fields: &Fields, ended: bool) -> Asked {
         let method = Method::of(fields.first(Token::Method).unwrap_or_default());
         let logged = self.settings.config.log.access;
-        let path = fields.first(Token::Path).filter(|_| logged).map(Box::from);
+        let path = fields.first(Token::Path).filter(|_| logged);
+        let path = path.map(|path| Box::from(&path[..path.len().min(LOGGED_PATH)]));
         Asked { at, method, path, ended, began: self.now }
     }
 
@@ -129,19 +131,6 @@ impl Shard {
         }
         self.metrics.active_http_requests += 1;
         slot
-    }
-
-    /// A request head over limit L2: answered, not relayed.
-    pub(super) fn head_too_large(
-        &mut self,
-        border: &mut Border,
-        at: At,
-        fields: &Fields,
-        ended: bool,
-    ) {
-        let style = route::reply_style(fields);
-        let asked = self.asked(at, fields, ended);
-        self.refuse(border, &asked, &style, &Fault::HeadTooLarge);
     }
 
     /// What an HTTP/1 client's `Connection` names ends here, but was read first (contract CL-28).
@@ -196,6 +185,7 @@ impl Hop {
             timer: None,
             stopped: Vec::new(),
             waits: 0,
+            partial: 0,
             side,
         }
     }

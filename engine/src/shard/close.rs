@@ -332,6 +332,7 @@ impl Shard {
         self.let_go(border, (exchange.attachment.is_some()).then_some(client), up);
         let down = exchange.down.clear(&mut border.pool);
         self.let_go(border, exchange.worker.map(|at| at.conn), down);
+        self.held -= exchange.lists;
         if let Some(key) = exchange.attachment {
             self.metrics.active_http_requests -= 1;
             self.leave_attachment(border, key, &exchange);
@@ -399,6 +400,7 @@ impl Shard {
     /// a client that comes back.
     pub(super) fn client_gone(&mut self, border: &mut Border, conn: ConnId, how: Gone) {
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        self.forget_partial(&mut hop);
         let manner = how.manner(&hop);
         self.resume(border, std::mem::take(&mut hop.stopped));
         self.http1_forget(border, &mut hop);
@@ -436,6 +438,7 @@ impl Shard {
     pub(super) fn tunnel_gone(&mut self, border: &mut Border, conn: ConnId, cause: Cause) {
         self.lost_before_replaced(border, conn);
         let Some(Conn::Hop(mut hop)) = self.conns.remove(conn) else { return };
+        self.forget_partial(&mut hop);
         border.close(conn, Close::Now);
         self.resume(border, std::mem::take(&mut hop.stopped));
         let Side::Tunnel(tunnel) = &hop.side else { return };

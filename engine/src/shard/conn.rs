@@ -104,6 +104,8 @@ pub(crate) struct Hop {
     pub(crate) stopped: Vec<ConnId>,
     /// Why this one does not read: how many hops it waits for.
     pub(crate) waits: u32,
+    /// Bytes of a head that is not whole, as counted last.
+    pub(crate) partial: u32,
     pub(crate) side: Side,
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct Exchange {
     pub(crate) worker: Option<At>,
     /// The request head while it waits for a tunnel or a stream.
     pub(crate) head: Option<Box<Fields>>,
+    /// Size of that head and of trailers that wait, as it is counted against the core.
+    pub(crate) lists: usize,
     pub(crate) up: Pipe,
     pub(crate) down: Pipe,
     /// Status of the final response head, 0 before it.
@@ -116,6 +118,7 @@ impl Exchange {
             attachment,
             worker: None,
             head: None,
+            lists: 0,
             up: Pipe::default(),
             down: Pipe::default(),
             status: 0,

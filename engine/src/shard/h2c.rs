@@ -22,7 +22,7 @@ use crate::pool::Segment;
 
 /// A request that is being read before its connection changes to HTTP/2.
 pub(crate) struct Upgrading {
-    fields: Fields,
+    pub(super) fields: Fields,
     settings: Vec<u8>,
     pub(super) body: VecDeque<Segment>,
     pub(super) bytes: usize,
@@ -46,8 +46,10 @@ impl Shard {
             return false;
         }
         let awaits = h1.codec.expects_continue();
+        let size = fields.size();
         h1.upgrading =
             Some(Box::new(Upgrading { fields, settings, body: VecDeque::new(), bytes: 0 }));
+        self.holding(border, None, size);
         if ended {
             self.begin_h2c(border, conn);
         } else if awaits {
@@ -72,7 +74,7 @@ impl Shard {
         let len = piece.len as usize;
         let large = upgrading.bytes + len > most;
         if large || full.is_some() {
-            let waits = upgrading.drop_body(&mut border.pool);
+            let waits = upgrading.drop_body(&mut border.pool) + upgrading.fields.size();
             let fields = h1.upgrading.take().map(|upgrading| upgrading.fields).unwrap_or_default();
             self.let_go(border, None, waits);
             if large {
@@ -96,7 +98,7 @@ impl Shard {
         let Some(Hop { link: Link::H1(h1), .. }) = self.conns.hop_mut(conn) else { return };
         let Some(upgrading) = h1.upgrading.take() else { return };
         let Upgrading { fields, settings, body, bytes } = *upgrading;
-        self.let_go(border, None, bytes);
+        self.let_go(border, None, bytes + fields.size());
         let mut h2 = h2::Conn::new(h2::Role::Server, limits, self.now);
         let is_head = fields.first(Token::Method) == Some(b"HEAD");
         let Ok(key) = h2.upgraded(&settings, is_head) else {

@@ -28,10 +28,8 @@ const LATE_BYTES: usize = 256 * 1024;
 impl Shard {
     fn http1_limits(&self) -> h1::Limits {
         let limits = &self.settings.config.limits;
-        h1::Limits {
-            head: HeadLimits { max_bytes: limits.header_bytes, max_fields: limits.header_fields },
-            ..h1::Limits::default()
-        }
+        let head = HeadLimits { max_bytes: limits.header_bytes, max_fields: limits.header_fields };
+        h1::Limits { head, trailers: head, ..h1::Limits::default() }
     }
 
     /// A client speaks HTTP/1; its first bytes are read next.
@@ -128,6 +126,7 @@ impl Shard {
                 let payload = segment.part(start, len);
                 self.data(border, Piece { at, payload, head_in_place: false, end: end_stream });
             }
+            Event::Trailers if !self.admit_head(border, at, true) => {}
             Event::Trailers => {
                 let fields = std::mem::take(&mut self.fields);
                 self.trailers(border, at, &fields);
@@ -147,6 +146,9 @@ impl Shard {
         h1.begun = None;
         h1.upgrade = upgrade;
         let at = At { conn, key: h1.key() };
+        if !self.admit_head(border, at, ended) {
+            return;
+        }
         if self.starts_h2c(border, conn, ended) {
             return;
         }
@@ -164,6 +166,9 @@ impl Shard {
     ) {
         if names_too_much(&self.fields) {
             return self.http1_fault(border, at.conn, CONNECTION_TOO_LONG);
+        }
+        if !self.admit_head(border, at, ended) {
+            return;
         }
         let mut fields = std::mem::take(&mut self.fields);
         if let Some(kept) = without_named(&fields) {
@@ -257,6 +262,7 @@ impl Shard {
         if border.queued(conn) > OUTPUT_FULL {
             self.stop_reading(border, conn, conn);
         }
+        self.count_partial(border, conn);
         self.watch(conn);
     }
 

@@ -140,7 +140,10 @@ impl H1 {
     /// Drops all that waits here; returns how many bytes that were.
     pub(super) fn take_waiting(&mut self, pool: &mut Pool) -> usize {
         self.kept.drain(..).for_each(|part| pool.release(part));
-        let body = self.upgrading.take().map_or(0, |mut upgrading| upgrading.drop_body(pool));
+        let body = self
+            .upgrading
+            .take()
+            .map_or(0, |mut upgrading| upgrading.drop_body(pool) + upgrading.fields.size());
         std::mem::take(&mut self.kept_bytes) + body
     }
 }

@@ -351,6 +351,14 @@ impl Link {
         }
     }
 
+    /// Bytes kept here of what is not whole yet: a head, or another frame that is looked at whole.
+    pub(crate) fn partial(&self) -> usize {
+        match self {
+            Self::H2(h2) => h2.partial(),
+            Self::H1(h1) => h1.codec.held(),
+        }
+    }
+
     /// Reading should stop until the peer has taken our answers.
     pub(crate) fn wants_pause(&self) -> bool {
         match self {

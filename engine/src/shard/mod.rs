@@ -21,6 +21,7 @@ mod home;
 mod http1;
 mod http1_end;
 mod http1_link;
+mod large;
 mod link;
 mod mail;
 mod memo;
@@ -48,7 +49,6 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
-use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
 use ringway_proto::h2::{self, ConnFault, Event, HeadKind, LimitId};
 use ringway_proto::id::{RequestIds, TokenMint};
@@ -59,8 +59,9 @@ use self::close::Cause;
 use self::conn::{Conn, Conns, Fresh, Hop, Leaving, Plain};
 use self::dial::Dials;
 use self::drain::Draining;
-use self::exchange::{At, Exchange, Way};
+use self::exchange::{At, Exchange};
 use self::give_way::Yard;
+use self::large::Unwanted;
 use self::link::Link;
 use self::mail::Outbox;
 use self::memo::InHand;
@@ -112,6 +113,8 @@ pub struct Shard {
     hasher: foldhash::fast::RandomState,
     /// DATA bytes that wait in pipes.
     held: usize,
+    /// Bytes of heads that are not whole yet, of all hops.
+    parts: usize,
     /// Attachments that wait for their worker.
     pending: Pending,
     /// Streams without progress are being looked for.
@@ -182,6 +185,7 @@ impl Shard {
             local,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
+            parts: 0,
             pending: Pending::default(),
             sweeping: false,
             fresh: Vec::new(),
@@ -242,6 +246,7 @@ impl Shard {
             && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
+            && self.parts == 0
             && self.pending.is_empty()
             && self.asking == 0
             && self.core_posts.is_empty()
@@ -320,6 +325,9 @@ impl Shard {
                 if let (true, Some(list), Some(hop)) = (repeated, list, self.conns.hop(conn)) {
                     hop.link.recall(list, &mut self.fields);
                 }
+                if !repeated && !self.admit_head(border, at, end_stream) {
+                    return;
+                }
                 self.in_hand = in_hand;
                 let fields = std::mem::take(&mut self.fields);
                 match kind {
@@ -337,7 +345,9 @@ impl Shard {
             }
             Event::HeadTooLarge { key, end_stream } => {
                 let fields = std::mem::take(&mut self.fields);
-                self.large_head(border, At { conn, key }, &fields, end_stream);
+                let at = At { conn, key };
+                let unwanted = Unwanted { at, fields: &fields, ended: end_stream };
+                self.head_too_large(border, unwanted);
                 self.fields = fields;
             }
             Event::Data { key, start, len, head_in_place, end_stream } => {
@@ -365,31 +375,6 @@ impl Shard {
                 } else if payload == watch::ALIVE_PING {
                     self.note_ping(conn);
                 }
-            }
-        }
-    }
-
-    fn large_head(&mut self, border: &mut Border, at: At, fields: &Fields, ended: bool) {
-        let Some(hop) = self.conns.hop_mut(at.conn) else { return };
-        let (slot, client) = (hop.link.tag(at.key), hop.client().is_some());
-        let most = self.settings.config.limits.header_fields;
-        let fields_full = fields.len() >= most;
-        self.metrics.limit_hit(if fields_full { Limit::HeaderFields } else { Limit::HeaderBytes });
-        match self.exchanges.at_mut(slot) {
-            None if client => self.head_too_large(border, at, fields, ended),
-            // A request's trailers.
-            Some(exchange) if client => {
-                exchange.up.ended |= ended;
-                if exchange.attachment.is_some() {
-                    self.cancel_exchange(border, slot, &Fault::HeadTooLarge);
-                } else if ended {
-                    self.direction_done(border, slot, Way::Up);
-                }
-            }
-            // A worker's head that cannot be relayed: the stream fails on both hops.
-            _ => {
-                let code = Some(h2::ErrorCode::InternalError);
-                self.drop_exchange(border, slot, code, code);
             }
         }
     }
@@ -429,6 +414,7 @@ impl Shard {
         if weary {
             self.warn(border, conn);
         }
+        self.count_partial(border, conn);
         self.watch(conn);
     }
 

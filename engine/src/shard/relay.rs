@@ -393,6 +393,7 @@ impl Shard {
             return Turn::Blocked;
         }
         let trailers = pipe.trailers.take();
+        let size = trailers.as_ref().map_or(0, |trailers| trailers.size());
         let Some(hop) = self.conns.hop_mut(to.conn) else { return Turn::Blocked };
         let out = &mut border.sink(to.conn);
         let whole = match trailers {
@@ -402,6 +403,7 @@ impl Shard {
             }
             None => hop.link.put_data(to.key, 0, true, out) && hop.link.end_data(out),
         };
+        self.list_went(slot, size);
         if !whole {
             self.wrong_length(border, slot);
             return Turn::Blocked;
@@ -429,7 +431,9 @@ impl Shard {
                 }
             }
             _ => {
+                // What comes twice ends the stream before it comes here.
                 pipe.trailers = Some(Box::new(fields.clone()));
+                self.list_waits(border, slot, fields.size());
                 self.schedule(border, slot, way);
             }
         }

@@ -134,6 +134,7 @@ impl Shard {
 
     /// Nothing is under way on a tunnel any more that another core wants: it goes.
     pub(super) fn tunnel_detached(&mut self, mut hop: Hop, parcel: Parcel) {
+        self.forget_partial(&mut hop);
         let Some(key) = hop.tunnel().map(|tunnel| tunnel.attachment) else { return };
         let Some(attachment) = self.attachments.remove(key) else { return };
         let State::Moving { to, .. } = attachment.state else {

@@ -53,6 +53,9 @@ class Function:
         call.abort_with_status(rpc_status.to_status(status_pb2.Status(
             code=9, message="with details", details=[detail, help_])))
 
+    def do_large_trailers(self, call, fields):
+        call.set_trailing_metadata([("x-large", "t" * 60_000)])
+
     def do_hang(self, call, fields):
         while call.is_active():
             time.sleep(0.01)
@@ -86,9 +89,9 @@ class Server:
     """Listens on the loopback address, on a free port unless one is named. With a name its
     answers carry it as `x-worker`."""
 
-    def __init__(self, port=0, name=None):
+    def __init__(self, port=0, name=None, options=()):
         self.function = Function(name)
-        self.grpc = grpc.server(futures.ThreadPoolExecutor(256), options=UNLIMITED)
+        self.grpc = grpc.server(futures.ThreadPoolExecutor(256), options=[*UNLIMITED, *options])
         handlers = {}
         for name, (many_in, many_out) in METHODS.items():
             make = getattr(grpc, f"{'stream' if many_in else 'unary'}_"

@@ -247,7 +247,7 @@ fn trailers_over_the_limit_end_their_exchange_and_nothing_is_left() {
     worker.sync(&mut world);
     let key = worker.key(1);
     worker.head(&mut world, key, &[(":status", "200")], false);
-    let large = vec![("x-field", "value"); 300];
+    let large = vec![("x-field", "value"); 1100];
     client.head(&mut world, unanswered, &large, true);
     client.head(&mut world, answered, &large, true);
     client.sync(&mut world);

@@ -573,7 +573,7 @@ fn a_head_has_its_time_and_its_size() {
     rig.ask("GET /health HTTP/1.1\r\nHost: g\r\n\r\n");
     rig.world.pass(Duration::from_secs(3600));
     assert!(!rig.world.is_closed(rig.client));
-    rig.ask(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(70_000)));
+    rig.ask(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(263_000)));
     let said = rig.at_client();
     assert!(said.contains("HTTP/1.1 431 "), "{said}");
     assert!(rig.world.is_closed(rig.client));

@@ -10,6 +10,7 @@ mod dial;
 mod ends;
 mod http1;
 mod http1_upgrade;
+mod large;
 mod machine;
 mod parking;
 mod parking_cores;

@@ -147,7 +147,7 @@ impl Request {
             put("x-filler", &"f".repeat(stage.seed.size(3000)));
         }
         if self.giant {
-            (0..300).for_each(|_| put("x-giant", "x"));
+            (0..1100).for_each(|_| put("x-giant", "x"));
         }
         fields
     }

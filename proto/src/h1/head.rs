@@ -19,8 +19,8 @@ pub struct HeadLimits {
 impl HeadLimits {
     /// For worker connections (limit L10).
     pub const WORKER: Self = Self { max_bytes: 16 * 1024, max_fields: 256 };
-    /// For client connections (limits L2, L3).
-    pub const CLIENT: Self = Self { max_bytes: 64 * 1024, max_fields: 256 };
+    /// For client connections and what passes on tunnels (limits L2, L3).
+    pub const CLIENT: Self = Self { max_bytes: 256 * 1024, max_fields: 1024 };
 }
 
 /// What the request line says the sender speaks.

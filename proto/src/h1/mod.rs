@@ -57,11 +57,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            head: HeadLimits::CLIENT,
-            trailers: HeadLimits { max_bytes: 16 * 1024, max_fields: 64 },
-            informational: 16,
-        }
+        Self { head: HeadLimits::CLIENT, trailers: HeadLimits::CLIENT, informational: 16 }
     }
 }
 

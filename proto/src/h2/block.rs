@@ -20,7 +20,7 @@ pub(super) struct Block {
     pub(super) len: usize,
     end_stream: bool,
     self_dependent: bool,
-    continuations: u8,
+    continuations: u16,
     empty: u8,
 }
 
@@ -68,10 +68,10 @@ impl Conn {
     }
 
     /// L3: CONTINUATION floods (CVE-2024-27316 and its kin).
-    fn check_block(&self, octets: u32, continuations: u8, empty: u8) -> Result<(), ConnFault> {
+    fn check_block(&self, octets: u32, continuations: u16, empty: u8) -> Result<(), ConnFault> {
         let reason = if octets > self.limits.block_bytes {
             "header block too large"
-        } else if continuations > self.limits.continuations {
+        } else if continuations > self.limits.most_continuations() {
             "too many CONTINUATION frames"
         } else if empty > self.limits.empty_fragments {
             "too many empty fragments"
@@ -144,14 +144,19 @@ impl Conn {
     fn complete(&mut self, block: Block, bytes: &[u8], turn: &mut Turn<'_, '_, impl Sink>) -> Read {
         self.deadlines.block_complete();
         let target = self.target(block.stream);
+        let many_frames = block.continuations > u16::from(self.limits.continuations);
         if !block.self_dependent
+            && !many_frames
             && let Some(step) = self.repeated(&target, block, bytes)
         {
             return Ok(step);
         }
         let before = self.decoder.generation();
-        let verdict =
+        let mut verdict =
             self.decoder.decode(bytes, turn.fields, &self.limits.headers).map_err(undecodable)?;
+        if many_frames {
+            verdict = Verdict::TooLarge;
+        }
         let mut step = match target {
             Target::Open(key) => self.next_section(key, block, verdict, turn),
             Target::Idle => self.request(block, verdict, turn),

@@ -415,6 +415,12 @@ impl Conn {
         self.answers = waiting;
     }
 
+    /// Octets kept here of a header block, or of another frame, that is not whole yet.
+    #[must_use]
+    pub fn partial(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether reading should stop until the peer has drained our answers (L6).
     #[must_use]
     pub fn wants_pause(&self) -> bool {

@@ -15,7 +15,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::hpack::HeaderLimits;
+use crate::hpack::{FLOOD_FACTOR, HeaderLimits};
 
 mod block;
 mod budget;
@@ -56,9 +56,10 @@ pub struct Limits {
     pub max_concurrent_streams: u32,
     /// L2: decoded size and fields of one head.
     pub headers: HeaderLimits,
-    /// L3: octets of one header block on the wire.
+    /// L3: octets of one header block on the wire; a longer one ends the connection.
     pub block_bytes: u32,
-    /// L3: CONTINUATION frames of one header block.
+    /// L3: CONTINUATION frames of one header block; more cost the message, [`FLOOD_FACTOR`] times
+    /// as many the connection.
     pub continuations: u8,
     /// L3: empty fragments of one header block that goes on.
     pub empty_fragments: u8,
@@ -90,13 +91,21 @@ pub struct Limits {
     pub remembered_resets: u32,
 }
 
+impl Limits {
+    /// L3: CONTINUATION frames of one header block at which the connection ends.
+    pub(crate) fn most_continuations(&self) -> u16 {
+        u16::from(self.continuations) * FLOOD_FACTOR as u16
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_concurrent_streams: 10_000,
             headers: HeaderLimits::default(),
-            block_bytes: 64 * 1024,
-            continuations: 8,
+            block_bytes: 1024 * 1024,
+            // A list of 256 KiB in frames of 16 KiB, and one to spare.
+            continuations: 17,
             empty_fragments: 1,
             glitch_burst: 1000,
             glitch_refill: 33,
@@ -227,7 +236,8 @@ pub enum Event {
         /// [`Conn::recall`] puts it there.
         repeated: bool,
     },
-    /// A field section over L2; the caller's list holds what fitted, and nothing was checked.
+    /// A field section over L2 or in too many frames (L3); the caller's list holds what fitted, and
+    /// nothing was checked.
     /// A new stream has been opened for it.
     HeadTooLarge {
         /// The stream.

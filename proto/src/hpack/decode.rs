@@ -2,7 +2,7 @@
 
 use super::table::{DynamicTable, Row};
 use super::{
-    FLOOD_FACTOR, FLOOD_FIELDS, HeaderLimits, HpackError, Malformation, Verdict, huffman, integer,
+    FLOOD_FACTOR, HeaderLimits, HpackError, LATE_FIELD, Malformation, Verdict, huffman, integer,
     static_table,
 };
 use crate::fields::{Field, Fields, Token, name_is_valid, value_is_valid};
@@ -65,9 +65,11 @@ impl Tally<'_> {
                 never_indexed,
             });
         } else if self.size > self.limits.max_size.saturating_mul(FLOOD_FACTOR)
-            || self.count > FLOOD_FIELDS
+            || self.count > self.limits.max_fields.saturating_mul(FLOOD_FACTOR)
         {
             return Err(HpackError::Flood);
+        } else {
+            self.add_late(row);
         }
         if !(row.name_valid && row.value_valid) {
             self.out.mark_malformed();
@@ -75,7 +77,17 @@ impl Tally<'_> {
         Ok(())
     }
 
-    /// Once false it stays false: the list has no gaps.
+    /// A field behind the end of the list: only what says how the sender reads a refusal is kept.
+    #[cold]
+    fn add_late(&mut self, row: &Row<'_>) {
+        let tells = matches!(row.token, Token::ContentType | Token::Origin);
+        if tells && row.size() <= LATE_FIELD && self.out.first(row.token).is_none() {
+            let (token, name, value) = (row.token, row.name, row.value);
+            self.out.push(Field { token, name, value, never_indexed: false });
+        }
+    }
+
+    /// Once false it stays false.
     #[inline]
     fn fits(&self) -> bool {
         self.size <= self.limits.max_size && self.count <= self.limits.max_fields

@@ -21,11 +21,12 @@ pub use encode::Encoder;
 /// peer must assume before any SETTINGS (RFC 9113 §6.5.2).
 pub const TABLE_SIZE: usize = 4096;
 
-/// Fields after which decoding stops at once, whatever they are.
-pub const FLOOD_FIELDS: usize = 1024;
-
-/// Multiple of [`HeaderLimits::max_size`] after which decoding stops at once.
+/// What is over a limit costs its own message; what is over this multiple of one is a bomb, and
+/// costs the connection: of [`HeaderLimits::max_size`] and of [`HeaderLimits::max_fields`] here.
 pub const FLOOD_FACTOR: usize = 4;
+
+/// The largest field of those that are looked for behind the end of a list that is too large.
+pub(crate) const LATE_FIELD: usize = 512;
 
 /// How large a header list may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,13 +35,13 @@ pub struct HeaderLimits {
     ///
     /// **Units**: octets.
     pub max_size: usize,
-    /// Fields; each crumb of a cookie is one. Beyond [`FLOOD_FIELDS`] it has no effect.
+    /// Fields; each crumb of a cookie is one.
     pub max_fields: usize,
 }
 
 impl Default for HeaderLimits {
     fn default() -> Self {
-        Self { max_size: 64 * 1024, max_fields: 256 }
+        Self { max_size: 256 * 1024, max_fields: 1024 }
     }
 }
 
@@ -50,8 +51,9 @@ impl Default for HeaderLimits {
 pub enum Verdict {
     /// All fields are in the list.
     Fits,
-    /// The list ends before the first field beyond a limit. The dynamic table is what it should be,
-    /// so the connection can go on: this one message is refused.
+    /// The list ends before the first field beyond a limit, but for what tells how a refusal has to
+    /// look: `content-type` and `origin` are kept wherever they stand. The dynamic table is what it
+    /// should be, so the connection can go on: this one message is refused.
     TooLarge,
 }
 
@@ -62,7 +64,7 @@ pub enum HpackError {
     Malformed(Malformation),
     /// The peer wants a larger table than we allowed (RFC 7541 §6.3): COMPRESSION_ERROR.
     TableSize,
-    /// [`FLOOD_FACTOR`] or [`FLOOD_FIELDS`] exceeded: ENHANCE_YOUR_CALM.
+    /// [`FLOOD_FACTOR`] exceeded: ENHANCE_YOUR_CALM.
     Flood,
 }
 
