@@ -61,6 +61,21 @@ soak_sessions() {
     python3 tools/soak/sessions.py .tools/bin/k6 .tools/bin/soak-echo "$@"
 }
 
+# The simulator's night: so many fresh seeds of each kind in one piece. Prints where they began.
+#   tools/soak.sh simulator [RUNS]
+soak_simulator() {
+    local runs=${1:-100000} profile=${RINGWAY_SIM_PROFILE:-release} log kind failed=0
+    log=$(mktemp)
+    for kind in every_seed_keeps every_seed_brings; do
+        echo "simulator: $kind, $runs fresh seeds"
+        RINGWAY_SIM_RUNS=$runs cargo test -q --profile "$profile" -p ringway --test sim \
+            "$kind" -- --nocapture >"$log" 2>&1 || failed=1
+        grep -E '(fixed|fresh) seeds|^seed |^replay|test result' "$log" || tail -n 40 "$log"
+    done
+    rm -f "$log"
+    return $failed
+}
+
 # ---- running them ----
 
 parts() {
