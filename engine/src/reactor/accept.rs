@@ -12,12 +12,21 @@ use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
+use super::uring::Accepts;
 use super::{News, Reactor};
-use crate::border::{Core, Listener};
+use crate::border::{Close, Core, Listener, Output};
 use crate::inlet::Admission;
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For how long it is not said again that a listener lets nobody in.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// With room for fewer connections they are taken one by one: as many as wait at a listener can be
+/// taken at once, and those that have to be refused would use up the files of others until then.
+/// It is the listeners' backlog (`boot/port.rs`).
+const ONE_BY_ONE: usize = 4096;
 
 /// Connections that may be on their way into the queue while its length is asked for.
 const JUST_COMING: u32 = 64;
@@ -25,19 +34,31 @@ const JUST_COMING: u32 = 64;
 /// Most connections let in from the queue of a listener that is being closed.
 const LAST_ACCEPTS: usize = 4096;
 
+/// What is under way at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Armed {
+    Not,
+    /// An accept of all that come.
+    Many,
+    /// The same, cancelled because room has become short.
+    Narrowing,
+    /// An accept of one.
+    One,
+}
+
 /// A listener and its accept.
 #[derive(Debug)]
 pub(super) struct Door {
     /// None once it is closed.
     socket: Option<TcpListener>,
     listener: Listener,
-    armed: bool,
+    armed: Armed,
     /// When to accept again after a failure.
     again_at: Option<Time>,
     /// The core wants no more connections from it.
     shut: bool,
-    /// The last accept failed: the log said so, once.
-    failing: bool,
+    /// Until when the log does not say again that nobody is let in.
+    quiet_until: Time,
     /// So many connections may have come before the listener was tuned, and inherit nothing.
     untuned: u32,
 }
@@ -57,15 +78,24 @@ impl Door {
             untuned: waiting(&socket).saturating_add(JUST_COMING),
             socket: Some(socket),
             listener,
-            armed: false,
+            armed: Armed::Not,
             again_at: None,
             shut: false,
-            failing: false,
+            quiet_until: Time::ZERO,
         })
     }
 
     pub(super) fn is_armed(&self) -> bool {
-        self.armed
+        self.armed != Armed::Not
+    }
+
+    /// Whether it is time to say that nobody is let in.
+    fn may_say(&mut self, now: Time) -> bool {
+        let may = self.quiet_until <= now;
+        if may {
+            self.quiet_until = now + SAY_AGAIN;
+        }
+        may
     }
 }
 
@@ -92,8 +122,12 @@ const UNSENT: u32 = 128 * 1024;
 /// What every connection has, accepted or dialled: no Nagle delay, little that waits in the kernel,
 /// keep-alive (LN-9), and an end to waiting for a peer that has vanished while data was on its way.
 /// It stays with the socket on whatever core that is.
+///
+/// Urgent data is received in its place like any other (RFC 6093, section 6): taken apart, its byte
+/// would be lost, and a receive would be called for it again and again without finding it.
 pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.set_tcp_user_timeout(Some(keep_alive.user_timeout))?;
     let keep_alive = TcpKeepalive::new()
@@ -104,18 +138,38 @@ pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Resu
 }
 
 impl<C: Core> Reactor<C> {
+    /// How many more sockets there may be: connections of a listener, or others.
+    pub(super) fn room(&self, listener: Option<Listener>) -> usize {
+        let (all, clients) = (self.sockets.live(), self.sockets.clients());
+        let room = self.options.connections.saturating_sub(all);
+        match listener {
+            Some(Listener::Client) => room.min(self.options.clients.saturating_sub(clients)),
+            Some(Listener::Worker) | None => room,
+        }
+    }
+
     /// Lets connections in by every listener that is not waiting after a failure.
     pub(super) fn open_doors(&mut self) {
+        let many = [Listener::Client, Listener::Worker]
+            .map(|listener| self.room(Some(listener)) >= ONE_BY_ONE);
         for (number, door) in self.doors.iter_mut().enumerate() {
+            let many = many[usize::from(door.listener == Listener::Worker)];
+            if door.armed == Armed::Many && !many && !door.shut {
+                door.armed = Armed::Narrowing;
+                let target = Tag::numbered(Kind::Accept, number);
+                self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
+            }
             let due = door.again_at.is_none_or(|at| at <= self.border.now);
             if let Some(socket) = &door.socket
-                && !door.armed
+                && door.armed == Armed::Not
                 && !door.shut
                 && due
             {
-                door.armed = true;
+                let (armed, often) =
+                    if many { (Armed::Many, Accepts::Many) } else { (Armed::One, Accepts::One) };
+                door.armed = armed;
                 door.again_at = None;
-                self.ring.accept(socket.as_raw_fd(), Tag::numbered(Kind::Accept, number));
+                self.ring.accept(socket.as_raw_fd(), often, Tag::numbered(Kind::Accept, number));
             }
         }
     }
@@ -124,7 +178,7 @@ impl<C: Core> Reactor<C> {
     pub(super) fn close_doors(&mut self) {
         self.closing = true;
         for (number, door) in self.doors.iter().enumerate() {
-            if door.armed {
+            if door.is_armed() {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             }
@@ -150,7 +204,7 @@ impl<C: Core> Reactor<C> {
                 // ended already.
                 let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
             }
-            if door.armed {
+            if door.is_armed() {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             } else {
@@ -167,14 +221,15 @@ impl<C: Core> Reactor<C> {
     pub(super) fn accepted(&mut self, completion: Completion) {
         let number = completion.tag.slot() as usize;
         let door = &mut self.doors[number];
-        door.armed = completion.more();
-        if door.shut && !door.armed {
+        if !completion.more() {
+            door.armed = Armed::Not;
+        }
+        if door.shut && !door.is_armed() {
             door.socket = None;
         }
         if completion.result < 0 {
             return self.accept_failed(number, -completion.result);
         }
-        door.failing = false;
         let listener = door.listener;
         // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
@@ -190,12 +245,12 @@ impl<C: Core> Reactor<C> {
         if self.closing || self.doors[number].shut {
             return;
         }
-        // The connection was gone before we took it: the next one may be fine.
-        if !matches!(errno, libc::ECONNABORTED | libc::EINTR) {
+        // The connection was gone before we took it: the next one may be fine. Or we ended it.
+        if !matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::ECANCELED) {
             let door = &mut self.doors[number];
             door.again_at = Some(self.border.now + ACCEPT_PAUSE);
             self.border.tally.accept_failures += 1;
-            if !std::mem::replace(&mut door.failing, true) {
+            if door.may_say(self.border.now) {
                 let error = std::io::Error::from_raw_os_error(errno);
                 tracing::warn!(core = self.options.core, %error, "accepting pauses");
             }
@@ -205,9 +260,9 @@ impl<C: Core> Reactor<C> {
 
     /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
     pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener, tuned: bool) {
-        if self.closing || self.sockets.live() >= self.options.connections {
+        if self.closing || self.room(Some(listener)) == 0 {
             self.border.tally.refused += 1;
-            return;
+            return self.tell_full(listener);
         }
         // Both fail when the peer has reset the connection already: nobody to talk to.
         let Ok(peer) = stream.peer_addr() else { return };
@@ -223,10 +278,32 @@ impl<C: Core> Reactor<C> {
         if inlet.is_some() {
             self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
         }
-        self.add(Socket { inlet, ..Socket::new(stream, conn, Phase::Open) });
+        let socket = Socket::new(stream, conn, Phase::Open);
+        self.add(Socket { inlet, listener: Some(listener), ..socket });
         self.border.tally.accepts += 1;
         self.looks.push(conn);
         self.call(|core, border| core.accepted(border, conn, listener, peer));
+        let closing = self.border.output(conn).and_then(Output::closing);
+        if closing == Some(Close::Now) {
+            self.tell_full(listener);
+        }
+    }
+
+    /// A connection was closed as soon as it came, for there are as many as there may be.
+    fn tell_full(&mut self, listener: Listener) {
+        let (core, now) = (self.options.core, self.border.now);
+        let door = self.doors.iter_mut().find(|door| door.listener == listener);
+        if !self.closing && door.is_some_and(|door| door.may_say(now)) {
+            let limit = match listener {
+                Listener::Client => "limits.client_connections",
+                Listener::Worker => "limits.worker_connections",
+            };
+            tracing::warn!(
+                core,
+                limit,
+                "as many connections are open as may be: new ones are closed at once"
+            );
+        }
     }
 }
 
@@ -248,6 +325,7 @@ mod tests {
         assert!(!accepted[1].nodelay().unwrap());
         let last = SockRef::from(&accepted[2]);
         assert!(last.tcp_nodelay().unwrap() && last.keepalive().unwrap());
+        assert!(last.out_of_band_inline().unwrap());
         assert_eq!(last.tcp_notsent_lowat().unwrap(), UNSENT);
         assert_eq!(last.tcp_keepalive_time().unwrap(), keep_alive.idle);
         assert_eq!(last.tcp_keepalive_interval().unwrap(), keep_alive.interval);

@@ -14,7 +14,7 @@ use super::epoll::Epoll;
 use super::fault::SetupError;
 use super::options::{BusyPoll, Options};
 use super::tag::{Completion, Tag};
-use super::uring::{Report, Share, Uring, Wait};
+use super::uring::{Accepts, Report, Share, Uring, Wait};
 use crate::metrics::Backend;
 use crate::pool::{Pool, Segment};
 
@@ -52,8 +52,8 @@ impl Ring {
     }
 
     /// See [`Uring::accept`].
-    pub(super) fn accept(&mut self, listener: RawFd, tag: Tag) {
-        either!(self, ring => ring.accept(listener, tag));
+    pub(super) fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
+        either!(self, ring => ring.accept(listener, often, tag));
     }
 
     /// See [`Uring::receive`].

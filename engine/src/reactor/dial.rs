@@ -16,7 +16,7 @@ use crate::border::{ConnId, Core};
 impl<C: Core> Reactor<C> {
     /// Starts what the core wished for with [`Border::dial`](crate::border::Border::dial).
     pub(super) fn dial(&mut self, conn: ConnId, address: SocketAddr) {
-        let socket = if self.sockets.live() >= self.options.connections {
+        let socket = if self.room(None) == 0 {
             Err(libc::EMFILE)
         } else {
             socket_for(address, self.options.keep_alive)

@@ -18,7 +18,7 @@ use socket2::{SockAddr, SockRef};
 
 use super::fault::SetupError;
 use super::tag::{Completion, Kind, Tag};
-use super::uring::{SEND_SEGMENTS, Share, Wait};
+use super::uring::{Accepts, SEND_SEGMENTS, Share, Wait};
 use crate::pool::{Pool, Segment};
 
 /// Events taken from the kernel per enter; the others stay in its queue, in their order.
@@ -45,9 +45,9 @@ struct Watch {
     socket: RawFd,
     /// A receive may find something.
     readable: bool,
-    /// The end of the stream or an error is known to come after the bytes: there will be no more
-    /// edges.
-    ended: bool,
+    /// A receive that brings less than it asked for has not emptied the socket: it ends at the mark
+    /// of urgent data, or the end of the stream or an error comes after the bytes. No edge will tell.
+    more_behind: bool,
     /// A send may find room.
     writable: bool,
     receive: Option<Share>,
@@ -64,7 +64,7 @@ pub(super) struct Epoll {
     events: Vec<epoll::Event>,
     watches: Vec<Watch>,
     /// Listeners with an accept armed.
-    doors: Vec<(Tag, RawFd)>,
+    doors: Vec<(Tag, RawFd, Accepts)>,
     /// Sockets with bytes and a receive armed, longest waiting first.
     ready: VecDeque<Tag>,
     lent: VecDeque<Lent>,
@@ -103,12 +103,12 @@ impl Epoll {
 
     // ---- operations ----
 
-    pub(super) fn accept(&mut self, listener: RawFd, tag: Tag) {
+    pub(super) fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
         // Level-triggered: what is left after a turn is found in the next.
         let added = rustix::io::ioctl_fionbio(borrow(listener), true)
             .and_then(|()| self.add(listener, tag, epoll::EventFlags::IN));
         match added {
-            Ok(()) => self.doors.push((tag, listener)),
+            Ok(()) => self.doors.push((tag, listener, often)),
             Err(error) => self.complete(tag, error_result(error)),
         }
     }
@@ -243,8 +243,8 @@ impl Epoll {
         }
         let owner = tag.sibling(Kind::Receive);
         if self.watches[slot].owner != Some(owner) {
-            let both = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-            self.add(socket, owner, both)?;
+            let inward = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP;
+            self.add(socket, owner, inward | EventFlags::OUT | EventFlags::ET)?;
             self.watches[slot] = Watch { owner: Some(owner), socket, ..Watch::default() };
         }
         Ok(&mut self.watches[slot])
@@ -257,8 +257,8 @@ impl Epoll {
 
     /// Stops accepting; `false` if that has ended already.
     fn shut(&mut self, tag: Tag) -> bool {
-        let Some(at) = self.doors.iter().position(|(door, _)| *door == tag) else { return false };
-        let (_, listener) = self.doors.swap_remove(at);
+        let Some(at) = self.doors.iter().position(|(door, ..)| *door == tag) else { return false };
+        let (_, listener, _) = self.doors.swap_remove(at);
         // It can only fail if the listener is not watched.
         let _ = epoll::delete(&self.epoll, borrow(listener));
         true
@@ -310,8 +310,8 @@ impl Epoll {
         }
         let Some(watch) = self.watch_of(tag) else { return };
         let broken = EventFlags::HUP | EventFlags::ERR;
-        watch.ended |= flags.intersects(broken | EventFlags::RDHUP);
-        watch.readable |= watch.ended || flags.contains(EventFlags::IN);
+        watch.more_behind |= flags.intersects(broken | EventFlags::RDHUP | EventFlags::PRI);
+        watch.readable |= watch.more_behind || flags.contains(EventFlags::IN);
         let room = flags.intersects(broken | EventFlags::OUT);
         watch.writable |= room;
         let out = if room { watch.out.take() } else { None };
@@ -339,10 +339,16 @@ impl Epoll {
 
     /// Takes what waits at a listener.
     fn let_in(&mut self, tag: Tag) {
-        let Some((_, listener)) = self.doors.iter().find(|(door, _)| *door == tag) else { return };
-        let listener = borrow(*listener);
+        let Some((_, listener, often)) = self.doors.iter().find(|(door, ..)| *door == tag) else {
+            return;
+        };
+        let (listener, often) = (borrow(*listener), *often);
         for _ in 0..ACCEPTS_PER_ENTER {
             match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+                Ok(socket) if often == Accepts::One => {
+                    self.shut(tag);
+                    return self.complete(tag, socket.into_raw_fd());
+                }
                 Ok(socket) => {
                     let completion = Completion::one_of(tag, socket.into_raw_fd());
                     self.batch.push(completion);
@@ -376,7 +382,7 @@ impl Epoll {
             let len = match result {
                 Ok((len @ 1.., _)) => len,
                 Err(Errno::AGAIN) => {
-                    (watch.readable, watch.ended) = (false, false);
+                    (watch.readable, watch.more_behind) = (false, false);
                     return;
                 }
                 Err(Errno::INTR) => continue,
@@ -396,7 +402,7 @@ impl Epoll {
                 self.lent.pop_front();
             }
             // Less than asked for: it is empty, and what comes next will be an edge.
-            watch.readable = len == asked || watch.ended;
+            watch.readable = len == asked || watch.more_behind;
             if over {
                 return watch.receive = None;
             }

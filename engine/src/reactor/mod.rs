@@ -20,6 +20,8 @@ mod options;
 mod outq;
 mod pump;
 mod socket;
+#[cfg(test)]
+mod states;
 mod tag;
 mod timer;
 mod trial;
@@ -350,9 +352,8 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
-                Wish::Adopt(conn, socket) | Wish::Admit(conn, socket, _) => {
-                    self.adopt(conn, socket);
-                }
+                Wish::Adopt(conn, socket) => self.adopt(conn, socket, None),
+                Wish::Admit(conn, socket, listener) => self.adopt(conn, socket, Some(listener)),
                 Wish::Ring(bell) => self.ring_bell(bell),
             }
         }

@@ -11,7 +11,7 @@ use super::socket::{Phase, Socket};
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
-use crate::border::{Carried, ConnId, Core, End, Output, Parcel};
+use crate::border::{Carried, ConnId, Core, End, Listener, Output, Parcel};
 
 impl<C: Core> Reactor<C> {
     /// Hands a connection over that the core lets go of, unless something began on it meanwhile.
@@ -48,8 +48,8 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Takes up a connection that another core has let go of.
-    pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried) {
-        let refused = self.sockets.live() >= self.options.connections;
+    pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried, listener: Option<Listener>) {
+        let refused = self.room(listener) == 0;
         let (descriptor, inlet) = match socket {
             Carried::Descriptor(descriptor) if !refused => (descriptor, None),
             Carried::Inlet(descriptor, mut inlet) if !refused => {
@@ -66,7 +66,8 @@ impl<C: Core> Reactor<C> {
         if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
             self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
         }
-        self.add(Socket { inlet, ..Socket::new(TcpStream::from(descriptor), conn, Phase::Open) });
+        let socket = Socket::new(TcpStream::from(descriptor), conn, Phase::Open);
+        self.add(Socket { inlet, listener, ..socket });
         self.border.tally.adopts += 1;
         self.looks.push(conn);
         self.dirty.push(conn);

@@ -75,6 +75,8 @@ pub struct Options {
     pub entries: u32,
     /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
     pub connections: usize,
+    /// How many of them clients may have: the others are kept for workers and dials.
+    pub clients: usize,
     /// Of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
     /// What connections have to pass before the core sees their bytes.
@@ -98,6 +100,7 @@ impl Default for Options {
             send_bytes: 256 * 1024,
             entries: 1024,
             connections: 64 * 1024,
+            clients: 64 * 1024,
             // Go's (contract LN-9).
             keep_alive: KeepAlive {
                 idle: Duration::from_secs(15),
@@ -127,6 +130,7 @@ impl Options {
                 wrong("entries: a power of two from 8 to 8192")
             }
             _ if self.connections == 0 => wrong("connections: at least 1"),
+            _ if self.clients == 0 => wrong("clients: at least 1"),
             _ if !self.keep_alive.is_possible() => {
                 wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes, 1 ms to 24 days")
             }

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 
 use super::backend::Ring;
 use super::buffer::taken;
-use super::socket::{Phase, Receive, Socket, Sockets};
+use super::socket::{Phase, Receive, Room, Socket, Sockets};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
 use super::uring::{Report, SEND_SEGMENTS};
@@ -119,21 +119,28 @@ impl<C: Core> Reactor<C> {
 
     fn wait_writable(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        socket.polling = true;
         self.border.tally.blocked_sends += 1;
-        self.ring.writable(socket.fd(), Tag::of(Kind::Writable, conn));
+        if std::mem::replace(&mut socket.room, Room::Awaited) == Room::Unwatched {
+            self.ring.writable(socket.fd(), Tag::of(Kind::Writable, conn));
+        }
     }
 
     pub(super) fn writable(&mut self, completion: Completion) {
         let Some(socket) = self.sockets.of(completion.tag) else { return };
-        socket.polling = false;
-        socket.cancelled = false;
         let conn = socket.conn;
+        let goes_on = completion.more();
+        if goes_on && !tells_of_room(completion.result) {
+            return;
+        }
+        let after = if goes_on { Room::Watched } else { Room::Unwatched };
+        let before = std::mem::replace(&mut socket.room, after);
+        socket.cancelled &= goes_on;
         // If the poll found an error, the next send brings it to light.
         match socket.phase {
             Phase::Closing => self.looks.push(conn),
             Phase::Open if is_leaving(&self.border, conn) => self.looks.push(conn),
-            _ => self.dirty.push(conn),
+            _ if before == Room::Awaited => self.dirty.push(conn),
+            _ => {}
         }
     }
 
@@ -270,7 +277,8 @@ impl<C: Core> Reactor<C> {
         if socket.offered > 0 {
             return;
         }
-        let ended = !socket.is_receiving() && !socket.polling && socket.dial.is_none();
+        let watched = socket.room != Room::Unwatched;
+        let ended = !socket.is_receiving() && !watched && socket.dial.is_none();
         // A blocked peer's bytes go now, not only after the last completion.
         self.border.kill(conn);
         self.clear_inlet(conn);
@@ -440,10 +448,17 @@ fn cancel_all(ring: &mut Ring, socket: &mut Socket) {
 
 /// Cancels the poll for room to send, if there is one that was not cancelled yet.
 fn cancel_poll(ring: &mut Ring, socket: &mut Socket) {
-    if socket.polling && !std::mem::replace(&mut socket.cancelled, true) {
+    if socket.room != Room::Unwatched && !std::mem::replace(&mut socket.cancelled, true) {
         let tag = Tag::of(Kind::Cancel, socket.conn);
         ring.cancel(Tag::of(Kind::Writable, socket.conn), tag);
     }
+}
+
+/// Whether a poll's result is a reason to send again. What io_uring reports unasked is the peer's FIN
+/// too, which makes no room.
+pub(super) fn tells_of_room(result: i32) -> bool {
+    const ROOM: i32 = (libc::POLLOUT | libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as i32;
+    result < 0 || result & ROOM != 0
 }
 
 fn end_of(errno: i32) -> End {

@@ -19,7 +19,7 @@ use socket2::{SockAddr, SockRef};
 
 use super::outq::unacknowledged;
 use super::tag::Tag;
-use crate::border::{ConnId, End};
+use crate::border::{ConnId, End, Listener};
 use crate::inlet::Inlet;
 
 /// Where a connection is in its life.
@@ -48,6 +48,18 @@ pub(super) enum Receive {
     Cancelling,
     /// It ended because no receive block was free; listed to be armed again.
     Starved,
+}
+
+/// Whether room to send is polled for. With io_uring a poll goes on once it has begun, with epoll it
+/// ends when it has found room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// No poll is under way.
+    Unwatched,
+    /// A poll is under way, and a send waits for it.
+    Awaited,
+    /// A poll goes on that no send waits for.
+    Watched,
 }
 
 /// A connect under way.
@@ -79,8 +91,7 @@ pub(super) struct Socket {
     pub(super) dial: Option<Dial>,
     /// Bytes offered by the send under way; none is under way when 0.
     pub(super) offered: usize,
-    /// A poll for room to send is under way.
-    pub(super) polling: bool,
+    pub(super) room: Room,
     /// The poll and the connect were asked to end.
     pub(super) cancelled: bool,
     /// The peer's FIN came.
@@ -95,6 +106,8 @@ pub(super) struct Socket {
     pub(super) dropped: usize,
     /// What lies between it and the core.
     pub(super) inlet: Option<Box<Inlet>>,
+    /// Which listener let it in, here or on another core; none: it was dialled, or is a tunnel's.
+    pub(super) listener: Option<Listener>,
 }
 
 impl Socket {
@@ -106,7 +119,7 @@ impl Socket {
             receive: Receive::Idle,
             dial: None,
             offered: 0,
-            polling: false,
+            room: Room::Unwatched,
             cancelled: false,
             fin: false,
             resets: false,
@@ -114,7 +127,12 @@ impl Socket {
             progress: Time::ZERO,
             dropped: 0,
             inlet: None,
+            listener: None,
         }
+    }
+
+    fn is_client(&self) -> bool {
+        self.listener == Some(Listener::Client)
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -144,7 +162,7 @@ impl Socket {
         matches!(self.phase, Phase::Open)
             && !self.is_receiving()
             && self.offered == 0
-            && !self.polling
+            && self.room == Room::Unwatched
             && self.dial.is_none()
     }
 
@@ -152,7 +170,7 @@ impl Socket {
     pub(super) fn may_send(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Flushing)
             && self.offered == 0
-            && !self.polling
+            && self.room != Room::Awaited
             && self.broken.is_none()
     }
 }
@@ -162,11 +180,17 @@ impl Socket {
 pub(super) struct Sockets {
     slots: Vec<Option<Socket>>,
     live: usize,
+    /// How many of them are clients'.
+    clients: usize,
 }
 
 impl Sockets {
     pub(super) fn live(&self) -> usize {
         self.live
+    }
+
+    pub(super) fn clients(&self) -> usize {
+        self.clients
     }
 
     pub(super) fn add(&mut self, socket: Socket) {
@@ -175,6 +199,7 @@ impl Sockets {
             self.slots.resize_with(slot + 1, || None);
         }
         debug_assert!(self.slots[slot].is_none(), "a slot was given to two sockets");
+        self.clients += usize::from(socket.is_client());
         self.slots[slot] = Some(socket);
         self.live += 1;
     }
@@ -197,6 +222,7 @@ impl Sockets {
         let slot = self.slots.get_mut(conn.slot as usize)?;
         let socket = slot.take_if(|socket| socket.conn == conn)?;
         self.live -= 1;
+        self.clients -= usize::from(socket.is_client());
         Some(socket)
     }
 
@@ -205,7 +231,7 @@ impl Sockets {
         let all = self.slots.iter().flatten();
         all.filter(|socket| {
             let absent = matches!(socket.phase, Phase::Dialling) || socket.broken.is_some();
-            absent || socket.polling
+            absent || socket.room == Room::Awaited
         })
         .map(|socket| socket.conn)
     }

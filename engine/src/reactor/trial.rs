@@ -7,7 +7,7 @@ use super::buffer::{BlockRing, PROBE_ENTERS, PROBE_WAIT, probe};
 use super::fault::SetupError;
 use super::options::Options;
 use super::tag::{Completion, Kind, Tag};
-use super::uring::{Share, Uring, Wait};
+use super::uring::{Accepts, Share, Uring, Wait};
 use crate::pool::Pool;
 
 /// Something of io_uring's that the reactor uses.
@@ -117,7 +117,7 @@ fn accepts(ring: &mut Uring) -> Result<(), SetupError> {
     let needs = (Feature::Accepts.name(), "5.19");
     let listener = TcpListener::bind("127.0.0.1:0").map_err(other)?;
     let _peer = TcpStream::connect(listener.local_addr().map_err(other)?).map_err(other)?;
-    ring.accept(listener.as_raw_fd(), Tag::numbered(Kind::Accept, 0));
+    ring.accept(listener.as_raw_fd(), Accepts::Many, Tag::numbered(Kind::Accept, 0));
     let completion = first_of(ring).ok_or(other(std::io::ErrorKind::TimedOut.into()))?;
     if completion.result < 0 {
         let error = std::io::Error::from_raw_os_error(-completion.result);

@@ -53,6 +53,15 @@ pub(super) enum Wait {
     Forever,
 }
 
+/// How many connections an accept takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepts {
+    /// All that come, until it is cancelled or fails.
+    Many,
+    /// One; then it has ended.
+    One,
+}
+
 /// What is told of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Report {
@@ -142,10 +151,17 @@ impl Uring {
 
     // ---- operations ----
 
-    /// Accepts until it is cancelled or fails.
-    pub(super) fn accept(&mut self, listener: RawFd, tag: Tag) {
-        let entry = opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC);
-        self.push(entry.build(), tag);
+    /// Accepts connections, until it is cancelled or fails.
+    pub(super) fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
+        let (listener, flags) = (Fd(listener), libc::SOCK_CLOEXEC);
+        let entry = match often {
+            Accepts::Many => opcode::AcceptMulti::new(listener).flags(flags).build(),
+            Accepts::One => {
+                let nobody = std::ptr::null_mut();
+                opcode::Accept::new(listener, nobody, nobody.cast()).flags(flags).build()
+            }
+        };
+        self.push(entry, tag);
     }
 
     /// Receives into lent blocks until it is cancelled, ends, or has had its limit.
@@ -204,9 +220,15 @@ impl Uring {
         offered
     }
 
-    /// Completes once, when the socket takes bytes again or is broken.
+    /// Completes whenever the socket takes bytes again or is broken, until it is cancelled.
+    ///
+    /// The kernel reports more than it is asked for: the peer's FIN too (`IO_POLL_UNMASK`). A poll
+    /// that ended with each report would end at once, as often as it is made, for a peer that has
+    /// said all and takes nothing. This one tells of changes only: a send that finds no room has
+    /// the kernel tell of the next.
     pub(super) fn writable(&mut self, socket: RawFd, tag: Tag) {
-        self.push(opcode::PollAdd::new(Fd(socket), libc::POLLOUT as u32).build(), tag);
+        let entry = opcode::PollAdd::new(Fd(socket), libc::POLLOUT as u32).multi(true).build();
+        self.push(entry, tag);
     }
 
     /// Completes whenever an eventfd is written. The counter is never read: only edges count.
