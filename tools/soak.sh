@@ -76,6 +76,11 @@ soak_simulator() {
     return $failed
 }
 
+# Clients that fill 20 000 files leave the probe, the workers and the dials theirs.
+soak_files() {
+    RINGWAY_TEST_MANY_FILES=1 .venv/bin/python -m pytest -q -n 1 engine/tests/interop/test_files.py -k twenty_thousand
+}
+
 # ---- running them ----
 
 parts() {

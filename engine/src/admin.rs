@@ -10,7 +10,7 @@ mod sessions;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -29,12 +29,12 @@ use crate::post::{SessionRow, ShardPost};
 pub use changes::{Change, Changes};
 pub use scrape::Scraper;
 
-/// Connections to the admin port at once; more wait to be accepted.
-const CONNECTIONS: usize = 256;
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For how long such a failure is not told again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// What is said when a core does not answer.
 const BUSY: &str = "a core is too busy, try again\n";
 /// Letters of a shortened request id.
@@ -99,16 +99,20 @@ pub fn routes(admin: Arc<Admin>) -> Router {
         .with_state(admin)
 }
 
-/// Serves the admin port for ever.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+/// Serves the admin port for ever, `room` connections at once; more wait to be accepted.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>, room: usize) {
     let routes = routes(admin);
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Semaphore::new(room));
+    let mut said: Option<Instant> = None;
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "the admin port cannot accept for now");
+                if said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                    said = Some(Instant::now());
+                    tracing::warn!(%error, "the admin port cannot accept for now");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -4,6 +4,7 @@
 mod balance;
 mod core;
 mod cpus;
+mod files;
 mod io;
 mod occupant;
 mod port;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
+
+pub(crate) use files::Files;
 
 use crate::config::Config;
 use crate::control::local::Policy;
@@ -90,7 +93,7 @@ pub fn serve(
     for note in &config.notes {
         tracing::info!("{note}");
     }
-    raise_descriptors(&config);
+    let files = share_files(&mut config);
     let backend = io::choose(&config)?;
     let origin = Instant::now();
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
@@ -127,6 +130,7 @@ pub fn serve(
             cpu,
             entrances,
             backend,
+            files,
         };
         threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
@@ -135,6 +139,7 @@ pub fn serve(
     let run = run::Run {
         config: config.clone(),
         backend,
+        files,
         addresses,
         cores,
         threads,
@@ -216,8 +221,9 @@ fn random<const N: usize>() -> Result<[u8; N], BootError> {
     Ok(bytes)
 }
 
-/// Raises the soft limit on descriptors to the hard one (contract LN-11).
-fn raise_descriptors(config: &Config) {
+/// Raises the soft limit on descriptors to the hard one (contract LN-11), and bounds the connections
+/// by what there is then.
+fn share_files(config: &mut Config) -> Files {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -226,16 +232,19 @@ fn raise_descriptors(config: &Config) {
             tracing::warn!(%error, "the limit on open files cannot be raised");
         }
     }
-    let wanted = (config.limits.client_connections + config.limits.worker_connections) as u64;
-    let have = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if have < wanted {
-        tracing::info!(
-            have,
-            wanted,
-            "fewer files may be open than limits.client_connections and worker_connections \
-             allow: raise `ulimit -Hn` or lower them"
-        );
+    let files = Files::of_process(config);
+    if !files.suffice() {
+        tracing::warn!("{files}; {}", Files::FIX);
     }
+    files.bound(&mut config.limits);
+    files
+}
+
+/// What `ringway check` says of this machine's limit on open files, if it does not suffice.
+#[must_use]
+pub fn files_note(config: &Config) -> Option<String> {
+    let files = Files::of_process(config);
+    (!files.suffice()).then(|| format!("{files}; {}", Files::FIX))
 }
 
 /// The demo's thread: worker and function, on a runtime of their own.

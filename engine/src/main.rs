@@ -142,7 +142,8 @@ fn main() -> ExitCode {
         Command::Check { config } => match Config::load(&config) {
             Ok(read) => {
                 let warning = |text: &String| format!("{}: warning: {text}\n", config.display());
-                let warnings: String = read.warnings.iter().map(warning).collect();
+                let files = boot::files_note(&read);
+                let warnings: String = read.warnings.iter().chain(&files).map(warning).collect();
                 let text = format!("{warnings}{}: no problem found\n", config.display());
                 told(ringway_stdio::print(&text), ExitCode::SUCCESS)
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::Files;
 use super::occupant::{Occupant, Place};
 use crate::admin::Changes;
 use crate::border::Listener;
@@ -44,6 +45,8 @@ pub(super) struct Seat {
     pub(super) entrances: Entrances,
     /// What drives it.
     pub(super) backend: Backend,
+    /// How many sockets it may have.
+    pub(super) files: Files,
 }
 
 /// The cores' mailboxes, by their numbers: every core can send to every other.
@@ -182,7 +185,13 @@ impl Seat {
         let occupant = occupant.named(self.settings.incarnation);
         let config = &self.settings.config;
         let options = options(config, self.settings.core, self.cpu, self.backend);
-        let options = Options { entrances: self.entrances.clone(), ..options };
+        let clients = self.files.client_sockets;
+        let options = Options {
+            entrances: self.entrances.clone(),
+            connections: clients + self.files.workers,
+            clients,
+            ..options
+        };
         Reactor::new(options, listeners, inbox, self.origin, occupant)
             .map_err(|error| error.to_string())
     }
@@ -203,7 +212,6 @@ pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: B
             config::BusyPoll::For(time) => BusyPoll::Micros(time.as_micros() as u64),
         },
         blocks: (config.cores.receive_memory / defaults.block_bytes).clamp(16, 1 << 15),
-        connections: limits.client_connections + limits.worker_connections,
         keep_alive: KeepAlive {
             idle: config.keepalive.idle,
             interval: config.keepalive.interval,

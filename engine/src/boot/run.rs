@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
 use super::reload::Reloader;
-use super::{Addresses, BootError, Inbox};
+use super::{Addresses, BootError, Files, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
 use crate::metrics::Backend;
@@ -51,6 +51,7 @@ pub(super) struct Run {
     pub(super) config: Arc<Config>,
     /// What drives the cores.
     pub(super) backend: Backend,
+    pub(super) files: Files,
     pub(super) addresses: Addresses,
     pub(super) cores: Arc<[Sender<ShardPost>]>,
     pub(super) threads: Vec<JoinHandle<()>>,
@@ -71,7 +72,7 @@ impl Run {
             .map_err(BootError::os)?;
         let cores = self.cores.to_vec();
         let settled = (self.config, self.backend);
-        let doors = (self.admin, self.reloader);
+        let doors = ((self.admin, self.files.admin), self.reloader);
         let ended = runtime.block_on(control(settled, cores, self.inbox, doors, ready));
         if ended.is_ok() {
             for thread in self.threads {
@@ -88,7 +89,7 @@ async fn control(
     (config, backend): (Arc<Config>, Backend),
     cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
-    (listener, reloader): (TcpListener, Reloader),
+    ((listener, room), reloader): ((TcpListener, usize), Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
@@ -110,7 +111,7 @@ async fn control(
         changes: reloader.changes(),
     });
     tokio::spawn(reloader.run(admin.clone(), hangup));
-    tokio::spawn(crate::admin::serve(listener, admin.clone()));
+    tokio::spawn(crate::admin::serve(listener, admin.clone(), room));
     ready()?;
     phase.send_replace(Phase::Serving);
     let ended = watch_cores(&mut inbox, &admin, running);

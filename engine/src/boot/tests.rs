@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::Files;
 use super::core::{Seat, mailboxes, start};
 use crate::admin::Changes;
 use crate::config::Config;
@@ -86,6 +87,7 @@ impl Cores {
                 cpu,
                 entrances,
                 backend,
+                files: Files::share(&config.limits, count, u64::MAX),
             };
             threads.push(start(seat, inbox).unwrap());
         }

@@ -1,13 +1,10 @@
 //! Limits of the process: descriptors, locked memory, CPUs, memory.
 
 use super::{Check, Host, Status, cgroup, cores, without_ring};
+use crate::boot::Files;
 use crate::config::{Config, Io};
 use crate::reactor::SetupError;
 
-/// Files that are open whatever connections there are: listeners, rings, bells, the log.
-const OWN_FILES: u64 = 64;
-/// With fewer it hardly serves anybody.
-const LEAST_FILES: u64 = 256;
 /// What the process takes besides the cores' buffers.
 const OWN_MEMORY: u64 = 64 << 20;
 /// `CAP_IPC_LOCK`, as a bit of `CapEff`.
@@ -24,10 +21,6 @@ fn limit(host: &Host, row: &str) -> Option<(u64, u64)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-fn amount(limit: u64) -> String {
-    if limit == u64::MAX { "any number of".into() } else { limit.to_string() }
-}
-
 fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
@@ -38,14 +31,11 @@ pub(super) fn open_files(host: &Host, config: &Config) -> Check {
     let Some((_, hard)) = limit(host, "Max open files") else {
         return Check::warn(name, "the limit cannot be read", "mount /proc");
     };
-    let per_core = config.limits.client_connections + config.limits.worker_connections;
-    let wanted = (per_core * cores(config)) as u64 + OWN_FILES;
-    let seen = format!("{} files may be open, {wanted} are configured for", amount(hard));
-    let fix = "raise `ulimit -Hn` (LimitNOFILE=), or lower limits.client_connections and \
-               limits.worker_connections";
-    match hard {
-        _ if hard < LEAST_FILES => Check::bad(name, Status::Fail, seen, fix),
-        _ if hard < wanted => Check::warn(name, seen, fix),
+    let files = Files::share(&config.limits, cores(config), hard);
+    let seen = files.to_string();
+    match files {
+        _ if files.are_too_few() => Check::bad(name, Status::Fail, seen, Files::FIX),
+        _ if !files.suffice() => Check::warn(name, seen, Files::FIX),
         _ => Check::ok(name, seen),
     }
 }
@@ -156,10 +146,11 @@ mod tests {
         let mut config = Config::dev();
         config.cores.count = Some(1);
         let check = |files| open_files(&host(files, "0", ""), &config);
-        check("1048576").is(Status::Ok, &["1048576", "131136"]);
+        check("1048576").is(Status::Ok, &["1048576", "139555"]);
         check("unlimited").is(Status::Ok, &["any number"]);
         check("20000").is(Status::Warn, &["20000", "ulimit -Hn", "client_connections"]);
-        check("100").is(Status::Fail, &["100 files"]);
+        check("64").is(Status::Warn, &["64 files", "12 client and 12 worker"]);
+        check("40").is(Status::Fail, &["40 files", "44 is the least"]);
         open_files(&Host::planted(&[]), &config).is(Status::Warn, &["/proc"]);
     }
 

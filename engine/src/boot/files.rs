@@ -1,0 +1,177 @@
+//! Whose are the files that the process may open: clients alone do not use them up.
+//!
+//! What the process itself opens and the admin port come first. The rest is shared out between
+//! clients and workers as their limits are: a limit that the files do not suffice for counts for
+//! less. So whoever fills his own part leaves the others theirs.
+
+use std::fmt;
+
+use crate::config::{Config, Limits};
+
+/// Files of the process whatever cores it has: standard streams, the admin listener and what waits
+/// on it, signals; and what opens for a moment: configuration, certificates, names, /proc.
+const PROCESS: u64 = 24;
+/// Files of a core: its two listeners, each twice, its bell, its ring; a connection more at each
+/// listener that is closed at once because there is no room; and two to begin anew after a panic.
+const PER_CORE: u64 = 10;
+/// Connections of the admin port at once.
+const ADMIN: u64 = 256;
+/// Fewest of them.
+const LEAST_ADMIN: u64 = 4;
+/// Of the files that are left the admin port gets one in so many.
+const ADMIN_PART: u64 = 16;
+/// Fewest connections of a core's clients, and of its workers.
+const LEAST_PEERS: u64 = 3;
+/// Of so many clients one may be on its way out: closed, and its last bytes are being sent.
+const LEAVING_PART: u64 = 8;
+
+/// How the files are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Files that may be open; `u64::MAX` is any number.
+    have: u64,
+    /// Files that all that is configured needs.
+    wanted: u64,
+    /// Files without which no core has work.
+    least: u64,
+    /// Connections that a core lets clients have; `limits.client_connections` at most.
+    pub(crate) clients: usize,
+    /// Sockets of a core's clients, with those that are on their way out.
+    pub(crate) client_sockets: usize,
+    /// Connections that a core has with workers and servers; `limits.worker_connections` at most.
+    pub(crate) workers: usize,
+    /// Connections of the admin port.
+    pub(crate) admin: usize,
+}
+
+impl Files {
+    /// Shares out `have` files between `cores` cores with these limits.
+    pub(crate) fn share(limits: &Limits, cores: usize, have: u64) -> Self {
+        let cores = cores.max(1) as u64;
+        let (clients, workers) =
+            (limits.client_connections as u64, limits.worker_connections as u64);
+        let sockets = clients + clients / LEAVING_PART + 1;
+        let own = PROCESS + cores * PER_CORE;
+        let wanted = own + ADMIN + cores * (sockets + workers);
+        let least = own + LEAST_ADMIN + cores * 2 * LEAST_PEERS;
+        if have >= wanted {
+            let (clients, workers) = (clients as usize, workers as usize);
+            let (client_sockets, admin) = (sockets as usize, ADMIN as usize);
+            return Self { have, wanted, least, clients, client_sockets, workers, admin };
+        }
+        let left = have.saturating_sub(own);
+        let admin = (left / ADMIN_PART).clamp(LEAST_ADMIN, ADMIN);
+        let each = (left.saturating_sub(admin) / cores).max(2 * LEAST_PEERS);
+        // The limits are a million at most, and so are the files here.
+        let part = each * workers / (sockets + workers);
+        let part = part.clamp(LEAST_PEERS, each - LEAST_PEERS).min(workers);
+        let client_sockets = (each - part).min(sockets);
+        let workers = (each - client_sockets).min(workers);
+        let clients = client_sockets - client_sockets / (LEAVING_PART + 1) - 1;
+        Self {
+            have,
+            wanted,
+            least,
+            clients: clients.clamp(1, limits.client_connections as u64) as usize,
+            client_sockets: client_sockets as usize,
+            workers: workers as usize,
+            admin: admin as usize,
+        }
+    }
+
+    /// Shares out what the hard limit of this process allows.
+    pub(crate) fn of_process(config: &Config) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        Self::share(&config.limits, super::core_count(config), limit.unwrap_or(u64::MAX))
+    }
+
+    /// What to do if they do not suffice.
+    pub(crate) const FIX: &'static str = "raise `ulimit -Hn` (LimitNOFILE=), or lower \
+                                          limits.client_connections and limits.worker_connections";
+
+    /// Whether they suffice for all that is configured.
+    pub(crate) fn suffice(&self) -> bool {
+        self.have >= self.wanted
+    }
+
+    /// Whether they do not suffice for anything.
+    pub(crate) fn are_too_few(&self) -> bool {
+        self.have < self.least
+    }
+
+    /// Lowers the limits to what there are files for.
+    pub(super) fn bound(&self, limits: &mut Limits) {
+        limits.client_connections = self.clients;
+        limits.worker_connections = self.workers;
+    }
+}
+
+/// The one line about it: `doctor`, `check` and the start say the same.
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { have, wanted, least, clients, workers, .. } = self;
+        match have {
+            &u64::MAX => f.write_str("any number of")?,
+            have => write!(f, "{have}")?,
+        }
+        write!(f, " files may be open, {wanted} are configured for")?;
+        if self.suffice() {
+            return Ok(());
+        }
+        write!(f, ": a core has {clients} client and {workers} worker connections")?;
+        if self.are_too_few() { write!(f, ", and {least} is the least") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(clients: usize, workers: usize) -> Limits {
+        let mut limits = Config::dev().limits;
+        (limits.client_connections, limits.worker_connections) = (clients, workers);
+        limits
+    }
+
+    #[test]
+    fn whoever_fills_his_part_leaves_the_others_theirs() {
+        let peers = [1, 2, 3, 7, 100, 5000, 65_536, 1_000_000];
+        for (clients, workers) in peers.iter().flat_map(|c| peers.map(|w| (*c, w))) {
+            let limits = limits(clients, workers);
+            for cores in [1_u64, 2, 7, 64] {
+                for have in (30..300).chain([1024, 4096, 20_000, 65_536, 1 << 20, u64::MAX]) {
+                    let files = Files::share(&limits, cores as usize, have);
+                    let what = format!("{clients} {workers} {cores} {have}: {files:?}");
+                    assert!(files.clients >= 1 && files.clients <= clients, "{what}");
+                    assert!(files.workers >= 1 && files.workers <= workers, "{what}");
+                    assert!(files.client_sockets > files.clients, "{what}");
+                    if files.are_too_few() {
+                        continue;
+                    }
+                    let each = (files.client_sockets + files.workers) as u64 + PER_CORE;
+                    let used = PROCESS + files.admin as u64 + cores * each;
+                    assert!(used <= have, "{what}");
+                    if files.suffice() {
+                        assert_eq!((files.clients, files.workers), (clients, workers), "{what}");
+                    } else {
+                        assert!(files.workers >= workers.min(LEAST_PEERS as usize), "{what}");
+                        // What is left over is less than one for each.
+                        let scarce = files.workers < workers;
+                        assert!(!scarce || have - used < cores || have < 100, "{what}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_line_says_what_there_is_and_what_counts() {
+        let usual = limits(65_536, 65_536);
+        let told = |cores, have| Files::share(&usual, cores, have).to_string();
+        assert_eq!(told(1, u64::MAX), "any number of files may be open, 139555 are configured for");
+        let text = told(1, 64);
+        assert!(text.starts_with("64 files may be open, 139555 are configured for: "), "{text}");
+        assert!(!Files::share(&usual, 2, 64).are_too_few());
+        assert!(told(2, 50).ends_with("60 is the least"), "{}", told(2, 50));
+    }
+}
