@@ -133,33 +133,37 @@ mod tests {
         limits
     }
 
+    /// What must hold of a division, whatever is divided.
+    fn holds(limits: &Limits, cores: u64, have: u64) {
+        let (clients, workers) = (limits.client_connections, limits.worker_connections);
+        let files = Files::share(limits, cores as usize, have);
+        let what = format!("{clients} {workers} {cores} {have}: {files:?}");
+        assert!(files.clients >= 1 && files.clients <= clients, "{what}");
+        assert!(files.workers >= 1 && files.workers <= workers, "{what}");
+        assert!(files.client_sockets > files.clients, "{what}");
+        if files.are_too_few() {
+            return;
+        }
+        let each = (files.client_sockets + files.workers) as u64 + PER_CORE;
+        let used = PROCESS + files.admin as u64 + cores * each;
+        assert!(used <= have, "{what}");
+        if files.suffice() {
+            return assert_eq!((files.clients, files.workers), (clients, workers), "{what}");
+        }
+        assert!(files.workers >= workers.min(LEAST_PEERS as usize), "{what}");
+        // What is left over is less than one for each.
+        let scarce = files.workers < workers;
+        assert!(!scarce || have - used < cores || have < 100, "{what}");
+    }
+
     #[test]
     fn whoever_fills_his_part_leaves_the_others_theirs() {
         let peers = [1, 2, 3, 7, 100, 5000, 65_536, 1_000_000];
+        let files = (30..300).chain([1024, 4096, 20_000, 65_536, 1 << 20, u64::MAX]);
         for (clients, workers) in peers.iter().flat_map(|c| peers.map(|w| (*c, w))) {
             let limits = limits(clients, workers);
-            for cores in [1_u64, 2, 7, 64] {
-                for have in (30..300).chain([1024, 4096, 20_000, 65_536, 1 << 20, u64::MAX]) {
-                    let files = Files::share(&limits, cores as usize, have);
-                    let what = format!("{clients} {workers} {cores} {have}: {files:?}");
-                    assert!(files.clients >= 1 && files.clients <= clients, "{what}");
-                    assert!(files.workers >= 1 && files.workers <= workers, "{what}");
-                    assert!(files.client_sockets > files.clients, "{what}");
-                    if files.are_too_few() {
-                        continue;
-                    }
-                    let each = (files.client_sockets + files.workers) as u64 + PER_CORE;
-                    let used = PROCESS + files.admin as u64 + cores * each;
-                    assert!(used <= have, "{what}");
-                    if files.suffice() {
-                        assert_eq!((files.clients, files.workers), (clients, workers), "{what}");
-                    } else {
-                        assert!(files.workers >= workers.min(LEAST_PEERS as usize), "{what}");
-                        // What is left over is less than one for each.
-                        let scarce = files.workers < workers;
-                        assert!(!scarce || have - used < cores || have < 100, "{what}");
-                    }
-                }
+            for have in files.clone() {
+                [1, 2, 7, 64].into_iter().for_each(|cores| holds(&limits, cores, have));
             }
         }
     }

@@ -128,13 +128,9 @@ impl World {
             state
         {
             self.ours.set_nonblocking(true).unwrap();
-            let full = loop {
-                match self.ours.write(&[0; 64 * 1024]) {
-                    Ok(_) => {}
-                    Err(error) => break error,
-                }
-            };
-            assert_eq!(full.kind(), ErrorKind::WouldBlock);
+            let full = std::iter::from_fn(|| Some(self.ours.write(&[0; 64 * 1024])));
+            let full = full.filter_map(Result::err).next();
+            assert_eq!(full.map(|error| error.kind()), Some(ErrorKind::WouldBlock));
             self.ours.set_nonblocking(false).unwrap();
         }
         match state {

@@ -181,7 +181,6 @@ impl Hop {
             ready: std::collections::VecDeque::new(),
             held: 0,
             received_at: now,
-            looked_at: now,
             timer: None,
             stopped: Vec::new(),
             waits: 0,

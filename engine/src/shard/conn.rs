@@ -97,8 +97,6 @@ pub(crate) struct Hop {
     /// DATA bytes received here that wait for another hop.
     pub(crate) held: usize,
     pub(crate) received_at: Time,
-    /// When its deadlines were looked at last.
-    pub(crate) looked_at: Time,
     pub(crate) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
     pub(crate) stopped: Vec<ConnId>,
@@ -248,8 +246,8 @@ pub(crate) struct Tunnel {
     pub(crate) cookie_sent: bool,
     /// When its last stream ended.
     pub(crate) idle_since: Option<Time>,
-    /// When the PING that is not answered yet was sent.
-    pub(crate) pinged_at: Option<Time>,
+    /// When its deadlines were looked at last.
+    pub(crate) looked_at: Time,
     /// What the peer has seen of our PINGs.
     pub(crate) pings: Pings,
     pub(crate) begun: Begun,
@@ -324,7 +322,7 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => client.pinged_at = None,
             Side::Tunnel(tunnel) => {
-                tunnel.pinged_at = None;
+                tunnel.pings.close();
                 tunnel.begun = Begun::Yes;
             }
         }
@@ -337,7 +335,7 @@ impl Hop {
         match &mut self.side {
             Side::Client(client) => client.pinged_at = None,
             Side::Tunnel(tunnel) => {
-                tunnel.pinged_at = None;
+                tunnel.pings.close();
                 if let Begun::Asked(at) = &mut tunnel.begun {
                     *at = now;
                 }

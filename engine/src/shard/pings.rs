@@ -24,9 +24,15 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// uses them, so that a peer that vanished soon after its client is still noticed.
 const EARLY_MOST: u8 = 2;
 
-/// What a tunnel's peer has seen of our PINGs.
+/// What a tunnel's peer has seen of our PINGs. Most tunnels rest or are busy, and are never asked:
+/// they keep no books.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pings(Option<Box<Books>>);
+
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pings {
+struct Books {
+    /// When the latest one was sent, while nothing at all came since.
+    open: Option<Time>,
     /// The latest one: when it was answered, which is not before it was counted; or sent.
     last: Option<Time>,
     /// When the one that has no answer of its own yet was sent.
@@ -50,6 +56,34 @@ pub(crate) struct Found {
 impl Pings {
     /// From when on the peer may be asked (again).
     pub(crate) fn allowed_from(&self, in_use: bool, heard: bool) -> Time {
+        self.0.as_ref().map_or(Time::ZERO, |books| books.allowed_from(in_use, heard))
+    }
+
+    /// When the latest one was sent, if nothing at all came since.
+    pub(crate) fn open(&self) -> Option<Time> {
+        self.0.as_ref()?.open
+    }
+
+    /// Something came, or its silence is ours: no answer is awaited.
+    pub(crate) fn close(&mut self) {
+        if let Some(books) = &mut self.0 {
+            books.open = None;
+        }
+    }
+
+    /// The peer is asked.
+    pub(crate) fn asks(&mut self, found: Found) {
+        self.0.get_or_insert_default().asks(found);
+    }
+
+    /// The latest PING's own answer came: when it was sent, if it was not answered before.
+    pub(crate) fn answered(&mut self, found: Found) -> Option<Time> {
+        self.0.as_mut()?.answered(found)
+    }
+}
+
+impl Books {
+    fn allowed_from(&self, in_use: bool, heard: bool) -> Time {
         // HEADERS or DATA before the answer may have been sent before the PING came there: they
         // forgive those before it.
         let forgiven = heard && self.asked.is_none();
@@ -58,8 +92,7 @@ impl Pings {
         last + between + MARGIN
     }
 
-    /// The peer is asked.
-    pub(crate) fn asks(&mut self, found: Found) {
+    fn asks(&mut self, found: Found) {
         let Found { now, in_use, heard } = found;
         if heard {
             self.early = 0;
@@ -68,11 +101,10 @@ impl Pings {
         let early_at_rest = !forgiven && self.last.is_some_and(|last| now < last + BETWEEN_AT_REST);
         self.early += u8::from(early_at_rest && !in_use);
         self.doubtful = early_at_rest && in_use;
-        (self.last, self.asked) = (Some(now), Some(now));
+        (self.last, self.asked, self.open) = (Some(now), Some(now), Some(now));
     }
 
-    /// The latest PING's own answer came: when it was sent, if it was not answered before.
-    pub(crate) fn answered(&mut self, found: Found) -> Option<Time> {
+    fn answered(&mut self, found: Found) -> Option<Time> {
         let Found { now, in_use, heard } = found;
         let asked = self.asked.take()?;
         if heard {

@@ -121,7 +121,9 @@ impl Shard {
             self.metrics.limit_hit(Limit::QueuedAnswers);
             return self.cut(border, conn);
         }
-        hop.looked_at = now;
+        if let Some(tunnel) = hop.tunnel_mut() {
+            tunnel.looked_at = now;
+        }
         if let Link::H1(h1) = &hop.link
             && h1.begun.is_some_and(|begun| begun + self.settings.config.limits.handshake <= now)
         {
@@ -182,7 +184,7 @@ impl Shard {
         {
             Some(Cause::STALLED)
         } else if read
-            && tunnel.pinged_at.is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
+            && tunnel.pings.open().is_some_and(|at| at + terms.keepalive.tunnel_ping_timeout <= now)
         {
             Some(Cause::SILENT)
         } else if let Some(until) = tunnel.parked {
@@ -200,7 +202,6 @@ impl Shard {
         if ping_at.is_some_and(|at| at <= now) {
             let found = hop.found(now);
             if let Some(tunnel) = hop.tunnel_mut() {
-                tunnel.pinged_at = Some(now);
                 tunnel.pings.asks(found);
             }
             hop.link.ping(ALIVE_PING, &mut border.sink(conn));
@@ -241,7 +242,7 @@ impl Hop {
         if self.waits > 0
             || matches!(self.link, Link::H1(_))
             || tunnel.begun != Begun::Yes
-            || tunnel.pinged_at.is_some()
+            || tunnel.pings.open().is_some()
             || !(in_use || tunnel.parked.is_some())
         {
             return None;
@@ -292,7 +293,7 @@ impl Hop {
                 }
                 // What it says is not read now: its silence is ours.
                 if self.waits == 0
-                    && let Some(at) = tunnel.pinged_at
+                    && let Some(at) = tunnel.pings.open()
                 {
                     concern(at + terms.keepalive.tunnel_ping_timeout);
                 }
@@ -303,7 +304,7 @@ impl Hop {
                 // Whether it takes what is sent.
                 let asked = self.waits == 0 || matches!(self.link, Link::H1(_));
                 if asked && self.link.streams() > 0 {
-                    concern(self.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
+                    concern(tunnel.looked_at.max(self.received_at) + terms.keepalive.tunnel_write);
                 }
             }
         }

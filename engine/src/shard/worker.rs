@@ -333,7 +333,7 @@ impl Shard {
             used: spare,
             cookie_sent: false,
             idle_since: None,
-            pinged_at: None,
+            looked_at: self.now,
             pings: Pings::default(),
             begun: Begun::default(),
             going: false,

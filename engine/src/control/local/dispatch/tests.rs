@@ -411,10 +411,10 @@ fn work_in_doubt_is_queued_again_unless_its_worker_dials_back() {
     w.dispatch.gone(worker(1));
     w.dispatch.delivered(worker(2));
     w.withdraw(2);
-    w.pass(DOUBT - Duration::from_nanos(1));
+    w.pass(DOUBT - Duration::from_micros(1));
     assert_eq!(w.dispatch.take_queued_again(), None);
-    assert_eq!(w.dispatch.deadline(), Some(w.now + Duration::from_nanos(1)));
-    w.pass(Duration::from_nanos(1));
+    assert_eq!(w.dispatch.deadline(), Some(w.now + Duration::from_micros(1)));
+    w.pass(Duration::from_micros(1));
     assert_eq!(w.dispatch.take_queued_again(), Some(("f".into(), "v".into())));
     // In its old place, and at once to a poll that waits.
     w.poll(3, 1, &[]);
