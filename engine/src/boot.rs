@@ -233,8 +233,11 @@ fn share_files(config: &mut Config) -> Files {
         }
     }
     let files = Files::of_process(config);
-    if !files.suffice() {
+    if files.are_too_few() {
         tracing::warn!("{files}; {}", Files::FIX);
+    } else if !files.suffice() {
+        // Few hosts have as many as the limits' defaults allow for.
+        tracing::info!("{files}; {}", Files::FIX);
     }
     files.bound(&mut config.limits);
     files

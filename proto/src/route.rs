@@ -67,11 +67,16 @@ pub struct ReplyStyle<'a> {
     pub origin: Option<&'a [u8]>,
 }
 
+/// A longer origin is no browser's (a host name has at most 253 octets, RFC 1035 section 2.3.4), and
+/// is not kept: one is held for each request that waits.
+const KEPT_ORIGIN_BYTES: usize = 1024;
+
 impl ReplyStyle<'_> {
     /// The same, for a request that has to wait while its fields are forgotten.
     #[must_use]
     pub fn keep(&self) -> KeptStyle {
-        KeptStyle { grpc: self.grpc, head: self.head, origin: self.origin.map(Box::from) }
+        let origin = self.origin.filter(|origin| origin.len() <= KEPT_ORIGIN_BYTES);
+        KeptStyle { grpc: self.grpc, head: self.head, origin: origin.map(Box::from) }
     }
 }
 

@@ -429,6 +429,10 @@ fn cl_14_the_style_of_an_answer() {
     assert_eq!(style("POST", &[origin]).style().origin, Some(&b"https://a.example"[..]));
     assert_eq!(style("BREW", &[origin]).style().origin, None);
     assert_eq!(style("POST", &[("origin", "")]).style().origin, None);
+    let long = format!("https://{}", "a".repeat(1025 - "https://".len()));
+    let kept = |origin: &str| reply_style(&list("POST", "/", &[("origin", origin)])).keep();
+    assert_eq!(kept(&long[..1024]).style().origin, Some(&long.as_bytes()[..1024]));
+    assert_eq!(kept(&long).style().origin, None, "no browser has it, and it would be held");
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Shard {
 }
 
 /// Whether the first bytes are another protocol's: they begin with no method, or their first line,
-/// should it be here, names no HTTP/1. Empty lines before it are read over (RFC 9112 §2.2).
+/// should it be here, names no version of HTTP, or is HTTP/2's own that went wrong. Empty lines before it are read over (RFC 9112 §2.2).
 fn is_foreign(mut first: &[u8], mut received: &[u8]) -> bool {
     while let (Some(less), Some(rest)) =
         (first.strip_prefix(b"\r\n"), received.strip_prefix(b"\r\n"))
@@ -160,7 +160,9 @@ fn is_foreign(mut first: &[u8], mut received: &[u8]) -> bool {
         return false;
     }
     let line = received.iter().position(|&octet| octet == b'\n').map(|end| &received[..end]);
-    let named = |line: &[u8]| line.windows(7).any(|window| window == b"HTTP/1.");
+    let named = |line: &[u8]| {
+        line.windows(5).any(|window| window == b"HTTP/") && !line.starts_with(b"PRI ")
+    };
     !first.first().is_some_and(u8::is_ascii_alphabetic) || line.is_some_and(|line| !named(line))
 }
 

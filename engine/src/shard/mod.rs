@@ -408,13 +408,16 @@ impl Shard {
         hop.answered();
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
+        let partial = hop.partial as usize != hop.link.partial();
         if unread || border.queued(conn) > OUTPUT_FULL {
             self.stop_reading(border, conn, conn);
         }
         if weary {
             self.warn(border, conn);
         }
-        self.count_partial(border, conn);
+        if partial {
+            self.count_partial(border, conn);
+        }
         self.watch(conn);
     }
 
@@ -635,7 +638,9 @@ impl Core for Shard {
         while let Some(conn) = self.unread.pop() {
             self.http1_unread(border, conn);
         }
-        self.part_clients(border);
+        if !self.parting.is_empty() {
+            self.part_clients(border);
+        }
         if self.local.deadline().is_some_and(|at| at <= border.now) {
             self.local.turn(border.now);
             self.answer_polls(border);

@@ -19,7 +19,7 @@ pub fn print(text: &str) -> io::Result<()> {
 /// Prints JSON to stdout; see [`json_line`].
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(json: &str) -> io::Result<()> {
     put(&json_line(json.as_bytes())).map(|_| ())
 }
@@ -28,7 +28,7 @@ pub fn print_json(json: &str) -> io::Result<()> {
 /// reads any more.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn show(text: &str) -> io::Result<bool> {
     put(text.as_bytes())
 }

@@ -137,6 +137,8 @@ FORMS = {
     "four empty lines": ("\r\n\r\n\r\n\r\nGET /x HTTP/1.1", "Host: a\r\n", 200, {}),
     "five empty lines": ("\r\n\r\n\r\n\r\n\r\nGET /x HTTP/1.1", "Host: a\r\n", 400, None),
     "HTTP/1.2": ("GET /x HTTP/1.2", "Host: a\r\n", 200, {}),
+    "HTTP/2.0": ("GET /x HTTP/2.0", "Host: a\r\n", 505, None),
+    "HTTP/0.9": ("GET /x HTTP/0.9", "Host: a\r\n", 505, None),
 }
 
 

@@ -5,7 +5,7 @@ use super::{
     FLOOD_FACTOR, HeaderLimits, HpackError, LATE_FIELD, Malformation, Verdict, huffman, integer,
     static_table,
 };
-use crate::fields::{Field, Fields, Token, name_is_valid, value_is_valid};
+use crate::fields::{FIELD_OVERHEAD, Field, Fields, Token, name_is_valid, value_is_valid};
 
 /// Size updates that may begin a block (RFC 7541 §4.2).
 const MAX_SIZE_UPDATES: usize = 2;
@@ -64,12 +64,8 @@ impl Tally<'_> {
                 value: row.value,
                 never_indexed,
             });
-        } else if self.size > self.limits.max_size.saturating_mul(FLOOD_FACTOR)
-            || self.count > self.limits.max_fields.saturating_mul(FLOOD_FACTOR)
-        {
-            return Err(HpackError::Flood);
         } else {
-            self.add_late(row);
+            self.add_late(row.token, row.name, row.value)?;
         }
         if !(row.name_valid && row.value_valid) {
             self.out.mark_malformed();
@@ -79,12 +75,19 @@ impl Tally<'_> {
 
     /// A field behind the end of the list: only what says how the sender reads a refusal is kept.
     #[cold]
-    fn add_late(&mut self, row: &Row<'_>) {
-        let tells = matches!(row.token, Token::ContentType | Token::Origin);
-        if tells && row.size() <= LATE_FIELD && self.out.first(row.token).is_none() {
-            let (token, name, value) = (row.token, row.name, row.value);
+    #[inline(never)]
+    fn add_late(&mut self, token: Token, name: &[u8], value: &[u8]) -> Result<(), HpackError> {
+        if self.size > self.limits.max_size.saturating_mul(FLOOD_FACTOR)
+            || self.count > self.limits.max_fields.saturating_mul(FLOOD_FACTOR)
+        {
+            return Err(HpackError::Flood);
+        }
+        let tells = matches!(token, Token::ContentType | Token::Origin);
+        let size = name.len() + value.len() + FIELD_OVERHEAD;
+        if tells && size <= LATE_FIELD && self.out.first(token).is_none() {
             self.out.push(Field { token, name, value, never_indexed: false });
         }
+        Ok(())
     }
 
     /// Once false it stays false.

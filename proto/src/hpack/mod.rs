@@ -25,8 +25,9 @@ pub const TABLE_SIZE: usize = 4096;
 /// costs the connection: of [`HeaderLimits::max_size`] and of [`HeaderLimits::max_fields`] here.
 pub const FLOOD_FACTOR: usize = 4;
 
-/// The largest field of those that are looked for behind the end of a list that is too large.
-pub(crate) const LATE_FIELD: usize = 512;
+/// The largest field of those that are looked for behind the end of a list that is too large, in
+/// octets as of [`HeaderLimits::max_size`].
+pub const LATE_FIELD: usize = 512;
 
 /// How large a header list may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -396,6 +396,9 @@ impl Dispatch {
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         let expiry = self.expiry.first_key_value().map(|((until, _), _)| *until);
+        if self.doubted.is_empty() {
+            return expiry;
+        }
         let doubted = self.doubted.first_key_value().map(|((until, _), _)| *until);
         expiry.into_iter().chain(doubted).min()
     }
