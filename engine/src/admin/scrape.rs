@@ -126,14 +126,11 @@ impl Scraper {
         snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
         let mut silent = Vec::new();
         for (core, counted) in lock(&self.counted).iter().enumerate() {
-            match snapshots.iter_mut().find(|snapshot| usize::from(snapshot.core) == core) {
-                Some(snapshot) => counted.before.add_to(snapshot),
-                None => {
-                    let mut shown = Snapshot { core: core as u16, ..Snapshot::default() };
-                    counted.before.add_to(&mut shown);
-                    counted.last.add_to(&mut shown);
-                    silent.push(shown.metrics);
-                }
+            if !snapshots.iter().any(|snapshot| usize::from(snapshot.core) == core) {
+                let mut shown = Snapshot { core: core as u16, ..Snapshot::default() };
+                counted.before.add_to(&mut shown);
+                counted.last.add_to(&mut shown);
+                silent.push(shown.metrics);
             }
         }
         Scrape { snapshots, silent }
@@ -181,9 +178,12 @@ impl Scraper {
     }
 
     /// A core's answer to [`Self::ask`] has come.
-    pub fn answered(&self, ticket: u64, snapshot: Box<Snapshot>) {
+    pub fn answered(&self, ticket: u64, mut snapshot: Box<Snapshot>) {
         if let Some(counted) = lock(&self.counted).get_mut(usize::from(snapshot.core)) {
             counted.last = Tally { metrics: snapshot.metrics.counters(), idle: snapshot.idle };
+            // Here, and not once all have answered: the core may die in between, and what it has
+            // shown would count twice.
+            counted.before.add_to(&mut snapshot);
         }
         answer(&self.asked, ticket, snapshot);
     }
@@ -308,6 +308,17 @@ mod tests {
         assert_eq!(sums(&scraper, &[(0, 6), (1, 2)]).await, (15, 2, 2, seconds(15)));
         scraper.restarted(1);
         assert_eq!(sums(&scraper, &[(0, 6), (1, 0)]).await, (15, 2, 2, seconds(15)));
-        assert_eq!(sums(&scraper, &[]).await, (15, 0, 0, seconds(0)));
+        // A core answers and dies before the other has answered.
+        let dies = async {
+            tokio::task::yield_now().await;
+            let ticket = lock(&scraper.asked).last;
+            scraper.answered(ticket, snapshot(1, 4, 1));
+            scraper.restarted(1);
+            scraper.answered(ticket, snapshot(0, 6, 1));
+        };
+        let (scrape, ()) = tokio::join!(scraper.ask(), dies);
+        assert_eq!(scrape.sum().tokens_issued, 19);
+        assert_eq!(sums(&scraper, &[(0, 6), (1, 0)]).await, (19, 2, 2, seconds(19)));
+        assert_eq!(sums(&scraper, &[]).await, (19, 0, 0, seconds(0)));
     }
 }

@@ -177,7 +177,13 @@ impl Worker {
         if work.kind != Kind::New {
             return;
         }
-        self.sessions().insert(work.request_id, Held { tunnels: 1, _slot: slot });
+        // Work that the gateway had to hand out twice is one more tunnel.
+        let mut sessions = self.sessions();
+        sessions
+            .entry(work.request_id)
+            .and_modify(|held| held.tunnels += 1)
+            .or_insert(Held { tunnels: 1, _slot: slot });
+        drop(sessions);
         self.changed.notify_one();
         tokio::spawn(self.clone().tunnel(work));
     }

@@ -446,7 +446,9 @@ impl Shard {
         let answered = tunnel.cookie_sent;
         let Some(mut attachment) = self.attachments.remove(key) else { return };
         let slots = hop.link.tags();
-        if answered && slots.is_empty() {
+        // What waits of the last answer is still delivered.
+        let over = |slot: &u32| self.exchanges.at(*slot).is_some_and(|e| e.down.ended);
+        if answered && slots.iter().all(over) {
             self.give_back_dispatch(&attachment, cause);
         }
         for slot in slots {

@@ -26,6 +26,9 @@ const UNREAD_ANSWERS: Duration = Duration::from_secs(10);
 /// How long after the first GOAWAY the final one comes if the PING is not answered.
 pub(crate) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
 
+/// When a connection is looked at again whose deadline has passed without consequence.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Payload of the PING between the two GOAWAYs, and of the one that asks a silent peer.
 pub(crate) const DRAIN_PING: [u8; 8] = *b"goaway-2";
 pub(crate) const ALIVE_PING: [u8; 8] = *b"alive?!?";
@@ -61,6 +64,9 @@ impl Shard {
         };
         let Some(at) = at else { return };
         if armed.is_none_or(|armed| at < armed) {
+            // What is due already was looked at in this instant, and nothing could be done about
+            // it: looked at again at once, it would keep the core in this turn for ever.
+            let at = if at > self.now { at } else { self.now + LOOK_AGAIN };
             *armed = Some(at);
             self.timers.arm(at, Due::conn(conn));
         }

@@ -12,7 +12,7 @@ use crate::peer::{Peer, Work, poll_request, read_work};
 /// More orders than any of these tests has.
 const MOST_ORDERS: usize = 20_000;
 /// Longer than work whose answer may be lost is waited for.
-const BEYOND_DOUBT: Duration = Duration::from_secs(3);
+const BEYOND_DOUBT: Duration = Duration::from_secs(6);
 
 /// Choices, so that all of them are made in turn.
 #[derive(Default)]

@@ -140,6 +140,32 @@ fn a_client_that_is_not_read_is_not_asked_until_it_is() {
     assert!(world.is_closed(client.conn));
 }
 
+#[test]
+fn a_client_that_takes_our_answers_slowly_keeps_no_core() {
+    let mut world = World::with("[limits]\nqueued_answers = 3");
+    let mut client = Peer::client(&mut world);
+    let calls: Vec<_> = (0..40).map(|_| client.request(&mut world, &[], false)).collect();
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    world.block(client.conn, true);
+    for n in 0..calls.len() {
+        let (key, value) = (worker.key(n), n.to_string().repeat(20_000));
+        worker.head(&mut world, key, &[(":status", "200"), ("x-large", &value)], false);
+    }
+    let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"whatever"].concat();
+    world.send(client.conn, &ping.repeat(8));
+    assert!(is_paused(&world, &client));
+    // It makes some progress, so it is not cut; and its turn ends each time it is looked at.
+    for _ in 0..20 {
+        world.pass(seconds(2));
+        world.take_some(client.conn, 4096);
+    }
+    assert!(!world.is_closed(client.conn));
+    // None at all: it is cut.
+    pass_with(&mut world, &mut worker, 11);
+    assert!(world.is_closed(client.conn));
+}
+
 fn is_paused(world: &World, peer: &Peer) -> bool {
     world.border.output(peer.conn).is_some_and(Output::is_paused)
 }

@@ -49,6 +49,8 @@ struct Tally<'a> {
     limits: HeaderLimits,
     size: usize,
     count: usize,
+    /// Of the fields behind the end of the list, whether `content-type` and `origin` were looked for.
+    late: [bool; 2],
 }
 
 impl Tally<'_> {
@@ -82,9 +84,15 @@ impl Tally<'_> {
         {
             return Err(HpackError::Flood);
         }
-        let tells = matches!(token, Token::ContentType | Token::Origin);
+        let kind = match token {
+            Token::ContentType => 0,
+            Token::Origin => 1,
+            _ => return Ok(()),
+        };
         let size = name.len() + value.len() + FIELD_OVERHEAD;
-        if tells && size <= LATE_FIELD && self.out.first(token).is_none() {
+        // The list is searched once for each: thousands may follow.
+        let asks = size <= LATE_FIELD && !std::mem::replace(&mut self.late[kind], true);
+        if asks && self.out.first(token).is_none() {
             self.out.push(Field { token, name, value, never_indexed: false });
         }
         Ok(())
@@ -137,7 +145,7 @@ impl Decoder {
         limits: &HeaderLimits,
     ) -> Result<Verdict, HpackError> {
         let mut input = self.size_updates(block)?;
-        let mut tally = Tally { out, limits: *limits, size: 0, count: 0 };
+        let mut tally = Tally { out, limits: *limits, size: 0, count: 0, late: [false; 2] };
         while let Some(&first) = input.first() {
             if first & 0x80 != 0 {
                 let (index, rest) = integer::read(input, 7)?;

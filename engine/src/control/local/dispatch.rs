@@ -21,7 +21,7 @@ pub const POLL_WAIT: Duration = Duration::from_secs(30);
 
 /// How long work whose answer may be lost waits for its worker to dial back. Then it is queued
 /// again: two workers may have it, and the token lets one of them in.
-const DOUBT: Duration = Duration::from_secs(2);
+const DOUBT: Duration = Duration::from_secs(5);
 
 /// A poll: the connection it came by. A connection has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
