@@ -71,6 +71,19 @@ fn l1_a_client_that_does_not_know_the_limit_yet_is_refused_without_blame() {
     assert!(!side.conn.glitches_high());
 }
 
+#[test]
+fn l1_a_client_that_never_acknowledges_the_limit_is_excused_for_what_was_on_its_way() {
+    let limits = Limits { max_concurrent_streams: 1, ..Limits::default() };
+    let mut side = Side::fresh(Role::Server, limits);
+    side.conn.start(&mut side.out);
+    side.feed(MAGIC);
+    side.feed(&settings(&[]));
+    side.feed(&post(1));
+    let taken = until_fault(&mut side, |n| get(2 * n + 3));
+    assert_eq!(taken, 10_000 + 1000);
+    expect_limit(&side, LimitId::L5, CALM);
+}
+
 // ---- L2, L3, L4 ----
 
 #[test]
@@ -447,13 +460,30 @@ fn l5_a_refused_body_that_we_have_to_end_is_a_glitch() {
 }
 
 #[test]
-fn l5_streams_behind_the_final_goaway_are_glitches() {
-    let mut side = Side::server(Limits::default());
+fn l5_streams_behind_the_final_goaway_are_glitches_beyond_what_was_on_its_way() {
+    let limits = Limits { max_concurrent_streams: 500, ..Limits::default() };
+    let mut side = Side::server(limits);
     side.feed(&post(1));
     side.conn.refuse_new(true);
     let rapid = |n| [get(2 * n + 3), reset(2 * n + 3, ErrorCode::Cancel)].concat();
-    assert_eq!(until_fault(&mut side, rapid), 1_000);
+    assert_eq!(until_fault(&mut side, rapid), 500 + 1_000);
     expect_limit(&side, LimitId::L5, CALM);
+}
+
+#[test]
+fn l5_a_burst_that_crossed_the_final_goaway_leaves_the_streams_before_it_alone() {
+    let mut side = Side::server(Limits::default());
+    side.feed(&post(1));
+    side.conn.refuse_new(true);
+    for n in 1..Limits::default().max_concurrent_streams {
+        side.feed(&get(2 * n + 1));
+    }
+    side.expect_no_fault();
+    assert!(!side.conn.glitches_high());
+    side.seen.clear();
+    side.feed(&data_end(1, b"the end"));
+    side.expect_no_fault();
+    assert_eq!((side.conn.streams(), side.seen.is_empty()), (1, false));
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl Conn {
             Target::Idle => self.request(block, verdict, turn),
             Target::Late if block.stream > self.highest => {
                 // Opened behind the final GOAWAY: decoded all the same.
-                self.budget.glitch(&self.limits, self.now)?;
+                self.budget.behind_goaway(&self.limits, self.now)?;
                 Ok(Step::On)
             }
             Target::Late | Target::Closed => Ok(Step::On),
@@ -269,6 +269,7 @@ impl Conn {
         if self.settings_acknowledged {
             self.answer_reset(id, ErrorCode::RefusedStream, turn)?;
         } else {
+            self.budget.untold_stream(&self.limits, self.now)?;
             self.answers = self.answers.saturating_add(1);
             super::frame::put_reset(turn.out, id, ErrorCode::RefusedStream);
         }

@@ -25,6 +25,11 @@ pub(super) const TINY_WINDOW: i64 = 256;
 /// between it small change: what we sent into the last octets of a window comes back as it went.
 pub(super) const LARGE_CREDIT: i64 = 1024;
 
+/// Streams over the limit that are refused free of charge on each connection: what a client may
+/// have sent before our SETTINGS reached it. It does not depend on the limit, which that client
+/// does not know.
+const UNTOLD_STREAMS: u32 = 10_000;
+
 /// Small credits that a large one excuses, and how many can be saved up.
 const EXCUSED: u16 = 8;
 const EXCUSED_MAX: u16 = 1024;
@@ -48,6 +53,10 @@ pub(super) struct Budget {
     octets_sent: u64,
     updates: u64,
     empty_data: u32,
+    /// Streams that were refused before our SETTINGS were acknowledged.
+    untold: u32,
+    /// Heads of streams that were opened behind our final GOAWAY.
+    behind_goaway: u32,
     /// Small credits still excused.
     excused: u16,
     /// Whether anything of a stream was sent since the last PING: see [`Budget::ping`].
@@ -66,6 +75,8 @@ impl Budget {
             octets_sent: 0,
             updates: 0,
             empty_data: 0,
+            untold: 0,
+            behind_goaway: 0,
             excused: 0,
             sent_since_ping: false,
         }
@@ -94,6 +105,32 @@ impl Budget {
         self.spent = self.spent.saturating_sub(u64::try_from(forgiven).unwrap_or(u64::MAX));
         self.counted_at = now;
         self.spent = (self.spent + GLITCH).min((u64::from(limits.glitch_burst) + 1) * GLITCH);
+    }
+
+    /// A stream over the limit, from a peer that has not acknowledged our SETTINGS. No timer asks
+    /// for the acknowledgement, so the excuse covers what can have been on its way and no more.
+    ///
+    /// # Errors
+    /// As [`Self::glitch`].
+    pub(super) fn untold_stream(&mut self, limits: &Limits, now: Time) -> Result<(), ConnFault> {
+        if self.untold < UNTOLD_STREAMS {
+            self.untold += 1;
+            return Ok(());
+        }
+        self.glitch(limits, now)
+    }
+
+    /// A head of a stream behind our final GOAWAY. An honest client may have had as many open as
+    /// it may (L1) when it was sent, and the streams that may still finish must not die of them.
+    ///
+    /// # Errors
+    /// As [`Self::glitch`].
+    pub(super) fn behind_goaway(&mut self, limits: &Limits, now: Time) -> Result<(), ConnFault> {
+        if self.behind_goaway < limits.max_concurrent_streams {
+            self.behind_goaway += 1;
+            return Ok(());
+        }
+        self.glitch(limits, now)
     }
 
     /// A WINDOW_UPDATE that leaves its window tiny.
