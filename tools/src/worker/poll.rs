@@ -218,6 +218,14 @@ struct Said {
     recalled: bool,
 }
 
+impl Said {
+    /// Whether an answer with nothing, after so long, tells that there is less to do than there
+    /// was: the poll had its whole time. One that gave no slot could not bring a session.
+    fn found_too_little(self, waited: Duration) -> bool {
+        self.slots > 0 && waited >= QUICK
+    }
+}
+
 /// How a connection for polls has ended in good order.
 enum After {
     /// Behind an answer with work.
@@ -347,7 +355,7 @@ impl<'a> Line<'a> {
             self.worked = answer.status == 200;
             answered = true;
             match answer.status {
-                204 => self.brought_nothing(),
+                204 => self.brought_nothing(said),
                 200 => {
                     let work = serde_json::from_slice(&answer.body).map_err(PollFault::Work)?;
                     self.brought_work();
@@ -368,9 +376,8 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn brought_nothing(&self) {
-        // A poll that had its whole time: there is less to do than there was.
-        if self.sent_at.elapsed() >= QUICK && self.unanswered.is_empty() {
+    fn brought_nothing(&self, said: Said) {
+        if said.found_too_little(self.sent_at.elapsed()) && self.unanswered.is_empty() {
             self.gateway.narrow();
         }
     }
@@ -514,5 +521,14 @@ mod tests {
         assert_eq!(pause_after(1, 0).as_millis(), 25);
         assert_eq!(pause_after(u32::MAX, 0).as_millis(), 2500);
         assert!(pause_after(3, 1 << 31) > pause_after(3, 1 << 30));
+    }
+
+    #[test]
+    fn only_a_poll_with_a_slot_tells_that_there_is_less_to_do() {
+        let said = |slots| Said { slots, list: 0, recalled: false };
+        assert!(said(1).found_too_little(QUICK));
+        assert!(!said(1).found_too_little(QUICK / 2));
+        // The reconnects' poll waits its whole time whenever no tunnel is missing.
+        assert!(!said(0).found_too_little(ANSWER_TIMEOUT));
     }
 }
