@@ -20,9 +20,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::queue::ArrayQueue;
 use ringway_proto::fault::Fault;
 use ringway_proto::h2::ConnFault;
-use ringway_stdio::{Escaping, Form};
+use ringway_stdio::{Escaping, Form, LastLines};
 use tracing::Level;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
@@ -294,11 +294,12 @@ impl Edge {
     }
 }
 
-/// Keeps the log going; when it is dropped, what waits is written.
+/// Keeps the log going; when it is dropped, what waits is written, unless its reader stands still.
 #[derive(Debug)]
 pub struct LogGuard {
     thread: Option<JoinHandle<()>>,
-    _lines: WorkerGuard,
+    lines: NonBlocking,
+    last: LastLines,
 }
 
 impl Drop for LogGuard {
@@ -308,6 +309,7 @@ impl Drop for LogGuard {
             // A panic in it was printed already.
             let _ = thread.join();
         }
+        self.last.wait(&mut self.lines);
     }
 }
 
@@ -318,13 +320,17 @@ impl Drop for LogGuard {
 pub fn start(level: &str) -> std::io::Result<LogGuard> {
     let readable = std::io::stderr().is_terminal();
     let form = if readable { Form::Text } else { Form::Json };
+    let (log, last) = ringway_stdio::Log::new(form);
     let (lines, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LINES)
         .lossy(true)
         .thread_name("ringway-stderr")
-        .finish(ringway_stdio::Log::new(form));
+        .finish(log);
+    // Its drop panics, or waits for ever, when its queue is full and stdout cannot be written.
+    let _kept = std::mem::ManuallyDrop::new(guard);
     let _ = CROWDED_OUT.set(lines.error_counter());
     let ours = install(lines.clone(), level, readable);
+    let queue = lines.clone();
     let mut direct = (ours && !readable).then(|| Direct { lines, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
     let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
@@ -342,7 +348,7 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
             std::thread::sleep(PAUSE);
         }
     })?;
-    Ok(LogGuard { thread: Some(thread), _lines: guard })
+    Ok(LogGuard { thread: Some(thread), lines: queue, last })
 }
 
 /// JSON lines that are made here and not by `tracing`: those of sessions, which are most of them.

@@ -9,10 +9,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
-use ringway_stdio::{Escaping, Form};
+use ringway_stdio::{Escaping, Form, LastLines};
 use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret};
 use tracing::Level;
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::NonBlocking;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::debug_fn;
 use uuid::Uuid;
@@ -134,12 +134,28 @@ fn read_key(arguments: &Arguments) -> Result<Secret, String> {
     Secret::new(text.trim()).map_err(|why| format!("--key-file {}: {why}", path.display()))
 }
 
+/// When it is dropped, lines that wait are written, unless their reader stands still.
+struct LogGuard {
+    lines: NonBlocking,
+    last: LastLines,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.last.wait(&mut self.lines);
+    }
+}
+
 /// JSON lines, or readable ones on a terminal, written by a thread of their own: a full pipe
 /// must not stop the tunnels.
-fn start_log(level: Level) -> WorkerGuard {
+fn start_log(level: Level) -> LogGuard {
     let readable = io::stderr().is_terminal();
     let form = if readable { Form::Text } else { Form::Json };
-    let (writer, guard) = tracing_appender::non_blocking(ringway_stdio::Log::new(form));
+    let (log, last) = ringway_stdio::Log::new(form);
+    let (writer, guard) = tracing_appender::non_blocking(log);
+    // Its drop panics, or waits for ever, when its queue is full and stdout cannot be written.
+    let _kept = std::mem::ManuallyDrop::new(guard);
+    let guard = LogGuard { lines: writer.clone(), last };
     let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
     if readable {
         // What others said is shown without what would move the cursor; in JSON the stream does it.

@@ -8,7 +8,7 @@
 //! - Signals that mean "you may not write there" become the error that the write returns
 //!   ([`shield`]).
 //!
-//! The crate knows no program of ours, and no thread or clock.
+//! The crate knows no program of ours, and starts no thread.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,6 @@ mod say;
 mod signals;
 
 pub use hidden::{Escaping, is_hidden, json_line, printable};
-pub use log::{Form, Log, lost_lines};
+pub use log::{Form, LastLines, Log, lost_lines};
 pub use say::{complain, print, print_json, show};
 pub use signals::{hangup_was_ignored, hold_hangup, listen_for_hangup, shield, shield_server};

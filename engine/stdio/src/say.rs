@@ -3,10 +3,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::hidden::{json_line, printable};
+
+/// What a pipe that says it has room takes at once (PIPE_BUF).
+const PART: usize = 4096;
+/// How long a complaint waits for its reader.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Prints an answer for people to stdout, its lines [`printable`].
 ///
@@ -33,9 +38,19 @@ pub fn show(text: &str) -> io::Result<bool> {
     put(text.as_bytes())
 }
 
-/// Says on stderr why something does not work. If that cannot be written, the exit code has to do.
+/// Says on stderr why something does not work. If that cannot be written, or its reader takes
+/// nothing for a second, the exit code has to do.
 pub fn complain(text: &str) {
-    let _ = push(io::stderr().as_fd(), (lines(text) + "\n").as_bytes());
+    complain_to(io::stderr().as_fd(), &(lines(text) + "\n"));
+}
+
+fn complain_to(out: BorrowedFd<'_>, text: &str) {
+    for part in text.as_bytes().chunks(PART) {
+        let mut ready = [PollFd::from_borrowed_fd(out, PollFlags::OUT)];
+        if matches!(poll(&mut ready, Some(&PATIENCE)), Ok(0)) || push(out, part).1.is_err() {
+            return;
+        }
+    }
 }
 
 fn lines(text: &str) -> String {
@@ -79,4 +94,27 @@ macro_rules! say {
 #[macro_export]
 macro_rules! complain {
     ($($text:tt)*) => { $crate::complain(&format!($($text)*)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_complaint_does_not_wait_for_a_reader_that_stands_still() {
+        let (mut reader, mut writer) = io::pipe().expect("a pipe");
+        complain_to(writer.as_fd(), "said\n");
+        let flags = rustix::fs::fcntl_getfl(&writer).expect("flags");
+        rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).expect("set");
+        while writer.write(&[b'x'; PART]).is_ok() {}
+        rustix::fs::fcntl_setfl(&writer, flags).expect("set");
+        // It comes back, although nobody reads.
+        complain_to(writer.as_fd(), "lost\n");
+        drop(writer);
+        let mut read = String::new();
+        reader.read_to_string(&mut read).expect("text");
+        assert!(read.starts_with("said\nxx") && read.ends_with("xx"));
+    }
 }

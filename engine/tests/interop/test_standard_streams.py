@@ -11,6 +11,7 @@ import pty
 import re
 import resource
 import signal
+import socket
 import subprocess
 import termios
 import threading
@@ -214,6 +215,61 @@ def test_a_log_whose_reader_sleeps_loses_no_half_lines(tmp_path):
         run.kill()
         run.wait()
         os.close(reader)
+
+
+def standing_still():
+    """A full pipe that nobody reads: (the end that would read, the end that is full)."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"x" * 4096)
+    return reader, writer
+
+
+@pytest.mark.parametrize("stdout", ["gone", "standing still"])
+def test_an_end_whose_last_lines_nobody_reads(stdout, tmp_path):
+    """More lines wait for stderr than have room, and stdout is no better (`serve | head -1`)."""
+    path = tmp_path / "serve.toml"
+    path.write_text(configuration(more="[log]\naccess = true\n"))
+    asleep, stderr = standing_still()
+    run = subprocess.Popen([*house.binary(), "serve", "--config", str(path)], text=True,
+                           stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+    os.close(stderr)
+    try:
+        ready = run.stdout.readline()
+        host, port = re.search(r"client=(\S+):(\d+)", ready).groups()
+        admin = re.search(r"admin=(\S+):(\d+)", ready).groups()
+        if stdout == "gone":
+            run.stdout.close()
+        else:
+            taken = os.open(f"/proc/{run.pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                while True:
+                    os.write(taken, b"x" * 4096)
+            except BlockingIOError:
+                os.close(taken)
+
+        def crowded_out():
+            with socket.create_connection((host, int(port)), timeout=30) as peer:
+                answers = peer.makefile("rb")
+                for _ in range(20):
+                    peer.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+                    for _ in range(100):
+                        status = answers.readline()
+                        fields = http.client.parse_headers(answers)
+                        answers.read(int(fields["content-length"]))
+                        assert status.startswith(b"HTTP/1.1 4"), status
+            connection = http.client.HTTPConnection(admin[0], int(admin[1]), timeout=30)
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+            return re.search(r'^ringway_log_lines_lost_total\{why="queue"\} [1-9]', text, re.M)
+
+        until(crowded_out, 60, what="lines that find no room")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(30) == 0
+    finally:
+        run.kill()
+        run.wait()
+        os.close(asleep)
 
 
 # --- signals ---------------------------------------------------------------------------------
