@@ -18,9 +18,10 @@ use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{any, get, post};
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::metrics::Backend;
@@ -31,6 +32,11 @@ pub use scrape::Scraper;
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time from a request's coming until the peer has taken its answer, and sent the next one.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// The same for as long as there is no place for somebody else; twice as long if it has to be cut
+/// off. A probe waits a second as a rule.
+const CROWDED_TIME: Duration = Duration::from_millis(300);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// For how long such a failure is not told again.
@@ -99,13 +105,14 @@ pub fn routes(admin: Arc<Admin>) -> Router {
         .with_state(admin)
 }
 
-/// Serves the admin port for ever, `room` connections at once; more wait to be accepted.
+/// Serves the admin port for ever, with `room` connections at once. The last of them waits for a
+/// place; those who have theirs have little time until it gets one. More wait to be accepted.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, room: usize) {
     let routes = routes(admin);
-    let room = Arc::new(Semaphore::new(room));
+    let places = Arc::new(Semaphore::new(room.saturating_sub(1).max(1)));
+    let crowded = watch::Sender::new(false);
     let mut said: Option<Instant> = None;
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -117,16 +124,55 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>, room: usize) {
                 continue;
             }
         };
+        crowded.send_replace(places.available_permits() == 0);
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        crowded.send_replace(false);
         let routes = routes.clone().layer(axum::Extension(ConnectInfo(peer)));
+        let crowded = crowded.subscribe();
         tokio::spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            // A peer that went away is no news.
-            let _ = served.await;
+            converse(stream, routes, crowded).await;
             drop(place);
         });
+    }
+}
+
+/// Answers one connection's requests until it is closed or has taken its time.
+async fn converse(stream: TcpStream, routes: Router, crowded: watch::Receiver<bool>) {
+    let (began, begins) = watch::channel(Instant::now());
+    let routes = TowerToHyperService::new(routes);
+    let service = hyper::service::service_fn(move |request| {
+        began.send_replace(Instant::now());
+        routes.call(request)
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        // A peer that went away is no news.
+        _ = &mut served => return,
+        () = time_is_up(begins, crowded) => {}
+    }
+    // One that waits is closed at once, an answer that is being given may come to its end.
+    served.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(CROWDED_TIME, served).await;
+}
+
+/// Waits until the latest request has had its time, which is short while others wait.
+async fn time_is_up(mut begins: watch::Receiver<Instant>, mut crowded: watch::Receiver<bool>) {
+    loop {
+        let since = tokio::time::Instant::from_std(*begins.borrow_and_update());
+        let over = async {
+            tokio::time::sleep_until(since + CROWDED_TIME).await;
+            let waits = crowded.wait_for(|crowded| *crowded);
+            // It makes no difference which of the two it was.
+            let _ = tokio::time::timeout_at(since + REQUEST_TIME, waits).await;
+        };
+        tokio::select! {
+            () = over => return,
+            Ok(()) = begins.changed() => {}
+        }
     }
 }
 

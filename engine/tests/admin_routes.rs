@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode};
-use ringway::admin::{Admin, Changes, Phase, Scraper, routes};
+use ringway::admin::{Admin, Changes, Phase, Scraper, routes, serve};
 use ringway::control::local::{Owner, SessionFacts};
 use ringway::metrics::{Backend, CloseCode, CloseReason};
 use ringway::post::{SessionRow, ShardPost, Snapshot};
@@ -19,7 +19,10 @@ use ringway::ring::{Mailbox, mailbox};
 use ringway::trail::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
 use ringway_proto::time::Time;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
 const HERE: &str = "127.0.0.1:5000";
@@ -361,4 +364,52 @@ async fn a_session_is_ended_on_every_core_if_it_lives() {
     drop(quiet.silent);
     drop(quiet.admin);
     quiet.player.join().unwrap();
+}
+
+/// Asks on a connection that stays open, and takes the answer.
+async fn ask(stream: &mut TcpStream) -> String {
+    stream.write_all(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut got = [0; 1024];
+    let len = stream.read(&mut got).await.unwrap();
+    String::from_utf8(got[..len].to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn whoever_does_not_read_or_says_nothing_keeps_no_probe_waiting() {
+    const ROOM: usize = 4;
+    let world = world(false, false);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = tokio::spawn(serve(listener, world.admin.clone(), ROOM));
+    // Without others a connection may rest between its requests.
+    let mut alone = TcpStream::connect(address).await.unwrap();
+    for _ in 0..2 {
+        assert!(ask(&mut alone).await.starts_with("HTTP/1.1 200"));
+        sleep(Duration::from_millis(700)).await;
+    }
+    drop(alone);
+    let mut held = Vec::new();
+    for reads in [false, true] {
+        for _ in 0..ROOM {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            if reads {
+                stream.write_all(b"GET /live HT").await.unwrap();
+            } else {
+                let asked = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(400);
+                stream.write_all(asked.as_bytes()).await.unwrap();
+            }
+            held.push(stream);
+        }
+        // They would have ten seconds, those that do not read even one after the other.
+        let probe = async { ask(&mut TcpStream::connect(address).await.unwrap()).await };
+        let answer = timeout(Duration::from_secs(5), probe).await.expect("no answer for a probe");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    drop(held);
+    served.abort();
+    assert!(served.await.unwrap_err().is_cancelled());
+    sleep(Duration::from_millis(700)).await;
+    world.end();
 }
