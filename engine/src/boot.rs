@@ -93,7 +93,7 @@ pub fn serve(
     for note in &config.notes {
         tracing::info!("{note}");
     }
-    let files = share_files(&mut config);
+    let files = share_files(&mut config, demo.as_ref());
     let backend = io::choose(&config)?;
     let origin = Instant::now();
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
@@ -223,7 +223,7 @@ fn random<const N: usize>() -> Result<[u8; N], BootError> {
 
 /// Raises the soft limit on descriptors to the hard one (contract LN-11), and bounds the connections
 /// by what there is then.
-fn share_files(config: &mut Config) -> Files {
+fn share_files(config: &mut Config, demo: Option<&Demo>) -> Files {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -232,7 +232,7 @@ fn share_files(config: &mut Config) -> Files {
             tracing::warn!(%error, "the limit on open files cannot be raised");
         }
     }
-    let files = Files::of_process(config);
+    let files = Files::of_process(config, demo);
     if files.are_too_few() {
         tracing::warn!("{files}; {}", Files::FIX);
     } else if !files.suffice() {
@@ -246,7 +246,7 @@ fn share_files(config: &mut Config) -> Files {
 /// What `ringway check` says of this machine's limit on open files, if it does not suffice.
 #[must_use]
 pub fn files_note(config: &Config) -> Option<String> {
-    let files = Files::of_process(config);
+    let files = Files::of_process(config, None);
     (!files.suffice()).then(|| format!("{files}; {}", Files::FIX))
 }
 

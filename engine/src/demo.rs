@@ -11,4 +11,5 @@ mod tunnel;
 mod worker;
 
 pub use echo::{Echo, FILE_DESCRIPTORS, pb, routes};
+pub(crate) use worker::POLLS;
 pub use worker::{Serve, Worker, WorkerOptions};

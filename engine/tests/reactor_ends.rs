@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reactor_rig::{Desk, Fact, Noise, Running, SOON, start, start_on, until};
-use ringway::border::{Close, ConnId, End, LINGER};
+use reactor_rig::{Desk, Fact, Noise, Running, SOON, start, start_by, start_on, until};
+use ringway::border::{Close, ConnId, End, LINGER, Listener};
 use ringway::reactor::{DROP_BUDGET, KeepAlive, Options};
 
 fn connect<C: ringway::border::Core>(to: &Running<C>) -> TcpStream {
@@ -538,6 +538,36 @@ fn connections_over_the_limit_are_refused() {
     desk.finish();
 }
 
+/// Those too that were closed and whose peers do not go.
+fn whoever_comes_to_the_worker_port_leaves_dials_their_sockets() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = Options { connections: 9, others: 3, workers: 2, ..Options::default() };
+    let desk = start_by(Listener::Worker, port, options, Desk::default());
+    let mut kept = [connect(&desk), connect(&desk)];
+    desk.accepted(1);
+    for (number, stream) in kept.iter_mut().enumerate() {
+        let conn = desk.accepted(number);
+        desk.ask(move |_, border| border.close(conn, Close::Flush));
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+    }
+    assert_eq!(connect(&desk).read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(desk.ask(|_, border| border.tally.refused), 1, "its place is not free");
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let dials = desk.ask(move |_, border| [border.dial(address), border.dial(address)]);
+    for (conn, result) in dials.into_iter().zip([Ok(()), Err(libc::EMFILE)]) {
+        let fact = Fact::Dialled(conn, result);
+        until("the dial's end", || {
+            desk.ask(move |desk, _| desk.facts.contains(&fact).then_some(()))
+        });
+    }
+    drop(kept);
+    until("their places", || desk.ask(|_, border| (border.tally.sockets == 1).then_some(())));
+    let _next = connect(&desk);
+    desk.accepted(2);
+    desk.finish();
+}
+
 fn deadlines_fire_on_time() {
     let desk = desk();
     for delay in [Duration::from_millis(5), Duration::from_millis(60), Duration::ZERO] {
@@ -626,6 +656,7 @@ on_both_backends! {
     a_dial_that_is_not_answered_ends_in_time,
     a_dialled_connection_sends_what_was_queued_before_it_stood,
     connections_over_the_limit_are_refused,
+    whoever_comes_to_the_worker_port_leaves_dials_their_sockets,
     deadlines_fire_on_time,
     a_sleeping_core_is_woken_by_a_message_and_sleeps_again,
     the_port_is_free_when_the_reactor_has_returned,

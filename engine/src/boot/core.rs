@@ -185,11 +185,13 @@ impl Seat {
         let occupant = occupant.named(self.settings.incarnation);
         let config = &self.settings.config;
         let options = options(config, self.settings.core, self.cpu, self.backend);
-        let clients = self.files.client_sockets;
+        let Files { client_sockets: clients, other_sockets: others, .. } = self.files;
         let options = Options {
             entrances: self.entrances.clone(),
-            connections: clients + self.files.workers,
+            connections: clients + others,
             clients,
+            others,
+            workers: self.files.worker_sockets,
             ..options
         };
         Reactor::new(options, listeners, inbox, self.origin, occupant)

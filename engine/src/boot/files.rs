@@ -2,11 +2,14 @@
 //!
 //! What the process itself opens and the admin port come first. The rest is shared out between
 //! clients and workers as their limits are: a limit that the files do not suffice for counts for
-//! less. So whoever fills his own part leaves the others theirs.
+//! less. So whoever fills his own part leaves the others theirs: of the workers' a little is kept for
+//! dials, which nobody who comes to the worker port can use up.
 
 use std::fmt;
 
+use super::Demo;
 use crate::config::{Config, Limits};
+use crate::demo::POLLS;
 
 /// Files of the process whatever cores it has: standard streams, the admin listener and what waits
 /// on it, signals; and what opens for a moment: configuration, certificates, names, /proc.
@@ -22,8 +25,12 @@ const LEAST_ADMIN: u64 = 4;
 const ADMIN_PART: u64 = 16;
 /// Fewest connections of a core's clients, and of its workers.
 const LEAST_PEERS: u64 = 3;
-/// Of so many clients one may be on its way out: closed, and its last bytes are being sent.
+/// Of so many connections one may be on its way out: closed, and its last bytes are being sent.
 const LEAVING_PART: u64 = 8;
+/// Of so many sockets of workers and servers one is kept for dials, and one more.
+const DIALS_PART: u64 = 16;
+/// Files of the demo whatever it serves: its runtime's, and names that it looks up.
+const DEMO: u64 = 8;
 
 /// How the files are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,49 +47,75 @@ pub(crate) struct Files {
     pub(crate) client_sockets: usize,
     /// Connections that a core has with workers and servers; `limits.worker_connections` at most.
     pub(crate) workers: usize,
+    /// Sockets of a core with workers and servers, with those that are on their way out.
+    pub(crate) other_sockets: usize,
+    /// How many of them may come by the worker port.
+    pub(crate) worker_sockets: usize,
     /// Connections of the admin port.
     pub(crate) admin: usize,
 }
 
+/// Sockets for so many connections: some are on their way out.
+const fn with_leaving(connections: u64) -> u64 {
+    connections + connections / LEAVING_PART + 1
+}
+
+impl Demo {
+    /// Files that the demo has open for each of its connections to the gateway: its end, and the
+    /// server's that it bridges to.
+    const fn files(&self) -> u64 {
+        match self {
+            Self::Echo => 1,
+            Self::Target(_) => 2,
+        }
+    }
+}
+
 impl Files {
-    /// Shares out `have` files between `cores` cores with these limits.
-    pub(crate) fn share(limits: &Limits, cores: usize, have: u64) -> Self {
+    /// Shares out `have` files between `cores` cores with these limits. The demo is a worker in the
+    /// same process: what it has open for a worker connection counts with it.
+    pub(crate) fn share(limits: &Limits, cores: usize, have: u64, demo: Option<&Demo>) -> Self {
         let cores = cores.max(1) as u64;
         let (clients, workers) =
             (limits.client_connections as u64, limits.worker_connections as u64);
-        let sockets = clients + clients / LEAVING_PART + 1;
-        let own = PROCESS + cores * PER_CORE;
-        let wanted = own + ADMIN + cores * (sockets + workers);
-        let least = own + LEAST_ADMIN + cores * 2 * LEAST_PEERS;
-        if have >= wanted {
-            let (clients, workers) = (clients as usize, workers as usize);
-            let (client_sockets, admin) = (sockets as usize, ADMIN as usize);
-            return Self { have, wanted, least, clients, client_sockets, workers, admin };
-        }
-        let left = have.saturating_sub(own);
-        let admin = (left / ADMIN_PART).clamp(LEAST_ADMIN, ADMIN);
-        let each = (left.saturating_sub(admin) / cores).max(2 * LEAST_PEERS);
-        // The limits are a million at most, and so are the files here.
-        let part = each * workers / (sockets + workers);
-        let part = part.clamp(LEAST_PEERS, each - LEAST_PEERS).min(workers);
-        let client_sockets = (each - part).min(sockets);
-        let workers = (each - client_sockets).min(workers);
-        let clients = client_sockets - client_sockets / (LEAVING_PART + 1) - 1;
-        Self {
+        let (sockets, others) = (with_leaving(clients), with_leaving(workers));
+        let own = PROCESS + cores * PER_CORE + demo.map_or(0, |_| DEMO);
+        let cost = 1 + demo.map_or(0, Demo::files);
+        let least_others = LEAST_PEERS + demo.map_or(0, |_| POLLS as u64);
+        let least_each = LEAST_PEERS + cost * least_others;
+        let wanted = own + ADMIN + cores * (sockets + cost * others);
+        let least = own + LEAST_ADMIN + cores * least_each;
+        let divided = |clients: u64, sockets: u64, others: u64, admin: u64| Self {
             have,
             wanted,
             least,
             clients: clients.clamp(1, limits.client_connections as u64) as usize,
-            client_sockets: client_sockets as usize,
-            workers: workers as usize,
+            client_sockets: sockets as usize,
+            workers: others.min(workers) as usize,
+            other_sockets: others as usize,
+            worker_sockets: (others - others / DIALS_PART - 1) as usize,
             admin: admin as usize,
+        };
+        if have >= wanted {
+            return divided(clients, sockets, others, ADMIN);
         }
+        let left = have.saturating_sub(own);
+        let admin = left.saturating_sub(cores * least_each).min(left / ADMIN_PART);
+        let admin = admin.clamp(LEAST_ADMIN, ADMIN);
+        let each = (left.saturating_sub(admin) / cores).max(least_each);
+        // The limits are a million at most, and so are the files here.
+        let part = each * others / (sockets + cost * others);
+        let part = part.clamp(least_others, (each - LEAST_PEERS) / cost).min(others);
+        let sockets = (each - cost * part).min(sockets);
+        let others = ((each - sockets) / cost).min(others);
+        divided(sockets - sockets / (LEAVING_PART + 1) - 1, sockets, others, admin)
     }
 
     /// Shares out what the hard limit of this process allows.
-    pub(crate) fn of_process(config: &Config) -> Self {
+    pub(crate) fn of_process(config: &Config, demo: Option<&Demo>) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-        Self::share(&config.limits, super::core_count(config), limit.unwrap_or(u64::MAX))
+        let have = limit.unwrap_or(u64::MAX);
+        Self::share(&config.limits, super::core_count(config), have, demo)
     }
 
     /// What to do if they do not suffice.
@@ -134,36 +167,47 @@ mod tests {
     }
 
     /// What must hold of a division, whatever is divided.
-    fn holds(limits: &Limits, cores: u64, have: u64) {
+    fn holds(limits: &Limits, cores: u64, have: u64, demo: Option<&Demo>) {
         let (clients, workers) = (limits.client_connections, limits.worker_connections);
-        let files = Files::share(limits, cores as usize, have);
-        let what = format!("{clients} {workers} {cores} {have}: {files:?}");
+        let files = Files::share(limits, cores as usize, have, demo);
+        let what = format!("{clients} {workers} {cores} {have} {demo:?}: {files:?}");
         assert!(files.clients >= 1 && files.clients <= clients, "{what}");
         assert!(files.workers >= 1 && files.workers <= workers, "{what}");
         assert!(files.client_sockets > files.clients, "{what}");
+        // Whoever comes to the worker port leaves some for dials.
+        let port = files.worker_sockets;
+        assert!(port >= 1 && port < files.other_sockets, "{what}");
         if files.are_too_few() {
             return;
         }
-        let each = (files.client_sockets + files.workers) as u64 + PER_CORE;
-        let used = PROCESS + files.admin as u64 + cores * each;
+        let cost = 1 + demo.map_or(0, Demo::files);
+        let each = files.client_sockets as u64 + cost * files.other_sockets as u64 + PER_CORE;
+        let own = PROCESS + demo.map_or(0, |_| DEMO);
+        let used = own + files.admin as u64 + cores * each;
         assert!(used <= have, "{what}");
         if files.suffice() {
+            assert!(port >= workers, "{what}");
             return assert_eq!((files.clients, files.workers), (clients, workers), "{what}");
         }
         assert!(files.workers >= workers.min(LEAST_PEERS as usize), "{what}");
-        // What is left over is less than one for each.
+        // With too few for the limit the core's own count leaves dials their part as well.
         let scarce = files.workers < workers;
-        assert!(!scarce || have - used < cores || have < 100, "{what}");
+        assert!(!scarce || port < files.workers, "{what}");
+        // What is left over is less than one for each.
+        assert!(!scarce || have - used < cores * cost || have < 200, "{what}");
     }
 
     #[test]
     fn whoever_fills_his_part_leaves_the_others_theirs() {
         let peers = [1, 2, 3, 7, 100, 5000, 65_536, 1_000_000];
         let files = (30..300).chain([1024, 4096, 20_000, 65_536, 1 << 20, u64::MAX]);
+        let demos = [None, Some(Demo::Echo), Some(Demo::Target(String::new()))];
         for (clients, workers) in peers.iter().flat_map(|c| peers.map(|w| (*c, w))) {
             let limits = limits(clients, workers);
-            for have in files.clone() {
-                [1, 2, 7, 64].into_iter().for_each(|cores| holds(&limits, cores, have));
+            for (have, demo) in files.clone().flat_map(|have| demos.iter().map(move |d| (have, d)))
+            {
+                let demo = demo.as_ref();
+                [1, 2, 7, 64].into_iter().for_each(|cores| holds(&limits, cores, have, demo));
             }
         }
     }
@@ -171,11 +215,11 @@ mod tests {
     #[test]
     fn the_line_says_what_there_is_and_what_counts() {
         let usual = limits(65_536, 65_536);
-        let told = |cores, have| Files::share(&usual, cores, have).to_string();
-        assert_eq!(told(1, u64::MAX), "any number of files may be open, 139555 are configured for");
+        let told = |cores, have| Files::share(&usual, cores, have, None).to_string();
+        assert_eq!(told(1, u64::MAX), "any number of files may be open, 147748 are configured for");
         let text = told(1, 64);
-        assert!(text.starts_with("64 files may be open, 139555 are configured for: "), "{text}");
-        assert!(!Files::share(&usual, 2, 64).are_too_few());
+        assert!(text.starts_with("64 files may be open, 147748 are configured for: "), "{text}");
+        assert!(!Files::share(&usual, 2, 64, None).are_too_few());
         assert!(told(2, 50).ends_with("60 is the least"), "{}", told(2, 50));
     }
 }

@@ -87,7 +87,7 @@ impl Cores {
                 cpu,
                 entrances,
                 backend,
-                files: Files::share(&config.limits, count, u64::MAX),
+                files: Files::share(&config.limits, count, u64::MAX, None),
             };
             threads.push(start(seat, inbox).unwrap());
         }

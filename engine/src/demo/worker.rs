@@ -21,6 +21,8 @@ use super::tunnel::{self, Refusal};
 
 /// Connections that ask for new sessions.
 const POLLERS: usize = 4;
+/// Connections that it polls on.
+pub(crate) const POLLS: usize = POLLERS + 1;
 /// Least time between two lists of sessions held.
 const LIST_PAUSE: Duration = Duration::from_millis(20);
 /// Pauses after a poll that failed.

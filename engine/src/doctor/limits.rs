@@ -31,7 +31,7 @@ pub(super) fn open_files(host: &Host, config: &Config) -> Check {
     let Some((_, hard)) = limit(host, "Max open files") else {
         return Check::warn(name, "the limit cannot be read", "mount /proc");
     };
-    let files = Files::share(&config.limits, cores(config), hard);
+    let files = Files::share(&config.limits, cores(config), hard, None);
     let seen = files.to_string();
     match files {
         _ if files.are_too_few() => Check::bad(name, Status::Fail, seen, Files::FIX),
@@ -146,10 +146,10 @@ mod tests {
         let mut config = Config::dev();
         config.cores.count = Some(1);
         let check = |files| open_files(&host(files, "0", ""), &config);
-        check("1048576").is(Status::Ok, &["1048576", "139555"]);
+        check("1048576").is(Status::Ok, &["1048576", "147748"]);
         check("unlimited").is(Status::Ok, &["any number"]);
         check("20000").is(Status::Warn, &["20000", "ulimit -Hn", "client_connections"]);
-        check("64").is(Status::Warn, &["64 files", "12 client and 12 worker"]);
+        check("64").is(Status::Warn, &["64 files", "11 client and 13 worker"]);
         check("40").is(Status::Fail, &["40 files", "44 is the least"]);
         open_files(&Host::planted(&[]), &config).is(Status::Warn, &["/proc"]);
     }

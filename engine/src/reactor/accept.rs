@@ -138,13 +138,18 @@ pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Resu
 }
 
 impl<C: Core> Reactor<C> {
-    /// How many more sockets there may be: connections of a listener, or others.
+    /// How many more sockets there may be: connections of a listener, or others. Those count too
+    /// that the core has closed and whose peers do not go: they have a descriptor.
     pub(super) fn room(&self, listener: Option<Listener>) -> usize {
-        let (all, clients) = (self.sockets.live(), self.sockets.clients());
-        let room = self.options.connections.saturating_sub(all);
+        let (sockets, options) = (&self.sockets, &self.options);
+        let all = options.connections.saturating_sub(sockets.live());
+        let others = options.others.saturating_sub(sockets.live() - sockets.clients());
         match listener {
-            Some(Listener::Client) => room.min(self.options.clients.saturating_sub(clients)),
-            Some(Listener::Worker) | None => room,
+            Some(Listener::Client) => all.min(options.clients.saturating_sub(sockets.clients())),
+            Some(Listener::Worker) => {
+                all.min(others).min(options.workers.saturating_sub(sockets.workers()))
+            }
+            None => all.min(others),
         }
     }
 

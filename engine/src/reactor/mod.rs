@@ -352,7 +352,8 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
-                Wish::Adopt(conn, socket) => self.adopt(conn, socket, None),
+                // Only a tunnel moves so, or what was to become one.
+                Wish::Adopt(conn, socket) => self.adopt(conn, socket, Some(Listener::Worker)),
                 Wish::Admit(conn, socket, listener) => self.adopt(conn, socket, Some(listener)),
                 Wish::Ring(bell) => self.ring_bell(bell),
             }

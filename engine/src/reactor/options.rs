@@ -75,8 +75,12 @@ pub struct Options {
     pub entries: u32,
     /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
     pub connections: usize,
-    /// How many of them clients may have: the others are kept for workers and dials.
+    /// How many of them clients may have, with those that are on their way out.
     pub clients: usize,
+    /// How many of them may be anything else, with those that are on their way out.
+    pub others: usize,
+    /// How many of the others the worker listener may let in: the rest is kept for dials.
+    pub workers: usize,
     /// Of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
     /// What connections have to pass before the core sees their bytes.
@@ -101,6 +105,8 @@ impl Default for Options {
             entries: 1024,
             connections: 64 * 1024,
             clients: 64 * 1024,
+            others: 64 * 1024,
+            workers: 64 * 1024,
             // Go's (contract LN-9).
             keep_alive: KeepAlive {
                 idle: Duration::from_secs(15),
@@ -131,6 +137,8 @@ impl Options {
             }
             _ if self.connections == 0 => wrong("connections: at least 1"),
             _ if self.clients == 0 => wrong("clients: at least 1"),
+            _ if self.workers == 0 => wrong("workers: at least 1"),
+            _ if self.others < self.workers => wrong("others: no fewer than workers"),
             _ if !self.keep_alive.is_possible() => {
                 wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes, 1 ms to 24 days")
             }

@@ -106,7 +106,7 @@ pub(super) struct Socket {
     pub(super) dropped: usize,
     /// What lies between it and the core.
     pub(super) inlet: Option<Box<Inlet>>,
-    /// Which listener let it in, here or on another core; none: it was dialled, or is a tunnel's.
+    /// Which listener let it in, here or on another core; none: it was dialled here.
     pub(super) listener: Option<Listener>,
 }
 
@@ -131,8 +131,9 @@ impl Socket {
         }
     }
 
-    fn is_client(&self) -> bool {
-        self.listener == Some(Listener::Client)
+    /// Whether it counts as one of this listener's, for as long as its descriptor is open.
+    fn is_of(&self, listener: Listener) -> bool {
+        self.listener == Some(listener)
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -182,6 +183,8 @@ pub(super) struct Sockets {
     live: usize,
     /// How many of them are clients'.
     clients: usize,
+    /// How many of them the worker listener let in.
+    workers: usize,
 }
 
 impl Sockets {
@@ -193,13 +196,18 @@ impl Sockets {
         self.clients
     }
 
+    pub(super) fn workers(&self) -> usize {
+        self.workers
+    }
+
     pub(super) fn add(&mut self, socket: Socket) {
         let slot = socket.conn.slot as usize;
         if slot >= self.slots.len() {
             self.slots.resize_with(slot + 1, || None);
         }
         debug_assert!(self.slots[slot].is_none(), "a slot was given to two sockets");
-        self.clients += usize::from(socket.is_client());
+        self.clients += usize::from(socket.is_of(Listener::Client));
+        self.workers += usize::from(socket.is_of(Listener::Worker));
         self.slots[slot] = Some(socket);
         self.live += 1;
     }
@@ -222,7 +230,8 @@ impl Sockets {
         let slot = self.slots.get_mut(conn.slot as usize)?;
         let socket = slot.take_if(|socket| socket.conn == conn)?;
         self.live -= 1;
-        self.clients -= usize::from(socket.is_client());
+        self.clients -= usize::from(socket.is_of(Listener::Client));
+        self.workers -= usize::from(socket.is_of(Listener::Worker));
         Some(socket)
     }
 

@@ -14,7 +14,7 @@ import grpcserver
 from echo import EchoMessage, Stub
 from fakeworker import FakeWorker
 from gateway import Gateway, address, binary, configuration, credentials, grpc_head, until
-from rawh2 import HEADERS, frame, settings
+from rawh2 import HEADERS, Closed, frame, settings
 from test_dial import FUNCTION as DIALLED, VERSION as DIALLED_VERSION, WHO as TO_DIALLED
 from test_grpcio import channel_to
 
@@ -123,6 +123,59 @@ def full(tmp_path, files, cores):
             assert len(re.findall("as many connections are open as may be", log)) <= 2 * cores, log
             assert "accepting pauses" not in log and "cannot accept" not in log, log
             assert len(log.splitlines()) < 20, log
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_whoever_knocks_at_the_worker_port_leaves_clients_and_dials_theirs(tmp_path, cores):
+    """Each is refused and does not go: the gateway's socket stays for a while."""
+    files = 128
+    with grpcserver.Server() as server:
+        path = configured(tmp_path / "files.toml", cores, server.port)
+        with Gateway(["serve", "--config", str(path)], tmp_path,
+                     launcher=with_files(files)) as gateway:
+            knocking = []
+            for _ in range(files * 2):
+                peer = gateway.worker_socket()
+                knocking.append(peer)
+                try:
+                    peer.sendall(b"this is no request\r\n\r\n")
+                except OSError:
+                    pass  # it was closed at once
+            for _ in range(3):
+                client = gateway.h2()
+                stream = client.open(grpc_head(function=DIALLED), end_stream=True)
+                # It is the server that does not know the method.
+                assert client.head(stream).grpc_status == "12"
+                client.close()
+                assert gateway.get("/live", timeout=10)[0] == 200
+            assert gateway.open_files() < files
+            log = gateway.log_text()
+            assert "accepting pauses" not in log and "cannot accept" not in log, log
+            for peer in knocking:
+                peer.close()
+
+
+def test_the_demo_has_files_too(tmp_path):
+    """Its ends of the tunnels are in the same process as the gateway's."""
+    files = 128
+    with Gateway.dev(tmp_path, "--cores", "1", launcher=with_files(files)) as gateway:
+        calls = []
+        for _ in range(files // 2):
+            try:
+                client = gateway.h2()
+            except (OSError, Closed):
+                break  # it was one too many
+            calls.append((client, client.open(grpc_head(), end_stream=True)))
+            time.sleep(0.02)
+        # The later ones may find all of the workers' part in use, and wait for a tunnel.
+        assert len(calls) >= 12
+        for client, stream in calls[:12]:
+            # It is the function that misses a message.
+            assert client.head(stream).grpc_status == "13"
+        assert gateway.open_files() < files
+        assert gateway.get("/live", timeout=10)[0] == 200
+        log = gateway.log_text()
+        assert "accepting pauses" not in log and "cannot accept" not in log, log
 
 
 @pytest.mark.skipif(not os.environ.get("RINGWAY_TEST_MANY_FILES"), reason="takes long: tools/soak.sh")

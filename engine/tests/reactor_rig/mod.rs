@@ -69,11 +69,24 @@ where
     C: Core + Send + 'static,
     C::Post: Send,
 {
+    start_by(Listener::Client, listener, options, core)
+}
+
+pub(crate) fn start_by<C>(
+    of: Listener,
+    listener: TcpListener,
+    options: Options,
+    core: C,
+) -> Running<C>
+where
+    C: Core + Send + 'static,
+    C::Post: Send,
+{
     let address = listener.local_addr().unwrap();
     let options = Options { backend: BACKEND.get(), ..options };
     let (sender, mailbox) = mailbox(1024).unwrap();
     let thread = std::thread::spawn(move || {
-        let listeners = vec![(Listener::Client, listener)];
+        let listeners = vec![(of, listener)];
         Reactor::new(options, listeners, mailbox, Instant::now(), core).unwrap().run()
     });
     Running { address, sender, thread }
