@@ -64,7 +64,11 @@ def configuration(folder, name, reach):
     # Workers are told this port before it is bound.
     with socket.create_server(("127.0.0.1", 0)) as free:
         worker = free.getsockname()[1]
+    # Not pinned, as `dev` is not: load, gateway and worker share this machine, and the ways are to
+    # differ in the worker alone.
     path.write_text(f"""
+[cores]
+pin = false
 [listen]
 client = "127.0.0.1:0"
 worker = "127.0.0.1:{worker}"
