@@ -873,6 +873,39 @@ fn l10_a_header_block_has_ten_seconds() {
 }
 
 #[test]
+fn l10_every_frame_that_is_kept_in_part_has_ten_seconds() {
+    let ping = frame(6, 0, 0, b"12345678");
+    let update = frame(8, 0, 0, &[0, 0, 0, 1]);
+    let frames = [ping, update, settings(&[(setting::HEADER_TABLE_SIZE, 4096)])];
+    for whole in frames {
+        let mut side = Side::server(Limits::default());
+        side.feed(&whole[..10]);
+        let limit = side.conn.deadline().expect("the rest is waited for");
+        assert_eq!(limit.since(side.now), Duration::from_secs(10));
+        side.feed(&whole[10..11]);
+        assert_eq!(side.conn.deadline(), Some(limit), "an octet more buys no time");
+        side.feed(&whole[11..]);
+        assert_eq!(side.conn.deadline(), None, "it came");
+        // The next one has a time of its own, also behind a head that is all that came.
+        side.now += Duration::from_secs(5);
+        side.feed(&whole[..9]);
+        side.feed(&whole[9..]);
+        assert_eq!(side.conn.deadline(), None, "it came");
+        side.feed(&whole[..11]);
+        let limit = side.conn.deadline().expect("the rest is waited for");
+        assert_eq!(limit.since(side.now), Duration::from_secs(10));
+        side.expect_no_fault();
+        let fault = side.conn.expired(limit).unwrap_err();
+        assert_eq!((fault.code, fault.limit), (CALM, Some(LimitId::L10)));
+        assert_eq!(fault.reason, "frame not complete in time");
+    }
+    // A GOAWAY that never ends.
+    let mut side = Side::server(Limits::default());
+    side.feed(&frame(7, 0, 0, &[0; 16_384])[..16_392]);
+    assert!(side.conn.deadline().is_some());
+}
+
+#[test]
 fn l10_what_was_not_read_is_not_overdue() {
     let mut waiting = Side::fresh(Role::Server, Limits::default());
     waiting.conn.start(&mut waiting.out);

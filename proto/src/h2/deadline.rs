@@ -1,5 +1,5 @@
-//! What has to happen in time: a client's preface, anybody's header blocks (L10), and the end of
-//! our memory of resets.
+//! What has to happen in time: a client's preface, anybody's header blocks and other frames that are
+//! kept until they are whole (L10), and the end of our memory of resets.
 //!
 //! Nobody has a time for acknowledging our SETTINGS: RFC 9113 §6.5.3 allows SETTINGS_TIMEOUT, but
 //! what they say binds the peer only once it has read them, and until then we grant the defaults.
@@ -16,6 +16,9 @@ use crate::time::Time;
 
 /// How long a mass of resets is remembered.
 const RESETS_KEPT: Duration = Duration::from_secs(10);
+
+const BLOCK_LATE: &str = "header block not complete in time";
+const FRAME_LATE: &str = "frame not complete in time";
 
 /// No deadline.
 const NEVER: Time = Time(u64::MAX);
@@ -38,6 +41,7 @@ impl Deadlines {
         self.first_settings = NEVER;
     }
 
+    /// One time for header blocks and for frames that are kept: only one of them is under way.
     pub(super) fn block_waits_until(&mut self, at: Time) {
         if self.header_block == NEVER {
             self.header_block = at;
@@ -72,7 +76,8 @@ impl Conn {
         let (code, reason) = if now >= waits.first_settings {
             (ErrorCode::SettingsTimeout, "no preface and SETTINGS in time")
         } else if now >= waits.header_block {
-            (ErrorCode::EnhanceYourCalm, "header block not complete in time")
+            let late = if self.in_block() { BLOCK_LATE } else { FRAME_LATE };
+            (ErrorCode::EnhanceYourCalm, late)
         } else {
             return Ok(());
         };

@@ -126,13 +126,19 @@ impl Conn {
         }
     }
 
-    /// Whatever part of a header block came, the rest has to come in time (L10).
+    /// Whatever part of a header block came, or of another frame that is kept until it is whole,
+    /// the rest has to come in time (L10).
     fn watch_block(&mut self) {
-        let in_headers =
-            matches!(self.reading, Reading::Payload(head) if head.kind == Kind::Headers);
-        if self.block.is_some() || in_headers {
+        if self.in_block() || !self.held.is_empty() {
             self.deadlines.block_waits_until(self.now + self.limits.header_block);
         }
+    }
+
+    /// Whether a header block has begun and is not whole.
+    pub(super) fn in_block(&self) -> bool {
+        let in_headers =
+            matches!(self.reading, Reading::Payload(head) if head.kind == Kind::Headers);
+        self.block.is_some() || in_headers
     }
 
     fn read_magic(&mut self, seen: u8, turn: &mut Turn<'_, '_, impl Sink>) -> Read {
@@ -257,6 +263,7 @@ impl Conn {
         let step = self.whole(head, &payload, turn);
         if self.block.is_none() {
             self.give_back(payload);
+            self.deadlines.block_complete();
         }
         step
     }
