@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::Shard;
 use super::conn::{Pin, Said};
 use super::dial::Dialling;
-use super::exchange::At;
+use super::exchange::{At, Way};
 use super::home::Question;
 use super::park::Place;
 use super::session::{Session, check};
@@ -532,10 +532,13 @@ impl Shard {
         if let Some(exchange) = self.exchanges.at_mut(slot) {
             exchange.head = Some(Box::new(fields.clone()));
         }
-        self.list_waits(border, slot, fields.size());
+        let fits = self.list_waits(border, slot, Way::Up, fields.size());
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.waiters.push_back(waiter);
             attachment.waiting += 1;
+        }
+        if !fits {
+            return self.list_refused(border, slot, Way::Up, fields);
         }
         self.unserved(border, key);
     }
@@ -591,7 +594,7 @@ impl Shard {
                 attachment.waiting -= u32::from(waits);
             }
             if let Some(head) = head {
-                self.list_went(waiter.slot, head.size());
+                self.list_went(waiter.slot, Way::Up, head.size());
                 self.request_head(border, waiter.slot, &head);
             }
         }

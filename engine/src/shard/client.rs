@@ -187,6 +187,7 @@ impl Hop {
             stopped: Vec::new(),
             waits: 0,
             partial: 0,
+            lists: 0,
             side,
         }
     }

@@ -332,7 +332,7 @@ impl Shard {
         self.let_go(border, (exchange.attachment.is_some()).then_some(client), up);
         let down = exchange.down.clear(&mut border.pool);
         self.let_go(border, exchange.worker.map(|at| at.conn), down);
-        self.held -= exchange.lists;
+        self.lists_went(&exchange);
         if let Some(key) = exchange.attachment {
             self.metrics.active_http_requests -= 1;
             self.leave_attachment(border, key, &exchange);

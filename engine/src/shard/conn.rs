@@ -94,8 +94,8 @@ pub(crate) struct Hop {
     pub(crate) hop_since: Time,
     /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
     pub(crate) ready: VecDeque<Key>,
-    /// DATA bytes received here that wait for another hop.
-    pub(crate) held: usize,
+    /// DATA bytes received here that wait for another hop: less than its windows, or buffer, are.
+    pub(crate) held: u32,
     pub(crate) received_at: Time,
     pub(crate) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
@@ -104,6 +104,8 @@ pub(crate) struct Hop {
     pub(crate) waits: u32,
     /// Bytes of a head that is not whole, as counted last.
     pub(crate) partial: u32,
+    /// Size of the heads and trailers received here that wait with their exchanges.
+    pub(crate) lists: u32,
     pub(crate) side: Side,
 }
 

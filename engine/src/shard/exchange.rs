@@ -77,8 +77,9 @@ pub(crate) struct Exchange {
     pub(crate) worker: Option<At>,
     /// The request head while it waits for a tunnel or a stream.
     pub(crate) head: Option<Box<Fields>>,
-    /// Size of that head and of trailers that wait, as it is counted against the core.
-    pub(crate) lists: usize,
+    /// Size of that head and of trailers that wait, by the way they go, as it is counted against
+    /// the core and the hop they came from.
+    pub(crate) lists: [u32; 2],
     pub(crate) up: Pipe,
     pub(crate) down: Pipe,
     /// Status of the final response head, 0 before it.
@@ -118,7 +119,7 @@ impl Exchange {
             attachment,
             worker: None,
             head: None,
-            lists: 0,
+            lists: [0; 2],
             up: Pipe::default(),
             down: Pipe::default(),
             status: 0,
@@ -137,6 +138,14 @@ impl Exchange {
         match way {
             Way::Up => &mut self.up,
             Way::Down => &mut self.down,
+        }
+    }
+
+    /// Whether the sender of one direction ended it.
+    pub(crate) fn ended(&self, way: Way) -> bool {
+        match way {
+            Way::Up => self.up.ended,
+            Way::Down => self.down.ended,
         }
     }
 

@@ -274,7 +274,7 @@ impl Shard {
         // It goes on at half, so that it does not stop and go with every piece.
         // What is kept counts: with little of it reading goes on, or nobody would see the client
         // leave while its request runs (contract CL-23).
-        let gated = hop.held > if h1.gated { most / 2 } else { most };
+        let gated = hop.held as usize > if h1.gated { most / 2 } else { most };
         if gated != h1.gated {
             h1.gated = gated;
             if gated {

@@ -12,15 +12,15 @@ use ringway_proto::h1::{self, head::HeadFault};
 use ringway_proto::h2::{ConnFault, ErrorCode, LimitId};
 
 use super::Shard;
-use super::conn::Hop;
-use super::exchange::{At, Way};
+use super::conn::{Hop, Side};
+use super::exchange::{At, Exchange, Way};
 use super::link::Link;
 use crate::border::{Border, ConnId};
 use crate::metrics::Limit;
 use crate::pool::CHUNK_BYTES;
 
 /// Size of a head, as limit L2 counts, from which on it is let in only if the core has room for it:
-/// smaller ones are bounded by the number of exchanges.
+/// smaller ones are bounded by what a connection may have wait, and by the number of connections.
 const LARGE_HEAD: usize = 16 * 1024;
 
 /// Octets of a request target that the access log shows.
@@ -36,8 +36,8 @@ pub(super) struct Unwanted<'a> {
 }
 
 impl Shard {
-    /// Whether the core has memory for the list in hand. Where it has none, the exchange is refused
-    /// here.
+    /// Whether the connection may have the list in hand wait, and the core has memory for it. If
+    /// not, the exchange is refused here.
     #[inline]
     pub(super) fn admit_head(&mut self, border: &mut Border, at: At, ended: bool) -> bool {
         self.fields.size() <= LARGE_HEAD || self.admit_large(border, at, ended)
@@ -45,12 +45,19 @@ impl Shard {
 
     #[cold]
     fn admit_large(&mut self, border: &mut Border, at: At, ended: bool) -> bool {
-        let budget = self.settings.config.limits.core_buffer;
+        let (limits, size) = (&self.settings.config.limits, self.fields.size());
         let waits = self.held.max(border.pool.chunks_live() * CHUNK_BYTES);
-        if waits + self.fields.size() <= budget {
+        // A field that is said again costs its sender one octet: no connection may fill the core
+        // with what it says, or all others pay.
+        let own = self.conns.hop(at.conn).map_or(0, |hop| hop.lists);
+        let full = if is_over(own, size, limits.connection_buffer) {
+            Limit::ConnectionBuffer
+        } else if waits + size > limits.core_buffer {
+            Limit::CoreBuffer
+        } else {
             return true;
-        }
-        self.metrics.limit_hit(Limit::CoreBuffer);
+        };
+        self.metrics.limit_hit(full);
         let fields = std::mem::take(&mut self.fields);
         let unwanted = Unwanted { at, fields: &fields, ended };
         self.turn_down(border, unwanted, (&Fault::Overloaded, &Fault::Overloaded));
@@ -103,31 +110,95 @@ impl Shard {
         }
     }
 
-    /// A head or trailers begin to wait with their exchange, in memory of their own.
-    pub(super) fn list_waits(&mut self, border: &mut Border, slot: u32, size: usize) {
-        let Some(exchange) = self.exchanges.at_mut(slot) else { return };
-        exchange.lists += size;
+    /// A head or trailers begin to wait with their exchange, in memory of their own. They count
+    /// against the core and against the hop they came from. False if that hop has as many already
+    /// as it may: then [`Self::list_refused`] is to follow.
+    #[must_use]
+    pub(super) fn list_waits(
+        &mut self,
+        border: &mut Border,
+        slot: u32,
+        way: Way,
+        size: usize,
+    ) -> bool {
+        let Some(exchange) = self.exchanges.at_mut(slot) else { return true };
+        let (counted, mut fits) = (counted(size), true);
+        exchange.lists[way as usize] += counted;
+        if let Some(hop) = exchange.from(way).and_then(|at| self.conns.hop_mut(at.conn)) {
+            fits = !is_over(hop.lists, size, self.settings.config.limits.connection_buffer);
+            hop.lists += counted;
+        }
         self.holding(border, None, size);
+        fits
+    }
+
+    /// What has just begun to wait is more than its connection may have wait: it costs its own
+    /// exchange.
+    #[cold]
+    pub(super) fn list_refused(
+        &mut self,
+        border: &mut Border,
+        slot: u32,
+        way: Way,
+        fields: &Fields,
+    ) {
+        self.metrics.limit_hit(Limit::ConnectionBuffer);
+        let Some(exchange) = self.exchanges.at(slot) else { return };
+        let Some(at) = exchange.from(way) else { return };
+        let ended = exchange.ended(way);
+        let unwanted = Unwanted { at, fields, ended };
+        self.turn_down(border, unwanted, (&Fault::Overloaded, &Fault::Overloaded));
     }
 
     /// The counterpart of [`Self::list_waits`].
-    pub(super) fn list_went(&mut self, slot: u32, size: usize) {
+    pub(super) fn list_went(&mut self, slot: u32, way: Way, size: usize) {
+        if size == 0 {
+            return;
+        }
         let Some(exchange) = self.exchanges.at_mut(slot) else { return };
-        exchange.lists -= size;
+        let counted = counted(size);
+        exchange.lists[way as usize] -= counted;
+        if let Some(hop) = exchange.from(way).and_then(|at| self.conns.hop_mut(at.conn)) {
+            hop.lists -= counted;
+        }
         self.held -= size;
+    }
+
+    /// An exchange goes, and its head and trailers with it.
+    pub(super) fn lists_went(&mut self, exchange: &Exchange) {
+        for way in [Way::Up, Way::Down] {
+            let counted = exchange.lists[way as usize];
+            if counted == 0 {
+                continue;
+            }
+            if let Some(hop) = exchange.from(way).and_then(|at| self.conns.hop_mut(at.conn)) {
+                hop.lists -= counted;
+            }
+            self.held -= counted as usize;
+        }
     }
 
     /// After one receive: counts what has come of a head that is not whole, and ends a connection
     /// that has sent much of one while the core has no memory left.
+    ///
+    /// Small parts neither end a connection nor bring that about: their number is bounded by that
+    /// of connections. Tunnels answer for tunnels alone, and lose no session for the parts of
+    /// others: one ends only for a part that is more than a head may be.
     pub(super) fn count_partial(&mut self, border: &mut Border, conn: ConnId) {
+        let limits = &self.settings.config.limits;
+        let (budget, head) = (limits.core_buffer, limits.header_bytes);
         let Some(hop) = self.conns.hop_mut(conn) else { return };
         let (before, now) = (hop.partial as usize, hop.link.partial());
         if before == now {
             return;
         }
-        hop.partial = u32::try_from(now).unwrap_or(u32::MAX);
-        self.parts = self.parts - before + hop.partial as usize;
-        if now > before.max(LARGE_HEAD) && self.parts > self.settings.config.limits.core_buffer {
+        hop.partial = counted(now);
+        let (side, most) = match hop.side {
+            Side::Client(_) => (0, LARGE_HEAD),
+            Side::Tunnel(_) => (1, head.max(LARGE_HEAD)),
+        };
+        self.parts[side] = self.parts[side] - large(before) + large(now);
+        if now > before.max(most) && self.parts[side] > budget {
             self.metrics.limit_hit(Limit::CoreBuffer);
             match self.conns.hop(conn).map(|hop| &hop.link) {
                 Some(Link::H2(_)) => self.fail(border, conn, no_memory()),
@@ -141,8 +212,24 @@ impl Shard {
 
     /// A hop goes, and what had come of a head with it.
     pub(super) fn forget_partial(&mut self, hop: &mut Hop) {
-        self.parts -= std::mem::take(&mut hop.partial) as usize;
+        let side = usize::from(hop.client().is_none());
+        self.parts[side] -= large(std::mem::take(&mut hop.partial) as usize);
     }
+}
+
+/// A size as hops count it: what waits of one, lists included, is less than 4 GiB.
+pub(super) fn counted(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// Whether one list more is over what a connection may have wait. The first one may always.
+fn is_over(waits: u32, size: usize, most: usize) -> bool {
+    waits > 0 && waits as usize + size > most
+}
+
+/// What a part of a head counts against the core.
+fn large(part: usize) -> usize {
+    if part > LARGE_HEAD { part } else { 0 }
 }
 
 /// The rest of the block cannot be kept, and without it no other can be decoded.

@@ -113,8 +113,8 @@ pub struct Shard {
     hasher: foldhash::fast::RandomState,
     /// DATA bytes that wait in pipes.
     held: usize,
-    /// Bytes of heads that are not whole yet, of all hops.
-    parts: usize,
+    /// Bytes of large heads that are not whole yet: of clients, and of tunnels.
+    parts: [usize; 2],
     /// Attachments that wait for their worker.
     pending: Pending,
     /// Streams without progress are being looked for.
@@ -185,7 +185,7 @@ impl Shard {
             local,
             hasher: foldhash::fast::RandomState::default(),
             held: 0,
-            parts: 0,
+            parts: [0; 2],
             pending: Pending::default(),
             sweeping: false,
             fresh: Vec::new(),
@@ -246,7 +246,7 @@ impl Shard {
             && self.yard.is_empty()
             && self.local.is_empty()
             && self.held == 0
-            && self.parts == 0
+            && self.parts == [0; 2]
             && self.pending.is_empty()
             && self.asking == 0
             && self.core_posts.is_empty()

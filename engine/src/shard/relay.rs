@@ -10,6 +10,7 @@ use ringway_proto::h2::{Blocked, CRUMB, ErrorCode};
 use super::Shard;
 use super::conn::Hop;
 use super::exchange::{At, Pipe, Way};
+use super::large::counted;
 use super::link::Link;
 use super::table::Key;
 use super::timer::Due;
@@ -171,11 +172,11 @@ impl Shard {
         }
         let Some(conn) = from else { return };
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let (before, most) = (hop.held, self.settings.held_per_connection());
-        hop.held += len;
+        let (before, most) = (hop.held as usize, self.settings.held_per_connection());
+        hop.held += counted(len);
         let Link::H2(h2) = &mut hop.link else { return self.http1_gate(border, conn) };
         h2.allow_growth(self.held < budget / 2);
-        if before <= most && hop.held > most {
+        if before <= most && hop.held as usize > most {
             h2.hold_connection_credit(true, &mut border.sink(conn));
         }
     }
@@ -185,11 +186,11 @@ impl Shard {
         self.held -= len;
         let Some(conn) = from else { return };
         let Some(hop) = self.conns.hop_mut(conn) else { return };
-        let (before, most) = (hop.held, self.settings.held_per_connection());
-        hop.held -= len;
+        let (before, most) = (hop.held as usize, self.settings.held_per_connection());
+        hop.held -= counted(len);
         let Link::H2(h2) = &mut hop.link else { return self.http1_gate(border, conn) };
         h2.allow_growth(self.held < self.settings.config.limits.core_buffer / 2);
-        if before > most && hop.held <= most {
+        if before > most && hop.held as usize <= most {
             h2.hold_connection_credit(false, &mut border.sink(conn));
         }
     }
@@ -403,7 +404,7 @@ impl Shard {
             }
             None => hop.link.put_data(to.key, 0, true, out) && hop.link.end_data(out),
         };
-        self.list_went(slot, size);
+        self.list_went(slot, way, size);
         if !whole {
             self.wrong_length(border, slot);
             return Turn::Blocked;
@@ -433,7 +434,9 @@ impl Shard {
             _ => {
                 // What comes twice ends the stream before it comes here.
                 pipe.trailers = Some(Box::new(fields.clone()));
-                self.list_waits(border, slot, fields.size());
+                if !self.list_waits(border, slot, way, fields.size()) {
+                    return self.list_refused(border, slot, way, fields);
+                }
                 self.schedule(border, slot, way);
             }
         }

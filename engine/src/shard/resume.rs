@@ -147,7 +147,7 @@ impl Shard {
         hop.link.read_again(self.now);
         hop.ready.clear();
         hop.timer = None;
-        debug_assert_eq!(hop.held, 0, "its streams are gone");
+        debug_assert_eq!((hop.held, hop.lists), (0, 0), "its streams are gone");
         let tunnel = MovedTunnel {
             parcel,
             hop: Box::new(hop),

@@ -42,9 +42,11 @@ impl Shard {
             if hop.client().is_some() {
                 widest.1 = widest.1.max(hop.link.streams());
             }
+            // What waits is bounded apart from the lists that do.
+            widest.2 = widest.2.max(hop.lists as usize);
             match hop.link {
-                Link::H2(_) => widest.2 = widest.2.max(hop.held),
-                Link::H1(_) => widest.3 = widest.3.max(hop.held),
+                Link::H2(_) => widest.2 = widest.2.max(hop.held as usize),
+                Link::H1(_) => widest.3 = widest.3.max(hop.held as usize),
             }
         }
         gauge(Limit::Attachments, widest.0, limits.attachments);

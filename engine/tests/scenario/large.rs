@@ -1,12 +1,26 @@
 //! Heads and trailers at their limits and beyond, and what the core's memory has to do with them.
 
+use std::time::Duration;
+
 use ringway::border::{End, Listener};
 use ringway::metrics::Limit;
 use ringway::post::{ControlPost, ShardPost};
+use ringway_proto::fields::Field;
 use ringway_proto::h2::{ErrorCode, HeadKind};
 
 use super::peer::{Peer, Seen};
-use super::world::World;
+use super::world::{FUNCTION, VERSION, World};
+
+/// The fields of a call.
+const REQUEST: [(&str, &str); 7] = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/ringway.echo.v1.Echo/Unary"),
+    (":authority", "gateway"),
+    ("authorization", "Bearer dev-key"),
+    ("function-id", FUNCTION),
+    ("function-version-id", VERSION),
+];
 
 /// A value of 50 000 octets.
 fn long() -> String {
@@ -24,11 +38,15 @@ fn large(value: &str) -> Vec<(&'static str, &str)> {
 }
 
 fn used(world: &mut World) -> u64 {
+    used_of(world, Limit::CoreBuffer)
+}
+
+fn used_of(world: &mut World, limit: Limit) -> u64 {
     world.post(ShardPost::Snapshot { ticket: 1 });
     let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
         panic!("no answer");
     };
-    snapshot.metrics.limit_used[Limit::CoreBuffer.index()]
+    snapshot.metrics.limit_used[limit.index()]
 }
 
 fn head_of(peer: &Peer, stream: u32) -> Option<usize> {
@@ -181,4 +199,125 @@ fn heads_that_never_become_whole_are_bounded_by_the_cores_memory() {
         world.end(client.conn, End::Fin);
     }
     assert!(world.shard.is_empty(), "{:?}", world.shard);
+}
+
+#[test]
+fn one_connections_heads_that_wait_never_cost_another_connection() {
+    for size in [200_000, 15_000] {
+        let mut world = World::with(
+            "[limits]\ncore_buffer = \"1MiB\"\nconnection_buffer = \"512KiB\"\nstream_window_max = \"256KiB\"",
+        );
+        let value = "v".repeat(3_500);
+        let bomb = fields(size / 3_536, &value);
+        let mut client = Peer::client(&mut world);
+        let keys: Vec<_> = (0..100).map(|_| client.request(&mut world, &bomb, true)).collect();
+        client.sync(&mut world);
+        let refused = client.heads().len();
+        assert!(refused > 0 && refused < 99, "{refused} of {size}");
+        for n in 0..refused {
+            assert_eq!(client.field(n, "grpc-status"), Some("8"));
+        }
+        assert!(used(&mut world) <= 512 << 10, "{}", used(&mut world));
+        assert_eq!(used_of(&mut world, Limit::ConnectionBuffer), used(&mut world));
+        // Another one is not concerned, with heads large and small.
+        let mut other = Peer::client(&mut world);
+        other.request(&mut world, &[], true);
+        other.request(&mut world, &large(&long()), true);
+        other.sync(&mut world);
+        assert!(other.heads().is_empty(), "{:?}", other.seen);
+        // What went is room again, whichever way it goes.
+        client.reset(&mut world, keys[0], ErrorCode::Cancel);
+        client.request(&mut world, &bomb, true);
+        client.sync(&mut world);
+        assert_eq!(client.heads().len(), refused, "it waits");
+        let mut worker = Peer::worker(&mut world);
+        worker.sync(&mut world);
+        assert_eq!(worker.heads().len(), 100 - refused);
+        world.end(other.conn, End::Fin);
+        assert_eq!(used_of(&mut world, Limit::ConnectionBuffer), 0);
+        assert_eq!(used(&mut world), 0);
+        world.end(client.conn, End::Fin);
+        assert_eq!(used(&mut world), 0);
+    }
+}
+
+#[test]
+fn small_parts_of_many_frames_end_nobody_but_those_who_sent_them() {
+    let mut world = World::with(
+        "[limits]\ncore_buffer = \"1MiB\"\nconnection_buffer = \"1MiB\"\nstream_window_max = \"256KiB\"",
+    );
+    let mut session = Peer::client(&mut world);
+    session.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    let mut innocent = Peer::client(&mut world);
+    // All but one octet of a GOAWAY.
+    let mut part = vec![0, 0x40, 0, 7, 0, 0, 0, 0, 0];
+    part.resize(9 + 0x3fff, 0);
+    let many: Vec<_> = (0..80).map(|_| Peer::client(&mut world).conn).collect();
+    for conn in &many {
+        world.send(*conn, &part);
+    }
+    // Large heads that span two receives, of a client and of a tunnel.
+    let value = long();
+    let mut block = Vec::new();
+    let mut halves = |peer: &mut Peer, world: &mut World, key, fields: &[(&str, &str)]| {
+        let (mut out, list) = (Vec::new(), fields.iter());
+        let list = list.map(|(n, v)| Field::new(n.as_bytes(), v.as_bytes()));
+        peer.h2.head(key, list, true, &mut block, &mut out);
+        let middle = out.len() / 2;
+        world.send(peer.conn, &out[..middle]);
+        world.send(peer.conn, &out[middle..]);
+    };
+    let key = worker.key(0);
+    let answer = [&[(":status", "200")][..], &large(&value)].concat();
+    halves(&mut worker, &mut world, key, &answer);
+    session.sync(&mut world);
+    assert_eq!(session.field(0, ":status"), Some("200"), "{:?}", session.seen);
+    let key = innocent.h2.open().expect("a stream");
+    halves(&mut innocent, &mut world, key, &[&REQUEST[..], &large(&value)].concat());
+    innocent.sync(&mut world);
+    assert!(!world.is_closed(innocent.conn), "{:?}", innocent.seen);
+    // Whoever leaves a frame in part has as long as for a header block.
+    world.pass(Duration::from_secs(11));
+    assert!(many.iter().all(|conn| world.is_closed(*conn)));
+    assert!(!world.is_closed(innocent.conn) && !world.is_closed(session.conn));
+    for conn in [innocent.conn, session.conn] {
+        world.end(conn, End::Fin);
+    }
+}
+
+/// A tunnel's head in two receives while clients' parts fill the core.
+#[test]
+fn a_tunnel_is_not_ended_for_the_parts_of_clients() {
+    let mut world = World::with(
+        "[limits]\ncore_buffer = \"1MiB\"\nconnection_buffer = \"1MiB\"\nstream_window_max = \"256KiB\"",
+    );
+    let mut session = Peer::client(&mut world);
+    session.request(&mut world, &[], true);
+    let mut worker = Peer::worker(&mut world);
+    worker.sync(&mut world);
+    let piece = |kind: u8, flags: u8| {
+        let mut frame = vec![0, 0x40, 0, kind, flags, 0, 0, 0, 1];
+        frame.resize(9 + 0x4000, 0);
+        frame
+    };
+    for _ in 0..4 {
+        let client = Peer::client(&mut world);
+        world.send(client.conn, &piece(1, 1));
+        for _ in 0..17 {
+            world.send(client.conn, &piece(9, 0));
+        }
+    }
+    let key = worker.key(0);
+    let (mut block, mut out, value) = (Vec::new(), Vec::new(), long());
+    let answer = [&[(":status", "200")][..], &large(&value)].concat();
+    let list = answer.iter().map(|(n, v)| Field::new(n.as_bytes(), v.as_bytes()));
+    worker.h2.head(key, list, true, &mut block, &mut out);
+    for part in out.chunks(20_000) {
+        world.send(worker.conn, part);
+    }
+    session.sync(&mut world);
+    assert_eq!(session.field(0, ":status"), Some("200"), "{:?}", session.seen);
+    assert!(!world.is_closed(worker.conn));
 }
