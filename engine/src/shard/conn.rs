@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Option<(u32, Conn)>>() <= 24);
-        assert!(size_of::<Hop>() <= 856, "{}", size_of::<Hop>());
+        assert!(size_of::<Hop>() <= 864, "{}", size_of::<Hop>());
         assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
     }
 
