@@ -228,6 +228,13 @@ impl Ledger {
         asked.map(|exchange| exchange.client).collect()
     }
 
+    /// The worker on a tunnel has gone mad: its client bears it, and whoever took the session over,
+    /// of whom the worker has not heard yet.
+    pub(crate) fn tunnel_madness(&mut self, session: &str, client: usize) {
+        self.madness(client);
+        self.takers(session).into_iter().for_each(|taker| self.madness(taker));
+    }
+
     /// A client, or the worker on one of its tunnels, has gone mad.
     pub(crate) fn madness(&mut self, client: usize) {
         self.mad.insert(client);

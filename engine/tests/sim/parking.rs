@@ -339,9 +339,12 @@ impl Parking {
             _ => {}
         }
         let keeps_silent = terms.park == Park::Unclean || version.is_some_and(streams);
+        // A lost tunnel's streams are answered: the client may have left before it heard of that.
+        let lost = |link| self.tunnels.get(&link).is_some_and(|tunnel| tunnel.gone || tunnel.left);
         let runs = |number: &usize| {
             let exchange = &exchanges[*number];
-            exchange.tunnel.is_some() && !exchange.down.ended && !exchange.excuse
+            let carried = exchange.tunnel.is_some_and(|link| !lost(link));
+            carried && !exchange.down.ended && !exchange.excuse
         };
         match farewell.open.is_empty() {
             _ if keeps_silent => Verdict::Kept,

@@ -441,7 +441,7 @@ impl Tunnel {
             && stage.plan.parking.is_none()
             && stage.rarely(stage.plan.vandals)
         {
-            stage.ledger.madness(client);
+            stage.ledger.tunnel_madness(&self.work.id, client);
             self.done(stage);
             note("tunnel", self.number, "goes mad", [0, 0]);
             stage.ledger.tunnel_ended(&self.work.id, self.worker);
