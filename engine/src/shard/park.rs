@@ -167,8 +167,15 @@ impl Shard {
             let Some(attachment) = self.attachments.get_mut(*key) else { continue };
             let State::Attached { tunnel } = attachment.state else { continue };
             let (function, version) = (&attachment.owner.function, &attachment.owner.version);
-            let going = self.conns.hop(tunnel).and_then(Hop::tunnel).is_none_or(|t| t.going);
+            let hop = self.conns.hop(tunnel);
+            let going = hop.and_then(Hop::tunnel).is_none_or(|tunnel| tunnel.going);
             let going = going && attachment.spare.is_none();
+            // A function finishes what its own tunnel carries. Of the client's other sessions the
+            // end says no more than any FIN.
+            let manner = match manner {
+                Manner::Finished if hop.is_none_or(|hop| hop.link.streams() == 0) => Manner::Silent,
+                manner => manner,
+            };
             if !going && park.keeps(manner, self.policy.streams(function, version)) {
                 // Otherwise their requests would go out while the streams before them end.
                 attachment.waiters.clear();
