@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringway::border::{End, Listener, Output};
 use ringway::metrics::{CloseCode, CloseReason};
-use ringway_proto::h2::ErrorCode;
+use ringway_proto::h2::{ErrorCode, StreamKey};
 
 use crate::peer::Peer;
 use crate::world::World;
@@ -26,6 +26,21 @@ fn streaming(world: &mut World) -> (Peer, Peer) {
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
+}
+
+/// A client that takes no bytes and has more in its output than may wait there, so that neither it
+/// nor the worker is read any further; its calls.
+fn blocked(world: &mut World) -> (Peer, Vec<StreamKey>, Peer) {
+    let mut client = Peer::client(world);
+    let calls: Vec<_> = (0..40).map(|_| client.request(world, &[], false)).collect();
+    let mut worker = Peer::worker(world);
+    worker.sync(world);
+    world.block(client.conn, true);
+    for n in 0..calls.len() {
+        let (key, value) = (worker.key(n), n.to_string().repeat(20_000));
+        worker.head(world, key, &[(":status", "200"), ("x-large", &value)], false);
+    }
+    (client, calls, worker)
 }
 
 /// The worker stays awake, whatever the client does.
@@ -116,16 +131,7 @@ fn a_client_of_http1_is_left_to_tcp() {
 #[test]
 fn a_client_that_is_not_read_is_not_asked_until_it_is() {
     let mut world = World::with(PINGS);
-    let mut client = Peer::client(&mut world);
-    // More in its output than may wait there: it is read no further.
-    let calls: Vec<_> = (0..40).map(|_| client.request(&mut world, &[], false)).collect();
-    let mut worker = Peer::worker(&mut world);
-    worker.sync(&mut world);
-    world.block(client.conn, true);
-    for n in 0..calls.len() {
-        let (key, value) = (worker.key(n), n.to_string().repeat(20_000));
-        worker.head(&mut world, key, &[(":status", "200"), ("x-large", &value)], false);
-    }
+    let (mut client, calls, mut worker) = blocked(&mut world);
     client.reset(&mut world, calls[0], ErrorCode::Cancel);
     assert!(is_paused(&world, &client));
     pass_with(&mut world, &mut worker, 120);
@@ -143,15 +149,7 @@ fn a_client_that_is_not_read_is_not_asked_until_it_is() {
 #[test]
 fn a_client_that_takes_our_answers_slowly_keeps_no_core() {
     let mut world = World::with("[limits]\nqueued_answers = 3");
-    let mut client = Peer::client(&mut world);
-    let calls: Vec<_> = (0..40).map(|_| client.request(&mut world, &[], false)).collect();
-    let mut worker = Peer::worker(&mut world);
-    worker.sync(&mut world);
-    world.block(client.conn, true);
-    for n in 0..calls.len() {
-        let (key, value) = (worker.key(n), n.to_string().repeat(20_000));
-        worker.head(&mut world, key, &[(":status", "200"), ("x-large", &value)], false);
-    }
+    let (client, _, mut worker) = blocked(&mut world);
     let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"whatever"].concat();
     world.send(client.conn, &ping.repeat(8));
     assert!(is_paused(&world, &client));
@@ -189,16 +187,7 @@ fn a_client_whose_tcp_gave_up_is_closed_for_a_timeout() {
 #[test]
 fn a_worker_that_is_not_read_is_not_taken_for_silent() {
     let mut world = World::new();
-    let mut client = Peer::client(&mut world);
-    let calls: Vec<_> = (0..40).map(|_| client.request(&mut world, &[], false)).collect();
-    let mut worker = Peer::worker(&mut world);
-    worker.sync(&mut world);
-    world.block(client.conn, true);
-    // The client's output is full: the worker is read no further.
-    for n in 0..calls.len() {
-        let (key, value) = (worker.key(n), n.to_string().repeat(20_000));
-        worker.head(&mut world, key, &[(":status", "200"), ("x-large", &value)], false);
-    }
+    let (client, _, worker) = blocked(&mut world);
     assert!(is_paused(&world, &worker));
     world.pass(seconds(120));
     assert!(!world.is_closed(worker.conn), "it was closed for a silence of ours");
