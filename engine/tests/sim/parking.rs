@@ -424,7 +424,7 @@ impl Parking {
     fn why_spare_closed(&self, tunnel: &Tunnel, now: Time, exchanges: &[Exchange]) -> Option<Why> {
         let known = Some(Why::Known);
         let Some(terms) = self.terms else { return known };
-        let mut last = Time::ZERO;
+        let mut last = None;
         for exchange in exchanges {
             let of = exchange.tunnel.and_then(|link| self.tunnels.get(&link));
             if !exchange.names(&tunnel.session) && of.is_none_or(|t| t.session != tunnel.session) {
@@ -438,8 +438,11 @@ impl Parking {
             {
                 return known;
             }
-            last = last.max(lost);
+            last = last.max(Some(lost));
         }
+        // No request of its client came to a worker before the tunnel before it was lost: whose it
+        // was is not seen from here.
+        let Some(last) = last else { return known };
         let due = |begun: &Time| {
             (*begun + terms.window..*begun + terms.window + SLOW_HEARSAY).contains(&now)
         };
