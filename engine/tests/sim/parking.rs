@@ -416,7 +416,11 @@ impl Parking {
         // Another one was asked for in its place, perhaps as soon as it was used up.
         let asked = tunnel.since.is_none_or(|since| since + terms.wait <= now);
         let alone = tunnel.used_up && (asked || terms.sloppy);
-        if now >= kept + terms.window || alone { known } else { Some(Why::Forced) }
+        // Its answer may have been whole, and the tunnel closed behind it, before its client was
+        // lost in the same turn.
+        let last = exchanges.iter().rfind(|exchange| exchange.tunnel == Some(link));
+        let spent = kept == now && tunnel.http1 && last.is_some_and(|exchange| exchange.down.ended);
+        if now >= kept + terms.window || alone || spent { known } else { Some(Why::Forced) }
     }
 
     /// A tunnel on which no request came: it stood in for another, or came for a client that did
