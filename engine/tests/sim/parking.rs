@@ -534,10 +534,13 @@ impl Parking {
         let (link, tunnel) = of.next()?;
         let only = of.next().is_none() && alone && !session.deleted && !self.draining;
         let settled = tunnel.kept.is_some_and(|at| at + terms.hearsay <= now);
-        // Who took his request back may have got it all the same.
+        // Who took his request back may have got it all the same, and so may whoever asked before
+        // it was kept: his request can have come after that, as long as he was there.
         let taken = exchanges.iter().any(|other| {
             let served = other.tunnel.is_some() || other.outcome == Some("answered by the gateway");
-            other.names(id) && !served && tunnel.kept.is_some_and(|at| at <= other.began)
+            let lost = self.clients.get(&other.client).and_then(|client| client.lost);
+            let there = lost.is_none_or(|lost| tunnel.kept.is_some_and(|at| at <= lost));
+            other.names(id) && !served && there
         });
         let fits = tunnel.http1 == http1 && !tunnel.used_up && !tunnel.left;
         (only && settled && fits && !taken && !self.is_shaken(now)).then_some(*link)
