@@ -428,7 +428,7 @@ impl Parking {
     fn why_spare_closed(&self, tunnel: &Tunnel, now: Time, exchanges: &[Exchange]) -> Option<Why> {
         let known = Some(Why::Known);
         let Some(terms) = self.terms else { return known };
-        let mut last = None;
+        let mut ends = Vec::new();
         for exchange in exchanges {
             let of = exchange.tunnel.and_then(|link| self.tunnels.get(&link));
             if !exchange.names(&tunnel.session) && of.is_none_or(|t| t.session != tunnel.session) {
@@ -442,16 +442,19 @@ impl Parking {
             {
                 return known;
             }
-            last = last.max(Some(lost));
+            ends.push(lost);
         }
         // No request of its client came to a worker before the tunnel before it was lost: whose it
         // was is not seen from here.
-        let Some(last) = last else { return known };
+        let Some(last) = ends.iter().max() else { return known };
         let due = |begun: &Time| {
             (*begun + terms.window..*begun + terms.window + SLOW_HEARSAY).contains(&now)
         };
         let moments = self.sessions.get(&tunnel.session).map(|session| &session.moments);
-        let over = now >= last + terms.window || moments.into_iter().flatten().any(due);
+        // It was parked when its client was lost, and may have come for any of them: a tunnel that
+        // served that client may have ended long before.
+        let mut begun = moments.into_iter().flatten().chain(&ends);
+        let over = now >= *last + terms.window || begun.any(due);
         if over { known } else { Some(Why::Forced) }
     }
 
