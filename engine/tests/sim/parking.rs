@@ -526,11 +526,12 @@ impl Parking {
         exchanges: &mut [Exchange],
     ) -> Option<usize> {
         let terms = self.terms?;
-        let same = |exchange: &&mut Exchange| exchange.outcome.is_none() && exchange.names(id);
+        let same = |exchange: &&mut Exchange| exchange.names(id);
         let mut alone = true;
         for exchange in exchanges.iter_mut().filter(same) {
+            // One that its client took back may be under way still, and come behind this one.
             exchange.expects = None;
-            alone = false;
+            alone &= exchange.outcome.is_some();
         }
         let session = self.sessions.get(id)?;
         let mut of = self.tunnels.iter().filter(|(_, tunnel)| tunnel.session == id && !tunnel.gone);
