@@ -416,10 +416,12 @@ impl Parking {
         // Another one was asked for in its place, perhaps as soon as it was used up.
         let asked = tunnel.since.is_none_or(|since| since + terms.wait <= now);
         let alone = tunnel.used_up && (asked || terms.sloppy);
-        // Its answer may have been whole, and the tunnel closed behind it, before its client was
-        // lost in the same turn.
+        // Its answer may have been whole, or a 101 that nobody asked for, and the tunnel closed
+        // behind it, before its client was lost in the same turn.
         let last = exchanges.iter().rfind(|exchange| exchange.tunnel == Some(link));
-        let spent = kept == now && tunnel.http1 && last.is_some_and(|exchange| exchange.down.ended);
+        let wrong = |last: &Exchange| last.upgrade && last.excuse && last.down.head.is_some();
+        let over = last.is_some_and(|last| last.down.ended || wrong(last));
+        let spent = kept == now && tunnel.http1 && over;
         if now >= kept + terms.window || alone || spent { known } else { Some(Why::Forced) }
     }
 
