@@ -36,6 +36,8 @@ mutants=(
     'forgotten-pause@engine/src/shard/resume.rs@hop.stopped.retain(|full| *full == hop.conn);@hop.stopped.clear();'
     'not-joined@engine/src/shard/resume.rs@self.tell_join(border, join);@'
     'unparked-twice@engine/src/shard/resume.rs@self.lot.leave(place, &tenant);@'
+    'shared-answer@engine/src/shard/sessions/question.rs@self.hash == hash\n            && (scope == Scope::Connection || asked.credential == wanted.credential)\n            && asked@let _ = (hash, scope);\n        asked'
+    'forsaken@engine/src/shard/sessions/attachment.rs@*forsaken = false;@let _ = forsaken;'
     'impatient@engine/src/shard/give_way.rs@if !self.local.lose_patience(version, patience, border.now) {@if !self.local.lose_patience(version, patience / 4, border.now) {'
 )
 

@@ -10,6 +10,7 @@ mod occupant;
 mod port;
 mod reload;
 mod run;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -19,12 +20,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ringway_proto::id::Node;
 use tokio::sync::mpsc;
 
 pub(crate) use files::Files;
 
 use crate::config::Config;
 use crate::control::local::Policy;
+use crate::control::port::Plane;
 use crate::demo::{Serve, WorkerOptions};
 use crate::post::ControlPost;
 use crate::shard::ShardSettings;
@@ -173,7 +176,7 @@ pub(crate) fn core_count(config: &Config) -> usize {
 
 /// What names this run of the process in ids and tokens.
 struct Identity {
-    incarnation: u32,
+    node: Node,
     secret: [u8; 16],
     unix_micros_at_zero: u64,
 }
@@ -182,7 +185,7 @@ impl Identity {
     fn new() -> Result<Self, BootError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
-            incarnation: u32::from_ne_bytes(random()?),
+            node: Node::new(0, u16::from_ne_bytes(random()?)).expect("0 is below the limit"),
             secret: random()?,
             unix_micros_at_zero: u64::try_from(since.as_micros()).unwrap_or(0),
         })
@@ -199,13 +202,15 @@ impl Identity {
         let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         Ok(ShardSettings {
             config: config.clone(),
+            // The configuration knows no other one yet.
+            plane: Plane::Local,
             core,
             cores,
-            node: 0,
-            incarnation: self.incarnation,
+            node: self.node,
             secret: self.secret,
             seed: random()?,
             generation: 0,
+            unanswered: 0,
             advertise: advertise.unwrap_or_else(|| format!("{scheme}://{worker}")),
             unix_micros_at_zero: self.unix_micros_at_zero,
             version: crate::VERSION,

@@ -4,39 +4,21 @@
 //! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
 //! A real reactor and a simulated world drive the same `Core` through the same `Border`.
 
+mod parcel;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 
 use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
 pub use crate::conn::{Close, ConnId, End, Listener};
-use crate::inlet::{self, Inlet};
+use crate::inlet;
 pub use crate::output::Output;
 use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
-
-/// A socket on its way from one core to another.
-#[derive(Debug)]
-pub enum Carried {
-    /// A descriptor of this process.
-    Descriptor(OwnedFd),
-    /// One with an inlet: what came by it and what goes is TLS.
-    Inlet(OwnedFd, Box<Inlet>),
-    /// What a simulated world has instead of one.
-    Simulated(u64),
-}
-
-/// A connection that no core owns: let go of by one, not yet taken up by another.
-#[derive(Debug)]
-pub struct Parcel {
-    /// The socket. Dropping it closes the connection.
-    pub socket: Carried,
-    /// Output the kernel has not taken yet; the next owner sends it first.
-    pub unsent: Vec<u8>,
-}
+pub use parcel::{Carried, Parcel};
 
 /// How long a flushed connection waits for its peer's FIN.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);

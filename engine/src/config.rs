@@ -273,6 +273,8 @@ pub struct Limits {
     pub token_tries: u32,
     pub pending_sessions: usize,
     pub pending_per_tenant: usize,
+    pub asks: usize,
+    pub asks_per_tenant: usize,
     pub work_queue: usize,
     pub polls: usize,
     pub poll_ids: usize,

@@ -1,3 +1,4 @@
 //! Who may call what, and how work reaches a worker: the control planes a shard can ask.
 
 pub mod local;
+pub mod port;

@@ -11,5 +11,6 @@ mod tunnel;
 mod worker;
 
 pub use echo::{Echo, FILE_DESCRIPTORS, pb, routes};
+pub use tunnel::Serve;
 pub(crate) use worker::POLLS;
-pub use worker::{Serve, Worker, WorkerOptions};
+pub use worker::{Worker, WorkerOptions};

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod bare;
 pub mod boot;
 pub mod border;
+pub mod carry;
 pub mod config;
 pub mod conn;
 pub mod console;

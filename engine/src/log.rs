@@ -1,25 +1,24 @@
 //! One line an edge of a session's life, in the words that operators search for (contract 8.3).
 //!
-//! A data core formats nothing and wakes nobody: it puts a record into a bounded queue, and a
-//! thread that looks into the queue every 20 ms writes the lines. A full queue loses records
+//! A shard leaves [`Line`]s, which are values, and knows no log. At the end of its core's turn they
+//! are put into a bounded queue ([`write`]), and a thread that looks into the queue every 20 ms
+//! makes text of them: a data core formats nothing and wakes nobody. A full queue loses records
 //! and says how many. Credentials and tokens never get here.
 
 mod json;
+mod line;
 mod lines;
 mod meter;
 mod stamp;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::queue::ArrayQueue;
-use ringway_proto::fault::Fault;
-use ringway_proto::h2::ConnFault;
 use ringway_stdio::{Escaping, Form, LastLines};
 use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder};
@@ -29,17 +28,16 @@ use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::meter::{Kind, Meter};
+pub use self::line::{AccessLine, Closed, Line, Lines, Named, Refused};
+use self::meter::Meter;
 pub use stamp::rfc3339;
 
 /// How often the queue is looked into.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Records that wait for their lines.
-const RECORDS: usize = 16 * 1024;
+const RECORDS: usize = line::MOST;
 /// Lines, or batches of them, that wait for stderr.
 const LINES: usize = 16 * 1024;
-/// Lines of a session's end at most.
-const CLOSED_LINES: u64 = 3;
 /// Bytes of lines that are written together.
 const BATCH_BYTES: usize = 16 * 1024;
 
@@ -56,69 +54,6 @@ static METER: Meter = Meter::new();
 /// How often the log says that records were lost, or that lines were left out.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// What is known of a session at one of its edges. Fields that do not apply keep their default.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SessionEdge<'a> {
-    /// The session.
-    pub request_id: &'a str,
-    /// Its function.
-    pub function_id: &'a str,
-    /// Its version.
-    pub function_version_id: &'a str,
-    /// Why it ended: a label of `CloseReason`.
-    pub eviction_reason: &'static str,
-    /// What the transport said: a label of `CloseCode`.
-    pub close_code: &'static str,
-    /// More of that; printable, bounded, may come from a peer.
-    pub close_detail: &'a str,
-    /// The worker ended it.
-    pub closed_by_peer: bool,
-    /// The timer of ours that ended it: empty, `worker_cache_ttl`, `transport_idle`, `quic_idle`.
-    pub local_timeout: &'static str,
-    /// How long it lasted.
-    pub held_for: Duration,
-    /// Core.
-    pub shard: u16,
-    /// Its lines are counted as this address's, and left out if there are too many: it got no
-    /// worker, or its client makes more sessions than admission would allow.
-    pub counted_for: Option<IpAddr>,
-}
-
-/// One request, for the access log.
-#[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "each field is what its name says of the request")]
-pub struct Access<'a> {
-    pub method: &'a str,
-    /// A query is cut off: it may carry anything.
-    pub path: &'a str,
-    pub status: u16,
-    pub latency: Duration,
-    pub client: SocketAddr,
-    /// Body bytes of the response.
-    pub size: u64,
-    pub shard: u16,
-}
-
-/// A request that got no session.
-#[derive(Clone, Copy, Debug)]
-pub struct Refusal<'a> {
-    /// What the client is told.
-    pub fault: &'a Fault,
-    /// The client.
-    pub client: SocketAddr,
-    /// The function as the client named it.
-    pub function_id: &'a [u8],
-    /// The version likewise; empty if it named none.
-    pub function_version_id: &'a [u8],
-    /// Whose credential it is; empty if nobody's.
-    pub tenant: &'a str,
-    /// Core.
-    pub shard: u16,
-}
-
-/// Octets of an id of a client's that are logged: a UUID has 36.
-const ID_SHOWN: usize = 64;
-
 /// A line to be written.
 #[derive(Debug)]
 struct Record {
@@ -126,172 +61,47 @@ struct Record {
     shard: u16,
     /// Records like it that were left out before it.
     left_out: u64,
-    what: What,
+    line: Line,
 }
 
-#[derive(Debug)]
-enum What {
-    Registered(Edge),
-    Closed(Edge),
-    OpenFailed { refused: Box<Refused> },
-    Rejected { result: String, age: Option<Duration> },
-    ConnectionFailed { peer: SocketAddr, tunnel: bool, code: String, reason: &'static str },
-    Access { line: Box<AccessLine> },
-}
-
-/// A [`Refusal`] that owns its texts.
-#[derive(Debug)]
-struct Refused {
-    code: u8,
-    text: String,
-    client: SocketAddr,
-    function_id: String,
-    function_version_id: String,
-    tenant: Box<str>,
-}
-
-/// A [`SessionEdge`] that owns its texts.
-#[derive(Debug)]
-struct Edge {
-    /// Request id, function, version and detail in one piece: it is made on a data core.
-    texts: Box<str>,
-    /// Where the first three of them end.
-    ends: [usize; 3],
-    eviction_reason: &'static str,
-    close_code: &'static str,
-    closed_by_peer: bool,
-    local_timeout: &'static str,
-    held_for: Duration,
-}
-
-#[derive(Debug)]
-struct AccessLine {
-    method: Box<str>,
-    path: Box<str>,
-    status: u16,
-    latency: Duration,
-    client: SocketAddr,
-    size: u64,
-}
-
-/// A worker's CONNECT was let in.
-pub fn tunnel_registered(edge: &SessionEdge<'_>) {
-    if tracing::enabled!(Level::INFO) {
-        let counted = edge.counted_for.map(|from| (from, Kind::Session, 1));
-        put(edge.shard, counted, || What::Registered(Edge::of(edge)));
+/// Gives the lines of a core's turn to the log; none is left. Now is when they happened.
+pub fn write(core: u16, lines: &mut Lines) {
+    if lines.is_empty() {
+        return;
     }
-}
-
-/// An attachment has ended.
-pub fn attachment_closed(edge: &SessionEdge<'_>) {
-    if tracing::enabled!(Level::INFO) {
-        let counted = edge.counted_for.map(|from| (from, Kind::Session, CLOSED_LINES));
-        put(edge.shard, counted, || What::Closed(Edge::of(edge)));
+    let mut lost = lines.take_lost();
+    // Without a reader (tests, a program that has begun no log) nothing is kept.
+    if let Some(queue) = QUEUE.get() {
+        let (at, clock) = (SystemTime::now(), meter::clock());
+        let told = tracing::enabled!(Level::INFO);
+        for line in lines.drain().filter(|line| told || !line.is_of_session()) {
+            lost += u64::from(!put(queue, (core, at), clock, line));
+        }
+        LOST.fetch_add(lost, Ordering::Relaxed);
     }
+    lines.clear();
 }
 
-/// A request got no session.
-pub fn open_failed(refusal: &Refusal<'_>) {
-    let id = |sent: &[u8]| {
-        let shown = &sent[..sent.len().min(ID_SHOWN)];
-        String::from_utf8_lossy(shown).into_owned()
-    };
-    let counted = Some((refusal.client.ip(), Kind::OpenFailed, 1));
-    put(refusal.shard, counted, || What::OpenFailed {
-        refused: Box::new(Refused {
-            code: refusal.fault.code(),
-            text: refusal.fault.to_string(),
-            client: refusal.client,
-            function_id: id(refusal.function_id),
-            function_version_id: id(refusal.function_version_id),
-            tenant: refusal.tenant.into(),
-        }),
-    });
-}
-
-/// A worker's CONNECT was refused; `result` is the metric's label.
-pub fn connect_rejected(result: &str, age: Option<Duration>, worker: SocketAddr, shard: u16) {
-    put(shard, Some((worker.ip(), Kind::Rejected, 1)), || What::Rejected {
-        result: result.into(),
-        age,
-    });
-}
-
-/// A peer broke a rule of HTTP/2 that ends its connection.
-pub fn connection_failed(peer: SocketAddr, tunnel: bool, fault: &ConnFault, shard: u16) {
-    put(shard, Some((peer.ip(), Kind::ConnectionFailed, 1)), || What::ConnectionFailed {
-        peer,
-        tunnel,
-        code: format!("{:?}", fault.code),
-        reason: fault.reason,
-    });
-}
-
-/// A request was answered. The caller looks at `log.access` first.
-pub fn access(access: &Access<'_>) {
-    put(access.shard, None, || What::Access {
-        line: Box::new(AccessLine {
-            method: access.method.into(),
-            path: access.path.split('?').next().unwrap_or_default().into(),
-            status: access.status,
-            latency: access.latency,
-            client: access.client,
-            size: access.size,
-        }),
-    });
-}
-
-/// Puts a record into the queue; `counted` says whose lines it is, of which kind and how many, if a
-/// peer can cause it without end.
-fn put(shard: u16, counted: Option<(IpAddr, Kind, u64)>, what: impl FnOnce() -> What) {
-    // Without a reader (tests, the simulated world) nothing is kept.
-    let Some(queue) = QUEUE.get() else { return };
+/// Puts a line into the queue, unless its address has caused too many; false if there is no room.
+fn put(
+    queue: &ArrayQueue<Record>,
+    (shard, at): (u16, SystemTime),
+    clock: u64,
+    mut line: Line,
+) -> bool {
     let mut left_out = 0;
-    if let Some((from, kind, lines)) = counted {
-        match METER.pass(from, kind, lines, meter::clock()) {
+    if let Some((from, kind, lines)) = line.counted() {
+        match METER.pass(from, kind, lines, clock) {
             Some(before) => left_out = before,
-            None => return,
+            None => return true,
         }
     }
     // Looked at first: under an attack the queue is full, and then nothing is allocated for it.
-    let at = SystemTime::now();
-    if queue.is_full() || queue.push(Record { at, shard, left_out, what: what() }).is_err() {
-        LOST.fetch_add(1, Ordering::Relaxed);
+    if queue.is_full() {
+        return false;
     }
-}
-
-impl Edge {
-    fn of(edge: &SessionEdge<'_>) -> Self {
-        let [id, function, version] =
-            [edge.request_id, edge.function_id, edge.function_version_id].map(str::len);
-        let texts =
-            [edge.request_id, edge.function_id, edge.function_version_id, edge.close_detail];
-        Self {
-            texts: texts.concat().into_boxed_str(),
-            ends: [id, id + function, id + function + version],
-            eviction_reason: edge.eviction_reason,
-            close_code: edge.close_code,
-            closed_by_peer: edge.closed_by_peer,
-            local_timeout: edge.local_timeout,
-            held_for: edge.held_for,
-        }
-    }
-
-    fn request_id(&self) -> &str {
-        &self.texts[..self.ends[0]]
-    }
-
-    fn function_id(&self) -> &str {
-        &self.texts[self.ends[0]..self.ends[1]]
-    }
-
-    fn function_version_id(&self) -> &str {
-        &self.texts[self.ends[1]..self.ends[2]]
-    }
-
-    fn close_detail(&self) -> &str {
-        &self.texts[self.ends[2]..]
-    }
+    line.shorten();
+    queue.push(Record { at, shard, left_out, line }).is_ok()
 }
 
 /// Keeps the log going; when it is dropped, what waits is written, unless its reader stands still.

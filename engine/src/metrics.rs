@@ -16,8 +16,8 @@ use std::fmt::Write;
 pub use histogram::Histogram;
 use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
 pub use labels::{
-    Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome, ResumeWay,
-    SpareOutcome,
+    AskOutcome, Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome,
+    ResumeWay, SpareOutcome,
 };
 pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
@@ -82,6 +82,8 @@ pub struct ShardMetrics {
     pub core_moves: u64,
     /// Tunnels that stand in for others, by [`SpareOutcome`].
     pub spares: [u64; SpareOutcome::COUNT],
+    /// Questions to the control plane, by [`AskOutcome`].
+    pub asks: [u64; AskOutcome::COUNT],
     /// Tunnels parked now, and what became of those that were.
     pub resumes: Resumes,
     /// What listeners with TLS or the PROXY protocol saw.
@@ -118,6 +120,7 @@ impl Default for ShardMetrics {
             cross_core_messages: 0,
             core_moves: 0,
             spares: [0; SpareOutcome::COUNT],
+            asks: [0; AskOutcome::COUNT],
             resumes: Resumes::default(),
             inlet: crate::inlet::Tally::default(),
         }
@@ -128,6 +131,12 @@ impl ShardMetrics {
     /// Counts something refused because of a limit.
     pub fn limit_hit(&mut self, limit: Limit) {
         self.limit_hits[limit.index()] += 1;
+    }
+
+    /// Says how much of a limit is used.
+    pub fn gauge(&mut self, limit: Limit, used: usize, max: usize) {
+        self.limit_used[limit.index()] = used as u64;
+        self.limit_max[limit.index()] = max as u64;
     }
 
     /// What only ever rises of it: the counters without the gauges, of a core that is silent or
@@ -178,6 +187,7 @@ impl ShardMetrics {
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
         add_counts(&mut self.spares, &other.spares);
+        add_counts(&mut self.asks, &other.asks);
         self.resumes.add(&other.resumes);
         inlet::add(&mut self.inlet, &other.inlet);
     }
@@ -312,6 +322,10 @@ impl ShardMetrics {
         family(out, name, "counter", "Tunnels asked of workers to stand in for others.");
         let labels = SpareOutcome::ALL.iter().map(|outcome| outcome.label());
         each(out, name, "outcome", labels.zip(self.spares));
+        let name = "ringway_control_asks_total";
+        family(out, name, "counter", "Questions to the control plane, and how they ended.");
+        let labels = AskOutcome::ALL.iter().map(|outcome| outcome.label());
+        each(out, name, "outcome", labels.zip(self.asks));
         let kept = |values: [u64; Limit::COUNT]| {
             let limits = Limit::ALL.iter().filter(|limit| self.limit_max[limit.index()] > 0);
             limits.map(move |limit| (limit.label(), values[limit.index()]))

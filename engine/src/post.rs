@@ -14,6 +14,7 @@ pub use across::{
 
 use crate::border::Parcel;
 use crate::control::local::Policy;
+use crate::control::port::{Answer, AskTicket};
 use crate::metrics::ShardMetrics;
 use crate::trail::{IdBegin, Part};
 
@@ -34,6 +35,13 @@ pub enum ShardPost {
     },
     /// Go by these rules from now on. What runs is not touched.
     Policy(Arc<Policy>),
+    /// The control plane's answer to a question of this core.
+    Answer {
+        /// Names the question.
+        ticket: AskTicket,
+        /// What it says.
+        answer: Answer,
+    },
     /// Say on `/health` that this gateway is going: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.

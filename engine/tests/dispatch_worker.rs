@@ -17,6 +17,7 @@ use ringway::control::local::{
 use ringway::demo::pb::EchoMessage;
 use ringway::demo::pb::echo_client::EchoClient;
 use ringway::demo::{Serve, Worker, WorkerOptions, routes};
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +28,8 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 use uuid::Uuid;
+
+const NODE: Node = Node::new(1, 1).unwrap();
 
 const F: &str = "11111111-1111-4111-8111-111111111111";
 const V: &str = "22222222-2222-4222-8222-222222222222";
@@ -90,6 +93,7 @@ impl Gateway {
         let mut state = self.state.lock().unwrap();
         let work = Work {
             ticket: Ticket {
+                node: NODE,
                 core: 0,
                 number: state.dispatch.fullest() as u64 + 1000 * id as u64 + kind as u64,
             },
@@ -147,7 +151,7 @@ async fn connection(
     address: SocketAddr,
     tunnels: mpsc::UnboundedSender<TcpStream>,
 ) {
-    let poll = PollId { core: 0, conn: ConnId { slot, generation: 0 }, round: 1 };
+    let poll = PollId { node: NODE, core: 0, conn: ConnId { slot, generation: 0 }, round: 1 };
     let (sender, mut answers) = mpsc::unbounded_channel();
     state.lock().unwrap().polls.insert(slot, sender);
     let mut read = Vec::new();

@@ -14,6 +14,36 @@ pub const CORE_LIMIT: u16 = 1 << 10;
 /// Session slots of one core are numbered below this.
 pub const SLOT_LIMIT: u32 = 1 << 24;
 
+/// One run of one node's process: what tells its ids, tokens and attachments from all others'
+/// (design 3.22).
+///
+/// **Shape**: a number of 12 bits and an incarnation of 16. Pairs are unique, numbers need not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node {
+    number: u16,
+    incarnation: u16,
+}
+
+impl Node {
+    /// The run `incarnation` of the node `number`; none if that is not below [`NODE_LIMIT`].
+    #[must_use]
+    pub const fn new(number: u16, incarnation: u16) -> Option<Self> {
+        if number < NODE_LIMIT { Some(Self { number, incarnation }) } else { None }
+    }
+
+    /// The node.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.number
+    }
+
+    /// Which run of its process.
+    #[must_use]
+    pub const fn incarnation(self) -> u16 {
+        self.incarnation
+    }
+}
+
 /// Reads a request id as the contract's reference does (CL-2); not the `uuid` crate's parser.
 ///
 /// **Shape**: 36 characters with hyphens; the same behind `urn:uuid:` in any case; the same
@@ -62,7 +92,7 @@ pub enum Home {
     /// By this node before it was started again: whatever it knew is gone.
     OtherIncarnation,
     /// By this node of the cluster.
-    OtherNode(u16),
+    OtherNode(Node),
     /// Not by this scheme at all.
     Unknown,
 }
@@ -86,15 +116,14 @@ impl RequestIds {
     const CORE: u32 = 36;
     const RANDOM: u128 = !(((1 << 16) - 1) << 64 | ((1 << 28) - 1) << 36);
 
-    /// A mint for `core`. Of `incarnation` the low 16 bits are kept.
+    /// A mint for `core` of `node`.
     #[must_use]
-    pub fn new(node: u16, incarnation: u32, core: u16) -> Self {
-        assert!(node < NODE_LIMIT, "node number out of range: the configuration checks it");
+    pub fn new(node: Node, core: u16) -> Self {
         assert!(core < CORE_LIMIT, "core number out of range: the configuration checks it");
         let fixed = Self::VERSION.1 << Self::VERSION.0
-            | u128::from(node) << Self::NODE
+            | u128::from(node.number) << Self::NODE
             | Self::VARIANT.1 << Self::VARIANT.0
-            | u128::from(incarnation as u16) << Self::INCARNATION
+            | u128::from(node.incarnation) << Self::INCARNATION
             | u128::from(core) << Self::CORE;
         Self { fixed }
     }
@@ -115,7 +144,10 @@ impl RequestIds {
             return Home::Unknown;
         }
         if differs(Self::NODE, 12) {
-            return Home::OtherNode((id >> Self::NODE) as u16 % NODE_LIMIT);
+            return Home::OtherNode(Node {
+                number: (id >> Self::NODE) as u16 % NODE_LIMIT,
+                incarnation: (id >> Self::INCARNATION) as u16,
+            });
         }
         if differs(Self::INCARNATION, 16) {
             return Home::OtherIncarnation;
@@ -210,7 +242,7 @@ pub enum TokenFault {
 /// Makes and reads the worker tokens of one process.
 ///
 /// **Shape**: 24 characters are three base-62 groups of 47 bits: format 5, node 12,
-/// incarnation 20, core 10, slot 24, generation 32, MAC 38. Then 40 random characters,
+/// incarnation 20 (of which the upper 4 are zero), core 10, slot 24, generation 32, MAC 38. Then 40 random characters,
 /// log2(62^40) = 238.2 bits. The MAC is SipHash-2-4 over the address and the random characters:
 /// what another core is bothered with was made here.
 #[derive(Clone)]
@@ -234,13 +266,12 @@ impl TokenMint {
     const NODE_AT: u32 = 86;
     const FORMAT_AT: u32 = 98;
 
-    /// A mint. Of `incarnation` the low 20 bits are kept.
+    /// A mint of `node`.
     #[must_use]
-    pub fn new(secret: [u8; 16], node: u16, incarnation: u32) -> Self {
-        assert!(node < NODE_LIMIT, "node number out of range: the configuration checks it");
+    pub fn new(secret: [u8; 16], node: Node) -> Self {
         let origin = FORMAT << Self::FORMAT_AT
-            | u128::from(node) << Self::NODE_AT
-            | u128::from(incarnation % (1 << 20)) << Self::INCARNATION_AT;
+            | u128::from(node.number) << Self::NODE_AT
+            | u128::from(node.incarnation) << Self::INCARNATION_AT;
         Self { mac: SipHasher24::new_with_key(&secret), origin }
     }
 
@@ -371,23 +402,36 @@ mod tests {
         bytes
     }
 
+    fn node(number: u16, incarnation: u16) -> Node {
+        Node::new(number, incarnation).unwrap()
+    }
+
+    #[test]
+    fn a_node_has_twelve_bits_and_sixteen() {
+        assert_eq!(Node::new(NODE_LIMIT, 0), None);
+        let last = node(NODE_LIMIT - 1, u16::MAX);
+        assert_eq!((last.number(), last.incarnation()), (4095, 65_535));
+        assert_eq!(size_of::<Node>(), 4);
+    }
+
     #[test]
     fn request_ids_are_version_8_and_know_their_home() {
         let mut source = ChaCha8Rng::seed_from_u64(1);
-        for (node, incarnation, core) in [(0, 0, 0), (7, 3, 5), (4095, 65_535, 1023)] {
-            let ids = RequestIds::new(node, incarnation, core);
+        for (number, incarnation, core) in [(0, 0, 0), (7, 3, 5), (4095, 65_535, 1023)] {
+            let of = node(number, incarnation);
+            let ids = RequestIds::new(of, core);
             let id = ids.mint(random(&mut source));
             assert_eq!(id.get_version_num(), 8);
             assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
             assert_eq!(ids.home_of(id), Home::Core(core));
-            assert_eq!(RequestIds::new(node, incarnation, 9).home_of(id).core(), Some(core));
+            assert_eq!(RequestIds::new(of, 9).home_of(id).core(), Some(core));
             assert_eq!(
-                RequestIds::new(node, incarnation ^ 1, core).home_of(id),
+                RequestIds::new(node(number, incarnation ^ 1), core).home_of(id),
                 Home::OtherIncarnation
             );
             assert_eq!(
-                RequestIds::new(node ^ 1, incarnation, core).home_of(id),
-                Home::OtherNode(node)
+                RequestIds::new(node(number ^ 1, incarnation), core).home_of(id),
+                Home::OtherNode(of)
             );
             let version_4 = Uuid::from_u128(id.as_u128() ^ 12 << 76);
             assert_eq!(version_4.get_version_num(), 4);
@@ -398,7 +442,7 @@ mod tests {
 
     #[test]
     fn request_ids_have_84_random_bits() {
-        let ids = RequestIds::new(4095, 0, 1023);
+        let ids = RequestIds::new(node(4095, 0), 1023);
         let differing = ids.mint([0; 16]).as_u128() ^ ids.mint([255; 16]).as_u128();
         assert_eq!(differing.count_ones(), 84);
         assert_eq!(differing, RequestIds::RANDOM);
@@ -407,7 +451,7 @@ mod tests {
     #[test]
     fn tokens_are_64_characters_and_name_their_session() {
         let mut source = ChaCha8Rng::seed_from_u64(2);
-        let mint = TokenMint::new(random(&mut source), 4095, 0xf_ffff);
+        let mint = TokenMint::new(random(&mut source), node(4095, 0xffff));
         for (core, slot, generation) in
             [(0, 0, 0), (1023, SLOT_LIMIT - 1, u32::MAX), (5, 1, 7), (0, 0, 0x1ff)]
         {
@@ -421,7 +465,7 @@ mod tests {
     #[test]
     fn a_token_with_any_other_character_is_not_ours() {
         let mut source = ChaCha8Rng::seed_from_u64(3);
-        let mint = TokenMint::new(random(&mut source), 1, 2);
+        let mint = TokenMint::new(random(&mut source), node(1, 2));
         let token = mint.mint(3, 4, 5, &random(&mut source));
         for at in 0..TOKEN_LENGTH {
             for &other in ALPHABET {
@@ -443,15 +487,15 @@ mod tests {
     fn tokens_say_why_they_are_not_ours() {
         let mut source = ChaCha8Rng::seed_from_u64(4);
         let secret = random(&mut source);
-        let mint = TokenMint::new(secret, 1, 2);
+        let mint = TokenMint::new(secret, node(1, 2));
         let read = |other: &TokenMint, source: &mut ChaCha8Rng| {
             mint.read(other.mint(3, 4, 5, &random(source)).as_bytes())
         };
-        let foreign = TokenMint::new(secret, 2, 2);
+        let foreign = TokenMint::new(secret, node(2, 2));
         assert_eq!(read(&foreign, &mut source), Err(TokenFault::ForeignNode));
-        let older = TokenMint::new(secret, 1, 1);
+        let older = TokenMint::new(secret, node(1, 1));
         assert_eq!(read(&older, &mut source), Err(TokenFault::OtherIncarnation));
-        let forged = TokenMint::new(random(&mut source), 1, 2);
+        let forged = TokenMint::new(random(&mut source), node(1, 2));
         assert_eq!(read(&forged, &mut source), Err(TokenFault::BadMac));
         let mut token = *mint.mint(3, 4, 5, &random(&mut source)).as_bytes();
         for text in [&b""[..], b"short", &[b'z'; 64], &[b'0'; 64], &[0xff; 64], &token[1..]] {
@@ -484,8 +528,8 @@ mod tests {
     #[test]
     fn a_hundred_thousand_tokens_and_ids_are_all_different() {
         let mut source = ChaCha8Rng::seed_from_u64(6);
-        let mint = TokenMint::new(random(&mut source), 0, 0);
-        let ids = RequestIds::new(0, 0, 0);
+        let mint = TokenMint::new(random(&mut source), node(0, 0));
+        let ids = RequestIds::new(node(0, 0), 0);
         let mut tokens = HashSet::new();
         let mut uuids = HashSet::new();
         for _ in 0..100_000 {
@@ -497,7 +541,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let mint = TokenMint::new([7; 16], 0, 0);
+        let mint = TokenMint::new([7; 16], node(0, 0));
         let token = mint.mint(0, 0, 0, &[9; 64]);
         assert_eq!(format!("{token:?} {mint:?}"), "WorkerToken(..) TokenMint(..)");
     }

@@ -182,7 +182,7 @@ impl Seat {
         let shard = Shard::new(self.settings.clone(), self.changes.policy());
         let occupant = Occupant::new(shard, place);
         #[cfg(test)]
-        let occupant = occupant.named(self.settings.incarnation);
+        let occupant = occupant.named(u32::from(self.settings.node.incarnation()));
         let config = &self.settings.config;
         let options = options(config, self.settings.core, self.cpu, self.backend);
         let Files { client_sockets: clients, other_sockets: others, .. } = self.files;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::balance::Balance;
 use crate::border::{Border, ConnId, Core, End, Listener, Parcel};
+use crate::log::{self, Lines};
 use crate::metrics::{Backend, Limit};
 use crate::pool::Segment;
 use crate::post::{ControlPost, CorePost, ShardPost};
@@ -43,6 +44,8 @@ pub(super) struct Occupant {
     cores: Arc<[Sender<ShardPost>]>,
     mailbox: usize,
     balance: Balance,
+    /// What the shard has left for the log in this turn.
+    lines: Lines,
     leaving: Vec<Leaving>,
     /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
     untold: Vec<u16>,
@@ -93,6 +96,7 @@ impl Occupant {
             cores: place.cores,
             mailbox: place.mailbox,
             balance: Balance::new(place.own),
+            lines: Lines::default(),
             leaving: Vec::new(),
             tell_at: None,
             stays_until: None,
@@ -109,8 +113,9 @@ impl Occupant {
     }
 
     #[cfg(test)]
-    pub(super) fn named(self, name: u32) -> Self {
-        Self { name, ..self }
+    pub(super) fn named(mut self, name: u32) -> Self {
+        self.name = name;
+        self
     }
 
     // ---- to other cores ----
@@ -217,6 +222,14 @@ impl Occupant {
         self.balance.show(&self.cores);
     }
 
+    // ---- to the log ----
+
+    /// The shard has no clock: its lines are of the turn in which they were left.
+    fn write_lines(&mut self) {
+        self.shard.take_lines(&mut self.lines);
+        log::write(self.own as u16, &mut self.lines);
+    }
+
     // ---- to the control thread ----
 
     /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
@@ -239,6 +252,13 @@ impl Occupant {
             // See above.
             let _ = self.posts.try_send(post);
         }
+    }
+}
+
+/// What was left behind the last turn, or before a panic, is logged too.
+impl Drop for Occupant {
+    fn drop(&mut self) {
+        self.write_lines();
     }
 }
 
@@ -314,6 +334,7 @@ impl Core for Occupant {
             | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
+            | ShardPost::Answer { .. }
             | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
@@ -327,6 +348,7 @@ impl Core for Occupant {
         self.tell_all(border);
         self.send_core_posts(border);
         self.measure(border);
+        self.write_lines();
     }
 
     fn relieve(&mut self, border: &mut Border) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::run::tell;
+use super::tell::tell;
 use super::{BootError, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
 use super::reload::Reloader;
+use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
@@ -21,8 +22,6 @@ use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);
-/// How often a message is sent again to a core whose mailbox is full.
-const FULL_PAUSE: Duration = Duration::from_millis(10);
 /// Signals that come this soon after the first are the same one.
 const SIGNAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -164,13 +163,6 @@ async fn drained(
     tokio::select! {
         () = &mut ended => Ok(()),
         () = drain => Err(BootError::os("a core did not end in time")),
-    }
-}
-
-/// Sends a message to every core, however long a mailbox is full: once too often does no harm.
-pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
-    while admin.scraper.tell(&post) > 0 {
-        sleep(FULL_PAUSE).await;
     }
 }
 

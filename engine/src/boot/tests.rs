@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringway_proto::id::Node;
 use tokio::sync::mpsc;
 
 use super::Files;
@@ -14,6 +15,7 @@ use super::core::{Seat, mailboxes, start};
 use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
+use crate::control::port::Plane;
 use crate::inlet::Entrances;
 use crate::metrics::{Backend, Limit, ShardMetrics};
 use crate::post::{ControlPost, ShardPost};
@@ -61,13 +63,14 @@ impl Cores {
             clients.push(client.local_addr().unwrap());
             let settings = ShardSettings {
                 config: config.clone(),
+                plane: Plane::Local,
                 core: core as u16,
                 cores: count as u16,
-                node: 0,
-                incarnation: name,
+                node: Node::new(0, name as u16).unwrap(),
                 secret: [1; 16],
                 seed: [core as u8; 32],
                 generation: 0,
+                unanswered: 0,
                 advertise: "http://127.0.0.1:1".into(),
                 unix_micros_at_zero: 0,
                 version: "test",

@@ -15,6 +15,10 @@ use super::{
     Listen, Log, MAX_CORES, Park, Scope, Session, listen, parties,
 };
 
+/// Questions to the control plane that may wait, on one core: of all, and of one tenant.
+const ASKS: usize = 4096;
+const ASKS_PER_TENANT: usize = 1024;
+
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
 /// cannot be read: what follows from that would only hide it.
 pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option<Config> {
@@ -236,6 +240,8 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         token_tries: section.count("token_tries", p) as u32,
         pending_sessions: section.count("pending_sessions", p) as usize,
         pending_per_tenant: section.count("pending_per_tenant", p) as usize,
+        asks: ASKS,
+        asks_per_tenant: ASKS_PER_TENANT,
         work_queue: section.count("work_queue", p) as usize,
         polls: section.count("polls", p) as usize,
         poll_ids: section.count("poll_ids", p) as usize,

@@ -330,6 +330,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "8192",
         "Sessions of one tenant on a core that wait for a worker.",
     ),
+    later("limits.asks", "Questions to the control plane of a core that wait. Always 4096."),
+    later("limits.asks_per_tenant", "Such questions of one tenant on a core. Always 1024."),
     setting(
         "limits.work_queue",
         Kind::Count(1, MILLION),

@@ -11,5 +11,5 @@ pub use dispatch::{
     Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, Ticket, TooManyPolls,
     Version, Work, WorkKind,
 };
-pub use policy::{Denied, Grant, Owner, Policy, PollFault, SessionFacts};
+pub use policy::{Policy, PollFault, SessionFacts};
 pub use poll::PollRequest;

@@ -17,7 +17,6 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::poll::{Connection, Head, Http1};
-use super::worker::Serve;
 
 /// As NVIDIA's worker: rounds over all addresses, and the pause that grows between them.
 const ROUNDS: usize = 5;
@@ -33,6 +32,15 @@ const FIRST_BYTES: usize = 64 * 1024;
 /// Fields and bytes of a request head: more than the gateway lets through.
 const MAX_FIELDS: usize = 1024;
 const MAX_HEAD_BYTES: usize = 1 << 20;
+
+/// What is served on a tunnel.
+#[derive(Clone, Debug)]
+pub enum Serve {
+    /// These routes, over HTTP/2 or HTTP/1.
+    Routes(Router),
+    /// A server at this address, byte by byte.
+    Bridge(String),
+}
 
 /// Why there is no tunnel.
 #[derive(Debug)]

@@ -11,13 +11,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::poll::{Answer, Identity, Kind, PollConnection, Work};
-use super::tunnel::{self, Refusal};
+use super::tunnel::{self, Refusal, Serve};
 
 /// Connections that ask for new sessions.
 const POLLERS: usize = 4;
@@ -28,15 +27,6 @@ const LIST_PAUSE: Duration = Duration::from_millis(20);
 /// Pauses after a poll that failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
-
-/// What is served on a tunnel.
-#[derive(Clone, Debug)]
-pub enum Serve {
-    /// These routes, over HTTP/2 or HTTP/1.
-    Routes(Router),
-    /// A server at this address, byte by byte.
-    Bridge(String),
-}
 
 /// Who the worker is and what it does.
 #[derive(Clone, Debug)]

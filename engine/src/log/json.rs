@@ -1,55 +1,60 @@
 //! The lines of sessions as JSON, made directly: the way through `tracing` costs many times as
 //! much, and a session leaves four of them. Keys, order and form are those of [`super::lines`].
 
-use super::{Edge, Record, What, stamp};
+use uuid::Uuid;
+
+use super::{Closed, Line, Named, Record, stamp};
 use crate::json::Object;
+use crate::metrics::CloseReason;
 
 /// Appends the lines of a record; false if it is none of those made here.
 pub(super) fn write(record: &Record, out: &mut Vec<u8>) -> bool {
-    match &record.what {
-        What::Registered(edge) => line(out, |object| {
-            begin(object, &stamp::of(record.at), "registering new worker connection", edge);
-            object.text("function_id", edge.function_id());
-            object.text("function_version_id", edge.function_version_id());
+    match &record.line {
+        Line::Registered(named) => line(out, |object| {
+            begin(object, &stamp::of(record.at), "registering new worker connection", named);
+            object.text("function_id", &named.function);
+            object.text("function_version_id", &named.version);
             object.number("shard", record.shard);
             left_out(object, record);
         }),
-        What::Closed(edge) => closed(record, edge, out),
-        What::OpenFailed { .. }
-        | What::Rejected { .. }
-        | What::ConnectionFailed { .. }
-        | What::Access { .. } => return false,
+        Line::Closed(of) => closed(record, of, out),
+        Line::OpenFailed(_)
+        | Line::Rejected { .. }
+        | Line::ConnectionFailed { .. }
+        | Line::Access(_) => return false,
     }
     true
 }
 
-fn closed(record: &Record, edge: &Edge, out: &mut Vec<u8>) {
+fn closed(record: &Record, of: &Closed, out: &mut Vec<u8>) {
     let timestamp = &*stamp::of(record.at);
     let mut closing = |message| {
         line(out, |object| {
-            begin(object, timestamp, message, edge);
+            begin(object, timestamp, message, &of.named);
             object.number("shard", record.shard);
         });
     };
-    match edge.eviction_reason {
-        "client_closed" => closing("triggering worker connection shutdown from client close"),
-        "worker_closed" => closing("connection going inactive, removing from cache"),
+    match of.reason {
+        CloseReason::ClientClosed => {
+            closing("triggering worker connection shutdown from client close");
+        }
+        CloseReason::WorkerClosed => closing("connection going inactive, removing from cache"),
         _ => {}
     }
     closing("closing worker connection");
     line(out, |object| {
-        begin(object, timestamp, "worker connection cache eviction triggered", edge);
+        begin(object, timestamp, "worker connection cache eviction triggered", &of.named);
         object
-            .text("eviction_reason", edge.eviction_reason)
-            .number("held_for", edge.held_for.as_secs_f64())
-            .text("opened_at", &stamp::of(record.at - edge.held_for))
+            .text("eviction_reason", of.reason.label())
+            .number("held_for", of.held_for.as_secs_f64())
+            .text("opened_at", &stamp::of(record.at - of.held_for))
             .text("closed_at", timestamp)
-            .text("close_code", edge.close_code)
-            .text("close_detail", edge.close_detail())
-            .flag("closed_by_peer", edge.closed_by_peer)
-            .text("local_timeout", edge.local_timeout)
-            .text("function_id", edge.function_id())
-            .text("function_version_id", edge.function_version_id())
+            .text("close_code", of.code.label())
+            .text("close_detail", of.detail)
+            .flag("closed_by_peer", of.by_peer())
+            .text("local_timeout", of.timer)
+            .text("function_id", &of.named.function)
+            .text("function_version_id", &of.named.version)
             .number("shard", record.shard);
         left_out(object, record);
     });
@@ -62,9 +67,11 @@ fn left_out(object: &mut Object<'_>, record: &Record) {
 }
 
 /// What every line begins with.
-fn begin(object: &mut Object<'_>, timestamp: &str, message: &'static str, edge: &Edge) {
+fn begin(object: &mut Object<'_>, timestamp: &str, message: &'static str, named: &Named) {
+    let mut id = Uuid::encode_buffer();
+    let id = named.session.hyphenated().encode_lower(&mut id);
     object.text("timestamp", timestamp).text("level", "INFO");
-    object.text("message", message).text("request_id", edge.request_id());
+    object.text("message", message).text("request_id", id);
 }
 
 fn line(out: &mut Vec<u8>, write: impl FnOnce(&mut Object<'_>)) {
@@ -82,8 +89,8 @@ mod tests {
 
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::SessionEdge;
     use super::*;
+    use crate::metrics::CloseCode;
 
     #[derive(Clone, Default)]
     struct Sheet(Arc<Mutex<Vec<u8>>>);
@@ -117,24 +124,23 @@ mod tests {
     #[test]
     fn the_lines_are_those_that_tracing_writes() {
         let held = [0, 1, 999_999, 1_000_000, 86_400_000_000, 123_456_789];
-        let reasons = ["client_closed", "worker_closed", "shutdown"];
+        let reasons = [CloseReason::ClientClosed, CloseReason::WorkerClosed, CloseReason::Shutdown];
         for (n, held) in held.into_iter().enumerate() {
-            let edge = Edge::of(&SessionEdge {
-                request_id: "dc72d8f7-1bdb-8000-8d24-000bdc6bb9cd",
-                function_id: "f",
-                function_version_id: if n % 2 == 0 { "" } else { "v" },
-                eviction_reason: reasons[n % reasons.len()],
-                close_code: "none",
-                close_detail: ["", "a \"quoted\" \\ text\u{7f}", "zwölf\n"][n % 3],
-                closed_by_peer: n == 1,
-                local_timeout: "",
+            let session = "dc72d8f7-1bdb-8000-8d24-000bdc6bb9cd".parse().unwrap();
+            let version = if n % 2 == 0 { "" } else { "v" };
+            let named =
+                Named { session, function: "f".into(), version: version.into(), counted_for: None };
+            let closed = |named| Closed {
+                named,
+                reason: reasons[n % reasons.len()],
+                code: if n == 1 { CloseCode::Eof } else { CloseCode::None },
+                detail: ["", "a \"quoted\" \\ text\u{7f}", "zwölf\n"][n % 3],
+                timer: "",
                 held_for: Duration::from_micros(held),
-                shard: 3,
-                counted_for: None,
-            });
+            };
             let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_763_870_400_000_007);
-            let what = if n == 0 { What::Registered(edge) } else { What::Closed(edge) };
-            let record = Record { at, shard: 3, left_out: n as u64 % 4, what };
+            let line = if n == 0 { Line::Registered(named) } else { Line::Closed(closed(named)) };
+            let record = Record { at, shard: 3, left_out: n as u64 % 4, line };
             let mut out = Vec::new();
             assert!(write(&record, &mut out));
             assert_eq!(String::from_utf8(out).unwrap(), by_tracing(&record));

@@ -74,6 +74,25 @@ labels! {
 }
 
 labels! {
+    /// What becomes of questions to the control plane. Each that is asked ends in exactly one of
+    /// answered, refused, withdrawn and expired.
+    AskOutcome {
+        /// It was asked.
+        Asked => "asked",
+        /// It was granted.
+        Answered => "answered",
+        /// It was denied, or there was no room for it.
+        Refused => "refused",
+        /// Its client has gone.
+        Withdrawn => "withdrawn",
+        /// There was no answer in time.
+        Expired => "expired",
+        /// An answer that nobody waited for: it came after the end, or again.
+        Late => "late",
+    }
+}
+
+labels! {
     /// What the tunnel's transport said when it ended (contract OB-3).
     CloseCode {
         /// Nothing: we closed it.
@@ -214,6 +233,10 @@ labels! {
         PendingSessions => "pending_sessions",
         /// Sessions of a tenant on a core that wait for a worker.
         PendingPerTenant => "pending_per_tenant",
+        /// Questions to the control plane of a core that wait for their answers.
+        Asks => "asks",
+        /// Such questions of a tenant on a core, where the tenant is known before the answer.
+        AsksPerTenant => "asks_per_tenant",
         /// Work queued for one function version.
         WorkQueue => "work_queue",
         /// Worker polls that wait for work.
@@ -245,6 +268,7 @@ impl Limit {
                 | Self::WorkerConnections
                 | Self::CoreBuffer
                 | Self::PendingSessions
+                | Self::Asks
                 | Self::ParkedTunnels
                 | Self::Polls
                 | Self::TraceRecords

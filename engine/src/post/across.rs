@@ -28,14 +28,19 @@
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
 //! | `Resumed` | the client's end | the tunnel is parked where it came |
 //! | | the attachment's end | the tunnel joins its session anew, parked where it came |
-//! | `Parks` | a new beginning of its home | told again (`restart.rs`) |
+//! | `Parks` | a new beginning of its home | told again (`Sessions::renew`) |
 //! | `Void`, `Idle` | anything | both begin anew; idle is told again |
+//!
+//! What names an attachment or a poll names its node too. A message that names another node's, or
+//! one of an earlier run of this one's process, is void: nobody is found by it, and a socket that it
+//! brings is closed.
 
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -121,6 +126,36 @@ impl CorePost {
 }
 
 impl CorePost {
+    /// Whether every attachment and poll that it names is this node's.
+    #[must_use]
+    pub fn is_of(&self, node: Node) -> bool {
+        match self {
+            Self::Connect(_) | Self::Void { .. } | Self::Idle { .. } => true,
+            Self::Submit(work) => work.ticket.node == node,
+            Self::Find(find) => find.ticket.node == node,
+            Self::Found(found) => found.ticket.node == node,
+            Self::Join(join) => join.ticket.node == node,
+            Self::Leave(leave) => leave.ticket.node == node,
+            Self::Parks(parks) => parks.ticket.node == node,
+            Self::Resumed(resumed) => resumed.ticket.node == node,
+            Self::Claim { parked, to } => parked.node == node && to.node == node,
+            Self::Withdraw(ticket)
+            | Self::Recall(ticket)
+            | Self::Recalled(ticket)
+            | Self::QueueFull(ticket)
+            | Self::Stand(_, ticket, _)
+            | Self::LetGo(ticket)
+            | Self::Unparks(ticket)
+            | Self::Yield(ticket) => ticket.node == node,
+            Self::Poll(poll, _)
+            | Self::Delivered(poll)
+            | Self::Doubted(poll)
+            | Self::Gone(poll)
+            | Self::Answer(poll, _)
+            | Self::TooManyPolls(poll) => poll.node == node,
+        }
+    }
+
     /// Tells an attachment that the tunnel it waits for has closed.
     #[must_use]
     pub fn not_resumed(ticket: Ticket) -> Self {

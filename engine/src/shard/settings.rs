@@ -1,34 +1,39 @@
 //! What a shard is told at its start.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use ringway_proto::date::HttpDate;
 use ringway_proto::h2;
 use ringway_proto::hpack::HeaderLimits;
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
-use super::watch::Terms;
 use crate::config::Config;
+use crate::control::port::Plane;
 
 /// A shard's settings: the configuration, and what names this core of this process.
 #[derive(Clone, Debug)]
 pub struct ShardSettings {
     /// All settings.
     pub config: Arc<Config>,
+    /// Which control plane stands behind the core.
+    pub plane: Plane,
     /// Logical number of this core.
     pub core: u16,
     /// How many cores there are; they are numbered from 0.
     pub cores: u16,
-    /// Number of this node.
-    pub node: u16,
-    /// Names this run of the process in ids and tokens.
-    pub incarnation: u32,
+    /// Names this run of this node's process in ids, in tokens and towards other nodes.
+    pub node: Node,
     /// Key of the tokens' MAC, the same on all cores of the process.
     pub secret: [u8; 16],
     /// Where this core's random numbers begin.
     pub seed: [u8; 32],
     /// Generation of the first table entries; a shard that takes another's place begins higher.
     pub generation: u32,
+    /// Octets kept of each client's connection until its first request is answered, so that it can
+    /// be [let go of](super::Shard::let_go). 0: none is kept, and none leaves.
+    pub unanswered: usize,
     /// What workers dial back to, without a path: `http://host:port`.
     pub advertise: String,
     /// Microseconds of Unix time at this process's [`ringway_proto::time::Time::ZERO`].
@@ -45,14 +50,14 @@ impl ShardSettings {
         HttpDate::from_unix((self.unix_micros_at_zero + now.0) / 1_000_000)
     }
 
-    pub(crate) fn terms(&self) -> Terms<'_> {
-        Terms {
-            keepalive: &self.config.keepalive,
-            idle: self.config.session.idle,
-            // Contract 3.10: an unused tunnel has the pending connection's time.
-            unused: self.config.session.wait,
-            handshake: self.config.limits.handshake,
+    /// The core where work and polls of a function version meet: the same one on every core.
+    pub(crate) fn dispatch_home(&self, function: &str, version: &str) -> u16 {
+        if self.cores <= 1 {
+            return self.core;
         }
+        let mut hasher = DefaultHasher::new();
+        (function, version).hash(&mut hasher);
+        (hasher.finish() % u64::from(self.cores)) as u16
     }
 
     /// DATA of one connection that may wait here before its connection credit waits too

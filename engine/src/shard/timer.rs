@@ -12,16 +12,20 @@ use crate::border::ConnId;
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Due {
-    /// Look at a connection: handshake, PING, stall, idle.
-    Conn { slot: u32, generation: u32 },
-    /// A session waited long enough for its worker.
+    /// Look at a connection of the relay: handshake, PING, stall, idle.
+    Hop { slot: u32, generation: u32 },
+    /// Look at a worker's connection: handshake, idle, a poll that waits too long.
+    Door { slot: u32, generation: u32 },
+    /// An attachment waited long enough for its worker, or for another core.
     Wait(Key),
     /// Requests waited long enough for a tunnel in place of one that takes no more streams.
     Replace(Key),
-    /// One side of a stream of bytes has ended; the other one had its time to show why.
-    Finish(Key),
     /// A worker that ended its tunnel had its time to take this spare up.
     Recall(Key),
+    /// The control plane has had its time to answer.
+    Ask(Key),
+    /// One side of a stream of bytes has ended; the other one had its time to show why.
+    Finish(Key),
     /// Bulk waits although a crumb of its window is left.
     Crumb(Key),
     /// An answered request whose body did not end.
@@ -35,8 +39,12 @@ pub(crate) enum Due {
 }
 
 impl Due {
-    pub(crate) fn conn(conn: ConnId) -> Self {
-        Self::Conn { slot: conn.slot, generation: conn.generation }
+    pub(crate) fn hop(conn: ConnId) -> Self {
+        Self::Hop { slot: conn.slot, generation: conn.generation }
+    }
+
+    pub(crate) fn door(conn: ConnId) -> Self {
+        Self::Door { slot: conn.slot, generation: conn.generation }
     }
 }
 
@@ -71,10 +79,10 @@ mod tests {
     fn entries_fire_in_order_and_not_early() {
         let mut timers = Timers::default();
         timers.arm(Time(20), Due::Drain);
-        timers.arm(Time(10), Due::Conn { slot: 1, generation: 1 });
+        timers.arm(Time(10), Due::Hop { slot: 1, generation: 1 });
         assert_eq!(timers.next(), Some(Time(10)));
         assert_eq!(timers.pop(Time(9)), None);
-        assert_eq!(timers.pop(Time(30)), Some(Due::Conn { slot: 1, generation: 1 }));
+        assert_eq!(timers.pop(Time(30)), Some(Due::Hop { slot: 1, generation: 1 }));
         assert_eq!(timers.pop(Time(30)), Some(Due::Drain));
         assert_eq!(timers.pop(Time(30)), None);
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use ringway::border::{ConnId, Core, End, Listener};
+use ringway::control::port::Plane;
 use ringway::post::{CorePost, SessionRow, ShardPost};
 use ringway_proto::h2::Limits;
 
@@ -13,6 +14,7 @@ use crate::world::{Seat, World};
 pub(crate) struct Machine {
     worlds: Vec<World>,
     more: String,
+    unanswered: usize,
     lives: Vec<u32>,
     /// Mail on its way, by receiver and sender.
     mail: BTreeMap<(u16, u16), VecDeque<CorePost>>,
@@ -38,11 +40,20 @@ impl Machine {
     }
 
     pub(crate) fn with(cores: u16, more: &str) -> Self {
+        Self::keeping(cores, more, 0)
+    }
+
+    /// Of clients that have no answer yet so many octets are kept.
+    pub(crate) fn keeping(cores: u16, more: &str, unanswered: usize) -> Self {
         Self {
             worlds: (0..cores)
-                .map(|core| World::on(Seat { core, cores, life: 0 }, more, |_| {}))
+                .map(|core| {
+                    let plane = Plane::Local;
+                    World::on(Seat { core, cores, life: 0, unanswered, plane }, more, |_| {})
+                })
                 .collect(),
             more: more.into(),
+            unanswered,
             lives: vec![0; usize::from(cores)],
             mail: BTreeMap::new(),
             full: Vec::new(),
@@ -156,7 +167,9 @@ impl Machine {
         self.mail.retain(|(to, from), _| *to != core && *from != core);
         let at = usize::from(core);
         self.lives[at] += 1;
-        let seat = Seat { core, cores: self.cores(), life: self.lives[at] };
+        let (life, unanswered) = (self.lives[at], self.unanswered);
+        let plane = Plane::Local;
+        let seat = Seat { core, cores: self.cores(), life, unanswered, plane };
         let now = self.worlds[at].border.now;
         self.worlds[at] = World::on(seat, &self.more, |_| {});
         self.worlds[at].border.now = now;

@@ -9,9 +9,12 @@ use std::time::Duration;
 use ringway::border::{Border, Carried, ConnId, Core, End, Listener, Output, Parcel, Wish};
 use ringway::config::Config;
 use ringway::control::local::Policy;
+use ringway::control::port::Plane;
+use ringway::log::Lines;
 use ringway::pool::Pool;
 use ringway::post::{ControlPost, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
+use ringway_proto::id::Node;
 
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const VERSION: &str = "22222222-2222-4222-8222-222222222222";
@@ -48,6 +51,9 @@ pub(crate) struct Seat {
     pub(crate) core: u16,
     pub(crate) cores: u16,
     pub(crate) life: u32,
+    /// Octets kept of a client before its first answer.
+    pub(crate) unanswered: usize,
+    pub(crate) plane: Plane,
 }
 
 impl World {
@@ -62,7 +68,8 @@ impl World {
 
     /// With more lines of configuration, and changed after it was read.
     pub(crate) fn with_changed(more: &str, change: impl FnOnce(&mut Config)) -> Self {
-        Self::on(Seat { core: 0, cores: 1, life: 0 }, more, change)
+        let seat = Seat { core: 0, cores: 1, life: 0, unanswered: 0, plane: Plane::Local };
+        Self::on(seat, more, change)
     }
 
     /// One of several cores.
@@ -95,13 +102,14 @@ impl World {
         let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
         let settings = ShardSettings {
             config: Arc::new(config),
+            plane: seat.plane,
             core: seat.core,
             cores: seat.cores,
-            node: 0,
-            incarnation: 7,
+            node: Node::new(0, 7).expect("a node"),
             secret: [3; 16],
             seed: [5 + seat.core as u8 + 16 * seat.life as u8; 32],
             generation: seat.life << 20,
+            unanswered: seat.unanswered,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",
@@ -195,6 +203,8 @@ impl World {
         let before = (self.count)();
         self.shard.turn(&mut self.border);
         self.counted += (self.count)() - before;
+        // Nobody reads the log of this world.
+        self.shard.take_lines(&mut Lines::default());
         loop {
             let mut dirty = Vec::new();
             self.border.take_dirty(&mut dirty);

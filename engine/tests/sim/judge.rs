@@ -43,6 +43,11 @@ pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, stat
         },
     };
     assert_eq!(field(fields, "grpc-status").is_some(), exchange.grpc, "exchange {number}");
+    let message = field(fields, "grpc-message").unwrap_or_default();
+    exchange.judge_refusal(number, code, &message);
+    if exchange.was_told(code) {
+        return code;
+    }
     // Overload and drain are answered first.
     let any = [8, 14];
     let fine = match (exchange.hopeless, &exchange.named) {

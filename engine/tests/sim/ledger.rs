@@ -107,6 +107,8 @@ pub(crate) struct Exchange {
     pub(crate) quit: bool,
     /// The worker's side gave a reason to fail it.
     pub(crate) excuse: bool,
+    /// Codes that the control plane has made of it, or of one like it, a bit each.
+    pub(crate) told: u32,
     /// Most bytes of an answer its client will read in good time.
     pub(crate) most_down: usize,
 }

@@ -15,6 +15,7 @@ mod ledger;
 mod parking;
 mod peer;
 mod plan;
+mod plane;
 mod poll;
 mod request;
 mod rest;

@@ -556,6 +556,9 @@ impl Parking {
     pub(crate) fn refused(&self, number: usize, exchange: &Exchange, code: u8, now: Time) {
         let Some(terms) = self.terms else { return };
         let Named::Session(id) = &exchange.named else { return };
+        if exchange.was_told(code) {
+            return;
+        }
         let waited = code == 4 && now >= exchange.began + terms.wait;
         if exchange.expects.is_some() && !waited && !exchange.excuse {
             let fine = [8, 14].contains(&code);

@@ -8,6 +8,7 @@ use ringway::config::{Config, Park};
 use ringway::control::local::Policy;
 
 use super::parking::Terms;
+use super::plane::Manners;
 use super::seed::Seed;
 use super::wire::Cut;
 
@@ -179,6 +180,8 @@ pub(crate) struct Plan {
     pub(crate) parking: Option<Returns>,
     /// Whether the gateway is drained, and when: in the midst of trouble or at the end.
     pub(crate) drain: Option<bool>,
+    /// The control plane takes time.
+    pub(crate) plane: Option<Manners>,
 }
 
 impl Plan {
@@ -231,6 +234,7 @@ impl Plan {
             http1: 0,
             parking: None,
             drain: seed.chance(25).then(|| seed.chance(50)),
+            plane: None,
         };
         if seed.chance(8) { plan.pressed() } else { plan }
     }
@@ -246,6 +250,11 @@ impl Plan {
         let mut seed = Seed::new(number.rotate_left(32) ^ 0x6b65_6570);
         let last_id = seed.chance(20).then(|| seed.pick(&[4, 10, 30]));
         Self { keeping: seed.below(KEEPING.len()), last_id, ..self }
+    }
+
+    /// In some runs the control plane takes time: by dice of their own.
+    pub(crate) fn with_plane(self, number: u64) -> Self {
+        Self { plane: Manners::of(number), ..self }
     }
 
     /// Clients come back: there are fewer other faults, and half of the runs have none at all.

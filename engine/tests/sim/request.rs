@@ -159,8 +159,11 @@ impl Request {
         stage: &mut Stage<'_>,
     ) -> Exchange {
         let ledger = &mut *stage.ledger;
+        let denied = stage.plan.plane.is_some_and(|manners| manners.enemy == Some(self.key));
+        // What is too large is refused before anybody is asked.
+        let hopeless = if denied && !self.giant { Some(7) } else { self.hopeless };
         let expects = match &self.named {
-            Named::Session(id) if self.hopeless.is_none() => {
+            Named::Session(id) if hopeless.is_none() => {
                 ledger.parking.expects((id, http1), stage.now, &mut ledger.exchanges)
             }
             _ => None,
@@ -178,7 +181,7 @@ impl Request {
             named: self.named,
             grpc: self.grpc,
             method_head: self.method_head,
-            hopeless: self.hopeless,
+            hopeless,
             twin: self.twin,
             http1,
             upgrade: false,
@@ -191,6 +194,7 @@ impl Request {
             tunnel: None,
             outcome: None,
             quit: false,
+            told: 0,
             most_down,
         }
     }

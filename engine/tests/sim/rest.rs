@@ -37,6 +37,13 @@ pub(crate) struct Tally {
     pub(crate) replaced: usize,
     pub(crate) yields: usize,
     pub(crate) crowded: usize,
+    /// Questions to a control plane that takes time, and those that were answered by denials and
+    /// the like, by nobody in time, to nobody any more.
+    pub(crate) asks: usize,
+    pub(crate) denied: usize,
+    pub(crate) expired: usize,
+    pub(crate) withdrawn: usize,
+    pub(crate) late: usize,
 }
 
 impl Tally {
@@ -64,6 +71,11 @@ impl Tally {
         self.spares += other.spares;
         self.yields += other.yields;
         self.crowded += other.crowded;
+        self.asks += other.asks;
+        self.denied += other.denied;
+        self.expired += other.expired;
+        self.withdrawn += other.withdrawn;
+        self.late += other.late;
     }
 }
 
@@ -86,6 +98,11 @@ impl Tally {
             (self.resumed, 20),
             (self.kept_by_spares, 20),
             (self.replaced, 20),
+            (self.asks, 2_000),
+            (self.denied, 200),
+            (self.expired, 50),
+            (self.withdrawn, 50),
+            (self.late, 50),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -130,6 +147,7 @@ impl World {
             check_ends("all cores", &all);
             check_spares(&all);
         }
+        self.check_asks(&all);
         // A 200 may be lost on its way; none comes out of nothing.
         let known = self.ledger.accepted <= accepted || self.ledger.crashed;
         assert!(known, "more tunnels than were counted");
@@ -160,6 +178,11 @@ impl World {
         tally.yields = all.resumes.yields as usize;
         let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
         tally.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
+        if self.authority.is_some() {
+            let [asks, _, denied, withdrawn, expired, late] = all.asks.map(|count| count as usize);
+            (tally.asks, tally.denied, tally.expired) = (asks, denied, expired);
+            (tally.withdrawn, tally.late) = (withdrawn, late);
+        }
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;

@@ -3,13 +3,18 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::border::{Border, Listener};
+use ringway::config::Config;
+use ringway::control::port::{Answer, AskTicket, Plane};
+use ringway::log::Lines;
 use ringway::metrics::ShardMetrics;
 use ringway::pool::Pool;
 use ringway::post::{CorePost, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use super::client::Client;
@@ -19,6 +24,7 @@ use super::journal::{self, note};
 use super::ledger::{Ledger, Work, Worker};
 use super::peer::{Act, Comeback, Peer, Stage, Trick};
 use super::plan::{FUNCTIONS, Plan};
+use super::plane::Authority;
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
@@ -55,6 +61,8 @@ pub(super) enum Event {
     Crash(usize),
     /// An operator ends a session.
     Delete,
+    /// The control plane answers.
+    Answer(Box<(AskTicket, Answer)>),
     Calm,
 }
 
@@ -104,13 +112,17 @@ pub(crate) struct World {
     next: u64,
     pub(crate) cores: Vec<Core>,
     turns_at: Vec<Option<Time>>,
-    paused: Vec<Time>,
+    pub(super) paused: Vec<Time>,
     idle: u32,
     turns: u64,
     /// Messages between cores.
     pub(crate) crossings: usize,
     /// First generation of the latest shard that took another's place.
     generations: u32,
+    /// Of each core's shard, its first generation.
+    pub(super) lives: Vec<u32>,
+    /// The control plane, if it takes time.
+    pub(crate) authority: Option<Authority>,
     pub(super) wires: Wires,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
@@ -136,6 +148,7 @@ impl World {
         if returns {
             plan = plan.with_returns(number);
         }
+        plan = plan.with_plane(number);
         let mut world = Self {
             plan,
             now: Time(1_000_000),
@@ -148,6 +161,8 @@ impl World {
             turns: 0,
             crossings: 0,
             generations: 0,
+            lives: vec![0; plan.cores],
+            authority: plan.plane.map(|manners| Authority::new(number, manners)),
             wires: Wires::default(),
             actors: Vec::new(),
             ledger: Ledger::default(),
@@ -197,15 +212,23 @@ impl World {
         let rules = self.plan.rules();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
+        let mut config = rules.config.clone();
+        if let Some((asks, of_tenant)) = self.plan.plane.and_then(|manners| manners.asks) {
+            let config: &mut Config = Arc::make_mut(&mut config);
+            (config.limits.asks, config.limits.asks_per_tenant) = (asks, of_tenant);
+        }
+        let plane = if self.plan.plane.is_some() { Plane::Remote } else { Plane::Local };
+        self.lives[number] = generation;
         let settings = ShardSettings {
-            config: rules.config.clone(),
+            config,
+            plane,
             core: number as u16,
             cores: self.plan.cores as u16,
-            node: 0,
-            incarnation: 7,
+            node: Node::new(0, 7).expect("a node"),
             secret: [3; 16],
             seed,
             generation,
+            unanswered: 0,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",
@@ -305,6 +328,7 @@ impl World {
             Event::Drain => self.drain(),
             Event::Crash(core) => self.crash(core),
             Event::Delete => self.delete(),
+            Event::Answer(said) => self.answer(said.0, said.1),
             Event::Calm => {
                 note("world", 0, "calms down", [0, 0]);
                 self.calm = true;
@@ -372,10 +396,13 @@ impl World {
         }
         let mut posts = Vec::new();
         core.shard.take_posts(&mut posts);
+        // Nobody reads the log of this world.
+        core.shard.take_lines(&mut Lines::default());
         self.watch_sessions(number, posts);
         let links = &self.wires.links;
         self.ledger.leaving.retain(|leaving| !links[leaving.tunnel].closed);
         self.deliver_posts(number);
+        self.take_asks(number);
         self.turns += 1;
         assert!(self.turns < TURNS, "the run does not end");
         let core = &self.cores[number];
@@ -452,6 +479,7 @@ impl World {
             self.cores[number].kernel.sockets().map(|socket| socket.link).collect();
         // What was on its way from here and has not arrived is lost, and what had arrived.
         links.extend(self.cores[number].handed.iter().filter(|link| !self.is_on_its_way(**link)));
+        self.lose_answers(number);
         for post in self.cores[number].mailbox.drain(..) {
             links.extend(carried(&post));
         }

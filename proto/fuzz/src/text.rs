@@ -2,7 +2,7 @@
 
 use super::take;
 use ringway_proto::fields::{Field, Fields, Token};
-use ringway_proto::id::{Home, RequestIds, TokenMint, parse_request_id};
+use ringway_proto::id::{Home, Node, RequestIds, TokenMint, parse_request_id};
 use ringway_proto::route::{self, Routed};
 use uuid::Uuid;
 
@@ -116,10 +116,11 @@ pub fn id(input: &[u8]) {
 fn minted(seed: &[u8; 64], input: &[u8]) {
     let word = |at: usize| u32::from_be_bytes([seed[at], seed[at + 1], seed[at + 2], seed[at + 3]]);
     let (core, slot) = (word(0) as u16 % 1024, word(4) % (1 << 24));
-    let ids = RequestIds::new(word(8) as u16 % 4096, word(12), core);
+    let node = Node::new(word(8) as u16 % 4096, word(12) as u16).expect("twelve bits");
+    let ids = RequestIds::new(node, core);
     let id = ids.mint(*seed.first_chunk().expect("64 are more than 16"));
     assert_eq!(ids.home_of(id), Home::Core(core));
-    let mint = TokenMint::new([7; 16], word(8) as u16 % 4096, word(12));
+    let mint = TokenMint::new([7; 16], node);
     let token = mint.mint(core, slot, word(16), seed);
     let address = mint.read(token.as_bytes()).expect("our own token");
     assert_eq!((address.core, address.slot, address.generation), (core, slot, word(16)));

@@ -6,9 +6,9 @@ use super::head::{
     list_names, read_trailers,
 };
 use super::response::{ResponseBody, read_response};
-use super::send::{Writing, may_be_trailer};
 use super::target::read_request;
 use super::upgrade::{Asked, asks_upgrade};
+use super::writing::{Writing, may_be_trailer};
 use super::{Event, Fault, HeadKind, Limits, Role};
 use crate::fields::{Fields, Token};
 

@@ -22,6 +22,7 @@ mod send;
 mod target;
 mod upgrade;
 mod write;
+mod writing;
 
 pub use conn::Conn;
 pub use head::connection_names;

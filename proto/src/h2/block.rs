@@ -6,23 +6,12 @@
 use super::conn::{Conn, Target};
 use super::frame::{ErrorCode, FrameHead, MAX_31, flag};
 use super::receive::{Read, Step, Turn};
+use super::state::Block;
 use super::stream::{Content, StreamKey};
 use super::{ConnFault, Event, HeadKind, LimitId, Role, head};
 use crate::Sink;
 use crate::fields::Token;
 use crate::hpack::{HpackError, Verdict};
-
-/// A header block of which more is to come; its fragments are in [`Conn::held`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    pub(super) stream: u32,
-    /// Octets so far.
-    pub(super) len: usize,
-    end_stream: bool,
-    self_dependent: bool,
-    continuations: u16,
-    empty: u8,
-}
 
 impl Conn {
     /// What a HEADERS frame's head alone tells.

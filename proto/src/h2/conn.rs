@@ -5,13 +5,11 @@
 
 use std::sync::Arc;
 
-use super::block::Block;
 use super::budget::{Budget, HONEST_LIFE};
-use super::deadline::Deadlines;
 use super::frame::{self, HEAD_BYTES, MAGIC, MIN_MAX_FRAME, setting};
 use super::memo::{ListId, Memo};
-use super::receive::Reading;
 use super::settings::PeerSettings;
+use super::state::{Block, Deadlines, Reading};
 use super::stream::{Absent, Content, Stream, StreamKey, Table};
 use super::window::{DEFAULT_WINDOW, ReceiveWindow, SendWindow};
 use super::{ConnFault, LimitId, Limits, OpenError, Role};
@@ -62,6 +60,8 @@ pub struct Conn {
     /// An event of this kind is due: SETTINGS have widened all windows.
     pub(super) windows_grew: bool,
     pub(super) refuse_new: bool,
+    /// The caller has said something on it: a head, a reset, a GOAWAY, a PING.
+    pub(super) spoken: bool,
     pub(super) growth: bool,
     hold_credit: bool,
     /// Boxed: few connections have one.
@@ -118,6 +118,7 @@ impl Conn {
             heard: false,
             windows_grew: false,
             refuse_new: false,
+            spoken: false,
             growth: true,
             hold_credit: false,
             fault: None,
@@ -165,6 +166,8 @@ impl Conn {
         let encoder = &mut self.encoder;
         self.peer = self.peer.updated(settings, self.role, |size| encoder.set_max_table(size))?;
         let key = self.insert(1, Content::Unknown);
+        // The answer to the upgrade went out before.
+        self.spoken = true;
         if let Some(stream) = self.table.get_mut(key) {
             stream.remote_open = false;
             stream.remote_head = true;

@@ -4,7 +4,8 @@
 use super::budget::{HONEST_LIFE, LARGE_CREDIT, TINY_WINDOW};
 use super::conn::{Conn, Target};
 use super::frame::{self, ErrorCode, FrameHead, MIN_MAX_FRAME, flag};
-use super::receive::{Read, Reading, Step, Turn, word};
+use super::receive::{Read, Step, Turn, word};
+use super::state::Reading;
 use super::window::DEFAULT_WINDOW;
 use super::{ConnFault, Event, Role};
 use crate::Sink;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::conn::Conn;
 use super::frame::ErrorCode;
+use super::state::NEVER;
 use super::stream::{Stream, StreamKey};
 use super::{ConnFault, LimitId};
 use crate::time::Time;
@@ -19,39 +20,6 @@ const RESETS_KEPT: Duration = Duration::from_secs(10);
 
 const BLOCK_LATE: &str = "header block not complete in time";
 const FRAME_LATE: &str = "frame not complete in time";
-
-/// No deadline.
-const NEVER: Time = Time(u64::MAX);
-
-/// What is waited for; [`NEVER`] when it is not.
-pub(super) struct Deadlines {
-    first_settings: Time,
-    header_block: Time,
-    forget_resets: Time,
-}
-
-impl Deadlines {
-    /// Without a time, the first SETTINGS may come whenever they do.
-    pub(super) fn new(first_settings: Option<Time>) -> Self {
-        let first_settings = first_settings.unwrap_or(NEVER);
-        Self { first_settings, header_block: NEVER, forget_resets: NEVER }
-    }
-
-    pub(super) fn first_settings_came(&mut self) {
-        self.first_settings = NEVER;
-    }
-
-    /// One time for header blocks and for frames that are kept: only one of them is under way.
-    pub(super) fn block_waits_until(&mut self, at: Time) {
-        if self.header_block == NEVER {
-            self.header_block = at;
-        }
-    }
-
-    pub(super) fn block_complete(&mut self) {
-        self.header_block = NEVER;
-    }
-}
 
 impl Conn {
     /// When [`Self::expired`] has to be called at the latest.

@@ -19,6 +19,7 @@ use crate::hpack::{FLOOD_FACTOR, HeaderLimits};
 
 mod block;
 mod budget;
+mod carried;
 mod conn;
 mod control;
 mod deadline;
@@ -29,9 +30,11 @@ mod receive;
 mod run;
 mod send;
 mod settings;
+mod state;
 mod stream;
 mod window;
 
+pub use carried::{Carried, NotRestored, Told};
 pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
 pub(crate) use head::is_host;

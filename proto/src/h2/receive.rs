@@ -3,6 +3,7 @@
 
 use super::conn::{Conn, Target};
 use super::frame::{self, ErrorCode, FrameHead, HEAD_BYTES, Kind, MAGIC, flag};
+use super::state::{DataFrame, Reading};
 use super::stream::{Content, StreamKey};
 use super::{ConnFault, Event, Role};
 use crate::Sink;
@@ -11,33 +12,6 @@ use crate::time::Time;
 
 /// Capacity that [`Conn::held`] keeps between frames.
 const HELD_KEPT: usize = 512;
-
-/// Where in the peer's bytes we are.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Reading {
-    /// In the client's magic, after this many octets of it.
-    Magic(u8),
-    /// In a frame head.
-    Head,
-    /// In the payload of a frame that is looked at whole.
-    Payload(FrameHead),
-    /// Before the pad length of a DATA frame.
-    PadLength(DataFrame),
-    /// In the payload of a DATA frame.
-    Data(DataFrame),
-    /// In octets that nobody wants.
-    Skip(u32),
-}
-
-/// What is left of a DATA frame.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DataFrame {
-    key: StreamKey,
-    left: u32,
-    padding: u8,
-    end_stream: bool,
-    head_in_place: bool,
-}
 
 /// The caller's side of one [`Conn::next`].
 pub(super) struct Turn<'a, 'b, S> {

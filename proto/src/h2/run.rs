@@ -6,7 +6,7 @@
 
 use super::conn::Conn;
 use super::frame::{self, FrameHead, HEAD_BYTES, Kind};
-use super::receive::Reading;
+use super::state::Reading;
 use super::stream::{Content, StreamKey};
 use crate::Sink;
 use crate::time::Time;

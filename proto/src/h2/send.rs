@@ -60,6 +60,7 @@ impl Conn {
         let end = if end_stream { flag::END_STREAM } else { 0 };
         put_block(key.id(), end, self.peer.max_frame as usize, scratch, out);
         self.budget.head_sent();
+        self.spoken = true;
         if end_stream {
             self.local_ended(key);
         }
@@ -92,6 +93,7 @@ impl Conn {
         let end = if end_stream { flag::END_STREAM } else { 0 };
         put_block(key.id(), end, self.peer.max_frame as usize, scratch, out);
         self.budget.head_sent();
+        self.spoken = true;
         if end_stream {
             self.local_ended(key);
         }
@@ -185,6 +187,7 @@ impl Conn {
             self.closing = None;
         }
         let Some(stream) = self.remove_reset(key) else { return };
+        self.spoken = true;
         if stream.ours && !closed {
             // It was answered at once and its request goes on all the same.
             self.budget.note(&self.limits, self.now);
@@ -198,11 +201,13 @@ impl Conn {
 
     /// Sends GOAWAY. `last_stream` is [`Self::highest_peer_stream`], or 2^31-1 as a first warning.
     pub fn goaway(&mut self, last_stream: u32, code: ErrorCode, debug: &[u8], out: &mut impl Sink) {
+        self.spoken = true;
         frame::put_goaway(out, last_stream, code, debug);
     }
 
     /// Sends a PING; [`super::Event::Pong`] will bring the payload back.
     pub fn ping(&mut self, payload: [u8; 8], out: &mut impl Sink) {
+        self.spoken = true;
         self.pings = self.pings.saturating_add(1);
         frame::put_ping(out, payload, false);
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
@@ -26,18 +27,21 @@ const DOUBT: Duration = Duration::from_secs(5);
 /// A poll: the connection it came by. A connection has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PollId {
+    /// Node of the connection.
+    pub node: Node,
     /// Core of the connection.
     pub core: u16,
     /// The connection.
     pub conn: ConnId,
-    /// Another one after each time the connection gave up waiting: an answer that was on its way
-    /// then finds nobody.
+    /// Another one each time the connection gave up waiting: a late answer then finds nobody.
     pub round: u64,
 }
 
 /// An attachment's name towards other cores, and that of the work done for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket {
+    /// Node of the attachment.
+    pub node: Node,
     /// Core of the attachment.
     pub core: u16,
     /// Unique on that core.
@@ -586,8 +590,7 @@ impl fmt::Debug for Work {
             .field("ticket", &self.ticket)
             .field("kind", &self.kind)
             .field("request_id", &self.request_id)
-            .field("function", &self.function)
-            .field("version", &self.version)
+            .field("version", &(&self.function, &self.version))
             .finish_non_exhaustive()
     }
 }

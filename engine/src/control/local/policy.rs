@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::poll::PollRequest;
 use ringway_proto::time::Time;
 
+use super::super::port::{Denied, Grant, Owner};
 use crate::config::{Dial, Function, Tenant};
 
 /// Keys are looked up in tables whose hash is seeded per process, so that the time of a lookup
@@ -42,17 +43,6 @@ struct Version {
     dial: Option<Arc<Dial>>,
 }
 
-/// Who sessions belong to, as far as they have it in common. All of them share one.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// Who calls.
-    pub tenant: Arc<str>,
-    /// Canonical function id.
-    pub function: Arc<str>,
-    /// Canonical version id.
-    pub version: Arc<str>,
-}
-
 /// What a session is, for all who ask.
 #[derive(Clone, Debug)]
 pub struct SessionFacts {
@@ -60,24 +50,6 @@ pub struct SessionFacts {
     pub owner: Arc<Owner>,
     /// When it began.
     pub opened: Time,
-}
-
-/// What a credential was allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// Whose session it will be; the version was picked if the client named none.
-    pub owner: Arc<Owner>,
-    /// Whether the function is of the streaming kind.
-    pub streaming: bool,
-}
-
-/// Why a client was refused (contract E3).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denied {
-    /// gRPC status code.
-    pub code: u8,
-    /// Why; the client is told it behind the words that every such answer begins with.
-    pub text: String,
 }
 
 /// Why a poll was refused.

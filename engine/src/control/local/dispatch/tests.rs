@@ -2,6 +2,8 @@ use serde_json::json;
 
 use super::*;
 
+const NODE: Node = Node::new(1, 1).unwrap();
+
 const SECOND: Duration = Duration::from_secs(1);
 
 struct World {
@@ -15,7 +17,7 @@ fn world() -> World {
 
 fn work(ticket: u64, kind: WorkKind) -> Work {
     Work {
-        ticket: Ticket { core: 0, number: ticket },
+        ticket: Ticket { node: NODE, core: 0, number: ticket },
         kind,
         request_id: Uuid::from_u128(u128::from(ticket)),
         tenant: "dev".into(),
@@ -26,7 +28,7 @@ fn work(ticket: u64, kind: WorkKind) -> Work {
 }
 
 fn worker(slot: u32) -> PollId {
-    PollId { core: 0, conn: ConnId { slot, generation: 0 }, round: 1 }
+    PollId { node: NODE, core: 0, conn: ConnId { slot, generation: 0 }, round: 1 }
 }
 
 impl World {
@@ -39,7 +41,7 @@ impl World {
     }
 
     fn withdraw(&mut self, ticket: u64) {
-        self.dispatch.withdraw(Ticket { core: 0, number: ticket });
+        self.dispatch.withdraw(Ticket { node: NODE, core: 0, number: ticket });
     }
 
     fn poll_for(&mut self, at: u32, version: &str, slots: u32, ids: &[u64]) {
@@ -303,8 +305,10 @@ fn work_that_is_submitted_again_is_not_there_twice() {
 #[test]
 fn of_a_core_that_began_anew_nothing_is_kept() {
     let mut w = world();
-    let of_core_1 =
-        |number, kind| Work { ticket: Ticket { core: 1, number }, ..work(number, kind) };
+    let of_core_1 = |number, kind| Work {
+        ticket: Ticket { node: NODE, core: 1, number },
+        ..work(number, kind)
+    };
     w.submit(1).unwrap();
     w.dispatch.submit(of_core_1(1, WorkKind::New), w.now).unwrap();
     w.dispatch.submit(of_core_1(2, WorkKind::Reconnect), w.now).unwrap();
@@ -384,7 +388,7 @@ fn spares_have_the_room_that_clients_leave() {
 #[test]
 fn a_spare_is_recalled_until_a_worker_is_told_of_it() {
     let mut w = world();
-    let ticket = |number| Ticket { core: 0, number };
+    let ticket = |number| Ticket { node: NODE, core: 0, number };
     w.dispatch.submit(work(1, WorkKind::Spare), w.now).unwrap();
     assert!(w.dispatch.recall(ticket(1)) && w.dispatch.is_empty());
     assert!(!w.dispatch.recall(ticket(1)), "it is gone");

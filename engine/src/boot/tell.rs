@@ -1,0 +1,18 @@
+//! What all cores have to hear.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::admin::Admin;
+use crate::post::ShardPost;
+
+/// How often a message is sent again to a core whose mailbox is full.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// Sends a message to every core, however long a mailbox is full: once too often does no harm.
+pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
+    while admin.scraper.tell(&post) > 0 {
+        sleep(FULL_PAUSE).await;
+    }
+}

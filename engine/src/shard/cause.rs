@@ -1,0 +1,302 @@
+//! Why things end: an attachment's cause, and how a client's connection came to its end.
+
+use ringway_proto::fault::Fault;
+
+use crate::config::Park;
+use crate::conn::End;
+use crate::metrics::{CloseCode, CloseReason};
+
+/// Why an attachment ends, in the contract's words (OB-2, OB-3).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cause {
+    pub(crate) reason: CloseReason,
+    pub(crate) code: CloseCode,
+    /// Which of our timers it was, if one.
+    pub(crate) local_timeout: &'static str,
+    /// What happened, for people.
+    pub(crate) detail: &'static str,
+}
+
+impl Cause {
+    const fn new(reason: CloseReason, code: CloseCode, detail: &'static str) -> Self {
+        Self { reason, code, local_timeout: "", detail }
+    }
+
+    const fn timer(reason: CloseReason, timer: &'static str, detail: &'static str) -> Self {
+        Self { reason, code: CloseCode::None, local_timeout: timer, detail }
+    }
+
+    pub(crate) const CLIENT_GONE: Self =
+        Self::new(CloseReason::ClientClosed, CloseCode::None, "the client connection ended");
+    pub(crate) const MOVED: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::ContextCanceled,
+        "the client's connection was handed over, and its request is asked for anew there",
+    );
+    pub(crate) const WASTEFUL: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client was told off: it sent too much that carries nothing",
+    );
+    pub(crate) const ABANDONED: Self =
+        Self::new(CloseReason::ClientClosed, CloseCode::ContextCanceled, "nobody waits any more");
+    pub(crate) const NO_WORKER: Self = Self::timer(
+        CloseReason::TtlExpired,
+        "worker_cache_ttl",
+        "no worker came within the wait limit",
+    );
+    pub(crate) const UNTAKEN: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::None,
+        "the worker ended the session before it took the spare up",
+    );
+    pub(crate) const UNUSED: Self =
+        Self::timer(CloseReason::TtlExpired, "worker_cache_ttl", "the tunnel was never used");
+    // Contract OB-2: the reference reports its own idle close as the worker's.
+    pub(crate) const IDLE: Self =
+        Self::timer(CloseReason::WorkerClosed, "transport_idle", "the tunnel was idle");
+    pub(crate) const SILENT: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker answered no PING");
+    pub(crate) const MUTE: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the worker did not begin to speak",
+    );
+    pub(crate) const STALLED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
+    pub(crate) const GOAWAY: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
+    pub(crate) const EXHAUSTED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::None, "the tunnel's stream ids ran out");
+    pub(crate) const UNASKED: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the worker said too much before it was asked",
+    );
+    pub(crate) const BROKEN: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
+    pub(crate) const SPEAKS_HTTP1: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::H2Connection,
+        "its server speaks HTTP/1 only, and the client HTTP/2",
+    );
+    pub(crate) const MALFORMED: Self =
+        Self::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1");
+    pub(crate) const USED_UP: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the tunnel could carry no request after its last one",
+    );
+    pub(crate) const WINDOW: Self =
+        Self::timer(CloseReason::ClientClosed, "park_window", "the client did not come back");
+    pub(crate) const CROWDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "as many tunnels were parked as may be, and this was the oldest",
+    );
+    pub(crate) const YIELDED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "a new session needed the worker of a parked one",
+    );
+    pub(crate) const DELETED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session");
+    pub(crate) const SURPLUS: Self = Self::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client is gone and the session has another tunnel",
+    );
+    pub(crate) const SHUTDOWN: Self =
+        Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
+    pub(crate) const REVOKED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "wrong ids were tried with its token");
+    pub(crate) const QUEUE_FULL: Self =
+        Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
+
+    pub(crate) const NO_ROOM: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "another core had no room for its work",
+    );
+
+    pub(crate) const NO_ADDRESS: Self = Self::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the server's name has no address",
+    );
+    pub(crate) const NO_CONNECTION: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "no more worker connections are allowed",
+    );
+
+    /// Why a function's server could not be dialled, by the `errno`.
+    pub(crate) fn undialled(errno: i32) -> Self {
+        let kind = std::io::Error::from_raw_os_error(errno).kind();
+        let (code, detail) = match kind {
+            std::io::ErrorKind::ConnectionRefused => {
+                (CloseCode::Reset, "the server refused the connection")
+            }
+            std::io::ErrorKind::TimedOut => {
+                (CloseCode::Timeout, "the server did not answer the dial")
+            }
+            _ => (CloseCode::Unknown, "the server could not be dialled"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+
+    /// What those are told whose tunnel is lost before its answer.
+    pub(crate) fn loss(self) -> &'static Fault {
+        match self.detail {
+            detail if detail == Self::SPEAKS_HTTP1.detail => &Fault::ServerSpeaksHttp1,
+            _ => &Fault::TunnelLost,
+        }
+    }
+
+    /// What those are told who still wait for a worker.
+    pub(crate) fn fault(self) -> &'static Fault {
+        match self.reason {
+            CloseReason::CapacityReached => &Fault::WorkQueueFull,
+            _ => &Fault::NoWorker,
+        }
+    }
+
+    /// The cause for a client's attachments when its connection ends.
+    pub(crate) fn client_ended(end: End) -> Self {
+        match end {
+            End::Timeout => Self::new(
+                CloseReason::ClientClosed,
+                CloseCode::Timeout,
+                "the client's connection timed out",
+            ),
+            End::Fin | End::Truncated | End::Reset | End::Failed => Self::CLIENT_GONE,
+        }
+    }
+
+    pub(crate) fn ended(end: End) -> Self {
+        let (code, detail) = match end {
+            End::Fin => (CloseCode::Eof, "the worker closed the tunnel"),
+            End::Truncated => {
+                (CloseCode::Eof, "the worker closed the tunnel without TLS close_notify")
+            }
+            End::Reset => (CloseCode::Reset, "the worker reset the tunnel"),
+            End::Timeout => (CloseCode::Timeout, "the tunnel's TCP connection timed out"),
+            End::Failed => (CloseCode::Unknown, "the tunnel's socket failed"),
+        };
+        Self::new(CloseReason::WorkerClosed, code, detail)
+    }
+}
+
+/// How a client connection came to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gone {
+    /// The client's bytes ended.
+    Ended(End),
+    /// The client had said that its last request was the last (HTTP/1).
+    Done,
+    /// We ended it.
+    ByUs(Cause),
+    /// We ended it because it wasted what it was given (ENHANCE_YOUR_CALM, or the GOAWAY before
+    /// it). What its sessions are to it is not known: they are kept as if it had been lost.
+    ToldOff,
+    /// The function's side ended the stream of bytes that the connection had become.
+    Function(End),
+}
+
+/// The same as the rules for parking see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It was lost: RST, a timeout, or FIN with streams open. Or it was told off.
+    Unclean,
+    /// FIN, and nothing that tells whether that was meant: balancers turn lost clients into it.
+    Silent,
+    /// It said that it leaves.
+    Clean,
+    /// It was sent away.
+    Ours,
+    /// The function's side finished what it had with the client. A WebSocket's Close handshake
+    /// looks so too: the server is the first to close (RFC 6455, section 7.1.1).
+    Finished,
+}
+
+impl Gone {
+    pub(crate) fn cause(self) -> Cause {
+        match self {
+            Self::Ended(end) => Cause::client_ended(end),
+            Self::Done | Self::Function(_) => Cause::CLIENT_GONE,
+            Self::ByUs(cause) => cause,
+            Self::ToldOff => Cause::WASTEFUL,
+        }
+    }
+}
+
+/// A set of manners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manners(u8);
+
+impl Manners {
+    /// After which ends of its client a tunnel is kept.
+    pub(crate) fn kept(park: Park, streaming: bool) -> Self {
+        let kept = Manner::ALL.into_iter().filter(|manner| keeps(park, *manner, streaming));
+        Self(kept.fold(0, |set, manner| set | 1 << manner as u8))
+    }
+
+    pub(crate) fn contains(self, manner: Manner) -> bool {
+        self.0 & 1 << manner as u8 != 0
+    }
+}
+
+impl Manner {
+    const ALL: [Self; 5] = [Self::Unclean, Self::Silent, Self::Clean, Self::Ours, Self::Finished];
+}
+
+fn keeps(park: Park, manner: Manner, streaming: bool) -> bool {
+    match (park, manner) {
+        (_, Manner::Ours) | (Park::Never, _) => false,
+        (Park::Always, _) => true,
+        (_, Manner::Clean) => false,
+        (Park::Auto | Park::Unclean, Manner::Finished) => streaming,
+        (Park::Auto, Manner::Silent) => streaming,
+        (Park::Auto | Park::Unclean, _) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_after_which_end() {
+        use Manner::{Clean, Finished, Ours, Silent, Unclean};
+        // Default and streaming functions.
+        let cases: [(Park, Manner, (bool, bool)); 20] = [
+            (Park::Never, Unclean, (false, false)),
+            (Park::Never, Silent, (false, false)),
+            (Park::Never, Clean, (false, false)),
+            (Park::Never, Ours, (false, false)),
+            (Park::Never, Finished, (false, false)),
+            (Park::Auto, Unclean, (true, true)),
+            (Park::Auto, Silent, (false, true)),
+            (Park::Auto, Clean, (false, false)),
+            (Park::Auto, Ours, (false, false)),
+            (Park::Auto, Finished, (false, true)),
+            (Park::Unclean, Unclean, (true, true)),
+            (Park::Unclean, Silent, (true, true)),
+            (Park::Unclean, Clean, (false, false)),
+            (Park::Unclean, Ours, (false, false)),
+            (Park::Unclean, Finished, (false, true)),
+            (Park::Always, Unclean, (true, true)),
+            (Park::Always, Silent, (true, true)),
+            (Park::Always, Clean, (true, true)),
+            (Park::Always, Ours, (false, false)),
+            (Park::Always, Finished, (true, true)),
+        ];
+        for (park, manner, kept) in cases {
+            let told = (
+                Manners::kept(park, false).contains(manner),
+                Manners::kept(park, true).contains(manner),
+            );
+            assert_eq!(told, kept, "{park:?} {manner:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What cores say to each other, and what is done with a message that finds no room.
+//!
+//! A message to oneself takes the same way, but for the mailbox: it is heard at once.
+//!
+//! What asks for something is refused at once: whoever waits for it is told to try again. What must
+//! not be lost waits in the outbox of its core and is tried again, in order, with everything later
+//! behind it. The outbox is bounded: at its limit what is in it is thrown away, the other core is
+//! told so with one word, and both begin anew with each other as after a panic.
+
+mod outbox;
+#[cfg(test)]
+mod tests;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::id::Node;
+use ringway_proto::time::Time;
+
+use self::outbox::Outbox;
+use super::facts::{Fact, ForSessions, ForWorkers};
+use super::turn::Turn;
+use crate::control::local::WorkKind;
+use crate::metrics::Limit;
+use crate::post::{CorePost, MovedConnect, Resumed};
+
+/// What a message means here.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// It is for one component.
+    Fact(Fact),
+    /// [`ForWorkers::Connect`], if there may be one more connection of the functions' side;
+    /// otherwise [`ForWorkers::TurnAway`].
+    Connect(Box<MovedConnect>),
+    /// [`ForSessions::Resumed`], with whether there may be one more connection to the functions'
+    /// side.
+    Resumed(Box<Resumed>),
+    /// What that core asked for is to be forgotten, and what was asked of it done again.
+    Void { core: u16 },
+}
+
+/// The component.
+#[derive(Debug)]
+pub(super) struct Cores {
+    /// Whose cores they are.
+    node: Node,
+    /// Messages for other cores, to be posted at the end of the turn.
+    posts: Vec<(u16, CorePost)>,
+    outbox: Outbox,
+    /// Other cores that drain and have no client left.
+    idle: Vec<u16>,
+    /// They were told so of this one.
+    told_idle: bool,
+}
+
+impl Cores {
+    /// The cores of this node, to whom nothing was said yet.
+    pub(super) fn new(node: Node) -> Self {
+        let (posts, idle) = (Vec::new(), Vec::new());
+        Self { node, posts, outbox: Outbox::default(), idle, told_idle: false }
+    }
+
+    // ---- saying ----
+
+    /// Says something to a core. What it means, if that is this one. `attachments` is how many there
+    /// are: one message for each may have to follow a new beginning, and so may wait.
+    #[must_use]
+    pub(super) fn send(
+        &mut self,
+        turn: &mut Turn<'_>,
+        attachments: usize,
+        to: u16,
+        post: CorePost,
+    ) -> Option<Heard> {
+        if to == turn.settings.core {
+            return self.heard(post);
+        }
+        if !self.outbox.waits_for(to) {
+            self.posts.push((to, post));
+        } else if post.may_be_refused() {
+            turn.limit_hit(Limit::Mailbox);
+            self.refuse(turn, attachments, to, post);
+        } else {
+            self.keep(turn, attachments, to, post);
+        }
+        None
+    }
+
+    /// A message found its core's mailbox full.
+    pub(super) fn undelivered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        attachments: usize,
+        to: u16,
+        post: CorePost,
+    ) {
+        if post.may_be_refused() {
+            self.refuse(turn, attachments, to, post);
+        } else {
+            self.keep(turn, attachments, to, post);
+        }
+    }
+
+    /// There is no room for what may be refused. A client is told to try again; for a spare there is
+    /// nobody to do so, and its session may depend on it: its work waits.
+    fn refuse(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
+        match post {
+            CorePost::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.parcel)),
+            CorePost::Poll(poll, _) => turn.workers(ForWorkers::PollRefused(poll)),
+            CorePost::Find(find) => turn.sessions(ForSessions::NotFound(find)),
+            CorePost::Submit(work) if work.kind != WorkKind::Spare => {
+                let (ticket, fault) = (work.ticket, Box::new(Fault::MailboxFull));
+                turn.sessions(ForSessions::NotSubmitted { ticket, fault });
+            }
+            spare => self.keep(turn, attachments, to, spare),
+        }
+    }
+
+    fn keep(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
+        let most = turn.settings.config.limits.outbox + attachments;
+        if self.outbox.keep(to, post, turn.now, most).is_err() {
+            turn.limit_hit(Limit::Outbox);
+        }
+    }
+
+    /// Whether that core has no room now, as far as is known.
+    pub(super) fn mail_waits(&self, to: u16) -> bool {
+        self.outbox.waits_for(to)
+    }
+
+    /// The messages for other cores since the last call, each with the core it is for. When one
+    /// finds no room, it and all later ones of this call for the same core come back through
+    /// [`Self::undelivered`]: the order between two cores has to be kept.
+    pub(super) fn take_posts(&mut self, into: &mut Vec<(u16, CorePost)>) {
+        into.append(&mut self.posts);
+    }
+
+    // ---- hearing ----
+
+    /// What a core says: another one, or this one to itself. Nothing if it was for this component,
+    /// or names what is of another node.
+    #[must_use]
+    pub(super) fn heard(&mut self, post: CorePost) -> Option<Heard> {
+        if !post.is_of(self.node) {
+            return None;
+        }
+        let workers = |fact| Some(Heard::Fact(Fact::Workers(fact)));
+        let sessions = |fact| Some(Heard::Fact(Fact::Sessions(fact)));
+        match post {
+            CorePost::Connect(moved) => Some(Heard::Connect(moved)),
+            CorePost::Submit(work) => workers(ForWorkers::Submitted(work)),
+            CorePost::Withdraw(ticket) => workers(ForWorkers::Withdrawn(ticket)),
+            CorePost::Recall(ticket) => workers(ForWorkers::RecallAsked(ticket)),
+            CorePost::Recalled(ticket) => sessions(ForSessions::Recalled(ticket)),
+            CorePost::Poll(poll, request) => workers(ForWorkers::Polled(poll, request)),
+            CorePost::Delivered(poll) => workers(ForWorkers::Delivered(poll)),
+            CorePost::Doubted(poll) => workers(ForWorkers::Doubted(poll)),
+            CorePost::Gone(poll) => workers(ForWorkers::PollGone(poll)),
+            CorePost::Answer(poll, answer) => workers(ForWorkers::PollAnswered(poll, answer)),
+            CorePost::TooManyPolls(poll) => workers(ForWorkers::PollRefused(poll)),
+            CorePost::QueueFull(ticket) => {
+                let fault = Box::new(Fault::WorkQueueFull);
+                sessions(ForSessions::NotSubmitted { ticket, fault })
+            }
+            CorePost::Find(find) => sessions(ForSessions::Find(find)),
+            CorePost::Found(found) => sessions(ForSessions::Found(found)),
+            CorePost::Join(join) => sessions(ForSessions::Join(join)),
+            CorePost::Stand(id, ticket, stand) => sessions(ForSessions::Stand(id, ticket, stand)),
+            CorePost::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),
+            CorePost::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),
+            CorePost::Resumed(resumed) => Some(Heard::Resumed(resumed)),
+            CorePost::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),
+            CorePost::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
+            CorePost::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
+            CorePost::Leave(leave) => sessions(ForSessions::Leave(leave)),
+            CorePost::Void { core } => Some(Heard::Void { core }),
+            CorePost::Idle { core } => {
+                if !self.idle.contains(&core) {
+                    self.idle.push(core);
+                }
+                None
+            }
+        }
+    }
+
+    // ---- trying again, beginning anew ----
+
+    /// Each turn, before [`Self::retry`]: the cores for which there was more than may wait. They are
+    /// told so; behind that comes what is still true, which all components say now.
+    #[must_use]
+    pub(super) fn overrun(&mut self, turn: &Turn<'_>) -> Vec<u16> {
+        let overrun = self.outbox.take_overrun();
+        for to in &overrun {
+            self.outbox.put(*to, CorePost::Void { core: turn.settings.core }, turn.now);
+        }
+        overrun
+    }
+
+    /// Each turn: what waits is tried again when it is due.
+    pub(super) fn retry(&mut self, turn: &Turn<'_>) {
+        self.outbox.take_due(turn.now, &mut self.posts);
+    }
+
+    /// Whether anything waits for [`Self::overrun`] or [`Self::retry`].
+    pub(super) fn waits(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// When [`Self::overrun`] and [`Self::retry`] have something to do.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.outbox.deadline()
+    }
+
+    /// Another core's shard panicked: what is on its way there is void. It is told to forget this
+    /// one; behind that comes what is still true, which all components say now. Whether it was
+    /// another one: of its own panic a core hears nothing new.
+    #[must_use]
+    pub(super) fn restarted(&mut self, turn: &mut Turn<'_>, attachments: usize, core: u16) -> bool {
+        let own = turn.settings.core;
+        if core == own {
+            return false;
+        }
+        self.outbox.clear(core);
+        self.posts.retain(|(to, post)| *to != core || post.carries_tunnel());
+        self.idle.retain(|other| *other != core);
+        // It may have heard of this core already, before this core heard of it; and what was to be
+        // said after that has just been dropped.
+        self.tell(turn, attachments, core, CorePost::Void { core: own });
+        true
+    }
+
+    /// A core has forgotten this one. Called behind the other components': a core that ends because
+    /// all are idle has heard everything else by then.
+    pub(super) fn renew(&mut self, turn: &mut Turn<'_>, attachments: usize, core: u16) {
+        if self.told_idle {
+            self.tell(turn, attachments, core, CorePost::Idle { core: turn.settings.core });
+        }
+    }
+
+    fn tell(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
+        if self.outbox.waits_for(to) {
+            self.keep(turn, attachments, to, post);
+        } else {
+            self.posts.push((to, post));
+        }
+    }
+
+    // ---- the end of a drain ----
+
+    /// Tells the others, once, that this core drains and has no client left.
+    pub(super) fn tell_idle(&mut self, turn: &mut Turn<'_>, attachments: usize) {
+        if std::mem::replace(&mut self.told_idle, true) {
+            return;
+        }
+        let core = turn.settings.core;
+        for other in (0..turn.settings.cores).filter(|other| *other != core) {
+            self.tell(turn, attachments, other, CorePost::Idle { core });
+        }
+    }
+
+    /// Whether all of so many cores have said that they have no client left, and this one's word is
+    /// out. `no_clients`: this one has none.
+    pub(super) fn all_are_idle(&self, cores: u16, no_clients: bool) -> bool {
+        let others = usize::from(cores).saturating_sub(1);
+        no_clients
+            && self.idle.len() >= others
+            && (others == 0 || self.told_idle)
+            && self.posts.is_empty()
+            && !self.outbox.holds_idle()
+    }
+
+    // ---- values ----
+
+    /// Messages that wait for room.
+    pub(super) fn len(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Whether nothing is to be said to any core.
+    pub(super) fn is_empty(&self) -> bool {
+        self.posts.is_empty() && self.outbox.is_empty()
+    }
+}

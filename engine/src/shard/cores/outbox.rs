@@ -1,0 +1,121 @@
+//! Messages that must not be lost and found no room.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+use crate::post::CorePost;
+
+/// How long after a message found no room it is tried again.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// What waits for room, per core in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// By core.
+    cores: Vec<VecDeque<CorePost>>,
+    waiting: usize,
+    retry_at: Option<Time>,
+    /// Cores for which there was more than may wait.
+    overrun: Vec<u16>,
+}
+
+/// There was more for a core than may wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Overrun;
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting == 0 && self.overrun.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// When the next try is due.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        if self.overrun.is_empty() { self.retry_at } else { Some(Time::ZERO) }
+    }
+
+    pub(super) fn waits_for(&self, core: u16) -> bool {
+        self.overrun.contains(&core)
+            || self.cores.get(usize::from(core)).is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// Keeps a message, if no more than `most` wait. What is for a core that was overrun is dropped:
+    /// both begin anew with each other.
+    ///
+    /// # Errors
+    /// As many wait: the core is overrun from now on.
+    pub(super) fn keep(
+        &mut self,
+        core: u16,
+        post: CorePost,
+        now: Time,
+        most: usize,
+    ) -> Result<(), Overrun> {
+        if self.overrun.contains(&core) {
+            return Ok(());
+        }
+        if self.waiting >= most {
+            self.clear(core);
+            self.overrun.push(core);
+            return Err(Overrun);
+        }
+        self.put(core, post, now);
+        Ok(())
+    }
+
+    /// Keeps a message, however many wait.
+    pub(super) fn put(&mut self, core: u16, post: CorePost, now: Time) {
+        let at = usize::from(core);
+        if self.cores.len() <= at {
+            self.cores.resize_with(at + 1, VecDeque::new);
+        }
+        self.cores[at].push_back(post);
+        self.waiting += 1;
+        self.retry_at.get_or_insert(now + RETRY);
+    }
+
+    /// Drops what waits for a core, but for what a session would be lost with.
+    pub(super) fn clear(&mut self, core: u16) {
+        if let Some(queue) = self.cores.get_mut(usize::from(core)) {
+            self.waiting -= queue.len();
+            queue.retain(CorePost::carries_tunnel);
+            queue.shrink_to_fit();
+            self.waiting += queue.len();
+        }
+        if self.waiting == 0 {
+            self.retry_at = None;
+        }
+        self.overrun.retain(|other| *other != core);
+    }
+
+    /// The cores that were overrun. What may still wait for each has been dropped.
+    pub(super) fn take_overrun(&mut self) -> Vec<u16> {
+        let overrun = std::mem::take(&mut self.overrun);
+        for core in &overrun {
+            self.clear(*core);
+        }
+        overrun
+    }
+
+    /// Whether a word that this core is idle waits.
+    pub(super) fn holds_idle(&self) -> bool {
+        self.cores.iter().flatten().any(|post| matches!(post, CorePost::Idle { .. }))
+    }
+
+    /// Everything, in order, if it is time to try again.
+    pub(super) fn take_due(&mut self, now: Time, into: &mut Vec<(u16, CorePost)>) {
+        if self.retry_at.is_none_or(|at| at > now) {
+            return;
+        }
+        for (core, queue) in self.cores.iter_mut().enumerate() {
+            into.extend(std::mem::take(queue).into_iter().map(|post| (core as u16, post)));
+        }
+        self.waiting = 0;
+        self.retry_at = None;
+    }
+}

@@ -1,0 +1,325 @@
+//! The flight recorder: what happened to each session on this core, kept for a while after it has
+//! gone from here. Only edges are noted; a frame costs nothing (`engine/tests/allocation.rs`).
+//!
+//! `limits.trace_records` bounds what is kept; when it is full, the session that left this core
+//! longest ago is forgotten, or, if all are here, the one that has been here longest.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use crate::control::local::SessionFacts;
+use crate::trail::{Entry, Event, IdBegin, Part, Pings};
+
+/// How long the events of a session are kept after its last one here.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// Events of one session on this core: its first ones stay, of the rest the latest.
+const EVENTS: usize = 64;
+const FIRST: usize = 16;
+
+/// Sessions one question is answered with: its id may be short.
+const ANSWERED: usize = 8;
+
+/// One session's events.
+#[derive(Debug)]
+struct Trail {
+    place: Place,
+    /// Attachments of it on this core.
+    here: u32,
+    facts: Option<SessionFacts>,
+    entries: VecDeque<Entry>,
+    pings: Option<Pings>,
+    lost: u32,
+    touched: Time,
+}
+
+/// Who is forgotten first: those that are not here any more, in the order in which they left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    here: bool,
+    number: u64,
+}
+
+/// Which core answers, and what its time is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CoreTime {
+    pub(super) core: u16,
+    pub(super) now: Time,
+    pub(super) unix_micros_at_zero: u64,
+}
+
+/// All of a core.
+#[derive(Debug)]
+pub(super) struct Trails {
+    most: usize,
+    records: usize,
+    /// Boxed: a table of tables has many empty places.
+    trails: HashMap<Uuid, Box<Trail>, foldhash::fast::RandomState>,
+    places: BTreeMap<Place, Uuid>,
+    next: u64,
+}
+
+impl Trails {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, records: 0, trails: HashMap::default(), places: BTreeMap::new(), next: 0 }
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Keeps one event. True if another session had to be forgotten before its time.
+    pub(super) fn note(&mut self, id: Uuid, entry: Entry, now: Time) -> bool {
+        if self.most == 0 {
+            return false;
+        }
+        self.forget_old(now);
+        let forgot = self.make_room(id);
+        let trail = self.trails.entry(id).or_insert_with(|| {
+            let place = Place { here: false, number: self.next };
+            self.next += 1;
+            self.places.insert(place, id);
+            Box::new(Trail::new(place))
+        });
+        let full = self.records >= self.most;
+        self.records += usize::from(trail.keep(entry, full));
+        trail.touched = now;
+        let was = trail.here;
+        match entry.event {
+            Event::Asked(_) | Event::TunnelMoved { .. } => trail.here += 1,
+            Event::Closed { .. } | Event::SpareFailed { .. } | Event::TunnelLeft { .. } => {
+                trail.here = trail.here.saturating_sub(1);
+            }
+            _ => {}
+        }
+        if trail.here == 0 || was == 0 {
+            // The latest to leave, or to be here, is the last to be forgotten.
+            self.places.remove(&trail.place);
+            trail.place = Place { here: trail.here > 0, number: self.next };
+            self.next += 1;
+            self.places.insert(trail.place, id);
+        }
+        forgot
+    }
+
+    /// An attachment of the session begins here: whose it is.
+    pub(super) fn own(&mut self, id: Uuid, facts: SessionFacts) {
+        if let Some(trail) = self.trails.get_mut(&id) {
+            trail.facts = Some(facts);
+        }
+    }
+
+    /// A tunnel of the session has come here: whose it is, if that is not known.
+    pub(super) fn meet(&mut self, id: Uuid, facts: SessionFacts) {
+        if let Some(trail) = self.trails.get_mut(&id) {
+            trail.facts.get_or_insert(facts);
+        }
+    }
+
+    /// The session's worker has answered a PING.
+    pub(super) fn ponged(&mut self, id: Uuid, took: Duration, now: Time) {
+        if let Some(trail) = self.trails.get_mut(&id) {
+            match &mut trail.pings {
+                Some(pings) => pings.add(took, now),
+                none => *none = Some(Pings::first(took, now)),
+            }
+        }
+    }
+
+    /// What is kept of the sessions whose id begins so, as this core's part of their timelines.
+    pub(super) fn parts(&self, wanted: IdBegin, of: CoreTime) -> Vec<Part> {
+        let part = |(id, trail): (Uuid, &Trail)| Part {
+            core: of.core,
+            id,
+            facts: trail.facts.clone(),
+            entries: trail.entries.iter().copied().collect(),
+            pings: trail.pings,
+            lost: trail.lost,
+            now: of.now,
+            unix_micros_at_zero: of.unix_micros_at_zero,
+        };
+        self.found(wanted, of.now).into_iter().map(part).collect()
+    }
+
+    /// Those whose time is over.
+    fn forget_old(&mut self, now: Time) {
+        while let Some((place, id)) = self.places.first_key_value() {
+            let old = |trail: &Trail| trail.touched + KEPT <= now;
+            if place.here || !self.trails.get(id).is_none_or(|trail| old(trail)) {
+                return;
+            }
+            self.forget_first();
+        }
+    }
+
+    fn make_room(&mut self, id: Uuid) -> bool {
+        let mut forgot = false;
+        while self.records >= self.most {
+            if self.places.first_key_value().is_some_and(|(_, first)| *first == id) {
+                // It is the only one, or the first to go: it loses its own events.
+                return forgot;
+            }
+            self.forget_first();
+            forgot = true;
+        }
+        forgot
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, id)) = self.places.pop_first()
+            && let Some(trail) = self.trails.remove(&id)
+        {
+            self.records -= trail.entries.len();
+        }
+    }
+
+    fn found(&self, wanted: IdBegin, now: Time) -> Vec<(Uuid, &Trail)> {
+        let fresh = |trail: &&Trail| trail.here > 0 || trail.touched + KEPT > now;
+        if let Some(id) = wanted.whole() {
+            let trail = self.trails.get(&id).map(|trail| &**trail).filter(fresh);
+            return trail.map(|trail| (id, trail)).into_iter().collect();
+        }
+        let matching = self.trails.iter().filter(|(id, _)| wanted.matches(**id));
+        let mut found: Vec<(Uuid, &Trail)> =
+            matching.map(|(id, trail)| (*id, &**trail)).filter(|(_, trail)| fresh(trail)).collect();
+        found.sort_unstable_by_key(|(_, trail)| std::cmp::Reverse(trail.place));
+        found.truncate(ANSWERED);
+        found
+    }
+}
+
+impl Trail {
+    fn new(place: Place) -> Self {
+        Self {
+            place,
+            here: 0,
+            facts: None,
+            entries: VecDeque::new(),
+            pings: None,
+            lost: 0,
+            touched: Time::ZERO,
+        }
+    }
+
+    /// True if this is one event more; false if another one had to go.
+    fn keep(&mut self, entry: Entry, full: bool) -> bool {
+        let full = full || self.entries.len() >= EVENTS;
+        if full {
+            self.entries.remove(FIRST.min(self.entries.len() - 1));
+            self.lost = self.lost.saturating_add(1);
+        }
+        if self.entries.len() == self.entries.capacity() {
+            // Most sessions have a handful, and are many.
+            self.entries.reserve_exact((self.entries.len() / 4).max(2));
+        }
+        self.entries.push_back(entry);
+        !full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{CloseCode, CloseReason};
+    use crate::trail::{Ask, Side, Timer};
+
+    const CLOSED: Event = Event::Closed {
+        side: Side::Client,
+        reason: CloseReason::ClientClosed,
+        code: CloseCode::None,
+        timer: Timer::NONE,
+        detail: "",
+    };
+
+    fn id(number: u64) -> Uuid {
+        Uuid::from_u128(u128::from(number) << 64 | 1 << 127)
+    }
+
+    fn seconds(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn note(trails: &mut Trails, number: u64, at: u64, event: Event) -> bool {
+        trails.note(id(number), Entry { at: seconds(at), event }, seconds(at))
+    }
+
+    fn kept(trails: &Trails, number: u64, at: u64) -> Vec<Event> {
+        let begin = IdBegin::parse(&id(number).to_string()).expect("an id");
+        let found = trails.found(begin, seconds(at));
+        found.iter().flat_map(|(_, trail)| trail.entries.iter().map(|entry| entry.event)).collect()
+    }
+
+    #[test]
+    fn events_stay_a_while_after_the_close_and_no_longer() {
+        let mut trails = Trails::new(100);
+        note(&mut trails, 1, 10, Event::Asked(Ask::New));
+        note(&mut trails, 2, 10, Event::Asked(Ask::New));
+        note(&mut trails, 1, 11, CLOSED);
+        assert_eq!(kept(&trails, 1, 310).len(), 2);
+        assert!(kept(&trails, 1, 311).is_empty(), "its time is over");
+        assert_eq!(kept(&trails, 2, 100_000).len(), 1, "it is still here");
+        note(&mut trails, 3, 400, Event::Asked(Ask::New));
+        assert_eq!((trails.records(), trails.trails.len(), trails.places.len()), (2, 2, 2));
+    }
+
+    #[test]
+    fn who_left_longest_ago_makes_room_then_who_has_been_here_longest() {
+        let mut trails = Trails::new(4);
+        note(&mut trails, 1, 1, Event::Asked(Ask::New));
+        note(&mut trails, 2, 2, Event::Asked(Ask::New));
+        note(&mut trails, 2, 3, CLOSED);
+        assert!(!note(&mut trails, 3, 4, Event::Asked(Ask::New)));
+        assert!(note(&mut trails, 4, 5, Event::Asked(Ask::New)), "2 has gone");
+        assert!(kept(&trails, 2, 5).is_empty());
+        note(&mut trails, 5, 6, Event::Asked(Ask::New));
+        assert!(note(&mut trails, 6, 7, Event::Asked(Ask::New)), "1 has been here longest");
+        assert!(kept(&trails, 1, 7).is_empty());
+        assert_eq!((trails.records(), kept(&trails, 3, 7).len()), (4, 1));
+    }
+
+    #[test]
+    fn one_session_keeps_its_first_events_and_the_latest() {
+        let mut trails = Trails::new(1000);
+        note(&mut trails, 1, 0, Event::Asked(Ask::New));
+        for at in 1..1000 {
+            let took = Duration::from_secs(at);
+            note(&mut trails, 1, at, Event::Stalled { side: Side::Client, took });
+        }
+        let events = kept(&trails, 1, 1000);
+        assert_eq!((events.len(), trails.records()), (EVENTS, EVENTS));
+        assert_eq!(events[0], Event::Asked(Ask::New));
+        let took = Duration::from_secs(999);
+        assert_eq!(events.last(), Some(&Event::Stalled { side: Side::Client, took }));
+        assert_eq!(trails.trails[&id(1)].lost, 1000 - EVENTS as u32);
+    }
+
+    #[test]
+    fn a_recorder_smaller_than_one_session_holds_to_its_limit() {
+        for most in [1, 2, 20] {
+            let mut trails = Trails::new(most);
+            for at in 0..100 {
+                note(&mut trails, at % 3, at, Event::Asked(Ask::New));
+                assert!(trails.records() <= most, "{most}: {}", trails.records());
+            }
+            assert!(trails.records() > 0);
+        }
+        let mut off = Trails::new(0);
+        note(&mut off, 1, 1, Event::Asked(Ask::New));
+        assert_eq!((off.records(), off.trails.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_short_id_finds_the_latest_few() {
+        let mut trails = Trails::new(1000);
+        for number in 0..100 {
+            note(&mut trails, number, number, Event::Asked(Ask::New));
+        }
+        let begin = IdBegin::parse("80000000").expect("digits");
+        let found = trails.found(begin, seconds(100));
+        assert_eq!(found.len(), ANSWERED);
+        assert_eq!(found[0].0, id(99));
+    }
+}

@@ -1,0 +1,269 @@
+//! Clients' connections without an answered request that go elsewhere: to another core, another node
+//! or a later process. Where that is asked for ([`ShardSettings::unanswered`]) what comes on such a
+//! connection is kept until its first request is answered.
+//!
+//! [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::Shard;
+use super::turn::Turn;
+use crate::border::{Border, Close, ConnId, End, Listener, Parcel};
+use crate::carry::{Client, Released, Said, Unreadable};
+use crate::pool::Segment;
+
+/// What may still come on a connection that was let go of, over what is kept: one receive.
+const LATE_BYTES: usize = 64 * 1024;
+
+/// Connections kept of which nobody looks whether they were answered meanwhile.
+const UNSEEN: usize = 64;
+
+/// What is kept, and what is on its way out.
+#[derive(Default)]
+pub(super) struct Handover {
+    /// Octets kept of a connection; 0 if none leave.
+    most: usize,
+    kept: HashMap<ConnId, Vec<u8>, foldhash::fast::RandomState>,
+    /// At how many of them those are looked for that were answered or have ended.
+    sweep_at: usize,
+    leaving: HashMap<ConnId, Client, foldhash::fast::RandomState>,
+    released: Vec<Released>,
+}
+
+impl fmt::Debug for Handover {
+    // What was received holds credentials: they are not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handover")
+            .field("kept", &self.kept.len())
+            .field("leaving", &self.leaving)
+            .field("released", &self.released)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Handover {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, sweep_at: UNSEEN, ..Self::default() }
+    }
+
+    /// Whether nothing is on its way out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.leaving.is_empty() && self.released.is_empty()
+    }
+
+    /// A client's bytes are kept from now on.
+    fn keep(&mut self, conn: ConnId, bytes: Vec<u8>) {
+        if self.most > 0 && bytes.len() <= self.most {
+            self.kept.insert(conn, bytes);
+        }
+    }
+
+    /// Whether the bytes of clients are kept until they are answered.
+    pub(super) fn keeps(&self) -> bool {
+        self.most > 0
+    }
+
+    /// More has come. Whether the connection is on its way out, so that nobody else is to hear of it.
+    pub(super) fn hear(&mut self, border: &mut Border, conn: ConnId, segment: Segment) -> bool {
+        let bytes = border.pool.bytes(segment);
+        if let Some(client) = self.leaving.get_mut(&conn) {
+            let received = client.said.received_mut();
+            received.extend_from_slice(bytes);
+            if received.len() > self.most + LATE_BYTES {
+                // Reading has stopped long ago: this is no reactor of ours.
+                self.leaving.remove(&conn);
+                border.close(conn, Close::Now);
+            }
+            return true;
+        }
+        if let Some(kept) = self.kept.get_mut(&conn) {
+            if kept.len() + bytes.len() > self.most {
+                self.kept.remove(&conn);
+            } else {
+                kept.extend_from_slice(bytes);
+            }
+        }
+        false
+    }
+
+    /// Nothing is under way on a connection any more. The parcel, if it is none of these.
+    pub(super) fn hand_over(&mut self, conn: ConnId, parcel: Parcel) -> Option<Parcel> {
+        match self.leaving.remove(&conn) {
+            Some(client) => {
+                self.released.push(Released { parcel, client });
+                None
+            }
+            None => Some(parcel),
+        }
+    }
+}
+
+impl Shard {
+    // ---- clients that leave ----
+
+    /// A client's connection is here.
+    pub(super) fn keep_unanswered(&mut self, conn: ConnId) {
+        self.handover.keep(conn, Vec::new());
+        if self.handover.kept.len() > self.handover.sweep_at {
+            let relay = &self.relay;
+            self.handover.kept.retain(|conn, _| relay.is_unanswered(*conn));
+            self.handover.sweep_at = 2 * self.handover.kept.len() + UNSEEN;
+        }
+    }
+
+    /// Lets go of a client's connection of which no request was answered and none has gone to a
+    /// worker: who waits there is answered where it is [taken up](Self::take_up). False if it stays:
+    /// it is none such, more than [`ShardSettings::unanswered`] octets have come, or this core
+    /// drains.
+    ///
+    /// It is among [`Self::take_released`] once nothing is under way on its socket. If the client
+    /// ends it first, it goes on here as if nothing had happened.
+    ///
+    /// [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
+    pub fn let_go(&mut self, border: &mut Border, conn: ConnId) -> bool {
+        let Some(kept) = self.handover.kept.get(&conn) else { return false };
+        let client = self.relay.leave(turn!(self, border), conn, kept);
+        let leaves = client.is_some();
+        if let Some(client) = client {
+            self.handover.kept.remove(&conn);
+            self.handover.leaving.insert(conn, client);
+        }
+        self.settle(border);
+        leaves
+    }
+
+    /// The connections that were let go of and have nothing under way any more since the last call.
+    pub fn take_released(&mut self, into: &mut Vec<Released>) {
+        into.append(&mut self.handover.released);
+    }
+
+    /// Takes up a connection that another core, or another process, has let go of. None if there may
+    /// be no more clients here: then it is closed.
+    pub fn take_up(&mut self, border: &mut Border, released: Released) -> Option<ConnId> {
+        if let Err(limit) = self.admits(Listener::Client) {
+            self.metrics.limit_hit(limit);
+            return None;
+        }
+        let Released { parcel, client } = released;
+        let conn = border.adopt(parcel);
+        self.go_on(border, conn, &client);
+        Some(conn)
+    }
+
+    /// Bytes of a connection, where those are kept that a client has sent before it is answered.
+    #[cold]
+    pub(super) fn received_and_kept(
+        &mut self,
+        border: &mut Border,
+        conn: ConnId,
+        segment: Segment,
+    ) {
+        if !self.handover.hear(border, conn, segment) {
+            self.read(border, conn, segment);
+        }
+    }
+
+    /// Reads what has come, and forgets what was kept of a connection that is answered.
+    pub(super) fn read(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        let mut pos = 0;
+        let mut step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+        self.settle(border);
+        while step.is_more() {
+            step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+            self.settle(border);
+        }
+        if step.is_foreign() {
+            self.workers.received(turn!(self, border), conn, segment);
+            self.settle(border);
+        }
+        if self.handover.keeps() && !self.relay.is_unanswered(conn) {
+            self.handover.kept.remove(&conn);
+        }
+    }
+
+    /// A connection has ended: it does not leave any more. If it can still be answered, it goes on
+    /// here.
+    pub(super) fn stay_to_the_end(&mut self, border: &mut Border, conn: ConnId, end: End) {
+        if let Some(client) = self.handover.leaving.remove(&conn).filter(|_| end.is_half()) {
+            self.go_on(border, conn, &client);
+        }
+        self.handover.kept.remove(&conn);
+    }
+
+    /// All that was received of a client's connection is read, as if it had just come.
+    fn go_on(&mut self, border: &mut Border, conn: ConnId, client: &Client) {
+        let Client { peer, opened, said } = client;
+        let begun = match said {
+            Said::Heard(_) => {
+                self.relay.come(turn!(self, border), conn, (*peer, *opened));
+                Ok(None)
+            }
+            Said::Http2(carried) => {
+                let of = (conn, *peer, *opened);
+                self.relay.come_http2(turn!(self, border), of, carried).map(Some)
+            }
+        };
+        let Ok(mut said_before) = begun else { return border.close(conn, Close::Now) };
+        self.handover.keep(conn, said.received().to_vec());
+        let mut segments = VecDeque::new();
+        border.stash_bytes(said.received(), &mut segments);
+        for segment in segments {
+            let mut pos = 0;
+            loop {
+                let turn = turn!(self, border);
+                let step = match &mut said_before {
+                    None => self.relay.received(turn, conn, segment, &mut pos),
+                    Some(said) => self.relay.reread(turn, (conn, segment), &mut pos, said),
+                };
+                self.settle(border);
+                if !step.is_more() {
+                    break;
+                }
+            }
+            border.pool.release(segment);
+        }
+        if let Some(said) = said_before {
+            self.relay.arrived(turn!(self, border), conn, said);
+        }
+        self.settle(border);
+    }
+
+    // ---- what a later process, or another node, needs to know ----
+
+    /// A session whose home is here as bytes, if there is one with this id: its facts, and its
+    /// attachments as they stand.
+    #[must_use]
+    pub fn carry_session(&self, id: Uuid) -> Option<Vec<u8>> {
+        self.sessions.carried(&self.settings, id)
+    }
+
+    /// A session's home is here from now on, as [`Self::carry_session`] told of it elsewhere. Its
+    /// attachments keep their names: what is said to one of another node, or of another run of this
+    /// one's process, is void until its tunnel is taken up here as well.
+    ///
+    /// # Errors
+    /// The bytes are none, or there is one with its id already.
+    pub fn take_up_session(&mut self, bytes: &[u8]) -> Result<Uuid, Unreadable> {
+        self.sessions.take_up(&self.settings, bytes)
+    }
+
+    /// What the credentials of a client's connection were granted, as bytes, each for itself. They
+    /// hold the credentials.
+    #[must_use]
+    pub fn carry_pins(&self, conn: ConnId) -> Vec<Vec<u8>> {
+        self.sessions.carried_pins(&self.settings, conn)
+    }
+
+    /// What [`Self::carry_pins`] told elsewhere holds here too, for a client's connection that has
+    /// asked for a session.
+    ///
+    /// # Errors
+    /// The bytes are none; or the connection is none such, has a pin for the same, or as many as may
+    /// be.
+    pub fn take_up_pin(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), Unreadable> {
+        self.sessions.take_up_pin(&self.settings, conn, bytes)
+    }
+}

@@ -1,0 +1,195 @@
+//! Streams of bytes: what an HTTP/1 exchange becomes behind a 101. Both hops end together; how, and
+//! which of the two sides ended it, decides what becomes of the session.
+
+use std::time::Duration;
+
+use ringway_proto::h1::Event;
+use ringway_proto::h2::NO_TAG;
+
+use super::super::cause::{Cause, Gone, Manner};
+use super::super::facts::{ForRelay, ForSessions};
+use super::super::table::Key;
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::exchange::{At, Parting, Way};
+use super::hop::{Hop, Side};
+use super::link::Link;
+use super::traffic::Traffic;
+use crate::border::{Close, ConnId, End};
+
+/// How long after one side has ended a stream of bytes the other one may show why: a client, that it
+/// had left before (a browser closes within a few milliseconds of its Close); the function, that it
+/// has finished (some clients close as soon as they have the answer to their Close).
+const LAST_WORD: Duration = Duration::from_millis(50);
+
+/// Who ended a stream of bytes, and how.
+#[derive(Clone, Copy, Debug)]
+struct RawEnd {
+    by_worker: bool,
+    end: End,
+}
+
+/// Streams of bytes of one core.
+#[derive(Debug, Default)]
+pub(super) struct Raw {
+    /// Those whose clients ended them in this turn.
+    parting: Vec<Key>,
+}
+
+impl Raw {
+    /// Whether [`Self::part_clients`] has something to do.
+    pub(super) fn is_parting(&self) -> bool {
+        !self.parting.is_empty()
+    }
+
+    /// The peer's bytes on an HTTP/1 connection have ended.
+    pub(super) fn ended(
+        &mut self,
+        traffic: &mut Traffic,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        end: End,
+    ) {
+        let hop = traffic.streams.hops.hop_mut(conn);
+        let Some(Hop { link: Link::H1(h1), side, .. }) = hop else { return };
+        let (slot, raw) = (h1.slot, h1.codec.is_raw());
+        let tunnel = matches!(side, Side::Tunnel(_));
+        if raw && slot != NO_TAG {
+            return match (tunnel, end) {
+                (true, End::Fin) => self.function_finished(traffic, turn, slot),
+                // The function's FIN may be among what came with it.
+                (false, End::Fin) => {
+                    self.parting.extend(traffic.streams.exchanges.key_at(slot));
+                }
+                _ => end_raw(traffic, turn, slot, RawEnd { by_worker: tunnel, end }),
+            };
+        }
+        if !tunnel {
+            // Contract CL-23: also if a request of it runs.
+            turn.border.close(conn, Close::Flush);
+            return turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(end) });
+        }
+        tunnel_ended(traffic, turn, conn, end);
+    }
+
+    /// The function's side has ended a stream of bytes. Where that is a clean end, a client that had
+    /// left before is told from one that got the last bytes and then leaves: a browser that loads its
+    /// page again closes behind its Close and reads nothing more, so that the answer meets a RST, or
+    /// its FIN comes while the answer is on its way. No frame is looked at.
+    fn function_finished(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>, slot: u32) {
+        if !may_be_finished(traffic, slot) {
+            return end_raw(traffic, turn, slot, RawEnd { by_worker: true, end: End::Fin });
+        }
+        traffic.streams.flush_raw(turn, slot, Way::Down);
+        let key = traffic.streams.key_at(slot);
+        let exchange = traffic.streams.exchanges.at_mut(slot).expect("it has a key");
+        let before = std::mem::replace(&mut exchange.parting, Parting::Function);
+        if let Parting::Client(heard) = before {
+            let by_worker = exchange.down.bytes == heard;
+            return end_raw(traffic, turn, slot, RawEnd { by_worker, end: End::Fin });
+        }
+        if !self.parting.contains(&key) {
+            turn.arm(turn.now + LAST_WORD, Due::Finish(key));
+        }
+    }
+
+    /// The clients that ended streams of bytes in this turn. One that got all there was may have left
+    /// because its function has finished, whose FIN is then not far.
+    pub(super) fn part_clients(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>) {
+        while let Some(key) = self.parting.pop() {
+            let finished = may_be_finished(traffic, key.slot);
+            let Some(exchange) = traffic.streams.exchanges.get_mut(key) else { continue };
+            let client = exchange.client.conn;
+            let heard = turn.border.was_delivered(client) && turn.border.queued(client) == 0;
+            if exchange.parting == Parting::None && heard && finished {
+                exchange.parting = Parting::Client(exchange.down.bytes);
+                turn.arm(turn.now + LAST_WORD, Due::Finish(key));
+                continue;
+            }
+            let by_worker = exchange.parting == Parting::Function && heard;
+            end_raw(traffic, turn, key.slot, RawEnd { by_worker, end: End::Fin });
+        }
+    }
+
+    /// One side has ended a stream of bytes, and the other one has not shown why.
+    pub(super) fn finish_raw(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>, key: Key) {
+        if let Some(exchange) = traffic.streams.exchanges.get(key) {
+            let by_worker = exchange.parting == Parting::Function;
+            end_raw(traffic, turn, key.slot, RawEnd { by_worker, end: End::Fin });
+        }
+    }
+}
+
+/// The bytes of an HTTP/1 tunnel have ended.
+fn tunnel_ended(traffic: &mut Traffic, turn: &mut Turn<'_>, conn: ConnId, end: End) {
+    let hop = traffic.streams.hops.hop_mut(conn);
+    let Some(Hop { link: Link::H1(h1), side: Side::Tunnel(tunnel), .. }) = hop else {
+        return;
+    };
+    let key = tunnel.route;
+    let replaced = traffic.routes.get(key).is_some_and(|route| route.replaced);
+    if end == End::Fin && tunnel.held().is_some() && replaced {
+        return turn.sessions(ForSessions::LastChance { key });
+    }
+    if end == End::Fin && h1.codec.eof() == Ok(Event::End) {
+        let at = At { conn, key: h1.key() };
+        traffic.streams.message_end(turn, at);
+    }
+    let cause = Cause::ended(end);
+    turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
+}
+
+/// Whether the function's FIN would be a clean end of this stream of bytes, and not its client's.
+fn may_be_finished(traffic: &Traffic, slot: u32) -> bool {
+    let key = traffic.streams.exchanges.at(slot).and_then(|exchange| exchange.route());
+    let route = key.and_then(|key| traffic.routes.get(key));
+    route.is_some_and(|route| route.replaced && !route.terms.parks.contains(Manner::Finished))
+}
+
+/// One side of a stream of bytes has ended: what was received goes out, then both end
+/// (contract CL-47), the tunnel not before another one is there that stands in for it. A FIN on
+/// one side is a FIN on the other; whatever cut the bytes short is a RST there. The function's FIN
+/// is a clean end: for what is not kept after one, no spare stays.
+fn end_raw(
+    traffic: &mut Traffic,
+    turn: &mut Turn<'_>,
+    slot: u32,
+    RawEnd { by_worker, end }: RawEnd,
+) {
+    for way in [Way::Up, Way::Down] {
+        traffic.streams.flush_raw(turn, slot, way);
+    }
+    let exchange = traffic.streams.exchanges.at_mut(slot).expect("the caller has just found it");
+    exchange.up.ended = true;
+    exchange.down.ended = true;
+    let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
+    let (route, finished) = (exchange.route(), exchange.parting == Parting::Function);
+    // A tunnel whose FIN has come can break all the same.
+    let end = if by_worker && finished { End::Fin } else { end };
+    for conn in [Some(client), tunnel].into_iter().flatten() {
+        turn.border.set_open_ended(conn, end != End::Fin);
+    }
+    let clean = by_worker && end == End::Fin;
+    let key = route.filter(|_| clean || !by_worker);
+    let kept = key.filter(|key| outlives(traffic, turn, *key, clean));
+    turn.border.close(client, Close::Flush);
+    if let Some(conn) = tunnel.filter(|_| kept.is_none()) {
+        let cause = if by_worker { Cause::ended(end) } else { Cause::client_ended(end) };
+        turn.border.close(conn, Close::Flush);
+        turn.relay(ForRelay::TunnelOver { conn, cause, last: key.is_some() });
+    }
+    let how = if by_worker { Gone::Function(end) } else { Gone::Ended(end) };
+    turn.relay(ForRelay::ClientOver { conn: client, how });
+    if let Some(key) = kept.filter(|_| finished) {
+        turn.sessions(ForSessions::LastChance { key });
+    }
+}
+
+/// Whether a session may outlive its stream of bytes: by a spare, which takes the tunnel's
+/// place.
+fn outlives(traffic: &Traffic, turn: &Turn<'_>, key: Key, clean: bool) -> bool {
+    let route = traffic.routes.get(key);
+    let terms = route.map(|route| route.terms).unwrap_or_default();
+    let kept = !clean || terms.parks.contains(Manner::Finished);
+    kept && terms.spares && turn.draining.is_none()
+}

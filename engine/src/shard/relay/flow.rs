@@ -1,0 +1,283 @@
+//! Who may be read, and what waits: reading stops where the output it feeds is full, and where more
+//! waits than a connection or the core may hold.
+
+use std::time::Duration;
+
+use ringway_proto::h2::ConnFault;
+use ringway_proto::h2::{ErrorCode, LimitId};
+
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::hop::{Hop, Side};
+use super::hops::Hops;
+use super::link::Link;
+use crate::border::ConnId;
+use crate::metrics::Limit;
+
+/// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
+pub(super) const OUTPUT_HIGH: usize = 256 * 1024;
+
+/// Output above which the hops that feed it stop reading: heads have no flow control.
+pub(super) const OUTPUT_FULL: usize = 1024 * 1024;
+
+/// Output below which a hop that was full lets its sources read again.
+pub(super) const OUTPUT_LOW: usize = OUTPUT_FULL / 2;
+
+/// How often streams without progress are looked for while memory is short.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Size of a head, as limit L2 counts, from which on it is let in only if the core has room for it:
+/// smaller ones are bounded by what a connection may have wait, and by the number of connections.
+pub(super) const LARGE_HEAD: usize = 16 * 1024;
+
+impl Hops {
+    // ---- reading ----
+
+    /// Stops reading from `source` until the output of `full` has drained.
+    pub(super) fn stop_reading(&mut self, turn: &mut Turn<'_>, source: ConnId, full: ConnId) {
+        let before = self.hop_mut(full).map(|hop| {
+            let stopped = hop.stopped.contains(&source);
+            if !stopped {
+                hop.stopped.push(source);
+            }
+            stopped
+        });
+        if before == Some(false) {
+            self.pause(turn, source);
+        }
+    }
+
+    /// One reason more not to read a connection.
+    pub(super) fn pause(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        if let Some(hop) = self.hop_mut(conn) {
+            hop.waits += 1;
+            turn.border.pause(conn, true);
+        }
+    }
+
+    /// Lets a hop whose output is full stop what feeds it.
+    pub(super) fn hold_back(&mut self, turn: &mut Turn<'_>, source: ConnId, to: ConnId) {
+        if turn.border.queued(to) > OUTPUT_FULL {
+            self.stop_reading(turn, source, to);
+        }
+    }
+
+    /// Lets hops read again that waited for another one's output.
+    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, stopped: Vec<ConnId>) {
+        for source in stopped {
+            if let Some(hop) = self.hop_mut(source) {
+                hop.waits -= 1;
+                turn.border.pause(source, hop.waits > 0);
+                if hop.waits == 0 {
+                    // What it said meanwhile is read now: only from here on is it silent.
+                    hop.read_again(turn.now);
+                    self.watch(turn, source);
+                }
+            }
+        }
+    }
+
+    /// Stops reading an HTTP/1 connection whose input waits, or lets it go on.
+    pub(super) fn gate(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        let most = turn.settings.config.limits.http1_buffer;
+        if let Some(hop) = self.hop_mut(conn) {
+            hop.gate(turn, most);
+        }
+    }
+
+    // ---- what waits ----
+
+    /// Whether this core holds as much as it may (L9).
+    pub(super) fn is_full(&self, turn: &Turn<'_>) -> bool {
+        self.held >= turn.settings.config.limits.core_buffer
+    }
+
+    /// Counts bytes that wait against the core and the connection they came from.
+    pub(super) fn holding(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
+        self.held += len;
+        let (held, budget) = (self.held, turn.settings.config.limits.core_buffer);
+        if !self.sweeping && held > budget / 4 * 3 {
+            self.sweeping = true;
+            turn.arm(turn.now + SWEEP, Due::Sweep);
+        }
+        if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
+            let before = hop.held;
+            hop.held += counted(len);
+            hop.held_changed(turn, before, held < budget / 2);
+        }
+    }
+
+    /// The counterpart of [`Self::holding`].
+    pub(super) fn let_go(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
+        self.held -= len;
+        let (held, budget) = (self.held, turn.settings.config.limits.core_buffer);
+        if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
+            let before = hop.held;
+            hop.held -= counted(len);
+            hop.held_changed(turn, before, held < budget / 2);
+        }
+    }
+
+    /// Whether streams without progress are to be looked for still.
+    pub(super) fn sweeps_on(&mut self, turn: &mut Turn<'_>) -> bool {
+        self.sweeping = self.held > turn.settings.config.limits.core_buffer / 4 * 3;
+        if self.sweeping {
+            turn.arm(turn.now + SWEEP, Due::Sweep);
+        }
+        self.sweeping
+    }
+
+    /// A head or trailers from this connection begin to wait, in memory of their own. False if it
+    /// has as many already as it may.
+    pub(super) fn list_waits(&mut self, turn: &mut Turn<'_>, from: ConnId, size: usize) -> bool {
+        let most = turn.settings.config.limits.connection_buffer;
+        let mut fits = true;
+        if let Some(hop) = self.hop_mut(from) {
+            fits = !is_over(hop.lists, size, most);
+            hop.lists += counted(size);
+        }
+        self.holding(turn, None, size);
+        fits
+    }
+
+    /// The counterpart of [`Self::list_waits`].
+    pub(super) fn list_went(&mut self, from: ConnId, counted: u32) {
+        if let Some(hop) = self.hop_mut(from) {
+            hop.lists -= counted;
+        }
+        self.held -= counted as usize;
+    }
+
+    /// The limit that a large head from this connection is over, if it is.
+    #[cold]
+    pub(super) fn large_head_over(
+        &self,
+        turn: &Turn<'_>,
+        from: ConnId,
+        size: usize,
+    ) -> Option<Limit> {
+        let limits = &turn.settings.config.limits;
+        let waits = self.held.max(turn.border.pool.chunks_live() * crate::pool::CHUNK_BYTES);
+        // A field that is said again costs its sender one octet: no connection may fill the core
+        // with what it says, or all others pay.
+        let own = self.hop(from).map_or(0, |hop| hop.lists);
+        if is_over(own, size, limits.connection_buffer) {
+            Some(Limit::ConnectionBuffer)
+        } else if waits + size > limits.core_buffer {
+            Some(Limit::CoreBuffer)
+        } else {
+            None
+        }
+    }
+
+    /// After one receive: counts what has come of a head that is not whole. True if the connection
+    /// has sent much of one while the core has no memory left, and is to end.
+    ///
+    /// Small parts neither end a connection nor bring that about: their number is bounded by that
+    /// of connections. Tunnels answer for tunnels alone, and lose no session for the parts of
+    /// others: one ends only for a part that is more than a head may be.
+    pub(super) fn count_partial(&mut self, turn: &mut Turn<'_>, conn: ConnId) -> bool {
+        let limits = &turn.settings.config.limits;
+        let (budget, head) = (limits.core_buffer, limits.header_bytes);
+        let Some(hop) = self.hop_mut(conn) else { return false };
+        let (before, now) = (hop.partial as usize, hop.link.partial());
+        if before == now {
+            return false;
+        }
+        hop.partial = counted(now);
+        let (side, most) = match hop.side {
+            Side::Client(_) => (0, LARGE_HEAD),
+            Side::Tunnel(_) => (1, head.max(LARGE_HEAD)),
+        };
+        self.parts[side] = self.parts[side] - large(before) + large(now);
+        let over = now > before.max(most) && self.parts[side] > budget;
+        if over {
+            turn.limit_hit(Limit::CoreBuffer);
+        }
+        over
+    }
+
+    /// What an HTTP/1 connection kept goes with it.
+    pub(super) fn forget_kept(&mut self, turn: &mut Turn<'_>, hop: &mut Hop) {
+        if let Link::H1(h1) = &mut hop.link {
+            let waits = h1.take_waiting(&mut turn.border.pool);
+            self.let_go(turn, None, waits);
+        }
+    }
+
+    /// A hop goes, and what had come of a head with it.
+    pub(super) fn forget_partial(&mut self, hop: &mut Hop) {
+        let side = usize::from(hop.client().is_none());
+        self.parts[side] -= large(std::mem::take(&mut hop.partial) as usize);
+    }
+}
+
+impl Hop {
+    /// More or less of what came here waits: credit of the connection is held back while it is too
+    /// much, and windows grow only while the core has room.
+    fn held_changed(&mut self, turn: &mut Turn<'_>, before: u32, may_grow: bool) {
+        let most = turn.settings.held_per_connection();
+        let (was, is) = (before as usize > most, self.held as usize > most);
+        match &mut self.link {
+            Link::H2(h2) => {
+                h2.allow_growth(may_grow);
+                if was != is {
+                    h2.hold_connection_credit(is, &mut turn.border.sink(self.conn));
+                }
+            }
+            Link::H1(_) => self.gate(turn, turn.settings.config.limits.http1_buffer),
+        }
+    }
+
+    /// Stops reading while much waits of what came here, or lets it go on.
+    fn gate(&mut self, turn: &mut Turn<'_>, most: usize) {
+        let Link::H1(h1) = &mut self.link else { return };
+        // It goes on at half, so that it does not stop and go with every piece.
+        // What is kept counts: with little of it reading goes on, or nobody would see the client
+        // leave while its request runs (contract CL-23).
+        let gated = self.held as usize > if h1.gated { most / 2 } else { most };
+        if gated != h1.gated {
+            h1.gated = gated;
+            if gated {
+                self.waits += 1;
+            } else {
+                self.waits -= 1;
+            }
+            turn.border.pause(self.conn, self.waits > 0);
+        }
+    }
+
+    /// An HTTP/1 connection gives up its place to another protocol state: what stopped its reading
+    /// does so no more.
+    pub(super) fn replace_link(&mut self, turn: &mut Turn<'_>, link: Link) {
+        if matches!(&self.link, Link::H1(h1) if h1.gated) {
+            self.waits -= 1;
+            turn.border.pause(self.conn, self.waits > 0);
+        }
+        self.link = link;
+    }
+}
+
+/// A size as hops count it: what waits of one, lists included, is less than 4 GiB.
+pub(super) fn counted(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// Whether one list more is over what a connection may have wait. The first one may always.
+fn is_over(waits: u32, size: usize, most: usize) -> bool {
+    waits > 0 && waits as usize + size > most
+}
+
+/// What a part of a head counts against the core.
+fn large(part: usize) -> usize {
+    if part > LARGE_HEAD { part } else { 0 }
+}
+
+/// The rest of the block cannot be kept, and without it no other can be decoded.
+pub(super) fn no_memory() -> ConnFault {
+    ConnFault {
+        code: ErrorCode::EnhanceYourCalm,
+        reason: "no memory for more of this header block",
+        limit: None::<LimitId>,
+    }
+}

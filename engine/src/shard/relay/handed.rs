@@ -1,0 +1,172 @@
+//! A client's connection without an answered request leaves this core, or comes from another one.
+//!
+//! It leaves as if its client had gone, but for the socket: nothing of what waits is answered, and
+//! no worker has seen any of it. Where it comes to all that was received is read again.
+
+use std::net::SocketAddr;
+
+use ringway_proto::h2::{Carried, ConnFault, ErrorCode, Event, NO_TAG, NotRestored};
+use ringway_proto::time::Time;
+
+use super::super::cause::{Cause, Gone};
+use super::super::facts::ForRelay;
+use super::super::turn::Turn;
+use super::hop::{self, Fresh, Hop, Side};
+use super::hops::Conn;
+use super::link::Link;
+use super::{Relay, Step};
+use crate::border::ConnId;
+use crate::carry::{Client, Said};
+use crate::pool::Segment;
+
+impl Step {
+    /// There may be more in what was received.
+    pub(crate) fn is_more(self) -> bool {
+        self == Self::More
+    }
+
+    /// The connection is none of the relay's.
+    pub(crate) fn is_foreign(self) -> bool {
+        self == Self::Foreign
+    }
+}
+
+impl Relay {
+    /// Whether a connection is a client's, nothing was said to it but what its protocol says by itself,
+    /// and nothing of its requests has gone to a worker.
+    pub(crate) fn is_unanswered(&self, conn: ConnId) -> bool {
+        let streams = &self.reader.traffic.streams;
+        let Some(hop) = streams.hops.hop(conn) else {
+            // A client that has not said yet what it speaks.
+            return streams.hops.holds(conn);
+        };
+        let untouched = |slot: &u32| {
+            *slot == NO_TAG
+                || streams
+                    .exchanges
+                    .at(*slot)
+                    .is_some_and(|of| of.worker.is_none() && of.status == 0)
+        };
+        hop.client().is_some()
+            && !hop.is_leaving()
+            && hop.link.is_unanswered()
+            && hop.link.tags().iter().all(untouched)
+    }
+
+    /// Lets go of such a connection, of which all that was `received` is given. Its id finds nobody here
+    /// from now on; what else comes on it until the border hands it over is for the caller to add. None
+    /// if it stays.
+    pub(crate) fn leave(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        received: &[u8],
+    ) -> Option<Client> {
+        if turn.draining.is_some() || !self.is_unanswered(conn) {
+            return None;
+        }
+        let received = received.to_vec();
+        let client = match self.reader.traffic.streams.hops.get_mut(conn)? {
+            Conn::Fresh(fresh) => {
+                let (peer, opened) = (fresh.peer, fresh.opened);
+                self.reader.traffic.fresh_over(turn, conn, opened);
+                Client { peer, opened, said: Said::Heard(received) }
+            }
+            Conn::Hop(hop) => {
+                let said = match &hop.link {
+                    Link::H2(h2) => Said::Http2(h2.carried(received)?),
+                    Link::H1(_) => Said::Heard(received),
+                };
+                turn.relay(ForRelay::ClientOver { conn, how: Gone::ByUs(Cause::MOVED) });
+                Client { peer: hop.peer, opened: hop.opened, said }
+            }
+        };
+        turn.border.detach(conn);
+        Some(client)
+    }
+
+    /// A connection that nothing was said to is here, from elsewhere. Its bytes are to be received.
+    pub(crate) fn come(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        (peer, opened): (SocketAddr, Time),
+    ) {
+        let fresh = Fresh { peer, opened, magic: 0 };
+        self.reader.traffic.streams.hops.insert(conn, Conn::Fresh(Box::new(fresh)));
+        self.reader.traffic.streams.hops.watch(turn, conn);
+    }
+
+    /// An HTTP/2 connection is here, from elsewhere. Its bytes are to be [read again](Self::reread); of what
+    /// there is to say of them so many octets were said before.
+    ///
+    /// # Errors
+    /// It is none that this codec can have carried.
+    pub(crate) fn come_http2(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (conn, peer, opened): (ConnId, SocketAddr, Time),
+        carried: &Carried,
+    ) -> Result<usize, NotRestored> {
+        let (h2, said) = carried.begin(&self.reader.traffic.http2, turn.now)?;
+        let side = Side::Client(hop::Client::default());
+        let hop = Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side);
+        self.reader.traffic.streams.hops.insert_hop(hop);
+        self.reader.traffic.streams.hops.watch(turn, conn);
+        Ok(said)
+    }
+
+    /// One step in bytes that another owner of an HTTP/2 connection has read before. The first `said`
+    /// octets of its own answers are not said again.
+    pub(crate) fn reread(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (conn, segment): (ConnId, Segment),
+        pos: &mut usize,
+        said: &mut usize,
+    ) -> Step {
+        let hop = self.reader.traffic.streams.hops.hop_mut(conn);
+        let Some(Link::H2(h2)) = hop.map(|hop| &mut hop.link) else { return Step::Done };
+        let input = turn.border.pool.bytes(segment);
+        let event =
+            h2.next(input, pos, &mut self.reader.fields, &mut self.reader.answers, turn.now);
+        let again = self.reader.answers.len().min(*said);
+        *said -= again;
+        turn.border.put(conn, &self.reader.answers[again..]);
+        self.reader.answers.clear();
+        match event {
+            Ok(Event::More) => {
+                if turn.border.queued(conn) == 0 {
+                    // Nothing that was counted waits in the output.
+                    h2.set_answers_backlog(0);
+                }
+                self.reader.traffic.streams.hops.after_http2(turn, conn);
+                Step::Done
+            }
+            Ok(event) => {
+                self.reader.event(turn, conn, segment, event);
+                Step::More
+            }
+            Err(fault) => {
+                self.reader.traffic.streams.hops.fail(turn, conn, fault);
+                Step::Done
+            }
+        }
+    }
+
+    /// All was read again. A connection that goes on leaves if it drains here; one that has less to say
+    /// than was said is none of ours.
+    pub(crate) fn arrived(&mut self, turn: &mut Turn<'_>, conn: ConnId, said: usize) {
+        if said > 0 {
+            let code = ErrorCode::InternalError;
+            let reason = "the connection was begun by another codec";
+            self.reader.traffic.streams.hops.fail(
+                turn,
+                conn,
+                ConnFault { code, reason, limit: None },
+            );
+        } else if turn.draining.is_some() {
+            self.reader.traffic.streams.hops.warn(turn, conn);
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! One connection of the relay: a client's, or a tunnel. What each of the two sides owns is in
+//! [`Side`]; what they have in common is in [`Hop`].
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+use super::super::cause::{Cause, Gone, Manner};
+use super::super::settings::ShardSettings;
+use super::super::table::Key;
+use super::super::turn::Turn;
+use super::exchange::Way;
+use super::link::Link;
+use super::memo::{Answer, Call};
+use super::pings::{Found, Pings};
+use crate::border::{ConnId, End};
+use crate::config::Keepalive;
+
+/// How long a peer may leave our answers unread once reading has stopped (L6).
+pub(super) const UNREAD_ANSWERS: Duration = Duration::from_secs(10);
+
+/// Payload of the PING that asks a silent peer.
+pub(super) const ALIVE_PING: [u8; 8] = *b"alive?!?";
+
+/// How long after the first GOAWAY the final one comes if the PING is not answered.
+pub(super) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
+
+/// A client connection before protocol detection.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) peer: SocketAddr,
+    pub(super) opened: Time,
+    /// Bytes of the HTTP/2 magic seen so far.
+    pub(super) magic: usize,
+}
+
+/// One connection as the relay sees it.
+pub(super) struct Hop {
+    pub(super) conn: ConnId,
+    pub(super) link: Link,
+    pub(super) peer: SocketAddr,
+    /// When the connection was accepted.
+    pub(super) opened: Time,
+    /// When it became a hop.
+    pub(super) hop_since: Time,
+    /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
+    pub(super) ready: VecDeque<Key>,
+    /// DATA bytes received here that wait for another hop: less than its windows, or buffer, are.
+    pub(super) held: u32,
+    pub(super) received_at: Time,
+    pub(super) timer: Option<Time>,
+    /// Hops that stopped reading until this one's output drains.
+    pub(super) stopped: Vec<ConnId>,
+    /// Why this one does not read: how many hops it waits for.
+    pub(super) waits: u32,
+    /// Bytes of a head that is not whole, as counted last.
+    pub(super) partial: u32,
+    /// Size of the heads and trailers received here that wait with their exchanges.
+    pub(super) lists: u32,
+    pub(super) side: Side,
+}
+
+impl fmt::Debug for Hop {
+    // The HPACK tables hold credentials: they are not for any log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hop")
+            .field("conn", &self.conn)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a hop is for.
+#[derive(Debug)]
+pub(super) enum Side {
+    Client(Client),
+    Tunnel(Tunnel),
+}
+
+/// A client's part of its hop.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    /// Routes of this connection.
+    pub(super) routes: Vec<Key>,
+    /// What was learned: by which route requests go.
+    pub(super) lanes: Vec<Lane>,
+    pub(super) leaving: Leaving,
+    /// When the PING that is not answered yet was sent.
+    pub(super) pinged_at: Option<Time>,
+    /// The client said GOAWAY and blamed nobody: it leaves in order.
+    pub(super) said_goaway: bool,
+    /// Calls that repeat.
+    pub(super) calls: Vec<Call>,
+}
+
+/// By which route requests go that ask alike.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lane {
+    /// Over credential, function and version, keyed: nobody can make another one's.
+    pub(super) mark: u128,
+    pub(super) route: Key,
+    /// Requests that name no session go here too.
+    pub(super) unnamed: bool,
+}
+
+/// How far a client connection is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Leaving {
+    #[default]
+    No,
+    /// The first GOAWAY and a PING are sent: requests already on their way still count.
+    Warned { since: Time },
+    /// The final GOAWAY is sent: streams finish, then it closes.
+    Final,
+}
+
+/// Whether the function's side has begun to speak on a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// It was asked nothing yet, and said nothing.
+    #[default]
+    Unasked,
+    /// The first request went out then. Its process may have other things to do: it loads a model,
+    /// or holds a lock.
+    Asked(Time),
+    /// Whatever it said.
+    Yes,
+}
+
+/// A worker's part of its hop.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    pub(super) route: Key,
+    pub(super) state: TunnelState,
+    /// It takes no more streams: its worker said GOAWAY, or its stream ids ran out.
+    pub(super) going: bool,
+    /// The session cookie went out with one of its responses.
+    pub(super) cookie_sent: bool,
+    /// When its deadlines were looked at last.
+    pub(super) looked_at: Time,
+    /// What the peer has seen of our PINGs.
+    pub(super) pings: Pings,
+    pub(super) begun: Begun,
+    /// Response heads and trailers that repeat.
+    pub(super) answers: Vec<Answer>,
+}
+
+/// What a tunnel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TunnelState {
+    /// No request was sent on it yet, and one is expected.
+    Unused,
+    /// Streams are open on it; or it stands by for a client, for as long as that takes.
+    InUse,
+    /// Its last stream ended then.
+    Idle { since: Time },
+    /// It has no client, and is kept until then.
+    Parked { until: Time },
+    /// It was used up and is kept all the same, until another tunnel of the session is there.
+    Held(Held),
+}
+
+/// Why a used-up tunnel is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Its client was lost. What it still says is thrown away, so that its end is seen.
+    Lost {
+        /// Bytes thrown away.
+        dropped: usize,
+    },
+    /// The function's side has ended it.
+    Finished,
+}
+
+/// The timers that a hop's deadlines depend on.
+pub(super) struct Timeouts<'a> {
+    pub(super) keepalive: &'a Keepalive,
+    pub(super) idle: Duration,
+    pub(super) unused: Duration,
+    pub(super) handshake: Duration,
+}
+
+impl<'a> Timeouts<'a> {
+    pub(super) fn of(settings: &'a ShardSettings) -> Self {
+        Self {
+            keepalive: &settings.config.keepalive,
+            idle: settings.config.session.idle,
+            // Contract 3.10: an unused tunnel has the pending connection's time.
+            unused: settings.config.session.wait,
+            handshake: settings.config.limits.handshake,
+        }
+    }
+}
+
+impl Tunnel {
+    pub(super) fn new(route: Key, state: TunnelState, now: Time) -> Self {
+        Self {
+            route,
+            state,
+            going: false,
+            cookie_sent: false,
+            looked_at: now,
+            pings: Pings::default(),
+            begun: Begun::default(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// A request goes out on it. Whether it is the first one.
+    pub(super) fn asked(&mut self, now: Time) -> bool {
+        if self.begun == Begun::Unasked {
+            self.begun = Begun::Asked(now);
+        }
+        std::mem::replace(&mut self.state, TunnelState::InUse) == TunnelState::Unused
+    }
+
+    pub(super) fn held(&self) -> Option<Held> {
+        match self.state {
+            TunnelState::Held(held) => Some(held),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(self.state, TunnelState::Parked { .. })
+    }
+}
+
+impl Hop {
+    pub(super) fn new(
+        conn: ConnId,
+        link: Link,
+        (peer, opened): (SocketAddr, Time),
+        now: Time,
+        side: Side,
+    ) -> Self {
+        Self {
+            conn,
+            link,
+            peer,
+            opened,
+            hop_since: now,
+            ready: VecDeque::new(),
+            held: 0,
+            received_at: now,
+            timer: None,
+            stopped: Vec::new(),
+            waits: 0,
+            partial: 0,
+            lists: 0,
+            side,
+        }
+    }
+
+    pub(super) fn client(&self) -> Option<&Client> {
+        match &self.side {
+            Side::Client(client) => Some(client),
+            Side::Tunnel(_) => None,
+        }
+    }
+
+    pub(super) fn client_mut(&mut self) -> Option<&mut Client> {
+        match &mut self.side {
+            Side::Client(client) => Some(client),
+            Side::Tunnel(_) => None,
+        }
+    }
+
+    pub(super) fn tunnel(&self) -> Option<&Tunnel> {
+        match &self.side {
+            Side::Tunnel(tunnel) => Some(tunnel),
+            Side::Client(_) => None,
+        }
+    }
+
+    pub(super) fn tunnel_mut(&mut self) -> Option<&mut Tunnel> {
+        match &mut self.side {
+            Side::Tunnel(tunnel) => Some(tunnel),
+            Side::Client(_) => None,
+        }
+    }
+
+    /// Which way bytes go that come in here.
+    pub(super) fn way_in(&self) -> Way {
+        if self.client().is_some() { Way::Up } else { Way::Down }
+    }
+
+    /// Which way bytes go that leave here.
+    pub(super) fn way_out(&self) -> Way {
+        if self.client().is_some() { Way::Down } else { Way::Up }
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.client().is_some_and(|client| client.leaving != Leaving::No)
+    }
+
+    /// A client connection's end, as the rules for parking see it.
+    pub(super) fn manner(&self, how: Gone) -> Manner {
+        match how {
+            Gone::ByUs(_) => Manner::Ours,
+            Gone::Function(End::Fin) => Manner::Finished,
+            Gone::Function(_) => Manner::Unclean,
+            Gone::Done => Manner::Clean,
+            // It leaves because it was told to, and may come back at once.
+            Gone::Ended(_) if self.is_leaving() => Manner::Unclean,
+            Gone::ToldOff => Manner::Unclean,
+            Gone::Ended(_) if self.client().is_some_and(|client| client.said_goaway) => {
+                Manner::Clean
+            }
+            // Many clients never say `close_notify`.
+            Gone::Ended(end) if end.is_half() && self.link.streams() == 0 => Manner::Silent,
+            Gone::Ended(_) => Manner::Unclean,
+        }
+    }
+
+    /// What a tunnel ends of that takes no more streams and has none.
+    pub(super) fn spent_cause(&self) -> Cause {
+        if self.link.is_exhausted() { Cause::EXHAUSTED } else { Cause::GOAWAY }
+    }
+
+    /// The peer is there: no PING is open any more.
+    pub(super) fn answered(&mut self) {
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => {
+                tunnel.pings.close();
+                tunnel.begun = Begun::Yes;
+            }
+        }
+    }
+
+    /// It is read again: only from now on is the peer silent.
+    pub(super) fn read_again(&mut self, now: Time) {
+        self.received_at = now;
+        self.link.read_again(now);
+        match &mut self.side {
+            Side::Client(client) => client.pinged_at = None,
+            Side::Tunnel(tunnel) => {
+                tunnel.pings.close();
+                if let Begun::Asked(at) = &mut tunnel.begun {
+                    *at = now;
+                }
+            }
+        }
+    }
+
+    /// What a PING, or the answer to one, finds here. What came until now counts for it.
+    pub(super) fn found(&mut self, now: Time) -> Found {
+        let heard = self.link.has_heard();
+        self.link.forget_heard();
+        Found { now, in_use: self.link.streams() > 0, heard }
+    }
+
+    // ---- deadlines ----
+
+    /// By when the function's side has to say something, while it has not and is read. HTTP/2's
+    /// SETTINGS are due at once; HTTP/1 is silent until the response.
+    pub(super) fn begins_by(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
+        match self.tunnel()?.begun {
+            Begun::Asked(at) if self.waits == 0 && matches!(self.link, Link::H2(_)) => {
+                Some(at + timeouts.keepalive.tunnel_start)
+            }
+            _ => None,
+        }
+    }
+
+    /// When a tunnel is to be asked whether its peer is there: it is in use or parked, it is read,
+    /// and no answer is awaited.
+    pub(super) fn ping_at(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
+        let tunnel = self.tunnel()?;
+        let in_use = self.link.streams() > 0;
+        if self.waits > 0
+            || matches!(self.link, Link::H1(_))
+            || tunnel.begun != Begun::Yes
+            || tunnel.pings.open().is_some()
+            || !(in_use || tunnel.is_parked())
+        {
+            return None;
+        }
+        let allowed = tunnel.pings.allowed_from(in_use, self.link.has_heard());
+        Some((self.received_at + timeouts.keepalive.tunnel_ping).max(allowed))
+    }
+
+    /// The earliest of the connection's concerns.
+    pub(super) fn deadline(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
+        // What is not read may be there.
+        let mut earliest = if self.waits == 0 { self.link.deadline() } else { None };
+        let mut concern = |at: Time| {
+            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+        };
+        if self.link.wants_pause() {
+            concern(self.received_at + UNREAD_ANSWERS);
+        }
+        if let Link::H1(h1) = &self.link
+            && let Some(begun) = h1.begun
+        {
+            concern(begun + timeouts.handshake);
+        }
+        match &self.side {
+            Side::Client(client) => self.client_concerns(client, timeouts, &mut concern),
+            Side::Tunnel(tunnel) => self.tunnel_concerns(tunnel, timeouts, &mut concern),
+        }
+        earliest
+    }
+
+    fn client_concerns(
+        &self,
+        client: &Client,
+        timeouts: &Timeouts<'_>,
+        concern: &mut impl FnMut(Time),
+    ) {
+        if let Leaving::Warned { since } = client.leaving {
+            concern(since + GOAWAY_WAIT);
+        }
+        if let Some(every) = timeouts.keepalive.client_ping
+            && matches!(self.link, Link::H2(_))
+            && self.waits == 0
+        {
+            concern(match client.pinged_at {
+                Some(at) => at + timeouts.keepalive.client_ping_timeout,
+                None => self.received_at + every,
+            });
+        }
+    }
+
+    fn tunnel_concerns(
+        &self,
+        tunnel: &Tunnel,
+        timeouts: &Timeouts<'_>,
+        concern: &mut impl FnMut(Time),
+    ) {
+        match tunnel.state {
+            TunnelState::Parked { until } => concern(until),
+            TunnelState::Idle { since } => concern(since + timeouts.idle),
+            TunnelState::Unused => concern(self.hop_since + timeouts.unused),
+            TunnelState::InUse | TunnelState::Held(_) => {}
+        }
+        // What it says is not read now: its silence is ours.
+        if self.waits == 0
+            && let Some(at) = tunnel.pings.open()
+        {
+            concern(at + timeouts.keepalive.tunnel_ping_timeout);
+        }
+        if let Some(at) = self.begins_by(timeouts) {
+            concern(at);
+        }
+        if let Some(at) = self.ping_at(timeouts) {
+            concern(at);
+        }
+        // Whether it takes what is sent.
+        let asked = self.waits == 0 || matches!(self.link, Link::H1(_));
+        if asked && self.link.streams() > 0 {
+            concern(tunnel.looked_at.max(self.received_at) + timeouts.keepalive.tunnel_write);
+        }
+    }
+}
+
+/// Why a client connection ends that was asked to leave and has no streams any more.
+pub(super) fn sent_away(turn: &Turn<'_>) -> Gone {
+    if turn.draining.is_some() { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::ToldOff }
+}

@@ -1,0 +1,183 @@
+//! How often a tunnel may be asked whether its peer is there.
+//!
+//! A tunnel ends in the function's own server. gRPC's servers count the PINGs that come too early
+//! and close for the third with ENHANCE_YOUR_CALM, "too_many_pings": grpc-go
+//! (`keepalive.EnforcementPolicy`), C++ and Python (`min_recv_ping_interval_without_data`,
+//! `max_ping_strikes`) and Java (`permitKeepAliveTime`), all with the same defaults. HEADERS or
+//! DATA of theirs forgive what was before. What is here keeps their books, on the safe side, so
+//! that there is never a third one.
+
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+/// A PING is early for them if it comes sooner than this after the last one.
+const BETWEEN: Duration = Duration::from_secs(300);
+
+/// The same while no stream is open, as on a parked tunnel.
+const BETWEEN_AT_REST: Duration = Duration::from_secs(2 * 3600);
+
+/// What two clocks may differ by in that time.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// Early PINGs that they put up with until they have sent HEADERS or DATA again. A tunnel at rest
+/// uses them, so that a peer that vanished soon after its client is still noticed.
+const EARLY_MOST: u8 = 2;
+
+/// What a tunnel's peer has seen of our PINGs. Most tunnels rest or are busy, and are never asked:
+/// they keep no books.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pings(Option<Box<Books>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Books {
+    /// When the latest one was sent, while nothing at all came since.
+    open: Option<Time>,
+    /// The latest one: when it was answered, which is not before it was counted; or sent.
+    last: Option<Time>,
+    /// When the one that has no answer of its own yet was sent.
+    asked: Option<Time>,
+    /// That one is early if the peer has closed its streams by the time it comes.
+    doubtful: bool,
+    /// How many early ones there were since the peer's last HEADERS or DATA.
+    early: u8,
+}
+
+/// What an answer or a question finds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) now: Time,
+    /// Whether a stream is open.
+    pub(super) in_use: bool,
+    /// Whether HEADERS or DATA came since the last answer or question.
+    pub(super) heard: bool,
+}
+
+impl Pings {
+    /// From when on the peer may be asked (again).
+    pub(super) fn allowed_from(&self, in_use: bool, heard: bool) -> Time {
+        self.0.as_ref().map_or(Time::ZERO, |books| books.allowed_from(in_use, heard))
+    }
+
+    /// When the latest one was sent, if nothing at all came since.
+    pub(super) fn open(&self) -> Option<Time> {
+        self.0.as_ref()?.open
+    }
+
+    /// Something came, or its silence is ours: no answer is awaited.
+    pub(super) fn close(&mut self) {
+        if let Some(books) = &mut self.0 {
+            books.open = None;
+        }
+    }
+
+    /// The peer is asked.
+    pub(super) fn asks(&mut self, found: Found) {
+        self.0.get_or_insert_default().asks(found);
+    }
+
+    /// The latest PING's own answer came: when it was sent, if it was not answered before.
+    pub(super) fn answered(&mut self, found: Found) -> Option<Time> {
+        self.0.as_mut()?.answered(found)
+    }
+}
+
+impl Books {
+    fn allowed_from(&self, in_use: bool, heard: bool) -> Time {
+        // HEADERS or DATA before the answer may have been sent before the PING came there: they
+        // forgive those before it.
+        let forgiven = heard && self.asked.is_none();
+        let Some(last) = self.last.filter(|_| !forgiven) else { return Time::ZERO };
+        let between = if in_use || self.early < EARLY_MOST { BETWEEN } else { BETWEEN_AT_REST };
+        last + between + MARGIN
+    }
+
+    fn asks(&mut self, found: Found) {
+        let Found { now, in_use, heard } = found;
+        if heard {
+            self.early = 0;
+        }
+        let forgiven = heard && self.asked.is_none();
+        let early_at_rest = !forgiven && self.last.is_some_and(|last| now < last + BETWEEN_AT_REST);
+        self.early += u8::from(early_at_rest && !in_use);
+        self.doubtful = early_at_rest && in_use;
+        (self.last, self.asked, self.open) = (Some(now), Some(now), Some(now));
+    }
+
+    fn answered(&mut self, found: Found) -> Option<Time> {
+        let Found { now, in_use, heard } = found;
+        let asked = self.asked.take()?;
+        if heard {
+            self.early = 0;
+        } else {
+            self.early += u8::from(self.doubtful && !in_use);
+        }
+        self.last = Some(now);
+        Some(asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Time {
+        Time(seconds * 1_000_000)
+    }
+
+    fn found(seconds: u64, in_use: bool, heard: bool) -> Found {
+        Found { now: at(seconds), in_use, heard }
+    }
+
+    /// Asked and answered at once.
+    fn round(pings: &mut Pings, seconds: u64, in_use: bool) {
+        pings.asks(found(seconds, in_use, false));
+        assert_eq!(pings.answered(found(seconds, in_use, false)), Some(at(seconds)));
+    }
+
+    #[test]
+    fn the_answer_is_what_the_next_one_is_counted_from() {
+        let mut pings = Pings::default();
+        assert_eq!(pings.allowed_from(true, false), Time::ZERO);
+        pings.asks(found(30, true, true));
+        assert_eq!(pings.answered(found(44, true, false)), Some(at(30)));
+        assert_eq!(pings.answered(found(45, true, false)), None);
+        assert_eq!(pings.allowed_from(true, false), at(349));
+        assert_eq!(pings.allowed_from(true, true), Time::ZERO, "all is forgiven");
+    }
+
+    #[test]
+    fn what_came_before_the_answer_forgives_only_what_was_before_the_question() {
+        let mut pings = Pings::default();
+        round(&mut pings, 0, false);
+        round(&mut pings, 305, false);
+        pings.asks(found(610, false, false));
+        assert_eq!(pings.allowed_from(false, true), at(610) + BETWEEN_AT_REST + MARGIN);
+        pings.answered(found(611, false, true));
+        assert_eq!(pings.allowed_from(false, false), at(611 + 305), "two more are borne");
+    }
+
+    #[test]
+    fn at_rest_two_early_ones_are_all() {
+        let mut pings = Pings::default();
+        for n in 0..3 {
+            round(&mut pings, 305 * n, false);
+        }
+        assert_eq!(pings.allowed_from(false, false), at(610 + 7200 + 5));
+        // With a stream it is none.
+        assert_eq!(pings.allowed_from(true, false), at(610 + 305));
+        round(&mut pings, 610 + 7205, false);
+        assert_eq!(pings.allowed_from(false, false), at(610 + 2 * 7205), "and it is not early");
+    }
+
+    #[test]
+    fn a_stream_that_ended_while_it_was_asked_makes_it_early() {
+        let mut pings = Pings::default();
+        round(&mut pings, 0, true);
+        for n in 1..3 {
+            pings.asks(found(305 * n, true, false));
+            pings.answered(found(305 * n, false, false));
+        }
+        assert_eq!(pings.allowed_from(false, false), at(610 + 7205));
+    }
+}

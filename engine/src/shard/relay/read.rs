@@ -1,0 +1,345 @@
+//! What is received becomes calls: the first bytes of a connection, and HTTP/2's events. HTTP/1's
+//! are in [`super::http1`].
+
+use std::net::SocketAddr;
+
+use ringway_proto::detect::{Detected, PREFACE, detect};
+use ringway_proto::fields::Fields;
+use ringway_proto::h1::Role;
+use ringway_proto::h2::{self, ErrorCode, Event, HeadKind};
+use ringway_proto::time::Time;
+
+use super::super::facts::Edge;
+use super::super::turn::Turn;
+use super::exchange::At;
+use super::h1::{H1, http1_limits};
+use super::heads;
+use super::hop::{ALIVE_PING, Client, Hop, Leaving, Side};
+use super::hops::Conn;
+use super::leave::DRAIN_PING;
+use super::link::Link;
+use super::memo::InHand;
+use super::run::run;
+use super::streams::{Kind, Piece};
+use super::traffic::{Traffic, Unwanted};
+use crate::border::ConnId;
+use crate::pool::Segment;
+
+/// What one step of reading came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// There may be more in what was received.
+    More,
+    /// All of it was taken.
+    Done,
+    /// The connection is none of the relay's.
+    Foreign,
+}
+
+/// Reads what connections receive.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) traffic: Traffic,
+    /// Memory used again and again: the list heads are decoded into, and what a connection has to
+    /// say for itself while it reads.
+    pub(super) fields: Fields,
+    pub(super) answers: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new(traffic: Traffic) -> Self {
+        Self { traffic, fields: Fields::new(), answers: Vec::new() }
+    }
+
+    /// Reads on from `pos` of what was received, up to the next thing that has consequences.
+    pub(super) fn received(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        segment: Segment,
+        pos: &mut usize,
+    ) -> Step {
+        if let Some(hop) = self.traffic.streams.hops.hop(conn) {
+            return match hop.link {
+                Link::H2(_) => self.read_http2(turn, conn, segment, pos),
+                Link::H1(_) => self.read_http1(turn, conn, segment, pos),
+            };
+        }
+        if self.traffic.streams.hops.holds(conn) {
+            self.detect(turn, conn, segment)
+        } else {
+            Step::Foreign
+        }
+    }
+
+    /// Reads on in what lay outside the receive memory, if there is anything.
+    pub(super) fn read_tail(&mut self, turn: &mut Turn<'_>) -> Step {
+        let mut tail = self.traffic.tails.pop();
+        if let Some(tail) = &mut tail
+            && let Some(segment) = tail.segments.front().copied()
+            && self.received(turn, tail.conn, segment, &mut tail.pos) != Step::More
+        {
+            tail.pos = 0;
+            tail.segments.pop_front();
+            turn.border.pool.release(segment);
+        }
+        let step = if tail.is_some() { Step::More } else { Step::Done };
+        let rest = tail.filter(|tail| !tail.segments.is_empty());
+        self.traffic.tails.extend(rest);
+        step
+    }
+
+    /// First bytes of a client connection: which protocol is it?
+    #[inline(never)]
+    fn detect(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) -> Step {
+        let Some(Conn::Fresh(fresh)) = self.traffic.streams.hops.get_mut(conn) else {
+            return Step::Done;
+        };
+        let (seen, peer, opened) = (fresh.magic, fresh.peer, fresh.opened);
+        // What was seen before is a prefix of the magic: nothing need be kept of it.
+        let mut first = PREFACE[..seen].to_vec();
+        let more = segment.len.min(PREFACE.len() as u32) as usize;
+        first.extend_from_slice(turn.border.pool.bytes(segment.part(0, more)));
+        let hop = match detect(&first) {
+            Detected::NeedMore => {
+                fresh.magic = first.len();
+                return Step::Done;
+            }
+            Detected::H2 => {
+                let mut h2 = h2::Conn::new(h2::Role::Server, self.traffic.http2.clone(), turn.now);
+                h2.start(&mut turn.border.sink(conn));
+                let side = Side::Client(Client::default());
+                Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side)
+            }
+            Detected::H1 => {
+                let foreign = heads::is_foreign(&first, turn.border.pool.bytes(segment));
+                client_hop(turn, conn, (peer, opened), foreign)
+            }
+        };
+        self.begin(turn, hop);
+        self.feed(turn, conn, &PREFACE[..seen])
+    }
+
+    fn begin(&mut self, turn: &mut Turn<'_>, mut hop: Hop) {
+        let conn = hop.conn;
+        let http2 = matches!(hop.link, Link::H2(_));
+        if http2 {
+            // Armed when it was accepted: it looks after the hop as well.
+            hop.timer = Some(hop.opened + turn.settings.config.limits.handshake);
+        }
+        self.traffic.streams.hops.insert_hop(hop);
+        if http2 && turn.draining.is_some() {
+            self.traffic.streams.hops.warn(turn, conn);
+        }
+        if http2 {
+            self.traffic.streams.hops.watch(turn, conn);
+        }
+    }
+
+    /// Bytes that are known without having been received again: the begin of the HTTP/2 magic, or
+    /// of a request line.
+    fn feed(&mut self, turn: &mut Turn<'_>, conn: ConnId, bytes: &[u8]) -> Step {
+        let mut pos = 0;
+        let hop = self.traffic.streams.hops.hop_mut(conn);
+        match hop.map(|hop| &mut hop.link) {
+            Some(Link::H2(h2)) => {
+                let (fields, answers) = (&mut self.fields, &mut self.answers);
+                if let Err(fault) = h2.next(bytes, &mut pos, fields, answers, turn.now) {
+                    self.traffic.streams.hops.fail(turn, conn, fault);
+                    return Step::Done;
+                }
+            }
+            Some(Link::H1(h1)) => {
+                if let Err(fault) = h1.codec.next(bytes, &mut pos, &mut self.fields) {
+                    self.traffic.streams.http1_fault(turn, conn, fault);
+                    return Step::Done;
+                }
+            }
+            None => return Step::Done,
+        }
+        Step::More
+    }
+
+    /// The bytes of an HTTP/2 connection, where they were received, up to the next thing that has
+    /// consequences.
+    fn read_http2(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        segment: Segment,
+        pos: &mut usize,
+    ) -> Step {
+        loop {
+            let (streams, answers) = (&mut self.traffic.streams, &mut self.answers);
+            run(streams, turn, (conn, segment), pos, answers);
+            let Link::H2(h2) = &mut streams.hops.known(conn).link else { return Step::More };
+            let input = turn.border.pool.bytes(segment);
+            let event = h2.next(input, pos, &mut self.fields, answers, turn.now);
+            if !answers.is_empty() {
+                turn.border.put(conn, answers);
+                answers.clear();
+            }
+            match event {
+                Ok(Event::More) => {
+                    self.traffic.streams.hops.after_http2(turn, conn);
+                    return Step::Done;
+                }
+                Ok(event) => self.event(turn, conn, segment, event),
+                Err(fault) => {
+                    self.traffic.streams.hops.fail(turn, conn, fault);
+                    return Step::Done;
+                }
+            }
+            // What has consequences is settled before the next.
+            if !turn.left.facts.is_empty() || !self.traffic.tails.is_empty() {
+                return Step::More;
+            }
+        }
+    }
+
+    pub(super) fn event(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        input: Segment,
+        event: Event,
+    ) {
+        let traffic = &mut self.traffic;
+        match event {
+            Event::More => {}
+            Event::Head { key, kind, end_stream, list, repeated } => {
+                let at = At { conn, key };
+                let in_hand = list.map(|list| InHand { at, kind, list });
+                self.head(turn, (at, kind), end_stream, (in_hand, repeated));
+            }
+            Event::HeadTooLarge { key, end_stream } => {
+                let at = At { conn, key };
+                let unwanted = Unwanted { at, fields: &self.fields, ended: end_stream };
+                traffic.head_too_large(turn, unwanted);
+            }
+            Event::Data { key, start, len, head_in_place, end_stream } => {
+                let (at, payload) = (At { conn, key }, input.part(start, len));
+                traffic.streams.data(turn, Piece { at, payload, head_in_place, end: end_stream });
+            }
+            Event::Reset { tag, code, .. } => traffic.streams.stream_reset(turn, conn, tag, code),
+            Event::Window(None) => traffic.streams.pump(turn, conn),
+            Event::Window(Some(key)) => {
+                if let Some(hop) = traffic.streams.hops.hop(conn) {
+                    let (slot, way) = (hop.link.tag(key), hop.way_out());
+                    traffic.streams.schedule(turn, slot, way);
+                }
+            }
+            Event::Settings => self.peer_settings(turn, conn),
+            Event::Goaway { last, code } => self.peer_goaway(turn, conn, last, code),
+            Event::Pong(payload) => self.pong(turn, conn, payload),
+        }
+    }
+
+    /// A head of either side, or trailers.
+    fn head(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (at, kind): (At, HeadKind),
+        ended: bool,
+        (in_hand, repeated): (Option<InHand>, bool),
+    ) {
+        let traffic = &mut self.traffic;
+        if let Some(of) = in_hand.filter(|_| repeated) {
+            let done = match kind {
+                HeadKind::Request => traffic.repeat_call(turn, of, ended),
+                _ if traffic.streams.hops.hop(at.conn).is_some_and(|h| h.client().is_some()) => {
+                    false
+                }
+                _ => traffic.streams.repeat_answer(turn, of, ended),
+            };
+            if done {
+                return;
+            }
+            if let Some(hop) = traffic.streams.hops.hop(at.conn) {
+                hop.link.recall(of.list, &mut self.fields);
+            }
+        }
+        let fields = &self.fields;
+        if !repeated && !traffic.admit_head(turn, at, fields, ended) {
+            return;
+        }
+        traffic.streams.in_hand = in_hand;
+        match kind {
+            HeadKind::Request => traffic.request(turn, at, fields, ended),
+            HeadKind::Informational => traffic.response(turn, at, fields, Kind::Informational),
+            HeadKind::Response => {
+                traffic.response(turn, at, fields, Kind::Final { end: ended });
+            }
+            HeadKind::Trailers => traffic.trailers(turn, at, fields),
+        }
+        traffic.streams.in_hand = None;
+    }
+
+    /// New windows or a new stream limit: everything that waits for this hop may go on.
+    #[inline(never)]
+    fn peer_settings(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        let streams = &mut self.traffic.streams;
+        let hop = streams.hops.known(conn);
+        let (way, slots) = (hop.way_out(), hop.link.tags());
+        let route = hop.tunnel().map(|tunnel| tunnel.route);
+        for slot in slots {
+            streams.schedule(turn, slot, way);
+        }
+        streams.pump(turn, conn);
+        if let Some(key) = route {
+            self.traffic.wake(turn, key);
+        }
+    }
+
+    #[cold]
+    fn peer_goaway(&mut self, turn: &mut Turn<'_>, conn: ConnId, last: u32, code: ErrorCode) {
+        let hop = self.traffic.streams.hops.hop_mut(conn);
+        match hop.map(|hop| &mut hop.side) {
+            // It leaves.
+            Some(Side::Client(client)) => client.said_goaway |= code == ErrorCode::NoError,
+            Some(Side::Tunnel(_)) => self.traffic.goaway(turn, conn, last),
+            None => {}
+        }
+    }
+
+    /// A PING was answered: the client has read our first GOAWAY, or the worker lives.
+    #[inline(never)]
+    fn pong(&mut self, turn: &mut Turn<'_>, conn: ConnId, payload: [u8; 8]) {
+        let hop = self.traffic.streams.hops.known(conn);
+        let found = (payload == ALIVE_PING).then(|| hop.found(turn.now));
+        match (&mut hop.side, found) {
+            (Side::Client(client), None) if payload == DRAIN_PING => {
+                if matches!(client.leaving, Leaving::Warned { .. }) {
+                    self.traffic.streams.hops.last_goaway(turn, conn);
+                }
+            }
+            (Side::Tunnel(tunnel), Some(found)) => {
+                let sent = tunnel.pings.answered(found);
+                let route = self.traffic.routes.get(tunnel.route);
+                if let Some((sent, route)) = sent.zip(route) {
+                    let took = turn.now.since(sent);
+                    turn.edge(Edge::Ponged { session: route.session, took });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A client's connection that speaks HTTP/1; its first bytes are read next.
+pub(super) fn client_hop(
+    turn: &mut Turn<'_>,
+    conn: ConnId,
+    from: (SocketAddr, Time),
+    foreign: bool,
+) -> Hop {
+    let mut h1 = H1::new(Role::Server, http1_limits(turn));
+    h1.foreign = foreign;
+    h1.begun = Some(turn.now);
+    let mut client = Client::default();
+    if turn.draining.is_some() {
+        client.leaving = Leaving::Final;
+        h1.codec.close_after();
+    }
+    Hop::new(conn, Link::H1(Box::new(h1)), from, turn.now, Side::Client(client))
+}

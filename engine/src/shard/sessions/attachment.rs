@@ -1,0 +1,519 @@
+//! Attachments: a client's connection, a function key, a session and, once it is there, a tunnel.
+//! One dispatch each, however many requests wait for it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_proto::id::WorkerToken;
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use super::super::cause::Cause;
+use super::super::facts::{Named, OfVersion, Terms, Wanted};
+use super::super::settings::ShardSettings;
+use super::super::table::{Key, Table};
+use super::dial::Dialling;
+use super::lot::{Lot, Place};
+use super::pending::Pending;
+use super::ticket;
+use crate::border::{ConnId, End};
+use crate::control::local::{SessionFacts, Ticket, WorkKind};
+use crate::post::{Speaks, Stand};
+
+/// One attachment.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) session: Uuid,
+    /// Of the session; while its home is asked, what its client may call.
+    pub(super) facts: SessionFacts,
+    /// None while it has none: a spare, and one whose client has gone.
+    pub(super) client: Option<ConnId>,
+    /// Of the client, or of the last one.
+    pub(super) address: SocketAddr,
+    pub(super) opened: Time,
+    pub(super) kin: Kin,
+    pub(super) owed: Owed,
+    /// Its client makes sessions faster than admission allows where it is asked: its log lines are
+    /// counted.
+    pub(super) counted: bool,
+    /// What the relay was told of it.
+    pub(super) terms: Terms,
+    state: State,
+}
+
+/// What another attachment of the session is to this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kin {
+    #[default]
+    Alone,
+    /// The other one's tunnel is to stand in for this one's.
+    HasSpare(Key),
+    /// This one's tunnel is to stand in for the other one's.
+    StandsInFor(Key),
+}
+
+/// What is still to be settled when an attachment ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Owed {
+    #[default]
+    Nothing,
+    /// Its client was charged a dispatch for it, and may get that back.
+    Dispatch,
+    /// It was asked for as a spare, and nothing tells yet what has come of that.
+    Outcome,
+}
+
+/// Where an attachment is on its way.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Another core is asked: the session's home whether the client may have it, or the core where
+    /// its tunnel is parked for that.
+    Asking(Box<Asking>),
+    /// Nothing is asked yet: that waits for the end of the turn, so that a request which is taken
+    /// back in the same breath costs no worker anything.
+    /// `forsaken`: nobody waits for it any more, but others may still come in the same breath.
+    Fresh { kind: WorkKind, forsaken: bool },
+    /// Work is queued; the worker's CONNECT must bring this token.
+    Waiting { token: Box<WorkerToken>, kind: WorkKind, issued: Time, wrong: u32 },
+    /// The function's server is dialled: it needs no worker.
+    Dialling(Dialling),
+    /// The worker, or the server, is there, and its connection becomes the tunnel.
+    Arriving { kind: WorkKind },
+    /// The tunnel is there. `spent`: it takes no more streams.
+    Attached { spent: bool },
+    /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
+    Parking { spent: bool, by: UsedBy },
+    /// The tunnel can carry no other client's requests. It is held until its spare is there.
+    UsedUp { by: UsedBy },
+    /// The client has gone, and the tunnel is kept for when it comes back.
+    Parked { place: Place, speaks: Speaks, spent: bool },
+    /// The tunnel goes to another core, where its client is now.
+    Moving { to: Ticket, speaks: Speaks, spent: bool },
+    /// It has ended, and the relay closes its route.
+    Ending(Was),
+}
+
+/// A question to another core.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// As the client sent it.
+    pub(super) function: Box<[u8]>,
+    /// As the client sent it; empty if it named none.
+    pub(super) version: Box<[u8]>,
+    pub(super) since: Time,
+    pub(super) stands: Asked,
+}
+
+/// What has become meanwhile of what is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Wanted,
+    /// No request waits for the answer any more. The answer may be the session's last tunnel, so it
+    /// is waited for all the same.
+    Forsaken,
+    /// The session was ended: if its tunnel comes, that ends too.
+    Ended,
+}
+
+/// Who used a tunnel up, should it be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UsedBy {
+    /// Its client was lost.
+    Client,
+    /// The function's side has ended it.
+    Function,
+}
+
+impl UsedBy {
+    /// What such a tunnel ends of.
+    pub(super) fn cause(self) -> Cause {
+        match self {
+            Self::Client => Cause::CLIENT_GONE,
+            Self::Function => Cause::ended(End::Fin),
+        }
+    }
+}
+
+/// What an attachment was that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Was {
+    /// A question that led to nothing, or that its session's home knows nothing of: nothing is to
+    /// be said of it.
+    Refused,
+    /// A wish: nobody was asked for a tunnel.
+    Wish,
+    /// A worker was asked, or a server dialled, and there was no tunnel.
+    Sought { spare: bool },
+    /// It had its tunnel.
+    Served,
+    /// Its tunnel was about to go to another core's attachment.
+    Moving(Ticket),
+}
+
+impl State {
+    /// Its work is queued when the turn ends.
+    pub(super) fn fresh(kind: WorkKind) -> Self {
+        Self::Fresh { kind, forsaken: false }
+    }
+}
+
+impl Asking {
+    pub(super) fn new(wanted: &Wanted, since: Time) -> Self {
+        let (function, version) = (wanted.function.clone(), wanted.version.clone());
+        Self { function, version, since, stands: Asked::Wanted }
+    }
+
+    /// What it asks, when that is answered.
+    pub(super) fn take(&mut self) -> Self {
+        let (function, version) =
+            (std::mem::take(&mut self.function), std::mem::take(&mut self.version));
+        Self { function, version, since: self.since, stands: self.stands }
+    }
+}
+
+impl Attachment {
+    /// One that nobody is asked for yet.
+    pub(super) fn new(
+        (client, address): (Option<ConnId>, SocketAddr),
+        session: Uuid,
+        facts: SessionFacts,
+        opened: Time,
+        state: State,
+    ) -> Self {
+        Self {
+            session,
+            facts,
+            client,
+            address,
+            opened,
+            kin: Kin::Alone,
+            owed: Owed::Nothing,
+            counted: false,
+            terms: Terms::default(),
+            state,
+        }
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// To change what a state holds; states themselves change through [`Attachments::set`].
+    pub(super) fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// What is asked of a worker for it.
+    pub(super) fn kind(&self) -> Option<WorkKind> {
+        match &self.state {
+            State::Fresh { kind, .. } | State::Waiting { kind, .. } => Some(*kind),
+            State::Dialling(dialling) => Some(dialling.kind),
+            _ => None,
+        }
+    }
+
+    /// One more request waits for it.
+    pub(super) fn want(&mut self) {
+        if let State::Fresh { forsaken, .. } = &mut self.state {
+            *forsaken = false;
+        }
+    }
+
+    pub(super) fn has_tunnel(&self) -> bool {
+        match self.state {
+            State::Arriving { .. }
+            | State::Attached { .. }
+            | State::Parking { .. }
+            | State::UsedUp { .. }
+            | State::Parked { .. }
+            | State::Moving { .. } => true,
+            State::Asking(_)
+            | State::Fresh { .. }
+            | State::Waiting { .. }
+            | State::Dialling(_)
+            | State::Ending(_) => false,
+        }
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(self.state, State::Parked { .. })
+    }
+
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self.state, State::Asking(_))
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.state, State::Ending(_))
+    }
+
+    /// Whether its tunnel takes no more streams; one that is held for its spare is not counted.
+    pub(super) fn is_spent(&self) -> bool {
+        match self.state {
+            State::Attached { spent }
+            | State::Parking { spent, .. }
+            | State::Parked { spent, .. }
+            | State::Moving { spent, .. } => spent,
+            _ => false,
+        }
+    }
+
+    pub(super) fn spare(&self) -> Option<Key> {
+        match self.kin {
+            Kin::HasSpare(spare) => Some(spare),
+            Kin::Alone | Kin::StandsInFor(_) => None,
+        }
+    }
+
+    /// Whether it may take new streams of a session that a request names.
+    pub(super) fn serves(&self, id: Uuid) -> bool {
+        let asks = self.is_asking() || self.is_ending();
+        // One in whose place another comes takes requests all the same.
+        let going = self.is_spent() && self.spare().is_none();
+        self.session == id && !asks && !going
+    }
+
+    /// Whether its answer would be this request's answer too.
+    pub(super) fn asks(&self, id: Uuid, wanted: &Wanted, tenant: &Arc<str>) -> bool {
+        let State::Asking(asking) = &self.state else { return false };
+        self.session == id
+            && asking.function == wanted.function
+            && asking.version == wanted.version
+            && self.facts.owner.tenant == *tenant
+    }
+
+    /// How it stands in its session.
+    pub(super) fn stand(&self) -> Stand {
+        match self.state {
+            State::Parked { speaks, .. } => Stand::Parked(speaks),
+            State::Attached { .. } if self.client.is_some() => Stand::Open,
+            State::Attached { .. } | State::Parking { .. } => Stand::Spare,
+            State::UsedUp { .. } | State::Moving { .. } => Stand::Open,
+            State::Asking(_)
+            | State::Fresh { .. }
+            | State::Waiting { .. }
+            | State::Dialling(_)
+            | State::Arriving { .. }
+            | State::Ending(_) => Stand::Wanted,
+        }
+    }
+
+    /// What it is if it ends now.
+    pub(super) fn was(&self) -> Was {
+        match &self.state {
+            State::Asking(_) | State::Fresh { .. } => Was::Wish,
+            State::Waiting { kind, .. } => Was::Sought { spare: *kind == WorkKind::Spare },
+            State::Dialling(_) => Was::Sought { spare: false },
+            State::Moving { to, .. } => Was::Moving(*to),
+            State::Ending(was) => *was,
+            State::Arriving { .. }
+            | State::Attached { .. }
+            | State::Parking { .. }
+            | State::UsedUp { .. }
+            | State::Parked { .. } => Was::Served,
+        }
+    }
+
+    /// For the log. `counted`: its line is counted as its client's address's.
+    pub(super) fn named(&self, counted: bool) -> Named {
+        Named {
+            session: self.session,
+            function: self.facts.owner.function.clone(),
+            version: self.facts.owner.version.clone(),
+            counted_for: counted.then(|| self.address.ip()),
+        }
+    }
+
+    /// Its name towards the dispatch.
+    pub(super) fn of_version(&self, key: Key, settings: &ShardSettings) -> OfVersion {
+        let owner = &self.facts.owner;
+        let (function, version) = (owner.function.clone(), owner.version.clone());
+        OfVersion { ticket: ticket(settings, key), function, version }
+    }
+}
+
+/// All attachments of a core, and what is counted of their states.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    table: Table<Attachment>,
+    /// Those that wait for their worker.
+    pending: Pending,
+    /// Those that are parked.
+    lot: Lot,
+    /// Whose the dials under way are.
+    dials: HashMap<ConnId, Key>,
+    /// How many ask another core.
+    asking: usize,
+}
+
+impl Attachments {
+    /// None yet; the first one's key has generation `generation`.
+    pub(super) fn new(generation: u32) -> Self {
+        Self {
+            table: Table::new(generation),
+            pending: Pending::default(),
+            lot: Lot::default(),
+            dials: HashMap::new(),
+            asking: 0,
+        }
+    }
+
+    pub(super) fn insert(&mut self, attachment: Attachment) -> Key {
+        let tenant = attachment.facts.owner.tenant.clone();
+        self.enters(&attachment.state, &tenant);
+        self.table.insert(attachment)
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Attachment> {
+        self.table.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Attachment> {
+        self.table.get_mut(key)
+    }
+
+    /// One that has not ended.
+    pub(super) fn live(&self, key: Key) -> Option<&Attachment> {
+        self.get(key).filter(|attachment| !attachment.is_ending())
+    }
+
+    pub(super) fn state(&self, key: Key) -> Option<&State> {
+        self.get(key).map(Attachment::state)
+    }
+
+    /// The attachment is in another state from now on.
+    pub(super) fn set(&mut self, key: Key, state: State) {
+        if let Some(attachment) = self.table.get_mut(key) {
+            let tenant = attachment.facts.owner.tenant.clone();
+            let old = std::mem::replace(&mut attachment.state, state);
+            self.leaves(&old, &tenant);
+            if let Some(attachment) = self.table.get(key) {
+                count(&mut self.pending, &mut self.asking, (&attachment.state, &tenant));
+            }
+        }
+    }
+
+    /// The attachment's tunnel is parked.
+    pub(super) fn park(&mut self, key: Key, speaks: Speaks, spent: bool) {
+        if let Some(attachment) = self.get(key) {
+            let tenant = attachment.facts.owner.tenant.clone();
+            let place = self.lot.enter(key, &tenant);
+            self.set(key, State::Parked { place, speaks, spent });
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<Attachment> {
+        let attachment = self.table.remove(key)?;
+        self.leaves(&attachment.state, &attachment.facts.owner.tenant);
+        Some(attachment)
+    }
+
+    fn enters(&mut self, state: &State, tenant: &Arc<str>) {
+        count(&mut self.pending, &mut self.asking, (state, tenant));
+    }
+
+    fn leaves(&mut self, state: &State, tenant: &Arc<str>) {
+        match state {
+            State::Asking(_) => self.asking -= 1,
+            State::Waiting { kind, .. } => self.pending.leave(tenant, *kind),
+            State::Dialling(dialling) => {
+                self.pending.leave(tenant, dialling.kind);
+                if let Some(conn) = dialling.conn {
+                    self.dials.remove(&conn);
+                }
+            }
+            State::Parked { place, .. } => self.lot.leave(*place, tenant),
+            _ => {}
+        }
+    }
+
+    /// The dial for an attachment is under way; false if it wants none.
+    pub(super) fn dialling(&mut self, key: Key, conn: ConnId) -> bool {
+        match self.table.get_mut(key).map(Attachment::state_mut) {
+            Some(State::Dialling(dialling)) => {
+                dialling.conn = Some(conn);
+                self.dials.insert(conn, key);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A dial has ended: whose it was, if it is wanted still.
+    pub(super) fn dialled(&mut self, conn: ConnId) -> Option<Key> {
+        let key = self.dials.remove(&conn)?;
+        match self.table.get_mut(key).map(Attachment::state_mut) {
+            Some(State::Dialling(dialling)) => {
+                dialling.conn = None;
+                Some(key)
+            }
+            _ => None,
+        }
+    }
+
+    /// `spare` stands in for `key`.
+    pub(super) fn link(&mut self, key: Key, spare: Key) {
+        self.set_kin(key, Kin::HasSpare(spare));
+        self.set_kin(spare, Kin::StandsInFor(key));
+    }
+
+    /// Parent and spare have nothing to do with each other any more.
+    pub(super) fn separate(&mut self, parent: Key, spare: Key) {
+        self.set_kin(parent, Kin::Alone);
+        self.set_kin(spare, Kin::Alone);
+    }
+
+    pub(super) fn set_kin(&mut self, key: Key, kin: Kin) {
+        if let Some(attachment) = self.get_mut(key) {
+            attachment.kin = kin;
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Attachment)> {
+        self.table.iter()
+    }
+
+    /// The keys of those that have not ended.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.iter().filter(|(_, of)| !of.is_ending()).map(|(key, _)| key).collect()
+    }
+
+    pub(super) fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    pub(super) fn lot(&self) -> &Lot {
+        &self.lot
+    }
+
+    pub(super) fn asking(&self) -> usize {
+        self.asking
+    }
+
+    pub(super) fn dials(&self) -> usize {
+        self.dials.len()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.len() == 0
+            && self.pending.is_empty()
+            && self.lot.len() == 0
+            && self.dials.is_empty()
+            && self.asking == 0
+    }
+}
+
+/// What an attachment counts for in this state, but for its place in the lot.
+fn count(pending: &mut Pending, asking: &mut usize, (state, tenant): (&State, &Arc<str>)) {
+    match state {
+        State::Asking(_) => *asking += 1,
+        State::Waiting { kind, .. } => pending.enter(tenant, *kind),
+        State::Dialling(dialling) => pending.enter(tenant, dialling.kind),
+        _ => {}
+    }
+}

@@ -1,0 +1,401 @@
+//! The clients' connections, as far as sessions know them: what each was granted, its attachments,
+//! and how fast it may cause sessions (L12).
+//!
+//! A *dispatch* asks a worker for a new session. Each is charged to its client's bucket. Not
+//! charged are: functions with `dial`, whose server is connected to and no worker asked; and a
+//! tunnel for a session that is there already. What is charged comes back when the function's side
+//! ends the tunnel in order: a server that closes after each response makes no client a flood.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use ringway_proto::time::Time;
+
+use super::super::bucket::Bucket;
+use super::super::facts::{Caller, Met, Wanted};
+use super::super::table::Key;
+use crate::border::ConnId;
+use crate::config::{Limits, Scope};
+use crate::control::port::{Grant, Owner};
+
+/// One client's connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) caller: Caller,
+    /// Credentials and function keys seen on this connection, each authorised once.
+    pub(super) pins: Vec<Pin>,
+    /// Questions to the control plane that are not answered yet.
+    pub(super) questions: Vec<Key>,
+    /// Live attachments.
+    pub(super) attachments: Vec<Key>,
+    /// Attachments there ever were, for the histogram at close.
+    pub(super) tunnels_seen: u32,
+    /// New dispatches allowed now, and since when they refill.
+    dispatches: Bucket,
+}
+
+/// What a credential may call on this connection.
+#[derive(Debug)]
+pub(super) struct Pin {
+    /// Over credential, function and version: found first by this.
+    hash: u64,
+    said: Said,
+    pub(super) grant: Grant,
+    /// When it was granted.
+    pub(super) granted_at: Time,
+    /// Of the rules that granted it.
+    pub(super) rules: u32,
+    /// The attachment that requests without an id use.
+    pub(super) attachment: Option<Key>,
+}
+
+/// What a client said of itself and of what it calls, in one piece of memory.
+struct Said {
+    octets: Box<[u8]>,
+    credential: u32,
+    /// [`AS_GRANTED`] if it called what was granted by its canonical ids, which stand there.
+    function: u32,
+}
+
+/// In [`Said`], instead of a length.
+const AS_GRANTED: u32 = u32::MAX;
+
+impl Said {
+    fn new(wanted: &Wanted, granted: &Owner) -> Self {
+        let Wanted { credential, function, version, .. } = wanted;
+        let same =
+            (&**function, &**version) == (granted.function.as_bytes(), granted.version.as_bytes());
+        let called: [&[u8]; 2] = if same { [b"", b""] } else { [function, version] };
+        Self {
+            octets: [credential, called[0], called[1]].concat().into(),
+            credential: credential.len() as u32,
+            function: if same { AS_GRANTED } else { function.len() as u32 },
+        }
+    }
+
+    fn credential(&self) -> &[u8] {
+        &self.octets[..self.credential as usize]
+    }
+}
+
+impl fmt::Debug for Said {
+    /// Without the credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.octets[self.credential as usize..].escape_ascii())
+    }
+}
+
+impl Pin {
+    pub(super) fn new(wanted: &Wanted, hash: u64, grant: Grant, (now, rules): (Time, u32)) -> Self {
+        let said = Said::new(wanted, &grant.owner);
+        Self { hash, said, grant, granted_at: now, rules, attachment: None }
+    }
+
+    pub(super) fn credential(&self) -> &[u8] {
+        self.said.credential()
+    }
+
+    /// The function as the client called it.
+    pub(super) fn function(&self) -> &[u8] {
+        self.called().map_or(self.grant.owner.function.as_bytes(), |(function, _)| function)
+    }
+
+    /// The version as the client called it; empty if it named none.
+    pub(super) fn version(&self) -> &[u8] {
+        self.called().map_or(self.grant.owner.version.as_bytes(), |(_, version)| version)
+    }
+
+    fn called(&self) -> Option<(&[u8], &[u8])> {
+        let Said { octets, credential, function } = &self.said;
+        let called = &octets[*credential as usize..];
+        (*function != AS_GRANTED).then(|| called.split_at(*function as usize))
+    }
+
+    fn is_for(&self, wanted: &Wanted, hash: u64, scope: Scope) -> bool {
+        self.hash == hash
+            && (scope == Scope::Connection || *self.said.credential() == *wanted.credential)
+            && self.function() == &*wanted.function
+            && self.version() == &*wanted.version
+    }
+}
+
+impl Client {
+    fn new(caller: Caller) -> Self {
+        Self {
+            caller,
+            pins: Vec::new(),
+            questions: Vec::new(),
+            attachments: Vec::new(),
+            tunnels_seen: 0,
+            dispatches: Bucket::default(),
+        }
+    }
+
+    /// The pin for what a request wants.
+    pub(super) fn pin(&self, wanted: &Wanted, hash: u64, scope: Scope) -> Option<usize> {
+        self.pins.iter().position(|pin| pin.is_for(wanted, hash, scope))
+    }
+
+    /// The live attachment that this pin's requests use, by design 3.12's scope.
+    pub(super) fn pinned(&mut self, pin: usize, scope: Scope) -> Option<Key> {
+        let mine = self.pins.get(pin)?;
+        if mine.attachment.is_some() || scope != Scope::Tenant {
+            return mine.attachment;
+        }
+        let same_owner = |other: &&Pin| {
+            other.function() == mine.function()
+                && other.version() == mine.version()
+                && other.grant.owner.tenant == mine.grant.owner.tenant
+                && other.attachment.is_some()
+        };
+        let shared = self.pins.iter().find(same_owner)?.attachment;
+        self.pins[pin].attachment = shared;
+        shared
+    }
+
+    /// What was granted. False if there are `most` in use already.
+    pub(super) fn grant(&mut self, pin: Pin, most: usize) -> bool {
+        if self.pins.len() >= most {
+            // Its users change: what is only remembered goes.
+            self.forget_idle_pins();
+        }
+        if self.pins.len() >= most {
+            return false;
+        }
+        if self.pins.is_empty() {
+            // Most connections are one user of one function.
+            self.pins.reserve_exact(1);
+        }
+        self.pins.push(pin);
+        true
+    }
+
+    fn forget_idle_pins(&mut self) {
+        self.pins.retain(|pin| pin.attachment.is_some());
+    }
+
+    /// What a question led to is what requests without an id use from now on, if they used nothing
+    /// before: as when the session's home is here.
+    fn pin_asked(&mut self, (function, version): (&[u8], &[u8]), tenant: &Arc<str>, key: Key) {
+        let asked = self.pins.iter_mut().find(|pin| {
+            pin.function() == function
+                && pin.version() == version
+                && pin.grant.owner.tenant == *tenant
+        });
+        if let Some(pin) = asked {
+            pin.attachment.get_or_insert(key);
+        }
+    }
+
+    fn own(&mut self, key: Key) {
+        if self.attachments.is_empty() {
+            self.attachments.reserve_exact(1);
+        }
+        self.attachments.push(key);
+    }
+
+    /// Requests without an id no longer use this attachment.
+    fn unpin(&mut self, key: Key) {
+        for pin in &mut self.pins {
+            if pin.attachment == Some(key) {
+                pin.attachment = None;
+            }
+        }
+    }
+
+    /// Whether the client has made more sessions in its time than a worker would be asked for.
+    fn is_hasty(&self, limits: &Limits, now: Time) -> bool {
+        let seconds = now.since(self.caller.opened).as_secs();
+        let most = u64::from(limits.dispatch_burst) + seconds * u64::from(limits.dispatch_rate);
+        u64::from(self.tunnels_seen) >= most
+    }
+}
+
+/// All of a core that have asked for a session.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    table: HashMap<ConnId, Client, foldhash::fast::RandomState>,
+    hasher: foldhash::fast::RandomState,
+}
+
+impl Clients {
+    /// The connection of a request, known from now on.
+    pub(super) fn meet(&mut self, caller: Caller) -> &mut Client {
+        self.table.entry(caller.conn).or_insert_with(|| Client::new(caller))
+    }
+
+    pub(super) fn get(&self, conn: ConnId) -> Option<&Client> {
+        self.table.get(&conn)
+    }
+
+    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Client> {
+        self.table.get_mut(&conn)
+    }
+
+    pub(super) fn remove(&mut self, conn: ConnId) -> Option<Client> {
+        self.table.remove(&conn)
+    }
+
+    /// Over what decides whether two requests are granted alike.
+    pub(super) fn hash(&self, wanted: &Wanted, scope: Scope) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        if scope != Scope::Connection {
+            hasher.write(&wanted.credential);
+        }
+        hasher.write(&wanted.function);
+        hasher.write_u8(0xff);
+        hasher.write(&wanted.version);
+        hasher.finish()
+    }
+
+    /// What is only remembered has to be asked for again.
+    pub(super) fn forget_idle_pins(&mut self) {
+        self.table.values_mut().for_each(Client::forget_idle_pins);
+    }
+
+    /// The attachment that requests without an id use.
+    pub(super) fn uses(&self, conn: ConnId, pin: usize) -> Option<Key> {
+        self.table.get(&conn)?.pins.get(pin)?.attachment
+    }
+
+    /// A client has one attachment more.
+    pub(super) fn own(&mut self, conn: ConnId, key: Key) {
+        if let Some(client) = self.get_mut(conn) {
+            client.own(key);
+        }
+    }
+
+    /// The counterpart of [`Self::own`].
+    pub(super) fn disown(&mut self, conn: ConnId, key: Key) {
+        if let Some(client) = self.get_mut(conn) {
+            client.attachments.retain(|other| *other != key);
+            client.unpin(key);
+        }
+    }
+
+    /// A question of a client has ended.
+    pub(super) fn heard(&mut self, conn: ConnId, question: Key) {
+        if let Some(client) = self.get_mut(conn) {
+            client.questions.retain(|other| *other != question);
+        }
+    }
+
+    pub(super) fn unpin(&mut self, conn: ConnId, key: Key) {
+        if let Some(client) = self.get_mut(conn) {
+            client.unpin(key);
+        }
+    }
+
+    /// A tunnel is to come for a client, or is there: requests of this pin without an id use it.
+    pub(super) fn pin(&mut self, conn: ConnId, pin: usize, key: Key) {
+        if let Some(client) = self.get_mut(conn) {
+            client.tunnels_seen += 1;
+            if let Some(pin) = client.pins.get_mut(pin) {
+                pin.attachment.get_or_insert(key);
+            }
+        }
+    }
+
+    /// As [`Self::pin`], for what was asked of another core.
+    pub(super) fn pin_asked(
+        &mut self,
+        conn: ConnId,
+        called: (&[u8], &[u8]),
+        tenant: &Arc<str>,
+        key: Key,
+    ) {
+        if let Some(client) = self.get_mut(conn) {
+            client.tunnels_seen += 1;
+            client.pin_asked(called, tenant, key);
+        }
+    }
+
+    /// Whether a client may cause one more dispatch. If not: whole seconds until it may.
+    pub(super) fn may_dispatch(
+        &mut self,
+        conn: ConnId,
+        limits: &Limits,
+        now: Time,
+    ) -> Result<(), u32> {
+        let (burst, rate) = (limits.dispatch_burst, limits.dispatch_rate);
+        let bucket = self.get_mut(conn).map(|client| &mut client.dispatches);
+        if let Some(bucket) = bucket
+            && !bucket.has(burst, rate, now)
+        {
+            return Err(bucket.seconds_left(burst, rate, now));
+        }
+        Ok(())
+    }
+
+    /// A worker is asked for a new session; or the client asked for a session in vain: there is
+    /// none for it, or it did not wait.
+    pub(super) fn charge(&mut self, conn: Option<ConnId>) {
+        if let Some(client) = conn.and_then(|conn| self.get_mut(conn)) {
+            client.dispatches.charge();
+        }
+    }
+
+    /// What was charged comes back.
+    pub(super) fn give_back(&mut self, conn: Option<ConnId>) {
+        if let Some(client) = conn.and_then(|conn| self.get_mut(conn)) {
+            client.dispatches.give_back();
+        }
+    }
+
+    pub(super) fn is_hasty(&self, conn: ConnId, limits: &Limits, now: Time) -> bool {
+        self.get(conn).is_some_and(|client| client.is_hasty(limits, now))
+    }
+
+    /// Who a client is, and when it was granted what this owner has.
+    pub(super) fn met(&self, conn: ConnId, owner: &Owner) -> Option<Met> {
+        let client = self.get(conn)?;
+        let own = |pin: &&Pin| {
+            pin.grant.owner.tenant == owner.tenant && pin.grant.owner.function == owner.function
+        };
+        let authorised = client.pins.iter().find(own).map(|pin| pin.granted_at);
+        let Caller { peer, opened, .. } = client.caller;
+        Some(Met { client: peer, at: opened, authorised })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The most attachments that one has.
+    pub(super) fn widest(&self) -> usize {
+        self.table.values().map(|client| client.attachments.len()).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rests_is_small() {
+        assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
+    }
+
+    #[test]
+    fn a_pin_knows_what_it_was_called_and_keeps_what_the_grant_does_not_say() {
+        let id = "11111111-1111-4111-8111-111111111111";
+        let owner = Owner { tenant: "t".into(), function: id.into(), version: "v".into() };
+        let owner = Arc::new(owner);
+        let plain = id.replace('-', "");
+        let calls = [(id, "v", 3), (id, "", 3 + 36), (&plain, "v", 3 + 32 + 1), (id, "w", 3 + 37)];
+        for (function, version, kept) in calls {
+            let wanted = Wanted {
+                credential: b"key".as_slice().into(),
+                function: function.as_bytes().into(),
+                version: version.as_bytes().into(),
+                id: None,
+            };
+            let grant = Grant { owner: owner.clone(), streaming: false };
+            let pin = Pin::new(&wanted, 0, grant, (Time::ZERO, 0));
+            assert_eq!((pin.function(), pin.version()), (&*wanted.function, &*wanted.version));
+            assert_eq!((pin.said.credential(), pin.said.octets.len()), (&b"key"[..], kept));
+        }
+    }
+}

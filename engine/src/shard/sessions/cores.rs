@@ -1,0 +1,370 @@
+//! What cores say to each other about sessions, also if both are the same one: the home of a
+//! session, the core where its tunnel is parked, and the core where its client is.
+//!
+//! The session's home says who gets a parked tunnel ([`super::directory`]). If client and tunnel
+//! are on one core, it changes hands. If not, it goes to the client's core, with its protocol state
+//! and all that is unsent or half read, once nothing is under way on its socket.
+
+use ringway_proto::fault::Fault;
+use uuid::Uuid;
+
+use super::super::cause::Cause;
+use super::super::facts::{Edge, ForRelay, ForWorkers, MovedHop, key_of};
+use super::super::table::Key;
+use super::super::turn::Turn;
+use super::attachment::{Asked, Asking, Attachment, State, UsedBy};
+use super::roster::not_resumed;
+use super::{Sessions, way_of, work};
+use crate::border::Parcel;
+use crate::control::local::{Ticket, WorkKind};
+use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
+use crate::post::{CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand};
+use crate::trail::Event;
+
+/// What sessions know of a tunnel that goes from core to core, beside its hop.
+struct Moved {
+    hop: MovedHop,
+    speaks: Speaks,
+    spent: bool,
+}
+
+/// A tunnel of this core, or just come to it, that is no attachment's.
+struct Loose {
+    from: From,
+    of: Attachment,
+    speaks: Speaks,
+    spent: bool,
+}
+
+/// Where a loose tunnel is.
+enum From {
+    /// On this core, where it was parked.
+    Here(Key),
+    /// It has come from another one.
+    Elsewhere(Parcel, MovedHop),
+}
+
+impl Sessions {
+    /// The work did not get into its queue.
+    pub(super) fn not_submitted(&mut self, turn: &mut Turn<'_>, key: Key, fault: Fault) {
+        if let Some(State::Waiting { .. }) = self.roster.attachments.state(key) {
+            let cause = match fault {
+                Fault::WorkQueueFull => Cause::QUEUE_FULL,
+                _ => Cause::NO_ROOM,
+            };
+            self.roster.give_up_with(turn, key, cause, fault);
+        }
+    }
+
+    /// A spare's work has left its queue.
+    pub(super) fn recalled(&mut self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(State::Waiting { .. }) = self.roster.attachments.state(key) {
+            self.roster.give_up(turn, key, Cause::UNTAKEN);
+        }
+    }
+
+    /// The session has another tunnel: the one that this attachment keeps is not needed.
+    pub(super) fn let_go(&mut self, turn: &mut Turn<'_>, key: Key) {
+        self.roster.end_parked(turn, key, Cause::SURPLUS);
+    }
+
+    /// A new session needs the worker of this parked one.
+    pub(super) fn give_way(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let session = self.roster.attachments.get(key).map(|of| of.session);
+        if let Some(session) = session
+            && self.roster.end_parked(turn, key, Cause::YIELDED)
+        {
+            turn.metrics.resumes.yields += 1;
+            turn.edge(Edge::Note { session, at: None, event: Event::Yielded });
+        }
+    }
+
+    // ---- at the session's home ----
+
+    /// A client of another core asks for a session of ours. It joins in the same step: the session
+    /// cannot end between the answer and its attachment.
+    pub(super) fn find(&mut self, turn: &mut Turn<'_>, find: Find) {
+        let Find { id, ticket, function, version, tenant, speaks } = find;
+        let outcome = match self.directory.find(id, (&function, &version), &tenant, speaks) {
+            Err(fault) => Err(fault),
+            Ok((_, Some(parked))) => {
+                // The tunnel itself is the answer.
+                self.directory.claim(id, parked, ticket);
+                return turn.send(parked.core, CorePost::Claim { parked, to: ticket });
+            }
+            Ok((facts, None)) => {
+                let stand = Stand::Wanted;
+                self.joined(turn, Join { id, ticket, facts: facts.clone(), stand });
+                Ok(facts)
+            }
+        };
+        turn.send(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
+    }
+
+    /// An attachment of a session of ours, which this core may have forgotten.
+    pub(super) fn joined(&mut self, turn: &mut Turn<'_>, join: Join) {
+        let surplus = self.directory.join(join);
+        let_go_all(turn, surplus);
+    }
+
+    /// An attachment of a session of ours stands otherwise now.
+    pub(super) fn stands(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: Uuid,
+        (ticket, stand): (Ticket, Stand),
+    ) {
+        let surplus = self.directory.stand(id, ticket, stand);
+        let_go_all(turn, surplus);
+    }
+
+    // ---- where the tunnel is parked ----
+
+    /// A parked tunnel is another attachment's from now on; its own is no member of the session any
+    /// more.
+    pub(super) fn claimed(&mut self, turn: &mut Turn<'_>, key: Key, to: Ticket) {
+        let roster = &mut self.roster;
+        let parked = roster.attachments.get(key).and_then(|of| match *of.state() {
+            State::Parked { speaks, spent, .. } => Some((of, speaks, spent)),
+            _ => None,
+        });
+        let Some((of, speaks, spent)) = parked else {
+            return turn.send(to.core, CorePost::not_resumed(to));
+        };
+        turn.workers(ForWorkers::Unparks(of.of_version(key, turn.settings)));
+        if to.core != turn.settings.core {
+            roster.attachments.set(key, State::Moving { to, speaks, spent });
+            turn.relay(ForRelay::Replaced { key, yes: true });
+            roster.end_spare_of(turn, key);
+            turn.relay(ForRelay::Detach { key });
+        } else if let Some(of) = roster.attachments.remove(key) {
+            self.give_tunnel(turn, key_of(to), Loose { from: From::Here(key), of, speaks, spent });
+        }
+    }
+
+    /// Nothing is under way on a tunnel any more that another core wants: it goes.
+    pub(super) fn left(&mut self, turn: &mut Turn<'_>, key: Key, parcel: Parcel, hop: MovedHop) {
+        if let Some(State::Moving { to, speaks, spent }) = self.roster.attachments.state(key) {
+            let (to, moved) = (*to, Moved { hop, speaks: *speaks, spent: *spent });
+            if let Some(of) = self.roster.attachments.remove(key) {
+                let tunnel = MovedTunnel {
+                    parcel,
+                    hop: Box::new(moved),
+                    session: of.session,
+                    facts: of.facts,
+                    opened: of.opened,
+                    client_address: of.address,
+                    from: turn.settings.core,
+                };
+                let event = Event::TunnelLeft { to: to.core };
+                turn.edge(Edge::Note { session: of.session, at: None, event });
+                let resumed = Resumed { ticket: to, tunnel: Some(tunnel) };
+                turn.send(to.core, CorePost::Resumed(Box::new(resumed)));
+            }
+        }
+    }
+
+    // ---- where the client is ----
+
+    /// The answer of a session's home. If its attachment has gone meanwhile, the home has been told.
+    pub(super) fn found(&mut self, turn: &mut Turn<'_>, found: Found) {
+        let key = key_of(found.ticket);
+        if let Some(of) = self.roster.attachments.get_mut(key)
+            && let (id, client) = (of.session, of.client)
+            && let State::Asking(asking) = of.state_mut()
+        {
+            let Asking { function, version, since, stands } = asking.take();
+            let roster = &mut self.roster;
+            let waits = client.filter(|_| stands == Asked::Wanted);
+            match (found.outcome, waits) {
+                _ if stands == Asked::Ended => {
+                    let fault = Fault::SessionNotFound { request_id: id };
+                    roster.give_up_with(turn, key, Cause::DELETED, fault);
+                }
+                (Err(fault), _) => {
+                    roster.clients.charge(client);
+                    not_resumed(turn, &fault);
+                    roster.end_asking(turn, key, fault);
+                }
+                // Nobody waits any more.
+                (Ok(_), None) => roster.give_up(turn, key, Cause::ABANDONED),
+                (Ok(facts), Some(client)) => {
+                    // Another question of this connection may have led to the same session before.
+                    if let Some(there) = roster.own_attachment(client, id) {
+                        turn.relay(ForRelay::Merge { from: key, to: there });
+                        return roster.give_up(turn, key, Cause::ABANDONED);
+                    }
+                    let (home, took) = (roster.home(turn.settings, id), turn.now.since(since));
+                    let event = Event::Found { home, took };
+                    turn.edge(Edge::Note { session: id, at: None, event });
+                    let tenant = facts.owner.tenant.clone();
+                    roster.clients.pin_asked(client, (&function, &version), &tenant, key);
+                    roster.attachments.set(key, State::fresh(WorkKind::Reconnect));
+                    roster.learn(turn, key, facts);
+                    roster.fresh.push(key);
+                }
+            }
+        }
+    }
+
+    /// The question found no room on its way.
+    pub(super) fn not_found(&mut self, turn: &mut Turn<'_>, key: Key) {
+        self.roster.end_asking(turn, key, Fault::MailboxFull);
+    }
+
+    /// The tunnel has come, or will not.
+    pub(super) fn resumed(&mut self, turn: &mut Turn<'_>, resumed: Resumed, room: bool) {
+        let key = key_of(resumed.ticket);
+        match resumed.tunnel {
+            None => self.tunnel_will_not_come(turn, key),
+            Some(_) if !room => {
+                turn.limit_hit(Limit::WorkerConnections);
+                self.tunnel_will_not_come(turn, key);
+            }
+            Some(moved) => {
+                let MovedTunnel { parcel, hop, session, facts, opened, client_address, from } =
+                    moved;
+                let moved: Box<Moved> = hop.downcast().expect("only `left` makes one");
+                let Moved { hop, speaks, spent } = *moved;
+                turn.edge(Edge::Arrived { session, facts: facts.clone(), from });
+                let state = State::Attached { spent };
+                let of = Attachment::new((None, client_address), session, facts, opened, state);
+                let from = From::Elsewhere(parcel, hop);
+                self.give_tunnel(turn, key, Loose { from, of, speaks, spent });
+            }
+        }
+    }
+
+    fn tunnel_will_not_come(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let asking = self.roster.attachments.get(key).filter(|of| of.is_asking());
+        if let Some(id) = asking.map(|of| of.session) {
+            turn.metrics.resumes.count(ResumeWay::Memory, ResumeOutcome::Lost);
+            self.roster.leave(turn, (id, key), None);
+            let fault = Fault::SessionNotFound { request_id: id };
+            self.roster.end_asking(turn, key, fault);
+        }
+    }
+
+    /// Gives a tunnel that is no attachment's to the one that was promised it. If nobody waits
+    /// there any more, it is parked here.
+    fn give_tunnel(&mut self, turn: &mut Turn<'_>, key: Key, loose: Loose) {
+        let Loose { from, of, speaks, spent } = loose;
+        let asking = self.roster.attachments.get_mut(key).and_then(|asks| {
+            let client = asks.client;
+            match asks.state_mut() {
+                State::Asking(asking) => Some((client, asking.take())),
+                _ => None,
+            }
+        });
+        let Some((client, asking)) = asking else {
+            return self.park_unasked(turn, from, of, spent);
+        };
+        let roster = &mut self.roster;
+        turn.relay(from.into_route(key));
+        roster.attachments.set(key, State::Attached { spent });
+        let (spare, tenant) = (of.spare(), of.facts.owner.tenant.clone());
+        if let Some(attachment) = roster.attachments.get_mut(key) {
+            attachment.opened = of.opened;
+        }
+        roster.learn(turn, key, of.facts);
+        spare.into_iter().for_each(|spare| roster.adopt_spare(turn, key, spare));
+        match client {
+            _ if asking.stands == Asked::Ended => roster.give_up(turn, key, Cause::DELETED),
+            None => roster.park(turn, key, UsedBy::Client),
+            Some(client) => {
+                let called = (&*asking.function, &*asking.version);
+                roster.clients.pin_asked(client, called, &tenant, key);
+                roster.resumed(turn, key, way_of(speaks), asking.since);
+                roster.tell_stand(turn, key);
+            }
+        }
+    }
+
+    /// A tunnel has come for which nobody waits: it is kept, and the session's home is told.
+    fn park_unasked(&mut self, turn: &mut Turn<'_>, from: From, of: Attachment, spent: bool) {
+        let (roster, spare) = (&mut self.roster, of.spare());
+        let state = State::Attached { spent };
+        let of = Attachment::new((None, of.address), of.session, of.facts, of.opened, state);
+        let key = roster.begin(turn, of);
+        turn.relay(from.into_route(key));
+        spare.into_iter().for_each(|spare| roster.adopt_spare(turn, key, spare));
+        roster.tell_join(turn, key);
+        roster.park(turn, key, UsedBy::Client);
+    }
+
+    // ---- a core that begins anew ----
+
+    /// Another core's shard panicked: all it knew is gone.
+    pub(crate) fn core_restarted(&mut self, turn: &mut Turn<'_>, core: u16) {
+        self.directory.forget_core(core, turn.now);
+        // What was parked there is gone, and with it what was promised of it.
+        for robbed in self.directory.robbed_by(core) {
+            turn.send(robbed.core, CorePost::not_resumed(robbed));
+        }
+        self.renew(turn, core);
+    }
+
+    /// Another core has lost messages that were meant for this one: what it asked of it is void.
+    pub(crate) fn core_void(&mut self, turn: &mut Turn<'_>, core: u16) {
+        self.directory.forget_core(core, turn.now);
+        self.renew(turn, core);
+    }
+
+    /// Does again what this core asked of another one that has forgotten it.
+    pub(crate) fn renew(&mut self, turn: &mut Turn<'_>, core: u16) {
+        for key in self.roster.attachments.keys() {
+            self.renew_join(turn, key, core);
+            self.renew_dispatch(turn, key, core);
+        }
+    }
+
+    fn renew_join(&mut self, turn: &mut Turn<'_>, key: Key, core: u16) {
+        let roster = &mut self.roster;
+        if let Some(of) = roster.attachments.get(key)
+            && let id = of.session
+            && roster.home(turn.settings, id) == core
+        {
+            match of.state() {
+                State::Asking(_) => {
+                    // It may have heard the question all the same.
+                    roster.leave(turn, (id, key), None);
+                    roster.end_asking(turn, key, Fault::MailboxFull);
+                }
+                // Its new core will say so.
+                State::Moving { .. } => {}
+                _ => roster.tell_join(turn, key),
+            }
+        }
+    }
+
+    /// The work, whose token is still good: it lives with the attachment. Or that it is parked.
+    fn renew_dispatch(&self, turn: &mut Turn<'_>, key: Key, core: u16) {
+        if let Some(of) = self.roster.attachments.get(key) {
+            let owner = &of.facts.owner;
+            if turn.settings.dispatch_home(&owner.function, &owner.version) != core {
+                return;
+            }
+            if let State::Waiting { token, kind, .. } = of.state() {
+                let work = work(turn.settings, (key, of), *kind, token);
+                turn.workers(ForWorkers::Submit(Box::new(work)));
+            }
+            self.roster.tell_parks(turn, key);
+        }
+    }
+}
+
+impl From {
+    /// How the tunnel becomes an attachment's.
+    fn into_route(self, key: Key) -> ForRelay {
+        match self {
+            Self::Here(from) => ForRelay::Transfer { from, to: key },
+            Self::Elsewhere(parcel, hop) => ForRelay::Adopt { key, parcel, hop },
+        }
+    }
+}
+
+fn let_go_all(turn: &mut Turn<'_>, tickets: Vec<Ticket>) {
+    for ticket in tickets {
+        turn.send(ticket.core, CorePost::LetGo(ticket));
+    }
+}

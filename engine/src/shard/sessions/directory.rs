@@ -1,0 +1,241 @@
+//! The directory of the sessions whose home is this core. It is the one place that puts in order
+//! what several cores want of a session: whoever comes back first gets the tunnel that waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use crate::control::local::{SessionFacts, Ticket};
+use crate::metrics::CloseReason;
+use crate::post::{Join, Leave, SessionRow, Speaks, Stand};
+
+/// Closed sessions that `/sessions` still shows.
+const RECENT: usize = 256;
+
+/// A request id and its owner.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: Uuid,
+    pub(super) facts: SessionFacts,
+    /// Its attachments, on all cores.
+    pub(super) members: Vec<Member>,
+    /// What the last one left that a worker was asked for by a client.
+    row: Option<Box<SessionRow>>,
+}
+
+/// One attachment of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) ticket: Ticket,
+    pub(super) stand: Stand,
+}
+
+impl Session {
+    pub(super) fn new(id: Uuid, facts: SessionFacts) -> Self {
+        Self { id, facts, members: Vec::new(), row: None }
+    }
+
+    /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
+    pub(super) fn has_tunnel(&self) -> bool {
+        self.members.iter().any(|member| member.stand != Stand::Wanted)
+    }
+
+    /// The tunnel that a client may take up which speaks so.
+    pub(super) fn parked(&self, client: Speaks) -> Option<Ticket> {
+        let fits = |member: &&Member| match member.stand {
+            Stand::Parked(speaks) => speaks.fits(client),
+            _ => false,
+        };
+        self.members.iter().find(fits).map(|member| member.ticket)
+    }
+
+    pub(super) fn set(&mut self, ticket: Ticket, stand: Stand) {
+        match self.members.iter_mut().find(|member| member.ticket == ticket) {
+            Some(member) => member.stand = stand,
+            None => {
+                // Mostly there is one.
+                self.members.reserve_exact(1);
+                self.members.push(Member { ticket, stand });
+            }
+        }
+    }
+
+    /// Only a session's last tunnel stays parked: the others are to be let go of.
+    fn surplus(&mut self) -> Vec<Ticket> {
+        let is_parked = |member: &Member| matches!(member.stand, Stand::Parked(_));
+        let in_use = |member: &Member| matches!(member.stand, Stand::Open | Stand::Coming { .. });
+        let last = self.members.iter().rposition(is_parked);
+        let kept = last.filter(|_| !self.members.iter().any(in_use));
+        let kept = kept.map(|at| self.members[at].ticket);
+        let mut gone = Vec::new();
+        self.members.retain(|member| {
+            let stays = !is_parked(member) || Some(member.ticket) == kept;
+            if !stays {
+                gone.push(member.ticket);
+            }
+            stays
+        });
+        gone
+    }
+
+    /// What remains of a session that ended with its core.
+    fn lost_row(&self, core: u16, now: Time) -> SessionRow {
+        let age = now.since(self.facts.opened).as_millis();
+        SessionRow {
+            request_id: self.id,
+            function_id: self.facts.owner.function.to_string(),
+            function_version_id: self.facts.owner.version.to_string(),
+            tenant: self.facts.owner.tenant.to_string(),
+            state: "closed",
+            core,
+            age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+            close_reason: Some(CloseReason::Shutdown.label()),
+            ..SessionRow::default()
+        }
+    }
+}
+
+/// Whether a request with this function key and tenant may have the session: E8, E9, E10, in the
+/// contract's order (3.3).
+pub(super) fn check(
+    facts: &SessionFacts,
+    request_id: Uuid,
+    (function, version): (&[u8], &[u8]),
+    tenant: &Arc<str>,
+) -> Result<(), Fault> {
+    if facts.owner.function.as_bytes() != function {
+        return Err(Fault::FunctionMismatch { request_id });
+    }
+    if !version.is_empty() && facts.owner.version.as_bytes() != version {
+        return Err(Fault::VersionMismatch { request_id });
+    }
+    if facts.owner.tenant != *tenant {
+        return Err(Fault::TenantMismatch { request_id });
+    }
+    Ok(())
+}
+
+/// All sessions of one core.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    /// Boxed: a table of tables has many empty places.
+    live: HashMap<Uuid, Box<Session>, foldhash::fast::RandomState>,
+    recent: VecDeque<SessionRow>,
+}
+
+impl Directory {
+    pub(super) fn get(&self, id: Uuid) -> Option<&Session> {
+        self.live.get(&id).map(|session| &**session)
+    }
+
+    pub(super) fn insert(&mut self, session: Session) {
+        self.live.insert(session.id, Box::new(session));
+    }
+
+    /// A session for a client that may have it, with the tunnel that waits for it if one does that
+    /// the client can use.
+    pub(super) fn find(
+        &self,
+        id: Uuid,
+        wanted: (&[u8], &[u8]),
+        tenant: &Arc<str>,
+        speaks: Speaks,
+    ) -> Result<(SessionFacts, Option<Ticket>), Fault> {
+        let session = self.live.get(&id).filter(|session| session.has_tunnel());
+        let session = session.ok_or(Fault::SessionNotFound { request_id: id })?;
+        check(&session.facts, id, wanted, tenant)?;
+        Ok((session.facts.clone(), session.parked(speaks)))
+    }
+
+    fn remember(&mut self, row: SessionRow) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(row);
+    }
+
+    /// An attachment of a session that is here. Told again, it counts once; a session that is not
+    /// known any more is known again. Who is to be let go of now.
+    #[must_use]
+    pub(super) fn join(&mut self, Join { id, ticket, facts, stand }: Join) -> Vec<Ticket> {
+        let session = self.live.entry(id).or_insert_with(|| Box::new(Session::new(id, facts)));
+        session.set(ticket, stand);
+        session.surplus()
+    }
+
+    /// An attachment stands otherwise now. Who is to be let go of now.
+    #[must_use]
+    pub(super) fn stand(&mut self, id: Uuid, ticket: Ticket, stand: Stand) -> Vec<Ticket> {
+        let Some(session) = self.live.get_mut(&id) else { return Vec::new() };
+        if !session.members.iter().any(|member| member.ticket == ticket) {
+            return Vec::new();
+        }
+        session.set(ticket, stand);
+        session.surplus()
+    }
+
+    /// The tunnel of `parked` goes to the attachment `to`, which may be the same one: nobody else
+    /// gets it from now on.
+    pub(super) fn claim(&mut self, id: Uuid, parked: Ticket, to: Ticket) {
+        let Some(session) = self.live.get_mut(&id) else { return };
+        if parked == to {
+            return session.set(to, Stand::Open);
+        }
+        session.members.retain(|member| member.ticket != parked);
+        session.set(to, Stand::Coming { from: parked.core });
+    }
+
+    /// An attachment less; the last one ends the session, of which `row` remains for a while.
+    pub(super) fn leave(&mut self, Leave { id, ticket, row }: Leave) {
+        let Some(session) = self.live.get_mut(&id) else { return };
+        let before = session.members.len();
+        session.members.retain(|member| member.ticket != ticket);
+        if session.members.len() == before {
+            return;
+        }
+        session.row = row.map(Box::new).or(session.row.take());
+        if !session.members.is_empty() {
+            return;
+        }
+        if let Some(row) = self.live.remove(&id).and_then(|session| session.row) {
+            self.remember(*row);
+        }
+    }
+
+    /// The attachments to which a tunnel of a core that has begun anew was to come: it will not.
+    pub(super) fn robbed_by(&self, core: u16) -> Vec<Ticket> {
+        let members = self.live.values().flat_map(|session| &session.members);
+        let robbed = members.filter(|member| member.stand == Stand::Coming { from: core });
+        let mut tickets: Vec<Ticket> = robbed.map(|member| member.ticket).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// The attachments of a core that has begun anew are gone.
+    pub(super) fn forget_core(&mut self, core: u16, now: Time) {
+        let of_core = |session: &Session| {
+            let tickets = session.members.iter().map(|member| member.ticket);
+            let tickets = tickets.filter(|ticket| ticket.core == core);
+            tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()
+        };
+        let mut gone: Vec<(Uuid, Ticket)> =
+            self.live.values().flat_map(|session| of_core(session)).collect();
+        gone.sort_unstable();
+        for (id, ticket) in gone {
+            let row = self.live.get(&id).map(|session| session.lost_row(core, now));
+            self.leave(Leave { id, ticket, row });
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// The rows of sessions that ended not long ago, newest first.
+    pub(super) fn recent(&self) -> impl Iterator<Item = &SessionRow> {
+        self.recent.iter().rev()
+    }
+}

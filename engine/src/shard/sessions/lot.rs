@@ -1,0 +1,78 @@
+//! What is parked on a core, the oldest first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::super::table::Key;
+
+/// Where an attachment stands among the parked ones of its core: the oldest first.
+pub(super) type Place = u64;
+
+/// The parked attachments of one core.
+#[derive(Debug, Default)]
+pub(super) struct Lot {
+    places: BTreeMap<Place, Key>,
+    by_tenant: HashMap<Arc<str>, BTreeSet<Place>>,
+    next: Place,
+}
+
+impl Lot {
+    pub(super) fn enter(&mut self, key: Key, tenant: &Arc<str>) -> Place {
+        self.next += 1;
+        self.places.insert(self.next, key);
+        self.by_tenant.entry(tenant.clone()).or_default().insert(self.next);
+        self.next
+    }
+
+    pub(super) fn leave(&mut self, place: Place, tenant: &Arc<str>) {
+        self.places.remove(&place);
+        if let Some(places) = self.by_tenant.get_mut(tenant) {
+            places.remove(&place);
+            if places.is_empty() {
+                self.by_tenant.remove(tenant);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// How many the tenant has that has most.
+    pub(super) fn fullest(&self) -> usize {
+        self.by_tenant.values().map(BTreeSet::len).max().unwrap_or(0)
+    }
+
+    pub(super) fn of_tenant(&self, tenant: &Arc<str>) -> usize {
+        self.by_tenant.get(tenant).map_or(0, BTreeSet::len)
+    }
+
+    pub(super) fn oldest(&self) -> Option<Key> {
+        self.places.first_key_value().map(|(_, key)| *key)
+    }
+
+    pub(super) fn oldest_of(&self, tenant: &Arc<str>) -> Option<Key> {
+        let place = self.by_tenant.get(tenant)?.first()?;
+        self.places.get(place).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_left_in_any_order() {
+        let key = |slot| Key { slot, generation: 1 };
+        let (one, two): (Arc<str>, Arc<str>) = ("one".into(), "two".into());
+        let mut lot = Lot::default();
+        let first = lot.enter(key(1), &one);
+        lot.enter(key(2), &two);
+        let third = lot.enter(key(3), &one);
+        assert_eq!((lot.len(), lot.fullest(), lot.of_tenant(&two)), (3, 2, 1));
+        lot.leave(first, &one);
+        assert_eq!((lot.oldest(), lot.oldest_of(&one)), (Some(key(2)), Some(key(3))));
+        lot.leave(third, &one);
+        assert_eq!((lot.oldest_of(&one), lot.of_tenant(&one)), (None, 0));
+    }
+}

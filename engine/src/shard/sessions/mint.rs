@@ -1,0 +1,63 @@
+//! What is drawn at random: request ids, and the tokens that workers show.
+
+use rand_chacha::ChaCha12Rng;
+use rand_core::{RngCore, SeedableRng};
+use ringway_proto::id::{RequestIds, TokenAddress, TokenFault, TokenMint, WorkerToken};
+use uuid::Uuid;
+
+use super::super::settings::ShardSettings;
+use super::super::table::Key;
+
+/// One core's.
+pub(super) struct Mint {
+    ids: RequestIds,
+    tokens: TokenMint,
+    rng: ChaCha12Rng,
+    core: u16,
+}
+
+impl std::fmt::Debug for Mint {
+    // What comes next is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mint").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
+impl Mint {
+    pub(super) fn new(settings: &ShardSettings) -> Self {
+        let &ShardSettings { node, core, secret, seed, .. } = settings;
+        Self {
+            ids: RequestIds::new(node, core),
+            tokens: TokenMint::new(secret, node),
+            rng: ChaCha12Rng::from_seed(seed),
+            core,
+        }
+    }
+
+    fn random<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.rng.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    pub(super) fn draw(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    /// A new session's id.
+    pub(super) fn id(&mut self) -> Uuid {
+        let random = self.random();
+        self.ids.mint(random)
+    }
+
+    /// The token for an attachment.
+    pub(super) fn token(&mut self, key: Key) -> Box<WorkerToken> {
+        let random = self.random();
+        Box::new(self.tokens.mint(self.core, key.slot, key.generation, &random))
+    }
+
+    /// Whose token this is.
+    pub(super) fn read(&self, text: &[u8]) -> Result<TokenAddress, TokenFault> {
+        self.tokens.read(text)
+    }
+}

@@ -1,0 +1,548 @@
+//! Sessions of one core: which client may have which, what is asked for them of the control plane,
+//! of workers and of other cores, and what is kept when their clients have gone.
+//!
+//! A request's way: [`place`] finds or makes the attachment that serves it, [`roster`] keeps the
+//! attachments and ends them, [`park`] keeps tunnels whose clients have gone, [`spare`] has others
+//! stand in for those that are used up, [`cores`] speaks with the other cores, among them as the
+//! home of sessions ([`directory`]). What a session's home is told it is told by a message, also if
+//! that home is this core.
+
+mod attachment;
+mod carry;
+mod client;
+mod cores;
+mod dial;
+mod directory;
+mod lot;
+mod mint;
+mod park;
+mod pending;
+mod place;
+mod question;
+mod roster;
+mod rows;
+mod rules;
+mod spare;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_proto::fault::Fault;
+use ringway_proto::h1::connect::ConnectResult;
+use ringway_proto::id::WorkerToken;
+use uuid::Uuid;
+
+use self::attachment::{Asked, Attachment, Kin, State};
+use self::dial::Dialling;
+use self::directory::Directory;
+use self::mint::Mint;
+use self::question::{Questions, Waiting};
+use self::roster::Roster;
+use self::rules::Rules;
+use super::cause::{Cause, Gone};
+use super::facts::{
+    Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, key_of, number_of,
+};
+use super::settings::ShardSettings;
+use super::table::Key;
+use super::timer::Due;
+use super::turn::Turn;
+use crate::border::ConnId;
+use crate::carry::Unreadable;
+use crate::control::local::{Policy, Ticket, Work, WorkKind};
+use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
+use crate::post::{SessionRow, Speaks};
+use crate::trail::{Ask as Wish, Event};
+
+/// gRPC code UNAVAILABLE: the client may try again.
+const UNAVAILABLE: u8 = 14;
+
+/// The attachment that serves a request, or why none does.
+type Placed = Result<Key, Box<Fault>>;
+
+/// Sessions, and all that leads to them.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    roster: Roster,
+    directory: Directory,
+    questions: Questions,
+    mint: Mint,
+}
+
+/// What a snapshot says of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gauges {
+    /// Attachments of all states but asking.
+    pub(super) attachments: usize,
+    /// Attachments that wait for another core's answer.
+    pub(super) asking: usize,
+    /// Attachments of clients that wait for their worker.
+    pub(super) pending: usize,
+    pub(super) parked: usize,
+    /// How many are parked of the tenant that has most.
+    pub(super) fullest: usize,
+    /// The most attachments that one client's connection has.
+    pub(super) widest: usize,
+}
+
+/// Where a token was good.
+enum Taken {
+    /// Here, for this attachment; so long after it was minted.
+    Here(Key, Duration),
+    /// It is another core's to say.
+    Elsewhere(u16),
+}
+
+impl Sessions {
+    /// No session yet.
+    pub(super) fn new(settings: &ShardSettings, policy: Arc<Policy>) -> Self {
+        Self {
+            roster: Roster::new(settings, Rules::new(policy)),
+            directory: Directory::default(),
+            questions: Questions::new(settings),
+            mint: Mint::new(settings),
+        }
+    }
+
+    /// Something has happened that is for sessions. A fact of an attachment, a question or a client
+    /// that is not there any more finds nobody here, and is void.
+    pub(super) fn on(&mut self, turn: &mut Turn<'_>, fact: ForSessions) {
+        let roster = &mut self.roster;
+        match fact {
+            ForSessions::Place { exchange, from, wanted } => {
+                self.place(turn, exchange, from, wanted);
+            }
+            ForSessions::GoOn { exchange, from, wanted } => {
+                self.go_on_anew(turn, from, Waiting { exchange, wanted });
+            }
+            ForSessions::ClientGone { conn, how, routes } => {
+                self.client_gone(turn, (conn, how), &routes);
+            }
+            ForSessions::Abandoned { key } => roster.abandoned(turn, key),
+            ForSessions::Attached { key, unspoken } => self.attached(turn, key, unspoken),
+            ForSessions::Parked { key, speaks } => roster.parked(turn, key, speaks),
+            ForSessions::UsedUp { key } => roster.used_up(turn, key),
+            ForSessions::Spent { key, goaway } => roster.spent(turn, key, goaway),
+            ForSessions::WantsSpare { key } => roster.wants_spare(turn, key),
+            ForSessions::LastChance { key } => roster.last_chance(turn, key),
+            ForSessions::Lost(lost) => roster.lost(turn, lost),
+            ForSessions::Closed { key, cause, tally } => roster.closed(turn, key, (cause, tally)),
+            ForSessions::Left { key, parcel, hop } => self.left(turn, key, parcel, hop),
+            ForSessions::Token { conn, text, id } => self.token(turn, conn, (&text, id)),
+            ForSessions::Answered { ticket, answer } => self.answered(turn, ticket, answer),
+            ForSessions::Dialling { key, conn } => self.dialling(turn, key, conn),
+            ForSessions::NotDialled { key } => self.not_dialled(turn, key),
+            ForSessions::NotSubmitted { ticket, fault } => {
+                self.not_submitted(turn, key_of(ticket), *fault);
+            }
+            ForSessions::Recalled(ticket) => self.recalled(turn, key_of(ticket)),
+            ForSessions::GiveWay(ticket) => self.give_way(turn, key_of(ticket)),
+            ForSessions::LetGo(ticket) => self.let_go(turn, key_of(ticket)),
+            ForSessions::Find(find) => self.find(turn, *find),
+            ForSessions::Found(found) => self.found(turn, *found),
+            ForSessions::NotFound(find) => self.not_found(turn, key_of(find.ticket)),
+            ForSessions::Join(join) => self.joined(turn, *join),
+            ForSessions::Stand(id, ticket, stand) => self.stands(turn, id, (ticket, stand)),
+            ForSessions::Leave(leave) => self.directory.leave(*leave),
+            ForSessions::Claim { parked, to } => self.claimed(turn, key_of(parked), to),
+            ForSessions::Resumed { resumed, room } => self.resumed(turn, *resumed, room),
+        }
+    }
+
+    // ---- what the loop calls ----
+
+    /// The time has come for an attachment to have its worker, or another core's answer.
+    pub(super) fn waited(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let wait = turn.settings.config.session.wait;
+        if let Some(of) = self.roster.attachments.get(key) {
+            let session = of.session;
+            match of.state() {
+                State::Waiting { issued, .. } if *issued + wait <= turn.now => {
+                    self.roster.give_up(turn, key, Cause::NO_WORKER);
+                }
+                State::Asking(_) => {
+                    self.roster.leave(turn, (session, key), None);
+                    self.roster.end_asking(turn, key, Fault::NoWorker);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Requests have waited long enough for a tunnel in place of one that takes no more streams.
+    pub(super) fn replace_overdue(&mut self, turn: &mut Turn<'_>, key: Key) {
+        self.roster.replace_overdue(turn, key);
+    }
+
+    /// A worker that ended its tunnel had its time to take this spare up.
+    pub(super) fn recall(&mut self, turn: &mut Turn<'_>, key: Key) {
+        self.roster.recall(turn, key);
+    }
+
+    /// Other rules from now on. Attachments go on under those they were made by.
+    pub(super) fn replace_policy(&mut self, turn: &mut Turn<'_>, policy: Arc<Policy>) {
+        self.roster.rules.replace(policy);
+        self.roster.rules_changed(turn);
+    }
+
+    /// An operator ends a session: what this core has of it goes, and so does what is on its way.
+    pub(super) fn end_session(&mut self, turn: &mut Turn<'_>, id: Uuid) {
+        for key in self.roster.attachments.keys() {
+            let attachments = &mut self.roster.attachments;
+            let of_session = attachments.get_mut(key).filter(|of| of.session == id);
+            let fault = Fault::SessionNotFound { request_id: id };
+            match of_session.map(Attachment::state_mut) {
+                Some(State::Asking(asking)) => {
+                    asking.stands = Asked::Ended;
+                    turn.relay(ForRelay::RefuseWaiters { key, fault: Box::new(fault) });
+                }
+                Some(_) => self.roster.give_up_with(turn, key, Cause::DELETED, fault),
+                None => {}
+            }
+        }
+    }
+
+    /// The core drains: nobody may come back any more.
+    pub(super) fn drain(&mut self, turn: &mut Turn<'_>) {
+        self.roster.close_parked(turn);
+        self.roster.drop_spares(turn);
+    }
+
+    /// Whether [`Self::launch`] has something to do.
+    pub(super) fn has_fresh(&self) -> bool {
+        !self.roster.fresh.is_empty() || !self.roster.fresh_spares.is_empty()
+    }
+
+    /// Queues the work of the attachments made in this turn, if somebody still waits for them. What
+    /// finds no room may leave requests to others, which are as fresh: it is called again.
+    pub(super) fn launch(&mut self, turn: &mut Turn<'_>) {
+        let mut batch = std::mem::take(&mut self.roster.fresh);
+        batch.append(&mut self.roster.fresh_spares);
+        for key in batch {
+            match self.roster.attachments.state(key) {
+                Some(State::Fresh { forsaken: true, .. }) => {
+                    self.roster.give_up_abandoned(turn, key)
+                }
+                Some(State::Fresh { kind, .. }) => self.launch_one(turn, key, *kind),
+                _ => {}
+            }
+        }
+    }
+
+    /// A random number, for who answers questions here.
+    pub(super) fn draw(&mut self) -> u64 {
+        self.mint.draw()
+    }
+
+    // ---- values for others ----
+
+    /// One row for each attachment that shows, with its key, then those of sessions that ended not
+    /// long ago. What a route carries is not in it, nor is what several rows of a session come to.
+    pub(super) fn rows(&self, turn: &Turn<'_>) -> Vec<(Option<Key>, SessionRow)> {
+        let shown = self.roster.attachments.iter().filter(|(_, of)| {
+            // Whose session a question is about is not known yet, and a spare is part of what its
+            // parent shows.
+            let spare = matches!(of.kin, Kin::StandsInFor(_));
+            !of.is_asking() && !of.is_ending() && !spare
+        });
+        let live = shown.map(|(key, of)| (Some(key), rows::live_row(turn, of)));
+        live.chain(self.directory.recent().map(|row| (None, row.clone()))).collect()
+    }
+
+    pub(super) fn gauges(&self) -> Gauges {
+        let attachments = &self.roster.attachments;
+        Gauges {
+            attachments: attachments.len() - attachments.asking(),
+            asking: attachments.asking(),
+            pending: attachments.pending().clients(),
+            parked: attachments.lot().len(),
+            fullest: attachments.lot().fullest(),
+            widest: self.roster.clients.widest(),
+        }
+    }
+
+    /// Sets the gauges of sessions and what leads to them.
+    pub(super) fn gauge(&self, settings: &ShardSettings, metrics: &mut ShardMetrics) {
+        let (gauges, limits) = (self.gauges(), &settings.config.limits);
+        metrics.worker_connections_active = gauges.attachments as u64;
+        metrics.resumes.parked = gauges.parked as u64;
+        metrics.gauge(Limit::PendingSessions, gauges.pending, limits.pending_sessions);
+        metrics.gauge(Limit::ParkedTunnels, gauges.parked, limits.parked_tunnels);
+        metrics.gauge(Limit::ParkedPerTenant, gauges.fullest, limits.parked_per_tenant);
+        metrics.gauge(Limit::Attachments, gauges.widest, limits.attachments);
+        metrics.gauge(Limit::Asks, self.questions.len(), limits.asks);
+        metrics.gauge(Limit::AsksPerTenant, self.questions.fullest(), limits.asks_per_tenant);
+    }
+
+    /// Connections to functions' servers that are not there yet.
+    pub(super) fn dials(&self) -> usize {
+        self.roster.attachments.dials()
+    }
+
+    /// How many attachments there are.
+    pub(super) fn len(&self) -> usize {
+        self.roster.attachments.len()
+    }
+
+    /// Whether nothing is left: no attachment, client, question or session.
+    pub(super) fn is_empty(&self) -> bool {
+        self.roster.attachments.is_empty()
+            && self.roster.clients.is_empty()
+            && self.questions.is_empty()
+            && self.directory.len() == 0
+    }
+
+    // ---- as bytes ----
+
+    /// A session whose home is here.
+    pub(super) fn carried(&self, settings: &ShardSettings, id: Uuid) -> Option<Vec<u8>> {
+        carry::session(&self.directory, settings, id)
+    }
+
+    /// A session that was elsewhere has its home here from now on.
+    pub(super) fn take_up(
+        &mut self,
+        settings: &ShardSettings,
+        bytes: &[u8],
+    ) -> Result<Uuid, Unreadable> {
+        carry::take_up_session(&mut self.directory, settings, bytes)
+    }
+
+    /// What the credentials of a client's connection were granted, each for itself.
+    pub(super) fn carried_pins(&self, settings: &ShardSettings, conn: ConnId) -> Vec<Vec<u8>> {
+        carry::pins(&self.roster.clients, settings, conn)
+    }
+
+    /// What a credential was granted elsewhere need not be asked for again on a connection that is
+    /// known here.
+    pub(super) fn take_up_pin(
+        &mut self,
+        settings: &ShardSettings,
+        conn: ConnId,
+        bytes: &[u8],
+    ) -> Result<(), Unreadable> {
+        carry::take_up_pin(&mut self.roster.clients, settings, conn, bytes)
+    }
+
+    // ---- clients ----
+
+    /// A client's connection has ended.
+    fn client_gone(&mut self, turn: &mut Turn<'_>, (conn, how): (ConnId, Gone), routes: &[Parted]) {
+        let client = self.roster.clients.remove(conn);
+        let tunnels = client.as_ref().map_or(0, |client| client.tunnels_seen);
+        if let Some(client) = client {
+            for key in &client.questions {
+                self.withdraw(turn, *key, AskOutcome::Withdrawn);
+            }
+            self.roster.part(turn, (&client, how), routes);
+        }
+        turn.metrics.client_connection_tunnels.observe(f64::from(tunnels));
+    }
+
+    // ---- workers and servers ----
+
+    /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
+    fn launch_one(&mut self, turn: &mut Turn<'_>, key: Key, kind: WorkKind) {
+        let Some(of) = self.roster.attachments.get(key) else { return };
+        let (session, facts) = (of.session, of.facts.clone());
+        let met = of.client.and_then(|conn| self.roster.clients.met(conn, &facts.owner));
+        let (client, owner) = (of.client.is_some(), facts.owner.clone());
+        let dial = self.roster.rules.dial(&owner);
+        let wish = match kind {
+            _ if dial.is_some() => Wish::Dial,
+            WorkKind::New => Wish::New,
+            WorkKind::Reconnect => Wish::Again,
+            WorkKind::Spare => Wish::Spare,
+        };
+        turn.edge(Edge::Began { session, facts, wish, client: met });
+        if kind == WorkKind::New {
+            let (function, version) = (&owner.function, &owner.version);
+            turn.metrics.function_requests.count(function, version, &owner.tenant, turn.now);
+        }
+        turn.metrics.worker_connections_opened += 1;
+        if client || dial.is_some() {
+            let again = usize::from(kind == WorkKind::Reconnect);
+            turn.metrics.session_init_seconds[again].observe(0.0);
+        }
+        let attachments = &mut self.roster.attachments;
+        if let Some(to) = dial {
+            let dialling = Dialling::new(kind, to, self.mint.draw(), turn.now);
+            attachments.set(key, State::Dialling(dialling));
+            return self.dial_next(turn, key, Cause::NO_ADDRESS);
+        }
+        let token = self.mint.token(key);
+        let work = attachments.get(key).map(|of| work(turn.settings, (key, of), kind, &token));
+        attachments.set(key, State::Waiting { token, kind, issued: turn.now, wrong: 0 });
+        turn.metrics.tokens_issued += 1;
+        turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
+        work.into_iter().for_each(|work| turn.workers(ForWorkers::Submit(Box::new(work))));
+    }
+
+    /// Dials the next address; without one the attachment ends, for the reason given.
+    fn dial_next(&mut self, turn: &mut Turn<'_>, key: Key, otherwise: Cause) {
+        if let Some(of) = self.roster.attachments.get_mut(key) {
+            let function = of.facts.owner.function.clone();
+            let next = match of.state_mut() {
+                State::Dialling(dialling) => dialling.next(),
+                _ => None,
+            };
+            if let Some(address) = next {
+                return turn.fact(Fact::Dial { key, address });
+            }
+            let text = format!("the server of function {function} cannot be reached");
+            let fault = Fault::Api { code: UNAVAILABLE, text };
+            self.roster.give_up_with(turn, key, otherwise, fault);
+        }
+    }
+
+    /// A connection to a function's server is under way.
+    fn dialling(&mut self, turn: &mut Turn<'_>, key: Key, conn: ConnId) {
+        if !self.roster.attachments.dialling(key, conn) {
+            turn.fact(Fact::Undial { conn });
+        }
+    }
+
+    /// There may be no more connections to the functions' side.
+    fn not_dialled(&mut self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(State::Dialling(_)) = self.roster.attachments.state(key) {
+            turn.limit_hit(Limit::WorkerConnections);
+            self.roster.give_up_with(turn, key, Cause::NO_CONNECTION, Fault::Overloaded);
+        }
+    }
+
+    /// A dial has ended: the connection is the tunnel, or the next address is tried.
+    pub(super) fn dial_ended(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        result: Result<(), i32>,
+    ) {
+        // Nobody may wait for it any more.
+        let Some(key) = self.roster.attachments.dialled(conn) else {
+            return turn.fact(Fact::Undial { conn });
+        };
+        if let Err(errno) = result {
+            return self.dial_next(turn, key, Cause::undialled(errno));
+        }
+        if let Some(of) = self.roster.attachments.get(key)
+            && let State::Dialling(dialling) = of.state()
+            && let Some(peer) = dialling.peer()
+        {
+            let kind = dialling.kind;
+            let took = turn.now.since(dialling.since).into();
+            let event = Event::Dialled { server: peer.into(), took };
+            turn.edge(Edge::Note { session: of.session, at: None, event });
+            self.roster.attachments.set(key, State::Arriving { kind });
+            let (opened, timer, tail) = (turn.now, None, Vec::new());
+            let tunnel = NewTunnel { key, conn, peer, opened, timer, tail };
+            turn.relay(ForRelay::Attach(Box::new(tunnel)));
+        }
+    }
+
+    /// A worker shows a token.
+    fn token(&mut self, turn: &mut Turn<'_>, conn: ConnId, (text, id): (&[u8], Uuid)) {
+        let answer = match self.take_token(turn, text, id) {
+            Ok(Taken::Elsewhere(core)) => ForWorkers::SendHome { conn, core },
+            Ok(Taken::Here(key, age)) => {
+                let attachments = &mut self.roster.attachments;
+                if let Some(of) = attachments.get(key) {
+                    turn.workers(ForWorkers::Withdraw(of.of_version(key, turn.settings)));
+                    let kind = of.kind().unwrap_or(WorkKind::New);
+                    attachments.set(key, State::Arriving { kind });
+                }
+                ForWorkers::Admit { conn, key, age, session: id }
+            }
+            Err((result, age)) => ForWorkers::Reject { conn, result, age },
+        };
+        turn.workers(answer);
+    }
+
+    /// Finds the attachment that waits with this token. Taking it is one step: whoever comes second
+    /// finds that it waits no more (contract WK-8).
+    fn take_token(
+        &mut self,
+        turn: &mut Turn<'_>,
+        text: &[u8],
+        id: Uuid,
+    ) -> Result<Taken, (ConnectResult, Option<Duration>)> {
+        // The worker is told nothing of what is wrong with it (reliability 1d).
+        let unknown = (ConnectResult::TokenUnknown, None);
+        let address = self.mint.read(text).map_err(|_| unknown)?;
+        if address.core != turn.settings.core && address.core < turn.settings.cores {
+            return Ok(Taken::Elsewhere(address.core));
+        }
+        let key = Key { slot: address.slot, generation: address.generation };
+        let expired = (ConnectResult::TokenExpired, None);
+        let of = self.roster.attachments.get_mut(key).ok_or(expired)?;
+        let session = of.session;
+        let State::Waiting { token, issued, wrong, .. } = of.state_mut() else {
+            return Err(expired);
+        };
+        if !token.matches(text) {
+            return Err(unknown);
+        }
+        let age = turn.now.since(*issued);
+        if session == id {
+            return Ok(Taken::Here(key, age));
+        }
+        *wrong += 1;
+        let revoked = *wrong >= turn.settings.config.limits.token_tries;
+        turn.edge(Edge::Note { session, at: None, event: Event::Refused });
+        if revoked {
+            turn.limit_hit(Limit::TokenTries);
+            self.roster.give_up(turn, key, Cause::REVOKED);
+        }
+        Err((ConnectResult::RequestIdMismatch, Some(age)))
+    }
+
+    /// The attachment has its tunnel.
+    fn attached(&mut self, turn: &mut Turn<'_>, key: Key, unspoken: bool) {
+        if let Some(of) = self.roster.attachments.get(key)
+            && let State::Arriving { kind } = *of.state()
+        {
+            let (opened, named) = (of.opened, of.named(of.counted));
+            self.roster.attachments.set(key, State::Attached { spent: false });
+            if kind == WorkKind::Reconnect && !unspoken {
+                self.roster.resumed(turn, key, ResumeWay::Reconnect, opened);
+            }
+            self.roster.tell_stand(turn, key);
+            turn.edge(Edge::Registered(named));
+            if unspoken {
+                self.roster.spare_came(turn, key);
+            }
+        }
+    }
+}
+
+/// What a worker is asked for an attachment.
+fn work(
+    settings: &ShardSettings,
+    (key, of): (Key, &Attachment),
+    kind: WorkKind,
+    token: &WorkerToken,
+) -> Work {
+    Work {
+        ticket: ticket(settings, key),
+        kind,
+        request_id: of.session,
+        tenant: of.facts.owner.tenant.clone(),
+        function: of.facts.owner.function.clone(),
+        version: of.facts.owner.version.clone(),
+        token: *token.as_bytes(),
+    }
+}
+
+/// An attachment's name towards other cores, and the dispatch.
+fn ticket(settings: &ShardSettings, key: Key) -> Ticket {
+    Ticket { node: settings.node, core: settings.core, number: number_of(key) }
+}
+
+/// The way back that leads to a parked tunnel: nothing was said on a spare before.
+fn way_of(speaks: Speaks) -> ResumeWay {
+    match speaks {
+        Speaks::Any => ResumeWay::Spare,
+        Speaks::Http1 | Speaks::Http2 => ResumeWay::Memory,
+    }
+}

@@ -1,0 +1,170 @@
+//! Tunnels whose client is gone (design 5). A worker ends a session with its last tunnel, so that
+//! one is kept for a while: it stays on the core where it was, with its attachment, which has no
+//! client. The relay looks whether a tunnel can be kept as it is; one that is used up is held until
+//! another one is there.
+
+use std::sync::Arc;
+
+use super::super::cause::{Cause, Gone};
+use super::super::facts::{Edge, ForRelay, ForWorkers, Parted};
+use super::super::table::Key;
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::attachment::{Attachment, Owed, State, UsedBy};
+use super::client::Client;
+use super::roster::Roster;
+use super::spare::LAST_CHANCE;
+use crate::border::End;
+use crate::metrics::Limit;
+use crate::post::Speaks;
+use crate::trail::Event;
+
+impl Roster {
+    /// A client has gone, and is in no table any more: its tunnels close at once (contract CL-23),
+    /// or are kept for a client that comes back.
+    pub(super) fn part(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (client, how): (&Client, Gone),
+        routes: &[Parted],
+    ) {
+        let route = |key: Key| routes.iter().find(|route| route.key == key);
+        if let Gone::Ended(end) = how {
+            for key in &client.attachments {
+                let busy = route(*key).is_some_and(|route| route.busy);
+                self.note_client_end(turn, *key, Event::ClientEnded { end, busy });
+            }
+        }
+        let by = match how {
+            Gone::Function(End::Fin) => UsedBy::Function,
+            _ => UsedBy::Client,
+        };
+        for key in &client.attachments {
+            let kept = turn.draining.is_none() && route(*key).is_some_and(|route| route.kept);
+            match self.attachments.get_mut(*key) {
+                Some(of) if matches!(of.state(), State::Attached { .. }) && kept => {
+                    self.park(turn, *key, by);
+                }
+                // The answer may be the session's last tunnel, so it is waited for.
+                Some(of) if of.is_asking() => of.client = None,
+                _ => self.give_up(turn, *key, how.cause()),
+            }
+        }
+    }
+
+    fn note_client_end(&self, turn: &mut Turn<'_>, key: Key, event: Event) {
+        if let Some(of) = self.attachments.get(key).filter(|of| !of.is_asking()) {
+            turn.edge(Edge::Note { session: of.session, at: None, event });
+        }
+    }
+
+    /// An attachment has no client: its tunnel is to be kept, if it can carry another client's
+    /// requests.
+    pub(super) fn park(&mut self, turn: &mut Turn<'_>, key: Key, by: UsedBy) {
+        if let Some(of) = self.attachments.get_mut(key) {
+            of.client = None;
+            if of.owed == Owed::Dispatch {
+                of.owed = Owed::Nothing;
+            }
+            let spent = of.is_spent();
+            self.attachments.set(key, State::Parking { spent, by });
+            let until = turn.now + turn.settings.config.session.park_window;
+            turn.relay(ForRelay::Park { key, until });
+        }
+    }
+
+    /// The relay keeps the tunnel.
+    pub(super) fn parked(&mut self, turn: &mut Turn<'_>, key: Key, speaks: Speaks) {
+        if let Some(State::Parking { spent, .. }) = self.attachments.state(key) {
+            let spent = *spent;
+            if turn.draining.is_some() {
+                return self.give_up(turn, key, Cause::CLIENT_GONE);
+            }
+            self.make_room(turn, key);
+            self.attachments.park(key, speaks, spent);
+            if let Some(of) = self.attachments.get(key) {
+                turn.edge(Edge::Note { session: of.session, at: None, event: Event::Parked });
+            }
+            // Its home may let go of it at once: then it is known to be parked by then.
+            self.tell_parks(turn, key);
+            self.tell_stand(turn, key);
+        }
+    }
+
+    /// The dispatch home of a parked attachment's function version hears of it.
+    pub(super) fn tell_parks(&self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(of) = self.attachments.get(key).filter(|of| of.is_parked()) {
+            let of = of.of_version(key, turn.settings);
+            let (ticket, function, version) = (of.ticket, of.function, of.version);
+            turn.workers(ForWorkers::Parks(crate::post::Parks { ticket, function, version }));
+        }
+    }
+
+    /// One more is to be parked: what is too many goes, the oldest first.
+    fn make_room(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let limits = &turn.settings.config.limits;
+        let (most, of_tenant) = (limits.parked_tunnels, limits.parked_per_tenant);
+        let tenant = self.attachments.get(key).map(|of| of.facts.owner.tenant.clone());
+        let crowded = |tenant: &Arc<str>| {
+            let lot = self.attachments.lot();
+            lot.oldest_of(tenant).filter(|_| lot.of_tenant(tenant) >= of_tenant)
+        };
+        if let Some(oldest) = tenant.as_ref().and_then(crowded) {
+            turn.limit_hit(Limit::ParkedPerTenant);
+            self.give_up(turn, oldest, Cause::CROWDED);
+        }
+        let lot = self.attachments.lot();
+        if let Some(oldest) = lot.oldest().filter(|_| lot.len() >= most) {
+            turn.limit_hit(Limit::ParkedTunnels);
+            self.give_up(turn, oldest, Cause::CROWDED);
+        }
+    }
+
+    /// The attachment's client is lost and its tunnel can carry no other one's requests: a spare
+    /// takes its place. Until that is there the tunnel is held.
+    pub(super) fn used_up(&mut self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(State::Parking { by, .. }) = self.attachments.state(key) {
+            let by = *by;
+            let spare = self.attachments.get(key).and_then(Attachment::spare);
+            let there =
+                |spare: &Key| self.attachments.get(*spare).is_some_and(Attachment::has_tunnel);
+            if let Some(spare) = spare.filter(there) {
+                self.attachments.separate(key, spare);
+                self.give_up(turn, key, by.cause());
+                return self.park_spare(turn, spare);
+            }
+            if !self.ask_spare(turn, key) {
+                return self.give_up(turn, key, by.cause());
+            }
+            self.attachments.set(key, State::UsedUp { by });
+            if by == UsedBy::Function {
+                self.last_chance(turn, key);
+            }
+        }
+    }
+
+    /// The worker has ended a tunnel that is held: it is kept for a while longer, because its spare
+    /// may still come.
+    pub(super) fn last_chance(&self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(spare) = self.attachments.get(key).and_then(Attachment::spare) {
+            turn.arm(turn.now + LAST_CHANCE, Due::Recall(spare));
+        }
+    }
+
+    /// A parked attachment ends, for a reason of its session's or its worker's. False if it is not
+    /// parked.
+    pub(super) fn end_parked(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) -> bool {
+        let parked = self.attachments.get(key).is_some_and(Attachment::is_parked);
+        if parked {
+            self.give_up(turn, key, cause);
+        }
+        parked
+    }
+
+    /// Nobody may come back any more.
+    pub(super) fn close_parked(&mut self, turn: &mut Turn<'_>) {
+        while let Some(oldest) = self.attachments.lot().oldest() {
+            self.give_up(turn, oldest, Cause::SHUTDOWN);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Where a request goes: what its client was granted, asked of the control plane the first time,
+//! and the attachment that serves it, made if there is none.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_proto::fault::Fault;
+use uuid::Uuid;
+
+use super::super::facts::{
+    Answer, Ask, Caller, Edge, Fact, ForRelay, ForSessions, Question as About, Refused, Wanted,
+    key_of,
+};
+use super::super::table::Key;
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::attachment::{Asking, Attachment, Owed, State};
+use super::client::Pin;
+use super::directory::{Session, check};
+use super::question::{Question, Waiting};
+use super::roster::not_resumed;
+use super::{Placed, Sessions, UNAVAILABLE, ticket};
+use crate::border::ConnId;
+use crate::config::HonourId;
+use crate::control::local::{SessionFacts, Ticket, WorkKind};
+use crate::control::port::{AskTicket, Call, Grant, Owner, Plane};
+use crate::metrics::{AskOutcome, Limit};
+use crate::post::{CorePost, Find, Speaks};
+
+/// So many times the streams of a connection may have come to wait for answers.
+const GONE_WAITERS: usize = 2;
+
+/// Who asks for a session.
+struct Asker {
+    conn: ConnId,
+    peer: SocketAddr,
+    speaks: Speaks,
+    /// By which of the connection's pins.
+    pin: usize,
+    /// What that was granted.
+    owner: Arc<Owner>,
+    /// The live attachment that the pin's requests use.
+    pinned: Option<Key>,
+}
+
+impl Sessions {
+    /// A request is here that no route is known for.
+    pub(super) fn place(
+        &mut self,
+        turn: &mut Turn<'_>,
+        exchange: Key,
+        from: Caller,
+        wanted: Box<Wanted>,
+    ) {
+        let scope = turn.settings.config.session.scope;
+        let clients = &mut self.roster.clients;
+        clients.meet(from);
+        let hash = clients.hash(&wanted, scope);
+        let waiting = Waiting { exchange, wanted };
+        match self.roster.granted(from.conn, (&waiting.wanted, hash), scope) {
+            Some(pin) => self.go_on(turn, (from.conn, pin), waiting),
+            None => self.ask(turn, (from.conn, hash), waiting),
+        }
+    }
+
+    // ---- what the control plane is asked ----
+
+    /// Asks whether a client may call what it wants, unless that is asked already.
+    fn ask(&mut self, turn: &mut Turn<'_>, (from, hash): (ConnId, u64), waiting: Waiting) {
+        let scope = turn.settings.config.session.scope;
+        let most = turn.settings.config.limits.attachments;
+        let asked = self.roster.clients.get(from).map(|client| client.questions.clone());
+        let asked = asked.unwrap_or_default();
+        // Those that have left are among them, since nobody tells that.
+        if self.questions.joined(&asked)
+            >= GONE_WAITERS * turn.settings.config.limits.streams as usize
+        {
+            turn.limit_hit(Limit::Streams);
+            return self.refuse(turn, from, waiting, Box::new(Fault::Overloaded));
+        }
+        let Some(waiting) = self.questions.join(&asked, (hash, scope), waiting) else { return };
+        if asked.len() >= most {
+            turn.limit_hit(Limit::Attachments);
+            return self.refuse(turn, from, waiting, Box::new(Fault::TooManySessions));
+        }
+        let tenant = match turn.settings.plane {
+            // It is answered at once.
+            Plane::Local => None,
+            Plane::Remote => self.roster.rules.known_tenant(&waiting.wanted.credential),
+        };
+        if let Some(limit) = self.questions.full(tenant.as_ref(), &turn.settings.config.limits) {
+            turn.limit_hit(limit);
+            return self.refuse(turn, from, waiting, Box::new(Fault::Overloaded));
+        }
+        let Wanted { credential, function, version, .. } = (*waiting.wanted).clone();
+        let what = About::Authorise(Box::new(Call { credential, function, version }));
+        let (rules, deadline) =
+            (self.roster.rules.number(), turn.now + turn.settings.config.session.wait);
+        let question = Question::new((from, hash), (rules, deadline), tenant, waiting);
+        let key = self.questions.ask(question, turn.metrics);
+        if let Some(client) = self.roster.clients.get_mut(from) {
+            client.questions.push(key);
+        }
+        turn.fact(Fact::Ask(Ask { ticket: self.questions.ticket(key), deadline, what }));
+    }
+
+    /// The control plane has answered. A second answer finds no question, nor does one that comes
+    /// after the end of its time or of its client.
+    pub(super) fn answered(&mut self, turn: &mut Turn<'_>, ticket: AskTicket, answer: Answer) {
+        let outcome = match answer {
+            Answer::Granted(_) => AskOutcome::Answered,
+            Answer::Denied(_) | Answer::Full => AskOutcome::Refused,
+        };
+        if let Some((key, question)) = self.questions.answer(ticket, outcome, turn.metrics) {
+            self.roster.clients.heard(question.from, key);
+            match answer {
+                Answer::Granted(grant) => self.granted(turn, question, grant),
+                Answer::Denied(denied) => {
+                    let fault = Fault::Api { code: denied.code, text: denied.text };
+                    self.refuse_all(turn, question, &fault);
+                }
+                Answer::Full => self.refuse_all(turn, question, &Fault::Overloaded),
+            }
+        }
+    }
+
+    /// The control plane has had its time to answer.
+    pub(crate) fn ask_overdue(&mut self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(question) = self.withdraw(turn, key, AskOutcome::Expired) {
+            self.roster.clients.heard(question.from, key);
+            let text = "the authorisation service did not answer in time".into();
+            self.refuse_all(turn, question, &Fault::Api { code: UNAVAILABLE, text });
+        }
+    }
+
+    /// A question ends without an answer, if it has not ended before: the control plane is told.
+    pub(super) fn withdraw(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        outcome: AskOutcome,
+    ) -> Option<Question> {
+        let question = self.questions.end(key, outcome, turn.metrics)?;
+        let (ticket, deadline) = (self.questions.ticket(key), question.deadline);
+        turn.fact(Fact::Ask(Ask { ticket, deadline, what: About::Withdraw }));
+        Some(question)
+    }
+
+    /// The client may have what it wants: who waited for that goes on.
+    fn granted(&mut self, turn: &mut Turn<'_>, question: Question, grant: Grant) {
+        let scope = turn.settings.config.session.scope;
+        let most = turn.settings.config.limits.attachments;
+        let Question { from, hash, rules, .. } = question;
+        if let Some(client) = self.roster.clients.get_mut(from) {
+            let wanted = &question.first.wanted;
+            let at = client.pin(wanted, hash, scope);
+            if let Some(pin) = at.and_then(|at| client.pins.get_mut(at)) {
+                pin.grant = grant;
+                pin.rules = rules;
+            } else if !client.grant(Pin::new(wanted, hash, grant, (turn.now, rules)), most) {
+                turn.limit_hit(Limit::Attachments);
+                return self.refuse_all(turn, question, &Fault::TooManySessions);
+            }
+            // A new one is the last.
+            let pin = at.unwrap_or(client.pins.len() - 1);
+            let mut waiting = question.waiting();
+            if let Some(first) = waiting.next() {
+                self.go_on(turn, (from, pin), first);
+            }
+            // One after the other: those that have left meanwhile leave nothing to the others.
+            for Waiting { exchange, wanted } in waiting {
+                turn.sessions(ForSessions::GoOn { exchange, from, wanted });
+            }
+        }
+    }
+
+    /// A request goes on that has waited for the same answer as another one.
+    pub(super) fn go_on_anew(&mut self, turn: &mut Turn<'_>, from: ConnId, waiting: Waiting) {
+        let scope = turn.settings.config.session.scope;
+        let hash = self.roster.clients.hash(&waiting.wanted, scope);
+        if let Some(client) = self.roster.clients.get(from) {
+            match client.pin(&waiting.wanted, hash, scope) {
+                Some(pin) => self.go_on(turn, (from, pin), waiting),
+                // It had no use and made room for another one.
+                None => self.ask(turn, (from, hash), waiting),
+            }
+        }
+    }
+
+    fn refuse_all(&self, turn: &mut Turn<'_>, question: Question, fault: &Fault) {
+        let from = question.from;
+        for waiting in question.waiting() {
+            self.refuse(turn, from, waiting, Box::new(fault.clone()));
+        }
+    }
+
+    fn refuse(&self, turn: &mut Turn<'_>, conn: ConnId, waiting: Waiting, fault: Box<Fault>) {
+        let Waiting { exchange, wanted } = waiting;
+        if let Some(client) = self.roster.clients.get(conn) {
+            turn.edge(Edge::Refused(Box::new(Refused {
+                fault: (*fault).clone(),
+                client: client.caller.peer,
+                tenant: self.roster.rules.tenant(&wanted.credential),
+                function: wanted.function,
+                version: wanted.version,
+            })));
+        }
+        turn.relay(ForRelay::Refuse { exchange, fault });
+    }
+
+    // ---- the attachment ----
+
+    /// A request goes on whose client may have what it wants.
+    fn go_on(&mut self, turn: &mut Turn<'_>, (conn, pin): (ConnId, usize), waiting: Waiting) {
+        if let Some(asker) = self.asker(turn, conn, pin) {
+            let mark = turn.mark();
+            match self.attachment_for(turn, &asker, &waiting.wanted) {
+                Ok(key) => {
+                    if let Some(attachment) = self.roster.attachments.get_mut(key) {
+                        attachment.want();
+                    }
+                    let Waiting { exchange, wanted } = waiting;
+                    let unnamed = self.roster.clients.uses(conn, pin) == Some(key);
+                    turn.relay_first(mark, ForRelay::Serve { exchange, key, wanted, unnamed });
+                }
+                Err(fault) => self.refuse(turn, conn, waiting, fault),
+            }
+        }
+    }
+
+    fn asker(&mut self, turn: &Turn<'_>, conn: ConnId, pin: usize) -> Option<Asker> {
+        let client = self.roster.clients.get_mut(conn)?;
+        let pinned = client.pinned(pin, turn.settings.config.session.scope);
+        let owner = client.pins.get(pin)?.grant.owner.clone();
+        let Caller { peer, speaks, .. } = client.caller;
+        Some(Asker { conn, peer, speaks, pin, owner, pinned })
+    }
+
+    /// The attachment that serves a request, made if there is none.
+    fn attachment_for(&mut self, turn: &mut Turn<'_>, asker: &Asker, wanted: &Wanted) -> Placed {
+        let named = wanted.id.filter(|_| match turn.settings.config.session.honour_id {
+            HonourId::Always => true,
+            HonourId::Unpinned => asker.pinned.is_none(),
+        });
+        match (named, asker.pinned) {
+            (None, Some(key)) => Ok(key),
+            (None, None) => self.new_session(turn, asker),
+            (Some(id), Some(key)) if self.roster.is_of(key, id) => Ok(key),
+            (Some(id), _) => self.come_back(turn, asker, (id, wanted)),
+        }
+    }
+
+    /// A session of its own for this pin (contract 3.6, CL-21).
+    fn new_session(&mut self, turn: &mut Turn<'_>, asker: &Asker) -> Placed {
+        let (roster, owner) = (&mut self.roster, asker.owner.clone());
+        roster.admit_session(turn, asker.conn, &owner.tenant)?;
+        let asks = roster.rules.dial(&owner).is_none();
+        if asks {
+            roster.admit_return(turn, asker.conn)?;
+            roster.clients.charge(Some(asker.conn));
+        }
+        let id = self.mint.id();
+        let facts = SessionFacts { owner, opened: turn.now };
+        self.directory.insert(Session::new(id, facts.clone()));
+        let owed = if asks { Owed::Dispatch } else { Owed::Nothing };
+        Ok(self.dispatch(turn, asker, (id, facts), (WorkKind::New, owed)))
+    }
+
+    /// A new attachment; its work is queued when the turn ends.
+    fn dispatch(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, facts): (Uuid, SessionFacts),
+        (kind, owed): (WorkKind, Owed),
+    ) -> Key {
+        let (roster, limits) = (&mut self.roster, &turn.settings.config.limits);
+        let (client, state) = ((Some(asker.conn), asker.peer), State::fresh(kind));
+        let mut attachment = Attachment::new(client, id, facts, turn.now, state);
+        attachment.counted = roster.clients.is_hasty(asker.conn, limits, turn.now);
+        attachment.owed = owed;
+        let key = roster.begin(turn, attachment);
+        roster.clients.pin(asker.conn, asker.pin, key);
+        roster.fresh.push(key);
+        roster.tell_join(turn, key);
+        key
+    }
+
+    /// Back to the session that a request names: R1, R3-R9 of the contract. A session whose home is
+    /// here is looked up at once: who asks in vain for it is charged nothing, and a tunnel that is
+    /// parked here is there at once.
+    fn come_back(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, wanted): (Uuid, &Wanted),
+    ) -> Placed {
+        let (called, tenant) = ((&*wanted.function, &*wanted.version), &asker.owner.tenant);
+        // It may wait for its first tunnel still, which nobody else would be told to exist.
+        let own = self.roster.own_attachment(asker.conn, id);
+        if let Some((key, of)) = own.and_then(|key| Some((key, self.roster.attachments.get(key)?)))
+        {
+            check(&of.facts, id, called, tenant).map_err(Box::new)?;
+            return Ok(key);
+        }
+        if let Some(key) = self.roster.asked_before(asker.conn, (id, wanted), tenant) {
+            return Ok(key);
+        }
+        let home = self.roster.home(turn.settings, id);
+        if home != turn.settings.core {
+            return self.ask_home(turn, asker, home, (id, wanted));
+        }
+        let found = self.directory.find(id, called, tenant, asker.speaks);
+        let (facts, parked) = found.map_err(|fault| {
+            not_resumed(turn, &fault);
+            Box::new(fault)
+        })?;
+        if let Some(parked) = parked {
+            self.roster.admit_attachment(turn, asker.conn)?;
+            if parked.core == turn.settings.core {
+                return self.take_parked(turn, asker, (id, parked));
+            }
+            return Ok(self.claim(turn, asker, (id, wanted), parked));
+        }
+        self.roster.admit_session(turn, asker.conn, tenant)?;
+        self.roster.admit_return(turn, asker.conn)?;
+        let again = (WorkKind::Reconnect, Owed::Nothing);
+        Ok(self.dispatch(turn, asker, (id, facts), again))
+    }
+
+    /// The client may have the session, and this tunnel of it is parked here.
+    fn take_parked(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, parked): (Uuid, Ticket),
+    ) -> Placed {
+        let key = key_of(parked);
+        let way = self.roster.unpark(turn, key, (asker.conn, asker.peer));
+        // The directory hears of an end a moment after the attachment.
+        let way = way.ok_or(Fault::SessionNotFound { request_id: id })?;
+        self.directory.claim(id, parked, parked);
+        self.roster.resumed(turn, key, way, turn.now);
+        self.roster.clients.pin(asker.conn, asker.pin, key);
+        Ok(key)
+    }
+
+    /// The client may have the session, and this tunnel of it is parked on another core: the
+    /// request waits until it is here.
+    fn claim(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, wanted): (Uuid, &Wanted),
+        parked: Ticket,
+    ) -> Key {
+        let key = self.begin_asking(turn, asker, (id, wanted));
+        let to = ticket(turn.settings, key);
+        self.directory.claim(id, parked, to);
+        turn.send(parked.core, CorePost::Claim { parked, to });
+        key
+    }
+
+    /// Asks the session's home for it. The attachment waits for the answer, and so do all requests
+    /// with the same question.
+    fn ask_home(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        home: u16,
+        (id, wanted): (Uuid, &Wanted),
+    ) -> Placed {
+        let tenant = &asker.owner.tenant;
+        self.roster.admit_session(turn, asker.conn, tenant)?;
+        self.roster.admit_return(turn, asker.conn)?;
+        let key = self.begin_asking(turn, asker, (id, wanted));
+        let find = Find {
+            id,
+            ticket: ticket(turn.settings, key),
+            function: wanted.function.clone(),
+            version: wanted.version.clone(),
+            tenant: tenant.clone(),
+            speaks: asker.speaks,
+        };
+        turn.send(home, CorePost::Find(Box::new(find)));
+        Ok(key)
+    }
+
+    fn begin_asking(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, wanted): (Uuid, &Wanted),
+    ) -> Key {
+        // As long as nothing else is known: what the client may call.
+        let facts = SessionFacts { owner: asker.owner.clone(), opened: turn.now };
+        let state = State::Asking(Box::new(Asking::new(wanted, turn.now)));
+        let client = (Some(asker.conn), asker.peer);
+        let key = self.roster.begin(turn, Attachment::new(client, id, facts, turn.now, state));
+        turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
+        key
+    }
+}

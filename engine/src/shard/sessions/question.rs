@@ -1,0 +1,210 @@
+//! Questions to the control plane: each is asked once, under a ticket, and ends once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ringway_proto::time::Time;
+
+use super::super::facts::{AskTicket, Wanted, key_numbered, number_of};
+use super::super::settings::ShardSettings;
+use super::super::table::{Key, Table};
+use crate::border::ConnId;
+use crate::config::{Limits, Scope};
+use crate::metrics::{AskOutcome, Limit, ShardMetrics};
+
+/// Bytes that clients may have said in requests that wait for answers, on one core.
+const HELD: usize = 64 << 20;
+/// What a request that waits takes besides.
+const WAITING: usize = 128;
+
+/// A request that waits for an answer.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) exchange: Key,
+    pub(super) wanted: Box<Wanted>,
+}
+
+impl Waiting {
+    fn size(&self) -> usize {
+        let Wanted { credential, function, version, .. } = &*self.wanted;
+        WAITING + credential.len() + function.len() + version.len()
+    }
+}
+
+/// One question.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) from: ConnId,
+    /// Of what the first request wants.
+    pub(super) hash: u64,
+    /// The rules when it was asked.
+    pub(super) rules: u32,
+    /// An answer after this is late.
+    pub(super) deadline: Time,
+    /// Whose credential it is about, if that is known before the answer.
+    pub(super) tenant: Option<Arc<str>>,
+    /// The first one, which the question is about.
+    pub(super) first: Waiting,
+    /// Those that wait for the same answer.
+    more: Vec<Waiting>,
+}
+
+impl Question {
+    /// One that nobody has joined.
+    pub(super) fn new(
+        (from, hash): (ConnId, u64),
+        (rules, deadline): (u32, Time),
+        tenant: Option<Arc<str>>,
+        first: Waiting,
+    ) -> Self {
+        Self { from, hash, rules, deadline, tenant, first, more: Vec::new() }
+    }
+
+    /// Whether its answer is this request's answer too.
+    fn is_for(&self, wanted: &Wanted, hash: u64, scope: Scope) -> bool {
+        let asked = &self.first.wanted;
+        self.hash == hash
+            && (scope == Scope::Connection || asked.credential == wanted.credential)
+            && asked.function == wanted.function
+            && asked.version == wanted.version
+    }
+
+    /// All who wait, in order.
+    pub(super) fn waiting(self) -> impl Iterator<Item = Waiting> {
+        std::iter::once(self.first).chain(self.more)
+    }
+
+    /// Of all who wait. What the first one said is in the question too.
+    fn size(&self) -> usize {
+        2 * self.first.size() + self.more.iter().map(Waiting::size).sum::<usize>()
+    }
+}
+
+/// Those of one core.
+#[derive(Debug)]
+pub(super) struct Questions {
+    core: u16,
+    life: u32,
+    table: Table<Question>,
+    /// How many there are of each tenant that is known.
+    by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    /// Bytes of all who wait.
+    held: usize,
+}
+
+impl Questions {
+    pub(super) fn new(settings: &ShardSettings) -> Self {
+        let &ShardSettings { core, generation, .. } = settings;
+        Self {
+            core,
+            life: generation,
+            table: Table::new(generation),
+            by_tenant: HashMap::default(),
+            held: 0,
+        }
+    }
+
+    /// The name of a question towards the control plane.
+    pub(super) fn ticket(&self, key: Key) -> AskTicket {
+        AskTicket { core: self.core, life: self.life, number: number_of(key) }
+    }
+
+    /// The limit at which no more questions about this tenant's credentials may wait, if it is
+    /// reached.
+    pub(super) fn full(&self, tenant: Option<&Arc<str>>, limits: &Limits) -> Option<Limit> {
+        let of_tenant = tenant.and_then(|tenant| self.by_tenant.get(tenant)).copied().unwrap_or(0);
+        if self.table.len() >= limits.asks || self.held >= HELD {
+            Some(Limit::Asks)
+        } else if of_tenant >= limits.asks_per_tenant {
+            Some(Limit::AsksPerTenant)
+        } else {
+            None
+        }
+    }
+
+    /// One is asked.
+    pub(super) fn ask(&mut self, question: Question, metrics: &mut ShardMetrics) -> Key {
+        metrics.asks[AskOutcome::Asked.index()] += 1;
+        if let Some(tenant) = &question.tenant {
+            *self.by_tenant.entry(tenant.clone()).or_default() += 1;
+        }
+        self.held += question.size();
+        self.table.insert(question)
+    }
+
+    /// A request waits for the answer to one of these questions, if it is its answer too. Returned
+    /// if there is none.
+    pub(super) fn join(
+        &mut self,
+        tickets: &[Key],
+        (hash, scope): (u64, Scope),
+        waiting: Waiting,
+    ) -> Option<Waiting> {
+        for ticket in tickets {
+            if let Some(question) = self.table.get_mut(*ticket)
+                && question.is_for(&waiting.wanted, hash, scope)
+            {
+                self.held += waiting.size();
+                question.more.push(waiting);
+                return None;
+            }
+        }
+        Some(waiting)
+    }
+
+    /// Requests that have come to wait for the answers to these questions. Some may have left.
+    pub(super) fn joined(&self, tickets: &[Key]) -> usize {
+        let questions = tickets.iter().filter_map(|ticket| self.table.get(*ticket));
+        questions.map(|question| 1 + question.more.len()).sum()
+    }
+
+    /// An answer has come: the question, if it has not ended before and is one of ours.
+    pub(super) fn answer(
+        &mut self,
+        ticket: AskTicket,
+        outcome: AskOutcome,
+        metrics: &mut ShardMetrics,
+    ) -> Option<(Key, Question)> {
+        let key = key_numbered(ticket.number);
+        let own = self.ticket(key) == ticket;
+        let question = own.then(|| self.end(key, outcome, metrics)).flatten();
+        if question.is_none() {
+            metrics.asks[AskOutcome::Late.index()] += 1;
+        }
+        question.map(|question| (key, question))
+    }
+
+    /// A question ends, if it has not ended before.
+    pub(super) fn end(
+        &mut self,
+        key: Key,
+        outcome: AskOutcome,
+        metrics: &mut ShardMetrics,
+    ) -> Option<Question> {
+        let question = self.table.remove(key)?;
+        metrics.asks[outcome.index()] += 1;
+        self.held -= question.size();
+        if let Some(tenant) = &question.tenant
+            && let Some(of_tenant) = self.by_tenant.get_mut(tenant)
+        {
+            *of_tenant -= 1;
+            if *of_tenant == 0 {
+                self.by_tenant.remove(tenant);
+            }
+        }
+        Some(question)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// How many there are of the tenant that has most.
+    pub(super) fn fullest(&self) -> usize {
+        self.by_tenant.values().copied().max().unwrap_or(0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.len() == 0 && self.by_tenant.is_empty() && self.held == 0
+    }
+}

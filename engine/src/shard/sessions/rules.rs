@@ -1,0 +1,56 @@
+//! What the policy says of attachments.
+
+use std::sync::Arc;
+
+use super::super::cause::Manners;
+use super::super::facts::Terms;
+use crate::config::{Dial, Park};
+use crate::control::local::Policy;
+use crate::control::port::Owner;
+
+/// The rules of now.
+#[derive(Debug)]
+pub(super) struct Rules {
+    policy: Arc<Policy>,
+    /// How often they were replaced.
+    number: u32,
+}
+
+impl Rules {
+    pub(super) fn new(policy: Arc<Policy>) -> Self {
+        Self { policy, number: 0 }
+    }
+
+    /// Other rules from now on.
+    pub(super) fn replace(&mut self, policy: Arc<Policy>) {
+        self.policy = policy;
+        self.number = self.number.wrapping_add(1);
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The server of a function that no worker serves.
+    pub(super) fn dial(&self, owner: &Owner) -> Option<Arc<Dial>> {
+        self.policy.dial(&owner.function, &owner.version)
+    }
+
+    /// What a route to this owner's function is held to.
+    pub(super) fn terms(&self, owner: &Owner, park: Park) -> Terms {
+        let streams = self.policy.streams(&owner.function, &owner.version);
+        // Nobody knows the session at a server that is dialled: there is no way to ask for a spare.
+        let spares = park != Park::Never && self.dial(owner).is_none();
+        Terms { parks: Manners::kept(park, streams), spares }
+    }
+
+    /// Whose credential this is; empty if nobody's.
+    pub(super) fn tenant(&self, credential: &[u8]) -> Arc<str> {
+        self.known_tenant(credential).unwrap_or_else(|| "".into())
+    }
+
+    /// Whose credential this is, if that can be told without the control plane.
+    pub(super) fn known_tenant(&self, credential: &[u8]) -> Option<Arc<str>> {
+        self.policy.tenant(credential).cloned()
+    }
+}

@@ -1,0 +1,393 @@
+//! One connection of the workers' listener before it is a tunnel: what it is, its deadlines, and
+//! how it leaves. What it is served is in [`super::requests`].
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ringway_proto::date::HttpDate;
+use ringway_proto::h1::connect::{self, ConnectResult};
+use ringway_proto::h1::head::Scan;
+use ringway_proto::h1::write_text;
+use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use super::super::facts::{Edge, ForRelay, NewTunnel};
+use super::super::table::Key;
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::polls::{Fate, Polls};
+use crate::border::{Close, ConnId, End, Parcel};
+use crate::control::local::PollAnswer;
+use crate::metrics::Limit;
+use crate::pool::Segment;
+use crate::post::{CorePost, MovedConnect};
+use crate::trail::Event;
+
+/// Idle HTTP/1 connections without a CONNECT are closed after this long (contract LN-8).
+const PLAIN_IDLE: Duration = Duration::from_secs(60);
+
+/// When a connection is looked at again whose deadline has passed without consequence.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Bytes of a connection that move along: the CONNECT and what came behind it (design 3.3). A
+/// worker says nothing before we do (contract WK-12).
+pub(super) const MOVED_BYTES: usize = 64 * 1024;
+
+/// The answer to a request head that took too long (L10).
+const REQUEST_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// A worker's connection that is answered by us.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) conn: ConnId,
+    pub(super) peer: SocketAddr,
+    /// When it was accepted, on whatever core.
+    opened: Time,
+    /// The core that accepted it, if that was another one.
+    moved_from: Option<u16>,
+    /// What was read and is not served yet.
+    pub(super) input: Vec<u8>,
+    /// When that began to come; none if there is none of it.
+    pub(super) begun: Option<Time>,
+    /// When the last request was answered, or the connection began.
+    pub(super) idle_since: Time,
+    /// The connection ends with the answer to its poll.
+    pub(super) last: bool,
+    pub(super) polls: Polls,
+    pub(super) phase: Phase,
+    /// The timer that is armed.
+    timer: Option<Time>,
+}
+
+/// What is done with a connection's input.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    /// Requests are served one after the other.
+    Serving(Reading),
+    /// A poll is on its way to its dispatch home, and more came behind it. That is read in the next
+    /// turn: the poll's answer may be there by then, and goes before any other.
+    Paused,
+    /// `head` bytes of the input are a CONNECT, and sessions are asked whether its token is good.
+    Asking { head: usize },
+    /// Its CONNECT is for this core: the connection moves there, with its input.
+    Moving { to: u16 },
+}
+
+/// How far the unfinished request is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reading {
+    /// How far its head was searched.
+    pub(super) scan: Scan,
+    /// `100 Continue` was sent for it.
+    pub(super) continued: bool,
+}
+
+/// Whether a connection is still one of ours after what came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum After {
+    Stays,
+    /// It stays, and is to be served on in the next turn.
+    Paused,
+    /// It is closed, and everybody was told.
+    Gone,
+}
+
+/// For what a connection is let in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admitted {
+    pub(super) key: Key,
+    /// How old its token was.
+    pub(super) age: Duration,
+    pub(super) session: Uuid,
+}
+
+impl Door {
+    pub(super) fn new(conn: ConnId, peer: SocketAddr, now: Time) -> Self {
+        Self {
+            conn,
+            peer,
+            opened: now,
+            moved_from: None,
+            input: Vec::new(),
+            begun: None,
+            idle_since: now,
+            last: false,
+            polls: Polls::new(conn),
+            phase: Phase::Serving(Reading::default()),
+            timer: None,
+        }
+    }
+
+    // ---- from core to core ----
+
+    /// A connection of another core whose CONNECT shows a token of ours.
+    pub(super) fn adopted(turn: &mut Turn<'_>, moved: MovedConnect) -> Self {
+        let MovedConnect { parcel, input, peer, opened, from } = moved;
+        let conn = turn.border.adopt(parcel);
+        Self {
+            opened,
+            moved_from: Some(from),
+            input,
+            begun: Some(turn.now),
+            ..Self::new(conn, peer, turn.now)
+        }
+    }
+
+    /// Lets go of the connection, so that the core `to` can take it up.
+    pub(super) fn send_home(&mut self, turn: &mut Turn<'_>, to: u16) -> After {
+        self.phase = Phase::Moving { to };
+        turn.border.detach(self.conn);
+        self.bound(turn)
+    }
+
+    /// The token's home has no room for it: the worker tries again (contract WK-5).
+    pub(super) fn no_way_home(&mut self, turn: &mut Turn<'_>) -> After {
+        turn.limit_hit(Limit::Mailbox);
+        let date = turn.date();
+        turn.put(self.conn, &no_room(date));
+        self.close(turn)
+    }
+
+    /// Nothing is under way on the connection any more: it goes.
+    pub(super) fn detached(self, turn: &mut Turn<'_>, parcel: Parcel) {
+        let Phase::Moving { to } = self.phase else {
+            unreachable!("only a connection that moves was let go of")
+        };
+        let Self { input, peer, opened, .. } = self;
+        let from = turn.settings.core;
+        let moved = MovedConnect { parcel, input, peer, opened, from };
+        turn.send(to, CorePost::Connect(Box::new(moved)));
+    }
+
+    // ---- bytes behind a CONNECT ----
+
+    /// Bytes that come while nothing may be read any more.
+    pub(super) fn received_behind(&mut self, turn: &mut Turn<'_>, segment: Segment) -> After {
+        self.input.extend_from_slice(turn.border.pool.bytes(segment));
+        self.bound(turn)
+    }
+
+    fn bound(&mut self, turn: &mut Turn<'_>) -> After {
+        if self.input.len() <= MOVED_BYTES {
+            return After::Stays;
+        }
+        self.answer(turn, 400, "too much was sent behind the CONNECT");
+        self.close(turn)
+    }
+
+    // ---- what its token was good for ----
+
+    /// The connection becomes a tunnel.
+    pub(super) fn admit(mut self, turn: &mut Turn<'_>, admitted: Admitted) {
+        let Phase::Asking { head } = self.phase else {
+            unreachable!("only a connection whose token is asked about is let in")
+        };
+        let Admitted { key, age, session } = admitted;
+        let worker = self.peer;
+        turn.put(self.conn, connect::ACCEPTED);
+        turn.edge(Edge::Connect { result: ConnectResult::Accepted, age: Some(age), worker });
+        if let Some(from) = self.moved_from {
+            turn.edge(Edge::Note { session, at: None, event: Event::Moved { from } });
+        }
+        let event = Event::Connected { worker: worker.into(), age: age.into() };
+        turn.edge(Edge::Note { session, at: None, event });
+        let tail = self.input.split_off(head);
+        turn.relay(ForRelay::Attach(Box::new(NewTunnel {
+            key,
+            conn: self.conn,
+            peer: worker,
+            opened: self.opened,
+            // What is armed for a connection of the workers' finds nobody: the relay arms its own.
+            timer: None,
+            tail,
+        })));
+    }
+
+    pub(super) fn reject(
+        &mut self,
+        turn: &mut Turn<'_>,
+        result: ConnectResult,
+        age: Option<Duration>,
+    ) -> After {
+        let mut out = Vec::new();
+        result.write(false, turn.date(), &mut out);
+        turn.put(self.conn, &out);
+        turn.edge(Edge::Connect { result, age, worker: self.peer });
+        self.close(turn)
+    }
+
+    // ---- polls ----
+
+    /// A poll has its answer.
+    pub(super) fn poll_answered(&mut self, turn: &mut Turn<'_>, answer: &PollAnswer) -> After {
+        self.polls.answered(turn, answer);
+        self.poll_settled(turn)
+    }
+
+    /// A poll found no room.
+    pub(super) fn poll_refused(&mut self, turn: &mut Turn<'_>) -> After {
+        let fault = self.polls.refused(turn);
+        self.answer(turn, fault.status, &fault.text);
+        self.poll_settled(turn)
+    }
+
+    /// The polls have waited longer than a dispatch home lets any wait, or it has forgotten them.
+    pub(super) fn poll_overdue(&mut self, turn: &mut Turn<'_>) -> After {
+        self.polls.nothing(turn);
+        self.poll_settled(turn)
+    }
+
+    fn poll_settled(&mut self, turn: &mut Turn<'_>) -> After {
+        self.idle_since = turn.now;
+        if self.last && self.polls.waiting() == 0 {
+            turn.border.close(self.conn, Close::Flush);
+            self.polls.told(turn, Fate::Unsure);
+            return After::Gone;
+        }
+        self.watch(turn);
+        After::Stays
+    }
+
+    // ---- deadlines ----
+
+    /// Arms the connection's timer if its next deadline is earlier than what is armed.
+    pub(super) fn watch(&mut self, turn: &mut Turn<'_>) {
+        let handshake = turn.settings.config.limits.handshake;
+        let begun = self.begun.map(|begun| begun + handshake);
+        let at = begun.or(self.polls.until()).unwrap_or(self.idle_since + PLAIN_IDLE);
+        if self.timer.is_none_or(|armed| at < armed) {
+            // What is due already was looked at in this instant, and nothing could be done about
+            // it: looked at again at once, it would keep the core in this turn for ever.
+            let at = if at > turn.now { at } else { turn.now + LOOK_AGAIN };
+            self.timer = Some(at);
+            turn.arm(at, Due::door(self.conn));
+        }
+    }
+
+    /// The connection's timer has fired.
+    pub(super) fn look_at(&mut self, turn: &mut Turn<'_>) -> After {
+        self.timer = None;
+        let handshake = turn.settings.config.limits.handshake;
+        if self.begun.is_some_and(|begun| begun + handshake <= turn.now) {
+            turn.limit_hit(Limit::Handshake);
+            turn.put(self.conn, REQUEST_TIMEOUT);
+            return self.close(turn);
+        }
+        match self.polls.until() {
+            Some(until) if until <= turn.now => self.poll_overdue(turn),
+            None if self.begun.is_none() && self.idle_since + PLAIN_IDLE <= turn.now => {
+                self.close(turn)
+            }
+            _ => {
+                self.watch(turn);
+                After::Stays
+            }
+        }
+    }
+
+    // ---- ends ----
+
+    /// What is queued is still sent; nothing more is read.
+    pub(super) fn close(&mut self, turn: &mut Turn<'_>) -> After {
+        self.close_how(turn, Close::Flush);
+        After::Gone
+    }
+
+    pub(super) fn close_how(&mut self, turn: &mut Turn<'_>, how: Close) {
+        turn.border.close(self.conn, how);
+        self.over(turn, End::Fin);
+    }
+
+    /// The connection has ended. After anything but a FIN an answer that was on its way did not
+    /// arrive: its work is queued again. After a FIN it may have.
+    pub(super) fn over(&mut self, turn: &mut Turn<'_>, end: End) {
+        let may_have_arrived = end.is_half() && turn.border.queued(self.conn) == 0;
+        let polls = std::mem::replace(&mut self.polls, Polls::new(self.conn));
+        polls.left(turn, may_have_arrived);
+        if let Phase::Moving { .. } = self.phase {
+            // Nobody can take it over any more.
+            let result = ConnectResult::HijackFailed;
+            turn.edge(Edge::Connect { result, age: None, worker: self.peer });
+        }
+    }
+
+    pub(super) fn answer(&self, turn: &mut Turn<'_>, status: u16, text: &str) {
+        let mut out = Vec::new();
+        let line = if text.is_empty() { String::new() } else { format!("{text}\n") };
+        write_text(status, &line, status < 413, turn.date(), &mut out);
+        turn.put(self.conn, &out);
+    }
+}
+
+/// The token's home has no room for the connection: the worker tries again (contract WK-5).
+pub(super) fn turn_away(turn: &mut Turn<'_>, parcel: Parcel) {
+    let date = turn.date();
+    let conn = turn.border.adopt(parcel);
+    turn.put(conn, &no_room(date));
+    turn.border.close(conn, Close::Flush);
+}
+
+fn no_room(date: HttpDate) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_text(503, "the gateway is overloaded, try again\n", false, date, &mut out);
+    out
+}
+
+/// The connections, by the slot the border gave them.
+#[derive(Debug, Default)]
+pub(super) struct Doors {
+    slots: Vec<Option<Box<Door>>>,
+    len: usize,
+}
+
+impl Doors {
+    pub(super) fn insert(&mut self, door: Box<Door>) {
+        let slot = door.conn.slot as usize;
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        let before = self.slots[slot].replace(door);
+        assert!(before.is_none(), "a slot is given again only after its connection was closed");
+        self.len += 1;
+    }
+
+    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Door> {
+        let door = self.slots.get_mut(conn.slot as usize)?.as_deref_mut()?;
+        (door.conn == conn).then_some(door)
+    }
+
+    pub(super) fn get(&self, conn: ConnId) -> Option<&Door> {
+        let door = self.slots.get(conn.slot as usize)?.as_deref()?;
+        (door.conn == conn).then_some(door)
+    }
+
+    /// Takes a connection out. What is done with it may end it; otherwise it is put back.
+    pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<Door>> {
+        self.get(conn)?;
+        self.len -= 1;
+        self.slots[conn.slot as usize].take()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All of them, in the order of their slots.
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        self.slots.iter().flatten().map(|door| door.conn).collect()
+    }
+
+    /// Those whose polls wait for a word of that core.
+    pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
+        let waits = |door: &&Door| door.polls.wait_at(core);
+        self.slots
+            .iter()
+            .flatten()
+            .map(|door| &**door)
+            .filter(waits)
+            .map(|door| door.conn)
+            .collect()
+    }
+}

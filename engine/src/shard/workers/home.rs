@@ -1,0 +1,179 @@
+//! This core as dispatch home of function versions: their work and polls meet here, whichever core
+//! they come from. A parked session holds a worker; when new work has waited for
+//! `session.park_yield`, the tunnel that was parked first gives way.
+//!
+//! What is answered goes as a message to the core that asked, which may be this one.
+
+use ringway_proto::time::Time;
+
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::yard::Yard;
+use crate::control::local::{
+    Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Version, Work,
+};
+use crate::metrics::Limit;
+use crate::post::{CorePost, Parks};
+
+/// Queues of work, the polls that wait for it, and the parked tunnels that are in their way.
+#[derive(Debug)]
+pub(super) struct DispatchHome {
+    local: Dispatch,
+    yard: Yard,
+    /// Memory used again and again.
+    answers: Vec<(PollId, PollAnswer)>,
+}
+
+impl DispatchHome {
+    pub(super) fn new(limits: DispatchLimits) -> Self {
+        Self { local: Dispatch::new(limits), yard: Yard::default(), answers: Vec::new() }
+    }
+
+    // ---- work ----
+
+    /// An attachment's work has come.
+    pub(super) fn submitted(&mut self, turn: &mut Turn<'_>, work: Work) {
+        let ticket = work.ticket;
+        let version = (work.function.clone(), work.version.clone());
+        if self.local.submit(work, turn.now).is_err() {
+            turn.limit_hit(Limit::WorkQueue);
+            turn.send(ticket.core, CorePost::QueueFull(ticket));
+        }
+        self.look_at_queue(turn, &version);
+        self.answer_polls(turn);
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn withdrawn(&mut self, turn: &mut Turn<'_>, ticket: Ticket) {
+        self.local.withdraw(ticket);
+        self.answer_polls(turn);
+    }
+
+    /// It is wanted only if no worker has been told of it yet.
+    pub(super) fn recall_asked(&mut self, turn: &mut Turn<'_>, ticket: Ticket) {
+        if self.local.recall(ticket) {
+            turn.send(ticket.core, CorePost::Recalled(ticket));
+        }
+        self.answer_polls(turn);
+    }
+
+    // ---- polls ----
+
+    /// A worker asks for work.
+    pub(super) fn polled(&mut self, turn: &mut Turn<'_>, poll: PollId, request: PollRequest) {
+        let taken = self.local.poll(poll, request, turn.now);
+        // The poll that this one replaces is answered first.
+        self.answer_polls(turn);
+        if taken.is_err() {
+            turn.limit_hit(Limit::Polls);
+            turn.send(poll.core, CorePost::TooManyPolls(poll));
+        }
+    }
+
+    /// The poll's answer has arrived.
+    pub(super) fn delivered(&mut self, turn: &mut Turn<'_>, poll: PollId) {
+        self.local.delivered(poll);
+        self.answer_polls(turn);
+    }
+
+    /// The poll's answer was sent, and nothing will tell whether it has arrived.
+    pub(super) fn doubted(&mut self, turn: &mut Turn<'_>, poll: PollId) {
+        self.local.doubted(poll, turn.now);
+        self.answer_polls(turn);
+    }
+
+    /// Nobody waits for the poll's answer any more.
+    pub(super) fn gone(&mut self, turn: &mut Turn<'_>, poll: PollId) {
+        self.local.gone(poll);
+        self.answer_polls(turn);
+    }
+
+    /// Says the answers that the dispatch has to the cores of the polls.
+    fn answer_polls(&mut self, turn: &mut Turn<'_>) {
+        self.local.take_answers(&mut self.answers);
+        for (poll, answer) in self.answers.drain(..) {
+            turn.send(poll.core, CorePost::Answer(poll, answer));
+        }
+        while let Some(version) = self.local.take_queued_again() {
+            self.look_at_queue(turn, &version);
+        }
+    }
+
+    // ---- parked tunnels ----
+
+    /// A tunnel of a function version whose queue is here is parked.
+    pub(super) fn parked(&mut self, turn: &mut Turn<'_>, parks: Parks) {
+        let Parks { ticket, function, version } = parks;
+        let version = (function, version);
+        self.yard.enter(ticket, version.clone());
+        self.look_at_queue(turn, &version);
+    }
+
+    pub(super) fn unparked(&mut self, ticket: Ticket) {
+        self.yard.leave(ticket);
+    }
+
+    /// As many parked tunnels give way as new work of this version has waited long enough.
+    fn look_at_queue(&mut self, turn: &mut Turn<'_>, version: &Version) {
+        let patience = turn.settings.config.session.park_yield;
+        while let Some(oldest) = self.yard.oldest(version) {
+            if !self.local.lose_patience(version, patience, turn.now) {
+                break;
+            }
+            self.yard.leave(oldest);
+            turn.send(oldest.core, CorePost::Yield(oldest));
+        }
+        if self.yard.oldest(version).is_some()
+            && let Some(since) = self.local.waits_since(version)
+            && self.yard.arm(since + patience)
+        {
+            turn.arm(since + patience, Due::Yield);
+        }
+    }
+
+    /// The time has come for one of the queues ([`Due::Yield`]).
+    pub(super) fn look_at_queues(&mut self, turn: &mut Turn<'_>) {
+        if self.yard.take_due(turn.now) {
+            for version in self.yard.versions() {
+                self.look_at_queue(turn, &version);
+            }
+        }
+    }
+
+    // ---- time, and cores that begin anew ----
+
+    /// Answers the polls that have waited long enough, and queues again what was in doubt.
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        if self.local.deadline().is_some_and(|at| at <= turn.now) {
+            self.local.turn(turn.now);
+            self.answer_polls(turn);
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.local.deadline()
+    }
+
+    /// Drops what a core that has begun anew asked for.
+    pub(super) fn forget_core(&mut self, turn: &mut Turn<'_>, core: u16) {
+        self.local.forget_core(core);
+        self.yard.forget_core(core);
+        self.answer_polls(turn);
+    }
+
+    // ---- values ----
+
+    /// Polls that wait.
+    pub(super) fn polls(&self) -> usize {
+        self.local.polls()
+    }
+
+    /// Work items in the fullest queue.
+    pub(super) fn fullest(&self) -> usize {
+        self.local.fullest()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.local.is_empty() && self.yard.is_empty()
+    }
+}

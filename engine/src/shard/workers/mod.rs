@@ -1,0 +1,275 @@
+//! The workers' listener: its connections before they are tunnels ([`door`], [`requests`]), what
+//! they asked the dispatch ([`polls`]), and this core's part of the dispatch ([`home`]).
+//!
+//! A connection and the dispatch home of its polls say everything to each other as messages between
+//! cores, also where both are this one: one core and many are one path.
+
+mod door;
+mod home;
+mod polls;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod yard;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_proto::fields::Fields;
+use ringway_proto::time::Time;
+
+use self::door::{Admitted, After, Door, Doors};
+use self::home::DispatchHome;
+use self::requests::Desk;
+use super::facts::{ForWorkers, OfVersion};
+use super::settings::ShardSettings;
+use super::turn::Turn;
+use crate::border::{Close, ConnId, End, Parcel};
+use crate::control::local::{DispatchLimits, Policy, PollAnswer, PollId};
+use crate::pool::Segment;
+use crate::post::{CorePost, MovedConnect};
+
+/// The component.
+#[derive(Debug)]
+pub(super) struct Workers {
+    doors: Doors,
+    desk: Desk,
+    home: DispatchHome,
+    /// Connections with input behind a poll, to be served on in the next turn.
+    paused: Vec<ConnId>,
+}
+
+impl Workers {
+    pub(super) fn new(settings: &ShardSettings, policy: Arc<Policy>) -> Self {
+        let limits = &settings.config.limits;
+        // Rounds of a dead shard in whose place this one is are never met again.
+        let rounds = u64::from(settings.generation) << 32;
+        Self {
+            doors: Doors::default(),
+            desk: Desk { policy, rounds, fields: Fields::new() },
+            home: DispatchHome::new(DispatchLimits {
+                queue: limits.work_queue,
+                polls: limits.polls,
+            }),
+            paused: Vec::new(),
+        }
+    }
+
+    // ---- connections ----
+
+    /// A worker's connection was accepted, and there is room for it.
+    pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
+        let mut door = Box::new(Door::new(conn, peer, turn.now));
+        door.watch(turn);
+        self.doors.insert(door);
+    }
+
+    /// Whether the connection is one of these.
+    pub(super) fn holds(&self, conn: ConnId) -> bool {
+        self.doors.get(conn).is_some()
+    }
+
+    pub(super) fn received(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) {
+        self.at(conn, |door, desk| door.received(turn, desk, segment));
+    }
+
+    /// The worker's bytes have ended.
+    pub(super) fn ended(&mut self, turn: &mut Turn<'_>, conn: ConnId, end: End) {
+        self.at(conn, |door, _| {
+            door.over(turn, end);
+            turn.border.close(conn, Close::Flush);
+            After::Gone
+        });
+    }
+
+    /// Its PROXY header says who the peer is.
+    pub(super) fn addressed(&mut self, conn: ConnId, peer: SocketAddr) {
+        if let Some(door) = self.doors.get_mut(conn) {
+            door.peer = peer;
+        }
+    }
+
+    /// A connection that moves has nothing under way any more.
+    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, parcel: Parcel) {
+        if let Some(door) = self.doors.take(conn) {
+            door.detached(turn, parcel);
+        }
+    }
+
+    /// A connection's timer has fired ([`Due::Door`](super::timer::Due::Door)).
+    pub(super) fn look_at(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        self.at(conn, |door, _| door.look_at(turn));
+    }
+
+    /// All connections, in order.
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        self.doors.ids()
+    }
+
+    /// Ends a connection. To end all of them, what this leaves is done before the next one's end:
+    /// work that was lost with one goes to the next, which by then must know what that means.
+    pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId, how: Close) {
+        self.at(conn, |door, _| {
+            door.close_how(turn, how);
+            After::Gone
+        });
+    }
+
+    /// Does something with a connection, if it is still there, and takes it from the table if that
+    /// has ended it.
+    fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut Door, &mut Desk) -> After) {
+        if let Some(mut door) = self.doors.take(conn) {
+            let after = act(&mut door, &mut self.desk);
+            self.put_back(door, after);
+        }
+    }
+
+    fn put_back(&mut self, door: Box<Door>, after: After) {
+        match after {
+            After::Gone => return,
+            After::Paused => self.paused.push(door.conn),
+            After::Stays => {}
+        }
+        self.doors.insert(door);
+    }
+
+    fn connect(&mut self, turn: &mut Turn<'_>, moved: MovedConnect) {
+        let mut door = Box::new(Door::adopted(turn, moved));
+        let after = door.serve(turn, &mut self.desk);
+        self.put_back(door, after);
+    }
+
+    fn admit(&mut self, turn: &mut Turn<'_>, conn: ConnId, admitted: Admitted) {
+        if let Some(door) = self.doors.take(conn) {
+            door.admit(turn, admitted);
+        }
+    }
+
+    // ---- polls ----
+
+    /// Whether the connection waits for this poll's answer: it may have given up.
+    fn waits_for(&self, poll: PollId) -> bool {
+        self.doors.get(poll.conn).is_some_and(|door| door.polls.wait_in(poll.round))
+    }
+
+    fn poll_answered(&mut self, turn: &mut Turn<'_>, poll: PollId, answer: &PollAnswer) {
+        if self.waits_for(poll) {
+            self.at(poll.conn, |door, _| door.poll_answered(turn, answer));
+        } else {
+            polls::unwanted(turn, poll, answer);
+        }
+    }
+
+    fn poll_refused(&mut self, turn: &mut Turn<'_>, poll: PollId) {
+        if self.waits_for(poll) {
+            self.at(poll.conn, |door, _| door.poll_refused(turn));
+        }
+    }
+
+    // ---- the dispatch's time ----
+
+    /// New work may have waited for so long that a parked tunnel gives way
+    /// ([`Due::Yield`](super::timer::Due::Yield)).
+    pub(super) fn look_at_queues(&mut self, turn: &mut Turn<'_>) {
+        self.home.look_at_queues(turn);
+    }
+
+    /// Called each turn, and at the latest when [`Self::deadline`] says.
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        for conn in std::mem::take(&mut self.paused) {
+            self.at(conn, |door, desk| door.serve_on(turn, desk));
+        }
+        self.home.turn(turn);
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        if self.paused.is_empty() { self.home.deadline() } else { Some(Time::ZERO) }
+    }
+
+    // ---- other cores, and other rules ----
+
+    /// Drops what a core asked of this one: its work, its polls, what is parked there.
+    pub(super) fn forget_core(&mut self, turn: &mut Turn<'_>, core: u16) {
+        self.home.forget_core(turn, core);
+    }
+
+    /// A core has forgotten this one: polls that wait there are answered with nothing.
+    pub(super) fn renew(&mut self, turn: &mut Turn<'_>, core: u16) {
+        for conn in self.doors.waiting_at(core) {
+            self.at(conn, |door, _| door.poll_overdue(turn));
+        }
+    }
+
+    /// Goes by these rules from now on.
+    pub(super) fn replace_policy(&mut self, policy: Arc<Policy>) {
+        self.desk.policy = policy;
+    }
+
+    // ---- facts ----
+
+    pub(super) fn on(&mut self, turn: &mut Turn<'_>, fact: ForWorkers) {
+        match fact {
+            ForWorkers::Admit { conn, key, age, session } => {
+                self.admit(turn, conn, Admitted { key, age, session });
+            }
+            ForWorkers::Reject { conn, result, age } => {
+                self.at(conn, |door, _| door.reject(turn, result, age));
+            }
+            ForWorkers::SendHome { conn, core } => {
+                self.at(conn, |door, _| door.send_home(turn, core));
+            }
+            ForWorkers::NoWayHome { conn } => self.at(conn, |door, _| door.no_way_home(turn)),
+            ForWorkers::Submit(work) => {
+                let home = turn.settings.dispatch_home(&work.function, &work.version);
+                turn.send(home, CorePost::Submit(work));
+            }
+            ForWorkers::Withdraw(of) => turn.send(home(turn, &of), CorePost::Withdraw(of.ticket)),
+            ForWorkers::Recall(of) => turn.send(home(turn, &of), CorePost::Recall(of.ticket)),
+            ForWorkers::Parks(parks) => {
+                let home = turn.settings.dispatch_home(&parks.function, &parks.version);
+                turn.send(home, CorePost::Parks(Box::new(parks)));
+            }
+            ForWorkers::Unparks(of) => turn.send(home(turn, &of), CorePost::Unparks(of.ticket)),
+            ForWorkers::Connect(moved) => self.connect(turn, *moved),
+            ForWorkers::TurnAway(parcel) => door::turn_away(turn, parcel),
+            ForWorkers::Submitted(work) => self.home.submitted(turn, *work),
+            ForWorkers::Withdrawn(ticket) => self.home.withdrawn(turn, ticket),
+            ForWorkers::RecallAsked(ticket) => self.home.recall_asked(turn, ticket),
+            ForWorkers::Polled(poll, request) => self.home.polled(turn, poll, *request),
+            ForWorkers::PollRefused(poll) => self.poll_refused(turn, poll),
+            ForWorkers::Delivered(poll) => self.home.delivered(turn, poll),
+            ForWorkers::Doubted(poll) => self.home.doubted(turn, poll),
+            ForWorkers::PollGone(poll) => self.home.gone(turn, poll),
+            ForWorkers::PollAnswered(poll, answer) => self.poll_answered(turn, poll, &answer),
+            ForWorkers::ParkedThere(parks) => self.home.parked(turn, *parks),
+            ForWorkers::UnparkedThere(ticket) => self.home.unparked(ticket),
+        }
+    }
+
+    // ---- values ----
+
+    /// Connections that are no tunnels yet.
+    pub(super) fn len(&self) -> usize {
+        self.doors.len()
+    }
+
+    /// Polls that wait here, of all cores.
+    pub(super) fn polls(&self) -> usize {
+        self.home.polls()
+    }
+
+    /// Work items in the fullest queue.
+    pub(super) fn fullest(&self) -> usize {
+        self.home.fullest()
+    }
+
+    /// Whether no connection, work, poll or parked tunnel is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.doors.len() == 0 && self.home.is_empty()
+    }
+}
+
+/// The dispatch home of an attachment's work.
+fn home(turn: &Turn<'_>, of: &OfVersion) -> u16 {
+    turn.settings.dispatch_home(&of.function, &of.version)
+}

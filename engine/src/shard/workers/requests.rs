@@ -1,0 +1,201 @@
+//! What a worker's connection is served: polls, health, and its CONNECT, of which the token is
+//! asked about.
+
+use std::sync::Arc;
+
+use ringway_proto::fields::{Fields, Token};
+use ringway_proto::h1::connect::{self, Endpoint};
+use ringway_proto::h1::head::{self, Body, HeadLimits, RequestHead};
+use ringway_proto::h1::{CONTINUE, write_fault};
+use uuid::Uuid;
+
+use super::super::facts::{Edge, ForSessions};
+use super::super::turn::Turn;
+use super::door::{After, Door, Phase, Reading};
+use crate::control::local::{Policy, PollFault, PollRequest};
+use crate::pool::Segment;
+
+/// What requests are served with.
+#[derive(Debug)]
+pub(super) struct Desk {
+    /// Who may poll for what.
+    pub(super) policy: Arc<Policy>,
+    /// Rounds of polls so far (see [`crate::control::local::PollId`]).
+    pub(super) rounds: u64,
+    /// Memory used again and again: heads are decoded into it.
+    pub(super) fields: Fields,
+}
+
+/// What to do after one request of a worker.
+enum Next {
+    /// Its bytes are not all there: so far it is read.
+    Wait(Reading),
+    /// Look at what follows it.
+    Continue,
+    /// A poll is on its way.
+    Placed,
+    /// It was a CONNECT of so many bytes.
+    Connect { head: usize, text: Vec<u8>, id: Uuid },
+    /// It was answered for the last time.
+    Close,
+}
+
+impl Door {
+    /// Bytes have come.
+    pub(super) fn received(
+        &mut self,
+        turn: &mut Turn<'_>,
+        desk: &mut Desk,
+        segment: Segment,
+    ) -> After {
+        match self.phase {
+            Phase::Asking { .. } | Phase::Moving { .. } => self.received_behind(turn, segment),
+            Phase::Serving(_) => {
+                self.input.extend_from_slice(turn.border.pool.bytes(segment));
+                self.begun.get_or_insert(turn.now);
+                self.serve(turn, desk)
+            }
+            Phase::Paused => {
+                self.input.extend_from_slice(turn.border.pool.bytes(segment));
+                After::Stays
+            }
+        }
+    }
+
+    /// The turn after a poll with something behind it.
+    pub(super) fn serve_on(&mut self, turn: &mut Turn<'_>, desk: &mut Desk) -> After {
+        self.phase = Phase::Serving(Reading::default());
+        self.serve(turn, desk)
+    }
+
+    /// Serves what is whole of the input.
+    pub(super) fn serve(&mut self, turn: &mut Turn<'_>, desk: &mut Desk) -> After {
+        while let Phase::Serving(reading) = self.phase {
+            match self.request(turn, desk, reading) {
+                Next::Continue => self.phase = Phase::Serving(Reading::default()),
+                Next::Wait(reading) => {
+                    self.phase = Phase::Serving(reading);
+                    break;
+                }
+                Next::Placed if self.input.is_empty() => {
+                    self.phase = Phase::Serving(Reading::default());
+                    break;
+                }
+                Next::Placed => {
+                    self.phase = Phase::Paused;
+                    return After::Paused;
+                }
+                Next::Connect { head, text, id } => {
+                    self.phase = Phase::Asking { head };
+                    turn.sessions(ForSessions::Token { conn: self.conn, text, id });
+                    return After::Stays;
+                }
+                Next::Close => return self.close(turn),
+            }
+        }
+        self.watch(turn);
+        After::Stays
+    }
+
+    fn request(&mut self, turn: &mut Turn<'_>, desk: &mut Desk, mut reading: Reading) -> Next {
+        if self.input.is_empty() {
+            self.begun = None;
+            return Next::Wait(reading);
+        }
+        let parsed = reading.scan.parse_request(&self.input, &mut desk.fields, &HeadLimits::WORKER);
+        let head = match parsed {
+            Ok(Some(head)) => head,
+            Ok(None) => return Next::Wait(reading),
+            Err(fault) => {
+                let mut out = Vec::new();
+                write_fault(fault, turn.date(), &mut out);
+                turn.put(self.conn, &out);
+                return Next::Close;
+            }
+        };
+        if connect::endpoint(&desk.fields) == Endpoint::Connect {
+            return self.connect(turn, &desk.fields, head.head_len);
+        }
+        let body = match head.body {
+            Body::None => 0,
+            Body::Length(length) if length <= turn.settings.config.limits.poll_bytes as u64 => {
+                length as usize
+            }
+            Body::Length(_) | Body::Chunked => {
+                self.answer(turn, 413, "send a shorter body, with content-length");
+                return Next::Close;
+            }
+        };
+        if self.input.len() < head.head_len + body {
+            if head.expects_continue(&desk.fields) && !reading.continued {
+                turn.put(self.conn, CONTINUE);
+                reading.continued = true;
+            }
+            // The head is read again when more has come: it is short.
+            return Next::Wait(Reading { continued: reading.continued, ..Reading::default() });
+        }
+        let request: Vec<u8> = self.input.drain(..head.head_len + body).collect();
+        self.idle_since = turn.now;
+        self.begun = (!self.input.is_empty()).then_some(turn.now);
+        self.whole(turn, desk, &head, &request[head.head_len..])
+    }
+
+    /// A request is whole, and is no CONNECT.
+    fn whole(
+        &mut self,
+        turn: &mut Turn<'_>,
+        desk: &mut Desk,
+        head: &RequestHead,
+        body: &[u8],
+    ) -> Next {
+        let alive = head::keeps_alive(head.version, &desk.fields);
+        let post = desk.fields.first(Token::Method).unwrap_or_default() == b"POST";
+        let (status, text) = match connect::endpoint(&desk.fields) {
+            Endpoint::Work if post => match read_poll(turn, desk, body) {
+                Ok(request) => {
+                    self.polls.place(turn, request, &mut desk.rounds);
+                    if alive {
+                        return Next::Placed;
+                    }
+                    self.last = true;
+                    return Next::Wait(Reading::default());
+                }
+                Err(PollFault { status, text }) => (status, text),
+            },
+            Endpoint::Work => (405, "use POST".into()),
+            Endpoint::Health => (200, String::new()),
+            Endpoint::Connect | Endpoint::Unknown => (404, "404 page not found".into()),
+        };
+        self.polls.end(turn);
+        self.answer(turn, status, &text);
+        if alive { Next::Continue } else { Next::Close }
+    }
+
+    /// A worker's CONNECT: the checks of contract 4.2, in its order, up to its token.
+    fn connect(&mut self, turn: &mut Turn<'_>, fields: &Fields, head: usize) -> Next {
+        self.polls.end(turn);
+        match connect::read(fields) {
+            Ok(asked) => Next::Connect { head, text: asked.token.to_vec(), id: asked.request_id },
+            Err(fault) => {
+                let mut out = Vec::new();
+                fault.write(false, turn.date(), &mut out);
+                turn.put(self.conn, &out);
+                if let Some(result) = fault.result() {
+                    turn.edge(Edge::Connect { result, age: None, worker: self.peer });
+                }
+                Next::Close
+            }
+        }
+    }
+}
+
+/// One poll for work, by a worker that may ask for that.
+fn read_poll(turn: &Turn<'_>, desk: &Desk, body: &[u8]) -> Result<PollRequest, PollFault> {
+    let most = turn.settings.config.limits.poll_ids;
+    let bad = |text| PollFault { status: 400, text };
+    let request = PollRequest::parse(body, most).map_err(bad)?;
+    let authorization = desk.fields.first(Token::Authorization).unwrap_or_default();
+    let credential = authorization.strip_prefix(b"Bearer ").unwrap_or(authorization);
+    desk.policy.worker(credential, &request)?;
+    Ok(request)
+}

@@ -1,0 +1,119 @@
+//! Where the tunnels of a function version are parked, on all cores: what has to give way first
+//! when new work waits for too long.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ringway_proto::time::Time;
+
+use crate::control::local::{Ticket, Version};
+
+/// The parked tunnels of the function versions whose dispatch home a core is.
+#[derive(Debug, Default)]
+pub(super) struct Yard {
+    versions: HashMap<Version, BTreeMap<u64, Ticket>>,
+    places: HashMap<Ticket, (Version, u64)>,
+    next: u64,
+    /// When the queues are looked at.
+    due: Option<Time>,
+}
+
+impl Yard {
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// A tunnel is parked. Told again, it is the same one, and the youngest.
+    pub(super) fn enter(&mut self, ticket: Ticket, version: Version) {
+        self.leave(ticket);
+        self.next += 1;
+        self.versions.entry(version.clone()).or_default().insert(self.next, ticket);
+        self.places.insert(ticket, (version, self.next));
+    }
+
+    /// It is not parked any more, if it was.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        let Some((version, place)) = self.places.remove(&ticket) else { return };
+        if let Some(of_version) = self.versions.get_mut(&version) {
+            of_version.remove(&place);
+            if of_version.is_empty() {
+                self.versions.remove(&version);
+            }
+        }
+    }
+
+    pub(super) fn oldest(&self, version: &Version) -> Option<Ticket> {
+        self.versions.get(version)?.first_key_value().map(|(_, ticket)| *ticket)
+    }
+
+    /// All function versions of which a tunnel is parked, in an order that is the same each time.
+    pub(super) fn versions(&self) -> Vec<Version> {
+        let mut versions: Vec<Version> = self.versions.keys().cloned().collect();
+        // The table has no order.
+        versions.sort_unstable();
+        versions
+    }
+
+    /// The queues are to be looked at by then. Whether that is earlier than what is armed.
+    #[must_use]
+    pub(super) fn arm(&mut self, due: Time) -> bool {
+        let earlier = self.due.is_none_or(|armed| due < armed);
+        if earlier {
+            self.due = Some(due);
+        }
+        earlier
+    }
+
+    /// Whether the time has come to look at the queues; then it is not armed any more.
+    #[must_use]
+    pub(super) fn take_due(&mut self, now: Time) -> bool {
+        let due = self.due.is_some_and(|due| due <= now);
+        if due {
+            self.due = None;
+        }
+        due
+    }
+
+    /// What was parked on a core that has begun anew is gone.
+    pub(super) fn forget_core(&mut self, core: u16) {
+        let gone: Vec<Ticket> =
+            self.places.keys().filter(|ticket| ticket.core == core).copied().collect();
+        for ticket in gone {
+            self.leave(ticket);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::shard::turn::rig::NODE;
+
+    #[test]
+    fn the_one_parked_first_is_the_oldest_on_whatever_core_it_is() {
+        let version = |name: &str| -> Version { ("f".into(), Arc::from(name)) };
+        let ticket = |core, number| Ticket { node: NODE, core, number };
+        let (one, two) = (version("1"), version("2"));
+        let mut yard = Yard::default();
+        yard.enter(ticket(1, 1), one.clone());
+        yard.enter(ticket(0, 1), one.clone());
+        yard.enter(ticket(0, 2), two.clone());
+        assert_eq!(yard.oldest(&one), Some(ticket(1, 1)));
+        // Told once more, it is the youngest.
+        yard.enter(ticket(1, 1), one.clone());
+        assert_eq!(yard.oldest(&one), Some(ticket(0, 1)));
+        yard.forget_core(0);
+        assert_eq!((yard.oldest(&one), yard.oldest(&two)), (Some(ticket(1, 1)), None));
+        yard.leave(ticket(1, 1));
+        yard.leave(ticket(1, 1));
+        assert!(yard.is_empty() && yard.versions.is_empty());
+    }
+
+    #[test]
+    fn only_an_earlier_look_is_armed_and_it_comes_once() {
+        let mut yard = Yard::default();
+        assert!(yard.arm(Time(20)) && !yard.arm(Time(30)) && yard.arm(Time(10)));
+        assert!(!yard.take_due(Time(9)) && yard.take_due(Time(10)) && !yard.take_due(Time(40)));
+    }
+}
