@@ -1,0 +1,91 @@
+//! The form of the engine's code: which way its files name each other, what components show, and how
+//! large things get.
+
+mod counts;
+mod fronts;
+mod graph;
+mod rust;
+mod tree;
+
+use crate::source::{Source, exists, files};
+
+/// The shard's folder.
+pub(crate) const SHARD: &str = "engine/src/shard";
+
+/// Its components: folders with tables that nobody else sees.
+const COMPONENTS: [&str; 5] = ["relay", "sessions", "workers", "cores", "edges"];
+
+/// Per cent of the shard's lines that may be one component's.
+const MOST_SHARE: usize = 45;
+
+fn sources(folder: &str) -> Vec<Source> {
+    files(folder, &[".rs"])
+}
+
+/// Those that are there.
+fn components() -> Vec<&'static str> {
+    let there = |name: &&str| exists(&format!("{SHARD}/{name}/mod.rs"));
+    let there: Vec<&str> = COMPONENTS.into_iter().filter(there).collect();
+    assert!(!there.is_empty(), "no component: the rules would hold for nothing");
+    there
+}
+
+fn hold(rule: &str, told: &[String]) {
+    assert!(told.is_empty(), "{rule}:\n{}", told.join("\n"));
+}
+
+#[test]
+fn files_name_each_other_one_way() {
+    for root in ["engine/src", "proto/src"] {
+        let sources = sources(root);
+        let back = tree::running_back(tree::Tree::new(root, &sources).arrows());
+        let told: Vec<String> =
+            back.into_iter().map(|a| format!("{}:{} names {}", a.from, a.line, a.to)).collect();
+        hold("no circle of files: move what both need into a file of its own", &told);
+    }
+}
+
+#[test]
+fn components_do_not_know_each_other() {
+    let sources = sources("engine/src");
+    let tree = tree::Tree::new("engine/src", &sources);
+    let rule = "components share plain modules only, and none of these names a component";
+    hold(rule, &fronts::reach(&tree, SHARD, &components()));
+}
+
+#[test]
+fn fronts_give_values() {
+    let sources = sources(SHARD);
+    let told: Vec<String> =
+        components().iter().flat_map(|name| fronts::lent(&sources, SHARD, name)).collect();
+    hold("a component's front lends nothing of its tables and runs nobody's code", &told);
+}
+
+#[test]
+fn no_component_is_most_of_the_shard() {
+    let sources = sources(SHARD);
+    for name in components() {
+        let share = fronts::share(&sources, SHARD, name);
+        assert!(share <= MOST_SHARE, "{name} is {share} % of the shard, {MOST_SHARE} at most");
+    }
+}
+
+#[test]
+fn the_types_of_the_shard_are_small() {
+    let sources = sources(SHARD);
+    hold("split it by what owns what", &counts::too_large(&sources));
+    let guards: usize = sources.iter().map(counts::guards).sum();
+    let most = counts::MOST_GUARDS;
+    assert!(guards <= most, "{guards} times `else {{ return }}`, {most} at most: filter once");
+}
+
+#[test]
+fn functions_and_files_of_the_engine_are_short() {
+    let mut told = Vec::new();
+    for source in sources("engine/src") {
+        let long = counts::too_long(&source).into_iter();
+        told.extend(long.map(|(line, what)| format!("{}:{line}: {what}", source.path)));
+    }
+    let (function, file) = (counts::MOST_FUNCTION_LINES, counts::MOST_FILE_LINES);
+    hold(&format!("at most {function} lines of a function and {file} of a file"), &told);
+}
