@@ -217,7 +217,7 @@ impl Occupant {
     }
 
     fn measure(&mut self, border: &Border) {
-        let clients = self.shard.metrics().active_connections as usize;
+        let clients = self.shard.clients();
         self.balance.measure(border.now, clients, border.tally.idle.as_micros() as u64);
         self.balance.show(&self.cores);
     }
