@@ -55,6 +55,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
+# Sockets that hold the ports of `dead_port`.
+HELD = []
+
+
+def dead_port():
+    """A port that refuses connections, and that nobody else is given while this process runs."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    HELD.append(held)
+    return held.getsockname()[1]
+
+
 def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,
                   io="auto", host="127.0.0.1", advertise=None, kind="default"):
     """A file for `serve`: free ports, two tenants, four functions. With `dial` the first needs no

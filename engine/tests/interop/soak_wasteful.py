@@ -11,13 +11,13 @@ from pathlib import Path
 
 from conftest import TRAILERS_ONLY
 from fakeworker import FakeWorker
-from gateway import FUNCTION, Gateway, credentials, free_port, grpc_head, until
+from gateway import FUNCTION, Gateway, credentials, dead_port, grpc_head, until
 from rawh2 import (END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, frame, rst_stream)
 
 
 def refused_dials(directory):
     """100 000 requests to a server that refuses TCP, half of them over each HTTP version."""
-    with Gateway.serve(directory, dial=f"127.0.0.1:{free_port()}") as running:
+    with Gateway.serve(directory, dial=f"127.0.0.1:{dead_port()}") as running:
         files, ports, start = running.open_files(), used_ports(), time.monotonic()
         seen = collections.Counter()
         kept = http.client.HTTPConnection(*running.client, timeout=30)

@@ -14,7 +14,7 @@ import pytest
 import grpcserver
 from echo import EchoMessage, Stub, message
 from fakeworker import FakeWorker
-from gateway import credentials, free_port, grpc_head, plain_head, until
+from gateway import credentials, dead_port, free_port, grpc_head, plain_head, until
 from rawh2 import DATA, HEADERS, Peer
 
 FUNCTION = "77777777-7777-4777-8777-777777777777"
@@ -199,7 +199,7 @@ def test_a_server_that_closes_after_each_response_serves_one_client(serve):
 
 
 def test_a_server_that_refuses_costs_nothing_that_stays(serve):
-    port = free_port()
+    port = dead_port()
     running = start(serve, f"127.0.0.1:{port}")
     plain_answers(running, 1)
     files, lines = running.open_files(), len(running.log_lines())

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gateway import (FUNCTION, KEY, SECOND_FUNCTION, Gateway, configuration, free_port, grpc_head,
+from gateway import (FUNCTION, KEY, SECOND_FUNCTION, Gateway, configuration, dead_port, grpc_head,
                      plain_head, until)
 
 
@@ -69,7 +69,7 @@ def house(server, tmp_path_factory):
     text = configuration(session='wait = "300ms"', dial=server.at)
     dead = f'id = "{SECOND_FUNCTION}"\nversion'
     assert dead in text
-    text = text.replace(dead, f'id = "{SECOND_FUNCTION}"\ndial = "127.0.0.1:{free_port()}"\nversion')
+    text = text.replace(dead, f'id = "{SECOND_FUNCTION}"\ndial = "127.0.0.1:{dead_port()}"\nversion')
     (place / "serve.toml").write_text(text)
     with Gateway(["serve", "--config", str(place / "serve.toml")], place) as running:
         yield running

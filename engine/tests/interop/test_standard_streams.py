@@ -22,7 +22,8 @@ import pytest
 
 import gateway as house
 import workerprogram
-from gateway import FUNCTION, KEY, VERSION, WORKER_KEY, Gateway, configuration, free_port, until
+from gateway import (FUNCTION, KEY, VERSION, WORKER_KEY, Gateway, configuration, dead_port,
+                     free_port, until)
 
 # --- streams that are in a bad way ----------------------------------------------------------
 
@@ -117,7 +118,7 @@ def test_an_answer_that_cannot_be_printed(name, kind, gateway, files, tmp_path):
 def test_a_complaint_that_cannot_be_written(kind, files, tmp_path):
     for words, code in [(["serve", "--config", f"{files}/bad.toml"], 78),
                         (["serve", "--cores", "99999", "--config", f"{files}/good.toml"], 2),
-                        (["sessions", "--admin", f"127.0.0.1:{free_port()}"], 1),
+                        (["sessions", "--admin", f"127.0.0.1:{dead_port()}"], 1),
                         (["nonsense"], 2)]:
         assert run([*house.binary(), *words], kind, tmp_path, number=2)[0] == code, words
     worker = [*workerprogram.binary(), "--gateway", "http://127.0.0.1:1", "--key-file", "/none",

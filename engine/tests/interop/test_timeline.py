@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from gateway import FUNCTION, OTHER_KEY, VERSION, Gateway, binary, free_port, grpc_head, until
+from gateway import (FUNCTION, OTHER_KEY, VERSION, Gateway, binary, dead_port, grpc_head,
+                     until)
 
 ANSWERED = ["accepted", "authorised", "asked", "handed_out", "connected", "request_sent",
             "answer_begun"]
@@ -189,7 +190,7 @@ def test_errors_name_the_fix(own_gateway):
     assert (code, text) == (1, "") and "knows no session 00000000" in said, said
     code, _, said = ringway("sessions", "timeline", "1234", admin=own_gateway.admin)
     assert code == 2 and "first eight" in said, said
-    closed = ("127.0.0.1", free_port())
+    closed = ("127.0.0.1", dead_port())
     for command in (["sessions"], ["sessions", "timeline", "12345678"],
                     ["sessions", "end", "12345678"], ["top"]):
         code, text, said = ringway(*command, admin=closed)

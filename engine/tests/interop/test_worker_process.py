@@ -9,7 +9,7 @@ import pytest
 
 import grpcserver
 from echo import EchoMessage, Stub
-from gateway import FUNCTION, VERSION, WORKER_KEY, credentials, free_port, until
+from gateway import FUNCTION, VERSION, WORKER_KEY, credentials, dead_port, free_port, until
 from workerprogram import WorkerProgram
 
 WHO = tuple(credentials())
@@ -211,7 +211,7 @@ def test_a_wrong_key_ends_the_worker(bare, work):
 
 
 def test_a_target_that_is_away_costs_no_slot(bare, work, tmp_path):
-    with WorkerProgram([bare.worker], f"127.0.0.1:{free_port()}", tmp_path, "nowhere") as nowhere:
+    with WorkerProgram([bare.worker], f"127.0.0.1:{dead_port()}", tmp_path, "nowhere") as nowhere:
         with channel_to(bare) as channel:
             for n in (1, 2):
                 with pytest.raises(grpc.RpcError) as failure:
