@@ -232,9 +232,6 @@ impl Parking {
         }
         (tunnel.http1, tunnel.active) = (http1, now);
         tunnel.served += 1;
-        // Nobody knows which request will be the last.
-        let last = self.terms.and_then(|terms| terms.last_id).filter(|_| !http1);
-        tunnel.left |= last.is_some_and(|last| tunnel.served + 3 > last / 2);
         let before = tunnel.client.replace(exchange.client);
         let Some(before) = before.filter(|before| *before != exchange.client) else { return };
         tunnel.kept = None;
@@ -244,6 +241,25 @@ impl Parking {
         let (id, client) = (&tunnel.session, exchange.client);
         let named = exchanges.iter().any(|other| other.client == client && other.names(id));
         assert!(named, "exchange {number}: a session that its client has not asked for");
+    }
+
+    /// Whether the stream ids of a tunnel may have run out: nobody knows which request will be the
+    /// last, and some that its client sent may be on their way to the worker, or have been taken back
+    /// before that saw whose they were.
+    fn is_spent(&self, link: usize, exchanges: &[Exchange]) -> bool {
+        let Some(last) = self.terms.and_then(|terms| terms.last_id) else { return false };
+        let Some(tunnel) = self.tunnels.get(&link).filter(|tunnel| !tunnel.http1) else {
+            return false;
+        };
+        let seen = exchanges.iter().find(|exchange| exchange.tunnel == Some(link));
+        let unseen = |other: &&Exchange| {
+            let comes = other.names(&tunnel.session) || other.named == Named::Nothing;
+            let own = tunnel.client == Some(other.client) && other.tunnel.is_none();
+            let refused = other.outcome == Some("answered by the gateway");
+            comes && own && !refused && seen.is_some_and(|seen| seen.function == other.function)
+        };
+        let unseen = exchanges.iter().filter(unseen).count() as u32;
+        tunnel.served + unseen + 3 > last / 2
     }
 
     /// A tunnel can carry no other client's requests.
@@ -305,10 +321,12 @@ impl Parking {
         let links: Vec<usize> = self.tunnels.keys().copied().collect();
         for tunnel in links {
             let verdict = self.verdict(link, tunnel, exchanges);
+            let spent = self.is_spent(tunnel, exchanges);
             let busy = self.clients[&link].farewell.as_ref().is_some_and(|f| !f.open.is_empty());
             let Some(entry) = self.tunnels.get_mut(&tunnel) else { continue };
             if entry.client == Some(link) && !entry.gone {
                 entry.used_up |= entry.http1 && busy;
+                entry.left |= spent;
                 let stays = entry.left || entry.since.is_none();
                 entry.must_go = verdict == Verdict::Closed && !stays;
                 entry.kept = (verdict == Verdict::Kept).then_some(now);
@@ -340,7 +358,10 @@ impl Parking {
         }
         let keeps_silent = terms.park == Park::Unclean || version.is_some_and(streams);
         // A lost tunnel's streams are answered: the client may have left before it heard of that.
-        let lost = |link| self.tunnels.get(&link).is_some_and(|tunnel| tunnel.gone || tunnel.left);
+        let lost = |link| {
+            let over = self.tunnels.get(&link).is_some_and(|tunnel| tunnel.gone || tunnel.left);
+            over || self.is_spent(link, exchanges)
+        };
         let runs = |number: &usize| {
             let exchange = &exchanges[*number];
             let carried = exchange.tunnel.is_some_and(|link| !lost(link));
@@ -362,7 +383,8 @@ impl Parking {
         tunnel.gone = true;
         tunnel.ended = Some(now);
         let id = tunnel.session.clone();
-        let (left, opened) = (tunnel.left, tunnel.since.is_some());
+        let (mut left, opened) = (tunnel.left, tunnel.since.is_some());
+        left |= self.is_spent(link, exchanges);
         let alone = !self.tunnels.values().any(|other| other.session == id && !other.gone);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let before = session.closed.replace(now);
