@@ -30,12 +30,12 @@ impl Shard {
     /// Messages for which there was no room are sent again.
     #[cold]
     pub(super) fn resend(&mut self, border: &mut Border) {
-        for core in self.cores.overrun(turn!(self, border)) {
+        for core in self.cores.overrun(&*turn!(self, border)) {
             self.sessions.renew(turn!(self, border), core);
             self.workers.renew(turn!(self, border), core);
             self.leave(Fact::Renewed { core });
             self.settle(border);
         }
-        self.cores.retry(turn!(self, border));
+        self.cores.retry(&*turn!(self, border));
     }
 }

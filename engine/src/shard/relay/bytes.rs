@@ -76,7 +76,7 @@ impl Raw {
     /// left before is told from one that got the last bytes and then leaves: a browser that loads its
     /// page again closes behind its Close and reads nothing more, so that the answer meets a RST, or
     /// its FIN comes while the answer is on its way. No frame is looked at.
-    fn function_finished(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>, slot: u32) {
+    fn function_finished(&self, traffic: &mut Traffic, turn: &mut Turn<'_>, slot: u32) {
         if !may_be_finished(traffic, slot) {
             return end_raw(traffic, turn, slot, RawEnd { by_worker: true, end: End::Fin });
         }
@@ -112,7 +112,7 @@ impl Raw {
     }
 
     /// One side has ended a stream of bytes, and the other one has not shown why.
-    pub(super) fn finish_raw(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>, key: Key) {
+    pub(super) fn finish_raw(&self, traffic: &mut Traffic, turn: &mut Turn<'_>, key: Key) {
         if let Some(exchange) = traffic.streams.exchanges.get(key) {
             let by_worker = exchange.parting == Parting::Function;
             end_raw(traffic, turn, key.slot, RawEnd { by_worker, end: End::Fin });

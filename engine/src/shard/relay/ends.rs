@@ -252,7 +252,7 @@ impl Traffic {
 
     /// What waited for a peer goes on after it had stalled.
     pub(super) fn stalled(
-        &mut self,
+        &self,
         turn: &mut Turn<'_>,
         exchange: Key,
         (up, took): (bool, std::time::Duration),

@@ -98,7 +98,7 @@ impl Streams {
     }
 
     /// What a peer sent cannot be read, or not as one thing only: its connection ends.
-    pub(super) fn http1_fault(&mut self, turn: &mut Turn<'_>, conn: ConnId, fault: Fault) {
+    pub(super) fn http1_fault(&self, turn: &mut Turn<'_>, conn: ConnId, fault: Fault) {
         let hop = self.hops.hop(conn);
         let Some(Hop { link: Link::H1(h1), peer, side, .. }) = hop else { return };
         let tunnel = matches!(side, Side::Tunnel(_));

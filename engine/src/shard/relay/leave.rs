@@ -69,7 +69,7 @@ impl Hops {
     }
 
     /// Closes a connection whose peer takes nothing any more.
-    pub(super) fn cut(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+    pub(super) fn cut(&self, turn: &mut Turn<'_>, conn: ConnId) {
         let tunnel = self.hop(conn).map(|hop| hop.tunnel().is_some());
         if tunnel == Some(true) {
             let cause = Cause::STALLED;

@@ -328,7 +328,7 @@ impl Reader {
 
 /// A client's connection that speaks HTTP/1; its first bytes are read next.
 pub(super) fn client_hop(
-    turn: &mut Turn<'_>,
+    turn: &Turn<'_>,
     conn: ConnId,
     from: (SocketAddr, Time),
     foreign: bool,

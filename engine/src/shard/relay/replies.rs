@@ -123,7 +123,7 @@ impl Replies {
 
     /// Sends an answer on a client stream. The rest of the request is read and thrown away, so
     /// that the client's upload meets neither a reset nor a closed window before the answer.
-    fn answer(&mut self, streams: &mut Streams, turn: &mut Turn<'_>, asked: &Asked) {
+    fn answer(&self, streams: &mut Streams, turn: &mut Turn<'_>, asked: &Asked) {
         let Some(hop) = streams.hops.hop_mut(asked.at.conn) else { return };
         let bare = self.body.is_empty();
         hop.link.will_discard(DISCARD_LIMIT as u64);

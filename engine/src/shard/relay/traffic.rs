@@ -156,7 +156,7 @@ impl Traffic {
     }
 
     /// Sessions are asked where an exchange goes, whose head waits.
-    fn ask(&mut self, turn: &mut Turn<'_>, slot: u32, head: &RoutingHead<'_>) {
+    fn ask(&self, turn: &mut Turn<'_>, slot: u32, head: &RoutingHead<'_>) {
         let exchange = self.streams.key_at(slot);
         let of = self.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
         if let Some(hop) = of.and_then(|conn| self.streams.hops.hop(conn)) {
@@ -269,7 +269,7 @@ impl Traffic {
     }
 
     /// The tunnel on which a call can be said again as it was.
-    fn repeats_on(&self, turn: &mut Turn<'_>, call: &super::memo::Call) -> Option<ConnId> {
+    fn repeats_on(&self, turn: &Turn<'_>, call: &super::memo::Call) -> Option<ConnId> {
         let route = self.routes.get(call.route)?;
         let conn = route.tunnel.filter(|_| route.waiting == 0)?;
         let hop = self.streams.hops.hop(conn)?;

@@ -281,7 +281,7 @@ impl Traffic {
     }
 
     /// A tunnel that takes no more streams, and has none, ends, unless it waits for another one.
-    pub(super) fn end_if_done(&mut self, turn: &mut Turn<'_>, conn: ConnId) -> bool {
+    pub(super) fn end_if_done(&self, turn: &mut Turn<'_>, conn: ConnId) -> bool {
         let hop = self.streams.hops.hop(conn).filter(|hop| hop.link.streams() == 0);
         let Some((hop, tunnel)) = hop.and_then(|hop| Some((hop, hop.tunnel()?))) else {
             return false;
