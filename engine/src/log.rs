@@ -1,7 +1,7 @@
 //! One line an edge of a session's life, in the words that operators search for (contract 8.3).
 //!
 //! A shard leaves [`Line`]s, which are values, and knows no log. At the end of its core's turn they
-//! are put into a bounded queue ([`write`]), and a thread that looks into the queue every 20 ms
+//! are put into a bounded queue ([`write()`]), and a thread that looks into the queue every 20 ms
 //! makes text of them: a data core formats nothing and wakes nobody. A full queue loses records
 //! and says how many. Credentials and tokens never get here.
 

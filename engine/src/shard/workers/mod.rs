@@ -1,5 +1,5 @@
 //! The workers' listener: its connections before they are tunnels ([`door`], [`requests`]), what
-//! they asked the dispatch ([`polls`]), and this core's part of the dispatch ([`home`]).
+//! they asked the dispatch ([`polls`]), and this core's part of the dispatch ([`mod@home`]).
 //!
 //! A connection and the dispatch home of its polls say everything to each other as messages between
 //! cores, also where both are this one: one core and many are one path.
