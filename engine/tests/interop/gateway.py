@@ -55,16 +55,23 @@ def free_port():
         return probe.getsockname()[1]
 
 
-# Sockets that hold the ports of `dead_port`.
-HELD = []
+# Sockets that hold the ports of `dead_port`, by port.
+HELD = {}
 
 
 def dead_port():
     """A port that refuses connections, and that nobody else is given while this process runs."""
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
-    HELD.append(held)
-    return held.getsockname()[1]
+    port = held.getsockname()[1]
+    HELD[port] = held
+    return port
+
+
+def revive(port):
+    """A server may listen on a dead port from now on."""
+    HELD.pop(port).close()
+    return port
 
 
 def configuration(session="", drain="", more="", worker_port=None, cores=None, dial=None,

@@ -14,7 +14,8 @@ import pytest
 import grpcserver
 from echo import EchoMessage, Stub, message
 from fakeworker import FakeWorker
-from gateway import credentials, dead_port, free_port, grpc_head, plain_head, until
+from gateway import (credentials, dead_port, free_port, grpc_head, plain_head, revive,
+                     until)
 from rawh2 import DATA, HEADERS, Peer
 
 FUNCTION = "77777777-7777-4777-8777-777777777777"
@@ -214,7 +215,7 @@ def test_a_server_that_refuses_costs_nothing_that_stays(serve):
     client.close()
     until(lambda: running.open_files() <= files, what="no descriptors left open")
     assert len(running.log_lines()) - lines <= 20 + time.monotonic() - since
-    with grpcserver.Server(port), channel_to(running) as channel:
+    with grpcserver.Server(revive(port)), channel_to(running) as channel:
         assert Stub(channel).Unary(say(b"y"), metadata=WHO, timeout=60).payload == b"y"
 
 
