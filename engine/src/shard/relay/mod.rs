@@ -28,6 +28,8 @@ mod replies;
 mod routes;
 mod run;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod tunnels;
 mod watch;
