@@ -226,7 +226,10 @@ impl Traffic {
         cause: Cause,
         fault: Option<&Fault>,
     ) {
-        let Some(tunnel) = self.routes.get(key).map(|route| route.tunnel) else { return };
+        // What runs still counts with what has ended.
+        let carried = self.facts(key);
+        let tunnel = self.routes.get(key).map(|route| route.tunnel);
+        let Some((tunnel, carried)) = tunnel.zip(carried) else { return };
         if let Some(conn) = tunnel {
             let link = self.streams.hops.hop(conn).map(|hop| &hop.link);
             if matches!(link, Some(Link::H1(h1)) if h1.codec.is_raw()) {
@@ -243,7 +246,7 @@ impl Traffic {
         }
         let lost = route.lost.is_some();
         let told = fault.unwrap_or(if lost { cause.loss() } else { cause.fault() });
-        let tally = route.tally();
+        let tally = route.tally(carried);
         for waiter in route.waiters {
             self.refuse(turn, waiter, told);
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use uuid::Uuid;
 
-use super::super::facts::{Tally, Terms};
+use super::super::facts::{RouteFacts, Tally, Terms};
 use super::super::table::Key;
 use super::exchange::Exchange;
 use crate::border::ConnId;
@@ -81,11 +81,12 @@ impl Route {
         self.streams + self.waiting > 0
     }
 
-    pub(super) fn tally(&self) -> Tally {
+    /// What it has carried, at its end.
+    pub(super) fn tally(&self, carried: RouteFacts) -> Tally {
         Tally {
-            streams: self.streams,
-            bytes_up: self.bytes_up,
-            bytes_down: self.bytes_down,
+            streams: carried.streams,
+            bytes_up: carried.bytes_up,
+            bytes_down: carried.bytes_down,
             answered: self.lost == Some(true),
             tunnel: self.lost.is_some(),
         }

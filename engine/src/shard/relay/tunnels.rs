@@ -7,7 +7,7 @@ use ringway_proto::h2::{self, ErrorCode, NO_TAG};
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use super::super::cause::Manner;
+use super::super::cause::{Cause, Manner};
 use super::super::facts::{ForRelay, ForSessions, MovedHop, NewTunnel, RouteFacts, Terms};
 use super::super::table::Key;
 use super::super::turn::Turn;
@@ -207,8 +207,14 @@ impl Traffic {
     /// The parked tunnel of `from`, whose route ends, becomes the tunnel of `to`.
     pub(super) fn transfer(&mut self, turn: &mut Turn<'_>, from: Key, to: Key) {
         let tunnel = self.routes.remove(from).and_then(|route| route.tunnel);
-        if let Some(route) = self.routes.get_mut(to) {
-            route.tunnel = tunnel;
+        match (self.routes.get_mut(to), tunnel) {
+            (Some(route), _) => route.tunnel = tunnel,
+            // Nobody is left who could have it.
+            (None, Some(conn)) => {
+                let cause = Cause::SURPLUS;
+                turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
+            }
+            (None, None) => {}
         }
         self.own(turn, to);
         turn.relay(ForRelay::Wake { key: to });

@@ -64,6 +64,20 @@ fn a_closed_route_says_what_it_carried() {
 }
 
 #[test]
+fn what_runs_still_counts_with_what_has_ended() {
+    let mut bench = bench();
+    let (mut client, mut worker) = bench.routed(A, LOST);
+    bench.answer(&mut worker, "hi!", true);
+    let key = bench.ask(&mut client, &[], false);
+    bench.body(&mut client, key, "hello", false);
+    bench.sees(&mut worker);
+    bench.say(ForRelay::Close { key: A, cause: Cause::DELETED, fault: None });
+    let told = bench.told();
+    let [ForSessions::Closed { key: A, tally, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((tally.streams, tally.bytes_up, tally.bytes_down), (1, 5, 3));
+}
+
+#[test]
 fn who_waits_for_a_route_that_is_closed_is_told_why() {
     let overloaded = || Some(Box::new(Fault::Overloaded));
     for (fault, code) in [(None, 4), (overloaded(), 8)] {

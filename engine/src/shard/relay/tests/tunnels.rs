@@ -76,6 +76,16 @@ fn a_parked_tunnel_becomes_that_of_another_route() {
 }
 
 #[test]
+fn a_tunnel_for_a_route_that_is_gone_ends() {
+    let mut bench = bench();
+    let (client, mut worker) = bench.routed(A, KEPT);
+    bench.park(client, &mut worker);
+    bench.say(ForRelay::Transfer { from: A, to: B });
+    assert_eq!(bench.relay.tunnels(), 0);
+    assert!(!bench.rig.border.is_open(worker.conn));
+}
+
+#[test]
 fn a_parked_tunnel_goes_to_another_core() {
     let mut bench = bench();
     let (client, mut worker) = bench.routed(A, KEPT);
