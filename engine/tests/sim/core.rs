@@ -14,6 +14,7 @@ use ringway_proto::time::Time;
 
 use super::journal::note;
 use super::kernel::{Done, Kernel, Phase, Receive, Socket};
+use super::plane::Heard;
 use super::seed::Seed;
 use super::wire::{Packet, Wires};
 
@@ -61,6 +62,8 @@ pub(crate) struct Core {
     /// Links it has let go of, and those of whose end the shard was told.
     pub(crate) handed: Vec<usize>,
     pub(crate) told: Vec<usize>,
+    /// What the control plane has said to it since that was judged.
+    pub(crate) heard: Vec<Heard>,
     news: Vec<News>,
     dirty: Vec<ConnId>,
     looks: Vec<ConnId>,
@@ -84,6 +87,7 @@ impl Core {
             untold: Vec::new(),
             handed: Vec::new(),
             told: Vec::new(),
+            heard: Vec::new(),
             news: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),
@@ -115,7 +119,10 @@ impl Core {
         }
         for _ in 0..self.capacity {
             let Some(post) = self.mailbox.pop_front() else { break };
-            self.shard.posted(&mut self.border, post);
+            match post {
+                ShardPost::Answer { ticket, answer } => self.hear(ticket, answer),
+                post => self.shard.posted(&mut self.border, post),
+            }
         }
         self.shard.turn(&mut self.border);
         self.act(around);

@@ -9,6 +9,7 @@ use ringway::metrics::{AskOutcome, ShardMetrics};
 use ringway::post::ShardPost;
 use ringway_proto::time::Time;
 
+use super::core::Core;
 use super::journal::note;
 use super::ledger::Exchange;
 use super::plan::KEYS;
@@ -188,26 +189,36 @@ impl World {
         authority.answers += 1;
         let at_once = self.paused[number] <= self.now && authority.seed.chance(50);
         note("plane", number, "answers", [ticket.number, u64::from(ticket.life)]);
-        if let Some(code) = code(&answer) {
-            self.excuse(ticket, code);
-        }
         if at_once {
-            let granted = code(&answer).is_none();
             let core = &mut self.cores[number];
-            let before = core.shard.metrics().asks;
             core.border.now = self.now;
-            core.shard.answered(&mut core.border, ticket, answer);
-            let after = core.shard.metrics().asks;
-            self.judge(ticket, granted, (before, after));
+            core.hear(ticket, answer);
+            self.judge_answers(number);
         } else {
             self.cores[number].mailbox.push_back(ShardPost::Answer { ticket, answer });
         }
         self.wake(number);
     }
 
+    /// Judges the answers that a core has heard. Who asks the same while a refusal is on its way to
+    /// the core still joins the question, so that it is known only now whom it may reach.
+    pub(super) fn judge_answers(&mut self, number: usize) {
+        for Heard { ticket, code, counts } in std::mem::take(&mut self.cores[number].heard) {
+            let counted = self.judge(ticket, code.is_none(), counts);
+            if let Some(code) = code.filter(|_| counted) {
+                self.excuse(ticket, code);
+            }
+        }
+    }
+
     /// An answer has come to a core: it counts if it is the first one and nobody has withdrawn the
-    /// question, and never otherwise.
-    fn judge(&mut self, ticket: AskTicket, granted: bool, (before, after): (Counts, Counts)) {
+    /// question, and never otherwise. Whether it did.
+    fn judge(
+        &mut self,
+        ticket: AskTicket,
+        granted: bool,
+        (before, after): (Counts, Counts),
+    ) -> bool {
         let rose = |outcome: AskOutcome| after[outcome.index()] - before[outcome.index()];
         let counted = rose(if granted { AskOutcome::Answered } else { AskOutcome::Refused });
         assert_eq!(counted + rose(AskOutcome::Late), 1, "{ticket:?}: not one answer");
@@ -217,6 +228,7 @@ impl World {
         let open = !asked.withdrawn && !asked.settled && ticket.life == life;
         assert!(open || counted == 0, "{ticket:?}: an answer counts that nobody waited for");
         asked.settled |= counted == 1;
+        counted == 1
     }
 
     /// Requests that may wait for this answer may be told so.
@@ -263,6 +275,25 @@ impl World {
 }
 
 type Counts = [u64; AskOutcome::COUNT];
+
+/// An answer that a core has heard.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    ticket: AskTicket,
+    /// The code that it may make of a request.
+    code: Option<u8>,
+    /// What the core had counted before it and after it.
+    counts: (Counts, Counts),
+}
+
+impl Core {
+    /// The plane's answer.
+    pub(super) fn hear(&mut self, ticket: AskTicket, answer: Answer) {
+        let (code, before) = (code(&answer), self.shard.metrics().asks);
+        self.shard.answered(&mut self.border, ticket, answer);
+        self.heard.push(Heard { ticket, code, counts: (before, self.shard.metrics().asks) });
+    }
+}
 
 impl Exchange {
     /// Whether it asks for this.

@@ -402,6 +402,7 @@ impl World {
         let links = &self.wires.links;
         self.ledger.leaving.retain(|leaving| !links[leaving.tunnel].closed);
         self.deliver_posts(number);
+        self.judge_answers(number);
         self.take_asks(number);
         self.turns += 1;
         assert!(self.turns < TURNS, "the run does not end");
