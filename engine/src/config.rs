@@ -9,6 +9,7 @@ mod node;
 mod parties;
 mod problems;
 mod read;
+mod remote;
 mod rules;
 mod settings;
 mod syntax;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 pub use dial::Dial;
 pub use problems::Problems;
+pub use remote::{Api, Endpoint, Mode, Nats, NkeySource, Remote};
 pub use settings::settings_as_markdown;
 pub(crate) use units::duration;
 
@@ -133,11 +135,15 @@ pub enum BusyPoll {
     Always,
 }
 
-/// Local mode's own settings.
+/// The control plane.
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// What workers dial back to; without it the worker listener's address.
+    /// Which one.
+    pub mode: Mode,
+    /// What workers dial back to; without it the worker listener's address (`local` mode).
     pub advertise: Option<String>,
+    /// The one elsewhere. None in `local` mode.
+    pub remote: Option<Remote>,
 }
 
 /// A key. Never shown.

@@ -12,7 +12,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Io, Keepalive, Limits,
-    Listen, Log, MAX_CORES, Park, Scope, Session, listen, parties,
+    Listen, Log, MAX_CORES, Mode, Park, Scope, Session, listen, parties,
 };
 
 /// Questions to the control plane that may wait, on one core: of all, and of one tenant.
@@ -155,7 +155,7 @@ fn control(root: &Node, listen: &Listen, fronts: &Fronts, problems: &mut Problem
         }
         None => {}
     }
-    Control { advertise }
+    Control { mode: Mode::Local, advertise, remote: None }
 }
 
 /// NVIDIA's workers take host and port from the URL and dial plain TCP whatever the scheme says
