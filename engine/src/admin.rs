@@ -24,6 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::config::Mode;
 use crate::metrics::Backend;
 use crate::post::{SessionRow, ShardPost};
 
@@ -68,6 +69,10 @@ pub struct Admin {
     pub drain: watch::Sender<bool>,
     /// Whether calls that change something may come from elsewhere.
     pub allow_remote: bool,
+    /// The version that is told, if it is not the program's own.
+    pub version: Option<Arc<str>>,
+    /// Who says who may call.
+    pub mode: Mode,
     /// What drives the cores.
     pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
@@ -242,11 +247,11 @@ async fn ready(State(admin): Shared) -> Response<Body> {
 async fn info(State(admin): Shared) -> Response<Body> {
     reply::json(&serde_json::json!({
         "service": "nvcf-grpc-proxy",
-        "version": crate::VERSION,
+        "version": admin.version.as_deref().unwrap_or(crate::VERSION),
         "commit": crate::COMMIT,
         "cores": admin.scraper.cores(),
         "backend": admin.backend.label(),
-        "mode": "local",
+        "mode": admin.mode.name(),
     }))
 }
 

@@ -16,7 +16,6 @@ mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +24,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use files::Files;
 
-use crate::config::Config;
+use crate::config::{Config, Mode, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
 use crate::demo::{Serve, WorkerOptions};
@@ -57,6 +56,8 @@ pub struct BootError {
 impl BootError {
     /// Exit code for a port or io_uring that could not be had (EX_OSERR).
     const OS: u8 = 71;
+    /// Exit code for a wrong configuration (EX_CONFIG).
+    const CONFIG: u8 = 78;
 
     fn os(text: impl fmt::Display) -> Self {
         Self { code: Self::OS, text: text.to_string() }
@@ -79,17 +80,18 @@ struct Addresses {
     admin: SocketAddr,
 }
 
-/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is the
-/// file that is read again on SIGHUP.
+/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is what
+/// is read again on SIGHUP.
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
 pub fn serve(
     mut config: Config,
     demo: Option<Demo>,
-    source: Option<PathBuf>,
+    source: Option<Source>,
 ) -> Result<(), BootError> {
-    let _log = crate::log::start(config.log.level).map_err(BootError::os)?;
+    let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
+    tell_start(&config)?;
     let count = core_count(&config);
     config.cores.count = Some(count);
     let policy = policy_of(&mut config);
@@ -157,6 +159,25 @@ pub fn serve(
         announce(&config, addresses, demo.as_ref());
         Ok(())
     })
+}
+
+/// The log's first line: which mode, and why. Only one mode is served yet.
+fn tell_start(config: &Config) -> Result<(), BootError> {
+    let (mode, why) = (config.control.mode, &config.control.why);
+    let version = config.version.as_deref().unwrap_or(crate::VERSION);
+    tracing::info!(mode = mode.name(), why, version, "starting");
+    if mode == Mode::Local {
+        return Ok(());
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let text = format!(
+        "mode {}: {why}; the configuration is right, but this mode is not supported yet: use \
+         control.mode = \"local\"",
+        mode.name()
+    );
+    Err(BootError { code: BootError::CONFIG, text })
 }
 
 /// The rules of a configuration as it was read, its names looked up: this blocks. What an operator

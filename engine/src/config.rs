@@ -1,17 +1,24 @@
-//! The configuration file: read once, checked as a whole, handed on as typed values.
+//! The configuration, a file and the environment: read once, checked as a whole, handed on as
+//! typed values.
 //!
-//! Every problem is reported with its line and the fix; nobody else reads the file or the
+//! Every problem is reported with its place and the fix; nobody else reads the file or the
 //! environment.
 
+mod control;
 mod dial;
+mod environment;
 mod listen;
+mod manual;
+mod nats;
 mod node;
 mod parties;
 mod problems;
 mod read;
+mod reference;
 mod remote;
 mod rules;
 mod settings;
+mod source;
 mod syntax;
 mod units;
 mod yaml;
@@ -20,23 +27,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use uuid::Uuid;
 
 pub use dial::Dial;
+pub use environment::Environment;
+pub use manual::settings_as_markdown;
 pub use problems::Problems;
 pub use remote::{Api, Endpoint, Mode, Nats, NkeySource, Remote};
-pub use settings::settings_as_markdown;
+pub use source::Source;
 pub(crate) use units::duration;
 
+use crate::log::Keys;
 use crate::tls::{Files, Pair};
-
-/// How often the configuration is tried at the start while nothing but its certificates is wrong
-/// (contract CF-1), and the time between.
-const START_TRIES: u32 = 5;
-const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// Most data cores of one process.
 pub const MAX_CORES: usize = 256;
@@ -58,12 +64,14 @@ pub struct Config {
     pub keepalive: Keepalive,
     pub admin: Admin,
     pub log: Log,
+    /// The version that is told to whoever asks, where it is not the program's own.
+    pub version: Option<Arc<str>>,
     /// What an operator should hear of although it is no fault.
     pub notes: Vec<String>,
     /// What an operator should do something about soon.
     pub warnings: Vec<String>,
     /// Settings that need a new start to change, as they are written.
-    pub written: BTreeMap<String, String>,
+    pub written: BTreeMap<String, Secret>,
 }
 
 /// Addresses of the listeners.
@@ -140,6 +148,8 @@ pub enum BusyPoll {
 pub struct Control {
     /// Which one.
     pub mode: Mode,
+    /// Why it is that one, for people.
+    pub why: String,
     /// What workers dial back to; without it the worker listener's address (`local` mode).
     pub advertise: Option<String>,
     /// The one elsewhere. None in `local` mode.
@@ -321,6 +331,7 @@ pub struct Admin {
 pub struct Log {
     pub access: bool,
     pub level: &'static str,
+    pub keys: Keys,
 }
 
 /// `ringway dev`'s configuration, but for its addresses.
@@ -345,50 +356,14 @@ worker_keys = ["dev-worker-key"]
 "#;
 
 impl Config {
-    /// Reads and checks a file.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
-    pub fn load(path: &Path) -> Result<Self, Problems> {
-        let name = path.display().to_string();
-        let fail = |text: String| {
-            let mut problems = Problems::new(&name);
-            problems.add(None, text);
-            problems
-        };
-        if syntax::Syntax::of(&name).is_none() {
-            return Err(fail("the file's name must end in .toml, .yaml or .yml".into()));
-        }
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| fail(format!("cannot be read: {error}")))?;
-        Self::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
-    }
-
-    /// As [`Self::load`], at the start: certificates that somebody is still writing are waited for.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn load_patiently(path: &Path) -> Result<Self, Problems> {
-        for _ in 1..START_TRIES {
-            match Self::load(path) {
-                Err(problems) if problems.may_pass() => std::thread::sleep(START_PAUSE),
-                loaded => return loaded,
-            }
-        }
-        Self::load(path)
-    }
-
     /// Reads and checks a text; `name` is its name in messages, and YAML if it ends in `.yaml` or
-    /// `.yml`, else TOML; `folder` is where the files that it names are looked for.
+    /// `.yml`, else TOML; `folder` is where the files that it names are looked for. The environment
+    /// is left out: see [`Source`].
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str, name: &str, folder: &Path) -> Result<Self, Problems> {
-        let mut problems = Problems::new(name);
-        match rules::read(text, folder, &mut problems) {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(problems.sorted()),
-        }
+        rules::checked(text, folder, &Environment::default(), Problems::new(name))
     }
 
     /// Looks up the names of servers that are dialled; this blocks. What cannot be found is no
@@ -412,6 +387,9 @@ impl Config {
     /// Never: the text is a constant that a test reads.
     #[must_use]
     pub fn dev() -> Self {
-        Self::parse(DEV, "dev", Path::new("")).expect("the built-in configuration is right")
+        let mut config =
+            Self::parse(DEV, "dev", Path::new("")).expect("the built-in configuration is right");
+        config.control.why = "`ringway dev` has no other".into();
+        config
     }
 }

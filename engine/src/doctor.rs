@@ -11,13 +11,12 @@ mod setup;
 
 use std::fmt;
 use std::net::ToSocketAddrs;
-use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::boot;
-use crate::config::{Config, Io};
+use crate::config::{Config, Io, Source};
 use crate::machine::{Host, cgroup};
 
 /// How a check came out.
@@ -91,11 +90,11 @@ fn without_ring(io: Io) -> Status {
 /// Looks at this host, and at the configuration if one is given; without one, at the ports of
 /// `ringway dev`.
 #[must_use]
-pub fn examine(file: Option<&Path>) -> Vec<Check> {
+pub fn examine(source: &Source) -> Vec<Check> {
     let host = Host::real();
     let mut checks = Vec::new();
-    let given = file.map(Config::load);
-    checks.extend(setup::configuration(file, given.as_ref().map(Result::as_ref)));
+    let given = source.is_given().then(|| source.load());
+    checks.extend(setup::configuration(&source.name(), given.as_ref().map(Result::as_ref)));
     let wrong = matches!(given, Some(Err(_)));
     let config = given.and_then(Result::ok).unwrap_or_else(Config::dev);
     let io = config.cores.io;
@@ -116,9 +115,11 @@ pub fn examine(file: Option<&Path>) -> Vec<Check> {
     if !wrong {
         checks.push(network::local_ports(&host, &config));
         checks.extend(network::ports(&config, boot::port_state));
-        checks.push(network::advertise(&config, |name| {
+        let resolve = |name: (&str, u16)| {
             name.to_socket_addrs().map(|found| found.map(|address| address.ip()).collect())
-        }));
+        };
+        checks.push(network::advertise(&config, resolve));
+        checks.extend(network::control(&config, resolve));
         checks.extend(setup::certificates(&config));
     }
     checks
@@ -127,6 +128,7 @@ pub fn examine(file: Option<&Path>) -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Environment;
 
     impl Check {
         /// The status, and that the text has these words.
@@ -151,7 +153,8 @@ mod tests {
 
     #[test]
     fn this_host_is_examined() {
-        let checks = examine(None);
+        let nothing = Source::new(None, Environment::default());
+        let checks = examine(&nothing);
         assert!(checks.len() > 15, "{checks:?}");
         for check in &checks {
             assert_eq!(check.fix.is_some(), check.status != Status::Ok, "{check}");

@@ -10,6 +10,7 @@ mod line;
 mod lines;
 mod meter;
 mod stamp;
+mod zap;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -53,6 +54,17 @@ static METER: Meter = Meter::new();
 
 /// How often the log says that records were lost, or that lines were left out.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// The names of what every JSON line has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keys {
+    /// `timestamp`, `level`, `message`.
+    #[default]
+    Ringway,
+    /// Those of NVIDIA's proxy, whose log library is zap: `level`, `ts`, `logger`, `caller`, `msg`,
+    /// with times as seconds of Unix time (contract 8.3).
+    Zap,
+}
 
 /// A line to be written.
 #[derive(Debug)]
@@ -127,7 +139,7 @@ impl Drop for LogGuard {
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start(level: &str) -> std::io::Result<LogGuard> {
+pub fn start(level: &str, keys: Keys) -> std::io::Result<LogGuard> {
     let readable = std::io::stderr().is_terminal();
     let form = if readable { Form::Text } else { Form::Json };
     let (log, last) = ringway_stdio::Log::new(form);
@@ -139,9 +151,9 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
     // Its drop panics, or waits for ever, when its queue is full and stdout cannot be written.
     let _kept = std::mem::ManuallyDrop::new(guard);
     let _ = CROWDED_OUT.set(lines.error_counter());
-    let ours = install(lines.clone(), level, readable);
+    let ours = install(lines.clone(), level, (!readable).then_some(keys));
     let queue = lines.clone();
-    let mut direct = (ours && !readable).then(|| Direct { lines, batch: Vec::new() });
+    let mut direct = (ours && !readable).then(|| Direct { lines, keys, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
     let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
         let mut told_at = Instant::now();
@@ -164,6 +176,7 @@ pub fn start(level: &str) -> std::io::Result<LogGuard> {
 /// JSON lines that are made here and not by `tracing`: those of sessions, which are most of them.
 struct Direct {
     lines: NonBlocking,
+    keys: Keys,
     /// Lines that are written together.
     batch: Vec<u8>,
 }
@@ -178,8 +191,8 @@ impl Direct {
     }
 }
 
-/// Whether it is this log that lines go to from now on.
-fn install(lines: NonBlocking, level: &str, readable: bool) -> bool {
+/// Whether it is this log that lines go to from now on: as JSON with these keys, or as text.
+fn install(lines: NonBlocking, level: &str, keys: Option<Keys>) -> bool {
     let level: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
     // Libraries speak up only when something is wrong.
     let targets =
@@ -187,10 +200,12 @@ fn install(lines: NonBlocking, level: &str, readable: bool) -> bool {
     let registry = tracing_subscriber::registry().with(targets);
     let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
     // It fails only when a subscriber is installed already: then that one goes on.
-    let installed = if readable {
-        registry.with(layer.compact().fmt_fields(values()).with_target(false)).try_init()
-    } else {
-        registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
+    let installed = match keys {
+        None => registry.with(layer.compact().fmt_fields(values()).with_target(false)).try_init(),
+        Some(Keys::Ringway) => {
+            registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
+        }
+        Some(Keys::Zap) => registry.with(layer.event_format(zap::Zap)).try_init(),
     };
     installed.is_ok()
 }
@@ -224,7 +239,7 @@ fn write_waiting(mut direct: Option<&mut Direct>) {
     let Some(queue) = QUEUE.get() else { return };
     while let Some(record) = queue.pop() {
         if let Some(direct) = &mut direct {
-            let made = json::write(&record, &mut direct.batch);
+            let made = json::write(&record, direct.keys, &mut direct.batch);
             if !made || direct.batch.len() > BATCH_BYTES {
                 direct.write();
             }

@@ -3,12 +3,12 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
-use ringway::config::{self, Config, MAX_CORES};
+use ringway::config::{self, Config, Environment, MAX_CORES, Source};
 use ringway::console::{self, Failure};
 use ringway::doctor;
 
@@ -21,22 +21,28 @@ const CONFIG: u8 = 78;
 
 /// Gateway for NVIDIA Cloud Functions sessions.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// Without one: `serve`.
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Clone, Debug, Args)]
+struct Serve {
+    /// The configuration file (TOML or YAML); variables of the environment stand over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway.
-    Serve {
-        /// The configuration file (TOML or YAML).
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        #[command(flatten)]
-        engine: Engine,
-    },
+    /// Run the gateway (the same as no command).
+    Serve(Serve),
     /// Run a gateway on this machine, with a function and a worker: for trying it out.
     Dev {
         /// Serve this server instead of the built-in echo function.
@@ -67,11 +73,11 @@ enum Command {
     Sessions(console::Sessions),
     /// Show a running gateway's sessions live, busiest first.
     Top(console::Top),
-    /// Read a configuration file and print everything that is wrong with it.
+    /// Read the configuration, as `serve` would, and print everything that is wrong with it.
     Check {
-        /// The configuration file (TOML or YAML).
+        /// The configuration file (TOML or YAML); variables of the environment stand over it.
         #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        config: Option<PathBuf>,
     },
 }
 
@@ -120,10 +126,12 @@ impl Engine {
 
 fn main() -> ExitCode {
     ringway_stdio::shield();
-    match Arguments::parse().command {
-        Command::Serve { config, engine } => {
-            let load = || Config::load_patiently(&config).map_err(|problems| problems.to_string());
-            run(engine, load, (None, Some(config.clone())))
+    let Arguments { command, serve } = Arguments::parse();
+    match command.unwrap_or(Command::Serve(serve)) {
+        Command::Serve(Serve { config, engine }) => {
+            let source = source(config);
+            let load = || source.load_patiently().map_err(|problems| problems.to_string());
+            run(engine, load, (None, Some(source.clone())))
         }
         Command::Dev { target, client, worker, admin, engine } => {
             let demo = target.map_or(Demo::Echo, Demo::Target);
@@ -136,21 +144,31 @@ fn main() -> ExitCode {
             };
             run(engine, config, (Some(demo), None))
         }
-        Command::Doctor { config, json } => diagnose(config.as_deref(), json),
+        Command::Doctor { config, json } => diagnose(&source(config), json),
         Command::Sessions(arguments) => ended(console::sessions(&arguments)),
         Command::Top(arguments) => ended(console::top(&arguments)),
-        Command::Check { config } => match Config::load(&config) {
-            Ok(read) => {
-                let warning = |text: &String| format!("{}: warning: {text}\n", config.display());
-                let files = boot::files_note(&read);
-                let warnings: String = read.warnings.iter().chain(&files).map(warning).collect();
-                let text = format!("{warnings}{}: no problem found\n", config.display());
-                told(ringway_stdio::print(&text), ExitCode::SUCCESS)
-            }
-            Err(problems) => {
-                told(ringway_stdio::print(&problems.to_string()), ExitCode::from(CONFIG))
-            }
-        },
+        Command::Check { config } => check(&source(config)),
+    }
+}
+
+/// The file, if one is given, and this process's environment.
+fn source(file: Option<PathBuf>) -> Source {
+    Source::new(file, Environment::of_process())
+}
+
+/// Prints what is wrong with a configuration.
+fn check(source: &Source) -> ExitCode {
+    match source.load() {
+        Ok(read) => {
+            let name = source.name();
+            let warning = |text: &String| format!("{name}: warning: {text}\n");
+            let files = boot::files_note(&read);
+            let warnings: String = read.warnings.iter().chain(&files).map(warning).collect();
+            let (mode, why) = (read.control.mode.name(), &read.control.why);
+            let text = format!("{warnings}{name}: no problem found; mode {mode}: {why}\n");
+            told(ringway_stdio::print(&text), ExitCode::SUCCESS)
+        }
+        Err(problems) => told(ringway_stdio::print(&problems.to_string()), ExitCode::from(CONFIG)),
     }
 }
 
@@ -177,8 +195,8 @@ fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
 }
 
 /// Prints the doctor's report.
-fn diagnose(config: Option<&Path>, json: bool) -> ExitCode {
-    let checks = doctor::examine(config);
+fn diagnose(source: &Source, json: bool) -> ExitCode {
+    let checks = doctor::examine(source);
     let printed = if json {
         // Only a map with keys that are no text cannot be written: there is none.
         let text = serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n";
@@ -194,7 +212,7 @@ fn diagnose(config: Option<&Path>, json: bool) -> ExitCode {
 fn run(
     engine: Engine,
     config: impl FnOnce() -> Result<Config, String>,
-    (demo, source): (Option<Demo>, Option<PathBuf>),
+    (demo, source): (Option<Demo>, Option<Source>),
 ) -> ExitCode {
     ringway_stdio::shield_server();
     ringway_stdio::hold_hangup();

@@ -12,6 +12,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode};
 use ringway::admin::{Admin, Changes, Phase, Scraper, routes, serve};
+use ringway::config::Mode;
 use ringway::control::local::SessionFacts;
 use ringway::control::port::Owner;
 use ringway::metrics::{Backend, CloseCode, CloseReason};
@@ -52,6 +53,8 @@ fn world(allow_remote: bool, silent: bool) -> World {
         phase: phase_seen,
         drain,
         allow_remote,
+        version: Some("1.33.4".into()),
+        mode: Mode::Nvcf,
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
         changes: Arc::new(Changes::new(Arc::default())),

@@ -165,8 +165,9 @@ fn waiting_call(address: SocketAddr) -> TcpStream {
 fn wrong_arguments_end_with_2() {
     for arguments in [
         &["--nonsense"][..],
-        &[],
-        &["serve"],
+        &["--cores", "1", "check"],
+        &["--cores", "0"],
+        &["serve", "--config"],
         &["dev", "--cores", "257"],
         &["dev", "--cores", "0"],
         &["dev", "--io", "kqueue"],
@@ -199,6 +200,103 @@ fn check_prints_every_problem_and_ends_with_78() {
     let (code, _, stderr) = run(&["serve", "--config", bad.to_str().unwrap()]);
     assert_eq!((code, stderr.contains("drain.maxx")), (78, true));
     assert_eq!(run(&["check", "--config", "/nowhere/x.toml"]).0, 78);
+}
+
+/// As [`run`], with nothing but these variables.
+fn run_with(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String, String) {
+    let mut command = ringway(arguments);
+    command.env_clear().envs(variables.iter().copied()).current_dir("/");
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// What NVIDIA's chart sets, as far as it is looked at.
+const CHART: [(&str, &str); 9] = [
+    ("NVCF_FQDN_GRPC", "http://api.nvcf.svc:9090"),
+    ("NATS_FQDN", "nats://nats.nats-system.svc:4222"),
+    ("SECRETS_PATH", "/vault/secrets/secrets.json"),
+    ("SELF_WORKER_FQDN", "http://grpc.nvcf.svc:10086"),
+    ("POD_IP", "10.0.0.7"),
+    ("ENABLE_HTTP1_CONNECT", "true"),
+    ("ENABLE_HTTP3_CONNECT", "false"),
+    ("GEO_DISABLED", "true"),
+    ("TRACING", "none"),
+];
+
+#[test]
+fn without_a_command_it_serves_and_without_anything_it_says_what_to_set() {
+    for arguments in [&[][..], &["serve"], &["--cores", "1"]] {
+        let (code, stdout, stderr) = run_with(&[], arguments);
+        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (78, "", 1), "{stderr}");
+        assert!(stderr.contains("--config FILE") && stderr.contains("NVCF_FQDN_GRPC"), "{stderr}");
+        let (code, checked, _) = run_with(&[], &["check"]);
+        assert_eq!((code, checked), (78, stderr));
+    }
+    let bad = file("no-command.toml", &CONFIG.replace("max =", "maxx ="));
+    let (code, _, stderr) = run_with(&[], &["--config", bad.to_str().unwrap()]);
+    assert_eq!((code, stderr.contains("drain.maxx")), (78, true), "{stderr}");
+}
+
+#[test]
+fn the_environment_of_the_proxy_is_checked_as_it_would_be_served() {
+    let (code, stdout, _) = run_with(&CHART, &["check"]);
+    assert_eq!(code, 0, "{stdout}");
+    assert!(stdout.contains("mode nvcf: NVCF_FQDN_GRPC is set"), "{stdout}");
+    let (code, _, stderr) = run_with(&CHART, &[]);
+    assert_eq!(code, 78, "{stderr}");
+    let start = stderr.lines().find(|line| line.contains("\"msg\":\"starting\"")).unwrap();
+    let start: serde_json::Value = serde_json::from_str(start).unwrap();
+    assert_eq!((&start["mode"], &start["level"]), (&"nvcf".into(), &"info".into()));
+    assert_eq!(start["why"], "NVCF_FQDN_GRPC is set");
+    assert!(stderr.contains("not supported yet"), "{stderr}");
+    for (name, value, said) in [
+        ("GEO_DISABLED", "", "set GEO_DISABLED=true"),
+        ("ENABLE_HTTP3_CONNECT", "true", "set ENABLE_HTTP3_CONNECT=false"),
+        ("RINGWAY__SESION__WAIT", "1s", "did you mean RINGWAY__SESSION__WAIT?"),
+        ("NATS_PRIVATE_NKEY", "SUNOTASEED", "which begins with SU"),
+    ] {
+        let changed = CHART.iter().copied().filter(|(other, _)| *other != name);
+        let variables: Vec<_> = changed.chain([(name, value)]).collect();
+        let (code, _, stderr) = run_with(&variables, &[]);
+        assert_eq!((code, stderr.lines().count()), (78, 1), "{stderr}");
+        assert!(stderr.starts_with(&format!("{name}: ")) && stderr.contains(said), "{stderr}");
+        assert!(!stderr.contains("SUNOTASEED"), "{stderr}");
+        assert_eq!(run_with(&variables, &["check"]).1, stderr);
+    }
+}
+
+#[test]
+fn the_environment_stands_over_the_file_also_when_it_is_read_again() {
+    let path = file("over.toml", &CONFIG.replace("\"10s\"", "\"1h\""));
+    let mut command = ringway(&["--config", path.to_str().unwrap()]);
+    let (client, worker) = ("RINGWAY__LISTEN__CLIENT", "RINGWAY__LISTEN__WORKER__PROXY_PROTOCOL");
+    command.env("RINGWAY__DRAIN__MAX", "1s").env(worker, "false").env(client, "127.0.0.2:0");
+    command.env("RINGWAY__LOG__KEYS", "zap");
+    let mut gateway = Gateway::start(command);
+    assert_eq!(gateway.client.ip().to_string(), "127.0.0.2");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("client = \"127.0.0.1:0\"", "client = \"127.0.0.1:1\"");
+    std::fs::write(&path, text.replace("count = 2", "count = 1")).unwrap();
+    gateway.signal("-HUP");
+    let until = Instant::now() + 30 * SECOND;
+    while !gateway
+        .get("/metrics")
+        .contains("ringway_reloads_total{what=\"configuration\",outcome=\"ok\"} 1")
+    {
+        assert!(Instant::now() < until, "{}", gateway.get("/metrics"));
+        std::thread::sleep(SECOND / 20);
+    }
+    let _call = waiting_call(gateway.client);
+    gateway.has_a_waiting_call();
+    gateway.signal("-TERM");
+    assert_eq!(gateway.ends_within(30 * SECOND), Some(0), "drain.max is that of the environment");
+    let log = gateway.stderr();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().all(|line| line["ts"].is_f64() && line["msg"].is_string()), "{log}");
+    let changed = lines.iter().find(|line| line["msg"].as_str().unwrap().contains("restart"));
+    assert_eq!(changed.unwrap()["keys"], "cores.count", "{log}");
 }
 
 #[test]

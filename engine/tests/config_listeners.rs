@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ringway::config::Config;
+use ringway::config::{Config, Environment, Source};
 
 const PARTIES: &str = r#"
 [[tenant]]
@@ -213,8 +213,9 @@ fn certificates_that_are_still_being_written_are_waited_for() {
     let listen = format!("[listen]\nclient = {{ address = \"127.0.0.1:0\", {tls} }}\n");
     let control = "[control]\nadvertise = \"http://10.0.0.1:1\"\n";
     std::fs::write(&file, format!("{listen}{control}{PARTIES}")).unwrap();
+    let source = Source::new(Some(file.clone()), Environment::default());
     let begun = std::time::Instant::now();
-    assert!(Config::load_patiently(&file).unwrap_err().may_pass());
+    assert!(source.load_patiently().unwrap_err().may_pass());
     assert!(begun.elapsed() >= std::time::Duration::from_secs(2), "five tries, 500 ms apart");
     // A machine that holds the writer up for as long as the tries last does so once, not always.
     let comes_in_time = |_| {
@@ -224,10 +225,10 @@ fn certificates_that_are_still_being_written_are_waited_for() {
                 std::thread::sleep(std::time::Duration::from_millis(700));
                 folder.issue("a", (2020, 2090));
             });
-            Config::load_patiently(&file).is_ok()
+            source.load_patiently().is_ok()
         })
     };
     assert!((0..5).any(comes_in_time));
     std::fs::write(&file, format!("{listen}{control}{PARTIES}[sesion]\n")).unwrap();
-    assert!(!Config::load_patiently(&file).unwrap_err().may_pass(), "no waiting for a typo");
+    assert!(!source.load_patiently().unwrap_err().may_pass(), "no waiting for a typo");
 }

@@ -2,7 +2,7 @@
 //! SIGHUP and whenever their files change (contract CF-1).
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::tell::tell;
 use super::{BootError, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;
-use crate::config::{Config, Front};
+use crate::config::{Config, Front, Source};
 use crate::control::local::Policy;
 use crate::inlet::{Entrance, Entrances};
 use crate::post::ShardPost;
@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The running configuration, and what of it can be replaced.
 #[derive(Debug)]
 pub(super) struct Reloader {
-    source: Option<PathBuf>,
+    source: Option<Source>,
     config: Arc<Config>,
     certificates: Vec<Certificate>,
     changes: Arc<Changes>,
@@ -65,7 +65,7 @@ impl Reloader {
     /// For a configuration that was read from `source`, if it was read from a file.
     pub(super) fn new(
         config: &Arc<Config>,
-        source: Option<PathBuf>,
+        source: Option<Source>,
         policy: Arc<Policy>,
     ) -> Result<Self, BootError> {
         let changes = Arc::new(Changes::new(policy));
@@ -122,11 +122,11 @@ impl Reloader {
 
     /// SIGHUP.
     async fn asked(&mut self, admin: &Admin) {
-        let Some(source) = self.source.clone() else {
+        let Some(source) = self.source.clone().filter(|source| source.file().is_some()) else {
             tracing::info!("SIGHUP: there is no configuration file to read again");
             return;
         };
-        match Config::load(&source) {
+        match source.load() {
             Ok(mut new) => {
                 let (tenants, functions) = (new.tenants.len(), new.functions.len());
                 let policy = policy_of(&mut new);

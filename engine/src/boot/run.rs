@@ -105,6 +105,8 @@ async fn control(
         phase: phase_seen,
         drain,
         allow_remote: config.admin.allow_remote,
+        version: config.version.clone(),
+        mode: config.control.mode,
         backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),

@@ -1,13 +1,13 @@
 //! The listeners: addresses, TLS, and the PROXY protocol.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::node::{Node, Value};
 use super::problems::{Problems, nearest};
-use super::read::Section;
+use super::read::{Section, flag_wanted, path_of};
 use super::{Front, FrontTls, Fronts, Listen};
 use crate::tls::{Files, Pair, PairError};
 
@@ -51,13 +51,13 @@ fn check_keys(section: &Section<'_>, name: &str, problems: &mut Problems) {
                 Some(near) => format!("{full} is not a setting; did you mean `{near}`?"),
                 None => format!("{full} is not a setting: remove it"),
             };
-            problems.add(key.line, text);
+            problems.add(key.place, text);
         } else if name == "admin" && key.name != "address" {
             let text = format!(
                 "{full} cannot be had: the admin port is for this machine and its scraper; remove \
                  it, or put a proxy with TLS in front"
             );
-            problems.add(key.line, text);
+            problems.add(key.place, text);
         }
     }
 }
@@ -71,7 +71,7 @@ fn check_ports(section: &Section<'_>, listen: &Listen, problems: &mut Problems) 
                     "listen.{name} and listen.{earlier} are both port {}: give each its own",
                     address.port()
                 );
-                problems.add(section.line_of(name), text);
+                problems.add(section.place_of(name), text);
             }
         }
     }
@@ -100,7 +100,7 @@ impl<'a> Table<'a> {
 
     fn refuse(&mut self, key: &str, node: &Node, want: &str) {
         let text = format!("{} is {}, but must be {want}", self.key(key), node.kind());
-        self.problems.add(node.line, text);
+        self.problems.add(node.place, text);
     }
 
     fn front(&mut self, folder: &Path, warnings: &mut Vec<String>) -> Front {
@@ -108,7 +108,7 @@ impl<'a> Table<'a> {
             None => false,
             Some(Node { value: Value::Flag(flag), .. }) => *flag,
             Some(node) => {
-                self.refuse("proxy_protocol", node, "true or false, without quotes");
+                self.refuse("proxy_protocol", node, flag_wanted(node.place));
                 false
             }
         };
@@ -124,8 +124,8 @@ impl<'a> Table<'a> {
     /// A header that anybody could send must not be believed, and a list that is not looked at is
     /// a mistake.
     fn check_trust(&mut self, proxy_protocol: bool, trusted: Option<&[IpNet]>) {
-        let line = |key: &str| self.get(key).map(|node| node.line);
-        let pair = |key: &str, value: &str| self.problems.syntax().pair(key, value);
+        let place = |key: &str| self.get(key).map(|node| node.place);
+        let pair = |key: &str, value: &str| self.problems.syntax().pair(&self.key(key), value);
         match trusted {
             None | Some([]) if proxy_protocol => {
                 let text = format!(
@@ -135,7 +135,7 @@ impl<'a> Table<'a> {
                     self.key("trusted"),
                     pair("trusted", "[\"10.0.0.0/8\"]"),
                 );
-                self.problems.add(line("proxy_protocol"), text);
+                self.problems.add(place("proxy_protocol"), text);
             }
             Some(_) if !proxy_protocol => {
                 let text = format!(
@@ -143,7 +143,7 @@ impl<'a> Table<'a> {
                     self.key("trusted"),
                     pair("proxy_protocol", "true"),
                 );
-                self.problems.add(line("trusted"), text);
+                self.problems.add(place("trusted"), text);
             }
             _ => {}
         }
@@ -158,7 +158,7 @@ impl<'a> Table<'a> {
         };
         if list.len() > MAX_TRUSTED {
             let text = format!("{} has more than {MAX_TRUSTED} networks", self.key("trusted"));
-            self.problems.add(node.line, text);
+            self.problems.add(node.place, text);
         }
         let mut networks = Vec::new();
         for item in list {
@@ -176,7 +176,7 @@ impl<'a> Table<'a> {
                 }
                 Err(why) => {
                     let text = format!("{} has \"{text}\", {why}", self.key("trusted"));
-                    self.problems.add(item.line, text);
+                    self.problems.add(item.place, text);
                 }
             }
         }
@@ -196,12 +196,12 @@ impl<'a> Table<'a> {
                     self.key("tls"),
                     key.name
                 );
-                self.problems.add(key.line, text);
+                self.problems.add(key.place, text);
             }
         }
-        let cert = self.path(node, "cert");
-        let key = self.path(node, "key");
-        let files = Files { cert: folder.join(cert?), key: folder.join(key?) };
+        let cert = self.path(node, "cert", folder);
+        let key = self.path(node, "key", folder);
+        let files = Files { cert: cert?, key: key? };
         match Pair::load(&files) {
             Ok(pair) => {
                 if let Some(warning) = pair.warning() {
@@ -219,16 +219,18 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn path(&mut self, tls: &'a Node, name: &str) -> Option<&'a str> {
+    fn path(&mut self, tls: &'a Node, name: &str, folder: &Path) -> Option<PathBuf> {
         let key = format!("tls.{name}");
         match tls.get(name) {
-            Some(Node { value: Value::Text(path), .. }) if !path.is_empty() => Some(path),
+            Some(Node { value: Value::Text(path), place }) if !path.is_empty() => {
+                Some(path_of(*place, path, folder))
+            }
             Some(node) => {
                 self.refuse(&key, node, "the path of a PEM file, in quotes");
                 None
             }
             None => {
-                self.problems.add(tls.line, format!("{} is missing", self.key(&key)));
+                self.problems.add(tls.place, format!("{} is missing", self.key(&key)));
                 None
             }
         }
@@ -239,10 +241,10 @@ impl<'a> Table<'a> {
             PairError::Cert(why) => ("cert", &files.cert, why),
             PairError::Key(why) => ("key", &files.key, why),
         };
-        let line = tls.get(name).map_or(tls.line, |node| node.line);
+        let place = tls.get(name).map_or(tls.place, |node| node.place);
         let key = self.key(&format!("tls.{name}"));
-        // Somebody may be about to write it: see `Config::load_patiently`.
-        self.problems.add_passing(line, format!("{key} \"{}\" {why}", path.display()));
+        // Somebody may be about to write it: see `Source::load_patiently`.
+        self.problems.add_passing(place, format!("{key} \"{}\" {why}", path.display()));
     }
 }
 

@@ -1,17 +1,16 @@
-//! A configuration file as a tree that remembers lines.
+//! A configuration as a tree that remembers where each value was written.
 
 use std::collections::BTreeMap;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problems::Problems;
+use super::problems::{Place, Problems};
 
 /// A value and where it stands.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Line, counted from 1.
-    pub(super) line: usize,
+    pub(super) place: Place,
     pub(super) value: Value,
 }
 
@@ -32,7 +31,7 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) name: String,
-    pub(super) line: usize,
+    pub(super) place: Place,
 }
 
 impl Node {
@@ -93,6 +92,54 @@ impl Node {
         into.insert(name.into(), text);
     }
 
+    /// A table without entries.
+    pub(super) fn empty(place: Place) -> Self {
+        Self { place, value: Value::Table(Vec::new()) }
+    }
+
+    /// The value under a full name, such as `listen.client.tls.cert`.
+    pub(super) fn at(&self, key: &str) -> Option<&Self> {
+        key.split('.').try_fold(self, |node, name| node.get(name))
+    }
+
+    /// Writes a value under a full name, over what stands there; tables on the way are made. What
+    /// stands on the way and is no table stays: it is a problem of its own.
+    pub(super) fn put(&mut self, key: &str, node: Self) {
+        let place = node.place;
+        let (name, rest) = match key.split_once('.') {
+            Some((name, rest)) => (name, Some(rest)),
+            None => (key, None),
+        };
+        if let Value::Empty = self.value {
+            self.value = Value::Table(Vec::new());
+        }
+        let Value::Table(entries) = &mut self.value else { return };
+        let at = entries.iter().position(|(key, _)| key.name == name);
+        match (rest, at) {
+            (None, Some(at)) => entries[at].1 = node,
+            (Some(rest), Some(at)) => entries[at].1.put(rest, node),
+            (None, None) => entries.push((Key { name: name.into(), place }, node)),
+            (Some(rest), None) => {
+                let mut table = Self::empty(place);
+                table.put(rest, node);
+                entries.push((Key { name: name.into(), place }, table));
+            }
+        }
+    }
+
+    /// Takes the value under a full name away.
+    pub(super) fn remove(&mut self, key: &str) {
+        let Value::Table(entries) = &mut self.value else { return };
+        match key.split_once('.') {
+            None => entries.retain(|(own, _)| own.name != key),
+            Some((name, rest)) => {
+                for (_, node) in entries.iter_mut().filter(|(own, _)| own.name == name) {
+                    node.remove(rest);
+                }
+            }
+        }
+    }
+
     /// The table's value under `name`.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         self.entries().iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
@@ -114,8 +161,8 @@ impl Lines {
 
     fn table(&self, table: &DeTable<'_>, line: usize) -> Node {
         let mut entries: Vec<_> = table.iter().map(|(key, value)| self.entry(key, value)).collect();
-        entries.sort_by_key(|(key, _)| key.line);
-        Node { line, value: Value::Table(entries) }
+        entries.sort_by_key(|(key, _)| key.place);
+        Node { place: line.into(), value: Value::Table(entries) }
     }
 
     fn entry(
@@ -123,8 +170,8 @@ impl Lines {
         key: &Spanned<std::borrow::Cow<'_, str>>,
         value: &Spanned<DeValue<'_>>,
     ) -> (Key, Node) {
-        let line = self.of_byte(key.span().start);
-        (Key { name: key.get_ref().to_string(), line }, self.node(value))
+        let place = self.of_byte(key.span().start).into();
+        (Key { name: key.get_ref().to_string(), place }, self.node(value))
     }
 
     fn node(&self, value: &Spanned<DeValue<'_>>) -> Node {
@@ -139,7 +186,7 @@ impl Lines {
             DeValue::Float(_) => Value::Other("a number with a fraction"),
             DeValue::Datetime(_) => Value::Other("a date"),
         };
-        Node { line, value }
+        Node { place: line.into(), value }
     }
 }
 
@@ -155,14 +202,14 @@ mod tests {
         let root = Node::from_toml(text, &mut problems);
         assert!(problems.is_empty());
         let b = root.get("b").unwrap();
-        assert_eq!((b.line, b.get("c").unwrap().line), (3, 4));
+        assert_eq!((b.place, b.get("c").unwrap().place), (Place::Line(3), Place::Line(4)));
         let Value::List(list) = &b.get("d").unwrap().value else { panic!("a list") };
         assert_eq!(
-            (list[0].line, list[1].line, list[1].kind()),
-            (6, 7, "a number with a fraction")
+            (list[0].place, list[1].place, list[1].kind()),
+            (Place::Line(6), Place::Line(7), "a number with a fraction")
         );
         let Value::List(list) = &root.get("e").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].line, list[1].line), (9, 11));
+        assert_eq!((list[0].place, list[1].place), (Place::Line(9), Place::Line(11)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::node::Node;
-use super::problems::{Problems, nearest};
+use super::problems::{Place, Problems, nearest};
 use super::read::Section;
 use super::{Function, Secret, Tenant};
 
@@ -44,38 +44,38 @@ fn tenant(
         && (name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic()))
     {
         let text = "tenant.name must be visible ASCII without spaces".to_string();
-        problems.add(section.line_of("name"), text);
+        problems.add(section.place_of("name"), text);
     }
-    let mut keys: Vec<(Option<usize>, String)> = Vec::new();
-    for (line, key) in section.texts("client_keys", problems) {
-        keys.push((Some(line), key.into()));
+    let mut keys: Vec<(Option<Place>, String)> = Vec::new();
+    for (place, key) in section.texts("client_keys", problems) {
+        keys.push((Some(place), key.into()));
     }
     if let Some(file) = section.text("client_keys_file", problems) {
-        let line = section.line_of("client_keys_file");
+        let place = section.place_of("client_keys_file");
         match std::fs::read_to_string(folder.join(file)) {
-            Ok(text) => keys.extend(keys_of_file(&text).map(|key| (line, key.to_string()))),
+            Ok(text) => keys.extend(keys_of_file(&text).map(|key| (place, key.to_string()))),
             Err(error) => {
                 let text = format!("tenant.client_keys_file \"{file}\" cannot be read: {error}");
-                problems.add(line, text);
+                problems.add(place, text);
             }
         }
     }
     let owner = name.unwrap_or("(without a name)");
     if keys.is_empty() {
-        let pair = problems.syntax().pair("client_keys", "[\"...\"]");
+        let pair = problems.syntax().pair("tenant.client_keys", "[\"...\"]");
         let text = format!("tenant \"{owner}\" has no key: write {pair}");
-        problems.add(section.line(), text);
+        problems.add(section.place(), text);
     }
     let mut client_keys = Vec::new();
-    for (line, key) in keys {
-        check_key("tenant.client_keys", line, &key, problems);
+    for (place, key) in keys {
+        check_key("tenant.client_keys", place, &key, problems);
         if let Some(other) = seen.insert(key.clone(), owner.into()) {
             let text = if other == owner {
                 format!("tenant \"{owner}\" has a client key twice: remove one")
             } else {
                 format!("tenants \"{other}\" and \"{owner}\" have the same client key: change one")
             };
-            problems.add(line, text);
+            problems.add(place, text);
         }
         client_keys.push(Secret::from(key.as_str()));
     }
@@ -88,9 +88,9 @@ fn keys_of_file(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A key travels as `Authorization: Bearer KEY`. The key itself is not shown.
-fn check_key(what: &str, line: Option<usize>, key: &str, problems: &mut Problems) {
+fn check_key(what: &str, place: Option<Place>, key: &str, problems: &mut Problems) {
     if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
-        problems.add(line, format!("a key in {what} is empty or has other than visible ASCII"));
+        problems.add(place, format!("a key in {what} is empty or has other than visible ASCII"));
     }
 }
 
@@ -99,7 +99,7 @@ fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
         if tenants[..at].iter().any(|other| other.name == tenant.name) {
             let text =
                 format!("two tenants are named \"{}\": put their keys together", tenant.name);
-            problems.add(root.get("tenant").map(|node| node.line), text);
+            problems.add(root.get("tenant").map(|node| node.place), text);
         }
     }
 }
@@ -115,7 +115,7 @@ fn functions(
         let item = problems.syntax().item("function");
         let text =
             format!("there is no function: write {item} with id, version, tenants, worker_keys");
-        problems.add(None, text);
+        problems.add(None::<Place>, text);
     }
     let mut functions: Vec<Function> = Vec::new();
     for section in sections {
@@ -126,7 +126,7 @@ fn functions(
                 "function {} has version {} twice: remove one",
                 function.id, function.version
             );
-            problems.add(section.line(), text);
+            problems.add(section.place(), text);
         }
         functions.push(function);
     }
@@ -143,9 +143,9 @@ fn function(
     let version = uuid(section, "version", problems);
     let callers = section.texts("tenants", problems);
     if callers.is_empty() {
-        problems.add(section.line_of("tenants"), "function.tenants is empty: nobody may call it");
+        problems.add(section.place_of("tenants"), "function.tenants is empty: nobody may call it");
     }
-    for (line, name) in &callers {
+    for (place, name) in &callers {
         if !tenants.iter().any(|tenant| tenant.name == *name) {
             let names = tenants.iter().map(|tenant| tenant.name.as_str());
             let item = problems.syntax().item("tenant");
@@ -153,7 +153,7 @@ fn function(
                 Some(near) => format!("there is no tenant \"{name}\"; did you mean \"{near}\"?"),
                 None => format!("there is no tenant \"{name}\": write {item} for it"),
             };
-            problems.add(*line, text);
+            problems.add(*place, text);
         }
     }
     let keys = section.texts("worker_keys", problems);
@@ -162,18 +162,18 @@ fn function(
     if let (Some(text), None) = (server, &dial) {
         let want = "HOST:PORT, such as \"127.0.0.1:50051\"";
         let text = format!("function.dial is \"{text}\", but must be {want}");
-        problems.add(section.line_of("dial"), text);
+        problems.add(section.place_of("dial"), text);
     }
     if keys.is_empty() && server.is_none() {
         let text = "function.worker_keys is empty: no worker can serve it";
-        problems.add(section.line_of("worker_keys"), text);
+        problems.add(section.place_of("worker_keys"), text);
     }
-    for (line, key) in &keys {
-        check_key("function.worker_keys", Some(*line), key, problems);
+    for (place, key) in &keys {
+        check_key("function.worker_keys", Some(*place), key, problems);
         if let Some(tenant) = seen.get(*key) {
             let text = format!("a worker key is also a client key of tenant \"{tenant}\"");
             problems
-                .add(*line, format!("{text}: change one, or its clients could serve as workers"));
+                .add(*place, format!("{text}: change one, or its clients could serve as workers"));
         }
     }
     Some(Function {
@@ -192,7 +192,7 @@ fn uuid(section: &Section<'_>, name: &str, problems: &mut Problems) -> Option<Uu
     if id.is_none() {
         let want = "a UUID, such as \"11111111-1111-4111-8111-111111111111\"";
         let key = section.key(name);
-        problems.add(section.line_of(name), format!("{key} is \"{text}\", but must be {want}"));
+        problems.add(section.place_of(name), format!("{key} is \"{text}\", but must be {want}"));
     }
     id
 }

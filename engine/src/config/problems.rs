@@ -4,12 +4,77 @@ use std::fmt;
 
 use super::syntax::Syntax;
 
-/// A list of problems, each with its line where it has one.
+/// Where a value was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// On this line of the file, counted from 1.
+    Line(usize),
+    /// In this variable of the environment.
+    Variable(&'static str),
+    /// Nowhere: it is the default of a mode.
+    Default,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Variable(name) => f.write_str(name),
+            Self::Default => f.write_str("the defaults"),
+        }
+    }
+}
+
+impl From<usize> for Place {
+    fn from(line: usize) -> Self {
+        Self::Line(line)
+    }
+}
+
+/// Where a problem is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum At {
+    /// Nowhere: something is missing.
+    Nowhere,
+    /// Where a value was written.
+    Place(Place),
+    /// At a variable of the environment that holds no setting.
+    Unknown(String),
+}
+
+impl From<Option<Place>> for At {
+    fn from(place: Option<Place>) -> Self {
+        match place {
+            None | Some(Place::Default) => Self::Nowhere,
+            Some(place) => Self::Place(place),
+        }
+    }
+}
+
+impl From<Place> for At {
+    fn from(place: Place) -> Self {
+        Some(place).into()
+    }
+}
+
+impl From<usize> for At {
+    fn from(line: usize) -> Self {
+        Place::Line(line).into()
+    }
+}
+
+impl From<Option<usize>> for At {
+    fn from(line: Option<usize>) -> Self {
+        line.map(Place::Line).into()
+    }
+}
+
+/// A list of problems, each with its place where it has one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     file: String,
     syntax: Syntax,
-    list: Vec<(Option<usize>, String)>,
+    list: Vec<(At, String)>,
     /// How many of them may pass by themselves.
     passing: usize,
 }
@@ -18,6 +83,17 @@ impl Problems {
     /// No problem yet, in this file.
     pub(super) fn new(file: &str) -> Self {
         Self { file: file.into(), syntax: Syntax::of(file).unwrap_or_default(), ..Self::default() }
+    }
+
+    /// No problem yet, where there is no file.
+    pub(super) fn of_environment() -> Self {
+        Self { file: "environment".into(), syntax: Syntax::Environment, ..Self::default() }
+    }
+
+    /// The file's name; `environment` where there is none.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// How the file is written, and so its fixes.
@@ -38,14 +114,14 @@ impl Problems {
     }
 
     /// One more.
-    pub(super) fn add(&mut self, line: impl Into<Option<usize>>, text: impl Into<String>) {
-        self.list.push((line.into(), text.into()));
+    pub(super) fn add(&mut self, at: impl Into<At>, text: impl Into<String>) {
+        self.list.push((at.into(), text.into()));
     }
 
     /// One more, that may pass by itself: a file that somebody is writing.
-    pub(super) fn add_passing(&mut self, line: impl Into<Option<usize>>, text: impl Into<String>) {
+    pub(super) fn add_passing(&mut self, at: impl Into<At>, text: impl Into<String>) {
         self.passing += 1;
-        self.add(line, text);
+        self.add(at, text);
     }
 
     /// Whether all of them may pass by themselves.
@@ -54,23 +130,24 @@ impl Problems {
         self.passing == self.list.len()
     }
 
-    /// Orders them by line.
+    /// Orders them by place.
     pub(super) fn sorted(mut self) -> Self {
-        self.list.sort_by_key(|(line, _)| *line);
+        self.list.sort_by(|(one, _), (other, _)| one.cmp(other));
         self
     }
 }
 
 impl fmt::Display for Problems {
-    /// One line each: `FILE:LINE: what, and the fix`.
+    /// One line each: `FILE:LINE: what, and the fix`, or `VARIABLE: what, and the fix`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (line, text) in &self.list {
-            if !self.file.is_empty() {
-                write!(f, "{}:", self.file)?;
-            }
-            match line {
-                Some(line) => writeln!(f, "{line}: {text}")?,
-                None => writeln!(f, " {text}")?,
+        for (at, text) in &self.list {
+            let file = &self.file;
+            match at {
+                At::Place(Place::Variable(name)) => writeln!(f, "{name}: {text}")?,
+                At::Unknown(name) => writeln!(f, "{name}: {text}")?,
+                At::Place(Place::Line(line)) if file.is_empty() => writeln!(f, "{line}: {text}")?,
+                At::Place(Place::Line(line)) => writeln!(f, "{file}:{line}: {text}")?,
+                _ => writeln!(f, "{file}: {text}")?,
             }
         }
         Ok(())
@@ -123,11 +200,12 @@ mod tests {
     fn problems_are_told_by_file_and_line() {
         let mut problems = Problems::new("x.toml");
         problems.add(7, "later");
-        problems.add(None, "somewhere");
+        problems.add(Place::Variable("RINGWAY__X"), "elsewhere");
+        problems.add(None::<Place>, "somewhere");
         problems.add(2, "sooner");
         assert_eq!(
             problems.sorted().to_string(),
-            "x.toml: somewhere\nx.toml:2: sooner\nx.toml:7: later\n"
+            "x.toml: somewhere\nx.toml:2: sooner\nx.toml:7: later\nRINGWAY__X: elsewhere\n"
         );
     }
 }

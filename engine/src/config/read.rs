@@ -1,14 +1,15 @@
 //! Reads one table: each value held against its setting, every fault reported, defaults filled in.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::node::{Node, Value};
-use super::problems::{Problems, nearest};
+use super::problems::{Place, Problems, nearest};
 use super::settings::{Kind, Setting};
 use super::units;
 
-/// One table of the file, or its absence.
+/// One table of the configuration, or its absence.
 #[derive(Clone, Copy)]
 pub(super) struct Section<'a> {
     table: &'static str,
@@ -24,7 +25,7 @@ impl<'a> Section<'a> {
         {
             let write = problems.syntax().write_table(table);
             let text = format!("{table} is {}, not a table: {write}", node.kind());
-            problems.add(node.line, text);
+            problems.add(node.place, text);
         }
         Self::new(table, node, problems)
     }
@@ -35,7 +36,7 @@ impl<'a> Section<'a> {
         let Value::List(list) = &node.value else {
             let write = problems.syntax().write_tables(table);
             let text = format!("{table} is {}, not a list: {write}", node.kind());
-            problems.add(node.line, text);
+            problems.add(node.place, text);
             return Vec::new();
         };
         list.iter().map(|item| Self::new(table, Some(item), problems)).collect()
@@ -43,14 +44,19 @@ impl<'a> Section<'a> {
 
     fn new(table: &'static str, node: Option<&'a Node>, problems: &mut Problems) -> Self {
         for (key, _) in node.map(Node::entries).unwrap_or_default() {
-            check_key(table, &key.name, key.line, problems);
+            check_key(table, &key.name, key.place, problems);
         }
         Self { table, node }
     }
 
-    /// The line of the table's head, where there is one.
-    pub(super) fn line(&self) -> Option<usize> {
-        self.node.map(|node| node.line)
+    /// The table under `name`, whose keys somebody else looks at.
+    pub(super) fn quiet(root: &'a Node, table: &'static str) -> Self {
+        Self { table, node: root.get(table) }
+    }
+
+    /// The place of the table's head, where there is one.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.node.map(|node| node.place)
     }
 
     /// The value under `name`.
@@ -58,9 +64,9 @@ impl<'a> Section<'a> {
         self.node?.get(name)
     }
 
-    /// The line of the value under `name`, or of the table.
-    pub(super) fn line_of(&self, name: &str) -> Option<usize> {
-        self.get(name).map(|node| node.line).or_else(|| self.line())
+    /// The place of the value under `name`, or of the table.
+    pub(super) fn place_of(&self, name: &str) -> Option<Place> {
+        self.get(name).map(|node| node.place).or_else(|| self.place())
     }
 
     /// `table.name`, for messages.
@@ -81,7 +87,7 @@ impl<'a> Section<'a> {
             Value::Whole(number) => number.to_string(),
             _ => node.kind().into(),
         };
-        problems.add(node.line, format!("{} is {shown}, but must be {want}", self.key(name)));
+        problems.add(node.place, format!("{} is {shown}, but must be {want}", self.key(name)));
     }
 
     /// A text, where there is one.
@@ -99,13 +105,13 @@ impl<'a> Section<'a> {
     /// A text that must be there.
     pub(super) fn required(&self, name: &str, problems: &mut Problems) -> Option<&'a str> {
         if self.get(name).is_none() {
-            problems.add(self.line(), format!("{} is missing", self.key(name)));
+            problems.add(self.place(), format!("{} is missing", self.key(name)));
         }
         self.text(name, problems)
     }
 
-    /// A list of texts with their lines; empty if there is none.
-    pub(super) fn texts(&self, name: &str, problems: &mut Problems) -> Vec<(usize, &'a str)> {
+    /// A list of texts with their places; empty if there is none.
+    pub(super) fn texts(&self, name: &str, problems: &mut Problems) -> Vec<(Place, &'a str)> {
         let Some(node) = self.get(name) else { return Vec::new() };
         let Value::List(list) = &node.value else {
             self.refuse(name, node, "a list of texts: [\"...\"]", problems);
@@ -114,7 +120,7 @@ impl<'a> Section<'a> {
         let mut texts = Vec::new();
         for item in list {
             match &item.value {
-                Value::Text(text) => texts.push((item.line, text.as_str())),
+                Value::Text(text) => texts.push((item.place, text.as_str())),
                 _ => self.refuse(name, item, "a list of texts: [\"...\"]", problems),
             }
         }
@@ -127,11 +133,15 @@ impl<'a> Section<'a> {
         let default = setting.default.parse().expect("the default is an address");
         let Some(mut node) = self.get(name) else { return default };
         if let Value::Table(_) = &node.value {
-            let Some(address) = node.get("address") else {
-                problems.add(node.line, format!("{}.address is missing", setting.key));
-                return default;
-            };
-            node = address;
+            match node.get("address") {
+                Some(address) => node = address,
+                // The table was made for a variable that names one of its other keys.
+                None if matches!(node.place, Place::Variable(_)) => return default,
+                None => {
+                    problems.add(node.place, format!("{}.address is missing", setting.key));
+                    return default;
+                }
+            }
         }
         let parsed = match &node.value {
             Value::Text(text) => text.parse().ok(),
@@ -151,7 +161,7 @@ impl<'a> Section<'a> {
             None => default,
             Some(Node { value: Value::Flag(flag), .. }) => *flag,
             Some(node) => {
-                self.refuse(name, node, "true or false, without quotes", problems);
+                self.refuse(name, node, flag_wanted(node.place), problems);
                 default
             }
         }
@@ -171,6 +181,43 @@ impl<'a> Section<'a> {
         }
         self.refuse(name, node, &format!("a number from {min} to {max}"), problems);
         default
+    }
+
+    /// A whole number, or a word that stands for none.
+    pub(super) fn count_or_word(&self, name: &str, problems: &mut Problems) -> Option<u64> {
+        let setting = self.setting(name);
+        let Kind::CountOr(word, min, max) = setting.kind else {
+            unreachable!("{name} is a count or a word")
+        };
+        let node = self.get(name)?;
+        match &node.value {
+            Value::Text(text) if text == word => return None,
+            Value::Whole(number) => {
+                let number = u64::try_from(*number).ok().filter(|n| (min..=max).contains(n));
+                if number.is_some() {
+                    return number;
+                }
+            }
+            _ => {}
+        }
+        self.refuse(name, node, &setting.kind.text(), problems);
+        None
+    }
+
+    /// The path of a file: one of the file is relative to it, one of the environment is not.
+    pub(super) fn path(
+        &self,
+        name: &str,
+        folder: &Path,
+        problems: &mut Problems,
+    ) -> Option<PathBuf> {
+        let text = self.text(name, problems)?;
+        let node = self.get(name)?;
+        if text.is_empty() {
+            self.refuse(name, node, "the path of a file", problems);
+            return None;
+        }
+        Some(path_of(node.place, text, folder))
     }
 
     /// A duration.
@@ -231,18 +278,34 @@ impl<'a> Section<'a> {
     }
 }
 
+/// A path as it was written there.
+pub(super) fn path_of(place: Place, text: &str, folder: &Path) -> PathBuf {
+    match place {
+        Place::Line(_) => folder.join(text),
+        _ => text.into(),
+    }
+}
+
+/// What a flag must be: in a file quotes would make a text of it.
+pub(super) fn flag_wanted(place: Place) -> &'static str {
+    match place {
+        Place::Line(_) => "true or false, without quotes",
+        _ => "true or false",
+    }
+}
+
 /// Reports a key that is no setting, or one of a feature that is not there yet.
-fn check_key(table: &str, name: &str, line: usize, problems: &mut Problems) {
+fn check_key(table: &str, name: &str, place: Place, problems: &mut Problems) {
     let key = format!("{table}.{name}");
     match Setting::find(&key) {
         Some(setting) if setting.built => {}
-        Some(_) => problems.add(line, format!("{key} is not supported yet: remove it")),
+        Some(_) => problems.add(place, format!("{key} is not supported yet: remove it")),
         None => {
             let text = match nearest(name, Setting::names(table)) {
                 Some(near) => format!("{key} is not a setting; did you mean `{near}`?"),
                 None => format!("{key} is not a setting: remove it"),
             };
-            problems.add(line, text);
+            problems.add(place, text);
         }
     }
 }

@@ -1,38 +1,79 @@
 //! From the tree to typed values, and what single values cannot show: contradictions.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::environment::Environment;
 use super::node::{Node, Value};
-use super::problems::{Problems, nearest};
+use super::problems::{Place, Problems, nearest};
 use super::read::Section;
+use super::reference::{self, Reference};
 use super::settings::{SETTINGS, tables};
 use super::syntax::Syntax;
 use super::units;
 use super::{
-    Admin, BusyPoll, Config, Control, Cores, Drain, Fronts, HonourId, Io, Keepalive, Limits,
-    Listen, Log, MAX_CORES, Mode, Park, Scope, Session, listen, parties,
+    Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
+    Secret, Session, control, listen, parties,
 };
+use crate::log::Keys;
 
 /// Questions to the control plane that may wait, on one core: of all, and of one tenant.
 const ASKS: usize = 4096;
 const ASKS_PER_TENANT: usize = 1024;
 
+/// Reads and checks everything.
+pub(super) fn checked(
+    text: &str,
+    folder: &Path,
+    environment: &Environment,
+    mut problems: Problems,
+) -> Result<Config, Problems> {
+    match read(text, folder, environment, &mut problems) {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems.sorted()),
+    }
+}
+
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
 /// cannot be read: what follows from that would only hide it.
-pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option<Config> {
-    let root = match problems.syntax() {
+fn read(
+    text: &str,
+    folder: &Path,
+    environment: &Environment,
+    problems: &mut Problems,
+) -> Option<Config> {
+    let mut root = match problems.syntax() {
         Syntax::Toml => Some(Node::from_toml(text, problems)).filter(|_| problems.is_empty()),
         Syntax::Yaml => Node::from_yaml(text, problems),
+        Syntax::Environment => Some(Node::empty(Place::Default)),
     }?;
+    environment.lay_over(&mut root, problems);
+    let choice = control::choose(&root, environment, problems)?;
+    let nvcf = choice.mode == Mode::Nvcf;
+    let reference =
+        if nvcf { reference::read(environment, &mut root, problems) } else { Reference::default() };
+    let written = written(&root);
+    if nvcf {
+        put_defaults(&mut root);
+    }
     check_tables(&root, problems);
-    let mut warnings = Vec::new();
+    control::check_use(&root, &choice, problems);
+    let mut warnings = unread(&reference);
     let (listen, fronts) = listen::read(&root, folder, &mut warnings, problems);
-    let (tenants, functions) = parties::read(&root, folder, problems);
+    let (tenants, functions) =
+        if nvcf { Default::default() } else { parties::read(&root, folder, problems) };
+    let around = control::Around {
+        root: &root,
+        folder,
+        listen: &listen,
+        fronts: &fronts,
+        reference: &reference,
+    };
     Some(Config {
         cores: cores(&root, problems),
-        control: control(&root, &listen, &fronts, problems),
+        control: control::read(choice, &around, problems),
+        version: reference.version,
         session: session(&root, problems),
         drain: drain(&root, problems),
         limits: limits(&root, problems),
@@ -47,13 +88,37 @@ pub(super) fn read(text: &str, folder: &Path, problems: &mut Problems) -> Option
         functions,
         notes: Vec::new(),
         warnings,
-        written: written(&root),
+        written,
     })
 }
 
-/// Every setting of the file that cannot change at run time, as it is written there. Tenants and
-/// functions, and with them all keys, are left out.
-fn written(root: &Node) -> BTreeMap<String, String> {
+/// The defaults that are others in `nvcf` mode.
+fn put_defaults(root: &mut Node) {
+    for setting in SETTINGS {
+        if let Some(default) = setting.default_in_nvcf
+            && root.at(setting.key).is_none()
+        {
+            let value = Value::Text(default.into());
+            root.put(setting.key, Node { place: Place::Default, value });
+        }
+    }
+}
+
+/// What is said of the files of NVIDIA's proxy.
+fn unread(reference: &Reference) -> Vec<String> {
+    let told = |file: &PathBuf| {
+        format!(
+            "{} is a configuration file of NVIDIA's proxy, which is not read: set what it says as \
+             variables of the environment",
+            file.display()
+        )
+    };
+    reference.unread.iter().map(told).collect()
+}
+
+/// Every setting that cannot change at run time, as it is written. Tenants and functions, and with
+/// them all keys, are left out; a URL may still hold a password.
+fn written(root: &Node) -> BTreeMap<String, Secret> {
     let mut all = BTreeMap::new();
     let parties = ["tenant", "function"];
     for (key, node) in root.entries().iter().filter(|(key, _)| !parties.contains(&&*key.name)) {
@@ -64,7 +129,7 @@ fn written(root: &Node) -> BTreeMap<String, String> {
         Some(listener) => listener.to_string(),
         None => key,
     };
-    all.into_iter().map(|(key, value)| (short(key), value)).collect()
+    all.into_iter().map(|(key, value)| (short(key), Secret::from(&*value))).collect()
 }
 
 fn check_tables(root: &Node, problems: &mut Problems) {
@@ -80,27 +145,15 @@ fn check_tables(root: &Node, problems: &mut Problems) {
                 }
                 None => format!("{head} is not a table of settings: remove it"),
             };
-            problems.add(key.line, text);
+            problems.add(key.place, text);
         } else if SETTINGS.iter().filter(|s| s.key.starts_with(name)).all(|s| !s.built) {
-            problems.add(key.line, format!("{head} is not supported yet: remove it"));
+            problems.add(key.place, format!("{head} is not supported yet: remove it"));
         }
     }
 }
 
 fn cores(root: &Node, problems: &mut Problems) -> Cores {
     let section = Section::of(root, "cores", problems);
-    let count = match section.get("count").map(|node| (node, &node.value)) {
-        None => None,
-        Some((_, Value::Text(text))) if text == "auto" => None,
-        Some((_, Value::Whole(count))) if (1..=MAX_CORES as i64).contains(count) => {
-            usize::try_from(*count).ok()
-        }
-        Some((node, _)) => {
-            let want = format!("\"auto\" or a number from 1 to {MAX_CORES}");
-            section.refuse("count", node, &want, problems);
-            None
-        }
-    };
     let busy_poll = match section.text("busy_poll", problems) {
         None => Some(BusyPoll::For(Duration::ZERO)),
         Some("auto") => Some(BusyPoll::Auto),
@@ -114,7 +167,7 @@ fn cores(root: &Node, problems: &mut Problems) -> Cores {
         section.refuse("busy_poll", node, want, problems);
     }
     Cores {
-        count,
+        count: section.count_or_word("count", problems).map(|count| count as usize),
         pin: section.flag("pin", problems),
         busy_poll: busy_poll.unwrap_or(BusyPoll::For(Duration::ZERO)),
         receive_memory: section.bytes("receive_memory", problems),
@@ -123,61 +176,6 @@ fn cores(root: &Node, problems: &mut Problems) -> Cores {
             "epoll" => Io::Epoll,
             _ => Io::Auto,
         },
-    }
-}
-
-fn control(root: &Node, listen: &Listen, fronts: &Fronts, problems: &mut Problems) -> Control {
-    let section = Section::of(root, "control", problems);
-    let mode = section.word("mode", problems);
-    if mode != "local" {
-        problems.add(
-            section.line_of("mode"),
-            format!("control.mode = \"{mode}\" is not supported yet: write \"local\""),
-        );
-    }
-    let advertise = section.text("advertise", problems).map(ToString::to_string);
-    match &advertise {
-        Some(url) => {
-            if let Err(why) = check_url(url, fronts.worker.tls.is_some()) {
-                let text = format!("control.advertise is \"{url}\", {why}");
-                problems.add(section.line_of("advertise"), text);
-            }
-        }
-        None if listen.worker.ip().is_unspecified() && mode == "local" => {
-            let url = format!("\"http://10.0.0.1:{}\"", listen.worker.port());
-            let text = format!(
-                "control.advertise is missing: workers cannot dial {}; write the address they \
-                 reach this machine by, such as {}",
-                listen.worker.ip(),
-                problems.syntax().pair("advertise", &url),
-            );
-            problems.add(section.line(), text);
-        }
-        None => {}
-    }
-    Control { mode: Mode::Local, advertise, remote: None }
-}
-
-/// NVIDIA's workers take host and port from the URL and dial plain TCP whatever the scheme says
-/// (contract WK-3). `https` is for workers that heed it, and needs a listener that speaks TLS.
-fn check_url(url: &str, tls: bool) -> Result<(), &'static str> {
-    const SHAPE: &str = "but must be a URL such as \"http://10.0.0.1:10086\"";
-    let uri: http::Uri = url.parse().map_err(|_| SHAPE)?;
-    let host = uri.host().filter(|host| !host.is_empty()).ok_or(SHAPE)?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") if tls => {}
-        Some("https") => {
-            return Err("but listen.worker speaks no TLS: write \"http://...\", or give it tls");
-        }
-        _ => return Err(SHAPE),
-    }
-    if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-        return Err("but must have neither a query nor a user");
-    }
-    match host {
-        "0.0.0.0" | "[::]" => Err("which nobody can dial: write this machine's address"),
-        _ => Ok(()),
     }
 }
 
@@ -260,7 +258,7 @@ fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems)
     let mut at_most = |small: (&str, usize), large: (&str, usize)| {
         if small.1 > large.1 {
             // The line of the one that was written: the other may be a default.
-            let line = section.get(small.0).or_else(|| section.get(large.0)).map(|node| node.line);
+            let line = section.get(small.0).or_else(|| section.get(large.0)).map(|node| node.place);
             let text = format!(
                 "limits.{} ({}) is larger than limits.{} ({}): lower the first or raise the second",
                 small.0, small.1, large.0, large.1
@@ -329,5 +327,12 @@ fn client_ping(section: &Section<'_>, problems: &mut Problems) -> Option<Duratio
 
 fn log(root: &Node, problems: &mut Problems) -> Log {
     let section = Section::of(root, "log", problems);
-    Log { access: section.flag("access", problems), level: section.word("level", problems) }
+    Log {
+        access: section.flag("access", problems),
+        level: section.word("level", problems),
+        keys: match section.word("keys", problems) {
+            "zap" => Keys::Zap,
+            _ => Keys::Ringway,
+        },
+    }
 }

@@ -1,7 +1,7 @@
 //! Every setting: name, kind, default, meaning. The reader takes its defaults and ranges from
 //! here, and the tables of `docs/operating.md` are made from here.
 
-use std::fmt::Write;
+use super::MAX_CORES;
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +14,15 @@ pub(super) enum Kind {
     Time(u64, u64),
     /// A size in a range, in bytes.
     Bytes(u64, u64),
+    /// This word, or a whole number in a range.
+    CountOr(&'static str, u64, u64),
     /// True or false.
     Flag,
     /// One of these words.
     Word(&'static [&'static str]),
-    /// Read by a function of its own; the text describes it.
+    /// A list of texts, which a function of its own reads; the text describes it.
+    List(&'static str),
+    /// A text that a function of its own reads; the text describes it.
     Own(&'static str),
 }
 
@@ -30,6 +34,8 @@ pub(super) struct Setting {
     pub(super) kind: Kind,
     /// As it would be written; empty if there is none.
     pub(super) default: &'static str,
+    /// Likewise in `nvcf` mode, where that differs.
+    pub(super) default_in_nvcf: Option<&'static str>,
     /// False while the feature is not built: the key is refused.
     pub(super) built: bool,
     pub(super) what: &'static str,
@@ -41,20 +47,24 @@ const fn setting(
     default: &'static str,
     what: &'static str,
 ) -> Setting {
-    Setting { key, kind, default, built: true, what }
+    Setting { key, kind, default, default_in_nvcf: None, built: true, what }
 }
 
 const fn later(key: &'static str, what: &'static str) -> Setting {
-    Setting { key, kind: Kind::Own(""), default: "", built: false, what }
+    Setting { key, kind: Kind::Own(""), default: "", default_in_nvcf: None, built: false, what }
+}
+
+const fn in_nvcf(default: &'static str, setting: Setting) -> Setting {
+    Setting { default_in_nvcf: Some(default), ..setting }
 }
 
 const US: u64 = 1;
-const MS: u64 = 1_000 * US;
-const S: u64 = 1_000 * MS;
+pub(super) const MS: u64 = 1_000 * US;
+pub(super) const S: u64 = 1_000 * MS;
 const DAY: u64 = 86_400 * S;
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
 const MILLION: u64 = 1_000_000;
 
 /// Most HTTP/2 allows for a window (RFC 9113 §6.9.1).
@@ -74,13 +84,22 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0.0.0.0:10086",
         "Where workers poll for work and dial back.",
     ),
-    setting("listen.admin", Kind::Address, "127.0.0.1:10083", "Metrics, health, sessions, drain."),
-    setting(
-        "listen.client.tls",
-        Kind::Own("{ cert, key }"),
-        "",
-        "TLS: paths of two PEM files, relative to the configuration.",
+    in_nvcf(
+        "0.0.0.0:10083",
+        setting(
+            "listen.admin",
+            Kind::Address,
+            "127.0.0.1:10083",
+            "Metrics, health, sessions, drain.",
+        ),
     ),
+    setting(
+        "listen.client.tls.cert",
+        Kind::Own("a path"),
+        "",
+        "TLS: the certificate, a PEM file, relative to the configuration. `tls = { cert, key }`.",
+    ),
+    setting("listen.client.tls.key", Kind::Own("a path"), "", "Its private key, likewise."),
     setting(
         "listen.client.proxy_protocol",
         Kind::Flag,
@@ -89,16 +108,17 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting(
         "listen.client.trusted",
-        Kind::Own("a list of networks"),
+        Kind::List("a list of networks"),
         "[]",
         "Who may connect with such a header; others are closed.",
     ),
-    setting("listen.worker.tls", Kind::Own("{ cert, key }"), "", "As for clients."),
+    setting("listen.worker.tls.cert", Kind::Own("a path"), "", "As for clients."),
+    setting("listen.worker.tls.key", Kind::Own("a path"), "", "As for clients."),
     setting("listen.worker.proxy_protocol", Kind::Flag, "false", "As for clients."),
-    setting("listen.worker.trusted", Kind::Own("a list of networks"), "[]", "As for clients."),
+    setting("listen.worker.trusted", Kind::List("a list of networks"), "[]", "As for clients."),
     setting(
         "cores.count",
-        Kind::Own("\"auto\" or 1 to 256"),
+        Kind::CountOr("auto", 1, MAX_CORES as u64),
         "\"auto\"",
         "Data cores. `auto`: what the CPU quota (rounded up) or the affinity mask allows.",
     ),
@@ -119,17 +139,76 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "control.mode",
         Kind::Word(&["local", "nats", "nvcf"]),
-        "local",
-        "Who authorises and dispatches. This build has `local`.",
+        "",
+        "Who says who may call, and how work travels: see [Modes](#modes). Without it: `local` \
+         with a configuration file, else `nvcf` if `NVCF_FQDN_GRPC` is set.",
     ),
     setting(
         "control.advertise",
         Kind::Own("a URL"),
         "",
-        "What workers dial back to. Without it: the worker listener's address, if that names one.",
+        "What workers dial back to. Without it: the worker listener's address, if that names one; \
+         in `nvcf` mode that port of `POD_IP`.",
     ),
+    setting(
+        "control.secrets_file",
+        Kind::Own("a path"),
+        "",
+        "The secrets file (JSON), which may change at run time. `nvcf` mode: \
+         `/vault/secrets/secrets.json`.",
+    ),
+    setting(
+        "control.red_after",
+        Kind::Time(S, DAY),
+        "10s",
+        "Readiness turns red after so long without NATS or the API.",
+    ),
+    setting("nvcf.api", Kind::Own("a URL"), "", "NVIDIA's API, `http` or `https`."),
+    setting(
+        "nvcf.oauth",
+        Kind::Own("a URL"),
+        "",
+        "Base URL of the OAuth2 issuer: tokens are asked for at `/token` below it.",
+    ),
+    setting("nvcf.limiter", Kind::Own("a URL"), "", "The rate limiter. Without it none is asked."),
+    setting(
+        "nats.urls",
+        Kind::List("a list of URLs"),
+        "[\"nats://127.0.0.1:4222\"]",
+        "NATS servers: `nats`, or `tls`.",
+    ),
+    setting(
+        "nats.region",
+        Kind::Own("letters, digits, _ and -"),
+        "\"ncp\"",
+        "The region in the names of subjects and streams.",
+    ),
+    setting(
+        "nats.placement",
+        Kind::Own("a text"),
+        "",
+        "The placement tag of the stream that the gateway makes. Without it: in `nvcf` mode \
+         `aws-region:` and the region, else none.",
+    ),
+    setting("nats.nkey_file", Kind::Own("a path"), "", "A file with the seed of an NKey."),
+    setting(
+        "nats.credentials_file",
+        Kind::Own("a path"),
+        "",
+        "A credentials file: a JWT and its seed.",
+    ),
+    setting("nats.user", Kind::Own("a text"), "", "A user's name."),
+    setting("nats.password_file", Kind::Own("a path"), "", "A file with that user's password."),
+    setting(
+        "nats.ca_file",
+        Kind::Own("a path"),
+        "",
+        "PEM: the authorities that servers are checked against. Without it the system's.",
+    ),
+    setting("nats.cert_file", Kind::Own("a path"), "", "PEM: the gateway's own certificate."),
+    setting("nats.key_file", Kind::Own("a path"), "", "PEM: its private key."),
     setting("tenant.name", Kind::Own("a text"), "", "The tenant (NCA id)."),
-    setting("tenant.client_keys", Kind::Own("a list of texts"), "[]", "Keys of its clients."),
+    setting("tenant.client_keys", Kind::List("a list of texts"), "[]", "Keys of its clients."),
     setting(
         "tenant.client_keys_file",
         Kind::Own("a path"),
@@ -143,10 +222,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "",
         "The version; a function can have several.",
     ),
-    setting("function.tenants", Kind::Own("a list of tenants"), "", "Who may call it."),
+    setting("function.tenants", Kind::List("a list of tenants"), "", "Who may call it."),
     setting(
         "function.worker_keys",
-        Kind::Own("a list of texts"),
+        Kind::List("a list of texts"),
         "",
         "Keys of the workers that may serve it. Not needed with `dial`.",
     ),
@@ -194,8 +273,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         "2s",
         "A new session that has waited so long for a worker takes the oldest one that is kept.",
     ),
-    setting("drain.delay", Kind::Time(0, DAY), "0s", "From \"not ready\" to the first GOAWAY."),
-    setting("drain.max", Kind::Time(0, DAY), "60s", "How long open streams may take."),
+    in_nvcf(
+        "3s",
+        setting("drain.delay", Kind::Time(0, DAY), "0s", "From \"not ready\" to the first GOAWAY."),
+    ),
+    in_nvcf(
+        "20s",
+        setting("drain.max", Kind::Time(0, DAY), "60s", "How long open streams may take."),
+    ),
     later("cluster.node", "This node's number."),
     later("cluster.nodes", "The other nodes."),
     later("cluster.secret_file", "The nodes' common secret."),
@@ -447,12 +532,27 @@ pub(super) const SETTINGS: &[Setting] = &[
         "info",
         "What is logged.",
     ),
+    in_nvcf(
+        "zap",
+        setting(
+            "log.keys",
+            Kind::Word(&["ringway", "zap"]),
+            "ringway",
+            "The keys of JSON lines: `zap` are those of NVIDIA's proxy, see [Log](#log).",
+        ),
+    ),
 ];
 
 impl Setting {
     /// The setting with this key.
     pub(super) fn find(key: &str) -> Option<&'static Self> {
         SETTINGS.iter().find(|setting| setting.key == key)
+    }
+
+    /// Whether variables of the environment can hold it: lists of tables are for files.
+    pub(super) fn has_variable(&self) -> bool {
+        let table = self.key.split('.').next().unwrap_or_default();
+        !matches!(table, "tenant" | "function") && self.key != "cluster.nodes"
     }
 
     /// The names in one table.
@@ -470,66 +570,4 @@ pub(super) fn tables() -> Vec<&'static str> {
         SETTINGS.iter().map(|s| s.key.split('.').next().unwrap_or_default()).collect();
     tables.dedup();
     tables
-}
-
-/// The settings as Markdown tables.
-#[must_use]
-pub fn settings_as_markdown() -> String {
-    let mut out = String::new();
-    for table in tables() {
-        let many = matches!(table, "tenant" | "function");
-        let (open, close) = if many { ("[[", "]]") } else { ("[", "]") };
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "### `{open}{table}{close}`\n");
-        let _ = writeln!(out, "| Setting | Values | Default | Meaning |");
-        let _ = writeln!(out, "|---|---|---|---|");
-        let of_table = |s: &&Setting| s.key.split('.').next() == Some(table);
-        for setting in SETTINGS.iter().filter(of_table) {
-            let name = &setting.key[table.len() + 1..];
-            let values =
-                if setting.built { setting.kind.text() } else { "not supported yet".into() };
-            let default = match setting.default {
-                "" => String::new(),
-                default => format!("`{default}`"),
-            };
-            let _ = writeln!(out, "| `{name}` | {values} | {default} | {} |", setting.what);
-        }
-        out.push('\n');
-    }
-    out
-}
-
-impl Kind {
-    /// The values, for people.
-    pub(super) fn text(self) -> String {
-        match self {
-            Self::Address => "address and port".into(),
-            Self::Count(min, max) => format!("{min} to {max}"),
-            Self::Time(min, max) => format!("{} to {}", time_text(min), time_text(max)),
-            Self::Bytes(min, max) => format!("{} to {}", bytes_text(min), bytes_text(max)),
-            Self::Flag => "true, false".into(),
-            Self::Word(words) => words.join(", "),
-            Self::Own(text) => text.into(),
-        }
-    }
-}
-
-fn time_text(micros: u64) -> String {
-    match micros {
-        0 => "0s".into(),
-        m if m % (3600 * S) == 0 => format!("{}h", m / (3600 * S)),
-        m if m % S == 0 => format!("{}s", m / S),
-        m if m % MS == 0 => format!("{}ms", m / MS),
-        m => format!("{m}us"),
-    }
-}
-
-fn bytes_text(bytes: u64) -> String {
-    match bytes {
-        0 => "0B".into(),
-        b if b % GIB == 0 => format!("{}GiB", b / GIB),
-        b if b % MIB == 0 => format!("{}MiB", b / MIB),
-        b if b % KIB == 0 => format!("{}KiB", b / KIB),
-        b => format!("{b}B"),
-    }
 }

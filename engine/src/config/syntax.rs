@@ -1,4 +1,4 @@
-//! The two ways a configuration can be written, and how a fix is worded in each.
+//! The ways in which a configuration can be written, and how a fix is worded in each.
 
 /// How a configuration is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -6,6 +6,8 @@ pub(super) enum Syntax {
     #[default]
     Toml,
     Yaml,
+    /// In no file: by variables of the environment alone.
+    Environment,
 }
 
 impl Syntax {
@@ -21,7 +23,7 @@ impl Syntax {
     /// The head of a table.
     pub(super) fn table(self, name: &str) -> String {
         match self {
-            Self::Toml => format!("[{name}]"),
+            Self::Toml | Self::Environment => format!("[{name}]"),
             Self::Yaml => format!("\"{name}:\""),
         }
     }
@@ -31,13 +33,14 @@ impl Syntax {
         match self {
             Self::Toml => format!("a [[{name}]]"),
             Self::Yaml => format!("an item of \"{name}:\""),
+            Self::Environment => format!("a configuration file (--config FILE) with a [[{name}]]"),
         }
     }
 
     /// What to write for a table.
     pub(super) fn write_table(self, name: &str) -> String {
         match self {
-            Self::Toml => format!("write [{name}]"),
+            Self::Toml | Self::Environment => format!("write [{name}]"),
             Self::Yaml => format!("write \"{name}:\" and its settings indented, without \"-\""),
         }
     }
@@ -45,16 +48,28 @@ impl Syntax {
     /// What to write for a list of tables.
     pub(super) fn write_tables(self, name: &str) -> String {
         match self {
-            Self::Toml => format!("write [[{name}]]"),
+            Self::Toml | Self::Environment => format!("write [[{name}]]"),
             Self::Yaml => format!("write \"{name}:\" and a \"-\" before each"),
         }
     }
 
-    /// A setting and its value, as they are to be written.
-    pub(super) fn pair(self, name: &str, value: &str) -> String {
+    /// A setting, by its full name, and its value, as they are to be written.
+    pub(super) fn pair(self, key: &str, value: &str) -> String {
+        let name = key.rsplit_once('.').map_or(key, |(_, name)| name);
         match self {
             Self::Toml => format!("{name} = {value}"),
             Self::Yaml => format!("{name}: {value}"),
+            Self::Environment => {
+                format!("{}={}", variable(key), value.trim_matches(['[', ']', '"']))
+            }
         }
     }
+}
+
+/// What begins the names of the variables that hold settings.
+pub(super) const PREFIX: &str = "RINGWAY__";
+
+/// The variable of a setting.
+pub(super) fn variable(key: &str) -> String {
+    PREFIX.to_owned() + &key.to_uppercase().replace('.', "__")
 }

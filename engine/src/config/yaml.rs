@@ -6,7 +6,7 @@
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 
 use super::node::{Key, Node, Value};
-use super::problems::Problems;
+use super::problems::{At, Place, Problems};
 
 /// How deep tables and lists may be nested; settings need five levels at most.
 const MAX_DEPTH: usize = 16;
@@ -64,16 +64,16 @@ impl Tree<'_> {
             }
             Event::Alias(_) => {
                 self.tear(line, "an alias (*) cannot be used: write the value itself");
-                self.put(Node { line, value: Value::Other("an alias") });
+                self.put(Node { place: line.into(), value: Value::Other("an alias") });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.check(line, anchor, tag.is_some());
                 if let Some(key) = self.wanted_key() {
-                    *key = Some(Key { name: text.into_owned(), line });
+                    *key = Some(Key { name: text.into_owned(), place: line.into() });
                 } else {
                     let plain = style == ScalarStyle::Plain;
                     let value = if plain { scalar(&text) } else { Value::Text(text.into_owned()) };
-                    self.put(Node { line, value });
+                    self.put(Node { place: line.into(), value });
                 }
             }
             Event::SequenceStart(anchor, tag) => {
@@ -87,9 +87,11 @@ impl Tree<'_> {
             Event::SequenceEnd | Event::MappingEnd => {
                 let node = match self.open.pop()? {
                     Open::Table { line, entries, .. } => {
-                        Node { line, value: Value::Table(entries) }
+                        Node { place: line.into(), value: Value::Table(entries) }
                     }
-                    Open::List { line, items } => Node { line, value: Value::List(items) },
+                    Open::List { line, items } => {
+                        Node { place: line.into(), value: Value::List(items) }
+                    }
                 };
                 self.put(node);
             }
@@ -109,9 +111,9 @@ impl Tree<'_> {
         }
     }
 
-    fn tear(&mut self, line: usize, text: &str) {
+    fn tear(&mut self, at: impl Into<At>, text: &str) {
         self.torn = true;
-        self.problems.add(line, text);
+        self.problems.add(at, text);
     }
 
     fn begin(&mut self, line: usize, open: Open) -> Option<()> {
@@ -135,8 +137,8 @@ impl Tree<'_> {
     fn put(&mut self, mut node: Node) {
         if let Some(key) = self.wanted_key() {
             // Taken for the name of what follows, so that reading can go on.
-            *key = Some(Key { name: node.kind().into(), line: node.line });
-            return self.tear(node.line, "a key must be a text: write \"name: value\"");
+            *key = Some(Key { name: node.kind().into(), place: node.place });
+            return self.tear(node.place, "a key must be a text: write \"name: value\"");
         }
         match self.open.last_mut() {
             None => self.root = Some(node),
@@ -145,12 +147,12 @@ impl Tree<'_> {
                 let Some(key) = key.take() else { return };
                 if !matches!(node.value, Value::Text(_) | Value::Whole(_) | Value::Flag(_)) {
                     // Its head, as in TOML: where it begins is a line of one of its values.
-                    node.line = key.line;
+                    node.place = key.place;
                 }
                 if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == key.name) {
-                    let (name, first) = (&key.name, first.line);
-                    let text = format!("{name} stands on line {first} already: remove one of them");
-                    self.problems.add(key.line, text);
+                    let (name, first) = (&key.name, first.place);
+                    let text = format!("{name} stands on {first} already: remove one of them");
+                    self.problems.add(key.place, text);
                 } else {
                     entries.push((key, node));
                 }
@@ -160,7 +162,7 @@ impl Tree<'_> {
 
     fn finish(self) -> Option<Node> {
         let Some(mut root) = self.root else {
-            return Some(Node { line: 1, value: Value::Table(Vec::new()) });
+            return Some(Node::empty(Place::Line(1)));
         };
         match root.value {
             Value::Table(_) => {}
@@ -168,7 +170,7 @@ impl Tree<'_> {
             _ if self.torn => {}
             _ => {
                 let text = format!("the file is {}: write tables such as \"listen:\"", root.kind());
-                self.problems.add(root.line, text);
+                self.problems.add(root.place, text);
                 return None;
             }
         }
@@ -228,13 +230,13 @@ mod tests {
         let (root, told) = read(text);
         let root = root.expect(&told);
         let b = root.get("b").unwrap();
-        assert_eq!((b.line, b.get("c").unwrap().line), (3, 4));
+        assert_eq!((b.place, b.get("c").unwrap().place), (Place::Line(3), Place::Line(4)));
         let Value::List(list) = &b.get("d").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].line, list[1].line), (6, 7));
+        assert_eq!((list[0].place, list[1].place), (Place::Line(6), Place::Line(7)));
         assert_eq!(list[1].kind(), "a number with a fraction");
         let Value::List(list) = &root.get("e").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].line, list[1].line), (9, 10));
-        assert_eq!(list[1].get("f").unwrap().line, 10);
+        assert_eq!((list[0].place, list[1].place), (Place::Line(9), Place::Line(10)));
+        assert_eq!(list[1].get("f").unwrap().place, Place::Line(10));
     }
 
     #[test]

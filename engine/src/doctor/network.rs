@@ -139,12 +139,45 @@ pub(super) fn advertise(
     }
 }
 
+/// The servers of a control plane elsewhere: whether their names are known here.
+pub(super) fn control(
+    config: &Config,
+    resolve: impl Fn((&str, u16)) -> io::Result<Vec<IpAddr>>,
+) -> Vec<Check> {
+    let Some(remote) = &config.control.remote else { return Vec::new() };
+    let mut servers: Vec<(&str, String)> = Vec::new();
+    if let Some(api) = &remote.authority {
+        servers.push(("api", api.url.to_string()));
+        servers.extend(api.oauth.iter().map(|url| ("oauth", url.clone())));
+        servers.extend(api.limiter.iter().map(|url| ("limiter", url.to_string())));
+    }
+    servers.extend(remote.nats.urls.iter().map(|url| ("nats", url.clone())));
+    let check = |(name, url): (&str, String)| {
+        let uri: http::Uri = url.parse().unwrap_or_default();
+        // Not the URL itself: it may hold a password.
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        match resolve((host, 0)) {
+            Ok(found) if !found.is_empty() => {
+                let list: Vec<String> = found.iter().map(ToString::to_string).collect();
+                Check::ok(name, format!("{host} is {}", list.join(", ")))
+            }
+            answer => {
+                let why = answer.err().map_or_else(|| "no address".into(), |e| e.to_string());
+                let seen = format!("{host} does not resolve here ({why})");
+                Check::warn(name, seen, "write a name that this host can resolve, or an address")
+            }
+        }
+    };
+    servers.into_iter().map(check).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
 
     use super::*;
     use crate::boot::port_state;
+    use crate::config::{Api, Endpoint, Nats, Remote};
 
     #[test]
     fn a_taken_port_is_told_with_its_owner() {
@@ -225,5 +258,43 @@ mod tests {
         config.control.advertise = Some("http://[::1]:1".into());
         let six = |(name, _): (&str, u16)| Ok(vec![name.parse().unwrap()]);
         advertise(&config, six).is(Status::Warn, &["[::1]"]);
+    }
+
+    #[test]
+    fn names_of_a_control_plane_that_lead_nowhere_are_told_without_a_password() {
+        let mut config = Config::dev();
+        let known = |(name, _): (&str, u16)| match name {
+            "api.test" | "::1" => Ok(vec![IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)]),
+            _ => Err(io::Error::other("lost")),
+        };
+        assert_eq!(control(&config, known), []);
+        let host = "api.test".to_owned();
+        config.control.remote = Some(Remote {
+            authority: Some(Api {
+                url: Endpoint { tls: true, host, port: 443 },
+                oauth: Some("https://issuer.test".into()),
+                limiter: Some(Endpoint { tls: false, host: "::1".into(), port: 1 }),
+            }),
+            nats: Nats {
+                urls: vec!["nats://me:hidden@n.test:4222".into()],
+                nkey: None,
+                credentials: None,
+                user: None,
+                ca: None,
+                client_pair: None,
+                placement: String::new(),
+                callout: true,
+            },
+            region: "ncp".into(),
+            proxy_uri: "http://10.0.0.1:10086/v1/proxy".into(),
+            secrets: None,
+            red_after: std::time::Duration::from_secs(10),
+        });
+        let checks = control(&config, known);
+        checks[0].is(Status::Ok, &["api: api.test is 127.0.0.1"]);
+        checks[1].is(Status::Warn, &["oauth: issuer.test does not resolve here (lost)"]);
+        checks[2].is(Status::Ok, &["limiter: ::1"]);
+        checks[3].is(Status::Warn, &["nats: n.test does not resolve here"]);
+        assert!(checks.iter().all(|check| !check.to_string().contains("hidden")), "{checks:?}");
     }
 }

@@ -20,13 +20,23 @@ pub(super) fn at(time: SystemTime, write: impl FnOnce()) {
 }
 
 /// The time of the fact if there is one, else now.
+pub(super) fn now() -> SystemTime {
+    AT.get().unwrap_or_else(SystemTime::now)
+}
+
+/// Writes [`now`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp;
 
 impl FormatTime for Stamp {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
-        w.write_str(&of(AT.get().unwrap_or_else(SystemTime::now)))
+        w.write_str(&of(now()))
     }
+}
+
+/// A time in seconds of Unix time; what lies before 1970 is 1970.
+pub(super) fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// A time as text; what lies before 1970 is 1970.

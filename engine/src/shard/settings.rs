@@ -45,6 +45,11 @@ pub struct ShardSettings {
 }
 
 impl ShardSettings {
+    /// The version that is told: the program's own, unless another one was configured.
+    pub(crate) fn version(&self) -> &str {
+        self.config.version.as_deref().unwrap_or(self.version)
+    }
+
     /// What the time is, for an answer (RFC 9110 §6.6.1).
     pub(crate) fn date(&self, now: Time) -> HttpDate {
         HttpDate::from_unix((self.unix_micros_at_zero + now.0) / 1_000_000)

@@ -1,5 +1,7 @@
 """Configuration, the command line and the reasons for not starting (design 4.2, 4.5)."""
 
+import json
+import os
 import re
 import socket
 import subprocess
@@ -9,9 +11,10 @@ import pytest
 from gateway import FUNCTION, VERSION, Gateway, binary, configuration, grpc_head
 
 
-def ringway(*arguments, timeout=60):
+def ringway(*arguments, timeout=60, **variables):
+    """Exit code and output. `variables` are added to the environment of these tests."""
     done = subprocess.run([*binary(), *map(str, arguments)], capture_output=True, text=True,
-                          timeout=timeout)
+                          timeout=timeout, env=os.environ | variables)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -218,3 +221,71 @@ def test_serve_with_the_file_of_these_tests(serve):
         head = client.head(client.open(grpc_head(key=None), end_stream=True))
         assert head.grpc_status == "16"
     assert isinstance(running, Gateway)
+
+
+# --- the environment (design 3.21, contract 9) ------------------------------------------------
+
+# What NVIDIA's chart sets, as far as it is looked at.
+CHART = {
+    "NVCF_FQDN_GRPC": "http://api.nvcf.svc:9090", "NATS_FQDN": "nats://nats.svc:4222",
+    "SELF_WORKER_FQDN": "http://grpc.nvcf.svc:10086", "POD_IP": "10.0.0.7",
+    "SECRETS_PATH": "/vault/secrets/secrets.json", "AWS_REGION": "ncp",
+    "JETSTREAM_PLACEMENT_TAG": "dc:ncp", "ENABLE_HTTP1_CONNECT": "true",
+    "ENABLE_HTTP3_CONNECT": "false", "RATE_LIMIT_ENABLED": "true",
+    "RATE_LIMIT_ADDR": "http://limiter.nvcf.svc:8080", "GEO_DISABLED": "true", "TRACING": "none",
+}
+
+
+def test_nothing_to_serve(tmp_path):
+    for arguments in [(), ("serve",), ("check",)]:
+        code, said = ringway(*arguments, HOME=str(tmp_path))
+        assert code == 78 and len(said.splitlines()) == 1, (code, said)
+        assert "--config" in said and "NVCF_FQDN_GRPC" in said, said
+
+
+def test_the_environment_of_the_chart(tmp_path):
+    code, said = ringway("check", **CHART, HOME=str(tmp_path))
+    assert code == 0 and "mode nvcf" in said and ".nvkit" not in said, (code, said)
+    (tmp_path / ".nvkit").mkdir()
+    (tmp_path / ".nvkit/config.yaml").write_text("geo-disabled: true\n")
+    code, said = ringway("check", **CHART, HOME=str(tmp_path))
+    assert code == 0 and "warning" in said and ".nvkit/config.yaml" in said, (code, said)
+    code, said = ringway(**CHART, HOME=str(tmp_path))
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    starting = next(line for line in lines if line["msg"] == "starting")
+    assert starting["mode"] == "nvcf" and "NVCF_FQDN_GRPC" in starting["why"], starting
+    assert any(line["level"] == "warn" and ".nvkit" in line["msg"] for line in lines), said
+
+
+@pytest.mark.parametrize("changes, name, part", [
+    ({"GEO_DISABLED": ""}, "GEO_DISABLED", "GEO_DISABLED=true"),
+    ({"GEO_DISABLED": "false"}, "GEO_DISABLED", "GEO_DISABLED=true"),
+    ({"ENABLE_HTTP1_CONNECT": ""}, "ENABLE_HTTP1_CONNECT", "ENABLE_HTTP1_CONNECT=true"),
+    ({"ENABLE_HTTP3_CONNECT": "1"}, "ENABLE_HTTP3_CONNECT", "ENABLE_HTTP3_CONNECT=false"),
+    ({"LOCAL_TEST": "true"}, "LOCAL_TEST", "ringway dev"),
+    ({"SELF_WORKER_FQDN": "", "POD_IP": ""}, "SELF_WORKER_FQDN", "POD_IP"),
+    ({"SELF_WORKER_FQDN": "grpc.nvcf.svc"}, "SELF_WORKER_FQDN", "URL"),
+    ({"NVCF_FQDN_GRPC": "api.nvcf.svc:9090"}, "NVCF_FQDN_GRPC", "URL"),
+    ({"NATS_FQDN": "amqp://nats.svc"}, "NATS_FQDN", "nats://"),
+    ({"NATS_PRIVATE_NKEY": "SUNKNOWN"}, "NATS_PRIVATE_NKEY", "SU"),
+    ({"RATE_LIMIT_ADDR": ""}, "RATE_LIMIT_ENABLED", "RATE_LIMIT_ADDR"),
+    ({"RINGWAY__DRAIN__MAXX": "1s"}, "RINGWAY__DRAIN__MAXX", "RINGWAY__DRAIN__MAX?"),
+    ({"RINGWAY__TENANT__NAME": "me"}, "RINGWAY__TENANT__NAME", "[[tenant]]"),
+    ({"RINGWAY__DRAIN__MAX": "soon"}, "RINGWAY__DRAIN__MAX", "0s to 24h"),
+])
+def test_an_environment_that_cannot_work(tmp_path, changes, name, part):
+    for arguments in [(), ("check",)]:
+        code, said = ringway(*arguments, **CHART | changes, HOME=str(tmp_path))
+        assert code == 78 and len(said.splitlines()) == 1, (code, said)
+        assert said.startswith(f"{name}: ") and part in said and "SUNKNOWN" not in said, said
+
+
+def test_the_environment_stands_over_the_file(tmp_path):
+    text = configuration(session='wait = "soon"')
+    path = tmp_path / "ringway.toml"
+    path.write_text(text)
+    code, said = ringway("check", "--config", path)
+    assert code == 78 and f"ringway.toml:{line_of(text, 'soon')}:" in said, (code, said)
+    code, said = ringway("check", "--config", path, RINGWAY__SESSION__WAIT="60s",
+                         RINGWAY_PORT="tcp://10.0.0.1:80", NVCF_FQDN_GRPC="http://elsewhere")
+    assert code == 0 and "mode local" in said, (code, said)

@@ -4,6 +4,7 @@
 import json
 import re
 import socket
+import time
 import uuid
 
 import pytest
@@ -196,8 +197,10 @@ def test_ready_line_comes_when_it_is_ready(gateway):
 
 # --- the log --------------------------------------------------------------------------------
 
-def test_log_lines_of_a_session(serve, attach):
-    running = serve(session='park = "never"')
+@pytest.mark.parametrize("keys", ["ringway", "zap"])
+def test_log_lines_of_a_session(serve, attach, keys):
+    running = serve(session='park = "never"',
+                    more=f'[log]\nkeys = "{keys}"\nlevel = "info"\naccess = true\n')
     with FakeWorker(running) as worker:
         session = attach(running, worker)
         reqid = session.work.request_id
@@ -227,6 +230,18 @@ def test_log_lines_of_a_session(serve, attach):
     evicted = line("worker connection cache eviction triggered")
     for part in (reqid, "client_closed", '"shard"', FUNCTION, VERSION):
         assert part in evicted, evicted
+    for text in ("closing worker connection", "http request",
+                 "triggering worker connection shutdown from client close"):
+        line(text)
+    if keys == "zap":
+        for entry in lines:
+            assert entry["level"] in ("info", "warn") and isinstance(entry["msg"], str), entry
+            assert isinstance(entry["ts"], float) and entry["logger"] and entry["caller"], entry
+            assert abs(entry["ts"] - time.time()) < 600 and "message" not in entry, entry
+        whole = json.loads(evicted)
+        assert whole["closed_at"] - whole["opened_at"] == pytest.approx(whole["held_for"], abs=1e-3)
+        asked = json.loads(line("http request"))
+        assert isinstance(asked["latency"], float) and asked["status"] in (200, 404), asked
 
 
 def test_no_secret_is_ever_logged(serve, attach):

@@ -103,7 +103,7 @@ impl Replies {
         let health = answer::HealthReport {
             failures,
             timestamp: &crate::log::rfc3339(unix_micros),
-            version: turn.settings.version,
+            version: turn.settings.version(),
         };
         answer::health(&health, style, &mut self.fields, &mut self.body);
         self.answer(streams, turn, asked);
@@ -116,7 +116,7 @@ impl Replies {
         asked: &Asked,
         method: &[u8],
     ) {
-        let info = answer::Info { version: turn.settings.version, commit: turn.settings.commit };
+        let info = answer::Info { version: turn.settings.version(), commit: turn.settings.commit };
         answer::info(method, &info, &mut self.fields, &mut self.body);
         self.answer(streams, turn, asked);
     }

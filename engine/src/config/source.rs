@@ -1,0 +1,96 @@
+//! Where a configuration comes from: a file, the environment, or both.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::environment::Environment;
+use super::problems::{Place, Problems};
+use super::syntax::Syntax;
+use super::{Config, rules};
+
+/// How often the configuration is tried at the start while nothing but its certificates is wrong
+/// (contract CF-1), and the time between.
+const START_TRIES: u32 = 5;
+const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a configuration is read from. The file is read anew each time; the environment stays what
+/// it was, and stands over it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    file: Option<PathBuf>,
+    environment: Environment,
+}
+
+impl Source {
+    /// Of a file, if one is given, and the environment.
+    #[must_use]
+    pub fn new(file: Option<PathBuf>, environment: Environment) -> Self {
+        Self { file, environment }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Whether it says what to serve, be it wrong: a file, or a variable that names a mode.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        let variables = [super::control::MODE, super::reference::API];
+        self.file.is_some() || variables.into_iter().any(|name| self.environment.has(name))
+    }
+
+    /// For messages: the file's name, or `environment`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.problems().file().into()
+    }
+
+    fn problems(&self) -> Problems {
+        match &self.file {
+            Some(file) => Problems::new(&file.display().to_string()),
+            None => Problems::of_environment(),
+        }
+    }
+
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(&self) -> Result<Config, Problems> {
+        let mut problems = self.problems();
+        let Some(file) = &self.file else {
+            return rules::checked("", Path::new(""), &self.environment, problems);
+        };
+        if Syntax::of(problems.file()).is_none() {
+            let text = "the file's name must end in .toml, .yaml or .yml";
+            problems.add(None::<Place>, text);
+            return Err(problems);
+        }
+        match std::fs::read_to_string(file) {
+            Ok(text) => {
+                let folder = file.parent().unwrap_or(Path::new(""));
+                rules::checked(&text, folder, &self.environment, problems)
+            }
+            Err(error) => {
+                problems.add(None::<Place>, format!("cannot be read: {error}"));
+                Err(problems)
+            }
+        }
+    }
+
+    /// As [`Self::load`], at the start: certificates that somebody is still writing are waited for.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_patiently(&self) -> Result<Config, Problems> {
+        for _ in 1..START_TRIES {
+            match self.load() {
+                Err(problems) if problems.may_pass() => std::thread::sleep(START_PAUSE),
+                loaded => return loaded,
+            }
+        }
+        self.load()
+    }
+}
