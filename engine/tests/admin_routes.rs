@@ -168,6 +168,14 @@ async fn text(response: Response<Body>) -> String {
 }
 
 #[tokio::test]
+async fn info_says_the_mode_and_the_version_that_was_configured() {
+    let world = world(false, false);
+    let info = world.json("/info", ELSEWHERE).await;
+    assert_eq!((&info["mode"], &info["version"]), (&"nvcf".into(), &"1.33.4".into()));
+    world.end();
+}
+
+#[tokio::test]
 async fn health_live_and_ready_follow_the_phase() {
     let world = world(false, false);
     let response = world.call("GET", "/health", ELSEWHERE).await;

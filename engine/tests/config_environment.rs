@@ -157,6 +157,7 @@ fn what_cannot_work_is_refused_by_its_name() {
         ("NVCF_FQDN_GRPC", "https://api.test:70000", "must be a URL"),
         ("NVCF_FQDN_GRPC", "https://api.test/v1", "without user, path and query"),
         ("NVCF_FQDN_GRPC", "https://me:hidden@api.test", "without user, path and query"),
+        ("SELF_WORKER_FQDN", "http://me:hidden@w.test", "neither a query nor a user"),
         ("SSA_FQDN", "issuer.test", "must be a URL"),
         ("SSA_FQDN", "https://issuer.test?a=b", "must be a URL"),
         ("NATS_FQDN", "http://n.test", "no server's URL"),
@@ -253,6 +254,58 @@ fn a_file_can_say_all_that_a_remote_control_plane_needs() {
     let two = format!("{control}{nats}user = \"me\"\npassword_file = \"seed\"\n{PARTIES}");
     let told = load(Some(folder.file("d.toml", &two)), &[]).unwrap_err();
     assert!(told.contains("an NKey and nats.user are two ways to log in"), "{told}");
+}
+
+/// A certificate and its key, as PEM.
+fn pair() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(["gateway.test".to_owned()]).unwrap();
+    (cert.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn what_nats_is_logged_in_to_with_is_looked_at() {
+    let folder = Folder::new("nats");
+    let (cert, key) = pair();
+    folder.file("cert.pem", &cert);
+    folder.file("key.pem", &key);
+    folder.file("other.pem", &pair().1);
+    folder.file("password", "secret\n");
+    folder.file("empty", "\n");
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    folder.file("creds", &format!("--\neyJhbGci\n--\n--\n{seed}\n--\n"));
+    let read = |nats: &str| {
+        let control = "[control]\nmode = \"nats\"\nadvertise = \"http://h:1\"\n";
+        let file = folder.file("a.toml", &format!("{control}[nats]\n{nats}\n{PARTIES}"));
+        load(Some(file), &[]).map(|config| config.control.remote.unwrap().nats)
+    };
+    let at = |name| folder.0.join(name);
+    let nats = read("user = \"me\"\npassword_file = \"password\"").unwrap();
+    assert_eq!(nats.user, Some(("me".into(), at("password"))));
+    assert_eq!(read("credentials_file = \"creds\"").unwrap().credentials, Some(at("creds")));
+    let tls = "ca_file = \"cert.pem\"\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"";
+    let nats = read(tls).unwrap();
+    assert_eq!(nats.ca, Some(at("cert.pem")));
+    assert_eq!(nats.client_pair, Some((at("cert.pem"), at("key.pem"))));
+    for (nats, said) in [
+        ("user = \"me\"", "nats.user is of no use without nats.password_file"),
+        ("password_file = \"password\"", "nats.password_file is of no use without nats.user"),
+        ("user = \"me\"\npassword_file = \"empty\"", "is empty: write the password"),
+        ("credentials_file = \"password\"", "has no user's JWT"),
+        ("nkey_file = \"password\"", "is no NKey"),
+        ("ca_file = \"password\"", "has no block \"BEGIN CERTIFICATE\""),
+        ("cert_file = \"cert.pem\"", "nats.cert_file is of no use without nats.key_file"),
+        ("key_file = \"key.pem\"", "nats.key_file is of no use without nats.cert_file"),
+        ("urls = [\"\"]", "no server's URL"),
+        ("urls = \"nats://n\"", "a list of texts"),
+        ("url = \"nats://n\"", "did you mean `urls`?"),
+    ] {
+        let told = read(nats).expect_err(said);
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(said) && !told.contains("secret"), "{said}: {told}");
+    }
+    let told = read(&tls.replace("key.pem", "other.pem")).unwrap_err();
+    assert!(told.contains("does not belong to the certificate"), "{told}");
 }
 
 #[test]

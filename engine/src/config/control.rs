@@ -70,7 +70,7 @@ pub(super) fn choose(
     });
     let text = format!(
         "nothing says what to serve: name a configuration file (--config FILE), or set {API} to \
-         the URL of NVIDIA's API{unread}"
+         the URL of NVIDIA's API{unread}; `ringway dev` is for trying things out"
     );
     problems.add(None::<Place>, text);
     None
@@ -121,7 +121,7 @@ pub(super) fn read(choice: Choice, around: &Around<'_>, problems: &mut Problems)
         // `https` was always harmless there.
         let any_scheme = choice.mode == Mode::Nvcf || around.fronts.worker.tls.is_some();
         if let Err(why) = check_url(url, any_scheme) {
-            let text = format!("control.advertise is \"{url}\", {why}");
+            let text = format!("control.advertise is {}, {why}", shown(url));
             problems.add(section.place_of("advertise"), text);
         }
     }
@@ -259,11 +259,13 @@ fn endpoint(section: &Section<'_>, name: &str, problems: &mut Problems) -> Optio
     Some(Endpoint { tls, host: url.host, port })
 }
 
-/// A URL with a user is not shown: a password may stand there.
+/// A URL for people. One with a user is not shown: a password may stand there.
+fn shown(url: &str) -> String {
+    if url.contains('@') { "a text with a user".into() } else { format!("\"{url}\"") }
+}
+
 fn refuse_url(section: &Section<'_>, name: &str, text: &str, want: &str, problems: &mut Problems) {
-    let shown =
-        if text.contains('@') { "a text with a user".into() } else { format!("\"{text}\"") };
-    let text = format!("{} is {shown}, but must be {want}", section.key(name));
+    let text = format!("{} is {}, but must be {want}", section.key(name), shown(text));
     problems.add(section.place_of(name), text);
 }
 
