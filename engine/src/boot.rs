@@ -225,6 +225,7 @@ impl Identity {
             config: config.clone(),
             // The configuration knows no other one yet.
             plane: Plane::Local,
+            dispatch: Plane::Local,
             core,
             cores,
             node: self.node,

@@ -33,6 +33,11 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// The session's worker had registered it.
+    LookedUp {
+        /// How long it took.
+        took: Duration,
+    },
     /// A tunnel is wanted.
     Asked(Ask),
     /// A worker's poll was answered with the work.

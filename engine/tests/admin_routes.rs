@@ -112,11 +112,7 @@ fn recorded(core: u16, wanted: IdBegin) -> Vec<Part> {
         core,
         id: id.parse().unwrap(),
         facts: Some(SessionFacts {
-            owner: Arc::new(Owner {
-                tenant: "t".into(),
-                function: "f".into(),
-                version: "v".into(),
-            }),
+            owner: Arc::new(Owner::new("t".into(), "f".into(), "v".into())),
             opened: Time::ZERO,
         }),
         entries: vec![Entry { at: Time(at), event }],

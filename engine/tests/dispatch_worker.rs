@@ -14,6 +14,7 @@ use ringway::border::ConnId;
 use ringway::control::local::{
     Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Work, WorkKind,
 };
+use ringway::control::port::Owner;
 use ringway::demo::pb::EchoMessage;
 use ringway::demo::pb::echo_client::EchoClient;
 use ringway::demo::{Serve, Worker, WorkerOptions, routes};
@@ -99,9 +100,7 @@ impl Gateway {
             },
             kind,
             request_id: Uuid::from_u128(id),
-            tenant: "dev".into(),
-            function: F.into(),
-            version: V.into(),
+            owner: Arc::new(Owner::new("dev".into(), F.into(), V.into())),
             token: [b't'; 64],
         };
         state.dispatch.submit(work, Time::ZERO).unwrap();

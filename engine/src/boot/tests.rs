@@ -64,6 +64,7 @@ impl Cores {
             let settings = ShardSettings {
                 config: config.clone(),
                 plane: Plane::Local,
+                dispatch: Plane::Local,
                 core: core as u16,
                 cores: count as u16,
                 node: Node::new(0, name as u16).unwrap(),

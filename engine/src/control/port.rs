@@ -8,11 +8,18 @@
 //! under a withdrawn ticket was not used, and is given back by this. What a core had asked whose
 //! shard has begun anew is not withdrawn, nobody is left who could: the plane forgets it by the
 //! tickets' life.
+//!
+//! Work that was submitted lives on after its answer: it ends when its worker is there
+//! ([`Question::Settled`]) or when nobody wants it any more ([`Question::Withdraw`]). One of the two
+//! is said of each that was not refused.
 
 use std::fmt;
 use std::sync::Arc;
 
 use ringway_proto::time::Time;
+use uuid::Uuid;
+
+use super::local::Work;
 
 /// Which control plane stands behind a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +37,19 @@ pub struct AskTicket {
     pub core: u16,
     /// Which of the core's shards, one after the other: its first generation.
     pub life: u32,
-    /// Unique among that shard's questions.
+    /// What the number is one of.
+    pub about: Topic,
+    /// Unique among that shard's questions on this topic.
     pub number: u64,
+}
+
+/// What a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Topic {
+    /// A client's credential.
+    Call,
+    /// A session's tunnel: the question is numbered as the attachment is that wants it.
+    Tunnel,
 }
 
 /// What a core says to its control plane.
@@ -50,7 +68,17 @@ pub struct Ask {
 pub enum Question {
     /// Whether a credential may call a function, and whose it is.
     Authorise(Box<Call>),
-    /// Nothing: nobody waits for the answer under this ticket any more. There is none to this.
+    /// That a worker be asked for a tunnel. Answered with [`Answer::Queued`], [`Answer::Limited`] or
+    /// [`Answer::Unqueued`], and for a session that there is already with
+    /// [`Answer::Unregistered`] and [`Answer::Unheard`].
+    Submit(Box<Work>),
+    /// Whose a session is that this gateway does not know. Answered with [`Answer::Registered`],
+    /// [`Answer::Unregistered`] or [`Answer::Failed`].
+    Lookup(Uuid),
+    /// Nothing: the worker that was asked for under this ticket is there. There is no answer.
+    Settled,
+    /// Nothing: nobody waits for the answer under this ticket any more, nor for a worker that was
+    /// asked for under it. There is no answer.
     Withdraw,
 }
 
@@ -82,6 +110,31 @@ pub enum Answer {
     Denied(Denied),
     /// The plane has no room for the question: the client may try again later.
     Full,
+    /// A worker was asked, or will be: nothing more can be said before it comes.
+    Queued,
+    /// The tenant has begun too many sessions (contract E5).
+    Limited,
+    /// The work could not be queued (contract E6): why, for the log.
+    Unqueued(String),
+    /// A session's worker has registered it.
+    Registered(Registration),
+    /// No worker has registered the session.
+    Unregistered,
+    /// The session is registered, and its worker does not listen.
+    Unheard,
+    /// Whose a session is cannot be found out now: why.
+    Failed(String),
+}
+
+/// What a worker registers of a session it holds (contract 6.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The function, as the worker says it.
+    pub function: Arc<str>,
+    /// Its version.
+    pub version: Arc<str>,
+    /// NCA id of the session's first caller.
+    pub tenant: Arc<str>,
 }
 
 /// Who sessions belong to, as far as they have it in common. All of them share one.
@@ -93,6 +146,41 @@ pub struct Owner {
     pub function: Arc<str>,
     /// Canonical version id.
     pub version: Arc<str>,
+    /// The caller's name as NVIDIA's API knows it, for its workers; empty where nobody asked it.
+    pub subject: Arc<str>,
+    /// Of the version.
+    pub kind: Kind,
+}
+
+impl Owner {
+    /// One of a function version that nothing else is known of.
+    #[must_use]
+    pub fn new(tenant: Arc<str>, function: Arc<str>, version: Arc<str>) -> Self {
+        Self { tenant, function, version, subject: "".into(), kind: Kind::default() }
+    }
+}
+
+/// What kind of version it is: what decides how its workers are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// A function of the streaming kind.
+    pub streaming: bool,
+    /// Served by GFN: its workers are asked by region (contract CP-13).
+    pub gfn: bool,
+    /// Whether new sessions are limited.
+    pub rate: Rate,
+}
+
+/// How the rate limiter is asked about new sessions (contract CP-9, CP-10).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rate {
+    /// Not at all.
+    #[default]
+    Unlimited,
+    /// While the session begins; a refusal is remembered.
+    Beside,
+    /// Before the session begins.
+    Before,
 }
 
 /// What a credential was allowed.
@@ -100,8 +188,6 @@ pub struct Owner {
 pub struct Grant {
     /// Whose session it will be; the version was picked if the client named none.
     pub owner: Arc<Owner>,
-    /// Whether the function is of the streaming kind.
-    pub streaming: bool,
 }
 
 /// Why a client was refused (contract E3).

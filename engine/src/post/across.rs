@@ -28,6 +28,7 @@
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
 //! | `Resumed` | the client's end | the tunnel is parked where it came |
 //! | | the attachment's end | the tunnel joins its session anew, parked where it came |
+//! | `Impatient` | the attachment's tunnel, or its end | one parked tunnel more gives way |
 //! | `Parks` | a new beginning of its home | told again (`Sessions::renew`) |
 //! | `Void`, `Idle` | anything | both begin anew; idle is told again |
 //!
@@ -99,6 +100,9 @@ pub enum CorePost {
     Parks(Box<Parks>),
     /// It does so no more.
     Unparks(Ticket),
+    /// This attachment's new work, which waits elsewhere, has waited for so long that a parked
+    /// tunnel of its function version may give way.
+    Impatient(Box<Parks>),
     /// Close the tunnel that this attachment keeps: a new session needs its worker.
     Yield(Ticket),
     /// The attachment has left the session.
@@ -121,7 +125,14 @@ impl CorePost {
     /// everything else waits until there is.
     #[must_use]
     pub fn may_be_refused(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::Submit(_) | Self::Poll(..) | Self::Find(_))
+        matches!(
+            self,
+            Self::Connect(_)
+                | Self::Submit(_)
+                | Self::Poll(..)
+                | Self::Find(_)
+                | Self::Impatient(_)
+        )
     }
 }
 
@@ -136,7 +147,7 @@ impl CorePost {
             Self::Found(found) => found.ticket.node == node,
             Self::Join(join) => join.ticket.node == node,
             Self::Leave(leave) => leave.ticket.node == node,
-            Self::Parks(parks) => parks.ticket.node == node,
+            Self::Parks(parks) | Self::Impatient(parks) => parks.ticket.node == node,
             Self::Resumed(resumed) => resumed.ticket.node == node,
             Self::Claim { parked, to } => parked.node == node && to.node == node,
             Self::Withdraw(ticket)

@@ -113,6 +113,14 @@ impl Cause {
     pub(crate) const QUEUE_FULL: Self =
         Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
 
+    pub(crate) const UNQUEUED: Self =
+        Self::new(CloseReason::Deleted, CloseCode::None, "its work could not be queued");
+    pub(crate) const LIMITED: Self = Self::new(
+        CloseReason::CapacityReached,
+        CloseCode::None,
+        "its tenant has begun too many sessions",
+    );
+
     pub(crate) const NO_ROOM: Self = Self::new(
         CloseReason::CapacityReached,
         CloseCode::None,

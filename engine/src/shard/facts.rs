@@ -18,7 +18,7 @@ use super::cause::{Cause, Gone};
 use super::table::Key;
 use crate::border::{ConnId, Parcel};
 use crate::control::local::{PollAnswer, PollId, SessionFacts, Ticket, Work};
-pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Question};
+pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::metrics::{ResumeWay, SpareOutcome};
 use crate::post::{
@@ -389,6 +389,10 @@ pub(crate) enum ForWorkers {
     Submit(Box<Work>),
     /// Nobody waits for it any more.
     Withdraw(OfVersion),
+    /// Its worker is there.
+    Served(OfVersion),
+    /// New work has waited for so long that a parked tunnel of its function version may give way.
+    Impatient(OfVersion),
     /// It is wanted only if no worker has been told of it yet.
     Recall(OfVersion),
     /// A tunnel of a function version is parked, or is not any more.
@@ -401,6 +405,7 @@ pub(crate) enum ForWorkers {
     Submitted(Box<Work>),
     Withdrawn(Ticket),
     RecallAsked(Ticket),
+    ImpatientThere(Box<Parks>),
     Polled(PollId, Box<crate::control::local::PollRequest>),
     /// The poll found no room on its way, or there.
     PollRefused(PollId),

@@ -416,6 +416,7 @@ impl Shard {
                 self.workers.look_at(turn, ConnId { slot, generation });
             }
             Due::Wait(key) => self.sessions.waited(turn, key),
+            Due::Patience(key) => self.sessions.impatient(turn, key),
             Due::Replace(key) => self.sessions.replace_overdue(turn, key),
             Due::Recall(key) => self.sessions.recall(turn, key),
             Due::Ask(ticket) => self.sessions.ask_overdue(turn, ticket),

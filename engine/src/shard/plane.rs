@@ -1,7 +1,7 @@
 //! Who answers what sessions ask of the control plane: the local one, within the turn, or one that
 //! takes time, whose driver is told what is asked.
 
-use super::facts::{Answer, Ask, ForSessions, Question, key_numbered};
+use super::facts::{Answer, Ask, ForSessions, Question, Topic, key_numbered};
 use super::timer::Due;
 use super::turn::Turn;
 use crate::control::local::Policy;
@@ -31,12 +31,16 @@ impl Desk {
                 turn.sessions(ForSessions::Answered { ticket, answer });
             }
             // It was answered before anybody could leave.
-            (Plane::Local, Question::Withdraw) => {}
+            (Plane::Local, Question::Withdraw) if ticket.about == Topic::Call => {}
             (Plane::Remote, Question::Authorise(_)) => {
                 turn.arm(ask.deadline, Due::Ask(key_numbered(ticket.number)));
                 self.out.push(ask);
             }
-            (Plane::Remote, Question::Withdraw) => {
+            // The local plane has no work and no sessions of others: these are a remote one's.
+            (_, Question::Submit(_) | Question::Lookup(_) | Question::Settled) => {
+                self.out.push(ask)
+            }
+            (_, Question::Withdraw) => {
                 // Of what was not said yet nothing has to be taken back.
                 match self.out.iter().position(|other| other.ticket == ticket) {
                     Some(at) => drop(self.out.remove(at)),

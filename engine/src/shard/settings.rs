@@ -17,8 +17,10 @@ use crate::control::port::Plane;
 pub struct ShardSettings {
     /// All settings.
     pub config: Arc<Config>,
-    /// Which control plane stands behind the core.
+    /// Which control plane says who may call.
     pub plane: Plane,
+    /// Which one brings work to workers.
+    pub dispatch: Plane,
     /// Logical number of this core.
     pub core: u16,
     /// How many cores there are; they are numbered from 0.

@@ -22,6 +22,8 @@ pub(crate) enum Due {
     Replace(Key),
     /// A worker that ended its tunnel had its time to take this spare up.
     Recall(Key),
+    /// New work has waited for long at a plane that knows no parked tunnels.
+    Patience(Key),
     /// The control plane has had its time to answer.
     Ask(Key),
     /// One side of a stream of bytes has ended; the other one had its time to show why.

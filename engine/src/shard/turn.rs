@@ -157,6 +157,7 @@ pub(crate) mod rig {
             let settings = ShardSettings {
                 config: Arc::new(config),
                 plane: Plane::Local,
+                dispatch: Plane::Local,
                 core,
                 cores,
                 node: NODE,

@@ -47,6 +47,7 @@ impl Event {
             Self::Accepted { .. } => "accepted",
             Self::Authorised => "authorised",
             Self::Found { .. } => "found",
+            Self::LookedUp { .. } => "looked_up",
             Self::Asked(_) => "asked",
             Self::HandedOut => "handed_out",
             Self::Moved { .. } => "connect_moved",
@@ -76,6 +77,7 @@ impl Event {
         match self {
             Self::Accepted { client } => json!({ "client": client.to_string() }),
             Self::Found { home, took } => json!({ "home": home, "tookMs": ms(took) }),
+            Self::LookedUp { took } => json!({ "tookMs": ms(took) }),
             Self::Asked(ask) => json!({ "for": ask.label() }),
             Self::Moved { from } => json!({ "from": from }),
             Self::Connected { worker, age } => {
@@ -119,6 +121,9 @@ impl Event {
             Self::Authorised => "its credential is good for the function".into(),
             Self::Found { home, took } => {
                 format!("core {home}, the session's home, found it in {}", span(took))
+            }
+            Self::LookedUp { took } => {
+                format!("its worker's registration was found in {}", span(took))
             }
             Self::Asked(Ask::New) => "a worker is asked for".into(),
             Self::Asked(Ask::Again) => "its worker is asked for a tunnel".into(),

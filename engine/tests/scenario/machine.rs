@@ -49,7 +49,11 @@ impl Machine {
             worlds: (0..cores)
                 .map(|core| {
                     let plane = Plane::Local;
-                    World::on(Seat { core, cores, life: 0, unanswered, plane }, more, |_| {})
+                    World::on(
+                        Seat { core, cores, life: 0, unanswered, plane, dispatch: Plane::Local },
+                        more,
+                        |_| {},
+                    )
                 })
                 .collect(),
             more: more.into(),
@@ -169,7 +173,8 @@ impl Machine {
         self.lives[at] += 1;
         let (life, unanswered) = (self.lives[at], self.unanswered);
         let plane = Plane::Local;
-        let seat = Seat { core, cores: self.cores(), life, unanswered, plane };
+        let seat =
+            Seat { core, cores: self.cores(), life, unanswered, plane, dispatch: Plane::Local };
         let now = self.worlds[at].border.now;
         self.worlds[at] = World::on(seat, &self.more, |_| {});
         self.worlds[at].border.now = now;

@@ -35,7 +35,14 @@ impl Behind {
 
     fn changed(more: &str, life: u32, change: impl FnOnce(&mut ringway::config::Config)) -> Self {
         let mut policies = None;
-        let seat = Seat { core: 0, cores: 1, life, unanswered: 0, plane: Plane::Remote };
+        let seat = Seat {
+            core: 0,
+            cores: 1,
+            life,
+            unanswered: 0,
+            plane: Plane::Remote,
+            dispatch: Plane::Local,
+        };
         let world = World::on(seat, more, |config| {
             change(config);
             let keyless = Arc::new(Policy::new(&[], &config.functions));

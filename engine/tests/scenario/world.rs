@@ -54,6 +54,7 @@ pub(crate) struct Seat {
     /// Octets kept of a client before its first answer.
     pub(crate) unanswered: usize,
     pub(crate) plane: Plane,
+    pub(crate) dispatch: Plane,
 }
 
 impl World {
@@ -68,7 +69,14 @@ impl World {
 
     /// With more lines of configuration, and changed after it was read.
     pub(crate) fn with_changed(more: &str, change: impl FnOnce(&mut Config)) -> Self {
-        let seat = Seat { core: 0, cores: 1, life: 0, unanswered: 0, plane: Plane::Local };
+        let seat = Seat {
+            core: 0,
+            cores: 1,
+            life: 0,
+            unanswered: 0,
+            plane: Plane::Local,
+            dispatch: Plane::Local,
+        };
         Self::on(seat, more, change)
     }
 
@@ -103,6 +111,7 @@ impl World {
         let settings = ShardSettings {
             config: Arc::new(config),
             plane: seat.plane,
+            dispatch: seat.dispatch,
             core: seat.core,
             cores: seat.cores,
             node: Node::new(0, 7).expect("a node"),

@@ -156,6 +156,7 @@ fn code(answer: &Answer) -> Option<u8> {
         Answer::Granted(_) => None,
         Answer::Denied(denied) => Some(denied.code),
         Answer::Full => Some(FULL),
+        other => unreachable!("{other:?} is no answer about a call"),
     }
 }
 

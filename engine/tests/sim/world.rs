@@ -222,6 +222,7 @@ impl World {
         let settings = ShardSettings {
             config,
             plane,
+            dispatch: Plane::Local,
             core: number as u16,
             cores: self.plan.cores as u16,
             node: Node::new(0, 7).expect("a node"),

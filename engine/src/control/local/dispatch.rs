@@ -13,6 +13,7 @@ use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
+use super::super::port::Owner;
 use super::poll::PollRequest;
 use crate::conn::ConnId;
 use crate::json::Object;
@@ -69,11 +70,7 @@ pub struct Work {
     /// The session.
     pub request_id: Uuid,
     /// Owner of the session.
-    pub tenant: Arc<str>,
-    /// Canonical function id.
-    pub function: Arc<str>,
-    /// Canonical version id.
-    pub version: Arc<str>,
+    pub owner: Arc<Owner>,
     /// What the worker has to show when it dials back.
     pub token: [u8; 64],
 }
@@ -205,7 +202,7 @@ impl Dispatch {
         if self.places.contains_key(&work.ticket) {
             return Ok(());
         }
-        let key = (work.function.clone(), work.version.clone());
+        let key = work.key();
         let queue = self.queues.entry(key.clone()).or_default();
         let taker = queue.taker(&work, &self.waiting, &self.offers);
         if taker.is_none() && queue.before(work.kind) >= self.limits.queue {
@@ -320,7 +317,7 @@ impl Dispatch {
     }
 
     fn place_again(&mut self, order: u64, queued: Queued) {
-        let key = (queued.work.function.clone(), queued.work.version.clone());
+        let key = queued.work.key();
         let queue = self.queues.entry(key.clone()).or_default();
         let taker = queue.taker(&queued.work, &self.waiting, &self.offers);
         if taker.is_none() && !self.again.contains(&key) {
@@ -550,6 +547,12 @@ impl Queue {
 }
 
 impl Work {
+    /// Whose queue it waits in.
+    #[must_use]
+    pub fn key(&self) -> Version {
+        (self.owner.function.clone(), self.owner.version.clone())
+    }
+
     /// The body of the answer; workers dial `advertise` (a URL without the path).
     #[must_use]
     pub fn to_json(&self, advertise: &str) -> Vec<u8> {
@@ -566,9 +569,9 @@ impl Work {
                 "requestId",
                 self.request_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
             )
-            .text("ncaId", &self.tenant)
-            .text("functionId", &self.function)
-            .text("functionVersionId", &self.version);
+            .text("ncaId", &self.owner.tenant)
+            .text("functionId", &self.owner.function)
+            .text("functionVersionId", &self.owner.version);
         let connections = body.key("connections");
         connections.extend_from_slice(b"[{\"http1\":");
         let mut http1 = Object::begin(connections);
@@ -590,7 +593,7 @@ impl fmt::Debug for Work {
             .field("ticket", &self.ticket)
             .field("kind", &self.kind)
             .field("request_id", &self.request_id)
-            .field("version", &(&self.function, &self.version))
+            .field("version", &self.key())
             .finish_non_exhaustive()
     }
 }

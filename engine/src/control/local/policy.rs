@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::poll::PollRequest;
 use ringway_proto::time::Time;
 
-use super::super::port::{Denied, Grant, Owner};
+use super::super::port::{Denied, Grant, Kind, Owner};
 use crate::config::{Dial, Function, Tenant};
 
 /// Keys are looked up in tables whose hash is seeded per process, so that the time of a lookup
@@ -80,9 +80,8 @@ impl Policy {
             let (id, version) = (function.id.to_string(), function.version.to_string());
             let (id, version): (Arc<str>, Arc<str>) = (id.into(), version.into());
             let owner = |tenant: &String| Owner {
-                tenant: tenant.as_str().into(),
-                function: id.clone(),
-                version: version.clone(),
+                kind: Kind { streaming: function.streaming, ..Kind::default() },
+                ..Owner::new(tenant.as_str().into(), id.clone(), version.clone())
             };
             versions.push(Version {
                 id: function.version,
@@ -122,18 +121,15 @@ impl Policy {
         if existing.is_empty() {
             return Err(denied(NOT_FOUND, "unknown function or version"));
         }
-        let may = |entry: &&Version| {
-            let owner = entry.owners.iter().find(|owner| owner.tenant == *tenant);
-            owner.map(|owner| (owner.clone(), entry.streaming))
-        };
+        let may =
+            |entry: &&Version| entry.owners.iter().find(|owner| owner.tenant == *tenant).cloned();
         let mut allowed: Vec<_> = existing.iter().filter_map(may).collect();
         if allowed.is_empty() {
             return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
         }
         // At most a few versions: the bias of a 64-bit remainder is nothing.
         let picked = (random % allowed.len() as u64) as usize;
-        let (owner, streaming) = allowed.swap_remove(picked);
-        Ok(Grant { owner, streaming })
+        Ok(Grant { owner: allowed.swap_remove(picked) })
     }
 
     /// The tenant of a credential.
@@ -164,10 +160,10 @@ impl Policy {
         Err(PollFault { status: 403, text: text.into() })
     }
 
-    /// Whether this version is of the streaming kind.
+    /// Whether this version is of the streaming kind; none if nothing is known of it here.
     #[must_use]
-    pub fn streams(&self, function: &str, version: &str) -> bool {
-        self.version(function, version).is_some_and(|entry| entry.streaming)
+    pub fn streams(&self, function: &str, version: &str) -> Option<bool> {
+        self.version(function, version).map(|entry| entry.streaming)
     }
 
     /// The server that serves this version without a worker, if it has one.
@@ -241,7 +237,7 @@ mod tests {
             (&*grant.owner.tenant, &*grant.owner.function, &*grant.owner.version),
             ("dev", F, V2)
         );
-        assert!(grant.streaming);
+        assert!(grant.owner.kind.streaming);
     }
 
     #[test]

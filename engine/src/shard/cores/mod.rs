@@ -110,6 +110,8 @@ impl Cores {
                 let (ticket, fault) = (work.ticket, Box::new(Fault::MailboxFull));
                 turn.sessions(ForSessions::NotSubmitted { ticket, fault });
             }
+            // It says so again.
+            CorePost::Impatient(_) => {}
             spare => self.keep(turn, attachments, to, spare),
         }
     }
@@ -168,6 +170,7 @@ impl Cores {
             CorePost::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),
             CorePost::Resumed(resumed) => Some(Heard::Resumed(resumed)),
             CorePost::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),
+            CorePost::Impatient(parks) => workers(ForWorkers::ImpatientThere(parks)),
             CorePost::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
             CorePost::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
             CorePost::Leave(leave) => sessions(ForSessions::Leave(leave)),

@@ -16,8 +16,8 @@ const POLL: PollId =
     PollId { node: NODE, core: 1, conn: ConnId { slot: 1, generation: 2 }, round: 3 };
 
 fn facts() -> SessionFacts {
-    let (tenant, function, version) = ("t".into(), "f".into(), "v".into());
-    SessionFacts { owner: Arc::new(Owner { tenant, function, version }), opened: Time(1) }
+    let owner = Owner::new("t".into(), "f".into(), "v".into());
+    SessionFacts { owner: Arc::new(owner), opened: Time(1) }
 }
 
 fn submit(kind: WorkKind) -> CorePost {
@@ -25,9 +25,7 @@ fn submit(kind: WorkKind) -> CorePost {
         ticket: T,
         kind,
         request_id: Uuid::nil(),
-        tenant: "t".into(),
-        function: "f".into(),
-        version: "v".into(),
+        owner: facts().owner,
         token: [0; 64],
     }))
 }

@@ -63,7 +63,7 @@ impl Desk {
 }
 
 fn facts(tenant: &str) -> SessionFacts {
-    let owner = Owner { tenant: tenant.into(), function: "f".into(), version: "v".into() };
+    let owner = Owner::new(tenant.into(), "f".into(), "v".into());
     SessionFacts { owner: Arc::new(owner), opened: Time(5) }
 }
 

@@ -72,10 +72,12 @@ pub(super) enum State {
     Asking(Box<Asking>),
     /// Nothing is asked yet: that waits for the end of the turn, so that a request which is taken
     /// back in the same breath costs no worker anything.
-    /// `forsaken`: nobody waits for it any more, but others may still come in the same breath.
-    Fresh { kind: WorkKind, forsaken: bool },
-    /// Work is queued; the worker's CONNECT must bring this token.
-    Waiting { token: Box<WorkerToken>, kind: WorkKind, issued: Time, wrong: u32 },
+    /// `since`: when its first request came. `forsaken`: nobody waits for it any more, but others may
+    /// still come in the same breath.
+    Fresh { kind: WorkKind, since: Time, forsaken: bool },
+    /// Work is queued, or asked to be; the worker's CONNECT must bring this token. `since` as
+    /// before.
+    Waiting { token: Box<WorkerToken>, kind: WorkKind, since: Time, issued: Time, wrong: u32 },
     /// The function's server is dialled: it needs no worker.
     Dialling(Dialling),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
@@ -153,8 +155,8 @@ pub(super) enum Was {
 
 impl State {
     /// Its work is queued when the turn ends.
-    pub(super) fn fresh(kind: WorkKind) -> Self {
-        Self::Fresh { kind, forsaken: false }
+    pub(super) fn fresh(kind: WorkKind, since: Time) -> Self {
+        Self::Fresh { kind, since, forsaken: false }
     }
 }
 

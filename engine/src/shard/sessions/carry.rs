@@ -14,8 +14,11 @@ use super::directory::{Directory, Member, Session};
 use crate::border::ConnId;
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
-use crate::control::port::{Grant, Owner};
+use crate::control::port::{self as version, Grant, Owner, Rate};
 use crate::post::{Speaks, Stand};
+
+/// By their numbers as bytes.
+const RATES: [Rate; 3] = [Rate::Unlimited, Rate::Beside, Rate::Before];
 
 #[derive(Clone, PartialEq, Message)]
 struct OwnerMessage {
@@ -25,6 +28,15 @@ struct OwnerMessage {
     function: String,
     #[prost(string, tag = "3")]
     version: String,
+    #[prost(string, tag = "4")]
+    subject: String,
+    #[prost(bool, tag = "5")]
+    streaming: bool,
+    #[prost(bool, tag = "6")]
+    gfn: bool,
+    /// In [`RATES`].
+    #[prost(uint32, tag = "7")]
+    rate: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -68,11 +80,9 @@ struct PinMessage {
     version: Vec<u8>,
     #[prost(message, optional, tag = "4")]
     owner: Option<OwnerMessage>,
-    #[prost(bool, tag = "5")]
-    streaming: bool,
-    #[prost(uint64, tag = "6")]
+    #[prost(uint64, tag = "5")]
     granted_at: u64,
-    #[prost(uint32, tag = "7")]
+    #[prost(uint32, tag = "6")]
     rules: u32,
 }
 
@@ -85,17 +95,30 @@ impl fmt::Debug for PinMessage {
 
 impl OwnerMessage {
     fn of(owner: &Owner) -> Self {
-        let Owner { tenant, function, version } = owner;
+        let Owner { tenant, function, version, subject, kind } = owner;
+        let version::Kind { streaming, gfn, rate } = *kind;
         let text = |text: &Arc<str>| text.to_string();
-        Self { tenant: text(tenant), function: text(function), version: text(version) }
+        Self {
+            tenant: text(tenant),
+            function: text(function),
+            version: text(version),
+            subject: text(subject),
+            streaming,
+            gfn,
+            rate: RATES.iter().position(|known| *known == rate).unwrap_or(0) as u32,
+        }
     }
 
     fn read(of: Option<Self>) -> Result<Arc<Owner>, Unreadable> {
-        let Self { tenant, function, version } = of.ok_or(Unreadable::Part("owner"))?;
+        let Self { tenant, function, version, subject, streaming, gfn, rate } =
+            of.ok_or(Unreadable::Part("owner"))?;
+        let rate = *RATES.get(rate as usize).ok_or(Unreadable::Part("rate"))?;
         Ok(Arc::new(Owner {
             tenant: tenant.into(),
             function: function.into(),
             version: version.into(),
+            subject: subject.into(),
+            kind: version::Kind { streaming, gfn, rate },
         }))
     }
 }
@@ -188,7 +211,6 @@ impl Pin {
             function: self.function().to_vec(),
             version: self.version().to_vec(),
             owner: Some(OwnerMessage::of(&self.grant.owner)),
-            streaming: self.grant.streaming,
             granted_at: unix_of(self.granted_at, zero),
             rules: self.rules,
         };
@@ -208,7 +230,7 @@ impl Pin {
             version: of.version.into(),
             id: None,
         };
-        let grant = Grant { owner: OwnerMessage::read(of.owner)?, streaming: of.streaming };
+        let grant = Grant { owner: OwnerMessage::read(of.owner)? };
         let granted = (time_of(of.granted_at, zero), of.rules);
         Ok(Self::new(&wanted, hash(&wanted), grant, granted))
     }
@@ -277,7 +299,13 @@ mod tests {
     const ZERO: u64 = 1_000_000;
 
     fn owner() -> Arc<Owner> {
-        Arc::new(Owner { tenant: "t".into(), function: "f".into(), version: "v".into() })
+        Arc::new(Owner {
+            tenant: "t".into(),
+            function: "f".into(),
+            version: "v".into(),
+            subject: "s".into(),
+            kind: version::Kind { streaming: true, gfn: true, rate: Rate::Before },
+        })
     }
 
     fn full() -> Session {
@@ -307,7 +335,7 @@ mod tests {
             version: called.1.into(),
             id: None,
         };
-        let grant = Grant { owner: owner(), streaming: true };
+        let grant = Grant { owner: owner() };
         Pin::new(&wanted, 7, grant, (Time(5), 3))
     }
 

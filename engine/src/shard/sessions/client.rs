@@ -36,6 +36,9 @@ pub(super) struct Client {
     dispatches: Bucket,
 }
 
+/// In [`Pin::rules`]: no rules have this number.
+pub(super) const USED_UP: u32 = u32::MAX;
+
 /// What a credential may call on this connection.
 #[derive(Debug)]
 pub(super) struct Pin {
@@ -288,6 +291,15 @@ impl Clients {
         }
     }
 
+    /// What the pins of this attachment were granted is used up by it: it serves the session they
+    /// have, and is asked for again before another one.
+    pub(super) fn spend(&mut self, conn: ConnId, key: Key) {
+        let pins = self.get_mut(conn).map(|client| &mut client.pins);
+        for pin in pins.into_iter().flatten().filter(|pin| pin.attachment == Some(key)) {
+            pin.rules = USED_UP;
+        }
+    }
+
     /// A tunnel is to come for a client, or is there: requests of this pin without an id use it.
     pub(super) fn pin(&mut self, conn: ConnId, pin: usize, key: Key) {
         if let Some(client) = self.get_mut(conn) {
@@ -381,7 +393,7 @@ mod tests {
     #[test]
     fn a_pin_knows_what_it_was_called_and_keeps_what_the_grant_does_not_say() {
         let id = "11111111-1111-4111-8111-111111111111";
-        let owner = Owner { tenant: "t".into(), function: id.into(), version: "v".into() };
+        let owner = Owner::new("t".into(), id.into(), "v".into());
         let owner = Arc::new(owner);
         let plain = id.replace('-', "");
         let calls = [(id, "v", 3), (id, "", 3 + 36), (&plain, "v", 3 + 32 + 1), (id, "w", 3 + 37)];
@@ -392,7 +404,7 @@ mod tests {
                 version: version.as_bytes().into(),
                 id: None,
             };
-            let grant = Grant { owner: owner.clone(), streaming: false };
+            let grant = Grant { owner: owner.clone() };
             let pin = Pin::new(&wanted, 0, grant, (Time::ZERO, 0));
             assert_eq!((pin.function(), pin.version()), (&*wanted.function, &*wanted.version));
             assert_eq!((pin.said.credential(), pin.said.octets.len()), (&b"key"[..], kept));

@@ -5,18 +5,24 @@
 //! are on one core, it changes hands. If not, it goes to the client's core, with its protocol state
 //! and all that is unsent or half read, once nothing is under way on its socket.
 
+use std::sync::Arc;
+
 use ringway_proto::fault::Fault;
 use uuid::Uuid;
 
 use super::super::cause::Cause;
-use super::super::facts::{Edge, ForRelay, ForWorkers, MovedHop, key_of};
+use super::super::facts::{
+    Answer, Ask, Edge, Fact, ForRelay, ForWorkers, MovedHop, Question, key_of,
+};
 use super::super::table::Key;
 use super::super::turn::Turn;
 use super::attachment::{Asked, Asking, Attachment, State, UsedBy};
+use super::directory::check;
 use super::roster::not_resumed;
 use super::{Sessions, way_of, work};
 use crate::border::Parcel;
-use crate::control::local::{Ticket, WorkKind};
+use crate::control::local::{SessionFacts, Ticket, WorkKind};
+use crate::control::port::{Owner, Plane, Registration};
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
 use crate::post::{CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand};
 use crate::trail::Event;
@@ -36,6 +42,15 @@ struct Loose {
     spent: bool,
 }
 
+/// Who said that a client may have a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whence {
+    /// The session's home, which counts the attachment as its member.
+    Home,
+    /// Its worker, by what it has registered. The home has to be told.
+    Registered,
+}
+
 /// Where a loose tunnel is.
 enum From {
     /// On this core, where it was parked.
@@ -46,12 +61,13 @@ enum From {
 
 impl Sessions {
     /// The work did not get into its queue.
-    pub(super) fn not_submitted(&mut self, turn: &mut Turn<'_>, key: Key, fault: Fault) {
+    pub(super) fn not_submitted(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        (cause, fault): (Cause, Fault),
+    ) {
         if let Some(State::Waiting { .. }) = self.roster.attachments.state(key) {
-            let cause = match fault {
-                Fault::WorkQueueFull => Cause::QUEUE_FULL,
-                _ => Cause::NO_ROOM,
-            };
             self.roster.give_up_with(turn, key, cause, fault);
         }
     }
@@ -167,17 +183,69 @@ impl Sessions {
     // ---- where the client is ----
 
     /// The answer of a session's home. If its attachment has gone meanwhile, the home has been told.
+    /// What the home does not know a remote control plane may.
     pub(super) fn found(&mut self, turn: &mut Turn<'_>, found: Found) {
         let key = key_of(found.ticket);
+        let of = self.roster.attachments.get(key).filter(|of| of.is_asking());
+        match (of.map(|of| of.session), found.outcome) {
+            (None, _) => {}
+            (Some(id), Err(Fault::SessionNotFound { .. }))
+                if turn.settings.dispatch == Plane::Remote =>
+            {
+                self.ask_registration(turn, key, id);
+            }
+            (Some(id), outcome) => {
+                self.known(turn, key, outcome.map(|facts| (Whence::Home, id, facts)));
+            }
+        }
+    }
+
+    /// What a session's worker has registered is asked of the control plane.
+    pub(super) fn ask_registration(&self, turn: &mut Turn<'_>, key: Key, id: Uuid) {
+        let (ticket, what) = (self.questions.tunnel_ticket(key), Question::Lookup(id));
+        let deadline = turn.now + turn.settings.config.session.wait;
+        turn.fact(Fact::Ask(Ask { ticket, deadline, what }));
+    }
+
+    /// The control plane says whose a session is that no core of this gateway knows.
+    pub(super) fn looked_up(&mut self, turn: &mut Turn<'_>, key: Key, answer: Answer) {
+        if let Some(of) = self.roster.attachments.get(key)
+            && let State::Asking(asking) = of.state()
+        {
+            let (id, by) = (of.session, &of.facts.owner);
+            let outcome = match answer {
+                Answer::Registered(Registration { function, version, tenant }) => {
+                    let (subject, kind) = (by.subject.clone(), by.kind);
+                    let owner = Owner { tenant, function, version, subject, kind };
+                    let facts = SessionFacts { owner: Arc::new(owner), opened: turn.now };
+                    let called = (&*asking.function, &*asking.version);
+                    check(&facts, id, called, &by.tenant).map(|()| facts)
+                }
+                Answer::Unregistered => Err(Fault::SessionNotFound { request_id: id }),
+                Answer::Failed(text) => Err(Fault::LookupFailed { text }),
+                _ => Err(Fault::Overloaded),
+            };
+            self.known(turn, key, outcome.map(|facts| (Whence::Registered, id, facts)));
+        }
+    }
+
+    /// Whether the client of an attachment may have the session it asks for is known now.
+    fn known(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        outcome: Result<(Whence, Uuid, SessionFacts), Fault>,
+    ) {
         if let Some(of) = self.roster.attachments.get_mut(key)
-            && let (id, client) = (of.session, of.client)
+            && let client = of.client
             && let State::Asking(asking) = of.state_mut()
         {
             let Asking { function, version, since, stands } = asking.take();
             let roster = &mut self.roster;
             let waits = client.filter(|_| stands == Asked::Wanted);
-            match (found.outcome, waits) {
+            match (outcome, waits) {
                 _ if stands == Asked::Ended => {
+                    let id = roster.attachments.get(key).map_or(Uuid::nil(), |of| of.session);
                     let fault = Fault::SessionNotFound { request_id: id };
                     roster.give_up_with(turn, key, Cause::DELETED, fault);
                 }
@@ -188,20 +256,26 @@ impl Sessions {
                 }
                 // Nobody waits any more.
                 (Ok(_), None) => roster.give_up(turn, key, Cause::ABANDONED),
-                (Ok(facts), Some(client)) => {
+                (Ok((whence, id, facts)), Some(client)) => {
                     // Another question of this connection may have led to the same session before.
                     if let Some(there) = roster.own_attachment(client, id) {
                         turn.relay(ForRelay::Merge { from: key, to: there });
                         return roster.give_up(turn, key, Cause::ABANDONED);
                     }
                     let (home, took) = (roster.home(turn.settings, id), turn.now.since(since));
-                    let event = Event::Found { home, took };
+                    let event = match whence {
+                        Whence::Home => Event::Found { home, took },
+                        Whence::Registered => Event::LookedUp { took },
+                    };
                     turn.edge(Edge::Note { session: id, at: None, event });
                     let tenant = facts.owner.tenant.clone();
                     roster.clients.pin_asked(client, (&function, &version), &tenant, key);
-                    roster.attachments.set(key, State::fresh(WorkKind::Reconnect));
+                    roster.attachments.set(key, State::fresh(WorkKind::Reconnect, since));
                     roster.learn(turn, key, facts);
                     roster.fresh.push(key);
+                    if whence == Whence::Registered {
+                        roster.tell_join(turn, key);
+                    }
                 }
             }
         }

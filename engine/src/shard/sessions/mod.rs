@@ -32,6 +32,7 @@ use std::time::Duration;
 use ringway_proto::fault::Fault;
 use ringway_proto::h1::connect::ConnectResult;
 use ringway_proto::id::WorkerToken;
+use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use self::attachment::{Asked, Attachment, Kin, State};
@@ -43,7 +44,7 @@ use self::roster::Roster;
 use self::rules::Rules;
 use super::cause::{Cause, Gone};
 use super::facts::{
-    Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, key_of, number_of,
+    Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, Topic, key_of, number_of,
 };
 use super::settings::ShardSettings;
 use super::table::Key;
@@ -52,6 +53,7 @@ use super::turn::Turn;
 use crate::border::ConnId;
 use crate::carry::Unreadable;
 use crate::control::local::{Policy, Ticket, Work, WorkKind};
+use crate::control::port::Plane;
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
 use crate::post::{SessionRow, Speaks};
 use crate::trail::{Ask as Wish, Event};
@@ -115,7 +117,8 @@ impl Sessions {
                 self.place(turn, exchange, from, wanted);
             }
             ForSessions::GoOn { exchange, from, wanted } => {
-                self.go_on_anew(turn, from, Waiting { exchange, wanted });
+                let since = turn.now;
+                self.go_on_anew(turn, from, Waiting { exchange, wanted, since });
             }
             ForSessions::ClientGone { conn, how, routes } => {
                 self.client_gone(turn, (conn, how), &routes);
@@ -131,11 +134,18 @@ impl Sessions {
             ForSessions::Closed { key, cause, tally } => roster.closed(turn, key, (cause, tally)),
             ForSessions::Left { key, parcel, hop } => self.left(turn, key, parcel, hop),
             ForSessions::Token { conn, text, id } => self.token(turn, conn, (&text, id)),
-            ForSessions::Answered { ticket, answer } => self.answered(turn, ticket, answer),
+            ForSessions::Answered { ticket, answer } => match ticket.about {
+                Topic::Call => self.call_answered(turn, ticket, answer),
+                Topic::Tunnel => self.tunnel_answered(turn, ticket, answer),
+            },
             ForSessions::Dialling { key, conn } => self.dialling(turn, key, conn),
             ForSessions::NotDialled { key } => self.not_dialled(turn, key),
             ForSessions::NotSubmitted { ticket, fault } => {
-                self.not_submitted(turn, key_of(ticket), *fault);
+                let cause = match *fault {
+                    Fault::WorkQueueFull => Cause::QUEUE_FULL,
+                    _ => Cause::NO_ROOM,
+                };
+                self.not_submitted(turn, key_of(ticket), (cause, *fault));
             }
             ForSessions::Recalled(ticket) => self.recalled(turn, key_of(ticket)),
             ForSessions::GiveWay(ticket) => self.give_way(turn, key_of(ticket)),
@@ -168,6 +178,17 @@ impl Sessions {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// A new session has waited for its worker for so long that a parked one may give way. It then
+    /// waits anew: what is done about it takes its time too.
+    pub(super) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(of) = self.roster.attachments.get(key)
+            && matches!(of.state(), State::Waiting { .. })
+        {
+            turn.workers(ForWorkers::Impatient(of.of_version(key, turn.settings)));
+            turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
         }
     }
 
@@ -225,7 +246,9 @@ impl Sessions {
                 Some(State::Fresh { forsaken: true, .. }) => {
                     self.roster.give_up_abandoned(turn, key)
                 }
-                Some(State::Fresh { kind, .. }) => self.launch_one(turn, key, *kind),
+                Some(State::Fresh { kind, since, .. }) => {
+                    self.launch_one(turn, key, (*kind, *since));
+                }
                 _ => {}
             }
         }
@@ -344,7 +367,7 @@ impl Sessions {
     // ---- workers and servers ----
 
     /// Mints the token, stores it, and only then queues the work (contract: end-to-end order).
-    fn launch_one(&mut self, turn: &mut Turn<'_>, key: Key, kind: WorkKind) {
+    fn launch_one(&mut self, turn: &mut Turn<'_>, key: Key, (kind, since): (WorkKind, Time)) {
         let Some(of) = self.roster.attachments.get(key) else { return };
         let (session, facts) = (of.session, of.facts.clone());
         let met = of.client.and_then(|conn| self.roster.clients.met(conn, &facts.owner));
@@ -357,12 +380,19 @@ impl Sessions {
             WorkKind::Spare => Wish::Spare,
         };
         turn.edge(Edge::Began { session, facts, wish, client: met });
+        if turn.settings.plane == Plane::Remote
+            && let Some(client) = self.roster.attachments.get(key).and_then(|of| of.client)
+        {
+            // Each new tunnel is authorised anew (contract CL-17).
+            self.roster.clients.spend(client, key);
+        }
         if kind == WorkKind::New {
             let (function, version) = (&owner.function, &owner.version);
             turn.metrics.function_requests.count(function, version, &owner.tenant, turn.now);
         }
         turn.metrics.worker_connections_opened += 1;
-        if client || dial.is_some() {
+        let local = turn.settings.dispatch == Plane::Local;
+        if dial.is_some() || (client && local) {
             let again = usize::from(kind == WorkKind::Reconnect);
             turn.metrics.session_init_seconds[again].observe(0.0);
         }
@@ -374,9 +404,13 @@ impl Sessions {
         }
         let token = self.mint.token(key);
         let work = attachments.get(key).map(|of| work(turn.settings, (key, of), kind, &token));
-        attachments.set(key, State::Waiting { token, kind, issued: turn.now, wrong: 0 });
+        attachments.set(key, State::Waiting { token, kind, since, issued: turn.now, wrong: 0 });
         turn.metrics.tokens_issued += 1;
-        turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
+        let session = &turn.settings.config.session;
+        turn.arm(turn.now + session.wait, Due::Wait(key));
+        if kind == WorkKind::New && !local {
+            turn.arm(turn.now + session.park_yield, Due::Patience(key));
+        }
         work.into_iter().for_each(|work| turn.workers(ForWorkers::Submit(Box::new(work))));
     }
 
@@ -448,7 +482,7 @@ impl Sessions {
             Ok(Taken::Here(key, age)) => {
                 let attachments = &mut self.roster.attachments;
                 if let Some(of) = attachments.get(key) {
-                    turn.workers(ForWorkers::Withdraw(of.of_version(key, turn.settings)));
+                    turn.workers(ForWorkers::Served(of.of_version(key, turn.settings)));
                     let kind = of.kind().unwrap_or(WorkKind::New);
                     attachments.set(key, State::Arriving { kind });
                 }
@@ -527,9 +561,7 @@ fn work(
         ticket: ticket(settings, key),
         kind,
         request_id: of.session,
-        tenant: of.facts.owner.tenant.clone(),
-        function: of.facts.owner.function.clone(),
-        version: of.facts.owner.version.clone(),
+        owner: of.facts.owner.clone(),
         token: *token.as_bytes(),
     }
 }

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::time::Time;
 use uuid::Uuid;
 
+use super::super::cause::Cause;
 use super::super::facts::{
     Answer, Ask, Caller, Edge, Fact, ForRelay, ForSessions, Question as About, Refused, Wanted,
-    key_of,
+    key_numbered, key_of,
 };
 use super::super::table::Key;
 use super::super::timer::Due;
@@ -35,6 +37,8 @@ struct Asker {
     conn: ConnId,
     peer: SocketAddr,
     speaks: Speaks,
+    /// When its request came.
+    since: Time,
     /// By which of the connection's pins.
     pin: usize,
     /// What that was granted.
@@ -56,7 +60,7 @@ impl Sessions {
         let clients = &mut self.roster.clients;
         clients.meet(from);
         let hash = clients.hash(&wanted, scope);
-        let waiting = Waiting { exchange, wanted };
+        let waiting = Waiting { exchange, wanted, since: turn.now };
         match self.roster.granted(from.conn, (&waiting.wanted, hash), scope) {
             Some(pin) => self.go_on(turn, (from.conn, pin), waiting),
             None => self.ask(turn, (from.conn, hash), waiting),
@@ -106,10 +110,10 @@ impl Sessions {
 
     /// The control plane has answered. A second answer finds no question, nor does one that comes
     /// after the end of its time or of its client.
-    pub(super) fn answered(&mut self, turn: &mut Turn<'_>, ticket: AskTicket, answer: Answer) {
+    pub(super) fn call_answered(&mut self, turn: &mut Turn<'_>, ticket: AskTicket, answer: Answer) {
         let outcome = match answer {
             Answer::Granted(_) => AskOutcome::Answered,
-            Answer::Denied(_) | Answer::Full => AskOutcome::Refused,
+            _ => AskOutcome::Refused,
         };
         if let Some((key, question)) = self.questions.answer(ticket, outcome, turn.metrics) {
             self.roster.clients.heard(question.from, key);
@@ -119,8 +123,45 @@ impl Sessions {
                     let fault = Fault::Api { code: denied.code, text: denied.text };
                     self.refuse_all(turn, question, &fault);
                 }
-                Answer::Full => self.refuse_all(turn, question, &Fault::Overloaded),
+                // Nothing else is an answer to this question.
+                _ => self.refuse_all(turn, question, &Fault::Overloaded),
             }
+        }
+    }
+
+    /// The control plane says what has become of an attachment's work, or whose a session is that
+    /// this gateway does not know. What is said of an attachment that waits for neither is late.
+    pub(super) fn tunnel_answered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ticket: AskTicket,
+        answer: Answer,
+    ) {
+        let key = key_numbered(ticket.number);
+        let of = self.roster.attachments.get(key).filter(|_| self.questions.are_ours(ticket));
+        let waits = of.map(|of| (of.session, of.state()));
+        match (waits, answer) {
+            (Some((_, &State::Waiting { kind, since, .. })), Answer::Queued) => {
+                let again = usize::from(kind == WorkKind::Reconnect);
+                if kind != WorkKind::Spare {
+                    let took = turn.now.since(since);
+                    turn.metrics.session_init_seconds[again].observe(took.as_secs_f64());
+                }
+            }
+            (Some((id, State::Waiting { .. })), refused) => {
+                let (cause, fault) = match refused {
+                    Answer::Limited => (Cause::LIMITED, Fault::RateLimited),
+                    Answer::Unqueued(_) => (Cause::UNQUEUED, Fault::PublishFailed),
+                    Answer::Unheard => (Cause::NO_WORKER, Fault::NoWorker),
+                    Answer::Unregistered => {
+                        (Cause::NO_WORKER, Fault::SessionNotFound { request_id: id })
+                    }
+                    _ => (Cause::UNQUEUED, Fault::Overloaded),
+                };
+                self.not_submitted(turn, key, (cause, fault));
+            }
+            (Some((_, State::Asking(_))), answer) => self.looked_up(turn, key, answer),
+            _ => turn.metrics.asks[AskOutcome::Late.index()] += 1,
         }
     }
 
@@ -168,7 +209,7 @@ impl Sessions {
                 self.go_on(turn, (from, pin), first);
             }
             // One after the other: those that have left meanwhile leave nothing to the others.
-            for Waiting { exchange, wanted } in waiting {
+            for Waiting { exchange, wanted, .. } in waiting {
                 turn.sessions(ForSessions::GoOn { exchange, from, wanted });
             }
         }
@@ -195,7 +236,7 @@ impl Sessions {
     }
 
     fn refuse(&self, turn: &mut Turn<'_>, conn: ConnId, waiting: Waiting, fault: Box<Fault>) {
-        let Waiting { exchange, wanted } = waiting;
+        let Waiting { exchange, wanted, .. } = waiting;
         if let Some(client) = self.roster.clients.get(conn) {
             turn.edge(Edge::Refused(Box::new(Refused {
                 fault: (*fault).clone(),
@@ -212,14 +253,14 @@ impl Sessions {
 
     /// A request goes on whose client may have what it wants.
     fn go_on(&mut self, turn: &mut Turn<'_>, (conn, pin): (ConnId, usize), waiting: Waiting) {
-        if let Some(asker) = self.asker(turn, conn, pin) {
+        if let Some(asker) = self.asker(turn, (conn, pin), waiting.since) {
             let mark = turn.mark();
             match self.attachment_for(turn, &asker, &waiting.wanted) {
                 Ok(key) => {
                     if let Some(attachment) = self.roster.attachments.get_mut(key) {
                         attachment.want();
                     }
-                    let Waiting { exchange, wanted } = waiting;
+                    let Waiting { exchange, wanted, .. } = waiting;
                     let unnamed = self.roster.clients.uses(conn, pin) == Some(key);
                     turn.relay_first(mark, ForRelay::Serve { exchange, key, wanted, unnamed });
                 }
@@ -228,12 +269,17 @@ impl Sessions {
         }
     }
 
-    fn asker(&mut self, turn: &Turn<'_>, conn: ConnId, pin: usize) -> Option<Asker> {
+    fn asker(
+        &mut self,
+        turn: &Turn<'_>,
+        (conn, pin): (ConnId, usize),
+        since: Time,
+    ) -> Option<Asker> {
         let client = self.roster.clients.get_mut(conn)?;
         let pinned = client.pinned(pin, turn.settings.config.session.scope);
         let owner = client.pins.get(pin)?.grant.owner.clone();
         let Caller { peer, speaks, .. } = client.caller;
-        Some(Asker { conn, peer, speaks, pin, owner, pinned })
+        Some(Asker { conn, peer, speaks, since, pin, owner, pinned })
     }
 
     /// The attachment that serves a request, made if there is none.
@@ -275,7 +321,7 @@ impl Sessions {
         (kind, owed): (WorkKind, Owed),
     ) -> Key {
         let (roster, limits) = (&mut self.roster, &turn.settings.config.limits);
-        let (client, state) = ((Some(asker.conn), asker.peer), State::fresh(kind));
+        let (client, state) = ((Some(asker.conn), asker.peer), State::fresh(kind, asker.since));
         let mut attachment = Attachment::new(client, id, facts, turn.now, state);
         attachment.counted = roster.clients.is_hasty(asker.conn, limits, turn.now);
         attachment.owed = owed;
@@ -311,6 +357,11 @@ impl Sessions {
             return self.ask_home(turn, asker, home, (id, wanted));
         }
         let found = self.directory.find(id, called, tenant, asker.speaks);
+        if let Err(Fault::SessionNotFound { .. }) = found
+            && turn.settings.dispatch == Plane::Remote
+        {
+            return self.look_up(turn, asker, (id, wanted));
+        }
         let (facts, parked) = found.map_err(|fault| {
             not_resumed(turn, &fault);
             Box::new(fault)
@@ -386,6 +437,22 @@ impl Sessions {
         Ok(key)
     }
 
+    /// Asks the control plane for a session that this gateway does not know: its worker may have
+    /// registered it. The attachment waits for the answer, and so do all requests with the same
+    /// question.
+    fn look_up(
+        &mut self,
+        turn: &mut Turn<'_>,
+        asker: &Asker,
+        (id, wanted): (Uuid, &Wanted),
+    ) -> Placed {
+        self.roster.admit_session(turn, asker.conn, &asker.owner.tenant)?;
+        self.roster.admit_return(turn, asker.conn)?;
+        let key = self.begin_asking(turn, asker, (id, wanted));
+        self.ask_registration(turn, key, id);
+        Ok(key)
+    }
+
     fn begin_asking(
         &mut self,
         turn: &mut Turn<'_>,
@@ -394,7 +461,7 @@ impl Sessions {
     ) -> Key {
         // As long as nothing else is known: what the client may call.
         let facts = SessionFacts { owner: asker.owner.clone(), opened: turn.now };
-        let state = State::Asking(Box::new(Asking::new(wanted, turn.now)));
+        let state = State::Asking(Box::new(Asking::new(wanted, asker.since)));
         let client = (Some(asker.conn), asker.peer);
         let key = self.roster.begin(turn, Attachment::new(client, id, facts, turn.now, state));
         turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));

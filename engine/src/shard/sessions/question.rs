@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringway_proto::time::Time;
 
-use super::super::facts::{AskTicket, Wanted, key_numbered, number_of};
+use super::super::facts::{AskTicket, Topic, Wanted, key_numbered, number_of};
 use super::super::settings::ShardSettings;
 use super::super::table::{Key, Table};
 use crate::border::ConnId;
@@ -22,6 +22,8 @@ const WAITING: usize = 128;
 pub(super) struct Waiting {
     pub(super) exchange: Key,
     pub(super) wanted: Box<Wanted>,
+    /// When it came.
+    pub(super) since: Time,
 }
 
 impl Waiting {
@@ -106,7 +108,17 @@ impl Questions {
 
     /// The name of a question towards the control plane.
     pub(super) fn ticket(&self, key: Key) -> AskTicket {
-        AskTicket { core: self.core, life: self.life, number: number_of(key) }
+        AskTicket { core: self.core, life: self.life, about: Topic::Call, number: number_of(key) }
+    }
+
+    /// Whether a question is one of this shard's, and not of one in whose place it is.
+    pub(super) fn are_ours(&self, ticket: AskTicket) -> bool {
+        (ticket.core, ticket.life) == (self.core, self.life)
+    }
+
+    /// The name of a question about an attachment's tunnel towards the control plane.
+    pub(super) fn tunnel_ticket(&self, key: Key) -> AskTicket {
+        AskTicket { about: Topic::Tunnel, ..self.ticket(key) }
     }
 
     /// The limit at which no more questions about this tenant's credentials may wait, if it is

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::cause::Manners;
 use super::super::facts::Terms;
+use super::client::USED_UP;
 use crate::config::{Dial, Park};
 use crate::control::local::Policy;
 use crate::control::port::Owner;
@@ -24,7 +25,7 @@ impl Rules {
     /// Other rules from now on.
     pub(super) fn replace(&mut self, policy: Arc<Policy>) {
         self.policy = policy;
-        self.number = self.number.wrapping_add(1);
+        self.number = (self.number + 1) % USED_UP;
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -39,6 +40,7 @@ impl Rules {
     /// What a route to this owner's function is held to.
     pub(super) fn terms(&self, owner: &Owner, park: Park) -> Terms {
         let streams = self.policy.streams(&owner.function, &owner.version);
+        let streams = streams.unwrap_or(owner.kind.streaming);
         // Nobody knows the session at a server that is dialled: there is no way to ask for a spare.
         let spares = park != Park::Never && self.dial(owner).is_none();
         Terms { parks: Manners::kept(park, streams), spares }

@@ -61,7 +61,7 @@ impl Roster {
         {
             return false;
         }
-        let state = State::fresh(WorkKind::Spare);
+        let state = State::fresh(WorkKind::Spare, turn.now);
         let mut spare = Attachment::new((None, address), id, facts, turn.now, state);
         spare.owed = Owed::Outcome;
         let spare = self.begin(turn, spare);

@@ -265,7 +265,7 @@ fn conn(slot: u32) -> ConnId {
 
 fn caller(slot: u32) -> Caller {
     let peer = SocketAddr::from(([10, 0, 0, 1], slot as u16));
-    let opened = ringway_proto::time::Time(1_000_000);
+    let opened = Time(1_000_000);
     Caller { conn: conn(slot), peer, opened, speaks: Speaks::Http2 }
 }
 

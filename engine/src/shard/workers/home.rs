@@ -34,7 +34,7 @@ impl DispatchHome {
     /// An attachment's work has come.
     pub(super) fn submitted(&mut self, turn: &mut Turn<'_>, work: Work) {
         let ticket = work.ticket;
-        let version = (work.function.clone(), work.version.clone());
+        let version = work.key();
         if self.local.submit(work, turn.now).is_err() {
             turn.limit_hit(Limit::WorkQueue);
             turn.send(ticket.core, CorePost::QueueFull(ticket));
@@ -111,6 +111,14 @@ impl DispatchHome {
 
     pub(super) fn unparked(&mut self, ticket: Ticket) {
         self.yard.leave(ticket);
+    }
+
+    /// New work of this version has waited long enough, in a queue that is not here.
+    pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &Version) {
+        if let Some(oldest) = self.yard.oldest(version) {
+            self.yard.leave(oldest);
+            turn.send(oldest.core, CorePost::Yield(oldest));
+        }
     }
 
     /// As many parked tunnels give way as new work of this version has waited long enough.

@@ -1,5 +1,6 @@
 //! The workers' listener: its connections before they are tunnels ([`door`], [`requests`]), what
-//! they asked the dispatch ([`polls`]), and this core's part of the dispatch ([`mod@home`]).
+//! they asked the dispatch ([`polls`]), where work waits for them ([`queue`]), and this core's part
+//! of the dispatch ([`mod@home`]).
 //!
 //! A connection and the dispatch home of its polls say everything to each other as messages between
 //! cores, also where both are this one: one core and many are one path.
@@ -7,6 +8,7 @@
 mod door;
 mod home;
 mod polls;
+mod queue;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,7 @@ use super::turn::Turn;
 use crate::border::{Close, ConnId, End, Parcel};
 use crate::control::local::{DispatchLimits, Policy, PollAnswer, PollId};
 use crate::pool::Segment;
-use crate::post::{CorePost, MovedConnect};
+use crate::post::{CorePost, MovedConnect, Parks};
 
 /// The component.
 #[derive(Debug)]
@@ -219,12 +221,16 @@ impl Workers {
                 self.at(conn, |door, _| door.send_home(turn, core));
             }
             ForWorkers::NoWayHome { conn } => self.at(conn, |door, _| door.no_way_home(turn)),
-            ForWorkers::Submit(work) => {
-                let home = turn.settings.dispatch_home(&work.function, &work.version);
-                turn.send(home, CorePost::Submit(work));
+            ForWorkers::Submit(work) => queue::submit(turn, work),
+            ForWorkers::Withdraw(of) => queue::withdraw(turn, &of),
+            ForWorkers::Served(of) => queue::served(turn, &of),
+            ForWorkers::Recall(of) => queue::recall(turn, &of),
+            ForWorkers::Impatient(of) => {
+                let OfVersion { ticket, function, version } = of;
+                let home = turn.settings.dispatch_home(&function, &version);
+                let parks = Parks { ticket, function, version };
+                turn.send(home, CorePost::Impatient(Box::new(parks)));
             }
-            ForWorkers::Withdraw(of) => turn.send(home(turn, &of), CorePost::Withdraw(of.ticket)),
-            ForWorkers::Recall(of) => turn.send(home(turn, &of), CorePost::Recall(of.ticket)),
             ForWorkers::Parks(parks) => {
                 let home = turn.settings.dispatch_home(&parks.function, &parks.version);
                 turn.send(home, CorePost::Parks(Box::new(parks)));
@@ -241,6 +247,9 @@ impl Workers {
             ForWorkers::Doubted(poll) => self.home.doubted(turn, poll),
             ForWorkers::PollGone(poll) => self.home.gone(turn, poll),
             ForWorkers::PollAnswered(poll, answer) => self.poll_answered(turn, poll, &answer),
+            ForWorkers::ImpatientThere(parks) => {
+                self.home.impatient(turn, &(parks.function, parks.version));
+            }
             ForWorkers::ParkedThere(parks) => self.home.parked(turn, *parks),
             ForWorkers::UnparkedThere(ticket) => self.home.unparked(ticket),
         }

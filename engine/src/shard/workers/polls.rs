@@ -241,7 +241,7 @@ impl Polls {
 /// Nobody waits for this answer: its work is queued again.
 pub(super) fn unwanted(turn: &mut Turn<'_>, poll: PollId, answer: &PollAnswer) {
     if let PollAnswer::Work(work) = answer {
-        let home = turn.settings.dispatch_home(&work.function, &work.version);
+        let home = turn.settings.dispatch_home(&work.owner.function, &work.owner.version);
         turn.send(home, Fate::Lost.of(poll));
     }
 }

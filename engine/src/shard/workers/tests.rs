@@ -11,6 +11,7 @@ use super::*;
 use crate::border::Carried;
 use crate::config::{Config, Function};
 use crate::control::local::{PollRequest, Ticket, Work, WorkKind};
+use crate::control::port::Owner;
 use crate::metrics::Limit;
 use crate::post::Parks;
 use crate::shard::facts::{Edge, Fact, ForRelay, ForSessions, NewTunnel};
@@ -152,9 +153,7 @@ impl Bench {
             ticket: ticket(core, number),
             kind: WorkKind::New,
             request_id: Uuid::from_u128(u128::from(number)),
-            tenant: "t".into(),
-            function: F.into(),
-            version: self.version.as_str().into(),
+            owner: Arc::new(Owner::new("t".into(), F.into(), self.version.as_str().into())),
             token: [b'x'; 64],
         })
     }

@@ -20,9 +20,7 @@ fn work(ticket: u64, kind: WorkKind) -> Work {
         ticket: Ticket { node: NODE, core: 0, number: ticket },
         kind,
         request_id: Uuid::from_u128(u128::from(ticket)),
-        tenant: "dev".into(),
-        function: "f".into(),
-        version: "v".into(),
+        owner: Arc::new(Owner::new("dev".into(), "f".into(), "v".into())),
         token: [b'x'; 64],
     }
 }
@@ -269,7 +267,8 @@ fn a_full_queue_refuses_and_a_waiting_poll_is_never_full() {
     w.submit(4).unwrap();
     assert_eq!(w.submit(5), Err(QueueFull));
     w.poll_for(2, "another", 1, &[]);
-    let other = Work { version: "another".into(), ..work(6, WorkKind::New) };
+    let owner = Arc::new(Owner::new("dev".into(), "f".into(), "another".into()));
+    let other = Work { owner, ..work(6, WorkKind::New) };
     w.dispatch.submit(other, w.now).unwrap();
     assert_eq!(w.answers(), [(1, 1), (2, 6)]);
 }

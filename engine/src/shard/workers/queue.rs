@@ -1,0 +1,53 @@
+//! Where work waits for a worker: at the dispatch home of its function version, which may be this
+//! core, or with a control plane that takes time.
+
+use super::super::facts::{Ask, AskTicket, Fact, ForSessions, OfVersion, Question, Topic};
+use super::super::turn::Turn;
+use super::home;
+use crate::control::local::{Ticket, Work};
+use crate::control::port::Plane;
+use crate::post::CorePost;
+
+/// An attachment's work.
+pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
+    match turn.settings.dispatch {
+        Plane::Local => {
+            let owner = &work.owner;
+            let home = turn.settings.dispatch_home(&owner.function, &owner.version);
+            turn.send(home, CorePost::Submit(work));
+        }
+        Plane::Remote => ask(turn, work.ticket, Question::Submit(work)),
+    }
+}
+
+/// Nobody waits for it any more.
+pub(super) fn withdraw(turn: &mut Turn<'_>, of: &OfVersion) {
+    match turn.settings.dispatch {
+        Plane::Local => turn.send(home(turn, of), CorePost::Withdraw(of.ticket)),
+        Plane::Remote => ask(turn, of.ticket, Question::Withdraw),
+    }
+}
+
+/// Its worker is there.
+pub(super) fn served(turn: &mut Turn<'_>, of: &OfVersion) {
+    match turn.settings.dispatch {
+        Plane::Local => turn.send(home(turn, of), CorePost::Withdraw(of.ticket)),
+        Plane::Remote => ask(turn, of.ticket, Question::Settled),
+    }
+}
+
+/// A spare is wanted only if no worker has been told of it yet. A remote plane has no queue for
+/// spares: a worker that did not come by now did not listen.
+pub(super) fn recall(turn: &mut Turn<'_>, of: &OfVersion) {
+    match turn.settings.dispatch {
+        Plane::Local => turn.send(home(turn, of), CorePost::Recall(of.ticket)),
+        Plane::Remote => turn.sessions(ForSessions::Recalled(of.ticket)),
+    }
+}
+
+fn ask(turn: &mut Turn<'_>, ticket: Ticket, what: Question) {
+    let (settings, number) = (turn.settings, ticket.number);
+    let (core, life, about) = (settings.core, settings.generation, Topic::Tunnel);
+    let deadline = turn.now + settings.config.session.wait;
+    turn.fact(Fact::Ask(Ask { ticket: AskTicket { core, life, about, number }, deadline, what }));
+}
