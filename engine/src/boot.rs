@@ -130,6 +130,7 @@ pub fn serve(
             client,
             worker,
             posts,
+            asks: None,
             cores,
             origin,
             cpu,

@@ -18,6 +18,9 @@ use crate::control::port::{Answer, AskTicket};
 use crate::metrics::ShardMetrics;
 use crate::trail::{IdBegin, Part};
 
+/// What does not work: the check's name (contract OB-4) and why.
+pub type Ills = Arc<[(&'static str, String)]>;
+
 /// A message to a shard.
 #[derive(Debug)]
 pub enum ShardPost {
@@ -42,6 +45,8 @@ pub enum ShardPost {
         /// What it says.
         answer: Answer,
     },
+    /// Say on `/health` what does not work now.
+    Health(Ills),
     /// Say on `/health` that this gateway is going: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.

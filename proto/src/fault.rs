@@ -163,6 +163,8 @@ impl Fault {
             Self::TooManyDispatches { retry_after } => Some(*retry_after),
             // The control plane does not say how long.
             Self::RateLimited => Some(1),
+            // Another gateway can take it now (design 3.25).
+            Self::Draining => Some(0),
             _ => None,
         }
     }

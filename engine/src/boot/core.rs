@@ -14,6 +14,7 @@ use super::occupant::{Occupant, Place};
 use crate::admin::Changes;
 use crate::border::Listener;
 use crate::config::{self, Config};
+use crate::control::port::Ask;
 use crate::inlet::Entrances;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
@@ -35,6 +36,8 @@ pub(super) struct Seat {
     pub(super) client: TcpListener,
     pub(super) worker: TcpListener,
     pub(super) posts: mpsc::Sender<ControlPost>,
+    /// Where questions to a control plane go that takes time.
+    pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
     /// Every core's mailbox, this one's too.
     pub(super) cores: Arc<[Sender<ShardPost>]>,
     /// The process's [`Time::ZERO`](ringway_proto::time::Time::ZERO).
@@ -177,6 +180,7 @@ impl Seat {
             mailbox: inbox.capacity(),
             anew,
             posts: self.posts.clone(),
+            asks: self.asks.clone(),
             backend: self.backend,
         };
         let shard = Shard::new(self.settings.clone(), self.changes.policy());

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::balance::Balance;
 use crate::border::{Border, ConnId, Core, End, Listener, Parcel};
+use crate::control::port::{Answer, Ask, Question};
 use crate::log::{self, Lines};
 use crate::metrics::{Backend, Limit};
 use crate::pool::Segment;
@@ -24,6 +26,8 @@ const TELL_PAUSE: Duration = Duration::from_millis(10);
 /// How long a core stays that has no client when it is told to drain: those who waited to be let
 /// in are told of in its next turns.
 const DRAINED_PAUSE: Duration = Duration::from_millis(20);
+/// When what a plane has to be told is tried again that had no room for it.
+const ASK_PAUSE: Duration = Duration::from_millis(5);
 /// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
 const ROUNDS: usize = 4;
 
@@ -59,11 +63,24 @@ pub(super) struct Occupant {
     counted: Counted,
     /// For the control thread.
     posts: mpsc::Sender<ControlPost>,
+    asks: Asks,
     backend: Backend,
     waiting: Vec<ControlPost>,
     /// By which a test makes it panic.
     #[cfg(test)]
     name: u32,
+}
+
+/// What the shard asks of a control plane that takes time.
+#[derive(Debug)]
+struct Asks {
+    /// The way there; none where no such plane is.
+    plane: Option<mpsc::Sender<Vec<Ask>>>,
+    /// What is to be said next. What found no room is the end of questions, which must be told: at
+    /// most one for each that was asked.
+    next: Vec<Ask>,
+    /// When that is tried again.
+    again_at: Option<Time>,
 }
 
 /// What the shard cannot count.
@@ -82,6 +99,8 @@ pub(super) struct Place {
     /// The shard takes the place of one that panicked.
     pub(super) anew: bool,
     pub(super) posts: mpsc::Sender<ControlPost>,
+    /// Where questions to a control plane go that takes time.
+    pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
     /// What drives the core.
     pub(super) backend: Backend,
 }
@@ -105,6 +124,7 @@ impl Occupant {
             full: Vec::new(),
             counted: Counted::default(),
             posts: place.posts,
+            asks: Asks { plane: place.asks, next: Vec::new(), again_at: None },
             backend: place.backend,
             waiting: Vec::new(),
             #[cfg(test)]
@@ -230,6 +250,34 @@ impl Occupant {
         log::write(self.own as u16, &mut self.lines);
     }
 
+    // ---- to the control plane ----
+
+    /// Says what the shard asks, once a turn. Where there is no room questions are refused at once;
+    /// that one has ended has to be said, and waits.
+    fn send_asks(&mut self, border: &mut Border) {
+        self.shard.take_asks(&mut self.asks.next);
+        let Asks { plane, next, again_at } = &mut self.asks;
+        if next.is_empty() || again_at.is_some_and(|at| at > border.now) {
+            return;
+        }
+        *again_at = None;
+        let Some(plane) = plane else { return next.clear() };
+        let (Err(TrySendError::Full(asks)) | Err(TrySendError::Closed(asks))) =
+            plane.try_send(std::mem::take(next))
+        else {
+            return;
+        };
+        for ask in asks {
+            if matches!(ask.what, Question::Settled | Question::Withdraw) {
+                self.asks.next.push(ask);
+            } else {
+                self.counted.full += 1;
+                self.shard.answered(border, ask.ticket, Answer::Full);
+            }
+        }
+        self.asks.again_at = Some(border.now + ASK_PAUSE);
+    }
+
     // ---- to the control thread ----
 
     /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
@@ -335,6 +383,7 @@ impl Core for Occupant {
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
             | ShardPost::Answer { .. }
+            | ShardPost::Health(_)
             | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
@@ -347,6 +396,7 @@ impl Core for Occupant {
         self.shard.turn(border);
         self.tell_all(border);
         self.send_core_posts(border);
+        self.send_asks(border);
         self.measure(border);
         self.write_lines();
     }
@@ -357,7 +407,8 @@ impl Core for Occupant {
 
     fn deadline(&self) -> Option<Time> {
         let unsent = (!self.outbound.is_empty()).then_some(Time::ZERO);
-        let own = [self.shard.deadline(), self.tell_at, self.stays_until, unsent];
+        let own =
+            [self.shard.deadline(), self.tell_at, self.stays_until, self.asks.again_at, unsent];
         own.into_iter().flatten().min()
     }
 

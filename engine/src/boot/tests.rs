@@ -86,6 +86,7 @@ impl Cores {
                 client,
                 worker,
                 posts,
+                asks: None,
                 cores,
                 origin,
                 cpu,

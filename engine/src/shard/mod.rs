@@ -521,6 +521,7 @@ impl Core for Shard {
             }
             ShardPost::Answer { ticket, answer } => self.answered(border, ticket, answer),
             ShardPost::Unready => self.relay.set_unready(),
+            ShardPost::Health(ills) => self.relay.set_ills(ills),
             ShardPost::Drain { max } => self.drain(border, max),
             ShardPost::End { id } => self.sessions.end_session(turn!(self, border), id),
             ShardPost::Stop => self.end_all(border, Close::Now),

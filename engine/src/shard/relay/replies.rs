@@ -5,6 +5,7 @@ use std::time::Duration;
 use ringway_proto::answer;
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields, Token};
+use ringway_proto::h2::ErrorCode;
 use ringway_proto::route::{Preflight, ReplyStyle};
 use ringway_proto::time::Time;
 
@@ -12,7 +13,9 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Served, Way};
 use super::streams::{DISCARD_LIMIT, Streams};
-use crate::metrics::Method;
+use crate::control::port::Plane;
+use crate::metrics::{Method, Version};
+use crate::post::Ills;
 
 /// How long a request that is answered already may go on without ending.
 const ANSWERED_WAIT: Duration = Duration::from_secs(10);
@@ -37,6 +40,8 @@ pub(super) struct Replies {
     body: Vec<u8>,
     /// `/health` says that the gateway is going.
     pub(super) unready: bool,
+    /// What `/health` says is missing beside that.
+    pub(super) ills: Ills,
 }
 
 impl Replies {
@@ -61,6 +66,12 @@ impl Replies {
         exchange: Exchange,
         fault: &Fault,
     ) {
+        let hop = streams.hops.hop(exchange.client.conn);
+        let counts_streams = hop.is_some_and(|hop| hop.link.speaks().0 == Version::H2);
+        if *fault == Fault::Draining && counts_streams && turn.settings.dispatch == Plane::Remote {
+            // There is another gateway, and gRPC goes there by itself (design 3.25).
+            return streams.reset(turn, exchange.client, ErrorCode::RefusedStream);
+        }
         let asked = Asked {
             at: exchange.client,
             method: exchange.method,
@@ -96,12 +107,13 @@ impl Replies {
         asked: &Asked,
         style: &ReplyStyle<'_>,
     ) {
-        let draining = [("drain", "the gateway is draining")];
         let going = self.unready || turn.draining.is_some();
-        let failures = if going { &draining[..] } else { &[] };
+        let draining = going.then_some(("drain", "the gateway is draining"));
+        let ills = self.ills.iter().map(|(name, why)| (*name, why.as_str()));
+        let failures: Vec<_> = draining.into_iter().chain(ills).collect();
         let unix_micros = turn.settings.unix_micros_at_zero + turn.now.0;
         let health = answer::HealthReport {
-            failures,
+            failures: &failures,
             timestamp: &crate::log::rfc3339(unix_micros),
             version: turn.settings.version(),
         };

@@ -20,6 +20,7 @@ use super::hops::Conn;
 use super::link::Link;
 use crate::border::{Close, ConnId, End};
 use crate::metrics::Limit;
+use crate::post::Ills;
 
 impl Relay {
     // ---- deadlines ----
@@ -106,6 +107,11 @@ impl Relay {
     }
 
     // ---- leaving ----
+
+    /// What `/health` says from now on.
+    pub(crate) fn set_ills(&mut self, ills: Ills) {
+        self.reader.traffic.replies.ills = ills;
+    }
 
     pub(crate) fn set_unready(&mut self) {
         self.reader.traffic.replies.unready = true;

@@ -229,6 +229,9 @@ impl Sessions {
     pub(super) fn drain(&mut self, turn: &mut Turn<'_>) {
         self.roster.close_parked(turn);
         self.roster.drop_spares(turn);
+        if turn.settings.dispatch == Plane::Remote {
+            self.roster.send_waiters_away(turn);
+        }
     }
 
     /// Whether [`Self::launch`] has something to do.

@@ -292,6 +292,19 @@ impl Roster {
         }
     }
 
+    /// Nobody waits for a worker any more: other gateways have the same ones (design 3.25).
+    pub(super) fn send_waiters_away(&mut self, turn: &mut Turn<'_>) {
+        for key in self.attachments.keys() {
+            match self.attachments.state(key) {
+                Some(State::Asking(_)) => self.end_asking(turn, key, Fault::Draining),
+                Some(State::Fresh { .. } | State::Waiting { .. }) => {
+                    self.give_up_with(turn, key, Cause::SHUTDOWN, Fault::Draining);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Nothing came of a question: everybody who waits for the answer is told why.
     pub(super) fn end_asking(&mut self, turn: &mut Turn<'_>, key: Key, fault: Fault) {
         let asking = self.attachments.get(key).filter(|attachment| attachment.is_asking());

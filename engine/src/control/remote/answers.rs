@@ -1,0 +1,115 @@
+//! The way back: answers for the cores, none of which may be lost.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::super::port::{Answer, AskTicket};
+use crate::post::ShardPost;
+use crate::ring::{Full, Sender};
+
+/// When an answer is tried again whose core's mailbox was full.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+
+/// Brings answers to the cores that asked. What finds a full mailbox waits here, in order: there
+/// are at most as many as questions that are out.
+#[derive(Clone, Debug)]
+pub(super) struct Answers {
+    cores: Arc<[Sender<ShardPost>]>,
+    kept: Arc<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    posts: Mutex<VecDeque<(u16, ShardPost)>>,
+    some: Notify,
+}
+
+impl Answers {
+    pub(super) fn new(cores: Arc<[Sender<ShardPost>]>) -> Self {
+        Self { cores, kept: Arc::default() }
+    }
+
+    /// Says an answer to the core that asked.
+    pub(super) fn say(&self, ticket: AskTicket, answer: Answer) {
+        self.tell(ticket.core, ShardPost::Answer { ticket, answer });
+    }
+
+    fn tell(&self, core: u16, post: ShardPost) {
+        let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those before it go first.
+        let waits = kept.iter().any(|(other, _)| *other == core);
+        let full = if waits { Some(post) } else { self.post(core, post) };
+        if let Some(post) = full {
+            kept.push_back((core, post));
+            self.kept.some.notify_one();
+        }
+    }
+
+    /// Posts a message; returned if there is no room.
+    fn post(&self, core: u16, post: ShardPost) -> Option<ShardPost> {
+        match self.cores.get(usize::from(core))?.post(post) {
+            // Dropped, the bell rings.
+            Ok(_bell) => None,
+            Err(Full(post)) => Some(post),
+        }
+    }
+
+    /// Tries what found no room again, for ever.
+    pub(super) async fn retry(self) {
+        loop {
+            self.kept.some.notified().await;
+            while self.again() {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        }
+    }
+
+    /// Whether something still waits.
+    fn again(&self) -> bool {
+        let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full: Vec<u16> = Vec::new();
+        for (core, post) in std::mem::take(&mut *kept) {
+            let post = if full.contains(&core) { Some(post) } else { self.post(core, post) };
+            if let Some(post) = post {
+                full.push(core);
+                kept.push_back((core, post));
+            }
+        }
+        !kept.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::port::Topic;
+    use super::*;
+    use crate::ring::mailbox;
+
+    fn ticket(core: u16, number: u64) -> AskTicket {
+        AskTicket { core, life: 1, about: Topic::Call, number }
+    }
+
+    #[test]
+    fn what_found_no_room_comes_in_order() {
+        let (first, mut inbox) = mailbox(1).unwrap();
+        let (second, mut other) = mailbox(8).unwrap();
+        let answers = Answers::new([first, second].into());
+        for number in 1..=3 {
+            answers.say(ticket(0, number), Answer::Queued);
+        }
+        answers.say(ticket(1, 4), Answer::Queued);
+        let mut number = |inbox: &mut crate::ring::Mailbox<ShardPost>| match inbox.receive() {
+            Some(ShardPost::Answer { ticket, .. }) => Some(ticket.number),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        };
+        assert_eq!((number(&mut inbox), number(&mut other)), (Some(1), Some(4)));
+        assert!(answers.again());
+        assert_eq!((number(&mut inbox), number(&mut inbox)), (Some(2), None));
+        assert!(!answers.again());
+        assert_eq!(number(&mut inbox), Some(3));
+    }
+}

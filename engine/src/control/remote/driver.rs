@@ -1,0 +1,165 @@
+//! What the cores ask, given to those who can find it out. Nothing here waits for anything: each
+//! question is a task of its own, so that a slow answer holds no other one up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::super::local::{Work, WorkKind};
+use super::super::port::{Answer, Ask, AskTicket, Call, Question, Rate, Topic};
+use super::answers::Answers;
+use super::api::{Api, Limiter};
+use super::nats::Nats;
+
+/// Questions that are out at once. The cores bound theirs each for itself; this bounds what the
+/// control thread has of all of them together.
+pub(super) const MOST_QUESTIONS: usize = 65_536;
+
+/// Who answers.
+#[derive(Clone, Debug)]
+pub(super) struct Planes {
+    /// Says who may call; none where the gateway's own file does.
+    pub(super) api: Option<Api>,
+    pub(super) limiter: Option<Limiter>,
+    pub(super) nats: Nats,
+}
+
+/// Takes what the cores ask.
+#[derive(Clone, Debug)]
+pub(super) struct Driver {
+    planes: Planes,
+    answers: Answers,
+    out: Arc<Mutex<Out>>,
+}
+
+/// Questions that are out.
+#[derive(Debug, Default)]
+struct Out {
+    /// Those that can still be stopped without a trace, by their tickets.
+    tasks: HashMap<AskTicket, AbortHandle>,
+    /// How many there are, those included that nobody waits for any more.
+    running: usize,
+    /// The shard of each core that asked last.
+    lives: HashMap<u16, u32>,
+}
+
+/// One question that is out; it is not when this is dropped.
+struct Running {
+    driver: Driver,
+    ticket: AskTicket,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut out = self.driver.out();
+        out.running -= 1;
+        out.tasks.remove(&self.ticket);
+    }
+}
+
+impl Driver {
+    pub(super) fn new(planes: Planes, answers: Answers) -> Self {
+        Self { planes, answers, out: Arc::default() }
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Questions that are out.
+    pub(super) fn running(&self) -> usize {
+        self.out().running
+    }
+
+    /// Takes what the cores ask until they have ended.
+    pub(super) async fn run(self, mut asked: mpsc::Receiver<Vec<Ask>>) {
+        while let Some(asks) = asked.recv().await {
+            asks.into_iter().for_each(|ask| self.take(ask));
+        }
+    }
+
+    fn take(&self, ask: Ask) {
+        self.note_life(ask.ticket);
+        let ticket = ask.ticket;
+        match ask.what {
+            Question::Authorise(call) => self.begin(ticket, |driver| driver.authorise(ticket, call)),
+            Question::Submit(work) => self.begin(ticket, |driver| driver.submit(ticket, work)),
+            Question::Lookup(id) => self.begin(ticket, |driver| async move {
+                let answer = driver.planes.nats.lookup(id).await;
+                driver.answers.say(ticket, answer);
+            }),
+            Question::Settled => self.planes.nats.settled(ticket),
+            Question::Withdraw => self.withdraw(ticket),
+        }
+    }
+
+    /// A core whose shard has begun anew asks for nothing that the old one had asked.
+    fn note_life(&self, ticket: AskTicket) {
+        let AskTicket { core, life, .. } = ticket;
+        let mut out = self.out();
+        let last = out.lives.entry(core).or_insert(life);
+        if std::mem::replace(last, life) != life {
+            let old = |ticket: &AskTicket| ticket.core == core && ticket.life != life;
+            let tasks: Vec<_> = out.tasks.extract_if(|ticket, _| old(ticket)).collect();
+            drop(out);
+            tasks.into_iter().for_each(|(_, task)| task.abort());
+            self.planes.nats.forget_core(core, life);
+        }
+    }
+
+    /// Begins to find out an answer.
+    fn begin<F>(&self, ticket: AskTicket, task: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut out = self.out();
+        if out.running >= MOST_QUESTIONS {
+            drop(out);
+            return self.answers.say(ticket, Answer::Full);
+        }
+        out.running += 1;
+        let running = Running { driver: self.clone(), ticket };
+        let task = task(self.clone());
+        let handle = tokio::spawn(async move {
+            let _running = running;
+            task.await;
+        });
+        out.tasks.insert(ticket, handle.abort_handle());
+    }
+
+    async fn authorise(self, ticket: AskTicket, call: Box<Call>) {
+        let answer = match &self.planes.api {
+            Some(api) => api.authorise(&call).await,
+            // The shard asks its own file then.
+            None => Answer::Full,
+        };
+        self.answers.say(ticket, answer);
+    }
+
+    async fn submit(self, ticket: AskTicket, work: Box<Work>) {
+        // A session that is there already is not limited (contract CP-9).
+        let limited = work.kind == WorkKind::New && work.owner.kind.rate != Rate::Unlimited;
+        if limited
+            && let Some(limiter) = &self.planes.limiter
+            && !limiter.allows(&work.owner).await
+        {
+            return self.answers.say(ticket, Answer::Limited);
+        }
+        // From here on something may be in a stream: it is not stopped, but taken back.
+        self.out().tasks.remove(&ticket);
+        let answer = self.planes.nats.submit(ticket, &work).await;
+        self.answers.say(ticket, answer);
+    }
+
+    /// Nobody waits for it any more.
+    fn withdraw(&self, ticket: AskTicket) {
+        let task = self.out().tasks.remove(&ticket);
+        if let Some(task) = task {
+            task.abort();
+        } else if ticket.about == Topic::Tunnel {
+            self.planes.nats.withdraw(ticket);
+        }
+    }
+}
