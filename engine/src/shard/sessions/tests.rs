@@ -358,7 +358,7 @@ fn a_token_is_good_once_and_for_its_session() {
         bench.said()
     };
     assert_eq!(show(&mut bench, Uuid::from_u128(1)), ["Reject"]);
-    assert_eq!(show(&mut bench, id), ["Withdraw", "Admit"]);
+    assert_eq!(show(&mut bench, id), ["Served", "Admit"]);
     assert_eq!(show(&mut bench, id), ["Reject"]);
     bench.on(ForSessions::Attached { key, unspoken: false });
     assert_eq!(bench.said(), ["Stand 0"]);
