@@ -65,7 +65,7 @@ impl Behind {
             Question::Authorise(call) => {
                 (ask.ticket, String::from_utf8_lossy(&call.credential).into_owned())
             }
-            Question::Withdraw => panic!("{:?} was withdrawn", ask.ticket),
+            other => panic!("{:?}: {other:?}", ask.ticket),
         };
         self.take().into_iter().map(question).collect()
     }
