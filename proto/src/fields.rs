@@ -55,6 +55,7 @@ pub enum Token {
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
+    XNvcfReconnectWindowSecs,
     XRequestId,
 }
 
@@ -124,6 +125,7 @@ impl Token {
         b"x-forwarded-for" XForwardedFor,
         b"x-forwarded-host" XForwardedHost,
         b"x-forwarded-proto" XForwardedProto,
+        b"x-nvcf-reconnect-window-secs" XNvcfReconnectWindowSecs,
         b"x-request-id" XRequestId,
     }
 

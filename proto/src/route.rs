@@ -42,6 +42,9 @@ pub struct RoutingHead<'a> {
     pub version: &'a [u8],
     /// The session the client wants to come back to.
     pub request_id: Option<Uuid>,
+    /// For how many seconds a streaming worker keeps the session without a tunnel, as the client
+    /// asks it by `x-nvcf-reconnect-window-secs` (contract 12.0).
+    pub reconnect_window: Option<u16>,
     /// How a fault of this request is to be answered.
     pub style: ReplyStyle<'a>,
 }
@@ -141,6 +144,7 @@ pub fn read(fields: &Fields) -> Routed<'_> {
         function,
         version: seen.value(fields, seen.version, b"function-version-id"),
         request_id: seen.request_id(fields),
+        reconnect_window: seen.reconnect_window(),
         style: seen.style(),
     })
 }
@@ -176,6 +180,7 @@ struct Seen<'a> {
     function: Option<&'a [u8]>,
     version: Option<&'a [u8]>,
     request_id: Option<&'a [u8]>,
+    reconnect_window: Option<&'a [u8]>,
     content_type: Option<&'a [u8]>,
     origin: Option<&'a [u8]>,
     asked_method: Option<&'a [u8]>,
@@ -209,6 +214,7 @@ impl<'a> Seen<'a> {
                 Token::FunctionId => &mut seen.function,
                 Token::FunctionVersionId => &mut seen.version,
                 Token::NvcfReqid => &mut seen.request_id,
+                Token::XNvcfReconnectWindowSecs => &mut seen.reconnect_window,
                 Token::ContentType => &mut seen.content_type,
                 Token::Origin => &mut seen.origin,
                 Token::AccessControlRequestMethod => &mut seen.asked_method,
@@ -237,6 +243,11 @@ impl<'a> Seen<'a> {
             return parse_request_id(cookie(fields, COOKIE_NAME)?);
         }
         parse_request_id(value)
+    }
+
+    /// What is no number of seconds below 65 536 counts as absent: the worker reads it for itself.
+    fn reconnect_window(&self) -> Option<u16> {
+        std::str::from_utf8(self.reconnect_window?.trim_ascii()).ok()?.parse().ok()
     }
 
     fn style(&self) -> ReplyStyle<'a> {

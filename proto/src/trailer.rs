@@ -56,6 +56,7 @@ pub fn may_trail(field: &Field<'_>) -> bool {
         | Token::GrpcTimeout
         | Token::Origin
         | Token::UserAgent
+        | Token::XNvcfReconnectWindowSecs
         | Token::XRequestId => true,
     }
 }

@@ -134,6 +134,8 @@ pub(crate) struct Wanted {
     pub(crate) version: Box<[u8]>,
     /// The session it names.
     pub(crate) id: Option<Uuid>,
+    /// For how many seconds it asks a streaming worker to wait for it.
+    pub(crate) window: Option<u16>,
 }
 
 impl std::fmt::Debug for Wanted {

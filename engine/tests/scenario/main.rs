@@ -17,6 +17,7 @@ mod parking;
 mod parking_cores;
 mod peer;
 mod plane;
+mod queue;
 mod quiet;
 mod replacing;
 mod runs;

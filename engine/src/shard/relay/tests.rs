@@ -344,6 +344,7 @@ fn a_request_without_a_route_is_placed_once() {
         function: (*b"function").into(),
         version: (*b"version").into(),
         id: Some(session(A)),
+        window: None,
     };
     assert_eq!(*wanted, expected);
     assert!(text.contains(&id) && !text.contains("secret"), "{text}");

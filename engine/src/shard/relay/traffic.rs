@@ -167,6 +167,7 @@ impl Traffic {
                 function: head.function.into(),
                 version: head.version.into(),
                 id: head.request_id,
+                window: head.reconnect_window,
             });
             turn.sessions(ForSessions::Place { exchange, from, wanted });
         }

@@ -39,6 +39,8 @@ pub(super) struct Attachment {
     pub(super) counted: bool,
     /// What the relay was told of it.
     pub(super) terms: Terms,
+    /// For how many seconds its client asks a streaming worker to wait for it.
+    pub(super) window: Option<u16>,
     state: State,
 }
 
@@ -193,6 +195,7 @@ impl Attachment {
             owed: Owed::Nothing,
             counted: false,
             terms: Terms::default(),
+            window: None,
             state,
         }
     }

@@ -229,6 +229,7 @@ impl Pin {
             function: of.function.into(),
             version: of.version.into(),
             id: None,
+            window: None,
         };
         let grant = Grant { owner: OwnerMessage::read(of.owner)? };
         let granted = (time_of(of.granted_at, zero), of.rules);
@@ -334,6 +335,7 @@ mod tests {
             function: called.0.into(),
             version: called.1.into(),
             id: None,
+            window: None,
         };
         let grant = Grant { owner: owner() };
         Pin::new(&wanted, 7, grant, (Time(5), 3))

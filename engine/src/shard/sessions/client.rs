@@ -403,6 +403,7 @@ mod tests {
                 function: function.as_bytes().into(),
                 version: version.as_bytes().into(),
                 id: None,
+                window: None,
             };
             let grant = Grant { owner: owner.clone() };
             let pin = Pin::new(&wanted, 0, grant, (Time::ZERO, 0));

@@ -4,6 +4,7 @@
 //! another one is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::cause::{Cause, Gone};
 use super::super::facts::{Edge, ForRelay, ForWorkers, Parted};
@@ -15,6 +16,7 @@ use super::client::Client;
 use super::roster::Roster;
 use super::spare::LAST_CHANCE;
 use crate::border::End;
+use crate::control::port::Plane;
 use crate::metrics::Limit;
 use crate::post::Speaks;
 use crate::trail::Event;
@@ -66,9 +68,8 @@ impl Roster {
             if of.owed == Owed::Dispatch {
                 of.owed = Owed::Nothing;
             }
-            let spent = of.is_spent();
+            let (spent, until) = (of.is_spent(), turn.now + park_window(turn, of));
             self.attachments.set(key, State::Parking { spent, by });
-            let until = turn.now + turn.settings.config.session.park_window;
             turn.relay(ForRelay::Park { key, until });
         }
     }
@@ -167,4 +168,13 @@ impl Roster {
             self.give_up(turn, oldest, Cause::SHUTDOWN);
         }
     }
+}
+
+/// For how long an attachment's tunnel is kept. A streaming worker of NVIDIA's begins to wait for
+/// its client when its last tunnel closes: not later than the client has asked for (design 3.26).
+fn park_window(turn: &Turn<'_>, of: &Attachment) -> Duration {
+    let most = turn.settings.config.session.park_window;
+    let waits = of.facts.owner.kind.streaming && turn.settings.dispatch == Plane::Remote;
+    let asked = of.window.filter(|_| waits).map(|seconds| Duration::from_secs(seconds.into()));
+    asked.map_or(most, |asked| asked.min(most))
 }

@@ -45,6 +45,8 @@ struct Asker {
     owner: Arc<Owner>,
     /// The live attachment that the pin's requests use.
     pinned: Option<Key>,
+    /// For how many seconds it asks a streaming worker to wait for it.
+    window: Option<u16>,
 }
 
 impl Sessions {
@@ -253,7 +255,7 @@ impl Sessions {
 
     /// A request goes on whose client may have what it wants.
     fn go_on(&mut self, turn: &mut Turn<'_>, (conn, pin): (ConnId, usize), waiting: Waiting) {
-        if let Some(asker) = self.asker(turn, (conn, pin), waiting.since) {
+        if let Some(asker) = self.asker(turn, (conn, pin), &waiting) {
             let mark = turn.mark();
             match self.attachment_for(turn, &asker, &waiting.wanted) {
                 Ok(key) => {
@@ -273,13 +275,14 @@ impl Sessions {
         &mut self,
         turn: &Turn<'_>,
         (conn, pin): (ConnId, usize),
-        since: Time,
+        waiting: &Waiting,
     ) -> Option<Asker> {
         let client = self.roster.clients.get_mut(conn)?;
         let pinned = client.pinned(pin, turn.settings.config.session.scope);
         let owner = client.pins.get(pin)?.grant.owner.clone();
         let Caller { peer, speaks, .. } = client.caller;
-        Some(Asker { conn, peer, speaks, since, pin, owner, pinned })
+        let (since, window) = (waiting.since, waiting.wanted.window);
+        Some(Asker { conn, peer, speaks, since, pin, owner, pinned, window })
     }
 
     /// The attachment that serves a request, made if there is none.
@@ -324,7 +327,7 @@ impl Sessions {
         let (client, state) = ((Some(asker.conn), asker.peer), State::fresh(kind, asker.since));
         let mut attachment = Attachment::new(client, id, facts, turn.now, state);
         attachment.counted = roster.clients.is_hasty(asker.conn, limits, turn.now);
-        attachment.owed = owed;
+        (attachment.owed, attachment.window) = (owed, asker.window);
         let key = roster.begin(turn, attachment);
         roster.clients.pin(asker.conn, asker.pin, key);
         roster.fresh.push(key);
@@ -463,7 +466,9 @@ impl Sessions {
         let facts = SessionFacts { owner: asker.owner.clone(), opened: turn.now };
         let state = State::Asking(Box::new(Asking::new(wanted, asker.since)));
         let client = (Some(asker.conn), asker.peer);
-        let key = self.roster.begin(turn, Attachment::new(client, id, facts, turn.now, state));
+        let mut attachment = Attachment::new(client, id, facts, turn.now, state);
+        attachment.window = asker.window;
+        let key = self.roster.begin(turn, attachment);
         turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
         key
     }

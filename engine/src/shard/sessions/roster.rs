@@ -64,8 +64,7 @@ impl Roster {
 
     /// An attachment begins.
     pub(super) fn begin(&mut self, turn: &mut Turn<'_>, mut attachment: Attachment) -> Key {
-        let park = turn.settings.config.session.park;
-        attachment.terms = self.rules.terms(&attachment.facts.owner, park);
+        attachment.terms = self.rules.terms(&attachment.facts.owner, turn.settings);
         let Attachment { session, client, terms, .. } = attachment;
         let key = self.attachments.insert(attachment);
         if let Some(client) = client {
@@ -77,10 +76,9 @@ impl Roster {
 
     /// What is known now of an attachment's session.
     pub(super) fn learn(&mut self, turn: &mut Turn<'_>, key: Key, facts: SessionFacts) {
-        let park = turn.settings.config.session.park;
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.facts = facts;
-            let terms = self.rules.terms(&attachment.facts.owner, park);
+            let terms = self.rules.terms(&attachment.facts.owner, turn.settings);
             if std::mem::replace(&mut attachment.terms, terms) != terms {
                 turn.relay(ForRelay::Terms { key, terms });
             }

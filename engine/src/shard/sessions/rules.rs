@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::super::cause::Manners;
 use super::super::facts::Terms;
+use super::super::settings::ShardSettings;
 use super::client::USED_UP;
 use crate::config::{Dial, Park};
 use crate::control::local::Policy;
-use crate::control::port::Owner;
+use crate::control::port::{Owner, Plane};
 
 /// The rules of now.
 #[derive(Debug)]
@@ -38,11 +39,14 @@ impl Rules {
     }
 
     /// What a route to this owner's function is held to.
-    pub(super) fn terms(&self, owner: &Owner, park: Park) -> Terms {
+    pub(super) fn terms(&self, owner: &Owner, settings: &ShardSettings) -> Terms {
+        let park = settings.config.session.park;
         let streams = self.policy.streams(&owner.function, &owner.version);
         let streams = streams.unwrap_or(owner.kind.streaming);
         // Nobody knows the session at a server that is dialled: there is no way to ask for a spare.
-        let spares = park != Park::Never && self.dial(owner).is_none();
+        // A streaming worker keeps its session without a tunnel (design 3.26).
+        let waits = streams && settings.dispatch == Plane::Remote;
+        let spares = park != Park::Never && !waits && self.dial(owner).is_none();
         Terms { parks: Manners::kept(park, streams), spares }
     }
 

@@ -275,6 +275,7 @@ fn by(credential: &str, id: Option<Uuid>) -> Wanted {
         function: FUNCTION.as_bytes().into(),
         version: VERSION.as_bytes().into(),
         id,
+        window: None,
     }
 }
 
