@@ -18,7 +18,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut nvcf = protox::Compiler::new(["nvcf"])?;
     nvcf.include_imports(true).open_file("nvcf.proto")?.open_file("ratelimiter.proto")?;
     tonic_prost_build::configure()
-        .build_server(false)
         .emit_rerun_if_changed(false)
         .compile_fds(nvcf.file_descriptor_set())?;
     Ok(())

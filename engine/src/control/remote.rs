@@ -9,7 +9,12 @@ pub mod nats;
 
 /// The messages and services of `engine/nvcf`, compiled.
 pub mod pb {
-    #![expect(missing_docs, clippy::all, reason = "it is generated; the meanings stand in `engine/nvcf`")]
+    #![expect(
+        missing_docs,
+        unused_qualifications,
+        clippy::all,
+        reason = "it is generated; the meanings stand in `engine/nvcf`"
+    )]
     tonic::include_proto!("nvcf");
 
     /// The rate limiter's.

@@ -79,7 +79,7 @@ impl Histogram {
     }
 
     /// Writes the series; `labels` is empty or `a="b",c="d"`.
-    pub(super) fn render(&self, out: &mut String, name: &str, labels: &str) {
+    pub(crate) fn render(&self, out: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
         for (bound, count) in self.bounds.iter().zip(&self.counts) {

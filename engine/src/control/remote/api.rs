@@ -1,0 +1,71 @@
+//! NVIDIA's API, which says who may call, and the rate limiter beside it (contract 5): both are
+//! asked over gRPC, on the control thread, with a credential that may change at any time.
+//!
+//! Everything here wants a running tokio runtime; one thread is enough. Nothing waits for
+//! anything of another call: each is a stream of its own on a connection that is opened when it is
+//! first wanted.
+
+mod answer;
+mod bearer;
+mod channel;
+mod client;
+mod health;
+mod limiter;
+mod meters;
+mod oauth;
+mod repeats;
+pub mod secrets;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::Api as Settings;
+use bearer::Bearer;
+pub use channel::StartError;
+pub use client::{AUTHORISE_LIMIT, CALLS_IN_FLIGHT, Client};
+pub use health::{ApiHealth, Red};
+pub use limiter::Limiter;
+pub use meters::Meters;
+pub use oauth::{OAuth, Scope, TOKEN_WAIT};
+use secrets::SecretValues;
+
+/// What was configured of NVIDIA's API and of what stands beside it, running.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Says who may call.
+    pub client: Client,
+    /// Says who has begun too many sessions, if anybody is to be asked.
+    pub limiter: Option<Limiter>,
+    /// Whether the API is well, as its last check found (contract 8.4).
+    pub health: watch::Receiver<ApiHealth>,
+}
+
+impl Api {
+    /// Starts what was configured. Nothing need be reachable yet.
+    ///
+    /// # Errors
+    /// The system's certificates are wanted and there are none, or a URL is none: a line that says
+    /// what to set.
+    pub fn start(
+        settings: &Settings,
+        secrets: &watch::Receiver<Arc<SecretValues>>,
+        meters: &Arc<Meters>,
+    ) -> Result<Self, StartError> {
+        let bearer = |scope| Bearer::start(scope, secrets, settings.oauth.as_deref(), meters);
+        let channel = channel::open(&settings.url)?;
+        let limiter = match &settings.limiter {
+            None => None,
+            Some(url) => {
+                Some(Limiter::new(channel::open(url)?, bearer(Scope::Limiter)?, meters.clone()))
+            }
+        };
+        Ok(Self {
+            client: Client::new(channel.clone(), bearer(Scope::Api)?, meters.clone()),
+            limiter,
+            health: health::watch(channel, meters.clone()),
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! What the API says of a caller, checked field by field (contract 5.1).
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::super::pb::ProxyAuthResponse;
+use super::super::pb::proxy_auth_response::FunctionVersion;
+use super::super::pb::proxy_auth_response::function_version::{BackendType, Type};
+use crate::control::port::{Grant, Kind, Owner, Rate};
+
+/// Octets of a name in an answer: of the caller, and of its account.
+const MOST_NAME: usize = 256;
+/// Octets of an id in any of its forms.
+const MOST_ID: usize = 64;
+
+/// What an answer grants, and what is wrong with it all the same.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) grant: Grant,
+    /// Versions that cannot be used, next to others that can.
+    pub(super) fault: Option<String>,
+}
+
+/// Why an answer grants nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// It names no version (contract E4).
+    NoVersions,
+    /// A field is wrong: which.
+    Wrong(String),
+}
+
+/// Reads an answer; `random` picks the version, uniformly (contract CP-3).
+///
+/// The ids are those that the API says, whatever the client wrote: the API is who knows them.
+pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusable> {
+    let wrong = |what: String| Unusable::Wrong(what);
+    let function = id("functionId", &answer.function_id).map_err(wrong)?;
+    let tenant = name("clientNcaId", &answer.client_nca_id).map_err(wrong)?;
+    let subject = name("clientAuthSubject", &answer.client_auth_subject).map_err(wrong)?;
+    if answer.function_versions.is_empty() {
+        return Err(Unusable::NoVersions);
+    }
+    let (mut versions, mut faults) = (Vec::new(), Vec::new());
+    for named in &answer.function_versions {
+        match version(named) {
+            Ok(version) => versions.push(version),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let count = faults.len();
+    let fault = faults.into_iter().next().map(|first| match count {
+        1 => first,
+        _ => format!("{first}; {count} versions are wrong"),
+    });
+    // The bias of a 64-bit remainder is nothing: an answer has room for some thousand versions.
+    let picked = random.checked_rem(versions.len() as u64);
+    let Some((version, kind)) = picked.map(|at| versions.swap_remove(at as usize)) else {
+        return Err(Unusable::Wrong(fault.unwrap_or_default()));
+    };
+    let owner = Arc::new(Owner { tenant, function, version, subject, kind });
+    Ok(Read { grant: Grant { owner }, fault })
+}
+
+fn version(named: &FunctionVersion) -> Result<(Arc<str>, Kind), String> {
+    let id = id("functionVersionId", &named.function_version_id)?;
+    let Ok(of) = Type::try_from(named.r#type) else {
+        return Err(format!("type {} of version {id} is not known", named.r#type));
+    };
+    let backend = named.backend_type.unwrap_or_default();
+    let Ok(backend) = BackendType::try_from(backend) else {
+        return Err(format!("backendType {backend} of version {id} is not known"));
+    };
+    let rate = match (named.has_rate_limit, named.sync_check) {
+        (false, _) => Rate::Unlimited,
+        (true, false) => Rate::Beside,
+        (true, true) => Rate::Before,
+    };
+    let streaming = of == Type::Streaming;
+    // Of the other types the API says nothing of where they run.
+    Ok((id, Kind { streaming, gfn: streaming && backend == BackendType::Gfn, rate }))
+}
+
+/// An id in its canonical form, in which it stands in subjects and tables.
+fn id(field: &str, text: &str) -> Result<Arc<str>, String> {
+    match text {
+        "" => Err(format!("{field} is missing")),
+        text if text.len() > MOST_ID => Err(format!("{field} has {} octets", text.len())),
+        text => match Uuid::try_parse(text) {
+            Ok(id) => Ok(id.to_string().into()),
+            Err(_) => Err(format!("{field} \"{}\" is no UUID", text.escape_debug())),
+        },
+    }
+}
+
+fn name(field: &str, text: &str) -> Result<Arc<str>, String> {
+    match text {
+        "" => Err(format!("{field} is missing")),
+        text if text.len() > MOST_NAME => Err(format!("{field} has {} octets", text.len())),
+        text if text.chars().any(char::is_control) => {
+            Err(format!("{field} has control characters"))
+        }
+        text => Ok(text.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F: &str = "11111111-1111-4111-8111-111111111111";
+    const V1: &str = "aaaaaaaa-2222-4222-8222-222222222222";
+    const V2: &str = "33333333-3333-4333-8333-333333333333";
+
+    fn of(id: &str) -> FunctionVersion {
+        FunctionVersion { function_version_id: id.into(), ..FunctionVersion::default() }
+    }
+
+    fn answer(versions: Vec<FunctionVersion>) -> ProxyAuthResponse {
+        ProxyAuthResponse {
+            function_id: F.into(),
+            function_versions: versions,
+            client_auth_subject: "me".into(),
+            client_nca_id: "nca".into(),
+        }
+    }
+
+    fn wrong(answer: ProxyAuthResponse) -> String {
+        match read(answer, 0) {
+            Err(Unusable::Wrong(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_versions_are_picked_and_ids_are_canonical() {
+        let upper = of(&V1.replace('-', "").to_uppercase());
+        let picked = |random| {
+            let read = read(answer(vec![upper.clone(), of(V2)]), random).unwrap();
+            assert_eq!(read.fault, None);
+            read.grant.owner.version.clone()
+        };
+        assert_eq!([picked(0), picked(1), picked(2)], [V1.into(), V2.into(), V1.into()]);
+        let owner = read(answer(vec![of(V1)]), u64::MAX).unwrap().grant.owner;
+        assert_eq!((&*owner.tenant, &*owner.function, &*owner.subject), ("nca", F, "me"));
+        assert_eq!(owner.kind, Kind::default());
+    }
+
+    #[test]
+    fn the_kind_of_a_version_says_how_it_is_asked() {
+        let kind = |of_type: Type, backend, has_rate_limit, sync_check| {
+            let version = FunctionVersion {
+                r#type: of_type.into(),
+                backend_type: backend,
+                has_rate_limit,
+                sync_check,
+                ..of(V1)
+            };
+            let kind = read(answer(vec![version]), 7).unwrap().grant.owner.kind;
+            (kind.streaming, kind.gfn, kind.rate)
+        };
+        let gfn = Some(BackendType::Gfn.into());
+        assert_eq!(kind(Type::Streaming, gfn, true, true), (true, true, Rate::Before));
+        assert_eq!(kind(Type::Streaming, None, true, false), (true, false, Rate::Beside));
+        assert_eq!(kind(Type::Llm, gfn, false, true), (false, false, Rate::Unlimited));
+    }
+
+    #[test]
+    fn no_version_is_an_answer_of_its_own() {
+        assert_eq!(read(answer(Vec::new()), 5), Err(Unusable::NoVersions));
+    }
+
+    #[test]
+    fn every_field_that_is_wrong_is_named() {
+        let with = |change: fn(&mut ProxyAuthResponse)| {
+            let mut answer = answer(vec![of(V1)]);
+            change(&mut answer);
+            wrong(answer)
+        };
+        assert_eq!(with(|a| a.function_id.clear()), "functionId is missing");
+        assert_eq!(with(|a| a.function_id = "f\n".into()), "functionId \"f\\n\" is no UUID");
+        assert_eq!(with(|a| a.function_id = "x".repeat(65)), "functionId has 65 octets");
+        assert_eq!(with(|a| a.client_nca_id.clear()), "clientNcaId is missing");
+        assert_eq!(with(|a| a.client_nca_id = "x".repeat(257)), "clientNcaId has 257 octets");
+        let told = with(|a| a.client_auth_subject = "a\0".into());
+        assert_eq!(told, "clientAuthSubject has control characters");
+        assert_eq!(with(|a| a.client_auth_subject.clear()), "clientAuthSubject is missing");
+        let told = with(|a| a.function_versions[0].function_version_id = "*.>".into());
+        assert_eq!(told, "functionVersionId \"*.>\" is no UUID");
+        let told = with(|a| a.function_versions[0].r#type = 9);
+        assert_eq!(told, format!("type 9 of version {V1} is not known"));
+        let told = with(|a| a.function_versions[0].backend_type = Some(-1));
+        assert_eq!(told, format!("backendType -1 of version {V1} is not known"));
+    }
+
+    #[test]
+    fn a_wrong_version_does_not_hold_the_others() {
+        let read = read(answer(vec![of("x"), of(V2), of("")]), 1).unwrap();
+        assert_eq!(&*read.grant.owner.version, V2);
+        let fault = "functionVersionId \"x\" is no UUID; 2 versions are wrong";
+        assert_eq!(read.fault.as_deref(), Some(fault));
+        assert!(wrong(answer(vec![of("x"), of("y")])).contains("2 versions are wrong"));
+    }
+}

@@ -1,0 +1,77 @@
+//! A connection to a gRPC server, as the reference's is (contract CP-5).
+
+use std::fmt;
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint as Dial};
+
+use crate::config::Endpoint;
+
+/// A connection that is not there after so long, TLS included, is given up.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A PING is sent so often, also when nothing is called, and answered within so long (CP-5).
+const PING_EVERY: Duration = Duration::from_secs(300);
+const PING_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a client cannot be made: one line that says what to set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartError(pub(super) String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// What to do where the system's certificates cannot be read.
+pub(super) const NO_ROOTS: &str =
+    "install the system's CA certificates, or name a file of them in SSL_CERT_FILE";
+
+/// A connection that is opened when it is first wanted, and again after it was lost.
+///
+/// # Errors
+/// The URL is none, or `https` is wanted without any certificate to check servers against.
+pub(super) fn open(to: &Endpoint) -> Result<Channel, StartError> {
+    let dial = Dial::from_shared(to.to_string())
+        .map_err(|error| StartError(format!("{to} is no URL of a gRPC server: {error}")))?;
+    let mut dial = dial
+        .user_agent(concat!("ringway/", env!("CARGO_PKG_VERSION")))
+        .map_err(|error| StartError(error.to_string()))?
+        .connect_timeout(CONNECT_LIMIT)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_LIMIT)
+        .keep_alive_while_idle(true);
+    if to.tls {
+        // Rustls speaks nothing older than TLS 1.2.
+        let tls = ClientTlsConfig::new().with_native_roots().domain_name(&to.host);
+        dial = dial.tls_config(tls).map_err(|error| {
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            let why = why.unwrap_or_else(|| error.to_string());
+            StartError(format!("{to} cannot be called over TLS ({why}): {NO_ROOTS}"))
+        })?;
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_LIMIT));
+    // As grpc-go sets it: where a server has vanished, what was sent is not acknowledged, and no
+    // call after that should wait for the next PING.
+    connector.set_tcp_user_timeout(Some(PING_LIMIT));
+    Ok(dial.connect_with_connector_lazy(connector))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_in_brackets_is_a_url_and_no_host_is_none() {
+        let endpoint = |host: &str| Endpoint { tls: false, host: host.into(), port: 1 };
+        assert!(open(&endpoint("2001:db8::1")).is_ok());
+        let error = open(&endpoint("a b")).unwrap_err().to_string();
+        assert!(error.contains("http://a b:1 is no URL"), "{error}");
+    }
+}

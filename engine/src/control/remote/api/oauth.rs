@@ -1,0 +1,419 @@
+//! Tokens by OAuth2 client credentials (RFC 6749 §4.4; contract CP-7): fetched in the background,
+//! before the last one ends.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use form_urlencoded::{Serializer, byte_serialize};
+use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::channel::{NO_ROOTS, StartError};
+use super::meters::Meters;
+use super::repeats::Repeats;
+use super::secrets::{SecretValues, Token};
+
+/// Whoever wants a token waits so long for the first one.
+pub const TOKEN_WAIT: Duration = Duration::from_secs(10);
+/// One fetch may take so long, its connection so long of it.
+const FETCH_LIMIT: Duration = Duration::from_secs(8);
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Octets of an answer.
+const MOST_ANSWER: usize = 64 * 1024;
+/// After a fetch that failed the next one is so long later, twice as long after each one more.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A token whose life is not told, and one that is told to live for longer.
+const UNTOLD_LIFE: Duration = Duration::from_secs(3600);
+const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A token is not shown any more so long before its end: the way to the server takes time, and so
+/// do two clocks that differ.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// NVIDIA's API.
+    Api,
+    /// The rate limiter.
+    Limiter,
+    /// NATS (contract NT-8).
+    Nats,
+}
+
+impl Scope {
+    /// As the issuer knows it.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Api => "proxy:invoke_function",
+            Self::Limiter => "ratelimit:check_invocation",
+            Self::Nats => "admin:nats:Worker",
+        }
+    }
+
+    /// As metrics and log name whose token it is.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Limiter => "ratelimiter",
+            Self::Nats => "nats",
+        }
+    }
+}
+
+/// Tokens for one purpose, kept fresh.
+#[derive(Clone, Debug)]
+pub struct OAuth(watch::Receiver<Fetched>);
+
+/// What came last: the token stays when the next one cannot be fetched.
+#[derive(Clone, Debug, Default)]
+struct Fetched {
+    token: Option<(Token, Instant)>,
+    fault: Option<Arc<str>>,
+}
+
+impl Fetched {
+    fn usable(&self) -> Option<Token> {
+        let (token, end) = self.token.as_ref()?;
+        (Instant::now() < *end).then(|| token.clone())
+    }
+}
+
+impl OAuth {
+    /// Begins to fetch tokens from the issuer at `base`, whose token endpoint is `/token` below it,
+    /// as soon as the secrets have an id and a secret.
+    ///
+    /// # Errors
+    /// As [`Issuer::new`].
+    pub fn start(
+        base: &str,
+        scope: Scope,
+        secrets: &watch::Receiver<Arc<SecretValues>>,
+        meters: &Arc<Meters>,
+    ) -> Result<Self, StartError> {
+        Ok(Issuer::new(base, scope, secrets, meters)?.start())
+    }
+
+    /// A token that is still good. The first one is waited for, [`TOKEN_WAIT`] at most.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn token(&self) -> Result<Token, Arc<str>> {
+        let mut fetched = self.0.clone();
+        let some = |fetched: &Fetched| fetched.usable().is_some() || fetched.fault.is_some();
+        match timeout(TOKEN_WAIT, fetched.wait_for(some)).await {
+            Ok(Ok(fetched)) => fetched
+                .usable()
+                .ok_or_else(|| fetched.fault.clone().unwrap_or_else(|| "it has ended".into())),
+            Ok(Err(_)) => Err("no tokens are fetched any more".into()),
+            Err(_) => Err("no token came in time".into()),
+        }
+    }
+}
+
+/// How an issuer wants to be told who asks (RFC 6749 §2.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Basic,
+    Body,
+}
+
+/// An issuer of tokens that nothing is fetched from yet.
+#[derive(Clone, Debug)]
+pub(super) struct Issuer {
+    http: reqwest::Client,
+    url: Url,
+    scope: Scope,
+    secrets: watch::Receiver<Arc<SecretValues>>,
+    meters: Arc<Meters>,
+}
+
+impl Issuer {
+    /// One whose token endpoint is `/token` below `base`.
+    ///
+    /// # Errors
+    /// `base` is no URL, or `https` without any certificate to check servers against.
+    pub(super) fn new(
+        base: &str,
+        scope: Scope,
+        secrets: &watch::Receiver<Arc<SecretValues>>,
+        meters: &Arc<Meters>,
+    ) -> Result<Self, StartError> {
+        let url = Url::parse(&format!("{}/token", base.trim_end_matches('/')))
+            .map_err(|error| StartError(format!("\"{base}\" is no URL of an issuer: {error}")))?;
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // If another thread was faster there is one now, which is all that is wanted.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        // What is sent is a password: it follows no redirect.
+        let http = reqwest::Client::builder()
+            .timeout(FETCH_LIMIT)
+            .connect_timeout(CONNECT_LIMIT)
+            .redirect(Policy::none());
+        let http = match url.scheme() {
+            // No certificate is needed, so it need not be there either.
+            "http" => http.tls_certs_only([]),
+            _ => http,
+        };
+        let http = http.build().map_err(|error| {
+            StartError(format!("{base} cannot be called ({}): {NO_ROOTS}", chain(&error)))
+        })?;
+        Ok(Self { http, url, scope, secrets: secrets.clone(), meters: meters.clone() })
+    }
+
+    /// Begins to fetch.
+    pub(super) fn start(self) -> OAuth {
+        let (sender, receiver) = watch::channel(Fetched::default());
+        tokio::spawn(self.run(sender));
+        OAuth(receiver)
+    }
+
+    /// Fetches tokens until nobody wants any.
+    async fn run(self, sender: watch::Sender<Fetched>) {
+        let (repeats, mut style, mut failures) = (Repeats::default(), None, 0);
+        loop {
+            let client = self.secrets.borrow().client();
+            let rest = match &client {
+                None => {
+                    self.failed(&sender, "the secrets file has no id and secret", &repeats);
+                    None
+                }
+                Some((id, secret)) => match self.fetch((id, secret), &mut style).await {
+                    Ok((token, life)) => {
+                        failures = 0;
+                        let end = Instant::now() + life - MARGIN.min(life / 10);
+                        sender.send_replace(Fetched { token: Some((token, end)), fault: None });
+                        if repeats.over() {
+                            tracing::info!(client = self.scope.name(), "OAuth2 tokens come again");
+                        }
+                        Some((life * 4 / 5).max(FIRST_PAUSE))
+                    }
+                    Err(why) => {
+                        self.meters.refresh_failed(self.scope.name(), id.text());
+                        self.failed(&sender, &why, &repeats);
+                        let pause = FIRST_PAUSE * 2u32.saturating_pow(failures);
+                        failures = (failures + 1).min(8);
+                        Some(pause.min(LONGEST_PAUSE))
+                    }
+                },
+            };
+            tokio::select! {
+                () = sender.closed() => return,
+                () = self.another(client) => {}
+                () = sleep(rest.unwrap_or_default()), if rest.is_some() => {}
+            }
+        }
+    }
+
+    /// Waits until the secrets have another id or secret.
+    async fn another(&self, client: Option<(Token, Token)>) {
+        let mut secrets = self.secrets.clone();
+        if secrets.wait_for(|values| values.client() != client).await.is_err() {
+            // Nobody changes them any more.
+            std::future::pending().await
+        }
+    }
+
+    fn failed(&self, sender: &watch::Sender<Fetched>, why: &str, repeats: &Repeats) {
+        sender.send_modify(|fetched| fetched.fault = Some(why.into()));
+        if repeats.due(why).is_some() {
+            let (client, url) = (self.scope.name(), &self.url);
+            tracing::warn!(client, %url, why, "no token of OAuth2 can be fetched");
+        }
+    }
+
+    /// Fetches one token, as the issuer wants it: as it wanted it before, else both ways.
+    async fn fetch(
+        &self,
+        client: (&Token, &Token),
+        style: &mut Option<Style>,
+    ) -> Result<(Token, Duration), String> {
+        let known = style.take();
+        let first = known.unwrap_or(Style::Basic);
+        let mut last = self.ask(client, first).await;
+        let mut way = first;
+        if known.is_none() && last.as_ref().is_err_and(|refused| refused.for_its_form) {
+            way = Style::Body;
+            last = self.ask(client, way).await;
+        }
+        match last {
+            Ok(token) => {
+                *style = Some(way);
+                Ok(token)
+            }
+            Err(refused) => {
+                // Where it was not asked, or would not have us, it may want it otherwise now.
+                if !refused.for_its_form {
+                    *style = known;
+                }
+                Err(refused.why)
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        (id, secret): (&Token, &Token),
+        style: Style,
+    ) -> Result<(Token, Duration), Refused> {
+        let asked = self.http.post(self.url.clone());
+        let asked = match style {
+            Style::Basic => {
+                // RFC 6749 §2.3.1: both are encoded as in a form first.
+                let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
+                asked.basic_auth(encoded(id.text()), Some(encoded(secret.text())))
+            }
+            Style::Body => asked,
+        };
+        let in_body = (style == Style::Body).then_some((id, secret));
+        let asked = asked
+            .header("accept", "application/json")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form(self.scope, in_body));
+        let mut answer = asked.send().await.map_err(|error| Refused::by_chance(chain(&error)))?;
+        let status = answer.status();
+        let mut octets = Vec::new();
+        while let Some(part) =
+            answer.chunk().await.map_err(|error| Refused::by_chance(chain(&error)))?
+        {
+            if octets.len() + part.len() > MOST_ANSWER {
+                let why = format!("its answer is larger than {MOST_ANSWER} octets");
+                return Err(Refused::by_chance(why));
+            }
+            octets.extend_from_slice(&part);
+        }
+        if !status.is_success() {
+            return Err(Refused::of(status, &octets));
+        }
+        parse(&octets).map_err(Refused::by_chance)
+    }
+}
+
+/// What is asked for, and by whom if that belongs into it.
+fn form(scope: Scope, client: Option<(&Token, &Token)>) -> String {
+    let mut form = Serializer::new(String::new());
+    form.append_pair("grant_type", "client_credentials");
+    form.append_pair("scope", scope.text());
+    if let Some((id, secret)) = client {
+        form.append_pair("client_id", id.text());
+        form.append_pair("client_secret", secret.text());
+    }
+    form.finish()
+}
+
+/// Why there is no token.
+#[derive(Debug, PartialEq, Eq)]
+struct Refused {
+    why: String,
+    /// Whether the other style may be what it wants.
+    for_its_form: bool,
+}
+
+impl Refused {
+    fn by_chance(why: String) -> Self {
+        Self { why, for_its_form: false }
+    }
+
+    /// By an answer with such a status.
+    fn of(status: StatusCode, answer: &[u8]) -> Self {
+        // RFC 6749 §5.2: of the answer only the error's name is told, which is a word of a list.
+        let error = serde_json::from_slice::<Value>(answer).ok();
+        let error = error.as_ref().and_then(|answer| answer.get("error")?.as_str());
+        let word = |word: &&str| {
+            word.len() <= 64 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        };
+        let why = match error.filter(word) {
+            Some(error) => format!("the issuer answered {} ({error})", status.as_u16()),
+            None => format!("the issuer answered {}", status.as_u16()),
+        };
+        let for_its_form = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+        Self { why, for_its_form }
+    }
+}
+
+/// A token and its life, of an answer (RFC 6749 §5.1).
+fn parse(answer: &[u8]) -> Result<(Token, Duration), String> {
+    let answer: Value =
+        serde_json::from_slice(answer).map_err(|_| "its answer is no JSON".to_owned())?;
+    let token = match answer.get("access_token") {
+        Some(Value::String(text)) => Token::new(text),
+        Some(_) => Err("is no string"),
+        None => Err("is missing"),
+    };
+    let token = token.map_err(|what| format!("access_token of its answer {what}"))?;
+    let seconds = match answer.get("expires_in") {
+        Some(Value::Number(seconds)) => seconds.as_f64(),
+        Some(Value::String(text)) => text.trim().parse().ok(),
+        None | Some(Value::Null) => return Ok((token, UNTOLD_LIFE)),
+        Some(_) => None,
+    };
+    match seconds {
+        Some(seconds) if seconds >= 1.0 => {
+            let most = LONGEST_LIFE.as_secs_f64();
+            Ok((token, Duration::from_secs_f64(seconds.min(most))))
+        }
+        // As Go's client has it: no end is told.
+        Some(0.0) => Ok((token, UNTOLD_LIFE)),
+        _ => Err("expires_in of its answer is no number of seconds".into()),
+    }
+}
+
+/// An error with what is behind it, without the URL, which is told beside it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let one = error.to_string();
+        if !text.contains(&one) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            // Writing to a String cannot fail.
+            let _ = fmt::Write::write_fmt(&mut text, format_args!("{colon}{one}"));
+        }
+        next = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_token_and_perhaps_a_life() {
+        let of = |text: &str| parse(text.as_bytes()).map(|(token, life)| (token, life.as_secs()));
+        let token = |life| Ok((Token::new("t").unwrap(), life));
+        assert_eq!(of(r#"{"access_token":"t","expires_in":90,"token_type":"x"}"#), token(90));
+        assert_eq!(of(r#"{"access_token":"t","expires_in":"90"}"#), token(90));
+        assert_eq!(of(r#"{"access_token":"t"}"#), token(3600));
+        assert_eq!(of(r#"{"access_token":"t","expires_in":0}"#), token(3600));
+        assert_eq!(of(r#"{"access_token":"t","expires_in":1e300}"#), token(7 * 24 * 3600));
+        for (text, why) in [
+            ("", "no JSON"),
+            ("[]", "is missing"),
+            (r#"{"access_token":1}"#, "is no string"),
+            (r#"{"access_token":""}"#, "is empty"),
+            (r#"{"access_token":"a\nb"}"#, "printable"),
+            (r#"{"access_token":"t","expires_in":-1}"#, "seconds"),
+            (r#"{"access_token":"t","expires_in":"soon"}"#, "seconds"),
+            (r#"{"access_token":"t","expires_in":[]}"#, "seconds"),
+        ] {
+            let error = of(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn of_a_refusal_only_a_word_is_told() {
+        let of = |status, text: &str| Refused::of(status, text.as_bytes());
+        let refused = of(StatusCode::UNAUTHORIZED, r#"{"error":"invalid_client"}"#);
+        assert_eq!(refused.why, "the issuer answered 401 (invalid_client)");
+        assert!(refused.for_its_form);
+        let refused = of(StatusCode::BAD_GATEWAY, r#"{"error":"a secret, in words"}"#);
+        assert_eq!(refused, Refused::by_chance("the issuer answered 502".into()));
+        assert!(!of(StatusCode::TOO_MANY_REQUESTS, "").for_its_form);
+    }
+}

@@ -1,0 +1,491 @@
+//! The secrets file (contract 5.2), which others write while this gateway runs: rewritten in place,
+//! renamed over, its symlink turned, gone for a while, half written.
+//!
+//! It is read when something happens in its folder, and once a second in any case: some file
+//! systems tell nothing. What cannot be used of it changes nothing; the log says so once.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+
+use super::meters::Meters;
+
+/// How often the file is read whatever is heard of it: what has changed counts within two seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long after something was heard it is read: a write is seldom one event.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Octets of the file, and of one token: more of it is no credential.
+const MOST_OCTETS: u64 = 1 << 20;
+pub(super) const MOST_TOKEN: usize = 16 * 1024;
+
+/// A secret. It is shown by [`Token::text`] only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    /// The secret itself.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// One that can stand in a header: none is made of anything else.
+    ///
+    /// # Errors
+    /// What is wrong with it, without a word of it.
+    pub(super) fn new(text: &str) -> Result<Self, &'static str> {
+        match text.trim_ascii() {
+            "" => Err("is empty"),
+            text if text.len() > MOST_TOKEN => Err("is longer than 16384 octets"),
+            text if !text.bytes().all(|b| matches!(b, b' '..=b'~')) => {
+                Err("has characters that are not printable ASCII")
+            }
+            text => Ok(Self(text.into())),
+        }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// What the file has; none of what it has not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretValues {
+    /// `nvcfApiToken`: shown to the API.
+    pub api_token: Option<Token>,
+    /// `ratelimiterToken`: shown to the rate limiter.
+    pub limiter_token: Option<Token>,
+    /// `id`: this gateway's name as a client of OAuth2.
+    pub id: Option<Token>,
+    /// `secret`: its password there.
+    pub secret: Option<Token>,
+    /// `natsPrivateNKey`: an NKey's seed.
+    pub nats_nkey: Option<Token>,
+    /// `tracingAccessToken`: shown to the collector of traces.
+    pub tracing_token: Option<Token>,
+}
+
+impl SecretValues {
+    /// Name and password as a client of OAuth2, if both are there. Those that NVIDIA's chart writes
+    /// where there are none are none.
+    pub(super) fn client(&self) -> Option<(Token, Token)> {
+        let (id, secret) = (self.id.clone()?, self.secret.clone()?);
+        (id.text() != "no-id" && secret.text() != "no-secret").then_some((id, secret))
+    }
+
+    /// What a file says. A key that is wrong, or gone, keeps what it was.
+    ///
+    /// # Errors
+    /// It is no JSON object. Beside the values: what is wrong with single keys.
+    fn parse(file: &[u8], old: &Self) -> Result<(Self, Vec<String>), String> {
+        let object: Map<String, Value> = serde_json::from_slice(file).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            format!("it is no whole JSON object (line {line}, column {column})")
+        })?;
+        let mut faults = Vec::new();
+        let mut of = |key: &str, old: &Option<Token>| match token(object.get(key)) {
+            Ok(Some(token)) => Some(token),
+            Ok(None) => {
+                if old.is_some() {
+                    faults.push(format!("{key} is gone"));
+                }
+                old.clone()
+            }
+            Err(what) => {
+                faults.push(format!("{key} {what}"));
+                old.clone()
+            }
+        };
+        let values = Self {
+            api_token: of("nvcfApiToken", &old.api_token),
+            limiter_token: of("ratelimiterToken", &old.limiter_token),
+            id: of("id", &old.id),
+            secret: of("secret", &old.secret),
+            nats_nkey: of("natsPrivateNKey", &old.nats_nkey),
+            tracing_token: of("tracingAccessToken", &old.tracing_token),
+        };
+        Ok((values, faults))
+    }
+}
+
+fn token(value: Option<&Value>) -> Result<Option<Token>, &'static str> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim_ascii().is_empty() => Ok(None),
+        Some(Value::String(text)) => Token::new(text).map(Some),
+        Some(_) => Err("is no string"),
+    }
+}
+
+/// Reads the file, and follows it from then on. It need not be there yet; without a path there is
+/// none, and nothing ever changes.
+pub fn watch(path: Option<PathBuf>, meters: Arc<Meters>) -> watch::Receiver<Arc<SecretValues>> {
+    let (sender, receiver) = watch::channel(Arc::default());
+    if let Some(path) = path {
+        let mut file = File { path, values: Arc::default(), seen: None, told: None, meters };
+        let read = read(&file.path);
+        if file.take(read) {
+            sender.send_replace(file.values.clone());
+        }
+        tokio::spawn(follow(file, sender));
+    }
+    receiver
+}
+
+/// The file, as it was last read.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    values: Arc<SecretValues>,
+    /// What was wrong with it at the last look, and what of that the log has.
+    seen: Option<String>,
+    told: Option<String>,
+    meters: Arc<Meters>,
+}
+
+impl File {
+    /// Takes up what was read: whether there are new values.
+    fn take(&mut self, read: Result<Vec<u8>, String>) -> bool {
+        let (values, fault) = match read.and_then(|file| SecretValues::parse(&file, &self.values)) {
+            Ok((values, faults)) => (Some(values), faults.join(", ")),
+            Err(fault) => (None, fault),
+        };
+        self.meters.secrets_read(fault.is_empty());
+        self.note(Some(fault).filter(|fault| !fault.is_empty()));
+        match values {
+            Some(values) if values != *self.values => {
+                tracing::info!(file = %self.path.display(), "secrets were read");
+                self.values = Arc::new(values);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Says what is wrong once two looks have found it: a file that is being written is half there
+    /// for a moment.
+    fn note(&mut self, fault: Option<String>) {
+        let file = self.path.display();
+        match &fault {
+            Some(why) if fault == self.seen && fault != self.told => {
+                tracing::warn!(%file, why, "the secrets file cannot be used: what was known stays");
+                self.told.clone_from(&fault);
+            }
+            Some(_) => {}
+            None if self.told.take().is_some() => {
+                tracing::info!(%file, "the secrets file can be used again");
+            }
+            None => {}
+        }
+        self.seen = fault;
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let why = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => "there is none".into(),
+        ErrorKind::PermissionDenied => "it may not be read: look at its owner and mode".into(),
+        _ => error.to_string(),
+    };
+    // A pipe without a writer would hold whoever opens it.
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(why)?;
+    if !file.metadata().map_err(why)?.is_file() {
+        return Err("it is no regular file".into());
+    }
+    let mut octets = Vec::new();
+    file.take(MOST_OCTETS + 1).read_to_end(&mut octets).map_err(why)?;
+    if octets.len() as u64 > MOST_OCTETS {
+        return Err(format!("it is larger than {MOST_OCTETS} octets"));
+    }
+    Ok(octets)
+}
+
+/// Reads the file again and again, until nobody wants to know.
+async fn follow(mut file: File, sender: watch::Sender<Arc<SecretValues>>) {
+    let heard = Arc::new(Notify::new());
+    let mut folder = Folder::new(&file.path, heard.clone());
+    let mut look = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            () = heard.notified() => sleep(SETTLE).await,
+            _ = look.tick() => {}
+        }
+        let path = file.path.clone();
+        // A file system across a network may take its time: the calls of others do not wait.
+        let looked = tokio::task::spawn_blocking(move || {
+            folder.listen();
+            (read(&path), folder)
+        });
+        let Ok((read, same)) = looked.await else {
+            tracing::error!(file = %file.path.display(), "the secrets file is followed no more");
+            return;
+        };
+        folder = same;
+        if file.take(read) {
+            sender.send_replace(file.values.clone());
+        }
+    }
+}
+
+/// The folder of the file: whatever happens in it is heard.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    heard: Arc<Notify>,
+    /// What listens, and to which folder: another one may stand in its place.
+    listens: Option<(RecommendedWatcher, (u64, u64))>,
+}
+
+impl Folder {
+    fn new(file: &Path, heard: Arc<Notify>) -> Self {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Self { path: folder.unwrap_or(Path::new(".")).into(), heard, listens: None }
+    }
+
+    /// Listens to the folder that is there now.
+    fn listen(&mut self) {
+        let is = std::fs::metadata(&self.path).ok().map(|is| (is.dev(), is.ino()));
+        if self.listens.as_ref().map(|(_, id)| *id) == is {
+            return;
+        }
+        self.listens = None;
+        let heard = self.heard.clone();
+        let told = move |event: notify::Result<notify::Event>| {
+            // Our own reading is heard as well.
+            let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
+            let reading = |kind: EventKind| kind.is_access() && kind != written;
+            if !event.is_ok_and(|event| reading(event.kind)) {
+                heard.notify_one();
+            }
+        };
+        let Some(is) = is else { return };
+        // Without it the file is read once a second all the same.
+        if let Ok(mut watcher) = notify::recommended_watcher(told)
+            && watcher.watch(&self.path, RecursiveMode::NonRecursive).is_ok()
+        {
+            self.listens = Some((watcher, is));
+            // What has changed before is heard now.
+            self.heard.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// A folder that is gone at the end.
+    pub(super) struct Dir(PathBuf);
+
+    impl Dir {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("ringway-{}", uuid::Uuid::new_v4()));
+            fs::create_dir(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.join("secrets.json")
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn json(token: &str) -> String {
+        format!("{{\"nvcfApiToken\": \"{token}\", \"other\": [1]}}")
+    }
+
+    fn api(values: &SecretValues) -> Option<&str> {
+        values.api_token.as_ref().map(Token::text)
+    }
+
+    /// Waits until the token is this one. The limit is for a test that fails: how long it takes is
+    /// the machine's.
+    async fn becomes(secrets: &mut watch::Receiver<Arc<SecretValues>>, token: &str) {
+        let wait = secrets.wait_for(|values| api(values) == Some(token));
+        let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(waited.is_ok(), "no {token}: {:?}", api(&secrets.borrow()));
+    }
+
+    #[tokio::test]
+    async fn a_new_token_is_seen_however_it_is_written() {
+        let dir = Dir::new();
+        let file = dir.file();
+        fs::write(&file, json("first")).unwrap();
+        let meters = Arc::new(Meters::default());
+        let mut secrets = watch(Some(file.clone()), meters);
+        assert_eq!(api(&secrets.borrow()), Some("first"), "it was read before anybody asks");
+        let begun = Instant::now();
+        fs::write(&file, json("in place")).unwrap();
+        becomes(&mut secrets, "in place").await;
+        let other = dir.0.join("other");
+        fs::write(&other, json("renamed")).unwrap();
+        fs::rename(&other, &file).unwrap();
+        becomes(&mut secrets, "renamed").await;
+        fs::remove_file(&file).unwrap();
+        sleep(SETTLE * 4).await;
+        assert_eq!(api(&secrets.borrow()), Some("renamed"), "what was known stays");
+        fs::write(&file, json("returned")).unwrap();
+        becomes(&mut secrets, "returned").await;
+        let whole = json("half written");
+        fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+        sleep(SETTLE * 4).await;
+        assert_eq!(api(&secrets.borrow()), Some("returned"));
+        fs::write(&file, whole).unwrap();
+        becomes(&mut secrets, "half written").await;
+        fs::write(&other, json("no mode")).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0)).unwrap();
+        fs::rename(&other, &file).unwrap();
+        sleep(SETTLE * 4).await;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        becomes(&mut secrets, "no mode").await;
+        // Ten changes at once a second each would be slower than what is heard.
+        assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_symlink_may_turn_and_its_folder_may_be_another_one() {
+        let dir = Dir::new();
+        // As Kubernetes mounts a secret.
+        let mounted = dir.0.join("mounted");
+        fs::create_dir(&mounted).unwrap();
+        for (folder, token) in [("..1", "one"), ("..2", "two")] {
+            fs::create_dir(mounted.join(folder)).unwrap();
+            fs::write(mounted.join(folder).join("secrets.json"), json(token)).unwrap();
+        }
+        symlink("..1", mounted.join("..data")).unwrap();
+        let file = mounted.join("secrets.json");
+        symlink("..data/secrets.json", &file).unwrap();
+        let mut secrets = watch(Some(file.clone()), Arc::default());
+        assert_eq!(api(&secrets.borrow()), Some("one"));
+        symlink("..2", mounted.join("..data_tmp")).unwrap();
+        fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
+        becomes(&mut secrets, "two").await;
+        fs::remove_dir_all(&mounted).unwrap();
+        fs::create_dir(&mounted).unwrap();
+        fs::write(&file, json("another folder")).unwrap();
+        becomes(&mut secrets, "another folder").await;
+        fs::write(&file, json("and listened to")).unwrap();
+        becomes(&mut secrets, "and listened to").await;
+    }
+
+    #[tokio::test]
+    async fn it_need_not_be_there_at_the_start() {
+        let dir = Dir::new();
+        let file = dir.0.join("later").join("secrets.json");
+        let mut secrets = watch(Some(file.clone()), Arc::default());
+        assert_eq!(**secrets.borrow(), SecretValues::default());
+        fs::create_dir(dir.0.join("later")).unwrap();
+        fs::write(&file, json("late")).unwrap();
+        becomes(&mut secrets, "late").await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_no_secret_and_holds_nobody() {
+        let dir = Dir::new();
+        assert_eq!(read(&dir.0), Err("it is no regular file".into()));
+        assert_eq!(read(&dir.file()), Err("there is none".into()));
+        let pipe = std::ffi::CString::new(dir.file().to_str().unwrap()).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        assert_eq!(read(&dir.file()), Err("it is no regular file".into()));
+        fs::remove_file(dir.file()).unwrap();
+        fs::write(dir.file(), vec![b' '; MOST_OCTETS as usize + 1]).unwrap();
+        assert!(read(&dir.file()).unwrap_err().contains("larger"));
+    }
+
+    #[test]
+    fn wrong_keys_keep_what_they_were_and_are_named_without_their_text() {
+        let old = SecretValues::parse(
+            br#"{"nvcfApiToken":" a\n","ratelimiterToken":"b","id":"c","secret":"d",
+                "natsPrivateNKey":"e","tracingAccessToken":"f"}"#,
+            &SecretValues::default(),
+        );
+        let (old, faults) = old.unwrap();
+        assert!(faults.is_empty() && api(&old) == Some("a"), "{faults:?}");
+        assert!(!format!("{old:?}").contains("\"a\""), "{old:?}");
+        let long = "x".repeat(MOST_TOKEN + 1);
+        let file = format!(
+            "{{\"nvcfApiToken\":7,\"ratelimiterToken\":\"{long}\",\"id\":null,\"secret\":\"\",\
+              \"natsPrivateNKey\":\"n\\u0000n\",\"tracingAccessToken\":\"new\"}}"
+        );
+        let (values, faults) = SecretValues::parse(file.as_bytes(), &old).unwrap();
+        let told = faults.join(", ");
+        for fault in
+            ["nvcfApiToken is no string", "ratelimiterToken is longer", "id is gone", "secret is gone"]
+        {
+            assert!(told.contains(fault), "{told}");
+        }
+        assert!(told.contains("natsPrivateNKey has characters") && !told.contains("xx"), "{told}");
+        assert_eq!(values.tracing_token.as_ref().map(Token::text), Some("new"));
+        assert_eq!(SecretValues { tracing_token: old.tracing_token.clone(), ..values }, old);
+        for bad in ["", "[]", "{\"nvcfApiToken\":\"secret", "nothing", "{\"a\":\"\u{0}\"}"] {
+            let why = SecretValues::parse(bad.as_bytes(), &old).unwrap_err();
+            assert!(why.contains("no whole JSON object") && !why.contains("secret"), "{why}");
+        }
+        assert!(SecretValues::parse(b"{\"nvcfApiToken\":\"\xff\"}", &old).is_err());
+    }
+
+    #[test]
+    fn the_charts_dummies_are_no_client() {
+        let values = |id: &str, secret: &str| SecretValues {
+            id: Token::new(id).ok(),
+            secret: Token::new(secret).ok(),
+            ..SecretValues::default()
+        };
+        assert_eq!(values("no-id", "no-secret").client(), None);
+        assert_eq!(values("a", "").client(), None);
+        assert!(values("a", "b").client().is_some());
+    }
+
+    #[test]
+    fn a_fault_is_told_once_when_two_looks_have_found_it() {
+        let mut file = File {
+            path: "x".into(),
+            values: Arc::default(),
+            seen: None,
+            told: None,
+            meters: Arc::default(),
+        };
+        let told = |file: &File| file.told.clone();
+        assert!(!file.take(Err("gone".into())));
+        assert_eq!(told(&file), None);
+        assert!(file.take(Ok(json("a").into())));
+        assert!(!file.take(Err("gone".into())));
+        assert_eq!(told(&file), None, "it was there between");
+        assert!(!file.take(Err("gone".into())));
+        assert_eq!(told(&file), Some("gone".into()));
+        assert!(!file.take(Ok(json("a").into())), "nothing is new");
+        assert_eq!(told(&file), None);
+        assert_eq!(api(&file.values), Some("a"));
+    }
+}
