@@ -339,7 +339,6 @@ mod tests {
         let meters = Arc::new(Meters::default());
         let mut secrets = watch(Some(file.clone()), meters);
         assert_eq!(api(&secrets.borrow()), Some("first"), "it was read before anybody asks");
-        let begun = Instant::now();
         fs::write(&file, json("in place")).unwrap();
         becomes(&mut secrets, "in place").await;
         let other = dir.0.join("other");
@@ -363,8 +362,6 @@ mod tests {
         sleep(SETTLE * 4).await;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         becomes(&mut secrets, "no mode").await;
-        // Ten changes at once a second each would be slower than what is heard.
-        assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

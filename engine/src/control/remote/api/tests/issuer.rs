@@ -52,7 +52,7 @@ async fn answer(
     let basic = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     let in_body = body.contains("client_id=a+b%3A&client_secret=s%2F%2B");
     let taken = match script.wants {
-        Wants::Basic => basic.as_deref() == Some(BASIC) && !body.contains("client_"),
+        Wants::Basic => basic.as_deref() == Some(BASIC) && !body.contains("client_id"),
         Wants::Body => in_body && basic.is_none(),
         Wants::Nobody => false,
         Wants::Rest => {
