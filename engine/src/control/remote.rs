@@ -13,6 +13,8 @@ pub mod pb {
         missing_docs,
         unused_qualifications,
         clippy::all,
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
         reason = "it is generated; the meanings stand in `engine/nvcf`"
     )]
     tonic::include_proto!("nvcf");
