@@ -1,0 +1,60 @@
+//! The connection to NATS, as everything that uses it sees it.
+
+use std::sync::Arc;
+
+use async_nats::connection::State as Wire;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The connection. It is there before the servers are, and outlives every loss of them.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) client: async_nats::Client,
+    /// Requests through it end within [`super::connect::API_LIMIT`].
+    pub(super) jetstream: async_nats::jetstream::Context,
+    pub(super) state: watch::Receiver<State>,
+}
+
+/// Whether a server is there.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    /// None is.
+    Down {
+        /// Since when.
+        since: Instant,
+        /// What the last attempt failed with.
+        why: Arc<str>,
+    },
+    /// One is.
+    Up {
+        /// Which connection it is, counted from 1.
+        epoch: u64,
+    },
+}
+
+impl Link {
+    /// Whether a server is there. While none is, nothing may be handed to the client library, which
+    /// would send it some time later (design 3.23).
+    pub(super) fn is_up(&self) -> bool {
+        // The library's own word is the newer one, the event of it may still be on its way.
+        self.client.connection_state() == Wire::Connected
+            && matches!(*self.state.borrow(), State::Up { .. })
+    }
+
+    /// Why no server is there.
+    pub(super) fn why_down(&self) -> Arc<str> {
+        match &*self.state.borrow() {
+            State::Down { why, .. } => why.clone(),
+            State::Up { .. } => "NATS has just been lost".into(),
+        }
+    }
+
+    /// Waits until a server is there; for ever if the gateway gives NATS up.
+    pub(super) async fn up(&self) {
+        let mut state = self.state.clone();
+        let up = state.wait_for(|state| matches!(state, State::Up { .. })).await.is_ok();
+        if !up {
+            std::future::pending::<()>().await;
+        }
+    }
+}
