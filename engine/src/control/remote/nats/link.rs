@@ -1,23 +1,29 @@
 //! The connection to NATS, as everything that uses it sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::connection::State as Wire;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// How long one request to JetStream's API may take; as the reference's (contract 6.5).
+pub(super) const API_LIMIT: Duration = Duration::from_secs(5);
+/// Pause while the client library and its events say different things.
+const DOUBT: Duration = Duration::from_millis(10);
+
 /// The connection. It is there before the servers are, and outlives every loss of them.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) client: async_nats::Client,
-    /// Requests through it end within [`super::connect::API_LIMIT`].
+    /// Requests through it end within [`API_LIMIT`].
     pub(super) jetstream: async_nats::jetstream::Context,
     pub(super) state: watch::Receiver<State>,
 }
 
 /// Whether a server is there.
 #[derive(Clone, Debug)]
-pub(super) enum State {
+pub(in crate::control::remote) enum State {
     /// None is.
     Down {
         /// Since when.
@@ -36,9 +42,16 @@ impl Link {
     /// Whether a server is there. While none is, nothing may be handed to the client library, which
     /// would send it some time later (design 3.23).
     pub(super) fn is_up(&self) -> bool {
+        self.epoch().is_some()
+    }
+
+    /// The connection that there is.
+    pub(super) fn epoch(&self) -> Option<u64> {
         // The library's own word is the newer one, the event of it may still be on its way.
-        self.client.connection_state() == Wire::Connected
-            && matches!(*self.state.borrow(), State::Up { .. })
+        match (self.client.connection_state(), &*self.state.borrow()) {
+            (Wire::Connected, State::Up { epoch }) => Some(*epoch),
+            _ => None,
+        }
     }
 
     /// Why no server is there.
@@ -52,9 +65,23 @@ impl Link {
     /// Waits until a server is there; for ever if the gateway gives NATS up.
     pub(super) async fn up(&self) {
         let mut state = self.state.clone();
-        let up = state.wait_for(|state| matches!(state, State::Up { .. })).await.is_ok();
-        if !up {
-            std::future::pending::<()>().await;
+        loop {
+            let up = state.wait_for(|state| matches!(state, State::Up { .. })).await.is_ok();
+            if !up {
+                std::future::pending::<()>().await;
+            }
+            if self.is_up() {
+                return;
+            }
+            tokio::time::sleep(DOUBT).await;
         }
+    }
+
+    /// Waits until a connection is there no more.
+    pub(super) async fn lost(&self, connection: u64) {
+        let mut state = self.state.clone();
+        let other = |state: &State| !matches!(state, State::Up { epoch } if *epoch == connection);
+        // A link whose state nobody tells any more is lost, too.
+        let _ = state.wait_for(other).await;
     }
 }

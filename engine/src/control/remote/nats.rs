@@ -1,0 +1,221 @@
+//! Work, registrations and reconnects travel over NATS (contract 5.4, 6 and 7.2).
+//!
+//! All of it runs on the control thread. Nothing waits for anything else: each question is a task
+//! of its own, and while no server is there, none is handed to the client library, which would send
+//! it some time later (design 3.23).
+
+mod auth;
+mod connect;
+mod ledger;
+mod link;
+mod lookup;
+mod meters;
+mod pace;
+mod payload;
+mod reconnect;
+mod runs;
+mod streaming;
+mod submit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::super::local::{Work, WorkKind};
+use super::super::port::{Answer, AskTicket};
+use crate::config::Remote;
+
+pub(super) use auth::{Secrets, StartError, TokenSource};
+pub(super) use link::State;
+pub(super) use meters::Meters;
+
+use ledger::Ledger;
+use link::Link;
+use lookup::Lookups;
+use pace::Pace;
+use reconnect::Reconnects;
+use runs::Runs;
+use streaming::Dispatch;
+use submit::{Published, Publisher};
+
+/// NATS, as the driver asks it.
+#[derive(Clone, Debug)]
+pub(super) struct Nats(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    link: Link,
+    region: Arc<str>,
+    proxy_uri: String,
+    meters: Arc<Meters>,
+    ledger: Ledger,
+    lookups: Lookups,
+    publisher: Publisher,
+    reconnects: Reconnects,
+    runs: Runs,
+    faults: Arc<Pace>,
+}
+
+impl Nats {
+    /// Begins to connect, which goes on for ever: it does not matter whether a server is there.
+    ///
+    /// # Errors
+    /// What is configured cannot be used, whatever the servers say.
+    pub(super) async fn start(settings: &Remote, secrets: Secrets) -> Result<Self, StartError> {
+        if !payload::is_token(&settings.region) {
+            let region = &settings.region;
+            return Err(StartError(format!(
+                "the region {region:?} cannot be part of a subject: set SELF_REGION to letters, \
+                 digits, _ and -"
+            )));
+        }
+        let meters = Arc::new(Meters::default());
+        let region: Arc<str> = settings.region.as_str().into();
+        let link = connect::connect(&settings.nats, secrets, meters.clone()).await?;
+        let lookups = Lookups::new(link.clone(), region.clone(), &settings.nats.placement);
+        tokio::spawn(lookups.clone().keep());
+        Ok(Self(Arc::new(Inner {
+            ledger: Ledger::new(link.clone(), region.clone()),
+            publisher: Publisher::new(link.clone(), meters.clone()),
+            reconnects: Reconnects::new(link.clone(), lookups.clone()),
+            lookups,
+            region,
+            proxy_uri: settings.proxy_uri.clone(),
+            meters,
+            runs: Runs::default(),
+            faults: Arc::default(),
+            link,
+        })))
+    }
+
+    /// Asks for a worker. Until its first pause it has noted the ticket, so that what is said of
+    /// that later is understood.
+    pub(super) async fn submit(&self, ticket: AskTicket, work: &Work) -> Answer {
+        match work.kind {
+            WorkKind::New if work.owner.kind.streaming => self.dispatch(ticket, work),
+            WorkKind::New => self.publish(ticket, work).await,
+            WorkKind::Reconnect | WorkKind::Spare => self.reconnect(ticket, work).await,
+        }
+    }
+
+    /// Into the version's stream.
+    async fn publish(&self, ticket: AskTicket, work: &Work) -> Answer {
+        let Inner { region, proxy_uri, ledger, publisher, .. } = &*self.0;
+        let version = &work.owner.version;
+        if !payload::is_token(version) {
+            return no_subject(version);
+        }
+        ledger.publishing(ticket, version.clone(), work.request_id);
+        let stream = format!("rq_{region}_{version}");
+        let subject = format!("rq.{region}.{version}.{}", work.request_id);
+        let payload = payload::payload(work, region, proxy_uri);
+        match publisher.publish(&stream, &subject, payload).await {
+            Published::There(sequence) => {
+                ledger.published(ticket, sequence);
+                Answer::Queued
+            }
+            Published::Not(why) => {
+                ledger.refused(ticket);
+                Answer::Unqueued(why)
+            }
+            Published::Unknown(why) => {
+                ledger.published(ticket, None);
+                // The client is told that it was not, and so nobody will wait for it.
+                ledger.withdraw(ticket);
+                Answer::Unqueued(why)
+            }
+        }
+    }
+
+    /// To the workers of a streaming function, beside all else: the client waits for the worker.
+    fn dispatch(&self, ticket: AskTicket, work: &Work) -> Answer {
+        let Inner { region, proxy_uri, link, runs, faults, .. } = &*self.0;
+        let version = work.owner.version.to_string();
+        if !payload::is_token(&version) {
+            return no_subject(&version);
+        }
+        let Some(run) = runs.begin(ticket) else { return too_many() };
+        let dispatch = Dispatch {
+            link: link.clone(),
+            version,
+            id: work.request_id.to_string(),
+            payload: payload::payload(work, region, proxy_uri),
+            faults: faults.clone(),
+        };
+        tokio::spawn(dispatch.run(run));
+        Answer::Queued
+    }
+
+    /// To the worker that holds the session.
+    async fn reconnect(&self, ticket: AskTicket, work: &Work) -> Answer {
+        let Inner { region, proxy_uri, reconnects, runs, .. } = &*self.0;
+        let Some(mut run) = runs.begin(ticket) else { return too_many() };
+        let payload = payload::payload(work, region, proxy_uri);
+        tokio::select! {
+            answer = reconnects.ask(work.request_id, payload) => answer,
+            // The worker is there, or nobody waits for it any more.
+            () = run.stopped() => Answer::Queued,
+        }
+    }
+
+    /// Whose a session is.
+    pub(super) async fn lookup(&self, id: Uuid) -> Answer {
+        match self.0.lookups.find(id).await {
+            Ok(Some(registration)) => Answer::Registered(registration),
+            Ok(None) => Answer::Unregistered,
+            Err(why) => Answer::Failed(why),
+        }
+    }
+
+    /// The worker that was asked for is there.
+    pub(super) fn settled(&self, ticket: AskTicket) {
+        self.0.runs.stop(ticket);
+        self.0.ledger.settled(ticket);
+    }
+
+    /// Nobody waits for the worker any more.
+    pub(super) fn withdraw(&self, ticket: AskTicket) {
+        self.0.runs.stop(ticket);
+        self.0.ledger.withdraw(ticket);
+    }
+
+    /// A core's shard has begun anew: nobody waits for what its former ones asked for.
+    pub(super) fn forget_core(&self, core: u16, life: u32) {
+        self.0.runs.forget_core(core, life);
+        self.0.ledger.forget_core(core, life);
+    }
+
+    /// Whether a server is there, or since when not and why.
+    pub(super) fn health(&self) -> watch::Receiver<State> {
+        self.0.link.state.clone()
+    }
+
+    /// Takes back what nobody has taken, and closes the connection. Ends within `limit`, whatever
+    /// NATS does. How much was taken back.
+    pub(super) async fn shutdown(&self, limit: Duration) -> usize {
+        let end = Instant::now() + limit;
+        self.0.runs.stop_all();
+        let withdrawn =
+            timeout_at(end, self.0.ledger.withdraw_all(limit)).await.unwrap_or_default();
+        if let Ok(Err(error)) = timeout_at(end, self.0.link.client.drain()).await {
+            tracing::debug!(%error, "the connection to NATS was closed already");
+        }
+        withdrawn
+    }
+
+    /// Writes the metrics as Prometheus reads them.
+    pub(super) fn render(&self, out: &mut String) {
+        self.0.meters.render(out);
+    }
+}
+
+fn no_subject(version: &str) -> Answer {
+    Answer::Unqueued(format!("the version {version:?} cannot be part of a subject"))
+}
+
+fn too_many() -> Answer {
+    Answer::Unqueued("too much work is being asked for".into())
+}

@@ -1,0 +1,308 @@
+//! Connects to NATS, for as long as the gateway lives, and follows what becomes of the connection
+//! (contract 6.6).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::context::ContextBuilder;
+use async_nats::{Client, ClientError, ConnectOptions, Event, Server, ServerAddr};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::auth::{self, Secrets, StartError};
+use super::link::{API_LIMIT, Link, State};
+use super::meters::{Failure, Meters};
+use super::pace::Pace;
+use crate::config::Nats as Settings;
+
+/// What the servers know this gateway by, as the reference's name.
+const NAME: &str = "gdn-nvcf-grpc-proxy-service";
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Pauses between attempts to connect: the first one, which doubles, and the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A server that leaves is left within this time, at random (contract NT-9).
+const LAME_DUCK_MS: u32 = 10_000;
+
+/// Follows the connection.
+#[derive(Debug)]
+struct Follower {
+    state: watch::Sender<State>,
+    meters: Arc<Meters>,
+    client: OnceLock<Client>,
+    seen: Mutex<Seen>,
+    down: Pace,
+    told: Pace,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Connections so far.
+    epoch: u64,
+    /// The connection that will be given up, because its server leaves.
+    leaving: Option<u64>,
+    /// Attempts that failed, by server, since each was last reached.
+    failed: HashMap<String, usize>,
+}
+
+/// Begins to connect. The link is there at once, whether a server is or not.
+pub(super) async fn connect(
+    settings: &Settings,
+    secrets: Secrets,
+    meters: Arc<Meters>,
+) -> Result<Link, StartError> {
+    let urls = urls(settings)?;
+    let since = Instant::now();
+    let why = "no server was reached yet".into();
+    let (sender, state) = watch::channel(State::Down { since, why });
+    let follower = Arc::new(Follower {
+        state: sender,
+        meters,
+        client: OnceLock::new(),
+        seen: Mutex::default(),
+        down: Pace::default(),
+        told: Pace::default(),
+    });
+    let options = with_tls(auth::options(settings, secrets, &urls)?, settings)?;
+    let client = follow(options, &follower)
+        .connect(urls.into_iter().map(bare).collect::<Vec<_>>())
+        .await
+        .map_err(|error| StartError(format!("NATS cannot be connected to: {error}")))?;
+    follower.meters.follow(client.statistics());
+    // It is the first one, and the only one.
+    let _ = follower.client.set(client.clone());
+    let jetstream = ContextBuilder::new().timeout(API_LIMIT).build(client.clone());
+    Ok(Link { client, jetstream, state })
+}
+
+fn urls(settings: &Settings) -> Result<Vec<ServerAddr>, StartError> {
+    let urls: Result<Vec<ServerAddr>, _> = settings.urls.iter().map(|url| url.parse()).collect();
+    match urls {
+        Ok(urls) if !urls.is_empty() => Ok(urls),
+        // What is written there is not told: it may hold a password.
+        Ok(_) => {
+            Err(StartError("no NATS server is named: set NATS_URL to nats://HOST:4222".into()))
+        }
+        Err(error) => Err(StartError(format!(
+            "the URL of a NATS server cannot be read ({error}): set NATS_URL to nats://HOST:4222"
+        ))),
+    }
+}
+
+/// The same without what is before the `@`, which the library would log.
+fn bare(server: ServerAddr) -> ServerAddr {
+    let mut url = server.clone().into_inner();
+    let cleared = url.set_username("").is_ok() && url.set_password(None).is_ok();
+    let bare = cleared.then(|| ServerAddr::from_url(url)).and_then(Result::ok);
+    bare.unwrap_or(server)
+}
+
+fn with_tls(
+    mut options: ConnectOptions,
+    settings: &Settings,
+) -> Result<ConnectOptions, StartError> {
+    // The library reads them at each connection; one that is not there is told at the start.
+    let readable = |path: &Path| match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let name = path.display();
+            Err(StartError(format!("{name}, which TLS to NATS needs, cannot be read ({error})")))
+        }
+    };
+    if let Some(authorities) = &settings.ca {
+        readable(authorities)?;
+        options = options.add_root_certificates(authorities.clone());
+    }
+    if let Some((certificate, key)) = &settings.client_pair {
+        readable(certificate)?;
+        readable(key)?;
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    Ok(options)
+}
+
+/// Tells the follower all that the library tells.
+fn follow(options: ConnectOptions, follower: &Arc<Follower>) -> ConnectOptions {
+    let (of_events, of_attempts) = (follower.clone(), follower.clone());
+    options
+        .name(NAME)
+        .ping_interval(PING_EVERY)
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .reconnect_delay_callback(pause)
+        .event_callback(move |event| {
+            of_events.clone().event(event);
+            std::future::ready(())
+        })
+        // Which server is next stays the library's choice; but only here it says why the last ones
+        // were not reached.
+        .reconnect_to_server_callback(move |servers, _info| {
+            of_attempts.attempts(&servers);
+            std::future::ready(None)
+        })
+}
+
+/// How long to wait before an attempt, which is counted from 1 after each connection. Some of it is
+/// chance, so that the gateways of a region do not come all at once.
+fn pause(attempt: usize) -> Duration {
+    let Some(doublings) = attempt.checked_sub(2) else { return Duration::ZERO };
+    let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(16);
+    let whole = (PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE);
+    whole - whole / 4 * (random() % 1000) / 1000
+}
+
+/// Where the system has no randomness, there is none.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or_default()
+}
+
+impl Follower {
+    fn event(self: Arc<Self>, event: Event) {
+        match event {
+            Event::Connected => self.connected(),
+            Event::Disconnected => {
+                self.meters.disconnected();
+                self.lost("the connection was lost");
+            }
+            Event::Closed => self.lost("the connection was closed"),
+            Event::LameDuckMode => self.leave(),
+            Event::ServerError(error) => self.error(&error.to_string()),
+            Event::SlowConsumer(_) => self.error("nats: a subscription is read too slowly"),
+            // All others are told with the attempts, with more words; a name that does not resolve
+            // is not.
+            Event::ClientError(ClientError::Other(text)) if text.starts_with("DNS") => {
+                self.failed(&text);
+            }
+            Event::ClientError(_) | Event::Draining => {}
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connected(&self) {
+        let epoch = {
+            let mut seen = self.seen();
+            seen.epoch += 1;
+            seen.epoch
+        };
+        if epoch > 1 {
+            self.meters.reconnected();
+        }
+        tracing::info!(connection = epoch, "connected to NATS");
+        self.state.send_replace(State::Up { epoch });
+    }
+
+    fn lost(&self, why: &str) {
+        let (since, why) = (Instant::now(), Arc::from(why));
+        self.state.send_if_modified(|state| match state {
+            State::Up { .. } => {
+                *state = State::Down { since, why };
+                true
+            }
+            State::Down { .. } => false,
+        });
+        if let Some(left_out) = self.down.line() {
+            tracing::warn!(left_out, "NATS was lost; it is tried again for ever");
+        }
+    }
+
+    /// Something that a server told unasked.
+    fn error(&self, text: &str) {
+        self.meters.error();
+        self.meters.failure(Failure::of(text));
+        if let Some(left_out) = self.told.line() {
+            tracing::warn!(error = text, left_out, "NATS tells an error");
+        }
+    }
+
+    /// Looks at which servers were not reached since the last look.
+    fn attempts(&self, servers: &[Server]) {
+        let mut why = Vec::new();
+        {
+            let mut seen = self.seen();
+            for server in servers {
+                let name = server.addr.host().to_owned() + ":" + &server.addr.port().to_string();
+                let before = seen.failed.get(&name).copied().unwrap_or_default();
+                if let Some(error) = &server.last_error
+                    && server.failed_attempts > before
+                {
+                    why.push(format!("{name}: {error}"));
+                }
+                seen.failed.insert(name, server.failed_attempts);
+            }
+            let known = |name: &String| {
+                let of = |server: &Server| format!("{}:{}", server.addr.host(), server.addr.port());
+                servers.iter().any(|server| of(server) == *name)
+            };
+            seen.failed.retain(|name, _| known(name));
+        }
+        why.iter().for_each(|why| self.failed(why));
+    }
+
+    /// An attempt to connect failed.
+    fn failed(&self, text: &str) {
+        self.meters.failure(Failure::of(text));
+        let newest = Arc::from(text);
+        self.state.send_if_modified(|state| match state {
+            State::Down { why, .. } => {
+                *why = newest;
+                true
+            }
+            State::Up { .. } => false,
+        });
+        if let Some(left_out) = self.down.line() {
+            tracing::warn!(error = text, left_out, "NATS is not reached");
+        }
+    }
+
+    /// The server will leave: another one is looked for soon, but not by all clients at once.
+    fn leave(self: Arc<Self>) {
+        let epoch = {
+            let mut seen = self.seen();
+            // A server that leaves says so with each of its news.
+            if seen.leaving == Some(seen.epoch) {
+                return;
+            }
+            seen.leaving = Some(seen.epoch);
+            seen.epoch
+        };
+        self.meters.lame_duck();
+        let wait = Duration::from_millis(u64::from(random() % LAME_DUCK_MS));
+        tracing::info!(wait_ms = wait.as_millis(), "the NATS server will leave, another is taken");
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let same = self.seen().epoch == epoch;
+            if let Some(client) = self.client.get().filter(|_| same)
+                && let Err(error) = client.force_reconnect().await
+            {
+                tracing::warn!(%error, "the NATS server that leaves cannot be left");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        assert_eq!((pause(0), pause(1)), (Duration::ZERO, Duration::ZERO));
+        for attempt in 2..100 {
+            let longest = PAUSE * 2u32.pow(u32::try_from(attempt).unwrap().min(12) - 2);
+            let longest = longest.min(LONGEST_PAUSE);
+            assert!(pause(attempt) <= longest, "{attempt}");
+            assert!(pause(attempt) >= longest * 3 / 4, "{attempt}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_for_no_log() {
+        let server: ServerAddr = "nats://me:secret@n.test:4222".parse().unwrap();
+        assert_eq!(bare(server).as_url_str(), "nats://n.test:4222");
+    }
+}

@@ -1,0 +1,362 @@
+//! Whose a session is that this gateway does not know, and the stream in which workers register
+//! them (contract 6.3 to 6.5, NT-3, NT-7).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::StatusCode;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{
+    Config, DirectGetErrorKind, DiscardPolicy, Placement, RawMessageErrorKind, RetentionPolicy,
+    StorageType, Stream,
+};
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::super::super::port::Registration;
+use super::super::pb::StatefulSessionTracking;
+use super::link::{API_LIMIT, Link, State};
+use super::pace::Pace;
+
+/// Octets of a record, and of each of its fields: identifiers all of them.
+const LONGEST_RECORD: usize = 4096;
+const LONGEST_FIELD: usize = 256;
+/// How the stream is made (contract NT-3).
+const MOST_RECORDS: i64 = 100_000;
+const RECORD_AGE: Duration = Duration::from_secs(3600);
+const REPLICAS: usize = 3;
+/// The stream is not asked for more often than this, however many lookups miss it.
+const ENSURE_PAUSE: Duration = Duration::from_secs(1);
+/// When it is tried again to make sure of the stream, while a server is there.
+const ENSURE_AGAIN: Duration = Duration::from_secs(10);
+
+/// Looks for records.
+#[derive(Clone, Debug)]
+pub(super) struct Lookups(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    link: Link,
+    region: Arc<str>,
+    stream: String,
+    placement: String,
+    /// When it was last tried to make sure of the stream; held meanwhile.
+    ensured: Mutex<Option<Tried>>,
+    failed: Pace,
+}
+
+/// An attempt to make sure of the stream.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    at: Instant,
+    /// The connection.
+    epoch: Option<u64>,
+    there: bool,
+}
+
+/// What a look into the stream came to.
+enum Look {
+    Record(Bytes),
+    NoRecord,
+    NoStream,
+}
+
+impl Lookups {
+    pub(super) fn new(link: Link, region: Arc<str>, placement: &str) -> Self {
+        Self(Arc::new(Shared {
+            link,
+            stream: format!("stateful_session_lookup_{region}"),
+            region,
+            placement: placement.into(),
+            ensured: Mutex::default(),
+            failed: Pace::default(),
+        }))
+    }
+
+    /// What a worker has registered of a session; none if no worker has. Ends within two
+    /// [`API_LIMIT`]s, the second one only if the stream is missing.
+    pub(super) async fn find(&self, id: Uuid) -> Result<Option<Registration>, String> {
+        let shared = &self.0;
+        if !shared.link.is_up() {
+            return Err(format!("NATS is not there: {}", shared.link.why_down()));
+        }
+        let look = match timeout(API_LIMIT, shared.look(id)).await {
+            Ok(look) => look,
+            Err(_) => Err("the registrations were not answered within 5 s".into()),
+        };
+        let record = match look {
+            Ok(Look::Record(record)) => match registration(&record) {
+                Ok(registration) => Ok(Some(registration)),
+                Err(why) => Err(format!("its record in {} is unusable: {why}", shared.stream)),
+            },
+            Ok(Look::NoRecord) => Ok(None),
+            Ok(Look::NoStream) => {
+                // Nothing is registered then; whether the stream can be made does not change it.
+                self.ensure().await;
+                Ok(None)
+            }
+            Err(why) => Err(why),
+        };
+        if let Err(why) = &record
+            && let Some(left_out) = shared.failed.line()
+        {
+            tracing::warn!(request_id = %id, why, left_out, "a registration was not found out");
+        }
+        record
+    }
+
+    /// Makes sure of the stream whenever a server is there anew, until the link ends.
+    pub(super) async fn keep(self) {
+        let mut state = self.0.link.state.clone();
+        loop {
+            let up = matches!(*state.borrow_and_update(), State::Up { .. });
+            if up && !self.ensure().await {
+                // Once more after a while, but at once with another connection.
+                let _ = timeout(ENSURE_AGAIN, state.changed()).await;
+                if state.has_changed().is_err() {
+                    return;
+                }
+                continue;
+            }
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Makes the stream if there is none. Whether there is one now.
+    async fn ensure(&self) -> bool {
+        let shared = &self.0;
+        let epoch = shared.link.epoch();
+        let mut ensured = shared.ensured.lock().await;
+        if let Some(tried) = *ensured
+            && tried.epoch == epoch
+            && tried.at.elapsed() < ENSURE_PAUSE
+        {
+            return tried.there;
+        }
+        let done = match timeout(API_LIMIT, shared.ensure()).await {
+            Ok(done) => done,
+            Err(_) => Err("JetStream did not answer within 5 s".into()),
+        };
+        let there = done.is_ok();
+        *ensured = Some(Tried { at: Instant::now(), epoch, there });
+        drop(ensured);
+        if let Err(why) = done
+            && let Some(left_out) = shared.failed.line()
+        {
+            let stream = &shared.stream;
+            tracing::warn!(
+                stream,
+                why,
+                left_out,
+                "the stream of registrations is not there and cannot be made: workers cannot \
+                 register sessions, and none can be resumed"
+            );
+        }
+        there
+    }
+}
+
+impl Shared {
+    async fn look(&self, id: Uuid) -> Result<Look, String> {
+        let stream = self.link.jetstream.get_stream_no_info(&self.stream).await;
+        let stream = stream.map_err(|error| error.to_string())?;
+        let subject = format!("stateful_session.lookup.{}.*.{id}", self.region);
+        match stream.direct_get_last_for_subject(subject.as_str()).await {
+            Ok(message) => return Ok(Look::Record(message.payload)),
+            Err(error) => match error.kind() {
+                // It may be a replica that is behind which says so (contract NT-7).
+                DirectGetErrorKind::NotFound => {}
+                // The stream has no direct access, or is not there.
+                DirectGetErrorKind::ErrorResponse(StatusCode::NO_RESPONDERS, _) => {}
+                _ => return Err(error.to_string()),
+            },
+        }
+        Self::ask_leader(&stream, &subject).await
+    }
+
+    async fn ask_leader(stream: &Stream<()>, subject: &str) -> Result<Look, String> {
+        let error = match stream.raw_message_builder().last_by_subject(subject).send().await {
+            Ok(message) => return Ok(Look::Record(message.payload)),
+            Err(error) => error,
+        };
+        match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(Look::NoRecord),
+            RawMessageErrorKind::JetStream(answer)
+                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(Look::NoStream)
+            }
+            _ => Err(error.to_string()),
+        }
+    }
+
+    fn wanted(&self) -> Config {
+        let tags = vec![self.placement.clone()];
+        Config {
+            name: self.stream.clone(),
+            subjects: vec![format!("stateful_session.lookup.{}.>", self.region)],
+            retention: RetentionPolicy::Limits,
+            max_messages: MOST_RECORDS,
+            discard: DiscardPolicy::New,
+            max_age: RECORD_AGE,
+            max_messages_per_subject: 1,
+            storage: StorageType::Memory,
+            num_replicas: REPLICAS,
+            placement: (!self.placement.is_empty()).then_some(Placement { cluster: None, tags }),
+            allow_direct: true,
+            ..Config::default()
+        }
+    }
+
+    async fn ensure(&self) -> Result<(), String> {
+        if self.open().await? {
+            return Ok(());
+        }
+        let wanted = self.wanted();
+        let first = match self.link.jetstream.create_stream(wanted.clone()).await {
+            Ok(_) => {
+                tracing::info!(stream = self.stream, "the stream of registrations was made");
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let CreateStreamErrorKind::JetStream(answer) = first.kind() else {
+            return Err(first.to_string());
+        };
+        match answer.error_code() {
+            // Another gateway was faster.
+            ErrorCode::STREAM_NAME_EXIST if self.open().await? => Ok(()),
+            ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => self.make_single(wanted).await,
+            _ => Err(first.to_string()),
+        }
+    }
+
+    /// Makes the stream on a server that is alone.
+    async fn make_single(&self, wanted: Config) -> Result<(), String> {
+        let single = Config { num_replicas: 1, ..wanted };
+        match self.link.jetstream.create_stream(single).await {
+            Ok(_) => {
+                tracing::warn!(
+                    stream = self.stream,
+                    "the NATS server is alone and refuses 3 replicas: the stream of registrations \
+                     has one, and no session can be resumed after that server has ended"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Whether the stream is there. It is used as it is (contract NT-3).
+    async fn open(&self) -> Result<bool, String> {
+        let found = match self.link.jetstream.get_stream(&self.stream).await {
+            Ok(found) => found,
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(answer)
+                    if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    return Ok(false);
+                }
+                _ => return Err(error.to_string()),
+            },
+        };
+        let others = differences(&self.wanted(), &found.cached_info().config);
+        if !others.is_empty() {
+            tracing::warn!(
+                stream = self.stream,
+                differs = others.join(", "),
+                "the stream of registrations has other settings than this gateway would give it"
+            );
+        }
+        Ok(true)
+    }
+}
+
+/// What of a stream's settings is other than wanted, and matters.
+fn differences(wanted: &Config, found: &Config) -> Vec<String> {
+    let mut others = Vec::new();
+    let mut compare = |name: &str, wanted: String, found: String| {
+        if wanted != found {
+            others.push(format!("{name} {found}, not {wanted}"));
+        }
+    };
+    let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
+    compare("subjects", shown(&wanted.subjects), shown(&found.subjects));
+    compare("retention", shown(&wanted.retention), shown(&found.retention));
+    compare("max_msgs", shown(&wanted.max_messages), shown(&found.max_messages));
+    compare("discard", shown(&wanted.discard), shown(&found.discard));
+    compare("max_age", shown(&wanted.max_age), shown(&found.max_age));
+    let per_subject = (wanted.max_messages_per_subject, found.max_messages_per_subject);
+    compare("max_msgs_per_subject", shown(&per_subject.0), shown(&per_subject.1));
+    compare("storage", shown(&wanted.storage), shown(&found.storage));
+    compare("num_replicas", shown(&wanted.num_replicas), shown(&found.num_replicas));
+    compare("allow_direct", shown(&wanted.allow_direct), shown(&found.allow_direct));
+    others
+}
+
+/// Reads a record, or says what is wrong with it.
+fn registration(record: &[u8]) -> Result<Registration, String> {
+    if record.len() > LONGEST_RECORD {
+        return Err(format!("it has {} bytes", record.len()));
+    }
+    let read = StatefulSessionTracking::decode(record).map_err(|error| error.to_string())?;
+    let field = |name: &str, value: String| match value.len() {
+        0 => Err(format!("it has no {name}")),
+        1..=LONGEST_FIELD => Ok(Arc::from(value)),
+        length => Err(format!("its {name} has {length} bytes")),
+    };
+    Ok(Registration {
+        function: field("functionId", read.function_id)?,
+        version: field("functionVersionId", read.function_version_id)?,
+        tenant: field("invokerNcaId", read.invoker_nca_id)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(function: &str, version: &str, tenant: &str) -> Vec<u8> {
+        StatefulSessionTracking {
+            function_id: function.into(),
+            function_version_id: version.into(),
+            invoker_nca_id: tenant.into(),
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn a_record_is_read_whole_or_not_at_all() {
+        let read = registration(&record("f", "v", "t")).unwrap();
+        assert_eq!((&*read.function, &*read.version, &*read.tenant), ("f", "v", "t"));
+        let long = "x".repeat(LONGEST_FIELD + 1);
+        for (bad, what) in [
+            (record("", "v", "t"), "functionId"),
+            (record("f", "", "t"), "functionVersionId"),
+            (record("f", "v", ""), "invokerNcaId"),
+            (record("f", &long, "t"), "257 bytes"),
+            (record(&"x".repeat(LONGEST_RECORD), "v", "t"), "bytes"),
+            (b"\x0a\x01\xff\x12\x01v\x1a\x01t".to_vec(), "UTF-8"),
+            (b"\x0a\x7fshort".to_vec(), "buffer underflow"),
+            (b"\x08\x01".to_vec(), "wire type"),
+        ] {
+            let why = registration(&bad).unwrap_err();
+            assert!(why.contains(what), "{why} lacks {what}");
+        }
+    }
+
+    #[test]
+    fn what_matters_of_a_streams_settings_is_compared() {
+        let wanted = Config { name: "s".into(), num_replicas: 3, ..Config::default() };
+        assert!(differences(&wanted, &wanted).is_empty());
+        let found = Config { max_messages_per_subject: 5, num_replicas: 1, ..wanted.clone() };
+        let others = differences(&wanted, &found);
+        assert_eq!(others, ["max_msgs_per_subject 5, not 0", "num_replicas 1, not 3"]);
+    }
+}

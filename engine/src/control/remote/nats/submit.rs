@@ -1,0 +1,161 @@
+//! Work for a new session goes into its function version's stream, and the stream says so
+//! (contract NT-1, NT-2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Message, Request, RequestErrorKind};
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::link::Link;
+use super::meters::Meters;
+use super::pace::Pace;
+
+/// How long an acknowledgement may take, all attempts together.
+const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// Further attempts if no stream takes the subject, and the pause before each.
+const MORE_ATTEMPTS: u32 = 2;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(250);
+/// Publishes whose acknowledgement is out at once. None waits for another one.
+const MOST_PUBLISHES: usize = 16_384;
+/// The error code of all limits of a stream, and the description of the one that says that the
+/// message is in the stream already (contract NT-2).
+const STREAM_LIMIT: u64 = 10_077;
+const THERE_ALREADY: &str = "maximum messages per subject exceeded";
+
+/// Publishes with acknowledgement.
+#[derive(Clone, Debug)]
+pub(super) struct Publisher {
+    link: Link,
+    meters: Arc<Meters>,
+    room: Arc<Semaphore>,
+    told: Arc<Pace>,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Published {
+    /// It is in the stream: its sequence, if that is known.
+    There(Option<u64>),
+    /// It is not there: why.
+    Not(String),
+    /// Nobody knows: why.
+    Unknown(String),
+}
+
+/// What a stream answers.
+#[derive(Deserialize)]
+struct Ack {
+    #[serde(default)]
+    stream: String,
+    #[serde(default, rename = "seq")]
+    sequence: u64,
+    error: Option<Fault>,
+}
+
+#[derive(Deserialize)]
+struct Fault {
+    #[serde(default)]
+    code: u64,
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl Publisher {
+    pub(super) fn new(link: Link, meters: Arc<Meters>) -> Self {
+        let room = Arc::new(Semaphore::new(MOST_PUBLISHES));
+        Self { link, meters, room, told: Arc::default() }
+    }
+
+    /// Publishes a message whose subject is its own, so that it cannot be in the stream twice.
+    pub(super) async fn publish(&self, stream: &str, subject: &str, payload: Bytes) -> Published {
+        let Ok(_room) = self.room.try_acquire() else {
+            return Published::Not(format!("{MOST_PUBLISHES} publishes wait for their answers"));
+        };
+        let published = self.attempts(stream, subject, payload).await;
+        if let Published::Not(why) | Published::Unknown(why) = &published
+            && let Some(left_out) = self.told.line()
+        {
+            tracing::warn!(subject, why, left_out, "work was not published");
+        }
+        published
+    }
+
+    async fn attempts(&self, stream: &str, subject: &str, payload: Bytes) -> Published {
+        let end = Instant::now() + ACK_LIMIT;
+        let mut more = MORE_ATTEMPTS;
+        // Whether one was lost on the way: it may have arrived.
+        let mut lost = false;
+        loop {
+            let Some(epoch) = self.link.epoch() else {
+                let why = format!("NATS is not there: {}", self.link.why_down());
+                if !lost {
+                    return Published::Not(why);
+                }
+                // What is published again is either new or refused as being there already.
+                if timeout_at(end, self.link.up()).await.is_err() {
+                    return Published::Unknown(why);
+                }
+                continue;
+            };
+            let begun = Instant::now();
+            let request = Request::new().payload(payload.clone()).timeout(None);
+            self.meters.requested(subject.len() + payload.len());
+            let reply = tokio::select! {
+                reply = timeout_at(end, self.link.client.send_request(subject.to_owned(), request)) => reply,
+                () = self.link.lost(epoch) => {
+                    lost = true;
+                    continue;
+                }
+            };
+            let error = match reply {
+                Err(_) => return Published::Unknown("no answer came within 5 s".into()),
+                Ok(Ok(answer)) => return self.read(stream, subject, &answer),
+                Ok(Err(error)) => error,
+            };
+            let none = error.kind() == RequestErrorKind::NoResponders;
+            if none && more > 0 {
+                more -= 1;
+                sleep_until((begun + ATTEMPT_PAUSE).min(end)).await;
+                continue;
+            }
+            let why = if none { format!("there is no stream {stream}") } else { error.to_string() };
+            let certain = none
+                || matches!(
+                    error.kind(),
+                    RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded
+                );
+            return if certain && !lost { Published::Not(why) } else { Published::Unknown(why) };
+        }
+    }
+
+    fn read(&self, stream: &str, subject: &str, answer: &Message) -> Published {
+        let ack: Ack = match serde_json::from_slice(&answer.payload) {
+            Ok(ack) => ack,
+            Err(error) => {
+                return Published::Unknown(format!("the answer is no acknowledgement: {error}"));
+            }
+        };
+        if let Some(Fault { code, err_code, description }) = ack.error {
+            if err_code == STREAM_LIMIT && description == THERE_ALREADY {
+                return Published::There(None);
+            }
+            return Published::Not(format!("{description} (code {code}, error code {err_code})"));
+        }
+        if ack.sequence == 0 {
+            return Published::Unknown("the acknowledgement has no sequence".into());
+        }
+        if ack.stream != stream
+            && let Some(left_out) = self.told.line()
+        {
+            let other = ack.stream;
+            tracing::warn!(subject, other, stream, left_out, "another stream took the work");
+        }
+        Published::There(Some(ack.sequence))
+    }
+}
