@@ -16,6 +16,10 @@ mod reconnect;
 mod runs;
 mod streaming;
 mod submit;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +112,9 @@ impl Nats {
         if !payload::is_token(version) {
             return no_subject(version);
         }
-        ledger.publishing(ticket, version.clone(), work.request_id);
+        if !ledger.publishing(ticket, version.clone(), work.request_id) {
+            return too_many();
+        }
         let stream = format!("rq_{region}_{version}");
         let subject = format!("rq.{region}.{version}.{}", work.request_id);
         let payload = payload::payload(work, region, proxy_uri);
