@@ -13,6 +13,7 @@ mod meters;
 mod pace;
 mod payload;
 mod reconnect;
+mod replies;
 mod runs;
 mod streaming;
 mod submit;
@@ -32,15 +33,17 @@ use super::super::local::{Work, WorkKind};
 use super::super::port::{Answer, AskTicket};
 use crate::config::Remote;
 
-pub(super) use auth::{Secrets, StartError, TokenSource};
+pub(super) use auth::{Secrets, StartError};
 pub(super) use link::State;
 pub(super) use meters::Meters;
 
+use connect::Listener;
 use ledger::Ledger;
 use link::Link;
 use lookup::Lookups;
 use pace::Pace;
 use reconnect::Reconnects;
+use replies::Replies;
 use runs::Runs;
 use streaming::Dispatch;
 use submit::{Published, Publisher};
@@ -72,18 +75,24 @@ impl Nats {
         if !payload::is_token(&settings.region) {
             let region = &settings.region;
             return Err(StartError(format!(
-                "the region {region:?} cannot be part of a subject: set SELF_REGION to letters, \
+                "the region {region:?} cannot be part of a subject: set AWS_REGION to letters, \
                  digits, _ and -"
             )));
         }
         let meters = Arc::new(Meters::default());
         let region: Arc<str> = settings.region.as_str().into();
-        let link = connect::connect(&settings.nats, secrets, meters.clone()).await?;
+        let link = {
+            let listener = Listener(Box::new(|_| {}));
+            connect::connect(&settings.nats, secrets, meters.clone(), listener).await?
+        };
+        let replies = Replies::start(link.client.clone())
+            .await
+            .map_err(|error| StartError(format!("NATS cannot be listened to: {error}")))?;
         let lookups = Lookups::new(link.clone(), region.clone(), &settings.nats.placement);
         tokio::spawn(lookups.clone().keep());
         Ok(Self(Arc::new(Inner {
             ledger: Ledger::new(link.clone(), region.clone()),
-            publisher: Publisher::new(link.clone(), meters.clone()),
+            publisher: Publisher::new(link.clone(), replies),
             reconnects: Reconnects::new(link.clone(), lookups.clone()),
             lookups,
             region,

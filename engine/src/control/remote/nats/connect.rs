@@ -2,6 +2,7 @@
 //! (contract 6.6).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -23,17 +24,39 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 /// Pauses between attempts to connect: the first one, which doubles, and the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A connection that was lost within this time after the one before was refused, in a way.
+const SHORT: Duration = Duration::from_secs(5);
 /// A server that leaves is left within this time, at random (contract NT-9).
 const LAME_DUCK_MS: u32 = 10_000;
+
+/// What the servers tell of what this gateway may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum News<'a> {
+    /// One was reached.
+    Connected,
+    /// One told an error unasked, which a request that goes beyond the account's rights ends with.
+    Error(&'a str),
+}
+
+/// Who wants to hear that.
+pub(super) struct Listener(pub(super) Box<dyn Fn(News<'_>) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener(..)")
+    }
+}
 
 /// Follows the connection.
 #[derive(Debug)]
 struct Follower {
+    listener: Listener,
     state: watch::Sender<State>,
     meters: Arc<Meters>,
     client: OnceLock<Client>,
     seen: Mutex<Seen>,
-    down: Pace,
+    lost: Pace,
+    unreached: Pace,
     told: Pace,
 }
 
@@ -52,17 +75,20 @@ pub(super) async fn connect(
     settings: &Settings,
     secrets: Secrets,
     meters: Arc<Meters>,
+    listener: Listener,
 ) -> Result<Link, StartError> {
     let urls = urls(settings)?;
     let since = Instant::now();
     let why = "no server was reached yet".into();
     let (sender, state) = watch::channel(State::Down { since, why });
     let follower = Arc::new(Follower {
+        listener,
         state: sender,
         meters,
         client: OnceLock::new(),
         seen: Mutex::default(),
-        down: Pace::default(),
+        lost: Pace::default(),
+        unreached: Pace::default(),
         told: Pace::default(),
     });
     let options = with_tls(auth::options(settings, secrets, &urls)?, settings)?;
@@ -83,10 +109,10 @@ fn urls(settings: &Settings) -> Result<Vec<ServerAddr>, StartError> {
         Ok(urls) if !urls.is_empty() => Ok(urls),
         // What is written there is not told: it may hold a password.
         Ok(_) => {
-            Err(StartError("no NATS server is named: set NATS_URL to nats://HOST:4222".into()))
+            Err(StartError("no NATS server is named: set NATS_FQDN to nats://HOST:4222".into()))
         }
         Err(error) => Err(StartError(format!(
-            "the URL of a NATS server cannot be read ({error}): set NATS_URL to nats://HOST:4222"
+            "the URL of a NATS server cannot be read ({error}): set NATS_FQDN to nats://HOST:4222"
         ))),
     }
 }
@@ -126,12 +152,15 @@ fn with_tls(
 /// Tells the follower all that the library tells.
 fn follow(options: ConnectOptions, follower: &Arc<Follower>) -> ConnectOptions {
     let (of_events, of_attempts) = (follower.clone(), follower.clone());
+    let short = Mutex::new(Short::default());
     options
         .name(NAME)
         .ping_interval(PING_EVERY)
         .retry_on_initial_connect()
         .max_reconnects(None)
-        .reconnect_delay_callback(pause)
+        .reconnect_delay_callback(move |attempt| {
+            short.lock().unwrap_or_else(PoisonError::into_inner).pause(attempt, Instant::now())
+        })
         .event_callback(move |event| {
             of_events.clone().event(event);
             std::future::ready(())
@@ -144,13 +173,35 @@ fn follow(options: ConnectOptions, follower: &Arc<Follower>) -> ConnectOptions {
         })
 }
 
-/// How long to wait before an attempt, which is counted from 1 after each connection. Some of it is
-/// chance, so that the gateways of a region do not come all at once.
+/// How long to wait before an attempt, which is counted from 1. Some of it is chance, so that the
+/// gateways of a region do not come all at once.
 fn pause(attempt: usize) -> Duration {
     let Some(doublings) = attempt.checked_sub(2) else { return Duration::ZERO };
     let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(16);
     let whole = (PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE);
     whole - whole / 4 * (random() % 1000) / 1000
+}
+
+/// Connections that did not last. The library counts attempts anew after each connection: a server
+/// that takes one and ends it at once would be tried without a pause.
+#[derive(Debug, Default)]
+struct Short {
+    /// When a connection was lost last.
+    last: Option<Instant>,
+    /// How many were lost one soon after the other.
+    count: usize,
+}
+
+impl Short {
+    /// How long to wait before an attempt, counted from 1 after each connection.
+    fn pause(&mut self, attempt: usize, now: Instant) -> Duration {
+        if attempt <= 1 {
+            let soon = self.last.is_some_and(|last| now.duration_since(last) < SHORT);
+            self.count = if soon { self.count.saturating_add(1) } else { 0 };
+            self.last = Some(now);
+        }
+        pause(attempt.saturating_add(self.count))
+    }
 }
 
 /// Where the system has no randomness, there is none.
@@ -193,6 +244,7 @@ impl Follower {
             self.meters.reconnected();
         }
         tracing::info!(connection = epoch, "connected to NATS");
+        (self.listener.0)(News::Connected);
         self.state.send_replace(State::Up { epoch });
     }
 
@@ -205,7 +257,7 @@ impl Follower {
             }
             State::Down { .. } => false,
         });
-        if let Some(left_out) = self.down.line() {
+        if let Some(left_out) = self.lost.line() {
             tracing::warn!(left_out, "NATS was lost; it is tried again for ever");
         }
     }
@@ -214,6 +266,7 @@ impl Follower {
     fn error(&self, text: &str) {
         self.meters.error();
         self.meters.failure(Failure::of(text));
+        (self.listener.0)(News::Error(text));
         if let Some(left_out) = self.told.line() {
             tracing::warn!(error = text, left_out, "NATS tells an error");
         }
@@ -254,7 +307,7 @@ impl Follower {
             }
             State::Up { .. } => false,
         });
-        if let Some(left_out) = self.down.line() {
+        if let Some(left_out) = self.unreached.line() {
             tracing::warn!(error = text, left_out, "NATS is not reached");
         }
     }
@@ -293,11 +346,26 @@ mod tests {
     fn pauses_grow_up_to_a_limit() {
         assert_eq!((pause(0), pause(1)), (Duration::ZERO, Duration::ZERO));
         for attempt in 2..100 {
-            let longest = PAUSE * 2u32.pow(u32::try_from(attempt).unwrap().min(12) - 2);
-            let longest = longest.min(LONGEST_PAUSE);
-            assert!(pause(attempt) <= longest, "{attempt}");
-            assert!(pause(attempt) >= longest * 3 / 4, "{attempt}");
+            let least = pause_at_least(attempt);
+            let pause = pause(usize::try_from(attempt).unwrap());
+            assert!(least <= pause && pause <= least * 4 / 3, "{attempt}: {pause:?}");
         }
+    }
+
+    #[test]
+    fn connections_that_do_not_last_are_no_reason_to_hurry() {
+        let (mut short, mut now) = (Short::default(), Instant::now());
+        assert_eq!(short.pause(1, now), Duration::ZERO);
+        for lost in 1..20 {
+            now += LONGEST_PAUSE;
+            let least = pause_at_least(lost + 1);
+            assert!(short.pause(1, now) >= least, "{lost}");
+        }
+        assert_eq!(short.pause(1, now + SHORT), Duration::ZERO);
+    }
+
+    fn pause_at_least(attempt: u32) -> Duration {
+        (PAUSE * 2u32.pow(attempt.min(12) - 2)).min(LONGEST_PAUSE) * 3 / 4
     }
 
     #[test]

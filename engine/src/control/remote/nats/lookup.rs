@@ -219,12 +219,9 @@ impl Shared {
             return Ok(());
         }
         let wanted = self.wanted();
-        let first = match self.link.jetstream.create_stream(wanted.clone()).await {
-            Ok(_) => {
-                tracing::info!(stream = self.stream, "the stream of registrations was made");
-                return Ok(());
-            }
-            Err(error) => error,
+        let Err(first) = self.link.jetstream.create_stream(wanted.clone()).await else {
+            tracing::info!(stream = self.stream, "the stream of registrations was made");
+            return Ok(());
         };
         let CreateStreamErrorKind::JetStream(answer) = first.kind() else {
             return Err(first.to_string());

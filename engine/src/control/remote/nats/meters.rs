@@ -16,8 +16,6 @@ pub(in crate::control::remote) struct Meters {
     disconnects: AtomicU64,
     reconnects: AtomicU64,
     lame_ducks: AtomicU64,
-    /// The client library counts what it sends, but for requests.
-    requested: AtomicU64,
     statistics: OnceLock<Arc<Statistics>>,
 }
 
@@ -114,11 +112,6 @@ impl Meters {
         self.lame_ducks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request was sent, of so many bytes.
-    pub(super) fn requested(&self, bytes: usize) {
-        self.requested.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
     /// Writes them as Prometheus reads them.
     pub(in crate::control::remote) fn render(&self, out: &mut String) {
         const FAILURES: &str = "nvcf_grpc_proxy_service_nats_failure_total";
@@ -147,10 +140,9 @@ impl Meters {
         let none = Arc::default();
         let counts = self.statistics.get().unwrap_or(&none);
         let now = Ordering::Relaxed;
-        let sent = counts.out_bytes.load(now) + self.requested.load(now);
         let again = counts.connects.load(now).saturating_sub(1);
         for (name, help, value) in [
-            ("nats_out_bytes", "Bytes sent to NATS.", sent),
+            ("nats_out_bytes", "Bytes sent to NATS.", counts.out_bytes.load(now)),
             ("nats_in_bytes", "Bytes received from NATS.", counts.in_bytes.load(now)),
             ("nats_out_msgs", "Messages sent to NATS.", counts.out_messages.load(now)),
             ("nats_in_msgs", "Messages received from NATS.", counts.in_messages.load(now)),

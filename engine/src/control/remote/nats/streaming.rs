@@ -1,6 +1,7 @@
 //! Work for a new session of a streaming function is asked of its workers by request, until one
 //! answers (contract CP-12, CP-13).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Request, RequestErrorKind};
@@ -30,7 +31,7 @@ pub(super) struct Dispatch {
     pub(super) version: String,
     pub(super) id: String,
     pub(super) payload: Bytes,
-    pub(super) faults: std::sync::Arc<Pace>,
+    pub(super) faults: Arc<Pace>,
 }
 
 /// What an attempt came to.
@@ -59,17 +60,18 @@ impl Dispatch {
                 match self.attempt(region).await {
                     Attempt::Reply => return,
                     Attempt::Nobody => {}
-                    Attempt::Fault(why) => {
-                        if let Some(left_out) = self.faults.line() {
-                            let request_id = &self.id;
-                            tracing::warn!(request_id, region, why, left_out, "work was not sent");
-                        }
-                        sleep(FAULT_PAUSE).await;
-                    }
+                    Attempt::Fault(why) => self.fault(region, &why).await,
                 }
             }
             sleep(ROUND_PAUSE).await;
         }
+    }
+
+    async fn fault(&self, region: &str, why: &str) {
+        if let Some(left_out) = self.faults.line() {
+            tracing::warn!(request_id = self.id, region, why, left_out, "work was not sent");
+        }
+        sleep(FAULT_PAUSE).await;
     }
 
     async fn attempt(&self, region: &str) -> Attempt {

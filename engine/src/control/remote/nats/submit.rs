@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Message, Request, RequestErrorKind};
+use async_nats::client::PublishErrorKind;
+use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::link::Link;
-use super::meters::Meters;
 use super::pace::Pace;
+use super::replies::Replies;
 
 /// How long an acknowledgement may take, all attempts together.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
@@ -30,7 +31,7 @@ const THERE_ALREADY: &str = "maximum messages per subject exceeded";
 #[derive(Clone, Debug)]
 pub(super) struct Publisher {
     link: Link,
-    meters: Arc<Meters>,
+    replies: Replies,
     room: Arc<Semaphore>,
     told: Arc<Pace>,
 }
@@ -44,6 +45,14 @@ pub(super) enum Published {
     Not(String),
     /// Nobody knows: why.
     Unknown(String),
+}
+
+/// Why no answer comes.
+enum Unasked {
+    /// The client library does not send such a thing: why.
+    Refused(String),
+    /// It sends nothing any more.
+    Closed,
 }
 
 /// What a stream answers.
@@ -67,9 +76,9 @@ struct Fault {
 }
 
 impl Publisher {
-    pub(super) fn new(link: Link, meters: Arc<Meters>) -> Self {
+    pub(super) fn new(link: Link, replies: Replies) -> Self {
         let room = Arc::new(Semaphore::new(MOST_PUBLISHES));
-        Self { link, meters, room, told: Arc::default() }
+        Self { link, replies, room, told: Arc::default() }
     }
 
     /// Publishes a message whose subject is its own, so that it cannot be in the stream twice.
@@ -104,33 +113,40 @@ impl Publisher {
                 continue;
             };
             let begun = Instant::now();
-            let request = Request::new().payload(payload.clone()).timeout(None);
-            self.meters.requested(subject.len() + payload.len());
-            let reply = tokio::select! {
-                reply = timeout_at(end, self.link.client.send_request(subject.to_owned(), request)) => reply,
+            let answer = tokio::select! {
+                answer = timeout_at(end, self.ask(subject, payload.clone())) => match answer {
+                    Ok(answer) => answer,
+                    Err(_) => return Published::Unknown("no answer came within 5 s".into()),
+                },
                 () = self.link.lost(epoch) => {
                     lost = true;
                     continue;
                 }
             };
-            let error = match reply {
-                Err(_) => return Published::Unknown("no answer came within 5 s".into()),
-                Ok(Ok(answer)) => return self.read(stream, subject, &answer),
-                Ok(Err(error)) => error,
+            let why = match answer {
+                Ok(answer) if answer.status != Some(StatusCode::NO_RESPONDERS) => {
+                    return self.read(stream, subject, &answer);
+                }
+                Ok(_) if more > 0 => {
+                    more -= 1;
+                    sleep_until((begun + ATTEMPT_PAUSE).min(end)).await;
+                    continue;
+                }
+                Ok(_) => format!("there is no stream {stream}"),
+                Err(Unasked::Refused(why)) => why,
+                Err(Unasked::Closed) => {
+                    return Published::Unknown("the connection to NATS was closed".into());
+                }
             };
-            let none = error.kind() == RequestErrorKind::NoResponders;
-            if none && more > 0 {
-                more -= 1;
-                sleep_until((begun + ATTEMPT_PAUSE).min(end)).await;
-                continue;
-            }
-            let why = if none { format!("there is no stream {stream}") } else { error.to_string() };
-            let certain = none
-                || matches!(
-                    error.kind(),
-                    RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded
-                );
-            return if certain && !lost { Published::Not(why) } else { Published::Unknown(why) };
+            return if lost { Published::Unknown(why) } else { Published::Not(why) };
+        }
+    }
+
+    async fn ask(&self, subject: &str, payload: Bytes) -> Result<Message, Unasked> {
+        match self.replies.request(subject.to_owned(), payload).await {
+            Ok(waiting) => waiting.reply().await.ok_or(Unasked::Closed),
+            Err(error) if error.kind() == PublishErrorKind::Send => Err(Unasked::Closed),
+            Err(error) => Err(Unasked::Refused(error.to_string())),
         }
     }
 

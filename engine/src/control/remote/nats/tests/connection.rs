@@ -1,8 +1,10 @@
 //! How the plane comes to a server, and leaves it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::FutureExt;
+use rustix::process::{Pid, Signal};
 
 use super::*;
 use crate::config::NkeySource;
@@ -35,6 +37,19 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _already_gone = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Sends a signal to the process that a file names.
+fn signal(file: &Path, signal: Signal) {
+    let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Lets the process that a file names stand still.
+async fn stop(file: &Path) {
+    signal(file, Signal::STOP);
+    // Its threads do not stop all at once.
+    tokio::time::sleep(Duration::from_millis(300)).await;
 }
 
 async fn start(settings: &Remote) -> Nats {
@@ -157,15 +172,56 @@ async fn a_server_that_leaves_is_left() {
         "pid_file: {pid:?}\nlame_duck_duration: \"60s\"\nlame_duck_grace_period: \"30s\""
     ));
     let (nats, _) = plane(&server).await;
-    let pid: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::USR2).unwrap();
+    signal(&pid, Signal::USR2);
     until("it is counted", || async { metric(&nats, "nats_lame_duck_total") == 1 }).await;
     // The server itself would wait for half a minute.
     let mut health = nats.health();
     let left = health.wait_for(|state| matches!(state, State::Down { .. }));
     timeout(Duration::from_secs(12), left).await.expect("it is left within 10 s").unwrap();
     assert_eq!(metric(&nats, "nats_lame_duck_total"), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_is_not_waited_for() {
+    let folder = Folder::new();
+    let pid = folder.0.join("pid");
+    let server = Server::with(&format!("pid_file: {pid:?}"));
+    let (nats, client) = plane(&server).await;
+    request_stream(&client, |_| {}).await;
+    stop(&pid).await;
+    let (begun, asked) = (Instant::now(), work(WorkKind::New, fresh()));
+    let (submitted, looked) = tokio::join!(nats.submit(ticket(1), &asked), nats.lookup(fresh()));
+    let took = begun.elapsed();
+    signal(&pid, Signal::CONT);
+    unqueued(submitted, "no answer came within 5 s");
+    let Answer::Failed(why) = looked else { panic!("nobody has said so: {looked:?}") };
+    assert!(why.contains("timed out") || why.contains("within 5 s"), "{why}");
+    assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(7), "{took:?}");
+    assert_eq!(nats.submit(ticket(2), &work(WorkKind::New, fresh())).await, Answer::Queued);
+}
+
+#[tokio::test]
+async fn what_was_lost_on_its_way_is_published_again() {
+    let folder = Folder::new();
+    let pid = folder.0.join("pid");
+    let mut server = Server::with(&format!("pid_file: {pid:?}"));
+    let (nats, client) = plane(&server).await;
+    request_stream(&client, |config| config.storage = StorageType::File).await;
+    signal(&pid, Signal::STOP);
+    let id = fresh();
+    let submitted = {
+        let (nats, asked) = (nats.clone(), work(WorkKind::New, id));
+        tokio::spawn(async move { nats.submit(ticket(1), &asked).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!submitted.is_finished());
+    server.stop();
+    server.again();
+    assert_eq!(timeout(SOON, submitted).await.expect("it ends").unwrap(), Answer::Queued);
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client);
+    let stream = jetstream.get_stream(format!("rq_{REGION}_{VERSION}")).await.unwrap();
+    is_work(&stream.get_raw_message(1).await.unwrap().payload, id);
 }
 
 #[tokio::test]

@@ -30,6 +30,11 @@ async fn made(client: &async_nats::Client) -> Config {
     jetstream.get_stream(STREAM).await.unwrap().cached_info().config.clone()
 }
 
+/// Waits until the server has taken what was sent before on this connection: it answers in order.
+async fn taken(client: &async_nats::Client) {
+    client.request("nobody", "".into()).await.unwrap_err();
+}
+
 #[track_caller]
 fn registered(answer: &Answer) {
     let Answer::Registered(found) = answer else { panic!("{answer:?} instead of a registration") };
@@ -104,9 +109,7 @@ async fn a_worker_that_listens_is_asked() {
     for kind in [WorkKind::Reconnect, WorkKind::Spare] {
         let id = fresh();
         let mut asked = client.subscribe(format!("stateful_session.reconnect.{id}")).await.unwrap();
-        client.flush().await.unwrap();
-        // The server has it once it has answered on the same connection.
-        let _ = client.request("nobody", "".into()).await;
+        taken(&client).await;
         let begun = Instant::now();
         assert_eq!(nats.submit(ticket(1), &work(kind, id)).await, Answer::Queued);
         assert!(begun.elapsed() < AT_ONCE, "no silence is waited for: {:?}", begun.elapsed());
@@ -158,6 +161,7 @@ async fn a_worker_that_does_not_listen_is_found_out() {
     let listens = client.subscribe(format!("stateful_session.reconnect.{there}")).await.unwrap();
     assert_eq!(nats.submit(ticket(5), &works[0]).await, Answer::Queued);
     drop(listens);
+    taken(&client).await;
     assert_eq!(nats.submit(ticket(6), &works[0]).await, Answer::Unheard);
 }
 
