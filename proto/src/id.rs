@@ -134,6 +134,18 @@ impl RequestIds {
         Uuid::from_u128(self.fixed | u128::from_be_bytes(random) & Self::RANDOM)
     }
 
+    /// Which run of which node made `id`; none if it is not of this scheme. It is a hint: anyone can
+    /// write such an id.
+    #[must_use]
+    pub fn maker_of(id: Uuid) -> Option<Node> {
+        let id = id.as_u128();
+        let is = |(at, value): (u32, u128), bits: u32| id >> at & ((1 << bits) - 1) == value;
+        (is(Self::VERSION, 4) && is(Self::VARIANT, 2)).then_some(Node {
+            number: (id >> Self::NODE) as u16 % NODE_LIMIT,
+            incarnation: (id >> Self::INCARNATION) as u16,
+        })
+    }
+
     /// Where `id` was made. It is a hint: anyone can write such an id, so the core it names is to
     /// look into its own directory and no more.
     #[must_use]
@@ -144,10 +156,7 @@ impl RequestIds {
             return Home::Unknown;
         }
         if differs(Self::NODE, 12) {
-            return Home::OtherNode(Node {
-                number: (id >> Self::NODE) as u16 % NODE_LIMIT,
-                incarnation: (id >> Self::INCARNATION) as u16,
-            });
+            return Self::maker_of(Uuid::from_u128(id)).map_or(Home::Unknown, Home::OtherNode);
         }
         if differs(Self::INCARNATION, 16) {
             return Home::OtherIncarnation;
@@ -436,6 +445,11 @@ mod tests {
             let version_4 = Uuid::from_u128(id.as_u128() ^ 12 << 76);
             assert_eq!(version_4.get_version_num(), 4);
             assert_eq!(ids.home_of(version_4), Home::Unknown);
+            assert_eq!(RequestIds::maker_of(id), Some(of));
+            let other_variant = Uuid::from_u128(id.as_u128() ^ 1 << 63);
+            for foreign in [version_4, other_variant, Uuid::nil()] {
+                assert_eq!(RequestIds::maker_of(foreign), None);
+            }
             assert_eq!(ids.home_of(Uuid::nil()), Home::Unknown);
         }
     }

@@ -1,5 +1,6 @@
 //! A real NATS server for the tests of this folder, and a connection to it.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Event;
+use async_nats::jetstream::{consumer, stream};
+use futures_util::StreamExt;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::link::{Link, State};
 
@@ -140,5 +144,100 @@ pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut test: impl F
     while !test().await {
         assert!(began.elapsed() < SOON, "not so in {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A region of a server's: what NVIDIA's control plane and its workers would do there.
+pub(super) struct Region {
+    pub(super) link: Link,
+    /// Its name.
+    pub(super) name: Arc<str>,
+}
+
+impl Region {
+    pub(super) fn new(link: Link) -> Self {
+        Self { link, name: "here".into() }
+    }
+
+    fn stream_name(&self, version: &str) -> String {
+        format!("rq_{}_{version}", self.name)
+    }
+
+    fn subject(&self, version: &str, id: Uuid) -> String {
+        format!("rq.{}.{version}.{id}", self.name)
+    }
+
+    /// Makes a version's request stream (contract NT-1), kept in files: it outlives its server.
+    pub(super) async fn request_stream(&self, version: &str) {
+        self.link.up().await;
+        let config = stream::Config {
+            name: self.stream_name(version),
+            subjects: vec![format!("rq.{}.{version}.>", self.name)],
+            retention: stream::RetentionPolicy::WorkQueue,
+            discard: stream::DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_messages_per_subject: 1,
+            allow_direct: true,
+            num_replicas: 1,
+            ..stream::Config::default()
+        };
+        self.link.jetstream.create_stream(config).await.expect("it can be made");
+    }
+
+    /// Makes the stream of registrations (contract NT-3).
+    pub(super) async fn lookup_stream(&self) {
+        self.link.up().await;
+        let config = stream::Config {
+            name: format!("stateful_session_lookup_{}", self.name),
+            subjects: vec![format!("stateful_session.lookup.{}.>", self.name)],
+            max_messages_per_subject: 1,
+            storage: stream::StorageType::Memory,
+            allow_direct: true,
+            num_replicas: 1,
+            ..stream::Config::default()
+        };
+        self.link.jetstream.create_stream(config).await.expect("it can be made");
+    }
+
+    /// Queues work; its sequence.
+    pub(super) async fn publish(&self, version: &str, id: Uuid) -> u64 {
+        self.put(self.subject(version, id)).await
+    }
+
+    /// Registers a session as its worker does (contract 6.4).
+    pub(super) async fn register(&self, version: &str, id: Uuid) {
+        self.put(format!("stateful_session.lookup.{}.{version}.{id}", self.name)).await;
+    }
+
+    async fn put(&self, subject: String) -> u64 {
+        let publish = self.link.jetstream.publish(subject, "work".into());
+        publish.await.expect("it is sent").await.expect("there is such a stream").sequence
+    }
+
+    /// Takes so many pieces of work as workers do, and keeps them.
+    pub(super) async fn take(&self, version: &str, count: usize) {
+        let name = self.stream_name(version);
+        let workers = format!("{name}_workers");
+        let stream = self.link.jetstream.get_stream(name).await.expect("it is there");
+        let config = consumer::pull::Config {
+            durable_name: Some(workers.clone()),
+            ack_policy: consumer::AckPolicy::Explicit,
+            ..consumer::pull::Config::default()
+        };
+        let workers = stream.get_or_create_consumer(&workers, config).await.expect("it is made");
+        let taken = workers.fetch().max_messages(count).messages().await.expect("it is asked");
+        assert_eq!(taken.count().await, count, "as many pieces of work were queued");
+    }
+
+    /// What a version's stream holds.
+    pub(super) async fn held(&self, version: &str) -> BTreeSet<Uuid> {
+        let name = self.stream_name(version);
+        let stream = self.link.jetstream.get_stream(name).await.expect("it is there");
+        let subjects = stream.info_with_subjects(">").await.expect("it is there");
+        let last = |subject: &str| Uuid::try_parse(subject.rsplit('.').next()?).ok();
+        subjects
+            .map(|subject| last(&subject.expect("it is listed").0).expect("it is an id"))
+            .collect()
+            .await
     }
 }

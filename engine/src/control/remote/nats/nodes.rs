@@ -1,0 +1,387 @@
+//! Who this gateway is among the others: a record in a key-value bucket that all of a region share
+//! (design 3.22).
+//!
+//! A node is a pair of a number and an incarnation, drawn at random and entered with `create`, so
+//! that no two have the same. A record is there for as long as it is refreshed; nobody watches it, it
+//! is read when an id names its node. That a node is *dead* is said only of one whose record names
+//! this very process's address, which nobody else can have now, and of one whose record was missing
+//! for two times to live while ours was there all the time.
+
+mod bucket;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ringway_proto::id::{NODE_LIMIT, Node};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::withdraw::Trouble;
+use bucket::{Bucket, Entered, Found};
+pub(super) use bucket::{Pace, Place, Record};
+
+/// Pairs drawn before it is given up that one is free: of 2^28, the first one nearly always is.
+const MOST_DRAWS: usize = 16;
+/// What was read is believed for this long.
+const BELIEVED_FOR: Duration = Duration::from_secs(5);
+/// When it is tried again after the connection was lost under it.
+const SOON: Duration = Duration::from_millis(50);
+/// Nodes of which something is remembered, of each kind.
+const MOST_KNOWN: usize = 4096;
+/// Nodes whose missing records are looked for at each refresh.
+const MOST_MISSED: usize = 64;
+
+/// Whether a node is alive, as far as that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    /// It is, and says this.
+    Live(Record),
+    /// It is not: nothing will ever come of what it began.
+    Dead,
+    /// Nothing can be said.
+    Unknown,
+}
+
+/// This gateway among the others. A cheap handle.
+#[derive(Clone, Debug)]
+pub(super) struct Nodes {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    bucket: Bucket,
+    me: Node,
+    record: Record,
+    presence: Mutex<Presence>,
+    /// Whether our record is in the bucket.
+    here: watch::Sender<bool>,
+    known: Mutex<Known>,
+    refreshing: Mutex<Option<AbortHandle>>,
+}
+
+/// Our own record.
+#[derive(Debug, Default)]
+struct Presence {
+    revision: Option<u64>,
+    /// Since when it has been there all the time.
+    since: Option<Instant>,
+    /// When it was refreshed last.
+    last: Option<Instant>,
+    /// What the log was told that is wrong.
+    told: Option<String>,
+}
+
+/// Records of others.
+#[derive(Debug, Default)]
+struct Known {
+    believed: HashMap<Node, (Instant, Liveness)>,
+    missed: HashMap<Node, Missed>,
+    dead: HashSet<Node>,
+}
+
+/// A record that is not there.
+#[derive(Clone, Copy, Debug)]
+struct Missed {
+    since: Instant,
+    /// When it was looked for last.
+    last: Instant,
+}
+
+impl Nodes {
+    /// Draws a pair that nobody has and enters it. If that does not come about within `limit`, NATS
+    /// being away for one, the pair that was drawn last is kept and entered later.
+    ///
+    /// # Errors
+    /// The kernel gives no random numbers.
+    pub(super) async fn enter(place: Place, limit: Duration) -> Result<Self, getrandom::Error> {
+        let record = Record::of(&place, u64::from_be_bytes(random()?));
+        let bucket = Bucket::new(place);
+        let mut me = draw()?;
+        let entering = async {
+            for _ in 0..MOST_DRAWS {
+                bucket.place.link.up().await;
+                match bucket.create(me, &record).await {
+                    Ok(Entered::At(revision)) => return Ok(Some(revision)),
+                    Ok(Entered::Taken) => me = draw()?,
+                    Err(Trouble::Down) => tokio::time::sleep(SOON).await,
+                    Err(trouble) => {
+                        bucket.tell(&mut None, &trouble);
+                        break;
+                    }
+                }
+            }
+            Ok::<_, getrandom::Error>(None)
+        };
+        let revision = match tokio::time::timeout(limit, entering).await {
+            Ok(entered) => entered?,
+            Err(_too_late) => None,
+        };
+        let inner = Inner {
+            bucket,
+            me,
+            record,
+            presence: Mutex::default(),
+            here: watch::Sender::new(false),
+            known: Mutex::default(),
+            refreshing: Mutex::default(),
+        };
+        let nodes = Self { inner: Arc::new(inner) };
+        if let Some(revision) = revision {
+            nodes.is_here(revision, false);
+        }
+        let task = tokio::spawn(nodes.clone().refresh()).abort_handle();
+        *nodes.inner.refreshing.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        Ok(nodes)
+    }
+
+    /// The pair.
+    pub(super) fn me(&self) -> Node {
+        self.inner.me
+    }
+
+    /// How long things take.
+    pub(super) fn pace(&self) -> Pace {
+        self.inner.bucket.place.pace
+    }
+
+    /// Waits until our record is in the bucket; for ever if the account may not use one.
+    pub(super) async fn here(&self) {
+        let mut here = self.inner.here.subscribe();
+        // The sender is ours.
+        let _never_gone = here.wait_for(|here| *here).await;
+    }
+
+    /// Whether a node is alive: at most one read of the bucket.
+    pub(super) async fn liveness(&self, node: Node) -> Liveness {
+        if node == self.inner.me {
+            return Liveness::Live(self.inner.record.clone());
+        }
+        let believed = self.known().believed.get(&node).cloned();
+        if let Some((read, liveness)) = believed
+            && read.elapsed() < BELIEVED_FOR.min(self.pace().refresh)
+        {
+            return liveness;
+        }
+        let liveness = self.look_for(node).await;
+        let mut known = self.known();
+        if known.believed.len() >= MOST_KNOWN {
+            known.believed.retain(|_, (read, _)| read.elapsed() < BELIEVED_FOR);
+        }
+        if known.believed.len() < MOST_KNOWN {
+            known.believed.insert(node, (Instant::now(), liveness.clone()));
+        }
+        liveness
+    }
+
+    /// Takes our record away, for a gateway that ends, in at most `limit`.
+    pub(super) async fn leave(&self, limit: Duration) {
+        let task = self.inner.refreshing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+        }
+        let held = self.presence().revision.take().is_some();
+        self.inner.here.send_replace(false);
+        if held {
+            let gone = self.inner.bucket.delete(self.inner.me);
+            // Who stays in spite of that is gone when its time to live is over.
+            let _in_time = tokio::time::timeout(limit, gone).await;
+        }
+    }
+
+    /// Ends a gateway as SIGKILL does: its record stays as it is.
+    #[cfg(test)]
+    pub(super) fn kill(&self) {
+        if let Some(task) = self.inner.refreshing.lock().unwrap().take() {
+            task.abort();
+        }
+    }
+
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.inner.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when our record has been there all the time; none if it may be gone by now.
+    fn here_since(&self) -> Option<Instant> {
+        let presence = self.presence();
+        let fresh = presence.last.is_some_and(|last| last.elapsed() < self.pace().ttl);
+        presence.since.filter(|_| fresh)
+    }
+
+    /// Reads a node's record and draws the conclusions.
+    async fn look_for(&self, node: Node) -> Liveness {
+        let asked = Instant::now();
+        let found = self.inner.bucket.read(node).await;
+        let here = self.here_since();
+        let mut known = self.known();
+        match found {
+            Ok(Found::Record(record)) if record.worker != self.inner.record.worker => {
+                known.missed.remove(&node);
+                known.dead.remove(&node);
+                Liveness::Live(record)
+            }
+            // Who cannot say who it is, is not told dead.
+            Ok(Found::Unreadable) | Err(_) => Liveness::Unknown,
+            // Without a record of our own, we may be the one who has no connection.
+            Ok(Found::Record(_) | Found::Nothing) if here.is_none() => Liveness::Unknown,
+            Ok(Found::Record(_)) => {
+                known.bury(node);
+                Liveness::Dead
+            }
+            Ok(Found::Nothing) if known.dead.contains(&node) => Liveness::Dead,
+            Ok(Found::Nothing) => {
+                let missed = known.miss(node, asked, self.pace().ttl);
+                let long = missed.is_some_and(|missed| {
+                    here.is_some_and(|here| here <= missed.since)
+                        && missed.since.elapsed() >= self.pace().dead_after()
+                });
+                if !long {
+                    return Liveness::Unknown;
+                }
+                known.bury(node);
+                Liveness::Dead
+            }
+        }
+    }
+
+    /// Refreshes our record, and looks for those that were missed, until [`Nodes::leave`].
+    async fn refresh(self) {
+        let mut state = self.inner.bucket.place.link.state.clone();
+        loop {
+            self.inner.bucket.place.link.up().await;
+            state.mark_unchanged();
+            self.refresh_once().await;
+            let missed: Vec<Node> = self.known().missed.keys().copied().collect();
+            for node in missed {
+                self.look_for(node).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.pace().refresh) => {}
+                changed = state.changed() => if changed.is_err() {
+                    // The gateway has given NATS up.
+                    return;
+                },
+            }
+        }
+    }
+
+    async fn refresh_once(&self) {
+        let Inner { bucket, me, record, .. } = &*self.inner;
+        let revision = self.presence().revision;
+        let refreshed = match revision {
+            Some(revision) => bucket.update(*me, record, revision).await,
+            None => bucket.create(*me, record).await.map(|entered| match entered {
+                Entered::At(revision) => Some(revision),
+                Entered::Taken => None,
+            }),
+        };
+        match refreshed {
+            Ok(Some(revision)) => return self.is_here(revision, true),
+            Err(trouble @ (Trouble::Down | Trouble::Denied)) => return self.is_away(&trouble),
+            // Not every server says alike that it is another revision.
+            Ok(None) | Err(Trouble::Failed(_) | Trouble::Refused(..)) => {}
+        }
+        // It is not there as it was: NATS came back without it, or an answer was lost.
+        match bucket.read_with_revision(*me).await {
+            Ok(Some((Found::Record(found), revision))) if found.is_same(record) => {
+                self.is_here(revision, true);
+            }
+            Ok(Some((Found::Record(_) | Found::Unreadable, _))) => self.is_taken(),
+            Ok(Some((Found::Nothing, _)) | None) => match bucket.create(*me, record).await {
+                Ok(Entered::At(revision)) => self.is_here(revision, false),
+                Ok(Entered::Taken) => self.is_taken(),
+                Err(trouble) => self.is_away(&trouble),
+            },
+            Err(trouble) => self.is_away(&trouble),
+        }
+    }
+
+    /// Our record is there; `still`: as it was before.
+    fn is_here(&self, revision: u64, still: bool) {
+        let now = Instant::now();
+        let mut presence = self.presence();
+        // One that was not refreshed for so long may have been gone meanwhile.
+        let unbroken = still && presence.last.is_some_and(|last| now - last < self.pace().ttl);
+        if !unbroken || presence.since.is_none() {
+            presence.since = Some(now);
+        }
+        presence.last = Some(now);
+        presence.revision = Some(revision);
+        presence.told = None;
+        drop(presence);
+        self.inner.here.send_if_modified(|here| !std::mem::replace(here, true));
+    }
+
+    fn is_away(&self, trouble: &Trouble) {
+        // With a server gone there is nothing to say that the connection does not say.
+        if *trouble != Trouble::Down {
+            self.inner.bucket.tell(&mut self.presence().told, trouble);
+        }
+    }
+
+    /// Somebody else has drawn the same pair while we could not enter it. Ids of ours are out under
+    /// it, so it is kept.
+    fn is_taken(&self) {
+        let mut presence = self.presence();
+        presence.revision = None;
+        presence.since = None;
+        let text = "its pair is another gateway's";
+        if presence.told.as_deref() != Some(text) {
+            presence.told = Some(text.into());
+            tracing::error!(
+                number = self.inner.me.number(),
+                incarnation = self.inner.me.incarnation(),
+                "this gateway's name among the others was taken while NATS was away: \
+                 start one of the two again"
+            );
+        }
+    }
+}
+
+impl Known {
+    fn bury(&mut self, node: Node) {
+        self.missed.remove(&node);
+        if self.dead.len() >= MOST_KNOWN {
+            // Who is asked about again is found dead again.
+            self.dead.clear();
+        }
+        self.dead.insert(node);
+    }
+
+    /// Notes that a record is not there. `ttl`: what nobody looked for for so long may have been
+    /// there in between. None if no more can be missed.
+    fn miss(&mut self, node: Node, now: Instant, ttl: Duration) -> Option<Missed> {
+        let room = self.missed.len() < MOST_MISSED || self.missed.contains_key(&node);
+        if !room {
+            return None;
+        }
+        let missed = self.missed.entry(node).or_insert(Missed { since: now, last: now });
+        if now.saturating_duration_since(missed.last) >= ttl {
+            missed.since = now;
+        }
+        missed.last = missed.last.max(now);
+        Some(*missed)
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn draw() -> Result<Node, getrandom::Error> {
+    let [a, b, c, d] = random()?;
+    let number = u16::from_be_bytes([a, b]) % NODE_LIMIT;
+    Ok(Node::new(number, u16::from_be_bytes([c, d])).expect("it is below the limit"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! What the gateway's NATS account may not do. A right that is missing costs what needs it and
+//! nothing else; it is said once in the log, and shown by a gauge (design 3.23).
+//!
+//! A server says so beside the answers: the request itself just ends without one. So whoever hears
+//! the connection's events tells them here, and whoever waited in vain asks here why.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::metrics::family;
+
+/// What may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    /// To purge a subject of a request stream.
+    Purge,
+    /// To see what of a request stream was delivered, and what it holds.
+    Look,
+    /// To list the request streams and their subjects.
+    List,
+    /// To use the bucket of node records.
+    Nodes,
+}
+
+/// The subjects that each right is about, by a part that no other subject has.
+const SUBJECTS: [(&str, Right); 8] = [
+    (".STREAM.PURGE.rq_", Right::Purge),
+    (".CONSUMER.INFO.rq_", Right::Look),
+    (".STREAM.MSG.GET.rq_", Right::Look),
+    (".STREAM.NAMES", Right::List),
+    (".STREAM.INFO.rq_", Right::List),
+    ("KV_ringway_nodes_", Right::Nodes),
+    ("$KV.ringway_nodes_", Right::Nodes),
+    // Only the making of a bucket asks about the account.
+    ("$JS.API.INFO", Right::Nodes),
+];
+
+impl Right {
+    const ALL: [Self; 4] = [Self::Purge, Self::Look, Self::List, Self::Nodes];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Purge => "purge",
+            Self::Look => "look",
+            Self::List => "list",
+            Self::Nodes => "nodes",
+        }
+    }
+
+    /// What is not done without it, and what the account has to be allowed for it.
+    const fn cost(self) -> &'static str {
+        match self {
+            Self::Purge => {
+                "work that nobody waits for any more stays queued; \
+                 allow it to publish to $JS.API.STREAM.PURGE.rq_>"
+            }
+            Self::Look => {
+                "work that nobody waits for any more stays queued; allow it to publish to \
+                 $JS.API.CONSUMER.INFO.> and $JS.API.STREAM.MSG.GET.>"
+            }
+            Self::List => {
+                "what a process before this one had queued stays queued; allow it to publish to \
+                 $JS.API.STREAM.NAMES and $JS.API.STREAM.INFO.>"
+            }
+            Self::Nodes => {
+                "no other gateway's work is ever withdrawn, and none knows this one; allow it to \
+                 use the key-value buckets ringway_nodes_* ($KV.ringway_nodes_*.>, $JS.API.INFO, \
+                 $JS.API.STREAM.*.KV_ringway_nodes_*, $JS.API.DIRECT.GET.KV_ringway_nodes_*.>)"
+            }
+        }
+    }
+}
+
+/// Rights that are missing on the connection there is now.
+#[derive(Debug, Default)]
+pub(super) struct Rights {
+    missing: [AtomicBool; Right::ALL.len()],
+    said: [AtomicBool; Right::ALL.len()],
+}
+
+impl Rights {
+    /// A server has been reached: it may allow something else than the one before.
+    pub(super) fn connected(&self) {
+        self.missing.iter().for_each(|missing| missing.store(false, Ordering::Relaxed));
+    }
+
+    /// The server has said this against the connection.
+    pub(super) fn heard(&self, error: &str) {
+        // nats-server words it so: Permissions Violation for Publish to "SUBJECT".
+        let mut parts = error.split('"');
+        let violation =
+            parts.next().is_some_and(|text| text.to_lowercase().contains("permissions violation"));
+        let Some(subject) = parts.next().filter(|_| violation) else { return };
+        let about = SUBJECTS.iter().find(|(part, _)| subject.contains(part));
+        let Some((_, right)) = about else { return };
+        self.missing[*right as usize].store(true, Ordering::Relaxed);
+        if !self.said[*right as usize].swap(true, Ordering::Relaxed) {
+            tracing::warn!(subject, "the NATS account lacks a right: {}", right.cost());
+        }
+    }
+
+    /// Whether that is missing.
+    pub(super) fn lacks(&self, right: Right) -> bool {
+        self.missing[right as usize].load(Ordering::Relaxed)
+    }
+
+    /// The gauge.
+    pub(super) fn render(&self, out: &mut String) {
+        let name = "ringway_nats_right_missing";
+        family(out, name, "gauge", "1: the NATS account has been refused something it needs.");
+        for right in Right::ALL {
+            let (label, missing) = (right.label(), u8::from(self.lacks(right)));
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "{name}{{right=\"{label}\"}} {missing}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_tells_which_right_is_missing_until_the_next_connection() {
+        let rights = Rights::default();
+        let said = |subject: &str| {
+            rights.heard(&format!("nats: Permissions Violation for Publish to \"{subject}\""));
+        };
+        said("$JS.API.STREAM.PURGE.stateful_session_lookup_r");
+        rights.heard("nats: Permissions Violation for Publish to");
+        rights.heard("nats: maximum payload violation \"$JS.API.STREAM.PURGE.rq_r_v\"");
+        assert!(Right::ALL.into_iter().all(|right| !rights.lacks(right)));
+        said("$JS.API.STREAM.PURGE.rq_r_v");
+        said("$KV.ringway_nodes_r.01f-0002");
+        assert!(rights.lacks(Right::Purge) && rights.lacks(Right::Nodes));
+        assert!(!rights.lacks(Right::Look) && !rights.lacks(Right::List));
+        let mut out = String::new();
+        rights.render(&mut out);
+        assert!(out.contains("{right=\"purge\"} 1\n"), "{out}");
+        assert!(out.contains("{right=\"look\"} 0\n"), "{out}");
+        rights.connected();
+        assert!(!rights.lacks(Right::Purge));
+    }
+}

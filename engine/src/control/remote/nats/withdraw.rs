@@ -1,0 +1,396 @@
+//! Looks into the request streams of a region, and takes out what no worker has (design 3.23,
+//! contract NT-11).
+//!
+//! Work is *taken* if its sequence is at or below what the workers' consumer has been delivered, or
+//! if a worker has registered its session. Between the look and the purge a worker may take it all
+//! the same: it dials in, is told 403, and is free.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::RequestErrorKind;
+use async_nats::jetstream::response::Response;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::link::{Link, State};
+use super::rights::{Right, Rights};
+
+/// Works that are being withdrawn at once (contract NT-11).
+pub(super) const MOST_PURGES: usize = 32;
+/// How long one request to JetStream may take (contract NT-11).
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// A stream's consumer is looked at once in this time at most: 20 times a second.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Streams whose last look is remembered; those that are over are forgotten first.
+const MOST_LOOKED_AT: usize = 1024;
+
+/// One piece of work in a request stream.
+#[derive(Clone, Debug)]
+pub(super) struct Queued {
+    pub(super) version: Arc<str>,
+    pub(super) id: Uuid,
+    /// Where it is in the stream, if its publisher was told.
+    pub(super) sequence: Option<u64>,
+}
+
+/// What has become of work that was to be withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is out of the stream.
+    Purged,
+    /// A worker has it.
+    Taken,
+    /// It is not in the stream.
+    Absent,
+}
+
+/// Why nothing is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// No server is there, or it went away meanwhile.
+    Down,
+    /// The account may not.
+    Denied,
+    /// JetStream refuses.
+    Refused(ErrorCode, String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Down => f.write_str("NATS is not there"),
+            Self::Denied => f.write_str("the NATS account lacks the right"),
+            Self::Refused(_, why) | Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// What of a stream was delivered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    asked: Instant,
+    /// The highest sequence that a worker was given; 0: none was.
+    pub(super) delivered: u64,
+}
+
+/// The last look at a stream, if it told anything, and when it began.
+type LastLook = Arc<tokio::sync::Mutex<Option<(Instant, Option<u64>)>>>;
+
+/// The request streams of one region. A cheap handle.
+#[derive(Clone, Debug)]
+pub(super) struct Streams {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    link: Link,
+    region: Arc<str>,
+    rights: Arc<Rights>,
+    looks: Mutex<HashMap<Arc<str>, LastLook>>,
+    purges: Arc<Semaphore>,
+}
+
+impl Streams {
+    pub(super) fn new(link: Link, region: Arc<str>, rights: Arc<Rights>) -> Self {
+        let purges = Arc::new(Semaphore::new(MOST_PURGES));
+        Self { inner: Arc::new(Inner { link, region, rights, looks: Mutex::default(), purges }) }
+    }
+
+    /// The connection.
+    pub(super) fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// The region.
+    pub(super) fn region(&self) -> &str {
+        &self.inner.region
+    }
+
+    /// Waits until one more may be withdrawn.
+    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+        let permit = self.inner.purges.clone().acquire_owned().await;
+        permit.expect("nobody closes the semaphore")
+    }
+
+    fn stream(&self, version: &str) -> String {
+        format!("rq_{}_{version}", self.inner.region)
+    }
+
+    fn subject(&self, version: &str, id: Uuid) -> String {
+        format!("rq.{}.{version}.{}", self.inner.region, id.as_hyphenated())
+    }
+
+    /// What of a version's stream was delivered at `since` or later. One request serves all who
+    /// wait for it.
+    ///
+    /// # Errors
+    /// Says why that cannot be found out.
+    pub(super) async fn look(&self, version: &Arc<str>, since: Instant) -> Result<Look, Trouble> {
+        let slot = self.last_look(version);
+        let mut last = slot.lock().await;
+        if let Some((asked, told)) = *last {
+            if asked >= since
+                && asked.elapsed() < LOOK_EVERY
+                && let Some(delivered) = told
+            {
+                return Ok(Look { asked, delivered });
+            }
+            tokio::time::sleep_until(asked + LOOK_EVERY).await;
+        }
+        let asked = Instant::now();
+        *last = Some((asked, None));
+        let delivered = self.delivered(version).await?;
+        *last = Some((asked, Some(delivered)));
+        Ok(Look { asked, delivered })
+    }
+
+    fn last_look(&self, version: &Arc<str>) -> LastLook {
+        let mut looks = self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        if looks.len() >= MOST_LOOKED_AT {
+            // One that somebody holds, or that is young, still bounds the next look.
+            looks.retain(|_, slot| {
+                let young = slot.try_lock().map_or(true, |last| {
+                    last.is_some_and(|(asked, _)| asked.elapsed() < LOOK_EVERY)
+                });
+                young || Arc::strong_count(slot) > 1
+            });
+        }
+        looks.entry(version.clone()).or_default().clone()
+    }
+
+    async fn delivered(&self, version: &str) -> Result<u64, Trouble> {
+        #[derive(Deserialize)]
+        struct Consumer {
+            delivered: Sequences,
+        }
+        #[derive(Deserialize)]
+        struct Sequences {
+            stream_seq: u64,
+        }
+        let stream = self.stream(version);
+        let subject = format!("CONSUMER.INFO.{stream}.{stream}_workers");
+        match self.ask::<Consumer>(Right::Look, &subject, &json!({})).await {
+            Ok(consumer) => Ok(consumer.delivered.stream_seq),
+            // Where no worker ever was, nothing is taken; nor where no stream is.
+            Err(Trouble::Refused(
+                ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::STREAM_NOT_FOUND,
+                _,
+            )) => Ok(0),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Takes work out of its stream unless it is taken. `wanted` is asked last, when everything
+    /// else has been found out: whether it is still to be withdrawn.
+    ///
+    /// # Errors
+    /// Says why nothing was done.
+    pub(super) async fn take_back(
+        &self,
+        work: &Queued,
+        look: Look,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Fate, Trouble> {
+        let sequence = match work.sequence {
+            Some(sequence) => sequence,
+            None => match self.stored(work).await? {
+                Some(sequence) => sequence,
+                None => return Ok(Fate::Absent),
+            },
+        };
+        if sequence <= look.delivered || self.is_registered(work.id).await? || !wanted() {
+            return Ok(Fate::Taken);
+        }
+        self.purge(work).await
+    }
+
+    /// Where the work is in its stream, if it is. The leader is asked: another server may not have
+    /// heard of it yet.
+    async fn stored(&self, work: &Queued) -> Result<Option<u64>, Trouble> {
+        #[derive(Deserialize)]
+        struct Stored {
+            message: Message,
+        }
+        #[derive(Deserialize)]
+        struct Message {
+            seq: u64,
+        }
+        let subject = format!("STREAM.MSG.GET.{}", self.stream(&work.version));
+        let body = json!({ "last_by_subj": self.subject(&work.version, work.id) });
+        match self.ask::<Stored>(Right::Look, &subject, &body).await {
+            Ok(stored) => Ok(Some(stored.message.seq)),
+            Err(Trouble::Refused(ErrorCode::NO_MESSAGE_FOUND | ErrorCode::STREAM_NOT_FOUND, _)) => {
+                Ok(None)
+            }
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Whether a worker has registered the session (contract 6.5). A server that lags is good
+    /// enough: who registers has been delivered the work, which the leader was asked about.
+    async fn is_registered(&self, id: Uuid) -> Result<bool, Trouble> {
+        let (region, id) = (&self.inner.region, id.as_hyphenated());
+        let subject = format!(
+            "$JS.API.DIRECT.GET.stateful_session_lookup_{region}.\
+             stateful_session.lookup.{region}.*.{id}"
+        );
+        let request = self.inner.link.client.request(subject, "".into());
+        let answer = self.within(async { Ok(request.await) }).await?;
+        match answer {
+            // What is found has no status; what is not, 404.
+            Ok(message) => Ok(message.status.is_none()),
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+                // No such stream, or one without direct access, which ours has.
+                Ok(false)
+            }
+            Err(error) => Err(Trouble::Failed(format!("looking for a registration: {error}"))),
+        }
+    }
+
+    async fn purge(&self, work: &Queued) -> Result<Fate, Trouble> {
+        #[derive(Deserialize)]
+        struct Purged {
+            purged: u64,
+        }
+        let subject = format!("STREAM.PURGE.{}", self.stream(&work.version));
+        let body = json!({ "filter": self.subject(&work.version, work.id) });
+        match self.ask::<Purged>(Right::Purge, &subject, &body).await {
+            Ok(Purged { purged: 0 }) | Err(Trouble::Refused(ErrorCode::STREAM_NOT_FOUND, _)) => {
+                Ok(Fate::Absent)
+            }
+            Ok(_) => Ok(Fate::Purged),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// The versions of the region's request streams, at most so many.
+    ///
+    /// # Errors
+    /// Says why they cannot be listed.
+    pub(super) async fn versions(&self, most: usize) -> Result<Vec<Arc<str>>, Trouble> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: usize,
+            streams: Option<Vec<String>>,
+        }
+        let region = &self.inner.region;
+        let prefix = format!("rq_{region}_");
+        let mut versions = Vec::new();
+        let mut offset = 0;
+        loop {
+            let body = json!({ "offset": offset, "subject": format!("rq.{region}.>") });
+            let page: Page = self.ask(Right::List, "STREAM.NAMES", &body).await?;
+            let names = page.streams.unwrap_or_default();
+            offset += names.len();
+            let found = names.iter().filter_map(|name| name.strip_prefix(&prefix));
+            versions.extend(found.map(Arc::from));
+            if names.is_empty() || offset >= page.total || versions.len() >= most {
+                versions.truncate(most);
+                return Ok(versions);
+            }
+        }
+    }
+
+    /// The last tokens of the subjects that a version's stream holds, at most so many.
+    ///
+    /// # Errors
+    /// Says why they cannot be listed.
+    pub(super) async fn held(&self, version: &str, most: usize) -> Result<Vec<String>, Trouble> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            total: usize,
+            state: State,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            subjects: Option<HashMap<String, u64>>,
+        }
+        let prefix = format!("rq.{}.{version}.", self.inner.region);
+        let subject = format!("STREAM.INFO.{}", self.stream(version));
+        let mut held = Vec::new();
+        let mut offset = 0;
+        loop {
+            let body = json!({ "subjects_filter": format!("{prefix}*"), "offset": offset });
+            let page = match self.ask::<Page>(Right::List, &subject, &body).await {
+                Err(Trouble::Refused(ErrorCode::STREAM_NOT_FOUND, _)) => return Ok(held),
+                page => page?,
+            };
+            let subjects = page.state.subjects.unwrap_or_default();
+            offset += subjects.len();
+            let last = subjects.keys().filter_map(|subject| subject.strip_prefix(&prefix));
+            held.extend(last.map(String::from));
+            if subjects.is_empty() || offset >= page.total || held.len() >= most {
+                held.truncate(most);
+                return Ok(held);
+            }
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        right: Right,
+        subject: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Trouble> {
+        if self.inner.rights.lacks(right) {
+            return Err(Trouble::Denied);
+        }
+        let request = self.inner.link.jetstream.request(subject.to_owned(), body);
+        let failed = match self.within(async { Ok(request.await) }).await {
+            Ok(Ok(Response::Ok(answer))) => return Ok(answer),
+            Ok(Ok(Response::Err { error })) => {
+                return Err(Trouble::Refused(error.error_code(), format!("{subject}: {error}")));
+            }
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                Trouble::Failed(format!("{subject}: nobody answers, JetStream is off or begins"))
+            }
+            Ok(Err(error)) => Trouble::Failed(format!("{subject}: {error}")),
+            Err(Trouble::Down) => return Err(Trouble::Down),
+            Err(trouble) => Trouble::Failed(format!("{subject}: {trouble}")),
+        };
+        // Why there was no answer comes beside it.
+        Err(if self.inner.rights.lacks(right) { Trouble::Denied } else { failed })
+    }
+
+    /// Waits for an answer: not longer than it may take, and not longer than the connection lasts.
+    async fn within<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        within(&self.inner.link, answer).await
+    }
+}
+
+/// Waits for what a server answers, for at most [`CALL_LIMIT`] and no longer than the connection
+/// lasts.
+///
+/// # Errors
+/// Says that there is no connection, before or now, or no answer.
+pub(super) async fn within<T>(
+    link: &Link,
+    answer: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    if !link.is_up() {
+        return Err(Trouble::Down);
+    }
+    let mut state = link.state.clone();
+    let State::Up { epoch } = *state.borrow() else { return Err(Trouble::Down) };
+    let other = state.wait_for(|state| !matches!(state, State::Up { epoch: now } if *now == epoch));
+    tokio::select! {
+        answer = tokio::time::timeout(CALL_LIMIT, answer) => answer.unwrap_or_else(|_| {
+            Err(Trouble::Failed(format!("no answer in {} s", CALL_LIMIT.as_secs())))
+        }),
+        _lost = other => Err(Trouble::Down),
+    }
+}
