@@ -41,14 +41,37 @@ pub(super) struct Predecessors {
 }
 
 /// What came of going through streams.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Swept {
+#[derive(Debug, Default)]
+struct Swept {
     /// Pieces of work that were taken out.
-    pub(super) purged: usize,
+    purged: usize,
     /// Those that a worker has.
-    pub(super) taken: usize,
+    taken: usize,
     /// Makers of whom nothing is known, and streams that could not be gone through.
-    pub(super) undecided: usize,
+    undecided: usize,
+    /// What was in the way last.
+    trouble: Option<Trouble>,
+}
+
+impl Swept {
+    /// Something could not be found out: it is tried again, unless the account may not.
+    fn failed(trouble: Trouble) -> Self {
+        let undecided = usize::from(trouble != Trouble::Denied);
+        Self { undecided, trouble: Some(trouble), ..Self::default() }
+    }
+
+    /// Logs what came of it, in two lines at most.
+    fn tell(&self) {
+        let Self { purged, taken, undecided, trouble } = self;
+        if *purged > 0 {
+            tracing::info!(purged, taken, "withdrew queued work of gateways that are dead");
+        }
+        // What a missing right costs, and that NATS is away, is said where it is noticed.
+        if let Some(trouble @ (Trouble::Refused(..) | Trouble::Failed(_))) = trouble {
+            let error = trouble.to_string();
+            tracing::warn!(error, undecided, "not all queued work of dead gateways could be found");
+        }
+    }
 }
 
 impl std::ops::AddAssign for Swept {
@@ -56,6 +79,7 @@ impl std::ops::AddAssign for Swept {
         self.purged += other.purged;
         self.taken += other.taken;
         self.undecided += other.undecided;
+        self.trouble = other.trouble.or_else(|| self.trouble.take());
     }
 }
 
@@ -79,6 +103,7 @@ impl Predecessors {
             self.streams.link().up().await;
             self.nodes.here().await;
             let swept = self.sweep().await;
+            swept.tell();
             if let Some(done) = first.take() {
                 // Who waited may have given up.
                 let _nobody = done.send(());
@@ -100,7 +125,7 @@ impl Predecessors {
         let (this, version) = (self.clone(), Arc::from(version));
         tokio::spawn(async move {
             // What could not be found out is found out when the next one is met.
-            let _swept = this.sweep_stream(&version).await;
+            this.sweep_stream(&version).await.tell();
         });
     }
 
@@ -126,18 +151,11 @@ impl Predecessors {
         let mut all = Swept::default();
         let versions = match self.streams.versions(MOST_STREAMS).await {
             Ok(versions) => versions,
-            Err(trouble) => return undecided(&trouble),
+            Err(trouble) => return Swept::failed(trouble),
         };
         for version in versions {
             self.may_list(&version);
             all += self.sweep_stream(&version).await;
-        }
-        if all.purged > 0 {
-            tracing::info!(
-                purged = all.purged,
-                taken = all.taken,
-                "withdrew queued work of gateways that are dead"
-            );
         }
         all
     }
@@ -147,7 +165,7 @@ impl Predecessors {
         let began = Instant::now();
         let held = match self.streams.held(version, MOST_SUBJECTS).await {
             Ok(held) => held,
-            Err(trouble) => return undecided(&trouble),
+            Err(trouble) => return Swept::failed(trouble),
         };
         let mut swept = Swept::default();
         let ids = self.of_dead(&held, &mut swept).await;
@@ -160,7 +178,7 @@ impl Predecessors {
                 Ok(Fate::Purged) => swept.purged += 1,
                 Ok(Fate::Taken) => swept.taken += 1,
                 Ok(Fate::Absent) => {}
-                Err(trouble) => swept += undecided(&trouble),
+                Err(trouble) => swept += Swept::failed(trouble),
             }
         }
         swept
@@ -210,18 +228,6 @@ impl Predecessors {
             }
         }
         fate
-    }
-}
-
-/// What cannot be found out is tried again, unless the account may not.
-fn undecided(trouble: &Trouble) -> Swept {
-    match trouble {
-        Trouble::Denied => Swept::default(),
-        Trouble::Down => Swept { undecided: 1, ..Swept::default() },
-        Trouble::Refused(..) | Trouble::Failed(_) => {
-            tracing::warn!(error = %trouble, "queued work of dead gateways cannot be looked for");
-            Swept { undecided: 1, ..Swept::default() }
-        }
     }
 }
 

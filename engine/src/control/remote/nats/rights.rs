@@ -7,6 +7,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::metrics::family;
 
 /// What may be missing.
@@ -76,6 +78,7 @@ impl Right {
 pub(super) struct Rights {
     missing: [AtomicBool; Right::ALL.len()],
     said: [AtomicBool; Right::ALL.len()],
+    missed: Notify,
 }
 
 impl Rights {
@@ -94,6 +97,7 @@ impl Rights {
         let about = SUBJECTS.iter().find(|(part, _)| subject.contains(part));
         let Some((_, right)) = about else { return };
         self.missing[*right as usize].store(true, Ordering::Relaxed);
+        self.missed.notify_waiters();
         if !self.said[*right as usize].swap(true, Ordering::Relaxed) {
             tracing::warn!(subject, "the NATS account lacks a right: {}", right.cost());
         }
@@ -102,6 +106,17 @@ impl Rights {
     /// Whether that is missing.
     pub(super) fn lacks(&self, right: Right) -> bool {
         self.missing[right as usize].load(Ordering::Relaxed)
+    }
+
+    /// Waits until that is missing.
+    pub(super) async fn missed(&self, right: Right) {
+        loop {
+            let missed = self.missed.notified();
+            if self.lacks(right) {
+                return;
+            }
+            missed.await;
+        }
     }
 
     /// The gauge.

@@ -112,7 +112,13 @@ pub(super) async fn link(url: &str, heard: impl Fn(&Event) + Send + Sync + 'stat
     let why: Arc<str> = "not connected yet".into();
     let (said, state) = watch::channel(State::Down { since: tokio::time::Instant::now(), why });
     let said = Arc::new((said, std::sync::atomic::AtomicU64::new(0), heard));
-    let options = async_nats::ConnectOptions::new()
+    let server: async_nats::ServerAddr = url.parse().expect("the address can be read");
+    let mut options = async_nats::ConnectOptions::new();
+    if let (Some(user), Some(password)) = (server.username(), server.password()) {
+        // The library overlooks what an address says of it.
+        options = options.user_and_password(user.into(), password.into());
+    }
+    let options = options
         .retry_on_initial_connect()
         .reconnect_delay_callback(|_| Duration::from_millis(50))
         .event_callback(move |event| {
@@ -133,7 +139,7 @@ pub(super) async fn link(url: &str, heard: impl Fn(&Event) + Send + Sync + 'stat
                 }
             }
         });
-    let client = options.connect(url).await.expect("the address can be read");
+    let client = options.connect(server).await.expect("the address can be read");
     let jetstream = async_nats::jetstream::new(client.clone());
     Link { client, jetstream, state }
 }

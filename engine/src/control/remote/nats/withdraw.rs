@@ -19,13 +19,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::link::{Link, State};
+use super::link::{API_LIMIT, Link};
 use super::rights::{Right, Rights};
 
 /// Works that are being withdrawn at once (contract NT-11).
 pub(super) const MOST_PURGES: usize = 32;
-/// How long one request to JetStream may take (contract NT-11).
-pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// A stream's consumer is looked at once in this time at most: 20 times a second.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Streams whose last look is remembered; those that are over are forgotten first.
@@ -109,11 +107,6 @@ impl Streams {
     /// The connection.
     pub(super) fn link(&self) -> &Link {
         &self.inner.link
-    }
-
-    /// The region.
-    pub(super) fn region(&self) -> &str {
-        &self.inner.region
     }
 
     /// Waits until one more may be withdrawn.
@@ -245,8 +238,7 @@ impl Streams {
              stateful_session.lookup.{region}.*.{id}"
         );
         let request = self.inner.link.client.request(subject, "".into());
-        let answer = self.within(async { Ok(request.await) }).await?;
-        match answer {
+        match within(&self.inner.link, None, async { Ok(request.await) }).await? {
             // What is found has no status; what is not, 404.
             Ok(message) => Ok(message.status.is_none()),
             Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
@@ -343,54 +335,45 @@ impl Streams {
         subject: &str,
         body: &impl Serialize,
     ) -> Result<T, Trouble> {
-        if self.inner.rights.lacks(right) {
-            return Err(Trouble::Denied);
+        let Inner { link, rights, .. } = &*self.inner;
+        let request = link.jetstream.request(subject.to_owned(), body);
+        match within(link, Some((rights, right)), async { Ok(request.await) }).await? {
+            Ok(Response::Ok(answer)) => Ok(answer),
+            Ok(Response::Err { error }) => {
+                Err(Trouble::Refused(error.error_code(), format!("{subject}: {error}")))
+            }
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Trouble::Failed(
+                format!("{subject}: nobody answers, JetStream is off or begins"),
+            )),
+            Err(error) => Err(Trouble::Failed(format!("{subject}: {error}"))),
         }
-        let request = self.inner.link.jetstream.request(subject.to_owned(), body);
-        let failed = match self.within(async { Ok(request.await) }).await {
-            Ok(Ok(Response::Ok(answer))) => return Ok(answer),
-            Ok(Ok(Response::Err { error })) => {
-                return Err(Trouble::Refused(error.error_code(), format!("{subject}: {error}")));
-            }
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
-                Trouble::Failed(format!("{subject}: nobody answers, JetStream is off or begins"))
-            }
-            Ok(Err(error)) => Trouble::Failed(format!("{subject}: {error}")),
-            Err(Trouble::Down) => return Err(Trouble::Down),
-            Err(trouble) => Trouble::Failed(format!("{subject}: {trouble}")),
-        };
-        // Why there was no answer comes beside it.
-        Err(if self.inner.rights.lacks(right) { Trouble::Denied } else { failed })
-    }
-
-    /// Waits for an answer: not longer than it may take, and not longer than the connection lasts.
-    async fn within<T>(
-        &self,
-        answer: impl Future<Output = Result<T, Trouble>>,
-    ) -> Result<T, Trouble> {
-        within(&self.inner.link, answer).await
     }
 }
 
-/// Waits for what a server answers, for at most [`CALL_LIMIT`] and no longer than the connection
-/// lasts.
+/// Waits for what a server answers, for at most [`API_LIMIT`] and no longer than the connection
+/// lasts and the account is known to lack no `right` for it.
 ///
 /// # Errors
-/// Says that there is no connection, before or now, or no answer.
+/// Says that there is no connection, before or now, no right, or no answer.
 pub(super) async fn within<T>(
     link: &Link,
+    needs: Option<(&Rights, Right)>,
     answer: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Trouble> {
-    if !link.is_up() {
-        return Err(Trouble::Down);
-    }
-    let mut state = link.state.clone();
-    let State::Up { epoch } = *state.borrow() else { return Err(Trouble::Down) };
-    let other = state.wait_for(|state| !matches!(state, State::Up { epoch: now } if *now == epoch));
+    let Some(epoch) = link.epoch() else { return Err(Trouble::Down) };
+    let denied = async {
+        match needs {
+            Some((rights, right)) => rights.missed(right).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        answer = tokio::time::timeout(CALL_LIMIT, answer) => answer.unwrap_or_else(|_| {
-            Err(Trouble::Failed(format!("no answer in {} s", CALL_LIMIT.as_secs())))
+        // What the account may not is not even asked.
+        biased;
+        () = denied => Err(Trouble::Denied),
+        () = link.lost(epoch) => Err(Trouble::Down),
+        answer = tokio::time::timeout(API_LIMIT, answer) => answer.unwrap_or_else(|_| {
+            Err(Trouble::Failed(format!("no answer in {} s", API_LIMIT.as_secs())))
         }),
-        _lost = other => Err(Trouble::Down),
     }
 }

@@ -74,8 +74,8 @@ pub(in super::super) struct Place {
     pub(in super::super) link: Link,
     pub(in super::super) rights: Arc<Rights>,
     pub(in super::super) region: Arc<str>,
-    /// Where the bucket is to lie, if it is to be made.
-    pub(in super::super) placement: Option<Placement>,
+    /// The tag of the servers on which the bucket is to lie, if it is to be made; empty: any.
+    pub(in super::super) placement: String,
     /// Where workers dial in to *this* process: another process that says the same is taken for
     /// dead. A name that several gateways share will not do.
     pub(in super::super) worker: String,
@@ -178,22 +178,21 @@ impl Bucket {
     where
         F: Future<Output = Result<T, Trouble>>,
     {
-        if self.place.rights.lacks(Right::Nodes) {
-            return Err(Trouble::Denied);
-        }
         let (store, opened) = self.store().await?;
-        let mut done = within(&self.place.link, what(store)).await;
-        if !opened && matches!(done, Err(Trouble::Failed(_) | Trouble::Refused(..))) {
-            *self.store.lock().await = None;
-            let (store, _) = self.store().await?;
-            done = within(&self.place.link, what(store)).await;
+        let done = self.within(what(store)).await;
+        if opened || !matches!(done, Err(Trouble::Failed(_) | Trouble::Refused(..))) {
+            return done;
         }
-        match done {
-            Err(Trouble::Failed(_)) if self.place.rights.lacks(Right::Nodes) => {
-                Err(Trouble::Denied)
-            }
-            done => done,
-        }
+        *self.store.lock().await = None;
+        let (store, _) = self.store().await?;
+        self.within(what(store)).await
+    }
+
+    async fn within<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        within(&self.place.link, Some((&self.place.rights, Right::Nodes)), answer).await
     }
 
     /// The bucket, and whether it was opened only now.
@@ -202,7 +201,7 @@ impl Bucket {
         if let Some(store) = &*kept {
             return Ok((store.clone(), false));
         }
-        let store = within(&self.place.link, self.open()).await?;
+        let store = self.within(self.open()).await?;
         *kept = Some(store.clone());
         Ok((store, true))
     }
@@ -236,6 +235,7 @@ impl Bucket {
     }
 
     async fn make(&self, name: &str, num_replicas: usize) -> Result<Store, Trouble> {
+        let tag = &self.place.placement;
         let config = kv::Config {
             bucket: name.into(),
             description: "Gateways of this region, each by its own record".into(),
@@ -244,7 +244,8 @@ impl Bucket {
             max_age: self.place.pace.ttl,
             storage: StorageType::Memory,
             num_replicas,
-            placement: self.place.placement.clone(),
+            placement: (!tag.is_empty())
+                .then(|| Placement { cluster: None, tags: vec![tag.clone()] }),
             ..kv::Config::default()
         };
         self.place.link.jetstream.create_key_value(config).await.map_err(|error| {

@@ -14,7 +14,7 @@ fn place(link: &Link, worker: &str) -> Place {
         link: link.clone(),
         rights: Arc::new(Rights::default()),
         region: "here".into(),
-        placement: None,
+        placement: String::new(),
         worker: worker.into(),
         relay: None,
         pace: PACE,

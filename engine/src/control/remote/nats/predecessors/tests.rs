@@ -14,7 +14,7 @@ async fn enter(link: &Link, worker: &str) -> Nodes {
         link: link.clone(),
         rights: Arc::new(Rights::default()),
         region: "here".into(),
-        placement: None,
+        placement: String::new(),
         worker: worker.into(),
         relay: None,
         pace: PACE,
