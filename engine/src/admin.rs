@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Mode;
+use crate::control::remote::Remote;
 use crate::metrics::Backend;
 use crate::post::{SessionRow, ShardPost};
 
@@ -79,6 +80,8 @@ pub struct Admin {
     pub panics: AtomicU64,
     /// What was replaced while the gateway ran.
     pub changes: Arc<Changes>,
+    /// The control plane elsewhere, if there is one.
+    pub remote: Option<Remote>,
 }
 
 impl Admin {
@@ -217,6 +220,9 @@ async fn metrics(State(admin): Shared) -> Response<Body> {
     sum.render(&mut text);
     scrape.render(&mut text);
     admin.changes.render(&mut text);
+    if let Some(remote) = &admin.remote {
+        remote.render(&mut text);
+    }
     crate::log::render(&mut text);
     proc::render(&mut text);
     reply::metrics(text)
@@ -237,10 +243,12 @@ async fn live() -> Response<Body> {
 
 async fn ready(State(admin): Shared) -> Response<Body> {
     let phase = *admin.phase.borrow();
-    match phase {
-        Phase::Serving => reply::text(StatusCode::OK, "OK"),
-        Phase::Starting => reply::text(StatusCode::SERVICE_UNAVAILABLE, "starting"),
-        Phase::Draining => reply::text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let not_ready = admin.remote.as_ref().and_then(Remote::not_ready);
+    match (phase, not_ready) {
+        (Phase::Serving, Some(why)) => reply::text(StatusCode::SERVICE_UNAVAILABLE, why),
+        (Phase::Serving, None) => reply::text(StatusCode::OK, "OK"),
+        (Phase::Starting, _) => reply::text(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        (Phase::Draining, _) => reply::text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
     }
 }
 

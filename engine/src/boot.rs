@@ -20,13 +20,15 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ringway_proto::id::Node;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 pub(crate) use files::Files;
 
-use crate::config::{Config, Mode, Source};
+use crate::config::{Config, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
+use crate::control::remote::Remote;
 use crate::demo::{Serve, WorkerOptions};
 use crate::post::ControlPost;
 use crate::shard::ShardSettings;
@@ -91,7 +93,7 @@ pub fn serve(
     source: Option<Source>,
 ) -> Result<(), BootError> {
     let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
-    tell_start(&config)?;
+    tell_start(&config);
     let count = core_count(&config);
     config.cores.count = Some(count);
     let policy = policy_of(&mut config);
@@ -102,8 +104,13 @@ pub fn serve(
     let backend = io::choose(&config)?;
     let origin = Instant::now();
     let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
-    let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::os)?;
+    let remote = start_remote(&config, &runtime)?;
+    let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
     let address = |listeners: &[std::net::TcpListener]| {
         let first = listeners.first().map(std::net::TcpListener::local_addr);
         first.transpose().ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
@@ -115,9 +122,13 @@ pub fn serve(
     let reloader = reload::Reloader::new(&config, source, policy)?;
     let (entrances, changes) = (reloader.entrances(), reloader.changes());
     let mut threads = Vec::with_capacity(count);
-    let identity = Identity::new()?;
+    let identity = Identity::new(remote.as_ref())?;
     let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
     let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox).map_err(BootError::os)?;
+    let asks = remote.as_ref().map(|remote| {
+        let _context = runtime.enter();
+        remote.serve(&cores)
+    });
     let doors = client.into_iter().zip(worker).zip(inboxes);
     for (core, ((client, worker), inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
@@ -130,7 +141,7 @@ pub fn serve(
             client,
             worker,
             posts,
-            asks: None,
+            asks: asks.clone(),
             cores,
             origin,
             cpu,
@@ -140,9 +151,11 @@ pub fn serve(
         };
         threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
-    drop(posts);
+    drop((posts, asks));
     let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
     let run = run::Run {
+        runtime,
+        remote,
         config: config.clone(),
         backend,
         files,
@@ -162,23 +175,23 @@ pub fn serve(
     })
 }
 
-/// The log's first line: which mode, and why. Only one mode is served yet.
-fn tell_start(config: &Config) -> Result<(), BootError> {
+/// The log's first line: which mode, and why.
+fn tell_start(config: &Config) {
     let (mode, why) = (config.control.mode, &config.control.why);
     let version = config.version.as_deref().unwrap_or(crate::VERSION);
     tracing::info!(mode = mode.name(), why, version, "starting");
-    if mode == Mode::Local {
-        return Ok(());
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    let text = format!(
-        "mode {}: {why}; the configuration is right, but this mode is not supported yet: use \
-         control.mode = \"local\"",
-        mode.name()
-    );
-    Err(BootError { code: BootError::CONFIG, text })
+}
+
+/// What is asked who may call and how work travels, where that is not this gateway itself.
+fn start_remote(config: &Config, runtime: &Runtime) -> Result<Option<Remote>, BootError> {
+    let Some(settings) = &config.control.remote else { return Ok(None) };
+    let worker = config.listen.worker;
+    // A predecessor's work is taken back only if this port is not another gateway's.
+    port::state("worker", worker).map_err(BootError::os)?;
+    let started = runtime.block_on(Remote::start(settings, worker));
+    started
+        .map(Some)
+        .map_err(|error| BootError { code: BootError::CONFIG, text: error.to_string() })
 }
 
 /// The rules of a configuration as it was read, its names looked up: this blocks. What an operator
@@ -204,10 +217,12 @@ struct Identity {
 }
 
 impl Identity {
-    fn new() -> Result<Self, BootError> {
+    fn new(remote: Option<&Remote>) -> Result<Self, BootError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let incarnation = u16::from_ne_bytes(random()?);
+        let alone = || Node::new(0, incarnation).expect("0 is below the limit");
         Ok(Self {
-            node: Node::new(0, u16::from_ne_bytes(random()?)).expect("0 is below the limit"),
+            node: remote.map_or_else(alone, Remote::node),
             secret: random()?,
             unix_micros_at_zero: u64::try_from(since.as_micros()).unwrap_or(0),
         })
@@ -222,11 +237,12 @@ impl Identity {
         let advertise = config.control.advertise.clone();
         // Only workers that speak TLS can use such a listener at all.
         let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
+        let plane = |remote| if remote { Plane::Remote } else { Plane::Local };
+        let remote = config.control.remote.as_ref();
         Ok(ShardSettings {
             config: config.clone(),
-            // The configuration knows no other one yet.
-            plane: Plane::Local,
-            dispatch: Plane::Local,
+            plane: plane(remote.is_some_and(|remote| remote.authority.is_some())),
+            dispatch: plane(remote.is_some()),
             core,
             cores,
             node: self.node,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 pub use across::{
     CorePost, Find, Found, Join, Leave, MovedConnect, MovedTunnel, Parks, Resumed, Speaks, Stand,
+    Vouch, Vouched,
 };
 
 use crate::border::Parcel;

@@ -57,6 +57,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         mode: Mode::Nvcf,
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
+        remote: None,
         changes: Arc::new(Changes::new(Arc::default())),
     });
     let told = admin.clone();

@@ -9,8 +9,8 @@ use super::SHORT_ID;
 use crate::post::SessionRow;
 
 /// Plain text, never cached (contract LN-5).
-pub(super) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
-    with(status, "text/plain; charset=utf-8", Body::from(text))
+pub(super) fn text(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    with(status, "text/plain; charset=utf-8", text.into())
 }
 
 /// No content.

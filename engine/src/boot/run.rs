@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
@@ -16,6 +17,7 @@ use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
+use crate::control::remote::Remote;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
 use crate::ring::Sender;
@@ -47,6 +49,10 @@ impl Signal {
 
 /// A gateway whose cores run.
 pub(super) struct Run {
+    /// Of the control thread, which is this one.
+    pub(super) runtime: Runtime,
+    /// The control plane elsewhere, if there is one.
+    pub(super) remote: Option<Remote>,
     pub(super) config: Arc<Config>,
     /// What drives the cores.
     pub(super) backend: Backend,
@@ -65,14 +71,17 @@ impl Run {
         self,
         ready: impl FnOnce() -> Result<(), BootError>,
     ) -> Result<(), BootError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(BootError::os)?;
         let cores = self.cores.to_vec();
-        let settled = (self.config, self.backend);
+        let settled = (self.config, self.backend, self.remote.clone());
         let doors = ((self.admin, self.files.admin), self.reloader);
-        let ended = runtime.block_on(control(settled, cores, self.inbox, doors, ready));
+        let control = async {
+            let ended = control(settled, cores, self.inbox, doors, ready).await;
+            if let (Ok(()), Some(remote)) = (&ended, self.remote) {
+                remote.end().await;
+            }
+            ended
+        };
+        let ended = self.runtime.block_on(control);
         if ended.is_ok() {
             for thread in self.threads {
                 // A core that panicked has said so.
@@ -85,7 +94,7 @@ impl Run {
 }
 
 async fn control(
-    (config, backend): (Arc<Config>, Backend),
+    (config, backend, remote): (Arc<Config>, Backend, Option<Remote>),
     cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
     ((listener, room), reloader): ((TcpListener, usize), Reloader),
@@ -110,6 +119,7 @@ async fn control(
         backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),
+        remote,
     });
     tokio::spawn(reloader.run(admin.clone(), hangup));
     tokio::spawn(crate::admin::serve(listener, admin.clone(), room));

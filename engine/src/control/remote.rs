@@ -5,7 +5,29 @@
 mod answers;
 pub mod api;
 mod driver;
-pub mod nats;
+mod health;
+mod nats;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_proto::id::Node;
+use tokio::sync::{mpsc, watch};
+
+use super::port::Ask;
+use crate::config::Remote as Settings;
+use crate::post::ShardPost;
+use crate::ring::Sender;
+
+use answers::Answers;
+use api::secrets;
+use api::{Api, OAuth, Scope};
+use driver::{Driver, Planes};
+use nats::Nats;
+
+pub use health::Health;
 
 /// The messages and services of `engine/nvcf`, compiled.
 pub mod pb {
@@ -23,4 +45,128 @@ pub mod pb {
     pub mod limiter {
         tonic::include_proto!("nvcfratelimiter");
     }
+}
+
+/// Messages of the cores that wait for the control thread, each with what one turn asks.
+const ASKED: usize = 4096;
+/// How long a start waits for NATS: to be there, to know this gateway, and to be rid of what a
+/// predecessor has left.
+const START_LIMIT: Duration = Duration::from_secs(2);
+/// How long an end takes at most to take work back from NATS, beside the drain.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// The gateway must not start: one line that says what to set.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The control plane elsewhere, started.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    planes: Planes,
+    meters: Arc<api::Meters>,
+    health: watch::Receiver<Health>,
+    red_after: Duration,
+}
+
+impl Remote {
+    /// Starts what was configured. Nothing need be reachable: what is not is tried for ever, and
+    /// waited for at most 2 s. `worker` is the address of the worker listener, which no other
+    /// process has now.
+    ///
+    /// # Errors
+    /// What was configured cannot work, whatever the servers say.
+    pub async fn start(settings: &Settings, worker: SocketAddr) -> Result<Self, StartError> {
+        let why = |error: &dyn fmt::Display| StartError(error.to_string());
+        let meters = Arc::new(api::Meters::default());
+        let secrets = secrets::watch(settings.secrets.clone(), meters.clone());
+        let authority = settings.authority.as_ref();
+        let api = authority.map(|authority| Api::start(authority, &secrets, &meters));
+        let api = api.transpose().map_err(|error| why(&error))?;
+        let oauth = authority.and_then(|authority| authority.oauth.as_deref());
+        let token = match oauth.filter(|_| settings.nats.callout) {
+            None => None,
+            Some(base) => {
+                let oauth = OAuth::start(base, Scope::Nats, &secrets, &meters);
+                Some(token_source(oauth.map_err(|error| why(&error))?))
+            }
+        };
+        let nkey = secrets.borrow().nats_nkey.as_ref().map(|seed| seed.text().to_owned());
+        let secrets = nats::Secrets { nkey, token };
+        let nats = Nats::start(settings, secrets, process(worker), START_LIMIT);
+        let nats = nats.await.map_err(|error| why(&error))?;
+        let health = health::watch(api.as_ref().map(|api| api.health.clone()), nats.health());
+        let (client, limiter) = api.map(|api| (api.client, api.limiter)).unzip();
+        let planes = Planes { client, limiter: limiter.flatten(), nats };
+        Ok(Self { planes, meters, health, red_after: settings.red_after })
+    }
+
+    /// What names this gateway in ids and tokens.
+    #[must_use]
+    pub fn node(&self) -> Node {
+        self.planes.nats.node()
+    }
+
+    /// Answers what the cores ask by the sender that is returned, and tells them what does not
+    /// work, for as long as they are there.
+    pub fn serve(&self, cores: &Arc<[Sender<ShardPost>]>) -> mpsc::Sender<Vec<Ask>> {
+        let (asks, asked) = mpsc::channel(ASKED);
+        let answers = Answers::new(cores.clone());
+        tokio::spawn(answers.clone().retry());
+        tokio::spawn(health::tell(self.health.clone(), cores.clone()));
+        tokio::spawn(Driver::new(self.planes.clone(), answers).run(asked));
+        asks
+    }
+
+    /// Why no client should be sent here, if that has been so for longer than is let pass (design
+    /// 3.27).
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        self.health.borrow().red_for(self.red_after)
+    }
+
+    /// Takes back what no worker has, and takes leave of NATS: for at most 2 s.
+    pub async fn end(&self) {
+        let withdrawn = self.planes.nats.shutdown(END_LIMIT).await;
+        if withdrawn > 0 {
+            tracing::info!(withdrawn, "queued work was taken back");
+        }
+    }
+
+    /// Writes the metrics of all of it as Prometheus reads them.
+    pub fn render(&self, out: &mut String) {
+        self.meters.render(out);
+        self.planes.nats.render(out);
+        self.health.borrow().render(out);
+    }
+}
+
+/// What names this process's worker listener as no other process that lives can: the machine's run,
+/// its network, and the address there. A predecessor that had the same is dead.
+fn process(worker: SocketAddr) -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let run = match (read.trim(), network.to_str().unwrap_or_default()) {
+        // Without them only this process is sure to be itself; and so it is on a port that the
+        // kernel picks.
+        ("", _) | (_, "") => format!("process {}", std::process::id()),
+        _ if worker.port() == 0 => format!("process {}", std::process::id()),
+        (boot, network) => format!("{boot} {network}"),
+    };
+    format!("{run} {worker}")
+}
+
+/// The access tokens that the auth callout of NATS reads (contract NT-8).
+fn token_source(oauth: OAuth) -> nats::TokenSource {
+    Arc::new(move || {
+        let oauth = oauth.clone();
+        Box::pin(async move { oauth.token().await.map(|token| token.text().to_owned()) })
+    })
 }

@@ -23,6 +23,9 @@
 //! | `Find` | the session's end | `Found` says so; what joins it comes behind the question |
 //! | `Found` | the client's end | the attachment leaves the session |
 //! | | the attachment's end | nothing: its `Leave` is behind its `Find` |
+//! | `Vouch` | a claim of the tunnel, its end | `Vouched` says so, and the control plane is asked |
+//! | `Vouched` | the question's end | nothing |
+//! | | a claim of the tunnel, its end | the client asks for a session that it opened, by the worker's way |
 //! | `Join`, `Stand`, `Leave` | a claim of the tunnel | the attachment is no member any more: nothing |
 //! | `LetGo`, `Yield`, `Unparks` | a claim of the tunnel, its end | nothing: it is not parked any more |
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
@@ -49,6 +52,7 @@ use uuid::Uuid;
 use super::SessionRow;
 use crate::border::Parcel;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
+use crate::control::port::Owner;
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]
@@ -81,6 +85,10 @@ pub enum CorePost {
     Find(Box<Find>),
     /// The answer to [`Self::Find`].
     Found(Box<Found>),
+    /// Say whether this client opened a session of yours whose tunnel waits for it.
+    Vouch(Box<Vouch>),
+    /// The answer to [`Self::Vouch`].
+    Vouched(Box<Vouched>),
     /// An attachment is one of this session's: you may have forgotten it.
     Join(Box<Join>),
     /// The attachment stands otherwise in its session.
@@ -131,6 +139,7 @@ impl CorePost {
                 | Self::Submit(_)
                 | Self::Poll(..)
                 | Self::Find(_)
+                | Self::Vouch(_)
                 | Self::Impatient(_)
         )
     }
@@ -145,6 +154,8 @@ impl CorePost {
             Self::Submit(work) => work.ticket.node == node,
             Self::Find(find) => find.ticket.node == node,
             Self::Found(found) => found.ticket.node == node,
+            Self::Vouch(vouch) => vouch.ticket.node == node,
+            Self::Vouched(vouched) => vouched.ticket.node == node,
             Self::Join(join) => join.ticket.node == node,
             Self::Leave(leave) => leave.ticket.node == node,
             Self::Parks(parks) | Self::Impatient(parks) => parks.ticket.node == node,
@@ -220,6 +231,32 @@ pub struct Find {
     pub tenant: Arc<str>,
     /// What the client speaks.
     pub speaks: Speaks,
+}
+
+/// A client's credential, and the session for which it need not be asked about again.
+#[derive(Debug)]
+pub struct Vouch {
+    /// The session it names.
+    pub id: Uuid,
+    /// The question that waits for the answer.
+    pub ticket: Ticket,
+    /// The function as the client sent it.
+    pub function: Box<[u8]>,
+    /// The version as the client sent it; empty if it named none.
+    pub version: Box<[u8]>,
+    /// What stands for its credential.
+    pub seal: u64,
+    /// What the client speaks.
+    pub speaks: Speaks,
+}
+
+/// What came of a [`Vouch`].
+#[derive(Debug)]
+pub struct Vouched {
+    /// The question.
+    pub ticket: Ticket,
+    /// Whose the session is; none if the control plane has to be asked.
+    pub owner: Option<Arc<Owner>>,
 }
 
 /// What becomes of an attachment that waits for a tunnel which was parked elsewhere.

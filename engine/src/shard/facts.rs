@@ -331,6 +331,9 @@ pub(crate) enum ForSessions {
     /// A client of another core asks for a session whose home is here.
     Find(Box<crate::post::Find>),
     Found(Box<Found>),
+    /// A client asks whether it opened a session whose home is here.
+    Vouch(Box<crate::post::Vouch>),
+    Vouched(Box<crate::post::Vouched>),
     /// The question found no room on its way to the session's home.
     NotFound(Box<crate::post::Find>),
     Join(Box<Join>),

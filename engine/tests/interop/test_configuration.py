@@ -250,7 +250,11 @@ def test_the_environment_of_the_chart(tmp_path):
     (tmp_path / ".nvkit/config.yaml").write_text("geo-disabled: true\n")
     code, said = ringway("check", **CHART, HOME=str(tmp_path))
     assert code == 0 and "warning" in said and ".nvkit/config.yaml" in said, (code, said)
-    code, said = ringway(**CHART, HOME=str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # It ends before it serves.
+        client = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = ringway(**CHART, HOME=str(tmp_path), RINGWAY__LISTEN__CLIENT=client)
+    assert code == 71, said
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     starting = next(line for line in lines if line["msg"] == "starting")
     assert starting["mode"] == "nvcf" and "NVCF_FQDN_GRPC" in starting["why"], starting

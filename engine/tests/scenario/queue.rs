@@ -274,7 +274,8 @@ fn a_drain_sends_those_who_wait_elsewhere_and_takes_their_work_back() {
     let question = far.ask().ticket;
     far.world.post(ShardPost::Drain { max: Duration::from_secs(20) });
     client.sync(&mut far.world);
-    let refused = |seen: &Seen| matches!(seen, Seen::Reset { code, .. } if *code == ErrorCode::RefusedStream);
+    let refused =
+        |seen: &Seen| matches!(seen, Seen::Reset { code, .. } if *code == ErrorCode::RefusedStream);
     assert!(client.seen.iter().any(refused), "{:?}", client.seen);
     assert!(client.heads().is_empty());
     let asks = far.asks();
@@ -321,5 +322,36 @@ fn each_tunnel_is_authorised_and_a_live_one_serves_without() {
     far.asks();
     let (_, work) = Far::submitted(far.request(&mut client, &[]));
     assert_eq!(work.kind, WorkKind::New);
+    far.ends_empty(&client);
+}
+
+#[test]
+fn who_opened_a_session_is_not_asked_about_when_it_comes_back_to_its_tunnel() {
+    let mut far = Far::new("");
+    let (client, mut worker, work) = far.attached();
+    far.world.end(client.conn, End::Reset);
+    assert!(far.asks().is_empty() && !far.world.is_closed(worker.conn), "it is parked");
+    let id = work.request_id.to_string();
+    let named = ("nvcf-reqid", &id[..]);
+    // Another credential is asked about, and so is the same one for another function.
+    for field in [("authorization", "Bearer dev-key-2"), ("function-id", "f")] {
+        let mut other = Peer::client(&mut far.world);
+        other.request(&mut far.world, &[named, field], true);
+        assert!(matches!(far.ask().what, Question::Authorise(_)), "{field:?}");
+        far.world.end(other.conn, End::Reset);
+        far.asks();
+    }
+    let mut client = Peer::client(&mut far.world);
+    client.request(&mut far.world, &[named], true);
+    worker.sync(&mut far.world);
+    assert_eq!((far.asks().len(), worker.heads().len()), (0, 2));
+    assert_eq!(worker.field(1, "nvcf-reqid"), Some(&id[..]));
+    // That holds for this session alone.
+    client.request(&mut far.world, &[], true);
+    assert!(far.asks().is_empty());
+    far.world.end(worker.conn, End::Reset);
+    far.asks();
+    client.request(&mut far.world, &[], true);
+    assert!(matches!(far.ask().what, Question::Authorise(_)));
     far.ends_empty(&client);
 }

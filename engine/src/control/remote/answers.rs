@@ -48,12 +48,13 @@ impl Answers {
         }
     }
 
-    /// Posts a message; returned if there is no room.
+    /// Posts a message; returned if there is no room. A core that has ended needs none.
     fn post(&self, core: u16, post: ShardPost) -> Option<ShardPost> {
-        match self.cores.get(usize::from(core))?.post(post) {
+        let to = self.cores.get(usize::from(core))?;
+        match to.post(post) {
             // Dropped, the bell rings.
             Ok(_bell) => None,
-            Err(Full(post)) => Some(post),
+            Err(Full(post)) => Some(post).filter(|_| to.is_open()),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::super::local::{Work, WorkKind};
 use super::super::port::{Answer, Ask, AskTicket, Call, Question, Rate, Topic};
 use super::answers::Answers;
-use super::api::{Api, Limiter};
+use super::api::{Client, Limiter};
 use super::nats::Nats;
 
 /// Questions that are out at once. The cores bound theirs each for itself; this bounds what the
@@ -21,7 +21,8 @@ pub(super) const MOST_QUESTIONS: usize = 65_536;
 #[derive(Clone, Debug)]
 pub(super) struct Planes {
     /// Says who may call; none where the gateway's own file does.
-    pub(super) api: Option<Api>,
+    pub(super) client: Option<Client>,
+    /// Says whether a new session is too many; none if nobody is asked.
     pub(super) limiter: Option<Limiter>,
     pub(super) nats: Nats,
 }
@@ -68,11 +69,6 @@ impl Driver {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Questions that are out.
-    pub(super) fn running(&self) -> usize {
-        self.out().running
-    }
-
     /// Takes what the cores ask until they have ended.
     pub(super) async fn run(self, mut asked: mpsc::Receiver<Vec<Ask>>) {
         while let Some(asks) = asked.recv().await {
@@ -84,7 +80,9 @@ impl Driver {
         self.note_life(ask.ticket);
         let ticket = ask.ticket;
         match ask.what {
-            Question::Authorise(call) => self.begin(ticket, |driver| driver.authorise(ticket, call)),
+            Question::Authorise(call) => {
+                self.begin(ticket, |driver| driver.authorise(ticket, call))
+            }
             Question::Submit(work) => self.begin(ticket, |driver| driver.submit(ticket, work)),
             Question::Lookup(id) => self.begin(ticket, |driver| async move {
                 let answer = driver.planes.nats.lookup(id).await;
@@ -130,8 +128,8 @@ impl Driver {
     }
 
     async fn authorise(self, ticket: AskTicket, call: Box<Call>) {
-        let answer = match &self.planes.api {
-            Some(api) => api.authorise(&call).await,
+        let answer = match &self.planes.client {
+            Some(client) => client.authorise(&call).await,
             // The shard asks its own file then.
             None => Answer::Full,
         };

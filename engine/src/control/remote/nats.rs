@@ -10,21 +10,27 @@ mod ledger;
 mod link;
 mod lookup;
 mod meters;
+mod nodes;
 mod pace;
 mod payload;
+mod predecessors;
 mod reconnect;
 mod replies;
+mod rights;
 mod runs;
 mod streaming;
 mod submit;
+mod tally;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod withdraw;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway_proto::id::{Node, RequestIds};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -33,20 +39,25 @@ use super::super::local::{Work, WorkKind};
 use super::super::port::{Answer, AskTicket};
 use crate::config::Remote;
 
-pub(super) use auth::{Secrets, StartError};
+pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
 pub(super) use meters::Meters;
 
-use connect::Listener;
+use connect::{Listener, News};
 use ledger::Ledger;
 use link::Link;
 use lookup::Lookups;
+use nodes::{Liveness, Nodes, Place};
 use pace::Pace;
+use predecessors::Predecessors;
 use reconnect::Reconnects;
 use replies::Replies;
+use rights::Rights;
 use runs::Runs;
 use streaming::Dispatch;
 use submit::{Published, Publisher};
+use tally::WithdrawMeters;
+use withdraw::Streams;
 
 /// NATS, as the driver asks it.
 #[derive(Clone, Debug)]
@@ -59,6 +70,10 @@ struct Inner {
     proxy_uri: String,
     meters: Arc<Meters>,
     ledger: Ledger,
+    nodes: Nodes,
+    predecessors: Predecessors,
+    rights: Arc<Rights>,
+    withdrawals: Arc<WithdrawMeters>,
     lookups: Lookups,
     publisher: Publisher,
     reconnects: Reconnects,
@@ -67,33 +82,59 @@ struct Inner {
 }
 
 impl Nats {
-    /// Begins to connect, which goes on for ever: it does not matter whether a server is there.
+    /// Begins to connect, which goes on for ever: it does not matter whether a server is there. Who
+    /// this gateway is among others, and what a predecessor of it has left, is settled for at most
+    /// `limit`; what is not done by then goes on by itself. `worker` names this process's worker
+    /// listener as no other process that lives can.
     ///
     /// # Errors
     /// What is configured cannot be used, whatever the servers say.
-    pub(super) async fn start(settings: &Remote, secrets: Secrets) -> Result<Self, StartError> {
+    pub(super) async fn start(
+        settings: &Remote,
+        secrets: Secrets,
+        worker: String,
+        limit: Duration,
+    ) -> Result<Self, StartError> {
         if !payload::is_token(&settings.region) {
             let region = &settings.region;
             return Err(StartError(format!(
-                "the region {region:?} cannot be part of a subject: set AWS_REGION to letters, \
-                 digits, _ and -"
+                "the region {region:?} cannot be part of a subject: set AWS_REGION or nats.region \
+                 to letters, digits, _ and -"
             )));
         }
-        let meters = Arc::new(Meters::default());
+        let until = Instant::now() + limit;
+        let (meters, rights) = (Arc::new(Meters::default()), Arc::new(Rights::default()));
         let region: Arc<str> = settings.region.as_str().into();
-        let link = {
-            let listener = Listener(Box::new(|_| {}));
-            connect::connect(&settings.nats, secrets, meters.clone(), listener).await?
-        };
+        let link = connect::connect(&settings.nats, secrets, meters.clone(), told(&rights)).await?;
         let replies = Replies::start(link.client.clone())
             .await
             .map_err(|error| StartError(format!("NATS cannot be listened to: {error}")))?;
         let lookups = Lookups::new(link.clone(), region.clone(), &settings.nats.placement);
         tokio::spawn(lookups.clone().keep());
+        let place = Place {
+            link: link.clone(),
+            rights: rights.clone(),
+            region: region.clone(),
+            placement: settings.nats.placement.clone(),
+            worker,
+            relay: None,
+            pace: nodes::Pace::default(),
+        };
+        let nodes = Nodes::enter(place, limit)
+            .await
+            .map_err(|error| StartError(format!("the kernel gives no random numbers: {error}")))?;
+        let streams = Streams::new(link.clone(), region.clone(), rights.clone());
+        let withdrawals = Arc::new(WithdrawMeters::default());
+        let predecessors = Predecessors::new(streams.clone(), nodes.clone(), withdrawals.clone());
+        predecessors.at_start(until.saturating_duration_since(Instant::now())).await;
         Ok(Self(Arc::new(Inner {
-            ledger: Ledger::new(link.clone(), region.clone()),
+            ledger: Ledger::new(streams, withdrawals.clone()),
             publisher: Publisher::new(link.clone(), replies),
             reconnects: Reconnects::new(link.clone(), lookups.clone()),
+            nodes,
+            predecessors,
+            rights,
+            withdrawals,
             lookups,
             region,
             proxy_uri: settings.proxy_uri.clone(),
@@ -102,6 +143,11 @@ impl Nats {
             faults: Arc::default(),
             link,
         })))
+    }
+
+    /// What names this gateway in ids and tokens.
+    pub(super) fn node(&self) -> Node {
+        self.0.nodes.me()
     }
 
     /// Asks for a worker. Until its first pause it has noted the ticket, so that what is said of
@@ -168,12 +214,27 @@ impl Nats {
     async fn reconnect(&self, ticket: AskTicket, work: &Work) -> Answer {
         let Inner { region, proxy_uri, reconnects, runs, .. } = &*self.0;
         let Some(mut run) = runs.begin(ticket) else { return too_many() };
+        self.meet(work.request_id, work.owner.version.clone());
         let payload = payload::payload(work, region, proxy_uri);
         tokio::select! {
             answer = reconnects.ask(work.request_id, payload) => answer,
             // The worker is there, or nobody waits for it any more.
             () = run.stopped() => Answer::Queued,
         }
+    }
+
+    /// A session of another gateway is met: if that one is dead, what it had queued is taken back.
+    fn meet(&self, id: Uuid, version: Arc<str>) {
+        let Inner { nodes, predecessors, .. } = &*self.0;
+        let Some(maker) = RequestIds::maker_of(id).filter(|maker| *maker != nodes.me()) else {
+            return;
+        };
+        let (nodes, predecessors) = (nodes.clone(), predecessors.clone());
+        tokio::spawn(async move {
+            if matches!(nodes.liveness(maker).await, Liveness::Dead) {
+                predecessors.met_dead(&version);
+            }
+        });
     }
 
     /// Whose a session is.
@@ -215,6 +276,7 @@ impl Nats {
         self.0.runs.stop_all();
         let withdrawn =
             timeout_at(end, self.0.ledger.withdraw_all(limit)).await.unwrap_or_default();
+        self.0.nodes.leave(end.saturating_duration_since(Instant::now())).await;
         if let Ok(Err(error)) = timeout_at(end, self.0.link.client.drain()).await {
             tracing::debug!(%error, "the connection to NATS was closed already");
         }
@@ -224,7 +286,18 @@ impl Nats {
     /// Writes the metrics as Prometheus reads them.
     pub(super) fn render(&self, out: &mut String) {
         self.0.meters.render(out);
+        self.0.withdrawals.render(out, ledger::MOST_UNSETTLED);
+        self.0.rights.render(out);
     }
+}
+
+/// What the rights are told of the connection.
+fn told(rights: &Arc<Rights>) -> Listener {
+    let rights = rights.clone();
+    Listener(Box::new(move |news| match news {
+        News::Connected => rights.connected(),
+        News::Error(text) => rights.heard(text),
+    }))
 }
 
 fn no_subject(version: &str) -> Answer {

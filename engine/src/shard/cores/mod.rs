@@ -20,7 +20,7 @@ use super::facts::{Fact, ForSessions, ForWorkers};
 use super::turn::Turn;
 use crate::control::local::WorkKind;
 use crate::metrics::Limit;
-use crate::post::{CorePost, MovedConnect, Resumed};
+use crate::post::{CorePost, MovedConnect, Resumed, Vouched};
 
 /// What a message means here.
 #[derive(Debug)]
@@ -106,6 +106,10 @@ impl Cores {
             CorePost::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.parcel)),
             CorePost::Poll(poll, _) => turn.workers(ForWorkers::PollRefused(poll)),
             CorePost::Find(find) => turn.sessions(ForSessions::NotFound(find)),
+            CorePost::Vouch(vouch) => {
+                let vouched = Vouched { ticket: vouch.ticket, owner: None };
+                turn.sessions(ForSessions::Vouched(Box::new(vouched)));
+            }
             CorePost::Submit(work) if work.kind != WorkKind::Spare => {
                 let (ticket, fault) = (work.ticket, Box::new(Fault::MailboxFull));
                 turn.sessions(ForSessions::NotSubmitted { ticket, fault });
@@ -164,6 +168,8 @@ impl Cores {
             }
             CorePost::Find(find) => sessions(ForSessions::Find(find)),
             CorePost::Found(found) => sessions(ForSessions::Found(found)),
+            CorePost::Vouch(vouch) => sessions(ForSessions::Vouch(vouch)),
+            CorePost::Vouched(vouched) => sessions(ForSessions::Vouched(vouched)),
             CorePost::Join(join) => sessions(ForSessions::Join(join)),
             CorePost::Stand(id, ticket, stand) => sessions(ForSessions::Stand(id, ticket, stand)),
             CorePost::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),

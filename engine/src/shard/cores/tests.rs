@@ -8,7 +8,7 @@ use crate::border::{Carried, ConnId, Parcel};
 use crate::config::Config;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
-use crate::post::{Find, Found, Join, Leave, MovedTunnel, Parks, Speaks, Stand};
+use crate::post::{Find, Found, Join, Leave, MovedTunnel, Parks, Speaks, Stand, Vouch, Vouched};
 use crate::shard::turn::rig::{NODE, OTHER_NODE, Rig};
 
 const T: Ticket = Ticket { node: NODE, core: 1, number: 7 };
@@ -66,6 +66,17 @@ fn find() -> CorePost {
     }))
 }
 
+fn vouch() -> CorePost {
+    CorePost::Vouch(Box::new(Vouch {
+        id: Uuid::nil(),
+        ticket: T,
+        function: Box::from(*b"f"),
+        version: Box::from(*b"v"),
+        seal: 1,
+        speaks: Speaks::Http1,
+    }))
+}
+
 /// A tunnel on its way.
 fn tunnel() -> CorePost {
     CorePost::Resumed(Box::new(Resumed {
@@ -101,6 +112,8 @@ fn every_post() -> Vec<CorePost> {
         CorePost::QueueFull(T),
         find(),
         CorePost::Found(Box::new(Found { ticket: T, outcome: Ok(facts()) })),
+        vouch(),
+        CorePost::Vouched(Box::new(Vouched { ticket: T, owner: None })),
         CorePost::Join(Box::new(Join { id, ticket: T, facts: facts(), stand: Stand::Open })),
         CorePost::Stand(id, T, Stand::Spare),
         CorePost::LetGo(T),

@@ -24,7 +24,9 @@ use crate::border::Parcel;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{Owner, Plane, Registration};
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
-use crate::post::{CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand};
+use crate::post::{
+    CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
+};
 use crate::trail::Event;
 
 /// What sessions know of a tunnel that goes from core to core, beside its hop.
@@ -115,6 +117,14 @@ impl Sessions {
             }
         };
         turn.send(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
+    }
+
+    /// A client of another core asks for a session of ours before anybody has said that it may call
+    /// anything.
+    pub(super) fn vouch_for(&self, turn: &mut Turn<'_>, vouch: Vouch) {
+        let Vouch { id, ticket, function, version, seal, speaks } = vouch;
+        let owner = self.directory.vouch(id, (&function, &version), seal, speaks);
+        turn.send(ticket.core, CorePost::Vouched(Box::new(Vouched { ticket, owner })));
     }
 
     /// An attachment of a session of ours, which this core may have forgotten.
@@ -386,6 +396,9 @@ impl Sessions {
 
     /// Does again what this core asked of another one that has forgotten it.
     pub(crate) fn renew(&mut self, turn: &mut Turn<'_>, core: u16) {
+        for key in self.questions.vouching_at(core) {
+            self.put(turn, key);
+        }
         for key in self.roster.attachments.keys() {
             self.renew_join(turn, key, core);
             self.renew_dispatch(turn, key, core);

@@ -9,6 +9,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use crate::control::local::{SessionFacts, Ticket};
+use crate::control::port::Owner;
 use crate::metrics::CloseReason;
 use crate::post::{Join, Leave, SessionRow, Speaks, Stand};
 
@@ -20,6 +21,9 @@ const RECENT: usize = 256;
 pub(super) struct Session {
     pub(super) id: Uuid,
     pub(super) facts: SessionFacts,
+    /// Of the credential that opened it; none where that can be asked about at once, or is not
+    /// known.
+    pub(super) seal: Option<u64>,
     /// Its attachments, on all cores.
     pub(super) members: Vec<Member>,
     /// What the last one left that a worker was asked for by a client.
@@ -35,7 +39,7 @@ pub(super) struct Member {
 
 impl Session {
     pub(super) fn new(id: Uuid, facts: SessionFacts) -> Self {
-        Self { id, facts, members: Vec::new(), row: None }
+        Self { id, facts, seal: None, members: Vec::new(), row: None }
     }
 
     /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
@@ -148,6 +152,22 @@ impl Directory {
         let session = session.ok_or(Fault::SessionNotFound { request_id: id })?;
         check(&session.facts, id, wanted, tenant)?;
         Ok((session.facts.clone(), session.parked(speaks)))
+    }
+
+    /// Whose a session is, for the client that opened it and can take up its tunnel: nobody else
+    /// need be asked (design 5).
+    pub(super) fn vouch(
+        &self,
+        id: Uuid,
+        called: (&[u8], &[u8]),
+        seal: u64,
+        speaks: Speaks,
+    ) -> Option<Arc<Owner>> {
+        let session = self.live.get(&id).filter(|session| session.seal == Some(seal))?;
+        session.parked(speaks)?;
+        let owner = &session.facts.owner;
+        check(&session.facts, id, called, &owner.tenant).ok()?;
+        Some(owner.clone())
     }
 
     fn remember(&mut self, row: SessionRow) {

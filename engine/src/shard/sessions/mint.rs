@@ -56,6 +56,11 @@ impl Mint {
         Box::new(self.tokens.mint(self.core, key.slot, key.generation, &random))
     }
 
+    /// What stands for a credential.
+    pub(super) fn seal(&self, credential: &[u8]) -> u64 {
+        self.tokens.seal(credential)
+    }
+
     /// Whose token this is.
     pub(super) fn read(&self, text: &[u8]) -> Result<TokenAddress, TokenFault> {
         self.tokens.read(text)

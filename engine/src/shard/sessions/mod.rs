@@ -152,6 +152,8 @@ impl Sessions {
             ForSessions::LetGo(ticket) => self.let_go(turn, key_of(ticket)),
             ForSessions::Find(find) => self.find(turn, *find),
             ForSessions::Found(found) => self.found(turn, *found),
+            ForSessions::Vouch(vouch) => self.vouch_for(turn, *vouch),
+            ForSessions::Vouched(vouched) => self.vouched(turn, *vouched),
             ForSessions::NotFound(find) => self.not_found(turn, key_of(find.ticket)),
             ForSessions::Join(join) => self.joined(turn, *join),
             ForSessions::Stand(id, ticket, stand) => self.stands(turn, id, (ticket, stand)),

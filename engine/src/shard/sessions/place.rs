@@ -13,11 +13,12 @@ use super::super::facts::{
     Answer, Ask, Caller, Edge, Fact, ForRelay, ForSessions, Question as About, Refused, Wanted,
     key_numbered, key_of,
 };
+use super::super::settings::ShardSettings;
 use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::attachment::{Asking, Attachment, Owed, State};
-use super::client::Pin;
+use super::client::{Pin, USED_UP};
 use super::directory::{Session, check};
 use super::question::{Question, Waiting};
 use super::roster::not_resumed;
@@ -27,7 +28,7 @@ use crate::config::HonourId;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{AskTicket, Call, Grant, Owner, Plane};
 use crate::metrics::{AskOutcome, Limit};
-use crate::post::{CorePost, Find, Speaks};
+use crate::post::{CorePost, Find, Speaks, Vouch, Vouched};
 
 /// So many times the streams of a connection may have come to wait for answers.
 const GONE_WAITERS: usize = 2;
@@ -98,16 +99,74 @@ impl Sessions {
             turn.limit_hit(limit);
             return self.refuse(turn, from, waiting, Box::new(Fault::Overloaded));
         }
-        let Wanted { credential, function, version, .. } = (*waiting.wanted).clone();
-        let what = About::Authorise(Box::new(Call { credential, function, version }));
         let (rules, deadline) =
             (self.roster.rules.number(), turn.now + turn.settings.config.session.wait);
-        let question = Question::new((from, hash), (rules, deadline), tenant, waiting);
-        let key = self.questions.ask(question, turn.metrics);
+        let vouch = self.vouch(turn.settings, from, &waiting.wanted);
+        let key =
+            self.questions.begin(Question::new((from, hash), (rules, deadline), tenant, waiting));
         if let Some(client) = self.roster.clients.get_mut(from) {
             client.questions.push(key);
         }
-        turn.fact(Fact::Ask(Ask { ticket: self.questions.ticket(key), deadline, what }));
+        match vouch {
+            None => self.put(turn, key),
+            Some((home, vouch)) => {
+                self.questions.vouching(key, home);
+                let vouch = Vouch { ticket: ticket(turn.settings, key), ..vouch };
+                turn.send(home, CorePost::Vouch(Box::new(vouch)));
+            }
+        }
+    }
+
+    /// What is asked of the home of a session that a request names, before the control plane is: a
+    /// client that brings the credential which opened it need not wait for that (design 5).
+    fn vouch(
+        &self,
+        settings: &ShardSettings,
+        from: ConnId,
+        wanted: &Wanted,
+    ) -> Option<(u16, Vouch)> {
+        let id = wanted.id.filter(|_| settings.plane == Plane::Remote)?;
+        let home = self.roster.own_home(settings, id)?;
+        let Wanted { credential, function, version, .. } = wanted.clone();
+        let vouch = Vouch {
+            id,
+            // It has no number yet.
+            ticket: ticket(settings, Key { slot: 0, generation: 0 }),
+            function,
+            version,
+            seal: self.mint.seal(&credential),
+            speaks: self.roster.clients.get(from)?.caller.speaks,
+        };
+        Some((home, vouch))
+    }
+
+    /// A question is put to the control plane.
+    pub(super) fn put(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let ticket = self.questions.ticket(key);
+        if let Some(question) = self.questions.put(key, turn.metrics) {
+            let deadline = question.deadline;
+            let Wanted { credential, function, version, .. } = (*question.first.wanted).clone();
+            let what = About::Authorise(Box::new(Call { credential, function, version }));
+            turn.fact(Fact::Ask(Ask { ticket, deadline, what }));
+        }
+    }
+
+    /// A session's home says whether a client opened it and its tunnel waits.
+    pub(super) fn vouched(&mut self, turn: &mut Turn<'_>, vouched: Vouched) {
+        let key = key_of(vouched.ticket);
+        match vouched.owner {
+            _ if self.questions.is_asked(key) => {}
+            None => self.put(turn, key),
+            Some(owner) => {
+                let question = self.questions.end(key, AskOutcome::Answered, turn.metrics);
+                if let Some(mut question) = question {
+                    self.roster.clients.heard(question.from, key);
+                    // It holds for this session, and for no other.
+                    question.rules = USED_UP;
+                    self.granted(turn, question, Grant { owner });
+                }
+            }
+        }
     }
 
     /// The control plane has answered. A second answer finds no question, nor does one that comes
@@ -183,9 +242,12 @@ impl Sessions {
         key: Key,
         outcome: AskOutcome,
     ) -> Option<Question> {
+        let asked = self.questions.is_asked(key);
         let question = self.questions.end(key, outcome, turn.metrics)?;
-        let (ticket, deadline) = (self.questions.ticket(key), question.deadline);
-        turn.fact(Fact::Ask(Ask { ticket, deadline, what: About::Withdraw }));
+        if asked {
+            let (ticket, deadline) = (self.questions.ticket(key), question.deadline);
+            turn.fact(Fact::Ask(Ask { ticket, deadline, what: About::Withdraw }));
+        }
         Some(question)
     }
 
@@ -293,14 +355,14 @@ impl Sessions {
         });
         match (named, asker.pinned) {
             (None, Some(key)) => Ok(key),
-            (None, None) => self.new_session(turn, asker),
+            (None, None) => self.new_session(turn, asker, &wanted.credential),
             (Some(id), Some(key)) if self.roster.is_of(key, id) => Ok(key),
             (Some(id), _) => self.come_back(turn, asker, (id, wanted)),
         }
     }
 
     /// A session of its own for this pin (contract 3.6, CL-21).
-    fn new_session(&mut self, turn: &mut Turn<'_>, asker: &Asker) -> Placed {
+    fn new_session(&mut self, turn: &mut Turn<'_>, asker: &Asker, credential: &[u8]) -> Placed {
         let (roster, owner) = (&mut self.roster, asker.owner.clone());
         roster.admit_session(turn, asker.conn, &owner.tenant)?;
         let asks = roster.rules.dial(&owner).is_none();
@@ -310,7 +372,13 @@ impl Sessions {
         }
         let id = self.mint.id();
         let facts = SessionFacts { owner, opened: turn.now };
-        self.directory.insert(Session::new(id, facts.clone()));
+        let seal = match turn.settings.plane {
+            Plane::Local => None,
+            Plane::Remote => Some(self.mint.seal(credential)),
+        };
+        let mut session = Session::new(id, facts.clone());
+        session.seal = seal;
+        self.directory.insert(session);
         let owed = if asks { Owed::Dispatch } else { Owed::Nothing };
         Ok(self.dispatch(turn, asker, (id, facts), (WorkKind::New, owed)))
     }

@@ -33,6 +33,17 @@ impl Waiting {
     }
 }
 
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nobody yet.
+    Begun,
+    /// The home of the session that the client names: it may have opened that.
+    Vouching(u16),
+    /// The control plane.
+    Asked,
+}
+
 /// One question.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -43,6 +54,7 @@ pub(super) struct Question {
     pub(super) rules: u32,
     /// An answer after this is late.
     pub(super) deadline: Time,
+    pub(super) stage: Stage,
     /// Whose credential it is about, if that is known before the answer.
     pub(super) tenant: Option<Arc<str>>,
     /// The first one, which the question is about.
@@ -59,7 +71,8 @@ impl Question {
         tenant: Option<Arc<str>>,
         first: Waiting,
     ) -> Self {
-        Self { from, hash, rules, deadline, tenant, first, more: Vec::new() }
+        let (stage, more) = (Stage::Begun, Vec::new());
+        Self { from, hash, rules, deadline, stage, tenant, first, more }
     }
 
     /// Whether its answer is this request's answer too.
@@ -134,9 +147,8 @@ impl Questions {
         }
     }
 
-    /// One is asked.
-    pub(super) fn ask(&mut self, question: Question, metrics: &mut ShardMetrics) -> Key {
-        metrics.asks[AskOutcome::Asked.index()] += 1;
+    /// One begins.
+    pub(super) fn begin(&mut self, question: Question) -> Key {
         if let Some(tenant) = &question.tenant {
             *self.by_tenant.entry(tenant.clone()).or_default() += 1;
         }
@@ -194,7 +206,9 @@ impl Questions {
         metrics: &mut ShardMetrics,
     ) -> Option<Question> {
         let question = self.table.remove(key)?;
-        metrics.asks[outcome.index()] += 1;
+        if question.stage == Stage::Asked {
+            metrics.asks[outcome.index()] += 1;
+        }
         self.held -= question.size();
         if let Some(tenant) = &question.tenant
             && let Some(of_tenant) = self.by_tenant.get_mut(tenant)
@@ -205,6 +219,35 @@ impl Questions {
             }
         }
         Some(question)
+    }
+
+    /// The home of the session that the client names is asked first.
+    pub(super) fn vouching(&mut self, key: Key, home: u16) {
+        if let Some(question) = self.table.get_mut(key) {
+            question.stage = Stage::Vouching(home);
+        }
+    }
+
+    /// The control plane is asked: what, if it was not before.
+    pub(super) fn put(&mut self, key: Key, metrics: &mut ShardMetrics) -> Option<&Question> {
+        let question = self.table.get_mut(key)?;
+        if question.stage == Stage::Asked {
+            return None;
+        }
+        question.stage = Stage::Asked;
+        metrics.asks[AskOutcome::Asked.index()] += 1;
+        Some(question)
+    }
+
+    /// Whether the control plane is asked.
+    pub(super) fn is_asked(&self, key: Key) -> bool {
+        self.table.get(key).is_some_and(|question| question.stage == Stage::Asked)
+    }
+
+    /// Those that wait for that core's word.
+    pub(super) fn vouching_at(&self, core: u16) -> Vec<Key> {
+        let waits = |(_, question): &(Key, &Question)| question.stage == Stage::Vouching(core);
+        self.table.iter().filter(waits).map(|(key, _)| key).collect()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -56,8 +56,12 @@ impl Roster {
 
     /// The core that has the session's directory entry, if there is one at all.
     pub(super) fn home(&self, settings: &ShardSettings, id: Uuid) -> u16 {
-        let named = self.ids.home_of(id).core();
-        named.filter(|core| *core < settings.cores).unwrap_or(settings.core)
+        self.own_home(settings, id).unwrap_or(settings.core)
+    }
+
+    /// The same, for ids that this gateway has made.
+    pub(super) fn own_home(&self, settings: &ShardSettings, id: Uuid) -> Option<u16> {
+        self.ids.home_of(id).core().filter(|core| *core < settings.cores)
     }
 
     // ---- begins ----

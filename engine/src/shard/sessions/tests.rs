@@ -22,7 +22,7 @@ use crate::border::{Carried, End, Parcel};
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
-use crate::post::{CorePost, Find, Found, Leave, Parks, Resumed, Stand};
+use crate::post::{CorePost, Find, Found, Leave, Parks, Resumed, Stand, Vouched};
 
 const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 const VERSION: &str = "22222222-2222-4222-8222-222222222222";
@@ -241,6 +241,8 @@ fn heard(post: CorePost) -> ForSessions {
     match post {
         CorePost::Find(find) => ForSessions::Find(find),
         CorePost::Found(found) => ForSessions::Found(found),
+        CorePost::Vouch(vouch) => ForSessions::Vouch(vouch),
+        CorePost::Vouched(vouched) => ForSessions::Vouched(vouched),
         CorePost::Join(join) => ForSessions::Join(join),
         CorePost::Stand(id, ticket, stand) => ForSessions::Stand(id, ticket, stand),
         CorePost::Leave(leave) => ForSessions::Leave(leave),

@@ -19,7 +19,7 @@ use super::super::super::port::{Answer, AskTicket, Kind, Owner, Topic};
 use super::super::pb::connection_config::Config as Way;
 use super::super::pb::{StatefulSessionTracking, WorkerInvokeFunctionRequest};
 use super::testing::{Server, until};
-use super::{Nats, Secrets, State};
+use super::{Nats, Secrets, StartError, State};
 use crate::config::{Nats as Settings, Remote};
 
 const REGION: &str = "r-1";
@@ -50,9 +50,14 @@ fn remote(urls: &[String]) -> Remote {
     }
 }
 
+/// As if no other gateway had been where it is.
+async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, StartError> {
+    Nats::start(settings, secrets, Uuid::new_v4().to_string(), Duration::ZERO).await
+}
+
 /// A plane at a server that is there, and a connection of the test's own.
 async fn plane(server: &Server) -> (Nats, async_nats::Client) {
-    let nats = Nats::start(&remote(&[server.url()]), Secrets::default()).await.unwrap();
+    let nats = begin(&remote(&[server.url()]), Secrets::default()).await.unwrap();
     up(&nats).await;
     (nats, async_nats::connect(server.url()).await.unwrap())
 }

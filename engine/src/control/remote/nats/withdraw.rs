@@ -75,7 +75,6 @@ impl std::fmt::Display for Trouble {
 /// What of a stream was delivered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
-    asked: Instant,
     /// The highest sequence that a worker was given; 0: none was.
     pub(super) delivered: u64,
 }
@@ -136,7 +135,7 @@ impl Streams {
                 && asked.elapsed() < LOOK_EVERY
                 && let Some(delivered) = told
             {
-                return Ok(Look { asked, delivered });
+                return Ok(Look { delivered });
             }
             tokio::time::sleep_until(asked + LOOK_EVERY).await;
         }
@@ -144,7 +143,7 @@ impl Streams {
         *last = Some((asked, None));
         let delivered = self.delivered(version).await?;
         *last = Some((asked, Some(delivered)));
-        Ok(Look { asked, delivered })
+        Ok(Look { delivered })
     }
 
     fn last_look(&self, version: &Arc<str>) -> LastLook {

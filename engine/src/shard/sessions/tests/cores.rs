@@ -279,3 +279,59 @@ fn who_was_promised_a_tunnel_of_a_core_that_died_is_told() {
     home.on(ForSessions::Leave(Box::new(Leave { id, ticket: to, row: None })));
     assert!(home.sessions.directory.len() == 0);
 }
+
+/// Two cores behind a control plane that takes time; the first has a session whose tunnel is
+/// parked.
+fn two_cores_that_ask() -> (Bench, Bench, Uuid) {
+    let mut benches = [0, 1].map(|core| Bench::with(core, 2, Config::dev()));
+    benches.iter_mut().for_each(|bench| bench.rig.settings.plane = Plane::Remote);
+    let [mut home, mut there] = benches;
+    let (key, id) = home.open(1);
+    home.gone(1, &[key]);
+    home.said();
+    there.plane = false;
+    (home, there, id)
+}
+
+#[test]
+fn a_home_vouches_for_the_client_that_opened_its_session_and_for_no_other() {
+    let (mut home, mut there, id) = two_cores_that_ask();
+    there.place(5, 5, wanted(Some(id)));
+    // Another request of the same connection waits for the same word.
+    there.place(5, 6, wanted(Some(id)));
+    assert_eq!(there.said(), ["Vouch 0"]);
+    home.on(heard(post(&mut there)));
+    assert_eq!(home.said(), ["Vouched 1"]);
+    there.on(heard(post(&mut home)));
+    assert_eq!(there.said(), ["Open", "Serve", "Find 0", "GoOn", "Serve"]);
+    assert_eq!(there.asks(), [0; AskOutcome::COUNT]);
+    for who in [by("other-key", Some(id)), wanted(Some(Uuid::from_u128(5)))] {
+        there.place(6, 7, who);
+        if there.said() == ["Vouch 0"] {
+            home.on(heard(post(&mut there)));
+            there.on(heard(post(&mut home)));
+            assert_eq!(there.said(), ["Authorise"]);
+        }
+    }
+    assert_eq!(there.asks()[AskOutcome::Asked.index()], 2);
+}
+
+#[test]
+fn what_a_home_cannot_say_the_control_plane_is_asked() {
+    let (_, mut there, id) = two_cores_that_ask();
+    there.place(5, 5, wanted(Some(id)));
+    there.said();
+    there.call(|sessions, turn| sessions.core_restarted(turn, 0));
+    assert_eq!(there.said(), ["Authorise"]);
+    // The word that comes after all is nobody's.
+    let Some(Fact::Ask(Ask { ticket, .. })) = there.out.pop() else { panic!("{:?}", there.names) };
+    let late = Ticket { node: NODE, core: 1, number: ticket.number };
+    there.on(ForSessions::Vouched(Box::new(Vouched { ticket: late, owner: None })));
+    assert!(there.said().is_empty());
+    // A client that goes while its word is out takes nothing back: nobody was asked.
+    there.place(6, 6, wanted(Some(id)));
+    there.gone(6, &[]);
+    assert_eq!(there.said(), ["Vouch 0"]);
+    assert_eq!(there.asks()[AskOutcome::Asked.index()], 1);
+    assert_eq!(there.asks()[AskOutcome::Withdrawn.index()], 0);
+}

@@ -53,7 +53,7 @@ async fn stop(file: &Path) {
 }
 
 async fn start(settings: &Remote) -> Nats {
-    Nats::start(settings, Secrets::default()).await.unwrap()
+    begin(settings, Secrets::default()).await.unwrap()
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn an_nkey_opens_the_server() {
     let mut settings = remote(&[server.url()]);
     // By the secrets file, by a file of its own, and as it is.
     let secrets = Secrets { nkey: Some(mine.seed().unwrap()), token: None };
-    up(&Nats::start(&settings, secrets).await.unwrap()).await;
+    up(&begin(&settings, secrets).await.unwrap()).await;
     settings.nats.nkey = Some(NkeySource::File(file));
     up(&start(&settings).await).await;
     settings.nats.nkey = Some(NkeySource::Seed(mine.seed().unwrap().as_str().into()));
@@ -99,7 +99,7 @@ async fn an_nkey_opens_the_server() {
     down(&refused, "authorization violation").await;
     assert!(metric(&refused, "nats_failure_total{reason=\"authentication\"}") > 0);
     settings.nats.nkey = Some(NkeySource::Seed("SUNOTONE".into()));
-    let error = Nats::start(&settings, Secrets::default()).await.unwrap_err().to_string();
+    let error = begin(&settings, Secrets::default()).await.unwrap_err().to_string();
     assert!(error.contains("NATS_PRIVATE_NKEY") && !error.contains("SUNOTONE"), "{error}");
 }
 
@@ -135,7 +135,7 @@ async fn the_auth_callout_is_shown_a_token_of_each_connection() {
         std::future::ready(token).boxed()
     };
     let secrets = Secrets { nkey: None, token: Some(Arc::new(source)) };
-    let nats = Nats::start(&settings, secrets).await.unwrap();
+    let nats = begin(&settings, secrets).await.unwrap();
     up(&nats).await;
     // An empty one and the first one were refused.
     assert_eq!(fetched.load(Ordering::Relaxed), 3);
@@ -160,7 +160,7 @@ async fn tls_is_checked_by_both_sides() {
     down(&unknown, "certificate").await;
     assert!(metric(&unknown, "nats_failure_total{reason=\"tls_verification\"}") > 0);
     settings.nats.ca = Some(folder.0.join("none.pem"));
-    let error = Nats::start(&settings, Secrets::default()).await.unwrap_err().to_string();
+    let error = begin(&settings, Secrets::default()).await.unwrap_err().to_string();
     assert!(error.contains("none.pem"), "{error}");
 }
 

@@ -95,7 +95,7 @@ async fn a_placement_tag_hinders_no_server_that_is_alone() {
     let server = Server::start();
     let mut settings = remote(&[server.url()]);
     settings.nats.placement = "dc:ncp".into();
-    let nats = Nats::start(&settings, Secrets::default()).await.unwrap();
+    let nats = begin(&settings, Secrets::default()).await.unwrap();
     up(&nats).await;
     let client = async_nats::connect(server.url()).await.unwrap();
     let placement = made(&client).await.placement.expect("it is asked for");
