@@ -25,9 +25,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Mode;
-use crate::control::remote::Remote;
 use crate::metrics::Backend;
 use crate::post::{SessionRow, ShardPost};
+use crate::remote::Remote;
 
 pub use changes::{Change, Changes};
 pub use scrape::Scraper;

@@ -28,9 +28,9 @@ pub(crate) use files::Files;
 use crate::config::{Config, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
-use crate::control::remote::Remote;
 use crate::demo::{Serve, WorkerOptions};
 use crate::post::ControlPost;
+use crate::remote::Remote;
 use crate::shard::ShardSettings;
 
 /// Messages of the cores that wait for the control thread.

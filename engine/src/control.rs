@@ -1,5 +1,6 @@
 //! Who may call what, and how work reaches a worker: the control planes a shard can ask.
 
 pub mod local;
+pub mod owner;
 pub mod port;
-pub mod remote;
+pub mod work;

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod post;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
 pub mod reactor;
+pub mod remote;
 pub mod ring;
 pub mod shard;
 pub mod tls;

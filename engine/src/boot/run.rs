@@ -17,9 +17,9 @@ use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox};
 use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
-use crate::control::remote::Remote;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
+use crate::remote::Remote;
 use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.

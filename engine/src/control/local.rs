@@ -7,9 +7,9 @@ mod dispatch;
 mod policy;
 mod poll;
 
+pub use super::work::{Ticket, Version, Work, WorkKind};
 pub use dispatch::{
-    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, Ticket, TooManyPolls,
-    Version, Work, WorkKind,
+    Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, TooManyPolls,
 };
 pub use policy::{Policy, PollFault, SessionFacts};
 pub use poll::PollRequest;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::h1::connect::ConnectResult;
+use ringway_proto::route::RoutingHead;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
@@ -136,6 +137,18 @@ pub(crate) struct Wanted {
     pub(crate) id: Option<Uuid>,
     /// For how many seconds it asks a streaming worker to wait for it.
     pub(crate) window: Option<u16>,
+}
+
+impl Wanted {
+    pub(crate) fn of(head: &RoutingHead<'_>) -> Self {
+        Self {
+            credential: head.credential.into(),
+            function: head.function.into(),
+            version: head.version.into(),
+            id: head.request_id,
+            window: head.reconnect_window,
+        }
+    }
 }
 
 impl std::fmt::Debug for Wanted {

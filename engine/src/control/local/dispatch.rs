@@ -5,18 +5,14 @@
 //! lists its request id. A poll gets one answer: work, or nothing after [`POLL_WAIT`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
-use uuid::Uuid;
 
-use super::super::port::Owner;
+use super::super::work::{Ticket, Version, Work, WorkKind};
 use super::poll::PollRequest;
 use crate::conn::ConnId;
-use crate::json::Object;
 
 /// How long a poll waits for work.
 pub const POLL_WAIT: Duration = Duration::from_secs(30);
@@ -36,43 +32,6 @@ pub struct PollId {
     pub conn: ConnId,
     /// Another one each time the connection gave up waiting: a late answer then finds nobody.
     pub round: u64,
-}
-
-/// An attachment's name towards other cores, and that of the work done for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ticket {
-    /// Node of the attachment.
-    pub node: Node,
-    /// Core of the attachment.
-    pub core: u16,
-    /// Unique on that core.
-    pub number: u64,
-}
-
-/// What a worker is asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkKind {
-    /// Begin a session.
-    New,
-    /// Open one more tunnel for a session it holds.
-    Reconnect,
-    /// The same, and no client waits for it: it stands in for a tunnel that there is.
-    Spare,
-}
-
-/// One request for a tunnel.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Work {
-    /// Names it for [`Dispatch::withdraw`]; unique among work that was not delivered yet.
-    pub ticket: Ticket,
-    /// New session or one more tunnel.
-    pub kind: WorkKind,
-    /// The session.
-    pub request_id: Uuid,
-    /// Owner of the session.
-    pub owner: Arc<Owner>,
-    /// What the worker has to show when it dials back.
-    pub token: [u8; 64],
 }
 
 /// What a poll is answered.
@@ -101,9 +60,6 @@ pub struct DispatchLimits {
     /// Polls in all.
     pub polls: usize,
 }
-
-/// A function and its version.
-pub type Version = (Arc<str>, Arc<str>);
 
 /// A work item in its line.
 #[derive(Debug)]
@@ -543,58 +499,6 @@ impl Queue {
             }
         }
         if request.slots > 0 { self.new.pop_first() } else { None }
-    }
-}
-
-impl Work {
-    /// Whose queue it waits in.
-    #[must_use]
-    pub fn key(&self) -> Version {
-        (self.owner.function.clone(), self.owner.version.clone())
-    }
-
-    /// The body of the answer; workers dial `advertise` (a URL without the path).
-    #[must_use]
-    pub fn to_json(&self, advertise: &str) -> Vec<u8> {
-        let kind = match self.kind {
-            WorkKind::New => "new",
-            WorkKind::Reconnect | WorkKind::Spare => "reconnect",
-        };
-        let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
-        let token = String::from_utf8_lossy(&self.token);
-        let mut json = Vec::with_capacity(JSON_BYTES);
-        let mut body = Object::begin(&mut json);
-        body.text("kind", kind)
-            .text(
-                "requestId",
-                self.request_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
-            )
-            .text("ncaId", &self.owner.tenant)
-            .text("functionId", &self.owner.function)
-            .text("functionVersionId", &self.owner.version);
-        let connections = body.key("connections");
-        connections.extend_from_slice(b"[{\"http1\":");
-        let mut http1 = Object::begin(connections);
-        http1.text("proxyUri", &proxy_uri).text("proxyAuthorizationToken", &token);
-        http1.end();
-        connections.extend_from_slice(b"}]");
-        body.end();
-        json
-    }
-}
-
-/// Room for the usual answer.
-const JSON_BYTES: usize = 512;
-
-impl fmt::Debug for Work {
-    /// Without the token.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Work")
-            .field("ticket", &self.ticket)
-            .field("kind", &self.kind)
-            .field("request_id", &self.request_id)
-            .field("version", &self.key())
-            .finish_non_exhaustive()
     }
 }
 

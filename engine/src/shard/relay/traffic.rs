@@ -162,13 +162,7 @@ impl Traffic {
         if let Some(hop) = of.and_then(|conn| self.streams.hops.hop(conn)) {
             let speaks = hop.link.clients();
             let from = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
-            let wanted = Box::new(Wanted {
-                credential: head.credential.into(),
-                function: head.function.into(),
-                version: head.version.into(),
-                id: head.request_id,
-                window: head.reconnect_window,
-            });
+            let wanted = Box::new(Wanted::of(head));
             turn.sessions(ForSessions::Place { exchange, from, wanted });
         }
     }

@@ -1,6 +1,10 @@
+use std::sync::Arc;
+
 use serde_json::json;
+use uuid::Uuid;
 
 use super::*;
+use crate::control::owner::Owner;
 
 const NODE: Node = Node::new(1, 1).unwrap();
 

@@ -1,6 +1,6 @@
 //! The control planes that take time: NVIDIA's API, which says who may call, and NATS, by which
 //! work reaches workers. All of it runs on the control thread; the cores ask by messages and are
-//! answered so ([`super::port`]).
+//! answered so ([`crate::control::port`]).
 
 mod answers;
 pub mod api;
@@ -16,8 +16,8 @@ use std::time::Duration;
 use ringway_proto::id::Node;
 use tokio::sync::{mpsc, watch};
 
-use super::port::Ask;
 use crate::config::Remote as Settings;
+use crate::control::port::Ask;
 use crate::post::ShardPost;
 use crate::ring::Sender;
 

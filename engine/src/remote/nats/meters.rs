@@ -10,7 +10,7 @@ use crate::metrics::{family, single};
 
 /// The counts. They begin at zero, and all of them are told from the first scrape on.
 #[derive(Debug, Default)]
-pub(in crate::control::remote) struct Meters {
+pub(in crate::remote) struct Meters {
     errors: AtomicU64,
     failures: [AtomicU64; Failure::ALL.len()],
     disconnects: AtomicU64,
@@ -113,7 +113,7 @@ impl Meters {
     }
 
     /// Writes them as Prometheus reads them.
-    pub(in crate::control::remote) fn render(&self, out: &mut String) {
+    pub(in crate::remote) fn render(&self, out: &mut String) {
         const FAILURES: &str = "nvcf_grpc_proxy_service_nats_failure_total";
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let mut counter = |name: &str, help: &str, count: u64| {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::super::super::port::AskTicket;
+use crate::control::port::AskTicket;
 
 /// As many may run at once as there may be questions out.
 const MOST_RUNS: usize = 65_536;
@@ -74,8 +74,8 @@ impl Drop for Run {
 mod tests {
     use futures_util::FutureExt;
 
-    use super::super::super::super::port::Topic;
     use super::*;
+    use crate::control::port::Topic;
 
     fn ticket(core: u16, life: u32) -> AskTicket {
         AskTicket { core, life, about: Topic::Tunnel, number: 1 }

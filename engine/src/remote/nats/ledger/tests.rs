@@ -3,11 +3,11 @@ use std::sync::Mutex as Held;
 
 use futures_util::StreamExt;
 
-use super::super::super::super::port::Topic;
 use super::super::link::Link;
 use super::super::rights::{Right, Rights};
 use super::super::testing::{Region, Server, link, until};
 use super::*;
+use crate::control::port::Topic;
 
 const VERSION: &str = "v-1";
 

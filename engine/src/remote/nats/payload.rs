@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use prost::Message;
 
-use super::super::super::local::Work;
 use super::super::pb::connection_config::{Config, Http1Config};
 use super::super::pb::{ConnectionConfig, StatefulConfig, WorkerInvokeFunctionRequest};
+use crate::control::local::Work;
 
 /// Octets of a version id in a subject.
 const LONGEST_TOKEN: usize = 128;

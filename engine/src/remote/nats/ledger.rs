@@ -13,9 +13,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::super::super::port::AskTicket;
 use super::tally::{Skipped, Trigger, WithdrawMeters};
 use super::withdraw::{Fate, Queued, Streams, Trouble};
+use crate::control::port::AskTicket;
 
 /// Pieces of work that are published and not settled: as many as questions may be out.
 pub(super) const MOST_UNSETTLED: usize = 65_536;

@@ -17,10 +17,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::super::super::port::Registration;
 use super::super::pb::StatefulSessionTracking;
 use super::link::{API_LIMIT, Link, State};
 use super::pace::Pace;
+use crate::control::port::Registration;
 
 /// Octets of a record, and of each of its fields: identifiers all of them.
 const LONGEST_RECORD: usize = 4096;

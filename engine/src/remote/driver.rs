@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::super::local::{Work, WorkKind};
-use super::super::port::{Answer, Ask, AskTicket, Call, Question, Rate, Topic};
 use super::answers::Answers;
 use super::api::{Client, Limiter};
 use super::nats::Nats;
+use crate::control::local::{Work, WorkKind};
+use crate::control::port::{Answer, Ask, AskTicket, Call, Question, Rate, Topic};
 
 /// Questions that are out at once. The cores bound theirs each for itself; this bounds what the
 /// control thread has of all of them together.

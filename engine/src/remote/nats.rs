@@ -35,9 +35,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::super::local::{Work, WorkKind};
-use super::super::port::{Answer, AskTicket};
 use crate::config::Remote;
+use crate::control::local::{Work, WorkKind};
+use crate::control::port::{Answer, AskTicket};
 
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;

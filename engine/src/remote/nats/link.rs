@@ -23,7 +23,7 @@ pub(super) struct Link {
 
 /// Whether a server is there.
 #[derive(Clone, Debug)]
-pub(in crate::control::remote) enum State {
+pub(in crate::remote) enum State {
     /// None is.
     Down {
         /// Since when.

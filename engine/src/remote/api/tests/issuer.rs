@@ -14,7 +14,7 @@ use super::super::secrets::SecretValues;
 use super::rig::{Rig, token};
 use super::{PATIENCE, call, denied, rendered};
 use crate::control::port::Answer;
-use crate::control::remote::api::{Meters, OAuth, Scope};
+use crate::remote::api::{Meters, OAuth, Scope};
 
 /// How the issuer wants to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

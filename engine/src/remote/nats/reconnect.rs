@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::super::super::port::Answer;
 use super::link::Link;
 use super::lookup::Lookups;
+use crate::control::port::Answer;
 
 /// How long "no responders" is not believed: NVIDIA's worker listens only after its first CONNECT.
 const BELIEVED_AFTER: Duration = Duration::from_secs(5);

@@ -22,15 +22,15 @@ const CALLOUT_LIMIT: Duration = Duration::from_secs(15);
 
 /// What is kept from logs, but known when the gateway starts.
 #[derive(Default)]
-pub(in crate::control::remote) struct Secrets {
+pub(in crate::remote) struct Secrets {
     /// The seed of an NKey, as the secrets file has it (`natsPrivateNKey`).
-    pub(in crate::control::remote) nkey: Option<String>,
+    pub(in crate::remote) nkey: Option<String>,
     /// Where access tokens for the auth callout come from.
-    pub(in crate::control::remote) token: Option<TokenSource>,
+    pub(in crate::remote) token: Option<TokenSource>,
 }
 
 /// Gives the access token of the moment, or says why there is none.
-pub(in crate::control::remote) type TokenSource =
+pub(in crate::remote) type TokenSource =
     Arc<dyn Fn() -> BoxFuture<'static, Result<String, Arc<str>>> + Send + Sync>;
 
 impl fmt::Debug for Secrets {
@@ -42,7 +42,7 @@ impl fmt::Debug for Secrets {
 
 /// What makes the gateway refuse to start: one line that says what to set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::control::remote) struct StartError(pub(super) String);
+pub(in crate::remote) struct StartError(pub(super) String);
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::super::port::{Answer, AskTicket};
+use crate::control::port::{Answer, AskTicket};
 use crate::post::ShardPost;
 use crate::ring::{Full, Sender};
 
@@ -85,8 +85,8 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::port::Topic;
     use super::*;
+    use crate::control::port::Topic;
     use crate::ring::mailbox;
 
     fn ticket(core: u16, number: u64) -> AskTicket {
@@ -102,7 +102,7 @@ mod tests {
             answers.say(ticket(0, number), Answer::Queued);
         }
         answers.say(ticket(1, 4), Answer::Queued);
-        let mut number = |inbox: &mut crate::ring::Mailbox<ShardPost>| match inbox.receive() {
+        let number = |inbox: &mut crate::ring::Mailbox<ShardPost>| match inbox.receive() {
             Some(ShardPost::Answer { ticket, .. }) => Some(ticket.number),
             Some(other) => panic!("{other:?}"),
             None => None,

@@ -14,13 +14,13 @@ use ringway_proto::id::Node;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::super::super::local::{Ticket, Work, WorkKind};
-use super::super::super::port::{Answer, AskTicket, Kind, Owner, Topic};
 use super::super::pb::connection_config::Config as Way;
 use super::super::pb::{StatefulSessionTracking, WorkerInvokeFunctionRequest};
 use super::testing::{Server, until};
 use super::{Nats, Secrets, StartError, State};
 use crate::config::{Nats as Settings, Remote};
+use crate::control::local::{Ticket, Work, WorkKind};
+use crate::control::port::{Answer, AskTicket, Kind, Owner, Topic};
 
 const REGION: &str = "r-1";
 const VERSION: &str = "5a1c7f0e-0000-4000-8000-00000000000a";
@@ -52,7 +52,7 @@ fn remote(urls: &[String]) -> Remote {
 
 /// As if no other gateway had been where it is.
 async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, StartError> {
-    Nats::start(settings, secrets, Uuid::new_v4().to_string(), Duration::ZERO).await
+    Nats::start(settings, secrets, fresh().to_string(), Duration::ZERO).await
 }
 
 /// A plane at a server that is there, and a connection of the test's own.
