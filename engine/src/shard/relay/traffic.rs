@@ -161,14 +161,14 @@ impl Traffic {
         let of = self.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
         if let Some(hop) = of.and_then(|conn| self.streams.hops.hop(conn)) {
             let speaks = hop.link.clients();
-            let from = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
+            let caller = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
             let wanted = Box::new(Wanted {
                 credential: head.credential.into(),
                 function: head.function.into(),
                 version: head.version.into(),
                 id: head.request_id,
             });
-            turn.sessions(ForSessions::Place { exchange, from, wanted });
+            turn.sessions(ForSessions::Place { exchange, from: Box::new(caller), wanted });
         }
     }
 
