@@ -190,8 +190,12 @@ impl Reader {
                     return Step::Done;
                 }
             }
+            // An exchange's end is the relay's own, and all that most calls come to.
+            if let Some(exchange) = turn.take_over() {
+                self.traffic.over(turn, exchange);
+            }
             // What has consequences is settled before the next.
-            if !turn.left.facts.is_empty() || !self.traffic.tails.is_empty() {
+            if turn.left.has_facts() || !self.traffic.tails.is_empty() {
                 return Step::More;
             }
         }
