@@ -147,6 +147,7 @@ impl Relay {
     }
 
     /// Reads on from `pos` of what was received, up to the next thing that has consequences.
+    #[inline(always)]
     pub(super) fn received(
         &mut self,
         turn: &mut Turn<'_>,
