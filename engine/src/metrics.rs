@@ -68,6 +68,8 @@ pub struct ShardMetrics {
     pub payload_relayed: u64,
     /// Panics caught at this core's edge.
     pub shard_panics: u64,
+    /// What waited for the next turn because too much had followed from one event.
+    pub facts_put_off: u64,
     /// What was refused because of a limit, by [`Limit`].
     pub limit_hits: [u64; Limit::COUNT],
     /// How much of a limit is used now, by [`Limit`]; for a limit per connection: the fullest.
@@ -113,6 +115,7 @@ impl Default for ShardMetrics {
             payload_copied: [0; CopyWhy::COUNT],
             payload_relayed: 0,
             shard_panics: 0,
+            facts_put_off: 0,
             limit_hits: [0; Limit::COUNT],
             limit_used: [0; Limit::COUNT],
             limit_max: [0; Limit::COUNT],
@@ -176,6 +179,7 @@ impl ShardMetrics {
         add_counts(&mut self.payload_copied, &other.payload_copied);
         self.payload_relayed += other.payload_relayed;
         self.shard_panics += other.shard_panics;
+        self.facts_put_off += other.facts_put_off;
         add_counts(&mut self.limit_hits, &other.limit_hits);
         for limit in Limit::ALL {
             let i = limit.index();
@@ -305,6 +309,12 @@ impl ShardMetrics {
             ("ringway_shard_panics_total", "counter"),
             "Panics caught at a core's edge; its connections were closed.",
             self.shard_panics,
+        );
+        single(
+            out,
+            ("ringway_facts_put_off_total", "counter"),
+            "What waited for the next turn because too much had followed from one event: a fault of ours.",
+            self.facts_put_off,
         );
         single(
             out,

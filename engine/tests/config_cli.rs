@@ -244,7 +244,7 @@ fn the_environment_of_the_proxy_is_checked_as_it_would_be_served() {
     assert_eq!(code, 0, "{stdout}");
     assert!(stdout.contains("mode nvcf: NVCF_FQDN_GRPC is set"), "{stdout}");
     // It ends before it listens: the log's first line comes first.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().to_string();
     let more = [("RINGWAY__LISTEN__CLIENT", &port[..])];
     let variables: Vec<_> = CHART.iter().copied().chain(more).collect();

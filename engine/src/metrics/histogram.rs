@@ -30,6 +30,21 @@ pub(super) const HTTP_BYTES: &[f64] = &[
     10000.0,
 ];
 
+/// A value and its bucket: searched once, whatever number of histograms count it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Placed {
+    bucket: usize,
+    value: f64,
+}
+
+impl Placed {
+    /// Between the bounds of the histograms that will count it.
+    pub(super) fn of(value: f64, bounds: &[f64]) -> Self {
+        let bucket = bounds.iter().position(|&bound| value <= bound).unwrap_or(bounds.len());
+        Self { bucket, value }
+    }
+}
+
 /// Counts per bucket, and the sum.
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram {
@@ -52,9 +67,13 @@ impl Histogram {
 
     /// Counts one value.
     pub fn observe(&mut self, value: f64) {
-        let bucket = self.bounds.iter().position(|&bound| value <= bound);
-        self.counts[bucket.unwrap_or(self.bounds.len())] += 1;
-        self.sum += value;
+        self.count_in(Placed::of(value, self.bounds));
+    }
+
+    /// Counts a value whose bucket is known.
+    pub(super) fn count_in(&mut self, placed: Placed) {
+        self.counts[placed.bucket] += 1;
+        self.sum += placed.value;
     }
 
     /// How many values were counted.

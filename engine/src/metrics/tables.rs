@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-use super::histogram::{HTTP_BYTES, HTTP_SECONDS, Histogram};
+use super::histogram::{HTTP_BYTES, HTTP_SECONDS, Histogram, Placed};
 
 /// Most series of `function_request_total` on one core; the least recently used gives way.
 pub(super) const FUNCTION_SERIES: usize = 4096;
@@ -184,15 +184,24 @@ pub struct HttpKey {
     pub version: Version,
 }
 
-/// One exchange, measured.
+/// One exchange, measured: the same on both hops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpSample {
-    /// From the request's head to the answer's end.
-    pub seconds: f64,
-    /// Request body.
-    pub request_bytes: u64,
-    /// Response body.
-    pub response_bytes: u64,
+    seconds: Placed,
+    request_bytes: Placed,
+    response_bytes: Placed,
+}
+
+impl HttpSample {
+    /// `took` is from the request's head to the answer's end; then the bytes of the two bodies.
+    #[must_use]
+    pub fn new(took: Duration, request_bytes: u64, response_bytes: u64) -> Self {
+        Self {
+            seconds: Placed::of(took.as_secs_f64(), HTTP_SECONDS),
+            request_bytes: Placed::of(request_bytes as f64, HTTP_BYTES),
+            response_bytes: Placed::of(response_bytes as f64, HTTP_BYTES),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -214,9 +223,9 @@ impl HttpTable {
     /// Counts a finished exchange.
     pub fn observe(&mut self, key: HttpKey, sample: HttpSample) {
         let row = self.row(key);
-        row.seconds.observe(sample.seconds);
-        row.request_bytes.observe(sample.request_bytes as f64);
-        row.response_bytes.observe(sample.response_bytes as f64);
+        row.seconds.count_in(sample.seconds);
+        row.request_bytes.count_in(sample.request_bytes);
+        row.response_bytes.count_in(sample.response_bytes);
     }
 
     /// Adds another core's counts.
@@ -320,6 +329,32 @@ mod tests {
         let mut text = String::new();
         table.render(&mut text, "t");
         assert!(text.starts_with(r#"t{function_id="a\"b\\c\n","#), "{text}");
+    }
+
+    #[test]
+    fn a_sample_counts_with_its_duration_and_its_bodies() {
+        let mut table = HttpTable::default();
+        let key = HttpKey { method: Method::Post, status: 200, version: Version::H2 };
+        table.observe(key, HttpSample::new(Duration::from_millis(80), 105, 20_000));
+        let mut text = String::new();
+        table.render(&mut text, "t", "tests");
+        let count = |family: &str, bound: &str| {
+            let line = text.lines().find(|line| {
+                line.starts_with(&format!("t_{family}_bucket"))
+                    && line.contains(&format!("le=\"{bound}\""))
+            });
+            line.and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+        };
+        let bounds = [
+            ("request_duration_seconds", "0.075", "0.1"),
+            ("request_body_size_bytes", "100", "250"),
+            ("response_body_size_bytes", "10000", "+Inf"),
+        ];
+        for (family, below, at) in bounds {
+            assert_eq!(count(family, below).as_deref(), Some("0"), "{text}");
+            assert_eq!(count(family, at).as_deref(), Some("1"), "{text}");
+        }
+        assert!(text.contains("version=\"2\"} 0.08\n") && text.contains("} 105\n"), "{text}");
     }
 
     #[test]

@@ -6,9 +6,13 @@ use crate::config::Park;
 use crate::conn::End;
 use crate::metrics::{CloseCode, CloseReason};
 
-/// Why an attachment ends, in the contract's words (OB-2, OB-3).
+/// Why an attachment ends: one of those below. No more than a reference, since facts carry it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cause {
+pub(crate) struct Cause(&'static Known);
+
+/// What is known of a cause, in the contract's words (OB-2, OB-3).
+#[derive(Debug)]
+pub(crate) struct Known {
     pub(crate) reason: CloseReason,
     pub(crate) code: CloseCode,
     /// Which of our timers it was, if one.
@@ -17,7 +21,7 @@ pub(crate) struct Cause {
     pub(crate) detail: &'static str,
 }
 
-impl Cause {
+impl Known {
     const fn new(reason: CloseReason, code: CloseCode, detail: &'static str) -> Self {
         Self { reason, code, local_timeout: "", detail }
     }
@@ -25,132 +29,210 @@ impl Cause {
     const fn timer(reason: CloseReason, timer: &'static str, detail: &'static str) -> Self {
         Self { reason, code: CloseCode::None, local_timeout: timer, detail }
     }
+}
 
-    pub(crate) const CLIENT_GONE: Self =
-        Self::new(CloseReason::ClientClosed, CloseCode::None, "the client connection ended");
-    pub(crate) const MOVED: Self = Self::new(
+impl std::ops::Deref for Cause {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        self.0
+    }
+}
+
+impl Cause {
+    pub(crate) const CLIENT_GONE: Self = Self(&Known::new(
+        CloseReason::ClientClosed,
+        CloseCode::None,
+        "the client connection ended",
+    ));
+    pub(crate) const MOVED: Self = Self(&Known::new(
         CloseReason::ClientClosed,
         CloseCode::ContextCanceled,
         "the client's connection was handed over, and its request is asked for anew there",
-    );
-    pub(crate) const WASTEFUL: Self = Self::new(
+    ));
+    pub(crate) const WASTEFUL: Self = Self(&Known::new(
         CloseReason::ClientClosed,
         CloseCode::None,
         "the client was told off: it sent too much that carries nothing",
-    );
-    pub(crate) const ABANDONED: Self =
-        Self::new(CloseReason::ClientClosed, CloseCode::ContextCanceled, "nobody waits any more");
-    pub(crate) const NO_WORKER: Self = Self::timer(
+    ));
+    pub(crate) const ABANDONED: Self = Self(&Known::new(
+        CloseReason::ClientClosed,
+        CloseCode::ContextCanceled,
+        "nobody waits any more",
+    ));
+    pub(crate) const NO_WORKER: Self = Self(&Known::timer(
         CloseReason::TtlExpired,
         "worker_cache_ttl",
         "no worker came within the wait limit",
-    );
-    pub(crate) const UNTAKEN: Self = Self::new(
+    ));
+    pub(crate) const UNTAKEN: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::None,
         "the worker ended the session before it took the spare up",
-    );
-    pub(crate) const UNUSED: Self =
-        Self::timer(CloseReason::TtlExpired, "worker_cache_ttl", "the tunnel was never used");
+    ));
+    pub(crate) const UNUSED: Self = Self(&Known::timer(
+        CloseReason::TtlExpired,
+        "worker_cache_ttl",
+        "the tunnel was never used",
+    ));
     // Contract OB-2: the reference reports its own idle close as the worker's.
     pub(crate) const IDLE: Self =
-        Self::timer(CloseReason::WorkerClosed, "transport_idle", "the tunnel was idle");
-    pub(crate) const SILENT: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker answered no PING");
-    pub(crate) const MUTE: Self = Self::new(
+        Self(&Known::timer(CloseReason::WorkerClosed, "transport_idle", "the tunnel was idle"));
+    pub(crate) const SILENT: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the worker answered no PING",
+    ));
+    pub(crate) const MUTE: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::Timeout,
         "the worker did not begin to speak",
-    );
-    pub(crate) const STALLED: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::Timeout, "the worker took no bytes");
+    ));
+    pub(crate) const STALLED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the worker took no bytes",
+    ));
     pub(crate) const GOAWAY: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY");
-    pub(crate) const EXHAUSTED: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::None, "the tunnel's stream ids ran out");
-    pub(crate) const UNASKED: Self = Self::new(
+        Self(&Known::new(CloseReason::WorkerClosed, CloseCode::H2Goaway, "the worker sent GOAWAY"));
+    pub(crate) const EXHAUSTED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::None,
+        "the tunnel's stream ids ran out",
+    ));
+    pub(crate) const UNASKED: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::Unknown,
         "the worker said too much before it was asked",
-    );
-    pub(crate) const BROKEN: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::H2Connection, "the worker broke HTTP/2");
-    pub(crate) const SPEAKS_HTTP1: Self = Self::new(
+    ));
+    pub(crate) const BROKEN: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::H2Connection,
+        "the worker broke HTTP/2",
+    ));
+    pub(crate) const SPEAKS_HTTP1: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::H2Connection,
         "its server speaks HTTP/1 only, and the client HTTP/2",
-    );
+    ));
     pub(crate) const MALFORMED: Self =
-        Self::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1");
-    pub(crate) const USED_UP: Self = Self::new(
+        Self(&Known::new(CloseReason::WorkerClosed, CloseCode::Unknown, "the worker broke HTTP/1"));
+    pub(crate) const USED_UP: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::Eof,
         "the tunnel could carry no request after its last one",
-    );
-    pub(crate) const WINDOW: Self =
-        Self::timer(CloseReason::ClientClosed, "park_window", "the client did not come back");
-    pub(crate) const CROWDED: Self = Self::new(
+    ));
+    pub(crate) const WINDOW: Self = Self(&Known::timer(
+        CloseReason::ClientClosed,
+        "park_window",
+        "the client did not come back",
+    ));
+    pub(crate) const CROWDED: Self = Self(&Known::new(
         CloseReason::CapacityReached,
         CloseCode::None,
         "as many tunnels were parked as may be, and this was the oldest",
-    );
-    pub(crate) const YIELDED: Self = Self::new(
+    ));
+    pub(crate) const YIELDED: Self = Self(&Known::new(
         CloseReason::CapacityReached,
         CloseCode::None,
         "a new session needed the worker of a parked one",
-    );
+    ));
     pub(crate) const DELETED: Self =
-        Self::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session");
-    pub(crate) const SURPLUS: Self = Self::new(
+        Self(&Known::new(CloseReason::Deleted, CloseCode::None, "an operator ended the session"));
+    pub(crate) const SURPLUS: Self = Self(&Known::new(
         CloseReason::ClientClosed,
         CloseCode::None,
         "the client is gone and the session has another tunnel",
-    );
+    ));
     pub(crate) const SHUTDOWN: Self =
-        Self::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending");
-    pub(crate) const REVOKED: Self =
-        Self::new(CloseReason::Deleted, CloseCode::None, "wrong ids were tried with its token");
+        Self(&Known::new(CloseReason::Shutdown, CloseCode::None, "the gateway is ending"));
+    pub(crate) const REVOKED: Self = Self(&Known::new(
+        CloseReason::Deleted,
+        CloseCode::None,
+        "wrong ids were tried with its token",
+    ));
     pub(crate) const QUEUE_FULL: Self =
-        Self::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full");
+        Self(&Known::new(CloseReason::CapacityReached, CloseCode::None, "the work queue is full"));
 
     pub(crate) const UNQUEUED: Self =
-        Self::new(CloseReason::Deleted, CloseCode::None, "its work could not be queued");
-    pub(crate) const LIMITED: Self = Self::new(
+        Self(&Known::new(CloseReason::Deleted, CloseCode::None, "its work could not be queued"));
+    pub(crate) const LIMITED: Self = Self(&Known::new(
         CloseReason::CapacityReached,
         CloseCode::None,
         "its tenant has begun too many sessions",
-    );
+    ));
 
-    pub(crate) const NO_ROOM: Self = Self::new(
+    pub(crate) const NO_ROOM: Self = Self(&Known::new(
         CloseReason::CapacityReached,
         CloseCode::None,
         "another core had no room for its work",
-    );
+    ));
 
-    pub(crate) const NO_ADDRESS: Self = Self::new(
+    pub(crate) const NO_ADDRESS: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::Unknown,
         "the server's name has no address",
-    );
-    pub(crate) const NO_CONNECTION: Self = Self::new(
+    ));
+    pub(crate) const NO_CONNECTION: Self = Self(&Known::new(
         CloseReason::CapacityReached,
         CloseCode::None,
         "no more worker connections are allowed",
-    );
+    ));
+
+    const CLIENT_LOST: Self = Self(&Known::new(
+        CloseReason::ClientClosed,
+        CloseCode::Timeout,
+        "the client's connection timed out",
+    ));
+    const REFUSED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Reset,
+        "the server refused the connection",
+    ));
+    const UNANSWERED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the server did not answer the dial",
+    ));
+    const UNDIALLED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the server could not be dialled",
+    ));
+    const FIN: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the worker closed the tunnel",
+    ));
+    const TRUNCATED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the worker closed the tunnel without TLS close_notify",
+    ));
+    const RESET: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Reset,
+        "the worker reset the tunnel",
+    ));
+    const LOST: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Timeout,
+        "the tunnel's TCP connection timed out",
+    ));
+    const FAILED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Unknown,
+        "the tunnel's socket failed",
+    ));
 
     /// Why a function's server could not be dialled, by the `errno`.
     pub(crate) fn undialled(errno: i32) -> Self {
         let kind = std::io::Error::from_raw_os_error(errno).kind();
-        let (code, detail) = match kind {
-            std::io::ErrorKind::ConnectionRefused => {
-                (CloseCode::Reset, "the server refused the connection")
-            }
-            std::io::ErrorKind::TimedOut => {
-                (CloseCode::Timeout, "the server did not answer the dial")
-            }
-            _ => (CloseCode::Unknown, "the server could not be dialled"),
-        };
-        Self::new(CloseReason::WorkerClosed, code, detail)
+        match kind {
+            std::io::ErrorKind::ConnectionRefused => Self::REFUSED,
+            std::io::ErrorKind::TimedOut => Self::UNANSWERED,
+            _ => Self::UNDIALLED,
+        }
     }
 
     /// What those are told whose tunnel is lost before its answer.
@@ -172,26 +254,19 @@ impl Cause {
     /// The cause for a client's attachments when its connection ends.
     pub(crate) fn client_ended(end: End) -> Self {
         match end {
-            End::Timeout => Self::new(
-                CloseReason::ClientClosed,
-                CloseCode::Timeout,
-                "the client's connection timed out",
-            ),
+            End::Timeout => Self::CLIENT_LOST,
             End::Fin | End::Truncated | End::Reset | End::Failed => Self::CLIENT_GONE,
         }
     }
 
     pub(crate) fn ended(end: End) -> Self {
-        let (code, detail) = match end {
-            End::Fin => (CloseCode::Eof, "the worker closed the tunnel"),
-            End::Truncated => {
-                (CloseCode::Eof, "the worker closed the tunnel without TLS close_notify")
-            }
-            End::Reset => (CloseCode::Reset, "the worker reset the tunnel"),
-            End::Timeout => (CloseCode::Timeout, "the tunnel's TCP connection timed out"),
-            End::Failed => (CloseCode::Unknown, "the tunnel's socket failed"),
-        };
-        Self::new(CloseReason::WorkerClosed, code, detail)
+        match end {
+            End::Fin => Self::FIN,
+            End::Truncated => Self::TRUNCATED,
+            End::Reset => Self::RESET,
+            End::Timeout => Self::LOST,
+            End::Failed => Self::FAILED,
+        }
     }
 }
 

@@ -95,7 +95,7 @@ pub(crate) enum ForRelay {
     /// The parked tunnel goes to another core. Answered by [`ForSessions::Left`].
     Detach { key: Key },
     /// A tunnel has come from another core. It is the route's.
-    Adopt { key: Key, parcel: Parcel, hop: MovedHop },
+    Adopt { key: Key, parcel: Box<Parcel>, hop: MovedHop },
     /// Two attachments of a session change tunnels: `key` goes on with the fresh one of `spare`,
     /// and what runs on the old one ends there, as the spare's.
     Swap { key: Key, spare: Key },
@@ -251,7 +251,7 @@ pub(crate) enum ForSessions {
     /// [`ForRelay::Refuse`], now or later.
     Place {
         exchange: Key,
-        from: Caller,
+        from: Box<Caller>,
         wanted: Box<Wanted>,
     },
     /// The sessions' own: a request goes on whose client was granted what it wants.
@@ -308,7 +308,7 @@ pub(crate) enum ForSessions {
     /// The answer to [`ForRelay::Detach`]: nothing is under way on the tunnel any more.
     Left {
         key: Key,
-        parcel: Parcel,
+        parcel: Box<Parcel>,
         hop: MovedHop,
     },
     /// A worker shows a token. Answered by [`ForWorkers::Admit`], [`ForWorkers::Reject`] or
@@ -383,9 +383,7 @@ pub(crate) enum ForWorkers {
     /// The token is good: the connection becomes the tunnel. Answered with [`ForRelay::Attach`].
     Admit {
         conn: ConnId,
-        key: Key,
-        age: Duration,
-        session: Uuid,
+        admitted: Box<Admitted>,
     },
     /// It is not.
     Reject {
@@ -406,16 +404,16 @@ pub(crate) enum ForWorkers {
     /// An attachment's work, for the dispatch home of its function version.
     Submit(Box<Work>),
     /// Nobody waits for it any more.
-    Withdraw(OfVersion),
+    Withdraw(Box<OfVersion>),
     /// Its worker is there.
-    Served(OfVersion),
+    Served(Box<OfVersion>),
     /// New work has waited for so long that a parked tunnel of its function version may give way.
-    Impatient(OfVersion),
+    Impatient(Box<OfVersion>),
     /// It is wanted only if no worker has been told of it yet.
-    Recall(OfVersion),
+    Recall(Box<OfVersion>),
     /// A tunnel of a function version is parked, or is not any more.
-    Parks(Parks),
-    Unparks(OfVersion),
+    Parks(Box<Parks>),
+    Unparks(Box<OfVersion>),
     // ---- said by other cores, or by this one to itself ----
     Connect(Box<MovedConnect>),
     /// The connection finds no place here.
@@ -433,6 +431,15 @@ pub(crate) enum ForWorkers {
     PollAnswered(PollId, PollAnswer),
     ParkedThere(Box<Parks>),
     UnparkedThere(Ticket),
+}
+
+/// For what a worker's connection is let in.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) key: Key,
+    /// How old its token was.
+    pub(crate) age: Duration,
+    pub(crate) session: Uuid,
 }
 
 /// An attachment of a function version, by its name towards other cores.

@@ -38,7 +38,7 @@ use self::sessions::Sessions;
 pub use self::settings::ShardSettings;
 use self::table::Key;
 use self::timer::{Due, Timers};
-use self::turn::{Draining, Left, RANKS, Turn};
+use self::turn::{Draining, Left, Turn};
 use self::workers::Workers;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::Policy;
@@ -184,7 +184,8 @@ impl Shard {
             && self.sessions.is_empty()
             && self.workers.is_empty()
             && self.cores.is_empty()
-            && self.left.facts.is_empty()
+            && self.left.is_quiet()
+            && !self.left.waits()
             && self.handover.is_empty()
             && self.desk.is_empty()
     }
@@ -195,8 +196,7 @@ impl Shard {
     /// nothing.
     #[inline(always)]
     fn settle(&mut self, border: &mut Border) {
-        let quiet = self.left.facts.is_empty() && self.left.edges.is_empty();
-        if !quiet || self.relay.has_tail() {
+        if !self.left.is_quiet() || self.relay.has_tail() {
             self.settle_all(border);
         }
     }
@@ -204,26 +204,15 @@ impl Shard {
     #[inline(never)]
     fn settle_all(&mut self, border: &mut Border) {
         self.now = border.now;
-        let mut left_from = 0;
         loop {
             // The consequences of one come before the next.
-            if self.left.facts.len() > left_from + 1 {
-                self.left.facts[left_from..].reverse();
-            }
-            if let Some((rank, fact)) = self.left.facts.pop() {
-                // By rank every fact's consequences come to an end.
-                assert!(rank > 0, "{RANKS} facts have led to each other, and to {fact:?}");
-                self.left.rank = rank - 1;
-                left_from = self.left.facts.len();
+            while let Some(fact) = self.left.next(&mut self.metrics) {
                 self.give(border, fact);
-            } else {
-                self.left.rank = RANKS;
-                left_from = 0;
-                if !self.relay.has_tail() {
-                    break;
-                }
-                self.relay.read_tail(turn!(self, border));
             }
+            if !self.relay.has_tail() {
+                break;
+            }
+            self.relay.read_tail(turn!(self, border));
         }
         if !self.left.edges.is_empty() {
             self.read_edges();
@@ -232,7 +221,7 @@ impl Shard {
     }
 
     fn leave(&mut self, fact: Fact) {
-        self.left.facts.push((self.left.rank, fact));
+        self.left.leave(fact);
     }
 
     fn read_edges(&mut self) {
@@ -550,6 +539,10 @@ impl Core for Shard {
 
     fn turn(&mut self, border: &mut Border) {
         self.now = border.now;
+        if self.left.waits() {
+            self.left.take_up();
+            self.settle(border);
+        }
         if self.cores.waits() {
             self.resend(border);
         }
@@ -578,7 +571,7 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
-        if self.relay.has_unread() {
+        if self.relay.has_unread() || self.left.waits() {
             return Some(self.now);
         }
         let due = [self.timers.next(), self.workers.deadline(), self.cores.deadline()];
@@ -590,3 +583,6 @@ impl Core for Shard {
         self.finished
     }
 }
+
+#[cfg(test)]
+mod tests;

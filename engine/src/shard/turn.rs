@@ -6,6 +6,7 @@ use ringway_proto::time::Time;
 
 use super::facts::{Edge, Fact, ForRelay, ForSessions, ForWorkers};
 use super::settings::ShardSettings;
+use super::table::Key;
 use super::timer::{Due, Timers};
 use crate::border::{Border, ConnId};
 use crate::log::{Line, Lines};
@@ -13,8 +14,8 @@ use crate::metrics::{Limit, ShardMetrics};
 use crate::post::CorePost;
 
 /// How many facts one after the other may follow from one. A fact of rank n leaves facts of rank
-/// n - 1; one of rank 0 that leaves more is a fault of ours.
-pub(crate) const RANKS: u8 = 48;
+/// n - 1. What one of rank 0 leaves is a fault of ours: it waits for the next turn and is counted.
+const RANKS: u8 = 48;
 
 /// How far the whole core is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +29,14 @@ pub(crate) enum Draining {
 /// What was left by components and not yet given to anyone.
 #[derive(Debug)]
 pub(crate) struct Left {
-    /// Each with its rank: how many may follow from it, one after the other. Those of the call under
-    /// way are the last, in order.
-    pub(crate) facts: Vec<(u8, Fact)>,
+    /// Each with its rank: how many may follow from it, one after the other. From `new` on they are
+    /// those of the call under way, in order; before, those that wait for it, the next one last.
+    facts: Vec<(u8, Fact)>,
+    new: usize,
     /// The rank of what is left now.
-    pub(crate) rank: u8,
+    rank: u8,
+    /// What waits for the next turn, in order.
+    put_off: Vec<Fact>,
     pub(crate) edges: Vec<Edge>,
     /// For the log: what an edge says there is said by its reader.
     pub(crate) lines: Lines,
@@ -40,7 +44,82 @@ pub(crate) struct Left {
 
 impl Default for Left {
     fn default() -> Self {
-        Self { facts: Vec::new(), rank: RANKS, edges: Vec::new(), lines: Lines::default() }
+        Self {
+            facts: Vec::new(),
+            new: 0,
+            rank: RANKS,
+            put_off: Vec::new(),
+            edges: Vec::new(),
+            lines: Lines::default(),
+        }
+    }
+}
+
+impl Left {
+    /// Whether nobody has to be given anything before the next turn.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.facts.is_empty() && self.edges.is_empty()
+    }
+
+    pub(crate) fn has_facts(&self) -> bool {
+        !self.facts.is_empty()
+    }
+
+    /// Whether something waits for the next turn.
+    #[inline]
+    pub(crate) fn waits(&self) -> bool {
+        !self.put_off.is_empty()
+    }
+
+    #[inline]
+    pub(crate) fn leave(&mut self, fact: Fact) {
+        self.facts.push((self.rank, fact));
+    }
+
+    /// The next fact; what was left since the last call comes before what was left earlier. None:
+    /// all were given to somebody, or the rest was put off.
+    pub(crate) fn next(&mut self, metrics: &mut ShardMetrics) -> Option<Fact> {
+        if self.facts.len() > self.new + 1 {
+            self.facts[self.new..].reverse();
+        }
+        let next = self.facts.pop();
+        self.new = self.facts.len();
+        match next {
+            Some((0, fact)) => self.put_off(fact, metrics),
+            Some((rank, fact)) => {
+                self.rank = rank - 1;
+                return Some(fact);
+            }
+            None => {}
+        }
+        self.rank = RANKS;
+        None
+    }
+
+    /// By rank every fact's consequences come to an end. Should they not, the core sees to its
+    /// connections before it goes on.
+    #[cold]
+    fn put_off(&mut self, fact: Fact, metrics: &mut ShardMetrics) {
+        let before = self.put_off.len();
+        self.put_off.push(fact);
+        self.put_off.extend(self.facts.drain(..).rev().map(|(_, fact)| fact));
+        self.new = 0;
+        metrics.facts_put_off += (self.put_off.len() - before) as u64;
+    }
+
+    /// For tests: nothing may follow any more.
+    #[cfg(test)]
+    pub(crate) fn exhaust(&mut self) {
+        self.rank = 0;
+    }
+
+    /// What was put off is left anew.
+    #[cold]
+    pub(crate) fn take_up(&mut self) {
+        for fact in std::mem::take(&mut self.put_off) {
+            self.leave(fact);
+        }
     }
 }
 
@@ -58,7 +137,20 @@ pub(crate) struct Turn<'a> {
 
 impl Turn<'_> {
     pub(crate) fn fact(&mut self, fact: Fact) {
-        self.left.facts.push((self.left.rank, fact));
+        self.left.leave(fact);
+    }
+
+    /// The exchange that is over, if that is all that was left. Who takes it sees to it at once, as the
+    /// loop would.
+    #[inline]
+    pub(crate) fn take_over(&mut self) -> Option<Key> {
+        match self.left.facts[..] {
+            [(_, Fact::Relay(ForRelay::Over { exchange }))] => {
+                self.left.facts.clear();
+                Some(exchange)
+            }
+            _ => None,
+        }
     }
 
     /// How many facts were left so far.
@@ -198,5 +290,65 @@ pub(crate) mod rig {
         pub(crate) fn facts(&mut self) -> Vec<Fact> {
             self.left.facts.drain(..).map(|(_, fact)| fact).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn undial(slot: u32) -> Fact {
+        Fact::Undial { conn: ConnId { slot, generation: 0 } }
+    }
+
+    fn slot(fact: Option<Fact>) -> Option<u32> {
+        match fact? {
+            Fact::Undial { conn } => Some(conn.slot),
+            other => panic!("{other:?} was left by nobody"),
+        }
+    }
+
+    #[test]
+    fn what_follows_comes_before_what_was_left_earlier() {
+        let (mut left, mut metrics) = (Left::default(), ShardMetrics::default());
+        left.leave(undial(1));
+        left.leave(undial(2));
+        assert_eq!(slot(left.next(&mut metrics)), Some(1));
+        left.leave(undial(11));
+        left.leave(undial(12));
+        let rest: Vec<_> = std::iter::from_fn(|| slot(left.next(&mut metrics))).collect();
+        assert_eq!(rest, [11, 12, 2]);
+        assert!(left.is_quiet() && !left.waits());
+    }
+
+    #[test]
+    fn facts_that_lead_to_each_other_without_end_wait_for_the_next_turn() {
+        let (mut left, mut metrics) = (Left::default(), ShardMetrics::default());
+        for turn in 1..3 {
+            if turn == 1 {
+                left.leave(undial(0));
+                left.leave(undial(7));
+            } else {
+                left.take_up();
+            }
+            let mut given = 0;
+            while let Some(fact) = left.next(&mut metrics) {
+                assert_eq!(slot(Some(fact)), Some(0), "the other one waits for its end");
+                left.leave(undial(0));
+                given += 1;
+            }
+            assert_eq!(given, u32::from(RANKS));
+            assert!(left.is_quiet() && left.waits());
+            assert_eq!(metrics.facts_put_off, 2 * turn);
+        }
+        left.take_up();
+        let rest: Vec<_> = std::iter::from_fn(|| slot(left.next(&mut metrics))).collect();
+        assert_eq!((rest, left.waits()), (vec![0, 7], false));
+    }
+
+    /// One is written for most calls, and one line of the cache is enough for it.
+    #[test]
+    fn facts_are_small() {
+        assert!(size_of::<(u8, Fact)>() <= 64, "{}", size_of::<(u8, Fact)>());
     }
 }

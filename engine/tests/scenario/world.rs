@@ -212,6 +212,8 @@ impl World {
         let before = (self.count)();
         self.shard.turn(&mut self.border);
         self.counted += (self.count)() - before;
+        let put_off = self.shard.metrics().facts_put_off;
+        assert_eq!(put_off, 0, "facts have led to each other without end");
         // Nobody reads the log of this world.
         self.shard.take_lines(&mut Lines::default());
         loop {

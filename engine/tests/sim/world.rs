@@ -392,6 +392,8 @@ impl World {
             short_writes: self.plan.short_writes,
         };
         let busy = core.turn(self.now, around);
+        let put_off = core.shard.metrics().facts_put_off;
+        assert_eq!(put_off, 0, "core {number}: facts have led to each other without end");
         for listener in std::mem::take(&mut core.shut) {
             self.shut.insert((number, listener == Listener::Client));
         }

@@ -83,6 +83,7 @@ impl Conn {
 
     /// Counts one or several plain frames of a stream, `len` octets in all, at most what
     /// [`Plain::most`] said: received, and taken by the other hop at once.
+    #[inline(always)]
     pub fn passed(&mut self, key: StreamKey, len: usize, out: &mut impl Sink) {
         let octets = len as u32;
         let whole = self.receive_window.charge(octets);

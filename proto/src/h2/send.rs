@@ -102,6 +102,7 @@ impl Conn {
 
     /// How many octets of payload may be sent on the stream now, in one frame.
     #[must_use]
+    #[inline]
     pub fn data_room(&self, key: StreamKey) -> usize {
         match self.table.get(key) {
             Some(stream) if stream.local_open => {
@@ -160,6 +161,7 @@ impl Conn {
     /// [`Self::data_room`]. A frame without payload may always be sent.
     ///
     /// On a stream that is gone the head is one that makes the peer drop the payload unread.
+    #[inline]
     pub fn data_head(&mut self, key: StreamKey, len: usize, end_stream: bool) -> [u8; HEAD_BYTES] {
         let Some(stream) = self.table.get_mut(key).filter(|stream| stream.local_open) else {
             debug_assert!(false, "DATA on a stream that we ended or that is gone");

@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(with(|a| a.client_nca_id = "x".repeat(257)), "clientNcaId has 257 octets");
         let told = with(|a| a.client_auth_subject = "a\0".into());
         assert_eq!(told, "clientAuthSubject has control characters");
-        let none = ProxyAuthResponse { client_auth_subject: String::new(), ..answer() };
+        let none = ProxyAuthResponse { client_auth_subject: String::new(), ..answer(vec![of(V1)]) };
         assert_eq!(&*read(none, 0).ok().expect("the worker is told none").grant.owner.subject, "");
         let told = with(|a| a.function_versions[0].function_version_id = "*.>".into());
         assert_eq!(told, "functionVersionId \"*.>\" is no UUID");

@@ -53,11 +53,15 @@ impl Traffic {
     /// A tunnel's stream has ended: perhaps it was its last.
     fn rest(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let hop = self.streams.hops.hop_mut(conn).filter(|hop| hop.link.streams() == 0);
+        // That it is idle is all that it has to be looked at for and had not before.
+        let idle = turn.now + turn.settings.config.session.idle;
+        let unwatched = hop.as_ref().is_some_and(|hop| hop.timer.is_none_or(|at| at > idle));
         if let Some(tunnel) = hop.and_then(Hop::tunnel_mut) {
             if tunnel.held().is_none() {
                 tunnel.state = TunnelState::Idle { since: turn.now };
             }
-            if !self.end_if_done(turn, conn) {
+            let going = tunnel.going;
+            if !(going && self.end_if_done(turn, conn)) && unwatched {
                 self.streams.hops.watch(turn, conn);
             }
         }

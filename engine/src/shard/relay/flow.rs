@@ -34,6 +34,7 @@ impl Hops {
     // ---- reading ----
 
     /// Stops reading from `source` until the output of `full` has drained.
+    #[inline(never)]
     pub(super) fn stop_reading(&mut self, turn: &mut Turn<'_>, source: ConnId, full: ConnId) {
         let before = self.hop_mut(full).map(|hop| {
             let stopped = hop.stopped.contains(&source);
@@ -56,6 +57,7 @@ impl Hops {
     }
 
     /// Lets a hop whose output is full stop what feeds it.
+    #[inline]
     pub(super) fn hold_back(&mut self, turn: &mut Turn<'_>, source: ConnId, to: ConnId) {
         if turn.border.queued(to) > OUTPUT_FULL {
             self.stop_reading(turn, source, to);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringway_proto::h2::ListId;
 use ringway_proto::time::Time;
 
 use super::super::cause::{Cause, Gone, Manner};
@@ -281,6 +282,11 @@ impl Hop {
             Side::Tunnel(tunnel) => Some(tunnel),
             Side::Client(_) => None,
         }
+    }
+
+    /// What a client's request head became when it came before.
+    pub(super) fn call(&self, list: ListId) -> Option<&Call> {
+        self.client()?.calls.iter().find(|call| call.list == list)
     }
 
     /// Which way bytes go that come in here.

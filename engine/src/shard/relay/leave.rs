@@ -22,6 +22,7 @@ const EVERY_STREAM: u32 = 0x7fff_ffff;
 
 impl Hops {
     /// After one receive: liveness, limits that stop reading, timers.
+    #[inline(always)]
     pub(super) fn after_http2(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let hop = self.known(conn);
         hop.received_at = turn.now;

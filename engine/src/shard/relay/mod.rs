@@ -147,6 +147,7 @@ impl Relay {
     }
 
     /// Reads on from `pos` of what was received, up to the next thing that has consequences.
+    #[inline(always)]
     pub(super) fn received(
         &mut self,
         turn: &mut Turn<'_>,
@@ -269,7 +270,7 @@ impl Relay {
             ForRelay::Unpark { key, client } => traffic.unpark(turn, key, client),
             ForRelay::Transfer { from, to } => traffic.transfer(turn, from, to),
             ForRelay::Detach { key } => traffic.detach(turn, key),
-            ForRelay::Adopt { key, parcel, hop } => traffic.adopt(turn, key, parcel, hop),
+            ForRelay::Adopt { key, parcel, hop } => traffic.adopt(turn, key, *parcel, hop),
             ForRelay::Swap { key, spare } => traffic.swap(turn, key, spare),
             ForRelay::Replaced { key, yes } => traffic.set_replaced(turn, key, yes),
             ForRelay::Over { exchange } => traffic.over(turn, exchange),

@@ -397,11 +397,9 @@ impl Exchange {
 
     /// Counts it, at its end.
     pub(super) fn count(&self, turn: &mut Turn<'_>) {
-        let sample = HttpSample {
-            seconds: turn.now.since(self.began).as_secs_f64(),
-            request_bytes: self.up.bytes + self.discarded as u64,
-            response_bytes: self.down.bytes,
-        };
+        let request_bytes = self.up.bytes + self.discarded as u64;
+        let took = turn.now.since(self.began);
+        let sample = HttpSample::new(took, request_bytes, self.down.bytes);
         let (method, status, version) = (self.method, self.status, self.version);
         turn.metrics.http_server.observe(HttpKey { method, status, version }, sample);
         if self.worker.is_some() {

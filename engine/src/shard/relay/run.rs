@@ -42,6 +42,7 @@ struct Ends<'a> {
 
 /// Passes the plain DATA frames at `pos` of a receive, as many as there are. What the connection
 /// has to say for itself meanwhile is left in `answers` and goes out first.
+#[inline(always)]
 pub(super) fn run(
     streams: &mut Streams,
     turn: &mut Turn<'_>,
@@ -66,6 +67,7 @@ pub(super) fn run(
 }
 
 /// The frames from `pos` on that make one range.
+#[inline(always)]
 fn part(
     streams: &mut Streams,
     turn: &mut Turn<'_>,
@@ -99,6 +101,7 @@ fn part(
 
 impl Ends<'_> {
     /// Appends the frame at `pos`, and the small ones of its stream behind it, to the part.
+    #[inline(always)]
     fn pass(
         &mut self,
         input: &mut [u8],
@@ -141,6 +144,7 @@ impl Ends<'_> {
 
     /// The stream that a frame of an exchange goes to, and how much of it may go now, if that is
     /// the whole frame and it is the row's hop.
+    #[inline(always)]
     fn target(&mut self, slot: u32, len: usize) -> Option<(StreamKey, usize)> {
         let exchange = self.exchanges.at_mut(slot)?;
         let to = exchange.to(self.way).filter(|to| to.conn == self.to_conn)?;

@@ -86,18 +86,15 @@ impl Streams {
         let to = exchange.to(way);
         let pipe = exchange.pipe(way);
         pipe.bytes += len as u64;
-        if pipe.ended {
-            // The receiver wanted no more and has ended its stream in order, while its answer is
-            // still on its way to the sender.
-            return self.passed(turn, slot, way, piece);
-        }
-        pipe.ended = piece.end;
+        // The receiver may have wanted no more and ended its stream in order, while its answer is
+        // still on its way to the sender.
+        let unwanted = pipe.ended;
+        pipe.ended |= piece.end;
         let waits = pipe.queued > 0 || pipe.scheduled;
-        match to {
-            Some(to) if !waits && self.pass_data(turn, to, piece) => {
-                self.passed(turn, slot, way, piece);
-            }
-            _ => self.hold(turn, slot, way, piece),
+        if unwanted || to.is_some_and(|to| !waits && self.pass_data(turn, to, piece)) {
+            self.passed(turn, slot, way, piece);
+        } else {
+            self.hold(turn, slot, way, piece);
         }
     }
 
@@ -376,63 +373,53 @@ impl Streams {
 
     // ---- heads that repeat ----
 
-    /// A tunnel's head that repeats: relayed if nothing has changed. `false`: it takes the long way.
-    pub(super) fn repeat_answer(&mut self, turn: &mut Turn<'_>, of: InHand, ended: bool) -> bool {
-        let hop = self.hops.known(of.at.conn);
-        let slot = hop.link.tag(of.at.key);
-        let tunnel = hop.tunnel_mut().filter(|tunnel| tunnel.cookie_sent);
-        let answers = tunnel.map(|tunnel| std::mem::take(&mut tunnel.answers)).unwrap_or_default();
-        let answer = answers.iter().find(|a| a.list == of.list && a.kind == of.kind);
-        let done =
-            answer.and_then(|answer| self.replay_answer(turn, slot, answer, ended)).is_some();
-        if !answers.is_empty()
-            && let Some(tunnel) = self.hops.hop_mut(of.at.conn).and_then(|hop| hop.tunnel_mut())
-        {
-            tunnel.answers = answers;
-        }
-        if done {
-            self.answer_sent(turn, slot, of.at.conn, ended);
-        }
-        done
-    }
-
-    fn replay_answer(
+    /// A tunnel's head that repeats: relayed if nothing has changed. None: it takes the long way.
+    #[inline(always)]
+    pub(super) fn repeat_answer(
         &mut self,
         turn: &mut Turn<'_>,
-        slot: u32,
-        answer: &Answer,
+        of: InHand,
         ended: bool,
     ) -> Option<()> {
+        let slot = self.hops.known(of.at.conn).link.tag(of.at.key);
         let exchange = self.exchanges.at_mut(slot)?;
-        let waits = exchange.down.queued > 0 || exchange.down.scheduled;
-        if waits && answer.kind == HeadKind::Trailers {
+        let (to, down) = (exchange.client, &mut exchange.down);
+        if of.kind == HeadKind::Trailers && (down.queued > 0 || down.scheduled) {
             return None;
         }
-        let to = exchange.client;
-        let hop = self.hops.hop_mut(to.conn)?;
+        // None if the head is the client's own.
+        let [hop, client] = self.hops.two_hops(of.at.conn, to.conn)?;
+        let tunnel = hop.tunnel().filter(|tunnel| tunnel.cookie_sent)?;
+        let same = |answer: &&Answer| answer.list == of.list && answer.kind == of.kind;
+        let answer = tunnel.answers.iter().find(same)?;
         let block = (&answer.block.bytes[..], answer.block.generation);
         let out = &mut turn.border.sink(to.conn);
-        if !hop.link.replay(to.key, block, ended, &mut self.block, out) {
+        if !client.link.replay(to.key, block, ended, &mut self.block, out) {
             return None;
         }
-        if answer.kind == HeadKind::Response {
+        down.ended = ended;
+        if of.kind == HeadKind::Response {
             exchange.status = answer.status;
         }
-        exchange.down.ended = ended;
+        self.hops.hold_back(turn, of.at.conn, to.conn);
+        if ended {
+            self.direction_done(turn, slot, Way::Down);
+        }
         Some(())
     }
 
     /// Sends a request head again as it was, on the stream that is open already.
-    pub(super) fn replay_call(&mut self, turn: &mut Turn<'_>, slot: u32, call: &Call, ended: bool) {
+    pub(super) fn replay_call(&mut self, turn: &mut Turn<'_>, slot: u32, of: InHand, ended: bool) {
         let to = self.exchanges.at(slot).and_then(|exchange| exchange.worker);
         let to = to.expect("its stream was opened");
-        if let Some(hop) = self.hops.hop_mut(to.conn) {
+        if let Some([client, tunnel]) = self.hops.two_hops(of.at.conn, to.conn) {
+            let call = client.call(of.list).expect("it was found a moment ago");
             let block = (&call.block.bytes[..], call.block.generation);
             let out = &mut turn.border.sink(to.conn);
-            let sent = hop.link.replay(to.key, block, ended, &mut self.block, out);
+            let sent = tunnel.link.replay(to.key, block, ended, &mut self.block, out);
             debug_assert!(sent, "the generation was the same a moment ago");
             if call.method == Method::Head {
-                hop.link.set_head_request(to.key);
+                tunnel.link.set_head_request(to.key);
             }
         }
         self.request_sent(turn, slot, to.conn);

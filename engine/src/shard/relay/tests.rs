@@ -186,7 +186,7 @@ impl Bench {
         let mut told = self.told();
         assert_eq!(told.len(), 1, "{told:?}");
         match told.remove(0) {
-            ForSessions::Place { exchange, from, wanted } => (exchange, from, wanted),
+            ForSessions::Place { exchange, from, wanted } => (exchange, *from, wanted),
             other => panic!("{other:?} is no question where a request goes"),
         }
     }

@@ -19,7 +19,7 @@ use super::flow::LARGE_HEAD;
 use super::heads::without_named;
 use super::hop::Lane;
 use super::link::Link;
-use super::memo::InHand;
+use super::memo::{Call, InHand};
 use super::replies::{Asked, Replies};
 use super::routes::Routes;
 use super::streams::{Kind, Streams};
@@ -161,9 +161,9 @@ impl Traffic {
         let of = self.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
         if let Some(hop) = of.and_then(|conn| self.streams.hops.hop(conn)) {
             let speaks = hop.link.clients();
-            let from = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
+            let caller = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
             let wanted = Box::new(Wanted::of(head));
-            turn.sessions(ForSessions::Place { exchange, from, wanted });
+            turn.sessions(ForSessions::Place { exchange, from: Box::new(caller), wanted });
         }
     }
 
@@ -237,34 +237,30 @@ impl Traffic {
         opened.is_some()
     }
 
-    /// A head that repeats: relayed if nothing has changed. `false`: it takes the long way.
-    pub(super) fn repeat_call(&mut self, turn: &mut Turn<'_>, of: InHand, ended: bool) -> bool {
-        let client = self.streams.hops.hop_mut(of.at.conn).and_then(|hop| hop.client_mut());
-        let calls = client.map(|client| std::mem::take(&mut client.calls)).unwrap_or_default();
-        let call = calls.iter().find(|call| call.list == of.list);
-        let done = call.is_some_and(|call| {
-            let Some(tunnel) = self.repeats_on(turn, call) else { return false };
-            let mut exchange = Exchange::new(of.at, Served::Route(call.route), turn.now);
-            exchange.style = call.style.clone();
-            exchange.method = call.method;
-            exchange.up.ended = ended;
-            let slot = self.add_exchange(turn, exchange);
-            let opened = self.open(turn, slot, call.route, tunnel);
-            debug_assert!(opened, "it could be opened a moment ago");
-            self.streams.replay_call(turn, slot, call, ended);
-            true
-        });
-        if !calls.is_empty()
-            && let Some(client) =
-                self.streams.hops.hop_mut(of.at.conn).and_then(|hop| hop.client_mut())
-        {
-            client.calls = calls;
-        }
-        done
+    /// A request head that repeats: relayed if nothing has changed. None: it takes the long way.
+    #[inline(always)]
+    pub(super) fn repeat_call(
+        &mut self,
+        turn: &mut Turn<'_>,
+        of: InHand,
+        ended: bool,
+    ) -> Option<()> {
+        let call = self.streams.hops.hop(of.at.conn)?.call(of.list)?;
+        let tunnel = self.repeats_on(turn, call)?;
+        let route = call.route;
+        let mut exchange = Exchange::new(of.at, Served::Route(route), turn.now);
+        exchange.style = call.style.clone();
+        exchange.method = call.method;
+        exchange.up.ended = ended;
+        let slot = self.add_exchange(turn, exchange);
+        let opened = self.open(turn, slot, route, tunnel);
+        debug_assert!(opened, "it could be opened a moment ago");
+        self.streams.replay_call(turn, slot, of, ended);
+        Some(())
     }
 
     /// The tunnel on which a call can be said again as it was.
-    fn repeats_on(&self, turn: &Turn<'_>, call: &super::memo::Call) -> Option<ConnId> {
+    fn repeats_on(&self, turn: &Turn<'_>, call: &Call) -> Option<ConnId> {
         let route = self.routes.get(call.route)?;
         let conn = route.tunnel.filter(|_| route.waiting == 0)?;
         let hop = self.streams.hops.hop(conn)?;

@@ -350,7 +350,7 @@ impl Traffic {
         hop.ready.clear();
         hop.timer = None;
         debug_assert_eq!((hop.held, hop.lists), (0, 0), "its streams are gone");
-        turn.sessions(ForSessions::Left { key, parcel, hop: MovedHop(hop) });
+        turn.sessions(ForSessions::Left { key, parcel: Box::new(parcel), hop: MovedHop(hop) });
     }
 
     /// A tunnel has come from another core. It is the route's.

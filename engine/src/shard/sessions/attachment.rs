@@ -331,10 +331,10 @@ impl Attachment {
     }
 
     /// Its name towards the dispatch.
-    pub(super) fn of_version(&self, key: Key, settings: &ShardSettings) -> OfVersion {
+    pub(super) fn of_version(&self, key: Key, settings: &ShardSettings) -> Box<OfVersion> {
         let owner = &self.facts.owner;
         let (function, version) = (owner.function.clone(), owner.version.clone());
-        OfVersion { ticket: ticket(settings, key), function, version }
+        Box::new(OfVersion { ticket: ticket(settings, key), function, version })
     }
 }
 

@@ -445,7 +445,7 @@ impl From {
     fn into_route(self, key: Key) -> ForRelay {
         match self {
             Self::Here(from) => ForRelay::Transfer { from, to: key },
-            Self::Elsewhere(parcel, hop) => ForRelay::Adopt { key, parcel, hop },
+            Self::Elsewhere(parcel, hop) => ForRelay::Adopt { key, parcel: Box::new(parcel), hop },
         }
     }
 }

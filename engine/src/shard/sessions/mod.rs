@@ -44,7 +44,8 @@ use self::roster::Roster;
 use self::rules::Rules;
 use super::cause::{Cause, Gone};
 use super::facts::{
-    Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, Topic, key_of, number_of,
+    Admitted, Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, Topic, key_of,
+    number_of,
 };
 use super::settings::ShardSettings;
 use super::table::Key;
@@ -114,7 +115,7 @@ impl Sessions {
         let roster = &mut self.roster;
         match fact {
             ForSessions::Place { exchange, from, wanted } => {
-                self.place(turn, exchange, from, wanted);
+                self.place(turn, exchange, *from, wanted);
             }
             ForSessions::GoOn { exchange, from, wanted } => {
                 let since = turn.now;
@@ -132,7 +133,7 @@ impl Sessions {
             ForSessions::LastChance { key } => roster.last_chance(turn, key),
             ForSessions::Lost(lost) => roster.lost(turn, lost),
             ForSessions::Closed { key, cause, tally } => roster.closed(turn, key, (cause, tally)),
-            ForSessions::Left { key, parcel, hop } => self.left(turn, key, parcel, hop),
+            ForSessions::Left { key, parcel, hop } => self.left(turn, key, *parcel, hop),
             ForSessions::Token { conn, text, id } => self.token(turn, conn, (&text, id)),
             ForSessions::Answered { ticket, answer } => match ticket.about {
                 Topic::Call => self.call_answered(turn, ticket, answer),
@@ -491,7 +492,8 @@ impl Sessions {
                     let kind = of.kind().unwrap_or(WorkKind::New);
                     attachments.set(key, State::Arriving { kind });
                 }
-                ForWorkers::Admit { conn, key, age, session: id }
+                let admitted = Admitted { key, age, session: id };
+                ForWorkers::Admit { conn, admitted: Box::new(admitted) }
             }
             Err((result, age)) => ForWorkers::Reject { conn, result, age },
         };

@@ -97,7 +97,11 @@ impl Roster {
         if let Some(of) = self.attachments.get(key).filter(|of| of.is_parked()) {
             let of = of.of_version(key, turn.settings);
             let (ticket, function, version) = (of.ticket, of.function, of.version);
-            turn.workers(ForWorkers::Parks(crate::post::Parks { ticket, function, version }));
+            turn.workers(ForWorkers::Parks(Box::new(crate::post::Parks {
+                ticket,
+                function,
+                version,
+            })));
         }
     }
 

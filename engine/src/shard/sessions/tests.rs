@@ -22,7 +22,7 @@ use crate::border::{Carried, End, Parcel};
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
-use crate::post::{CorePost, Find, Found, Leave, Parks, Resumed, Stand, Vouched};
+use crate::post::{CorePost, Find, Found, Leave, Resumed, Stand, Vouched};
 
 const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 const VERSION: &str = "22222222-2222-4222-8222-222222222222";
@@ -115,8 +115,8 @@ impl Bench {
     }
 
     fn place(&mut self, conn: u32, exchange: u32, wanted: Wanted) {
-        let wanted = Box::new(wanted);
-        self.on(ForSessions::Place { exchange: key(exchange), from: caller(conn), wanted });
+        let (from, wanted) = (Box::new(caller(conn)), Box::new(wanted));
+        self.on(ForSessions::Place { exchange: key(exchange), from, wanted });
     }
 
     /// The attachment by which the last request goes.

@@ -9,10 +9,8 @@ use ringway_proto::h1::connect::{self, ConnectResult};
 use ringway_proto::h1::head::Scan;
 use ringway_proto::h1::write_text;
 use ringway_proto::time::Time;
-use uuid::Uuid;
 
-use super::super::facts::{Edge, ForRelay, NewTunnel};
-use super::super::table::Key;
+use super::super::facts::{Admitted, Edge, ForRelay, NewTunnel};
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::polls::{Fate, Polls};
@@ -92,15 +90,6 @@ pub(super) enum After {
     Paused,
     /// It is closed, and everybody was told.
     Gone,
-}
-
-/// For what a connection is let in.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Admitted {
-    pub(super) key: Key,
-    /// How old its token was.
-    pub(super) age: Duration,
-    pub(super) session: Uuid,
 }
 
 impl Door {

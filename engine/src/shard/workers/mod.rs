@@ -20,10 +20,10 @@ use std::sync::Arc;
 use ringway_proto::fields::Fields;
 use ringway_proto::time::Time;
 
-use self::door::{Admitted, After, Door, Doors};
+use self::door::{After, Door, Doors};
 use self::home::DispatchHome;
 use self::requests::Desk;
-use super::facts::{ForWorkers, OfVersion};
+use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
 use crate::border::{Close, ConnId, End, Parcel};
@@ -211,9 +211,7 @@ impl Workers {
 
     pub(super) fn on(&mut self, turn: &mut Turn<'_>, fact: ForWorkers) {
         match fact {
-            ForWorkers::Admit { conn, key, age, session } => {
-                self.admit(turn, conn, Admitted { key, age, session });
-            }
+            ForWorkers::Admit { conn, admitted } => self.admit(turn, conn, *admitted),
             ForWorkers::Reject { conn, result, age } => {
                 self.at(conn, |door, _| door.reject(turn, result, age));
             }
@@ -226,14 +224,14 @@ impl Workers {
             ForWorkers::Served(of) => queue::served(turn, &of),
             ForWorkers::Recall(of) => queue::recall(turn, &of),
             ForWorkers::Impatient(of) => {
-                let OfVersion { ticket, function, version } = of;
+                let OfVersion { ticket, function, version } = *of;
                 let home = turn.settings.dispatch_home(&function, &version);
                 let parks = Parks { ticket, function, version };
                 turn.send(home, CorePost::Impatient(Box::new(parks)));
             }
             ForWorkers::Parks(parks) => {
                 let home = turn.settings.dispatch_home(&parks.function, &parks.version);
-                turn.send(home, CorePost::Parks(Box::new(parks)));
+                turn.send(home, CorePost::Parks(parks));
             }
             ForWorkers::Unparks(of) => turn.send(home(turn, &of), CorePost::Unparks(of.ticket)),
             ForWorkers::Connect(moved) => self.connect(turn, *moved),

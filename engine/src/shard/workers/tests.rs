@@ -14,7 +14,7 @@ use crate::control::local::{PollRequest, Ticket, Work, WorkKind};
 use crate::control::port::Owner;
 use crate::metrics::Limit;
 use crate::post::Parks;
-use crate::shard::facts::{Edge, Fact, ForRelay, ForSessions, NewTunnel};
+use crate::shard::facts::{Admitted, Edge, Fact, ForRelay, ForSessions, NewTunnel};
 use crate::shard::table::Key;
 use crate::shard::timer::Due;
 use crate::shard::turn::rig::{NODE, Rig};
@@ -223,7 +223,8 @@ fn parcel() -> Parcel {
 
 fn admit(conn: ConnId) -> ForWorkers {
     let key = Key { slot: 3, generation: 4 };
-    ForWorkers::Admit { conn, key, age: Duration::from_secs(2), session: Uuid::from_u128(5) }
+    let admitted = Admitted { key, age: Duration::from_secs(2), session: Uuid::from_u128(5) };
+    ForWorkers::Admit { conn, admitted: Box::new(admitted) }
 }
 
 fn attached(facts: Vec<Fact>) -> NewTunnel {
@@ -275,10 +276,9 @@ fn work_goes_to_the_poll_that_waits_and_the_next_one_says_that_it_arrived() {
     bench.say(conn, &bench.poll());
     let said: Vec<String> = bench
         .rig
-        .left
-        .facts
+        .facts()
         .iter()
-        .map(|(_, fact)| match fact {
+        .map(|fact| match fact {
             Fact::Send { to: 0, post } => name(post),
             other => format!("{other:?}"),
         })

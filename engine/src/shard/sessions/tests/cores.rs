@@ -38,7 +38,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     home.said();
     home.on(heard(post(&mut there)));
     assert_eq!(home.said(), ["Claim 0", "Unparks", "Replaced", "Detach"]);
-    let parcel = Parcel { socket: Carried::Simulated(1), unsent: Vec::new() };
+    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
     let hop = MovedHop(Box::new("its state"));
     home.on(ForSessions::Left { key, parcel, hop });
     assert_eq!(home.said(), ["Resumed 1"]);
@@ -63,7 +63,7 @@ fn a_tunnel_that_finds_no_room_is_lost_and_its_session_left() {
     home.gone(1, &[key]);
     there.place(5, 5, wanted(Some(id)));
     home.on(heard(post(&mut there)));
-    let parcel = Parcel { socket: Carried::Simulated(1), unsent: Vec::new() };
+    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
     home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
     there.said();
     let CorePost::Resumed(resumed) = post(&mut home) else { panic!("no tunnel came") };
@@ -81,7 +81,7 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     there.place(5, 5, wanted(Some(id)));
     let asking = there.served();
     home.on(heard(post(&mut there)));
-    let parcel = Parcel { socket: Carried::Simulated(1), unsent: Vec::new() };
+    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
     home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
     there.gone(5, &[]);
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");
@@ -229,8 +229,8 @@ fn what_a_core_has_forgotten_is_said_again() {
     home.call(|sessions, turn| sessions.core_restarted(turn, dispatch));
     assert_eq!(home.said(), ["Submit", "Parks"]);
     let again = home.out.iter().any(|fact| {
-        matches!(fact, Fact::Workers(ForWorkers::Parks(Parks { ticket, .. }))
-            if ticket.number == number_of(parked))
+        matches!(fact, Fact::Workers(ForWorkers::Parks(parks))
+            if parks.ticket.number == number_of(parked))
     });
     assert!(again && home.work(waiting).ticket.number == number_of(waiting));
 }

@@ -172,10 +172,11 @@ fn what_asks_a_dispatch_home_is_a_message_whatever_core_that_is() {
         let (function, version) = (of.function.clone(), of.version.clone());
         let work = bench.work(0, 5);
         bench.on(ForWorkers::Submit(work));
-        bench.on(ForWorkers::Recall(of.clone()));
-        bench.on(ForWorkers::Withdraw(of.clone()));
-        bench.on(ForWorkers::Parks(Parks { ticket: of.ticket, function, version }));
-        bench.on(ForWorkers::Unparks(of));
+        bench.on(ForWorkers::Recall(Box::new(of.clone())));
+        bench.on(ForWorkers::Withdraw(Box::new(of.clone())));
+        let parks = Parks { ticket: of.ticket, function, version };
+        bench.on(ForWorkers::Parks(Box::new(parks)));
+        bench.on(ForWorkers::Unparks(Box::new(of)));
         let said: Vec<(u16, String)> = bench
             .rig
             .facts()
