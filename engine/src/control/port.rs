@@ -119,7 +119,7 @@ pub enum Answer {
     /// The work could not be queued (contract E6): why, for the log.
     Unqueued(String),
     /// A session's worker has registered it.
-    Registered(Registration),
+    Registered(Box<Registration>),
     /// No worker has registered the session.
     Unregistered,
     /// The session is registered, and its worker does not listen.

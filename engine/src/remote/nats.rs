@@ -240,7 +240,7 @@ impl Nats {
     /// Whose a session is.
     pub(super) async fn lookup(&self, id: Uuid) -> Answer {
         match self.0.lookups.find(id).await {
-            Ok(Some(registration)) => Answer::Registered(registration),
+            Ok(Some(registration)) => Answer::Registered(Box::new(registration)),
             Ok(None) => Answer::Unregistered,
             Err(why) => Answer::Failed(why),
         }

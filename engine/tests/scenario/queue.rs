@@ -203,7 +203,7 @@ fn an_id_that_is_not_known_here_is_looked_up_and_its_worker_asked() {
     assert_eq!(wanted.to_string(), id);
     let [function, version, tenant] = [FUNCTION, VERSION, "dev"].map(Arc::from);
     let registered = Registration { function, version, tenant };
-    far.answer(ask.ticket, Answer::Registered(registered));
+    far.answer(ask.ticket, Answer::Registered(Box::new(registered)));
     let (ticket, work) = Far::submitted(far.ask());
     assert_eq!((work.kind, work.request_id.to_string()), (WorkKind::Reconnect, id.to_owned()));
     far.answer(ticket, Answer::Queued);
@@ -219,7 +219,7 @@ fn what_a_lookup_says_decides_in_the_contracts_order() {
     let other = "33333333-3333-4333-8333-333333333333";
     let registered = |function: &str, version: &str, tenant: &str| {
         let [function, version, tenant] = [function, version, tenant].map(Arc::from);
-        Answer::Registered(Registration { function, version, tenant })
+        Answer::Registered(Box::new(Registration { function, version, tenant }))
     };
     for (answer, code, text) in [
         (Answer::Unregistered, "5", "no existing session found"),
@@ -253,7 +253,7 @@ fn a_registration_that_nobody_answers_for_is_told_at_once_and_the_cookie_goes_th
         let ask = far.request(&mut client, &[("nvcf-reqid", id)]);
         let [function, version, tenant] = [FUNCTION, VERSION, "dev"].map(Arc::from);
         let registered = Registration { function, version, tenant };
-        far.answer(ask.ticket, Answer::Registered(registered));
+        far.answer(ask.ticket, Answer::Registered(Box::new(registered)));
         let (ticket, _) = Far::submitted(far.ask());
         far.answer(ticket, answer);
         let (status, message) = far.status(&mut client);

@@ -251,7 +251,7 @@ fn every_message_but_idle_is_for_somebody() {
     let to = |whom: &str| heard.iter().filter(|heard| heard.starts_with(whom)).count();
     assert_eq!((to("Fact(Workers("), to("Fact(Sessions(")), (12, 12));
     assert_eq!((to("Connect("), to("Resumed("), to("Void")), (1, 2, 1));
-    assert_eq!(heard.len(), 26);
+    assert_eq!(heard.len(), 28);
 }
 
 #[test]

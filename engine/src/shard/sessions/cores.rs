@@ -224,7 +224,8 @@ impl Sessions {
         {
             let (id, by) = (of.session, &of.facts.owner);
             let outcome = match answer {
-                Answer::Registered(Registration { function, version, tenant }) => {
+                Answer::Registered(registration) => {
+                    let Registration { function, version, tenant } = *registration;
                     let (subject, kind) = (by.subject.clone(), by.kind);
                     let owner = Owner { tenant, function, version, subject, kind };
                     let facts = SessionFacts { owner: Arc::new(owner), opened: turn.now };
