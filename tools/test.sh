@@ -31,7 +31,7 @@ verdict() {
 # Each by itself: so the gateway's parts are those that `micro` has compiled already.
 programs() {
     cargo build --release --locked -p ringway --bin ringway &&
-        cargo build --release --locked -p ringway-tools --bin ringway-worker
+        cargo build --release --locked -p ringway-tools --bin ringway-worker --bin ringway-stand-in
 }
 # Tests marked `alone` measure time, memory or load: they get the machine to themselves.
 interop_parallel() {

@@ -8,30 +8,39 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Args, Parser, ValueEnum};
 use ringway_stdio::{Escaping, Form, LastLines};
-use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret};
+use ringway_tools::nats::Credentials;
+use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret, nats};
 use tracing::Level;
 use tracing_appender::non_blocking::NonBlocking;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use uuid::Uuid;
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
 /// Exit code when the system refuses what is needed (EX_OSERR).
 const SYSTEM: u8 = 71;
-/// Exit code when a gateway refuses the key (EX_CONFIG).
+/// Exit code when a gateway refuses the key, or the credentials for NATS are none (EX_CONFIG).
 const CONFIG: u8 = 78;
 /// Longest key file.
 const MAX_KEY_FILE: u64 = 64 * 1024;
 
-/// Serves a function: takes sessions from a Ringway gateway and joins them to your server.
+/// Serves a function: takes sessions from a Ringway gateway, or from NATS as NVIDIA's workers do,
+/// and joins them to your server.
 #[derive(Debug, Parser)]
-#[command(disable_version_flag = true, group(ArgGroup::new("credential").required(true).args(["key", "key_file"])))]
+#[command(
+    disable_version_flag = true,
+    group(ArgGroup::new("source").required(true).args(["gateway", "nats"])),
+    group(ArgGroup::new("credential").required(true).args(["key", "key_file", "nats"])),
+)]
 struct Arguments {
     /// The gateway's worker listener, like http://gateway:10086. May be given more than once.
-    #[arg(long, value_name = "URL", required = true, value_parser = gateway)]
+    #[arg(long, value_name = "URL", value_parser = gateway)]
     gateway: Vec<Place>,
     /// Worker key of the function. Others on this machine can see it: prefer --key-file.
     #[arg(long)]
@@ -39,6 +48,8 @@ struct Arguments {
     /// A file with the key.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    by_nats: ByNats,
     /// The function it serves.
     #[arg(long, value_name = "ID")]
     function: Uuid,
@@ -62,6 +73,38 @@ struct Arguments {
     log: Level,
 }
 
+/// Work of NATS, in place of a gateway's.
+#[derive(Debug, Args)]
+#[group(skip)]
+struct ByNats {
+    /// The NATS server that work comes from, like nats://nats:4222; several with commas.
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// The region, as it stands in NATS' subjects.
+    #[arg(long, value_name = "NAME", default_value = "ncp", requires = "nats")]
+    region: String,
+    /// The function is of type STREAMING: work comes by requests, and sessions outlive their last
+    /// tunnel.
+    #[arg(long, requires = "nats")]
+    streaming: bool,
+    /// The region of streaming functions: it has names of its own.
+    #[arg(long, value_name = "NAME", default_value = "default", requires = "streaming")]
+    streaming_region: String,
+    /// How many seconds a session of a streaming function waits for its client, unless the client
+    /// says it in X-NVCF-RECONNECT-WINDOW-SECS.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "streaming")]
+    reconnect_window: u64,
+    /// Reconnect messages are never answered, only followed.
+    #[arg(long, requires = "nats")]
+    never_answer: bool,
+    /// Every so many seconds it is logged how long sessions took to claim and to dial; else at the
+    /// end only.
+    #[arg(long, value_name = "SECONDS", requires = "nats")]
+    report: Option<u64>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum IoChoice {
     /// io_uring, or epoll where that is refused.
@@ -70,6 +113,16 @@ enum IoChoice {
     Ring,
     /// epoll.
     Epoll,
+}
+
+impl From<IoChoice> for Io {
+    fn from(choice: IoChoice) -> Self {
+        match choice {
+            IoChoice::Auto => Self::Auto,
+            IoChoice::Ring => Self::Ring,
+            IoChoice::Epoll => Self::Epoll,
+        }
+    }
 }
 
 fn gateway(url: &str) -> Result<Place, String> {
@@ -90,6 +143,16 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     ringway_stdio::shield_server();
     ringway_stdio::hold_hangup();
+    if let Some(url) = arguments.by_nats.nats.clone() {
+        let _guard = start_log(arguments.log);
+        return match nats::run(by_nats(url, arguments)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(%error, "cannot work by NATS");
+                ExitCode::from(CONFIG)
+            }
+        };
+    }
     let key = match read_key(&arguments) {
         Ok(key) => key,
         Err(why) => {
@@ -98,7 +161,18 @@ fn main() -> ExitCode {
         }
     };
     let _guard = start_log(arguments.log);
-    let outcome = worker::run(Options {
+    match worker::run(by_gateways(key, arguments)) {
+        Ok(Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(Outcome::Refused) => ExitCode::from(CONFIG),
+        Err(error) => {
+            tracing::error!(%error, "io_uring or epoll, or signals, cannot be had; try --io epoll");
+            ExitCode::from(SYSTEM)
+        }
+    }
+}
+
+fn by_gateways(key: Secret, arguments: Arguments) -> Options {
+    Options {
         gateways: arguments.gateway,
         key,
         function: arguments.function,
@@ -106,19 +180,28 @@ fn main() -> ExitCode {
         target: arguments.target,
         slots: arguments.slots,
         drain_max: Duration::from_secs(arguments.drain_max),
-        io: match arguments.io {
-            IoChoice::Auto => Io::Auto,
-            IoChoice::Ring => Io::Ring,
-            IoChoice::Epoll => Io::Epoll,
-        },
-    });
-    match outcome {
-        Ok(Outcome::Stopped) => ExitCode::SUCCESS,
-        Ok(Outcome::Refused) => ExitCode::from(CONFIG),
-        Err(error) => {
-            tracing::error!(%error, "io_uring or epoll, or signals, cannot be had; try --io epoll");
-            ExitCode::from(SYSTEM)
-        }
+        io: arguments.io.into(),
+    }
+}
+
+fn by_nats(url: String, arguments: Arguments) -> nats::Options {
+    let of_nats = arguments.by_nats;
+    nats::Options {
+        url,
+        credentials: of_nats.credentials,
+        region: of_nats.region,
+        function: arguments.function,
+        version: arguments.version,
+        target: arguments.target,
+        slots: arguments.slots,
+        drain_max: Duration::from_secs(arguments.drain_max),
+        io: arguments.io.into(),
+        streaming: of_nats.streaming.then(|| nats::Streaming {
+            region: of_nats.streaming_region,
+            window: Duration::from_secs(of_nats.reconnect_window),
+        }),
+        answers: !of_nats.never_answer,
+        report: of_nats.report.filter(|seconds| *seconds > 0).map(Duration::from_secs),
     }
 }
 
@@ -157,6 +240,11 @@ fn start_log(level: Level) -> LogGuard {
     let _kept = std::mem::ManuallyDrop::new(guard);
     let guard = LogGuard { lines: writer.clone(), last };
     let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    // What the library of NATS says below a warning has whole ids in it.
+    let shown = LevelFilter::from_level(level);
+    let shown = Targets::new()
+        .with_default(shown.min(LevelFilter::WARN))
+        .with_targets([("ringway_tools", shown), ("ringway_worker", shown)]);
     if readable {
         // What others said is shown without what would move the cursor; in JSON the stream does it.
         let values = debug_fn(|writer, field, value| {
@@ -165,9 +253,9 @@ fn start_log(level: Level) -> LogGuard {
             }
             write!(Escaping(writer), "{value:?}")
         });
-        log.fmt_fields(values.delimited(" ")).with_writer(writer).init();
+        log.fmt_fields(values.delimited(" ")).with_writer(writer).finish().with(shown).init();
     } else {
-        log.json().flatten_event(true).with_writer(writer).init();
+        log.json().flatten_event(true).with_writer(writer).finish().with(shown).init();
     }
     guard
 }

@@ -5,13 +5,15 @@
 //! (contract 4), and moves bytes: what goes through a tunnel is between the gateway and the
 //! server. One thread does it all, on io_uring, or on epoll where that is refused.
 //!
-//! [`poll`] asks, [`connect`] dials back, [`tunnel`] joins; the sessions are kept here.
+//! [`poll`] asks, [`connect`] dials back, [`tunnel`] joins; the sessions are kept here. With
+//! [`nats`] in place of [`poll`] it takes its work as NVIDIA's workers do.
 
 mod answer;
 mod bell;
 mod connect;
 #[expect(unsafe_code, reason = "socket options of the runtime's sockets")]
 mod cut;
+pub mod nats;
 mod net;
 mod place;
 mod poll;
@@ -23,7 +25,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use monoio::time::timeout;
 use uuid::Uuid;
@@ -32,6 +34,7 @@ use bell::Bell;
 use connect::Refusal;
 pub use net::Io;
 pub use place::{Place, PlaceFault};
+use stop::Stop;
 use tunnel::{Buffers, Ended};
 pub use work::Secret;
 use work::{Kind, Work, short};
@@ -88,7 +91,7 @@ pub fn run(options: Options) -> io::Result<Outcome> {
             "ringway-worker {}",
             env!("CARGO_PKG_VERSION")
         );
-        stop::listen(&worker)?;
+        stop::listen(&worker.stop)?;
         for gateway in &worker.gateways {
             poll::start(&worker, gateway);
         }
@@ -179,8 +182,7 @@ struct Worker {
     /// A slot is free, or one that was promised is not promised any more.
     freed: Bell,
     /// The worker stops.
-    stop: Bell,
-    signalled: Cell<Option<Instant>>,
+    stop: Rc<Stop>,
     outcome: Cell<Outcome>,
     buffers: Buffers,
 }
@@ -195,20 +197,19 @@ impl Worker {
             waiting: Cell::new(0),
             changed: Bell::default(),
             freed: Bell::default(),
-            stop: Bell::default(),
-            signalled: Cell::new(None),
+            stop: Rc::default(),
             outcome: Cell::new(Outcome::Stopped),
             buffers: Buffers::default(),
         }
     }
 
     fn stopping(&self) -> bool {
-        self.stop.rings() > 0
+        self.stop.is_asked()
     }
 
     /// Takes no more work; the sessions held may go on.
     fn stop(&self) {
-        self.stop.ring();
+        self.stop.ask();
     }
 
     /// Stops because a gateway does not take the key.
@@ -219,9 +220,7 @@ impl Worker {
 
     /// Waits until the worker has stopped and its sessions are over, or have had their time.
     async fn until_over(&self) -> Outcome {
-        while !self.stopping() {
-            self.stop.after(0).await;
-        }
+        self.stop.asked().await;
         let held = self.sessions.borrow().len();
         tracing::info!(sessions = held, "no more work is taken");
         let over = timeout(self.options.drain_max, async {

@@ -128,8 +128,7 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
             // The gateway closes the connection behind each answer.
             Ok(After::Work) => continue,
             Ok(After::Nothing) => {
-                let seen = Seen::now(&worker);
-                let _ = timeout(PAUSE, seen.stop(&worker)).await;
+                let _ = timeout(PAUSE, worker.stop.asked()).await;
                 continue;
             }
             Err(fault) => fault,
@@ -151,9 +150,8 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
         } else {
             tracing::debug!(gateway = name, error = %fault, failures, "polling failed again");
         }
-        let seen = Seen::now(&worker);
         // An early end of the pause is what it is for.
-        let _ = timeout(pause_after(failures, random()), seen.stop(&worker)).await;
+        let _ = timeout(pause_after(failures, random()), worker.stop.asked()).await;
     }
     gateway.polling.set(gateway.polling.get() - 1);
     worker.changed.ring();
@@ -164,16 +162,11 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
 struct Seen {
     changed: u64,
     freed: u64,
-    stop: u64,
 }
 
 impl Seen {
     fn now(worker: &Worker) -> Self {
-        Self {
-            changed: worker.changed.rings(),
-            freed: worker.freed.rings(),
-            stop: worker.stop.rings(),
-        }
+        Self { changed: worker.changed.rings(), freed: worker.freed.rings() }
     }
 
     /// Waits for what can make a poll due where none is open.
@@ -185,13 +178,7 @@ impl Seen {
                     Asks::Reconnects => worker.changed.after(self.changed).await,
                 }
             } => {}
-            () = self.stop(worker) => {}
-        }
-    }
-
-    async fn stop(self, worker: &Worker) {
-        if !worker.stopping() {
-            worker.stop.after(self.stop).await;
+            () = worker.stop.asked() => {}
         }
     }
 }
@@ -322,14 +309,14 @@ impl<'a> Line<'a> {
             read = &mut self.reading => self.received(read),
             () = async {
                 match asks {
-                    _ if settled => seen.stop(worker).await,
+                    _ if settled => worker.stop.asked().await,
                     Asks::Sessions(_) if waits => {
                         worker.changed.after(seen.changed).await;
                     }
                     _ => seen.change(worker, asks).await,
                 }
             } => Ok(false),
-            () = seen.stop(worker) => Ok(false),
+            () = worker.stop.asked() => Ok(false),
             () = sleep(until), if waits || self.rests() => self.is_silent().map(|()| false),
         }
     }

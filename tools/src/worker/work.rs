@@ -34,12 +34,12 @@ pub(super) enum Kind {
 }
 
 /// One way to dial back. Only `http1` is spoken here; any other is passed over.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Connection {
     pub(super) http1: Option<Http1>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Http1 {
     pub(super) proxy_uri: String,
@@ -64,6 +64,11 @@ impl Secret {
             return Err("it has characters that no header field can carry");
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// What came as part of a work item; looked at when it is sent.
+    pub(super) fn received(text: String) -> Self {
+        Self(text)
     }
 
     /// The text, to be sent; `None` if it would end the field it stands in.

@@ -1,0 +1,101 @@
+//! A worker as NVIDIA's own are: work comes by NATS (contract 6), the tunnels are the same.
+//!
+//! NATS is spoken by a thread of its own, with the library's runtime; the tunnels stay on the one
+//! that moves bytes. [`bench`] is the border between the two: NATS' side asks for a tunnel and is
+//! told when it is open and when it has ended. [`crew`] is what NATS' side shares, [`pull`] and
+//! [`requests`] are the two ways in which work comes, [`session`] does one, [`record`] registers
+//! it, [`times`] is how long all that took.
+
+mod bench;
+mod crew;
+mod pull;
+mod record;
+mod requests;
+mod session;
+mod times;
+mod window;
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::net::{self, Io};
+use super::place::Place;
+use super::stop::{self, Stop};
+use crate::nats::Credentials;
+
+/// Who the worker is and what it does.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server, or several with commas.
+    pub url: String,
+    /// Who the worker is to it.
+    pub credentials: Credentials,
+    /// Part of the subjects.
+    pub region: String,
+    /// The function it serves.
+    pub function: Uuid,
+    /// The version it serves.
+    pub version: Uuid,
+    /// The server that tunnels are joined to.
+    pub target: Place,
+    /// Most sessions at once.
+    pub slots: usize,
+    /// How long sessions may go on once the worker stops.
+    pub drain_max: Duration,
+    /// What moves the bytes.
+    pub io: Io,
+    /// The function is of type STREAMING.
+    pub streaming: Option<Streaming>,
+    /// Whether a reconnect message that can be answered is.
+    pub answers: bool,
+    /// How often it says how long things took; at its end only, if it is not said.
+    pub report: Option<Duration>,
+}
+
+/// Work comes by requests (contract CP-12), and sessions outlive their last tunnel.
+#[derive(Clone, Debug)]
+pub struct Streaming {
+    /// Part of the requests' subject: a name of another kind than [`Options::region`], of which
+    /// the registrations are (contract CP-13).
+    pub region: String,
+    /// How long a session waits for another tunnel, unless its client's request says otherwise
+    /// (contract 12.0).
+    pub window: Duration,
+}
+
+/// Works until a signal; then the sessions may end.
+///
+/// # Errors
+/// When neither io_uring nor epoll can be had, no signal can be listened to, or the credentials
+/// cannot be read.
+pub fn run(options: Options) -> io::Result<()> {
+    let (mut runtime, ring) = net::runtime(options.io)?;
+    runtime.block_on(async move {
+        let io = if ring { "io_uring" } else { "epoll" };
+        tracing::info!(
+            slots = options.slots,
+            target = options.target.authority,
+            io,
+            "ringway-worker {}",
+            env!("CARGO_PKG_VERSION")
+        );
+        let stop = Rc::new(Stop::default());
+        stop::listen(&stop)?;
+        let target = options.target.clone();
+        let streaming = options.streaming.is_some();
+        let (bench, asker) = bench::Bench::new(target, streaming)?;
+        let (told, stopping) = tokio::sync::watch::channel(false);
+        let thread = std::thread::Builder::new().name("nats".into());
+        let nats = thread.spawn(move || crew::run(options, asker, stopping))?;
+        monoio::spawn(async move {
+            stop.asked().await;
+            // Who listens may have ended already.
+            let _ = told.send(true);
+        });
+        bench.work().await?;
+        nats.join().unwrap_or_else(|_| Err(io::Error::other("the thread of NATS has panicked")))
+    })
+}
