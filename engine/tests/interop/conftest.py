@@ -105,6 +105,22 @@ def attach():
         session.close()
 
 
+@pytest.fixture
+def nvcf_bed(tmp_path):
+    """Makes what a gateway in `nvcf` mode stands between; the arguments are those of `Bed`."""
+    # Who runs other tests needs no client of NATS.
+    from nvcf_bed import Bed
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Bed(tmp_path, *arguments, **options))
+        return made[-1]
+
+    yield make
+    for bed in made:
+        bed.close()
+
+
 class Bystander:
     def __init__(self, gateway, name, kind):
         self.name = name

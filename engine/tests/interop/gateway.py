@@ -44,7 +44,7 @@ def default_cores():
 def driven(arguments):
     """The arguments, with what drives the cores as RINGWAY_TEST_IO says (ring, epoll)."""
     chosen = os.environ.get("RINGWAY_TEST_IO")
-    if chosen and arguments[0] in ("dev", "serve") and "--io" not in arguments:
+    if chosen and arguments[:1] in (["dev"], ["serve"]) and "--io" not in arguments:
         return [*arguments, "--io", chosen]
     return arguments
 
@@ -118,9 +118,10 @@ client_keys = ["{OTHER_KEY}"]
 
 
 class Gateway:
-    """One process. `arguments` follow the program's name, `launcher` stands before it."""
+    """One process. `arguments` follow the program's name, `launcher` stands before it; `env` is
+    all of its environment, if it is not to be the tests' own."""
 
-    def __init__(self, arguments, directory, name="gateway", launcher=()):
+    def __init__(self, arguments, directory, name="gateway", launcher=(), env=None):
         self.arguments = arguments = driven(arguments)
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
@@ -129,7 +130,7 @@ class Gateway:
         with open(self.log_path, "wb") as log:
             self.run = subprocess.Popen([*tether, *launcher, *binary(), *arguments],
                                         stdout=subprocess.PIPE, stderr=log, text=True,
-                                        start_new_session=True)
+                                        start_new_session=True, env=env)
         self.pid = self.run.pid
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None

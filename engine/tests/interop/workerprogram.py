@@ -23,12 +23,24 @@ class WorkerProgram:
 
     def __init__(self, gateways, target, directory, name="worker", key=gateway.WORKER_KEY,
                  function=gateway.FUNCTION, version=gateway.VERSION, slots=1, more=()):
-        self.log_path = Path(directory) / f"{name}.stderr"
         arguments = []
         for host, port in gateways:
             arguments += ["--gateway", f"http://{host}:{port}"]
-        arguments += ["--key", key, "--function", function, "--version", version,
-                      "--target", target, "--slots", str(slots), "--log", "debug", *more]
+        self.launch([*arguments, "--key", key, "--function", function, "--version", version,
+                     "--target", target, "--slots", str(slots), "--log", "debug", *more],
+                    directory, name)
+
+    @classmethod
+    def by_nats(cls, url, target, directory, name="worker", function=gateway.FUNCTION,
+                version=gateway.VERSION, slots=1, more=()):
+        """One that takes its work as NVIDIA's workers do."""
+        self = cls.__new__(cls)
+        self.launch(["--nats", url, "--function", function, "--version", version, "--target",
+                     target, "--slots", str(slots), "--log", "debug", *more], directory, name)
+        return self
+
+    def launch(self, arguments, directory, name):
+        self.log_path = Path(directory) / f"{name}.stderr"
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
             self.run = subprocess.Popen(tether + binary() + arguments, stderr=log,
