@@ -15,7 +15,7 @@ mod tell;
 mod tests;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -97,26 +97,14 @@ pub fn serve(
     let count = core_count(&config);
     config.cores.count = Some(count);
     let policy = policy_of(&mut config);
-    for note in &config.notes {
-        tracing::info!("{note}");
-    }
+    config.notes.iter().for_each(|note| tracing::info!("{note}"));
     let files = share_files(&mut config, demo.as_ref());
     let backend = io::choose(&config)?;
     let origin = Instant::now();
-    let client = port::listen("client", config.listen.client, count).map_err(BootError::os)?;
-    let admin = port::listen("admin", config.listen.admin, 1).map_err(BootError::os)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(BootError::os)?;
-    let remote = start_remote(&config, &runtime)?;
-    let worker = port::listen("worker", config.listen.worker, count).map_err(BootError::os)?;
-    let address = |listeners: &[std::net::TcpListener]| {
-        let first = listeners.first().map(std::net::TcpListener::local_addr);
-        first.transpose().ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
-    };
-    let addresses =
-        Addresses { client: address(&client)?, worker: address(&worker)?, admin: address(&admin)? };
+    let runtime = runtime()?;
+    let (listeners, remote) = listen(&config, count, &runtime)?;
+    let addresses = listeners.addresses()?;
+    let Listeners { client, worker, admin } = listeners;
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let config = Arc::new(config);
     let reloader = reload::Reloader::new(&config, source, policy)?;
@@ -173,6 +161,47 @@ pub fn serve(
         announce(&config, addresses, demo.as_ref());
         Ok(())
     })
+}
+
+/// One thread's.
+fn runtime() -> Result<Runtime, BootError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::os)
+}
+
+/// The listeners of each port, one for each core that uses it.
+struct Listeners {
+    client: Vec<TcpListener>,
+    worker: Vec<TcpListener>,
+    admin: Vec<TcpListener>,
+}
+
+impl Listeners {
+    fn addresses(&self) -> Result<Addresses, BootError> {
+        let address = |listeners: &[TcpListener]| {
+            let first = listeners.first().map(TcpListener::local_addr).transpose();
+            first.ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
+        };
+        Ok(Addresses {
+            client: address(&self.client)?,
+            worker: address(&self.worker)?,
+            admin: address(&self.admin)?,
+        })
+    }
+}
+
+/// Opens the ports, and starts the control plane elsewhere if there is one. Workers are let in when
+/// what a predecessor has left for them is gone.
+fn listen(
+    config: &Config,
+    count: usize,
+    runtime: &Runtime,
+) -> Result<(Listeners, Option<Remote>), BootError> {
+    let listen = |name, address, count| port::listen(name, address, count).map_err(BootError::os);
+    let client = listen("client", config.listen.client, count)?;
+    let admin = listen("admin", config.listen.admin, 1)?;
+    let remote = start_remote(config, runtime)?;
+    let worker = listen("worker", config.listen.worker, count)?;
+    Ok((Listeners { client, worker, admin }, remote))
 }
 
 /// The log's first line: which mode, and why.
@@ -300,10 +329,7 @@ fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), B
     let Some((function, key)) = function.and_then(|f| Some((f, f.worker_keys.first()?))) else {
         return Err(BootError::os("the demo has no function to serve"));
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(BootError::os)?;
+    let runtime = runtime()?;
     let (function, version) = (function.id, function.version);
     let key = String::from_utf8_lossy(key.bytes()).into_owned();
     let demo = demo.clone();

@@ -357,7 +357,7 @@ mod tests {
         fs::write(&file, whole).unwrap();
         becomes(&mut secrets, "half written").await;
         fs::write(&other, json("no mode")).unwrap();
-        fs::set_permissions(&other, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o0)).unwrap();
         fs::rename(&other, &file).unwrap();
         sleep(SETTLE * 4).await;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();

@@ -293,12 +293,13 @@ async fn a_token_that_is_written_is_shown() {
     let api = rig.api();
     for token in ["one", "two"] {
         std::fs::write(&file, format!("{{\"nvcfApiToken\": \"{token}\"}}")).unwrap();
+        let bearer = Some(format!("Bearer {token}"));
+        let call = async || {
+            assert!(matches!(api.client.authorise(&call("f")).await, Answer::Granted(_)));
+            rig.seen().remove(0).bearer
+        };
         let shown = async {
-            loop {
-                assert!(matches!(api.client.authorise(&call("f")).await, Answer::Granted(_)));
-                if rig.seen().remove(0).bearer == Some(format!("Bearer {token}")) {
-                    break;
-                }
+            while call().await != bearer {
                 sleep(Duration::from_millis(10)).await;
             }
         };
