@@ -77,7 +77,7 @@ pub(super) enum State {
     /// Work is queued; the worker's CONNECT must bring this token.
     Waiting { token: Box<WorkerToken>, kind: WorkKind, issued: Time, wrong: u32 },
     /// The function's server is dialled: it needs no worker.
-    Dialling(Dialling),
+    Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
     /// The tunnel is there. `spent`: it takes no more streams.
