@@ -12,7 +12,7 @@ mutants=(
     'early-end@engine/src/shard/relay/pump.rs@let end = waiting == n && pipe.ended@let end = pipe.ended'
     'early-trailers@engine/src/shard/relay/streams.rs@Some(to) if pipe.queued == 0 && !pipe.scheduled => {@Some(to) => {'
     'wrong-part@engine/src/border.rs@self.pool.copy(segment.part(done, part.len as usize), part);\n            append@self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
-    'wrong-waiter@engine/src/shard/relay/traffic.rs@route.waiters.pop_front();@route.waiters.pop_back();'
+    'wrong-waiter@engine/src/shard/relay/routes.rs@self.waiters.pop_front();@self.waiters.pop_back();'
     'credit-twice@engine/src/shard/relay/pump.rs@hop.link.drained(from.key, len, backlog,@hop.link.drained(from.key, len * 2, backlog,'
     'blind-window@engine/src/shard/relay/streams.rs@if len > 0 && h2.data_room(to.key) < len {@if false {'
     'lost-turn@engine/src/shard/relay/pump.rs@Went::HopBlocked => return self.requeue(conn, key, true),@Went::HopBlocked => return,'

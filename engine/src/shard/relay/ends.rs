@@ -1,5 +1,7 @@
 //! Every end: of an exchange, of a client's connection, of a tunnel, of a route.
 
+use std::collections::VecDeque;
+
 use ringway_proto::fault::Fault;
 use ringway_proto::h2::ErrorCode;
 
@@ -52,7 +54,11 @@ impl Traffic {
 
     /// A tunnel's stream has ended: perhaps it was its last.
     fn rest(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        let hop = self.streams.hops.hop_mut(conn).filter(|hop| hop.link.streams() == 0);
+        let mut hop = self.streams.hops.hop_mut(conn).filter(|hop| hop.link.streams() == 0);
+        if let Some(hop) = hop.as_mut().filter(|hop| hop.ready.is_empty()) {
+            // It may rest for long.
+            hop.ready = VecDeque::new();
+        }
         // That it is idle is all that it has to be looked at for and had not before.
         let idle = turn.now + turn.settings.config.session.idle;
         let unwatched = hop.as_ref().is_some_and(|hop| hop.timer.is_none_or(|at| at > idle));

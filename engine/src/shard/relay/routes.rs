@@ -20,8 +20,6 @@ pub(super) struct Route {
     /// It had a tunnel, which has ended; whether that had answered and cut nothing.
     pub(super) lost: Option<bool>,
     pub(super) session: Uuid,
-    /// The session's id as text, for every head.
-    pub(super) id: [u8; 36],
     pub(super) terms: Terms,
     /// Another tunnel is to come in the place of this one, or it goes to another core.
     pub(super) replaced: bool,
@@ -36,14 +34,11 @@ pub(super) struct Route {
 
 impl Route {
     pub(super) fn new(session: Uuid, client: Option<ConnId>, terms: Terms) -> Self {
-        let mut id = [0; 36];
-        session.hyphenated().encode_lower(&mut id);
         Self {
             client,
             tunnel: None,
             lost: None,
             session,
-            id,
             terms,
             replaced: false,
             waiters: VecDeque::new(),
@@ -54,10 +49,27 @@ impl Route {
         }
     }
 
+    /// The session's id as text, for a head.
+    pub(super) fn id(&self) -> [u8; 36] {
+        let mut id = [0; 36];
+        self.session.hyphenated().encode_lower(&mut id);
+        id
+    }
+
     /// One exchange more waits.
     pub(super) fn wait(&mut self, waiter: Key) {
         self.waiters.push_back(waiter);
         self.waiting += 1;
+    }
+
+    /// The first waiter waits no more, or has not for long.
+    pub(super) fn next(&mut self, waited: bool) {
+        self.waiters.pop_front();
+        self.waiting -= u32::from(waited);
+        if self.waiters.is_empty() {
+            // Most routes have waiters once.
+            self.waiters = VecDeque::new();
+        }
     }
 
     /// An exchange no longer needs the route. True if nobody does any more and there is no tunnel.

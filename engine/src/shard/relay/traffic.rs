@@ -21,7 +21,7 @@ use super::hop::Lane;
 use super::link::Link;
 use super::memo::{Call, InHand};
 use super::replies::{Asked, Replies};
-use super::routes::Routes;
+use super::routes::{Route, Routes};
 use super::streams::{Kind, Streams};
 use crate::border::ConnId;
 use crate::config::{HonourId, Scope};
@@ -187,7 +187,7 @@ impl Traffic {
         let route = self.routes.get(key).expect("its lane leads there");
         let tunnel = route.tunnel.filter(|_| route.waiting == 0);
         if tunnel.is_some_and(|tunnel| self.open(turn, slot, key, tunnel)) {
-            let id = self.routes.get(key).map(|route| route.id).unwrap_or([0; 36]);
+            let id = self.routes.get(key).map_or([0; 36], Route::id);
             return self.streams.request_head(turn, slot, fields, &id);
         }
         if self.head_waits(turn, slot, fields) {
@@ -277,7 +277,7 @@ impl Traffic {
         let (slot, _) = self.streams.slot_of(at);
         let route = self.streams.exchanges.at(slot).and_then(Exchange::route);
         if let Some(route) = route.and_then(|key| self.routes.get(key)) {
-            let (session, id) = (route.session, route.id);
+            let (session, id) = (route.session, route.id());
             if self.streams.response_head(turn, (at, slot), fields, kind, &id) {
                 turn.edge(Edge::Note { session, at: None, event: Event::AnswerBegun });
             }
@@ -454,8 +454,7 @@ impl Traffic {
                 return;
             }
             if let Some(route) = self.routes.get_mut(key) {
-                route.waiters.pop_front();
-                route.waiting -= u32::from(waits);
+                route.next(waits);
             }
             let of = self.streams.exchanges.get_mut(waiter);
             if let Some(head) = of.and_then(|exchange| exchange.head.take()) {
@@ -469,7 +468,8 @@ impl Traffic {
     /// any more.
     fn next_waiter(&self, key: Key) -> Option<([u8; 36], ConnId, Key)> {
         let route = self.routes.get(key).filter(|route| route.client.is_some())?;
-        Some((route.id, route.tunnel?, *route.waiters.front()?))
+        let waiter = *route.waiters.front()?;
+        Some((route.id(), route.tunnel?, waiter))
     }
 
     /// Requests wait although the route has its tunnel: that may not have been spoken to, or may

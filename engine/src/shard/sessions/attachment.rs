@@ -81,7 +81,7 @@ pub(super) enum State {
     /// before.
     Waiting { token: Box<WorkerToken>, kind: WorkKind, since: Time, issued: Time, wrong: u32 },
     /// The function's server is dialled: it needs no worker.
-    Dialling(Dialling),
+    Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
     /// The tunnel is there. `spent`: it takes no more streams.

@@ -219,25 +219,26 @@ impl Client {
 /// All of a core that have asked for a session.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    table: HashMap<ConnId, Client, foldhash::fast::RandomState>,
+    /// Boxed: half of a table's places are empty.
+    table: HashMap<ConnId, Box<Client>, foldhash::fast::RandomState>,
     hasher: foldhash::fast::RandomState,
 }
 
 impl Clients {
     /// The connection of a request, known from now on.
     pub(super) fn meet(&mut self, caller: Caller) -> &mut Client {
-        self.table.entry(caller.conn).or_insert_with(|| Client::new(caller))
+        self.table.entry(caller.conn).or_insert_with(|| Box::new(Client::new(caller)))
     }
 
     pub(super) fn get(&self, conn: ConnId) -> Option<&Client> {
-        self.table.get(&conn)
+        self.table.get(&conn).map(|client| &**client)
     }
 
     pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Client> {
-        self.table.get_mut(&conn)
+        self.table.get_mut(&conn).map(|client| &mut **client)
     }
 
-    pub(super) fn remove(&mut self, conn: ConnId) -> Option<Client> {
+    pub(super) fn remove(&mut self, conn: ConnId) -> Option<Box<Client>> {
         self.table.remove(&conn)
     }
 
@@ -255,7 +256,7 @@ impl Clients {
 
     /// What is only remembered has to be asked for again.
     pub(super) fn forget_idle_pins(&mut self) {
-        self.table.values_mut().for_each(Client::forget_idle_pins);
+        self.table.values_mut().for_each(|client| client.forget_idle_pins());
     }
 
     /// The attachment that requests without an id use.
@@ -282,6 +283,10 @@ impl Clients {
     pub(super) fn heard(&mut self, conn: ConnId, question: Key) {
         if let Some(client) = self.get_mut(conn) {
             client.questions.retain(|other| *other != question);
+            if client.questions.is_empty() {
+                // Few clients ask again.
+                client.questions = Vec::new();
+            }
         }
     }
 
@@ -388,6 +393,9 @@ mod tests {
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
+        assert!(size_of::<Client>() <= 152, "{}", size_of::<Client>());
+        let attachment = size_of::<super::super::attachment::Attachment>();
+        assert!(attachment <= 136, "{attachment}");
     }
 
     #[test]

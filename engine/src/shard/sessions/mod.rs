@@ -405,7 +405,7 @@ impl Sessions {
         let attachments = &mut self.roster.attachments;
         if let Some(to) = dial {
             let dialling = Dialling::new(kind, to, self.mint.draw(), turn.now);
-            attachments.set(key, State::Dialling(dialling));
+            attachments.set(key, State::Dialling(Box::new(dialling)));
             return self.dial_next(turn, key, Cause::NO_ADDRESS);
         }
         let token = self.mint.token(key);

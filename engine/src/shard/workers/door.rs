@@ -1,6 +1,7 @@
 //! One connection of the workers' listener before it is a tunnel: what it is, its deadlines, and
 //! how it leaves. What it is served is in [`super::requests`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -327,56 +328,44 @@ fn no_room(date: HttpDate) -> Vec<u8> {
 /// The connections, by the slot the border gave them.
 #[derive(Debug, Default)]
 pub(super) struct Doors {
-    slots: Vec<Option<Box<Door>>>,
-    len: usize,
+    /// By slot: they are few among the connections of a core.
+    slots: BTreeMap<u32, Box<Door>>,
 }
 
 impl Doors {
     pub(super) fn insert(&mut self, door: Box<Door>) {
-        let slot = door.conn.slot as usize;
-        if self.slots.len() <= slot {
-            self.slots.resize_with(slot + 1, || None);
-        }
-        let before = self.slots[slot].replace(door);
+        let before = self.slots.insert(door.conn.slot, door);
         assert!(before.is_none(), "a slot is given again only after its connection was closed");
-        self.len += 1;
     }
 
     pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Door> {
-        let door = self.slots.get_mut(conn.slot as usize)?.as_deref_mut()?;
+        let door = self.slots.get_mut(&conn.slot)?;
         (door.conn == conn).then_some(door)
     }
 
     pub(super) fn get(&self, conn: ConnId) -> Option<&Door> {
-        let door = self.slots.get(conn.slot as usize)?.as_deref()?;
+        let door = self.slots.get(&conn.slot)?;
         (door.conn == conn).then_some(door)
     }
 
     /// Takes a connection out. What is done with it may end it; otherwise it is put back.
     pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<Door>> {
         self.get(conn)?;
-        self.len -= 1;
-        self.slots[conn.slot as usize].take()
+        self.slots.remove(&conn.slot)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.slots.len()
     }
 
     /// All of them, in the order of their slots.
     pub(super) fn ids(&self) -> Vec<ConnId> {
-        self.slots.iter().flatten().map(|door| door.conn).collect()
+        self.slots.values().map(|door| door.conn).collect()
     }
 
     /// Those whose polls wait for a word of that core.
     pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
-        let waits = |door: &&Door| door.polls.wait_at(core);
-        self.slots
-            .iter()
-            .flatten()
-            .map(|door| &**door)
-            .filter(waits)
-            .map(|door| door.conn)
-            .collect()
+        let waits = |door: &&Box<Door>| door.polls.wait_at(core);
+        self.slots.values().filter(waits).map(|door| door.conn).collect()
     }
 }
