@@ -6,6 +6,7 @@
 use siphasher::sip::SipHasher24;
 use std::fmt;
 use std::hash::Hasher;
+use std::num::NonZeroU64;
 use uuid::Uuid;
 
 /// Nodes are numbered below this.
@@ -343,12 +344,12 @@ impl TokenMint {
     /// What stands for a credential where that itself is not kept: only who has it, and this mint,
     /// can say the same again.
     #[must_use]
-    pub fn seal(&self, credential: &[u8]) -> u64 {
+    pub fn seal(&self, credential: &[u8]) -> NonZeroU64 {
         let mut mac = self.mac;
         // No token's address begins so: formats are small numbers.
         mac.write(&[0xff; 16]);
         mac.write(credential);
-        mac.finish()
+        NonZeroU64::new(mac.finish()).unwrap_or(NonZeroU64::MAX)
     }
 
     fn mac(&self, address: u128, random: &[u8]) -> u64 {

@@ -42,6 +42,7 @@
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::id::Node;
@@ -245,7 +246,7 @@ pub struct Vouch {
     /// The version as the client sent it; empty if it named none.
     pub version: Box<[u8]>,
     /// What stands for its credential.
-    pub seal: u64,
+    pub seal: NonZeroU64,
     /// What the client speaks.
     pub speaks: Speaks,
 }

@@ -1,3 +1,4 @@
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ fn vouch() -> CorePost {
         ticket: T,
         function: Box::from(*b"f"),
         version: Box::from(*b"v"),
-        seal: 1,
+        seal: NonZeroU64::MIN,
         speaks: Speaks::Http1,
     }))
 }

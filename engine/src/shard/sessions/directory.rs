@@ -2,6 +2,7 @@
 //! what several cores want of a session: whoever comes back first gets the tunnel that waits.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
@@ -23,7 +24,7 @@ pub(super) struct Session {
     pub(super) facts: SessionFacts,
     /// Of the credential that opened it; none where that can be asked about at once, or is not
     /// known.
-    pub(super) seal: Option<u64>,
+    pub(super) seal: Option<NonZeroU64>,
     /// Its attachments, on all cores.
     pub(super) members: Vec<Member>,
     /// What the last one left that a worker was asked for by a client.
@@ -160,7 +161,7 @@ impl Directory {
         &self,
         id: Uuid,
         called: (&[u8], &[u8]),
-        seal: u64,
+        seal: NonZeroU64,
         speaks: Speaks,
     ) -> Option<Arc<Owner>> {
         let session = self.live.get(&id).filter(|session| session.seal == Some(seal))?;

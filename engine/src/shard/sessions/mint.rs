@@ -1,5 +1,7 @@
 //! What is drawn at random: request ids, and the tokens that workers show.
 
+use std::num::NonZeroU64;
+
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore, SeedableRng};
 use ringway_proto::id::{RequestIds, TokenAddress, TokenFault, TokenMint, WorkerToken};
@@ -57,7 +59,7 @@ impl Mint {
     }
 
     /// What stands for a credential.
-    pub(super) fn seal(&self, credential: &[u8]) -> u64 {
+    pub(super) fn seal(&self, credential: &[u8]) -> NonZeroU64 {
         self.tokens.seal(credential)
     }
 
