@@ -365,7 +365,7 @@ impl Doors {
 
     /// Those whose polls wait for a word of that core.
     pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
-        let waits = |door: &&Box<Door>| door.polls.wait_at(core);
-        self.slots.values().filter(waits).map(|door| door.conn).collect()
+        let doors = self.slots.values().map(|door| &**door);
+        doors.filter(|door| door.polls.wait_at(core)).map(|door| door.conn).collect()
     }
 }
