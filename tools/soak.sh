@@ -81,6 +81,13 @@ soak_files() {
     RINGWAY_TEST_MANY_FILES=1 .venv/bin/python -m pytest -q -n 1 engine/tests/interop/test_files.py -k twenty_thousand
 }
 
+# What a new session costs a gateway by NATS and NVIDIA's API, against one by its own control plane:
+# CPU at 200 a second, latency and where it goes. Fails above twice as much.
+#   tools/soak.sh nvcf-cost [--rate 200] [--seconds 10] [--rounds 5]
+soak_nvcf_cost() {
+    .venv/bin/python engine/tests/interop/soak_nvcf_cost.py target/release/ringway-bench "$@"
+}
+
 # ---- running them ----
 
 parts() {
