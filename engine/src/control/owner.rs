@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// Who sessions belong to, as far as they have it in common. All of them share one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Who calls.
     pub tenant: Arc<str>,

@@ -355,3 +355,23 @@ fn who_opened_a_session_is_not_asked_about_when_it_comes_back_to_its_tunnel() {
     assert!(matches!(far.ask().what, Question::Authorise(_)));
     far.ends_empty(&client);
 }
+
+#[test]
+fn without_a_version_no_session_begins_and_one_that_there_is_is_found() {
+    let mut far = Far::new("");
+    let mut nowhere = (*far.owner).clone();
+    nowhere.version = "".into();
+    far.owner = Arc::new(nowhere);
+    let mut client = Peer::client(&mut far.world);
+    client.request(&mut far.world, &[], true);
+    let ticket = far.ask().ticket;
+    let owner = far.owner.clone();
+    far.answer(ticket, Answer::Granted(Grant { owner }));
+    let (status, message) = far.status(&mut client);
+    assert_eq!(status.as_deref(), Some("13"), "{message}");
+    assert!(message.ends_with("missing function versions from nvcf api response"), "{message}");
+    let mut client = Peer::client(&mut far.world);
+    let id = ("nvcf-reqid", "99999999-9999-4999-8999-999999999999");
+    let ask = far.request(&mut client, &[id]);
+    assert!(matches!(ask.what, Question::Lookup(_)), "{ask:?}");
+}

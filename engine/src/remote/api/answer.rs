@@ -22,29 +22,26 @@ pub(super) struct Read {
     pub(super) fault: Option<String>,
 }
 
-/// Why an answer grants nothing.
+/// An answer grants nothing: a field of it is wrong, this one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unusable {
-    /// It names no version (contract E4).
-    NoVersions,
-    /// A field is wrong: which.
-    Wrong(String),
-}
+pub(super) struct Unusable(pub(super) String);
 
-/// Reads an answer; `random` picks the version, uniformly (contract CP-3).
+/// Reads an answer; `random` picks the version, uniformly (contract CP-3). Of an answer without
+/// versions the grant's is empty: it opens no session (contract E4), and leads back to one.
 ///
 /// The ids are those that the API says, whatever the client wrote: the API is who knows them.
 pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusable> {
-    let wrong = |what: String| Unusable::Wrong(what);
-    let function = id("functionId", &answer.function_id).map_err(wrong)?;
-    let tenant = name("clientNcaId", &answer.client_nca_id).map_err(wrong)?;
+    let function = id("functionId", &answer.function_id).map_err(Unusable)?;
+    let tenant = name("clientNcaId", &answer.client_nca_id).map_err(Unusable)?;
     // Only the worker is told it, as it is; whose the session is the other one says.
     let subject = match answer.client_auth_subject.as_str() {
         "" => "".into(),
-        subject => name("clientAuthSubject", subject).map_err(wrong)?,
+        subject => name("clientAuthSubject", subject).map_err(Unusable)?,
     };
     if answer.function_versions.is_empty() {
-        return Err(Unusable::NoVersions);
+        let (version, kind) = ("".into(), Kind::default());
+        let owner = Arc::new(Owner { tenant, function, version, subject, kind });
+        return Ok(Read { grant: Grant { owner }, fault: None });
     }
     let (mut versions, mut faults) = (Vec::new(), Vec::new());
     for named in &answer.function_versions {
@@ -61,7 +58,7 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
     // The bias of a 64-bit remainder is nothing: an answer has room for some thousand versions.
     let picked = random.checked_rem(versions.len() as u64);
     let Some((version, kind)) = picked.map(|at| versions.swap_remove(at as usize)) else {
-        return Err(Unusable::Wrong(fault.unwrap_or_default()));
+        return Err(Unusable(fault.unwrap_or_default()));
     };
     let owner = Arc::new(Owner { tenant, function, version, subject, kind });
     Ok(Read { grant: Grant { owner }, fault })
@@ -132,7 +129,7 @@ mod tests {
 
     fn wrong(answer: ProxyAuthResponse) -> String {
         match read(answer, 0) {
-            Err(Unusable::Wrong(why)) => why,
+            Err(Unusable(why)) => why,
             other => panic!("{other:?}"),
         }
     }
@@ -172,7 +169,7 @@ mod tests {
 
     #[test]
     fn no_version_is_an_answer_of_its_own() {
-        assert_eq!(read(answer(Vec::new()), 5), Err(Unusable::NoVersions));
+        assert_eq!(&*read(answer(Vec::new()), 5).unwrap().grant.owner.version, "");
     }
 
     #[test]

@@ -107,11 +107,7 @@ impl Inner {
                 }
                 Ok(grant)
             }
-            Err(Unusable::NoVersions) => {
-                let words = "missing function versions from nvcf api response".into();
-                Err(Denied { code: Code::Internal as u8, text: words })
-            }
-            Err(Unusable::Wrong(why)) => {
+            Err(Unusable(why)) => {
                 self.tell_wrong(&why);
                 Err(denied(Code::Internal, "the API's answer cannot be used"))
             }

@@ -364,6 +364,9 @@ impl Sessions {
     /// A session of its own for this pin (contract 3.6, CL-21).
     fn new_session(&mut self, turn: &mut Turn<'_>, asker: &Asker, credential: &[u8]) -> Placed {
         let (roster, owner) = (&mut self.roster, asker.owner.clone());
+        if owner.version.is_empty() {
+            return Err(Box::new(Fault::NoVersions));
+        }
         roster.admit_session(turn, asker.conn, &owner.tenant)?;
         let asks = roster.rules.dial(&owner).is_none();
         if asks {
