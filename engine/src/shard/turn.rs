@@ -161,12 +161,9 @@ impl Turn<'_> {
     /// Leaves a fact behind what the relay is told since `mark`, and before what others are told:
     /// these may undo it at once.
     pub(crate) fn relay_first(&mut self, mark: usize, fact: ForRelay) {
-        let since = self.left.facts.split_off(mark);
-        let (relay, others): (Vec<_>, Vec<_>) =
-            since.into_iter().partition(|(_, fact)| matches!(fact, Fact::Relay(_)));
-        self.left.facts.extend(relay);
         self.relay(fact);
-        self.left.facts.extend(others);
+        // The order in each of the two parts stays.
+        self.left.facts[mark..].sort_by_key(|(_, fact)| !matches!(fact, Fact::Relay(_)));
     }
 
     pub(crate) fn relay(&mut self, fact: ForRelay) {

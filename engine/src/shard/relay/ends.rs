@@ -148,8 +148,8 @@ impl Traffic {
         self.streams.hops.forget_kept(turn, &mut hop);
         let seconds = turn.now.since(hop.opened).as_secs_f64();
         turn.metrics.client_connection_seconds.observe(seconds);
-        let keys = hop.client_mut().map(|client| std::mem::take(&mut client.routes));
-        let keys = keys.unwrap_or_default();
+        let lanes = hop.client().map(|client| &client.lanes);
+        let keys: Vec<Key> = lanes.into_iter().flat_map(|lanes| lanes.routes()).collect();
         let is_busy = |key: &Key| self.routes.get(*key).is_some_and(Route::is_busy);
         let busy: Vec<bool> = keys.iter().map(is_busy).collect();
         let kept = self.choose_kept(turn, &keys, manner);
@@ -252,7 +252,7 @@ impl Traffic {
         let route = self.routes.remove(key).expect("it was there a moment ago");
         let client = route.client.and_then(|client| self.streams.hops.hop_mut(client));
         if let Some(client) = client.and_then(Hop::client_mut) {
-            client.routes.retain(|other| *other != key);
+            client.lanes.disown(key);
         }
         let lost = route.lost.is_some();
         let told = fault.unwrap_or(if lost { cause.loss() } else { cause.fault() });

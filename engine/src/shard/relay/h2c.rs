@@ -29,7 +29,7 @@ impl Reader {
             return false;
         }
         let hop = self.traffic.streams.hops.hop_mut(conn);
-        let fresh = hop.filter(|hop| hop.client().is_some_and(|c| c.routes.is_empty()));
+        let fresh = hop.filter(|hop| hop.client().is_some_and(|c| !c.lanes.has_routes()));
         let h1 = fresh.and_then(|hop| match &mut hop.link {
             Link::H1(h1) => Some(h1).filter(|h1| h1.codec.version() == Version::Http11),
             Link::H2(_) => None,

@@ -14,6 +14,7 @@ use super::super::settings::ShardSettings;
 use super::super::table::Key;
 use super::super::turn::Turn;
 use super::exchange::Way;
+use super::lanes::Lanes;
 use super::link::Link;
 use super::memo::{Answer, Call};
 use super::pings::{Found, Pings};
@@ -84,10 +85,8 @@ pub(super) enum Side {
 /// A client's part of its hop.
 #[derive(Debug, Default)]
 pub(super) struct Client {
-    /// Routes of this connection.
-    pub(super) routes: Vec<Key>,
-    /// What was learned: by which route requests go.
-    pub(super) lanes: Vec<Lane>,
+    /// Its routes, and what was learned: by which of them requests go.
+    pub(super) lanes: Lanes,
     pub(super) leaving: Leaving,
     /// When the PING that is not answered yet was sent.
     pub(super) pinged_at: Option<Time>,
@@ -95,16 +94,6 @@ pub(super) struct Client {
     pub(super) said_goaway: bool,
     /// Calls that repeat.
     pub(super) calls: Vec<Call>,
-}
-
-/// By which route requests go that ask alike.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lane {
-    /// Over credential, function and version, keyed: nobody can make another one's.
-    pub(super) mark: u128,
-    pub(super) route: Key,
-    /// Requests that name no session go here too.
-    pub(super) unnamed: bool,
 }
 
 /// How far a client connection is on its way out.

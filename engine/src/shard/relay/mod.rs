@@ -18,6 +18,7 @@ mod hop;
 mod hops;
 mod http1;
 mod kept;
+mod lanes;
 mod leave;
 mod link;
 mod memo;

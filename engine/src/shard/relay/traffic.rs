@@ -17,7 +17,6 @@ use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Served, Way};
 use super::flow::LARGE_HEAD;
 use super::heads::without_named;
-use super::hop::Lane;
 use super::link::Link;
 use super::memo::{Call, InHand};
 use super::replies::{Asked, Replies};
@@ -50,7 +49,7 @@ pub(super) struct Unwanted<'a> {
     pub(super) ended: bool,
 }
 
-/// The key of marks: see [`Lane::mark`].
+/// The key of marks: see [`super::lanes`].
 struct Marks([u8; 16]);
 
 impl std::fmt::Debug for Marks {
@@ -297,11 +296,11 @@ impl Traffic {
     /// The route by which such requests of a connection go, if it is known.
     fn lane(&self, turn: &Turn<'_>, conn: ConnId, head: &RoutingHead<'_>) -> Option<Key> {
         let client = self.streams.hops.hop(conn)?.client()?;
-        if client.lanes.is_empty() {
+        if client.lanes.knows_nothing() {
             return None;
         }
         let mark = self.marks.of(turn, [head.credential, head.function, head.version]);
-        let mut lanes = client.lanes.iter().filter(|lane| lane.mark == mark);
+        let mut lanes = client.lanes.of(mark);
         let honoured = turn.settings.config.session.honour_id == HonourId::Always;
         let lane = match head.request_id {
             Some(id) if honoured || !lanes.clone().any(|lane| lane.unnamed) => lanes
@@ -321,15 +320,7 @@ impl Traffic {
         let mark = self.marks.of(turn, [&wanted.credential, &wanted.function, &wanted.version]);
         let hop = self.streams.hops.hop_mut(conn);
         if let Some(client) = hop.and_then(|hop| hop.client_mut()) {
-            let same = |lane: &&mut Lane| lane.mark == mark && lane.route == key;
-            match client.lanes.iter_mut().find(same) {
-                Some(lane) => lane.unnamed |= unnamed,
-                None => {
-                    // Most connections are one user of one function.
-                    client.lanes.reserve_exact(1);
-                    client.lanes.push(Lane { mark, route: key, unnamed });
-                }
-            }
+            client.lanes.learn(mark, key, unnamed);
         }
     }
 
@@ -338,7 +329,7 @@ impl Traffic {
         let client = self.routes.get(key).and_then(|route| route.client);
         let hop = client.and_then(|client| self.streams.hops.hop_mut(client));
         if let Some(client) = hop.and_then(|hop| hop.client_mut()) {
-            client.lanes.retain(|lane| lane.route != key);
+            client.lanes.unlearn(key);
         }
     }
 

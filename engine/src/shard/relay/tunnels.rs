@@ -30,11 +30,7 @@ impl Traffic {
         let hop = client.and_then(|client| self.streams.hops.hop_mut(client));
         let client = hop.and_then(|hop| {
             let conn = hop.conn;
-            let routes = &mut hop.client_mut()?.routes;
-            if routes.is_empty() {
-                routes.reserve_exact(1);
-            }
-            routes.push(key);
+            hop.client_mut()?.lanes.own(key);
             Some(conn)
         });
         self.routes.insert(key, Route::new(session, client, terms));
@@ -185,7 +181,7 @@ impl Traffic {
     pub(super) fn unpark(&mut self, turn: &mut Turn<'_>, key: Key, client: ConnId) {
         let hop = self.streams.hops.hop_mut(client).and_then(|hop| hop.client_mut());
         if let Some((client_of, route)) = hop.zip(self.routes.get_mut(key)) {
-            client_of.routes.push(key);
+            client_of.lanes.own(key);
             route.client = Some(client);
         }
         self.own(turn, key);
