@@ -26,7 +26,7 @@ mutants=(
     'h1-reused@engine/src/shard/relay/ends.rs@let again = h1.codec.is_between() && h1.codec.keeps_alive();@let again = h1.codec.is_between();'
     'h1-unseen@engine/src/shard/relay/flow.rs@let gated = self.held as usize > if@let gated = h1.has_kept() || self.held as usize > if'
     'lost-answer@engine/src/shard/workers/polls.rs@Stage::Offered => Fate::Lost,@Stage::Offered => return,'
-    'short-window@engine/src/shard/sessions/park.rs@turn.now + turn.settings.config.session.park_window;@turn.now + turn.settings.config.session.park_window / 2;'
+    'short-window@engine/src/shard/sessions/park.rs@let most = turn.settings.config.session.park_window;@let most = turn.settings.config.session.park_window / 2;'
     'old-answers@engine/src/shard/relay/tunnels.rs@tunnel.answers = Vec::new();\n        if reusable@if reusable'
     'kept-anyway@engine/src/shard/cause.rs@(Park::Auto, Manner::Silent) => streaming,@(Park::Auto, Manner::Silent) => true,'
     'claimed-twice@engine/src/shard/sessions/directory.rs@session.members.retain(|member| member.ticket != parked);@'
