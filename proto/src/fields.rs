@@ -55,8 +55,8 @@ pub enum Token {
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
-    XNvcfReconnectWindowSecs,
     XRequestId,
+    XNvcfReconnectWindowSecs,
 }
 
 macro_rules! names {

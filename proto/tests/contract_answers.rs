@@ -212,10 +212,11 @@ fn check_common(answer: &Answer, fault: &Fault) {
     assert_eq!(answer.all("set-cookie"), cookies, "{fault:?}");
     assert_eq!(fault.clears_cookie(), !cookies.is_empty());
     assert!(answer.all("nvcf-reqid").is_empty());
-    // What is refused for its rate alone says when to come back.
+    // What is refused for its rate alone says when to come back; who drains sends elsewhere at once.
     let later: &[&str] = match fault {
         Fault::TooManyDispatches { .. } => &["7"],
         Fault::RateLimited => &["1"],
+        Fault::Draining => &["0"],
         _ => &[],
     };
     assert_eq!(answer.all("retry-after"), later, "{fault:?}");
