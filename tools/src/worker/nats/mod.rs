@@ -1,7 +1,7 @@
 //! A worker as NVIDIA's own are: work comes by NATS (contract 6), the tunnels are the same.
 //!
 //! NATS is spoken by a thread of its own, with the library's runtime; the tunnels stay on the one
-//! that moves bytes. [`bench`] is the border between the two: NATS' side asks for a tunnel and is
+//! that moves bytes. [`mod@bench`] is the border between the two: NATS' side asks for a tunnel and is
 //! told when it is open and when it has ended. [`crew`] is what NATS' side shares, [`pull`] and
 //! [`requests`] are the two ways in which work comes, [`session`] does one, [`record`] registers
 //! it, [`times`] is how long all that took.
