@@ -88,6 +88,13 @@ soak_nvcf_cost() {
     .venv/bin/python engine/tests/interop/soak_nvcf_cost.py target/release/ringway-bench "$@"
 }
 
+# 120 clients at 20 slots for 12 s each, with the default wait and with one of 120 s; the gateway in
+# `nvcf` mode is killed in the middle. RINGWAY_WORKER_BIN and RINGWAY_STAND_IN_BIN name those
+# programs if they are not beside the gateway's.
+soak_restarts() {
+    RINGWAY_TEST_LONG_RESTARTS=1 .venv/bin/python -m pytest -q engine/tests/interop/test_nvcf_restart.py -k long_stays
+}
+
 # ---- running them ----
 
 parts() {

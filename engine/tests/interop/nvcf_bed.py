@@ -137,6 +137,13 @@ class NvcfGateway(Gateway):
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         super().__init__([], directory, name, env={**kept, **environment})
 
+    def addresses(self):
+        """What in its environment says where it listens: another one with it takes its place."""
+        listens = {"CLIENT": self.client, "WORKER": self.worker, "ADMIN": self.admin}
+        return {"SELF_WORKER_FQDN": f"http://127.0.0.1:{self.worker[1]}",
+                **{f"RINGWAY__LISTEN__{name}": f"{host}:{port}"
+                   for name, (host, port) in listens.items()}}
+
     def health(self):
         """(status, content) of the client port's /health (contract 8.4)."""
         status, _, body = self.get("/health", port=self.client)
