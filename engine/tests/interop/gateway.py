@@ -1,8 +1,10 @@
 """A running `ringway`: started, watched and stopped from outside, as its users do."""
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -50,9 +52,13 @@ def driven(arguments):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has now: below those that the kernel gives to connections and to whoever
+    asks for any, so that it is not lost to one of them before it is used."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # Sockets that hold the ports of `dead_port`, by port.
