@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
 
+mod config_rig;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringway::config::{Config, Endpoint, Environment, Mode, NkeySource, Source};
 use ringway::log::Keys;
+
+use config_rig::{Folder, PARTIES};
 
 /// What makes the mode `nvcf`, and no more.
 const LEAST: [(&str, &str); 4] = [
@@ -15,42 +19,6 @@ const LEAST: [(&str, &str); 4] = [
     ("ENABLE_HTTP1_CONNECT", "true"),
     ("GEO_DISABLED", "true"),
 ];
-
-const PARTIES: &str = r#"
-[[tenant]]
-name = "dev"
-client_keys = ["dev-key"]
-[[function]]
-id = "11111111-1111-4111-8111-111111111111"
-version = "22222222-2222-4222-8222-222222222222"
-tenants = ["dev"]
-worker_keys = ["dev-worker-key"]
-"#;
-
-/// A folder of this test's own.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("ringway-environment-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left there is the system's to clean up.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn load(file: Option<PathBuf>, variables: &[(&str, &str)]) -> Result<Config, String> {
     let environment: Environment = variables.iter().copied().collect();
@@ -185,7 +153,7 @@ fn what_cannot_work_is_refused_by_its_name() {
 
 #[test]
 fn the_mode_is_what_is_set_or_follows_from_what_is_there() {
-    let folder = Folder::new("mode");
+    let folder = Folder::new();
     let local = "[listen]\nworker = \"127.0.0.1:10086\"\n";
     let file = folder.file("a.toml", &format!("{local}{PARTIES}"));
     let config = load(Some(file.clone()), &LEAST).unwrap();
@@ -223,7 +191,7 @@ fn the_mode_is_what_is_set_or_follows_from_what_is_there() {
 
 #[test]
 fn a_file_can_say_all_that_a_remote_control_plane_needs() {
-    let folder = Folder::new("file");
+    let folder = Folder::new();
     let seed = nkeys::KeyPair::new_user().seed().unwrap();
     folder.file("seed", &format!("{seed}\n"));
     let nats = "[nats]\nurls = [\"tls://n.test\"]\nregion = \"here\"\nnkey_file = \"seed\"\n";
@@ -265,7 +233,7 @@ fn pair() -> (String, String) {
 
 #[test]
 fn what_nats_is_logged_in_to_with_is_looked_at() {
-    let folder = Folder::new("nats");
+    let folder = Folder::new();
     let (cert, key) = pair();
     folder.file("cert.pem", &cert);
     folder.file("key.pem", &key);
@@ -310,7 +278,7 @@ fn what_nats_is_logged_in_to_with_is_looked_at() {
 
 #[test]
 fn the_file_is_read_again_and_the_environment_stays_over_it() {
-    let folder = Folder::new("again");
+    let folder = Folder::new();
     let text = |wait, idle| {
         let session = format!("[session]\nwait = \"{wait}\"\nidle = \"{idle}\"\n");
         format!("{session}[control]\nadvertise = \"http://h:1\"\n{PARTIES}")
@@ -329,7 +297,7 @@ fn the_file_is_read_again_and_the_environment_stays_over_it() {
 
 #[test]
 fn every_setting_of_a_table_has_a_variable() {
-    let folder = Folder::new("all");
+    let folder = Folder::new();
     let file = folder.file("a.toml", PARTIES);
     let config = load(
         Some(file),

@@ -1,59 +1,28 @@
 //! What `[listen]` takes besides addresses: TLS with its files, and the PROXY protocol.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+mod config_rig;
+
+use std::path::Path;
 
 use ringway::config::{Config, Environment, Source};
 
-const PARTIES: &str = r#"
-[[tenant]]
-name = "dev"
-client_keys = ["dev-key"]
-[[function]]
-id = "11111111-1111-4111-8111-111111111111"
-version = "22222222-2222-4222-8222-222222222222"
-tenants = ["dev"]
-worker_keys = ["dev-worker-key"]
-"#;
+use config_rig::{Folder, PARTIES};
 
-/// A folder of its own with a certificate that lives so many days, gone with the value.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ringway-listeners-{}-{number}", std::process::id());
-        let folder = Self(std::env::temp_dir().join(name));
-        std::fs::create_dir_all(&folder.0).unwrap();
-        folder
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.0.join(name), text).unwrap();
-    }
-
-    fn issue(&self, name: &str, years: (i32, i32)) {
-        let mut params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
-        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
-        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
-        let key = rcgen::KeyPair::generate().unwrap();
-        self.write(&format!("{name}.pem"), &params.self_signed(&key).unwrap().pem());
-        self.write(&format!("{name}.key"), &key.serialize_pem());
-    }
-
-    /// No certificate of that name any more.
-    fn forget(&self, name: &str) {
-        for kind in ["pem", "key"] {
-            let _ = std::fs::remove_file(self.0.join(format!("{name}.{kind}")));
-        }
-    }
+/// A certificate that lives from the one year to the other, and its key.
+fn issue(folder: &Folder, name: &str, years: (i32, i32)) {
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+    params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    folder.file(&format!("{name}.pem"), &params.self_signed(&key).unwrap().pem());
+    folder.file(&format!("{name}.key"), &key.serialize_pem());
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+/// No certificate of that name any more.
+fn forget(folder: &Folder, name: &str) {
+    for kind in ["pem", "key"] {
+        let _ = std::fs::remove_file(folder.0.join(format!("{name}.{kind}")));
     }
 }
 
@@ -73,7 +42,7 @@ fn told(client: &str) -> String {
 #[test]
 fn listeners_take_tls_and_the_proxy_protocol() {
     let folder = Folder::new();
-    folder.issue("a", (2020, 2090));
+    issue(&folder, "a", (2020, 2090));
     let tls = ", tls = { cert = \"a.pem\", key = \"a.key\" }";
     let proxy = ", proxy_protocol = true, trusted = [\"10.0.0.0/8\", \"192.0.2.1\", \"::1\"]";
     let config = parse(&format!("{tls}{proxy}"), tls, &folder.0).unwrap();
@@ -150,11 +119,11 @@ fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
 #[test]
 fn files_are_read_and_belong_together() {
     let folder = Folder::new();
-    folder.issue("a", (2020, 2090));
-    folder.issue("b", (2020, 2090));
-    folder.write("empty", "");
-    folder.write("torn", "-----BEGIN CERTIFICATE-----\nMIIB");
-    folder.write("der", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    issue(&folder, "a", (2020, 2090));
+    issue(&folder, "b", (2020, 2090));
+    folder.file("empty", "");
+    folder.file("torn", "-----BEGIN CERTIFICATE-----\nMIIB");
+    folder.file("der", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     for (cert, key, say) in [
         ("gone", "a.key", &["tls.cert \"", "cannot be read: No such file"][..]),
         ("a.pem", "gone", &["tls.key \"", "cannot be read: No such file"]),
@@ -177,7 +146,7 @@ fn files_are_read_and_belong_together() {
 #[test]
 fn a_certificate_that_is_past_its_time_is_a_warning() {
     let folder = Folder::new();
-    folder.issue("old", (2019, 2020));
+    issue(&folder, "old", (2019, 2020));
     let tls = ", tls = { cert = \"old.pem\", key = \"old.key\" }";
     let config = parse(tls, "", &folder.0).unwrap();
     let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
@@ -192,7 +161,7 @@ fn a_certificate_that_is_past_its_time_is_a_warning() {
 #[test]
 fn workers_may_be_told_https_where_it_is_spoken() {
     let folder = Folder::new();
-    folder.issue("a", (2020, 2090));
+    issue(&folder, "a", (2020, 2090));
     let with = |worker: &str| {
         let text = format!(
             "[listen]\nworker = {{ address = \"127.0.0.1:0\" {worker} }}\n[control]\n\
@@ -219,11 +188,11 @@ fn certificates_that_are_still_being_written_are_waited_for() {
     assert!(begun.elapsed() >= std::time::Duration::from_secs(2), "five tries, 500 ms apart");
     // A machine that holds the writer up for as long as the tries last does so once, not always.
     let comes_in_time = |_| {
-        folder.forget("a");
+        forget(&folder, "a");
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(std::time::Duration::from_millis(700));
-                folder.issue("a", (2020, 2090));
+                issue(&folder, "a", (2020, 2090));
             });
             source.load_patiently().is_ok()
         })

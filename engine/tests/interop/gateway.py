@@ -342,3 +342,11 @@ def until(condition, timeout=30, what="condition", every=0.01):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout} s; last seen {value!r}")
         time.sleep(every)
+
+
+def ask(gateway, fields):
+    """One request without a body on a connection of its own: (head, body)."""
+    with gateway.h2() as peer:
+        stream = peer.open(fields, end_stream=True)
+        head = peer.head(stream)
+        return head, b"" if head.end_stream else peer.body(stream)[0]

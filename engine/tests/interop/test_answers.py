@@ -9,17 +9,9 @@ import pytest
 
 from fakeworker import Line
 from gateway import (FUNCTION, OTHER_KEY, PRIVATE_FUNCTION, SECOND_VERSION, TWO_VERSIONS, VERSION,
-                     Gateway, grpc_head, plain_head)
+                     Gateway, ask, grpc_head, plain_head)
 
 NOBODY = "99999999-9999-4999-8999-999999999999"
-
-
-def ask(gateway, fields):
-    """One request without a body on a connection of its own: (head, body)."""
-    with gateway.h2() as peer:
-        stream = peer.open(fields, end_stream=True)
-        head = peer.head(stream)
-        return head, b"" if head.end_stream else peer.body(stream)[0]
 
 
 # --- contract 3.3 in both styles ------------------------------------------------------------

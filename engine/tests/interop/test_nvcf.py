@@ -16,7 +16,7 @@ import grpcserver
 import nvcf_messages as messages
 from crew import Speaker
 from echo import EchoMessage, Stub
-from gateway import (FUNCTION, METRIC, SECOND_VERSION, TWO_VERSIONS, VERSION, credentials,
+from gateway import (FUNCTION, METRIC, SECOND_VERSION, TWO_VERSIONS, VERSION, ask, credentials,
                      grpc_head, plain_head, until)
 from nats_rig import Cluster, NatsServer
 from nvcf_bed import LIMITER_TOKEN, PROXY_TOKEN, SCRIPT, A, B, Bed, make_nkey
@@ -157,14 +157,6 @@ class Caller:
 
     def __exit__(self, *_):
         self.channel.close()
-
-
-def ask(gateway, fields):
-    """One request without a body on a connection of its own: (head, body)."""
-    with gateway.h2() as peer:
-        stream = peer.open(fields, end_stream=True)
-        head = peer.head(stream)
-        return head, b"" if head.end_stream else peer.body(stream)[0]
 
 
 # --- what is said before there is a tunnel (3.3, 3.4) -------------------------------------------
