@@ -374,7 +374,8 @@ pub(crate) fn single(out: &mut String, (name, kind): (&str, &str), help: &str, v
     let _ = writeln!(out, "{name} {value}");
 }
 
-fn each<'a>(
+/// Writes the series of a family that differ in one label.
+pub(crate) fn each<'a>(
     out: &mut String,
     name: &str,
     label: &str,

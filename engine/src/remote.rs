@@ -3,7 +3,7 @@
 //! answered so ([`crate::control::port`]).
 
 mod answers;
-pub mod api;
+mod api;
 mod driver;
 mod health;
 mod nats;
@@ -114,15 +114,19 @@ impl Remote {
         self.planes.nats.node()
     }
 
-    /// Answers what the cores ask by the sender that is returned, and tells them what does not
-    /// work, for as long as they are there.
+    /// Answers what the cores ask by the sender that is returned, for as long as they are there.
     pub fn serve(&self, cores: &Arc<[Sender<ShardPost>]>) -> mpsc::Sender<Vec<Ask>> {
         let (asks, asked) = mpsc::channel(ASKED);
         let answers = Answers::new(cores.clone());
         tokio::spawn(answers.clone().retry());
-        tokio::spawn(health::tell(self.health.clone(), cores.clone()));
         tokio::spawn(Driver::new(self.planes.clone(), answers).run(asked));
         asks
+    }
+
+    /// What works and what does not, followed.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
     }
 
     /// Why no client should be sent here, if that has been so for longer than is let pass (design

@@ -19,7 +19,7 @@ use crate::admin::{Admin, Phase, Scraper};
 use crate::config::Config;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
-use crate::remote::Remote;
+use crate::remote::{Health, Remote};
 use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
@@ -122,6 +122,8 @@ async fn control(
         remote,
     });
     tokio::spawn(reloader.run(admin.clone(), hangup));
+    let health = admin.remote.as_ref().map(Remote::health);
+    health.map(|health| tokio::spawn(tell_health(admin.clone(), health)));
     tokio::spawn(crate::admin::serve(listener, admin.clone(), room));
     ready()?;
     phase.send_replace(Phase::Serving);
@@ -152,6 +154,17 @@ async fn control(
             code: signal.exit_code(),
             text: "ended by a second signal, before the drain was over".into(),
         }),
+    }
+}
+
+/// Tells the cores what `/health` has to say of a control plane elsewhere, whenever that changes.
+async fn tell_health(admin: Arc<Admin>, mut health: watch::Receiver<Health>) {
+    loop {
+        let ills = health.borrow_and_update().told();
+        tell(&admin, || ShardPost::Health(ills.clone())).await;
+        if health.changed().await.is_err() {
+            return;
+        }
     }
 }
 

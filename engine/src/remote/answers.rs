@@ -34,10 +34,7 @@ impl Answers {
 
     /// Says an answer to the core that asked.
     pub(super) fn say(&self, ticket: AskTicket, answer: Answer) {
-        self.tell(ticket.core, ShardPost::Answer { ticket, answer });
-    }
-
-    fn tell(&self, core: u16, post: ShardPost) {
+        let (core, post) = (ticket.core, ShardPost::Answer { ticket, answer });
         let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
         // Those before it go first.
         let waits = kept.iter().any(|(other, _)| *other == core);

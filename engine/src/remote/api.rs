@@ -14,7 +14,7 @@ mod limiter;
 mod meters;
 mod oauth;
 mod repeats;
-pub mod secrets;
+pub(crate) mod secrets;
 #[cfg(test)]
 mod tests;
 
@@ -24,23 +24,25 @@ use tokio::sync::watch;
 
 use crate::config::Api as Settings;
 use bearer::Bearer;
-pub use channel::StartError;
-pub use client::{AUTHORISE_LIMIT, CALLS_IN_FLIGHT, Client};
-pub use health::{ApiHealth, Red};
-pub use limiter::Limiter;
-pub use meters::Meters;
-pub use oauth::{OAuth, Scope, TOKEN_WAIT};
+pub(crate) use channel::StartError;
+pub(crate) use client::Client;
+pub(crate) use health::ApiHealth;
+#[cfg(test)]
+pub(crate) use health::Red;
+pub(crate) use limiter::Limiter;
+pub(crate) use meters::Meters;
+pub(crate) use oauth::{OAuth, Scope};
 use secrets::SecretValues;
 
 /// What was configured of NVIDIA's API and of what stands beside it, running.
 #[derive(Clone, Debug)]
-pub struct Api {
+pub(crate) struct Api {
     /// Says who may call.
-    pub client: Client,
+    pub(crate) client: Client,
     /// Says who has begun too many sessions, if anybody is to be asked.
-    pub limiter: Option<Limiter>,
+    pub(crate) limiter: Option<Limiter>,
     /// Whether the API is well, as its last check found (contract 8.4).
-    pub health: watch::Receiver<ApiHealth>,
+    pub(crate) health: watch::Receiver<ApiHealth>,
 }
 
 impl Api {
@@ -49,7 +51,7 @@ impl Api {
     /// # Errors
     /// The system's certificates are wanted and there are none, or a URL is none: a line that says
     /// what to set.
-    pub fn start(
+    pub(crate) fn start(
         settings: &Settings,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,

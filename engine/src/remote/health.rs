@@ -1,22 +1,19 @@
 //! What of the control plane does not work now (contract 8.4, design 3.27).
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::api::ApiHealth;
 use super::nats::State;
-use crate::post::{Ills, ShardPost};
-use crate::ring::{Full, Sender};
+use crate::metrics::{each, family};
+use crate::post::Ills;
 
 /// The checks' names, as the reference has them.
 const API: &str = "nvcf grpc api";
 const NATS: &str = "nats";
-/// When a core is told again whose mailbox was full.
-const AGAIN: Duration = Duration::from_millis(50);
 
 /// One thing that does not work.
 #[derive(Clone, Debug)]
@@ -64,6 +61,12 @@ impl Health {
         self.api.iter().flatten().chain(&self.nats)
     }
 
+    /// What does not work now, for `/health`.
+    #[must_use]
+    pub fn told(&self) -> Ills {
+        self.ills().map(|ill| (ill.name, ill.why.to_string())).collect()
+    }
+
     /// What has not worked for longer than this, or never, in words; none if nothing.
     pub(super) fn red_for(&self, limit: Duration) -> Option<String> {
         let long = self.ills().filter(|ill| ill.since.is_none_or(|at| at.elapsed() >= limit));
@@ -73,15 +76,11 @@ impl Health {
 
     /// Writes a gauge for each check.
     pub(super) fn render(&self, out: &mut String) {
-        out.push_str(
-            "# HELP ringway_control_up 1: this part of the control plane works.\n\
-             # TYPE ringway_control_up gauge\n",
-        );
-        let api = self.api.as_ref().map(|ill| ("api", ill.is_none()));
-        for (name, up) in api.into_iter().chain([("nats", self.nats.is_none())]) {
-            // Writing to a String cannot fail.
-            let _ = writeln!(out, "ringway_control_up{{part=\"{name}\"}} {}", u8::from(up));
-        }
+        let name = "ringway_control_up";
+        family(out, name, "gauge", "1: this part of the control plane works.");
+        let api = self.api.as_ref().map(|ill| ("api", ill));
+        let parts = api.into_iter().chain([("nats", &self.nats)]);
+        each(out, name, "part", parts.map(|(part, ill)| (part, u64::from(ill.is_none()))));
     }
 }
 
@@ -117,28 +116,6 @@ pub(super) fn watch(
         }
     });
     seen
-}
-
-/// Tells the cores what `/health` has to say, now and whenever that changes.
-pub(super) async fn tell(mut health: watch::Receiver<Health>, cores: Arc<[Sender<ShardPost>]>) {
-    loop {
-        let ills: Ills = {
-            let health = health.borrow_and_update();
-            health.ills().map(|ill| (ill.name, ill.why.to_string())).collect()
-        };
-        for core in &*cores {
-            let mut post = ShardPost::Health(ills.clone());
-            while let Err(Full(back)) = core.post(post).map(drop)
-                && core.is_open()
-            {
-                post = back;
-                sleep(AGAIN).await;
-            }
-        }
-        if health.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
+use tonic::Status;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint as Dial};
 
 use crate::config::Endpoint;
@@ -16,7 +17,7 @@ const PING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a client cannot be made: one line that says what to set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartError(pub(super) String);
+pub(crate) struct StartError(pub(super) String);
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,6 +26,15 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// Longest text of a server that a log line has, in characters.
+const MOST_WORDS: usize = 256;
+
+/// What a server says against a call, for the log.
+pub(super) fn words(status: &Status) -> String {
+    let words: String = status.message().chars().take(MOST_WORDS).collect();
+    format!("{:?}: {}", status.code(), words.escape_debug())
+}
 
 /// What to do where the system's certificates cannot be read.
 pub(super) const NO_ROOTS: &str =

@@ -16,9 +16,9 @@ use super::repeats::Repeats;
 use crate::control::port::{Answer, Call, Denied, Grant};
 
 /// Questions to the API that are out at once.
-pub const CALLS_IN_FLIGHT: usize = 1024;
+pub(crate) const CALLS_IN_FLIGHT: usize = 1024;
 /// A question is answered within so long, all its attempts together (contract CP-2).
-pub const AUTHORISE_LIMIT: Duration = Duration::from_secs(25);
+pub(crate) const AUTHORISE_LIMIT: Duration = Duration::from_secs(25);
 /// How often a question is asked in all, and the time between (contract CP-2).
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ const MOST_WORDS: usize = 1024;
 
 /// Asks the API. All of its copies share one connection and one bound.
 #[derive(Clone, Debug)]
-pub struct Client(Arc<Inner>);
+pub(crate) struct Client(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -65,7 +65,7 @@ impl Client {
 
     /// Whether a credential may call a function: [`Answer::Granted`], [`Answer::Denied`] with what
     /// the API says, or [`Answer::Full`]. It ends within [`AUTHORISE_LIMIT`].
-    pub async fn authorise(&self, call: &Call) -> Answer {
+    pub(crate) async fn authorise(&self, call: &Call) -> Answer {
         self.authorise_by(call, Instant::now() + AUTHORISE_LIMIT).await
     }
 

@@ -11,6 +11,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::channel::words;
 use super::meters::{Meters, Rpc};
 use super::repeats::Repeats;
 
@@ -22,18 +23,18 @@ const CHECK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the last check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiHealth {
+pub(crate) struct ApiHealth {
     /// None while the API is well. Before the first check it is not known to be.
-    pub red: Option<Red>,
+    pub(crate) red: Option<Red>,
 }
 
 /// The API is not well.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Red {
+pub(crate) struct Red {
     /// Since when: the first check that failed, or the start.
-    pub since: Instant,
+    pub(crate) since: Instant,
     /// What the last check failed of.
-    pub why: Arc<str>,
+    pub(crate) why: Arc<str>,
 }
 
 /// Checks the API for as long as somebody wants to know.
@@ -94,11 +95,7 @@ async fn check(client: &mut HealthClient<Channel>, meters: &Meters) -> Result<()
             };
             (Code::Ok, found)
         }
-        Ok(Err(status)) => {
-            let code = status.code();
-            let words: String = status.message().chars().take(256).collect();
-            (code, Err(format!("{code:?}: {}", words.escape_debug())))
-        }
+        Ok(Err(status)) => (status.code(), Err(words(&status))),
         Err(_) => (Code::DeadlineExceeded, Err("it did not answer within 5 s".into())),
     };
     timed.ended(code);

@@ -14,6 +14,7 @@ use super::super::pb::limiter::rate_limit_response::Result as Verdict;
 use super::super::pb::limiter::rate_limit_service_client::RateLimitServiceClient;
 use super::super::pb::limiter::{RateLimitRequest, RateLimitResponse};
 use super::bearer::Bearer;
+use super::channel::words;
 use super::meters::{Check, Meters, Rpc};
 use super::repeats::Repeats;
 use crate::control::port::{Owner, Rate};
@@ -33,7 +34,7 @@ const MOST_ANSWER: usize = 64 * 1024;
 
 /// Asks the rate limiter. All of its copies share what they remember.
 #[derive(Clone, Debug)]
-pub struct Limiter(Arc<Inner>);
+pub(crate) struct Limiter(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -66,7 +67,7 @@ impl Limiter {
     }
 
     /// Whether a new session may begin. It ends within a second.
-    pub async fn allows(&self, owner: &Owner) -> bool {
+    pub(crate) async fn allows(&self, owner: &Owner) -> bool {
         let key = Key::of(owner);
         match owner.kind.rate {
             Rate::Unlimited => true,
@@ -133,11 +134,7 @@ impl Inner {
         let (code, answer) = match timeout_at(deadline, self.rpc.clone().rate_limit(request)).await
         {
             Ok(Ok(answer)) => (Code::Ok, verdict(answer.get_ref())),
-            Ok(Err(status)) => {
-                let code = status.code();
-                let words: String = status.message().chars().take(256).collect();
-                (code, Err(format!("{code:?}: {}", words.escape_debug())))
-            }
+            Ok(Err(status)) => (status.code(), Err(words(&status))),
             Err(_) => (Code::DeadlineExceeded, Err("it did not answer within a second".into())),
         };
         timed.ended(code);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::metrics::{Histogram, family, single};
+use crate::metrics::{Histogram, each, family, single};
 
 /// OpenTelemetry's default bounds, which are the reference's, in milliseconds.
 const MILLISECONDS: &[f64] = &[
@@ -64,7 +64,7 @@ impl Check {
 
 /// All that is counted here. One for the process, shared by all clients.
 #[derive(Debug, Default)]
-pub struct Meters(Mutex<Counted>);
+pub(crate) struct Meters(Mutex<Counted>);
 
 #[derive(Debug)]
 struct Counted {
@@ -199,7 +199,7 @@ impl Meters {
     }
 
     /// Writes everything in the Prometheus text format.
-    pub fn render(&self, out: &mut String) {
+    pub(crate) fn render(&self, out: &mut String) {
         let counted = self.counted();
         let name = "rpc_client_duration_milliseconds";
         family(out, name, "histogram", "Calls of NVIDIA's API, rate limiter and health check.");
@@ -242,10 +242,8 @@ impl Counted {
         }
         let name = "ringway_rate_limiter_checks_total";
         family(out, name, "counter", "Questions to the rate limiter; failed and skipped allow.");
-        for (check, label) in Check::ALL {
-            let count = self.checks[check as usize];
-            let _ = writeln!(out, "{name}{{outcome=\"{label}\"}} {count}");
-        }
+        let checks = Check::ALL.iter().map(|(check, label)| (*label, self.checks[*check as usize]));
+        each(out, name, "outcome", checks);
         if let Some(answers) = self.limiter_answers {
             let name = "ringway_rate_limiter_answers";
             let help = "1 if the rate limiter answered the last question: at 0 nothing is limited.";
@@ -258,9 +256,7 @@ impl Counted {
         single(out, (name, "counter"), "Refusals there was no room for.", self.unremembered);
         let name = "ringway_secrets_reads_total";
         family(out, name, "counter", "Reads of the secrets file.");
-        for (label, count) in ["usable", "unusable"].iter().zip(self.secrets) {
-            let _ = writeln!(out, "{name}{{result=\"{label}\"}} {count}");
-        }
+        each(out, name, "result", ["usable", "unusable"].into_iter().zip(self.secrets));
     }
 }
 

@@ -18,7 +18,7 @@ use super::repeats::Repeats;
 use super::secrets::{SecretValues, Token};
 
 /// Whoever wants a token waits so long for the first one.
-pub const TOKEN_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const TOKEN_WAIT: Duration = Duration::from_secs(10);
 /// One fetch may take so long, its connection so long of it.
 const FETCH_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// NVIDIA's API.
     Api,
     /// The rate limiter.
@@ -67,7 +67,7 @@ impl Scope {
 
 /// Tokens for one purpose, kept fresh.
 #[derive(Clone, Debug)]
-pub struct OAuth(watch::Receiver<Fetched>);
+pub(crate) struct OAuth(watch::Receiver<Fetched>);
 
 /// What came last: the token stays when the next one cannot be fetched.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +89,7 @@ impl OAuth {
     ///
     /// # Errors
     /// As [`Issuer::new`].
-    pub fn start(
+    pub(crate) fn start(
         base: &str,
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
@@ -102,7 +102,7 @@ impl OAuth {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn token(&self) -> Result<Token, Arc<str>> {
+    pub(crate) async fn token(&self) -> Result<Token, Arc<str>> {
         let mut fetched = self.0.clone();
         let some = |fetched: &Fetched| fetched.usable().is_some() || fetched.fault.is_some();
         match timeout(TOKEN_WAIT, fetched.wait_for(some)).await {

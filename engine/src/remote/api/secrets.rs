@@ -30,12 +30,12 @@ pub(super) const MOST_TOKEN: usize = 16 * 1024;
 
 /// A secret. It is shown by [`Token::text`] only.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(Arc<str>);
+pub(crate) struct Token(Arc<str>);
 
 impl Token {
     /// The secret itself.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.0
     }
 
@@ -63,19 +63,19 @@ impl fmt::Debug for Token {
 
 /// What the file has; none of what it has not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SecretValues {
+pub(crate) struct SecretValues {
     /// `nvcfApiToken`: shown to the API.
-    pub api_token: Option<Token>,
+    pub(crate) api_token: Option<Token>,
     /// `ratelimiterToken`: shown to the rate limiter.
-    pub limiter_token: Option<Token>,
+    pub(crate) limiter_token: Option<Token>,
     /// `id`: this gateway's name as a client of OAuth2.
-    pub id: Option<Token>,
+    pub(crate) id: Option<Token>,
     /// `secret`: its password there.
-    pub secret: Option<Token>,
+    pub(crate) secret: Option<Token>,
     /// `natsPrivateNKey`: an NKey's seed.
-    pub nats_nkey: Option<Token>,
+    pub(crate) nats_nkey: Option<Token>,
     /// `tracingAccessToken`: shown to the collector of traces.
-    pub tracing_token: Option<Token>,
+    pub(crate) tracing_token: Option<Token>,
 }
 
 impl SecretValues {
@@ -132,7 +132,10 @@ fn token(value: Option<&Value>) -> Result<Option<Token>, &'static str> {
 
 /// Reads the file, and follows it from then on. It need not be there yet; without a path there is
 /// none, and nothing ever changes.
-pub fn watch(path: Option<PathBuf>, meters: Arc<Meters>) -> watch::Receiver<Arc<SecretValues>> {
+pub(crate) fn watch(
+    path: Option<PathBuf>,
+    meters: Arc<Meters>,
+) -> watch::Receiver<Arc<SecretValues>> {
     let (sender, receiver) = watch::channel(Arc::default());
     if let Some(path) = path {
         let mut file = File { path, values: Arc::default(), seen: None, told: None, meters };

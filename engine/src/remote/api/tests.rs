@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
+use super::client::CALLS_IN_FLIGHT;
 use super::*;
 use crate::control::port::{Answer, Call, Denied, Grant, Kind, Owner, Rate};
 use rig::{Rig, granted, token};

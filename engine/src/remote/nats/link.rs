@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State as Wire;
+use async_nats::jetstream::stream::Placement;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -36,6 +37,12 @@ pub(in crate::remote) enum State {
         /// Which connection it is, counted from 1.
         epoch: u64,
     },
+}
+
+/// Where what is made in JetStream is to lie: at a server with this tag, if there is one
+/// (contract NT-3).
+pub(super) fn placement(tag: &str) -> Option<Placement> {
+    (!tag.is_empty()).then(|| Placement { cluster: None, tags: vec![tag.to_owned()] })
 }
 
 impl Link {

@@ -8,8 +8,8 @@ use async_nats::StatusCode;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
-    Config, DirectGetErrorKind, DiscardPolicy, Placement, RawMessageErrorKind, RetentionPolicy,
-    StorageType, Stream,
+    Config, DirectGetErrorKind, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
+    Stream,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::super::pb::StatefulSessionTracking;
-use super::link::{API_LIMIT, Link, State};
+use super::link::{API_LIMIT, Link, State, placement};
 use super::pace::Pace;
 use crate::control::port::Registration;
 
@@ -197,7 +197,6 @@ impl Shared {
     }
 
     fn wanted(&self) -> Config {
-        let tags = vec![self.placement.clone()];
         Config {
             name: self.stream.clone(),
             subjects: vec![format!("stateful_session.lookup.{}.>", self.region)],
@@ -208,7 +207,7 @@ impl Shared {
             max_messages_per_subject: 1,
             storage: StorageType::Memory,
             num_replicas: REPLICAS,
-            placement: (!self.placement.is_empty()).then_some(Placement { cluster: None, tags }),
+            placement: placement(&self.placement),
             allow_direct: true,
             ..Config::default()
         }

@@ -1,12 +1,11 @@
 //! What is counted of the connection to NATS (contract 8.1).
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_nats::Statistics;
 
-use crate::metrics::{family, single};
+use crate::metrics::{each, family, single};
 
 /// The counts. They begin at zero, and all of them are told from the first scrape on.
 #[derive(Debug, Default)]
@@ -128,10 +127,10 @@ impl Meters {
         let leaving = of(&self.lame_ducks);
         counter("nats_lame_duck_total", "NATS servers that said they will leave.", leaving);
         family(out, FAILURES, "counter", "Failures of the connection to NATS.");
-        for failure in Failure::ALL {
-            let count = of(&self.failures[failure as usize]);
-            let _ = writeln!(out, "{FAILURES}{{reason=\"{}\"}} {count}", failure.label());
-        }
+        let failures = Failure::ALL.into_iter();
+        let failures =
+            failures.map(|failure| (failure.label(), of(&self.failures[failure as usize])));
+        each(out, FAILURES, "reason", failures);
         self.render_statistics(out);
     }
 

@@ -4,12 +4,11 @@
 //! A server says so beside the answers: the request itself just ends without one. So whoever hears
 //! the connection's events tells them here, and whoever waited in vain asks here why.
 
-use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::metrics::family;
+use crate::metrics::{each, family};
 
 /// What may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,11 +122,9 @@ impl Rights {
     pub(super) fn render(&self, out: &mut String) {
         let name = "ringway_nats_right_missing";
         family(out, name, "gauge", "1: the NATS account has been refused something it needs.");
-        for right in Right::ALL {
-            let (label, missing) = (right.label(), u8::from(self.lacks(right)));
-            // Writing to a String cannot fail.
-            let _ = writeln!(out, "{name}{{right=\"{label}\"}} {missing}");
-        }
+        let missing = Right::ALL.into_iter();
+        let missing = missing.map(|right| (right.label(), u64::from(self.lacks(right))));
+        each(out, name, "right", missing);
     }
 }
 

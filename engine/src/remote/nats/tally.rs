@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::metrics::{family, single};
+use crate::metrics::{each, family, single};
 
 const PURGED: &str = "nvcf_grpc_proxy_service_pending_work_purged_total";
 const SKIPPED: &str = "nvcf_grpc_proxy_service_pending_work_purge_skipped_total";
@@ -84,10 +84,8 @@ impl WithdrawMeters {
             }
         }
         family(out, SKIPPED, "counter", "Queued work that was not withdrawn, and why.");
-        for (reason, count) in Skipped::LABELS.iter().zip(&self.skipped) {
-            let count = count.load(Ordering::Relaxed);
-            let _ = writeln!(out, "{SKIPPED}{{reason=\"{reason}\"}} {count}");
-        }
+        let counts = self.skipped.iter().map(|count| count.load(Ordering::Relaxed));
+        each(out, SKIPPED, "reason", Skipped::LABELS.into_iter().zip(counts));
         let kept = self.kept.load(Ordering::Relaxed) as u64;
         let name = ("ringway_nats_unsettled_work", "gauge");
         single(out, name, "Work that was published and whose worker has not come yet.", kept);

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::link::{Link, State};
+use super::nodes::{Nodes, Pace, Place};
+use super::rights::Rights;
 
 /// How long a server may take to begin.
 const BEGINS_WITHIN: Duration = Duration::from_secs(20);
@@ -246,4 +248,26 @@ impl Region {
             .collect()
             .await
     }
+}
+
+/// How fast records live in tests.
+pub(super) const PACE: Pace =
+    Pace { ttl: Duration::from_secs(1), refresh: Duration::from_millis(250) };
+
+/// A gateway's place in the bucket.
+pub(super) fn place(link: &Link, worker: &str) -> Place {
+    Place {
+        link: link.clone(),
+        rights: Arc::new(Rights::default()),
+        region: "here".into(),
+        placement: String::new(),
+        worker: worker.into(),
+        relay: None,
+        pace: PACE,
+    }
+}
+
+/// A gateway that has entered its record.
+pub(super) async fn enter(link: &Link, worker: &str) -> Nodes {
+    Nodes::enter(place(link, worker), SOON).await.expect("the kernel gives random numbers")
 }

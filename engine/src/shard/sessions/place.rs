@@ -127,14 +127,13 @@ impl Sessions {
     ) -> Option<(u16, Vouch)> {
         let id = wanted.id.filter(|_| settings.plane == Plane::Remote)?;
         let home = self.roster.own_home(settings, id)?;
-        let Wanted { credential, function, version, .. } = wanted.clone();
         let vouch = Vouch {
             id,
             // It has no number yet.
             ticket: ticket(settings, Key { slot: 0, generation: 0 }),
-            function,
-            version,
-            seal: self.mint.seal(&credential),
+            function: wanted.function.clone(),
+            version: wanted.version.clone(),
+            seal: self.mint.seal(&wanted.credential),
             speaks: self.roster.clients.get(from)?.caller.speaks,
         };
         Some((home, vouch))

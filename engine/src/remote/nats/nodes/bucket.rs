@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, Operation, Store};
-use async_nats::jetstream::stream::{Placement, StorageType};
+use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::{ErrorCode, context};
 use bytes::Bytes;
 use ringway_proto::id::Node;
 use serde::{Deserialize, Serialize};
 
-use super::super::link::Link;
+use super::super::link::{Link, placement};
 use super::super::rights::{Right, Rights};
 use super::super::withdraw::{Trouble, within};
 
@@ -235,7 +235,6 @@ impl Bucket {
     }
 
     async fn make(&self, name: &str, num_replicas: usize) -> Result<Store, Trouble> {
-        let tag = &self.place.placement;
         let config = kv::Config {
             bucket: name.into(),
             description: "Gateways of this region, each by its own record".into(),
@@ -244,8 +243,7 @@ impl Bucket {
             max_age: self.place.pace.ttl,
             storage: StorageType::Memory,
             num_replicas,
-            placement: (!tag.is_empty())
-                .then(|| Placement { cluster: None, tags: vec![tag.clone()] }),
+            placement: placement(&self.place.placement),
             ..kv::Config::default()
         };
         self.place.link.jetstream.create_key_value(config).await.map_err(|error| {

@@ -3,27 +3,10 @@ use async_nats::jetstream::stream::StorageType;
 
 use super::super::link::Link;
 use super::super::rights::Rights;
-use super::super::testing::{Server, link, until};
+use super::super::testing::{PACE, Server, enter, link, place, until};
 use super::*;
 
-const PACE: Pace = Pace { ttl: Duration::from_secs(1), refresh: Duration::from_millis(250) };
 const LIMIT: Duration = Duration::from_secs(5);
-
-fn place(link: &Link, worker: &str) -> Place {
-    Place {
-        link: link.clone(),
-        rights: Arc::new(Rights::default()),
-        region: "here".into(),
-        placement: String::new(),
-        worker: worker.into(),
-        relay: None,
-        pace: PACE,
-    }
-}
-
-async fn enter(link: &Link, worker: &str) -> Nodes {
-    Nodes::enter(place(link, worker), LIMIT).await.unwrap()
-}
 
 fn is_live(liveness: &Liveness, worker: &str) -> bool {
     matches!(liveness, Liveness::Live(record) if record.worker == worker)

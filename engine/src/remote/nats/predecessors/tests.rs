@@ -1,26 +1,11 @@
 use std::collections::BTreeSet;
 
 use super::super::link::Link;
-use super::super::nodes::{Pace, Place};
 use super::super::rights::Rights;
-use super::super::testing::{Region, Server, link, until};
+use super::super::testing::{PACE, Region, Server, enter, link, until};
 use super::*;
 
-const PACE: Pace = Pace { ttl: Duration::from_secs(1), refresh: Duration::from_millis(250) };
 const LIMIT: Duration = Duration::from_secs(2);
-
-async fn enter(link: &Link, worker: &str) -> Nodes {
-    let place = Place {
-        link: link.clone(),
-        rights: Arc::new(Rights::default()),
-        region: "here".into(),
-        placement: String::new(),
-        worker: worker.into(),
-        relay: None,
-        pace: PACE,
-    };
-    Nodes::enter(place, LIMIT).await.unwrap()
-}
 
 fn predecessors(link: &Link, nodes: Nodes) -> Predecessors {
     let streams = Streams::new(link.clone(), "here".into(), Arc::new(Rights::default()));
