@@ -9,13 +9,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ringway_bench::tls::Offer;
 use ringway_bench::{backend, compare, relay, relay_monoio, sys, worker};
 
 /// Measures gateways from outside.
 #[derive(Debug, Parser)]
-#[command(name = "ringway-bench", version)]
+#[command(name = "ringway-bench")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -125,7 +125,9 @@ struct CompareArgs {
 
 fn main() -> ExitCode {
     ringway_stdio::shield_server();
-    let outcome = match Cli::parse().command {
+    let command = ringway_cli::with_version(Cli::command(), None);
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let outcome = match cli.command {
         Command::Relay { by: By::Epoll, spin, listen, target } => run_relay(listen, target, spin),
         Command::Relay { by: By::Monoio, spin: true, .. } => {
             Err("relay: --spin goes with --by epoll".into())

@@ -378,6 +378,7 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
     }
 }
 
+pub use io::backend_here;
 pub(crate) use io::try_io;
 pub(crate) use port::{BACKLOG, PortError, state as port_state};
 pub use run::Signal;

@@ -31,10 +31,4 @@ pub mod shard;
 pub mod tls;
 pub mod trail;
 
-/// Version of this build.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Commit of this build, where the build was told it (`RINGWAY_COMMIT`).
-pub const COMMIT: &str = match option_env!("RINGWAY_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+pub use ringway_cli::{COMMIT, VERSION};

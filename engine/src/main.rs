@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
 use ringway::config::{self, Config, Environment, MAX_CORES, Source};
 use ringway::console::{self, Failure};
 use ringway::doctor;
+use ringway_cli::{Completions, Man};
 
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
@@ -21,7 +22,7 @@ const CONFIG: u8 = 78;
 
 /// Gateway for NVIDIA Cloud Functions sessions.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, args_conflicts_with_subcommands = true)]
+#[command(name = "ringway", propagate_version = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Without one: `serve`.
     #[command(subcommand)]
@@ -79,6 +80,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Print completions for a shell.
+    Completions(Completions),
+    /// Print the man page, or write those of all commands into a folder.
+    Man(Man),
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -126,7 +131,7 @@ impl Engine {
 
 fn main() -> ExitCode {
     ringway_stdio::shield();
-    let Arguments { command, serve } = Arguments::parse();
+    let Arguments { command, serve } = arguments();
     match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(Serve { config, engine }) => {
             let source = source(config);
@@ -148,7 +153,22 @@ fn main() -> ExitCode {
         Command::Sessions(arguments) => ended(console::sessions(&arguments)),
         Command::Top(arguments) => ended(console::top(&arguments)),
         Command::Check { config } => check(&source(config)),
+        Command::Completions(asked) => written(ringway_cli::complete(Arguments::command(), asked)),
+        Command::Man(asked) => written(ringway_cli::manual(Arguments::command(), &asked)),
     }
+}
+
+/// The arguments, unless they ask for help or the version, or are wrong: then the process ends.
+fn arguments() -> Arguments {
+    let io = ringway_cli::is_version_asked().then(boot::backend_here);
+    let command = ringway_cli::with_version(Arguments::command(), io.as_deref());
+    let read = Arguments::from_arg_matches(&command.get_matches());
+    read.unwrap_or_else(|error| error.exit())
+}
+
+/// The exit code of something that was to be printed or written.
+fn written(result: std::io::Result<()>) -> ExitCode {
+    told(result, ExitCode::SUCCESS)
 }
 
 /// The file, if one is given, and this process's environment.

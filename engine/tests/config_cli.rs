@@ -132,7 +132,7 @@ impl Gateway {
 fn http(address: SocketAddr, method: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(30 * SECOND)).unwrap();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -181,9 +181,36 @@ fn wrong_arguments_end_with_2() {
 
 #[test]
 fn version_and_help_end_with_0() {
-    let (code, stdout, _) = run(&["--version"]);
-    assert_eq!((code, stdout.trim()), (0, concat!("ringway ", env!("CARGO_PKG_VERSION"))));
+    for asked in [&["--version"][..], &["-V"], &["serve", "--version"]] {
+        let (code, stdout, _) = run(asked);
+        let lines: Vec<&str> = stdout.lines().collect();
+        assert_eq!((code, lines.len()), (0, 3), "{stdout}");
+        let version = concat!(env!("CARGO_PKG_VERSION"), " (commit ");
+        assert!(lines[0].starts_with("ringway") && lines[0].contains(version), "{stdout}");
+        assert!(lines[1].starts_with("kernel Linux "), "{stdout}");
+        assert!(lines[2].starts_with("io io_uring") || lines[2].starts_with("io epoll ("));
+    }
     assert_eq!(run(&["serve", "--help"]).0, 0);
+}
+
+#[test]
+fn completions_and_pages_are_made_from_the_arguments() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, stderr) = run(&["completions", shell]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{shell}");
+        for word in ["doctor", "timeline", "config"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    assert_eq!(run(&["completions", "none"]).0, 2);
+    let (code, page, _) = run(&["man"]);
+    assert_eq!(code, 0);
+    assert!(page.contains(".TH ringway 1") && page.contains("ringway\\-doctor"), "{page}");
+    let folder = file("man", "").with_extension("d");
+    assert_eq!(run(&["man", folder.to_str().unwrap()]).0, 0);
+    let page = std::fs::read_to_string(folder.join("ringway-sessions-end.1")).unwrap();
+    assert!(page.contains("its worker is free"), "{page}");
+    assert_eq!(run(&["man", "/proc/none"]).0, 74);
 }
 
 #[test]

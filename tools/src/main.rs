@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use ringway_cli::{Completions, Man};
 use ringway_stdio::{Escaping, Form, LastLines};
 use ringway_tools::nats::Credentials;
 use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret, nats};
@@ -25,6 +26,8 @@ use uuid::Uuid;
 const USAGE: u8 = 2;
 /// Exit code when the system refuses what is needed (EX_OSERR).
 const SYSTEM: u8 = 71;
+/// Exit code for an answer that could not be printed (EX_IOERR).
+const OUTPUT: u8 = 74;
 /// Exit code when a gateway refuses the key, or the credentials for NATS are none (EX_CONFIG).
 const CONFIG: u8 = 78;
 /// Longest key file.
@@ -34,7 +37,11 @@ const MAX_KEY_FILE: u64 = 64 * 1024;
 /// and joins them to your server.
 #[derive(Debug, Parser)]
 #[command(
+    name = "ringway-worker",
     disable_version_flag = true,
+    after_help = "`ringway-worker --version` alone says which build this is; \
+                  `ringway-worker completions SHELL` and `ringway-worker man [DIR]` print \
+                  completions and the man page.",
     group(ArgGroup::new("source").required(true).args(["gateway", "nats"])),
     group(ArgGroup::new("credential").required(true).args(["key", "key_file", "nats"])),
 )]
@@ -51,13 +58,13 @@ struct Arguments {
     #[command(flatten)]
     by_nats: ByNats,
     /// The function it serves.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = id)]
     function: Uuid,
     /// The version it serves.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = id)]
     version: Uuid,
     /// The server behind it (h2c, gRPC or HTTP/1.1). Each tunnel is one connection.
-    #[arg(long, value_name = "HOST:PORT", value_parser = Place::host_and_port)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = target)]
     target: Place,
     /// Most sessions at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = slots)]
@@ -71,6 +78,50 @@ struct Arguments {
     /// What is logged, to stderr.
     #[arg(long, value_name = "LEVEL", default_value_t = Level::INFO)]
     log: Level,
+    /// Print which build this is.
+    #[arg(short = 'V', action = ArgAction::Version)]
+    build: (),
+}
+
+/// What is asked for in place of work.
+#[derive(Debug, Parser)]
+#[command(name = "ringway-worker", disable_version_flag = true)]
+enum Page {
+    /// Print completions for a shell.
+    Completions(Completions),
+    /// Print the man page, or write it into a folder.
+    Man(Man),
+}
+
+impl Page {
+    fn print(self) -> ExitCode {
+        let command = Arguments::command();
+        let printed = match self {
+            Self::Completions(asked) => ringway_cli::complete(command, asked),
+            Self::Man(asked) => ringway_cli::manual(command, &asked),
+        };
+        match printed {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                ringway_stdio::complain(&format!("error: the answer cannot be printed: {error}"));
+                ExitCode::from(OUTPUT)
+            }
+        }
+    }
+}
+
+/// The arguments, unless they ask for help or the version, or are wrong: then the process ends.
+fn read_arguments() -> Arguments {
+    // With a value it is the version of the function.
+    let given: Vec<_> = std::env::args_os().collect();
+    let given = match &given[..] {
+        [name, version] if version == "--version" => vec![name.clone(), "-V".into()],
+        _ => given,
+    };
+    let io = ringway_cli::is_version_asked().then(worker::io_here);
+    let command = ringway_cli::with_version(Arguments::command(), io);
+    let read = Arguments::from_arg_matches(&command.get_matches_from(given));
+    read.unwrap_or_else(|error| error.exit())
 }
 
 /// Work of NATS, in place of a gateway's.
@@ -132,6 +183,30 @@ fn gateway(url: &str) -> Result<Place, String> {
     Place::parse(url).map_err(|fault| fault.to_string())
 }
 
+fn id(text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text).map_err(|_| {
+        "an id is a UUID, like 11111111-1111-4111-8111-111111111111: take it from the gateway's \
+         configuration ([[function]])"
+            .into()
+    })
+}
+
+fn target(text: &str) -> Result<Place, String> {
+    Place::host_and_port(text).map_err(|_| {
+        let fix = match text {
+            _ if text.contains("://") || text.contains('/') => {
+                "leave out the scheme and the path, like 127.0.0.1:50051"
+            }
+            _ if text.contains(':') => {
+                "the port is a number from 1 to 65535; an IPv6 address \
+                                        stands in brackets, like [::1]:50051"
+            }
+            _ => "add the port of your server, like 127.0.0.1:50051",
+        };
+        format!("not HOST:PORT: {fix}")
+    })
+}
+
 fn slots(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(slots @ 1..=MAX_SLOTS) => Ok(slots),
@@ -140,7 +215,12 @@ fn slots(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    // It has no other words without a dash.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "completions" || word == "man") {
+        ringway_stdio::shield();
+        return Page::parse().print();
+    }
+    let arguments = read_arguments();
     ringway_stdio::shield_server();
     ringway_stdio::hold_hangup();
     if let Some(url) = arguments.by_nats.nats.clone() {

@@ -71,7 +71,7 @@ pub struct Facts {
     proxy_cpu: usize,
     load_cpu: usize,
     driver: &'static str,
-    program: &'static str,
+    program: String,
     versions: BTreeMap<String, String>,
 }
 
@@ -113,7 +113,11 @@ impl Facts {
             proxy_cpu: request.proxy_cpu,
             load_cpu: request.load_cpu,
             driver: crate::drive::backend_name(),
-            program: concat!("ringway-bench ", env!("CARGO_PKG_VERSION")),
+            program: format!(
+                "ringway-bench {} (commit {})",
+                ringway_cli::VERSION,
+                ringway_cli::COMMIT
+            ),
             versions: programs.versions(),
         }
     }

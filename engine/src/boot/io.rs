@@ -30,6 +30,19 @@ pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
     }
 }
 
+/// What would drive the cores of a gateway on this machine if nothing is configured, and why it is
+/// not io_uring.
+#[must_use]
+pub fn backend_here() -> String {
+    let mut config = Config::dev();
+    config.cores.count = Some(1);
+    let options = core::options(&config, 0, None, Backend::Ring);
+    match try_rings(&options, 1) {
+        Ok(()) => Backend::Ring.label().into(),
+        Err(why) => format!("{} ({why})", Backend::Epoll.label()),
+    }
+}
+
 /// Tries out each of io_uring's features, then a ring for every core at once.
 pub(crate) fn try_io(config: &Config) -> (Vec<Trial>, Result<(), SetupError>) {
     let options = core::options(config, 0, None, Backend::Ring);

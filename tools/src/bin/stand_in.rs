@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use nkeys::KeyPair;
 use ringway_tools::nats::Credentials;
 use ringway_tools::stand_in::streams::Shape;
@@ -14,7 +14,7 @@ use ringway_tools::stand_in::{self, Addresses};
 
 /// Plays what NVIDIA does not publish as a server, for tests.
 #[derive(Debug, Parser)]
-#[command(disable_version_flag = true)]
+#[command(name = "ringway-stand-in")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -72,7 +72,9 @@ enum KeyKind {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = ringway_cli::with_version(Arguments::command(), None);
+    let read = Arguments::from_arg_matches(&command.get_matches());
+    let arguments = read.unwrap_or_else(|error| error.exit());
     ringway_stdio::shield();
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

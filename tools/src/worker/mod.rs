@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use bell::Bell;
 use connect::Refusal;
-pub use net::Io;
+pub use net::{Io, io_here};
 pub use place::{Place, PlaceFault};
 use stop::Stop;
 use tunnel::{Buffers, Ended};
@@ -88,8 +88,9 @@ pub fn run(options: Options) -> io::Result<Outcome> {
             slots = worker.options.slots,
             target = worker.options.target.authority,
             io,
+            commit = ringway_cli::COMMIT,
             "ringway-worker {}",
-            env!("CARGO_PKG_VERSION")
+            ringway_cli::VERSION
         );
         stop::listen(&worker.stop)?;
         for gateway in &worker.gateways {

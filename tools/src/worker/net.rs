@@ -61,6 +61,15 @@ pub(super) fn runtime(io: Io) -> io::Result<(Runtime, bool)> {
     }
 }
 
+/// What moves the bytes on this machine unless something else is asked for.
+#[must_use]
+pub fn io_here() -> &'static str {
+    match runtime(Io::Auto) {
+        Ok((_, true)) => "io_uring",
+        _ => "epoll",
+    }
+}
+
 /// Connects to the first address of `to` that answers.
 pub(super) async fn dial(to: &Place) -> io::Result<TcpStream> {
     let dialled = timeout(DIAL_TIMEOUT, async {
