@@ -6,6 +6,7 @@ mod proc;
 mod reply;
 mod scrape;
 mod sessions;
+mod site;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{any, get, post};
 use hyper::service::Service;
@@ -70,6 +71,8 @@ pub struct Admin {
     pub drain: watch::Sender<bool>,
     /// Whether calls that change something may come from elsewhere.
     pub allow_remote: bool,
+    /// Names that lead here, besides addresses and `localhost`.
+    pub hosts: Box<[Box<str>]>,
     /// The version that is told, if it is not the program's own.
     pub version: Option<Arc<str>>,
     /// Who says who may call.
@@ -185,16 +188,15 @@ async fn time_is_up(mut begins: watch::Receiver<Instant>, mut crowded: watch::Re
 }
 
 /// Lets a call that changes something through only from this machine, unless configured otherwise,
-/// and never from a web page: a browser on this machine would be "from here" too.
+/// and never from a web page of another site: a browser on this machine would be "from here" too.
 async fn only_from_here(
     State(admin): Shared,
     ConnectInfo(peer): Peer,
     request: Request,
     next: Next,
 ) -> Response<Body> {
-    let headers = request.headers();
-    if is_cross_site(headers) {
-        return reply::text(StatusCode::FORBIDDEN, "not from a web page\n");
+    if let Some(foreign) = site::foreign(request.uri(), request.headers(), &admin.hosts) {
+        return reply::text(StatusCode::FORBIDDEN, foreign.text());
     }
     if !admin.allow_remote && !is_loopback(peer) {
         let text = "only from this machine, unless [admin] allow_remote = true\n";
@@ -207,9 +209,9 @@ fn is_loopback(peer: SocketAddr) -> bool {
     peer.ip().to_canonical().is_loopback()
 }
 
-fn is_cross_site(headers: &HeaderMap) -> bool {
-    headers.contains_key("origin")
-        || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
+/// Whether a caller may see what lets it come back to others' sessions: programs on this machine.
+fn may_see_ids(admin: &Admin, peer: SocketAddr, (uri, headers): (&Uri, &HeaderMap)) -> bool {
+    is_loopback(peer) && site::foreign(uri, headers, &admin.hosts).is_none()
 }
 
 async fn metrics(State(admin): Shared) -> Response<Body> {

@@ -319,10 +319,11 @@ pub struct Keepalive {
 }
 
 /// The admin port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Admin {
     pub allow_remote: bool,
+    pub hosts: Box<[Box<str>]>,
 }
 
 /// What is logged.

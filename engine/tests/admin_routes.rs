@@ -53,6 +53,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         phase: phase_seen,
         drain,
         allow_remote,
+        hosts: ["gateway.example".into()].into(),
         version: Some("1.33.4".into()),
         mode: Mode::Nvcf,
         backend: Backend::Epoll,
@@ -257,6 +258,12 @@ async fn a_whole_request_id_is_shown_only_to_this_machine() {
     for row in rows.as_array().unwrap() {
         assert_eq!(row["requestId"].as_str().unwrap().len(), 8);
     }
+    // A page whose name was made to lead here is on this machine too.
+    for path in ["/sessions", "/sessions/6370809d"] {
+        let request = Request::builder().uri(path).header("host", "evil.example");
+        let shown = text(world.send(request, HERE).await).await;
+        assert!(shown.contains("6370809d") && !shown.contains(ID), "{path}: {shown}");
+    }
     let row = world.json("/sessions/6370809d", ELSEWHERE).await;
     assert_eq!((&row["requestId"], &row["core"]), (&"6370809d".into(), &0.into()));
     let row = world.json(&format!("/sessions/{ID}"), "[::1]:1").await;
@@ -328,13 +335,21 @@ async fn what_changes_something_is_for_this_machine_only() {
     let mut world = world(false, false);
     for (method, path) in [("POST", "/drain"), ("GET", "/shutdown"), ("DELETE", "/sessions/x")] {
         assert_eq!(world.call(method, path, ELSEWHERE).await.status(), StatusCode::FORBIDDEN);
-        for header in [("origin", "http://evil.example"), ("sec-fetch-site", "cross-site")] {
+        for header in [
+            ("origin", "http://evil.example"),
+            ("sec-fetch-site", "cross-site"),
+            ("host", "evil.example:10083"),
+        ] {
             let request = Request::builder().method(method).uri(path).header(header.0, header.1);
             assert_eq!(world.send(request, HERE).await.status(), StatusCode::FORBIDDEN, "{path}");
         }
     }
     assert!(!*world.drain.borrow_and_update());
     assert_eq!(world.call("DELETE", "/sessions/x", HERE).await.status(), 404);
+    for host in ["127.0.0.1:10083", "localhost:1", "[::1]", "gateway.example:10083"] {
+        let request = Request::builder().method("DELETE").uri("/sessions/x").header("host", host);
+        assert_eq!(world.send(request, HERE).await.status(), 404, "{host}");
+    }
     assert_eq!(world.call("GET", "/drain", HERE).await.status(), 405);
     assert_eq!(world.call("POST", "/drain", "[::ffff:127.0.0.1]:9").await.status(), 202);
     assert!(*world.drain.borrow_and_update());

@@ -3,12 +3,12 @@
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::{Response, StatusCode};
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Peer, Shared, is_loopback, reply};
+use super::{Peer, Shared, may_see_ids, reply};
 use crate::post::SessionRow;
 use crate::trail::{IdBegin, Part, Timeline};
 
@@ -63,6 +63,7 @@ fn is_zero(count: &u32) -> bool {
 pub(super) async fn list(
     State(admin): Shared,
     ConnectInfo(peer): Peer,
+    (uri, headers): (Uri, HeaderMap),
     filter: Result<Query<Filter>, QueryRejection>,
 ) -> Response<Body> {
     let known = |filter: &Filter| {
@@ -73,7 +74,7 @@ pub(super) async fn list(
                     function and core (a number)\n";
         return reply::text(StatusCode::BAD_REQUEST, text);
     };
-    let whole = is_loopback(peer);
+    let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let rows = admin.scraper.ask().await.into_sessions();
     let rows = rows.iter().filter(|row| filter.fits(row));
     reply::json(&rows.map(|row| reply::session(row, whole)).collect::<Vec<_>>())
@@ -83,6 +84,7 @@ pub(super) async fn list(
 pub(super) async fn one(
     State(admin): Shared,
     ConnectInfo(peer): Peer,
+    (uri, headers): (Uri, HeaderMap),
     Path(id): Path<String>,
 ) -> Response<Body> {
     let Some(wanted) = IdBegin::parse(&id) else { return unknown() };
@@ -93,13 +95,14 @@ pub(super) async fn one(
         return unknown();
     };
     let parts: Vec<Part> = parts.into_iter().filter(|part| part.id == id).collect();
+    let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let timeline = Timeline::of(&parts);
     let row = row.unwrap_or_else(|| row_of(id, &parts, &timeline));
     reply::json(&Told {
         verdict: timeline.verdict(row.state == "closed"),
         events: timeline.to_json(),
         lost_events: timeline.lost,
-        session: reply::session(&row, is_loopback(peer)),
+        session: reply::session(&row, whole),
     })
 }
 

@@ -114,6 +114,7 @@ async fn control(
         phase: phase_seen,
         drain,
         allow_remote: config.admin.allow_remote,
+        hosts: config.admin.hosts.clone(),
         version: config.version.clone(),
         mode: config.control.mode,
         backend,

@@ -22,6 +22,10 @@ use crate::log::Keys;
 const ASKS: usize = 4096;
 const ASKS_PER_TENANT: usize = 1024;
 
+/// Letters of a host's name (RFC 1035 section 2.3.4), and how many names there may be.
+const MAX_HOST: usize = 253;
+const MAX_HOSTS: usize = 64;
+
 /// Reads and checks everything.
 pub(super) fn checked(
     text: &str,
@@ -78,9 +82,7 @@ fn read(
         drain: drain(&root, problems),
         limits: limits(&root, problems),
         keepalive: keepalive(&root, problems),
-        admin: Admin {
-            allow_remote: Section::of(&root, "admin", problems).flag("allow_remote", problems),
-        },
+        admin: admin(&root, problems),
         log: log(&root, problems),
         listen,
         fronts,
@@ -323,6 +325,27 @@ fn client_ping(section: &Section<'_>, problems: &mut Problems) -> Option<Duratio
         section.refuse("client_ping", node, want, problems);
     }
     time
+}
+
+fn admin(root: &Node, problems: &mut Problems) -> Admin {
+    let section = Section::of(root, "admin", problems);
+    let mut hosts = Vec::new();
+    for (place, name) in section.texts("hosts", problems) {
+        let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if name.is_empty() || name.len() > MAX_HOST || !name.bytes().all(letter) {
+            let text = format!(
+                "admin.hosts has \"{name}\", but must name hosts without a port, such as \
+                 \"gateway.example\""
+            );
+            problems.add(place, text);
+        }
+        if hosts.len() == MAX_HOSTS {
+            problems.add(place, format!("admin.hosts has more than {MAX_HOSTS} names"));
+            break;
+        }
+        hosts.push(name.into());
+    }
+    Admin { allow_remote: section.flag("allow_remote", problems), hosts: hosts.into() }
 }
 
 fn log(root: &Node, problems: &mut Problems) -> Log {

@@ -525,6 +525,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "false",
         "Whether calls that change something may come from elsewhere than this machine.",
     ),
+    setting(
+        "admin.hosts",
+        Kind::List("a list of host names"),
+        "[]",
+        "Names by which the admin port may be called to change something, besides addresses and \
+         `localhost`: a web page can have a name of its own lead here.",
+    ),
     setting("log.access", Kind::Flag, "false", "One line a request."),
     setting(
         "log.level",

@@ -1,5 +1,6 @@
 //! Requests to a gateway's admin port, each on a connection of its own.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -14,6 +15,8 @@ use tokio::time::timeout;
 
 use super::Failure;
 
+/// Where the admin port is by default.
+const DEFAULT_PORT: u16 = 10_083;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer.
@@ -26,9 +29,17 @@ pub(super) struct Port {
 }
 
 impl Port {
+    /// The port is 10083 where the address names none.
     pub(super) fn new(address: &str) -> Self {
-        let address = address.strip_prefix("http://").unwrap_or(address);
-        Self { address: address.trim_end_matches('/').to_owned() }
+        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+        let tail = address.rsplit_once(']').map_or(address, |(_, tail)| tail);
+        let bare = address.parse::<Ipv6Addr>().is_ok();
+        let address = match tail.contains(':') {
+            _ if bare => format!("[{address}]:{DEFAULT_PORT}"),
+            true => address.to_owned(),
+            false => format!("{address}:{DEFAULT_PORT}"),
+        };
+        Self { address }
     }
 
     pub(super) fn address(&self) -> &str {
@@ -134,13 +145,15 @@ impl Port {
                 self.address
             ))
         })?;
+        // A name that leads to it may not be one of its own (`admin.hosts`).
+        let host = stream.peer_addr()?.to_string();
         let broken = |error: hyper::Error| self.is_none(&error.to_string());
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", &self.address)
+            .header("host", host)
             .body(Body::empty())
             .map_err(|error| Failure(format!("{}: {error}", self.address)))?;
         // It ends with the answer; what went wrong is seen there.
@@ -152,5 +165,25 @@ impl Port {
             .map_err(|error| self.is_none(&error.to_string()))?;
         connection.abort();
         Ok((status, body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_means_the_default_one() {
+        for (given, meant) in [
+            ("localhost", "localhost:10083"),
+            ("127.0.0.1", "127.0.0.1:10083"),
+            ("::1", "[::1]:10083"),
+            ("[::1]", "[::1]:10083"),
+            ("[::1]:5", "[::1]:5"),
+            ("http://gateway:1/", "gateway:1"),
+            ("http://gateway/", "gateway:10083"),
+        ] {
+            assert_eq!(Port::new(given).address(), meant, "{given}");
+        }
     }
 }
