@@ -31,7 +31,7 @@ use crate::post::{SessionRow, ShardPost};
 use crate::remote::Remote;
 
 pub use changes::{Change, Changes};
-pub use scrape::Scraper;
+pub use scrape::{Beats, Scraper};
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,7 +5,9 @@ mod balance;
 mod core;
 mod cpus;
 mod files;
+mod handed;
 mod io;
+mod manager;
 mod occupant;
 mod port;
 mod reload;
@@ -24,7 +26,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 pub(crate) use files::Files;
+use handed::Handed;
 
+use crate::border::Listener;
 use crate::config::{Config, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
@@ -92,6 +96,8 @@ pub fn serve(
     demo: Option<Demo>,
     source: Option<Source>,
 ) -> Result<(), BootError> {
+    // Before there are threads.
+    let handed = Handed::take(&config)?;
     let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
     tell_start(&config);
     let count = core_count(&config);
@@ -102,9 +108,9 @@ pub fn serve(
     let backend = io::choose(&config)?;
     let origin = Instant::now();
     let runtime = runtime()?;
-    let (listeners, remote) = listen(&config, count, &runtime)?;
+    let (listeners, remote) = listen(&config, count, &runtime, handed)?;
     let addresses = listeners.addresses()?;
-    let Listeners { client, worker, admin } = listeners;
+    let Listeners { client, worker, admin, inherited, shares } = listeners;
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let config = Arc::new(config);
     let reloader = reload::Reloader::new(&config, source, policy)?;
@@ -117,8 +123,8 @@ pub fn serve(
         let _context = runtime.enter();
         remote.serve(&cores)
     });
-    let doors = client.into_iter().zip(worker).zip(inboxes);
-    for (core, ((client, worker), inbox)) in doors.enumerate() {
+    let doors = client.into_iter().zip(worker).map(doors).zip(inboxes);
+    for (core, (doors, inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
         let (changes, posts, cores) = (changes.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
@@ -126,8 +132,9 @@ pub fn serve(
         let seat = core::Seat {
             settings,
             changes,
-            client,
-            worker,
+            doors,
+            inherited: inherited.clone(),
+            shares,
             posts,
             asks: asks.clone(),
             cores,
@@ -168,40 +175,64 @@ fn runtime() -> Result<Runtime, BootError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::os)
 }
 
-/// The listeners of each port, one for each core that uses it.
+/// The listeners of each port, one or more for each core that uses it.
 struct Listeners {
-    client: Vec<TcpListener>,
-    worker: Vec<TcpListener>,
+    client: Vec<Vec<TcpListener>>,
+    worker: Vec<Vec<TcpListener>>,
     admin: Vec<TcpListener>,
+    /// Which of the cores' were handed down.
+    inherited: Vec<Listener>,
+    /// Several cores accept clients from one queue.
+    shares: bool,
 }
 
 impl Listeners {
     fn addresses(&self) -> Result<Addresses, BootError> {
-        let address = |listeners: &[TcpListener]| {
-            let first = listeners.first().map(TcpListener::local_addr).transpose();
-            first.ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
+        let address = |listener: Option<&TcpListener>| {
+            let address = listener.map(TcpListener::local_addr).transpose();
+            address.ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
         };
         Ok(Addresses {
-            client: address(&self.client)?,
-            worker: address(&self.worker)?,
-            admin: address(&self.admin)?,
+            client: address(self.client.iter().flatten().next())?,
+            worker: address(self.worker.iter().flatten().next())?,
+            admin: address(self.admin.first())?,
         })
     }
 }
 
-/// Opens the ports, and starts the control plane elsewhere if there is one. Workers are let in when
-/// what a predecessor has left for them is gone.
+/// One core's listeners.
+fn doors((client, worker): (Vec<TcpListener>, Vec<TcpListener>)) -> Vec<(Listener, TcpListener)> {
+    let client = client.into_iter().map(|socket| (Listener::Client, socket));
+    client.chain(worker.into_iter().map(|socket| (Listener::Worker, socket))).collect()
+}
+
+/// Opens the ports that were not handed down, and starts the control plane elsewhere if there is
+/// one. Workers are let in when what a predecessor has left for them is gone.
 fn listen(
     config: &Config,
     count: usize,
     runtime: &Runtime,
+    handed: Handed,
 ) -> Result<(Listeners, Option<Remote>), BootError> {
-    let listen = |name, address, count| port::listen(name, address, count).map_err(BootError::os);
-    let client = listen("client", config.listen.client, count)?;
-    let admin = listen("admin", config.listen.admin, 1)?;
-    let remote = start_remote(config, runtime)?;
-    let worker = listen("worker", config.listen.worker, count)?;
-    Ok((Listeners { client, worker, admin }, remote))
+    let listen = |handed: Vec<TcpListener>, name, address, count| match handed.is_empty() {
+        true => port::listen(name, address, count).map_err(BootError::os),
+        false => Ok(handed),
+    };
+    let deal = |sockets| handed::deal(sockets, count).map_err(BootError::os);
+    if handed.count() > 0 {
+        let Handed { client, worker, admin } = &handed;
+        let (client, worker, admin) = (client.len(), worker.len(), admin.len());
+        tracing::info!(client, worker, admin, "listening on sockets that were handed down");
+    }
+    let shares = (1..count).contains(&handed.client.len());
+    let own = [(Listener::Client, &handed.client), (Listener::Worker, &handed.worker)];
+    let own = own.into_iter().filter(|(_, sockets)| !sockets.is_empty());
+    let inherited: Vec<Listener> = own.map(|(listener, _)| listener).collect();
+    let client = deal(listen(handed.client, "client", config.listen.client, count)?)?;
+    let admin = listen(handed.admin, "admin", config.listen.admin, 1)?;
+    let remote = start_remote(config, runtime, !inherited.contains(&Listener::Worker))?;
+    let worker = deal(listen(handed.worker, "worker", config.listen.worker, count)?)?;
+    Ok((Listeners { client, worker, admin, inherited, shares }, remote))
 }
 
 /// The log's first line: which mode, and why.
@@ -212,11 +243,18 @@ fn tell_start(config: &Config) {
 }
 
 /// What is asked who may call and how work travels, where that is not this gateway itself.
-fn start_remote(config: &Config, runtime: &Runtime) -> Result<Option<Remote>, BootError> {
+/// `opens` says that the worker port is still to be opened.
+fn start_remote(
+    config: &Config,
+    runtime: &Runtime,
+    opens: bool,
+) -> Result<Option<Remote>, BootError> {
     let Some(settings) = &config.control.remote else { return Ok(None) };
     let worker = config.listen.worker;
     // A predecessor's work is taken back only if this port is not another gateway's.
-    port::state("worker", worker).map_err(BootError::os)?;
+    if opens {
+        port::state("worker", worker).map_err(BootError::os)?;
+    }
     let started = runtime.block_on(Remote::start(settings, worker));
     started
         .map(Some)

@@ -30,6 +30,11 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
+    /// Answer with [`ControlPost::Beat`] under the same ticket: whoever can has turned.
+    Beat {
+        /// Names the asker's request.
+        ticket: u64,
+    },
     /// Answer with [`ControlPost::Trail`] under the same ticket.
     Trail {
         /// Names the asker's request.
@@ -90,6 +95,13 @@ pub enum ControlPost {
         core: u16,
         /// Counters and sessions.
         snapshot: Box<Snapshot>,
+    },
+    /// A core turns.
+    Beat {
+        /// The asker's ticket.
+        ticket: u64,
+        /// Its client connections.
+        clients: usize,
     },
     /// What a shard has recorded of some sessions.
     Trail {

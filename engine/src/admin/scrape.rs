@@ -23,6 +23,7 @@ pub struct Scraper {
     cores: Vec<Core>,
     asked: Mutex<Asked<Box<Snapshot>>>,
     trails: Mutex<Asked<Vec<Part>>>,
+    beats: Mutex<Asked<usize>>,
     /// By core.
     counted: Mutex<Vec<Counted>>,
 }
@@ -79,6 +80,19 @@ pub struct Scrape {
     silent: Vec<ShardMetrics>,
 }
 
+/// Which cores turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beats {
+    /// So many answered in time.
+    pub turning: usize,
+    /// So many have ended and will not come back.
+    pub ended: usize,
+    /// So many there are.
+    pub cores: usize,
+    /// Client connections of those that answered.
+    pub clients: usize,
+}
+
 impl Scraper {
     /// For these cores, in the order of their numbers.
     #[must_use]
@@ -89,6 +103,7 @@ impl Scraper {
             cores: cores.into_iter().map(core).collect(),
             asked: Mutex::default(),
             trails: Mutex::default(),
+            beats: Mutex::default(),
         }
     }
 
@@ -154,6 +169,18 @@ impl Scraper {
         parts
     }
 
+    /// Asks every core whether it turns.
+    pub async fn ask_beats(&self) -> Beats {
+        let clients = self.ask_all(&self.beats, |ticket| ShardPost::Beat { ticket }).await;
+        let ended = self.cores.iter().filter(|core| core.ended.load(Ordering::Relaxed)).count();
+        Beats {
+            turning: clients.len(),
+            ended,
+            cores: self.cores(),
+            clients: clients.into_iter().sum(),
+        }
+    }
+
     async fn ask_all<T>(&self, of: &Mutex<Asked<T>>, post: impl Fn(u64) -> ShardPost) -> Vec<T> {
         let (sender, mut answers) = mpsc::channel(self.cores().max(1));
         let ticket = {
@@ -186,6 +213,11 @@ impl Scraper {
             counted.before.add_to(&mut snapshot);
         }
         answer(&self.asked, ticket, snapshot);
+    }
+
+    /// A core's answer to [`Self::ask_beats`] has come.
+    pub fn beaten(&self, ticket: u64, clients: usize) {
+        answer(&self.beats, ticket, clients);
     }
 
     /// A core's answer to [`Self::ask_trails`] has come.

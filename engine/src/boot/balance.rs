@@ -9,6 +9,9 @@
 //! difference counts, for many one above an eighth, which a fair hash hardly makes; and a budget
 //! bounds what short connections can cause, whose number says little. What is on its way to a core
 //! counts as its own, so that a burst is not thrown from one side to the other.
+//!
+//! From a queue that several cores share nothing is dealt out: whoever looks first takes all that
+//! wait. There the budget does not count, since a hand-over is the only way to the other cores.
 
 use ringway_proto::time::Time;
 
@@ -72,6 +75,8 @@ fn millis(now: Time) -> u32 {
 #[derive(Debug)]
 pub(super) struct Balance {
     own: usize,
+    /// Nothing deals connections out but this.
+    deals: bool,
     load: Load,
     shown: u64,
     /// The window being measured: its begin, and how long the core had been idle by then.
@@ -84,9 +89,11 @@ pub(super) struct Balance {
 }
 
 impl Balance {
-    pub(super) fn new(own: usize) -> Self {
+    /// `deals` says that the kernel does not: cores share a queue.
+    pub(super) fn new(own: usize, deals: bool) -> Self {
         Self {
             own,
+            deals,
             load: Load::default(),
             shown: 0,
             since: None,
@@ -137,7 +144,7 @@ impl Balance {
             return None;
         }
         let best = self.least(now, cores, going)?;
-        if !self.load.yields_to(best.1) || !self.spend(now) {
+        if !self.load.yields_to(best.1) || !(self.deals || self.spend(now)) {
             return None;
         }
         Some(best.0 as u16)
@@ -232,9 +239,9 @@ mod tests {
 
     /// What the kernel deals to one core in one turn or in as many as there are, and what that
     /// core keeps.
-    fn burst(count: usize, at_once: bool) -> (usize, usize) {
+    fn burst(count: usize, at_once: bool, deals: bool) -> (usize, usize) {
         let (cores, mut inboxes) = cores(2);
-        let mut balance = Balance::new(0);
+        let mut balance = Balance::new(0, deals);
         let (mut kept, mut going) = (0, Vec::new());
         for _ in 0..count {
             balance.measure(NOW, kept, 0);
@@ -252,17 +259,21 @@ mod tests {
     #[test]
     fn a_burst_on_one_core_ends_up_even() {
         for at_once in [false, true] {
-            assert_eq!(burst(2, at_once), (1, 1));
-            assert_eq!(burst(16, at_once), (8, 8));
+            assert_eq!(burst(2, at_once, false), (1, 1));
+            assert_eq!(burst(16, at_once, false), (8, 8));
             // Beyond the budget it is the hash's business.
-            assert_eq!(burst(1000, at_once), (1000 - BURST as usize, BURST as usize));
+            assert_eq!(burst(1000, at_once, false), (1000 - BURST as usize, BURST as usize));
+            // Where cores share a queue there is no hash: all but the eighth that may differ.
+            let (kept, moved) = burst(1000, at_once, true);
+            assert_eq!(kept + moved, 1000);
+            assert!(kept >= moved && kept <= moved + moved / 8 + 1, "{kept} {moved}");
         }
     }
 
     #[test]
     fn short_connections_do_not_move_for_nothing() {
         let (cores, _inboxes) = cores(2);
-        let mut balance = Balance::new(0);
+        let mut balance = Balance::new(0, false);
         balance.measure(NOW, 0, 0);
         let one_by_one =
             (0..1000).filter(|_| balance.choose(NOW, &cores, empty()).is_some()).count();
@@ -278,9 +289,9 @@ mod tests {
     #[test]
     fn a_core_that_goes_or_is_gone_gets_nothing() {
         let (cores, mut inboxes) = cores(3);
-        let mut balance = Balance::new(0);
+        let mut balance = Balance::new(0, false);
         balance.measure(NOW, 9, 0);
-        let mut going = Balance::new(1);
+        let mut going = Balance::new(1, false);
         going.close();
         going.show(&cores);
         assert_eq!(balance.choose(NOW, &cores, empty()), Some(2));
@@ -295,7 +306,7 @@ mod tests {
     #[test]
     fn all_of_many_cores_are_looked_at_in_turn() {
         let (cores, _inboxes) = cores(30);
-        let mut balance = Balance::new(7);
+        let mut balance = Balance::new(7, false);
         balance.measure(NOW, 2, 0);
         for (core, sender) in cores.iter().enumerate() {
             sender.show(load(u32::from(core != 23) * 2, 0).word());
@@ -307,7 +318,7 @@ mod tests {
     #[test]
     fn how_busy_a_core_is_is_measured_over_a_tenth_of_a_second() {
         let (cores, _inboxes) = cores(1);
-        let mut balance = Balance::new(0);
+        let mut balance = Balance::new(0, false);
         let mut now = NOW;
         for turn in 0..=100 {
             balance.measure(now, 5, turn * 250);

@@ -33,8 +33,12 @@ pub(super) struct Seat {
     pub(super) settings: ShardSettings,
     /// Where the policy of the moment is.
     pub(super) changes: Arc<Changes>,
-    pub(super) client: TcpListener,
-    pub(super) worker: TcpListener,
+    /// Its own listeners, at least one of each kind, or copies of those that cores share.
+    pub(super) doors: Vec<(Listener, TcpListener)>,
+    /// Which of them were handed down to this process.
+    pub(super) inherited: Vec<Listener>,
+    /// Several cores accept clients from one queue.
+    pub(super) shares: bool,
     pub(super) posts: mpsc::Sender<ControlPost>,
     /// Where questions to a control plane go that takes time.
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
@@ -169,11 +173,11 @@ impl Seat {
     }
 
     fn reactor(&self, inbox: Inbox, anew: bool) -> Result<Reactor<Occupant>, String> {
-        let copy = |socket: &TcpListener| {
-            socket.try_clone().map_err(|error| format!("no descriptor for a listener: {error}"))
+        let copy = |(listener, socket): &(Listener, TcpListener)| match socket.try_clone() {
+            Ok(socket) => Ok((*listener, socket)),
+            Err(error) => Err(format!("no descriptor for a listener: {error}")),
         };
-        let listeners =
-            vec![(Listener::Client, copy(&self.client)?), (Listener::Worker, copy(&self.worker)?)];
+        let listeners = self.doors.iter().map(copy).collect::<Result<_, _>>()?;
         let place = Place {
             own: usize::from(self.settings.core),
             cores: self.cores.clone(),
@@ -182,6 +186,7 @@ impl Seat {
             posts: self.posts.clone(),
             asks: self.asks.clone(),
             backend: self.backend,
+            shares: self.shares,
         };
         let shard = Shard::new(self.settings.clone(), self.changes.policy());
         let occupant = Occupant::new(shard, place);
@@ -191,6 +196,7 @@ impl Seat {
         let options = options(config, self.settings.core, self.cpu, self.backend);
         let Files { client_sockets: clients, other_sockets: others, .. } = self.files;
         let options = Options {
+            inherited: self.inherited.clone(),
             entrances: self.entrances.clone(),
             connections: clients + others,
             clients,

@@ -103,6 +103,8 @@ pub(super) struct Place {
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
     /// What drives the core.
     pub(super) backend: Backend,
+    /// Several cores accept clients from one queue.
+    pub(super) shares: bool,
 }
 
 impl Occupant {
@@ -114,7 +116,7 @@ impl Occupant {
             untold: others.map(|core| core as u16).collect(),
             cores: place.cores,
             mailbox: place.mailbox,
-            balance: Balance::new(place.own),
+            balance: Balance::new(place.own, place.shares),
             lines: Lines::default(),
             leaving: Vec::new(),
             tell_at: None,
@@ -379,6 +381,7 @@ impl Core for Occupant {
                 self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
             }
             ShardPost::Snapshot { .. }
+            | ShardPost::Beat { .. }
             | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)

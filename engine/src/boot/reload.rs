@@ -10,7 +10,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::tell::tell;
-use super::{BootError, policy_of};
+use super::{BootError, manager, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;
 use crate::config::{Config, Front, Source};
@@ -112,7 +112,11 @@ impl Reloader {
         loop {
             tokio::select! {
                 asked = hangup.recv() => match asked {
-                    Some(()) => self.asked(&admin).await,
+                    Some(()) => {
+                        manager::reloading();
+                        self.asked(&admin).await;
+                        manager::reloaded();
+                    }
                     None => return,
                 },
                 _ = look.tick(), if !self.certificates.is_empty() => self.look(),

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
+use super::manager;
 use super::reload::Reloader;
 use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox};
@@ -128,6 +129,8 @@ async fn control(
     tokio::spawn(crate::admin::serve(listener, admin.clone(), room));
     ready()?;
     phase.send_replace(Phase::Serving);
+    manager::ready(running);
+    tokio::spawn(manager::beat(admin.clone()));
     let ended = watch_cores(&mut inbox, &admin, running);
     tokio::pin!(ended);
     let mut next = async || {
@@ -142,6 +145,7 @@ async fn control(
         _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
     }
     phase.send_replace(Phase::Draining);
+    manager::stopping(config.drain.delay + config.drain.max + 2 * END_SLACK);
     let second = async {
         // Some senders (GNU timeout) signal the process and its group: that is one signal.
         sleep(SIGNAL_PAUSE).await;
@@ -199,6 +203,7 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
+            ControlPost::Beat { ticket, clients } => admin.scraper.beaten(ticket, clients),
             ControlPost::Trail { ticket, parts } => admin.scraper.told(ticket, parts),
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);

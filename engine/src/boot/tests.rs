@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::Files;
 use super::core::{Seat, mailboxes, start};
 use crate::admin::Changes;
+use crate::border::Listener;
 use crate::config::Config;
 use crate::control::local::Policy;
 use crate::control::port::Plane;
@@ -83,8 +84,9 @@ impl Cores {
             let seat = Seat {
                 settings,
                 changes,
-                client,
-                worker,
+                doors: vec![(Listener::Client, client), (Listener::Worker, worker)],
+                inherited: Vec::new(),
+                shares: false,
                 posts,
                 asks: None,
                 cores,

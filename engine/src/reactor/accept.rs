@@ -52,6 +52,8 @@ pub(super) struct Door {
     /// None once it is closed.
     socket: Option<TcpListener>,
     listener: Listener,
+    /// Others have it too, and keep it open.
+    inherited: bool,
     armed: Armed,
     /// When to accept again after a failure.
     again_at: Option<Time>,
@@ -69,15 +71,20 @@ impl Door {
         listener: Listener,
         socket: TcpListener,
         keep_alive: KeepAlive,
+        inherited: bool,
     ) -> Result<Self, SetupError> {
         let other = |error| SetupError::Other { step: "setting up a listener", error };
-        // A non-blocking listener would end its multishot accept with EAGAIN.
-        socket.set_nonblocking(false).map_err(other)?;
+        // A non-blocking listener would end its multishot accept with EAGAIN. An inherited one is
+        // every core's, and with epoll another has made it non-blocking by now: it stays so.
+        if !inherited {
+            socket.set_nonblocking(false).map_err(other)?;
+        }
         tune(&SockRef::from(&socket), keep_alive).map_err(other)?;
         Ok(Self {
             untuned: waiting(&socket).saturating_add(JUST_COMING),
             socket: Some(socket),
             listener,
+            inherited,
             armed: Armed::Not,
             again_at: None,
             shut: false,
@@ -197,7 +204,8 @@ impl<C: Core> Reactor<C> {
                 continue;
             }
             door.again_at = None;
-            if let Some(socket) = &door.socket {
+            // Whoever waits in an inherited queue is served by those who come after this process.
+            if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
                 // Who has connected already would be reset with the listener. They are told of in
                 // the next turn; it fails for want of descriptors or when nobody is left.
                 let waits = socket.set_nonblocking(true).is_ok();
@@ -322,7 +330,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let before = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
         let keep_alive = super::super::Options::default().keep_alive;
-        let door = Door::new(Listener::Client, listener, keep_alive).unwrap();
+        let door = Door::new(Listener::Client, listener, keep_alive, false).unwrap();
         assert_eq!(door.untuned, before.len() as u32 + JUST_COMING);
         let _after = TcpStream::connect(address).unwrap();
         let accepted: Vec<_> =

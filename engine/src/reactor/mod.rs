@@ -154,7 +154,10 @@ impl<C: Core> Reactor<C> {
         let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
-        let door = |(listener, socket)| Door::new(listener, socket, options.keep_alive);
+        let door = |(listener, socket)| {
+            let inherited = options.inherited.contains(&listener);
+            Door::new(listener, socket, options.keep_alive, inherited)
+        };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Ok(Self {

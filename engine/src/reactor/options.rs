@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::fault::SetupError;
+use crate::border::Listener;
 use crate::inlet::Entrances;
 use crate::metrics::Backend;
 
@@ -83,6 +84,9 @@ pub struct Options {
     pub workers: usize,
     /// Of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
+    /// Which listeners are not this process's alone: somebody who goes on listening when it has
+    /// ended has handed them down. They were made blocking by whoever took them.
+    pub inherited: Vec<Listener>,
     /// What connections have to pass before the core sees their bytes.
     pub entrances: Entrances,
     /// How long that may take them.
@@ -115,6 +119,7 @@ impl Default for Options {
                 // As long as the probes take: data on its way is given no less time.
                 user_timeout: Duration::from_secs(15 + 9 * 15),
             },
+            inherited: Vec::new(),
             entrances: Entrances::default(),
             entrance_time: Duration::from_secs(10),
         }

@@ -499,6 +499,9 @@ impl Core for Shard {
                     (self.settings.core, Box::new(snapshot::snapshot(self, border)));
                 self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
             }
+            ShardPost::Beat { ticket } => {
+                self.posts.push(ControlPost::Beat { ticket, clients: self.clients() });
+            }
             ShardPost::Trail { ticket, wanted } => {
                 let parts = self.edges.trail(wanted, self.now, &self.settings);
                 self.posts.push(ControlPost::Trail { ticket, parts });

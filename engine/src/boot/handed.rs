@@ -1,0 +1,156 @@
+//! Listeners that whoever started this process has opened and keeps open (systemd's `.socket` units,
+//! `sd_listen_fds(3)`). While the gateway starts anew, clients wait in their queues instead of being
+//! refused.
+//!
+//! Which is which says its name (`FileDescriptorName=`), or else its port. Each core of its own gets
+//! one where there are enough (`ReusePort=`, one `ListenStream=` a core): then the kernel deals
+//! connections out. Else cores share a queue, and `balance.rs` deals.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use listenfd::ListenFd;
+
+use super::BootError;
+use crate::config::Config;
+
+/// Most sockets that are looked at: as many cores as there may be, for each of the three ports.
+const MOST: usize = 3 * crate::config::MAX_CORES;
+
+/// The listeners that were handed down, by what they are for.
+#[derive(Debug, Default)]
+pub(super) struct Handed {
+    pub(super) client: Vec<TcpListener>,
+    pub(super) worker: Vec<TcpListener>,
+    pub(super) admin: Vec<TcpListener>,
+}
+
+impl Handed {
+    /// Takes those of this process. It changes the environment: no other thread may run yet.
+    ///
+    /// # Errors
+    /// When one is no TCP listener, or for none of the three ports.
+    pub(super) fn take(config: &Config) -> Result<Self, BootError> {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut sockets = ListenFd::from_env();
+        if sockets.len() > MOST {
+            let text = format!("{} sockets were handed down; {MOST} is the most", sockets.len());
+            return Err(BootError { code: BootError::CONFIG, text });
+        }
+        let mut handed = Self::default();
+        let mut names = names.split(':');
+        for at in 0..sockets.len() {
+            let name = names.next().unwrap_or_default();
+            let socket = sockets.take_tcp_listener(at).and_then(prepared);
+            handed.put(config, name, socket).map_err(|why| {
+                // The first is descriptor 3.
+                let text = format!("the socket handed down as descriptor {} {why}", at + 3);
+                BootError { code: BootError::CONFIG, text }
+            })?;
+        }
+        Ok(handed)
+    }
+
+    fn put(
+        &mut self,
+        config: &Config,
+        name: &str,
+        socket: io::Result<(TcpListener, SocketAddr)>,
+    ) -> Result<(), String> {
+        let fix = "write a ListenStream= with a port of TCP";
+        let (socket, address) =
+            socket.map_err(|error| format!("({name}) is no TCP listener: {error}; {fix}"))?;
+        let listen = &config.listen;
+        let is = |what, own: SocketAddr| {
+            let named = ["client", "worker", "admin"].contains(&name);
+            if named { name == what } else { own.port() == address.port() }
+        };
+        let place = if is("client", listen.client) {
+            &mut self.client
+        } else if is("worker", listen.worker) {
+            &mut self.worker
+        } else if is("admin", listen.admin) {
+            &mut self.admin
+        } else {
+            return Err(format!(
+                "({name}, {address}) is for none of listen.client ({}), listen.worker ({}) and \
+                 listen.admin ({}); give ListenStream= one of these ports, or the socket's unit \
+                 FileDescriptorName=client, worker or admin",
+                listen.client, listen.worker, listen.admin
+            ));
+        };
+        place.push(socket);
+        Ok(())
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.client.len() + self.worker.len() + self.admin.len()
+    }
+}
+
+/// One that can be shared by cores: blocking, as io_uring has them (epoll sees to itself).
+fn prepared(socket: Option<TcpListener>) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = socket.ok_or(io::ErrorKind::NotFound)?;
+    socket.set_nonblocking(false)?;
+    let address = socket.local_addr()?;
+    Ok((socket, address))
+}
+
+/// Deals listeners out to `count` cores, each at least one: its own, or a copy of one that others
+/// have too.
+///
+/// # Errors
+/// When there is no descriptor for a copy.
+pub(super) fn deal(sockets: Vec<TcpListener>, count: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut copies = Vec::new();
+    if !sockets.is_empty() {
+        for core in sockets.len()..count {
+            copies.push(sockets[core % sockets.len()].try_clone()?);
+        }
+    }
+    let mut dealt: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
+    for (at, socket) in sockets.into_iter().chain(copies).enumerate() {
+        dealt[at % count.max(1)].push(socket);
+    }
+    Ok(dealt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket() -> (TcpListener, SocketAddr) {
+        prepared(Some(TcpListener::bind("127.0.0.1:0").unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_name_or_else_by_its_port() {
+        let mut config = Config::dev();
+        let mut handed = Handed::default();
+        handed.put(&config, "worker", Ok(socket())).unwrap();
+        assert_eq!((handed.count(), handed.worker.len()), (1, 1));
+        let (client, address) = socket();
+        config.listen.client = address;
+        handed.put(&config, "ringway.socket", Ok((client, address))).unwrap();
+        assert_eq!((handed.count(), handed.client.len()), (2, 1));
+        let why = handed.put(&config, "unknown", Ok(socket())).unwrap_err();
+        assert!(why.contains("none of listen.client") && why.contains("ListenStream="), "{why}");
+        let none = Err(io::ErrorKind::InvalidInput.into());
+        assert!(handed.put(&config, "client", none).unwrap_err().contains("no TCP listener"));
+        assert_eq!(handed.count(), 2);
+    }
+
+    #[test]
+    fn every_core_has_a_listener_and_every_listener_a_core() {
+        for (sockets, cores) in [(1, 1), (1, 2), (2, 2), (2, 3), (3, 2)] {
+            let made = (0..sockets).map(|_| socket().0).collect();
+            let dealt = deal(made, cores).unwrap();
+            assert_eq!(dealt.len(), cores);
+            assert!(dealt.iter().all(|own| !own.is_empty()), "{sockets} {cores}");
+            let all = dealt.iter().flatten().map(|own| own.local_addr().unwrap());
+            let all: std::collections::HashSet<_> = all.collect();
+            assert_eq!(all.len(), sockets, "{sockets} {cores}");
+        }
+    }
+}
