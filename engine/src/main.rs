@@ -13,6 +13,11 @@ use ringway::console::{self, Failure};
 use ringway::doctor;
 use ringway_cli::{Completions, Man};
 
+/// The C library's own takes one lock for all threads.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code for wrong arguments; clap's own.
 const USAGE: u8 = 2;
 /// Exit code for an answer that could not be printed (EX_IOERR).
