@@ -125,9 +125,9 @@ client_keys = ["{OTHER_KEY}"]
 
 class Gateway:
     """One process. `arguments` follow the program's name, `launcher` stands before it; `env` is
-    all of its environment, if it is not to be the tests' own."""
+    all of its environment, if it is not to be the tests' own. It inherits the descriptors `keep`."""
 
-    def __init__(self, arguments, directory, name="gateway", launcher=(), env=None):
+    def __init__(self, arguments, directory, name="gateway", launcher=(), env=None, keep=()):
         self.arguments = arguments = driven(arguments)
         self.log_path = Path(directory) / f"{name}.stderr"
         self.stdout_lines = []
@@ -136,7 +136,7 @@ class Gateway:
         with open(self.log_path, "wb") as log:
             self.run = subprocess.Popen([*tether, *launcher, *binary(), *arguments],
                                         stdout=subprocess.PIPE, stderr=log, text=True,
-                                        start_new_session=True, env=env)
+                                        start_new_session=True, env=env, pass_fds=keep)
         self.pid = self.run.pid
         self.ready = threading.Event()
         self.client = self.worker = self.admin = None
