@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the test suite needs and nothing else: Debian packages, three Go programs into
+# Installs what the test suite needs and nothing else: Debian packages, a few Go programs into
 # .tools/bin and a Python environment into .venv. Safe to run again; quick when all is there.
 # Needs: Debian, Rust, Go, Python 3.11 or newer; root or sudo for the Debian packages.
 set -euo pipefail
@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 H2SPEC=github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 GRPCURL=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+HELM=helm.sh/helm/v3/cmd/helm@v3.16.4
 # Tests in Rust and in Python start `.tools/bin/nats-server` of the repository's root (from a test
 # of a crate: `concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/bin/nats-server")`), never one of the
 # system: Debian's lacks the auth callout.
@@ -61,4 +62,5 @@ debian_packages
 go_program h2spec "$H2SPEC"
 go_program grpcurl "$GRPCURL"
 go_program nats-server "$NATS_SERVER"
+go_program helm "$HELM"
 python_environment

@@ -147,7 +147,6 @@ pub fn serve(
         threads.push(core::start(seat, inbox).map_err(BootError::os)?);
     }
     drop((posts, asks));
-    let admin = admin.into_iter().next().ok_or_else(|| BootError::os("no admin listener"))?;
     let run = run::Run {
         runtime,
         remote,
@@ -179,7 +178,7 @@ fn runtime() -> Result<Runtime, BootError> {
 struct Listeners {
     client: Vec<Vec<TcpListener>>,
     worker: Vec<Vec<TcpListener>>,
-    admin: Vec<TcpListener>,
+    admin: TcpListener,
     /// Which of the cores' were handed down.
     inherited: Vec<Listener>,
     /// Several cores accept clients from one queue.
@@ -195,7 +194,7 @@ impl Listeners {
         Ok(Addresses {
             client: address(self.client.iter().flatten().next())?,
             worker: address(self.worker.iter().flatten().next())?,
-            admin: address(self.admin.first())?,
+            admin: address(Some(&self.admin))?,
         })
     }
 }
@@ -229,7 +228,8 @@ fn listen(
     let own = own.into_iter().filter(|(_, sockets)| !sockets.is_empty());
     let inherited: Vec<Listener> = own.map(|(listener, _)| listener).collect();
     let client = deal(listen(handed.client, "client", config.listen.client, count)?)?;
-    let admin = listen(handed.admin, "admin", config.listen.admin, 1)?;
+    let admin = listen(handed.admin, "admin", config.listen.admin, 1)?.into_iter().next();
+    let admin = admin.ok_or_else(|| BootError::os("no admin listener"))?;
     let remote = start_remote(config, runtime, !inherited.contains(&Listener::Worker))?;
     let worker = deal(listen(handed.worker, "worker", config.listen.worker, count)?)?;
     Ok((Listeners { client, worker, admin, inherited, shares }, remote))

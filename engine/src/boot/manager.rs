@@ -49,11 +49,7 @@ pub(super) fn reloaded() {
 pub(super) fn stopping(most: Duration) {
     let extend = format!("EXTEND_TIMEOUT_USEC={}", most.as_micros());
     let status = format!("draining, for {} s at most", most.as_secs());
-    tell(&[
-        NotifyState::Stopping,
-        NotifyState::Custom(&extend),
-        NotifyState::Status(&status),
-    ]);
+    tell(&[NotifyState::Stopping, NotifyState::Custom(&extend), NotifyState::Status(&status)]);
 }
 
 /// Asks the cores again and again whether they turn, for ever, and passes it on.
