@@ -20,7 +20,8 @@ as_root() {
 
 debian_packages() {
     local missing=()
-    for package in nghttp2-client curl haproxy openssl iproute2 chromium-headless-shell valgrind; do
+    for package in nghttp2-client curl haproxy openssl iproute2 chromium-headless-shell valgrind \
+        systemd; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
             missing+=("$package")
     done
