@@ -111,7 +111,7 @@ part_try_deb() {
 
 part_try_image() {
     needs umoci umoci
-    needs crun crun
+    needs runc runc
     as_root bash tools/package/try-image.sh "$OUT/image:$VERSION"
 }
 

@@ -4,6 +4,7 @@ The seccomp profile is in the form of container engines (as for Kubernetes); run
 for the one architecture. FORBIDDEN are calls that are left out of it."""
 
 import json
+import resource
 import sys
 
 ENVIRONMENT = {
@@ -14,8 +15,9 @@ ENVIRONMENT = {
     "GEO_DISABLED": "true",
     "RINGWAY__CORES__COUNT": "2",
 }
-# What it begins with; the gateway raises the first to the second.
-FILES = {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 65536}
+# What it begins with; the gateway raises the first to the second. Nobody gives more than he has.
+HARD = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+FILES = {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": HARD}
 MEMORY = {"type": "RLIMIT_MEMLOCK", "soft": 8 << 20, "hard": 8 << 20}
 
 

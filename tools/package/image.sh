@@ -37,7 +37,7 @@ find "$ROOT" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 umoci init --layout "$LAYOUT"
 umoci new --image "$LAYOUT:$VERSION"
-umoci insert --no-history --image "$LAYOUT:$VERSION" "$ROOT" /
+umoci insert --history.created "$WHEN" --history.created_by tools/package/image.sh --image "$LAYOUT:$VERSION" "$ROOT" /
 umoci config --image "$LAYOUT:$VERSION" --created "$WHEN" \
     --config.user 1000:1000 --config.workingdir / \
     --config.entrypoint /usr/bin/ringway \

@@ -15,7 +15,7 @@ from fakeworker import FakeWorker
 from gateway import Gateway, configuration, free_port, grpc_head, until
 from rawh2 import HEADERS, Peer, rst_stream
 
-WATCHDOG = 0.6  # seconds
+WATCHDOG = 1.5  # seconds
 CORES = 2
 CROWD = 300
 
