@@ -84,13 +84,12 @@ part_tarball() {
 part_deb() {
     local version=${1:-$VERSION} deb=.tools/cargo-deb/bin/cargo-deb
     if [ "$($deb --version 2>/dev/null)" != "cargo-deb $CARGO_DEB" ]; then
-        cargo install --quiet --locked --root .tools/cargo-deb --no-default-features \
-            --features gzip cargo-deb --version "$CARGO_DEB"
+        cargo install --quiet --locked --root .tools/cargo-deb cargo-deb --version "$CARGO_DEB"
     fi
     [ -n "${PACKAGED:-}" ] || dynamic_programs
     share "$DYNAMIC"
     for package in ringway ringway-worker; do
-        $deb --no-build --locked --profile "$PROFILE" --compress-type gz \
+        $deb --no-build --locked --profile "$PROFILE" ${FAST:+--fast} \
             -p "${package/worker/tools}" --deb-version "$version-1" -o "$OUT/"
     done
 }
@@ -104,8 +103,9 @@ part_try_deb() {
     needs mmdebstrap mmdebstrap
     dynamic_programs
     rm -f "$OUT"/*.deb
-    PACKAGED=yes part_deb 0.0.9
-    PACKAGED=yes part_deb
+    # Two versions of one program: what is tried is how they follow each other.
+    FAST=yes PACKAGED=yes part_deb 0.0.9
+    FAST=yes PACKAGED=yes part_deb
     as_root bash tools/package/try-deb.sh "$OUT" 0.0.9 "$VERSION"
 }
 
