@@ -95,6 +95,10 @@ soak_restarts() {
     RINGWAY_TEST_LONG_RESTARTS=1 .venv/bin/python -m pytest -q engine/tests/interop/test_nvcf_restart.py -k long_stays
 }
 
+# All that is installed, made and tried: the .debs in a root of their own, the image under a runtime,
+# the static build against the dynamic one. It builds both in release, which takes long.
+soak_package() { bash tools/package.sh try; }
+
 # ---- running them ----
 
 parts() {

@@ -27,8 +27,9 @@ pub(super) fn ports(
         match probe(what, address) {
             Ok(()) => Check::ok(&name, format!("{address} is free")),
             Err(error) => {
-                // Asked about beside a gateway that serves.
-                let own = error.owner().is_some_and(|owner| owner.starts_with("ringway "));
+                // Asked about beside a gateway that serves, or a socket unit that holds its ports.
+                let is = |name| error.owner().is_some_and(|owner| owner.starts_with(name));
+                let own = is("ringway ") || is("systemd ");
                 let status = if own { Status::Warn } else { Status::Fail };
                 Check::bad(&name, status, error.cause(), error.fix())
             }
@@ -202,6 +203,7 @@ mod tests {
                 Err(PortError::taken(what, address, Some(owner.clone())))
             })
         };
+        of("systemd (process 1)")[0].is(Status::Warn, &["systemd (process 1)"]);
         of("ringway (process 7)")[0].is(Status::Warn, &["ringway (process 7)"]);
         of("nginx (process 7)")[0].is(Status::Fail, &["nginx"]);
     }
