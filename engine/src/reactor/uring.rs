@@ -213,7 +213,15 @@ impl Uring {
             let head = &mut self.heads[self.heads_used];
             self.heads_used += 1;
             head.msg_iov = vectors.as_mut_ptr();
-            head.msg_iovlen = vectors.len();
+            #[cfg(not(target_env = "musl"))]
+            {
+                head.msg_iovlen = vectors.len();
+            }
+            // An int there; a send has few segments.
+            #[cfg(target_env = "musl")]
+            {
+                head.msg_iovlen = vectors.len() as libc::c_int;
+            }
             opcode::SendMsg::new(Fd(socket), head).flags(flags as u32).build()
         };
         self.push(entry.flags(skip), tag);
