@@ -14,10 +14,10 @@ mod tables;
 use std::fmt::Write;
 
 pub use histogram::Histogram;
-use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
+use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, START_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
 pub use labels::{
     AskOutcome, Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome,
-    ResumeWay, SpareOutcome,
+    ResumeWay, SpareOutcome, StartPart,
 };
 pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
@@ -84,6 +84,8 @@ pub struct ShardMetrics {
     pub core_moves: u64,
     /// Tunnels that stand in for others, by [`SpareOutcome`].
     pub spares: [u64; SpareOutcome::COUNT],
+    /// How long sessions took to start, by [`StartPart`].
+    pub start_seconds: [Histogram; StartPart::COUNT],
     /// Questions to the control plane, by [`AskOutcome`].
     pub asks: [u64; AskOutcome::COUNT],
     /// Tunnels parked now, and what became of those that were.
@@ -123,6 +125,7 @@ impl Default for ShardMetrics {
             cross_core_messages: 0,
             core_moves: 0,
             spares: [0; SpareOutcome::COUNT],
+            start_seconds: [Histogram::new(START_SECONDS); StartPart::COUNT],
             asks: [0; AskOutcome::COUNT],
             resumes: Resumes::default(),
             inlet: crate::inlet::Tally::default(),
@@ -191,6 +194,7 @@ impl ShardMetrics {
         self.cross_core_messages += other.cross_core_messages;
         self.core_moves += other.core_moves;
         add_counts(&mut self.spares, &other.spares);
+        add_histograms(&mut self.start_seconds, &other.start_seconds);
         add_counts(&mut self.asks, &other.asks);
         self.resumes.add(&other.resumes);
         inlet::add(&mut self.inlet, &other.inlet);
@@ -332,6 +336,11 @@ impl ShardMetrics {
         family(out, name, "counter", "Tunnels asked of workers to stand in for others.");
         let labels = SpareOutcome::ALL.iter().map(|outcome| outcome.label());
         each(out, name, "outcome", labels.zip(self.spares));
+        let name = "ringway_session_start_seconds";
+        family(out, name, "histogram", "Parts of the start of sessions; claim is part of dial.");
+        for (histogram, part) in self.start_seconds.iter().zip(StartPart::ALL) {
+            histogram.render(out, name, &format!("part=\"{}\"", part.label()));
+        }
         let name = "ringway_control_asks_total";
         family(out, name, "counter", "Questions to the control plane, and how they ended.");
         let labels = AskOutcome::ALL.iter().map(|outcome| outcome.label());

@@ -40,8 +40,18 @@ pub enum Event {
     },
     /// A tunnel is wanted.
     Asked(Ask),
+    /// The control plane elsewhere has queued the work.
+    Queued {
+        /// How long after the request that was.
+        took: Duration,
+    },
     /// A worker's poll was answered with the work.
     HandedOut,
+    /// No worker came, and this was known of the work then.
+    Stood {
+        /// Whether a worker had taken it.
+        taken: bool,
+    },
     /// The worker's CONNECT came to another core and moved here.
     Moved {
         /// That core.
@@ -311,6 +321,19 @@ impl IdBegin {
     }
 }
 
+/// How long the parts of a session's start took, one after the other but for the claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// From the first request until its work was queued; by the gateway's own queue that is at once.
+    pub queue: Option<Duration>,
+    /// From then until a worker had the work, where that is known: NATS says it to nobody.
+    pub claim: Option<Duration>,
+    /// From when it was queued until the worker dialled back, the claim included.
+    pub dial: Option<Duration>,
+    /// From then until the first byte of an answer.
+    pub first_byte: Option<Duration>,
+}
+
 /// What one core has of a session.
 #[derive(Clone, Debug)]
 pub struct Part {
@@ -359,6 +382,31 @@ impl Timeline {
         }
         all.events.sort_by_key(|(core, entry)| (entry.at, *core));
         all
+    }
+
+    /// How long the start of the session took, by its parts: those that it has come to.
+    #[must_use]
+    pub fn start(&self) -> Start {
+        let mut start = Start::default();
+        let (mut asked, mut there) = (None, None);
+        for (_, Entry { at, event }) in &self.events {
+            let since = |from: Option<Time>| from.map(|from| at.since(from));
+            match event {
+                Event::Asked(Ask::New | Ask::Dial) if asked.is_none() => asked = Some(*at),
+                Event::Queued { took } => {
+                    start.queue = Some(*took);
+                    asked = Some(*at);
+                }
+                Event::HandedOut if start.claim.is_none() => start.claim = since(asked),
+                Event::Connected { .. } | Event::Dialled { .. } if there.is_none() => {
+                    there = Some(*at);
+                    start.dial = since(asked);
+                }
+                Event::AnswerBegun if start.first_byte.is_none() => start.first_byte = since(there),
+                _ => {}
+            }
+        }
+        start
     }
 
     /// The latest end, in the metrics' word.

@@ -4,10 +4,13 @@
 
 use crate::grpc::{self, Code};
 use std::fmt;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// What stands before the text of everything that went wrong while a session was opened (3.3).
 const PREFIX: &str = "failed to open stateful work request: ";
+/// What every text about a worker that did not come begins with (E12).
+const NO_LINK: &str = "failed to establish link to worker";
 
 /// Why a request was refused or lost: E1-E12 of the contract, then the cases of our own.
 ///
@@ -60,6 +63,16 @@ pub enum Fault {
     },
     /// E12: no worker came in time.
     NoWorker,
+    /// E12: the work was queued for so long, and no worker took it.
+    NoTaker {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// E12: a worker took the work and did not dial back.
+    NoCallback {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The function's work queue is full (design 4.5).
     WorkQueueFull,
     /// Too many attachments of this connection (limit L12).
@@ -113,7 +126,9 @@ impl Fault {
             | Self::AnswerTooLarge
             | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::SessionNotFound { .. } => Code::NotFound,
-            Self::NoWorker => Code::DeadlineExceeded,
+            Self::NoWorker | Self::NoTaker { .. } | Self::NoCallback { .. } => {
+                Code::DeadlineExceeded
+            }
             Self::TunnelLost | Self::ServerSpeaksHttp1 | Self::Draining | Self::MailboxFull => {
                 Code::Unavailable
             }
@@ -184,6 +199,8 @@ impl Fault {
             Self::TenantMismatch { .. } => "TenantMismatch",
             Self::LookupFailed { .. } => "LookupFailed",
             Self::NoWorker => "NoWorker",
+            Self::NoTaker { .. } => "NoTaker",
+            Self::NoCallback { .. } => "NoCallback",
             Self::WorkQueueFull => "WorkQueueFull",
             Self::TooManySessions => "TooManySessions",
             Self::TooManyDispatches { .. } => "TooManyDispatches",
@@ -229,7 +246,15 @@ impl fmt::Display for Fault {
             Self::FunctionMismatch { request_id } => mismatch(f, "function ID", request_id),
             Self::VersionMismatch { request_id } => mismatch(f, "function version ID", request_id),
             Self::TenantMismatch { request_id } => mismatch(f, "invoker NCA ID", request_id),
-            Self::NoWorker => f.write_str("failed to establish link to worker"),
+            Self::NoWorker => f.write_str(NO_LINK),
+            Self::NoTaker { waited } => {
+                write!(f, "{NO_LINK}: queued {}, no worker took it", seconds(*waited))
+            }
+            Self::NoCallback { waited } => write!(
+                f,
+                "{NO_LINK}: a worker took it, but no callback came within {}",
+                seconds(*waited)
+            ),
             Self::WorkQueueFull => f.write_str("work queue of this function is full"),
             Self::TooManySessions | Self::TooManyDispatches { .. } => {
                 f.write_str("too many sessions on this connection")
@@ -247,6 +272,12 @@ impl fmt::Display for Fault {
             Self::MailboxFull => f.write_str("gateway is overloaded, try again"),
         }
     }
+}
+
+/// A wait for people: `30 s`, `1.5 s`.
+fn seconds(time: Duration) -> String {
+    let text = format!("{:.1}", time.as_secs_f64());
+    format!("{} s", text.strip_suffix(".0").unwrap_or(&text))
 }
 
 impl fmt::Debug for Fault {

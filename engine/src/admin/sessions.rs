@@ -49,6 +49,8 @@ struct Told<'a> {
     #[serde(flatten)]
     session: reply::Session<'a>,
     verdict: String,
+    /// How long its start took, by parts.
+    start: Value,
     events: Vec<Value>,
     #[serde(skip_serializing_if = "is_zero")]
     lost_events: u32,
@@ -100,6 +102,7 @@ pub(super) async fn one(
     let row = row.unwrap_or_else(|| row_of(id, &parts, &timeline));
     reply::json(&Told {
         verdict: timeline.verdict(row.state == "closed"),
+        start: timeline.start().to_json(),
         events: timeline.to_json(),
         lost_events: timeline.lost,
         session: reply::session(&row, whole),

@@ -77,6 +77,12 @@ pub enum Question {
     /// Whose a session is that this gateway does not know. Answered with [`Answer::Registered`],
     /// [`Answer::Unregistered`] or [`Answer::Failed`].
     Lookup(Uuid),
+    /// How far the work that was queued under this ticket has come: its wait is over. Answered
+    /// with [`Answer::Stands`], soon or not at all.
+    Progress {
+        /// Whether its function is a streaming one, whose workers are asked until one replies.
+        streaming: bool,
+    },
     /// Nothing: the worker that was asked for under this ticket is there. There is no answer.
     Settled,
     /// Nothing: nobody waits for the answer under this ticket any more, nor for a worker that was
@@ -126,6 +132,19 @@ pub enum Answer {
     Unheard,
     /// Whose a session is cannot be found out now: why.
     Failed(String),
+    /// How far queued work has come.
+    Stands(Progress),
+}
+
+/// How far work has come that no worker has dialled back for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits in its queue: no worker has taken it.
+    Queued,
+    /// A worker has taken it.
+    Taken,
+    /// That cannot be found out.
+    Unknown,
 }
 
 /// What a worker registers of a session it holds (contract 6.3).

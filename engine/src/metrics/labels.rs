@@ -74,6 +74,20 @@ labels! {
 }
 
 labels! {
+    /// The parts of a session's start; the claim is part of the dial.
+    StartPart {
+        /// From the request until its work was queued.
+        Queue => "queue",
+        /// From then until a worker had it, where that is told.
+        Claim => "claim",
+        /// From when it was queued until the worker dialled back.
+        Dial => "dial",
+        /// From then until the first byte of an answer.
+        FirstByte => "first_byte",
+    }
+}
+
+labels! {
     /// What becomes of questions to the control plane. Each that is asked ends in exactly one of
     /// answered, refused, withdrawn and expired.
     AskOutcome {

@@ -11,7 +11,7 @@ use super::answers::Answers;
 use super::api::{Client, Limiter};
 use super::nats::Nats;
 use crate::control::local::{Work, WorkKind};
-use crate::control::port::{Answer, Ask, AskTicket, Call, Question, Rate, Topic};
+use crate::control::port::{Answer, Ask, AskTicket, Call, Progress, Question, Rate, Topic};
 
 /// Questions that are out at once. The cores bound theirs each for itself; this bounds what the
 /// control thread has of all of them together.
@@ -49,14 +49,17 @@ struct Out {
 /// One question that is out; it is not when this is dropped.
 struct Running {
     driver: Driver,
-    ticket: AskTicket,
+    /// By which it can be stopped.
+    ticket: Option<AskTicket>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         let mut out = self.driver.out();
         out.running -= 1;
-        out.tasks.remove(&self.ticket);
+        if let Some(ticket) = self.ticket {
+            out.tasks.remove(&ticket);
+        }
     }
 }
 
@@ -88,6 +91,7 @@ impl Driver {
                 let answer = driver.planes.nats.lookup(id).await;
                 driver.answers.say(ticket, answer);
             }),
+            Question::Progress { streaming } => self.progress(ticket, streaming),
             Question::Settled => self.planes.nats.settled(ticket),
             Question::Withdraw => self.withdraw(ticket),
         }
@@ -118,13 +122,30 @@ impl Driver {
             return self.answers.say(ticket, Answer::Full);
         }
         out.running += 1;
-        let running = Running { driver: self.clone(), ticket };
+        let running = Running { driver: self.clone(), ticket: Some(ticket) };
         let task = task(self.clone());
         let handle = tokio::spawn(async move {
             let _running = running;
             task.await;
         });
         out.tasks.insert(ticket, handle.abort_handle());
+    }
+
+    /// How far work has come. It has the ticket of the work itself, which is not stopped with it.
+    fn progress(&self, ticket: AskTicket, streaming: bool) {
+        let mut out = self.out();
+        if out.running >= MOST_QUESTIONS {
+            drop(out);
+            return self.answers.say(ticket, Answer::Stands(Progress::Unknown));
+        }
+        out.running += 1;
+        let running = Running { driver: self.clone(), ticket: None };
+        let driver = self.clone();
+        tokio::spawn(async move {
+            let _running = running;
+            let progress = driver.planes.nats.progress(ticket, streaming).await;
+            driver.answers.say(ticket, Answer::Stands(progress));
+        });
     }
 
     async fn authorise(self, ticket: AskTicket, call: Box<Call>) {

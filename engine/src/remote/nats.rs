@@ -37,7 +37,7 @@ use uuid::Uuid;
 
 use crate::config::Remote;
 use crate::control::local::{Work, WorkKind};
-use crate::control::port::{Answer, AskTicket};
+use crate::control::port::{Answer, AskTicket, Progress};
 
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
@@ -129,7 +129,7 @@ impl Nats {
         predecessors.at_start(until.saturating_duration_since(Instant::now())).await;
         Ok(Self(Arc::new(Inner {
             ledger: Ledger::new(streams, withdrawals.clone()),
-            publisher: Publisher::new(link.clone(), replies),
+            publisher: Publisher::new(link.clone(), replies, rights.clone()),
             reconnects: Reconnects::new(link.clone(), lookups.clone()),
             nodes,
             predecessors,
@@ -243,6 +243,16 @@ impl Nats {
             Ok(Some(registration)) => Answer::Registered(Box::new(registration)),
             Ok(None) => Answer::Unregistered,
             Err(why) => Answer::Failed(why),
+        }
+    }
+
+    /// How far the work has come that was queued under this ticket. A streaming function's is in no
+    /// stream: its workers are asked until one has replied.
+    pub(super) async fn progress(&self, ticket: AskTicket, streaming: bool) -> Progress {
+        match streaming {
+            true if self.0.runs.has(ticket) => Progress::Queued,
+            true => Progress::Taken,
+            false => self.0.ledger.progress(ticket).await,
         }
     }
 

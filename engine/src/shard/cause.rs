@@ -65,6 +65,16 @@ impl Cause {
         "worker_cache_ttl",
         "no worker came within the wait limit",
     ));
+    pub(crate) const NO_TAKER: Self = Self(&Known::timer(
+        CloseReason::TtlExpired,
+        "worker_cache_ttl",
+        "no worker took the work within the wait limit",
+    ));
+    pub(crate) const NO_CALLBACK: Self = Self(&Known::timer(
+        CloseReason::TtlExpired,
+        "worker_cache_ttl",
+        "a worker took the work, and no callback came within the wait limit",
+    ));
     pub(crate) const UNTAKEN: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::None,

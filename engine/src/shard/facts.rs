@@ -19,7 +19,7 @@ use super::cause::{Cause, Gone};
 use super::table::Key;
 use crate::border::{ConnId, Parcel};
 use crate::control::local::{PollAnswer, PollId, SessionFacts, Ticket, Work};
-pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Question, Topic};
+pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::metrics::{ResumeWay, SpareOutcome};
 use crate::post::{

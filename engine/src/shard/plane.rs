@@ -37,12 +37,20 @@ impl Desk {
                 self.out.push(ask);
             }
             // The local plane has no work and no sessions of others: these are a remote one's.
-            (_, Question::Submit(_) | Question::Lookup(_) | Question::Settled) => {
-                self.out.push(ask)
-            }
+            (
+                _,
+                Question::Submit(_)
+                | Question::Lookup(_)
+                | Question::Progress { .. }
+                | Question::Settled,
+            ) => self.out.push(ask),
             (_, Question::Withdraw) => {
-                // Of what was not said yet nothing has to be taken back.
-                match self.out.iter().position(|other| other.ticket == ticket) {
+                // Of what was not said yet nothing has to be taken back; how far it has come is
+                // asked of what was.
+                let unsaid = |other: &Ask| {
+                    other.ticket == ticket && !matches!(other.what, Question::Progress { .. })
+                };
+                match self.out.iter().position(unsaid) {
                     Some(at) => drop(self.out.remove(at)),
                     None => self.out.push(ask),
                 }

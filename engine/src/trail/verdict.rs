@@ -45,7 +45,14 @@ impl Timeline {
         if let (CloseReason::TtlExpired, Some((_, Entry { at, event: Event::Asked(_) }))) =
             (reason, begun)
         {
-            return format!("no worker came within {}", span(closed.at.since(at)));
+            let waited = span(closed.at.since(at));
+            return match self.last(|event| tells_of_taking(event)) {
+                Some((_, entry)) if entry.event == (Event::Stood { taken: false }) => {
+                    format!("no worker took it within {waited}")
+                }
+                Some(_) => format!("a worker took it, and did not dial back within {waited}"),
+                None => format!("no worker came within {waited}"),
+            };
         }
         let parked = self.last(parks_or_resumes).filter(|(_, last)| last.event == Event::Parked);
         if let Some((_, parked)) = parked {
@@ -187,6 +194,11 @@ fn parks_or_resumes(event: Event) -> bool {
     matches!(event, Event::Parked | Event::Resumed { .. })
 }
 
+/// Whether it says if a worker took the work.
+fn tells_of_taking(event: Event) -> bool {
+    matches!(event, Event::HandedOut | Event::Stood { .. })
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -290,6 +302,14 @@ mod tests {
         let nobody = closed(Side::Gateway, ttl.0, ttl.1, ttl.2);
         let told = timeline(&[(0, 1, ASKED), (0, 30_001, nobody)]).verdict(true);
         assert_eq!(told, "no worker came within 30 s");
+        for (event, verdict) in [
+            (Event::Stood { taken: false }, "no worker took it within 30 s"),
+            (Event::Stood { taken: true }, "a worker took it, and did not dial back within 30 s"),
+            (Event::HandedOut, "a worker took it, and did not dial back within 30 s"),
+        ] {
+            let told = timeline(&[(0, 1, ASKED), (1, 30_000, event), (0, 30_001, nobody)]);
+            assert_eq!(told.verdict(true), verdict);
+        }
         let told = timeline(&[(0, 1, ASKED), (0, 2, connected()), (0, 30_002, nobody)]);
         let unused = "ended by the gateway: why (timer worker_cache_ttl), before the first byte";
         assert_eq!(told.verdict(true), unused);

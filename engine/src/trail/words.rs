@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, Event, Pings, Side, Timeline};
+use super::{Ask, Event, Pings, Side, Start, Timeline};
 use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::{CloseCode, ResumeWay};
@@ -39,6 +39,22 @@ impl Timeline {
     }
 }
 
+impl Start {
+    /// The parts as `/sessions/{id}` shows them, in milliseconds.
+    #[must_use]
+    pub fn to_json(self) -> Value {
+        let parts = [
+            ("queueMs", self.queue),
+            ("claimMs", self.claim),
+            ("dialMs", self.dial),
+            ("firstByteMs", self.first_byte),
+        ];
+        let known =
+            parts.into_iter().filter_map(|(name, took)| Some((name.into(), ms(took?).into())));
+        Value::Object(known.collect())
+    }
+}
+
 impl Event {
     /// Its name in JSON.
     #[must_use]
@@ -49,7 +65,9 @@ impl Event {
             Self::Found { .. } => "found",
             Self::LookedUp { .. } => "looked_up",
             Self::Asked(_) => "asked",
+            Self::Queued { .. } => "queued",
             Self::HandedOut => "handed_out",
+            Self::Stood { .. } => "stood",
             Self::Moved { .. } => "connect_moved",
             Self::Refused => "connect_refused",
             Self::Connected { .. } => "connected",
@@ -79,6 +97,8 @@ impl Event {
             Self::Found { home, took } => json!({ "home": home, "tookMs": ms(took) }),
             Self::LookedUp { took } => json!({ "tookMs": ms(took) }),
             Self::Asked(ask) => json!({ "for": ask.label() }),
+            Self::Queued { took } => json!({ "tookMs": ms(took) }),
+            Self::Stood { taken } => json!({ "taken": taken }),
             Self::Moved { from } => json!({ "from": from }),
             Self::Connected { worker, age } => {
                 json!({ "worker": worker.to_string(), "tokenAgeMs": ms(age.into()) })
@@ -129,7 +149,12 @@ impl Event {
             Self::Asked(Ask::Again) => "its worker is asked for a tunnel".into(),
             Self::Asked(Ask::Spare) => "its worker is asked for a spare tunnel".into(),
             Self::Asked(Ask::Dial) => "the function's server is dialled".into(),
+            Self::Queued { took } => {
+                format!("its work was queued, {} after its request", span(took))
+            }
             Self::HandedOut => "a worker took the work".into(),
+            Self::Stood { taken: true } => "a worker had taken the work, and did not come".into(),
+            Self::Stood { taken: false } => "no worker had taken the work".into(),
             Self::Moved { from } => {
                 format!("the worker's CONNECT came to core {from} and moved here")
             }

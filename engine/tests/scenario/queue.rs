@@ -7,7 +7,7 @@ use std::time::Duration;
 use ringway::border::End;
 use ringway::control::local::{Work as Queued, WorkKind};
 use ringway::control::port::{
-    Answer, Ask, AskTicket, Grant, Kind, Owner, Plane, Question, Registration,
+    Answer, Ask, AskTicket, Grant, Kind, Owner, Plane, Progress, Question, Registration,
 };
 use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
@@ -179,17 +179,59 @@ fn a_client_that_leaves_takes_its_work_back_and_its_token_is_void() {
     assert!(far.world.shard.is_empty());
 }
 
+/// Nobody is to give way to what waits, so that nothing is asked for that meanwhile.
+const PATIENT: &str = "[session]\npark_yield = \"1h\"\n";
+
 #[test]
-fn who_waits_too_long_for_a_worker_is_told_and_the_work_is_taken_back() {
-    let mut far = Far::new("");
+fn who_waits_too_long_for_a_worker_is_told_how_far_its_work_came_and_that_is_taken_back() {
+    let link = "failed to establish link to worker";
+    for (answer, text) in [
+        (Some(Answer::Stands(Progress::Queued)), ": queued 30 s, no worker took it"),
+        (
+            Some(Answer::Stands(Progress::Taken)),
+            ": a worker took it, but no callback came within 30 s",
+        ),
+        (Some(Answer::Stands(Progress::Unknown)), ""),
+        (Some(Answer::Full), ""),
+        // A plane that does not know it soon is not waited for.
+        (None, ""),
+    ] {
+        let mut far = Far::new(PATIENT);
+        let mut client = Peer::client(&mut far.world);
+        let (ticket, _) = Far::submitted(far.request(&mut client, &[]));
+        far.answer(ticket, Answer::Queued);
+        far.world.pass(Duration::from_secs(30));
+        let asked = far.ask();
+        assert!(asked.ticket == ticket && matches!(asked.what, Question::Progress { .. }));
+        client.sync(&mut far.world);
+        assert!(client.heads().is_empty(), "it has not been said yet");
+        match answer {
+            Some(answer) => far.answer(ticket, answer),
+            None => far.world.pass(Duration::from_millis(250)),
+        }
+        let (status, message) = far.status(&mut client);
+        assert_eq!((status.as_deref(), message), (Some("4"), format!("{link}{text}")));
+        let withdrawn = far.ask();
+        assert!(withdrawn.ticket == ticket && matches!(withdrawn.what, Question::Withdraw));
+        far.ends_empty(&client);
+    }
+}
+
+#[test]
+fn a_worker_that_comes_behind_the_wait_is_welcome_until_its_end_is_told() {
+    let mut far = Far::new(PATIENT);
     let mut client = Peer::client(&mut far.world);
-    let (ticket, _) = Far::submitted(far.request(&mut client, &[]));
+    let (ticket, work) = Far::submitted(far.request(&mut client, &[]));
     far.answer(ticket, Answer::Queued);
     far.world.pass(Duration::from_secs(30));
-    let (status, message) = far.status(&mut client);
-    assert_eq!(status.as_deref(), Some("4"), "{message}");
-    let withdrawn = far.ask();
-    assert!(withdrawn.ticket == ticket && matches!(withdrawn.what, Question::Withdraw));
+    assert!(matches!(far.ask().what, Question::Progress { .. }));
+    let worker = Peer::dial_back(&mut far.world, &as_told(&work));
+    assert_eq!(worker.heads().len(), 1);
+    assert!(matches!(far.ask().what, Question::Settled));
+    far.answer(ticket, Answer::Stands(Progress::Taken));
+    far.world.pass(Duration::from_millis(250));
+    client.sync(&mut far.world);
+    assert!(client.heads().is_empty(), "it is served");
     far.ends_empty(&client);
 }
 

@@ -102,7 +102,7 @@ fn nobody_came_and_who_left() {
     let id = poll(&mut world, &[]).expect("work").request_id;
     world.pass(Duration::from_secs(31));
     let told = timeline(&mut world, &id);
-    assert_eq!(told.verdict(true), "no worker came within 30 s");
+    assert_eq!(told.verdict(true), "a worker took it, and did not dial back within 30 s");
     let mut world = World::new();
     let (client, _worker, id) = parking::attached(&mut world);
     world.pass(Duration::from_millis(3_100));

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::tally::{Skipped, Trigger, WithdrawMeters};
 use super::withdraw::{Fate, Queued, Streams, Trouble};
-use crate::control::port::AskTicket;
+use crate::control::port::{AskTicket, Progress};
 
 /// Pieces of work that are published and not settled: as many as questions may be out.
 pub(super) const MOST_UNSETTLED: usize = 65_536;
@@ -57,6 +57,8 @@ struct Entry {
     version: Arc<str>,
     id: Uuid,
     stage: Stage,
+    /// The connection on which it was published: another one may lead to a server that has lost it.
+    epoch: Option<u64>,
     unwanted: Option<Unwanted>,
 }
 
@@ -96,7 +98,8 @@ impl Ledger {
         if table.closing || table.entries.len() >= MOST_UNSETTLED {
             return false;
         }
-        let entry = Entry { version, id, stage: Stage::Out, unwanted: None };
+        let epoch = self.streams.link().epoch();
+        let entry = Entry { version, id, stage: Stage::Out, epoch, unwanted: None };
         table.entries.insert(ticket, entry);
         self.meters.keeps(table.entries.len());
         true
@@ -110,6 +113,25 @@ impl Ledger {
         entry.stage = Stage::Stored(sequence);
         if entry.unwanted.is_some() {
             self.queue(&mut table, ticket);
+        }
+    }
+
+    /// How far a piece of work has come, by what its stream says now.
+    pub(super) async fn progress(&self, ticket: AskTicket) -> Progress {
+        let entry = {
+            let table = self.table();
+            let entry = table.entries.get(&ticket);
+            entry.map(|Entry { version, id, stage, epoch, .. }| match *stage {
+                Stage::Out => None,
+                Stage::Stored(sequence) => {
+                    let sequence = sequence.filter(|_| *epoch == self.streams.link().epoch());
+                    Some(Queued { version: version.clone(), id: *id, sequence })
+                }
+            })
+        };
+        match entry.flatten() {
+            Some(work) => self.streams.progress(&work).await,
+            None => Progress::Unknown,
         }
     }
 
@@ -266,7 +288,7 @@ impl Ledger {
         let queue = queues.get_mut(version)?;
         while let Some(ticket) = queue.pop_front() {
             // What its worker came for meanwhile is not here any more.
-            let Some(Entry { version, id, stage: Stage::Stored(sequence), unwanted }) =
+            let Some(Entry { version, id, stage: Stage::Stored(sequence), unwanted, .. }) =
                 entries.get(&ticket)
             else {
                 continue;

@@ -4,9 +4,10 @@
 //! A server says so beside the answers: the request itself just ends without one. So whoever hears
 //! the connection's events tells them here, and whoever waited in vain asks here why.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::metrics::{each, family};
 
@@ -72,12 +73,45 @@ impl Right {
     }
 }
 
+/// Subjects that were refused and that somebody who published to one may still be told of.
+const VIOLATIONS: usize = 256;
+
 /// Rights that are missing on the connection there is now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rights {
     missing: [AtomicBool; Right::ALL.len()],
     said: [AtomicBool; Right::ALL.len()],
     missed: Notify,
+    violations: broadcast::Sender<Arc<str>>,
+}
+
+/// The subjects that are refused from now on.
+#[derive(Debug)]
+pub(super) struct Violations(broadcast::Receiver<Arc<str>>);
+
+impl Violations {
+    /// Waits until this subject is refused. What comes in too great a number is lost: then whoever
+    /// published waits for as long as its answer may take.
+    pub(super) async fn about(&mut self, subject: &str) {
+        loop {
+            match self.0.recv().await {
+                Ok(refused) if *refused == *subject => return,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Default for Rights {
+    fn default() -> Self {
+        Self {
+            missing: Default::default(),
+            said: Default::default(),
+            missed: Notify::default(),
+            violations: broadcast::Sender::new(VIOLATIONS),
+        }
+    }
 }
 
 impl Rights {
@@ -93,6 +127,8 @@ impl Rights {
         let violation =
             parts.next().is_some_and(|text| text.to_lowercase().contains("permissions violation"));
         let Some(subject) = parts.next().filter(|_| violation) else { return };
+        // Nobody need listen.
+        let _ = self.violations.send(subject.into());
         let about = SUBJECTS.iter().find(|(part, _)| subject.contains(part));
         let Some((_, right)) = about else { return };
         self.missing[*right as usize].store(true, Ordering::Relaxed);
@@ -100,6 +136,11 @@ impl Rights {
         if !self.said[*right as usize].swap(true, Ordering::Relaxed) {
             tracing::warn!(subject, "the NATS account lacks a right: {}", right.cost());
         }
+    }
+
+    /// Listens for refusals from now on.
+    pub(super) fn violations(&self) -> Violations {
+        Violations(self.violations.subscribe())
     }
 
     /// Whether that is missing.
@@ -130,6 +171,8 @@ impl Rights {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -152,5 +195,15 @@ mod tests {
         assert!(out.contains("{right=\"look\"} 0\n"), "{out}");
         rights.connected();
         assert!(!rights.lacks(Right::Purge));
+    }
+
+    #[test]
+    fn who_published_hears_of_its_own_subject() {
+        let rights = Rights::default();
+        let [mut one, mut other] = [rights.violations(), rights.violations()];
+        rights.heard("nats: Permissions Violation for Publish to \"rq.r.v.1\"");
+        assert!(one.about("rq.r.v.1").now_or_never().is_some());
+        assert!(other.about("rq.r.v.2").now_or_never().is_none());
+        assert!(rights.violations().about("rq.r.v.1").now_or_never().is_none(), "it is over");
     }
 }

@@ -39,6 +39,11 @@ impl Runs {
         Some(Run { runs: self.clone(), ticket, stopped })
     }
 
+    /// Whether the one of a ticket runs.
+    pub(super) fn has(&self, ticket: AskTicket) -> bool {
+        self.all().contains_key(&ticket)
+    }
+
     /// Stops the one of a ticket, if it runs.
     pub(super) fn stop(&self, ticket: AskTicket) {
         // Its receiver hears that the sender is gone.
@@ -91,6 +96,7 @@ mod tests {
             begun.iter_mut().map(|run| run.stopped().now_or_never().is_some()).collect()
         };
         assert_eq!(stopped(), [false, false, false]);
+        assert!(runs.has(ticket(0, 1)) && !runs.has(ticket(7, 1)));
         runs.forget_core(0, 2);
         runs.stop(ticket(1, 1));
         runs.stop(ticket(7, 1));

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::link::Link;
 use super::pace::Pace;
 use super::replies::Replies;
+use super::rights::Rights;
 
 /// How long an acknowledgement may take, all attempts together.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
@@ -32,6 +33,7 @@ const THERE_ALREADY: &str = "maximum messages per subject exceeded";
 pub(super) struct Publisher {
     link: Link,
     replies: Replies,
+    rights: Arc<Rights>,
     room: Arc<Semaphore>,
     told: Arc<Pace>,
 }
@@ -76,9 +78,9 @@ struct Fault {
 }
 
 impl Publisher {
-    pub(super) fn new(link: Link, replies: Replies) -> Self {
+    pub(super) fn new(link: Link, replies: Replies, rights: Arc<Rights>) -> Self {
         let room = Arc::new(Semaphore::new(MOST_PUBLISHES));
-        Self { link, replies, room, told: Arc::default() }
+        Self { link, replies, rights, room, told: Arc::default() }
     }
 
     /// Publishes a message whose subject is its own, so that it cannot be in the stream twice.
@@ -100,6 +102,7 @@ impl Publisher {
         let mut more = MORE_ATTEMPTS;
         // Whether one was lost on the way: it may have arrived.
         let mut lost = false;
+        let mut violations = self.rights.violations();
         loop {
             let Some(epoch) = self.link.epoch() else {
                 let why = format!("NATS is not there: {}", self.link.why_down());
@@ -118,6 +121,10 @@ impl Publisher {
                     Ok(answer) => answer,
                     Err(_) => return Published::Unknown("no answer came within 5 s".into()),
                 },
+                () = violations.about(subject) => Err(Unasked::Refused(
+                    "Permissions Violation: the NATS account may not publish to that subject; \
+                     allow it to publish to rq.>".into(),
+                )),
                 () = self.link.lost(epoch) => {
                     lost = true;
                     continue;

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::link::{API_LIMIT, Link};
 use super::rights::{Right, Rights};
+use crate::control::port::Progress;
 
 /// Works that are being withdrawn at once (contract NT-11).
 pub(super) const MOST_PURGES: usize = 32;
@@ -204,6 +205,22 @@ impl Streams {
             return Ok(Fate::Taken);
         }
         self.purge(work).await
+    }
+
+    /// Whether a worker was given the work. What cannot be found out is not known, and costs nobody
+    /// anything.
+    pub(super) async fn progress(&self, work: &Queued) -> Progress {
+        // A stream that was lost and made again does not know what its former one had.
+        let stored = match work.sequence {
+            Some(sequence) => Ok(Some(sequence)),
+            None => self.stored(work).await,
+        };
+        let Ok(Some(sequence)) = stored else { return Progress::Unknown };
+        match self.look(&work.version, Instant::now()).await {
+            Ok(look) if sequence <= look.delivered => Progress::Taken,
+            Ok(_) => Progress::Queued,
+            Err(_) => Progress::Unknown,
+        }
     }
 
     /// Where the work is in its stream, if it is. The leader is asked: another server may not have

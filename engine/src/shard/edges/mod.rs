@@ -15,7 +15,7 @@ use super::cause::Cause;
 use super::facts::{Edge, Ended, Met};
 use super::settings::ShardSettings;
 use crate::log::{Closed, Line, Lines};
-use crate::metrics::{CloseCode, CloseReason, Limit, ShardMetrics, SpareOutcome};
+use crate::metrics::{CloseCode, CloseReason, Limit, ShardMetrics, SpareOutcome, StartPart};
 use crate::trail::{Entry, Event, IdBegin, Part, Side, Timer};
 
 /// Who reads an edge, beside the flight recorder, and when.
@@ -90,8 +90,26 @@ impl Edges {
     }
 
     fn note(&mut self, session: Uuid, at: Time, event: Event, readers: &mut Readers<'_>) {
+        self.time(session, at, event, readers.metrics);
         if self.trails.note(session, Entry { at, event }, readers.now) {
             readers.metrics.limit_hit(Limit::TraceRecords);
+        }
+    }
+
+    /// Times the parts of a session's start, by what the flight recorder has of it on this core.
+    fn time(&self, session: Uuid, at: Time, event: Event, metrics: &mut ShardMetrics) {
+        let queued = |event| matches!(event, Event::Asked(_) | Event::Queued { .. });
+        let there = |event| matches!(event, Event::Connected { .. } | Event::Dialled { .. });
+        let (part, took) = match event {
+            Event::Queued { took } => (StartPart::Queue, Some(took)),
+            Event::HandedOut => (StartPart::Claim, self.trails.since(session, at, queued)),
+            Event::Connected { .. } => (StartPart::Dial, self.trails.since(session, at, queued)),
+            Event::Dialled { took, .. } => (StartPart::Dial, Some(took.into())),
+            Event::AnswerBegun => (StartPart::FirstByte, self.trails.since(session, at, there)),
+            _ => return,
+        };
+        if let Some(took) = took {
+            metrics.start_seconds[part.index()].observe(took.as_secs_f64());
         }
     }
 

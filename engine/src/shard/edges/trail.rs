@@ -11,7 +11,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use crate::control::local::SessionFacts;
-use crate::trail::{Entry, Event, IdBegin, Part, Pings};
+use crate::trail::{Ask, Entry, Event, IdBegin, Part, Pings};
 
 /// How long the events of a session are kept after its last one here.
 const KEPT: Duration = Duration::from_secs(300);
@@ -119,6 +119,24 @@ impl Trails {
         }
     }
 
+    /// How long before `at` the latest such event of a session was, if it is a new one: what is
+    /// asked of a worker that has a session already says nothing of starts.
+    pub(super) fn since(
+        &self,
+        id: Uuid,
+        at: Time,
+        wanted: impl Fn(Event) -> bool,
+    ) -> Option<Duration> {
+        let entries = &self.trails.get(&id)?.entries;
+        let asked = |entry: &&Entry| matches!(entry.event, Event::Asked(_));
+        let new = entries.iter().rev().find(asked)?.event;
+        if !matches!(new, Event::Asked(Ask::New | Ask::Dial)) {
+            return None;
+        }
+        let found = entries.iter().rev().find(|entry| wanted(entry.event))?;
+        Some(at.since(found.at))
+    }
+
     /// The session's worker has answered a PING.
     pub(super) fn ponged(&mut self, id: Uuid, took: Duration, now: Time) {
         if let Some(trail) = self.trails.get_mut(&id) {
@@ -224,7 +242,7 @@ impl Trail {
 mod tests {
     use super::*;
     use crate::metrics::{CloseCode, CloseReason};
-    use crate::trail::{Ask, Side, Timer};
+    use crate::trail::{Side, Timer};
 
     const CLOSED: Event = Event::Closed {
         side: Side::Client,

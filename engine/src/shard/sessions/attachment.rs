@@ -78,8 +78,15 @@ pub(super) enum State {
     /// still come in the same breath.
     Fresh { kind: WorkKind, since: Time, forsaken: bool },
     /// Work is queued, or asked to be; the worker's CONNECT must bring this token. `since` as
-    /// before.
-    Waiting { token: Box<WorkerToken>, kind: WorkKind, since: Time, issued: Time, wrong: u32 },
+    /// before. `stage`: what a remote control plane has said of it.
+    Waiting {
+        token: Box<WorkerToken>,
+        kind: WorkKind,
+        since: Time,
+        issued: Time,
+        wrong: u32,
+        stage: Stage,
+    },
     /// The function's server is dialled: it needs no worker.
     Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
@@ -96,6 +103,17 @@ pub(super) enum State {
     Moving { to: Ticket, speaks: Speaks, spent: bool },
     /// It has ended, and the relay closes its route.
     Ending(Was),
+}
+
+/// What is known of work that a remote control plane was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing yet.
+    Given,
+    /// It is queued.
+    Queued,
+    /// Its time is over, and the plane is asked how far it has come.
+    Over,
 }
 
 /// A question to another core.

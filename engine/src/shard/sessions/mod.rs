@@ -25,6 +25,7 @@ mod rules;
 mod spare;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ use ringway_proto::id::WorkerToken;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use self::attachment::{Asked, Attachment, Kin, State};
+use self::attachment::{Asked, Attachment, Kin, Stage, State};
 use self::dial::Dialling;
 use self::directory::Directory;
 use self::mint::Mint;
@@ -165,35 +166,6 @@ impl Sessions {
     }
 
     // ---- what the loop calls ----
-
-    /// The time has come for an attachment to have its worker, or another core's answer.
-    pub(super) fn waited(&mut self, turn: &mut Turn<'_>, key: Key) {
-        let wait = turn.settings.config.session.wait;
-        if let Some(of) = self.roster.attachments.get(key) {
-            let session = of.session;
-            match of.state() {
-                State::Waiting { issued, .. } if *issued + wait <= turn.now => {
-                    self.roster.give_up(turn, key, Cause::NO_WORKER);
-                }
-                State::Asking(_) => {
-                    self.roster.leave(turn, (session, key), None);
-                    self.roster.end_asking(turn, key, Fault::NoWorker);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// A new session has waited for its worker for so long that a parked one may give way. It then
-    /// waits anew: what is done about it takes its time too.
-    pub(super) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
-        if let Some(of) = self.roster.attachments.get(key)
-            && matches!(of.state(), State::Waiting { .. })
-        {
-            turn.workers(ForWorkers::Impatient(of.of_version(key, turn.settings)));
-            turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
-        }
-    }
 
     /// Requests have waited long enough for a tunnel in place of one that takes no more streams.
     pub(super) fn replace_overdue(&mut self, turn: &mut Turn<'_>, key: Key) {
@@ -410,13 +382,10 @@ impl Sessions {
         }
         let token = self.mint.token(key);
         let work = attachments.get(key).map(|of| work(turn.settings, (key, of), kind, &token));
-        attachments.set(key, State::Waiting { token, kind, since, issued: turn.now, wrong: 0 });
+        let (issued, wrong, stage) = (turn.now, 0, Stage::Given);
+        attachments.set(key, State::Waiting { token, kind, since, issued, wrong, stage });
         turn.metrics.tokens_issued += 1;
-        let session = &turn.settings.config.session;
-        turn.arm(turn.now + session.wait, Due::Wait(key));
-        if kind == WorkKind::New && !local {
-            turn.arm(turn.now + session.park_yield, Due::Patience(key));
-        }
+        turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
         work.into_iter().for_each(|work| turn.workers(ForWorkers::Submit(Box::new(work))));
     }
 

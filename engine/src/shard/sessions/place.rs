@@ -8,10 +8,9 @@ use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use super::super::cause::Cause;
 use super::super::facts::{
     Answer, Ask, Caller, Edge, Fact, ForRelay, ForSessions, Question as About, Refused, Wanted,
-    key_numbered, key_of,
+    key_of,
 };
 use super::super::settings::ShardSettings;
 use super::super::table::Key;
@@ -186,42 +185,6 @@ impl Sessions {
                 // Nothing else is an answer to this question.
                 _ => self.refuse_all(turn, question, &Fault::Overloaded),
             }
-        }
-    }
-
-    /// The control plane says what has become of an attachment's work, or whose a session is that
-    /// this gateway does not know. What is said of an attachment that waits for neither is late.
-    pub(super) fn tunnel_answered(
-        &mut self,
-        turn: &mut Turn<'_>,
-        ticket: AskTicket,
-        answer: Answer,
-    ) {
-        let key = key_numbered(ticket.number);
-        let of = self.roster.attachments.get(key).filter(|_| self.questions.are_ours(ticket));
-        let waits = of.map(|of| (of.session, of.state()));
-        match (waits, answer) {
-            (Some((_, &State::Waiting { kind, since, .. })), Answer::Queued) => {
-                let again = usize::from(kind == WorkKind::Reconnect);
-                if kind != WorkKind::Spare {
-                    let took = turn.now.since(since);
-                    turn.metrics.session_init_seconds[again].observe(took.as_secs_f64());
-                }
-            }
-            (Some((id, State::Waiting { .. })), refused) => {
-                let (cause, fault) = match refused {
-                    Answer::Limited => (Cause::LIMITED, Fault::RateLimited),
-                    Answer::Unqueued(_) => (Cause::UNQUEUED, Fault::PublishFailed),
-                    Answer::Unheard => (Cause::NO_WORKER, Fault::NoWorker),
-                    Answer::Unregistered => {
-                        (Cause::NO_WORKER, Fault::SessionNotFound { request_id: id })
-                    }
-                    _ => (Cause::UNQUEUED, Fault::Overloaded),
-                };
-                self.not_submitted(turn, key, (cause, fault));
-            }
-            (Some((_, State::Asking(_))), answer) => self.looked_up(turn, key, answer),
-            _ => turn.metrics.asks[AskOutcome::Late.index()] += 1,
         }
     }
 

@@ -115,6 +115,25 @@ async fn what_a_worker_has_stays() {
 }
 
 #[tokio::test]
+async fn how_far_work_has_come_is_what_its_stream_says() {
+    let rig = Rig::new().await;
+    rig.publish(1).await;
+    rig.publish(2).await;
+    rig.region.take(VERSION, 1).await;
+    assert_eq!(rig.ledger.progress(ticket(1)).await, Progress::Taken);
+    assert_eq!(rig.ledger.progress(ticket(2)).await, Progress::Queued);
+    // Nobody has told where it is, and it is found; one that is on its way is not.
+    rig.ledger.published(ticket(2), None);
+    assert_eq!(rig.ledger.progress(ticket(2)).await, Progress::Queued);
+    rig.enter(3);
+    rig.ledger.published(ticket(3), None);
+    rig.enter(4);
+    for number in 3..=5 {
+        assert_eq!(rig.ledger.progress(ticket(number)).await, Progress::Unknown, "{number}");
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_comes_keeps_its_work() {
     let rig = Rig::new().await;
     let id = rig.publish(1).await;

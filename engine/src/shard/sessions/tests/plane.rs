@@ -1,6 +1,7 @@
 //! What is asked of the control plane, and how each question ends.
 
 use super::*;
+use crate::control::port::Progress;
 
 #[test]
 fn requests_that_want_the_same_share_a_question_and_others_do_not() {
@@ -133,4 +134,44 @@ fn a_connection_has_no_more_questions_than_it_may_have_sessions() {
     }
     assert_eq!(bench.said(), ["Authorise", "Authorise", "Refuse"]);
     assert_eq!(bench.refused(), Fault::TooManySessions);
+}
+
+#[test]
+fn a_parked_session_gives_way_only_to_work_that_is_queued() {
+    let mut bench = Bench::new();
+    bench.rig.settings.dispatch = Plane::Remote;
+    bench.place(1, 1, wanted(None));
+    let key = bench.served();
+    bench.launch();
+    let soon = bench.rig.settings.config.session.park_yield;
+    let impatient = |bench: &mut Bench| {
+        bench.later(soon);
+        let now = bench.rig.border.now;
+        std::iter::from_fn(|| bench.rig.timers.pop(now)).any(|due| matches!(due, Due::Patience(_)))
+    };
+    assert!(!impatient(&mut bench), "a worker could not get it");
+    let ticket = bench.sessions.questions.tunnel_ticket(key);
+    let say = |bench: &mut Bench, answer| {
+        bench.said();
+        bench.on(ForSessions::Answered { ticket, answer });
+        bench.said()
+    };
+    say(&mut bench, Answer::Queued);
+    for (answer, gives_way) in [
+        (Answer::Stands(Progress::Taken), false),
+        (Answer::Stands(Progress::Unknown), false),
+        (Answer::Full, false),
+        (Answer::Stands(Progress::Queued), true),
+    ] {
+        assert!(impatient(&mut bench));
+        bench.call(|sessions, turn| sessions.impatient(turn, key));
+        let asked = |fact: &Fact| match fact {
+            Fact::Ask(Ask { what: Question::Progress { .. }, ticket, .. }) => Some(*ticket),
+            _ => None,
+        };
+        assert_eq!(bench.out.iter().rev().find_map(asked), Some(ticket));
+        assert_eq!(say(&mut bench, answer).iter().any(|name| name == "Impatient"), gives_way);
+    }
+    let waits = matches!(bench.sessions.roster.attachments.state(key), Some(State::Waiting { .. }));
+    assert!(waits, "nothing of that was an end");
 }

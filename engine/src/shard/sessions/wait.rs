@@ -1,0 +1,151 @@
+//! Attachments that wait for their worker: what a remote control plane says of their work, and what
+//! becomes of those that wait in vain.
+
+use std::time::Duration;
+
+use ringway_proto::fault::Fault;
+
+use super::super::cause::Cause;
+use super::super::facts::{
+    Answer, Ask, AskTicket, Edge, Fact, ForWorkers, Progress, Question, key_numbered,
+};
+use super::super::table::Key;
+use super::super::timer::Due;
+use super::super::turn::Turn;
+use super::Sessions;
+use super::attachment::{Stage, State};
+use crate::control::local::WorkKind;
+use crate::metrics::AskOutcome;
+use crate::trail::Event;
+
+/// How much longer a wait takes at most that is over: so long the control plane has to say how far
+/// the work has come. A worker that comes meanwhile is welcome.
+const LAST_WORD: Duration = Duration::from_millis(250);
+
+impl Sessions {
+    /// The control plane says what has become of an attachment's work, or whose a session is that
+    /// this gateway does not know. What is said of an attachment that waits for neither is late.
+    pub(super) fn tunnel_answered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ticket: AskTicket,
+        answer: Answer,
+    ) {
+        let key = key_numbered(ticket.number);
+        let of = self.roster.attachments.get(key).filter(|_| self.questions.are_ours(ticket));
+        let waits = of.map(|of| (of.session, of.state()));
+        match (waits, answer) {
+            (Some((_, State::Waiting { stage: Stage::Given, .. })), Answer::Queued) => {
+                self.queued(turn, key);
+            }
+            (Some((_, State::Waiting { stage: Stage::Over, .. })), answer) => {
+                let progress = match answer {
+                    Answer::Stands(progress) => progress,
+                    _ => Progress::Unknown,
+                };
+                self.waited_in_vain(turn, key, progress);
+            }
+            (Some((_, State::Waiting { stage: Stage::Queued, .. })), answer) => {
+                // A worker that took it already needs nobody to make room.
+                if answer == Answer::Stands(Progress::Queued)
+                    && let Some(of) = self.roster.attachments.get(key)
+                {
+                    turn.workers(ForWorkers::Impatient(of.of_version(key, turn.settings)));
+                }
+            }
+            (Some((id, State::Waiting { .. })), refused) => {
+                let (cause, fault) = match refused {
+                    Answer::Limited => (Cause::LIMITED, Fault::RateLimited),
+                    Answer::Unqueued(_) => (Cause::UNQUEUED, Fault::PublishFailed),
+                    Answer::Unheard => (Cause::NO_WORKER, Fault::NoWorker),
+                    Answer::Unregistered => {
+                        (Cause::NO_WORKER, Fault::SessionNotFound { request_id: id })
+                    }
+                    _ => (Cause::UNQUEUED, Fault::Overloaded),
+                };
+                self.not_submitted(turn, key, (cause, fault));
+            }
+            (Some((_, State::Asking(_))), answer) => self.looked_up(turn, key, answer),
+            _ => turn.metrics.asks[AskOutcome::Late.index()] += 1,
+        }
+    }
+
+    /// The control plane has queued an attachment's work. Only from now on can a worker that
+    /// becomes free take it, so only from now on may a parked session give way to it.
+    fn queued(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let Some(of) = self.roster.attachments.get_mut(key) else { return };
+        let session = of.session;
+        let State::Waiting { kind, since, stage, .. } = of.state_mut() else { return };
+        *stage = Stage::Queued;
+        let (kind, took) = (*kind, turn.now.since(*since));
+        if kind != WorkKind::Spare {
+            let again = usize::from(kind == WorkKind::Reconnect);
+            turn.metrics.session_init_seconds[again].observe(took.as_secs_f64());
+        }
+        if kind == WorkKind::New {
+            let event = Event::Queued { took };
+            turn.edge(Edge::Note { session, at: None, event });
+            turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
+        }
+    }
+
+    /// The time has come for an attachment to have its worker, or another core's answer.
+    pub(in super::super) fn waited(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let wait = turn.settings.config.session.wait;
+        let Some(of) = self.roster.attachments.get_mut(key) else { return };
+        let session = of.session;
+        match of.state_mut() {
+            State::Waiting { kind: WorkKind::New, issued, stage, .. }
+                if *stage == Stage::Queued && *issued + wait <= turn.now =>
+            {
+                *stage = Stage::Over;
+                self.ask_progress(turn, key, LAST_WORD);
+                turn.arm(turn.now + LAST_WORD, Due::Wait(key));
+            }
+            State::Waiting { issued, .. } if *issued + wait <= turn.now => {
+                self.waited_in_vain(turn, key, Progress::Unknown);
+            }
+            State::Asking(_) => {
+                self.roster.leave(turn, (session, key), None);
+                self.roster.end_asking(turn, key, Fault::NoWorker);
+            }
+            _ => {}
+        }
+    }
+
+    /// No worker came, and the work had come so far.
+    fn waited_in_vain(&mut self, turn: &mut Turn<'_>, key: Key, progress: Progress) {
+        let Some(of) = self.roster.attachments.get(key) else { return };
+        let State::Waiting { issued, .. } = of.state() else { return };
+        let (session, waited) = (of.session, turn.now.since(*issued));
+        let (cause, fault) = match progress {
+            Progress::Unknown => (Cause::NO_WORKER, Fault::NoWorker),
+            Progress::Queued => (Cause::NO_TAKER, Fault::NoTaker { waited }),
+            Progress::Taken => (Cause::NO_CALLBACK, Fault::NoCallback { waited }),
+        };
+        if progress != Progress::Unknown {
+            let event = Event::Stood { taken: progress == Progress::Taken };
+            turn.edge(Edge::Note { session, at: None, event });
+        }
+        self.roster.give_up_with(turn, key, cause, fault);
+    }
+
+    /// A new session has waited for its worker for so long that a parked one may give way, if its
+    /// work is still queued. It then waits anew: what is done about it takes its time too.
+    pub(in super::super) fn impatient(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let Some(of) = self.roster.attachments.get(key) else { return };
+        if matches!(of.state(), State::Waiting { stage: Stage::Queued, .. }) {
+            let patience = turn.settings.config.session.park_yield;
+            self.ask_progress(turn, key, LAST_WORD);
+            turn.arm(turn.now + patience, Due::Patience(key));
+        }
+    }
+
+    /// Asks how far the work has come.
+    fn ask_progress(&self, turn: &mut Turn<'_>, key: Key, limit: Duration) {
+        let Some(of) = self.roster.attachments.get(key) else { return };
+        let streaming = of.facts.owner.kind.streaming;
+        let (ticket, deadline) = (self.questions.tunnel_ticket(key), turn.now + limit);
+        turn.fact(Fact::Ask(Ask { ticket, deadline, what: Question::Progress { streaming } }));
+    }
+}
