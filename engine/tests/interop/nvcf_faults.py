@@ -263,13 +263,21 @@ def lookup_stream_full(stage):
         for number in range(REGISTRATIONS):
             stage.nats.do(stage.nats.client.publish(f"{filled}.{number}", b"x"))
         stage.nats.do(stage.nats.client.flush())
-    fill()
-    watch = Watch(stage.hasty)
-    line, session = stage.load.do(stage.load.one_line())
-    try:
-        # Whoever ends makes room for one: so there is none left for this one's registration.
+    def unregistered():
+        """A session that found no room. Whoever ends makes room for one, and a new one may take
+        that."""
+        fill()
+        line, session = stage.load.do(stage.load.one_line())
         fill()
         told = stage.ask(stage.hasty, reqid=session)
+        if told.code != "0":
+            return line, session, told
+        stage.load.do(stage.load.leave(line))
+        return None
+
+    watch = Watch(stage.hasty)
+    line, session, told = until(unregistered, what="a session without a registration")
+    try:
         assert told.code == "5" and "no existing session found" in told.text, told
         assert told.took < AT_ONCE, told
         watch.says("failed to open stateful work request", "no existing session found")
