@@ -2,6 +2,7 @@
 //! cores by message; it is never on the way of a request.
 
 mod changes;
+mod level;
 mod proc;
 mod reply;
 mod scrape;
@@ -31,6 +32,7 @@ use crate::post::{SessionRow, ShardPost};
 use crate::remote::Remote;
 
 pub use changes::{Change, Changes};
+pub use level::Changed;
 pub use scrape::{Beats, Scraper};
 
 /// Time for a request's head.
@@ -85,6 +87,8 @@ pub struct Admin {
     pub changes: Arc<Changes>,
     /// The control plane elsewhere, if there is one.
     pub remote: Option<Remote>,
+    /// What is logged for a while in place of what was configured.
+    pub level: watch::Sender<Changed>,
 }
 
 impl Admin {
@@ -102,6 +106,7 @@ pub fn routes(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/drain", post(drain).layer(guard()))
         .route("/shutdown", any(drain).layer(guard()))
+        .route("/log-level", get(level::shown).merge(post(level::change).layer(guard())))
         .route(
             "/sessions/{id}",
             get(sessions::one).merge(axum::routing::delete(close).layer(guard())),
@@ -262,6 +267,7 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "cores": admin.scraper.cores(),
         "backend": admin.backend.label(),
         "mode": admin.mode.name(),
+        "kernel": ringway_cli::kernel(),
     }))
 }
 
@@ -298,6 +304,7 @@ async fn drain(State(admin): Shared) -> Response<Body> {
 }
 
 async fn nothing() -> Response<Body> {
-    let text = "GET /metrics /health /live /ready /info /sessions /sessions/ID; POST /drain\n";
+    let text = "GET /metrics /health /live /ready /info /sessions /sessions/ID /log-level; POST \
+                /drain /log-level\n";
     reply::text(StatusCode::NOT_FOUND, text)
 }

@@ -374,7 +374,10 @@ fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), B
     let work = async move {
         let serve = match demo {
             Demo::Echo => Serve::Routes(crate::demo::routes().await),
-            Demo::Target(target) => Serve::Bridge(target),
+            Demo::Target(target) => {
+                tokio::spawn(crate::demo::look_at(target.clone()));
+                Serve::Bridge(target)
+            }
         };
         let slots = DEMO_SLOTS;
         let options = WorkerOptions { gateway, key, function, version, slots, serve };
@@ -397,7 +400,8 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
             "\n# with grpcurl:\n\
              grpcurl -plaintext -H 'authorization: Bearer dev-key' -H 'function-id: {id}' \\\n  \
              -d '{{\"payload\":\"aGVsbG8=\"}}' {client} ringway.echo.v1.Echo/Unary\n\
-             \n# with Python (pip install grpcio); b'\\n\\x05hello' is the message {{payload: \
+             \n# with Python (python3 -m venv .v && .v/bin/pip install grpcio, then \
+             .v/bin/python3); b'\\n\\x05hello' is the message {{payload: \
              \"hello\"}}:\n\
              python3 -c \"import grpc; print(grpc.insecure_channel('{client}').unary_unary(\\\n  \
              '/ringway.echo.v1.Echo/Unary')(b'\\\\n\\\\x05hello', metadata=[\\\n  \

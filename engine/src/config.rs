@@ -5,10 +5,13 @@
 //! environment.
 
 mod control;
+mod credentials;
 mod dial;
+mod effective;
 mod environment;
 mod listen;
 mod manual;
+mod migrate;
 mod nats;
 mod node;
 mod parties;
@@ -34,8 +37,10 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 pub use dial::Dial;
+pub use effective::Effective;
 pub use environment::Environment;
 pub use manual::settings_as_markdown;
+pub use migrate::{environment_of, migrated};
 pub use problems::Problems;
 pub use remote::{Api, Endpoint, Mode, Nats, NkeySource, Remote};
 pub use source::Source;
@@ -217,6 +222,7 @@ pub struct Session {
     pub park: Park,
     pub park_window: Duration,
     pub park_yield: Duration,
+    pub tell_cause: bool,
 }
 
 /// When a tunnel is kept after its client has gone.
@@ -310,6 +316,7 @@ pub struct Keepalive {
     pub interval: Duration,
     pub probes: u32,
     pub user_timeout: Duration,
+    pub client_timeout: Duration,
     pub client_ping: Option<Duration>,
     pub client_ping_timeout: Duration,
     pub tunnel_ping: Duration,
@@ -343,6 +350,8 @@ worker = "127.0.0.1:10086"
 admin = "127.0.0.1:10083"
 [cores]
 pin = false
+[session]
+tell_cause = true
 [[tenant]]
 name = "dev"
 client_keys = ["dev-key"]

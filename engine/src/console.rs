@@ -1,5 +1,7 @@
 //! `ringway sessions` and `ringway top`: what the admin port knows, for people at a terminal.
 
+mod bundle;
+mod level;
 mod port;
 mod screen;
 mod table;
@@ -15,6 +17,8 @@ use serde_json::Value;
 
 use self::port::Port;
 use crate::config;
+pub use bundle::{SupportBundle, support_bundle};
+pub use level::{LogLevel, log_level};
 
 /// `ringway sessions`.
 #[derive(Debug, Args)]
@@ -118,6 +122,7 @@ struct Row {
     bytes_out: u64,
     age_ms: u64,
     close_reason: Option<String>,
+    ended_at: Option<String>,
 }
 
 /// Runs `ringway sessions`.
@@ -190,6 +195,14 @@ fn request_id(text: &str) -> Result<String, String> {
     match crate::trail::IdBegin::parse(text) {
         Some(_) => Ok(text.to_owned()),
         None => Err("write a request id, or at least its first eight hexadecimal digits".into()),
+    }
+}
+
+fn a_while(text: &str) -> Result<Duration, String> {
+    let second = Duration::from_secs(1);
+    match config::duration(text) {
+        Some(time) if (second..=86_400 * second).contains(&time) => Ok(time),
+        _ => Err("write a time with its unit, 1s to 24h: 5m".into()),
     }
 }
 

@@ -12,5 +12,6 @@ mod worker;
 
 pub use echo::{Echo, FILE_DESCRIPTORS, pb, routes};
 pub use tunnel::Serve;
+pub(crate) use tunnel::look_at;
 pub(crate) use worker::POLLS;
 pub use worker::{Worker, WorkerOptions};

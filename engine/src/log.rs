@@ -28,6 +28,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 pub use self::line::{AccessLine, Closed, Line, Lines, Named, Refused};
 use self::meter::Meter;
@@ -51,6 +52,11 @@ static LOST_EVER: AtomicU64 = AtomicU64::new(0);
 static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
 static ENDED: AtomicBool = AtomicBool::new(false);
 static METER: Meter = Meter::new();
+
+/// What is logged, to be changed, and what it was at the start.
+static FILTER: OnceLock<(reload::Handle<Targets, Registry>, LevelFilter)> = OnceLock::new();
+/// Characters of a filter.
+const MAX_FILTER: usize = 1024;
 
 /// How often the log says that records were lost, or that lines were left out.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -191,22 +197,71 @@ impl Direct {
     }
 }
 
+/// Changes what is logged from now on: a level, or parts of the program with a level each, such as
+/// `ringway::remote=debug`, where the rest stays as it was at the start. None: all is as it was.
+///
+/// # Errors
+/// What is no such filter, with what to write; or when this process has begun no log.
+pub fn set_filter(filter: Option<&str>) -> Result<(), String> {
+    let Some((handle, start)) = FILTER.get() else {
+        return Err("this process has no log of its own".into());
+    };
+    let targets = match filter {
+        None => targets(*start),
+        Some(filter) => read_filter(filter, *start)?,
+    };
+    handle.reload(targets).map_err(|error| error.to_string())
+}
+
+/// What is logged at a level. Libraries speak up only when something is wrong.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new().with_target("ringway", level).with_default(level.min(LevelFilter::WARN))
+}
+
+fn read_filter(filter: &str, start: LevelFilter) -> Result<Targets, String> {
+    const WANTED: &str = "write error, warn, info, debug or trace, or parts with a level each, such \
+                          as ringway::remote=debug,ringway::admin=trace";
+    if filter.len() > MAX_FILTER {
+        return Err(format!("the filter is longer than {MAX_FILTER} characters: {WANTED}"));
+    }
+    let level = |text: &str| match text {
+        "error" => Some(LevelFilter::ERROR),
+        "warn" => Some(LevelFilter::WARN),
+        "info" => Some(LevelFilter::INFO),
+        "debug" => Some(LevelFilter::DEBUG),
+        "trace" => Some(LevelFilter::TRACE),
+        _ => None,
+    };
+    if let Some(level) = level(filter) {
+        return Ok(targets(level));
+    }
+    filter.split(',').try_fold(targets(start), |targets, part| {
+        let (target, level) = part
+            .split_once('=')
+            .and_then(|(target, word)| Some((target.trim(), level(word.trim())?)))
+            .filter(|(target, _)| !target.is_empty())
+            .ok_or_else(|| format!("\"{filter}\" is no filter: {WANTED}"))?;
+        Ok(targets.with_target(target, level))
+    })
+}
+
 /// Whether it is this log that lines go to from now on: as JSON with these keys, or as text.
 fn install(lines: NonBlocking, level: &str, keys: Option<Keys>) -> bool {
     let level: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
-    // Libraries speak up only when something is wrong.
-    let targets =
-        Targets::new().with_target("ringway", level).with_default(level.min(LevelFilter::WARN));
+    let (targets, handle) = reload::Layer::new(targets(level));
     let registry = tracing_subscriber::registry().with(targets);
     let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
     // It fails only when a subscriber is installed already: then that one goes on.
-    let installed = match keys {
+    let installed: Result<(), _> = match keys {
         None => registry.with(layer.compact().fmt_fields(values()).with_target(false)).try_init(),
         Some(Keys::Ringway) => {
             registry.with(layer.json().flatten_event(true).with_target(false)).try_init()
         }
         Some(Keys::Zap) => registry.with(layer.event_format(zap::Zap)).try_init(),
     };
+    if installed.is_ok() {
+        let _ = FILTER.set((handle, level));
+    }
     installed.is_ok()
 }
 
@@ -264,4 +319,25 @@ fn tell_missing() {
     METER.untold(meter::clock(), |kind, left_out| {
         tracing::warn!(left_out, of = kind.name(), "log lines of one address were left out");
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_parts_with_a_level_each() {
+        let debug = read_filter("debug", LevelFilter::INFO).unwrap();
+        assert!(debug.would_enable("ringway::remote", &Level::DEBUG));
+        assert!(!debug.would_enable("hyper", &Level::INFO), "libraries stay quiet");
+        let parts = read_filter("ringway::remote=trace, hyper=debug", LevelFilter::INFO).unwrap();
+        assert!(parts.would_enable("ringway::remote::nats", &Level::TRACE));
+        assert!(parts.would_enable("hyper", &Level::DEBUG));
+        assert!(parts.would_enable("ringway::admin", &Level::INFO));
+        assert!(!parts.would_enable("ringway::admin", &Level::DEBUG));
+        for bad in ["", "loud", "ringway=", "=debug", "ringway=loud", "debug,x", &"a".repeat(2000)]
+        {
+            assert!(read_filter(bad, LevelFilter::INFO).unwrap_err().contains("write error"));
+        }
+    }
 }

@@ -2,8 +2,9 @@
 // They panic when nobody reads: `ringway-stdio` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 2;
 /// Exit code for an answer that could not be printed (EX_IOERR).
 const OUTPUT: u8 = 74;
+/// Bytes of an environment's file.
+const MAX_ENVIRONMENT: u64 = 1 << 20;
 /// Exit code for a wrong configuration (EX_CONFIG).
 const CONFIG: u8 = 78;
 
@@ -52,7 +55,7 @@ enum Command {
     /// Run a gateway on this machine, with a function and a worker: for trying it out.
     Dev {
         /// Serve this server instead of the built-in echo function.
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = ringway_cli::host_and_port)]
         target: Option<String>,
         /// Where clients connect; port 0 takes a free one.
         #[arg(long, value_name = "ADDR")]
@@ -63,6 +66,9 @@ enum Command {
         /// Metrics, health, sessions.
         #[arg(long, value_name = "ADDR")]
         admin: Option<SocketAddr>,
+        /// What is logged, to stderr.
+        #[arg(long, value_enum, default_value_t = Level::Info)]
+        log: Level,
         #[command(flatten)]
         engine: Engine,
     },
@@ -85,6 +91,28 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Show every setting with its value and where that comes from; secrets are not shown.
+    Config {
+        /// The configuration file (TOML or YAML); variables of the environment stand over it.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Also the settings that nobody has written, with their defaults.
+        #[arg(long)]
+        effective: bool,
+        /// Print JSON: a list of {key, value, origin}.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a configuration file of the environment of NVIDIA's gRPC proxy, and print it.
+    Migrate {
+        /// A file with that environment, a NAME=VALUE on each line.
+        #[arg(long, value_name = "FILE")]
+        from_env: PathBuf,
+    },
+    /// Change what a running gateway logs, for a while.
+    LogLevel(console::LogLevel),
+    /// Write one file with what somebody who helps has to know; no secret is in it.
+    SupportBundle(console::SupportBundle),
     /// Print completions for a shell.
     Completions(Completions),
     /// Print the man page, or write those of all commands into a folder.
@@ -99,6 +127,27 @@ struct Engine {
     /// What drives a core; without it the configuration's cores.io.
     #[arg(long, value_enum)]
     io: Option<Io>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -143,13 +192,14 @@ fn main() -> ExitCode {
             let load = || source.load_patiently().map_err(|problems| problems.to_string());
             run(engine, load, (None, Some(source.clone())))
         }
-        Command::Dev { target, client, worker, admin, engine } => {
+        Command::Dev { target, client, worker, admin, log, engine } => {
             let demo = target.map_or(Demo::Echo, Demo::Target);
             let config = || {
                 let mut config = Config::dev();
                 config.listen.client = client.unwrap_or(config.listen.client);
                 config.listen.worker = worker.unwrap_or(config.listen.worker);
                 config.listen.admin = admin.unwrap_or(config.listen.admin);
+                config.log.level = log.name();
                 Ok(config)
             };
             run(engine, config, (Some(demo), None))
@@ -158,8 +208,16 @@ fn main() -> ExitCode {
         Command::Sessions(arguments) => ended(console::sessions(&arguments)),
         Command::Top(arguments) => ended(console::top(&arguments)),
         Command::Check { config } => check(&source(config)),
-        Command::Completions(asked) => written(ringway_cli::complete(Arguments::command(), asked)),
-        Command::Man(asked) => written(ringway_cli::manual(Arguments::command(), &asked)),
+        Command::Config { config, effective, json } => {
+            show_config(&source(config), effective, json)
+        }
+        Command::Migrate { from_env } => migrate(&from_env),
+        Command::LogLevel(arguments) => ended(console::log_level(&arguments)),
+        Command::SupportBundle(arguments) => ended(console::support_bundle(&arguments)),
+        Command::Completions(asked) => {
+            written_out(ringway_cli::complete(Arguments::command(), asked))
+        }
+        Command::Man(asked) => written_out(ringway_cli::manual(Arguments::command(), &asked)),
     }
 }
 
@@ -172,7 +230,7 @@ fn arguments() -> Arguments {
 }
 
 /// The exit code of something that was to be printed or written.
-fn written(result: std::io::Result<()>) -> ExitCode {
+fn written_out(result: std::io::Result<()>) -> ExitCode {
     told(result, ExitCode::SUCCESS)
 }
 
@@ -190,10 +248,63 @@ fn check(source: &Source) -> ExitCode {
             let files = boot::files_note(&read);
             let warnings: String = read.warnings.iter().chain(&files).map(warning).collect();
             let (mode, why) = (read.control.mode.name(), &read.control.why);
-            let text = format!("{warnings}{name}: no problem found; mode {mode}: {why}\n");
+            let notes: String = read.notes.iter().map(|text| format!("{name}: {text}\n")).collect();
+            let text = format!("{warnings}{notes}{name}: no problem found; mode {mode}: {why}\n");
             told(ringway_stdio::print(&text), ExitCode::SUCCESS)
         }
         Err(problems) => told(ringway_stdio::print(&problems.to_string()), ExitCode::from(CONFIG)),
+    }
+}
+
+/// Prints what the gateway would go by.
+fn show_config(source: &Source, all: bool, json: bool) -> ExitCode {
+    let shown = match source.effective() {
+        Ok(shown) => shown,
+        Err(problems) => {
+            ringway_stdio::complain(problems.to_string().trim_end());
+            return ExitCode::from(CONFIG);
+        }
+    };
+    let written = |one: &&config::Effective| all || !one.origin.starts_with("default");
+    let shown: Vec<_> = shown.iter().filter(written).collect();
+    if json {
+        // Only a map with keys that are no text cannot be written: there is none.
+        let text = serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n";
+        return written_out(ringway_stdio::print_json(&text));
+    }
+    let widest = |of: fn(&config::Effective) -> &str| {
+        shown.iter().map(|one| of(one).chars().count()).max().unwrap_or(0)
+    };
+    let (keys, values) = (widest(|one| &one.key), widest(|one| &one.value));
+    let line = |one: &&config::Effective| {
+        format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.origin)
+    };
+    written_out(ringway_stdio::print(&shown.iter().map(line).collect::<String>()))
+}
+
+/// Prints the configuration file that stands for an environment.
+fn migrate(path: &Path) -> ExitCode {
+    let text = std::fs::File::open(path).and_then(|file| {
+        let mut text = String::new();
+        file.take(MAX_ENVIRONMENT).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    let name = path.display();
+    let variables =
+        text.map_err(|error| error.to_string()).and_then(|text| config::environment_of(&text));
+    match variables {
+        Ok(variables) => {
+            let (file, problems) = config::migrated(&variables, &name.to_string());
+            let code = if problems == 0 { ExitCode::SUCCESS } else { ExitCode::from(CONFIG) };
+            told(ringway_stdio::print(&file), code)
+        }
+        Err(why) => {
+            ringway_stdio::complain(&format!(
+                "error: {name} cannot be read as an environment: {why}. Write one NAME=VALUE on \
+                 each line, as in docs/nvcf.env"
+            ));
+            ExitCode::from(USAGE)
+        }
     }
 }
 

@@ -166,6 +166,8 @@ pub struct SessionRow {
     pub age_ms: u64,
     /// Why it ended, once it has.
     pub close_reason: Option<&'static str>,
+    /// When, in microseconds of Unix time.
+    pub ended_at: Option<u64>,
 }
 
 impl SessionRow {
@@ -183,6 +185,19 @@ impl SessionRow {
             }
         }
         joined
+    }
+
+    /// Adds what another one has carried of the same session, and has no part in any more.
+    pub fn carry(&mut self, before: &Self) {
+        self.bytes_in += before.bytes_in;
+        self.bytes_out += before.bytes_out;
+    }
+
+    /// What is left of an attachment that has ended while its session goes on: it adds to the rows
+    /// that live, and says nothing else.
+    #[must_use]
+    pub fn carried(&self) -> Self {
+        Self { streams: 0, close_reason: None, ended_at: None, ..self.clone() }
     }
 
     fn join(&mut self, mut other: Self) {

@@ -59,6 +59,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
         remote: None,
+        level: watch::Sender::new(None),
         changes: Arc::new(Changes::new(Arc::default())),
     });
     let told = admin.clone();
@@ -209,6 +210,36 @@ async fn metrics_are_the_sum_of_the_cores_and_of_the_process() {
     world.end();
 }
 
+/// Names that only a control plane elsewhere has stand in its own sources.
+const OF_REMOTE: [&str; 5] = [
+    include_str!("../src/remote/health.rs"),
+    include_str!("../src/remote/api/meters.rs"),
+    include_str!("../src/remote/nats/meters.rs"),
+    include_str!("../src/remote/nats/rights.rs"),
+    include_str!("../src/remote/nats/tally.rs"),
+];
+
+#[tokio::test]
+async fn every_metric_stands_in_the_manual_by_its_whole_name() {
+    let manual = include_str!("../../docs/operating.md");
+    let world = world(false, false);
+    let text = text(world.call("GET", "/metrics", HERE).await).await;
+    let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let quoted = OF_REMOTE.iter().flat_map(|source| source.split('"').skip(1).step_by(2));
+    let begins = ["ringway_", "nvcf_grpc_proxy_service_", "rpc_client_", "nv_client_"];
+    let whole = |name: &&str| {
+        let letter = |b: u8| b.is_ascii_lowercase() || b == b'_';
+        begins.iter().any(|begin| name.len() > begin.len() && name.starts_with(begin))
+            && name.bytes().all(letter)
+    };
+    let names: Vec<&str> = shown.chain(quoted.filter(whole)).collect();
+    assert!(names.len() > 50, "{names:?}");
+    let missing: Vec<&&str> =
+        names.iter().filter(|name| !manual.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "not in docs/operating.md: {missing:?}");
+    world.end();
+}
+
 #[tokio::test]
 async fn a_silent_core_costs_a_second_and_is_counted() {
     let world = world(false, true);
@@ -353,6 +384,25 @@ async fn what_changes_something_is_for_this_machine_only() {
     assert_eq!(world.call("GET", "/drain", HERE).await.status(), 405);
     assert_eq!(world.call("POST", "/drain", "[::ffff:127.0.0.1]:9").await.status(), 202);
     assert!(*world.drain.borrow_and_update());
+    world.end();
+}
+
+#[tokio::test]
+async fn what_is_logged_is_changed_from_here_and_for_a_while() {
+    let world = world(false, false);
+    assert_eq!(world.json("/log-level", ELSEWHERE).await["filter"], Value::Null);
+    for (path, peer, status) in [
+        ("/log-level?filter=debug", ELSEWHERE, 403),
+        ("/log-level", HERE, 400),
+        ("/log-level?filter=debug&for=0", HERE, 400),
+        ("/log-level?filter=debug&for=86401", HERE, 400),
+        ("/log-level?filter=debug&fro=1", HERE, 400),
+    ] {
+        assert_eq!(world.call("POST", path, peer).await.status(), status, "{path}");
+    }
+    // The test has no log of its own, and a filter that is none is told before that shows.
+    let told = text(world.call("POST", "/log-level?filter=debug", HERE).await).await;
+    assert!(told.contains("no log of its own"), "{told}");
     world.end();
 }
 

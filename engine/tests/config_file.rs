@@ -156,7 +156,10 @@ client_ping_timeout = "2s"
     assert_eq!((config.keepalive.interval.as_secs(), config.keepalive.probes), (5, 3));
     assert_eq!(config.session.scope, Scope::Credential);
     assert_eq!(config.cores.busy_poll, BusyPoll::For(Duration::from_micros(50)));
-    assert_eq!((config.cores.count, config.notes.len()), (None, 0));
+    assert_eq!((config.cores.count, config.notes.len()), (None, 1));
+    let noticed = config.keepalive.client_timeout;
+    assert_eq!(noticed, config.keepalive.user_timeout, "what is shorter for all is so for clients");
+    assert!(config.notes[0].contains("holds its worker for"), "{:?}", config.notes);
 }
 
 #[test]

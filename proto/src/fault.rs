@@ -89,7 +89,10 @@ pub enum Fault {
     /// The worker's head or trailers are: the call fails, its tunnel lives.
     AnswerTooLarge,
     /// The tunnel broke before it gave a response head (design 3.11).
-    TunnelLost,
+    TunnelLost(
+        /// Why, for operators: its client is not told.
+        &'static str,
+    ),
     /// Likewise: its server answered HTTP/2 with HTTP/1, so it speaks nothing else.
     ServerSpeaksHttp1,
     /// This gateway takes no new work.
@@ -129,7 +132,7 @@ impl Fault {
             Self::NoWorker | Self::NoTaker { .. } | Self::NoCallback { .. } => {
                 Code::DeadlineExceeded
             }
-            Self::TunnelLost | Self::ServerSpeaksHttp1 | Self::Draining | Self::MailboxFull => {
+            Self::TunnelLost(_) | Self::ServerSpeaksHttp1 | Self::Draining | Self::MailboxFull => {
                 Code::Unavailable
             }
         };
@@ -161,7 +164,17 @@ impl Fault {
     /// Whether it is the tunnel's failure and not our answer (CL-15, CL-41).
     #[must_use]
     pub fn is_lost_tunnel(&self) -> bool {
-        matches!(self, Self::TunnelLost | Self::ServerSpeaksHttp1)
+        matches!(self, Self::TunnelLost(_) | Self::ServerSpeaksHttp1)
+    }
+
+    /// Why a tunnel was lost, for operators: the client's text does not say it (CL-41).
+    #[must_use]
+    pub fn cause(&self) -> Option<&'static str> {
+        match self {
+            Self::TunnelLost(why) => Some(why),
+            Self::ServerSpeaksHttp1 => Some("the server behind the worker speaks HTTP/1 only"),
+            _ => None,
+        }
     }
 
     /// Whether the client is told to forget its request id: E7 only, not every code 5.
@@ -207,7 +220,7 @@ impl Fault {
             Self::Overloaded => "Overloaded",
             Self::HeadTooLarge => "HeadTooLarge",
             Self::AnswerTooLarge => "AnswerTooLarge",
-            Self::TunnelLost => "TunnelLost",
+            Self::TunnelLost(_) => "TunnelLost",
             Self::ServerSpeaksHttp1 => "ServerSpeaksHttp1",
             Self::Draining => "Draining",
             Self::BodyTooLarge => "BodyTooLarge",
@@ -262,7 +275,7 @@ impl fmt::Display for Fault {
             Self::Overloaded => f.write_str("gateway holds as much as it may, try again later"),
             Self::HeadTooLarge => f.write_str("request headers are too large"),
             Self::AnswerTooLarge => f.write_str("response headers are too large"),
-            Self::TunnelLost => f.write_str("lost the link to the worker"),
+            Self::TunnelLost(_) => f.write_str("lost the link to the worker"),
             Self::ServerSpeaksHttp1 => f.write_str(
                 "lost the link to the worker: the server behind it speaks HTTP/1 only, \
                  and this call is HTTP/2",

@@ -225,14 +225,14 @@ fn check_common(answer: &Answer, fault: &Fault) {
 #[test]
 fn cl_41_a_lost_tunnel_is_502_in_both_styles() {
     for origin in [None, Some(ORIGIN)] {
-        let plain = Answer::of_fault(&Fault::TunnelLost, ReplyStyle { origin, ..PLAIN });
+        let plain = Answer::of_fault(&Fault::TunnelLost("why"), ReplyStyle { origin, ..PLAIN });
         let length = ("content-length".to_owned(), "0".to_owned());
         assert_eq!(
             plain,
             Answer { status: "502".into(), fields: vec![length], body: String::new() },
             "no body, and no CORS fields (CL-15)"
         );
-        let grpc = Answer::of_fault(&Fault::TunnelLost, ReplyStyle { origin, ..GRPC });
+        let grpc = Answer::of_fault(&Fault::TunnelLost("why"), ReplyStyle { origin, ..GRPC });
         assert_eq!(grpc.status, "502");
         assert_eq!((grpc.one("content-type"), grpc.one("grpc-status")), ("application/grpc", "14"));
         assert_eq!(grpc.body, "");

@@ -197,19 +197,8 @@ fn id(text: &str) -> Result<Uuid, String> {
 }
 
 fn target(text: &str) -> Result<Place, String> {
-    Place::host_and_port(text).map_err(|_| {
-        let fix = match text {
-            _ if text.contains("://") || text.contains('/') => {
-                "leave out the scheme and the path, like 127.0.0.1:50051"
-            }
-            _ if text.contains(':') => {
-                "the port is a number from 1 to 65535; an IPv6 address \
-                                        stands in brackets, like [::1]:50051"
-            }
-            _ => "add the port of your server, like 127.0.0.1:50051",
-        };
-        format!("not HOST:PORT: {fix}")
-    })
+    ringway_cli::host_and_port(text)?;
+    Place::host_and_port(text).map_err(|fault| fault.to_string())
 }
 
 fn slots(text: &str) -> Result<usize, String> {

@@ -51,9 +51,33 @@ fn said(kernel: &str, io: Option<&str>) -> String {
 }
 
 /// The release of the running kernel.
-fn kernel() -> String {
+#[must_use]
+pub fn kernel() -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
     release.map_or_else(|_| "unknown".into(), |release| format!("Linux {}", release.trim()))
+}
+
+/// Reads the address of a server, `HOST:PORT`.
+///
+/// # Errors
+/// Anything else, with what to write.
+pub fn host_and_port(text: &str) -> Result<String, String> {
+    let fix = match text.rsplit_once(':') {
+        _ if text.contains('/') => "leave out the scheme and the path, like 127.0.0.1:50051",
+        None => "add the port of your server, like 127.0.0.1:50051",
+        Some((host, _))
+            if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) =>
+        {
+            "an IPv6 address stands in brackets, like [::1]:50051"
+        }
+        Some((_, port)) if !port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            "the port is a number from 1 to 65535, like 127.0.0.1:50051"
+        }
+        Some(("", _)) => "add the host, like 127.0.0.1:50051",
+        Some((host, _)) if host.contains(['@', ' ']) => "write a host's name or its address",
+        Some(_) => return Ok(text.to_owned()),
+    };
+    Err(format!("not HOST:PORT: {fix}"))
 }
 
 /// A program's arguments with the version alone: pages are the same on all machines.
@@ -101,6 +125,29 @@ mod tests {
         assert_eq!(text, format!("{first}\nkernel Linux 6.12.0\nio io_uring"));
         assert_eq!(said("Linux 6.12.0", None), format!("{first}\nkernel Linux 6.12.0"));
         assert!(kernel().starts_with("Linux ") && !kernel().contains('\n'), "{}", kernel());
+    }
+
+    #[test]
+    fn a_server_has_a_host_and_a_port() {
+        for good in ["127.0.0.1:1", "localhost:50051", "[::1]:65535", "a.b-c_d:80"] {
+            assert_eq!(host_and_port(good).as_deref(), Ok(good));
+        }
+        for (bad, fix) in [
+            ("localhost", "add the port"),
+            ("http://localhost:1", "leave out the scheme"),
+            ("localhost:1/x", "leave out the scheme"),
+            ("localhost:", "from 1 to 65535"),
+            ("localhost:0", "from 1 to 65535"),
+            ("localhost:65536", "from 1 to 65535"),
+            ("localhost:x", "from 1 to 65535"),
+            ("::1:5", "in brackets"),
+            (":5", "add the host"),
+            ("a@b:5", "a host's name"),
+            ("", "add the port"),
+        ] {
+            let error = host_and_port(bad).unwrap_err();
+            assert!(error.contains(fix), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub(super) struct Session<'a> {
     age_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     close_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<String>,
 }
 
 /// A row as it may be shown: whoever has a session's whole id can come back to it.
@@ -87,5 +89,6 @@ pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
         bytes_out: row.bytes_out,
         age_ms: row.age_ms,
         close_reason: row.close_reason,
+        ended_at: row.ended_at.map(crate::log::rfc3339),
     }
 }

@@ -249,7 +249,11 @@ impl Scrape {
     /// All cores' sessions, each once.
     #[must_use]
     pub fn into_sessions(self) -> Vec<SessionRow> {
-        SessionRow::joined(self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions))
+        let rows = self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions);
+        let mut rows = SessionRow::joined(rows);
+        // A core may know no more of a session of another one than what was carried before.
+        rows.sort_by_key(|row| row.close_reason.is_some());
+        rows
     }
 
     /// Writes how complete the scrape is.

@@ -133,6 +133,7 @@ fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
         row.function_version_id = facts.owner.version.to_string();
         row.tenant = facts.owner.tenant.to_string();
         row.core = part.core;
+        row.ended_at = timeline.closed_at();
         row.age_ms = part.now.since(facts.opened).as_millis().try_into().unwrap_or(u64::MAX);
     }
     row

@@ -230,6 +230,7 @@ pub(super) fn options(config: &Config, core: u16, cpu: Option<usize>, backend: B
             probes: config.keepalive.probes,
             user_timeout: config.keepalive.user_timeout,
         },
+        client_timeout: config.keepalive.client_timeout,
         entrance_time: limits.handshake,
         ..defaults
     }

@@ -25,6 +25,9 @@ use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);
+/// From the drain's begin until it is first told what it waits for, and from then on.
+const WAITS_PAUSE: Duration = Duration::from_secs(1);
+const WAITS_EVERY: Duration = Duration::from_secs(4);
 /// Signals that come this soon after the first are the same one.
 const SIGNAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -122,6 +125,7 @@ async fn control(
         panics: AtomicU64::new(0),
         changes: reloader.changes(),
         remote,
+        level: watch::Sender::new(None),
     });
     tokio::spawn(reloader.run(admin.clone(), hangup));
     let health = admin.remote.as_ref().map(Remote::health);
@@ -182,17 +186,53 @@ async fn drained(
     tokio::pin!(ended);
     let max = config.drain.max;
     let drain = async {
+        let delay = config.drain.delay;
+        tracing::info!(
+            delay_seconds = delay.as_secs_f64(),
+            at_most_seconds = (delay + max).as_secs_f64(),
+            "draining: new sessions are refused after the delay, and open streams may then take \
+             drain.max"
+        );
         tell(admin, || ShardPost::Unready).await;
-        sleep(config.drain.delay).await;
+        sleep(delay).await;
         tell(admin, || ShardPost::Drain { max }).await;
         sleep(max + END_SLACK).await;
         tracing::warn!("the drain's limit has passed; the cores are stopped");
         tell(admin, || ShardPost::Stop).await;
         sleep_until(tokio::time::Instant::now() + END_SLACK).await;
     };
+    let until = tokio::time::Instant::now() + config.drain.delay + max;
+    let telling = async {
+        sleep(config.drain.delay).await;
+        tell_what_is_waited_for(admin, until).await
+    };
     tokio::select! {
         () = &mut ended => Ok(()),
+        never = telling => match never {},
         () = drain => Err(BootError::os("a core did not end in time")),
+    }
+}
+
+/// Says again and again what the drain waits for, and for how long it will at most.
+async fn tell_what_is_waited_for(
+    admin: &Admin,
+    until: tokio::time::Instant,
+) -> std::convert::Infallible {
+    loop {
+        // What has nothing open ends by itself within this time.
+        sleep(WAITS_PAUSE).await;
+        let rows = admin.scraper.ask().await.into_sessions();
+        let open = rows.iter().filter(|row| row.close_reason.is_none());
+        let (sessions, streams) =
+            open.fold((0, 0), |(sessions, streams), row| (sessions + 1, streams + row.streams));
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        tracing::info!(
+            sessions,
+            streams,
+            at_most_seconds = left.as_secs(),
+            "draining: waits for open streams"
+        );
+        sleep(WAITS_EVERY).await;
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn read(
         .filter_map(|section| tenant(section, folder, &mut seen, problems))
         .collect();
     check_names(root, &tenants, problems);
-    let functions = functions(root, &tenants, &seen, problems);
+    let functions = functions(root, (folder, &tenants), &seen, problems);
     (tenants, functions)
 }
 
@@ -46,20 +46,7 @@ fn tenant(
         let text = "tenant.name must be visible ASCII without spaces".to_string();
         problems.add(section.place_of("name"), text);
     }
-    let mut keys: Vec<(Option<Place>, String)> = Vec::new();
-    for (place, key) in section.texts("client_keys", problems) {
-        keys.push((Some(place), key.into()));
-    }
-    if let Some(file) = section.text("client_keys_file", problems) {
-        let place = section.place_of("client_keys_file");
-        match std::fs::read_to_string(folder.join(file)) {
-            Ok(text) => keys.extend(keys_of_file(&text).map(|key| (place, key.to_string()))),
-            Err(error) => {
-                let text = format!("tenant.client_keys_file \"{file}\" cannot be read: {error}");
-                problems.add(place, text);
-            }
-        }
-    }
+    let keys = keys(section, ("client_keys", "client_keys_file"), folder, problems);
     let owner = name.unwrap_or("(without a name)");
     if keys.is_empty() {
         let pair = problems.syntax().pair("tenant.client_keys", "[\"...\"]");
@@ -80,6 +67,30 @@ fn tenant(
         client_keys.push(Secret::from(key.as_str()));
     }
     Some(Tenant { name: name?.into(), client_keys })
+}
+
+/// The keys that stand in the configuration, and those of the file that it names.
+fn keys(
+    section: &Section<'_>,
+    (list, file): (&str, &str),
+    folder: &Path,
+    problems: &mut Problems,
+) -> Vec<(Option<Place>, String)> {
+    let mut keys: Vec<(Option<Place>, String)> = Vec::new();
+    for (place, key) in section.texts(list, problems) {
+        keys.push((Some(place), key.into()));
+    }
+    if let Some(path) = section.text(file, problems) {
+        let place = section.place_of(file);
+        match std::fs::read_to_string(folder.join(path)) {
+            Ok(text) => keys.extend(keys_of_file(&text).map(|key| (place, key.to_string()))),
+            Err(error) => {
+                let text = format!("{} \"{path}\" cannot be read: {error}", section.key(file));
+                problems.add(place, text);
+            }
+        }
+    }
+    keys
 }
 
 fn keys_of_file(text: &str) -> impl Iterator<Item = &str> {
@@ -106,7 +117,7 @@ fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
 
 fn functions(
     root: &Node,
-    tenants: &[Tenant],
+    around: (&Path, &[Tenant]),
     seen: &KeysSeen,
     problems: &mut Problems,
 ) -> Vec<Function> {
@@ -119,7 +130,7 @@ fn functions(
     }
     let mut functions: Vec<Function> = Vec::new();
     for section in sections {
-        let Some(function) = function(&section, tenants, seen, problems) else { continue };
+        let Some(function) = function(&section, around, seen, problems) else { continue };
         let same = |f: &&Function| f.id == function.id && f.version == function.version;
         if functions.iter().any(|f| same(&f)) {
             let text = format!(
@@ -135,7 +146,7 @@ fn functions(
 
 fn function(
     section: &Section<'_>,
-    tenants: &[Tenant],
+    (folder, tenants): (&Path, &[Tenant]),
     seen: &KeysSeen,
     problems: &mut Problems,
 ) -> Option<Function> {
@@ -156,7 +167,8 @@ fn function(
             problems.add(*place, text);
         }
     }
-    let keys = section.texts("worker_keys", problems);
+    let before = problems.len();
+    let keys = keys(section, ("worker_keys", "worker_keys_file"), folder, problems);
     let server = section.text("dial", problems);
     let dial = server.and_then(Dial::parse);
     if let (Some(text), None) = (server, &dial) {
@@ -164,13 +176,13 @@ fn function(
         let text = format!("function.dial is \"{text}\", but must be {want}");
         problems.add(section.place_of("dial"), text);
     }
-    if keys.is_empty() && server.is_none() {
+    if keys.is_empty() && server.is_none() && problems.len() == before {
         let text = "function.worker_keys is empty: no worker can serve it";
         problems.add(section.place_of("worker_keys"), text);
     }
     for (place, key) in &keys {
-        check_key("function.worker_keys", Some(*place), key, problems);
-        if let Some(tenant) = seen.get(*key) {
+        check_key("function.worker_keys", *place, key, problems);
+        if let Some(tenant) = seen.get(key) {
             let text = format!("a worker key is also a client key of tenant \"{tenant}\"");
             problems
                 .add(*place, format!("{text}: change one, or its clients could serve as workers"));
@@ -179,7 +191,7 @@ fn function(
     Some(Function {
         streaming: section.word("kind", problems) == "streaming",
         tenants: callers.into_iter().map(|(_, name)| name.into()).collect(),
-        worker_keys: keys.into_iter().map(|(_, key)| Secret::from(key)).collect(),
+        worker_keys: keys.into_iter().map(|(_, key)| Secret::from(&*key)).collect(),
         dial,
         id: id?,
         version: version?,

@@ -153,7 +153,9 @@ impl<'a> Variables<'a, '_> {
         ] {
             let before = self.problems.len();
             let flag = self.flag(name);
-            if flag != Some(true) && self.problems.len() == before {
+            // Where none of the proxy's names says what to serve, none is missed either.
+            let missed = flag.is_some() || self.environment.has(API);
+            if missed && flag != Some(true) && self.problems.len() == before {
                 let is = if flag.is_some() { "is false" } else { "is not set, which means false" };
                 self.refuse(name, format!("{is}, but {why}: set {name}=true"));
             }
@@ -251,7 +253,8 @@ mod tests {
             ("POD_IP", "::", "must be this pod's IP address"),
         ] {
             let mut problems = Problems::of_environment();
-            let all = [("GEO_DISABLED", "true"), ("ENABLE_HTTP1_CONNECT", "1")];
+            let all =
+                [("GEO_DISABLED", "true"), ("ENABLE_HTTP1_CONNECT", "1"), (API, "http://api")];
             let all = all.into_iter().filter(|(other, _)| *other != name).chain([(name, value)]);
             let environment: Environment = all.collect();
             read(&environment, &mut Node::empty(Place::Default), &mut problems);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::credentials;
+use super::effective::{self, Effective};
 use super::environment::Environment;
 use super::node::{Node, Value};
 use super::problems::{Place, Problems, nearest};
@@ -34,9 +36,46 @@ pub(super) fn checked(
     mut problems: Problems,
 ) -> Result<Config, Problems> {
     match read(text, folder, environment, &mut problems) {
-        Some(config) if problems.is_empty() => Ok(config),
+        Some((config, _)) if problems.is_empty() => Ok(config),
         _ => Err(problems.sorted()),
     }
+}
+
+/// Every setting with its value and where that comes from.
+pub(super) fn effective(
+    text: &str,
+    folder: &Path,
+    environment: &Environment,
+    mut problems: Problems,
+) -> Result<Vec<Effective>, Problems> {
+    let file = problems.file().to_owned();
+    match read(text, folder, environment, &mut problems) {
+        Some((config, root)) if problems.is_empty() => {
+            Ok(effective::of(&root, &config, (&file, environment)))
+        }
+        _ => Err(problems.sorted()),
+    }
+}
+
+/// The secrets that a text holds or names, however wrong it is otherwise.
+pub(super) fn secrets(
+    text: &str,
+    folder: &Path,
+    environment: &Environment,
+    mut problems: Problems,
+) -> Vec<String> {
+    let root = match problems.syntax() {
+        Syntax::Toml => Some(Node::from_toml(text, &mut problems)),
+        Syntax::Yaml => Node::from_yaml(text, &mut problems),
+        Syntax::Environment => None,
+    };
+    let mut root = root.unwrap_or_else(|| Node::empty(Place::Default));
+    environment.lay_over(&mut root, &mut problems);
+    reference::read(environment, &mut root, &mut problems);
+    credentials::resolve(&mut root, environment, &mut problems);
+    let mut secrets = effective::secrets(&root, folder);
+    secrets.extend(environment.get("NATS_PRIVATE_NKEY", &mut problems).map(str::to_owned));
+    secrets
 }
 
 /// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
@@ -46,13 +85,14 @@ fn read(
     folder: &Path,
     environment: &Environment,
     problems: &mut Problems,
-) -> Option<Config> {
+) -> Option<(Config, Node)> {
     let mut root = match problems.syntax() {
         Syntax::Toml => Some(Node::from_toml(text, problems)).filter(|_| problems.is_empty()),
         Syntax::Yaml => Node::from_yaml(text, problems),
         Syntax::Environment => Some(Node::empty(Place::Default)),
     }?;
     environment.lay_over(&mut root, problems);
+    credentials::resolve(&mut root, environment, problems);
     let choice = control::choose(&root, environment, problems)?;
     let nvcf = choice.mode == Mode::Nvcf;
     let reference =
@@ -74,24 +114,38 @@ fn read(
         fronts: &fronts,
         reference: &reference,
     };
-    Some(Config {
+    let (session, keepalive) = (session(&root, problems), keepalive(&root, problems));
+    let notes = vec![held_by_vanished(&session, &keepalive)];
+    let config = Config {
         cores: cores(&root, problems),
         control: control::read(choice, &around, problems),
         version: reference.version,
-        session: session(&root, problems),
+        session,
         drain: drain(&root, problems),
         limits: limits(&root, problems),
-        keepalive: keepalive(&root, problems),
+        keepalive,
         admin: admin(&root, problems),
         log: log(&root, problems),
         listen,
         fronts,
         tenants,
         functions,
-        notes: Vec::new(),
+        notes,
         warnings,
         written,
-    })
+    };
+    Some((config, root))
+}
+
+/// How long a client that says nothing any more may keep its worker, which is a GPU.
+fn held_by_vanished(session: &Session, keepalive: &Keepalive) -> String {
+    let noticed = keepalive.client_timeout;
+    let kept = if session.park == Park::Never { Duration::ZERO } else { session.park_window };
+    format!(
+        "a client whose network is gone holds its worker for {:?}: {noticed:?} until that is noticed \
+         (keepalive.client_timeout), {kept:?} in which it may come back (session.park_window)",
+        noticed + kept
+    )
 }
 
 /// The defaults that are others in `nvcf` mode.
@@ -203,6 +257,7 @@ fn session(root: &Node, problems: &mut Problems) -> Session {
         },
         park_window: section.time("park_window", problems),
         park_yield: section.time("park_yield", problems),
+        tell_cause: section.flag("tell_cause", problems),
     }
 }
 
@@ -291,11 +346,19 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
         }
         time
     };
+    let (idle, interval) = (seconds("idle"), seconds("interval"));
+    let user_timeout = section.time("user_timeout", problems);
+    let client_timeout = match section.get("client_timeout") {
+        Some(_) => section.time("client_timeout", problems),
+        // Whoever made the one for all shorter means clients too.
+        None => section.time("client_timeout", problems).min(user_timeout),
+    };
     Keepalive {
-        idle: seconds("idle"),
-        interval: seconds("interval"),
+        idle,
+        interval,
         probes: section.count("probes", problems) as u32,
-        user_timeout: section.time("user_timeout", problems),
+        user_timeout,
+        client_timeout,
         client_ping: client_ping(&section, problems),
         client_ping_timeout: section.time("client_ping_timeout", problems),
         tunnel_ping: section.time("tunnel_ping", problems),

@@ -230,6 +230,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Keys of the workers that may serve it. Not needed with `dial`.",
     ),
     setting(
+        "function.worker_keys_file",
+        Kind::Own("a path"),
+        "",
+        "A file with one key a line, relative to the configuration; `#` begins a comment.",
+    ),
+    setting(
         "function.kind",
         Kind::Word(&["default", "streaming"]),
         "default",
@@ -272,6 +278,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         Kind::Time(MS, DAY),
         "2s",
         "A new session that has waited so long for a worker takes the oldest one that is kept.",
+    ),
+    setting(
+        "session.tell_cause",
+        Kind::Flag,
+        "false",
+        "A 502 says in `x-ringway-cause` why the tunnel was lost. It is for operators: clients learn \
+         what is behind the gateway. `ringway dev` has it on.",
     ),
     in_nvcf(
         "3s",
@@ -481,6 +494,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "150s",
         "A connection is lost that acknowledges nothing of what it was sent for so long, keeps its \
          window shut for so long, or does not answer probes.",
+    ),
+    setting(
+        "keepalive.client_timeout",
+        Kind::Time(S, DAY),
+        "60s",
+        "The same for clients, and no longer than `user_timeout` unless it is written. With \
+         `session.park_window` it is how long a client that vanished holds its worker.",
     ),
     setting(
         "keepalive.client_ping",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::problems::{Place, Problems};
 use super::syntax::Syntax;
-use super::{Config, rules};
+use super::{Config, Effective, rules};
 
 /// How often the configuration is tried at the start while nothing but its certificates is wrong
 /// (contract CF-1), and the time between.
@@ -69,15 +69,39 @@ impl Source {
             return Err(problems);
         }
         match std::fs::read_to_string(file) {
-            Ok(text) => {
-                let folder = file.parent().unwrap_or(Path::new(""));
-                rules::checked(&text, folder, &self.environment, problems)
-            }
+            Ok(text) => rules::checked(&text, folder_of(file), &self.environment, problems),
             Err(error) => {
                 problems.add(None::<Place>, format!("cannot be read: {error}"));
                 Err(problems)
             }
         }
+    }
+
+    /// Every setting with its value and where that comes from; secrets are not shown.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn effective(&self) -> Result<Vec<Effective>, Problems> {
+        let problems = self.problems();
+        match &self.file {
+            None => rules::effective("", Path::new(""), &self.environment, problems),
+            Some(file) => {
+                // What cannot be read is told as everywhere.
+                self.load()?;
+                let text = std::fs::read_to_string(file).unwrap_or_default();
+                rules::effective(&text, folder_of(file), &self.environment, problems)
+            }
+        }
+    }
+
+    /// The secrets that it holds or names, also where it is wrong: to be taken out of what is
+    /// shown.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<String> {
+        let file = self.file.as_deref();
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let folder = file.map_or(Path::new(""), folder_of);
+        rules::secrets(&text, folder, &self.environment, self.problems())
     }
 
     /// As [`Self::load`], at the start: certificates that somebody is still writing are waited for.
@@ -93,4 +117,9 @@ impl Source {
         }
         self.load()
     }
+}
+
+/// Where the files are that a configuration names.
+fn folder_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
 }

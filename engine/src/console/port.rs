@@ -70,6 +70,16 @@ impl Port {
         serde_json::from_value(value).map_err(|error| self.is_none(&error.to_string()))
     }
 
+    /// Any call, with what was answered as text.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<(StatusCode, String), Failure> {
+        let (status, body) = self.send(method, path).await?;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
     /// One session with its events.
     pub(super) async fn session(&self, id: &str) -> Result<Value, Failure> {
         // It tells a gateway that does not know the session from something else that knows nothing.

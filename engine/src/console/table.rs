@@ -44,6 +44,7 @@ pub(super) fn of(rows: &[Row]) -> String {
         "IN",
         "OUT",
         "AGE",
+        "ENDED",
         "",
     ];
     let mut cells = vec![head.map(String::from).to_vec()];
@@ -60,10 +61,20 @@ pub(super) fn of(rows: &[Row]) -> String {
             bytes(row.bytes_in as f64),
             bytes(row.bytes_out as f64),
             age(row.age_ms),
+            ended(row),
             printable(row.close_reason.as_deref().unwrap_or_default()),
         ]
     }));
     columns(&cells, &[2, 7, 8, 9, 10])
+}
+
+/// When a session ended: day and time, UTC, to the second.
+pub(super) fn ended(row: &Row) -> String {
+    let at = row.ended_at.as_deref().unwrap_or_default();
+    match (at.get(..10), at.get(11..19)) {
+        (Some(day), Some(time)) => printable(&format!("{day} {time}")),
+        _ => String::new(),
+    }
 }
 
 /// The begin of an id.
@@ -127,6 +138,14 @@ mod tests {
             state: "active".into(),
             ..Row::default()
         };
+        let gone = Row {
+            state: "closed".into(),
+            ended_at: Some("2026-11-23T14:02:07.123456Z".into()),
+            close_reason: Some("worker_closed".into()),
+            ..Row::default()
+        };
+        let text = of(&[row.clone(), gone]);
+        assert!(text.contains("  2026-11-23 14:02:07  worker_closed\n"), "{text}");
         let text = of(&[row]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Row;
-use super::table::{age, bytes, columns, printable};
+use super::table::{age, bytes, columns, ended, printable};
 
 /// A session as `/sessions/ID` tells of it.
 #[derive(Debug, Default, Deserialize)]
@@ -34,7 +34,10 @@ pub(super) fn of(told: &Told) -> String {
         address => printable(address),
     };
     let state = match &row.close_reason {
-        Some(reason) => format!("{} ({})", row.state, reason),
+        Some(reason) => match ended(row).as_str() {
+            "" => format!("{} ({reason})", row.state),
+            at => format!("{} ({reason}) {at}", row.state),
+        },
         None => row.state.clone(),
     };
     let mut out = format!(

@@ -51,6 +51,22 @@ pub(super) enum Refusal {
     Failed(io::Error),
 }
 
+/// Connects to the server of `--target`.
+async fn dial(target: &str) -> io::Result<TcpStream> {
+    timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await?
+}
+
+/// Says at the start that nothing answers where the user's server should be.
+pub(crate) async fn look_at(target: String) {
+    if let Err(error) = dial(&target).await {
+        tracing::warn!(
+            target_server = target,
+            %error,
+            "nothing answers at --target: start your server there; until then every call gets 502"
+        );
+    }
+}
+
 /// Opens a tunnel: each address in turn, a few rounds.
 pub(super) async fn open(addresses: &[Connection], id: Uuid) -> Result<Tunnel, Refusal> {
     let mut pause = FIRST_PAUSE;
@@ -151,7 +167,13 @@ impl Tunnel {
     }
 
     async fn bridge(mut self, target: &str) -> io::Result<()> {
-        let server = TcpStream::connect(target).await?;
+        let server = dial(target).await.inspect_err(|error| {
+            tracing::warn!(
+                target_server = target,
+                %error,
+                "nothing answers at --target, so that this call gets 502: start your server there"
+            );
+        })?;
         server.set_nodelay(true)?;
         // A worker is silent until the gateway speaks (contract WK-12), but an HTTP/2 server is
         // not: hold it back until the first bytes have come.

@@ -279,7 +279,8 @@ impl<C: Core> Reactor<C> {
         }
         // Both fail when the peer has reset the connection already: nobody to talk to.
         let Ok(peer) = stream.peer_addr() else { return };
-        if !tuned && tune(&SockRef::from(&stream), self.options.keep_alive).is_err() {
+        let keep_alive = self.options.keep_alive_of(listener);
+        if !tuned && tune(&SockRef::from(&stream), keep_alive).is_err() {
             return;
         }
         let inlet = match self.gate(listener, peer) {

@@ -156,7 +156,7 @@ impl<C: Core> Reactor<C> {
         let gates = gates.collect();
         let door = |(listener, socket)| {
             let inherited = options.inherited.contains(&listener);
-            Door::new(listener, socket, options.keep_alive, inherited)
+            Door::new(listener, socket, options.keep_alive_of(listener), inherited)
         };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));

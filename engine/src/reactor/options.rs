@@ -87,6 +87,9 @@ pub struct Options {
     /// Which listeners are not this process's alone: somebody who goes on listening when it has
     /// ended has handed them down. They were made blocking by whoever took them.
     pub inherited: Vec<Listener>,
+    /// In place of its [`KeepAlive::user_timeout`], of clients: how long one that vanished is waited
+    /// for decides how long it holds what is behind the gateway.
+    pub client_timeout: Duration,
     /// What connections have to pass before the core sees their bytes.
     pub entrances: Entrances,
     /// How long that may take them.
@@ -120,6 +123,7 @@ impl Default for Options {
                 user_timeout: Duration::from_secs(15 + 9 * 15),
             },
             inherited: Vec::new(),
+            client_timeout: Duration::from_secs(60),
             entrances: Entrances::default(),
             entrance_time: Duration::from_secs(10),
         }
@@ -127,6 +131,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Of what a listener lets in.
+    pub(super) fn keep_alive_of(&self, listener: Listener) -> KeepAlive {
+        match listener {
+            Listener::Client => KeepAlive { user_timeout: self.client_timeout, ..self.keep_alive },
+            Listener::Worker => self.keep_alive,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), SetupError> {
         let wrong = |why| Err(SetupError::Options(why));
         match self {
@@ -144,7 +156,9 @@ impl Options {
             _ if self.clients == 0 => wrong("clients: at least 1"),
             _ if self.workers == 0 => wrong("workers: at least 1"),
             _ if self.others < self.workers => wrong("others: no fewer than workers"),
-            _ if !self.keep_alive.is_possible() => {
+            _ if !self.keep_alive.is_possible()
+                || !self.keep_alive_of(Listener::Client).is_possible() =>
+            {
                 wrong("keep_alive: 1 to 32767 whole seconds, 1 to 127 probes, 1 ms to 24 days")
             }
             _ => Ok(()),

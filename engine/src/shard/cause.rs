@@ -219,6 +219,16 @@ impl Cause {
         CloseCode::Eof,
         "the worker closed the tunnel without TLS close_notify",
     ));
+    const FIN_UNANSWERED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Eof,
+        "the worker closed the tunnel before its server said anything: does that server run?",
+    ));
+    const RESET_UNANSWERED: Self = Self(&Known::new(
+        CloseReason::WorkerClosed,
+        CloseCode::Reset,
+        "the worker reset the tunnel before its server said anything: does that server run?",
+    ));
     const RESET: Self = Self(&Known::new(
         CloseReason::WorkerClosed,
         CloseCode::Reset,
@@ -246,10 +256,20 @@ impl Cause {
     }
 
     /// What those are told whose tunnel is lost before its answer.
-    pub(crate) fn loss(self) -> &'static Fault {
+    pub(crate) fn loss(self) -> Fault {
         match self.detail {
-            detail if detail == Self::SPEAKS_HTTP1.detail => &Fault::ServerSpeaksHttp1,
-            _ => &Fault::TunnelLost,
+            detail if detail == Self::SPEAKS_HTTP1.detail => Fault::ServerSpeaksHttp1,
+            detail => Fault::TunnelLost(detail),
+        }
+    }
+
+    /// The same for a tunnel that was asked something and had said nothing: then it was not the
+    /// worker's own end, as a rule, but that of the server behind it.
+    pub(crate) fn unanswered(self) -> Self {
+        match self.detail {
+            detail if detail == Self::FIN.detail => Self::FIN_UNANSWERED,
+            detail if detail == Self::RESET.detail => Self::RESET_UNANSWERED,
+            _ => self,
         }
     }
 

@@ -52,6 +52,11 @@ impl ShardSettings {
         self.config.version.as_deref().unwrap_or(self.version)
     }
 
+    /// A moment in microseconds of Unix time.
+    pub(crate) fn unix_micros(&self, at: Time) -> u64 {
+        self.unix_micros_at_zero + at.0
+    }
+
     /// What the time is, for an answer (RFC 9110 §6.6.1).
     pub(crate) fn date(&self, now: Time) -> HttpDate {
         HttpDate::from_unix((self.unix_micros_at_zero + now.0) / 1_000_000)

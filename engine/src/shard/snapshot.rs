@@ -26,7 +26,8 @@ pub(super) fn snapshot(shard: &mut Shard, border: &mut Border) -> Snapshot {
 
 fn session_rows(shard: &mut Shard, border: &mut Border) -> Vec<SessionRow> {
     let rows = shard.sessions.rows(&*turn!(shard, border));
-    let (live, closed): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(key, _)| key.is_some());
+    let (live, closed): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|(_, row)| row.close_reason.is_none());
     let live =
         live.into_iter().map(|(key, row)| match key.and_then(|key| shard.relay.facts(key)) {
             Some(facts) => facts.show(row),

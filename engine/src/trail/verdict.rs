@@ -22,6 +22,13 @@ impl Timeline {
         }
     }
 
+    /// When its last attachment ended, in microseconds of Unix time.
+    #[must_use]
+    pub fn closed_at(&self) -> Option<u64> {
+        let closed = self.last(|event| matches!(event, Event::Closed { .. }));
+        closed.map(|(_, entry)| self.unix_micros(entry.at))
+    }
+
     fn last(&self, wanted: impl Fn(Event) -> bool) -> Option<(u16, Entry)> {
         self.events.iter().rev().find(|(_, entry)| wanted(entry.event)).copied()
     }
@@ -76,12 +83,24 @@ impl Timeline {
             (Side::Worker, _) if code == CloseCode::H2Connection => {
                 format!("ended by the worker: {detail}, {after}")
             }
+            (Side::Worker, _) if self.is_unanswered(code) => format!(
+                "ended by the worker: {}, {after}; does the server behind it run?",
+                said(code)
+            ),
             (Side::Worker, _) => format!("ended by the worker: {}, {after}", said(code)),
             (Side::Gateway, "") => format!("ended by the gateway: {detail}, {after}"),
             (Side::Gateway, timer) => {
                 format!("ended by the gateway: {detail} (timer {timer}), {after}")
             }
         }
+    }
+
+    /// Whether the tunnel was closed before any answer, as it is when a worker's own server does
+    /// not take its connection.
+    fn is_unanswered(&self, code: CloseCode) -> bool {
+        matches!(code, CloseCode::Eof | CloseCode::Reset)
+            && self.first(|event| event == Event::RequestSent).is_some()
+            && self.first(|event| event == Event::AnswerBegun).is_none()
     }
 
     fn client_left(&self, at: Time, after: &str) -> String {
@@ -170,7 +189,11 @@ impl Timeline {
             (End::Fin | End::Truncated, true) => {
                 format!("client left {clock} in the middle of a call")
             }
-            _ => format!("client lost its network {clock}"),
+            // A reset is a program's end as often as a network's: one that exits with bytes unread
+            // resets its connection.
+            (End::Reset, _) => format!("client reset its connection {clock}"),
+            (End::Failed, _) => format!("client's connection failed {clock}"),
+            (End::Timeout, _) => format!("client lost its network {clock}"),
         }
     }
 
@@ -244,6 +267,7 @@ mod tests {
 
     const ASKED: Event = Event::Asked(Ask::New);
     const RESET: Event = Event::ClientEnded { end: End::Reset, busy: true };
+    const LOST: Event = Event::ClientEnded { end: End::Timeout, busy: true };
 
     fn life(more: &[(u16, u64, Event)]) -> Timeline {
         let mut events = vec![
@@ -270,7 +294,7 @@ mod tests {
 
     #[test]
     fn lost_and_back() {
-        let mut events = vec![(0, 7000, RESET), (0, 7000, Event::Parked)];
+        let mut events = vec![(0, 7000, LOST), (0, 7000, Event::Parked)];
         let told = life(&events).verdict(false);
         let kept = "client lost its network 14:02:07; its worker is kept for it, for 93 s so far";
         assert_eq!(told, kept);
@@ -298,6 +322,17 @@ mod tests {
         let reset = closed(Side::Worker, CloseReason::WorkerClosed, CloseCode::Reset, "");
         let told = life(&[(0, 13_420, reset)]).verdict(true);
         assert_eq!(told, "ended by the worker: connection reset, 12.4 s after the first byte");
+        let (reason, code) = (CloseReason::WorkerClosed, CloseCode::Eof);
+        let fin = closed(Side::Worker, reason, code, "");
+        let told = timeline(&[
+            (0, 1, ASKED),
+            (0, 2, connected()),
+            (0, 3, Event::RequestSent),
+            (0, 8, fin),
+        ]);
+        let dead = "ended by the worker: it closed the tunnel, 5 ms after the first request, \
+                    before any answer; does the server behind it run?";
+        assert_eq!(told.verdict(true), dead);
         let ttl = (CloseReason::TtlExpired, CloseCode::None, "worker_cache_ttl");
         let nobody = closed(Side::Gateway, ttl.0, ttl.1, ttl.2);
         let told = timeline(&[(0, 1, ASKED), (0, 30_001, nobody)]).verdict(true);
@@ -321,7 +356,8 @@ mod tests {
                 fin(true),
                 "client left 14:02:02 in the middle of a call, 980 ms after the first byte",
             ),
-            (RESET, "client lost its network 14:02:02, 980 ms after the first byte"),
+            (LOST, "client lost its network 14:02:02, 980 ms after the first byte"),
+            (RESET, "client reset its connection 14:02:02, 980 ms after the first byte"),
         ] {
             assert_eq!(life(&[(0, 2000, ended), (0, 2000, left)]).verdict(true), told);
         }

@@ -212,7 +212,7 @@ def _reset(sock):
 
 LEFT = r"ended by the client, \S+ \S+ after the first byte"
 FINISHED = r"ended by the worker: it closed the tunnel, \S+ \S+ after the first byte"
-KEPT = r"client (lost its network|left) \S+( in the middle of a call)?; its worker is kept for it.*"
+KEPT = r"client (lost its network|reset its connection|left) \S+( in the middle of a call)?; its worker is kept for it.*"
 # A server that closes behind its answer may be the first to go.
 EITHER = r"ended by the (client|worker).*"
 

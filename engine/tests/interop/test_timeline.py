@@ -105,14 +105,14 @@ def test_lost_and_back(tmp_path, cores):
         client.abort()
         until(lambda: told(gateway, reqid)["state"] == "parked", what="the parked tunnel")
         kept = told(gateway, reqid)["verdict"]
-        assert re.fullmatch(r"client lost its network \d\d:\d\d:\d\d; its worker is kept for it, "
+        assert re.fullmatch(r"client (?:lost its network|reset its connection) \d\d:\d\d:\d\d; its worker is kept for it, "
                             r"for .* so far", kept), kept
         time.sleep(1)
         with gateway.h2() as again:
             assert called(again, reqid=reqid) == reqid
             session = told(gateway, reqid)
             back = session["verdict"]
-            found = re.fullmatch(r"client lost its network \d\d:\d\d:\d\d, back after (\S+) s on "
+            found = re.fullmatch(r"client (?:lost its network|reset its connection) \d\d:\d\d:\d\d, back after (\S+) s on "
                                  rf"core {session['core']}, same worker", back)
             assert found and float(found.group(1)) >= 1, back
             events = {event["event"]: event for event in session["events"]}

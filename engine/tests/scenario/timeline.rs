@@ -124,7 +124,7 @@ fn lost_kept_and_back() {
     assert_eq!(client.field(0, ":status"), Some("200"));
     let told = timeline(&mut world, &id);
     let line = told.verdict(false);
-    assert!(line.starts_with("client lost its network 00:00:0"), "{line}");
+    assert!(line.starts_with("client reset its connection 00:00:0"), "{line}");
     assert!(line.ends_with(", back after 3.1 s on core 0, same worker"), "{line}");
     world.end(client.conn, End::Reset);
     world.pass(Duration::from_secs(31));
@@ -188,7 +188,7 @@ fn a_tunnel_that_follows_its_client_is_followed() {
     assert_eq!(second.field(0, ":status"), Some("200"));
     let told = of_all(&mut m, &id);
     let line = told.verdict(false);
-    assert!(line.starts_with("client lost its network 00:00:0"), "{line}");
+    assert!(line.starts_with("client reset its connection 00:00:0"), "{line}");
     assert!(line.ends_with(", back after 3.1 s on core 1, same worker"), "{line}");
     let since: Vec<(u16, &str)> =
         told.events[7..].iter().map(|(core, entry)| (*core, entry.event.name())).collect();

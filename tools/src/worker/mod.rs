@@ -93,6 +93,7 @@ pub fn run(options: Options) -> io::Result<Outcome> {
             ringway_cli::VERSION
         );
         stop::listen(&worker.stop)?;
+        monoio::spawn(look_at_target(worker.options.target.clone()));
         for gateway in &worker.gateways {
             poll::start(&worker, gateway);
         }
@@ -346,6 +347,18 @@ impl Worker {
             Err(Refusal::Failed(error)) => tracing::warn!(session, %error, "could not dial back"),
         }
         self.part(&gateway, (gateway.index, id));
+    }
+}
+
+/// Says at the start that nothing answers where the function's server should be.
+async fn look_at_target(target: Place) {
+    match net::dial(&target).await {
+        Ok(_) => tracing::debug!(target = target.authority, "the target answers"),
+        Err(error) => tracing::warn!(
+            target = target.authority,
+            %error,
+            "nothing answers at --target: start your server there; until then every call gets 502"
+        ),
     }
 }
 

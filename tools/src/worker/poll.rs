@@ -42,6 +42,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker that stops waits for answers that were on their way.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// An open poll that is not refused within this time, or twice it, is a good one.
+const WELL_AFTER: Duration = Duration::from_millis(500);
 /// Polls whose answers are still to come: the open one, and one that it has replaced.
 const UNANSWERED: usize = 2;
 /// Pauses after failures double between these; what is waited is a random part of the upper half.
@@ -107,10 +109,39 @@ impl Asks {
 
 /// Polls `gateway` until the worker stops.
 pub(super) fn start(worker: &Rc<Worker>, gateway: &Rc<Gateway>) {
+    monoio::spawn(tell_that_it_polls(worker.clone(), gateway.clone()));
     let sessions = (0..worker.options.slots.min(MAX_WIDTH)).map(Asks::Sessions);
     for asks in sessions.chain([Asks::Reconnects]) {
         gateway.polling.set(gateway.polling.get() + 1);
         monoio::spawn(poll(worker.clone(), gateway.clone(), asks));
+    }
+}
+
+/// Says once that the gateway lets polls wait: it knows the key, the function and the version. It
+/// says itself when it does not, and at once.
+async fn tell_that_it_polls(worker: Rc<Worker>, gateway: Rc<Gateway>) {
+    let waits = || gateway.promised() > 0 && !gateway.failed.get();
+    let mut waited = false;
+    while !worker.stopping() {
+        let _ = timeout(WELL_AFTER, worker.stop.asked()).await;
+        if waited && waits() {
+            tracing::info!(
+                gateway = gateway.place.authority,
+                "polling: the gateway knows this worker's function and key"
+            );
+            return;
+        }
+        waited = waits();
+    }
+}
+
+/// Whether what answers is a port of a gateway, but not the one for workers; which one it is.
+fn other_port(status: u16, text: &str) -> Option<&'static str> {
+    match status {
+        400 if text.contains("no function-id was passed") => Some("client"),
+        401 if text.contains("no authorization was passed") => Some("client"),
+        404 | 405 if text.starts_with("GET /metrics") => Some("admin"),
+        _ => None,
     }
 }
 
@@ -133,6 +164,20 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
             }
             Err(fault) => fault,
         };
+        if let PollFault::Refused(status, text) = &fault
+            && let Some(port) = other_port(*status, text)
+        {
+            if !worker.stopping() {
+                tracing::error!(
+                    gateway = name,
+                    "this is the gateway's {port} port, and workers have one of their own: give \
+                     --gateway its address (worker=... in the gateway's ready line; 10086 if \
+                     nothing else is configured)"
+                );
+                worker.give_up();
+            }
+            break;
+        }
         if let PollFault::Refused(401 | 403, text) = &fault {
             if !worker.stopping() {
                 tracing::error!(
@@ -508,6 +553,15 @@ mod tests {
         assert_eq!(pause_after(1, 0).as_millis(), 25);
         assert_eq!(pause_after(u32::MAX, 0).as_millis(), 2500);
         assert!(pause_after(3, 1 << 31) > pause_after(3, 1 << 30));
+    }
+
+    #[test]
+    fn a_gateways_other_ports_are_known_by_what_they_say() {
+        let client = "no function-id was passed in the metadata";
+        assert_eq!(other_port(400, client), Some("client"));
+        assert_eq!(other_port(404, "GET /metrics /health"), Some("admin"));
+        assert_eq!(other_port(403, "the key is not for this function"), None);
+        assert_eq!(other_port(400, "invalid type"), None);
     }
 
     #[test]

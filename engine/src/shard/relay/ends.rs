@@ -10,7 +10,7 @@ use super::super::facts::{Edge, ForRelay, ForSessions, Lost, Parted};
 use super::super::table::Key;
 use super::super::turn::Turn;
 use super::exchange::Exchange;
-use super::hop::{Hop, Leaving, TunnelState, sent_away};
+use super::hop::{Begun, Hop, Leaving, TunnelState, sent_away};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::Traffic;
@@ -199,9 +199,13 @@ impl Traffic {
         last: bool,
     ) {
         let of = self.streams.hops.hop(conn).and_then(Hop::tunnel);
+        let silent = of.is_some_and(|tunnel| matches!(tunnel.begun, Begun::Asked(_)));
+        let cause = if silent { cause.unanswered() } else { cause };
         if let Some((key, going)) = of.map(|tunnel| (tunnel.route, tunnel.going)) {
-            self.lose_tunnel(turn, conn, cause);
+            // First: an answer to the last request may end the client's connection, and what ended
+            // the session is the tunnel.
             turn.sessions(ForSessions::Lost(Lost { key, cause, going, last }));
+            self.lose_tunnel(turn, conn, cause);
         }
     }
 
@@ -222,7 +226,7 @@ impl Traffic {
             route.lost = Some(tunnel.cookie_sent && whole);
         }
         for slot in slots {
-            self.stream_lost(turn, slot, cause.loss());
+            self.stream_lost(turn, slot, &cause.loss());
         }
     }
 
@@ -255,7 +259,8 @@ impl Traffic {
             client.lanes.disown(key);
         }
         let lost = route.lost.is_some();
-        let told = fault.unwrap_or(if lost { cause.loss() } else { cause.fault() });
+        let loss = cause.loss();
+        let told = fault.unwrap_or(if lost { &loss } else { cause.fault() });
         let tally = route.tally(carried);
         for waiter in route.waiters {
             self.refuse(turn, waiter, told);

@@ -54,6 +54,9 @@ impl Replies {
         (style, fault): (&ReplyStyle<'_>, &Fault),
     ) {
         answer::render(fault, style, &mut self.fields, &mut self.body);
+        if let Some(why) = fault.cause().filter(|_| turn.settings.config.session.tell_cause) {
+            self.fields.push(Field::new(b"x-ringway-cause", why.as_bytes()));
+        }
         self.answer(streams, turn, asked);
     }
 

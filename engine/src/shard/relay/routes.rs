@@ -84,6 +84,12 @@ impl Route {
         self.waiting == 0 && self.tunnel.is_none()
     }
 
+    /// The tunnel that is its own now has carried so much of the session before, up and down.
+    pub(super) fn carry(&mut self, (up, down): (u64, u64)) {
+        self.bytes_up += up;
+        self.bytes_down += down;
+    }
+
     /// Whether many of the waiters are gone.
     pub(super) fn is_stale(&self) -> bool {
         self.waiters.len() > GONE_WAITERS + 2 * self.waiting as usize

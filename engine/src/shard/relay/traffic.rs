@@ -28,6 +28,9 @@ use crate::metrics::{Limit, Method};
 use crate::pool::Segment;
 use crate::trail::Event;
 
+/// Why a request meets no tunnel, where nothing else is known of it.
+const GONE: &str = "the session's tunnel had ended when the request came";
+
 /// Octets of a request target that the access log shows.
 const LOGGED_PATH: usize = 8 * 1024;
 
@@ -352,7 +355,7 @@ impl Traffic {
         };
         let client = of.client.conn;
         let Some(route) = self.routes.get_mut(key) else {
-            return self.refuse(turn, exchange, &Fault::TunnelLost);
+            return self.refuse(turn, exchange, &Fault::TunnelLost(GONE));
         };
         of.served = Served::Route(key);
         route.wait(exchange);
@@ -409,7 +412,7 @@ impl Traffic {
                 // It was one when it came.
                 _ => turn.relay(ForRelay::Refuse {
                     exchange: waiter,
-                    fault: Box::new(Fault::TunnelLost),
+                    fault: Box::new(Fault::TunnelLost(GONE)),
                 }),
             }
             if let Some(exchange) = self.streams.exchanges.get_mut(waiter) {

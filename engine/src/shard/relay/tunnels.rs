@@ -18,6 +18,12 @@ use super::routes::Route;
 use super::traffic::{Tail, Traffic};
 use crate::border::{Close, ConnId, Parcel};
 
+/// A tunnel on its way to another core, with what it has carried of its session, up and down.
+struct Traveller {
+    hop: Box<Hop>,
+    carried: (u64, u64),
+}
+
 impl Traffic {
     /// An attachment begins.
     pub(super) fn open_route(
@@ -202,9 +208,14 @@ impl Traffic {
 
     /// The parked tunnel of `from`, whose route ends, becomes the tunnel of `to`.
     pub(super) fn transfer(&mut self, turn: &mut Turn<'_>, from: Key, to: Key) {
-        let tunnel = self.routes.remove(from).and_then(|route| route.tunnel);
+        let from = self.routes.remove(from);
+        let carried = from.as_ref().map(|route| (route.bytes_up, route.bytes_down));
+        let tunnel = from.and_then(|route| route.tunnel);
         match (self.routes.get_mut(to), tunnel) {
-            (Some(route), _) => route.tunnel = tunnel,
+            (Some(route), _) => {
+                route.tunnel = tunnel;
+                route.carry(carried.unwrap_or_default());
+            }
             // Nobody is left who could have it.
             (None, Some(conn)) => {
                 let cause = Cause::SURPLUS;
@@ -338,7 +349,8 @@ impl Traffic {
         let Some(mut hop) = self.streams.hops.remove_hop(conn) else { return };
         self.streams.hops.forget_partial(&mut hop);
         let key = hop.tunnel().map(|tunnel| tunnel.route).expect("only tunnels are let go of");
-        self.routes.remove(key);
+        let route = self.routes.remove(key);
+        let carried = route.map(|route| (route.bytes_up, route.bytes_down)).unwrap_or_default();
         // Whoever else fed it, or waited for it, was a client's connection that is gone.
         hop.stopped.retain(|full| *full == hop.conn);
         hop.waits = hop.stopped.len() as u32;
@@ -346,12 +358,14 @@ impl Traffic {
         hop.ready.clear();
         hop.timer = None;
         debug_assert_eq!((hop.held, hop.lists), (0, 0), "its streams are gone");
-        turn.sessions(ForSessions::Left { key, parcel: Box::new(parcel), hop: MovedHop(hop) });
+        let hop = MovedHop(Box::new(Traveller { hop, carried }));
+        turn.sessions(ForSessions::Left { key, parcel: Box::new(parcel), hop });
     }
 
     /// A tunnel has come from another core. It is the route's.
     pub(super) fn adopt(&mut self, turn: &mut Turn<'_>, key: Key, parcel: Parcel, hop: MovedHop) {
-        let mut hop: Box<Hop> = hop.0.downcast().expect("only `detached` makes one");
+        let traveller: Box<Traveller> = hop.0.downcast().expect("only `detached` makes one");
+        let Traveller { mut hop, carried } = *traveller;
         let conn = turn.border.adopt(parcel);
         hop.conn = conn;
         hop.stopped.fill(conn);
@@ -361,6 +375,7 @@ impl Traffic {
         self.streams.hops.insert(conn, super::hops::Conn::Hop(hop));
         if let Some(route) = self.routes.get_mut(key) {
             route.tunnel = Some(conn);
+            route.carry(carried);
         }
         self.own(turn, key);
         turn.relay(ForRelay::Wake { key });

@@ -381,7 +381,7 @@ impl Sessions {
 
     /// Another core's shard panicked: all it knew is gone.
     pub(crate) fn core_restarted(&mut self, turn: &mut Turn<'_>, core: u16) {
-        self.directory.forget_core(core, turn.now);
+        self.directory.forget_core(core, (turn.now, turn.settings.unix_micros(turn.now)));
         // What was parked there is gone, and with it what was promised of it.
         for robbed in self.directory.robbed_by(core) {
             turn.send(robbed.core, CorePost::not_resumed(robbed));
@@ -391,7 +391,7 @@ impl Sessions {
 
     /// Another core has lost messages that were meant for this one: what it asked of it is void.
     pub(crate) fn core_void(&mut self, turn: &mut Turn<'_>, core: u16) {
-        self.directory.forget_core(core, turn.now);
+        self.directory.forget_core(core, (turn.now, turn.settings.unix_micros(turn.now)));
         self.renew(turn, core);
     }
 

@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// What remains of a session that ended with its core.
-    fn lost_row(&self, core: u16, now: Time) -> SessionRow {
+    fn lost_row(&self, core: u16, (now, unix_micros): (Time, u64)) -> SessionRow {
         let age = now.since(self.facts.opened).as_millis();
         SessionRow {
             request_id: self.id,
@@ -97,6 +97,7 @@ impl Session {
             state: "closed",
             core,
             age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+            ended_at: Some(unix_micros),
             close_reason: Some(CloseReason::Shutdown.label()),
             ..SessionRow::default()
         }
@@ -217,7 +218,12 @@ impl Directory {
         if session.members.len() == before {
             return;
         }
-        session.row = row.map(Box::new).or(session.row.take());
+        if let Some(mut row) = row {
+            if let Some(before) = &session.row {
+                row.carry(before);
+            }
+            session.row = Some(Box::new(row));
+        }
         if !session.members.is_empty() {
             return;
         }
@@ -235,8 +241,8 @@ impl Directory {
         tickets
     }
 
-    /// The attachments of a core that has begun anew are gone.
-    pub(super) fn forget_core(&mut self, core: u16, now: Time) {
+    /// The attachments of a core that has begun anew are gone; now is also told in Unix time.
+    pub(super) fn forget_core(&mut self, core: u16, now: (Time, u64)) {
         let of_core = |session: &Session| {
             let tickets = session.members.iter().map(|member| member.ticket);
             let tickets = tickets.filter(|ticket| ticket.core == core);
@@ -253,6 +259,11 @@ impl Directory {
 
     pub(super) fn len(&self) -> usize {
         self.live.len()
+    }
+
+    /// What attachments that have ended carried of sessions that go on.
+    pub(super) fn carried(&self) -> impl Iterator<Item = SessionRow> {
+        self.live.values().filter_map(|session| Some(session.row.as_ref()?.carried()))
     }
 
     /// The rows of sessions that ended not long ago, newest first.

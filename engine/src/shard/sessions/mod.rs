@@ -239,8 +239,8 @@ impl Sessions {
 
     // ---- values for others ----
 
-    /// One row for each attachment that shows, with its key, then those of sessions that ended not
-    /// long ago. What a route carries is not in it, nor is what several rows of a session come to.
+    /// One row for each attachment that shows, with its key, then what those left behind that have
+    /// ended, then the rows of sessions that ended not long ago. What a route carries is not in it, nor is what several rows of a session come to.
     pub(super) fn rows(&self, turn: &Turn<'_>) -> Vec<(Option<Key>, SessionRow)> {
         let shown = self.roster.attachments.iter().filter(|(_, of)| {
             // Whose session a question is about is not known yet, and a spare is part of what its
@@ -249,7 +249,9 @@ impl Sessions {
             !of.is_asking() && !of.is_ending() && !spare
         });
         let live = shown.map(|(key, of)| (Some(key), rows::live_row(turn, of)));
-        live.chain(self.directory.recent().map(|row| (None, row.clone()))).collect()
+        let carried = self.directory.carried().map(|row| (None, row));
+        let closed = self.directory.recent().map(|row| (None, row.clone()));
+        live.chain(carried).chain(closed).collect()
     }
 
     pub(super) fn gauges(&self) -> Gauges {

@@ -26,6 +26,7 @@ pub(super) fn closed_row(
     SessionRow {
         state: "closed",
         close_reason: Some(cause.reason.label()),
+        ended_at: Some(turn.settings.unix_micros(turn.now)),
         streams: tally.streams,
         bytes_in: tally.bytes_up,
         bytes_out: tally.bytes_down,

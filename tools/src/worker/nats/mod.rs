@@ -79,11 +79,13 @@ pub fn run(options: Options) -> io::Result<()> {
             slots = options.slots,
             target = options.target.authority,
             io,
+            commit = ringway_cli::COMMIT,
             "ringway-worker {}",
-            env!("CARGO_PKG_VERSION")
+            ringway_cli::VERSION
         );
         let stop = Rc::new(Stop::default());
         stop::listen(&stop)?;
+        monoio::spawn(super::look_at_target(options.target.clone()));
         let target = options.target.clone();
         let streaming = options.streaming.is_some();
         let (bench, asker) = bench::Bench::new(target, streaming)?;

@@ -1,0 +1,63 @@
+//! `ringway log-level`: what a running gateway logs, changed for a while.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use clap::Args;
+
+use super::port::Port;
+use super::{Admin, Failure, a_while, blocking};
+
+/// `ringway log-level`.
+#[derive(Debug, Args)]
+pub struct LogLevel {
+    #[command(flatten)]
+    admin: Admin,
+    /// error, warn, info, debug or trace; or parts of the program with a level each, such as
+    /// ringway::remote=debug. Without it: what is logged now.
+    filter: Option<String>,
+    /// For how long; then everything is logged as configured again.
+    #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = a_while)]
+    time: Duration,
+}
+
+/// Runs `ringway log-level`.
+///
+/// # Errors
+/// When the admin port does not answer, or refuses.
+pub fn log_level(arguments: &LogLevel) -> Result<(), Failure> {
+    let port = Port::new(&arguments.admin.admin);
+    let text = blocking(async {
+        match &arguments.filter {
+            None => shown(&port).await,
+            Some(filter) => change(&port, filter, arguments.time).await,
+        }
+    })??;
+    Ok(ringway_stdio::print(&text)?)
+}
+
+async fn shown(port: &Port) -> Result<String, Failure> {
+    let now = port.json("/log-level").await?;
+    Ok(match (now["filter"].as_str(), now["secondsLeft"].as_f64()) {
+        (Some(filter), Some(left)) => format!("{filter}, for {left:.0} s more\n"),
+        _ => "as configured\n".into(),
+    })
+}
+
+async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Failure> {
+    // It tells a gateway that refuses from something else that does.
+    port.json("/info").await?;
+    let seconds = time.as_secs().to_string();
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("filter", filter).append_pair("for", &seconds);
+    let (status, said) = port.call(Method::POST, &format!("/log-level?{}", query.finish())).await?;
+    match status {
+        StatusCode::OK => Ok(format!("{} logs {filter} for {seconds} s\n", port.address())),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(Failure(format!(
+            "{} is an older ringway, which cannot change what it logs: set log.level and start it \
+             anew",
+            port.address()
+        ))),
+        _ => Err(Failure(format!("{} changed nothing: {}", port.address(), said.trim()))),
+    }
+}
