@@ -28,6 +28,9 @@ const TELL_PAUSE: Duration = Duration::from_millis(10);
 const DRAINED_PAUSE: Duration = Duration::from_millis(20);
 /// When what a plane has to be told is tried again that had no room for it.
 const ASK_PAUSE: Duration = Duration::from_millis(5);
+/// How long the news that a worker has come waits for something else to be said: nobody waits for
+/// it, and alone it would wake the control thread once for each session.
+const SETTLED_PAUSE: Duration = Duration::from_millis(20);
 /// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
 const ROUNDS: usize = 4;
 
@@ -72,7 +75,7 @@ pub(super) struct Occupant {
 }
 
 /// What the shard asks of a control plane that takes time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Asks {
     /// The way there; none where no such plane is.
     plane: Option<mpsc::Sender<Vec<Ask>>>,
@@ -81,6 +84,15 @@ struct Asks {
     next: Vec<Ask>,
     /// When that is tried again.
     again_at: Option<Time>,
+    /// Until when what has time may wait for something that has none.
+    held_until: Option<Time>,
+}
+
+impl Asks {
+    /// When something is to be said that waits.
+    fn due(&self) -> Option<Time> {
+        self.again_at.or(self.held_until)
+    }
 }
 
 /// What the shard cannot count.
@@ -126,7 +138,7 @@ impl Occupant {
             full: Vec::new(),
             counted: Counted::default(),
             posts: place.posts,
-            asks: Asks { plane: place.asks, next: Vec::new(), again_at: None },
+            asks: Asks { plane: place.asks, ..Asks::default() },
             backend: place.backend,
             waiting: Vec::new(),
             #[cfg(test)]
@@ -258,11 +270,16 @@ impl Occupant {
     /// that one has ended has to be said, and waits.
     fn send_asks(&mut self, border: &mut Border) {
         self.shard.take_asks(&mut self.asks.next);
-        let Asks { plane, next, again_at } = &mut self.asks;
+        let Asks { plane, next, again_at, held_until } = &mut self.asks;
         if next.is_empty() || again_at.is_some_and(|at| at > border.now) {
             return;
         }
-        *again_at = None;
+        if next.iter().all(|ask| matches!(ask.what, Question::Settled))
+            && *held_until.get_or_insert(border.now + SETTLED_PAUSE) > border.now
+        {
+            return;
+        }
+        (*again_at, *held_until) = (None, None);
         let Some(plane) = plane else { return next.clear() };
         let (Err(TrySendError::Full(asks)) | Err(TrySendError::Closed(asks))) =
             plane.try_send(std::mem::take(next))
@@ -410,8 +427,7 @@ impl Core for Occupant {
 
     fn deadline(&self) -> Option<Time> {
         let unsent = (!self.outbound.is_empty()).then_some(Time::ZERO);
-        let own =
-            [self.shard.deadline(), self.tell_at, self.stays_until, self.asks.again_at, unsent];
+        let own = [self.shard.deadline(), self.tell_at, self.stays_until, self.asks.due(), unsent];
         own.into_iter().flatten().min()
     }
 

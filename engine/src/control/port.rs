@@ -69,7 +69,7 @@ pub struct Ask {
 #[derive(Debug)]
 pub enum Question {
     /// Whether a credential may call a function, and whose it is.
-    Authorise(Box<Call>),
+    Authorise(Arc<Call>),
     /// That a worker be asked for a tunnel. Answered with [`Answer::Queued`], [`Answer::Limited`] or
     /// [`Answer::Unqueued`], and for a session that there is already with
     /// [`Answer::Unregistered`] and [`Answer::Unheard`].
@@ -91,20 +91,56 @@ pub enum Question {
 }
 
 /// What somebody wants to call, octet for octet as the client sent it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Call {
+    /// Credential, function and version, in one piece of memory.
+    octets: Box<[u8]>,
+    credential: usize,
+    /// Where the version begins.
+    version: usize,
+}
+
+impl Call {
+    /// What a client said. `credential` is without its scheme; `version` is empty if the client
+    /// named none.
+    #[must_use]
+    pub fn new(credential: &[u8], function: &[u8], version: &[u8]) -> Self {
+        Self {
+            octets: [credential, function, version].concat().into(),
+            credential: credential.len(),
+            version: credential.len() + function.len(),
+        }
+    }
+
     /// The credential, without its scheme.
-    pub credential: Box<[u8]>,
+    #[must_use]
+    pub fn credential(&self) -> &[u8] {
+        &self.octets[..self.credential]
+    }
+
     /// The function.
-    pub function: Box<[u8]>,
+    #[must_use]
+    pub fn function(&self) -> &[u8] {
+        &self.octets[self.credential..self.version]
+    }
+
     /// The version; empty if the client named none.
-    pub version: Box<[u8]>,
+    #[must_use]
+    pub fn version(&self) -> &[u8] {
+        &self.octets[self.version..]
+    }
+
+    /// How many octets all three have.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.octets.len()
+    }
 }
 
 impl fmt::Debug for Call {
     /// Without the credential, which is for no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (function, version) = (self.function.escape_ascii(), self.version.escape_ascii());
+        let (function, version) = (self.function().escape_ascii(), self.version().escape_ascii());
         write!(f, "Call({function} {version})")
     }
 }
@@ -180,12 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_can_be_logged() {
-        let call = Call {
-            credential: b"secret".as_slice().into(),
-            function: b"f\n".as_slice().into(),
-            version: b"".as_slice().into(),
-        };
-        let what = Question::Authorise(Box::new(call));
+        let what = Question::Authorise(Arc::new(Call::new(b"secret", b"f\n", b"")));
         assert_eq!(format!("{what:?}"), "Authorise(Call(f\\n ))");
     }
 }

@@ -148,7 +148,7 @@ impl Driver {
         });
     }
 
-    async fn authorise(self, ticket: AskTicket, call: Box<Call>) {
+    async fn authorise(self, ticket: AskTicket, call: Arc<Call>) {
         let answer = match &self.planes.client {
             Some(client) => client.authorise(&call).await,
             // The shard asks its own file then.

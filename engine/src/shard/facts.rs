@@ -19,6 +19,7 @@ use super::cause::{Cause, Gone};
 use super::table::Key;
 use crate::border::{ConnId, Parcel};
 use crate::control::local::{PollAnswer, PollId, SessionFacts, Ticket, Work};
+use crate::control::port::Call;
 pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::metrics::{ResumeWay, SpareOutcome};
@@ -128,11 +129,8 @@ pub(crate) struct Terms {
 /// What a request asks for: what decides by which route it goes.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    pub(crate) credential: Box<[u8]>,
-    /// The function as the client sent it.
-    pub(crate) function: Box<[u8]>,
-    /// The version as the client sent it; empty if it named none.
-    pub(crate) version: Box<[u8]>,
+    /// What it calls, and as whom: shared with the question that is asked about it.
+    pub(crate) call: Arc<Call>,
     /// The session it names.
     pub(crate) id: Option<Uuid>,
     /// For how many seconds it asks a streaming worker to wait for it.
@@ -142,9 +140,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn of(head: &RoutingHead<'_>) -> Self {
         Self {
-            credential: head.credential.into(),
-            function: head.function.into(),
-            version: head.version.into(),
+            call: Arc::new(Call::new(head.credential, head.function, head.version)),
             id: head.request_id,
             window: head.reconnect_window,
         }

@@ -25,8 +25,8 @@ impl Desk {
         let ticket = ask.ticket;
         match (turn.settings.plane, &ask.what) {
             (Plane::Local, Question::Authorise(call)) => {
-                let (credential, function) = (&call.credential, &call.function);
-                let granted = policy.authorise(credential, function, &call.version, draw());
+                let (credential, function) = (call.credential(), call.function());
+                let granted = policy.authorise(credential, function, call.version(), draw());
                 let answer = granted.map_or_else(Answer::Denied, Answer::Granted);
                 turn.sessions(ForSessions::Answered { ticket, answer });
             }

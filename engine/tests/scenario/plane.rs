@@ -63,7 +63,7 @@ impl Behind {
     fn asked(&mut self) -> Vec<(AskTicket, String)> {
         let question = |ask: Ask| match ask.what {
             Question::Authorise(call) => {
-                (ask.ticket, String::from_utf8_lossy(&call.credential).into_owned())
+                (ask.ticket, String::from_utf8_lossy(call.credential()).into_owned())
             }
             other => panic!("{:?}: {other:?}", ask.ticket),
         };

@@ -2,6 +2,7 @@
 //! refuses what is good, has no room, and once it has denied a credential, denies it always.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Call, Denied, Question};
@@ -69,7 +70,7 @@ impl Manners {
 /// A question as it was asked.
 #[derive(Debug)]
 struct Asked {
-    call: Call,
+    call: Arc<Call>,
     deadline: Time,
     withdrawn: bool,
     /// An answer is known to have counted.
@@ -105,17 +106,18 @@ impl Authority {
             return Vec::new();
         };
         let answers = self.answers(&call, calm, policy);
-        let asked = Asked { call: *call, deadline, withdrawn: false, settled: false };
+        let asked = Asked { call, deadline, withdrawn: false, settled: false };
         assert!(self.asked.insert(ticket, asked).is_none(), "{ticket:?} is asked twice");
         answers
     }
 
     fn answers(&mut self, call: &Call, calm: bool, policy: &Policy) -> Vec<(usize, Answer)> {
         let (seed, manners) = (&mut self.seed, &self.manners);
-        let enemy = manners.enemy.is_some_and(|enemy| enemy.as_bytes() == &*call.credential);
+        let enemy = manners.enemy.is_some_and(|enemy| enemy.as_bytes() == call.credential());
         let denied = |code| Answer::Denied(Denied { code, text: TEXT.into() });
         let honest =
-            match policy.authorise(&call.credential, &call.function, &call.version, seed.next()) {
+            match policy.authorise(call.credential(), call.function(), call.version(), seed.next())
+            {
                 _ if enemy => denied(DENIED[0]),
                 Ok(grant) => Answer::Granted(grant),
                 Err(why) => Answer::Denied(why),
@@ -299,9 +301,9 @@ impl Core {
 impl Exchange {
     /// Whether it asks for this.
     fn calls(&self, call: &Call) -> bool {
-        self.key.as_bytes() == &*call.credential
-            && self.function.as_bytes() == &*call.function
-            && self.version.as_bytes() == &*call.version
+        self.key.as_bytes() == call.credential()
+            && self.function.as_bytes() == call.function()
+            && self.version.as_bytes() == call.version()
     }
 
     /// Whether the plane may have caused a refusal with this code.

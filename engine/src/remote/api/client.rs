@@ -259,11 +259,11 @@ fn request(call: &Call) -> Result<ProxyAuthRequest, Denied> {
         Err(denied(code, &format!("the {what} {why}")))
     };
     let id = |octets: &[u8], what| text(octets, MOST_ID, Code::InvalidArgument, what);
-    let key = text(&call.credential, MOST_CREDENTIAL, Code::Unauthenticated, "credential")?;
-    let version = id(&call.version, "function version id")?;
+    let key = text(call.credential(), MOST_CREDENTIAL, Code::Unauthenticated, "credential")?;
+    let version = id(call.version(), "function version id")?;
     Ok(ProxyAuthRequest {
         client_authorization_token: key,
-        function_id: id(&call.function, "function id")?,
+        function_id: id(call.function(), "function id")?,
         function_version_id: Some(version).filter(|version| !version.is_empty()),
     })
 }
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     fn call(credential: &[u8], function: &[u8], version: &[u8]) -> Call {
-        Call { credential: credential.into(), function: function.into(), version: version.into() }
+        Call::new(credential, function, version)
     }
 
     #[test]

@@ -20,11 +20,7 @@ use rig::{Rig, granted, token};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn call(function: &str) -> Call {
-    Call {
-        credential: b"client key".as_slice().into(),
-        function: function.as_bytes().into(),
-        version: b"".as_slice().into(),
-    }
+    Call::new(b"client key", function.as_bytes(), b"")
 }
 
 fn denied(answer: Answer) -> (u8, String) {
@@ -44,7 +40,7 @@ fn rendered(meters: &Meters) -> String {
 async fn a_client_is_granted_what_the_api_says() {
     let rig = Rig::start().await;
     let api = rig.api();
-    let call = Call { version: b"v".as_slice().into(), ..call("f") };
+    let call = Call::new(b"client key", b"f", b"v");
     let Answer::Granted(Grant { owner }) = api.client.authorise(&call).await else { panic!() };
     assert_eq!((&*owner.tenant, &*owner.function, &*owner.version), ("nca", rig::F, rig::V));
     let seen = rig.seen();

@@ -5,6 +5,7 @@ mod ends;
 mod tunnels;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields};
@@ -17,6 +18,7 @@ use super::super::facts::{Caller, Fact, ForSessions, NewTunnel, Terms, Wanted};
 use super::super::turn::rig::Rig;
 use super::*;
 use crate::config::{Config, HonourId, Park};
+use crate::control::port::Call;
 use crate::post::Speaks;
 
 const A: Key = Key { slot: 0, generation: 1 };
@@ -340,9 +342,7 @@ fn a_request_without_a_route_is_placed_once() {
     let (_, from, wanted) = bench.placed();
     assert_eq!((from.conn, from.peer, from.speaks), (client.conn, peer(), Speaks::Http2));
     let expected = Wanted {
-        credential: (*b"secret").into(),
-        function: (*b"function").into(),
-        version: (*b"version").into(),
+        call: Arc::new(Call::new(b"secret", b"function", b"version")),
         id: Some(session(A)),
         window: None,
     };
@@ -364,7 +364,7 @@ fn an_http1_request_is_placed_as_what_it_is() {
     assert!(bench.told().is_empty(), "its head is not whole");
     bench.give(conn, b"function-id: function\r\n\r\n");
     let (exchange, from, wanted) = bench.placed();
-    assert_eq!((from.speaks, &*wanted.version, wanted.id), (Speaks::Http1, &b""[..], None));
+    assert_eq!((from.speaks, wanted.call.version(), wanted.id), (Speaks::Http1, &b""[..], None));
     bench.open(A, Some(conn), LOST);
     bench.say(ForRelay::Serve { exchange, key: A, wanted, unnamed: true });
     let tunnel = bench.attach(A);

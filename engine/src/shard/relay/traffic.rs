@@ -320,7 +320,8 @@ impl Traffic {
         key: Key,
         (wanted, unnamed): (&Wanted, bool),
     ) {
-        let mark = self.marks.of(turn, [&wanted.credential, &wanted.function, &wanted.version]);
+        let call = &wanted.call;
+        let mark = self.marks.of(turn, [call.credential(), call.function(), call.version()]);
         let hop = self.streams.hops.hop_mut(conn);
         if let Some(client) = hop.and_then(|hop| hop.client_mut()) {
             client.lanes.learn(mark, key, unnamed);

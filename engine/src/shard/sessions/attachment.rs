@@ -182,7 +182,7 @@ impl State {
 
 impl Asking {
     pub(super) fn new(wanted: &Wanted, since: Time) -> Self {
-        let (function, version) = (wanted.function.clone(), wanted.version.clone());
+        let (function, version) = (wanted.call.function().into(), wanted.call.version().into());
         Self { function, version, since, stands: Asked::Wanted }
     }
 
@@ -301,8 +301,8 @@ impl Attachment {
     pub(super) fn asks(&self, id: Uuid, wanted: &Wanted, tenant: &Arc<str>) -> bool {
         let State::Asking(asking) = &self.state else { return false };
         self.session == id
-            && asking.function == wanted.function
-            && asking.version == wanted.version
+            && *asking.function == *wanted.call.function()
+            && *asking.version == *wanted.call.version()
             && self.facts.owner.tenant == *tenant
     }
 

@@ -14,7 +14,7 @@ use super::directory::{Directory, Member, Session};
 use crate::border::ConnId;
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
-use crate::control::port::{self as version, Grant, Owner, Rate};
+use crate::control::port::{self as version, Call, Grant, Owner, Rate};
 use crate::post::{Speaks, Stand};
 
 /// By their numbers as bytes.
@@ -224,13 +224,8 @@ impl Pin {
         hash: impl FnOnce(&Wanted) -> u64,
     ) -> Result<Self, Unreadable> {
         let of: PinMessage = unpack(Kind::Pin, bytes)?;
-        let wanted = Wanted {
-            credential: of.credential.into(),
-            function: of.function.into(),
-            version: of.version.into(),
-            id: None,
-            window: None,
-        };
+        let call = Arc::new(Call::new(&of.credential, &of.function, &of.version));
+        let wanted = Wanted { call, id: None, window: None };
         let grant = Grant { owner: OwnerMessage::read(of.owner)? };
         let granted = (time_of(of.granted_at, zero), of.rules);
         Ok(Self::new(&wanted, hash(&wanted), grant, granted))
@@ -330,13 +325,8 @@ mod tests {
     }
 
     fn pin(called: (&[u8], &[u8])) -> Pin {
-        let wanted = Wanted {
-            credential: Box::from(*b"very secret"),
-            function: called.0.into(),
-            version: called.1.into(),
-            id: None,
-            window: None,
-        };
+        let call = Arc::new(Call::new(b"very secret", called.0, called.1));
+        let wanted = Wanted { call, id: None, window: None };
         let grant = Grant { owner: owner() };
         Pin::new(&wanted, 7, grant, (Time(5), 3))
     }
@@ -381,7 +371,7 @@ mod tests {
             let pin = pin(called);
             let bytes = pin.to_bytes(ZERO);
             let hash = |wanted: &Wanted| {
-                assert_eq!((&*wanted.function, &*wanted.version), called);
+                assert_eq!((wanted.call.function(), wanted.call.version()), called);
                 7
             };
             let again = Pin::from_bytes(&bytes, ZERO, hash).unwrap();

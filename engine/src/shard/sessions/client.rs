@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use ringway_proto::time::Time;
+use smallvec::SmallVec;
 
 use super::super::bucket::Bucket;
 use super::super::facts::{Caller, Met, Wanted};
@@ -20,16 +21,17 @@ use crate::border::ConnId;
 use crate::config::{Limits, Scope};
 use crate::control::port::{Grant, Owner};
 
-/// One client's connection.
+/// One client's connection. Most connections are one user of one function, with one session: that
+/// takes no memory besides this.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) caller: Caller,
     /// Credentials and function keys seen on this connection, each authorised once.
-    pub(super) pins: Vec<Pin>,
+    pub(super) pins: SmallVec<[Pin; 1]>,
     /// Questions to the control plane that are not answered yet.
-    pub(super) questions: Vec<Key>,
+    pub(super) questions: SmallVec<[Key; 2]>,
     /// Live attachments.
-    pub(super) attachments: Vec<Key>,
+    pub(super) attachments: SmallVec<[Key; 2]>,
     /// Attachments there ever were, for the histogram at close.
     pub(super) tunnels_seen: u32,
     /// New dispatches allowed now, and since when they refill.
@@ -67,9 +69,9 @@ const AS_GRANTED: u32 = u32::MAX;
 
 impl Said {
     fn new(wanted: &Wanted, granted: &Owner) -> Self {
-        let Wanted { credential, function, version, .. } = wanted;
-        let same =
-            (&**function, &**version) == (granted.function.as_bytes(), granted.version.as_bytes());
+        let call = &wanted.call;
+        let (credential, function, version) = (call.credential(), call.function(), call.version());
+        let same = (function, version) == (granted.function.as_bytes(), granted.version.as_bytes());
         let called: [&[u8]; 2] = if same { [b"", b""] } else { [function, version] };
         Self {
             octets: [credential, called[0], called[1]].concat().into(),
@@ -118,9 +120,9 @@ impl Pin {
 
     fn is_for(&self, wanted: &Wanted, hash: u64, scope: Scope) -> bool {
         self.hash == hash
-            && (scope == Scope::Connection || *self.said.credential() == *wanted.credential)
-            && self.function() == &*wanted.function
-            && self.version() == &*wanted.version
+            && (scope == Scope::Connection || self.said.credential() == wanted.call.credential())
+            && self.function() == wanted.call.function()
+            && self.version() == wanted.call.version()
     }
 }
 
@@ -128,9 +130,9 @@ impl Client {
     fn new(caller: Caller) -> Self {
         Self {
             caller,
-            pins: Vec::new(),
-            questions: Vec::new(),
-            attachments: Vec::new(),
+            pins: SmallVec::new(),
+            questions: SmallVec::new(),
+            attachments: SmallVec::new(),
             tunnels_seen: 0,
             dispatches: Bucket::default(),
         }
@@ -167,10 +169,6 @@ impl Client {
         if self.pins.len() >= most {
             return false;
         }
-        if self.pins.is_empty() {
-            // Most connections are one user of one function.
-            self.pins.reserve_exact(1);
-        }
         self.pins.push(pin);
         true
     }
@@ -193,9 +191,6 @@ impl Client {
     }
 
     fn own(&mut self, key: Key) {
-        if self.attachments.is_empty() {
-            self.attachments.reserve_exact(1);
-        }
         self.attachments.push(key);
     }
 
@@ -246,11 +241,11 @@ impl Clients {
     pub(super) fn hash(&self, wanted: &Wanted, scope: Scope) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         if scope != Scope::Connection {
-            hasher.write(&wanted.credential);
+            hasher.write(wanted.call.credential());
         }
-        hasher.write(&wanted.function);
+        hasher.write(wanted.call.function());
         hasher.write_u8(0xff);
-        hasher.write(&wanted.version);
+        hasher.write(wanted.call.version());
         hasher.finish()
     }
 
@@ -284,8 +279,8 @@ impl Clients {
         if let Some(client) = self.get_mut(conn) {
             client.questions.retain(|other| *other != question);
             if client.questions.is_empty() {
-                // Few clients ask again.
-                client.questions = Vec::new();
+                // Few clients ask again: memory of their own is given back.
+                client.questions.shrink_to_fit();
             }
         }
     }
@@ -389,11 +384,13 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::port::Call;
 
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
-        assert!(size_of::<Client>() <= 152, "{}", size_of::<Client>());
+        // With its first pin.
+        assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
         let attachment = size_of::<super::super::attachment::Attachment>();
         assert!(attachment <= 136, "{attachment}");
     }
@@ -406,16 +403,11 @@ mod tests {
         let plain = id.replace('-', "");
         let calls = [(id, "v", 3), (id, "", 3 + 36), (&plain, "v", 3 + 32 + 1), (id, "w", 3 + 37)];
         for (function, version, kept) in calls {
-            let wanted = Wanted {
-                credential: b"key".as_slice().into(),
-                function: function.as_bytes().into(),
-                version: version.as_bytes().into(),
-                id: None,
-                window: None,
-            };
+            let call = Arc::new(Call::new(b"key", function.as_bytes(), version.as_bytes()));
+            let wanted = Wanted { call: call.clone(), id: None, window: None };
             let grant = Grant { owner: owner.clone() };
             let pin = Pin::new(&wanted, 0, grant, (Time::ZERO, 0));
-            assert_eq!((pin.function(), pin.version()), (&*wanted.function, &*wanted.version));
+            assert_eq!((pin.function(), pin.version()), (call.function(), call.version()));
             assert_eq!((pin.said.credential(), pin.said.octets.len()), (&b"key"[..], kept));
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::control::local::{SessionFacts, Ticket};
@@ -25,8 +26,8 @@ pub(super) struct Session {
     /// Of the credential that opened it; none where that can be asked about at once, or is not
     /// known.
     pub(super) seal: Option<NonZeroU64>,
-    /// Its attachments, on all cores.
-    pub(super) members: Vec<Member>,
+    /// Its attachments, on all cores. Mostly there is one.
+    pub(super) members: SmallVec<[Member; 1]>,
     /// What the last one left that a worker was asked for by a client.
     row: Option<Box<SessionRow>>,
 }
@@ -40,7 +41,7 @@ pub(super) struct Member {
 
 impl Session {
     pub(super) fn new(id: Uuid, facts: SessionFacts) -> Self {
-        Self { id, facts, seal: None, members: Vec::new(), row: None }
+        Self { id, facts, seal: None, members: SmallVec::new(), row: None }
     }
 
     /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
@@ -60,11 +61,7 @@ impl Session {
     pub(super) fn set(&mut self, ticket: Ticket, stand: Stand) {
         match self.members.iter_mut().find(|member| member.ticket == ticket) {
             Some(member) => member.stand = stand,
-            None => {
-                // Mostly there is one.
-                self.members.reserve_exact(1);
-                self.members.push(Member { ticket, stand });
-            }
+            None => self.members.push(Member { ticket, stand }),
         }
     }
 

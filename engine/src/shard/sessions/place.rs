@@ -25,7 +25,7 @@ use super::{Placed, Sessions, UNAVAILABLE, ticket};
 use crate::border::ConnId;
 use crate::config::HonourId;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
-use crate::control::port::{AskTicket, Call, Grant, Owner, Plane};
+use crate::control::port::{AskTicket, Grant, Owner, Plane};
 use crate::metrics::{AskOutcome, Limit};
 use crate::post::{CorePost, Find, Speaks, Vouch, Vouched};
 
@@ -92,7 +92,7 @@ impl Sessions {
         let tenant = match turn.settings.plane {
             // It is answered at once.
             Plane::Local => None,
-            Plane::Remote => self.roster.rules.known_tenant(&waiting.wanted.credential),
+            Plane::Remote => self.roster.rules.known_tenant(waiting.wanted.call.credential()),
         };
         if let Some(limit) = self.questions.full(tenant.as_ref(), &turn.settings.config.limits) {
             turn.limit_hit(limit);
@@ -130,9 +130,9 @@ impl Sessions {
             id,
             // It has no number yet.
             ticket: ticket(settings, Key { slot: 0, generation: 0 }),
-            function: wanted.function.clone(),
-            version: wanted.version.clone(),
-            seal: self.mint.seal(&wanted.credential),
+            function: wanted.call.function().into(),
+            version: wanted.call.version().into(),
+            seal: self.mint.seal(wanted.call.credential()),
             speaks: self.roster.clients.get(from)?.caller.speaks,
         };
         Some((home, vouch))
@@ -143,8 +143,7 @@ impl Sessions {
         let ticket = self.questions.ticket(key);
         if let Some(question) = self.questions.put(key, turn.metrics) {
             let deadline = question.deadline;
-            let Wanted { credential, function, version, .. } = (*question.first.wanted).clone();
-            let what = About::Authorise(Box::new(Call { credential, function, version }));
+            let what = About::Authorise(question.first.wanted.call.clone());
             turn.fact(Fact::Ask(Ask { ticket, deadline, what }));
         }
     }
@@ -267,9 +266,9 @@ impl Sessions {
             turn.edge(Edge::Refused(Box::new(Refused {
                 fault: (*fault).clone(),
                 client: client.caller.peer,
-                tenant: self.roster.rules.tenant(&wanted.credential),
-                function: wanted.function,
-                version: wanted.version,
+                tenant: self.roster.rules.tenant(wanted.call.credential()),
+                function: wanted.call.function().into(),
+                version: wanted.call.version().into(),
             })));
         }
         turn.relay(ForRelay::Refuse { exchange, fault });
@@ -317,7 +316,7 @@ impl Sessions {
         });
         match (named, asker.pinned) {
             (None, Some(key)) => Ok(key),
-            (None, None) => self.new_session(turn, asker, &wanted.credential),
+            (None, None) => self.new_session(turn, asker, wanted.call.credential()),
             (Some(id), Some(key)) if self.roster.is_of(key, id) => Ok(key),
             (Some(id), _) => self.come_back(turn, asker, (id, wanted)),
         }
@@ -377,7 +376,8 @@ impl Sessions {
         asker: &Asker,
         (id, wanted): (Uuid, &Wanted),
     ) -> Placed {
-        let (called, tenant) = ((&*wanted.function, &*wanted.version), &asker.owner.tenant);
+        let (called, tenant) =
+            ((wanted.call.function(), wanted.call.version()), &asker.owner.tenant);
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.roster.own_attachment(asker.conn, id);
         if let Some((key, of)) = own.and_then(|key| Some((key, self.roster.attachments.get(key)?)))
@@ -464,8 +464,8 @@ impl Sessions {
         let find = Find {
             id,
             ticket: ticket(turn.settings, key),
-            function: wanted.function.clone(),
-            version: wanted.version.clone(),
+            function: wanted.call.function().into(),
+            version: wanted.call.version().into(),
             tenant: tenant.clone(),
             speaks: asker.speaks,
         };

@@ -28,8 +28,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     fn size(&self) -> usize {
-        let Wanted { credential, function, version, .. } = &*self.wanted;
-        WAITING + credential.len() + function.len() + version.len()
+        WAITING + self.wanted.call.size()
     }
 }
 
@@ -77,11 +76,11 @@ impl Question {
 
     /// Whether its answer is this request's answer too.
     fn is_for(&self, wanted: &Wanted, hash: u64, scope: Scope) -> bool {
-        let asked = &self.first.wanted;
+        let (asked, call) = (&self.first.wanted.call, &wanted.call);
         self.hash == hash
-            && (scope == Scope::Connection || asked.credential == wanted.credential)
-            && asked.function == wanted.function
-            && asked.version == wanted.version
+            && (scope == Scope::Connection || asked.credential() == call.credential())
+            && asked.function() == call.function()
+            && asked.version() == call.version()
     }
 
     /// All who wait, in order.
@@ -89,9 +88,9 @@ impl Question {
         std::iter::once(self.first).chain(self.more)
     }
 
-    /// Of all who wait. What the first one said is in the question too.
+    /// Of all who wait.
     fn size(&self) -> usize {
-        2 * self.first.size() + self.more.iter().map(Waiting::size).sum::<usize>()
+        self.first.size() + self.more.iter().map(Waiting::size).sum::<usize>()
     }
 }
 

@@ -79,8 +79,8 @@ impl Bench {
         match fact {
             Fact::Send { to, post } if to == self.rig.settings.core => self.on(heard(post)),
             Fact::Ask(Ask { ticket, what: Question::Authorise(call), .. }) if self.plane => {
-                let Call { credential, function, version } = &*call;
-                let answer = match self.policy.authorise(credential, function, version, 0) {
+                let said = (call.credential(), call.function(), call.version());
+                let answer = match self.policy.authorise(said.0, said.1, said.2, 0) {
                     Ok(grant) => Answer::Granted(grant),
                     Err(denied) => Answer::Denied(denied),
                 };
@@ -272,13 +272,12 @@ fn caller(slot: u32) -> Caller {
 }
 
 fn by(credential: &str, id: Option<Uuid>) -> Wanted {
-    Wanted {
-        credential: credential.as_bytes().into(),
-        function: FUNCTION.as_bytes().into(),
-        version: VERSION.as_bytes().into(),
-        id,
-        window: None,
-    }
+    calling(credential, VERSION, id)
+}
+
+fn calling(credential: &str, version: &str, id: Option<Uuid>) -> Wanted {
+    let call = Call::new(credential.as_bytes(), FUNCTION.as_bytes(), version.as_bytes());
+    Wanted { call: Arc::new(call), id, window: None }
 }
 
 fn wanted(id: Option<Uuid>) -> Wanted {

@@ -3,7 +3,8 @@
 use super::*;
 
 fn find(id: Uuid, ticket: Ticket) -> ForSessions {
-    let Wanted { function, version, .. } = wanted(None);
+    let call = wanted(None).call;
+    let (function, version) = (call.function().into(), call.version().into());
     let (tenant, speaks) = ("dev".into(), Speaks::Http2);
     ForSessions::Find(Box::new(Find { id, ticket, function, version, tenant, speaks }))
 }
@@ -182,7 +183,7 @@ fn a_question_without_room_or_refused_is_told_to_who_waits() {
 #[test]
 fn two_questions_that_lead_to_one_session_have_one_attachment() {
     let (mut home, mut there, _, id) = two_cores();
-    let called = |version: &str| Wanted { version: version.as_bytes().into(), ..wanted(Some(id)) };
+    let called = |version: &str| calling("dev-key", version, Some(id));
     there.place(5, 5, called(VERSION));
     let first = there.served();
     home.on(heard(post(&mut there)));
