@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::ops::Deref;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringway_proto::date::{civil, put};
@@ -24,6 +25,28 @@ pub(super) fn now() -> SystemTime {
     AT.get().unwrap_or_else(SystemTime::now)
 }
 
+/// A time as text, in no memory of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Text([u8; FORM.len()]);
+
+/// What every time looks like.
+const FORM: [u8; 27] = *b"0000-00-00T00:00:00.000000Z";
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // There are digits where the form has zeros.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 /// Writes [`now`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp;
@@ -40,19 +63,23 @@ pub(super) fn seconds(time: SystemTime) -> f64 {
 }
 
 /// A time as text; what lies before 1970 is 1970.
-pub(super) fn of(time: SystemTime) -> String {
+pub(super) fn of(time: SystemTime) -> Text {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    rfc3339(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    text(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Unix time in microseconds as RFC 3339, in UTC.
 #[must_use]
 pub fn rfc3339(unix_micros: u64) -> String {
+    text(unix_micros).to_string()
+}
+
+fn text(unix_micros: u64) -> Text {
     let (seconds, micros) = (unix_micros / 1_000_000, unix_micros % 1_000_000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut text = FORM;
     // From 10000 on the form has no room for a year.
     put(&mut text[..4], year.min(9999));
     put(&mut text[5..7], month);
@@ -61,7 +88,7 @@ pub fn rfc3339(unix_micros: u64) -> String {
     put(&mut text[14..16], minute);
     put(&mut text[17..19], second);
     put(&mut text[20..26], micros);
-    String::from_utf8(text.to_vec()).unwrap_or_default()
+    Text(text)
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! The routes of a client's connection, and what was learned of them: by which one requests go that
 //! ask alike.
 
+use smallvec::SmallVec;
+
 use super::super::table::Key;
 
 /// A route of the connection, or one more way to ask for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
-    /// Over credential, function and version, keyed: nobody can make another one's.
-    mark: u128,
+    /// Over credential, function and version, keyed: nobody can make another one's. As octets, so
+    /// that an entry is no larger than what is in it.
+    mark: [u8; 16],
     pub(super) route: Key,
     /// It stands for the route itself, of which nothing may be known yet.
     own: bool,
@@ -16,21 +19,15 @@ pub(super) struct Lane {
     pub(super) unnamed: bool,
 }
 
-/// Those of one connection. Most have one route that is asked for in one way: that is one entry.
+/// Those of one connection. Most have one route that is asked for in one way: that is one entry,
+/// which takes no memory of its own.
 #[derive(Debug, Default)]
-pub(super) struct Lanes(Vec<Lane>);
+pub(super) struct Lanes(SmallVec<[Lane; 1]>);
 
 impl Lanes {
     /// A route is the connection's.
     pub(super) fn own(&mut self, route: Key) {
-        self.push(Lane { mark: 0, route, own: true, learned: false, unnamed: false });
-    }
-
-    fn push(&mut self, lane: Lane) {
-        if self.0.is_empty() {
-            self.0.reserve_exact(1);
-        }
-        self.0.push(lane);
+        self.0.push(Lane { mark: [0; 16], route, own: true, learned: false, unnamed: false });
     }
 
     /// It is nobody's any more.
@@ -40,6 +37,7 @@ impl Lanes {
 
     /// Requests with this mark go by this route.
     pub(super) fn learn(&mut self, mark: u128, route: Key, unnamed: bool) {
+        let mark = mark.to_ne_bytes();
         let mut here = self.0.iter().enumerate().filter(|(_, lane)| lane.route == route);
         let known = here.clone().find(|(_, lane)| lane.learned && lane.mark == mark);
         let at = known.or_else(|| here.find(|(_, lane)| !lane.learned)).map(|(at, _)| at);
@@ -48,7 +46,7 @@ impl Lanes {
                 let unnamed = lane.unnamed || unnamed;
                 *lane = Lane { mark, learned: true, unnamed, ..*lane };
             }
-            None => self.push(Lane { mark, route, own: false, learned: true, unnamed }),
+            None => self.0.push(Lane { mark, route, own: false, learned: true, unnamed }),
         }
     }
 
@@ -67,6 +65,7 @@ impl Lanes {
 
     /// Those by which requests with this mark may go.
     pub(super) fn of(&self, mark: u128) -> impl Iterator<Item = &Lane> + Clone {
+        let mark = mark.to_ne_bytes();
         self.0.iter().filter(move |lane| lane.learned && lane.mark == mark)
     }
 

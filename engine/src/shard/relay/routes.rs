@@ -1,7 +1,6 @@
 //! Routes: what the relay knows of an attachment, under the attachment's own key.
 
-use std::collections::VecDeque;
-
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::super::facts::{RouteFacts, Tally, Terms};
@@ -23,8 +22,9 @@ pub(super) struct Route {
     pub(super) terms: Terms,
     /// Another tunnel is to come in the place of this one, or it goes to another core.
     pub(super) replaced: bool,
-    /// Exchanges whose head waits for the tunnel or for a stream on it.
-    pub(super) waiters: VecDeque<Key>,
+    /// Exchanges whose head waits for the tunnel or for a stream on it, in order. Few do at once: the
+    /// first is taken out without a ring.
+    pub(super) waiters: SmallVec<[Key; 2]>,
     /// How many of them still do: the others are gone and are skipped.
     pub(super) waiting: u32,
     pub(super) streams: u32,
@@ -41,7 +41,7 @@ impl Route {
             session,
             terms,
             replaced: false,
-            waiters: VecDeque::new(),
+            waiters: SmallVec::new(),
             waiting: 0,
             streams: 0,
             bytes_up: 0,
@@ -58,17 +58,19 @@ impl Route {
 
     /// One exchange more waits.
     pub(super) fn wait(&mut self, waiter: Key) {
-        self.waiters.push_back(waiter);
+        self.waiters.push(waiter);
         self.waiting += 1;
     }
 
     /// The first waiter waits no more, or has not for long.
     pub(super) fn next(&mut self, waited: bool) {
-        self.waiters.pop_front();
+        if !self.waiters.is_empty() {
+            self.waiters.remove(0);
+        }
         self.waiting -= u32::from(waited);
         if self.waiters.is_empty() {
-            // Most routes have waiters once.
-            self.waiters = VecDeque::new();
+            // Most routes have waiters once: memory of their own is given back.
+            self.waiters.shrink_to_fit();
         }
     }
 

@@ -463,7 +463,7 @@ impl Traffic {
     /// any more.
     fn next_waiter(&self, key: Key) -> Option<([u8; 36], ConnId, Key)> {
         let route = self.routes.get(key).filter(|route| route.client.is_some())?;
-        let waiter = *route.waiters.front()?;
+        let waiter = *route.waiters.first()?;
         Some((route.id(), route.tunnel?, waiter))
     }
 
