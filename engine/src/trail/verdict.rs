@@ -53,7 +53,7 @@ impl Timeline {
             (reason, begun)
         {
             let waited = span(closed.at.since(at));
-            return match self.last(|event| tells_of_taking(event)) {
+            return match self.last(tells_of_taking) {
                 Some((_, entry)) if entry.event == (Event::Stood { taken: false }) => {
                     format!("no worker took it within {waited}")
                 }

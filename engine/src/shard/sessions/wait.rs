@@ -132,7 +132,7 @@ impl Sessions {
 
     /// A new session has waited for its worker for so long that a parked one may give way, if its
     /// work is still queued. It then waits anew: what is done about it takes its time too.
-    pub(in super::super) fn impatient(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(in super::super) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
         let Some(of) = self.roster.attachments.get(key) else { return };
         if matches!(of.state(), State::Waiting { stage: Stage::Queued, .. }) {
             let patience = turn.settings.config.session.park_yield;
