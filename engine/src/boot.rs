@@ -255,7 +255,7 @@ fn start_remote(
     if opens {
         port::state("worker", worker).map_err(BootError::os)?;
     }
-    let started = runtime.block_on(Remote::start(settings, worker));
+    let started = runtime.block_on(Remote::start(settings, worker, &config.functions));
     started
         .map(Some)
         .map_err(|error| BootError { code: BootError::CONFIG, text: error.to_string() })

@@ -16,16 +16,16 @@ use std::time::Duration;
 use ringway_proto::id::Node;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::Remote as Settings;
+use crate::config::{Function, Remote as Settings};
 use crate::control::port::Ask;
 use crate::post::ShardPost;
 use crate::ring::Sender;
 
 use answers::Answers;
 use api::secrets;
-use api::{Api, OAuth, Scope};
+use api::{Api, OAuth, Roots, Scope};
 use driver::{Driver, Planes};
-use nats::Nats;
+use nats::{Nats, Own, Versions};
 
 pub use health::Health;
 
@@ -79,11 +79,15 @@ pub struct Remote {
 impl Remote {
     /// Starts what was configured. Nothing need be reachable: what is not is tried for ever, and
     /// waited for at most 2 s. `worker` is the address of the worker listener, which no other
-    /// process has now.
+    /// process has now; `functions` are those that the gateway's own file names.
     ///
     /// # Errors
     /// What was configured cannot work, whatever the servers say.
-    pub async fn start(settings: &Settings, worker: SocketAddr) -> Result<Self, StartError> {
+    pub async fn start(
+        settings: &Settings,
+        worker: SocketAddr,
+        functions: &[Function],
+    ) -> Result<Self, StartError> {
         let why = |error: &dyn fmt::Display| StartError(error.to_string());
         let meters = Arc::new(api::Meters::default());
         let secrets = secrets::watch(settings.secrets.clone(), meters.clone());
@@ -94,18 +98,26 @@ impl Remote {
         let token = match oauth.filter(|_| settings.nats.callout) {
             None => None,
             Some(base) => {
-                let oauth = OAuth::start(base, Scope::Nats, &secrets, &meters);
+                let roots = Roots::read(authority.and_then(|authority| authority.ca.as_deref()));
+                let at = (base, &roots.map_err(|error| why(&error))?);
+                let oauth = OAuth::start(at, Scope::Nats, &secrets, &meters);
                 Some(token_source(oauth.map_err(|error| why(&error))?))
             }
         };
         let nkey = secrets.borrow().nats_nkey.as_ref().map(|seed| seed.text().to_owned());
         let secrets = nats::Secrets { nkey, token };
-        let nats = Nats::start(settings, secrets, process(worker), START_LIMIT);
+        let own = Own { worker: process(worker), versions: queued(functions) };
+        let nats = Nats::start(settings, secrets, own, START_LIMIT);
         let nats = nats.await.map_err(|error| why(&error))?;
         let health = health::watch(api.as_ref().map(|api| api.health.clone()), nats.health());
         let (client, limiter) = api.map(|api| (api.client, api.limiter)).unzip();
         let planes = Planes { client, limiter: limiter.flatten(), nats };
         Ok(Self { planes, meters, health, red_after: settings.red_after })
+    }
+
+    /// These are the functions from now on.
+    pub fn serve_functions(&self, functions: &[Function]) {
+        self.planes.nats.serve(queued(functions));
     }
 
     /// What names this gateway in ids and tokens.
@@ -150,6 +162,13 @@ impl Remote {
         self.planes.nats.render(out);
         self.health.borrow().render(out);
     }
+}
+
+/// Versions whose work is queued: workers of the streaming kind are asked one by one, and servers
+/// that are dialled not at all.
+fn queued(functions: &[Function]) -> Versions {
+    let queued = functions.iter().filter(|function| !function.streaming && function.dial.is_none());
+    queued.map(|function| function.version.to_string().into()).collect()
 }
 
 /// What names this process's worker listener as no other process that lives can: the machine's run,

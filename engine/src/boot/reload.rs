@@ -135,6 +135,9 @@ impl Reloader {
                 let (tenants, functions) = (new.tenants.len(), new.functions.len());
                 let policy = policy_of(&mut new);
                 self.changes.replace_policy(policy.clone());
+                if let Some(remote) = &admin.remote {
+                    remote.serve_functions(&new.functions);
+                }
                 tell(admin, || ShardPost::Policy(policy.clone())).await;
                 self.changes.count(Change::Configuration, true);
                 tracing::info!(tenants, functions, "the configuration was read again");

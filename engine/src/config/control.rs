@@ -242,7 +242,11 @@ fn api(around: &Around<'_>, problems: &mut Problems) -> Option<Api> {
         }
         good.then(|| text.trim_end_matches('/').to_owned())
     });
-    Some(Api { url: url?, oauth, limiter })
+    let ca = section.path("ca_file", around.folder, problems);
+    if let Some(path) = &ca {
+        nats::check(&section, "ca_file", path, problems, nats::authorities_fault);
+    }
+    Some(Api { url: url?, oauth, limiter, ca })
 }
 
 /// A gRPC server's URL. Where no port is written, it is that of the scheme (contract CP-5).

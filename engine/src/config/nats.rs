@@ -41,7 +41,14 @@ pub(super) fn read(
         check(section, "credentials_file", path, problems, credentials_fault);
     }
     let user = user(section, file("password_file", problems), problems);
-    one_login(section, [nkey.is_some(), credentials.is_some(), user.is_some()], problems);
+    let token = file("token_file", problems);
+    if let Some(path) = &token {
+        check(section, "token_file", path, problems, |text| {
+            text.trim().is_empty().then(|| "is empty: write the token into it".into())
+        });
+    }
+    let given = [nkey.is_some(), credentials.is_some(), user.is_some(), token.is_some()];
+    one_login(section, given, problems);
     let ca = file("ca_file", problems);
     if let Some(path) = &ca {
         check(section, "ca_file", path, problems, authorities_fault);
@@ -49,13 +56,14 @@ pub(super) fn read(
     let pair = (file("cert_file", problems), file("key_file", problems));
     let client_pair = client_pair(section, pair, problems);
     let named = urls.iter().all(|url| url.contains('@'));
-    let logged_in = nkey.is_some() || credentials.is_some() || user.is_some() || named;
+    let logged_in = named || given.contains(&true);
     let callout = logins.nvcf && !logged_in;
     (!urls.is_empty()).then_some(Nats {
         urls,
         nkey,
         credentials,
         user,
+        token,
         ca,
         client_pair,
         placement,
@@ -159,9 +167,9 @@ fn missing(section: &Section<'_>, (has, lacks): (&str, &str), problems: &mut Pro
 }
 
 /// Of two ways to log in, one would silently lose.
-fn one_login(section: &Section<'_>, [nkey, file, user]: [bool; 3], problems: &mut Problems) {
-    let all = [(nkey, "an NKey"), (file, "nats.credentials_file"), (user, "nats.user")];
-    let given: Vec<&str> = all.into_iter().filter(|(given, _)| *given).map(|(_, n)| n).collect();
+fn one_login(section: &Section<'_>, given: [bool; 4], problems: &mut Problems) {
+    let all = ["an NKey", "nats.credentials_file", "nats.user", "nats.token_file"];
+    let given: Vec<&str> = all.into_iter().zip(given).filter(|(_, g)| *g).map(|(n, _)| n).collect();
     if given.len() > 1 {
         let text = format!("{} are two ways to log in: leave one", given.join(" and "));
         problems.add(section.place(), text);
@@ -197,8 +205,8 @@ fn client_pair(
     Some((files.cert, files.key))
 }
 
-/// Reads a file of `[nats]`, and reports what makes it useless. Somebody may be writing it.
-fn check(
+/// Reads a file that a setting names, and reports what makes it useless. Somebody may be writing it.
+pub(super) fn check(
     section: &Section<'_>,
     name: &str,
     path: &Path,
@@ -210,7 +218,7 @@ fn check(
         Err(error) => Some(format!("cannot be read: {error}")),
     };
     if let Some(why) = why {
-        let text = format!("nats.{name} \"{}\" {why}", path.display());
+        let text = format!("{} \"{}\" {why}", section.key(name), path.display());
         problems.add_passing(section.place_of(name), text);
     }
 }
@@ -235,7 +243,7 @@ fn credentials_fault(text: &str) -> Option<String> {
     }
 }
 
-fn authorities_fault(text: &str) -> Option<String> {
+pub(super) fn authorities_fault(text: &str) -> Option<String> {
     match CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => None,
         Ok(_) => Some("has no block \"BEGIN CERTIFICATE\": write it as PEM".into()),

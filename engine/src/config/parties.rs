@@ -6,7 +6,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::dial::Dial;
-use super::node::Node;
+use super::node::{Node, Value};
 use super::problems::{Place, Problems, nearest};
 use super::read::Section;
 use super::{Function, Secret, Tenant};
@@ -14,10 +14,34 @@ use super::{Function, Secret, Tenant};
 /// Most keys read from one file.
 const MAX_KEYS: usize = 10_000;
 
+/// What workers show who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkersBy {
+    /// Keys of their functions.
+    Keys,
+    /// NATS' own credentials: their functions' keys are read, checked and not used.
+    Nats,
+}
+
+/// What an operator should know of keys that nothing is done with.
+pub(super) fn unused_keys(root: &Node) -> Option<String> {
+    let lists = root.get("function").map(|node| &node.value);
+    let Some(Value::List(functions)) = lists else { return None };
+    let with = functions.iter().filter(|function| function.get("worker_keys").is_some()).count();
+    (with > 0).then(|| {
+        format!(
+            "function.worker_keys is not used in nats mode ({with} of {} functions have it): \
+             workers show NATS who they are; remove it, and give them a user of NATS",
+            functions.len()
+        )
+    })
+}
+
 /// Reads both, and holds them against each other.
 pub(super) fn read(
     root: &Node,
     folder: &Path,
+    workers: WorkersBy,
     problems: &mut Problems,
 ) -> (Vec<Tenant>, Vec<Function>) {
     let mut seen = KeysSeen::default();
@@ -26,7 +50,7 @@ pub(super) fn read(
         .filter_map(|section| tenant(section, folder, &mut seen, problems))
         .collect();
     check_names(root, &tenants, problems);
-    let functions = functions(root, (folder, &tenants), &seen, problems);
+    let functions = functions(root, (folder, &tenants, &seen), workers, problems);
     (tenants, functions)
 }
 
@@ -117,8 +141,8 @@ fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
 
 fn functions(
     root: &Node,
-    around: (&Path, &[Tenant]),
-    seen: &KeysSeen,
+    around: (&Path, &[Tenant], &KeysSeen),
+    workers: WorkersBy,
     problems: &mut Problems,
 ) -> Vec<Function> {
     let sections = Section::each(root, "function", problems);
@@ -130,7 +154,7 @@ fn functions(
     }
     let mut functions: Vec<Function> = Vec::new();
     for section in sections {
-        let Some(function) = function(&section, around, seen, problems) else { continue };
+        let Some(function) = function(&section, around, workers, problems) else { continue };
         let same = |f: &&Function| f.id == function.id && f.version == function.version;
         if functions.iter().any(|f| same(&f)) {
             let text = format!(
@@ -146,8 +170,8 @@ fn functions(
 
 fn function(
     section: &Section<'_>,
-    (folder, tenants): (&Path, &[Tenant]),
-    seen: &KeysSeen,
+    (folder, tenants, seen): (&Path, &[Tenant], &KeysSeen),
+    workers: WorkersBy,
     problems: &mut Problems,
 ) -> Option<Function> {
     let id = uuid(section, "id", problems);
@@ -176,7 +200,8 @@ fn function(
         let text = format!("function.dial is \"{text}\", but must be {want}");
         problems.add(section.place_of("dial"), text);
     }
-    if keys.is_empty() && server.is_none() && problems.len() == before {
+    let nobody = keys.is_empty() && server.is_none() && workers == WorkersBy::Keys;
+    if nobody && problems.len() == before {
         let text = "function.worker_keys is empty: no worker can serve it";
         problems.add(section.place_of("worker_keys"), text);
     }
@@ -191,7 +216,10 @@ fn function(
     Some(Function {
         streaming: section.word("kind", problems) == "streaming",
         tenants: callers.into_iter().map(|(_, name)| name.into()).collect(),
-        worker_keys: keys.into_iter().map(|(_, key)| Secret::from(&*key)).collect(),
+        worker_keys: match workers {
+            WorkersBy::Keys => keys.into_iter().map(|(_, key)| Secret::from(&*key)).collect(),
+            WorkersBy::Nats => Vec::new(),
+        },
         dial,
         id: id?,
         version: version?,

@@ -58,6 +58,9 @@ pub struct Api {
     pub oauth: Option<String>,
     /// The rate limiter, if it is to be asked (contract 5.3).
     pub limiter: Option<Endpoint>,
+    /// Certificates of the authorities that all three are checked against, as PEM. None: the
+    /// system's.
+    pub ca: Option<PathBuf>,
 }
 
 /// A gRPC server.
@@ -95,6 +98,8 @@ pub struct Nats {
     pub credentials: Option<PathBuf>,
     /// A user's name and the file with the password.
     pub user: Option<(String, PathBuf)>,
+    /// The file with a token.
+    pub token: Option<PathBuf>,
     /// Certificates of the authorities that servers are checked against, as PEM. None: the
     /// system's.
     pub ca: Option<PathBuf>,
@@ -110,12 +115,14 @@ pub struct Nats {
 impl fmt::Debug for Nats {
     /// Without the URLs, which may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { urls, nkey, credentials, user, ca, client_pair, placement, callout } = self;
+        let Self { urls, nkey, credentials, user, token, ca, client_pair, placement, callout } =
+            self;
         f.debug_struct("Nats")
             .field("urls", &urls.len())
             .field("nkey", nkey)
             .field("credentials", credentials)
             .field("user", user)
+            .field("token", token)
             .field("ca", ca)
             .field("client_pair", client_pair)
             .field("placement", placement)
@@ -151,6 +158,7 @@ mod tests {
             nkey: Some(NkeySource::Seed("SUHIDDEN".into())),
             credentials: None,
             user: Some(("me".into(), "password.txt".into())),
+            token: None,
             ca: None,
             client_pair: None,
             placement: "dc:ncp".into(),

@@ -8,6 +8,7 @@ use super::credentials;
 use super::effective::{self, Effective};
 use super::environment::Environment;
 use super::node::{Node, Value};
+use super::parties::WorkersBy;
 use super::problems::{Place, Problems, nearest};
 use super::read::Section;
 use super::reference::{self, Reference};
@@ -16,7 +17,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
-    Secret, Session, control, listen, parties,
+    Secret, Session, control, credentials, listen, parties,
 };
 use crate::log::Keys;
 
@@ -97,6 +98,7 @@ fn read(
     let nvcf = choice.mode == Mode::Nvcf;
     let reference =
         if nvcf { reference::read(environment, &mut root, problems) } else { Reference::default() };
+    credentials::find(&mut root, environment, problems);
     let written = written(&root);
     if nvcf {
         put_defaults(&mut root);
@@ -105,8 +107,14 @@ fn read(
     control::check_use(&root, &choice, problems);
     let mut warnings = unread(&reference);
     let (listen, fronts) = listen::read(&root, folder, &mut warnings, problems);
-    let (tenants, functions) =
-        if nvcf { Default::default() } else { parties::read(&root, folder, problems) };
+    let (tenants, functions) = match choice.mode {
+        Mode::Nvcf => Default::default(),
+        Mode::Local => parties::read(&root, folder, WorkersBy::Keys, problems),
+        Mode::Nats => {
+            warnings.extend(parties::unused_keys(&root));
+            parties::read(&root, folder, WorkersBy::Nats, problems)
+        }
+    };
     let around = control::Around {
         root: &root,
         folder,

@@ -172,6 +172,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting("nvcf.limiter", Kind::Own("a URL"), "", "The rate limiter. Without it none is asked."),
     setting(
+        "nvcf.ca_file",
+        Kind::Own("a path"),
+        "",
+        "PEM: the authorities that API, limiter and issuer are checked against. Without it the \
+         system's.",
+    ),
+    setting(
         "nats.urls",
         Kind::List("a list of URLs"),
         "[\"nats://127.0.0.1:4222\"]",
@@ -200,6 +207,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("nats.user", Kind::Own("a text"), "", "A user's name."),
     setting("nats.password_file", Kind::Own("a path"), "", "A file with that user's password."),
     setting(
+        "nats.token_file",
+        Kind::Own("a path"),
+        "",
+        "A file with a token, for servers that want nothing else.",
+    ),
+    setting(
         "nats.ca_file",
         Kind::Own("a path"),
         "",
@@ -227,7 +240,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "function.worker_keys",
         Kind::List("a list of texts"),
         "",
-        "Keys of the workers that may serve it. Not needed with `dial`.",
+        "Keys of the workers that may serve it. Not needed with `dial`, and not used in `nats` \
+         mode.",
     ),
     setting(
         "function.worker_keys_file",

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::config::Api as Settings;
 use bearer::Bearer;
-pub(crate) use channel::StartError;
+pub(crate) use channel::{Roots, StartError};
 pub(crate) use client::Client;
 pub(crate) use health::ApiHealth;
 #[cfg(test)]
@@ -56,12 +56,15 @@ impl Api {
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
     ) -> Result<Self, StartError> {
-        let bearer = |scope| Bearer::start(scope, secrets, settings.oauth.as_deref(), meters);
-        let channel = channel::open(&settings.url)?;
+        let roots = Roots::read(settings.ca.as_deref())?;
+        let issuer = settings.oauth.as_deref().map(|base| (base, &roots));
+        let bearer = |scope| Bearer::start(scope, secrets, issuer, meters);
+        let channel = channel::open(&settings.url, &roots)?;
         let limiter = match &settings.limiter {
             None => None,
             Some(url) => {
-                Some(Limiter::new(channel::open(url)?, bearer(Scope::Limiter)?, meters.clone()))
+                let channel = channel::open(url, &roots)?;
+                Some(Limiter::new(channel, bearer(Scope::Limiter)?, meters.clone()))
             }
         };
         Ok(Self {

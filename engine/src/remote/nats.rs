@@ -6,9 +6,11 @@
 
 mod auth;
 mod connect;
+mod fixes;
 mod ledger;
 mod link;
 mod lookup;
+mod made;
 mod meters;
 mod nodes;
 mod pace;
@@ -16,6 +18,7 @@ mod payload;
 mod predecessors;
 mod reconnect;
 mod replies;
+mod requests;
 mod rights;
 mod runs;
 mod streaming;
@@ -42,6 +45,7 @@ use crate::control::port::{Answer, AskTicket, Progress};
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
 pub(super) use meters::Meters;
+pub(in crate::remote) use requests::Versions;
 
 use connect::{Listener, News};
 use ledger::Ledger;
@@ -52,6 +56,7 @@ use pace::Pace;
 use predecessors::Predecessors;
 use reconnect::Reconnects;
 use replies::Replies;
+use requests::Requests;
 use rights::Rights;
 use runs::Runs;
 use streaming::Dispatch;
@@ -76,23 +81,33 @@ struct Inner {
     withdrawals: Arc<WithdrawMeters>,
     lookups: Lookups,
     publisher: Publisher,
+    /// None where NVIDIA's control plane makes the request streams.
+    requests: Option<Requests>,
     reconnects: Reconnects,
     runs: Runs,
     faults: Arc<Pace>,
 }
 
+/// What is this process's own.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// Names its worker listener as no other process that lives can.
+    pub(super) worker: String,
+    /// Versions whose request streams it keeps, if nobody else does.
+    pub(super) versions: Versions,
+}
+
 impl Nats {
     /// Begins to connect, which goes on for ever: it does not matter whether a server is there. Who
     /// this gateway is among others, and what a predecessor of it has left, is settled for at most
-    /// `limit`; what is not done by then goes on by itself. `worker` names this process's worker
-    /// listener as no other process that lives can.
+    /// `limit`; what is not done by then goes on by itself.
     ///
     /// # Errors
     /// What is configured cannot be used, whatever the servers say.
     pub(super) async fn start(
         settings: &Remote,
         secrets: Secrets,
-        worker: String,
+        own: Own,
         limit: Duration,
     ) -> Result<Self, StartError> {
         if !payload::is_token(&settings.region) {
@@ -111,12 +126,17 @@ impl Nats {
             .map_err(|error| StartError(format!("NATS cannot be listened to: {error}")))?;
         let lookups = Lookups::new(link.clone(), region.clone(), &settings.nats.placement);
         tokio::spawn(lookups.clone().keep());
+        let requests = settings.authority.is_none().then(|| {
+            let (link, rights, placement) =
+                (link.clone(), rights.clone(), &settings.nats.placement);
+            Requests::start(link, rights, region.clone(), placement, own.versions)
+        });
         let place = Place {
             link: link.clone(),
             rights: rights.clone(),
             region: region.clone(),
             placement: settings.nats.placement.clone(),
-            worker,
+            worker: own.worker,
             relay: None,
             pace: nodes::Pace::default(),
         };
@@ -129,7 +149,8 @@ impl Nats {
         predecessors.at_start(until.saturating_duration_since(Instant::now())).await;
         Ok(Self(Arc::new(Inner {
             ledger: Ledger::new(streams, withdrawals.clone()),
-            publisher: Publisher::new(link.clone(), replies, rights.clone()),
+            publisher: Publisher::new(link.clone(), replies, (rights.clone(), requests.clone())),
+            requests,
             reconnects: Reconnects::new(link.clone(), lookups.clone()),
             nodes,
             predecessors,
@@ -148,6 +169,13 @@ impl Nats {
     /// What names this gateway in ids and tokens.
     pub(super) fn node(&self) -> Node {
         self.0.nodes.me()
+    }
+
+    /// The request streams of these versions are kept from now on, if nobody else does it.
+    pub(super) fn serve(&self, versions: Versions) {
+        if let Some(requests) = &self.0.requests {
+            requests.serve(versions);
+        }
     }
 
     /// Asks for a worker. Until its first pause it has noted the ticket, so that what is said of
@@ -173,7 +201,7 @@ impl Nats {
         let stream = format!("rq_{region}_{version}");
         let subject = format!("rq.{region}.{version}.{}", work.request_id);
         let payload = payload::payload(work, region, proxy_uri);
-        match publisher.publish(&stream, &subject, payload).await {
+        match publisher.publish((&stream, version), &subject, payload).await {
             Published::There(sequence) => {
                 ledger.published(ticket, sequence);
                 Answer::Queued

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use super::channel::StartError;
+use super::channel::{Roots, StartError};
 use super::meters::Meters;
 use super::oauth::{Issuer, OAuth, Scope};
 use super::secrets::{SecretValues, Token};
@@ -43,10 +43,10 @@ impl Bearer {
     pub(super) fn start(
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
-        base: Option<&str>,
+        at: Option<(&str, &Roots)>,
         meters: &Arc<Meters>,
     ) -> Result<Self, StartError> {
-        let issuer = base.map(|base| Issuer::new(base, scope, secrets, meters)).transpose()?;
+        let issuer = at.map(|at| Issuer::new(at, scope, secrets, meters)).transpose()?;
         let (secrets, chosen) = (secrets.clone(), OnceLock::new());
         let bearer = Self(Arc::new(Inner { scope, secrets, issuer, chosen }));
         tokio::spawn(bearer.clone().settle());

@@ -1,11 +1,13 @@
 //! A connection to a gRPC server, as the reference's is (contract CP-5).
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::Status;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint as Dial};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Dial};
 
 use crate::config::Endpoint;
 
@@ -40,11 +42,34 @@ pub(super) fn words(status: &Status) -> String {
 pub(super) const NO_ROOTS: &str =
     "install the system's CA certificates, or name a file of them in SSL_CERT_FILE";
 
+/// The certificates that servers are checked against.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roots(Option<Arc<[u8]>>);
+
+impl Roots {
+    /// Those of a file, as PEM; without one the system's.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, StartError> {
+        let pem = path.map(std::fs::read).transpose().map_err(|error| {
+            let name = path.unwrap_or(Path::new("")).display();
+            StartError(format!("nvcf.ca_file \"{name}\" cannot be read ({error})"))
+        })?;
+        Ok(Self(pem.map(Arc::from)))
+    }
+
+    /// As PEM, if they are not the system's.
+    pub(super) fn pem(&self) -> Option<&[u8]> {
+        self.0.as_deref()
+    }
+}
+
 /// A connection that is opened when it is first wanted, and again after it was lost.
 ///
 /// # Errors
 /// The URL is none, or `https` is wanted without any certificate to check servers against.
-pub(super) fn open(to: &Endpoint) -> Result<Channel, StartError> {
+pub(super) fn open(to: &Endpoint, roots: &Roots) -> Result<Channel, StartError> {
     let dial = Dial::from_shared(to.to_string())
         .map_err(|error| StartError(format!("{to} is no URL of a gRPC server: {error}")))?;
     let mut dial = dial
@@ -56,7 +81,11 @@ pub(super) fn open(to: &Endpoint) -> Result<Channel, StartError> {
         .keep_alive_while_idle(true);
     if to.tls {
         // Rustls speaks nothing older than TLS 1.2.
-        let tls = ClientTlsConfig::new().with_native_roots().domain_name(&to.host);
+        let tls = match roots.pem() {
+            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        let tls = tls.domain_name(&to.host);
         dial = dial.tls_config(tls).map_err(|error| {
             let why = std::error::Error::source(&error).map(ToString::to_string);
             let why = why.unwrap_or_else(|| error.to_string());
@@ -80,8 +109,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_brackets_is_a_url_and_no_host_is_none() {
         let endpoint = |host: &str| Endpoint { tls: false, host: host.into(), port: 1 };
-        assert!(open(&endpoint("2001:db8::1")).is_ok());
-        let error = open(&endpoint("a b")).unwrap_err().to_string();
+        assert!(open(&endpoint("2001:db8::1"), &Roots::default()).is_ok());
+        let error = open(&endpoint("a b"), &Roots::default()).unwrap_err().to_string();
         assert!(error.contains("http://a b:1 is no URL"), "{error}");
     }
 }

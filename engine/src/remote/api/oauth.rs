@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::channel::{NO_ROOTS, StartError};
+use super::channel::{NO_ROOTS, Roots, StartError};
 use super::meters::Meters;
 use super::repeats::Repeats;
 use super::secrets::{SecretValues, Token};
@@ -84,18 +84,18 @@ impl Fetched {
 }
 
 impl OAuth {
-    /// Begins to fetch tokens from the issuer at `base`, whose token endpoint is `/token` below it,
-    /// as soon as the secrets have an id and a secret.
+    /// Begins to fetch tokens from the issuer at a URL, whose token endpoint is `/token` below it, as
+    /// soon as the secrets have an id and a secret.
     ///
     /// # Errors
     /// As [`Issuer::new`].
     pub(crate) fn start(
-        base: &str,
+        at: (&str, &Roots),
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
     ) -> Result<Self, StartError> {
-        Ok(Issuer::new(base, scope, secrets, meters)?.start())
+        Ok(Issuer::new(at, scope, secrets, meters)?.start())
     }
 
     /// A token that is still good. The first one is waited for, [`TOKEN_WAIT`] at most.
@@ -133,16 +133,17 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    /// One whose token endpoint is `/token` below `base`.
+    /// One whose token endpoint is `/token` below that URL.
     ///
     /// # Errors
-    /// `base` is no URL, or `https` without any certificate to check servers against.
+    /// It is no URL, or `https` without any certificate to check servers against.
     pub(super) fn new(
-        base: &str,
+        at: (&str, &Roots),
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
     ) -> Result<Self, StartError> {
+        let (base, roots) = at;
         let url = Url::parse(&format!("{}/token", base.trim_end_matches('/')))
             .map_err(|error| StartError(format!("\"{base}\" is no URL of an issuer: {error}")))?;
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -154,10 +155,16 @@ impl Issuer {
             .timeout(FETCH_LIMIT)
             .connect_timeout(CONNECT_LIMIT)
             .redirect(Policy::none());
-        let http = match url.scheme() {
+        let own = roots.pem().map(reqwest::Certificate::from_pem_bundle).transpose();
+        let own = own.map_err(|error| {
+            let why = chain(&error);
+            StartError(format!("nvcf.ca_file has no certificate that can be used ({why})"))
+        })?;
+        let http = match (url.scheme(), own) {
             // No certificate is needed, so it need not be there either.
-            "http" => http.tls_certs_only([]),
-            _ => http,
+            ("http", _) => http.tls_certs_only([]),
+            (_, Some(own)) => http.tls_certs_only(own),
+            (_, None) => http,
         };
         let http = http.build().map_err(|error| {
             StartError(format!("{base} cannot be called ({}): {NO_ROOTS}", chain(&error)))

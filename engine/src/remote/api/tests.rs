@@ -80,7 +80,7 @@ async fn an_api_that_is_not_there_is_unavailable() {
     let gone = rig::free_address().await;
     let (_secrets, receiver) = watch::channel(Arc::default());
     let url = rig::endpoint(gone);
-    let settings = Settings { url, oauth: None, limiter: None };
+    let settings = Settings { url, oauth: None, limiter: None, ca: None };
     let api = Api::start(&settings, &receiver, &Arc::default()).unwrap();
     let (code, text) = denied(api.client.authorise(&call("f")).await);
     assert_eq!(code, 14);
@@ -189,7 +189,8 @@ async fn a_message_that_is_none_is_code_13() {
     for message in [b"\x0a\x02\xff\xfe".as_slice(), b"\x08\x07", b"\x12\x05\x0a"] {
         let server = rig::raw(message).await;
         let (_secrets, receiver) = watch::channel(Arc::default());
-        let settings = Settings { url: rig::endpoint(server), oauth: None, limiter: None };
+        let settings =
+            Settings { url: rig::endpoint(server), oauth: None, limiter: None, ca: None };
         let api = Api::start(&settings, &receiver, &Arc::default()).unwrap();
         let (code, text) = denied(api.client.authorise(&call("f")).await);
         assert_eq!(code, 13, "{text}");

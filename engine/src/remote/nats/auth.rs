@@ -62,7 +62,8 @@ struct Callout<'a> {
 }
 
 /// The options with which this gateway shows who it is: by an NKey if there is one, else by a
-/// credentials file, a user with a password, a token for the auth callout, or what the URLs say.
+/// credentials file, a user with a password, a token, one for the auth callout, or what the URLs
+/// say.
 pub(super) fn options(
     settings: &Settings,
     secrets: Secrets,
@@ -95,6 +96,9 @@ pub(super) fn options(
         let password = read(path, "the password for NATS")?;
         let password = password.trim_end_matches(['\r', '\n']);
         return Ok(plain.user_and_password(user.clone(), password.into()));
+    }
+    if let Some(path) = &settings.token {
+        return Ok(plain.token(read(path, "the token for NATS")?.trim().to_owned()));
     }
     match secrets.token {
         Some(source) if settings.callout => Ok(callout(source)),

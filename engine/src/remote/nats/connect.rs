@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::auth::{self, Secrets, StartError};
+use super::fixes::{Login, fix};
 use super::link::{API_LIMIT, Link, State};
 use super::meters::{Failure, Meters};
 use super::pace::Pace;
@@ -52,6 +53,7 @@ impl fmt::Debug for Listener {
 struct Follower {
     listener: Listener,
     state: watch::Sender<State>,
+    login: Login,
     meters: Arc<Meters>,
     client: OnceLock<Client>,
     seen: Mutex<Seen>,
@@ -84,6 +86,7 @@ pub(super) async fn connect(
     let follower = Arc::new(Follower {
         listener,
         state: sender,
+        login: Login::of(settings, secrets.nkey.is_some()),
         meters,
         client: OnceLock::new(),
         seen: Mutex::default(),
@@ -308,7 +311,8 @@ impl Follower {
             State::Up { .. } => false,
         });
         if let Some(left_out) = self.unreached.line() {
-            tracing::warn!(error = text, left_out, "NATS is not reached");
+            let fix = fix(text, self.login);
+            tracing::warn!(error = text, left_out, fix, "NATS is not reached");
         }
     }
 

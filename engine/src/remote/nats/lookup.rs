@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_nats::StatusCode;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Config, DirectGetErrorKind, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
     Stream,
@@ -19,6 +18,7 @@ use uuid::Uuid;
 
 use super::super::pb::StatefulSessionTracking;
 use super::link::{API_LIMIT, Link, State, placement};
+use super::made::{REPLICAS, Wanted};
 use super::pace::Pace;
 use crate::control::port::Registration;
 
@@ -28,7 +28,6 @@ const LONGEST_FIELD: usize = 256;
 /// How the stream is made (contract NT-3).
 const MOST_RECORDS: i64 = 100_000;
 const RECORD_AGE: Duration = Duration::from_secs(3600);
-const REPLICAS: usize = 3;
 /// The stream is not asked for more often than this, however many lookups miss it.
 const ENSURE_PAUSE: Duration = Duration::from_secs(1);
 /// When it is tried again to make sure of the stream, while a server is there.
@@ -196,104 +195,32 @@ impl Shared {
         }
     }
 
-    fn wanted(&self) -> Config {
-        Config {
-            name: self.stream.clone(),
-            subjects: vec![format!("stateful_session.lookup.{}.>", self.region)],
-            retention: RetentionPolicy::Limits,
-            max_messages: MOST_RECORDS,
-            discard: DiscardPolicy::New,
-            max_age: RECORD_AGE,
-            max_messages_per_subject: 1,
-            storage: StorageType::Memory,
-            num_replicas: REPLICAS,
-            placement: placement(&self.placement),
-            allow_direct: true,
-            ..Config::default()
-        }
-    }
-
     async fn ensure(&self) -> Result<(), String> {
-        if self.open().await? {
-            return Ok(());
-        }
-        let wanted = self.wanted();
-        let Err(first) = self.link.jetstream.create_stream(wanted.clone()).await else {
-            tracing::info!(stream = self.stream, "the stream of registrations was made");
-            return Ok(());
-        };
-        let CreateStreamErrorKind::JetStream(answer) = first.kind() else {
-            return Err(first.to_string());
-        };
-        match answer.error_code() {
-            // Another gateway was faster.
-            ErrorCode::STREAM_NAME_EXIST if self.open().await? => Ok(()),
-            ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => self.make_single(wanted).await,
-            _ => Err(first.to_string()),
-        }
-    }
-
-    /// Makes the stream on a server that is alone.
-    async fn make_single(&self, wanted: Config) -> Result<(), String> {
-        let single = Config { num_replicas: 1, ..wanted };
-        match self.link.jetstream.create_stream(single).await {
-            Ok(_) => {
-                tracing::warn!(
-                    stream = self.stream,
-                    "the NATS server is alone and refuses 3 replicas: the stream of registrations \
-                     has one, and no session can be resumed after that server has ended"
-                );
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    /// Whether the stream is there. It is used as it is (contract NT-3).
-    async fn open(&self) -> Result<bool, String> {
-        let found = match self.link.jetstream.get_stream(&self.stream).await {
-            Ok(found) => found,
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(answer)
-                    if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    return Ok(false);
-                }
-                _ => return Err(error.to_string()),
-            },
-        };
-        let others = differences(&self.wanted(), &found.cached_info().config);
-        if !others.is_empty() {
-            tracing::warn!(
-                stream = self.stream,
-                differs = others.join(", "),
-                "the stream of registrations has other settings than this gateway would give it"
-            );
-        }
-        Ok(true)
+        let wanted = wanted(&self.region, &self.placement);
+        let stream = wanted.ensure(&self.link.jetstream).await?;
+        wanted.compare(&stream.cached_info().config);
+        Ok(())
     }
 }
 
-/// What of a stream's settings is other than wanted, and matters.
-fn differences(wanted: &Config, found: &Config) -> Vec<String> {
-    let mut others = Vec::new();
-    let mut compare = |name: &str, wanted: String, found: String| {
-        if wanted != found {
-            others.push(format!("{name} {found}, not {wanted}"));
-        }
+/// The stream of registrations, as it is made.
+pub(super) fn wanted(region: &str, tag: &str) -> Wanted {
+    let config = Config {
+        name: format!("stateful_session_lookup_{region}"),
+        subjects: vec![format!("stateful_session.lookup.{region}.>")],
+        retention: RetentionPolicy::Limits,
+        max_messages: MOST_RECORDS,
+        discard: DiscardPolicy::New,
+        max_age: RECORD_AGE,
+        max_messages_per_subject: 1,
+        storage: StorageType::Memory,
+        num_replicas: REPLICAS,
+        placement: placement(tag),
+        allow_direct: true,
+        ..Config::default()
     };
-    let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
-    compare("subjects", shown(&wanted.subjects), shown(&found.subjects));
-    compare("retention", shown(&wanted.retention), shown(&found.retention));
-    compare("max_msgs", shown(&wanted.max_messages), shown(&found.max_messages));
-    compare("discard", shown(&wanted.discard), shown(&found.discard));
-    compare("max_age", shown(&wanted.max_age), shown(&found.max_age));
-    let per_subject = (wanted.max_messages_per_subject, found.max_messages_per_subject);
-    compare("max_msgs_per_subject", shown(&per_subject.0), shown(&per_subject.1));
-    compare("storage", shown(&wanted.storage), shown(&found.storage));
-    compare("num_replicas", shown(&wanted.num_replicas), shown(&found.num_replicas));
-    compare("allow_direct", shown(&wanted.allow_direct), shown(&found.allow_direct));
-    others
+    let single = "no session can be resumed after that server has ended";
+    Wanted { config, what: "the stream of registrations", single }
 }
 
 /// Reads a record, or says what is wrong with it.
@@ -345,14 +272,5 @@ mod tests {
             let why = registration(&bad).unwrap_err();
             assert!(why.contains(what), "{why} lacks {what}");
         }
-    }
-
-    #[test]
-    fn what_matters_of_a_streams_settings_is_compared() {
-        let wanted = Config { name: "s".into(), num_replicas: 3, ..Config::default() };
-        assert!(differences(&wanted, &wanted).is_empty());
-        let found = Config { max_messages_per_subject: 5, num_replicas: 1, ..wanted.clone() };
-        let others = differences(&wanted, &found);
-        assert_eq!(others, ["max_msgs_per_subject 5, not 0", "num_replicas 1, not 3"]);
     }
 }

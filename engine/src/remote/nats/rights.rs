@@ -22,10 +22,14 @@ pub(super) enum Right {
     List,
     /// To use the bucket of node records.
     Nodes,
+    /// To make the request streams and their consumers.
+    Make,
 }
 
 /// The subjects that each right is about, by a part that no other subject has.
-const SUBJECTS: [(&str, Right); 8] = [
+const SUBJECTS: [(&str, Right); 10] = [
+    (".STREAM.CREATE.rq_", Right::Make),
+    (".CONSUMER.CREATE.rq_", Right::Make),
     (".STREAM.PURGE.rq_", Right::Purge),
     (".CONSUMER.INFO.rq_", Right::Look),
     (".STREAM.MSG.GET.rq_", Right::Look),
@@ -38,7 +42,7 @@ const SUBJECTS: [(&str, Right); 8] = [
 ];
 
 impl Right {
-    const ALL: [Self; 4] = [Self::Purge, Self::Look, Self::List, Self::Nodes];
+    const ALL: [Self; 5] = [Self::Purge, Self::Look, Self::List, Self::Nodes, Self::Make];
 
     const fn label(self) -> &'static str {
         match self {
@@ -46,11 +50,12 @@ impl Right {
             Self::Look => "look",
             Self::List => "list",
             Self::Nodes => "nodes",
+            Self::Make => "make",
         }
     }
 
     /// What is not done without it, and what the account has to be allowed for it.
-    const fn cost(self) -> &'static str {
+    pub(super) const fn cost(self) -> &'static str {
         match self {
             Self::Purge => {
                 "work that nobody waits for any more stays queued; \
@@ -68,6 +73,10 @@ impl Right {
                 "no other gateway's work is ever withdrawn, and none knows this one; allow it to \
                  use the key-value buckets ringway_nodes_* ($KV.ringway_nodes_*.>, $JS.API.INFO, \
                  $JS.API.STREAM.*.KV_ringway_nodes_*, $JS.API.DIRECT.GET.KV_ringway_nodes_*.>)"
+            }
+            Self::Make => {
+                "functions whose request streams are not there yet cannot be called; allow it to \
+                 publish to $JS.API.STREAM.CREATE.rq_> and $JS.API.CONSUMER.CREATE.rq_>"
             }
         }
     }

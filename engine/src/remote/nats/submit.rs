@@ -15,6 +15,7 @@ use super::link::Link;
 use super::pace::Pace;
 use super::replies::Replies;
 use super::rights::Rights;
+use super::requests::Requests;
 
 /// How long an acknowledgement may take, all attempts together.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ pub(super) struct Publisher {
     link: Link,
     replies: Replies,
     rights: Arc<Rights>,
+    /// Makes a stream that is missing, where that is for this gateway to do.
+    requests: Option<Requests>,
     room: Arc<Semaphore>,
     told: Arc<Pace>,
 }
@@ -78,17 +81,26 @@ struct Fault {
 }
 
 impl Publisher {
-    pub(super) fn new(link: Link, replies: Replies, rights: Arc<Rights>) -> Self {
+    pub(super) fn new(
+        link: Link,
+        replies: Replies,
+        (rights, requests): (Arc<Rights>, Option<Requests>),
+    ) -> Self {
         let room = Arc::new(Semaphore::new(MOST_PUBLISHES));
-        Self { link, replies, rights, room, told: Arc::default() }
+        Self { link, replies, rights, requests, room, told: Arc::default() }
     }
 
     /// Publishes a message whose subject is its own, so that it cannot be in the stream twice.
-    pub(super) async fn publish(&self, stream: &str, subject: &str, payload: Bytes) -> Published {
+    pub(super) async fn publish(
+        &self,
+        (stream, version): (&str, &str),
+        subject: &str,
+        payload: Bytes,
+    ) -> Published {
         let Ok(_room) = self.room.try_acquire() else {
             return Published::Not(format!("{MOST_PUBLISHES} publishes wait for their answers"));
         };
-        let published = self.attempts(stream, subject, payload).await;
+        let published = self.attempts((stream, version), subject, payload).await;
         if let Published::Not(why) | Published::Unknown(why) = &published
             && let Some(left_out) = self.told.line()
         {
@@ -97,7 +109,12 @@ impl Publisher {
         published
     }
 
-    async fn attempts(&self, stream: &str, subject: &str, payload: Bytes) -> Published {
+    async fn attempts(
+        &self,
+        (stream, version): (&str, &str),
+        subject: &str,
+        payload: Bytes,
+    ) -> Published {
         let end = Instant::now() + ACK_LIMIT;
         let mut more = MORE_ATTEMPTS;
         // Whether one was lost on the way: it may have arrived.
@@ -136,6 +153,10 @@ impl Publisher {
                 }
                 Ok(_) if more > 0 => {
                     more -= 1;
+                    if let Some(requests) = &self.requests {
+                        // What it comes to shows in the next attempt.
+                        let _there = timeout_at(end, requests.missing(version)).await;
+                    }
                     sleep_until((begun + ATTEMPT_PAUSE).min(end)).await;
                     continue;
                 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::super::pb::connection_config::Config as Way;
 use super::super::pb::{StatefulSessionTracking, WorkerInvokeFunctionRequest};
 use super::testing::{Server, until};
-use super::{Nats, Secrets, StartError, State};
+use super::{Nats, Own, Secrets, StartError, State, Versions};
 use crate::config::{Nats as Settings, Remote};
 use crate::control::local::{Ticket, Work, WorkKind};
 use crate::control::port::{Answer, AskTicket, Kind, Owner, Topic};
@@ -38,6 +38,7 @@ fn remote(urls: &[String]) -> Remote {
             nkey: None,
             credentials: None,
             user: None,
+            token: None,
             ca: None,
             client_pair: None,
             placement: String::new(),
@@ -52,7 +53,8 @@ fn remote(urls: &[String]) -> Remote {
 
 /// As if no other gateway had been where it is.
 async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, StartError> {
-    Nats::start(settings, secrets, fresh().to_string(), Duration::ZERO).await
+    let own = Own { worker: fresh().to_string(), versions: Versions::default() };
+    Nats::start(settings, secrets, own, Duration::ZERO).await
 }
 
 /// A plane at a server that is there, and a connection of the test's own.

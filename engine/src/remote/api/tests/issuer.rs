@@ -14,7 +14,7 @@ use super::super::secrets::SecretValues;
 use super::rig::{Rig, token};
 use super::{PATIENCE, call, denied, rendered};
 use crate::control::port::Answer;
-use crate::remote::api::{Meters, OAuth, Scope};
+use crate::remote::api::{Meters, OAuth, Roots, Scope};
 
 /// How the issuer wants to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,9 @@ async fn another(oauth: &OAuth, than: &str) -> String {
 async fn basic_is_tried_first_and_is_all_that_is_asked() {
     let issuer = Issuer::start(Wants::Basic, 3600).await;
     let (_secrets, receiver) = watch::channel(client());
-    let oauth = OAuth::start(&issuer.base, Scope::Nats, &receiver, &Arc::default()).unwrap();
+    let oauth =
+        OAuth::start((&issuer.base, &Roots::default()), Scope::Nats, &receiver, &Arc::default())
+            .unwrap();
     assert_eq!(shown(&oauth).await.as_deref(), Ok("token-1"));
     let asked = issuer.asked();
     assert_eq!(asked.len(), 1);
@@ -134,7 +136,8 @@ async fn the_body_is_tried_next_remembered_and_forgotten_when_it_fails() {
     let issuer = Issuer::start(Wants::Body, 1).await;
     let (_secrets, receiver) = watch::channel(client());
     let meters = Arc::new(Meters::default());
-    let oauth = OAuth::start(&issuer.base, Scope::Api, &receiver, &meters).unwrap();
+    let oauth =
+        OAuth::start((&issuer.base, &Roots::default()), Scope::Api, &receiver, &meters).unwrap();
     let first = shown(&oauth).await.unwrap();
     let second = another(&oauth, &first).await;
     assert_eq!((&*first, &*second), ("token-1", "token-2"));
@@ -151,7 +154,9 @@ async fn the_body_is_tried_next_remembered_and_forgotten_when_it_fails() {
 async fn a_token_is_used_while_the_next_one_cannot_be_fetched() {
     let issuer = Issuer::start(Wants::Basic, 3600).await;
     let (secrets, receiver) = watch::channel(client());
-    let oauth = OAuth::start(&issuer.base, Scope::Api, &receiver, &Arc::default()).unwrap();
+    let oauth =
+        OAuth::start((&issuer.base, &Roots::default()), Scope::Api, &receiver, &Arc::default())
+            .unwrap();
     assert_eq!(shown(&oauth).await.as_deref(), Ok("token-1"));
     issuer.asked();
     // Another client is tried at once, and fails both ways.
@@ -192,7 +197,9 @@ async fn without_a_token_a_client_is_told_that_the_gateway_has_none() {
 async fn an_issuer_that_is_not_well_is_asked_once_a_time() {
     let issuer = Issuer::start(Wants::Rest, 3600).await;
     let (_secrets, receiver) = watch::channel(client());
-    let oauth = OAuth::start(&issuer.base, Scope::Api, &receiver, &Arc::default()).unwrap();
+    let oauth =
+        OAuth::start((&issuer.base, &Roots::default()), Scope::Api, &receiver, &Arc::default())
+            .unwrap();
     assert_eq!(shown(&oauth).await.as_deref(), Err(&"the issuer answered 503".into()));
     assert_eq!(issuer.asked().len(), 1, "the other way would not help it");
     issuer.wants(Wants::Body);

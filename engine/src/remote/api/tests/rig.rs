@@ -170,7 +170,8 @@ impl Rig {
     pub(super) fn api(&self) -> Api {
         let url = endpoint(self.address);
         let (limiter, oauth) = (Some(url.clone()), self.oauth.clone());
-        Api::start(&Settings { url, oauth, limiter }, &self.receiver, &self.meters).unwrap()
+        Api::start(&Settings { url, oauth, limiter, ca: None }, &self.receiver, &self.meters)
+            .unwrap()
     }
 
     /// What the API answers next; after that it grants.
