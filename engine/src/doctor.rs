@@ -4,6 +4,7 @@
 //! A check is a function of what it looks at, so that a test can make it fail; only [`examine`]
 //! looks at the real host.
 
+mod callback;
 mod host;
 mod limits;
 mod network;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::boot;
 use crate::config::{Config, Io, Source};
 use crate::machine::{Host, cgroup};
+use crate::remote::{self, Finding, Grade};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -88,15 +90,16 @@ fn without_ring(io: Io) -> Status {
 }
 
 /// Looks at this host, and at the configuration if one is given; without one, at the ports of
-/// `ringway dev`.
+/// `ringway dev`. `settle` lays the arguments of `serve` over it.
 #[must_use]
-pub fn examine(source: &Source) -> Vec<Check> {
+pub fn examine(source: &Source, settle: impl Fn(&mut Config)) -> Vec<Check> {
     let host = Host::real();
     let mut checks = Vec::new();
     let given = source.is_given().then(|| source.load());
     checks.extend(setup::configuration(&source.name(), given.as_ref().map(Result::as_ref)));
     let wrong = matches!(given, Some(Err(_)));
-    let config = given.and_then(Result::ok).unwrap_or_else(Config::dev);
+    let mut config = given.and_then(Result::ok).unwrap_or_else(Config::dev);
+    settle(&mut config);
     let io = config.cores.io;
     let (trials, cores) = boot::try_io(&config);
     checks.push(host::kernel(&host, io));
@@ -121,8 +124,38 @@ pub fn examine(source: &Source) -> Vec<Check> {
         checks.push(network::advertise(&config, resolve));
         checks.extend(network::control(&config, resolve));
         checks.extend(setup::certificates(&config));
+        checks.extend(elsewhere(&config));
+        checks.push(callback::callback(&config));
     }
     checks
+}
+
+/// A control plane elsewhere, if there is one.
+fn elsewhere(config: &Config) -> Vec<Check> {
+    let Some(settings) = &config.control.remote else { return Vec::new() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let seen = format!("it cannot be asked ({error})");
+            return vec![Check::bad("control", Status::Fail, seen, "see the other checks")];
+        }
+    };
+    let found = runtime.block_on(remote::examine(settings, &config.functions));
+    // What still waits for a server is not waited for.
+    runtime.shutdown_background();
+    found.into_iter().map(Check::from).collect()
+}
+
+impl From<Finding> for Check {
+    fn from(Finding { what, grade, seen, fix }: Finding) -> Self {
+        let seen = seen.replace('\n', " ");
+        match grade {
+            Grade::Fine => Self::ok(&what, seen),
+            Grade::Poor => Self::warn(&what, seen, fix),
+            Grade::Broken => Self::bad(&what, Status::Fail, seen, fix),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -154,7 +187,7 @@ mod tests {
     #[test]
     fn this_host_is_examined() {
         let nothing = Source::new(None, Environment::default());
-        let checks = examine(&nothing);
+        let checks = examine(&nothing, |_| {});
         assert!(checks.len() > 15, "{checks:?}");
         for check in &checks {
             assert_eq!(check.fix.is_some(), check.status != Status::Ok, "{check}");

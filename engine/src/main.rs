@@ -80,6 +80,9 @@ enum Command {
         /// Print JSON: a list of {check, status, seen, fix}.
         #[arg(long)]
         json: bool,
+        /// As `serve` will have it.
+        #[command(flatten)]
+        engine: Engine,
     },
     /// List a running gateway's sessions, show what happened to one, or end one.
     Sessions(console::Sessions),
@@ -204,7 +207,7 @@ fn main() -> ExitCode {
             };
             run(engine, config, (Some(demo), None))
         }
-        Command::Doctor { config, json } => diagnose(&source(config), json),
+        Command::Doctor { config, json, engine } => diagnose(&source(config), json, engine),
         Command::Sessions(arguments) => ended(console::sessions(&arguments)),
         Command::Top(arguments) => ended(console::top(&arguments)),
         Command::Check { config } => check(&source(config)),
@@ -331,8 +334,12 @@ fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
 }
 
 /// Prints the doctor's report.
-fn diagnose(source: &Source, json: bool) -> ExitCode {
-    let checks = doctor::examine(source);
+fn diagnose(source: &Source, json: bool, engine: Engine) -> ExitCode {
+    if let Err(why) = engine.check() {
+        ringway_stdio::complain(&format!("error: {why}"));
+        return ExitCode::from(USAGE);
+    }
+    let checks = doctor::examine(source, |config| engine.apply(config));
     let printed = if json {
         // Only a map with keys that are no text cannot be written: there is none.
         let text = serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n";

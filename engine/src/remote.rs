@@ -5,8 +5,11 @@
 mod answers;
 mod api;
 mod driver;
+mod finding;
 mod health;
+mod login;
 mod nats;
+mod probe;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,12 +25,13 @@ use crate::post::ShardPost;
 use crate::ring::Sender;
 
 use answers::Answers;
-use api::secrets;
-use api::{Api, OAuth, Roots, Scope};
+use api::{Api, secrets};
 use driver::{Driver, Planes};
-use nats::{Nats, Own, Versions};
+use nats::{Nats, Own};
 
+pub(crate) use finding::{Finding, Grade};
 pub use health::Health;
+pub(crate) use probe::examine;
 
 /// The messages and services of `engine/nvcf`, compiled.
 pub mod pb {
@@ -94,19 +98,8 @@ impl Remote {
         let authority = settings.authority.as_ref();
         let api = authority.map(|authority| Api::start(authority, &secrets, &meters));
         let api = api.transpose().map_err(|error| why(&error))?;
-        let oauth = authority.and_then(|authority| authority.oauth.as_deref());
-        let token = match oauth.filter(|_| settings.nats.callout) {
-            None => None,
-            Some(base) => {
-                let roots = Roots::read(authority.and_then(|authority| authority.ca.as_deref()));
-                let at = (base, &roots.map_err(|error| why(&error))?);
-                let oauth = OAuth::start(at, Scope::Nats, &secrets, &meters);
-                Some(token_source(oauth.map_err(|error| why(&error))?))
-            }
-        };
-        let nkey = secrets.borrow().nats_nkey.as_ref().map(|seed| seed.text().to_owned());
-        let secrets = nats::Secrets { nkey, token };
-        let own = Own { worker: process(worker), versions: queued(functions) };
+        let secrets = login::of(settings, &secrets, &meters).map_err(|error| why(&error))?;
+        let own = Own { worker: process(worker), versions: nats::queued(functions) };
         let nats = Nats::start(settings, secrets, own, START_LIMIT);
         let nats = nats.await.map_err(|error| why(&error))?;
         let health = health::watch(api.as_ref().map(|api| api.health.clone()), nats.health());
@@ -117,7 +110,7 @@ impl Remote {
 
     /// These are the functions from now on.
     pub fn serve_functions(&self, functions: &[Function]) {
-        self.planes.nats.serve(queued(functions));
+        self.planes.nats.serve(nats::queued(functions));
     }
 
     /// What names this gateway in ids and tokens.
@@ -164,13 +157,6 @@ impl Remote {
     }
 }
 
-/// Versions whose work is queued: workers of the streaming kind are asked one by one, and servers
-/// that are dialled not at all.
-fn queued(functions: &[Function]) -> Versions {
-    let queued = functions.iter().filter(|function| !function.streaming && function.dial.is_none());
-    queued.map(|function| function.version.to_string().into()).collect()
-}
-
 /// What names this process's worker listener as no other process that lives can: the machine's run,
 /// its network, and the address there. A predecessor that had the same is dead.
 fn process(worker: SocketAddr) -> String {
@@ -184,12 +170,4 @@ fn process(worker: SocketAddr) -> String {
         (boot, network) => format!("{boot} {network}"),
     };
     format!("{run} {worker}")
-}
-
-/// The access tokens that the auth callout of NATS reads (contract NT-8).
-fn token_source(oauth: OAuth) -> nats::TokenSource {
-    Arc::new(move || {
-        let oauth = oauth.clone();
-        Box::pin(async move { oauth.token().await.map(|token| token.text().to_owned()) })
-    })
 }

@@ -15,6 +15,16 @@ pub struct Credentials {
     /// A file with a JWT and its NKey seed for NATS, as NATS' tools write it.
     #[arg(long, value_name = "FILE")]
     pub nats_creds_file: Option<PathBuf>,
+    /// Certificates of the authorities that NATS is checked against, as PEM; without it the
+    /// system's.
+    #[arg(long, value_name = "FILE")]
+    pub nats_ca_file: Option<PathBuf>,
+    /// A certificate that NATS is shown, as PEM.
+    #[arg(long, value_name = "FILE", requires = "nats_key_file")]
+    pub nats_cert_file: Option<PathBuf>,
+    /// Its private key, as PEM.
+    #[arg(long, value_name = "FILE", requires = "nats_cert_file")]
+    pub nats_key_file: Option<PathBuf>,
 }
 
 impl Credentials {
@@ -23,6 +33,23 @@ impl Credentials {
     /// # Errors
     /// A file that cannot be read, or has no seed.
     pub async fn options(&self, servers: &[ServerAddr]) -> io::Result<ConnectOptions> {
+        let mut options = self.login(servers).await?;
+        // The library reads them at each connection; one that is not there is told at the start.
+        for path in [&self.nats_ca_file, &self.nats_cert_file, &self.nats_key_file] {
+            if let Some(path) = path {
+                tokio::fs::File::open(path).await.map_err(|error| named(path, error))?;
+            }
+        }
+        if let Some(authorities) = &self.nats_ca_file {
+            options = options.add_root_certificates(authorities.clone());
+        }
+        if let (Some(certificate), Some(key)) = (&self.nats_cert_file, &self.nats_key_file) {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        Ok(options)
+    }
+
+    async fn login(&self, servers: &[ServerAddr]) -> io::Result<ConnectOptions> {
         if let Some(path) = &self.nats_nkey_file {
             let named = |error: io::Error| named(path, error);
             let seed = tokio::fs::read_to_string(path).await.map_err(named)?;

@@ -98,7 +98,6 @@ fn read(
     let nvcf = choice.mode == Mode::Nvcf;
     let reference =
         if nvcf { reference::read(environment, &mut root, problems) } else { Reference::default() };
-    credentials::find(&mut root, environment, problems);
     let written = written(&root);
     if nvcf {
         put_defaults(&mut root);

@@ -27,10 +27,10 @@ pub(super) fn ports(
         match probe(what, address) {
             Ok(()) => Check::ok(&name, format!("{address} is free")),
             Err(error) => {
-                // Asked about beside a gateway that serves, or a socket unit that holds its ports.
-                let is = |name| error.owner().is_some_and(|owner| owner.starts_with(name));
-                let own = is("ringway ") || is("systemd ");
-                let status = if own { Status::Warn } else { Status::Fail };
+                // A socket unit holds it for the gateway. A gateway that serves does not: another
+                // one would not start beside it.
+                let held = error.owner().is_some_and(|owner| owner.starts_with("systemd "));
+                let status = if held { Status::Warn } else { Status::Fail };
                 Check::bad(&name, status, error.cause(), error.fix())
             }
         }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_that_serves_already_is_a_warning() {
+    fn a_gateway_that_serves_already_has_its_ports() {
         let of = |owner: &str| {
             let owner = owner.to_owned();
             ports(&Config::dev(), move |what, address| {
@@ -204,7 +204,7 @@ mod tests {
             })
         };
         of("systemd (process 1)")[0].is(Status::Warn, &["systemd (process 1)"]);
-        of("ringway (process 7)")[0].is(Status::Warn, &["ringway (process 7)"]);
+        of("ringway (process 7)")[0].is(Status::Fail, &["ringway (process 7)"]);
         of("nginx (process 7)")[0].is(Status::Fail, &["nginx"]);
     }
 

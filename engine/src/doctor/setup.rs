@@ -1,6 +1,7 @@
 //! The configuration and the files it names.
 
 use super::{Check, Status};
+use crate::border::Listener;
 use crate::config::{Config, Problems};
 
 /// Every problem that `ringway check` would print, each with its place and fix.
@@ -27,10 +28,17 @@ pub(super) fn configuration(source: &str, read: Option<Result<&Config, &Problems
 /// problem, and told there.
 pub(super) fn certificates(config: &Config) -> Vec<Check> {
     let name = "certificates";
-    let fronts = [("client", &config.fronts.client), ("worker", &config.fronts.worker)];
-    let named = fronts.into_iter().filter_map(|(listener, front)| {
+    let fronts = [
+        ("client", Listener::Client, &config.fronts.client),
+        ("worker", Listener::Worker, &config.fronts.worker),
+    ];
+    let named = fronts.into_iter().filter_map(|(listener, kind, front)| {
         let tls = front.tls.as_ref()?;
         let (name, cert) = (format!("{name} ({listener})"), tls.files.cert.display());
+        if let Err(error) = tls.pair.server_config(kind) {
+            let seen = format!("{cert} cannot be used: {error}");
+            return Some(Check::bad(&name, Status::Fail, seen, "put another pair in its place"));
+        }
         Some(match tls.pair.warning() {
             None => {
                 Check::ok(&name, format!("{cert}: its key fits, it is good for a week and more"))

@@ -16,6 +16,7 @@ mod nodes;
 mod pace;
 mod payload;
 mod predecessors;
+mod probe;
 mod reconnect;
 mod replies;
 mod requests;
@@ -45,7 +46,8 @@ use crate::control::port::{Answer, AskTicket, Progress};
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
 pub(super) use meters::Meters;
-pub(in crate::remote) use requests::Versions;
+pub(in crate::remote) use probe::examine;
+pub(in crate::remote) use requests::{Versions, queued};
 
 use connect::{Listener, News};
 use ledger::Ledger;

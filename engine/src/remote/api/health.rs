@@ -28,6 +28,16 @@ pub(crate) struct ApiHealth {
     pub(crate) red: Option<Red>,
 }
 
+/// Why the API is not well before the first check.
+const NOT_YET: &str = "it was not checked yet";
+
+impl ApiHealth {
+    /// Whether a check has found something out.
+    pub(crate) fn is_known(&self) -> bool {
+        self.red.as_ref().is_none_or(|red| &*red.why != NOT_YET)
+    }
+}
+
 /// The API is not well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Red {
@@ -39,7 +49,7 @@ pub(crate) struct Red {
 
 /// Checks the API for as long as somebody wants to know.
 pub(super) fn watch(channel: Channel, meters: Arc<Meters>) -> watch::Receiver<ApiHealth> {
-    let red = Red { since: Instant::now(), why: "it was not checked yet".into() };
+    let red = Red { since: Instant::now(), why: NOT_YET.into() };
     let (sender, receiver) = watch::channel(ApiHealth { red: Some(red) });
     tokio::spawn(run(HealthClient::new(channel), sender, meters));
     receiver

@@ -79,6 +79,14 @@ impl Limiter {
         }
     }
 
+    /// Asks once, and remembers nothing of it.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(crate) async fn probe(&self, owner: &Owner) -> Result<bool, String> {
+        self.0.call(&Key::of(owner)).await
+    }
+
     /// Asks while the session begins: a refusal counts for those after it.
     fn ask_beside(&self, key: Key) {
         let Ok(place) = self.0.beside.clone().try_acquire_owned() else {

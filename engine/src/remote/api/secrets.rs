@@ -43,7 +43,7 @@ impl Token {
     ///
     /// # Errors
     /// What is wrong with it, without a word of it.
-    pub(super) fn new(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn new(text: &str) -> Result<Self, &'static str> {
         match text.trim_ascii() {
             "" => Err("is empty"),
             text if text.len() > MOST_TOKEN => Err("is longer than 16384 octets"),
@@ -81,7 +81,7 @@ pub(crate) struct SecretValues {
 impl SecretValues {
     /// Name and password as a client of OAuth2, if both are there. Those that NVIDIA's chart writes
     /// where there are none are none.
-    pub(super) fn client(&self) -> Option<(Token, Token)> {
+    pub(crate) fn client(&self) -> Option<(Token, Token)> {
         let (id, secret) = (self.id.clone()?, self.secret.clone()?);
         (id.text() != "no-id" && secret.text() != "no-secret").then_some((id, secret))
     }
@@ -146,6 +146,14 @@ pub(crate) fn watch(
         tokio::spawn(follow(file, sender));
     }
     receiver
+}
+
+/// What the file says now, and what is wrong with single keys of it.
+///
+/// # Errors
+/// It cannot be used at all.
+pub(crate) fn look(path: &Path) -> Result<(SecretValues, Vec<String>), String> {
+    SecretValues::parse(&read(path)?, &SecretValues::default())
 }
 
 /// The file, as it was last read.

@@ -21,7 +21,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const CALLOUT_LIMIT: Duration = Duration::from_secs(15);
 
 /// What is kept from logs, but known when the gateway starts.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::remote) struct Secrets {
     /// The seed of an NKey, as the secrets file has it (`natsPrivateNKey`).
     pub(in crate::remote) nkey: Option<String>,

@@ -30,6 +30,9 @@ const SHORT: Duration = Duration::from_secs(5);
 /// A server that leaves is left within this time, at random (contract NT-9).
 const LAME_DUCK_MS: u32 = 10_000;
 
+/// Why there is no server before the first attempt.
+pub(super) const NOT_YET: &str = "no server was reached yet";
+
 /// What the servers tell of what this gateway may do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum News<'a> {
@@ -81,7 +84,7 @@ pub(super) async fn connect(
 ) -> Result<Link, StartError> {
     let urls = urls(settings)?;
     let since = Instant::now();
-    let why = "no server was reached yet".into();
+    let why = NOT_YET.into();
     let (sender, state) = watch::channel(State::Down { since, why });
     let follower = Arc::new(Follower {
         listener,

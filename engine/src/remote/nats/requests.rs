@@ -22,6 +22,7 @@ use super::made::{REPLICAS, Wanted};
 use super::pace::Pace;
 use super::rights::{Right, Rights};
 use super::withdraw::{Trouble, within};
+use crate::config::Function;
 
 /// How the stream and its consumer are made (contract NT-1).
 const MOST_MESSAGES: i64 = 100_000;
@@ -35,6 +36,13 @@ const ENSURE_AGAIN: Duration = Duration::from_secs(10);
 
 /// Versions whose streams this gateway keeps.
 pub(in crate::remote) type Versions = Arc<[Arc<str>]>;
+
+/// Those whose work is queued: workers of the streaming kind are asked one by one, and servers that
+/// are dialled not at all.
+pub(in crate::remote) fn queued(functions: &[Function]) -> Versions {
+    let queued = functions.iter().filter(|function| !function.streaming && function.dial.is_none());
+    queued.map(|function| function.version.to_string().into()).collect()
+}
 
 /// The streams of one region. A cheap handle.
 #[derive(Clone, Debug)]
