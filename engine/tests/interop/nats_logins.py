@@ -142,7 +142,7 @@ def with_authority(folder):
                  f'user = "{USER}"\npassword_file = {written(folder, "right", PASSWORD)}\n'
                  f'ca_file = "{authority.cert}"',
                  {f'user = "{USER}"\npassword_file = "{folder}/right"': "nats.ca_file"},
-                 scheme="tls", tls=authority.context())
+                 scheme="tls", tls=authority.context(), user=USER, password=PASSWORD)
 
 
 def with_certificate(folder):

@@ -132,7 +132,7 @@ def test_a_login_that_is_not_known(bed):
 @pytest.mark.parametrize("denied, status, words", [
     ('publish: { deny: "rq.>" }', "FAIL", ["rq.ncp.", "no session begins"]),
     ('publish: { deny: "stateful_session.reconnect.>" }', "FAIL", ["another tunnel"]),
-    ('publish: { deny: "$JS.API.STREAM.PURGE.rq_>" }', "WARN", ["STREAM.PURGE", "stays queued"]),
+    ('publish: { deny: "$JS.API.STREAM.PURGE.>" }', "WARN", ["STREAM.PURGE", "stays queued"]),
     ('publish: { deny: "$KV.>" }', "WARN", ["$KV.ringway_nodes_ncp"])])
 def test_a_right_that_is_missing(tmp_path, denied, status, words):
     seed, public = make_nkey()

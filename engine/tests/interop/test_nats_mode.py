@@ -190,7 +190,7 @@ def test_functions_come_and_go_by_reload(bed):
 
 
 def test_a_right_that_is_missing_is_named(tmp_path):
-    rights = '{ publish: { deny: "$JS.API.STREAM.CREATE.rq_>" } }'
+    rights = f'{{ publish: {{ deny: "$JS.API.STREAM.CREATE.{STREAM}" }} }}'
     with Bed(tmp_path) as bed:
         text = bed.nats_server.path.read_text()
         known = f"{{ nkey: {bed.nkey} }}"
@@ -201,7 +201,7 @@ def test_a_right_that_is_missing_is_named(tmp_path):
         bed.nats_server.start()
         gateway = bed.ready_gateway()
         until(lambda: "the NATS account lacks a right" in gateway.log_text(), what="a line")
-        assert "$JS.API.STREAM.CREATE.rq_>" in gateway.log_text()
+        assert "$JS.API.STREAM.CREATE.>" in gateway.log_text()
         until(lambda: gateway.metric("ringway_nats_right_missing", right="make") == 1,
               what="the gauge")
 

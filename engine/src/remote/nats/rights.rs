@@ -59,7 +59,7 @@ impl Right {
         match self {
             Self::Purge => {
                 "work that nobody waits for any more stays queued; \
-                 allow it to publish to $JS.API.STREAM.PURGE.rq_>"
+                 allow it to publish to $JS.API.STREAM.PURGE.>"
             }
             Self::Look => {
                 "work that nobody waits for any more stays queued; allow it to publish to \
@@ -71,12 +71,12 @@ impl Right {
             }
             Self::Nodes => {
                 "no other gateway's work is ever withdrawn, and none knows this one; allow it to \
-                 use the key-value buckets ringway_nodes_* ($KV.ringway_nodes_*.>, $JS.API.INFO, \
-                 $JS.API.STREAM.*.KV_ringway_nodes_*, $JS.API.DIRECT.GET.KV_ringway_nodes_*.>)"
+                 use the key-value bucket ringway_nodes_REGION ($KV.ringway_nodes_REGION.>, $JS.API.INFO, \
+                 $JS.API.STREAM.*.KV_ringway_nodes_REGION, $JS.API.DIRECT.GET.KV_ringway_nodes_REGION.>)"
             }
             Self::Make => {
                 "functions whose request streams are not there yet cannot be called; allow it to \
-                 publish to $JS.API.STREAM.CREATE.rq_> and $JS.API.CONSUMER.CREATE.rq_>"
+                 publish to $JS.API.STREAM.CREATE.> and $JS.API.CONSUMER.CREATE.>"
             }
         }
     }
