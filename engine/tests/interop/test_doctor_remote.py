@@ -14,7 +14,7 @@ import grpcserver
 from behind import Authority
 from gateway import binary, free_port, until
 from nats_bed import Bed, configuration
-from nats_rig import NatsServer
+from nats_rig import Cluster, NatsServer, users
 from nvcf_bed import SCRIPT, make_nkey
 from nvcf_bed import Bed as NvcfBed
 
@@ -76,9 +76,8 @@ def test_a_server_before_the_first_gateway(bed):
     report.says("nats_bucket", "OK", "not there yet")
     report.says("callback", "OK", "a token of ours comes here")
     assert len(report.of("nats_permission")) >= 17 and not report.worst("nats_permission")
-    with bed.client() as nats:
-        names = nats.js("STREAM.NAMES")["streams"]
-        assert not names, f"it leaves nothing behind: {names}"
+    names = bed.client().js("STREAM.NAMES")["streams"]
+    assert not names, f"it leaves nothing behind: {names}"
 
 
 def test_beside_a_gateway_with_a_worker(bed):
@@ -155,10 +154,19 @@ def test_an_account_without_jetstream(tmp_path):
         assert report.code == 1
 
 
-def test_no_server_has_the_tag(bed):
-    report = Report(*written(bed, bed.login() + '\nplacement = "dc:moon"'))
-    assert report.worst("nats_placement"), report.of("nats_placement")
-    report.says("nats_placement", "FAIL", "dc:moon", "server_tags")
+def test_three_servers_and_their_tags(tmp_path):
+    seed, public = make_nkey()
+    with Bed(tmp_path, Cluster(tmp_path, users(public))) as bed:
+        (tmp_path / "seed").write_text(seed)
+        urls = ", ".join(f'"{server.url(user=None)}"' for server in bed.nats_server.servers)
+        login = f'urls = [{urls}]\nnkey_file = "{tmp_path}/seed"\nplacement = "dc:'
+        report = Report(*written(bed, f'{login}moon"'))
+        report.says("nats_placement", "FAIL", "dc:moon", "server_tags")
+        there = [check for check in report.of("nats") if "nats-server" in check["seen"]]
+        assert report.code == 1 and len(there) == 3
+        report = Report(*written(bed, f'{login}ncp"'))
+        report.says("nats_placement", "OK", "3 replica(s)", "dc:ncp")
+        assert report.code == 0
 
 
 # --- where workers dial back to -----------------------------------------------------------------
