@@ -129,7 +129,7 @@ def test_each_gateway_has_a_record(house):
 
 
 def test_workers_that_poll_are_not_served(house):
-    body = json.dumps({"functionId": FUNCTION, "versionId": VERSION})
+    body = json.dumps({"functionId": FUNCTION, "functionVersionId": VERSION})
     import urllib.error
     import urllib.request
     host, port = house.first.worker
