@@ -35,10 +35,9 @@ impl Credentials {
     pub async fn options(&self, servers: &[ServerAddr]) -> io::Result<ConnectOptions> {
         let mut options = self.login(servers).await?;
         // The library reads them at each connection; one that is not there is told at the start.
-        for path in [&self.nats_ca_file, &self.nats_cert_file, &self.nats_key_file] {
-            if let Some(path) = path {
-                tokio::fs::File::open(path).await.map_err(|error| named(path, error))?;
-            }
+        let files = [&self.nats_ca_file, &self.nats_cert_file, &self.nats_key_file];
+        for path in files.into_iter().flatten() {
+            tokio::fs::File::open(path).await.map_err(|error| named(path, error))?;
         }
         if let Some(authorities) = &self.nats_ca_file {
             options = options.add_root_certificates(authorities.clone());

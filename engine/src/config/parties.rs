@@ -27,7 +27,12 @@ pub(super) enum WorkersBy {
 pub(super) fn unused_keys(root: &Node) -> Option<String> {
     let lists = root.get("function").map(|node| &node.value);
     let Some(Value::List(functions)) = lists else { return None };
-    let with = functions.iter().filter(|function| function.get("worker_keys").or(function.get("worker_keys_file")).is_some()).count();
+    let with = functions
+        .iter()
+        .filter(|function| {
+            function.get("worker_keys").or(function.get("worker_keys_file")).is_some()
+        })
+        .count();
     (with > 0).then(|| {
         format!(
             "function.worker_keys is not used in nats mode ({with} of {} functions have it): \

@@ -17,7 +17,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
-    Secret, Session, control, credentials, listen, parties,
+    Secret, Session, control, listen, parties,
 };
 use crate::log::Keys;
 

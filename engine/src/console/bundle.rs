@@ -97,7 +97,7 @@ fn of_machine(source: &Source) -> Parts {
             .collect(),
         Err(problems) => problems.to_string(),
     };
-    let checks = crate::doctor::examine(source);
+    let checks = crate::doctor::examine(source, |_| ());
     let doctor = checks.iter().map(|check| format!("{check}\n")).collect();
     let kernel = OF_KERNEL
         .iter()

@@ -153,11 +153,7 @@ async fn issuer(
 /// too, and what it says to that must be something else.
 async fn credential(authority: &Authority, client: &Client) -> Finding {
     const NAME: &str = "api_credential";
-    let call = Call {
-        credential: NOBODY.as_bytes().into(),
-        function: NO_FUNCTION.as_bytes().into(),
-        version: b"".as_slice().into(),
-    };
+    let call = Call::new(NOBODY.as_bytes(), NO_FUNCTION.as_bytes(), b"");
     let fix = "put the token that this API has given out into the secrets file as nvcfApiToken";
     let own = match client.authorise(&call).await {
         Answer::Denied(denied) => denied,

@@ -28,7 +28,7 @@ enum Command {
         script: PathBuf,
     },
     /// The request stream of a version and its consumer, as the control plane makes them.
-    MakeStreams(Streams),
+    MakeStreams(Box<Streams>),
     /// A new key: prints its seed and its public key.
     MakeNkey {
         /// Whose.

@@ -28,12 +28,9 @@ impl Wanted {
             return Ok(stream);
         }
         let (what, stream) = (self.what, &self.config.name);
-        let first = match jetstream.create_stream(self.config.clone()).await {
-            Ok(_) => {
-                tracing::info!(stream, "{what} was made");
-                return self.open(jetstream).await?.ok_or_else(|| "it was deleted at once".into());
-            }
-            Err(first) => first,
+        let Err(first) = jetstream.create_stream(self.config.clone()).await else {
+            tracing::info!(stream, "{what} was made");
+            return self.open(jetstream).await?.ok_or_else(|| "it was deleted at once".into());
         };
         let CreateStreamErrorKind::JetStream(answer) = first.kind() else {
             return Err(first.to_string());

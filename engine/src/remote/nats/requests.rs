@@ -48,6 +48,9 @@ pub(in crate::remote) fn queued(functions: &[Function]) -> Versions {
 #[derive(Clone, Debug)]
 pub(super) struct Requests(Arc<Shared>);
 
+/// The last try of one version; held while there is one.
+type LastTry = Arc<tokio::sync::Mutex<Option<Tried>>>;
+
 #[derive(Debug)]
 struct Shared {
     link: Link,
@@ -56,7 +59,7 @@ struct Shared {
     placement: String,
     versions: watch::Sender<Versions>,
     /// When each was last tried, by its version; held while it is.
-    tried: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<Option<Tried>>>>>,
+    tried: Mutex<HashMap<Arc<str>, LastTry>>,
     failed: Pace,
 }
 

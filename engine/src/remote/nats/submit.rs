@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::link::Link;
 use super::pace::Pace;
 use super::replies::Replies;
-use super::rights::Rights;
 use super::requests::Requests;
+use super::rights::Rights;
 
 /// How long an acknowledgement may take, all attempts together.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
