@@ -9,6 +9,7 @@ mod credentials;
 mod dial;
 mod effective;
 mod environment;
+mod find;
 mod listen;
 mod manual;
 mod migrate;

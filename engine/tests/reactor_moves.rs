@@ -124,7 +124,9 @@ fn what_tcp_was_told_stays_with_the_socket() {
     let second = Duration::from_secs(1);
     let keep_alive =
         KeepAlive { idle: 7 * second, interval: 3 * second, probes: 4, user_timeout: 20 * second };
-    let first = start(Options { keep_alive, ..Options::default() }, Desk::default());
+    let client_timeout = 11 * second;
+    let options = Options { keep_alive, client_timeout, ..Options::default() };
+    let first = start(options, Desk::default());
     let client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);
@@ -140,7 +142,7 @@ fn what_tcp_was_told_stays_with_the_socket() {
     assert_eq!(socket.tcp_keepalive_time().unwrap(), keep_alive.idle);
     assert_eq!(socket.tcp_keepalive_interval().unwrap(), keep_alive.interval);
     assert_eq!(socket.tcp_keepalive_retries().unwrap(), keep_alive.probes);
-    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(keep_alive.user_timeout));
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(client_timeout));
     drop((client, watched));
     first.finish();
     second.ask(move |_, border| border.close(new, Close::Flush));

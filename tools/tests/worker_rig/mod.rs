@@ -186,9 +186,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts it with one key, function and version; `more` are further arguments.
-    pub fn start(gateways: &[&Listener], target: &Listener, more: &[&str]) -> Self {
-        let target = target.address().to_string();
+    /// Starts it with one key, function and version; `more` are further arguments. It has looked
+    /// whether a server is at the target.
+    pub fn start(gateways: &[&Listener], server: &Listener, more: &[&str]) -> Self {
+        let target = server.address().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringway-worker"));
         for gateway in gateways {
             command.arg("--gateway").arg(format!("http://{}", gateway.address()));
@@ -203,7 +204,12 @@ impl Worker {
                 let _ = told.send(line);
             }
         });
-        Self { child, log, seen: String::new() }
+        let mut worker = Self { child, log, seen: String::new() };
+        let until = Instant::now() + PATIENCE;
+        while server.accept_within(Duration::from_millis(20)).is_none() && worker.is_running() {
+            assert!(Instant::now() < until, "nobody looked at the target");
+        }
+        worker
     }
 
     /// Waits for a line of the log with this in it.

@@ -73,24 +73,26 @@ impl Sessions {
     /// The control plane has queued an attachment's work. Only from now on can a worker that
     /// becomes free take it, so only from now on may a parked session give way to it.
     fn queued(&mut self, turn: &mut Turn<'_>, key: Key) {
-        let Some(of) = self.roster.attachments.get_mut(key) else { return };
-        let session = of.session;
-        let State::Waiting { kind, since, stage, .. } = of.state_mut() else { return };
-        *stage = Stage::Queued;
-        let (kind, took) = (*kind, turn.now.since(*since));
-        if kind != WorkKind::Spare {
-            let again = usize::from(kind == WorkKind::Reconnect);
-            turn.metrics.session_init_seconds[again].observe(took.as_secs_f64());
-        }
-        if kind == WorkKind::New {
-            let event = Event::Queued { took };
-            turn.edge(Edge::Note { session, at: None, event });
-            turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
+        if let Some(of) = self.roster.attachments.get_mut(key)
+            && let session = of.session
+            && let State::Waiting { kind, since, stage, .. } = of.state_mut()
+        {
+            *stage = Stage::Queued;
+            let took = turn.now.since(*since);
+            if *kind != WorkKind::Spare {
+                let again = usize::from(*kind == WorkKind::Reconnect);
+                turn.metrics.session_init_seconds[again].observe(took.as_secs_f64());
+            }
+            if *kind == WorkKind::New {
+                let event = Event::Queued { took };
+                turn.edge(Edge::Note { session, at: None, event });
+                turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
+            }
         }
     }
 
     /// The time has come for an attachment to have its worker, or another core's answer.
-    pub(in super::super) fn waited(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(crate) fn waited(&mut self, turn: &mut Turn<'_>, key: Key) {
         let wait = turn.settings.config.session.wait;
         let Some(of) = self.roster.attachments.get_mut(key) else { return };
         let session = of.session;
@@ -115,26 +117,29 @@ impl Sessions {
 
     /// No worker came, and the work had come so far.
     fn waited_in_vain(&mut self, turn: &mut Turn<'_>, key: Key, progress: Progress) {
-        let Some(of) = self.roster.attachments.get(key) else { return };
-        let State::Waiting { issued, .. } = of.state() else { return };
-        let (session, waited) = (of.session, turn.now.since(*issued));
-        let (cause, fault) = match progress {
-            Progress::Unknown => (Cause::NO_WORKER, Fault::NoWorker),
-            Progress::Queued => (Cause::NO_TAKER, Fault::NoTaker { waited }),
-            Progress::Taken => (Cause::NO_CALLBACK, Fault::NoCallback { waited }),
-        };
-        if progress != Progress::Unknown {
-            let event = Event::Stood { taken: progress == Progress::Taken };
-            turn.edge(Edge::Note { session, at: None, event });
+        if let Some(of) = self.roster.attachments.get(key)
+            && let State::Waiting { issued, .. } = of.state()
+        {
+            let (session, waited) = (of.session, turn.now.since(*issued));
+            let (cause, fault) = match progress {
+                Progress::Unknown => (Cause::NO_WORKER, Fault::NoWorker),
+                Progress::Queued => (Cause::NO_TAKER, Fault::NoTaker { waited }),
+                Progress::Taken => (Cause::NO_CALLBACK, Fault::NoCallback { waited }),
+            };
+            if progress != Progress::Unknown {
+                let event = Event::Stood { taken: progress == Progress::Taken };
+                turn.edge(Edge::Note { session, at: None, event });
+            }
+            self.roster.give_up_with(turn, key, cause, fault);
         }
-        self.roster.give_up_with(turn, key, cause, fault);
     }
 
     /// A new session has waited for its worker for so long that a parked one may give way, if its
     /// work is still queued. It then waits anew: what is done about it takes its time too.
-    pub(in super::super) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
-        let Some(of) = self.roster.attachments.get(key) else { return };
-        if matches!(of.state(), State::Waiting { stage: Stage::Queued, .. }) {
+    pub(crate) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
+        if let Some(of) = self.roster.attachments.get(key)
+            && matches!(of.state(), State::Waiting { stage: Stage::Queued, .. })
+        {
             let patience = turn.settings.config.session.park_yield;
             self.ask_progress(turn, key, LAST_WORD);
             turn.arm(turn.now + patience, Due::Patience(key));
@@ -143,9 +148,10 @@ impl Sessions {
 
     /// Asks how far the work has come.
     fn ask_progress(&self, turn: &mut Turn<'_>, key: Key, limit: Duration) {
-        let Some(of) = self.roster.attachments.get(key) else { return };
-        let streaming = of.facts.owner.kind.streaming;
-        let (ticket, deadline) = (self.questions.tunnel_ticket(key), turn.now + limit);
-        turn.fact(Fact::Ask(Ask { ticket, deadline, what: Question::Progress { streaming } }));
+        if let Some(of) = self.roster.attachments.get(key) {
+            let streaming = of.facts.owner.kind.streaming;
+            let (ticket, deadline) = (self.questions.tunnel_ticket(key), turn.now + limit);
+            turn.fact(Fact::Ask(Ask { ticket, deadline, what: Question::Progress { streaming } }));
+        }
     }
 }

@@ -207,7 +207,7 @@ async fn what_was_lost_on_its_way_is_published_again() {
     let mut server = Server::with(&format!("pid_file: {pid:?}"));
     let (nats, client) = plane(&server).await;
     request_stream(&client, |config| config.storage = StorageType::File).await;
-    signal(&pid, Signal::STOP);
+    stop(&pid).await;
     let id = fresh();
     let submitted = {
         let (nats, asked) = (nats.clone(), work(WorkKind::New, id));
