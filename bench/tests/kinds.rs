@@ -368,8 +368,8 @@ fn a_client_that_is_cut_off_comes_back() {
     for part in ["new", "new-request", "pinned", "resume-request"] {
         assert_eq!(outcome.parts[part].count, outcome.calls, "{part}: {outcome}");
     }
-    // The connection's first octet comes before the request's.
-    assert!(outcome.latency_us.p50 > outcome.parts["resume-request"].p50, "{outcome}");
+    // The connection's first octet comes before the request's; both may fall into one bucket.
+    assert!(outcome.latency_us.p50 >= outcome.parts["resume-request"].p50, "{outcome}");
 }
 
 #[test]
