@@ -305,6 +305,9 @@ fn start_gateway(returning: Returning) -> SocketAddr {
             let mut next = 0;
             while let Ok((stream, _)) = listener.accept().await {
                 next += 1;
+                // Else an answer waits for the client's acknowledgement, 40 ms at times, beside which
+                // no part of a resume shows.
+                stream.set_nodelay(true).unwrap();
                 tokio::spawn(serve_session(stream, returning, format!("s{next}"), known.clone()));
             }
         });
@@ -368,8 +371,8 @@ fn a_client_that_is_cut_off_comes_back() {
     for part in ["new", "new-request", "pinned", "resume-request"] {
         assert_eq!(outcome.parts[part].count, outcome.calls, "{part}: {outcome}");
     }
-    // The connection's first octet comes before the request's; both may fall into one bucket.
-    assert!(outcome.latency_us.p50 >= outcome.parts["resume-request"].p50, "{outcome}");
+    // The connection's first octet comes before the request's.
+    assert!(outcome.latency_us.p50 > outcome.parts["resume-request"].p50, "{outcome}");
 }
 
 #[test]
