@@ -111,41 +111,47 @@ impl Driver {
         }
     }
 
-    /// Begins to find out an answer.
+    /// Begins to find out an answer, which can be stopped.
     fn begin<F>(&self, ticket: AskTicket, task: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if !self.run_one(Some(ticket), task) {
+            self.answers.say(ticket, Answer::Full);
+        }
+    }
+
+    /// Runs a task, to be stopped by that ticket. False if too many are out.
+    fn run_one<F>(&self, ticket: Option<AskTicket>, task: impl FnOnce(Self) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut out = self.out();
         if out.running >= MOST_QUESTIONS {
-            drop(out);
-            return self.answers.say(ticket, Answer::Full);
+            return false;
         }
         out.running += 1;
-        let running = Running { driver: self.clone(), ticket: Some(ticket) };
+        let running = Running { driver: self.clone(), ticket };
         let task = task(self.clone());
         let handle = tokio::spawn(async move {
             let _running = running;
             task.await;
         });
-        out.tasks.insert(ticket, handle.abort_handle());
+        if let Some(ticket) = ticket {
+            out.tasks.insert(ticket, handle.abort_handle());
+        }
+        true
     }
 
     /// How far work has come. It has the ticket of the work itself, which is not stopped with it.
     fn progress(&self, ticket: AskTicket, streaming: bool) {
-        let mut out = self.out();
-        if out.running >= MOST_QUESTIONS {
-            drop(out);
-            return self.answers.say(ticket, Answer::Stands(Progress::Unknown));
-        }
-        out.running += 1;
-        let running = Running { driver: self.clone(), ticket: None };
-        let driver = self.clone();
-        tokio::spawn(async move {
-            let _running = running;
+        let asked = self.run_one(None, |driver| async move {
             let progress = driver.planes.nats.progress(ticket, streaming).await;
             driver.answers.say(ticket, Answer::Stands(progress));
         });
+        if !asked {
+            self.answers.say(ticket, Answer::Stands(Progress::Unknown));
+        }
     }
 
     async fn authorise(self, ticket: AskTicket, call: Arc<Call>) {

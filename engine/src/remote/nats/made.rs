@@ -24,13 +24,16 @@ impl Wanted {
     /// # Errors
     /// Why it is not there and cannot be made.
     pub(super) async fn ensure(&self, jetstream: &Context) -> Result<Stream, String> {
-        if let Some(stream) = self.open(jetstream).await? {
+        let (what, stream) = (self.what, &self.config.name);
+        if let Some(stream) = open(jetstream, stream).await? {
             return Ok(stream);
         }
-        let (what, stream) = (self.what, &self.config.name);
-        let Err(first) = jetstream.create_stream(self.config.clone()).await else {
-            tracing::info!(stream, "{what} was made");
-            return self.open(jetstream).await?.ok_or_else(|| "it was deleted at once".into());
+        let first = match jetstream.create_stream(self.config.clone()).await {
+            Ok(made) => {
+                tracing::info!(stream, "{what} was made");
+                return Ok(made);
+            }
+            Err(first) => first,
         };
         let CreateStreamErrorKind::JetStream(answer) = first.kind() else {
             return Err(first.to_string());
@@ -38,7 +41,7 @@ impl Wanted {
         match answer.error_code() {
             // Another gateway was faster.
             ErrorCode::STREAM_NAME_EXIST => {
-                self.open(jetstream).await?.ok_or_else(|| first.to_string())
+                open(jetstream, stream).await?.ok_or_else(|| first.to_string())
             }
             ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => self.make_single(jetstream).await,
             _ => Err(first.to_string()),
@@ -48,29 +51,13 @@ impl Wanted {
     /// Makes the stream on a server that is alone.
     async fn make_single(&self, jetstream: &Context) -> Result<Stream, String> {
         let single = Config { num_replicas: 1, ..self.config.clone() };
-        jetstream.create_stream(single).await.map_err(|error| error.to_string())?;
+        let made = jetstream.create_stream(single).await.map_err(|error| error.to_string())?;
         let Self { config, what, single } = self;
         tracing::warn!(
             stream = config.name,
             "the NATS server is alone and refuses 3 replicas: {what} has one, and {single}"
         );
-        self.open(jetstream).await?.ok_or_else(|| "it was deleted at once".into())
-    }
-
-    /// The stream, if it is there.
-    async fn open(&self, jetstream: &Context) -> Result<Option<Stream>, String> {
-        let found = match jetstream.get_stream(&self.config.name).await {
-            Ok(found) => found,
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(answer)
-                    if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    return Ok(None);
-                }
-                _ => return Err(error.to_string()),
-            },
-        };
-        Ok(Some(found))
+        Ok(made)
     }
 
     /// Says in the log what of the stream is other than it would be made.
@@ -84,6 +71,24 @@ impl Wanted {
                 "{what} has other settings than this gateway would give it"
             );
         }
+    }
+}
+
+/// A stream, if it is there.
+///
+/// # Errors
+/// Why that cannot be told.
+pub(super) async fn open(jetstream: &Context, name: &str) -> Result<Option<Stream>, String> {
+    match jetstream.get_stream(name).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(answer)
+                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            _ => Err(error.to_string()),
+        },
     }
 }
 

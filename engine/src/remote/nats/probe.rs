@@ -21,6 +21,13 @@ use asked::Heard;
 /// How long one server may take to let the gateway in; an attempt gives up by itself earlier.
 const CONNECT_LIMIT: Duration = Duration::from_secs(16);
 
+/// From this part of a limit on it is told.
+const FULL_PERCENT: u64 = 80;
+
+fn is_full(used: u64, most: u64) -> bool {
+    used.saturating_mul(100) >= most.saturating_mul(FULL_PERCENT)
+}
+
 /// What all parts of the look need.
 struct Look<'a> {
     link: &'a Link,

@@ -71,8 +71,9 @@ impl Right {
             }
             Self::Nodes => {
                 "no other gateway's work is ever withdrawn, and none knows this one; allow it to \
-                 use the key-value bucket ringway_nodes_REGION ($KV.ringway_nodes_REGION.>, $JS.API.INFO, \
-                 $JS.API.STREAM.*.KV_ringway_nodes_REGION, $JS.API.DIRECT.GET.KV_ringway_nodes_REGION.>)"
+                 use the key-value bucket ringway_nodes_REGION ($KV.ringway_nodes_REGION.>, \
+                 $JS.API.INFO, $JS.API.STREAM.*.KV_ringway_nodes_REGION, \
+                 $JS.API.DIRECT.GET.KV_ringway_nodes_REGION.>)"
             }
             Self::Make => {
                 "functions whose request streams are not there yet cannot be called; allow it to \
@@ -80,6 +81,14 @@ impl Right {
             }
         }
     }
+}
+
+/// The subject that the account may not use, if it is this that a server says.
+pub(super) fn refused(error: &str) -> Option<&str> {
+    // nats-server words it so: Permissions Violation for Publish to "SUBJECT".
+    let mut parts = error.split('"');
+    let violation = parts.next()?.to_lowercase().contains("permissions violation");
+    parts.next().filter(|_| violation)
 }
 
 /// Subjects that were refused and that somebody who published to one may still be told of.
@@ -131,11 +140,7 @@ impl Rights {
 
     /// The server has said this against the connection.
     pub(super) fn heard(&self, error: &str) {
-        // nats-server words it so: Permissions Violation for Publish to "SUBJECT".
-        let mut parts = error.split('"');
-        let violation =
-            parts.next().is_some_and(|text| text.to_lowercase().contains("permissions violation"));
-        let Some(subject) = parts.next().filter(|_| violation) else { return };
+        let Some(subject) = refused(error) else { return };
         // Nobody need listen.
         let _ = self.violations.send(subject.into());
         let about = SUBJECTS.iter().find(|(part, _)| subject.contains(part));

@@ -5,11 +5,9 @@ use uuid::Uuid;
 
 use super::super::super::finding::Finding;
 use super::super::rights::Right;
-use super::Look;
 use super::asked::{Said, ask, publish};
+use super::{Look, is_full};
 
-/// From this part of a limit on it is told.
-const FULL_PERCENT: u64 = 80;
 /// A version that nobody has: nothing is in its way, and nothing comes of it.
 const NO_VERSION: &str = "00000000-0000-4000-8000-000000000000";
 
@@ -75,9 +73,8 @@ fn used(name: &str, account: &Account) -> Finding {
         Some(limit) => format!("{used} of {limit} {what}"),
         None => format!("{used} {what}, without a limit"),
     };
-    let full = all.iter().find(|(_, (used, limit))| {
-        limit.is_some_and(|limit| used.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT))
-    });
+    let full =
+        all.iter().find(|(_, (used, limit))| limit.is_some_and(|limit| is_full(*used, limit)));
     match full {
         Some(part) => {
             let fix = "raise the account's limits in JetStream, or take away streams that nobody \

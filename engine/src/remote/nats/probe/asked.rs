@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::super::link::Link;
+use super::super::rights::refused;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -50,14 +51,11 @@ impl Heard {
 
     fn about(&self, subject: &str) -> Option<Said> {
         let errors = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // nats-server words it so: Permissions Violation for Publish to "SUBJECT".
-        errors.iter().filter(|text| text.to_lowercase().contains("permissions violation")).find_map(
-            |text| match text.split('"').nth(1)? {
-                named if named == subject => Some(Said::Denied),
-                named if named.starts_with("_INBOX.") => Some(Said::Deaf),
-                _ => None,
-            },
-        )
+        errors.iter().find_map(|text| match refused(text)? {
+            named if named == subject => Some(Said::Denied),
+            named if named.starts_with("_INBOX.") => Some(Said::Deaf),
+            _ => None,
+        })
     }
 
     async fn denied(&self, subject: &str) -> Said {

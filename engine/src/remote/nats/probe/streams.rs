@@ -1,33 +1,40 @@
 //! What lies in JetStream: the streams, how many servers have them and where, and the bucket.
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, Info, StorageType};
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::stream::{Config, Info, StorageType, Stream};
 
 use super::super::super::finding::Finding;
 use super::super::link::placement;
-use super::super::made::{REPLICAS, differences};
+use super::super::made::{REPLICAS, differences, open};
 use super::super::nodes::Pace;
 use super::super::{lookup, requests};
-use super::Look;
+use super::{Look, is_full};
 
-/// From this part of a limit on a stream is told to be full.
-const FULL_PERCENT: u64 = 80;
 /// Request streams that are looked at; the others are counted.
 const MOST_STREAMS: usize = 64;
+
+/// Whether a stream is there.
+enum There {
+    Yes(Box<Stream>),
+    No,
+    /// That cannot be told.
+    Unknown,
+}
 
 /// Looks at each.
 pub(super) async fn examine(look: &Look<'_>, found: &mut Vec<Finding>) {
     let Look { region, placement: tag, .. } = *look;
     let registrations = lookup::wanted(region, tag).config;
-    if stream(look, ("nats_registrations", &registrations), found).await == Some(false) {
+    let there = stream(look, ("nats_registrations", &registrations), found).await;
+    if matches!(there, There::No) {
         found.push(placed(look).await);
     }
     let versions = look.versions.unwrap_or_default();
     for version in versions.iter().take(MOST_STREAMS) {
         let wanted = requests::wanted(region, version, tag).config;
-        if stream(look, ("nats_requests", &wanted), found).await == Some(true) {
-            found.extend(workers(look, &wanted.name).await);
+        if let There::Yes(stream) = stream(look, ("nats_requests", &wanted), found).await {
+            found.push(workers(&stream, &wanted.name).await);
         }
     }
     if versions.len() > MOST_STREAMS {
@@ -37,35 +44,27 @@ pub(super) async fn examine(look: &Look<'_>, found: &mut Vec<Finding>) {
     found.push(bucket(look).await);
 }
 
-/// One stream, which need not be there. Whether it is, if that can be told.
+/// One stream, which need not be there.
 async fn stream(
     look: &Look<'_>,
     (name, wanted): (&str, &Config),
     found: &mut Vec<Finding>,
-) -> Option<bool> {
-    let info = match look.link.jetstream.get_stream(&wanted.name).await {
-        Ok(mut stream) => stream.info().await.cloned().map_err(|error| error.to_string()),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(answer)
-                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                let seen = format!("{} is not there yet: a gateway makes it", wanted.name);
-                found.push(Finding::fine(name, seen));
-                return Some(false);
-            }
-            _ => Err(error.to_string()),
-        },
-    };
-    match info {
-        Ok(info) => {
-            found.extend(judged(name, wanted, &info));
-            Some(true)
+) -> There {
+    match open(&look.link.jetstream, &wanted.name).await {
+        Ok(Some(stream)) => {
+            found.extend(judged(name, wanted, stream.cached_info()));
+            There::Yes(Box::new(stream))
+        }
+        Ok(None) => {
+            let seen = format!("{} is not there yet: a gateway makes it", wanted.name);
+            found.push(Finding::fine(name, seen));
+            There::No
         }
         Err(why) => {
             let fix = "look at nats-server's log, and at the account's rights";
             let seen = format!("{} cannot be looked at ({why})", wanted.name);
             found.push(Finding::poor(name, seen, fix));
-            None
+            There::Unknown
         }
     }
 }
@@ -110,7 +109,7 @@ fn judged(name: &str, wanted: &Config, info: &Info) -> Vec<Finding> {
     }
     let most = u64::try_from(info.config.max_messages).unwrap_or_default();
     let held = info.state.messages;
-    if most > 0 && held.saturating_mul(100) >= most.saturating_mul(FULL_PERCENT) {
+    if most > 0 && is_full(held, most) {
         let fix = "start more workers, or look for who fills it";
         found.push(Finding::poor(name, format!("{stream} has {held} of {most} messages"), fix));
     }
@@ -122,11 +121,10 @@ fn judged(name: &str, wanted: &Config, info: &Info) -> Vec<Finding> {
 }
 
 /// Whether workers ask for a stream's work.
-async fn workers(look: &Look<'_>, stream: &str) -> Option<Finding> {
+async fn workers(stream: &Stream, name: &str) -> Finding {
     const NAME: &str = "nats_workers";
-    let asked = look.link.jetstream.get_stream(stream).await.ok()?;
-    let consumer = format!("{stream}_workers");
-    Some(match asked.consumer_info(&consumer).await {
+    let consumer = format!("{name}_workers");
+    match stream.consumer_info(&consumer).await {
         Ok(info) if info.num_waiting == 0 && info.num_ack_pending == 0 => Finding::poor(
             NAME,
             format!("{consumer}: no worker asks for work"),
@@ -143,7 +141,7 @@ async fn workers(look: &Look<'_>, stream: &str) -> Option<Finding> {
             format!("{consumer} cannot be looked at ({error})"),
             "a gateway makes it when it starts",
         ),
-    })
+    }
 }
 
 /// Whether there are servers with the placement's tag: a stream is made there, and taken away.
@@ -206,9 +204,8 @@ async fn placed(look: &Look<'_>) -> Finding {
 async fn bucket(look: &Look<'_>) -> Finding {
     const NAME: &str = "nats_bucket";
     let name = format!("ringway_nodes_{}", look.region);
-    let stream = format!("KV_{name}");
-    match look.link.jetstream.get_stream(&stream).await {
-        Ok(found) => {
+    match open(&look.link.jetstream, &format!("KV_{name}")).await {
+        Ok(Some(found)) => {
             let info = found.cached_info();
             let (age, wanted) = (info.config.max_age, Pace::default().ttl);
             if age != wanted {
@@ -222,17 +219,11 @@ async fn bucket(look: &Look<'_>) -> Finding {
             let (gateways, replicas) = (info.state.messages, info.config.num_replicas);
             Finding::fine(NAME, format!("{name}: {gateways} record(s), {replicas} replica(s)"))
         }
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(answer)
-                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                Finding::fine(NAME, format!("{name} is not there yet: a gateway makes it"))
-            }
-            _ => Finding::poor(
-                NAME,
-                format!("{name} cannot be looked at ({error})"),
-                "allow the account the key-value bucket, see nats_permission",
-            ),
-        },
+        Ok(None) => Finding::fine(NAME, format!("{name} is not there yet: a gateway makes it")),
+        Err(why) => Finding::poor(
+            NAME,
+            format!("{name} cannot be looked at ({why})"),
+            "allow the account the key-value bucket, see nats_permission",
+        ),
     }
 }
