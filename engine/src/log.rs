@@ -34,6 +34,9 @@ pub use self::line::{AccessLine, Closed, Line, Lines, Named, Refused};
 use self::meter::Meter;
 pub use stamp::rfc3339;
 
+/// What can be logged, from little to much.
+pub const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
 /// How often the queue is looked into.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Records that wait for their lines.
@@ -224,14 +227,7 @@ fn read_filter(filter: &str, start: LevelFilter) -> Result<Targets, String> {
     if filter.len() > MAX_FILTER {
         return Err(format!("the filter is longer than {MAX_FILTER} characters: {WANTED}"));
     }
-    let level = |text: &str| match text {
-        "error" => Some(LevelFilter::ERROR),
-        "warn" => Some(LevelFilter::WARN),
-        "info" => Some(LevelFilter::INFO),
-        "debug" => Some(LevelFilter::DEBUG),
-        "trace" => Some(LevelFilter::TRACE),
-        _ => None,
-    };
+    let level = |text: &str| LEVELS.contains(&text).then(|| text.parse().ok()).flatten();
     if let Some(level) = level(filter) {
         return Ok(targets(level));
     }

@@ -7,11 +7,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
 use ringway::config::{self, Config, Environment, MAX_CORES, Source};
 use ringway::console::{self, Failure};
 use ringway::doctor;
+use ringway::log::LEVELS;
 use ringway_cli::{Completions, Man};
 
 /// The C library's own takes one lock for all threads.
@@ -67,8 +69,8 @@ enum Command {
         #[arg(long, value_name = "ADDR")]
         admin: Option<SocketAddr>,
         /// What is logged, to stderr.
-        #[arg(long, value_enum, default_value_t = Level::Info)]
-        log: Level,
+        #[arg(long, value_parser = level(), default_value = "info")]
+        log: &'static str,
         #[command(flatten)]
         engine: Engine,
     },
@@ -132,25 +134,10 @@ struct Engine {
     io: Option<Io>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Level {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl Level {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
+/// Reads a level of the log.
+fn level() -> impl TypedValueParser<Value = &'static str> {
+    let named = |text: String| LEVELS.into_iter().find(|level| *level == text);
+    PossibleValuesParser::new(LEVELS).try_map(move |text| named(text).ok_or("no level of the log"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -202,7 +189,7 @@ fn main() -> ExitCode {
                 config.listen.client = client.unwrap_or(config.listen.client);
                 config.listen.worker = worker.unwrap_or(config.listen.worker);
                 config.listen.admin = admin.unwrap_or(config.listen.admin);
-                config.log.level = log.name();
+                config.log.level = log;
                 Ok(config)
             };
             run(engine, config, (Some(demo), None))
@@ -218,9 +205,11 @@ fn main() -> ExitCode {
         Command::LogLevel(arguments) => ended(console::log_level(&arguments)),
         Command::SupportBundle(arguments) => ended(console::support_bundle(&arguments)),
         Command::Completions(asked) => {
-            written_out(ringway_cli::complete(Arguments::command(), asked))
+            told(ringway_cli::complete(Arguments::command(), asked), ExitCode::SUCCESS)
         }
-        Command::Man(asked) => written_out(ringway_cli::manual(Arguments::command(), &asked)),
+        Command::Man(asked) => {
+            told(ringway_cli::manual(Arguments::command(), &asked), ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -230,11 +219,6 @@ fn arguments() -> Arguments {
     let command = ringway_cli::with_version(Arguments::command(), io.as_deref());
     let read = Arguments::from_arg_matches(&command.get_matches());
     read.unwrap_or_else(|error| error.exit())
-}
-
-/// The exit code of something that was to be printed or written.
-fn written_out(result: std::io::Result<()>) -> ExitCode {
-    told(result, ExitCode::SUCCESS)
 }
 
 /// The file, if one is given, and this process's environment.
@@ -273,7 +257,7 @@ fn show_config(source: &Source, all: bool, json: bool) -> ExitCode {
     if json {
         // Only a map with keys that are no text cannot be written: there is none.
         let text = serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n";
-        return written_out(ringway_stdio::print_json(&text));
+        return told(ringway_stdio::print_json(&text), ExitCode::SUCCESS);
     }
     let widest = |of: fn(&config::Effective) -> &str| {
         shown.iter().map(|one| of(one).chars().count()).max().unwrap_or(0)
@@ -282,7 +266,8 @@ fn show_config(source: &Source, all: bool, json: bool) -> ExitCode {
     let line = |one: &&config::Effective| {
         format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.origin)
     };
-    written_out(ringway_stdio::print(&shown.iter().map(line).collect::<String>()))
+    let text: String = shown.iter().map(line).collect();
+    told(ringway_stdio::print(&text), ExitCode::SUCCESS)
 }
 
 /// Prints the configuration file that stands for an environment.

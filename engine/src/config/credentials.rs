@@ -6,6 +6,7 @@ use std::path::Path;
 use super::environment::Environment;
 use super::node::{Node, Value};
 use super::problems::Problems;
+use super::settings::{Kind, Setting};
 
 /// What begins such a path.
 const PREFIX: &str = "credential:";
@@ -14,35 +15,48 @@ const FOLDER: &str = "CREDENTIALS_DIRECTORY";
 
 /// Writes in place of each credential's name where its file is.
 pub(super) fn resolve(root: &mut Node, environment: &Environment, problems: &mut Problems) {
-    let Value::Table(entries) = &mut root.value else {
-        if let Value::List(list) = &mut root.value {
-            list.iter_mut().for_each(|item| resolve(item, environment, problems));
-        }
-        return;
-    };
-    for (key, node) in entries {
-        let Value::Text(text) = &mut node.value else {
-            resolve(node, environment, problems);
-            continue;
-        };
-        let is_path = key.name.ends_with("_file") || matches!(&*key.name, "cert" | "key");
-        let Some(name) = text.strip_prefix(PREFIX).filter(|_| is_path) else { continue };
-        let name = name.to_owned();
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            let told = format!("\"{text}\" names no credential: write {PREFIX}NAME");
-            problems.add(node.place, told);
-            continue;
-        }
-        match environment.get(FOLDER, problems) {
-            Some(folder) => *text = Path::new(folder).join(name).to_string_lossy().into_owned(),
-            None => {
-                let told = format!(
-                    "\"{text}\" is a credential of systemd, and there are none ({FOLDER} is not \
-                     set): add LoadCredential={name}:FILE to the unit, or write a path"
-                );
-                problems.add(node.place, told);
+    walk(root, "", environment, problems);
+}
+
+/// `key` is the node's, with its tables; a table in a list has the list's.
+fn walk(node: &mut Node, key: &str, environment: &Environment, problems: &mut Problems) {
+    let place = node.place;
+    match &mut node.value {
+        Value::Table(entries) => {
+            for (name, node) in entries {
+                let dot = if key.is_empty() { "" } else { "." };
+                walk(node, &format!("{key}{dot}{}", name.name), environment, problems);
             }
         }
+        Value::List(list) => {
+            list.iter_mut().for_each(|node| walk(node, key, environment, problems));
+        }
+        Value::Text(text) => match text.strip_prefix(PREFIX).filter(|_| is_path(key)) {
+            None => {}
+            Some(name) => match found(text, name, environment.get(FOLDER, problems)) {
+                Ok(path) => *text = path,
+                Err(why) => problems.add(place, why),
+            },
+        },
+        _ => {}
+    }
+}
+
+fn is_path(key: &str) -> bool {
+    Setting::find(key).is_some_and(|setting| matches!(setting.kind, Kind::Own("a path")))
+}
+
+/// Where the file of a credential is; `text` is as it was written.
+fn found(text: &str, name: &str, folder: Option<&str>) -> Result<String, String> {
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return Err(format!("\"{text}\" names no credential: write {PREFIX}NAME"));
+    }
+    match folder {
+        Some(folder) => Ok(Path::new(folder).join(name).to_string_lossy().into_owned()),
+        None => Err(format!(
+            "\"{text}\" is a credential of systemd, and there are none ({FOLDER} is not set): add \
+             LoadCredential={name}:FILE to the unit, or write a path"
+        )),
     }
 }
 

@@ -567,12 +567,7 @@ pub(super) const SETTINGS: &[Setting] = &[
          `localhost`: a web page can have a name of its own lead here.",
     ),
     setting("log.access", Kind::Flag, "false", "One line a request."),
-    setting(
-        "log.level",
-        Kind::Word(&["error", "warn", "info", "debug", "trace"]),
-        "info",
-        "What is logged.",
-    ),
+    setting("log.level", Kind::Word(&crate::log::LEVELS), "info", "What is logged."),
     in_nvcf(
         "zap",
         setting(

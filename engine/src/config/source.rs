@@ -59,9 +59,15 @@ impl Source {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(&self) -> Result<Config, Problems> {
+        let (text, folder, problems) = self.read()?;
+        rules::checked(&text, folder, &self.environment, problems)
+    }
+
+    /// What the file says, and the folder from which it names others.
+    fn read(&self) -> Result<(String, &Path, Problems), Problems> {
         let mut problems = self.problems();
         let Some(file) = &self.file else {
-            return rules::checked("", Path::new(""), &self.environment, problems);
+            return Ok((String::new(), Path::new(""), problems));
         };
         if Syntax::of(problems.file()).is_none() {
             let text = "the file's name must end in .toml, .yaml or .yml";
@@ -69,7 +75,7 @@ impl Source {
             return Err(problems);
         }
         match std::fs::read_to_string(file) {
-            Ok(text) => rules::checked(&text, folder_of(file), &self.environment, problems),
+            Ok(text) => Ok((text, folder_of(file), problems)),
             Err(error) => {
                 problems.add(None::<Place>, format!("cannot be read: {error}"));
                 Err(problems)
@@ -82,16 +88,8 @@ impl Source {
     /// # Errors
     /// As [`Self::load`].
     pub fn effective(&self) -> Result<Vec<Effective>, Problems> {
-        let problems = self.problems();
-        match &self.file {
-            None => rules::effective("", Path::new(""), &self.environment, problems),
-            Some(file) => {
-                // What cannot be read is told as everywhere.
-                self.load()?;
-                let text = std::fs::read_to_string(file).unwrap_or_default();
-                rules::effective(&text, folder_of(file), &self.environment, problems)
-            }
-        }
+        let (text, folder, problems) = self.read()?;
+        rules::effective(&text, folder, &self.environment, problems)
     }
 
     /// The secrets that it holds or names, also where it is wrong: to be taken out of what is
