@@ -240,7 +240,8 @@ impl Sessions {
     // ---- values for others ----
 
     /// One row for each attachment that shows, with its key, then what those left behind that have
-    /// ended, then the rows of sessions that ended not long ago. What a route carries is not in it, nor is what several rows of a session come to.
+    /// ended, then the rows of sessions that ended not long ago. What a route carries is not in it,
+    /// nor is what several rows of a session come to.
     pub(super) fn rows(&self, turn: &Turn<'_>) -> Vec<(Option<Key>, SessionRow)> {
         let shown = self.roster.attachments.iter().filter(|(_, of)| {
             // Whose session a question is about is not known yet, and a spare is part of what its
