@@ -332,6 +332,23 @@ def plain_head(path="/echo", method="POST", extra=(), **who):
             (":authority", "echo.test"), *credentials(**who), *extra]
 
 
+def serve_each(serve):
+    """A listener on a port of its own. Each connection is served in a thread of its own, until the
+    listener is closed."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept():
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listener
+
+
 def until(condition, timeout=30, what="condition", every=0.01):
     """Poll `condition` until it is true; its value."""
     deadline = time.monotonic() + timeout

@@ -2,13 +2,12 @@
 from it. Keys and functions stand in the gateways' own file."""
 
 import os
-from pathlib import Path
 
 import gateway as gateways
-from gateway import FUNCTION, SECOND_FUNCTION, SECOND_VERSION, VERSION, Gateway, free_port, until
-from nats_rig import PASSWORD, USER, Nats, NatsServer, users
+from beds import Parts
+from gateway import FUNCTION, SECOND_FUNCTION, SECOND_VERSION, VERSION, Gateway
+from nats_rig import PASSWORD, USER, NatsServer, users
 from nvcf_bed import make_nkey
-from workerprogram import WorkerProgram
 
 # Clients of two tenants.
 A, B = "client-a", "client-b"
@@ -77,24 +76,14 @@ class NatsGateway(Gateway):
         self.run.send_signal(signal.SIGHUP)
 
 
-class Bed:
+class Bed(Parts):
     """NATS is there at once, workers and gateways as they are asked for."""
 
     def __init__(self, directory, server=None, more=""):
-        self.directory = Path(directory)
-        self.started, self.clients = [], []
+        super().__init__(directory)
         self.seed, self.nkey = make_nkey()
         self.nats_server = self.add(server or NatsServer(directory, more=users(self.nkey) + more))
         (self.directory / "seed").write_text(self.seed)
-
-    def add(self, part):
-        self.started.append(part)
-        return part
-
-    def client(self, **options):
-        """A client of NATS."""
-        self.clients.append(Nats(self.nats_server.url(), **options))
-        return self.clients[-1]
 
     def login(self):
         return (f'urls = ["{self.nats_server.url(user=None)}"]\n'
@@ -102,39 +91,15 @@ class Bed:
 
     def gateway(self, nats=None, name=None, **options):
         name = name or f"gateway{len(self.started)}"
-        for attempt in range(5):
-            path = self.directory / f"{name}.toml"
-            path.write_text(configuration(nats or self.login(), free_port(), **options))
-            try:
-                started = self.add(NatsGateway(["serve", "--config", str(path)], self.directory,
-                                               name))
-                started.path = path
-                return started
-            except AssertionError as error:
-                if "exit code 71" not in str(error) or attempt == 4:
-                    raise
+        path = self.directory / f"{name}.toml"
 
-    def ready_gateway(self, *arguments, **options):
-        running = self.gateway(*arguments, **options)
-        until(running.is_ready, what=f"ready: {running.log_tail()}")
-        return running
+        def start(port):
+            path.write_text(configuration(nats or self.login(), port, **options))
+            return NatsGateway(["serve", "--config", str(path)], self.directory, name)
 
-    def worker(self, target, name=None, **options):
-        name = name or f"worker{len(self.started)}"
-        return self.add(WorkerProgram.by_nats(self.nats_server.url(), target, self.directory, name,
-                                              **options))
-
-    def close(self):
-        for client in self.clients:
-            client.close()
-        for part in reversed(self.started):
-            part.kill()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+        started = self.on_free_port(start)
+        started.path = path
+        return started
 
 
 __all__ = ["A", "B", "Bed", "DEFAULT", "PASSWORD", "STREAMING", "USER", "configuration",

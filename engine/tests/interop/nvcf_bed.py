@@ -8,15 +8,14 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import gateway as gateways
-from gateway import Gateway, free_port, until
-from nats_rig import REGION, Nats, NatsServer, users
-from workerprogram import WorkerProgram
+from beds import Parts
+from gateway import Gateway, serve_each
+from nats_rig import REGION, NatsServer, users
 
 # What the gateways show to the API and to the limiter.
 PROXY_TOKEN, LIMITER_TOKEN = "proxy-token", "limiter-token"
@@ -153,33 +152,23 @@ class NvcfGateway(Gateway):
         return self.get("/ready")[0] == 200
 
 
-class Bed:
+class Bed(Parts):
     """All of it: NATS and the stand-in are there at once, streams, workers and gateways as they are
     asked for. Each part can be killed, and NATS and the stand-in started again where they were."""
 
     def __init__(self, directory, script=SCRIPT, nats=NatsServer):
-        self.directory = Path(directory)
-        self.started, self.clients = [], []
+        super().__init__(directory)
         self.seed, self.nkey = make_nkey()
         self.nats_server = self.add(nats(directory, more=users(self.nkey)))
         self.stand_in = self.add(StandIn(directory, script))
         self.secrets = self.directory / "secrets.json"
         self.tell_secrets()
 
-    def add(self, part):
-        self.started.append(part)
-        return part
-
     def tell_secrets(self, **changes):
         """What the secrets file says (contract 5.2)."""
         secrets = {"nvcfApiToken": PROXY_TOKEN, "ratelimiterToken": LIMITER_TOKEN,
                    "natsPrivateNKey": self.seed, "id": "no-id", "secret": "no-secret", **changes}
         self.secrets.write_text(json.dumps({k: v for k, v in secrets.items() if v is not None}))
-
-    def client(self):
-        """A client of NATS."""
-        self.clients.append(Nats(self.nats_server.url()))
-        return self.clients[-1]
 
     def make_streams(self, version, *more, **options):
         make_streams(self.nats_server.url(), version, *more, **options)
@@ -204,41 +193,15 @@ class Bed:
         return environment
 
     def gateway(self, name=None, **changes):
-        """One more; `changes` are laid over its environment, None takes a variable away. A worker's
-        port is picked beforehand, so it can be lost to somebody else."""
+        """One more; `changes` are laid over its environment, None takes a variable away."""
         name = name or f"nvcf{len(self.started)}"
-        for attempt in range(5):
-            environment = {**self.environment(free_port()), **changes}
+
+        def start(port):
+            environment = {**self.environment(port), **changes}
             environment = {k: v for k, v in environment.items() if v is not None}
-            try:
-                return self.add(NvcfGateway(environment, self.directory, name))
-            except AssertionError as error:
-                if "exit code 71" not in str(error) or attempt == 4:
-                    raise
+            return NvcfGateway(environment, self.directory, name)
 
-    def ready_gateway(self, **changes):
-        running = self.gateway(**changes)
-        until(running.is_ready, what=f"ready: {running.log_tail()}")
-        return running
-
-    def worker(self, target, name=None, **options):
-        """One more, for work by NATS."""
-        name = name or f"worker{len(self.started)}"
-        return self.add(WorkerProgram.by_nats(self.nats_server.url(), target, self.directory, name,
-                                              **options))
-
-    def close(self):
-        for client in self.clients:
-            client.close()
-        # What was started last ends first: so nobody's end is about the loss of what it needs.
-        for part in reversed(self.started):
-            part.kill()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+        return self.on_free_port(start)
 
 
 class Callback:
@@ -308,17 +271,8 @@ class Parrot:
     """A server that says what it hears."""
 
     def __init__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = serve_each(self.repeat)
         self.target = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.repeat, args=(sock,), daemon=True).start()
 
     def repeat(self, sock):
         with sock:

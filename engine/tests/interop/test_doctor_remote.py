@@ -6,13 +6,12 @@ import os
 import socket
 import ssl
 import subprocess
-import threading
 
 import pytest
 
 import grpcserver
 from behind import Authority
-from gateway import binary, free_port, until
+from gateway import binary, free_port, serve_each, until
 from nats_bed import Bed, configuration
 from nats_rig import Cluster, NatsServer, users
 from nvcf_bed import SCRIPT, make_nkey
@@ -256,17 +255,8 @@ class TlsFront:
         context.set_alpn_protocols(["h2"])
         host, port = target.rsplit(":", 1)
         self.context, self.target = context, (host, int(port))
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = serve_each(self.join)
         self.url = f"https://localhost:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                raw, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.join, args=(raw,), daemon=True).start()
 
     def join(self, raw):
         try:

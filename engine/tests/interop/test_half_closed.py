@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import grpcserver
 from behind import Authority, tls
 from echo import PATH, message
-from gateway import FUNCTION, Gateway, configuration
+from gateway import FUNCTION, Gateway, configuration, serve_each
 from rawh2 import DATA, HEADERS, frame, settings, window_update
 
 PIECES, PIECE = 400, b"x" * 65536
@@ -23,20 +22,11 @@ class Server:
 
     def __init__(self, kind):
         self.kind = kind
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = serve_each(self._serve)
         self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
 
     def __exit__(self, *_):
         self.listener.close()
-
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
         try:

@@ -4,7 +4,6 @@ third one. All three are one session of a streaming function."""
 
 import http.client
 import socket
-import threading
 import time
 from http.cookies import SimpleCookie
 
@@ -14,7 +13,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.sync.client import connect
 
-from gateway import FUNCTION, VERSION, credentials, until
+from gateway import FUNCTION, VERSION, credentials, serve_each, until
 from nvcf_bed import SCRIPT, A, Bed
 
 PATH = "/sign_in"
@@ -26,18 +25,9 @@ class Desk:
     of all of it as they came."""
 
     def __init__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
         self.heads = []
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(sock,), daemon=True).start()
+        self.listener = serve_each(self.serve)
+        self.port = self.listener.getsockname()[1]
 
     def serve(self, sock):
         inbox = b""
