@@ -161,7 +161,9 @@ class Bed(Parts):
         self.seed, self.nkey = make_nkey()
         self.nats_server = self.add(nats(directory, more=users(self.nkey)))
         self.stand_in = self.add(StandIn(directory, script))
-        self.secrets = self.directory / "secrets.json"
+        # A folder of its own, as every deployment has: the gateway wakes for all that happens in it.
+        (self.directory / "secrets").mkdir(exist_ok=True)
+        self.secrets = self.directory / "secrets" / "secrets.json"
         self.tell_secrets()
 
     def tell_secrets(self, **changes):
