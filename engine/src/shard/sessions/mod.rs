@@ -458,6 +458,7 @@ impl Sessions {
         let answer = match self.take_token(turn, text, id) {
             Ok(Taken::Elsewhere(core)) => ForWorkers::SendHome { conn, core },
             Ok(Taken::Here(key, age)) => {
+                self.shown(turn, key);
                 let attachments = &mut self.roster.attachments;
                 if let Some(of) = attachments.get(key) {
                     turn.workers(ForWorkers::Served(of.of_version(key, turn.settings)));

@@ -15,6 +15,7 @@ use super::super::turn::Turn;
 use super::Sessions;
 use super::attachment::{Stage, State};
 use crate::control::local::WorkKind;
+use crate::control::port::Plane;
 use crate::metrics::AskOutcome;
 use crate::trail::Event;
 
@@ -88,6 +89,17 @@ impl Sessions {
                 turn.edge(Edge::Note { session, at: None, event });
                 turn.arm(turn.now + turn.settings.config.session.park_yield, Due::Patience(key));
             }
+        }
+    }
+
+    /// A worker shows the token of an attachment's work: it was queued, whoever said so first. The
+    /// stream's acknowledgement and the worker come by different ways.
+    pub(super) fn shown(&mut self, turn: &mut Turn<'_>, key: Key) {
+        if turn.settings.dispatch == Plane::Remote
+            && let Some(State::Waiting { stage: Stage::Given, .. }) =
+                self.roster.attachments.state(key)
+        {
+            self.queued(turn, key);
         }
     }
 

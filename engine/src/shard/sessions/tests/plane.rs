@@ -175,3 +175,24 @@ fn a_parked_session_gives_way_only_to_work_that_is_queued() {
     let waits = matches!(bench.sessions.roster.attachments.state(key), Some(State::Waiting { .. }));
     assert!(waits, "nothing of that was an end");
 }
+
+#[test]
+fn a_worker_that_comes_before_the_acknowledgement_shows_that_its_work_was_queued() {
+    for acknowledged in [true, false] {
+        let mut bench = Bench::new();
+        bench.rig.settings.dispatch = Plane::Remote;
+        bench.place(1, 1, wanted(None));
+        let key = bench.served();
+        bench.launch();
+        let Work { token, request_id: id, .. } = bench.work(key);
+        if acknowledged {
+            let ticket = bench.sessions.questions.tunnel_ticket(key);
+            bench.on(ForSessions::Answered { ticket, answer: Answer::Queued });
+        }
+        bench.on(ForSessions::Token { conn: conn(9), text: token.to_vec(), id });
+        assert!(bench.has("Admit"));
+        let queued = |edge: &&Edge| matches!(edge, Edge::Note { event: Event::Queued { .. }, .. });
+        assert_eq!(bench.rig.left.edges.iter().filter(queued).count(), 1);
+        assert_eq!(bench.rig.metrics.session_init_seconds[0].count(), 1);
+    }
+}
