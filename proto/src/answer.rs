@@ -32,7 +32,7 @@ pub struct Info<'a> {
     pub commit: &'a str,
 }
 
-/// The answer to a request that failed before a tunnel could answer it (3.3 to 3.5).
+/// The answer to a request that failed before a tunnel could answer it (contract 3.3 to 3.5).
 pub fn render(fault: &Fault, style: &ReplyStyle<'_>, fields: &mut Fields, body: &mut Vec<u8>) {
     fields.clear();
     body.clear();

@@ -7,7 +7,8 @@ use std::fmt;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// What stands before the text of everything that went wrong while a session was opened (3.3).
+/// What stands before the text of everything that went wrong while a session was opened
+/// (contract 3.3).
 const PREFIX: &str = "failed to open stateful work request: ";
 /// What every text about a worker that did not come begins with (E12).
 const NO_LINK: &str = "failed to establish link to worker";
@@ -230,7 +231,7 @@ impl Fault {
 }
 
 impl fmt::Display for Fault {
-    /// The text of the answer (3.3): contains what clients and operators search for (CL-5).
+    /// The text of the answer (contract 3.3): contains what clients and operators search for (CL-5).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mismatch = |f: &mut fmt::Formatter<'_>, what: &str, id: &Uuid| {
             write!(f, "{PREFIX}existing session {what} mismatch for request id {id}")

@@ -237,7 +237,7 @@ pub struct TokenAddress {
     pub generation: u32,
 }
 
-/// Why a text is no token of ours. The worker is told none of it (reliability 1d).
+/// Why a text is no token of ours. The worker is told none of it (contract 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
     /// Not 64 characters of the alphabet, or a layout we do not know.

@@ -14,7 +14,7 @@ pub use crate::id::parse_request_id;
 /// Name of the cookie that brings a client back to its session.
 pub const COOKIE_NAME: &[u8] = b"nvcf-request-id";
 
-/// What is to be done with a request, in the contract's order of decisions (3.1).
+/// What is to be done with a request, in the order of decisions of contract 3.1.
 #[derive(Debug)]
 pub enum Routed<'a> {
     /// A CORS preflight, answered on the spot on every path (CL-12).
@@ -43,7 +43,7 @@ pub struct RoutingHead<'a> {
     /// The session the client wants to come back to.
     pub request_id: Option<Uuid>,
     /// For how many seconds a streaming worker keeps the session without a tunnel, as the client
-    /// asks it by `x-nvcf-reconnect-window-secs` (contract 12.0).
+    /// asks it by `x-nvcf-reconnect-window-secs` (contract 11).
     pub reconnect_window: Option<u16>,
     /// How a fault of this request is to be answered.
     pub style: ReplyStyle<'a>,
@@ -110,7 +110,7 @@ pub struct Preflight<'a> {
     pub headers: &'a [u8],
 }
 
-/// Reads a request's routing fields (3.2).
+/// Reads a request's routing fields (contract 3.2).
 #[must_use]
 pub fn read(fields: &Fields) -> Routed<'_> {
     let seen = Seen::of(fields);

@@ -95,7 +95,7 @@ fn bearer_is_optional_and_exact() {
 }
 
 #[test]
-fn reliability_1d_a_connect_with_a_body_is_refused() {
+fn a_connect_with_a_body_is_refused() {
     for framing in
         [("Content-Length", "0"), ("Content-Length", "5"), ("Transfer-Encoding", "chunked")]
     {

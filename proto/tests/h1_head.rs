@@ -1,4 +1,4 @@
-//! RFC 9112 and reliability 1c: request heads, read whole, in pieces, and refused.
+//! RFC 9112 and design 6: request heads, read whole, in pieces, and refused.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -139,7 +139,7 @@ fn rfc_9112_3_malformed_request_lines_are_refused() {
 }
 
 #[test]
-fn reliability_1c_what_two_parsers_read_differently_is_refused() {
+fn what_two_parsers_read_differently_is_refused() {
     for lines in [
         "X-A: a\r\n b\r\n",
         "X-A: a\r\n\tb\r\n",
@@ -172,7 +172,7 @@ fn rfc_9112_3_2_host_is_there_once_in_http_1_1() {
 }
 
 #[test]
-fn reliability_1c_body_framing_has_one_meaning() {
+fn body_framing_has_one_meaning() {
     for (lines, status) in [
         ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
         ("Transfer-Encoding: gzip\r\nContent-Length: 5\r\n", 400),
@@ -209,7 +209,7 @@ fn reliability_1c_body_framing_has_one_meaning() {
 }
 
 #[test]
-fn reliability_1c_connection_cannot_remove_what_routes() {
+fn connection_cannot_remove_what_routes() {
     for name in [
         "authorization",
         "Authorization",

@@ -1,5 +1,5 @@
 """Peers that waste the gateway's time and memory: the reaction of the limits table
-(reliability 0, 1a, 1b), honest traffic of the same shape lives, and a bystander on the same
+(docs/limits.md), honest traffic of the same shape lives, and a bystander on the same
 core is answered all the while."""
 
 import collections
@@ -275,7 +275,7 @@ def test_a_flood_of_refusals_leaves_few_lines(serve):
 
 
 def test_streams_reset_in_the_same_breath_start_nothing(serve):
-    """reliability 1a: no invocation for a stream that is already gone."""
+    """No invocation for a stream that is already gone."""
     running = serve()
     with running.h2() as peer:
         peer.send(b"".join(

@@ -291,7 +291,8 @@ def test_a_record_of_no_use(house, payload):
 # --- a session ----------------------------------------------------------------------------------
 
 def test_a_session_from_its_first_call_to_its_end(house):
-    """CL-16, CL-17, CL-36, CL-37, NT-1, 6.3, 6.4: one question, one work item, one tunnel for all
+    """CL-16, CL-17, CL-36, CL-37, NT-1, contract 6.3, 6.4: one question, one work item, one
+    tunnel for all
     calls of a connection; the message and the record last as long as the session."""
     work = house.nats.listen(f"rq.ncp.{VERSION}.*")
     with Caller(house.first, key="once", version=VERSION) as caller:
@@ -315,7 +316,7 @@ def test_a_session_from_its_first_call_to_its_end(house):
 
 
 def test_the_work_message(house):
-    """6.2, NT-5, NT-6: these fields and no others, and no header block."""
+    """contract 6.2, NT-5, NT-6: these fields and no others, and no header block."""
     work = house.nats.listen(f"rq.ncp.{IDLE}.*")
     head, _ = ask(house.hasty, grpc_head(key=B, function=IDLE))
     assert head.grpc_status == "4", str(head)
@@ -542,7 +543,7 @@ def test_metrics_of_a_session_move(house):
 
 
 def test_the_log_has_the_references_keys(house):
-    """8.3."""
+    """contract 8.3."""
     ask(house.first, plain_head(key="status-7"))
     lines = house.first.log_lines()
     assert lines
@@ -555,7 +556,7 @@ def test_the_log_has_the_references_keys(house):
 
 
 def test_the_log_tells_a_sessions_end(house):
-    """8.3: what operators search for."""
+    """contract 8.3: what operators search for."""
     text = "worker connection cache eviction triggered"
     with talk(house.first) as socket:
         socket.recv(timeout=60)

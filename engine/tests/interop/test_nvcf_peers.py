@@ -1,6 +1,6 @@
 """The parts that the tests of the gateway's `nvcf` mode stand on, without a gateway: a
 `ringway-worker` that takes work by NATS is held against what NVIDIA's worker does (contract 4.6,
-6.4, 12.0), `ringway-stand-in` against what NVIDIA's API, token endpoint and limiter say."""
+6.4, 11), `ringway-stand-in` against what NVIDIA's API, token endpoint and limiter say."""
 
 import base64
 import json
@@ -100,8 +100,8 @@ def yard_without_lookups(tmp_path):
 # --- the worker -------------------------------------------------------------------------------
 
 def test_a_session_from_its_work_to_its_end(yard):
-    """WK-1, 4.6, 6.3, 6.4: CONNECT as NVIDIA's, a record while the session lasts, the message in
-    the stream for all of that time, and nothing left behind it."""
+    """WK-1, contract 4.6, 6.3, 6.4: CONNECT as NVIDIA's, a record while the session
+    lasts, the message in the stream for all of that time, and nothing left behind it."""
     yard.worker()
     request_id = yard.submit()
     tunnel = yard.proxy.next()
@@ -133,7 +133,8 @@ def test_work_is_taken_slot_by_slot(yard):
 
 
 def test_a_session_ends_with_its_last_tunnel(yard):
-    """4.6: the answer to a reconnect message is a second tunnel, and any order of ends will do."""
+    """contract 4.6: the answer to a reconnect message is a second tunnel, and any order of
+    ends will do."""
     yard.worker()
     request_id = yard.submit()
     first = yard.proxy.next().accept()
@@ -152,7 +153,7 @@ def test_a_session_ends_with_its_last_tunnel(yard):
 
 
 def test_nobody_listens_before_the_first_tunnel(yard):
-    """4.6: it subscribes only after its first CONNECT."""
+    """contract 4.6: it subscribes only after its first CONNECT."""
     yard.worker()
     request_id = yard.submit()
     tunnel = yard.proxy.next()
@@ -179,8 +180,8 @@ def test_a_reconnect_message_that_cannot_be_followed_is_passed_over(yard, payloa
 
 
 def test_dead_work_is_acknowledged(yard):
-    """4.6: a session that cannot connect fails; its message is not given out again. WK-5: 403 is
-    not tried again."""
+    """contract 4.6: a session that cannot connect fails; its message is not given out again.
+    WK-5: 403 is not tried again."""
     worker = yard.worker()
     request_id = yard.submit()
     yard.proxy.next().refuse()
@@ -209,7 +210,7 @@ def test_work_that_cannot_be_read_is_acknowledged(yard, payload):
 
 
 def test_the_message_is_kept_in_progress(yard):
-    """4.6: every 10 s."""
+    """contract 4.6: every 10 s."""
     heard = yard.nats.listen(f"$JS.ACK.{STREAM}.>")
     yard.worker()
     yard.submit()
@@ -441,7 +442,7 @@ def refused(stage, **options):
 
 
 def test_the_api_answers_as_the_contract_has_it(stage):
-    """5.1."""
+    """contract 5.1."""
     answer = authorise(stage)
     assert (answer.functionId, answer.clientAuthSubject, answer.clientNcaId) == (
         FUNCTION, "sub-a", "nca-a")
@@ -517,7 +518,7 @@ def limit(stage, nca, timeout=30):
 
 
 def test_the_limiter_allows_refuses_and_keeps_silent(stage):
-    """5.3."""
+    """contract 5.3."""
     assert limit(stage, "nca-a") == 0 and limit(stage, "nca-b") == 1
     with pytest.raises(grpc.RpcError) as caught:
         limit(stage, "nca-s", timeout=0.5)

@@ -1,4 +1,4 @@
-"""The path of NVIDIA's portal (contract 12.0): it signs in by a POST with `X-NVCF-ABSORB`, keeps the
+"""The path of NVIDIA's portal (contract 11): it signs in by a POST with `X-NVCF-ABSORB`, keeps the
 cookie and closes; comes back with a WebSocket on another connection; and signs out by a DELETE on a
 third one. All three are one session of a streaming function."""
 

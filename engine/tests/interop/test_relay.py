@@ -154,7 +154,7 @@ def test_cl35_informational_responses(bare, worker, attach):
 
 
 def test_too_many_informational_responses(bare, worker, attach):
-    """reliability 1b: at most eight."""
+    """At most eight (design 6)."""
     session = attach(bare, worker)
     for _ in range(9):
         session.tunnel.headers(session.request.stream, [(":status", "103")])
@@ -544,7 +544,7 @@ def test_padding_is_credited_and_not_relayed_as_data(bare, worker, attach, pad):
 
 
 def test_credit_comes_back_for_data_of_a_cancelled_stream(bare, worker, attach):
-    """Connection credit is not lost with its stream (reliability 1b)."""
+    """Connection credit is not lost with its stream (design 3.10)."""
     session = attach(bare, worker)
     client = session.client
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Peers that take their time (reliability L6, L10; contract 3.10). All of them wait at once, in
+"""Peers that take their time (limits L6, L10; contract 3.10). All of them wait at once, in
 threads of one fixture, so the whole file takes as long as the slowest; each test then looks at
 what one of them met.
 

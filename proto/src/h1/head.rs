@@ -1,4 +1,4 @@
-//! One strict HTTP/1 request head parser (RFC 9112; reliability 1c).
+//! One strict HTTP/1 request head parser (RFC 9112; design 6).
 //!
 //! What two parsers could read differently is refused: no folded lines, no bare CR or LF, no
 //! space before a colon, no doubtful body length. The request line becomes `:method` and `:path`,
@@ -478,7 +478,7 @@ pub(super) fn check_options(fields: &Fields) -> Result<(), HeadFault> {
 }
 
 /// Refuses a `Connection` field that would take away what the next hop decides by
-/// (reliability 1c, "hop-by-hop abuse").
+/// (design 6).
 fn check_connection(value: &[u8]) -> Result<(), HeadFault> {
     const PROTECTED: [&[u8]; 6] = [
         b"authorization",

@@ -1,6 +1,7 @@
 //! The form of the engine's code: which way its files name each other, what components show, and how
 //! large things get.
 
+mod cites;
 mod counts;
 mod fronts;
 mod graph;
@@ -14,6 +15,9 @@ pub(crate) const SHARD: &str = "engine/src/shard";
 
 /// Its components: folders with tables that nobody else sees.
 const COMPONENTS: [&str; 5] = ["relay", "sessions", "workers", "cores", "edges"];
+
+/// This file, whose planted texts cite what no page has.
+const SELF: &str = "tools/tests/house/mod.rs";
 
 /// Per cent of the shard's lines that may be one component's.
 const MOST_SHARE: usize = 45;
@@ -88,4 +92,45 @@ fn functions_and_files_of_the_engine_are_short() {
     }
     let (function, file) = (counts::MOST_FUNCTION_LINES, counts::MOST_FILE_LINES);
     hold(&format!("at most {function} lines of a function and {file} of a file"), &told);
+}
+
+#[test]
+fn every_rule_that_is_cited_exists() {
+    let planted = |path: &str, text: &str| Source::planted(path, text);
+    let page = "## 4 Worker\n### 4.2 Checks\n- **CL-3** x\n| E7 | x |\n| 5a | x |\ntext CL-9\n";
+    let rules = cites::defined(&[planted("docs/wire-contract.md", page)]);
+    let wanted = ["CL-3", "E7", "contract 4", "contract 4.2"];
+    assert!(rules.iter().eq(wanted), "{rules:?}");
+    let text = "// a (contract CL-3, 4.2) 7.7\n/// b (design\n/// 3.27).\n# Contract 5 and 6: E7, 2.5 s\n\
+                // contract 6.3 to 6.5, L5; RFC 9113 6.2\nthe contract has 3 rules, a design is 9 tall\n\
+                \"\"\"(contract 3.7-3.9, design 3.1)\"\"\"\nlet contract = 4.5;\n";
+    let found: Vec<(usize, String)> = cites::cited(&planted("x.rs", text));
+    let found: Vec<(usize, &str)> = found.iter().map(|(at, rule)| (*at, rule.as_str())).collect();
+    let wanted = [
+        (1, "CL-3"),
+        (1, "contract 4.2"),
+        (3, "design 3.27"),
+        (4, "contract 5"),
+        (4, "contract 6"),
+        (4, "E7"),
+        (5, "contract 6.3"),
+        (5, "contract 6.5"),
+        (5, "L5"),
+        (7, "contract 3.7"),
+        (7, "contract 3.9"),
+        (7, "design 3.1"),
+    ];
+    assert_eq!(found, wanted);
+
+    let rules = cites::defined(&cites::pages());
+    assert!(rules.len() > 200, "the pages have lost their rules: {}", rules.len());
+    let mut told = Vec::new();
+    // The benchmark's L4 and L7 are layers of the network.
+    let others = files("", &[".rs", ".py", ".sh", ".proto", ".md", ".go", ".toml"]);
+    let others = others.iter().filter(|s| !s.path.starts_with("bench/") && s.path != SELF);
+    for source in others {
+        let missing = cites::cited(source).into_iter().filter(|(_, rule)| !rules.contains(rule));
+        told.extend(missing.map(|(line, rule)| format!("{}:{line}: {rule}", source.path)));
+    }
+    hold("a rule that is cited stands in docs/wire-contract.md, design.md or limits.md", &told);
 }

@@ -1,5 +1,5 @@
 //! Work on one side, polling workers on the other, and the rules by which they meet
-//! (design of `POST /v1/work`).
+//! (design 4.3).
 //!
 //! New work waits in the order it came, per function version. A reconnect waits for a poll that
 //! lists its request id. A poll gets one answer: work, or nothing after [`POLL_WAIT`].

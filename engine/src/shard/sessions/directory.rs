@@ -102,7 +102,7 @@ impl Session {
 }
 
 /// Whether a request with this function key and tenant may have the session: E8, E9, E10, in the
-/// contract's order (3.3).
+/// order of contract 3.3.
 pub(super) fn check(
     facts: &SessionFacts,
     request_id: Uuid,

@@ -481,7 +481,7 @@ impl Sessions {
         text: &[u8],
         id: Uuid,
     ) -> Result<Taken, (ConnectResult, Option<Duration>)> {
-        // The worker is told nothing of what is wrong with it (reliability 1d).
+        // The worker is told nothing of what is wrong with it (contract 4.2).
         let unknown = (ConnectResult::TokenUnknown, None);
         let address = self.mint.read(text).map_err(|_| unknown)?;
         if address.core != turn.settings.core && address.core < turn.settings.cores {

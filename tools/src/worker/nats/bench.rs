@@ -35,7 +35,7 @@ pub(super) struct Opened {
     /// How long it took to open.
     pub(super) dial: Duration,
     /// Ends with the tunnel; with how long its first request asked the session to wait for another
-    /// (contract 12.0).
+    /// (contract 11).
     pub(super) ended: oneshot::Receiver<Option<Duration>>,
 }
 

@@ -62,7 +62,7 @@ pub struct Streaming {
     /// the registrations are (contract CP-13).
     pub region: String,
     /// How long a session waits for another tunnel, unless its client's request says otherwise
-    /// (contract 12.0).
+    /// (contract 11).
     pub window: Duration,
 }
 

@@ -136,7 +136,7 @@ async fn in_progress(message: &jetstream::Message) {
 }
 
 /// The tunnels of a session, until the last one has ended, and for streaming functions the time
-/// after that (contract 12.0).
+/// after that (contract 11).
 async fn tunnels(crew: &Crew, work: &Work, window: Option<Duration>) {
     let Some(first) = open(crew, work.id, work.connections.clone()).await else { return };
     // Only now: a message for a session whose first tunnel is not there yet is lost (contract 4.6).

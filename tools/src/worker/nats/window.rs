@@ -1,5 +1,5 @@
 //! How long a session of a streaming function is to wait for its client, as the client's request
-//! says (contract 12.0).
+//! says (contract 11).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::super::connect::Tunnel;
 
 /// The field.
 const FIELD: &str = "X-NVCF-RECONNECT-WINDOW-SECS";
-/// Longest that may be asked for (contract 12.0).
+/// Longest that may be asked for (contract 11).
 const MOST: Duration = Duration::from_secs(1800);
 /// Longest head that is looked at, and most fields in it.
 const MAX_HEAD: usize = 64 * 1024;
