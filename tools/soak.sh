@@ -7,15 +7,20 @@
 #   tools/soak.sh PART [ARGS]   one of them
 #   tools/soak.sh all           one after the other
 #
-# A part uses the release programs (tools/test.sh builds them) or those named by RINGWAY_BIN.
+# A part uses the release programs, which are built first, or those named by RINGWAY_BIN.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- what several parts need ----
 
-# The gateway under test, as the black-box suite names it too.
-RINGWAY_BIN=${RINGWAY_BIN:-$PWD/target/release/ringway}
-export RINGWAY_BIN
+# Builds the release programs unless RINGWAY_BIN names the gateway under test, as for the black-box
+# suite.
+programs() {
+    [ -z "${RINGWAY_BIN:-}" ] || return 0
+    export RINGWAY_BIN=$PWD/target/release/ringway
+    cargo build --release --locked -p ringway --bin ringway &&
+        cargo build --release --locked -p ringway-tools --bin ringway-worker --bin ringway-stand-in
+}
 
 # Installs a Go program into .tools/bin unless it is there: go_tool NAME MODULE@VERSION
 go_tool() {
@@ -117,7 +122,12 @@ parts() {
 run() {
     local part=$1 status=0
     shift
-    "soak_${part//-/_}" "$@" || status=$?
+    # The simulator and the packages build what they need.
+    case $part in
+    simulator | package) ;;
+    *) programs || status=$? ;;
+    esac
+    [ $status != 0 ] || "soak_${part//-/_}" "$@" || status=$?
     if [ $status = 0 ]; then echo "$part: ok"; else echo "$part: FAILED ($status)"; fi
     return $status
 }
