@@ -36,11 +36,21 @@ struct Trail {
     touched: Time,
 }
 
-/// Who is forgotten first: those that are not here any more, in the order in which they left.
+/// Who is forgotten first: those that are not here any more, in the order in which they left. One
+/// word, because every session has one: the highest bit says that it is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    here: bool,
-    number: u64,
+struct Place(u64);
+
+impl Place {
+    const HERE: u64 = 1 << 63;
+
+    fn new(here: bool, number: u64) -> Self {
+        Self(if here { number | Self::HERE } else { number })
+    }
+
+    fn is_here(self) -> bool {
+        self.0 & Self::HERE != 0
+    }
 }
 
 /// Which core answers, and what its time is.
@@ -79,7 +89,7 @@ impl Trails {
         self.forget_old(now);
         let forgot = self.make_room(id);
         let trail = self.trails.entry(id).or_insert_with(|| {
-            let place = Place { here: false, number: self.next };
+            let place = Place::new(false, self.next);
             self.next += 1;
             self.places.insert(place, id);
             Box::new(Trail::new(place))
@@ -98,7 +108,7 @@ impl Trails {
         if trail.here == 0 || was == 0 {
             // The latest to leave, or to be here, is the last to be forgotten.
             self.places.remove(&trail.place);
-            trail.place = Place { here: trail.here > 0, number: self.next };
+            trail.place = Place::new(trail.here > 0, self.next);
             self.next += 1;
             self.places.insert(trail.place, id);
         }
@@ -166,7 +176,7 @@ impl Trails {
     fn forget_old(&mut self, now: Time) {
         while let Some((place, id)) = self.places.first_key_value() {
             let old = |trail: &Trail| trail.touched + KEPT <= now;
-            if place.here || !self.trails.get(id).is_none_or(|trail| old(trail)) {
+            if place.is_here() || !self.trails.get(id).is_none_or(|trail| old(trail)) {
                 return;
             }
             self.forget_first();
