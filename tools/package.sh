@@ -71,7 +71,10 @@ part_tarball() {
     install -m 644 "$OUT"/share/man/*.1 "$OUT"/share/man-worker/*.1 "$root/man/man1/"
     install -m 644 "$OUT"/share/{ringway,ringway-worker}.{bash,fish} \
         "$OUT"/share/_ringway "$OUT"/share/_ringway-worker "$root/completions/"
-    install -m 644 LICENSE README.md docs/operating.md docs/nvcf.env tools/package/seccomp.json \
+    mkdir -p "$root/docs/reference"
+    install -m 644 docs/*.md "$root/docs/"
+    install -m 644 docs/reference/*.md "$root/docs/reference/"
+    install -m 644 LICENSE README.md docs/nvcf.env tools/package/seccomp.json \
         tools/package/deb/ringway.toml "$root/"
     # The same sources make the same file.
     tar -C "$OUT" --sort=name --owner=0 --group=0 --numeric-owner \

@@ -81,6 +81,11 @@ soak_simulator() {
     return $failed
 }
 
+# 500 sessions, one of which is cut every 10 ms for a minute: everybody comes back to its worker.
+soak_cuts() {
+    RINGWAY_TEST_LONG_CUTS=1 .venv/bin/python -m pytest -q engine/tests/interop/test_cuts.py -k five_hundred
+}
+
 # Clients that fill 20 000 files leave the probe, the workers and the dials theirs.
 soak_files() {
     RINGWAY_TEST_MANY_FILES=1 .venv/bin/python -m pytest -q -n 1 engine/tests/interop/test_files.py -k twenty_thousand

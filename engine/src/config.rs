@@ -24,6 +24,7 @@ mod rules;
 mod settings;
 mod source;
 mod syntax;
+mod timers;
 mod units;
 mod yaml;
 

@@ -221,7 +221,7 @@ const OF_REMOTE: [&str; 5] = [
 
 #[tokio::test]
 async fn every_metric_stands_in_the_manual_by_its_whole_name() {
-    let manual = include_str!("../../docs/operating.md");
+    let manual = include_str!("../../docs/reference/metrics.md");
     let world = world(false, false);
     let text = text(world.call("GET", "/metrics", HERE).await).await;
     let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
@@ -236,7 +236,7 @@ async fn every_metric_stands_in_the_manual_by_its_whole_name() {
     assert!(names.len() > 50, "{names:?}");
     let missing: Vec<&&str> =
         names.iter().filter(|name| !manual.contains(&format!("| `{name}` |"))).collect();
-    assert!(missing.is_empty(), "not in docs/operating.md: {missing:?}");
+    assert!(missing.is_empty(), "not in docs/reference/metrics.md: {missing:?}");
     world.end();
 }
 

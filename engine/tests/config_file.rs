@@ -390,12 +390,36 @@ fn dev_has_the_keys_and_ids_of_the_design() {
     assert_eq!(config.listen.worker.to_string(), "127.0.0.1:10086");
 }
 
+#[test]
+fn timers_that_contradict_each_other_are_warned_of() {
+    assert!(parse(SAMPLE).unwrap().warnings.is_empty());
+    let with = |session: &str| {
+        let text = format!("{}\n[session]\n{session}\n", without(SAMPLE, "session"));
+        parse(&text).unwrap().warnings
+    };
+    let [warning] = &with("wait = \"2s\"\npark_yield = \"2s\"")[..] else { panic!("one warning") };
+    assert!(
+        warning.starts_with("session.park_yield (2s) is not below session.wait (2s)"),
+        "{warning}"
+    );
+    assert!(with("wait = \"2s\"\npark_yield = \"1999ms\"").is_empty());
+    assert!(with("wait = \"2s\"\npark_yield = \"2s\"\npark = \"never\"").is_empty());
+}
+
+/// A configuration without one of its tables.
+fn without(text: &str, table: &str) -> String {
+    let head = format!("[{table}]\n");
+    let Some((before, rest)) = text.split_once(&head) else { return text.into() };
+    let after = rest.find("\n[").map_or("", |at| &rest[at..]);
+    format!("{before}{after}")
+}
+
 /// `RINGWAY_BLESS=1 cargo test -p ringway --test config_file` writes the tables anew.
 #[test]
-fn the_settings_in_the_operators_guide_are_those_of_the_code() {
+fn the_settings_in_the_reference_are_those_of_the_code() {
     const BEGIN: &str = "<!-- settings: made from engine/src/config/settings.rs -->\n";
     const END: &str = "<!-- settings end -->";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/settings.md");
     let text = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once(BEGIN).expect("the guide has a place for the settings");
     let (tables, after) = rest.split_once(END).expect("the place has an end");
@@ -403,13 +427,16 @@ fn the_settings_in_the_operators_guide_are_those_of_the_code() {
     if std::env::var_os("RINGWAY_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
     } else {
-        assert_eq!(tables, wanted, "docs/operating.md is not up to date: see this test's comment");
+        assert_eq!(
+            tables, wanted,
+            "docs/reference/settings.md is not up to date: see this test's comment"
+        );
     }
 }
 
 #[test]
-fn the_operators_guide_begins_with_a_configuration_that_loads() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+fn the_first_hour_begins_with_a_configuration_that_loads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/first-hour.md");
     let text = std::fs::read_to_string(path).unwrap();
     let blocks: Vec<&str> = text
         .split("```toml\n")

@@ -1,4 +1,4 @@
-//! The settings for people: the values they take, and the tables of `docs/operating.md`.
+//! The settings for people: the values they take, and the tables of `docs/reference/settings.md`.
 
 use std::fmt::Write;
 

@@ -17,7 +17,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
-    Secret, Session, control, listen, parties,
+    Secret, Session, control, listen, parties, timers,
 };
 use crate::log::Keys;
 
@@ -123,6 +123,7 @@ fn read(
     };
     let (session, keepalive) = (session(&root, problems), keepalive(&root, problems));
     let notes = vec![held_by_vanished(&session, &keepalive)];
+    warnings.extend(timers::contradictions(&session, choice.mode));
     let config = Config {
         cores: cores(&root, problems),
         control: control::read(choice, &around, problems),

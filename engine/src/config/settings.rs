@@ -1,5 +1,5 @@
 //! Every setting: name, kind, default, meaning. The reader takes its defaults and ranges from
-//! here, and the tables of `docs/operating.md` are made from here.
+//! here, and the tables of `docs/reference/settings.md` are made from here.
 
 use super::MAX_CORES;
 
@@ -140,7 +140,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "control.mode",
         Kind::Word(&["local", "nats", "nvcf"]),
         "",
-        "Who says who may call, and how work travels: see [Modes](#modes). Without it: `local` \
+        "Who says who may call, and how work travels: see [Modes](../operating.md#modes). Without it: `local` \
          with a configuration file, else `nvcf` if `NVCF_FQDN_GRPC` is set.",
     ),
     setting(
@@ -284,7 +284,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "session.park",
         Kind::Word(&["never", "auto", "unclean", "always"]),
         "auto",
-        "When a tunnel is kept after its client has gone: see [Coming back](#coming-back).",
+        "When a tunnel is kept after its client has gone: see [Coming back](../operating.md#coming-back).",
     ),
     setting("session.park_window", Kind::Time(MS, DAY), "30s", "How long it is kept."),
     setting(
@@ -333,7 +333,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "limits.header_bytes",
         Kind::Bytes(KIB, 16 * MIB),
         "256KiB",
-        "Header list, head or trailers, decoded, with 32 bytes a field: see [Large heads](#large-heads).",
+        "Header list, head or trailers, decoded, with 32 bytes a field: see [Large heads](../operating.md#large-heads).",
     ),
     setting("limits.header_fields", Kind::Count(16, 65536), "1024", "Fields of a header list."),
     setting(
@@ -574,7 +574,7 @@ pub(super) const SETTINGS: &[Setting] = &[
             "log.keys",
             Kind::Word(&["ringway", "zap"]),
             "ringway",
-            "The keys of JSON lines: `zap` are those of NVIDIA's proxy, see [Log](#log).",
+            "The keys of JSON lines: `zap` are those of NVIDIA's proxy, see [Log](log.md).",
         ),
     ),
 ];

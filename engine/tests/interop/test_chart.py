@@ -117,7 +117,7 @@ def test_the_gateway_takes_that_environment_and_answers_those_probes(ours, tmp_p
 def test_a_gateway_without_settings_has_the_ports_of_the_chart(ours):
     """What `check` does not say its settings' table does: the defaults of this mode."""
     ports = {entry["name"]: entry["containerPort"] for entry in container(ours)["ports"]}
-    manual = (ROOT / "docs/operating.md").read_text()
+    manual = (ROOT / "docs/reference/settings.md").read_text()
     for setting, port in ("client", ports["client"]), ("worker", ports["worker-tcp"]), \
             ("admin", ports["metrics"]):
         row = next(line for line in manual.splitlines()
