@@ -37,7 +37,8 @@ impl Segment {
         Self { block: self.block, start: self.start + skip as u32, len: len as u32 }
     }
 
-    /// The same segment with `bytes` more in front, which its finder knows to be there.
+    /// This segment with `bytes` more in front. The caller knows that they belong to the same
+    /// message.
     #[must_use]
     pub fn grow_front(self, bytes: usize) -> Self {
         Self { start: self.start - bytes as u32, len: self.len + bytes as u32, ..self }

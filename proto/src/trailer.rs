@@ -113,7 +113,7 @@ mod tests {
             "host",
             "sec-websocket-accept",
             "sec-websocket-protocol",
-            // Who it is.
+            // Credentials and cookies.
             "authorization",
             "cookie",
             "proxy-authenticate",

@@ -79,12 +79,13 @@ pub(super) struct Occupant {
 struct Asks {
     /// The way there; none where no such plane is.
     plane: Option<mpsc::Sender<Vec<Ask>>>,
-    /// What is to be said next. What found no room is the end of questions, which must be told: at
-    /// most one for each that was asked.
+    /// What is to be said next. The ends of questions must be told, so they stay here while there
+    /// is
+    /// no room: at most one for each question that was asked.
     next: Vec<Ask>,
-    /// When that is tried again.
+    /// When the ends that found no room are sent again.
     again_at: Option<Time>,
-    /// Until when what has time may wait for something that has none.
+    /// Until when news that can wait is held back, to go with news that cannot.
     held_until: Option<Time>,
 }
 
@@ -185,7 +186,7 @@ impl Occupant {
     fn tell(&mut self, border: &mut Border, to: u16) -> bool {
         let Some(at) = self.untold.iter().position(|core| *core == to) else { return true };
         let restarted = ShardPost::Restarted { core: self.own as u16 };
-        // Who comes back after this core did knows nothing of its former life.
+        // A core that began anew later than this one knows nothing of this core's former life.
         if let Some(core) = self.cores.get(usize::from(to)).filter(|core| core.is_open()) {
             match core.post(restarted) {
                 Ok(Some(bell)) => border.ring(bell),

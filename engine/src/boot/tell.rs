@@ -10,7 +10,8 @@ use crate::post::ShardPost;
 /// How often a message is sent again to a core whose mailbox is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends a message to every core, however long a mailbox is full: once too often does no harm.
+/// Sends a message to every core, and again to all while one mailbox is full. A core that gets it
+/// twice does the same twice, which changes nothing.
 pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
     while admin.scraper.tell(&post) > 0 {
         sleep(FULL_PAUSE).await;

@@ -30,7 +30,9 @@ pub enum WorkKind {
     New,
     /// Open one more tunnel for a session it holds.
     Reconnect,
-    /// The same, and no client waits for it: it stands in for a tunnel that there is.
+    /// Open one more tunnel for a session it holds, for which no client waits: it is to replace a
+    /// tunnel
+    /// that there is.
     Spare,
 }
 

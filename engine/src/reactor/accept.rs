@@ -206,7 +206,8 @@ impl<C: Core> Reactor<C> {
             door.again_at = None;
             // Whoever waits in an inherited queue is served by those who come after this process.
             if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
-                // Who has connected already would be reset with the listener. They are told of in
+                // Peers that have connected already would be reset with the listener. They are told
+                // of in
                 // the next turn; it fails for want of descriptors or when nobody is left.
                 let waits = socket.set_nonblocking(true).is_ok();
                 let queue = std::iter::from_fn(|| socket.accept().ok());

@@ -255,7 +255,7 @@ impl Cause {
         }
     }
 
-    /// What those are told whose tunnel is lost before its answer.
+    /// What a client is told if its tunnel is lost before the answer.
     pub(crate) fn loss(self) -> Fault {
         match self.detail {
             detail if detail == Self::SPEAKS_HTTP1.detail => Fault::ServerSpeaksHttp1,
@@ -263,8 +263,9 @@ impl Cause {
         }
     }
 
-    /// The same for a tunnel that was asked something and had said nothing: then it was not the
-    /// worker's own end, as a rule, but that of the server behind it.
+    /// This cause for a tunnel that was asked something and had said nothing. As a rule it was not
+    /// the
+    /// worker that ended, but the server behind it.
     pub(crate) fn unanswered(self) -> Self {
         match self.detail {
             detail if detail == Self::FIN.detail => Self::FIN_UNANSWERED,
@@ -316,7 +317,7 @@ pub(crate) enum Gone {
     Function(End),
 }
 
-/// The same as the rules for parking see it.
+/// How a client's connection ended, as the rules for parking see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     /// It was lost: RST, a timeout, or FIN with streams open. Or it was told off.

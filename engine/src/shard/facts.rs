@@ -50,7 +50,8 @@ pub(crate) enum Fact {
         key: Key,
         address: SocketAddr,
     },
-    /// Such a connection, or the wish for it, is not wanted any more.
+    /// A connection that was asked for with `Dial` is not wanted any more, whether it is there or
+    /// not.
     Undial {
         conn: ConnId,
     },
@@ -71,7 +72,7 @@ pub(crate) enum ForRelay {
     Serve { exchange: Key, key: Key, wanted: Box<Wanted>, unnamed: bool },
     /// This exchange goes nowhere.
     Refuse { exchange: Key, fault: Box<Fault> },
-    /// Who waits for this route is told so; the route stays.
+    /// All requests that wait for this route are answered with `fault`; the route stays.
     RefuseWaiters { key: Key, fault: Box<Fault> },
     /// The attachment ends, and its tunnel with it if there is one. Who waits is told `fault`; with
     /// none, what the cause says. Answered by [`ForSessions::Closed`].
@@ -488,7 +489,8 @@ pub(crate) struct Met {
 /// An attachment's end.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Whoever can ask can end what nobody served: then its lines are counted as its client's too.
+    /// Names the session in lines. The lines of a session that nobody served are counted as its
+    /// client's.
     pub(crate) named: Named,
     pub(crate) cause: Cause,
     pub(crate) held_for: Duration,

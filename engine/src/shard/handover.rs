@@ -73,7 +73,8 @@ impl Handover {
             let received = client.said.received_mut();
             received.extend_from_slice(bytes);
             if received.len() > self.most + LATE_BYTES {
-                // Reading has stopped long ago: this is no reactor of ours.
+                // Reading was stopped before that, so no reactor that keeps to its contract comes
+                // here.
                 self.leaving.remove(&conn);
                 border.close(conn, Close::Now);
             }

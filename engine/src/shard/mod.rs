@@ -87,7 +87,7 @@ macro_rules! turn {
     };
 }
 
-// They use the macro.
+// These modules use the macro above, so they are declared behind it.
 mod handover;
 mod others;
 mod snapshot;

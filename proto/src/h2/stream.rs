@@ -217,7 +217,7 @@ impl Index {
     fn push(&mut self, id: u32, slot: u32) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < id), "ids rise");
         if self.entries.capacity() == 0 {
-            // As the table's.
+            // The table takes its first entry in the same way: most connections have one stream.
             self.entries.reserve_exact(1);
         }
         self.entries.push_back((id, slot));

@@ -172,7 +172,7 @@ impl Trails {
         self.found(wanted, of.now).into_iter().map(part).collect()
     }
 
-    /// Those whose time is over.
+    /// Forgets the sessions whose time is over.
     fn forget_old(&mut self, now: Time) {
         while let Some((place, id)) = self.places.first_key_value() {
             let old = |trail: &Trail| trail.touched + KEPT <= now;

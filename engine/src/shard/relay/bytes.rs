@@ -32,7 +32,7 @@ struct RawEnd {
 /// Streams of bytes of one core.
 #[derive(Debug, Default)]
 pub(super) struct Raw {
-    /// Those whose clients ended them in this turn.
+    /// The streams whose clients ended them in this turn.
     parting: Vec<Key>,
 }
 

@@ -59,7 +59,7 @@ impl Traffic {
             // It may rest for long.
             hop.ready = VecDeque::new();
         }
-        // That it is idle is all that it has to be looked at for and had not before.
+        // Its timer is set anew only if the idle limit comes before what the timer waits for.
         let idle = turn.now + turn.settings.config.session.idle;
         let unwatched = hop.as_ref().is_some_and(|hop| hop.timer.is_none_or(|at| at > idle));
         if let Some(tunnel) = hop.and_then(Hop::tunnel_mut) {

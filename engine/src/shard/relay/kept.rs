@@ -34,7 +34,7 @@ impl Streams {
         let h1 = self.hops.h1_mut(conn).expect("the caller has just read it");
         let len = rest.len as usize;
         if h1.kept_bytes + len > most {
-            // Reading has stopped long ago: this is no reactor of ours.
+            // Reading was stopped before that, so no reactor that keeps to its contract comes here.
             turn.limit_hit(Limit::Http1Buffer);
             return self.hops.cut(turn, conn);
         }

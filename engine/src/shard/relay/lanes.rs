@@ -19,8 +19,9 @@ pub(super) struct Lane {
     pub(super) unnamed: bool,
 }
 
-/// Those of one connection. Most have one route that is asked for in one way: that is one entry,
-/// which takes no memory of its own.
+/// The lanes of one connection. Most connections have one route that is asked for in one way: that
+/// is
+/// one entry, which takes no memory of its own.
 #[derive(Debug, Default)]
 pub(super) struct Lanes(SmallVec<[Lane; 1]>);
 
@@ -63,7 +64,7 @@ impl Lanes {
         !self.0.iter().any(|lane| lane.learned)
     }
 
-    /// Those by which requests with this mark may go.
+    /// The lanes by which requests with this mark may go.
     pub(super) fn of(&self, mark: u128) -> impl Iterator<Item = &Lane> + Clone {
         let mark = mark.to_ne_bytes();
         self.0.iter().filter(move |lane| lane.learned && lane.mark == mark)

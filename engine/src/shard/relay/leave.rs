@@ -59,7 +59,8 @@ impl Hops {
             let cause = if http1 { Cause::SPEAKS_HTTP1 } else { Cause::BROKEN };
             turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
         } else {
-            // Who broke the protocol has no use for its sessions; who was too busy may.
+            // A client that broke the protocol loses its sessions. One that was only too busy may
+            // come back to them.
             let how = match fault.code {
                 ErrorCode::EnhanceYourCalm => Gone::ToldOff,
                 _ => Gone::ByUs(Cause::CLIENT_GONE),

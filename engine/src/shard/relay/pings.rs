@@ -14,7 +14,7 @@ use ringway_proto::time::Time;
 /// A PING is early for them if it comes sooner than this after the last one.
 const BETWEEN: Duration = Duration::from_secs(300);
 
-/// The same while no stream is open, as on a parked tunnel.
+/// A PING is early if it comes sooner than this while no stream is open, as on a parked tunnel.
 const BETWEEN_AT_REST: Duration = Duration::from_secs(2 * 3600);
 
 /// What two clocks may differ by in that time.

@@ -410,7 +410,8 @@ impl Traffic {
             let head = exchange.head.take();
             match head.as_ref().map(|head| route::read(head)) {
                 Some(Routed::Invoke(head)) => self.ask(turn, waiter.slot, &head),
-                // It was one when it came.
+                // The head was a call when it came, so that it is read as one again; if not, it is
+                // answered as lost.
                 _ => turn.relay(ForRelay::Refuse {
                     exchange: waiter,
                     fault: Box::new(Fault::TunnelLost(GONE)),

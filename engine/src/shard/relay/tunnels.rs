@@ -63,11 +63,11 @@ impl Traffic {
         }
         let link = self.tunnel_link(turn, conn, key);
         let unspoken = link.is_unspoken();
-        // A spare has no time in which it must be used.
+        // The timer of unused tunnels does not run for a spare: it waits for a client.
         let state = if unspoken { TunnelState::InUse } else { TunnelState::Unused };
         let tunnel = Side::Tunnel(Tunnel::new(key, state, turn.now));
         let mut hop = Hop::new(conn, link, (peer, opened), turn.now, tunnel);
-        // What was armed for the connection before looks after the hop as well.
+        // The timer that was armed for the connection goes on for the hop.
         hop.timer = timer;
         self.streams.hops.insert_hop(hop);
         if let Some(route) = self.routes.get_mut(key) {
@@ -163,7 +163,7 @@ impl Traffic {
         let (conn, reusable, speaks) = (hop.conn, hop.link.is_reusable(), hop.link.clients());
         let asks = matches!(hop.link, Link::H2(_));
         let tunnel = hop.tunnel_mut().expect("a route's tunnel is one");
-        // They belong to the old client's encoder.
+        // These answers were made with the old client's encoder, and fit no other.
         tunnel.answers = Vec::new();
         if reusable {
             tunnel.state = TunnelState::Parked { until };
@@ -268,7 +268,7 @@ impl Traffic {
         }
         let client = client.and_then(|client| self.streams.hops.hop_mut(client)?.client_mut());
         if let Some(client) = client {
-            // They hold what the old tunnel's encoder made of them.
+            // These calls hold heads that the old tunnel's encoder made.
             client.calls.retain(|call| call.route != key);
         }
         self.streams.hops.watch(turn, new_conn);
@@ -351,7 +351,7 @@ impl Traffic {
         let key = hop.tunnel().map(|tunnel| tunnel.route).expect("only tunnels are let go of");
         let route = self.routes.remove(key);
         let carried = route.map(|route| (route.bytes_up, route.bytes_down)).unwrap_or_default();
-        // Whoever else fed it, or waited for it, was a client's connection that is gone.
+        // Every other connection that fed the tunnel or waited for it was a client's, and is gone.
         hop.stopped.retain(|full| *full == hop.conn);
         hop.waits = hop.stopped.len() as u32;
         hop.link.read_again(turn.now);

@@ -119,15 +119,15 @@ pub(super) enum Stage {
 /// A question to another core.
 #[derive(Debug)]
 pub(super) struct Asking {
-    /// As the client sent it.
+    /// The function id as the client sent it.
     pub(super) function: Box<[u8]>,
-    /// As the client sent it; empty if it named none.
+    /// The version as the client sent it; empty if it named none.
     pub(super) version: Box<[u8]>,
     pub(super) since: Time,
     pub(super) stands: Asked,
 }
 
-/// What has become meanwhile of what is asked for.
+/// What became of the wish for a session while it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Wanted,
@@ -138,7 +138,7 @@ pub(super) enum Asked {
     Ended,
 }
 
-/// Who used a tunnel up, should it be.
+/// What used a tunnel up, if it is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UsedBy {
     /// Its client was lost.
@@ -360,9 +360,9 @@ impl Attachment {
 #[derive(Debug)]
 pub(super) struct Attachments {
     table: Table<Attachment>,
-    /// Those that wait for their worker.
+    /// The attachments that wait for their worker.
     pending: Pending,
-    /// Those that are parked.
+    /// The attachments that are parked.
     lot: Lot,
     /// Whose the dials under way are.
     dials: HashMap<ConnId, Key>,

@@ -360,7 +360,7 @@ impl Clients {
         self.get(conn).is_some_and(|client| client.is_hasty(limits, now))
     }
 
-    /// Who a client is, and when it was granted what this owner has.
+    /// A client's address, and when it was granted the owner's function.
     pub(super) fn met(&self, conn: ConnId, owner: &Owner) -> Option<Met> {
         let client = self.get(conn)?;
         let own = |pin: &&Pin| {

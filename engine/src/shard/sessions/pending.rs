@@ -39,7 +39,7 @@ impl Waits {
     }
 }
 
-/// Those of one core.
+/// The waiting sessions of one core.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     all: Waits,

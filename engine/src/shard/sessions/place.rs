@@ -77,7 +77,7 @@ impl Sessions {
         let most = turn.settings.config.limits.attachments;
         let asked = self.roster.clients.get(from).map(|client| client.questions.clone());
         let asked = asked.unwrap_or_default();
-        // Those that have left are among them, since nobody tells that.
+        // Requests that have left are counted too, since nobody tells `sessions` that they did.
         if self.questions.joined(&asked)
             >= GONE_WAITERS * turn.settings.config.limits.streams as usize
         {

@@ -58,7 +58,7 @@ pub(super) struct Question {
     pub(super) tenant: Option<Arc<str>>,
     /// The first one, which the question is about.
     pub(super) first: Waiting,
-    /// Those that wait for the same answer.
+    /// More requests that wait for the same answer.
     more: Vec<Waiting>,
 }
 
@@ -94,7 +94,7 @@ impl Question {
     }
 }
 
-/// Those of one core.
+/// The questions of one core.
 #[derive(Debug)]
 pub(super) struct Questions {
     core: u16,
@@ -243,7 +243,7 @@ impl Questions {
         self.table.get(key).is_some_and(|question| question.stage == Stage::Asked)
     }
 
-    /// Those that wait for that core's word.
+    /// The questions that wait for that core's word.
     pub(super) fn vouching_at(&self, core: u16) -> Vec<Key> {
         let waits = |(_, question): &(Key, &Question)| question.stage == Stage::Vouching(core);
         self.table.iter().filter(waits).map(|(key, _)| key).collect()

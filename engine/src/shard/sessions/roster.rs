@@ -59,7 +59,7 @@ impl Roster {
         self.own_home(settings, id).unwrap_or(settings.core)
     }
 
-    /// The same, for ids that this gateway has made.
+    /// The core that has the directory entry of an id that this gateway has made.
     pub(super) fn own_home(&self, settings: &ShardSettings, id: Uuid) -> Option<u16> {
         self.ids.home_of(id).core().filter(|core| *core < settings.cores)
     }
@@ -231,7 +231,7 @@ impl Roster {
     /// A client is back at its session, after it has asked since then.
     pub(super) fn resumed(&self, turn: &mut Turn<'_>, key: Key, way: ResumeWay, since: Time) {
         if let Some(attachment) = self.attachments.get(key) {
-            // Who asked a worker for it was met when it did.
+            // A client for whom a worker was asked is in the timeline already, from when it asked.
             let client = attachment.client.filter(|_| way != ResumeWay::Reconnect);
             let client = client.and_then(|conn| self.clients.met(conn, &attachment.facts.owner));
             let took = turn.now.since(since);
@@ -355,7 +355,7 @@ impl Roster {
                 if asking.stands == Asked::Wanted {
                     asking.stands = Asked::Forsaken;
                 }
-                // Whoever asks the same again has to be known to wait.
+                // The lane is forgotten, so that the next request for it is counted as waiting.
                 turn.relay(ForRelay::Unlearn { key });
             }
             Some(State::Fresh { forsaken, .. }) => {
@@ -414,7 +414,7 @@ impl Roster {
             Was::Sought { .. } | Was::Served | Was::Moving(_) => {}
         }
         turn.edge(Edge::Closed(Box::new(Ended {
-            // Whoever can ask can end what nobody served.
+            // A client can cause as many unserved ends as it has requests: their lines are counted.
             named: ended.named(!served || ended.counted),
             cause,
             held_for: turn.now.since(ended.opened),

@@ -363,7 +363,7 @@ impl Doors {
         self.slots.values().map(|door| door.conn).collect()
     }
 
-    /// Those whose polls wait for a word of that core.
+    /// The connections whose polls wait for a word of that core.
     pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
         let doors = self.slots.values().map(|door| &**door);
         doors.filter(|door| door.polls.wait_at(core)).map(|door| door.conn).collect()
