@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,18 @@ def test_what_a_section_says_can_be_done(section, folder):
         done = subprocess.run(["unshare", "-rn", "bash", "-c", "\n".join(script)], cwd=folder,
                               env=environment, stdout=log, stderr=log, timeout=120)
     assert done.returncode == 0, out.read_text()[-4000:]
+
+
+def test_the_pages_make_a_book(tmp_path):
+    """Every page is in SUMMARY.md, and mdbook builds it without a word of warning."""
+    docs = ROOT / "docs"
+    listed = set(re.findall(r"\]\(([^)]+\.md)\)", (docs / "SUMMARY.md").read_text()))
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {"SUMMARY.md"}
+    assert listed == pages
+    mdbook = Path(sys.executable).with_name("mdbook")
+    built = subprocess.run([mdbook, "build", docs, "--dest-dir", tmp_path / "book"],
+                           capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    assert "WARN" not in built.stderr and "ERROR" not in built.stderr, built.stderr
+    for page in pages - {"README.md"}:
+        assert (tmp_path / "book" / page).with_suffix(".html").is_file(), page
