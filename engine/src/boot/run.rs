@@ -219,7 +219,7 @@ async fn tell_what_is_waited_for(
     until: tokio::time::Instant,
 ) -> std::convert::Infallible {
     loop {
-        // What has nothing open ends by itself within this time.
+        // A gateway with nothing open ends by itself within this time, and says nothing.
         sleep(WAITS_PAUSE).await;
         let rows = admin.scraper.ask().await.into_sessions();
         let open = rows.iter().filter(|row| row.close_reason.is_none());

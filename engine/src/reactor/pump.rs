@@ -303,7 +303,7 @@ impl<C: Core> Reactor<C> {
     fn send(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(output) = self.border.output(conn) else { return };
-        // What a connection that is let go of has not sent, its next owner sends.
+        // Output of a connection that goes to another owner is sent by that owner.
         if !socket.may_send() || is_leaving(&self.border, conn) {
             return;
         }

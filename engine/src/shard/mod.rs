@@ -385,7 +385,7 @@ impl Shard {
             let attachments = self.sessions.len();
             self.cores.tell_idle(turn!(self, border), attachments);
         }
-        // What is still being flushed is the reactor's.
+        // Connections that are still being flushed are the reactor's concern.
         self.finished |= over;
     }
 

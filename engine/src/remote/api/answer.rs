@@ -33,7 +33,7 @@ pub(super) struct Unusable(pub(super) String);
 pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusable> {
     let function = id("functionId", &answer.function_id).map_err(Unusable)?;
     let tenant = name("clientNcaId", &answer.client_nca_id).map_err(Unusable)?;
-    // Only the worker is told it, as it is; whose the session is the other one says.
+    // The subject is for the worker alone. The account id says whose the session is.
     let subject = match answer.client_auth_subject.as_str() {
         "" => "".into(),
         subject => name("clientAuthSubject", subject).map_err(Unusable)?,

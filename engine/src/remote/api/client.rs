@@ -175,7 +175,7 @@ impl Inner {
 impl Failure {
     fn of(status: &Status) -> Self {
         let (code, message) = (status.code(), status.message());
-        // What has a source came of the connection and not from the API.
+        // A status with a source was made by the connection, and not by the API.
         let source = std::error::Error::source(status);
         if let Some(source) = source {
             let code = match code {

@@ -287,7 +287,7 @@ impl Ledger {
         let Table { entries, queues, .. } = &mut *table;
         let queue = queues.get_mut(version)?;
         while let Some(ticket) = queue.pop_front() {
-            // What its worker came for meanwhile is not here any more.
+            // Work whose worker has come meanwhile is not in the table any more.
             let Some(Entry { version, id, stage: Stage::Stored(sequence), unwanted, .. }) =
                 entries.get(&ticket)
             else {

@@ -100,7 +100,7 @@ impl Reconnects {
                 Err(why) => Heard::Lost(why),
             },
             () = sleep(SILENCE) => Heard::Somebody,
-            // Its answer went with the connection.
+            // An answer would have come on the connection that is lost.
             () = self.link.lost(epoch) => Heard::Lost("NATS was lost meanwhile".into()),
         }
     }

@@ -46,7 +46,7 @@ impl Runs {
 
     /// Stops the one of a ticket, if it runs.
     pub(super) fn stop(&self, ticket: AskTicket) {
-        // Its receiver hears that the sender is gone.
+        // Dropping the sender tells the receiver to stop.
         self.all().remove(&ticket);
     }
 

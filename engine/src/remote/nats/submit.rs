@@ -154,7 +154,7 @@ impl Publisher {
                 Ok(_) if more > 0 => {
                     more -= 1;
                     if let Some(requests) = &self.requests {
-                        // What it comes to shows in the next attempt.
+                        // Whether the stream could be made shows in the next attempt.
                         let _there = timeout_at(end, requests.missing(version)).await;
                     }
                     sleep_until((begun + ATTEMPT_PAUSE).min(end)).await;

@@ -114,7 +114,7 @@ impl Cores {
                 let (ticket, fault) = (work.ticket, Box::new(Fault::MailboxFull));
                 turn.sessions(ForSessions::NotSubmitted { ticket, fault });
             }
-            // It says so again.
+            // The sender repeats this message by itself.
             CorePost::Impatient(_) => {}
             spare => self.keep(turn, attachments, to, spare),
         }

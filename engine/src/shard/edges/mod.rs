@@ -129,7 +129,8 @@ impl Edges {
         metrics.worker_connections_closed[cause.reason.index()] += 1;
         metrics.close_codes[cause.code.index()] += 1;
         metrics.worker_connection_seconds.observe(held_for.as_secs_f64());
-        // What nobody came for is no end of the session's, and says nothing of how its calls went.
+        // A spare that nobody came for is not the session's end: its cause says nothing of the
+        // session's calls.
         let event =
             if spare { Event::SpareFailed { detail: cause.detail } } else { close_event(cause) };
         self.note(named.session, readers.now, event, readers);

@@ -56,7 +56,7 @@ impl Traffic {
     fn rest(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let mut hop = self.streams.hops.hop_mut(conn).filter(|hop| hop.link.streams() == 0);
         if let Some(hop) = hop.as_mut().filter(|hop| hop.ready.is_empty()) {
-            // It may rest for long.
+            // The tunnel may rest for long, so it keeps no memory for its queue.
             hop.ready = VecDeque::new();
         }
         // Its timer is set anew only if the idle limit comes before what the timer waits for.
@@ -131,7 +131,7 @@ impl Traffic {
             Some(_) => {
                 self.streams.drop_exchange(turn, slot, Some(ErrorCode::InternalError), None);
             }
-            // Its client went before.
+            // The exchange's client has gone before, so there is nobody to answer.
             None => {}
         }
     }
@@ -240,7 +240,7 @@ impl Traffic {
         cause: Cause,
         fault: Option<&Fault>,
     ) {
-        // What runs still counts with what has ended.
+        // Octets of exchanges that still run are counted with those that have ended.
         let carried = self.facts(key);
         let tunnel = self.routes.get(key).map(|route| route.tunnel);
         let Some((tunnel, carried)) = tunnel.zip(carried) else { return };

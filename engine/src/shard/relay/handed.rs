@@ -137,7 +137,7 @@ impl Relay {
         match event {
             Ok(Event::More) => {
                 if turn.border.queued(conn) == 0 {
-                    // Nothing that was counted waits in the output.
+                    // The answers that were counted have all left the output.
                     h2.set_answers_backlog(0);
                 }
                 self.reader.traffic.streams.hops.after_http2(turn, conn);

@@ -381,7 +381,7 @@ impl Hop {
 
     /// The earliest of the connection's concerns.
     pub(super) fn deadline(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
-        // What is not read may be there.
+        // While the connection is not read, what its codec waits for may have come already.
         let mut earliest = if self.waits == 0 { self.link.deadline() } else { None };
         let mut concern = |at: Time| {
             earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));

@@ -78,7 +78,7 @@ impl Hops {
             turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
         } else {
             turn.border.close(conn, Close::Now);
-            // It takes nothing any more: it may be lost.
+            // A client that takes nothing any more is treated as lost, so that it may come back.
             turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(End::Timeout) });
         }
     }

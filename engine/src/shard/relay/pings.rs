@@ -164,7 +164,7 @@ mod tests {
             round(&mut pings, 305 * n, false);
         }
         assert_eq!(pings.allowed_from(false, false), at(610 + 7200 + 5));
-        // With a stream it is none.
+        // With a stream open the same PING is not early.
         assert_eq!(pings.allowed_from(true, false), at(610 + 305));
         round(&mut pings, 610 + 7205, false);
         assert_eq!(pings.allowed_from(false, false), at(610 + 2 * 7205), "and it is not early");

@@ -306,7 +306,7 @@ impl Reader {
     fn peer_goaway(&mut self, turn: &mut Turn<'_>, conn: ConnId, last: u32, code: ErrorCode) {
         let hop = self.traffic.streams.hops.hop_mut(conn);
         match hop.map(|hop| &mut hop.side) {
-            // It leaves.
+            // The client leaves in good order, which matters for parking.
             Some(Side::Client(client)) => client.said_goaway |= code == ErrorCode::NoError,
             Some(Side::Tunnel(_)) => self.traffic.goaway(turn, conn, last),
             None => {}

@@ -232,7 +232,7 @@ impl Streams {
                 }
             }
             _ => {
-                // What comes twice ends the stream before it comes here.
+                // Trailers come once: a second section ends the stream in the codec.
                 pipe.trailers = Some(Box::new(fields.clone()));
                 if !self.list_waits(turn, slot, way, fields.size()) {
                     return false;

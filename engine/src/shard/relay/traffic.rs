@@ -348,7 +348,9 @@ impl Traffic {
         (wanted, unnamed): (&Wanted, bool),
     ) {
         let Some(of) = self.streams.exchanges.get_mut(exchange) else {
-            // It was given up meanwhile; and who was to serve it may serve nobody.
+            // The exchange was given up meanwhile. If the route that was made for it serves nobody
+            // else,
+            // its attachment ends.
             if self.routes.get(key).is_some_and(|r| r.waiting == 0 && r.tunnel.is_none()) {
                 turn.sessions(ForSessions::Abandoned { key });
             }

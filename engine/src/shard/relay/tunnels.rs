@@ -216,7 +216,7 @@ impl Traffic {
                 route.tunnel = tunnel;
                 route.carry(carried.unwrap_or_default());
             }
-            // Nobody is left who could have it.
+            // The route is gone, so the tunnel has no use.
             (None, Some(conn)) => {
                 let cause = Cause::SURPLUS;
                 turn.relay(ForRelay::TunnelOver { conn, cause, last: false });

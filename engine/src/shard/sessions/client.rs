@@ -163,7 +163,7 @@ impl Client {
     /// What was granted. False if there are `most` in use already.
     pub(super) fn grant(&mut self, pin: Pin, most: usize) -> bool {
         if self.pins.len() >= most {
-            // Its users change: what is only remembered goes.
+            // The connection's users change: pins without an attachment make room.
             self.forget_idle_pins();
         }
         if self.pins.len() >= most {

@@ -382,7 +382,7 @@ impl Sessions {
     /// Another core's shard panicked: all it knew is gone.
     pub(crate) fn core_restarted(&mut self, turn: &mut Turn<'_>, core: u16) {
         self.directory.forget_core(core, (turn.now, turn.settings.unix_micros(turn.now)));
-        // What was parked there is gone, and with it what was promised of it.
+        // Tunnels that were parked there are gone, so clients to whom one was promised are refused.
         for robbed in self.directory.robbed_by(core) {
             turn.send(robbed.core, CorePost::not_resumed(robbed));
         }
@@ -418,7 +418,7 @@ impl Sessions {
                     roster.leave(turn, (id, key), None);
                     roster.end_asking(turn, key, Fault::MailboxFull);
                 }
-                // Its new core will say so.
+                // The core to which the attachment moves tells of it.
                 State::Moving { .. } => {}
                 _ => roster.tell_join(turn, key),
             }

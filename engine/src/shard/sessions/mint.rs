@@ -19,7 +19,7 @@ pub(super) struct Mint {
 }
 
 impl std::fmt::Debug for Mint {
-    // What comes next is a secret.
+    // The generator's state would tell which tokens come next, so it is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Mint").field("core", &self.core).finish_non_exhaustive()
     }

@@ -431,7 +431,7 @@ impl Sessions {
         conn: ConnId,
         result: Result<(), i32>,
     ) {
-        // Nobody may wait for it any more.
+        // The attachment for which the connection was dialled may have ended meanwhile.
         let Some(key) = self.roster.attachments.dialled(conn) else {
             return turn.fact(Fact::Undial { conn });
         };

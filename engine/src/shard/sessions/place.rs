@@ -128,7 +128,7 @@ impl Sessions {
         let home = self.roster.own_home(settings, id)?;
         let vouch = Vouch {
             id,
-            // It has no number yet.
+            // There is no attachment yet, so the question's own key is filled in later.
             ticket: ticket(settings, Key { slot: 0, generation: 0 }),
             function: wanted.call.function().into(),
             version: wanted.call.version().into(),
@@ -247,7 +247,8 @@ impl Sessions {
         if let Some(client) = self.roster.clients.get(from) {
             match client.pin(&waiting.wanted, hash, scope) {
                 Some(pin) => self.go_on(turn, (from, pin), waiting),
-                // It had no use and made room for another one.
+                // The pin was idle and has been forgotten to make room, so the client is asked
+                // about again.
                 None => self.ask(turn, (from, hash), waiting),
             }
         }

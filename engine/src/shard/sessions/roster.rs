@@ -423,7 +423,7 @@ impl Roster {
         match was {
             // The session has another in its place already, which waits for the tunnel.
             Was::Moving(to) => turn.send(to.core, CorePost::not_resumed(to)),
-            // What became of the session was known before.
+            // A spare leaves no row: the session's own attachment has one.
             _ if spare => self.leave(turn, of, None),
             _ => self.leave(turn, of, Some(closed_row(turn, ended, (cause, tally)))),
         }

@@ -189,7 +189,7 @@ impl Door {
             conn: self.conn,
             peer: worker,
             opened: self.opened,
-            // What is armed for a connection of the workers' finds nobody: the relay arms its own.
+            // A timer that is armed for this table finds nobody there, so the relay arms its own.
             timer: None,
             tail,
         })));
@@ -297,7 +297,7 @@ impl Door {
         let polls = std::mem::replace(&mut self.polls, Polls::new(self.conn));
         polls.left(turn, may_have_arrived);
         if let Phase::Moving { .. } = self.phase {
-            // Nobody can take it over any more.
+            // The connection has ended on its way to the token's home.
             let result = ConnectResult::HijackFailed;
             turn.edge(Edge::Connect { result, age: None, worker: self.peer });
         }

@@ -262,7 +262,7 @@ impl Bucket {
     /// Logs what is wrong, once.
     pub(super) fn tell(&self, told: &mut Option<String>, trouble: &Trouble) {
         let text = trouble.to_string();
-        // What a missing right costs is said where it is noticed.
+        // A missing right is logged with what it costs, where it is noticed.
         if *trouble != Trouble::Denied && told.as_ref() != Some(&text) {
             tracing::warn!(error = text, "this gateway's record cannot be entered");
             *told = Some(text);
