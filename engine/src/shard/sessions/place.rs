@@ -128,7 +128,7 @@ impl Sessions {
         let home = self.roster.own_home(settings, id)?;
         let vouch = Vouch {
             id,
-            // There is no attachment yet, so the question's own key is filled in later.
+            // The question has no key of its own yet.
             ticket: ticket(settings, Key { slot: 0, generation: 0 }),
             function: wanted.call.function().into(),
             version: wanted.call.version().into(),
