@@ -4,10 +4,12 @@
 //! A server says so beside the answers: the request itself just ends without one. So whoever hears
 //! the connection's events tells them here, and whoever waited in vain asks here why.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 
 use crate::metrics::{each, family};
 
@@ -91,13 +93,17 @@ pub(super) fn refused(error: &str) -> Option<&str> {
     parts.next().filter(|_| violation)
 }
 
+/// How long a refusal counts. A server that reads its configuration again gives a right without a
+/// word to those who are connected, so it is asked for again from time to time.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Subjects that were refused and that somebody who published to one may still be told of.
 const VIOLATIONS: usize = 256;
 
 /// Rights that are missing on the connection there is now.
 #[derive(Debug)]
 pub(super) struct Rights {
-    missing: [AtomicBool; Right::ALL.len()],
+    /// When each was refused last, if it has not been used since.
+    refused: Mutex<[Option<Instant>; Right::ALL.len()]>,
     said: [AtomicBool; Right::ALL.len()],
     missed: Notify,
     violations: broadcast::Sender<Arc<str>>,
@@ -124,7 +130,7 @@ impl Violations {
 impl Default for Rights {
     fn default() -> Self {
         Self {
-            missing: Default::default(),
+            refused: Mutex::default(),
             said: Default::default(),
             missed: Notify::default(),
             violations: broadcast::Sender::new(VIOLATIONS),
@@ -135,7 +141,16 @@ impl Default for Rights {
 impl Rights {
     /// A server has been reached: it may allow something else than the one before.
     pub(super) fn connected(&self) {
-        self.missing.iter().for_each(|missing| missing.store(false, Ordering::Relaxed));
+        *self.refused() = Default::default();
+    }
+
+    /// The account has done what needs this right.
+    pub(super) fn used(&self, right: Right) {
+        self.refused()[right as usize] = None;
+    }
+
+    fn refused(&self) -> MutexGuard<'_, [Option<Instant>; Right::ALL.len()]> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The server has said this against the connection.
@@ -145,7 +160,7 @@ impl Rights {
         let _ = self.violations.send(subject.into());
         let about = SUBJECTS.iter().find(|(part, _)| subject.contains(part));
         let Some((_, right)) = about else { return };
-        self.missing[*right as usize].store(true, Ordering::Relaxed);
+        self.refused()[*right as usize] = Some(Instant::now());
         self.missed.notify_waiters();
         if !self.said[*right as usize].swap(true, Ordering::Relaxed) {
             tracing::warn!(subject, "the NATS account lacks a right: {}", right.cost());
@@ -157,9 +172,9 @@ impl Rights {
         Violations(self.violations.subscribe())
     }
 
-    /// Whether that is missing.
+    /// Whether that is missing, as far as is known: it was refused a moment ago.
     pub(super) fn lacks(&self, right: Right) -> bool {
-        self.missing[right as usize].load(Ordering::Relaxed)
+        self.refused()[right as usize].is_some_and(|refused| refused.elapsed() < ASK_AGAIN)
     }
 
     /// Waits until that is missing.
@@ -177,8 +192,10 @@ impl Rights {
     pub(super) fn render(&self, out: &mut String) {
         let name = "ringway_nats_right_missing";
         family(out, name, "gauge", "1: the NATS account has been refused something it needs.");
+        let refused = *self.refused();
         let missing = Right::ALL.into_iter();
-        let missing = missing.map(|right| (right.label(), u64::from(self.lacks(right))));
+        let missing =
+            missing.map(|right| (right.label(), u64::from(refused[right as usize].is_some())));
         each(out, name, "right", missing);
     }
 }
@@ -209,6 +226,24 @@ mod tests {
         assert!(out.contains("{right=\"look\"} 0\n"), "{out}");
         rights.connected();
         assert!(!rights.lacks(Right::Purge));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_was_refused_is_asked_for_again_and_shown_until_it_is_there() {
+        let rights = Rights::default();
+        let shown = |rights: &Rights| {
+            let mut out = String::new();
+            rights.render(&mut out);
+            out.contains("{right=\"purge\"} 1\n")
+        };
+        rights.heard("nats: Permissions Violation for Publish to \"$JS.API.STREAM.PURGE.rq_r_v\"");
+        tokio::time::advance(ASK_AGAIN - Duration::from_millis(1)).await;
+        assert!(rights.lacks(Right::Purge) && shown(&rights));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!rights.lacks(Right::Purge) && shown(&rights));
+        assert!(rights.missed(Right::Purge).now_or_never().is_none());
+        rights.used(Right::Purge);
+        assert!(!shown(&rights));
     }
 
     #[test]

@@ -388,8 +388,14 @@ pub(super) async fn within<T>(
         biased;
         () = denied => Err(Trouble::Denied),
         () = link.lost(epoch) => Err(Trouble::Down),
-        answer = tokio::time::timeout(API_LIMIT, answer) => answer.unwrap_or_else(|_| {
-            Err(Trouble::Failed(format!("no answer in {} s", API_LIMIT.as_secs())))
-        }),
+        answer = tokio::time::timeout(API_LIMIT, answer) => {
+            // Whatever the answer is: who may not ask gets none.
+            if let (Ok(_), Some((rights, right))) = (&answer, needs) {
+                rights.used(right);
+            }
+            answer.unwrap_or_else(|_| {
+                Err(Trouble::Failed(format!("no answer in {} s", API_LIMIT.as_secs())))
+            })
+        }
     }
 }
