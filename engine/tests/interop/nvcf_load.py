@@ -8,6 +8,7 @@ what is looked at."""
 import asyncio
 import collections
 import contextlib
+import math
 import socket
 import struct
 import threading
@@ -167,10 +168,10 @@ class Load:
         return [await self.one_line() for _ in range(self.running)]
 
     async def keep_calling(self, line, session, delay):
-        what = block()
-        await asyncio.sleep(delay)
+        what, at = block(), time.monotonic() + delay
         try:
             while True:
+                await asyncio.sleep(max(0, at - time.monotonic()))
                 began = time.monotonic()
                 status, text = await asyncio.wait_for(line.call(what), PATIENCE)
                 took = time.monotonic() - began
@@ -179,7 +180,10 @@ class Load:
                     self.latencies.append(took)
                     if status != "0" or line.head.get("nvcf-reqid") != session:
                         self.failures.append(f"{session}: {status} {text} {line.head}")
-                await asyncio.sleep(max(0, self.pause - took))
+                # Each has its own place in the second for as long as it stays. If the next call were
+                # counted from this one, all that had once waited together would come together for
+                # ever, and wait for each other.
+                at += self.pause * max(1, math.ceil((time.monotonic() - at) / self.pause))
         except (Lost, asyncio.TimeoutError) as error:
             with self.lock:
                 self.failures.append(f"{session}: {error!r}")
