@@ -28,8 +28,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Mode;
 use crate::metrics::Backend;
-use crate::post::{SessionRow, ShardPost};
+use crate::post::ShardPost;
 use crate::remote::Remote;
+use crate::trail::IdBegin;
 
 pub use changes::{Change, Changes};
 pub use level::Changed;
@@ -49,7 +50,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// What is said when a core does not answer.
 const BUSY: &str = "a core is too busy, try again\n";
 /// Letters of a shortened request id.
-const SHORT_ID: usize = crate::trail::IdBegin::DIGITS;
+const SHORT_ID: usize = IdBegin::DIGITS;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,29 +274,21 @@ async fn info(State(admin): Shared) -> Response<Body> {
 
 /// Ends a session on all cores. Answered when they have done so: each is asked behind its order.
 async fn close(State(admin): Shared, Path(id): Path<String>) -> Response<Body> {
-    let wanted = id.to_ascii_lowercase();
-    let scrape = admin.scraper.ask().await;
-    let whole = scrape.is_whole();
-    let rows = scrape.into_sessions();
-    let live = rows.iter().filter(|row| row.close_reason.is_none());
-    let found: Vec<_> = live.filter(|row| is_named(row, &wanted)).collect();
-    let id = match found[..] {
-        [] if !whole => return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY),
-        [] => return reply::text(StatusCode::NOT_FOUND, "no such session\n"),
+    let unknown = || reply::text(StatusCode::NOT_FOUND, "no such session\n");
+    let Some(wanted) = IdBegin::parse(&id) else { return unknown() };
+    let listed = admin.scraper.ask_rows(Some(wanted)).await;
+    let live = listed.rows.iter().filter(|row| row.close_reason.is_none());
+    let id = match live.collect::<Vec<_>>()[..] {
+        [] if !listed.whole => return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY),
+        [] => return unknown(),
         [row] => row.request_id,
         _ => return reply::text(StatusCode::CONFLICT, "several sessions begin so\n"),
     };
     if admin.scraper.tell(|| ShardPost::End { id }) > 0 {
         return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY);
     }
-    admin.scraper.ask().await;
+    admin.scraper.ask_beats().await;
     reply::empty(StatusCode::NO_CONTENT)
-}
-
-/// Whether a row is the session with this id, or with an id that begins so.
-fn is_named(row: &SessionRow, wanted: &str) -> bool {
-    let id = row.request_id.to_string();
-    id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(wanted))
 }
 
 async fn drain(State(admin): Shared) -> Response<Body> {

@@ -97,6 +97,8 @@ pub fn serve(
     source: Option<Source>,
 ) -> Result<(), BootError> {
     // Before there are threads.
+    let raised = raise_files();
+    Files::of_process(&config, demo.as_ref()).lay_table();
     let handed = Handed::take(&config)?;
     let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
     tell_start(&config);
@@ -104,6 +106,9 @@ pub fn serve(
     config.cores.count = Some(count);
     let policy = policy_of(&mut config);
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
     let files = share_files(&mut config, demo.as_ref());
     let backend = io::choose(&config)?;
     let origin = Instant::now();
@@ -332,17 +337,19 @@ fn random<const N: usize>() -> Result<[u8; N], BootError> {
     Ok(bytes)
 }
 
-/// Raises the soft limit on descriptors to the hard one (contract LN-11), and bounds the connections
-/// by what there is then.
-fn share_files(config: &mut Config, demo: Option<&Demo>) -> Files {
+/// Raises the soft limit on descriptors to the hard one (contract LN-11).
+fn raise_files() -> rustix::io::Result<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!(%error, "the limit on open files cannot be raised");
-        }
+    if limit.current == limit.maximum {
+        return Ok(());
     }
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)
+}
+
+/// Bounds the connections by the descriptors that there may be.
+fn share_files(config: &mut Config, demo: Option<&Demo>) -> Files {
     let files = Files::of_process(config, demo);
     if files.are_too_few() {
         tracing::warn!("{files}; {}", Files::FIX);

@@ -5,6 +5,7 @@
 //! A real reactor and a simulated world drive the same `Core` through the same `Border`.
 
 mod parcel;
+mod stalls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
 pub use parcel::{Carried, Parcel};
+pub use stalls::{STALL, STALL_SECONDS, Stalls};
 
 /// How long a flushed connection waits for its peer's FIN.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -127,6 +129,8 @@ pub struct Tally {
     pub rings: u64,
     /// Time asleep, or looking out for something to do.
     pub idle: std::time::Duration,
+    /// Turns that took long.
+    pub stalls: Stalls,
     /// What listeners with TLS or the PROXY protocol saw.
     pub inlet: inlet::Tally,
 }

@@ -13,7 +13,7 @@ pub use across::{
     Vouch, Vouched,
 };
 
-use crate::border::Parcel;
+use crate::border::{Parcel, Stalls};
 use crate::control::local::Policy;
 use crate::control::port::{Answer, AskTicket};
 use crate::metrics::ShardMetrics;
@@ -29,6 +29,15 @@ pub enum ShardPost {
     Snapshot {
         /// Names the asker's request.
         ticket: u64,
+    },
+    /// Answer with [`ControlPost::Rows`] under the same ticket.
+    Rows {
+        /// Names the asker's request.
+        ticket: u64,
+        /// Where the page begins.
+        from: Bookmark,
+        /// Only sessions whose id begins so.
+        wanted: Option<IdBegin>,
     },
     /// Answer with [`ControlPost::Beat`] under the same ticket: whoever can has turned.
     Beat {
@@ -93,8 +102,20 @@ pub enum ControlPost {
         ticket: u64,
         /// The shard's core number.
         core: u16,
-        /// Counters and sessions.
+        /// Its counters.
         snapshot: Box<Snapshot>,
+    },
+    /// Some sessions of a shard.
+    Rows {
+        /// The asker's ticket.
+        ticket: u64,
+        /// Which, and where the next ones are.
+        page: Box<Page>,
+    },
+    /// Rules that a shard has gone by until now: to be dropped where nobody waits for it.
+    Replaced {
+        /// The rules.
+        policy: Arc<Policy>,
     },
     /// A core turns.
     Beat {
@@ -129,33 +150,62 @@ pub struct Snapshot {
     pub core: u16,
     /// How long the core has been asleep, or looking out for something to do, since it began.
     pub idle: Duration,
+    /// Its turns that took long, since it began.
+    pub stalls: Stalls,
     /// Its sockets, those still being closed included.
     pub sockets: u64,
     /// Every counter and gauge.
     pub metrics: ShardMetrics,
-    /// One row a session, live ones first, then those closed recently.
-    pub sessions: Vec<SessionRow>,
 }
 
-/// A session as `/sessions` shows it.
+/// Where a page of a core's sessions begins: at a place of one of its three tables, which are asked
+/// for in this order. What moves between them or within one meanwhile is told twice or, if it comes
+/// to an earlier place of the same one, not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bookmark {
+    /// Attachments that live.
+    Live(u32),
+    /// What others carried of sessions that live.
+    Carried(u32),
+    /// Sessions that have ended.
+    Closed,
+}
+
+impl Bookmark {
+    /// The first page.
+    pub const BEGIN: Self = Self::Live(0);
+}
+
+/// Some of a core's sessions.
+#[derive(Debug)]
+pub struct Page {
+    /// The core's number.
+    pub core: u16,
+    /// Rows; a session may have several, on several pages and cores.
+    pub rows: Vec<SessionRow>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<Bookmark>,
+}
+
+/// A session as `/sessions` shows it. A core makes thousands of them, and text of none.
 #[derive(Clone, Debug, Default)]
 pub struct SessionRow {
     /// The whole request id; the admin port shortens it where it must.
     pub request_id: uuid::Uuid,
     /// As the client sent it.
-    pub function_id: String,
+    pub function_id: Arc<str>,
     /// The version that was picked.
-    pub function_version_id: String,
+    pub function_version_id: Arc<str>,
     /// Tenant (NCA id) that owns the session.
-    pub tenant: String,
+    pub tenant: Arc<str>,
     /// `waiting`, `attached`, `active`, `parked` or `closed`.
     pub state: &'static str,
     /// Core of the attachment.
     pub core: u16,
-    /// Peer address of the client connection.
-    pub client_address: String,
-    /// Peer address of the worker's tunnel, empty before there is one.
-    pub tunnel: String,
+    /// Peer address of the client connection, if that is known.
+    pub client_address: Option<SocketAddr>,
+    /// Peer address of the worker's tunnel, once there is one.
+    pub tunnel: Option<SocketAddr>,
     /// Streams open now.
     pub streams: u32,
     /// Body bytes from the client.

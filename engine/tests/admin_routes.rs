@@ -16,7 +16,7 @@ use ringway::config::Mode;
 use ringway::control::local::SessionFacts;
 use ringway::control::port::Owner;
 use ringway::metrics::{Backend, CloseCode, CloseReason};
-use ringway::post::{SessionRow, ShardPost, Snapshot};
+use ringway::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use ringway::ring::{Mailbox, mailbox};
 use ringway::trail::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
 use ringway_proto::time::Time;
@@ -77,6 +77,10 @@ fn world(allow_remote: bool, silent: bool) -> World {
                     Some(ShardPost::Snapshot { ticket }) => {
                         told.scraper.answered(ticket, Box::new(snapshot(core)));
                     }
+                    Some(ShardPost::Rows { ticket, from, wanted }) => {
+                        told.scraper.turned(ticket, page(core, from, wanted));
+                    }
+                    Some(ShardPost::Beat { ticket }) => told.scraper.beaten(ticket, 0),
                     Some(ShardPost::Trail { ticket, wanted }) => {
                         told.scraper.told(ticket, recorded(core, wanted));
                     }
@@ -96,7 +100,12 @@ fn world(allow_remote: bool, silent: bool) -> World {
 fn snapshot(core: u16) -> Snapshot {
     let mut snapshot = Snapshot { core, ..Snapshot::default() };
     snapshot.metrics.tokens_issued = 5;
-    snapshot.sessions.push(SessionRow {
+    snapshot
+}
+
+/// One page for those that live, one without any, one for those that have ended.
+fn page(core: u16, from: Bookmark, wanted: Option<IdBegin>) -> Page {
+    let row = SessionRow {
         request_id: ID.replace("6370", &format!("637{core}")).parse().unwrap(),
         function_id: "f".into(),
         tenant: "t 1".into(),
@@ -105,8 +114,18 @@ fn snapshot(core: u16) -> Snapshot {
         streams: 2,
         close_reason: (core == 1).then_some("client_closed"),
         ..SessionRow::default()
-    });
-    snapshot
+    };
+    let (here, next) = match from {
+        Bookmark::Live(at) => (at == 256 && core == 0, Some(next_of(at))),
+        Bookmark::Carried(_) => (false, Some(Bookmark::Closed)),
+        Bookmark::Closed => (core == 1, None),
+    };
+    let here = here && wanted.is_none_or(|wanted| wanted.matches(row.request_id));
+    Page { core, rows: here.then_some(row).into_iter().collect(), next }
+}
+
+fn next_of(at: u32) -> Bookmark {
+    if at < 256 { Bookmark::Live(256) } else { Bookmark::Carried(0) }
 }
 
 /// Core 0 has had the session first, then core 1; core 1 also had one that nobody lists any more.

@@ -155,6 +155,26 @@ fn sends_end_inside_the_enter_and_never_use_kernel_threads() {
     desk.finish();
 }
 
+/// How often cores took too long is counted apart from how long they slept.
+fn a_core_that_looks_at_nothing_else_for_long_is_counted() {
+    const LONG: Duration = Duration::from_millis(100);
+    let _alone = alone();
+    let desk = start(Options::default(), Desk::default());
+    let before = desk.ask(|_, border| border.tally.stalls);
+    assert_eq!(before.counts.iter().sum::<u64>(), 0);
+    // A core that sleeps does not stall.
+    thread::sleep(LONG);
+    desk.ask(|_, _| thread::sleep(LONG));
+    let after = until("the turn's end", || {
+        let stalls = desk.ask(|_, border| border.tally.stalls);
+        (stalls.counts.iter().sum::<u64>() > 0).then_some(stalls)
+    });
+    // On a crowded machine others may have had a part of it.
+    assert!(after.sum > LONG / 5, "{after:?}");
+    assert!(after.counts[3..].iter().sum::<u64>() > 0, "{after:?}");
+    desk.finish();
+}
+
 /// Echoes without allocating, and counts what the reactor allocates around it.
 struct Echo {
     stopped: bool,
@@ -252,9 +272,10 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
         .map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap())
         .collect();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // For the mailbox's bell, the ring, and the two of the trial receive, which are given back.
+    // For the mailbox's bell, the ring, the file of its waits for a CPU, and the two of the trial
+    // receive, which are given back.
     // (An armed accept keeps to the limit it was armed under: it is lowered before.)
-    let limited = NoDescriptors::but(4);
+    let limited = NoDescriptors::but(5);
     let desk = start_on(listener, Options::default(), Desk::default());
     let before = desk.ask(|_, border| border.tally);
     for socket in &sockets {
@@ -358,6 +379,7 @@ on_both_backends! {
     a_thousand_connections_leave_nothing_behind,
     a_panicking_core_leaves_nothing_behind,
     sends_end_inside_the_enter_and_never_use_kernel_threads,
+    a_core_that_looks_at_nothing_else_for_long_is_counted,
     a_turn_in_steady_state_allocates_nothing,
     without_descriptors_accepting_pauses_and_goes_on_later,
 }

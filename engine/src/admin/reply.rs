@@ -1,5 +1,7 @@
 //! The shapes of answers.
 
+use std::net::SocketAddr;
+
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
@@ -57,8 +59,8 @@ pub(super) struct Session<'a> {
     tenant: &'a str,
     state: &'a str,
     core: u16,
-    client_address: &'a str,
-    tunnel: &'a str,
+    client_address: String,
+    tunnel: String,
     streams: u32,
     bytes_in: u64,
     bytes_out: u64,
@@ -82,8 +84,8 @@ pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
         tenant: &row.tenant,
         state: row.state,
         core: row.core,
-        client_address: &row.client_address,
-        tunnel: &row.tunnel,
+        client_address: address(row.client_address),
+        tunnel: address(row.tunnel),
         streams: row.streams,
         bytes_in: row.bytes_in,
         bytes_out: row.bytes_out,
@@ -91,4 +93,9 @@ pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
         close_reason: row.close_reason,
         ended_at: row.ended_at.map(crate::log::rfc3339),
     }
+}
+
+/// Empty for one that is not known, or not yet.
+fn address(of: Option<SocketAddr>) -> String {
+    of.map(|address| address.to_string()).unwrap_or_default()
 }

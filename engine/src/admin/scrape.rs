@@ -9,10 +9,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use crate::metrics::{ShardMetrics, family};
-use crate::post::{SessionRow, ShardPost, Snapshot};
+use crate::border::{STALL_SECONDS, Stalls};
+use crate::metrics::{Histogram, ShardMetrics, family};
+use crate::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use crate::ring::Sender;
 use crate::trail::{IdBegin, Part};
+
+/// What the histogram of stalls is.
+const STALL_HELP: &str =
+    "Turns of a core that took over 2 ms, without the time in which others had its CPU.";
 
 /// How long the cores may take.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -22,6 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 pub struct Scraper {
     cores: Vec<Core>,
     asked: Mutex<Asked<Box<Snapshot>>>,
+    pages: Mutex<Asked<Page>>,
     trails: Mutex<Asked<Vec<Part>>>,
     beats: Mutex<Asked<usize>>,
     /// By core.
@@ -43,12 +49,14 @@ struct Counted {
 struct Tally {
     metrics: ShardMetrics,
     idle: Duration,
+    stalls: Stalls,
 }
 
 impl Tally {
     fn add_to(&self, snapshot: &mut Snapshot) {
         snapshot.metrics.add(&self.metrics);
         snapshot.idle += self.idle;
+        snapshot.stalls.add(&self.stalls);
     }
 }
 
@@ -70,6 +78,46 @@ impl<T> Default for Asked<T> {
     fn default() -> Self {
         Self { last: 0, waiting: HashMap::new() }
     }
+}
+
+/// A question of one kind, which ends with this.
+#[derive(Debug)]
+struct Question<'a, T> {
+    of: &'a Mutex<Asked<T>>,
+    ticket: u64,
+    answers: mpsc::Receiver<T>,
+}
+
+impl<'a, T> Question<'a, T> {
+    /// With room for as many answers as may come at once.
+    fn new(of: &'a Mutex<Asked<T>>, room: usize) -> Self {
+        let (sender, answers) = mpsc::channel(room.max(1));
+        let mut asked = lock(of);
+        asked.last += 1;
+        let ticket = asked.last;
+        asked.waiting.insert(ticket, sender);
+        Self { of, ticket, answers }
+    }
+
+    /// The next answer, if it comes until then.
+    async fn answer(&mut self, until: Instant) -> Option<T> {
+        timeout_at(until, self.answers.recv()).await.ok().flatten()
+    }
+}
+
+impl<T> Drop for Question<'_, T> {
+    fn drop(&mut self) {
+        lock(self.of).waiting.remove(&self.ticket);
+    }
+}
+
+/// Sessions of all cores, each once.
+#[derive(Debug)]
+pub struct Listed {
+    /// Live ones first, the youngest at their head.
+    pub rows: Vec<SessionRow>,
+    /// Whether every core has told all of its own.
+    pub whole: bool,
 }
 
 /// What the cores answered in time.
@@ -102,6 +150,7 @@ impl Scraper {
             counted: Mutex::new(vec![Counted::default(); cores.len()]),
             cores: cores.into_iter().map(core).collect(),
             asked: Mutex::default(),
+            pages: Mutex::default(),
             trails: Mutex::default(),
             beats: Mutex::default(),
         }
@@ -157,6 +206,7 @@ impl Scraper {
             let last = std::mem::take(&mut counted.last);
             counted.before.metrics.add(&last.metrics);
             counted.before.idle += last.idle;
+            counted.before.stalls.add(&last.stalls);
         }
     }
 
@@ -182,37 +232,61 @@ impl Scraper {
     }
 
     async fn ask_all<T>(&self, of: &Mutex<Asked<T>>, post: impl Fn(u64) -> ShardPost) -> Vec<T> {
-        let (sender, mut answers) = mpsc::channel(self.cores().max(1));
-        let ticket = {
-            let mut asked = lock(of);
-            asked.last += 1;
-            let ticket = asked.last;
-            asked.waiting.insert(ticket, sender);
-            ticket
-        };
-        let asked = |core: &&Core| core.mailbox.send(post(ticket)).is_ok();
+        let mut question = Question::new(of, self.cores());
+        let asked = |core: &&Core| core.mailbox.send(post(question.ticket)).is_ok();
         let asked = self.cores.iter().filter(asked).count();
         let mut answered = Vec::with_capacity(asked);
         let until = Instant::now() + DEADLINE;
         while answered.len() < asked {
-            match timeout_at(until, answers.recv()).await {
-                Ok(Some(answer)) => answered.push(answer),
-                Ok(None) | Err(_) => break,
-            }
+            let Some(answer) = question.answer(until).await else { break };
+            answered.push(answer);
         }
-        lock(of).waiting.remove(&ticket);
         answered
+    }
+
+    /// Asks every core for its sessions, those only whose id begins as wanted. Each is asked for one
+    /// page at a time, and turns between two: however many there are, its mailbox has one message
+    /// and its connections do not wait.
+    pub async fn ask_rows(&self, wanted: Option<IdBegin>) -> Listed {
+        let mut question = Question::new(&self.pages, self.cores());
+        let ticket = question.ticket;
+        let ask =
+            |core: &Core, from| core.mailbox.send(ShardPost::Rows { ticket, from, wanted }).is_ok();
+        let (mut rows, mut told) = (Vec::new(), 0);
+        let mut waits = self.cores.iter().filter(|core| ask(core, Bookmark::BEGIN)).count();
+        while waits > 0 {
+            // A core whose answer does not come is left out; so may be one that tells at the time.
+            let Some(page) = question.answer(Instant::now() + DEADLINE).await else { break };
+            rows.extend(page.rows);
+            let core = self.cores.get(usize::from(page.core));
+            let goes_on = page.next.zip(core).is_some_and(|(from, core)| ask(core, from));
+            told += usize::from(page.next.is_none());
+            waits -= usize::from(!goes_on);
+        }
+        // A core may know no more of a session of another one than what was carried before.
+        let mut rows = SessionRow::joined(rows);
+        rows.sort_by_key(|row| match row.close_reason {
+            None => (false, row.age_ms),
+            Some(_) => (true, 0),
+        });
+        Listed { rows, whole: told == self.cores() }
     }
 
     /// A core's answer to [`Self::ask`] has come.
     pub fn answered(&self, ticket: u64, mut snapshot: Box<Snapshot>) {
         if let Some(counted) = lock(&self.counted).get_mut(usize::from(snapshot.core)) {
-            counted.last = Tally { metrics: snapshot.metrics.counters(), idle: snapshot.idle };
+            let Snapshot { idle, stalls, .. } = *snapshot;
+            counted.last = Tally { metrics: snapshot.metrics.counters(), idle, stalls };
             // Here, and not once all have answered: the core may die in between, and what it has
             // shown would count twice.
             counted.before.add_to(&mut snapshot);
         }
         answer(&self.asked, ticket, snapshot);
+    }
+
+    /// A core's answer to [`Self::ask_rows`] has come.
+    pub fn turned(&self, ticket: u64, page: Page) {
+        answer(&self.pages, ticket, page);
     }
 
     /// A core's answer to [`Self::ask_beats`] has come.
@@ -227,12 +301,6 @@ impl Scraper {
 }
 
 impl Scrape {
-    /// Whether every core answered.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.silent.is_empty()
-    }
-
     /// All cores' counters together.
     #[must_use]
     pub fn sum(&self) -> ShardMetrics {
@@ -244,16 +312,6 @@ impl Scrape {
             sum.add(counted);
         }
         sum
-    }
-
-    /// All cores' sessions, each once.
-    #[must_use]
-    pub fn into_sessions(self) -> Vec<SessionRow> {
-        let rows = self.snapshots.into_iter().flat_map(|snapshot| snapshot.sessions);
-        let mut rows = SessionRow::joined(rows);
-        // A core may know no more of a session of another one than what was carried before.
-        rows.sort_by_key(|row| row.close_reason.is_some());
-        rows
     }
 
     /// Writes how complete the scrape is.
@@ -286,6 +344,13 @@ impl Scrape {
             for of in &self.snapshots {
                 let _ = writeln!(out, "{name}{{core=\"{}\"}} {}", of.core, show(of));
             }
+        }
+        let name = "ringway_core_stall_seconds";
+        family(out, name, "histogram", STALL_HELP);
+        for Snapshot { core, stalls, .. } in &self.snapshots {
+            let sum = stalls.sum.as_secs_f64();
+            let histogram = Histogram::counted(STALL_SECONDS, &stalls.counts, sum);
+            histogram.render(out, name, &format!("core=\"{core}\""));
         }
     }
 }

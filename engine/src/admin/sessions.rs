@@ -77,8 +77,8 @@ pub(super) async fn list(
         return reply::text(StatusCode::BAD_REQUEST, text);
     };
     let whole = may_see_ids(&admin, peer, (&uri, &headers));
-    let rows = admin.scraper.ask().await.into_sessions();
-    let rows = rows.iter().filter(|row| filter.fits(row));
+    let listed = admin.scraper.ask_rows(None).await;
+    let rows = listed.rows.iter().filter(|row| filter.fits(row));
     reply::json(&rows.map(|row| reply::session(row, whole)).collect::<Vec<_>>())
 }
 
@@ -90,9 +90,9 @@ pub(super) async fn one(
     Path(id): Path<String>,
 ) -> Response<Body> {
     let Some(wanted) = IdBegin::parse(&id) else { return unknown() };
-    let (scrape, parts) = tokio::join!(admin.scraper.ask(), admin.scraper.ask_trails(wanted));
-    let rows = scrape.into_sessions();
-    let row = rows.into_iter().find(|row| wanted.matches(row.request_id));
+    let scraper = &admin.scraper;
+    let (listed, parts) = tokio::join!(scraper.ask_rows(Some(wanted)), scraper.ask_trails(wanted));
+    let row = listed.rows.into_iter().next();
     let Some(id) = row.as_ref().map(|row| row.request_id).or_else(|| latest(&parts)) else {
         return unknown();
     };
@@ -129,9 +129,9 @@ fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
         ..SessionRow::default()
     };
     if let Some((part, facts)) = known {
-        row.function_id = facts.owner.function.to_string();
-        row.function_version_id = facts.owner.version.to_string();
-        row.tenant = facts.owner.tenant.to_string();
+        row.function_id = facts.owner.function.clone();
+        row.function_version_id = facts.owner.version.clone();
+        row.tenant = facts.owner.tenant.clone();
         row.core = part.core;
         row.ended_at = timeline.closed_at();
         row.age_ms = part.now.since(facts.opened).as_millis().try_into().unwrap_or(u64::MAX);

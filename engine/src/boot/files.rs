@@ -118,6 +118,19 @@ impl Files {
         Self::share(&config.limits, super::core_count(config), have, demo)
     }
 
+    /// Has the kernel make its table of the process' files as large as it will ever have to be.
+    ///
+    /// While there is one thread that is done at once. Later each of its doublings waits until every
+    /// CPU has passed a quiet state (`synchronize_rcu`), tens of milliseconds within a core's accept.
+    /// What it costs is eight bytes for each file.
+    pub(crate) fn lay_table(&self) {
+        let last = self.have.min(self.wanted).saturating_sub(1);
+        let last = i32::try_from(last).unwrap_or(i32::MAX);
+        // A kernel that does not want to gets along without, only slower.
+        let _ = std::fs::File::open("/dev/null")
+            .map(|file| rustix::io::fcntl_dupfd_cloexec(&file, last));
+    }
+
     /// What to do if they do not suffice.
     pub(crate) const FIX: &'static str = "raise `ulimit -Hn` (LimitNOFILE=), or lower \
                                           limits.client_connections and limits.worker_connections";

@@ -307,6 +307,7 @@ impl Occupant {
             if let ControlPost::Snapshot { snapshot, .. } = &mut post {
                 snapshot.core = self.own as u16;
                 snapshot.idle = border.tally.idle;
+                snapshot.stalls = border.tally.stalls;
                 snapshot.sockets = border.tally.sockets;
                 let metrics = &mut snapshot.metrics;
                 let mailbox = Limit::Mailbox.index();
@@ -400,6 +401,7 @@ impl Core for Occupant {
             }
             ShardPost::Snapshot { .. }
             | ShardPost::Beat { .. }
+            | ShardPost::Rows { .. }
             | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
@@ -418,6 +420,7 @@ impl Core for Occupant {
         self.tell_all(border);
         self.send_core_posts(border);
         self.send_asks(border);
+        self.send_posts(border);
         self.measure(border);
         self.write_lines();
     }

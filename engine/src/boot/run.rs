@@ -221,8 +221,8 @@ async fn tell_what_is_waited_for(
     loop {
         // A gateway with nothing open ends by itself within this time, and says nothing.
         sleep(WAITS_PAUSE).await;
-        let rows = admin.scraper.ask().await.into_sessions();
-        let open = rows.iter().filter(|row| row.close_reason.is_none());
+        let listed = admin.scraper.ask_rows(None).await;
+        let open = listed.rows.iter().filter(|row| row.close_reason.is_none());
         let (sessions, streams) =
             open.fold((0, 0), |(sessions, streams), row| (sessions + 1, streams + row.streams));
         let left = until.saturating_duration_since(tokio::time::Instant::now());
@@ -243,6 +243,8 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
+            ControlPost::Rows { ticket, page } => admin.scraper.turned(ticket, *page),
+            ControlPost::Replaced { policy } => drop(policy),
             ControlPost::Beat { ticket, clients } => admin.scraper.beaten(ticket, clients),
             ControlPost::Trail { ticket, parts } => admin.scraper.told(ticket, parts),
             ControlPost::Restarted { core } => {

@@ -68,6 +68,18 @@ impl Histogram {
         Self { bounds, counts: [0; MAX_BOUNDS + 1], sum: 0.0 }
     }
 
+    /// What was counted elsewhere, with one count a bound and one for what lies above.
+    ///
+    /// # Panics
+    /// If there are other numbers of bounds and counts than that, as for [`Self::new`].
+    #[must_use]
+    pub fn counted(bounds: &'static [f64], counts: &[u64], sum: f64) -> Self {
+        assert_eq!(counts.len(), bounds.len() + 1, "one count a bound, and one above");
+        let mut histogram = Self { sum, ..Self::new(bounds) };
+        histogram.counts[..counts.len()].copy_from_slice(counts);
+        histogram
+    }
+
     /// Counts one value.
     pub fn observe(&mut self, value: f64) {
         self.count_in(Placed::of(value, self.bounds));

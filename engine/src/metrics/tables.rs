@@ -1,14 +1,15 @@
 //! Series whose labels come from traffic: bounded tables.
 
-use std::collections::HashMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
+use indexmap::IndexMap;
 use ringway_proto::time::Time;
 
 use super::histogram::{HTTP_BYTES, HTTP_SECONDS, Histogram, Placed};
 
-/// Most series of `function_request_total` on one core; the least recently used gives way.
+/// Most series of `function_request_total` on one core; one that was not used lately gives way.
 pub(super) const FUNCTION_SERIES: usize = 4096;
 /// A function's series ends when it was unused for so long (contract 8.1).
 pub(super) const FUNCTION_EXPIRY: Duration = Duration::from_secs(6 * 3600);
@@ -16,11 +17,25 @@ pub(super) const FUNCTION_EXPIRY: Duration = Duration::from_secs(6 * 3600);
 pub(super) const HTTP_ROWS: usize = 128;
 
 /// Sessions begun, by function, version and account.
+///
+/// With more functions than series every new session may be of one that has none: whose gives way is
+/// found at once, by the second-chance rule, and keys are shared with those who read a copy.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionRequests {
     /// Key: the three labels joined by NUL, which none of them can contain.
-    rows: HashMap<Box<str>, (u64, Time), foldhash::fast::RandomState>,
+    rows: IndexMap<Arc<str>, Series, foldhash::fast::RandomState>,
+    /// The next series that may have to give way.
+    hand: usize,
     key: String,
+}
+
+/// What is counted under one key.
+#[derive(Clone, Copy, Debug)]
+struct Series {
+    count: u64,
+    last: Time,
+    /// Used since the hand came by.
+    used: bool,
 }
 
 impl FunctionRequests {
@@ -30,20 +45,26 @@ impl FunctionRequests {
         for part in [function, "\0", version, "\0", nca] {
             self.key.push_str(part);
         }
-        if let Some((count, last)) = self.rows.get_mut(self.key.as_str()) {
-            *count += 1;
-            *last = now;
+        if let Some(row) = self.rows.get_mut(self.key.as_str()) {
+            *row = Series { count: row.count + 1, last: now, used: true };
             return;
         }
-        if self.rows.len() >= FUNCTION_SERIES {
-            self.make_room(now);
+        let key: Arc<str> = self.key.as_str().into();
+        let fresh = Series { count: 1, last: now, used: false };
+        if self.rows.len() < FUNCTION_SERIES {
+            self.rows.insert(key, fresh);
+            return;
         }
-        self.rows.insert(self.key.as_str().into(), (1, now));
+        let place = self.idle_place();
+        // It fails only if the key stood elsewhere, where it was looked for above.
+        if self.rows.replace_index(place, key).is_ok() {
+            self.rows[place] = fresh;
+        }
     }
 
     /// Ends the series that were unused for `FUNCTION_EXPIRY`.
     pub fn expire(&mut self, now: Time) {
-        self.rows.retain(|_, (_, last)| now.since(*last) < FUNCTION_EXPIRY);
+        self.rows.retain(|_, row| now.since(row.last) < FUNCTION_EXPIRY);
     }
 
     /// The number of series.
@@ -58,30 +79,32 @@ impl FunctionRequests {
         self.rows.is_empty()
     }
 
-    fn make_room(&mut self, now: Time) {
-        self.expire(now);
-        if self.rows.len() >= FUNCTION_SERIES
-            && let Some(oldest) = self.rows.iter().min_by_key(|(_, row)| row.1)
-        {
-            let oldest = oldest.0.clone();
-            self.rows.remove(&oldest);
+    /// The place of the series that gives way: it was not used since the hand last came by.
+    fn idle_place(&mut self) -> usize {
+        loop {
+            let place = self.hand % self.rows.len();
+            self.hand = place + 1;
+            if !std::mem::take(&mut self.rows[place].used) {
+                return place;
+            }
         }
     }
 
     /// Adds another core's counts. The sum is not held to `FUNCTION_SERIES`: it lives for one
     /// scrape.
     pub fn add(&mut self, other: &Self) {
-        for (key, (count, last)) in &other.rows {
-            let row = self.rows.entry(key.clone()).or_insert((0, Time::ZERO));
-            row.0 += count;
-            row.1 = row.1.max(*last);
+        for (key, theirs) in &other.rows {
+            let none = Series { count: 0, last: Time::ZERO, used: false };
+            let row = self.rows.entry(key.clone()).or_insert(none);
+            row.count += theirs.count;
+            row.last = row.last.max(theirs.last);
         }
     }
 
     pub(super) fn render(&self, out: &mut String, name: &str) {
-        let mut rows: Vec<_> = self.rows.iter().collect();
+        let mut rows: Vec<_> = self.rows.iter().map(|(key, row)| (key, row.count)).collect();
         rows.sort_unstable();
-        for (key, (count, _)) in rows {
+        for (key, count) in rows {
             let mut parts = key.split('\0').map(escape);
             let mut next = || parts.next().unwrap_or_default();
             let _ = writeln!(
@@ -308,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_function_table_drops_the_least_recently_used() {
+    fn a_full_function_table_drops_one_that_was_not_used_again() {
         let mut table = FunctionRequests::default();
         for i in 0..FUNCTION_SERIES {
             table.count("f", &i.to_string(), "n", Time(i as u64));
@@ -320,6 +343,23 @@ mod tests {
         table.render(&mut text, "t");
         assert!(text.contains("version_id=\"0\"") && text.contains("one more"));
         assert!(!text.contains("version_id=\"1\""));
+    }
+
+    #[test]
+    fn who_gives_way_is_found_without_a_look_at_all() {
+        let mut table = FunctionRequests::default();
+        for i in 0..3 * FUNCTION_SERIES {
+            // Every other one is used twice, as if it were of a function that is called often.
+            for _ in 0..=i % 2 {
+                table.count("f", &i.to_string(), "n", Time(i as u64));
+            }
+        }
+        assert_eq!(table.len(), FUNCTION_SERIES);
+        let before = table.hand;
+        table.count("f", "new", "n", Time::ZERO);
+        let moved = (table.hand + FUNCTION_SERIES - before) % FUNCTION_SERIES;
+        assert!((1..=2).contains(&moved), "the hand went {moved} places");
+        assert!(table.rows.contains_key("f\0new\0n"));
     }
 
     #[test]

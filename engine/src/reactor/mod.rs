@@ -20,6 +20,7 @@ mod options;
 mod outq;
 mod pump;
 mod socket;
+mod stall;
 #[cfg(test)]
 mod states;
 mod tag;
@@ -43,6 +44,7 @@ use accept::Door;
 use backend::Ring;
 use doorbell::Bells;
 use socket::{Socket, Sockets};
+use stall::{Pace, Schedstat};
 use tag::{Completion, Kind, Tag};
 use timer::Timers;
 use uring::Share;
@@ -127,6 +129,9 @@ pub struct Reactor<C: Core> {
     relieved: bool,
     /// For how long it looks for work before it sleeps.
     window: Window,
+    /// How long its turns take.
+    pace: Pace,
+    schedstat: Schedstat,
     /// Nobody is let in any more.
     closing: bool,
     /// When the last flushes are cut off.
@@ -171,6 +176,8 @@ impl<C: Core> Reactor<C> {
             border,
             core,
             window: Window::new(options.busy_poll),
+            pace: Pace::default(),
+            schedstat: Schedstat::of_thread(),
             options,
             share,
             origin,
@@ -230,6 +237,8 @@ impl<C: Core> Reactor<C> {
     fn gather(&mut self) {
         self.rest();
         self.border.now = self.clock();
+        self.turn_ends();
+        self.pace.begins(self.border.now);
         self.border.tally.turns += 1;
         self.tell_news();
         let batch = self.ring.take_batch();

@@ -6,6 +6,10 @@ use super::uring::Wait;
 use super::{Reactor, pump};
 use crate::border::Core;
 
+/// With more sends than this the kernel is asked to make them before the core sleeps: what they take
+/// is part of the turn, and cannot be told from sleep otherwise.
+const SENDS_BEFORE_SLEEP: usize = 64;
+
 /// How often a spinning core looks for work between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 16;
 
@@ -25,11 +29,12 @@ impl<C: Core> Reactor<C> {
 
     /// How long to sleep. Unless it is not at all, senders have been told to ring.
     fn wait(&mut self, until: Option<Time>) -> Wait {
-        if self.is_busy(until) {
+        if self.is_busy(until) || self.sending > SENDS_BEFORE_SLEEP {
             return Wait::No;
         }
         // The rest is counted from here, not from the turn's beginning.
         self.border.now = self.clock();
+        self.turn_ends();
         if self.spin(until) {
             return Wait::No;
         }
@@ -96,6 +101,13 @@ impl<C: Core> Reactor<C> {
         }
         let cores = self.call(|core, _| core.deadline());
         [ours, self.doors_deadline(), cores].into_iter().flatten().min()
+    }
+
+    /// The turn is over by now: the core rests, or begins the next one without a rest.
+    pub(super) fn turn_ends(&mut self) {
+        if let Some(stall) = self.pace.ends(self.border.now, &self.schedstat) {
+            self.border.tally.stalls.count(stall);
+        }
     }
 
     pub(super) fn clock(&self) -> Time {

@@ -220,7 +220,7 @@ impl RouteFacts {
         SessionRow {
             // Whether a tunnel is used only its route knows.
             state: if row.state == "attached" && self.used { "active" } else { row.state },
-            tunnel: self.tunnel.map(|peer| peer.to_string()).unwrap_or_default(),
+            tunnel: self.tunnel,
             streams: self.streams,
             bytes_in: self.bytes_up,
             bytes_out: self.bytes_down,

@@ -36,6 +36,7 @@ use self::plane::Desk;
 use self::relay::{Relay, Step};
 use self::sessions::Sessions;
 pub use self::settings::ShardSettings;
+use self::snapshot::Survey;
 use self::table::Key;
 use self::timer::{Due, Timers};
 use self::turn::{Draining, Left, Turn};
@@ -68,6 +69,8 @@ pub struct Shard {
     /// A drain is not over while this is set, but for its limit.
     stays: bool,
     finished: bool,
+    /// A look at all connections, for the counters.
+    survey: Survey,
     /// Messages for the control thread.
     posts: Vec<ControlPost>,
 }
@@ -88,6 +91,7 @@ macro_rules! turn {
 }
 
 // These modules use the macro above, so they are declared behind it.
+mod fire;
 mod handover;
 mod others;
 mod snapshot;
@@ -113,6 +117,7 @@ impl Shard {
             draining: None,
             stays: false,
             finished: false,
+            survey: Survey::default(),
             posts: Vec::new(),
         }
     }
@@ -392,32 +397,6 @@ impl Shard {
     fn all_are_idle(&self) -> bool {
         self.cores.all_are_idle(self.settings.cores, self.relay.clients() == 0)
     }
-
-    /// A timer has fired.
-    #[inline(never)]
-    fn fire(&mut self, border: &mut Border, due: Due) {
-        let turn = turn!(self, border);
-        match due {
-            Due::Hop { slot, generation } => {
-                self.relay.look_at(turn, ConnId { slot, generation });
-            }
-            Due::Door { slot, generation } => {
-                self.workers.look_at(turn, ConnId { slot, generation });
-            }
-            Due::Wait(key) => self.sessions.waited(turn, key),
-            Due::Patience(key) => self.sessions.impatient(turn, key),
-            Due::Replace(key) => self.sessions.replace_overdue(turn, key),
-            Due::Recall(key) => self.sessions.recall(turn, key),
-            Due::Ask(ticket) => self.sessions.ask_overdue(turn, ticket),
-            Due::Finish(exchange) => self.relay.finish_raw(turn, exchange),
-            Due::Crumb(exchange) => self.relay.allow_crumbs(turn, exchange),
-            Due::Answered(exchange) => self.relay.answered_too_long(turn, exchange),
-            Due::Yield => self.workers.look_at_queues(turn),
-            Due::Sweep => self.relay.sweep(turn),
-            Due::Drain => self.end_all(border, Close::Flush),
-        }
-        self.settle(border);
-    }
 }
 
 impl Core for Shard {
@@ -495,9 +474,15 @@ impl Core for Shard {
         self.now = border.now;
         match post {
             ShardPost::Snapshot { ticket } => {
-                let (core, snapshot) =
-                    (self.settings.core, Box::new(snapshot::snapshot(self, border)));
-                self.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+                let begins = !self.survey.is_open();
+                self.survey.ask(ticket);
+                if begins {
+                    snapshot::survey(self, border);
+                }
+            }
+            ShardPost::Rows { ticket, from, wanted } => {
+                let page = Box::new(snapshot::page(self, border, from, wanted));
+                self.posts.push(ControlPost::Rows { ticket, page });
             }
             ShardPost::Beat { ticket } => {
                 self.posts.push(ControlPost::Beat { ticket, clients: self.clients() });
@@ -507,9 +492,11 @@ impl Core for Shard {
                 self.posts.push(ControlPost::Trail { ticket, parts });
             }
             ShardPost::Policy(policy) => {
-                self.policy = policy.clone();
+                let old = std::mem::replace(&mut self.policy, policy.clone());
                 self.workers.replace_policy(policy.clone());
                 self.sessions.replace_policy(turn!(self, border), policy);
+                // A large one takes long to be taken apart: not here, if this core is the last.
+                self.posts.push(ControlPost::Replaced { policy: old });
             }
             ShardPost::Answer { ticket, answer } => self.answered(border, ticket, answer),
             ShardPost::Unready => self.relay.set_unready(),
@@ -549,8 +536,12 @@ impl Core for Shard {
         if self.cores.waits() {
             self.resend(border);
         }
-        while let Some(due) = self.timers.pop(border.now) {
-            self.fire(border, due);
+        fire::fire_timers(self, border);
+        if self.sessions.renews() {
+            fire::renew_terms(self, border);
+        }
+        if self.survey.is_open() {
+            snapshot::survey(self, border);
         }
         if self.relay.has_unread() {
             self.read_on(border);
@@ -574,7 +565,8 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
-        if self.relay.has_unread() || self.left.waits() {
+        let goes_on = self.survey.is_open() || self.sessions.renews();
+        if goes_on || self.relay.has_unread() || self.left.waits() {
             return Some(self.now);
         }
         let due = [self.timers.next(), self.workers.deadline(), self.cores.deadline()];

@@ -1,18 +1,68 @@
-//! What the admin port shows of a core.
+//! What the admin port is shown of a core: its counters, and its sessions page by page. Neither may
+//! keep the core's connections waiting, whatever their number.
 
 use super::Shard;
+use super::relay::Fullest;
 use super::turn::Turn;
 use crate::border::Border;
 use crate::metrics::{CopyWhy, Limit};
-use crate::post::{SessionRow, Snapshot};
+use crate::post::{Bookmark, ControlPost, Page, Snapshot};
+use crate::trail::IdBegin;
 
-/// A core at this instant.
-pub(super) fn snapshot(shard: &mut Shard, border: &mut Border) -> Snapshot {
+/// Connections looked at in one turn: some cost two lines of memory that nobody has used for long.
+const LOOKS: usize = 1024;
+
+/// Most who wait for the counters; more than can ask at once (the admin port's connections).
+const ASKERS: usize = 512;
+
+/// A look at all connections for what only they know.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Who waits for it.
+    tickets: Vec<u64>,
+    /// Where it goes on.
+    at: usize,
+    fullest: Fullest,
+}
+
+impl Survey {
+    /// Somebody asks. Who comes while a look is under way has his answer with the others.
+    pub(super) fn ask(&mut self, ticket: u64) {
+        // Whoever has waited for longest has given up.
+        if self.tickets.len() == ASKERS {
+            self.tickets.remove(0);
+        }
+        self.tickets.push(ticket);
+    }
+
+    /// Whether it goes on in the next turn.
+    pub(super) fn is_open(&self) -> bool {
+        !self.tickets.is_empty()
+    }
+}
+
+/// Goes on with the look at all connections, and answers at its end.
+pub(super) fn survey(shard: &mut Shard, border: &Border) {
+    let Survey { tickets, at, fullest } = &mut shard.survey;
+    if let Some(next) = shard.relay.survey(*at, LOOKS, fullest) {
+        *at = next;
+        return;
+    }
+    let (tickets, fullest) = (std::mem::take(tickets), std::mem::take(fullest));
+    *at = 0;
+    for ticket in tickets {
+        let snapshot = Box::new(snapshot(shard, border, &fullest));
+        let core = shard.settings.core;
+        shard.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+    }
+}
+
+fn snapshot(shard: &Shard, border: &Border, fullest: &Fullest) -> Snapshot {
     let mut metrics = shard.metrics.clone();
     metrics.function_requests.expire(shard.now);
     metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
     metrics.inlet = border.tally.inlet;
-    shard.relay.gauge(&shard.settings, &mut metrics);
+    shard.relay.gauge(&shard.settings, fullest, &mut metrics);
     shard.sessions.gauge(&shard.settings, &mut metrics);
     let limits = &shard.settings.config.limits;
     metrics.gauge(Limit::WorkerConnections, shard.functions_side(), limits.worker_connections);
@@ -20,21 +70,70 @@ pub(super) fn snapshot(shard: &mut Shard, border: &mut Border) -> Snapshot {
     metrics.gauge(Limit::WorkQueue, shard.workers.fullest(), limits.work_queue);
     metrics.gauge(Limit::Outbox, shard.cores.len(), limits.outbox);
     metrics.gauge(Limit::TraceRecords, shard.edges.records(), limits.trace_records);
-    let sessions = session_rows(shard, border);
-    Snapshot { metrics, sessions, ..Snapshot::default() }
+    Snapshot { metrics, ..Snapshot::default() }
 }
 
-fn session_rows(shard: &mut Shard, border: &mut Border) -> Vec<SessionRow> {
-    let rows = shard.sessions.rows(&*turn!(shard, border));
-    let (live, closed): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|(_, row)| row.close_reason.is_none());
-    let live =
-        live.into_iter().map(|(key, row)| match key.and_then(|key| shard.relay.facts(key)) {
+/// A page of sessions, those only whose id begins as wanted.
+pub(super) fn page(
+    shard: &mut Shard,
+    border: &mut Border,
+    from: Bookmark,
+    wanted: Option<IdBegin>,
+) -> Page {
+    let (rows, next) = shard.sessions.page(&*turn!(shard, border), from, wanted);
+    let shown =
+        rows.into_iter().map(|(key, row)| match key.and_then(|key| shard.relay.facts(key)) {
             Some(facts) => facts.show(row),
             None => row,
         });
-    let mut rows = SessionRow::joined(live);
-    rows.sort_by_key(|row| row.age_ms);
-    rows.extend(closed.into_iter().map(|(_, row)| row));
-    rows
+    Page { core: shard.settings.core, rows: shown.collect(), next }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::border::{Core, Listener};
+    use crate::config::Config;
+    use crate::control::local::Policy;
+    use crate::post::ShardPost;
+    use crate::shard::turn::rig::Rig;
+
+    fn posts(shard: &mut Shard) -> Vec<u64> {
+        let mut posts = Vec::new();
+        shard.take_posts(&mut posts);
+        let ticket = |post: &ControlPost| match post {
+            ControlPost::Snapshot { ticket, .. } => *ticket,
+            other => panic!("{other:?} was not asked for"),
+        };
+        posts.iter().map(ticket).collect()
+    }
+
+    #[test]
+    fn counters_are_told_when_all_connections_were_looked_at_some_in_each_turn() {
+        let mut rig = Rig::with(0, 1, Config::dev());
+        let policy = Policy::new(&rig.settings.config.tenants, &rig.settings.config.functions);
+        let mut shard = Shard::new(rig.settings, Arc::new(policy));
+        let border = &mut rig.border;
+        let peer = "192.0.2.1:5".parse().expect("an address");
+        for _ in 0..2 * LOOKS + 1 {
+            let conn = border.open();
+            shard.accepted(border, conn, Listener::Client, peer);
+        }
+        shard.posted(border, ShardPost::Snapshot { ticket: 7 });
+        for turn in 1..3 {
+            assert_eq!(shard.deadline(), Some(border.now), "turn {turn}");
+            assert_eq!(posts(&mut shard), [0; 0], "turn {turn}");
+            if turn == 1 {
+                shard.posted(border, ShardPost::Snapshot { ticket: 8 });
+            }
+            shard.turn(border);
+        }
+        assert_eq!(posts(&mut shard), [7, 8]);
+        assert_ne!(shard.deadline(), Some(border.now));
+        shard.posted(border, ShardPost::Snapshot { ticket: 9 });
+        (0..2).for_each(|_| shard.turn(border));
+        assert_eq!(posts(&mut shard), [9], "the next look begins anew");
+    }
 }

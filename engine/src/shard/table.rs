@@ -74,6 +74,19 @@ impl<T> Table<T> {
         self.entries.len()
     }
 
+    /// How many slots there are, free ones included.
+    pub(crate) fn slots(&self) -> u32 {
+        self.entries.capacity() as u32
+    }
+
+    /// The entries in these slots.
+    pub(crate) fn range(&self, slots: std::ops::Range<u32>) -> impl Iterator<Item = (Key, &T)> {
+        slots.filter_map(|slot| {
+            let (generation, entry) = self.entries.get(slot as usize)?;
+            Some((Key { slot, generation: *generation }, entry))
+        })
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.entries
             .iter()
@@ -94,5 +107,8 @@ mod tests {
         assert_eq!(first.slot, second.slot);
         assert!(table.get(first).is_none() && table.remove(first).is_none());
         assert_eq!((table.get(second), table.len()), (Some(&"b"), 1));
+        let third = table.insert("c");
+        let of = |slots| table.range(slots).map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!((of(0..table.slots()), of(1..9)), (vec![second, third], vec![third]));
     }
 }

@@ -1,8 +1,21 @@
-//! Deadlines, earliest first. An entry whose cause is gone is found out when it fires: nothing is
-//! searched or removed, and a moved deadline is armed again only when the old one comes.
+//! Deadlines, earliest first.
+//!
+//! Nothing is searched or taken out when its cause goes: at a high rate of short sessions nearly all
+//! entries are of what is gone, tens of seconds before they are due. They must neither wake the core
+//! nor fill its memory. So entries wait by the [tick](TICK_BITS) in which they are due, in no order:
+//!
+//! ```text
+//! arm ──▶ later: tick 7 │ tick 8 │ … │ tick 236        what is gone leaves when a tick has
+//!              │                                        twice as many as were left the last time
+//!              ▼ the tick begins: what is gone leaves
+//!         near: a heap ──▶ due
+//! ```
+//!
+//! So a tick holds at most twice as many as lived when it was last looked through, but for a few, and
+//! the core is woken once for it, and for what is due in it. A moved deadline is armed again only when the old one comes.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use ringway_proto::time::Time;
 
@@ -50,42 +63,241 @@ impl Due {
     }
 }
 
+/// A tick is so many microseconds, as a power of two: a quarter of a second. Shorter ones wake the
+/// core more often, longer ones hold more that is due at once.
+const TICK_BITS: u32 = 18;
+
+/// A tick is looked through first when it has so many entries.
+const FIRST_LOOK: usize = 32;
+
+/// Entries that a core takes out of a tick that has begun, in one turn.
+const TAKEN: usize = 1024;
+
+/// Entries due in one tick, in no order.
+#[derive(Debug)]
+struct Tick {
+    entries: Vec<(Time, Due)>,
+    /// With so many it is looked through.
+    look_at: usize,
+}
+
+impl Default for Tick {
+    fn default() -> Self {
+        Self { entries: Vec::new(), look_at: FIRST_LOOK }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    heap: BinaryHeap<Reverse<(Time, Due)>>,
+    /// Of the ticks that have begun.
+    near: BinaryHeap<Reverse<(Time, Due)>>,
+    /// How many ticks have begun.
+    begun: u64,
+    /// By tick. One that has begun is here only until the core has taken its entries out.
+    later: BTreeMap<u64, Tick>,
+    /// Ticks that are to be looked through.
+    crowded: Vec<u64>,
 }
 
 impl Timers {
     pub(crate) fn arm(&mut self, at: Time, due: Due) {
-        self.heap.push(Reverse((at, due)));
+        let number = tick_of(at);
+        if number < self.begun {
+            return self.near.push(Reverse((at, due)));
+        }
+        let tick = self.later.entry(number).or_default();
+        tick.entries.push((at, due));
+        if tick.entries.len() == tick.look_at {
+            self.crowded.push(number);
+        }
     }
 
+    /// When there is something to do.
     pub(crate) fn next(&self) -> Option<Time> {
-        self.heap.peek().map(|entry| entry.0.0)
+        let near = self.near.peek().map(|entry| entry.0.0);
+        let later = self.later.first_key_value().map(|(number, _)| Time(number << TICK_BITS));
+        [near, later].into_iter().flatten().min()
+    }
+
+    /// To be called each turn, before [`Self::pop`]. What does not [matter](Self::sweep) of a tick
+    /// that begins is forgotten.
+    pub(crate) fn begin(&mut self, now: Time, mut matters: impl FnMut(Due) -> bool) {
+        let mut room = TAKEN;
+        while room > 0
+            && let Some(mut first) = self.later.first_entry()
+            && *first.key() <= tick_of(now)
+        {
+            self.begun = self.begun.max(first.key() + 1);
+            let entries = &mut first.get_mut().entries;
+            let taken = entries.drain(entries.len().saturating_sub(room)..);
+            room -= taken.len();
+            self.near.extend(taken.filter(|(_, due)| matters(*due)).map(Reverse));
+            if entries.is_empty() {
+                first.remove();
+            }
+        }
+    }
+
+    /// Whether there is something to [sweep](Self::sweep).
+    pub(crate) fn is_crowded(&self) -> bool {
+        !self.crowded.is_empty()
+    }
+
+    /// Looks through the ticks that have become large, and forgets what does not matter: that of
+    /// which nothing is left that the timer is for.
+    pub(crate) fn sweep(&mut self, mut matters: impl FnMut(Due) -> bool) {
+        for number in self.crowded.drain(..) {
+            // It may have begun meanwhile.
+            let Some(tick) = self.later.get_mut(&number) else { continue };
+            tick.entries.retain(|(_, due)| matters(*due));
+            tick.look_at = (2 * tick.entries.len()).max(FIRST_LOOK);
+            tick.entries.shrink_to(tick.look_at);
+        }
     }
 
     /// The next entry that is due at `now`.
     pub(crate) fn pop(&mut self, now: Time) -> Option<Due> {
-        if self.next()? > now {
-            return None;
-        }
-        self.heap.pop().map(|entry| entry.0.1)
+        self.near.peek().filter(|entry| entry.0.0 <= now)?;
+        self.near.pop().map(|entry| entry.0.1)
     }
+
+    /// How many entries there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.near.len() + self.later.values().map(|tick| tick.entries.len()).sum::<usize>()
+    }
+
+    /// The earliest entry's time.
+    #[cfg(test)]
+    pub(crate) fn earliest(&self) -> Option<Time> {
+        let later = self.later.values().flat_map(|tick| &tick.entries).map(|entry| entry.0);
+        self.near.iter().map(|entry| entry.0.0).chain(later).min()
+    }
+
+    /// The next entry that is due at `now`, where all matter.
+    #[cfg(test)]
+    pub(crate) fn take(&mut self, now: Time) -> Option<Due> {
+        self.begin(now, |_| true);
+        self.pop(now)
+    }
+}
+
+fn tick_of(at: Time) -> u64 {
+    at.0 >> TICK_BITS
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TICK: u64 = 1 << TICK_BITS;
+
+    fn hop(slot: u32) -> Due {
+        Due::Hop { slot, generation: 1 }
+    }
+
     #[test]
     fn entries_fire_in_order_and_not_early() {
+        for begin in [0, 5 * TICK - 15] {
+            let at = |micros: u64| Time(begin + micros);
+            let mut timers = Timers::default();
+            timers.arm(at(20), Due::Drain);
+            timers.arm(at(10), hop(1));
+            assert!(timers.next().is_some_and(|next| next <= at(10)));
+            assert_eq!(timers.take(at(9)), None);
+            assert_eq!(timers.take(at(30)), Some(hop(1)));
+            timers.arm(at(25), hop(2));
+            assert_eq!(timers.take(at(30)), Some(Due::Drain));
+            assert_eq!((timers.take(at(30)), timers.take(at(30))), (Some(hop(2)), None));
+            assert_eq!((timers.next(), timers.len()), (None, 0));
+        }
+    }
+
+    /// The core sleeps until the tick begins, and then until the entry is due.
+    #[test]
+    fn what_is_due_later_wakes_once_for_its_tick_and_once_for_itself() {
         let mut timers = Timers::default();
-        timers.arm(Time(20), Due::Drain);
-        timers.arm(Time(10), Due::Hop { slot: 1, generation: 1 });
-        assert_eq!(timers.next(), Some(Time(10)));
-        assert_eq!(timers.pop(Time(9)), None);
-        assert_eq!(timers.pop(Time(30)), Some(Due::Hop { slot: 1, generation: 1 }));
-        assert_eq!(timers.pop(Time(30)), Some(Due::Drain));
-        assert_eq!(timers.pop(Time(30)), None);
+        let at = Time(7 * TICK + 1234);
+        timers.arm(at, hop(1));
+        assert_eq!(timers.next(), Some(Time(7 * TICK)));
+        timers.begin(Time(7 * TICK), |_| true);
+        assert_eq!((timers.next(), timers.pop(Time(7 * TICK))), (Some(at), None));
+        assert_eq!(timers.pop(at), Some(hop(1)));
+    }
+
+    #[test]
+    fn what_is_gone_before_its_tick_wakes_nobody() {
+        let mut timers = Timers::default();
+        (0..20).for_each(|slot| timers.arm(Time(3 * TICK + u64::from(slot)), hop(slot)));
+        timers.begin(Time(3 * TICK), |due| due == hop(11));
+        assert_eq!(timers.next(), Some(Time(3 * TICK + 11)));
+        assert_eq!((timers.take(Time(4 * TICK)), timers.next()), (Some(hop(11)), None));
+    }
+
+    /// Thirty seconds of sessions that each live for a moment and leave four timers behind.
+    #[test]
+    fn what_is_gone_leaves_little_behind() {
+        const EACH_SECOND: u32 = 5_000;
+        const LIVE: u32 = 64;
+        const DELAYS: [u64; 4] = [10, 20, 30, 60];
+        let mut timers = Timers::default();
+        let (mut wakes, mut most, mut swept) = (0, 0, 0);
+        for begun in 0..30 * EACH_SECOND {
+            let now = Time(u64::from(begun) * 1_000_000 / u64::from(EACH_SECOND));
+            let lives = |due: Due| matches!(due, Due::Hop { slot, .. } if slot + LIVE > begun);
+            DELAYS
+                .iter()
+                .for_each(|seconds| timers.arm(Time(now.0 + seconds * 1_000_000), hop(begun)));
+            if timers.is_crowded() {
+                timers.sweep(|due| {
+                    swept += 1;
+                    lives(due)
+                });
+            }
+            if timers.next().is_some_and(|at| at <= now) {
+                wakes += 1;
+                timers.begin(now, lives);
+                assert_eq!(timers.pop(now), None, "none of them lives so long");
+            }
+            most = most.max(timers.len());
+        }
+        let ticks = (60_000_000 / TICK) as usize;
+        assert!(most <= (ticks + 1) * 2 * LIVE as usize, "{most} entries");
+        assert!(wakes <= 30_000_000 / TICK + 1, "{wakes} wakes");
+        let armed = 30 * EACH_SECOND * DELAYS.len() as u32;
+        assert!(swept <= 4 * armed, "each is looked at a few times: {swept} of {armed}");
+    }
+
+    #[test]
+    fn what_lives_is_looked_through_seldom() {
+        let mut timers = Timers::default();
+        let mut looked = 0;
+        for slot in 0..10_000 {
+            timers.arm(Time(9 * TICK), hop(slot));
+            if timers.is_crowded() {
+                timers.sweep(|_| {
+                    looked += 1;
+                    true
+                });
+            }
+        }
+        assert_eq!(timers.len(), 10_000);
+        assert!(looked <= 2 * 10_000, "{looked}");
+    }
+
+    #[test]
+    fn a_turn_takes_no_more_than_it_may_out_of_a_tick() {
+        let mut timers = Timers::default();
+        let slots = 2 * TAKEN as u32 + 10;
+        (0..slots).for_each(|slot| timers.arm(Time(TICK + u64::from(slot)), hop(slot)));
+        let now = Time(3 * TICK);
+        for turn in 1..4 {
+            assert!(timers.next().is_some_and(|next| next <= now), "it goes on at once");
+            timers.begin(now, |_| true);
+            assert_eq!(timers.near.len(), (turn * TAKEN).min(slots as usize));
+        }
+        let mut fired: Vec<Due> = std::iter::from_fn(|| timers.take(now)).collect();
+        fired.sort_unstable();
+        assert_eq!(fired, (0..slots).map(hop).collect::<Vec<_>>());
     }
 }

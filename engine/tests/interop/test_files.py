@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +199,13 @@ def test_doctor_check_and_start_name_the_same_numbers(tmp_path):
         start = re.search(line, gateway.log_text())
     assert doctor and check and start
     assert doctor.group() == check.group() == start.group()
+
+
+def test_the_table_of_files_never_grows_while_cores_run(tmp_path):
+    """Growing it stops a core until every CPU has been elsewhere."""
+    files = 5000
+    path = configured(tmp_path / "files.toml", 1)
+    with Gateway(["serve", "--config", str(path)], tmp_path, launcher=with_files(files)) as gateway:
+        status = Path(f"/proc/{gateway.pid}/status").read_text()
+        assert int(re.search(r"FDSize:\s+(\d+)", status).group(1)) >= files
+        assert gateway.open_files() < 100, "it costs no file"

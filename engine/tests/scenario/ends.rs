@@ -64,15 +64,16 @@ fn a_snapshot_tells_of_the_session() {
     let Some(ControlPost::Snapshot { ticket: 7, snapshot, .. }) = world.posts().pop() else {
         panic!("no answer");
     };
-    assert_eq!(snapshot.sessions.len(), 1);
-    assert_eq!((snapshot.sessions[0].state, &*snapshot.sessions[0].tenant), ("waiting", "dev"));
     assert_eq!(snapshot.metrics.worker_connections_active, 1);
+    let rows = world.sessions();
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].state, &*rows[0].tenant), ("waiting", "dev"));
     world.end(client.conn, End::Fin);
     world.post(ShardPost::Snapshot { ticket: 8 });
     let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
         panic!("no answer");
     };
-    assert_eq!(snapshot.sessions[0].close_reason, Some("client_closed"));
+    assert_eq!(world.sessions()[0].close_reason, Some("client_closed"));
     assert_eq!(snapshot.metrics.worker_connections_closed[0], 1);
 }
 

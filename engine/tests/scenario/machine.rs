@@ -263,12 +263,7 @@ impl Machine {
     pub(crate) fn sessions(&mut self) -> Vec<SessionRow> {
         let mut rows = Vec::new();
         for core in 0..self.cores() {
-            self.at(core).post(ShardPost::Snapshot { ticket: 1 });
-            for post in self.at(core).posts() {
-                if let ringway::post::ControlPost::Snapshot { snapshot, .. } = post {
-                    rows.extend(snapshot.sessions);
-                }
-            }
+            rows.extend(self.at(core).sessions());
         }
         SessionRow::joined(rows)
     }

@@ -71,7 +71,8 @@ fn a_client_that_was_lost_finds_its_tunnel_again() {
     world.end(client.conn, End::Reset);
     assert!(!world.is_closed(worker.conn));
     let shown = snapshot(&mut world);
-    assert_eq!((shown.sessions.len(), shown.sessions[0].state), (1, "parked"));
+    let rows = world.sessions();
+    assert_eq!((rows.len(), rows[0].state), (1, "parked"));
     assert_eq!(shown.metrics.resumes.parked, 1);
     world.pass(Duration::from_secs(20));
     let client = back(&mut world, &mut worker, &id, 1);
@@ -87,7 +88,8 @@ fn a_client_that_was_lost_finds_its_tunnel_again() {
     world.pass(Duration::from_secs(20));
     assert!(!world.is_closed(worker.conn));
     let shown = snapshot(&mut world);
-    assert_eq!((shown.sessions[0].state, shown.metrics.resumes.parked), ("active", 0));
+    let rows = world.sessions();
+    assert_eq!((rows[0].state, shown.metrics.resumes.parked), ("active", 0));
     // A client that ends in order takes its worker along.
     world.end(client.conn, End::Fin);
     assert!(world.is_closed(worker.conn) && world.shard.is_empty());
@@ -263,7 +265,7 @@ fn the_window_ends() {
     assert_eq!(asked(&mut world, &[("nvcf-reqid", &id)]), "5");
     let resumes = &world.shard.metrics().resumes;
     assert_eq!(resumes.of(ResumeWay::None, ResumeOutcome::NotFound), 1);
-    assert_eq!(snapshot(&mut world).sessions[0].close_reason, Some("client_closed"));
+    assert_eq!(world.sessions()[0].close_reason, Some("client_closed"));
 }
 
 /// What came is dealt with before what is due.

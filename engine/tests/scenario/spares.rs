@@ -10,7 +10,6 @@ use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, websocket};
-use crate::parking::snapshot;
 use crate::peer::{Peer, Work, poll};
 use crate::timeline::timeline;
 use crate::world::World;
@@ -494,7 +493,7 @@ fn spares_that_do_not_come_are_in_nobodys_way() {
     let work = poll(&mut rig.world, &[&rig.id]).expect("a spare is asked for");
     // The worker took the work and broke: the spare may come still.
     rig.world.end(used, End::Reset);
-    let rows = snapshot(&mut rig.world).sessions;
+    let rows = rig.world.sessions();
     let states: Vec<&str> = rows.iter().map(|row| row.state).collect();
     assert_eq!(states, ["waiting"]);
     let asks = rig.world.connect(Listener::Client);
@@ -505,7 +504,7 @@ fn spares_that_do_not_come_are_in_nobodys_way() {
     rig.world.send(tunnel, new.connect().as_bytes());
     assert!(text(&rig.world.take(tunnel)).contains("GET /first "));
     let spare = connect(&mut rig.world, &work);
-    let rows = snapshot(&mut rig.world).sessions;
+    let rows = rig.world.sessions();
     let parked = rows.iter().find(|row| row.request_id.to_string() == rig.id);
     assert_eq!(parked.map(|row| row.state), Some("parked"));
     rig.world.end(spare, End::Reset);
@@ -513,7 +512,7 @@ fn spares_that_do_not_come_are_in_nobodys_way() {
     assert!(text(&rig.world.take(asks)).starts_with("HTTP/1.1 502 "));
     rig.world.end(asks, End::Fin);
     all_is_over(&mut rig.world);
-    let rows = snapshot(&mut rig.world).sessions;
+    let rows = rig.world.sessions();
     assert!(rows.iter().all(|row| row.close_reason == Some("worker_closed")), "{rows:?}");
 }
 
@@ -561,7 +560,7 @@ fn a_session_remembers_its_calls_end_and_not_its_spares() {
     let told = timeline(&mut rig.world, &rig.id);
     let line = "ended by the worker: connection reset, 1 s after the first byte";
     assert_eq!(told.verdict(true), line);
-    let [row] = &snapshot(&mut rig.world).sessions[..] else { panic!("one session") };
+    let [row] = &rig.world.sessions()[..] else { panic!("one session") };
     assert_eq!(row.close_reason, Some("worker_closed"));
     rig.world.end(rig.client, End::Fin);
     all_is_over(&mut rig.world);

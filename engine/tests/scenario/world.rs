@@ -12,7 +12,7 @@ use ringway::control::local::Policy;
 use ringway::control::port::Plane;
 use ringway::log::Lines;
 use ringway::pool::Pool;
-use ringway::post::{ControlPost, ShardPost};
+use ringway::post::{Bookmark, ControlPost, SessionRow, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::id::Node;
 
@@ -341,6 +341,21 @@ impl World {
 
     pub(crate) fn relieve(&mut self) {
         self.shard.relieve(&mut self.border);
+    }
+
+    /// The core's rows of `/sessions`, as the admin port joins them.
+    pub(crate) fn sessions(&mut self) -> Vec<SessionRow> {
+        let (mut rows, mut next) = (Vec::new(), Some(Bookmark::BEGIN));
+        while let Some(from) = next.take() {
+            self.post(ShardPost::Rows { ticket: 1, from, wanted: None });
+            for post in self.posts() {
+                if let ControlPost::Rows { page, .. } = post {
+                    rows.extend(page.rows);
+                    next = page.next;
+                }
+            }
+        }
+        SessionRow::joined(rows)
     }
 
     pub(crate) fn posts(&mut self) -> Vec<ControlPost> {

@@ -2,7 +2,7 @@
 //! configuration, shared by all cores, replaced as a whole.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
@@ -26,7 +26,10 @@ const UNAUTHENTICATED: u8 = 16;
 /// Keys, tenants, functions.
 #[derive(Debug, Default)]
 pub struct Policy {
-    tenants: Table<Box<[u8]>, Arc<str>>,
+    /// Which tenant's a credential is.
+    credentials: Table<Box<[u8]>, u32>,
+    /// By number.
+    tenants: Vec<Arc<str>>,
     functions: Table<Uuid, Vec<Version>>,
     /// Every worker key of the configuration: tells an unknown key from one for another function.
     workers: Table<Box<[u8]>, ()>,
@@ -36,8 +39,10 @@ pub struct Policy {
 struct Version {
     id: Uuid,
     version: Arc<str>,
-    /// One for each tenant that may call it.
-    owners: Vec<Arc<Owner>>,
+    /// One for each tenant that may call it, in order of their numbers; made when it is first asked
+    /// for: most pairs of a large configuration never meet.
+    owners: Box<[(u32, OnceLock<Arc<Owner>>)]>,
+    function: Arc<str>,
     worker_keys: Vec<Box<[u8]>>,
     streaming: bool,
     dial: Option<Arc<Dial>>,
@@ -66,10 +71,11 @@ impl Policy {
     #[must_use]
     pub fn new(tenants: &[Tenant], functions: &[Function]) -> Self {
         let mut policy = Self::default();
+        let mut numbers = HashMap::new();
         for tenant in tenants {
-            let name: Arc<str> = tenant.name.as_str().into();
+            let number = number_of(&mut policy.tenants, &mut numbers, &tenant.name);
             for key in &tenant.client_keys {
-                policy.tenants.insert(key.bytes().into(), name.clone());
+                policy.credentials.insert(key.bytes().into(), number);
             }
         }
         for function in functions {
@@ -79,13 +85,15 @@ impl Policy {
             let versions = policy.functions.entry(function.id).or_default();
             let (id, version) = (function.id.to_string(), function.version.to_string());
             let (id, version): (Arc<str>, Arc<str>) = (id.into(), version.into());
-            let owner = |tenant: &String| Owner {
-                kind: Kind { streaming: function.streaming, ..Kind::default() },
-                ..Owner::new(tenant.as_str().into(), id.clone(), version.clone())
-            };
+            let names = function.tenants.iter();
+            let mut owners: Vec<u32> =
+                names.map(|name| number_of(&mut policy.tenants, &mut numbers, name)).collect();
+            owners.sort_unstable();
+            owners.dedup();
             versions.push(Version {
                 id: function.version,
-                owners: function.tenants.iter().map(owner).map(Arc::new).collect(),
+                owners: owners.into_iter().map(|number| (number, OnceLock::new())).collect(),
+                function: id,
                 version,
                 worker_keys: function.worker_keys.iter().map(|key| key.bytes().into()).collect(),
                 streaming: function.streaming,
@@ -107,8 +115,8 @@ impl Policy {
         version: &[u8],
         random: u64,
     ) -> Result<Grant, Denied> {
-        let tenant = self
-            .tenants
+        let tenant = *self
+            .credentials
             .get(credential)
             .ok_or_else(|| denied(UNAUTHENTICATED, "the credential is not known"))?;
         let known = Uuid::try_parse_ascii(function).ok().and_then(|id| self.functions.get(&id));
@@ -121,8 +129,7 @@ impl Policy {
         if existing.is_empty() {
             return Err(denied(NOT_FOUND, "unknown function or version"));
         }
-        let may =
-            |entry: &&Version| entry.owners.iter().find(|owner| owner.tenant == *tenant).cloned();
+        let may = |entry: &&Version| self.owner(entry, tenant);
         let mut allowed: Vec<_> = existing.iter().filter_map(may).collect();
         if allowed.is_empty() {
             return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
@@ -132,10 +139,23 @@ impl Policy {
         Ok(Grant { owner: allowed.swap_remove(picked) })
     }
 
+    /// What a session of this tenant is, if it may call the version.
+    fn owner(&self, of: &Version, tenant: u32) -> Option<Arc<Owner>> {
+        let at = of.owners.binary_search_by_key(&tenant, |(number, _)| *number).ok()?;
+        let name = self.tenants.get(tenant as usize)?;
+        let make = || {
+            Arc::new(Owner {
+                kind: Kind { streaming: of.streaming, ..Kind::default() },
+                ..Owner::new(name.clone(), of.function.clone(), of.version.clone())
+            })
+        };
+        Some(of.owners[at].1.get_or_init(make).clone())
+    }
+
     /// The tenant of a credential.
     #[must_use]
     pub fn tenant(&self, credential: &[u8]) -> Option<&Arc<str>> {
-        self.tenants.get(credential)
+        self.tenants.get(*self.credentials.get(credential)? as usize)
     }
 
     /// Whether this credential may serve the function version that the poll names.
@@ -176,6 +196,18 @@ impl Policy {
         let versions = self.functions.get(&Uuid::try_parse(function).ok()?)?;
         versions.iter().find(|entry| *entry.version == *version)
     }
+}
+
+/// A tenant's number: the next one, if it has none yet.
+fn number_of<'a>(
+    tenants: &mut Vec<Arc<str>>,
+    numbers: &mut HashMap<&'a str, u32>,
+    name: &'a str,
+) -> u32 {
+    *numbers.entry(name).or_insert_with(|| {
+        tenants.push(name.into());
+        tenants.len() as u32 - 1
+    })
 }
 
 fn denied(code: u8, why: &str) -> Denied {
@@ -248,6 +280,32 @@ mod tests {
         for random in [0, 1, 7, u64::MAX] {
             assert_eq!(&*ask("other-key", F, "", random).unwrap().owner.version, V1);
         }
+    }
+
+    #[test]
+    fn who_may_call_is_asked_of_two_tables_and_made_once() {
+        let names: Vec<String> = (0..1000).map(|number| format!("tenant {number}")).collect();
+        let tenants: Vec<Tenant> = names
+            .iter()
+            .map(|name| Tenant { name: name.clone(), client_keys: keys(&[name]) })
+            .collect();
+        let allowed: Vec<&str> = names.iter().rev().step_by(2).map(String::as_str).collect();
+        let policy = Policy::new(&tenants, &[function(V1, &allowed, "worker-1", false)]);
+        for (number, name) in names.iter().enumerate() {
+            let ask = || policy.authorise(name.as_bytes(), F.as_bytes(), V1.as_bytes(), 0);
+            match ask() {
+                Ok(grant) => {
+                    assert!(number % 2 == 1 && *grant.owner.tenant == **name);
+                    let again = ask().unwrap();
+                    assert!(Arc::ptr_eq(&grant.owner, &again.owner), "sessions share it");
+                    let named = policy.tenant(name.as_bytes()).unwrap();
+                    assert!(Arc::ptr_eq(&grant.owner.tenant, named), "and the name");
+                }
+                Err(denied) => assert_eq!((denied.code, number % 2), (7, 0)),
+            }
+        }
+        let made = policy.functions[&F.parse::<Uuid>().unwrap()][0].owners.iter();
+        assert_eq!(made.filter(|(_, owner)| owner.get().is_some()).count(), 500);
     }
 
     #[test]

@@ -139,8 +139,15 @@ impl Hops {
         self.len == 0 && self.held == 0 && self.parts == [0; 2]
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Hop> {
-        self.slots.iter().flatten().filter_map(|(_, conn)| match conn {
+    /// How many slots there are, free ones included.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Those in these slots.
+    pub(super) fn range(&self, slots: std::ops::Range<usize>) -> impl Iterator<Item = &Hop> {
+        let slots = self.slots.get(slots).unwrap_or_default();
+        slots.iter().flatten().filter_map(|(_, conn)| match conn {
             Conn::Hop(hop) => Some(&**hop),
             Conn::Fresh(_) => None,
         })

@@ -55,6 +55,17 @@ use crate::border::{Close, ConnId, End, Parcel};
 use crate::metrics::{Limit, ShardMetrics};
 use crate::pool::Segment;
 
+/// What is used of limits that each connection has of its own, by that which uses most.
+#[derive(Debug, Default)]
+pub(super) struct Fullest {
+    /// Streams of a client.
+    streams: usize,
+    /// Bytes that wait at a connection of HTTP/2, or header lists.
+    held: usize,
+    /// Bytes that wait at a connection of HTTP/1.
+    http1: usize,
+}
+
 /// The relay of one core.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -104,8 +115,41 @@ impl Relay {
         self.reader.traffic.facts(key)
     }
 
+    /// Whether the connection is one of these.
+    pub(super) fn holds(&self, conn: ConnId) -> bool {
+        self.reader.traffic.streams.hops.holds(conn)
+    }
+
+    pub(super) fn has_exchange(&self, exchange: Key) -> bool {
+        self.reader.traffic.streams.exchanges.get(exchange).is_some()
+    }
+
+    /// Looks at `most` connections from `at` on for the fullest. Where to go on, if there are more.
+    pub(super) fn survey(&self, at: usize, most: usize, fullest: &mut Fullest) -> Option<usize> {
+        let hops = &self.reader.traffic.streams.hops;
+        let until = at.saturating_add(most).min(hops.slots());
+        for hop in hops.range(at..until) {
+            if hop.client().is_some() {
+                fullest.streams = fullest.streams.max(hop.link.streams());
+            }
+            // What waits is bounded apart from the lists that do.
+            fullest.held = fullest.held.max(hop.lists as usize);
+            let held = hop.held as usize;
+            match hop.link {
+                Link::H2(_) => fullest.held = fullest.held.max(held),
+                Link::H1(_) => fullest.http1 = fullest.http1.max(held),
+            }
+        }
+        (until < hops.slots()).then_some(until)
+    }
+
     /// Enters what is used of the relay's limits.
-    pub(super) fn gauge(&self, settings: &ShardSettings, metrics: &mut ShardMetrics) {
+    pub(super) fn gauge(
+        &self,
+        settings: &ShardSettings,
+        fullest: &Fullest,
+        metrics: &mut ShardMetrics,
+    ) {
         let limits = &settings.config.limits;
         let mut gauge = |limit: Limit, used: usize, max: usize| {
             metrics.limit_used[limit.index()] = used as u64;
@@ -114,21 +158,9 @@ impl Relay {
         let hops = &self.reader.traffic.streams.hops;
         gauge(Limit::ClientConnections, hops.clients(), limits.client_connections);
         gauge(Limit::CoreBuffer, hops.held, limits.core_buffer);
-        let (mut streams, mut held, mut http1) = (0, 0, 0);
-        for hop in hops.iter() {
-            if hop.client().is_some() {
-                streams = hop.link.streams().max(streams);
-            }
-            // What waits is bounded apart from the lists that do.
-            held = held.max(hop.lists as usize);
-            match hop.link {
-                Link::H2(_) => held = held.max(hop.held as usize),
-                Link::H1(_) => http1 = http1.max(hop.held as usize),
-            }
-        }
-        gauge(Limit::Streams, streams, limits.streams as usize);
-        gauge(Limit::ConnectionBuffer, held, limits.connection_buffer);
-        gauge(Limit::Http1Buffer, http1, limits.http1_buffer);
+        gauge(Limit::Streams, fullest.streams, limits.streams as usize);
+        gauge(Limit::ConnectionBuffer, fullest.held, limits.connection_buffer);
+        gauge(Limit::Http1Buffer, fullest.http1, limits.http1_buffer);
     }
 
     // ---- what the border says ----

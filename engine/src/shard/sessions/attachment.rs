@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ringway_proto::id::WorkerToken;
@@ -495,6 +496,16 @@ impl Attachments {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Attachment)> {
         self.table.iter()
+    }
+
+    /// How many slots there are, free ones included.
+    pub(super) fn slots(&self) -> u32 {
+        self.table.slots()
+    }
+
+    /// Those in these slots.
+    pub(super) fn range(&self, slots: Range<u32>) -> impl Iterator<Item = (Key, &Attachment)> {
+        self.table.range(slots)
     }
 
     /// The keys of those that have not ended.

@@ -6,7 +6,7 @@
 //! tunnel for a session that is there already. What is charged comes back when the function's side
 //! ends the tunnel in order: a server that closes after each response makes no client a flood.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -217,6 +217,8 @@ pub(super) struct Clients {
     /// Boxed: half of a table's places are empty.
     table: HashMap<ConnId, Box<Client>, foldhash::fast::RandomState>,
     hasher: foldhash::fast::RandomState,
+    /// How many of them have so many attachments; those that have none are not counted.
+    widths: BTreeMap<usize, usize>,
 }
 
 impl Clients {
@@ -234,7 +236,26 @@ impl Clients {
     }
 
     pub(super) fn remove(&mut self, conn: ConnId) -> Option<Box<Client>> {
-        self.table.remove(&conn)
+        let client = self.table.remove(&conn)?;
+        self.narrows(client.attachments.len());
+        Some(client)
+    }
+
+    /// One that has so many attachments.
+    fn widens(&mut self, width: usize) {
+        if width > 0 {
+            *self.widths.entry(width).or_insert(0) += 1;
+        }
+    }
+
+    /// The counterpart of [`Self::widens`].
+    fn narrows(&mut self, width: usize) {
+        if let Some(count) = self.widths.get_mut(&width) {
+            *count -= 1;
+            if *count == 0 {
+                self.widths.remove(&width);
+            }
+        }
     }
 
     /// Over what decides whether two requests are granted alike.
@@ -263,14 +284,21 @@ impl Clients {
     pub(super) fn own(&mut self, conn: ConnId, key: Key) {
         if let Some(client) = self.get_mut(conn) {
             client.own(key);
+            let width = client.attachments.len();
+            self.narrows(width - 1);
+            self.widens(width);
         }
     }
 
     /// The counterpart of [`Self::own`].
     pub(super) fn disown(&mut self, conn: ConnId, key: Key) {
         if let Some(client) = self.get_mut(conn) {
+            let before = client.attachments.len();
             client.attachments.retain(|other| *other != key);
             client.unpin(key);
+            let width = client.attachments.len();
+            self.narrows(before);
+            self.widens(width);
         }
     }
 
@@ -372,12 +400,12 @@ impl Clients {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.table.is_empty() && self.widths.is_empty()
     }
 
     /// The most attachments that one has.
     pub(super) fn widest(&self) -> usize {
-        self.table.values().map(|client| client.attachments.len()).max().unwrap_or(0)
+        self.widths.last_key_value().map_or(0, |(width, _)| *width)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The directory of the sessions whose home is this core. It is the one place that puts in order
 //! what several cores want of a session: whoever comes back first gets the tunnel that waits.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use ringway_proto::fault::Fault;
 use ringway_proto::time::Time;
 use smallvec::SmallVec;
@@ -88,9 +90,9 @@ impl Session {
         let age = now.since(self.facts.opened).as_millis();
         SessionRow {
             request_id: self.id,
-            function_id: self.facts.owner.function.to_string(),
-            function_version_id: self.facts.owner.version.to_string(),
-            tenant: self.facts.owner.tenant.to_string(),
+            function_id: self.facts.owner.function.clone(),
+            function_version_id: self.facts.owner.version.clone(),
+            tenant: self.facts.owner.tenant.clone(),
             state: "closed",
             core,
             age_ms: u64::try_from(age).unwrap_or(u64::MAX),
@@ -125,7 +127,8 @@ pub(super) fn check(
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     /// Boxed: a table of tables has many empty places.
-    live: HashMap<Uuid, Box<Session>, foldhash::fast::RandomState>,
+    /// In an order, so that they can be gone through piece by piece.
+    live: IndexMap<Uuid, Box<Session>, foldhash::fast::RandomState>,
     recent: VecDeque<SessionRow>,
 }
 
@@ -224,7 +227,7 @@ impl Directory {
         if !session.members.is_empty() {
             return;
         }
-        if let Some(row) = self.live.remove(&id).and_then(|session| session.row) {
+        if let Some(row) = self.live.swap_remove(&id).and_then(|session| session.row) {
             self.remember(*row);
         }
     }
@@ -258,9 +261,12 @@ impl Directory {
         self.live.len()
     }
 
-    /// What attachments that have ended carried of sessions that go on.
-    pub(super) fn carried(&self) -> impl Iterator<Item = SessionRow> {
-        self.live.values().filter_map(|session| Some(session.row.as_ref()?.carried()))
+    /// What attachments that have ended carried of sessions that go on, of those in these places.
+    pub(super) fn carried(&self, places: Range<u32>) -> impl Iterator<Item = SessionRow> {
+        places.filter_map(|place| {
+            let (_, session) = self.live.get_index(place as usize)?;
+            Some(session.row.as_ref()?.carried())
+        })
     }
 
     /// The rows of sessions that ended not long ago, newest first.

@@ -36,7 +36,7 @@ use ringway_proto::id::WorkerToken;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use self::attachment::{Asked, Attachment, Kin, Stage, State};
+use self::attachment::{Asked, Attachment, Stage, State};
 use self::dial::Dialling;
 use self::directory::Directory;
 use self::mint::Mint;
@@ -57,11 +57,14 @@ use crate::carry::Unreadable;
 use crate::control::local::{Policy, Ticket, Work, WorkKind};
 use crate::control::port::Plane;
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
-use crate::post::{SessionRow, Speaks};
-use crate::trail::{Ask as Wish, Event};
+use crate::post::{Bookmark, Speaks};
+use crate::trail::{Ask as Wish, Event, IdBegin};
 
 /// gRPC code UNAVAILABLE: the client may try again.
 const UNAVAILABLE: u8 = 14;
+
+/// Attachments that hear of other rules in one turn.
+const RENEWED: u32 = 512;
 
 /// The attachment that serves a request, or why none does.
 type Placed = Result<Key, Box<Fault>>;
@@ -73,6 +76,8 @@ pub(super) struct Sessions {
     directory: Directory,
     questions: Questions,
     mint: Mint,
+    /// Other rules: attachments from this slot on have not heard of them.
+    renews_at: Option<u32>,
 }
 
 /// What a snapshot says of them.
@@ -107,6 +112,7 @@ impl Sessions {
             directory: Directory::default(),
             questions: Questions::new(settings),
             mint: Mint::new(settings),
+            renews_at: None,
         }
     }
 
@@ -180,7 +186,22 @@ impl Sessions {
     /// Other rules from now on. Attachments go on under those they were made by.
     pub(super) fn replace_policy(&mut self, turn: &mut Turn<'_>, policy: Arc<Policy>) {
         self.roster.rules.replace(policy);
-        self.roster.rules_changed(turn);
+        self.roster.clients.forget_idle_pins();
+        self.renews_at = Some(0);
+        self.renew_terms(turn);
+    }
+
+    /// Whether [`Self::renew_terms`] has more to do.
+    pub(super) fn renews(&self) -> bool {
+        self.renews_at.is_some()
+    }
+
+    /// Some more attachments hear of other rules.
+    pub(super) fn renew_terms(&mut self, turn: &mut Turn<'_>) {
+        let Some(at) = self.renews_at else { return };
+        let until = at.saturating_add(RENEWED);
+        self.roster.rules_changed(turn, at..until);
+        self.renews_at = (until < self.roster.attachments.slots()).then_some(until);
     }
 
     /// An operator ends a session: what this core has of it goes, and so does what is on its way.
@@ -239,20 +260,31 @@ impl Sessions {
 
     // ---- values for others ----
 
-    /// One row for each attachment that shows, with its key, then what those left behind that have
-    /// ended, then the rows of sessions that ended not long ago. What a route carries is not in it,
-    /// nor is what several rows of a session come to.
-    pub(super) fn rows(&self, turn: &Turn<'_>) -> Vec<(Option<Key>, SessionRow)> {
-        let shown = self.roster.attachments.iter().filter(|(_, of)| {
-            // Whose session a question is about is not known yet, and a spare is part of what its
-            // parent shows.
-            let spare = matches!(of.kin, Kin::StandsInFor(_));
-            !of.is_asking() && !of.is_ending() && !spare
-        });
-        let live = shown.map(|(key, of)| (Some(key), rows::live_row(turn, of)));
-        let carried = self.directory.carried().map(|row| (None, row));
-        let closed = self.directory.recent().map(|row| (None, row.clone()));
-        live.chain(carried).chain(closed).collect()
+    /// Some of what `/sessions` shows.
+    pub(super) fn page(
+        &self,
+        turn: &Turn<'_>,
+        from: Bookmark,
+        wanted: Option<IdBegin>,
+    ) -> (rows::Rows, Option<Bookmark>) {
+        rows::page((&self.roster.attachments, &self.directory), turn, from, wanted)
+    }
+
+    // ---- what a timer is for ----
+
+    pub(super) fn holds(&self, key: Key) -> bool {
+        self.roster.attachments.get(key).is_some()
+    }
+
+    /// Whether an attachment has no tunnel yet.
+    pub(super) fn waits(&self, key: Key) -> bool {
+        let has_none = |of: &Attachment| !of.has_tunnel() && !of.is_ending();
+        self.roster.attachments.get(key).is_some_and(has_none)
+    }
+
+    /// Whether a question waits for its answer.
+    pub(super) fn asks(&self, ticket: Key) -> bool {
+        self.questions.holds(ticket)
     }
 
     pub(super) fn gauges(&self) -> Gauges {

@@ -258,6 +258,11 @@ impl Questions {
         self.by_tenant.values().copied().max().unwrap_or(0)
     }
 
+    /// Whether there is such a question.
+    pub(super) fn holds(&self, ticket: Key) -> bool {
+        self.table.get(ticket).is_some()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.table.len() == 0 && self.by_tenant.is_empty() && self.held == 0
     }

@@ -5,6 +5,7 @@
 //! route has carried, [`Roster::closed`] writes the end down, and what it means for the other
 //! attachments of the session follows.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
@@ -90,10 +91,10 @@ impl Roster {
     }
 
     /// Other rules: attachments go on under those they were made by. What was only remembered is
-    /// asked for again, here and by the relay.
-    pub(super) fn rules_changed(&mut self, turn: &mut Turn<'_>) {
-        self.clients.forget_idle_pins();
-        for key in self.attachments.keys() {
+    /// asked for again, here and by the relay. This is for those in these slots.
+    pub(super) fn rules_changed(&mut self, turn: &mut Turn<'_>, slots: Range<u32>) {
+        let live = self.attachments.range(slots).filter(|(_, of)| !of.is_ending());
+        for key in live.map(|(key, _)| key).collect::<Vec<_>>() {
             let facts = self.attachments.get(key).map(|attachment| attachment.facts.clone());
             facts.into_iter().for_each(|facts| self.learn(turn, key, facts));
             turn.relay(ForRelay::Unlearn { key });

@@ -1,13 +1,62 @@
-//! Attachments as `/sessions` shows them.
+//! Attachments as `/sessions` shows them, page by page.
+
+use uuid::Uuid;
 
 use super::super::cause::Cause;
 use super::super::facts::Tally;
+use super::super::table::Key;
 use super::super::turn::Turn;
-use super::attachment::Attachment;
-use crate::post::SessionRow;
+use super::attachment::{Attachment, Attachments, Kin};
+use super::directory::Directory;
+use crate::post::{Bookmark, SessionRow};
+use crate::trail::IdBegin;
+
+/// Places looked at for one page: each is a line of memory that nobody has used for long.
+const LOOKS: u32 = 256;
+
+/// Rows, those of attachments with their keys.
+pub(super) type Rows = Vec<(Option<Key>, SessionRow)>;
+
+/// A page of rows: one for each attachment that shows, with its key, then what those left behind
+/// that have ended, then the rows of sessions that ended not long ago. What a route carries is
+/// not in it, nor is what several rows of a session come to.
+pub(super) fn page(
+    (attachments, directory): (&Attachments, &Directory),
+    turn: &Turn<'_>,
+    from: Bookmark,
+    wanted: Option<IdBegin>,
+) -> (Rows, Option<Bookmark>) {
+    let is_wanted = |id: Uuid| wanted.is_none_or(|wanted| wanted.matches(id));
+    match from {
+        Bookmark::Live(at) => {
+            let until = at.saturating_add(LOOKS).min(attachments.slots());
+            let shown = attachments.range(at..until).filter(|(_, of)| {
+                // Whose session a question is about is not known yet, and a spare is part of
+                // what its parent shows.
+                let spare = matches!(of.kin, Kin::StandsInFor(_));
+                !of.is_asking() && !of.is_ending() && !spare && is_wanted(of.session)
+            });
+            let rows = shown.map(|(key, of)| (Some(key), live_row(turn, of)));
+            let more = until < attachments.slots();
+            let next = if more { Bookmark::Live(until) } else { Bookmark::Carried(0) };
+            (rows.collect(), Some(next))
+        }
+        Bookmark::Carried(at) => {
+            let until = at.saturating_add(LOOKS).min(directory.len() as u32);
+            let rows = directory.carried(at..until).filter(|row| is_wanted(row.request_id));
+            let more = (until as usize) < directory.len();
+            let next = if more { Bookmark::Carried(until) } else { Bookmark::Closed };
+            (rows.map(|row| (None, row)).collect(), Some(next))
+        }
+        Bookmark::Closed => {
+            let rows = directory.recent().filter(|row| is_wanted(row.request_id));
+            (rows.map(|row| (None, row.clone())).collect(), None)
+        }
+    }
+}
 
 /// One that lives. Whether its tunnel was used, and what it carries, only its route knows.
-pub(super) fn live_row(turn: &Turn<'_>, of: &Attachment) -> SessionRow {
+fn live_row(turn: &Turn<'_>, of: &Attachment) -> SessionRow {
     let state = match (of.has_tunnel(), of.client) {
         // A spare may have outlived what it was asked for, and not be there yet.
         (false, _) => "waiting",
@@ -38,11 +87,11 @@ fn row(turn: &Turn<'_>, of: &Attachment) -> SessionRow {
     let age = turn.now.since(of.facts.opened).as_millis();
     SessionRow {
         request_id: of.session,
-        function_id: of.facts.owner.function.to_string(),
-        function_version_id: of.facts.owner.version.to_string(),
-        tenant: of.facts.owner.tenant.to_string(),
+        function_id: of.facts.owner.function.clone(),
+        function_version_id: of.facts.owner.version.clone(),
+        tenant: of.facts.owner.tenant.clone(),
         core: turn.settings.core,
-        client_address: of.address.to_string(),
+        client_address: Some(of.address),
         age_ms: u64::try_from(age).unwrap_or(u64::MAX),
         ..SessionRow::default()
     }

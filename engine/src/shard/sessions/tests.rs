@@ -4,6 +4,7 @@
 mod cores;
 mod kept;
 mod plane;
+mod shown;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::super::facts::{
 };
 use super::super::turn::Draining;
 use super::super::turn::rig::{NODE, Rig};
+use super::attachment::Kin;
 use super::*;
 use crate::border::{Carried, End, Parcel};
 use crate::config::{Config, Dial, HonourId, Park, Scope};
@@ -508,15 +510,13 @@ fn rows_show_what_there_is_and_what_has_ended() {
     bench.on(ForSessions::WantsSpare { key });
     bench.place(2, 2, wanted(None));
     let rows = |bench: &mut Bench| {
-        let turn = bench.rig.turn();
-        let rows = bench.sessions.rows(&turn);
-        rows.into_iter().map(|(key, row)| (key.is_some(), row.state)).collect::<Vec<_>>()
+        let rows = shown::all_rows(bench).into_iter();
+        rows.map(|(key, row)| (key.is_some(), row.state)).collect::<Vec<_>>()
     };
     assert_eq!(rows(&mut bench), [(true, "attached"), (true, "waiting")]);
     bench.gone(1, &[]);
     assert_eq!(rows(&mut bench), [(true, "waiting"), (false, "closed")]);
-    let turn = bench.rig.turn();
-    let (_, row) = bench.sessions.rows(&turn).pop().expect("it is remembered");
+    let (_, row) = shown::all_rows(&mut bench).pop().expect("it is remembered");
     assert_eq!((row.request_id, row.bytes_in, row.bytes_out), (id, 3, 4));
 }
 

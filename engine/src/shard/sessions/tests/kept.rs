@@ -114,7 +114,7 @@ fn a_spare_that_no_worker_knows_ends_with_the_session() {
     bench.said();
     // The function's side has ended the tunnel: its spare has a second.
     bench.later(Duration::from_secs(1));
-    let due = std::iter::from_fn(|| bench.rig.timers.pop(bench.rig.border.now));
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.border.now));
     assert!(due.collect::<Vec<_>>().contains(&Due::Recall(spare)));
     bench.call(|sessions, turn| sessions.recall(turn, spare));
     assert_eq!(bench.said(), ["Recall"]);

@@ -147,7 +147,7 @@ fn a_parked_session_gives_way_only_to_work_that_is_queued() {
     let impatient = |bench: &mut Bench| {
         bench.later(soon);
         let now = bench.rig.border.now;
-        std::iter::from_fn(|| bench.rig.timers.pop(now)).any(|due| matches!(due, Due::Patience(_)))
+        std::iter::from_fn(|| bench.rig.timers.take(now)).any(|due| matches!(due, Due::Patience(_)))
     };
     assert!(!impatient(&mut bench), "a worker could not get it");
     let ticket = bench.sessions.questions.tunnel_ticket(key);

@@ -137,7 +137,7 @@ fn silent_connections_end() {
     let mut bench = bench(0);
     let (idle, half, fresh) = (bench.accept(), bench.accept(), bench.accept());
     bench.say(half, b"GET /health");
-    assert!(bench.rig.timers.pop(bench.rig.border.now).is_none());
+    assert!(bench.rig.timers.take(bench.rig.border.now).is_none());
     bench.later(HANDSHAKE_OVER);
     bench.say(fresh, b"GET /health HTTP/1.1\r\nhost: g\r\n\r\n");
     for conn in [idle, half, fresh] {
@@ -153,9 +153,9 @@ fn silent_connections_end() {
     assert!(bench.closed(idle) && bench.workers.holds(fresh));
     // One that is looked at before its time is looked at again at its time.
     let idle_at = bench.rig.border.now + HANDSHAKE_OVER;
-    while bench.rig.timers.pop(Time(idle_at.0 - 1)).is_some() {}
-    assert_eq!(bench.rig.timers.next(), Some(idle_at));
-    assert_eq!(bench.rig.timers.pop(idle_at), Some(Due::door(fresh)));
+    while bench.rig.timers.take(Time(idle_at.0 - 1)).is_some() {}
+    assert_eq!(bench.rig.timers.earliest(), Some(idle_at));
+    assert_eq!(bench.rig.timers.take(idle_at), Some(Due::door(fresh)));
 }
 
 // ---- the dispatch home ----
@@ -241,13 +241,13 @@ fn the_tunnel_that_was_parked_first_gives_way_to_new_work_that_has_waited() {
     bench.workers.look_at_queues(&mut bench.rig.turn());
     assert!(bench.settle().is_empty(), "it is too early");
     bench.later(patience);
-    assert_eq!(bench.rig.timers.pop(bench.rig.border.now), Some(Due::Yield));
+    assert_eq!(bench.rig.timers.take(bench.rig.border.now), Some(Due::Yield));
     bench.workers.look_at_queues(&mut bench.rig.turn());
     let facts = bench.settle();
     assert!(matches!(facts[..], [Fact::Send { to: 1, post: CorePost::Yield(of) }]
         if of == ticket(1, 1)));
     // The work waits anew, for the next one.
-    assert_eq!(bench.rig.timers.next(), Some(bench.rig.border.now + patience));
+    assert_eq!(bench.rig.timers.earliest(), Some(bench.rig.border.now + patience));
 }
 
 #[test]

@@ -1,0 +1,60 @@
+//! How often and for how long a core looked at nothing else.
+
+use std::time::Duration;
+
+/// A turn that took longer than this may be a stall; a shorter one is no news to anybody.
+pub const STALL: Duration = Duration::from_millis(2);
+
+/// Upper bounds of the counts, in microseconds.
+const BOUNDS: [u64; 10] =
+    [5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000];
+
+/// The same in seconds, for who shows them.
+pub const STALL_SECONDS: &[f64; BOUNDS.len()] =
+    &[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+
+/// Stalls by their length. A stall is a turn's time less what of it the thread waited for a CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// One count a bound and one for what lies above; not cumulative.
+    pub counts: [u64; BOUNDS.len() + 1],
+    /// All of them together.
+    pub sum: Duration,
+}
+
+impl Stalls {
+    /// Counts a stall.
+    pub fn count(&mut self, stall: Duration) {
+        let micros = stall.as_micros();
+        let bucket = BOUNDS.iter().position(|&bound| micros <= u128::from(bound));
+        self.counts[bucket.unwrap_or(BOUNDS.len())] += 1;
+        self.sum += stall;
+    }
+
+    /// Adds what another one has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+        self.sum += other.sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_counted_up_to_its_bound() {
+        let mut stalls = Stalls::default();
+        for (bound, seconds) in BOUNDS.into_iter().zip(STALL_SECONDS) {
+            assert_eq!(Duration::from_micros(bound), Duration::from_secs_f64(*seconds));
+            stalls.count(Duration::from_micros(bound));
+        }
+        stalls.count(Duration::from_secs(7));
+        let mut sum = stalls;
+        sum.add(&stalls);
+        assert_eq!((stalls.counts, sum.counts), ([1; 11], [2; 11]));
+        assert_eq!(sum.sum, stalls.sum * 2);
+    }
+}

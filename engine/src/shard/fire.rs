@@ -1,0 +1,71 @@
+//! Timers that are due, and whether there still is what they were armed for; and other rules, of which
+//! attachments hear piece by piece.
+
+use super::Shard;
+use super::timer::Due;
+use super::turn::Turn;
+use crate::border::{Border, Close, ConnId};
+
+/// Timers that fire in one turn: what is due at once for many does not keep the rest waiting.
+const FIRES: usize = 256;
+
+/// Sees to what is due.
+pub(super) fn fire_timers(shard: &mut Shard, border: &mut Border) {
+    let (relay, sessions, workers) = (&shard.relay, &shard.sessions, &shard.workers);
+    let matters = |due: Due| match due {
+        Due::Hop { slot, generation } => relay.holds(ConnId { slot, generation }),
+        Due::Door { slot, generation } => workers.holds(ConnId { slot, generation }),
+        Due::Wait(key) | Due::Patience(key) | Due::Recall(key) => sessions.waits(key),
+        Due::Replace(key) => sessions.holds(key),
+        Due::Ask(ticket) => sessions.asks(ticket),
+        Due::Finish(exchange) | Due::Crumb(exchange) | Due::Answered(exchange) => {
+            relay.has_exchange(exchange)
+        }
+        Due::Yield | Due::Sweep | Due::Drain => true,
+    };
+    if shard.timers.is_crowded() {
+        shard.timers.sweep(matters);
+    }
+    if shard.timers.next().is_none_or(|at| at > border.now) {
+        return;
+    }
+    shard.timers.begin(border.now, matters);
+    // The rest has the next turn, which comes at once.
+    for _ in 0..FIRES {
+        let Some(due) = shard.timers.pop(border.now) else { break };
+        fire(shard, border, due);
+    }
+}
+
+/// A timer has fired.
+#[inline(never)]
+fn fire(shard: &mut Shard, border: &mut Border, due: Due) {
+    let turn = turn!(shard, border);
+    match due {
+        Due::Hop { slot, generation } => {
+            shard.relay.look_at(turn, ConnId { slot, generation });
+        }
+        Due::Door { slot, generation } => {
+            shard.workers.look_at(turn, ConnId { slot, generation });
+        }
+        Due::Wait(key) => shard.sessions.waited(turn, key),
+        Due::Patience(key) => shard.sessions.impatient(turn, key),
+        Due::Replace(key) => shard.sessions.replace_overdue(turn, key),
+        Due::Recall(key) => shard.sessions.recall(turn, key),
+        Due::Ask(ticket) => shard.sessions.ask_overdue(turn, ticket),
+        Due::Finish(exchange) => shard.relay.finish_raw(turn, exchange),
+        Due::Crumb(exchange) => shard.relay.allow_crumbs(turn, exchange),
+        Due::Answered(exchange) => shard.relay.answered_too_long(turn, exchange),
+        Due::Yield => shard.workers.look_at_queues(turn),
+        Due::Sweep => shard.relay.sweep(turn),
+        Due::Drain => shard.end_all(border, Close::Flush),
+    }
+    shard.settle(border);
+}
+
+/// More attachments hear of other rules.
+#[cold]
+pub(super) fn renew_terms(shard: &mut Shard, border: &mut Border) {
+    shard.sessions.renew_terms(turn!(shard, border));
+    shard.settle(border);
+}
