@@ -230,12 +230,11 @@ pub fn read(fields: &Fields) -> Result<Connect<'_>, ConnectFault> {
     Ok(Connect { token, request_id })
 }
 
-/// A CONNECT has no framing fields at all (RFC 9110 §9.3.6); a POST may say that it is empty.
+/// A request may say that it has no body: Go's POST does, and so may what stands between (WK-2).
 fn announces_body(fields: &Fields) -> bool {
-    let is_connect = fields.first(Token::Method) == Some(b"CONNECT");
     fields.iter().any(|field| match field.token {
         Token::TransferEncoding => true,
-        Token::ContentLength => is_connect || field.value.iter().any(|&b| b != b'0'),
+        Token::ContentLength => field.value.iter().any(|&b| b != b'0'),
         _ => false,
     })
 }
