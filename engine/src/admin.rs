@@ -23,11 +23,12 @@ use axum::routing::{any, get, post};
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ringway_proto::id::Node;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Mode;
-use crate::metrics::Backend;
+use crate::metrics::{Backend, single};
 use crate::post::ShardPost;
 use crate::remote::Remote;
 use crate::trail::IdBegin;
@@ -80,6 +81,10 @@ pub struct Admin {
     pub version: Option<Arc<str>>,
     /// Who says who may call.
     pub mode: Mode,
+    /// Which node of a cluster this is.
+    pub node: Node,
+    /// How many nodes the configuration knows, this one included; 0: there is no cluster.
+    pub nodes: u64,
     /// What drives the cores.
     pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
@@ -228,8 +233,12 @@ async fn metrics(State(admin): Shared) -> Response<Body> {
     sum.render(&mut text);
     scrape.render(&mut text);
     admin.changes.render(&mut text);
-    if let Some(remote) = &admin.remote {
-        remote.render(&mut text);
+    match &admin.remote {
+        Some(remote) => remote.render(&mut text),
+        None => {
+            let head = ("ringway_nodes_alive", "gauge");
+            single(&mut text, head, "Gateways of the cluster, as configured.", admin.nodes);
+        }
     }
     crate::log::render(&mut text);
     proc::render(&mut text);
@@ -268,6 +277,7 @@ async fn info(State(admin): Shared) -> Response<Body> {
         "cores": admin.scraper.cores(),
         "backend": admin.backend.label(),
         "mode": admin.mode.name(),
+        "node": admin.node.to_string(),
         "kernel": ringway_cli::kernel(),
     }))
 }

@@ -23,7 +23,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ringway_proto::id::Node;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub(crate) use files::Files;
 use handed::Handed;
@@ -33,12 +33,16 @@ use crate::config::{Config, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
 use crate::demo::{Serve, WorkerOptions};
+use crate::keys::Keys;
 use crate::post::ControlPost;
-use crate::remote::Remote;
+use crate::remote::{Among, Relay, Remote};
 use crate::shard::ShardSettings;
 
 /// Messages of the cores that wait for the control thread.
 const CONTROL_POSTS: usize = 1024;
+/// Octets kept of a client until its first request is routed, where it may belong to another gateway
+/// (design 3.22).
+const KEPT_OF_CLIENTS: usize = 64 * 1024;
 /// Sessions the demo's worker takes at once.
 const DEMO_SLOTS: usize = 1024;
 
@@ -84,6 +88,8 @@ struct Addresses {
     client: SocketAddr,
     worker: SocketAddr,
     admin: SocketAddr,
+    /// None: no other gateway brings anything.
+    cluster: Option<SocketAddr>,
 }
 
 /// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is what
@@ -101,39 +107,35 @@ pub fn serve(
     Files::of_process(&config, demo.as_ref()).lay_table();
     let handed = Handed::take(&config)?;
     let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
-    tell_start(&config);
+    tell_start(&config, raised);
     let count = core_count(&config);
     config.cores.count = Some(count);
     let policy = policy_of(&mut config);
-    config.notes.iter().for_each(|note| tracing::info!("{note}"));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit on open files cannot be raised");
-    }
     let files = share_files(&mut config, demo.as_ref());
     let backend = io::choose(&config)?;
     let origin = Instant::now();
     let runtime = runtime()?;
-    let (listeners, remote) = listen(&config, count, &runtime, handed)?;
+    let keys = Keys::of(&config.cluster.secrets).map(watch::Sender::new);
+    let (listeners, remote) = listen(&config, count, &runtime, (handed, keys.as_ref()))?;
     let addresses = listeners.addresses()?;
-    let Listeners { client, worker, admin, inherited, shares } = listeners;
+    let Listeners { client, worker, cluster, admin, inherited, shares } = listeners;
     let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
     let config = Arc::new(config);
-    let reloader = reload::Reloader::new(&config, source, policy)?;
+    let identity = Identity::new(&config, remote.as_ref(), (keys.as_ref(), addresses.cluster))?;
+    let reloader = reload::Reloader::new(&config, source, (policy, keys))?;
     let (entrances, changes) = (reloader.entrances(), reloader.changes());
     let mut threads = Vec::with_capacity(count);
-    let identity = Identity::new(remote.as_ref())?;
     let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
     let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox).map_err(BootError::os)?;
     let asks = remote.as_ref().map(|remote| {
         let _context = runtime.enter();
         remote.serve(&cores)
     });
-    let doors = client.into_iter().zip(worker).map(doors).zip(inboxes);
+    let doors = client.into_iter().zip(worker).zip(cluster).map(doors).zip(inboxes);
     for (core, (doors, inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
         let (changes, posts, cores) = (changes.clone(), posts.clone(), cores.clone());
         let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
-        let entrances = entrances.clone();
         let seat = core::Seat {
             settings,
             changes,
@@ -145,7 +147,7 @@ pub fn serve(
             cores,
             origin,
             cpu,
-            entrances,
+            entrances: entrances.clone(),
             backend,
             files,
         };
@@ -155,6 +157,7 @@ pub fn serve(
     let run = run::Run {
         runtime,
         remote,
+        node: identity.node,
         config: config.clone(),
         backend,
         files,
@@ -183,6 +186,8 @@ fn runtime() -> Result<Runtime, BootError> {
 struct Listeners {
     client: Vec<Vec<TcpListener>>,
     worker: Vec<Vec<TcpListener>>,
+    /// No listener of a core, or one of each.
+    cluster: Vec<Vec<TcpListener>>,
     admin: TcpListener,
     /// Which of the cores' were handed down.
     inherited: Vec<Listener>,
@@ -200,15 +205,27 @@ impl Listeners {
             client: address(self.client.iter().flatten().next())?,
             worker: address(self.worker.iter().flatten().next())?,
             admin: address(Some(&self.admin))?,
+            cluster: self
+                .cluster
+                .iter()
+                .flatten()
+                .next()
+                .map(|own| address(Some(own)))
+                .transpose()?,
         })
     }
 }
 
 /// One core's listeners.
-fn doors((client, worker): (Vec<TcpListener>, Vec<TcpListener>)) -> Vec<(Listener, TcpListener)> {
+fn doors(((client, worker), cluster): ((Doors, Doors), Doors)) -> Vec<(Listener, TcpListener)> {
     let client = client.into_iter().map(|socket| (Listener::Client, socket));
-    client.chain(worker.into_iter().map(|socket| (Listener::Worker, socket))).collect()
+    let worker = worker.into_iter().map(|socket| (Listener::Worker, socket));
+    let cluster = cluster.into_iter().map(|socket| (Listener::Cluster, socket));
+    client.chain(worker).chain(cluster).collect()
 }
+
+/// The listeners of one port that a core has.
+type Doors = Vec<TcpListener>;
 
 /// Opens the ports that were not handed down, and starts the control plane elsewhere if there is
 /// one. Workers are let in when what a predecessor has left for them is gone.
@@ -216,7 +233,7 @@ fn listen(
     config: &Config,
     count: usize,
     runtime: &Runtime,
-    handed: Handed,
+    (handed, keys): (Handed, Option<&watch::Sender<Arc<Keys>>>),
 ) -> Result<(Listeners, Option<Remote>), BootError> {
     let listen = |handed: Vec<TcpListener>, name, address, count| match handed.is_empty() {
         true => port::listen(name, address, count).map_err(BootError::os),
@@ -235,24 +252,58 @@ fn listen(
     let client = deal(listen(handed.client, "client", config.listen.client, count)?)?;
     let admin = listen(handed.admin, "admin", config.listen.admin, 1)?.into_iter().next();
     let admin = admin.ok_or_else(|| BootError::os("no admin listener"))?;
-    let remote = start_remote(config, runtime, !inherited.contains(&Listener::Worker))?;
+    let (cluster, among) = listen_to_others(config, count, keys)?;
+    let opens = !inherited.contains(&Listener::Worker);
+    let remote = start_remote(config, runtime, (opens, among))?;
     let worker = deal(listen(handed.worker, "worker", config.listen.worker, count)?)?;
-    Ok((Listeners { client, worker, admin, inherited, shares }, remote))
+    Ok((Listeners { client, worker, cluster, admin, inherited, shares }, remote))
+}
+
+/// The listeners for other gateways, if there is a cluster, and what they are told of them.
+fn listen_to_others(
+    config: &Config,
+    count: usize,
+    keys: Option<&watch::Sender<Arc<Keys>>>,
+) -> Result<(Vec<Vec<TcpListener>>, Option<Among>), BootError> {
+    let none = || (0..count).map(|_| Vec::new()).collect();
+    let Some(keys) = keys else { return Ok((none(), None)) };
+    let cluster = &config.cluster;
+    let sockets = port::listen("cluster", cluster.listen, count).map_err(BootError::os)?;
+    let port = sockets.first().map(TcpListener::local_addr).transpose().map_err(BootError::os)?;
+    let own = Some(cluster.listen.ip()).filter(|ip| !ip.is_unspecified());
+    let relay = Relay {
+        address: cluster.address.or(own),
+        port: cluster.port.or(port.map(|address| address.port())).unwrap_or_default(),
+    };
+    let dealt = handed::deal(sockets, count).map_err(BootError::os)?;
+    Ok((dealt, Some(Among { relay, keys: keys.subscribe() })))
+}
+
+/// Which node of a cluster this is.
+fn tell_node(node: Node, config: &Config, listens: Option<SocketAddr>) {
+    if let Some(listens) = listens {
+        let secrets = config.cluster.secrets.len();
+        tracing::info!(%node, %listens, secrets, "this gateway is a node");
+    }
 }
 
 /// The log's first line: which mode, and why.
-fn tell_start(config: &Config) {
+fn tell_start(config: &Config, raised: rustix::io::Result<()>) {
     let (mode, why) = (config.control.mode, &config.control.why);
     let version = config.version.as_deref().unwrap_or(crate::VERSION);
     tracing::info!(mode = mode.name(), why, version, "starting");
+    config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
 }
 
 /// What is asked who may call and how work travels, where that is not this gateway itself.
-/// `opens` says that the worker port is still to be opened.
+/// `opens` says that the worker port is still to be opened; `among`, what other gateways are told.
 fn start_remote(
     config: &Config,
     runtime: &Runtime,
-    opens: bool,
+    (opens, among): (bool, Option<Among>),
 ) -> Result<Option<Remote>, BootError> {
     let Some(settings) = &config.control.remote else { return Ok(None) };
     let worker = config.listen.worker;
@@ -260,7 +311,8 @@ fn start_remote(
     if opens {
         port::state("worker", worker).map_err(BootError::os)?;
     }
-    let started = runtime.block_on(Remote::start(settings, worker, &config.functions));
+    let started = Remote::start(settings, (worker, among), &config.functions);
+    let started = runtime.block_on(started);
     started
         .map(Some)
         .map_err(|error| BootError { code: BootError::CONFIG, text: error.to_string() })
@@ -285,17 +337,26 @@ pub(crate) fn core_count(config: &Config) -> usize {
 struct Identity {
     node: Node,
     secret: [u8; 16],
+    keys: Option<Arc<Keys>>,
     unix_micros_at_zero: u64,
 }
 
 impl Identity {
-    fn new(remote: Option<&Remote>) -> Result<Self, BootError> {
+    fn new(
+        config: &Config,
+        remote: Option<&Remote>,
+        (keys, listens): (Option<&watch::Sender<Arc<Keys>>>, Option<SocketAddr>),
+    ) -> Result<Self, BootError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let incarnation = u16::from_ne_bytes(random()?);
-        let alone = || Node::new(0, incarnation).expect("0 is below the limit");
+        let number = config.cluster.node.unwrap_or_default();
+        let alone = || Node::new(number, incarnation).expect("the configuration checks it");
+        let node = remote.map_or_else(alone, Remote::node);
+        tell_node(node, config, listens);
         Ok(Self {
-            node: remote.map_or_else(alone, Remote::node),
+            node,
             secret: random()?,
+            keys: keys.map(|keys| keys.borrow().clone()),
             unix_micros_at_zero: u64::try_from(since.as_micros()).unwrap_or(0),
         })
     }
@@ -319,9 +380,10 @@ impl Identity {
             cores,
             node: self.node,
             secret: self.secret,
+            keys: self.keys.clone(),
             seed: random()?,
             generation: 0,
-            unanswered: 0,
+            unanswered: if config.cluster.relays() { KEPT_OF_CLIENTS } else { 0 },
             advertise: advertise.unwrap_or_else(|| format!("{scheme}://{worker}")),
             unix_micros_at_zero: self.unix_micros_at_zero,
             version: crate::VERSION,
@@ -399,8 +461,9 @@ fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), B
 
 /// The ready line, and in `dev` something to paste.
 fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
-    let Addresses { client, worker, admin } = addresses;
-    let mut text = format!("ready client={client} worker={worker} admin={admin}\n");
+    let Addresses { client, worker, admin, cluster } = addresses;
+    let cluster = cluster.map(|cluster| format!(" cluster={cluster}")).unwrap_or_default();
+    let mut text = format!("ready client={client} worker={worker} admin={admin}{cluster}\n");
     if let (Some(Demo::Echo), Some(function)) = (demo, config.functions.first()) {
         let id = function.id;
         text += &format!(

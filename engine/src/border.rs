@@ -374,6 +374,13 @@ impl Border {
         conn
     }
 
+    /// As [`Self::dial`], to a gateway that stands close by: that it is gone is to be noticed soon.
+    pub fn dial_gateway(&mut self, address: SocketAddr) -> ConnId {
+        let conn = self.dial(address);
+        self.outputs[conn.slot as usize].to_gateway = true;
+        conn
+    }
+
     /// Lets go of a connection so that another core can take it up: reading stops, and once nothing
     /// is under way on the socket [`Core::detached`] hands it over. Until then bytes may still
     /// arrive; an end that comes first is told as ever, and nothing is handed over.

@@ -4,6 +4,7 @@
 //! Every problem is reported with its place and the fix; nobody else reads the file or the
 //! environment.
 
+mod cluster;
 mod control;
 mod credentials;
 mod dial;
@@ -21,6 +22,7 @@ mod read;
 mod reference;
 mod remote;
 mod rules;
+mod setting;
 mod settings;
 mod source;
 mod syntax;
@@ -38,6 +40,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use uuid::Uuid;
 
+pub use cluster::Cluster;
 pub use dial::Dial;
 pub use effective::Effective;
 pub use environment::Environment;
@@ -63,6 +66,7 @@ pub struct Config {
     pub fronts: Fronts,
     pub cores: Cores,
     pub control: Control,
+    pub cluster: Cluster,
     pub tenants: Vec<Tenant>,
     pub functions: Vec<Function>,
     pub session: Session,
@@ -295,6 +299,7 @@ pub struct Limits {
     pub dispatch_burst: u32,
     pub dispatch_rate: u32,
     pub token_tries: u32,
+    pub relays: usize,
     pub pending_sessions: usize,
     pub pending_per_tenant: usize,
     pub asks: usize,
@@ -383,6 +388,11 @@ impl Config {
     /// answers that its server cannot be reached.
     pub fn resolve(&mut self) -> Vec<String> {
         let mut unknown = Vec::new();
+        if let Some(dial) = &mut self.cluster.fallback
+            && let Err(error) = dial.resolve()
+        {
+            unknown.push(format!("cluster.fallback = \"{}\" is not found: {error}", dial.server));
+        }
         for function in &mut self.functions {
             let Some(dial) = &mut function.dial else { continue };
             if let Err(error) = dial.resolve() {

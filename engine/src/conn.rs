@@ -17,6 +17,8 @@ pub enum Listener {
     Client,
     /// Workers: 10086 by default.
     Worker,
+    /// Other gateways: a free port by default.
+    Cluster,
 }
 
 /// How a peer's bytes ended.

@@ -17,6 +17,7 @@ pub mod demo;
 pub mod doctor;
 pub mod inlet;
 mod json;
+pub mod keys;
 pub mod log;
 mod machine;
 pub mod metrics;

@@ -8,6 +8,7 @@
 mod histogram;
 mod inlet;
 mod labels;
+mod relays;
 mod resumes;
 mod tables;
 
@@ -16,9 +17,10 @@ use std::fmt::Write;
 pub use histogram::Histogram;
 use histogram::{DEFAULT_SECONDS, LIFE_SECONDS, START_SECONDS, TOKEN_AGE_SECONDS, TUNNELS};
 pub use labels::{
-    AskOutcome, Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, ResumeOutcome,
-    ResumeWay, SpareOutcome, StartPart,
+    AskOutcome, Backend, CONNECT_RESULTS, CloseCode, CloseReason, CopyWhy, Limit, RelayCause,
+    RelayOutcome, ResumeOutcome, ResumeWay, SpareOutcome, StartPart, TakenCause, TakenOutcome,
 };
+pub use relays::Relays;
 pub use resumes::Resumes;
 pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
 
@@ -90,6 +92,8 @@ pub struct ShardMetrics {
     pub asks: [u64; AskOutcome::COUNT],
     /// Tunnels parked now, and what became of those that were.
     pub resumes: Resumes,
+    /// Connections that go to other gateways, and come from them.
+    pub relays: Relays,
     /// What listeners with TLS or the PROXY protocol saw.
     pub inlet: crate::inlet::Tally,
 }
@@ -128,6 +132,7 @@ impl Default for ShardMetrics {
             start_seconds: [Histogram::new(START_SECONDS); StartPart::COUNT],
             asks: [0; AskOutcome::COUNT],
             resumes: Resumes::default(),
+            relays: Relays::default(),
             inlet: crate::inlet::Tally::default(),
         }
     }
@@ -157,6 +162,7 @@ impl ShardMetrics {
         counters.limit_max = [0; Limit::COUNT];
         counters.io_backend = [0; Backend::COUNT];
         counters.resumes.parked = 0;
+        counters.relays.active = [0; RelayCause::COUNT];
         counters
     }
 
@@ -197,6 +203,7 @@ impl ShardMetrics {
         add_histograms(&mut self.start_seconds, &other.start_seconds);
         add_counts(&mut self.asks, &other.asks);
         self.resumes.add(&other.resumes);
+        self.relays.add(&other.relays);
         inlet::add(&mut self.inlet, &other.inlet);
     }
 
@@ -215,6 +222,7 @@ impl ShardMetrics {
         self.http_client.render(out, "http_client", "exchanges on tunnels");
         self.render_ours(out);
         self.resumes.render(out);
+        self.relays.render(out);
         inlet::render(out, &self.inlet);
     }
 

@@ -24,6 +24,8 @@ pub struct Output {
     pub(crate) paused: bool,
     pub(crate) detaching: bool,
     pub(crate) open_ended: bool,
+    /// It is dialled, and the peer is another gateway.
+    pub(crate) to_gateway: bool,
     pub(crate) close: Option<Close>,
     /// When the queue began to wait, or the kernel last took some of it.
     pub(crate) waiting_since: Time,
@@ -71,6 +73,12 @@ impl Output {
     #[must_use]
     pub fn is_open_ended(&self) -> bool {
         self.open_ended
+    }
+
+    /// Whether the peer that is dialled is another gateway.
+    #[must_use]
+    pub fn is_to_gateway(&self) -> bool {
+        self.to_gateway
     }
 
     /// How the connection is to be ended, once asked.

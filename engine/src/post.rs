@@ -16,6 +16,7 @@ pub use across::{
 use crate::border::{Parcel, Stalls};
 use crate::control::local::Policy;
 use crate::control::port::{Answer, AskTicket};
+use crate::keys::Keys;
 use crate::metrics::ShardMetrics;
 use crate::trail::{IdBegin, Part};
 
@@ -53,6 +54,8 @@ pub enum ShardPost {
     },
     /// Go by these rules from now on. What runs is not touched.
     Policy(Arc<Policy>),
+    /// What the gateways of the cluster know each other by from now on.
+    Keys(Arc<Keys>),
     /// The control plane's answer to a question of this core.
     Answer {
         /// Names the question.

@@ -27,6 +27,7 @@ use crate::ring::Sender;
 use answers::Answers;
 use api::{Api, secrets};
 use driver::{Driver, Planes};
+pub use nats::{Among, Relay};
 use nats::{Nats, Own};
 
 pub(crate) use finding::{Finding, Grade};
@@ -83,13 +84,14 @@ pub struct Remote {
 impl Remote {
     /// Starts what was configured. Nothing need be reachable: what is not is tried for ever, and
     /// waited for at most 2 s. `worker` is the address of the worker listener, which no other
-    /// process has now; `functions` are those that the gateway's own file names.
+    /// process has now; `cluster` is what it has to do with other gateways; `functions` are those that
+    /// the gateway's own file names.
     ///
     /// # Errors
     /// What was configured cannot work, whatever the servers say.
     pub async fn start(
         settings: &Settings,
-        worker: SocketAddr,
+        (worker, cluster): (SocketAddr, Option<Among>),
         functions: &[Function],
     ) -> Result<Self, StartError> {
         let why = |error: &dyn fmt::Display| StartError(error.to_string());
@@ -99,7 +101,8 @@ impl Remote {
         let api = authority.map(|authority| Api::start(authority, &secrets, &meters));
         let api = api.transpose().map_err(|error| why(&error))?;
         let secrets = login::of(settings, &secrets, &meters).map_err(|error| why(&error))?;
-        let own = Own { worker: process(worker), versions: nats::queued(functions) };
+        let (worker, versions) = (process(worker), nats::queued(functions));
+        let own = Own { worker, versions, cluster };
         let nats = Nats::start(settings, secrets, own, START_LIMIT);
         let nats = nats.await.map_err(|error| why(&error))?;
         let health = health::watch(api.as_ref().map(|api| api.health.clone()), nats.health());
@@ -117,6 +120,12 @@ impl Remote {
     #[must_use]
     pub fn node(&self) -> Node {
         self.planes.nats.node()
+    }
+
+    /// Where other gateways reach this one, as far as that is known.
+    #[must_use]
+    pub fn relay(&self) -> Option<SocketAddr> {
+        self.planes.nats.relay()
     }
 
     /// Answers what the cores ask by the sender that is returned, for as long as they are there.

@@ -272,8 +272,7 @@ fn what_is_not_built_is_refused_as_not_supported_yet() {
     let client = "client = \"0.0.0.0:10081\"";
     for (from, to) in [
         ("wait = \"30s\"", "wait = \"30s\"\n[limits]\nfailed_connects = 1 "),
-        ("[drain] ", "[cluster] "),
-        ("[drain] ", "[cluster]\nnode = 1 "),
+        ("[drain] ", "[limits]\nasks = 1 "),
     ] {
         let told = with(from, to);
         assert!(told.contains("not supported yet"), "{to}: {told}");

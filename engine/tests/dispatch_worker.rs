@@ -190,7 +190,7 @@ async fn connection(
                 let answer = match answer.unwrap() {
                     PollAnswer::Nothing => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
                     PollAnswer::Work(work) => {
-                        let body = work.to_json(&format!("http://{address}"));
+                        let body = work.to_json([&*format!("http://{address}")]);
                         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
                         [head.into_bytes(), body].concat()
                     }

@@ -46,6 +46,13 @@ impl Node {
     }
 }
 
+impl fmt::Display for Node {
+    /// The same everywhere: number and incarnation in hexadecimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:03x}-{:04x}", self.number, self.incarnation)
+    }
+}
+
 /// Reads a request id as the contract's reference does (CL-2); not the `uuid` crate's parser.
 ///
 /// **Shape**: 36 characters with hyphens; the same behind `urn:uuid:` in any case; the same
@@ -242,11 +249,9 @@ pub struct TokenAddress {
 pub enum TokenFault {
     /// Not 64 characters of the alphabet, or a layout we do not know.
     Malformed,
-    /// It names another node of the cluster.
-    ForeignNode,
-    /// It names this node, but another run of its process.
-    OtherIncarnation,
-    /// It names us, and we did not make it.
+    /// A node of the cluster made it that is not this one, or not this run of its process.
+    ForeignNode(Node),
+    /// Neither we nor another node of the cluster made it, whatever it names.
     BadMac,
 }
 
@@ -255,10 +260,15 @@ pub enum TokenFault {
 /// **Shape**: 24 characters are three base-62 groups of 47 bits: format 5, node 12,
 /// incarnation 20 (of which the upper 4 are zero), core 10, slot 24, generation 32, MAC 38. Then 40 random characters,
 /// log2(62^40) = 238.2 bits. The MAC is SipHash-2-4 over the address and the random characters:
-/// what another core is bothered with was made here.
+/// what another core, or another node, is bothered with was made by one that has the key.
 #[derive(Clone)]
 pub struct TokenMint {
+    /// By which credentials are sealed.
+    own: SipHasher24,
+    /// By which tokens are made.
     mac: SipHasher24,
+    /// By which others may have been made.
+    other: Option<SipHasher24>,
     /// Format, node and incarnation: the upper 37 bits of the first group.
     origin: u128,
 }
@@ -283,7 +293,15 @@ impl TokenMint {
         let origin = FORMAT << Self::FORMAT_AT
             | u128::from(node.number) << Self::NODE_AT
             | u128::from(node.incarnation) << Self::INCARNATION_AT;
-        Self { mac: SipHasher24::new_with_key(&secret), origin }
+        let own = SipHasher24::new_with_key(&secret);
+        Self { own, mac: own, other: None, origin }
+    }
+
+    /// From now on tokens are made with the cluster's `key`; those made with the `other` one are read
+    /// too.
+    pub fn share(&mut self, key: [u8; 16], other: Option<[u8; 16]>) {
+        self.mac = SipHasher24::new_with_key(&key);
+        self.other = other.map(|other| SipHasher24::new_with_key(&other));
     }
 
     /// A fresh token for the session in `slot` of `core`.
@@ -303,14 +321,15 @@ impl TokenMint {
             | u128::from(generation) << Self::GENERATION_AT;
         let mut text = [0; TOKEN_LENGTH];
         write_random(random, &mut text[PREFIX_LENGTH..]);
-        let mac = self.mac(address, &text[PREFIX_LENGTH..]);
+        let mac = mac_of(self.mac, address, &text[PREFIX_LENGTH..]);
         for (group, out) in split(address, mac).into_iter().zip(text.chunks_mut(GROUP_LENGTH)) {
             write_base62(group, out);
         }
         WorkerToken(text)
     }
 
-    /// Whose token `text` is, if it was made by this mint; the owner still has to compare it.
+    /// Whose token `text` is, if it was made by this mint; the owner still has to compare it. What no
+    /// MAC proves names nobody.
     ///
     /// # Errors
     /// Says in what the text is not ours.
@@ -325,14 +344,16 @@ impl TokenMint {
         if differs(Self::FORMAT_AT) {
             return Err(TokenFault::Malformed);
         }
-        if differs(Self::NODE_AT) {
-            return Err(TokenFault::ForeignNode);
+        let made_by = |key: SipHasher24| mac == mac_of(key, address, random);
+        if !made_by(self.mac) && !self.other.is_some_and(made_by) {
+            return Err(TokenFault::BadMac);
         }
         if differs(Self::INCARNATION_AT) {
-            return Err(TokenFault::OtherIncarnation);
-        }
-        if mac != self.mac(address, random) {
-            return Err(TokenFault::BadMac);
+            let node = Node {
+                number: (address >> Self::NODE_AT) as u16 % NODE_LIMIT,
+                incarnation: (address >> Self::INCARNATION_AT) as u16,
+            };
+            return Err(TokenFault::ForeignNode(node));
         }
         Ok(TokenAddress {
             core: (address >> Self::CORE_AT) as u16 % CORE_LIMIT,
@@ -345,19 +366,19 @@ impl TokenMint {
     /// can say the same again.
     #[must_use]
     pub fn seal(&self, credential: &[u8]) -> NonZeroU64 {
-        let mut mac = self.mac;
+        let mut mac = self.own;
         // No token's address begins so: formats are small numbers.
         mac.write(&[0xff; 16]);
         mac.write(credential);
         NonZeroU64::new(mac.finish()).unwrap_or(NonZeroU64::MAX)
     }
+}
 
-    fn mac(&self, address: u128, random: &[u8]) -> u64 {
-        let mut input = [0; 16 + TOKEN_LENGTH - PREFIX_LENGTH];
-        input[..16].copy_from_slice(&address.to_be_bytes());
-        input[16..].copy_from_slice(random);
-        self.mac.hash(&input) >> (64 - MAC_BITS)
-    }
+fn mac_of(key: SipHasher24, address: u128, random: &[u8]) -> u64 {
+    let mut input = [0; 16 + TOKEN_LENGTH - PREFIX_LENGTH];
+    input[..16].copy_from_slice(&address.to_be_bytes());
+    input[16..].copy_from_slice(random);
+    key.hash(&input) >> (64 - MAC_BITS)
 }
 
 impl fmt::Debug for TokenMint {
@@ -518,18 +539,45 @@ mod tests {
         let read = |other: &TokenMint, source: &mut ChaCha8Rng| {
             mint.read(other.mint(3, 4, 5, &random(source)).as_bytes())
         };
-        let foreign = TokenMint::new(secret, node(2, 2));
-        assert_eq!(read(&foreign, &mut source), Err(TokenFault::ForeignNode));
-        let older = TokenMint::new(secret, node(1, 1));
-        assert_eq!(read(&older, &mut source), Err(TokenFault::OtherIncarnation));
-        let forged = TokenMint::new(random(&mut source), node(1, 2));
-        assert_eq!(read(&forged, &mut source), Err(TokenFault::BadMac));
+        for other in [node(2, 2), node(1, 1), node(4095, 0xffff)] {
+            let foreign = TokenMint::new(secret, other);
+            assert_eq!(read(&foreign, &mut source), Err(TokenFault::ForeignNode(other)));
+        }
+        // What names another node proves nothing by that.
+        for other in [node(1, 2), node(2, 2)] {
+            let forged = TokenMint::new(random(&mut source), other);
+            assert_eq!(read(&forged, &mut source), Err(TokenFault::BadMac));
+        }
         let mut token = *mint.mint(3, 4, 5, &random(&mut source)).as_bytes();
         for text in [&b""[..], b"short", &[b'z'; 64], &[b'0'; 64], &[0xff; 64], &token[1..]] {
             assert_eq!(mint.read(text), Err(TokenFault::Malformed), "{text:?}");
         }
         token[63] = b'-';
         assert_eq!(mint.read(&token), Err(TokenFault::Malformed));
+    }
+
+    #[test]
+    fn nodes_with_a_common_key_read_each_others_tokens_and_seal_for_themselves() {
+        let mut source = ChaCha8Rng::seed_from_u64(7);
+        let mut mints =
+            [node(1, 2), node(3, 4)].map(|node| TokenMint::new(random(&mut source), node));
+        let token = |mint: &TokenMint, source: &mut ChaCha8Rng| mint.mint(3, 4, 5, &random(source));
+        let early = token(&mints[1], &mut source);
+        assert_eq!(mints[0].read(early.as_bytes()), Err(TokenFault::BadMac));
+        let (old, new) = (random(&mut source), random(&mut source));
+        mints.iter_mut().for_each(|mint| mint.share(old, None));
+        let before = token(&mints[1], &mut source);
+        let foreign = Err(TokenFault::ForeignNode(node(3, 4)));
+        assert_eq!(mints[0].read(before.as_bytes()), foreign);
+        assert!(mints[1].read(before.as_bytes()).is_ok());
+        // The first one signs, both are accepted, and what is neither's is nobody's.
+        mints[0].share(new, Some(old));
+        assert_eq!(mints[0].read(before.as_bytes()), foreign);
+        let after = token(&mints[0], &mut source);
+        assert_eq!(mints[1].read(after.as_bytes()), Err(TokenFault::BadMac));
+        mints[1].share(old, Some(new));
+        assert_eq!(mints[1].read(after.as_bytes()), Err(TokenFault::ForeignNode(node(1, 2))));
+        assert_ne!(mints[0].seal(b"credential"), mints[1].seal(b"credential"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod h1;
 pub mod h2;
 pub mod hpack;
 pub mod id;
+pub mod prelude;
 pub mod proxy;
 pub mod route;
 pub mod time;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::border::Listener;
 use crate::control::local::Policy;
+use crate::keys::Keys;
 use crate::metrics::family;
 
 /// What can be replaced.
@@ -29,6 +30,8 @@ pub struct Changes {
     /// Unix time at which each listener's certificate expires; 0: it has none.
     not_after: [AtomicU64; 2],
     policy: Mutex<Arc<Policy>>,
+    /// None: those that the process began with.
+    keys: Mutex<Option<Arc<Keys>>>,
 }
 
 impl Changes {
@@ -39,6 +42,7 @@ impl Changes {
             counts: Default::default(),
             not_after: Default::default(),
             policy: Mutex::new(policy),
+            keys: Mutex::default(),
         }
     }
 
@@ -62,6 +66,17 @@ impl Changes {
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The gateways of the cluster know each other by these from now on.
+    pub fn replace_keys(&self, keys: Arc<Keys>) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+    }
+
+    /// The keys that have taken the place of those that the process began with.
+    #[must_use]
+    pub fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes it in the Prometheus text format.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
+use ringway_proto::id::Node;
 use serde::Serialize;
 
 use super::SHORT_ID;
@@ -58,6 +59,8 @@ pub(super) struct Session<'a> {
     function_version_id: &'a str,
     tenant: &'a str,
     state: &'a str,
+    /// The node that owns it: the one that answers.
+    node: String,
     core: u16,
     client_address: String,
     tunnel: String,
@@ -72,7 +75,7 @@ pub(super) struct Session<'a> {
 }
 
 /// A row as it may be shown: whoever has a session's whole id can come back to it.
-pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
+pub(super) fn session(row: &SessionRow, node: Node, whole_id: bool) -> Session<'_> {
     let mut request_id = row.request_id.to_string();
     if !whole_id {
         request_id.truncate(SHORT_ID);
@@ -83,6 +86,7 @@ pub(super) fn session(row: &SessionRow, whole_id: bool) -> Session<'_> {
         function_version_id: &row.function_version_id,
         tenant: &row.tenant,
         state: row.state,
+        node: node.to_string(),
         core: row.core,
         client_address: address(row.client_address),
         tunnel: address(row.tunnel),

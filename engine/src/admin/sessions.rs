@@ -79,7 +79,7 @@ pub(super) async fn list(
     let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let listed = admin.scraper.ask_rows(None).await;
     let rows = listed.rows.iter().filter(|row| filter.fits(row));
-    reply::json(&rows.map(|row| reply::session(row, whole)).collect::<Vec<_>>())
+    reply::json(&rows.map(|row| reply::session(row, admin.node, whole)).collect::<Vec<_>>())
 }
 
 /// `GET /sessions/{id}`.
@@ -105,7 +105,7 @@ pub(super) async fn one(
         start: timeline.start().to_json(),
         events: timeline.to_json(),
         lost_events: timeline.lost,
-        session: reply::session(&row, whole),
+        session: reply::session(&row, admin.node, whole),
     })
 }
 

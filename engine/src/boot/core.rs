@@ -188,7 +188,9 @@ impl Seat {
             backend: self.backend,
             shares: self.shares,
         };
-        let shard = Shard::new(self.settings.clone(), self.changes.policy());
+        let mut settings = self.settings.clone();
+        settings.keys = self.changes.keys().or(settings.keys);
+        let shard = Shard::new(settings, self.changes.policy());
         let occupant = Occupant::new(shard, place);
         #[cfg(test)]
         let occupant = occupant.named(u32::from(self.settings.node.incarnation()));

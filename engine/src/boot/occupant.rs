@@ -405,6 +405,7 @@ impl Core for Occupant {
             | ShardPost::Trail { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
+            | ShardPost::Keys(_)
             | ShardPost::Answer { .. }
             | ShardPost::Health(_)
             | ShardPost::End { .. }

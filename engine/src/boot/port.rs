@@ -56,6 +56,7 @@ impl PortError {
     pub(crate) fn fix(&self) -> String {
         let what = self.what;
         match self.error.kind() {
+            _ if what == "cluster" => "give cluster.listen another address".into(),
             io::ErrorKind::AddrInUse => {
                 format!("end that one, or give listen.{what} (--{what}) another port")
             }

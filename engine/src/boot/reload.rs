@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::tell::tell;
@@ -16,6 +17,7 @@ use crate::border::Listener;
 use crate::config::{Config, Front, Source};
 use crate::control::local::Policy;
 use crate::inlet::{Entrance, Entrances};
+use crate::keys::Keys;
 use crate::post::ShardPost;
 use crate::tls::{Files, Pair, PairError, Vault};
 
@@ -30,6 +32,8 @@ pub(super) struct Reloader {
     config: Arc<Config>,
     certificates: Vec<Certificate>,
     changes: Arc<Changes>,
+    /// What the gateways of the cluster know each other by.
+    keys: Option<watch::Sender<Arc<Keys>>>,
 }
 
 /// A listener's certificate.
@@ -66,7 +70,7 @@ impl Reloader {
     pub(super) fn new(
         config: &Arc<Config>,
         source: Option<Source>,
-        policy: Arc<Policy>,
+        (policy, keys): (Arc<Policy>, Option<watch::Sender<Arc<Keys>>>),
     ) -> Result<Self, BootError> {
         let changes = Arc::new(Changes::new(policy));
         let mut certificates = Vec::new();
@@ -84,7 +88,7 @@ impl Reloader {
             let vault = Arc::new(Vault::new(server));
             certificates.push(Certificate { listener, key, files, vault, pair, read, seen });
         }
-        Ok(Self { source, config: config.clone(), certificates, changes })
+        Ok(Self { source, config: config.clone(), certificates, changes, keys })
     }
 
     /// What the admin port shows of it.
@@ -139,6 +143,7 @@ impl Reloader {
                     remote.serve_functions(&new.functions);
                 }
                 tell(admin, || ShardPost::Policy(policy.clone())).await;
+                self.take_secrets(admin, &new).await;
                 self.changes.count(Change::Configuration, true);
                 tracing::info!(tenants, functions, "the configuration was read again");
                 self.tell_fixed(&new);
@@ -156,6 +161,18 @@ impl Reloader {
             certificate.seen = stamp(&certificate.files);
             certificate.take_up(&self.changes, true);
         }
+    }
+
+    /// The cluster's secrets may be others now. That there are some at all needs a new start.
+    async fn take_secrets(&self, admin: &Admin, new: &Config) {
+        let (Some(sender), Some(keys)) = (&self.keys, Keys::of(&new.cluster.secrets)) else {
+            return;
+        };
+        let secrets = keys.count();
+        sender.send_replace(keys.clone());
+        self.changes.replace_keys(keys.clone());
+        tell(admin, || ShardPost::Keys(keys.clone())).await;
+        tracing::info!(secrets, "the cluster's secrets were read again");
     }
 
     /// Names the settings that differ and need a new start.

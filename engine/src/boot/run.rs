@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ringway_proto::id::Node;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -57,6 +58,8 @@ pub(super) struct Run {
     pub(super) runtime: Runtime,
     /// The control plane elsewhere, if there is one.
     pub(super) remote: Option<Remote>,
+    /// Which node this is.
+    pub(super) node: Node,
     pub(super) config: Arc<Config>,
     /// What drives the cores.
     pub(super) backend: Backend,
@@ -76,7 +79,7 @@ impl Run {
         ready: impl FnOnce() -> Result<(), BootError>,
     ) -> Result<(), BootError> {
         let cores = self.cores.to_vec();
-        let settled = (self.config, self.backend, self.remote.clone());
+        let settled = (self.config, self.backend, (self.remote.clone(), self.node));
         let doors = ((self.admin, self.files.admin), self.reloader);
         let control = async {
             let ended = control(settled, cores, self.inbox, doors, ready).await;
@@ -98,7 +101,7 @@ impl Run {
 }
 
 async fn control(
-    (config, backend, remote): (Arc<Config>, Backend, Option<Remote>),
+    (config, backend, (remote, node)): (Arc<Config>, Backend, (Option<Remote>, Node)),
     cores: Vec<Sender<ShardPost>>,
     mut inbox: Inbox,
     ((listener, room), reloader): ((TcpListener, usize), Reloader),
@@ -121,6 +124,8 @@ async fn control(
         hosts: config.admin.hosts.clone(),
         version: config.version.clone(),
         mode: config.control.mode,
+        node,
+        nodes: if config.cluster.relays() { 1 + config.cluster.nodes.len() as u64 } else { 0 },
         backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),

@@ -70,6 +70,7 @@ impl Cores {
                 cores: count as u16,
                 node: Node::new(0, name as u16).unwrap(),
                 secret: [1; 16],
+                keys: None,
                 seed: [core as u8; 32],
                 generation: 0,
                 unanswered: 0,

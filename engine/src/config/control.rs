@@ -113,7 +113,13 @@ pub(super) struct Around<'a> {
 }
 
 /// Reads `[control]`, and in the modes that need them `[nvcf]` and `[nats]`.
-pub(super) fn read(choice: Choice, around: &Around<'_>, problems: &mut Problems) -> Control {
+/// `direct`: what workers are told to try first.
+pub(super) fn read(
+    choice: Choice,
+    around: &Around<'_>,
+    direct: Option<&str>,
+    problems: &mut Problems,
+) -> Control {
     let section = Section::of(around.root, "control", problems);
     let written = section.text("advertise", problems);
     if let Some(url) = written {
@@ -137,6 +143,7 @@ pub(super) fn read(choice: Choice, around: &Around<'_>, problems: &mut Problems)
     let remote = remote(&section, mode, around, problems);
     let remote = remote.zip(advertise.as_ref()).map(|(remote, url)| Remote {
         proxy_uri: url.trim_end_matches('/').to_owned() + PROXY_PATH,
+        direct_uri: direct.map(|url| url.to_owned() + PROXY_PATH),
         ..remote
     });
     Control { mode, why, advertise, remote }
@@ -221,6 +228,7 @@ fn remote(
         nats,
         region,
         proxy_uri: String::new(),
+        direct_uri: None,
         secrets: secrets.or_else(|| nvcf.then(|| SECRETS.into())),
         red_after: section.time("red_after", problems),
     })

@@ -184,7 +184,7 @@ mod tests {
             ("RINGWAY__LIMITS__STREAMS", "7", "limits.streams", "a number"),
             ("RINGWAY__SESSION__WAIT", "120s", "session.wait", "a text"),
             ("RINGWAY__NATS__URLS", "nats://a, nats://b,", "nats.urls", "a list"),
-            ("RINGWAY__CLUSTER__NODE", "1", "cluster.node", "a text"),
+            ("RINGWAY__CLUSTER__NODE", "1", "cluster.node", "a number"),
         ] {
             let (root, told) = laid("", &[(name, value)]);
             assert_eq!(told, "");

@@ -42,6 +42,8 @@ pub struct Remote {
     pub region: String,
     /// The URL that workers are told to dial back to, its path included (contract NT-5).
     pub proxy_uri: String,
+    /// What they are told to try first: this very process.
+    pub direct_uri: Option<String>,
     /// The secrets file (contract 5.2), which changes at run time and need not be there yet.
     pub secrets: Option<PathBuf>,
     /// Readiness turns red after so long without NATS or API (design 3.27).

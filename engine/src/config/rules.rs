@@ -1,6 +1,7 @@
 //! From the tree to typed values, and what single values cannot show: contradictions.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
-    Secret, Session, control, listen, parties, timers,
+    Secret, Session, cluster, control, listen, parties, timers,
 };
 use crate::log::Keys;
 
@@ -121,12 +122,15 @@ fn read(
         fronts: &fronts,
         reference: &reference,
     };
+    let pod = reference.pod.or_else(|| pod(&choice, environment, problems));
+    let cluster = cluster::read(&around, (choice.mode, pod), problems);
     let (session, keepalive) = (session(&root, problems), keepalive(&root, problems));
     let notes = vec![held_by_vanished(&session, &keepalive)];
     warnings.extend(timers::contradictions(&session, choice.mode));
     let config = Config {
         cores: cores(&root, problems),
-        control: control::read(choice, &around, problems),
+        control: control::read(choice, &around, cluster.direct.as_deref(), problems),
+        cluster,
         version: reference.version,
         session,
         drain: drain(&root, problems),
@@ -143,6 +147,17 @@ fn read(
         written,
     };
     Some((config, root))
+}
+
+/// This pod's address where the mode takes no other variable of NVIDIA's proxy.
+fn pod(
+    choice: &control::Choice,
+    environment: &Environment,
+    problems: &mut Problems,
+) -> Option<IpAddr> {
+    let text = environment.get("POD_IP", problems).filter(|_| choice.mode == Mode::Nats)?;
+    // It is Kubernetes' word for another thing, if it is none.
+    text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified())
 }
 
 /// How long a client that says nothing any more may keep its worker, which is a GPU.
@@ -301,6 +316,7 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
         dispatch_burst: section.count("dispatch_burst", p) as u32,
         dispatch_rate: section.count("dispatch_rate", p) as u32,
         token_tries: section.count("token_tries", p) as u32,
+        relays: section.count("relays", p) as usize,
         pending_sessions: section.count("pending_sessions", p) as usize,
         pending_per_tenant: section.count("pending_per_tenant", p) as usize,
         asks: ASKS,

@@ -2,73 +2,8 @@
 //! here, and the tables of `docs/reference/settings.md` are made from here.
 
 use super::MAX_CORES;
-
-/// What values a setting takes.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    /// An IP address and a port.
-    Address,
-    /// A whole number in a range.
-    Count(u64, u64),
-    /// A duration in a range, in microseconds.
-    Time(u64, u64),
-    /// A size in a range, in bytes.
-    Bytes(u64, u64),
-    /// This word, or a whole number in a range.
-    CountOr(&'static str, u64, u64),
-    /// True or false.
-    Flag,
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// A list of texts, which a function of its own reads; the text describes it.
-    List(&'static str),
-    /// A text that a function of its own reads; the text describes it.
-    Own(&'static str),
-}
-
-/// One setting.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Setting {
-    /// With its table: `session.wait`.
-    pub(super) key: &'static str,
-    pub(super) kind: Kind,
-    /// As it would be written; empty if there is none.
-    pub(super) default: &'static str,
-    /// Likewise in `nvcf` mode, where that differs.
-    pub(super) default_in_nvcf: Option<&'static str>,
-    /// False while the feature is not built: the key is refused.
-    pub(super) built: bool,
-    pub(super) what: &'static str,
-}
-
-const fn setting(
-    key: &'static str,
-    kind: Kind,
-    default: &'static str,
-    what: &'static str,
-) -> Setting {
-    Setting { key, kind, default, default_in_nvcf: None, built: true, what }
-}
-
-const fn later(key: &'static str, what: &'static str) -> Setting {
-    Setting { key, kind: Kind::Own(""), default: "", default_in_nvcf: None, built: false, what }
-}
-
-const fn in_nvcf(default: &'static str, setting: Setting) -> Setting {
-    Setting { default_in_nvcf: Some(default), ..setting }
-}
-
-const US: u64 = 1;
-pub(super) const MS: u64 = 1_000 * US;
-pub(super) const S: u64 = 1_000 * MS;
-const DAY: u64 = 86_400 * S;
-pub(super) const KIB: u64 = 1 << 10;
-pub(super) const MIB: u64 = 1 << 20;
-pub(super) const GIB: u64 = 1 << 30;
-const MILLION: u64 = 1_000_000;
-
-/// Most HTTP/2 allows for a window (RFC 9113 §6.9.1).
-const MAX_WINDOW: u64 = (1 << 31) - 1;
+use super::setting::{DAY, MAX_WINDOW, MILLION, in_nvcf, later, setting};
+pub(super) use super::setting::{GIB, KIB, Kind, MIB, MS, S, Setting};
 
 /// All settings, table by table.
 pub(super) const SETTINGS: &[Setting] = &[
@@ -308,9 +243,53 @@ pub(super) const SETTINGS: &[Setting] = &[
         "20s",
         setting("drain.max", Kind::Time(0, DAY), "60s", "How long open streams may take."),
     ),
-    later("cluster.node", "This node's number."),
-    later("cluster.nodes", "The other nodes."),
-    later("cluster.secret_file", "The nodes' common secret."),
+    setting(
+        "cluster.secret_file",
+        Kind::Own("a path"),
+        "",
+        "A file with the gateways' common secret, or with two, one a line: the first signs, both are \
+         accepted. Read again on SIGHUP. Without it nothing is relayed.",
+    ),
+    setting(
+        "cluster.listen",
+        Kind::Address,
+        "0.0.0.0:0",
+        "Where the other gateways bring connections. Port 0 takes a free one, which they are told \
+         over NATS.",
+    ),
+    setting(
+        "cluster.address",
+        Kind::Own("an IP address, or one with a port"),
+        "",
+        "How the other gateways reach this process. Without it: `POD_IP`, else the address of the \
+         connection to NATS.",
+    ),
+    setting(
+        "cluster.fallback",
+        Kind::Own("a URL"),
+        "",
+        "The old proxy's worker listener, such as `http://old-proxy:10086`: a CONNECT goes there \
+         whose token no gateway of the cluster has made.",
+    ),
+    setting(
+        "cluster.plaintext",
+        Kind::Flag,
+        "false",
+        "Whether what came over TLS is relayed too: between gateways it is plain TCP.",
+    ),
+    setting(
+        "cluster.direct",
+        Kind::Flag,
+        "false",
+        "Whether workers are told this process's own address first, and `control.advertise` second.",
+    ),
+    setting("cluster.node", Kind::Count(0, 4095), "", "`local` mode: this node's number."),
+    setting(
+        "cluster.nodes",
+        Kind::List("a list of `{ node, relay }`"),
+        "",
+        "`local` mode: the other nodes' numbers, and their `cluster.listen`.",
+    ),
     setting(
         "limits.client_connections",
         Kind::Count(1, MILLION),
@@ -430,6 +409,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "The same a second, in the long run.",
     ),
     setting("limits.token_tries", Kind::Count(1, 1000), "5", "Wrong tries with one worker token."),
+    setting(
+        "limits.relays",
+        Kind::Count(1, MILLION),
+        "4096",
+        "Connections that a core relays to other gateways.",
+    ),
     setting(
         "limits.pending_sessions",
         Kind::Count(1, MILLION),

@@ -14,8 +14,10 @@
 //! is said of each that was not refused.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
@@ -52,6 +54,8 @@ pub enum Topic {
     Call,
     /// A session's tunnel: the question is numbered as the attachment is that wants it.
     Tunnel,
+    /// Where another gateway is: it is numbered as the connection is that belongs there.
+    Node,
 }
 
 /// What a core says to its control plane.
@@ -77,6 +81,8 @@ pub enum Question {
     /// Whose a session is that this gateway does not know. Answered with [`Answer::Registered`],
     /// [`Answer::Unregistered`] or [`Answer::Failed`].
     Lookup(Uuid),
+    /// Where another gateway of the cluster is. Answered with [`Answer::Located`], soon or not at all.
+    Locate(Node),
     /// How far the work that was queued under this ticket has come: its wait is over. Answered
     /// with [`Answer::Stands`], soon or not at all.
     Progress {
@@ -170,6 +176,19 @@ pub enum Answer {
     Failed(String),
     /// How far queued work has come.
     Stands(Progress),
+    /// Where another gateway is.
+    Located(Located),
+}
+
+/// Where another gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Located {
+    /// It takes connections there.
+    At(SocketAddr),
+    /// It is dead: nothing will ever come of what it began.
+    Dead,
+    /// Nothing is known of it, or it takes none.
+    Unknown,
 }
 
 /// How far work has come that no worker has dialled back for.

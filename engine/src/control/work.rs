@@ -58,14 +58,13 @@ impl Work {
         (self.owner.function.clone(), self.owner.version.clone())
     }
 
-    /// The body of the answer; workers dial `advertise` (a URL without the path).
+    /// The body of the answer; workers dial what is `advertised` (URLs without the path), in order.
     #[must_use]
-    pub fn to_json(&self, advertise: &str) -> Vec<u8> {
+    pub fn to_json<'a>(&self, advertised: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
         let kind = match self.kind {
             WorkKind::New => "new",
             WorkKind::Reconnect | WorkKind::Spare => "reconnect",
         };
-        let proxy_uri = [advertise.trim_end_matches('/'), "/v1/proxy"].concat();
         let token = String::from_utf8_lossy(&self.token);
         let mut json = Vec::with_capacity(JSON_BYTES);
         let mut body = Object::begin(&mut json);
@@ -78,11 +77,18 @@ impl Work {
             .text("functionId", &self.owner.function)
             .text("functionVersionId", &self.owner.version);
         let connections = body.key("connections");
-        connections.extend_from_slice(b"[{\"http1\":");
-        let mut http1 = Object::begin(connections);
-        http1.text("proxyUri", &proxy_uri).text("proxyAuthorizationToken", &token);
-        http1.end();
-        connections.extend_from_slice(b"}]");
+        let mut before: &[u8] = b"[";
+        for url in advertised {
+            let proxy_uri = [url.trim_end_matches('/'), "/v1/proxy"].concat();
+            connections.extend_from_slice(before);
+            connections.extend_from_slice(b"{\"http1\":");
+            let mut http1 = Object::begin(connections);
+            http1.text("proxyUri", &proxy_uri).text("proxyAuthorizationToken", &token);
+            http1.end();
+            connections.extend_from_slice(b"}");
+            before = b",";
+        }
+        connections.extend_from_slice(b"]");
         body.end();
         json
     }

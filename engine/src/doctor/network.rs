@@ -291,6 +291,7 @@ mod tests {
             },
             region: "ncp".into(),
             proxy_uri: "http://10.0.0.1:10086/v1/proxy".into(),
+            direct_uri: None,
             secrets: None,
             red_after: std::time::Duration::from_secs(10),
         });

@@ -86,6 +86,8 @@ impl Entrances {
         let entrance = match listener {
             Listener::Client => self.client.clone(),
             Listener::Worker => self.worker.clone(),
+            // Gateways know each other by what they say.
+            Listener::Cluster => Arc::default(),
         };
         let seen = entrance.tls.as_ref().map(|vault| vault.current());
         Gate { listener, entrance, seen }

@@ -27,6 +27,8 @@ pub(super) fn write(record: &Record, keys: Keys, out: &mut Vec<u8>) -> bool {
         Line::OpenFailed(_)
         | Line::Rejected { .. }
         | Line::ConnectionFailed { .. }
+        | Line::Unrelayed { .. }
+        | Line::PreludeRefused { .. }
         | Line::Access(_) => return false,
     }
     true

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::h2::ConnFault;
+use ringway_proto::id::Node;
 use uuid::Uuid;
 
 use super::meter::Kind;
-use crate::metrics::{CloseCode, CloseReason};
+use crate::metrics::{CloseCode, CloseReason, RelayCause, RelayOutcome, TakenOutcome};
 
 /// Lines that may wait for the end of a core's turn: as many as the log's queue has room for.
 pub(super) const MOST: usize = 16 * 1024;
@@ -50,6 +51,26 @@ pub enum Line {
         tunnel: bool,
         /// What it did.
         fault: ConnFault,
+    },
+    /// A connection that belongs to another gateway does not go there.
+    Unrelayed {
+        /// Whose it is; none: the old proxy's.
+        node: Option<Node>,
+        /// Why it should go.
+        cause: RelayCause,
+        /// Why it does not.
+        outcome: RelayOutcome,
+        /// Such lines that were left out since the last one.
+        left_out: u64,
+    },
+    /// Who passed for another gateway could not prove it, or is not understood.
+    PreludeRefused {
+        /// Who it was.
+        peer: SocketAddr,
+        /// What is wrong.
+        outcome: TakenOutcome,
+        /// Such lines that were left out since the last one.
+        left_out: u64,
     },
     /// A request was answered. Whoever makes it looks at `log.access` first.
     Access(Box<AccessLine>),
@@ -131,6 +152,8 @@ impl Line {
             Self::OpenFailed(refused) => Some((refused.client.ip(), Kind::OpenFailed, 1)),
             Self::Rejected { worker, .. } => Some((worker.ip(), Kind::Rejected, 1)),
             Self::ConnectionFailed { peer, .. } => Some((peer.ip(), Kind::ConnectionFailed, 1)),
+            // Whoever makes them does not make many.
+            Self::Unrelayed { .. } | Self::PreludeRefused { .. } => None,
             Self::Access(_) => None,
         }
     }

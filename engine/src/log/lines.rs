@@ -46,6 +46,21 @@ pub(super) fn write(record: &Record) {
             left_out,
             "closing connection for a protocol fault"
         ),
+        Line::Unrelayed { node, cause, outcome, left_out } => tracing::warn!(
+            node = node.map(|node| node.to_string()),
+            cause = cause.label(),
+            why = outcome.label(),
+            left_out,
+            shard,
+            "a connection cannot be relayed to its node"
+        ),
+        Line::PreludeRefused { peer, outcome, left_out } => tracing::warn!(
+            %peer,
+            why = outcome.label(),
+            left_out,
+            shard,
+            "a prelude was refused"
+        ),
         Line::Access(line) => tracing::info!(
             status = line.status,
             latency = line.latency.as_secs_f64(),

@@ -189,6 +189,78 @@ labels! {
 }
 
 labels! {
+    /// Why a connection goes to another gateway.
+    RelayCause {
+        /// A worker's CONNECT shows that one's token.
+        Callback => "callback",
+        /// A client's first request names a session of that one.
+        Client => "client",
+        /// A worker's CONNECT shows a token that no gateway of the cluster has made.
+        Fallback => "fallback",
+    }
+}
+
+labels! {
+    /// What came of that.
+    RelayOutcome {
+        /// It is that one's.
+        Relayed => "relayed",
+        /// That one is not reached, or was not within the last second.
+        Unreachable => "unreachable",
+        /// It did not answer in time.
+        Late => "late",
+        /// It said no.
+        Refused => "refused",
+        /// It is dead.
+        Dead => "dead",
+        /// Nobody knows it.
+        Unknown => "unknown",
+        /// It came over TLS, and relays are plain TCP.
+        Tls => "tls",
+        /// As many as may be are relayed, here or there.
+        Full => "full",
+        /// Too many go there, or come from the same client.
+        Limited => "limited",
+        /// The peer did not wait.
+        Gone => "gone",
+    }
+}
+
+labels! {
+    /// What another gateway brings.
+    TakenCause {
+        /// A worker's connection.
+        Callback => "callback",
+        /// A client's.
+        Client => "client",
+        /// The word that it leaves.
+        Leave => "leave",
+        /// Nothing that could be read.
+        None => "none",
+    }
+}
+
+labels! {
+    /// What is said to that.
+    TakenOutcome {
+        /// It is this gateway's from here on.
+        Taken => "taken",
+        /// No secret of the cluster proves it.
+        Forged => "forged",
+        /// Its version is not known here.
+        Version => "version",
+        /// It is cut off, too long, or something else.
+        Garbled => "garbled",
+        /// It did not come in time.
+        Late => "late",
+        /// It is for another node, or another run of this one.
+        Elsewhere => "elsewhere",
+        /// There is no room.
+        Full => "full",
+    }
+}
+
+labels! {
     /// What drives a core.
     Backend {
         /// io_uring.
@@ -243,6 +315,8 @@ labels! {
         Dispatches => "dispatches",
         /// Wrong tries with one worker token (L13).
         TokenTries => "token_tries",
+        /// Connections that a core relays to other gateways.
+        Relays => "relays",
         /// Sessions of a core that wait for a worker.
         PendingSessions => "pending_sessions",
         /// Sessions of a tenant on a core that wait for a worker.
@@ -281,6 +355,7 @@ impl Limit {
             Self::ClientConnections
                 | Self::WorkerConnections
                 | Self::CoreBuffer
+                | Self::Relays
                 | Self::PendingSessions
                 | Self::Asks
                 | Self::ParkedTunnels

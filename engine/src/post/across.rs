@@ -33,6 +33,7 @@
 //! | | the attachment's end | the tunnel joins its session anew, parked where it came |
 //! | `Impatient` | the attachment's tunnel, or its end | one parked tunnel more gives way |
 //! | `Parks` | a new beginning of its home | told again (`Sessions::renew`) |
+//! | `NodeLeaves` | a connection that the node brings | that one ends with the node |
 //! | `Void`, `Idle` | anything | both begin anew; idle is told again |
 //!
 //! What names an attachment or a poll names its node too. A message that names another node's, or
@@ -122,6 +123,8 @@ pub enum CorePost {
         /// The core that says so.
         core: u16,
     },
+    /// Another gateway leaves: what it has brought to you will end.
+    NodeLeaves(Node),
     /// This core drains and has no client any more.
     Idle {
         /// The core that says so.
@@ -151,7 +154,7 @@ impl CorePost {
     #[must_use]
     pub fn is_of(&self, node: Node) -> bool {
         match self {
-            Self::Connect(_) | Self::Void { .. } | Self::Idle { .. } => true,
+            Self::Connect(_) | Self::Void { .. } | Self::Idle { .. } | Self::NodeLeaves(_) => true,
             Self::Submit(work) => work.ticket.node == node,
             Self::Find(find) => find.ticket.node == node,
             Self::Found(found) => found.ticket.node == node,
@@ -205,6 +208,8 @@ pub struct MovedConnect {
     pub opened: Time,
     /// The core that it comes from.
     pub from: u16,
+    /// The gateway that it came to, if that was another one.
+    pub via: Option<Node>,
 }
 
 impl fmt::Debug for MovedConnect {

@@ -156,16 +156,16 @@ impl<C: Core> Reactor<C> {
             Some(Listener::Worker) => {
                 all.min(others).min(options.workers.saturating_sub(sockets.workers()))
             }
-            None => all.min(others),
+            Some(Listener::Cluster) | None => all.min(others),
         }
     }
 
     /// Lets connections in by every listener that is not waiting after a failure.
     pub(super) fn open_doors(&mut self) {
-        let many = [Listener::Client, Listener::Worker]
+        let many = [Listener::Client, Listener::Worker, Listener::Cluster]
             .map(|listener| self.room(Some(listener)) >= ONE_BY_ONE);
         for (number, door) in self.doors.iter_mut().enumerate() {
-            let many = many[usize::from(door.listener == Listener::Worker)];
+            let many = many[door.listener as usize];
             if door.armed == Armed::Many && !many && !door.shut {
                 door.armed = Armed::Narrowing;
                 let target = Tag::numbered(Kind::Accept, number);
@@ -311,7 +311,7 @@ impl<C: Core> Reactor<C> {
         if !self.closing && door.is_some_and(|door| door.may_say(now)) {
             let limit = match listener {
                 Listener::Client => "limits.client_connections",
-                Listener::Worker => "limits.worker_connections",
+                Listener::Worker | Listener::Cluster => "limits.worker_connections",
             };
             tracing::warn!(
                 core,

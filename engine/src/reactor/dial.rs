@@ -11,15 +11,18 @@ use super::socket::{Dial, Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
-use crate::border::{ConnId, Core};
+use crate::border::{ConnId, Core, Output};
 
 impl<C: Core> Reactor<C> {
     /// Starts what the core wished for with [`Border::dial`](crate::border::Border::dial).
     pub(super) fn dial(&mut self, conn: ConnId, address: SocketAddr) {
+        let gateway = self.border.output(conn).is_some_and(Output::is_to_gateway);
+        let keep_alive =
+            if gateway { KeepAlive::BETWEEN_GATEWAYS } else { self.options.keep_alive };
         let socket = if self.room(None) == 0 {
             Err(libc::EMFILE)
         } else {
-            socket_for(address, self.options.keep_alive)
+            socket_for(address, keep_alive)
                 .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
         };
         let stream = match socket {

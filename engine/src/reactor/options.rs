@@ -35,6 +35,15 @@ pub struct KeepAlive {
 }
 
 impl KeepAlive {
+    /// Between gateways, which stand close together: what was relayed over a link that is gone ends
+    /// within 15 s.
+    pub const BETWEEN_GATEWAYS: Self = Self {
+        idle: Duration::from_secs(5),
+        interval: Duration::from_secs(2),
+        probes: 4,
+        user_timeout: Duration::from_secs(12),
+    };
+
     /// What the kernel takes (tcp(7)).
     fn is_possible(self) -> bool {
         let possible =
@@ -136,6 +145,7 @@ impl Options {
         match listener {
             Listener::Client => KeepAlive { user_timeout: self.client_timeout, ..self.keep_alive },
             Listener::Worker => self.keep_alive,
+            Listener::Cluster => KeepAlive::BETWEEN_GATEWAYS,
         }
     }
 

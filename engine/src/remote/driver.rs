@@ -91,6 +91,10 @@ impl Driver {
                 let answer = driver.planes.nats.lookup(id).await;
                 driver.answers.say(ticket, answer);
             }),
+            Question::Locate(node) => self.begin(ticket, |driver| async move {
+                let located = driver.planes.nats.locate(node).await;
+                driver.answers.say(ticket, Answer::Located(located));
+            }),
             Question::Progress { streaming } => self.progress(ticket, streaming),
             Question::Settled => self.planes.nats.settled(ticket),
             Question::Withdraw => self.withdraw(ticket),

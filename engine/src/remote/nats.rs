@@ -31,6 +31,7 @@ mod testing;
 mod tests;
 mod withdraw;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +42,9 @@ use uuid::Uuid;
 
 use crate::config::Remote;
 use crate::control::local::{Work, WorkKind};
-use crate::control::port::{Answer, AskTicket, Progress};
+use crate::control::port::{Answer, AskTicket, Located, Progress};
+use crate::keys::Keys;
+use crate::metrics::single;
 
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
@@ -53,6 +56,7 @@ use connect::{Listener, News};
 use ledger::Ledger;
 use link::Link;
 use lookup::Lookups;
+pub use nodes::Relay;
 use nodes::{Liveness, Nodes, Place};
 use pace::Pace;
 use predecessors::Predecessors;
@@ -74,7 +78,8 @@ pub(super) struct Nats(Arc<Inner>);
 struct Inner {
     link: Link,
     region: Arc<str>,
-    proxy_uri: String,
+    /// What workers dial, in order.
+    proxy_uris: Vec<String>,
     meters: Arc<Meters>,
     ledger: Ledger,
     nodes: Nodes,
@@ -90,6 +95,15 @@ struct Inner {
     faults: Arc<Pace>,
 }
 
+/// What a gateway has to do with the others of its cluster.
+#[derive(Clone, Debug)]
+pub struct Among {
+    /// Where they reach it.
+    pub relay: Relay,
+    /// What they know each other by, followed.
+    pub keys: watch::Receiver<Arc<Keys>>,
+}
+
 /// What is this process's own.
 #[derive(Debug)]
 pub(super) struct Own {
@@ -97,6 +111,8 @@ pub(super) struct Own {
     pub(super) worker: String,
     /// Versions whose request streams it keeps, if nobody else does.
     pub(super) versions: Versions,
+    /// What it has to do with the other gateways.
+    pub(super) cluster: Option<Among>,
 }
 
 impl Nats {
@@ -139,7 +155,8 @@ impl Nats {
             region: region.clone(),
             placement: settings.nats.placement.clone(),
             worker: own.worker,
-            relay: None,
+            relay: own.cluster.as_ref().map(|among| among.relay),
+            keys: own.cluster.map(|among| among.keys),
             pace: nodes::Pace::default(),
         };
         let nodes = Nodes::enter(place, limit)
@@ -160,7 +177,7 @@ impl Nats {
             withdrawals,
             lookups,
             region,
-            proxy_uri: settings.proxy_uri.clone(),
+            proxy_uris: settings.direct_uri.iter().chain([&settings.proxy_uri]).cloned().collect(),
             meters,
             runs: Runs::default(),
             faults: Arc::default(),
@@ -192,7 +209,7 @@ impl Nats {
 
     /// Into the version's stream.
     async fn publish(&self, ticket: AskTicket, work: &Work) -> Answer {
-        let Inner { region, proxy_uri, ledger, publisher, .. } = &*self.0;
+        let Inner { region, proxy_uris, ledger, publisher, .. } = &*self.0;
         let version = &work.owner.version;
         if !payload::is_token(version) {
             return no_subject(version);
@@ -202,7 +219,7 @@ impl Nats {
         }
         let stream = format!("rq_{region}_{version}");
         let subject = format!("rq.{region}.{version}.{}", work.request_id);
-        let payload = payload::payload(work, region, proxy_uri);
+        let payload = payload::payload(work, region, proxy_uris);
         match publisher.publish((&stream, version), &subject, payload).await {
             Published::There(sequence) => {
                 ledger.published(ticket, sequence);
@@ -223,7 +240,7 @@ impl Nats {
 
     /// To the workers of a streaming function, beside all else: the client waits for the worker.
     fn dispatch(&self, ticket: AskTicket, work: &Work) -> Answer {
-        let Inner { region, proxy_uri, link, runs, faults, .. } = &*self.0;
+        let Inner { region, proxy_uris, link, runs, faults, .. } = &*self.0;
         let version = work.owner.version.to_string();
         if !payload::is_token(&version) {
             return no_subject(&version);
@@ -233,7 +250,7 @@ impl Nats {
             link: link.clone(),
             version,
             id: work.request_id.to_string(),
-            payload: payload::payload(work, region, proxy_uri),
+            payload: payload::payload(work, region, proxy_uris),
             faults: faults.clone(),
         };
         tokio::spawn(dispatch.run(run));
@@ -242,10 +259,10 @@ impl Nats {
 
     /// To the worker that holds the session.
     async fn reconnect(&self, ticket: AskTicket, work: &Work) -> Answer {
-        let Inner { region, proxy_uri, reconnects, runs, .. } = &*self.0;
+        let Inner { region, proxy_uris, reconnects, runs, .. } = &*self.0;
         let Some(mut run) = runs.begin(ticket) else { return too_many() };
         self.meet(work.request_id, work.owner.version.clone());
-        let payload = payload::payload(work, region, proxy_uri);
+        let payload = payload::payload(work, region, proxy_uris);
         tokio::select! {
             answer = reconnects.ask(work.request_id, payload) => answer,
             // The worker is there, or nobody waits for it any more.
@@ -273,6 +290,15 @@ impl Nats {
             Ok(Some(registration)) => Answer::Registered(Box::new(registration)),
             Ok(None) => Answer::Unregistered,
             Err(why) => Answer::Failed(why),
+        }
+    }
+
+    /// Where another gateway is: at most one read of its record.
+    pub(super) async fn locate(&self, node: Node) -> Located {
+        match self.0.nodes.liveness(node).await {
+            Liveness::Live(record) => record.relay().map_or(Located::Unknown, Located::At),
+            Liveness::Dead => Located::Dead,
+            Liveness::Unknown => Located::Unknown,
         }
     }
 
@@ -328,6 +354,13 @@ impl Nats {
         self.0.meters.render(out);
         self.0.withdrawals.render(out, ledger::MOST_UNSETTLED);
         self.0.rights.render(out);
+        let alive = self.0.nodes.alive();
+        single(out, ("ringway_nodes_alive", "gauge"), "Gateways whose records are there.", alive);
+    }
+
+    /// Where other gateways reach this one, as far as that is known.
+    pub(super) fn relay(&self) -> Option<SocketAddr> {
+        self.0.nodes.relay()
     }
 }
 

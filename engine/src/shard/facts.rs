@@ -5,16 +5,20 @@
 //! All of them name things by id. An id may be stale when its fact is read: then nobody is found,
 //! and the fact is void. That is checked once, where a component is entered.
 
+mod strayed;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::h1::connect::ConnectResult;
+use ringway_proto::id::Node;
 use ringway_proto::route::RoutingHead;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
+pub(crate) use self::strayed::{Arrived, Back, Elsewhere, ForNodes, Stray, Strayed};
 use super::cause::{Cause, Gone};
 use super::table::Key;
 use crate::border::{ConnId, Parcel};
@@ -34,6 +38,20 @@ pub(crate) enum Fact {
     Relay(ForRelay),
     Sessions(ForSessions),
     Workers(ForWorkers),
+    Nodes(ForNodes),
+    /// A request names a session of another gateway: if its connection can go there it goes; else it
+    /// is placed here ([`ForSessions::PlaceHere`]).
+    Elsewhere(Box<Elsewhere>),
+    /// Whether there may be one more connection that another gateway brings, of a client or of a
+    /// worker. Answered by [`ForNodes::Admitted`].
+    Knock {
+        conn: ConnId,
+        client: bool,
+    },
+    /// Another gateway leaves, and with it all that it has brought.
+    NodeLeaves {
+        node: Node,
+    },
     /// A message for a core, perhaps for this one.
     Send {
         to: u16,
@@ -104,6 +122,8 @@ pub(crate) enum ForRelay {
     /// Whether another tunnel is to come in the place of this route's. If none is, one that takes no
     /// more streams ends with its last.
     Replaced { key: Key, yes: bool },
+    /// Another gateway leaves: its clients are told to go, and its tunnels take no more streams.
+    NodeLeaves { node: Node },
     // ---- the relay's own, done after what caused it ----
     /// Both directions of an exchange are done, or it was given up: it leaves every table.
     Over { exchange: Key },
@@ -163,6 +183,8 @@ pub(crate) struct Caller {
     /// When it was accepted.
     pub(crate) opened: Time,
     pub(crate) speaks: Speaks,
+    /// Another gateway has brought it, because of its first request.
+    pub(crate) brought: bool,
 }
 
 /// A worker's connection that becomes a tunnel.
@@ -174,6 +196,8 @@ pub(crate) struct NewTunnel {
     pub(crate) opened: Time,
     /// A timer of the connection that is armed already.
     pub(crate) timer: Option<Time>,
+    /// The gateway that it came to, if it was another one.
+    pub(crate) via: Option<Node>,
     /// What was read behind its CONNECT.
     pub(crate) tail: Vec<u8>,
 }
@@ -257,6 +281,8 @@ pub(crate) enum ForSessions {
         from: ConnId,
         wanted: Box<Wanted>,
     },
+    /// The same, wherever the session is that it names.
+    PlaceHere(Box<Elsewhere>),
     /// A client's connection has ended. Nobody waits for its routes any more.
     ClientGone {
         conn: ConnId,
@@ -388,6 +414,15 @@ pub(crate) enum ForWorkers {
         result: ConnectResult,
         age: Option<Duration>,
     },
+    /// It is another gateway's to say; none: nobody's of the cluster.
+    SendAway {
+        conn: ConnId,
+        node: Option<Node>,
+    },
+    /// A connection that was to go to another gateway: nothing came of it.
+    Back(Box<Back>),
+    /// Another gateway has brought a worker's connection.
+    Arrived(Box<Arrived>),
     /// It is another core's to say.
     SendHome {
         conn: ConnId,

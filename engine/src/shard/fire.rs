@@ -12,11 +12,14 @@ const FIRES: usize = 256;
 /// Sees to what is due.
 pub(super) fn fire_timers(shard: &mut Shard, border: &mut Border) {
     let (relay, sessions, workers) = (&shard.relay, &shard.sessions, &shard.workers);
+    let nodes = &shard.nodes;
     let matters = |due: Due| match due {
         Due::Hop { slot, generation } => relay.holds(ConnId { slot, generation }),
         Due::Door { slot, generation } => workers.holds(ConnId { slot, generation }),
         Due::Wait(key) | Due::Patience(key) | Due::Recall(key) => sessions.waits(key),
         Due::Replace(key) => sessions.holds(key),
+        Due::Relay(key) => nodes.waits(key),
+        Due::Arrival(key) => nodes.arrives(key),
         Due::Ask(ticket) => sessions.asks(ticket),
         Due::Finish(exchange) | Due::Crumb(exchange) | Due::Answered(exchange) => {
             relay.has_exchange(exchange)
@@ -52,6 +55,8 @@ fn fire(shard: &mut Shard, border: &mut Border, due: Due) {
         Due::Patience(key) => shard.sessions.impatient(turn, key),
         Due::Replace(key) => shard.sessions.replace_overdue(turn, key),
         Due::Recall(key) => shard.sessions.recall(turn, key),
+        Due::Relay(key) => shard.nodes.late(turn, key),
+        Due::Arrival(key) => shard.nodes.arrival_late(turn, key),
         Due::Ask(ticket) => shard.sessions.ask_overdue(turn, ticket),
         Due::Finish(exchange) => shard.relay.finish_raw(turn, exchange),
         Due::Crumb(exchange) => shard.relay.allow_crumbs(turn, exchange),

@@ -7,13 +7,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
+use ringway_proto::id::Node;
 use uuid::Uuid;
 
 use super::Shard;
+use super::facts::{Caller, Elsewhere, Fact, ForNodes, ForSessions, Stray, Strayed};
+use super::nodes::Ready;
 use super::turn::Turn;
 use crate::border::{Border, Close, ConnId, End, Listener, Parcel};
 use crate::carry::{Client, Released, Said, Unreadable};
+use crate::metrics::RelayCause;
 use crate::pool::Segment;
+use crate::post::CorePost;
 
 /// What may still come on a connection that was let go of, over what is kept: one receive.
 const LATE_BYTES: usize = 64 * 1024;
@@ -61,9 +66,10 @@ impl Handover {
         }
     }
 
-    /// Whether the bytes of clients are kept until they are answered.
-    pub(super) fn keeps(&self) -> bool {
-        self.most > 0
+    /// Whether what comes on this connection is kept, because its client was not answered yet.
+    #[inline]
+    pub(super) fn keeps(&self, conn: ConnId) -> bool {
+        self.most > 0 && (self.kept.contains_key(&conn) || self.leaving.contains_key(&conn))
     }
 
     /// More has come. Whether the connection is on its way out, so that nobody else is to hear of it.
@@ -102,6 +108,72 @@ impl Handover {
     }
 }
 
+/// From where a client's connection comes that is taken up here.
+#[derive(Clone, Copy, Debug)]
+enum Whence {
+    /// A core of this gateway; it may go on from here.
+    ThisGateway,
+    /// Another gateway, which has brought it to its owner.
+    Another(Node),
+    /// Nowhere: its owner did not take it.
+    NotTaken,
+}
+
+// ---- clients of other gateways ----
+
+/// A client's first request names a session of another gateway. Its connection goes there, if it
+/// can; else the request is served here as well as it can be.
+pub(super) fn elsewhere(shard: &mut Shard, border: &mut Border, elsewhere: Box<Elsewhere>) {
+    let (Caller { conn, peer, .. }, node) = (elsewhere.from, elsewhere.node);
+    let may_leave = shard.handover.kept.contains_key(&conn) && shard.relay.is_unanswered(conn);
+    let goes = may_leave
+        && shard.draining.is_none()
+        && shard.nodes.may_go(turn!(shard, border), node, peer);
+    let kept = shard.handover.kept.get(&conn).filter(|_| goes);
+    let client = kept.and_then(|kept| shard.relay.leave(turn!(shard, border), conn, kept));
+    let fact = match client {
+        Some(client) => {
+            shard.handover.kept.remove(&conn);
+            let (cause, stray) = (RelayCause::Client, Stray::Client(client));
+            let strayed = Strayed { conn, cause, node: Some(node), stray };
+            Fact::Nodes(ForNodes::Take(Box::new(strayed)))
+        }
+        None => Fact::Sessions(ForSessions::PlaceHere(elsewhere)),
+    };
+    shard.leave(fact);
+}
+
+/// Another gateway brings a connection.
+pub(super) fn knock(shard: &mut Shard, conn: ConnId, client: bool) {
+    // Tokens of this gateway are good until it ends; sessions end with its drain.
+    let room = match client {
+        true => shard.draining.is_none() && shard.admits(Listener::Client).is_ok(),
+        false => shard.admits(Listener::Worker).is_ok(),
+    };
+    shard.leave(Fact::Nodes(ForNodes::Admitted { conn, room }));
+}
+
+/// Another gateway leaves: all cores have what it has brought.
+pub(super) fn node_leaves(shard: &mut Shard, node: Node) {
+    for to in 0..shard.settings.cores {
+        shard.leave(Fact::Send { to, post: CorePost::NodeLeaves(node) });
+    }
+}
+
+/// Clients that other gateways have brought, and those that none has taken, go on here.
+#[cold]
+pub(super) fn go_on_here(shard: &mut Shard, border: &mut Border) {
+    while let Some(ready) = shard.nodes.take_ready(turn!(shard, border)) {
+        let Ready { conn, client, via, ended } = ready;
+        let whence = via.map_or(Whence::NotTaken, Whence::Another);
+        shard.go_on(border, conn, &client, whence);
+        if let Some(end) = ended {
+            shard.relay.ended(turn!(shard, border), conn, end);
+            shard.settle(border);
+        }
+    }
+}
+
 impl Shard {
     // ---- clients that leave ----
 
@@ -129,6 +201,7 @@ impl Shard {
         let client = self.relay.leave(turn!(self, border), conn, kept);
         let leaves = client.is_some();
         if let Some(client) = client {
+            border.detach(conn);
             self.handover.kept.remove(&conn);
             self.handover.leaving.insert(conn, client);
         }
@@ -150,7 +223,7 @@ impl Shard {
         }
         let Released { parcel, client } = released;
         let conn = border.adopt(parcel);
-        self.go_on(border, conn, &client);
+        self.go_on(border, conn, &client, Whence::ThisGateway);
         Some(conn)
     }
 
@@ -180,8 +253,13 @@ impl Shard {
             self.workers.received(turn!(self, border), conn, segment);
             self.settle(border);
         }
-        if self.handover.keeps() && !self.relay.is_unanswered(conn) {
-            self.handover.kept.remove(&conn);
+        if self.handover.keeps(conn) && !self.relay.is_unanswered(conn) {
+            // Behind an answer of our own an HTTP/1 connection is as good as fresh.
+            if self.relay.start_over(conn) {
+                self.handover.keep(conn, Vec::new());
+            } else {
+                self.handover.kept.remove(&conn);
+            }
         }
     }
 
@@ -189,26 +267,33 @@ impl Shard {
     /// here.
     pub(super) fn stay_to_the_end(&mut self, border: &mut Border, conn: ConnId, end: End) {
         if let Some(client) = self.handover.leaving.remove(&conn).filter(|_| end.is_half()) {
-            self.go_on(border, conn, &client);
+            self.go_on(border, conn, &client, Whence::ThisGateway);
         }
         self.handover.kept.remove(&conn);
     }
 
     /// All that was received of a client's connection is read, as if it had just come.
-    fn go_on(&mut self, border: &mut Border, conn: ConnId, client: &Client) {
+    fn go_on(&mut self, border: &mut Border, conn: ConnId, client: &Client, whence: Whence) {
         let Client { peer, opened, said } = client;
+        let via = match whence {
+            Whence::Another(node) => Some(node),
+            Whence::ThisGateway | Whence::NotTaken => None,
+        };
         let begun = match said {
             Said::Heard(_) => {
-                self.relay.come(turn!(self, border), conn, (*peer, *opened));
+                self.relay.come(turn!(self, border), conn, (*peer, *opened), via);
                 Ok(None)
             }
             Said::Http2(carried) => {
                 let of = (conn, *peer, *opened);
-                self.relay.come_http2(turn!(self, border), of, carried).map(Some)
+                self.relay.come_http2(turn!(self, border), of, (carried, via)).map(Some)
             }
         };
         let Ok(mut said_before) = begun else { return border.close(conn, Close::Now) };
-        self.handover.keep(conn, said.received().to_vec());
+        // One hop, ever: what is not kept goes nowhere.
+        if let Whence::ThisGateway = whence {
+            self.handover.keep(conn, said.received().to_vec());
+        }
         let mut segments = VecDeque::new();
         border.stash_bytes(said.received(), &mut segments);
         for segment in segments {

@@ -1,7 +1,7 @@
-//! What one core owns, in five components: [`relay`] (connections, exchanges and their routes),
+//! What one core owns, in six components: [`relay`] (connections, exchanges and their routes),
 //! [`sessions`] (attachments, pins, what is parked, the directory), [`workers`] (the worker listener
-//! and the work), [`cores`] (what cores say to each other), [`edges`] (what metrics, log and
-//! timeline read). Pure: bytes and facts come in through [`Core`], segments and rare wishes go out
+//! and the work), [`nodes`] (what goes to other gateways, and comes from them), [`cores`] (what cores
+//! say to each other), [`edges`] (what metrics, log and timeline read). Pure: bytes and facts come in through [`Core`], segments and rare wishes go out
 //! through the [`Border`].
 //!
 //! Components own their tables and know nothing of each other. What one cannot do itself it leaves
@@ -13,6 +13,7 @@ mod cause;
 mod cores;
 mod edges;
 mod facts;
+mod nodes;
 mod plane;
 mod relay;
 mod sessions;
@@ -24,21 +25,21 @@ mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ringway_proto::time::Time;
 
 use self::cores::{Cores, Heard};
 use self::edges::{Edges, Readers};
-use self::facts::{Answer, Ask, AskTicket, Fact, ForSessions, ForWorkers};
+use self::facts::{Answer, Ask, AskTicket, Fact, ForNodes, ForSessions, ForWorkers, Topic};
 use self::handover::Handover;
+use self::nodes::Nodes;
 use self::plane::Desk;
 use self::relay::{Relay, Step};
 use self::sessions::Sessions;
 pub use self::settings::ShardSettings;
 use self::snapshot::Survey;
 use self::table::Key;
-use self::timer::{Due, Timers};
+use self::timer::Timers;
 use self::turn::{Draining, Left, Turn};
 use self::workers::Workers;
 use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
@@ -57,6 +58,7 @@ pub struct Shard {
     relay: Relay,
     sessions: Sessions,
     workers: Workers,
+    nodes: Nodes,
     cores: Cores,
     edges: Edges,
     handover: Handover,
@@ -104,6 +106,7 @@ impl Shard {
             relay: Relay::new(&settings),
             sessions: Sessions::new(&settings, policy.clone()),
             workers: Workers::new(&settings, policy.clone()),
+            nodes: Nodes::new(&settings),
             cores: Cores::new(settings.node),
             edges: Edges::new(settings.config.limits.trace_records),
             handover: Handover::new(settings.unanswered),
@@ -156,7 +159,10 @@ impl Shard {
 
     /// The control plane's answer. A turn has to follow.
     pub fn answered(&mut self, border: &mut Border, ticket: AskTicket, answer: Answer) {
-        self.leave(Fact::Sessions(ForSessions::Answered { ticket, answer }));
+        self.leave(match ticket.about {
+            Topic::Node => Fact::Nodes(ForNodes::Located { number: ticket.number, answer }),
+            Topic::Call | Topic::Tunnel => Fact::Sessions(ForSessions::Answered { ticket, answer }),
+        });
         self.settle(border);
     }
 
@@ -188,6 +194,7 @@ impl Shard {
         self.relay.is_empty()
             && self.sessions.is_empty()
             && self.workers.is_empty()
+            && self.nodes.is_empty()
             && self.cores.is_empty()
             && self.left.is_quiet()
             && !self.left.waits()
@@ -245,6 +252,10 @@ impl Shard {
                 self.workers.on(turn!(self, border), ForWorkers::NoWayHome { conn });
             }
             Fact::Workers(fact) => self.workers.on(turn!(self, border), fact),
+            Fact::Nodes(fact) => self.nodes.on(turn!(self, border), fact),
+            Fact::Elsewhere(elsewhere) => handover::elsewhere(self, border, elsewhere),
+            Fact::Knock { conn, client } => handover::knock(self, conn, client),
+            Fact::NodeLeaves { node } => handover::node_leaves(self, node),
             Fact::Send { to, post } => {
                 let attachments = self.sessions.len();
                 if let Some(heard) = self.cores.send(turn!(self, border), attachments, to, post) {
@@ -301,9 +312,10 @@ impl Shard {
         let limits = &self.settings.config.limits;
         let (used, most, limit) = match kind {
             Listener::Client => {
-                (self.relay.clients(), limits.client_connections, Limit::ClientConnections)
+                let clients = self.relay.clients() + self.nodes.clients();
+                (clients, limits.client_connections, Limit::ClientConnections)
             }
-            Listener::Worker => {
+            Listener::Worker | Listener::Cluster => {
                 (self.functions_side(), limits.worker_connections, Limit::WorkerConnections)
             }
         };
@@ -312,7 +324,7 @@ impl Shard {
 
     /// Connections of the functions' side, those included that are dialled.
     fn functions_side(&self) -> usize {
-        self.relay.tunnels() + self.workers.len() + self.sessions.dials()
+        self.relay.tunnels() + self.workers.len() + self.sessions.dials() + self.nodes.others()
     }
 
     /// What waited in this turn is read, and who has left is parted from.
@@ -347,56 +359,6 @@ impl Shard {
         self.workers.received(turn!(self, border), conn, segment);
         self.settle(border);
     }
-
-    // ---- leaving ----
-
-    /// Takes no new clients, warns the ones there are.
-    fn drain(&mut self, border: &mut Border, max: Duration) {
-        if self.draining.is_some() {
-            return;
-        }
-        self.draining = Some(Draining::Open);
-        border.unlisten(Listener::Client);
-        self.timers.arm(border.now + max, Due::Drain);
-        // Nobody may come back any more.
-        self.sessions.drain(turn!(self, border));
-        self.settle(border);
-        self.relay.drain(turn!(self, border));
-    }
-
-    /// Ends everything that is left.
-    fn end_all(&mut self, border: &mut Border, how: Close) {
-        self.draining = Some(Draining::Over);
-        border.unlisten(Listener::Client);
-        border.unlisten(Listener::Worker);
-        self.relay.end_all(turn!(self, border), how);
-        self.settle(border);
-        for conn in self.workers.ids() {
-            self.workers.end(turn!(self, border), conn, how);
-            self.settle(border);
-        }
-    }
-
-    /// Called each turn while the core drains: that is over when no client is left, on any core: until then other
-    /// cores' tokens, work and sessions need this one.
-    #[cold]
-    fn drain_turn(&mut self, border: &mut Border) {
-        let open = self.draining == Some(Draining::Open);
-        if open && !self.stays && self.all_are_idle() {
-            self.end_all(border, Close::Flush);
-        }
-        let over = self.draining == Some(Draining::Over);
-        if over || self.relay.clients() == 0 {
-            let attachments = self.sessions.len();
-            self.cores.tell_idle(turn!(self, border), attachments);
-        }
-        // Connections that are still being flushed are the reactor's concern.
-        self.finished |= over;
-    }
-
-    fn all_are_idle(&self) -> bool {
-        self.cores.all_are_idle(self.settings.cores, self.relay.clients() == 0)
-    }
 }
 
 impl Core for Shard {
@@ -421,17 +383,26 @@ impl Core for Shard {
                 self.keep_unanswered(conn);
             }
             Listener::Worker => self.workers.accepted(turn!(self, border), conn, peer),
+            Listener::Cluster => self.nodes.accepted(turn!(self, border), conn, peer),
         }
         self.settle(border);
     }
 
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
-        self.sessions.dial_ended(turn!(self, border), conn, result);
+        if self.nodes.holds(conn) {
+            self.nodes.dialled(turn!(self, border), conn, result);
+        } else {
+            self.sessions.dial_ended(turn!(self, border), conn, result);
+        }
         self.settle(border);
     }
 
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        if self.handover.keeps() {
+        if self.nodes.holds(conn) {
+            self.nodes.received(turn!(self, border), conn, segment);
+            return self.settle(border);
+        }
+        if self.handover.keeps(conn) {
             return self.received_and_kept(border, conn, segment);
         }
         let mut pos = 0;
@@ -453,7 +424,9 @@ impl Core for Shard {
 
     fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
         self.stay_to_the_end(border, conn, end);
-        if self.workers.holds(conn) {
+        if self.nodes.holds(conn) {
+            self.nodes.ended(turn!(self, border), conn, end);
+        } else if self.workers.holds(conn) {
             self.workers.ended(turn!(self, border), conn, end);
         } else {
             self.relay.ended(turn!(self, border), conn, end);
@@ -462,12 +435,16 @@ impl Core for Shard {
     }
 
     fn written(&mut self, border: &mut Border, conn: ConnId, _bytes: usize) {
-        self.relay.written(turn!(self, border), conn);
+        if self.nodes.holds(conn) {
+            self.nodes.written(turn!(self, border), conn);
+        } else {
+            self.relay.written(turn!(self, border), conn);
+        }
         self.settle(border);
     }
 
     fn awaits(&self, conn: ConnId) -> bool {
-        self.relay.awaits(conn)
+        self.relay.awaits(conn) || self.nodes.awaits(conn)
     }
 
     fn posted(&mut self, border: &mut Border, post: ShardPost) {
@@ -497,6 +474,10 @@ impl Core for Shard {
                 self.sessions.replace_policy(turn!(self, border), policy);
                 // A large one takes long to be taken apart: not here, if this core is the last.
                 self.posts.push(ControlPost::Replaced { policy: old });
+            }
+            ShardPost::Keys(keys) => {
+                self.sessions.share(&keys);
+                self.nodes.replace_keys(keys);
             }
             ShardPost::Answer { ticket, answer } => self.answered(border, ticket, answer),
             ShardPost::Unready => self.relay.set_unready(),
@@ -549,6 +530,9 @@ impl Core for Shard {
         if self.workers.deadline().is_some_and(|at| at <= border.now) {
             self.turn_workers(border);
         }
+        if self.nodes.has_ready() {
+            handover::go_on_here(self, border);
+        }
         if self.sessions.has_fresh() {
             self.launch(border);
         }
@@ -565,7 +549,7 @@ impl Core for Shard {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let goes_on = self.survey.is_open() || self.sessions.renews();
+        let goes_on = self.survey.is_open() || self.sessions.renews() || self.nodes.has_ready();
         if goes_on || self.relay.has_unread() || self.left.waits() {
             return Some(self.now);
         }

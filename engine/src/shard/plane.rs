@@ -41,6 +41,7 @@ impl Desk {
                 _,
                 Question::Submit(_)
                 | Question::Lookup(_)
+                | Question::Locate(_)
                 | Question::Progress { .. }
                 | Question::Settled,
             ) => self.out.push(ask),

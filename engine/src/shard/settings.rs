@@ -11,6 +11,7 @@ use ringway_proto::time::Time;
 
 use crate::config::Config;
 use crate::control::port::Plane;
+use crate::keys::Keys;
 
 /// A shard's settings: the configuration, and what names this core of this process.
 #[derive(Clone, Debug)]
@@ -27,8 +28,11 @@ pub struct ShardSettings {
     pub cores: u16,
     /// Names this run of this node's process in ids, in tokens and towards other nodes.
     pub node: Node,
-    /// Key of the tokens' MAC, the same on all cores of the process.
+    /// What this process alone knows, the same on all its cores: seals are made with it, and tokens
+    /// where there is no cluster.
     pub secret: [u8; 16],
+    /// What the gateways of a cluster know each other by; none: there is no cluster.
+    pub keys: Option<Arc<Keys>>,
     /// Where this core's random numbers begin.
     pub seed: [u8; 32],
     /// Generation of the first table entries; a shard that takes another's place begins higher.

@@ -64,6 +64,7 @@ fn snapshot(shard: &Shard, border: &Border, fullest: &Fullest) -> Snapshot {
     metrics.inlet = border.tally.inlet;
     shard.relay.gauge(&shard.settings, fullest, &mut metrics);
     shard.sessions.gauge(&shard.settings, &mut metrics);
+    shard.nodes.gauge(&shard.settings, &mut metrics);
     let limits = &shard.settings.config.limits;
     metrics.gauge(Limit::WorkerConnections, shard.functions_side(), limits.worker_connections);
     metrics.gauge(Limit::Polls, shard.workers.polls(), limits.polls);

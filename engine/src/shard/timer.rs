@@ -37,6 +37,10 @@ pub(crate) enum Due {
     Recall(Key),
     /// New work has waited for long at a plane that knows no parked tunnels.
     Patience(Key),
+    /// Another gateway has had its time to take a connection.
+    Relay(Key),
+    /// What another gateway brings had its time to say what it is.
+    Arrival(Key),
     /// The control plane has had its time to answer.
     Ask(Key),
     /// One side of a stream of bytes has ended; the other one had its time to show why.

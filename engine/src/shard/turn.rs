@@ -251,6 +251,7 @@ pub(crate) mod rig {
                 cores,
                 node: NODE,
                 secret: [7; 16],
+                keys: None,
                 seed: [3; 32],
                 generation: 0,
                 unanswered: 0,

@@ -147,7 +147,7 @@ impl Pair {
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified.clone())));
         config.alpn_protocols = match listener {
             Listener::Client => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-            Listener::Worker => vec![b"http/1.1".to_vec()],
+            Listener::Worker | Listener::Cluster => vec![b"http/1.1".to_vec()],
         };
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = provider::Ticketer::new()?;

@@ -153,7 +153,8 @@ class Gateway:
     def _read_stdout(self):
         for line in self.run.stdout:
             self.stdout_lines.append(line.rstrip("\n"))
-            found = re.fullmatch(r"ready client=(\S+) worker=(\S+) admin=(\S+)", line.strip())
+            found = re.fullmatch(r"ready client=(\S+) worker=(\S+) admin=(\S+)(?: cluster=\S+)?",
+                                 line.strip())
             if found and not self.ready.is_set():
                 self.client, self.worker, self.admin = map(address, found.groups())
                 self.ready.set()

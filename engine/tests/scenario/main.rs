@@ -19,6 +19,7 @@ mod peer;
 mod plane;
 mod queue;
 mod quiet;
+mod relayed;
 mod replacing;
 mod runs;
 mod sessions;

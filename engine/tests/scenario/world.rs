@@ -82,6 +82,16 @@ impl World {
 
     /// One of several cores.
     pub(crate) fn on(seat: Seat, more: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::settled(seat, more, change, |_| {})
+    }
+
+    /// The same, told something else than others at its start.
+    pub(crate) fn settled(
+        seat: Seat,
+        more: &str,
+        change: impl FnOnce(&mut Config),
+        settle: impl FnOnce(&mut ShardSettings),
+    ) -> Self {
         let text = format!(
             r#"
             [listen]
@@ -108,7 +118,7 @@ impl World {
             Config::parse(&text, "test.toml", ".".as_ref()).expect("a good configuration");
         change(&mut config);
         let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
-        let settings = ShardSettings {
+        let mut settings = ShardSettings {
             config: Arc::new(config),
             plane: seat.plane,
             dispatch: seat.dispatch,
@@ -116,6 +126,7 @@ impl World {
             cores: seat.cores,
             node: Node::new(0, 7).expect("a node"),
             secret: [3; 16],
+            keys: None,
             seed: [5 + seat.core as u8 + 16 * seat.life as u8; 32],
             generation: seat.life << 20,
             unanswered: seat.unanswered,
@@ -124,6 +135,7 @@ impl World {
             version: "test",
             commit: "test",
         };
+        settle(&mut settings);
         let mut border = Border::new(Pool::new(256, 64 * 1024));
         border.now = ringway_proto::time::Time(1_000_000);
         Self {

@@ -227,6 +227,7 @@ impl World {
             cores: self.plan.cores as u16,
             node: Node::new(0, 7).expect("a node"),
             secret: [3; 16],
+            keys: None,
             seed,
             generation,
             unanswered: 0,

@@ -14,7 +14,7 @@ use crate::source::{Source, exists, files};
 pub(crate) const SHARD: &str = "engine/src/shard";
 
 /// Its components: folders with tables that nobody else sees.
-const COMPONENTS: [&str; 5] = ["relay", "sessions", "workers", "cores", "edges"];
+const COMPONENTS: [&str; 6] = ["relay", "sessions", "workers", "nodes", "cores", "edges"];
 
 /// This file, whose planted texts cite what no page has.
 const SELF: &str = "tools/tests/house/mod.rs";

@@ -10,7 +10,9 @@
 mod bucket;
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::withdraw::Trouble;
+pub use bucket::Relay;
 use bucket::{Bucket, Entered, Found};
 pub(super) use bucket::{Pace, Place, Record};
 
@@ -60,6 +63,8 @@ struct Inner {
     /// Whether our record is in the bucket.
     here: watch::Sender<bool>,
     known: Mutex<Known>,
+    /// How many gateways there are, as far as is known.
+    alive: AtomicU64,
     refreshing: Mutex<Option<AbortHandle>>,
 }
 
@@ -127,6 +132,7 @@ impl Nodes {
             presence: Mutex::default(),
             here: watch::Sender::new(false),
             known: Mutex::default(),
+            alive: AtomicU64::new(0),
             refreshing: Mutex::default(),
         };
         let nodes = Self { inner: Arc::new(inner) };
@@ -141,6 +147,16 @@ impl Nodes {
     /// The pair.
     pub(super) fn me(&self) -> Node {
         self.inner.me
+    }
+
+    /// How many gateways there were at the last refresh, this one included; 0: nobody knows.
+    pub(super) fn alive(&self) -> u64 {
+        self.inner.alive.load(Ordering::Relaxed)
+    }
+
+    /// Where others reach this gateway, as far as that is known.
+    pub(super) fn relay(&self) -> Option<SocketAddr> {
+        self.inner.bucket.place.relay()
     }
 
     /// How long things take.
@@ -258,6 +274,8 @@ impl Nodes {
             self.inner.bucket.place.link.up().await;
             state.mark_unchanged();
             self.refresh_once().await;
+            let alive = self.inner.bucket.count().await.unwrap_or_default();
+            self.inner.alive.store(alive, Ordering::Relaxed);
             let missed: Vec<Node> = self.known().missed.keys().copied().collect();
             for node in missed {
                 self.look_for(node).await;

@@ -12,12 +12,15 @@ use crate::control::local::Work;
 /// Octets of a version id in a subject.
 const LONGEST_TOKEN: usize = 128;
 
-/// Work for a worker. It has the same form on each way to one.
-pub(super) fn payload(work: &Work, region: &str, proxy_uri: &str) -> Bytes {
-    let config = Http1Config {
-        proxy_uri: proxy_uri.into(),
-        // A token is letters and digits.
-        proxy_authorization_token: String::from_utf8_lossy(&work.token).into_owned(),
+/// Work for a worker, which tries the URIs in order (contract 4.6). It has the same form on each way to one.
+pub(super) fn payload(work: &Work, region: &str, proxy_uris: &[String]) -> Bytes {
+    let connection = |proxy_uri: &String| {
+        let config = Http1Config {
+            proxy_uri: proxy_uri.clone(),
+            // A token is letters and digits.
+            proxy_authorization_token: String::from_utf8_lossy(&work.token).into_owned(),
+        };
+        ConnectionConfig { config: Some(Config::Http1Config(config)) }
     };
     let request = WorkerInvokeFunctionRequest {
         request_id: work.request_id.to_string(),
@@ -26,9 +29,7 @@ pub(super) fn payload(work: &Work, region: &str, proxy_uri: &str) -> Bytes {
         request_time: Some(SystemTime::now().into()),
         stateful_config: Some(StatefulConfig {
             nvcf_region_of_invoker: region.into(),
-            connection_configs: vec![ConnectionConfig {
-                config: Some(Config::Http1Config(config)),
-            }],
+            connection_configs: proxy_uris.iter().map(connection).collect(),
         }),
     };
     request.encode_to_vec().into()

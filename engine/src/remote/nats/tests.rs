@@ -46,6 +46,7 @@ fn remote(urls: &[String]) -> Remote {
         },
         region: REGION.into(),
         proxy_uri: URI.into(),
+        direct_uri: None,
         secrets: None::<PathBuf>,
         red_after: Duration::from_secs(10),
     }
@@ -53,7 +54,7 @@ fn remote(urls: &[String]) -> Remote {
 
 /// As if no other gateway had been where it is.
 async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, StartError> {
-    let own = Own { worker: fresh().to_string(), versions: Versions::default() };
+    let own = Own { worker: fresh().to_string(), versions: Versions::default(), cluster: None };
     Nats::start(settings, secrets, own, Duration::ZERO).await
 }
 

@@ -16,7 +16,7 @@ use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use self::outbox::Outbox;
-use super::facts::{Fact, ForSessions, ForWorkers};
+use super::facts::{Fact, ForRelay, ForSessions, ForWorkers};
 use super::turn::Turn;
 use crate::control::local::WorkKind;
 use crate::metrics::Limit;
@@ -180,6 +180,9 @@ impl Cores {
             CorePost::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
             CorePost::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
             CorePost::Leave(leave) => sessions(ForSessions::Leave(leave)),
+            CorePost::NodeLeaves(node) => {
+                Some(Heard::Fact(Fact::Relay(ForRelay::NodeLeaves { node })))
+            }
             CorePost::Void { core } => Some(Heard::Void { core }),
             CorePost::Idle { core } => {
                 if !self.idle.contains(&core) {

@@ -41,7 +41,14 @@ fn peer() -> std::net::SocketAddr {
 
 fn connect() -> CorePost {
     let (parcel, input, peer) = (parcel(), Vec::new(), peer());
-    CorePost::Connect(Box::new(MovedConnect { parcel, input, peer, opened: Time(1), from: 0 }))
+    CorePost::Connect(Box::new(MovedConnect {
+        parcel,
+        input,
+        peer,
+        opened: Time(1),
+        from: 0,
+        via: None,
+    }))
 }
 
 fn poll() -> CorePost {

@@ -23,6 +23,8 @@ pub(super) struct H1 {
     pub(super) slot: u32,
     /// How many there were: the number names the one under way.
     turn: u32,
+    /// How many there were when it was last as good as fresh.
+    since: u32,
     /// Its request asks for another protocol.
     pub(super) upgrade: bool,
     /// Input behind the message under way: the next request, or the other protocol's first bytes.
@@ -47,6 +49,7 @@ impl H1 {
             server: role == Role::Server,
             slot: NO_TAG,
             turn: 0,
+            since: 0,
             upgrade: false,
             kept: VecDeque::new(),
             kept_bytes: 0,
@@ -89,10 +92,23 @@ impl H1 {
         self.codec.is_between() && self.codec.keeps_alive() && self.kept.is_empty()
     }
 
-    /// Whether it has begun no more than one exchange, which is under way. One that is to become
+    /// Whether it has begun no more than one exchange since, which is under way. One that is to become
     /// HTTP/2 may have been told to go on.
     pub(super) fn is_in_first_exchange(&self) -> bool {
-        self.upgrading.is_none() && (self.turn == 0 || (self.turn == 1 && self.slot != NO_TAG))
+        let begun = self.turn.wrapping_sub(self.since);
+        self.upgrading.is_none() && (begun == 0 || (begun == 1 && self.slot != NO_TAG))
+    }
+
+    /// If nothing of an exchange is here, the next one counts as the first.
+    pub(super) fn start_over(&mut self) -> bool {
+        let rests = self.slot == NO_TAG
+            && self.upgrading.is_none()
+            && self.codec.held() == 0
+            && self.is_reusable();
+        if rests {
+            self.since = self.turn;
+        }
+        rests
     }
 
     /// The next exchange begins.

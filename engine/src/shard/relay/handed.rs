@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 
 use ringway_proto::h2::{Carried, ConnFault, ErrorCode, Event, NO_TAG, NotRestored};
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use super::super::cause::{Cause, Gone};
@@ -53,9 +54,20 @@ impl Relay {
             && hop.link.tags().iter().all(untouched)
     }
 
-    /// Lets go of such a connection, of which all that was `received` is given. Its id finds nobody here
-    /// from now on; what else comes on it until the border hands it over is for the caller to add. None
-    /// if it stays.
+    /// Whether an HTTP/1 client whose requests so far were answered by this gateway itself has no
+    /// request under way, and nothing else of it is here: from now on it is as unanswered as a fresh
+    /// one.
+    pub(crate) fn start_over(&mut self, conn: ConnId) -> bool {
+        let hop = self.reader.traffic.streams.hops.hop_mut(conn);
+        let Some(Hop { link: Link::H1(h1), side: Side::Client(client), .. }) = hop else {
+            return false;
+        };
+        let fresh = !client.lanes.has_routes() && client.leaving == hop::Leaving::No;
+        fresh && h1.start_over()
+    }
+
+    /// Lets go of such a connection, of which all that was `received` is given. The relay knows it no
+    /// more from now on; what else comes on it is for the caller to add. None if it stays.
     pub(crate) fn leave(
         &mut self,
         turn: &mut Turn<'_>,
@@ -81,7 +93,6 @@ impl Relay {
                 Client { peer: hop.peer, opened: hop.opened, said }
             }
         };
-        turn.border.detach(conn);
         Some(client)
     }
 
@@ -91,8 +102,9 @@ impl Relay {
         turn: &mut Turn<'_>,
         conn: ConnId,
         (peer, opened): (SocketAddr, Time),
+        via: Option<Node>,
     ) {
-        let fresh = Fresh { peer, opened, magic: 0 };
+        let fresh = Fresh { peer, opened, magic: 0, via };
         self.reader.traffic.streams.hops.insert(conn, Conn::Fresh(Box::new(fresh)));
         self.reader.traffic.streams.hops.watch(turn, conn);
     }
@@ -106,11 +118,12 @@ impl Relay {
         &mut self,
         turn: &mut Turn<'_>,
         (conn, peer, opened): (ConnId, SocketAddr, Time),
-        carried: &Carried,
+        (carried, via): (&Carried, Option<Node>),
     ) -> Result<usize, NotRestored> {
         let (h2, said) = carried.begin(&self.reader.traffic.http2, turn.now)?;
         let side = Side::Client(hop::Client::default());
-        let hop = Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side);
+        let mut hop = Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side);
+        hop.via = via;
         self.reader.traffic.streams.hops.insert_hop(hop);
         self.reader.traffic.streams.hops.watch(turn, conn);
         Ok(said)

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ringway_proto::h2::ListId;
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use super::super::cause::{Cause, Gone, Manner};
@@ -37,6 +38,8 @@ pub(super) struct Fresh {
     pub(super) opened: Time,
     /// Bytes of the HTTP/2 magic seen so far.
     pub(super) magic: usize,
+    /// The gateway that it came to, if that was another one.
+    pub(super) via: Option<Node>,
 }
 
 /// One connection as the relay sees it.
@@ -46,6 +49,8 @@ pub(super) struct Hop {
     pub(super) peer: SocketAddr,
     /// When the connection was accepted.
     pub(super) opened: Time,
+    /// The gateway that it came to, if that was another one.
+    pub(super) via: Option<Node>,
     /// When it became a hop.
     pub(super) hop_since: Time,
     /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
@@ -232,6 +237,7 @@ impl Hop {
             link,
             peer,
             opened,
+            via: None,
             hop_since: now,
             ready: VecDeque::new(),
             held: 0,

@@ -166,7 +166,7 @@ impl Relay {
     // ---- what the border says ----
 
     pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
-        let fresh = Fresh { peer, opened: turn.now, magic: 0 };
+        let fresh = Fresh { peer, opened: turn.now, magic: 0, via: None };
         self.reader.traffic.streams.hops.insert(conn, Conn::Fresh(Box::new(fresh)));
         self.reader.traffic.streams.hops.watch(turn, conn);
     }
@@ -306,6 +306,7 @@ impl Relay {
             ForRelay::Adopt { key, parcel, hop } => traffic.adopt(turn, key, *parcel, hop),
             ForRelay::Swap { key, spare } => traffic.swap(turn, key, spare),
             ForRelay::Replaced { key, yes } => traffic.set_replaced(turn, key, yes),
+            ForRelay::NodeLeaves { node } => tunnels::node_leaves(traffic, turn, node),
             ForRelay::Over { exchange } => traffic.over(turn, exchange),
             ForRelay::ClientOver { conn, how } => traffic.client_over(turn, conn, how),
             ForRelay::TunnelOver { conn, cause, last } => {

@@ -98,11 +98,12 @@ impl Reader {
             return Step::Done;
         };
         let (seen, peer, opened) = (fresh.magic, fresh.peer, fresh.opened);
+        let via = fresh.via;
         // What was seen before is a prefix of the magic: nothing need be kept of it.
         let mut first = PREFACE[..seen].to_vec();
         let more = segment.len.min(PREFACE.len() as u32) as usize;
         first.extend_from_slice(turn.border.pool.bytes(segment.part(0, more)));
-        let hop = match detect(&first) {
+        let mut hop = match detect(&first) {
             Detected::NeedMore => {
                 fresh.magic = first.len();
                 return Step::Done;
@@ -118,6 +119,7 @@ impl Reader {
                 client_hop(turn, conn, (peer, opened), foreign)
             }
         };
+        hop.via = via;
         self.begin(turn, hop);
         self.feed(turn, conn, &PREFACE[..seen])
     }

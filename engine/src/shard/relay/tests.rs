@@ -235,7 +235,8 @@ impl Bench {
     fn attach(&mut self, key: Key) -> ConnId {
         let conn = self.rig.border.open();
         let opened = self.rig.border.now;
-        let new = NewTunnel { key, conn, peer: peer(), opened, timer: None, tail: Vec::new() };
+        let (timer, via, tail) = (None, None, Vec::new());
+        let new = NewTunnel { key, conn, peer: peer(), opened, timer, via, tail };
         self.say(ForRelay::Attach(Box::new(new)));
         conn
     }

@@ -163,7 +163,8 @@ impl Traffic {
         let of = self.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
         if let Some(hop) = of.and_then(|conn| self.streams.hops.hop(conn)) {
             let speaks = hop.link.clients();
-            let caller = Caller { conn: hop.conn, peer: hop.peer, opened: hop.opened, speaks };
+            let (peer, opened, brought) = (hop.peer, hop.opened, hop.via.is_some());
+            let caller = Caller { conn: hop.conn, peer, opened, speaks, brought };
             let wanted = Box::new(Wanted::of(head));
             turn.sessions(ForSessions::Place { exchange, from: Box::new(caller), wanted });
         }

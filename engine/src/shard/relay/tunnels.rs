@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use ringway_proto::h1::Role;
 use ringway_proto::h2::{self, ErrorCode, NO_TAG};
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
@@ -22,6 +23,20 @@ use crate::border::{Close, ConnId, Parcel};
 struct Traveller {
     hop: Box<Hop>,
     carried: (u64, u64),
+}
+
+/// Another gateway leaves, and with it the connections that it has brought: clients are asked to
+/// come back by another one, and others take the tunnels' places.
+pub(super) fn node_leaves(traffic: &mut Traffic, turn: &mut Turn<'_>, node: Node) {
+    for conn in traffic.streams.hops.ids() {
+        let brought = traffic.streams.hops.hop(conn).filter(|hop| hop.via == Some(node));
+        match brought.map(|hop| hop.tunnel().is_some()) {
+            // As if its worker had said so, and nothing that runs is refused.
+            Some(true) => traffic.goaway(turn, conn, u32::MAX),
+            Some(false) => traffic.streams.hops.warn(turn, conn),
+            None => {}
+        }
+    }
 }
 
 impl Traffic {
@@ -57,7 +72,7 @@ impl Traffic {
 
     /// A connection to the function's side, accepted or dialled, becomes a route's tunnel.
     pub(super) fn attach(&mut self, turn: &mut Turn<'_>, new: NewTunnel) {
-        let NewTunnel { key, conn, peer, opened, timer, tail } = new;
+        let NewTunnel { key, conn, peer, opened, timer, via, tail } = new;
         if self.routes.get(key).is_none_or(|route| route.tunnel.is_some()) {
             return turn.border.close(conn, Close::Now);
         }
@@ -68,7 +83,7 @@ impl Traffic {
         let tunnel = Side::Tunnel(Tunnel::new(key, state, turn.now));
         let mut hop = Hop::new(conn, link, (peer, opened), turn.now, tunnel);
         // The timer that was armed for the connection goes on for the hop.
-        hop.timer = timer;
+        (hop.timer, hop.via) = (timer, via);
         self.streams.hops.insert_hop(hop);
         if let Some(route) = self.routes.get_mut(key) {
             route.tunnel = Some(conn);

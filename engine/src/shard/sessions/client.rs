@@ -92,6 +92,19 @@ impl fmt::Debug for Said {
     }
 }
 
+impl Client {
+    /// Whether another gateway has brought its connection for one user, and this is the first request
+    /// of another one.
+    pub(super) fn is_shared_by(&self, wanted: &Wanted) -> bool {
+        let first = self.pins.first().filter(|_| self.caller.brought);
+        first.is_some_and(|first| {
+            let of_first = |credential: &[u8]| credential == first.credential();
+            let alone = self.pins.iter().all(|pin| of_first(pin.credential()));
+            alone && !of_first(wanted.call.credential())
+        })
+    }
+}
+
 impl Pin {
     pub(super) fn new(wanted: &Wanted, hash: u64, grant: Grant, (now, rules): (Time, u32)) -> Self {
         let said = Said::new(wanted, &grant.owner);

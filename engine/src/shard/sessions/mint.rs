@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::super::settings::ShardSettings;
 use super::super::table::Key;
+use crate::keys::Keys;
 
 /// One core's.
 pub(super) struct Mint {
@@ -28,12 +29,20 @@ impl std::fmt::Debug for Mint {
 impl Mint {
     pub(super) fn new(settings: &ShardSettings) -> Self {
         let &ShardSettings { node, core, secret, seed, .. } = settings;
-        Self {
+        let mut mint = Self {
             ids: RequestIds::new(node, core),
             tokens: TokenMint::new(secret, node),
             rng: ChaCha12Rng::from_seed(seed),
             core,
-        }
+        };
+        settings.keys.iter().for_each(|keys| mint.share(keys));
+        mint
+    }
+
+    /// Tokens are made with the cluster's keys from now on.
+    pub(super) fn share(&mut self, keys: &Keys) {
+        let (first, other) = keys.tokens();
+        self.tokens.share(first, other);
     }
 
     fn random<const N: usize>(&mut self) -> [u8; N] {

@@ -28,10 +28,8 @@ mod tests;
 mod wait;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ringway_proto::fault::Fault;
-use ringway_proto::h1::connect::ConnectResult;
 use ringway_proto::id::WorkerToken;
 use ringway_proto::time::Time;
 use uuid::Uuid;
@@ -45,7 +43,7 @@ use self::roster::Roster;
 use self::rules::Rules;
 use super::cause::{Cause, Gone};
 use super::facts::{
-    Admitted, Edge, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, Topic, key_of,
+    Edge, Elsewhere, Fact, ForRelay, ForSessions, ForWorkers, NewTunnel, Parted, Topic, key_of,
     number_of,
 };
 use super::settings::ShardSettings;
@@ -56,6 +54,7 @@ use crate::border::ConnId;
 use crate::carry::Unreadable;
 use crate::control::local::{Policy, Ticket, Work, WorkKind};
 use crate::control::port::Plane;
+use crate::keys::Keys;
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
 use crate::post::{Bookmark, Speaks};
 use crate::trail::{Ask as Wish, Event, IdBegin};
@@ -96,14 +95,6 @@ pub(super) struct Gauges {
     pub(super) widest: usize,
 }
 
-/// Where a token was good.
-enum Taken {
-    /// Here, for this attachment; so long after it was minted.
-    Here(Key, Duration),
-    /// It is another core's to say.
-    Elsewhere(u16),
-}
-
 impl Sessions {
     /// No session yet.
     pub(super) fn new(settings: &ShardSettings, policy: Arc<Policy>) -> Self {
@@ -121,8 +112,17 @@ impl Sessions {
     pub(super) fn on(&mut self, turn: &mut Turn<'_>, fact: ForSessions) {
         let roster = &mut self.roster;
         match fact {
-            ForSessions::Place { exchange, from, wanted } => {
-                self.place(turn, exchange, *from, wanted);
+            ForSessions::Place { exchange, from, wanted } => match self.owner(turn, *from, &wanted)
+            {
+                Some(node) => {
+                    let elsewhere = Elsewhere { exchange, from: *from, wanted, node };
+                    turn.fact(Fact::Elsewhere(Box::new(elsewhere)));
+                }
+                None => self.place(turn, exchange, *from, wanted),
+            },
+            ForSessions::PlaceHere(here) => {
+                let Elsewhere { exchange, from, wanted, .. } = *here;
+                self.place(turn, exchange, from, wanted);
             }
             ForSessions::GoOn { exchange, from, wanted } => {
                 let since = turn.now;
@@ -145,6 +145,8 @@ impl Sessions {
             ForSessions::Answered { ticket, answer } => match ticket.about {
                 Topic::Call => self.call_answered(turn, ticket, answer),
                 Topic::Tunnel => self.tunnel_answered(turn, ticket, answer),
+                // It is not asked here.
+                Topic::Node => {}
             },
             ForSessions::Dialling { key, conn } => self.dialling(turn, key, conn),
             ForSessions::NotDialled { key } => self.not_dialled(turn, key),
@@ -251,6 +253,11 @@ impl Sessions {
                 _ => {}
             }
         }
+    }
+
+    /// Tokens are made with these keys from now on.
+    pub(super) fn share(&mut self, keys: &Keys) {
+        self.mint.share(keys);
     }
 
     /// A random number, for who answers questions here.
@@ -479,68 +486,10 @@ impl Sessions {
             let event = Event::Dialled { server: peer.into(), took };
             turn.edge(Edge::Note { session: of.session, at: None, event });
             self.roster.attachments.set(key, State::Arriving { kind });
-            let (opened, timer, tail) = (turn.now, None, Vec::new());
-            let tunnel = NewTunnel { key, conn, peer, opened, timer, tail };
+            let (opened, timer, via, tail) = (turn.now, None, None, Vec::new());
+            let tunnel = NewTunnel { key, conn, peer, opened, timer, via, tail };
             turn.relay(ForRelay::Attach(Box::new(tunnel)));
         }
-    }
-
-    /// A worker shows a token.
-    fn token(&mut self, turn: &mut Turn<'_>, conn: ConnId, (text, id): (&[u8], Uuid)) {
-        let answer = match self.take_token(turn, text, id) {
-            Ok(Taken::Elsewhere(core)) => ForWorkers::SendHome { conn, core },
-            Ok(Taken::Here(key, age)) => {
-                self.shown(turn, key);
-                let attachments = &mut self.roster.attachments;
-                if let Some(of) = attachments.get(key) {
-                    turn.workers(ForWorkers::Served(of.of_version(key, turn.settings)));
-                    let kind = of.kind().unwrap_or(WorkKind::New);
-                    attachments.set(key, State::Arriving { kind });
-                }
-                let admitted = Admitted { key, age, session: id };
-                ForWorkers::Admit { conn, admitted: Box::new(admitted) }
-            }
-            Err((result, age)) => ForWorkers::Reject { conn, result, age },
-        };
-        turn.workers(answer);
-    }
-
-    /// Finds the attachment that waits with this token. Taking it is one step: whoever comes second
-    /// finds that it waits no more (contract WK-8).
-    fn take_token(
-        &mut self,
-        turn: &mut Turn<'_>,
-        text: &[u8],
-        id: Uuid,
-    ) -> Result<Taken, (ConnectResult, Option<Duration>)> {
-        // The worker is told nothing of what is wrong with it (contract 4.2).
-        let unknown = (ConnectResult::TokenUnknown, None);
-        let address = self.mint.read(text).map_err(|_| unknown)?;
-        if address.core != turn.settings.core && address.core < turn.settings.cores {
-            return Ok(Taken::Elsewhere(address.core));
-        }
-        let key = Key { slot: address.slot, generation: address.generation };
-        let expired = (ConnectResult::TokenExpired, None);
-        let of = self.roster.attachments.get_mut(key).ok_or(expired)?;
-        let session = of.session;
-        let State::Waiting { token, issued, wrong, .. } = of.state_mut() else {
-            return Err(expired);
-        };
-        if !token.matches(text) {
-            return Err(unknown);
-        }
-        let age = turn.now.since(*issued);
-        if session == id {
-            return Ok(Taken::Here(key, age));
-        }
-        *wrong += 1;
-        let revoked = *wrong >= turn.settings.config.limits.token_tries;
-        turn.edge(Edge::Note { session, at: None, event: Event::Refused });
-        if revoked {
-            turn.limit_hit(Limit::TokenTries);
-            self.roster.give_up(turn, key, Cause::REVOKED);
-        }
-        Err((ConnectResult::RequestIdMismatch, Some(age)))
     }
 
     /// The attachment has its tunnel.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::id::{Node, RequestIds};
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
@@ -67,6 +68,15 @@ impl Sessions {
             Some(pin) => self.go_on(turn, (from.conn, pin), waiting),
             None => self.ask(turn, (from.conn, hash), waiting),
         }
+    }
+
+    /// The other gateway that has made the session which a connection's first request names, if there
+    /// is a cluster. It is a hint: anyone can write such an id.
+    pub(super) fn owner(&self, turn: &Turn<'_>, from: Caller, wanted: &Wanted) -> Option<Node> {
+        if !turn.settings.config.cluster.relays() || self.roster.clients.get(from.conn).is_some() {
+            return None;
+        }
+        RequestIds::maker_of(wanted.id?).filter(|maker| *maker != turn.settings.node)
     }
 
     // ---- what the control plane is asked ----
@@ -220,6 +230,7 @@ impl Sessions {
         if let Some(client) = self.roster.clients.get_mut(from) {
             let wanted = &question.first.wanted;
             let at = client.pin(wanted, hash, scope);
+            turn.metrics.relays.shared += u64::from(client.is_shared_by(wanted));
             if let Some(pin) = at.and_then(|at| client.pins.get_mut(at)) {
                 pin.grant = grant;
                 pin.rules = rules;

@@ -235,6 +235,7 @@ fn name(fact: &Fact) -> String {
         Fact::Dial { .. } => "Dial".into(),
         Fact::Undial { .. } => "Undial".into(),
         Fact::Renewed { .. } => "Renewed".into(),
+        other => head(other),
     }
 }
 
@@ -270,7 +271,7 @@ fn conn(slot: u32) -> ConnId {
 fn caller(slot: u32) -> Caller {
     let peer = SocketAddr::from(([10, 0, 0, 1], slot as u16));
     let opened = Time(1_000_000);
-    Caller { conn: conn(slot), peer, opened, speaks: Speaks::Http2 }
+    Caller { conn: conn(slot), peer, opened, speaks: Speaks::Http2, brought: false }
 }
 
 fn by(credential: &str, id: Option<Uuid>) -> Wanted {

@@ -1,29 +1,111 @@
-//! Attachments that wait for their worker: what a remote control plane says of their work, and what
-//! becomes of those that wait in vain.
+//! Attachments that wait for their worker: what a remote control plane says of their work, what a worker
+//! shows that dials back, and what becomes of those that wait in vain.
 
 use std::time::Duration;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::h1::connect::ConnectResult;
+use ringway_proto::id::{Node, TokenFault};
+use uuid::Uuid;
 
 use super::super::cause::Cause;
 use super::super::facts::{
-    Answer, Ask, AskTicket, Edge, Fact, ForWorkers, Progress, Question, key_numbered,
+    Admitted, Answer, Ask, AskTicket, Edge, Fact, ForWorkers, Progress, Question, key_numbered,
 };
 use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::Sessions;
 use super::attachment::{Stage, State};
+use crate::border::ConnId;
 use crate::control::local::WorkKind;
 use crate::control::port::Plane;
-use crate::metrics::AskOutcome;
+use crate::metrics::{AskOutcome, Limit};
 use crate::trail::Event;
 
 /// How much longer a wait takes at most that is over: so long the control plane has to say how far
 /// the work has come. A worker that comes meanwhile is welcome.
 const LAST_WORD: Duration = Duration::from_millis(250);
 
+/// Where a token was good.
+enum Taken {
+    /// Here, for this attachment; so long after it was minted.
+    Here(Key, Duration),
+    /// It is another core's to say.
+    Elsewhere(u16),
+    /// It is another gateway's; none: nobody's of the cluster, and there is somebody else to ask.
+    Away(Option<Node>),
+}
+
 impl Sessions {
+    /// A worker shows a token.
+    pub(super) fn token(&mut self, turn: &mut Turn<'_>, conn: ConnId, (text, id): (&[u8], Uuid)) {
+        let answer = match self.take_token(turn, text, id) {
+            Ok(Taken::Elsewhere(core)) => ForWorkers::SendHome { conn, core },
+            Ok(Taken::Away(node)) => ForWorkers::SendAway { conn, node },
+            Ok(Taken::Here(key, age)) => {
+                self.shown(turn, key);
+                let attachments = &mut self.roster.attachments;
+                if let Some(of) = attachments.get(key) {
+                    turn.workers(ForWorkers::Served(of.of_version(key, turn.settings)));
+                    let kind = of.kind().unwrap_or(WorkKind::New);
+                    attachments.set(key, State::Arriving { kind });
+                }
+                let admitted = Admitted { key, age, session: id };
+                ForWorkers::Admit { conn, admitted: Box::new(admitted) }
+            }
+            Err((result, age)) => ForWorkers::Reject { conn, result, age },
+        };
+        turn.workers(answer);
+    }
+
+    /// Finds the attachment that waits with this token. Taking it is one step: whoever comes second
+    /// finds that it waits no more (contract WK-8).
+    fn take_token(
+        &mut self,
+        turn: &mut Turn<'_>,
+        text: &[u8],
+        id: Uuid,
+    ) -> Result<Taken, (ConnectResult, Option<Duration>)> {
+        // The worker is told nothing of what is wrong with it (contract 4.2).
+        let unknown = (ConnectResult::TokenUnknown, None);
+        let cluster = &turn.settings.config.cluster;
+        let address = match self.mint.read(text) {
+            Ok(address) => address,
+            // What no MAC proves names nobody.
+            Err(TokenFault::ForeignNode(node)) if cluster.relays() => {
+                return Ok(Taken::Away(Some(node)));
+            }
+            Err(_) if cluster.fallback.is_some() => return Ok(Taken::Away(None)),
+            Err(_) => return Err(unknown),
+        };
+        if address.core != turn.settings.core && address.core < turn.settings.cores {
+            return Ok(Taken::Elsewhere(address.core));
+        }
+        let key = Key { slot: address.slot, generation: address.generation };
+        let expired = (ConnectResult::TokenExpired, None);
+        let of = self.roster.attachments.get_mut(key).ok_or(expired)?;
+        let session = of.session;
+        let State::Waiting { token, issued, wrong, .. } = of.state_mut() else {
+            return Err(expired);
+        };
+        if !token.matches(text) {
+            return Err(unknown);
+        }
+        let age = turn.now.since(*issued);
+        if session == id {
+            return Ok(Taken::Here(key, age));
+        }
+        *wrong += 1;
+        let revoked = *wrong >= turn.settings.config.limits.token_tries;
+        turn.edge(Edge::Note { session, at: None, event: Event::Refused });
+        if revoked {
+            turn.limit_hit(Limit::TokenTries);
+            self.roster.give_up(turn, key, Cause::REVOKED);
+        }
+        Err((ConnectResult::RequestIdMismatch, Some(age)))
+    }
+
     /// The control plane says what has become of an attachment's work, or whose a session is that
     /// this gateway does not know. What is said of an attachment that waits for neither is late.
     pub(super) fn tunnel_answered(

@@ -9,15 +9,18 @@ use ringway_proto::date::HttpDate;
 use ringway_proto::h1::connect::{self, ConnectResult};
 use ringway_proto::h1::head::Scan;
 use ringway_proto::h1::write_text;
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
-use super::super::facts::{Admitted, Edge, ForRelay, NewTunnel};
+use super::super::facts::{
+    Admitted, Arrived, Back, Edge, Fact, ForNodes, ForRelay, NewTunnel, Stray, Strayed,
+};
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::polls::{Fate, Polls};
 use crate::border::{Close, ConnId, End, Parcel};
 use crate::control::local::PollAnswer;
-use crate::metrics::Limit;
+use crate::metrics::{Limit, RelayCause};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect};
 use crate::trail::Event;
@@ -36,6 +39,9 @@ pub(super) const MOVED_BYTES: usize = 64 * 1024;
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
+/// What a CONNECT is marked with that goes to the old proxy.
+const VIA: &[u8] = b"Via: 1.1 ringway\r\n";
+
 /// A worker's connection that is answered by us.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -45,6 +51,10 @@ pub(super) struct Door {
     opened: Time,
     /// The core that accepted it, if that was another one.
     moved_from: Option<u16>,
+    /// The gateway that it came to, if that was another one.
+    pub(super) via: Option<Node>,
+    /// Its CONNECT came by another gateway, or says so: it goes no further.
+    pub(super) passed_on: bool,
     /// What was read and is not served yet.
     pub(super) input: Vec<u8>,
     /// When that began to come; none if there is none of it.
@@ -100,6 +110,8 @@ impl Door {
             peer,
             opened: now,
             moved_from: None,
+            via: None,
+            passed_on: false,
             input: Vec::new(),
             begun: None,
             idle_since: now,
@@ -114,12 +126,26 @@ impl Door {
 
     /// A connection of another core whose CONNECT shows a token of ours.
     pub(super) fn adopted(turn: &mut Turn<'_>, moved: MovedConnect) -> Self {
-        let MovedConnect { parcel, input, peer, opened, from } = moved;
+        let MovedConnect { parcel, input, peer, opened, from, via } = moved;
         let conn = turn.border.adopt(parcel);
         Self {
             opened,
             moved_from: Some(from),
+            via,
+            passed_on: via.is_some(),
             input,
+            begun: Some(turn.now),
+            ..Self::new(conn, peer, turn.now)
+        }
+    }
+
+    /// A connection that another gateway has brought.
+    pub(super) fn arrived(turn: &Turn<'_>, arrived: Arrived) -> Self {
+        let Arrived { conn, peer, opened, via } = arrived;
+        Self {
+            opened,
+            via: Some(via),
+            passed_on: true,
             begun: Some(turn.now),
             ..Self::new(conn, peer, turn.now)
         }
@@ -145,9 +171,9 @@ impl Door {
         let Phase::Moving { to } = self.phase else {
             unreachable!("only a connection that moves was let go of")
         };
-        let Self { input, peer, opened, .. } = self;
+        let Self { input, peer, opened, via, .. } = self;
         let from = turn.settings.core;
-        let moved = MovedConnect { parcel, input, peer, opened, from };
+        let moved = MovedConnect { parcel, input, peer, opened, from, via };
         turn.send(to, CorePost::Connect(Box::new(moved)));
     }
 
@@ -191,8 +217,32 @@ impl Door {
             opened: self.opened,
             // A timer that is armed for this table finds nobody there, so the relay arms its own.
             timer: None,
+            via: self.via,
             tail,
         })));
+    }
+
+    /// Its token is another gateway's, or nobody's of the cluster: the connection goes there whole. One
+    /// hop, ever.
+    pub(super) fn send_away(mut self, turn: &mut Turn<'_>, node: Option<Node>) {
+        let Phase::Asking { head } = self.phase else {
+            unreachable!("only a connection whose token is asked about is sent away")
+        };
+        if self.passed_on {
+            let After::Gone = self.reject(turn, ConnectResult::TokenUnknown, None) else {
+                unreachable!("a connection that is refused is closed")
+            };
+            return;
+        }
+        let cause = if node.is_some() { RelayCause::Callback } else { RelayCause::Fallback };
+        if node.is_none() {
+            // Before the empty line that ends the head.
+            let at = head.saturating_sub(2);
+            self.input.splice(at..at, VIA.iter().copied());
+        }
+        let Self { conn, peer, opened, input, .. } = self;
+        let stray = Stray::Worker { peer, opened, input };
+        turn.fact(Fact::Nodes(ForNodes::Take(Box::new(Strayed { conn, cause, node, stray }))));
     }
 
     pub(super) fn reject(
@@ -309,6 +359,23 @@ impl Door {
         write_text(status, &line, status < 413, turn.date(), &mut out);
         turn.put(self.conn, &out);
     }
+}
+
+/// Nobody has taken a connection that belongs to another gateway. Only of one that is dead nothing will
+/// ever come (design 3.22): in any other case the worker tries again (contract WK-5).
+pub(super) fn back(turn: &mut Turn<'_>, back: Back) {
+    let Back { conn, peer, dead } = back;
+    let mut out = Vec::new();
+    if dead {
+        let result = ConnectResult::TokenExpired;
+        result.write(false, turn.date(), &mut out);
+        turn.edge(Edge::Connect { result, age: None, worker: peer });
+    } else {
+        let text = "the gateway that this token is for is not reached, try again\n";
+        write_text(503, text, false, turn.date(), &mut out);
+    }
+    turn.put(conn, &out);
+    turn.border.close(conn, Close::Flush);
 }
 
 /// The token's home has no room for the connection: the worker tries again (contract WK-5).

@@ -215,6 +215,17 @@ impl Workers {
             ForWorkers::Reject { conn, result, age } => {
                 self.at(conn, |door, _| door.reject(turn, result, age));
             }
+            ForWorkers::SendAway { conn, node } => {
+                if let Some(door) = self.doors.take(conn) {
+                    door.send_away(turn, node);
+                }
+            }
+            ForWorkers::Back(back) => door::back(turn, *back),
+            ForWorkers::Arrived(arrived) => {
+                let mut door = Box::new(Door::arrived(turn, *arrived));
+                door.watch(turn);
+                self.doors.insert(door);
+            }
             ForWorkers::SendHome { conn, core } => {
                 self.at(conn, |door, _| door.send_home(turn, core));
             }

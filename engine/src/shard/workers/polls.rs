@@ -227,7 +227,9 @@ impl Polls {
 
     fn put_work(&self, turn: &mut Turn<'_>, work: &Work) {
         let date = turn.date();
-        let json = work.to_json(&turn.settings.advertise);
+        let settings = turn.settings;
+        let direct = settings.config.cluster.direct.as_deref();
+        let json = work.to_json(direct.into_iter().chain([&*settings.advertise]));
         turn.put(self.conn, WORK);
         turn.put(self.conn, date.as_bytes());
         turn.put(self.conn, b"\r\ncontent-length: ");

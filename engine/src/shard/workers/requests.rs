@@ -35,7 +35,7 @@ enum Next {
     /// A poll is on its way.
     Placed,
     /// It was a CONNECT of so many bytes.
-    Connect { head: usize, text: Vec<u8>, id: Uuid },
+    Connect { head: usize, text: Vec<u8>, id: Uuid, marked: bool },
     /// It was answered for the last time.
     Close,
 }
@@ -85,7 +85,8 @@ impl Door {
                     self.phase = Phase::Paused;
                     return After::Paused;
                 }
-                Next::Connect { head, text, id } => {
+                Next::Connect { head, text, id, marked } => {
+                    self.passed_on |= marked;
                     self.phase = Phase::Asking { head };
                     turn.sessions(ForSessions::Token { conn: self.conn, text, id });
                     return After::Stays;
@@ -175,7 +176,10 @@ impl Door {
     fn connect(&mut self, turn: &mut Turn<'_>, fields: &Fields, head: usize) -> Next {
         self.polls.end(turn);
         match connect::read(fields) {
-            Ok(asked) => Next::Connect { head, text: asked.token.to_vec(), id: asked.request_id },
+            Ok(asked) => {
+                let (text, id) = (asked.token.to_vec(), asked.request_id);
+                Next::Connect { head, text, id, marked: was_passed_on(fields) }
+            }
             Err(fault) => {
                 let mut out = Vec::new();
                 fault.write(false, turn.date(), &mut out);
@@ -187,6 +191,14 @@ impl Door {
             }
         }
     }
+}
+
+/// Whether a request says that a gateway has passed it on (RFC 9110 §7.6.3).
+fn was_passed_on(fields: &Fields) -> bool {
+    let by_us = |value: &[u8]| {
+        value.split(|octet| *octet == b',').any(|by| by.trim_ascii().ends_with(b" ringway"))
+    };
+    fields.iter().any(|field| field.name.eq_ignore_ascii_case(b"via") && by_us(field.value))
 }
 
 /// One poll for work, by a worker that may ask for that.

@@ -354,7 +354,7 @@ fn at_rest_nothing_is_kept() {
 fn the_answer_is_the_json_of_the_design() {
     let work = Work { request_id: Uuid::nil(), ..work(1, WorkKind::Reconnect) };
     let json: serde_json::Value =
-        serde_json::from_slice(&work.to_json("http://127.0.0.1:10086/")).unwrap();
+        serde_json::from_slice(&work.to_json(["http://127.0.0.1:10086/"])).unwrap();
     assert_eq!(
         json,
         json!({

@@ -1,5 +1,6 @@
 //! The bucket that the records of a region's gateways lie in.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,12 @@ use async_nats::jetstream::{ErrorCode, context};
 use bytes::Bytes;
 use ringway_proto::id::Node;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::super::link::{Link, placement};
 use super::super::rights::{Right, Rights};
 use super::super::withdraw::{Trouble, within};
+use crate::keys::Keys;
 
 /// What a record says is laid out so; another layout gets another number.
 const LAYOUT: u32 = 1;
@@ -53,13 +56,38 @@ pub(in super::super) struct Record {
     pub(in super::super) relay: Option<String>,
     /// Drawn at random: tells whose record it is of two who have drawn the same pair.
     run: u64,
+    /// Proves that it is of this cluster, where that has a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
 }
 
 impl Record {
     /// The one of a gateway that is entered so.
     pub(super) fn of(place: &Place, run: u64) -> Self {
-        let (worker, relay) = (place.worker.clone(), place.relay.clone());
-        Self { version: LAYOUT, worker, relay, run }
+        let worker = place.worker.clone();
+        Self { version: LAYOUT, worker, relay: None, run, mac: None }
+    }
+
+    /// As it is written now.
+    fn written(&self, key: &str, place: &Place) -> Self {
+        let relay = place.relay().map(|address| address.to_string());
+        let mut record = Self { relay, mac: None, ..self.clone() };
+        let keys = place.keys.as_ref().map(|keys| keys.borrow().clone());
+        record.mac = keys.map(|keys| keys.sign_record(&record.signed(key)));
+        record
+    }
+
+    /// What its MAC is of; `key` names its node.
+    fn signed(&self, key: &str) -> String {
+        let Self { version, worker, relay, run, .. } = self;
+        let relay = relay.as_deref().unwrap_or_default();
+        format!("{version}\n{key}\n{worker}\n{relay}\n{run}")
+    }
+
+    /// Where it takes connections that are its own.
+    pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
+        let relay: SocketAddr = self.relay.as_ref()?.parse().ok()?;
+        Some(relay).filter(|relay| !relay.ip().is_unspecified() && relay.port() > 0)
     }
 
     /// Whether it is this very gateway's.
@@ -79,8 +107,29 @@ pub(in super::super) struct Place {
     /// Where workers dial in to *this* process: another process that says the same is taken for
     /// dead. A name that several gateways share will not do.
     pub(in super::super) worker: String,
-    pub(in super::super) relay: Option<String>,
+    /// Where others reach it, if it takes connections of theirs.
+    pub(in super::super) relay: Option<Relay>,
+    /// What the gateways of the cluster know each other by, followed.
+    pub(in super::super) keys: Option<watch::Receiver<Arc<Keys>>>,
     pub(in super::super) pace: Pace,
+}
+
+/// Where other gateways reach this one.
+#[derive(Clone, Copy, Debug)]
+pub struct Relay {
+    /// None: by the address that NATS sees it at.
+    pub address: Option<IpAddr>,
+    /// The port of the relay listener, as others reach it.
+    pub port: u16,
+}
+
+impl Place {
+    /// Where others reach this gateway, as far as that is known now.
+    pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
+        let Relay { address, port } = self.relay?;
+        let seen = || self.link.client.server_info().client_ip.parse().ok();
+        address.or_else(seen).map(|address| SocketAddr::new(address, port))
+    }
 }
 
 /// The bucket.
@@ -109,7 +158,8 @@ impl Bucket {
     }
 
     pub(super) async fn create(&self, node: Node, record: &Record) -> Result<Entered, Trouble> {
-        let (key, value) = (&key(node), &bytes(record));
+        let key = &key(node);
+        let value = &bytes(&record.written(key, &self.place));
         let create = |store: Store| async move {
             match store.create(key, value.clone()).await {
                 Ok(revision) => Ok(Entered::At(revision)),
@@ -129,7 +179,8 @@ impl Bucket {
         record: &Record,
         revision: u64,
     ) -> Result<Option<u64>, Trouble> {
-        let (key, value) = (&key(node), &bytes(record));
+        let key = &key(node);
+        let value = &bytes(&record.written(key, &self.place));
         let update = |store: Store| async move {
             match store.update(key, value.clone(), revision).await {
                 Ok(revision) => Ok(Some(revision)),
@@ -153,16 +204,38 @@ impl Bucket {
             |store: Store| async move { store.entry(key).await.map_err(|error| failed(&error)) };
         let Some(entry) = self.with(read).await? else { return Ok(None) };
         let found = match entry.operation {
-            Operation::Put => parse(&entry.value).map_or_else(
-                || {
-                    tracing::warn!(key, "the record of a gateway cannot be read");
+            Operation::Put => match self.parse(key, &entry.value) {
+                Ok(record) => Found::Record(record),
+                Err(why) => {
+                    tracing::warn!(node = key, why, "the record of a gateway cannot be read");
                     Found::Unreadable
-                },
-                Found::Record,
-            ),
+                }
+            },
             Operation::Delete | Operation::Purge => Found::Nothing,
         };
         Ok(Some((found, entry.revision)))
+    }
+
+    /// A record, if it is one of the layout that is known here, and of this cluster.
+    fn parse(&self, key: &str, value: &[u8]) -> Result<Record, &'static str> {
+        let record = parse(value).ok_or("it is too long, of another version, or something else")?;
+        let Some(keys) = &self.place.keys else { return Ok(record) };
+        let mac = record.mac.as_deref().ok_or("it is not signed")?;
+        let proved = keys.borrow().proves_record(&record.signed(key), mac);
+        if proved { Ok(record) } else { Err("it is signed with another cluster's secret") }
+    }
+
+    /// How many records there are, those included that were taken away a moment ago.
+    pub(super) async fn count(&self) -> Result<u64, Trouble> {
+        let count = |store: Store| async move {
+            store
+                .stream
+                .get_info()
+                .await
+                .map(|info| info.state.messages)
+                .map_err(|error| failed(&error))
+        };
+        self.with(count).await
     }
 
     pub(super) async fn delete(&self, node: Node) -> Result<(), Trouble> {
@@ -275,7 +348,7 @@ fn failed(error: &impl std::error::Error) -> Trouble {
 }
 
 fn key(node: Node) -> String {
-    format!("{:03x}-{:04x}", node.number(), node.incarnation())
+    node.to_string()
 }
 
 fn bytes(record: &Record) -> Bytes {

@@ -118,7 +118,7 @@ fn a_connection_that_came_from_another_core_is_served_as_if_it_had_come_here() {
     let mut bench = bench(0);
     let opened = Time(17);
     let input = [&connect_head()[..], b"tail"].concat();
-    let moved = MovedConnect { parcel: parcel(), input, peer: peer(), opened, from: 1 };
+    let moved = MovedConnect { parcel: parcel(), input, peer: peer(), opened, from: 1, via: None };
     bench.on(ForWorkers::Connect(Box::new(moved)));
     let facts = bench.settle();
     let [Fact::Sessions(ForSessions::Token { conn, .. })] = &facts[..] else { panic!("{facts:?}") };

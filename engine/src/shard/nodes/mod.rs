@@ -1,0 +1,338 @@
+//! Connections that belong to other gateways, and those that other gateways bring (design 3.22).
+//!
+//! What goes elsewhere ([`out`]) is a whole connection: its owner is found and dialled, says its
+//! challenge, and answers the prelude; from then on bytes go both ways as they came ([`splice`]). If
+//! nothing comes of it in time the connection goes back to who gave it away. What comes
+//! ([`arrive`]) is given on when its prelude is proved.
+
+mod arrive;
+mod farewell;
+mod hush;
+mod out;
+mod owners;
+mod splice;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand_chacha::ChaCha12Rng;
+use rand_core::{RngCore, SeedableRng};
+use ringway_proto::id::Node;
+
+use self::arrive::Arrival;
+use self::farewell::Farewells;
+use self::hush::Hush;
+use self::out::{Out, Step};
+use self::owners::Owners;
+use super::facts::ForNodes;
+use super::settings::ShardSettings;
+use super::table::{Key, Table};
+use super::turn::Turn;
+use crate::border::{Close, ConnId, End};
+use crate::carry::Client;
+use crate::keys::Keys;
+use crate::metrics::{Limit, RelayCause, ShardMetrics};
+use crate::pool::Segment;
+
+/// From when a connection is found to belong elsewhere until its owner has taken it; and from when
+/// another gateway has connected until its prelude is here (design 3.22).
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Octets of a connection that are carried to its owner: what was kept of it, and one receive.
+pub(super) const MOST_CARRIED: usize = 128 * 1024;
+
+/// The component.
+pub(super) struct Nodes {
+    /// None: nothing is relayed.
+    keys: Option<Arc<Keys>>,
+    places: HashMap<ConnId, Place, foldhash::fast::RandomState>,
+    outs: Table<Out>,
+    /// How many of them are clients'.
+    clients: usize,
+    arrivals: Table<Arrival>,
+    farewells: Farewells,
+    /// What is to be taken from here, in order.
+    ready: Vec<Place>,
+    owners: Owners,
+    hush: Hush,
+    rng: ChaCha12Rng,
+}
+
+/// What a connection is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It came to this gateway and belongs to another one.
+    Near(Key),
+    /// It leads to that one.
+    Far(Key),
+    /// Another gateway has made it.
+    Arriving(Key),
+    /// Another gateway is told by it that this one leaves.
+    Farewell,
+}
+
+/// A client's connection that goes on here.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) conn: ConnId,
+    pub(super) client: Client,
+    /// Which gateway has brought it; none: it came here, and its owner did not take it.
+    pub(super) via: Option<Node>,
+    /// Its bytes have ended meanwhile.
+    pub(super) ended: Option<End>,
+}
+
+impl std::fmt::Debug for Nodes {
+    // What comes next of the random numbers is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nodes").field("outs", &self.outs.len()).finish_non_exhaustive()
+    }
+}
+
+impl Nodes {
+    pub(super) fn new(settings: &ShardSettings) -> Self {
+        let mut rng = ChaCha12Rng::from_seed(settings.seed);
+        // The mint draws from the first one.
+        rng.set_stream(1);
+        Self {
+            keys: settings.keys.clone(),
+            places: HashMap::default(),
+            outs: Table::new(settings.generation),
+            clients: 0,
+            arrivals: Table::new(settings.generation),
+            farewells: Farewells::default(),
+            ready: Vec::new(),
+            owners: Owners::default(),
+            hush: Hush::default(),
+            rng,
+        }
+    }
+
+    /// What the cluster's gateways know each other by from now on.
+    pub(super) fn replace_keys(&mut self, keys: Arc<Keys>) {
+        self.keys = Some(keys);
+    }
+
+    // ---- what the border says ----
+
+    /// Whether the connection is one of these.
+    #[inline]
+    pub(super) fn holds(&self, conn: ConnId) -> bool {
+        !self.places.is_empty() && self.places.contains_key(&conn)
+    }
+
+    /// Another gateway has connected, or who passes for one.
+    pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
+        if self.keys.is_none() {
+            return turn.border.close(conn, Close::Now);
+        }
+        let mut challenge = [0; ringway_proto::prelude::CHALLENGE_LENGTH];
+        self.rng.fill_bytes(&mut challenge);
+        self.arrive(turn, conn, (peer, challenge));
+    }
+
+    /// A gateway that was dialled is reached, or not.
+    pub(super) fn dialled(&mut self, turn: &mut Turn<'_>, conn: ConnId, result: Result<(), i32>) {
+        match self.places.get(&conn).copied() {
+            Some(Place::Far(key)) => self.reached(turn, key, result),
+            Some(Place::Farewell) if result.is_err() => {
+                self.places.remove(&conn);
+                self.farewells.end(turn, conn);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn received(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) {
+        match self.places.get(&conn) {
+            Some(Place::Near(key)) => self.near_says(turn, *key, segment),
+            Some(Place::Far(key)) => self.far_says(turn, *key, segment),
+            Some(Place::Arriving(key)) => self.arriving_says(turn, *key, segment),
+            Some(Place::Farewell) => {
+                if let Some(keys) = &self.keys
+                    && self.farewells.hear(turn, keys, (conn, segment))
+                {
+                    self.places.remove(&conn);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The kernel took some of a connection's output.
+    pub(super) fn written(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        match self.places.get(&conn) {
+            Some(Place::Near(key) | Place::Far(key)) => {
+                let key = *key;
+                self.out(key).drained(turn, conn);
+            }
+            Some(Place::Arriving(_) | Place::Farewell) | None => {}
+        }
+    }
+
+    /// Whether something waits for that.
+    pub(super) fn awaits(&self, conn: ConnId) -> bool {
+        match self.places.get(&conn) {
+            Some(Place::Near(key) | Place::Far(key)) => {
+                self.outs.get(*key).is_some_and(Out::is_held)
+            }
+            Some(Place::Arriving(_) | Place::Farewell) | None => false,
+        }
+    }
+
+    /// A connection's bytes have ended.
+    pub(super) fn ended(&mut self, turn: &mut Turn<'_>, conn: ConnId, end: End) {
+        match self.places.get(&conn) {
+            Some(Place::Near(key)) => self.near_ended(turn, *key, end),
+            Some(Place::Far(key)) => self.far_ended(turn, *key, end),
+            Some(Place::Arriving(key)) => self.arriving_ended(turn, *key, end),
+            Some(Place::Farewell) => {
+                self.places.remove(&conn);
+                self.farewells.end(turn, conn);
+            }
+            None => {}
+        }
+    }
+
+    // ---- what goes on at this core ----
+
+    /// Whether [`Self::take_ready`] has something.
+    #[inline]
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next connection of a client that goes on at this core, if its peer has not gone meanwhile.
+    pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) -> Option<Ready> {
+        loop {
+            let ready = match self.ready.pop()? {
+                Place::Near(key) => self.take_back(turn, key),
+                Place::Arriving(key) => self.take_arrived(key, turn.now),
+                Place::Far(_) | Place::Farewell => None,
+            };
+            if ready.is_some() {
+                return ready;
+            }
+        }
+    }
+
+    // ---- facts ----
+
+    pub(super) fn on(&mut self, turn: &mut Turn<'_>, fact: ForNodes) {
+        match fact {
+            ForNodes::Take(strayed) => self.take(turn, *strayed),
+            ForNodes::Located { number, answer } => {
+                self.located(turn, super::facts::key_numbered(number), answer);
+            }
+            ForNodes::Admitted { conn, room } => {
+                if let Some(Place::Arriving(key)) = self.places.get(&conn).copied() {
+                    self.admitted(turn, key, room);
+                }
+            }
+        }
+    }
+
+    // ---- the end ----
+
+    /// This gateway leaves: the owners of what it relays are told.
+    pub(super) fn leave(&mut self, turn: &mut Turn<'_>) {
+        let flowing = self.outs.iter().filter(|(_, out)| matches!(out.step, Step::Flowing));
+        let mut owners: Vec<(Node, SocketAddr)> =
+            flowing.filter_map(|(_, out)| out.owner()).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners.into_iter().for_each(|owner| self.tell_owner(turn, owner));
+    }
+
+    fn tell_owner(&mut self, turn: &mut Turn<'_>, owner: (Node, SocketAddr)) {
+        if let Some(conn) = self.farewells.tell(turn, owner) {
+            self.places.insert(conn, Place::Farewell);
+        }
+    }
+
+    /// All connections that are none of another component's, in order.
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        let mut ids: Vec<ConnId> = self.places.keys().copied().collect();
+        // The table has no order.
+        ids.sort_unstable_by_key(|conn| (conn.slot, conn.generation));
+        ids
+    }
+
+    /// Ends a connection, and the one that it is relayed to or from.
+    pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId, how: Close) {
+        match self.places.get(&conn).copied() {
+            Some(Place::Near(key) | Place::Far(key)) => self.forget(turn, key, how),
+            Some(Place::Arriving(key)) => {
+                self.places.remove(&conn);
+                self.arrivals.remove(key);
+                turn.border.close(conn, how);
+            }
+            Some(Place::Farewell) => {
+                self.places.remove(&conn);
+                self.farewells.end(turn, conn);
+            }
+            None => {}
+        }
+    }
+
+    /// What a place names is there: both leave together.
+    fn out(&mut self, key: Key) -> &mut Out {
+        self.outs.get_mut(key).expect("a place leaves with its entry")
+    }
+
+    /// The same of what arrives.
+    fn arrival(&mut self, key: Key) -> &mut Arrival {
+        self.arrivals.get_mut(key).expect("a place leaves with its entry")
+    }
+
+    /// Takes an entry out, whatever becomes of its connections.
+    fn remove(&mut self, key: Key) -> Option<Out> {
+        let out = self.outs.remove(key)?;
+        self.clients -= usize::from(out.cause == RelayCause::Client);
+        Some(out)
+    }
+
+    // ---- values ----
+
+    /// Connections of clients that go elsewhere, or that others bring.
+    pub(super) fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// Whether a connection waits for its owner.
+    pub(super) fn waits(&self, key: Key) -> bool {
+        self.outs.get(key).is_some_and(|out| !matches!(out.step, Step::Flowing | Step::Back))
+    }
+
+    /// Whether something is still to come of what another gateway brings.
+    pub(super) fn arrives(&self, key: Key) -> bool {
+        self.arrivals.get(key).is_some()
+    }
+
+    /// All other connections.
+    pub(super) fn others(&self) -> usize {
+        self.places.len() - self.clients
+    }
+
+    /// Relays that last, for whatever they carry.
+    pub(super) fn relays(&self) -> usize {
+        self.outs.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.outs.len() == 0 && self.arrivals.len() == 0
+    }
+
+    /// Sets the gauges.
+    pub(super) fn gauge(&self, settings: &ShardSettings, metrics: &mut ShardMetrics) {
+        metrics.relays.active = [0; RelayCause::COUNT];
+        for (_, out) in self.outs.iter().filter(|(_, out)| matches!(out.step, Step::Flowing)) {
+            metrics.relays.active[out.cause.index()] += 1;
+        }
+        if settings.config.cluster.relays() || settings.config.cluster.fallback.is_some() {
+            metrics.gauge(Limit::Relays, self.outs.len(), settings.config.limits.relays);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What is remembered of other gateways: which one was not reached, and how much was brought to each.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ringway_proto::id::Node;
+use ringway_proto::time::Time;
+
+use super::super::bucket::Bucket;
+
+/// A gateway that was not reached is not tried again for so long (design 3.22).
+const REST: Duration = Duration::from_secs(1);
+/// Gateways, and clients, of which something is remembered, of each kind.
+const MOST: usize = 1024;
+/// Relays that ids cause, a burst and then a second: to one gateway, of one client where its address
+/// is known, and of those for which a record is to be read.
+const OF_TARGET: (u32, u32) = (4096, 1024);
+const OF_SOURCE: (u32, u32) = (64, 16);
+const OF_RECORDS: (u32, u32) = (512, 256);
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    unreached: HashMap<SocketAddr, Time>,
+    targets: HashMap<Node, Bucket>,
+    /// By their addresses, whatever the port.
+    sources: HashMap<SocketAddr, Bucket>,
+    records: Bucket,
+}
+
+impl Owners {
+    /// Whether it is too early to try this address again.
+    pub(super) fn rests(&self, address: SocketAddr, now: Time) -> bool {
+        self.unreached.get(&address).is_some_and(|until| now < *until)
+    }
+
+    /// It was not reached.
+    pub(super) fn not_reached(&mut self, address: SocketAddr, now: Time) {
+        if self.unreached.len() >= MOST {
+            self.unreached.retain(|_, until| now < *until);
+        }
+        if self.unreached.len() < MOST {
+            self.unreached.insert(address, now + REST);
+        }
+    }
+
+    /// It was.
+    pub(super) fn reached(&mut self, address: SocketAddr) {
+        self.unreached.remove(&address);
+    }
+
+    /// Whether one more client may be brought to this gateway because of an id, which anybody can
+    /// write. `source`: its address, where that is its own. `reads`: a record has to be read.
+    pub(super) fn may_bring(
+        &mut self,
+        node: Node,
+        (source, reads): (Option<SocketAddr>, bool),
+        now: Time,
+    ) -> bool {
+        let of_target = take(&mut self.targets, node, OF_TARGET, now);
+        let of_source = source.is_none_or(|mut source| {
+            source.set_port(0);
+            take(&mut self.sources, source, OF_SOURCE, now)
+        });
+        of_target && of_source && (!reads || spend(&mut self.records, OF_RECORDS, now))
+    }
+}
+
+fn take<K: std::hash::Hash + Eq>(
+    table: &mut HashMap<K, Bucket>,
+    key: K,
+    rate: (u32, u32),
+    now: Time,
+) -> bool {
+    if table.len() >= MOST && !table.contains_key(&key) {
+        // Those who have come seldom are forgotten first.
+        table.retain(|_, bucket| !bucket.has(1, rate.1, now));
+        if table.len() >= MOST {
+            return false;
+        }
+    }
+    spend(table.entry(key).or_default(), rate, now)
+}
+
+fn spend(bucket: &mut Bucket, (burst, rate): (u32, u32), now: Time) -> bool {
+    let has = bucket.has(burst, rate, now);
+    if has {
+        bucket.charge();
+    }
+    has
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time(1_000_000_000);
+
+    fn node(number: u16) -> Node {
+        Node::new(number, 1).unwrap()
+    }
+
+    #[test]
+    fn who_was_not_reached_is_left_alone_for_a_second() {
+        let mut owners = Owners::default();
+        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        assert!(!owners.rests(address, START));
+        owners.not_reached(address, START);
+        assert!(owners.rests(address, START + Duration::from_millis(999)));
+        assert!(!owners.rests(address, START + REST));
+        owners.reached(address);
+        assert!(!owners.rests(address, START));
+        for port in 0..2 * MOST as u16 {
+            owners.not_reached(SocketAddr::new(address.ip(), port), START);
+        }
+        assert!(owners.unreached.len() <= MOST);
+    }
+
+    #[test]
+    fn what_ids_cause_is_bounded_by_target_by_source_and_in_all() {
+        let mut owners = Owners::default();
+        let taken = |owners: &mut Owners, node, of| {
+            (0..10_000).filter(|_| owners.may_bring(node, of, START)).count() as u32
+        };
+        assert_eq!(taken(&mut owners, node(1), (None, false)), OF_TARGET.0);
+        assert_eq!(taken(&mut owners, node(2), (None, false)), OF_TARGET.0);
+        let source = Some("192.0.2.1:7".parse().unwrap());
+        assert_eq!(taken(&mut owners, node(3), (source, false)), OF_SOURCE.0);
+        let all = (10..4000).filter(|n| owners.may_bring(node(*n), (None, true), START)).count();
+        assert_eq!(all as u32, OF_RECORDS.0);
+        assert!(owners.targets.len() <= MOST);
+    }
+}

@@ -1,0 +1,76 @@
+//! Bytes between a connection and its owner, both ways as they came: no frame is looked at.
+//!
+//! A FIN on one side is a FIN on the other, and whatever cuts the bytes short is a RST there: whether
+//! a tunnel is kept depends on how its client has gone. If this process dies both ends are reset.
+
+use super::super::turn::Turn;
+use super::out::{Out, Step};
+use crate::border::{Close, ConnId, End};
+use crate::metrics::{CopyWhy, RelayOutcome};
+use crate::pool::Segment;
+
+/// What is shorter is cheaper to copy than to refer to.
+const SMALL: usize = 4 * 1024;
+/// Output above which what feeds it is read no further, and below which it is again.
+const FULL: usize = 1024 * 1024;
+const LOW: usize = FULL / 2;
+
+impl Out {
+    /// The connection to the owner, once that is reached.
+    fn far(&self) -> ConnId {
+        self.far.expect("bytes pass to an owner that is reached")
+    }
+
+    /// Bytes go to the other side. `up`: to the owner.
+    pub(super) fn pass(&mut self, turn: &mut Turn<'_>, segment: Segment, up: bool) {
+        let (from, to) = if up { (self.near, self.far()) } else { (self.far(), self.near) };
+        let len = segment.len as usize;
+        if len <= SMALL {
+            turn.border.put_copy(to, segment);
+            turn.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
+        } else {
+            turn.border.push(to, segment);
+            turn.metrics.payload_relayed += len as u64;
+        }
+        if turn.border.queued(to) > FULL {
+            self.held[usize::from(up)] = true;
+            turn.border.pause(from, true);
+        }
+    }
+
+    /// Some of a connection's output has gone.
+    pub(super) fn drained(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        let up = conn != self.near;
+        if self.held[usize::from(up)] && turn.border.queued(conn) < LOW {
+            self.held[usize::from(up)] = false;
+            turn.border.pause(if up { self.near } else { self.far() }, false);
+        }
+    }
+
+    /// The connection is the owner's from here on: what was received of it goes there first.
+    pub(super) fn flow(&mut self, turn: &mut Turn<'_>) {
+        let far = self.far();
+        self.step = Step::Flowing;
+        turn.metrics.relays.count(self.cause, RelayOutcome::Relayed);
+        for conn in [self.near, far] {
+            turn.border.set_open_ended(conn, true);
+        }
+        if let Some(stray) = self.stray.take() {
+            turn.put(far, stray.received());
+        }
+        turn.border.pause(self.near, false);
+    }
+
+    /// One of two ends has ended, and so does the other one.
+    pub(super) fn part(self, turn: &mut Turn<'_>, (end, near_ended): (End, bool)) {
+        let far = self.far();
+        let (ended, other) = if near_ended { (self.near, far) } else { (far, self.near) };
+        for conn in [ended, other] {
+            turn.border.set_open_ended(conn, end != End::Fin);
+        }
+        turn.border.close(other, Close::Flush);
+        if end.is_half() {
+            turn.border.close(ended, Close::Flush);
+        }
+    }
+}
