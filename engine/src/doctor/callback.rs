@@ -144,12 +144,13 @@ fn dial(url: &str, token: &str) -> io::Result<TcpStream> {
             Ok(mut line) => {
                 line.set_read_timeout(Some(LIMIT))?;
                 line.set_write_timeout(Some(LIMIT))?;
-                write!(
-                    line,
+                // In one piece: somebody else may answer, and close, before the second one.
+                let head = format!(
                     "CONNECT /v1/proxy HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: ringway-doctor\
                      \r\nAuthorization: Bearer {token}\r\n\
                      X-Request-Id: 00000000-0000-4000-8000-000000000000\r\n\r\n"
-                )?;
+                );
+                line.write_all(head.as_bytes())?;
                 return Ok(line);
             }
             Err(error) => last = error,
