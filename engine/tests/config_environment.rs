@@ -125,7 +125,7 @@ fn what_cannot_work_is_refused_by_its_name() {
         ("NVCF_FQDN_GRPC", "https://api.test:70000", "must be a URL"),
         ("NVCF_FQDN_GRPC", "https://api.test/v1", "without user, path and query"),
         ("NVCF_FQDN_GRPC", "https://me:hidden@api.test", "without user, path and query"),
-        ("SELF_WORKER_FQDN", "http://me:hidden@w.test", "neither a query nor a user"),
+        ("SELF_WORKER_FQDN", "http://me:hidden@w.test", "neither a query, a fragment nor a user"),
         ("SSA_FQDN", "issuer.test", "must be a URL"),
         ("SSA_FQDN", "https://issuer.test?a=b", "must be a URL"),
         ("NATS_FQDN", "http://n.test", "no server's URL"),

@@ -331,8 +331,13 @@ fn check_url(url: &str, tls: bool) -> Result<(), &'static str> {
         }
         _ => return Err(SHAPE),
     }
-    if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-        return Err("but must have neither a query nor a user");
+    if uri.port_u16() == Some(0) {
+        return Err(SHAPE);
+    }
+    let user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    // The path that workers are told stands behind it. A fragment is not part of what was read.
+    if uri.query().is_some() || url.contains('#') || user {
+        return Err("but must have neither a query, a fragment nor a user");
     }
     match host {
         "0.0.0.0" | "[::]" => Err("which nobody can dial: write this machine's address"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::node::{Node, Value};
 use super::problems::{Place, Problems};
 use super::read::Section;
 use super::syntax::PREFIX;
@@ -77,6 +78,11 @@ fn urls(section: &Section<'_>, problems: &mut Problems) -> Vec<String> {
     if written.len() > MAX_URLS {
         let text = format!("nats.urls has more than {MAX_URLS} servers");
         problems.add(section.place_of("urls"), text);
+    }
+    if let Some(Node { place, value: Value::List(list) }) = section.get("urls")
+        && list.is_empty()
+    {
+        problems.add(*place, "nats.urls names no server: write nats://HOST:4222, or leave it out");
     }
     if written.is_empty() {
         return vec![DEFAULT.into()];

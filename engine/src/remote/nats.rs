@@ -340,8 +340,7 @@ impl Nats {
     pub(super) async fn shutdown(&self, limit: Duration) -> usize {
         let end = Instant::now() + limit;
         self.0.runs.stop_all();
-        let withdrawn =
-            timeout_at(end, self.0.ledger.withdraw_all(limit)).await.unwrap_or_default();
+        let withdrawn = self.0.ledger.withdraw_all(limit).await;
         self.0.nodes.leave(end.saturating_duration_since(Instant::now())).await;
         if let Ok(Err(error)) = timeout_at(end, self.0.link.client.drain()).await {
             tracing::debug!(%error, "the connection to NATS was closed already");

@@ -221,6 +221,19 @@ def test_a_drain_takes_back_what_waits(bed):
     assert nats.state("KV_ringway_nodes_ncp")["messages"] <= 1, "its record says that it has left"
 
 
+def test_a_drain_says_what_it_could_not_take_back(bed):
+    gateway, nats = bed.ready_gateway(more='[drain]\ndelay = "0s"\nmax = "5s"'), bed.client()
+    until(lambda: nats.queued(VERSION) == (0, 0), what="the stream")
+    with Caller(gateway) as caller:
+        caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
+        until(lambda: nats.messages(STREAM) == 1, what="queued")
+        bed.nats_server.kill()
+        gateway.run.send_signal(signal.SIGTERM)
+        assert gateway.run.wait(30) == 0
+    left = [line for line in gateway.log_lines() if line.get("left")]
+    assert [(line["left"], line["level"].lower()) for line in left] == [(1, "warn")], left
+
+
 # --- what is said of the file -------------------------------------------------------------------
 
 def check(tmp_path, text, **variables):

@@ -33,7 +33,7 @@ def numbered(number):
 # Each is a function, and its version has the same id, unless its own lines below say otherwise.
 TALKS, IDLE, NO_STREAM, EMPTY, LIMITED, LATER, STREAMS, FEW, SMALL = map(numbered, range(1, 10))
 # HTTP statuses of codes (CL-11).
-MAPPED = {2: 500, 5: 404, 7: 403, 8: 429, 9: 500, 14: 503, 16: 401}
+MAPPED = {2: 500, 5: 404, 7: 403, 8: 429, 9: 500, 11: 500, 14: 503, 16: 401}
 
 
 def function(id, *versions):

@@ -354,10 +354,12 @@ def test_wk1_token_without_bearer_and_other_spellings(bare, worker):
             worker.serve(line)
 
 
-def test_wk2_post_works_as_connect(bare, worker, pending):
-    """WK-2: any method is taken on /v1/proxy."""
+@pytest.mark.parametrize("method, extra", [("POST", ""), ("POST", "Content-Length: 0\r\n"),
+                                           ("CONNECT", "Content-Length: 0\r\n")])
+def test_wk2_post_works_as_connect(bare, worker, pending, method, extra):
+    """WK-2: any method is taken on /v1/proxy, and may say that it has no body."""
     client, stream, work = pending
-    line = worker.dial(work, connect_head(work.token, work.request_id, method="POST"))
+    line = worker.dial(work, connect_head(work.token, work.request_id, method=method, extra=extra))
     assert line.answer(body=False).status == 200
     tunnel = worker.serve(line)
     assert tunnel.wait(HEADERS).get("nvcf-reqid") == work.request_id

@@ -46,7 +46,10 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
     let (mut versions, mut faults) = (Vec::new(), Vec::new());
     for named in &answer.function_versions {
         match version(named) {
-            Ok(version) => versions.push(version),
+            Ok((version, odd)) => {
+                versions.push(version);
+                faults.extend(odd);
+            }
             Err(fault) => faults.push(fault),
         }
     }
@@ -64,15 +67,17 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
     Ok(Read { grant: Grant { owner }, fault })
 }
 
-fn version(named: &FunctionVersion) -> Result<(Arc<str>, Kind), String> {
+/// A version, and what is odd about it all the same.
+fn version(named: &FunctionVersion) -> Result<((Arc<str>, Kind), Option<String>), String> {
     let id = id("functionVersionId", &named.function_version_id)?;
     let Ok(of) = Type::try_from(named.r#type) else {
         return Err(format!("type {} of version {id} is not known", named.r#type));
     };
     let backend = named.backend_type.unwrap_or_default();
-    let Ok(backend) = BackendType::try_from(backend) else {
-        return Err(format!("backendType {backend} of version {id} is not known"));
-    };
+    // One that is not known is asked where all but one are (contract CP-13).
+    let odd = BackendType::try_from(backend)
+        .is_err()
+        .then(|| format!("backendType {backend} of version {id} is not known"));
     let rate = match (named.has_rate_limit, named.sync_check) {
         (false, _) => Rate::Unlimited,
         (true, false) => Rate::Beside,
@@ -80,7 +85,8 @@ fn version(named: &FunctionVersion) -> Result<(Arc<str>, Kind), String> {
     };
     let streaming = of == Type::Streaming;
     // Of the other types the API says nothing of where they run.
-    Ok((id, Kind { streaming, gfn: streaming && backend == BackendType::Gfn, rate }))
+    let gfn = streaming && backend == i32::from(BackendType::Gfn);
+    Ok(((id, Kind { streaming, gfn, rate }), odd))
 }
 
 /// An id in its canonical form, in which it stands in subjects and tables.
@@ -192,8 +198,19 @@ mod tests {
         assert_eq!(told, "functionVersionId \"*.>\" is no UUID");
         let told = with(|a| a.function_versions[0].r#type = 9);
         assert_eq!(told, format!("type 9 of version {V1} is not known"));
-        let told = with(|a| a.function_versions[0].backend_type = Some(-1));
-        assert_eq!(told, format!("backendType -1 of version {V1} is not known"));
+    }
+
+    #[test]
+    fn a_backend_that_is_not_known_is_no_other_than_the_usual() {
+        let odd = FunctionVersion {
+            r#type: Type::Streaming.into(),
+            backend_type: Some(2),
+            ..of(V1)
+        };
+        let read = read(answer(vec![odd]), 0).unwrap();
+        assert_eq!(read.grant.owner.kind, Kind { streaming: true, ..Kind::default() });
+        let fault = format!("backendType 2 of version {V1} is not known");
+        assert_eq!(read.fault, Some(fault));
     }
 
     #[test]

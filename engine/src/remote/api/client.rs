@@ -30,6 +30,8 @@ const MOST_ID: usize = 256;
 /// Octets of an answer, and of the words of a refusal that a client is told.
 const MOST_ANSWER: usize = 1 << 20;
 const MOST_WORDS: usize = 1024;
+/// What the library says of one with more, as an error of the API's own kind.
+const TOO_LONG: &str = "Error, decoded message length too large";
 
 /// Asks the API. All of its copies share one connection and one bound.
 #[derive(Clone, Debug)]
@@ -187,8 +189,8 @@ impl Failure {
             return Self::new(code, "the API cannot be reached".into(), Some(why));
         }
         let words = clean(message);
-        // It is what our own limit is called; the API has no such status (contract CP-4).
-        if code == Code::OutOfRange {
+        // It is what our own limit is called. The API's status of that name is an answer like others.
+        if code == Code::OutOfRange && message.starts_with(TOO_LONG) {
             let why = Some(words);
             let words = "the API's answer cannot be used".into();
             return Self { code: Code::Internal, words, why, again: false };
@@ -310,6 +312,17 @@ mod tests {
         let text = super::denied(Code::Cancelled, &clean(&"é".repeat(2000))).text;
         assert!(text.starts_with("rpc error: code = Canceled desc = éé"), "{text}");
         assert_eq!(text.matches('é').count(), MOST_WORDS / 2);
+    }
+
+    #[test]
+    fn an_answer_beyond_our_limit_is_no_answer_of_the_api() {
+        let of = |words| {
+            let failure = Failure::of(&Status::out_of_range(words));
+            (failure.code, failure.again)
+        };
+        assert_eq!(of("decoded message length too large"), (Code::OutOfRange, false));
+        let ours = "Error, decoded message length too large: found 2 bytes, the limit is: 1 bytes";
+        assert_eq!(of(ours), (Code::Internal, false));
     }
 
     #[test]

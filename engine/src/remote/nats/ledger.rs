@@ -184,7 +184,13 @@ impl Ledger {
         }
         if tokio::time::timeout(limit, self.empty()).await.is_err() {
             let mut table = self.table();
-            self.meters.skipped(Skipped::BudgetExhausted, table.entries.len());
+            let left = table.entries.len();
+            tracing::warn!(
+                left,
+                "queued work stays in NATS, which did not answer in time: the next gateway takes it \
+                 back, at this worker address at once, elsewhere when this one's record has gone"
+            );
+            self.meters.skipped(Skipped::BudgetExhausted, left);
             table.entries.clear();
             table.queues.values_mut().for_each(VecDeque::clear);
             self.meters.keeps(0);
