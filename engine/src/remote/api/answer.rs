@@ -202,11 +202,8 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_not_known_is_no_other_than_the_usual() {
-        let odd = FunctionVersion {
-            r#type: Type::Streaming.into(),
-            backend_type: Some(2),
-            ..of(V1)
-        };
+        let odd =
+            FunctionVersion { r#type: Type::Streaming.into(), backend_type: Some(2), ..of(V1) };
         let read = read(answer(vec![odd]), 0).unwrap();
         assert_eq!(read.grant.owner.kind, Kind { streaming: true, ..Kind::default() });
         let fault = format!("backendType 2 of version {V1} is not known");

@@ -29,9 +29,9 @@ const MOST_CREDENTIAL: usize = 64 * 1024;
 const MOST_ID: usize = 256;
 /// Octets of an answer, and of the words of a refusal that a client is told.
 const MOST_ANSWER: usize = 1 << 20;
-const MOST_WORDS: usize = 1024;
-/// What the library says of one with more, as an error of the API's own kind.
+/// How the library's own words begin when an answer has more.
 const TOO_LONG: &str = "Error, decoded message length too large";
+const MOST_WORDS: usize = 1024;
 
 /// Asks the API. All of its copies share one connection and one bound.
 #[derive(Clone, Debug)]
