@@ -46,8 +46,8 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
     let (mut versions, mut faults) = (Vec::new(), Vec::new());
     for named in &answer.function_versions {
         match version(named) {
-            Ok((version, odd)) => {
-                versions.push(version);
+            Ok(Version { id, kind, odd }) => {
+                versions.push((id, kind));
                 faults.extend(odd);
             }
             Err(fault) => faults.push(fault),
@@ -67,8 +67,15 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
     Ok(Read { grant: Grant { owner }, fault })
 }
 
-/// A version, and what is odd about it all the same.
-fn version(named: &FunctionVersion) -> Result<((Arc<str>, Kind), Option<String>), String> {
+/// A version that can be called.
+struct Version {
+    id: Arc<str>,
+    kind: Kind,
+    /// What is odd about it all the same.
+    odd: Option<String>,
+}
+
+fn version(named: &FunctionVersion) -> Result<Version, String> {
     let id = id("functionVersionId", &named.function_version_id)?;
     let Ok(of) = Type::try_from(named.r#type) else {
         return Err(format!("type {} of version {id} is not known", named.r#type));
@@ -86,7 +93,7 @@ fn version(named: &FunctionVersion) -> Result<((Arc<str>, Kind), Option<String>)
     let streaming = of == Type::Streaming;
     // Of the other types the API says nothing of where they run.
     let gfn = streaming && backend == i32::from(BackendType::Gfn);
-    Ok(((id, Kind { streaming, gfn, rate }), odd))
+    Ok(Version { id, kind: Kind { streaming, gfn, rate }, odd })
 }
 
 /// An id in its canonical form, in which it stands in subjects and tables.
