@@ -134,19 +134,17 @@ pub fn serve(
     let doors = client.into_iter().zip(worker).zip(cluster).map(doors).zip(inboxes);
     for (core, (doors, inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
-        let (changes, posts, cores) = (changes.clone(), posts.clone(), cores.clone());
-        let cpu = cpus.as_ref().and_then(|cpus| cpus.get(core)).copied();
         let seat = core::Seat {
             settings,
-            changes,
+            changes: changes.clone(),
             doors,
             inherited: inherited.clone(),
             shares,
-            posts,
+            posts: posts.clone(),
             asks: asks.clone(),
-            cores,
+            cores: cores.clone(),
             origin,
-            cpu,
+            cpu: cpus.as_ref().and_then(|cpus| cpus.get(core)).copied(),
             entrances: entrances.clone(),
             backend,
             files,

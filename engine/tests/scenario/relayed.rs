@@ -105,13 +105,18 @@ impl Two {
                 }
                 if self.nodes[from].is_closed(conn) && self.links.contains(&link) {
                     carried = true;
-                    let end = if self.nodes[from].is_reset(conn) { End::Reset } else { End::Fin };
                     self.links.retain(|other| *other != link);
-                    self.nodes[to].end(other, end);
+                    self.end(from, conn, (to, other));
                 }
             }
         }
         carried
+    }
+
+    /// A connection of one node has ended: the other node's side of it ends alike.
+    fn end(&mut self, from: usize, conn: ConnId, (to, other): (usize, ConnId)) {
+        let end = if self.nodes[from].is_reset(conn) { End::Reset } else { End::Fin };
+        self.nodes[to].end(other, end);
     }
 
     fn relays(&self, at: usize, cause: RelayCause, outcome: RelayOutcome) -> u64 {
