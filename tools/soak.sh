@@ -27,16 +27,24 @@ go_tool() {
     [ -x ".tools/bin/$1" ] || GOBIN="$PWD/.tools/bin" GOFLAGS=-mod=mod go install "$2"
 }
 
+# A server of grpc-go that echoes.
+GO_GRPC=$PWD/.tools/bin/gogrpc
+go_grpc_server() {
+    mkdir -p .tools/bin
+    (cd engine/tests/interop/gogrpc && go build -o "$GO_GRPC" .)
+}
+
+# One of the long runs over several gateways: cluster NAME [COUNT]
+cluster() { .venv/bin/python engine/tests/interop/soak_cluster.py "$@" "$GO_GRPC"; }
+
 # ---- parts ----
 
 # Streams and parked tunnels that are silent for 20 minutes (or ARGS seconds), before real gRPC
 # servers with their defaults: nobody is told off for PINGs. RINGWAY_WORKER_BIN names the worker
 # program if it is not beside the gateway's.
 soak_quiet_streams() {
-    local server=$PWD/.tools/bin/gogrpc
-    mkdir -p .tools/bin
-    (cd engine/tests/interop/gogrpc && go build -o "$server" .) || return
-    .venv/bin/python engine/tests/interop/quiet_streams.py "${1:-1200}" "$server"
+    go_grpc_server || return
+    .venv/bin/python engine/tests/interop/quiet_streams.py "${1:-1200}" "$GO_GRPC"
 }
 
 # 100 000 requests to a function whose server refuses TCP: neither ports nor descriptors run out.
@@ -136,6 +144,26 @@ soak_tables() { stalls tables "$@"; }
 
 # 5 000 (or ARGS) clients that are cut at once and come back stall no core.
 soak_comeback() { stalls comeback "$@"; }
+
+# Three gateways in `nvcf` mode on hosts of their own behind balancers that know nothing (root). 1 000
+# times a lost client comes back at any of them: no worker is asked, and nobody but its gateway.
+#   tools/soak.sh cluster-returns [COUNT]
+soak_cluster_returns() { go_grpc_server && cluster returns "$@"; }
+
+# 100 times one of them is replaced, in turns, under 500 calls a second and 200 streams that end by
+# themselves, with every session relayed: no call fails.
+#   tools/soak.sh cluster-restarts [COUNT]
+soak_cluster_restarts() { go_grpc_server && cluster restarts "$@"; }
+
+# 1 000 times one of them is killed under load: sessions of the others notice nothing, nothing that it
+# had queued is left, and the others hold what they held.
+#   tools/soak.sh cluster-kills [COUNT]
+soak_cluster_kills() { go_grpc_server && cluster kills "$@"; }
+
+# What it costs to reach the wrong gateway: CPU of relayed calls, set-ups, returns, bad preludes.
+# Fails above what is owed (docs/many-gateways.md). `ringway-bench` has to be built.
+#   tools/soak.sh cluster-cost [--rounds 5] [--seconds 2] [--samples 400] [--flood 5]
+soak_cluster_cost() { .venv/bin/python engine/tests/interop/soak_cluster_cost.py "$@"; }
 
 # ---- running them ----
 

@@ -17,12 +17,38 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
+def next_place():
+    """A number below 2^15 by process and count, for names and addresses: tests run side by side."""
+    return (os.getpid() * 16 + next(numbers)) % (1 << 15)
+
+
+def inside(name, act):
+    """Calls `act` in a thread that lives in the network namespace; sockets it makes stay there."""
+    result = []
+
+    def run():
+        with open(f"/run/netns/{name}") as space:
+            if libc.setns(space.fileno(), CLONE_NEWNET):
+                return result.append(OSError(ctypes.get_errno(), "setns"))
+        try:
+            result.append(act())
+        except Exception as error:  # raised again where it was asked for
+            result.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]
+
+
 class Cable:
     """`here` is this host's address on it, `there` the other's."""
 
     def __init__(self):
-        # Of the range for benchmarks (RFC 2544), by process and number: tests run side by side.
-        place = (os.getpid() * 16 + next(numbers)) % (1 << 15)
+        # Of the range for benchmarks (RFC 2544).
+        place = next_place()
         net = f"198.{18 + (place >> 14)}.{place >> 6 & 255}"
         base = (place & 63) * 4
         self.here, self.there = f"{net}.{base + 1}", f"{net}.{base + 2}"
@@ -48,24 +74,8 @@ class Cable:
         ip("-n", self.name, "link", "set", "eth0", "down")
 
     def inside(self, act):
-        """Calls `act` in a thread that lives at the far end; sockets it makes stay there."""
-        result = []
-
-        def run():
-            with open(f"/run/netns/{self.name}") as space:
-                if libc.setns(space.fileno(), CLONE_NEWNET):
-                    return result.append(OSError(ctypes.get_errno(), "setns"))
-            try:
-                result.append(act())
-            except Exception as error:  # raised again where it was asked for
-                result.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        if isinstance(result[0], Exception):
-            raise result[0]
-        return result[0]
+        """Calls `act` at the far end; sockets it makes stay there."""
+        return inside(self.name, act)
 
     def connect(self, address, timeout=30):
         """A TCP connection from the far end."""

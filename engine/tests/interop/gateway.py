@@ -139,7 +139,7 @@ class Gateway:
                                         start_new_session=True, env=env, pass_fds=keep)
         self.pid = self.run.pid
         self.ready = threading.Event()
-        self.client = self.worker = self.admin = None
+        self.client = self.worker = self.admin = self.cluster = None
         threading.Thread(target=self._read_stdout, daemon=True).start()
         if not self.ready.wait(60) or self.client is None:
             try:
@@ -153,10 +153,11 @@ class Gateway:
     def _read_stdout(self):
         for line in self.run.stdout:
             self.stdout_lines.append(line.rstrip("\n"))
-            found = re.fullmatch(r"ready client=(\S+) worker=(\S+) admin=(\S+)(?: cluster=\S+)?",
+            found = re.fullmatch(r"ready client=(\S+) worker=(\S+) admin=(\S+)(?: cluster=(\S+))?",
                                  line.strip())
             if found and not self.ready.is_set():
-                self.client, self.worker, self.admin = map(address, found.groups())
+                self.client, self.worker, self.admin = map(address, found.groups()[:3])
+                self.cluster = found.group(4) and address(found.group(4))
                 self.ready.set()
         self.ready.set()
 

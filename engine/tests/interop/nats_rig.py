@@ -32,13 +32,13 @@ class NatsServer:
     """One server; `more` goes into its file. Killed and started again it keeps its port, and loses
     what was in memory."""
 
-    def __init__(self, directory, name="nats", more="", wait=True):
-        self.name, self.port = name, free_port()
+    def __init__(self, directory, name="nats", more="", wait=True, host="127.0.0.1"):
+        self.name, self.host, self.port = name, host, free_port()
         self.log_path = Path(directory) / f"{name}.log"
         self.path = Path(directory) / f"{name}.conf"
         self.run = None
         self.path.write_text(f"""server_name: "{name}"
-listen: "127.0.0.1:{self.port}"
+listen: "{host}:{self.port}"
 jetstream {{ store_dir: "{Path(directory) / name}", max_mem: 512MB, max_file: 512MB }}
 {more}
 """)
@@ -47,7 +47,7 @@ jetstream {{ store_dir: "{Path(directory) / name}", max_mem: 512MB, max_file: 51
 
     def url(self, user=USER, password=PASSWORD):
         who = f"{user}:{password}@" if user else ""
-        return f"nats://{who}127.0.0.1:{self.port}"
+        return f"nats://{who}{self.host}:{self.port}"
 
     def start(self, wait=True):
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
@@ -62,7 +62,7 @@ jetstream {{ store_dir: "{Path(directory) / name}", max_mem: 512MB, max_file: 51
         """Whether it greets who connects."""
         assert self.run.poll() is None, self.log_path.read_text()
         with contextlib.suppress(OSError), \
-                socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+                socket.create_connection((self.host, self.port), 1) as probe:
             return probe.recv(5) == b"INFO "
         return False
 

@@ -131,10 +131,10 @@ class StandIn:
 class NvcfGateway(Gateway):
     """`ringway` without an argument, in the environment of the reference."""
 
-    def __init__(self, environment, directory, name="nvcf"):
+    def __init__(self, environment, directory, name="nvcf", launcher=()):
         # Nothing of whoever runs the tests: it may have a NATS of its own.
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        super().__init__([], directory, name, env={**kept, **environment})
+        super().__init__([], directory, name, launcher, env={**kept, **environment})
 
     def addresses(self):
         """What in its environment says where it listens: another one with it takes its place."""

@@ -52,13 +52,21 @@ class Lost(Exception):
     """A connection or a stream ended before its answer did."""
 
 
+class Reset(Lost):
+    """A stream did."""
+
+    def __init__(self, code):
+        super().__init__(f"reset with {code}")
+        self.code = code
+
+
 class Line:
     """A client's connection. One call at a time."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
         self.decoder = hpack.Decoder()
-        self.next_stream, self.taken = 1, 0
+        self.next_stream, self.stream, self.taken = 1, 0, 0
         self.head = {}
 
     @classmethod
@@ -67,18 +75,23 @@ class Line:
         line.writer.write(PREFACE + frame(SETTINGS, 0, 0))
         return line
 
+    def ask(self, block, payload=PAYLOAD, flags=END_STREAM):
+        """A request's head and its first message; its stream."""
+        self.stream, self.next_stream = self.next_stream, self.next_stream + 2
+        self.writer.write(frame(HEADERS, END_HEADERS, self.stream, block)
+                          + frame(DATA, flags, self.stream, message(payload)))
+        return self.stream
+
     async def call(self, block, payload=PAYLOAD):
         """(status, text) of a unary call; what its answer began with is `head` then."""
-        stream, self.next_stream = self.next_stream, self.next_stream + 2
-        self.writer.write(frame(HEADERS, END_HEADERS, stream, block)
-                          + frame(DATA, END_STREAM, stream, message(payload)))
+        stream = self.ask(block, payload)
         fields, octets, first = {}, b"", True
         while True:
             kind, flags, of, payload_in = await self.next_frame()
             if of != stream:
                 continue
             if kind == RST_STREAM:
-                raise Lost(f"reset with {int.from_bytes(payload_in, 'big')}")
+                raise Reset(int.from_bytes(payload_in, "big"))
             if kind == DATA:
                 octets += payload_in
             if kind == HEADERS:
@@ -89,7 +102,7 @@ class Line:
             if flags & END_STREAM and kind in (DATA, HEADERS):
                 break
         if fields.get(":status") != "200":
-            raise Lost(f"status {fields.get(':status')}")
+            raise Lost(f"status {fields.get(':status')} {fields.get('x-ringway-cause', '')}")
         if fields.get("grpc-status") == "0" and octets != message(payload):
             raise Lost(f"another answer: {octets[:40]!r}")
         return fields.get("grpc-status"), fields.get("grpc-message", "")
@@ -107,13 +120,17 @@ class Line:
         elif kind == PING and not flags & ACK:
             self.writer.write(frame(PING, ACK, 0, payload))
         elif kind == GOAWAY:
-            raise Lost(f"GOAWAY {payload!r}")
+            self.told_to_leave(int.from_bytes(payload[:4], "big"), payload)
         elif kind == DATA:
             self.taken += size
             if self.taken >= CREDIT:
                 self.writer.write(frame(WINDOW_UPDATE, 0, 0, self.taken.to_bytes(4, "big")))
                 self.taken = 0
         return kind, flags, stream, payload
+
+    def told_to_leave(self, last, payload):
+        """Nobody here expects it. `last`: the last stream that is served."""
+        raise Lost(f"GOAWAY {payload!r}")
 
     def lose(self):
         """As if its network had gone: RST."""
@@ -126,8 +143,8 @@ class Line:
         self.writer.close()
 
 
-def block(key=A, function=FUNCTION, version=None, reqid=None):
-    return head_block(grpc_head(PATH["Unary"], key=key, function=function, version=version,
+def block(key=A, function=FUNCTION, version=None, reqid=None, path="Unary"):
+    return head_block(grpc_head(PATH[path], key=key, function=function, version=version,
                                 reqid=reqid))
 
 
