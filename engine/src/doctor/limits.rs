@@ -146,11 +146,11 @@ mod tests {
         let mut config = Config::dev();
         config.cores.count = Some(1);
         let check = |files| open_files(&host(files, "0", ""), &config);
-        check("1048576").is(Status::Ok, &["1048576", "147748"]);
+        check("1048576").is(Status::Ok, &["1048576", "147749"]);
         check("unlimited").is(Status::Ok, &["any number"]);
         check("20000").is(Status::Warn, &["20000", "ulimit -Hn", "client_connections"]);
-        check("64").is(Status::Warn, &["64 files", "11 client and 13 worker"]);
-        check("40").is(Status::Fail, &["40 files", "44 is the least"]);
+        check("64").is(Status::Warn, &["64 files", "11 client and 12 worker"]);
+        check("40").is(Status::Fail, &["40 files", "45 is the least"]);
         open_files(&Host::planted(&[]), &config).is(Status::Warn, &["/proc"]);
     }
 

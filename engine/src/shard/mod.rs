@@ -353,6 +353,13 @@ impl Shard {
         }
     }
 
+    /// Bytes of a connection that goes to another gateway, or comes from one.
+    #[inline(never)]
+    fn received_by_nodes(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+        self.nodes.received(turn!(self, border), conn, segment);
+        self.settle(border);
+    }
+
     /// Bytes of a connection that is not the relay's: a worker's.
     #[inline(never)]
     fn received_by_workers(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
@@ -399,8 +406,7 @@ impl Core for Shard {
 
     fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         if self.nodes.holds(conn) {
-            self.nodes.received(turn!(self, border), conn, segment);
-            return self.settle(border);
+            return self.received_by_nodes(border, conn, segment);
         }
         if self.handover.keeps(conn) {
             return self.received_and_kept(border, conn, segment);
@@ -517,7 +523,9 @@ impl Core for Shard {
         if self.cores.waits() {
             self.resend(border);
         }
-        fire::fire_timers(self, border);
+        if self.timers.are_due(border.now) {
+            fire::fire_timers(self, border);
+        }
         if self.sessions.renews() {
             fire::renew_terms(self, border);
         }

@@ -93,6 +93,8 @@ impl Default for Tick {
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
+    /// When there is something to do: asked for in each turn, so it is known and not found out.
+    next: Option<Time>,
     /// Of the ticks that have begun.
     near: BinaryHeap<Reverse<(Time, Due)>>,
     /// How many ticks have begun.
@@ -106,7 +108,10 @@ pub(crate) struct Timers {
 impl Timers {
     pub(crate) fn arm(&mut self, at: Time, due: Due) {
         let number = tick_of(at);
-        if number < self.begun {
+        let near = number < self.begun;
+        let due_at = if near { at } else { Time(number << TICK_BITS) };
+        self.next = Some(self.next.map_or(due_at, |next| next.min(due_at)));
+        if near {
             return self.near.push(Reverse((at, due)));
         }
         let tick = self.later.entry(number).or_default();
@@ -117,10 +122,21 @@ impl Timers {
     }
 
     /// When there is something to do.
+    #[inline]
     pub(crate) fn next(&self) -> Option<Time> {
+        self.next
+    }
+
+    /// Whether there is something to do at `now`, or to [sweep](Self::sweep).
+    #[inline]
+    pub(crate) fn are_due(&self, now: Time) -> bool {
+        self.next.is_some_and(|next| next <= now) || self.is_crowded()
+    }
+
+    fn find_next(&mut self) {
         let near = self.near.peek().map(|entry| entry.0.0);
         let later = self.later.first_key_value().map(|(number, _)| Time(number << TICK_BITS));
-        [near, later].into_iter().flatten().min()
+        self.next = [near, later].into_iter().flatten().min();
     }
 
     /// To be called each turn, before [`Self::pop`]. What does not [matter](Self::sweep) of a tick
@@ -140,9 +156,11 @@ impl Timers {
                 first.remove();
             }
         }
+        self.find_next();
     }
 
     /// Whether there is something to [sweep](Self::sweep).
+    #[inline]
     pub(crate) fn is_crowded(&self) -> bool {
         !self.crowded.is_empty()
     }
@@ -162,7 +180,9 @@ impl Timers {
     /// The next entry that is due at `now`.
     pub(crate) fn pop(&mut self, now: Time) -> Option<Due> {
         self.near.peek().filter(|entry| entry.0.0 <= now)?;
-        self.near.pop().map(|entry| entry.0.1)
+        let due = self.near.pop().map(|entry| entry.0.1);
+        self.find_next();
+        due
     }
 
     /// How many entries there are.

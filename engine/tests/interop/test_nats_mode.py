@@ -225,11 +225,12 @@ def test_a_drain_says_what_it_could_not_take_back(bed):
     gateway, nats = bed.ready_gateway(more='[drain]\ndelay = "0s"\nmax = "5s"'), bed.client()
     until(lambda: nats.queued(VERSION) == (0, 0), what="the stream")
     with Caller(gateway) as caller:
-        caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
+        call = caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
         until(lambda: nats.messages(STREAM) == 1, what="queued")
         bed.nats_server.kill()
         gateway.run.send_signal(signal.SIGTERM)
         assert gateway.run.wait(30) == 0
+        call.cancel()
     left = [line for line in gateway.log_lines() if line.get("left")]
     assert [(line["left"], line["level"].lower()) for line in left] == [(1, "warn")], left
 

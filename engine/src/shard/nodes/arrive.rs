@@ -195,7 +195,7 @@ impl Nodes {
     }
 
     /// Its time is over ([`Due::Arrival`]).
-    pub(in super::super) fn arrival_late(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(crate) fn arrival_late(&mut self, turn: &mut Turn<'_>, key: Key) {
         let of = self.arrivals.get(key).filter(|of| of.until <= turn.now);
         let cause = of.and_then(|of| match of.step {
             Coming::Listening => Some(TakenCause::None),

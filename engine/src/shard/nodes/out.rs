@@ -81,12 +81,7 @@ impl Out {
 
 impl Nodes {
     /// Whether a client's connection may go to this node now. If not, that is counted.
-    pub(in super::super) fn may_go(
-        &mut self,
-        turn: &mut Turn<'_>,
-        node: Node,
-        peer: SocketAddr,
-    ) -> bool {
+    pub(crate) fn may_go(&mut self, turn: &mut Turn<'_>, node: Node, peer: SocketAddr) -> bool {
         let cause = RelayCause::Client;
         let fronts = &turn.settings.config.fronts.client;
         // Behind a balancer that does not say who its clients are all have the same address.
@@ -363,7 +358,7 @@ impl Nodes {
     }
 
     /// The owner has had its time ([`Due::Relay`]).
-    pub(in super::super) fn late(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(crate) fn late(&mut self, turn: &mut Turn<'_>, key: Key) {
         if self.waits(key) {
             self.fail(turn, key, RelayOutcome::Late);
         }

@@ -350,8 +350,7 @@ impl Traffic {
     ) {
         let Some(of) = self.streams.exchanges.get_mut(exchange) else {
             // The exchange was given up meanwhile. If the route that was made for it serves nobody
-            // else,
-            // its attachment ends.
+            // else, its attachment ends.
             if self.routes.get(key).is_some_and(|r| r.waiting == 0 && r.tunnel.is_none()) {
                 turn.sessions(ForSessions::Abandoned { key });
             }
