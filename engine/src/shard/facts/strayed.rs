@@ -15,12 +15,12 @@ use crate::shard::table::Key;
 /// What the component of other gateways is told.
 #[derive(Debug)]
 pub(crate) enum ForNodes {
-    /// A connection belongs elsewhere. A worker's is answered by [`ForWorkers::Back`] if nothing comes
+    /// A connection belongs elsewhere. A worker's is answered by `ForWorkers::Back` if nothing comes
     /// of it; a client's goes on here.
     Take(Box<Strayed>),
     /// The control plane's answer.
     Located { number: u64, answer: Answer },
-    /// The answer to [`Fact::Knock`].
+    /// The answer to `Fact::Knock`.
     Admitted { conn: ConnId, room: bool },
 }
 
