@@ -5,8 +5,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use ring::hmac::{self, HMAC_SHA256};
-use ringway_proto::prelude::{CHALLENGE_LENGTH, MAC_LENGTH};
+use ringway_proto::prelude::{CHALLENGE_LENGTH, MAC_LENGTH, Prelude};
 
 use crate::config::Secret;
 
@@ -72,6 +73,16 @@ impl Keys {
         mac
     }
 
+    /// A prelude with its MAC, for an owner that has `said` its challenge and no more; else none.
+    #[must_use]
+    pub fn signed_prelude(&self, said: &[u8], prelude: Prelude) -> Option<Vec<u8>> {
+        let challenge = said.try_into().ok()?;
+        let mut bytes = prelude.to_bytes();
+        let mac = self.sign_prelude(challenge, &bytes);
+        bytes.extend(mac);
+        Some(bytes)
+    }
+
     /// Whether a gateway of this cluster has signed a prelude for this challenge. It takes a time that
     /// does not tell how much of the MAC is right.
     #[must_use]
@@ -88,13 +99,13 @@ impl Keys {
     /// The MAC of a node's record, as text.
     #[must_use]
     pub fn sign_record(&self, record: &str) -> String {
-        hex(hmac::sign(&self.first.records, record.as_bytes()).as_ref())
+        HEXLOWER.encode(hmac::sign(&self.first.records, record.as_bytes()).as_ref())
     }
 
     /// Whether a gateway of this cluster has signed a record.
     #[must_use]
     pub fn proves_record(&self, record: &str, mac: &str) -> bool {
-        let Some(mac) = unhex(mac) else { return false };
+        let Ok(mac) = HEXLOWER_PERMISSIVE.decode(mac.as_bytes()) else { return false };
         self.all().any(|key| hmac::verify(&key.records, record.as_bytes(), &mac).is_ok())
     }
 
@@ -109,18 +120,6 @@ impl Keys {
     pub fn count(&self) -> usize {
         self.all().count()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> =
-        text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
-    let digits = digits?;
-    let pairs = digits.chunks_exact(2);
-    pairs.remainder().is_empty().then(|| pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 #[cfg(test)]
@@ -179,7 +178,7 @@ mod tests {
         }
         assert!(!keys.proves_record("Record", &mac));
         let mac = keys.sign_prelude(&[b'r'; CHALLENGE_LENGTH], b"");
-        assert!(!keys.proves_record(&"r".repeat(CHALLENGE_LENGTH), &hex(&mac)));
+        assert!(!keys.proves_record(&"r".repeat(CHALLENGE_LENGTH), &HEXLOWER.encode(&mac)));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(super) fn callback(config: &Config) -> Check {
     if let Err(error) = getrandom::fill(&mut random) {
         return not_tried(&format!("the kernel gives no random numbers ({error})"));
     }
-    let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = data_encoding::HEXLOWER.encode(&random);
     let outcome = match &listener {
         Some(listener) => both(listener, &url, &token),
         None => dial(&url, &token).and_then(|mut line| answer(&mut line)),

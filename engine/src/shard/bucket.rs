@@ -33,6 +33,15 @@ impl Bucket {
         self.spent < burst
     }
 
+    /// Takes one of `burst`, which come back at `rate` a second, if there is one.
+    pub(crate) fn take(&mut self, burst: u32, rate: u32, now: Time) -> bool {
+        let there = self.has(burst, rate, now);
+        if there {
+            self.charge();
+        }
+        there
+    }
+
     /// Takes one, whether there is one or not.
     pub(crate) fn charge(&mut self) {
         self.spent = self.spent.saturating_add(1);
@@ -57,34 +66,25 @@ mod tests {
 
     const START: Time = Time(100_000_000);
 
-    /// Takes one if there is one.
-    fn take(bucket: &mut Bucket, (burst, rate): (u32, u32), now: Time) -> bool {
-        let there = bucket.has(burst, rate, now);
-        if there {
-            bucket.charge();
-        }
-        there
-    }
-
     #[test]
     fn dispatches_are_allowed_in_a_burst_and_then_at_a_rate() {
         let mut bucket = Bucket::default();
-        let taken = (0..1000).filter(|_| take(&mut bucket, (256, 100), START)).count();
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, START)).count();
         assert_eq!(taken, 256);
         let later = START + Duration::from_millis(500);
-        let taken = (0..1000).filter(|_| take(&mut bucket, (256, 100), later)).count();
+        let taken = (0..1000).filter(|_| bucket.take(256, 100, later)).count();
         assert_eq!(taken, 50);
     }
 
     #[test]
     fn the_rate_is_reached_however_often_the_bucket_is_asked() {
         let mut bucket = Bucket::default();
-        while take(&mut bucket, (256, 100), START) {}
+        while bucket.take(256, 100, START) {}
         let mut now = START;
         // Every 3.7 ms, which is no part of the 10 ms that one takes.
         let taken = (0..2_703).filter(|_| {
             now += Duration::from_micros(3_700);
-            take(&mut bucket, (256, 100), now)
+            bucket.take(256, 100, now)
         });
         assert_eq!(taken.count(), 1_000, "in ten seconds");
     }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn the_wait_is_told_in_whole_seconds() {
         let mut bucket = Bucket::default();
-        while take(&mut bucket, (3, 1), START) {}
+        while bucket.take(3, 1, START) {}
         assert_eq!(bucket.seconds_left(3, 1, START), 1);
         for _ in 0..4 {
             bucket.charge();
@@ -103,7 +103,7 @@ mod tests {
         assert!(!bucket.has(3, 1, START + Duration::from_millis(4_999)));
         assert!(bucket.has(3, 1, START + Duration::from_secs(5)));
         let mut fast = Bucket::default();
-        while take(&mut fast, (256, 100), START) {}
+        while fast.take(256, 100, START) {}
         assert_eq!(fast.seconds_left(256, 100, START), 1);
     }
 }

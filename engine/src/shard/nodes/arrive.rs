@@ -27,7 +27,7 @@ const MOST_SAID: usize = HEAD_LENGTH + MOST_REST + MAC_LENGTH;
 
 /// A connection that another gateway has made.
 pub(super) struct Arrival {
-    conn: ConnId,
+    pub(super) conn: ConnId,
     peer: SocketAddr,
     challenge: [u8; CHALLENGE_LENGTH],
     /// What has come and is not understood yet.
@@ -162,8 +162,7 @@ impl Nodes {
         turn.put(conn, &[Verdict::Taken as u8]);
         match prelude.matter {
             Matter::Callback(opening) => {
-                self.arrivals.remove(key);
-                self.places.remove(&conn);
+                self.remove_arrival(key);
                 let opened = before(turn.now, opening.age);
                 let arrived = Arrived { conn, peer: opening.peer, opened, via: prelude.from };
                 turn.workers(ForWorkers::Arrived(Box::new(arrived)));
@@ -175,8 +174,7 @@ impl Nodes {
                 self.read(key, prelude);
             }
             Matter::Leave => {
-                self.arrivals.remove(key);
-                self.places.remove(&conn);
+                self.remove_arrival(key);
                 turn.border.close(conn, Close::Flush);
                 turn.fact(Fact::NodeLeaves { node: prelude.from });
             }
@@ -220,16 +218,14 @@ impl Nodes {
             turn.metrics.relays.count_taken(TakenCause::None, TakenOutcome::Garbled);
         }
         let conn = of.conn;
-        self.arrivals.remove(key);
-        self.places.remove(&conn);
+        self.remove_arrival(key);
         turn.border.close(conn, Close::Flush);
     }
 
     fn refuse(&mut self, turn: &mut Turn<'_>, key: Key, refusal: &Refusal) {
         let Arrival { conn, peer, .. } = *self.arrival(key);
         let Refusal { cause, outcome, verdict } = *refusal;
-        self.arrivals.remove(key);
-        self.places.remove(&conn);
+        self.remove_arrival(key);
         if let Some(verdict) = verdict {
             turn.put(conn, &[verdict as u8]);
         }
@@ -242,8 +238,7 @@ impl Nodes {
 
     /// A client that another gateway has brought.
     pub(super) fn take_arrived(&mut self, key: Key, now: Time) -> Option<Ready> {
-        let Arrival { conn, bytes, step, .. } = self.arrivals.remove(key)?;
-        self.places.remove(&conn);
+        let Arrival { conn, bytes, step, .. } = self.remove_arrival(key)?;
         let (prelude, ended) = match step {
             Coming::Ready { prelude, ended } => Some((prelude, ended)),
             _ => None,

@@ -51,24 +51,18 @@ impl Farewells {
     ) -> bool {
         let farewell = self.told.get_mut(&conn).expect("a place leaves with its entry");
         if farewell.done {
-            self.end(turn, conn);
             return true;
         }
         farewell.said.extend_from_slice(turn.border.pool.bytes(segment));
         if farewell.said.len() < CHALLENGE_LENGTH {
             return false;
         }
-        let challenge: Result<[u8; CHALLENGE_LENGTH], _> = farewell.said.as_slice().try_into();
-        let Ok(challenge) = challenge else {
-            self.end(turn, conn);
-            return true;
-        };
         farewell.done = true;
-        let (from, matter) = (turn.settings.node, Matter::Leave);
-        let prelude = Prelude { from, to: farewell.to, matter }.to_bytes();
-        let mac = keys.sign_prelude(&challenge, &prelude);
-        turn.put(conn, &prelude);
-        turn.put(conn, &mac);
+        let prelude = Prelude { from: turn.settings.node, to: farewell.to, matter: Matter::Leave };
+        match keys.signed_prelude(&farewell.said, prelude) {
+            Some(signed) => turn.put(conn, &signed),
+            None => return true,
+        }
         false
     }
 

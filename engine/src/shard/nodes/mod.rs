@@ -137,10 +137,7 @@ impl Nodes {
     pub(super) fn dialled(&mut self, turn: &mut Turn<'_>, conn: ConnId, result: Result<(), i32>) {
         match self.places.get(&conn).copied() {
             Some(Place::Far(key)) => self.reached(turn, key, result),
-            Some(Place::Farewell) if result.is_err() => {
-                self.places.remove(&conn);
-                self.farewells.end(turn, conn);
-            }
+            Some(Place::Farewell) if result.is_err() => self.end_farewell(turn, conn),
             _ => {}
         }
     }
@@ -154,7 +151,7 @@ impl Nodes {
                 if let Some(keys) = &self.keys
                     && self.farewells.hear(turn, keys, (conn, segment))
                 {
-                    self.places.remove(&conn);
+                    self.end_farewell(turn, conn);
                 }
             }
             None => {}
@@ -188,10 +185,7 @@ impl Nodes {
             Some(Place::Near(key)) => self.near_ended(turn, *key, end),
             Some(Place::Far(key)) => self.far_ended(turn, *key, end),
             Some(Place::Arriving(key)) => self.arriving_ended(turn, *key, end),
-            Some(Place::Farewell) => {
-                self.places.remove(&conn);
-                self.farewells.end(turn, conn);
-            }
+            Some(Place::Farewell) => self.end_farewell(turn, conn),
             None => {}
         }
     }
@@ -265,14 +259,10 @@ impl Nodes {
         match self.places.get(&conn).copied() {
             Some(Place::Near(key) | Place::Far(key)) => self.forget(turn, key, how),
             Some(Place::Arriving(key)) => {
-                self.places.remove(&conn);
-                self.arrivals.remove(key);
+                self.remove_arrival(key);
                 turn.border.close(conn, how);
             }
-            Some(Place::Farewell) => {
-                self.places.remove(&conn);
-                self.farewells.end(turn, conn);
-            }
+            Some(Place::Farewell) => self.end_farewell(turn, conn),
             None => {}
         }
     }
@@ -287,11 +277,27 @@ impl Nodes {
         self.arrivals.get_mut(key).expect("a place leaves with its entry")
     }
 
-    /// Takes an entry out, whatever becomes of its connections.
+    /// Takes an entry out with its places, whatever becomes of its connections.
     fn remove(&mut self, key: Key) -> Option<Out> {
         let out = self.outs.remove(key)?;
         self.clients -= usize::from(out.cause == RelayCause::Client);
+        for conn in out.conns() {
+            self.places.remove(&conn);
+        }
         Some(out)
+    }
+
+    /// The same of what arrives.
+    fn remove_arrival(&mut self, key: Key) -> Option<Arrival> {
+        let arrival = self.arrivals.remove(key)?;
+        self.places.remove(&arrival.conn);
+        Some(arrival)
+    }
+
+    /// An owner was told that this gateway leaves, or cannot be.
+    fn end_farewell(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        self.places.remove(&conn);
+        self.farewells.end(turn, conn);
     }
 
     // ---- values ----

@@ -73,6 +73,11 @@ impl Out {
         self.node.zip(self.address)
     }
 
+    /// The connection, and the one to its owner while there is one.
+    pub(super) fn conns(&self) -> impl Iterator<Item = ConnId> + use<> {
+        std::iter::once(self.near).chain(self.far)
+    }
+
     /// Whether one of both sides waits for the other.
     pub(super) fn is_held(&self) -> bool {
         self.held != [false; 2]
@@ -271,16 +276,10 @@ impl Nodes {
     /// The prelude for an owner that has said its challenge and no more, and the connection to it.
     fn prelude(&self, turn: &Turn<'_>, key: Key) -> Option<(ConnId, Vec<u8>)> {
         let (out, keys) = (self.outs.get(key)?, self.keys.as_ref()?);
-        let challenge: Option<[u8; CHALLENGE_LENGTH]> = match &out.step {
-            Step::Greeted(said) => said.as_slice().try_into().ok(),
-            _ => None,
-        };
-        let (challenge, far, to) = (challenge?, out.far?, out.node?);
+        let Step::Greeted(said) = &out.step else { return None };
         let matter = matter(out.stray.as_ref()?, turn.now);
-        let mut bytes = Prelude { from: turn.settings.node, to, matter }.to_bytes();
-        let mac = keys.sign_prelude(&challenge, &bytes);
-        bytes.extend(mac);
-        Some((far, bytes))
+        let prelude = Prelude { from: turn.settings.node, to: out.node?, matter };
+        Some((out.far?, keys.signed_prelude(said, prelude)?))
     }
 
     /// The owner has answered; behind that it may speak already.
@@ -340,9 +339,6 @@ impl Nodes {
     /// One of two ends of a relay has ended.
     fn part(&mut self, turn: &mut Turn<'_>, key: Key, how: (End, bool)) {
         if let Some(out) = self.remove(key) {
-            for conn in std::iter::once(out.near).chain(out.far) {
-                self.places.remove(&conn);
-            }
             out.part(turn, how);
         }
     }
@@ -350,10 +346,7 @@ impl Nodes {
     /// Both ends of a relay end, or of what was to become one.
     pub(super) fn forget(&mut self, turn: &mut Turn<'_>, key: Key, how: Close) {
         if let Some(out) = self.remove(key) {
-            for conn in std::iter::once(out.near).chain(out.far) {
-                self.places.remove(&conn);
-                turn.border.close(conn, how);
-            }
+            out.conns().for_each(|conn| turn.border.close(conn, how));
         }
     }
 
@@ -387,7 +380,6 @@ impl Nodes {
             None => self.ready.push(Place::Near(key)),
             Some(peer) => {
                 self.remove(key);
-                self.places.remove(&near);
                 let dead = outcome == RelayOutcome::Dead;
                 turn.workers(ForWorkers::Back(Box::new(Back { conn: near, peer, dead })));
             }
@@ -412,7 +404,6 @@ impl Nodes {
     pub(super) fn take_back(&mut self, turn: &mut Turn<'_>, key: Key) -> Option<Ready> {
         let out = self.remove(key)?;
         let conn = out.near;
-        self.places.remove(&conn);
         turn.border.pause(conn, false);
         match out.stray? {
             Stray::Client(client) => Some(Ready { conn, client, via: None, ended: out.ended }),

@@ -63,32 +63,25 @@ impl Owners {
             source.set_port(0);
             take(&mut self.sources, source, OF_SOURCE, now)
         });
-        of_target && of_source && (!reads || spend(&mut self.records, OF_RECORDS, now))
+        let (burst, rate) = OF_RECORDS;
+        of_target && of_source && (!reads || self.records.take(burst, rate, now))
     }
 }
 
 fn take<K: std::hash::Hash + Eq>(
     table: &mut HashMap<K, Bucket>,
     key: K,
-    rate: (u32, u32),
+    (burst, rate): (u32, u32),
     now: Time,
 ) -> bool {
     if table.len() >= MOST && !table.contains_key(&key) {
         // Those who have come seldom are forgotten first.
-        table.retain(|_, bucket| !bucket.has(1, rate.1, now));
+        table.retain(|_, bucket| !bucket.has(1, rate, now));
         if table.len() >= MOST {
             return false;
         }
     }
-    spend(table.entry(key).or_default(), rate, now)
-}
-
-fn spend(bucket: &mut Bucket, (burst, rate): (u32, u32), now: Time) -> bool {
-    let has = bucket.has(burst, rate, now);
-    if has {
-        bucket.charge();
-    }
-    has
+    table.entry(key).or_default().take(burst, rate, now)
 }
 
 #[cfg(test)]
