@@ -9,7 +9,7 @@ use ringway_proto::id::NODE_LIMIT;
 use super::control::Around;
 use super::dial::Dial;
 use super::node::{Node, Value};
-use super::problems::{Problems, nearest};
+use super::problems::{Problems, unknown};
 use super::read::Section;
 use super::{Listen, Mode, Secret};
 
@@ -225,9 +225,8 @@ fn one(item: &Node, problems: &mut Problems) -> Option<(u16, SocketAddr)> {
     const NAMES: [&str; 2] = ["node", "relay"];
     for (key, _) in item.entries() {
         if !NAMES.contains(&&*key.name) {
-            let near = nearest(&key.name, NAMES);
-            let fix = near.map_or("remove it".into(), |near| format!("did you mean `{near}`?"));
-            problems.add(key.place, format!("cluster.nodes.{} is not a setting; {fix}", key.name));
+            let full = format!("cluster.nodes.{}", key.name);
+            problems.add(key.place, unknown(&full, &key.name, NAMES));
         }
     }
     let number = item.get("node").and_then(number_of);

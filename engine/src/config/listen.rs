@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::node::{Node, Value};
-use super::problems::{Problems, nearest};
+use super::problems::{Problems, unknown};
 use super::read::{Section, flag_wanted, path_of};
 use super::{Front, FrontTls, Fronts, Listen};
 use crate::tls::{Files, Pair, PairError};
@@ -47,11 +47,7 @@ fn check_keys(section: &Section<'_>, name: &str, problems: &mut Problems) {
     for (key, _) in section.get(name).map(Node::entries).unwrap_or_default() {
         let full = format!("listen.{name}.{}", key.name);
         if !KEYS.contains(&key.name.as_str()) {
-            let text = match nearest(&key.name, KEYS) {
-                Some(near) => format!("{full} is not a setting; did you mean `{near}`?"),
-                None => format!("{full} is not a setting: remove it"),
-            };
-            problems.add(key.place, text);
+            problems.add(key.place, unknown(&full, &key.name, KEYS));
         } else if name == "admin" && key.name != "address" {
             let text = format!(
                 "{full} cannot be had: the admin port is for this machine and its scraper; remove \

@@ -154,6 +154,18 @@ impl fmt::Display for Problems {
     }
 }
 
+/// What is said of a key that is no setting, where one of these last names may be meant.
+pub(super) fn unknown<'a>(
+    key: &str,
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> String {
+    match nearest(name, candidates) {
+        Some(near) => format!("{key} is not a setting; did you mean `{near}`?"),
+        None => format!("{key} is not a setting: remove it"),
+    }
+}
+
 /// The candidate most like `name`, if one is like it at all.
 pub(super) fn nearest<'a>(
     name: &str,

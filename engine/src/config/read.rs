@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::node::{Node, Value};
-use super::problems::{Place, Problems, nearest};
+use super::problems::{Place, Problems, unknown};
 use super::settings::{Kind, Setting};
 use super::units;
 
@@ -300,12 +300,6 @@ fn check_key(table: &str, name: &str, place: Place, problems: &mut Problems) {
     match Setting::find(&key) {
         Some(setting) if setting.built => {}
         Some(_) => problems.add(place, format!("{key} is not supported yet: remove it")),
-        None => {
-            let text = match nearest(name, Setting::names(table)) {
-                Some(near) => format!("{key} is not a setting; did you mean `{near}`?"),
-                None => format!("{key} is not a setting: remove it"),
-            };
-            problems.add(place, text);
-        }
+        None => problems.add(place, unknown(&key, name, Setting::names(table))),
     }
 }
