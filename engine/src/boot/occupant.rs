@@ -79,8 +79,7 @@ pub(super) struct Occupant {
 struct Asks {
     /// The way there; none where no such plane is.
     plane: Option<mpsc::Sender<Vec<Ask>>>,
-    /// What is to be said next. The ends of questions must be told, so they stay here while there
-    /// is
+    /// What is to be said next. The ends of questions must be told, so they stay here while there is
     /// no room: at most one for each question that was asked.
     next: Vec<Ask>,
     /// When the ends that found no room are sent again.
@@ -411,8 +410,8 @@ impl Core for Occupant {
             | ShardPost::End { .. }
             | ShardPost::Restarted { .. } => {}
         }
+        // What it answers goes out with the turn, which follows.
         self.shard.posted(border, post);
-        self.send_posts(border);
     }
 
     fn turn(&mut self, border: &mut Border) {

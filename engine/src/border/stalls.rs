@@ -5,19 +5,14 @@ use std::time::Duration;
 /// A turn that took longer than this may be a stall; a shorter one is no news to anybody.
 pub const STALL: Duration = Duration::from_millis(2);
 
-/// Upper bounds of the counts, in microseconds.
-const BOUNDS: [u64; 10] =
-    [5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000];
-
-/// The same in seconds, for who shows them.
-pub const STALL_SECONDS: &[f64; BOUNDS.len()] =
-    &[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+/// Upper bounds of the counts, in seconds.
+pub const STALL_SECONDS: &[f64; 10] = &[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
 
 /// Stalls by their length. A stall is a turn's time less what of it the thread waited for a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stalls {
     /// One count a bound and one for what lies above; not cumulative.
-    pub counts: [u64; BOUNDS.len() + 1],
+    pub counts: [u64; STALL_SECONDS.len() + 1],
     /// All of them together.
     pub sum: Duration,
 }
@@ -25,9 +20,9 @@ pub struct Stalls {
 impl Stalls {
     /// Counts a stall.
     pub fn count(&mut self, stall: Duration) {
-        let micros = stall.as_micros();
-        let bucket = BOUNDS.iter().position(|&bound| micros <= u128::from(bound));
-        self.counts[bucket.unwrap_or(BOUNDS.len())] += 1;
+        let seconds = stall.as_secs_f64();
+        let bucket = STALL_SECONDS.iter().position(|&bound| seconds <= bound);
+        self.counts[bucket.unwrap_or(STALL_SECONDS.len())] += 1;
         self.sum += stall;
     }
 
@@ -47,7 +42,11 @@ mod tests {
     #[test]
     fn a_stall_is_counted_up_to_its_bound() {
         let mut stalls = Stalls::default();
-        for (bound, seconds) in BOUNDS.into_iter().zip(STALL_SECONDS) {
+        const MICROS: [u64; 10] = [
+            5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
+            5_000_000,
+        ];
+        for (bound, seconds) in MICROS.into_iter().zip(STALL_SECONDS) {
             assert_eq!(Duration::from_micros(bound), Duration::from_secs_f64(*seconds));
             stalls.count(Duration::from_micros(bound));
         }
