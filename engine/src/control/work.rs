@@ -31,8 +31,7 @@ pub enum WorkKind {
     /// Open one more tunnel for a session it holds.
     Reconnect,
     /// Open one more tunnel for a session it holds, for which no client waits: it is to replace a
-    /// tunnel
-    /// that there is.
+    /// tunnel that there is.
     Spare,
 }
 

@@ -264,8 +264,7 @@ impl Cause {
     }
 
     /// This cause for a tunnel that was asked something and had said nothing. As a rule it was not
-    /// the
-    /// worker that ended, but the server behind it.
+    /// the worker that ended, but the server behind it.
     pub(crate) fn unanswered(self) -> Self {
         match self.detail {
             detail if detail == Self::FIN.detail => Self::FIN_UNANSWERED,

@@ -1,8 +1,8 @@
 //! What one core owns, in six components: [`relay`] (connections, exchanges and their routes),
 //! [`sessions`] (attachments, pins, what is parked, the directory), [`workers`] (the worker listener
 //! and the work), [`nodes`] (what goes to other gateways, and comes from them), [`cores`] (what cores
-//! say to each other), [`edges`] (what metrics, log and timeline read). Pure: bytes and facts come in through [`Core`], segments and rare wishes go out
-//! through the [`Border`].
+//! say to each other), [`edges`] (what metrics, log and timeline read). Pure: bytes and facts come in
+//! through [`Core`], segments and rare wishes go out through the [`Border`].
 //!
 //! Components own their tables and know nothing of each other. What one cannot do itself it leaves
 //! as a [`Fact`]; the loop here ([`Shard::settle`]) gives each to the component it is for, the

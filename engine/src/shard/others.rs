@@ -76,8 +76,8 @@ impl Shard {
         }
     }
 
-    /// Called each turn while the core drains: that is over when no client is left, on any core: until then other
-    /// cores' tokens, work and sessions need this one.
+    /// Called each turn while the core drains: that is over when no client is left, on any core. Until
+    /// then other cores' tokens, work and sessions need this one.
     #[cold]
     pub(super) fn drain_turn(&mut self, border: &mut Border) {
         let open = self.draining == Some(Draining::Open);

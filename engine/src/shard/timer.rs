@@ -12,7 +12,8 @@
 //! ```
 //!
 //! So a tick holds at most twice as many as lived when it was last looked through, but for a few, and
-//! the core is woken once for it, and for what is due in it. A moved deadline is armed again only when the old one comes.
+//! the core is woken once for it, and for what is due in it. A moved deadline is armed again only when
+//! the old one comes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -139,7 +140,7 @@ impl Timers {
         self.next = [near, later].into_iter().flatten().min();
     }
 
-    /// To be called each turn, before [`Self::pop`]. What does not [matter](Self::sweep) of a tick
+    /// To be called before [`Self::pop`], when something [is due](Self::are_due). What does not [matter](Self::sweep) of a tick
     /// that begins is forgotten.
     pub(crate) fn begin(&mut self, now: Time, mut matters: impl FnMut(Due) -> bool) {
         let mut room = TAKEN;

@@ -12,7 +12,8 @@ use crate::control::local::Work;
 /// Octets of a version id in a subject.
 const LONGEST_TOKEN: usize = 128;
 
-/// Work for a worker, which tries the URIs in order (contract 4.6). It has the same form on each way to one.
+/// Work for a worker, which tries the URIs in order (contract 4.6). It has the same form on each way
+/// to one.
 pub(super) fn payload(work: &Work, region: &str, proxy_uris: &[String]) -> Bytes {
     let connection = |proxy_uri: &String| {
         let config = Http1Config {

@@ -20,8 +20,7 @@ pub(super) struct Lane {
 }
 
 /// The lanes of one connection. Most connections have one route that is asked for in one way: that
-/// is
-/// one entry, which takes no memory of its own.
+/// is one entry, which takes no memory of its own.
 #[derive(Debug, Default)]
 pub(super) struct Lanes(SmallVec<[Lane; 1]>);
 
