@@ -38,6 +38,31 @@ def binary():
     return named.split() if named else [str(ROOT / "target/release/ringway")]
 
 
+def bench():
+    """`ringway-bench`: RINGWAY_BENCH_BIN, else the one beside the program under test."""
+    return os.environ.get("RINGWAY_BENCH_BIN") or str(Path(binary()[0]).with_name("ringway-bench"))
+
+
+def cpu(pid):
+    """Seconds of processor time so far, of all a process' threads."""
+    return sum(int(task.read_text().split()[0])
+               for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+# How a configuration begins of a gateway with one core that is asked for as many sessions as it can.
+UNLIMITED_CORE = """
+[listen]
+client = "127.0.0.1:0"
+worker = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+[cores]
+count = 1
+[limits]
+dispatch_burst = 100000
+dispatch_rate = 100000
+"""
+
+
 def default_cores():
     """Data cores of every gateway that a test does not give a number: RINGWAY_TEST_CORES, else 1."""
     return int(os.environ.get("RINGWAY_TEST_CORES", "1"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import rawh2
 from comeback import KEPT, count, nothing_is_left, resumes, row
-from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, binary, grpc_head, until
+from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, bench, cpu, grpc_head, until
 from rawh2 import DATA, END_STREAM, HEADERS, frame, goaway
 
 HERE = Path(__file__).parent
@@ -28,10 +28,9 @@ MESSAGE = b"\0\0\0\0\4\0\0\0\x10"  # of four octets, which ask for sixteen
 
 class Worker:
     def __init__(self, gateway, slots):
-        bench = Path(binary()[0]).with_name("ringway-bench")
         host, port = gateway.worker
-        if bench.exists():
-            command = [str(bench), "worker", "--gateway", f"http://{host}:{port}", "--key",
+        if Path(bench()).exists():
+            command = [bench(), "worker", "--gateway", f"http://{host}:{port}", "--key",
                        WORKER_KEY, "--function", FUNCTION, "--version", VERSION, "--slots",
                        str(slots)]
         else:
@@ -85,12 +84,6 @@ class Client:
 
     def lose(self):
         self.peer.abort()
-
-
-def cpu(pid):
-    """Seconds of processor time so far, of all its threads."""
-    return sum(int(task.read_text().split()[0])
-               for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def lines(samples):

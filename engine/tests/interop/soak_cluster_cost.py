@@ -20,8 +20,8 @@ from statistics import median
 
 import prelude
 from comeback import KEPT, parked
-from gateway import FUNCTION, KEY, VERSION, Gateway, binary, configuration, free_port
-from measure_resume import REST, Client, Worker, cpu
+from gateway import FUNCTION, KEY, VERSION, Gateway, bench, configuration, cpu, free_port
+from measure_resume import REST, Client, Worker
 
 # Owed: CPU of a relayed call to that of a direct one; what the wrong gateway adds to a set-up at the
 # median, and a return there to a call on a pinned connection; CPU of a new connection where there is
@@ -90,11 +90,10 @@ def serve(directory, name, table, port, lead):
 
 def load(stage, seconds, connections=16, streams=1, kind="unary"):
     """Microseconds of CPU a unit, all gateways of the stage together."""
-    bench = Path(binary()[0]).with_name("ringway-bench")
     watch = [part for number, pid in enumerate(stage.pids())
              for part in ("--watch", f"g{number}={pid}")]
     done = subprocess.run(
-        [str(bench), "load", "--target", "%s:%d" % stage.first.client, "--connections",
+        [bench(), "load", "--target", "%s:%d" % stage.first.client, "--connections",
          str(connections), "--streams", str(streams), "--key", KEY, "--function", FUNCTION,
          "--version", VERSION, "--kind", kind, "--seconds", str(seconds), "--json", *watch],
         capture_output=True, text=True, timeout=300)

@@ -19,7 +19,7 @@ from statistics import median
 
 import hpack
 
-from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, free_port
+from gateway import FUNCTION, UNLIMITED_CORE, VERSION, WORKER_KEY, Gateway, cpu, free_port
 from nvcf_bed import SCRIPT, Bed
 from workerprogram import WorkerProgram
 
@@ -27,17 +27,7 @@ KEY = "bench-key"
 SLOTS = 256
 # Owed: CPU by NATS and API to that by polls.
 LIMIT = 2.0
-LOCAL = f"""
-[listen]
-client = "127.0.0.1:0"
-worker = "127.0.0.1:0"
-admin = "127.0.0.1:0"
-[cores]
-count = 1
-[limits]
-dispatch_burst = 100000
-dispatch_rate = 100000
-[session]
+LOCAL = UNLIMITED_CORE + f"""[session]
 park = "never"
 [[tenant]]
 name = "bench"
@@ -154,14 +144,6 @@ async def run(address, rate, seconds):
         tasks.append(asyncio.create_task(one(address, octets, taken)))
     await asyncio.gather(*tasks)
     return taken
-
-
-def cpu(pid):
-    """Seconds that all threads of a process have run."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
 
 
 def measure(gateway, rate, seconds):

@@ -20,26 +20,16 @@ import time
 from pathlib import Path
 from statistics import median
 
-from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, binary, free_port, until
+from gateway import (FUNCTION, UNLIMITED_CORE, VERSION, WORKER_KEY, Gateway, bench, cpu, free_port,
+                     until)
 
-BENCH = os.environ.get("RINGWAY_BENCH_BIN") or str(Path(binary()[0]).with_name("ringway-bench"))
 KEY = "bench-key"
 # Descriptors of the gateway and of the load: 20 000 sessions have two each.
 FILES = 100_000
 # A core may look at nothing else for so long, in seconds; it is a bound of the histogram.
 MOST_STALL = "0.005"
 
-BASE = """
-[listen]
-client = "127.0.0.1:0"
-worker = "127.0.0.1:0"
-admin = "127.0.0.1:0"
-[cores]
-count = 1
-[limits]
-dispatch_burst = 100000
-dispatch_rate = 100000
-pending_sessions = 50000
+BASE = UNLIMITED_CORE + """pending_sessions = 50000
 parked_tunnels = 50000
 parked_per_tenant = 50000
 [keepalive]
@@ -100,7 +90,7 @@ class Stage:
                        "--function", FUNCTION, "--version", VERSION, "--slots", "50000")
 
     def start(self, *words):
-        run = subprocess.Popen(["taskset", "-c", str(os.cpu_count() - 1), BENCH, *words],
+        run = subprocess.Popen(["taskset", "-c", str(os.cpu_count() - 1), bench(), *words],
                                stdout=subprocess.PIPE, text=True)
         self.running.append(run)
         return run
@@ -112,8 +102,7 @@ class Stage:
 
     def cpu(self):
         """Seconds of CPU of the gateway so far."""
-        tasks = Path(f"/proc/{self.gateway.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+        return cpu(self.gateway.pid)
 
     def stalls(self):
         """How many stalls there were, and how many of them were too long."""

@@ -1,6 +1,7 @@
 """`mode = "nats"`: keys and functions from the gateways' own file, work over a real NATS server,
 whose streams the gateways make and keep (contract NT-1)."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -208,12 +209,20 @@ def test_a_right_that_is_missing_is_named(tmp_path):
 
 # --- its end ------------------------------------------------------------------------------------
 
-def test_a_drain_takes_back_what_waits(bed):
+@contextlib.contextmanager
+def waiting_call(bed):
+    """(a gateway that drains for 5 s, who looks into NATS, a call whose work no worker takes)"""
     gateway, nats = bed.ready_gateway(more='[drain]\ndelay = "0s"\nmax = "5s"'), bed.client()
     until(lambda: nats.queued(VERSION) == (0, 0), what="the stream")
     with Caller(gateway) as caller:
         call = caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
         until(lambda: nats.messages(STREAM) == 1, what="queued")
+        yield gateway, nats, call
+        call.cancel()
+
+
+def test_a_drain_takes_back_what_waits(bed):
+    with waiting_call(bed) as (gateway, nats, call):
         gateway.run.send_signal(signal.SIGTERM)
         assert gateway.run.wait(30) == 0
         assert call.exception(10) is not None
@@ -222,15 +231,10 @@ def test_a_drain_takes_back_what_waits(bed):
 
 
 def test_a_drain_says_what_it_could_not_take_back(bed):
-    gateway, nats = bed.ready_gateway(more='[drain]\ndelay = "0s"\nmax = "5s"'), bed.client()
-    until(lambda: nats.queued(VERSION) == (0, 0), what="the stream")
-    with Caller(gateway) as caller:
-        call = caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
-        until(lambda: nats.messages(STREAM) == 1, what="queued")
+    with waiting_call(bed) as (gateway, _, _):
         bed.nats_server.kill()
         gateway.run.send_signal(signal.SIGTERM)
         assert gateway.run.wait(30) == 0
-        call.cancel()
     left = [line for line in gateway.log_lines() if line.get("left")]
     assert [(line["left"], line["level"].lower()) for line in left] == [(1, "warn")], left
 
