@@ -123,6 +123,7 @@ fi
 # In a tree that nobody has built in yet nothing is gained by what incremental builds keep.
 [ -d target/debug/incremental ] || export CARGO_INCREMENTAL=0
 stage format cargo fmt --all --check
+stage ruff .venv/bin/python -m ruff check --quiet --no-cache --select F,E9 bench engine tools
 stage clippy cargo clippy --locked --workspace --all-targets -- -D warnings
 stage unit cargo test --locked --workspace --no-fail-fast
 # It compiles with one processor for most of its time, and counts instructions, which do not

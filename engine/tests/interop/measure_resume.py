@@ -17,7 +17,7 @@ from pathlib import Path
 
 import rawh2
 from comeback import KEPT, count, nothing_is_left, resumes, row
-from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, bench, cpu, grpc_head, until
+from gateway import FUNCTION, VERSION, WORKER_KEY, Gateway, bench, binary, cpu, grpc_head, until
 from rawh2 import DATA, END_STREAM, HEADERS, frame, goaway
 
 HERE = Path(__file__).parent

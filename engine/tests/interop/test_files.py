@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 import grpcserver
-from echo import EchoMessage, Stub
 from fakeworker import FakeWorker
-from gateway import Gateway, address, binary, configuration, credentials, grpc_head, until
-from rawh2 import HEADERS, Closed, frame, settings
-from test_dial import FUNCTION as DIALLED, VERSION as DIALLED_VERSION, WHO as TO_DIALLED
-from test_grpcio import channel_to
+from gateway import Gateway, binary, configuration, grpc_head, until
+from rawh2 import HEADERS, Closed, settings
+from test_dial import FUNCTION as DIALLED, VERSION as DIALLED_VERSION
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings() + settings(ack=True)
 

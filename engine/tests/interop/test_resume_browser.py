@@ -195,12 +195,12 @@ def test_a_hundred_visits_of_twelve_sessions(stand, measure):
         assert (new.session, new.worker) == (old.session, old.worker)
     ways = {way: int(resumes(running, way)) for way in ("memory", "spare", "reconnect")}
     measure(f"96 WebSockets back by {ways}")
-    for visit in visits:
-        assert visit.talks()
-        visit.lose("rst")
-    for visit in visits:
-        parked(running, visit.session)
-        assert running.get(f"/sessions/{visit.session}", "DELETE")[0] == 204
+    for caller in visits:
+        assert caller.talks()
+        caller.lose("rst")
+    for caller in visits:
+        parked(running, caller.session)
+        assert running.get(f"/sessions/{caller.session}", "DELETE")[0] == 204
     nothing_is_left(running)
 
 
