@@ -115,10 +115,11 @@ impl Edges {
 
     /// Who the session's client is.
     fn met(&mut self, session: Uuid, client: Option<Met>, readers: &mut Readers<'_>) {
-        let Some(Met { client, at, authorised }) = client else { return };
-        self.note(session, at, Event::Accepted { client: client.into() }, readers);
-        if let Some(at) = authorised {
-            self.note(session, at, Event::Authorised, readers);
+        if let Some(Met { client, at, authorised }) = client {
+            self.note(session, at, Event::Accepted { client: client.into() }, readers);
+            if let Some(at) = authorised {
+                self.note(session, at, Event::Authorised, readers);
+            }
         }
     }
 

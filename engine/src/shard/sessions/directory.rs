@@ -202,12 +202,13 @@ impl Directory {
     /// The tunnel of `parked` goes to the attachment `to`, which may be the same one: nobody else
     /// gets it from now on.
     pub(super) fn claim(&mut self, id: Uuid, parked: Ticket, to: Ticket) {
-        let Some(session) = self.live.get_mut(&id) else { return };
-        if parked == to {
-            return session.set(to, Stand::Open);
+        if let Some(session) = self.live.get_mut(&id) {
+            if parked == to {
+                return session.set(to, Stand::Open);
+            }
+            session.members.retain(|member| member.ticket != parked);
+            session.set(to, Stand::Coming { from: parked.core });
         }
-        session.members.retain(|member| member.ticket != parked);
-        session.set(to, Stand::Coming { from: parked.core });
     }
 
     /// An attachment less; the last one ends the session, of which `row` remains for a while.

@@ -200,10 +200,11 @@ impl Sessions {
 
     /// Some more attachments hear of other rules.
     pub(super) fn renew_terms(&mut self, turn: &mut Turn<'_>) {
-        let Some(at) = self.renews_at else { return };
-        let until = at.saturating_add(RENEWED);
-        self.roster.rules_changed(turn, at..until);
-        self.renews_at = (until < self.roster.attachments.slots()).then_some(until);
+        if let Some(at) = self.renews_at {
+            let until = at.saturating_add(RENEWED);
+            self.roster.rules_changed(turn, at..until);
+            self.renews_at = (until < self.roster.attachments.slots()).then_some(until);
+        }
     }
 
     /// An operator ends a session: what this core has of it goes, and so does what is on its way.

@@ -32,8 +32,9 @@ impl Yard {
 
     /// It is not parked any more, if it was.
     pub(super) fn leave(&mut self, ticket: Ticket) {
-        let Some((version, place)) = self.places.remove(&ticket) else { return };
-        if let Some(of_version) = self.versions.get_mut(&version) {
+        if let Some((version, place)) = self.places.remove(&ticket)
+            && let Some(of_version) = self.versions.get_mut(&version)
+        {
             of_version.remove(&place);
             if of_version.is_empty() {
                 self.versions.remove(&version);
