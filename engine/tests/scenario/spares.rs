@@ -9,7 +9,7 @@ use ringway::post::ShardPost;
 use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
-use crate::http1_upgrade::{ACCEPTED, websocket};
+use crate::http1_upgrade::{ACCEPTED, UPGRADE, websocket};
 use crate::peer::{Peer, Work, poll};
 use crate::timeline::timeline;
 use crate::world::World;
@@ -77,8 +77,13 @@ fn is_paused(world: &World, conn: ConnId) -> bool {
 
 /// An open WebSocket.
 fn opened(world: World) -> Rig {
+    opened_by(world, "")
+}
+
+/// An open WebSocket whose request had these fields more.
+fn opened_by(world: World, more: &str) -> Rig {
     let mut rig = Rig::of(world);
-    rig.ask(&websocket("/ws"));
+    rig.ask(&request("GET /ws HTTP/1.1", &format!("{UPGRADE}{more}"), ""));
     rig.attach();
     rig.at_worker();
     assert!(poll(&mut rig.world, &[&rig.id]).is_none(), "not before the 101");
@@ -375,6 +380,39 @@ fn a_client_that_left_with_the_answer_to_its_close_was_not_lost() {
         assert!(rig.world.is_closed(used));
         all_is_over(&mut rig.world);
         assert_eq!(outcomes(&rig.world, [Unused]), [1]);
+    }
+}
+
+/// A browser says by its Close that its page is left, whatever its kernel, or a balancer in its
+/// place, has acknowledged by then. Other programs send the same Close when they have finished.
+#[test]
+fn a_page_that_says_it_leaves_has_left() {
+    // Status 1001 under a mask of zeros.
+    const CLOSE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+    for (more, keeps) in [("Origin: http://a.page\r\n", true), ("", false)] {
+        for client_first in [false, true] {
+            let mut rig = opened_by(World::new(), more);
+            let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+            let spare = spare(&mut rig.world, &id);
+            rig.world.send(rig.client, b"what was said before");
+            rig.world.send(rig.client, &CLOSE);
+            rig.answer("bye");
+            assert_eq!(rig.at_client(), "bye");
+            let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
+            for conn in ends {
+                if !rig.world.is_closed(conn) {
+                    rig.world.end(conn, End::Fin);
+                }
+            }
+            assert!(rig.world.is_closed(used) && rig.world.is_closed(rig.client));
+            assert_eq!(!rig.world.is_closed(spare), keeps, "{more} {client_first}");
+            if keeps {
+                served_by(&mut rig, spare);
+                leave(&mut rig);
+            } else {
+                all_is_over(&mut rig.world);
+            }
+        }
     }
 }
 

@@ -27,7 +27,7 @@ mod writing;
 pub use conn::Conn;
 pub use head::connection_names;
 pub use send::{ChunkHead, is_te_trailers};
-pub use upgrade::{H2C_ACCEPTED, asks_upgrade, h2c_settings};
+pub use upgrade::{H2C_ACCEPTED, asks_upgrade, ends_going_away, h2c_settings};
 pub use write::{CONTINUE, reason_of, write_answer, write_fault, write_response, write_text};
 
 pub use crate::h2::HeadKind;

@@ -37,6 +37,16 @@ pub fn h2c_settings(fields: &Fields) -> Option<Vec<u8>> {
     payload.len().is_multiple_of(6).then_some(payload)
 }
 
+/// Whether bytes of a WebSocket's client end with a Close of status 1001, "going away", without a
+/// reason (RFC 6455 5.5.1 and 7.4.1): the eight octets that a browser sends when its page is left.
+/// Only the last octets are looked at, so other payload can look alike, once in 2^32.
+#[must_use]
+pub fn ends_going_away(bytes: &[u8]) -> bool {
+    const GOING_AWAY: u16 = 1001;
+    let Some([0x88, 0x82, m0, m1, _, _, p0, p1]) = bytes.last_chunk() else { return false };
+    u16::from_be_bytes([m0 ^ p0, m1 ^ p1]) == GOING_AWAY
+}
+
 /// The protocols a request asks for, to be held against the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked(Vec<u8>);
@@ -69,4 +79,32 @@ fn protocols(fields: &Fields) -> impl Iterator<Item = &[u8]> {
         .filter(|field| field.token == Token::Upgrade)
         .flat_map(|field| options(field.value))
         .filter(|protocol| !protocol.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a browser masks it: status `status`, then `reason`.
+    fn close(status: u16, reason: &[u8]) -> Vec<u8> {
+        let mask = [0x1f, 0xa0, 0x33, 0x04];
+        let payload = status.to_be_bytes().into_iter().chain(reason.iter().copied());
+        let masked = payload.zip(mask.into_iter().cycle()).map(|(octet, mask)| octet ^ mask);
+        let head = [0x88, 0x80 | (2 + reason.len() as u8)];
+        head.into_iter().chain(mask).chain(masked).collect()
+    }
+
+    #[test]
+    fn a_close_of_a_page_that_is_left_is_told_from_others() {
+        assert!(ends_going_away(&close(1001, b"")));
+        assert!(ends_going_away(&[&b"what went before"[..], &close(1001, b"")].concat()));
+        for other in [close(1000, b""), close(1001, b"x"), close(3001, b""), Vec::new()] {
+            assert!(!ends_going_away(&other), "{other:?}");
+        }
+        let whole = close(1001, b"");
+        assert!(!ends_going_away(&[&whole[..], b"."].concat()));
+        for cut in 0..whole.len() {
+            assert!(!ends_going_away(&whole[..cut]) && !ends_going_away(&whole[cut + 1..]));
+        }
+    }
 }

@@ -12,6 +12,7 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Parting, Way};
+use super::h1::Page;
 use super::hop::{Hop, Side};
 use super::link::Link;
 use super::traffic::Traffic;
@@ -73,9 +74,9 @@ impl Raw {
     }
 
     /// The function's side has ended a stream of bytes. Where that is a clean end, a client that had
-    /// left before is told from one that got the last bytes and then leaves: a browser that loads its
-    /// page again closes behind its Close and reads nothing more, so that the answer meets a RST, or
-    /// its FIN comes while the answer is on its way. No frame is looked at.
+    /// left before is told from one that got the last bytes and then leaves. A browser whose page is
+    /// left says so in its Close, closes behind it and reads nothing more, so that the answer meets
+    /// a RST, or its FIN comes while the answer is on its way.
     fn function_finished(&self, traffic: &mut Traffic, turn: &mut Turn<'_>, slot: u32) {
         if !may_be_finished(traffic, slot) {
             return end_raw(traffic, turn, slot, RawEnd { by_worker: true, end: End::Fin });
@@ -88,6 +89,9 @@ impl Raw {
             let by_worker = exchange.down.bytes == heard;
             return end_raw(traffic, turn, slot, RawEnd { by_worker, end: End::Fin });
         }
+        if page_has_left(traffic, slot) {
+            return end_raw(traffic, turn, slot, RawEnd { by_worker: false, end: End::Fin });
+        }
         if !self.parting.contains(&key) {
             turn.arm(turn.now + LAST_WORD, Due::Finish(key));
         }
@@ -97,7 +101,7 @@ impl Raw {
     /// because its function has finished, whose FIN is then not far.
     pub(super) fn part_clients(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>) {
         while let Some(key) = self.parting.pop() {
-            let finished = may_be_finished(traffic, key.slot);
+            let finished = may_be_finished(traffic, key.slot) && !page_has_left(traffic, key.slot);
             let Some(exchange) = traffic.streams.exchanges.get_mut(key) else { continue };
             let client = exchange.client.conn;
             let heard = turn.border.was_delivered(client) && turn.border.queued(client) == 0;
@@ -137,6 +141,14 @@ fn tunnel_ended(traffic: &mut Traffic, turn: &mut Turn<'_>, conn: ConnId, end: E
     }
     let cause = Cause::ended(end);
     turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
+}
+
+/// Whether the client of a stream of bytes was a browser's page that has said that it leaves. It
+/// needs no FIN that tells more, which a balancer may have sent in its place.
+fn page_has_left(traffic: &mut Traffic, slot: u32) -> bool {
+    let client = traffic.streams.exchanges.at_mut(slot).map(|exchange| exchange.client.conn);
+    let h1 = client.and_then(|client| traffic.streams.hops.h1_mut(client));
+    h1.is_some_and(|h1| h1.page == Page::Left)
 }
 
 /// Whether the function's FIN would be a clean end of this stream of bytes, and not its client's.

@@ -14,6 +14,17 @@ use super::super::turn::Turn;
 use crate::metrics::Version;
 use crate::pool::{Pool, Segment};
 
+/// The browser's page that has opened a stream of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// None has: the client is no browser, or it has asked for no other protocol.
+    None,
+    /// It is there, as far as is known.
+    Open,
+    /// It has said that it leaves.
+    Left,
+}
+
 /// The HTTP/1 state of one connection.
 pub(super) struct H1 {
     pub(super) codec: h1::Conn,
@@ -27,6 +38,8 @@ pub(super) struct H1 {
     since: u32,
     /// Its request asks for another protocol.
     pub(super) upgrade: bool,
+    /// Who has asked for it.
+    pub(super) page: Page,
     /// Input behind the message under way: the next request, or the other protocol's first bytes.
     pub(super) kept: VecDeque<Segment>,
     pub(super) kept_bytes: usize,
@@ -51,6 +64,7 @@ impl H1 {
             turn: 0,
             since: 0,
             upgrade: false,
+            page: Page::None,
             kept: VecDeque::new(),
             kept_bytes: 0,
             gated: false,
@@ -114,6 +128,24 @@ impl H1 {
     /// The next exchange begins.
     pub(super) fn next_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// A client's request has begun; whether it asks for another protocol. A browser names the
+    /// page in `origin` (RFC 6455 4.1), which no script can leave out.
+    pub(super) fn begin_request(&mut self, fields: &Fields, upgrade: bool) {
+        self.next_turn();
+        self.begun = None;
+        self.upgrade = upgrade;
+        let page = upgrade && fields.iter().any(|field| field.name == b"origin");
+        self.page = if page { Page::Open } else { Page::None };
+    }
+
+    /// These were the last bytes of a stream of bytes so far. A script cannot close with 1001: if
+    /// they are such a Close, the page is being left.
+    pub(super) fn note_leaving(&mut self, bytes: &[u8]) {
+        if self.page != Page::None && self.codec.is_raw() {
+            self.page = if h1::ends_going_away(bytes) { Page::Left } else { Page::Open };
+        }
     }
 
     /// What the exchange under way is counted as, and whether it asks for another protocol.

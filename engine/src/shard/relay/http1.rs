@@ -82,6 +82,7 @@ impl Reader {
             Event::End | Event::Trailers if upgrading => self.begin_h2c(turn, conn),
             Event::Data { start, len, end_stream } => {
                 let payload = segment.part(start, len);
+                h1.note_leaving(turn.border.pool.bytes(payload));
                 let piece = Piece { at, payload, head_in_place: false, end: end_stream };
                 self.traffic.streams.data(turn, piece);
             }
@@ -100,9 +101,7 @@ impl Reader {
             return self.traffic.streams.http1_fault(turn, conn, CONNECTION_TOO_LONG);
         }
         let h1 = self.traffic.streams.hops.h1_mut(conn).expect("the request is its own");
-        h1.next_turn();
-        h1.begun = None;
-        h1.upgrade = upgrade;
+        h1.begin_request(&self.fields, upgrade);
         let at = At { conn, key: h1.key() };
         if self.traffic.admit_head(turn, at, &self.fields, ended)
             && !self.starts_h2c(turn, conn, ended)
