@@ -36,6 +36,8 @@ pub(crate) enum Due {
     Replace(Key),
     /// A worker that ended its tunnel had its time to take this spare up.
     Recall(Key),
+    /// A client's new tunnel has stood for long enough beside one that is parked.
+    Settled(Key),
     /// New work has waited for long at a plane that knows no parked tunnels.
     Patience(Key),
     /// Another gateway has had its time to take a connection.

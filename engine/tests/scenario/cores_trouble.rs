@@ -11,6 +11,7 @@ use crate::cores::{
 };
 use crate::machine::Machine;
 use crate::peer::{Peer, Work, poll_request, read_work, undated};
+use crate::world::SETTLES;
 
 #[test]
 fn what_finds_no_room_is_refused_at_once() {
@@ -216,6 +217,7 @@ fn a_sessions_home_may_begin_anew() {
     assert_eq!(more.core, 2);
     assert_eq!(m.sessions().len(), 1);
     leave(&mut m, 2, &asker);
+    m.pass(SETTLES);
     // Who asked may go the same way: then the home has one attachment less.
     m.restart(1);
     m.deliver();

@@ -10,6 +10,7 @@ use ringway_proto::h2::ErrorCode;
 use crate::cores::{attached, client, dispatch_home, grpc, leave, leave_quietly, none_of, serve};
 use crate::machine::{Machine, Tunnel};
 use crate::peer::{Peer, Seen};
+use crate::world::SETTLES;
 
 /// A session of home `home` whose only tunnel is on `core`, used by the client that is returned.
 fn session(m: &mut Machine, home: u16, core: u16) -> (Peer, Tunnel, String) {
@@ -189,7 +190,7 @@ fn of_two_cores_that_ask_at_once_one_gets_the_tunnel() {
         }
         m.collect();
         assert!(m.deliver_next(first, 0));
-        m.deliver();
+        m.pass(SETTLES);
         assert!(m.at(first).is_closed(tunnel.peer.conn));
         assert!(!m.at(second).is_closed(other.peer.conn));
         let client = come_back(&mut m, 0, &mut other, &id);
@@ -212,7 +213,7 @@ fn who_asks_before_the_home_hears_of_the_loss_gets_one_more_tunnel() {
     let work = m.poll(0, &[&id]).expect("one more tunnel");
     assert!(!m.at(1).is_closed(tunnel.peer.conn), "kept until that is there");
     let mut more = m.dial(0, &work);
-    m.deliver();
+    m.pass(SETTLES);
     assert!(m.at(1).is_closed(tunnel.peer.conn));
     serve(&mut m, &mut more, 0);
     back.sync(m.at(2));
@@ -342,6 +343,7 @@ fn who_comes_while_the_tunnel_is_on_its_way_to_nobody_is_not_told_that_it_is_gon
     serve(&mut m, &mut more, 0);
     other.sync(m.at(3));
     assert_eq!(other.field(0, ":status"), Some("200"));
+    m.pass(SETTLES);
     assert!(m.at(2).is_closed(tunnel.peer.conn), "the session has another one");
     leave(&mut m, 3, &other);
     m.assert_empty();

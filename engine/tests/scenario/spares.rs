@@ -12,7 +12,7 @@ use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, UPGRADE, websocket};
 use crate::peer::{Peer, Work, poll};
 use crate::timeline::timeline;
-use crate::world::World;
+use crate::world::{SETTLES, World};
 
 pub(crate) const ENDS: [End; 4] = [End::Fin, End::Reset, End::Timeout, End::Failed];
 
@@ -698,6 +698,7 @@ fn a_client_that_returns_before_it_is_missed_gets_one_more_tunnel() {
     assert_eq!(client.field(0, "nvcf-reqid"), Some(&*id));
     assert!(!rig.world.is_closed(used) && !rig.world.is_closed(spare));
     rig.world.end(rig.client, End::Timeout);
+    rig.world.pass(SETTLES);
     assert!(rig.world.is_closed(used) && rig.world.is_closed(spare));
     assert!(!rig.world.is_closed(worker.conn));
     rig.world.end(client.conn, End::Fin);
@@ -721,6 +722,7 @@ fn two_clients_that_return_share_no_tunnel() {
     // In mid exchange: its tunnel waits for a spare, which is not needed, because the session
     // has another client.
     let unneeded = self::spare(&mut rig.world, &id);
+    rig.world.pass(SETTLES);
     assert!(rig.world.is_closed(tunnel) && rig.world.is_closed(unneeded));
     leave(&mut rig);
 }

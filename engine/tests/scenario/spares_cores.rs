@@ -11,6 +11,7 @@ use crate::http1::{request, text};
 use crate::http1_upgrade::{ACCEPTED, websocket};
 use crate::machine::{Machine, Socket, Tunnel};
 use crate::peer::{Peer, Work};
+use crate::world::SETTLES;
 
 const ACCEPTED_CONNECT: &str = "HTTP/1.1 200 OK\r\n\r\n";
 
@@ -171,6 +172,7 @@ fn a_client_that_is_lost_first_and_returns_elsewhere_waits_for_a_tunnel_of_its_o
     // The spare comes all the same: the used tunnel goes, and so does what is one too many.
     let late = m.knock(1, &work);
     assert_eq!(take(&mut m, late), ACCEPTED_CONNECT);
+    m.pass(SETTLES);
     assert!(is_closed(&mut m, used) && is_closed(&mut m, late) && !is_closed(&mut m, own));
     m.at(2).end(client, End::Fin);
     m.deliver();

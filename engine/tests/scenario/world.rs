@@ -16,6 +16,9 @@ use ringway::post::{Bookmark, ControlPost, SessionRow, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::id::Node;
 
+/// How long a parked tunnel stays beside the one that has come instead.
+pub(crate) const SETTLES: Duration = Duration::from_secs(1);
+
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const VERSION: &str = "22222222-2222-4222-8222-222222222222";
 

@@ -92,8 +92,9 @@ pub(super) enum State {
     Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
-    /// The tunnel is there. `spent`: it takes no more streams.
-    Attached { spent: bool },
+    /// The tunnel is there. `spent`: it takes no more streams. `settles`: its worker has just come
+    /// with it, beside another one that is parked (see [`super::SETTLES`]).
+    Attached { spent: bool, settles: bool },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
     /// The tunnel can carry no other client's requests. It is held until its spare is there.
@@ -275,7 +276,7 @@ impl Attachment {
     /// Whether its tunnel takes no more streams; one that is held for its spare is not counted.
     pub(super) fn is_spent(&self) -> bool {
         match self.state {
-            State::Attached { spent }
+            State::Attached { spent, .. }
             | State::Parking { spent, .. }
             | State::Parked { spent, .. }
             | State::Moving { spent, .. } => spent,
@@ -311,7 +312,7 @@ impl Attachment {
     pub(super) fn stand(&self) -> Stand {
         match self.state {
             State::Parked { speaks, .. } => Stand::Parked(speaks),
-            State::Attached { .. } if self.client.is_some() => Stand::Open,
+            State::Attached { settles: false, .. } if self.client.is_some() => Stand::Open,
             State::Attached { .. } | State::Parking { .. } => Stand::Spare,
             State::UsedUp { .. } | State::Moving { .. } => Stand::Open,
             State::Asking(_)

@@ -28,6 +28,7 @@ mod tests;
 mod wait;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::id::WorkerToken;
@@ -61,6 +62,11 @@ use crate::trail::{Ask as Wish, Event, IdBegin};
 
 /// gRPC code UNAVAILABLE: the client may try again.
 const UNAVAILABLE: u8 = 14;
+
+/// How long a tunnel that parked stays beside the one that a worker has brought instead. The worker
+/// may see the end of the one before it has counted the other, and it ends a session with its last
+/// tunnel (contract 4.6).
+const SETTLES: Duration = Duration::from_secs(1);
 
 /// Attachments that hear of other rules in one turn.
 const RENEWED: u32 = 512;
@@ -499,15 +505,26 @@ impl Sessions {
             && let State::Arriving { kind } = *of.state()
         {
             let (opened, named) = (of.opened, of.named(of.counted));
-            self.roster.attachments.set(key, State::Attached { spent: false });
-            if kind == WorkKind::Reconnect && !unspoken {
+            let settles = kind == WorkKind::Reconnect && !unspoken;
+            self.roster.attachments.set(key, State::Attached { spent: false, settles });
+            if settles {
                 self.roster.resumed(turn, key, ResumeWay::Reconnect, opened);
+                turn.arm(turn.now + SETTLES, Due::Settled(key));
             }
             self.roster.tell_stand(turn, key);
             turn.edge(Edge::Registered(named));
             if unspoken {
                 self.roster.spare_came(turn, key);
             }
+        }
+    }
+
+    /// The tunnel has been there for a moment: if another one is parked beside it, that goes.
+    pub(crate) fn settled(&mut self, turn: &mut Turn<'_>, key: Key) {
+        let state = self.roster.attachments.get_mut(key).map(Attachment::state_mut);
+        if let Some(State::Attached { settles, .. }) = state {
+            *settles = false;
+            self.roster.tell_stand(turn, key);
         }
     }
 }

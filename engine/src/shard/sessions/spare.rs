@@ -129,7 +129,7 @@ impl Roster {
                 turn.edge(Edge::Note { session, at: None, event });
             }
             match of.state_mut() {
-                State::Attached { spent }
+                State::Attached { spent, .. }
                 | State::Parking { spent, .. }
                 | State::Parked { spent, .. } => *spent = true,
                 // Another core asks for a spare, or none is needed any more.
@@ -158,7 +158,7 @@ impl Roster {
     /// spare's.
     fn swap(&mut self, turn: &mut Turn<'_>, key: Key, spare: Key) {
         self.attachments.separate(key, spare);
-        self.attachments.set(spare, State::Attached { spent: true });
+        self.attachments.set(spare, State::Attached { spent: true, settles: false });
         self.outcome(turn, spare, SpareOutcome::Replaced);
         turn.relay(ForRelay::Swap { key, spare });
         turn.relay(ForRelay::Replaced { key, yes: false });
@@ -166,7 +166,7 @@ impl Roster {
             match of.state_mut() {
                 // Nothing was said on the new one.
                 State::Parked { spent, speaks, .. } => (*spent, *speaks) = (false, Speaks::Any),
-                State::Attached { spent } => *spent = false,
+                State::Attached { spent, .. } => *spent = false,
                 _ => {}
             }
             if of.is_parked() {

@@ -244,6 +244,7 @@ fn a_home_that_begins_anew_learns_of_attachments_and_ends_questions() {
     there.on(heard(post(&mut home)));
     let key = there.served();
     there.attach(key, false);
+    there.call(|sessions, turn| sessions.settled(turn, key));
     let unknown = Uuid::from_u128(id.as_u128() ^ 1);
     there.place(6, 6, wanted(Some(unknown)));
     let asking = there.served();

@@ -33,8 +33,13 @@ fn a_client_in_the_way_of_another_gets_one_more_tunnel() {
     assert_eq!(bench.work(second).kind, WorkKind::Reconnect);
     bench.attach(second, false);
     assert_eq!(bench.resumes(), [ResumeWay::Reconnect]);
-    // Only a session's last tunnel stays parked.
+    // Only a session's last tunnel stays parked, once the other one has stood for a moment.
     bench.gone(1, &[key]);
+    assert!(bench.closed(key).is_none());
+    bench.later(Duration::from_secs(1));
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.border.now));
+    assert!(due.collect::<Vec<_>>().contains(&Due::Settled(second)));
+    bench.call(|sessions, turn| sessions.settled(turn, second));
     assert_eq!(bench.closed(key).map(|cause| cause.detail), Some(Cause::SURPLUS.detail));
     bench.gone(2, &[second]);
     assert_eq!((bench.closed(second).is_none(), bench.sessions.gauges().parked), (true, 1));
