@@ -8,7 +8,7 @@ use std::rc::Rc;
 use monoio::net::{ListenerOpts, TcpListener, TcpStream};
 
 use crate::drive::{drive, runtime};
-use crate::endpoint::Endpoint;
+use crate::site::Server;
 use crate::tls::Offer;
 
 /// Serves on `listen` until the process ends; `ready` is told the bound address.
@@ -38,13 +38,13 @@ pub fn run_with(
 
 /// Answers everything on `stream`, of which `early` was read already.
 pub async fn serve(stream: TcpStream, early: Vec<u8>) {
-    let endpoint = Rc::new(RefCell::new(Endpoint::default()));
+    let endpoint = Rc::new(RefCell::new(Server::default()));
     // A client that leaves is the normal end; what else goes wrong shows up in the generator.
     let _ = drive(stream, endpoint, &early).await;
 }
 
 async fn serve_tls(stream: TcpStream, offer: Offer) {
-    let endpoint = Rc::new(RefCell::new(Endpoint::default()));
+    let endpoint = Rc::new(RefCell::new(Server::default()));
     if let Ok(tls) = offer.around(endpoint) {
         let _ = drive(stream, Rc::new(RefCell::new(tls)), &[]).await;
     }

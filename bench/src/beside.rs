@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use crate::caller::Work;
-use crate::load::{Crew, Kind, LoadFault, Outcome, Plan, measure};
+use crate::load::{Crew, Kind, LoadFault, Outcome, Plan, SMALL, measure};
 use crate::outcome::write_histograms;
+use crate::socket::Route;
 
 /// Messages a second of each paced connection, when no rate is given.
 const RATE: f64 = 60.0;
@@ -21,6 +22,8 @@ pub struct Bulk {
     pub connections: usize,
     /// Payload bytes of its messages.
     pub message: u32,
+    /// How long each of its reads waits for the one before, of a bulk that is not read.
+    pub slow: Option<Duration>,
 }
 
 /// Runs the plan's connections as paced ping-pongs, alone and beside `bulk`. The outcome is that
@@ -40,6 +43,7 @@ pub fn run(plan: &Plan, bulk: Bulk) -> Result<Outcome, LoadFault> {
         streams: 1,
         threads: 1,
         work: Work { message: plan.work.message, answer: bulk.message },
+        route: Route { slow: bulk.slow, ..plan.route.clone() },
         ..plan.clone()
     };
     let first = Plan { metrics: None, ..paced.clone() };
@@ -69,6 +73,31 @@ pub fn run(plan: &Plan, bulk: Bulk) -> Result<Outcome, LoadFault> {
         let latencies = [(Some(PARTS[0]), &alone.latency), (Some(PARTS[1]), &beside.latency)];
         write_histograms(path, plan.counted, &latencies)?;
         outcome.hdr = Some(path.clone());
+    }
+    Ok(outcome)
+}
+
+/// Runs small messages to and fro on a connection, alone and then with a stream of the plan's answers
+/// without end on the same connection. The outcome is that of the second run, whose units are the
+/// stream's messages; the parts `alone` and `beside` are the small ones.
+///
+/// # Errors
+/// As [`crate::load::run`].
+pub fn shared(plan: &Plan) -> Result<Outcome, LoadFault> {
+    let rate = plan.rate.unwrap_or(RATE * plan.connections as f64);
+    let small = Work { message: plan.work.message, answer: plan.work.message };
+    let kind = Kind::PingPong { in_flight: 1 };
+    let alone = Plan { kind, rate: Some(rate), streams: 1, work: small, ..plan.clone() };
+    let first = measure(&[Crew { plan: &alone, urgent: false }])?;
+    let shared = Plan { kind: Kind::Shared, rate: Some(rate), streams: 2, ..plan.clone() };
+    let second = measure(&[Crew { plan: &shared, urgent: false }])?;
+    let mut outcome = second.outcome;
+    let beside = outcome.parts.remove(SMALL).unwrap_or_default();
+    let latencies = [first.outcome.latency_us, beside];
+    outcome.parts.extend(PARTS.map(str::to_owned).into_iter().zip(latencies));
+    outcome.failed += first.outcome.failed;
+    for (cause, count) in first.outcome.failures {
+        *outcome.failures.entry(cause).or_default() += count;
     }
     Ok(outcome)
 }

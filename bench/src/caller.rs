@@ -127,6 +127,8 @@ pub struct Caller {
     resting: Vec<usize>,
     /// The only call has ended.
     done: bool,
+    /// The connection stays when its only call has ended.
+    stays: bool,
     /// Calls that end are told to the owner, not to the tally.
     reporting: bool,
     report: Option<Answered>,
@@ -159,7 +161,7 @@ impl Machine for Caller {
     }
 
     fn over(&self) -> bool {
-        self.done || self.tally.borrow().stage.phase() == Phase::Over
+        (self.done && !self.stays) || self.tally.borrow().stage.phase() == Phase::Over
     }
 }
 
@@ -193,6 +195,7 @@ impl Caller {
             pace: Pace::Closed,
             resting: Vec::new(),
             done: false,
+            stays: false,
             reporting: false,
             report: None,
             tally,
@@ -213,6 +216,13 @@ impl Caller {
         // No message at all would be the order of a ping-pong.
         self.messages = Some(messages.max(1));
         self.order = self.work.order(self.messages);
+        self
+    }
+
+    /// The same, which stays when its only call has ended.
+    #[must_use]
+    pub fn staying(mut self) -> Self {
+        self.stays = true;
         self
     }
 

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use monoio::buf::IoBufMut;
 use monoio::io::Splitable;
@@ -90,9 +91,21 @@ pub struct Link {
     /// Set while the writer has nothing to write.
     idle_writer: Option<Waker>,
     closed: bool,
+    /// How long each read waits for the one before.
+    slow: Option<Duration>,
 }
 
+/// Reads of a slow connection that come at once, so that its session is soon there.
+const QUICK_READS: u32 = 6;
+/// Octets that a slow connection takes at once.
+const SLOW_READ: usize = 16 * 1024;
+
 impl Link {
+    /// Each read from now on waits so long for the one before; the runtime must have timers.
+    pub fn slow(&mut self, pause: Option<Duration>) {
+        self.slow = pause;
+    }
+
     /// The machine was given something to write from outside.
     pub fn nudge(&mut self) {
         if let Some(waker) = self.idle_writer.take() {
@@ -136,6 +149,7 @@ async fn read<M: Machine>(
 ) -> Result<(), Ended> {
     let mut buf = Vec::with_capacity(READ_SIZE.max(early.len() * 2));
     buf.extend_from_slice(early);
+    let (slow, mut quick) = (link.borrow().slow, QUICK_READS);
     loop {
         if !buf.is_empty() {
             let mut m = machine.borrow_mut();
@@ -154,7 +168,14 @@ async fn read<M: Machine>(
             buf.copy_within(used.., 0);
             buf.truncate(left);
         }
-        let (from, to) = (buf.len(), buf.capacity());
+        let (from, mut to) = (buf.len(), buf.capacity());
+        if let Some(pause) = slow {
+            to = to.min(from + SLOW_READ);
+            quick = quick.saturating_sub(1);
+            if quick == 0 {
+                monoio::time::sleep(pause).await;
+            }
+        }
         let (result, slice) = reader.read(buf.slice_mut(from..to)).await;
         buf = slice.into_inner();
         match result {

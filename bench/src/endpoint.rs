@@ -183,6 +183,11 @@ impl Machine for Endpoint {
 }
 
 impl Endpoint {
+    /// Whether the client has said what it speaks.
+    pub fn greeted(&self) -> bool {
+        self.greeted
+    }
+
     fn greet(&mut self) {
         self.greeted = true;
         let settings = [

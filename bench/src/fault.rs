@@ -30,6 +30,10 @@ pub enum Fault {
     Goaway(u32),
     /// The peer reset a stream that was to last as long as its connection, with this code.
     Reset(u32),
+    /// An HTTP/1.1 head or a WebSocket frame is not what it must be.
+    Http(&'static str),
+    /// An upgrade was answered with this status.
+    Refused(u16),
     /// TLS failed, or did not agree on HTTP/2.
     Tls(String),
 }
@@ -48,6 +52,8 @@ impl fmt::Display for Fault {
             Self::Hopeless(said) => write!(f, "too many calls failed, the last {said}"),
             Self::Goaway(code) => write!(f, "GOAWAY {}", Code(*code)),
             Self::Reset(code) => write!(f, "RST_STREAM {}", Code(*code)),
+            Self::Http(what) => write!(f, "HTTP/1.1: {what}"),
+            Self::Refused(status) => write!(f, "an upgrade was answered with {status}"),
             Self::Tls(what) => write!(f, "TLS: {what}"),
         }
     }

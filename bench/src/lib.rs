@@ -3,7 +3,8 @@
 //!
 //! The walk: [`load`] drives many [`caller::Caller`]s against the proxy, behind which an
 //! [`endpoint::Endpoint`] answers, reached by [`backend`] (listening) or [`worker`] (dialling back
-//! through `CONNECT`). [`relay`] is the baseline, [`compare`] the measurement. The two HTTP/2
+//! through `CONNECT`). [`relay`] is the baseline, [`compare`] the measurement. [`web`] and [`site`]
+//! are the same two sides for HTTP/1.1 and WebSockets, [`pipe`] a long way between. The
 //! sides do no I/O of their own: bytes in, bytes out; [`drive`] joins them to a socket on monoio.
 //!
 //! Not `forbid(unsafe_code)`: the baseline relay must be plain epoll, and neither epoll nor CPU
@@ -15,6 +16,7 @@
 pub mod backend;
 pub mod beside;
 pub mod caller;
+pub mod capacity;
 pub mod check;
 pub mod compare;
 pub mod cpu;
@@ -29,15 +31,19 @@ pub mod load;
 pub mod memory;
 pub mod outcome;
 pub mod pace;
+pub mod pipe;
 pub mod relay;
 pub mod relay_monoio;
 pub mod resume;
 pub mod scrape;
+pub mod site;
 pub mod socket;
 pub mod streamer;
 pub mod sys;
 pub mod tally;
 pub mod tls;
 pub mod verify;
+pub mod web;
+pub mod websocket;
 pub mod wire;
 pub mod worker;

@@ -17,6 +17,7 @@ use crate::pace::Pace;
 use crate::resume;
 use crate::streamer::{Streamer, Talk};
 use crate::tally::{Phase, Tally};
+use crate::web::Web;
 
 /// Connections of one generator thread that are being set up at once.
 pub(crate) const SET_UP_AT_ONCE: usize = 128;
@@ -33,8 +34,13 @@ pub(crate) async fn dispatch(
     let live_before = Rc::new(Cell::new(0_usize));
     let mut tasks = Vec::with_capacity(share);
     let mut lines = Vec::new();
+    while plan.kind == Kind::Storm && stage.phase() == Phase::WarmUp {
+        monoio::time::sleep(LOOK / 2).await;
+    }
     for number in 0..share {
-        while number >= (live_before.get() + SET_UP_AT_ONCE).min(stage.allowed()) {
+        while plan.kind != Kind::Storm
+            && number >= (live_before.get() + SET_UP_AT_ONCE).min(stage.allowed())
+        {
             if stage.phase() == Phase::Over {
                 return Ok(());
             }
@@ -53,7 +59,16 @@ pub(crate) async fn dispatch(
                 let leaving = resume::park(plan.clone(), number, absence, tally.clone());
                 tasks.push(monoio::spawn(leaving));
             }
-            Kind::Unary | Kind::ServerStream { .. } | Kind::PingPong { .. } | Kind::Idle => {
+            Kind::Storm => {
+                let coming = come_and_stay(plan.clone(), number, fields.clone(), tally.clone());
+                tasks.push(monoio::spawn(coming));
+            }
+            Kind::Unary
+            | Kind::ServerStream { .. }
+            | Kind::PingPong { .. }
+            | Kind::Web(_)
+            | Kind::Shared
+            | Kind::Idle => {
                 let line = Line::new(&plan, number, fields.clone(), tally.clone());
                 lines.push(line.clone());
                 tasks.push(monoio::spawn(line.run(plan.clone(), number, tally.clone())));
@@ -101,6 +116,7 @@ struct Line {
 enum Side {
     Calls(Rc<RefCell<Caller>>),
     Streams(Rc<RefCell<Streamer>>),
+    Web(Rc<RefCell<Web>>),
 }
 
 impl Line {
@@ -110,14 +126,20 @@ impl Line {
             Kind::ServerStream { messages: None } => Some(Talk::Listen),
             Kind::PingPong { .. } if plan.rate.is_some() => Some(Talk::Paced),
             Kind::PingPong { in_flight } => Some(Talk::PingPong { in_flight }),
+            Kind::Shared => Some(Talk::Shared),
             Kind::ServerStream { messages: Some(_) }
             | Kind::Unary
             | Kind::Idle
             | Kind::NewConnection
+            | Kind::Storm
+            | Kind::Web(_)
             | Kind::Resume { .. }
             | Kind::Parked { .. } => None,
         };
-        let side = if let Some(talk) = talk {
+        let side = if let Kind::Web(talk) = plan.kind {
+            let web = Web::new(&fields, (plan.work, talk), plan.rate.is_some(), tally);
+            Side::Web(Rc::new(RefCell::new(web)))
+        } else if let Some(talk) = talk {
             let streamer = Streamer::new(fields, (plan.work, talk), plan.streams, tally);
             Side::Streams(Rc::new(RefCell::new(streamer)))
         } else {
@@ -140,6 +162,7 @@ impl Line {
             // It fails when the stream ids are used up: the answers will be missed.
             Side::Calls(caller) => drop(caller.borrow_mut().begin(due)),
             Side::Streams(streamer) => streamer.borrow_mut().begin(due),
+            Side::Web(web) => web.borrow_mut().begin(due),
         }
         self.link.borrow_mut().nudge();
     }
@@ -155,6 +178,10 @@ impl Line {
             Side::Streams(streamer) => {
                 let ended = plan.route.run(number, streamer.clone(), link).await;
                 (ended, streamer.borrow().open_streams())
+            }
+            Side::Web(web) => {
+                let ended = plan.route.run(number, web.clone(), link).await;
+                (ended, web.borrow().open_calls())
             }
         };
         ended_early(ended, open, &tally);
@@ -185,6 +212,21 @@ async fn come_and_go(
     }
 }
 
+/// Makes a connection with one call, and keeps it.
+async fn come_and_stay(
+    plan: Rc<Plan>,
+    number: usize,
+    fields: Rc<CallFields>,
+    tally: Rc<RefCell<Tally>>,
+) {
+    let caller = Caller::new(fields, plan.work, 1, tally.clone());
+    let caller = caller.paced(CallPace::Once(Instant::now())).staying();
+    let caller = Rc::new(RefCell::new(caller));
+    let ended = plan.route.run(number, caller.clone(), Rc::default()).await;
+    let open = caller.borrow().open_calls();
+    ended_early(ended, open, &tally);
+}
+
 pub(crate) fn ended_early(ended: Result<(), drive::Ended>, open: u64, tally: &RefCell<Tally>) {
     let Err(why) = ended else { return };
     let mut tally = tally.borrow_mut();
@@ -195,5 +237,5 @@ pub(crate) fn ended_early(ended: Result<(), drive::Ended>, open: u64, tally: &Re
     ringway_stdio::complain!("load: a connection ended early: {why}");
     tally.failures.connection(&why);
     tally.failures.lost += open;
-    tally.stage.connection_broke();
+    tally.stage.connection_broke_by(&why);
 }

@@ -29,6 +29,8 @@ use crate::scrape::Samples;
 use crate::socket::Route;
 use crate::sys;
 use crate::tally::{Phase, Stage, Tally};
+use crate::tls::Trust;
+use crate::web;
 
 /// All connections must have had an answer within this time.
 const SET_UP_LIMIT: Duration = Duration::from_secs(30);
@@ -40,6 +42,9 @@ pub(crate) const LOOK: Duration = Duration::from_millis(2);
 const THREAD: &str = "load-";
 /// Share of its CPU above which the generator's side may be what limits a run.
 const BUSY: f64 = 0.9;
+
+/// The part that has the small messages of [`Kind::Shared`].
+pub const SMALL: &str = "small";
 
 /// What the connections do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,14 @@ pub enum Kind {
         /// How long the client is away.
         absence: Duration,
     },
+    /// HTTP/1.1 requests, or messages on a WebSocket; those are its units.
+    Web(web::Talk),
+    /// All connections are made at once when the count begins, call once and stay; each is a unit.
+    /// The count lasts until all have been answered.
+    Storm,
+    /// A stream of messages without end, which are the units, and paced messages of the request's
+    /// size to and fro on the same connection: the part [`SMALL`].
+    Shared,
     /// Connections with a session each, all of which rest after one call.
     Idle,
     /// As many sessions whose client was cut off and stays away: what a gateway keeps for them.
@@ -80,9 +93,11 @@ impl Kind {
     /// What is counted.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Unary => "call",
-            Self::ServerStream { .. } | Self::PingPong { .. } => "message",
-            Self::NewConnection => "connection",
+            Self::Unary | Self::Web(web::Talk::Get | web::Talk::Post) => "call",
+            Self::ServerStream { .. } | Self::PingPong { .. } | Self::Shared | Self::Web(_) => {
+                "message"
+            }
+            Self::NewConnection | Self::Storm => "connection",
             Self::Resume { .. } => "resume",
             Self::Idle | Self::Parked { .. } => "session",
         }
@@ -150,12 +165,17 @@ impl Plan {
             || self.active.is_some()
             || self.rests()
             || !self.steps.is_empty()
-            || matches!(self.kind, Kind::Resume { .. })
+            || self.route.slow.is_some()
+            || matches!(self.kind, Kind::Resume { .. } | Kind::Storm)
     }
 
     /// Payload bytes of a unit, both ways.
     pub(crate) fn unit_bytes(&self) -> f64 {
-        let answers_only = matches!(self.kind, Kind::ServerStream { .. });
+        let answers_only = match self.kind {
+            Kind::ServerStream { .. } | Kind::Shared => true,
+            Kind::Web(talk) => !talk.sends(),
+            _ => false,
+        };
         let sent = if answers_only { 0 } else { self.work.message };
         f64::from(sent) + f64::from(self.work.answer)
     }
@@ -168,7 +188,7 @@ pub enum LoadFault {
     Io(io::Error),
     /// Not every connection had an answer in time.
     #[expect(missing_docs, reason = "the names say it")]
-    SetUp { live: usize, broken: usize, wanted: usize },
+    SetUp { live: usize, broken: usize, wanted: usize, why: Option<String> },
     /// A stop signal came.
     Stopped,
 }
@@ -177,12 +197,15 @@ impl fmt::Display for LoadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "{error}"),
-            Self::SetUp { live, broken, wanted } => write!(
-                f,
-                "set-up: {live} of {wanted} connections had an answer, {broken} had ended, \
-                 within {} s",
-                SET_UP_LIMIT.as_secs()
-            ),
+            Self::SetUp { live, broken, wanted, why } => {
+                write!(
+                    f,
+                    "set-up: {live} of {wanted} connections had an answer, {broken} had ended, \
+                     within {} s",
+                    SET_UP_LIMIT.as_secs()
+                )?;
+                why.as_ref().map_or(Ok(()), |why| write!(f, ": {why}"))
+            }
             Self::Stopped => f.write_str("stopped"),
         }
     }
@@ -265,10 +288,17 @@ pub(crate) fn measure(crews: &[Crew<'_>]) -> Result<Measured, LoadFault> {
         memory.step(step);
     }
     stage.allow(usize::MAX);
-    await_set_up(wanted, &stage)?;
+    // A storm is not set up: that is what is counted.
+    if plan.kind != Kind::Storm {
+        await_set_up(wanted, &stage)?;
+    }
     let set_up = began.elapsed();
     memory.step(wanted);
     let edges = count(plan, &stage)?;
+    // What a slow reader leaves waiting has gathered only now.
+    if let Some(slow) = crews.iter().find(|crew| crew.plan.route.slow.is_some()) {
+        memory.step(slow.plan.connections);
+    }
     stage.enter(Phase::Over);
     let tallies = receivers
         .iter()
@@ -277,6 +307,12 @@ pub(crate) fn measure(crews: &[Crew<'_>]) -> Result<Measured, LoadFault> {
         .collect::<Result<Vec<_>, _>>()?;
     let threads = crews.iter().map(|crew| crew.plan.threads).sum();
     let mut outcome = outcome(plan, threads, &tallies[0], &edges);
+    if plan.kind == Kind::Storm {
+        // Who has no answer and was not broken either still waits.
+        let waits = wanted.saturating_sub(stage.live() + stage.broken());
+        outcome.miss("unanswered", waits as u64);
+    }
+    outcome.resumed = plan.route.trust.as_ref().and_then(Trust::resumed);
     outcome.set_up_ms = set_up.as_secs_f64() * 1e3;
     outcome.memory = memory;
     outcome.not_built = stage.gave_up().map(str::to_owned);
@@ -299,7 +335,11 @@ fn count(plan: &Plan, stage: &Stage) -> Result<Edges, LoadFault> {
     // Each sample follows its edge by the same short time, so that the lags cancel out.
     stage.enter(Phase::Counted);
     let before = Sample::take(&groups);
-    thread::sleep(if given_up { Duration::ZERO } else { plan.counted });
+    if plan.kind == Kind::Storm {
+        await_storm(plan.connections, stage)?;
+    } else {
+        thread::sleep(if given_up { Duration::ZERO } else { plan.counted });
+    }
     stage.enter(Phase::Trailing);
     let after = Sample::take(&groups);
     let metrics = match (metrics, plan.metrics) {
@@ -333,7 +373,8 @@ fn await_set_up(wanted: usize, stage: &Stage) -> Result<(), LoadFault> {
     while stage.live() < wanted && stage.gave_up().is_none() {
         let (live, broken) = (stage.live(), stage.broken());
         let fault = if broken > 0 || Instant::now() > until {
-            LoadFault::SetUp { live, broken, wanted }
+            let why = stage.why_broken().map(str::to_owned);
+            LoadFault::SetUp { live, broken, wanted, why }
         } else if sys::stop_asked() {
             LoadFault::Stopped
         } else {
@@ -342,6 +383,19 @@ fn await_set_up(wanted: usize, stage: &Stage) -> Result<(), LoadFault> {
         };
         stage.enter(Phase::Over);
         return Err(fault);
+    }
+    Ok(())
+}
+
+/// Until every connection of a storm has had its answer or has ended, or too long.
+fn await_storm(wanted: usize, stage: &Stage) -> Result<(), LoadFault> {
+    let until = Instant::now() + SET_UP_LIMIT;
+    while stage.live() + stage.broken() < wanted && Instant::now() < until {
+        if sys::stop_asked() {
+            stage.enter(Phase::Over);
+            return Err(LoadFault::Stopped);
+        }
+        thread::sleep(LOOK);
     }
     Ok(())
 }

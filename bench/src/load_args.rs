@@ -8,9 +8,11 @@ use clap::Args;
 use ringway_bench::beside::Bulk;
 use ringway_bench::caller::Work;
 use ringway_bench::fields::CallFields;
+use ringway_bench::pipe::{self, Way};
 use ringway_bench::socket::Route;
 use ringway_bench::tls::Trust;
-use ringway_bench::{beside, check, compare, load, sys};
+use ringway_bench::web::Talk;
+use ringway_bench::{beside, capacity, check, compare, load, sys};
 
 /// Connections beyond which one source address has too few ports.
 const MOST_FROM_ONE: usize = 20_000;
@@ -26,6 +28,9 @@ pub(crate) struct LoadArgs {
     /// (A server may show one of them itself only if it is not marked as an authority.)
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
+    /// Keep tickets and take TLS sessions up again.
+    #[arg(long, requires = "tls")]
+    tls_resume: bool,
     /// Whose certificate is expected; the target's address when absent.
     #[arg(long, requires = "tls")]
     tls_name: Option<String>,
@@ -70,6 +75,18 @@ pub(crate) struct LoadArgs {
     bulk: usize,
     #[arg(long, default_value_t = 65_536)]
     bulk_message: u32,
+    /// The bulk is read so seldom (`beside`): milliseconds between two reads.
+    #[arg(long)]
+    slow_ms: Option<u64>,
+    /// The 99th percentile up to which a rate counts, in microseconds (`capacity`).
+    #[arg(long, default_value_t = 1000)]
+    p99_us: u64,
+    /// A way of so many milliseconds to and fro between here and the target.
+    #[arg(long)]
+    round_trip_ms: Option<u64>,
+    /// How much that way lets through in each direction, in Gb/s.
+    #[arg(long, default_value_t = 1.0, requires = "round_trip_ms")]
+    gbit: f64,
     /// The proxy's admin address, to tell what its samples at /metrics changed by.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -114,13 +131,33 @@ enum KindName {
     Parked,
     /// A paced ping-pong, alone and beside a server stream.
     Beside,
+    /// HTTP/1.1: GET of so many octets as an answer has.
+    Get,
+    /// HTTP/1.1: POST of a message.
+    Post,
+    /// A WebSocket: a message there and one back.
+    WsPingPong,
+    /// A WebSocket on which messages come without end.
+    WsStream,
+    /// All connections at once, each with one call.
+    Storm,
+    /// Calls at the highest rate whose 99th percentile stays within `--p99-us`.
+    Capacity,
+    /// A paced ping-pong, alone and beside a server stream on the same connection.
+    Shared,
 }
 
 impl LoadArgs {
     fn kind(&self) -> load::Kind {
         let absence = Duration::from_millis(self.absence_ms);
         match self.kind {
-            KindName::Unary => load::Kind::Unary,
+            KindName::Unary | KindName::Capacity => load::Kind::Unary,
+            KindName::Get => load::Kind::Web(Talk::Get),
+            KindName::Post => load::Kind::Web(Talk::Post),
+            KindName::WsPingPong => load::Kind::Web(Talk::PingPong),
+            KindName::WsStream => load::Kind::Web(Talk::Stream),
+            KindName::Storm => load::Kind::Storm,
+            KindName::Shared => load::Kind::Shared,
             KindName::ServerStream => load::Kind::ServerStream { messages: self.messages },
             KindName::PingPong | KindName::Beside => {
                 load::Kind::PingPong { in_flight: self.in_flight.max(1) }
@@ -137,22 +174,32 @@ impl LoadArgs {
         let target = self.target.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let name = self.tls_name.clone().unwrap_or_else(|| target.ip().to_string());
         let trust = self.tls.as_ref().map(|file| Trust::read(file, &name)).transpose()?;
+        let trust = trust.map(|trust| if self.tls_resume { trust.resuming() } else { trust });
         let spread =
             matches!(self.kind, KindName::NewConnection | KindName::Resume | KindName::Parked);
-        Ok(Route { target, trust, spread: spread || self.connections > MOST_FROM_ONE })
+        let spread = spread || self.connections > MOST_FROM_ONE;
+        let mut route = Route { target, trust, spread, slow: None };
+        if let Some(ms) = self.round_trip_ms {
+            let way = Way { round_trip: Duration::from_millis(ms), rate: self.gbit * 1e9 / 8.0 };
+            route.target = pipe::open(target, way)?;
+        }
+        Ok(route)
     }
 
     fn plan(self) -> Result<load::Plan, Box<dyn std::error::Error>> {
         let route = self.route()?;
         let kind = self.kind();
         let fields = CallFields {
-            authority: route.target.to_string(),
+            authority: self.target.unwrap_or(route.target).to_string(),
             path: self.path,
             key: self.key,
             function: self.function,
             version: self.version,
             session: None,
         };
+        if self.gbit <= 0.0 {
+            return Err("--gbit must be more than nothing".into());
+        }
         if self.messages.is_some() && self.message < 8 {
             return Err("--messages needs a --message of at least 8 bytes".into());
         }
@@ -181,11 +228,15 @@ impl LoadArgs {
     pub(crate) fn run(self) -> Result<(), Box<dyn std::error::Error>> {
         sys::raise_file_limit()?;
         let (json, checks, kind) = (self.json, self.check, self.kind);
-        let bulk = Bulk { connections: self.bulk.max(1), message: self.bulk_message };
+        let slow = self.slow_ms.map(Duration::from_millis);
+        let bulk = Bulk { connections: self.bulk.max(1), message: self.bulk_message, slow };
+        let bound = Duration::from_micros(self.p99_us);
         let plan = self.plan()?;
         let outcome = match kind {
             _ if checks => check::run(&plan)?,
             KindName::Beside => beside::run(&plan, bulk)?,
+            KindName::Shared => beside::shared(&plan)?,
+            KindName::Capacity => capacity::run(&plan, bound)?,
             _ => load::run(&plan)?,
         };
         if json {

@@ -80,7 +80,7 @@ struct WorkerArgs {
 
 #[derive(Debug, Args)]
 struct CompareArgs {
-    /// All rows in about a quarter of an hour: two rounds, as many seconds as fit.
+    /// All rows in about 25 minutes: two rounds, as many seconds as fit.
     #[arg(long)]
     quick: bool,
     /// Runs of each peer for each shape: 5, or 2 if quick.
@@ -110,13 +110,20 @@ struct CompareArgs {
     /// Where to write every figure.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Where configurations, logs and the raw figures go; a temporary folder when absent.
-    #[arg(long)]
-    out: Option<PathBuf>,
+    /// Where the page, configurations, logs and the raw figures go.
+    #[arg(long, default_value = "comparison")]
+    out: PathBuf,
+    /// Start line of NVIDIA's proxy with all it needs, for `sh`: clients come to {client}, calls
+    /// end at {backend}; see `bench/peers/nvidia`. Without it that peer is left out.
+    #[arg(long, value_name = "LINE")]
+    nvidia: Option<String>,
     /// TCP congestion control for the time of the run, or `keep`. The common default bbr paces
     /// loopback traffic, which doubles the cost of large messages.
     #[arg(long, default_value = "cubic")]
     congestion: String,
+    /// `tcp_rmem` and `tcp_wmem` for the time of the run: the kernel's defaults, or `keep`.
+    #[arg(long, default_value = "default", value_parser = ["default", "keep"])]
+    tcp_memory: String,
     #[arg(long, default_value_t = 0)]
     proxy_cpu: usize,
     #[arg(long, default_value_t = 1)]
@@ -196,6 +203,8 @@ fn run_compare(args: CompareArgs) -> Outcome {
         json: args.json,
         out: args.out,
         congestion: args.congestion,
+        tcp_memory: args.tcp_memory,
+        given: args.nvidia.into_iter().map(|line| ("nvidia".to_owned(), line)).collect(),
         proxy_cpu: args.proxy_cpu,
         load_cpu: args.load_cpu,
     };

@@ -1,8 +1,9 @@
 //! Memory of other processes and of the kernel's sockets, from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,18 +20,24 @@ pub struct Held {
     /// Its sockets, counted.
     #[serde(default)]
     pub sockets: u64,
+    /// Octets that wait in them, to be sent, to be acknowledged or to be read.
+    #[serde(default)]
+    pub queued: u64,
 }
 
 impl Held {
     /// What `pids` hold together.
     pub fn sample(pids: &[u32]) -> Self {
         let mut held = Self::default();
+        let mut own = HashSet::new();
         for pid in pids {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
             held.rss += kib(&text, "Rss:");
             held.pss += kib(&text, "Pss:");
-            held.sockets += sockets(*pid);
+            own.extend(sockets(*pid));
         }
+        held.sockets = own.len() as u64;
+        held.queued = queued(&own);
         held
     }
 }
@@ -100,14 +107,16 @@ impl Memory {
     }
 
     /// The kernel's bytes that all the connections cost for the sockets of a watched process,
-    /// each: what the machine's kernel memory grew by, by the process's share of the new sockets.
+    /// each: what waits in them, and what the machine's slab memory grew by, by the process's share
+    /// of the new sockets.
     pub fn kernel_per_connection(&self, name: &str) -> Option<f64> {
         let (first, last) = self.ends()?;
         let own = last.held.get(name)?.sockets.saturating_sub(first.held.get(name)?.sockets);
         let all = last.kernel.sockets.saturating_sub(first.kernel.sockets).max(1);
-        let bytes = |kernel: &Kernel| (kernel.slab + kernel.tcp) as f64;
-        let grown = bytes(&last.kernel) - bytes(&first.kernel);
-        Some(each(last, grown * (own as f64 / all as f64).min(1.0)))
+        let slab = last.kernel.slab as f64 - first.kernel.slab as f64;
+        let slab = slab.max(0.0) * (own as f64 / all as f64).min(1.0);
+        let queued = last.held.get(name)?.queued as f64 - first.held.get(name)?.queued as f64;
+        Some(each(last, slab + queued))
     }
 
     fn ends(&self) -> Option<(&Step, &Step)> {
@@ -149,10 +158,37 @@ fn tcp_number(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().skip_while(|word| *word != name).nth(1)?.parse().ok()
 }
 
-fn sockets(pid: u32) -> u64 {
-    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+/// The inodes of a process's sockets.
+fn sockets(pid: u32) -> Vec<u64> {
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return vec![] };
     let links = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
-    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() as u64
+    let inode =
+        |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    links.filter_map(inode).collect()
+}
+
+/// Octets that wait in the TCP sockets with these inodes.
+fn queued(own: &HashSet<u64>) -> u64 {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+    tables
+        .iter()
+        .flatten()
+        .flat_map(|table| table.lines().skip(1))
+        .map(|line| waits(line, own))
+        .sum()
+}
+
+/// Octets that wait in one socket of the kernel's table, if it is one of these.
+fn waits(line: &str, own: &HashSet<u64>) -> u64 {
+    let mut words = line.split_whitespace();
+    // Number, both addresses and state come before the queues; timers, user and timeout after.
+    let Some((to_send, to_read)) = words.nth(4).and_then(|queues| queues.split_once(':')) else {
+        return 0;
+    };
+    let is_own =
+        words.nth(4).and_then(|inode| inode.parse().ok()).is_some_and(|n| own.contains(&n));
+    let hex = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+    if is_own { hex(to_send) + hex(to_read) } else { 0 }
 }
 
 #[cfg(test)]
@@ -174,17 +210,31 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_in_a_socket_is_seen() {
+        let line =
+            "  3: 0100007F:1F90 0100007F:9C40 01 000000FF:00000010 02:000005DC 00000000 0 0 4711 2";
+        assert_eq!(waits(line, &[4711].into()), 255 + 16);
+        assert_eq!(waits(line, &[4712].into()), 0);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _server = listener.accept().unwrap();
+        std::io::Write::write_all(&mut client, &[0; 5000]).unwrap();
+        assert!(Held::sample(&[std::process::id()]).queued >= 5000);
+    }
+
+    #[test]
     fn growth_is_shared_out_by_sockets() {
         let step = |connections, pss, own, slab, sockets| Step {
             connections,
-            held: [("proxy".to_owned(), Held { rss: pss, pss, sockets: own })].into(),
+            held: [("proxy".to_owned(), Held { rss: pss, pss, sockets: own, queued: own * 10 })]
+                .into(),
             kernel: Kernel { tcp: 0, slab, sockets },
         };
         let steps = vec![step(0, 1000, 3, 5000, 10), step(10, 21_000, 23, 85_000, 50)];
         let memory = Memory { steps, watch: vec![] };
         assert_eq!(memory.per_connection("proxy"), Some(2000.0));
-        // 80 000 bytes for 40 new sockets, 20 of them the proxy's, 10 connections.
-        assert_eq!(memory.kernel_per_connection("proxy"), Some(4000.0));
+        // 80 000 bytes for 40 new sockets, 20 of them the proxy's with 200 in them, 10 connections.
+        assert_eq!(memory.kernel_per_connection("proxy"), Some(4020.0));
         assert_eq!(memory.per_connection("other"), None);
     }
 }

@@ -78,6 +78,9 @@ pub struct Outcome {
     /// By how much the proxy's own samples changed during the run, of those that did.
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
+    /// Share of the TLS handshakes that took a session up again, of a run that wanted that.
+    #[serde(default)]
+    pub resumed: Option<f64>,
     /// Where the latencies are as an HDR interval log; each part is an interval with its name as
     /// tag.
     #[serde(default)]
@@ -191,12 +194,23 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
+    /// Counts failures that no connection noticed.
+    pub fn miss(&mut self, cause: &str, count: u64) {
+        if count > 0 {
+            *self.failures.entry(cause.to_owned()).or_default() += count;
+            self.failed += count;
+        }
+    }
+
     fn write_more(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(late) = self.late_us {
             write!(f, "\nstarts late us: {late}")?;
         }
         if let Some(bulk) = self.bulk_bytes_per_s {
             write!(f, "\nbulk beside: {:.1} MB/s", bulk / 1e6)?;
+        }
+        if let Some(share) = self.resumed {
+            write!(f, "\n{:.0} % of the handshakes resumed", share * 100.0)?;
         }
         write!(f, "{}", self.memory)?;
         // The others say in NVIDIA's names what is here already.

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use monoio::net::TcpStream;
 use socket2::{Domain, Socket, Type};
@@ -25,7 +26,13 @@ pub struct Route {
     pub trust: Option<Trust>,
     /// Whether to spread connections over [`SOURCES`]; only to loopback.
     pub spread: bool,
+    /// How long each read waits for the one before: a client that cannot follow.
+    pub slow: Option<Duration>,
 }
+
+/// What the kernel may keep for a client that cannot follow, so that what waits does so elsewhere:
+/// more than a segment of the loopback interface, of which it waits for room.
+const SLOW_BUFFER: usize = 128 * 1024;
 
 impl Route {
     /// The `number`th connection.
@@ -34,12 +41,23 @@ impl Route {
     /// The target is not there, or no port is free.
     pub async fn connect(&self, number: usize) -> io::Result<TcpStream> {
         let loopback = matches!(self.target.ip(), IpAddr::V4(ip) if ip.is_loopback());
-        if !(self.spread && loopback) {
+        let spread = self.spread && loopback;
+        if !spread && self.slow.is_none() {
             return TcpStream::connect_addr(self.target).await;
+        }
+        if !spread {
+            let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
+            // Before the connection is made: it decides what window is offered.
+            socket.set_recv_buffer_size(SLOW_BUFFER)?;
+            return self.joined(socket);
         }
         let source = Ipv4Addr::new(127, 0, 0, 1 + (number % usize::from(SOURCES)) as u8);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
+        self.joined(socket)
+    }
+
+    fn joined(&self, socket: Socket) -> io::Result<TcpStream> {
         // Blocking: loopback answers within the call.
         socket.connect(&self.target.into())?;
         // A ring waits for a socket that would block only if the socket itself would.
@@ -55,6 +73,7 @@ impl Route {
         link: Rc<RefCell<Link>>,
     ) -> Result<(), Ended> {
         let stream = self.connect(number).await.map_err(|e| Ended::Lost(Some(e)))?;
+        link.borrow_mut().slow(self.slow);
         match &self.trust {
             Some(trust) => {
                 let tls = trust.around(machine).map_err(Ended::Fault)?;

@@ -14,6 +14,7 @@ use crate::endpoint::{ENDLESS, FILL, Messages, OUT_LIMIT, PREFIX, STREAM_ORDER, 
 use crate::fault::Fault;
 use crate::fields::{Blocks, CallFields};
 use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
+use crate::load::SMALL;
 use crate::tally::{Phase, Tally};
 use crate::verify::Verifier;
 use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
@@ -33,11 +34,16 @@ pub enum Talk {
     },
     /// One message goes out when [`Streamer::begin`] says so, and is answered.
     Paced,
+    /// The first stream listens; on the others messages go out when [`Streamer::begin`] says so,
+    /// and are answered by as much.
+    Shared,
 }
 
 #[derive(Debug)]
 struct Stream {
     id: u32,
+    /// Messages come on it without end.
+    listens: bool,
     /// Bytes of messages to send, whole messages from `sent_of` on.
     left: u64,
     message: u64,
@@ -131,7 +137,9 @@ impl Streamer {
     /// Sends a message on every stream, due at `due`.
     pub fn begin(&mut self, due: Instant) {
         for place in 0..self.streams.len() {
-            self.ping(place, due);
+            if self.talk != Talk::Shared || place > 0 {
+                self.ping(place, due);
+            }
         }
         self.refill();
     }
@@ -183,18 +191,22 @@ impl Streamer {
             return;
         }
         let mut tally = self.tally.borrow_mut();
-        if self.talk == Talk::Listen {
+        let listens = self.streams[place].listens;
+        if listens {
             tally.units(ends as u64);
         }
         if !self.answered {
             self.answered = true;
             tally.stage.connection_lives();
         }
-        if self.talk == Talk::Listen {
+        if listens {
             return;
         }
         for _ in 0..ends {
             match self.streams[place].due.pop_front() {
+                Some(due) if self.talk == Talk::Shared => {
+                    tally.part(SMALL, now.saturating_duration_since(due));
+                }
                 Some(due) => tally.completed(due, now),
                 // More came back than went out.
                 None => tally.failures.length += 1,
@@ -247,14 +259,22 @@ impl Streamer {
         if n < STREAM_ORDER {
             return Err(Fault::Window);
         }
-        let count = if self.talk == Talk::Listen { ENDLESS } else { 0 };
+        let listens = match self.talk {
+            Talk::Listen => true,
+            Talk::Shared => place == 0,
+            Talk::PingPong { .. } | Talk::Paced => false,
+        };
+        let count = if listens { ENDLESS } else { 0 };
+        let small = self.talk == Talk::Shared && !listens;
+        let answer = if small { self.work.message } else { self.work.answer };
         wire::put_head(&mut self.out, STREAM_ORDER, kind::DATA, 0, id);
         self.out.push(0);
-        for word in [ORDER_PAYLOAD, self.work.answer | STREAMED, count] {
+        for word in [ORDER_PAYLOAD, answer | STREAMED, count] {
             self.out.extend_from_slice(&word.to_be_bytes());
         }
         self.streams.push(Stream {
             id,
+            listens,
             left: 0,
             message: u64::from(self.work.message) + PREFIX as u64,
             window,

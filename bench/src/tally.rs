@@ -21,6 +21,8 @@ pub struct Stage {
     /// Connections that may be made so far, of a run that makes them in steps.
     allowed: AtomicUsize,
     not_built: OnceLock<String>,
+    /// Why the first connection ended that did so early.
+    why_broken: OnceLock<String>,
 }
 
 /// The parts of a run.
@@ -61,6 +63,18 @@ impl Stage {
     /// A connection has ended before the run was over.
     pub fn connection_broke(&self) {
         self.broken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same, with the reason; the first one is kept.
+    pub fn connection_broke_by(&self, why: &impl fmt::Display) {
+        // A second reason may be the first one's consequence.
+        let _ = self.why_broken.set(why.to_string());
+        self.connection_broke();
+    }
+
+    /// Why the first connection ended early, if one did and said so.
+    pub fn why_broken(&self) -> Option<&str> {
+        self.why_broken.get().map(String::as_str)
     }
 
     /// So many connections may be made.

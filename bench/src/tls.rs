@@ -4,17 +4,23 @@
 //! that a turn made leave in one write, as the plain sides do it.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustls::client::Resumption;
+use rustls::client::{
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, HandshakeKind, NamedGroup, RootCertStore,
+};
 use rustls::{ServerConfig, ServerConnection};
 
 use crate::drive::Machine;
@@ -36,6 +42,59 @@ fn named(path: &Path) -> impl Fn(rustls::pki_types::pem::Error) -> io::Error {
 pub struct Trust {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    seen: Arc<Handshakes>,
+    resumes: bool,
+}
+
+/// The handshakes of a client's connections.
+#[derive(Debug, Default)]
+struct Handshakes {
+    all: AtomicU64,
+    resumed: AtomicU64,
+}
+
+/// Tickets that a client keeps: more than its connections use at once.
+const TICKETS: usize = 4096;
+
+/// The tickets of one server, each used once. (The library's own store keeps eight, which is less
+/// than connections begin at once here.)
+#[derive(Debug, Default)]
+struct Tickets {
+    kept: Mutex<VecDeque<Tls13ClientSessionValue>>,
+}
+
+impl Tickets {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Tls13ClientSessionValue>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        let mut kept = self.kept();
+        if kept.len() >= TICKETS {
+            kept.pop_front();
+        }
+        kept.push_back(ticket);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.kept().pop_back()
+    }
 }
 
 impl Trust {
@@ -61,7 +120,23 @@ impl Trust {
         // Like grpc-go, which keeps no tickets.
         config.resumption = Resumption::disabled();
         let name = ServerName::try_from(name.to_owned()).map_err(|e| broken(&e))?;
-        Ok(Self { config: Arc::new(config), name })
+        Ok(Self { config: Arc::new(config), name, seen: Arc::default(), resumes: false })
+    }
+
+    /// The same, which keeps tickets and takes its sessions up again.
+    #[must_use]
+    pub fn resuming(mut self) -> Self {
+        let mut config = (*self.config).clone();
+        config.resumption = Resumption::store(Arc::new(Tickets::default()));
+        (self.config, self.seen, self.resumes) = (Arc::new(config), Arc::default(), true);
+        self
+    }
+
+    /// Share of its handshakes that took a session up again, if it wants that.
+    pub fn resumed(&self) -> Option<f64> {
+        let all = self.seen.all.load(Ordering::Relaxed);
+        let resumed = self.seen.resumed.load(Ordering::Relaxed);
+        (self.resumes && all > 0).then(|| resumed as f64 / all as f64)
     }
 
     /// A connection of this client around `machine`.
@@ -70,7 +145,8 @@ impl Trust {
     /// The TLS side cannot be made.
     pub fn around<M>(&self, machine: Rc<RefCell<M>>) -> Result<Tls<M>, Fault> {
         let session = ClientConnection::new(self.config.clone(), self.name.clone());
-        session.map(|s| Tls::new(s.into(), machine)).map_err(|e| Fault::Tls(e.to_string()))
+        let seen = Some(self.seen.clone());
+        session.map(|s| Tls::new(s.into(), machine, seen)).map_err(|e| Fault::Tls(e.to_string()))
     }
 }
 
@@ -105,7 +181,7 @@ impl Offer {
     /// The TLS side cannot be made.
     pub fn around<M>(&self, machine: Rc<RefCell<M>>) -> Result<Tls<M>, Fault> {
         let session = ServerConnection::new(self.config.clone());
-        session.map(|s| Tls::new(s.into(), machine)).map_err(|e| Fault::Tls(e.to_string()))
+        session.map(|s| Tls::new(s.into(), machine, None)).map_err(|e| Fault::Tls(e.to_string()))
     }
 }
 
@@ -117,13 +193,19 @@ pub struct Tls<M> {
     plain: Vec<u8>,
     out: Vec<u8>,
     agreed: bool,
+    /// Where a client's handshake is counted.
+    seen: Option<Arc<Handshakes>>,
 }
 
 impl<M> Tls<M> {
-    fn new(mut session: Connection, machine: Rc<RefCell<M>>) -> Self {
+    fn new(
+        mut session: Connection,
+        machine: Rc<RefCell<M>>,
+        seen: Option<Arc<Handshakes>>,
+    ) -> Self {
         // The machine has a limit of its own for what waits to be written.
         session.set_buffer_limit(None);
-        Self { session, machine, plain: vec![], out: vec![], agreed: false }
+        Self { session, machine, plain: vec![], out: vec![], agreed: false, seen }
     }
 
     /// Decrypts all of `bytes`.
@@ -141,6 +223,11 @@ impl<M> Tls<M> {
                 return Err(Fault::Tls("the peer did not agree on h2".to_owned()));
             }
             self.agreed = true;
+            if let Some(seen) = &self.seen {
+                let resumed = self.session.handshake_kind() == Some(HandshakeKind::Resumed);
+                seen.all.fetch_add(1, Ordering::Relaxed);
+                seen.resumed.fetch_add(u64::from(resumed), Ordering::Relaxed);
+            }
         }
         Ok(())
     }

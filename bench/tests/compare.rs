@@ -22,7 +22,16 @@ fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringway-bench"));
     command
         .args(["compare", "--no-install", "--warm-up", "0.05"])
-        .args(["--congestion", "keep", "--proxy-cpu", "0", "--load-cpu", "0"])
+        .args([
+            "--congestion",
+            "keep",
+            "--tcp-memory",
+            "keep",
+            "--proxy-cpu",
+            "0",
+            "--load-cpu",
+            "0",
+        ])
         .args(arguments);
     command
 }
@@ -132,7 +141,8 @@ fn both_columns_are_judged_the_half_rate_is_found_and_what_is_missing_is_named()
     };
     let judged = line(&rows[0], "ringway")["judgements"].clone();
     let units: Vec<_> = judged.as_array().unwrap().iter().map(|j| j["unit"].clone()).collect();
-    assert_eq!(units, ["relay", "proxy"]);
+    // How many percentiles there are samples for is the machine's to say.
+    assert_eq!(units[..3], ["relay", "proxy", "relay"]);
     let binding = judged.as_array().unwrap().iter().filter(|j| j["binds"] == true).count();
     assert_eq!(binding, 1, "{judged}");
     assert!(line(&rows[1], "relay")["latency"][1]["median"].is_f64(), "{text}");

@@ -16,8 +16,10 @@ use bytes::Bytes;
 use ringway_bench::beside::Bulk;
 use ringway_bench::caller::Work;
 use ringway_bench::load::{self, Kind, Outcome, Plan};
+use ringway_bench::pipe::{self, Way};
 use ringway_bench::tls::{Offer, Trust};
-use ringway_bench::{backend, beside, check};
+use ringway_bench::web::Talk;
+use ringway_bench::{backend, beside, capacity, check};
 use stand::{LOOPBACK, block_on, plan, start_backend, start_relay};
 
 /// A run of another kind than calls, through the relay.
@@ -189,7 +191,7 @@ fn a_slow_stream_is_measured_alone_and_beside_bulk() {
     plan.counted = Duration::from_millis(500);
     let path = scratch("beside.hlog");
     plan.hdr = Some(path.clone());
-    let bulk = Bulk { connections: 1, message: 65_536 };
+    let bulk = Bulk { connections: 1, message: 65_536, slow: None };
     let outcome = beside::run(&plan, bulk).unwrap();
     assert_eq!(outcome.failed, 0, "{outcome}");
     for part in ["alone", "beside"] {
@@ -215,6 +217,96 @@ fn the_generator_knows_its_ceiling_its_floor_and_its_error() {
     // A slow machine makes fewer, none makes more.
     assert!((1..=5_000).contains(&paced), "{outcome}");
     assert!(outcome.late_us.unwrap().count > 0);
+}
+
+#[test]
+fn requests_of_http_1_and_messages_on_web_sockets_are_answered() {
+    for (talk, message, answer, unit) in [
+        (Talk::Get, 4, 100, "call"),
+        (Talk::Get, 4, 1 << 20, "call"),
+        (Talk::Post, 1 << 20, 4, "call"),
+        (Talk::PingPong, 100, 100, "message"),
+        (Talk::Stream, 4, 65_536, "message"),
+    ] {
+        let outcome = run_kind(Kind::Web(talk), |plan| {
+            plan.streams = 1;
+            plan.work = Work { message, answer };
+        });
+        assert_eq!(outcome.unit, unit);
+        assert!(outcome.bytes_per_s > 0.0, "{outcome}");
+    }
+    for talk in [Talk::Get, Talk::PingPong] {
+        let outcome = run_kind(Kind::Web(talk), |plan| {
+            (plan.streams, plan.rate) = (1, Some(500.0));
+            plan.work = Work { message: 100, answer: 100 };
+        });
+        let due = outcome.elapsed_ns as f64 / 1e9 * 500.0;
+        assert!((outcome.calls as f64) < due * 1.5 + 5.0, "{outcome}");
+    }
+}
+
+#[test]
+fn a_storm_is_over_when_all_have_their_answer_and_counts_who_has_none() {
+    let outcome = run_kind(Kind::Storm, |plan| (plan.connections, plan.streams) = (300, 1));
+    assert_eq!((outcome.calls, outcome.parts["first-byte"].count), (300, 300), "{outcome}");
+    // Every second connection is closed at once.
+    let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
+    let (address, backend) = (listener.local_addr().unwrap(), start_backend());
+    thread::spawn(move || {
+        for (number, client) in listener.incoming().flatten().enumerate() {
+            if number % 2 == 0 {
+                continue;
+            }
+            let server = TcpStream::connect(backend).unwrap();
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut from, mut to) = (client, server);
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+    });
+    let mut plan = plan(address, 10, 1, Work { message: 100, answer: 100 });
+    plan.kind = Kind::Storm;
+    let outcome = load::run(&plan).unwrap();
+    assert_eq!((outcome.calls, outcome.failed >= 5), (5, true), "{outcome}");
+}
+
+#[test]
+fn a_rate_within_the_bound_is_found_and_none_is_said_so() {
+    let mut plan = plan(start_backend(), 4, 2, Work { message: 100, answer: 100 });
+    plan.counted = Duration::from_millis(800);
+    let found = capacity::run(&plan, Duration::from_secs(1)).unwrap();
+    assert_eq!(found.failed, 0, "{found}");
+    assert!(found.calls_per_s > 0.0 && found.latency_us.p99 <= 1e6, "{found}");
+    let none = capacity::run(&plan, Duration::ZERO).unwrap();
+    assert!(none.not_built.unwrap().contains("p99"));
+}
+
+#[test]
+fn small_messages_are_measured_alone_and_beside_a_stream_of_their_connection() {
+    let round_trip = Duration::from_millis(20);
+    let way = Way { round_trip, rate: 125e6 };
+    let target = pipe::open(start_backend(), way).unwrap();
+    let plan = plan(target, 1, 2, Work { message: 100, answer: 65_536 });
+    let outcome = beside::shared(&plan).unwrap();
+    assert_eq!(outcome.failed, 0, "{outcome}");
+    assert!(outcome.calls > 0, "{outcome}");
+    for part in ["alone", "beside"] {
+        // Through the way nothing is faster than it is long.
+        assert!(outcome.parts[part].p50 >= 20_000.0, "{part}: {outcome}");
+    }
+}
+
+#[test]
+fn others_are_measured_beside_clients_that_do_not_read_and_memory_after_them() {
+    let mut plan = plan(start_relay(start_backend()), 2, 1, Work { message: 100, answer: 100 });
+    plan.watch = vec![load::Watch { name: "proxy".to_owned(), pid: std::process::id() }];
+    let slow = Some(Duration::from_millis(300));
+    let outcome = beside::run(&plan, Bulk { connections: 20, message: 65_536, slow }).unwrap();
+    assert_eq!(outcome.failed, 0, "{outcome}");
+    let last = outcome.memory.steps.last().unwrap();
+    // What is not read waits in sockets.
+    assert_eq!((last.connections, last.held["proxy"].queued > 100_000), (20, true), "{last:?}");
+    assert!(outcome.bulk_bytes_per_s.unwrap() < 20.0 * 16_384.0 * 8.0, "{outcome}");
 }
 
 /// A file of this process's own.
@@ -269,6 +361,20 @@ fn calls_streams_and_new_connections_go_through_tls() {
         let outcome = load::run(&plan).unwrap();
         assert_eq!(outcome.failed, 0, "{kind:?}: {outcome}");
         assert!(outcome.calls > 0, "{kind:?}: {outcome}");
+    }
+}
+
+#[test]
+fn a_client_with_tickets_takes_its_sessions_up_again() {
+    let (backend, chain) = start_tls_backend(&["127.0.0.1"], "tickets.pem");
+    let trust = Trust::read(&chain, "127.0.0.1").unwrap();
+    std::fs::remove_file(&chain).unwrap();
+    for (trust, resumes) in [(trust.clone(), false), (trust.resuming(), true)] {
+        let mut plan = plan(backend, 1, 1, Work { message: 100, answer: 100 });
+        (plan.kind, plan.route.trust) = (Kind::NewConnection, Some(trust));
+        let outcome = load::run(&plan).unwrap();
+        assert_eq!(outcome.failed, 0, "{outcome}");
+        assert_eq!(outcome.resumed.is_some_and(|share| share > 0.5), resumes, "{outcome}");
     }
 }
 

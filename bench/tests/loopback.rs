@@ -245,7 +245,7 @@ fn load_and_endpoint_agree_directly_and_through_the_relay() {
 fn load_reports_a_target_that_is_not_there() {
     let gone = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap().local_addr().unwrap();
     let fault = load::run(&plan(gone, 1, 1, Work { message: 4, answer: 4 })).unwrap_err();
-    assert!(matches!(fault, LoadFault::SetUp { live: 0, broken: 1, wanted: 1 }), "{fault}");
+    assert!(matches!(fault, LoadFault::SetUp { live: 0, broken: 1, wanted: 1, .. }), "{fault}");
 }
 
 /// Bytes that show a loss, a repetition or an exchange of connections.

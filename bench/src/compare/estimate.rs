@@ -8,13 +8,15 @@ use super::stand::CHECK;
 use super::{Request, is_direct};
 
 /// What a quick run of everything may take.
-pub const QUICK_SECONDS: f64 = 13.0 * 60.0;
+pub const QUICK_SECONDS: f64 = 25.0 * 60.0;
 /// Starting and ending a peer, its endpoint and its load.
 const START: f64 = 0.4;
 /// Setting a connection up, its session included.
 const CONNECTION: f64 = 0.000_25;
 /// A stream beside bulk is measured alone first, a resume rests, a held connection settles.
 const EXTRA: f64 = 0.5;
+/// Setting up clients that do not read.
+const SLOW: f64 = 3.0;
 /// Connections from which a shape takes long to set up and says little more in a further round.
 const MANY: usize = 1000;
 /// Rounds of such a shape.
@@ -24,7 +26,8 @@ const QUICK: (f64, f64) = (0.3, 2.0);
 
 /// Rounds that a shape gets.
 pub fn rounds(request: &Request, shape: &Shape) -> usize {
-    match (shape.connections >= MANY, request.budget) {
+    let many = shape.connections >= MANY || shape.more.contains(&"--slow-ms");
+    match (many, request.budget) {
         (true, Some(_)) => 1,
         (true, None) => request.rounds.min(FEW),
         (false, _) => request.rounds,
@@ -52,11 +55,17 @@ impl Estimate {
                     Work::Load => request.warm_up + request.seconds,
                     Work::Hold => EXTRA,
                 };
-                let extra = if shape.more.iter().any(|m| matches!(*m, "beside" | "resume")) {
-                    EXTRA + request.seconds
-                } else {
-                    0.0
-                };
+                let is = |kinds: &[&str]| shape.more.iter().any(|m| kinds.contains(m));
+                let mut extra = 0.0;
+                if is(&["beside", "resume", "shared"]) {
+                    extra += EXTRA + request.seconds;
+                }
+                if is(&["--slow-ms"]) {
+                    extra += SLOW;
+                }
+                if is(&["capacity"]) {
+                    extra += 8.0 * (request.warm_up + request.seconds / 4.0);
+                }
                 let set_up = shape.connections as f64 * CONNECTION;
                 let rounds = rounds(request, shape);
                 sum.runs += rounds;
@@ -101,12 +110,12 @@ mod tests {
     #[test]
     fn a_quick_run_uses_its_budget_and_says_so_before() {
         let peers: Vec<Peer> = (0..15).map(|i| peer(&format!("p{i}"), Class::L7)).collect();
-        let quick = Request { rounds: 2, budget: Some(780.0), ..request() };
+        let quick = Request { rounds: 2, budget: Some(1500.0), ..request() };
         let settled = settle(&quick, &ALL, &peers);
         assert!(settled.seconds > QUICK.0 && settled.seconds < QUICK.1, "{}", settled.seconds);
         let estimate = Estimate::of(&settled, &ALL, &peers);
-        assert!((estimate.seconds - 780.0).abs() < 1.0, "{estimate:?}");
-        assert!(estimate.to_string().ends_with("about 13 minutes"), "{estimate}");
+        assert!((estimate.seconds - 1500.0).abs() < 1.0, "{estimate:?}");
+        assert!(estimate.to_string().ends_with("about 25 minutes"), "{estimate}");
         assert_eq!(settle(&request(), &ALL, &peers).seconds, request().seconds);
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::peer::{Class, Peer};
-use super::shape::{Figure, Shape};
+use super::shape::{Figure, ROUND_TRIP_US, Shape};
 use super::{Run, is_direct};
 use crate::load::Latency;
 
@@ -13,7 +13,10 @@ use crate::load::Latency;
 const MESSAGES: &str = "ringway_cross_core_messages_total";
 /// What a run's other phases are called: a stream beside nothing, a call on a live session.
 const ALONE: &str = "alone";
+const BESIDE: &str = "beside";
 const PINNED: &str = "pinned";
+/// What a new connection's part until its answer begins is called.
+const FIRST: &str = "first-byte";
 
 /// Samples that must lie beyond a percentile, over all rounds: of fewer it tells little but chance.
 pub const BEYOND: f64 = 10.0;
@@ -53,6 +56,42 @@ impl Spread {
         let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
         Some(Self { median: f64::midpoint(low, high), min, max })
     }
+}
+
+/// A value with three digits that say something.
+pub fn brief(value: f64) -> String {
+    let text = Spread { median: value, min: value, max: value }.to_string();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Where the values of some rounds lie together.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Mode {
+    /// Their median.
+    pub median: f64,
+    /// How many there are.
+    pub rounds: usize,
+}
+
+/// Least rounds on each side of a gap between two modes.
+const MODE_ROUNDS: usize = 2;
+/// Least width of such a gap, as a share of what lies below it.
+const MODE_GAP: f64 = 0.25;
+
+/// Two modes: the widest gap parts the values, each side has more than one, and the gap is wider
+/// than either side.
+fn modes(mut values: Vec<f64>) -> Option<[Mode; 2]> {
+    values.sort_by(f64::total_cmp);
+    let gap = |at: usize| values[at] - values[at - 1];
+    let at = (1..values.len()).max_by(|a, b| gap(*a).total_cmp(&gap(*b)))?;
+    let (low, high) = values.split_at(at);
+    let width = |side: &[f64]| side.last().zip(side.first()).map_or(0.0, |(max, min)| max - min);
+    let apart = low.len().min(high.len()) >= MODE_ROUNDS
+        && gap(at) > MODE_GAP * low.last()?.abs()
+        && gap(at) > width(low).max(width(high));
+    let mode =
+        |side: &[f64]| Some(Mode { median: Spread::of(side.to_vec())?.median, rounds: side.len() });
+    if apart { Some([mode(low)?, mode(high)?]) } else { None }
 }
 
 impl fmt::Display for Spread {
@@ -126,6 +165,20 @@ impl<'a> Figures<'a> {
     fn of_run(&self, shape: &Shape, run: &Run) -> Option<f64> {
         match shape.figure {
             Figure::Cpu => run.cpu_us(),
+            Figure::Interval => {
+                let rate = run.counted()?.calls_per_s;
+                (rate > 0.0).then(|| 1e6 / rate)
+            }
+            Figure::WholeMemory => {
+                let memory = &run.counted()?.memory;
+                Some(memory.per_connection("proxy")? + memory.kernel_per_connection("proxy")?)
+            }
+            Figure::FirstAnswer => Some(run.counted()?.parts.get(FIRST)?.p99),
+            Figure::RoundTrips => Some(run.counted()?.parts.get(FIRST)?.p50 / ROUND_TRIP_US),
+            Figure::Behind => {
+                let parts = &run.counted()?.parts;
+                Some(parts.get(BESIDE)?.p50 - parts.get(ALONE)?.p50)
+            }
             Figure::Memory if run.outcome.is_none() => run.figure.filter(|_| run.counts()),
             Figure::Memory => run.counted()?.memory.per_connection("proxy"),
             Figure::AddedP50 => self.added_in(shape, run, P50),
@@ -211,6 +264,36 @@ impl<'a> Figures<'a> {
         Some(Spread { median, min: rounds.min.min(median), max: rounds.max.max(median) })
     }
 
+    /// The figure of `peer` beyond `base`'s, round by round.
+    pub fn difference(&self, shape: &Shape, peer: &Peer, base: &Peer) -> Option<Spread> {
+        self.spread(shape, peer, |run| {
+            let of_base = self.of(shape, base).find(|r| r.round == run.round)?;
+            Some(self.of_run(shape, run)? - self.of_run(shape, of_base)?)
+        })
+    }
+
+    /// A percentile of the units as a multiple of another peer's, round by round, if there are
+    /// enough samples of both.
+    pub fn latency_ratio(
+        &self,
+        shape: &Shape,
+        (peer, base): (&Peer, &Peer),
+        percentile: Percentile,
+    ) -> Option<Spread> {
+        self.units(shape, base, percentile).and(self.units(shape, peer, percentile))?;
+        let of = |run: &Run| Some((percentile.of)(&run.counted()?.latency_us));
+        self.spread(shape, peer, |run| {
+            let of_base = self.of(shape, base).find(|r| r.round == run.round)?;
+            let base = of(of_base).filter(|us| *us > 0.0)?;
+            Some(of(run)? / base)
+        })
+    }
+
+    /// The two modes of a figure over the rounds, if it has two.
+    pub fn modes(&self, shape: &Shape, peer: &Peer) -> Option<[Mode; 2]> {
+        modes(self.of(shape, peer).filter_map(|run| self.of_run(shape, run)).collect())
+    }
+
     /// The bare relay.
     pub fn baseline(&self) -> Option<&'a Peer> {
         self.peers.iter().find(|p| p.class == Class::Baseline)
@@ -245,6 +328,16 @@ mod tests {
         assert_eq!(Spread::of(vec![]), None);
         let s = Spread::of(vec![1.428, -0.552, -1.5]).unwrap();
         assert_eq!(s.to_string(), "-0.552 (-1.500 to 1.428)");
+    }
+
+    #[test]
+    fn two_modes_are_seen_and_one_that_is_wide_is_not() {
+        let found = modes(vec![22.0, 15.0, 15.4, 22.5, 15.2]).unwrap();
+        assert_eq!(found.map(|mode| (mode.median, mode.rounds)), [(15.2, 3), (22.25, 2)]);
+        // One that strays is no mode, and what grows evenly has none.
+        assert_eq!(modes(vec![15.0, 15.4, 15.2, 15.1, 40.0]), None);
+        assert_eq!(modes(vec![10.0, 13.0, 16.0, 19.0, 22.0]), None);
+        assert_eq!(modes(vec![]), None);
     }
 
     #[test]

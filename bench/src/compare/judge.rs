@@ -15,8 +15,12 @@ const NOISE: f64 = 0.05;
 /// One thing that is owed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Judgement {
-    /// What it is a multiple of; empty if it is a figure by itself.
+    /// What it is a multiple of, or lies beyond; empty if it is a figure by itself.
     pub unit: String,
+    /// The percentile of the units that is judged, if it is not the shape's figure.
+    pub of: Option<&'static str>,
+    /// It lies beyond the unit and is no multiple of it.
+    pub beyond_unit: bool,
     /// The most it may be.
     pub owed: f64,
     /// What it is.
@@ -26,6 +30,11 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// A multiple of `unit`.
+    fn times(unit: &str, owed: f64, has: Spread) -> Self {
+        Self { unit: unit.to_owned(), of: None, beyond_unit: false, owed, has, binds: false }
+    }
+
     /// Whether the median is within what is owed.
     pub fn met(&self) -> bool {
         self.has.median <= self.owed
@@ -39,8 +48,16 @@ impl Judgement {
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, owed, has, binds } = self;
-        let times = if unit.is_empty() { String::new() } else { format!(" x {unit}") };
+        let Self { unit, of, beyond_unit, owed, has, binds } = self;
+        if let Some(percentile) = of {
+            write!(f, "{percentile} ")?;
+        }
+        let times = match (unit.as_str(), beyond_unit) {
+            ("", _) => String::new(),
+            (unit, false) => format!(" x {unit}"),
+            (unit, true) => format!(" over {unit}"),
+        };
+        let owed = rounded(*owed);
         write!(f, "<= {owed}{times}: {has}, ")?;
         // How far something is from what is owed means nothing once it is below zero.
         let percent = self.beyond().filter(|_| has.median > 0.0);
@@ -53,6 +70,12 @@ impl fmt::Display for Judgement {
         }
         if *binds { f.write_str(" (binds)") } else { Ok(()) }
     }
+}
+
+/// What is owed is written with no more digits than it has been thought of.
+fn rounded(owed: f64) -> String {
+    let text = format!("{owed:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// Whether `peer` owes what `shape` says.
@@ -70,7 +93,7 @@ pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement
         let (base, owed) = (base?, most?);
         let has = figures.ratio(shape, peer, base)?;
         let allowed = figures.figure(shape, base)?.median * owed;
-        Some((Judgement { unit: unit.to_owned(), owed, has, binds: false }, allowed))
+        Some((Judgement::times(unit, owed, has), allowed))
     };
     let special = match (peer.behind, peer.spins) {
         (_, true) => owed.relay_spinning,
@@ -89,21 +112,56 @@ pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement
         }
     }
     let mut all: Vec<Judgement> = ratios.into_iter().map(|(judgement, _)| judgement).collect();
+    all.extend(latencies(figures, shape, peer, special.or(owed.relay)));
+    all.extend(named(figures, shape, peer));
     all.extend(own(figures, shape, peer));
     all
+}
+
+/// Who saves CPU by letting calls wait has won nothing: beside it, median and 99th percentile are
+/// judged by the same multiple of the relay's. In a closed loop they follow the CPU.
+fn latencies(
+    figures: &Figures<'_>,
+    shape: &Shape,
+    peer: &Peer,
+    owed: Option<f64>,
+) -> Vec<Judgement> {
+    let (Figure::Cpu, Some(owed), Some(base)) = (shape.figure, owed, figures.baseline()) else {
+        return vec![];
+    };
+    let told = [P50, P99].into_iter().filter_map(|percentile| {
+        let has = figures.latency_ratio(shape, (peer, base), percentile)?;
+        Some(Judgement { of: Some(percentile.name), ..Judgement::times("relay", owed, has) })
+    });
+    told.collect()
+}
+
+/// What is owed with respect to one peer by name.
+fn named(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
+    let base = |name: &str| figures.peers.iter().find(|p| p.name == name);
+    let times = || {
+        let (name, owed) = shape.owed.of_peer?;
+        Some(Judgement::times(name, owed, figures.ratio(shape, peer, base(name)?)?))
+    };
+    let over = || {
+        let (name, owed) = shape.owed.over_peer?;
+        let has = figures.difference(shape, peer, base(name)?)?;
+        Some(Judgement { beyond_unit: true, ..Judgement::times(name, owed, has) })
+    };
+    times().into_iter().chain(over()).collect()
 }
 
 /// What is no multiple of another peer's.
 fn own(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
     let plain = || {
         let (owed, has) = (shape.owed.at_most?, figures.figure(shape, peer)?);
-        Some(Judgement { unit: String::new(), owed, has, binds: false })
+        Some(Judgement::times("", owed, has))
     };
     let beside = || {
         let (name, owed) = shape.owed.of_shape?;
         let base = figures.shapes.iter().find(|s| s.name == name)?;
         let has = figures.ratio_between((shape, peer), (base, peer))?;
-        Some(Judgement { unit: name.to_owned(), owed, has, binds: false })
+        Some(Judgement::times(name, owed, has))
     };
     plain().into_iter().chain(beside()).collect()
 }
@@ -171,8 +229,9 @@ fn missed(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
     };
     for judgement in judge(figures, shape, gateway).iter().filter(|j| !j.met()) {
         let factor = judgement.beyond().map(|beyond| beyond + 1.0);
-        let text = format!("owes {} {judgement}", shape.figure.head());
-        losses.push(of(shape.figure.head(), factor, text));
+        let head = if judgement.of.is_some() { "" } else { shape.figure.head() };
+        let text = format!("owes {head} {judgement}").replace("  ", " ");
+        losses.push(of(judgement.of.unwrap_or(shape.figure.head()), factor, text));
     }
     let bad: Vec<&Run> = figures.of(shape, gateway).filter(|r| !r.counts()).collect();
     if let Some(first) = bad.first() {
@@ -237,6 +296,10 @@ fn values<'a>(figures: &'a Figures<'a>, shape: &'a Shape) -> Vec<Value<'a>> {
             ("p99 us", units(P99), false),
         ],
         Figure::Beside => vec![("p99 us", units(P99), false)],
+        Figure::Interval | Figure::FirstAnswer => vec![
+            ("units/s", of_run(|run| Some(run.counted()?.calls_per_s)), true),
+            ("CPU us a unit", of_run(Run::cpu_us), false),
+        ],
         Figure::Memory => {
             let bytes = |run: &Run| match run.counted() {
                 Some(outcome) => outcome.memory.per_connection("proxy"),
@@ -244,7 +307,15 @@ fn values<'a>(figures: &'a Figures<'a>, shape: &'a Shape) -> Vec<Value<'a>> {
             };
             vec![("bytes each", of_run(bytes), false)]
         }
-        Figure::Resume | Figure::Messages | Figure::Allocations => vec![],
+        Figure::WholeMemory => {
+            let bytes = |peer: &Peer| figures.figure(shape, peer);
+            vec![("bytes each, kernel's too", Box::new(bytes), false)]
+        }
+        Figure::Resume
+        | Figure::Messages
+        | Figure::Allocations
+        | Figure::RoundTrips
+        | Figure::Behind => vec![],
     }
 }
 

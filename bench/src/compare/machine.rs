@@ -1,4 +1,4 @@
-//! The machine a run was made on, and the one setting a run changes.
+//! The machine a run was made on, and the settings a run fixes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,48 +9,62 @@ use serde::Serialize;
 use super::Request;
 use super::programs::Programs;
 
-/// System-wide choice for new connections.
-const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
-/// Leaves it as it is.
-const KEEP: &str = "keep";
+/// System-wide choices for new connections, below `/proc/sys`.
+const CONGESTION: &str = "net/ipv4/tcp_congestion_control";
+const RECEIVE: &str = "net/ipv4/tcp_rmem";
+const SEND: &str = "net/ipv4/tcp_wmem";
+/// Leaves them as they are.
+pub const KEEP: &str = "keep";
+/// What the kernel has for a socket's memory by itself on a machine with enough of it (least, first
+/// and most octets). Many systems raise the most, which decides how far bulk leaves the caches.
+const MEMORY: [(&str, &str); 2] = [(RECEIVE, "4096 131072 6291456"), (SEND, "4096 16384 4194304")];
 
-/// Congestion control for the time of a run; dropping it restores what was there.
+/// Settings that a run fixes; dropping them restores what was there.
 #[derive(Debug)]
-pub struct Congestion {
-    before: Option<String>,
-    note: String,
+pub struct Fixed {
+    before: Vec<(&'static str, String)>,
+    /// Each by name, and what was made of it.
+    notes: Vec<(String, String)>,
 }
 
-impl Congestion {
-    /// Sets `wanted` where that is allowed.
-    pub fn settle(wanted: &str) -> Self {
-        let found = fs::read_to_string(CONGESTION).unwrap_or_default().trim().to_owned();
-        if found == wanted || wanted == KEEP {
-            return Self { before: None, note: found };
+impl Fixed {
+    /// Sets what is wanted where that is allowed.
+    pub fn settle(request: &Request) -> Self {
+        let mut fixed = Self { before: vec![], notes: vec![] };
+        fixed.set(CONGESTION, "congestion control", &request.congestion);
+        for (path, value) in MEMORY {
+            let wanted = if request.tcp_memory == KEEP { KEEP } else { value };
+            fixed.set(path, path.rsplit('/').next().unwrap_or(path), wanted);
         }
-        match fs::write(CONGESTION, wanted) {
-            Ok(()) => {
-                let note = format!("{wanted} for this run (was {found}, restored afterwards)");
-                Self { before: Some(found), note }
-            }
-            Err(error) => Self {
-                before: None,
-                note: format!(
-                    "{found} ({wanted} could not be set: {error}): large messages cost more"
+        fixed
+    }
+
+    fn set(&mut self, path: &'static str, name: &str, wanted: &str) {
+        let found = setting(path);
+        let note = if found == wanted || wanted == KEEP {
+            found
+        } else {
+            match fs::write(format!("/proc/sys/{path}"), wanted) {
+                Ok(()) => {
+                    let note = format!("{wanted} for this run (was {found}, restored afterwards)");
+                    self.before.push((path, found));
+                    note
+                }
+                Err(error) => format!(
+                    "{found} ({wanted} could not be set: {error}): large messages cost otherwise"
                 ),
-            },
-        }
+            }
+        };
+        self.notes.push((name.to_owned(), note));
     }
 }
 
-impl Drop for Congestion {
+impl Drop for Fixed {
     fn drop(&mut self) {
-        if let Some(before) = &self.before
-            && let Err(error) = fs::write(CONGESTION, before)
-        {
-            ringway_stdio::complain!(
-                "congestion control could not be set back to {before}: {error}"
-            );
+        for (path, before) in &self.before {
+            if let Err(error) = fs::write(format!("/proc/sys/{path}"), before) {
+                ringway_stdio::complain!("{path} could not be set back to {before}: {error}");
+            }
         }
     }
 }
@@ -65,7 +79,8 @@ pub struct Facts {
     governor: String,
     /// What the kernel does against the CPU's faults, by fault, where it does anything.
     mitigations: BTreeMap<String, String>,
-    congestion: String,
+    /// What the run has fixed, by name.
+    fixed: Vec<(String, String)>,
     /// Other settings that decide what a socket costs.
     settings: BTreeMap<String, String>,
     proxy_cpu: usize,
@@ -76,13 +91,14 @@ pub struct Facts {
 }
 
 /// Settings of the kernel that are told.
-const SETTINGS: [&str; 5] = [
-    "net/core/somaxconn",
-    "net/ipv4/tcp_rmem",
-    "net/ipv4/tcp_wmem",
-    "net/ipv4/ip_local_port_range",
-    "kernel/io_uring_disabled",
-];
+const SETTINGS: [&str; 3] =
+    ["net/core/somaxconn", "net/ipv4/ip_local_port_range", "kernel/io_uring_disabled"];
+
+/// A setting of the kernel, its words parted by one blank.
+fn setting(name: &str) -> String {
+    let text = read(&format!("/proc/sys/{name}"));
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
@@ -90,7 +106,7 @@ fn read(path: &str) -> String {
 
 impl Facts {
     /// Reads them.
-    pub fn gather(congestion: &Congestion, request: &Request, programs: &Programs) -> Self {
+    pub fn gather(fixed: &Fixed, request: &Request, programs: &Programs) -> Self {
         let value = |text: &str, name: &str| {
             let line = text.lines().find(|l| l.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
@@ -100,7 +116,7 @@ impl Facts {
             .and_then(|v| v.split(' ').next()?.parse::<u64>().ok())
             .unwrap_or(0);
         let governor = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor");
-        let setting = |name: &str| (name.replace('/', "."), read(&format!("/proc/sys/{name}")));
+        let told = |name: &str| (name.replace('/', "."), setting(name));
         Self {
             kernel: read("/proc/sys/kernel/osrelease"),
             cpu: value(&cpuinfo, "model name").unwrap_or_else(|| "unknown".to_owned()),
@@ -108,8 +124,8 @@ impl Facts {
             memory_mib: kib / 1024,
             governor: if governor.is_empty() { "not shown".to_owned() } else { governor },
             mitigations: mitigations(),
-            congestion: congestion.note.clone(),
-            settings: SETTINGS.iter().map(|name| setting(name)).collect(),
+            fixed: fixed.notes.clone(),
+            settings: SETTINGS.iter().map(|name| told(name)).collect(),
             proxy_cpu: request.proxy_cpu,
             load_cpu: request.load_cpu,
             driver: crate::drive::backend_name(),
@@ -142,12 +158,16 @@ impl Facts {
                 ),
             ),
             ("memory", format!("{} MiB", self.memory_mib)),
-            ("congestion control", self.congestion.clone()),
             ("mitigations", join(&self.mitigations)),
             ("settings", join(&self.settings)),
         ];
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
-        own.chain(self.versions.clone()).collect()
+        own.chain(self.fixed.clone()).chain(self.versions.clone()).collect()
+    }
+
+    /// What was compared, each with its version.
+    pub fn versions(&self) -> &BTreeMap<String, String> {
+        &self.versions
     }
 }
 

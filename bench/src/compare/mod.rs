@@ -26,6 +26,7 @@ pub mod table;
 #[cfg(test)]
 mod testing;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -75,9 +76,13 @@ pub struct Request {
     /// Where the figures go besides the output folder.
     pub json: Option<PathBuf>,
     /// Output folder.
-    pub out: Option<PathBuf>,
+    pub out: PathBuf,
     /// Congestion control for the time of the run; `keep` leaves it as it is.
     pub congestion: String,
+    /// Whether `tcp_rmem` and `tcp_wmem` are fixed too; `keep` leaves them as they are.
+    pub tcp_memory: String,
+    /// Start lines of peers that only a user can start, by the option's name.
+    pub given: BTreeMap<String, String>,
     /// CPU of the proxy.
     pub proxy_cpu: usize,
     /// CPU of the load and of what is behind the proxy.
@@ -184,17 +189,14 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
         return Err(CompareFault::Cpus(cpus));
     }
     let shapes = shape::choose(&request.shapes)?;
-    let out = match &request.out {
-        Some(dir) => dir.clone(),
-        None => std::env::temp_dir().join(format!("ringway-bench-{}", std::process::id())),
-    };
-    fs::create_dir_all(&out)?;
     let mut programs = Programs::read(request)?;
     let (peers, skipped) = peer::choose(request, &mut programs)?;
+    let out = &request.out;
+    fs::create_dir_all(out)?;
     let request = &estimate::settle(request, &shapes, &peers);
-    let stand = Stand::new(request, &mut programs, &shapes, &out)?;
-    let congestion = machine::Congestion::settle(&request.congestion);
-    let facts = machine::Facts::gather(&congestion, request, &programs);
+    let stand = Stand::new(request, &mut programs, &shapes, out)?;
+    let fixed = machine::Fixed::settle(request);
+    let facts = machine::Facts::gather(&fixed, request, &programs);
     ringway_stdio::say!("{facts}")?;
     for (name, why) in &skipped {
         ringway_stdio::say!("skipped: {name}: {why}")?;
@@ -203,7 +205,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
     let mut series = Series::new(request, &shapes, &peers, stand);
     series.run();
     let Series { runs, notes, .. } = series;
-    drop(congestion);
+    drop(fixed);
     let figures = Figures::new(&shapes, &peers, &runs);
     let (table, losses) = (table::rows(&figures), judge::losses(&figures));
     ringway_stdio::say!(
@@ -221,7 +223,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
         losses: &losses,
         runs: &runs,
     };
-    write_all(&record, &out)
+    write_all(&record, out)
 }
 
 fn write_all(record: &Record<'_>, out: &Path) -> Result<(), CompareFault> {
@@ -367,10 +369,16 @@ fn one(stand: &Stand, peer: &Peer, shape: &Shape, round: usize) -> Run {
     Run { shape, peer, round, outcome, figure, fault }
 }
 
+/// Least share of handshakes that must have been resumed, of a run that is about that.
+const RESUMED: f64 = 0.9;
+
 /// Why an outcome does not count.
 fn fault_of(outcome: &Outcome) -> Option<String> {
     if let Some(why) = &outcome.not_built {
         return Some(format!("not built: {why}"));
+    }
+    if let Some(share) = outcome.resumed.filter(|share| *share < RESUMED) {
+        return Some(format!("only {:.0} % of the handshakes resumed", share * 100.0));
     }
     (outcome.failed > 0).then(|| format!("{} failed: {:?}", outcome.failed, outcome.failures))
 }

@@ -4,14 +4,27 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::curve;
+use super::figures::{self, Spread};
 use super::judge::Loss;
 use super::peer::{Class, Peer};
 use super::plot::{self, Bar};
-use super::report::grid;
+use super::report;
+use super::shape::Figure;
 use super::table::{Line, Row};
 use super::{Record, is_judged};
 
 const STYLE: &str = include_str!("page.css");
+/// The row that is told first if it ran.
+const HEADLINE: &str = "unary-100-16x16";
+/// What the table of what is owed begins with.
+const OWED: &str = "<h2>What is owed</h2><p>What a gateway may cost at most in a row, set before it \
+    was measured. A multiple of the bare relay says how near it comes to the least that any process \
+    between two sockets costs; a multiple of the best HTTP proxy here says what it saves who would \
+    run that one instead; a figure by itself is what a user still does not notice. Where both \
+    multiples are owed, the one that allows less binds. Where CPU is owed as a multiple of the \
+    relay's, median and 99th percentile are judged by the same multiple, so that nothing is bought \
+    with waiting. What is missed is told and not lowered.\
+    <table><tr><th>row<th>peer<th>owed and what it is";
 
 /// The page of a comparison whose runs left their files in `out`.
 pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
@@ -30,6 +43,7 @@ pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
         html += &shape(record, row, out);
     }
     html += &peers(record);
+    html += &machine(record);
     html + "</html>"
 }
 
@@ -38,17 +52,71 @@ pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// The one thing to read, and one picture of it.
 fn beginning(record: &Record<'_>) -> String {
-    let request = record.request;
     let mut html = String::new();
+    if let Some((row, line)) = headline(record.table) {
+        let of = |spread: Option<Spread>| spread.map(|spread| figures::brief(spread.median));
+        let cost = of(line.figure).unwrap_or_default();
+        let _ = write!(
+            html,
+            "<p class=headline>{0} takes {cost} us of CPU for {1} (<a href=\"#{2}\">{2}</a>)",
+            escaped(&line.peer),
+            escaped(&row.about),
+            escaped(&row.name),
+        );
+        if let Some(times) = of(line.x_relay) {
+            let _ = write!(html, ": {times} times what a bare TCP relay does");
+        }
+        if let (Some(times), Some(best)) = (of(line.x_l7), &row.best_l7) {
+            let _ = write!(
+                html,
+                ", and {times} times what {} does, the best HTTP proxy here",
+                escaped(best)
+            );
+        }
+        html += ".</p>";
+        html += &drawn_bars(row);
+    }
+    let owing = || record.table.iter().flat_map(|row| &row.lines).filter(|line| line.owes);
+    let judged = || owing().flat_map(|line| &line.judgements);
+    let met = judged().filter(|judgement| judgement.met()).count();
+    let request = record.request;
     let _ = write!(
         html,
-        "<p>{} rounds of {:.2} s, {} peers, {} runs, interleaved A B C A B C.</p>",
+        "<p>{met} of {} things that are owed are kept; what is not stands <a href=#lost>below</a>. \
+         {} rounds of {:.2} s, {} peers, {} runs, interleaved A B C A B C.",
+        judged().count(),
         request.rounds,
         request.seconds,
         record.peers.len(),
         record.runs.len()
     );
+    let versions = record.machine.versions();
+    if !versions.is_empty() {
+        let told = versions.iter().map(|(name, said)| escaped(&format!("{name}: {said}")));
+        let _ = write!(html, "<p>{}.", told.collect::<Vec<_>>().join("; "));
+    }
+    html
+}
+
+/// The first row that a gateway owes something in, is judged by CPU and compared in.
+fn headline(table: &[Row]) -> Option<(&Row, &Line)> {
+    let line = |row: &'_ Row| {
+        row.lines
+            .iter()
+            .position(|line| line.owes && line.figure.is_some() && line.x_relay.is_some())
+    };
+    let of_cpu = |row: &&Row| row.head == Figure::Cpu.head() && line(row).is_some();
+    let calls = table.iter().filter(of_cpu);
+    // Calls in parallel are what a gateway is mostly asked for.
+    let row = calls.clone().find(|row| row.name == HEADLINE).or_else(|| calls.clone().next())?;
+    Some((row, &row.lines[line(row)?]))
+}
+
+/// What a reader needs to judge all of it, after all of it.
+fn machine(record: &Record<'_>) -> String {
+    let mut html = "<h2>The machine</h2>".to_owned();
     for note in record.notes {
         let _ = write!(html, "<p>{}</p>", escaped(note));
     }
@@ -63,18 +131,18 @@ fn beginning(record: &Record<'_>) -> String {
 }
 
 fn owed(table: &[Row]) -> String {
-    let mut html =
-        "<h2>What is owed</h2><table><tr><th>row<th>peer<th>owed and what it is".to_owned();
+    let mut html = OWED.to_owned();
     for row in table {
         for line in row.lines.iter().filter(|line| line.owes) {
             for judgement in &line.judgements {
+                let head = if judgement.of.is_some() { "" } else { &row.head };
                 let word = if judgement.met() { "met" } else { "missed" };
                 let _ = write!(
                     html,
                     "<tr class={word}><td><a href=\"#{0}\">{0}</a><td>{1}<td>{2}",
                     row.name,
                     escaped(&line.peer),
-                    escaped(&format!("{} {judgement}", row.head))
+                    escaped(format!("{head} {judgement}").trim_start())
                 );
             }
             if line.judgements.is_empty() {
@@ -102,7 +170,7 @@ fn unjudged(row: &Row, line: &Line) -> &'static str {
 }
 
 fn lost(record: &Record<'_>) -> String {
-    let mut html = "<h2>Where we lose</h2>".to_owned();
+    let mut html = "<h2 id=lost>Where we lose</h2>".to_owned();
     if record.losses.is_empty() {
         return html + "<p>Nowhere, against what ran here.";
     }
@@ -127,31 +195,49 @@ fn shape(record: &Record<'_>, row: &Row, out: &Path) -> String {
         escaped(&row.name),
         escaped(&row.about)
     );
-    html += "<div class=wide><table><tr>";
-    let (heads, lines) = grid(row);
-    for head in heads {
-        let _ = write!(html, "<th>{}", escaped(&head));
-    }
-    for (line, cells) in row.lines.iter().zip(lines) {
-        let _ = write!(html, "<tr class={}>", class(line.class));
-        for cell in cells {
-            let _ = write!(html, "<td>{}", escaped(&cell));
-        }
-    }
-    html += "</table></div>";
-    let bar = |line: &Line| Some((line.peer.clone(), line.class, line.figure?));
-    let drawn: Vec<_> = row.lines.iter().filter_map(bar).collect();
-    if !drawn.is_empty() {
-        let bars =
-            drawn.iter().map(|(name, of, value)| Bar { name, class: class(*of), value: *value });
-        let _ = write!(html, "<h4>{}</h4>{}", escaped(&row.head), plot::bars(bars.collect()));
-    }
+    html += &numbers(row);
+    html += &drawn_bars(row);
     let curves: Vec<_> =
         row.lines.iter().filter_map(|line| drawn_curve(record, row, line, out)).collect();
     if !curves.is_empty() {
         let _ = write!(html, "<h4>latency by percentile, all rounds</h4>{}", plot::curves(&curves));
     }
     html + "</section>"
+}
+
+/// The row's figures, and what is to be said of each line below it: beside them it would have no
+/// room.
+fn numbers(row: &Row) -> String {
+    let mut html = "<div class=wide><table><tr>".to_owned();
+    let (heads, lines) = report::figures(row);
+    let columns = heads.len();
+    for head in heads {
+        let _ = write!(html, "<th>{}", escaped(&head));
+    }
+    for (line, cells) in row.lines.iter().zip(lines) {
+        let told = report::told(line);
+        let plain = if told.is_empty() { "" } else { " figures" };
+        let _ = write!(html, "<tr class=\"{}{plain}\">", class(line.class));
+        for cell in cells {
+            let _ = write!(html, "<td>{}", escaped(&cell));
+        }
+        if !told.is_empty() {
+            let class = class(line.class);
+            let _ =
+                write!(html, "<tr class=\"{class} told\"><td colspan={columns}>{}", escaped(&told));
+        }
+    }
+    html + "</table></div>"
+}
+
+fn drawn_bars(row: &Row) -> String {
+    let bar = |line: &Line| Some((line.peer.clone(), line.class, line.figure?));
+    let drawn: Vec<_> = row.lines.iter().filter_map(bar).collect();
+    if drawn.is_empty() {
+        return String::new();
+    }
+    let bars = drawn.iter().map(|(name, of, value)| Bar { name, class: class(*of), value: *value });
+    format!("<h4>{}</h4>{}", escaped(&row.head), plot::bars(bars.collect()))
 }
 
 fn drawn_curve<'a>(
@@ -166,8 +252,9 @@ fn drawn_curve<'a>(
     };
     let files = record.runs.iter().filter(counted);
     let files = files.map(|run| folder.join(format!("latency-{}.hlog", run.round)));
-    let place = record.peers.iter().position(|peer| peer.name == line.peer)?;
     let strong = line.class == Class::Gateway;
+    let mut family = record.peers.iter().filter(|peer| is_judged(peer) == strong);
+    let place = family.position(|peer| peer.name == line.peer)?;
     Some(plot::Stroke { name: &line.peer, place, strong, curve: curve::read(files)? })
 }
 
@@ -250,10 +337,14 @@ mod tests {
             "<tr class=missed>",
             "made &lt;up&gt;",
             "<svg",
-            "<td>1.25<",
+            "<td>1.25 (1.25-1.25)<",
+            "<p class=headline>ringway takes 5.00 us of CPU for a call",
+            "5.00 times what a bare TCP relay does, and 1.25 times what nginx does",
         ] {
             assert!(html.contains(part), "{part} is missing in:\n{html}");
         }
+        // The machine comes after what was found on it.
+        assert!(html.find("it is &lt;not&gt; here").unwrap() > html.find("<section").unwrap());
         for outside in ["src=", "http://", "https://", "<script", "@import", "url("] {
             assert!(!html.contains(outside), "{outside}");
         }

@@ -43,6 +43,20 @@ pub enum Behind {
     Program,
 }
 
+/// What a peer understands of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speech {
+    /// HTTP/2 from the first octet, or whatever passes.
+    Http2,
+    /// HTTP/1.1 and WebSockets.
+    Http1,
+}
+
+fn http2_only() -> Vec<Speech> {
+    vec![Speech::Http2]
+}
+
 /// Name of the worker program among the programs.
 pub const WORKER_PROGRAM: &str = "ringway_worker";
 
@@ -65,6 +79,9 @@ pub struct Peer {
     /// It speaks TLS towards the client.
     #[serde(default)]
     pub tls: bool,
+    /// What its clients may speak.
+    #[serde(default = "http2_only")]
+    pub speaks: Vec<Speech>,
     /// It answers `/metrics` at `{admin}`.
     #[serde(default)]
     pub admin: bool,
@@ -74,6 +91,9 @@ pub struct Peer {
     /// Another peer's folder, whose templates, start line, `ready`, `admin` and `set` it takes over.
     #[serde(default)]
     pub like: Option<String>,
+    /// The option that gives its start line, of a peer that only a user can start.
+    #[serde(default)]
+    pub given: Option<String>,
     /// Program and arguments; empty when nothing is to be started.
     #[serde(default)]
     pub start: Vec<String>,
@@ -130,6 +150,21 @@ impl Peer {
         }
     }
 
+    /// Takes over the start line that only a user can give, or says that there is none.
+    fn give(&mut self, request: &Request) -> Option<String> {
+        let option = self.given.clone()?;
+        let Some(line) = request.given.get(&option) else {
+            return Some(format!("give its start line with --{option}"));
+        };
+        self.set.insert(option, line.clone());
+        None
+    }
+
+    /// Whether its clients may speak so.
+    pub fn speaks(&self, speech: Speech) -> bool {
+        self.speaks.contains(&speech)
+    }
+
     /// Writes the configurations into `dir` and returns the start line.
     pub fn render(&self, dir: &Path, names: &Names) -> io::Result<Vec<String>> {
         // Its own values come first, because they hold names themselves.
@@ -168,7 +203,14 @@ pub fn choose(request: &Request, programs: &mut Programs) -> Result<Chosen, Comp
             let (name, known) = (name.clone(), known.clone());
             return Err(CompareFault::Unknown { what: "peer", name, known });
         }
-        let peer = Peer::load(&request.peers_dir, name)?;
+        let mut peer = Peer::load(&request.peers_dir, name)?;
+        if let Some(why) = peer.give(request) {
+            if request.peers.is_empty() {
+                skipped.push((name.clone(), why));
+                continue;
+            }
+            return Err(CompareFault::Peer(format!("{name}: {why}")));
+        }
         let worker = (peer.behind == Behind::Program).then_some(WORKER_PROGRAM);
         let needed = peer.program().into_iter().chain(worker);
         let missing = needed.map(|program| programs.obtain(program)).find(Result::is_err);
@@ -226,6 +268,18 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_only_a_user_can_start_is_skipped_or_takes_the_line() {
+        let mut request = crate::compare::testing::request();
+        let mut peer = all().into_iter().find(|peer| peer.given.is_some()).unwrap();
+        let option = peer.given.clone().unwrap();
+        assert!(peer.give(&request).unwrap().contains(&format!("--{option}")));
+        request.given.insert(option, "run --to {backend}".to_owned());
+        assert_eq!(peer.give(&request), None);
+        let names = [("backend".to_owned(), "h:1".to_owned())].into();
+        assert_eq!(peer.render(Path::new("."), &names).unwrap(), ["sh", "-c", "run --to h:1"]);
+    }
+
+    #[test]
     fn a_variant_takes_over_what_it_does_not_say() {
         let peers = all();
         let [base, tls] =
@@ -244,6 +298,7 @@ mod tests {
         fs::create_dir_all(&out).unwrap();
         names.insert("dir".to_owned(), out.display().to_string());
         for peer in all() {
+            names.extend(peer.given.clone().map(|option| (option, "a line".to_owned())));
             let mut texts = peer.render(&out, &names).unwrap();
             for (file, _) in &peer.templates {
                 texts.push(fs::read_to_string(out.join(file)).unwrap());

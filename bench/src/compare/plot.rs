@@ -23,8 +23,10 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 170.0;
 const BELOW: f64 = 30.0;
 const ABOVE: f64 = 10.0;
-/// Colours of curves in the style sheet.
-const COLOURS: usize = 12;
+/// Colours of curves in the style sheet: those of Ringway's variants, which are one family, and of
+/// the others.
+const OURS: usize = 5;
+const COLOURS: usize = 10;
 /// Height of a line of the legend.
 const LEGEND: f64 = 16.0;
 
@@ -44,9 +46,9 @@ pub struct Bar<'a> {
 pub struct Stroke<'a> {
     /// Who.
     pub name: &'a str,
-    /// Its number, which decides its colour.
+    /// Its number among those of its family, which decides its colour.
     pub place: usize,
-    /// Whether it is to be seen first.
+    /// Whether it is one of Ringway's, to be seen first.
     pub strong: bool,
     /// Where it goes.
     pub curve: Curve,
@@ -54,10 +56,11 @@ pub struct Stroke<'a> {
 
 impl Stroke<'_> {
     fn classes(&self) -> String {
-        let weight = if self.strong { " strong" } else { "" };
+        let (family, colours, weight) =
+            if self.strong { ('g', OURS, " strong") } else { ('c', COLOURS, "") };
         // The same colour comes again with another pattern.
-        let dashed = if self.place >= COLOURS { " dashed" } else { "" };
-        format!("curve c{}{weight}{dashed}", self.place % COLOURS)
+        let dashed = if self.place >= colours { " dashed" } else { "" };
+        format!("curve {family}{}{weight}{dashed}", self.place % colours)
     }
 }
 
@@ -241,7 +244,7 @@ mod tests {
             Stroke { name, place, strong: place == 0, curve }
         };
         let svg = curves(&[stroke("x", 0), stroke("y", COLOURS)]);
-        assert!(svg.contains("curve c0 strong\"") && svg.contains("1 ms"), "{svg}");
+        assert!(svg.contains("curve g0 strong\"") && svg.contains("1 ms"), "{svg}");
         assert!(svg.contains("curve c0 dashed\""), "{svg}");
         assert!(!svg.contains("NaN"), "{svg}");
         let empty = curves(&[]);

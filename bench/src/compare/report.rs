@@ -50,8 +50,6 @@ fn heads(row: &Row) -> [String; COLUMNS] {
 /// Cells of a line, in the order of [`heads`].
 fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
     let [p50, p99, p999] = line.latency;
-    let told = line.judgements.iter().map(ToString::to_string);
-    let told = told.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ");
     // The figure stands there already, if it is one of the others.
     let apart = |head: &str, spread| if row.head == head { String::new() } else { text(spread) };
     [
@@ -65,8 +63,26 @@ fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
         apart("added p50 us", p50),
         text(p99),
         text(p999),
-        told,
+        told(line),
     ]
+}
+
+/// What a line owes, and what a reader must know of it.
+pub fn told(line: &Line) -> String {
+    let owed = line.judgements.iter().map(ToString::to_string);
+    owed.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
+/// Heads and cells of a row's figures alone.
+pub fn figures(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
+    let (mut heads, mut lines) = grid(row);
+    if row.lines.iter().any(|line| !told(line).is_empty()) {
+        heads.pop();
+        for cells in &mut lines {
+            cells.pop();
+        }
+    }
+    (heads, lines)
 }
 
 /// Heads and cells of a row, without the columns that say nothing.

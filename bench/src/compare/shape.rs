@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::CompareFault;
-use super::peer::{Class, Peer};
+use super::peer::{Class, Peer, Speech};
 
 /// What a shape is judged by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -23,6 +23,16 @@ pub enum Figure {
     Messages,
     /// Allocations of the gateway's process for each call.
     Allocations,
+    /// Microseconds from one unit to the next: less is more throughput.
+    Interval,
+    /// Memory of the proxy and of the kernel for its sockets, for each connection, in bytes.
+    WholeMemory,
+    /// 99th percentile from a connection's beginning to its first answer, in microseconds.
+    FirstAnswer,
+    /// Times that a new connection's messages go to and fro before its first answer.
+    RoundTrips,
+    /// Median of a small message beside bulk on its connection beyond that alone, in microseconds.
+    Behind,
 }
 
 impl Figure {
@@ -37,6 +47,11 @@ impl Figure {
             Self::Resume => "p50 us over pinned",
             Self::Messages => "messages a call",
             Self::Allocations => "allocations a call",
+            Self::Interval => "us from unit to unit",
+            Self::WholeMemory => "bytes each, kernel's too",
+            Self::FirstAnswer => "p99 us to the first answer",
+            Self::RoundTrips => "round trips to the first answer",
+            Self::Behind => "p50 us over alone",
         }
     }
 }
@@ -61,6 +76,10 @@ pub enum Who {
     Proxies,
     /// Gateways with an admin port.
     Gateways,
+    /// Those that speak HTTP/1.1, plain, towards the client.
+    Web,
+    /// The peers with these names.
+    Named(&'static [&'static str]),
 }
 
 /// The most a gateway's figure may be.
@@ -78,6 +97,10 @@ pub struct Owed {
     pub at_most: Option<f64>,
     /// As a multiple of the same peer's figure in another shape of the same round.
     pub of_shape: Option<(&'static str, f64)>,
+    /// As a multiple of the figure of the peer with this name.
+    pub of_peer: Option<(&'static str, f64)>,
+    /// Beyond the figure of the peer with this name, in the figure's own unit.
+    pub over_peer: Option<(&'static str, f64)>,
 }
 
 const NOTHING: Owed = Owed {
@@ -87,6 +110,8 @@ const NOTHING: Owed = Owed {
     l7: None,
     at_most: None,
     of_shape: None,
+    of_peer: None,
+    over_peer: None,
 };
 
 impl Owed {
@@ -171,13 +196,62 @@ const RESTING: Shape = Shape {
     ..UNARY
 };
 
+/// Requests of HTTP/1.1, and messages on WebSockets.
+const WEB: Shape =
+    Shape { who: Who::Web, streams: 1, message: 4, owing: &["ringway-dial"], ..UNARY };
+
+/// New connections with TLS, one call each.
+const HANDSHAKES: Shape = Shape {
+    about: "a connection with TLS and one call",
+    who: Who::Tls,
+    streams: 1,
+    owed: Owed { l7: Some(0.9), ..NOTHING },
+    owing: &["ringway-tls"],
+    ..UNARY
+};
+
+/// A download, and small messages on its connection, over a long way.
+const LONG_WAY: Shape = Shape {
+    about: "a message of 64 KiB, 100 bytes going to and fro on the same connection, 40 ms and 1 Gb/s \
+            away",
+    connections: 1,
+    streams: 2,
+    answer: 64 * KIB,
+    more: &["--kind", "shared", "--rate", "25", "--round-trip-ms", "40", "--gbit", "1"],
+    ..UNARY
+};
+
+/// Clients that cannot follow.
+const SLOW: Shape = Shape {
+    about: "a call of others, beside 1 000 clients that read 16 KiB a second of a stream",
+    who: Who::Proxies,
+    connections: 16,
+    streams: 1,
+    more: &[
+        "--kind",
+        "beside",
+        "--rate",
+        "1000",
+        "--bulk",
+        "1000",
+        "--bulk-message",
+        "16384",
+        "--slow-ms",
+        "1000",
+    ],
+    ..UNARY
+};
+
+/// The round trip of a way between load and proxy, as the shapes with one say it, in microseconds.
+pub const ROUND_TRIP_US: f64 = 40_000.0;
+
 /// The closed loop from which [`RATE_HALF`] knows what the slowest peer can do.
 pub const CAPACITY: &str = "unary-100-64x1";
 /// The argument that stands for half of it.
 pub const RATE_HALF: &str = "{half}";
 
 /// All shapes, in the order they run.
-pub const ALL: [Shape; 31] = [
+pub const ALL: [Shape; 52] = [
     Shape { name: "unary-100-256x1", connections: 256, streams: 1, owed: owed(1.4, 0.70), ..UNARY },
     Shape { name: "unary-100-16x16", owed: owed(4.0, 0.35), ..UNARY },
     Shape { name: "unary-100-1x1", connections: 1, streams: 1, ..UNARY },
@@ -400,18 +474,205 @@ pub const ALL: [Shape; 31] = [
         owing: &["ringway", "ringway-two-cores"],
         ..UNARY
     },
+    Shape {
+        name: "unary-100-64x3",
+        connections: 64,
+        streams: 3,
+        owed: Owed { relay: Some(1.15), ..NOTHING },
+        ..UNARY
+    },
+    Shape {
+        name: "capacity-1ms-64x4",
+        about: "a call, at the highest rate whose p99 is at most 1 ms",
+        connections: 64,
+        streams: 4,
+        more: &["--kind", "capacity"],
+        figure: Figure::Interval,
+        // 0.8 of the relay's rate, 1.5 of the best proxy's.
+        owed: owed(1.0 / 0.8, 1.0 / 1.5),
+        ..UNARY
+    },
+    Shape {
+        name: "storm-5000",
+        about: "one of 5 000 connections made at once, with its session and one call",
+        connections: 5000,
+        streams: 1,
+        more: &["--kind", "storm"],
+        figure: Figure::FirstAnswer,
+        owed: Owed { l7: Some(1.0), ..NOTHING },
+        owing: &["ringway", "ringway-dial"],
+        ..UNARY
+    },
+    Shape {
+        name: "slow-readers-1000",
+        figure: Figure::WholeMemory,
+        owed: Owed { l7: Some(0.6), ..NOTHING },
+        ..SLOW
+    },
+    Shape { name: "beside-slow-1000", figure: Figure::Beside, owed: at_most(1.2), ..SLOW },
+    Shape {
+        name: "idle-whole-5000",
+        connections: 5000,
+        figure: Figure::WholeMemory,
+        owed: Owed { of_peer: Some(("haproxy", 0.6)), ..NOTHING },
+        ..RESTING
+    },
+    Shape {
+        name: "download-40ms",
+        figure: Figure::Interval,
+        owed: Owed { relay: Some(1.0 / 0.95), ..NOTHING },
+        ..LONG_WAY
+    },
+    Shape {
+        name: "call-in-download-40ms",
+        figure: Figure::Behind,
+        owed: at_most(ROUND_TRIP_US),
+        ..LONG_WAY
+    },
+    Shape {
+        name: "two-cores-100-256x1",
+        connections: 256,
+        streams: 1,
+        who: Who::Named(&["ringway", "ringway-two-cores"]),
+        owed: Owed { of_peer: Some(("ringway", 1.1)), ..NOTHING },
+        owing: &["ringway-two-cores"],
+        ..UNARY
+    },
+    Shape {
+        name: "two-cores-resume-4",
+        about: "a session taken up again on a new connection after a reset",
+        who: Who::Named(&["ringway", "ringway-two-cores"]),
+        connections: 4,
+        streams: 1,
+        more: &["--kind", "resume"],
+        figure: Figure::Resume,
+        owed: Owed { over_peer: Some(("ringway", 100.0)), ..NOTHING },
+        owing: &["ringway-two-cores"],
+        ..UNARY
+    },
+    Shape {
+        name: "http1-get-100-256x1",
+        about: "a GET over HTTP/1.1",
+        connections: 256,
+        more: &["--kind", "get"],
+        owed: owed(1.1, 0.76),
+        ..WEB
+    },
+    Shape {
+        name: "http1-get-1m-4x1",
+        about: "a GET over HTTP/1.1",
+        connections: 4,
+        answer: KIB * KIB,
+        more: &["--kind", "get"],
+        owed: owed(1.2, 0.65),
+        ..WEB
+    },
+    Shape {
+        name: "http1-post-8m-4x1",
+        about: "a POST over HTTP/1.1",
+        connections: 4,
+        message: 8 * KIB * KIB,
+        answer: 4,
+        more: &["--kind", "post"],
+        owed: owed(1.2, 0.65),
+        ..WEB
+    },
+    Shape {
+        name: "ws-ping-pong-100-64x1",
+        about: "a message there and back on a WebSocket",
+        connections: 64,
+        message: 100,
+        more: &["--kind", "ws-ping-pong"],
+        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        ..WEB
+    },
+    Shape {
+        name: "ws-60hz-100-256x1",
+        about: "a message there and back on a WebSocket, 60 a second on each",
+        connections: 256,
+        message: 100,
+        more: &["--kind", "ws-ping-pong", "--rate", "15360"],
+        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        ..WEB
+    },
+    Shape {
+        name: "ws-stream-64k-4x1",
+        about: "a message on a WebSocket",
+        connections: 4,
+        answer: 64 * KIB,
+        more: &["--kind", "ws-stream"],
+        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        ..WEB
+    },
+    Shape {
+        name: "tls-handshake-full-16",
+        more: &["--kind", "new-connection", "--tls", "{ca}"],
+        ..HANDSHAKES
+    },
+    Shape {
+        name: "tls-handshake-resumed-16",
+        more: &["--kind", "new-connection", "--tls", "{ca}", "--tls-resume"],
+        ..HANDSHAKES
+    },
+    Shape {
+        name: "tls-first-answer-40ms",
+        about: "a connection with TLS and one call, 40 ms away",
+        connections: 4,
+        more: &["--kind", "new-connection", "--tls", "{ca}", "--round-trip-ms", "40"],
+        figure: Figure::RoundTrips,
+        // Two instead of three.
+        owed: Owed { l7: Some(0.7), ..NOTHING },
+        ..HANDSHAKES
+    },
+    Shape {
+        name: "tls-server-stream-64k-4x4",
+        about: "a message, TLS towards the client",
+        who: Who::Tls,
+        connections: 4,
+        streams: 4,
+        answer: 64 * KIB,
+        more: &["--kind", "server-stream", "--tls", "{ca}"],
+        owed: Owed { l7: Some(0.9), ..NOTHING },
+        owing: &["ringway-tls"],
+        ..UNARY
+    },
+    Shape {
+        name: "tls-upload-8m-4x1",
+        about: "a call, TLS towards the client",
+        who: Who::Tls,
+        connections: 4,
+        streams: 1,
+        message: 8 * KIB * KIB,
+        answer: 4,
+        more: &["--tls", "{ca}"],
+        owed: Owed { l7: Some(0.9), ..NOTHING },
+        owing: &["ringway-tls"],
+        ..UNARY
+    },
 ];
 
 impl Shape {
     /// Whether `peer` is run in it.
     pub fn is_for(&self, peer: &Peer) -> bool {
+        let plain = !peer.tls && peer.speaks(Speech::Http2);
         let fits = match self.who {
             Who::Tls => peer.tls,
-            Who::Gateways => !peer.tls && peer.admin,
-            Who::Proxies => !peer.tls && peer.class != Class::Direct,
-            Who::All => !peer.tls,
+            Who::Gateways => plain && peer.admin,
+            Who::Proxies => plain && peer.class != Class::Direct,
+            Who::All => plain,
+            Who::Web => !peer.tls && peer.speaks(Speech::Http1),
+            Who::Named(names) => return names.contains(&peer.name.as_str()),
         };
         fits && (peer.rows.is_empty() || peer.rows.iter().any(|row| row == self.name))
+    }
+
+    /// Whether nothing happens in it: what rests has neither rate nor latency.
+    pub fn is_still(&self) -> bool {
+        match self.figure {
+            Figure::Memory => true,
+            Figure::WholeMemory => self.more.contains(&"idle"),
+            _ => false,
+        }
     }
 
     /// The shape it is compared with in each round.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::figures::{Figures, P50, P99, P999, Percentile, Spread};
+use super::figures::{Figures, P50, P99, P999, Percentile, Spread, brief};
 use super::judge::{Judgement, judge, owes};
 use super::peer::{Class, Peer};
 use super::shape::{Figure, Shape};
@@ -77,7 +77,7 @@ fn row(figures: &Figures<'_>, shape: &Shape) -> Row {
     let ran = |peer: &&Peer| figures.of(shape, peer).next().is_some();
     let line = |peer: &Peer| {
         // What rests has neither rate nor latency.
-        let rests = shape.figure == Figure::Memory;
+        let rests = shape.is_still();
         let spread = |value: fn(&Run) -> Option<f64>| {
             if rests { None } else { figures.spread(shape, peer, value) }
         };
@@ -130,6 +130,17 @@ fn remarks(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
     if shape.figure == Figure::Beside && good > 0 && figures.figure(shape, peer).is_none() {
         remarks.push("too few samples for a p99".to_owned());
     }
+    if let Some([low, high]) = figures.modes(shape, peer) {
+        remarks.push(format!(
+            "two modes: {} in {} rounds, {} in {}",
+            brief(low.median),
+            low.rounds,
+            brief(high.median),
+            high.rounds
+        ));
+    }
+    let resumed = figures.spread(shape, peer, |r| r.counted()?.resumed);
+    remarks.extend(resumed.map(|s| format!("{:.0} % of handshakes resumed", s.median * 100.0)));
     let others = figures.spread(shape, peer, |r| Some(r.counted()?.other_cpus));
     if let Some(others) = others.filter(|o| o.median > OTHERS) {
         remarks.push(format!("other programs kept {:.2} CPUs busy", others.median));
@@ -160,9 +171,9 @@ fn parts(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<String> {
     let mut told: Vec<String> = names.iter().filter_map(part).collect();
     let bulk = spread(&|o| o.bulk_bytes_per_s);
     told.extend(bulk.map(|bytes| format!("bulk {:.0} MB/s", bytes / 1e6)));
-    if shape.figure == Figure::Memory {
+    if matches!(shape.figure, Figure::Memory | Figure::WholeMemory) {
         let kernel = spread(&|o| o.memory.kernel_per_connection("proxy"));
-        told.extend(kernel.map(|bytes| format!("and {bytes:.0} of the kernel")));
+        told.extend(kernel.map(|bytes| format!("of the kernel {bytes:.0} bytes each")));
     }
     told
 }

@@ -44,7 +44,7 @@ pub(crate) fn plan(target: SocketAddr, connections: usize, streams: usize, work:
     };
     let (warm_up, counted) = (Duration::from_millis(20), Duration::from_millis(500));
     Plan {
-        route: Route { target, trust: None, spread: false },
+        route: Route { target, trust: None, spread: false, slow: None },
         connections,
         streams,
         threads: 1,
