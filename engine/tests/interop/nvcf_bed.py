@@ -194,14 +194,14 @@ class Bed(Parts):
             environment["RINGWAY__CORES__IO"] = os.environ["RINGWAY_TEST_IO"]
         return environment
 
-    def gateway(self, name=None, **changes):
+    def gateway(self, name=None, launcher=(), **changes):
         """One more; `changes` are laid over its environment, None takes a variable away."""
         name = name or f"nvcf{len(self.started)}"
 
         def start(port):
             environment = {**self.environment(port), **changes}
             environment = {k: v for k, v in environment.items() if v is not None}
-            return NvcfGateway(environment, self.directory, name)
+            return NvcfGateway(environment, self.directory, name, launcher)
 
         return self.on_free_port(start)
 

@@ -4,6 +4,7 @@ work by NATS. Rule ids are the wire contract's."""
 
 import contextlib
 import json
+import os
 import uuid
 from urllib.parse import unquote
 
@@ -727,6 +728,33 @@ def test_cp6_a_new_token_is_used_without_a_restart(nvcf_bed, server):
                                "nvcfApiToken": "fresh-token"}))
     new.rename(bed.secrets)
     serves(gateway).channel.close()
+    assert "fresh-token" not in gateway.log_text()
+
+
+def test_cp6_secrets_that_may_not_be_read_change_nothing(nvcf_bed, server):
+    """A file of mode 000: what was known stays in use, with a warning that names the fix, and the
+    new token is used as soon as it may be read."""
+    bed = nvcf_bed()
+    bed.make_streams(VERSION)
+    bed.worker(server, slots=8)
+    # Root reads what it may not, unless it has lost that right.
+    bound = "-dac_override,-dac_read_search"
+    launcher = ["setpriv", "--bounding-set", bound] if os.geteuid() == 0 else []
+    gateway = bed.ready_gateway(launcher=launcher)
+    serves(gateway).channel.close()
+    new = bed.secrets.with_suffix(".new")
+    new.write_text(json.dumps({**json.loads(bed.secrets.read_text()),
+                               "nvcfApiToken": "fresh-token"}))
+    new.chmod(0)
+    new.rename(bed.secrets)
+    until(lambda: "it may not be read: look at its owner and mode" in gateway.log_text(),
+          what="a warning")
+    with Caller(gateway) as caller:
+        assert caller.says() == "one"
+    bed.stand_in.play(api={"from": {"bearers": ["fresh-token"]}})
+    bed.secrets.chmod(0o600)
+    serves(gateway).channel.close()
+    assert "the secrets file can be used again" in gateway.log_text()
     assert "fresh-token" not in gateway.log_text()
 
 
