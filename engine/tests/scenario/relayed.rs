@@ -528,6 +528,9 @@ fn a_node_that_leaves_has_what_it_brought_replaced() {
     fresh.sync(&mut two.nodes[1]);
     assert!(fresh.seen.iter().any(|seen| matches!(seen, Seen::Head { .. })), "{:?}", fresh.seen);
     two.pump();
+    assert!(!two.nodes[0].is_closed(conn), "the worker may not have heard of the new one");
+    two.nodes[1].pass(Duration::from_secs(1));
+    two.pump();
     assert!(two.nodes[0].is_closed(conn), "the old tunnel is not needed any more");
     two.nodes[1].end(client.conn, End::Fin);
     two.nodes[1].pass(Duration::from_secs(60));

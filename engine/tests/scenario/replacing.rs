@@ -14,7 +14,12 @@ use crate::peer::{Peer, Seen, poll};
 use crate::spares::{ENDS, all_is_over, answer, attached, connect, outcomes};
 use crate::world::World;
 
-/// The worker is asked for a tunnel in the place of another one, and dials back.
+/// So long a tunnel without a stream lasts beside the one that has taken its place: its worker ends the
+/// session with the last tunnel that it knows of.
+const SETTLES: Duration = Duration::from_secs(1);
+
+/// The worker is asked for a tunnel in the place of another one, and dials back. It knows that it was
+/// let in when this returns.
 fn instead(world: &mut World, id: &str) -> Peer {
     let work = poll(world, &[id]).expect("another tunnel is asked for");
     let conn = connect(world, &work);
@@ -24,6 +29,7 @@ fn instead(world: &mut World, id: &str) -> Peer {
     let mut peer = Peer::over(conn, Role::Server, Limits::default(), world);
     peer.start(world);
     peer.read(world, &answer[accepted.len()..]);
+    world.pass(SETTLES);
     peer
 }
 
@@ -284,6 +290,7 @@ fn a_parked_tunnel_is_replaced_in_its_place() {
     assert!(!world.is_closed(old.conn));
     let work = poll(&mut world, &[&id]).expect("another tunnel is asked for");
     let conn = connect(&mut world, &work);
+    world.pass(SETTLES);
     assert!(world.is_closed(old.conn) && !world.is_closed(conn));
     assert_eq!(world.take(conn), b"HTTP/1.1 200 OK\r\n\r\n");
     // Now it serves clients of either protocol.
@@ -382,6 +389,7 @@ fn a_lost_client_whose_tunnel_has_no_stream_ids_left_is_kept_by_another_tunnel()
     assert!(!world.is_closed(old.conn));
     let work = poll(&mut world, &[&id]).expect("another tunnel is asked for");
     let conn = connect(&mut world, &work);
+    world.pass(SETTLES);
     assert!(world.is_closed(old.conn) && !world.is_closed(conn));
     world.pass(Duration::from_secs(31));
     all_is_over(&mut world);
@@ -419,6 +427,7 @@ fn a_tunnel_that_is_not_read_is_not_late() {
     assert!(!world.is_closed(old), "it is the session's last one");
     let again = poll(&mut world, &[&work.request_id]).expect("another tunnel is asked for");
     let conn = connect(&mut world, &again);
+    world.pass(SETTLES);
     assert!(world.is_closed(old) && !world.is_closed(conn));
     world.pass(Duration::from_secs(31));
     all_is_over(&mut world);

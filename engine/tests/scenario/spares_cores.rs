@@ -212,6 +212,8 @@ fn a_tunnel_that_is_being_replaced_is_replaced_where_it_goes() {
     back.sync(m.at(2));
     assert_eq!(back.field(0, "nvcf-reqid"), Some(&*id));
     let old = m.at(2).conn_of(socket).expect("it was there");
+    // By then its worker knows of the new one.
+    m.pass(Duration::from_secs(1));
     assert!(m.at(2).is_closed(old));
     leave_quietly(&mut m, 2, &back);
     m.assert_empty();
@@ -234,6 +236,7 @@ fn a_goaway_while_a_tunnel_moves_does_not_lose_it() {
     serve(&mut m, &mut new, 0);
     back.sync(m.at(1));
     assert_eq!(back.field(0, "nvcf-reqid"), Some(&*id));
+    m.pass(Duration::from_secs(1));
     leave_quietly(&mut m, 1, &back);
     m.assert_empty();
 }

@@ -301,6 +301,8 @@ fn a_worker_that_says_goaway_is_asked_for_another_tunnel() {
     worker.head(&mut world, key, &[(":status", "200")], true);
     let work = poll(&mut world, &[&id]).expect("another tunnel is wanted");
     let _spare = Peer::dial_back(&mut world, &work);
+    // By then its worker knows of the new one.
+    world.pass(Duration::from_secs(1));
     let wanted = [
         "answer_begun",
         "goaway",

@@ -63,11 +63,11 @@ impl Traffic {
         let idle = turn.now + turn.settings.config.session.idle;
         let unwatched = hop.as_ref().is_some_and(|hop| hop.timer.is_none_or(|at| at > idle));
         if let Some(tunnel) = hop.and_then(Hop::tunnel_mut) {
-            if tunnel.held().is_none() {
+            if !tunnel.is_set_aside() {
                 tunnel.state = TunnelState::Idle { since: turn.now };
             }
             let going = tunnel.going;
-            if !(going && self.end_if_done(turn, conn)) && unwatched {
+            if !(going && self.end_if_done(turn, conn)) && (unwatched || going) {
                 self.streams.hops.watch(turn, conn);
             }
         }
@@ -81,13 +81,13 @@ impl Traffic {
         h1.release();
         let answered = h1.codec.has_read_all();
         let again = h1.codec.is_between() && h1.codec.keeps_alive();
-        let held = hop.tunnel().and_then(|tunnel| tunnel.held());
-        if again {
-            if let Some(tunnel) = hop.tunnel_mut().filter(|_| held.is_none()) {
+        let set_aside = hop.tunnel().is_some_and(|tunnel| tunnel.is_set_aside());
+        if again || set_aside {
+            if let Some(tunnel) = hop.tunnel_mut().filter(|_| !set_aside) {
                 tunnel.state = TunnelState::Idle { since: turn.now };
             }
             self.streams.hops.watch(turn, conn);
-        } else if held.is_none() {
+        } else {
             let cause = if answered { Cause::USED_UP } else { Cause::ABANDONED };
             turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
         }

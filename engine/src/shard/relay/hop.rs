@@ -156,6 +156,9 @@ pub(super) enum TunnelState {
     Parked { until: Time },
     /// It was used up and is kept all the same, until another tunnel of the session is there.
     Held(Held),
+    /// Another one has taken its place. It ends with its last stream, and not before that time: until
+    /// its worker has heard that the other one was let in, it ends the session with this one.
+    Replaced { until: Time },
 }
 
 /// Why a used-up tunnel is held.
@@ -217,6 +220,16 @@ impl Tunnel {
             TunnelState::Held(held) => Some(held),
             _ => None,
         }
+    }
+
+    /// Its streams do not say what it is for: nobody asks for more of them.
+    pub(super) fn is_set_aside(&self) -> bool {
+        matches!(self.state, TunnelState::Held(_) | TunnelState::Replaced { .. })
+    }
+
+    /// Whether its worker may not have heard yet of the one that has taken its place.
+    pub(super) fn settles(&self, now: Time) -> bool {
+        matches!(self.state, TunnelState::Replaced { until } if until > now)
     }
 
     pub(super) fn is_parked(&self) -> bool {
@@ -437,7 +450,8 @@ impl Hop {
             TunnelState::Parked { until } => concern(until),
             TunnelState::Idle { since } => concern(since + timeouts.idle),
             TunnelState::Unused => concern(self.hop_since + timeouts.unused),
-            TunnelState::InUse | TunnelState::Held(_) => {}
+            TunnelState::Replaced { until } if self.link.streams() == 0 => concern(until),
+            TunnelState::InUse | TunnelState::Held(_) | TunnelState::Replaced { .. } => {}
         }
         // What it says is not read now: its silence is ours.
         if self.waits == 0

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{Conn as H2, ErrorCode, Event, HeadKind, Limits, Role, StreamKey};
+use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use super::super::cause::Manners;
 use super::super::facts::{Caller, Fact, ForSessions, NewTunnel, Terms, Wanted};
-use super::super::turn::rig::Rig;
+use super::super::turn::rig::{NODE, OTHER_NODE, Rig};
 use super::*;
 use crate::config::{Config, HonourId, Park};
 use crate::control::port::Call;
@@ -233,9 +234,14 @@ impl Bench {
     }
 
     fn attach(&mut self, key: Key) -> ConnId {
+        self.attach_via(key, None)
+    }
+
+    /// The same of one that another gateway has brought.
+    fn attach_via(&mut self, key: Key, via: Option<Node>) -> ConnId {
         let conn = self.rig.border.open();
         let opened = self.rig.border.now;
-        let (timer, via, tail) = (None, None, Vec::new());
+        let (timer, tail) = (None, Vec::new());
         let new = NewTunnel { key, conn, peer: peer(), opened, timer, via, tail };
         self.say(ForRelay::Attach(Box::new(new)));
         conn

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ringway_proto::fault::Fault;
 use ringway_proto::fields::{Fields, Token};
 use ringway_proto::h2::{self, ErrorCode};
+use ringway_proto::id::Node;
 use ringway_proto::route::{self, Routed, RoutingHead};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -86,6 +87,8 @@ pub(super) struct Traffic {
     pub(super) tails: Vec<Tail>,
     /// HTTP/1 connections with input that waited and may be read now.
     pub(super) unread: Vec<ConnId>,
+    /// Other gateways that have said that they leave, the latest last.
+    pub(super) leaving: VecDeque<Node>,
 }
 
 impl Traffic {
@@ -98,6 +101,7 @@ impl Traffic {
             marks: Marks(marks),
             tails: Vec::new(),
             unread: Vec::new(),
+            leaving: VecDeque::new(),
         }
     }
 

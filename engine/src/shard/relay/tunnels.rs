@@ -1,6 +1,7 @@
 //! A route's tunnel: how it comes, is kept, changes hands, and goes to another core.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use ringway_proto::h1::Role;
 use ringway_proto::h2::{self, ErrorCode, NO_TAG};
@@ -19,6 +20,13 @@ use super::routes::Route;
 use super::traffic::{Tail, Traffic};
 use crate::border::{Close, ConnId, Parcel};
 
+/// A worker ends a session with its last tunnel, and hears by two ways that one has been let in and that
+/// the other one has ended: so long a tunnel lasts at least beside the one that has taken its place.
+pub(super) const SETTLES: Duration = Duration::from_secs(1);
+
+/// Gateways of which it is remembered that they leave.
+const MOST_LEAVING: usize = 64;
+
 /// A tunnel on its way to another core, with what it has carried of its session, up and down.
 struct Traveller {
     hop: Box<Hop>,
@@ -28,6 +36,13 @@ struct Traveller {
 /// Another gateway leaves, and with it the connections that it has brought: clients are asked to
 /// come back by another one, and others take the tunnels' places.
 pub(super) fn node_leaves(traffic: &mut Traffic, turn: &mut Turn<'_>, node: Node) {
+    // What it brought a moment ago may become a tunnel only after this.
+    if !traffic.leaving.contains(&node) {
+        if traffic.leaving.len() >= MOST_LEAVING {
+            traffic.leaving.pop_front();
+        }
+        traffic.leaving.push_back(node);
+    }
     for conn in traffic.streams.hops.ids() {
         let brought = traffic.streams.hops.hop(conn).filter(|hop| hop.via == Some(node));
         match brought.map(|hop| hop.tunnel().is_some()) {
@@ -91,6 +106,9 @@ impl Traffic {
         self.read_later(turn, conn, &tail);
         self.streams.hops.watch(turn, conn);
         turn.sessions(ForSessions::Attached { key, unspoken });
+        if let Some(node) = via.filter(|node| self.leaving.contains(node)) {
+            turn.relay(ForRelay::NodeLeaves { node });
+        }
         if !unspoken {
             turn.relay(ForRelay::Wake { key });
         }
@@ -249,17 +267,15 @@ impl Traffic {
         let tunnels = tunnel_of(key).zip(tunnel_of(spare));
         let tunnels = tunnels.and_then(|(old, new)| self.streams.hops.two_hops(old, new));
         let Some([old, new]) = tunnels else { return };
-        let (slots, cause) = (old.link.tags(), old.spent_cause());
+        let slots = old.link.tags();
         let (old_conn, new_conn, speaks) = (old.conn, new.conn, new.link.clients());
         let tunnels = old.tunnel_mut().zip(new.tunnel_mut());
         let (was, is) = tunnels.expect("a route's tunnel is one");
         let parked = match was.state {
-            TunnelState::Parked { until } => {
-                was.state = TunnelState::InUse;
-                Some(until)
-            }
+            TunnelState::Parked { until } => Some(until),
             _ => None,
         };
+        was.state = TunnelState::Replaced { until: turn.now + SETTLES };
         (was.route, is.route) = (spare, key);
         is.cookie_sent = was.cookie_sent;
         is.state = match parked {
@@ -287,9 +303,7 @@ impl Traffic {
             client.calls.retain(|call| call.route != key);
         }
         self.streams.hops.watch(turn, new_conn);
-        if streams == 0 {
-            turn.relay(ForRelay::TunnelOver { conn: old_conn, cause, last: false });
-        }
+        self.streams.hops.watch(turn, old_conn);
         if parked.is_some() {
             turn.sessions(ForSessions::Parked { key, speaks });
         }
@@ -315,7 +329,8 @@ impl Traffic {
             return false;
         };
         let replaced = self.routes.get(tunnel.route).is_some_and(|route| route.replaced);
-        let done = tunnel.going && tunnel.held().is_none() && !replaced;
+        let kept = tunnel.held().is_some() || tunnel.settles(turn.now);
+        let done = tunnel.going && !kept && !replaced;
         if done {
             let cause = hop.spent_cause();
             turn.relay(ForRelay::TunnelOver { conn, cause, last: false });

@@ -212,6 +212,9 @@ fn overdue(
     }
     match tunnel.state {
         TunnelState::Parked { until } if until <= now => Some(Cause::WINDOW),
+        TunnelState::Replaced { until } if until <= now && hop.link.streams() == 0 => {
+            Some(hop.spent_cause())
+        }
         TunnelState::Idle { since } if since + timeouts.idle <= now => Some(Cause::IDLE),
         TunnelState::Unused if hop.hop_since + timeouts.unused <= now => Some(Cause::UNUSED),
         _ => None,

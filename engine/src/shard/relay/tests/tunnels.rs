@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::tunnels::SETTLES;
 use super::*;
 use crate::border::Carried;
 
@@ -129,6 +130,7 @@ fn a_spare_takes_over_and_what_runs_ends_as_the_spares() {
     let mut new = bench.server(fresh);
     assert_eq!(bench.sees(&mut new), ["1 /f end"]);
     bench.answer(&mut new, "new", true);
+    bench.rig.border.now += SETTLES;
     bench.body(&mut old, key, "rest", true);
     let seen = ["1 200", "1 data half", "3 200", "3 data new end", "1 data rest end"];
     assert_eq!(bench.sees(&mut client), seen);
@@ -139,13 +141,50 @@ fn a_spare_takes_over_and_what_runs_ends_as_the_spares() {
 }
 
 #[test]
-fn a_tunnel_without_a_stream_ends_with_its_swap() {
-    let mut bench = bench();
-    let (_client, mut old) = bench.routed(A, LOST);
-    bench.answer(&mut old, "", true);
-    let fresh = bench.spare();
-    bench.say(ForRelay::Swap { key: A, spare: B });
-    let told = bench.told();
-    assert!(matches!(&told[..], [ForSessions::Lost(lost)] if lost.key == B), "{told:?}");
-    assert!(bench.rig.border.is_open(fresh) && !bench.rig.border.is_open(old.conn));
+fn what_a_gateway_that_leaves_has_brought_is_replaced_whenever_it_comes() {
+    for before in [false, true] {
+        let mut bench = bench();
+        let client = bench.client();
+        bench.open(A, Some(client.conn), LOST);
+        let (leaves, other) = (NODE, OTHER_NODE);
+        if before {
+            bench.say(ForRelay::NodeLeaves { node: leaves });
+        }
+        bench.attach_via(A, Some(leaves));
+        if !before {
+            bench.say(ForRelay::NodeLeaves { node: leaves });
+        }
+        let told = bench.told();
+        let spent = ForSessions::Spent { key: A, goaway: true };
+        let [ForSessions::Attached { .. }, last] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(format!("{last:?}"), format!("{spent:?}"));
+        let client = bench.client();
+        bench.open(B, Some(client.conn), LOST);
+        bench.attach_via(B, Some(other));
+        assert!(matches!(bench.told()[..], [ForSessions::Attached { .. }]));
+    }
+}
+
+#[test]
+fn a_tunnel_ends_when_its_worker_knows_of_the_one_that_took_its_place() {
+    for busy in [false, true] {
+        let mut bench = bench();
+        let (_client, mut old) = bench.routed(A, LOST);
+        let key = old.key.unwrap();
+        bench.answer(&mut old, "", !busy);
+        bench.goaway(&mut old, 1);
+        bench.told();
+        let fresh = bench.spare();
+        bench.say(ForRelay::Swap { key: A, spare: B });
+        if busy {
+            bench.body(&mut old, key, "", true);
+        }
+        assert!(bench.told().is_empty() && bench.rig.border.is_open(old.conn), "{busy}");
+        bench.rig.border.now += SETTLES;
+        bench.relay.look_at(&mut bench.rig.turn(), old.conn);
+        bench.settle();
+        let told = bench.told();
+        assert!(matches!(&told[..], [ForSessions::Lost(lost)] if lost.key == B), "{told:?}");
+        assert!(bench.rig.border.is_open(fresh) && !bench.rig.border.is_open(old.conn));
+    }
 }
