@@ -6,6 +6,7 @@
 
 mod parcel;
 mod stalls;
+mod tally;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,13 +15,13 @@ use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
 pub use crate::conn::{Close, ConnId, End, Listener};
-use crate::inlet;
 pub use crate::output::Output;
 use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
 pub use parcel::{Carried, Parcel};
 pub use stalls::{STALL, STALL_SECONDS, Stalls};
+pub use tally::Tally;
 
 /// How long a flushed connection waits for its peer's FIN.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -91,6 +92,8 @@ pub enum Wish {
     Look(ConnId),
     /// Accept no more connections and close the listening socket.
     Unlisten(Listener),
+    /// Let nobody in by this listener who comes from these addresses, and all others.
+    KeepOut(Listener, Box<[SocketAddr]>),
     /// Take up a connection of another core; the id was reserved with [`Border::adopt`].
     Adopt(ConnId, Carried),
     /// Take up a connection that another core accepted by this listener and did not read from; the
@@ -98,41 +101,6 @@ pub enum Wish {
     Admit(ConnId, Carried, Listener),
     /// Wake a sleeping core.
     Ring(Bell),
-}
-
-/// What the reactor did, counted since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Loop turns.
-    pub turns: u64,
-    /// Receives with bytes.
-    pub receives: u64,
-    /// Sends the kernel took something of.
-    pub sends: u64,
-    /// Sends that left a rest: the socket was waited for.
-    pub blocked_sends: u64,
-    /// Receives that found no receive block free.
-    pub starved: u64,
-    /// Calls of [`Core::relieve`].
-    pub relieved: u64,
-    /// Connections accepted.
-    pub accepts: u64,
-    /// Accepts that failed for want of descriptors or memory, each followed by a pause.
-    pub accept_failures: u64,
-    /// Connections closed at once because the core holds its limit of them.
-    pub refused: u64,
-    /// Sockets open now, those still being closed included.
-    pub sockets: u64,
-    /// Connections taken up from other cores.
-    pub adopts: u64,
-    /// Sleeping cores woken by their ring.
-    pub rings: u64,
-    /// Time asleep, or looking out for something to do.
-    pub idle: std::time::Duration,
-    /// Turns that took long.
-    pub stalls: Stalls,
-    /// What listeners with TLS or the PROXY protocol saw.
-    pub inlet: inlet::Tally,
 }
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
@@ -416,6 +384,11 @@ impl Border {
     /// Accepts no more connections from this listener.
     pub fn unlisten(&mut self, listener: Listener) {
         self.wishes.push(Wish::Unlisten(listener));
+    }
+
+    /// Lets nobody in by this listener who comes from these addresses, and all others.
+    pub fn keep_out(&mut self, listener: Listener, addresses: Box<[SocketAddr]>) {
+        self.wishes.push(Wish::KeepOut(listener, addresses));
     }
 
     /// Copies what the connection's output holds of receive blocks into chunks, so that the blocks

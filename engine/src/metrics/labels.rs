@@ -251,6 +251,8 @@ labels! {
         Version => "version",
         /// It is cut off, too long, or something else.
         Garbled => "garbled",
+        /// From its address nothing had come that proved anything: it was not heard.
+        Unheard => "unheard",
         /// It did not come in time.
         Late => "late",
         /// It is for another node, or another run of this one.

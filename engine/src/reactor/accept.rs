@@ -1,6 +1,6 @@
 //! Listeners: multishot accept, and connections on their way in.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use ringway_proto::time::Time;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::fault::SetupError;
+use super::filter::keep_out;
 use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
 use super::tag::{Completion, Kind, Tag};
@@ -63,6 +64,8 @@ pub(super) struct Door {
     quiet_until: Time,
     /// So many connections may have come before the listener was tuned, and inherit nothing.
     untuned: u32,
+    /// It keeps some addresses out; connections inherit that.
+    filters: bool,
 }
 
 impl Door {
@@ -89,6 +92,7 @@ impl Door {
             again_at: None,
             shut: false,
             quiet_until: Time::ZERO,
+            filters: false,
         })
     }
 
@@ -227,6 +231,17 @@ impl<C: Core> Reactor<C> {
         }
     }
 
+    /// Lets nobody in by this listener who comes from these addresses, as long as nobody else listens
+    /// there. Where the kernel cannot do it the core closes them as they come.
+    pub(super) fn keep_out(&mut self, listener: Listener, addresses: &[SocketAddr]) {
+        for door in self.doors.iter_mut().filter(|door| door.listener == listener) {
+            if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
+                let kept_out = keep_out(&SockRef::from(socket), addresses);
+                door.filters = kept_out.is_ok() && !addresses.is_empty();
+            }
+        }
+    }
+
     /// When an accept that failed is tried again.
     pub(super) fn doors_deadline(&self) -> Option<Time> {
         self.doors.iter().filter_map(|door| door.again_at).min()
@@ -249,7 +264,12 @@ impl<C: Core> Reactor<C> {
         let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
         let tuned = door.untuned == 0;
         door.untuned = door.untuned.saturating_sub(1);
-        self.admit(TcpStream::from(fd), listener, tuned);
+        let stream = TcpStream::from(fd);
+        if door.filters {
+            // Its packets need not be looked at. Should it stay all the same, they pass.
+            let _ = SockRef::from(&stream).detach_filter();
+        }
+        self.admit(stream, listener, tuned);
         if !self.closing {
             self.open_doors();
         }

@@ -14,6 +14,7 @@ mod dial;
 mod doorbell;
 mod epoll;
 mod fault;
+mod filter;
 mod inlet;
 mod moving;
 mod options;
@@ -364,6 +365,7 @@ impl<C: Core> Reactor<C> {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_doors(listener),
+                Wish::KeepOut(listener, addresses) => self.keep_out(listener, &addresses),
                 // Only a tunnel moves so, or what was to become one.
                 Wish::Adopt(conn, socket) => self.adopt(conn, socket, Some(Listener::Worker)),
                 Wish::Admit(conn, socket, listener) => self.adopt(conn, socket, Some(listener)),

@@ -56,6 +56,8 @@ pub(crate) enum Due {
     Yield,
     /// Memory is short: look for streams that do not move.
     Sweep,
+    /// Addresses were kept out for long enough.
+    KeptOut,
     /// The drain's limit.
     Drain,
 }

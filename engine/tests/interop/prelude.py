@@ -35,19 +35,18 @@ def mac(secret, challenge, octets):
 
 
 class Sender:
-    """A connection to a gateway's cluster port."""
+    """A connection to a gateway's cluster port, from an address of this machine. The challenge is empty if
+    the gateway does not hear it."""
 
-    def __init__(self, address):
-        self.sock = socket.create_connection(address, 30)
+    def __init__(self, address, source=None):
+        self.sock = socket.create_connection(address, 30, source and (source, 0))
         self.challenge = self.take(CHALLENGE)
 
     def take(self, size):
         octets = b""
-        while len(octets) < size:
-            more = self.sock.recv(size - len(octets))
-            if not more:
-                break
-            octets += more
+        with contextlib.suppress(ConnectionResetError):
+            while len(octets) < size and (more := self.sock.recv(size - len(octets))):
+                octets += more
         return octets
 
     def says(self, octets):

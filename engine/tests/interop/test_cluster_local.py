@@ -417,6 +417,10 @@ def test_a_flood_of_bad_preludes_keeps_no_good_one_waiting(pair, worker):
     """Good ones are answered in their time meanwhile."""
     me, ended = prelude.node(pair.name(pair.first)), threading.Event()
     sent = []
+    # Where a gateway is known to be, all are heard.
+    with prelude.Sender(pair.first.cluster) as good:
+        good.says(good.signed(SECRET, prelude.prelude(me)))
+        assert good.verdict() == prelude.TAKEN
 
     def flood():
         while not ended.is_set():
@@ -440,6 +444,24 @@ def test_a_flood_of_bad_preludes_keeps_no_good_one_waiting(pair, worker):
             thread.join()
     assert watch.moved("ringway_relays_total", cause="callback", outcome="relayed") == 10
     assert len(sent) > 100 and set(sent) == {prelude.FORGED}, len(sent)
+
+
+def test_who_proves_nothing_is_soon_not_heard(pair):
+    """Its connections are closed as they come; others are heard as ever."""
+    me, watch = prelude.node(pair.name(pair.first)), Watch(pair.first)
+    outcomes = []
+    for _ in range(1000):
+        with prelude.Sender(pair.first.cluster, "127.0.0.9") as sender:
+            if not sender.challenge:
+                break
+            sender.says(prelude.prelude(me) + bytes(prelude.MAC))
+            outcomes.append(sender.verdict())
+    assert 64 <= len(outcomes) < 1000 and set(outcomes) == {prelude.FORGED}, len(outcomes)
+    assert watch.moved("ringway_relays_taken_total", cause="none", outcome="unheard") >= 1
+    for source in (None, "127.0.0.10"):
+        with prelude.Sender(pair.first.cluster, source) as good:
+            good.says(good.signed(SECRET, prelude.prelude(me)))
+            assert good.verdict() == prelude.TAKEN
 
 
 # --- secrets --------------------------------------------------------------------------------------

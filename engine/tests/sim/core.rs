@@ -372,7 +372,7 @@ impl Core {
                 Wish::Adopt(conn, socket) => self.adopt(conn, socket, around),
                 // The world looks into every mailbox by itself.
                 // Only a reactor's occupant gives fresh connections away.
-                Wish::Ring(_) | Wish::Admit(..) => {}
+                Wish::Ring(_) | Wish::Admit(..) | Wish::KeepOut(..) => {}
             }
         }
         for conn in std::mem::take(&mut self.looks) {

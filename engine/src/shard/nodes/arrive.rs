@@ -129,7 +129,8 @@ impl Nodes {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(prelude))) => match is_for_here(turn, prelude) {
                 Ok(()) => {
-                    let of = self.arrival(key);
+                    let of = self.arrivals.get_mut(key).expect("it has just been looked at");
+                    self.suspects.proved(of.peer, turn.now);
                     let (conn, client) = (of.conn, matches!(prelude.matter, Matter::Client(..)));
                     of.bytes.clear();
                     of.step = Coming::Knocking(prelude);
@@ -216,7 +217,10 @@ impl Nodes {
         // Who says nothing at all only looks whether somebody listens.
         if matches!(of.step, Coming::Listening) && !of.bytes.is_empty() {
             turn.metrics.relays.count_taken(TakenCause::None, TakenOutcome::Garbled);
+            let peer = of.peer;
+            self.suspects.failed(peer, turn.now);
         }
+        let of = self.arrival(key);
         let conn = of.conn;
         self.remove_arrival(key);
         turn.border.close(conn, Close::Flush);
@@ -225,6 +229,9 @@ impl Nodes {
     fn refuse(&mut self, turn: &mut Turn<'_>, key: Key, refusal: &Refusal) {
         let Arrival { conn, peer, .. } = *self.arrival(key);
         let Refusal { cause, outcome, verdict } = *refusal;
+        if cause == TakenCause::None {
+            self.suspects.failed(peer, turn.now);
+        }
         self.remove_arrival(key);
         if let Some(verdict) = verdict {
             turn.put(conn, &[verdict as u8]);

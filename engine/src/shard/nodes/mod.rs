@@ -11,6 +11,7 @@ mod hush;
 mod out;
 mod owners;
 mod splice;
+mod suspects;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,14 +27,16 @@ use self::farewell::Farewells;
 use self::hush::Hush;
 use self::out::{Out, Step};
 use self::owners::Owners;
+use self::suspects::Suspects;
 use super::facts::ForNodes;
 use super::settings::ShardSettings;
 use super::table::{Key, Table};
+use super::timer::Due;
 use super::turn::Turn;
-use crate::border::{Close, ConnId, End};
+use crate::border::{Close, ConnId, End, Listener};
 use crate::carry::Client;
 use crate::keys::Keys;
-use crate::metrics::{Limit, RelayCause, ShardMetrics};
+use crate::metrics::{Limit, RelayCause, ShardMetrics, TakenCause, TakenOutcome};
 use crate::pool::Segment;
 
 /// From when a connection is found to belong elsewhere until its owner has taken it; and from when
@@ -57,6 +60,7 @@ pub(super) struct Nodes {
     ready: Vec<Place>,
     owners: Owners,
     hush: Hush,
+    suspects: Suspects,
     rng: ChaCha12Rng,
 }
 
@@ -106,6 +110,7 @@ impl Nodes {
             ready: Vec::new(),
             owners: Owners::default(),
             hush: Hush::default(),
+            suspects: Suspects::default(),
             rng,
         }
     }
@@ -128,9 +133,23 @@ impl Nodes {
         if self.keys.is_none() {
             return turn.border.close(conn, Close::Now);
         }
+        if !self.suspects.hears(peer, turn.now) {
+            turn.metrics.relays.count_taken(TakenCause::None, TakenOutcome::Unheard);
+            if let Some((addresses, until)) = self.suspects.keep_out(peer, turn.now) {
+                turn.border.keep_out(Listener::Cluster, addresses);
+                turn.arm(until, Due::KeptOut);
+            }
+            return turn.border.close(conn, Close::Now);
+        }
         let mut challenge = [0; ringway_proto::prelude::CHALLENGE_LENGTH];
         self.rng.fill_bytes(&mut challenge);
         self.arrive(turn, conn, (peer, challenge));
+    }
+
+    /// Who is kept out may be let in again ([`Due::KeptOut`]).
+    pub(super) fn let_in_again(&mut self, turn: &mut Turn<'_>) {
+        let still = self.suspects.still_kept_out(turn.now);
+        turn.border.keep_out(Listener::Cluster, still);
     }
 
     /// A gateway that was dialled is reached, or not.

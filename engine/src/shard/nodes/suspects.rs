@@ -1,0 +1,156 @@
+//! Addresses from which nothing comes that a gateway would say. A few tries are heard; then the next
+//! connection from there is closed as it comes, which costs a fraction of hearing it out, and the
+//! kernel keeps the address out for a while, which costs next to nothing.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ringway_proto::time::Time;
+
+use super::super::bucket::Bucket;
+
+/// Preludes of one address that may prove nothing: a burst and then a second.
+const TRIES: (u32, u32) = (64, 16);
+/// Addresses of which something is remembered, of each kind.
+const MOST: usize = 1024;
+/// For how long an address is kept out, and how many are at a time.
+const KEPT_OUT_FOR: Duration = Duration::from_secs(5);
+const MOST_KEPT_OUT: usize = 64;
+/// Where a gateway has proved itself, whatever else comes from its address is heard for so long.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+
+/// An address, whatever the port.
+fn host(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), 0)
+}
+
+/// What is remembered of who connects.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    tried: HashMap<SocketAddr, Bucket>,
+    /// Until when a gateway is known to be there.
+    known: HashMap<SocketAddr, Time>,
+    /// Who is kept out, and until when.
+    kept_out: Vec<(SocketAddr, Time)>,
+}
+
+impl Suspects {
+    /// Whether a connection from there is to be heard.
+    pub(super) fn hears(&mut self, peer: SocketAddr, now: Time) -> bool {
+        let (burst, rate) = TRIES;
+        let ip = host(peer);
+        let tired = self.tried.get_mut(&ip).is_some_and(|tried| !tried.has(burst, rate, now));
+        !tired || self.known.get(&ip).is_some_and(|until| now < *until)
+    }
+
+    /// It is not heard, so it is to be kept out for a while. Who is kept out from now on, and until when
+    /// that is to be looked at, if that changes anything.
+    pub(super) fn keep_out(
+        &mut self,
+        peer: SocketAddr,
+        now: Time,
+    ) -> Option<(Box<[SocketAddr]>, Time)> {
+        let (ip, until) = (host(peer), now + KEPT_OUT_FOR);
+        let more = self.kept_out.len() < MOST_KEPT_OUT
+            && self.kept_out.iter().all(|(other, _)| *other != ip);
+        more.then(|| {
+            self.kept_out.push((ip, until));
+            (self.kept_out.iter().map(|(ip, _)| *ip).collect(), until)
+        })
+    }
+
+    /// Who is still to be kept out.
+    pub(super) fn still_kept_out(&mut self, now: Time) -> Box<[SocketAddr]> {
+        self.kept_out.retain(|(_, until)| now < *until);
+        self.kept_out.iter().map(|(ip, _)| *ip).collect()
+    }
+
+    /// A gateway has proved itself.
+    pub(super) fn proved(&mut self, peer: SocketAddr, now: Time) {
+        if self.known.len() >= MOST {
+            self.known.retain(|_, until| now < *until);
+        }
+        if self.known.len() < MOST {
+            self.known.insert(host(peer), now + KNOWN_FOR);
+        }
+    }
+
+    /// What came proved nothing.
+    pub(super) fn failed(&mut self, peer: SocketAddr, now: Time) {
+        let ((burst, rate), ip) = (TRIES, host(peer));
+        if self.tried.len() >= MOST && !self.tried.contains_key(&ip) {
+            // Those who have not come for a while are forgotten.
+            self.tried.retain(|_, tried| !tried.has(1, rate, now));
+        }
+        if self.tried.len() < MOST || self.tried.contains_key(&ip) {
+            self.tried.entry(ip).or_default().take(burst, rate, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time(1_000_000_000);
+
+    fn peer(host: u8, port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], port))
+    }
+
+    fn tries(of: &mut Suspects, from: u8, now: Time) -> u32 {
+        let heard = |port: &u16| {
+            let hears = of.hears(peer(from, *port), now);
+            of.failed(peer(from, *port), now);
+            hears
+        };
+        (1..1000).filter(heard).count() as u32
+    }
+
+    #[test]
+    fn who_proves_nothing_is_not_heard_for_long_and_others_are() {
+        let mut of = Suspects::default();
+        assert_eq!(tries(&mut of, 1, START), TRIES.0);
+        assert!(of.hears(peer(2, 1), START));
+        assert_eq!(tries(&mut of, 1, START + Duration::from_secs(1)), TRIES.1);
+        assert!(!of.hears("[::ffff:192.0.2.1]:7".parse().unwrap(), START + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn where_a_gateway_is_everybody_is_heard() {
+        let mut of = Suspects::default();
+        tries(&mut of, 1, START);
+        of.proved(peer(1, 9), START);
+        assert!(of.hears(peer(1, 1), START));
+        assert_eq!(tries(&mut of, 1, START + (KNOWN_FOR - Duration::from_secs(1))), 999);
+        tries(&mut of, 1, START + KNOWN_FOR);
+        assert!(!of.hears(peer(1, 1), START + KNOWN_FOR));
+    }
+
+    #[test]
+    fn who_is_not_heard_is_kept_out_for_a_while() {
+        let mut of = Suspects::default();
+        let (ips, until) = of.keep_out(peer(1, 1), START).unwrap();
+        assert_eq!((&*ips, until), (&[peer(1, 0)][..], START + KEPT_OUT_FOR));
+        assert!(of.keep_out(peer(1, 2), START).is_none(), "it is already");
+        let later = START + Duration::from_secs(1);
+        assert_eq!(of.keep_out(peer(2, 2), later).unwrap().0.len(), 2);
+        assert_eq!(*of.still_kept_out(until), [peer(2, 0)]);
+        assert!(of.still_kept_out(later + KEPT_OUT_FOR).is_empty());
+        let added = (0..=255).filter(|host| of.keep_out(peer(*host, 1), START).is_some());
+        assert_eq!(added.count(), MOST_KEPT_OUT);
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_limit() {
+        let mut of = Suspects::default();
+        for n in 0..3 * MOST as u32 {
+            let peer = SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 1));
+            of.failed(peer, START);
+            of.proved(peer, START);
+        }
+        assert!(of.tried.len() <= MOST && of.known.len() <= MOST);
+        assert_eq!(tries(&mut of, 1, START + KNOWN_FOR), TRIES.0, "the old ones are forgotten");
+    }
+}
