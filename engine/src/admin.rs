@@ -2,7 +2,9 @@
 //! cores by message; it is never on the way of a request.
 
 mod changes;
+mod leaving;
 mod level;
+mod owner;
 mod proc;
 mod reply;
 mod scrape;
@@ -10,8 +12,8 @@ mod sessions;
 mod site;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -34,6 +36,7 @@ use crate::remote::Remote;
 use crate::trail::IdBegin;
 
 pub use changes::{Change, Changes};
+pub use leaving::{Leaves, Left};
 pub use level::Changed;
 pub use scrape::{Beats, Scraper};
 
@@ -85,6 +88,10 @@ pub struct Admin {
     pub node: Node,
     /// How many nodes the configuration knows, this one included; 0: there is no cluster.
     pub nodes: u64,
+    /// The others that the configuration names, and where each takes relays.
+    pub others: Box<[(u16, SocketAddr)]>,
+    /// Until when it drains at most, once it does.
+    pub leaves: OnceLock<Leaves>,
     /// What drives the cores.
     pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
@@ -101,6 +108,11 @@ impl Admin {
     fn is_serving(&self) -> bool {
         *self.phase.borrow() == Phase::Serving
     }
+
+    /// Whether there may be other gateways whose sessions are asked for here.
+    fn has_others(&self) -> bool {
+        self.remote.is_some() || !self.others.is_empty()
+    }
 }
 
 type Shared = State<Arc<Admin>>;
@@ -110,7 +122,7 @@ type Peer = ConnectInfo<SocketAddr>;
 pub fn routes(admin: Arc<Admin>) -> Router {
     let guard = || from_fn_with_state(admin.clone(), only_from_here);
     Router::new()
-        .route("/drain", post(drain).layer(guard()))
+        .route("/drain", get(leaving::left).merge(post(drain).layer(guard())))
         .route("/shutdown", any(drain).layer(guard()))
         .route("/log-level", get(level::shown).merge(post(level::change).layer(guard())))
         .route(
@@ -307,7 +319,7 @@ async fn drain(State(admin): Shared) -> Response<Body> {
 }
 
 async fn nothing() -> Response<Body> {
-    let text = "GET /metrics /health /live /ready /info /sessions /sessions/ID /log-level; POST \
-                /drain /log-level\n";
+    let text = "GET /metrics /health /live /ready /info /sessions /sessions/ID /log-level /drain; \
+                POST /drain /log-level\n";
     reply::text(StatusCode::NOT_FOUND, text)
 }

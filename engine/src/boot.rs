@@ -250,7 +250,8 @@ fn listen(
     let client = deal(listen(handed.client, "client", config.listen.client, count)?)?;
     let admin = listen(handed.admin, "admin", config.listen.admin, 1)?.into_iter().next();
     let admin = admin.ok_or_else(|| BootError::os("no admin listener"))?;
-    let (cluster, among) = listen_to_others(config, count, keys)?;
+    let told = admin.local_addr().map_err(BootError::os)?;
+    let (cluster, among) = listen_to_others(config, count, (told, keys))?;
     let opens = !inherited.contains(&Listener::Worker);
     let remote = start_remote(config, runtime, (opens, among))?;
     let worker = deal(listen(handed.worker, "worker", config.listen.worker, count)?)?;
@@ -261,7 +262,7 @@ fn listen(
 fn listen_to_others(
     config: &Config,
     count: usize,
-    keys: Option<&watch::Sender<Arc<Keys>>>,
+    (admin, keys): (SocketAddr, Option<&watch::Sender<Arc<Keys>>>),
 ) -> Result<(Vec<Vec<TcpListener>>, Option<Among>), BootError> {
     let none = || (0..count).map(|_| Vec::new()).collect();
     let Some(keys) = keys else { return Ok((none(), None)) };
@@ -274,7 +275,17 @@ fn listen_to_others(
         port: cluster.port.or(port.map(|address| address.port())).unwrap_or_default(),
     };
     let dealt = handed::deal(sockets, count).map_err(BootError::os)?;
-    Ok((dealt, Some(Among { relay, keys: keys.subscribe() })))
+    let admin = told_to_others(admin, relay);
+    Ok((dealt, Some(Among { relay, admin, keys: keys.subscribe() })))
+}
+
+/// Where other gateways reach the admin port, unless that is for this machine only.
+fn told_to_others(admin: SocketAddr, relay: Relay) -> Option<Relay> {
+    let own = Some(admin.ip()).filter(|ip| !ip.is_unspecified());
+    // On one machine several may try the whole out.
+    let near = relay.address.is_some_and(|address| address.is_loopback());
+    let address = own.or(relay.address);
+    (near || !admin.ip().is_loopback()).then_some(Relay { address, port: admin.port() })
 }
 
 /// Which node of a cluster this is.

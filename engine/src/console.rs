@@ -1,6 +1,7 @@
 //! `ringway sessions` and `ringway top`: what the admin port knows, for people at a terminal.
 
 mod bundle;
+mod drain;
 mod level;
 mod port;
 mod screen;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use self::port::Port;
 use crate::config;
 pub use bundle::{SupportBundle, support_bundle};
+pub use drain::{Drain, drain};
 pub use level::{LogLevel, log_level};
 
 /// `ringway sessions`.
@@ -114,6 +116,7 @@ struct Row {
     function_version_id: String,
     tenant: String,
     state: String,
+    node: String,
     core: u16,
     client_address: String,
     tunnel: String,

@@ -5,19 +5,21 @@
 //! looks at the real host.
 
 mod callback;
+mod cluster;
 mod host;
 mod limits;
 mod network;
 mod setup;
 
 use std::fmt;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::boot;
 use crate::config::{Config, Io, Source};
+use crate::keys::Keys;
 use crate::machine::{Host, cgroup};
 use crate::remote::{self, Finding, Grade};
 
@@ -125,9 +127,16 @@ pub fn examine(source: &Source, settle: impl Fn(&mut Config)) -> Vec<Check> {
         checks.extend(network::control(&config, resolve));
         checks.extend(setup::certificates(&config));
         checks.extend(elsewhere(&config));
+        checks.extend(cluster::cluster(&config, greet));
         checks.push(callback::callback(&config));
     }
     checks
+}
+
+/// Whether a gateway speaks at this address.
+fn greet(address: SocketAddr) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(remote::greet(address))
 }
 
 /// A control plane elsewhere, if there is one.
@@ -141,7 +150,8 @@ fn elsewhere(config: &Config) -> Vec<Check> {
             return vec![Check::bad("control", Status::Fail, seen, "see the other checks")];
         }
     };
-    let found = runtime.block_on(remote::examine(settings, &config.functions));
+    let own = (config.listen.worker, Keys::of(&config.cluster.secrets));
+    let found = runtime.block_on(remote::examine(settings, &config.functions, own));
     // What still waits for a server is not waited for.
     runtime.shutdown_background();
     found.into_iter().map(Check::from).collect()

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod output;
 pub mod pool;
 pub mod post;
+mod question;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
 pub mod reactor;
 pub mod remote;

@@ -114,6 +114,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         from_env: PathBuf,
     },
+    /// Have a running gateway leave: it takes no new clients, what is open may come to its end.
+    Drain(console::Drain),
     /// Change what a running gateway logs, for a while.
     LogLevel(console::LogLevel),
     /// Write one file with what somebody who helps has to know; no secret is in it.
@@ -202,6 +204,7 @@ fn main() -> ExitCode {
             show_config(&source(config), effective, json)
         }
         Command::Migrate { from_env } => migrate(&from_env),
+        Command::Drain(arguments) => ended(console::drain(&arguments)),
         Command::LogLevel(arguments) => ended(console::log_level(&arguments)),
         Command::SupportBundle(arguments) => ended(console::support_bundle(&arguments)),
         Command::Completions(asked) => {

@@ -20,13 +20,14 @@ use ringway_proto::id::Node;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Function, Remote as Settings};
-use crate::control::port::Ask;
+use crate::control::port::{Ask, Located};
 use crate::post::ShardPost;
 use crate::ring::Sender;
 
 use answers::Answers;
 use api::{Api, secrets};
 use driver::{Driver, Planes};
+pub(crate) use nats::greet;
 pub use nats::{Among, Relay};
 use nats::{Nats, Own};
 
@@ -126,6 +127,11 @@ impl Remote {
     #[must_use]
     pub fn relay(&self) -> Option<SocketAddr> {
         self.planes.nats.relay()
+    }
+
+    /// Where the admin port of another gateway of the cluster answers this one.
+    pub async fn admin_of(&self, node: Node) -> Located {
+        self.planes.nats.admin_of(node).await
     }
 
     /// Answers what the cores ask by the sender that is returned, for as long as they are there.

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its parts too")]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ fn world(allow_remote: bool, silent: bool) -> World {
         mode: Mode::Nvcf,
         node: ringway_proto::id::Node::new(1, 0x4a3f).expect("a node"),
         nodes: 0,
+        others: Box::default(),
+        leaves: OnceLock::new(),
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
         remote: None,
@@ -403,7 +405,8 @@ async fn what_changes_something_is_for_this_machine_only() {
         let request = Request::builder().method("DELETE").uri("/sessions/x").header("host", host);
         assert_eq!(world.send(request, HERE).await.status(), 404, "{host}");
     }
-    assert_eq!(world.call("GET", "/drain", HERE).await.status(), 405);
+    let left = world.json("/drain", ELSEWHERE).await;
+    assert_eq!((&left["draining"], &left["atMostMs"]), (&Value::Bool(false), &Value::Null));
     assert_eq!(world.call("POST", "/drain", "[::ffff:127.0.0.1]:9").await.status(), 202);
     assert!(*world.drain.borrow_and_update());
     world.end();

@@ -3,12 +3,13 @@
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::header::VIA;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Peer, Shared, may_see_ids, reply};
+use super::{Peer, Shared, may_see_ids, owner, reply};
 use crate::post::SessionRow;
 use crate::trail::{IdBegin, Part, Timeline};
 
@@ -89,15 +90,19 @@ pub(super) async fn one(
     (uri, headers): (Uri, HeaderMap),
     Path(id): Path<String>,
 ) -> Response<Body> {
-    let Some(wanted) = IdBegin::parse(&id) else { return unknown() };
+    let Some(wanted) = IdBegin::parse(&id) else {
+        return reply::text(StatusCode::NOT_FOUND, "no such session\n");
+    };
+    let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let scraper = &admin.scraper;
     let (listed, parts) = tokio::join!(scraper.ask_rows(Some(wanted)), scraper.ask_trails(wanted));
     let row = listed.rows.into_iter().next();
     let Some(id) = row.as_ref().map(|row| row.request_id).or_else(|| latest(&parts)) else {
-        return unknown();
+        // Who asks for another gateway is not passed on.
+        let asked = (!headers.contains_key(VIA)).then_some(wanted);
+        return owner::answer(&admin, asked, whole).await;
     };
     let parts: Vec<Part> = parts.into_iter().filter(|part| part.id == id).collect();
-    let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let timeline = Timeline::of(&parts);
     let row = row.unwrap_or_else(|| row_of(id, &parts, &timeline));
     reply::json(&Told {
@@ -107,10 +112,6 @@ pub(super) async fn one(
         lost_events: timeline.lost,
         session: reply::session(&row, admin.node, whole),
     })
-}
-
-fn unknown() -> Response<Body> {
-    reply::text(StatusCode::NOT_FOUND, "no such session\n")
 }
 
 /// Of several sessions the one that something happened to last.

@@ -130,7 +130,9 @@ impl Reloader {
 
     /// SIGHUP.
     async fn asked(&mut self, admin: &Admin) {
-        let Some(source) = self.source.clone().filter(|source| source.file().is_some()) else {
+        // An environment stays what it was, but it may name the file of the cluster's secrets.
+        let reads = |source: &Source| source.file().is_some() || self.keys.is_some();
+        let Some(source) = self.source.clone().filter(reads) else {
             tracing::info!("SIGHUP: there is no configuration file to read again");
             return;
         };

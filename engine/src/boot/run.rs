@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use ringway_proto::id::Node;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::manager;
 use super::reload::Reloader;
 use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox};
-use crate::admin::{Admin, Phase, Scraper};
+use crate::admin::{Admin, Leaves, Left, Phase, Scraper};
 use crate::config::Config;
 use crate::metrics::Backend;
 use crate::post::{ControlPost, ShardPost};
@@ -126,6 +126,8 @@ async fn control(
         mode: config.control.mode,
         node,
         nodes: if config.cluster.relays() { 1 + config.cluster.nodes.len() as u64 } else { 0 },
+        others: config.cluster.nodes.clone().into(),
+        leaves: OnceLock::new(),
         backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),
@@ -153,7 +155,7 @@ async fn control(
         signal = next() => tracing::info!(?signal, "draining; a second signal ends at once"),
         _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
     }
-    phase.send_replace(Phase::Draining);
+    let leaves = leave(&config, &admin, &phase);
     manager::stopping(config.drain.delay + config.drain.max + 2 * END_SLACK);
     let second = async {
         // Some senders (GNU timeout) signal the process and its group: that is one signal.
@@ -163,12 +165,21 @@ async fn control(
         next().await
     };
     tokio::select! {
-        ended = drained(&config, &admin, ended) => ended,
+        ended = drained((&config, leaves), &admin, ended) => ended,
         signal = second => Err(BootError {
             code: signal.exit_code(),
             text: "ended by a second signal, before the drain was over".into(),
         }),
     }
+}
+
+/// The drain begins now; when it goes on and ends.
+fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> Leaves {
+    let open_until = Instant::now() + config.drain.delay;
+    let leaves = Leaves { open_until, until: open_until + config.drain.max };
+    let leaves = *admin.leaves.get_or_init(|| leaves);
+    phase.send_replace(Phase::Draining);
+    leaves
 }
 
 /// Tells the cores what `/health` has to say of a control plane elsewhere, whenever that changes.
@@ -184,7 +195,7 @@ async fn tell_health(admin: Arc<Admin>, mut health: watch::Receiver<Health>) {
 
 /// Tells the cores to drain, and waits for their end.
 async fn drained(
-    config: &Config,
+    (config, leaves): (&Config, Leaves),
     admin: &Admin,
     ended: impl Future<Output = ()>,
 ) -> Result<(), BootError> {
@@ -204,12 +215,11 @@ async fn drained(
         sleep(max + END_SLACK).await;
         tracing::warn!("the drain's limit has passed; the cores are stopped");
         tell(admin, || ShardPost::Stop).await;
-        sleep_until(tokio::time::Instant::now() + END_SLACK).await;
+        sleep_until(Instant::now() + END_SLACK).await;
     };
-    let until = tokio::time::Instant::now() + config.drain.delay + max;
     let telling = async {
-        sleep(config.drain.delay).await;
-        tell_what_is_waited_for(admin, until).await
+        sleep_until(leaves.open_until).await;
+        tell_what_is_waited_for(admin, leaves.until).await
     };
     tokio::select! {
         () = &mut ended => Ok(()),
@@ -219,21 +229,16 @@ async fn drained(
 }
 
 /// Says again and again what the drain waits for, and for how long it will at most.
-async fn tell_what_is_waited_for(
-    admin: &Admin,
-    until: tokio::time::Instant,
-) -> std::convert::Infallible {
+async fn tell_what_is_waited_for(admin: &Admin, until: Instant) -> std::convert::Infallible {
     loop {
         // A gateway with nothing open ends by itself within this time, and says nothing.
         sleep(WAITS_PAUSE).await;
-        let listed = admin.scraper.ask_rows(None).await;
-        let open = listed.rows.iter().filter(|row| row.close_reason.is_none());
-        let (sessions, streams) =
-            open.fold((0, 0), |(sessions, streams), row| (sessions + 1, streams + row.streams));
-        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        let Left { sessions, streams, relays, .. } = Left::of(admin).await;
+        let left = until.saturating_duration_since(Instant::now());
         tracing::info!(
             sessions,
             streams,
+            relays,
             at_most_seconds = left.as_secs(),
             "draining: waits for open streams"
         );

@@ -3,17 +3,16 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Failure;
+use crate::question::ask;
 
 /// Where the admin port is by default.
 const DEFAULT_PORT: u16 = 10_083;
@@ -21,6 +20,8 @@ const DEFAULT_PORT: u16 = 10_083;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer.
 const MOST: usize = 256 << 20;
+/// What a gateway says of a session that it does not know.
+const NO_SESSION: &str = "no such session";
 
 /// Where an admin port should be.
 #[derive(Debug)]
@@ -65,6 +66,13 @@ impl Port {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
+    /// Whether anybody listens there.
+    pub(super) async fn is_open(&self) -> bool {
+        let connects = TcpStream::connect(&self.address);
+        // Whoever is too busy to answer is there.
+        !matches!(timeout(PATIENCE, connects).await, Ok(Err(_)))
+    }
+
     /// JSON in its shape.
     pub(super) fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
         serde_json::from_value(value).map_err(|error| self.is_none(&error.to_string()))
@@ -89,14 +97,29 @@ impl Port {
         match status {
             StatusCode::OK => serde_json::from_slice(&body)
                 .map_err(|error| self.is_none(&format!("GET {path} is no JSON: {error}"))),
-            StatusCode::NOT_FOUND => Err(self.unknown(id)),
+            StatusCode::NOT_FOUND => {
+                let said = String::from_utf8_lossy(&body);
+                // It says more where it knows whose the session is.
+                let more = said.trim_end().strip_prefix(NO_SESSION).filter(|more| !more.is_empty());
+                Err(more.map_or_else(
+                    || self.unknown(id),
+                    |more| Failure(format!("{}: {NO_SESSION}{more}", self.address)),
+                ))
+            }
             _ => Err(self.is_none(&format!("GET {path} is answered with {status}"))),
         }
     }
 
     /// Ends a session; the line to print.
     pub(super) async fn end(&self, id: &str) -> Result<String, Failure> {
+        let own = self.json("/info").await?;
         let session = self.session(id).await?;
+        if session["node"] != own["node"] {
+            return Err(Failure(format!(
+                "session {id} is gateway {}'s: end it there",
+                session["node"].as_str().unwrap_or_default()
+            )));
+        }
         // A gateway elsewhere shows the begin of the id only.
         let shown = session["requestId"].as_str().unwrap_or_default();
         let whole = if shown.len() > id.len() { shown } else { id };
@@ -122,8 +145,8 @@ impl Port {
 
     fn unknown(&self, id: &str) -> Failure {
         Failure(format!(
-            "{} knows no session {id}: it is another gateway's, or it ended too long ago \
-             (`ringway sessions` lists those that are known)",
+            "{} knows no session {id}: it ended too long ago, or it is another gateway's, which is \
+             asked if the whole id is given (`ringway sessions` lists those that are known)",
             self.address
         ))
     }
@@ -157,24 +180,13 @@ impl Port {
         })?;
         // A name that leads to it may not be one of its own (`admin.hosts`).
         let host = stream.peer_addr()?.to_string();
-        let broken = |error: hyper::Error| self.is_none(&error.to_string());
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", host)
             .body(Body::empty())
             .map_err(|error| Failure(format!("{}: {error}", self.address)))?;
-        // It ends with the answer; what went wrong is seen there.
-        let connection = tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = to_bytes(Body::new(response.into_body()), MOST)
-            .await
-            .map_err(|error| self.is_none(&error.to_string()))?;
-        connection.abort();
-        Ok((status, body))
+        ask(stream, request, MOST).await.map_err(|why| self.is_none(&why))
     }
 }
 

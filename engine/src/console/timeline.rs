@@ -41,7 +41,7 @@ pub(super) fn of(told: &Told) -> String {
         None => row.state.clone(),
     };
     let mut out = format!(
-        "session   {}  {}\ntenant    {}\nfunction  {}  version {}\nclient    {}  worker {}  core {}\n\
+        "session   {}  {}\ntenant    {}\nfunction  {}  version {}\nclient    {}  worker {}  node {}  core {}\n\
          bytes     {} in, {} out  {} streams  {} old\n\n{}\n",
         printable(&row.request_id),
         printable(&state),
@@ -50,6 +50,7 @@ pub(super) fn of(told: &Told) -> String {
         printable(&row.function_version_id),
         peer(&row.client_address),
         peer(&row.tunnel),
+        peer(&row.node),
         row.core,
         bytes(row.bytes_in as f64),
         bytes(row.bytes_out as f64),

@@ -12,9 +12,12 @@ const LEAST_TCP_BUFFER: u64 = 2 << 20;
 /// Outgoing connections to one address at a time are bounded by these.
 const LEAST_LOCAL_PORTS: u64 = 10_000;
 
-fn listeners(config: &Config) -> [(&'static str, SocketAddr); 3] {
+fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
     let listen = &config.listen;
-    [("client", listen.client), ("worker", listen.worker), ("admin", listen.admin)]
+    let mut all =
+        vec![("client", listen.client), ("worker", listen.worker), ("admin", listen.admin)];
+    all.extend(config.cluster.relays().then_some(("cluster", config.cluster.listen)));
+    all
 }
 
 /// `probe` tries to have a port.
@@ -98,7 +101,7 @@ pub(super) fn local_ports(host: &Host, config: &Config) -> Check {
     if let Some((what, own)) = inside {
         return Check::warn(
             name,
-            format!("{seen}: an outgoing connection may have listen.{what}'s port {}", own.port()),
+            format!("{seen}: an outgoing connection may have the {what} port {}", own.port()),
             format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", own.port()),
         );
     }
@@ -236,7 +239,7 @@ mod tests {
         let check = |text| local_ports(&Host::planted(&[(path, text)]), &Config::dev());
         check("32768\t60999\n").is(Status::Ok, &["32768 to 60999"]);
         check("40000 41000").is(Status::Warn, &["few", "32768 60999"]);
-        check("1024 65535").is(Status::Warn, &["listen.client", "reserved_ports=10081"]);
+        check("1024 65535").is(Status::Warn, &["client port", "reserved_ports=10081"]);
         local_ports(&Host::planted(&[]), &Config::dev()).is(Status::Ok, &[]);
     }
 

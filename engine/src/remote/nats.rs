@@ -49,7 +49,8 @@ use crate::metrics::single;
 pub(super) use auth::{Secrets, StartError, TokenSource};
 pub(super) use link::State;
 pub(super) use meters::Meters;
-pub(in crate::remote) use probe::examine;
+pub(crate) use probe::greet;
+pub(in crate::remote) use probe::{Own as Probed, examine};
 pub(in crate::remote) use requests::{Versions, queued};
 
 use connect::{Listener, News};
@@ -100,6 +101,8 @@ struct Inner {
 pub struct Among {
     /// Where they reach it.
     pub relay: Relay,
+    /// Where they ask it for its sessions; none if its admin port is for its own machine only.
+    pub admin: Option<Relay>,
     /// What they know each other by, followed.
     pub keys: watch::Receiver<Arc<Keys>>,
 }
@@ -156,6 +159,7 @@ impl Nats {
             placement: settings.nats.placement.clone(),
             worker: own.worker,
             relay: own.cluster.as_ref().map(|among| among.relay),
+            admin: own.cluster.as_ref().and_then(|among| among.admin),
             keys: own.cluster.map(|among| among.keys),
             pace: nodes::Pace::default(),
         };
@@ -297,6 +301,15 @@ impl Nats {
     pub(super) async fn locate(&self, node: Node) -> Located {
         match self.0.nodes.liveness(node).await {
             Liveness::Live(record) => record.relay().map_or(Located::Unknown, Located::At),
+            Liveness::Dead => Located::Dead,
+            Liveness::Unknown => Located::Unknown,
+        }
+    }
+
+    /// Where another gateway may be asked for its sessions: at most one read of its record.
+    pub(super) async fn admin_of(&self, node: Node) -> Located {
+        match self.0.nodes.liveness(node).await {
+            Liveness::Live(record) => record.admin().map_or(Located::Unknown, Located::At),
             Liveness::Dead => Located::Dead,
             Liveness::Unknown => Located::Unknown,
         }

@@ -1,6 +1,7 @@
 //! Looks at a control plane elsewhere for `ringway doctor`: does what a gateway would do at its
 //! start and for a call, says how that went, and leaves nothing behind.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::finding::Finding;
 use super::{login, nats};
 use crate::config::{Api as Authority, Function, Remote as Settings};
 use crate::control::port::{Answer, Call, Denied, Owner};
+use crate::keys::Keys;
 
 /// How long the API's first health check may take; it gives up by itself a little earlier.
 const HEALTH_LIMIT: Duration = Duration::from_secs(12);
@@ -27,7 +29,12 @@ const UNAVAILABLE: u8 = 14;
 const INTERNAL: u8 = 13;
 
 /// Looks at everything that is configured. `functions` are those of the gateway's own file.
-pub(crate) async fn examine(settings: &Settings, functions: &[Function]) -> Vec<Finding> {
+/// The gateway's worker listener is at `worker`, and it knows others by `keys`.
+pub(crate) async fn examine(
+    settings: &Settings,
+    functions: &[Function],
+    (worker, keys): (SocketAddr, Option<Arc<Keys>>),
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let values = secrets_file(settings, &mut found);
     let (sender, secrets) = watch::channel(Arc::new(values));
@@ -35,7 +42,11 @@ pub(crate) async fn examine(settings: &Settings, functions: &[Function]) -> Vec<
         api(authority, &secrets, &mut found).await;
     }
     match login::of(settings, &secrets, &Arc::default()) {
-        Ok(login) => nats::examine(settings, &login, &nats::queued(functions), &mut found).await,
+        Ok(login) => {
+            let own = nats::Probed { worker: super::process(worker), keys };
+            let versions = nats::queued(functions);
+            nats::examine(settings, &login, (&versions, &own), &mut found).await;
+        }
         Err(error) => {
             let fix = "correct what the line names";
             found.push(Finding::broken("nats", error.to_string(), fix));

@@ -189,7 +189,8 @@ class Users:
                     self.told.repeated[str(error)[:6]] += 1
                 failure = f"refused twice: {error}" if attempt else None
             except (Lost, OSError, asyncio.TimeoutError) as error:
-                failure = repr(error)
+                told = line.head if line else {}
+                failure = f"{error!r} at {time.time():.3f}, answered {told}"
             if line:
                 line.close()
             line = None

@@ -8,6 +8,8 @@
 SERVER is the program of `gogrpc/`."""
 
 import collections
+import json
+import re
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,19 @@ def soak_returns(bed, count):
     return relayed >= count / 2
 
 
+def tell_what_became_of(bed, failure):
+    """The timeline of the session that a failure names, of whichever gateway still knows it."""
+    session = re.search(r"'nvcf-reqid': '([0-9a-f-]+)'", failure)
+    for node in bed.running() if session else ():
+        status, _, told = node.get(f"/sessions/{session[1]}")
+        if status == 200:
+            told = json.loads(told)
+            print(f"    at {node.host.name}: {told['verdict']}")
+            for event in told["events"]:
+                print(f"        {event['at']} core {event['core']} {event['text']}", flush=True)
+            return
+
+
 def soak_restarts(bed, count):
     start_apart(bed)
     users = Users(bed.front, callers=CALLERS, rate=CALLS_A_SECOND, streams=STREAMS)
@@ -54,6 +69,8 @@ def soak_restarts(bed, count):
             streams += sum(told.streams.values())
             print(f"restart {number + 1}: {took[-1]:.1f} s, {len(told.failures)} failed"
                   + "".join(f"\n    {failure}" for failure in told.failures[:3]), flush=True)
+            for failure in told.failures[:3]:
+                tell_what_became_of(bed, failure)
     finally:
         users.close()
     seconds = time.monotonic() - began

@@ -10,6 +10,8 @@ import http.server
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import threading
 import types
@@ -21,11 +23,11 @@ from websockets.sync.client import connect
 import grpcserver
 from behind import Authority
 from cluster_acts import nothing_is_asked, returns
-from cluster_bed import SECRET, WORKER, Bed, within
+from cluster_bed import BUCKET, SECRET, WORKER, Bed, within
 from comeback import Wire, parked, row
 from crew import Answerer, Speaker
 from echo import EchoMessage, Stub, message, messages
-from gateway import FUNCTION, ROOT, VERSION, credentials, until
+from gateway import FUNCTION, ROOT, VERSION, binary, credentials, until
 from nvcf_bed import SCRIPT, A, B
 from nvcf_load import Load, block
 from test_browser import visit
@@ -479,6 +481,29 @@ def test_a_session_whose_gateway_has_gone(house):
 
 # --- secrets, and a NATS that comes back empty ----------------------------------------------------
 
+def test_secrets_are_replaced_one_by_one(house):
+    """Relays never stop: first all accept both, then all sign with the new one, then the old one
+    is taken away."""
+    owner, other, _ = house.nodes
+    new = "another secret of the cluster"
+    try:
+        for secrets in ((SECRET, new), (new, SECRET), (new,)):
+            house.bed.share_secrets(*secrets)
+            for node in house.nodes:
+                lines = node.log_text().count("the cluster's secrets were read again")
+                node.signal(signal.SIGHUP)
+                until(lambda: node.log_text().count("the cluster's secrets were read again")
+                      > lines, what="the secrets are read")
+                session, worker = session_at(owner)
+                assert back_with_grpcio(other.client, session) == (session, worker)
+                with house.callbacks_at(2), Caller(owner) as caller:
+                    caller.says()
+    finally:
+        house.bed.share_secrets(SECRET)
+        for node in house.nodes:
+            node.signal(signal.SIGHUP)
+
+
 def test_a_gateway_with_another_secret_is_a_stranger(house, tmp_path):
     """Nobody is relayed to it or by it; a client that comes there is served by the control path."""
     (tmp_path / "other").write_text("the secret of somebody else\n")
@@ -519,6 +544,39 @@ def test_nats_comes_back_empty(house):
     assert back_with_grpcio(house.nodes[1].client, session) == (session, worker)
 
 
+BAD_RECORDS = {
+    "a foreign address": lambda record, trap: json.dumps({**record, "relay": trap}).encode(),
+    "nonsense": lambda record, trap: b"\xff\xfe" * 100,
+}
+
+
+def says_again(house, subject, record):
+    """Whether a node's record says where it is, as it did."""
+    found = house.nats.last(f"KV_{BUCKET}", subject)
+    with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):
+        return json.loads(found.data)["relay"] == record["relay"]
+    return False
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_record_that_its_node_has_not_written(house, name):
+    """Whoever may write into the bucket, and has not the secret, leads nobody anywhere; its node puts
+    things right."""
+    owner, other, _ = house.nodes
+    me = node_of(owner)
+    subject = f"$KV.{BUCKET}.{me}"
+    record = json.loads(house.nats.last(f"KV_{BUCKET}", subject).data)
+    with socket.create_server((house.bed.hub, 0)) as trap:
+        trap.setblocking(False)
+        address = "%s:%d" % trap.getsockname()
+        house.nats.publish(subject, BAD_RECORDS[name](record, address))
+        until(lambda: says_again(house, subject, record), what="its own record again", every=0.2)
+        session, worker = session_at(owner)
+        assert back_with_grpcio(other.client, session) == (session, worker)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 def test_a_link_between_gateways_goes_down(house):
@@ -555,3 +613,59 @@ def opened():
     """A stream's first message; it stays open until its call ends."""
     yield EchoMessage(payload=b"held")
     threading.Event().wait(60)
+
+
+def test_the_admin_port_of_any_gateway_leads_to_a_sessions_owner(house):
+    """`ringway sessions timeline` at the wrong gateway asks the one whose it is; nobody is passed on
+    twice, and what cannot be asked is named."""
+    owner, other, _ = house.nodes
+    session, _ = session_at(owner)
+
+    def ringway(*arguments):
+        return subprocess.run([*other.host.launcher, *binary(), *arguments],
+                              capture_output=True, text=True, timeout=60)
+
+    asked = ringway("sessions", "timeline", session)
+    assert asked.returncode == 0, asked
+    assert session in asked.stdout and f"node {node_of(owner)}" in asked.stdout, asked
+    assert "first byte to the worker" in asked.stdout, asked
+    asked = ringway("sessions", "timeline", "--json", session)
+    assert json.loads(asked.stdout)["node"] == node_of(owner), asked
+    # It is ended where it is.
+    asked = ringway("sessions", "end", session)
+    assert asked.returncode == 1 and f"gateway {node_of(owner)}'s" in asked.stderr, asked
+    assert any(row["requestId"] == session for row in owner.sessions())
+    # What nobody has made is looked for once.
+    unknown = session[:-1] + ("0" if session[-1] != "0" else "1")
+    asked = ringway("sessions", "timeline", unknown)
+    assert asked.returncode == 1 and node_of(owner) in asked.stderr, asked
+    assert "ended too long ago" in asked.stderr, asked
+
+
+def test_doctor_looks_at_the_other_gateways(house, tmp_path):
+    """Who shares no secret, who is not reached, and what leaves without TLS, each with its fix."""
+    host = house.bed.lan.hosts[0]
+
+    def doctor(**changes):
+        environment = {**os.environ, **house.bed.settings(host), **changes}
+        environment = {k: v for k, v in environment.items() if v is not None}
+        done = subprocess.run([*host.launcher, *binary(), "doctor", "--json"], env=environment,
+                              capture_output=True, text=True, timeout=90)
+        return [check for check in json.loads(done.stdout) if check["check"].startswith("cluster")]
+
+    def of(checks, name):
+        return [(check["status"], f"{check['seen']}; {check['fix']}") for check in checks
+                if check["check"] == name]
+
+    well = doctor()
+    assert {check["status"] for check in well} == {"OK"}, well
+    assert "2 more gateway(s)" in of(well, "cluster")[0][1], well
+    assert len(of(well, "cluster_peer")) == 2, well
+    alone = {f"RINGWAY__CLUSTER__{name}": None for name in ("SECRET_FILE", "LISTEN", "ADDRESS")}
+    [(status, text)] = of(doctor(**alone), "cluster")
+    assert status == "WARN" and "cluster.secret_file" in text, text
+    (tmp_path / "other").write_text("the secret of somebody else\n")
+    [(status, text)] = of(doctor(RINGWAY__CLUSTER__SECRET_FILE=str(tmp_path / "other")), "cluster")
+    assert status == "WARN" and "another secret" in text, text
+    [(status, text)] = of(doctor(RINGWAY__CLUSTER__ADDRESS="127.0.0.1"), "cluster_address")
+    assert status == "WARN" and "cluster.address" in text, text

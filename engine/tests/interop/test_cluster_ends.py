@@ -1,6 +1,8 @@
 """Gateways of a cluster that end, as they are told or by SIGKILL, under load: who has nothing to do with
 them notices nothing, and who has is told at once."""
 
+import re
+import subprocess
 import time
 
 import pytest
@@ -9,7 +11,7 @@ import grpcserver
 from cluster_acts import Survivors, kill, replace, start_apart
 from cluster_bed import Bed, within
 from cluster_load import Users
-from gateway import VERSION, until
+from gateway import VERSION, binary, until
 from nvcf_bed import SCRIPT
 from nvcf_load import (DATA, END_STREAM, HEADERS, PATIENCE, RST_STREAM, Line, Load, Lost, block,
                        frame)
@@ -63,6 +65,32 @@ def test_gateways_are_replaced_one_after_another(house, measure):
             f"more {dict(told.repeated)}; a gateway took {max(took):.1f} s to leave")
     assert not told.failures, told.failures[:5]
     assert set(told.calls) == set(told.streams) == {"0"}, (told.calls, told.streams)
+
+
+def test_a_drain_can_be_watched(three):
+    """`ringway drain --wait` says what is left, why and for how long at most; and how it ended."""
+    for node, goes_on in ((three.nodes[0], False), (three.nodes[1], True)):
+        sessions = Sessions(three, 0 if node is three.nodes[0] else 1, through=2, count=2)
+        run = subprocess.Popen([*node.host.launcher, *binary(), "drain", "--wait"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            heard = []
+            while "waits for 2 streams of 2 sessions" not in (heard or [""])[-1]:
+                heard.append(run.stdout.readline())
+                assert heard[-1], (heard, run.stderr.read())
+            assert any("until balancers have noticed" in line for line in heard), heard
+            assert re.search(r"\d+ s more at most", heard[-1]), heard
+            if goes_on:
+                # They were told to leave, and end what they have begun.
+                sessions.go_on()
+            out, err = run.communicate(timeout=60)
+            assert run.returncode == (0 if goes_on else 1), (out, err)
+            assert ("has ended, after" in out) == goes_on, (out, err)
+            assert ("cut off 2 streams of 2 sessions" in err) != goes_on, (out, err)
+        finally:
+            run.kill()
+            sessions.load.close()
+        assert node.exit_code(30) == 0, node.log_tail()
 
 
 class Sessions:

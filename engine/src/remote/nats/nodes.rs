@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::withdraw::Trouble;
 pub use bucket::Relay;
 use bucket::{Bucket, Entered, Found};
-pub(super) use bucket::{Pace, Place, Record};
+pub(super) use bucket::{Pace, Place, Record, read as read_record};
 
 /// Pairs drawn before it is given up that one is free: of 2^28, the first one nearly always is.
 const MOST_DRAWS: usize = 16;
@@ -311,6 +311,15 @@ impl Nodes {
             Ok(Some((Found::Record(found), revision))) if found.is_same(record) => {
                 self.is_here(revision, true);
             }
+            // Ours was there, so who has written over it is no gateway of this cluster.
+            Ok(Some((Found::Unreadable, over))) if revision.is_some() => {
+                match bucket.update(*me, record, over).await {
+                    Ok(Some(revision)) => self.is_here(revision, false),
+                    // It was written once more: the next refresh looks again.
+                    Ok(None) => self.is_overwritten(),
+                    Err(trouble) => self.is_away(&trouble),
+                }
+            }
             Ok(Some((Found::Record(_) | Found::Unreadable, _))) => self.is_taken(),
             Ok(Some((Found::Nothing, _)) | None) => match bucket.create(*me, record).await {
                 Ok(Entered::At(revision)) => self.is_here(revision, false),
@@ -335,6 +344,12 @@ impl Nodes {
         presence.told = None;
         drop(presence);
         self.inner.here.send_if_modified(|here| !std::mem::replace(here, true));
+    }
+
+    /// Somebody writes over our record faster than it is put back.
+    fn is_overwritten(&self) {
+        // Its revision stays, so that it is put back and not given up.
+        self.presence().since = None;
     }
 
     fn is_away(&self, trouble: &Trouble) {

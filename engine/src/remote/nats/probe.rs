@@ -3,6 +3,7 @@
 
 mod account;
 mod asked;
+mod cluster;
 mod streams;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::link::{Link, State};
 use super::{Meters, Secrets, Versions};
 use crate::config::{Nats as Settings, Remote};
 use asked::Heard;
+pub(crate) use cluster::{Own, greet};
 
 /// How long one server may take to let the gateway in; an attempt gives up by itself earlier.
 const CONNECT_LIMIT: Duration = Duration::from_secs(16);
@@ -36,13 +38,14 @@ struct Look<'a> {
     placement: &'a str,
     /// Versions whose streams this gateway makes; none where NVIDIA's control plane does.
     versions: Option<&'a [Arc<str>]>,
+    own: &'a Own,
 }
 
 /// Looks at each server, and through the first one that lets the gateway in at the rest.
 pub(in crate::remote) async fn examine(
     settings: &Remote,
     secrets: &Secrets,
-    versions: &Versions,
+    (versions, own): (&Versions, &Own),
     found: &mut Vec<Finding>,
 ) {
     let mut first = None;
@@ -71,10 +74,12 @@ pub(in crate::remote) async fn examine(
         region: &settings.region,
         placement: &settings.nats.placement,
         versions: settings.authority.is_none().then_some(versions),
+        own,
     };
     if account::examine(&look, found).await {
         account::subjects(&look, found).await;
         streams::examine(&look, found).await;
+        cluster::examine(&look, found).await;
     }
     close(&link).await;
 }

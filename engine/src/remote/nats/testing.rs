@@ -263,6 +263,7 @@ pub(super) fn place(link: &Link, worker: &str) -> Place {
         placement: String::new(),
         worker: worker.into(),
         relay: None,
+        admin: None,
         keys: None,
         pace: PACE,
     }

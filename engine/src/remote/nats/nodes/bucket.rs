@@ -54,6 +54,9 @@ pub(in super::super) struct Record {
     /// Where other gateways bring it connections that are its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in super::super) relay: Option<String>,
+    /// Where its admin port answers other gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin: Option<String>,
     /// Drawn at random: tells whose record it is of two who have drawn the same pair.
     run: u64,
     /// Proves that it is of this cluster, where that has a secret.
@@ -65,13 +68,14 @@ impl Record {
     /// The one of a gateway that is entered so.
     pub(super) fn of(place: &Place, run: u64) -> Self {
         let worker = place.worker.clone();
-        Self { version: LAYOUT, worker, relay: None, run, mac: None }
+        Self { version: LAYOUT, worker, relay: None, admin: None, run, mac: None }
     }
 
     /// As it is written now.
     fn written(&self, key: &str, place: &Place) -> Self {
-        let relay = place.relay().map(|address| address.to_string());
-        let mut record = Self { relay, mac: None, ..self.clone() };
+        let [relay, admin] = [place.relay(), place.admin()]
+            .map(|address| address.map(|address| address.to_string()));
+        let mut record = Self { relay, admin, mac: None, ..self.clone() };
         let keys = place.keys.as_ref().map(|keys| keys.borrow().clone());
         record.mac = keys.map(|keys| keys.sign_record(&record.signed(key)));
         record
@@ -79,21 +83,32 @@ impl Record {
 
     /// What its MAC is of; `key` names its node.
     fn signed(&self, key: &str) -> String {
-        let Self { version, worker, relay, run, .. } = self;
+        let Self { version, worker, relay, admin, run, .. } = self;
         let relay = relay.as_deref().unwrap_or_default();
-        format!("{version}\n{key}\n{worker}\n{relay}\n{run}")
+        let admin = admin.iter().map(|admin| format!("\n{admin}")).collect::<String>();
+        format!("{version}\n{key}\n{worker}\n{relay}\n{run}{admin}")
     }
 
     /// Where it takes connections that are its own.
     pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
-        let relay: SocketAddr = self.relay.as_ref()?.parse().ok()?;
-        Some(relay).filter(|relay| !relay.ip().is_unspecified() && relay.port() > 0)
+        reachable(self.relay.as_deref())
+    }
+
+    /// Where it may be asked for its sessions; never without a secret that proves it.
+    pub(in super::super) fn admin(&self) -> Option<SocketAddr> {
+        reachable(self.admin.as_deref().filter(|_| self.mac.is_some()))
     }
 
     /// Whether it is this very gateway's.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.run == other.run
     }
+}
+
+/// An address that can be dialled.
+fn reachable(text: Option<&str>) -> Option<SocketAddr> {
+    let address: SocketAddr = text?.parse().ok()?;
+    Some(address).filter(|address| !address.ip().is_unspecified() && address.port() > 0)
 }
 
 /// What a node is entered with.
@@ -109,24 +124,34 @@ pub(in super::super) struct Place {
     pub(in super::super) worker: String,
     /// Where others reach it, if it takes connections of theirs.
     pub(in super::super) relay: Option<Relay>,
+    /// Where they ask it for its sessions, if its admin port is not for its own machine only.
+    pub(in super::super) admin: Option<Relay>,
     /// What the gateways of the cluster know each other by, followed.
     pub(in super::super) keys: Option<watch::Receiver<Arc<Keys>>>,
     pub(in super::super) pace: Pace,
 }
 
-/// Where other gateways reach this one.
+/// Where other gateways reach a port of this one.
 #[derive(Clone, Copy, Debug)]
 pub struct Relay {
     /// None: by the address that NATS sees it at.
     pub address: Option<IpAddr>,
-    /// The port of the relay listener, as others reach it.
+    /// The port, as others reach it.
     pub port: u16,
 }
 
 impl Place {
     /// Where others reach this gateway, as far as that is known now.
     pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
-        let Relay { address, port } = self.relay?;
+        self.reached(self.relay?)
+    }
+
+    /// Where they reach its admin port.
+    fn admin(&self) -> Option<SocketAddr> {
+        self.reached(self.admin?)
+    }
+
+    fn reached(&self, Relay { address, port }: Relay) -> Option<SocketAddr> {
         let seen = || self.link.client.server_info().client_ip.parse().ok();
         address.or_else(seen).map(|address| SocketAddr::new(address, port))
     }
@@ -218,11 +243,7 @@ impl Bucket {
 
     /// A record, if it is one of the layout that is known here, and of this cluster.
     fn parse(&self, key: &str, value: &[u8]) -> Result<Record, &'static str> {
-        let record = parse(value).ok_or("it is too long, of another version, or something else")?;
-        let Some(keys) = &self.place.keys else { return Ok(record) };
-        let mac = record.mac.as_deref().ok_or("it is not signed")?;
-        let proved = keys.borrow().proves_record(&record.signed(key), mac);
-        if proved { Ok(record) } else { Err("it is signed with another cluster's secret") }
+        read(self.place.keys.as_ref().map(|keys| keys.borrow()).as_deref(), (key, value))
     }
 
     /// How many records there are, those included that were taken away a moment ago.
@@ -353,6 +374,21 @@ fn key(node: Node) -> String {
 
 fn bytes(record: &Record) -> Bytes {
     serde_json::to_vec(record).expect("texts and numbers can be written").into()
+}
+
+/// A record of the layout that is known here; where there are keys, one that they prove.
+pub(in super::super) fn read(
+    keys: Option<&Arc<Keys>>,
+    (key, value): (&str, &[u8]),
+) -> Result<Record, &'static str> {
+    let mut record = parse(value).ok_or("it is too long, of another version, or something else")?;
+    let Some(keys) = keys else {
+        record.mac = None;
+        return Ok(record);
+    };
+    let mac = record.mac.as_deref().ok_or("it is not signed")?;
+    let proved = keys.proves_record(&record.signed(key), mac);
+    if proved { Ok(record) } else { Err("it is signed with another cluster's secret") }
 }
 
 /// A record, if it is one and of the layout that is known here.

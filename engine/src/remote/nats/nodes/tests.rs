@@ -5,6 +5,7 @@ use super::super::link::Link;
 use super::super::rights::Rights;
 use super::super::testing::{PACE, Server, enter, link, place, until};
 use super::*;
+use crate::keys::Keys;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -125,6 +126,49 @@ async fn a_pair_that_another_has_taken_is_left_to_it() {
     assert_eq!(nodes.liveness(Node::new(1, 1).unwrap()).await, Liveness::Unknown);
     let kept = store.get(&key).await.unwrap();
     assert!(kept.is_none_or(|kept| kept == theirs));
+}
+
+#[tokio::test]
+async fn a_record_that_was_written_over_is_put_back() {
+    let (_server, link) = rig().await;
+    let (nodes, other) = (enter(&link, "a:1").await, enter(&link, "b:1").await);
+    let store = link.jetstream.get_key_value("ringway_nodes_here").await.unwrap();
+    for text in ["nonsense", r#"{"version":2,"worker":"c:1","run":5}"#] {
+        store.put(nodes.me().to_string(), text.into()).await.unwrap();
+        assert_eq!(other.look_for(nodes.me()).await, Liveness::Unknown);
+        until("it is put back", async || is_live(&other.look_for(nodes.me()).await, "a:1")).await;
+    }
+    assert!(nodes.here_since().is_some());
+}
+
+#[tokio::test]
+async fn where_others_may_ask_is_told_with_the_secret_alone() {
+    let (_server, link) = rig().await;
+    let keys = Keys::of(&[crate::config::Secret::from("a secret of the cluster")]).unwrap();
+    let reach = |port| Some(Relay { address: "192.0.2.7".parse().ok(), port });
+    let among = |worker: &str| Place {
+        relay: reach(1),
+        admin: reach(2),
+        keys: Some(watch::Sender::new(keys.clone()).subscribe()),
+        ..place(&link, worker)
+    };
+    let nodes = Nodes::enter(among("a:1"), LIMIT).await.unwrap();
+    let other = Nodes::enter(among("b:1"), LIMIT).await.unwrap();
+    let Liveness::Live(record) = other.liveness(nodes.me()).await else { panic!("it is here") };
+    assert_eq!(record.admin(), "192.0.2.7:2".parse().ok());
+    // Whoever has no secret cannot know that it is true.
+    let alone = enter(&link, "c:1").await;
+    let Liveness::Live(record) = alone.liveness(nodes.me()).await else { panic!("it is here") };
+    assert_eq!(record.admin(), None);
+    let store = link.jetstream.get_key_value("ringway_nodes_here").await.unwrap();
+    let (key, value) = (nodes.me().to_string(), store.get(nodes.me().to_string()).await.unwrap());
+    let text = String::from_utf8(value.unwrap().to_vec()).unwrap();
+    for (from, to) in [("192.0.2.7:2", "192.0.2.8:2"), (r#""admin":"192.0.2.7:2","#, "")] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text);
+        assert!(bucket::read(Some(&keys), (&key, changed.as_bytes())).is_err(), "{changed}");
+    }
+    assert!(bucket::read(Some(&keys), (&key, text.as_bytes())).is_ok());
 }
 
 #[tokio::test]

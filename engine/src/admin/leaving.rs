@@ -1,0 +1,85 @@
+//! `GET /drain`: what a drain waits for, and for how long at most.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Response;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{Admin, Shared, reply};
+
+/// When a drain goes on, and when it is over at the latest.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaves {
+    /// Until then new clients are still taken, so that balancers notice first.
+    pub open_until: Instant,
+    /// What is open then is ended.
+    pub until: Instant,
+}
+
+/// What is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Connections of clients.
+    pub clients: u64,
+    /// Sessions that are not over.
+    pub sessions: u64,
+    /// Their open streams.
+    pub streams: u64,
+    /// Connections of other gateways' sessions that pass through this one.
+    pub relays: u64,
+}
+
+impl Left {
+    /// What the cores say that answer in time.
+    pub async fn of(admin: &Admin) -> Self {
+        let (listed, scrape) = tokio::join!(admin.scraper.ask_rows(None), admin.scraper.ask());
+        let sum = scrape.sum();
+        let open = listed.rows.iter().filter(|row| row.close_reason.is_none());
+        let none = Self {
+            clients: sum.active_connections,
+            relays: sum.relays.active.iter().sum(),
+            ..Self::default()
+        };
+        open.fold(none, |left, row| Self {
+            sessions: left.sessions + 1,
+            streams: left.streams + u64::from(row.streams),
+            ..left
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    draining: bool,
+    /// Which process this is: another one may have its port at once.
+    node: String,
+    /// For how long new clients are still taken, milliseconds.
+    open_ms: u64,
+    /// For how long it goes on at most; null if it has not begun.
+    at_most_ms: Option<u64>,
+    clients: u64,
+    sessions: u64,
+    streams: u64,
+    relays: u64,
+}
+
+/// `GET /drain`.
+pub(super) async fn left(State(admin): Shared) -> Response<Body> {
+    let Left { clients, sessions, streams, relays } = Left::of(&admin).await;
+    let leaves = admin.leaves.get();
+    let until = |at: Instant| {
+        at.saturating_duration_since(Instant::now()).as_millis().try_into().unwrap_or(u64::MAX)
+    };
+    reply::json(&Told {
+        draining: leaves.is_some(),
+        node: admin.node.to_string(),
+        open_ms: leaves.map_or(0, |leaves| until(leaves.open_until)),
+        at_most_ms: leaves.map(|leaves| until(leaves.until)),
+        clients,
+        sessions,
+        streams,
+        relays,
+    })
+}
