@@ -1,6 +1,6 @@
 //! Tenants and functions: who calls, what is called, who serves it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use uuid::Uuid;
@@ -55,8 +55,19 @@ pub(super) fn read(
         .filter_map(|section| tenant(section, folder, &mut seen, problems))
         .collect();
     check_names(root, &tenants, problems);
-    let functions = functions(root, (folder, &tenants, &seen), workers, problems);
+    let names = tenants.iter().map(|tenant| &*tenant.name).collect();
+    let around = Around { folder, tenants: &tenants, names, seen: &seen };
+    let functions = functions(root, &around, workers, problems);
     (tenants, functions)
+}
+
+/// What a function is held against. There may be thousands of them, each with a thousand tenants.
+struct Around<'a> {
+    folder: &'a Path,
+    tenants: &'a [Tenant],
+    /// Those of the tenants.
+    names: HashSet<&'a str>,
+    seen: &'a KeysSeen,
 }
 
 /// Client keys and whose they are. A key names one tenant, and never a client and a worker.
@@ -135,8 +146,9 @@ fn check_key(what: &str, place: Option<Place>, key: &str, problems: &mut Problem
 }
 
 fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
-    for (at, tenant) in tenants.iter().enumerate() {
-        if tenants[..at].iter().any(|other| other.name == tenant.name) {
+    let mut names = HashSet::new();
+    for tenant in tenants {
+        if !names.insert(&tenant.name) {
             let text =
                 format!("two tenants are named \"{}\": put their keys together", tenant.name);
             problems.add(root.get("tenant").map(|node| node.place), text);
@@ -146,7 +158,7 @@ fn check_names(root: &Node, tenants: &[Tenant], problems: &mut Problems) {
 
 fn functions(
     root: &Node,
-    around: (&Path, &[Tenant], &KeysSeen),
+    around: &Around<'_>,
     workers: WorkersBy,
     problems: &mut Problems,
 ) -> Vec<Function> {
@@ -158,10 +170,10 @@ fn functions(
         problems.add(None::<Place>, text);
     }
     let mut functions: Vec<Function> = Vec::new();
+    let mut known = HashSet::new();
     for section in sections {
         let Some(function) = function(&section, around, workers, problems) else { continue };
-        let same = |f: &&Function| f.id == function.id && f.version == function.version;
-        if functions.iter().any(|f| same(&f)) {
+        if !known.insert((function.id, function.version)) {
             let text = format!(
                 "function {} has version {} twice: remove one",
                 function.id, function.version
@@ -175,7 +187,7 @@ fn functions(
 
 fn function(
     section: &Section<'_>,
-    (folder, tenants, seen): (&Path, &[Tenant], &KeysSeen),
+    Around { folder, tenants, names, seen }: &Around<'_>,
     workers: WorkersBy,
     problems: &mut Problems,
 ) -> Option<Function> {
@@ -186,7 +198,7 @@ fn function(
         problems.add(section.place_of("tenants"), "function.tenants is empty: nobody may call it");
     }
     for (place, name) in &callers {
-        if !tenants.iter().any(|tenant| tenant.name == *name) {
+        if !names.contains(name) {
             let names = tenants.iter().map(|tenant| tenant.name.as_str());
             let item = problems.syntax().item("tenant");
             let text = match nearest(name, names) {
