@@ -83,6 +83,9 @@ struct Queue {
     /// Waiting polls by serial number, oldest first; all of them, and those with a free slot.
     polls: BTreeMap<u64, PollId>,
     with_slots: BTreeMap<u64, PollId>,
+    /// When a worker with more than one free slot asked last: it has room for what waits, and will
+    /// ask again.
+    roomy: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -170,18 +173,26 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Whether new work of a function version has waited for so long. It then waits anew: what is
-    /// done about it takes its time too.
+    /// Whether new work of a function version has waited for so long, and no worker with room for
+    /// more has asked meanwhile. It then waits anew: what is done about it takes its time too.
     pub fn lose_patience(&mut self, key: &Version, patience: Duration, now: Time) -> bool {
         let Some(queue) = self.queues.get_mut(key) else { return false };
+        // Thousands who come at once wait longer than that for a worker that takes them one by one;
+        // no slot is missing, so nobody is to give one up.
+        if queue.roomy.is_some_and(|asked| now < asked + patience) {
+            return false;
+        }
         let waits = queue.new.values_mut().find(|queued| queued.since + patience <= now);
         waits.map(|queued| queued.since = now).is_some()
     }
 
-    /// Since when the new work of a function version waits that waits longest.
+    /// Since when the new work of a function version waits that waits longest, and no worker with
+    /// room for more has asked.
     #[must_use]
     pub fn waits_since(&self, key: &Version) -> Option<Time> {
-        self.queues.get(key)?.new.values().map(|queued| queued.since).min()
+        let queue = self.queues.get(key)?;
+        let since = queue.new.values().map(|queued| queued.since).min()?;
+        Some(queue.roomy.map_or(since, |asked| asked.max(since)))
     }
 
     /// Nobody waits for this work any more. Work that a worker has already been told of is not
@@ -254,6 +265,9 @@ impl Dispatch {
         queue.polls.insert(serial, poll);
         if request.slots > 0 {
             queue.with_slots.insert(serial, poll);
+        }
+        if request.slots > 1 {
+            queue.roomy = Some(now);
         }
         let until = now + POLL_WAIT;
         self.expiry.insert((until, serial), poll);

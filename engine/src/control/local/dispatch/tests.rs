@@ -126,6 +126,29 @@ fn a_poll_gets_one_answer() {
 }
 
 #[test]
+fn patience_is_not_lost_while_a_worker_with_room_for_more_asks() {
+    let mut w = world();
+    let key: Version = ("f".into(), "v".into());
+    let lose = |w: &mut World| w.dispatch.lose_patience(&key, 2 * SECOND, w.now);
+    for ticket in [1, 2, 3] {
+        w.submit(ticket).unwrap();
+    }
+    let begun = w.now;
+    w.pass(2 * SECOND);
+    // One free slot is taken by what it is answered.
+    w.poll(1, 1, &[]);
+    assert_eq!(w.dispatch.waits_since(&key), Some(begun));
+    assert!(lose(&mut w));
+    w.pass(2 * SECOND);
+    w.poll(2, 9, &[]);
+    assert_eq!(w.dispatch.waits_since(&key), Some(w.now));
+    w.pass(2 * SECOND - Duration::from_micros(1));
+    assert!(!lose(&mut w), "it said that it has room");
+    w.pass(Duration::from_micros(1));
+    assert!(lose(&mut w), "it has not come back");
+}
+
+#[test]
 fn work_goes_only_to_polls_for_its_function_version() {
     let mut w = world();
     w.poll_for(1, "another", 1, &[]);
