@@ -501,7 +501,10 @@ def test_secrets_are_replaced_one_by_one(house):
     finally:
         house.bed.share_secrets(SECRET)
         for node in house.nodes:
+            lines = node.log_text().count("the cluster's secrets were read again")
             node.signal(signal.SIGHUP)
+            until(lambda: node.log_text().count("the cluster's secrets were read again") > lines,
+                  what="the first secret again")
 
 
 def test_a_gateway_with_another_secret_is_a_stranger(house, tmp_path):

@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::withdraw::Trouble;
+use crate::keys::Keys;
 pub use bucket::Relay;
 use bucket::{Bucket, Entered, Found};
 pub(super) use bucket::{Pace, Place, Record, read as read_record};
@@ -270,6 +271,7 @@ impl Nodes {
     /// Refreshes our record, and looks for those that were missed, until [`Nodes::leave`].
     async fn refresh(self) {
         let mut state = self.inner.bucket.place.link.state.clone();
+        let mut keys = self.inner.bucket.place.keys.clone();
         loop {
             self.inner.bucket.place.link.up().await;
             state.mark_unchanged();
@@ -282,6 +284,8 @@ impl Nodes {
             }
             tokio::select! {
                 () = tokio::time::sleep(self.pace().refresh) => {}
+                // Ours is signed anew at once, and what others have signed is read anew.
+                () = replaced(&mut keys) => self.known().believed.clear(),
                 changed = state.changed() => if changed.is_err() {
                     // The gateway has given NATS up.
                     return;
@@ -376,6 +380,16 @@ impl Nodes {
             );
         }
     }
+}
+
+/// Waits for other keys; for ever if there are none.
+async fn replaced(keys: &mut Option<watch::Receiver<Arc<Keys>>>) {
+    if let Some(keys) = keys
+        && keys.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 impl Known {

@@ -5,7 +5,6 @@ use super::super::link::Link;
 use super::super::rights::Rights;
 use super::super::testing::{PACE, Server, enter, link, place, until};
 use super::*;
-use crate::keys::Keys;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -169,6 +168,26 @@ async fn where_others_may_ask_is_told_with_the_secret_alone() {
         assert!(bucket::read(Some(&keys), (&key, changed.as_bytes())).is_err(), "{changed}");
     }
     assert!(bucket::read(Some(&keys), (&key, text.as_bytes())).is_ok());
+}
+
+#[tokio::test]
+async fn with_another_secret_a_record_is_signed_anew_at_once() {
+    let (_server, link) = rig().await;
+    let keys = |secret: &str| Keys::of(&[crate::config::Secret::from(secret)]).unwrap();
+    let sender = watch::Sender::new(keys("the first secret of the cluster"));
+    // It is refreshed for no other reason while this runs.
+    let pace = Pace { ttl: PACE.ttl, refresh: 100 * PACE.ttl };
+    let of = Place { keys: Some(sender.subscribe()), pace, ..place(&link, "a:1") };
+    let nodes = Nodes::enter(of, LIMIT).await.unwrap();
+    let second = keys("the second secret of the cluster");
+    let seen =
+        Place { keys: Some(watch::Sender::new(second.clone()).subscribe()), ..place(&link, "b:1") };
+    let other = Nodes::enter(seen, LIMIT).await.unwrap();
+    assert_eq!(other.look_for(nodes.me()).await, Liveness::Unknown);
+    let began = Instant::now();
+    sender.send_replace(second);
+    until("it is signed anew", async || is_live(&other.look_for(nodes.me()).await, "a:1")).await;
+    assert!(began.elapsed() < PACE.ttl, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
