@@ -183,6 +183,8 @@ class Peer:
         self.window = dict(first_settings).get(INITIAL_WINDOW_SIZE, DEFAULT_WINDOW)
         self.block = None
         self.went_away = False
+        # What is to be sent behind the chunk under way, while a flood is sent.
+        self.behind = None
         self.preface_seen = client
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.greeting = settings(first_settings)
@@ -204,6 +206,10 @@ class Peer:
     def send(self, *octets):
         data = b"".join(octets)
         self.log.append(f"  > {describe(data)}")
+        if self.behind is not None:
+            # A flood may have sent half of a frame.
+            self.behind += data
+            return
         self.sock.settimeout(60)
         try:
             self.sock.sendall(data)
@@ -464,13 +470,17 @@ class Peer:
 
     def flood(self, chunks, timeout=60):
         """Send `chunks` one after the other, reading meanwhile; stops at an error GOAWAY or a
-        close. How many chunks were sent."""
+        close. What has to be answered meanwhile is answered between two chunks. How many chunks
+        were sent."""
         self.log.append("  > flood")
         deadline = time.monotonic() + timeout
         self.sock.setblocking(False)
         pending, sent, chunks = memoryview(b""), 0, iter(chunks)
+        self.behind = bytearray()
         try:
             while time.monotonic() < deadline and not self.closed and not self.went_away:
+                if not pending and self.behind:
+                    pending, self.behind = memoryview(bytes(self.behind)), bytearray()
                 if not pending:
                     pending = memoryview(next(chunks, b""))
                     if not pending:
@@ -490,6 +500,7 @@ class Peer:
                         self.closed = self.closed or "reset"
         finally:
             self.sock.setblocking(True)
+            self.behind = None
         self.log.append(f"  > {sent} chunks of the flood sent")
         return sent
 
