@@ -479,13 +479,13 @@ class Peer:
         self.behind = bytearray()
         try:
             while time.monotonic() < deadline and not self.closed and not self.went_away:
-                if not pending and self.behind:
-                    pending, self.behind = memoryview(bytes(self.behind)), bytearray()
                 if not pending:
-                    pending = memoryview(next(chunks, b""))
+                    chunk = next(chunks, b"")
+                    # Before it comes what was answered meanwhile, and what its maker has sent.
+                    pending, self.behind = memoryview(bytes(self.behind) + chunk), bytearray()
                     if not pending:
                         break
-                    sent += 1
+                    sent += bool(chunk)
                 readable, writable, _ = select.select([self.sock], [self.sock], [], 1)
                 if readable:
                     self.read_available()
