@@ -17,7 +17,7 @@ mutants=(
     'blind-window@engine/src/shard/relay/streams.rs@if len > 0 && h2.data_room(to.key) < len {@if false {'
     'lost-turn@engine/src/shard/relay/pump.rs@Went::HopBlocked => return self.requeue(conn, key, true),@Went::HopBlocked => return,'
     'lost-resume@engine/src/shard/relay/flow.rs@turn.border.pause(source, hop.waits > 0);@turn.border.pause(source, true);'
-    'token-twice@engine/src/shard/sessions/mod.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, turn.now.since(turn.now)));\n        };\n        if !token'
+    'token-twice@engine/src/shard/sessions/wait.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, turn.now.since(turn.now)));\n        };\n        if !token'
     'any-tenant@engine/src/shard/sessions/directory.rs@if facts.owner.tenant != *tenant {@if false {'
     'pin-over-id@engine/src/shard/sessions/place.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
     'late-bytes@engine/src/shard/workers/door.rs@self.input.extend_from_slice(turn.border.pool.bytes(segment));\n        self.bound(turn)@let _ = segment;\n        self.bound(turn)'
