@@ -1,5 +1,5 @@
-//! From a configuration to a running gateway, and out again: limits of the process, ports, cores,
-//! the control thread (this one), signals, drain.
+//! Starts a gateway from its configuration, runs it and ends it: limits of the process, ports,
+//! cores, the control thread (this one), signals, drain.
 
 mod balance;
 mod core;
@@ -38,10 +38,10 @@ use crate::post::ControlPost;
 use crate::remote::{Among, Relay, Remote};
 use crate::shard::ShardSettings;
 
-/// Messages of the cores that wait for the control thread.
+/// Most messages from cores that wait for the control thread.
 const CONTROL_POSTS: usize = 1024;
-/// Octets kept of a client until its first request is routed, where it may belong to another gateway
-/// (design 3.22).
+/// Octets that are kept of a client until its first request is routed: if another gateway owns its
+/// session, they are sent there (design 3.22).
 const KEPT_OF_CLIENTS: usize = 64 * 1024;
 /// Sessions the demo's worker takes at once.
 const DEMO_SLOTS: usize = 1024;
@@ -55,7 +55,7 @@ pub enum Demo {
     Target(String),
 }
 
-/// A gateway that did not come up, or was ended by force. The text is for people.
+/// Why a gateway did not start, or was ended by force. The text is for people.
 #[derive(Debug)]
 pub struct BootError {
     /// Exit code of the process.
@@ -88,12 +88,12 @@ struct Addresses {
     client: SocketAddr,
     worker: SocketAddr,
     admin: SocketAddr,
-    /// None: no other gateway brings anything.
+    /// None if there is no cluster.
     cluster: Option<SocketAddr>,
 }
 
-/// Runs a gateway until it has drained after a signal or a call of the admin port. `source` is what
-/// is read again on SIGHUP.
+/// Runs a gateway until it has drained, after a signal or a call of the admin port. On SIGHUP
+/// `source` is read again.
 ///
 /// # Errors
 /// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
@@ -102,7 +102,7 @@ pub fn serve(
     demo: Option<Demo>,
     source: Option<Source>,
 ) -> Result<(), BootError> {
-    // Before there are threads.
+    // These limits hold for all threads, so they are set before there are any.
     let raised = raise_files();
     Files::of_process(&config, demo.as_ref()).lay_table();
     let handed = Handed::take(&config)?;
@@ -175,7 +175,7 @@ pub fn serve(
     })
 }
 
-/// One thread's.
+/// A runtime for one thread.
 fn runtime() -> Result<Runtime, BootError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::os)
 }
@@ -184,10 +184,10 @@ fn runtime() -> Result<Runtime, BootError> {
 struct Listeners {
     client: Vec<Vec<TcpListener>>,
     worker: Vec<Vec<TcpListener>>,
-    /// No listener of a core, or one of each.
+    /// For each core its listener for other gateways; no listeners if there is no cluster.
     cluster: Vec<Vec<TcpListener>>,
     admin: TcpListener,
-    /// Which of the cores' were handed down.
+    /// Which of the cores' listeners were handed down by the service manager.
     inherited: Vec<Listener>,
     /// Several cores accept clients from one queue.
     shares: bool,
@@ -225,8 +225,9 @@ fn doors(((client, worker), cluster): ((Doors, Doors), Doors)) -> Vec<(Listener,
 /// The listeners of one port that a core has.
 type Doors = Vec<TcpListener>;
 
-/// Opens the ports that were not handed down, and starts the control plane elsewhere if there is
-/// one. Workers are let in when what a predecessor has left for them is gone.
+/// Opens the ports that were not handed down, and starts the connection to a remote control plane
+/// if there is one. The worker port comes last: until then the work of a process that ran here
+/// before is taken back.
 fn listen(
     config: &Config,
     count: usize,
@@ -258,7 +259,7 @@ fn listen(
     Ok((Listeners { client, worker, cluster, admin, inherited, shares }, remote))
 }
 
-/// The listeners for other gateways, if there is a cluster, and what they are told of them.
+/// The listeners for other gateways, if there is a cluster, and what those gateways learn of them.
 fn listen_to_others(
     config: &Config,
     count: usize,
@@ -288,7 +289,7 @@ fn told_to_others(admin: SocketAddr, relay: Relay) -> Option<Relay> {
     (near || !admin.ip().is_loopback()).then_some(Relay { address, port: admin.port() })
 }
 
-/// Which node of a cluster this is.
+/// Logs which node of a cluster this is.
 fn tell_node(node: Node, config: &Config, listens: Option<SocketAddr>) {
     if let Some(listens) = listens {
         let secrets = config.cluster.secrets.len();
@@ -296,7 +297,7 @@ fn tell_node(node: Node, config: &Config, listens: Option<SocketAddr>) {
     }
 }
 
-/// The log's first line: which mode, and why.
+/// Writes the log's first line: which mode, and why.
 fn tell_start(config: &Config, raised: rustix::io::Result<()>) {
     let (mode, why) = (config.control.mode, &config.control.why);
     let version = config.version.as_deref().unwrap_or(crate::VERSION);
@@ -307,8 +308,9 @@ fn tell_start(config: &Config, raised: rustix::io::Result<()>) {
     }
 }
 
-/// What is asked who may call and how work travels, where that is not this gateway itself.
-/// `opens` says that the worker port is still to be opened; `among`, what other gateways are told.
+/// Starts the connection to a remote control plane, which decides who may call, or carries work.
+/// `opens` says that the worker port is still to be opened; `among` is what other gateways learn of
+/// this one.
 fn start_remote(
     config: &Config,
     runtime: &Runtime,
@@ -327,8 +329,7 @@ fn start_remote(
         .map_err(|error| BootError { code: BootError::CONFIG, text: error.to_string() })
 }
 
-/// The rules of a configuration as it was read, its names looked up: this blocks. What an operator
-/// should hear of it goes to the log.
+/// The rules of a configuration. Its host names are looked up, which blocks. Warnings go to the log.
 fn policy_of(config: &mut Config) -> Arc<Policy> {
     let unknown = config.resolve();
     for warning in unknown.iter().chain(&config.warnings) {
@@ -377,7 +378,7 @@ impl Identity {
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
-        // Only workers that speak TLS can use such a listener at all.
+        // Where the worker listener speaks TLS, its workers do: no other could use it.
         let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         let plane = |remote| if remote { Plane::Remote } else { Plane::Local };
         let remote = config.control.remote.as_ref();

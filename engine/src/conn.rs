@@ -1,7 +1,7 @@
 //! What a connection is called, where it came in, and how it ends.
 
-/// A connection of this core: slot and generation, so that a late fact finds nobody instead of
-/// the slot's next owner.
+/// A connection of this core: slot and generation. A fact that comes after the connection's end
+/// names an old generation, so it cannot reach the slot's next owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnId {
     /// Index in every table kept per connection.

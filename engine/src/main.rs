@@ -43,7 +43,7 @@ struct Arguments {
 
 #[derive(Clone, Debug, Args)]
 struct Serve {
-    /// The configuration file (TOML or YAML); variables of the environment stand over it.
+    /// The configuration file (TOML or YAML); environment variables override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -74,7 +74,7 @@ enum Command {
         #[command(flatten)]
         engine: Engine,
     },
-    /// Look for what this machine lacks, and say how to mend it; ends with 1 if it cannot serve.
+    /// Check what this machine lacks, and say how to mend it; exit code 1 if it cannot serve.
     Doctor {
         /// The configuration file (TOML or YAML) that it is to serve.
         #[arg(long, value_name = "FILE")]
@@ -82,7 +82,7 @@ enum Command {
         /// Print JSON: a list of {check, status, seen, fix}.
         #[arg(long)]
         json: bool,
-        /// As `serve` will have it.
+        /// The same as for `serve`.
         #[command(flatten)]
         engine: Engine,
     },
@@ -92,13 +92,13 @@ enum Command {
     Top(console::Top),
     /// Read the configuration, as `serve` would, and print everything that is wrong with it.
     Check {
-        /// The configuration file (TOML or YAML); variables of the environment stand over it.
+        /// The configuration file (TOML or YAML); environment variables override it.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Show every setting with its value and where that comes from; secrets are not shown.
     Config {
-        /// The configuration file (TOML or YAML); variables of the environment stand over it.
+        /// The configuration file (TOML or YAML); environment variables override it.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Also the settings that nobody has written, with their defaults.
@@ -118,7 +118,7 @@ enum Command {
     Drain(console::Drain),
     /// Change what a running gateway logs, for a while.
     LogLevel(console::LogLevel),
-    /// Write one file with what somebody who helps has to know; no secret is in it.
+    /// Write one file with what somebody who helps you needs to know; it holds no secrets.
     SupportBundle(console::SupportBundle),
     /// Print completions for a shell.
     Completions(Completions),

@@ -84,7 +84,7 @@ pub struct ShardMetrics {
     pub cross_core_messages: u64,
     /// Connections taken up from other cores.
     pub core_moves: u64,
-    /// Tunnels that stand in for others, by [`SpareOutcome`].
+    /// Spare tunnels that workers were asked for, by [`SpareOutcome`].
     pub spares: [u64; SpareOutcome::COUNT],
     /// How long sessions took to start, by [`StartPart`].
     pub start_seconds: [Histogram; StartPart::COUNT],
@@ -341,7 +341,7 @@ impl ShardMetrics {
             self.core_moves,
         );
         let name = "ringway_spares_total";
-        family(out, name, "counter", "Tunnels asked of workers to stand in for others.");
+        family(out, name, "counter", "Spare tunnels that workers were asked for.");
         let labels = SpareOutcome::ALL.iter().map(|outcome| outcome.label());
         each(out, name, "outcome", labels.zip(self.spares));
         let name = "ringway_session_start_seconds";

@@ -233,7 +233,7 @@ fn every_problem_of_a_yaml_file_is_told_at_once_with_its_line() {
         ("- devv", "there is no tenant \"devv\"; did you mean \"dev\"?"),
         ("wait:", "session.wait is 30, but must be 1ms to 24h, with its unit"),
         ("idel:", "session.idel is not a setting; did you mean `idle`?"),
-        ("scope: connection", "scope stands on line "),
+        ("scope: connection", "scope is on line "),
         ("drian:", "\"drian:\" is not a table of settings; did you mean \"drain:\"?"),
     ];
     assert_eq!(told.lines().count(), wanted.len(), "{told}");

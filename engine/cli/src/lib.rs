@@ -68,7 +68,7 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
         Some((host, _))
             if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) =>
         {
-            "an IPv6 address stands in brackets, like [::1]:50051"
+            "write an IPv6 address in brackets, like [::1]:50051"
         }
         Some((_, port)) if !port.parse::<u16>().is_ok_and(|port| port > 0) => {
             "the port is a number from 1 to 65535, like 127.0.0.1:50051"

@@ -19,7 +19,7 @@ const LEAST: Duration = Duration::from_millis(50);
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told how it goes");
+        tracing::warn!(%error, "the service manager could not be notified");
     }
 }
 

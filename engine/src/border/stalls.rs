@@ -1,19 +1,20 @@
-//! How often and for how long a core looked at nothing else.
+//! How often and for how long a core was busy with one turn and served nobody else.
 
 use std::time::Duration;
 
-/// A turn that took longer than this may be a stall; a shorter one is no news to anybody.
+/// A turn that took longer than this may be a stall. Shorter ones are not looked at.
 pub const STALL: Duration = Duration::from_millis(2);
 
 /// Upper bounds of the counts, in seconds.
 pub const STALL_SECONDS: &[f64; 10] = &[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
 
-/// Stalls by their length. A stall is a turn's time less what of it the thread waited for a CPU.
+/// Stalls by their length. The length is the time of the turn, without the time in which the thread
+/// waited for a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stalls {
-    /// One count a bound and one for what lies above; not cumulative.
+    /// A count for each bound, and one for stalls above the last bound; not cumulative.
     pub counts: [u64; STALL_SECONDS.len() + 1],
-    /// All of them together.
+    /// The length of all stalls together.
     pub sum: Duration,
 }
 
@@ -26,7 +27,7 @@ impl Stalls {
         self.sum += stall;
     }
 
-    /// Adds what another one has counted.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *mine += theirs;

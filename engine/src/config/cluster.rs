@@ -164,9 +164,9 @@ fn direct(
     let worker = around.listen.worker;
     let ip = address.or(Some(worker.ip()).filter(|ip| !ip.is_unspecified()));
     let fault = match ip {
-        None => "this process has no address that workers could be told: write cluster.address",
+        None => "cluster.direct needs an address that workers can reach: write cluster.address",
         Some(_) if worker.port() == 0 => {
-            "listen.worker has port 0, which workers cannot be told beforehand: give it a port"
+            "listen.worker has port 0, but workers need to know the port: write a number"
         }
         Some(ip) => {
             let scheme = if around.fronts.worker.tls.is_some() { "https" } else { "http" };

@@ -179,8 +179,8 @@ fn dialled(
         return None;
     };
     if worker.port() == 0 {
-        let text = "listen.worker has port 0, which workers cannot be told beforehand: give it a \
-                    port, or write control.advertise";
+        let text = "listen.worker has port 0, but workers need to know the port: write a number, or \
+                    control.advertise";
         problems.add(Section::quiet(around.root, "listen").place_of("worker"), text);
         return None;
     }

@@ -12,7 +12,7 @@ use super::settings::SETTINGS;
 /// Names that stay variables, and why.
 const STAY: [(&str, &str); 3] = [
     ("POD_IP", "each pod has its own: keep it as a variable"),
-    ("VERSION", "it is told on /info and /health: keep it as a variable"),
+    ("VERSION", "/info and /health show it: keep it as a variable"),
     (
         "NATS_PRIVATE_NKEY",
         "a secret: write its value into a file that only the gateway can read, and name that by \

@@ -1,4 +1,4 @@
-//! Everything that is wrong with a configuration, told at once.
+//! All that is wrong with a configuration, reported at once.
 
 use std::fmt;
 
@@ -75,17 +75,17 @@ pub struct Problems {
     file: String,
     syntax: Syntax,
     list: Vec<(At, String)>,
-    /// How many of them may pass by themselves.
+    /// How many of the problems may go away by themselves.
     passing: usize,
 }
 
 impl Problems {
-    /// No problem yet, in this file.
+    /// An empty list, for this file.
     pub(super) fn new(file: &str) -> Self {
         Self { file: file.into(), syntax: Syntax::of(file).unwrap_or_default(), ..Self::default() }
     }
 
-    /// No problem yet, where there is no file.
+    /// An empty list, for a configuration that is only in the environment.
     pub(super) fn of_environment() -> Self {
         Self { file: "environment".into(), syntax: Syntax::Environment, ..Self::default() }
     }
@@ -96,41 +96,41 @@ impl Problems {
         &self.file
     }
 
-    /// How the file is written, and so its fixes.
+    /// The syntax of the file; fixes are shown in the same.
     pub(super) fn syntax(&self) -> Syntax {
         self.syntax
     }
 
-    /// Whether there is none.
+    /// Whether there is no problem.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// How many there are.
+    /// How many problems there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
-    /// One more.
+    /// Adds a problem.
     pub(super) fn add(&mut self, at: impl Into<At>, text: impl Into<String>) {
         self.list.push((at.into(), text.into()));
     }
 
-    /// One more, that may pass by itself: a file that somebody is writing.
+    /// Adds a problem that may go away by itself, such as a file that is still being written.
     pub(super) fn add_passing(&mut self, at: impl Into<At>, text: impl Into<String>) {
         self.passing += 1;
         self.add(at, text);
     }
 
-    /// Whether all of them may pass by themselves.
+    /// Whether all problems may go away by themselves.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         self.passing == self.list.len()
     }
 
-    /// Orders them by place.
+    /// The same problems, ordered by their places.
     pub(super) fn sorted(mut self) -> Self {
         self.list.sort_by(|(one, _), (other, _)| one.cmp(other));
         self
@@ -154,7 +154,8 @@ impl fmt::Display for Problems {
     }
 }
 
-/// What is said of a key that is no setting, where one of these last names may be meant.
+/// The text of the problem with a key that is no setting. It suggests the candidate that is most
+/// like the key's last name.
 pub(super) fn unknown<'a>(
     key: &str,
     name: &str,

@@ -1,4 +1,4 @@
-//! From the tree to typed values, and what single values cannot show: contradictions.
+//! Turns the tree into typed values, and finds contradictions between them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,11 +22,11 @@ use super::{
 };
 use crate::log::Keys;
 
-/// Questions to the control plane that may wait, on one core: of all, and of one tenant.
+/// Most questions to the control plane that wait on one core: of all tenants, and of one.
 const ASKS: usize = 4096;
 const ASKS_PER_TENANT: usize = 1024;
 
-/// Letters of a host's name (RFC 1035 section 2.3.4), and how many names there may be.
+/// Most letters of a host's name (RFC 1035 section 2.3.4), and most names in `admin.hosts`.
 const MAX_HOST: usize = 253;
 const MAX_HOSTS: usize = 64;
 
@@ -80,8 +80,8 @@ pub(super) fn secrets(
     secrets
 }
 
-/// Reads everything; what is wrong is reported and replaced by its default. `None` if the text
-/// cannot be read: what follows from that would only hide it.
+/// Reads everything. A wrong value is reported and replaced by its default. `None` if the text
+/// cannot be read at all: more problems would only hide that one.
 fn read(
     text: &str,
     folder: &Path,
@@ -149,14 +149,14 @@ fn read(
     Some((config, root))
 }
 
-/// This pod's address where the mode takes no other variable of NVIDIA's proxy.
+/// The address of this pod, in `nats` mode: no other variable of NVIDIA's proxy is read there.
 fn pod(
     choice: &control::Choice,
     environment: &Environment,
     problems: &mut Problems,
 ) -> Option<IpAddr> {
     let text = environment.get("POD_IP", problems).filter(|_| choice.mode == Mode::Nats)?;
-    // It is Kubernetes' word for another thing, if it is none.
+    // A value that is no address was set for something else.
     text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified())
 }
 
@@ -171,7 +171,7 @@ fn held_by_vanished(session: &Session, keepalive: &Keepalive) -> String {
     )
 }
 
-/// The defaults that are others in `nvcf` mode.
+/// Puts in the defaults that differ in `nvcf` mode.
 fn put_defaults(root: &mut Node) {
     for setting in SETTINGS {
         if let Some(default) = setting.default_in_nvcf
@@ -183,7 +183,7 @@ fn put_defaults(root: &mut Node) {
     }
 }
 
-/// What is said of the files of NVIDIA's proxy.
+/// Warnings about configuration files of NVIDIA's proxy, which are not read.
 fn unread(reference: &Reference) -> Vec<String> {
     let told = |file: &PathBuf| {
         format!(
@@ -195,8 +195,8 @@ fn unread(reference: &Reference) -> Vec<String> {
     reference.unread.iter().map(told).collect()
 }
 
-/// Every setting that cannot change at run time, as it is written. Tenants and functions, and with
-/// them all keys, are left out; a URL may still hold a password.
+/// Every setting that cannot change at run time, as it is written. Tenants and functions are left
+/// out, and so are all keys. A URL may still hold a password.
 fn written(root: &Node) -> BTreeMap<String, Secret> {
     let mut all = BTreeMap::new();
     let parties = ["tenant", "function"];
@@ -338,7 +338,7 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
 fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems) {
     let mut at_most = |small: (&str, usize), large: (&str, usize)| {
         if small.1 > large.1 {
-            // The line of the one that was written: the other may be a default.
+            // The problem is reported where one of the two was written: the other may be a default.
             let line = section.get(small.0).or_else(|| section.get(large.0)).map(|node| node.place);
             let text = format!(
                 "limits.{} ({}) is larger than limits.{} ({}): lower the first or raise the second",
@@ -374,7 +374,7 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
     let user_timeout = section.time("user_timeout", problems);
     let client_timeout = match section.get("client_timeout") {
         Some(_) => section.time("client_timeout", problems),
-        // Whoever made the one for all shorter means clients too.
+        // Who has shortened `user_timeout` for all connections means clients too.
         None => section.time("client_timeout", problems).min(user_timeout),
     };
     Keepalive {

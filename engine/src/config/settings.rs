@@ -254,8 +254,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "cluster.listen",
         Kind::Address,
         "0.0.0.0:0",
-        "Where the other gateways bring connections. Port 0 takes a free one, which they are told \
-         over NATS.",
+        "Where other gateways connect to this one. Port 0 takes a free port, which they learn over \
+         NATS.",
     ),
     setting(
         "cluster.address",
@@ -281,7 +281,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "cluster.direct",
         Kind::Flag,
         "false",
-        "Whether workers are told this process's own address first, and `control.advertise` second.",
+        "Whether workers get the address of this process first, and `control.advertise` second.",
     ),
     setting("cluster.node", Kind::Count(0, 4095), "", "`local` mode: this node's number."),
     setting(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// `"500ms"`, `"30s"`, `"2m"`: a whole number and its unit.
+/// Reads a duration: a whole number and its unit, such as `"500ms"`, `"30s"`, `"2m"`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let micros = match unit {
@@ -16,7 +16,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     number.checked_mul(micros).map(Duration::from_micros)
 }
 
-/// `"64KiB"`, `"16 MiB"`, `"1GiB"`, `"512B"`: a whole number and its unit.
+/// Reads a size: a whole number and its unit, such as `"64KiB"`, `"16 MiB"`, `"512B"`.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let scale = match unit {
@@ -29,6 +29,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.checked_mul(scale)
 }
 
+/// The number that a text begins with, and the unit behind it.
 fn split(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -1,7 +1,7 @@
 //! YAML as the same tree that TOML becomes.
 //!
 //! What YAML has and TOML has not (anchors, tags, several documents, keys that are no texts) is
-//! refused: a configuration is read by people, and none of it says what it means where it stands.
+//! refused: a configuration is read by people, and what any of it means depends on what is written elsewhere.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 
@@ -11,7 +11,7 @@ use super::problems::{At, Place, Problems};
 /// How deep tables and lists may be nested; settings need five levels at most.
 const MAX_DEPTH: usize = 16;
 
-/// What is being read and has not ended yet.
+/// A table or list that is being read and has not ended yet.
 #[derive(Debug)]
 enum Open {
     /// The key is the one whose value comes next.
@@ -29,7 +29,7 @@ enum Open {
 struct Tree<'a> {
     open: Vec<Open>,
     root: Option<Node>,
-    /// Something is missing from the tree: to check it would blame what is not there.
+    /// Something is missing from the tree: a check would report what was only not read.
     torn: bool,
     problems: &'a mut Problems,
 }
@@ -54,7 +54,7 @@ impl Node {
 }
 
 impl Tree<'_> {
-    /// One event; `None` if nothing after it can be made sense of.
+    /// Adds one event to the tree; `None` if nothing after it can be made sense of.
     fn take(&mut self, event: Event<'_>, line: usize) -> Option<()> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => {
@@ -100,7 +100,7 @@ impl Tree<'_> {
         Some(())
     }
 
-    /// What no part of a configuration may have.
+    /// Refuses what no part of a configuration may have.
     fn check(&mut self, line: usize, anchor: usize, tag: bool) {
         // The parser counts anchors from 1; 0 is none.
         if anchor != 0 {
@@ -118,7 +118,7 @@ impl Tree<'_> {
 
     fn begin(&mut self, line: usize, open: Open) -> Option<()> {
         if self.open.len() == MAX_DEPTH {
-            self.tear(line, "nested too deep: no setting stands here");
+            self.tear(line, "nested too deep: there is no setting here");
             return None;
         }
         self.open.push(open);
@@ -133,10 +133,10 @@ impl Tree<'_> {
         }
     }
 
-    /// A whole value goes to where it belongs.
+    /// Puts a whole value where it belongs: into the open list or table, or at the root.
     fn put(&mut self, mut node: Node) {
         if let Some(key) = self.wanted_key() {
-            // Taken for the name of what follows, so that reading can go on.
+            // It is taken for the name of the value that follows, so that reading can go on.
             *key = Some(Key { name: node.kind().into(), place: node.place });
             return self.tear(node.place, "a key must be a text: write \"name: value\"");
         }
@@ -146,12 +146,13 @@ impl Tree<'_> {
             Some(Open::Table { entries, key, .. }) => {
                 let Some(key) = key.take() else { return };
                 if !matches!(node.value, Value::Text(_) | Value::Whole(_) | Value::Flag(_)) {
-                    // Its head, as in TOML: where it begins is a line of one of its values.
+                    // Its place is that of its key, as in TOML: the parser names the line of its
+                    // first value.
                     node.place = key.place;
                 }
                 if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == key.name) {
                     let (name, first) = (&key.name, first.place);
-                    let text = format!("{name} stands on {first} already: remove one of them");
+                    let text = format!("{name} is on {first} already: remove one of them");
                     self.problems.add(key.place, text);
                 } else {
                     entries.push((key, node));
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn what_toml_has_not_is_refused_by_its_line() {
         for (text, want, whole) in [
-            ("a: 1\na: 2\n", "2: a stands on line 1 already: remove one of them\n", true),
+            ("a: 1\na: 2\n", "2: a is on line 1 already: remove one of them\n", true),
             ("a: &x 1\n", "1: an anchor (&) cannot be used: remove it\n", true),
             ("a:\n  b: !!str 5\n", "2: a tag (!) cannot be used", true),
             ("a: &x 1\nb: *x\n", "2: an alias (*) cannot be used", false),

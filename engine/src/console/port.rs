@@ -174,7 +174,7 @@ impl Port {
         let stream = TcpStream::connect(&self.address).await.map_err(|error| {
             Failure(format!(
                 "no admin port at {}: {error}. Is the gateway running? --admin names the address, \
-                 which stands in its ready line (admin=...)",
+                 which its ready line shows (admin=...)",
                 self.address
             ))
         })?;

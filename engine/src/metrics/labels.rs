@@ -56,7 +56,7 @@ labels! {
 }
 
 labels! {
-    /// What becomes of tunnels that are asked of a worker to stand in for others.
+    /// What becomes of the spare tunnels that workers are asked for.
     SpareOutcome {
         /// The worker was asked for one.
         Asked => "asked",

@@ -194,7 +194,7 @@ async fn credential(authority: &Authority, client: &Client) -> Finding {
             let seen = format!("the API says to it what it says to a wrong one: {text}");
             Finding::broken(NAME, seen, fix)
         }
-        _ => Finding::fine(NAME, format!("taken; a client nobody knows is told: {text}")),
+        _ => Finding::fine(NAME, format!("accepted; a client with an unknown key gets: {text}")),
     }
 }
 

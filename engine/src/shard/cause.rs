@@ -53,7 +53,7 @@ impl Cause {
     pub(crate) const WASTEFUL: Self = Self(&Known::new(
         CloseReason::ClientClosed,
         CloseCode::None,
-        "the client was told off: it sent too much that carries nothing",
+        "the client sent too many frames that carry nothing",
     ));
     pub(crate) const ABANDONED: Self = Self(&Known::new(
         CloseReason::ClientClosed,

@@ -1,4 +1,5 @@
-//! Events for people and programs: their names, what each carries, and a line of text.
+//! How a timeline's events are shown: each has a name and values for programs, and a line of text
+//! for people.
 
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ impl Start {
 }
 
 impl Event {
-    /// Its name in JSON.
+    /// The event's name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -90,7 +91,7 @@ impl Event {
         }
     }
 
-    /// What it carries, as JSON.
+    /// The event's values, as JSON.
     fn carries(self) -> Value {
         match self {
             Self::Accepted { client } => json!({ "client": client.to_string() }),
@@ -133,7 +134,7 @@ impl Event {
         }
     }
 
-    /// Its line.
+    /// The event as a line of text.
     #[must_use]
     pub fn text(self) -> String {
         match self {
@@ -242,7 +243,7 @@ impl Side {
     }
 }
 
-/// The way a connection ended.
+/// In which way a connection ended.
 pub(super) fn how(end: End) -> &'static str {
     match end {
         End::Fin => "FIN",
@@ -253,7 +254,7 @@ pub(super) fn how(end: End) -> &'static str {
     }
 }
 
-/// What a tunnel's transport said.
+/// What was seen on a tunnel when it ended.
 pub(super) fn said(code: CloseCode) -> &'static str {
     match code {
         CloseCode::Eof => "it closed the tunnel",

@@ -126,7 +126,7 @@ def test_a_refused_configuration_is_never_ready(tmp_path, manager):
 def test_a_gateway_goes_on_without_a_manager_that_listens(tmp_path, manager):
     manager.path += ".gone"
     with Managed(tmp_path, manager, watchdog=WATCHDOG) as gateway:
-        until(lambda: "cannot be told how it goes" in gateway.log_text(), what="the log")
+        until(lambda: "could not be notified" in gateway.log_text(), what="the log")
         gateway.h2().close()
 
 

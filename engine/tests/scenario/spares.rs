@@ -1,4 +1,4 @@
-//! Tunnels that stand in for others: a WebSocket uses its own up, and so does a client that is lost
+//! Spare tunnels, which take the place of others: a WebSocket uses its own up, and so does a client that is lost
 //! in the middle of an HTTP/1 exchange.
 
 use std::time::Duration;

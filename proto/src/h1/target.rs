@@ -6,7 +6,7 @@ use super::head::{
 use crate::fields::{Field, Fields, Token};
 use crate::h2::is_host;
 
-/// What the connection has to remember of a request.
+/// What a connection has to remember of a request until its answer is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) version: Version,
@@ -38,12 +38,15 @@ pub(super) fn read_request(head: &[u8], fields: &mut Fields) -> Result<Request, 
     Ok(Request { version: line.version, body, is_head: line.method == b"HEAD" })
 }
 
+/// A path in origin-form, or what follows an empty one.
 enum Rooted<'a> {
     Whole(&'a [u8]),
+    /// The path is empty: a slash belongs before this query.
     Query(&'a [u8]),
 }
 
-/// The authority of an absolute-form target, and the path and query of any (RFC 9112 §3.2).
+/// Takes a target apart: its authority, if it is in absolute-form, and its path with the query
+/// (RFC 9112 §3.2).
 fn cut_target<'a>(
     method: &[u8],
     target: &'a [u8],
@@ -73,8 +76,9 @@ fn cut_target<'a>(
     Ok((Some(authority), path))
 }
 
-/// Makes the Host field the third, named `:authority`. That of an absolute-form target takes its
-/// place (RFC 9112 §3.2.2): Host is written anew, so nobody behind us goes by the other one.
+/// Moves the Host field to the third place and names it `:authority`. If the target was in
+/// absolute-form, its authority is taken instead (RFC 9112 §3.2.2). The gateway writes Host anew from
+/// it, so no server behind the gateway sees the field that the client sent.
 fn lift_host(authority: Option<&[u8]>, fields: &mut Fields) -> Result<(), HeadFault> {
     let at = fields.iter().position(|field| field.token == Token::Host);
     let host = at.and_then(|at| fields.get(at)).map(|field| field.value).unwrap_or_default();
@@ -94,7 +98,7 @@ fn lift_host(authority: Option<&[u8]>, fields: &mut Fields) -> Result<(), HeadFa
     Ok(())
 }
 
-/// Whether a request line can be made of both, so that it reads as one.
+/// Whether a request line made of this method and path is read as the same two.
 pub(super) fn can_be_sent(method: &[u8], path: &[u8]) -> bool {
     let rooted = path.first() == Some(&b'/') || (path == b"*" && method == b"OPTIONS");
     rooted && is_token(method) && path.iter().all(|&b| b > b' ' && b != 127)

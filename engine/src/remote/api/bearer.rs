@@ -124,7 +124,8 @@ impl Bearer {
         if let Some(token) = token {
             let value = format!("Bearer {}", token.text());
             let value = value.parse::<MetadataValue<Ascii>>();
-            let mut value = value.map_err(|_| "the token cannot stand in a header")?;
+            let mut value =
+                value.map_err(|_| "the token has characters that no header field can carry")?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }

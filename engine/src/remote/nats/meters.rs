@@ -119,7 +119,7 @@ impl Meters {
             let name = format!("nvcf_grpc_proxy_service_{name}");
             single(out, (&name, "counter"), help, count);
         };
-        counter("nats_error_total", "Errors that NATS told unasked.", of(&self.errors));
+        counter("nats_error_total", "Errors that NATS reported by itself.", of(&self.errors));
         let lost = of(&self.disconnects);
         counter("nats_disconnect_total", "Connections to NATS that were lost.", lost);
         let again = of(&self.reconnects);

@@ -1,5 +1,5 @@
-//! Where the tunnels of a function version are parked, on all cores: what has to give way first
-//! when new work waits for too long.
+//! The parked tunnels of each function version, on all cores. When new work has waited for too long,
+//! the oldest of them is closed, so that its worker can take that work.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +13,7 @@ pub(super) struct Yard {
     versions: HashMap<Version, BTreeMap<u64, Ticket>>,
     places: HashMap<Ticket, (Version, u64)>,
     next: u64,
-    /// When the queues are looked at.
+    /// When the queues are looked at next.
     due: Option<Time>,
 }
 
@@ -22,7 +22,7 @@ impl Yard {
         self.places.is_empty()
     }
 
-    /// A tunnel is parked. Told again, it is the same one, and the youngest.
+    /// Notes that a tunnel is parked. A tunnel that is noted again becomes the youngest.
     pub(super) fn enter(&mut self, ticket: Ticket, version: Version) {
         self.leave(ticket);
         self.next += 1;
@@ -30,7 +30,7 @@ impl Yard {
         self.places.insert(ticket, (version, self.next));
     }
 
-    /// It is not parked any more, if it was.
+    /// Notes that a tunnel is not parked any more. Nothing happens if it was not.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         if let Some((version, place)) = self.places.remove(&ticket)
             && let Some(of_version) = self.versions.get_mut(&version)
@@ -54,7 +54,7 @@ impl Yard {
         versions
     }
 
-    /// The queues are to be looked at by then. Whether that is earlier than what is armed.
+    /// Plans a look at the queues. True if it is the earliest one planned: then a timer is needed.
     #[must_use]
     pub(super) fn arm(&mut self, due: Time) -> bool {
         let earlier = self.due.is_none_or(|armed| due < armed);
@@ -64,7 +64,7 @@ impl Yard {
         earlier
     }
 
-    /// Whether the time has come to look at the queues; then it is not armed any more.
+    /// Whether the planned look at the queues is due. If so, none is planned any more.
     #[must_use]
     pub(super) fn take_due(&mut self, now: Time) -> bool {
         let due = self.due.is_some_and(|due| due <= now);
@@ -74,7 +74,7 @@ impl Yard {
         due
     }
 
-    /// What was parked on a core that has begun anew is gone.
+    /// Forgets what was parked on a core that has begun anew: its tunnels are gone.
     pub(super) fn forget_core(&mut self, core: u16) {
         let gone: Vec<Ticket> =
             self.places.keys().filter(|ticket| ticket.core == core).copied().collect();
@@ -101,7 +101,7 @@ mod tests {
         yard.enter(ticket(0, 1), one.clone());
         yard.enter(ticket(0, 2), two.clone());
         assert_eq!(yard.oldest(&one), Some(ticket(1, 1)));
-        // Told once more, it is the youngest.
+        // A tunnel that is noted once more is the youngest.
         yard.enter(ticket(1, 1), one.clone());
         assert_eq!(yard.oldest(&one), Some(ticket(0, 1)));
         yard.forget_core(0);

@@ -78,7 +78,7 @@ async fn work(options: Options, asker: Asker, stopping: watch::Receiver<bool>) -
         // They listen as long as they live.
         let _ = cut_off.send(true);
         if timeout(LAST_WORDS, over()).await.is_err() {
-            tracing::warn!("NATS was not told of the end of every session");
+            tracing::warn!("not every session's end was reported to NATS");
         }
     }
     if timeout(LAST_WORDS, crew.client.flush()).await.is_err() {
