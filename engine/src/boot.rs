@@ -495,7 +495,7 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
         );
     }
     if let Err(error) = ringway_stdio::print(&text) {
-        // It is no reason not to serve.
+        // The gateway can serve without that line.
         tracing::warn!(%error, "the ready line could not be written to stdout");
     }
 }

@@ -341,7 +341,7 @@ pub struct Part {
     pub core: u16,
     /// The session.
     pub id: Uuid,
-    /// Whose it is; none if this core had no attachment of it.
+    /// The session's owner; none if this core had no attachment of the session.
     pub facts: Option<SessionFacts>,
     /// What happened, in order.
     pub entries: Vec<Entry>,

@@ -172,7 +172,7 @@ impl Scraper {
     /// Sends a message to a core, if it has room.
     pub fn tell_one(&self, core: u16, post: ShardPost) {
         if let Some(core) = self.cores.get(usize::from(core)) {
-            // Whoever needs it to arrive tells all, again and again.
+            // A caller whose message must arrive sends it to all cores, until each has it.
             let _ = core.mailbox.send(post);
         }
     }

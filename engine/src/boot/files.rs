@@ -1,4 +1,4 @@
-//! Whose are the files that the process may open: clients alone do not use them up.
+//! How the files that the process may open are shared out, so that clients cannot use all of them.
 //!
 //! What the process itself opens and the admin port come first. The rest is shared out between
 //! clients and workers as their limits are: a limit that the files do not suffice for counts for
@@ -188,7 +188,7 @@ mod tests {
         assert!(files.clients >= 1 && files.clients <= clients, "{what}");
         assert!(files.workers >= 1 && files.workers <= workers, "{what}");
         assert!(files.client_sockets > files.clients, "{what}");
-        // Whoever comes to the worker port leaves some for dials.
+        // Connections of the worker port leave some files for dials.
         let port = files.worker_sockets;
         assert!(port >= 1 && port < files.other_sockets, "{what}");
         if files.are_too_few() {

@@ -223,7 +223,7 @@ fn a_burst_on_one_core_is_shared_by_all() {
     assert_eq!((moved, cores.metrics(0).core_moves), (open[1], 0));
     let sent = cores.metrics(0).cross_core_messages;
     assert_eq!(sent, moved);
-    // Who moved does not move again, and what is closed is counted where it was.
+    // A connection that moved does not move again, and its end is counted on its new core.
     streams.drain(..8);
     until("half of them closed", || cores.open(0) + cores.open(1) == 8);
     assert!(streams.iter_mut().all(answers));

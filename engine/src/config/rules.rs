@@ -374,7 +374,7 @@ fn keepalive(root: &Node, problems: &mut Problems) -> Keepalive {
     let user_timeout = section.time("user_timeout", problems);
     let client_timeout = match section.get("client_timeout") {
         Some(_) => section.time("client_timeout", problems),
-        // Who has shortened `user_timeout` for all connections means clients too.
+        // An operator who has shortened `user_timeout`, for all connections, means clients too.
         None => section.time("client_timeout", problems).min(user_timeout),
     };
     Keepalive {

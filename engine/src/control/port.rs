@@ -172,7 +172,7 @@ pub enum Answer {
     Unregistered,
     /// The session is registered, and its worker does not listen.
     Unheard,
-    /// Whose a session is cannot be found out now: why.
+    /// The owner of a session cannot be found out now; the text says why.
     Failed(String),
     /// How far queued work has come.
     Stands(Progress),
@@ -183,11 +183,11 @@ pub enum Answer {
 /// Where another gateway is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Located {
-    /// It takes connections there.
+    /// It takes connections at this address.
     At(SocketAddr),
-    /// It is dead: nothing will ever come of what it began.
+    /// The gateway is dead: nothing will ever come of what it began.
     Dead,
-    /// Nothing is known of it, or it takes none.
+    /// Nothing is known of the gateway, or it takes no connections.
     Unknown,
 }
 
@@ -198,7 +198,7 @@ pub enum Progress {
     Queued,
     /// A worker has taken it.
     Taken,
-    /// That cannot be found out.
+    /// It cannot be found out how far.
     Unknown,
 }
 

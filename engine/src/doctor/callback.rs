@@ -34,11 +34,11 @@ enum Outcome {
 enum Listening {
     /// This program, in the gateway's place.
     Doctor,
-    /// Whoever has the port: a gateway that runs, if all is well.
+    /// Another program that has the port: a running gateway, if all is well.
     Other,
 }
 
-/// Dials what workers are told.
+/// Dials the address that workers get.
 pub(super) fn callback(config: &Config) -> Check {
     let (listener, listening) = match TcpListener::bind(config.listen.worker) {
         Ok(listener) => (Some(listener), Listening::Doctor),

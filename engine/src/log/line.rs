@@ -54,11 +54,11 @@ pub enum Line {
     },
     /// A connection that belongs to another gateway does not go there.
     Unrelayed {
-        /// Whose it is; none: the old proxy's.
+        /// The gateway that it belongs to; none: the old proxy.
         node: Option<Node>,
-        /// Why it should go.
+        /// Why it belongs there.
         cause: RelayCause,
-        /// Why it does not.
+        /// Why it does not go there.
         outcome: RelayOutcome,
         /// Such lines that were left out since the last one.
         left_out: u64,
@@ -137,13 +137,13 @@ pub struct AccessLine {
 }
 
 impl Line {
-    /// Whether it is one of those that most of the log consists of, which are not kept where
-    /// nobody reads them.
+    /// Whether it is of a kind that fills most of a log. Where nobody reads the log, these lines are
+    /// not made.
     pub(super) fn is_of_session(&self) -> bool {
         matches!(self, Self::Registered(_) | Self::Closed(_))
     }
 
-    /// Whose line it is, of which kind and how many, if a peer can cause it without end.
+    /// If a peer can cause this line without end: its address, and the kind and number of lines.
     pub(super) fn counted(&self) -> Option<(IpAddr, Kind, u64)> {
         let session = |named: &Named, lines| Some((named.counted_for?, Kind::Session, lines));
         match self {
@@ -158,7 +158,7 @@ impl Line {
         }
     }
 
-    /// What a client made longer than is shown takes no room while it waits.
+    /// Cuts what a client has made longer than is shown, so that it takes no room while it waits.
     pub(super) fn shorten(&mut self) {
         if let Self::OpenFailed(refused) = self {
             for id in [&mut refused.function, &mut refused.version] {
@@ -171,7 +171,7 @@ impl Line {
 }
 
 impl Closed {
-    /// The other side ended it.
+    /// Whether the worker ended the session.
     pub(super) fn by_peer(&self) -> bool {
         self.code != CloseCode::None && self.reason == CloseReason::WorkerClosed
     }
@@ -188,12 +188,12 @@ impl AccessLine {
 #[derive(Debug, Default)]
 pub struct Lines {
     waiting: Vec<Line>,
-    /// Those that found no room.
+    /// How many lines found no room.
     lost: u64,
 }
 
 impl Lines {
-    /// One more. The log says how many found no room.
+    /// Adds a line. If there is no room it is counted, and the log says how many were lost.
     pub fn push(&mut self, line: Line) {
         if self.waiting.len() < MOST {
             self.waiting.push(line);
@@ -218,7 +218,7 @@ impl Lines {
         self.waiting.is_empty() && self.lost == 0
     }
 
-    /// Those that wait; none does any more.
+    /// Takes all lines that wait.
     pub fn drain(&mut self) -> impl Iterator<Item = Line> {
         self.waiting.drain(..)
     }

@@ -160,7 +160,7 @@ fn slot_of(from: IpAddr) -> usize {
     let mut hasher = DefaultHasher::new();
     match from.to_canonical() {
         IpAddr::V4(address) => address.octets().hash(&mut hasher),
-        // Who has one address of IPv6 has its whole network.
+        // A host has a whole /64 network of IPv6, so the address within it does not count.
         IpAddr::V6(address) => address.segments()[..4].hash(&mut hasher),
     }
     (hasher.finish() % SLOTS as u64) as usize

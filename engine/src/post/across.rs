@@ -233,7 +233,7 @@ pub struct Find {
     pub function: Box<[u8]>,
     /// The version as the client sent it; empty if it named none.
     pub version: Box<[u8]>,
-    /// Whose credential it showed.
+    /// The tenant whose credential the client showed.
     pub tenant: Arc<str>,
     /// What the client speaks.
     pub speaks: Speaks,

@@ -36,7 +36,7 @@ impl Answers {
     pub(super) fn say(&self, ticket: AskTicket, answer: Answer) {
         let (core, post) = (ticket.core, ShardPost::Answer { ticket, answer });
         let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those before it go first.
+        // Answers that wait already for this core go first.
         let waits = kept.iter().any(|(other, _)| *other == core);
         let full = if waits { Some(post) } else { self.post(core, post) };
         if let Some(post) = full {

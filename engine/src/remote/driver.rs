@@ -17,7 +17,7 @@ use crate::control::port::{Answer, Ask, AskTicket, Call, Progress, Question, Rat
 /// control thread has of all of them together.
 pub(super) const MOST_QUESTIONS: usize = 65_536;
 
-/// Who answers.
+/// The control planes that answer.
 #[derive(Clone, Debug)]
 pub(super) struct Planes {
     /// Says who may call; none where the gateway's own file does.
@@ -38,9 +38,9 @@ pub(super) struct Driver {
 /// Questions that are out.
 #[derive(Debug, Default)]
 struct Out {
-    /// Those that can still be stopped without a trace, by their tickets.
+    /// The questions that can still be stopped without a trace, by their tickets.
     tasks: HashMap<AskTicket, AbortHandle>,
-    /// How many there are, those included that nobody waits for any more.
+    /// How many questions are out, also those that nobody waits for any more.
     running: usize,
     /// The shard of each core that asked last.
     lives: HashMap<u16, u32>,

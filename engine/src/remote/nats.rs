@@ -288,7 +288,7 @@ impl Nats {
         });
     }
 
-    /// Whose a session is.
+    /// Finds the owner of a session.
     pub(super) async fn lookup(&self, id: Uuid) -> Answer {
         match self.0.lookups.find(id).await {
             Ok(Some(registration)) => Answer::Registered(Box::new(registration)),

@@ -320,7 +320,7 @@ pub(crate) enum ForSessions {
     LastChance {
         key: Key,
     },
-    /// The tunnel is lost, or has ended. Who waits for the route waits still.
+    /// The tunnel is lost, or has ended. Requests that wait for the route go on waiting.
     Lost(Lost),
     /// The answer to [`ForRelay::Close`]: the route is gone.
     Closed {
@@ -356,8 +356,8 @@ pub(crate) enum ForSessions {
         key: Key,
     },
     // ---- said by other cores, or by this one to itself ----
-    /// The work found no room in its queue, or on its way there. Of a spare's, only the former is
-    /// said: on its way it waits.
+    /// The work found no room in its queue, or on its way there. The work of a spare waits on its
+    /// way, so only the former is said of it.
     NotSubmitted {
         ticket: Ticket,
         fault: Box<Fault>,
@@ -392,7 +392,7 @@ pub(crate) enum ForSessions {
 pub(crate) struct Lost {
     pub(crate) key: Key,
     pub(crate) cause: Cause,
-    /// It took no more streams.
+    /// The tunnel took no more streams already.
     pub(crate) going: bool,
     /// The session is over with it: no spare of it stays.
     pub(crate) last: bool,
@@ -408,13 +408,13 @@ pub(crate) enum ForWorkers {
         conn: ConnId,
         admitted: Box<Admitted>,
     },
-    /// It is not.
+    /// The token is not good.
     Reject {
         conn: ConnId,
         result: ConnectResult,
         age: Option<Duration>,
     },
-    /// It is another gateway's to say; none: nobody's of the cluster.
+    /// Another gateway made the token. `node` is none if it is not of the cluster.
     SendAway {
         conn: ConnId,
         node: Option<Node>,
@@ -423,25 +423,25 @@ pub(crate) enum ForWorkers {
     Back(Box<Back>),
     /// Another gateway has brought a worker's connection.
     Arrived(Box<Arrived>),
-    /// It is another core's to say.
+    /// Another core made the token.
     SendHome {
         conn: ConnId,
         core: u16,
     },
-    /// It is another core's to say, and other mail waits for that one already: said by the loop in
-    /// the place of [`ForWorkers::SendHome`].
+    /// Another core made the token, and other messages wait for that core already. The loop says
+    /// this in place of [`ForWorkers::SendHome`].
     NoWayHome {
         conn: ConnId,
     },
     /// An attachment's work, for the dispatch home of its function version.
     Submit(Box<Work>),
-    /// Nobody waits for it any more.
+    /// Nobody waits for the work any more.
     Withdraw(Box<OfVersion>),
-    /// Its worker is there.
+    /// The worker for this work is there.
     Served(Box<OfVersion>),
     /// New work has waited for so long that a parked tunnel of its function version may give way.
     Impatient(Box<OfVersion>),
-    /// It is wanted only if no worker has been told of it yet.
+    /// The work is taken back, unless a worker has got it already.
     Recall(Box<OfVersion>),
     /// A tunnel of a function version is parked, or is not any more.
     Parks(Box<Parks>),

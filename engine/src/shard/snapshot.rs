@@ -18,17 +18,17 @@ const ASKERS: usize = 512;
 /// A look at all connections for what only they know.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// Who waits for it.
+    /// The questions that wait for its result.
     tickets: Vec<u64>,
-    /// Where it goes on.
+    /// The slot at which it goes on.
     at: usize,
     fullest: Fullest,
 }
 
 impl Survey {
-    /// Somebody asks. Who comes while a look is under way has his answer with the others.
+    /// Adds a question. One that comes while a look is under way is answered with the others.
     pub(super) fn ask(&mut self, ticket: u64) {
-        // Whoever has waited for longest has given up.
+        // The question that has waited for longest has timed out by now.
         if self.tickets.len() == ASKERS {
             self.tickets.remove(0);
         }

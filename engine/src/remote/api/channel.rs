@@ -47,7 +47,7 @@ pub(super) const NO_ROOTS: &str =
 pub(crate) struct Roots(Option<Arc<[u8]>>);
 
 impl Roots {
-    /// Those of a file, as PEM; without one the system's.
+    /// The authorities in a PEM file, or without a file those of the system.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -59,7 +59,7 @@ impl Roots {
         Ok(Self(pem.map(Arc::from)))
     }
 
-    /// As PEM, if they are not the system's.
+    /// The authorities as PEM, if they are not the system's.
     pub(super) fn pem(&self) -> Option<&[u8]> {
         self.0.as_deref()
     }

@@ -17,9 +17,9 @@ use super::meters::Meters;
 use super::repeats::Repeats;
 use super::secrets::{SecretValues, Token};
 
-/// Whoever wants a token waits so long for the first one.
+/// How long a call waits for the first token.
 pub(crate) const TOKEN_WAIT: Duration = Duration::from_secs(10);
-/// One fetch may take so long, its connection so long of it.
+/// How long one fetch of a token may take, and how long its connection may take of that.
 const FETCH_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Octets of an answer.

@@ -42,7 +42,7 @@ pub(super) enum News<'a> {
     Error(&'a str),
 }
 
-/// Who wants to hear that.
+/// What is called for each piece of news of the connection.
 pub(super) struct Listener(pub(super) Box<dyn Fn(News<'_>) + Send + Sync>);
 
 impl fmt::Debug for Listener {

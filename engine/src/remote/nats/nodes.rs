@@ -1,4 +1,4 @@
-//! Who this gateway is among the others: a record in a key-value bucket that all of a region share
+//! How this gateway is known among the others: a record in a key-value bucket that all of a region share
 //! (design 3.22).
 //!
 //! A node is a pair of a number and an incarnation, drawn at random and entered with `create`, so
@@ -41,11 +41,11 @@ const MOST_MISSED: usize = 64;
 /// Whether a node is alive, as far as that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Liveness {
-    /// It is, and says this.
+    /// The node is alive; this is its record.
     Live(Record),
-    /// It is not: nothing will ever come of what it began.
+    /// The node is dead: nothing will ever come of what it began.
     Dead,
-    /// Nothing can be said.
+    /// It is not known.
     Unknown,
 }
 
@@ -204,7 +204,7 @@ impl Nodes {
         self.inner.here.send_replace(false);
         if held {
             let gone = self.inner.bucket.delete(self.inner.me);
-            // Who stays in spite of that is gone when its time to live is over.
+            // A record that stays in spite of that expires by itself.
             let _in_time = tokio::time::timeout(limit, gone).await;
         }
     }
@@ -244,7 +244,7 @@ impl Nodes {
                 known.dead.remove(&node);
                 Liveness::Live(record)
             }
-            // Who cannot say who it is, is not told dead.
+            // A node whose record cannot be read may well live.
             Ok(Found::Unreadable) | Err(_) => Liveness::Unknown,
             // Without a record of our own, we may be the one who has no connection.
             Ok(Found::Record(_) | Found::Nothing) if here.is_none() => Liveness::Unknown,
@@ -396,7 +396,7 @@ impl Known {
     fn bury(&mut self, node: Node) {
         self.missed.remove(&node);
         if self.dead.len() >= MOST_KNOWN {
-            // Who is asked about again is found dead again.
+            // A node that is asked about again is found dead again.
             self.dead.clear();
         }
         self.dead.insert(node);

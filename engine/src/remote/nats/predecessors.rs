@@ -45,11 +45,11 @@ pub(super) struct Predecessors {
 struct Swept {
     /// Pieces of work that were taken out.
     purged: usize,
-    /// Those that a worker has.
+    /// Pieces of work that a worker has.
     taken: usize,
     /// Makers of whom nothing is known, and streams that could not be gone through.
     undecided: usize,
-    /// What was in the way last.
+    /// The latest error.
     trouble: Option<Trouble>,
 }
 
@@ -105,7 +105,7 @@ impl Predecessors {
             let swept = self.sweep().await;
             swept.tell();
             if let Some(done) = first.take() {
-                // Who waited may have given up.
+                // The start of the gateway may have stopped waiting.
                 let _nobody = done.send(());
             }
             if swept.undecided == 0 {
@@ -184,7 +184,7 @@ impl Predecessors {
         swept
     }
 
-    /// Those of these ids that dead gateways have made.
+    /// The ids of these that dead gateways have made.
     async fn of_dead(&self, held: &[String], swept: &mut Swept) -> Vec<Uuid> {
         let mut by_maker: HashMap<Node, Vec<Uuid>> = HashMap::new();
         let mut left_out: HashSet<Node> = HashSet::new();

@@ -35,7 +35,7 @@ pub(super) struct Reconnects {
     unheard: Arc<Mutex<Unheard>>,
 }
 
-/// Who heard it.
+/// Whether a worker heard the request.
 enum Heard {
     Somebody,
     Nobody,

@@ -17,10 +17,10 @@ pub(super) struct Replies(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     client: Client,
-    /// Of the subjects that are replied to: a number follows.
+    /// What the subjects of replies begin with; the request's number follows.
     inbox: String,
     next: AtomicU64,
-    /// Who waits, by that number.
+    /// The requests that wait for a reply, by that number.
     waiting: Mutex<HashMap<u64, oneshot::Sender<Message>>>,
 }
 
@@ -75,7 +75,7 @@ impl Shared {
         let number = reply.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let waits = number.and_then(|number: u64| self.waiting().remove(&number));
         if let Some(sender) = waits {
-            // Whoever waited may have gone.
+            // The request may have been given up just now.
             let _ = sender.send(reply);
         }
     }

@@ -40,7 +40,7 @@ pub(super) enum Heard {
 /// The component.
 #[derive(Debug)]
 pub(super) struct Cores {
-    /// Whose cores they are.
+    /// The node that these cores are of.
     node: Node,
     /// Messages for other cores, to be posted at the end of the turn.
     posts: Vec<(u16, CorePost)>,

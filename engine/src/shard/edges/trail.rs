@@ -36,8 +36,8 @@ struct Trail {
     touched: Time,
 }
 
-/// Who is forgotten first: those that are not here any more, in the order in which they left. One
-/// word, because every session has one: the highest bit says that it is here.
+/// The order in which sessions are forgotten: first those that are not here any more, as they left.
+/// It is one word, because every session has one; the highest bit says that the session is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place(u64);
 

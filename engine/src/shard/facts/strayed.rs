@@ -29,7 +29,7 @@ pub(crate) enum ForNodes {
 pub(crate) struct Strayed {
     pub(crate) conn: ConnId,
     pub(crate) cause: RelayCause,
-    /// Whose it is; none: the old proxy's.
+    /// The gateway that it belongs to; none: the old proxy.
     pub(crate) node: Option<Node>,
     pub(crate) stray: Stray,
 }

@@ -214,7 +214,7 @@ impl Nodes {
             *ended = Some(end);
             return;
         }
-        // Who says nothing at all only looks whether somebody listens.
+        // A peer that sends nothing at all, such as a health check, is not counted.
         if matches!(of.step, Coming::Listening) && !of.bytes.is_empty() {
             turn.metrics.relays.count_taken(TakenCause::None, TakenOutcome::Garbled);
             let peer = of.peer;

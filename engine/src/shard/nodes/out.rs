@@ -1,4 +1,4 @@
-//! A connection on its way to the gateway whose it is.
+//! A connection on its way to the gateway that owns it.
 //!
 //! ```text
 //! Locating ──▶ Dialling ──▶ Greeted ──▶ Asked ──▶ Flowing
@@ -39,12 +39,13 @@ pub(super) struct Out {
     pub(super) cause: RelayCause,
     /// Its owner; none: the old proxy.
     node: Option<Node>,
-    /// Where that is.
+    /// The owner's address.
     address: Option<SocketAddr>,
     /// What was received of it, until it goes there.
     pub(super) stray: Option<Stray>,
     pub(super) step: Step,
-    /// Who is not read until the other side's output has drained: the owner, the peer.
+    /// Whether the owner, and whether the peer, is not read until the other side's output has
+    /// drained.
     pub(super) held: [bool; 2],
     /// Its peer's bytes have ended before it was anybody's.
     ended: Option<End>,
@@ -57,18 +58,18 @@ pub(super) enum Step {
     Locating,
     /// Its owner is being dialled.
     Dialling,
-    /// That is reached, and has said so much of its challenge.
+    /// The owner is reached, and has sent so much of its challenge.
     Greeted(Vec<u8>),
     /// The prelude is sent.
     Asked,
-    /// It is the owner's.
+    /// The owner has taken the connection; bytes pass through.
     Flowing,
     /// Nothing came of it: the client goes on here.
     Back,
 }
 
 impl Out {
-    /// Whose it is, and where that is.
+    /// The gateway that owns the connection, and its address.
     pub(super) fn owner(&self) -> Option<(Node, SocketAddr)> {
         self.node.zip(self.address)
     }
@@ -293,7 +294,7 @@ impl Nodes {
                 if rest.len > 0 {
                     out.pass(turn, rest, false);
                 }
-                // Who leaves has told others so before, and not of this one.
+                // A gateway that drains has told the other owners so already, but not this one.
                 if let Some(owner) = out.owner().filter(|_| turn.draining.is_some()) {
                     self.tell_owner(turn, owner);
                 }

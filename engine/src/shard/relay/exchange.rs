@@ -106,7 +106,8 @@ pub(super) struct Exchange {
     pub(super) began: Time,
     /// Request bytes thrown away after our own answer.
     pub(super) discarded: usize,
-    /// Who has ended the stream of bytes that this has become, while the other side is waited for.
+    /// If the exchange has become a stream of bytes: which side has ended it, while the other one is
+    /// waited for.
     pub(super) parting: Parting,
 }
 

@@ -144,7 +144,7 @@ impl Hops {
         self.slots.len()
     }
 
-    /// Those in these slots.
+    /// The hops in these slots.
     pub(super) fn range(&self, slots: std::ops::Range<usize>) -> impl Iterator<Item = &Hop> {
         let slots = self.slots.get(slots).unwrap_or_default();
         slots.iter().flatten().filter_map(|(_, conn)| match conn {

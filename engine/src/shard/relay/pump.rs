@@ -87,7 +87,7 @@ impl Streams {
         }
     }
 
-    /// Whose turn it is on a hop that has room.
+    /// The exchange whose turn it is on a hop that has room.
     fn next_ready(&mut self, turn: &Turn<'_>, conn: ConnId) -> Option<(Key, Way, Time)> {
         let hop = self.hops.hop_mut(conn)?;
         let room = turn.border.queued(conn) < OUTPUT_HIGH;

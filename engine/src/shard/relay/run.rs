@@ -31,7 +31,7 @@ struct Part {
     payload: usize,
 }
 
-/// Who a row is between.
+/// The two connections that a row goes between.
 struct Ends<'a> {
     from: &'a mut h2::Conn,
     to: &'a mut h2::Conn,

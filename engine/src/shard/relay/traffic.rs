@@ -466,8 +466,8 @@ impl Traffic {
         }
     }
 
-    /// Who waits longest for a route that has its tunnel. For a client that is gone nothing is sent
-    /// any more.
+    /// The exchange that has waited longest for a route that has its tunnel. None if the client is
+    /// gone: nothing is sent for it any more.
     fn next_waiter(&self, key: Key) -> Option<([u8; 36], ConnId, Key)> {
         let route = self.routes.get(key).filter(|route| route.client.is_some())?;
         let waiter = *route.waiters.first()?;

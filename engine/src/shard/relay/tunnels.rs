@@ -137,8 +137,8 @@ impl Traffic {
 
     // ---- kept for later ----
 
-    /// Those routes of a lost client whose tunnels are kept, in order. Nobody waits for them any
-    /// more.
+    /// Of a lost client's routes those whose tunnels are kept, in order. No request waits for them
+    /// any more.
     pub(super) fn choose_kept(
         &mut self,
         turn: &Turn<'_>,

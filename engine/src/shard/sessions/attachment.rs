@@ -366,9 +366,9 @@ pub(super) struct Attachments {
     pending: Pending,
     /// The attachments that are parked.
     lot: Lot,
-    /// Whose the dials under way are.
+    /// The attachments that the dials under way are for.
     dials: HashMap<ConnId, Key>,
-    /// How many ask another core.
+    /// How many attachments wait for another core's answer.
     asking: usize,
 }
 
@@ -504,7 +504,7 @@ impl Attachments {
         self.table.slots()
     }
 
-    /// Those in these slots.
+    /// The attachments in these slots.
     pub(super) fn range(&self, slots: Range<u32>) -> impl Iterator<Item = (Key, &Attachment)> {
         self.table.range(slots)
     }

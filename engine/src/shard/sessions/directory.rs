@@ -156,8 +156,8 @@ impl Directory {
         Ok((session.facts.clone(), session.parked(speaks)))
     }
 
-    /// Whose a session is, for the client that opened it and can take up its tunnel: nobody else
-    /// need be asked (design 5).
+    /// The owner of a session, if this client opened it and can take up its tunnel: then the control
+    /// plane need not be asked (design 5).
     pub(super) fn vouch(
         &self,
         id: Uuid,

@@ -32,12 +32,12 @@ impl Waiting {
     }
 }
 
-/// Who is asked.
+/// Who is asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nobody yet.
+    /// Nobody is asked yet.
     Begun,
-    /// The home of the session that the client names: it may have opened that.
+    /// The home core of the session that the client names: this client may have opened it.
     Vouching(u16),
     /// The control plane.
     Asked,
@@ -47,23 +47,23 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Question {
     pub(super) from: ConnId,
-    /// Of what the first request wants.
+    /// A hash of what the first request wants.
     pub(super) hash: u64,
-    /// The rules when it was asked.
+    /// The number of the rules that held when the question was asked.
     pub(super) rules: u32,
     /// An answer after this is late.
     pub(super) deadline: Time,
     pub(super) stage: Stage,
-    /// Whose credential it is about, if that is known before the answer.
+    /// The tenant whose credential the question is about, if it is known before the answer.
     pub(super) tenant: Option<Arc<str>>,
-    /// The first one, which the question is about.
+    /// The first request, which the question is about.
     pub(super) first: Waiting,
     /// More requests that wait for the same answer.
     more: Vec<Waiting>,
 }
 
 impl Question {
-    /// One that nobody has joined.
+    /// A question for one request; others may join it.
     pub(super) fn new(
         (from, hash): (ConnId, u64),
         (rules, deadline): (u32, Time),

@@ -50,12 +50,12 @@ impl Rules {
         Terms { parks: Manners::kept(park, streams), spares }
     }
 
-    /// Whose credential this is; empty if nobody's.
+    /// The tenant that has this credential; empty if none has it.
     pub(super) fn tenant(&self, credential: &[u8]) -> Arc<str> {
         self.known_tenant(credential).unwrap_or_else(|| "".into())
     }
 
-    /// Whose credential this is, if that can be told without the control plane.
+    /// The tenant that has this credential, if that is known without the control plane.
     pub(super) fn known_tenant(&self, credential: &[u8]) -> Option<Arc<str>> {
         self.policy.tenant(credential).cloned()
     }

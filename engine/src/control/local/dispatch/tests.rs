@@ -60,7 +60,7 @@ impl World {
         self.poll_for(at, "v", slots, ids);
     }
 
-    /// Who was answered what: 0 stands for nothing.
+    /// The polls that were answered, and the work each got: 0 is none.
     fn answers(&mut self) -> Vec<(u32, u64)> {
         let mut answers = Vec::new();
         self.dispatch.take_answers(&mut answers);
