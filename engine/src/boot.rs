@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ringway_proto::id::Node;
+use ringway_stdio::Trouble;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
@@ -55,12 +56,13 @@ pub enum Demo {
     Target(String),
 }
 
-/// Why a gateway did not start, or was ended by force. The text is for people.
+/// Why a gateway did not start, or was ended by force.
 #[derive(Debug)]
 pub struct BootError {
     /// Exit code of the process.
     pub code: u8,
-    text: String,
+    /// What, why, and what to do. For people.
+    pub trouble: Trouble,
 }
 
 impl BootError {
@@ -69,18 +71,38 @@ impl BootError {
     /// Exit code for a wrong configuration (EX_CONFIG).
     const CONFIG: u8 = 78;
 
-    fn os(text: impl fmt::Display) -> Self {
-        Self { code: Self::OS, text: text.to_string() }
+    /// The system refuses something.
+    fn os(what: impl Into<String>, why: impl fmt::Display, fix: &str) -> Self {
+        Trouble::new(what, why, fix).into()
+    }
+
+    /// What was configured cannot work.
+    fn config(trouble: Trouble) -> Self {
+        Self { code: Self::CONFIG, trouble }
+    }
+}
+
+impl From<Trouble> for BootError {
+    /// Of the system.
+    fn from(trouble: Trouble) -> Self {
+        Self { code: Self::OS, trouble }
     }
 }
 
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        self.trouble.fmt(f)
     }
 }
 
 impl std::error::Error for BootError {}
+
+/// What to do where no thread can be had, or no descriptor.
+const MORE_THREADS: &str =
+    "raise this process's limit on threads (ulimit -u, TasksMax=, the container's limit on pids)";
+const MORE_FILES: &str = "raise this process's limit on open files (ulimit -n, LimitNOFILE=)";
+/// What to do about what cannot happen.
+const REPORT: &str = "this is a fault of Ringway's: report it, with its log";
 
 /// Where the listeners are, with the ports the kernel picked.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +128,7 @@ pub fn serve(
     let raised = raise_files();
     Files::of_process(&config, demo.as_ref()).lay_table();
     let handed = Handed::take(&config)?;
-    let _log = crate::log::start(config.log.level, config.log.keys).map_err(BootError::os)?;
+    let _log = crate::log::start(config.log.level, config.log.keys).map_err(unlogged)?;
     tell_start(&config, raised);
     let count = core_count(&config);
     config.cores.count = Some(count);
@@ -126,7 +148,7 @@ pub fn serve(
     let (entrances, changes) = (reloader.entrances(), reloader.changes());
     let mut threads = Vec::with_capacity(count);
     let cpus = config.cores.pin.then(|| cpus::for_cores(count)).flatten();
-    let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox).map_err(BootError::os)?;
+    let (cores, inboxes) = core::mailboxes(count, config.limits.mailbox)?;
     let asks = remote.as_ref().map(|remote| {
         let _context = runtime.enter();
         remote.serve(&cores)
@@ -149,7 +171,7 @@ pub fn serve(
             backend,
             files,
         };
-        threads.push(core::start(seat, inbox).map_err(BootError::os)?);
+        threads.push(core::start(seat, inbox)?);
     }
     drop((posts, asks));
     let run = run::Run {
@@ -175,9 +197,14 @@ pub fn serve(
     })
 }
 
+fn unlogged(error: std::io::Error) -> BootError {
+    BootError::os("nothing can be logged", error, MORE_THREADS)
+}
+
 /// A runtime for one thread.
 fn runtime() -> Result<Runtime, BootError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::os)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| BootError::os("the control thread cannot wait", error, MORE_FILES))
 }
 
 /// The listeners of each port, one or more for each core that uses it.
@@ -197,7 +224,8 @@ impl Listeners {
     fn addresses(&self) -> Result<Addresses, BootError> {
         let address = |listener: Option<&TcpListener>| {
             let address = listener.map(TcpListener::local_addr).transpose();
-            address.ok().flatten().ok_or_else(|| BootError::os("a listener has no address"))
+            let none = || BootError::os("a port is not known", "its socket has no address", REPORT);
+            address.ok().flatten().ok_or_else(none)
         };
         Ok(Addresses {
             client: address(self.client.iter().flatten().next())?,
@@ -235,10 +263,9 @@ fn listen(
     (handed, keys): (Handed, Option<&watch::Sender<Arc<Keys>>>),
 ) -> Result<(Listeners, Option<Remote>), BootError> {
     let listen = |handed: Vec<TcpListener>, name, address, count| match handed.is_empty() {
-        true => port::listen(name, address, count).map_err(BootError::os),
+        true => port::listen(name, address, count).map_err(|error| error.trouble()),
         false => Ok(handed),
     };
-    let deal = |sockets| handed::deal(sockets, count).map_err(BootError::os);
     if handed.count() > 0 {
         let Handed { client, worker, admin } = &handed;
         let (client, worker, admin) = (client.len(), worker.len(), admin.len());
@@ -248,14 +275,19 @@ fn listen(
     let own = [(Listener::Client, &handed.client), (Listener::Worker, &handed.worker)];
     let own = own.into_iter().filter(|(_, sockets)| !sockets.is_empty());
     let inherited: Vec<Listener> = own.map(|(listener, _)| listener).collect();
-    let client = deal(listen(handed.client, "client", config.listen.client, count)?)?;
+    let client =
+        handed::deal(listen(handed.client, "client", config.listen.client, count)?, count)?;
     let admin = listen(handed.admin, "admin", config.listen.admin, 1)?.into_iter().next();
-    let admin = admin.ok_or_else(|| BootError::os("no admin listener"))?;
-    let told = admin.local_addr().map_err(BootError::os)?;
+    let admin =
+        admin.ok_or_else(|| BootError::os("there is no admin port", "it has no socket", REPORT))?;
+    let told = admin
+        .local_addr()
+        .map_err(|error| BootError::os("the admin port is not known", error, REPORT))?;
     let (cluster, among) = listen_to_others(config, count, (told, keys))?;
     let opens = !inherited.contains(&Listener::Worker);
     let remote = start_remote(config, runtime, (opens, among))?;
-    let worker = deal(listen(handed.worker, "worker", config.listen.worker, count)?)?;
+    let worker =
+        handed::deal(listen(handed.worker, "worker", config.listen.worker, count)?, count)?;
     Ok((Listeners { client, worker, cluster, admin, inherited, shares }, remote))
 }
 
@@ -268,14 +300,16 @@ fn listen_to_others(
     let none = || (0..count).map(|_| Vec::new()).collect();
     let Some(keys) = keys else { return Ok((none(), None)) };
     let cluster = &config.cluster;
-    let sockets = port::listen("cluster", cluster.listen, count).map_err(BootError::os)?;
-    let port = sockets.first().map(TcpListener::local_addr).transpose().map_err(BootError::os)?;
+    let sockets =
+        port::listen("cluster", cluster.listen, count).map_err(|error| error.trouble())?;
+    // A socket that listens has an address.
+    let port = sockets.first().and_then(|socket| socket.local_addr().ok());
     let own = Some(cluster.listen.ip()).filter(|ip| !ip.is_unspecified());
     let relay = Relay {
         address: cluster.address.or(own),
         port: cluster.port.or(port.map(|address| address.port())).unwrap_or_default(),
     };
-    let dealt = handed::deal(sockets, count).map_err(BootError::os)?;
+    let dealt = handed::deal(sockets, count)?;
     let admin = told_to_others(admin, relay);
     Ok((dealt, Some(Among { relay, admin, keys: keys.subscribe() })))
 }
@@ -320,13 +354,11 @@ fn start_remote(
     let worker = config.listen.worker;
     // A predecessor's work is taken back only if this port is not another gateway's.
     if opens {
-        port::state("worker", worker).map_err(BootError::os)?;
+        port::state("worker", worker).map_err(|error| error.trouble())?;
     }
     let started = Remote::start(settings, (worker, among), &config.functions);
     let started = runtime.block_on(started);
-    started
-        .map(Some)
-        .map_err(|error| BootError { code: BootError::CONFIG, text: error.to_string() })
+    started.map(Some).map_err(BootError::config)
 }
 
 /// The rules of a configuration. Its host names are looked up, which blocks. Warnings go to the log.
@@ -404,8 +436,10 @@ impl Identity {
 
 fn random<const N: usize>() -> Result<[u8; N], BootError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| BootError::os(format!("the kernel gives no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        let fix = "allow getrandom in the container's seccomp profile";
+        BootError::os("the kernel gives no random numbers", error, fix)
+    })?;
     Ok(bytes)
 }
 
@@ -444,7 +478,8 @@ pub fn files_note(config: &Config) -> Option<String> {
 fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), BootError> {
     let function = config.functions.first();
     let Some((function, key)) = function.and_then(|f| Some((f, f.worker_keys.first()?))) else {
-        return Err(BootError::os("the demo has no function to serve"));
+        let why = "its configuration has none with a worker key";
+        return Err(BootError::os("the demo has no function to serve", why, REPORT));
     };
     let runtime = runtime()?;
     let (function, version) = (function.id, function.version);
@@ -465,7 +500,7 @@ fn start_demo(demo: &Demo, config: &Config, gateway: SocketAddr) -> Result<(), B
     std::thread::Builder::new()
         .name("ringway-demo".into())
         .spawn(move || runtime.block_on(work))
-        .map_err(BootError::os)?;
+        .map_err(|error| BootError::os("the demo has no thread", error, MORE_THREADS))?;
     Ok(())
 }
 

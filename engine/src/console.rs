@@ -8,11 +8,13 @@ mod screen;
 mod table;
 mod timeline;
 mod top;
+mod view;
 
-use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use ringway_stdio::Trouble;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -89,21 +91,11 @@ enum State {
     Closed,
 }
 
-/// What went wrong, and the fix. For people.
-#[derive(Debug)]
-pub struct Failure(String);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self(error.to_string())
+/// The system refuses what a command needs, whatever it is asked for.
+fn refused(what: &'static str) -> impl Fn(io::Error) -> Trouble {
+    move |error| {
+        let fix = "see what this process may have (`ulimit -a`), and raise what is used up";
+        Trouble::new(what, error, fix)
     }
 }
 
@@ -132,7 +124,7 @@ struct Row {
 ///
 /// # Errors
 /// When the admin port does not answer, or knows no such session.
-pub fn sessions(arguments: &Sessions) -> Result<(), Failure> {
+pub fn sessions(arguments: &Sessions) -> Result<(), Trouble> {
     let port = Port::new(&arguments.admin.admin);
     let text = blocking(async {
         match &arguments.what {
@@ -143,19 +135,19 @@ pub fn sessions(arguments: &Sessions) -> Result<(), Failure> {
     })??;
     // Escaped as JSON it is as good as any text.
     let print = if arguments.json { ringway_stdio::print_json } else { ringway_stdio::print };
-    Ok(print(&text)?)
+    print(&text).map_err(ringway_cli::unprinted)
 }
 
 /// Runs `ringway top` until it is told to end.
 ///
 /// # Errors
 /// When the admin port does not answer.
-pub fn top(arguments: &Top) -> Result<(), Failure> {
+pub fn top(arguments: &Top) -> Result<(), Trouble> {
     let port = Port::new(&arguments.admin.admin);
     blocking(top::run(&port, arguments.interval, arguments.frames))?
 }
 
-async fn list(port: &Port, arguments: &Sessions) -> Result<String, Failure> {
+async fn list(port: &Port, arguments: &Sessions) -> Result<String, Trouble> {
     let mut query = form_urlencoded::Serializer::new(String::new());
     let state = arguments.state.and_then(|state| state.to_possible_value());
     if let Some(state) = &state {
@@ -176,7 +168,7 @@ async fn list(port: &Port, arguments: &Sessions) -> Result<String, Failure> {
     Ok(table::of(&rows))
 }
 
-async fn show(port: &Port, id: &str, json: bool) -> Result<String, Failure> {
+async fn show(port: &Port, id: &str, json: bool) -> Result<String, Trouble> {
     let session = port.session(id).await?;
     if json {
         return Ok(pretty(&session));
@@ -189,15 +181,18 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-fn blocking<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn blocking<T>(work: impl Future<Output = T>) -> Result<T, Trouble> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(refused("connections cannot be made"))?;
     Ok(runtime.block_on(work))
 }
 
 fn request_id(text: &str) -> Result<String, String> {
     match crate::trail::IdBegin::parse(text) {
         Some(_) => Ok(text.to_owned()),
-        None => Err("write a request id, or at least its first eight hexadecimal digits".into()),
+        None => {
+            Err("not a request id: write it, or at least its first eight hexadecimal digits".into())
+        }
     }
 }
 
@@ -205,7 +200,7 @@ fn a_while(text: &str) -> Result<Duration, String> {
     let second = Duration::from_secs(1);
     match config::duration(text) {
         Some(time) if (second..=86_400 * second).contains(&time) => Ok(time),
-        _ => Err("write a time with its unit, 1s to 24h: 5m".into()),
+        _ => Err("not a time from 1s to 24h: write it with its unit, as in 5m".into()),
     }
 }
 
@@ -213,6 +208,6 @@ fn interval(text: &str) -> Result<Duration, String> {
     let least = Duration::from_millis(100);
     match config::duration(text) {
         Some(time) if time >= least => Ok(time),
-        _ => Err("write a time with its unit, 100ms or more: 1s".into()),
+        _ => Err("not a time of 100ms or more: write it with its unit, as in 1s".into()),
     }
 }

@@ -11,10 +11,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringway::boot::{self, Demo};
 use ringway::config::{self, Config, Environment, MAX_CORES, Source};
-use ringway::console::{self, Failure};
+use ringway::console;
 use ringway::doctor;
 use ringway::log::LEVELS;
 use ringway_cli::{Completions, Man};
+use ringway_stdio::Trouble;
 
 /// The C library's own takes one lock for all threads.
 #[cfg(target_env = "musl")]
@@ -129,11 +130,19 @@ enum Command {
 #[derive(Clone, Copy, Debug, Args)]
 struct Engine {
     /// Data cores; without it the configuration's, or as many as there is CPU time for.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cores)]
     cores: Option<usize>,
     /// What drives a core; without it the configuration's cores.io.
     #[arg(long, value_enum)]
     io: Option<Io>,
+}
+
+/// Reads a number of cores.
+fn cores(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(cores) if (1..=MAX_CORES).contains(&cores) => Ok(cores),
+        _ => Err(format!("not a number of cores: write one from 1 to {MAX_CORES}")),
+    }
 }
 
 /// Reads a level of the log.
@@ -153,16 +162,6 @@ enum Io {
 }
 
 impl Engine {
-    /// Holds the arguments against what this build can do.
-    fn check(self) -> Result<(), String> {
-        match self.cores {
-            Some(cores) if !(1..=MAX_CORES).contains(&cores) => {
-                Err(format!("--cores {cores}: write a number from 1 to {MAX_CORES}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// An argument wins over the configuration.
     fn apply(self, config: &mut Config) {
         config.cores.count = self.cores.or(config.cores.count);
@@ -290,21 +289,20 @@ fn migrate(path: &Path) -> ExitCode {
             told(ringway_stdio::print(&file), code)
         }
         Err(why) => {
-            ringway_stdio::complain(&format!(
-                "error: {name} cannot be read as an environment: {why}. Write one NAME=VALUE on \
-                 each line, as in docs/nvcf.env"
-            ));
+            let what = format!("{name} cannot be read as an environment");
+            let fix = "write one NAME=VALUE on each line, as in docs/nvcf.env";
+            Trouble::new(what, why, fix).complain();
             ExitCode::from(USAGE)
         }
     }
 }
 
 /// What a command came to.
-fn ended(result: Result<(), Failure>) -> ExitCode {
+fn ended(result: Result<(), Trouble>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            ringway_stdio::complain(&format!("error: {failure}"));
+        Err(trouble) => {
+            trouble.complain();
             ExitCode::FAILURE
         }
     }
@@ -315,7 +313,7 @@ fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
     match printed {
         Ok(()) => code,
         Err(error) => {
-            ringway_stdio::complain(&format!("error: the answer cannot be printed: {error}"));
+            ringway_cli::unprinted(error).complain();
             ExitCode::from(OUTPUT)
         }
     }
@@ -323,10 +321,6 @@ fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
 
 /// Prints the doctor's report.
 fn diagnose(source: &Source, json: bool, engine: Engine) -> ExitCode {
-    if let Err(why) = engine.check() {
-        ringway_stdio::complain(&format!("error: {why}"));
-        return ExitCode::from(USAGE);
-    }
     let checks = doctor::examine(source, |config| engine.apply(config));
     let printed = if json {
         // Only a map with keys that are no text cannot be written: there is none.
@@ -347,10 +341,6 @@ fn run(
 ) -> ExitCode {
     ringway_stdio::shield_server();
     ringway_stdio::hold_hangup();
-    if let Err(why) = engine.check() {
-        ringway_stdio::complain(&format!("error: {why}"));
-        return ExitCode::from(USAGE);
-    }
     let mut config = match config() {
         Ok(config) => config,
         Err(problems) => {
@@ -362,7 +352,7 @@ fn run(
     match boot::serve(config, demo, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ringway_stdio::complain(&format!("error: {error}"));
+            error.trouble.complain();
             ExitCode::from(error.code)
         }
     }

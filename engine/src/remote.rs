@@ -11,12 +11,12 @@ mod login;
 mod nats;
 mod probe;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::id::Node;
+use ringway_stdio::Trouble;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Function, Remote as Settings};
@@ -61,18 +61,6 @@ const START_LIMIT: Duration = Duration::from_secs(2);
 /// How long an end takes at most to take work back from NATS, beside the drain.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// The gateway must not start: one line that says what to set.
-#[derive(Debug)]
-pub struct StartError(String);
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
-
 /// The control plane elsewhere, started.
 #[derive(Clone, Debug)]
 pub struct Remote {
@@ -94,18 +82,16 @@ impl Remote {
         settings: &Settings,
         (worker, cluster): (SocketAddr, Option<Among>),
         functions: &[Function],
-    ) -> Result<Self, StartError> {
-        let why = |error: &dyn fmt::Display| StartError(error.to_string());
+    ) -> Result<Self, Trouble> {
         let meters = Arc::new(api::Meters::default());
         let secrets = secrets::watch(settings.secrets.clone(), meters.clone());
         let authority = settings.authority.as_ref();
         let api = authority.map(|authority| Api::start(authority, &secrets, &meters));
-        let api = api.transpose().map_err(|error| why(&error))?;
-        let secrets = login::of(settings, &secrets, &meters).map_err(|error| why(&error))?;
+        let api = api.transpose()?;
+        let secrets = login::of(settings, &secrets, &meters)?;
         let (worker, versions) = (process(worker), nats::queued(functions));
         let own = Own { worker, versions, cluster };
-        let nats = Nats::start(settings, secrets, own, START_LIMIT);
-        let nats = nats.await.map_err(|error| why(&error))?;
+        let nats = Nats::start(settings, secrets, own, START_LIMIT).await?;
         let health = health::watch(api.as_ref().map(|api| api.health.clone()), nats.health());
         let (client, limiter) = api.map(|api| (api.client, api.limiter)).unzip();
         let planes = Planes { client, limiter: limiter.flatten(), nats };

@@ -89,7 +89,15 @@ TARGET=127.0.0.1:10083
 SLOTS=4
 ENV
 systemctl start ringway-worker@live
+is "worker" "$(of ringway-worker@live StatusText)" "serving 0 sessions of 4 at most"
 within 10 answers
+
+say "a worker whose key is refused: once, and never active"
+sed 's/^VERSION=.*/VERSION=33333333-3333-4333-8333-333333333333/' /etc/ringway/worker-live.env >/etc/ringway/worker-lost.env
+cp /etc/ringway/worker-live.key /etc/ringway/worker-lost.key
+systemctl start ringway-worker@lost 2>/dev/null && fail "it is active"
+is "exit code, starts" "$(of ringway-worker@lost ExecMainStatus) $(of ringway-worker@lost NRestarts)" "78 0"
+rm /etc/ringway/worker-lost.*
 
 say "reload"
 systemctl reload ringway

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, ArgGroup, Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ringway_cli::{Completions, Man};
-use ringway_stdio::{Escaping, Form, LastLines};
+use ringway_stdio::{Escaping, Form, LastLines, Trouble};
 use ringway_tools::nats::Credentials;
 use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret, nats};
 use tracing::Level;
@@ -108,7 +108,7 @@ impl Page {
         match printed {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                ringway_stdio::complain(&format!("error: the answer cannot be printed: {error}"));
+                ringway_cli::unprinted(error).complain();
                 ExitCode::from(OUTPUT)
             }
         }
@@ -183,14 +183,14 @@ impl From<IoChoice> for Io {
 
 fn gateway(url: &str) -> Result<Place, String> {
     if url.starts_with("https:") {
-        return Err("TLS is not spoken here: use http://".into());
+        return Err("a worker speaks no TLS to its gateway: write http://".into());
     }
     Place::parse(url).map_err(|fault| fault.to_string())
 }
 
 fn id(text: &str) -> Result<Uuid, String> {
     Uuid::try_parse(text).map_err(|_| {
-        "an id is a UUID, like 11111111-1111-4111-8111-111111111111: take it from the gateway's \
+        "not a UUID like 11111111-1111-4111-8111-111111111111: take it from the gateway's \
          configuration ([[function]])"
             .into()
     })
@@ -204,7 +204,7 @@ fn target(text: &str) -> Result<Place, String> {
 fn slots(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(slots @ 1..=MAX_SLOTS) => Ok(slots),
-        _ => Err(format!("a number from 1 to {MAX_SLOTS}")),
+        _ => Err(format!("not a number of slots: write one from 1 to {MAX_SLOTS}")),
     }
 }
 
@@ -222,15 +222,17 @@ fn main() -> ExitCode {
         return match nats::run(by_nats(url, arguments)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(%error, "cannot work by NATS");
+                let fix = "correct --nats, or the file of --nats-nkey-file, --nats-creds-file, \
+                           --nats-ca-file, --nats-cert-file or --nats-key-file that it names";
+                tracing::error!(%error, fix, "work cannot be taken from NATS");
                 ExitCode::from(CONFIG)
             }
         };
     }
     let key = match read_key(&arguments) {
         Ok(key) => key,
-        Err(why) => {
-            ringway_stdio::complain(&format!("error: {why}"));
+        Err(trouble) => {
+            trouble.complain();
             return ExitCode::from(USAGE);
         }
     };
@@ -239,7 +241,8 @@ fn main() -> ExitCode {
         Ok(Outcome::Stopped) => ExitCode::SUCCESS,
         Ok(Outcome::Refused) => ExitCode::from(CONFIG),
         Err(error) => {
-            tracing::error!(%error, "io_uring or epoll, or signals, cannot be had; try --io epoll");
+            let fix = "try --io epoll, and see what this process may have (`ulimit -a`)";
+            tracing::error!(%error, fix, "io_uring or epoll, or signals, cannot be had");
             ExitCode::from(SYSTEM)
         }
     }
@@ -279,16 +282,24 @@ fn by_nats(url: String, arguments: Arguments) -> nats::Options {
     }
 }
 
-fn read_key(arguments: &Arguments) -> Result<Secret, String> {
+fn read_key(arguments: &Arguments) -> Result<Secret, Trouble> {
     if let Some(key) = &arguments.key {
-        return Secret::new(key).map_err(|why| format!("--key: {why}"));
+        let fix = "give one of worker_keys of that function and version";
+        return Secret::new(key).map_err(|why| Trouble::new("--key is no key", why, fix));
     }
     let path = arguments.key_file.as_deref().unwrap_or(Path::new(""));
+    let name = path.display();
     let mut text = String::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
-        .map_err(|error| format!("--key-file {}: {error}", path.display()))?;
-    Secret::new(text.trim()).map_err(|why| format!("--key-file {}: {why}", path.display()))
+        .map_err(|error| {
+            let fix = "name a file that this user can read";
+            Trouble::new(format!("--key-file {name} cannot be read"), error, fix)
+        })?;
+    Secret::new(text.trim()).map_err(|why| {
+        let fix = "write one of worker_keys of that function and version into it, and nothing else";
+        Trouble::new(format!("--key-file {name} has no key"), why, fix)
+    })
 }
 
 /// When it is dropped, lines that wait are written, unless their reader stands still.

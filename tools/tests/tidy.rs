@@ -282,6 +282,52 @@ fn nothing_is_left_for_later() {
     hold(rule, &files("", &[".rs", ".py", ".sh"]), unfinished_rule);
 }
 
+/// Errors of the programs are made by `Trouble`, which has no place for less than three parts.
+fn complaint_rule(source: &Source) -> Broken {
+    let made_here = source.path == "engine/stdio/src/trouble.rs";
+    let programs = ["engine/", "tools/src/main.rs", "tools/src/worker/"];
+    let tests = source.path.contains("/tests/");
+    if made_here || tests || !programs.iter().any(|program| source.path.starts_with(program)) {
+        return Vec::new();
+    }
+    let lines = source.lines().filter(|(_, line)| line.contains("\"error: "));
+    lines.map(|(at, line)| (at, line.trim().to_owned())).collect()
+}
+
+#[test]
+fn errors_have_three_parts() {
+    let text = "x\ncomplain(&format!(\"error: {why}\"));\nTrouble::new(what, why, fix)\n";
+    finds("engine/src/x.rs", text, &[2], complaint_rule);
+    finds("tools/src/main.rs", text, &[2], complaint_rule);
+    finds("engine/tests/x.rs", text, &[], complaint_rule);
+    let rule = "an error says what, why and what to do: `ringway_stdio::Trouble`";
+    hold(rule, &files("", &[".rs"]), complaint_rule);
+}
+
+/// Messages of the log that a page does not have.
+fn unexplained(source: &Source, page: &str) -> Broken {
+    let said = house::said::messages(source).into_iter();
+    said.filter(|(_, message)| message.is_empty() || !page.contains(&**message)).collect()
+}
+
+#[test]
+fn every_log_line_stands_in_the_manual() {
+    let page = "| `a thing failed` | mend it |\n`all is well`, `was made`\n";
+    let text = "tracing::warn!(%error, \"a thing failed; trying again\");\n\
+                tracing::info!(name = text(\"x\"), \"all is \\\n well\");\n\
+                tracing::info!(\"{what} was made\");\n\
+                tracing::error!(why, \"another thing failed\");\ntracing::debug!(\"small talk\");\n";
+    finds("engine/src/x.rs", text, &[5], |source| unexplained(source, page));
+    let log = files("docs/reference", &["log.md"]);
+    let page = &log.first().expect("the page is there").text;
+    let sources = files("", &[".rs"]).into_iter().filter(|source| {
+        let programs = ["engine/src/", "tools/src/main.rs", "tools/src/worker/"];
+        programs.iter().any(|program| source.path.starts_with(program))
+    });
+    let rule = "docs/reference/log.md says what to do about it";
+    hold(rule, &sources.collect::<Vec<_>>(), |source| unexplained(source, page));
+}
+
 /// The relative links of a page, as paths from the repository's root; what is fenced is no link.
 fn links(source: &Source) -> Vec<(usize, String)> {
     let folder = source.path.rsplit_once('/').map_or("", |(folder, _)| folder);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command};
 use clap_complete::Shell;
+use ringway_stdio::Trouble;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -83,6 +84,16 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
 /// A program's arguments with the version alone: pages are the same on all machines.
 fn numbered(command: Command) -> Command {
     command.version(VERSION).long_version(VERSION)
+}
+
+/// An answer could not be printed, or written into the folder that was named.
+#[must_use]
+pub fn unprinted(error: io::Error) -> Trouble {
+    Trouble::new(
+        "the answer cannot be printed",
+        error,
+        "make room where it goes, or send it elsewhere",
+    )
 }
 
 /// Prints completions for a shell.

@@ -7,10 +7,11 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringway_stdio::Trouble;
 use tokio::sync::mpsc;
 
-use super::Files;
 use super::occupant::{Occupant, Place};
+use super::{Files, MORE_FILES, MORE_THREADS, REPORT};
 use crate::admin::Changes;
 use crate::border::Listener;
 use crate::config::{self, Config};
@@ -63,9 +64,9 @@ pub(super) type Mailboxes = (Arc<[Sender<ShardPost>]>, Vec<Inbox>);
 ///
 /// # Errors
 /// When the process is out of descriptors.
-pub(super) fn mailboxes(count: usize, room: usize) -> Result<Mailboxes, String> {
+pub(super) fn mailboxes(count: usize, room: usize) -> Result<Mailboxes, Trouble> {
     let made: Result<Vec<_>, _> = (0..count).map(|_| ring::mailbox(room)).collect();
-    let made = made.map_err(|e| format!("no mailbox for a core: {e}; raise `ulimit -n`"))?;
+    let made = made.map_err(|error| Trouble::new("a core has no mailbox", error, MORE_FILES))?;
     let (senders, inboxes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     Ok((senders.into(), inboxes))
 }
@@ -74,17 +75,17 @@ pub(super) fn mailboxes(count: usize, room: usize) -> Result<Mailboxes, String> 
 ///
 /// # Errors
 /// What the host lacks or forbids, and the fix.
-pub(super) fn start(seat: Seat, inbox: Inbox) -> Result<JoinHandle<()>, String> {
+pub(super) fn start(seat: Seat, inbox: Inbox) -> Result<JoinHandle<()>, Trouble> {
     let (ready, is_ready) = std_mpsc::channel();
     let name = format!("ringway-core-{}", seat.settings.core);
     let thread = std::thread::Builder::new()
         .name(name)
         .spawn(move || seat.run(inbox, ready))
-        .map_err(|error| format!("no thread for a core: {error}"))?;
+        .map_err(|error| Trouble::new("a core has no thread", error, MORE_THREADS))?;
     match is_ready.recv() {
         Ok(Ok(())) => Ok(thread),
         Ok(Err(why)) => Err(why),
-        Err(_) => Err("a core's thread ended before it was ready".into()),
+        Err(_) => Err(Trouble::new("a core cannot be started", "its thread ended at once", REPORT)),
     }
 }
 
@@ -93,7 +94,7 @@ pub(super) type Inbox = Mailbox<ShardPost>;
 
 impl Seat {
     /// The core's life: one reactor after the other, a new one only after a panic.
-    fn run(mut self, inbox: Inbox, ready: std_mpsc::Sender<Result<(), String>>) {
+    fn run(mut self, inbox: Inbox, ready: std_mpsc::Sender<Result<(), Trouble>>) {
         let core = self.settings.core;
         let mut panics: Vec<Instant> = Vec::new();
         let mut inbox = Some(inbox);
@@ -106,7 +107,7 @@ impl Seat {
             match life {
                 Ok(Ok(())) => break,
                 Ok(Err(why)) => {
-                    tracing::error!(shard = core, why, "a core cannot be started again");
+                    tracing::error!(shard = core, %why, "a core cannot be started again");
                     break;
                 }
                 Err(_) => {
@@ -151,9 +152,9 @@ impl Seat {
         &self,
         inbox: Inbox,
         anew: bool,
-        ready: &mut Option<std_mpsc::Sender<Result<(), String>>>,
-    ) -> Result<(), String> {
-        let report = |result: Result<(), String>, ready: &mut Option<std_mpsc::Sender<_>>| {
+        ready: &mut Option<std_mpsc::Sender<Result<(), Trouble>>>,
+    ) -> Result<(), Trouble> {
+        let report = |result: Result<(), Trouble>, ready: &mut Option<std_mpsc::Sender<_>>| {
             if let Some(ready) = ready.take() {
                 // The starter waits for it.
                 let _ = ready.send(result);
@@ -172,10 +173,10 @@ impl Seat {
         }
     }
 
-    fn reactor(&self, inbox: Inbox, anew: bool) -> Result<Reactor<Occupant>, String> {
+    fn reactor(&self, inbox: Inbox, anew: bool) -> Result<Reactor<Occupant>, Trouble> {
         let copy = |(listener, socket): &(Listener, TcpListener)| match socket.try_clone() {
             Ok(socket) => Ok((*listener, socket)),
-            Err(error) => Err(format!("no descriptor for a listener: {error}")),
+            Err(error) => Err(Trouble::new("a core has no copy of a listener", error, MORE_FILES)),
         };
         let listeners = self.doors.iter().map(copy).collect::<Result<_, _>>()?;
         let place = Place {
@@ -207,7 +208,7 @@ impl Seat {
             ..options
         };
         Reactor::new(options, listeners, inbox, self.origin, occupant)
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.trouble())
     }
 }
 

@@ -10,8 +10,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use listenfd::ListenFd;
+use ringway_stdio::Trouble;
 
-use super::BootError;
+use super::{BootError, MORE_FILES};
 use crate::config::Config;
 
 /// Most sockets that are looked at: as many cores as there may be, for each of the three ports.
@@ -34,18 +35,21 @@ impl Handed {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut sockets = ListenFd::from_env();
         if sockets.len() > MOST {
-            let text = format!("{} sockets were handed down; {MOST} is the most", sockets.len());
-            return Err(BootError { code: BootError::CONFIG, text });
+            return Err(BootError::config(Trouble::new(
+                "the sockets that were handed down cannot be used",
+                format!("they are {}, and {MOST} is the most", sockets.len()),
+                "leave out lines ListenStream= of the socket's unit",
+            )));
         }
         let mut handed = Self::default();
         let mut names = names.split(':');
         for at in 0..sockets.len() {
             let name = names.next().unwrap_or_default();
             let socket = sockets.take_tcp_listener(at).and_then(prepared);
-            handed.put(config, name, socket).map_err(|why| {
+            handed.put(config, name, socket).map_err(|(why, fix)| {
                 // The first is descriptor 3.
-                let text = format!("the socket handed down as descriptor {} {why}", at + 3);
-                BootError { code: BootError::CONFIG, text }
+                let what = format!("the socket handed down as descriptor {} is of no use", at + 3);
+                BootError::config(Trouble::new(what, why, fix))
             })?;
         }
         Ok(handed)
@@ -56,10 +60,11 @@ impl Handed {
         config: &Config,
         name: &str,
         socket: io::Result<(TcpListener, SocketAddr)>,
-    ) -> Result<(), String> {
-        let fix = "write a ListenStream= with a port of TCP";
-        let (socket, address) =
-            socket.map_err(|error| format!("({name}) is no TCP listener: {error}; {fix}"))?;
+    ) -> Result<(), (String, &'static str)> {
+        let (socket, address) = socket.map_err(|error| {
+            let why = format!("it ({name}) is no TCP listener: {error}");
+            (why, "write a ListenStream= with a port of TCP")
+        })?;
         let listen = &config.listen;
         let is = |what, own: SocketAddr| {
             let named = ["client", "worker", "admin"].contains(&name);
@@ -72,12 +77,14 @@ impl Handed {
         } else if is("admin", listen.admin) {
             &mut self.admin
         } else {
-            return Err(format!(
-                "({name}, {address}) is for none of listen.client ({}), listen.worker ({}) and \
-                 listen.admin ({}); give ListenStream= one of these ports, or the socket's unit \
-                 FileDescriptorName=client, worker or admin",
+            let why = format!(
+                "it ({name}, {address}) is for none of listen.client ({}), listen.worker ({}) and \
+                 listen.admin ({})",
                 listen.client, listen.worker, listen.admin
-            ));
+            );
+            let fix = "give ListenStream= one of these ports, or the socket's unit \
+                       FileDescriptorName=client, worker or admin";
+            return Err((why, fix));
         };
         place.push(socket);
         Ok(())
@@ -102,11 +109,17 @@ fn prepared(socket: Option<TcpListener>) -> io::Result<(TcpListener, SocketAddr)
 ///
 /// # Errors
 /// When there is no descriptor for a copy.
-pub(super) fn deal(sockets: Vec<TcpListener>, count: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+pub(super) fn deal(
+    sockets: Vec<TcpListener>,
+    count: usize,
+) -> Result<Vec<Vec<TcpListener>>, Trouble> {
     let mut copies = Vec::new();
     if !sockets.is_empty() {
         for core in sockets.len()..count {
-            copies.push(sockets[core % sockets.len()].try_clone()?);
+            let copy = sockets[core % sockets.len()].try_clone();
+            copies.push(copy.map_err(|error| {
+                Trouble::new("a core has no copy of a listener", error, MORE_FILES)
+            })?);
         }
     }
     let mut dealt: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
@@ -134,10 +147,10 @@ mod tests {
         config.listen.client = address;
         handed.put(&config, "ringway.socket", Ok((client, address))).unwrap();
         assert_eq!((handed.count(), handed.client.len()), (2, 1));
-        let why = handed.put(&config, "unknown", Ok(socket())).unwrap_err();
-        assert!(why.contains("none of listen.client") && why.contains("ListenStream="), "{why}");
+        let (why, fix) = handed.put(&config, "unknown", Ok(socket())).unwrap_err();
+        assert!(why.contains("none of listen.client") && fix.contains("ListenStream="), "{why}");
         let none = Err(io::ErrorKind::InvalidInput.into());
-        assert!(handed.put(&config, "client", none).unwrap_err().contains("no TCP listener"));
+        assert!(handed.put(&config, "client", none).unwrap_err().0.contains("no TCP listener"));
         assert_eq!(handed.count(), 2);
     }
 

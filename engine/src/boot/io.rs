@@ -17,9 +17,13 @@ pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
     let options = core::options(config, 0, None, Backend::Ring);
     match try_rings(&options, core_count(config)) {
         Ok(()) => Ok(Backend::Ring),
-        Err(why) if config.cores.io == Io::Ring => Err(BootError::os(format!(
-            "{why}; or let epoll serve where io_uring cannot: cores.io = \"auto\" (--io auto)"
-        ))),
+        Err(error) if config.cores.io == Io::Ring => {
+            let fix = error.fix();
+            let fix = format!(
+                "{fix}; or let epoll serve where io_uring cannot: cores.io = \"auto\" (--io auto)"
+            );
+            Err(BootError::os("io_uring cannot be had", error.cause(), &fix))
+        }
         Err(why) => {
             tracing::warn!(
                 "io_uring cannot be used, so epoll drives the cores: {why}. `ringway doctor` shows \

@@ -1,12 +1,14 @@
 //! Listeners: a port that somebody else has is found out and said, with who has it.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ringway_stdio::Trouble;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::MORE_FILES;
 
 /// How long a port may stay taken: a process that has just died gives it back late.
 const RETRY: Duration = Duration::from_secs(1);
@@ -32,6 +34,11 @@ impl PortError {
         Self { what, address, error: io::ErrorKind::AddrInUse.into(), owner }
     }
 
+    /// All of it, for people.
+    pub(crate) fn trouble(&self) -> Trouble {
+        Trouble::new(self.what(), self.why(), self.fix())
+    }
+
     /// Who has the port, as `name (process 1234)`.
     pub(crate) fn owner(&self) -> Option<&str> {
         self.owner.as_deref()
@@ -39,23 +46,32 @@ impl PortError {
 
     /// What is wrong.
     pub(crate) fn cause(&self) -> String {
-        let Self { what, address, error, owner } = self;
-        let why = match error.kind() {
-            io::ErrorKind::AddrInUse => match owner {
+        format!("{}: {}", self.what(), self.why())
+    }
+
+    fn what(&self) -> String {
+        format!("the {} address {} cannot be used", self.what, self.address)
+    }
+
+    fn why(&self) -> String {
+        match self.error.kind() {
+            io::ErrorKind::AddrInUse => match &self.owner {
                 Some(owner) => format!("the port is taken by {owner}"),
                 None => "the port is taken".into(),
             },
             io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE".into(),
             io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
-            _ => error.to_string(),
-        };
-        format!("the {what} address {address} cannot be used: {why}")
+            _ => self.error.to_string(),
+        }
     }
 
     /// What to do about it.
     pub(crate) fn fix(&self) -> String {
         let what = self.what;
         match self.error.kind() {
+            _ if matches!(self.error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                MORE_FILES.into()
+            }
             _ if what == "cluster" => "give cluster.listen another address".into(),
             io::ErrorKind::AddrInUse => {
                 format!("end that one, or give listen.{what} (--{what}) another port")
@@ -67,14 +83,6 @@ impl PortError {
         }
     }
 }
-
-impl fmt::Display for PortError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.cause(), self.fix())
-    }
-}
-
-impl std::error::Error for PortError {}
 
 /// Makes `count` listeners on one port, each for a core of its own.
 ///
@@ -185,7 +193,7 @@ mod tests {
     fn a_taken_port_is_named_with_its_owner() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let error = listen("client", address, 1).unwrap_err().to_string();
+        let error = listen("client", address, 1).unwrap_err().trouble().to_string();
         assert!(error.contains(&format!("client address {address}")), "{error}");
         assert!(error.contains("taken by ") && error.contains("--client"), "{error}");
         assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
@@ -213,7 +221,8 @@ mod tests {
 
     #[test]
     fn an_address_of_another_machine_is_refused_at_once() {
-        let error = listen("admin", "192.0.2.1:0".parse().unwrap(), 1).unwrap_err().to_string();
+        let error =
+            listen("admin", "192.0.2.1:0".parse().unwrap(), 1).unwrap_err().trouble().to_string();
         assert!(error.contains("no such address"), "{error}");
     }
 }

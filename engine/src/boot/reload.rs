@@ -80,7 +80,10 @@ impl Reloader {
             (Listener::Worker, "listen.worker.tls", &fronts.worker),
         ] {
             let Some(tls) = &front.tls else { continue };
-            let server = tls.pair.server_config(listener).map_err(BootError::os)?;
+            let server = tls.pair.server_config(listener).map_err(|error| {
+                let fix = "name another certificate and its key";
+                BootError::os(format!("{key} cannot be used"), error, fix)
+            })?;
             let (files, pair) = (tls.files.clone(), tls.pair.clone());
             changes.certificate(listener, pair.not_after());
             // Not what they are now: they may have changed since they were read.
@@ -229,7 +232,8 @@ impl Certificate {
                 let not_after = new.not_after().as_secs();
                 tracing::info!(setting = key, not_after, "new handshakes use a new certificate");
                 if let Some(warning) = new.warning() {
-                    tracing::warn!("{key}.cert \"{}\" {warning}", files.cert.display());
+                    let cert = files.cert.display();
+                    tracing::warn!(setting = key, %cert, why = warning, "a certificate ends soon");
                 }
                 self.pair = new;
             }

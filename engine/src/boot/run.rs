@@ -8,15 +8,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ringway_proto::id::Node;
+use ringway_stdio::Trouble;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::manager;
 use super::reload::Reloader;
 use super::tell::tell;
-use super::{Addresses, BootError, Files, Inbox};
+use super::{Addresses, BootError, Files, Inbox, MORE_FILES, REPORT};
 use crate::admin::{Admin, Leaves, Left, Phase, Scraper};
 use crate::config::Config;
 use crate::metrics::Backend;
@@ -100,6 +101,32 @@ impl Run {
     }
 }
 
+/// SIGINT, SIGTERM and SIGHUP, as they come.
+fn signals() -> Result<[unix::Signal; 3], BootError> {
+    let heard = |kind| {
+        let deaf = |error| BootError::os("signals cannot be listened to", error, MORE_FILES);
+        unix::signal(kind).map_err(deaf)
+    };
+    Ok([
+        heard(SignalKind::interrupt())?,
+        heard(SignalKind::terminate())?,
+        heard(SignalKind::hangup())?,
+    ])
+}
+
+/// The admin port's socket, for this thread.
+fn served(listener: TcpListener) -> Result<tokio::net::TcpListener, BootError> {
+    let nonblocking = listener.set_nonblocking(true);
+    nonblocking
+        .and_then(|()| tokio::net::TcpListener::from_std(listener))
+        .map_err(|error| BootError::os("the admin port cannot be served", error, MORE_FILES))
+}
+
+fn all_ended() -> BootError {
+    let why = "every core has ended; the log says of what";
+    BootError::os("nothing can be served any more", why, REPORT)
+}
+
 async fn control(
     (config, backend, (remote, node)): (Arc<Config>, Backend, (Option<Remote>, Node)),
     cores: Vec<Sender<ShardPost>>,
@@ -107,12 +134,9 @@ async fn control(
     ((listener, room), reloader): ((TcpListener, usize), Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(BootError::os)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(BootError::os)?;
-    let hangup = signal(SignalKind::hangup()).map_err(BootError::os)?;
+    let [mut interrupt, mut terminate, hangup] = signals()?;
     ringway_stdio::listen_for_hangup();
-    listener.set_nonblocking(true).map_err(BootError::os)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(BootError::os)?;
+    let listener = served(listener)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);
     let (drain, mut drain_asked) = watch::channel(false);
     let running = cores.len();
@@ -151,7 +175,7 @@ async fn control(
         }
     };
     tokio::select! {
-        () = &mut ended => return Err(BootError::os("every core has ended; see the log")),
+        () = &mut ended => return Err(all_ended()),
         signal = next() => tracing::info!(?signal, "draining; a second signal ends at once"),
         _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
     }
@@ -168,7 +192,11 @@ async fn control(
         ended = drained((&config, leaves), &admin, ended) => ended,
         signal = second => Err(BootError {
             code: signal.exit_code(),
-            text: "ended by a second signal, before the drain was over".into(),
+            trouble: Trouble::new(
+                "the drain was cut short",
+                "ended by a second signal, before it was over",
+                "send one signal and wait, or lower drain.max",
+            ),
         }),
     }
 }
@@ -224,7 +252,9 @@ async fn drained(
     tokio::select! {
         () = &mut ended => Ok(()),
         never = telling => match never {},
-        () = drain => Err(BootError::os("a core did not end in time")),
+        () = drain => {
+            Err(BootError::os("the drain did not end", "a core did not end in time", REPORT))
+        }
     }
 }
 

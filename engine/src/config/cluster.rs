@@ -9,7 +9,7 @@ use ringway_proto::id::NODE_LIMIT;
 use super::control::Around;
 use super::dial::Dial;
 use super::node::{Node, Value};
-use super::problems::{Problems, unknown};
+use super::problems::{NAME_A_FILE, Problems, unknown};
 use super::read::Section;
 use super::{Listen, Mode, Secret};
 
@@ -86,7 +86,7 @@ fn secrets(section: &Section<'_>, folder: &Path, problems: &mut Problems) -> Vec
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) => {
-            problems.add(place, format!("{key} \"{name}\" cannot be read: {error}"));
+            problems.add(place, format!("{key} \"{name}\" cannot be read: {error}; {NAME_A_FILE}"));
             return Vec::new();
         }
     };
@@ -96,14 +96,16 @@ fn secrets(section: &Section<'_>, folder: &Path, problems: &mut Problems) -> Vec
     let fault = match lines.len() {
         0 => Some("has no secret: write one, such as `openssl rand -hex 32` makes".into()),
         1..=MOST_SECRETS => None,
-        many => {
-            Some(format!("has {many} lines: it may have two secrets, the first of which signs"))
-        }
+        many => Some(format!(
+            "has {many} lines: remove some, for two secrets are the most, the first of which signs"
+        )),
     };
     let short = lines.iter().any(|line| !SECRET.contains(&line.len()));
     let fault = fault.or_else(|| {
         let (least, most) = (SECRET.start(), SECRET.end());
-        short.then(|| format!("has a secret that is not of {least} to {most} characters"))
+        short.then(|| {
+            format!("has a secret that is not of {least} to {most} characters: write another")
+        })
     });
     match fault {
         Some(fault) => {
@@ -232,7 +234,11 @@ fn one(item: &Node, problems: &mut Problems) -> Option<(u16, SocketAddr)> {
     let number = item.get("node").and_then(number_of);
     if number.is_none() {
         let place = item.get("node").map_or(item.place, |node| node.place);
-        problems.add(place, format!("cluster.nodes.node must be {}", number_wanted()));
+        let text = format!(
+            "cluster.nodes.node is missing or no such number: it must be {}",
+            number_wanted()
+        );
+        problems.add(place, text);
     }
     let relay = item.get("relay").and_then(|node| match &node.value {
         Value::Text(text) => text.parse().ok(),
@@ -278,7 +284,7 @@ fn check(section: &Section<'_>, mode: Mode, cluster: &Cluster, problems: &mut Pr
             }
             None if local => {
                 let text = format!(
-                    "{} is missing: in local mode gateways know each other by their files",
+                    "{} is missing: in local mode gateways know each other by their files; write it",
                     section.key(name)
                 );
                 problems.add(section.place(), text);
@@ -287,7 +293,7 @@ fn check(section: &Section<'_>, mode: Mode, cluster: &Cluster, problems: &mut Pr
         }
     }
     if local && section.get("listen").is_none() {
-        let text = "cluster.listen is missing: in local mode the other gateways' files name it, such \
+        let text = "cluster.listen is missing: in local mode the other gateways' files name it; write it, such \
                     as \"10.0.0.1:10087\"";
         problems.add(section.place(), text);
     }

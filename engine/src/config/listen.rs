@@ -226,7 +226,8 @@ impl<'a> Table<'a> {
                 None
             }
             None => {
-                self.problems.add(tls.place, format!("{} is missing", self.key(&key)));
+                self.problems
+                    .add(tls.place, format!("{} is missing: name its PEM file", self.key(&key)));
                 None
             }
         }

@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::node::{Node, Value};
-use super::problems::{Place, Problems};
+use super::problems::{NAME_A_FILE, Place, Problems};
 use super::read::Section;
 use super::syntax::PREFIX;
 use super::{Nats, NkeySource, Secret};
@@ -221,7 +221,7 @@ pub(super) fn check(
 ) {
     let why = match std::fs::read_to_string(path) {
         Ok(text) => fault(&text),
-        Err(error) => Some(format!("cannot be read: {error}")),
+        Err(error) => Some(format!("cannot be read: {error}; {NAME_A_FILE}")),
     };
     if let Some(why) = why {
         let text = format!("{} \"{}\" {why}", section.key(name), path.display());

@@ -41,7 +41,7 @@ impl Node {
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             let line = error.span().map(|span| lines.of_byte(span.start));
-            problems.add(line, format!("not TOML: {}", error.message().trim()));
+            problems.add(line, format!("not TOML: {}; correct this line", error.message().trim()));
         }
         lines.table(table.get_ref(), 1)
     }

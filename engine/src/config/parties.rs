@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::node::{Node, Value};
-use super::problems::{Place, Problems, nearest};
+use super::problems::{NAME_A_FILE, Place, Problems, nearest};
 use super::read::Section;
 use super::{Function, Secret, Tenant};
 
@@ -83,7 +83,8 @@ fn tenant(
     if let Some(name) = name
         && (name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic()))
     {
-        let text = "tenant.name must be visible ASCII without spaces".to_string();
+        let text = "tenant.name is empty or has other characters: it must be visible ASCII without \
+                    spaces";
         problems.add(section.place_of("name"), text);
     }
     let keys = keys(section, ("client_keys", "client_keys_file"), folder, problems);
@@ -125,7 +126,10 @@ fn keys(
         match std::fs::read_to_string(folder.join(path)) {
             Ok(text) => keys.extend(keys_of_file(&text).map(|key| (place, key.to_string()))),
             Err(error) => {
-                let text = format!("{} \"{path}\" cannot be read: {error}", section.key(file));
+                let text = format!(
+                    "{} \"{path}\" cannot be read: {error}; {NAME_A_FILE}",
+                    section.key(file)
+                );
                 problems.add(place, text);
             }
         }
@@ -141,7 +145,10 @@ fn keys_of_file(text: &str) -> impl Iterator<Item = &str> {
 /// A key travels as `Authorization: Bearer KEY`. The key itself is not shown.
 fn check_key(what: &str, place: Option<Place>, key: &str, problems: &mut Problems) {
     if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
-        problems.add(place, format!("a key in {what} is empty or has other than visible ASCII"));
+        problems.add(
+            place,
+            format!("a key in {what} is empty or has other than visible ASCII: write another"),
+        );
     }
 }
 
@@ -195,7 +202,10 @@ fn function(
     let version = uuid(section, "version", problems);
     let callers = section.texts("tenants", problems);
     if callers.is_empty() {
-        problems.add(section.place_of("tenants"), "function.tenants is empty: nobody may call it");
+        problems.add(
+            section.place_of("tenants"),
+            "function.tenants is empty: nobody may call it; name a tenant",
+        );
     }
     for (place, name) in &callers {
         if !names.contains(name) {
@@ -219,7 +229,7 @@ fn function(
     }
     let nobody = keys.is_empty() && server.is_none() && workers == WorkersBy::Keys;
     if nobody && problems.len() == before {
-        let text = "function.worker_keys is empty: no worker can serve it";
+        let text = "function.worker_keys is empty: no worker can serve it; write a key, or `dial`";
         problems.add(section.place_of("worker_keys"), text);
     }
     for (place, key) in &keys {

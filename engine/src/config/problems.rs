@@ -4,6 +4,9 @@ use std::fmt;
 
 use super::syntax::Syntax;
 
+/// What to do about a file that is not there, or not the gateway's to read.
+pub(super) const NAME_A_FILE: &str = "name a file that the gateway can read";
+
 /// Where a value was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
@@ -113,9 +116,11 @@ impl Problems {
         self.list.len()
     }
 
-    /// Adds a problem.
+    /// Adds a problem: what is wrong and why, and what to do.
     pub(super) fn add(&mut self, at: impl Into<At>, text: impl Into<String>) {
-        self.list.push((at.into(), text.into()));
+        let text = text.into();
+        debug_assert!(says_what_to_do(&text), "it leaves its reader alone: {text}");
+        self.list.push((at.into(), text));
     }
 
     /// Adds a problem that may go away by itself, such as a file that is still being written.
@@ -138,7 +143,7 @@ impl Problems {
 }
 
 impl fmt::Display for Problems {
-    /// One line each: `FILE:LINE: what, and the fix`, or `VARIABLE: what, and the fix`.
+    /// One line each: `FILE:LINE: what and why, and the fix`, or `VARIABLE: ` and the same.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, text) in &self.list {
             let file = &self.file;
@@ -152,6 +157,29 @@ impl fmt::Display for Problems {
         }
         Ok(())
     }
+}
+
+/// Whether a problem names a way out. Every test that provokes one asks it.
+fn says_what_to_do(text: &str) -> bool {
+    const WAYS: [&str; 16] = [
+        "write",
+        "remove",
+        "change",
+        "give",
+        "set ",
+        "name ",
+        "must ",
+        "did you mean",
+        "correct",
+        "put ",
+        "add ",
+        "leave ",
+        "make ",
+        "use ",
+        "lower ",
+        "raise ",
+    ];
+    WAYS.iter().any(|way| text.contains(way))
 }
 
 /// The text of the problem with a key that is no setting. It suggests the candidate that is most
@@ -212,13 +240,14 @@ mod tests {
     #[test]
     fn problems_are_told_by_file_and_line() {
         let mut problems = Problems::new("x.toml");
-        problems.add(7, "later");
-        problems.add(Place::Variable("RINGWAY__X"), "elsewhere");
-        problems.add(None::<Place>, "somewhere");
-        problems.add(2, "sooner");
+        problems.add(7, "later: remove it");
+        problems.add(Place::Variable("RINGWAY__X"), "elsewhere: remove it");
+        problems.add(None::<Place>, "somewhere: remove it");
+        problems.add(2, "sooner: remove it");
         assert_eq!(
             problems.sorted().to_string(),
-            "x.toml: somewhere\nx.toml:2: sooner\nx.toml:7: later\nRINGWAY__X: elsewhere\n"
+            "x.toml: somewhere: remove it\nx.toml:2: sooner: remove it\nx.toml:7: later: remove it\n\
+             RINGWAY__X: elsewhere: remove it\n"
         );
     }
 }

@@ -105,7 +105,7 @@ impl<'a> Section<'a> {
     /// A text that must be there.
     pub(super) fn required(&self, name: &str, problems: &mut Problems) -> Option<&'a str> {
         if self.get(name).is_none() {
-            problems.add(self.place(), format!("{} is missing", self.key(name)));
+            problems.add(self.place(), format!("{} is missing: write it", self.key(name)));
         }
         self.text(name, problems)
     }
@@ -138,7 +138,8 @@ impl<'a> Section<'a> {
                 // The table was made for a variable that names one of its other keys.
                 None if matches!(node.place, Place::Variable(_)) => return default,
                 None => {
-                    problems.add(node.place, format!("{}.address is missing", setting.key));
+                    problems
+                        .add(node.place, format!("{}.address is missing: write it", setting.key));
                     return default;
                 }
             }

@@ -427,7 +427,8 @@ fn admin(root: &Node, problems: &mut Problems) -> Admin {
             problems.add(place, text);
         }
         if hosts.len() == MAX_HOSTS {
-            problems.add(place, format!("admin.hosts has more than {MAX_HOSTS} names"));
+            problems
+                .add(place, format!("admin.hosts has more than {MAX_HOSTS} names: remove some"));
             break;
         }
         hosts.push(name.into());

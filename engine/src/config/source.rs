@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::environment::Environment;
-use super::problems::{Place, Problems};
+use super::problems::{NAME_A_FILE, Place, Problems};
 use super::syntax::Syntax;
 use super::{Config, Effective, rules};
 
@@ -70,14 +70,14 @@ impl Source {
             return Ok((String::new(), Path::new(""), problems));
         };
         if Syntax::of(problems.file()).is_none() {
-            let text = "the file's name must end in .toml, .yaml or .yml";
+            let text = "cannot be read: its name says neither TOML nor YAML; it must end in .toml, .yaml or .yml";
             problems.add(None::<Place>, text);
             return Err(problems);
         }
         match std::fs::read_to_string(file) {
             Ok(text) => Ok((text, folder_of(file), problems)),
             Err(error) => {
-                problems.add(None::<Place>, format!("cannot be read: {error}"));
+                problems.add(None::<Place>, format!("cannot be read: {error}; {NAME_A_FILE}"));
                 Err(problems)
             }
         }

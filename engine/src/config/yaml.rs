@@ -44,7 +44,8 @@ impl Node {
                 Ok((event, span)) => tree.take(event, span.start.line())?,
                 Err(error) => {
                     let line = line_of(&error, text);
-                    tree.problems.add(line, format!("not YAML: {}", error.info()));
+                    tree.problems
+                        .add(line, format!("not YAML: {}; correct this line", error.info()));
                     return None;
                 }
             }

@@ -12,10 +12,11 @@ use axum::http::Method;
 use clap::Args;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use ringway_stdio::Trouble;
 use serde_json::Value;
 
 use super::port::Port;
-use super::{Admin, Failure, blocking, pretty};
+use super::{Admin, blocking, pretty};
 use crate::config::{Environment, Source};
 
 /// Bytes of one part; what is longer is cut, and says so.
@@ -61,7 +62,7 @@ type Parts = Vec<(&'static str, String)>;
 ///
 /// # Errors
 /// When the file cannot be written, or is there already.
-pub fn support_bundle(arguments: &SupportBundle) -> Result<(), Failure> {
+pub fn support_bundle(arguments: &SupportBundle) -> Result<(), Trouble> {
     let source = Source::new(arguments.config.clone(), Environment::of_process());
     let mut parts = of_machine(&source);
     let port = Port::new(&arguments.admin.admin);
@@ -71,15 +72,22 @@ pub fn support_bundle(arguments: &SupportBundle) -> Result<(), Failure> {
         *text = cut(without(text, &secrets));
     }
     let out = &arguments.out;
-    let failed = |error: io::Error| Failure(format!("{}: {error}", out.display()));
+    let failed = |error: io::Error| {
+        let fix = match error.kind() {
+            io::ErrorKind::AlreadyExists => "give it another name with --out, or remove that file",
+            _ => "name a file that can be written with --out",
+        };
+        Trouble::new(format!("{} cannot be written", out.display()), error, fix)
+    };
     write(out, &parts).map_err(failed)?;
     let names: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
-    Ok(ringway_stdio::print(&format!(
+    ringway_stdio::print(&format!(
         "{}: {}\nSecrets of the configuration are not in it. Names of tenants and functions, \
          addresses and the first digits of request ids are: look through it before you send it.\n",
         out.display(),
         names.join(", ")
-    ))?)
+    ))
+    .map_err(ringway_cli::unprinted)
 }
 
 fn of_machine(source: &Source) -> Parts {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use clap::Args;
+use ringway_stdio::Trouble;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::port::Port;
-use super::{Admin, Failure, blocking};
+use super::{Admin, blocking};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(250);
@@ -49,7 +50,7 @@ struct Told {
 ///
 /// # Errors
 /// When the admin port does not answer or refuses, and when streams did not end in time.
-pub fn drain(arguments: &Drain) -> Result<(), Failure> {
+pub fn drain(arguments: &Drain) -> Result<(), Trouble> {
     let port = Port::new(&arguments.admin.admin);
     blocking(async {
         begin(&port).await?;
@@ -59,23 +60,28 @@ pub fn drain(arguments: &Drain) -> Result<(), Failure> {
         }
         let most = whole_seconds(told.at_most_ms.unwrap_or_default());
         let text = format!("gateway {} drains, for {most} s at most\n", told.node);
-        Ok(ringway_stdio::print(&text)?)
+        ringway_stdio::print(&text).map_err(ringway_cli::unprinted)
     })?
 }
 
 /// Asks for it.
-async fn begin(port: &Port) -> Result<(), Failure> {
+async fn begin(port: &Port) -> Result<(), Trouble> {
     // It tells a gateway that refuses from something else that does.
     port.json("/info").await?;
     let (status, said) = port.call(Method::POST, "/drain").await?;
     match status {
         StatusCode::ACCEPTED => Ok(()),
-        _ => Err(Failure(format!("{} does not drain: {}", port.address(), said.trim()))),
+        StatusCode::FORBIDDEN => Err(Trouble::new(
+            format!("{} does not drain", port.address()),
+            format!("that is refused ({status})"),
+            said.trim(),
+        )),
+        _ => Err(port.is_none(&format!("POST /drain is answered with {status}"))),
     }
 }
 
 /// Waits until it has begun, which it does at once.
-async fn begun(port: &Port) -> Result<Told, Failure> {
+async fn begun(port: &Port) -> Result<Told, Trouble> {
     let asked = Instant::now();
     loop {
         let told = look(port).await?;
@@ -83,19 +89,23 @@ async fn begun(port: &Port) -> Result<Told, Failure> {
             return Ok(told);
         }
         if asked.elapsed() > BEGINS_WITHIN {
-            return Err(Failure(format!("{} was asked and does not drain", port.address())));
+            return Err(Trouble::new(
+                format!("{} does not drain", port.address()),
+                format!("it was asked, and has not begun within {} s", BEGINS_WITHIN.as_secs()),
+                "send its process SIGTERM, and see its log",
+            ));
         }
         sleep(LOOK).await;
     }
 }
 
-async fn look(port: &Port) -> Result<Told, Failure> {
+async fn look(port: &Port) -> Result<Told, Trouble> {
     let told = port.json("/drain").await?;
     port.read(told)
 }
 
 /// Shows what is left until nothing is.
-async fn wait(port: &Port, first: Told) -> Result<(), Failure> {
+async fn wait(port: &Port, first: Told) -> Result<(), Trouble> {
     let began = Instant::now();
     let until =
         |told: &Told| Instant::now() + Duration::from_millis(told.at_most_ms.unwrap_or_default());
@@ -107,7 +117,7 @@ async fn wait(port: &Port, first: Told) -> Result<(), Failure> {
         if due {
             let most = whole_seconds(last.at_most_ms.unwrap_or_default());
             let text = format!("gateway {}: {what}; {most} s more at most\n", last.node);
-            ringway_stdio::print(&text)?;
+            ringway_stdio::print(&text).map_err(ringway_cli::unprinted)?;
             said = Some((what, Instant::now()));
         }
         sleep(LOOK).await;
@@ -123,28 +133,29 @@ async fn wait(port: &Port, first: Told) -> Result<(), Failure> {
             Err(_) => {}
         }
         if Instant::now() > limit + SLACK {
-            return Err(Failure(format!(
-                "gateway {} has not ended {} s after its drain was to be over: end it by a second \
-                 SIGTERM, or by SIGKILL",
-                last.node,
-                SLACK.as_secs()
-            )));
+            return Err(Trouble::new(
+                format!("gateway {} has not ended", last.node),
+                format!("its drain was to be over {} s ago", SLACK.as_secs()),
+                "end it by a second SIGTERM, or by SIGKILL",
+            ));
         }
     }
     over(&last, limit, began)
 }
 
 /// What the end means.
-fn over(last: &Told, limit: Instant, began: Instant) -> Result<(), Failure> {
+fn over(last: &Told, limit: Instant, began: Instant) -> Result<(), Trouble> {
     let Told { node, streams, sessions, .. } = last;
     if *streams > 0 && Instant::now() + LOOK >= limit {
-        return Err(Failure(format!(
-            "gateway {node} has ended at its limit, and cut off {streams} streams of {sessions} \
-             sessions: drain.max is shorter than what they take"
-        )));
+        return Err(Trouble::new(
+            format!("gateway {node} has ended at its limit"),
+            format!("it cut off {streams} streams of {sessions} sessions"),
+            "drain.max is shorter than what they take: raise it",
+        ));
     }
     let took = began.elapsed().as_secs_f64();
-    Ok(ringway_stdio::print(&format!("gateway {node} has ended, after {took:.1} s\n"))?)
+    ringway_stdio::print(&format!("gateway {node} has ended, after {took:.1} s\n"))
+        .map_err(ringway_cli::unprinted)
 }
 
 /// What a drain waits for, and why.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use clap::Args;
+use ringway_stdio::Trouble;
 
 use super::port::Port;
-use super::{Admin, Failure, a_while, blocking};
+use super::{Admin, a_while, blocking};
 
 /// `ringway log-level`.
 #[derive(Debug, Args)]
@@ -25,7 +26,7 @@ pub struct LogLevel {
 ///
 /// # Errors
 /// When the admin port does not answer, or refuses.
-pub fn log_level(arguments: &LogLevel) -> Result<(), Failure> {
+pub fn log_level(arguments: &LogLevel) -> Result<(), Trouble> {
     let port = Port::new(&arguments.admin.admin);
     let text = blocking(async {
         match &arguments.filter {
@@ -33,10 +34,10 @@ pub fn log_level(arguments: &LogLevel) -> Result<(), Failure> {
             Some(filter) => change(&port, filter, arguments.time).await,
         }
     })??;
-    Ok(ringway_stdio::print(&text)?)
+    ringway_stdio::print(&text).map_err(ringway_cli::unprinted)
 }
 
-async fn shown(port: &Port) -> Result<String, Failure> {
+async fn shown(port: &Port) -> Result<String, Trouble> {
     let now = port.json("/log-level").await?;
     Ok(match (now["filter"].as_str(), now["secondsLeft"].as_f64()) {
         (Some(filter), Some(left)) => format!("{filter}, for {left:.0} s more\n"),
@@ -44,7 +45,7 @@ async fn shown(port: &Port) -> Result<String, Failure> {
     })
 }
 
-async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Failure> {
+async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Trouble> {
     // It tells a gateway that refuses from something else that does.
     port.json("/info").await?;
     let seconds = time.as_secs().to_string();
@@ -53,11 +54,18 @@ async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Fai
     let (status, said) = port.call(Method::POST, &format!("/log-level?{}", query.finish())).await?;
     match status {
         StatusCode::OK => Ok(format!("{} logs {filter} for {seconds} s\n", port.address())),
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(Failure(format!(
-            "{} is an older ringway, which cannot change what it logs: set log.level and start it \
-             anew",
-            port.address()
-        ))),
-        _ => Err(Failure(format!("{} changed nothing: {}", port.address(), said.trim()))),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(Trouble::new(
+            format!("{} changed nothing", port.address()),
+            "it is an older ringway, which cannot change what it logs",
+            "set log.level and start it anew",
+        )),
+        // It says what may be written, or from where.
+        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => Err(Trouble::new(
+            format!("{} changed nothing", port.address()),
+            format!("that is refused ({status})"),
+            said.trim(),
+        )),
+        // Its client port has an `/info` too.
+        _ => Err(port.is_none(&format!("POST /log-level is answered with {status}"))),
     }
 }

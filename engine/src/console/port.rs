@@ -6,12 +6,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
+use ringway_stdio::Trouble;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Failure;
 use crate::question::ask;
 
 /// Where the admin port is by default.
@@ -48,7 +48,7 @@ impl Port {
     }
 
     /// What a path shows, as JSON.
-    pub(super) async fn json(&self, path: &str) -> Result<Value, Failure> {
+    pub(super) async fn json(&self, path: &str) -> Result<Value, Trouble> {
         let (status, body) = self.send(Method::GET, path).await?;
         if status != StatusCode::OK {
             return Err(self.is_none(&format!("GET {path} is answered with {status}")));
@@ -58,7 +58,7 @@ impl Port {
     }
 
     /// What a path shows, as text.
-    pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
+    pub(super) async fn text(&self, path: &str) -> Result<String, Trouble> {
         let (status, body) = self.send(Method::GET, path).await?;
         if status != StatusCode::OK {
             return Err(self.is_none(&format!("GET {path} is answered with {status}")));
@@ -74,7 +74,7 @@ impl Port {
     }
 
     /// JSON in its shape.
-    pub(super) fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
+    pub(super) fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Trouble> {
         serde_json::from_value(value).map_err(|error| self.is_none(&error.to_string()))
     }
 
@@ -83,13 +83,13 @@ impl Port {
         &self,
         method: Method,
         path: &str,
-    ) -> Result<(StatusCode, String), Failure> {
+    ) -> Result<(StatusCode, String), Trouble> {
         let (status, body) = self.send(method, path).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
     /// One session with its events.
-    pub(super) async fn session(&self, id: &str) -> Result<Value, Failure> {
+    pub(super) async fn session(&self, id: &str) -> Result<Value, Trouble> {
         // It tells a gateway that does not know the session from something else that knows nothing.
         self.json("/info").await?;
         let path = format!("/sessions/{id}");
@@ -103,7 +103,13 @@ impl Port {
                 let more = said.trim_end().strip_prefix(NO_SESSION).filter(|more| !more.is_empty());
                 Err(more.map_or_else(
                     || self.unknown(id),
-                    |more| Failure(format!("{}: {NO_SESSION}{more}", self.address)),
+                    |more| {
+                        Trouble::new(
+                            format!("{} knows no session {id}", self.address),
+                            format!("{NO_SESSION}{more}"),
+                            "ask the gateway whose it is",
+                        )
+                    },
                 ))
             }
             _ => Err(self.is_none(&format!("GET {path} is answered with {status}"))),
@@ -111,14 +117,15 @@ impl Port {
     }
 
     /// Ends a session; the line to print.
-    pub(super) async fn end(&self, id: &str) -> Result<String, Failure> {
+    pub(super) async fn end(&self, id: &str) -> Result<String, Trouble> {
         let own = self.json("/info").await?;
         let session = self.session(id).await?;
         if session["node"] != own["node"] {
-            return Err(Failure(format!(
-                "session {id} is gateway {}'s: end it there",
-                session["node"].as_str().unwrap_or_default()
-            )));
+            return Err(Trouble::new(
+                format!("session {id} was not ended"),
+                format!("it is gateway {}'s", session["node"].as_str().unwrap_or_default()),
+                "end it there",
+            ));
         }
         // A gateway elsewhere shows the begin of the id only.
         let shown = session["requestId"].as_str().unwrap_or_default();
@@ -127,65 +134,88 @@ impl Port {
         let (status, body) = self.send(Method::DELETE, &format!("/sessions/{id}")).await?;
         match status {
             status if status.is_success() => Ok(format!("session {whole} has been ended\n")),
-            StatusCode::NOT_FOUND => Err(Failure(format!("session {whole} has ended already"))),
-            StatusCode::CONFLICT => Err(Failure(format!(
-                "several sessions begin with {id}, and none was ended: write more of the id"
-            ))),
-            StatusCode::FORBIDDEN => Err(Failure(format!(
-                "{} ends sessions for its own machine only: run this there, or set [admin] \
-                 allow_remote = true",
-                self.address
-            ))),
+            status => Err(self.not_ended((id, whole), status, &body)),
+        }
+    }
+
+    /// Why a session was not ended.
+    fn not_ended(&self, (id, whole): (&str, &str), status: StatusCode, body: &[u8]) -> Trouble {
+        let what = format!("session {whole} was not ended");
+        match status {
+            StatusCode::NOT_FOUND => Trouble::new(
+                what,
+                "it has ended already",
+                format!("`ringway sessions timeline {id}` tells how"),
+            ),
+            StatusCode::CONFLICT => Trouble::new(
+                what,
+                format!("several sessions begin with {id}"),
+                "write more of the id",
+            ),
+            StatusCode::FORBIDDEN => Trouble::new(
+                what,
+                format!("{} ends sessions for its own machine only", self.address),
+                "run this there, or set [admin] allow_remote = true",
+            ),
             status => {
-                let said = String::from_utf8_lossy(&body);
-                Err(Failure(format!("it was not ended: {status}: {}", said.trim())))
+                let said = String::from_utf8_lossy(body);
+                Trouble::new(
+                    what,
+                    format!("it is answered with {status}: {}", said.trim()),
+                    "see the gateway's log",
+                )
             }
         }
     }
 
-    fn unknown(&self, id: &str) -> Failure {
-        Failure(format!(
-            "{} knows no session {id}: it ended too long ago, or it is another gateway's, which is \
-             asked if the whole id is given (`ringway sessions` lists those that are known)",
-            self.address
-        ))
+    fn unknown(&self, id: &str) -> Trouble {
+        Trouble::new(
+            format!("{} knows no session {id}", self.address),
+            "it ended too long ago, or it is another gateway's",
+            "`ringway sessions` lists those that are known; another gateway is asked if the whole id \
+             is given",
+        )
     }
 
-    fn is_none(&self, why: &str) -> Failure {
-        Failure(format!(
-            "what answers at {} is not the admin port of a ringway ({why}): give its address with \
-             --admin; the gateway's ready line names it",
-            self.address
-        ))
+    /// Something else answers there.
+    pub(super) fn is_none(&self, why: &str) -> Trouble {
+        Trouble::new(
+            format!("what answers at {} is not the admin port of a ringway", self.address),
+            why,
+            "give its address with --admin; the gateway's ready line names it",
+        )
     }
 
-    async fn send(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+    async fn send(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Trouble> {
         match timeout(PATIENCE, self.exchange(method, path)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure(format!(
-                "{} does not answer within {} s: is this the gateway's admin port (--admin)?",
-                self.address,
-                PATIENCE.as_secs()
-            ))),
+            Err(_) => Err(Trouble::new(
+                format!("{} gives no answer", self.address),
+                format!("it does not answer within {} s", PATIENCE.as_secs()),
+                "give the address of the gateway's admin port with --admin; if this is it, see what \
+                 its control thread does (`top -H`)",
+            )),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Trouble> {
         let stream = TcpStream::connect(&self.address).await.map_err(|error| {
-            Failure(format!(
-                "no admin port at {}: {error}. Is the gateway running? --admin names the address, \
-                 which its ready line shows (admin=...)",
-                self.address
-            ))
+            Trouble::new(
+                format!("no admin port at {}", self.address),
+                error,
+                "is the gateway running? --admin names the address, which its ready line shows \
+                 (admin=...)",
+            )
         })?;
         // A name that leads to it may not be one of its own (`admin.hosts`).
-        let host = stream.peer_addr()?.to_string();
+        let broken = |error: &dyn std::fmt::Display| self.is_none(&error.to_string());
+        let host = stream.peer_addr().map_err(|error| broken(&error))?.to_string();
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", host)
             .body(Body::empty())
-            .map_err(|error| Failure(format!("{}: {error}", self.address)))?;
+            .map_err(|error| broken(&error))?;
         ask(stream, request, MOST).await.map_err(|why| self.is_none(&why))
     }
 }

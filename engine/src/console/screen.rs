@@ -1,75 +1,66 @@
-//! A terminal that is drawn anew again and again, and given back as it was.
+//! A terminal that is drawn anew again and again, and given back as it was; or a stream, to which
+//! the same is printed.
 
-use std::io::{IsTerminal, Read, stdin, stdout};
+use std::io::{IsTerminal, stdout};
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+use ringway_stdio::Trouble;
 use tokio::sync::mpsc;
 
-use super::Failure;
+use super::refused;
+use super::view::View;
 
-/// Another screen, no cursor; and back.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l";
-const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
-/// To the top; what is left of a line, and of the screen, is cleared.
-const HOME: &str = "\x1b[H";
-const CLEAR_LINE: &str = "\x1b[K";
-const CLEAR_REST: &str = "\x1b[J";
+/// Keys that wait.
+const KEYS: usize = 8;
 
-/// Where frames are shown: a terminal, or a stream to which they are printed one after the other.
+/// What somebody at the keyboard wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// To end it.
+    Quit,
+    /// The terminal has another size now.
+    Draw,
+}
+
+/// Where views are shown: a terminal, or a stream to which they are printed one after the other.
 #[derive(Debug)]
 pub(super) struct Screen {
-    terminal: bool,
-    /// The keyboard's settings before.
-    before: Option<Termios>,
+    terminal: Option<DefaultTerminal>,
 }
 
 impl Screen {
     /// Takes the terminal, if there is one.
-    pub(super) fn open() -> Self {
-        let terminal = stdout().is_terminal();
-        let before = Some(stdin()).filter(|stdin| terminal && stdin.is_terminal());
-        let before = before.and_then(|stdin| tcgetattr(stdin).ok());
-        if let Some(before) = &before {
-            let mut single = before.clone();
-            // Keys come one by one; Ctrl-C stays a signal.
-            single.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-            // Without it `q` needs Enter.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, &single);
-        }
-        if terminal {
-            write(ENTER);
-        }
-        Self { terminal, before }
+    ///
+    /// # Errors
+    /// When there is one that cannot be taken.
+    pub(super) fn open() -> Result<Self, Trouble> {
+        let taken = stdout().is_terminal().then(ratatui::try_init).transpose();
+        Ok(Self { terminal: taken.map_err(refused("the terminal cannot be taken"))? })
     }
 
     pub(super) fn is_terminal(&self) -> bool {
-        self.terminal
+        self.terminal.is_some()
     }
 
-    /// Lines and columns, where there is a terminal.
-    pub(super) fn size(&self) -> Option<(usize, usize)> {
-        let size = tcgetwinsize(stdout()).ok().filter(|_| self.terminal)?;
-        (size.ws_row > 0 && size.ws_col > 0).then(|| (size.ws_row.into(), size.ws_col.into()))
-    }
-
-    /// Shows a frame; false if nobody reads any more.
+    /// Shows a view; false if nobody reads any more.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn show(&self, frame: &str) -> Result<bool, Failure> {
-        let text = if self.terminal {
-            let lines = frame.lines().map(|line| format!("{line}{CLEAR_LINE}"));
-            format!("{HOME}{}{CLEAR_REST}", lines.collect::<Vec<_>>().join("\r\n"))
-        } else {
-            format!("{frame}\n")
-        };
-        Ok(ringway_stdio::show(&text)?)
+    pub(super) fn show(&mut self, view: &View) -> Result<bool, Trouble> {
+        match &mut self.terminal {
+            Some(terminal) => {
+                terminal.draw(|frame| view.draw(frame)).map_err(ringway_cli::unprinted)?;
+                Ok(true)
+            }
+            None => ringway_stdio::show(&(view.text() + "\n")).map_err(ringway_cli::unprinted),
+        }
     }
 
-    /// Keys as they are pressed; none if there is no keyboard.
-    pub(super) fn keys(&self) -> mpsc::Receiver<u8> {
-        let (sender, keys) = mpsc::channel(8);
-        if self.before.is_some() {
+    /// Keys as they are pressed; none if there is no terminal.
+    pub(super) fn keys(&self) -> mpsc::Receiver<Key> {
+        let (sender, keys) = mpsc::channel(KEYS);
+        if self.is_terminal() {
             // It ends with the process, which waits for nobody's key.
             std::thread::spawn(move || read_keys(&sender));
         }
@@ -77,28 +68,52 @@ impl Screen {
     }
 }
 
-fn read_keys(sender: &mpsc::Sender<u8>) {
-    let mut key = [0];
-    while let Ok(1) = stdin().read(&mut key) {
-        if sender.blocking_send(key[0]).is_err() {
+fn read_keys(sender: &mpsc::Sender<Key>) {
+    while let Ok(event) = event::read() {
+        if let Some(key) = meaning(&event)
+            && sender.blocking_send(key).is_err()
+        {
             return;
         }
     }
 }
 
+/// What an event of the terminal asks for. Ctrl-C is a key like others here.
+fn meaning(event: &Event) -> Option<Key> {
+    match event {
+        Event::Resize(..) => Some(Key::Draw),
+        Event::Key(key) if key.is_press() => match key.code {
+            KeyCode::Char('q' | 'Q') | KeyCode::Esc => Some(Key::Quit),
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Quit),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 impl Drop for Screen {
     fn drop(&mut self) {
-        if self.terminal {
-            write(LEAVE);
-        }
-        if let Some(before) = &self.before {
-            // There is nothing better to leave behind.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, before);
+        if self.is_terminal() {
+            // A terminal that has gone needs no giving back.
+            let _ = ratatui::try_restore();
         }
     }
 }
 
-fn write(text: &str) {
-    // A terminal that has gone needs no cursor.
-    let _ = ringway_stdio::show(text);
+#[cfg(test)]
+mod tests {
+    use ratatui::crossterm::event::KeyEvent;
+
+    use super::*;
+
+    #[test]
+    fn a_few_keys_mean_something() {
+        let key = |code, modifiers| meaning(&Event::Key(KeyEvent::new(code, modifiers)));
+        let none = KeyModifiers::NONE;
+        assert_eq!(key(KeyCode::Char('q'), none), Some(Key::Quit));
+        assert_eq!(key(KeyCode::Esc, none), Some(Key::Quit));
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Key::Quit));
+        assert_eq!(key(KeyCode::Char('c'), none), None);
+        assert_eq!(meaning(&Event::Resize(80, 24)), Some(Key::Draw));
+    }
 }

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use ringway_stdio::Trouble;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::port::Port;
-use super::screen::Screen;
-use super::table::{age, bytes, columns, printable, short};
-use super::{Failure, Row};
+use super::screen::{Key, Screen};
+use super::table::{age, bytes, printable, short};
+use super::view::View;
+use super::{Row, refused};
 
 /// Calls that are over; its labels do not matter here.
 const CALLS: &str = "http_server_request_duration_seconds_count";
@@ -29,19 +31,21 @@ pub(super) async fn run(
     port: &Port,
     interval: Duration,
     frames: Option<u64>,
-) -> Result<(), Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+) -> Result<(), Trouble> {
+    let heard = |kind| signal(kind).map_err(refused("signals cannot be listened to"));
+    let mut interrupt = heard(SignalKind::interrupt())?;
+    let mut terminate = heard(SignalKind::terminate())?;
     // What cannot be reached is said before the terminal is taken.
     let mut now = (Instant::now(), look(port).await?);
     let mut before: Option<(Instant, Look)> = None;
-    let screen = Screen::open();
+    let mut screen = Screen::open()?;
     let mut keys = screen.keys();
     let mut told = String::new();
     for shown in 1.. {
         let since = before.as_ref().map(|(at, look)| (now.0 - *at, look));
-        let frame = frame(port.address(), &now.1, since, screen.size());
-        if !screen.show(&(told.clone() + &frame))? {
+        let mut view = view(port.address(), &now.1, since);
+        view.told.clone_from(&told);
+        if !screen.show(&view)? {
             return Ok(());
         }
         if frames.is_some_and(|frames| shown >= frames) {
@@ -51,7 +55,12 @@ pub(super) async fn run(
         loop {
             tokio::select! {
                 () = sleep_until(next) => break,
-                Some(key) = keys.recv() => if matches!(key, b'q' | b'Q') { return Ok(()) },
+                Some(key) = keys.recv() => match key {
+                    Key::Quit => return Ok(()),
+                    Key::Draw => {
+                        screen.show(&view)?;
+                    }
+                },
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
             }
@@ -62,14 +71,14 @@ pub(super) async fn run(
                 before = Some(std::mem::replace(&mut now, (Instant::now(), seen)));
             }
             // It may come back.
-            Err(failure) if screen.is_terminal() => told = printable(&failure.to_string()) + "\n",
+            Err(failure) if screen.is_terminal() => told = printable(&failure.to_string()),
             Err(failure) => return Err(failure),
         }
     }
     Ok(())
 }
 
-async fn look(port: &Port) -> Result<Look, Failure> {
+async fn look(port: &Port) -> Result<Look, Trouble> {
     let info = port.json("/info").await?;
     let rows: Vec<Row> = port.read(port.json("/sessions").await?)?;
     let metrics = port.text("/metrics").await?;
@@ -93,26 +102,15 @@ fn sum(metrics: &str, name: &str, label: &str) -> f64 {
     metrics.lines().filter_map(value).fold(0.0, |sum, value| sum + value)
 }
 
-/// What is shown: at most as many lines and columns as there are.
-fn frame(
-    address: &str,
-    now: &Look,
-    before: Option<(Duration, &Look)>,
-    size: Option<(usize, usize)>,
-) -> String {
+fn view(address: &str, now: &Look, before: Option<(Duration, &Look)>) -> View {
     let mut flows = flows(now, before);
     flows.sort_by(|a, b| {
         let busy = (b.bytes_in + b.bytes_out).total_cmp(&(a.bytes_in + a.bytes_out));
         busy.then(a.row.age_ms.cmp(&b.row.age_ms))
     });
-    let (lines, width) = size.unwrap_or((usize::MAX, usize::MAX));
-    let mut text = head(address, now, before, &flows);
-    let room = lines.saturating_sub(4);
     let mut cells = vec![HEAD.map(String::from).to_vec()];
-    cells.extend(flows.iter().take(room).map(Flow::cells));
-    text += &columns(&cells, &[2, 7, 8, 9, 10]);
-    let cut = |line: &str| line.chars().take(width).collect::<String>() + "\n";
-    text.lines().take(lines).map(cut).collect()
+    cells.extend(flows.iter().map(Flow::cells));
+    View { told: String::new(), head: head(address, now, before, &flows), cells }
 }
 
 const HEAD: [&str; 11] = [
@@ -125,7 +123,7 @@ fn head(
     now: &Look,
     before: Option<(Duration, &Look)>,
     flows: &[Flow<'_>],
-) -> String {
+) -> [String; 2] {
     let of = |state: &str| now.rows.iter().filter(|row| row.state == state).count();
     let calls = match before {
         Some((time, before)) => format!("{:.0}", rate(now.calls - before.calls, time)),
@@ -134,9 +132,8 @@ fn head(
     let (ins, outs) = flows
         .iter()
         .fold((0.0, 0.0), |(ins, outs), flow| (ins + flow.bytes_in, outs + flow.bytes_out));
-    format!(
-        "ringway {}  cores {}  sessions {} (waiting {}, attached {}, active {}, parked {})\n\
-         calls/s {calls}  in {}/s  out {}/s  resumes {}\n\n",
+    let gateway = format!(
+        "ringway {}  cores {}  sessions {} (waiting {}, attached {}, active {}, parked {})",
         printable(address),
         now.cores,
         now.rows.len(),
@@ -144,10 +141,14 @@ fn head(
         of("attached"),
         of("active"),
         of("parked"),
+    );
+    let traffic = format!(
+        "calls/s {calls}  in {}/s  out {}/s  resumes {}",
         bytes(ins),
         bytes(outs),
         now.resumes,
-    )
+    );
+    [gateway, traffic]
 }
 
 /// A session and what flows in it a second.
@@ -200,6 +201,9 @@ fn rate(amount: f64, time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
     use super::*;
 
     fn look(rows: &[(&str, u64)], calls: f64) -> Look {
@@ -218,7 +222,7 @@ mod tests {
     fn the_busiest_come_first_with_what_flows_a_second() {
         let before = look(&[("aaaaaaaa", 100), ("bbbbbbbb", 100)], 10.0);
         let now = look(&[("aaaaaaaa", 300), ("bbbbbbbb", 900), ("cccccccc", 5_000)], 30.0);
-        let text = frame("here", &now, Some((Duration::from_secs(2), &before)), None);
+        let text = view("here", &now, Some((Duration::from_secs(2), &before))).text();
         let lines: Vec<&str> = text.lines().collect();
         assert!(
             lines[0].contains("cores 2  sessions 3 (waiting 0, attached 0, active 3"),
@@ -232,13 +236,23 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_no_larger_than_the_terminal() {
+    fn a_terminal_shows_as_much_as_has_room() {
         let rows: Vec<(String, u64)> = (0..50).map(|n| (format!("{n:08}"), 1)).collect();
         let rows: Vec<(&str, u64)> = rows.iter().map(|(id, bytes)| (&**id, *bytes)).collect();
-        let text = frame("here", &look(&rows, 0.0), None, Some((10, 40)));
-        assert_eq!(text.lines().count(), 10);
-        assert!(text.lines().all(|line| line.chars().count() <= 40));
-        assert!(text.contains("calls/s -"));
+        let mut view = view("here", &look(&rows, 0.0), None);
+        let mut terminal = Terminal::new(TestBackend::new(60, 10)).unwrap();
+        let mut lines = |view: &View| {
+            terminal.draw(|frame| view.draw(frame)).unwrap();
+            let buffer = terminal.backend().buffer().clone();
+            let line = |y| (0..60).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+            (0..10).map(line).collect::<Vec<String>>()
+        };
+        let shown = lines(&view);
+        assert!(shown[0].starts_with("ringway here  cores 2  sessions 50"), "{shown:?}");
+        assert!(shown[1].starts_with("calls/s -") && shown[3].starts_with("REQUEST"), "{shown:?}");
+        assert!(shown[9].starts_with("000000"), "{shown:?}");
+        view.told = "it does not answer".into();
+        assert!(lines(&view)[0].starts_with("it does not answer"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(super) fn features(trials: &[Trial], io: Io) -> Vec<Check> {
             return Check::ok(name, format!("{feature}: tried out, fine"));
         };
         let seen = format!("{feature}: {}", error.cause());
-        let fix = error.fix().unwrap_or_else(|| "see the cause".into());
+        let fix = error.fix();
         if trial.feature.is_needed() {
             blocked(name, io, seen, &fix)
         } else if io == Io::Epoll {

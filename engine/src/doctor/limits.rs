@@ -54,12 +54,9 @@ pub(super) fn locked_memory(host: &Host, rings: &Result<(), SetupError>, io: Io)
         None => "unknown".into(),
     };
     match rings {
-        Err(error @ SetupError::Memory) if io != Io::Epoll => Check::bad(
-            name,
-            without_ring(io),
-            format!("{seen}: {}", error.cause()),
-            error.fix().unwrap_or_default(),
-        ),
+        Err(error @ SetupError::Memory) if io != Io::Epoll => {
+            Check::bad(name, without_ring(io), format!("{seen}: {}", error.cause()), error.fix())
+        }
         _ => Check::ok(name, seen),
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use ringway_stdio::Trouble;
+
 /// A reactor that could not be set up. The text names the cause and the fix.
 #[derive(Debug)]
 pub enum SetupError {
@@ -90,9 +92,9 @@ impl SetupError {
         }
     }
 
-    /// What to do about it; nothing where only the cause can tell.
+    /// What to do about it.
     #[must_use]
-    pub fn fix(&self) -> Option<String> {
+    pub fn fix(&self) -> String {
         let fix = match self {
             Self::Missing => {
                 "run on Linux 6.12 or later and allow io_uring_setup, io_uring_enter and \
@@ -113,11 +115,20 @@ impl SetupError {
                  memory limit, or use fewer cores"
             }
             Self::Descriptors => "raise the open-files limit (ulimit -n)",
-            Self::TooOld { needs, .. } => return Some(format!("run on Linux {needs} or later")),
+            Self::TooOld { needs, .. } => return format!("run on Linux {needs} or later"),
             Self::Pin { .. } => "name a CPU of this process's cpuset, or switch pinning off",
-            Self::Options(_) | Self::Other { .. } => return None,
+            Self::Options(_) => "this is a fault of Ringway's: report it",
+            Self::Other { .. } => {
+                "see what this process may have (`ulimit -a`) and what `ringway doctor` finds"
+            }
         };
-        Some(fix.into())
+        fix.into()
+    }
+
+    /// All of it, for people.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        Trouble::new("a core cannot be set up", self.cause(), self.fix())
     }
 }
 
@@ -127,11 +138,7 @@ fn disabled() -> Option<u8> {
 
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.cause())?;
-        match self.fix() {
-            Some(fix) => write!(f, "; {fix}"),
-            None => Ok(()),
-        }
+        write!(f, "{}; {}", self.cause(), self.fix())
     }
 }
 

@@ -20,11 +20,12 @@ mod tests;
 
 use std::sync::Arc;
 
+use ringway_stdio::Trouble;
 use tokio::sync::watch;
 
 use crate::config::Api as Settings;
 use bearer::Bearer;
-pub(crate) use channel::{Roots, StartError};
+pub(crate) use channel::Roots;
 pub(crate) use client::Client;
 pub(crate) use health::ApiHealth;
 #[cfg(test)]
@@ -55,7 +56,7 @@ impl Api {
         settings: &Settings,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Trouble> {
         let roots = Roots::read(settings.ca.as_deref())?;
         let issuer = settings.oauth.as_deref().map(|base| (base, &roots));
         let bearer = |scope| Bearer::start(scope, secrets, issuer, meters);

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use ringway_stdio::Trouble;
 use tokio::sync::watch;
 
 use super::api::secrets::SecretValues;
-use super::api::{Meters, OAuth, Roots, Scope, StartError};
+use super::api::{Meters, OAuth, Roots, Scope};
 use super::nats;
 use crate::config::Remote as Settings;
 
@@ -18,7 +19,7 @@ pub(super) fn of(
     settings: &Settings,
     secrets: &watch::Receiver<Arc<SecretValues>>,
     meters: &Arc<Meters>,
-) -> Result<nats::Secrets, StartError> {
+) -> Result<nats::Secrets, Trouble> {
     let nkey = secrets.borrow().nats_nkey.as_ref().map(|seed| seed.text().to_owned());
     let authority = settings.authority.as_ref().filter(|_| settings.nats.callout);
     let issuer = authority.and_then(|authority| Some((authority.oauth.as_deref()?, authority)));

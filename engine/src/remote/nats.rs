@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::id::{Node, RequestIds};
+use ringway_stdio::Trouble;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -46,7 +47,7 @@ use crate::control::port::{Answer, AskTicket, Located, Progress};
 use crate::keys::Keys;
 use crate::metrics::single;
 
-pub(super) use auth::{Secrets, StartError, TokenSource};
+pub(super) use auth::{Secrets, TokenSource};
 pub(super) use link::State;
 pub(super) use meters::Meters;
 pub(crate) use probe::greet;
@@ -130,21 +131,23 @@ impl Nats {
         secrets: Secrets,
         own: Own,
         limit: Duration,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Trouble> {
         if !payload::is_token(&settings.region) {
             let region = &settings.region;
-            return Err(StartError(format!(
-                "the region {region:?} cannot be part of a subject: set AWS_REGION or nats.region \
-                 to letters, digits, _ and -"
-            )));
+            return Err(Trouble::new(
+                format!("the region {region:?} cannot be part of a subject"),
+                "it has other characters than a name of NATS may have",
+                "set AWS_REGION or nats.region to letters, digits, _ and -",
+            ));
         }
         let until = Instant::now() + limit;
         let (meters, rights) = (Arc::new(Meters::default()), Arc::new(Rights::default()));
         let region: Arc<str> = settings.region.as_str().into();
         let link = connect::connect(&settings.nats, secrets, meters.clone(), told(&rights)).await?;
-        let replies = Replies::start(link.client.clone())
-            .await
-            .map_err(|error| StartError(format!("NATS cannot be listened to: {error}")))?;
+        let replies = Replies::start(link.client.clone()).await.map_err(|error| {
+            let fix = "this is a fault of Ringway's: report it, with its log";
+            Trouble::new("NATS cannot be listened to", error, fix)
+        })?;
         let lookups = Lookups::new(link.clone(), region.clone(), &settings.nats.placement);
         tokio::spawn(lookups.clone().keep());
         let requests = settings.authority.is_none().then(|| {
@@ -163,9 +166,10 @@ impl Nats {
             keys: own.cluster.map(|among| among.keys),
             pace: nodes::Pace::default(),
         };
-        let nodes = Nodes::enter(place, limit)
-            .await
-            .map_err(|error| StartError(format!("the kernel gives no random numbers: {error}")))?;
+        let nodes = Nodes::enter(place, limit).await.map_err(|error| {
+            let fix = "allow getrandom in the container's seccomp profile";
+            Trouble::new("the kernel gives no random numbers", error, fix)
+        })?;
         let streams = Streams::new(link.clone(), region.clone(), rights.clone());
         let withdrawals = Arc::new(WithdrawMeters::default());
         let predecessors = Predecessors::new(streams.clone(), nodes.clone(), withdrawals.clone());

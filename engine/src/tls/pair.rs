@@ -100,7 +100,9 @@ impl Pair {
                 return Err(PairError::Key(text.into()));
             }
             Err(error) => {
-                return Err(PairError::Cert(format!("cannot be used by TLS: {error}")));
+                return Err(PairError::Cert(format!(
+                    "cannot be used by TLS: {error}; make another"
+                )));
             }
         }
         Ok(Self { certified: Arc::new(certified), not_after })
@@ -157,7 +159,8 @@ impl Pair {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let fail = |why: String| format!("cannot be read: {why}");
+    let fail =
+        |why: String| format!("cannot be read: {why}; name a file that the gateway can read");
     let size = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
     if size > MAX_FILE {
         return Err(fail(format!("it has {size} bytes: no such file is that long")));
@@ -168,12 +171,13 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// The certificates of a file, and when the first expires.
 fn chain(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Duration), String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let chain = chain.map_err(|error| format!("is not PEM: {error}"))?;
+    let chain = chain.map_err(|error| format!("is not PEM: {error}; write it as PEM"))?;
     let Some(first) = chain.first() else {
         return Err("has no block \"BEGIN CERTIFICATE\": write it as PEM".into());
     };
-    let parsed = Certificate::from_der(first)
-        .map_err(|error| format!("has a first block that is no X.509 certificate: {error}"))?;
+    let parsed = Certificate::from_der(first).map_err(|error| {
+        format!("has a first block that is no X.509 certificate: {error}; write another")
+    })?;
     Ok((chain, parsed.tbs_certificate.validity.not_after.to_unix_duration()))
 }
 
@@ -183,6 +187,6 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
         Error::NoItemsFound => {
             "has no block \"BEGIN PRIVATE KEY\": write it as PEM, without a password".into()
         }
-        error => format!("is not PEM: {error}"),
+        error => format!("is not PEM: {error}; write it as PEM"),
     })
 }

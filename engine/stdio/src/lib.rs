@@ -16,8 +16,10 @@ mod hidden;
 mod log;
 mod say;
 mod signals;
+mod trouble;
 
 pub use hidden::{Escaping, is_hidden, json_line, printable};
 pub use log::{Form, LastLines, Log, lost_lines};
 pub use say::{complain, print, print_json, show};
 pub use signals::{hangup_was_ignored, hold_hangup, listen_for_hangup, shield, shield_server};
+pub use trouble::Trouble;

@@ -261,7 +261,7 @@ def test_a_socket_for_nothing_is_refused(tmp_path):
     with listener() as stray:
         with pytest.raises(AssertionError, match=r"exit code 78") as refused:
             Managed(tmp_path, sockets=[stray], names=["metrics"])
-        assert "descriptor 3 (metrics, 127.0.0.1:" in str(refused.value)
+        assert "descriptor 3 is of no use: it (metrics, 127.0.0.1:" in str(refused.value)
         assert "FileDescriptorName=client" in str(refused.value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(("127.0.0.1", 0))

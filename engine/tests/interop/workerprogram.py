@@ -22,29 +22,29 @@ class WorkerProgram:
     """One process; its log is read for what it does."""
 
     def __init__(self, gateways, target, directory, name="worker", key=gateway.WORKER_KEY,
-                 function=gateway.FUNCTION, version=gateway.VERSION, slots=1, more=()):
+                 function=gateway.FUNCTION, version=gateway.VERSION, slots=1, more=(), env=None):
         arguments = []
         for host, port in gateways:
             arguments += ["--gateway", f"http://{host}:{port}"]
         self.launch([*arguments, "--key", key, "--function", function, "--version", version,
                      "--target", target, "--slots", str(slots), "--log", "debug", *more],
-                    directory, name)
+                    directory, name, env)
 
     @classmethod
     def by_nats(cls, url, target, directory, name="worker", function=gateway.FUNCTION,
-                version=gateway.VERSION, slots=1, more=()):
+                version=gateway.VERSION, slots=1, more=(), env=None):
         """One that takes its work as NVIDIA's workers do."""
         self = cls.__new__(cls)
         self.launch(["--nats", url, "--function", function, "--version", version, "--target",
-                     target, "--slots", str(slots), "--log", "debug", *more], directory, name)
+                     target, "--slots", str(slots), "--log", "debug", *more], directory, name, env)
         return self
 
-    def launch(self, arguments, directory, name):
+    def launch(self, arguments, directory, name, env=None):
         self.log_path = Path(directory) / f"{name}.stderr"
         tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
             self.run = subprocess.Popen(tether + binary() + arguments, stderr=log,
-                                        start_new_session=True)
+                                        start_new_session=True, env=env)
 
     def log_text(self):
         return self.log_path.read_text(errors="replace")

@@ -199,6 +199,43 @@ fn a_tunnel_is_replaced_any_number_of_times() {
     all_is_over(&mut world);
 }
 
+/// A session's bytes as `/sessions` shows them.
+fn bytes(world: &mut World) -> (u64, u64) {
+    let rows = world.sessions();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    (rows[0].bytes_in, rows[0].bytes_out)
+}
+
+/// What one tunnel has carried is not forgotten with it.
+#[test]
+fn the_bytes_of_a_session_go_on_when_its_tunnel_is_replaced() {
+    const SAID: usize = 1_000;
+    const ANSWERED: usize = 3_000;
+    let mut world = World::new();
+    let (mut client, mut tunnel, id) = attached(&mut world);
+    for round in 1..=3 {
+        let call = client.request(&mut world, &[], false);
+        client.data(&mut world, call, &[7; SAID], true);
+        tunnel.sync(&mut world);
+        // The first tunnel has answered a call before.
+        let call = tunnel.key(usize::from(round == 1));
+        tunnel.head(&mut world, call, &[(":status", "200")], false);
+        tunnel.data(&mut world, call, &[8; ANSWERED], true);
+        client.sync(&mut world);
+        let carried = (round * SAID as u64, round * ANSWERED as u64);
+        assert_eq!(bytes(&mut world), carried);
+        tunnel.goaway(&mut world, u32::MAX >> 1);
+        assert_eq!(bytes(&mut world), carried, "another tunnel is waited for");
+        tunnel = instead(&mut world, &id);
+        assert_eq!(bytes(&mut world), carried, "and is there");
+    }
+    world.end(client.conn, End::Fin);
+    world.pass(Duration::from_secs(31));
+    assert_eq!(world.sessions()[0].state, "closed");
+    assert_eq!(bytes(&mut world), (3 * SAID as u64, 3 * ANSWERED as u64), "after its end too");
+    all_is_over(&mut world);
+}
+
 #[test]
 fn who_waits_for_a_replacement_that_does_not_come_is_placed_anew() {
     let mut world = World::new();

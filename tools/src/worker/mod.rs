@@ -13,6 +13,7 @@ mod bell;
 mod connect;
 #[expect(unsafe_code, reason = "socket options of the runtime's sockets")]
 mod cut;
+mod manager;
 pub mod nats;
 mod net;
 mod place;
@@ -97,6 +98,8 @@ pub fn run(options: Options) -> io::Result<Outcome> {
         for gateway in &worker.gateways {
             poll::start(&worker, gateway);
         }
+        let told = worker.clone();
+        monoio::spawn(manager::beat(move || Some(told.status())));
         Ok(worker.until_over().await)
     })
 }
@@ -225,6 +228,7 @@ impl Worker {
         self.stop.asked().await;
         let held = self.sessions.borrow().len();
         tracing::info!(sessions = held, "no more work is taken");
+        manager::stopping(self.options.drain_max);
         let over = timeout(self.options.drain_max, async {
             while !self.is_over() {
                 self.changed.after(self.changed.rings()).await;
@@ -235,6 +239,20 @@ impl Worker {
             tracing::warn!(sessions = left, "sessions are cut off: their time is over");
         }
         self.outcome.get()
+    }
+
+    /// How it goes, for a service manager.
+    fn status(&self) -> String {
+        let (held, slots) = (self.sessions.borrow().len(), self.options.slots);
+        let sessions = if held == 1 { "1 session".into() } else { format!("{held} sessions") };
+        if self.stopping() {
+            return format!("draining: {sessions} left");
+        }
+        let silent = self.gateways.iter().filter(|gateway| gateway.failed.get());
+        match (silent.count(), self.gateways.len()) {
+            (0, _) => format!("serving {sessions} of {slots} at most"),
+            (silent, all) => format!("{silent} of {all} gateways cannot be polled, {sessions}"),
+        }
     }
 
     fn is_over(&self) -> bool {

@@ -30,8 +30,10 @@ pub enum PlaceFault {
 impl fmt::Display for PlaceFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Uri => "not a URL like http://HOST:PORT/PATH",
-            Self::User => "a URL with a user name is not taken",
+            Self::Uri => "not a URL: write it as http://HOST:PORT",
+            Self::User => {
+                "a URL with a user name is not taken, for it would end up in logs: leave it out"
+            }
         })
     }
 }

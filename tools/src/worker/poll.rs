@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::answer::{Answer, AnswerFault, readable};
 use super::work::Poll;
-use super::{Gateway, Worker, net};
+use super::{Gateway, Worker, manager, net};
 
 /// Most connections that ask one gateway for new sessions.
 pub(super) const MAX_WIDTH: usize = 8;
@@ -129,6 +129,7 @@ async fn tell_that_it_polls(worker: Rc<Worker>, gateway: Rc<Gateway>) {
                 gateway = gateway.place.authority,
                 "polling: the gateway knows this worker's function and key"
             );
+            manager::ready(&worker.status());
             return;
         }
         waited = waits();
@@ -183,7 +184,8 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
                 tracing::error!(
                     gateway = name,
                     answer = text,
-                    "the gateway refuses this worker's key"
+                    "the gateway refuses this worker's key: give it one of worker_keys of that \
+                     function and version (--key-file)"
                 );
                 worker.give_up();
             }
@@ -191,7 +193,12 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
         }
         failures += 1;
         if failures == 1 && !gateway.failed.replace(true) {
-            tracing::warn!(gateway = name, error = %fault, "polling failed; trying again");
+            tracing::warn!(
+                gateway = name,
+                error = %fault,
+                "polling failed; trying again: --gateway must be the gateway's worker port"
+            );
+            manager::ready(&worker.status());
         } else {
             tracing::debug!(gateway = name, error = %fault, failures, "polling failed again");
         }

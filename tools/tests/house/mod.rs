@@ -6,6 +6,7 @@ mod counts;
 mod fronts;
 mod graph;
 mod rust;
+pub(crate) mod said;
 mod tree;
 
 use crate::source::{Source, exists, files};

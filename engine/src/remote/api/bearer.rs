@@ -3,12 +3,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ringway_stdio::Trouble;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use super::channel::{Roots, StartError};
+use super::channel::Roots;
 use super::meters::Meters;
 use super::oauth::{Issuer, OAuth, Scope};
 use super::secrets::{SecretValues, Token};
@@ -45,7 +46,7 @@ impl Bearer {
         secrets: &watch::Receiver<Arc<SecretValues>>,
         at: Option<(&str, &Roots)>,
         meters: &Arc<Meters>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Trouble> {
         let issuer = at.map(|at| Issuer::new(at, scope, secrets, meters)).transpose()?;
         let (secrets, chosen) = (secrets.clone(), OnceLock::new());
         let bearer = Self(Arc::new(Inner { scope, secrets, issuer, chosen }));

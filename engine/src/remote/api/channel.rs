@@ -1,11 +1,11 @@
 //! A connection to a gRPC server, as the reference's is (contract CP-5).
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
+use ringway_stdio::Trouble;
 use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Dial};
 
@@ -16,18 +16,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A PING is sent so often, also when nothing is called, and answered within so long (CP-5).
 const PING_EVERY: Duration = Duration::from_secs(300);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-
-/// Why a client cannot be made: one line that says what to set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StartError(pub(super) String);
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// Longest text of a server that a log line has, in characters.
 const MOST_WORDS: usize = 256;
@@ -42,6 +30,9 @@ pub(super) fn words(status: &Status) -> String {
 pub(super) const NO_ROOTS: &str =
     "install the system's CA certificates, or name a file of them in SSL_CERT_FILE";
 
+/// What to do about an address that is none.
+const NAME_ONE: &str = "write http://HOST:PORT or https://HOST:PORT";
+
 /// The certificates that servers are checked against.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Roots(Option<Arc<[u8]>>);
@@ -51,10 +42,11 @@ impl Roots {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub(crate) fn read(path: Option<&Path>) -> Result<Self, StartError> {
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, Trouble> {
         let pem = path.map(std::fs::read).transpose().map_err(|error| {
             let name = path.unwrap_or(Path::new("")).display();
-            StartError(format!("nvcf.ca_file \"{name}\" cannot be read ({error})"))
+            let what = format!("nvcf.ca_file \"{name}\" cannot be read");
+            Trouble::new(what, error, "name a file that the gateway can read")
         })?;
         Ok(Self(pem.map(Arc::from)))
     }
@@ -69,12 +61,13 @@ impl Roots {
 ///
 /// # Errors
 /// The URL is none, or `https` is wanted without any certificate to check servers against.
-pub(super) fn open(to: &Endpoint, roots: &Roots) -> Result<Channel, StartError> {
-    let dial = Dial::from_shared(to.to_string())
-        .map_err(|error| StartError(format!("{to} is no URL of a gRPC server: {error}")))?;
+pub(super) fn open(to: &Endpoint, roots: &Roots) -> Result<Channel, Trouble> {
+    let dial = Dial::from_shared(to.to_string()).map_err(|error| {
+        Trouble::new(format!("{to} is no URL of a gRPC server"), error, NAME_ONE)
+    })?;
     let mut dial = dial
         .user_agent(concat!("ringway/", env!("CARGO_PKG_VERSION")))
-        .map_err(|error| StartError(error.to_string()))?
+        .map_err(|error| Trouble::new(format!("{to} cannot be called"), error, NAME_ONE))?
         .connect_timeout(CONNECT_LIMIT)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_LIMIT)
@@ -89,7 +82,7 @@ pub(super) fn open(to: &Endpoint, roots: &Roots) -> Result<Channel, StartError> 
         dial = dial.tls_config(tls).map_err(|error| {
             let why = std::error::Error::source(&error).map(ToString::to_string);
             let why = why.unwrap_or_else(|| error.to_string());
-            StartError(format!("{to} cannot be called over TLS ({why}): {NO_ROOTS}"))
+            Trouble::new(format!("{to} cannot be called over TLS"), why, NO_ROOTS)
         })?;
     }
     let mut connector = HttpConnector::new();

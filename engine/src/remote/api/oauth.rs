@@ -8,11 +8,12 @@ use std::time::Duration;
 use form_urlencoded::{Serializer, byte_serialize};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
+use ringway_stdio::Trouble;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::channel::{NO_ROOTS, Roots, StartError};
+use super::channel::{NO_ROOTS, Roots};
 use super::meters::Meters;
 use super::repeats::Repeats;
 use super::secrets::{SecretValues, Token};
@@ -94,7 +95,7 @@ impl OAuth {
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Trouble> {
         Ok(Issuer::new(at, scope, secrets, meters)?.start())
     }
 
@@ -142,10 +143,13 @@ impl Issuer {
         scope: Scope,
         secrets: &watch::Receiver<Arc<SecretValues>>,
         meters: &Arc<Meters>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Trouble> {
         let (base, roots) = at;
-        let url = Url::parse(&format!("{}/token", base.trim_end_matches('/')))
-            .map_err(|error| StartError(format!("\"{base}\" is no URL of an issuer: {error}")))?;
+        let url =
+            Url::parse(&format!("{}/token", base.trim_end_matches('/'))).map_err(|error| {
+                let what = format!("\"{base}\" is no URL of an issuer");
+                Trouble::new(what, error, "set nvcf.oauth to https://HOST/PATH")
+            })?;
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // If another thread was faster there is one now, which is all that is wanted.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -157,8 +161,8 @@ impl Issuer {
             .redirect(Policy::none());
         let own = roots.pem().map(reqwest::Certificate::from_pem_bundle).transpose();
         let own = own.map_err(|error| {
-            let why = chain(&error);
-            StartError(format!("nvcf.ca_file has no certificate that can be used ({why})"))
+            let what = "nvcf.ca_file has no certificate that can be used";
+            Trouble::new(what, chain(&error), "name a file with certificates as PEM")
         })?;
         let http = match (url.scheme(), own) {
             // No certificate is needed, so it need not be there either.
@@ -167,7 +171,7 @@ impl Issuer {
             (_, None) => http,
         };
         let http = http.build().map_err(|error| {
-            StartError(format!("{base} cannot be called ({}): {NO_ROOTS}", chain(&error)))
+            Trouble::new(format!("{base} cannot be called"), chain(&error), NO_ROOTS)
         })?;
         Ok(Self { http, url, scope, secrets: secrets.clone(), meters: meters.clone() })
     }

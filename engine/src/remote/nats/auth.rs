@@ -9,6 +9,7 @@ use async_nats::{Auth, AuthError, ConnectOptions, ServerAddr};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
+use ringway_stdio::Trouble;
 use serde::Serialize;
 
 use super::pace::Pace;
@@ -40,18 +41,6 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// What makes the gateway refuse to start: one line that says what to set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::remote) struct StartError(pub(super) String);
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
-
 /// The token that an auth callout reads.
 #[derive(Serialize)]
 struct Callout<'a> {
@@ -68,7 +57,7 @@ pub(super) fn options(
     settings: &Settings,
     secrets: Secrets,
     urls: &[ServerAddr],
-) -> Result<ConnectOptions, StartError> {
+) -> Result<ConnectOptions, Trouble> {
     let plain = ConnectOptions::new().connection_timeout(CONNECT_LIMIT);
     let seed = match &settings.nkey {
         Some(NkeySource::Seed(seed)) => Some(String::from_utf8_lossy(seed.bytes()).into_owned()),
@@ -79,17 +68,19 @@ pub(super) fn options(
         let seed = seed.trim().to_owned();
         return match nkeys::KeyPair::from_seed(&seed) {
             Ok(_) => Ok(plain.nkey(seed)),
-            Err(error) => Err(StartError(format!(
-                "the NKey for NATS is no seed ({error}): set NATS_PRIVATE_NKEY or natsPrivateNKey \
-                 in the secrets file to one that begins with SU, or to nothing"
-            ))),
+            Err(error) => Err(Trouble::new(
+                "the NKey for NATS is no seed",
+                error,
+                "set NATS_PRIVATE_NKEY or natsPrivateNKey in the secrets file to one that begins \
+                 with SU, or to nothing",
+            )),
         };
     }
     if let Some(path) = &settings.credentials {
         let text = read(path, "the credentials for NATS")?;
         return plain.credentials(&text).map_err(|error| {
-            let path = path.display();
-            StartError(format!("{path} is no credentials file for NATS ({error}): name another"))
+            let what = format!("{} is no credentials file for NATS", path.display());
+            Trouble::new(what, error, "name another in nats.credentials_file")
         });
     }
     if let Some((user, path)) = &settings.user {
@@ -123,9 +114,10 @@ fn decoded(text: &str) -> String {
     form_urlencoded::parse(text.as_bytes()).next().map_or_else(String::new, |(name, _)| name.into())
 }
 
-fn read(path: &Path, what: &str) -> Result<String, StartError> {
+fn read(path: &Path, what: &str) -> Result<String, Trouble> {
     std::fs::read_to_string(path).map_err(|error| {
-        StartError(format!("{} with {what} cannot be read ({error})", path.display()))
+        let what = format!("{} with {what} cannot be read", path.display());
+        Trouble::new(what, error, "name a file that the gateway can read")
     })
 }
 

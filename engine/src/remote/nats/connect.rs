@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{Client, ClientError, ConnectOptions, Event, Server, ServerAddr};
+use ringway_stdio::Trouble;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::auth::{self, Secrets, StartError};
+use super::auth::{self, Secrets};
 use super::fixes::{Login, fix};
 use super::link::{API_LIMIT, Link, State};
 use super::meters::{Failure, Meters};
@@ -75,13 +76,16 @@ struct Seen {
     failed: HashMap<String, usize>,
 }
 
+/// What to do where no server can be named.
+const NAME_ONE: &str = "set NATS_FQDN (nats.urls) to nats://HOST:4222";
+
 /// Begins to connect. The link is there at once, whether a server is or not.
 pub(super) async fn connect(
     settings: &Settings,
     secrets: Secrets,
     meters: Arc<Meters>,
     listener: Listener,
-) -> Result<Link, StartError> {
+) -> Result<Link, Trouble> {
     let urls = urls(settings)?;
     let since = Instant::now();
     let why = NOT_YET.into();
@@ -101,7 +105,7 @@ pub(super) async fn connect(
     let client = follow(options, &follower)
         .connect(urls.into_iter().map(bare).collect::<Vec<_>>())
         .await
-        .map_err(|error| StartError(format!("NATS cannot be connected to: {error}")))?;
+        .map_err(|error| Trouble::new("NATS cannot be connected to", error, NAME_ONE))?;
     follower.meters.follow(client.statistics());
     // It is the first one, and the only one.
     let _ = follower.client.set(client.clone());
@@ -109,17 +113,13 @@ pub(super) async fn connect(
     Ok(Link { client, jetstream, state })
 }
 
-fn urls(settings: &Settings) -> Result<Vec<ServerAddr>, StartError> {
+fn urls(settings: &Settings) -> Result<Vec<ServerAddr>, Trouble> {
     let urls: Result<Vec<ServerAddr>, _> = settings.urls.iter().map(|url| url.parse()).collect();
     match urls {
         Ok(urls) if !urls.is_empty() => Ok(urls),
         // What is written there is not told: it may hold a password.
-        Ok(_) => {
-            Err(StartError("no NATS server is named: set NATS_FQDN to nats://HOST:4222".into()))
-        }
-        Err(error) => Err(StartError(format!(
-            "the URL of a NATS server cannot be read ({error}): set NATS_FQDN to nats://HOST:4222"
-        ))),
+        Ok(_) => Err(Trouble::new("no NATS server is named", "nats.urls is empty", NAME_ONE)),
+        Err(error) => Err(Trouble::new("the URL of a NATS server cannot be read", error, NAME_ONE)),
     }
 }
 
@@ -131,16 +131,13 @@ fn bare(server: ServerAddr) -> ServerAddr {
     bare.unwrap_or(server)
 }
 
-fn with_tls(
-    mut options: ConnectOptions,
-    settings: &Settings,
-) -> Result<ConnectOptions, StartError> {
+fn with_tls(mut options: ConnectOptions, settings: &Settings) -> Result<ConnectOptions, Trouble> {
     // The library reads them at each connection; one that is not there is told at the start.
     let readable = |path: &Path| match std::fs::File::open(path) {
         Ok(_) => Ok(()),
         Err(error) => {
-            let name = path.display();
-            Err(StartError(format!("{name}, which TLS to NATS needs, cannot be read ({error})")))
+            let what = format!("{}, which TLS to NATS needs, cannot be read", path.display());
+            Err(Trouble::new(what, error, "name a file that the gateway can read"))
         }
     };
     if let Some(authorities) = &settings.ca {

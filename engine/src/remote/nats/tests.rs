@@ -11,13 +11,14 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use futures_util::StreamExt;
 use prost::Message as _;
 use ringway_proto::id::Node;
+use ringway_stdio::Trouble;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::super::pb::connection_config::Config as Way;
 use super::super::pb::{StatefulSessionTracking, WorkerInvokeFunctionRequest};
 use super::testing::{Server, until};
-use super::{Nats, Own, Secrets, StartError, State, Versions};
+use super::{Nats, Own, Secrets, State, Versions};
 use crate::config::{Nats as Settings, Remote};
 use crate::control::local::{Ticket, Work, WorkKind};
 use crate::control::port::{Answer, AskTicket, Kind, Owner, Topic};
@@ -53,7 +54,7 @@ fn remote(urls: &[String]) -> Remote {
 }
 
 /// As if no other gateway had been where it is.
-async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, StartError> {
+async fn begin(settings: &Remote, secrets: Secrets) -> Result<Nats, Trouble> {
     let own = Own { worker: fresh().to_string(), versions: Versions::default(), cluster: None };
     Nats::start(settings, secrets, own, Duration::ZERO).await
 }

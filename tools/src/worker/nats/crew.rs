@@ -9,6 +9,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use super::super::manager;
 use super::bench::Asker;
 use super::times::Times;
 use super::{Options, pull, requests};
@@ -109,10 +110,19 @@ async fn connect(
 
 fn tell_event(event: &Event) {
     match event {
-        Event::Connected => tracing::info!("NATS is reached"),
-        Event::Disconnected => tracing::warn!("NATS is lost; trying again"),
+        Event::Connected => {
+            tracing::info!("NATS is reached");
+            manager::ready("taking work from NATS");
+        }
+        Event::Disconnected => {
+            tracing::warn!("NATS is lost; trying again");
+            manager::status("NATS is lost; trying again");
+        }
         Event::ServerError(error) => tracing::warn!(%error, "NATS complains"),
-        Event::ClientError(error) => tracing::warn!(%error, "NATS cannot be had"),
+        Event::ClientError(error) => {
+            tracing::warn!(%error, "NATS cannot be had; trying again: --nats must lead to it");
+            manager::ready("NATS cannot be had; trying again");
+        }
         Event::SlowConsumer(_) => tracing::warn!("messages of NATS were lost: too many at once"),
         Event::LameDuckMode | Event::Draining | Event::Closed => {
             tracing::info!(%event, "NATS says");

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::manager;
 use super::net::{self, Io};
 use super::place::Place;
 use super::stop::{self, Stop};
@@ -90,10 +91,14 @@ pub fn run(options: Options) -> io::Result<()> {
         let streaming = options.streaming.is_some();
         let (bench, asker) = bench::Bench::new(target, streaming)?;
         let (told, stopping) = tokio::sync::watch::channel(false);
+        // NATS' side says how it goes when that changes.
+        monoio::spawn(manager::beat(|| None));
+        let drain_max = options.drain_max;
         let thread = std::thread::Builder::new().name("nats".into());
         let nats = thread.spawn(move || crew::run(options, asker, stopping))?;
         monoio::spawn(async move {
             stop.asked().await;
+            manager::stopping(drain_max);
             // Who listens may have ended already.
             let _ = told.send(true);
         });
