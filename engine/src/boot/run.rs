@@ -107,11 +107,11 @@ fn signals() -> Result<[unix::Signal; 3], BootError> {
         let deaf = |error| BootError::os("signals cannot be listened to", error, MORE_FILES);
         unix::signal(kind).map_err(deaf)
     };
-    Ok([
-        heard(SignalKind::interrupt())?,
-        heard(SignalKind::terminate())?,
-        heard(SignalKind::hangup())?,
-    ])
+    let all = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let [interrupt, terminate, hangup] = all.map(heard);
+    let heard = [interrupt?, terminate?, hangup?];
+    ringway_stdio::listen_for_hangup();
+    Ok(heard)
 }
 
 /// The admin port's socket, for this thread.
@@ -135,7 +135,6 @@ async fn control(
     ready: impl FnOnce() -> Result<(), BootError>,
 ) -> Result<(), BootError> {
     let [mut interrupt, mut terminate, hangup] = signals()?;
-    ringway_stdio::listen_for_hangup();
     let listener = served(listener)?;
     let (phase, phase_seen) = watch::channel(Phase::Starting);
     let (drain, mut drain_asked) = watch::channel(false);
