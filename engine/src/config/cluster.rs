@@ -147,7 +147,9 @@ fn fallback(section: &Section<'_>, listen: &Listen, problems: &mut Problems) -> 
     }
     let own = dial.as_ref().is_some_and(|dial| dial.addresses.contains(&listen.worker));
     if own {
-        let text = format!("cluster.fallback is {text}, this gateway's own worker listener");
+        let text = format!(
+            "cluster.fallback is {text}, this gateway's own worker listener: name the old proxy's"
+        );
         problems.add(section.place_of("fallback"), text);
     }
     dial.filter(|_| !own)

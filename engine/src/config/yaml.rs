@@ -119,7 +119,7 @@ impl Tree<'_> {
 
     fn begin(&mut self, line: usize, open: Open) -> Option<()> {
         if self.open.len() == MAX_DEPTH {
-            self.tear(line, "nested too deep: there is no setting here");
+            self.tear(line, "nested too deep: there is no setting here, remove it");
             return None;
         }
         self.open.push(open);

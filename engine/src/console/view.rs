@@ -8,6 +8,9 @@ use ratatui::widgets::{Paragraph, Row as Cells, Table};
 
 use super::table::columns;
 
+/// Columns of the terminal between two of the table.
+const SPACING: usize = 2;
+
 /// What is shown at one instant.
 #[derive(Debug, Default)]
 pub(super) struct View {
@@ -38,18 +41,26 @@ impl View {
         let [names, sessions @ ..] = self.cells.as_slice() else { return };
         let widths = (0..names.len()).map(|column| {
             let cells = self.cells.iter().filter_map(|cells| cells.get(column));
-            let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
-            Constraint::Length(u16::try_from(widest).unwrap_or(u16::MAX))
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         });
+        // What does not fit is left out, from the right: no column is shown in part.
+        let mut taken = 0;
+        let widths = widths.take_while(|width| {
+            taken += width + SPACING;
+            taken <= usize::from(below.width) + SPACING
+        });
+        let widths = widths.map(|width| u16::try_from(width).unwrap_or(u16::MAX));
+        let widths: Vec<_> = widths.map(Constraint::Length).collect();
         let line = |(column, cell): (usize, &String)| {
             let line = Line::from(cell.clone());
             if RIGHT.contains(&column) { line.right_aligned() } else { line }
         };
-        let cells = |cells: &Vec<String>| Cells::new(cells.iter().enumerate().map(line));
+        let cells =
+            |cells: &Vec<String>| Cells::new(cells.iter().take(widths.len()).enumerate().map(line));
         // What is below the last line is not made.
         let shown = sessions.iter().take(usize::from(below.height));
         let shown = shown.map(|row| cells(row).style(style_of(&row[1])));
-        let table = Table::new(shown, widths.collect::<Vec<_>>()).column_spacing(2);
+        let table = Table::new(shown, &widths).column_spacing(SPACING as u16);
         frame.render_widget(table.header(cells(names).reversed()), below);
     }
 }
