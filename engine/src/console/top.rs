@@ -252,7 +252,7 @@ mod tests {
         assert!(shown[1].starts_with("calls/s -") && shown[3].starts_with("REQUEST"), "{shown:?}");
         assert!(shown[9].starts_with("000000"), "{shown:?}");
         // What would not fit is not there at all.
-        assert!(shown[3].trim_end().ends_with("STREAMS"), "{shown:?}");
+        assert!(shown[3].trim_end().ends_with("WORKER"), "{shown:?}");
         view.told = "it does not answer".into();
         assert!(lines(&view)[0].starts_with("it does not answer"));
     }
