@@ -19,7 +19,7 @@ pub use crate::output::Output;
 use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
-pub use parcel::{Carried, Parcel};
+pub use parcel::{Carried, Parcel, SimulatedSocket};
 pub use stalls::{STALL, STALL_SECONDS, Stalls};
 pub use tally::Tally;
 

@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
-use ringway::border::{Border, Carried, Close, ConnId, Core, End, Listener, Parcel};
+use ringway::border::{
+    Border, Carried, Close, ConnId, Core, End, Listener, Parcel, SimulatedSocket,
+};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options};
 use ringway::ring::{Full, Sender};
@@ -57,6 +59,28 @@ fn is_closed(desk: Running<Desk>) {
     let (live, chunks) = desk.ask(|_, border| (border.connections(), border.pool.chunks_live()));
     assert_eq!((live, chunks), (0, 0));
     desk.finish();
+}
+
+/// What no kernel knows.
+#[derive(Debug)]
+struct Odd;
+
+impl SimulatedSocket for Odd {
+    fn number(&self) -> i32 {
+        7
+    }
+
+    fn peer(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 7))
+    }
+
+    fn set_resets(&self, _resets: bool) {}
+
+    fn unacknowledged(&self) -> usize {
+        0
+    }
+
+    fn end_writing(&self) {}
 }
 
 #[test]
@@ -413,7 +437,7 @@ fn what_cannot_be_taken_up_is_told_as_ended() {
     let new = adopt(&second, parcel);
     assert_eq!(end(&second, new), End::Failed);
     assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "it is closed");
-    let odd = Parcel { socket: Carried::Simulated(7), unsent: b"x".to_vec() };
+    let odd = Parcel { socket: Carried::Simulated(Box::new(Odd)), unsent: b"x".to_vec() };
     let odd = adopt(&first, odd);
     assert_eq!(end(&first, odd), End::Failed);
     is_closed(first);

@@ -1,5 +1,7 @@
 //! A connection on its way between two cores.
 
+use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::inlet::Inlet;
@@ -12,7 +14,7 @@ pub enum Carried {
     /// One with an inlet: what came by it and what goes is TLS.
     Inlet(OwnedFd, Box<Inlet>),
     /// What a simulated world has instead of one.
-    Simulated(u64),
+    Simulated(Box<dyn SimulatedSocket>),
 }
 
 /// A connection that no core owns: let go of by one, not yet taken up by another.
@@ -22,4 +24,53 @@ pub struct Parcel {
     pub socket: Carried,
     /// Output the kernel has not taken yet; the next owner sends it first.
     pub unsent: Vec<u8>,
+}
+
+/// What a simulated world has instead of a descriptor. Dropping it closes the connection.
+pub trait SimulatedSocket: Debug + Send {
+    /// What stands for the descriptor: no other socket of the world has this number.
+    fn number(&self) -> i32;
+
+    /// The address of the other end.
+    fn peer(&self) -> SocketAddr;
+
+    /// Says whether closing it is a RST, whatever of it is sent.
+    fn set_resets(&self, resets: bool);
+
+    /// Bytes that were sent and that the peer has not acknowledged.
+    fn unacknowledged(&self) -> usize;
+
+    /// Sends a FIN. Reading goes on.
+    fn end_writing(&self);
+}
+
+#[cfg(test)]
+impl Parcel {
+    /// A parcel whose socket is nobody's.
+    pub(crate) fn of_nobody() -> Self {
+        Self { socket: Carried::Simulated(Box::new(Nobody)), unsent: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+#[derive(Debug)]
+struct Nobody;
+
+#[cfg(test)]
+impl SimulatedSocket for Nobody {
+    fn number(&self) -> i32 {
+        1
+    }
+
+    fn peer(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 1))
+    }
+
+    fn set_resets(&self, _resets: bool) {}
+
+    fn unacknowledged(&self) -> usize {
+        0
+    }
+
+    fn end_writing(&self) {}
 }

@@ -1,16 +1,16 @@
 //! Listeners: multishot accept, and connections on their way in.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use ringway_proto::time::Time;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
 use super::fault::SetupError;
-use super::filter::keep_out;
 use super::options::KeepAlive;
 use super::socket::{Phase, Socket};
+use super::stream::{LAST_ACCEPTS, Listening, Stream, tune};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::uring::Accepts;
@@ -32,9 +32,6 @@ const ONE_BY_ONE: usize = 4096;
 /// Connections that may be on their way into the queue while its length is asked for.
 const JUST_COMING: u32 = 64;
 
-/// Most connections let in from the queue of a listener that is being closed.
-const LAST_ACCEPTS: usize = 4096;
-
 /// What is under way at a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Armed {
@@ -51,7 +48,7 @@ enum Armed {
 #[derive(Debug)]
 pub(super) struct Door {
     /// None once it is closed.
-    socket: Option<TcpListener>,
+    socket: Option<Listening>,
     listener: Listener,
     /// Others have it too, and keep it open.
     inherited: bool,
@@ -72,19 +69,17 @@ impl Door {
     /// What the listener is tuned to its connections inherit: none of them has to be told.
     pub(super) fn new(
         listener: Listener,
-        socket: TcpListener,
+        socket: Listening,
         keep_alive: KeepAlive,
         inherited: bool,
     ) -> Result<Self, SetupError> {
-        let other = |error| SetupError::Other { step: "setting up a listener", error };
-        // A non-blocking listener would end its multishot accept with EAGAIN. An inherited one is
-        // every core's, and with epoll another has made it non-blocking by now: it stays so.
-        if !inherited {
-            socket.set_nonblocking(false).map_err(other)?;
-        }
-        tune(&SockRef::from(&socket), keep_alive).map_err(other)?;
+        let untuned = match &socket {
+            Listening::Kernel(socket) => prepare(socket, keep_alive, inherited)
+                .map_err(|error| SetupError::Other { step: "setting up a listener", error })?,
+            Listening::Simulated(_) => 0,
+        };
         Ok(Self {
-            untuned: waiting(&socket).saturating_add(JUST_COMING),
+            untuned,
             socket: Some(socket),
             listener,
             inherited,
@@ -110,6 +105,21 @@ impl Door {
     }
 }
 
+/// Tunes a listener; how many connections may have come before.
+fn prepare(
+    socket: &TcpListener,
+    keep_alive: KeepAlive,
+    inherited: bool,
+) -> std::io::Result<u32> {
+    // A non-blocking listener would end its multishot accept with EAGAIN. An inherited one is every
+    // core's, and with epoll another has made it non-blocking by now: it stays so.
+    if !inherited {
+        socket.set_nonblocking(false)?;
+    }
+    tune(&SockRef::from(socket), keep_alive)?;
+    Ok(waiting(socket).saturating_add(JUST_COMING))
+}
+
 /// Connections that wait in a listener's queue.
 fn waiting(listener: &TcpListener) -> u32 {
     // SAFETY: tcp_info is plain data of integers, for which zero is a valid value.
@@ -122,30 +132,6 @@ fn waiting(listener: &TcpListener) -> u32 {
     };
     // Of a listener this field is its queue's length (tcp_get_info in the kernel).
     if result < 0 { LAST_ACCEPTS as u32 } else { info.tcpi_unacked }
-}
-
-/// Most octets that the kernel takes from a connection before it can send them; less than half of it
-/// left asks for more. Nothing can overtake what lies there: an answer on a connection whose client
-/// reads a download slowly would wait behind up to `tcp_wmem[2]` (4 MiB). What is on its way is not
-/// counted, so a long path is filled all the same.
-const UNSENT: u32 = 128 * 1024;
-
-/// What every connection has, accepted or dialled: no Nagle delay, little that waits in the kernel,
-/// keep-alive (LN-9), and an end to waiting for a peer that has vanished while data was on its way.
-/// It stays with the socket on whatever core that is.
-///
-/// Urgent data is received in its place like any other (RFC 6093, section 6): taken apart, its byte
-/// would be lost, and a receive would be called for it again and again without finding it.
-pub(super) fn tune(socket: &SockRef<'_>, keep_alive: KeepAlive) -> std::io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_out_of_band_inline(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT)?;
-    socket.set_tcp_user_timeout(Some(keep_alive.user_timeout))?;
-    let keep_alive = TcpKeepalive::new()
-        .with_time(keep_alive.idle)
-        .with_interval(keep_alive.interval)
-        .with_retries(keep_alive.probes);
-    socket.set_tcp_keepalive(&keep_alive)
 }
 
 impl<C: Core> Reactor<C> {
@@ -185,7 +171,7 @@ impl<C: Core> Reactor<C> {
                     if many { (Armed::Many, Accepts::Many) } else { (Armed::One, Accepts::One) };
                 door.armed = armed;
                 door.again_at = None;
-                self.ring.accept(socket.as_raw_fd(), often, Tag::numbered(Kind::Accept, number));
+                self.ring.accept(socket.fd(), often, Tag::numbered(Kind::Accept, number));
             }
         }
     }
@@ -210,17 +196,9 @@ impl<C: Core> Reactor<C> {
             door.again_at = None;
             // Whoever waits in an inherited queue is served by those who come after this process.
             if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
-                // Peers that have connected already would be reset with the listener. They are told
-                // of in
-                // the next turn; it fails for want of descriptors or when nobody is left.
-                let waits = socket.set_nonblocking(true).is_ok();
-                let queue = std::iter::from_fn(|| socket.accept().ok());
-                let last = queue.take(if waits { LAST_ACCEPTS } else { 0 });
-                self.news.extend(last.map(|(stream, _)| News::Accepted(stream, listener)));
-                // The listener may be open elsewhere in the process too: this ends it everywhere,
-                // so that nobody is let into a queue that no one serves. It fails only if it has
-                // ended already.
-                let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+                // They are told of in the next turn.
+                let last = socket.end().into_iter();
+                self.news.extend(last.map(|stream| News::Accepted(stream, listener)));
             }
             if door.is_armed() {
                 let target = Tag::numbered(Kind::Accept, number);
@@ -236,7 +214,7 @@ impl<C: Core> Reactor<C> {
     pub(super) fn keep_out(&mut self, listener: Listener, addresses: &[SocketAddr]) {
         for door in self.doors.iter_mut().filter(|door| door.listener == listener) {
             if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
-                let kept_out = keep_out(&SockRef::from(socket), addresses);
+                let kept_out = socket.keep_out(addresses);
                 door.filters = kept_out.is_ok() && !addresses.is_empty();
             }
         }
@@ -260,14 +238,13 @@ impl<C: Core> Reactor<C> {
             return self.accept_failed(number, -completion.result);
         }
         let listener = door.listener;
-        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
         let tuned = door.untuned == 0;
         door.untuned = door.untuned.saturating_sub(1);
-        let stream = TcpStream::from(fd);
-        if door.filters {
+        let filters = door.filters;
+        let stream = self.ring.accepted(completion.result);
+        if filters {
             // Its packets need not be looked at. Should it stay all the same, they pass.
-            let _ = SockRef::from(&stream).detach_filter();
+            let _ = stream.detach_filter();
         }
         self.admit(stream, listener, tuned);
         if !self.closing {
@@ -293,15 +270,15 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
-    pub(super) fn admit(&mut self, stream: TcpStream, listener: Listener, tuned: bool) {
+    pub(super) fn admit(&mut self, stream: Stream, listener: Listener, tuned: bool) {
         if self.closing || self.room(Some(listener)) == 0 {
             self.border.tally.refused += 1;
             return self.tell_full(listener);
         }
         // Both fail when the peer has reset the connection already: nobody to talk to.
-        let Ok(peer) = stream.peer_addr() else { return };
+        let Ok(peer) = stream.peer() else { return };
         let keep_alive = self.options.keep_alive_of(listener);
-        if !tuned && tune(&SockRef::from(&stream), keep_alive).is_err() {
+        if !tuned && stream.tune(keep_alive).is_err() {
             return;
         }
         let inlet = match self.gate(listener, peer) {
@@ -344,6 +321,9 @@ impl<C: Core> Reactor<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
+    use super::super::stream::UNSENT;
     use super::*;
 
     #[test]
@@ -352,11 +332,11 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let before = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
         let keep_alive = super::super::Options::default().keep_alive;
-        let door = Door::new(Listener::Client, listener, keep_alive, false).unwrap();
+        let socket = Listening::Kernel(listener.try_clone().unwrap());
+        let door = Door::new(Listener::Client, socket, keep_alive, false).unwrap();
         assert_eq!(door.untuned, before.len() as u32 + JUST_COMING);
         let _after = TcpStream::connect(address).unwrap();
-        let accepted: Vec<_> =
-            (0..3).map(|_| door.socket.as_ref().unwrap().accept().unwrap().0).collect();
+        let accepted: Vec<_> = (0..3).map(|_| listener.accept().unwrap().0).collect();
         assert!(!accepted[1].nodelay().unwrap());
         let last = SockRef::from(&accepted[2]);
         assert!(last.tcp_nodelay().unwrap() && last.keepalive().unwrap());

@@ -1,18 +1,22 @@
-//! What the reactor asks of the kernel, and who passes it on: io_uring or epoll.
+//! What the reactor asks of the kernel, and who passes it on: io_uring, epoll, or a simulated world.
 //!
-//! It is a ring either way: operations go in, completions come out, and everything happens in
-//! [`Ring::enter`]. Which of the two it is costs one branch per operation, always the same one;
-//! nothing is paid per byte and nothing is allocated.
+//! It is a ring in each case: operations go in, completions come out, and everything happens in
+//! [`Ring::enter`]. Which one it is costs one branch per operation, always the same one; nothing is
+//! paid per byte and nothing is allocated.
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::net::TcpStream;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use ringway_proto::time::Time;
 use socket2::SockAddr;
 
 use super::buffer::{self, BlockRing};
 use super::epoll::Epoll;
 use super::fault::SetupError;
+use super::kernel::{Simulated, front};
 use super::options::{BusyPoll, Options};
+use super::stream::Stream;
 use super::tag::{Completion, Tag};
 use super::uring::{Accepts, Report, Share, Uring, Wait};
 use crate::metrics::Backend;
@@ -23,6 +27,8 @@ pub(super) enum Ring {
     /// The ring first: it is dropped first, and the kernel has to let go of the blocks.
     Uring(Uring, BlockRing),
     Epoll(Epoll),
+    /// Never in production: see [`Simulation`](super::Simulation).
+    Simulated(Simulated),
 }
 
 /// Passes a call on to whichever it is.
@@ -31,6 +37,10 @@ macro_rules! either {
         match $ring {
             Self::Uring($own, _) => $call,
             Self::Epoll($own) => $call,
+            Self::Simulated(world) => {
+                let $own = &mut *world.kernel.borrow_mut();
+                $call
+            }
         }
     };
 }
@@ -39,7 +49,7 @@ impl Ring {
     /// Sets it up for the pool's blocks, and tells what a receive may take as far as the kernel
     /// can be told.
     pub(super) fn new(options: &Options, pool: &mut Pool) -> Result<(Self, Share), SetupError> {
-        let share = Share { cap: options.receive_cap as u32, limit: options.receive_limit as u32 };
+        let share = Share::of(options);
         if options.backend == Backend::Epoll {
             return Ok((Self::Epoll(Epoll::new(options.lent, options.send_bytes)?), share));
         }
@@ -54,6 +64,24 @@ impl Ring {
     /// See [`Uring::accept`].
     pub(super) fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
         either!(self, ring => ring.accept(listener, often, tag));
+    }
+
+    /// The socket that an accept has told of: its result becomes the caller's.
+    pub(super) fn accepted(&mut self, result: RawFd) -> Stream {
+        match self {
+            Self::Uring(..) | Self::Epoll(_) => {
+                // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+                Stream::Kernel(TcpStream::from(unsafe { OwnedFd::from_raw_fd(result) }))
+            }
+            Self::Simulated(world) => {
+                Stream::Simulated(world.kernel.borrow_mut().accepted(result))
+            }
+        }
+    }
+
+    /// Whether it is a simulated world's.
+    pub(super) fn is_simulated(&self) -> bool {
+        matches!(self, Self::Simulated(_))
     }
 
     /// See [`Uring::receive`].
@@ -73,6 +101,12 @@ impl Ring {
         match self {
             Self::Uring(ring, _) => ring.send(socket, queue, pool, report, tag),
             Self::Epoll(ring) => ring.send(socket, queue, pool, tag),
+            Self::Simulated(world) => {
+                let parts = front(queue, world.send_bytes);
+                let offered = parts.iter().map(|part| part.len as usize).sum();
+                world.kernel.borrow_mut().send(socket, parts, report, tag);
+                offered
+            }
         }
     }
 
@@ -83,14 +117,19 @@ impl Ring {
 
     /// See [`Uring::bell`].
     pub(super) fn bell(&mut self, eventfd: RawFd, tag: Tag) {
-        either!(self, ring => ring.bell(eventfd, tag));
+        match self {
+            Self::Uring(ring, _) => ring.bell(eventfd, tag),
+            Self::Epoll(ring) => ring.bell(eventfd, tag),
+            // Who sends to a core of a simulated world has that woken.
+            Self::Simulated(_) => {}
+        }
     }
 
     /// The descriptor by which other cores' rings wake this one, if it has a ring.
     pub(super) fn fd(&self) -> Option<RawFd> {
         match self {
             Self::Uring(ring, _) => Some(ring.fd()),
-            Self::Epoll(_) => None,
+            Self::Epoll(_) | Self::Simulated(_) => None,
         }
     }
 
@@ -98,19 +137,39 @@ impl Ring {
     pub(super) fn ring(&mut self, ring: RawFd, theirs: Tag, ours: Tag) -> bool {
         match self {
             Self::Uring(own, _) => own.ring(ring, theirs, ours),
-            Self::Epoll(_) => return false,
+            Self::Epoll(_) | Self::Simulated(_) => return false,
         }
         true
     }
 
     /// See [`Uring::connect`].
     pub(super) fn connect(&mut self, socket: RawFd, address: &SockAddr, tag: Tag) {
-        either!(self, ring => ring.connect(socket, address, tag));
+        match self {
+            Self::Uring(ring, _) => ring.connect(socket, address, tag),
+            Self::Epoll(ring) => ring.connect(socket, address, tag),
+            // Its world gives no socket to connect.
+            Self::Simulated(_) => {}
+        }
     }
 
     /// See [`Uring::cancel`].
     pub(super) fn cancel(&mut self, target: Tag, tag: Tag) {
         either!(self, ring => ring.cancel(target, tag));
+    }
+
+    /// A socket of another core is this one's from now on.
+    pub(super) fn adopted(&mut self, socket: RawFd) {
+        if let Self::Simulated(world) = self {
+            world.kernel.borrow_mut().adopted(socket);
+        }
+    }
+
+    /// The time of its world; none: that is everybody's.
+    pub(super) fn now(&self) -> Option<Time> {
+        match self {
+            Self::Uring(..) | Self::Epoll(_) => None,
+            Self::Simulated(world) => Some(world.kernel.borrow().now()),
+        }
     }
 
     /// Nothing is under way on the connection that `tag` is one of, and its socket is closed or
@@ -126,6 +185,7 @@ impl Ring {
         match self {
             Self::Uring(_, blocks) => blocks.lend(pool),
             Self::Epoll(ring) => ring.lend(pool),
+            Self::Simulated(world) => world.kernel.borrow_mut().lend(pool),
         }
     }
 
@@ -134,6 +194,11 @@ impl Ring {
         match self {
             Self::Uring(ring, _) => ring.enter(wait),
             Self::Epoll(ring) => ring.enter(wait, pool),
+            Self::Simulated(world) => {
+                let mut kernel = world.kernel.borrow_mut();
+                kernel.enter(pool);
+                kernel.leave(pool);
+            }
         }
     }
 
@@ -144,7 +209,11 @@ impl Ring {
 
     /// See [`Uring::give_back`].
     pub(super) fn give_back(&mut self, list: Vec<Completion>) {
-        either!(self, ring => ring.give_back(list));
+        match self {
+            Self::Uring(ring, _) => ring.give_back(list),
+            Self::Epoll(ring) => ring.give_back(list),
+            Self::Simulated(_) => {}
+        }
     }
 
     /// See [`Uring::has_work`].

@@ -1,13 +1,12 @@
 //! Connections of our own making.
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
-use super::accept::tune;
 use super::options::KeepAlive;
 use super::socket::{Dial, Phase, Socket};
+use super::stream::{Stream, tune};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
@@ -21,6 +20,9 @@ impl<C: Core> Reactor<C> {
             if gateway { KeepAlive::BETWEEN_GATEWAYS } else { self.options.keep_alive };
         let socket = if self.room(None) == 0 {
             Err(libc::EMFILE)
+        } else if self.ring.is_simulated() {
+            // Its world has nobody to connect to.
+            Err(libc::ECONNREFUSED)
         } else {
             socket_for(address, keep_alive)
                 .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
@@ -31,7 +33,7 @@ impl<C: Core> Reactor<C> {
         };
         let mut socket = Socket::new(stream, conn, Phase::Dialling);
         let dial = socket.dial.insert(Dial::new(address));
-        self.ring.connect(socket.stream.as_raw_fd(), dial.address(), Tag::of(Kind::Connect, conn));
+        self.ring.connect(socket.stream.fd(), dial.address(), Tag::of(Kind::Connect, conn));
         self.add(socket);
         self.timers.set(Due::Dial, self.border.now, conn);
     }
@@ -77,9 +79,9 @@ impl<C: Core> Reactor<C> {
     }
 }
 
-fn socket_for(address: SocketAddr, keep_alive: KeepAlive) -> std::io::Result<TcpStream> {
+fn socket_for(address: SocketAddr, keep_alive: KeepAlive) -> std::io::Result<Stream> {
     // `new` sets close-on-exec. The socket stays a blocking one: the ring waits, nobody else does.
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     tune(&SockRef::from(&socket), keep_alive)?;
-    Ok(socket.into())
+    Ok(Stream::Kernel(socket.into()))
 }

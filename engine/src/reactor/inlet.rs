@@ -76,7 +76,7 @@ impl<C: Core> Reactor<C> {
             _ => self.count_handshake(conn),
         }
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let peer = socket.stream.peer_addr().ok();
+        let peer = socket.stream.peer().ok();
         tracing::debug!(core = self.options.core, ?peer, why = %failure, "a connection failed");
         let flushing = matches!(socket.phase, Phase::Open);
         if flushing {

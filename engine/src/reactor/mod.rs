@@ -5,7 +5,8 @@
 //! per turn instead of made one by one is what makes small messages cheap.
 //!
 //! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
-//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring.
+//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring. Tests make up a kernel
+//! of their own (`kernel.rs`) and drive the loop in that one's time (`simulation.rs`).
 
 mod accept;
 mod backend;
@@ -16,14 +17,17 @@ mod epoll;
 mod fault;
 mod filter;
 mod inlet;
+mod kernel;
 mod moving;
 mod options;
 mod outq;
 mod pump;
+mod simulation;
 mod socket;
 mod stall;
 #[cfg(test)]
 mod states;
+mod stream;
 mod tag;
 mod timer;
 mod trial;
@@ -32,7 +36,7 @@ mod wait;
 mod window;
 
 use std::collections::VecDeque;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
@@ -46,19 +50,23 @@ use backend::Ring;
 use doorbell::Bells;
 use socket::{Socket, Sockets};
 use stall::{Pace, Schedstat};
-use tag::{Completion, Kind, Tag};
+use stream::{Listening, Stream};
+use tag::Kind;
 use timer::Timers;
-use uring::Share;
 use window::Window;
 
 pub use accept::ACCEPT_PAUSE;
 pub use backend::try_rings;
 pub use fault::SetupError;
+pub use kernel::{Kernel, SimulatedListener};
 pub use options::{BusyPoll, KeepAlive, Options};
 pub use outq::unacknowledged;
 pub use pump::DROP_BUDGET;
+pub use simulation::Simulation;
+pub use tag::{Completion, Tag};
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
 pub use trial::{Feature, Trial, try_features};
+pub use uring::{Accepts, Report, Share, Wait};
 
 /// Below this share of free receive blocks, in percent, the core is asked to free some.
 pub const RELIEVE_BELOW: usize = 25;
@@ -76,7 +84,7 @@ const FEED_PER_BLOCK: usize = 4;
 #[derive(Debug)]
 enum News {
     /// A connection of a listener that has been closed since.
-    Accepted(TcpStream, Listener),
+    Accepted(Stream, Listener),
     /// A dial failed before it began.
     Undialled(ConnId, i32),
     /// A send found the connection broken and no receive is under way that would tell.
@@ -85,6 +93,16 @@ enum News {
     Detached(ConnId),
     /// A connection that cannot be taken up.
     Refused(ConnId),
+}
+
+/// What a reactor is set up on.
+struct Host {
+    border: Border,
+    ring: Ring,
+    share: Share,
+    doors: Vec<Door>,
+    gates: Vec<Gate>,
+    origin: Instant,
 }
 
 /// One core's loop.
@@ -157,16 +175,23 @@ impl<C: Core> Reactor<C> {
             uring::pin(cpu)?;
         }
         let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let (mut ring, share) = Ring::new(&options, &mut border.pool)?;
+        let (ring, share) = Ring::new(&options, &mut border.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
         let door = |(listener, socket)| {
             let inherited = options.inherited.contains(&listener);
-            Door::new(listener, socket, options.keep_alive_of(listener), inherited)
+            let keep_alive = options.keep_alive_of(listener);
+            Door::new(listener, Listening::Kernel(socket), keep_alive, inherited)
         };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
+        let host = Host { border, ring, share, doors, gates, origin };
+        Ok(Self::on(host, options, mailbox, core))
+    }
+
+    fn on(host: Host, options: Options, mailbox: Mailbox<C::Post>, core: C) -> Self {
+        let Host { border, mut ring, share, doors, gates, origin } = host;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
-        Ok(Self {
+        Self {
             published: mailbox.publish(ring.fd()),
             bells: Bells::default(),
             ring,
@@ -196,7 +221,7 @@ impl<C: Core> Reactor<C> {
             relieved: false,
             closing: false,
             end_at: None,
-        })
+        }
     }
 
     /// Serves until the core has [finished](Core::finished); then closes every socket, so that the
@@ -206,11 +231,16 @@ impl<C: Core> Reactor<C> {
         self.open_doors();
         while !self.call(|core, _| core.finished()) {
             self.gather();
-            self.posts();
-            self.call(|core, border| core.turn(border));
-            self.act();
+            self.decide();
         }
         self.end()
+    }
+
+    /// The core has heard what happened: it hears what others sent, and decides; that is done.
+    fn decide(&mut self) {
+        self.posts();
+        self.call(|core, border| core.turn(border));
+        self.act();
     }
 
     /// Every call into the core goes through here.
@@ -237,6 +267,11 @@ impl<C: Core> Reactor<C> {
     /// Waits for something to happen and tells the core.
     fn gather(&mut self) {
         self.rest();
+        self.tell();
+    }
+
+    /// Tells the core what has happened.
+    fn tell(&mut self) {
         self.border.now = self.clock();
         self.turn_ends();
         self.pace.begins(self.border.now);

@@ -8,6 +8,7 @@
 use std::net::TcpStream;
 
 use super::socket::{Phase, Socket};
+use super::stream::Stream;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
@@ -27,12 +28,12 @@ impl<C: Core> Reactor<C> {
         self.border.tally.sockets = self.sockets.live() as u64;
         let unsent = self.border.take_unsent(conn);
         self.border.free(conn);
-        let socket = match inlet {
-            None => Carried::Descriptor(socket.stream.into()),
-            Some(mut inlet) => {
+        let socket = match (socket.stream, inlet) {
+            (Stream::Kernel(stream), Some(mut inlet)) => {
                 inlet.pack(&mut self.border.pool);
-                Carried::Inlet(socket.stream.into(), inlet)
+                Carried::Inlet(stream.into(), inlet)
             }
+            (stream, _) => stream.into(),
         };
         let parcel = Parcel { socket, unsent };
         self.call(|core, border| core.detached(border, conn, parcel));
@@ -50,12 +51,18 @@ impl<C: Core> Reactor<C> {
     /// Takes up a connection that another core has let go of.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried, listener: Option<Listener>) {
         let refused = self.room(listener) == 0;
-        let (descriptor, inlet) = match socket {
-            Carried::Descriptor(descriptor) if !refused => (descriptor, None),
+        let (stream, inlet) = match socket {
+            Carried::Descriptor(descriptor) if !refused => {
+                (Stream::Kernel(TcpStream::from(descriptor)), None)
+            }
             Carried::Inlet(descriptor, mut inlet) if !refused => {
                 let sealed = inlet.unpack(&mut self.border.pool);
                 self.border.owe(conn, sealed);
-                (descriptor, Some(inlet))
+                (Stream::Kernel(TcpStream::from(descriptor)), Some(inlet))
+            }
+            Carried::Simulated(socket) if !refused && self.ring.is_simulated() => {
+                self.ring.adopted(socket.number());
+                (Stream::Simulated(socket), None)
             }
             // Too many, or what only a simulated world has. Facts are told at a turn's start.
             Carried::Descriptor(_) | Carried::Inlet(..) | Carried::Simulated(_) => {
@@ -66,7 +73,7 @@ impl<C: Core> Reactor<C> {
         if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
             self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
         }
-        let socket = Socket::new(TcpStream::from(descriptor), conn, Phase::Open);
+        let socket = Socket::new(stream, conn, Phase::Open);
         self.add(Socket { inlet, listener, ..socket });
         self.border.tally.adopts += 1;
         self.looks.push(conn);

@@ -3,8 +3,6 @@
 //! Completions are told to the core as they come; which receives are armed or cancelled is decided
 //! once, at the end of the turn ([`Reactor::look`]), when the core has said all it wants.
 
-use std::net::Shutdown;
-
 use super::backend::Ring;
 use super::buffer::taken;
 use super::socket::{Phase, Receive, Room, Socket, Sockets};
@@ -361,7 +359,7 @@ impl<C: Core> Reactor<C> {
         }
         socket.phase = Phase::Lingering;
         // It fails when the peer is gone already: then there is nobody to tell.
-        let _ = socket.stream.shutdown(Shutdown::Write);
+        let _ = socket.stream.end_writing();
         self.timers.set(Due::Linger, self.border.now, conn);
         self.look(conn);
     }

@@ -11,13 +11,13 @@
 //!                              closed, the slot is free
 //! ```
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
 
 use ringway_proto::time::Time;
-use socket2::{SockAddr, SockRef};
+use socket2::SockAddr;
 
-use super::outq::unacknowledged;
+use super::stream::Stream;
 use super::tag::Tag;
 use crate::border::{ConnId, End, Listener};
 use crate::inlet::Inlet;
@@ -84,7 +84,7 @@ impl Dial {
 /// One socket and the operations on it.
 #[derive(Debug)]
 pub(super) struct Socket {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) conn: ConnId,
     pub(super) phase: Phase,
     pub(super) receive: Receive,
@@ -111,7 +111,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, conn: ConnId, phase: Phase) -> Self {
+    pub(super) fn new(stream: Stream, conn: ConnId, phase: Phase) -> Self {
         Self {
             stream,
             conn,
@@ -137,13 +137,12 @@ impl Socket {
     }
 
     pub(super) fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.stream.fd()
     }
 
-    /// Lets its close be a RST, whatever of it is sent (`SO_LINGER` of no time), or a FIN again.
+    /// Lets its close be a RST, whatever of it is sent, or a FIN again.
     pub(super) fn set_resets(&mut self, resets: bool) {
-        let linger = resets.then_some(std::time::Duration::ZERO);
-        if self.resets != resets && SockRef::from(&self.stream).set_linger(linger).is_ok() {
+        if self.resets != resets && self.stream.set_resets(resets).is_ok() {
             self.resets = resets;
         }
     }
@@ -151,7 +150,7 @@ impl Socket {
     /// Whether the kernel holds bytes that the peer has not acknowledged; also after a RST, for those
     /// that it met.
     pub(super) fn has_unacknowledged(&self) -> bool {
-        unacknowledged(&self.stream).is_ok_and(|bytes| bytes > 0)
+        self.stream.unacknowledged().is_ok_and(|bytes| bytes > 0)
     }
 
     pub(super) fn is_receiving(&self) -> bool {
@@ -237,16 +236,20 @@ impl Sockets {
 
     /// Connections whose output does not move: the peer takes nothing, is gone, or not there yet.
     pub(super) fn stuck(&self) -> impl Iterator<Item = ConnId> {
-        let all = self.slots.iter().flatten();
-        all.filter(|socket| {
+        let stuck = |socket: &&Socket| {
             let absent = matches!(socket.phase, Phase::Dialling) || socket.broken.is_some();
             absent || socket.room == Room::Awaited
-        })
-        .map(|socket| socket.conn)
+        };
+        self.iter().filter(stuck).map(|socket| socket.conn)
+    }
+
+    /// All sockets in the table.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Socket> {
+        self.slots.iter().flatten()
     }
 
     /// All connections in the table.
     pub(super) fn all(&self) -> Vec<ConnId> {
-        self.slots.iter().flatten().map(|socket| socket.conn).collect()
+        self.iter().map(|socket| socket.conn).collect()
     }
 }

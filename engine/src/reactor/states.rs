@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::accept::tune;
 use super::backend::Ring;
 use super::buffer::taken;
 use super::options::Options;
 use super::pump::tells_of_room;
+use super::stream::tune;
 use super::tag::{Completion, Kind, Tag};
 use super::uring::{Accepts, Report, Share, Wait};
 use crate::border::ConnId;

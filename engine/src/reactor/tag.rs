@@ -29,7 +29,7 @@ impl Kind {
 
 /// An operation's name in its completion: kind (8 bits), generation (the low 24 bits), slot (32).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tag(pub(super) u64);
+pub struct Tag(pub(super) u64);
 
 impl Tag {
     pub(super) fn of(kind: Kind, conn: ConnId) -> Self {
@@ -77,7 +77,7 @@ impl Tag {
 
 /// An ended operation, or one more result of one that goes on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Completion {
+pub struct Completion {
     pub(super) tag: Tag,
     pub(super) result: i32,
     pub(super) flags: u32,
@@ -91,17 +91,20 @@ const BUFFER_SHIFT: u32 = 16;
 
 impl Completion {
     /// The operation's last result.
-    pub(super) fn last(tag: Tag, result: i32) -> Self {
+    #[must_use]
+    pub fn last(tag: Tag, result: i32) -> Self {
         Self { tag, result, flags: 0 }
     }
 
     /// A result of an operation that goes on.
-    pub(super) fn one_of(tag: Tag, result: i32) -> Self {
+    #[must_use]
+    pub fn one_of(tag: Tag, result: i32) -> Self {
         Self { tag, result, flags: MORE }
     }
 
     /// The bytes of the result lie in this block, which has room for more unless it is `full`.
-    pub(super) fn in_block(self, block: u16, full: bool) -> Self {
+    #[must_use]
+    pub fn in_block(self, block: u16, full: bool) -> Self {
         let more = if full { 0 } else { BUFFER_MORE };
         let flags = self.flags | BUFFER | more | u32::from(block) << BUFFER_SHIFT;
         Self { flags, ..self }

@@ -14,6 +14,7 @@ use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter,
 use socket2::SockAddr;
 
 use super::fault::SetupError;
+use super::options::Options;
 use super::tag::{Completion, Tag};
 use crate::pool::{Pool, Segment};
 
@@ -38,24 +39,34 @@ pub(super) const GROUP: u16 = 0;
 
 /// What a receive may take; 0 is no bound. Only newer kernels know them: see `buffer::probe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Share {
+pub struct Share {
     /// Bytes at a time.
-    pub(super) cap: u32,
+    pub cap: u32,
     /// Bytes in all; then it ends and has to be armed again.
-    pub(super) limit: u32,
+    pub limit: u32,
+}
+
+impl Share {
+    /// What the options say.
+    pub(super) fn of(options: &Options) -> Self {
+        Self { cap: options.receive_cap as u32, limit: options.receive_limit as u32 }
+    }
 }
 
 /// How long an enter may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
+pub enum Wait {
+    /// Not at all.
     No,
+    /// For so long.
     AtMost(Duration),
+    /// Until something happens.
     Forever,
 }
 
 /// How many connections an accept takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Accepts {
+pub enum Accepts {
     /// All that come, until it is cancelled or fails.
     Many,
     /// One; then it has ended.
@@ -64,7 +75,7 @@ pub(super) enum Accepts {
 
 /// What is told of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Report {
+pub enum Report {
     /// How it ended.
     Always,
     /// Only that it took less than everything: it ends no sleep when all is well.

@@ -16,10 +16,20 @@ const LOOKS_PER_CLOCK: u32 = 16;
 impl<C: Core> Reactor<C> {
     /// Enters the kernel, sleeping there unless there is something to do.
     pub(super) fn rest(&mut self) {
+        let wait = self.lie_down();
+        self.ring.enter(wait, &mut self.border.pool);
+        self.get_up(wait);
+    }
+
+    /// All is done before it enters the kernel: how long it may sleep there.
+    pub(super) fn lie_down(&mut self) -> Wait {
         self.ring.lend(&mut self.border.pool);
         let until = self.deadline();
-        let wait = self.wait(until);
-        self.ring.enter(wait, &mut self.border.pool);
+        self.wait(until)
+    }
+
+    /// The kernel has taken what was submitted, and the sleep is over.
+    pub(super) fn get_up(&mut self, wait: Wait) {
         self.bells.entered();
         if wait != Wait::No {
             self.mailbox.wake();
@@ -111,6 +121,7 @@ impl<C: Core> Reactor<C> {
     }
 
     pub(super) fn clock(&self) -> Time {
-        Time(self.origin.elapsed().as_micros() as u64)
+        let ours = || Time(self.origin.elapsed().as_micros() as u64);
+        self.ring.now().unwrap_or_else(ours)
     }
 }

@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{Border, Carried, ConnId, Core, End, Listener, Output, Parcel, Wish};
+use ringway::border::{
+    Border, Carried, ConnId, Core, End, Listener, Output, Parcel, SimulatedSocket, Wish,
+};
 use ringway::config::Config;
 use ringway::control::local::Policy;
 use ringway::control::port::Plane;
@@ -21,6 +23,28 @@ pub(crate) const SETTLES: Duration = Duration::from_secs(1);
 
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const VERSION: &str = "22222222-2222-4222-8222-222222222222";
+
+/// A socket that is nothing but its number.
+#[derive(Debug)]
+struct Numbered(u64);
+
+impl SimulatedSocket for Numbered {
+    fn number(&self) -> i32 {
+        self.0 as i32
+    }
+
+    fn peer(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.0 as u16))
+    }
+
+    fn set_resets(&self, _resets: bool) {}
+
+    fn unacknowledged(&self) -> usize {
+        0
+    }
+
+    fn end_writing(&self) {}
+}
 
 pub(crate) struct World {
     pub(crate) shard: Shard,
@@ -266,7 +290,7 @@ impl World {
             Wish::Adopt(conn, Carried::Simulated(socket)) => {
                 self.adopted += 1;
                 self.outputs.entry(conn).or_default();
-                self.sockets.insert(conn, socket);
+                self.sockets.insert(conn, socket.number() as u64);
                 return;
             }
             _ => return,
@@ -291,7 +315,7 @@ impl World {
     pub(crate) fn let_go(&mut self) {
         for conn in std::mem::take(&mut self.held) {
             if self.border.is_open(conn) {
-                let socket = Carried::Simulated(self.sockets[&conn]);
+                let socket = Carried::Simulated(Box::new(Numbered(self.sockets[&conn])));
                 let unsent = self.border.take_unsent(conn);
                 self.outputs.remove(&conn);
                 self.border.free(conn);

@@ -1,259 +1,501 @@
-//! The sockets of one core and what the kernel makes of the operations on them: how much a receive
-//! brings, when a cancelled one ends, in which order completions come.
+//! What the kernel makes of one core's operations: how much a receive brings and a send takes, when
+//! a cancelled one ends, in which order completions come. All above it is the gateway's own code.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::RawFd;
 
-use ringway::border::{ConnId, End};
+use ringway::border::{End, Listener, SimulatedSocket};
 use ringway::pool::{Pool, Segment};
+use ringway::reactor::{self, Accepts, Completion, Options, Report, Share, SimulatedListener, Tag};
 use ringway_proto::time::Time;
 
+use super::journal::note;
 use super::seed::Seed;
-use super::wire::{Link, Wires};
+use super::wire::{Link, Net, Packet, Wires};
 
-/// Blocks lent at a time, bytes of one receive, and of one socket in one turn.
+/// Blocks lent at a time.
 const LENT: usize = 4;
-const RECEIVE_CAP: usize = 64 * 1024;
-const RECEIVE_LIMIT: usize = 128 * 1024;
 
 /// Receives of one socket in one turn at most.
 const SHOTS: usize = 6;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Open,
-    Flushing,
-    Lingering,
-    Closing,
+/// How a kernel behaves, in one run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// As io_uring: a send that took all is told only if that was asked for, a poll goes on and tells
+    /// of changes, and of the peer's FIN unasked. Otherwise as epoll: every send is told, and a poll
+    /// ends when there is room.
+    ring: bool,
+    /// Receives may take as much as they find, until they are cancelled.
+    unbounded: bool,
+    /// There is room for so few connections that they are accepted one by one.
+    narrow: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Receive {
-    Idle,
-    Armed,
-    /// The cancel takes so many more turns.
-    Cancelling {
-        turns: u8,
-    },
-    Starved,
-}
+impl Manner {
+    /// By dice of its own.
+    pub(crate) fn of(number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x7269_6e67);
+        Self { ring: seed.chance(65), unbounded: seed.chance(20), narrow: seed.chance(20) }
+    }
 
-/// One socket, as in `reactor/socket.rs`.
-#[derive(Debug)]
-pub(crate) struct Socket {
-    pub(crate) link: usize,
-    pub(crate) conn: ConnId,
-    pub(crate) phase: Phase,
-    pub(crate) receive: Receive,
-    pub(crate) offered: usize,
-    pub(crate) polling: bool,
-    /// The poll was asked to end.
-    pub(crate) cancelled: bool,
-    pub(crate) fin: bool,
-    /// Closing it is a RST.
-    pub(crate) resets: bool,
-    pub(crate) broken: Option<End>,
-    pub(crate) progress: Time,
-    pub(crate) dropped: usize,
-}
-
-impl Socket {
-    pub(crate) fn new(link: usize, conn: ConnId) -> Self {
-        Self {
-            link,
-            conn,
-            phase: Phase::Open,
-            receive: Receive::Idle,
-            offered: 0,
-            polling: false,
-            cancelled: false,
-            fin: false,
-            resets: false,
-            broken: None,
-            progress: Time::ZERO,
-            dropped: 0,
+    /// What a reactor is made with.
+    pub(crate) fn options(self, core: usize, blocks: usize, block_bytes: usize) -> Options {
+        let all = Options::default();
+        let most = |many: usize| if self.narrow { 1_000 } else { many };
+        let bound = |bytes: usize| if self.unbounded { 0 } else { bytes };
+        Options {
+            core: core as u16,
+            blocks,
+            block_bytes,
+            lent: LENT,
+            receive_cap: bound(all.receive_cap),
+            receive_limit: bound(all.receive_limit),
+            clients: most(all.clients),
+            workers: most(all.workers),
+            ..all
         }
     }
+}
 
-    pub(crate) fn is_receiving(&self) -> bool {
-        matches!(self.receive, Receive::Armed | Receive::Cancelling { .. })
-    }
+/// A cancel under way, which takes so many more turns.
+#[derive(Debug)]
+struct Cancel {
+    tag: Tag,
+    turns: u8,
+}
 
-    pub(crate) fn is_still(&self) -> bool {
-        self.phase == Phase::Open && !self.is_receiving() && self.offered == 0 && !self.polling
-    }
+#[derive(Debug)]
+struct Receiving {
+    tag: Tag,
+    share: Share,
+    /// Of its share.
+    taken: usize,
+    cancel: Option<Cancel>,
+}
 
-    pub(crate) fn may_send(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Flushing)
-            && self.offered == 0
-            && !self.polling
-            && self.broken.is_none()
+#[derive(Debug)]
+struct Polling {
+    tag: Tag,
+    /// A send has found too little room, or the poll has just begun.
+    blocked: bool,
+    fin_told: bool,
+    break_told: bool,
+    cancel: Option<Tag>,
+}
+
+impl Polling {
+    /// What it tells of a connection now.
+    fn tells(&self, link: &Link, ring: bool) -> Option<i32> {
+        let (room, broken) = (link.is_writable(), link.in_reset.is_some());
+        if !ring {
+            return room.then_some(0);
+        }
+        let changed = (self.blocked && room)
+            || (link.in_fin && !self.fin_told)
+            || (broken && !self.break_told);
+        let bits = |is: bool, bits: libc::c_short| if is { i32::from(bits) } else { 0 };
+        changed.then(|| {
+            bits(room, libc::POLLOUT)
+                | bits(link.in_fin, libc::POLLIN | libc::POLLRDHUP)
+                | bits(broken, libc::POLLERR | libc::POLLHUP)
+        })
     }
 }
 
-/// An ended operation, or one more result of one that goes on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Done {
-    /// Up to so many bytes; `last`: the receive has ended with them.
-    Received {
-        conn: ConnId,
-        bytes: usize,
-        last: bool,
-    },
-    Ended {
-        conn: ConnId,
-    },
-    Failed {
-        conn: ConnId,
-        end: End,
-    },
-    Cancelled {
-        conn: ConnId,
-    },
+/// What is under way on one socket.
+#[derive(Debug, Default)]
+struct Operations {
+    receive: Option<Receiving>,
+    poll: Option<Polling>,
+}
+
+impl Operations {
+    fn is_none(&self) -> bool {
+        self.receive.is_none() && self.poll.is_none()
+    }
+
+    fn have_work(&self, link: &Link, ring: bool) -> bool {
+        let receives = |receive: &Receiving| receive.cancel.is_some() || link.is_readable();
+        let tells = |poll: &Polling| poll.cancel.is_some() || poll.tells(link, ring).is_some();
+        self.receive.as_ref().is_some_and(receives) || self.poll.as_ref().is_some_and(tells)
+    }
+}
+
+#[derive(Debug)]
+struct Accepting {
+    listener: RawFd,
+    often: Accepts,
+    tag: Tag,
+    cancel: Option<Tag>,
+}
+
+#[derive(Debug)]
+struct Sending {
+    socket: RawFd,
+    parts: Vec<Segment>,
+    report: Report,
+    tag: Tag,
+}
+
+/// One more result of a receive.
+#[derive(Debug)]
+enum Shot {
+    /// So many bytes; `last`: it has ended with them.
+    Bytes { bytes: usize, last: bool },
+    End(i32),
+    Cancelled,
     /// The cancel came between two shots and found nothing.
-    CancelMissed {
-        conn: ConnId,
-    },
-    /// Taken bytes, no room (`None`), or a broken connection.
-    Sent {
-        conn: ConnId,
-        result: Result<usize, Option<End>>,
-    },
-    Writable {
-        conn: ConnId,
-    },
+    Missed,
 }
 
-#[derive(Default)]
+/// What comes next of something under way.
+#[derive(Debug)]
+enum Next {
+    Told(Completion),
+    Shot(RawFd, Shot),
+}
+
+/// One core's kernel.
 pub(crate) struct Kernel {
-    sockets: Vec<Option<Socket>>,
-    /// Sends that will complete in the next enter.
-    pub(crate) sends: Vec<Done>,
+    core: usize,
+    net: Net,
+    manner: Manner,
+    /// Sends take less than there is room for, so often, in percent.
+    short_writes: u32,
+    seed: Seed,
+    accepts: Vec<Accepting>,
+    sockets: BTreeMap<RawFd, Operations>,
+    sends: Vec<Sending>,
+    /// Ended, and to be told: of this socket, if it is one's.
+    ended: Vec<(Option<RawFd>, Completion)>,
     /// Blocks to be filled, and how much of the first is.
     lent: VecDeque<u16>,
     filled: usize,
+    batch: Vec<Completion>,
+    /// Completions of the last turn.
+    pub(crate) told: usize,
 }
 
 impl Kernel {
-    pub(crate) fn add(&mut self, socket: Socket) {
-        let slot = socket.conn.slot as usize;
-        if slot >= self.sockets.len() {
-            self.sockets.resize_with(slot + 1, || None);
+    pub(crate) fn new(core: usize, net: &Net, (manner, short_writes): (Manner, u32), seed: Seed) -> Self {
+        Self {
+            core,
+            net: net.clone(),
+            manner,
+            short_writes,
+            seed,
+            accepts: Vec::new(),
+            sockets: BTreeMap::new(),
+            sends: Vec::new(),
+            ended: Vec::new(),
+            lent: VecDeque::new(),
+            filled: 0,
+            batch: Vec::new(),
+            told: 0,
         }
-        assert!(self.sockets[slot].is_none(), "a slot was given to two sockets");
-        self.sockets[slot] = Some(socket);
     }
 
-    pub(crate) fn get(&self, conn: ConnId) -> Option<&Socket> {
-        self.sockets.get(conn.slot as usize)?.as_ref().filter(|socket| socket.conn == conn)
+    /// A core's listeners. Their queues outlive it.
+    pub(crate) fn listeners(core: usize, net: &Net) -> Vec<(Listener, Box<dyn SimulatedListener>)> {
+        let port = |listener| -> (Listener, Box<dyn SimulatedListener>) {
+            (listener, Box::new(Port { net: net.clone(), core, listener }))
+        };
+        [Listener::Client, Listener::Worker].map(port).into()
     }
 
-    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Socket> {
-        self.sockets.get_mut(conn.slot as usize)?.as_mut().filter(|socket| socket.conn == conn)
+    /// What listeners let in.
+    fn accepting(&mut self, wires: &mut Wires) -> Vec<VecDeque<Next>> {
+        let mut queues = Vec::new();
+        for mut accept in std::mem::take(&mut self.accepts) {
+            let mut queue = VecDeque::new();
+            if let Some(tag) = accept.cancel.take() {
+                queue.push_back(Next::Told(Completion::last(accept.tag, -libc::ECANCELED)));
+                queue.push_back(Next::Told(Completion::last(tag, 0)));
+                queues.push(queue);
+                continue;
+            }
+            let listener = listener(accept.listener);
+            let once = accept.often == Accepts::One;
+            let most = if once { 1 } else { usize::MAX };
+            let come = wires.let_in(self.core, listener, most);
+            let ended = once && !come.is_empty();
+            for link in come {
+                let made = if once { Completion::last } else { Completion::one_of };
+                queue.push_back(Next::Told(made(accept.tag, link as i32)));
+            }
+            queues.push(queue);
+            if !ended {
+                self.accepts.push(accept);
+            }
+        }
+        queues
     }
 
-    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Socket> {
-        self.sockets.get_mut(conn.slot as usize)?.take_if(|socket| socket.conn == conn)
+    /// What comes next, in order for each socket.
+    fn nexts(&mut self, wires: &mut Wires) -> Vec<VecDeque<Next>> {
+        let mut queues = self.accepting(wires);
+        let Self { core, manner, seed, sockets, ended, .. } = self;
+        let mut of_sockets: BTreeMap<RawFd, VecDeque<Next>> = BTreeMap::new();
+        for (socket, completion) in ended.drain(..) {
+            // A send has ended before what comes after it: a receive that sees no more than the end,
+            // room that it has waited for.
+            match socket {
+                Some(socket) => {
+                    of_sockets.entry(socket).or_default().push_back(Next::Told(completion));
+                }
+                None => queues.push(VecDeque::from([Next::Told(completion)])),
+            }
+        }
+        for (socket, operations) in sockets.iter_mut() {
+            let link = &mut wires.links[*socket as usize];
+            let here = link.core == Some(*core);
+            assert!(here || operations.is_none(), "link {socket}: what is under way outlives it");
+            let mut shots = match &mut operations.receive {
+                Some(receive) => shots(receive, link, manner.ring, seed),
+                None => VecDeque::new(),
+            };
+            let mut polls = match operations.poll.take() {
+                Some(poll) => polls(poll, link, manner.ring, (&mut operations.poll, &mut *seed)),
+                None => VecDeque::new(),
+            };
+            let queue = of_sockets.entry(*socket).or_default();
+            while !shots.is_empty() || !polls.is_empty() {
+                let shot = if seed.chance(50) { shots.pop_front() } else { None };
+                match shot {
+                    Some(shot) => queue.push_back(Next::Shot(*socket, shot)),
+                    None => queue.extend(polls.pop_front().map(Next::Told)),
+                }
+            }
+        }
+        sockets.retain(|_, operations| !operations.is_none());
+        queues.extend(of_sockets.into_values());
+        queues.retain(|queue| !queue.is_empty());
+        queues
     }
 
-    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        self.sockets.iter().flatten()
+    /// A receive brings something, unless it has ended meanwhile.
+    fn shoot(&mut self, socket: RawFd, shot: &Shot, wires: &mut Wires, pool: &mut Pool) {
+        let Some(receive) = self.sockets.get_mut(&socket).and_then(|of| of.receive.as_mut()) else {
+            return;
+        };
+        let tag = receive.tag;
+        match *shot {
+            Shot::Bytes { bytes, last } => {
+                receive.taken += bytes;
+                if self.fill(socket, (tag, bytes, last), wires, pool) {
+                    self.disarm(socket, -libc::ENOENT);
+                }
+            }
+            Shot::End(result) => {
+                note("core", self.core, "sees the end of link", [socket as u64, result as u64]);
+                self.batch.push(Completion::last(tag, result));
+                self.disarm(socket, -libc::ENOENT);
+            }
+            Shot::Cancelled => {
+                self.batch.push(Completion::last(tag, -libc::ECANCELED));
+                self.disarm(socket, 0);
+            }
+            Shot::Missed => {
+                let missed = receive.cancel.take().expect("it was cancelled");
+                self.batch.push(Completion::last(missed.tag, -libc::ENOENT));
+            }
+        }
     }
 
-    /// Connections whose output does not move.
-    pub(crate) fn stuck(&self) -> Vec<ConnId> {
-        let stuck = self.sockets().filter(|socket| socket.broken.is_some() || socket.polling);
-        stuck.map(|socket| socket.conn).collect()
+    /// A receive has ended, and with it what was to cancel it.
+    fn disarm(&mut self, socket: RawFd, cancelled: i32) {
+        let ended = self.sockets.get_mut(&socket).and_then(|of| of.receive.take());
+        if let Some(cancel) = ended.and_then(|receive| receive.cancel) {
+            self.batch.push(Completion::last(cancel.tag, cancelled));
+        }
     }
 
-    pub(crate) fn lend(&mut self, pool: &mut Pool) {
+    /// Moves received bytes into lent blocks. Whether the receive has ended.
+    fn fill(
+        &mut self,
+        socket: RawFd,
+        (tag, mut bytes, last): (Tag, usize, bool),
+        wires: &mut Wires,
+        pool: &mut Pool,
+    ) -> bool {
+        let inbound = &mut wires.links[socket as usize].inbound;
+        while bytes > 0 {
+            let Some(block) = self.lent.front().copied() else {
+                note("core", self.core, "is out of receive blocks, link", [socket as u64, 0]);
+                self.batch.push(Completion::last(tag, -libc::ENOBUFS));
+                return true;
+            };
+            let size = pool.block_bytes();
+            let n = bytes.min(size - self.filled);
+            let start = usize::from(block) * size + self.filled;
+            let into = &mut pool.ring_memory()[start..start + n];
+            into.iter_mut().zip(inbound.drain(..n)).for_each(|(to, byte)| *to = byte);
+            bytes -= n;
+            self.filled += n;
+            let full = self.filled == size;
+            if full {
+                self.lent.pop_front();
+                self.filled = 0;
+            }
+            note("core", self.core, "receives on link, bytes", [socket as u64, n as u64]);
+            let made = if last && bytes == 0 { Completion::last } else { Completion::one_of };
+            self.batch.push(made(tag, n as i32).in_block(block, full));
+        }
+        last
+    }
+
+    /// Makes one send.
+    fn transmit(&mut self, send: Sending, wires: &mut Wires, pool: &Pool) {
+        let Sending { socket, parts, report, tag } = send;
+        let link = &mut wires.links[socket as usize];
+        assert_eq!(link.core, Some(self.core), "link {socket}: a send on a socket of others");
+        assert!(!link.fin_sent, "link {socket}: a send behind its own FIN");
+        let offered: usize = parts.iter().map(|part| part.len as usize).sum();
+        let mut room = link.room().min(offered);
+        if room > 1 && self.seed.chance(self.short_writes) {
+            room = self.seed.range(1, room);
+        }
+        let result = if let Some(end) = link.in_reset {
+            link.error_taken = true;
+            -errno(end)
+        } else if room == 0 {
+            -libc::EAGAIN
+        } else {
+            room as i32
+        };
+        note("core", self.core, "sends on link, bytes", [socket as u64, result.max(0) as u64]);
+        if result > 0 {
+            let mut bytes = Vec::with_capacity(offered);
+            parts.iter().for_each(|part| bytes.extend_from_slice(pool.bytes(*part)));
+            bytes.truncate(room);
+            wires.gateway_sends(socket as usize, Packet::Bytes(bytes));
+        }
+        let whole = room == offered && result > 0;
+        if let Some(poll) = self.sockets.get_mut(&socket).and_then(|of| of.poll.as_mut()) {
+            poll.blocked |= !whole;
+        }
+        if !(self.manner.ring && whole && report == Report::Failure) {
+            self.ended.push((Some(socket), Completion::last(tag, result)));
+        }
+    }
+}
+
+impl reactor::Kernel for Kernel {
+    fn now(&self) -> Time {
+        self.net.lock().now
+    }
+
+    fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
+        self.accepts.push(Accepting { listener, often, tag, cancel: None });
+    }
+
+    fn accepted(&mut self, socket: RawFd) -> Box<dyn SimulatedSocket> {
+        note("core", self.core, "accepts link", [socket as u64, 0]);
+        Box::new(Socket { net: self.net.clone(), number: socket })
+    }
+
+    fn adopted(&mut self, socket: RawFd) {
+        note("core", self.core, "takes up link", [socket as u64, 0]);
+        let here = self.net.lock().links[socket as usize].core.replace(self.core);
+        assert_eq!(here, None, "link {socket}: two cores have it");
+    }
+
+    fn receive(&mut self, socket: RawFd, share: Share, tag: Tag) {
+        let operations = self.sockets.entry(socket).or_default();
+        let receive = Receiving { tag, share, taken: 0, cancel: None };
+        let before = operations.receive.replace(receive);
+        assert!(before.is_none(), "link {socket}: two receives at the same time");
+    }
+
+    fn send(&mut self, socket: RawFd, parts: Vec<Segment>, report: Report, tag: Tag) {
+        let two = self.sends.iter().any(|send| send.socket == socket);
+        assert!(!two && !parts.is_empty(), "link {socket}: two sends in one turn, or one of nothing");
+        self.sends.push(Sending { socket, parts, report, tag });
+    }
+
+    fn writable(&mut self, socket: RawFd, tag: Tag) {
+        let poll =
+            Polling { tag, blocked: true, fin_told: false, break_told: false, cancel: None };
+        let before = self.sockets.entry(socket).or_default().poll.replace(poll);
+        assert!(before.is_none(), "link {socket}: two polls at the same time");
+    }
+
+    fn cancel(&mut self, target: Tag, tag: Tag) {
+        if let Some(accept) = self.accepts.iter_mut().find(|accept| accept.tag == target) {
+            accept.cancel = Some(tag);
+            return;
+        }
+        for operations in self.sockets.values_mut() {
+            if let Some(receive) = operations.receive.as_mut().filter(|r| r.tag == target) {
+                let turns = self.seed.below(3) as u8;
+                if receive.cancel.is_none() {
+                    receive.cancel = Some(Cancel { tag, turns });
+                    return;
+                }
+                return self.ended.push((None, Completion::last(tag, 0)));
+            }
+            if let Some(poll) = operations.poll.as_mut().filter(|poll| poll.tag == target) {
+                poll.cancel = Some(tag);
+                return;
+            }
+        }
+        self.ended.push((None, Completion::last(tag, -libc::ENOENT)));
+    }
+
+    fn lend(&mut self, pool: &mut Pool) {
         while pool.ring_lent() < LENT {
             let Some(block) = pool.lend() else { break };
             self.lent.push_back(block);
         }
     }
 
-    /// Moves received bytes into the current block: the segment, and how many did not fit into it.
-    pub(crate) fn fill(
-        &mut self,
-        pool: &mut Pool,
-        link: &mut Link,
-        bytes: usize,
-    ) -> Option<(Segment, usize)> {
-        let block = *self.lent.front()?;
-        let room = pool.block_bytes() - self.filled;
-        let n = bytes.min(room);
-        let more = n < room;
-        let segment = pool.filled(block, n, more);
-        self.filled += n;
-        if !more {
-            self.lent.pop_front();
-            self.filled = 0;
+    fn enter(&mut self, pool: &Pool) {
+        let net = self.net.clone();
+        let mut wires = net.lock();
+        for send in std::mem::take(&mut self.sends) {
+            self.transmit(send, &mut wires, pool);
         }
-        let into = pool.bytes_mut(segment);
-        let (first, second) = link.inbound.as_slices();
-        let cut = n.min(first.len());
-        into[..cut].copy_from_slice(&first[..cut]);
-        into[cut..].copy_from_slice(&second[..n - cut]);
-        link.inbound.drain(..n);
-        Some((segment, bytes - n))
     }
 
-    pub(crate) fn has_work(&self, wires: &Wires) -> bool {
-        !self.sends.is_empty()
-            || self.sockets().any(|socket| {
-                let link = &wires.links[socket.link];
-                (socket.receive == Receive::Armed && link.is_readable())
-                    || matches!(socket.receive, Receive::Cancelling { .. })
-                    || (socket.polling && (link.is_writable() || socket.cancelled))
-            })
-    }
-
-    /// What one enter brings. Results of one operation come in order, others in any.
-    pub(crate) fn completions(&mut self, wires: &mut Wires, seed: &mut Seed) -> Vec<Done> {
-        let mut queues: Vec<VecDeque<Done>> = Vec::new();
-        for done in self.sends.drain(..) {
-            queues.push(VecDeque::from([done]));
-        }
-        for socket in self.sockets.iter_mut().flatten() {
-            let link = &mut wires.links[socket.link];
-            if socket.polling && (link.is_writable() || socket.cancelled) {
-                queues.push(VecDeque::from([Done::Writable { conn: socket.conn }]));
-            }
-            let shots = receives(socket, link, seed);
-            // A send that took the socket's error away ended before the receive that sees no more
-            // than the end.
-            let failed = |queue: &&mut VecDeque<Done>| {
-                let Some(Done::Sent { conn, result: Err(Some(_)) }) = queue.front() else {
-                    return false;
-                };
-                *conn == socket.conn
-            };
-            match queues.iter_mut().find(failed) {
-                Some(queue) => queue.extend(shots),
-                None if shots.is_empty() => {}
-                None => queues.push(shots),
-            }
-        }
-        let mut all = Vec::new();
+    fn leave(&mut self, pool: &mut Pool) {
+        let net = self.net.clone();
+        let mut wires = net.lock();
+        let mut queues = self.nexts(&mut wires);
         while !queues.is_empty() {
-            let at = seed.below(queues.len());
+            let at = self.seed.below(queues.len());
             match queues[at].pop_front() {
-                Some(done) => all.push(done),
+                Some(Next::Told(completion)) => self.batch.push(completion),
+                Some(Next::Shot(socket, shot)) => self.shoot(socket, &shot, &mut wires, pool),
                 None => drop(queues.swap_remove(at)),
             }
         }
-        all
+        self.told = self.batch.len();
+    }
+
+    fn take_batch(&mut self) -> Vec<Completion> {
+        std::mem::take(&mut self.batch)
+    }
+
+    fn has_work(&self) -> bool {
+        let wires = self.net.lock();
+        let works = |(socket, operations): (&RawFd, &Operations)| {
+            operations.have_work(&wires.links[*socket as usize], self.manner.ring)
+        };
+        let lets_in = |accept: &Accepting| {
+            accept.cancel.is_some() || wires.knocks(self.core, listener(accept.listener))
+        };
+        !self.ended.is_empty() || self.accepts.iter().any(lets_in) || self.sockets.iter().any(works)
     }
 }
 
-/// The results of one socket's receive in this enter.
-fn receives(socket: &mut Socket, link: &mut Link, seed: &mut Seed) -> VecDeque<Done> {
-    let conn = socket.conn;
+/// The results of one socket's receive in this turn.
+fn shots(receive: &mut Receiving, link: &mut Link, ring: bool, seed: &mut Seed) -> VecDeque<Shot> {
     let mut shots = VecDeque::new();
-    let cancelled = match &mut socket.receive {
-        Receive::Armed => false,
-        Receive::Cancelling { turns: 0 } => true,
-        Receive::Cancelling { turns } => {
+    let cancelled = match &mut receive.cancel {
+        None => false,
+        Some(Cancel { turns: 0, .. }) => true,
+        Some(Cancel { turns, .. }) => {
             *turns -= 1;
             // It is between the cancel and its end: bytes may still come.
             if seed.chance(50) {
@@ -261,37 +503,138 @@ fn receives(socket: &mut Socket, link: &mut Link, seed: &mut Seed) -> VecDeque<D
             }
             false
         }
-        Receive::Idle | Receive::Starved => return shots,
     };
-    let (mut left, mut taken) = (link.inbound.len(), 0);
+    if !ring {
+        // Its share is one of each turn.
+        receive.taken = 0;
+    }
+    let bound = |bound: u32| if bound == 0 { usize::MAX } else { bound as usize };
+    let (cap, limit) = (bound(receive.share.cap), bound(receive.share.limit));
+    let (mut left, mut taken) = (link.inbound.len(), receive.taken);
     let wanted = if cancelled { seed.below(2) } else { seed.range(1, SHOTS) };
     for _ in 0..wanted {
-        let most = RECEIVE_CAP.min(RECEIVE_LIMIT - taken).min(left);
+        let most = cap.min(limit - taken).min(left);
         if most == 0 {
             break;
         }
         let bytes = link.next_cut(seed, most);
         (left, taken) = (left - bytes, taken + bytes);
         // A receive may also end by itself, with bytes.
-        let last = !cancelled && seed.chance(3);
-        shots.push_back(Done::Received { conn, bytes, last });
+        let last = taken == limit || (!cancelled && seed.chance(3));
+        shots.push_back(Shot::Bytes { bytes, last });
         if last {
             return shots;
         }
     }
     if cancelled {
-        // A dead socket's cancel always finds something.
-        let missed = !socket.cancelled && socket.phase == Phase::Open && seed.chance(5);
-        shots.push_back(if missed {
-            Done::CancelMissed { conn }
-        } else {
-            Done::Cancelled { conn }
-        });
+        shots.push_back(if seed.chance(5) { Shot::Missed } else { Shot::Cancelled });
     } else if left == 0 && (link.in_reset.is_some() || link.in_fin) {
-        shots.push_back(match link.in_reset {
-            Some(end) if !link.error_taken => Done::Failed { conn, end },
-            _ => Done::Ended { conn },
-        });
+        shots.push_back(Shot::End(match link.in_reset {
+            Some(end) if !link.error_taken => -errno(end),
+            _ => 0,
+        }));
     }
     shots
+}
+
+/// What a poll for room tells in this turn; it is put back where it goes on.
+fn polls(
+    mut poll: Polling,
+    link: &Link,
+    ring: bool,
+    (goes_on, seed): (&mut Option<Polling>, &mut Seed),
+) -> VecDeque<Completion> {
+    let mut told = VecDeque::new();
+    let bits = poll.tells(link, ring).filter(|_| poll.cancel.is_none() || seed.chance(50));
+    if let Some(bits) = bits {
+        poll.blocked &= !link.is_writable();
+        poll.fin_told = link.in_fin;
+        poll.break_told = link.in_reset.is_some();
+        // It may end by itself; with epoll it always does.
+        if !ring || seed.chance(3) {
+            told.push_back(Completion::last(poll.tag, bits));
+            told.extend(poll.cancel.map(|cancel| Completion::last(cancel, -libc::ENOENT)));
+            return told;
+        }
+        told.push_back(Completion::one_of(poll.tag, bits));
+    }
+    if let Some(cancel) = poll.cancel {
+        told.push_back(Completion::last(poll.tag, -libc::ECANCELED));
+        told.push_back(Completion::last(cancel, 0));
+    } else {
+        *goes_on = Some(poll);
+    }
+    told
+}
+
+fn errno(end: End) -> i32 {
+    match end {
+        End::Timeout => libc::ETIMEDOUT,
+        _ => libc::ECONNRESET,
+    }
+}
+
+const CLIENTS: RawFd = 0;
+const WORKERS: RawFd = 1;
+
+fn listener(number: RawFd) -> Listener {
+    if number == CLIENTS { Listener::Client } else { Listener::Worker }
+}
+
+/// The gateway's end of a link.
+#[derive(Debug)]
+pub(super) struct Socket {
+    net: Net,
+    number: RawFd,
+}
+
+impl SimulatedSocket for Socket {
+    fn number(&self) -> i32 {
+        self.number
+    }
+
+    fn peer(&self) -> std::net::SocketAddr {
+        super::wire::address(self.number as usize)
+    }
+
+    fn set_resets(&self, resets: bool) {
+        self.net.lock().links[self.number as usize].resets = resets;
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.net.lock().links[self.number as usize].unacknowledged()
+    }
+
+    fn end_writing(&self) {
+        self.net.lock().shut(self.number as usize);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        note("link", self.number as usize, "is closed", [0, 0]);
+        self.net.lock().close(self.number as usize);
+    }
+}
+
+/// A listener of one core.
+#[derive(Debug)]
+struct Port {
+    net: Net,
+    core: usize,
+    listener: Listener,
+}
+
+impl SimulatedListener for Port {
+    fn number(&self) -> RawFd {
+        if self.listener == Listener::Client { CLIENTS } else { WORKERS }
+    }
+
+    fn end(&self) -> Vec<Box<dyn SimulatedSocket>> {
+        let come = self.net.lock().end_listener(self.core, self.listener).into_iter();
+        let socket = |link: usize| -> Box<dyn SimulatedSocket> {
+            Box::new(Socket { net: self.net.clone(), number: link as RawFd })
+        };
+        come.map(socket).collect()
+    }
 }

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ringway::border::Border;
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Call, Denied, Question};
 use ringway::metrics::{AskOutcome, ShardMetrics};
 use ringway::post::ShardPost;
 use ringway_proto::time::Time;
 
-use super::core::Core;
+use super::core::Occupant;
 use super::journal::note;
 use super::ledger::Exchange;
 use super::plan::KEYS;
@@ -166,7 +167,7 @@ impl World {
     /// Takes what a core has to ask.
     pub(super) fn take_asks(&mut self, core: usize) {
         let mut asks = Vec::new();
-        self.cores[core].shard.take_asks(&mut asks);
+        self.cores[core].simulation.core_mut().shard.take_asks(&mut asks);
         let policy = &self.plan.rules().policy;
         for ask in asks {
             let ticket = ask.ticket;
@@ -193,20 +194,23 @@ impl World {
         let at_once = self.paused[number] <= self.now && authority.seed.chance(50);
         note("plane", number, "answers", [ticket.number, u64::from(ticket.life)]);
         if at_once {
-            let core = &mut self.cores[number];
-            core.border.now = self.now;
-            core.hear(ticket, answer);
+            let hear = |core: &mut Occupant, border: &mut Border| core.hear(border, ticket, answer);
+            self.cores[number].simulation.visit(hear);
             self.judge_answers(number);
+            self.wake(number);
         } else {
-            self.cores[number].mailbox.push_back(ShardPost::Answer { ticket, answer });
+            self.post(number, ShardPost::Answer { ticket, answer });
         }
-        self.wake(number);
+    }
+
+    fn take_heard(&mut self, number: usize) -> Vec<Heard> {
+        std::mem::take(&mut self.cores[number].simulation.core_mut().heard)
     }
 
     /// Judges the answers that a core has heard. Who asks the same while a refusal is on its way to
     /// the core still joins the question, so that it is known only now whom it may reach.
     pub(super) fn judge_answers(&mut self, number: usize) {
-        for Heard { ticket, code, counts } in std::mem::take(&mut self.cores[number].heard) {
+        for Heard { ticket, code, counts } in self.take_heard(number) {
             let counted = self.judge(ticket, code.is_none(), counts);
             if let Some(code) = code.filter(|_| counted) {
                 self.excuse(ticket, code);
@@ -239,7 +243,8 @@ impl World {
         let authority = self.authority.as_ref().expect("it was asked");
         let call = &authority.asked[&ticket].call;
         for exchange in self.ledger.exchanges.iter_mut().filter(|e| e.outcome.is_none()) {
-            let here = self.wires.links[exchange.client].core == Some(usize::from(ticket.core));
+            let core = self.net.lock().links[exchange.client].core;
+            let here = core == Some(usize::from(ticket.core));
             if here && exchange.calls(call) {
                 exchange.told |= 1 << code;
             }
@@ -248,17 +253,16 @@ impl World {
 
     /// A core has panicked: what was on its way to it is lost.
     pub(super) fn lose_answers(&mut self, core: usize) {
-        let mailbox = &self.cores[core].mailbox;
-        let lost = mailbox.iter().filter(|post| matches!(post, ShardPost::Answer { .. })).count();
+        let core = &self.cores[core];
         if let Some(authority) = &mut self.authority {
-            authority.lost += lost as u64;
+            authority.lost += core.answers - core.simulation.core().answers;
         }
     }
 
     /// When everybody has left: each question has had one end, and every answer was counted.
     pub(super) fn check_asks(&self, all: &ShardMetrics) {
         for (number, core) in self.cores.iter().enumerate() {
-            let [asked, ends @ .., _late] = core.shard.metrics().asks;
+            let [asked, ends @ .., _late] = core.shard().metrics().asks;
             assert_eq!(asked, ends.iter().sum::<u64>(), "core {number}: not one end a question");
         }
         let [asked, answered, refused, withdrawn, expired, late] = all.asks;
@@ -289,11 +293,11 @@ pub(crate) struct Heard {
     counts: (Counts, Counts),
 }
 
-impl Core {
+impl Occupant {
     /// The plane's answer.
-    pub(super) fn hear(&mut self, ticket: AskTicket, answer: Answer) {
+    pub(super) fn hear(&mut self, border: &mut Border, ticket: AskTicket, answer: Answer) {
         let (code, before) = (code(&answer), self.shard.metrics().asks);
-        self.shard.answered(&mut self.border, ticket, answer);
+        self.shard.answered(border, ticket, answer);
         self.heard.push(Heard { ticket, code, counts: (before, self.shard.metrics().asks) });
     }
 }

@@ -133,12 +133,13 @@ impl World {
         let mut accepted = 0;
         for (number, core) in self.cores.iter().enumerate() {
             check_core(number, core);
-            let metrics = core.shard.metrics();
+            let metrics = core.shard().metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
-            tally.starved += core.border.tally.starved as usize;
-            tally.relieved += core.border.tally.relieved as usize;
-            tally.blocked += core.border.tally.blocked_sends as usize;
+            let counted = core.simulation.border().tally;
+            tally.starved += counted.starved as usize;
+            tally.relieved += counted.relieved as usize;
+            tally.blocked += counted.blocked_sends as usize;
         }
         let all = self.all_metrics();
         // What a core has counted of its own end is lost with it.
@@ -193,9 +194,10 @@ impl World {
 }
 
 fn check_core(number: usize, core: &Core) {
-    let (shard, border, metrics) = (&core.shard, &core.border, core.shard.metrics());
+    let (shard, border) = (core.shard(), core.simulation.border());
+    let metrics = shard.metrics();
     assert!(shard.is_empty(), "core {number}: something is left in a table");
-    assert_eq!(core.kernel.sockets().count(), 0, "core {number}: sockets are left");
+    assert_eq!(core.simulation.sockets().count(), 0, "core {number}: sockets are left");
     assert_eq!(border.connections(), 0, "core {number}: connections are left");
     assert_eq!(border.pool.chunks_live(), 0, "core {number}: output chunks are left");
     let blocks = (border.pool.ring_free(), border.pool.ring_blocks());

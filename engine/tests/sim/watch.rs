@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use ringway::border::Carried;
 use ringway::metrics::{Limit, ShardMetrics};
-use ringway::post::{ControlPost, CorePost, ShardPost};
+use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::time::Time;
 
 use super::journal::note;
 use super::ledger::Leaving;
+use super::wire::Link;
 use super::world::{Event, World};
 
 /// Cores that panic because a tunnel changes hands, in one run.
@@ -21,23 +21,17 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long the answers to a question to all cores may take.
 const ANSWERS: Duration = Duration::from_secs(5);
 
-/// The connection that a message carries.
-pub(super) fn carried(post: &ShardPost) -> Option<usize> {
-    let parcel = match post {
-        ShardPost::Core(CorePost::Connect(moved)) => &moved.parcel,
-        ShardPost::Core(CorePost::Resumed(resumed)) => &resumed.tunnel.as_ref()?.parcel,
-        _ => return None,
-    };
-    match parcel.socket {
-        Carried::Simulated(link) => Some(link as usize),
-        _ => panic!("a real socket in a simulated world"),
-    }
-}
-
 impl World {
     fn holds(&self, link: usize) -> bool {
-        let wire = &self.wires.links[link];
-        !wire.closed && wire.core.is_none_or(|core| self.cores[core].holds(link))
+        let wires = self.net.lock();
+        let (closed, core) = (wires.links[link].closed, wires.links[link].core);
+        drop(wires);
+        !closed && core.is_none_or(|core| self.cores[core].holds(link))
+    }
+
+    /// Whether a core was told that this client's connection has ended.
+    fn told_of(&self, link: usize) -> bool {
+        self.cores.iter().any(|core| core.simulation.core().told.contains(&link))
     }
 
     /// After a turn: connections that this core, or any, has let go of.
@@ -48,7 +42,7 @@ impl World {
         let (clients, tunnels) = self.ledger.parking.watched();
         for link in clients {
             if !self.holds(link) {
-                let by_gateway = !self.cores.iter().any(|core| core.told.contains(&link));
+                let by_gateway = !self.told_of(link);
                 let ledger = &mut self.ledger;
                 ledger.parking.client_lost(link, (by_gateway, self.now), &ledger.exchanges);
             }
@@ -82,7 +76,7 @@ impl World {
     /// What all cores have counted, those that panicked too.
     pub(super) fn all_metrics(&self) -> ShardMetrics {
         let mut all = self.dead.clone();
-        self.cores.iter().for_each(|core| all.add(core.shard.metrics()));
+        self.cores.iter().for_each(|core| all.add(core.shard().metrics()));
         all
     }
 
@@ -96,8 +90,7 @@ impl World {
         self.run_while(|world| world.now < until, QUIET);
         self.asked_cores = self.cores.len();
         for core in 0..self.cores.len() {
-            self.cores[core].mailbox.push_back(ShardPost::Snapshot { ticket: 1 });
-            self.wake(core);
+            self.post(core, ShardPost::Snapshot { ticket: 1 });
         }
         self.run_while(|world| world.asked_cores > 0, ANSWERS);
         assert_eq!(self.asked_cores, 0, "a core does not answer");
@@ -106,9 +99,9 @@ impl World {
     /// Some may have closed after they were counted.
     fn check_parked(&mut self, number: usize, metrics: &ShardMetrics, closed: usize) {
         self.asked_cores -= 1;
-        let links = &self.wires.links;
+        let of_core = |(link, wire): (usize, &Link)| (wire.core == Some(number)).then_some(link);
         let here: Vec<usize> =
-            (0..links.len()).filter(|link| links[*link].core == Some(number)).collect();
+            self.net.lock().links.iter().enumerate().filter_map(of_core).collect();
         let (must, may) = self.ledger.parking.parked_among(&here, &self.ledger.exchanges);
         let told = metrics.resumes.parked as usize;
         note("core", number, "has parked, and must have", [told as u64, must as u64]);
@@ -148,15 +141,14 @@ impl World {
         note("world", 0, "deletes a session", [0, 0]);
         let tenant = self.ledger.sessions[&id].tenant.clone();
         for tunnel in self.ledger.parking.deleted(&id, &mut self.ledger.exchanges) {
-            if !self.wires.links[tunnel].closed {
+            if !self.net.lock().links[tunnel].closed {
                 let (session, tenant) = (id.clone(), tenant.clone());
                 self.ledger.is_leaving(Leaving { tunnel, client: None, session, tenant });
             }
         }
         let uuid = id.parse().expect("an id");
         for core in 0..self.cores.len() {
-            self.cores[core].mailbox.push_back(ShardPost::End { id: uuid });
-            self.wake(core);
+            self.post(core, ShardPost::End { id: uuid });
         }
     }
 }

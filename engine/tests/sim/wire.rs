@@ -1,9 +1,11 @@
 //! The network: each connection is two ordered byte streams with a delay, a peer's buffer of
 //! limited size, and an end.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use ringway::border::End;
+use ringway::border::{End, Listener};
 use ringway_proto::time::Time;
 
 use super::seed::Seed;
@@ -40,17 +42,24 @@ pub(crate) struct Link {
     pub(crate) in_reset: Option<End>,
     /// A send was told of the reset: no receive will be.
     pub(crate) error_taken: bool,
-    to_gateway: VecDeque<Packet>,
+    /// With how much of the gateway's had reached the peer when it was sent.
+    to_gateway: VecDeque<(Packet, usize)>,
     last_in: Time,
     to_peer: VecDeque<Packet>,
     last_out: Time,
+    /// Bytes of the gateway's: sent, arrived, and known there to have arrived.
+    sent: usize,
+    reached: usize,
+    acknowledged: usize,
     /// Bytes sent to the peer that it has not read.
     unread: usize,
     capacity: usize,
     /// The gateway's socket is closed.
     pub(crate) closed: bool,
     /// The gateway's FIN is out.
-    fin_sent: bool,
+    pub(crate) fin_sent: bool,
+    /// Closing the gateway's socket is a RST.
+    pub(crate) resets: bool,
     /// The peer has closed: what comes for it is answered with RST.
     pub(crate) peer_closed: bool,
 }
@@ -69,10 +78,14 @@ impl Link {
             last_in: Time::ZERO,
             to_peer: VecDeque::new(),
             last_out: Time::ZERO,
+            sent: 0,
+            reached: 0,
+            acknowledged: 0,
             unread: 0,
             capacity,
             closed: false,
             fin_sent: false,
+            resets: false,
             peer_closed: false,
         }
     }
@@ -93,11 +106,23 @@ impl Link {
     }
 
     pub(crate) fn arrived_at_gateway(&mut self) -> Option<Packet> {
-        self.to_gateway.pop_front()
+        let (packet, reached) = self.to_gateway.pop_front()?;
+        self.acknowledged = self.acknowledged.max(reached);
+        Some(packet)
     }
 
     pub(crate) fn arrived_at_peer(&mut self) -> Option<Packet> {
-        self.to_peer.pop_front()
+        let packet = self.to_peer.pop_front();
+        if let Some(Packet::Bytes(bytes)) = &packet {
+            self.reached += bytes.len();
+        }
+        packet
+    }
+
+    /// Bytes of the gateway's that it does not know to have arrived: the peer acknowledges with what
+    /// it sends.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.sent - self.acknowledged
     }
 
     /// The peer has read so many bytes.
@@ -127,21 +152,103 @@ pub(crate) enum Toward {
     Peer,
 }
 
+/// A connection that waits to be accepted.
+#[derive(Debug)]
+struct Knocking {
+    core: usize,
+    listener: Listener,
+    link: usize,
+}
+
 /// All connections, and what was put on them and is not scheduled yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Wires {
+    pub(crate) now: Time,
+    seed: Seed,
     pub(crate) links: Vec<Link>,
     /// Arrivals to be scheduled.
     pub(crate) arrivals: Vec<(Time, Toward, usize)>,
+    knocking: Vec<Knocking>,
+    /// Listeners that are closed; whether they were the clients'.
+    shut: BTreeSet<(usize, bool)>,
+}
+
+/// The network, which world, kernels and sockets share. Nobody holds it while another one is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Net(Arc<Mutex<Wires>>);
+
+impl Net {
+    pub(crate) fn new(now: Time, seed: Seed) -> Self {
+        let (links, arrivals, knocking) = (Vec::new(), Vec::new(), Vec::new());
+        let wires = Wires { now, seed, links, arrivals, knocking, shut: BTreeSet::new() };
+        Self(Arc::new(Mutex::new(wires)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Wires> {
+        match self.0.try_lock() {
+            Ok(wires) => wires,
+            // A failed run is taken down.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => panic!("the network is held while it is asked for"),
+        }
+    }
+}
+
+/// The address from which a link's peer comes, and back.
+pub(crate) fn address(link: usize) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 10_000 + link as u16))
+}
+
+pub(crate) fn link_of(address: SocketAddr) -> usize {
+    usize::from(address.port() - 10_000)
 }
 
 impl Wires {
+    // ---- listeners ----
+
+    pub(crate) fn knock(&mut self, core: usize, listener: Listener, link: usize) {
+        self.knocking.push(Knocking { core, listener, link });
+    }
+
+    pub(crate) fn knocks(&self, core: usize, listener: Listener) -> bool {
+        self.knocking.iter().any(|come| come.core == core && come.listener == listener)
+    }
+
+    pub(crate) fn is_knocking(&self, link: usize) -> bool {
+        self.knocking.iter().any(|come| come.link == link)
+    }
+
+    /// Takes so many out of a listener's queue.
+    pub(crate) fn let_in(&mut self, core: usize, listener: Listener, most: usize) -> Vec<usize> {
+        let mut taken = Vec::new();
+        self.knocking.retain(|come| {
+            let takes = come.core == core && come.listener == listener && taken.len() < most;
+            if takes {
+                taken.push(come.link);
+            }
+            !takes
+        });
+        taken
+    }
+
+    /// Nobody connects to a listener any more; who has.
+    pub(crate) fn end_listener(&mut self, core: usize, listener: Listener) -> Vec<usize> {
+        self.shut.insert((core, listener == Listener::Client));
+        self.let_in(core, listener, usize::MAX)
+    }
+
+    pub(crate) fn is_shut(&self, core: usize, listener: Listener) -> bool {
+        self.shut.contains(&(core, listener == Listener::Client))
+    }
+
+    // ---- what is put on the wire ----
+
     /// The peer puts something on the wire.
-    pub(crate) fn peer_sends(&mut self, link: usize, packet: Packet, now: Time, seed: &mut Seed) {
+    pub(crate) fn peer_sends(&mut self, link: usize, packet: Packet) {
         let wire = &mut self.links[link];
-        let at = later(now, wire.delay, seed).max(wire.last_in);
+        let at = later(self.now, wire.delay, &mut self.seed).max(wire.last_in);
         wire.last_in = at;
-        wire.to_gateway.push_back(packet);
+        wire.to_gateway.push_back((packet, wire.reached));
         self.arrivals.push((at, Toward::Gateway, link));
     }
 
@@ -152,52 +259,37 @@ impl Wires {
     }
 
     /// The gateway's kernel puts something on the wire.
-    pub(crate) fn gateway_sends(
-        &mut self,
-        link: usize,
-        packet: Packet,
-        now: Time,
-        seed: &mut Seed,
-    ) {
+    pub(crate) fn gateway_sends(&mut self, link: usize, packet: Packet) {
         let wire = &mut self.links[link];
         if let Packet::Bytes(bytes) = &packet {
             wire.unread += bytes.len();
+            wire.sent += bytes.len();
         }
-        let at = later(now, wire.delay, seed).max(wire.last_out);
+        let at = later(self.now, wire.delay, &mut self.seed).max(wire.last_out);
         wire.last_out = at;
         wire.to_peer.push_back(packet);
         self.arrivals.push((at, Toward::Peer, link));
     }
 
     /// The gateway sends its FIN and goes on reading.
-    pub(crate) fn shut(&mut self, link: usize, now: Time, seed: &mut Seed) {
+    pub(crate) fn shut(&mut self, link: usize) {
         if !std::mem::replace(&mut self.links[link].fin_sent, true) {
-            self.gateway_sends(link, Packet::Fin, now, seed);
+            self.gateway_sends(link, Packet::Fin);
         }
     }
 
-    /// The gateway closes its socket by RST.
-    pub(crate) fn cut(&mut self, link: usize, now: Time, seed: &mut Seed) {
-        let wire = &mut self.links[link];
-        wire.core = None;
-        wire.inbound.clear();
-        if !std::mem::replace(&mut wire.closed, true) && wire.in_reset.is_none() {
-            self.gateway_sends(link, Packet::Reset(End::Reset), now, seed);
-        }
-    }
-
-    /// The gateway closes its socket: FIN, or RST if something was left unread.
-    pub(crate) fn close(&mut self, link: usize, now: Time, seed: &mut Seed) {
+    /// The gateway closes its socket: FIN, or RST if something was left unread or that was said.
+    pub(crate) fn close(&mut self, link: usize) {
         let wire = &mut self.links[link];
         wire.core = None;
         if std::mem::replace(&mut wire.closed, true) || wire.in_reset.is_some() {
             return;
         }
-        if wire.inbound.is_empty() {
-            self.shut(link, now, seed);
+        if wire.inbound.is_empty() && !wire.resets {
+            self.shut(link);
         } else {
             wire.inbound.clear();
-            self.gateway_sends(link, Packet::Reset(End::Reset), now, seed);
+            self.gateway_sends(link, Packet::Reset(End::Reset));
         }
     }
 }

@@ -1,26 +1,27 @@
 //! The world of one run: a clock that jumps from event to event, cores, wires and far ends.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{Border, Listener};
+use ringway::border::{End, Listener};
 use ringway::config::Config;
 use ringway::control::port::{Answer, AskTicket, Plane};
 use ringway::log::Lines;
 use ringway::metrics::ShardMetrics;
-use ringway::pool::Pool;
-use ringway::post::{CorePost, ShardPost};
+use ringway::post::ShardPost;
+use ringway::reactor::Wait;
+use ringway::ring::{Full, Mailbox, Sender, mailbox};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use super::client::Client;
 use super::client1::Client1;
-use super::core::{Around, Core};
+use super::core::{Core, Occupant};
 use super::journal::{self, note};
+use super::kernel::{Kernel, Manner};
 use super::ledger::{Ledger, Work, Worker};
 use super::peer::{Act, Comeback, Peer, Stage, Trick};
 use super::plan::{FUNCTIONS, Plan};
@@ -28,16 +29,15 @@ use super::plane::Authority;
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
-use super::watch::carried;
-use super::wire::{Link, Packet, Toward, Wires};
+use super::wire::{Link, Net, Packet, Toward};
 
 /// When trouble stops, and how long what was begun may take after that: the longest wait of the
 /// gateway (a worker's, 30 s) several times over.
 const TROUBLE: usize = 6_000_000;
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// How often a core that began anew tries to say so.
-const TELL_PAUSE: Duration = Duration::from_millis(10);
+/// When what a core has to be told is tried again that had no room for it, in microseconds.
+const POST_PAUSE: usize = 2_000;
 
 /// Turns of a core that did nothing and were followed by another at once.
 const IDLE_TURNS: u32 = 300;
@@ -56,6 +56,8 @@ pub(super) enum Event {
     Turn(usize),
     Arrival(Toward, usize),
     Tick(usize),
+    /// A core is told something from outside.
+    Post(usize, Box<ShardPost>),
     Knock(Guest),
     Drain,
     Crash(usize),
@@ -123,14 +125,14 @@ pub(crate) struct World {
     pub(super) lives: Vec<u32>,
     /// The control plane, if it takes time.
     pub(crate) authority: Option<Authority>,
-    pub(super) wires: Wires,
+    manner: Manner,
+    pub(super) net: Net,
+    mails: Vec<Sender<ShardPost>>,
     actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
     pub(super) calm: bool,
     closing: bool,
-    /// Listeners that are closed.
-    shut: BTreeSet<(usize, bool)>,
     /// What cores had counted that panicked.
     pub(crate) dead: ShardMetrics,
     pub(super) panics: usize,
@@ -149,9 +151,13 @@ impl World {
             plan = plan.with_returns(number);
         }
         plan = plan.with_plane(number);
+        let now = Time(1_000_000);
+        let net = Net::new(now, Seed::new(seed.next()));
+        let made = (0..plan.cores).map(|_| mailbox(plan.mailbox).expect("a descriptor"));
+        let (mails, inboxes): (Vec<_>, Vec<_>) = made.unzip();
         let mut world = Self {
             plan,
-            now: Time(1_000_000),
+            now,
             events: BinaryHeap::new(),
             next: 0,
             cores: Vec::new(),
@@ -163,21 +169,22 @@ impl World {
             generations: 0,
             lives: vec![0; plan.cores],
             authority: plan.plane.map(|manners| Authority::new(number, manners)),
-            wires: Wires::default(),
+            manner: Manner::of(number),
+            net,
+            mails,
             actors: Vec::new(),
             ledger: Ledger::default(),
             clients_to_come: plan.clients,
             calm: false,
             closing: false,
-            shut: BTreeSet::new(),
             dead: ShardMetrics::default(),
             panics: 0,
             moved: 0,
             asked_cores: 0,
             seed,
         };
-        for core in 0..plan.cores {
-            let core = world.core(core, 0);
+        for (core, inbox) in inboxes.into_iter().enumerate() {
+            let core = world.core(core, 0, inbox);
             world.cores.push(core);
         }
         for worker in 0..plan.workers {
@@ -208,7 +215,7 @@ impl World {
         world
     }
 
-    fn core(&mut self, number: usize, generation: u32) -> Core {
+    fn core(&mut self, number: usize, generation: u32, inbox: Mailbox<ShardPost>) -> Core {
         let rules = self.plan.rules();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
@@ -236,13 +243,15 @@ impl World {
             version: "test",
             commit: "test",
         };
-        let mut border = Border::new(Pool::new(self.plan.blocks, self.plan.block_bytes));
-        border.now = self.now;
         let mut shard = Shard::new(settings, rules.policy.clone());
         if let Some(last) = self.plan.last_id {
             shard.end_stream_ids_at(last);
         }
-        Core::new(number, shard, border, self.plan.mailbox)
+        let occupant = Occupant::new(number, shard, &self.net, &self.mails, generation > 0);
+        let manner = (self.manner, self.plan.short_writes);
+        let kernel = Kernel::new(number, &self.net, manner, Seed::new(self.seed.next()));
+        let options = self.manner.options(number, self.plan.blocks, self.plan.block_bytes);
+        Core::new(options, occupant, kernel, inbox)
     }
 
     // ---- events ----
@@ -290,6 +299,7 @@ impl World {
                 break;
             }
             self.now = self.now.max(at);
+            self.net.lock().now = self.now;
             journal::clock(self.now);
             self.happen(event);
             self.schedule();
@@ -302,7 +312,7 @@ impl World {
     }
 
     fn at_rest(&self) -> bool {
-        self.events.is_empty() && self.cores.iter().all(|core| core.deadline().is_none())
+        self.events.is_empty() && self.cores.iter().all(|core| core.waits == Wait::Forever)
     }
 
     fn happen(&mut self, event: Event) {
@@ -315,7 +325,8 @@ impl World {
             }
             Event::Arrival(Toward::Gateway, link) => self.arrived_at_gateway(link),
             Event::Arrival(Toward::Peer, link) => {
-                if let Some(packet) = self.wires.links[link].arrived_at_peer() {
+                let packet = self.net.lock().links[link].arrived_at_peer();
+                if let Some(packet) = packet {
                     self.actors[link].kept.push_back(packet);
                     self.deliver(link);
                 }
@@ -326,6 +337,7 @@ impl World {
                     self.ask(actor, |peer, stage| peer.tick(stage));
                 }
             }
+            Event::Post(core, post) => self.post(core, *post),
             Event::Knock(guest) => self.knock(guest),
             Event::Drain => self.drain(),
             Event::Crash(core) => self.crash(core),
@@ -342,7 +354,8 @@ impl World {
     }
 
     fn schedule(&mut self) {
-        for (at, toward, link) in std::mem::take(&mut self.wires.arrivals) {
+        let arrivals = std::mem::take(&mut self.net.lock().arrivals);
+        for (at, toward, link) in arrivals {
             self.at(at, Event::Arrival(toward, link));
         }
     }
@@ -359,8 +372,7 @@ impl World {
         }
         for core in 0..self.cores.len() {
             let max = Duration::from_secs(5);
-            self.cores[core].mailbox.push_back(ShardPost::Drain { max });
-            self.wake(core);
+            self.post(core, ShardPost::Drain { max });
         }
     }
 
@@ -385,89 +397,66 @@ impl World {
         }
     }
 
+    /// Tells a core something, however long its mailbox is full.
+    pub(super) fn post(&mut self, core: usize, post: ShardPost) {
+        let answer = matches!(post, ShardPost::Answer { .. });
+        match self.mails[core].post(post) {
+            Ok(bell) => {
+                self.cores[core].answers += u64::from(answer);
+                if let Some(bell) = bell {
+                    bell.rung();
+                    self.wake(core);
+                }
+            }
+            Err(Full(post)) => self.after(POST_PAUSE, Event::Post(core, Box::new(post))),
+        }
+    }
+
     fn turn(&mut self, number: usize) {
         let core = &mut self.cores[number];
-        let around = Around {
-            wires: &mut self.wires,
-            seed: &mut self.seed,
-            short_writes: self.plan.short_writes,
-        };
-        let busy = core.turn(self.now, around);
-        let put_off = core.shard.metrics().facts_put_off;
+        let busy = core.turn();
+        let waits = core.waits;
+        let occupant = core.simulation.core_mut();
+        let put_off = occupant.shard.metrics().facts_put_off;
         assert_eq!(put_off, 0, "core {number}: facts have led to each other without end");
-        for listener in std::mem::take(&mut core.shut) {
-            self.shut.insert((number, listener == Listener::Client));
-        }
         let mut posts = Vec::new();
-        core.shard.take_posts(&mut posts);
+        occupant.shard.take_posts(&mut posts);
         // Nobody reads the log of this world.
-        core.shard.take_lines(&mut Lines::default());
+        occupant.shard.take_lines(&mut Lines::default());
+        let sent = std::mem::take(&mut occupant.sent);
         self.watch_sessions(number, posts);
-        let links = &self.wires.links;
-        self.ledger.leaving.retain(|leaving| !links[leaving.tunnel].closed);
-        self.deliver_posts(number);
+        let wires = self.net.lock();
+        self.ledger.leaving.retain(|leaving| !wires.links[leaving.tunnel].closed);
+        drop(wires);
+        for sent in sent {
+            self.crossings += usize::from(sent.counts);
+            self.moved += usize::from(sent.carries_tunnel);
+            if sent.wakes {
+                self.wake(sent.to);
+            }
+            if sent.moves {
+                self.disturb(number, sent.to);
+            }
+        }
         self.judge_answers(number);
         self.take_asks(number);
         self.turns += 1;
         assert!(self.turns < TURNS, "the run does not end");
-        let core = &self.cores[number];
-        let again = core.is_busy(&self.wires);
+        let again = waits == Wait::No;
         self.idle = if again && !busy { self.idle + 1 } else { 0 };
         assert!(self.idle < IDLE_TURNS, "core {number} turns and turns and does nothing");
-        let deadline = core.deadline();
         if !self.calm && self.seed.chance(self.plan.pauses) && self.seed.chance(30) {
             let pause = self.seed.range(1, 400_000);
             note("core", number, "pauses", [pause as u64, 0]);
             self.paused[number] = Time(self.now.0 + pause as u64);
         }
-        if again {
-            self.wake(number);
-        } else if let Some(at) = deadline {
-            let next = Time(self.now.0 + 1);
-            self.turn_by(number, at.max(next));
-        }
-    }
-
-    /// Takes messages from one core to the others' mailboxes, which may be full.
-    fn deliver_posts(&mut self, from: usize) {
-        for to in self.cores[from].untold.clone() {
-            self.tell(from, to);
-        }
-        let mut posts = Vec::new();
-        self.cores[from].shard.take_core_posts(&mut posts);
-        let mut full = self.cores[from].untold.clone();
-        for (to, post) in posts {
-            let carries = post.carries_tunnel();
-            let moves = matches!(post, CorePost::Claim { .. } | CorePost::Resumed(_));
-            let there = &mut self.cores[usize::from(to)];
-            // The order between two cores is kept: behind one that found no room, none does.
-            if there.mailbox.len() < there.capacity && !full.contains(&to) {
-                there.mailbox.push_back(ShardPost::Core(post));
-                self.crossings += 1;
-                self.moved += usize::from(carries);
-                self.wake(usize::from(to));
-                if moves {
-                    self.disturb(from, usize::from(to));
-                }
-            } else {
-                note("core", from, "finds a full mailbox", [to.into(), 0]);
-                full.push(to);
-                let core = &mut self.cores[from];
-                core.shard.undelivered(&mut core.border, to, post);
+        match waits {
+            Wait::No => self.wake(number),
+            Wait::AtMost(time) => {
+                let next = Time(self.now.0 + 1);
+                self.turn_by(number, (self.now + time).max(next));
             }
-        }
-        if !self.cores[from].untold.is_empty() {
-            self.turn_by(from, self.now + TELL_PAUSE);
-        }
-    }
-
-    /// Tells a core that another one began anew, before it hears anything else of it.
-    fn tell(&mut self, from: usize, to: u16) {
-        let there = &mut self.cores[usize::from(to)];
-        if there.mailbox.len() < there.capacity {
-            there.mailbox.push_back(ShardPost::Restarted { core: from as u16 });
-            self.cores[from].untold.retain(|core| *core != to);
-            self.wake(usize::from(to));
+            Wait::Forever => {}
         }
     }
 
@@ -480,41 +469,29 @@ impl World {
         for exchange in &mut self.ledger.exchanges {
             exchange.excuse = true;
         }
-        let mut links: Vec<usize> =
-            self.cores[number].kernel.sockets().map(|socket| socket.link).collect();
-        // What was on its way from here and has not arrived is lost, and what had arrived.
-        links.extend(self.cores[number].handed.iter().filter(|link| !self.is_on_its_way(**link)));
         self.lose_answers(number);
-        for post in self.cores[number].mailbox.drain(..) {
-            links.extend(carried(&post));
-        }
-        for link in links {
-            self.wires.close(link, self.now, &mut self.seed);
-        }
         self.generations += 1 << 20;
-        self.dead.add(self.cores[number].shard.metrics());
-        let mut core = self.core(number, self.generations);
-        core.untold = (0..self.cores.len() as u16).filter(|n| usize::from(*n) != number).collect();
-        core.knocking = std::mem::take(&mut self.cores[number].knocking);
-        self.cores[number] = core;
+        self.dead.add(self.cores[number].shard().metrics());
+        // Its sockets are closed with it, and those that were on their way to it.
+        drop(self.cores.remove(number));
+        let inbox = self.mails[number].reopen().expect("nobody receives");
+        let core = self.core(number, self.generations, inbox);
+        self.cores.insert(number, core);
         self.wake(number);
     }
 
-    /// Whether a link is in a core's mailbox.
-    fn is_on_its_way(&self, link: usize) -> bool {
-        let moved = self.wires.links[link].core.is_some() || self.wires.links[link].closed;
-        moved || self.cores.iter().flat_map(|core| &core.mailbox).any(|p| carried(p) == Some(link))
-    }
-
     fn arrived_at_gateway(&mut self, number: usize) {
-        let link = &mut self.wires.links[number];
+        let mut wires = self.net.lock();
+        let link = &mut wires.links[number];
         match link.arrived_at_gateway() {
             Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
             Some(Packet::Fin) => link.in_fin = true,
             Some(Packet::Reset(end)) => link.in_reset = Some(end),
             Some(Packet::Bytes(_)) | None => {}
         }
-        if let Some(core) = link.core {
+        let core = link.core;
+        drop(wires);
+        if let Some(core) = core {
             self.wake(core);
         }
     }
@@ -525,7 +502,8 @@ impl World {
         let core = self.seed.below(self.cores.len());
         let client = matches!(guest, Guest::Client(_));
         self.clients_to_come -= usize::from(client);
-        if self.shut.contains(&(core, client))
+        let listener = if client { Listener::Client } else { Listener::Worker };
+        if self.net.lock().is_shut(core, listener)
             || (self.closing && !matches!(guest, Guest::Dial { .. }))
         {
             return;
@@ -534,7 +512,7 @@ impl World {
         let Plan { delay, capacity, cut, .. } = self.plan;
         let mut link = Link::new(delay, capacity, cut);
         link.core = Some(core);
-        self.wires.links.push(link);
+        self.net.lock().links.push(link);
         let mut acts = Vec::new();
         let mut stage = Stage {
             seed: &mut self.seed,
@@ -568,9 +546,7 @@ impl World {
             self.ledger.parking.client_comes(number);
         }
         self.actors.push(Actor { peer, reading: true, kept: VecDeque::new(), tick_at: None });
-        let listener = if client { Listener::Client } else { Listener::Worker };
-        let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + number as u16));
-        self.cores[core].knocking.push((number, listener, address));
+        self.net.lock().knock(core, listener, number);
         self.wake(core);
         self.carry_out(number, acts);
         self.tick_within(number, 300);
@@ -592,12 +568,15 @@ impl World {
         {
             match packet {
                 Packet::Bytes(bytes) => {
-                    let link = &mut self.wires.links[number];
+                    let mut wires = self.net.lock();
+                    let link = &mut wires.links[number];
                     link.was_read(bytes.len());
-                    if let Some(core) = link.core {
+                    let (core, closed) = (link.core, link.peer_closed);
+                    drop(wires);
+                    if let Some(core) = core {
                         self.wake(core);
                     }
-                    if !self.wires.links[number].peer_closed {
+                    if !closed {
                         self.ask(number, |peer, stage| peer.received(&bytes, stage));
                         self.tick_within(number, 400);
                     }
@@ -629,18 +608,15 @@ impl World {
             match act {
                 Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
                 Act::Later(bytes, after) => {
-                    self.wires.hold(number, Time(self.now.0 + after as u64));
+                    let until = Time(self.now.0 + after as u64);
+                    self.net.lock().hold(number, until);
                     self.put(number, Packet::Bytes(bytes));
                 }
                 Act::Fin => self.put(number, Packet::Fin),
                 Act::Reset => {
-                    let end = self.seed.pick(&[
-                        ringway::border::End::Reset,
-                        ringway::border::End::Reset,
-                        ringway::border::End::Timeout,
-                    ]);
+                    let end = self.seed.pick(&[End::Reset, End::Reset, End::Timeout]);
                     self.put(number, Packet::Reset(end));
-                    self.wires.links[number].peer_closed = true;
+                    self.net.lock().links[number].peer_closed = true;
                 }
                 Act::Read(reading) => reads = Some(reading),
                 Act::Wait(micros) => self.tick_within(number, micros.max(2)),
@@ -665,8 +641,9 @@ impl World {
     }
 
     fn put(&mut self, link: usize, packet: Packet) {
-        if !self.wires.links[link].peer_closed {
-            self.wires.peer_sends(link, packet, self.now, &mut self.seed);
+        let mut wires = self.net.lock();
+        if !wires.links[link].peer_closed {
+            wires.peer_sends(link, packet);
         }
     }
 }

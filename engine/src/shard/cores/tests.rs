@@ -32,7 +32,7 @@ fn submit(kind: WorkKind) -> CorePost {
 }
 
 fn parcel() -> Parcel {
-    Parcel { socket: Carried::Simulated(1), unsent: Vec::new() }
+    Parcel::of_nobody()
 }
 
 fn peer() -> std::net::SocketAddr {

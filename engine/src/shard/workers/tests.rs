@@ -218,7 +218,7 @@ fn connect_head() -> Vec<u8> {
 }
 
 fn parcel() -> Parcel {
-    Parcel { socket: Carried::Simulated(1), unsent: Vec::new() }
+    Parcel::of_nobody()
 }
 
 fn admit(conn: ConnId) -> ForWorkers {

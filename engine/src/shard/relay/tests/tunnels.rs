@@ -92,7 +92,7 @@ fn a_parked_tunnel_goes_to_another_core() {
     let (client, mut worker) = bench.routed(A, KEPT);
     bench.park(client, &mut worker);
     bench.say(ForRelay::Detach { key: A });
-    let parcel = Parcel { socket: Carried::Simulated(1), unsent: Vec::new() };
+    let parcel = Parcel::of_nobody();
     bench.relay.detached(&mut bench.rig.turn(), worker.conn, parcel);
     bench.settle();
     let mut told = bench.told();

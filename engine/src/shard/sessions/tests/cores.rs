@@ -39,7 +39,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     home.said();
     home.on(heard(post(&mut there)));
     assert_eq!(home.said(), ["Claim 0", "Unparks", "Replaced", "Detach"]);
-    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
+    let parcel = Box::new(Parcel::of_nobody());
     let hop = MovedHop(Box::new("its state"));
     home.on(ForSessions::Left { key, parcel, hop });
     assert_eq!(home.said(), ["Resumed 1"]);
@@ -64,7 +64,7 @@ fn a_tunnel_that_finds_no_room_is_lost_and_its_session_left() {
     home.gone(1, &[key]);
     there.place(5, 5, wanted(Some(id)));
     home.on(heard(post(&mut there)));
-    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
+    let parcel = Box::new(Parcel::of_nobody());
     home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
     there.said();
     let CorePost::Resumed(resumed) = post(&mut home) else { panic!("no tunnel came") };
@@ -82,7 +82,7 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     there.place(5, 5, wanted(Some(id)));
     let asking = there.served();
     home.on(heard(post(&mut there)));
-    let parcel = Box::new(Parcel { socket: Carried::Simulated(1), unsent: Vec::new() });
+    let parcel = Box::new(Parcel::of_nobody());
     home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
     there.gone(5, &[]);
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");

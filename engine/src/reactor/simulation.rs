@@ -1,0 +1,115 @@
+//! A reactor in a simulated world: the same loop on a [`Kernel`] that a test makes up, driven turn by
+//! turn by whoever keeps that world's time.
+
+use std::cell::{RefCell, RefMut};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::accept::Door;
+use super::backend::Ring;
+use super::fault::SetupError;
+use super::kernel::{Kernel, Simulated, SimulatedListener};
+use super::options::{BusyPoll, Options};
+use super::stream::Listening;
+use super::uring::{Share, Wait};
+use super::{Host, Reactor};
+use crate::border::{Border, ConnId, Core, Listener};
+use crate::pool::Pool;
+use crate::ring::Mailbox;
+
+/// One core of a simulated world. Between two [steps](Self::step) it sleeps.
+///
+/// There are neither inlets nor dials: nothing is decrypted, and nobody can be connected to.
+pub struct Simulation<C: Core, K: Kernel> {
+    reactor: Reactor<C>,
+    kernel: Rc<RefCell<K>>,
+    /// How it lay down to sleep.
+    wait: Wait,
+}
+
+impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
+    /// Sets a core up, and lets it accept.
+    ///
+    /// # Errors
+    /// [`SetupError::Options`] if an option cannot work.
+    pub fn new(
+        options: Options,
+        listeners: Vec<(Listener, Box<dyn SimulatedListener>)>,
+        mailbox: Mailbox<C::Post>,
+        kernel: K,
+        core: C,
+    ) -> Result<Self, SetupError> {
+        // Looking for work takes time, which passes only while it sleeps.
+        let options = Options { busy_poll: BusyPoll::Never, ..options };
+        options.check()?;
+        let kernel = Rc::new(RefCell::new(kernel));
+        let simulated = Simulated { kernel: Rc::clone(&kernel) as _, send_bytes: options.send_bytes };
+        let door = |(listener, socket)| {
+            let keep_alive = options.keep_alive_of(listener);
+            Door::new(listener, Listening::Simulated(socket), keep_alive, false)
+        };
+        let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
+        let host = Host {
+            border: Border::new(Pool::new(options.blocks, options.block_bytes)),
+            ring: Ring::Simulated(simulated),
+            share: Share::of(&options),
+            doors,
+            gates: Vec::new(),
+            origin: Instant::now(),
+        };
+        let mut reactor = Reactor::on(host, options, mailbox, core);
+        reactor.border.now = reactor.clock();
+        reactor.open_doors();
+        let mut this = Self { reactor, kernel, wait: Wait::No };
+        this.sleep();
+        Ok(this)
+    }
+
+    /// Wakes up for one turn of the loop, and lies down again: for how long, if nothing happens.
+    pub fn step(&mut self) -> Wait {
+        self.kernel.borrow_mut().leave(&mut self.reactor.border.pool);
+        self.reactor.get_up(self.wait);
+        self.reactor.tell();
+        self.reactor.decide();
+        self.sleep()
+    }
+
+    fn sleep(&mut self) -> Wait {
+        self.wait = self.reactor.lie_down();
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.enter(&self.reactor.border.pool);
+        if kernel.has_work() { Wait::No } else { self.wait }
+    }
+
+    /// Calls the core between two turns. What it asks for is done in the next.
+    pub fn visit<R>(&mut self, f: impl FnOnce(&mut C, &mut Border) -> R) -> R {
+        self.reactor.border.now = self.reactor.clock();
+        self.reactor.call(f)
+    }
+
+    /// The core.
+    pub fn core(&self) -> &C {
+        &self.reactor.core
+    }
+
+    /// The core, to take what it has left for others.
+    pub fn core_mut(&mut self) -> &mut C {
+        &mut self.reactor.core
+    }
+
+    /// Its border.
+    pub fn border(&self) -> &Border {
+        &self.reactor.border
+    }
+
+    /// Its kernel.
+    pub fn kernel(&self) -> RefMut<'_, K> {
+        self.kernel.borrow_mut()
+    }
+
+    /// The sockets that are open, and their connections.
+    pub fn sockets(&self) -> impl Iterator<Item = (RawFd, ConnId)> {
+        self.reactor.sockets.iter().map(|socket| (socket.fd(), socket.conn))
+    }
+}
