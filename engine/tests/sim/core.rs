@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::border::{self, Border, Carried, ConnId, Core as _, End, Listener, Parcel};
+use ringway::border::{self, Border, Carried, ConnId, End, Listener, Parcel};
 use ringway::pool::Segment;
 use ringway::post::{CorePost, ShardPost};
 use ringway::reactor::{Options, Simulation, Wait};
