@@ -4,6 +4,7 @@
 #
 #   tools/mutate.sh            all of them
 #   tools/mutate.sh NAME...    some
+#   tools/mutate.sh reactor    those in the reactor: what the kernel told is taken wrongly
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,8 +39,18 @@ mutants=(
     'unparked-twice@engine/src/shard/sessions/attachment.rs@State::Parked { place, .. } => self.lot.leave(*place, tenant),@State::Parked { .. } => {}'
     'shared-answer@engine/src/shard/sessions/question.rs@self.hash == hash\n            && (scope == Scope::Connection || asked.credential == wanted.credential)\n            && asked@let _ = (hash, scope);\n        asked'
     'forsaken@engine/src/shard/sessions/attachment.rs@*forsaken = false;@let _ = forsaken;'
+    'short-as-whole@engine/src/reactor/pump.rs@let written = self.took(conn, bytes);@let bytes = offered;\n        let written = self.took(conn, bytes);'
+    'lost-rearm@engine/src/reactor/pump.rs@socket.receive = Receive::Idle;\n            self.looks.push(conn);@socket.receive = Receive::Idle;'
+    'kept-block@engine/src/reactor/pump.rs@        self.release(segment);\n    }\n\n    fn release@        let _ = segment;\n    }\n\n    fn release'
+    'lost-room@engine/src/reactor/pump.rs@_ if before == Room::Awaited => self.dirty.push(conn),@_ if before == Room::Awaited => {}'
+    'lost-cancel@engine/src/reactor/pump.rs@socket.receive = Receive::Armed;\n            self.looks.push(socket.conn);@let _ = &socket;'
+    'deaf-end@engine/src/reactor/pump.rs@(None, 0) => self.bytes_ended(conn),@(None, 0) => {}'
+    'endless-linger@engine/src/reactor/pump.rs@self.timers.set(Due::Linger, self.border.now, conn);\n        self.look(conn);@self.look(conn);'
     'impatient@engine/src/shard/workers/home.rs@if !self.local.lose_patience(version, patience, turn.now) {@if !self.local.lose_patience(version, patience / 4, turn.now) {'
 )
+
+# Of the simulator's tests; the fixed seeds are those of tests/sim/main.rs.
+profile=${RINGWAY_SIM_PROFILE:-dev}
 
 tree=$(mktemp -d)
 git worktree add --quiet --detach "$tree" HEAD
@@ -49,7 +60,8 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/mutate" RUST_BACKTRACE
 missed=0
 for mutant in "${mutants[@]}"; do
     IFS='@' read -r name file there instead <<<"$mutant"
-    if [[ $# -gt 0 && " $* " != *" $name "* ]]; then continue; fi
+    if [[ $file == engine/src/reactor/* ]]; then kind=reactor; else kind=-; fi
+    if [[ $# -gt 0 && " $* " != *" $name "* && " $* " != *" $kind "* ]]; then continue; fi
     git -C "$tree" checkout --quiet -- .
     perl -0pi -e 'BEGIN { ($a, $b) = map { s/\\n/\n/gr } splice @ARGV, 0, 2 } s/\Q$a\E/$b/' \
         "$there" "$instead" "$tree/$file"
@@ -59,7 +71,7 @@ for mutant in "${mutants[@]}"; do
         continue
     fi
     begun=$SECONDS
-    if told=$(cd "$tree" && cargo test --quiet -p ringway --test sim every_seed 2>&1); then
+    if told=$(cd "$tree" && cargo test --quiet --profile "$profile" -p ringway --test sim every_seed 2>&1); then
         echo "$name: MISSED"
         missed=1
     else

@@ -94,6 +94,16 @@ soak_cuts() {
     RINGWAY_TEST_LONG_CUTS=1 .venv/bin/python -m pytest -q engine/tests/interop/test_cuts.py -k five_hundred
 }
 
+# Whether the simulator finds what is broken on purpose: one line of the gateway at a time, in a scratch
+# worktree of HEAD. Prints the seed that finds each. By default those of the reactor, where it takes
+# wrongly what the kernel told; or those named, or "all".
+#   tools/soak.sh sim-faults [NAME...]
+soak_sim_faults() {
+    [ $# -gt 0 ] || set -- reactor
+    [ "$1" != all ] || shift
+    tools/mutate.sh "$@"
+}
+
 # Clients that fill 20 000 files leave the probe, the workers and the dials theirs.
 soak_files() {
     RINGWAY_TEST_MANY_FILES=1 .venv/bin/python -m pytest -q -n 1 engine/tests/interop/test_files.py -k twenty_thousand

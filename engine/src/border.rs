@@ -2,7 +2,7 @@
 //! send and the few rare wishes go out through [`Border`].
 //!
 //! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
-//! A real reactor and a simulated world drive the same `Core` through the same `Border`.
+//! The reactor drives a `Core` through its `Border`, and so do the tests' frame scripts.
 
 mod parcel;
 mod stalls;
@@ -430,7 +430,7 @@ impl Border {
         self.output(conn).is_some_and(|output| output.open)
     }
 
-    // ---- called by the reactor or the simulated world ----
+    // ---- called by the reactor ----
 
     /// A new connection's id.
     pub fn open(&mut self) -> ConnId {

@@ -3,7 +3,7 @@
 //! Both are numbered alike and counted by reference, so that a [`Segment`] of either can wait in
 //! any output queue. Receive blocks are lent to the kernel and filled bit by bit; a block goes
 //! back to the kernel when the kernel has said that it is full and the last segment is released.
-//! Plain memory, no I/O: the reactor and the simulated world both use it.
+//! Plain memory, no I/O: with io_uring, epoll and a simulated kernel it is the same.
 
 /// Bytes of an output chunk.
 pub const CHUNK_BYTES: usize = 16 * 1024;

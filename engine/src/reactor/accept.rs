@@ -106,11 +106,7 @@ impl Door {
 }
 
 /// Tunes a listener; how many connections may have come before.
-fn prepare(
-    socket: &TcpListener,
-    keep_alive: KeepAlive,
-    inherited: bool,
-) -> std::io::Result<u32> {
+fn prepare(socket: &TcpListener, keep_alive: KeepAlive, inherited: bool) -> std::io::Result<u32> {
     // A non-blocking listener would end its multishot accept with EAGAIN. An inherited one is every
     // core's, and with epoll another has made it non-blocking by now: it stays so.
     if !inherited {

@@ -73,9 +73,7 @@ impl Ring {
                 // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
                 Stream::Kernel(TcpStream::from(unsafe { OwnedFd::from_raw_fd(result) }))
             }
-            Self::Simulated(world) => {
-                Stream::Simulated(world.kernel.borrow_mut().accepted(result))
-            }
+            Self::Simulated(world) => Stream::Simulated(world.kernel.borrow_mut().accepted(result)),
         }
     }
 

@@ -44,7 +44,8 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         let options = Options { busy_poll: BusyPoll::Never, ..options };
         options.check()?;
         let kernel = Rc::new(RefCell::new(kernel));
-        let simulated = Simulated { kernel: Rc::clone(&kernel) as _, send_bytes: options.send_bytes };
+        let simulated =
+            Simulated { kernel: Rc::clone(&kernel) as _, send_bytes: options.send_bytes };
         let door = |(listener, socket)| {
             let keep_alive = options.keep_alive_of(listener);
             Door::new(listener, Listening::Simulated(socket), keep_alive, false)

@@ -88,12 +88,13 @@ impl Occupant {
         if !self.tell(to) {
             return Err(Full(post));
         }
-        let moves = matches!(
-            post,
-            ShardPost::Core(CorePost::Claim { .. } | CorePost::Resumed(_))
-        );
+        let moves = matches!(post, ShardPost::Core(CorePost::Claim { .. } | CorePost::Resumed(_)));
         let carries_tunnel = matches!(&post, ShardPost::Core(post) if post.carries_tunnel());
-        self.put(to, post, Sent { to: to.into(), wakes: false, counts: true, carries_tunnel, moves })
+        self.put(
+            to,
+            post,
+            Sent { to: to.into(), wakes: false, counts: true, carries_tunnel, moves },
+        )
     }
 
     fn put(&mut self, to: u16, post: ShardPost, sent: Sent) -> Result<(), Full<ShardPost>> {
@@ -250,7 +251,11 @@ impl Core {
     ) -> Self {
         let listeners = Kernel::listeners(occupant.number, &occupant.net);
         let simulation = Simulation::new(options, listeners, inbox, kernel, occupant);
-        Self { simulation: simulation.expect("options that work"), waits: Wait::Forever, answers: 0 }
+        Self {
+            simulation: simulation.expect("options that work"),
+            waits: Wait::Forever,
+            answers: 0,
+        }
     }
 
     pub(crate) fn shard(&self) -> &Shard {

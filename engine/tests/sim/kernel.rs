@@ -142,7 +142,10 @@ struct Sending {
 #[derive(Debug)]
 enum Shot {
     /// So many bytes; `last`: it has ended with them.
-    Bytes { bytes: usize, last: bool },
+    Bytes {
+        bytes: usize,
+        last: bool,
+    },
     End(i32),
     Cancelled,
     /// The cancel came between two shots and found nothing.
@@ -178,7 +181,12 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    pub(crate) fn new(core: usize, net: &Net, (manner, short_writes): (Manner, u32), seed: Seed) -> Self {
+    pub(crate) fn new(
+        core: usize,
+        net: &Net,
+        (manner, short_writes): (Manner, u32),
+        seed: Seed,
+    ) -> Self {
         Self {
             core,
             net: net.clone(),
@@ -410,13 +418,15 @@ impl reactor::Kernel for Kernel {
 
     fn send(&mut self, socket: RawFd, parts: Vec<Segment>, report: Report, tag: Tag) {
         let two = self.sends.iter().any(|send| send.socket == socket);
-        assert!(!two && !parts.is_empty(), "link {socket}: two sends in one turn, or one of nothing");
+        assert!(
+            !two && !parts.is_empty(),
+            "link {socket}: two sends in one turn, or one of nothing"
+        );
         self.sends.push(Sending { socket, parts, report, tag });
     }
 
     fn writable(&mut self, socket: RawFd, tag: Tag) {
-        let poll =
-            Polling { tag, blocked: true, fin_told: false, break_told: false, cancel: None };
+        let poll = Polling { tag, blocked: true, fin_told: false, break_told: false, cancel: None };
         let before = self.sockets.entry(socket).or_default().poll.replace(poll);
         assert!(before.is_none(), "link {socket}: two polls at the same time");
     }
