@@ -219,6 +219,9 @@ impl Tunnel {
         assert!(number < stage.ledger.exchanges.len(), "a request of nobody's: {number:#x}");
         let http1 = self.speaks_http1();
         let session = &stage.ledger.sessions[&self.work.id];
+        let (id, comes) = (&self.work.id, stage.ledger.exchanges[number].client);
+        let mut others = stage.ledger.exchanges.iter();
+        let asked = others.any(|other| other.client == comes && other.names(id));
         let exchange = &mut stage.ledger.exchanges[number];
         note("tunnel", self.number, "serves exchange", [number as u64, u64::from(stream)]);
         assert!(exchange.hopeless.is_none(), "exchange {number}: no worker may see it");
@@ -235,13 +238,12 @@ impl Tunnel {
         let client = self.client.replace(exchange.client).filter(|last| *last != exchange.client);
         if let Some(last) = client {
             // Where they come back by plan, that is judged by what the gateway knows: it ends an
-            // HTTP/1 connection before its client hears of it. And one that is not served may have
-            // named the session.
+            // HTTP/1 connection before its client hears of it. What named the session may be
+            // another request of that client, which was cancelled before it came here.
             let planned = stage.plan.parking.is_some();
             let gone = planned || http1 || stage.ledger.clients_gone.contains(&last);
             assert!(gone, "exchange {number}: a tunnel of two clients");
-            let named = planned || matches!(exchange.named, Named::Session(_));
-            assert!(named, "exchange {number}: another client's session, unasked");
+            assert!(planned || asked, "exchange {number}: another client's session, unasked");
         }
         let mut expected = exchange.up.head.clone().expect("its client has sent it");
         expected.retain(|(name, _)| name != b"nvcf-reqid");

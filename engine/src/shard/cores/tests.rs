@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::border::{Carried, ConnId, Parcel};
+use crate::border::{ConnId, Parcel};
 use crate::config::Config;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;

@@ -20,7 +20,7 @@ use super::super::turn::Draining;
 use super::super::turn::rig::{NODE, Rig};
 use super::attachment::Kin;
 use super::*;
-use crate::border::{Carried, End, Parcel};
+use crate::border::{End, Parcel};
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::door::MOVED_BYTES;
 use super::*;
-use crate::border::Carried;
 use crate::config::{Config, Function};
 use crate::control::local::{PollRequest, Ticket, Work, WorkKind};
 use crate::control::port::Owner;

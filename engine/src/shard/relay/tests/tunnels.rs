@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::super::tunnels::SETTLES;
 use super::*;
-use crate::border::Carried;
 
 #[test]
 fn a_parked_tunnel_carries_the_next_client() {
