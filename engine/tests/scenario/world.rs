@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use ringway::border::{
@@ -23,6 +24,9 @@ pub(crate) const SETTLES: Duration = Duration::from_secs(1);
 
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const VERSION: &str = "22222222-2222-4222-8222-222222222222";
+
+/// No two sockets of all worlds have one number.
+static NEXT_SOCKET: AtomicI32 = AtomicI32::new(1);
 
 /// A socket that is nothing but its number.
 #[derive(Debug)]
@@ -64,7 +68,6 @@ pub(crate) struct World {
     pub(crate) counted: u64,
     /// Which socket each connection is: it keeps its number on whatever core it is.
     sockets: HashMap<ConnId, u64>,
-    next_socket: u64,
     /// Connections that the shard lets go of stay until the test says so.
     pub(crate) hold: bool,
     /// Connections taken up from other cores.
@@ -177,7 +180,6 @@ impl World {
             count: || 0,
             counted: 0,
             sockets: HashMap::new(),
-            next_socket: u64::from(seat.life) << 40 | u64::from(seat.core) << 32,
             hold: false,
             adopted: 0,
             held: Vec::new(),
@@ -189,8 +191,7 @@ impl World {
         let peer = SocketAddr::from(([127, 0, 0, 1], self.next_port));
         let conn = self.border.open();
         self.outputs.insert(conn, (VecDeque::new(), false));
-        self.next_socket += 1;
-        self.sockets.insert(conn, self.next_socket);
+        self.sockets.insert(conn, NEXT_SOCKET.fetch_add(1, Ordering::Relaxed) as u64);
         self.shard.accepted(&mut self.border, conn, listener, peer);
         self.settle();
         conn
