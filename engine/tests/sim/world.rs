@@ -640,7 +640,7 @@ impl World {
         }
     }
 
-    fn put(&mut self, link: usize, packet: Packet) {
+    fn put(&self, link: usize, packet: Packet) {
         let mut wires = self.net.lock();
         if !wires.links[link].peer_closed {
             wires.peer_sends(link, packet);
