@@ -156,18 +156,24 @@ fn user(
     match (user, file) {
         (Some(user), Some(file)) => Some((user.into(), file)),
         (Some(_), None) => {
-            missing(section, ("user", "password_file"), problems);
+            missing(section, Half { has: "user", lacks: "password_file" }, problems);
             None
         }
         (None, Some(_)) => {
-            missing(section, ("password_file", "user"), problems);
+            missing(section, Half { has: "password_file", lacks: "user" }, problems);
             None
         }
         (None, None) => None,
     }
 }
 
-fn missing(section: &Section<'_>, (has, lacks): (&str, &str), problems: &mut Problems) {
+/// A setting that is there and of no use without another one.
+struct Half {
+    has: &'static str,
+    lacks: &'static str,
+}
+
+fn missing(section: &Section<'_>, Half { has, lacks }: Half, problems: &mut Problems) {
     let text = format!("nats.{has} is of no use without nats.{lacks}: write it too");
     problems.add(section.place_of(has), text);
 }
@@ -191,11 +197,11 @@ fn client_pair(
         (Some(cert), Some(key)) => (cert, key),
         (None, None) => return None,
         (Some(_), None) => {
-            missing(section, ("cert_file", "key_file"), problems);
+            missing(section, Half { has: "cert_file", lacks: "key_file" }, problems);
             return None;
         }
         (None, Some(_)) => {
-            missing(section, ("key_file", "cert_file"), problems);
+            missing(section, Half { has: "key_file", lacks: "cert_file" }, problems);
             return None;
         }
     };

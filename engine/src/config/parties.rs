@@ -87,7 +87,7 @@ fn tenant(
                     spaces";
         problems.add(section.place_of("name"), text);
     }
-    let keys = keys(section, ("client_keys", "client_keys_file"), folder, problems);
+    let keys = keys(section, &CLIENTS, folder, problems);
     let owner = name.unwrap_or("(without a name)");
     if keys.is_empty() {
         let pair = problems.syntax().pair("tenant.client_keys", "[\"...\"]");
@@ -110,10 +110,20 @@ fn tenant(
     Some(Tenant { name: name?.into(), client_keys })
 }
 
+/// Which settings say what keys there are.
+struct Sources {
+    list: &'static str,
+    /// A file with one a line.
+    file: &'static str,
+}
+
+const CLIENTS: Sources = Sources { list: "client_keys", file: "client_keys_file" };
+const WORKERS: Sources = Sources { list: "worker_keys", file: "worker_keys_file" };
+
 /// The keys that stand in the configuration, and those of the file that it names.
 fn keys(
     section: &Section<'_>,
-    (list, file): (&str, &str),
+    &Sources { list, file }: &Sources,
     folder: &Path,
     problems: &mut Problems,
 ) -> Vec<(Option<Place>, String)> {
@@ -219,7 +229,7 @@ fn function(
         }
     }
     let before = problems.len();
-    let keys = keys(section, ("worker_keys", "worker_keys_file"), folder, problems);
+    let keys = keys(section, &WORKERS, folder, problems);
     let server = section.text("dial", problems);
     let dial = server.and_then(Dial::parse);
     if let (Some(text), None) = (server, &dial) {

@@ -68,7 +68,7 @@ use requests::Requests;
 use rights::Rights;
 use runs::Runs;
 use streaming::Dispatch;
-use submit::{Published, Publisher};
+use submit::{Published, Publisher, To};
 use tally::WithdrawMeters;
 use withdraw::Streams;
 
@@ -228,7 +228,7 @@ impl Nats {
         let stream = format!("rq_{region}_{version}");
         let subject = format!("rq.{region}.{version}.{}", work.request_id);
         let payload = payload::payload(work, region, proxy_uris);
-        match publisher.publish((&stream, version), &subject, payload).await {
+        match publisher.publish(To { stream: &stream, version }, &subject, payload).await {
             Published::There(sequence) => {
                 ledger.published(ticket, sequence);
                 Answer::Queued

@@ -193,7 +193,7 @@ impl Issuer {
                     self.failed(&sender, "the secrets file has no id and secret", &repeats);
                     None
                 }
-                Some((id, secret)) => match self.fetch((id, secret), &mut style).await {
+                Some((id, secret)) => match self.fetch(Client { id, secret }, &mut style).await {
                     Ok((token, life)) => {
                         failures = 0;
                         let end = Instant::now() + life - MARGIN.min(life / 10);
@@ -240,7 +240,7 @@ impl Issuer {
     /// Fetches one token, as the issuer wants it: as it wanted it before, else both ways.
     async fn fetch(
         &self,
-        client: (&Token, &Token),
+        client: Client<'_>,
         style: &mut Option<Style>,
     ) -> Result<(Token, Duration), String> {
         let known = style.take();
@@ -266,21 +266,17 @@ impl Issuer {
         }
     }
 
-    async fn ask(
-        &self,
-        (id, secret): (&Token, &Token),
-        style: Style,
-    ) -> Result<(Token, Duration), Refused> {
+    async fn ask(&self, client: Client<'_>, style: Style) -> Result<(Token, Duration), Refused> {
         let asked = self.http.post(self.url.clone());
         let asked = match style {
             Style::Basic => {
                 // RFC 6749 §2.3.1: both are encoded as in a form first.
                 let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
-                asked.basic_auth(encoded(id.text()), Some(encoded(secret.text())))
+                asked.basic_auth(encoded(client.id.text()), Some(encoded(client.secret.text())))
             }
             Style::Body => asked,
         };
-        let in_body = (style == Style::Body).then_some((id, secret));
+        let in_body = (style == Style::Body).then_some(client);
         let asked = asked
             .header("accept", "application/json")
             .header("content-type", "application/x-www-form-urlencoded")
@@ -304,12 +300,19 @@ impl Issuer {
     }
 }
 
+/// Who asks for a token.
+#[derive(Clone, Copy)]
+struct Client<'a> {
+    id: &'a Token,
+    secret: &'a Token,
+}
+
 /// What is asked for, and by whom if that belongs into it.
-fn form(scope: Scope, client: Option<(&Token, &Token)>) -> String {
+fn form(scope: Scope, client: Option<Client<'_>>) -> String {
     let mut form = Serializer::new(String::new());
     form.append_pair("grant_type", "client_credentials");
     form.append_pair("scope", scope.text());
-    if let Some((id, secret)) = client {
+    if let Some(Client { id, secret }) = client {
         form.append_pair("client_id", id.text());
         form.append_pair("client_secret", secret.text());
     }

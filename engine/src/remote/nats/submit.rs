@@ -41,6 +41,13 @@ pub(super) struct Publisher {
     told: Arc<Pace>,
 }
 
+/// Where a message goes: the stream, and the version whose queue that is.
+#[derive(Clone, Copy)]
+pub(super) struct To<'a> {
+    pub(super) stream: &'a str,
+    pub(super) version: &'a str,
+}
+
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Published {
@@ -91,16 +98,11 @@ impl Publisher {
     }
 
     /// Publishes a message whose subject is its own, so that it cannot be in the stream twice.
-    pub(super) async fn publish(
-        &self,
-        (stream, version): (&str, &str),
-        subject: &str,
-        payload: Bytes,
-    ) -> Published {
+    pub(super) async fn publish(&self, to: To<'_>, subject: &str, payload: Bytes) -> Published {
         let Ok(_room) = self.room.try_acquire() else {
             return Published::Not(format!("{MOST_PUBLISHES} publishes wait for their answers"));
         };
-        let published = self.attempts((stream, version), subject, payload).await;
+        let published = self.attempts(to, subject, payload).await;
         if let Published::Not(why) | Published::Unknown(why) = &published
             && let Some(left_out) = self.told.line()
         {
@@ -111,7 +113,7 @@ impl Publisher {
 
     async fn attempts(
         &self,
-        (stream, version): (&str, &str),
+        To { stream, version }: To<'_>,
         subject: &str,
         payload: Bytes,
     ) -> Published {

@@ -20,6 +20,15 @@ use crate::pool::Segment;
 const CONNECTION_TOO_LONG: Fault =
     Fault::Broken(h1::head::HeadFault::Malformed("Connection names too many fields"));
 
+/// What an answer's head says of what follows it.
+#[derive(Clone, Copy)]
+struct Framing {
+    /// Nothing does.
+    ended: bool,
+    /// A stream of bytes does.
+    upgrade: bool,
+}
+
 impl Reader {
     /// One step in the bytes of an HTTP/1 connection, where they were received: as far as the
     /// message under way goes. The rest is kept.
@@ -74,7 +83,7 @@ impl Reader {
                 self.http1_request(turn, conn, end_stream, upgrade);
             }
             Event::Head { kind, end_stream, upgrade } => {
-                self.http1_response(turn, at, kind, (end_stream, upgrade));
+                self.http1_response(turn, at, kind, Framing { ended: end_stream, upgrade });
             }
             Event::Data { start, len, end_stream } if upgrading => {
                 self.h2c_body(turn, conn, segment.part(start, len), end_stream);
@@ -115,7 +124,7 @@ impl Reader {
         turn: &mut Turn<'_>,
         at: At,
         kind: HeadKind,
-        (ended, upgrade): (bool, bool),
+        Framing { ended, upgrade }: Framing,
     ) {
         if names_too_much(&self.fields) {
             return self.traffic.streams.http1_fault(turn, at.conn, CONNECTION_TOO_LONG);

@@ -44,6 +44,19 @@ pub(super) struct Tail {
     pub(super) pos: usize,
 }
 
+/// What is said of a head, depending on whose it is.
+#[derive(Clone, Copy)]
+struct Either<'a> {
+    of_client: &'a Fault,
+    of_worker: &'a Fault,
+}
+
+impl<'a> Either<'a> {
+    fn both(fault: &'a Fault) -> Self {
+        Self { of_client: fault, of_worker: fault }
+    }
+}
+
 /// A head or trailers that cannot be relayed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unwanted<'a> {
@@ -512,7 +525,7 @@ impl Traffic {
         if let Some(limit) = over {
             turn.limit_hit(limit);
             let unwanted = Unwanted { at, fields, ended };
-            self.turn_down(turn, unwanted, (&Fault::Overloaded, &Fault::Overloaded));
+            self.turn_down(turn, unwanted, Either::both(&Fault::Overloaded));
         }
         over.is_none()
     }
@@ -522,7 +535,8 @@ impl Traffic {
         let most = turn.settings.config.limits.header_fields;
         let full = unwanted.fields.len() >= most;
         turn.limit_hit(if full { Limit::HeaderFields } else { Limit::HeaderBytes });
-        self.turn_down(turn, unwanted, (&Fault::HeadTooLarge, &Fault::AnswerTooLarge));
+        let faults = Either { of_client: &Fault::HeadTooLarge, of_worker: &Fault::AnswerTooLarge };
+        self.turn_down(turn, unwanted, faults);
     }
 
     /// Ends the exchange that a head or trailers belong to, by the first fault if they are the
@@ -531,7 +545,7 @@ impl Traffic {
         &mut self,
         turn: &mut Turn<'_>,
         unwanted: Unwanted<'_>,
-        (of_client, of_worker): (&Fault, &Fault),
+        Either { of_client, of_worker }: Either<'_>,
     ) {
         let Unwanted { at, fields, ended } = unwanted;
         let (slot, way) = self.streams.slot_of(at);
@@ -568,7 +582,7 @@ impl Traffic {
         let exchange = self.streams.exchanges.at(slot);
         if let Some((at, ended)) = exchange.and_then(|of| Some((of.from(way)?, of.ended(way)))) {
             let unwanted = Unwanted { at, fields, ended };
-            self.turn_down(turn, unwanted, (&Fault::Overloaded, &Fault::Overloaded));
+            self.turn_down(turn, unwanted, Either::both(&Fault::Overloaded));
         }
     }
 }

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use super::super::bucket::Bucket;
 use super::super::facts::{Caller, Met, Wanted};
 use super::super::table::Key;
+use super::called::Called;
 use crate::border::ConnId;
 use crate::config::{Limits, Scope};
 use crate::control::port::{Grant, Owner};
@@ -192,7 +193,8 @@ impl Client {
 
     /// What a question led to is what requests without an id use from now on, if they used nothing
     /// before: as when the session's home is here.
-    fn pin_asked(&mut self, (function, version): (&[u8], &[u8]), tenant: &Arc<str>, key: Key) {
+    fn pin_asked(&mut self, called: Called<'_>, tenant: &Arc<str>, key: Key) {
+        let Called { function, version } = called;
         let asked = self.pins.iter_mut().find(|pin| {
             pin.function() == function
                 && pin.version() == version
@@ -355,7 +357,7 @@ impl Clients {
     pub(super) fn pin_asked(
         &mut self,
         conn: ConnId,
-        called: (&[u8], &[u8]),
+        called: Called<'_>,
         tenant: &Arc<str>,
         key: Key,
     ) {

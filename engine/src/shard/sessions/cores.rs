@@ -17,6 +17,7 @@ use super::super::facts::{
 use super::super::table::Key;
 use super::super::turn::Turn;
 use super::attachment::{Asked, Asking, Attachment, State, UsedBy};
+use super::called::Called;
 use super::directory::check;
 use super::roster::not_resumed;
 use super::{Sessions, way_of, work};
@@ -103,7 +104,8 @@ impl Sessions {
     /// cannot end between the answer and its attachment.
     pub(super) fn find(&mut self, turn: &mut Turn<'_>, find: Find) {
         let Find { id, ticket, function, version, tenant, speaks } = find;
-        let outcome = match self.directory.find(id, (&function, &version), &tenant, speaks) {
+        let called = Called { function: &function, version: &version };
+        let outcome = match self.directory.find(id, called, &tenant, speaks) {
             Err(fault) => Err(fault),
             Ok((_, Some(parked))) => {
                 // The tunnel itself is the answer.
@@ -123,7 +125,8 @@ impl Sessions {
     /// anything.
     pub(super) fn vouch_for(&self, turn: &mut Turn<'_>, vouch: Vouch) {
         let Vouch { id, ticket, function, version, seal, speaks } = vouch;
-        let owner = self.directory.vouch(id, (&function, &version), seal, speaks);
+        let called = Called { function: &function, version: &version };
+        let owner = self.directory.vouch(id, called, seal, speaks);
         turn.send(ticket.core, CorePost::Vouched(Box::new(Vouched { ticket, owner })));
     }
 
@@ -229,7 +232,7 @@ impl Sessions {
                     let (subject, kind) = (by.subject.clone(), by.kind);
                     let owner = Owner { tenant, function, version, subject, kind };
                     let facts = SessionFacts { owner: Arc::new(owner), opened: turn.now };
-                    let called = (&*asking.function, &*asking.version);
+                    let called = Called { function: &asking.function, version: &asking.version };
                     check(&facts, id, called, &by.tenant).map(|()| facts)
                 }
                 Answer::Unregistered => Err(Fault::SessionNotFound { request_id: id }),
@@ -280,7 +283,8 @@ impl Sessions {
                     };
                     turn.edge(Edge::Note { session: id, at: None, event });
                     let tenant = facts.owner.tenant.clone();
-                    roster.clients.pin_asked(client, (&function, &version), &tenant, key);
+                    let called = Called { function: &function, version: &version };
+                    roster.clients.pin_asked(client, called, &tenant, key);
                     roster.attachments.set(key, State::fresh(WorkKind::Reconnect, since));
                     roster.learn(turn, key, facts);
                     roster.fresh.push(key);
@@ -357,7 +361,7 @@ impl Sessions {
             _ if asking.stands == Asked::Ended => roster.give_up(turn, key, Cause::DELETED),
             None => roster.park(turn, key, UsedBy::Client),
             Some(client) => {
-                let called = (&*asking.function, &*asking.version);
+                let called = Called { function: &asking.function, version: &asking.version };
                 roster.clients.pin_asked(client, called, &tenant, key);
                 roster.resumed(turn, key, way_of(speaks), asking.since);
                 roster.tell_stand(turn, key);

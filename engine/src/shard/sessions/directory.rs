@@ -12,6 +12,7 @@ use ringway_proto::time::Time;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
+use super::called::Called;
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::Owner;
 use crate::metrics::CloseReason;
@@ -108,7 +109,7 @@ impl Session {
 pub(super) fn check(
     facts: &SessionFacts,
     request_id: Uuid,
-    (function, version): (&[u8], &[u8]),
+    Called { function, version }: Called<'_>,
     tenant: &Arc<str>,
 ) -> Result<(), Fault> {
     if facts.owner.function.as_bytes() != function {
@@ -146,7 +147,7 @@ impl Directory {
     pub(super) fn find(
         &self,
         id: Uuid,
-        wanted: (&[u8], &[u8]),
+        wanted: Called<'_>,
         tenant: &Arc<str>,
         speaks: Speaks,
     ) -> Result<(SessionFacts, Option<Ticket>), Fault> {
@@ -161,7 +162,7 @@ impl Directory {
     pub(super) fn vouch(
         &self,
         id: Uuid,
-        called: (&[u8], &[u8]),
+        called: Called<'_>,
         seal: NonZeroU64,
         speaks: Speaks,
     ) -> Option<Arc<Owner>> {

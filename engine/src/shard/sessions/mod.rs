@@ -8,6 +8,7 @@
 //! that home is this core.
 
 mod attachment;
+mod called;
 mod carry;
 mod client;
 mod cores;

@@ -18,6 +18,7 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::attachment::{Asking, Attachment, Owed, State};
+use super::called::Called;
 use super::client::{Pin, USED_UP};
 use super::directory::{Session, check};
 use super::question::{Question, Waiting};
@@ -388,8 +389,8 @@ impl Sessions {
         asker: &Asker,
         (id, wanted): (Uuid, &Wanted),
     ) -> Placed {
-        let (called, tenant) =
-            ((wanted.call.function(), wanted.call.version()), &asker.owner.tenant);
+        let called = Called { function: wanted.call.function(), version: wanted.call.version() };
+        let tenant = &asker.owner.tenant;
         // It may wait for its first tunnel still, which nobody else would be told to exist.
         let own = self.roster.own_attachment(asker.conn, id);
         if let Some((key, of)) = own.and_then(|key| Some((key, self.roster.attachments.get(key)?)))

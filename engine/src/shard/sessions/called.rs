@@ -1,0 +1,9 @@
+//! What a request calls.
+
+/// A function and its version, as the client names them.
+#[derive(Clone, Copy)]
+pub(super) struct Called<'a> {
+    pub(super) function: &'a [u8],
+    /// Empty if it names none.
+    pub(super) version: &'a [u8],
+}
