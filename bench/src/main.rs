@@ -12,6 +12,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ringway_bench::tls::Offer;
 use ringway_bench::{backend, compare, relay, relay_monoio, sys, worker};
+use ringway_work::Secret;
+use uuid::Uuid;
 
 /// Measures gateways from outside.
 #[derive(Debug, Parser)]
@@ -70,9 +72,9 @@ struct WorkerArgs {
     #[arg(long)]
     key: String,
     #[arg(long)]
-    function: String,
+    function: Uuid,
     #[arg(long)]
-    version: String,
+    version: Uuid,
     /// Sessions served at once.
     #[arg(long, default_value_t = 16_384)]
     slots: usize,
@@ -184,6 +186,7 @@ fn run_backend(listen: SocketAddr, tls: Option<(PathBuf, PathBuf)>) -> Outcome {
 fn run_worker(args: WorkerArgs) -> Outcome {
     sys::raise_file_limit()?;
     let WorkerArgs { gateway, key, function, version, slots } = args;
+    let key = Secret::new(&key).map_err(|why| format!("--key: {why}"))?;
     let employer = worker::Employer { gateway, key, function, version, slots };
     Ok(worker::run(employer, || ready("polling"))?)
 }

@@ -15,6 +15,7 @@ use ringway_bench::caller::Work;
 use ringway_bench::compare::{CLIENT_KEY, FUNCTION, VERSION, WORKER_KEY};
 use ringway_bench::load::{self, LoadFault, Outcome};
 use ringway_bench::worker;
+use ringway_work::Secret;
 use stand::{LOOPBACK, block_on, plan, start_backend, start_relay};
 
 fn run(target: SocketAddr, connections: usize, streams: usize, work: Work) -> Outcome {
@@ -334,15 +335,17 @@ fn write_response(stream: &BufReader<TcpStream>, status: &str, body: &str) {
     write!(to, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
 }
 
+const SESSION: &str = "d3f7f247-e42f-8000-8001-c0009dcbb288";
+
 /// A worker of a gateway that this test plays; returns its poll line and the listener.
 fn employ_worker() -> (BufReader<TcpStream>, TcpListener, SocketAddr) {
     let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
     let address = listener.local_addr().unwrap();
     let employer = worker::Employer {
         gateway: format!("http://{address}"),
-        key: WORKER_KEY.to_owned(),
-        function: FUNCTION.to_owned(),
-        version: VERSION.to_owned(),
+        key: Secret::new(WORKER_KEY).unwrap(),
+        function: FUNCTION.parse().unwrap(),
+        version: VERSION.parse().unwrap(),
         slots: 10,
     };
     thread::spawn(move || worker::run(employer, || {}));
@@ -371,7 +374,7 @@ fn worker_polls_dials_back_and_serves_the_tunnel() {
     poll_of(&mut line);
     let dial = serde_json::json!({"proxyUri": format!("http://{address}/v1/proxy"),
         "proxyAuthorizationToken": "token"});
-    let work = serde_json::json!({"kind": "new", "requestId": "an-id", "ncaId": "n",
+    let work = serde_json::json!({"kind": "new", "requestId": SESSION, "ncaId": "n",
         "functionId": FUNCTION, "functionVersionId": VERSION, "connections": [{"http1": dial}]});
     write_response(&line, "200 OK", &work.to_string());
     // Refused once in a way that may heal, then taken.
@@ -385,12 +388,12 @@ fn worker_polls_dials_back_and_serves_the_tunnel() {
         format!("Host: {address}"),
         "User-Agent: Go-http-client/1.1".to_owned(),
         "Authorization: Bearer token".to_owned(),
-        "X-Request-Id: an-id".to_owned(),
+        format!("X-Request-Id: {SESSION}"),
     ];
     assert_eq!(head, wanted);
     tunnel.get_ref().write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     let held = poll_of(&mut line);
-    assert_eq!((&held["slots"], &held["requestIds"][0]), (&9.into(), &"an-id".into()));
+    assert_eq!((&held["slots"], &held["requestIds"][0]), (&9.into(), &SESSION.into()));
     let stream = tunnel.into_inner();
     stream.set_nonblocking(true).unwrap();
     block_on(async move {
@@ -418,7 +421,8 @@ fn worker_polls_dials_back_and_serves_the_tunnel() {
 fn worker_without_permission_ends_and_says_why() {
     let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
     let gateway = format!("http://{}", listener.local_addr().unwrap());
-    let (key, function, version) = ("k".to_owned(), "f".to_owned(), "v".to_owned());
+    let key = Secret::new("k").unwrap();
+    let (function, version) = (FUNCTION.parse().unwrap(), VERSION.parse().unwrap());
     let employer = worker::Employer { gateway, key, function, version, slots: 1 };
     let ended = thread::spawn(move || worker::run(employer, || {}).unwrap_err().to_string());
     let mut line = BufReader::new(listener.accept().unwrap().0);

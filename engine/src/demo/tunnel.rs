@@ -3,27 +3,22 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::Router;
 use bytes::{Buf, BytesMut};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use ringway_work::{
+    ANSWER_TIMEOUT, Connection, DIAL_TIMEOUT, Head, Http1, NO_TARGET, Place, pauses,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::poll::{Connection, Head, Http1};
-
-/// As NVIDIA's worker: rounds over all addresses, and the pause that grows between them.
-const ROUNDS: usize = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the gateway may take to answer a CONNECT.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+use super::poll::{self, SENDER};
 
 /// Receive window of a stream and of a tunnel.
 const WINDOW: u32 = 16 << 20;
@@ -59,23 +54,15 @@ async fn dial(target: &str) -> io::Result<TcpStream> {
 /// Says at the start that nothing answers where the user's server should be.
 pub(crate) async fn look_at(target: String) {
     if let Err(error) = dial(&target).await {
-        tracing::warn!(
-            target_server = target,
-            %error,
-            "nothing answers at --target: start your server there; until then every call gets 502"
-        );
+        tracing::warn!(target_server = target, %error, "{NO_TARGET}");
     }
 }
 
 /// Opens a tunnel: each address in turn, a few rounds.
 pub(super) async fn open(addresses: &[Connection], id: Uuid) -> Result<Tunnel, Refusal> {
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = pauses();
     let mut last = io::Error::other("no address that this worker can dial");
-    for round in 0..ROUNDS {
-        if round > 0 {
-            sleep(pause).await;
-            pause = pause * 3 / 2;
-        }
+    loop {
         for http1 in addresses.iter().filter_map(|address| address.http1.as_ref()) {
             match connect(http1, id).await {
                 Ok(Ok(tunnel)) => return Ok(tunnel),
@@ -84,35 +71,29 @@ pub(super) async fn open(addresses: &[Connection], id: Uuid) -> Result<Tunnel, R
                 Err(error) => last = error,
             }
         }
+        match pauses.next() {
+            Some(pause) => sleep(pause).await,
+            None => return Err(Refusal::Failed(last)),
+        }
     }
-    Err(Refusal::Failed(last))
 }
 
 /// One CONNECT; the inner error is a status other than 200.
 async fn connect(to: &Http1, id: Uuid) -> io::Result<Result<Tunnel, u16>> {
-    let uri: http::Uri = to.proxy_uri.parse().map_err(io::Error::other)?;
-    let host = uri.host().ok_or_else(|| io::Error::other("the URI has no host"))?;
-    // Contract WK-3: plain TCP, and port 80 unless the URI says otherwise.
-    let port = uri.port_u16().unwrap_or(80);
-    let address = (host.trim_matches(['[', ']']), port);
-    let mut stream = timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await??;
-    stream.set_nodelay(true)?;
-    let head = format!(
-        "CONNECT {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-dev/{}\r\n\
-         Authorization: Bearer {}\r\nX-Request-Id: {id}\r\n\r\n",
-        uri.path(),
-        uri.authority().map_or(host, |authority| authority.as_str()),
-        env!("CARGO_PKG_VERSION"),
-        to.proxy_authorization_token,
-    );
+    let place = Place::parse(&to.proxy_uri).map_err(io::Error::other)?;
+    let head = SENDER.connect(&place, to, id);
+    let head = head.ok_or_else(|| io::Error::other("the token is no token"))?;
+    let mut stream = timeout(DIAL_TIMEOUT, poll::connect(&place)).await??;
     stream.write_all(head.as_bytes()).await?;
     let mut read = BytesMut::with_capacity(1024);
     let answer = async {
         loop {
-            if let Some(head) = Head::parse(&read)? {
-                return Ok(head);
-            }
-            if stream.read_buf(&mut read).await? == 0 {
+            if let Some(head) = Head::parse(&read).map_err(io::Error::other)? {
+                if !matches!(head.status, 100..200) {
+                    return Ok(head);
+                }
+                read.advance(head.len);
+            } else if stream.read_buf(&mut read).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
         }

@@ -11,11 +11,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ringway_work::{Kind, Place, Secret, Work};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::poll::{Answer, Identity, Kind, PollConnection, Work};
+use super::poll::{Answered, Identity, PollConnection};
 use super::tunnel::{self, Refusal, Serve};
 
 /// Connections that ask for new sessions.
@@ -75,8 +76,8 @@ impl Worker {
     pub async fn run(options: WorkerOptions) {
         let worker = Arc::new(Self {
             identity: Identity {
-                gateway: options.gateway,
-                key: options.key,
+                gateway: Place::from(options.gateway),
+                key: Secret::received(options.key),
                 function: options.function,
                 version: options.version,
             },
@@ -221,11 +222,11 @@ impl Worker {
 }
 
 /// The work of an answer; a refusal ends the connection.
-fn accepted(answer: Answer) -> io::Result<Option<Box<Work>>> {
+fn accepted(answer: Answered) -> io::Result<Option<Box<Work>>> {
     match answer {
-        Answer::Nothing => Ok(None),
-        Answer::Work(work) => Ok(Some(work)),
-        Answer::Refused(status, text) => {
+        Answered::Nothing => Ok(None),
+        Answered::Work(work) => Ok(Some(work)),
+        Answered::Refused(status, text) => {
             tracing::warn!(status, text, "the demo worker's poll was refused");
             Err(io::Error::other(format!("a poll was answered {status}: {text}")))
         }

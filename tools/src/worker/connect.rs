@@ -2,26 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use monoio::time::{sleep, timeout};
+use ringway_work::{ANSWER_TIMEOUT, Connection, Head, Http1, Place, pauses, readable};
 use uuid::Uuid;
 
-use super::answer::{Head, readable};
-use super::net;
-use super::place::Place;
-use super::work::{Connection, Http1};
+use super::{SENDER, net};
 
-/// How often the whole round of addresses is tried again, and the pauses before that: 132 ms in
-/// all, as NVIDIA's.
-const RETRIES: usize = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// How long the gateway may take to answer a CONNECT. NVIDIA's worker waits for ever, and so
-/// loses a slot to a gateway that accepts and stays silent (contract 4.6).
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read at once while the answer is awaited.
 const READ: usize = 2 * 1024;
 
@@ -67,11 +57,6 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The pauses between the rounds, each half as long again as the one before.
-fn pauses() -> impl Iterator<Item = Duration> {
-    std::iter::successors(Some(FIRST_PAUSE), |pause| Some(*pause * 3 / 2)).take(RETRIES)
-}
-
 /// Opens a tunnel: each address in turn, then all of them again after a pause. An address that
 /// has said 401 or 403 is left out of the rounds that follow.
 pub(super) async fn open(connections: &[Connection], id: Uuid) -> Result<Tunnel, Refusal> {
@@ -109,26 +94,14 @@ pub(super) async fn open(connections: &[Connection], id: Uuid) -> Result<Tunnel,
 async fn connect(to: &Http1, id: Uuid) -> Result<Tunnel, Fault> {
     let place =
         Place::parse(&to.proxy_uri).map_err(|fault| Fault::Work(format!("proxyUri: {fault}")))?;
-    let head = request(&place, to, id)?;
+    let head = SENDER.connect(&place, to, id);
+    let head = head.ok_or_else(|| Fault::Work("the token is no token".into()))?;
     let mut stream = net::dial(&place).await?;
     let answered = timeout(ANSWER_TIMEOUT, async {
         stream.write_all(head.into_bytes()).await.0?;
         answer(stream).await
     });
     answered.await.map_err(|_| Fault::Io(io::ErrorKind::TimedOut.into()))?
-}
-
-/// The request's head: its target is in origin-form although the method is CONNECT (WK-1).
-fn request(place: &Place, to: &Http1, id: Uuid) -> Result<String, Fault> {
-    let token = to.proxy_authorization_token.reveal();
-    let token = token.ok_or_else(|| Fault::Work("the token is no token".into()))?;
-    Ok(format!(
-        "CONNECT {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-worker/{}\r\n\
-         Authorization: Bearer {token}\r\nX-Request-Id: {id}\r\n\r\n",
-        place.path,
-        place.authority,
-        env!("CARGO_PKG_VERSION"),
-    ))
 }
 
 /// Waits for the answer.
@@ -155,35 +128,5 @@ async fn answer(mut stream: TcpStream) -> Result<Tunnel, Fault> {
                 return Err(Fault::Io(io::ErrorKind::UnexpectedEof.into()));
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn five_pauses_grow_by_half() {
-        let pauses: Vec<u128> = pauses().map(|pause| pause.as_micros()).collect();
-        assert_eq!(pauses, [10_000, 15_000, 22_500, 33_750, 50_625]);
-    }
-
-    #[test]
-    fn the_request_is_that_of_nvidias_worker() {
-        let id = Uuid::from_u128(7);
-        let to: Http1 = serde_json::from_str(
-            r#"{"proxyUri":"http://gw:10086/v1/proxy","proxyAuthorizationToken":"tok"}"#,
-        )
-        .unwrap();
-        let place = Place::parse(&to.proxy_uri).unwrap();
-        let version = env!("CARGO_PKG_VERSION");
-        assert_eq!(
-            request(&place, &to, id).unwrap(),
-            format!(
-                "CONNECT /v1/proxy HTTP/1.1\r\nHost: gw:10086\r\n\
-                 User-Agent: ringway-worker/{version}\r\nAuthorization: Bearer tok\r\n\
-                 X-Request-Id: 00000000-0000-0000-0000-000000000007\r\n\r\n"
-            )
-        );
     }
 }

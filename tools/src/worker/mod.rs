@@ -8,7 +8,6 @@
 //! [`poll`] asks, [`connect`] dials back, [`tunnel`] joins; the sessions are kept here. With
 //! [`nats`] in place of [`poll`] it takes its work as NVIDIA's workers do.
 
-mod answer;
 mod bell;
 mod connect;
 #[expect(unsafe_code, reason = "socket options of the runtime's sockets")]
@@ -16,11 +15,9 @@ mod cut;
 mod manager;
 pub mod nats;
 mod net;
-mod place;
 mod poll;
 mod stop;
 mod tunnel;
-mod work;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -29,19 +26,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use monoio::time::timeout;
+use ringway_work::{Kind, NO_TARGET, Sender, Work, short};
 use uuid::Uuid;
 
 use bell::Bell;
 use connect::Refusal;
 pub use net::{Io, io_here};
-pub use place::{Place, PlaceFault};
+pub use ringway_work::{Place, PlaceFault, Secret};
 use stop::Stop;
 use tunnel::{Buffers, Ended};
-pub use work::Secret;
-use work::{Kind, Work, short};
 
 /// Most sessions of a worker: a gateway takes no longer lists (`limits.poll_ids`).
 pub const MAX_SLOTS: usize = 4096;
+/// What its requests are called by.
+const SENDER: Sender = Sender(concat!("ringway-worker/", env!("CARGO_PKG_VERSION")));
 /// How long a session that came while all slots were taken waits for one. Two gateways can have
 /// a session each for the last slot; the token of the later one is good for 30 s (contract WK-7).
 const SLOT_WAIT: Duration = Duration::from_secs(25);
@@ -108,7 +106,6 @@ pub fn run(options: Options) -> io::Result<Outcome> {
 #[derive(Debug)]
 struct Gateway {
     place: Place,
-    work_path: String,
     index: usize,
     /// Counts the changes of the list of its sessions.
     list: Cell<u64>,
@@ -126,7 +123,6 @@ struct Gateway {
 impl Gateway {
     fn new(index: usize, place: &Place) -> Self {
         Self {
-            work_path: format!("{}/v1/work", place.path.trim_end_matches('/')),
             place: place.clone(),
             index,
             list: Cell::new(0),
@@ -372,11 +368,7 @@ impl Worker {
 async fn look_at_target(target: Place) {
     match net::dial(&target).await {
         Ok(_) => tracing::debug!(target = target.authority, "the target answers"),
-        Err(error) => tracing::warn!(
-            target = target.authority,
-            %error,
-            "nothing answers at --target: start your server there; until then every call gets 502"
-        ),
+        Err(error) => tracing::warn!(target = target.authority, %error, "{NO_TARGET}"),
     }
 }
 

@@ -9,11 +9,8 @@ use monoio::io::AsyncReadRent;
 use monoio::net::{TcpStream, UnixStream};
 use monoio::time::timeout;
 use monoio::{FusionDriver, FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
+use ringway_work::{DIAL_TIMEOUT, Place};
 
-use super::place::Place;
-
-/// How long a TCP connection may take, with finding its address (contract 4.6).
-pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// TCP keep-alive finds a peer that is gone without a word, as Go's default does.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 9;

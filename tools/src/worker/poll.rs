@@ -19,11 +19,10 @@ use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use monoio::net::TcpStream;
 use monoio::time::{sleep, timeout};
+use ringway_work::{Answer, AnswerFault, Poll, readable};
 use uuid::Uuid;
 
-use super::answer::{Answer, AnswerFault, readable};
-use super::work::Poll;
-use super::{Gateway, Worker, manager, net};
+use super::{Gateway, SENDER, Worker, manager, net};
 
 /// Most connections that ask one gateway for new sessions.
 pub(super) const MAX_WIDTH: usize = 8;
@@ -535,17 +534,7 @@ fn request(worker: &Worker, gateway: &Gateway, slots: usize, ids: &[Uuid]) -> St
         slots,
         request_ids: ids,
     };
-    let body = serde_json::to_string(&poll).expect("ids and numbers are JSON");
-    format!(
-        "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-worker/{}\r\n\
-         Authorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         \r\n{body}",
-        gateway.work_path,
-        gateway.place.authority,
-        env!("CARGO_PKG_VERSION"),
-        worker.options.key.reveal().unwrap_or_default(),
-        body.len(),
-    )
+    SENDER.poll(&gateway.place, &worker.options.key, &poll)
 }
 
 #[cfg(test)]

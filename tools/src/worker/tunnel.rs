@@ -12,11 +12,11 @@ use monoio::io::{
 };
 use monoio::net::TcpStream;
 use monoio::time::timeout;
+use ringway_work::Place;
 
 use super::connect::Tunnel;
 use super::cut::{cut, set_resets};
 use super::net;
-use super::place::Place;
 
 /// One buffer of a direction.
 const BUFFER: usize = 64 * 1024;

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
+use ringway_work::{Connection, Place, short};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::super::connect::{self, Refusal};
 use super::super::net;
-use super::super::place::Place;
 use super::super::tunnel::{self, Buffers};
-use super::super::work::{Connection, short};
 use super::window;
 
 /// Most tunnels that are asked for and not begun. The other thread takes them all each time it is

@@ -19,11 +19,11 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ringway_work::Place;
 use uuid::Uuid;
 
 use super::manager;
 use super::net::{self, Io};
-use super::place::Place;
 use super::stop::{self, Stop};
 use crate::nats::Credentials;
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use prost::Message;
+use ringway_work::short;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::super::work::short;
 use super::crew::Crew;
 use crate::pb::nvcf::StatefulSessionTracking;
 

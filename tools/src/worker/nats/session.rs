@@ -8,12 +8,12 @@ use async_nats::jetstream::{self, AckKind};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use prost::Message;
+use ringway_work::{Connection, Http1, Secret, short};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use super::super::connect::Refusal;
-use super::super::work::{Connection, Http1, Secret, short};
 use super::bench::Opened;
 use super::crew::{Crew, told};
 use super::record::Record;

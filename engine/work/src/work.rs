@@ -8,42 +8,54 @@ use uuid::Uuid;
 /// A poll's body.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Poll<'a> {
-    pub(super) function_id: Uuid,
-    pub(super) function_version_id: Uuid,
+pub struct Poll<'a> {
+    /// What it serves.
+    pub function_id: Uuid,
+    /// Which version of it.
+    pub function_version_id: Uuid,
     /// How many new sessions this worker can take.
-    pub(super) slots: usize,
+    pub slots: usize,
     /// Sessions it holds.
-    pub(super) request_ids: &'a [Uuid],
+    pub request_ids: &'a [Uuid],
 }
 
 /// One work item. Unknown keys are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Work {
-    pub(super) kind: Kind,
-    pub(super) request_id: Uuid,
-    pub(super) connections: Vec<Connection>,
+pub struct Work {
+    /// What is asked for.
+    pub kind: Kind,
+    /// The session.
+    pub request_id: Uuid,
+    /// Ways to dial back.
+    pub connections: Vec<Connection>,
 }
 
+/// What a work item asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
+pub enum Kind {
+    /// A session, with its first tunnel.
     New,
+    /// One more tunnel of a session.
     Reconnect,
 }
 
 /// One way to dial back. Only `http1` is spoken here; any other is passed over.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Connection {
-    pub(super) http1: Option<Http1>,
+pub struct Connection {
+    /// By HTTP/1.1.
+    pub http1: Option<Http1>,
 }
 
+/// Dialling back by CONNECT.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Http1 {
-    pub(super) proxy_uri: String,
-    pub(super) proxy_authorization_token: Secret,
+pub struct Http1 {
+    /// Where the CONNECT goes.
+    pub proxy_uri: String,
+    /// What lets it in, once.
+    pub proxy_authorization_token: Secret,
 }
 
 /// A key or a token: it is sent to the gateway and shown nowhere.
@@ -67,12 +79,14 @@ impl Secret {
     }
 
     /// What came as part of a work item; looked at when it is sent.
-    pub(super) fn received(text: String) -> Self {
+    #[must_use]
+    pub fn received(text: String) -> Self {
         Self(text)
     }
 
     /// The text, to be sent; `None` if it would end the field it stands in.
-    pub(super) fn reveal(&self) -> Option<&str> {
+    #[must_use]
+    pub fn reveal(&self) -> Option<&str> {
         Self::new(&self.0).is_ok().then_some(&self.0)
     }
 }
@@ -84,7 +98,8 @@ impl fmt::Debug for Secret {
 }
 
 /// Enough of a session's id to find it in a log; the whole of it would let its reader come back.
-pub(super) fn short(id: Uuid) -> String {
+#[must_use]
+pub fn short(id: Uuid) -> String {
     let mut text = id.to_string();
     text.truncate(8);
     text

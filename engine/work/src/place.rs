@@ -1,6 +1,7 @@
 //! Where a URI leads.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// Port of a URI that names none, whatever its scheme (contract WK-3).
 const DEFAULT_PORT: u16 = 80;
@@ -10,12 +11,13 @@ const DEFAULT_PORT: u16 = 80;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Without the brackets of an IPv6 address.
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub host: String,
+    /// 80 if the URI names none.
+    pub port: u16,
     /// As the URI has it, brackets and all: the `Host` field.
-    pub(super) authority: String,
+    pub authority: String,
     /// With its query; at least `/`.
-    pub(super) path: String,
+    pub path: String,
 }
 
 /// Why a URI is none of ours.
@@ -84,6 +86,17 @@ impl Place {
     }
 }
 
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            host: address.ip().to_string(),
+            port: address.port(),
+            authority: address.to_string(),
+            path: "/".to_owned(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +115,8 @@ mod tests {
             let place = Place::parse(uri).unwrap();
             assert_eq!((&*place.host, place.port, &*place.path), (host, port, path), "{uri}");
         }
-        assert_eq!(Place::parse("http://[::1]:7/x").unwrap().authority, "[::1]:7");
+        let address: SocketAddr = "[::1]:7".parse().unwrap();
+        assert_eq!(Place::parse("http://[::1]:7").unwrap(), Place::from(address));
     }
 
     #[test]

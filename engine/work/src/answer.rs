@@ -12,22 +12,27 @@ const MAX_TEXT: usize = 200;
 
 /// The little of an answer's head that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) status: u16,
+pub struct Head {
+    /// Of an answer that may be interim (1xx).
+    pub status: u16,
     /// Bytes of the head, with its empty line.
-    pub(super) len: usize,
+    pub len: usize,
     /// Bytes of the body; `None` if it has another framing.
-    pub(super) body: Option<usize>,
+    pub body: Option<usize>,
     /// The connection ends behind this answer.
-    pub(super) last: bool,
+    pub last: bool,
 }
 
 /// An answer that is not to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AnswerFault {
+pub enum AnswerFault {
+    /// Anything but HTTP/1.1.
     NotHttp,
+    /// More than 16 KiB, or than 64 fields.
     HeadTooLong,
+    /// More than 64 KiB.
     BodyTooLong,
+    /// Its end cannot be told, or in two ways.
     NoLength,
 }
 
@@ -42,9 +47,14 @@ impl fmt::Display for AnswerFault {
     }
 }
 
+impl std::error::Error for AnswerFault {}
+
 impl Head {
     /// The head at the start of `bytes`, once it is whole. Interim answers (1xx) are heads too.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, AnswerFault> {
+    ///
+    /// # Errors
+    /// What is no head, or too long.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, AnswerFault> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
         let parsed = response.parse(bytes).map_err(|error| match error {
@@ -81,15 +91,21 @@ impl Head {
 
 /// One whole answer to a poll.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Vec<u8>,
-    pub(super) last: bool,
+pub struct Answer {
+    /// Never an interim one.
+    pub status: u16,
+    /// Without its framing.
+    pub body: Vec<u8>,
+    /// The connection ends behind it.
+    pub last: bool,
 }
 
 impl Answer {
     /// Takes the answer at the start of `bytes`, once it is whole; interim ones are left out.
-    pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Self>, AnswerFault> {
+    ///
+    /// # Errors
+    /// What is no answer, or none whose end is known.
+    pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Self>, AnswerFault> {
         while let Some(head) = Head::parse(bytes)? {
             if matches!(head.status, 100..200) {
                 bytes.drain(..head.len);
@@ -111,7 +127,8 @@ impl Answer {
 }
 
 /// An error's body as it may stand in a log line.
-pub(super) fn readable(body: &[u8]) -> String {
+#[must_use]
+pub fn readable(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     text.trim().chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
