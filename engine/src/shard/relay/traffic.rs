@@ -51,11 +51,8 @@ struct Either<'a> {
     of_worker: &'a Fault,
 }
 
-impl<'a> Either<'a> {
-    fn both(fault: &'a Fault) -> Self {
-        Self { of_client: fault, of_worker: fault }
-    }
-}
+const OVERLOADED: Either<'static> =
+    Either { of_client: &Fault::Overloaded, of_worker: &Fault::Overloaded };
 
 /// A head or trailers that cannot be relayed.
 #[derive(Clone, Copy, Debug)]
@@ -525,7 +522,7 @@ impl Traffic {
         if let Some(limit) = over {
             turn.limit_hit(limit);
             let unwanted = Unwanted { at, fields, ended };
-            self.turn_down(turn, unwanted, Either::both(&Fault::Overloaded));
+            self.turn_down(turn, unwanted, OVERLOADED);
         }
         over.is_none()
     }
@@ -582,7 +579,7 @@ impl Traffic {
         let exchange = self.streams.exchanges.at(slot);
         if let Some((at, ended)) = exchange.and_then(|of| Some((of.from(way)?, of.ended(way)))) {
             let unwanted = Unwanted { at, fields, ended };
-            self.turn_down(turn, unwanted, Either::both(&Fault::Overloaded));
+            self.turn_down(turn, unwanted, OVERLOADED);
         }
     }
 }
