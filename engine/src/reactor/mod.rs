@@ -103,6 +103,7 @@ struct Host {
     doors: Vec<Door>,
     gates: Vec<Gate>,
     origin: Instant,
+    schedstat: Schedstat,
 }
 
 /// One core's loop.
@@ -184,12 +185,13 @@ impl<C: Core> Reactor<C> {
             Door::new(listener, Listening::Kernel(socket), keep_alive, inherited)
         };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
-        let host = Host { border, ring, share, doors, gates, origin };
+        let schedstat = Schedstat::of_thread();
+        let host = Host { border, ring, share, doors, gates, origin, schedstat };
         Ok(Self::on(host, options, mailbox, core))
     }
 
     fn on(host: Host, options: Options, mailbox: Mailbox<C::Post>, core: C) -> Self {
-        let Host { border, mut ring, share, doors, gates, origin } = host;
+        let Host { border, mut ring, share, doors, gates, origin, schedstat } = host;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Self {
             published: mailbox.publish(ring.fd()),
@@ -203,7 +205,7 @@ impl<C: Core> Reactor<C> {
             core,
             window: Window::new(options.busy_poll),
             pace: Pace::default(),
-            schedstat: Schedstat::of_thread(),
+            schedstat,
             options,
             share,
             origin,

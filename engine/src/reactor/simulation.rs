@@ -11,6 +11,7 @@ use super::backend::Ring;
 use super::fault::SetupError;
 use super::kernel::{Kernel, Simulated, SimulatedListener};
 use super::options::{BusyPoll, Options};
+use super::stall::Schedstat;
 use super::stream::Listening;
 use super::uring::{Share, Wait};
 use super::{Host, Reactor};
@@ -58,6 +59,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
             doors,
             gates: Vec::new(),
             origin: Instant::now(),
+            schedstat: Schedstat::silent(),
         };
         let mut reactor = Reactor::on(host, options, mailbox, core);
         reactor.border.now = reactor.clock();

@@ -26,6 +26,11 @@ impl Schedstat {
         Self(File::open("/proc/thread-self/schedstat").ok())
     }
 
+    /// Nothing: a simulated core has its CPU to itself.
+    pub(super) fn silent() -> Self {
+        Self(None)
+    }
+
     /// For how long the thread was ready to run and did not.
     fn waited(&self) -> Duration {
         let mut line = [0; LINE];
