@@ -190,9 +190,9 @@ impl<C: Core> Reactor<C> {
                 continue;
             }
             door.again_at = None;
-            // Whoever waits in an inherited queue is served by those who come after this process.
+            // Clients in an inherited queue are left to the process that comes after this one.
             if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
-                // They are told of in the next turn.
+                // The core hears of these connections in the next turn.
                 let last = socket.end().into_iter();
                 self.news.extend(last.map(|stream| News::Accepted(stream, listener)));
             }

@@ -118,7 +118,7 @@ impl Ring {
         match self {
             Self::Uring(ring, _) => ring.bell(eventfd, tag),
             Self::Epoll(ring) => ring.bell(eventfd, tag),
-            // Who sends to a core of a simulated world has that woken.
+            // The simulated world wakes a core itself when another one sends to it.
             Self::Simulated(_) => {}
         }
     }
