@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use ringway_proto::fault::Fault;
 use ringway_proto::fields::Fields;
 use ringway_proto::h2::StreamKey;
 use ringway_proto::route::KeptStyle;
@@ -66,6 +67,17 @@ impl Pipe {
         std::mem::take(&mut self.queued)
     }
 }
+
+/// Why a head cannot be relayed: what its client or its worker did wrong, whichever sent it.
+#[derive(Clone, Copy)]
+pub(super) struct Either<'a> {
+    pub(super) of_client: &'a Fault,
+    pub(super) of_worker: &'a Fault,
+}
+
+/// There was no room for a head.
+pub(super) const OVERLOADED: Either<'static> =
+    Either { of_client: &Fault::Overloaded, of_worker: &Fault::Overloaded };
 
 /// Who serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

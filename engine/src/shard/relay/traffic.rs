@@ -15,7 +15,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use super::super::facts::{Caller, Edge, ForRelay, ForSessions, Refused, Wanted};
 use super::super::table::Key;
 use super::super::turn::Turn;
-use super::exchange::{At, Exchange, Served, Way};
+use super::exchange::{At, Either, Exchange, OVERLOADED, Served, Way};
 use super::flow::LARGE_HEAD;
 use super::heads::without_named;
 use super::link::Link;
@@ -43,16 +43,6 @@ pub(super) struct Tail {
     /// How far the first of them is read.
     pub(super) pos: usize,
 }
-
-/// What is said of a head, depending on whose it is.
-#[derive(Clone, Copy)]
-struct Either<'a> {
-    of_client: &'a Fault,
-    of_worker: &'a Fault,
-}
-
-const OVERLOADED: Either<'static> =
-    Either { of_client: &Fault::Overloaded, of_worker: &Fault::Overloaded };
 
 /// A head or trailers that cannot be relayed.
 #[derive(Clone, Copy, Debug)]
