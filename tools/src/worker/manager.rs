@@ -18,7 +18,7 @@ const END_SLACK: Duration = Duration::from_secs(20);
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told how it goes");
+        tracing::warn!(%error, "the service manager could not be notified");
     }
 }
 
