@@ -9,9 +9,7 @@ use bytes::{Buf, BytesMut};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use ringway_work::{
-    ANSWER_TIMEOUT, Connection, DIAL_TIMEOUT, Head, Http1, NO_TARGET, Place, pauses,
-};
+use ringway_work::{ANSWER_TIMEOUT, Connection, DIAL_TIMEOUT, Head, Http1, Place, pauses};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -54,7 +52,11 @@ async fn dial(target: &str) -> io::Result<TcpStream> {
 /// Says at the start that nothing answers where the user's server should be.
 pub(crate) async fn look_at(target: String) {
     if let Err(error) = dial(&target).await {
-        tracing::warn!(target_server = target, %error, "{NO_TARGET}");
+        tracing::warn!(
+            target_server = target,
+            %error,
+            "nothing answers at --target: start your server there; until then every call gets 502"
+        );
     }
 }
 

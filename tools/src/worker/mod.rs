@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use monoio::time::timeout;
-use ringway_work::{Kind, NO_TARGET, Sender, Work, short};
+use ringway_work::{Kind, Sender, Work, short};
 use uuid::Uuid;
 
 use bell::Bell;
@@ -368,7 +368,11 @@ impl Worker {
 async fn look_at_target(target: Place) {
     match net::dial(&target).await {
         Ok(_) => tracing::debug!(target = target.authority, "the target answers"),
-        Err(error) => tracing::warn!(target = target.authority, %error, "{NO_TARGET}"),
+        Err(error) => tracing::warn!(
+            target = target.authority,
+            %error,
+            "nothing answers at --target: start your server there; until then every call gets 502"
+        ),
     }
 }
 
