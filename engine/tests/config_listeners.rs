@@ -81,7 +81,7 @@ fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
         (", tls = {}", "tls.cert is missing"),
         (", tls = { cert = 1, key = \"k\" }", "tls.cert is a number, but must be the path"),
         (", tls = { cert = \"\", key = \"k\" }", "tls.cert is a text, but must be the path"),
-        (", tls = { crt = \"x\" }", "tls.crt is not a setting: there are `cert` and `key`"),
+        (", tls = { crt = \"x\" }", "tls.crt is not a setting: use `cert` and `key`"),
         (", proxy_protocol = \"yes\"", "proxy_protocol is a text, but must be true or false"),
         (", proxy_protocol = true", "proxy_protocol needs listen.client.trusted: "),
         (", proxy_protocol = true, trusted = []", "proxy_protocol needs listen.client.trusted"),

@@ -188,7 +188,7 @@ impl<'a> Table<'a> {
         for (key, _) in entries {
             if !["cert", "key"].contains(&key.name.as_str()) {
                 let text = format!(
-                    "{}.{} is not a setting: there are `cert` and `key`",
+                    "{}.{} is not a setting: use `cert` and `key`",
                     self.key("tls"),
                     key.name
                 );
