@@ -16,7 +16,7 @@ pub struct Tally {
     pub blocked_sends: u64,
     /// Receives that found no receive block free.
     pub starved: u64,
-    /// Calls of [`Core::relieve`].
+    /// Calls of [`super::Core::relieve`].
     pub relieved: u64,
     /// Connections accepted.
     pub accepts: u64,
