@@ -153,7 +153,10 @@ impl<'a> Table<'a> {
             return Some(Vec::new());
         };
         if list.len() > MAX_TRUSTED {
-            let text = format!("{} has more than {MAX_TRUSTED} networks", self.key("trusted"));
+            let text = format!(
+                "{} has more than {MAX_TRUSTED} networks: remove some, or write larger ones",
+                self.key("trusted")
+            );
             self.problems.add(node.place, text);
         }
         let mut networks = Vec::new();
@@ -254,8 +257,9 @@ fn network(text: &str) -> Result<IpNet, String> {
         // Peers are compared in this form, too.
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let network: IpNet =
-        text.parse().map_err(|_| "which is no network such as \"10.0.0.0/8\"".to_string())?;
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| "which is no network: write one such as \"10.0.0.0/8\"".to_string())?;
     if let IpNet::V6(mapped) = network
         && let Some(address) = mapped.addr().to_ipv4_mapped()
     {
