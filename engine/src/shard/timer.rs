@@ -17,11 +17,16 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
 
 use ringway_proto::time::Time;
 
 use super::table::Key;
 use crate::border::ConnId;
+
+/// How long a tunnel lasts at least beside the one that has come in its place. A worker ends a session
+/// with its last tunnel (contract 4.6), and may see the one's end before it has counted the other.
+pub(super) const SETTLES: Duration = Duration::from_secs(1);
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,8 +149,8 @@ impl Timers {
         self.next = [near, later].into_iter().flatten().min();
     }
 
-    /// To be called before [`Self::pop`], when something [is due](Self::are_due). What does not [matter](Self::sweep) of a tick
-    /// that begins is forgotten.
+    /// To be called before [`Self::pop`], when something [is due](Self::are_due). What does not
+    /// [matter](Self::sweep) of a tick that begins is forgotten.
     pub(crate) fn begin(&mut self, now: Time, mut matters: impl FnMut(Due) -> bool) {
         let mut room = TAKEN;
         while room > 0

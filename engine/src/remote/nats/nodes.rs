@@ -1,5 +1,5 @@
-//! How this gateway is known among the others: a record in a key-value bucket that all of a region share
-//! (design 3.22).
+//! How this gateway is known among the others: a record in a key-value bucket that all of a region
+//! share (design 3.22).
 //!
 //! A node is a pair of a number and an incarnation, drawn at random and entered with `create`, so
 //! that no two have the same. A record is there for as long as it is refreshed; nobody watches it, it

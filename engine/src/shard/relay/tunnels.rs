@@ -1,7 +1,6 @@
 //! A route's tunnel: how it comes, is kept, changes hands, and goes to another core.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use ringway_proto::h1::Role;
 use ringway_proto::h2::{self, ErrorCode, NO_TAG};
@@ -12,6 +11,7 @@ use uuid::Uuid;
 use super::super::cause::{Cause, Manner};
 use super::super::facts::{ForRelay, ForSessions, MovedHop, NewTunnel, RouteFacts, Terms};
 use super::super::table::Key;
+use super::super::timer::SETTLES;
 use super::super::turn::Turn;
 use super::h1::{H1, http1_limits};
 use super::hop::{Held, Hop, Side, Tunnel, TunnelState};
@@ -19,10 +19,6 @@ use super::link::Link;
 use super::routes::Route;
 use super::traffic::{Tail, Traffic};
 use crate::border::{Close, ConnId, Parcel};
-
-/// A worker ends a session with its last tunnel, and hears by two ways that one has been let in and that
-/// the other one has ended: so long a tunnel lasts at least beside the one that has taken its place.
-pub(super) const SETTLES: Duration = Duration::from_secs(1);
 
 /// Gateways of which it is remembered that they leave.
 const MOST_LEAVING: usize = 64;

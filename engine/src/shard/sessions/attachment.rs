@@ -93,7 +93,7 @@ pub(super) enum State {
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
     /// The tunnel is there. `spent`: it takes no more streams. `settles`: its worker has just come
-    /// with it, beside another one that is parked (see [`super::SETTLES`]).
+    /// with it, beside another one that is parked (see `SETTLES`).
     Attached { spent: bool, settles: bool },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },

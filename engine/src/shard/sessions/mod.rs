@@ -29,7 +29,6 @@ mod tests;
 mod wait;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ringway_proto::fault::Fault;
 use ringway_proto::id::WorkerToken;
@@ -50,7 +49,7 @@ use super::facts::{
 };
 use super::settings::ShardSettings;
 use super::table::Key;
-use super::timer::Due;
+use super::timer::{Due, SETTLES};
 use super::turn::Turn;
 use crate::border::ConnId;
 use crate::carry::Unreadable;
@@ -63,11 +62,6 @@ use crate::trail::{Ask as Wish, Event, IdBegin};
 
 /// gRPC code UNAVAILABLE: the client may try again.
 const UNAVAILABLE: u8 = 14;
-
-/// How long a tunnel that parked stays beside the one that a worker has brought instead. The worker
-/// may see the end of the one before it has counted the other, and it ends a session with its last
-/// tunnel (contract 4.6).
-const SETTLES: Duration = Duration::from_secs(1);
 
 /// Attachments that hear of other rules in one turn.
 const RENEWED: u32 = 512;

@@ -1,6 +1,6 @@
-//! Spare tunnels, which take the place of others (design 5). A WebSocket uses its tunnel up, and so does a
-//! client that is lost in the middle of an HTTP/1 exchange; a worker that says GOAWAY, and stream
-//! ids that run out, end one that is in use. A worker ends a session with its last tunnel: so
+//! Spare tunnels, which take the place of others (design 5). A WebSocket uses its tunnel up, and so
+//! does a client that is lost in the middle of an HTTP/1 exchange; a worker that says GOAWAY, and
+//! stream ids that run out, end one that is in use. A worker ends a session with its last tunnel: so
 //! another one is asked of it, in time, by the way that clients come back.
 //!
 //! A spare is an attachment without a client. Its parent, the attachment whose tunnel it stands in

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::tunnels::SETTLES;
+use super::super::super::timer::SETTLES;
 use super::*;
 
 #[test]
