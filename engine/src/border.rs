@@ -23,6 +23,9 @@ pub use parcel::{Carried, Parcel, SimulatedSocket};
 pub use stalls::{STALL, STALL_SECONDS, Stalls};
 pub use tally::Tally;
 
+/// Addresses that one listener keeps out at a time.
+pub const MOST_KEPT_OUT: usize = 64;
+
 /// How long a flushed connection waits for its peer's FIN.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 

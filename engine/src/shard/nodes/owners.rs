@@ -12,7 +12,7 @@ use super::super::bucket::Bucket;
 /// A gateway that was not reached is not tried again for so long (design 3.22).
 const REST: Duration = Duration::from_secs(1);
 /// Gateways, and clients, of which something is remembered, of each kind.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 /// Relays that ids cause, a burst and then a second: to one gateway, of one client where its address
 /// is known, and of those for which a record is to be read.
 const OF_TARGET: (u32, u32) = (4096, 1024);
@@ -68,7 +68,8 @@ impl Owners {
     }
 }
 
-fn take<K: std::hash::Hash + Eq>(
+/// Takes one of what the bucket of `key` may have. A table that is full forgets those who come seldom.
+pub(super) fn take<K: std::hash::Hash + Eq>(
     table: &mut HashMap<K, Bucket>,
     key: K,
     (burst, rate): (u32, u32),

@@ -9,14 +9,13 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 
 use super::super::bucket::Bucket;
+use super::owners::{MOST, take};
+use crate::border::MOST_KEPT_OUT;
 
 /// Preludes of one address that may prove nothing: a burst and then a second.
 const TRIES: (u32, u32) = (64, 16);
-/// Addresses of which something is remembered, of each kind.
-const MOST: usize = 1024;
-/// For how long an address is kept out, and how many are at a time.
+/// For how long an address is kept out.
 const KEPT_OUT_FOR: Duration = Duration::from_secs(5);
-const MOST_KEPT_OUT: usize = 64;
 /// Where a gateway has proved itself, whatever else comes from its address is heard for so long.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
@@ -78,14 +77,7 @@ impl Suspects {
 
     /// What came proved nothing.
     pub(super) fn failed(&mut self, peer: SocketAddr, now: Time) {
-        let ((burst, rate), ip) = (TRIES, host(peer));
-        if self.tried.len() >= MOST && !self.tried.contains_key(&ip) {
-            // Those who have not come for a while are forgotten.
-            self.tried.retain(|_, tried| !tried.has(1, rate, now));
-        }
-        if self.tried.len() < MOST || self.tried.contains_key(&ip) {
-            self.tried.entry(ip).or_default().take(burst, rate, now);
-        }
+        take(&mut self.tried, host(peer), TRIES, now);
     }
 }
 

@@ -145,10 +145,10 @@ fn tunnel_ended(traffic: &mut Traffic, turn: &mut Turn<'_>, conn: ConnId, end: E
 
 /// Whether the client of a stream of bytes was a browser's page that has said that it leaves. It
 /// needs no FIN that tells more, which a balancer may have sent in its place.
-fn page_has_left(traffic: &mut Traffic, slot: u32) -> bool {
-    let client = traffic.streams.exchanges.at_mut(slot).map(|exchange| exchange.client.conn);
-    let h1 = client.and_then(|client| traffic.streams.hops.h1_mut(client));
-    h1.is_some_and(|h1| h1.page == Page::Left)
+fn page_has_left(traffic: &Traffic, slot: u32) -> bool {
+    let client = traffic.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
+    let link = client.and_then(|client| traffic.streams.hops.hop(client)).map(|hop| &hop.link);
+    matches!(link, Some(Link::H1(h1)) if h1.page == Page::Left)
 }
 
 /// Whether the function's FIN would be a clean end of this stream of bytes, and not its client's.
