@@ -38,7 +38,9 @@ unpack_web() {
         '    int count = vfprintf(to, format, list); va_end(list); return count;' \
         '}' >"$WEB/unwind/chk.c"
     musl-gcc -O2 -c "$WEB/unwind/chk.c" -o "$WEB/unwind/chk.o"
-    ar r "$WEB/unwind/libunwind.a" "$WEB/unwind/chk.o" 2>/dev/null
+    # This standard library's own builtins lack what C asks for to count bits; GCC's have it.
+    (cd "$WEB/unwind" && ar x "$(musl-gcc -print-libgcc-file-name)" _popcountsi2.o _popcount_tab.o)
+    ar r "$WEB/unwind/libunwind.a" "$WEB"/unwind/*.o 2>/dev/null
     echo "$version" >"$WEB/.version"
 }
 
