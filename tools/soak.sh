@@ -155,6 +155,12 @@ soak_tables() { stalls tables "$@"; }
 # 5 000 (or ARGS) clients that are cut at once and come back stall no core.
 soak_comeback() { stalls comeback "$@"; }
 
+# 5 000 (or ARGS) clients that come at once stall no core.
+soak_storm() { stalls storm "$@"; }
+
+# A log that nobody reads, beside new sessions at full speed: it stalls no core, and takes no sessions.
+soak_blocked_log() { stalls blocked-log "$@"; }
+
 # Three gateways in `nvcf` mode on hosts of their own behind balancers that know nothing (root). 1 000
 # times a lost client comes back at any of them: no worker is asked, and nobody but its gateway.
 #   tools/soak.sh cluster-returns [COUNT]

@@ -165,6 +165,7 @@ pub fn start(level: &str, keys: Keys) -> std::io::Result<LogGuard> {
     let mut direct = (ours && !readable).then(|| Direct { lines, keys, batch: Vec::new() });
     QUEUE.get_or_init(|| ArrayQueue::new(RECORDS));
     let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
+        crate::reactor::take_long_turns();
         let mut told_at = Instant::now();
         loop {
             let ended = ENDED.load(Ordering::Acquire);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reactor_rig::{Desk, SOON, start, until};
 use ringway::border::Close;
-use ringway::reactor::Options;
+use ringway::reactor::{ACCEPTS_PER_TURN, Options};
 
 /// Beyond what an epoll tells, and what a listener gives, in one turn.
 const CROWD: usize = 600;
@@ -53,6 +53,18 @@ fn everybody_in_a_crowd_is_served() {
     }
     drop(streams);
     until("all sockets closed", || desk.ask(|_, b| (b.tally.sockets == 0).then_some(())));
+    desk.finish();
+}
+
+/// However many come at once, a turn lets in so many and goes on with the others.
+fn a_storm_is_let_in_piece_by_piece() {
+    let desk = start(Options::default(), Desk::default());
+    desk.ask(|_, _| std::thread::sleep(Duration::from_millis(200)));
+    let streams: Vec<_> = (0..CROWD).map(|_| TcpStream::connect(desk.address).unwrap()).collect();
+    desk.accepted(CROWD - 1);
+    let most = desk.ask(|desk, _| desk.most_accepted);
+    assert!((1..=ACCEPTS_PER_TURN).contains(&most), "{most} in one turn");
+    drop(streams);
     desk.finish();
 }
 
@@ -111,6 +123,7 @@ fn a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them() {
 
 on_both_backends! {
     everybody_in_a_crowd_is_served,
+    a_storm_is_let_in_piece_by_piece,
     bulk_does_not_hold_up_the_others,
     a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them,
 }

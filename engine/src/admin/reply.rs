@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
+use bytes::Bytes;
+use futures_util::stream;
 use ringway_proto::id::Node;
 use serde::Serialize;
 
@@ -48,6 +50,38 @@ fn with(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
+}
+
+/// Rows made into text at once. In between the control thread looks at what else there is.
+const ROWS_AT_ONCE: usize = 64;
+/// Octets of their text, about.
+const ROWS_BYTES: usize = ROWS_AT_ONCE * 512;
+
+/// A list of sessions; text is made of so many at a time as the peer takes.
+pub(super) fn sessions(rows: Vec<SessionRow>, node: Node, whole_ids: bool) -> Response<Body> {
+    let begin = Some((rows.into_iter(), b'['));
+    let pieces = stream::unfold(begin, move |left| async move {
+        let (mut rows, mut before) = left?;
+        if before != b'[' {
+            tokio::task::yield_now().await;
+        }
+        let mut text = Vec::with_capacity(ROWS_BYTES);
+        for row in rows.by_ref().take(ROWS_AT_ONCE) {
+            text.push(std::mem::replace(&mut before, b','));
+            let shown = session(&row, node, whole_ids);
+            if let Err(error) = serde_json::to_writer(&mut text, &shown) {
+                return Some((Err(error), None));
+            }
+        }
+        let goes_on = rows.len() > 0;
+        if !goes_on {
+            text.extend_from_slice(if before == b'[' { b"[]" } else { b"]" });
+        }
+        // It is read at a terminal, too.
+        let text = ringway_stdio::json_line(&text).into_owned();
+        Some((Ok(Bytes::from(text)), goes_on.then_some((rows, before))))
+    });
+    with(StatusCode::OK, "application/json", Body::from_stream(pieces))
 }
 
 /// A row of `/sessions`.

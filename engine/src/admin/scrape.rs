@@ -265,7 +265,7 @@ impl Scraper {
         }
         // A core may know no more of a session of another one than what was carried before.
         let mut rows = SessionRow::joined(rows);
-        rows.sort_by_key(|row| match row.close_reason {
+        rows.sort_by_cached_key(|row| match row.close_reason {
             None => (false, row.age_ms),
             Some(_) => (true, 0),
         });

@@ -79,8 +79,9 @@ pub(super) async fn list(
     };
     let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let listed = admin.scraper.ask_rows(None).await;
-    let rows = listed.rows.iter().filter(|row| filter.fits(row));
-    reply::json(&rows.map(|row| reply::session(row, admin.node, whole)).collect::<Vec<_>>())
+    let mut rows = listed.rows;
+    rows.retain(|row| filter.fits(row));
+    reply::sessions(rows, admin.node, whole)
 }
 
 /// `GET /sessions/{id}`.

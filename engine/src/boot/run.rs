@@ -89,6 +89,7 @@ impl Run {
             }
             ended
         };
+        crate::reactor::take_long_turns();
         let ended = self.runtime.block_on(control);
         if ended.is_ok() {
             for thread in self.threads {

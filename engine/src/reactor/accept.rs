@@ -29,6 +29,11 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// It is the listeners' backlog (`boot/port.rs`).
 const ONE_BY_ONE: usize = 4096;
 
+/// Connections let in in one turn: each leads to work in the turns that follow, and those that are
+/// there already have theirs in between. What a new session costs (docs/performance.md) makes that
+/// three milliseconds.
+pub const ACCEPTS_PER_TURN: usize = 32;
+
 /// Connections that may be on their way into the queue while its length is asked for.
 const JUST_COMING: u32 = 64;
 
@@ -148,8 +153,9 @@ impl<C: Core> Reactor<C> {
 
     /// Lets connections in by every listener that is not waiting after a failure.
     pub(super) fn open_doors(&mut self) {
+        let most = ONE_BY_ONE + self.crowd.len();
         let many = [Listener::Client, Listener::Worker, Listener::Cluster]
-            .map(|listener| self.room(Some(listener)) >= ONE_BY_ONE);
+            .map(|listener| self.room(Some(listener)) >= most);
         for (number, door) in self.doors.iter_mut().enumerate() {
             let many = many[door.listener as usize];
             if door.armed == Armed::Many && !many && !door.shut {
@@ -242,9 +248,23 @@ impl<C: Core> Reactor<C> {
             // Its packets need not be looked at. Should it stay all the same, they pass.
             let _ = stream.detach_filter();
         }
-        self.admit(stream, listener, tuned);
+        if self.let_in < ACCEPTS_PER_TURN && self.crowd.is_empty() {
+            self.let_in += 1;
+            self.admit(stream, listener, tuned);
+        } else {
+            self.crowd.push_back((stream, listener, tuned));
+        }
         if !self.closing {
             self.open_doors();
+        }
+    }
+
+    /// A turn begins: lets those in who came in greater number than the turns before took.
+    pub(super) fn let_crowd_in(&mut self) {
+        self.let_in = self.crowd.len().min(ACCEPTS_PER_TURN);
+        for _ in 0..self.let_in {
+            let Some((stream, listener, tuned)) = self.crowd.pop_front() else { break };
+            self.admit(stream, listener, tuned);
         }
     }
 

@@ -23,6 +23,7 @@ mod options;
 mod outq;
 mod pump;
 mod simulation;
+mod slices;
 mod socket;
 mod stall;
 #[cfg(test)]
@@ -55,7 +56,7 @@ use tag::Kind;
 use timer::Timers;
 use window::Window;
 
-pub use accept::ACCEPT_PAUSE;
+pub use accept::{ACCEPT_PAUSE, ACCEPTS_PER_TURN};
 pub use backend::try_rings;
 pub use fault::SetupError;
 pub use kernel::{Kernel, SimulatedListener};
@@ -63,6 +64,7 @@ pub use options::{BusyPoll, KeepAlive, Options};
 pub use outq::unacknowledged;
 pub use pump::DROP_BUDGET;
 pub use simulation::Simulation;
+pub use slices::take_long_turns;
 pub use tag::{Completion, Tag};
 pub use timer::{DIAL_TIMEOUT, FLUSH_STALL};
 pub use trial::{Feature, Trial, try_features};
@@ -137,6 +139,10 @@ pub struct Reactor<C: Core> {
     looks: Vec<ConnId>,
     wishes: Vec<Wish>,
     news: Vec<News>,
+    /// Connections that wait to be let in, and whether what their listener is tuned to is theirs.
+    crowd: VecDeque<(Stream, Listener, bool)>,
+    /// How many were let in in this turn.
+    let_in: usize,
     /// Connections whose receive found no block, longest waiting first.
     starved: VecDeque<ConnId>,
     /// Sends under way: none between turns, so that output may be changed and copied out.
@@ -216,6 +222,8 @@ impl<C: Core> Reactor<C> {
             looks: Vec::new(),
             wishes: Vec::new(),
             news: Vec::new(),
+            crowd: VecDeque::new(),
+            let_in: 0,
             starved: VecDeque::new(),
             sending: 0,
             untold: Vec::new(),
@@ -279,6 +287,7 @@ impl<C: Core> Reactor<C> {
         self.pace.begins(self.border.now);
         self.border.tally.turns += 1;
         self.tell_news();
+        self.let_crowd_in();
         let batch = self.ring.take_batch();
         if batch.iter().any(|completion| completion.tag.kind().is_call()) {
             self.window.called(self.border.now);

@@ -58,7 +58,7 @@ impl<C: Core> Reactor<C> {
     /// Whether something can be done without waiting for the kernel.
     fn is_busy(&self, until: Option<Time>) -> bool {
         let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
-        !(quiet && self.border.is_quiet())
+        !(quiet && self.crowd.is_empty() && self.border.is_quiet())
             || (!self.starved.is_empty()
                 && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
             || until.is_some_and(|until| until <= self.border.now)

@@ -34,8 +34,6 @@ parked_tunnels = 50000
 parked_per_tenant = 50000
 [keepalive]
 tunnel_ping = "24h"
-[log]
-level = "warn"
 """
 TENANT = """
 [[tenant]]
@@ -55,11 +53,11 @@ def uuid_of(number):
     return f"{number:08x}-0000-4000-8000-000000000000"
 
 
-def settings(functions=1, tenants=1, dial=None):
+def settings(functions=1, tenants=1, dial=None, level="warn"):
     """The bench's function and tenant stand last, and what is between is nobody's. The function is
     called by all tenants, the others by every tenth."""
     names = [f"tenant-{number}" for number in range(tenants - 1)] + ["bench"]
-    text = BASE + "".join(TENANT.format(name=name, key=KEY if name == "bench" else f"key-of-{name}")
+    text = BASE + f'[log]\nlevel = "{level}"\n' + "".join(TENANT.format(name=name, key=KEY if name == "bench" else f"key-of-{name}")
                           for name in names)
     some = ", ".join(f'"{name}"' for name in names[::10])
     everyone = ", ".join(f'"{name}"' for name in names)
@@ -137,6 +135,13 @@ def told(stage, before, what):
     return long
 
 
+def aside():
+    """Lets this thread have what the load leaves of its CPU: who scrapes is on another machine, and takes
+    none of the gateway's time nor of the clients'."""
+    os.sched_setaffinity(0, {os.cpu_count() - 1})
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def closed_sessions(directory, seconds=90):
     """Connections with session, worker and one call, as many as the core can: the last tenth costs as
     much as the first, and what is gone is forgotten."""
@@ -174,6 +179,7 @@ def scrapes(directory, sessions=8000):
             before, stop = stage.stalls(), threading.Event()
 
             def look():
+                aside()
                 while not stop.wait(1):
                     begun = time.monotonic()
                     status, _, body = stage.gateway.get(looks)
@@ -241,6 +247,35 @@ def comeback(directory, clients=5000):
         long = told(stage, before, f"{clients} back, {resumes('ok'):.0f} returns; failed {found['failures']}")
         print(f"not found {resumes('not_found'):.0f}, gave way {stage.gateway.metric('ringway_yields_total'):.0f}")
         assert long == 0 and found["failed"] == 0 and found["not_built"] is None
+
+
+def storm(directory, clients=5000):
+    """So many clients come at once, each with a session and a call."""
+    with Stage(directory) as stage:
+        before = stage.stalls()
+        found = outcome(stage.load("--kind", "storm", "--connections", str(clients), "--streams", "1",
+                                   seconds=10))
+        long = told(stage, before, f"{clients} at once; failed {found['failures']}")
+        assert long == 0 and found["failed"] == 0
+
+
+def blocked_log(directory, seconds=10):
+    """New sessions at full speed, of which each is logged, with a log that is written to a file and
+    with one whose reader has stopped reading: no core waits for it."""
+    rates = {}
+    for name in ("written", "blocked"):
+        if name == "blocked":
+            pipe = Path(directory) / f"{name}.stderr"
+            os.mkfifo(pipe)
+            os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        with Stage(directory, name=name, level="info", dialled=True) as stage:
+            before = stage.stalls()
+            found = outcome(stage.load("--kind", "new-connection", "--connections", "16", "--streams",
+                                       "1", seconds=seconds))
+            long = told(stage, before, f"log {name}: {found['calls_per_s']:.0f} sessions a second")
+            rates[name] = found["calls_per_s"]
+            assert long == 0 and found["failed"] == 0
+    assert rates["blocked"] >= 0.9 * rates["written"], rates
 
 
 if __name__ == "__main__":

@@ -230,6 +230,9 @@ type Errand = Box<dyn FnOnce(&mut Desk, &mut Border) + Send>;
 #[derive(Default)]
 pub(crate) struct Desk {
     pub(crate) facts: Vec<Fact>,
+    /// Connections accepted in this turn, and in the turn with most of them.
+    pub(crate) accepted_now: usize,
+    pub(crate) most_accepted: usize,
     pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
     pub(crate) written: HashMap<ConnId, usize>,
     /// It does not wait to be told of that.
@@ -255,6 +258,7 @@ impl Core for Desk {
 
     fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
         assert!(border.is_open(conn));
+        self.accepted_now += 1;
         self.facts.push(Fact::Accepted(conn));
     }
     fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
@@ -280,6 +284,7 @@ impl Core for Desk {
         post(self, border);
     }
     fn turn(&mut self, border: &mut Border) {
+        self.most_accepted = self.most_accepted.max(std::mem::take(&mut self.accepted_now));
         if self.deadline.is_some_and(|at| at <= border.now) {
             self.deadline = None;
             self.fired = Some(border.now);
