@@ -24,6 +24,7 @@ mod replacing;
 mod runs;
 mod sessions;
 mod silence;
+mod slow;
 mod spares;
 mod spares_cores;
 mod timeline;

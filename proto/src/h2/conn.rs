@@ -62,7 +62,6 @@ pub struct Conn {
     pub(super) refuse_new: bool,
     /// The caller has said something on it: a head, a reset, a GOAWAY, a PING.
     pub(super) spoken: bool,
-    pub(super) growth: bool,
     hold_credit: bool,
     /// Boxed: few connections have one.
     pub(super) fault: Option<Box<ConnFault>>,
@@ -119,7 +118,6 @@ impl Conn {
             windows_grew: false,
             refuse_new: false,
             spoken: false,
-            growth: true,
             hold_credit: false,
             fault: None,
             deadlines,
@@ -383,15 +381,19 @@ impl Conn {
             return;
         }
         stream.receive.owe(bytes);
-        let max = (self.growth && !backlog).then_some(self.limits.stream_window_max);
+        let max = (!backlog).then_some(self.limits.stream_window_max);
         if let Some(credit) = stream.receive.pay_and_grow(max, self.now) {
             frame::put_window_update(out, stream.id, credit);
         }
     }
 
-    /// Whether windows may grow: false while the core's memory is short.
-    pub fn allow_growth(&mut self, allowed: bool) {
-        self.growth = allowed;
+    /// Keeps back what is owed of this stream's window, as far as that has grown: its receiver is slow,
+    /// and memory is short. What the peer knows of cannot be taken away (RFC 9113 §6.9.2), so it shrinks
+    /// by and by, with what is drained.
+    pub fn shrink_window(&mut self, key: StreamKey) {
+        if let Some(stream) = self.table.get_mut(key) {
+            stream.receive.shrink(self.limits.stream_window);
+        }
     }
 
     /// While true, the connection's credit is not given back when bytes are read: too much of this

@@ -82,9 +82,10 @@ impl Conn {
     }
 
     /// Counts one or several plain frames of a stream, `len` octets in all, at most what
-    /// [`Plain::most`] said: received, and taken by the other hop at once.
+    /// [`Plain::most`] said: received, and taken by the other hop at once. Windows of what `grows` may
+    /// double, as in [`Self::drained`].
     #[inline(always)]
-    pub fn passed(&mut self, key: StreamKey, len: usize, out: &mut impl Sink) {
+    pub fn passed(&mut self, key: StreamKey, len: usize, grows: bool, out: &mut impl Sink) {
         let octets = len as u32;
         let whole = self.receive_window.charge(octets);
         self.receive_window.owe(len);
@@ -96,7 +97,7 @@ impl Conn {
         if let Content::Left(left) = &mut stream.content {
             *left = left.saturating_sub(len as u64);
         }
-        let max = self.growth.then_some(self.limits.stream_window_max);
+        let max = grows.then_some(self.limits.stream_window_max);
         if let Some(credit) = stream.receive.pay_and_grow(max, self.now) {
             frame::put_window_update(out, stream.id, credit);
         }
@@ -159,7 +160,7 @@ mod tests {
             assert!(one.begins_frame(NOW));
             let plain = one.plain(&frame).unwrap();
             assert_eq!((plain.key, plain.len), (key, 100));
-            one.passed(plain.key, plain.len, &mut credit.0);
+            one.passed(plain.key, plain.len, true, &mut credit.0);
             let (events, answers) = feed(&mut other, &frame);
             assert!(matches!(events[..], [Event::Data { len: 100, .. }]), "{events:?}");
             credit.1.extend(answers);
@@ -201,7 +202,7 @@ mod tests {
         let (_, mut server, key) = pair(&[("content-length", "7")]);
         assert_eq!(server.plain(&data(8, 0, 1)), None);
         assert_eq!(server.plain(&data(5, 0, 1)).unwrap().most, 7);
-        server.passed(key, 5, &mut Vec::new());
+        server.passed(key, 5, true, &mut Vec::new());
         assert_eq!(server.plain(&data(3, 0, 1)), None);
         assert_eq!(server.plain(&data(2, 0, 1)).unwrap().most, 2);
     }

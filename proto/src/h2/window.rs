@@ -140,6 +140,13 @@ impl ReceiveWindow {
         self.left += i64::from(more);
         Some(credit + more)
     }
+
+    /// Keeps what is owed, until the window is no larger than this.
+    pub(super) fn shrink(&mut self, to: u32) {
+        let less = self.size.saturating_sub(to).min(self.owed);
+        self.size -= less;
+        self.owed -= less;
+    }
 }
 
 fn millis(now: Time) -> u32 {
@@ -212,5 +219,21 @@ mod tests {
         window.owe(65);
         assert_eq!(window.pay_and_grow(Some(1000), now), Some(125), "slow: no growth");
         assert_eq!(turn(&mut window, now, None), None);
+    }
+
+    #[test]
+    fn a_window_shrinks_by_what_is_drained_and_never_below_what_it_began_with() {
+        let mut window = ReceiveWindow::new(100, 400, Time::ZERO);
+        window.left = 400;
+        assert!(window.charge(400));
+        for drained in [90, 90, 90, 90] {
+            window.owe(drained);
+            window.shrink(100);
+        }
+        assert_eq!((window.size, window.left, window.held, window.owed), (100, 0, 40, 60));
+        assert_eq!(window.pay(), Some(60));
+        assert_eq!(window.left + i64::from(window.held + window.owed), i64::from(window.size));
+        window.shrink(100);
+        assert_eq!(window.size, 100);
     }
 }

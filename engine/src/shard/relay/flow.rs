@@ -8,6 +8,7 @@ use ringway_proto::h2::{ErrorCode, LimitId};
 
 use super::super::timer::Due;
 use super::super::turn::Turn;
+use super::exchange::At;
 use super::hop::{Hop, Side};
 use super::hops::Hops;
 use super::link::Link;
@@ -16,6 +17,17 @@ use crate::metrics::Limit;
 
 /// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
 pub(super) const OUTPUT_HIGH: usize = 256 * 1024;
+
+/// The same while memory is short: with many slow peers it is theirs that counts, and a fast one that
+/// sends less at once costs no more than some of its speed.
+const OUTPUT_SHORT: usize = 64 * 1024;
+
+/// Memory is short when this part of what the core may hold waits: from then on windows grow no more.
+/// What waits until then is that of a few streams whose windows had grown.
+const SHORT_PART: usize = 8;
+
+/// From this part on windows of streams that wait shrink again.
+const SHRINK_PART: usize = 2;
 
 /// Output above which the hops that feed it stop reading: heads have no flow control.
 pub(super) const OUTPUT_FULL: usize = 1024 * 1024;
@@ -94,6 +106,51 @@ impl Hops {
         self.held >= turn.settings.config.limits.core_buffer
     }
 
+    /// Whether so much waits that no stream should get more room.
+    #[inline]
+    pub(super) fn is_short(&self, turn: &Turn<'_>) -> bool {
+        self.held > 0 && self.held > turn.settings.config.limits.core_buffer / SHORT_PART
+    }
+
+    /// Whether so much waits that streams should have less room than they have.
+    fn is_crowded(&self, turn: &Turn<'_>) -> bool {
+        self.held > turn.settings.config.limits.core_buffer / SHRINK_PART
+    }
+
+    /// Output of a hop above which no more DATA is moved to it.
+    #[inline]
+    pub(super) fn most_output(&self, turn: &Turn<'_>) -> usize {
+        if self.is_short(turn) { OUTPUT_SHORT } else { OUTPUT_HIGH }
+    }
+
+    /// Whether a window towards the sender of what goes to this hop may grow. Where the receiver does not
+    /// keep up it is not what holds the sender back, and a larger one would only let more wait here.
+    #[inline]
+    pub(super) fn may_grow(&self, turn: &Turn<'_>, to: ConnId) -> bool {
+        !self.is_short(turn) && !turn.border.lags(to)
+    }
+
+    /// Payload of a stream that has waited is on its way to `to`: its sender may send more.
+    pub(super) fn took(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (from, to): (Option<At>, ConnId),
+        len: usize,
+        backlog: bool,
+    ) {
+        let grows = !backlog && self.may_grow(turn, to);
+        let shrinks = backlog && self.is_crowded(turn);
+        if let Some(from) = from
+            && let Some(hop) = self.hop_mut(from.conn)
+        {
+            if shrinks {
+                hop.link.shrink_window(from.key);
+            }
+            hop.link.drained(from.key, len, grows, &mut turn.border.sink(from.conn));
+        }
+        self.let_go(turn, from.map(|at| at.conn), len);
+    }
+
     /// Counts bytes that wait against the core and the connection they came from.
     pub(super) fn holding(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
         self.held += len;
@@ -105,18 +162,17 @@ impl Hops {
         if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
             let before = hop.held;
             hop.held += counted(len);
-            hop.held_changed(turn, before, held < budget / 2);
+            hop.held_changed(turn, before);
         }
     }
 
     /// The counterpart of [`Self::holding`].
     pub(super) fn let_go(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
         self.held -= len;
-        let (held, budget) = (self.held, turn.settings.config.limits.core_buffer);
         if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
             let before = hop.held;
             hop.held -= counted(len);
-            hop.held_changed(turn, before, held < budget / 2);
+            hop.held_changed(turn, before);
         }
     }
 
@@ -216,13 +272,12 @@ impl Hops {
 
 impl Hop {
     /// More or less of what came here waits: credit of the connection is held back while it is too
-    /// much, and windows grow only while the core has room.
-    fn held_changed(&mut self, turn: &mut Turn<'_>, before: u32, may_grow: bool) {
+    /// much.
+    fn held_changed(&mut self, turn: &mut Turn<'_>, before: u32) {
         let most = turn.settings.held_per_connection();
         let (was, is) = (before as usize > most, self.held as usize > most);
         match &mut self.link {
             Link::H2(h2) => {
-                h2.allow_growth(may_grow);
                 if was != is {
                     h2.hold_connection_credit(is, &mut turn.border.sink(self.conn));
                 }

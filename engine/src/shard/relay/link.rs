@@ -284,17 +284,19 @@ impl Link {
         }
     }
 
-    /// The other hop took payload of this stream: its sender may send more.
-    pub(super) fn drained(
-        &mut self,
-        key: StreamKey,
-        len: usize,
-        backlog: bool,
-        out: &mut impl Sink,
-    ) {
+    /// The other hop took payload of this stream: its sender may send more, and may be given a larger
+    /// window if that `grows`.
+    pub(super) fn drained(&mut self, key: StreamKey, len: usize, grows: bool, out: &mut impl Sink) {
         match self {
-            Self::H2(h2) => h2.drained(key, len, backlog, out),
+            Self::H2(h2) => h2.drained(key, len, !grows, out),
             Self::H1(_) => {}
+        }
+    }
+
+    /// The stream gets no more credit than its window began with; see [`h2::Conn::shrink_window`].
+    pub(super) fn shrink_window(&mut self, key: StreamKey) {
+        if let Self::H2(h2) = self {
+            h2.shrink_window(key);
         }
     }
 

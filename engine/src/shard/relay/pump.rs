@@ -11,7 +11,6 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Pipe, Served, Way};
-use super::flow::OUTPUT_HIGH;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::border::ConnId;
 use crate::log::{AccessLine, Line};
@@ -89,8 +88,8 @@ impl Streams {
 
     /// The exchange whose turn it is on a hop that has room.
     fn next_ready(&mut self, turn: &Turn<'_>, conn: ConnId) -> Option<(Key, Way, Time)> {
+        let room = turn.border.queued(conn) < self.hops.most_output(turn);
         let hop = self.hops.hop_mut(conn)?;
-        let room = turn.border.queued(conn) < OUTPUT_HIGH;
         let key = if room { hop.ready.pop_front() } else { None };
         Some((key?, hop.way_out(), hop.hop_since))
     }
@@ -103,7 +102,7 @@ impl Streams {
 
     /// One stream's turn: DATA up to its share, then trailers or the bare end.
     fn send_waiting(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way) -> Went {
-        let mut share = TURN_BYTES;
+        let (mut share, most) = (TURN_BYTES, self.hops.most_output(turn));
         loop {
             let exchange = self.exchanges.at_mut(slot).expect("its turn has come");
             let (from, to) = (exchange.from(way), exchange.to(way));
@@ -122,7 +121,7 @@ impl Streams {
                     return self.blocked(turn, slot, way, (blocked, crumb));
                 }
             };
-            if share == 0 || turn.border.queued(to.conn) >= OUTPUT_HIGH {
+            if share == 0 || turn.border.queued(to.conn) >= most {
                 return Went::Again;
             }
             let end = waiting == n && pipe.ended && pipe.trailers.is_none();
@@ -152,7 +151,7 @@ impl Streams {
                 *front = rest;
             }
             let backlog = pipe.queued > 0;
-            self.took(turn, from, n, backlog);
+            self.hops.took(turn, (from, to.conn), n, backlog);
             if !whole {
                 self.wrong_length(turn, slot);
                 return Went::Blocked;
@@ -200,16 +199,6 @@ impl Streams {
                 None => {}
             }
         }
-    }
-
-    /// What was held of a stream has moved on: its sender may send more.
-    fn took(&mut self, turn: &mut Turn<'_>, from: Option<At>, len: usize, backlog: bool) {
-        if let Some(from) = from
-            && let Some(hop) = self.hops.hop_mut(from.conn)
-        {
-            hop.link.drained(from.key, len, backlog, &mut turn.border.sink(from.conn));
-        }
-        self.hops.let_go(turn, from.map(|at| at.conn), len);
     }
 
     /// The end of a direction whose DATA is all sent.

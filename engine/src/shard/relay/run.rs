@@ -12,7 +12,6 @@ use ringway_proto::h2::{self, StreamKey, follows, may_be_plain};
 use super::super::table::Table;
 use super::super::turn::Turn;
 use super::exchange::{Exchange, Way};
-use super::flow::OUTPUT_HIGH;
 use super::link::Link;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::border::ConnId;
@@ -38,6 +37,8 @@ struct Ends<'a> {
     to_conn: ConnId,
     exchanges: &'a mut Table<Exchange>,
     way: Way,
+    /// The windows of what passes may grow.
+    grows: bool,
 }
 
 /// Passes the plain DATA frames at `pos` of a receive, as many as there are. What the connection
@@ -88,11 +89,12 @@ fn part(
     }
     let first = from.plain(&input[*pos..])?;
     let to_conn = streams.exchanges.at(first.tag)?.to(way)?.conn;
-    let room = OUTPUT_HIGH.saturating_sub(turn.border.queued(to_conn));
+    let room = streams.hops.most_output(turn).saturating_sub(turn.border.queued(to_conn));
+    let grows = streams.hops.may_grow(turn, to_conn);
     let [from, to] = streams.hops.two_hops(conn, to_conn)?;
     let (Link::H2(from), Link::H2(to)) = (&mut from.link, &mut to.link) else { return None };
     let exchanges = &mut streams.exchanges;
-    let mut ends = Ends { from, to, to_conn, exchanges, way };
+    let mut ends = Ends { from, to, to_conn, exchanges, way, grows };
     let mut part = Part { to: to_conn, start: *pos, end: *pos, payload: 0 };
     let input = turn.border.pool.bytes_mut(segment);
     while part.end - part.start < room && ends.pass(input, pos, &mut part, answers).is_some() {}
@@ -134,7 +136,7 @@ impl Ends<'_> {
             }
         }
         input[part.end..payload].copy_from_slice(&self.to.data_head(to, len, false));
-        self.from.passed(frame.key, len, answers);
+        self.from.passed(frame.key, len, self.grows, answers);
         self.exchanges.at_mut(frame.tag)?.pipe(self.way).bytes += len as u64;
         *pos = next;
         part.end = payload + len;

@@ -7,7 +7,7 @@ use ringway_proto::h2::{ErrorCode, HeadKind, OpenError};
 use super::super::table::{Key, Table};
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Way};
-use super::flow::{OUTPUT_HIGH, counted};
+use super::flow::counted;
 use super::heads::{cookie, id_field, is_end_to_end, is_replaced_up, status};
 use super::hops::Hops;
 use super::link::Link;
@@ -91,32 +91,30 @@ impl Streams {
         let unwanted = pipe.ended;
         pipe.ended |= piece.end;
         let waits = pipe.queued > 0 || pipe.scheduled;
+        let grows = to.is_some_and(|to| self.hops.may_grow(turn, to.conn));
         if unwanted || to.is_some_and(|to| !waits && self.pass_data(turn, to, piece)) {
-            self.passed(turn, slot, way, piece);
+            self.passed(turn, (slot, way), piece, grows);
         } else {
             self.hold(turn, slot, way, piece);
         }
     }
 
     /// A piece needs nothing more: its sender may send as much again.
-    fn passed(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way, piece: Piece) {
-        self.drained(turn, piece.at, piece.payload.len as usize, false);
+    fn passed(&mut self, turn: &mut Turn<'_>, (slot, way): (u32, Way), piece: Piece, grows: bool) {
+        let (at, len) = (piece.at, piece.payload.len as usize);
+        if let Some(hop) = self.hops.hop_mut(at.conn) {
+            hop.link.drained(at.key, len, grows, &mut turn.border.sink(at.conn));
+        }
         if piece.end {
             self.direction_done(turn, slot, way);
         }
     }
 
-    fn drained(&mut self, turn: &mut Turn<'_>, at: At, len: usize, backlog: bool) {
-        if let Some(hop) = self.hops.hop_mut(at.conn) {
-            hop.link.drained(at.key, len, backlog, &mut turn.border.sink(at.conn));
-        }
-    }
-
     /// Moves one piece to a hop if its windows and its output have room for the whole of it.
     fn pass_data(&mut self, turn: &mut Turn<'_>, to: At, piece: Piece) -> bool {
-        let len = piece.payload.len as usize;
+        let (len, most) = (piece.payload.len as usize, self.hops.most_output(turn));
         let Some(hop) = self.hops.hop_mut(to.conn) else { return false };
-        if len > 0 && turn.border.queued(to.conn) >= OUTPUT_HIGH {
+        if len > 0 && turn.border.queued(to.conn) >= most {
             return false;
         }
         let small = len <= SMALL_FRAME;
