@@ -109,6 +109,8 @@ pub struct Front {
     pub tls: Option<FrontTls>,
     pub proxy_protocol: bool,
     pub trusted: Vec<IpNet>,
+    /// `protocol = "h2"`: clients are told at once that HTTP/2 is spoken.
+    pub http2: bool,
 }
 
 /// A listener's certificate.

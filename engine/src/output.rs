@@ -24,6 +24,8 @@ pub struct Output {
     pub(crate) paused: bool,
     pub(crate) detaching: bool,
     pub(crate) open_ended: bool,
+    /// The peer was told our side of HTTP/2's preface before it said anything.
+    pub(crate) greeted: bool,
     /// It is dialled, and the peer is another gateway.
     pub(crate) to_gateway: bool,
     pub(crate) close: Option<Close>,
@@ -73,6 +75,12 @@ impl Output {
     #[must_use]
     pub fn is_open_ended(&self) -> bool {
         self.open_ended
+    }
+
+    /// Whether the peer was told our side of HTTP/2's preface already.
+    #[must_use]
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
     }
 
     /// Whether the peer that is dialled is another gateway.

@@ -60,6 +60,24 @@ fn listeners_take_tls_and_the_proxy_protocol() {
 }
 
 #[test]
+fn clients_may_be_told_to_speak_http2() {
+    for (protocol, told) in
+        [("", false), (", protocol = \"auto\"", false), (", protocol = \"h2\"", true)]
+    {
+        let config = parse(protocol, "", Path::new("")).unwrap();
+        assert_eq!(config.fronts.client.http2, told, "{protocol}");
+    }
+    let why = told(", protocol = \"h3\"");
+    assert!(
+        why.contains("listen.client.protocol is \"h3\", but must be one of: auto, h2"),
+        "{why}"
+    );
+    assert!(told(", protocol = 2").contains("protocol is a number, but must be a word"));
+    let why = parse("", ", protocol = \"h2\"", Path::new("")).expect_err("a worker");
+    assert!(why.contains("listen.worker.protocol cannot be had"), "{why}");
+}
+
+#[test]
 fn ipv4_networks_in_ipv6_form_are_ipv4_networks() {
     let trusted = "\"::ffff:10.0.0.0/104\", \"::ffff:192.0.2.1\", \"::ffff:192.0.2.2/128\", \
                    \"::ffff:0.0.0.0/96\", \"2001:db8::/32\"";

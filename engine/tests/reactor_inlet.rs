@@ -57,7 +57,7 @@ impl Issued {
     }
 
     fn options(&self) -> Options {
-        let entrance = Entrance { tls: Some(self.vault()), proxy: None };
+        let entrance = Entrance { tls: Some(self.vault()), ..Entrance::default() };
         options(entrance)
     }
 
@@ -320,7 +320,7 @@ fn garbage_gets_an_alert_and_an_end() {
 fn a_new_certificate_serves_new_handshakes() {
     let (old, new) = (Issued::new(), Issued::new());
     let vault = old.vault();
-    let (running, _) = echo(options(Entrance { tls: Some(vault.clone()), proxy: None }));
+    let (running, _) = echo(options(Entrance { tls: Some(vault.clone()), ..Entrance::default() }));
     let mut before = old.connect(running.address);
     before.write_all(b"a").unwrap();
     before.read_exact(&mut [0]).unwrap();
@@ -351,7 +351,7 @@ fn a_proxy_header_names_the_peer() {
     let trusted = vec!["127.0.0.0/8".parse().unwrap()];
     for tls in [None, Some(issued.vault())] {
         let secure = tls.is_some();
-        let entrance = Entrance { tls, proxy: Some(trusted.clone()) };
+        let entrance = Entrance { tls, proxy: Some(trusted.clone()), ..Entrance::default() };
         let (running, sight) = echo(options(entrance));
         let mut socket = TcpStream::connect(running.address).unwrap();
         socket.set_nodelay(true).unwrap();
@@ -376,7 +376,8 @@ fn a_proxy_header_names_the_peer() {
 
 #[test]
 fn strangers_and_garbage_do_not_get_past_the_proxy_protocol() {
-    let strangers = Entrance { tls: None, proxy: Some(vec!["10.0.0.0/8".parse().unwrap()]) };
+    let strangers =
+        Entrance { proxy: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..Entrance::default() };
     let (running, sight) = echo(options(strangers));
     let mut socket = TcpStream::connect(running.address).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
@@ -387,7 +388,8 @@ fn strangers_and_garbage_do_not_get_past_the_proxy_protocol() {
     let core = running.stop(Order::Stop).core;
     assert!(core.ends.is_empty() && core.peers.is_empty(), "the core never heard of it");
 
-    let here = Entrance { tls: None, proxy: Some(vec!["127.0.0.0/8".parse().unwrap()]) };
+    let here =
+        Entrance { proxy: Some(vec!["127.0.0.0/8".parse().unwrap()]), ..Entrance::default() };
     let (running, sight) = echo(options(here));
     let mut socket = TcpStream::connect(running.address).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();

@@ -104,7 +104,7 @@ pub fn settle(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Request {
 mod tests {
     use super::*;
     use crate::compare::peer::Class;
-    use crate::compare::shape::ALL;
+    use crate::compare::rows::ALL;
     use crate::compare::testing::{peer, request};
 
     #[test]

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use super::peer::{Class, Peer};
-use super::shape::{Figure, ROUND_TRIP_US, Shape};
+use super::rows::ROUND_TRIP_US;
+use super::shape::{Figure, Shape};
 use super::{Run, is_direct};
 use crate::load::Latency;
 
@@ -314,7 +315,7 @@ impl<'a> Figures<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::shape::{ALL, choose};
+    use crate::compare::rows::{ALL, choose};
     use crate::compare::testing::{peer, run, slow};
 
     fn shape(name: &str) -> Shape {

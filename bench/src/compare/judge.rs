@@ -322,7 +322,7 @@ fn values<'a>(figures: &'a Figures<'a>, shape: &'a Shape) -> Vec<Value<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::shape::{ALL, choose};
+    use crate::compare::rows::{ALL, choose};
     use crate::compare::testing::{peer, run, slow};
 
     fn shapes(names: &[&str]) -> Vec<Shape> {

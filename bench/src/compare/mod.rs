@@ -20,6 +20,7 @@ pub mod peer;
 pub mod plot;
 pub mod programs;
 pub mod report;
+mod rows;
 pub mod shape;
 pub mod stand;
 pub mod table;
@@ -188,7 +189,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
     if !cpus.contains(&request.proxy_cpu) || !cpus.contains(&request.load_cpu) {
         return Err(CompareFault::Cpus(cpus));
     }
-    let shapes = shape::choose(&request.shapes)?;
+    let shapes = rows::choose(&request.shapes)?;
     let mut programs = Programs::read(request)?;
     let (peers, skipped) = peer::choose(request, &mut programs)?;
     let out = &request.out;
@@ -296,9 +297,9 @@ impl<'a> Series<'a> {
         format!("[{} of {}]", minutes(self.begun.elapsed().as_secs_f64()), minutes(self.estimate))
     }
 
-    /// Half of what the slowest peer can do, from the runs of [`shape::CAPACITY`].
+    /// Half of what the slowest peer can do, from the runs of [`rows::CAPACITY`].
     fn find_half(&mut self) {
-        let Some(shape) = shape::ALL.iter().find(|shape| shape.name == shape::CAPACITY) else {
+        let Some(shape) = rows::ALL.iter().find(|shape| shape.name == rows::CAPACITY) else {
             return;
         };
         let judged = |peer: &&Peer| !is_direct(peer) && !peer.spins && shape.is_for(peer);

@@ -302,7 +302,7 @@ mod tests {
     use crate::compare::figures::Figures;
     use crate::compare::judge::losses;
     use crate::compare::machine::Facts;
-    use crate::compare::shape::ALL;
+    use crate::compare::rows::ALL;
     use crate::compare::table::rows;
     use crate::compare::testing::{peer, request, run};
 

@@ -242,7 +242,7 @@ fn folders(dir: &Path) -> Result<Vec<String>, CompareFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::shape::ALL;
+    use crate::compare::rows::ALL;
     use crate::compare::stand::NAMES;
 
     fn all() -> Vec<Peer> {

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
     use crate::compare::figures::Figures;
     use crate::compare::judge::losses;
-    use crate::compare::shape::ALL;
+    use crate::compare::rows::ALL;
     use crate::compare::table::rows;
     use crate::compare::testing::{peer, run};
 

@@ -16,9 +16,10 @@ use crate::admin::{Admin, Change, Changes};
 use crate::border::Listener;
 use crate::config::{Config, Front, Source};
 use crate::control::local::Policy;
-use crate::inlet::{Entrance, Entrances};
+use crate::inlet::{Entrance, Entrances, Greeting};
 use crate::keys::Keys;
 use crate::post::ShardPost;
+use crate::shard::ShardSettings;
 use crate::tls::{Files, Pair, PairError, Vault};
 
 /// How often the files of certificates are looked at. A change is taken up when the next look
@@ -101,10 +102,13 @@ impl Reloader {
 
     /// What connections have to pass.
     pub(super) fn entrances(&self) -> Entrances {
+        let bytes = ShardSettings::greeting(&self.config.limits);
         let entrance = |listener: Listener, front: &Front| {
             let own = self.certificates.iter().find(|own| own.listener == listener);
             let proxy = front.proxy_protocol.then(|| front.trusted.clone());
-            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()), proxy })
+            let greeting = Greeting { bytes: bytes.clone(), to_all: front.http2 };
+            let greeting = Some(greeting).filter(|_| listener == Listener::Client);
+            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()), proxy, greeting })
         };
         Entrances {
             client: entrance(Listener::Client, &self.config.fronts.client),

@@ -8,11 +8,12 @@ use ipnet::{IpNet, Ipv4Net};
 use super::node::{Node, Value};
 use super::problems::{Problems, unknown};
 use super::read::{Section, flag_wanted, path_of};
+use super::settings::PROTOCOLS;
 use super::{Front, FrontTls, Fronts, Listen};
 use crate::tls::{Files, Pair, PairError};
 
 /// What a listener's table may hold.
-const KEYS: [&str; 4] = ["address", "tls", "proxy_protocol", "trusted"];
+const KEYS: [&str; 5] = ["address", "tls", "proxy_protocol", "trusted", "protocol"];
 
 /// Most networks that one listener trusts.
 const MAX_TRUSTED: usize = 1024;
@@ -53,6 +54,9 @@ fn check_keys(section: &Section<'_>, name: &str, problems: &mut Problems) {
                 "{full} cannot be had: the admin port is for this machine and its scraper; remove \
                  it, or put a proxy with TLS in front"
             );
+            problems.add(key.place, text);
+        } else if name == "worker" && key.name == "protocol" {
+            let text = format!("{full} cannot be had: workers speak HTTP/1.1; remove it");
             problems.add(key.place, text);
         }
     }
@@ -114,6 +118,28 @@ impl<'a> Table<'a> {
             tls: self.tls(folder, warnings),
             proxy_protocol,
             trusted: trusted.unwrap_or_default(),
+            http2: self.is_http2(),
+        }
+    }
+
+    /// Whether clients are told to speak HTTP/2.
+    fn is_http2(&mut self) -> bool {
+        let Some(node) = self.get("protocol") else { return false };
+        match &node.value {
+            Value::Text(word) if PROTOCOLS.contains(&word.as_str()) => word == "h2",
+            Value::Text(word) => {
+                let text = format!(
+                    "{} is \"{word}\", but must be one of: {}",
+                    self.key("protocol"),
+                    PROTOCOLS.join(", ")
+                );
+                self.problems.add(node.place, text);
+                false
+            }
+            _ => {
+                self.refuse("protocol", node, "a word: auto or h2");
+                false
+            }
         }
     }
 

@@ -5,6 +5,9 @@ use super::MAX_CORES;
 use super::setting::{DAY, MAX_WINDOW, MILLION, in_nvcf, later, setting};
 pub(super) use super::setting::{GIB, KIB, Kind, MIB, MS, S, Setting};
 
+/// What clients may speak.
+pub(super) const PROTOCOLS: [&str; 2] = ["auto", "h2"];
+
 /// All settings, table by table.
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -46,6 +49,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         Kind::List("a list of networks"),
         "[]",
         "Who may connect with such a header; others are closed.",
+    ),
+    setting(
+        "listen.client.protocol",
+        Kind::Word(&PROTOCOLS),
+        "auto",
+        "What clients speak. `auto`: found out from their first octets. `h2`: HTTP/2 only, and the gateway speaks first.",
     ),
     setting("listen.worker.tls.cert", Kind::Own("a path"), "", "As for clients."),
     setting("listen.worker.tls.key", Kind::Own("a path"), "", "As for clients."),

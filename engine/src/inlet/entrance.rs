@@ -53,6 +53,16 @@ impl Tally {
     }
 }
 
+/// What a client is told before it says anything: our side of HTTP/2's preface, which its own may cross
+/// (RFC 9113 §3.4). Clients that wait for it call a time to and fro earlier.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// Its octets.
+    pub bytes: Arc<[u8]>,
+    /// It is for everybody who has not chosen another protocol by ALPN: nothing else is spoken here.
+    pub to_all: bool,
+}
+
 /// One listener's demands. Shared by all cores, and never changed.
 #[derive(Debug, Default)]
 pub struct Entrance {
@@ -60,6 +70,8 @@ pub struct Entrance {
     pub tls: Option<Arc<Vault>>,
     /// A PROXY header first, from these networks; nobody else may connect.
     pub proxy: Option<Vec<IpNet>>,
+    /// What clients of HTTP/2 are told first.
+    pub greeting: Option<Greeting>,
 }
 
 impl Entrance {
@@ -132,9 +144,17 @@ impl Gate {
             *seen = vault.current();
         }
         let tls = self.seen.as_ref().map(|(_, config)| config.clone());
+        let greeting = self.entrance.greeting.as_ref().filter(|_| tls.is_some()).cloned();
         match Inlet::new(self.listener, self.entrance.proxy.is_some(), tls) {
-            Some(inlet) => Admission::Through(Box::new(inlet)),
+            Some(inlet) => Admission::Through(Box::new(inlet.greeting(greeting))),
             None => Admission::Plain,
         }
+    }
+
+    /// What a connection without TLS is told as soon as it comes.
+    #[must_use]
+    pub fn greeting(&self) -> Option<Arc<[u8]>> {
+        let greeting = self.entrance.greeting.as_ref().filter(|greeting| greeting.to_all);
+        greeting.filter(|_| self.entrance.tls.is_none()).map(|greeting| greeting.bytes.clone())
     }
 }

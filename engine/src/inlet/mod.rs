@@ -22,7 +22,7 @@ use crate::conn::Listener;
 use crate::output::Output;
 use crate::pool::{Pool, Segment};
 use crate::tls::{RECORD_BYTES, RECORD_OVERHEAD};
-pub use entrance::{Admission, Entrance, Entrances, Gate, Outcome, Proxied, Tally};
+pub use entrance::{Admission, Entrance, Entrances, Gate, Greeting, Outcome, Proxied, Tally};
 pub use plain::Plain;
 use sealed::Sealed;
 use session::Session;
@@ -41,6 +41,8 @@ pub enum Fact {
     Introduced(Option<SocketAddr>),
     /// The handshake is done.
     Secured,
+    /// The peer was told our side of HTTP/2's preface; nothing has come from it yet.
+    Greeted,
     /// Bytes for the core; the claim goes to whoever takes the fact.
     Bytes(Segment),
     /// The peer will send nothing more (`close_notify`).
@@ -110,6 +112,9 @@ pub struct Inlet {
     packed: Vec<u8>,
     /// How the handshake ended is counted already.
     counted: bool,
+    /// What the peer is told as soon as that can be.
+    greeting: Option<Greeting>,
+    greeted: bool,
 }
 
 impl fmt::Debug for Inlet {
@@ -141,7 +146,21 @@ impl Inlet {
             sealed: Sealed::default(),
             packed: Vec::new(),
             counted: false,
+            greeting: None,
+            greeted: false,
         })
+    }
+
+    /// The same with something to say to a client of HTTP/2 before it speaks.
+    #[must_use]
+    pub fn greeting(self, greeting: Option<Greeting>) -> Self {
+        Self { greeting, ..self }
+    }
+
+    /// Whether that was said.
+    #[must_use]
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
     }
 
     /// Which listener it came in by.
@@ -231,8 +250,44 @@ impl Inlet {
                 facts.push(Fact::Fin);
             }
             Ok(used) if input.len() - used > REST_LIMIT => self.fail(Failure::Rest, facts),
-            Ok(used) => self.rest = input[used..].to_vec(),
+            Ok(used) => {
+                self.rest = input[used..].to_vec();
+                if self.greeting.is_some() {
+                    self.greet(pool, facts);
+                }
+            }
             Err(error) => self.fail(Failure::Tls(error), facts),
+        }
+    }
+
+    /// Says the greeting if the session can carry it by now. With TLS 1.3 that is with our first flight, a
+    /// time to and fro before the client has proved anything (RFC 8446 §4.4.4): there is nothing secret
+    /// in it. It comes too late when the client has spoken.
+    fn greet(&mut self, pool: &mut Pool, facts: &mut Vec<Fact>) {
+        let Stage::Tls(session) = &mut self.stage else { return };
+        let Some(greeting) = self.greeting.take() else { return };
+        let spoken = facts.iter().any(|fact| matches!(fact, Fact::Bytes(_)));
+        let wanted = match session.protocol() {
+            Some(protocol) => protocol == b"h2",
+            // It is not known before the handshake is done that none will be chosen.
+            None if !session.is_established() => {
+                self.greeting = Some(greeting);
+                return;
+            }
+            None => greeting.to_all,
+        };
+        if spoken || !wanted {
+            return;
+        }
+        match session.seal_early(&mut self.rest, &greeting.bytes) {
+            Some(record) => {
+                let room = self.sealed.room(pool, record.len());
+                pool.bytes_mut(room.part(0, record.len())).copy_from_slice(&record);
+                self.sealed.filled(pool, room, record.len(), 0);
+                self.greeted = true;
+                facts.push(Fact::Greeted);
+            }
+            None => self.greeting = Some(greeting),
         }
     }
 

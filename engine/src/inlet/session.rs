@@ -9,7 +9,7 @@ use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
 
 use super::{Fact, Failure, Plain, Sealed};
 use crate::pool::Pool;
-use crate::tls::RECORD_BYTES;
+use crate::tls::{RECORD_BYTES, RECORD_OVERHEAD};
 
 /// Room for a piece of the handshake: a certificate chain comes in records of this size.
 const PIECE_BYTES: usize = RECORD_BYTES;
@@ -110,6 +110,22 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// The protocol that was chosen by ALPN, once it was.
+    pub(super) fn protocol(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
+    }
+
+    /// Seals one record, if that can be done by now: the handshake may still be going on. `rest` is what
+    /// [`Self::read`] left.
+    pub(super) fn seal_early(&mut self, rest: &mut [u8], plain: &[u8]) -> Option<Vec<u8>> {
+        let UnbufferedStatus { state, .. } = self.tls.process_tls_records(rest);
+        let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else { return None };
+        let mut record = vec![0; plain.len() + RECORD_OVERHEAD];
+        let len = traffic.encrypt(plain, &mut record).ok()?;
+        record.truncate(len);
+        Some(record)
     }
 
     /// Seals one record; `rest` is what [`Self::read`] left.

@@ -55,6 +55,7 @@ struct Line {
     heard: Vec<u8>,
     introduced: Vec<Option<SocketAddr>>,
     secured: usize,
+    greeted: usize,
     fins: usize,
     failed: Option<String>,
     block: u16,
@@ -93,6 +94,7 @@ impl Line {
             heard: Vec::new(),
             introduced: Vec::new(),
             secured: 0,
+            greeted: 0,
             fins: 0,
             failed: None,
             block,
@@ -112,6 +114,7 @@ impl Line {
                 match fact {
                     Fact::Introduced(source) => self.introduced.push(source),
                     Fact::Secured => self.secured += 1,
+                    Fact::Greeted => self.greeted += 1,
                     Fact::Bytes(segment) => {
                         self.heard.extend_from_slice(self.border.pool.bytes(segment));
                         self.border.pool.release(segment);
@@ -167,6 +170,63 @@ impl Line {
         assert!(!self.client.is_handshaking() && self.inlet.is_open(), "{:?}", self.failed);
         assert_eq!((self.secured, self.inlet.outcome()), (1, Some(Outcome::Ok)));
         assert_eq!(self.inlet.outcome(), None, "it is told once");
+    }
+}
+
+const GREETING: &[u8] = b"our side of the preface";
+
+/// The handshake with a greeting to be said, as the client hears it: what came with the server's first
+/// flight, and all of it.
+fn greeted(
+    version: &'static SupportedProtocolVersion,
+    alpn: &[&[u8]],
+    (to_all, split): (bool, usize),
+) -> (Vec<u8>, Vec<u8>) {
+    let mut line = Line::speaking(version, alpn);
+    let inlet =
+        std::mem::replace(&mut line.inlet, Inlet::new(Listener::Client, true, None).unwrap());
+    line.inlet = inlet.greeting(Some(Greeting { bytes: GREETING.into(), to_all }));
+    let (mut first, mut all) = (Vec::new(), Vec::new());
+    for round in 0..4 {
+        let said = line.said();
+        line.received(&said, split);
+        let sent = line.sent(false);
+        let heard = line.client_takes(&sent);
+        if round == 0 {
+            first.clone_from(&heard);
+        }
+        all.extend(heard);
+    }
+    assert!(!line.client.is_handshaking() && line.inlet.is_open(), "{:?}", line.failed);
+    let said = usize::from(!all.is_empty());
+    assert_eq!((line.secured, line.greeted, line.border.queued(line.conn)), (1, said, 0));
+    assert_eq!(line.inlet.is_greeted(), said == 1);
+    line.client.writer().write_all(b"PRI").unwrap();
+    let said = line.said();
+    line.received(&said, split);
+    assert_eq!(line.heard, b"PRI");
+    (first, all)
+}
+
+#[test]
+fn a_client_of_http2_is_greeted_as_soon_as_the_session_can_carry_it() {
+    let h2: &[&[u8]] = &[b"h2", b"http/1.1"];
+    for split in [1, 7, 100, 1 << 20] {
+        let (first, all) = greeted(&version::TLS13, h2, (false, split));
+        assert_eq!((&first[..], &all[..]), (GREETING, GREETING), "with the first flight");
+        let (first, all) = greeted(&version::TLS12, h2, (false, split));
+        assert_eq!((&first[..], &all[..]), (&b""[..], GREETING), "with the handshake's end");
+    }
+}
+
+#[test]
+fn a_client_that_has_not_chosen_http2_is_greeted_only_where_nothing_else_is_spoken() {
+    for version in VERSIONS {
+        for to_all in [false, true] {
+            assert_eq!(greeted(version, &[b"http/1.1"], (to_all, 1 << 20)).1, b"");
+            let unsaid = greeted(version, &[], (to_all, 1 << 20)).1;
+            assert_eq!(unsaid == GREETING, to_all, "{unsaid:?}");
+        }
     }
 }
 

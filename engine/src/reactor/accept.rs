@@ -310,6 +310,7 @@ impl<C: Core> Reactor<C> {
         self.add(Socket { inlet, listener: Some(listener), ..socket });
         self.border.tally.accepts += 1;
         self.looks.push(conn);
+        self.greet(conn, listener);
         self.call(|core, border| core.accepted(border, conn, listener, peer));
         let closing = self.border.output(conn).and_then(Output::closing);
         if closing == Some(Close::Now) {

@@ -1,5 +1,7 @@
 //! Connections with an inlet: bytes pass it on their way to the core and from it.
 
+use std::sync::Arc;
+
 use super::Reactor;
 use super::socket::Phase;
 use super::tag::{Kind, Tag};
@@ -23,6 +25,27 @@ impl<C: Core> Reactor<C> {
                 admission
             }
             None => Admission::Plain,
+        }
+    }
+
+    /// Tells a connection that has just come what its listener's clients are told first, if there is
+    /// nothing to be done before.
+    pub(super) fn greet(&mut self, conn: ConnId, listener: Listener) {
+        if let Some(greeting) = self.greeting(listener) {
+            self.border.put(conn, &greeting);
+            self.set_greeted(conn);
+        }
+    }
+
+    /// What connections of a listener are told as soon as they come.
+    pub(super) fn greeting(&self, listener: Listener) -> Option<Arc<[u8]>> {
+        self.gates.iter().find(|gate| gate.listener() == listener)?.greeting()
+    }
+
+    /// The peer was told our side of the preface.
+    pub(super) fn set_greeted(&mut self, conn: ConnId) {
+        if let Some((output, _)) = self.border.output_mut(conn) {
+            output.greeted = true;
         }
     }
 
@@ -55,6 +78,7 @@ impl<C: Core> Reactor<C> {
                 }
             }
             Fact::Secured => self.count_handshake(conn),
+            Fact::Greeted => self.set_greeted(conn),
             Fact::Bytes(segment) => {
                 if open {
                     self.call(|core, border| core.received(border, conn, segment));

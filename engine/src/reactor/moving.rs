@@ -73,6 +73,14 @@ impl<C: Core> Reactor<C> {
         if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
             self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
         }
+        // Who comes from another core was greeted there.
+        let greeted = match inlet.as_deref() {
+            Some(inlet) => inlet.is_greeted(),
+            None => listener.is_some_and(|listener| self.greeting(listener).is_some()),
+        };
+        if greeted {
+            self.set_greeted(conn);
+        }
         let socket = Socket::new(stream, conn, Phase::Open);
         self.add(Socket { inlet, listener, ..socket });
         self.border.tally.adopts += 1;

@@ -9,7 +9,7 @@ use ringway_proto::hpack::HeaderLimits;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::control::port::Plane;
 use crate::keys::Keys;
 
@@ -85,7 +85,18 @@ impl ShardSettings {
     /// The limits of one HTTP/2 connection.
     #[must_use]
     pub fn http2(&self) -> h2::Limits {
-        let limits = &self.config.limits;
+        Self::http2_of(&self.config.limits)
+    }
+
+    /// Our side of the preface towards a client, as every connection under these limits begins.
+    #[must_use]
+    pub fn greeting(limits: &Limits) -> Arc<[u8]> {
+        let mut greeting = Vec::new();
+        h2::Conn::new(h2::Role::Server, Self::http2_of(limits), Time::ZERO).start(&mut greeting);
+        greeting.into()
+    }
+
+    fn http2_of(limits: &Limits) -> h2::Limits {
         h2::Limits {
             max_concurrent_streams: limits.streams,
             headers: HeaderLimits {

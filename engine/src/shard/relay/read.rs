@@ -22,7 +22,7 @@ use super::memo::InHand;
 use super::run::run;
 use super::streams::{Kind, Piece};
 use super::traffic::{Traffic, Unwanted};
-use crate::border::ConnId;
+use crate::border::{ConnId, Output};
 use crate::pool::Segment;
 
 /// What one step of reading came to.
@@ -103,20 +103,26 @@ impl Reader {
         let mut first = PREFACE[..seen].to_vec();
         let more = segment.len.min(PREFACE.len() as u32) as usize;
         first.extend_from_slice(turn.border.pool.bytes(segment.part(0, more)));
+        // Whoever was told our side of HTTP/2's preface has nothing else to say.
+        let greeted = turn.border.output(conn).is_some_and(Output::is_greeted);
         let mut hop = match detect(&first) {
             Detected::NeedMore => {
                 fresh.magic = first.len();
                 return Step::Done;
             }
-            Detected::H2 => {
-                let mut h2 = h2::Conn::new(h2::Role::Server, self.traffic.http2.clone(), turn.now);
-                h2.start(&mut turn.border.sink(conn));
-                let side = Side::Client(Client::default());
-                Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side)
-            }
-            Detected::H1 => {
+            Detected::H1 if !greeted => {
                 let foreign = heads::is_foreign(&first, turn.border.pool.bytes(segment));
                 client_hop(turn, conn, (peer, opened), foreign)
+            }
+            Detected::H1 | Detected::H2 => {
+                let mut h2 = h2::Conn::new(h2::Role::Server, self.traffic.http2.clone(), turn.now);
+                if greeted {
+                    h2.start(&mut Vec::new());
+                } else {
+                    h2.start(&mut turn.border.sink(conn));
+                }
+                let side = Side::Client(Client::default());
+                Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side)
             }
         };
         hop.via = via;
