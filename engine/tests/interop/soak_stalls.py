@@ -32,6 +32,8 @@ MOST_STALL = "0.005"
 BASE = UNLIMITED_CORE + """pending_sessions = 50000
 parked_tunnels = 50000
 parked_per_tenant = 50000
+[session]
+idle = "24h"
 [keepalive]
 tunnel_ping = "24h"
 """
@@ -197,6 +199,7 @@ def scrapes(directory, sessions=8000):
             tails.setdefault(looks, []).append(found["latency_us"]["p999"])
             shown = ", ".join(f"{seconds * 1e3:.0f} ms" for seconds, _ in took[:4])
             long += told(stage, before, f"{looks or 'nobody'}: p99.9 {tails[looks][-1]:.0f} us; {shown}")
+        assert stage.gateway.metric("active_connections_total") >= sessions, "sessions have ended"
         resting.kill()
         alone = median(tails[None])
         ratios = {path: median(tails[path]) / alone for path in paths}
