@@ -144,7 +144,7 @@ fn a_carried_connection_goes_on_as_if_it_had_stayed() {
         let mut stays = Played::new(Conn::new(Role::Server, limits.clone(), NOW));
         stays.conn.start(&mut stays.out);
         fed_in_pieces(&mut dice, &mut stays, before);
-        let Some(carried) = stays.conn.carried(before.to_vec()) else {
+        let Some(carried) = stays.conn.carried(before.to_vec(), 0) else {
             assert!(stays.seen.last().is_some_and(|last| last.starts_with("Err")), "{seed}");
             ended += 1;
             continue;
@@ -184,7 +184,7 @@ fn what_nobody_has_answered_is_answered_where_it_comes_to() {
     side.conn.start(&mut side.out);
     let first = [MAGIC, &settings(&[])].concat();
     side.feed(&first);
-    let mut carried = side.conn.carried(first).expect("nothing was answered");
+    let mut carried = side.conn.carried(first, 0).expect("nothing was answered");
     let mut whole = Vec::new();
     carried.received.extend(frame(PING, 0, 0, &[7; 8]));
     Conn::restored(&limits, &carried, NOW, &mut whole).expect("it can be read");
@@ -196,6 +196,25 @@ fn what_nobody_has_answered_is_answered_where_it_comes_to() {
     assert_eq!(carried.begin(&limits, NOW).err(), Some(NotRestored::SaysLess));
 }
 
+/// A client may ask for several things in one write, and a connection leaves at the first of them.
+#[test]
+fn what_was_not_read_before_it_was_carried_is_read_where_it_comes_to() {
+    let limits = Arc::new(Limits::default());
+    let mut side = Played::new(Conn::new(Role::Server, limits.clone(), NOW));
+    side.conn.start(&mut side.out);
+    let read = [MAGIC, &settings(&[]), &post(1)].concat();
+    side.feed(&read);
+    let unread = [frame(PING, 0, 0, &[7; 8]), post(3)].concat();
+    let received = [&read[..], &unread].concat();
+    assert_eq!(side.conn.carried(received.clone(), 0), None, "it has not read so much");
+    let carried = side.conn.carried(received, unread.len()).expect("nothing was answered");
+    assert_eq!(carried.written as usize, side.out.len());
+    let mut said = Vec::new();
+    let there = Conn::restored(&limits, &carried, NOW, &mut said).expect("it was carried");
+    assert_eq!((said, there.streams()), (frame(PING, ACK, 0, &[7; 8]), 2));
+    assert_eq!(side.conn.carried(read, 10_000), None, "more than there is");
+}
+
 #[test]
 fn who_has_been_answered_stays() {
     let fresh = || {
@@ -204,7 +223,7 @@ fn who_has_been_answered_stays() {
         let bytes = [MAGIC, &settings(&[]), &post(1)].concat();
         side.feed(&bytes);
         let key = side.conn.keys().next().expect("a stream");
-        assert!(side.conn.carried(bytes.clone()).is_some());
+        assert!(side.conn.carried(bytes.clone(), 0).is_some());
         (side.conn, key, bytes)
     };
     let speak: [fn(&mut Conn, ringway_proto::h2::StreamKey); 4] = [
@@ -219,12 +238,12 @@ fn who_has_been_answered_stays() {
     for speak in speak {
         let (mut conn, key, bytes) = fresh();
         speak(&mut conn, key);
-        assert_eq!(conn.carried(bytes), None);
+        assert_eq!(conn.carried(bytes, 0), None);
     }
     let (conn, _, bytes) = fresh();
-    assert_eq!(conn.carried(bytes[..40].to_vec()), None, "that is not what it has read");
+    assert_eq!(conn.carried(bytes[..40].to_vec(), 0), None, "that is not what it has read");
     let client = Conn::new(Role::Client, Limits::default(), NOW);
-    assert_eq!(client.carried(Vec::new()), None);
-    let told = format!("{:?}", conn.carried(bytes).expect("nothing was answered"));
+    assert_eq!(client.carried(Vec::new(), 0), None);
+    let told = format!("{:?}", conn.carried(bytes, 0).expect("nothing was answered"));
     assert!(!told.contains("80, 82, 73"), "what was received is for no log: {told}");
 }

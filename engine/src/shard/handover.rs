@@ -32,6 +32,8 @@ pub(super) struct Handover {
     /// Octets kept of a connection; 0 if none leave.
     most: usize,
     kept: HashMap<ConnId, Vec<u8>, foldhash::fast::RandomState>,
+    /// Octets at the end of what is kept of the connection that is being read which are not read yet.
+    unread: usize,
     /// At how many of them those are looked for that were answered or have ended.
     sweep_at: usize,
     leaving: HashMap<ConnId, Client, foldhash::fast::RandomState>,
@@ -130,7 +132,9 @@ pub(super) fn elsewhere(shard: &mut Shard, border: &mut Border, elsewhere: Box<E
         && shard.draining.is_none()
         && shard.nodes.may_go(turn!(shard, border), node, peer);
     let kept = shard.handover.kept.get(&conn).filter(|_| goes);
-    let client = kept.and_then(|kept| shard.relay.leave(turn!(shard, border), conn, kept));
+    let unread = shard.handover.unread;
+    let leave = |kept: &Vec<u8>| shard.relay.leave(turn!(shard, border), conn, (kept, unread));
+    let client = kept.and_then(leave);
     let fact = match client {
         Some(client) => {
             shard.handover.kept.remove(&conn);
@@ -198,7 +202,7 @@ impl Shard {
     /// [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
     pub fn let_go(&mut self, border: &mut Border, conn: ConnId) -> bool {
         let Some(kept) = self.handover.kept.get(&conn) else { return false };
-        let client = self.relay.leave(turn!(self, border), conn, kept);
+        let client = self.relay.leave(turn!(self, border), conn, (kept, 0));
         let leaves = client.is_some();
         if let Some(client) = client {
             border.detach(conn);
@@ -244,11 +248,14 @@ impl Shard {
     pub(super) fn read(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         let mut step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+        self.handover.unread = segment.len as usize - pos;
         self.settle(border);
         while step.is_more() {
             step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+            self.handover.unread = segment.len as usize - pos;
             self.settle(border);
         }
+        self.handover.unread = 0;
         if step.is_foreign() {
             self.workers.received(turn!(self, border), conn, segment);
             self.settle(border);
@@ -296,7 +303,9 @@ impl Shard {
         }
         let mut segments = VecDeque::new();
         border.stash_bytes(said.received(), &mut segments);
+        let mut rest = said.received().len();
         for segment in segments {
+            rest -= segment.len as usize;
             let mut pos = 0;
             loop {
                 let turn = turn!(self, border);
@@ -304,6 +313,7 @@ impl Shard {
                     None => self.relay.received(turn, conn, segment, &mut pos),
                     Some(said) => self.relay.reread(turn, (conn, segment), &mut pos, said),
                 };
+                self.handover.unread = rest + segment.len as usize - pos;
                 self.settle(border);
                 if !step.is_more() {
                     break;
@@ -311,6 +321,7 @@ impl Shard {
             }
             border.pool.release(segment);
         }
+        self.handover.unread = 0;
         if let Some(said) = said_before {
             self.relay.arrived(turn!(self, border), conn, said);
         }

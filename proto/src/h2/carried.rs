@@ -117,11 +117,11 @@ impl Carried {
 
 impl Conn {
     /// The connection as it can be carried, if no request of it was answered and nothing else was
-    /// said to the peer of the caller's own. `received` is all that was received. A connection with
-    /// more than half its window in it stays: credit may have been given, or held back, for reasons
-    /// that lie outside.
+    /// said to the peer of the caller's own. `received` is all that was received, of which so many
+    /// octets at the end were not read yet: nothing was said of them. A connection with more than half
+    /// its window in it stays: credit may have been given, or held back, for reasons that lie outside.
     #[must_use]
-    pub fn carried(&self, received: Vec<u8>) -> Option<Carried> {
+    pub fn carried(&self, received: Vec<u8>, unread: usize) -> Option<Carried> {
         let told = Told::of(&self.limits);
         let paid = received.len() >= told.connection_window as usize / 2;
         if !self.is_unanswered() || paid {
@@ -131,7 +131,8 @@ impl Conn {
         let mut said = Vec::new();
         let mut again = Self::new(Role::Server, self.limits.clone(), self.now);
         again.start(&mut said);
-        again.read_all(&begin.received, &mut said).ok()?;
+        let read = begin.received.len().checked_sub(unread)?;
+        again.read_all(&begin.received[..read], &mut said).ok()?;
         let same = again.highest == self.highest && again.streams() == self.streams();
         same.then_some(Carried { written: said.len() as u32, ..begin })
     }

@@ -66,13 +66,14 @@ impl Relay {
         fresh && h1.start_over()
     }
 
-    /// Lets go of such a connection, of which all that was `received` is given. The relay knows it no
-    /// more from now on; what else comes on it is for the caller to add. None if it stays.
+    /// Lets go of such a connection, of which all that was `received` is given, and how much of that is
+    /// not read yet. The relay knows it no more from now on; what else comes on it is for the caller to
+    /// add. None if it stays.
     pub(crate) fn leave(
         &mut self,
         turn: &mut Turn<'_>,
         conn: ConnId,
-        received: &[u8],
+        (received, unread): (&[u8], usize),
     ) -> Option<Client> {
         if turn.draining.is_some() || !self.is_unanswered(conn) {
             return None;
@@ -86,7 +87,7 @@ impl Relay {
             }
             Conn::Hop(hop) => {
                 let said = match &hop.link {
-                    Link::H2(h2) => Said::Http2(h2.carried(received)?),
+                    Link::H2(h2) => Said::Http2(h2.carried(received, unread)?),
                     Link::H1(_) => Said::Heard(received),
                 };
                 turn.relay(ForRelay::ClientOver { conn, how: Gone::ByUs(Cause::MOVED) });
