@@ -97,8 +97,9 @@ pub(super) enum State {
     Attached { spent: bool, settles: bool },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
-    /// The tunnel can carry no other client's requests. It is held until its spare is there.
-    UsedUp { by: UsedBy },
+    /// The tunnel can carry no other client's requests. It is held until its spare is there, and a
+    /// moment longer, in which it `settles` (see `SETTLES`).
+    UsedUp { by: UsedBy, settles: bool },
     /// The client has gone, and the tunnel is kept for when it comes back.
     Parked { place: Place, speaks: Speaks, spent: bool },
     /// The tunnel goes to another core, where its client is now.
@@ -313,7 +314,9 @@ impl Attachment {
         match self.state {
             State::Parked { speaks, .. } => Stand::Parked(speaks),
             State::Attached { settles: false, .. } if self.client.is_some() => Stand::Open,
-            State::Attached { .. } | State::Parking { .. } => Stand::Spare,
+            State::Attached { .. }
+            | State::Parking { .. }
+            | State::UsedUp { settles: true, .. } => Stand::Spare,
             State::UsedUp { .. } | State::Moving { .. } => Stand::Open,
             State::Asking(_)
             | State::Fresh { .. }

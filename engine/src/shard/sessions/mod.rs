@@ -514,12 +514,19 @@ impl Sessions {
         }
     }
 
-    /// The tunnel has been there for a moment: if another one is parked beside it, that goes.
+    /// The tunnel has been there for a moment: if another one is parked beside it, that goes. Or it is
+    /// the old one, beside which another one has been there for a moment.
     pub(crate) fn settled(&mut self, turn: &mut Turn<'_>, key: Key) {
-        let state = self.roster.attachments.get_mut(key).map(Attachment::state_mut);
-        if let Some(State::Attached { settles, .. }) = state {
-            *settles = false;
-            self.roster.tell_stand(turn, key);
+        match self.roster.attachments.get_mut(key).map(Attachment::state_mut) {
+            Some(State::Attached { settles, .. }) => {
+                *settles = false;
+                self.roster.tell_stand(turn, key);
+            }
+            Some(State::UsedUp { by, settles: true }) => {
+                let cause = by.cause();
+                self.roster.give_up(turn, key, cause);
+            }
+            _ => {}
         }
     }
 }
