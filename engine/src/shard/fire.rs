@@ -24,6 +24,7 @@ pub(super) fn fire_timers(shard: &mut Shard, border: &mut Border) {
         Due::Finish(exchange) | Due::Crumb(exchange) | Due::Answered(exchange) => {
             relay.has_exchange(exchange)
         }
+        Due::Farewell => nodes.says_farewell(),
         Due::Yield | Due::Sweep | Due::KeptOut | Due::Drain => true,
     };
     if shard.timers.is_crowded() {
@@ -64,6 +65,7 @@ fn fire(shard: &mut Shard, border: &mut Border, due: Due) {
         Due::Answered(exchange) => shard.relay.answered_too_long(turn, exchange),
         Due::Yield => shard.workers.look_at_queues(turn),
         Due::Sweep => shard.relay.sweep(turn),
+        Due::Farewell => shard.nodes.leave_again(turn),
         Due::KeptOut => shard.nodes.let_in_again(turn),
         Due::Drain => shard.end_all(border, Close::Flush),
     }

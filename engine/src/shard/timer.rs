@@ -63,6 +63,8 @@ pub(crate) enum Due {
     Sweep,
     /// Addresses were kept out for long enough.
     KeptOut,
+    /// Gateways had their time to answer that this one leaves.
+    Farewell,
     /// The drain's limit.
     Drain,
 }

@@ -1,44 +1,89 @@
 //! A gateway that leaves tells the owners of what it relays, so that they have it replaced before it
-//! ends (design 3.25).
+//! ends (design 3.25). An owner that has not answered is told again for as long as this gateway relays
+//! anything of its, which the limit of the drain bounds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ringway_proto::id::Node;
-use ringway_proto::prelude::{CHALLENGE_LENGTH, Matter, Prelude};
+use ringway_proto::prelude::{CHALLENGE_LENGTH, Matter, Prelude, Verdict};
+use ringway_proto::time::Time;
 
+use super::super::timer::Due;
 use super::super::turn::Turn;
+use super::{Nodes, Place};
 use crate::border::{Close, ConnId};
 use crate::keys::Keys;
 use crate::pool::Segment;
+
+/// How long an owner may take to answer, and the pause before it is told again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A gateway, and where it is.
+type Owner = (Node, SocketAddr);
+
+/// The owners of what is relayed now, each once and in order.
+pub(super) fn owners_served(nodes: &Nodes) -> BTreeSet<Owner> {
+    nodes.outs.iter().filter_map(|(_, out)| out.owner_served()).collect()
+}
+
+/// Begins to tell an owner, unless it is being told already.
+pub(super) fn tell_owner(nodes: &mut Nodes, turn: &mut Turn<'_>, owner: Owner) {
+    if let Some(conn) = nodes.farewells.tell(turn, owner) {
+        nodes.places.insert(conn, Place::Farewell);
+    }
+}
+
+/// Owners that have not answered, or had their time to, are told again.
+pub(super) fn tell_again(nodes: &mut Nodes, turn: &mut Turn<'_>) {
+    for conn in nodes.farewells.overdue(turn.now) {
+        end(nodes, turn, conn);
+    }
+    let unheard = std::mem::take(&mut nodes.farewells.unheard);
+    for owner in owners_served(nodes).intersection(&unheard) {
+        tell_owner(nodes, turn, *owner);
+    }
+}
+
+/// An owner was told, or cannot be.
+pub(super) fn end(nodes: &mut Nodes, turn: &mut Turn<'_>, conn: ConnId) {
+    nodes.places.remove(&conn);
+    nodes.farewells.end(turn, conn);
+}
 
 /// Connections on which an owner is told.
 #[derive(Debug, Default)]
 pub(super) struct Farewells {
     told: HashMap<ConnId, Farewell>,
+    /// Owners that have not answered, to be told again.
+    unheard: BTreeSet<Owner>,
 }
 
 #[derive(Debug)]
 struct Farewell {
-    to: Node,
+    to: Owner,
+    /// Until when it has to have answered.
+    until: Time,
     /// What it has said of its challenge.
     said: Vec<u8>,
     /// It was told: its answer is waited for.
     done: bool,
+    /// It has answered, and would say the same again.
+    heard: bool,
 }
 
 impl Farewells {
     /// Begins to tell an owner; the connection to it. None if it is being told already.
-    pub(super) fn tell(
-        &mut self,
-        turn: &mut Turn<'_>,
-        (to, address): (Node, SocketAddr),
-    ) -> Option<ConnId> {
+    fn tell(&mut self, turn: &mut Turn<'_>, to: Owner) -> Option<ConnId> {
         if self.told.values().any(|other| other.to == to && !other.done) {
             return None;
         }
-        let conn = turn.border.dial_gateway(address);
-        self.told.insert(conn, Farewell { to, said: Vec::new(), done: false });
+        let conn = turn.border.dial_gateway(to.1);
+        let until = turn.now + AGAIN;
+        let farewell = Farewell { to, until, said: Vec::new(), done: false, heard: false };
+        self.told.insert(conn, farewell);
+        turn.arm(until, Due::Farewell);
         Some(conn)
     }
 
@@ -50,15 +95,19 @@ impl Farewells {
         (conn, segment): (ConnId, Segment),
     ) -> bool {
         let farewell = self.told.get_mut(&conn).expect("a place leaves with its entry");
+        let bytes = turn.border.pool.bytes(segment);
         if farewell.done {
+            let verdict = bytes.first().copied().and_then(Verdict::of);
+            farewell.heard |= verdict != Some(Verdict::Full);
             return true;
         }
-        farewell.said.extend_from_slice(turn.border.pool.bytes(segment));
+        farewell.said.extend_from_slice(bytes);
         if farewell.said.len() < CHALLENGE_LENGTH {
             return false;
         }
         farewell.done = true;
-        let prelude = Prelude { from: turn.settings.node, to: farewell.to, matter: Matter::Leave };
+        let (to, matter) = (farewell.to.0, Matter::Leave);
+        let prelude = Prelude { from: turn.settings.node, to, matter };
         match keys.signed_prelude(&farewell.said, prelude) {
             Some(signed) => turn.put(conn, &signed),
             None => return true,
@@ -67,8 +116,32 @@ impl Farewells {
     }
 
     /// It is over, one way or another.
-    pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        self.told.remove(&conn);
+    fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
+        if let Some(farewell) = self.told.remove(&conn)
+            && !farewell.heard
+        {
+            self.unheard.insert(farewell.to);
+            turn.arm(turn.now + AGAIN, Due::Farewell);
+        }
         turn.border.close(conn, Close::Flush);
+    }
+
+    /// Connections whose owners have had their time to answer.
+    fn overdue(&self, now: Time) -> Vec<ConnId> {
+        let late = self.told.iter().filter(|(_, farewell)| farewell.until <= now);
+        let mut late: Vec<ConnId> = late.map(|(conn, _)| *conn).collect();
+        // The table has no order.
+        late.sort_unstable_by_key(|conn| (conn.slot, conn.generation));
+        late
+    }
+
+    /// Nobody is told any more.
+    pub(super) fn give_up(&mut self) {
+        self.unheard.clear();
+    }
+
+    /// Whether somebody is told, or is to be told again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.told.is_empty() && self.unheard.is_empty()
     }
 }

@@ -156,7 +156,7 @@ impl Nodes {
     pub(super) fn dialled(&mut self, turn: &mut Turn<'_>, conn: ConnId, result: Result<(), i32>) {
         match self.places.get(&conn).copied() {
             Some(Place::Far(key)) => self.reached(turn, key, result),
-            Some(Place::Farewell) if result.is_err() => self.end_farewell(turn, conn),
+            Some(Place::Farewell) if result.is_err() => farewell::end(self, turn, conn),
             _ => {}
         }
     }
@@ -170,7 +170,7 @@ impl Nodes {
                 if let Some(keys) = &self.keys
                     && self.farewells.hear(turn, keys, (conn, segment))
                 {
-                    self.end_farewell(turn, conn);
+                    farewell::end(self, turn, conn);
                 }
             }
             None => {}
@@ -204,7 +204,7 @@ impl Nodes {
             Some(Place::Near(key)) => self.near_ended(turn, *key, end),
             Some(Place::Far(key)) => self.far_ended(turn, *key, end),
             Some(Place::Arriving(key)) => self.arriving_ended(turn, *key, end),
-            Some(Place::Farewell) => self.end_farewell(turn, conn),
+            Some(Place::Farewell) => farewell::end(self, turn, conn),
             None => {}
         }
     }
@@ -251,18 +251,18 @@ impl Nodes {
 
     /// This gateway leaves: the owners of what it relays are told.
     pub(super) fn leave(&mut self, turn: &mut Turn<'_>) {
-        let flowing = self.outs.iter().filter(|(_, out)| matches!(out.step, Step::Flowing));
-        let mut owners: Vec<(Node, SocketAddr)> =
-            flowing.filter_map(|(_, out)| out.owner()).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        owners.into_iter().for_each(|owner| self.tell_owner(turn, owner));
+        let owners = farewell::owners_served(self);
+        owners.into_iter().for_each(|owner| farewell::tell_owner(self, turn, owner));
     }
 
-    fn tell_owner(&mut self, turn: &mut Turn<'_>, owner: (Node, SocketAddr)) {
-        if let Some(conn) = self.farewells.tell(turn, owner) {
-            self.places.insert(conn, Place::Farewell);
-        }
+    /// Owners that were told so, and have not answered, are told again ([`Due::Farewell`]).
+    pub(super) fn leave_again(&mut self, turn: &mut Turn<'_>) {
+        farewell::tell_again(self, turn);
+    }
+
+    /// Whether an owner is being told that this gateway leaves.
+    pub(super) fn says_farewell(&self) -> bool {
+        !self.farewells.is_empty()
     }
 
     /// All connections that are none of another component's, in order.
@@ -281,7 +281,11 @@ impl Nodes {
                 self.remove_arrival(key);
                 turn.border.close(conn, how);
             }
-            Some(Place::Farewell) => self.end_farewell(turn, conn),
+            Some(Place::Farewell) => {
+                farewell::end(self, turn, conn);
+                // It is this gateway that ends.
+                self.farewells.give_up();
+            }
             None => {}
         }
     }
@@ -313,12 +317,6 @@ impl Nodes {
         Some(arrival)
     }
 
-    /// An owner was told that this gateway leaves, or cannot be.
-    fn end_farewell(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        self.places.remove(&conn);
-        self.farewells.end(turn, conn);
-    }
-
     // ---- values ----
 
     /// Connections of clients that go elsewhere, or that others bring.
@@ -347,7 +345,10 @@ impl Nodes {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.outs.len() == 0 && self.arrivals.len() == 0
+        self.places.is_empty()
+            && self.outs.len() == 0
+            && self.arrivals.len() == 0
+            && self.farewells.is_empty()
     }
 
     /// Sets the gauges.

@@ -21,6 +21,7 @@ use super::super::settings::ShardSettings;
 use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
+use super::farewell::tell_owner;
 use super::{MOST_CARRIED, Nodes, PATIENCE, Place, Ready};
 use crate::border::{Close, ConnId, End};
 use crate::carry::Said;
@@ -72,6 +73,11 @@ impl Out {
     /// The gateway that owns the connection, and its address.
     pub(super) fn owner(&self) -> Option<(Node, SocketAddr)> {
         self.node.zip(self.address)
+    }
+
+    /// The same, if it has taken the connection.
+    pub(super) fn owner_served(&self) -> Option<(Node, SocketAddr)> {
+        self.owner().filter(|_| matches!(self.step, Step::Flowing))
     }
 
     /// The connection, and the one to its owner while there is one.
@@ -296,7 +302,7 @@ impl Nodes {
                 }
                 // A gateway that drains has told the other owners so already, but not this one.
                 if let Some(owner) = out.owner().filter(|_| turn.draining.is_some()) {
-                    self.tell_owner(turn, owner);
+                    tell_owner(self, turn, owner);
                 }
             }
             Some(Verdict::Dead) => self.fail(turn, key, RelayOutcome::Dead),
