@@ -79,7 +79,7 @@ soak_sessions() {
 soak_simulator() {
     local runs=${1:-100000} profile=${RINGWAY_SIM_PROFILE:-release} log kind failed=0
     log=$(mktemp)
-    for kind in every_seed_keeps every_seed_brings; do
+    for kind in every_seed_keeps every_seed_brings every_seed_relays; do
         echo "simulator: $kind, $runs fresh seeds"
         RINGWAY_SIM_RUNS=$runs cargo test -q --profile "$profile" -p ringway --test sim \
             "$kind" -- --nocapture >"$log" 2>&1 || failed=1

@@ -82,6 +82,14 @@ impl Ring {
         matches!(self, Self::Simulated(_))
     }
 
+    /// A socket of its world, to be connected; none: the kernel's are everybody's.
+    pub(super) fn socket(&self) -> Option<Stream> {
+        match self {
+            Self::Uring(..) | Self::Epoll(_) => None,
+            Self::Simulated(world) => Some(Stream::Simulated(world.kernel.borrow_mut().socket())),
+        }
+    }
+
     /// See [`Uring::receive`].
     pub(super) fn receive(&mut self, socket: RawFd, share: Share, tag: Tag) {
         either!(self, ring => ring.receive(socket, share, tag));
@@ -145,8 +153,12 @@ impl Ring {
         match self {
             Self::Uring(ring, _) => ring.connect(socket, address, tag),
             Self::Epoll(ring) => ring.connect(socket, address, tag),
-            // Its world gives no socket to connect.
-            Self::Simulated(_) => {}
+            Self::Simulated(world) => {
+                // It was made of one, of a version of IP.
+                if let Some(address) = address.as_socket() {
+                    world.kernel.borrow_mut().connect(socket, address, tag);
+                }
+            }
         }
     }
 

@@ -20,9 +20,8 @@ impl<C: Core> Reactor<C> {
             if gateway { KeepAlive::BETWEEN_GATEWAYS } else { self.options.keep_alive };
         let socket = if self.room(None) == 0 {
             Err(libc::EMFILE)
-        } else if self.ring.is_simulated() {
-            // Its world has nobody to connect to.
-            Err(libc::ECONNREFUSED)
+        } else if let Some(socket) = self.ring.socket() {
+            Ok(socket)
         } else {
             socket_for(address, keep_alive)
                 .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))

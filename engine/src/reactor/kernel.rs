@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
@@ -27,6 +28,12 @@ pub trait Kernel {
 
     /// The socket that an accept has told of.
     fn accepted(&mut self, socket: RawFd) -> Box<dyn SimulatedSocket>;
+
+    /// A socket of this core that is connected to nobody yet.
+    fn socket(&mut self) -> Box<dyn SimulatedSocket>;
+
+    /// Connects such a socket. The result is 0 if it is.
+    fn connect(&mut self, socket: RawFd, address: SocketAddr, tag: Tag);
 
     /// A socket is this core's from now on that another core has let go of.
     fn adopted(&mut self, socket: RawFd);

@@ -21,7 +21,7 @@ use crate::ring::Mailbox;
 
 /// One core of a simulated world. Between two [steps](Self::step) it sleeps.
 ///
-/// There are neither inlets nor dials: nothing is decrypted, and nobody can be connected to.
+/// There are no inlets: nothing is decrypted.
 pub struct Simulation<C: Core, K: Kernel> {
     reactor: Reactor<C>,
     kernel: Rc<RefCell<K>>,

@@ -303,6 +303,7 @@ impl Client {
             let fine = code != 4 || !early || excused;
             assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
             stage.ledger.parking.refused(call.exchange, exchange, code, stage.now);
+            stage.ledger.judge_refusal(call.exchange, code);
         }
         let id = field(
             stage.ledger.exchanges[call.exchange].down.head.as_ref().map_or(&[][..], |h| h),
@@ -498,7 +499,8 @@ impl Peer for Client {
     fn ended(&mut self, _reset: bool, stage: &mut Stage<'_>) {
         if self.state == State::Open {
             let ledger = &stage.ledger;
-            let told = self.h2.goaway.is_some() || self.slow || ledger.draining || ledger.crashed;
+            let anyway = self.slow || ledger.draining || ledger.is_bereft(self.number);
+            let told = self.h2.goaway.is_some() || anyway;
             self.h2.expect(told, "left a client without a word");
             self.leave(Act::Fin, stage);
         }

@@ -275,6 +275,7 @@ impl Client1 {
             let fine = code != 4 || !early || excused;
             assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
             stage.ledger.parking.refused(call.exchange, exchange, code, stage.now);
+            stage.ledger.judge_refusal(call.exchange, code);
         }
         self.meet_session(stage);
         if status == "101" {
@@ -441,13 +442,16 @@ impl Peer for Client1 {
 
     fn ended(&mut self, reset: bool, stage: &mut Stage<'_>) {
         note("client", self.number, "was closed", [u64::from(reset), 0]);
-        let anyway = self.slow || stage.ledger.draining || stage.ledger.crashed;
+        let anyway = self.slow || stage.ledger.draining || stage.ledger.is_bereft(self.number);
         match self.state {
             State::Open => {
                 let front = self.calls.front().map(|call| &stage.ledger.exchanges[call.exchange]);
                 let lost =
                     front.is_some_and(|exchange| exchange.excuse || exchange.hopeless == Some(8));
-                let fine = anyway || self.may_end || lost;
+                // An HTTP/1.1 connection is closed between two requests: what crosses that is repeated.
+                let unseen = front.is_none_or(|exchange| exchange.tunnel.is_none());
+                let crosses = stage.ledger.going.contains(&self.number) && unseen;
+                let fine = anyway || self.may_end || lost || crosses;
                 assert!(fine, "client {}: was left without a word", self.number);
                 self.lose_calls("lost with its connection", stage);
                 self.leave(Act::Fin, stage);

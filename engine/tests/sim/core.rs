@@ -38,7 +38,9 @@ pub(crate) struct Sent {
 
 /// What the reactor serves: the shard, and what makes one core out of many.
 pub(crate) struct Occupant {
+    /// Among all cores of the world, and among those of its node.
     number: usize,
+    own: usize,
     pub(crate) shard: Shard,
     net: Net,
     mails: Vec<Sender<ShardPost>>,
@@ -60,15 +62,16 @@ pub(crate) struct Occupant {
 
 impl Occupant {
     pub(crate) fn new(
-        number: usize,
+        (number, own): (usize, usize),
         shard: Shard,
         net: &Net,
         mails: &[Sender<ShardPost>],
         anew: bool,
     ) -> Self {
-        let others = (0..mails.len()).filter(|core| anew && *core != number);
+        let others = (0..mails.len()).filter(|core| anew && *core != own);
         Self {
             number,
+            own,
             shard,
             net: net.clone(),
             untold: others.map(|core| core as u16).collect(),
@@ -93,8 +96,13 @@ impl Occupant {
         self.put(
             to,
             post,
-            Sent { to: to.into(), wakes: false, counts: true, carries_tunnel, moves },
+            Sent { to: self.whose(to), wakes: false, counts: true, carries_tunnel, moves },
         )
+    }
+
+    /// The number in the world of a core of its node.
+    fn whose(&self, core: u16) -> usize {
+        self.number - self.own + usize::from(core)
     }
 
     fn put(&mut self, to: u16, post: ShardPost, sent: Sent) -> Result<(), Full<ShardPost>> {
@@ -111,9 +119,9 @@ impl Occupant {
         if !self.untold.contains(&to) {
             return true;
         }
-        let news = ShardPost::Restarted { core: self.number as u16 };
+        let news = ShardPost::Restarted { core: self.own as u16 };
         let sent = Sent {
-            to: to.into(),
+            to: self.whose(to),
             wakes: false,
             counts: false,
             carries_tunnel: false,

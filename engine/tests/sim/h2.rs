@@ -224,6 +224,7 @@ impl H2 {
     pub(crate) fn ping(&mut self) {
         self.pings_sent += 1;
         let payload = self.pings_sent.to_be_bytes();
+        note("peer", self.name, "sends PING", [self.pings_sent, 0]);
         self.frame(PING, 0, 0, &payload);
     }
 

@@ -2,6 +2,7 @@
 //! a cancelled one ends, in which order completions come. All above it is the gateway's own code.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use ringway::border::{End, Listener, SimulatedSocket};
@@ -11,7 +12,7 @@ use ringway_proto::time::Time;
 
 use super::journal::note;
 use super::seed::Seed;
-use super::wire::{Link, Net, Packet, Wires};
+use super::wire::{Link, Net, Packet, Wires, descriptor};
 
 /// Blocks lent at a time.
 const LENT: usize = 4;
@@ -103,22 +104,54 @@ impl Polling {
     }
 }
 
+/// A connect under way.
+#[derive(Debug)]
+struct Connecting {
+    tag: Tag,
+    cancel: Option<Tag>,
+}
+
+impl Connecting {
+    /// How it ends now, if it does.
+    fn ends(&self, link: &Link) -> Option<i32> {
+        link.dialled.or(self.cancel.map(|_| -libc::ECANCELED))
+    }
+}
+
 /// What is under way on one socket.
 #[derive(Debug, Default)]
 struct Operations {
     receive: Option<Receiving>,
     poll: Option<Polling>,
+    connect: Option<Connecting>,
 }
 
 impl Operations {
     fn is_none(&self) -> bool {
-        self.receive.is_none() && self.poll.is_none()
+        self.receive.is_none() && self.poll.is_none() && self.connect.is_none()
     }
 
     fn have_work(&self, link: &Link, ring: bool) -> bool {
         let receives = |receive: &Receiving| receive.cancel.is_some() || link.is_readable();
         let tells = |poll: &Polling| poll.cancel.is_some() || poll.tells(link, ring).is_some();
-        self.receive.as_ref().is_some_and(receives) || self.poll.as_ref().is_some_and(tells)
+        let ends = |connect: &Connecting| connect.ends(link).is_some();
+        self.receive.as_ref().is_some_and(receives)
+            || self.poll.as_ref().is_some_and(tells)
+            || self.connect.as_ref().is_some_and(ends)
+    }
+
+    /// The completions of a connect that ends.
+    fn connects(&mut self, link: &Link) -> Vec<Completion> {
+        let Some(result) = self.connect.as_ref().and_then(|connect| connect.ends(link)) else {
+            return Vec::new();
+        };
+        let ended = self.connect.take();
+        let cancelled = if result == -libc::ECANCELED { 0 } else { -libc::ENOENT };
+        let told = |connect: Connecting| {
+            let cancel = connect.cancel.map(|tag| Completion::last(tag, cancelled));
+            std::iter::once(Completion::last(connect.tag, result)).chain(cancel)
+        };
+        ended.into_iter().flat_map(told).collect()
     }
 }
 
@@ -162,6 +195,7 @@ enum Next {
 /// One core's kernel.
 pub(crate) struct Kernel {
     core: usize,
+    node: usize,
     net: Net,
     manner: Manner,
     /// Sends take less than there is room for, so often, in percent.
@@ -182,13 +216,14 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     pub(crate) fn new(
-        core: usize,
+        (core, node): (usize, usize),
         net: &Net,
         (manner, short_writes): (Manner, u32),
         seed: Seed,
     ) -> Self {
         Self {
             core,
+            node,
             net: net.clone(),
             manner,
             short_writes,
@@ -209,7 +244,7 @@ impl Kernel {
         let port = |listener| -> (Listener, Box<dyn SimulatedListener>) {
             (listener, Box::new(Port { net: net.clone(), core, listener }))
         };
-        [Listener::Client, Listener::Worker].map(port).into()
+        [Listener::Client, Listener::Worker, Listener::Cluster].map(port).into()
     }
 
     /// What listeners let in.
@@ -268,6 +303,7 @@ impl Kernel {
                 None => VecDeque::new(),
             };
             let queue = of_sockets.entry(*socket).or_default();
+            queue.extend(operations.connects(link).into_iter().map(Next::Told));
             while !shots.is_empty() || !polls.is_empty() {
                 let shot = if seed.chance(50) { shots.pop_front() } else { None };
                 match shot {
@@ -403,6 +439,17 @@ impl reactor::Kernel for Kernel {
         Box::new(Socket { net: self.net.clone(), number: socket })
     }
 
+    fn socket(&mut self) -> Box<dyn SimulatedSocket> {
+        let number = self.net.lock().socket(self.core, self.node) as RawFd;
+        note("core", self.core, "dials by link", [number as u64, 0]);
+        Box::new(Socket { net: self.net.clone(), number })
+    }
+
+    fn connect(&mut self, socket: RawFd, address: SocketAddr, tag: Tag) {
+        self.sockets.entry(socket).or_default().connect = Some(Connecting { tag, cancel: None });
+        self.net.lock().dials.push((socket as usize, address));
+    }
+
     fn adopted(&mut self, socket: RawFd) {
         note("core", self.core, "takes up link", [socket as u64, 0]);
         let here = self.net.lock().links[socket as usize].core.replace(self.core);
@@ -447,6 +494,10 @@ impl reactor::Kernel for Kernel {
             }
             if let Some(poll) = operations.poll.as_mut().filter(|poll| poll.tag == target) {
                 poll.cancel = Some(tag);
+                return;
+            }
+            if let Some(connect) = operations.connect.as_mut().filter(|c| c.tag == target) {
+                connect.cancel = Some(tag);
                 return;
             }
         }
@@ -584,11 +635,9 @@ fn errno(end: End) -> i32 {
     }
 }
 
-const CLIENTS: RawFd = 0;
-const WORKERS: RawFd = 1;
-
 fn listener(number: RawFd) -> Listener {
-    if number == CLIENTS { Listener::Client } else { Listener::Worker }
+    let all = [Listener::Client, Listener::Worker, Listener::Cluster];
+    all.into_iter().find(|of| descriptor(*of) == number).expect("a listener's descriptor")
 }
 
 /// The gateway's end of a link.
@@ -603,8 +652,9 @@ impl SimulatedSocket for Socket {
         self.number
     }
 
-    fn peer(&self) -> std::net::SocketAddr {
-        super::wire::address(self.number as usize)
+    fn peer(&self) -> SocketAddr {
+        let number = self.number as usize;
+        super::wire::address(number, self.net.lock().links[number].from)
     }
 
     fn set_resets(&self, resets: bool) {
@@ -637,7 +687,7 @@ struct Port {
 
 impl SimulatedListener for Port {
     fn number(&self) -> RawFd {
-        if self.listener == Listener::Client { CLIENTS } else { WORKERS }
+        descriptor(self.listener)
     }
 
     fn end(&self) -> Vec<Box<dyn SimulatedSocket>> {

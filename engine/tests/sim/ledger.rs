@@ -3,11 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ringway_proto::id::{Node, RequestIds};
 use ringway_proto::time::Time;
 
 use super::body::{self, Way};
 use super::h2::List;
 use super::parking::Parking;
+
+/// The process that made a session's id.
+pub(crate) fn maker(id: &str) -> Option<Node> {
+    RequestIds::maker_of(id.parse().ok()?)
+}
 
 /// What a client asked for by `nvcf-reqid`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +117,8 @@ pub(crate) struct Exchange {
     pub(crate) told: u32,
     /// Most bytes of an answer its client will read in good time.
     pub(crate) most_down: usize,
+    /// It names a session of a process that has ended.
+    pub(crate) too_late: bool,
 }
 
 impl Exchange {
@@ -183,6 +191,21 @@ pub(crate) struct Ledger {
     /// Body bytes of the whole run.
     pub(crate) relayed: usize,
     pub(crate) parking: Parking,
+    /// Of several gateways: processes that have ended, and whether one has died.
+    pub(crate) dead: BTreeSet<Node>,
+    pub(crate) killed: bool,
+    /// Until when it may be felt that a gateway, or the way to one, has failed.
+    pub(crate) felt_until: Time,
+    /// Connections that touch a gateway that failed.
+    pub(crate) bereft: BTreeSet<usize>,
+    /// Connections that touch a gateway that leaves.
+    pub(crate) going: BTreeSet<usize>,
+    /// The sessions of tunnels, by peer number.
+    pub(crate) tunnels: BTreeMap<usize, String>,
+    /// When the gateway had ended the last tunnel of a session, as its worker saw it.
+    pub(crate) emptied: BTreeMap<String, Time>,
+    /// Tunnels that came while their worker had none of their session any more.
+    pub(crate) crossed: usize,
 }
 
 impl Ledger {
@@ -220,7 +243,60 @@ impl Ledger {
             leaving.concerns(client, tenant, named)
                 || self.takers(&leaving.session).contains(&client)
         };
-        self.draining || self.leaving.iter().any(may_meet)
+        self.draining || self.bereft.contains(&client) || self.leaving.iter().any(may_meet)
+    }
+
+    /// A node has failed: what touches it may fail. `homes`: at which node each connection came in.
+    pub(crate) fn strike(&mut self, node: usize, homes: &[usize]) {
+        let lives = |id: &str| maker(id).is_some_and(|of| usize::from(of.number()) == node);
+        let tunnels = &self.tunnels;
+        let hit = |tunnel: usize| {
+            homes[tunnel] == node || tunnels.get(&tunnel).is_some_and(|id| lives(id))
+        };
+        self.bereft.extend((0..homes.len()).filter(|link| homes[*link] == node));
+        self.bereft.extend(tunnels.keys().filter(|tunnel| hit(**tunnel)));
+        for exchange in &self.exchanges {
+            let named = matches!(&exchange.named, Named::Session(id) if lives(id));
+            if named || exchange.tunnel.is_some_and(hit) {
+                self.bereft.insert(exchange.client);
+            }
+        }
+        for exchange in &mut self.exchanges {
+            // A worker may have been on its way through that node.
+            exchange.excuse |= exchange.tunnel.is_none()
+                || exchange.tunnel.is_some_and(hit)
+                || self.bereft.contains(&exchange.client);
+        }
+        self.parking.struck(hit, &mut self.exchanges);
+    }
+
+    /// A node leaves: nothing that runs may fail, but nobody has to find anything there.
+    pub(crate) fn leave(&mut self, node: usize, homes: &[usize]) {
+        let lives = |id: &str| maker(id).is_some_and(|of| usize::from(of.number()) == node);
+        let tunnels = &self.tunnels;
+        let hit = |tunnel: usize| {
+            homes[tunnel] == node || tunnels.get(&tunnel).is_some_and(|id| lives(id))
+        };
+        self.going.extend((0..homes.len()).filter(|link| homes[*link] == node));
+        for exchange in &self.exchanges {
+            let named = matches!(&exchange.named, Named::Session(id) if lives(id));
+            if named || exchange.tunnel.is_some_and(hit) {
+                self.going.insert(exchange.client);
+            }
+        }
+        self.parking.struck(hit, &mut self.exchanges);
+    }
+
+    /// Whether a connection may end without a word.
+    pub(crate) fn is_bereft(&self, link: usize) -> bool {
+        self.crashed || self.bereft.contains(&link)
+    }
+
+    /// Of several gateways: the code of a refusal.
+    pub(crate) fn judge_refusal(&self, number: usize, code: u8) {
+        let exchange = &self.exchanges[number];
+        let waited = exchange.too_late && code == 4;
+        assert!(!waited, "exchange {number}: waited for a session of a process that has ended");
     }
 
     /// Clients that have asked for this session by its id: it may be theirs by now, for requests
@@ -266,12 +342,19 @@ impl Ledger {
     }
 
     /// A CONNECT was answered with 200.
-    pub(crate) fn accept(&mut self, token: &str, session: &str, worker: usize) {
+    pub(crate) fn accept(&mut self, (token, session): (&str, &str), worker: usize, since: Time) {
         self.accepted += 1;
         let known = self.tokens.get_mut(token).expect("a token nobody was given opened a tunnel");
         assert_eq!(known.session, session, "a tunnel for another session than the token's");
         known.accepted += 1;
         assert_eq!(known.accepted, 1, "a token was taken twice: session {session}");
+        let dead = maker(session).is_some_and(|node| self.dead.contains(&node));
+        let late = dead && since >= self.felt_until;
+        assert!(!late, "session {session}: a tunnel to a process that has ended");
+        if self.emptied.get(session).is_some_and(|at| since <= *at) {
+            super::journal::note("session", self.accepted, "had no tunnel when one came", [0, 0]);
+            self.crossed += 1;
+        }
         let known = self.sessions.get_mut(session).expect("the token's session");
         known.tunnels += 1;
         let first = *known.worker.get_or_insert(worker);
@@ -280,7 +363,7 @@ impl Ledger {
     }
 
     /// A tunnel has ended. A worker ends the session with its last one (contract 4.6).
-    pub(crate) fn tunnel_ended(&mut self, session: &str, worker: usize) {
+    pub(crate) fn tunnel_ended(&mut self, session: &str, worker: usize, now: Time) {
         if let Some(known) = self.sessions.get_mut(session) {
             known.tunnels -= 1;
         }
@@ -289,6 +372,7 @@ impl Ledger {
             *count -= 1;
             if *count == 0 {
                 held.remove(session);
+                self.emptied.insert(session.to_owned(), now);
             }
         }
     }

@@ -12,6 +12,7 @@ mod journal;
 mod judge;
 mod kernel;
 mod ledger;
+mod nodes;
 mod parking;
 mod peer;
 mod plan;
@@ -42,11 +43,17 @@ const FRESH: u64 = 500;
 const FIXED_RETURNS: u64 = 1_000;
 const FRESH_RETURNS: u64 = 0;
 
-/// What clients do when they are cut off.
+/// The same of runs with several gateways.
+const FIXED_NODES: u64 = 400;
+const FRESH_NODES: u64 = 0;
+
+/// What clients do when they are cut off, and where they come.
 #[derive(Clone, Copy, Debug)]
 enum Clients {
     Leave,
     ComeBack,
+    /// They come to any of several gateways, and so do workers.
+    Stray,
 }
 
 impl Clients {
@@ -55,6 +62,7 @@ impl Clients {
         match self {
             Self::Leave => "every_seed_keeps",
             Self::ComeBack => "every_seed_brings",
+            Self::Stray => "every_seed_relays",
         }
     }
 }
@@ -70,7 +78,7 @@ struct Outcome {
 fn play(seed: u64, clients: Clients, all_events: bool) -> Result<Outcome, String> {
     journal::begin(all_events);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, matches!(clients, Clients::ComeBack));
+        let mut world = World::new(seed, clients);
         if all_events {
             println!("{:?}", world.plan);
         }
@@ -149,6 +157,7 @@ fn play_seeds(clients: Clients, (fixed, fresh): (u64, u64)) {
         match clients {
             Clients::Leave => tally.expect_variety(),
             Clients::ComeBack => tally.expect_returns(),
+            Clients::Stray => tally.expect_relays(),
         }
     }
     let mut entropy = [0; 8];
@@ -171,8 +180,13 @@ fn every_seed_brings_clients_back() {
 }
 
 #[test]
+fn every_seed_relays_to_the_owner() {
+    play_seeds(Clients::Stray, (FIXED_NODES, FRESH_NODES));
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
-    for clients in [Clients::Leave, Clients::ComeBack] {
+    for clients in [Clients::Leave, Clients::ComeBack, Clients::Stray] {
         for seed in [1, 2, 3, 17, 99] {
             let played = || play(seed, clients, false).unwrap_or_else(|told| panic!("{told}"));
             let (first, second) = (played(), played());

@@ -106,11 +106,18 @@ pub(crate) struct Terms {
     sloppy: bool,
     /// The last stream id of a tunnel.
     last_id: Option<u32>,
+    /// There are several gateways: what is seen at one's sockets happened earlier at another one.
+    far: bool,
 }
 
 impl Terms {
     pub(crate) fn new(session: &Session, returns: &Returns, plan: &Plan) -> Self {
+        let far = plan.many.is_some();
         let hearsay = match plan.cores {
+            _ if far && plan.pauses == 0 => {
+                HEARSAY * 2 + Duration::from_micros(10 * plan.delay.1 as u64)
+            }
+            _ if far => SLOW_HEARSAY,
             1 => Duration::ZERO,
             _ if plan.pauses == 0 && returns.pauses == 0 => HEARSAY,
             _ => SLOW_HEARSAY,
@@ -123,6 +130,7 @@ impl Terms {
             restless: session.idle < SILENCE,
             sloppy: plan.sloppy > 0,
             last_id: plan.last_id,
+            far,
         }
     }
 }
@@ -163,6 +171,18 @@ impl Parking {
     pub(crate) fn client_leaves(&mut self, link: usize, farewell: Farewell) {
         if let Some(client) = self.clients.get_mut(&link) {
             client.farewell.get_or_insert(farewell);
+        }
+    }
+
+    fn is_far(&self) -> bool {
+        self.terms.is_some_and(|terms| terms.far)
+    }
+
+    /// Tunnels may be lost, or another one may take their place.
+    pub(crate) fn struck(&mut self, hit: impl Fn(usize) -> bool, exchanges: &mut [Exchange]) {
+        for (link, tunnel) in self.tunnels.iter_mut().filter(|(link, _)| hit(**link)) {
+            tunnel.left = true;
+            expect_no_more(exchanges, *link);
         }
     }
 
@@ -318,6 +338,7 @@ impl Parking {
         let Some(client) = self.clients.get_mut(&link) else { return };
         client.lost = Some(now);
         client.by_gateway = by_gateway;
+        let far = self.is_far();
         let links: Vec<usize> = self.tunnels.keys().copied().collect();
         for tunnel in links {
             let verdict = self.verdict(link, tunnel, exchanges);
@@ -328,7 +349,7 @@ impl Parking {
                 entry.used_up |= entry.http1 && busy;
                 entry.left |= spent;
                 let stays = entry.left || entry.since.is_none();
-                entry.must_go = verdict == Verdict::Closed && !stays;
+                entry.must_go = verdict == Verdict::Closed && !stays && !far;
                 entry.kept = (verdict == Verdict::Kept).then_some(now);
                 if entry.kept.is_some() {
                     self.sessions.entry(entry.session.clone()).or_default().moments.push(now);
@@ -379,6 +400,7 @@ impl Parking {
     /// need not have been closed, that is a fault.
     pub(crate) fn tunnel_closed(&mut self, link: usize, now: Time, exchanges: &mut [Exchange]) {
         expect_no_more(exchanges, link);
+        let far = self.is_far();
         let Some(tunnel) = self.tunnels.get_mut(&link) else { return };
         tunnel.gone = true;
         tunnel.ended = Some(now);
@@ -390,7 +412,7 @@ impl Parking {
         let before = session.closed.replace(now);
         session.moments.push(now);
         let recently = before.is_some_and(|at| now < at + SLOW_HEARSAY);
-        if !alone || left || !opened || recently || session.deleted {
+        if far || !alone || left || !opened || recently || session.deleted {
             return;
         }
         let why = self.why_closed(link, now, exchanges);
@@ -542,10 +564,11 @@ impl Parking {
         self.crashed.is_some_and(|at| now < at + SLOW_HEARSAY)
     }
 
-    /// A client asks for a session: the tunnel that must serve it, if that is certain.
+    /// A client asks for a session: the tunnel that must serve it, if that is certain. `first`: it is
+    /// the first request of its connection.
     pub(crate) fn expects(
         &self,
-        (id, http1): (&str, bool),
+        (id, http1, first): (&str, bool, bool),
         now: Time,
         exchanges: &mut [Exchange],
     ) -> Option<usize> {
@@ -571,6 +594,11 @@ impl Parking {
             other.names(id) && !served && there
         });
         let fits = tunnel.http1 == http1 && !tunnel.used_up && !tunnel.left;
+        // At its end the owner may have let go of what another gateway holds still.
+        let ends = tunnel.kept.is_some_and(|at| at + terms.window <= now + SLOW_HEARSAY);
+        if terms.far && (ends || !first) {
+            return None;
+        }
         (only && settled && fits && !taken && !self.is_shaken(now)).then_some(*link)
     }
 
@@ -587,7 +615,8 @@ impl Parking {
             assert!(fine, "exchange {number}: its tunnel waits for it, but it was told {code}");
         }
         let excused = exchange.excuse || self.draining || self.is_shaken(exchange.began);
-        let Some(session) = self.sessions.get(id).filter(|_| code == 5 && !excused) else { return };
+        let judged = code == 5 && !excused && !terms.far;
+        let Some(session) = self.sessions.get(id).filter(|_| judged) else { return };
         let there = !session.gap && !session.deleted;
         let tunnels = || self.tunnels.iter().filter(|(_, t)| t.session == *id).collect::<Vec<_>>();
         assert!(!there, "exchange {number}: its session was there all the time: {:?}", tunnels());

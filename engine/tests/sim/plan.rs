@@ -55,6 +55,9 @@ const PARKING: [&str; 10] = [
     "[session]\npark = \"unclean\"\n[limits]\nparked_tunnels = 1\nparked_per_tenant = 1\nattachments = 2",
 ];
 
+/// Of these: everything is kept, for long, and nobody gives way.
+const KEPT_LONG: usize = 8;
+
 /// A configuration and what is made of it.
 pub(crate) struct Rules {
     pub(crate) config: Arc<Config>,
@@ -123,10 +126,24 @@ pub(crate) struct Returns {
     pub(crate) slots: usize,
 }
 
+/// What becomes of several gateways: how often each of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Many {
+    pub(crate) nodes: usize,
+    pub(crate) deaths: usize,
+    pub(crate) leaves: usize,
+    /// Pairs that are cut off from each other, and single connections that break.
+    pub(crate) cuts: usize,
+    pub(crate) breaks: usize,
+}
+
 /// How often what goes wrong, in percent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
+    /// Of each gateway.
     pub(crate) cores: usize,
+    /// There are several gateways.
+    pub(crate) many: Option<Many>,
     pub(crate) variant: usize,
     /// One of [`KEEPING`].
     keeping: usize,
@@ -199,6 +216,7 @@ impl Plan {
         let bulk = seed.chance(12);
         let plan = Self {
             cores: if seed.chance(40) { 1 } else { seed.range(2, 4) },
+            many: None,
             variant: if seed.chance(40) { 0 } else { seed.below(VARIANTS.len()) },
             keeping: 0,
             last_id: None,
@@ -301,6 +319,68 @@ impl Plan {
             last_id: seed.chance(15).then(|| seed.pick(&[4, 10])),
             ..plan
         }
+    }
+
+    /// There are several gateways, and peers come to any of them: there are fewer other faults, and
+    /// most runs have none at all.
+    pub(crate) fn with_nodes(self, number: u64) -> Self {
+        let mut seed = Seed::new(number.rotate_left(32) ^ 0x006e_6f64_6573);
+        let mut some = |percent: u32, most: usize| {
+            if seed.chance(percent) { seed.range(1, most) } else { 0 }
+        };
+        let (deaths, leaves, cuts, breaks) = (some(30, 2), some(40, 2), some(25, 2), some(25, 3));
+        let nodes = seed.range(2, 4);
+        let many = Many { nodes, deaths, leaves, cuts, breaks };
+        let returns = Returns {
+            cuts: seed.pick(&[20, 60, 150]),
+            copies: 1,
+            late: 0,
+            racing: 0,
+            thieves: if seed.chance(30) { 20 } else { 0 },
+            turncoats: if seed.chance(30) { 20 } else { 0 },
+            fates: 0,
+            deletes: 0,
+            panics: 0,
+            pauses: 0,
+            slots: 100,
+        };
+        let calm = Self {
+            resets: 0,
+            breaks: 0,
+            goaways: 0,
+            stalls: 0,
+            pauses: 0,
+            strangers: 0,
+            sloppy: 0,
+            sluggish: 0,
+            ..self
+        };
+        let plan = if seed.chance(70) { calm } else { self };
+        Self {
+            many: Some(many),
+            cores: seed.pick(&[1, 1, 2]),
+            variant: if seed.chance(80) { 0 } else { VARIANTS.len() + KEPT_LONG },
+            mailbox: 64,
+            clients: seed.range(2, 8),
+            calls: plan.calls.min(8),
+            workers: seed.range(1, 3),
+            polls: seed.range(1, 2),
+            largest: plan.largest.min(60_000),
+            bulk: false,
+            vandals: 0,
+            giants: 0,
+            crashes: 0,
+            drain: seed.chance(20).then_some(false),
+            plane: None,
+            parking: seed.chance(60).then_some(returns),
+            last_id: None,
+            ..plan
+        }
+    }
+
+    /// How many gateways there are.
+    pub(crate) fn nodes(&self) -> usize {
+        self.many.map_or(1, |many| many.nodes)
     }
 
     /// Little receive memory, much to hold in it.

@@ -125,7 +125,8 @@ impl Peer for Poll {
         while let Some((status, body)) = self.answer() {
             let listed = self.asked.pop_front().expect("an answer to a question");
             // 503: another core had no room for the question; a worker asks again later.
-            let busy = status == 503 && stage.plan.cores > 1;
+            let several = stage.plan.cores > 1 || stage.plan.many.is_some();
+            let busy = status == 503 && several;
             assert!(busy || [200, 204].contains(&status), "a poll was answered with {status}");
             note("poll", self.number, "is answered", [status.into(), body.len() as u64]);
             if status == 200 {

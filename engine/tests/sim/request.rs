@@ -1,7 +1,7 @@
 //! What a client asks for: mostly what it may have, sometimes what it must not get.
 
 use super::h2::List;
-use super::ledger::{Exchange, Half, Named};
+use super::ledger::{Exchange, Half, Named, maker};
 use super::peer::{Comeback, Stage};
 use super::plan::{F1, FUNCTIONS, KEYS, V3};
 
@@ -164,12 +164,16 @@ impl Request {
         let hopeless = if denied && !self.giant { Some(7) } else { self.hopeless };
         let expects = match &self.named {
             Named::Session(id) if hopeless.is_none() => {
-                ledger.parking.expects((id, http1), stage.now, &mut ledger.exchanges)
+                let first = !ledger.exchanges.iter().any(|other| other.client == client);
+                ledger.parking.expects((id, http1, first), stage.now, &mut ledger.exchanges)
             }
             _ => None,
         };
+        let ended = |id: &String| maker(id).is_some_and(|node| ledger.dead.contains(&node));
+        let too_late = matches!(&self.named, Named::Session(id) if ended(id));
         Exchange {
             client,
+            too_late,
             key: self.key,
             began: stage.now,
             expects,

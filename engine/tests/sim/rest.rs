@@ -1,7 +1,8 @@
 //! What must hold when everybody has left.
 
 use ringway::metrics::{
-    CONNECT_RESULTS, Limit, ResumeOutcome, ResumeWay, ShardMetrics, SpareOutcome,
+    CONNECT_RESULTS, Limit, RelayCause, RelayOutcome, ResumeOutcome, ResumeWay, ShardMetrics,
+    SpareOutcome,
 };
 
 use super::core::Core;
@@ -44,6 +45,13 @@ pub(crate) struct Tally {
     pub(crate) expired: usize,
     pub(crate) withdrawn: usize,
     pub(crate) late: usize,
+    /// Of several gateways: connections that were relayed, gateways that failed, gateways that left,
+    /// and tunnels that came while their worker had no other of their session any more.
+    pub(crate) callbacks: usize,
+    pub(crate) strays: usize,
+    pub(crate) struck: usize,
+    pub(crate) left: usize,
+    pub(crate) crossed: usize,
 }
 
 impl Tally {
@@ -76,10 +84,33 @@ impl Tally {
         self.expired += other.expired;
         self.withdrawn += other.withdrawn;
         self.late += other.late;
+        self.callbacks += other.callbacks;
+        self.strays += other.strays;
+        self.struck += other.struck;
+        self.left += other.left;
+        self.crossed += other.crossed;
     }
 }
 
 impl Tally {
+    /// Takes what all have counted of sessions that went on.
+    fn returns(&mut self, all: &ShardMetrics) {
+        let spares = |outcome: SpareOutcome| all.spares[outcome.index()] as usize;
+        self.spares = spares(SpareOutcome::Came);
+        self.kept_by_spares = spares(SpareOutcome::Parked);
+        self.replaced = spares(SpareOutcome::Replaced);
+        self.yields = all.resumes.yields as usize;
+        let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
+        self.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
+    }
+
+    /// The same of connections that were relayed.
+    fn relays(&mut self, all: &ShardMetrics) {
+        let relayed = |cause| all.relays.of(cause, RelayOutcome::Relayed) as usize;
+        self.callbacks = relayed(RelayCause::Callback);
+        self.strays = relayed(RelayCause::Client);
+    }
+
     /// A simulator in which nothing happens finds nothing: the fixed seeds together meet everything.
     pub(crate) fn expect_variety(&self) {
         let enough = [
@@ -110,6 +141,21 @@ impl Tally {
     /// The same of runs whose clients come back.
     pub(crate) fn expect_returns(&self) {
         let enough = [(self.resumed, 1)];
+        assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
+    }
+
+    /// The same of runs with several gateways.
+    pub(crate) fn expect_relays(&self) {
+        let enough = [
+            (self.answered, 500),
+            (self.callbacks, 200),
+            (self.strays, 50),
+            (self.resumed, 20),
+            (self.expected, 10),
+            (self.struck, 50),
+            (self.left, 20),
+            (self.replaced, 5),
+        ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
 }
@@ -143,26 +189,32 @@ impl World {
         }
         let all = self.all_metrics();
         // What a core has counted of its own end is lost with it.
-        if !self.ledger.crashed {
+        if !self.ledger.crashed && !self.ledger.killed {
             // A tunnel may have come to its end on another core than the one where it began.
             check_ends("all cores", &all);
             check_spares(&all);
         }
         self.check_asks(&all);
+        self.check_relays(&all);
         // A 200 may be lost on its way; none comes out of nothing.
-        let known = self.ledger.accepted <= accepted || self.ledger.crashed;
+        let at_all = self.ledger.crashed || self.ledger.killed || self.left > 0;
+        let known = self.ledger.accepted <= accepted || at_all;
         assert!(known, "more tunnels than were counted");
         tally.crossings = self.crossings;
         // Cores talk when something begins or ends, never because something flows.
         let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
         // A drain, and a core that began anew, is told by each core to each other.
-        let per_edge = if self.plan.parking.is_some() { 12 } else { 8 };
-        let told = self.plan.cores * self.plan.cores * (1 + self.plan.crashes);
+        let often = self.plan.parking.is_some() || self.plan.many.is_some();
+        let per_edge = if often { 12 } else { 8 };
+        let cores = self.cores.len();
+        let nodes = self.plan.many.map_or(0, |many| 4 * many.nodes);
+        let told = cores * cores * (1 + self.plan.crashes + nodes);
         assert!(
             tally.crossings <= per_edge * edges + 16 + told,
             "{} messages, {edges} edges",
             tally.crossings
         );
+        tally.returns(&all);
         let parking = &self.ledger.parking;
         let resumed = |way| all.resumes.of(way, ResumeOutcome::Ok) as usize;
         tally.resumed = match self.plan.parking {
@@ -172,18 +224,14 @@ impl World {
         tally.expected = parking.expected;
         tally.forced = parking.forced as usize;
         tally.moved = self.moved;
-        let spares = |outcome: SpareOutcome| all.spares[outcome.index()] as usize;
-        tally.spares = spares(SpareOutcome::Came);
-        tally.kept_by_spares = spares(SpareOutcome::Parked);
-        tally.replaced = spares(SpareOutcome::Replaced);
-        tally.yields = all.resumes.yields as usize;
-        let crowded = [Limit::ParkedTunnels, Limit::ParkedPerTenant];
-        tally.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
         if self.authority.is_some() {
             let [asks, _, denied, withdrawn, expired, late] = all.asks.map(|count| count as usize);
             (tally.asks, tally.denied, tally.expired) = (asks, denied, expired);
             (tally.withdrawn, tally.late) = (withdrawn, late);
         }
+        tally.relays(&all);
+        (tally.struck, tally.left) = (self.between.struck, self.left);
+        tally.crossed = self.ledger.crossed;
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;

@@ -5,6 +5,7 @@ mod http1;
 use std::collections::BTreeMap;
 
 use http1::Spoken;
+use ringway_proto::time::Time;
 
 use super::body::{self, NAME_BYTES, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
@@ -38,6 +39,7 @@ pub(crate) struct Tunnel {
     worker: usize,
     work: Work,
     trick: Trick,
+    since: Time,
     state: State,
     answer: Vec<u8>,
     spoken: Spoken,
@@ -93,6 +95,7 @@ impl Tunnel {
         stage.ledger.asked += 1;
         if trick == Trick::None {
             stage.ledger.parking.tunnel_comes(number, &work);
+            stage.ledger.tunnels.insert(number, work.id.clone());
         }
         let mut h2 = H2::new(number, true, offer, extra);
         let spoken = Spoken::new(stage);
@@ -106,6 +109,7 @@ impl Tunnel {
             worker,
             work,
             trick,
+            since: stage.now,
             state: State::Asking,
             answer: Vec::new(),
             spoken,
@@ -141,7 +145,7 @@ impl Tunnel {
         note("tunnel", self.number, "is answered", [status.parse().unwrap_or(0), 0]);
         if status == "200" {
             assert_eq!(self.trick, Trick::None, "a wrong CONNECT was accepted");
-            stage.ledger.accept(&self.work.token, &self.work.id, self.worker);
+            stage.ledger.accept((&self.work.token, &self.work.id), self.worker, self.since);
             stage.ledger.parking.tunnel_opens(self.number, stage.now);
             self.state = State::Open;
             return self.answer.split_off(end + 4);
@@ -158,7 +162,24 @@ impl Tunnel {
         );
         self.state = State::Leaving;
         stage.acts.push(Act::Fin);
+        if status == "503" {
+            let quiet = stage.ledger.felt_until <= self.since && !stage.closing;
+            let paused = stage.plan.pauses > 0;
+            let reason = stage.plan.many.is_none_or(|many| many.leaves > 0) || !quiet || paused;
+            assert!(reason, "session {}: its worker is to try again for no reason", self.work.id);
+            self.try_again(stage);
+        }
         Vec::new()
+    }
+
+    /// Where there are several gateways its owner may not have been reached: it is tried again.
+    fn try_again(&self, stage: &mut Stage<'_>) {
+        if stage.plan.many.is_none() || stage.closing || self.trick != Trick::None {
+            return;
+        }
+        let (worker, work, trick) = (self.worker, self.work.clone(), self.trick);
+        let after = stage.seed.range(100_000, 400_000);
+        stage.acts.push(Act::Dial { worker, work, trick, after });
     }
 
     // ---- requests ----
@@ -225,6 +246,7 @@ impl Tunnel {
         let exchange = &mut stage.ledger.exchanges[number];
         note("tunnel", self.number, "serves exchange", [number as u64, u64::from(stream)]);
         assert!(exchange.hopeless.is_none(), "exchange {number}: no worker may see it");
+        assert!(!exchange.too_late, "exchange {number}: its session's process has ended");
         assert_eq!(exchange.tunnel, None, "exchange {number} was sent twice");
         exchange.tunnel = Some(self.number);
         assert_eq!(exchange.tenant, session.tenant, "exchange {number}: another tenant's session");
@@ -451,7 +473,7 @@ impl Tunnel {
             stage.ledger.tunnel_madness(&self.work.id, client);
             self.done(stage);
             note("tunnel", self.number, "goes mad", [0, 0]);
-            stage.ledger.tunnel_ended(&self.work.id, self.worker);
+            stage.ledger.tunnel_ended(&self.work.id, self.worker, stage.now);
             self.serves.clear();
             self.nameless.clear();
             self.state = State::Mad;
@@ -479,7 +501,7 @@ impl Tunnel {
         self.done(stage);
         note("tunnel", self.number, "leaves", [u64::from(matches!(how, Act::Reset)), 0]);
         if self.state == State::Open {
-            stage.ledger.tunnel_ended(&self.work.id, self.worker);
+            stage.ledger.tunnel_ended(&self.work.id, self.worker, stage.now);
             stage.ledger.parking.tunnel_left(self.number, &mut stage.ledger.exchanges);
             if matches!(how, Act::Fin) {
                 self.end_with_fin(stage);
@@ -534,6 +556,7 @@ impl Peer for Tunnel {
             self.leave(Act::Fin, stage);
         } else if self.state == State::Asking {
             stage.acts.push(Act::Fin);
+            self.try_again(stage);
         }
         self.state = State::Over;
     }

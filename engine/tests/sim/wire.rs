@@ -62,6 +62,16 @@ pub(crate) struct Link {
     pub(crate) resets: bool,
     /// The peer has closed: what comes for it is answered with RST.
     pub(crate) peer_closed: bool,
+    /// The node whose end this is.
+    pub(crate) home: usize,
+    /// The node that has made it; none: a client or a worker.
+    pub(crate) from: Option<usize>,
+    /// Its peer is another node, whose end is that link, once that is there.
+    pub(crate) other: Option<usize>,
+    /// Made here: how the dial has ended.
+    pub(crate) dialled: Option<i32>,
+    /// Nothing passes it any more.
+    pub(crate) severed: bool,
 }
 
 impl Link {
@@ -87,7 +97,26 @@ impl Link {
             fin_sent: false,
             resets: false,
             peer_closed: false,
+            home: 0,
+            from: None,
+            other: None,
+            dialled: None,
+            severed: false,
         }
+    }
+
+    /// Bytes for the gateway's socket that it has not received.
+    pub(crate) fn backlog(&self) -> usize {
+        let coming = self.to_gateway.iter().map(|(packet, _)| match packet {
+            Packet::Bytes(bytes) => bytes.len(),
+            Packet::Fin | Packet::Reset(_) => 0,
+        });
+        self.inbound.len() + coming.sum::<usize>()
+    }
+
+    /// Whether its peer is a node that takes no more now: it has a buffer of limited size too.
+    pub(crate) fn is_full(&self) -> bool {
+        self.backlog() >= self.capacity
     }
 
     /// Bytes the gateway may send now.
@@ -169,8 +198,12 @@ pub(crate) struct Wires {
     /// Arrivals to be scheduled.
     pub(crate) arrivals: Vec<(Time, Toward, usize)>,
     knocking: Vec<Knocking>,
-    /// Listeners that are closed; whether they were the clients'.
-    shut: BTreeSet<(usize, bool)>,
+    /// Listeners that are closed, by their descriptors.
+    shut: BTreeSet<(usize, i32)>,
+    /// Links whose cores wish them to be connected, and where to.
+    pub(crate) dials: Vec<(usize, SocketAddr)>,
+    /// What links are made like.
+    pub(crate) pattern: (usize, usize, usize),
 }
 
 /// The network, which world, kernels and sockets share. Nobody holds it while another one is asked.
@@ -180,7 +213,8 @@ pub(crate) struct Net(Arc<Mutex<Wires>>);
 impl Net {
     pub(crate) fn new(now: Time, seed: Seed) -> Self {
         let (links, arrivals, knocking) = (Vec::new(), Vec::new(), Vec::new());
-        let wires = Wires { now, seed, links, arrivals, knocking, shut: BTreeSet::new() };
+        let (shut, dials, pattern) = (BTreeSet::new(), Vec::new(), (0, 0, usize::MAX));
+        let wires = Wires { now, seed, links, arrivals, knocking, shut, dials, pattern };
         Self(Arc::new(Mutex::new(wires)))
     }
 
@@ -194,9 +228,19 @@ impl Net {
     }
 }
 
-/// The address from which a link's peer comes, and back.
-pub(crate) fn address(link: usize) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 10_000 + link as u16))
+/// The address from which a link's peer comes, and back. `from`: the node that it is.
+pub(crate) fn address(link: usize, from: Option<usize>) -> SocketAddr {
+    let host = from.map_or([127, 0, 0, 1], |node| [10, 0, 0, 1 + node as u8]);
+    SocketAddr::from((host, 10_000 + link as u16))
+}
+
+/// What stands for a listener's descriptor.
+pub(crate) fn descriptor(listener: Listener) -> i32 {
+    match listener {
+        Listener::Client => 0,
+        Listener::Worker => 1,
+        Listener::Cluster => 2,
+    }
 }
 
 pub(crate) fn link_of(address: SocketAddr) -> usize {
@@ -233,12 +277,49 @@ impl Wires {
 
     /// Nobody connects to a listener any more; who has.
     pub(crate) fn end_listener(&mut self, core: usize, listener: Listener) -> Vec<usize> {
-        self.shut.insert((core, listener == Listener::Client));
+        self.shut.insert((core, descriptor(listener)));
         self.let_in(core, listener, usize::MAX)
     }
 
     pub(crate) fn is_shut(&self, core: usize, listener: Listener) -> bool {
-        self.shut.contains(&(core, listener == Listener::Client))
+        self.shut.contains(&(core, descriptor(listener)))
+    }
+
+    /// A core's listeners are new ones: another process has them.
+    pub(crate) fn listen_anew(&mut self, core: usize) {
+        self.shut.retain(|(of, _)| *of != core);
+        let here = self.knocking.extract_if(.., |come| come.core == core);
+        for link in here.map(|come| come.link).collect::<Vec<_>>() {
+            self.links[link].resets = true;
+            self.close(link);
+        }
+    }
+
+    /// A socket that is to be connected.
+    pub(crate) fn socket(&mut self, core: usize, node: usize) -> usize {
+        let (low, high, capacity) = self.pattern;
+        let mut link = Link::new((low, high), capacity, Cut::Whole);
+        (link.core, link.home, link.from) = (Some(core), node, Some(node));
+        self.links.push(link);
+        self.links.len() - 1
+    }
+
+    /// Whether a link's end is a node's that has made it, and leads nowhere.
+    pub(crate) fn leads_nowhere(&self, link: usize) -> bool {
+        let of = &self.links[link];
+        of.severed || (of.from == Some(of.home) && of.other.is_none())
+    }
+
+    /// Both ends of a link between nodes hear that it is broken.
+    pub(crate) fn sever(&mut self, link: usize, end: End) {
+        let both = std::iter::once(link).chain(self.links[link].other);
+        for link in both.collect::<Vec<_>>() {
+            let of = &mut self.links[link];
+            of.severed = true;
+            if !of.closed {
+                of.in_reset.get_or_insert(end);
+            }
+        }
     }
 
     // ---- what is put on the wire ----

@@ -2,27 +2,30 @@
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::border::{End, Listener};
 use ringway::config::Config;
 use ringway::control::port::{Answer, AskTicket, Plane};
+use ringway::keys::Keys;
 use ringway::log::Lines;
 use ringway::metrics::ShardMetrics;
 use ringway::post::ShardPost;
 use ringway::reactor::Wait;
 use ringway::ring::{Full, Mailbox, Sender, mailbox};
 use ringway::shard::{Shard, ShardSettings};
-use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
+use super::Clients;
 use super::client::Client;
 use super::client1::Client1;
 use super::core::{Core, Occupant};
 use super::journal::{self, note};
 use super::kernel::{Kernel, Manner};
 use super::ledger::{Ledger, Work, Worker};
+use super::nodes::{Between, Fate, Gateway, enrol};
 use super::peer::{Act, Comeback, Peer, Stage, Trick};
 use super::plan::{FUNCTIONS, Plan};
 use super::plane::Authority;
@@ -39,6 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// When what a core has to be told is tried again that had no room for it, in microseconds.
 const POST_PAUSE: usize = 2_000;
 
+/// When somebody tries again to connect to a gateway that is down.
+const KNOCK_PAUSE: usize = 100_000;
+
+/// Octets that are kept of a client until its first request is answered, as in the product.
+const KEPT_OF_CLIENTS: usize = 64 * 1024;
+
 /// Turns of a core that did nothing and were followed by another at once.
 const IDLE_TURNS: u32 = 300;
 const TURNS: u64 = 400_000;
@@ -47,8 +56,16 @@ const TURNS: u64 = 400_000;
 #[derive(Debug)]
 pub(super) enum Guest {
     Client(Option<Comeback>),
-    Poll { worker: usize },
-    Dial { worker: usize, work: Box<Work>, trick: Trick },
+    /// A worker has one of its polls at each gateway.
+    Poll {
+        worker: usize,
+        node: usize,
+    },
+    Dial {
+        worker: usize,
+        work: Box<Work>,
+        trick: Trick,
+    },
 }
 
 #[derive(Debug)]
@@ -65,6 +82,11 @@ pub(super) enum Event {
     Delete,
     /// The control plane answers.
     Answer(Box<(AskTicket, Answer)>),
+    /// A connection between gateways was dialled, and has come there; its end of it is known here.
+    Dialled(usize, SocketAddr),
+    Connected(usize, i32),
+    /// Something becomes of whole gateways.
+    Fate(Fate),
     Calm,
 }
 
@@ -98,12 +120,18 @@ impl PartialEq for Planned {
 impl Eq for Planned {}
 
 /// A far end and its side of the wire.
-struct Actor {
+pub(super) struct Actor {
     peer: Box<dyn Peer>,
     reading: bool,
     /// Arrived while it does not read.
-    kept: VecDeque<Packet>,
+    pub(super) kept: VecDeque<Packet>,
     tick_at: Option<Time>,
+}
+
+impl Actor {
+    pub(super) fn new(peer: Box<dyn Peer>) -> Self {
+        Self { peer, reading: true, kept: VecDeque::new(), tick_at: None }
+    }
 }
 
 pub(crate) struct World {
@@ -113,7 +141,7 @@ pub(crate) struct World {
     events: BinaryHeap<Planned>,
     next: u64,
     pub(crate) cores: Vec<Core>,
-    turns_at: Vec<Option<Time>>,
+    pub(super) turns_at: Vec<Option<Time>>,
     pub(super) paused: Vec<Time>,
     idle: u32,
     turns: u64,
@@ -127,12 +155,12 @@ pub(crate) struct World {
     pub(crate) authority: Option<Authority>,
     manner: Manner,
     pub(super) net: Net,
-    mails: Vec<Sender<ShardPost>>,
-    actors: Vec<Actor>,
+    pub(super) mails: Vec<Sender<ShardPost>>,
+    pub(super) actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
     pub(super) calm: bool,
-    closing: bool,
+    pub(super) closing: bool,
     /// What cores had counted that panicked.
     pub(crate) dead: ShardMetrics,
     pub(super) panics: usize,
@@ -140,20 +168,26 @@ pub(crate) struct World {
     pub(crate) moved: usize,
     /// Cores that were asked for their numbers and have not answered.
     pub(super) asked_cores: usize,
+    pub(super) gateways: Vec<Gateway>,
+    pub(super) between: Between,
+    /// Gateways that have left in good order.
+    pub(super) left: usize,
 }
 
 impl World {
-    /// `returns`: clients are cut off and come back for their sessions.
-    pub(crate) fn new(number: u64, returns: bool) -> Self {
+    pub(crate) fn new(number: u64, clients: Clients) -> Self {
         let mut seed = Seed::new(number);
         let mut plan = Plan::new(&mut seed).with_http1(number).with_keeping(number);
-        if returns {
-            plan = plan.with_returns(number);
-        }
-        plan = plan.with_plane(number);
+        plan = match clients {
+            Clients::Leave => plan.with_plane(number),
+            Clients::ComeBack => plan.with_returns(number).with_plane(number),
+            Clients::Stray => plan.with_nodes(number),
+        };
+        let cores = plan.nodes() * plan.cores;
         let now = Time(1_000_000);
         let net = Net::new(now, Seed::new(seed.next()));
-        let made = (0..plan.cores).map(|_| mailbox(plan.mailbox).expect("a descriptor"));
+        net.lock().pattern = (plan.delay.0, plan.delay.1, plan.capacity.max(10_000));
+        let made = (0..cores).map(|_| mailbox(plan.mailbox).expect("a descriptor"));
         let (mails, inboxes): (Vec<_>, Vec<_>) = made.unzip();
         let mut world = Self {
             plan,
@@ -161,13 +195,13 @@ impl World {
             events: BinaryHeap::new(),
             next: 0,
             cores: Vec::new(),
-            turns_at: vec![None; plan.cores],
-            paused: vec![Time::ZERO; plan.cores],
+            turns_at: vec![None; cores],
+            paused: vec![Time::ZERO; cores],
             idle: 0,
             turns: 0,
             crossings: 0,
             generations: 0,
-            lives: vec![0; plan.cores],
+            lives: vec![0; cores],
             authority: plan.plane.map(|manners| Authority::new(number, manners)),
             manner: Manner::of(number),
             net,
@@ -181,17 +215,27 @@ impl World {
             panics: 0,
             moved: 0,
             asked_cores: 0,
+            gateways: (0..plan.nodes()).map(Gateway::first).collect(),
+            between: Between::default(),
+            left: 0,
             seed,
         };
         for (core, inbox) in inboxes.into_iter().enumerate() {
             let core = world.core(core, 0, inbox);
             world.cores.push(core);
         }
+        world.expect_all();
+        world
+    }
+
+    /// What is known from the beginning to happen.
+    fn expect_all(&mut self) {
+        let (plan, world) = (self.plan, self);
         for worker in 0..plan.workers {
             let (function, version, _) = FUNCTIONS[worker % FUNCTIONS.len()];
             world.ledger.workers.push(Worker { function, version, sessions: Default::default() });
-            for _ in 0..plan.polls {
-                world.expect(Guest::Poll { worker }, 30_000);
+            for node in (0..plan.nodes()).cycle().take(plan.nodes() * plan.polls) {
+                world.expect(Guest::Poll { worker, node }, 30_000);
             }
         }
         for _ in 0..plan.clients {
@@ -208,14 +252,22 @@ impl World {
             let at = world.seed.range(0, trouble);
             world.after(at, Event::Delete);
         }
+        if let Some(many) = plan.many {
+            world.plan_fates(many, trouble);
+        }
         if plan.drain == Some(true) {
             let at = world.seed.range(0, trouble);
             world.after(at, Event::Drain);
         }
-        world
     }
 
-    fn core(&mut self, number: usize, generation: u32, inbox: Mailbox<ShardPost>) -> Core {
+    pub(super) fn core(
+        &mut self,
+        number: usize,
+        generation: u32,
+        inbox: Mailbox<ShardPost>,
+    ) -> Core {
+        let (node, own) = (self.node_of(number), number % self.plan.cores);
         let rules = self.plan.rules();
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.next().to_le_bytes());
@@ -224,20 +276,24 @@ impl World {
             let config: &mut Config = Arc::make_mut(&mut config);
             (config.limits.asks, config.limits.asks_per_tenant) = (asks, of_tenant);
         }
+        if self.plan.many.is_some() {
+            enrol(&mut config, node, self.gateways.len());
+        }
+        let keys = Keys::of(&config.cluster.secrets);
         let plane = if self.plan.plane.is_some() { Plane::Remote } else { Plane::Local };
         self.lives[number] = generation;
         let settings = ShardSettings {
             config,
             plane,
             dispatch: Plane::Local,
-            core: number as u16,
+            core: own as u16,
             cores: self.plan.cores as u16,
-            node: Node::new(0, 7).expect("a node"),
+            node: self.gateways[node].node,
             secret: [3; 16],
-            keys: None,
+            unanswered: if keys.is_some() { KEPT_OF_CLIENTS } else { 0 },
+            keys,
             seed,
             generation,
-            unanswered: 0,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",
@@ -247,10 +303,12 @@ impl World {
         if let Some(last) = self.plan.last_id {
             shard.end_stream_ids_at(last);
         }
-        let occupant = Occupant::new(number, shard, &self.net, &self.mails, generation > 0);
+        let first = number - own;
+        let mails = &self.mails[first..first + self.plan.cores];
+        let occupant = Occupant::new((number, own), shard, &self.net, mails, generation > 0);
         let manner = (self.manner, self.plan.short_writes);
-        let kernel = Kernel::new(number, &self.net, manner, Seed::new(self.seed.next()));
-        let options = self.manner.options(number, self.plan.blocks, self.plan.block_bytes);
+        let kernel = Kernel::new((number, node), &self.net, manner, Seed::new(self.seed.next()));
+        let options = self.manner.options(own, self.plan.blocks, self.plan.block_bytes);
         Core::new(options, occupant, kernel, inbox)
     }
 
@@ -273,10 +331,16 @@ impl World {
     /// Runs to the end: trouble, then calm until everybody has finished, then everybody leaves.
     pub(crate) fn run(&mut self) {
         self.run_while(|world| !world.calm, Duration::from_secs(60));
-        let unfinished = |world: &Self| world.clients_to_come > 0 || world.unfinished().is_some();
+        let unfinished = |world: &Self| {
+            world.clients_to_come > 0 || world.unfinished().is_some() || world.leaving().is_some()
+        };
         self.run_while(unfinished, PATIENCE);
         if let Some(peer) = self.unfinished() {
             panic!("nothing goes wrong any more, but {}", peer.waits_for());
+        }
+        if let Some(node) = self.leaving() {
+            let kept = self.kept_by(node);
+            panic!("nothing goes wrong any more, but node {node} does not end: {kept}");
         }
         self.count_parked();
         self.closing = true;
@@ -325,10 +389,13 @@ impl World {
             }
             Event::Arrival(Toward::Gateway, link) => self.arrived_at_gateway(link),
             Event::Arrival(Toward::Peer, link) => {
-                let packet = self.net.lock().links[link].arrived_at_peer();
+                let mut wires = self.net.lock();
+                let packet = wires.links[link].arrived_at_peer();
+                let between = wires.links[link].from.is_some();
+                drop(wires);
                 if let Some(packet) = packet {
                     self.actors[link].kept.push_back(packet);
-                    self.deliver(link);
+                    if between { self.cross(link) } else { self.deliver(link) }
                 }
             }
             Event::Tick(actor) => {
@@ -343,6 +410,9 @@ impl World {
             Event::Crash(core) => self.crash(core),
             Event::Delete => self.delete(),
             Event::Answer(said) => self.answer(said.0, said.1),
+            Event::Dialled(link, to) => self.dialled(link, to),
+            Event::Connected(link, result) => self.connected(link, result),
+            Event::Fate(fate) => self.meet(fate),
             Event::Calm => {
                 note("world", 0, "calms down", [0, 0]);
                 self.calm = true;
@@ -353,7 +423,7 @@ impl World {
         }
     }
 
-    fn schedule(&mut self) {
+    pub(super) fn schedule(&mut self) {
         let arrivals = std::mem::take(&mut self.net.lock().arrivals);
         for (at, toward, link) in arrivals {
             self.at(at, Event::Arrival(toward, link));
@@ -413,8 +483,11 @@ impl World {
     }
 
     fn turn(&mut self, number: usize) {
+        let busy = self.cores[number].turn();
+        if self.plan.many.is_some() {
+            self.carry();
+        }
         let core = &mut self.cores[number];
-        let busy = core.turn();
         let waits = core.waits;
         let occupant = core.simulation.core_mut();
         let put_off = occupant.shard.metrics().facts_put_off;
@@ -487,9 +560,16 @@ impl World {
             Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
             Some(Packet::Fin) => link.in_fin = true,
             Some(Packet::Reset(end)) => link.in_reset = Some(end),
+            // Who has closed hears no more, and says so.
+            Some(Packet::Bytes(_)) if link.from.is_some() && !link.severed => {
+                link.severed = true;
+                if let Some(other) = link.other {
+                    wires.peer_sends(other, Packet::Reset(End::Reset));
+                }
+            }
             Some(Packet::Bytes(_)) | None => {}
         }
-        let core = link.core;
+        let core = wires.links[number].core;
         drop(wires);
         if let Some(core) = core {
             self.wake(core);
@@ -499,19 +579,27 @@ impl World {
     // ---- far ends ----
 
     fn knock(&mut self, guest: Guest) {
-        let core = self.seed.below(self.cores.len());
         let client = matches!(guest, Guest::Client(_));
-        self.clients_to_come -= usize::from(client);
         let listener = if client { Listener::Client } else { Listener::Worker };
-        if self.net.lock().is_shut(core, listener)
-            || (self.closing && !matches!(guest, Guest::Dial { .. }))
-        {
+        let leaves = self.closing && !matches!(guest, Guest::Dial { .. });
+        let core = match self.plan.many {
+            None => Some(self.seed.below(self.cores.len())),
+            Some(_) => self.door(&guest, listener),
+        };
+        let core = core.filter(|core| !leaves && !self.net.lock().is_shut(*core, listener));
+        let Some(core) = core else {
+            if self.plan.many.is_some() && !self.closing {
+                // Where it wants to go nobody is at home: it tries again.
+                return self.after(KNOCK_PAUSE, Event::Knock(guest));
+            }
+            self.clients_to_come -= usize::from(client);
             return;
-        }
+        };
+        self.clients_to_come -= usize::from(client);
         let number = self.actors.len();
         let Plan { delay, capacity, cut, .. } = self.plan;
         let mut link = Link::new(delay, capacity, cut);
-        link.core = Some(core);
+        (link.core, link.home) = (Some(core), self.node_of(core));
         self.net.lock().links.push(link);
         let mut acts = Vec::new();
         let mut stage = Stage {
@@ -531,7 +619,7 @@ impl World {
                 Box::new(Client1::new(number, None, &mut stage))
             }
             Guest::Client(to) => Box::new(Client::new(number, to, &mut stage)),
-            Guest::Poll { worker } => Box::new(Poll::new(number, worker, &mut stage)),
+            Guest::Poll { worker, .. } => Box::new(Poll::new(number, worker, &mut stage)),
             Guest::Dial { worker, work, trick } => {
                 Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
             }
@@ -545,7 +633,7 @@ impl World {
         if client {
             self.ledger.parking.client_comes(number);
         }
-        self.actors.push(Actor { peer, reading: true, kept: VecDeque::new(), tick_at: None });
+        self.actors.push(Actor::new(peer));
         self.net.lock().knock(core, listener, number);
         self.wake(core);
         self.carry_out(number, acts);
@@ -625,7 +713,8 @@ impl World {
                     self.after(after, Event::Knock(Guest::Dial { worker, work, trick }));
                 }
                 Act::Poll { worker, after } => {
-                    self.after(after, Event::Knock(Guest::Poll { worker }));
+                    let node = self.net.lock().links[number].home;
+                    self.after(after, Event::Knock(Guest::Poll { worker, node }));
                 }
                 Act::Return { to, after } => {
                     self.clients_to_come += 1;

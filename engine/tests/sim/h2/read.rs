@@ -82,7 +82,9 @@ impl H2 {
                 }
                 self.pings_answered += 1;
                 let right = payload == self.pings_answered.to_be_bytes();
-                self.expect(right, "answered a PING wrongly");
+                let (is, of) = (self.pings_answered, self.pings_sent);
+                let told = format!("answered PING {is} of {of} with {payload:?}");
+                self.expect(right, &told);
             }
             GOAWAY => {
                 self.expect(payload.len() >= 8 && id == 0, "sent a bad GOAWAY");

@@ -316,7 +316,8 @@ impl Tunnel {
             let exchange = &stage.ledger.exchanges[number];
             let half = &exchange.up;
             let slow = self.sluggish || stage.plan.stalls > 0;
-            let anyway = slow || exchange.excuse || stage.ledger.draining || stage.ledger.crashed;
+            let bereft = stage.ledger.is_bereft(self.number);
+            let anyway = slow || exchange.excuse || stage.ledger.draining || bereft;
             let whole = half.got == half.sent || !half.ended || half.spoiled;
             assert!(whole || anyway, "exchange {number}: bytes before its client's end are lost");
         }
