@@ -16,7 +16,7 @@ use crate::border::ConnId;
 use crate::metrics::Limit;
 
 /// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
-pub(super) const OUTPUT_HIGH: usize = 256 * 1024;
+const OUTPUT_HIGH: usize = 256 * 1024;
 
 /// The same while memory is short: with many slow peers it is theirs that counts, and a fast one that
 /// sends less at once costs no more than some of its speed.
@@ -117,17 +117,11 @@ impl Hops {
         self.held > turn.settings.config.limits.core_buffer / SHRINK_PART
     }
 
-    /// Output of a hop above which no more DATA is moved to it.
-    #[inline]
-    pub(super) fn most_output(&self, turn: &Turn<'_>) -> usize {
-        if self.is_short(turn) { OUTPUT_SHORT } else { OUTPUT_HIGH }
-    }
-
     /// Whether a window towards the sender of what goes to this hop may grow. Where the receiver does not
     /// keep up it is not what holds the sender back, and a larger one would only let more wait here.
     #[inline]
     pub(super) fn may_grow(&self, turn: &Turn<'_>, to: ConnId) -> bool {
-        !self.is_short(turn) && !turn.border.lags(to)
+        !self.is_short(turn) && !turn.border.backlog(to).1
     }
 
     /// Payload of a stream that has waited is on its way to `to`: its sender may send more.
@@ -313,6 +307,11 @@ impl Hop {
         }
         self.link = link;
     }
+}
+
+/// Output of a hop above which no more DATA is moved to it.
+pub(super) fn most_output(short: bool) -> usize {
+    if short { OUTPUT_SHORT } else { OUTPUT_HIGH }
 }
 
 /// A size as hops count it: what waits of one, lists included, is less than 4 GiB.

@@ -11,6 +11,7 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Pipe, Served, Way};
+use super::flow::most_output;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::border::ConnId;
 use crate::log::{AccessLine, Line};
@@ -88,7 +89,7 @@ impl Streams {
 
     /// The exchange whose turn it is on a hop that has room.
     fn next_ready(&mut self, turn: &Turn<'_>, conn: ConnId) -> Option<(Key, Way, Time)> {
-        let room = turn.border.queued(conn) < self.hops.most_output(turn);
+        let room = turn.border.queued(conn) < most_output(self.hops.is_short(turn));
         let hop = self.hops.hop_mut(conn)?;
         let key = if room { hop.ready.pop_front() } else { None };
         Some((key?, hop.way_out(), hop.hop_since))
@@ -102,7 +103,7 @@ impl Streams {
 
     /// One stream's turn: DATA up to its share, then trailers or the bare end.
     fn send_waiting(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way) -> Went {
-        let (mut share, most) = (TURN_BYTES, self.hops.most_output(turn));
+        let (mut share, most) = (TURN_BYTES, most_output(self.hops.is_short(turn)));
         loop {
             let exchange = self.exchanges.at_mut(slot).expect("its turn has come");
             let (from, to) = (exchange.from(way), exchange.to(way));

@@ -12,6 +12,7 @@ use ringway_proto::h2::{self, StreamKey, follows, may_be_plain};
 use super::super::table::Table;
 use super::super::turn::Turn;
 use super::exchange::{Exchange, Way};
+use super::flow::most_output;
 use super::link::Link;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::border::ConnId;
@@ -89,8 +90,9 @@ fn part(
     }
     let first = from.plain(&input[*pos..])?;
     let to_conn = streams.exchanges.at(first.tag)?.to(way)?.conn;
-    let room = streams.hops.most_output(turn).saturating_sub(turn.border.queued(to_conn));
-    let grows = streams.hops.may_grow(turn, to_conn);
+    let (queued, lags) = turn.border.backlog(to_conn);
+    let short = streams.hops.is_short(turn);
+    let (room, grows) = (most_output(short).saturating_sub(queued), !short && !lags);
     let [from, to] = streams.hops.two_hops(conn, to_conn)?;
     let (Link::H2(from), Link::H2(to)) = (&mut from.link, &mut to.link) else { return None };
     let exchanges = &mut streams.exchanges;

@@ -7,7 +7,7 @@ use ringway_proto::h2::{ErrorCode, HeadKind, OpenError};
 use super::super::table::{Key, Table};
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Way};
-use super::flow::counted;
+use super::flow::{counted, most_output};
 use super::heads::{cookie, id_field, is_end_to_end, is_replaced_up, status};
 use super::hops::Hops;
 use super::link::Link;
@@ -112,7 +112,7 @@ impl Streams {
 
     /// Moves one piece to a hop if its windows and its output have room for the whole of it.
     fn pass_data(&mut self, turn: &mut Turn<'_>, to: At, piece: Piece) -> bool {
-        let (len, most) = (piece.payload.len as usize, self.hops.most_output(turn));
+        let (len, most) = (piece.payload.len as usize, most_output(self.hops.is_short(turn)));
         let Some(hop) = self.hops.hop_mut(to.conn) else { return false };
         if len > 0 && turn.border.queued(to.conn) >= most {
             return false;
