@@ -15,7 +15,7 @@ use ringway_proto::time::Time;
 use super::journal::note;
 use super::kernel::Kernel;
 use super::plane::Heard;
-use super::wire::{Net, link_of};
+use super::wire::{Wiring, link_of};
 
 /// How often a core that began anew tries to say so.
 const TELL_PAUSE: Duration = Duration::from_millis(10);
@@ -42,7 +42,7 @@ pub(crate) struct Occupant {
     number: usize,
     own: usize,
     pub(crate) shard: Shard,
-    net: Net,
+    wiring: Wiring,
     mails: Vec<Sender<ShardPost>>,
     /// Cores that have not heard yet that this one began anew.
     untold: Vec<u16>,
@@ -64,7 +64,7 @@ impl Occupant {
     pub(crate) fn new(
         (number, own): (usize, usize),
         shard: Shard,
-        net: &Net,
+        wiring: &Wiring,
         mails: &[Sender<ShardPost>],
         anew: bool,
     ) -> Self {
@@ -73,7 +73,7 @@ impl Occupant {
             number,
             own,
             shard,
-            net: net.clone(),
+            wiring: wiring.clone(),
             untold: others.map(|core| core as u16).collect(),
             mails: mails.to_vec(),
             tell_at: None,
@@ -198,7 +198,7 @@ impl border::Core for Occupant {
         };
         let number = socket.number() as usize;
         note("core", self.number, "lets go of link", [number as u64, 0]);
-        self.net.lock().links[number].core = None;
+        self.wiring.lock().links[number].core = None;
         self.shard.detached(border, conn, parcel);
     }
 
@@ -257,7 +257,7 @@ impl Core {
         kernel: Kernel,
         inbox: Mailbox<ShardPost>,
     ) -> Self {
-        let listeners = Kernel::listeners(occupant.number, &occupant.net);
+        let listeners = Kernel::listeners(occupant.number, &occupant.wiring);
         let simulation = Simulation::new(options, listeners, inbox, kernel, occupant);
         Self {
             simulation: simulation.expect("options that work"),
@@ -285,7 +285,7 @@ impl Core {
                 let output = border.output(conn);
                 border.is_open(conn) && output.is_some_and(|o| o.closing().is_none())
             }
-            None => self.simulation.core().net.lock().is_knocking(link),
+            None => self.simulation.core().wiring.lock().is_knocking(link),
         }
     }
 }

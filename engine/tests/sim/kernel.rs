@@ -12,7 +12,7 @@ use ringway_proto::time::Time;
 
 use super::journal::note;
 use super::seed::Seed;
-use super::wire::{Link, Net, Packet, Wires, descriptor};
+use super::wire::{Link, Packet, Wires, Wiring, descriptor};
 
 /// Blocks lent at a time.
 const LENT: usize = 4;
@@ -196,7 +196,7 @@ enum Next {
 pub(crate) struct Kernel {
     core: usize,
     node: usize,
-    net: Net,
+    wiring: Wiring,
     manner: Manner,
     /// Sends take less than there is room for, so often, in percent.
     short_writes: u32,
@@ -217,14 +217,14 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) fn new(
         (core, node): (usize, usize),
-        net: &Net,
+        wiring: &Wiring,
         (manner, short_writes): (Manner, u32),
         seed: Seed,
     ) -> Self {
         Self {
             core,
             node,
-            net: net.clone(),
+            wiring: wiring.clone(),
             manner,
             short_writes,
             seed,
@@ -240,9 +240,12 @@ impl Kernel {
     }
 
     /// A core's listeners. Their queues outlive it.
-    pub(crate) fn listeners(core: usize, net: &Net) -> Vec<(Listener, Box<dyn SimulatedListener>)> {
+    pub(crate) fn listeners(
+        core: usize,
+        wiring: &Wiring,
+    ) -> Vec<(Listener, Box<dyn SimulatedListener>)> {
         let port = |listener| -> (Listener, Box<dyn SimulatedListener>) {
-            (listener, Box::new(Port { net: net.clone(), core, listener }))
+            (listener, Box::new(Port { wiring: wiring.clone(), core, listener }))
         };
         [Listener::Client, Listener::Worker, Listener::Cluster].map(port).into()
     }
@@ -427,7 +430,7 @@ impl Kernel {
 
 impl reactor::Kernel for Kernel {
     fn now(&self) -> Time {
-        self.net.lock().now
+        self.wiring.lock().now
     }
 
     fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
@@ -436,23 +439,23 @@ impl reactor::Kernel for Kernel {
 
     fn accepted(&mut self, socket: RawFd) -> Box<dyn SimulatedSocket> {
         note("core", self.core, "accepts link", [socket as u64, 0]);
-        Box::new(Socket { net: self.net.clone(), number: socket })
+        Box::new(Socket { wiring: self.wiring.clone(), number: socket })
     }
 
     fn socket(&mut self) -> Box<dyn SimulatedSocket> {
-        let number = self.net.lock().socket(self.core, self.node) as RawFd;
+        let number = self.wiring.lock().socket(self.core, self.node) as RawFd;
         note("core", self.core, "dials by link", [number as u64, 0]);
-        Box::new(Socket { net: self.net.clone(), number })
+        Box::new(Socket { wiring: self.wiring.clone(), number })
     }
 
     fn connect(&mut self, socket: RawFd, address: SocketAddr, tag: Tag) {
         self.sockets.entry(socket).or_default().connect = Some(Connecting { tag, cancel: None });
-        self.net.lock().dials.push((socket as usize, address));
+        self.wiring.lock().dials.push((socket as usize, address));
     }
 
     fn adopted(&mut self, socket: RawFd) {
         note("core", self.core, "takes up link", [socket as u64, 0]);
-        let here = self.net.lock().links[socket as usize].core.replace(self.core);
+        let here = self.wiring.lock().links[socket as usize].core.replace(self.core);
         assert_eq!(here, None, "link {socket}: two cores have it");
     }
 
@@ -512,16 +515,16 @@ impl reactor::Kernel for Kernel {
     }
 
     fn enter(&mut self, pool: &Pool) {
-        let net = self.net.clone();
-        let mut wires = net.lock();
+        let wiring = self.wiring.clone();
+        let mut wires = wiring.lock();
         for send in std::mem::take(&mut self.sends) {
             self.transmit(send, &mut wires, pool);
         }
     }
 
     fn leave(&mut self, pool: &mut Pool) {
-        let net = self.net.clone();
-        let mut wires = net.lock();
+        let wiring = self.wiring.clone();
+        let mut wires = wiring.lock();
         let mut queues = self.nexts(&mut wires);
         while !queues.is_empty() {
             let at = self.seed.below(queues.len());
@@ -539,7 +542,7 @@ impl reactor::Kernel for Kernel {
     }
 
     fn has_work(&self) -> bool {
-        let wires = self.net.lock();
+        let wires = self.wiring.lock();
         let works = |(socket, operations): (&RawFd, &Operations)| {
             operations.have_work(&wires.links[*socket as usize], self.manner.ring)
         };
@@ -643,7 +646,7 @@ fn listener(number: RawFd) -> Listener {
 /// The gateway's end of a link.
 #[derive(Debug)]
 pub(super) struct Socket {
-    net: Net,
+    wiring: Wiring,
     number: RawFd,
 }
 
@@ -654,33 +657,33 @@ impl SimulatedSocket for Socket {
 
     fn peer(&self) -> SocketAddr {
         let number = self.number as usize;
-        super::wire::address(number, self.net.lock().links[number].from)
+        super::wire::address(number, self.wiring.lock().links[number].from)
     }
 
     fn set_resets(&self, resets: bool) {
-        self.net.lock().links[self.number as usize].resets = resets;
+        self.wiring.lock().links[self.number as usize].resets = resets;
     }
 
     fn unacknowledged(&self) -> usize {
-        self.net.lock().links[self.number as usize].unacknowledged()
+        self.wiring.lock().links[self.number as usize].unacknowledged()
     }
 
     fn end_writing(&self) {
-        self.net.lock().shut(self.number as usize);
+        self.wiring.lock().shut(self.number as usize);
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         note("link", self.number as usize, "is closed", [0, 0]);
-        self.net.lock().close(self.number as usize);
+        self.wiring.lock().close(self.number as usize);
     }
 }
 
 /// A listener of one core.
 #[derive(Debug)]
 struct Port {
-    net: Net,
+    wiring: Wiring,
     core: usize,
     listener: Listener,
 }
@@ -691,9 +694,9 @@ impl SimulatedListener for Port {
     }
 
     fn end(&self) -> Vec<Box<dyn SimulatedSocket>> {
-        let come = self.net.lock().end_listener(self.core, self.listener).into_iter();
+        let come = self.wiring.lock().end_listener(self.core, self.listener).into_iter();
         let socket = |link: usize| -> Box<dyn SimulatedSocket> {
-            Box::new(Socket { net: self.net.clone(), number: link as RawFd })
+            Box::new(Socket { wiring: self.wiring.clone(), number: link as RawFd })
         };
         come.map(socket).collect()
     }

@@ -150,7 +150,7 @@ impl World {
                 Guest::Poll { node: of, .. } => *of == node,
                 Guest::Dial { .. } => true,
             };
-            wanted && self.is_up(node) && !self.net.lock().is_shut(*core, listener)
+            wanted && self.is_up(node) && !self.wiring.lock().is_shut(*core, listener)
         };
         let doors: Vec<usize> = (0..self.cores.len()).filter(may).collect();
         (!doors.is_empty()).then(|| self.seed.pick(&doors))
@@ -161,7 +161,7 @@ impl World {
     /// After a core's turn: what it has dialled is on its way, and what waited for room may go on.
     pub(super) fn carry(&mut self) {
         let (links, dials) = {
-            let mut wires = self.net.lock();
+            let mut wires = self.wiring.lock();
             (wires.links.len(), std::mem::take(&mut wires.dials))
         };
         while self.actors.len() < links {
@@ -188,7 +188,7 @@ impl World {
     /// A dial has come to where it leads.
     pub(super) fn dialled(&mut self, link: usize, to: SocketAddr) {
         let (home, closed) = {
-            let wires = self.net.lock();
+            let wires = self.wiring.lock();
             (wires.links[link].home, wires.links[link].closed || wires.links[link].severed)
         };
         if closed {
@@ -198,13 +198,13 @@ impl World {
         if self.is_dark(home, node) {
             return self.after(AGAIN, Event::Dialled(link, to));
         }
-        let open = |core: &usize| !self.net.lock().is_shut(*core, Listener::Cluster);
+        let open = |core: &usize| !self.wiring.lock().is_shut(*core, Listener::Cluster);
         let doors: Vec<usize> = self.cores_of(node).filter(open).collect();
         let result = if doors.is_empty() || !self.is_up(node) {
             -libc::ECONNREFUSED
         } else {
             let core = self.seed.pick(&doors);
-            let mut wires = self.net.lock();
+            let mut wires = self.wiring.lock();
             let there = wires.socket(core, node);
             wires.links[there].from = Some(home);
             wires.links[there].other = Some(link);
@@ -222,7 +222,7 @@ impl World {
 
     /// Who has dialled hears how it ended.
     pub(super) fn connected(&mut self, link: usize, result: i32) {
-        let mut wires = self.net.lock();
+        let mut wires = self.wiring.lock();
         wires.links[link].dialled = Some(result);
         let core = wires.links[link].core;
         drop(wires);
@@ -235,7 +235,7 @@ impl World {
     pub(super) fn cross(&mut self, link: usize) {
         self.between.stuck.remove(&link);
         loop {
-            let mut wires = self.net.lock();
+            let mut wires = self.wiring.lock();
             if wires.leads_nowhere(link) {
                 self.actors[link].kept.clear();
                 return;
@@ -296,7 +296,7 @@ impl World {
 
     /// Whatever touches a node has a reason to fail.
     fn strike(&mut self, node: usize) {
-        let homes: Vec<usize> = self.net.lock().links.iter().map(|link| link.home).collect();
+        let homes: Vec<usize> = self.wiring.lock().links.iter().map(|link| link.home).collect();
         self.ledger.strike(node, &homes);
     }
 
@@ -333,7 +333,7 @@ impl World {
             let (mail, inbox) = mailbox(self.plan.mailbox).expect("a descriptor");
             self.mails[core] = mail;
             inboxes.push(inbox);
-            self.net.lock().listen_anew(core);
+            self.wiring.lock().listen_anew(core);
             self.turns_at[core] = None;
             self.paused[core] = up_at;
         }
@@ -351,7 +351,7 @@ impl World {
         }
         note("node", node, "leaves", [0, 0]);
         self.gateways[node].leaves = true;
-        let homes: Vec<usize> = self.net.lock().links.iter().map(|link| link.home).collect();
+        let homes: Vec<usize> = self.wiring.lock().links.iter().map(|link| link.home).collect();
         self.ledger.leave(node, &homes);
         for core in self.cores_of(node) {
             self.post(core, ShardPost::Drain { max: DRAIN_MAX });
@@ -370,7 +370,7 @@ impl World {
             let simulation = &self.cores[core].simulation;
             let links: Vec<i32> = simulation.sockets().map(|(link, _)| link).collect();
             let shard = &simulation.core().shard;
-            let shut = self.net.lock().is_shut(core, Listener::Client);
+            let shut = self.wiring.lock().is_shut(core, Listener::Client);
             format!("core {core} (drains: {shut}): {} clients, links {links:?}\n", shard.clients())
         };
         self.cores_of(node).map(of_core).collect()
@@ -419,7 +419,7 @@ impl World {
 
     /// Links between gateways, by the end that was dialled from, and whose they are.
     fn bridges(&self) -> impl Iterator<Item = (usize, (usize, usize))> + use<> {
-        let wires = self.net.lock();
+        let wires = self.wiring.lock();
         let of = |(number, link): (usize, &super::wire::Link)| {
             let other = link.other.filter(|_| link.from == Some(link.home) && !link.severed)?;
             Some((number, (link.home, wires.links[other].home)))
@@ -430,7 +430,7 @@ impl World {
 
     fn break_one(&mut self) {
         let all: Vec<_> = self.bridges().collect();
-        let open = |(link, _): &(usize, (usize, usize))| !self.net.lock().links[*link].closed;
+        let open = |(link, _): &(usize, (usize, usize))| !self.wiring.lock().links[*link].closed;
         let all: Vec<_> = all.into_iter().filter(open).collect();
         if all.is_empty() || self.closing {
             return;
@@ -445,7 +445,7 @@ impl World {
     }
 
     fn sever(&mut self, link: usize, end: End) {
-        let mut wires = self.net.lock();
+        let mut wires = self.wiring.lock();
         wires.sever(link, end);
         let both = [Some(link), wires.links[link].other];
         let cores: Vec<usize> =

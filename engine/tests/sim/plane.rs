@@ -243,7 +243,7 @@ impl World {
         let authority = self.authority.as_ref().expect("it was asked");
         let call = &authority.asked[&ticket].call;
         for exchange in self.ledger.exchanges.iter_mut().filter(|e| e.outcome.is_none()) {
-            let core = self.net.lock().links[exchange.client].core;
+            let core = self.wiring.lock().links[exchange.client].core;
             let here = core == Some(usize::from(ticket.core));
             if here && exchange.calls(call) {
                 exchange.told |= 1 << code;

@@ -23,7 +23,7 @@ const ANSWERS: Duration = Duration::from_secs(5);
 
 impl World {
     fn holds(&self, link: usize) -> bool {
-        let wires = self.net.lock();
+        let wires = self.wiring.lock();
         let (closed, core) = (wires.links[link].closed, wires.links[link].core);
         drop(wires);
         !closed && core.is_none_or(|core| self.cores[core].holds(link))
@@ -101,7 +101,7 @@ impl World {
         self.asked_cores -= 1;
         let of_core = |(link, wire): (usize, &Link)| (wire.core == Some(number)).then_some(link);
         let here: Vec<usize> =
-            self.net.lock().links.iter().enumerate().filter_map(of_core).collect();
+            self.wiring.lock().links.iter().enumerate().filter_map(of_core).collect();
         let (must, may) = self.ledger.parking.parked_among(&here, &self.ledger.exchanges);
         let told = metrics.resumes.parked as usize;
         note("core", number, "has parked, and must have", [told as u64, must as u64]);
@@ -142,7 +142,7 @@ impl World {
         note("world", 0, "deletes a session", [0, 0]);
         let tenant = self.ledger.sessions[&id].tenant.clone();
         for tunnel in self.ledger.parking.deleted(&id, &mut self.ledger.exchanges) {
-            if !self.net.lock().links[tunnel].closed {
+            if !self.wiring.lock().links[tunnel].closed {
                 let (session, tenant) = (id.clone(), tenant.clone());
                 self.ledger.is_leaving(Leaving { tunnel, client: None, session, tenant });
             }

@@ -208,9 +208,9 @@ pub(crate) struct Wires {
 
 /// The network, which world, kernels and sockets share. Nobody holds it while another one is asked.
 #[derive(Clone, Debug)]
-pub(crate) struct Net(Arc<Mutex<Wires>>);
+pub(crate) struct Wiring(Arc<Mutex<Wires>>);
 
-impl Net {
+impl Wiring {
     pub(crate) fn new(now: Time, seed: Seed) -> Self {
         let (links, arrivals, knocking) = (Vec::new(), Vec::new(), Vec::new());
         let (shut, dials, pattern) = (BTreeSet::new(), Vec::new(), (0, 0, usize::MAX));

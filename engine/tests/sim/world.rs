@@ -32,7 +32,7 @@ use super::plane::Authority;
 use super::poll::Poll;
 use super::seed::Seed;
 use super::tunnel::Tunnel;
-use super::wire::{Link, Net, Packet, Toward};
+use super::wire::{Link, Packet, Toward, Wiring};
 
 /// When trouble stops, and how long what was begun may take after that: the longest wait of the
 /// gateway (a worker's, 30 s) several times over.
@@ -154,7 +154,7 @@ pub(crate) struct World {
     /// The control plane, if it takes time.
     pub(crate) authority: Option<Authority>,
     manner: Manner,
-    pub(super) net: Net,
+    pub(super) wiring: Wiring,
     pub(super) mails: Vec<Sender<ShardPost>>,
     pub(super) actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
@@ -185,8 +185,8 @@ impl World {
         };
         let cores = plan.nodes() * plan.cores;
         let now = Time(1_000_000);
-        let net = Net::new(now, Seed::new(seed.next()));
-        net.lock().pattern = (plan.delay.0, plan.delay.1, plan.capacity.max(10_000));
+        let wiring = Wiring::new(now, Seed::new(seed.next()));
+        wiring.lock().pattern = (plan.delay.0, plan.delay.1, plan.capacity.max(10_000));
         let made = (0..cores).map(|_| mailbox(plan.mailbox).expect("a descriptor"));
         let (mails, inboxes): (Vec<_>, Vec<_>) = made.unzip();
         let mut world = Self {
@@ -204,7 +204,7 @@ impl World {
             lives: vec![0; cores],
             authority: plan.plane.map(|manners| Authority::new(number, manners)),
             manner: Manner::of(number),
-            net,
+            wiring,
             mails,
             actors: Vec::new(),
             ledger: Ledger::default(),
@@ -305,9 +305,9 @@ impl World {
         }
         let first = number - own;
         let mails = &self.mails[first..first + self.plan.cores];
-        let occupant = Occupant::new((number, own), shard, &self.net, mails, generation > 0);
+        let occupant = Occupant::new((number, own), shard, &self.wiring, mails, generation > 0);
         let manner = (self.manner, self.plan.short_writes);
-        let kernel = Kernel::new((number, node), &self.net, manner, Seed::new(self.seed.next()));
+        let kernel = Kernel::new((number, node), &self.wiring, manner, Seed::new(self.seed.next()));
         let options = self.manner.options(own, self.plan.blocks, self.plan.block_bytes);
         Core::new(options, occupant, kernel, inbox)
     }
@@ -363,7 +363,7 @@ impl World {
                 break;
             }
             self.now = self.now.max(at);
-            self.net.lock().now = self.now;
+            self.wiring.lock().now = self.now;
             journal::clock(self.now);
             self.happen(event);
             self.schedule();
@@ -389,13 +389,13 @@ impl World {
             }
             Event::Arrival(Toward::Gateway, link) => self.arrived_at_gateway(link),
             Event::Arrival(Toward::Peer, link) => {
-                let mut wires = self.net.lock();
+                let mut wires = self.wiring.lock();
                 let packet = wires.links[link].arrived_at_peer();
                 let between = wires.links[link].from.is_some();
                 drop(wires);
                 if let Some(packet) = packet {
                     self.actors[link].kept.push_back(packet);
-                    if between { self.cross(link) } else { self.deliver(link) }
+                    if between { self.cross(link) } else { self.let_peer_read(link) }
                 }
             }
             Event::Tick(actor) => {
@@ -424,7 +424,7 @@ impl World {
     }
 
     pub(super) fn schedule(&mut self) {
-        let arrivals = std::mem::take(&mut self.net.lock().arrivals);
+        let arrivals = std::mem::take(&mut self.wiring.lock().arrivals);
         for (at, toward, link) in arrivals {
             self.at(at, Event::Arrival(toward, link));
         }
@@ -498,7 +498,7 @@ impl World {
         occupant.shard.take_lines(&mut Lines::default());
         let sent = std::mem::take(&mut occupant.sent);
         self.watch_sessions(number, posts);
-        let wires = self.net.lock();
+        let wires = self.wiring.lock();
         self.ledger.leaving.retain(|leaving| !wires.links[leaving.tunnel].closed);
         drop(wires);
         for sent in sent {
@@ -554,7 +554,7 @@ impl World {
     }
 
     fn arrived_at_gateway(&mut self, number: usize) {
-        let mut wires = self.net.lock();
+        let mut wires = self.wiring.lock();
         let link = &mut wires.links[number];
         match link.arrived_at_gateway() {
             Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
@@ -586,7 +586,7 @@ impl World {
             None => Some(self.seed.below(self.cores.len())),
             Some(_) => self.door(&guest, listener),
         };
-        let core = core.filter(|core| !leaves && !self.net.lock().is_shut(*core, listener));
+        let core = core.filter(|core| !leaves && !self.wiring.lock().is_shut(*core, listener));
         let Some(core) = core else {
             if self.plan.many.is_some() && !self.closing {
                 // Where it wants to go nobody is at home: it tries again.
@@ -600,7 +600,7 @@ impl World {
         let Plan { delay, capacity, cut, .. } = self.plan;
         let mut link = Link::new(delay, capacity, cut);
         (link.core, link.home) = (Some(core), self.node_of(core));
-        self.net.lock().links.push(link);
+        self.wiring.lock().links.push(link);
         let mut acts = Vec::new();
         let mut stage = Stage {
             seed: &mut self.seed,
@@ -634,7 +634,7 @@ impl World {
             self.ledger.parking.client_comes(number);
         }
         self.actors.push(Actor::new(peer));
-        self.net.lock().knock(core, listener, number);
+        self.wiring.lock().knock(core, listener, number);
         self.wake(core);
         self.carry_out(number, acts);
         self.tick_within(number, 300);
@@ -650,13 +650,13 @@ impl World {
     }
 
     /// What has arrived, as far as the peer reads.
-    fn deliver(&mut self, number: usize) {
+    fn let_peer_read(&mut self, number: usize) {
         while self.actors[number].reading
             && let Some(packet) = self.actors[number].kept.pop_front()
         {
             match packet {
                 Packet::Bytes(bytes) => {
-                    let mut wires = self.net.lock();
+                    let mut wires = self.wiring.lock();
                     let link = &mut wires.links[number];
                     link.was_read(bytes.len());
                     let (core, closed) = (link.core, link.peer_closed);
@@ -697,14 +697,14 @@ impl World {
                 Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
                 Act::Later(bytes, after) => {
                     let until = Time(self.now.0 + after as u64);
-                    self.net.lock().hold(number, until);
+                    self.wiring.lock().hold(number, until);
                     self.put(number, Packet::Bytes(bytes));
                 }
                 Act::Fin => self.put(number, Packet::Fin),
                 Act::Reset => {
                     let end = self.seed.pick(&[End::Reset, End::Reset, End::Timeout]);
                     self.put(number, Packet::Reset(end));
-                    self.net.lock().links[number].peer_closed = true;
+                    self.wiring.lock().links[number].peer_closed = true;
                 }
                 Act::Read(reading) => reads = Some(reading),
                 Act::Wait(micros) => self.tick_within(number, micros.max(2)),
@@ -713,7 +713,7 @@ impl World {
                     self.after(after, Event::Knock(Guest::Dial { worker, work, trick }));
                 }
                 Act::Poll { worker, after } => {
-                    let node = self.net.lock().links[number].home;
+                    let node = self.wiring.lock().links[number].home;
                     self.after(after, Event::Knock(Guest::Poll { worker, node }));
                 }
                 Act::Return { to, after } => {
@@ -725,12 +725,12 @@ impl World {
         // What is read now is answered behind what was just said.
         if let Some(reading) = reads {
             self.actors[number].reading = reading;
-            self.deliver(number);
+            self.let_peer_read(number);
         }
     }
 
     fn put(&self, link: usize, packet: Packet) {
-        let mut wires = self.net.lock();
+        let mut wires = self.wiring.lock();
         if !wires.links[link].peer_closed {
             wires.peer_sends(link, packet);
         }
