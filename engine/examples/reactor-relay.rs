@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Instant;
 
 use ringway::bare::Bare;
-use ringway::border::Listener;
+use ringway::net::Listener;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::mailbox;
 use rustix::process::{Resource, getrlimit, setrlimit};

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use ringway_proto::time::Time;
 
-use crate::border::{Border, Close, ConnId, Core, End, Listener};
+use crate::net::{Close, ConnId, Core, End, Listener, Net};
 use crate::pool::Segment;
 
 /// Queued for one connection above which its other side is no longer read.
@@ -53,11 +53,11 @@ impl Bare {
     }
 
     /// Forgets a connection and its other side, and flushes the other side's last bytes.
-    fn part(&mut self, border: &mut Border, conn: ConnId) {
+    fn part(&mut self, net: &mut Net, conn: ConnId) {
         if let Some(peer) = self.peer(conn) {
             self.peers[conn.slot as usize] = None;
             self.peers[peer.slot as usize] = None;
-            border.close(peer, Close::Flush);
+            net.close(peer, Close::Flush);
         }
     }
 }
@@ -65,53 +65,53 @@ impl Bare {
 impl Core for Bare {
     type Post = BarePost;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
-        let peer = border.dial(self.target);
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
+        let peer = net.dial(self.target);
         self.pair(conn, peer);
         self.pair(peer, conn);
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
         if result.is_err() {
-            self.part(border, conn);
+            self.part(net, conn);
         }
     }
 
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         let Some(peer) = self.peer(conn) else { return };
-        border.push(peer, segment);
-        if border.queued(peer) > HIGH_WATER {
-            border.pause(conn, true);
+        net.push(peer, segment);
+        if net.queued(peer) > HIGH_WATER {
+            net.pause(conn, true);
         }
     }
 
-    /// A FIN ends both ways: what is queued either way is still sent. (The border knows no
-    /// half-closed connection, and what is relayed over it needs none.)
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        self.part(border, conn);
+    /// A FIN ends both ways: what is queued either way is still sent. (The network interface knows
+    /// no half-closed connection, and what is relayed over it needs none.)
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        self.part(net, conn);
         if end.is_half() {
-            border.close(conn, Close::Flush);
+            net.close(conn, Close::Flush);
         }
     }
 
-    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
-        if border.queued(conn) < LOW_WATER
+    fn written(&mut self, net: &mut Net, conn: ConnId, _: usize) {
+        if net.queued(conn) < LOW_WATER
             && let Some(peer) = self.peer(conn)
         {
-            border.pause(peer, false);
+            net.pause(peer, false);
         }
     }
 
-    fn posted(&mut self, _: &mut Border, post: BarePost) {
+    fn posted(&mut self, _: &mut Net, post: BarePost) {
         match post {
             BarePost::Stop => self.stopped = true,
         }
     }
 
-    fn turn(&mut self, _: &mut Border) {}
+    fn turn(&mut self, _: &mut Net) {}
 
     /// It retains nothing itself.
-    fn relieve(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Net) {}
 
     fn deadline(&self) -> Option<Time> {
         None

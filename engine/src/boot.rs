@@ -29,12 +29,12 @@ use tokio::sync::{mpsc, watch};
 pub(crate) use files::Files;
 use handed::Handed;
 
-use crate::border::Listener;
 use crate::config::{Config, Source};
 use crate::control::local::Policy;
 use crate::control::port::Plane;
 use crate::demo::{Serve, WorkerOptions};
 use crate::keys::Keys;
+use crate::net::Listener;
 use crate::post::ControlPost;
 use crate::remote::{Among, Relay, Remote};
 use crate::shard::ShardSettings;

@@ -11,7 +11,7 @@ use prost::Message;
 use ringway_proto::h2;
 use ringway_proto::time::Time;
 
-use crate::border::Parcel;
+use crate::net::Parcel;
 
 /// Another shape gets another number.
 const VERSION: u8 = 1;

@@ -49,8 +49,8 @@ impl End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Close {
     /// Send all that is queued, then FIN; read and drop what still comes until the peer's FIN or
-    /// [`crate::border::LINGER`], so that no RST overtakes our last bytes. RST instead of FIN where
-    /// the end would say too much ([`crate::border::Border::set_open_ended`]).
+    /// [`crate::net::LINGER`], so that no RST overtakes our last bytes. RST instead of FIN where
+    /// the end would say too much ([`crate::net::Net::set_open_ended`]).
     Flush,
     /// Drop what is queued, close at once: FIN, or RST if unread data is pending, or as above.
     Now,

@@ -7,7 +7,6 @@
 pub mod admin;
 pub mod bare;
 pub mod boot;
-pub mod border;
 pub mod carry;
 pub mod config;
 pub mod conn;
@@ -21,6 +20,7 @@ pub mod keys;
 pub mod log;
 mod machine;
 pub mod metrics;
+pub mod net;
 pub mod output;
 pub mod pool;
 pub mod post;

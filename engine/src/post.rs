@@ -13,11 +13,11 @@ pub use across::{
     Vouch, Vouched,
 };
 
-use crate::border::{Parcel, Stalls};
 use crate::control::local::Policy;
 use crate::control::port::{Answer, AskTicket};
 use crate::keys::Keys;
 use crate::metrics::ShardMetrics;
+use crate::net::{Parcel, Stalls};
 use crate::trail::{IdBegin, Part};
 
 /// What does not work: the check's name (contract OB-4) and why.

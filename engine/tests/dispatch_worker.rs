@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use ringway::border::ConnId;
 use ringway::control::local::{
     Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Work, WorkKind,
 };
@@ -18,6 +17,7 @@ use ringway::control::port::Owner;
 use ringway::demo::pb::EchoMessage;
 use ringway::demo::pb::echo_client::EchoClient;
 use ringway::demo::{Serve, Worker, WorkerOptions, routes};
+use ringway::net::ConnId;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

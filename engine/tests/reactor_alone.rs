@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use reactor_rig::{Desk, SOON, Watched, start, start_on, until};
 use ringway::bare::{Bare, BarePost};
-use ringway::border::{Border, ConnId, Core, End, Listener};
+use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options, Reactor, SetupError};
 use ringway::ring::mailbox;
@@ -120,9 +120,9 @@ fn a_panicking_core_leaves_nothing_behind() {
     let address = desk.address;
     let mut streams: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     let conn = desk.accepted(99);
-    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
+    desk.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
     // Everything is under way: accepts, receives, a poll of a blocked peer.
-    let post = Box::new(|_: &mut Desk, _: &mut Border| panic!("on purpose"));
+    let post = Box::new(|_: &mut Desk, _: &mut Net| panic!("on purpose"));
     desk.panic(post);
     TcpListener::bind(address).expect("the port is free");
     for stream in &mut streams {
@@ -141,11 +141,9 @@ fn sends_end_inside_the_enter_and_never_use_kernel_threads() {
     // Sends that take all, a part, and nothing.
     for nth in 0..8 {
         let conn = desk.accepted(nth);
-        desk.ask(move |_, border| border.put(conn, &vec![7; 32 << 20]));
+        desk.ask(move |_, net| net.put(conn, &vec![7; 32 << 20]));
     }
-    until("blocked sends", || {
-        desk.ask(|_, border| (border.tally.blocked_sends >= 8).then_some(()))
-    });
+    until("blocked sends", || desk.ask(|_, net| (net.tally.blocked_sends >= 8).then_some(())));
     assert_eq!(ring_workers(), 0);
     for client in &mut clients {
         let mut rest = client.try_clone().unwrap().take(32 << 20);
@@ -160,13 +158,13 @@ fn a_core_that_looks_at_nothing_else_for_long_is_counted() {
     const LONG: Duration = Duration::from_millis(100);
     let _alone = alone();
     let desk = start(Options::default(), Desk::default());
-    let before = desk.ask(|_, border| border.tally.stalls);
+    let before = desk.ask(|_, net| net.tally.stalls);
     assert_eq!(before.counts.iter().sum::<u64>(), 0);
     // A core that sleeps does not stall.
     thread::sleep(LONG);
     desk.ask(|_, _| thread::sleep(LONG));
     let after = until("the turn's end", || {
-        let stalls = desk.ask(|_, border| border.tally.stalls);
+        let stalls = desk.ask(|_, net| net.tally.stalls);
         (stalls.counts.iter().sum::<u64>() > 0).then_some(stalls)
     });
     // On a crowded machine others may have had a part of it.
@@ -182,26 +180,26 @@ struct Echo {
 
 impl Core for Echo {
     type Post = ();
-    fn accepted(&mut self, _: &mut Border, _: ConnId, _: Listener, _: SocketAddr) {}
-    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn accepted(&mut self, _: &mut Net, _: ConnId, _: Listener, _: SocketAddr) {}
+    fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         let half = segment.len as usize / 2;
-        let bytes = border.pool.bytes(segment.part(0, half)).first().copied();
-        border.put(conn, bytes.as_slice());
+        let bytes = net.pool.bytes(segment.part(0, half)).first().copied();
+        net.put(conn, bytes.as_slice());
         let done = bytes.as_slice().len();
-        border.push(conn, segment.part(done, segment.len as usize - done));
+        net.push(conn, segment.part(done, segment.len as usize - done));
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, _: End) {
-        border.close(conn, ringway::border::Close::Now);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, _: End) {
+        net.close(conn, ringway::net::Close::Now);
     }
-    fn written(&mut self, _: &mut Border, _: ConnId, _: usize) {}
-    fn posted(&mut self, _: &mut Border, (): ()) {
+    fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
+    fn posted(&mut self, _: &mut Net, (): ()) {
         self.stopped = true;
     }
-    fn turn(&mut self, _: &mut Border) {
+    fn turn(&mut self, _: &mut Net) {
         COUNTED.set(true);
     }
-    fn relieve(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         None
     }
@@ -277,7 +275,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     // (An armed accept keeps to the limit it was armed under: it is lowered before.)
     let limited = NoDescriptors::but(5);
     let desk = start_on(listener, Options::default(), Desk::default());
-    let before = desk.ask(|_, border| border.tally);
+    let before = desk.ask(|_, net| net.tally);
     for socket in &sockets {
         socket.connect(&desk.address.into()).unwrap();
     }
@@ -285,7 +283,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     let begun = Instant::now();
     let (tally, failures) = until("some failures", || {
         thread::sleep(Duration::from_millis(450));
-        let tally = desk.ask(|_, border| border.tally);
+        let tally = desk.ask(|_, net| net.tally);
         let failures = tally.accept_failures - before.accept_failures;
         (failures >= 2).then_some((tally, failures))
     });

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Noise, SOON, Watched, start, until};
-use ringway::border::{Border, Close, ConnId, Core, End, Listener};
+use ringway::net::{Close, ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{BusyPoll, Options};
 use ringway_proto::time::Time;
@@ -44,23 +44,23 @@ impl Moody {
         self.noise.next().is_multiple_of(of)
     }
 
-    fn whim(&mut self, border: &mut Border, conn: ConnId) {
+    fn whim(&mut self, net: &mut Net, conn: ConnId) {
         if self.chance(8) {
             self.known.insert(conn, true);
-            border.pause(conn, true);
+            net.pause(conn, true);
         }
         if self.chance(3) {
-            border.copy_out(conn);
+            net.copy_out(conn);
         }
         if self.chance(60) {
             let how = if self.chance(2) { Close::Now } else { Close::Flush };
             self.known.remove(&conn);
-            border.close(conn, how);
+            net.close(conn, how);
         } else if self.chance(300) {
-            let dialled = border.dial(self.own);
-            border.put(dialled, b"to myself, or to nobody");
+            let dialled = net.dial(self.own);
+            net.put(dialled, b"to myself, or to nobody");
             if self.chance(3) {
-                border.close(dialled, Close::Flush);
+                net.close(dialled, Close::Flush);
             } else {
                 self.known.insert(dialled, false);
             }
@@ -71,33 +71,33 @@ impl Moody {
 impl Core for Moody {
     type Post = Option<SocketAddr>;
 
-    fn accepted(&mut self, _: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+    fn accepted(&mut self, _: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         assert!(self.known.insert(conn, false).is_none(), "{conn:?} was accepted twice");
     }
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
         if result.is_err() {
             self.known.remove(&conn);
         } else if self.chance(2) {
             self.known.remove(&conn);
-            border.close(conn, Close::Flush);
+            net.close(conn, Close::Flush);
         }
     }
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
         let cut = self.noise.next() as usize % (segment.len as usize + 1);
-        let copy = border.pool.bytes(segment.part(0, cut)).to_vec();
-        border.put(conn, &copy);
-        border.push(conn, segment.part(cut, segment.len as usize - cut));
-        self.whim(border, conn);
+        let copy = net.pool.bytes(segment.part(0, cut)).to_vec();
+        net.put(conn, &copy);
+        net.push(conn, segment.part(cut, segment.len as usize - cut));
+        self.whim(net, conn);
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
         if end != End::Fin {
             self.known.remove(&conn);
         } else if self.chance(2) {
             self.known.remove(&conn);
-            border.close(conn, Close::Flush);
+            net.close(conn, Close::Flush);
         } else {
             self.half_closed.push(conn);
         }
@@ -105,32 +105,32 @@ impl Core for Moody {
     fn awaits(&self, conn: ConnId) -> bool {
         conn.slot.is_multiple_of(2)
     }
-    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
+    fn written(&mut self, net: &mut Net, conn: ConnId, _: usize) {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
-        self.whim(border, conn);
+        self.whim(net, conn);
     }
-    fn posted(&mut self, _: &mut Border, own: Option<SocketAddr>) {
+    fn posted(&mut self, _: &mut Net, own: Option<SocketAddr>) {
         match own {
             Some(own) => self.own = own,
             None => self.stopped = true,
         }
     }
-    fn turn(&mut self, border: &mut Border) {
-        if border.now >= self.wake_at {
-            self.wake_at = border.now + Duration::from_millis(1);
+    fn turn(&mut self, net: &mut Net) {
+        if net.now >= self.wake_at {
+            self.wake_at = net.now + Duration::from_millis(1);
             for (conn, paused) in &mut self.known {
                 if std::mem::take(paused) {
-                    border.pause(*conn, false);
+                    net.pause(*conn, false);
                 }
             }
             for conn in std::mem::take(&mut self.half_closed) {
                 if self.known.remove(&conn).is_some() {
-                    border.close(conn, Close::Flush);
+                    net.close(conn, Close::Flush);
                 }
             }
         }
     }
-    fn relieve(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         Some(self.wake_at)
     }

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use reactor_rig::{Desk, SOON, start, until};
-use ringway::border::Close;
+use ringway::net::Close;
 use ringway::reactor::{ACCEPTS_PER_TURN, Options};
 
 /// Beyond what an epoll tells, and what a listener gives, in one turn.
@@ -40,10 +40,10 @@ fn everybody_in_a_crowd_is_served() {
             (all.iter().map(|(_, b)| b.len()).sum::<usize>() == CROWD * 4).then_some(all)
         })
     });
-    desk.ask(move |_, border| {
+    desk.ask(move |_, net| {
         for (conn, bytes) in heard {
-            border.put(conn, &bytes);
-            border.close(conn, Close::Flush);
+            net.put(conn, &bytes);
+            net.close(conn, Close::Flush);
         }
     });
     for (number, stream) in streams.iter_mut().enumerate() {
@@ -79,7 +79,7 @@ fn bulk_does_not_hold_up_the_others() {
         let first = desk.accepted(0);
         let mut small = TcpStream::connect(desk.address).unwrap();
         let second = desk.accepted(1);
-        let before = desk.ask(|_, border| border.tally.turns);
+        let before = desk.ask(|_, net| net.tally.turns);
         let writing = std::thread::spawn(move || bulk.write_all(&vec![7; BULK]).unwrap());
         let (mut taken, mut sent) = (0, 0);
         while taken < BULK {
@@ -93,7 +93,7 @@ fn bulk_does_not_hold_up_the_others() {
             });
         }
         writing.join().unwrap();
-        let turns = desk.ask(|_, border| border.tally.turns) - before;
+        let turns = desk.ask(|_, net| net.tally.turns) - before;
         assert!(taken <= turns as usize * share, "{taken} bytes in {turns} turns of {share}");
         desk.finish();
     }
@@ -106,12 +106,12 @@ fn a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them() {
     let desk = start(Options::default(), Desk::default());
     let mut client = TcpStream::connect(desk.address).unwrap();
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.pause(conn, true));
+    desk.ask(move |_, net| net.pause(conn, true));
     client.write_all(&vec![1; LEN]).unwrap();
     drop(client);
     std::thread::sleep(Duration::from_millis(50));
-    let facts = desk.ask(move |desk, border| {
-        border.pause(conn, false);
+    let facts = desk.ask(move |desk, net| {
+        net.pause(conn, false);
         (desk.bytes.len(), desk.ends(conn).len())
     });
     assert_eq!(facts, (0, 0));

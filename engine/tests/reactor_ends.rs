@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Desk, Fact, Noise, Running, SOON, start, start_by, start_on, until};
-use ringway::border::{Close, ConnId, End, LINGER, Listener};
+use ringway::net::{Close, ConnId, End, LINGER, Listener};
 use ringway::reactor::{DROP_BUDGET, KeepAlive, Options};
 
-fn connect<C: ringway::border::Core>(to: &Running<C>) -> TcpStream {
+fn connect<C: ringway::net::Core>(to: &Running<C>) -> TcpStream {
     let stream = TcpStream::connect(to.address).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
@@ -52,7 +52,7 @@ fn settled(desk: &Running<Desk>) {
 }
 
 fn all_closed(desk: &Running<Desk>) {
-    until("all sockets closed", || desk.ask(|_, border| (border.tally.sockets == 0).then_some(())));
+    until("all sockets closed", || desk.ask(|_, net| (net.tally.sockets == 0).then_some(())));
 }
 
 fn accepted_and_dialled_sockets_have_no_nagle_delay_and_keep_alive() {
@@ -82,7 +82,7 @@ fn sockets_are_tuned(keep_alive: KeepAlive) {
     let desk = start(options, Desk::default());
     let _client = connect(&desk);
     desk.accepted(0);
-    desk.ask(move |_, border| border.dial(target));
+    desk.ask(move |_, net| net.dial(target));
     let _dialled = listener.accept().unwrap();
     // Only the kernel can tell: both sockets are the reactor's, found by their descriptors.
     let mut seen = 0;
@@ -124,7 +124,7 @@ fn time_to_fin(how: Close) -> Duration {
     let conn = desk.accepted(0);
     settled(&desk);
     let begun = Instant::now();
-    desk.ask(move |_, border| border.close(conn, how));
+    desk.ask(move |_, net| net.close(conn, how));
     assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
     let took = begun.elapsed();
     drop(client);
@@ -151,9 +151,9 @@ fn a_flushed_connection_delivers_its_last_bytes_to_a_peer_that_keeps_sending() {
         sent
     });
     thread::sleep(Duration::from_millis(20));
-    desk.ask(move |_, border| {
-        border.put(conn, &Noise::new(5).bytes(LEN));
-        border.close(conn, Close::Flush);
+    desk.ask(move |_, net| {
+        net.put(conn, &Noise::new(5).bytes(LEN));
+        net.close(conn, Close::Flush);
     });
     thread::sleep(Duration::from_millis(50));
     let mut got = Vec::new();
@@ -171,7 +171,7 @@ fn a_peer_that_never_stops_sending_is_cut_off_after_the_budget() {
     let desk = desk();
     let mut client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.close(conn, Close::Flush));
+    desk.ask(move |_, net| net.close(conn, Close::Flush));
     let begun = Instant::now();
     let mut sent = 0;
     let error = loop {
@@ -192,7 +192,7 @@ fn a_lingering_connection_ends_without_a_fin_from_its_peer() {
     let client = connect(&desk);
     let conn = desk.accepted(0);
     let begun = Instant::now();
-    desk.ask(move |_, border| border.close(conn, Close::Flush));
+    desk.ask(move |_, net| net.close(conn, Close::Flush));
     all_closed(&desk);
     assert!(begun.elapsed() > LINGER - Duration::from_millis(100), "{:?}", begun.elapsed());
     drop(client);
@@ -216,15 +216,15 @@ fn an_open_end_is_a_reset_unless_the_message_became_whole_and_is_sent() {
         let desk = desk();
         let client = connect(&desk);
         let conn = desk.accepted(0);
-        desk.ask(move |_, border| {
-            border.put(conn, b"half");
-            border.set_open_ended(conn, true);
+        desk.ask(move |_, net| {
+            net.put(conn, b"half");
+            net.set_open_ended(conn, true);
         });
         settled(&desk);
-        desk.ask(move |_, border| {
-            border.put(conn, b" more");
-            border.set_open_ended(conn, !whole);
-            border.close(conn, how);
+        desk.ask(move |_, net| {
+            net.put(conn, b" more");
+            net.set_open_ended(conn, !whole);
+            net.close(conn, how);
         });
         assert_eq!(got(client), expected, "{how:?}, whole: {whole}");
         all_closed(&desk);
@@ -236,9 +236,9 @@ fn an_open_end_is_a_reset_when_the_reactor_ends() {
     let desk = desk();
     let (open_ended, other) = (connect(&desk), connect(&desk));
     let (conn, _) = (desk.accepted(0), desk.accepted(1));
-    desk.ask(move |_, border| {
-        border.put(conn, b"half");
-        border.set_open_ended(conn, true);
+    desk.ask(move |_, net| {
+        net.put(conn, b"half");
+        net.set_open_ended(conn, true);
     });
     settled(&desk);
     desk.finish();
@@ -265,12 +265,12 @@ fn a_reset_found_by_a_send_is_told_once() {
     let client = connect(&desk);
     let conn = desk.accepted(0);
     // Paused: no receive is under way that would see the reset.
-    desk.ask(move |_, border| border.pause(conn, true));
+    desk.ask(move |_, net| net.pause(conn, true));
     settled(&desk);
     abort(client);
     thread::sleep(Duration::from_millis(20));
     assert!(ends(&desk, conn).is_empty());
-    desk.ask(move |_, border| border.put(conn, b"are you there?"));
+    desk.ask(move |_, net| net.put(conn, b"are you there?"));
     assert_eq!(end(&desk, conn), End::Reset);
     all_closed(&desk);
     assert_eq!(ends(&desk, conn), [End::Reset]);
@@ -282,15 +282,15 @@ fn bytes_before_a_reset_that_a_send_finds_are_not_lost() {
     let desk = start(Options { receive_limit: 3000, ..Options::default() }, Desk::default());
     let mut client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.pause(conn, true));
+    desk.ask(move |_, net| net.pause(conn, true));
     settled(&desk);
     client.write_all(&Noise::new(4).bytes(LEN)).unwrap();
     thread::sleep(Duration::from_millis(20));
     abort(client);
     thread::sleep(Duration::from_millis(20));
-    desk.ask(move |_, border| {
-        border.put(conn, b"are you there?");
-        border.pause(conn, false);
+    desk.ask(move |_, net| {
+        net.put(conn, b"are you there?");
+        net.pause(conn, false);
     });
     assert_eq!(end(&desk, conn), End::Reset);
     let got = desk.ask(move |desk, _| desk.bytes.remove(&conn).unwrap_or_default());
@@ -304,14 +304,12 @@ fn a_reset_of_a_blocked_peer_is_told_and_its_output_dropped() {
     let desk = desk();
     let client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
-    until("a blocked send", || {
-        desk.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
-    });
+    desk.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
+    until("a blocked send", || desk.ask(|_, net| (net.tally.blocked_sends > 0).then_some(())));
     abort(client);
     assert_eq!(end(&desk, conn), End::Reset);
     all_closed(&desk);
-    assert_eq!(desk.ask(|_, border| border.pool.chunks_live()), 0);
+    assert_eq!(desk.ask(|_, net| net.pool.chunks_live()), 0);
     assert_eq!(ends(&desk, conn), [End::Reset]);
     desk.finish();
 }
@@ -324,9 +322,9 @@ fn a_small_send_is_told_with_the_next_fact_and_what_was_not_taken_is_sent_later(
     let mut client = connect(&desk);
     let conn = desk.accepted(0);
     let put = |piece: Vec<u8>| {
-        desk.ask(move |desk, border| {
-            border.put(conn, &piece);
-            (border.queued(conn), desk.written.get(&conn).copied().unwrap_or(0))
+        desk.ask(move |desk, net| {
+            net.put(conn, &piece);
+            (net.queued(conn), desk.written.get(&conn).copied().unwrap_or(0))
         })
     };
     let mut noise = Noise::new(5);
@@ -339,7 +337,7 @@ fn a_small_send_is_told_with_the_next_fact_and_what_was_not_taken_is_sent_later(
     }
     let read = 50 * PIECE;
     let mut sent = vec![];
-    while !desk.ask(|_, border| border.tally.blocked_sends > 0) {
+    while !desk.ask(|_, net| net.tally.blocked_sends > 0) {
         let piece = noise.bytes(PIECE);
         sent.extend_from_slice(&piece);
         put(piece);
@@ -352,13 +350,10 @@ fn a_small_send_is_told_with_the_next_fact_and_what_was_not_taken_is_sent_later(
         desk.ask(move |desk, _| (desk.written[&conn] == all).then_some(()))
     });
     // An end comes behind it.
-    desk.ask(move |_, border| border.put(conn, b"last"));
+    desk.ask(move |_, net| net.put(conn, b"last"));
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(end(&desk, conn), End::Fin);
-    assert_eq!(
-        desk.ask(move |desk, border| (desk.written[&conn], border.queued(conn))),
-        (all + 4, 0)
-    );
+    assert_eq!(desk.ask(move |desk, net| (desk.written[&conn], net.queued(conn))), (all + 4, 0));
     desk.finish();
 }
 
@@ -366,11 +361,11 @@ fn closing_now_drops_what_a_blocked_peer_held() {
     let desk = desk();
     let client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.put(conn, &vec![0; 16 << 20]));
+    desk.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
     thread::sleep(Duration::from_millis(50));
-    desk.ask(move |_, border| border.close(conn, Close::Now));
+    desk.ask(move |_, net| net.close(conn, Close::Now));
     all_closed(&desk);
-    assert_eq!(desk.ask(|_, border| border.pool.chunks_live()), 0);
+    assert_eq!(desk.ask(|_, net| net.pool.chunks_live()), 0);
     drop(client);
     desk.finish();
 }
@@ -383,9 +378,9 @@ fn after_a_fin_the_connection_still_sends() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(end(&desk, conn), End::Fin);
     assert_eq!(received(&desk, conn), 8);
-    desk.ask(move |_, border| {
-        border.put(conn, b"answer");
-        border.close(conn, Close::Flush);
+    desk.ask(move |_, net| {
+        net.put(conn, b"answer");
+        net.close(conn, Close::Flush);
     });
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).unwrap();
@@ -404,7 +399,7 @@ fn a_connection_that_breaks_after_its_fin_is_told_of_both() {
     drop(client);
     // The first bytes draw a reset, the next find it.
     until("the second end", || {
-        desk.ask(move |_, border| border.put(conn, b"?"));
+        desk.ask(move |_, net| net.put(conn, b"?"));
         (ends(&desk, conn).len() > 1).then_some(())
     });
     all_closed(&desk);
@@ -417,7 +412,7 @@ fn pausing_stops_the_bytes_and_resuming_brings_all_in_order() {
     let desk = desk();
     let client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |_, border| border.pause(conn, true));
+    desk.ask(move |_, net| net.pause(conn, true));
     settled(&desk);
     let mut writer = client.try_clone().unwrap();
     let writing = thread::spawn(move || writer.write_all(&Noise::new(9).bytes(LEN)).unwrap());
@@ -430,7 +425,7 @@ fn pausing_stops_the_bytes_and_resuming_brings_all_in_order() {
     let mut noise = Noise::new(1);
     while received(&desk, conn) < LEN {
         let on = !noise.next().is_multiple_of(2);
-        desk.ask(move |_, border| border.pause(conn, on));
+        desk.ask(move |_, net| net.pause(conn, on));
         if noise.next().is_multiple_of(3) {
             thread::sleep(Duration::from_micros(noise.next() % 400));
         }
@@ -447,9 +442,9 @@ fn a_pause_taken_back_in_the_same_turn_changes_nothing() {
     let mut client = connect(&desk);
     let conn = desk.accepted(0);
     for _ in 0..50 {
-        desk.ask(move |_, border| {
-            border.pause(conn, true);
-            border.pause(conn, false);
+        desk.ask(move |_, net| {
+            net.pause(conn, true);
+            net.pause(conn, false);
         });
         client.write_all(b"x").unwrap();
     }
@@ -466,7 +461,7 @@ fn a_connection_closed_while_bytes_come_is_told_of_none() {
         let writing = thread::spawn(move || while client.write(&[0; 4096]).is_ok() {});
         let how = if round % 2 == 0 { Close::Now } else { Close::Flush };
         // Desk::received asserts that the id is alive.
-        desk.ask(move |_, border| border.close(conn, how));
+        desk.ask(move |_, net| net.close(conn, how));
         writing.join().unwrap();
     }
     all_closed(&desk);
@@ -478,7 +473,7 @@ fn a_connection_closed_while_bytes_come_is_told_of_none() {
 fn a_dial_that_is_refused_is_told_with_its_errno() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let desk = desk();
-    let conn = desk.ask(move |_, border| border.dial(target));
+    let conn = desk.ask(move |_, net| net.dial(target));
     let fact = until("the dial's end", || desk.ask(|desk, _| desk.facts.first().copied()));
     assert_eq!(fact, Fact::Dialled(conn, Err(libc::ECONNREFUSED)));
     all_closed(&desk);
@@ -493,8 +488,8 @@ fn a_dial_that_is_not_answered_ends_in_time() {
     let target = socket.local_addr().unwrap().as_socket().unwrap();
     let filler = TcpStream::connect(target).unwrap();
     let desk = desk();
-    let (conn, closed) = desk.ask(move |_, border| (border.dial(target), border.dial(target)));
-    desk.ask(move |_, border| border.close(closed, Close::Now));
+    let (conn, closed) = desk.ask(move |_, net| (net.dial(target), net.dial(target)));
+    desk.ask(move |_, net| net.close(closed, Close::Now));
     // Sooner than the kernel would give up, which takes two minutes.
     let fact = until("the dial's end", || desk.ask(|desk, _| desk.facts.first().copied()));
     assert_eq!(fact, Fact::Dialled(conn, Err(libc::ETIMEDOUT)));
@@ -508,12 +503,12 @@ fn a_dialled_connection_sends_what_was_queued_before_it_stood() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
     let desk = desk();
-    let conn = desk.ask(move |_, border| {
-        let conn = border.dial(target);
-        border.put(conn, b"early");
-        let closed = border.dial(target);
-        border.put(closed, b"closed");
-        border.close(closed, Close::Flush);
+    let conn = desk.ask(move |_, net| {
+        let conn = net.dial(target);
+        net.put(conn, b"early");
+        let closed = net.dial(target);
+        net.put(closed, b"closed");
+        net.close(closed, Close::Flush);
         conn
     });
     let (mut first, _) = listener.accept().unwrap();
@@ -533,12 +528,12 @@ fn connections_over_the_limit_are_refused() {
     let _kept = [connect(&desk), connect(&desk)];
     desk.accepted(1);
     assert_eq!(connect(&desk).read(&mut [0; 1]).unwrap(), 0);
-    let refused = desk.ask(|_, border| border.dial("127.0.0.1:9".parse().unwrap()));
+    let refused = desk.ask(|_, net| net.dial("127.0.0.1:9".parse().unwrap()));
     until("the dial's end", || {
         let fact = Fact::Dialled(refused, Err(libc::EMFILE));
         desk.ask(move |desk, _| desk.facts.contains(&fact).then_some(()))
     });
-    assert_eq!(desk.ask(|_, border| border.tally.refused), 1);
+    assert_eq!(desk.ask(|_, net| net.tally.refused), 1);
     desk.finish();
 }
 
@@ -551,14 +546,14 @@ fn whoever_comes_to_the_worker_port_leaves_dials_their_sockets() {
     desk.accepted(1);
     for (number, stream) in kept.iter_mut().enumerate() {
         let conn = desk.accepted(number);
-        desk.ask(move |_, border| border.close(conn, Close::Flush));
+        desk.ask(move |_, net| net.close(conn, Close::Flush));
         assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     }
     assert_eq!(connect(&desk).read(&mut [0; 1]).unwrap(), 0);
-    assert_eq!(desk.ask(|_, border| border.tally.refused), 1, "its place is not free");
+    assert_eq!(desk.ask(|_, net| net.tally.refused), 1, "its place is not free");
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
-    let dials = desk.ask(move |_, border| [border.dial(address), border.dial(address)]);
+    let dials = desk.ask(move |_, net| [net.dial(address), net.dial(address)]);
     for (conn, result) in dials.into_iter().zip([Ok(()), Err(libc::EMFILE)]) {
         let fact = Fact::Dialled(conn, result);
         until("the dial's end", || {
@@ -566,7 +561,7 @@ fn whoever_comes_to_the_worker_port_leaves_dials_their_sockets() {
         });
     }
     drop(kept);
-    until("their places", || desk.ask(|_, border| (border.tally.sockets == 1).then_some(())));
+    until("their places", || desk.ask(|_, net| (net.tally.sockets == 1).then_some(())));
     let _next = connect(&desk);
     desk.accepted(2);
     desk.finish();
@@ -584,8 +579,8 @@ fn deadlines_fire_on_time() {
 
 /// How late a deadline fires; `None` if it had not when it should have.
 fn late_by(desk: &Running<Desk>, delay: Duration) -> Option<Duration> {
-    let at = desk.ask(move |desk, border| {
-        let at = border.now + delay;
+    let at = desk.ask(move |desk, net| {
+        let at = net.now + delay;
         desk.deadline = Some(at);
         at
     });
@@ -602,9 +597,9 @@ fn a_sleeping_core_is_woken_by_a_message_and_sleeps_again() {
         thread::sleep(Duration::from_millis(5));
         desk.ask(|_, _| ());
     }
-    let before = desk.ask(|_, border| border.tally.turns);
+    let before = desk.ask(|_, net| net.tally.turns);
     thread::sleep(Duration::from_millis(200));
-    let turns = desk.ask(|_, border| border.tally.turns) - before;
+    let turns = desk.ask(|_, net| net.tally.turns) - before;
     assert!(turns < 5, "{turns} turns without anything to do");
     desk.finish();
 }
@@ -627,9 +622,9 @@ fn what_is_being_flushed_at_the_end_is_still_sent() {
     let desk = desk();
     let mut client = connect(&desk);
     let conn = desk.accepted(0);
-    desk.ask(move |desk, border| {
-        border.put(conn, &Noise::new(3).bytes(LEN));
-        border.close(conn, Close::Flush);
+    desk.ask(move |desk, net| {
+        net.put(conn, &Noise::new(3).bytes(LEN));
+        net.close(conn, Close::Flush);
         desk.stopped = true;
     });
     let mut got = Vec::new();

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Noise, Running, SOON, Sight, Watched, start, until};
-use ringway::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use ringway::inlet::{Entrance, Entrances, Outcome, Proxied, SEAL_LIMIT};
+use ringway::net::{Close, ConnId, Core, End, Listener, Net, Parcel};
 use ringway::pool::Segment;
 use ringway::reactor::Options;
 use ringway::tls::{Files, Pair, Vault};
@@ -106,50 +106,50 @@ const HIGH: usize = 256 * 1024;
 impl Core for Echo {
     type Post = Order;
 
-    fn accepted(&mut self, _: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+    fn accepted(&mut self, _: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         self.open.insert(conn, false);
     }
-    fn addressed(&mut self, _: &mut Border, _: ConnId, peer: SocketAddr) {
+    fn addressed(&mut self, _: &mut Net, _: ConnId, peer: SocketAddr) {
         self.peers.push(peer);
     }
-    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        border.push(conn, segment);
-        self.most_queued = self.most_queued.max(border.queued(conn));
-        if border.queued(conn) > HIGH {
-            border.pause(conn, true);
+    fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        net.push(conn, segment);
+        self.most_queued = self.most_queued.max(net.queued(conn));
+        if net.queued(conn) > HIGH {
+            net.pause(conn, true);
         }
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         self.ends.push(end);
         self.open.remove(&conn);
-        border.close(conn, Close::Flush);
+        net.close(conn, Close::Flush);
     }
-    fn detached(&mut self, _: &mut Border, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, _: &mut Net, conn: ConnId, parcel: Parcel) {
         self.open.remove(&conn);
         self.to.take().unwrap().send(parcel).unwrap();
     }
-    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
-        if border.queued(conn) < HIGH / 2 {
-            border.pause(conn, false);
+    fn written(&mut self, net: &mut Net, conn: ConnId, _: usize) {
+        if net.queued(conn) < HIGH / 2 {
+            net.pause(conn, false);
         }
     }
-    fn posted(&mut self, border: &mut Border, order: Order) {
+    fn posted(&mut self, net: &mut Net, order: Order) {
         match order {
             Order::Stop => self.stopped = true,
             Order::LetGo(to) => {
                 self.to = Some(to);
                 let conn = *self.open.keys().next().unwrap();
-                border.detach(conn);
+                net.detach(conn);
             }
             Order::TakeUp(parcel) => {
-                let conn = border.adopt(parcel);
+                let conn = net.adopt(parcel);
                 self.open.insert(conn, false);
             }
         }
     }
-    fn turn(&mut self, _: &mut Border) {}
-    fn relieve(&mut self, _: &mut Border) {}
+    fn turn(&mut self, _: &mut Net) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         None
     }

@@ -9,9 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
-use ringway::border::{
-    Border, Carried, Close, ConnId, Core, End, Listener, Parcel, SimulatedSocket,
-};
+use ringway::net::{Carried, Close, ConnId, Core, End, Listener, Net, Parcel, SimulatedSocket};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options};
 use ringway::ring::{Full, Sender};
@@ -34,11 +32,11 @@ fn abort(stream: TcpStream) {
 }
 
 fn detach(desk: &Running<Desk>, conn: ConnId) {
-    desk.ask(move |_, border| border.detach(conn));
+    desk.ask(move |_, net| net.detach(conn));
 }
 
 fn adopt(desk: &Running<Desk>, parcel: Parcel) -> ConnId {
-    desk.ask(move |_, border| border.adopt(parcel))
+    desk.ask(move |_, net| net.adopt(parcel))
 }
 
 fn bytes(desk: &Running<Desk>, conn: ConnId) -> Vec<u8> {
@@ -55,8 +53,8 @@ fn end(desk: &Running<Desk>, conn: ConnId) -> End {
 }
 
 fn is_closed(desk: Running<Desk>) {
-    until("all sockets closed", || desk.ask(|_, border| (border.tally.sockets == 0).then_some(())));
-    let (live, chunks) = desk.ask(|_, border| (border.connections(), border.pool.chunks_live()));
+    until("all sockets closed", || desk.ask(|_, net| (net.tally.sockets == 0).then_some(())));
+    let (live, chunks) = desk.ask(|_, net| (net.connections(), net.pool.chunks_live()));
     assert_eq!((live, chunks), (0, 0));
     desk.finish();
 }
@@ -96,11 +94,11 @@ fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
     client.write_all(b"between").unwrap();
     let new = adopt(&second, parcel);
     gets(&second, new, b"between");
-    second.ask(move |_, border| border.put(new, b"answer"));
+    second.ask(move |_, net| net.put(new, b"answer"));
     let mut answer = [0; 6];
     client.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"answer");
-    second.ask(move |_, border| border.close(new, Close::Flush));
+    second.ask(move |_, net| net.close(new, Close::Flush));
     drop(client);
     is_closed(first);
     is_closed(second);
@@ -115,26 +113,26 @@ struct Doorman {
 impl Core for Doorman {
     type Post = <Desk as Core>::Post;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, by: Listener, peer: SocketAddr) {
-        self.desk.accepted(border, conn, by, peer);
-        border.detach(conn);
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, by: Listener, peer: SocketAddr) {
+        self.desk.accepted(net, conn, by, peer);
+        net.detach(conn);
     }
-    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
-    fn received(&mut self, _: &mut Border, _: ConnId, _: Segment) {
+    fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, _: &mut Net, _: ConnId, _: Segment) {
         panic!("it was read from");
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        self.desk.ended(border, conn, end);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        self.desk.ended(net, conn, end);
     }
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        self.desk.detached(border, conn, parcel);
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+        self.desk.detached(net, conn, parcel);
     }
-    fn written(&mut self, _: &mut Border, _: ConnId, _: usize) {}
-    fn posted(&mut self, border: &mut Border, post: Self::Post) {
-        post(&mut self.desk, border);
+    fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
+    fn posted(&mut self, net: &mut Net, post: Self::Post) {
+        post(&mut self.desk, net);
     }
-    fn turn(&mut self, _: &mut Border) {}
-    fn relieve(&mut self, _: &mut Border) {}
+    fn turn(&mut self, _: &mut Net) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         None
     }
@@ -159,7 +157,7 @@ fn what_tcp_was_told_stays_with_the_socket() {
     let watched = fd.try_clone().unwrap();
     let second = desk();
     let new = adopt(&second, parcel);
-    second.ask(move |_, border| border.put(new, b"here"));
+    second.ask(move |_, net| net.put(new, b"here"));
     (&client).read_exact(&mut [0; 4]).unwrap();
     let socket = socket2::SockRef::from(&watched);
     assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
@@ -169,7 +167,7 @@ fn what_tcp_was_told_stays_with_the_socket() {
     assert_eq!(socket.tcp_user_timeout().unwrap(), Some(client_timeout));
     drop((client, watched));
     first.finish();
-    second.ask(move |_, border| border.close(new, Close::Flush));
+    second.ask(move |_, net| net.close(new, Close::Flush));
     is_closed(second);
 }
 
@@ -182,7 +180,7 @@ fn a_connection_can_go_before_its_first_read() {
         let (send, sent) = std::sync::mpsc::channel();
         let parcel = until("it goes", || {
             let send = send.clone();
-            let ask = Box::new(move |desk: &mut Desk, _: &mut Border| {
+            let ask = Box::new(move |desk: &mut Desk, _: &mut Net| {
                 let _ = send.send(desk.parcels.pop());
             });
             assert!(door.sender.send(ask).is_ok());
@@ -190,9 +188,9 @@ fn a_connection_can_go_before_its_first_read() {
         });
         let new = adopt(&second, parcel);
         gets(&second, new, &[round; 100]);
-        second.ask(move |_, border| border.close(new, Close::Now));
+        second.ask(move |_, net| net.close(new, Close::Now));
     }
-    let adopts = second.ask(|_, border| border.tally.adopts);
+    let adopts = second.ask(|_, net| net.tally.adopts);
     assert_eq!(adopts, 50);
     is_closed(second);
     door.stop(Box::new(|desk, _| desk.stopped = true));
@@ -204,14 +202,12 @@ fn output_that_waits_for_a_slow_peer_goes_along() {
     let (first, second) = (desk(), desk());
     let mut client = connect(&first);
     let old = first.accepted(0);
-    first.ask(move |_, border| border.put(old, &Noise::new(5).bytes(LEN)));
-    until("a blocked send", || {
-        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
-    });
+    first.ask(move |_, net| net.put(old, &Noise::new(5).bytes(LEN)));
+    until("a blocked send", || first.ask(|_, net| (net.tally.blocked_sends > 0).then_some(())));
     // A send waits for room: that poll is cancelled, the rest is carried.
-    first.ask(move |_, border| {
-        border.detach(old);
-        border.put(old, b"the end");
+    first.ask(move |_, net| {
+        net.detach(old);
+        net.put(old, b"the end");
     });
     let parcel = first.parcel(old);
     let sent = first.ask(move |desk, _| desk.written.get(&old).copied().unwrap_or(0));
@@ -219,9 +215,9 @@ fn output_that_waits_for_a_slow_peer_goes_along() {
     assert!(sent > 0 && !parcel.unsent.is_empty());
     is_closed(first);
     let new = adopt(&second, parcel);
-    second.ask(move |_, border| {
-        border.put(new, b", really");
-        border.close(new, Close::Flush);
+    second.ask(move |_, net| {
+        net.put(new, b", really");
+        net.close(new, Close::Flush);
     });
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
@@ -244,9 +240,9 @@ fn a_fin_that_was_told_is_told_again_by_the_next() {
     detach(&first, old);
     let new = adopt(&second, first.parcel(old));
     assert_eq!(end(&second, new), End::Fin);
-    second.ask(move |_, border| {
-        border.put(new, b"answer");
-        border.close(new, Close::Flush);
+    second.ask(move |_, net| {
+        net.put(new, b"answer");
+        net.close(new, Close::Flush);
     });
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
@@ -260,7 +256,7 @@ fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
     let (first, second) = (desk(), desk());
     let mut client = connect(&first);
     let old = first.accepted(0);
-    first.ask(move |_, border| border.pause(old, true));
+    first.ask(move |_, net| net.pause(old, true));
     client.write_all(b"last words").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     detach(&first, old);
@@ -269,16 +265,16 @@ fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
     let new = adopt(&second, parcel);
     assert_eq!(end(&second, new), End::Fin);
     gets(&second, new, b"last words");
-    second.ask(move |_, border| border.close(new, Close::Flush));
+    second.ask(move |_, net| net.close(new, Close::Flush));
     is_closed(first);
     is_closed(second);
 }
 
 /// Lets go of a connection unless its end was told already.
 fn detach_living(desk: &Running<Desk>, conn: ConnId) {
-    desk.ask(move |desk, border| {
+    desk.ask(move |desk, net| {
         if desk.ends(conn).is_empty() {
-            border.detach(conn);
+            net.detach(conn);
         }
     });
 }
@@ -324,9 +320,9 @@ fn a_connection_whose_fin_was_told_meanwhile_stays_and_goes_on() {
         assert_eq!(end(owner, conn), End::Fin);
         seen.extend(bytes(owner, conn));
         assert_eq!(seen, b"x");
-        owner.ask(move |_, border| {
-            border.put(conn, b"y");
-            border.close(conn, Close::Flush);
+        owner.ask(move |_, net| {
+            net.put(conn, b"y");
+            net.close(conn, Close::Flush);
         });
         let mut got = Vec::new();
         client.read_to_end(&mut got).unwrap();
@@ -367,10 +363,8 @@ fn a_reset_between_two_cores_is_told_by_the_next() {
     let (first, second) = (desk(), desk());
     let client = connect(&first);
     let old = first.accepted(0);
-    first.ask(move |_, border| border.put(old, &vec![0; 16 << 20]));
-    until("a blocked send", || {
-        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
-    });
+    first.ask(move |_, net| net.put(old, &vec![0; 16 << 20]));
+    until("a blocked send", || first.ask(|_, net| (net.tally.blocked_sends > 0).then_some(())));
     detach(&first, old);
     let parcel = first.parcel(old);
     abort(client);
@@ -386,10 +380,10 @@ fn a_connection_that_is_closed_after_all_is_not_handed_over() {
         let first = desk();
         let mut client = connect(&first);
         let old = first.accepted(0);
-        first.ask(move |_, border| {
-            border.put(old, b"good bye");
-            border.detach(old);
-            border.close(old, how);
+        first.ask(move |_, net| {
+            net.put(old, b"good bye");
+            net.detach(old);
+            net.close(old, how);
         });
         let mut got = Vec::new();
         client.read_to_end(&mut got).unwrap();
@@ -407,15 +401,13 @@ fn closing_while_the_poll_is_being_cancelled_sends_the_rest() {
     let first = desk();
     let mut client = connect(&first);
     let old = first.accepted(0);
-    first.ask(move |_, border| border.put(old, &Noise::new(6).bytes(LEN)));
-    until("a blocked send", || {
-        first.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
-    });
+    first.ask(move |_, net| net.put(old, &Noise::new(6).bytes(LEN)));
+    until("a blocked send", || first.ask(|_, net| (net.tally.blocked_sends > 0).then_some(())));
     // Both wishes are heeded in one turn, so the cancel is on its way when the close is seen.
-    first.ask(move |_, border| {
-        border.detach(old);
-        border.pause(old, true);
-        border.close(old, Close::Flush);
+    first.ask(move |_, net| {
+        net.detach(old);
+        net.pause(old, true);
+        net.close(old, Close::Flush);
     });
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
@@ -441,7 +433,7 @@ fn what_cannot_be_taken_up_is_told_as_ended() {
     let odd = adopt(&first, odd);
     assert_eq!(end(&first, odd), End::Failed);
     is_closed(first);
-    let refused = second.ask(|_, border| (border.tally.refused, border.connections()));
+    let refused = second.ask(|_, net| (net.tally.refused, net.connections()));
     assert_eq!(refused, (1, 1));
     second.finish();
 }
@@ -482,51 +474,51 @@ const FULL: usize = 256 * 1024;
 impl Core for Juggler {
     type Post = Throw;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         self.held = Some((conn, THROWS));
-        border.detach(conn);
+        net.detach(conn);
     }
-    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         let (held, left) = self.held.expect("only one's own connection is told of");
         assert_eq!(held, conn);
-        border.push(conn, segment);
+        net.push(conn, segment);
         if left > 0 {
-            border.detach(conn);
-        } else if border.queued(conn) > FULL {
-            border.pause(conn, true);
+            net.detach(conn);
+        } else if net.queued(conn) > FULL {
+            net.pause(conn, true);
         }
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         assert_eq!(end, End::Fin);
-        border.close(conn, Close::Flush);
+        net.close(conn, Close::Flush);
         self.held = None;
     }
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
         let (held, left) = self.held.take().expect("it was held");
         assert_eq!(held, conn);
         self.throws += 1;
         let partner = self.partner.as_ref().expect("the test introduces them");
         match partner.post(Throw::Catch(parcel, left - 1)) {
-            Ok(Some(bell)) => border.ring(bell),
+            Ok(Some(bell)) => net.ring(bell),
             Ok(None) => {}
             Err(Full(_)) => panic!("nothing else is in the mailbox"),
         }
     }
-    fn written(&mut self, border: &mut Border, conn: ConnId, _: usize) {
-        if border.queued(conn) < FULL / 2 {
-            border.pause(conn, false);
+    fn written(&mut self, net: &mut Net, conn: ConnId, _: usize) {
+        if net.queued(conn) < FULL / 2 {
+            net.pause(conn, false);
         }
     }
-    fn posted(&mut self, border: &mut Border, post: Throw) {
+    fn posted(&mut self, net: &mut Net, post: Throw) {
         match post {
             Throw::Partner(partner) => self.partner = Some(partner),
-            Throw::Catch(parcel, left) => self.held = Some((border.adopt(parcel), left)),
+            Throw::Catch(parcel, left) => self.held = Some((net.adopt(parcel), left)),
             Throw::Stop => self.stopped = true,
         }
     }
-    fn turn(&mut self, _: &mut Border) {}
-    fn relieve(&mut self, _: &mut Border) {}
+    fn turn(&mut self, _: &mut Net) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         None
     }

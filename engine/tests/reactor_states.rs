@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Desk, Noise, Running, start, until};
-use ringway::border::{Close, ConnId, End};
+use ringway::net::{Close, ConnId, End};
 use ringway::reactor::Options;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -158,24 +158,24 @@ fn take(desk: &Running<Desk>, conn: ConnId, peer: &mut Option<TcpStream>, step: 
             SockRef::from(&gone).set_linger(Some(Duration::ZERO)).unwrap();
         }
         Fills => {
-            desk.ask(move |_, border| border.put(conn, &vec![0; LOTS]));
+            desk.ask(move |_, net| net.put(conn, &vec![0; LOTS]));
             until("a send that is blocked", || {
-                desk.ask(|_, border| (border.tally.blocked_sends > 0).then_some(()))
+                desk.ask(|_, net| (net.tally.blocked_sends > 0).then_some(()))
             });
         }
         Reads => assert!(with().read(&mut [0; PEER_KEEPS]).unwrap() > 0),
-        Pauses => desk.ask(move |_, border| border.pause(conn, true)),
-        Resumes => desk.ask(move |_, border| border.pause(conn, false)),
-        Flushes => desk.ask(move |_, border| border.close(conn, Close::Flush)),
+        Pauses => desk.ask(move |_, net| net.pause(conn, true)),
+        Resumes => desk.ask(move |_, net| net.pause(conn, false)),
+        Flushes => desk.ask(move |_, net| net.close(conn, Close::Flush)),
         Settles => settled(desk),
     }
 }
 
 /// Turns of the core in a time in which nothing happens.
 fn turns(desk: &Running<Desk>) -> u64 {
-    let before = desk.ask(|_, border| border.tally.turns);
+    let before = desk.ask(|_, net| net.tally.turns);
     thread::sleep(QUIET);
-    desk.ask(|_, border| border.tally.turns) - before
+    desk.ask(|_, net| net.tally.turns) - before
 }
 
 /// CPU time of the process, in the kernel's ticks: what the kernel does for it in vain counts too.
@@ -234,7 +234,7 @@ fn what_is_queued_for_a_full_peer_comes_when_it_reads() {
         let desk = start(Options::default(), Desk::default());
         let mut peer = Some(connect(&desk));
         let conn = desk.accepted(0);
-        desk.ask(move |_, border| border.put(conn, &Noise::new(3).bytes(LEN)));
+        desk.ask(move |_, net| net.put(conn, &Noise::new(3).bytes(LEN)));
         for step in steps {
             take(&desk, conn, &mut peer, *step);
         }

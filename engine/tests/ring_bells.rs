@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Desk, Noise, SOON, start, until};
-use ringway::border::{Border, ConnId, Core, End, Listener};
+use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{BusyPoll, Options, Reactor};
 use ringway::ring::{Full, Mailbox, Sender, mailbox};
@@ -39,7 +39,7 @@ struct Passer {
 }
 
 impl Passer {
-    fn pass(&mut self, border: &mut Border, left: u32) {
+    fn pass(&mut self, net: &mut Net, left: u32) {
         let (next, end) = self.next.as_ref().expect("the test says who is next");
         self.passed += 1;
         if left == 0 {
@@ -47,7 +47,7 @@ impl Passer {
             return;
         }
         match next.post(Pass::Token(left - 1)) {
-            Ok(Some(bell)) => border.ring(bell),
+            Ok(Some(bell)) => net.ring(bell),
             Ok(None) => {}
             Err(Full(_)) => panic!("few tokens, many places"),
         }
@@ -57,24 +57,24 @@ impl Passer {
 impl Core for Passer {
     type Post = Pass;
 
-    fn accepted(&mut self, _: &mut Border, _: ConnId, _: Listener, _: SocketAddr) {}
-    fn dialled(&mut self, _: &mut Border, _: ConnId, _: Result<(), i32>) {}
-    fn received(&mut self, _: &mut Border, _: ConnId, _: Segment) {}
-    fn ended(&mut self, _: &mut Border, _: ConnId, _: End) {}
-    fn written(&mut self, _: &mut Border, _: ConnId, _: usize) {}
-    fn posted(&mut self, border: &mut Border, post: Pass) {
+    fn accepted(&mut self, _: &mut Net, _: ConnId, _: Listener, _: SocketAddr) {}
+    fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
+    fn received(&mut self, _: &mut Net, _: ConnId, _: Segment) {}
+    fn ended(&mut self, _: &mut Net, _: ConnId, _: End) {}
+    fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
+    fn posted(&mut self, net: &mut Net, post: Pass) {
         match post {
             Pass::Next(next, end) => self.next = Some((next, end)),
-            Pass::Token(left) => self.pass(border, left),
+            Pass::Token(left) => self.pass(net, left),
             Pass::Knock(answer) => answer.send(self.passed).unwrap(),
             Pass::Panic => panic!("on purpose"),
             Pass::Stop => self.stopped = true,
         }
     }
-    fn turn(&mut self, border: &mut Border) {
-        self.rung = border.tally.rings;
+    fn turn(&mut self, net: &mut Net) {
+        self.rung = net.tally.rings;
     }
-    fn relieve(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         None
     }
@@ -183,9 +183,9 @@ fn immortal(sender: &Sender<Pass>, mut inbox: Mailbox<Pass>) -> thread::JoinHand
 /// Sends from a core's thread, which rings by ring. Whether somebody took it.
 fn send_from(caller: &reactor_rig::Running<Desk>, sender: &Sender<Pass>, post: Pass) -> bool {
     let sender = sender.clone();
-    caller.ask(move |_, border| match sender.post(post) {
+    caller.ask(move |_, net| match sender.post(post) {
         Ok(Some(bell)) => {
-            border.ring(bell);
+            net.ring(bell);
             true
         }
         Ok(None) => true,
@@ -242,9 +242,9 @@ fn is_rung(inbox: &Mailbox<u32>, within: Duration) -> bool {
 /// Rings the bell of a sleeper on a core's thread.
 fn ring_it(desk: &reactor_rig::Running<Desk>, sender: &Sender<u32>) {
     let sender = sender.clone();
-    desk.ask(move |_, border| {
+    desk.ask(move |_, net| {
         let bell = sender.post(1).unwrap().expect("it sleeps");
-        border.ring(bell);
+        net.ring(bell);
     });
 }
 
@@ -286,9 +286,9 @@ fn a_core_that_ends_or_panics_with_a_bell_in_hand_rings_it() {
         let (sender, mut inbox) = mailbox(8).unwrap();
         assert!(inbox.fall_asleep());
         let desk = start(Options::default(), Desk::default());
-        let errand = Box::new(move |desk: &mut Desk, border: &mut Border| {
+        let errand = Box::new(move |desk: &mut Desk, net: &mut Net| {
             let bell = sender.post(1).unwrap().expect("it sleeps");
-            border.ring(bell);
+            net.ring(bell);
             assert!(!panics, "on purpose");
             desk.stopped = true;
         });

@@ -85,7 +85,7 @@ fn shard_rule(source: &Source) -> Broken {
 
 #[test]
 fn a_shard_touches_nothing() {
-    let text = "use std::net::{SocketAddr, TcpStream};\nuse crate::{border, reactor::Reactor};\n\
+    let text = "use std::net::{SocketAddr, TcpStream};\nuse crate::{net, reactor::Reactor};\n\
                 use std::sync::Arc;\nuse std::sync::atomic::AtomicU8;\nlet now = Instant::now();\n\
                 // Mutex\nuse super::super::boot;\nuse std::cell::{Cell, RefCell};\n\
                 std::thread::spawn(f);\nuse io_uring::opcode;\nuse super::admission;\n\
@@ -108,7 +108,7 @@ fn reactor_rule(source: &Source) -> Broken {
 #[test]
 fn the_reactor_decides_nothing() {
     let text = "use ringway_proto::{h2::Conn, time::Time};\nuse crate::shard::Shard;\n\
-                fn f(head: FrameHead) {}\nuse super::super::control;\nuse crate::border::ConnId;\n\
+                fn f(head: FrameHead) {}\nuse super::super::control;\nuse crate::net::ConnId;\n\
                 // FrameHead\n";
     finds("reactor/x.rs", text, &[1, 2, 3, 4], reactor_rule);
     let rule = "the reactor moves bytes: it knows no frame, no shard and no control plane";

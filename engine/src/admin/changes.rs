@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::border::Listener;
 use crate::control::local::Policy;
 use crate::keys::Keys;
 use crate::metrics::family;
+use crate::net::Listener;
 
 /// What can be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use crate::border::{STALL_SECONDS, Stalls};
 use crate::metrics::{Histogram, ShardMetrics, family};
+use crate::net::{STALL_SECONDS, Stalls};
 use crate::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use crate::ring::Sender;
 use crate::trail::{IdBegin, Part};

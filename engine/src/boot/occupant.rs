@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::balance::Balance;
-use crate::border::{Border, ConnId, Core, End, Listener, Parcel};
 use crate::control::port::{Answer, Ask, Question};
 use crate::log::{self, Lines};
 use crate::metrics::{Backend, Limit};
+use crate::net::{ConnId, Core, End, Listener, Net, Parcel};
 use crate::pool::Segment;
 use crate::post::{ControlPost, CorePost, ShardPost};
 use crate::ring::{Full, Sender};
@@ -155,13 +155,8 @@ impl Occupant {
     // ---- to other cores ----
 
     /// Sends one message to a core; it has it back if there is no room.
-    fn send(
-        &mut self,
-        border: &mut Border,
-        to: u16,
-        post: ShardPost,
-    ) -> Result<(), Full<ShardPost>> {
-        let told = self.tell(border, to);
+    fn send(&mut self, net: &mut Net, to: u16, post: ShardPost) -> Result<(), Full<ShardPost>> {
+        let told = self.tell(net, to);
         let sent = match self.cores.get(usize::from(to)) {
             Some(core) if told => core.post(post),
             _ => Err(Full(post)),
@@ -170,7 +165,7 @@ impl Occupant {
             Ok(bell) => {
                 self.counted.sent += 1;
                 if let Some(bell) = bell {
-                    border.ring(bell);
+                    net.ring(bell);
                 }
                 Ok(())
             }
@@ -182,13 +177,13 @@ impl Occupant {
     }
 
     /// Tells a core that this one began anew, unless it knows. Whether it does.
-    fn tell(&mut self, border: &mut Border, to: u16) -> bool {
+    fn tell(&mut self, net: &mut Net, to: u16) -> bool {
         let Some(at) = self.untold.iter().position(|core| *core == to) else { return true };
         let restarted = ShardPost::Restarted { core: self.own as u16 };
         // A core that began anew later than this one knows nothing of this core's former life.
         if let Some(core) = self.cores.get(usize::from(to)).filter(|core| core.is_open()) {
             match core.post(restarted) {
-                Ok(Some(bell)) => border.ring(bell),
+                Ok(Some(bell)) => net.ring(bell),
                 Ok(None) => {}
                 Err(Full(_)) => return false,
             }
@@ -198,19 +193,19 @@ impl Occupant {
     }
 
     /// Tells those that had no room for it.
-    fn tell_all(&mut self, border: &mut Border) {
-        if self.untold.is_empty() || self.tell_at.is_some_and(|at| at > border.now) {
+    fn tell_all(&mut self, net: &mut Net) {
+        if self.untold.is_empty() || self.tell_at.is_some_and(|at| at > net.now) {
             return;
         }
         for core in self.untold.clone() {
-            self.tell(border, core);
+            self.tell(net, core);
         }
-        self.tell_at = (!self.untold.is_empty()).then(|| border.now + TELL_PAUSE);
+        self.tell_at = (!self.untold.is_empty()).then(|| net.now + TELL_PAUSE);
     }
 
     /// Sends what the shard has to say to others. What one of them cannot take comes back to it,
     /// with all that follows for the same core: none overtakes another.
-    fn send_core_posts(&mut self, border: &mut Border) {
+    fn send_core_posts(&mut self, net: &mut Net) {
         for _ in 0..ROUNDS {
             self.full.clear();
             self.shard.take_core_posts(&mut self.taken);
@@ -220,12 +215,12 @@ impl Occupant {
             }
             while let Some((to, post)) = self.outbound.pop_front() {
                 if self.full.contains(&to) {
-                    self.shard.undelivered(border, to, post);
+                    self.shard.undelivered(net, to, post);
                 } else if let Err(Full(ShardPost::Core(post))) =
-                    self.send(border, to, ShardPost::Core(post))
+                    self.send(net, to, ShardPost::Core(post))
                 {
                     self.full.push(to);
-                    self.shard.undelivered(border, to, post);
+                    self.shard.undelivered(net, to, post);
                 }
             }
         }
@@ -237,22 +232,22 @@ impl Occupant {
     // ---- fresh connections ----
 
     /// A connection that was to go elsewhere is this core's after all, or another core's fresh one.
-    fn take_up(&mut self, border: &mut Border, parcel: Parcel, peer: SocketAddr) {
-        let conn = border.admit(parcel, Listener::Client);
-        self.shard.accepted(border, conn, Listener::Client, peer);
-        self.measure(border);
+    fn take_up(&mut self, net: &mut Net, parcel: Parcel, peer: SocketAddr) {
+        let conn = net.admit(parcel, Listener::Client);
+        self.shard.accepted(net, conn, Listener::Client, peer);
+        self.measure(net);
     }
 
     /// A core that drains goes on for a moment even without a client.
-    fn await_late(&mut self, border: &Border) {
+    fn await_late(&mut self, net: &Net) {
         let Some(until) = self.stays_until else { return };
-        self.stays_until = Some(until).filter(|until| *until > border.now);
+        self.stays_until = Some(until).filter(|until| *until > net.now);
         self.shard.stay(self.stays_until.is_some());
     }
 
-    fn measure(&mut self, border: &Border) {
+    fn measure(&mut self, net: &Net) {
         let clients = self.shard.clients();
-        self.balance.measure(border.now, clients, border.tally.idle.as_micros() as u64);
+        self.balance.measure(net.now, clients, net.tally.idle.as_micros() as u64);
         self.balance.show(&self.cores);
     }
 
@@ -268,14 +263,14 @@ impl Occupant {
 
     /// Says what the shard asks, once a turn. Where there is no room questions are refused at once;
     /// that one has ended has to be said, and waits.
-    fn send_asks(&mut self, border: &mut Border) {
+    fn send_asks(&mut self, net: &mut Net) {
         self.shard.take_asks(&mut self.asks.next);
         let Asks { plane, next, again_at, held_until } = &mut self.asks;
-        if next.is_empty() || again_at.is_some_and(|at| at > border.now) {
+        if next.is_empty() || again_at.is_some_and(|at| at > net.now) {
             return;
         }
         if next.iter().all(|ask| matches!(ask.what, Question::Settled))
-            && *held_until.get_or_insert(border.now + SETTLED_PAUSE) > border.now
+            && *held_until.get_or_insert(net.now + SETTLED_PAUSE) > net.now
         {
             return;
         }
@@ -291,23 +286,23 @@ impl Occupant {
                 self.asks.next.push(ask);
             } else {
                 self.counted.full += 1;
-                self.shard.answered(border, ask.ticket, Answer::Full);
+                self.shard.answered(net, ask.ticket, Answer::Full);
             }
         }
-        self.asks.again_at = Some(border.now + ASK_PAUSE);
+        self.asks.again_at = Some(net.now + ASK_PAUSE);
     }
 
     // ---- to the control thread ----
 
     /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
-    fn send_posts(&mut self, border: &Border) {
+    fn send_posts(&mut self, net: &Net) {
         self.shard.take_posts(&mut self.waiting);
         for mut post in self.waiting.drain(..) {
             if let ControlPost::Snapshot { snapshot, .. } = &mut post {
                 snapshot.core = self.own as u16;
-                snapshot.idle = border.tally.idle;
-                snapshot.stalls = border.tally.stalls;
-                snapshot.sockets = border.tally.sockets;
+                snapshot.idle = net.tally.idle;
+                snapshot.stalls = net.tally.stalls;
+                snapshot.sockets = net.tally.sockets;
                 let metrics = &mut snapshot.metrics;
                 let mailbox = Limit::Mailbox.index();
                 metrics.io_backend[self.backend.index()] = 1;
@@ -315,7 +310,7 @@ impl Occupant {
                 metrics.limit_used[mailbox] = self.cores[self.own].waiting() as u64;
                 metrics.limit_hits[mailbox] += self.counted.full;
                 metrics.cross_core_messages += self.counted.sent;
-                metrics.core_moves += border.tally.adopts;
+                metrics.core_moves += net.tally.adopts;
             }
             // See above.
             let _ = self.posts.try_send(post);
@@ -333,70 +328,64 @@ impl Drop for Occupant {
 impl Core for Occupant {
     type Post = ShardPost;
 
-    fn accepted(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        listener: Listener,
-        peer: SocketAddr,
-    ) {
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         // A worker's connection goes where its token says, not where there is time.
         let going = self.leaving.iter().map(|leaving| leaving.to);
         if listener == Listener::Client
-            && let Some(to) = self.balance.choose(border.now, &self.cores, going)
+            && let Some(to) = self.balance.choose(net.now, &self.cores, going)
         {
             self.leaving.push(Leaving { conn, to, peer });
-            return border.detach(conn);
+            return net.detach(conn);
         }
-        self.shard.accepted(border, conn, listener, peer);
-        self.measure(border);
+        self.shard.accepted(net, conn, listener, peer);
+        self.measure(net);
     }
 
     fn awaits(&self, conn: ConnId) -> bool {
         self.shard.awaits(conn)
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
-        self.shard.dialled(border, conn, result);
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
+        self.shard.dialled(net, conn, result);
     }
 
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        self.shard.received(border, conn, segment);
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        self.shard.received(net, conn, segment);
     }
 
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        self.shard.ended(border, conn, end);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        self.shard.ended(net, conn, end);
     }
 
-    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
-        self.shard.addressed(border, conn, peer);
+    fn addressed(&mut self, net: &mut Net, conn: ConnId, peer: SocketAddr) {
+        self.shard.addressed(net, conn, peer);
     }
 
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
         let Some(at) = self.leaving.iter().position(|leaving| leaving.conn == conn) else {
-            return self.shard.detached(border, conn, parcel);
+            return self.shard.detached(net, conn, parcel);
         };
         let Leaving { to, peer, .. } = self.leaving.swap_remove(at);
-        let sent = self.send(border, to, ShardPost::Client { parcel, peer });
+        let sent = self.send(net, to, ShardPost::Client { parcel, peer });
         if let Err(Full(ShardPost::Client { parcel, peer })) = sent {
-            self.take_up(border, parcel, peer);
+            self.take_up(net, parcel, peer);
         }
     }
 
-    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
-        self.shard.written(border, conn, bytes);
+    fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {
+        self.shard.written(net, conn, bytes);
     }
 
-    fn posted(&mut self, border: &mut Border, post: ShardPost) {
+    fn posted(&mut self, net: &mut Net, post: ShardPost) {
         #[cfg(test)]
         super::tests::panic_if_asked(self.name, self.own);
         match post {
-            ShardPost::Client { parcel, peer } => return self.take_up(border, parcel, peer),
+            ShardPost::Client { parcel, peer } => return self.take_up(net, parcel, peer),
             ShardPost::Unready | ShardPost::Stop => self.balance.close(),
             ShardPost::Drain { .. } => {
                 self.balance.close();
                 // Once: the message may come again.
-                self.stays_until.get_or_insert(border.now + DRAINED_PAUSE);
+                self.stays_until.get_or_insert(net.now + DRAINED_PAUSE);
             }
             ShardPost::Snapshot { .. }
             | ShardPost::Beat { .. }
@@ -411,22 +400,22 @@ impl Core for Occupant {
             | ShardPost::Restarted { .. } => {}
         }
         // What it answers goes out with the turn, which follows.
-        self.shard.posted(border, post);
+        self.shard.posted(net, post);
     }
 
-    fn turn(&mut self, border: &mut Border) {
-        self.await_late(border);
-        self.shard.turn(border);
-        self.tell_all(border);
-        self.send_core_posts(border);
-        self.send_asks(border);
-        self.send_posts(border);
-        self.measure(border);
+    fn turn(&mut self, net: &mut Net) {
+        self.await_late(net);
+        self.shard.turn(net);
+        self.tell_all(net);
+        self.send_core_posts(net);
+        self.send_asks(net);
+        self.send_posts(net);
+        self.measure(net);
         self.write_lines();
     }
 
-    fn relieve(&mut self, border: &mut Border) {
-        self.shard.relieve(border);
+    fn relieve(&mut self, net: &mut Net) {
+        self.shard.relieve(net);
     }
 
     fn deadline(&self) -> Option<Time> {

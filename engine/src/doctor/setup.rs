@@ -1,8 +1,8 @@
 //! The configuration and the files it names.
 
 use super::{Check, Status};
-use crate::border::Listener;
 use crate::config::{Config, Problems};
+use crate::net::Listener;
 
 /// Every problem that `ringway check` would print, each with its place and fix.
 pub(super) fn configuration(source: &str, read: Option<Result<&Config, &Problems>>) -> Vec<Check> {

@@ -7,8 +7,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version};
 
 use super::*;
-use crate::border::Border;
 use crate::conn::ConnId;
+use crate::net::Net;
 use crate::pool::CHUNK_BYTES;
 use crate::tls::{Files, Pair};
 
@@ -47,7 +47,7 @@ impl Drop for Issued {
 
 /// Both ends, and what the core heard.
 struct Line {
-    border: Border,
+    net: Net,
     conn: ConnId,
     inlet: Inlet,
     bench: Bench,
@@ -82,11 +82,11 @@ impl Line {
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
         let server = issued.server(Listener::Client);
-        let mut border = Border::new(Pool::new(1, 1 << 30));
-        let block = border.pool.lend().unwrap();
-        let conn = border.open();
+        let mut net = Net::new(Pool::new(1, 1 << 30));
+        let block = net.pool.lend().unwrap();
+        let conn = net.open();
         Self {
-            border,
+            net,
             conn,
             inlet: Inlet::new(Listener::Client, false, Some(server)).unwrap(),
             bench: Bench::default(),
@@ -105,25 +105,25 @@ impl Line {
     /// The socket received these bytes, at most `split` at a time.
     fn received(&mut self, bytes: &[u8], split: usize) {
         for piece in bytes.chunks(split) {
-            let segment = self.border.pool.filled(self.block, piece.len(), true);
-            self.border.pool.bytes_mut(segment).copy_from_slice(piece);
+            let segment = self.net.pool.filled(self.block, piece.len(), true);
+            self.net.pool.bytes_mut(segment).copy_from_slice(piece);
             let mut facts = Vec::new();
-            self.inlet.receive(&mut self.border.pool, segment, &mut self.bench, &mut facts);
-            self.border.pool.release(segment);
+            self.inlet.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
+            self.net.pool.release(segment);
             for fact in facts {
                 match fact {
                     Fact::Introduced(source) => self.introduced.push(source),
                     Fact::Secured => self.secured += 1,
                     Fact::Greeted => self.greeted += 1,
                     Fact::Bytes(segment) => {
-                        self.heard.extend_from_slice(self.border.pool.bytes(segment));
-                        self.border.pool.release(segment);
+                        self.heard.extend_from_slice(self.net.pool.bytes(segment));
+                        self.net.pool.release(segment);
                     }
                     Fact::Fin => self.fins += 1,
                     Fact::Failed(why) => self.failed = Some(why.to_string()),
                 }
             }
-            self.bench.plain.rewind(&self.border.pool);
+            self.bench.plain.rewind(&self.net.pool);
         }
     }
 
@@ -138,13 +138,13 @@ impl Line {
 
     /// What a send would take now; it is sent whole.
     fn sent(&mut self, last: bool) -> Vec<u8> {
-        let (output, pool) = self.border.output_mut(self.conn).unwrap();
+        let (output, pool) = self.net.output_mut(self.conn).unwrap();
         self.inlet.seal(output, pool, last, &mut self.bench).unwrap();
         let queue = self.inlet.queue().iter();
-        let bytes: Vec<u8> = queue.flat_map(|s| self.border.pool.bytes(*s)).copied().collect();
+        let bytes: Vec<u8> = queue.flat_map(|s| self.net.pool.bytes(*s)).copied().collect();
         assert_eq!(bytes.len(), self.inlet.sealed());
-        let plain = self.inlet.sent(&mut self.border.pool, bytes.len());
-        self.border.out(self.conn, plain);
+        let plain = self.inlet.sent(&mut self.net.pool, bytes.len());
+        self.net.out(self.conn, plain);
         bytes
     }
 
@@ -199,7 +199,7 @@ fn greeted(
     }
     assert!(!line.client.is_handshaking() && line.inlet.is_open(), "{:?}", line.failed);
     let said = usize::from(!all.is_empty());
-    assert_eq!((line.secured, line.greeted, line.border.queued(line.conn)), (1, said, 0));
+    assert_eq!((line.secured, line.greeted, line.net.queued(line.conn)), (1, said, 0));
     assert_eq!(line.inlet.is_greeted(), said == 1);
     line.client.writer().write_all(b"PRI").unwrap();
     let said = line.said();
@@ -245,10 +245,10 @@ fn bytes_pass_both_ways_however_they_are_split() {
             let said = line.said();
             line.received(&said, split);
             assert_eq!(line.heard, bytes, "split at {split}");
-            line.border.put(line.conn, &bytes);
+            line.net.put(line.conn, &bytes);
             let sent = line.sent(false);
             assert_eq!(line.client_takes(&sent), bytes, "split at {split}");
-            assert_eq!(line.border.queued(line.conn), 0);
+            assert_eq!(line.net.queued(line.conn), 0);
         }
     }
 }
@@ -274,34 +274,34 @@ fn what_is_sealed_is_bounded_and_counts_as_queued_until_it_is_out() {
     let mut line = Line::new(&version::TLS13);
     line.shake_hands(1 << 20);
     let bytes = noise(1 << 20);
-    line.border.put(line.conn, &bytes);
-    let (output, pool) = line.border.output_mut(line.conn).unwrap();
+    line.net.put(line.conn, &bytes);
+    let (output, pool) = line.net.output_mut(line.conn).unwrap();
     line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
     assert!(line.inlet.sealed() < SEAL_LIMIT + CHUNK_BYTES);
-    assert_eq!(line.border.queued(line.conn), bytes.len(), "none of it was sent");
-    let first = line.border.pool.bytes(line.inlet.queue()[0])[..1].to_vec();
-    assert_eq!(line.inlet.sent(&mut line.border.pool, 1), 0, "a byte is no record");
+    assert_eq!(line.net.queued(line.conn), bytes.len(), "none of it was sent");
+    let first = line.net.pool.bytes(line.inlet.queue()[0])[..1].to_vec();
+    assert_eq!(line.inlet.sent(&mut line.net.pool, 1), 0, "a byte is no record");
     let mut received = line.client_takes(&first);
-    while line.border.queued(line.conn) > 0 {
+    while line.net.queued(line.conn) > 0 {
         let sent = line.sent(false);
         assert!(!sent.is_empty() && sent.len() < SEAL_LIMIT + CHUNK_BYTES);
         received.extend(line.client_takes(&sent));
     }
     assert_eq!(received, bytes);
-    assert_eq!(line.border.pool.chunks_live(), 0, "an idle connection has no chunk");
+    assert_eq!(line.net.pool.chunks_live(), 0, "an idle connection has no chunk");
 }
 
 #[test]
 fn small_pieces_share_records_and_large_ones_are_not_gathered() {
     let mut line = Line::new(&version::TLS13);
     line.shake_hands(1 << 20);
-    let whole = line.border.pool.chunk();
-    line.border.pool.bytes_mut(whole).copy_from_slice(&noise(CHUNK_BYTES));
+    let whole = line.net.pool.chunk();
+    line.net.pool.bytes_mut(whole).copy_from_slice(&noise(CHUNK_BYTES));
     for _ in 0..20 {
-        line.border.push(line.conn, whole.part(100, 30));
+        line.net.push(line.conn, whole.part(100, 30));
     }
-    line.border.push(line.conn, whole);
-    line.border.pool.release(whole);
+    line.net.push(line.conn, whole);
+    line.net.pool.release(whole);
     let sent = line.sent(false);
     let expected = [noise(CHUNK_BYTES)[100..130].repeat(20), noise(CHUNK_BYTES)].concat();
     assert_eq!(line.client_takes(&sent), expected);
@@ -314,7 +314,7 @@ fn both_ends_say_goodbye() {
     for version in VERSIONS {
         let mut line = Line::new(version);
         line.shake_hands(1 << 20);
-        line.border.put(line.conn, b"last words");
+        line.net.put(line.conn, b"last words");
         let sent = line.sent(true);
         assert_eq!(line.client_takes(&sent), b"last words");
         assert!(line.client.process_new_packets().unwrap().peer_has_closed());
@@ -337,7 +337,7 @@ fn the_peer_may_end_its_side_and_still_be_answered() {
     let said = line.said();
     line.received(&said, 1 << 20);
     assert_eq!(line.fins, 1);
-    line.border.put(line.conn, b"the answer");
+    line.net.put(line.conn, b"the answer");
     let sent = line.sent(true);
     assert_eq!(line.client_takes(&sent), b"the answer");
 }
@@ -351,7 +351,7 @@ fn garbage_is_answered_by_an_alert_and_ends() {
         assert_eq!(line.inlet.outcome(), Some(Outcome::Failed));
         let sent = line.sent(false);
         assert!(sent.is_empty() || sent[0] == 21, "an alert or nothing: {sent:?}");
-        line.border.put(line.conn, b"not in plain text");
+        line.net.put(line.conn, b"not in plain text");
         assert!(line.sent(true).is_empty());
         line.received(b"more", 1);
         assert!(line.heard.is_empty() && line.secured == 0);
@@ -393,7 +393,7 @@ fn keys_may_be_changed_on_the_way() {
         line.client.writer().write_all(b"new keys").unwrap();
         let said = line.said();
         line.received(&said, 3);
-        line.border.put(line.conn, b"for both");
+        line.net.put(line.conn, b"for both");
         let sent = line.sent(false);
         assert_eq!(line.client_takes(&sent), b"for both", "round {round}");
     }
@@ -408,35 +408,35 @@ fn a_connection_takes_its_session_along_to_another_core() {
     let said = line.said();
     line.received(&said[..500], 500);
     let bytes = noise(300_000);
-    line.border.put(line.conn, &bytes);
-    let (output, pool) = line.border.output_mut(line.conn).unwrap();
+    line.net.put(line.conn, &bytes);
+    let (output, pool) = line.net.output_mut(line.conn).unwrap();
     line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
     // A part of a record is out already.
-    let mut out = line.border.pool.bytes(line.inlet.queue()[0])[..100].to_vec();
-    assert_eq!(line.inlet.sent(&mut line.border.pool, 100), 0);
+    let mut out = line.net.pool.bytes(line.inlet.queue()[0])[..100].to_vec();
+    assert_eq!(line.inlet.sent(&mut line.net.pool, 100), 0);
 
-    line.inlet.pack(&mut line.border.pool);
-    let unsent = line.border.take_unsent(line.conn);
-    line.border.free(line.conn);
-    assert_eq!(line.border.pool.chunks_live(), 0, "the old core keeps nothing");
-    let mut border = Border::new(Pool::new(1, 1 << 30));
-    line.block = border.pool.lend().unwrap();
-    line.conn = border.open();
-    border.put(line.conn, &unsent);
-    let sealed = line.inlet.unpack(&mut border.pool);
-    border.owe(line.conn, sealed);
-    line.border = border;
+    line.inlet.pack(&mut line.net.pool);
+    let unsent = line.net.take_unsent(line.conn);
+    line.net.free(line.conn);
+    assert_eq!(line.net.pool.chunks_live(), 0, "the old core keeps nothing");
+    let mut net = Net::new(Pool::new(1, 1 << 30));
+    line.block = net.pool.lend().unwrap();
+    line.conn = net.open();
+    net.put(line.conn, &unsent);
+    let sealed = line.inlet.unpack(&mut net.pool);
+    net.owe(line.conn, sealed);
+    line.net = net;
     line.bench = Bench::default();
 
-    assert_eq!(line.border.queued(line.conn), bytes.len());
+    assert_eq!(line.net.queued(line.conn), bytes.len());
     line.received(&said[500..], 1 << 20);
     assert_eq!(line.heard, noise(20_000));
-    while line.border.queued(line.conn) > 0 {
+    while line.net.queued(line.conn) > 0 {
         let sent = line.sent(false);
         out.extend(sent);
     }
     assert_eq!(line.client_takes(&out), bytes);
-    assert_eq!(line.border.pool.chunks_live(), 1, "where plaintext is put");
+    assert_eq!(line.net.pool.chunks_live(), 1, "where plaintext is put");
 }
 
 #[test]
@@ -447,16 +447,16 @@ fn what_the_core_keeps_of_many_records_fills_few_chunks() {
     for _ in 0..1000 {
         line.client.writer().write_all(&[7; 16]).unwrap();
         let said = line.said();
-        let segment = line.border.pool.filled(line.block, said.len(), true);
-        line.border.pool.bytes_mut(segment).copy_from_slice(&said);
+        let segment = line.net.pool.filled(line.block, said.len(), true);
+        line.net.pool.bytes_mut(segment).copy_from_slice(&said);
         let mut facts = Vec::new();
-        line.inlet.receive(&mut line.border.pool, segment, &mut line.bench, &mut facts);
-        line.border.pool.release(segment);
+        line.inlet.receive(&mut line.net.pool, segment, &mut line.bench, &mut facts);
+        line.net.pool.release(segment);
         kept.extend(facts);
-        line.bench.plain.rewind(&line.border.pool);
+        line.bench.plain.rewind(&line.net.pool);
     }
     assert_eq!(kept.len(), 1000);
-    assert_eq!(line.border.pool.chunks_live(), 1);
+    assert_eq!(line.net.pool.chunks_live(), 1);
 }
 
 #[test]

@@ -52,9 +52,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::SessionRow;
-use crate::border::Parcel;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
+use crate::net::Parcel;
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::uring::Accepts;
 use super::{News, Reactor};
-use crate::border::{Close, Core, Listener, Output};
 use crate::inlet::Admission;
+use crate::net::{Close, Core, Listener, Output};
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -163,7 +163,7 @@ impl<C: Core> Reactor<C> {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             }
-            let due = door.again_at.is_none_or(|at| at <= self.border.now);
+            let due = door.again_at.is_none_or(|at| at <= self.net.now);
             if let Some(socket) = &door.socket
                 && door.armed == Armed::Not
                 && !door.shut
@@ -275,9 +275,9 @@ impl<C: Core> Reactor<C> {
         // The connection was gone before we took it: the next one may be fine. Or we ended it.
         if !matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::ECANCELED) {
             let door = &mut self.doors[number];
-            door.again_at = Some(self.border.now + ACCEPT_PAUSE);
-            self.border.tally.accept_failures += 1;
-            if door.may_say(self.border.now) {
+            door.again_at = Some(self.net.now + ACCEPT_PAUSE);
+            self.net.tally.accept_failures += 1;
+            if door.may_say(self.net.now) {
                 let error = std::io::Error::from_raw_os_error(errno);
                 tracing::warn!(core = self.options.core, %error, "accepting pauses");
             }
@@ -288,7 +288,7 @@ impl<C: Core> Reactor<C> {
     /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
     pub(super) fn admit(&mut self, stream: Stream, listener: Listener, tuned: bool) {
         if self.closing || self.room(Some(listener)) == 0 {
-            self.border.tally.refused += 1;
+            self.net.tally.refused += 1;
             return self.tell_full(listener);
         }
         // Both fail when the peer has reset the connection already: nobody to talk to.
@@ -302,17 +302,17 @@ impl<C: Core> Reactor<C> {
             Admission::Plain => None,
             Admission::Through(inlet) => Some(inlet),
         };
-        let conn = self.border.open();
+        let conn = self.net.open();
         if inlet.is_some() {
-            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
+            self.timers.set_after(Due::Entrance, self.net.now, self.options.entrance_time, conn);
         }
         let socket = Socket::new(stream, conn, Phase::Open);
         self.add(Socket { inlet, listener: Some(listener), ..socket });
-        self.border.tally.accepts += 1;
+        self.net.tally.accepts += 1;
         self.looks.push(conn);
         self.greet(conn, listener);
-        self.call(|core, border| core.accepted(border, conn, listener, peer));
-        let closing = self.border.output(conn).and_then(Output::closing);
+        self.call(|core, net| core.accepted(net, conn, listener, peer));
+        let closing = self.net.output(conn).and_then(Output::closing);
         if closing == Some(Close::Now) {
             self.tell_full(listener);
         }
@@ -320,7 +320,7 @@ impl<C: Core> Reactor<C> {
 
     /// A connection was closed as soon as it came, for there are as many as there may be.
     fn tell_full(&mut self, listener: Listener) {
-        let (core, now) = (self.options.core, self.border.now);
+        let (core, now) = (self.options.core, self.net.now);
         let door = self.doors.iter_mut().find(|door| door.listener == listener);
         if !self.closing && door.is_some_and(|door| door.may_say(now)) {
             let limit = match listener {

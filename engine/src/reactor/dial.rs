@@ -10,12 +10,12 @@ use super::stream::{Stream, tune};
 use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
-use crate::border::{ConnId, Core, Output};
+use crate::net::{ConnId, Core, Output};
 
 impl<C: Core> Reactor<C> {
-    /// Starts what the core wished for with [`Border::dial`](crate::border::Border::dial).
+    /// Starts what the core wished for with [`Net::dial`](crate::net::Net::dial).
     pub(super) fn dial(&mut self, conn: ConnId, address: SocketAddr) {
-        let gateway = self.border.output(conn).is_some_and(Output::is_to_gateway);
+        let gateway = self.net.output(conn).is_some_and(Output::is_to_gateway);
         let keep_alive =
             if gateway { KeepAlive::BETWEEN_GATEWAYS } else { self.options.keep_alive };
         let socket = if self.room(None) == 0 {
@@ -34,7 +34,7 @@ impl<C: Core> Reactor<C> {
         let dial = socket.dial.insert(Dial::new(address));
         self.ring.connect(socket.stream.fd(), dial.address(), Tag::of(Kind::Connect, conn));
         self.add(socket);
-        self.timers.set(Due::Dial, self.border.now, conn);
+        self.timers.set(Due::Dial, self.net.now, conn);
     }
 
     pub(super) fn connected(&mut self, completion: Completion) {
@@ -48,8 +48,8 @@ impl<C: Core> Reactor<C> {
         if completion.result == 0 {
             socket.phase = Phase::Open;
             self.dirty.push(conn);
-            if self.border.is_open(conn) {
-                self.call(|core, border| core.dialled(border, conn, Ok(())));
+            if self.net.is_open(conn) {
+                self.call(|core, net| core.dialled(net, conn, Ok(())));
             }
             return;
         }
@@ -60,10 +60,10 @@ impl<C: Core> Reactor<C> {
 
     /// Tells the core that a dial failed, unless it closed the connection meanwhile.
     pub(super) fn tell_undialled(&mut self, conn: ConnId, errno: i32) {
-        let open = self.border.is_open(conn);
-        self.border.kill(conn);
+        let open = self.net.is_open(conn);
+        self.net.kill(conn);
         if open {
-            self.call(|core, border| core.dialled(border, conn, Err(errno)));
+            self.call(|core, net| core.dialled(net, conn, Err(errno)));
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Reactor;
 use super::tag::{Completion, Kind, Tag};
-use crate::border::Core;
+use crate::net::Core;
 use crate::ring::{Bell, Doorbell};
 
 /// Doorbells remembered at most; others are rung by eventfd. There is one a core.
@@ -46,7 +46,7 @@ impl<C: Core> Reactor<C> {
         let theirs = Tag::numbered(Kind::Rung, 0);
         if self.ring.ring(ring, theirs, Tag::numbered(Kind::Ring, number)) {
             self.bells.rung.push(bell);
-            self.border.tally.rings += 1;
+            self.net.tally.rings += 1;
         }
     }
 

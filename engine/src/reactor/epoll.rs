@@ -480,7 +480,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::border::ConnId;
+    use crate::net::ConnId;
 
     const SHARE: Share = Share { cap: 0, limit: 0 };
 

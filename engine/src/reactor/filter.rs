@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::{SockFilter, SockRef};
 
-use crate::border::MOST_KEPT_OUT;
+use crate::net::MOST_KEPT_OUT;
 
 /// Offsets in a packet count from here on from its network header.
 const NETWORK: u32 = libc::SKF_NET_OFF as u32;

@@ -7,8 +7,8 @@ use super::socket::Phase;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::uring::Report;
-use crate::border::{ConnId, Core, End, Listener, Output};
 use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
+use crate::net::{ConnId, Core, End, Listener, Output};
 use crate::pool::Segment;
 
 impl<C: Core> Reactor<C> {
@@ -18,7 +18,7 @@ impl<C: Core> Reactor<C> {
             Some(gate) => {
                 let admission = gate.admit(peer);
                 if let Admission::Refused = admission {
-                    self.border.tally.inlet.count_proxied(listener, Proxied::Untrusted);
+                    self.net.tally.inlet.count_proxied(listener, Proxied::Untrusted);
                     let core = self.options.core;
                     tracing::debug!(core, %peer, "not a trusted proxy: the connection is closed");
                 }
@@ -32,7 +32,7 @@ impl<C: Core> Reactor<C> {
     /// nothing to be done before.
     pub(super) fn greet(&mut self, conn: ConnId, listener: Listener) {
         if let Some(greeting) = self.greeting(listener) {
-            self.border.put(conn, &greeting);
+            self.net.put(conn, &greeting);
             self.set_greeted(conn);
         }
     }
@@ -44,7 +44,7 @@ impl<C: Core> Reactor<C> {
 
     /// The peer was told our side of the preface.
     pub(super) fn set_greeted(&mut self, conn: ConnId) {
-        if let Some((output, _)) = self.border.output_mut(conn) {
+        if let Some((output, _)) = self.net.output_mut(conn) {
             output.greeted = true;
         }
     }
@@ -52,38 +52,38 @@ impl<C: Core> Reactor<C> {
     /// Received bytes of an open connection: to the core, or to what lies before it.
     pub(super) fn deliver(&mut self, conn: ConnId, segment: Segment) {
         let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) else {
-            return self.call(|core, border| core.received(border, conn, segment));
+            return self.call(|core, net| core.received(net, conn, segment));
         };
         let mut facts = std::mem::take(&mut self.facts);
-        inlet.receive(&mut self.border.pool, segment, &mut self.bench, &mut facts);
+        inlet.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
         // A handshake's answer, or an alert.
         self.dirty.push(conn);
         for fact in facts.drain(..) {
             self.tell_fact(conn, fact);
         }
         self.facts = facts;
-        self.bench.plain.rewind(&self.border.pool);
+        self.bench.plain.rewind(&self.net.pool);
         if let Some(socket) = self.sockets.get_mut(conn) {
             socket.inlet.take_if(|inlet| inlet.is_through());
         }
     }
 
     fn tell_fact(&mut self, conn: ConnId, fact: Fact) {
-        let open = self.border.is_open(conn);
+        let open = self.net.is_open(conn);
         match fact {
             Fact::Introduced(source) => {
                 self.count_proxied(conn, Proxied::Ok);
                 if let (Some(source), true) = (source, open) {
-                    self.call(|core, border| core.addressed(border, conn, source));
+                    self.call(|core, net| core.addressed(net, conn, source));
                 }
             }
             Fact::Secured => self.count_handshake(conn),
             Fact::Greeted => self.set_greeted(conn),
             Fact::Bytes(segment) => {
                 if open {
-                    self.call(|core, border| core.received(border, conn, segment));
+                    self.call(|core, net| core.received(net, conn, segment));
                 }
-                self.border.pool.release(segment);
+                self.net.pool.release(segment);
             }
             Fact::Fin => {
                 self.half_ended(conn, End::Fin);
@@ -105,20 +105,20 @@ impl<C: Core> Reactor<C> {
         let flushing = matches!(socket.phase, Phase::Open);
         if flushing {
             socket.phase = Phase::Flushing;
-            socket.progress = self.border.now;
-            self.timers.set(Due::Stall, self.border.now, conn);
+            socket.progress = self.net.now;
+            self.timers.set(Due::Stall, self.net.now, conn);
         }
         self.looks.push(conn);
-        let open = self.border.is_open(conn);
-        self.border.kill(conn);
+        let open = self.net.is_open(conn);
+        self.net.kill(conn);
         if open {
-            self.call(|core, border| core.ended(border, conn, End::Failed));
+            self.call(|core, net| core.ended(net, conn, End::Failed));
         }
     }
 
     fn count_proxied(&mut self, conn: ConnId, proxied: Proxied) {
         if let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) {
-            self.border.tally.inlet.count_proxied(inlet.listener(), proxied);
+            self.net.tally.inlet.count_proxied(inlet.listener(), proxied);
         }
     }
 
@@ -126,18 +126,18 @@ impl<C: Core> Reactor<C> {
         if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut())
             && let Some(outcome) = inlet.outcome()
         {
-            self.border.tally.inlet.count(inlet.listener(), outcome);
+            self.net.tally.inlet.count(inlet.listener(), outcome);
         }
     }
 
     /// Seals a bounded part of the connection's output, and sends of what is sealed.
     pub(super) fn send_sealed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let open_ended = self.border.output(conn).is_some_and(Output::is_open_ended);
+        let open_ended = self.net.output(conn).is_some_and(Output::is_open_ended);
         let last = matches!(socket.phase, Phase::Flushing) && !open_ended;
         let fd = socket.fd();
         let Some(inlet) = socket.inlet.as_deref_mut() else { return };
-        let Some((output, pool)) = self.border.output_mut(conn) else { return };
+        let Some((output, pool)) = self.net.output_mut(conn) else { return };
         if let Err(failure) = inlet.seal(output, pool, last, &mut self.bench) {
             let why = failure.to_string();
             tracing::debug!(core = self.options.core, why, "a connection can send nothing more");
@@ -148,11 +148,11 @@ impl<C: Core> Reactor<C> {
             return self.flushed(conn);
         }
         let (bytes, segments) = (inlet.sealed(), inlet.queue().len());
-        let rest = self.border.output(conn).is_some_and(|output| !output.queue().is_empty());
+        let rest = self.net.output(conn).is_some_and(|output| !output.queue().is_empty());
         let report = if rest { Report::Always } else { self.report(conn, bytes, segments) };
         let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) else { return };
         let tag = Tag::of(Kind::Send, conn);
-        let offered = self.ring.send(fd, inlet.queue(), &self.border.pool, report, tag);
+        let offered = self.ring.send(fd, inlet.queue(), &self.net.pool, report, tag);
         self.begun(conn, offered, report);
     }
 
@@ -160,12 +160,12 @@ impl<C: Core> Reactor<C> {
     pub(super) fn took(&mut self, conn: ConnId, bytes: usize) -> usize {
         match self.sockets.get_mut(conn).and_then(|socket| socket.inlet.as_deref_mut()) {
             None => {
-                self.border.sent(conn, bytes);
+                self.net.sent(conn, bytes);
                 bytes
             }
             Some(inlet) => {
-                let plain = inlet.sent(&mut self.border.pool, bytes);
-                self.border.out(conn, plain);
+                let plain = inlet.sent(&mut self.net.pool, bytes);
+                self.net.out(conn, plain);
                 plain
             }
         }
@@ -174,7 +174,7 @@ impl<C: Core> Reactor<C> {
     /// Nothing more is sent of a connection.
     pub(super) fn clear_inlet(&mut self, conn: ConnId) {
         if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) {
-            inlet.clear(&mut self.border.pool);
+            inlet.clear(&mut self.net.pool);
         }
     }
 
@@ -182,9 +182,9 @@ impl<C: Core> Reactor<C> {
     /// not end is counted.
     pub(super) fn end_inlet(&mut self, inlet: Option<Box<Inlet>>) {
         let Some(mut inlet) = inlet else { return };
-        inlet.clear(&mut self.border.pool);
+        inlet.clear(&mut self.net.pool);
         if let Some(outcome @ (Outcome::Abandoned | Outcome::Failed)) = inlet.outcome() {
-            self.border.tally.inlet.count(inlet.listener(), outcome);
+            self.net.tally.inlet.count(inlet.listener(), outcome);
         }
     }
 

@@ -12,7 +12,7 @@ use ringway_proto::time::Time;
 
 use super::tag::{Completion, Tag};
 use super::uring::{Accepts, Report, SEND_SEGMENTS, Share};
-use crate::border::SimulatedSocket;
+use crate::net::SimulatedSocket;
 use crate::pool::{Pool, Segment};
 
 /// One core's kernel in a simulated world. Operations go in and completions come out, as with

@@ -42,8 +42,8 @@ use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
 
-use crate::border::{Border, Close, ConnId, Core, LINGER, Listener, Wish};
 use crate::inlet::{Bench, Fact, Gate};
+use crate::net::{Close, ConnId, Core, LINGER, Listener, Net, Wish};
 use crate::pool::Pool;
 use crate::ring::{Mailbox, Published};
 use accept::Door;
@@ -99,7 +99,7 @@ enum News {
 
 /// What a reactor is set up on.
 struct Host {
-    border: Border,
+    net: Net,
     ring: Ring,
     share: Share,
     doors: Vec<Door>,
@@ -122,7 +122,7 @@ pub struct Reactor<C: Core> {
     sockets: Sockets,
     timers: Timers,
     mailbox: Mailbox<C::Post>,
-    border: Border,
+    net: Net,
     core: C,
     options: Options,
     /// What one receive may take, as far as the kernel can be told.
@@ -133,7 +133,8 @@ pub struct Reactor<C: Core> {
     /// Memory that inlets share, and what one of them told.
     bench: Bench,
     facts: Vec<Fact>,
-    /// Connections with something to send that the border does not know of: half-sent ones.
+    /// Connections with something to send that the network interface does not know of: half-sent
+    /// ones.
     dirty: Vec<ConnId>,
     /// Connections whose operations have to be looked at.
     looks: Vec<ConnId>,
@@ -181,8 +182,8 @@ impl<C: Core> Reactor<C> {
         if let Some(cpu) = options.pin {
             uring::pin(cpu)?;
         }
-        let mut border = Border::new(Pool::new(options.blocks, options.block_bytes));
-        let (ring, share) = Ring::new(&options, &mut border.pool)?;
+        let mut net = Net::new(Pool::new(options.blocks, options.block_bytes));
+        let (ring, share) = Ring::new(&options, &mut net.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
         let door = |(listener, socket)| {
@@ -192,12 +193,12 @@ impl<C: Core> Reactor<C> {
         };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
         let schedstat = Schedstat::of_thread();
-        let host = Host { border, ring, share, doors, gates, origin, schedstat };
+        let host = Host { net, ring, share, doors, gates, origin, schedstat };
         Ok(Self::on(host, options, mailbox, core))
     }
 
     fn on(host: Host, options: Options, mailbox: Mailbox<C::Post>, core: C) -> Self {
-        let Host { border, mut ring, share, doors, gates, origin, schedstat } = host;
+        let Host { net, mut ring, share, doors, gates, origin, schedstat } = host;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Self {
             published: mailbox.publish(ring.fd()),
@@ -207,7 +208,7 @@ impl<C: Core> Reactor<C> {
             sockets: Sockets::default(),
             timers: Timers::default(),
             mailbox,
-            border,
+            net,
             core,
             window: Window::new(options.busy_poll),
             pace: Pace::default(),
@@ -237,7 +238,7 @@ impl<C: Core> Reactor<C> {
     /// Serves until the core has [finished](Core::finished); then closes every socket, so that the
     /// ports are free when it returns, and gives the core back.
     pub fn run(mut self) -> C {
-        self.border.now = self.clock();
+        self.net.now = self.clock();
         self.open_doors();
         while !self.call(|core, _| core.finished()) {
             self.gather();
@@ -249,18 +250,18 @@ impl<C: Core> Reactor<C> {
     /// The core has heard what happened: it hears what others sent, and decides; that is done.
     fn decide(&mut self) {
         self.posts();
-        self.call(|core, border| core.turn(border));
+        self.call(|core, net| core.turn(net));
         self.act();
     }
 
     /// Every call into the core goes through here.
-    fn call<R>(&mut self, f: impl FnOnce(&mut C, &mut Border) -> R) -> R {
-        f(&mut self.core, &mut self.border)
+    fn call<R>(&mut self, f: impl FnOnce(&mut C, &mut Net) -> R) -> R {
+        f(&mut self.core, &mut self.net)
     }
 
     fn add(&mut self, socket: Socket) {
         self.sockets.add(socket);
-        self.border.tally.sockets = self.sockets.live() as u64;
+        self.net.tally.sockets = self.sockets.live() as u64;
     }
 
     /// Closes a socket that nothing is under way on, and frees its slot.
@@ -268,8 +269,8 @@ impl<C: Core> Reactor<C> {
         self.ring.forget(Tag::of(Kind::Receive, conn));
         let socket = self.sockets.remove(conn);
         self.end_inlet(socket.and_then(|socket| socket.inlet));
-        self.border.tally.sockets = self.sockets.live() as u64;
-        self.border.free(conn);
+        self.net.tally.sockets = self.sockets.live() as u64;
+        self.net.free(conn);
     }
 
     // ---- facts ----
@@ -282,15 +283,15 @@ impl<C: Core> Reactor<C> {
 
     /// Tells the core what has happened.
     fn tell(&mut self) {
-        self.border.now = self.clock();
+        self.net.now = self.clock();
         self.turn_ends();
-        self.pace.begins(self.border.now);
-        self.border.tally.turns += 1;
+        self.pace.begins(self.net.now);
+        self.net.tally.turns += 1;
         self.tell_news();
         self.let_crowd_in();
         let batch = self.ring.take_batch();
         if batch.iter().any(|completion| completion.tag.kind().is_call()) {
-            self.window.called(self.border.now);
+            self.window.called(self.net.now);
         }
         let sends_told = self.tell_sends(&batch);
         for completion in &batch {
@@ -300,10 +301,10 @@ impl<C: Core> Reactor<C> {
         }
         self.ring.give_back(batch);
         assert_eq!(self.sending, 0, "every send has ended when the enter that took it returns");
-        while let Some((due, conn)) = self.timers.pop(self.border.now) {
+        while let Some((due, conn)) = self.timers.pop(self.net.now) {
             self.due(due, conn);
         }
-        if !self.closing && self.doors_deadline().is_some_and(|at| at <= self.border.now) {
+        if !self.closing && self.doors_deadline().is_some_and(|at| at <= self.net.now) {
             self.open_doors();
         }
     }
@@ -331,7 +332,7 @@ impl<C: Core> Reactor<C> {
                 News::Accepted(stream, listener) => self.admit(stream, listener, false),
                 News::Undialled(conn, errno) => {
                     self.tell_undialled(conn, errno);
-                    self.border.free(conn);
+                    self.net.free(conn);
                 }
                 News::Broken(conn) => {
                     if let Some(end) = self.sockets.get(conn).and_then(|socket| socket.broken) {
@@ -351,8 +352,8 @@ impl<C: Core> Reactor<C> {
     fn posts(&mut self) {
         for _ in 0..self.mailbox.capacity() {
             let Some(post) = self.mailbox.receive() else { break };
-            self.window.called(self.border.now);
-            self.call(|core, border| core.posted(border, post));
+            self.window.called(self.net.now);
+            self.call(|core, net| core.posted(net, post));
         }
     }
 
@@ -367,7 +368,7 @@ impl<C: Core> Reactor<C> {
 
     /// Gives receive blocks back to the kernel, and receives that found none another try.
     fn refill(&mut self) {
-        self.ring.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.net.pool);
         // What one turn received is mostly sent and back in the next: nothing is copied for that.
         let was_short = self.short;
         self.short = self.is_short();
@@ -376,7 +377,7 @@ impl<C: Core> Reactor<C> {
             self.relieve();
         }
         // About as many as find room: the rest keeps its place in the queue.
-        let room = self.border.pool.ring_lent() * FEED_PER_BLOCK;
+        let room = self.net.pool.ring_lent() * FEED_PER_BLOCK;
         for _ in 0..room.min(self.starved.len()) {
             let Some(conn) = self.starved.pop_front() else { break };
             self.feed(conn);
@@ -384,28 +385,28 @@ impl<C: Core> Reactor<C> {
     }
 
     fn is_short(&self) -> bool {
-        let pool = &self.border.pool;
+        let pool = &self.net.pool;
         pool.ring_free() * 100 < pool.ring_blocks() * RELIEVE_BELOW
     }
 
     /// Gets receive blocks back from whoever keeps them for long: peers that take nothing, then
     /// the core itself. What flows comes back by itself and is not copied.
     fn relieve(&mut self) {
-        self.border.tally.relieved += 1;
+        self.net.tally.relieved += 1;
         for conn in self.sockets.stuck() {
-            self.border.copy_out(conn);
+            self.net.copy_out(conn);
         }
-        self.ring.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.net.pool);
         if self.is_short() {
-            self.call(|core, border| core.relieve(border));
-            self.ring.lend(&mut self.border.pool);
+            self.call(|core, net| core.relieve(net));
+            self.ring.lend(&mut self.net.pool);
         }
     }
 
     /// Starts and stops operations as wished for and as needed.
     fn settle(&mut self) {
         let mut wishes = std::mem::take(&mut self.wishes);
-        self.border.take_wishes(&mut wishes);
+        self.net.take_wishes(&mut wishes);
         for wish in wishes.drain(..) {
             match wish {
                 Wish::Dial(conn, address) => self.dial(conn, address),
@@ -431,19 +432,19 @@ impl<C: Core> Reactor<C> {
     /// Closes everything in order: a port is free only when its last accept has ended.
     fn end(mut self) -> C {
         self.close_doors();
-        let begun = self.border.now;
+        let begun = self.net.now;
         self.end_at = Some(begun + END_PAUSE);
         for conn in self.sockets.all() {
-            self.border.close(conn, Close::Now);
+            self.net.close(conn, Close::Now);
         }
         self.act();
         while self.sockets.live() > 0 || self.doors.iter().any(Door::is_armed) {
-            if self.end_at.is_some_and(|at| at <= self.border.now) {
-                let unsent = self.sockets.all().into_iter().any(|c| self.border.queued(c) > 0);
-                if !unsent || begun + END_WAIT <= self.border.now {
+            if self.end_at.is_some_and(|at| at <= self.net.now) {
+                let unsent = self.sockets.all().into_iter().any(|c| self.net.queued(c) > 0);
+                if !unsent || begun + END_WAIT <= self.net.now {
                     break;
                 }
-                self.end_at = Some(self.border.now + END_PAUSE);
+                self.end_at = Some(self.net.now + END_PAUSE);
             }
             self.gather();
             self.act();

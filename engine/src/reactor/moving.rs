@@ -12,37 +12,37 @@ use super::stream::Stream;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
-use crate::border::{Carried, ConnId, Core, End, Listener, Output, Parcel};
+use crate::net::{Carried, ConnId, Core, End, Listener, Output, Parcel};
 
 impl<C: Core> Reactor<C> {
     /// Hands a connection over that the core lets go of, unless something began on it meanwhile.
     pub(super) fn hand_over(&mut self, conn: ConnId) {
-        let wished = self.border.output(conn).is_some_and(Output::is_detaching);
+        let wished = self.net.output(conn).is_some_and(Output::is_detaching);
         let still = self.sockets.get(conn).is_some_and(Socket::is_still);
-        if !wished || !still || !self.border.is_open(conn) {
+        if !wished || !still || !self.net.is_open(conn) {
             return;
         }
         let Some(mut socket) = self.sockets.remove(conn) else { return };
         let inlet = socket.inlet.take();
         self.ring.forget(Tag::of(Kind::Receive, conn));
-        self.border.tally.sockets = self.sockets.live() as u64;
-        let unsent = self.border.take_unsent(conn);
-        self.border.free(conn);
+        self.net.tally.sockets = self.sockets.live() as u64;
+        let unsent = self.net.take_unsent(conn);
+        self.net.free(conn);
         let socket = match (socket.stream, inlet) {
             (Stream::Kernel(stream), Some(mut inlet)) => {
-                inlet.pack(&mut self.border.pool);
+                inlet.pack(&mut self.net.pool);
                 Carried::Inlet(stream.into(), inlet)
             }
             (stream, _) => stream.into(),
         };
         let parcel = Parcel { socket, unsent };
-        self.call(|core, border| core.detached(border, conn, parcel));
+        self.call(|core, net| core.detached(net, conn, parcel));
     }
 
     /// The peer's end is told of a connection that was to be let go of: it is not. It goes on as
     /// if that had never been wished for; the core may wish for it again.
     pub(super) fn keep(&mut self, conn: ConnId) {
-        if self.border.keep(conn) {
+        if self.net.keep(conn) {
             self.looks.push(conn);
             self.dirty.push(conn);
         }
@@ -56,8 +56,8 @@ impl<C: Core> Reactor<C> {
                 (Stream::Kernel(TcpStream::from(descriptor)), None)
             }
             Carried::Inlet(descriptor, mut inlet) if !refused => {
-                let sealed = inlet.unpack(&mut self.border.pool);
-                self.border.owe(conn, sealed);
+                let sealed = inlet.unpack(&mut self.net.pool);
+                self.net.owe(conn, sealed);
                 (Stream::Kernel(TcpStream::from(descriptor)), Some(inlet))
             }
             Carried::Simulated(socket) if !refused && self.ring.is_simulated() => {
@@ -66,12 +66,12 @@ impl<C: Core> Reactor<C> {
             }
             // Too many, or what only a simulated world has. Facts are told at a turn's start.
             Carried::Descriptor(_) | Carried::Inlet(..) | Carried::Simulated(_) => {
-                self.border.tally.refused += 1;
+                self.net.tally.refused += 1;
                 return self.news.push(News::Refused(conn));
             }
         };
         if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
-            self.timers.set_after(Due::Entrance, self.border.now, self.options.entrance_time, conn);
+            self.timers.set_after(Due::Entrance, self.net.now, self.options.entrance_time, conn);
         }
         // Who comes from another core was greeted there.
         let greeted = match inlet.as_deref() {
@@ -83,18 +83,18 @@ impl<C: Core> Reactor<C> {
         }
         let socket = Socket::new(stream, conn, Phase::Open);
         self.add(Socket { inlet, listener, ..socket });
-        self.border.tally.adopts += 1;
+        self.net.tally.adopts += 1;
         self.looks.push(conn);
         self.dirty.push(conn);
     }
 
     /// Tells the core that a connection could not be taken up.
     pub(super) fn refuse(&mut self, conn: ConnId) {
-        let open = self.border.is_open(conn);
-        self.border.kill(conn);
+        let open = self.net.is_open(conn);
+        self.net.kill(conn);
         if open {
-            self.call(|core, border| core.ended(border, conn, End::Failed));
+            self.call(|core, net| core.ended(net, conn, End::Failed));
         }
-        self.border.free(conn);
+        self.net.free(conn);
     }
 }

@@ -10,8 +10,8 @@ use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
 use super::uring::{Report, SEND_SEGMENTS};
 use super::{News, Reactor};
-use crate::border::{Border, Close, ConnId, Core, End, Output};
 use crate::inlet::Inlet;
+use crate::net::{Close, ConnId, Core, End, Net, Output};
 use crate::pool::Segment;
 
 /// How many bytes of a peer that does not stop sending are dropped after a close; then the
@@ -26,7 +26,7 @@ impl<C: Core> Reactor<C> {
     // ---- completions ----
 
     pub(super) fn received(&mut self, completion: Completion) {
-        let segment = taken(&mut self.border.pool, completion);
+        let segment = taken(&mut self.net.pool, completion);
         let Some(socket) = self.sockets.of(completion.tag) else {
             return self.release(segment);
         };
@@ -36,8 +36,8 @@ impl<C: Core> Reactor<C> {
             self.looks.push(conn);
         }
         match (segment, -completion.result) {
-            (Some(segment), _) if self.border.is_open(conn) => {
-                self.border.tally.receives += 1;
+            (Some(segment), _) if self.net.is_open(conn) => {
+                self.net.tally.receives += 1;
                 self.deliver(conn, segment);
             }
             (Some(segment), _) => {
@@ -48,7 +48,7 @@ impl<C: Core> Reactor<C> {
             (None, libc::ENOBUFS) => {
                 socket.receive = Receive::Starved;
                 self.starved.push_back(conn);
-                self.border.tally.starved += 1;
+                self.net.tally.starved += 1;
             }
             // Cancelled by us: `look` decides what comes next.
             (None, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
@@ -62,7 +62,7 @@ impl<C: Core> Reactor<C> {
 
     fn release(&mut self, segment: Option<Segment>) {
         if let Some(segment) = segment {
-            self.border.pool.release(segment);
+            self.net.pool.release(segment);
         }
     }
 
@@ -102,11 +102,11 @@ impl<C: Core> Reactor<C> {
                 errno => self.send_failed(conn, end_of(errno)),
             };
         };
-        socket.progress = self.border.now;
-        self.border.tally.sends += 1;
+        socket.progress = self.net.now;
+        self.net.tally.sends += 1;
         let written = self.took(conn, bytes);
-        if written > 0 && self.border.is_open(conn) {
-            self.call(|core, border| core.written(border, conn, written));
+        if written > 0 && self.net.is_open(conn) {
+            self.call(|core, net| core.written(net, conn, written));
         }
         if bytes < offered {
             self.wait_writable(conn);
@@ -117,7 +117,7 @@ impl<C: Core> Reactor<C> {
 
     fn wait_writable(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        self.border.tally.blocked_sends += 1;
+        self.net.tally.blocked_sends += 1;
         if std::mem::replace(&mut socket.room, Room::Awaited) == Room::Unwatched {
             self.ring.writable(socket.fd(), Tag::of(Kind::Writable, conn));
         }
@@ -136,7 +136,7 @@ impl<C: Core> Reactor<C> {
         // If the poll found an error, the next send brings it to light.
         match socket.phase {
             Phase::Closing => self.looks.push(conn),
-            Phase::Open if is_leaving(&self.border, conn) => self.looks.push(conn),
+            Phase::Open if is_leaving(&self.net, conn) => self.looks.push(conn),
             _ if before == Room::Awaited => self.dirty.push(conn),
             _ => {}
         }
@@ -167,12 +167,12 @@ impl<C: Core> Reactor<C> {
         if let Some(end) = socket.broken {
             // The send took the socket's error away; the receive only sees the end.
             self.fail(conn, end);
-        } else if !told && self.border.is_open(conn) {
-            if self.border.asks_delivery(conn) && socket.has_unacknowledged() {
-                self.border.cut_delivery(conn);
+        } else if !told && self.net.is_open(conn) {
+            if self.net.asks_delivery(conn) && socket.has_unacknowledged() {
+                self.net.cut_delivery(conn);
             }
             self.keep(conn);
-            self.call(|core, border| core.ended(border, conn, half));
+            self.call(|core, net| core.ended(net, conn, half));
         }
     }
 
@@ -190,10 +190,10 @@ impl<C: Core> Reactor<C> {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         socket.phase = Phase::Closing;
         self.looks.push(conn);
-        let open = self.border.is_open(conn);
-        self.border.kill(conn);
+        let open = self.net.is_open(conn);
+        self.net.kill(conn);
         if open {
-            self.call(|core, border| core.ended(border, conn, end));
+            self.call(|core, net| core.ended(net, conn, end));
         }
     }
 
@@ -211,14 +211,14 @@ impl<C: Core> Reactor<C> {
         if matches!(socket.phase, Phase::Closing) {
             return self.finish(conn);
         }
-        if is_leaving(&self.border, conn) {
+        if is_leaving(&self.net, conn) {
             if socket.is_still() && socket.broken.is_none() {
                 self.news.push(News::Detached(conn));
             }
             cancel_poll(&mut self.ring, socket);
         }
         // A socket that is broken in a way of its own may never end by itself: no more of it.
-        let wanted = wants_bytes(socket, &self.border) && socket.broken != Some(End::Failed);
+        let wanted = wants_bytes(socket, &self.net) && socket.broken != Some(End::Failed);
         match (wanted, socket.receive) {
             (true, Receive::Idle) => {
                 socket.receive = Receive::Armed;
@@ -241,15 +241,15 @@ impl<C: Core> Reactor<C> {
     /// From when the connection's end would say too much, its close is a RST, this process's end
     /// included. That it says no more than it may shows when all is sent ([`Self::flushed`]).
     fn heed_open_end(&mut self, conn: ConnId) {
-        let open_ended = self.border.output(conn).is_some_and(Output::is_open_ended);
+        let open_ended = self.net.output(conn).is_some_and(Output::is_open_ended);
         if let (true, Some(socket)) = (open_ended, self.sockets.get_mut(conn)) {
             socket.set_resets(true);
         }
     }
 
-    /// Takes up what the core asked for with [`Border::close`].
+    /// Takes up what the core asked for with [`Net::close`].
     fn heed_close(&mut self, conn: ConnId) {
-        let Some(output) = self.border.output(conn) else { return };
+        let Some(output) = self.net.output(conn) else { return };
         let (closing, queued) = (output.closing(), output.queued());
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         match (closing, &socket.phase) {
@@ -260,8 +260,8 @@ impl<C: Core> Reactor<C> {
             }
             (Some(Close::Flush), Phase::Open) => {
                 socket.phase = Phase::Flushing;
-                socket.progress = self.border.now;
-                self.timers.set(Due::Stall, self.border.now, conn);
+                socket.progress = self.net.now;
+                self.timers.set(Due::Stall, self.net.now, conn);
                 self.dirty.push(conn);
             }
             (Some(Close::Flush), _) => {}
@@ -278,7 +278,7 @@ impl<C: Core> Reactor<C> {
         let watched = socket.room != Room::Unwatched;
         let ended = !socket.is_receiving() && !watched && socket.dial.is_none();
         // A blocked peer's bytes go now, not only after the last completion.
-        self.border.kill(conn);
+        self.net.kill(conn);
         self.clear_inlet(conn);
         if ended {
             self.remove(conn);
@@ -289,7 +289,7 @@ impl<C: Core> Reactor<C> {
 
     /// Starts at most one send for each connection that has something to send.
     pub(super) fn flush(&mut self) {
-        self.border.take_dirty(&mut self.dirty);
+        self.net.take_dirty(&mut self.dirty);
         let mut dirty = std::mem::take(&mut self.dirty);
         for conn in &dirty {
             self.send(*conn);
@@ -300,9 +300,9 @@ impl<C: Core> Reactor<C> {
 
     fn send(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
-        let Some(output) = self.border.output(conn) else { return };
+        let Some(output) = self.net.output(conn) else { return };
         // Output of a connection that goes to another owner is sent by that owner.
-        if !socket.may_send() || is_leaving(&self.border, conn) {
+        if !socket.may_send() || is_leaving(&self.net, conn) {
             return;
         }
         if socket.inlet.is_some() {
@@ -314,9 +314,9 @@ impl<C: Core> Reactor<C> {
         let fd = socket.fd();
         let (bytes, segments) = (output.queued(), output.queue().len());
         let report = self.report(conn, bytes, segments);
-        let Some(output) = self.border.output(conn) else { return };
+        let Some(output) = self.net.output(conn) else { return };
         let tag = Tag::of(Kind::Send, conn);
-        let offered = self.ring.send(fd, output.queue(), &self.border.pool, report, tag);
+        let offered = self.ring.send(fd, output.queue(), &self.net.pool, report, tag);
         self.begun(conn, offered, report);
     }
 
@@ -347,7 +347,7 @@ impl<C: Core> Reactor<C> {
         if !matches!(socket.phase, Phase::Flushing) {
             return;
         }
-        if self.border.output(conn).is_some_and(Output::is_open_ended) {
+        if self.net.output(conn).is_some_and(Output::is_open_ended) {
             socket.phase = Phase::Closing;
             return self.look(conn);
         }
@@ -360,7 +360,7 @@ impl<C: Core> Reactor<C> {
         socket.phase = Phase::Lingering;
         // It fails when the peer is gone already: then there is nobody to tell.
         let _ = socket.stream.end_writing();
-        self.timers.set(Due::Linger, self.border.now, conn);
+        self.timers.set(Due::Linger, self.net.now, conn);
         self.look(conn);
     }
 
@@ -374,12 +374,12 @@ impl<C: Core> Reactor<C> {
         match due {
             Due::Dial => self.dial_late(conn),
             Due::Entrance => self.inlet_late(conn),
-            Due::Stall if self.border.now.since(socket.progress) < FLUSH_STALL => {
-                self.timers.set(Due::Stall, self.border.now, conn);
+            Due::Stall if self.net.now.since(socket.progress) < FLUSH_STALL => {
+                self.timers.set(Due::Stall, self.net.now, conn);
             }
             Due::Stall | Due::Linger => {
                 socket.phase = Phase::Closing;
-                self.border.kill(conn);
+                self.net.kill(conn);
                 self.looks.push(conn);
             }
         }
@@ -412,14 +412,14 @@ pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
 
 /// Whether the connection's bytes are to be received: the core's unless it paused, and a bounded
 /// number of those that nobody wants any more.
-fn wants_bytes(socket: &Socket, border: &Border) -> bool {
+fn wants_bytes(socket: &Socket, net: &Net) -> bool {
     if socket.fin {
         return false;
     }
     match socket.phase {
         Phase::Open => {
-            let paused = border.output(socket.conn).is_none_or(Output::is_paused);
-            !paused && !is_leaving(border, socket.conn)
+            let paused = net.output(socket.conn).is_none_or(Output::is_paused);
+            !paused && !is_leaving(net, socket.conn)
         }
         Phase::Flushing | Phase::Lingering => socket.dropped <= DROP_BUDGET,
         Phase::Dialling | Phase::Closing => false,
@@ -427,8 +427,8 @@ fn wants_bytes(socket: &Socket, border: &Border) -> bool {
 }
 
 /// Whether the core lets go of the connection and has not closed it since.
-fn is_leaving(border: &Border, conn: ConnId) -> bool {
-    border.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
+fn is_leaving(net: &Net, conn: ConnId) -> bool {
+    net.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
 }
 
 /// Cancels every operation on the socket that was not cancelled yet.

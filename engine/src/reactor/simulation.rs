@@ -15,7 +15,7 @@ use super::stall::Schedstat;
 use super::stream::Listening;
 use super::uring::{Share, Wait};
 use super::{Host, Reactor};
-use crate::border::{Border, ConnId, Core, Listener};
+use crate::net::{ConnId, Core, Listener, Net};
 use crate::pool::Pool;
 use crate::ring::Mailbox;
 
@@ -53,7 +53,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         };
         let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
         let host = Host {
-            border: Border::new(Pool::new(options.blocks, options.block_bytes)),
+            net: Net::new(Pool::new(options.blocks, options.block_bytes)),
             ring: Ring::Simulated(simulated),
             share: Share::of(&options),
             doors,
@@ -62,7 +62,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
             schedstat: Schedstat::silent(),
         };
         let mut reactor = Reactor::on(host, options, mailbox, core);
-        reactor.border.now = reactor.clock();
+        reactor.net.now = reactor.clock();
         reactor.open_doors();
         let mut this = Self { reactor, kernel, wait: Wait::No };
         this.sleep();
@@ -71,7 +71,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
 
     /// Wakes up for one turn of the loop, and lies down again: for how long, if nothing happens.
     pub fn step(&mut self) -> Wait {
-        self.kernel.borrow_mut().leave(&mut self.reactor.border.pool);
+        self.kernel.borrow_mut().leave(&mut self.reactor.net.pool);
         self.reactor.get_up(self.wait);
         self.reactor.tell();
         self.reactor.decide();
@@ -81,13 +81,13 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
     fn sleep(&mut self) -> Wait {
         self.wait = self.reactor.lie_down();
         let mut kernel = self.kernel.borrow_mut();
-        kernel.enter(&self.reactor.border.pool);
+        kernel.enter(&self.reactor.net.pool);
         if kernel.has_work() { Wait::No } else { self.wait }
     }
 
     /// Calls the core between two turns. What it asks for is done in the next.
-    pub fn visit<R>(&mut self, f: impl FnOnce(&mut C, &mut Border) -> R) -> R {
-        self.reactor.border.now = self.reactor.clock();
+    pub fn visit<R>(&mut self, f: impl FnOnce(&mut C, &mut Net) -> R) -> R {
+        self.reactor.net.now = self.reactor.clock();
         self.reactor.call(f)
     }
 
@@ -101,9 +101,9 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         &mut self.reactor.core
     }
 
-    /// Its border.
-    pub fn border(&self) -> &Border {
-        &self.reactor.border
+    /// Its network interface.
+    pub fn net(&self) -> &Net {
+        &self.reactor.net
     }
 
     /// Its kernel.

@@ -19,8 +19,8 @@ use socket2::SockAddr;
 
 use super::stream::Stream;
 use super::tag::Tag;
-use crate::border::{ConnId, End, Listener};
 use crate::inlet::Inlet;
+use crate::net::{ConnId, End, Listener};
 
 /// Where a connection is in its life.
 #[derive(Debug)]

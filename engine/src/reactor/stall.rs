@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-use crate::border::STALL;
+use crate::net::STALL;
 
 /// A turn is compared with a reading of the wait that is no older than this before its end, as far
 /// as there was one: whatever others took before the turn counts as if they took it during the turn.

@@ -17,8 +17,8 @@ use super::pump::tells_of_room;
 use super::stream::tune;
 use super::tag::{Completion, Kind, Tag};
 use super::uring::{Accepts, Report, Share, Wait};
-use crate::border::ConnId;
 use crate::metrics::Backend;
+use crate::net::ConnId;
 use crate::pool::{Pool, Segment};
 use crate::ring::mailbox;
 

@@ -11,7 +11,7 @@ use super::filter::keep_out;
 use super::kernel::SimulatedListener;
 use super::options::KeepAlive;
 use super::outq::unacknowledged;
-use crate::border::{Carried, SimulatedSocket};
+use crate::net::{Carried, SimulatedSocket};
 
 /// Most connections let in from the queue of a listener that is being closed.
 pub(super) const LAST_ACCEPTS: usize = 4096;

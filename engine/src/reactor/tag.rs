@@ -2,7 +2,7 @@
 
 use io_uring::cqueue;
 
-use crate::border::ConnId;
+use crate::net::ConnId;
 
 /// What an operation was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-use crate::border::{ConnId, LINGER};
+use crate::net::{ConnId, LINGER};
 
 /// How long a dial may take.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@ use ringway_proto::time::Time;
 
 use super::uring::Wait;
 use super::{Reactor, pump};
-use crate::border::Core;
+use crate::net::Core;
 
 /// With more sends than this the kernel is asked to make them before the core sleeps: what they take
 /// is part of the turn, and cannot be told from sleep otherwise.
@@ -17,13 +17,13 @@ impl<C: Core> Reactor<C> {
     /// Enters the kernel, sleeping there unless there is something to do.
     pub(super) fn rest(&mut self) {
         let wait = self.lie_down();
-        self.ring.enter(wait, &mut self.border.pool);
+        self.ring.enter(wait, &mut self.net.pool);
         self.get_up(wait);
     }
 
     /// All is done before it enters the kernel: how long it may sleep there.
     pub(super) fn lie_down(&mut self) -> Wait {
-        self.ring.lend(&mut self.border.pool);
+        self.ring.lend(&mut self.net.pool);
         let until = self.deadline();
         self.wait(until)
     }
@@ -33,7 +33,7 @@ impl<C: Core> Reactor<C> {
         self.bells.entered();
         if wait != Wait::No {
             self.mailbox.wake();
-            self.border.tally.idle += self.clock().since(self.border.now);
+            self.net.tally.idle += self.clock().since(self.net.now);
         }
     }
 
@@ -43,14 +43,14 @@ impl<C: Core> Reactor<C> {
             return Wait::No;
         }
         // The rest is counted from here, not from the turn's beginning.
-        self.border.now = self.clock();
+        self.net.now = self.clock();
         self.turn_ends();
         if self.spin(until) {
             return Wait::No;
         }
         let wait = match until {
             None => Wait::Forever,
-            Some(until) => Wait::AtMost(until.since(self.border.now)),
+            Some(until) => Wait::AtMost(until.since(self.net.now)),
         };
         if self.mailbox.fall_asleep() { wait } else { Wait::No }
     }
@@ -58,10 +58,10 @@ impl<C: Core> Reactor<C> {
     /// Whether something can be done without waiting for the kernel.
     fn is_busy(&self, until: Option<Time>) -> bool {
         let quiet = self.news.is_empty() && self.dirty.is_empty() && self.looks.is_empty();
-        !(quiet && self.crowd.is_empty() && self.border.is_quiet())
+        !(quiet && self.crowd.is_empty() && self.net.is_quiet())
             || (!self.starved.is_empty()
-                && (self.border.pool.ring_lent() > 0 || (self.short && !self.relieved)))
-            || until.is_some_and(|until| until <= self.border.now)
+                && (self.net.pool.ring_lent() > 0 || (self.short && !self.relieved)))
+            || until.is_some_and(|until| until <= self.net.now)
             || (!self.closing && !self.mailbox.is_empty())
     }
 
@@ -71,10 +71,10 @@ impl<C: Core> Reactor<C> {
         if self.sending > 0 {
             return self.window.is_open();
         }
-        let begun = self.border.now;
+        let begun = self.net.now;
         let Some(limit) = self.window.rest(begun) else { return false };
         let found = self.look_out(until, limit);
-        self.border.tally.idle += self.border.now.since(begun);
+        self.net.tally.idle += self.net.now.since(begun);
         found
     }
 
@@ -82,11 +82,11 @@ impl<C: Core> Reactor<C> {
         loop {
             let found = self.look_around();
             // The sleep that may follow is counted from here.
-            self.border.now = self.clock();
-            if found || until.is_some_and(|until| until <= self.border.now) {
+            self.net.now = self.clock();
+            if found || until.is_some_and(|until| until <= self.net.now) {
                 return true;
             }
-            if self.border.now >= limit {
+            if self.net.now >= limit {
                 return false;
             }
         }
@@ -115,8 +115,8 @@ impl<C: Core> Reactor<C> {
 
     /// The turn is over by now: the core rests, or begins the next one without a rest.
     pub(super) fn turn_ends(&mut self) {
-        if let Some(stall) = self.pace.ends(self.border.now, &self.schedstat) {
-            self.border.tally.stalls.count(stall);
+        if let Some(stall) = self.pace.ends(self.net.now, &self.schedstat) {
+            self.net.tally.stalls.count(stall);
         }
     }
 

@@ -21,12 +21,12 @@ use uuid::Uuid;
 pub(crate) use self::strayed::{Arrived, Back, Elsewhere, ForNodes, Stray, Strayed};
 use super::cause::{Cause, Gone};
 use super::table::Key;
-use crate::border::{ConnId, Parcel};
 use crate::control::local::{PollAnswer, PollId, SessionFacts, Ticket, Work};
 use crate::control::port::Call;
 pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::metrics::{ResumeWay, SpareOutcome};
+use crate::net::{ConnId, Parcel};
 use crate::post::{
     CorePost, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
 };

@@ -4,13 +4,13 @@
 use super::Shard;
 use super::timer::Due;
 use super::turn::Turn;
-use crate::border::{Border, Close, ConnId};
+use crate::net::{Close, ConnId, Net};
 
 /// Timers that fire in one turn: what is due at once for many does not keep the rest waiting.
 const FIRES: usize = 256;
 
 /// Sees to what is due.
-pub(super) fn fire_timers(shard: &mut Shard, border: &mut Border) {
+pub(super) fn fire_timers(shard: &mut Shard, net: &mut Net) {
     let (relay, sessions, workers) = (&shard.relay, &shard.sessions, &shard.workers);
     let nodes = &shard.nodes;
     let matters = |due: Due| match due {
@@ -30,21 +30,21 @@ pub(super) fn fire_timers(shard: &mut Shard, border: &mut Border) {
     if shard.timers.is_crowded() {
         shard.timers.sweep(matters);
     }
-    if shard.timers.next().is_none_or(|at| at > border.now) {
+    if shard.timers.next().is_none_or(|at| at > net.now) {
         return;
     }
-    shard.timers.begin(border.now, matters);
+    shard.timers.begin(net.now, matters);
     // The rest has the next turn, which comes at once.
     for _ in 0..FIRES {
-        let Some(due) = shard.timers.pop(border.now) else { break };
-        fire(shard, border, due);
+        let Some(due) = shard.timers.pop(net.now) else { break };
+        fire(shard, net, due);
     }
 }
 
 /// A timer has fired.
 #[inline(never)]
-fn fire(shard: &mut Shard, border: &mut Border, due: Due) {
-    let turn = turn!(shard, border);
+fn fire(shard: &mut Shard, net: &mut Net, due: Due) {
+    let turn = turn!(shard, net);
     match due {
         Due::Hop { slot, generation } => {
             shard.relay.look_at(turn, ConnId { slot, generation });
@@ -67,14 +67,14 @@ fn fire(shard: &mut Shard, border: &mut Border, due: Due) {
         Due::Sweep => shard.relay.sweep(turn),
         Due::Farewell => shard.nodes.leave_again(turn),
         Due::KeptOut => shard.nodes.let_in_again(turn),
-        Due::Drain => shard.end_all(border, Close::Flush),
+        Due::Drain => shard.end_all(net, Close::Flush),
     }
-    shard.settle(border);
+    shard.settle(net);
 }
 
 /// More attachments hear of other rules.
 #[cold]
-pub(super) fn renew_terms(shard: &mut Shard, border: &mut Border) {
-    shard.sessions.renew_terms(turn!(shard, border));
-    shard.settle(border);
+pub(super) fn renew_terms(shard: &mut Shard, net: &mut Net) {
+    shard.sessions.renew_terms(turn!(shard, net));
+    shard.settle(net);
 }

@@ -14,9 +14,9 @@ use super::Shard;
 use super::facts::{Caller, Elsewhere, Fact, ForNodes, ForSessions, Stray, Strayed};
 use super::nodes::Ready;
 use super::turn::Turn;
-use crate::border::{Border, Close, ConnId, End, Listener, Parcel};
 use crate::carry::{Client, Released, Said, Unreadable};
 use crate::metrics::RelayCause;
+use crate::net::{Close, ConnId, End, Listener, Net, Parcel};
 use crate::pool::Segment;
 use crate::post::CorePost;
 
@@ -75,8 +75,8 @@ impl Handover {
     }
 
     /// More has come. Whether the connection is on its way out, so that nobody else is to hear of it.
-    pub(super) fn hear(&mut self, border: &mut Border, conn: ConnId, segment: Segment) -> bool {
-        let bytes = border.pool.bytes(segment);
+    pub(super) fn hear(&mut self, net: &mut Net, conn: ConnId, segment: Segment) -> bool {
+        let bytes = net.pool.bytes(segment);
         if let Some(client) = self.leaving.get_mut(&conn) {
             let received = client.said.received_mut();
             received.extend_from_slice(bytes);
@@ -84,7 +84,7 @@ impl Handover {
                 // Reading was stopped before that, so no reactor that keeps to its contract comes
                 // here.
                 self.leaving.remove(&conn);
-                border.close(conn, Close::Now);
+                net.close(conn, Close::Now);
             }
             return true;
         }
@@ -125,15 +125,14 @@ enum Whence {
 
 /// A client's first request names a session of another gateway. Its connection goes there, if it
 /// can; else the request is served here as well as it can be.
-pub(super) fn elsewhere(shard: &mut Shard, border: &mut Border, elsewhere: Box<Elsewhere>) {
+pub(super) fn elsewhere(shard: &mut Shard, net: &mut Net, elsewhere: Box<Elsewhere>) {
     let (Caller { conn, peer, .. }, node) = (elsewhere.from, elsewhere.node);
     let may_leave = shard.handover.kept.contains_key(&conn) && shard.relay.is_unanswered(conn);
-    let goes = may_leave
-        && shard.draining.is_none()
-        && shard.nodes.may_go(turn!(shard, border), node, peer);
+    let goes =
+        may_leave && shard.draining.is_none() && shard.nodes.may_go(turn!(shard, net), node, peer);
     let kept = shard.handover.kept.get(&conn).filter(|_| goes);
     let unread = shard.handover.unread;
-    let leave = |kept: &Vec<u8>| shard.relay.leave(turn!(shard, border), conn, (kept, unread));
+    let leave = |kept: &Vec<u8>| shard.relay.leave(turn!(shard, net), conn, (kept, unread));
     let client = kept.and_then(leave);
     let fact = match client {
         Some(client) => {
@@ -166,14 +165,14 @@ pub(super) fn node_leaves(shard: &mut Shard, node: Node) {
 
 /// Clients that other gateways have brought, and those that none has taken, go on here.
 #[cold]
-pub(super) fn go_on_here(shard: &mut Shard, border: &mut Border) {
-    while let Some(ready) = shard.nodes.take_ready(turn!(shard, border)) {
+pub(super) fn go_on_here(shard: &mut Shard, net: &mut Net) {
+    while let Some(ready) = shard.nodes.take_ready(turn!(shard, net)) {
         let Ready { conn, client, via, ended } = ready;
         let whence = via.map_or(Whence::NotTaken, Whence::Another);
-        shard.go_on(border, conn, &client, whence);
+        shard.go_on(net, conn, &client, whence);
         if let Some(end) = ended {
-            shard.relay.ended(turn!(shard, border), conn, end);
-            shard.settle(border);
+            shard.relay.ended(turn!(shard, net), conn, end);
+            shard.settle(net);
         }
     }
 }
@@ -200,16 +199,16 @@ impl Shard {
     /// ends it first, it goes on here as if nothing had happened.
     ///
     /// [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
-    pub fn let_go(&mut self, border: &mut Border, conn: ConnId) -> bool {
+    pub fn let_go(&mut self, net: &mut Net, conn: ConnId) -> bool {
         let Some(kept) = self.handover.kept.get(&conn) else { return false };
-        let client = self.relay.leave(turn!(self, border), conn, (kept, 0));
+        let client = self.relay.leave(turn!(self, net), conn, (kept, 0));
         let leaves = client.is_some();
         if let Some(client) = client {
-            border.detach(conn);
+            net.detach(conn);
             self.handover.kept.remove(&conn);
             self.handover.leaving.insert(conn, client);
         }
-        self.settle(border);
+        self.settle(net);
         leaves
     }
 
@@ -220,45 +219,40 @@ impl Shard {
 
     /// Takes up a connection that another core, or another process, has let go of. None if there may
     /// be no more clients here: then it is closed.
-    pub fn take_up(&mut self, border: &mut Border, released: Released) -> Option<ConnId> {
+    pub fn take_up(&mut self, net: &mut Net, released: Released) -> Option<ConnId> {
         if let Err(limit) = self.admits(Listener::Client) {
             self.metrics.limit_hit(limit);
             return None;
         }
         let Released { parcel, client } = released;
-        let conn = border.adopt(parcel);
-        self.go_on(border, conn, &client, Whence::ThisGateway);
+        let conn = net.adopt(parcel);
+        self.go_on(net, conn, &client, Whence::ThisGateway);
         Some(conn)
     }
 
     /// Bytes of a connection, where those are kept that a client has sent before it is answered.
     #[cold]
-    pub(super) fn received_and_kept(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        segment: Segment,
-    ) {
-        if !self.handover.hear(border, conn, segment) {
-            self.read(border, conn, segment);
+    pub(super) fn received_and_kept(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        if !self.handover.hear(net, conn, segment) {
+            self.read(net, conn, segment);
         }
     }
 
     /// Reads what has come, and forgets what was kept of a connection that is answered.
-    pub(super) fn read(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    pub(super) fn read(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         let mut pos = 0;
-        let mut step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+        let mut step = self.relay.received(turn!(self, net), conn, segment, &mut pos);
         self.handover.unread = segment.len as usize - pos;
-        self.settle(border);
+        self.settle(net);
         while step.is_more() {
-            step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
+            step = self.relay.received(turn!(self, net), conn, segment, &mut pos);
             self.handover.unread = segment.len as usize - pos;
-            self.settle(border);
+            self.settle(net);
         }
         self.handover.unread = 0;
         if step.is_foreign() {
-            self.workers.received(turn!(self, border), conn, segment);
-            self.settle(border);
+            self.workers.received(turn!(self, net), conn, segment);
+            self.settle(net);
         }
         if self.handover.keeps(conn) && !self.relay.is_unanswered(conn) {
             // Behind an answer of our own an HTTP/1 connection is as good as fresh.
@@ -272,15 +266,15 @@ impl Shard {
 
     /// A connection has ended: it does not leave any more. If it can still be answered, it goes on
     /// here.
-    pub(super) fn stay_to_the_end(&mut self, border: &mut Border, conn: ConnId, end: End) {
+    pub(super) fn stay_to_the_end(&mut self, net: &mut Net, conn: ConnId, end: End) {
         if let Some(client) = self.handover.leaving.remove(&conn).filter(|_| end.is_half()) {
-            self.go_on(border, conn, &client, Whence::ThisGateway);
+            self.go_on(net, conn, &client, Whence::ThisGateway);
         }
         self.handover.kept.remove(&conn);
     }
 
     /// All that was received of a client's connection is read, as if it had just come.
-    fn go_on(&mut self, border: &mut Border, conn: ConnId, client: &Client, whence: Whence) {
+    fn go_on(&mut self, net: &mut Net, conn: ConnId, client: &Client, whence: Whence) {
         let Client { peer, opened, said } = client;
         let via = match whence {
             Whence::Another(node) => Some(node),
@@ -288,44 +282,44 @@ impl Shard {
         };
         let begun = match said {
             Said::Heard(_) => {
-                self.relay.come(turn!(self, border), conn, (*peer, *opened), via);
+                self.relay.come(turn!(self, net), conn, (*peer, *opened), via);
                 Ok(None)
             }
             Said::Http2(carried) => {
                 let of = (conn, *peer, *opened);
-                self.relay.come_http2(turn!(self, border), of, (carried, via)).map(Some)
+                self.relay.come_http2(turn!(self, net), of, (carried, via)).map(Some)
             }
         };
-        let Ok(mut said_before) = begun else { return border.close(conn, Close::Now) };
+        let Ok(mut said_before) = begun else { return net.close(conn, Close::Now) };
         // One hop, ever: what is not kept goes nowhere.
         if let Whence::ThisGateway = whence {
             self.handover.keep(conn, said.received().to_vec());
         }
         let mut segments = VecDeque::new();
-        border.stash_bytes(said.received(), &mut segments);
+        net.stash_bytes(said.received(), &mut segments);
         let mut rest = said.received().len();
         for segment in segments {
             rest -= segment.len as usize;
             let mut pos = 0;
             loop {
-                let turn = turn!(self, border);
+                let turn = turn!(self, net);
                 let step = match &mut said_before {
                     None => self.relay.received(turn, conn, segment, &mut pos),
                     Some(said) => self.relay.reread(turn, (conn, segment), &mut pos, said),
                 };
                 self.handover.unread = rest + segment.len as usize - pos;
-                self.settle(border);
+                self.settle(net);
                 if !step.is_more() {
                     break;
                 }
             }
-            border.pool.release(segment);
+            net.pool.release(segment);
         }
         self.handover.unread = 0;
         if let Some(said) = said_before {
-            self.relay.arrived(turn!(self, border), conn, said);
+            self.relay.arrived(turn!(self, net), conn, said);
         }
-        self.settle(border);
+        self.settle(net);
     }
 
     // ---- what a later process, or another node, needs to know ----

@@ -2,7 +2,7 @@
 //! [`sessions`] (attachments, pins, what is parked, the directory), [`workers`] (the worker listener
 //! and the work), [`nodes`] (what goes to other gateways, and comes from them), [`cores`] (what cores
 //! say to each other), [`edges`] (what metrics, log and timeline read). Pure: bytes and facts come in
-//! through [`Core`], segments and rare wishes go out through the [`Border`].
+//! through [`Core`], segments and rare wishes go out through the [`Net`].
 //!
 //! Components own their tables and know nothing of each other. What one cannot do itself it leaves
 //! as a [`Fact`]; the loop here ([`Shard::settle`]) gives each to the component it is for, the
@@ -42,10 +42,10 @@ use self::table::Key;
 use self::timer::Timers;
 use self::turn::{Draining, Left, Turn};
 use self::workers::Workers;
-use crate::border::{Border, Close, ConnId, Core, End, Listener, Parcel};
 use crate::control::local::Policy;
 use crate::log::Lines;
 use crate::metrics::{Limit, ShardMetrics};
+use crate::net::{Close, ConnId, Core, End, Listener, Net, Parcel};
 use crate::pool::Segment;
 use crate::post::{ControlPost, CorePost, ShardPost};
 
@@ -79,10 +79,10 @@ pub struct Shard {
 
 /// What the components are given with each call, and one of them.
 macro_rules! turn {
-    ($shard:expr, $border:expr) => {
+    ($shard:expr, $net:expr) => {
         &mut Turn {
-            now: $border.now,
-            border: $border,
+            now: $net.now,
+            net: $net,
             settings: &$shard.settings,
             metrics: &mut $shard.metrics,
             timers: &mut $shard.timers,
@@ -145,10 +145,10 @@ impl Shard {
     }
 
     /// A message found its core's mailbox full.
-    pub fn undelivered(&mut self, border: &mut Border, to: u16, post: CorePost) {
+    pub fn undelivered(&mut self, net: &mut Net, to: u16, post: CorePost) {
         let attachments = self.sessions.len();
-        self.cores.undelivered(turn!(self, border), attachments, to, post);
-        self.settle(border);
+        self.cores.undelivered(turn!(self, net), attachments, to, post);
+        self.settle(net);
     }
 
     /// What a control plane that takes time is asked since the last call: to be called after each
@@ -158,12 +158,12 @@ impl Shard {
     }
 
     /// The control plane's answer. A turn has to follow.
-    pub fn answered(&mut self, border: &mut Border, ticket: AskTicket, answer: Answer) {
+    pub fn answered(&mut self, net: &mut Net, ticket: AskTicket, answer: Answer) {
         self.leave(match ticket.about {
             Topic::Node => Fact::Nodes(ForNodes::Located { number: ticket.number, answer }),
             Topic::Call | Topic::Tunnel => Fact::Sessions(ForSessions::Answered { ticket, answer }),
         });
-        self.settle(border);
+        self.settle(net);
     }
 
     /// Whether a drain goes on although this core has no client any more: others may need it.
@@ -207,24 +207,24 @@ impl Shard {
     /// Gives what components have left to those it is for, until nothing is left. Most calls leave
     /// nothing.
     #[inline(always)]
-    fn settle(&mut self, border: &mut Border) {
+    fn settle(&mut self, net: &mut Net) {
         if !self.left.is_quiet() || self.relay.has_tail() {
-            self.settle_all(border);
+            self.settle_all(net);
         }
     }
 
     #[inline(never)]
-    fn settle_all(&mut self, border: &mut Border) {
-        self.now = border.now;
+    fn settle_all(&mut self, net: &mut Net) {
+        self.now = net.now;
         loop {
             // The consequences of one come before the next.
             while let Some(fact) = self.left.next(&mut self.metrics) {
-                self.give(border, fact);
+                self.give(net, fact);
             }
             if !self.relay.has_tail() {
                 break;
             }
-            self.relay.read_tail(turn!(self, border));
+            self.relay.read_tail(turn!(self, net));
         }
         if !self.left.edges.is_empty() {
             self.read_edges();
@@ -244,39 +244,39 @@ impl Shard {
     }
 
     /// Gives a fact to the component it is for.
-    fn give(&mut self, border: &mut Border, fact: Fact) {
+    fn give(&mut self, net: &mut Net, fact: Fact) {
         match fact {
-            Fact::Relay(fact) => self.relay.on(turn!(self, border), fact),
-            Fact::Sessions(fact) => self.sessions.on(turn!(self, border), fact),
+            Fact::Relay(fact) => self.relay.on(turn!(self, net), fact),
+            Fact::Sessions(fact) => self.sessions.on(turn!(self, net), fact),
             Fact::Workers(ForWorkers::SendHome { conn, core }) if self.cores.mail_waits(core) => {
-                self.workers.on(turn!(self, border), ForWorkers::NoWayHome { conn });
+                self.workers.on(turn!(self, net), ForWorkers::NoWayHome { conn });
             }
-            Fact::Workers(fact) => self.workers.on(turn!(self, border), fact),
-            Fact::Nodes(fact) => self.nodes.on(turn!(self, border), fact),
-            Fact::Elsewhere(elsewhere) => handover::elsewhere(self, border, elsewhere),
+            Fact::Workers(fact) => self.workers.on(turn!(self, net), fact),
+            Fact::Nodes(fact) => self.nodes.on(turn!(self, net), fact),
+            Fact::Elsewhere(elsewhere) => handover::elsewhere(self, net, elsewhere),
             Fact::Knock { conn, client } => handover::knock(self, conn, client),
             Fact::NodeLeaves { node } => handover::node_leaves(self, node),
             Fact::Send { to, post } => {
                 let attachments = self.sessions.len();
-                if let Some(heard) = self.cores.send(turn!(self, border), attachments, to, post) {
-                    self.hear(border, heard);
+                if let Some(heard) = self.cores.send(turn!(self, net), attachments, to, post) {
+                    self.hear(net, heard);
                 }
             }
             Fact::Renewed { core } => {
                 let attachments = self.sessions.len();
-                self.cores.renew(turn!(self, border), attachments, core);
+                self.cores.renew(turn!(self, net), attachments, core);
             }
             Fact::Ask(ask) => {
                 let local = (&*self.policy, || self.sessions.draw());
-                self.desk.ask(turn!(self, border), local, ask);
+                self.desk.ask(turn!(self, net), local, ask);
             }
-            Fact::Dial { key, address } => self.dial(border, key, address),
-            Fact::Undial { conn } => border.close(conn, Close::Now),
+            Fact::Dial { key, address } => self.dial(net, key, address),
+            Fact::Undial { conn } => net.close(conn, Close::Now),
         }
     }
 
     /// What a core has said.
-    fn hear(&mut self, border: &mut Border, heard: Heard) {
+    fn hear(&mut self, net: &mut Net, heard: Heard) {
         match heard {
             Heard::Fact(fact) => self.leave(fact),
             Heard::Connect(moved) => {
@@ -293,13 +293,13 @@ impl Shard {
                 let room = self.admits(Listener::Worker).is_ok();
                 self.leave(Fact::Sessions(ForSessions::Resumed { resumed, room }));
             }
-            Heard::Void { core } => self.void(border, core),
+            Heard::Void { core } => self.void(net, core),
         }
     }
 
-    fn dial(&mut self, border: &mut Border, key: Key, address: SocketAddr) {
+    fn dial(&mut self, net: &mut Net, key: Key, address: SocketAddr) {
         let fact = match self.admits(Listener::Worker) {
-            Ok(()) => ForSessions::Dialling { key, conn: border.dial(address) },
+            Ok(()) => ForSessions::Dialling { key, conn: net.dial(address) },
             Err(_) => ForSessions::NotDialled { key },
         };
         self.leave(Fact::Sessions(fact));
@@ -329,142 +329,136 @@ impl Shard {
 
     /// What waited in this turn is read, and who has left is parted from.
     #[cold]
-    fn read_on(&mut self, border: &mut Border) {
-        while self.relay.read_kept(turn!(self, border)) == Step::More {
-            self.settle(border);
+    fn read_on(&mut self, net: &mut Net) {
+        while self.relay.read_kept(turn!(self, net)) == Step::More {
+            self.settle(net);
         }
-        self.relay.part_clients(turn!(self, border));
-        self.settle(border);
+        self.relay.part_clients(turn!(self, net));
+        self.settle(net);
     }
 
     #[inline(never)]
-    fn turn_workers(&mut self, border: &mut Border) {
-        self.workers.turn(turn!(self, border));
-        self.settle(border);
+    fn turn_workers(&mut self, net: &mut Net) {
+        self.workers.turn(turn!(self, net));
+        self.settle(net);
     }
 
     /// Asks for the tunnels of the attachments made in this turn. What finds no room may leave its
     /// requests to others, which are as fresh.
     #[inline(never)]
-    fn launch(&mut self, border: &mut Border) {
+    fn launch(&mut self, net: &mut Net) {
         while self.sessions.has_fresh() {
-            self.sessions.launch(turn!(self, border));
-            self.settle(border);
+            self.sessions.launch(turn!(self, net));
+            self.settle(net);
         }
     }
 
     /// Bytes of a connection that goes to another gateway, or comes from one.
     #[inline(never)]
-    fn received_by_nodes(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        self.nodes.received(turn!(self, border), conn, segment);
-        self.settle(border);
+    fn received_by_nodes(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        self.nodes.received(turn!(self, net), conn, segment);
+        self.settle(net);
     }
 
     /// Bytes of a connection that is not the relay's: a worker's.
     #[inline(never)]
-    fn received_by_workers(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        self.workers.received(turn!(self, border), conn, segment);
-        self.settle(border);
+    fn received_by_workers(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        self.workers.received(turn!(self, net), conn, segment);
+        self.settle(net);
     }
 }
 
 impl Core for Shard {
     type Post = ShardPost;
 
-    fn accepted(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        listener: Listener,
-        peer: SocketAddr,
-    ) {
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         if let Err(limit) = self.admits(listener) {
             self.metrics.limit_hit(limit);
-            return border.close(conn, Close::Now);
+            return net.close(conn, Close::Now);
         }
         match listener {
             Listener::Client => {
                 self.metrics.client_connections_opened += 1;
-                self.relay.accepted(turn!(self, border), conn, peer);
+                self.relay.accepted(turn!(self, net), conn, peer);
                 self.metrics.active_connections = self.relay.clients() as u64;
                 self.keep_unanswered(conn);
             }
-            Listener::Worker => self.workers.accepted(turn!(self, border), conn, peer),
-            Listener::Cluster => self.nodes.accepted(turn!(self, border), conn, peer),
+            Listener::Worker => self.workers.accepted(turn!(self, net), conn, peer),
+            Listener::Cluster => self.nodes.accepted(turn!(self, net), conn, peer),
         }
-        self.settle(border);
+        self.settle(net);
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
         if self.nodes.holds(conn) {
-            self.nodes.dialled(turn!(self, border), conn, result);
+            self.nodes.dialled(turn!(self, net), conn, result);
         } else {
-            self.sessions.dial_ended(turn!(self, border), conn, result);
+            self.sessions.dial_ended(turn!(self, net), conn, result);
         }
-        self.settle(border);
+        self.settle(net);
     }
 
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         if self.nodes.holds(conn) {
-            return self.received_by_nodes(border, conn, segment);
+            return self.received_by_nodes(net, conn, segment);
         }
         if self.handover.keeps(conn) {
-            return self.received_and_kept(border, conn, segment);
+            return self.received_and_kept(net, conn, segment);
         }
         let mut pos = 0;
         loop {
-            let step = self.relay.received(turn!(self, border), conn, segment, &mut pos);
-            self.settle(border);
+            let step = self.relay.received(turn!(self, net), conn, segment, &mut pos);
+            self.settle(net);
             match step {
                 Step::More => {}
                 Step::Done => return,
-                Step::Foreign => return self.received_by_workers(border, conn, segment),
+                Step::Foreign => return self.received_by_workers(net, conn, segment),
             }
         }
     }
 
-    fn addressed(&mut self, _border: &mut Border, conn: ConnId, peer: SocketAddr) {
+    fn addressed(&mut self, _net: &mut Net, conn: ConnId, peer: SocketAddr) {
         self.relay.addressed(conn, peer);
         self.workers.addressed(conn, peer);
     }
 
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        self.stay_to_the_end(border, conn, end);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        self.stay_to_the_end(net, conn, end);
         if self.nodes.holds(conn) {
-            self.nodes.ended(turn!(self, border), conn, end);
+            self.nodes.ended(turn!(self, net), conn, end);
         } else if self.workers.holds(conn) {
-            self.workers.ended(turn!(self, border), conn, end);
+            self.workers.ended(turn!(self, net), conn, end);
         } else {
-            self.relay.ended(turn!(self, border), conn, end);
+            self.relay.ended(turn!(self, net), conn, end);
         }
-        self.settle(border);
+        self.settle(net);
     }
 
-    fn written(&mut self, border: &mut Border, conn: ConnId, _bytes: usize) {
+    fn written(&mut self, net: &mut Net, conn: ConnId, _bytes: usize) {
         if self.nodes.holds(conn) {
-            self.nodes.written(turn!(self, border), conn);
+            self.nodes.written(turn!(self, net), conn);
         } else {
-            self.relay.written(turn!(self, border), conn);
+            self.relay.written(turn!(self, net), conn);
         }
-        self.settle(border);
+        self.settle(net);
     }
 
     fn awaits(&self, conn: ConnId) -> bool {
         self.relay.awaits(conn) || self.nodes.awaits(conn)
     }
 
-    fn posted(&mut self, border: &mut Border, post: ShardPost) {
-        self.now = border.now;
+    fn posted(&mut self, net: &mut Net, post: ShardPost) {
+        self.now = net.now;
         match post {
             ShardPost::Snapshot { ticket } => {
                 let begins = !self.survey.is_open();
                 self.survey.ask(ticket);
                 if begins {
-                    snapshot::survey(self, border);
+                    snapshot::survey(self, net);
                 }
             }
             ShardPost::Rows { ticket, from, wanted } => {
-                let page = Box::new(snapshot::page(self, border, from, wanted));
+                let page = Box::new(snapshot::page(self, net, from, wanted));
                 self.posts.push(ControlPost::Rows { ticket, page });
             }
             ShardPost::Beat { ticket } => {
@@ -477,7 +471,7 @@ impl Core for Shard {
             ShardPost::Policy(policy) => {
                 let old = std::mem::replace(&mut self.policy, policy.clone());
                 self.workers.replace_policy(policy.clone());
-                self.sessions.replace_policy(turn!(self, border), policy);
+                self.sessions.replace_policy(turn!(self, net), policy);
                 // A large one takes long to be taken apart: not here, if this core is the last.
                 self.posts.push(ControlPost::Replaced { policy: old });
             }
@@ -485,75 +479,75 @@ impl Core for Shard {
                 self.sessions.share(&keys);
                 self.nodes.replace_keys(keys);
             }
-            ShardPost::Answer { ticket, answer } => self.answered(border, ticket, answer),
+            ShardPost::Answer { ticket, answer } => self.answered(net, ticket, answer),
             ShardPost::Unready => self.relay.set_unready(),
             ShardPost::Health(ills) => self.relay.set_ills(ills),
-            ShardPost::Drain { max } => self.drain(border, max),
-            ShardPost::End { id } => self.sessions.end_session(turn!(self, border), id),
-            ShardPost::Stop => self.end_all(border, Close::Now),
+            ShardPost::Drain { max } => self.drain(net, max),
+            ShardPost::End { id } => self.sessions.end_session(turn!(self, net), id),
+            ShardPost::Stop => self.end_all(net, Close::Now),
             ShardPost::Core(post) => {
                 if let Some(heard) = self.cores.heard(post) {
-                    self.hear(border, heard);
+                    self.hear(net, heard);
                 }
             }
-            ShardPost::Restarted { core } => self.restarted(border, core),
+            ShardPost::Restarted { core } => self.restarted(net, core),
             ShardPost::Client { parcel, peer } => {
-                let conn = border.admit(parcel, Listener::Client);
-                self.accepted(border, conn, Listener::Client, peer);
+                let conn = net.admit(parcel, Listener::Client);
+                self.accepted(net, conn, Listener::Client, peer);
             }
         }
-        self.settle(border);
+        self.settle(net);
     }
 
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
         if self.workers.holds(conn) {
-            self.workers.detached(turn!(self, border), conn, parcel);
+            self.workers.detached(turn!(self, net), conn, parcel);
         } else if let Some(parcel) = self.handover.hand_over(conn, parcel) {
-            self.relay.detached(turn!(self, border), conn, parcel);
+            self.relay.detached(turn!(self, net), conn, parcel);
         }
-        self.settle(border);
+        self.settle(net);
     }
 
-    fn turn(&mut self, border: &mut Border) {
-        self.now = border.now;
+    fn turn(&mut self, net: &mut Net) {
+        self.now = net.now;
         if self.left.waits() {
             self.left.take_up();
-            self.settle(border);
+            self.settle(net);
         }
         if self.cores.waits() {
-            self.resend(border);
+            self.resend(net);
         }
-        if self.timers.are_due(border.now) {
-            fire::fire_timers(self, border);
+        if self.timers.are_due(net.now) {
+            fire::fire_timers(self, net);
         }
         if self.sessions.renews() {
-            fire::renew_terms(self, border);
+            fire::renew_terms(self, net);
         }
         if self.survey.is_open() {
-            snapshot::survey(self, border);
+            snapshot::survey(self, net);
         }
         if self.relay.has_unread() {
-            self.read_on(border);
+            self.read_on(net);
         }
-        if self.workers.deadline().is_some_and(|at| at <= border.now) {
-            self.turn_workers(border);
+        if self.workers.deadline().is_some_and(|at| at <= net.now) {
+            self.turn_workers(net);
         }
         if self.nodes.has_ready() {
-            handover::go_on_here(self, border);
+            handover::go_on_here(self, net);
         }
         if self.sessions.has_fresh() {
-            self.launch(border);
+            self.launch(net);
         }
         if self.relay.holds_nothing() {
-            border.end_stash();
+            net.end_stash();
         }
         if self.draining.is_some() {
-            self.drain_turn(border);
+            self.drain_turn(net);
         }
     }
 
-    fn relieve(&mut self, border: &mut Border) {
-        self.relay.relieve(turn!(self, border));
+    fn relieve(&mut self, net: &mut Net) {
+        self.relay.relieve(turn!(self, net));
     }
 
     fn deadline(&self) -> Option<Time> {

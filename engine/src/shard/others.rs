@@ -7,87 +7,87 @@ use super::Shard;
 use super::facts::Fact;
 use super::timer::Due;
 use super::turn::{Draining, Turn};
-use crate::border::{Border, Close, Listener};
+use crate::net::{Close, Listener, Net};
 
 impl Shard {
     /// Another core has lost messages that were meant for this one: what it asked of it is void, and
     /// what was asked of it is done again.
-    pub(super) fn void(&mut self, border: &mut Border, core: u16) {
-        self.workers.forget_core(turn!(self, border), core);
-        self.sessions.core_void(turn!(self, border), core);
-        self.workers.renew(turn!(self, border), core);
+    pub(super) fn void(&mut self, net: &mut Net, core: u16) {
+        self.workers.forget_core(turn!(self, net), core);
+        self.sessions.core_void(turn!(self, net), core);
+        self.workers.renew(turn!(self, net), core);
         self.leave(Fact::Renewed { core });
     }
 
     /// Another core's shard panicked: all it knew is gone.
-    pub(super) fn restarted(&mut self, border: &mut Border, core: u16) {
+    pub(super) fn restarted(&mut self, net: &mut Net, core: u16) {
         let attachments = self.sessions.len();
-        if self.cores.restarted(turn!(self, border), attachments, core) {
-            self.workers.forget_core(turn!(self, border), core);
-            self.sessions.core_restarted(turn!(self, border), core);
-            self.workers.renew(turn!(self, border), core);
+        if self.cores.restarted(turn!(self, net), attachments, core) {
+            self.workers.forget_core(turn!(self, net), core);
+            self.sessions.core_restarted(turn!(self, net), core);
+            self.workers.renew(turn!(self, net), core);
             self.leave(Fact::Renewed { core });
         }
     }
 
     /// Messages for which there was no room are sent again.
     #[cold]
-    pub(super) fn resend(&mut self, border: &mut Border) {
-        for core in self.cores.overrun(&*turn!(self, border)) {
-            self.sessions.renew(turn!(self, border), core);
-            self.workers.renew(turn!(self, border), core);
+    pub(super) fn resend(&mut self, net: &mut Net) {
+        for core in self.cores.overrun(&*turn!(self, net)) {
+            self.sessions.renew(turn!(self, net), core);
+            self.workers.renew(turn!(self, net), core);
             self.leave(Fact::Renewed { core });
-            self.settle(border);
+            self.settle(net);
         }
-        self.cores.retry(&*turn!(self, border));
+        self.cores.retry(&*turn!(self, net));
     }
 
     // ---- leaving ----
 
     /// Takes no new clients, warns the ones there are.
-    pub(super) fn drain(&mut self, border: &mut Border, max: Duration) {
+    pub(super) fn drain(&mut self, net: &mut Net, max: Duration) {
         if self.draining.is_some() {
             return;
         }
         self.draining = Some(Draining::Open);
-        border.unlisten(Listener::Client);
-        self.timers.arm(border.now + max, Due::Drain);
+        net.unlisten(Listener::Client);
+        self.timers.arm(net.now + max, Due::Drain);
         // Nobody may come back any more.
-        self.sessions.drain(turn!(self, border));
-        self.settle(border);
-        self.relay.drain(turn!(self, border));
-        self.nodes.leave(turn!(self, border));
+        self.sessions.drain(turn!(self, net));
+        self.settle(net);
+        self.relay.drain(turn!(self, net));
+        self.nodes.leave(turn!(self, net));
     }
 
     /// Ends everything that is left.
-    pub(super) fn end_all(&mut self, border: &mut Border, how: Close) {
+    pub(super) fn end_all(&mut self, net: &mut Net, how: Close) {
         self.draining = Some(Draining::Over);
-        border.unlisten(Listener::Client);
-        border.unlisten(Listener::Worker);
-        border.unlisten(Listener::Cluster);
-        self.relay.end_all(turn!(self, border), how);
-        self.settle(border);
+        net.unlisten(Listener::Client);
+        net.unlisten(Listener::Worker);
+        net.unlisten(Listener::Cluster);
+        self.relay.end_all(turn!(self, net), how);
+        self.settle(net);
         for conn in self.workers.ids() {
-            self.workers.end(turn!(self, border), conn, how);
-            self.settle(border);
+            self.workers.end(turn!(self, net), conn, how);
+            self.settle(net);
         }
         for conn in self.nodes.ids() {
-            self.nodes.end(turn!(self, border), conn, how);
+            self.nodes.end(turn!(self, net), conn, how);
         }
     }
 
     /// Called each turn while the core drains: that is over when no client is left, on any core. Until
     /// then other cores' tokens, work and sessions need this one.
     #[cold]
-    pub(super) fn drain_turn(&mut self, border: &mut Border) {
+    pub(super) fn drain_turn(&mut self, net: &mut Net) {
         let open = self.draining == Some(Draining::Open);
         if open && !self.stays && self.all_are_idle() {
-            self.end_all(border, Close::Flush);
+            self.end_all(net, Close::Flush);
         }
         let over = self.draining == Some(Draining::Over);
         if over || self.has_no_peers() {
             let attachments = self.sessions.len();
-            self.cores.tell_idle(turn!(self, border), attachments);
+            self.cores.tell_idle(turn!(self, net), attachments);
         }
         // Connections that are still being flushed are the reactor's concern.
         self.finished |= over;

@@ -4,8 +4,8 @@
 use super::Shard;
 use super::relay::Fullest;
 use super::turn::Turn;
-use crate::border::Border;
 use crate::metrics::{CopyWhy, Limit};
+use crate::net::Net;
 use crate::post::{Bookmark, ControlPost, Page, Snapshot};
 use crate::trail::IdBegin;
 
@@ -42,7 +42,7 @@ impl Survey {
 }
 
 /// Goes on with the look at all connections, and answers at its end.
-pub(super) fn survey(shard: &mut Shard, border: &Border) {
+pub(super) fn survey(shard: &mut Shard, net: &Net) {
     let Survey { tickets, at, fullest } = &mut shard.survey;
     if let Some(next) = shard.relay.survey(*at, LOOKS, fullest) {
         *at = next;
@@ -51,17 +51,17 @@ pub(super) fn survey(shard: &mut Shard, border: &Border) {
     let (tickets, fullest) = (std::mem::take(tickets), std::mem::take(fullest));
     *at = 0;
     for ticket in tickets {
-        let snapshot = Box::new(snapshot(shard, border, &fullest));
+        let snapshot = Box::new(snapshot(shard, net, &fullest));
         let core = shard.settings.core;
         shard.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
     }
 }
 
-fn snapshot(shard: &Shard, border: &Border, fullest: &Fullest) -> Snapshot {
+fn snapshot(shard: &Shard, net: &Net, fullest: &Fullest) -> Snapshot {
     let mut metrics = shard.metrics.clone();
     metrics.function_requests.expire(shard.now);
-    metrics.payload_copied[CopyWhy::SlowPeer.index()] += border.copied_out;
-    metrics.inlet = border.tally.inlet;
+    metrics.payload_copied[CopyWhy::SlowPeer.index()] += net.copied_out;
+    metrics.inlet = net.tally.inlet;
     shard.relay.gauge(&shard.settings, fullest, &mut metrics);
     shard.sessions.gauge(&shard.settings, &mut metrics);
     shard.nodes.gauge(&shard.settings, &mut metrics);
@@ -77,11 +77,11 @@ fn snapshot(shard: &Shard, border: &Border, fullest: &Fullest) -> Snapshot {
 /// A page of sessions, those only whose id begins as wanted.
 pub(super) fn page(
     shard: &mut Shard,
-    border: &mut Border,
+    net: &mut Net,
     from: Bookmark,
     wanted: Option<IdBegin>,
 ) -> Page {
-    let (rows, next) = shard.sessions.page(&*turn!(shard, border), from, wanted);
+    let (rows, next) = shard.sessions.page(&*turn!(shard, net), from, wanted);
     let shown =
         rows.into_iter().map(|(key, row)| match key.and_then(|key| shard.relay.facts(key)) {
             Some(facts) => facts.show(row),
@@ -95,9 +95,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::border::{Core, Listener};
     use crate::config::Config;
     use crate::control::local::Policy;
+    use crate::net::{Core, Listener};
     use crate::post::ShardPost;
     use crate::shard::turn::rig::Rig;
 
@@ -116,25 +116,25 @@ mod tests {
         let mut rig = Rig::with(0, 1, Config::dev());
         let policy = Policy::new(&rig.settings.config.tenants, &rig.settings.config.functions);
         let mut shard = Shard::new(rig.settings, Arc::new(policy));
-        let border = &mut rig.border;
+        let net = &mut rig.net;
         let peer = "192.0.2.1:5".parse().expect("an address");
         for _ in 0..2 * LOOKS + 1 {
-            let conn = border.open();
-            shard.accepted(border, conn, Listener::Client, peer);
+            let conn = net.open();
+            shard.accepted(net, conn, Listener::Client, peer);
         }
-        shard.posted(border, ShardPost::Snapshot { ticket: 7 });
+        shard.posted(net, ShardPost::Snapshot { ticket: 7 });
         for turn in 1..3 {
-            assert_eq!(shard.deadline(), Some(border.now), "turn {turn}");
+            assert_eq!(shard.deadline(), Some(net.now), "turn {turn}");
             assert_eq!(posts(&mut shard), [0; 0], "turn {turn}");
             if turn == 1 {
-                shard.posted(border, ShardPost::Snapshot { ticket: 8 });
+                shard.posted(net, ShardPost::Snapshot { ticket: 8 });
             }
-            shard.turn(border);
+            shard.turn(net);
         }
         assert_eq!(posts(&mut shard), [7, 8]);
-        assert_ne!(shard.deadline(), Some(border.now));
-        shard.posted(border, ShardPost::Snapshot { ticket: 9 });
-        (0..2).for_each(|_| shard.turn(border));
+        assert_ne!(shard.deadline(), Some(net.now));
+        shard.posted(net, ShardPost::Snapshot { ticket: 9 });
+        (0..2).for_each(|_| shard.turn(net));
         assert_eq!(posts(&mut shard), [9], "the next look begins anew");
     }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 
 use super::table::Key;
-use crate::border::ConnId;
+use crate::net::ConnId;
 
 /// How long a tunnel lasts at least beside the one that has come in its place. A worker ends a session
 /// with its last tunnel (contract 4.6), and may see the one's end before it has counted the other.

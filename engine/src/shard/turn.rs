@@ -1,5 +1,5 @@
-//! What a component is given with each call: the border, the instant, and where to leave what it
-//! cannot do itself.
+//! What a component is given with each call: the network interface, the instant, and where to leave
+//! what it cannot do itself.
 
 use ringway_proto::date::HttpDate;
 use ringway_proto::time::Time;
@@ -8,9 +8,9 @@ use super::facts::{Edge, Fact, ForRelay, ForSessions, ForWorkers};
 use super::settings::ShardSettings;
 use super::table::Key;
 use super::timer::{Due, Timers};
-use crate::border::{Border, ConnId};
 use crate::log::{Line, Lines};
 use crate::metrics::{Limit, ShardMetrics};
+use crate::net::{ConnId, Net};
 use crate::post::CorePost;
 
 /// How many facts one after the other may follow from one. A fact of rank n leaves facts of rank
@@ -125,7 +125,7 @@ impl Left {
 
 /// One call of a component.
 pub(crate) struct Turn<'a> {
-    pub(crate) border: &'a mut Border,
+    pub(crate) net: &'a mut Net,
     pub(crate) now: Time,
     pub(crate) settings: &'a ShardSettings,
     pub(crate) metrics: &'a mut ShardMetrics,
@@ -206,7 +206,7 @@ impl Turn<'_> {
     }
 
     pub(crate) fn put(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.border.put(conn, bytes);
+        self.net.put(conn, bytes);
     }
 }
 
@@ -228,7 +228,7 @@ pub(crate) mod rig {
 
     /// A component's surroundings.
     pub(crate) struct Rig {
-        pub(crate) border: Border,
+        pub(crate) net: Net,
         pub(crate) settings: ShardSettings,
         pub(crate) metrics: ShardMetrics,
         pub(crate) timers: Timers,
@@ -260,10 +260,10 @@ pub(crate) mod rig {
                 version: "test",
                 commit: "test",
             };
-            let mut border = Border::new(Pool::new(4, 4096));
-            border.now = Time(1_000_000);
+            let mut net = Net::new(Pool::new(4, 4096));
+            net.now = Time(1_000_000);
             Self {
-                border,
+                net,
                 settings,
                 metrics: ShardMetrics::default(),
                 timers: Timers::default(),
@@ -274,8 +274,8 @@ pub(crate) mod rig {
 
         pub(crate) fn turn(&mut self) -> Turn<'_> {
             Turn {
-                now: self.border.now,
-                border: &mut self.border,
+                now: self.net.now,
+                net: &mut self.net,
                 settings: &self.settings,
                 metrics: &mut self.metrics,
                 timers: &mut self.timers,

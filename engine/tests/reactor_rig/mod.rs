@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringway::border::{Border, ConnId, Core, End, Listener, Parcel, Tally};
 use ringway::metrics::Backend;
+use ringway::net::{ConnId, Core, End, Listener, Net, Parcel, Tally};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::{Sender, mailbox};
@@ -137,7 +137,7 @@ impl Noise {
     }
 }
 
-/// What a core saw of its own border.
+/// What a core saw of its own network interface.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sight {
     pub(crate) tally: Tally,
@@ -167,45 +167,45 @@ impl<C> Watched<C> {
 impl<C: Core> Core for Watched<C> {
     type Post = C::Post;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, by: Listener, peer: SocketAddr) {
-        self.core.accepted(border, conn, by, peer);
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, by: Listener, peer: SocketAddr) {
+        self.core.accepted(net, conn, by, peer);
     }
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
-        self.core.dialled(border, conn, result);
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
+        self.core.dialled(net, conn, result);
     }
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        self.core.received(border, conn, segment);
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        self.core.received(net, conn, segment);
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        self.core.ended(border, conn, end);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        self.core.ended(net, conn, end);
     }
-    fn addressed(&mut self, border: &mut Border, conn: ConnId, peer: SocketAddr) {
-        self.core.addressed(border, conn, peer);
+    fn addressed(&mut self, net: &mut Net, conn: ConnId, peer: SocketAddr) {
+        self.core.addressed(net, conn, peer);
     }
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        self.core.detached(border, conn, parcel);
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+        self.core.detached(net, conn, parcel);
     }
     fn awaits(&self, conn: ConnId) -> bool {
         self.core.awaits(conn)
     }
-    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
-        self.core.written(border, conn, bytes);
+    fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {
+        self.core.written(net, conn, bytes);
     }
-    fn posted(&mut self, border: &mut Border, post: C::Post) {
-        self.core.posted(border, post);
+    fn posted(&mut self, net: &mut Net, post: C::Post) {
+        self.core.posted(net, post);
     }
-    fn turn(&mut self, border: &mut Border) {
-        self.core.turn(border);
-        self.now = border.now;
+    fn turn(&mut self, net: &mut Net) {
+        self.core.turn(net);
+        self.now = net.now;
         let mut sight = self.sight.lock().unwrap();
-        sight.tally = border.tally;
-        sight.chunks_live = border.pool.chunks_live();
+        sight.tally = net.tally;
+        sight.chunks_live = net.pool.chunks_live();
         sight.chunks_most = sight.chunks_most.max(sight.chunks_live);
-        sight.free = border.pool.ring_free();
-        sight.copied_out = border.copied_out;
+        sight.free = net.pool.ring_free();
+        sight.copied_out = net.copied_out;
     }
-    fn relieve(&mut self, border: &mut Border) {
-        self.core.relieve(border);
+    fn relieve(&mut self, net: &mut Net) {
+        self.core.relieve(net);
     }
     fn deadline(&self) -> Option<Time> {
         let glance = self.now + GLANCE;
@@ -224,7 +224,7 @@ pub(crate) enum Fact {
     Ended(ConnId, End),
 }
 
-type Errand = Box<dyn FnOnce(&mut Desk, &mut Border) + Send>;
+type Errand = Box<dyn FnOnce(&mut Desk, &mut Net) + Send>;
 
 /// A core that notes what it is told and does what the test sends it to do.
 #[derive(Default)]
@@ -256,45 +256,45 @@ impl Desk {
 impl Core for Desk {
     type Post = Errand;
 
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, _: Listener, _: SocketAddr) {
-        assert!(border.is_open(conn));
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
+        assert!(net.is_open(conn));
         self.accepted_now += 1;
         self.facts.push(Fact::Accepted(conn));
     }
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
-        assert_eq!(border.is_open(conn), result.is_ok());
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
+        assert_eq!(net.is_open(conn), result.is_ok());
         self.facts.push(Fact::Dialled(conn, result));
     }
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
-        assert!(border.is_open(conn), "a dead id was told of bytes");
-        self.bytes.entry(conn).or_default().extend_from_slice(border.pool.bytes(segment));
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
+        assert!(net.is_open(conn), "a dead id was told of bytes");
+        self.bytes.entry(conn).or_default().extend_from_slice(net.pool.bytes(segment));
     }
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
-        assert_eq!(border.is_open(conn), end.is_half());
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
+        assert_eq!(net.is_open(conn), end.is_half());
         self.facts.push(Fact::Ended(conn, end));
     }
     fn awaits(&self, _: ConnId) -> bool {
         !self.patient
     }
-    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
-        assert!(border.is_open(conn), "a dead id was told of a send");
+    fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {
+        assert!(net.is_open(conn), "a dead id was told of a send");
         *self.written.entry(conn).or_default() += bytes;
     }
-    fn posted(&mut self, border: &mut Border, post: Errand) {
-        post(self, border);
+    fn posted(&mut self, net: &mut Net, post: Errand) {
+        post(self, net);
     }
-    fn turn(&mut self, border: &mut Border) {
+    fn turn(&mut self, net: &mut Net) {
         self.most_accepted = self.most_accepted.max(std::mem::take(&mut self.accepted_now));
-        if self.deadline.is_some_and(|at| at <= border.now) {
+        if self.deadline.is_some_and(|at| at <= net.now) {
             self.deadline = None;
-            self.fired = Some(border.now);
+            self.fired = Some(net.now);
         }
     }
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
-        assert!(!border.is_open(conn), "a connection that is let go of is dead");
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+        assert!(!net.is_open(conn), "a connection that is let go of is dead");
         self.parcels.push((conn, parcel));
     }
-    fn relieve(&mut self, _: &mut Border) {}
+    fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
         self.deadline
     }
@@ -307,11 +307,11 @@ impl Running<Desk> {
     /// Does something on the core's thread and brings the answer back.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
-        errand: impl FnOnce(&mut Desk, &mut Border) -> T + Send + 'static,
+        errand: impl FnOnce(&mut Desk, &mut Net) -> T + Send + 'static,
     ) -> T {
         let (answer, answered) = mpsc::channel();
-        let errand: Errand = Box::new(move |desk, border| {
-            let _ = answer.send(errand(desk, border));
+        let errand: Errand = Box::new(move |desk, net| {
+            let _ = answer.send(errand(desk, net));
         });
         assert!(self.sender.send(errand).is_ok(), "the mailbox was full");
         answered.recv_timeout(SOON).expect("the core did not answer")
@@ -341,6 +341,6 @@ impl Running<Desk> {
     }
 
     pub(crate) fn finish(self) -> Desk {
-        self.stop(Box::new(|desk: &mut Desk, _: &mut Border| desk.stopped = true))
+        self.stop(Box::new(|desk: &mut Desk, _: &mut Net| desk.stopped = true))
     }
 }

@@ -1,7 +1,7 @@
 //! Calls from end to end.
 
-use ringway::border::End;
 use ringway::metrics::CopyWhy;
+use ringway::net::End;
 use ringway_proto::h2::{ErrorCode, HeadKind};
 
 use crate::peer::{Peer, Seen};
@@ -44,7 +44,7 @@ fn a_first_call_opens_a_session_and_comes_back() {
     world.end(client.conn, End::Fin);
     assert!(world.is_closed(worker.conn), "the client's tunnels close with it");
     assert!(world.shard.is_empty(), "{:?}", world.shard);
-    assert_eq!(world.border.pool.chunks_live(), 0);
+    assert_eq!(world.net.pool.chunks_live(), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
+use ringway::net::{End, Listener};
 use ringway_proto::h2::{ErrorCode, StreamKey};
 
 use crate::machine::{Machine, Tunnel};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
+use ringway::net::{ConnId, End, Listener};
 
 use crate::cores::{UNKEPT, attached, dispatch_home, none_of, serve};
 use crate::machine::{Machine, Tunnel};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{Core, End, Listener};
 use ringway::metrics::Limit;
+use ringway::net::{Core, End, Listener};
 use ringway::post::ShardPost;
 
 use crate::cores::{

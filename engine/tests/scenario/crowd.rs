@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use ringway::border::{ConnId, End};
+use ringway::net::{ConnId, End};
 use ringway_proto::h2::{ErrorCode, HeadKind};
 
 use crate::machine::{Machine, Socket, Tunnel};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
+use ringway::net::{ConnId, End, Listener};
 use ringway::post::ShardPost;
 use ringway_proto::h2::{ErrorCode, StreamKey};
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
+use ringway::net::{End, Listener};
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, poll_request};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{Core, End};
 use ringway::metrics::Limit;
+use ringway::net::{Core, End};
 use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
@@ -100,7 +100,7 @@ fn a_client_that_does_not_read_holds_little_and_gets_all_in_the_end() {
         sent += room;
         assert!(sent < 4_000_000, "credit without end for bytes that go nowhere");
     }
-    assert!(world.border.queued(client.conn) < 300_000);
+    assert!(world.net.queued(client.conn) < 300_000);
     world.block(client.conn, false);
     for _ in 0..20 {
         client.sync(&mut world);
@@ -122,10 +122,10 @@ fn short_receive_memory_is_relieved_by_copies_that_are_counted() {
     // It reads nothing more: what its window does not allow waits where it was received.
     world.block(worker.conn, true);
     client.data(&mut world, call, &[3; 40_000], false);
-    let free_before = world.border.pool.ring_free();
+    let free_before = world.net.pool.ring_free();
     world.relieve();
-    assert!(world.border.pool.ring_free() > free_before);
-    assert!(world.border.copied_out >= 20_000, "{}", world.border.copied_out);
+    assert!(world.net.pool.ring_free() > free_before);
+    assert!(world.net.copied_out >= 20_000, "{}", world.net.copied_out);
     world.block(worker.conn, false);
     for _ in 0..20 {
         worker.sync(&mut world);
@@ -154,8 +154,8 @@ fn when_all_have_gone_nothing_is_left() {
         assert!(poll(&mut world, &[]).is_none(), "work of clients that are gone");
         world.pass(Duration::from_secs(120));
         assert!(world.shard.is_empty(), "{end:?}: {:?}", world.shard);
-        assert_eq!(world.border.pool.chunks_live(), 0);
-        assert_eq!(world.border.connections(), 0);
+        assert_eq!(world.net.pool.chunks_live(), 0);
+        assert_eq!(world.net.connections(), 0);
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
 use ringway::carry::{Client, Released, Unreadable};
+use ringway::net::{ConnId, End, Listener};
 use ringway_proto::h2::{Limits, Role};
 
 use crate::machine::Machine;
@@ -21,7 +21,7 @@ fn machine() -> Machine {
 
 /// Lets go of a connection, or says that it stays.
 fn release(world: &mut World, conn: ConnId) -> Option<Released> {
-    let leaves = world.shard.let_go(&mut world.border, conn);
+    let leaves = world.shard.let_go(&mut world.net, conn);
     world.settle();
     let mut released = Vec::new();
     world.shard.take_released(&mut released);
@@ -35,7 +35,7 @@ fn take_up(world: &mut World, released: Released) -> ConnId {
     let again = Client::from_bytes(&client.to_bytes(ZERO), ZERO);
     assert_eq!(again, Ok(client));
     let released = Released { parcel, client: again.expect("it is the same") };
-    let conn = world.shard.take_up(&mut world.border, released).expect("there is room");
+    let conn = world.shard.take_up(&mut world.net, released).expect("there is room");
     world.settle();
     conn
 }

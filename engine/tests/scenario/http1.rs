@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
 use ringway::metrics::CloseReason;
+use ringway::net::{ConnId, End, Listener};
 
 use crate::peer::{Work, poll};
 use crate::world::{FUNCTION, World};
@@ -95,7 +95,7 @@ impl Rig {
 
     pub(crate) fn nothing_is_left(&self) {
         assert!(self.world.shard.is_empty(), "{:?}", self.world.shard);
-        assert_eq!(self.world.border.pool.chunks_live(), 0);
+        assert_eq!(self.world.net.pool.chunks_live(), 0);
     }
 }
 
@@ -206,7 +206,7 @@ fn reading_waits_while_much_is_pipelined() {
     let mut rig = Rig::unkept();
     rig.warm_up();
     rig.ask(&get("/1"));
-    let paused = |rig: &Rig| rig.world.border.output(rig.client).is_some_and(|o| o.is_paused());
+    let paused = |rig: &Rig| rig.world.net.output(rig.client).is_some_and(|o| o.is_paused());
     let many = "GET /health HTTP/1.1\r\nHost: g\r\n\r\n".repeat(4000);
     rig.ask(&many);
     assert!(!paused(&rig), "a client that leaves has to be seen");
@@ -234,7 +234,7 @@ fn a_client_that_leaves_behind_pipelined_requests_ends_its_tunnel() {
     rig.warm_up();
     rig.ask(&format!("{}{}", get("/1"), get("/2")));
     assert!(rig.at_worker().starts_with("GET /1 "));
-    let paused = rig.world.border.output(rig.client).is_some_and(|output| output.is_paused());
+    let paused = rig.world.net.output(rig.client).is_some_and(|output| output.is_paused());
     assert!(!paused, "whoever does not read sees no end");
     rig.world.end(rig.client, End::Fin);
     assert!(rig.tunnel_is_closed());
@@ -628,7 +628,7 @@ fn a_slow_receiver_stops_its_sender() {
     let tunnel = rig.attach();
     rig.at_worker();
     rig.world.block(tunnel, true);
-    let paused = |rig: &Rig, conn| rig.world.border.output(conn).is_some_and(|o| o.is_paused());
+    let paused = |rig: &Rig, conn| rig.world.net.output(conn).is_some_and(|o| o.is_paused());
     let mut sent = 0;
     let piece = "u".repeat(30_000);
     while !paused(&rig, rig.client) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End};
+use ringway::net::{ConnId, End};
 use ringway_proto::fields::Fields;
 use ringway_proto::h2::{Conn, Event, Limits, Role};
 
@@ -117,7 +117,7 @@ fn an_end_does_not_overtake_what_waits() {
     }
     let tunnel = rig.tunnel.expect("a tunnel");
     // The world closes at once what is to be flushed: look before.
-    let queued = rig.world.border.queued(rig.client);
+    let queued = rig.world.net.queued(rig.client);
     assert!(queued < sent, "some of it waits in the exchange: {queued}");
     rig.world.block(rig.client, false);
     rig.world.end(tunnel, End::Fin);
@@ -191,7 +191,7 @@ fn early_bytes_are_bounded_by_not_reading() {
     for _ in 0..10 {
         rig.ask(&"x".repeat(30_000));
     }
-    assert!(rig.world.border.output(rig.client).is_some_and(|output| output.is_paused()));
+    assert!(rig.world.net.output(rig.client).is_some_and(|output| output.is_paused()));
     // A reactor that went on all the same is not ours.
     for _ in 0..40 {
         rig.ask(&"x".repeat(30_000));
@@ -215,7 +215,7 @@ struct Upgraded {
 
 impl Upgraded {
     fn new(rig: &mut Rig, magic: bool) -> Self {
-        let now = rig.world.border.now;
+        let now = rig.world.net.now;
         let mut h2 = Conn::new(Role::Client, Limits::default(), now);
         let mut out = Vec::new();
         h2.start(&mut out);
@@ -230,7 +230,7 @@ impl Upgraded {
     fn read(&mut self, world: &mut World, bytes: &[u8]) {
         let (mut pos, mut out) = (0, Vec::new());
         loop {
-            let now = world.border.now;
+            let now = world.net.now;
             match self.h2.next(bytes, &mut pos, &mut self.fields, &mut out, now) {
                 Ok(Event::More) => break,
                 Ok(Event::Head { end_stream, .. }) => {
@@ -367,7 +367,7 @@ fn nonsense_leaves_nothing() {
                 }
                 4 => {
                     if let Some(work) = crate::peer::poll(&mut rig.world, &[]) {
-                        let conn = rig.world.connect(ringway::border::Listener::Worker);
+                        let conn = rig.world.connect(ringway::net::Listener::Worker);
                         rig.world.send(conn, work.connect().as_bytes());
                         rig.tunnel = Some(conn);
                     }

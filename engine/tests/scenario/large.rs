@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
 use ringway::metrics::Limit;
+use ringway::net::{End, Listener};
 use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::fields::Field;
 use ringway_proto::h2::{ErrorCode, HeadKind};

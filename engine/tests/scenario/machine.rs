@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ringway::border::{ConnId, Core, End, Listener};
 use ringway::control::port::Plane;
+use ringway::net::{ConnId, Core, End, Listener};
 use ringway::post::{CorePost, SessionRow, ShardPost};
 use ringway_proto::h2::Limits;
 
@@ -89,7 +89,7 @@ impl Machine {
         for (to, post) in posts {
             assert!(to != core && to < self.lives.len() as u16, "{post:?} for {to}");
             if self.full.contains(&to) {
-                world.shard.undelivered(&mut world.border, to, post);
+                world.shard.undelivered(&mut world.net, to, post);
                 continue;
             }
             self.sent += 1;
@@ -138,15 +138,15 @@ impl Machine {
 
     /// Time passes on all cores alike, and mail arrives at once.
     pub(crate) fn pass(&mut self, time: Duration) {
-        let now = self.worlds.iter().map(|world| world.border.now).max().expect("a core");
+        let now = self.worlds.iter().map(|world| world.net.now).max().expect("a core");
         let until = now + time;
         loop {
             self.deliver();
-            let now = self.worlds.iter().map(|world| world.border.now).max().expect("a core");
+            let now = self.worlds.iter().map(|world| world.net.now).max().expect("a core");
             let due = self.worlds.iter().filter_map(|world| world.shard.deadline()).min();
             let next = due.unwrap_or(until).max(now).min(until);
             for world in &mut self.worlds {
-                world.pass(next.since(world.border.now));
+                world.pass(next.since(world.net.now));
             }
             self.deliver();
             if next == until {
@@ -175,9 +175,9 @@ impl Machine {
         let plane = Plane::Local;
         let seat =
             Seat { core, cores: self.cores(), life, unanswered, plane, dispatch: Plane::Local };
-        let now = self.worlds[at].border.now;
+        let now = self.worlds[at].net.now;
         self.worlds[at] = World::on(seat, &self.more, |_| {});
-        self.worlds[at].border.now = now;
+        self.worlds[at].net.now = now;
     }
 
     /// The others hear that a core has begun anew.
@@ -273,7 +273,7 @@ impl Machine {
         self.pass(Duration::from_secs(120));
         for world in &self.worlds {
             assert!(world.shard.is_empty(), "{:#?}", world.shard);
-            assert_eq!(world.border.pool.chunks_live(), 0);
+            assert_eq!(world.net.pool.chunks_live(), 0);
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
 use ringway::metrics::{CloseReason, ResumeOutcome, ResumeWay};
+use ringway::net::{End, Listener};
 use ringway::post::{ControlPost, ShardPost, Snapshot};
 use ringway_proto::h2::ErrorCode;
 
@@ -278,7 +278,7 @@ fn who_comes_in_the_turn_in_which_the_window_ends_is_in_time() {
         world.end(client.conn, End::Reset);
         world.pass(Duration::from_millis(29_999));
         worker.sync(&mut world);
-        world.border.now = world.border.now + Duration::from_millis(1) + late;
+        world.net.now = world.net.now + Duration::from_millis(1) + late;
         next.request(&mut world, &[("nvcf-reqid", &id)], true);
         assert!(!world.is_closed(worker.conn));
         answer(&mut world, &mut worker, 1);
@@ -432,7 +432,7 @@ fn what_comes_late_on_cancelled_streams_is_read_and_credited() {
     assert_eq!(client.body(1), (b"in time".to_vec(), true));
     world.end(client.conn, End::Fin);
     assert!(world.shard.is_empty());
-    assert_eq!(world.border.pool.chunks_live(), 0);
+    assert_eq!(world.net.pool.chunks_live(), 0);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::End;
 use ringway::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
+use ringway::net::End;
 use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
 

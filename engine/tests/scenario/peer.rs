@@ -1,6 +1,6 @@
 //! HTTP/2 peers for tests: the protocol crate's connection at the other end, and what came in.
 
-use ringway::border::{ConnId, Listener};
+use ringway::net::{ConnId, Listener};
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::h2::{Conn, ErrorCode, Event, HeadKind, Limits, Role, StreamKey};
 
@@ -45,7 +45,7 @@ impl Peer {
     pub(crate) fn over(conn: ConnId, role: Role, limits: Limits, world: &World) -> Self {
         Self {
             conn,
-            h2: Conn::new(role, limits, world.border.now),
+            h2: Conn::new(role, limits, world.net.now),
             seen: Vec::new(),
             fields: Fields::new(),
             block: Vec::new(),
@@ -121,7 +121,7 @@ impl Peer {
     pub(crate) fn read(&mut self, world: &mut World, bytes: &[u8]) {
         let (mut pos, mut out) = (0, Vec::new());
         loop {
-            let now = world.border.now;
+            let now = world.net.now;
             let event = self.h2.next(bytes, &mut pos, &mut self.fields, &mut out, now);
             match event.expect("the gateway keeps the rules") {
                 Event::More => break,
@@ -324,7 +324,7 @@ pub(crate) fn poll(world: &mut World, ids: &[&str]) -> Option<Work> {
     world.send(conn, poll_request(ids).as_bytes());
     let answer = world.take(conn);
     let work = read_work(&answer);
-    world.end(conn, ringway::border::End::Fin);
+    world.end(conn, ringway::net::End::Fin);
     work
 }
 

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{Core as _, End};
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Denied, Plane, Question};
 use ringway::metrics::{AskOutcome, Limit};
+use ringway::net::{Core as _, End};
 use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
@@ -86,7 +86,7 @@ impl Behind {
     }
 
     fn answer(&mut self, ticket: AskTicket, answer: Answer) {
-        self.world.shard.answered(&mut self.world.border, ticket, answer);
+        self.world.shard.answered(&mut self.world.net, ticket, answer);
         self.world.settle();
     }
 
@@ -247,7 +247,7 @@ fn who_waits_too_long_is_told_and_a_later_grant_makes_no_session() {
     let mut client = Peer::client(&mut behind.world);
     client.request(&mut behind.world, &[], true);
     let asks = behind.take();
-    assert_eq!(asks[0].deadline, behind.world.border.now + Duration::from_secs(3));
+    assert_eq!(asks[0].deadline, behind.world.net.now + Duration::from_secs(3));
     let ticket = asks[0].ticket;
     behind.world.pass(Duration::from_millis(2999));
     assert!(client.heads().is_empty() && behind.take().is_empty());

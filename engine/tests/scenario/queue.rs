@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::End;
 use ringway::control::local::{Work as Queued, WorkKind};
 use ringway::control::port::{
     Answer, Ask, AskTicket, Grant, Kind, Owner, Plane, Progress, Question, Registration,
 };
+use ringway::net::End;
 use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
 
@@ -56,7 +56,7 @@ impl Far {
     }
 
     fn answer(&mut self, ticket: AskTicket, answer: Answer) {
-        self.world.shard.answered(&mut self.world.border, ticket, answer);
+        self.world.shard.answered(&mut self.world.net, ticket, answer);
         self.world.settle();
     }
 
@@ -116,7 +116,7 @@ fn work_says_whose_it_is_and_a_worker_that_comes_settles_it() {
     let mut far = Far::new("");
     let mut client = Peer::client(&mut far.world);
     let ask = far.request(&mut client, &[]);
-    assert_eq!(ask.deadline, far.world.border.now + Duration::from_secs(30));
+    assert_eq!(ask.deadline, far.world.net.now + Duration::from_secs(30));
     let (ticket, work) = Far::submitted(ask);
     assert_eq!((work.kind, &work.owner), (WorkKind::New, &far.owner));
     // A worker may be quicker than the acknowledgement.
@@ -172,7 +172,7 @@ fn a_client_that_leaves_takes_its_work_back_and_its_token_is_void() {
     let withdrawn = far.ask();
     assert_eq!(withdrawn.ticket, ticket);
     assert!(matches!(withdrawn.what, Question::Withdraw), "{withdrawn:?}");
-    let conn = far.world.connect(ringway::border::Listener::Worker);
+    let conn = far.world.connect(ringway::net::Listener::Worker);
     far.world.send(conn, as_told(&work).connect().as_bytes());
     let answer = String::from_utf8(far.world.take(conn)).unwrap();
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
 use ringway::metrics::{CloseCode, CloseReason};
+use ringway::net::{End, Listener};
 use ringway_proto::h2::Limits;
 use ringway_proto::time::Time;
 
@@ -46,7 +46,7 @@ impl Guard {
             self.says(world);
         }
         if asked {
-            self.pinged(world.border.now);
+            self.pinged(world.net.now);
         }
         self.peer.read(world, &bytes);
     }
@@ -140,7 +140,7 @@ fn an_hour_with_a_message_now_and_then_is_no_offence() {
     }
     assert_eq!(guard.strikes, 0);
     // What came anew is asked after as soon as the first time.
-    let (before, now) = (guard.pings.len(), world.border.now);
+    let (before, now) = (guard.pings.len(), world.net.now);
     guard.pass(&mut world, 31);
     let asked = guard.pings.get(before).map(|at| at.since(now));
     assert_eq!(asked, Some(seconds(30)));

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
 use ringway::config::Secret;
 use ringway::control::port::Plane;
 use ringway::keys::Keys;
 use ringway::metrics::{RelayCause, RelayOutcome, TakenCause, TakenOutcome};
+use ringway::net::{ConnId, End, Listener};
 use ringway_proto::h2::Limits;
 use ringway_proto::id::Node;
 use ringway_proto::prelude::{CHALLENGE_LENGTH, Matter, Opening, Prelude, Verdict};

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
 use ringway::metrics::{
     CloseReason,
     SpareOutcome::{Asked, Came, Failed, Parked, Replaced, Unused},
 };
+use ringway::net::{End, Listener};
 use ringway_proto::h2::{ErrorCode, Limits, Role};
 
 use crate::peer::{Peer, Seen, poll};

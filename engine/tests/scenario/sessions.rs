@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
+use ringway::net::{End, Listener};
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Work, poll, poll_request, read_work, undated};

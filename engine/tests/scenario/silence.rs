@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{End, Listener, Output};
 use ringway::metrics::{CloseCode, CloseReason};
+use ringway::net::{End, Listener, Output};
 use ringway_proto::h2::{ErrorCode, StreamKey};
 
 use crate::peer::Peer;
@@ -165,7 +165,7 @@ fn a_client_that_takes_our_answers_slowly_keeps_no_core() {
 }
 
 fn is_paused(world: &World, peer: &Peer) -> bool {
-    world.border.output(peer.conn).is_some_and(Output::is_paused)
+    world.net.output(peer.conn).is_some_and(Output::is_paused)
 }
 
 /// Whether what the client was sent since the last look holds a PING.

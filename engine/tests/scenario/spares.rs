@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, Core, End, Listener, Output};
 use ringway::metrics::SpareOutcome::{self, Asked, Came, Failed, Parked, Unused};
+use ringway::net::{ConnId, Core, End, Listener, Output};
 use ringway::post::ShardPost;
 use ringway_proto::h2::{Limits, Role};
 
@@ -27,7 +27,7 @@ pub(crate) fn outcomes<const N: usize>(world: &World, of: [SpareOutcome; N]) -> 
 pub(crate) fn all_is_over(world: &mut World) {
     world.settle();
     assert!(world.shard.is_empty(), "{:?}", world.shard);
-    assert_eq!(world.border.pool.chunks_live(), 0);
+    assert_eq!(world.net.pool.chunks_live(), 0);
     let metrics = world.shard.metrics();
     let closed: u64 = metrics.worker_connections_closed.iter().sum();
     assert_eq!(metrics.worker_connections_opened, closed);
@@ -72,7 +72,7 @@ pub(crate) fn spare(world: &mut World, id: &str) -> ConnId {
 }
 
 fn is_paused(world: &World, conn: ConnId) -> bool {
-    world.border.output(conn).is_some_and(Output::is_paused)
+    world.net.output(conn).is_some_and(Output::is_paused)
 }
 
 /// An open WebSocket.
@@ -327,7 +327,7 @@ fn a_websocket_that_both_end_in_one_turn_was_finished() {
         let used = rig.tunnel.expect("a tunnel");
         let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
         for conn in ends {
-            rig.world.shard.ended(&mut rig.world.border, conn, End::Fin);
+            rig.world.shard.ended(&mut rig.world.net, conn, End::Fin);
         }
         all_is_over(&mut rig.world);
         assert!(rig.world.is_closed(used) && rig.world.is_closed(rig.client));
@@ -344,7 +344,7 @@ fn a_client_that_left_without_the_answer_to_its_close_was_lost() {
             let mut rig = opened(World::new());
             let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
             let there = spare_there.then(|| spare(&mut rig.world, &id));
-            assert!(rig.world.border.asks_delivery(rig.client));
+            assert!(rig.world.net.asks_delivery(rig.client));
             rig.answer("bye");
             rig.world.end(used, End::Fin);
             assert!(!rig.world.is_closed(used) && !rig.world.is_closed(rig.client));
@@ -352,7 +352,7 @@ fn a_client_that_left_without_the_answer_to_its_close_was_lost() {
             if by_reset {
                 rig.world.end(rig.client, End::Reset);
             } else {
-                rig.world.border.cut_delivery(rig.client);
+                rig.world.net.cut_delivery(rig.client);
                 rig.world.end(rig.client, End::Fin);
             }
             assert!(rig.world.is_closed(rig.client));

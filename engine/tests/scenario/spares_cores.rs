@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::{ConnId, End, Listener};
 use ringway::metrics::{ResumeOutcome, ResumeWay, SpareOutcome};
+use ringway::net::{ConnId, End, Listener};
 use ringway_proto::h2::{Limits, Role};
 
 use crate::cores::{attached, client, dispatch_home, leave_quietly, none_of, serve};

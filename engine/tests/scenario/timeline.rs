@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringway::border::End;
 use ringway::metrics::Limit;
+use ringway::net::End;
 use ringway::post::{ControlPost, ShardPost};
 use ringway::trail::{Event, IdBegin, Part, Side, Timeline};
 use ringway_proto::fields::Field;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ringway::border::End;
+use ringway::net::End;
 use ringway_proto::h2::ErrorCode;
 
 use crate::parking::{answer, attached, back};

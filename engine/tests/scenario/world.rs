@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use ringway::border::{
-    Border, Carried, ConnId, Core, End, Listener, Output, Parcel, SimulatedSocket, Wish,
-};
 use ringway::config::Config;
 use ringway::control::local::Policy;
 use ringway::control::port::Plane;
 use ringway::log::Lines;
+use ringway::net::{
+    Carried, ConnId, Core, End, Listener, Net, Output, Parcel, SimulatedSocket, Wish,
+};
 use ringway::pool::Pool;
 use ringway::post::{Bookmark, ControlPost, SessionRow, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
@@ -52,7 +52,7 @@ impl SimulatedSocket for Numbered {
 
 pub(crate) struct World {
     pub(crate) shard: Shard,
-    pub(crate) border: Border,
+    pub(crate) net: Net,
     /// What each connection was sent, and whether it was closed.
     outputs: HashMap<ConnId, (VecDeque<u8>, bool)>,
     next_port: u16,
@@ -166,11 +166,11 @@ impl World {
             commit: "test",
         };
         settle(&mut settings);
-        let mut border = Border::new(Pool::new(256, 64 * 1024));
-        border.now = ringway_proto::time::Time(1_000_000);
+        let mut net = Net::new(Pool::new(256, 64 * 1024));
+        net.now = ringway_proto::time::Time(1_000_000);
         Self {
             shard: Shard::new(settings, policy),
-            border,
+            net,
             outputs: HashMap::new(),
             next_port: 40_000,
             dials: VecDeque::new(),
@@ -189,10 +189,10 @@ impl World {
     pub(crate) fn connect(&mut self, listener: Listener) -> ConnId {
         self.next_port += 1;
         let peer = SocketAddr::from(([127, 0, 0, 1], self.next_port));
-        let conn = self.border.open();
+        let conn = self.net.open();
         self.outputs.insert(conn, (VecDeque::new(), false));
         self.sockets.insert(conn, NEXT_SOCKET.fetch_add(1, Ordering::Relaxed) as u64);
-        self.shard.accepted(&mut self.border, conn, listener, peer);
+        self.shard.accepted(&mut self.net, conn, listener, peer);
         self.settle();
         conn
     }
@@ -200,24 +200,24 @@ impl World {
     /// Bytes from a peer, in receives of at most `cut`.
     pub(crate) fn send(&mut self, conn: ConnId, bytes: &[u8]) {
         for part in bytes.chunks(self.cut.min(32 * 1024)) {
-            if !self.border.is_open(conn) {
+            if !self.net.is_open(conn) {
                 return;
             }
-            let block = self.border.pool.lend().expect("a receive block");
-            let segment = self.border.pool.filled(block, part.len(), false);
-            self.border.pool.bytes_mut(segment).copy_from_slice(part);
+            let block = self.net.pool.lend().expect("a receive block");
+            let segment = self.net.pool.filled(block, part.len(), false);
+            self.net.pool.bytes_mut(segment).copy_from_slice(part);
             let before = (self.count)();
-            self.shard.received(&mut self.border, conn, segment);
+            self.shard.received(&mut self.net, conn, segment);
             self.counted += (self.count)() - before;
-            self.border.pool.release(segment);
+            self.net.pool.release(segment);
             self.settle();
         }
     }
 
     pub(crate) fn end(&mut self, conn: ConnId, end: End) {
-        self.shard.ended(&mut self.border, conn, end);
+        self.shard.ended(&mut self.net, conn, end);
         if !end.is_half() {
-            self.border.kill(conn);
+            self.net.kill(conn);
         }
         self.settle();
     }
@@ -238,19 +238,19 @@ impl World {
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {
-        let until = self.border.now + time;
+        let until = self.net.now + time;
         while let Some(at) = self.shard.deadline().filter(|at| *at <= until) {
-            self.border.now = self.border.now.max(at);
+            self.net.now = self.net.now.max(at);
             self.settle();
         }
-        self.border.now = until;
+        self.net.now = until;
         self.settle();
     }
 
     /// Ends the turn: takes all output and carries out the wishes.
     pub(crate) fn settle(&mut self) {
         let before = (self.count)();
-        self.shard.turn(&mut self.border);
+        self.shard.turn(&mut self.net);
         self.counted += (self.count)() - before;
         let put_off = self.shard.metrics().facts_put_off;
         assert_eq!(put_off, 0, "facts have led to each other without end");
@@ -258,9 +258,9 @@ impl World {
         self.shard.take_lines(&mut Lines::default());
         loop {
             let mut dirty = Vec::new();
-            self.border.take_dirty(&mut dirty);
+            self.net.take_dirty(&mut dirty);
             let mut wishes = Vec::new();
-            self.border.take_wishes(&mut wishes);
+            self.net.take_wishes(&mut wishes);
             if dirty.is_empty() && wishes.is_empty() {
                 break;
             }
@@ -275,11 +275,11 @@ impl World {
     pub(crate) fn dialled(&mut self, result: Result<(), i32>) -> (ConnId, SocketAddr) {
         let (conn, address) = self.dials.pop_front().expect("a dial");
         if result.is_err() {
-            self.border.kill(conn);
+            self.net.kill(conn);
         } else {
             self.outputs.insert(conn, (VecDeque::new(), false));
         }
-        self.shard.dialled(&mut self.border, conn, result);
+        self.shard.dialled(&mut self.net, conn, result);
         self.settle();
         (conn, address)
     }
@@ -298,13 +298,13 @@ impl World {
         };
         // As a reactor: nothing more is heard of a dial that is not wanted any more.
         self.dials.retain(|(dialled, _)| *dialled != conn);
-        if self.border.output(conn).is_some_and(|output| output.closing().is_some()) {
+        if self.net.output(conn).is_some_and(|output| output.closing().is_some()) {
             self.outputs.entry(conn).or_default().1 = true;
-            if self.border.output(conn).is_some_and(Output::is_open_ended) {
+            if self.net.output(conn).is_some_and(Output::is_open_ended) {
                 self.reset.insert(conn);
             }
-            self.border.free(conn);
-        } else if self.border.output(conn).is_some_and(Output::is_detaching) {
+            self.net.free(conn);
+        } else if self.net.output(conn).is_some_and(Output::is_detaching) {
             self.held.push(conn);
             if !self.hold {
                 self.let_go();
@@ -315,12 +315,12 @@ impl World {
     /// Hands over what the shard lets go of.
     pub(crate) fn let_go(&mut self) {
         for conn in std::mem::take(&mut self.held) {
-            if self.border.is_open(conn) {
+            if self.net.is_open(conn) {
                 let socket = Carried::Simulated(Box::new(Numbered(self.sockets[&conn])));
-                let unsent = self.border.take_unsent(conn);
+                let unsent = self.net.take_unsent(conn);
                 self.outputs.remove(&conn);
-                self.border.free(conn);
-                self.shard.detached(&mut self.border, conn, Parcel { socket, unsent });
+                self.net.free(conn);
+                self.shard.detached(&mut self.net, conn, Parcel { socket, unsent });
             }
         }
     }
@@ -350,8 +350,8 @@ impl World {
 
     /// A peer that takes no bytes takes so many of those that wait.
     pub(crate) fn take_some(&mut self, conn: ConnId, bytes: usize) {
-        self.border.sent(conn, bytes);
-        self.shard.written(&mut self.border, conn, bytes);
+        self.net.sent(conn, bytes);
+        self.shard.written(&mut self.net, conn, bytes);
         self.settle();
     }
 
@@ -359,28 +359,28 @@ impl World {
         if self.blocked.contains(&conn) {
             return;
         }
-        let Some(output) = self.border.output(conn) else { return };
+        let Some(output) = self.net.output(conn) else { return };
         let mut bytes = Vec::new();
         for segment in output.queue() {
-            bytes.extend_from_slice(self.border.pool.bytes(*segment));
+            bytes.extend_from_slice(self.net.pool.bytes(*segment));
         }
         if bytes.is_empty() {
             return;
         }
         self.outputs.entry(conn).or_default().0.extend(&bytes);
         let before = (self.count)();
-        self.border.sent(conn, bytes.len());
-        self.shard.written(&mut self.border, conn, bytes.len());
+        self.net.sent(conn, bytes.len());
+        self.shard.written(&mut self.net, conn, bytes.len());
         self.counted += (self.count)() - before;
     }
 
     pub(crate) fn post(&mut self, post: ShardPost) {
-        self.shard.posted(&mut self.border, post);
+        self.shard.posted(&mut self.net, post);
         self.settle();
     }
 
     pub(crate) fn relieve(&mut self) {
-        self.shard.relieve(&mut self.border);
+        self.shard.relieve(&mut self.net);
     }
 
     /// The core's rows of `/sessions`, as the admin port joins them.

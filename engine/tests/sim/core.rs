@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::border::{self, Border, Carried, ConnId, End, Listener, Parcel};
+use ringway::net::{self, Carried, ConnId, End, Listener, Net, Parcel};
 use ringway::pool::Segment;
 use ringway::post::{CorePost, ShardPost};
 use ringway::reactor::{Options, Simulation, Wait};
@@ -133,11 +133,11 @@ impl Occupant {
     }
 
     /// Takes messages to the others' mailboxes, which may be full.
-    fn deliver(&mut self, border: &mut Border) {
+    fn deliver(&mut self, net: &mut Net) {
         for to in self.untold.clone() {
             self.tell(to);
         }
-        self.tell_at = (!self.untold.is_empty()).then(|| border.now + TELL_PAUSE);
+        self.tell_at = (!self.untold.is_empty()).then(|| net.now + TELL_PAUSE);
         for _ in 0..ROUNDS {
             let mut posts = Vec::new();
             self.shard.take_core_posts(&mut posts);
@@ -152,46 +152,40 @@ impl Occupant {
                 if let Err(Full(ShardPost::Core(post))) = sent {
                     note("core", self.number, "finds a full mailbox", [to.into(), 0]);
                     full.push(to);
-                    self.shard.undelivered(border, to, post);
+                    self.shard.undelivered(net, to, post);
                 }
             }
         }
     }
 }
 
-impl border::Core for Occupant {
+impl net::Core for Occupant {
     type Post = ShardPost;
 
-    fn accepted(
-        &mut self,
-        border: &mut Border,
-        conn: ConnId,
-        listener: Listener,
-        peer: SocketAddr,
-    ) {
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         self.calls += 1;
         self.links.insert((conn.slot, conn.generation), link_of(peer));
-        self.shard.accepted(border, conn, listener, peer);
+        self.shard.accepted(net, conn, listener, peer);
     }
 
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>) {
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>) {
         self.calls += 1;
-        self.shard.dialled(border, conn, result);
+        self.shard.dialled(net, conn, result);
     }
 
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment) {
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         self.calls += 1;
-        self.shard.received(border, conn, segment);
+        self.shard.received(net, conn, segment);
     }
 
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End) {
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         self.calls += 1;
         note("core", self.number, "is told of an end, slot", [conn.slot.into(), end as u64]);
         self.told.extend(self.links.get(&(conn.slot, conn.generation)));
-        self.shard.ended(border, conn, end);
+        self.shard.ended(net, conn, end);
     }
 
-    fn detached(&mut self, border: &mut Border, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
         self.calls += 1;
         let Carried::Simulated(socket) = &parcel.socket else {
             panic!("a real socket in a simulated world")
@@ -199,37 +193,37 @@ impl border::Core for Occupant {
         let number = socket.number() as usize;
         note("core", self.number, "lets go of link", [number as u64, 0]);
         self.wiring.lock().links[number].core = None;
-        self.shard.detached(border, conn, parcel);
+        self.shard.detached(net, conn, parcel);
     }
 
-    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize) {
+    fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {
         self.calls += 1;
-        self.shard.written(border, conn, bytes);
+        self.shard.written(net, conn, bytes);
     }
 
     fn awaits(&self, conn: ConnId) -> bool {
         self.shard.awaits(conn)
     }
 
-    fn posted(&mut self, border: &mut Border, post: ShardPost) {
+    fn posted(&mut self, net: &mut Net, post: ShardPost) {
         self.calls += 1;
         match post {
             ShardPost::Answer { ticket, answer } => {
                 self.answers += 1;
-                self.hear(border, ticket, answer);
+                self.hear(net, ticket, answer);
             }
-            post => self.shard.posted(border, post),
+            post => self.shard.posted(net, post),
         }
     }
 
-    fn turn(&mut self, border: &mut Border) {
-        self.shard.turn(border);
-        self.deliver(border);
+    fn turn(&mut self, net: &mut Net) {
+        self.shard.turn(net);
+        self.deliver(net);
     }
 
-    fn relieve(&mut self, border: &mut Border) {
+    fn relieve(&mut self, net: &mut Net) {
         note("core", self.number, "is relieved", [0, 0]);
-        self.shard.relieve(border);
+        self.shard.relieve(net);
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -279,11 +273,11 @@ impl Core {
 
     /// Whether a link's connection is, or comes to be, one of the shard's.
     pub(crate) fn holds(&self, link: usize) -> bool {
-        let border = self.simulation.border();
+        let net = self.simulation.net();
         match self.simulation.sockets().find(|(number, _)| *number as usize == link) {
             Some((_, conn)) => {
-                let output = border.output(conn);
-                border.is_open(conn) && output.is_some_and(|o| o.closing().is_none())
+                let output = net.output(conn);
+                net.is_open(conn) && output.is_some_and(|o| o.closing().is_none())
             }
             None => self.simulation.core().wiring.lock().is_knocking(link),
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-use ringway::border::{End, Listener, SimulatedSocket};
+use ringway::net::{End, Listener, SimulatedSocket};
 use ringway::pool::{Pool, Segment};
 use ringway::reactor::{self, Accepts, Completion, Options, Report, Share, SimulatedListener, Tag};
 use ringway_proto::time::Time;

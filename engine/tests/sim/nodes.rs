@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{Core as _, End, Listener};
 use ringway::config::{Config, Secret};
 use ringway::metrics::{RelayCause, RelayOutcome, ShardMetrics, TakenCause, TakenOutcome};
+use ringway::net::{Core as _, End, Listener};
 use ringway::post::ShardPost;
 use ringway::ring::mailbox;
 use ringway_proto::id::Node;

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringway::border::Border;
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Call, Denied, Question};
 use ringway::metrics::{AskOutcome, ShardMetrics};
+use ringway::net::Net;
 use ringway::post::ShardPost;
 use ringway_proto::time::Time;
 
@@ -194,7 +194,7 @@ impl World {
         let at_once = self.paused[number] <= self.now && authority.seed.chance(50);
         note("plane", number, "answers", [ticket.number, u64::from(ticket.life)]);
         if at_once {
-            let hear = |core: &mut Occupant, border: &mut Border| core.hear(border, ticket, answer);
+            let hear = |core: &mut Occupant, net: &mut Net| core.hear(net, ticket, answer);
             self.cores[number].simulation.visit(hear);
             self.judge_answers(number);
             self.wake(number);
@@ -295,9 +295,9 @@ pub(crate) struct Heard {
 
 impl Occupant {
     /// The plane's answer.
-    pub(super) fn hear(&mut self, border: &mut Border, ticket: AskTicket, answer: Answer) {
+    pub(super) fn hear(&mut self, net: &mut Net, ticket: AskTicket, answer: Answer) {
         let (code, before) = (code(&answer), self.shard.metrics().asks);
-        self.shard.answered(border, ticket, answer);
+        self.shard.answered(net, ticket, answer);
         self.heard.push(Heard { ticket, code, counts: (before, self.shard.metrics().asks) });
     }
 }

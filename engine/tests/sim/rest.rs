@@ -182,7 +182,7 @@ impl World {
             let metrics = core.shard().metrics();
             let at = CONNECT_RESULTS.iter().position(|result| *result == "accepted");
             accepted += metrics.connects[at.expect("a result")] as usize;
-            let counted = core.simulation.border().tally;
+            let counted = core.simulation.net().tally;
             tally.starved += counted.starved as usize;
             tally.relieved += counted.relieved as usize;
             tally.blocked += counted.blocked_sends as usize;
@@ -242,13 +242,13 @@ impl World {
 }
 
 fn check_core(number: usize, core: &Core) {
-    let (shard, border) = (core.shard(), core.simulation.border());
+    let (shard, net) = (core.shard(), core.simulation.net());
     let metrics = shard.metrics();
     assert!(shard.is_empty(), "core {number}: something is left in a table");
     assert_eq!(core.simulation.sockets().count(), 0, "core {number}: sockets are left");
-    assert_eq!(border.connections(), 0, "core {number}: connections are left");
-    assert_eq!(border.pool.chunks_live(), 0, "core {number}: output chunks are left");
-    let blocks = (border.pool.ring_free(), border.pool.ring_blocks());
+    assert_eq!(net.connections(), 0, "core {number}: connections are left");
+    assert_eq!(net.pool.chunks_live(), 0, "core {number}: output chunks are left");
+    let blocks = (net.pool.ring_free(), net.pool.ring_blocks());
     assert_eq!(blocks.0, blocks.1, "core {number}: receive blocks are held");
     let gauges = (metrics.active_connections, metrics.active_http_requests);
     assert_eq!(gauges, (0, 0), "core {number}: a gauge did not come back to zero");

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use ringway::border::{End, Listener};
+use ringway::net::{End, Listener};
 use ringway_proto::time::Time;
 
 use super::seed::Seed;

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::border::{End, Listener};
 use ringway::config::Config;
 use ringway::control::port::{Answer, AskTicket, Plane};
 use ringway::keys::Keys;
 use ringway::log::Lines;
 use ringway::metrics::ShardMetrics;
+use ringway::net::{End, Listener};
 use ringway::post::ShardPost;
 use ringway::reactor::Wait;
 use ringway::ring::{Full, Mailbox, Sender, mailbox};

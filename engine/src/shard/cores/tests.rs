@@ -5,10 +5,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::border::{ConnId, Parcel};
 use crate::config::Config;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
+use crate::net::{ConnId, Parcel};
 use crate::post::{Find, Found, Join, Leave, MovedTunnel, Parks, Speaks, Stand, Vouch, Vouched};
 use crate::shard::turn::rig::{NODE, OTHER_NODE, Rig};
 
@@ -212,7 +212,7 @@ impl Bench {
     }
 
     fn later(&mut self) {
-        self.rig.border.now += Duration::from_millis(1);
+        self.rig.net.now += Duration::from_millis(1);
     }
 
     /// Core 1 has no room: a word for it waits.
@@ -275,7 +275,7 @@ fn what_must_not_be_lost_waits_in_order_with_everything_later_behind_it() {
     assert!(bench.send(2, CorePost::Yield(T)).is_none());
     assert_eq!(bench.said(), names(&[(2, "Yield")]));
     assert_eq!((bench.cores.len(), bench.cores.is_empty()), (3, false));
-    let due = bench.rig.border.now + Duration::from_millis(1);
+    let due = bench.rig.net.now + Duration::from_millis(1);
     assert_eq!(bench.cores.deadline(), Some(due));
     bench.retry();
     assert_eq!(bench.said(), [], "it is too early");

@@ -31,7 +31,7 @@ impl Desk {
     }
 
     fn now(&self) -> Time {
-        self.rig.border.now
+        self.rig.net.now
     }
 
     fn read(&mut self, edge: Edge) {

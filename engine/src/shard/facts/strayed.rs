@@ -6,10 +6,10 @@ use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
 use super::{Caller, Wanted};
-use crate::border::ConnId;
 use crate::carry::Client;
 use crate::control::port::Answer;
 use crate::metrics::RelayCause;
+use crate::net::ConnId;
 use crate::shard::table::Key;
 
 /// What the component of other gateways is told.

@@ -14,12 +14,12 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::{MOST_CARRIED, Nodes, PATIENCE, Place, Ready};
-use crate::border::{Close, ConnId, End};
 use crate::carry::{Client, Said};
 use crate::control::port::Plane;
 use crate::keys::Keys;
 use crate::log::Line;
 use crate::metrics::{TakenCause, TakenOutcome};
+use crate::net::{Close, ConnId, End};
 use crate::pool::Segment;
 
 /// Octets that may come before the verdict.
@@ -104,7 +104,7 @@ impl Nodes {
 
     pub(super) fn arriving_says(&mut self, turn: &mut Turn<'_>, key: Key, segment: Segment) {
         let of = self.arrival(key);
-        of.bytes.extend_from_slice(turn.border.pool.bytes(segment));
+        of.bytes.extend_from_slice(turn.net.pool.bytes(segment));
         let most = match of.step {
             Coming::Listening | Coming::Knocking(_) => MOST_SAID,
             Coming::Reading(_) | Coming::Ready { .. } => MOST_CARRIED + segment.len as usize,
@@ -176,7 +176,7 @@ impl Nodes {
             }
             Matter::Leave => {
                 self.remove_arrival(key);
-                turn.border.close(conn, Close::Flush);
+                turn.net.close(conn, Close::Flush);
                 turn.fact(Fact::NodeLeaves { node: prelude.from });
             }
         }
@@ -223,7 +223,7 @@ impl Nodes {
         let of = self.arrival(key);
         let conn = of.conn;
         self.remove_arrival(key);
-        turn.border.close(conn, Close::Flush);
+        turn.net.close(conn, Close::Flush);
     }
 
     fn refuse(&mut self, turn: &mut Turn<'_>, key: Key, refusal: &Refusal) {
@@ -236,7 +236,7 @@ impl Nodes {
         if let Some(verdict) = verdict {
             turn.put(conn, &[verdict as u8]);
         }
-        turn.border.close(conn, Close::Flush);
+        turn.net.close(conn, Close::Flush);
         turn.metrics.relays.count_taken(cause, outcome);
         if let Some(left_out) = self.hush.refused.may_say(turn.now) {
             turn.line(Line::PreludeRefused { peer, outcome, left_out });

@@ -13,8 +13,8 @@ use ringway_proto::time::Time;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::{Nodes, Place};
-use crate::border::{Close, ConnId};
 use crate::keys::Keys;
+use crate::net::{Close, ConnId};
 use crate::pool::Segment;
 
 /// How long an owner may take to answer, and the pause before it is told again.
@@ -79,7 +79,7 @@ impl Farewells {
         if self.told.values().any(|other| other.to == to && !other.done) {
             return None;
         }
-        let conn = turn.border.dial_gateway(to.1);
+        let conn = turn.net.dial_gateway(to.1);
         let until = turn.now + AGAIN;
         let farewell = Farewell { to, until, said: Vec::new(), done: false, heard: false };
         self.told.insert(conn, farewell);
@@ -95,7 +95,7 @@ impl Farewells {
         (conn, segment): (ConnId, Segment),
     ) -> bool {
         let farewell = self.told.get_mut(&conn).expect("a place leaves with its entry");
-        let bytes = turn.border.pool.bytes(segment);
+        let bytes = turn.net.pool.bytes(segment);
         if farewell.done {
             let verdict = bytes.first().copied().and_then(Verdict::of);
             farewell.heard |= verdict != Some(Verdict::Full);
@@ -123,7 +123,7 @@ impl Farewells {
             self.unheard.insert(farewell.to);
             turn.arm(turn.now + AGAIN, Due::Farewell);
         }
-        turn.border.close(conn, Close::Flush);
+        turn.net.close(conn, Close::Flush);
     }
 
     /// Connections whose owners have had their time to answer.

@@ -33,10 +33,10 @@ use super::settings::ShardSettings;
 use super::table::{Key, Table};
 use super::timer::Due;
 use super::turn::Turn;
-use crate::border::{Close, ConnId, End, Listener};
 use crate::carry::Client;
 use crate::keys::Keys;
 use crate::metrics::{Limit, RelayCause, ShardMetrics, TakenCause, TakenOutcome};
+use crate::net::{Close, ConnId, End, Listener};
 use crate::pool::Segment;
 
 /// From when a connection is found to belong elsewhere until its owner has taken it; and from when
@@ -120,7 +120,7 @@ impl Nodes {
         self.keys = Some(keys);
     }
 
-    // ---- what the border says ----
+    // ---- what the network interface says ----
 
     /// Whether the connection is one of these.
     #[inline]
@@ -131,15 +131,15 @@ impl Nodes {
     /// Another gateway has connected, or who passes for one.
     pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
         if self.keys.is_none() {
-            return turn.border.close(conn, Close::Now);
+            return turn.net.close(conn, Close::Now);
         }
         if !self.suspects.hears(peer, turn.now) {
             turn.metrics.relays.count_taken(TakenCause::None, TakenOutcome::Unheard);
             if let Some((addresses, until)) = self.suspects.keep_out(peer, turn.now) {
-                turn.border.keep_out(Listener::Cluster, addresses);
+                turn.net.keep_out(Listener::Cluster, addresses);
                 turn.arm(until, Due::KeptOut);
             }
-            return turn.border.close(conn, Close::Now);
+            return turn.net.close(conn, Close::Now);
         }
         let mut challenge = [0; ringway_proto::prelude::CHALLENGE_LENGTH];
         self.rng.fill_bytes(&mut challenge);
@@ -149,7 +149,7 @@ impl Nodes {
     /// Who is kept out may be let in again ([`Due::KeptOut`]).
     pub(super) fn let_in_again(&mut self, turn: &mut Turn<'_>) {
         let still = self.suspects.still_kept_out(turn.now);
-        turn.border.keep_out(Listener::Cluster, still);
+        turn.net.keep_out(Listener::Cluster, still);
     }
 
     /// A gateway that was dialled is reached, or not.
@@ -279,7 +279,7 @@ impl Nodes {
             Some(Place::Near(key) | Place::Far(key)) => self.forget(turn, key, how),
             Some(Place::Arriving(key)) => {
                 self.remove_arrival(key);
-                turn.border.close(conn, how);
+                turn.net.close(conn, how);
             }
             Some(Place::Farewell) => {
                 farewell::end(self, turn, conn);

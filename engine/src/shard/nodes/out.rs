@@ -23,11 +23,11 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::farewell::tell_owner;
 use super::{MOST_CARRIED, Nodes, PATIENCE, Place, Ready};
-use crate::border::{Close, ConnId, End};
 use crate::carry::Said;
 use crate::control::port::{Located, Plane};
 use crate::log::Line;
 use crate::metrics::{Limit, RelayCause, RelayOutcome};
+use crate::net::{Close, ConnId, End};
 use crate::pool::Segment;
 
 /// A connection that belongs elsewhere.
@@ -161,7 +161,7 @@ impl Nodes {
             return self.fail(turn, key, outcome);
         }
         // Nothing is to change of what the owner is told.
-        turn.border.pause(conn, true);
+        turn.net.pause(conn, true);
         turn.arm(turn.now + PATIENCE, Due::Relay(key));
         match node {
             None => self.dial_old(turn, key),
@@ -199,7 +199,7 @@ impl Nodes {
     }
 
     fn dial_owner(&mut self, turn: &mut Turn<'_>, key: Key, address: SocketAddr) {
-        let far = turn.border.dial_gateway(address);
+        let far = turn.net.dial_gateway(address);
         self.places.insert(far, Place::Far(key));
         let out = self.out(key);
         (out.far, out.address, out.step) = (Some(far), Some(address), Step::Dialling);
@@ -242,7 +242,7 @@ impl Nodes {
             return out.pass(turn, segment, true);
         }
         if let Some(stray) = &mut out.stray {
-            stray.hear(turn.border.pool.bytes(segment));
+            stray.hear(turn.net.pool.bytes(segment));
             if stray.received().len() > MOST_CARRIED {
                 // Reading has stopped long ago: this is no reactor of ours.
                 self.forget(turn, key, Close::Now);
@@ -256,7 +256,7 @@ impl Nodes {
         match &mut out.step {
             Step::Flowing => out.pass(turn, segment, false),
             Step::Greeted(challenge) => {
-                challenge.extend_from_slice(turn.border.pool.bytes(segment));
+                challenge.extend_from_slice(turn.net.pool.bytes(segment));
                 if challenge.len() >= CHALLENGE_LENGTH {
                     self.ask(turn, key);
                 }
@@ -291,7 +291,7 @@ impl Nodes {
 
     /// The owner has answered; behind that it may speak already.
     fn answered(&mut self, turn: &mut Turn<'_>, key: Key, segment: Segment) {
-        let verdict = turn.border.pool.bytes(segment).first().copied().and_then(Verdict::of);
+        let verdict = turn.net.pool.bytes(segment).first().copied().and_then(Verdict::of);
         match verdict {
             Some(Verdict::Taken) => {
                 let out = self.out(key);
@@ -353,7 +353,7 @@ impl Nodes {
     /// Both ends of a relay end, or of what was to become one.
     pub(super) fn forget(&mut self, turn: &mut Turn<'_>, key: Key, how: Close) {
         if let Some(out) = self.remove(key) {
-            out.conns().for_each(|conn| turn.border.close(conn, how));
+            out.conns().for_each(|conn| turn.net.close(conn, how));
         }
     }
 
@@ -377,7 +377,7 @@ impl Nodes {
         };
         if let Some(far) = far {
             self.places.remove(&far);
-            turn.border.close(far, Close::Now);
+            turn.net.close(far, Close::Now);
         }
         if let Some(address) = address {
             self.owners.not_reached(address, turn.now);
@@ -411,7 +411,7 @@ impl Nodes {
     pub(super) fn take_back(&mut self, turn: &mut Turn<'_>, key: Key) -> Option<Ready> {
         let out = self.remove(key)?;
         let conn = out.near;
-        turn.border.pause(conn, false);
+        turn.net.pause(conn, false);
         match out.stray? {
             Stray::Client(client) => Some(Ready { conn, client, via: None, ended: out.ended }),
             Stray::Worker { .. } => None,

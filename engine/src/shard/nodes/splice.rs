@@ -5,8 +5,8 @@
 
 use super::super::turn::Turn;
 use super::out::{Out, Step};
-use crate::border::{Close, ConnId, End};
 use crate::metrics::{CopyWhy, RelayOutcome};
+use crate::net::{Close, ConnId, End};
 use crate::pool::Segment;
 
 /// What is shorter is cheaper to copy than to refer to.
@@ -26,24 +26,24 @@ impl Out {
         let (from, to) = if up { (self.near, self.far()) } else { (self.far(), self.near) };
         let len = segment.len as usize;
         if len <= SMALL {
-            turn.border.put_copy(to, segment);
+            turn.net.put_copy(to, segment);
             turn.metrics.payload_copied[CopyWhy::SmallFrame.index()] += len as u64;
         } else {
-            turn.border.push(to, segment);
+            turn.net.push(to, segment);
             turn.metrics.payload_relayed += len as u64;
         }
-        if turn.border.queued(to) > FULL {
+        if turn.net.queued(to) > FULL {
             self.held[usize::from(up)] = true;
-            turn.border.pause(from, true);
+            turn.net.pause(from, true);
         }
     }
 
     /// Some of a connection's output has gone.
     pub(super) fn drained(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let up = conn != self.near;
-        if self.held[usize::from(up)] && turn.border.queued(conn) < LOW {
+        if self.held[usize::from(up)] && turn.net.queued(conn) < LOW {
             self.held[usize::from(up)] = false;
-            turn.border.pause(if up { self.near } else { self.far() }, false);
+            turn.net.pause(if up { self.near } else { self.far() }, false);
         }
     }
 
@@ -53,12 +53,12 @@ impl Out {
         self.step = Step::Flowing;
         turn.metrics.relays.count(self.cause, RelayOutcome::Relayed);
         for conn in [self.near, far] {
-            turn.border.set_open_ended(conn, true);
+            turn.net.set_open_ended(conn, true);
         }
         if let Some(stray) = self.stray.take() {
             turn.put(far, stray.received());
         }
-        turn.border.pause(self.near, false);
+        turn.net.pause(self.near, false);
     }
 
     /// One of two ends has ended, and so does the other one.
@@ -66,11 +66,11 @@ impl Out {
         let far = self.far();
         let (ended, other) = if near_ended { (self.near, far) } else { (far, self.near) };
         for conn in [ended, other] {
-            turn.border.set_open_ended(conn, end != End::Fin);
+            turn.net.set_open_ended(conn, end != End::Fin);
         }
-        turn.border.close(other, Close::Flush);
+        turn.net.close(other, Close::Flush);
         if end.is_half() {
-            turn.border.close(ended, Close::Flush);
+            turn.net.close(ended, Close::Flush);
         }
     }
 }

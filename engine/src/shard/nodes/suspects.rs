@@ -10,7 +10,7 @@ use ringway_proto::time::Time;
 
 use super::super::bucket::Bucket;
 use super::owners::{MOST, take};
-use crate::border::MOST_KEPT_OUT;
+use crate::net::MOST_KEPT_OUT;
 
 /// Preludes of one address that may prove nothing: a burst and then a second.
 const TRIES: (u32, u32) = (64, 16);

@@ -16,7 +16,7 @@ use super::h1::Page;
 use super::hop::{Hop, Side};
 use super::link::Link;
 use super::traffic::Traffic;
-use crate::border::{Close, ConnId, End};
+use crate::net::{Close, ConnId, End};
 
 /// How long after one side has ended a stream of bytes the other one may show why: a client, that it
 /// had left before (a browser closes within a few milliseconds of its Close); the function, that it
@@ -67,7 +67,7 @@ impl Raw {
         }
         if !tunnel {
             // Contract CL-23: also if a request of it runs.
-            turn.border.close(conn, Close::Flush);
+            turn.net.close(conn, Close::Flush);
             return turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(end) });
         }
         tunnel_ended(traffic, turn, conn, end);
@@ -104,7 +104,7 @@ impl Raw {
             let finished = may_be_finished(traffic, key.slot) && !page_has_left(traffic, key.slot);
             let Some(exchange) = traffic.streams.exchanges.get_mut(key) else { continue };
             let client = exchange.client.conn;
-            let heard = turn.border.was_delivered(client) && turn.border.queued(client) == 0;
+            let heard = turn.net.was_delivered(client) && turn.net.queued(client) == 0;
             if exchange.parting == Parting::None && heard && finished {
                 exchange.parting = Parting::Client(exchange.down.bytes);
                 turn.arm(turn.now + LAST_WORD, Due::Finish(key));
@@ -179,15 +179,15 @@ fn end_raw(
     // A tunnel whose FIN has come can break all the same.
     let end = if by_worker && finished { End::Fin } else { end };
     for conn in [Some(client), tunnel].into_iter().flatten() {
-        turn.border.set_open_ended(conn, end != End::Fin);
+        turn.net.set_open_ended(conn, end != End::Fin);
     }
     let clean = by_worker && end == End::Fin;
     let key = route.filter(|_| clean || !by_worker);
     let kept = key.filter(|key| outlives(traffic, turn, *key, clean));
-    turn.border.close(client, Close::Flush);
+    turn.net.close(client, Close::Flush);
     if let Some(conn) = tunnel.filter(|_| kept.is_none()) {
         let cause = if by_worker { Cause::ended(end) } else { Cause::client_ended(end) };
-        turn.border.close(conn, Close::Flush);
+        turn.net.close(conn, Close::Flush);
         turn.relay(ForRelay::TunnelOver { conn, cause, last: key.is_some() });
     }
     let how = if by_worker { Gone::Function(end) } else { Gone::Ended(end) };

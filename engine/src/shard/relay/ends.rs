@@ -14,7 +14,7 @@ use super::hop::{Begun, Hop, Leaving, TunnelState, sent_away};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::Traffic;
-use crate::border::{Close, ConnId};
+use crate::net::{Close, ConnId};
 use crate::trail::{Event, Side};
 
 impl Traffic {
@@ -108,15 +108,15 @@ impl Traffic {
                 }
                 // Contract CL-42: what is not whole must not look whole.
                 let whole = h1.codec.has_written_all();
-                turn.border.set_open_ended(conn, !whole && h1.codec.is_open_ended());
-                turn.border.close(conn, if whole { Close::Flush } else { Close::Now });
+                turn.net.set_open_ended(conn, !whole && h1.codec.is_open_ended());
+                turn.net.close(conn, if whole { Close::Flush } else { Close::Now });
                 let leaves = leaving != Some(Leaving::No);
                 let how = if leaves { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::Done };
                 turn.relay(ForRelay::ClientOver { conn, how });
             }
             Link::H2(h2) => {
                 if leaving == Some(Leaving::Final) && h2.streams() == 0 {
-                    turn.border.close(conn, Close::Flush);
+                    turn.net.close(conn, Close::Flush);
                     turn.relay(ForRelay::ClientOver { conn, how: sent_away(turn) });
                 }
             }
@@ -212,7 +212,7 @@ impl Traffic {
     fn lose_tunnel(&mut self, turn: &mut Turn<'_>, conn: ConnId, cause: Cause) {
         let mut hop = self.streams.hops.remove_hop(conn).expect("the caller has just found it");
         self.streams.hops.forget_partial(&mut hop);
-        turn.border.close(conn, Close::Now);
+        turn.net.close(conn, Close::Now);
         self.streams.hops.resume(turn, std::mem::take(&mut hop.stopped));
         self.streams.hops.forget_kept(turn, &mut hop);
         let slots = hop.link.tags();
@@ -248,7 +248,7 @@ impl Traffic {
             let link = self.streams.hops.hop(conn).map(|hop| &hop.link);
             if matches!(link, Some(Link::H1(h1)) if h1.codec.is_raw()) {
                 // What a stream of bytes left is still sent; half a message must not look whole.
-                turn.border.close(conn, Close::Flush);
+                turn.net.close(conn, Close::Flush);
             }
             self.lose_tunnel(turn, conn, cause);
         }

@@ -10,8 +10,8 @@ use ringway_proto::route::KeptStyle;
 use ringway_proto::time::Time;
 
 use super::super::table::Key;
-use crate::border::ConnId;
 use crate::metrics::{Method, Version};
+use crate::net::ConnId;
 use crate::pool::{Pool, Segment};
 
 /// A stream's place.

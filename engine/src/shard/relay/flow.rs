@@ -12,8 +12,8 @@ use super::exchange::At;
 use super::hop::{Hop, Side};
 use super::hops::Hops;
 use super::link::Link;
-use crate::border::ConnId;
 use crate::metrics::Limit;
+use crate::net::ConnId;
 
 /// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
 const OUTPUT_HIGH: usize = 256 * 1024;
@@ -64,14 +64,14 @@ impl Hops {
     pub(super) fn pause(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         if let Some(hop) = self.hop_mut(conn) {
             hop.waits += 1;
-            turn.border.pause(conn, true);
+            turn.net.pause(conn, true);
         }
     }
 
     /// Lets a hop whose output is full stop what feeds it.
     #[inline]
     pub(super) fn hold_back(&mut self, turn: &mut Turn<'_>, source: ConnId, to: ConnId) {
-        if turn.border.queued(to) > OUTPUT_FULL {
+        if turn.net.queued(to) > OUTPUT_FULL {
             self.stop_reading(turn, source, to);
         }
     }
@@ -81,7 +81,7 @@ impl Hops {
         for source in stopped {
             if let Some(hop) = self.hop_mut(source) {
                 hop.waits -= 1;
-                turn.border.pause(source, hop.waits > 0);
+                turn.net.pause(source, hop.waits > 0);
                 if hop.waits == 0 {
                     // What it said meanwhile is read now: only from here on is it silent.
                     hop.read_again(turn.now);
@@ -121,7 +121,7 @@ impl Hops {
     /// keep up it is not what holds the sender back, and a larger one would only let more wait here.
     #[inline]
     pub(super) fn may_grow(&self, turn: &Turn<'_>, to: ConnId) -> bool {
-        !self.is_short(turn) && !turn.border.backlog(to).1
+        !self.is_short(turn) && !turn.net.backlog(to).1
     }
 
     /// Payload of a stream that has waited is on its way to `to`: its sender may send more.
@@ -140,7 +140,7 @@ impl Hops {
             if shrinks {
                 hop.link.shrink_window(from.key);
             }
-            hop.link.drained(from.key, len, grows, &mut turn.border.sink(from.conn));
+            hop.link.drained(from.key, len, grows, &mut turn.net.sink(from.conn));
         }
         self.let_go(turn, from.map(|at| at.conn), len);
     }
@@ -209,7 +209,7 @@ impl Hops {
         size: usize,
     ) -> Option<Limit> {
         let limits = &turn.settings.config.limits;
-        let waits = self.held.max(turn.border.pool.chunks_live() * crate::pool::CHUNK_BYTES);
+        let waits = self.held.max(turn.net.pool.chunks_live() * crate::pool::CHUNK_BYTES);
         // A field that is said again costs its sender one octet: no connection may fill the core
         // with what it says, or all others pay.
         let own = self.hop(from).map_or(0, |hop| hop.lists);
@@ -252,7 +252,7 @@ impl Hops {
     /// What an HTTP/1 connection kept goes with it.
     pub(super) fn forget_kept(&mut self, turn: &mut Turn<'_>, hop: &mut Hop) {
         if let Link::H1(h1) = &mut hop.link {
-            let waits = h1.take_waiting(&mut turn.border.pool);
+            let waits = h1.take_waiting(&mut turn.net.pool);
             self.let_go(turn, None, waits);
         }
     }
@@ -273,7 +273,7 @@ impl Hop {
         match &mut self.link {
             Link::H2(h2) => {
                 if was != is {
-                    h2.hold_connection_credit(is, &mut turn.border.sink(self.conn));
+                    h2.hold_connection_credit(is, &mut turn.net.sink(self.conn));
                 }
             }
             Link::H1(_) => self.gate(turn, turn.settings.config.limits.http1_buffer),
@@ -294,7 +294,7 @@ impl Hop {
             } else {
                 self.waits -= 1;
             }
-            turn.border.pause(self.conn, self.waits > 0);
+            turn.net.pause(self.conn, self.waits > 0);
         }
     }
 
@@ -303,7 +303,7 @@ impl Hop {
     pub(super) fn replace_link(&mut self, turn: &mut Turn<'_>, link: Link) {
         if matches!(&self.link, Link::H1(h1) if h1.gated) {
             self.waits -= 1;
-            turn.border.pause(self.conn, self.waits > 0);
+            turn.net.pause(self.conn, self.waits > 0);
         }
         self.link = link;
     }

@@ -17,8 +17,8 @@ use super::heads::{is_end_to_end, without_named};
 use super::link::Link;
 use super::read::Reader;
 use super::traffic::asked;
-use crate::border::ConnId;
 use crate::metrics::{CopyWhy, Limit};
+use crate::net::ConnId;
 use crate::pool::Segment;
 
 impl Reader {
@@ -44,7 +44,7 @@ impl Reader {
         if ended {
             self.begin_h2c(turn, conn);
         } else if awaits {
-            turn.border.put(conn, CONTINUE);
+            turn.net.put(conn, CONTINUE);
         }
         true
     }
@@ -65,7 +65,7 @@ impl Reader {
         let len = piece.len as usize;
         let large = upgrading.bytes + len > most;
         if large || full {
-            let waits = upgrading.drop_body(&mut turn.border.pool) + upgrading.fields.size();
+            let waits = upgrading.drop_body(&mut turn.net.pool) + upgrading.fields.size();
             let fields = h1.upgrading.take().map(|upgrading| upgrading.fields).unwrap_or_default();
             self.traffic.streams.hops.let_go(turn, None, waits);
             let (limit, fault) = match full {
@@ -79,7 +79,7 @@ impl Reader {
             return self.traffic.replies.refuse(streams, turn, &asked, (&style, &fault));
         }
         upgrading.bytes += len;
-        turn.border.stash(piece, &mut upgrading.body);
+        turn.net.stash(piece, &mut upgrading.body);
         self.traffic.streams.hops.holding(turn, None, len);
         if ended {
             self.begin_h2c(turn, conn);
@@ -96,11 +96,11 @@ impl Reader {
         let mut h2 = h2::Conn::new(h2::Role::Server, limits, turn.now);
         let is_head = fields.first(Token::Method) == Some(b"HEAD");
         let Ok(key) = h2.upgraded(&settings, is_head) else {
-            body.into_iter().for_each(|part| turn.border.pool.release(part));
+            body.into_iter().for_each(|part| turn.net.pool.release(part));
             return self.traffic.streams.http1_fault(turn, conn, BAD_SETTINGS);
         };
-        turn.border.put(conn, H2C_ACCEPTED);
-        h2.start(&mut turn.border.sink(conn));
+        turn.net.put(conn, H2C_ACCEPTED);
+        h2.start(&mut turn.net.sink(conn));
         if let Some(hop) = self.traffic.streams.hops.hop_mut(conn) {
             hop.replace_link(turn, Link::H2(h2));
         }
@@ -120,7 +120,7 @@ impl Reader {
         let (slot, _) = streams.slot_of(at);
         let waiting = streams.exchanges.at_mut(slot).filter(|exchange| exchange.head.is_some());
         let Some(exchange) = waiting else {
-            return body.into_iter().for_each(|part| turn.border.pool.release(part));
+            return body.into_iter().for_each(|part| turn.net.pool.release(part));
         };
         exchange.up.queue = body;
         exchange.up.queued = bytes;

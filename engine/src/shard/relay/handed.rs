@@ -16,8 +16,8 @@ use super::hop::{self, Fresh, Hop, Side};
 use super::hops::Conn;
 use super::link::Link;
 use super::{Relay, Step};
-use crate::border::ConnId;
 use crate::carry::{Client, Said};
+use crate::net::ConnId;
 use crate::pool::Segment;
 
 impl Step {
@@ -141,16 +141,16 @@ impl Relay {
     ) -> Step {
         let hop = self.reader.traffic.streams.hops.hop_mut(conn);
         let Some(Link::H2(h2)) = hop.map(|hop| &mut hop.link) else { return Step::Done };
-        let input = turn.border.pool.bytes(segment);
+        let input = turn.net.pool.bytes(segment);
         let event =
             h2.next(input, pos, &mut self.reader.fields, &mut self.reader.answers, turn.now);
         let again = self.reader.answers.len().min(*said);
         *said -= again;
-        turn.border.put(conn, &self.reader.answers[again..]);
+        turn.net.put(conn, &self.reader.answers[again..]);
         self.reader.answers.clear();
         match event {
             Ok(Event::More) => {
-                if turn.border.queued(conn) == 0 {
+                if turn.net.queued(conn) == 0 {
                     // The answers that were counted have all left the output.
                     h2.set_answers_backlog(0);
                 }

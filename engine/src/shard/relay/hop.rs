@@ -19,8 +19,8 @@ use super::lanes::Lanes;
 use super::link::Link;
 use super::memo::{Answer, Call};
 use super::pings::{Found, Pings};
-use crate::border::{ConnId, End};
 use crate::config::Keepalive;
+use crate::net::{ConnId, End};
 
 /// How long a peer may leave our answers unread once reading has stopped (L6).
 pub(super) const UNREAD_ANSWERS: Duration = Duration::from_secs(10);

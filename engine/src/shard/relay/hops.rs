@@ -4,7 +4,7 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::hop::{Fresh, Hop, Timeouts};
 use super::link::Link;
-use crate::border::ConnId;
+use crate::net::ConnId;
 
 /// When a connection is looked at again whose deadline has passed without consequence.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
@@ -18,7 +18,7 @@ pub(super) enum Conn {
     Hop(Box<Hop>),
 }
 
-/// All connections, by the slot the border gave them.
+/// All connections, by the slot the network interface gave them.
 #[derive(Debug, Default)]
 pub(super) struct Hops {
     slots: Vec<Option<(u32, Conn)>>,

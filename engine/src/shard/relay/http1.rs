@@ -14,7 +14,7 @@ use super::heads::{names_too_much, without_named};
 use super::read::{Reader, Step};
 use super::streams::{Kind, Piece};
 use super::traffic::Tail;
-use crate::border::ConnId;
+use crate::net::ConnId;
 use crate::pool::Segment;
 
 const CONNECTION_TOO_LONG: Fault =
@@ -50,7 +50,7 @@ impl Reader {
             self.traffic.streams.after_http1(turn, conn);
             return Step::Done;
         }
-        let input = turn.border.pool.bytes(segment);
+        let input = turn.net.pool.bytes(segment);
         match h1.codec.next(input, pos, &mut self.fields) {
             Ok(Event::More) => {
                 if *pos < segment.len as usize {
@@ -91,7 +91,7 @@ impl Reader {
             Event::End | Event::Trailers if upgrading => self.begin_h2c(turn, conn),
             Event::Data { start, len, end_stream } => {
                 let payload = segment.part(start, len);
-                h1.note_leaving(turn.border.pool.bytes(payload));
+                h1.note_leaving(turn.net.pool.bytes(payload));
                 let piece = Piece { at, payload, head_in_place: false, end: end_stream };
                 self.traffic.streams.data(turn, piece);
             }
@@ -176,7 +176,7 @@ impl Reader {
         for conn in [at.conn, client] {
             if let Some(h1) = streams.hops.h1_mut(conn) {
                 h1.codec.raw();
-                turn.border.set_open_ended(conn, true);
+                turn.net.set_open_ended(conn, true);
             }
         }
         // The tunnel ends with the exchange, and with it the session; when its client is lost it
@@ -184,7 +184,7 @@ impl Reader {
         if let Some(key) = route {
             turn.sessions(ForSessions::WantsSpare { key });
         }
-        turn.border.ask_delivery(client);
+        turn.net.ask_delivery(client);
         if streams.hops.h1_mut(client).is_some_and(|h1| h1.has_kept()) {
             self.traffic.unread.push(client);
         }

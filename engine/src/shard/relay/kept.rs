@@ -13,9 +13,9 @@ use super::flow::OUTPUT_FULL;
 use super::hop::{Held, Hop, Side, TunnelState};
 use super::link::Link;
 use super::streams::Streams;
-use crate::border::{Close, ConnId};
 use crate::log::Line;
 use crate::metrics::{CopyWhy, Limit};
+use crate::net::{Close, ConnId};
 use crate::pool::Segment;
 
 /// What may still arrive after reading was stopped, over `limits.http1_buffer`.
@@ -39,7 +39,7 @@ impl Streams {
             return self.hops.cut(turn, conn);
         }
         h1.kept_bytes += len;
-        turn.border.stash(rest, &mut h1.kept);
+        turn.net.stash(rest, &mut h1.kept);
         turn.metrics.payload_copied[CopyWhy::Waiting.index()] += len as u64;
         self.hops.holding(turn, Some(conn), len);
     }
@@ -54,7 +54,7 @@ impl Streams {
             h1.begun = None;
         }
         hops.gate(turn, conn);
-        if turn.border.queued(conn) > OUTPUT_FULL {
+        if turn.net.queued(conn) > OUTPUT_FULL {
             hops.stop_reading(turn, conn, conn);
         }
         let over = hops.count_partial(turn, conn);
@@ -88,7 +88,7 @@ impl Streams {
             Link::H2(_) => None,
         };
         let Some(unasked) = unasked else { return false };
-        unasked.extend_from_slice(turn.border.pool.bytes(segment));
+        unasked.extend_from_slice(turn.net.pool.bytes(segment));
         hop.received_at = turn.now;
         if unasked.len() > UNASKED_BYTES {
             let cause = Cause::UNASKED;
@@ -119,10 +119,10 @@ impl Streams {
         let whole = exchange.is_none_or(|exchange| exchange.served == Served::Ourselves);
         if !begun && !h1.foreign {
             let date = turn.date();
-            let out = &mut turn.border.sink(conn);
+            let out = &mut turn.net.sink(conn);
             write_text(fault.status(Role::Server), fault.text(), false, date, out);
         }
-        turn.border.close(conn, if begun && !whole { Close::Now } else { Close::Flush });
+        turn.net.close(conn, if begun && !whole { Close::Now } else { Close::Flush });
         let how = Gone::ByUs(Cause::CLIENT_GONE);
         turn.relay(ForRelay::ClientOver { conn, how });
     }

@@ -10,9 +10,9 @@ use super::flow::{OUTPUT_FULL, no_memory};
 use super::hop::{Hop, Leaving, Side, sent_away};
 use super::hops::Hops;
 use super::link::Link;
-use crate::border::{Close, ConnId, End};
 use crate::log::Line;
 use crate::metrics::Limit;
+use crate::net::{Close, ConnId, End};
 
 /// Payload of the PING between the two GOAWAYs.
 pub(super) const DRAIN_PING: [u8; 8] = *b"goaway-2";
@@ -30,7 +30,7 @@ impl Hops {
         let unread = hop.link.wants_pause();
         let weary = hop.link.glitches_high();
         let partial = hop.partial as usize != hop.link.partial();
-        if unread || turn.border.queued(conn) > OUTPUT_FULL {
+        if unread || turn.net.queued(conn) > OUTPUT_FULL {
             self.stop_reading(turn, conn, conn);
         }
         let over = partial && self.count_partial(turn, conn);
@@ -51,9 +51,9 @@ impl Hops {
         let hop = self.known(conn);
         let last = hop.link.highest_peer_stream();
         let reason = fault.reason.as_bytes();
-        hop.link.goaway(last, fault.code, reason, &mut turn.border.sink(conn));
+        hop.link.goaway(last, fault.code, reason, &mut turn.net.sink(conn));
         let (peer, tunnel) = (hop.peer, hop.tunnel().is_some());
-        turn.border.close(conn, Close::Flush);
+        turn.net.close(conn, Close::Flush);
         if tunnel {
             let http1 = fault == ConnFault::SPEAKS_HTTP1;
             let cause = if http1 { Cause::SPEAKS_HTTP1 } else { Cause::BROKEN };
@@ -77,7 +77,7 @@ impl Hops {
             let cause = Cause::STALLED;
             turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
         } else {
-            turn.border.close(conn, Close::Now);
+            turn.net.close(conn, Close::Now);
             // A client that takes nothing any more is treated as lost, so that it may come back.
             turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(End::Timeout) });
         }
@@ -90,7 +90,7 @@ impl Hops {
         match link {
             Link::H2(_) => {
                 // It refuses nothing, and asks for a sign that it was read.
-                let out = &mut turn.border.sink(conn);
+                let out = &mut turn.net.sink(conn);
                 link.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
                 link.ping(DRAIN_PING, out);
                 client.leaving = Leaving::Warned { since: turn.now };
@@ -101,7 +101,7 @@ impl Hops {
                 client.leaving = Leaving::Final;
                 h1.codec.close_after();
                 if h1.slot == NO_TAG && h1.codec.is_between() && h1.upgrading.is_none() {
-                    turn.border.close(conn, Close::Flush);
+                    turn.net.close(conn, Close::Flush);
                     let how = Gone::ByUs(Cause::SHUTDOWN);
                     turn.relay(ForRelay::ClientOver { conn, how });
                 }
@@ -114,11 +114,11 @@ impl Hops {
         let Hop { link, side, .. } = self.known(conn);
         let Side::Client(client) = side else { return };
         let last = link.highest_peer_stream();
-        link.goaway(last, ErrorCode::NoError, b"", &mut turn.border.sink(conn));
+        link.goaway(last, ErrorCode::NoError, b"", &mut turn.net.sink(conn));
         link.refuse_new(true);
         client.leaving = Leaving::Final;
         if link.streams() == 0 {
-            turn.border.close(conn, Close::Flush);
+            turn.net.close(conn, Close::Flush);
             turn.relay(ForRelay::ClientOver { conn, how: sent_away(turn) });
         }
     }

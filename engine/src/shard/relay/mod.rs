@@ -51,8 +51,8 @@ use super::facts::{ForRelay, RouteFacts};
 use super::settings::ShardSettings;
 use super::table::Key;
 use super::turn::Turn;
-use crate::border::{Close, ConnId, End, Parcel};
 use crate::metrics::{Limit, ShardMetrics};
+use crate::net::{Close, ConnId, End, Parcel};
 use crate::pool::Segment;
 
 /// What is used of limits that each connection has of its own, by that which uses most.
@@ -163,7 +163,7 @@ impl Relay {
         gauge(Limit::Http1Buffer, fullest.http1, limits.http1_buffer);
     }
 
-    // ---- what the border says ----
+    // ---- what the network interface says ----
 
     pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
         let fresh = Fresh { peer, opened: turn.now, magic: 0, via: None };
@@ -236,12 +236,12 @@ impl Relay {
                 turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
             }
             Some(Conn::Hop(_)) => {
-                turn.border.close(conn, Close::Flush);
+                turn.net.close(conn, Close::Flush);
                 turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(end) });
             }
             Some(Conn::Fresh(fresh)) => {
                 let opened = fresh.opened;
-                turn.border.close(conn, Close::Flush);
+                turn.net.close(conn, Close::Flush);
                 self.reader.traffic.fresh_over(turn, conn, opened);
             }
             None => {}
@@ -251,7 +251,7 @@ impl Relay {
     pub(super) fn written(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let hops = &mut self.reader.traffic.streams.hops;
         let Some(hop) = hops.hop_mut(conn) else { return };
-        let left = turn.border.queued(conn);
+        let left = turn.net.queued(conn);
         let ready = !hop.ready.is_empty();
         if left == 0 || (left < OUTPUT_LOW && !hop.stopped.is_empty()) {
             hop.link.set_answers_backlog(0);

@@ -13,9 +13,9 @@ use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Pipe, Served, Way};
 use super::flow::most_output;
 use super::streams::{SMALL_FRAME, Streams};
-use crate::border::ConnId;
 use crate::log::{AccessLine, Line};
 use crate::metrics::{CopyWhy, HttpKey, HttpSample, Version};
+use crate::net::ConnId;
 
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
@@ -89,7 +89,7 @@ impl Streams {
 
     /// The exchange whose turn it is on a hop that has room.
     fn next_ready(&mut self, turn: &Turn<'_>, conn: ConnId) -> Option<(Key, Way, Time)> {
-        let room = turn.border.queued(conn) < most_output(self.hops.is_short(turn));
+        let room = turn.net.queued(conn) < most_output(self.hops.is_short(turn));
         let hop = self.hops.hop_mut(conn)?;
         let key = if room { hop.ready.pop_front() } else { None };
         Some((key?, hop.way_out(), hop.hop_since))
@@ -122,11 +122,11 @@ impl Streams {
                     return self.blocked(turn, slot, way, (blocked, crumb));
                 }
             };
-            if share == 0 || turn.border.queued(to.conn) >= most {
+            if share == 0 || turn.net.queued(to.conn) >= most {
                 return Went::Again;
             }
             let end = waiting == n && pipe.ended && pipe.trailers.is_none();
-            if !hop.link.put_data(to.key, n, end, &mut turn.border.sink(to.conn)) {
+            if !hop.link.put_data(to.key, n, end, &mut turn.net.sink(to.conn)) {
                 self.wrong_length(turn, slot);
                 return Went::Blocked;
             }
@@ -137,17 +137,17 @@ impl Streams {
             pipe.queued -= n;
             pipe.moved_at = turn.now;
             if n <= SMALL_FRAME {
-                if turn.border.pool.is_ring(part) {
+                if turn.net.pool.is_ring(part) {
                     turn.metrics.payload_copied[CopyWhy::SmallFrame.index()] += n as u64;
                 }
-                turn.border.put_copy(to.conn, part);
+                turn.net.put_copy(to.conn, part);
             } else {
-                turn.border.push(to.conn, part);
+                turn.net.push(to.conn, part);
             }
-            let whole = !end || hop.link.end_data(&mut turn.border.sink(to.conn));
+            let whole = !end || hop.link.end_data(&mut turn.net.sink(to.conn));
             if rest.len == 0 {
                 pipe.queue.pop_front();
-                turn.border.pool.release(part);
+                turn.net.pool.release(part);
             } else {
                 *front = rest;
             }
@@ -213,7 +213,7 @@ impl Streams {
         let trailers = pipe.trailers.take();
         let size = trailers.as_ref().map_or(0, |trailers| trailers.size());
         let hop = self.hops.hop_mut(to.conn).expect("the caller has just found it");
-        let out = &mut turn.border.sink(to.conn);
+        let out = &mut turn.net.sink(to.conn);
         let whole = match trailers {
             Some(trailers) => {
                 hop.link.trailers(to.key, &trailers, &mut self.block, out);
@@ -236,9 +236,9 @@ impl Streams {
         let pipe = exchange.pipe(way);
         for part in pipe.queue.drain(..) {
             if let Some(to) = to {
-                turn.border.push(to.conn, part);
+                turn.net.push(to.conn, part);
             }
-            turn.border.pool.release(part);
+            turn.net.pool.release(part);
         }
         let waited = std::mem::take(&mut pipe.queued);
         self.hops.let_go(turn, from.map(|at| at.conn), waited);
@@ -257,8 +257,8 @@ impl Streams {
     /// Copies out of receive memory what waits there.
     pub(super) fn relieve(&mut self, turn: &mut Turn<'_>) {
         for exchange in self.exchanges.values_mut() {
-            turn.border.copy_out_of(&mut exchange.up.queue);
-            turn.border.copy_out_of(&mut exchange.down.queue);
+            turn.net.copy_out_of(&mut exchange.up.queue);
+            turn.net.copy_out_of(&mut exchange.down.queue);
         }
     }
 
@@ -299,7 +299,7 @@ impl Streams {
             // The worker has answered in full and wants no more of the request; what waits of
             // the answer is still delivered.
             exchange.up.ended = true;
-            let waiting = exchange.up.clear(&mut turn.border.pool);
+            let waiting = exchange.up.clear(&mut turn.net.pool);
             let client = exchange.client.conn;
             self.hops.let_go(turn, Some(client), waiting);
         } else {
@@ -329,7 +329,7 @@ impl Streams {
 
     pub(super) fn reset(&mut self, turn: &mut Turn<'_>, at: At, code: ErrorCode) {
         if let Some(hop) = self.hops.hop_mut(at.conn) {
-            hop.link.reset(at.key, code, &mut turn.border.sink(at.conn));
+            hop.link.reset(at.key, code, &mut turn.net.sink(at.conn));
         }
     }
 
@@ -360,10 +360,10 @@ impl Streams {
     pub(super) fn remove(&mut self, turn: &mut Turn<'_>, key: Key) -> Option<Exchange> {
         let mut exchange = self.exchanges.remove(key)?;
         let client = exchange.client.conn;
-        let up = exchange.up.clear(&mut turn.border.pool);
+        let up = exchange.up.clear(&mut turn.net.pool);
         let relayed = exchange.served != Served::Ourselves;
         self.hops.let_go(turn, relayed.then_some(client), up);
-        let down = exchange.down.clear(&mut turn.border.pool);
+        let down = exchange.down.clear(&mut turn.net.pool);
         self.hops.let_go(turn, exchange.worker.map(|at| at.conn), down);
         for way in [Way::Up, Way::Down] {
             let counted = exchange.lists[way as usize];

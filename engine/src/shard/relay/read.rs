@@ -22,7 +22,7 @@ use super::memo::InHand;
 use super::run::run;
 use super::streams::{Kind, Piece};
 use super::traffic::{Traffic, Unwanted};
-use crate::border::{ConnId, Output};
+use crate::net::{ConnId, Output};
 use crate::pool::Segment;
 
 /// What one step of reading came to.
@@ -83,7 +83,7 @@ impl Reader {
         {
             tail.pos = 0;
             tail.segments.pop_front();
-            turn.border.pool.release(segment);
+            turn.net.pool.release(segment);
         }
         let step = if tail.is_some() { Step::More } else { Step::Done };
         let rest = tail.filter(|tail| !tail.segments.is_empty());
@@ -102,16 +102,16 @@ impl Reader {
         // What was seen before is a prefix of the magic: nothing need be kept of it.
         let mut first = PREFACE[..seen].to_vec();
         let more = segment.len.min(PREFACE.len() as u32) as usize;
-        first.extend_from_slice(turn.border.pool.bytes(segment.part(0, more)));
+        first.extend_from_slice(turn.net.pool.bytes(segment.part(0, more)));
         // Whoever was told our side of HTTP/2's preface has nothing else to say.
-        let greeted = turn.border.output(conn).is_some_and(Output::is_greeted);
+        let greeted = turn.net.output(conn).is_some_and(Output::is_greeted);
         let mut hop = match detect(&first) {
             Detected::NeedMore => {
                 fresh.magic = first.len();
                 return Step::Done;
             }
             Detected::H1 if !greeted => {
-                let foreign = heads::is_foreign(&first, turn.border.pool.bytes(segment));
+                let foreign = heads::is_foreign(&first, turn.net.pool.bytes(segment));
                 client_hop(turn, conn, (peer, opened), foreign)
             }
             Detected::H1 | Detected::H2 => {
@@ -119,7 +119,7 @@ impl Reader {
                 if greeted {
                     h2.start(&mut Vec::new());
                 } else {
-                    h2.start(&mut turn.border.sink(conn));
+                    h2.start(&mut turn.net.sink(conn));
                 }
                 let side = Side::Client(Client::default());
                 Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side)
@@ -187,10 +187,10 @@ impl Reader {
             let (streams, answers) = (&mut self.traffic.streams, &mut self.answers);
             run(streams, turn, (conn, segment), pos, answers);
             let Link::H2(h2) = &mut streams.hops.known(conn).link else { return Step::More };
-            let input = turn.border.pool.bytes(segment);
+            let input = turn.net.pool.bytes(segment);
             let event = h2.next(input, pos, &mut self.fields, answers, turn.now);
             if !answers.is_empty() {
-                turn.border.put(conn, answers);
+                turn.net.put(conn, answers);
                 answers.clear();
             }
             match event {

@@ -144,7 +144,7 @@ impl Replies {
         hop.link.will_discard(DISCARD_LIMIT as u64);
         let date = turn.date();
         let date = std::iter::once(Field::new(b"date", date.as_bytes()));
-        let out = &mut turn.border.sink(asked.at.conn);
+        let out = &mut turn.net.sink(asked.at.conn);
         hop.link.answered_by_us(asked.at.key, turn.now);
         let fields = self.fields.iter().chain(date);
         hop.link.head(asked.at.key, fields, bare, &mut streams.block, out);
@@ -161,7 +161,7 @@ impl Replies {
         exchange.up.done = asked.ended;
         exchange.down.ended = true;
         exchange.down.queued = self.body.len();
-        turn.border.stash_bytes(&self.body, &mut exchange.down.queue);
+        turn.net.stash_bytes(&self.body, &mut exchange.down.queue);
         exchange.down.bytes = self.body.len() as u64;
         let key = streams.exchanges.insert(exchange);
         hop.link.set_tag(asked.at.key, key.slot);

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::facts::{RouteFacts, Tally, Terms};
 use super::super::table::Key;
 use super::exchange::Exchange;
-use crate::border::ConnId;
+use crate::net::ConnId;
 
 /// Waiters that are gone before the list of them is cleaned.
 const GONE_WAITERS: usize = 64;

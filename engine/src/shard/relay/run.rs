@@ -15,8 +15,8 @@ use super::exchange::{Exchange, Way};
 use super::flow::most_output;
 use super::link::Link;
 use super::streams::{SMALL_FRAME, Streams};
-use crate::border::ConnId;
 use crate::metrics::CopyWhy;
+use crate::net::ConnId;
 use crate::pool::Segment;
 
 /// Frames up to this length are made one with those of their stream before them: moving so few
@@ -54,15 +54,15 @@ pub(super) fn run(
 ) {
     while let Some(part) = part(streams, turn, (conn, segment), pos, answers) {
         if !answers.is_empty() {
-            turn.border.put(conn, answers);
+            turn.net.put(conn, answers);
             answers.clear();
         }
         let bytes = segment.part(part.start, part.end - part.start);
         if bytes.len as usize <= SMALL_FRAME {
-            turn.border.put_copy(part.to, bytes);
+            turn.net.put_copy(part.to, bytes);
             turn.metrics.payload_copied[CopyWhy::SmallFrame.index()] += part.payload as u64;
         } else {
-            turn.border.push(part.to, bytes);
+            turn.net.push(part.to, bytes);
             turn.metrics.payload_relayed += part.payload as u64;
         }
     }
@@ -78,7 +78,7 @@ fn part(
     answers: &mut Vec<u8>,
 ) -> Option<Part> {
     let now = turn.now;
-    let input = turn.border.pool.bytes(segment);
+    let input = turn.net.pool.bytes(segment);
     if !may_be_plain(input, *pos) {
         return None;
     }
@@ -90,7 +90,7 @@ fn part(
     }
     let first = from.plain(&input[*pos..])?;
     let to_conn = streams.exchanges.at(first.tag)?.to(way)?.conn;
-    let (queued, lags) = turn.border.backlog(to_conn);
+    let (queued, lags) = turn.net.backlog(to_conn);
     let short = streams.hops.is_short(turn);
     let (room, grows) = (most_output(short).saturating_sub(queued), !short && !lags);
     let [from, to] = streams.hops.two_hops(conn, to_conn)?;
@@ -98,7 +98,7 @@ fn part(
     let exchanges = &mut streams.exchanges;
     let mut ends = Ends { from, to, to_conn, exchanges, way, grows };
     let mut part = Part { to: to_conn, start: *pos, end: *pos, payload: 0 };
-    let input = turn.border.pool.bytes_mut(segment);
+    let input = turn.net.pool.bytes_mut(segment);
     while part.end - part.start < room && ends.pass(input, pos, &mut part, answers).is_some() {}
     (part.end > part.start).then_some(part)
 }

@@ -12,8 +12,8 @@ use super::heads::{cookie, id_field, is_end_to_end, is_replaced_up, status};
 use super::hops::Hops;
 use super::link::Link;
 use super::memo::{Answer, Call, InHand, block_sent, keep};
-use crate::border::ConnId;
 use crate::metrics::{CopyWhy, Method};
+use crate::net::ConnId;
 use crate::pool::Segment;
 
 /// DATA frames up to this length are copied into the output: a copy of that size costs less than
@@ -78,7 +78,7 @@ impl Streams {
         let way = hop.way_in();
         let slot = hop.link.tag(piece.at.key);
         let Some(exchange) = self.exchanges.at_mut(slot) else {
-            return hop.link.drained(piece.at.key, len, false, &mut turn.border.sink(hop.conn));
+            return hop.link.drained(piece.at.key, len, false, &mut turn.net.sink(hop.conn));
         };
         if exchange.is_discarded(way) {
             return self.discard(turn, slot, piece);
@@ -103,7 +103,7 @@ impl Streams {
     fn passed(&mut self, turn: &mut Turn<'_>, (slot, way): (u32, Way), piece: Piece, grows: bool) {
         let (at, len) = (piece.at, piece.payload.len as usize);
         if let Some(hop) = self.hops.hop_mut(at.conn) {
-            hop.link.drained(at.key, len, grows, &mut turn.border.sink(at.conn));
+            hop.link.drained(at.key, len, grows, &mut turn.net.sink(at.conn));
         }
         if piece.end {
             self.direction_done(turn, slot, way);
@@ -114,7 +114,7 @@ impl Streams {
     fn pass_data(&mut self, turn: &mut Turn<'_>, to: At, piece: Piece) -> bool {
         let (len, most) = (piece.payload.len as usize, most_output(self.hops.is_short(turn)));
         let Some(hop) = self.hops.hop_mut(to.conn) else { return false };
-        if len > 0 && turn.border.queued(to.conn) >= most {
+        if len > 0 && turn.net.queued(to.conn) >= most {
             return false;
         }
         let small = len <= SMALL_FRAME;
@@ -126,30 +126,30 @@ impl Streams {
                 let head = h2.data_head(to.key, len, piece.end);
                 let payload = if piece.head_in_place {
                     let whole = piece.payload.grow_front(head.len());
-                    turn.border.pool.bytes_mut(whole.part(0, head.len())).copy_from_slice(&head);
+                    turn.net.pool.bytes_mut(whole.part(0, head.len())).copy_from_slice(&head);
                     whole
                 } else {
-                    turn.border.put(to.conn, &head);
+                    turn.net.put(to.conn, &head);
                     piece.payload
                 };
                 if small {
-                    turn.border.put_copy(to.conn, payload);
+                    turn.net.put_copy(to.conn, payload);
                 } else {
-                    turn.border.push(to.conn, payload);
+                    turn.net.push(to.conn, payload);
                 }
             }
             Link::H1(h1) => {
                 let slot = h1.tag(to.key);
-                if !h1.put_data(len, piece.end, &mut turn.border.sink(to.conn)) {
+                if !h1.put_data(len, piece.end, &mut turn.net.sink(to.conn)) {
                     self.wrong_length(turn, slot);
                     return true;
                 }
                 if small {
-                    turn.border.put_copy(to.conn, piece.payload);
+                    turn.net.put_copy(to.conn, piece.payload);
                 } else {
-                    turn.border.push(to.conn, piece.payload);
+                    turn.net.push(to.conn, piece.payload);
                 }
-                if piece.end && h1.codec.finish(None, &mut turn.border.sink(to.conn)).is_err() {
+                if piece.end && h1.codec.finish(None, &mut turn.net.sink(to.conn)).is_err() {
                     self.wrong_length(turn, slot);
                 }
             }
@@ -169,12 +169,12 @@ impl Streams {
                 pipe.moved_at = turn.now;
             }
             pipe.queued += len;
-            if waits_for_tunnel || len <= SMALL_FRAME || turn.border.receive_memory_is_short() {
-                turn.border.stash(piece.payload, &mut pipe.queue);
+            if waits_for_tunnel || len <= SMALL_FRAME || turn.net.receive_memory_is_short() {
+                turn.net.stash(piece.payload, &mut pipe.queue);
                 let why = if waits_for_tunnel { CopyWhy::Waiting } else { CopyWhy::SlowPeer };
                 turn.metrics.payload_copied[why.index()] += len as u64;
             } else {
-                turn.border.pool.retain(piece.payload);
+                turn.net.pool.retain(piece.payload);
                 pipe.queue.push_back(piece.payload);
                 turn.metrics.payload_relayed += len as u64;
             }
@@ -223,7 +223,7 @@ impl Streams {
             _ if own || unwanted => self.direction_done(turn, slot, way),
             Some(to) if pipe.queued == 0 && !pipe.scheduled => {
                 if let Some(hop) = self.hops.hop_mut(to.conn) {
-                    let out = &mut turn.border.sink(to.conn);
+                    let out = &mut turn.net.sink(to.conn);
                     let generation = hop.link.trailers(to.key, fields, &mut self.block, out);
                     self.keep_answer(at.conn, 0, generation.filter(|_| way == Way::Down));
                     self.direction_done(turn, slot, way);
@@ -292,7 +292,7 @@ impl Streams {
             .filter(|f| !is_replaced_up(f.token))
             .map(|f| if scheme(f) { Field { value: b"http", ..f } } else { f })
             .chain(std::iter::once(id_field(id)));
-        let out = &mut turn.border.sink(to.conn);
+        let out = &mut turn.net.sink(to.conn);
         let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
         if exchange.method == Method::Head {
             hop.link.set_head_request(to.key);
@@ -319,7 +319,7 @@ impl Streams {
         let plain = fields.iter().filter(|f| passes(f.token));
         let Kind::Final { end } = kind else {
             if let Some(hop) = self.hops.hop_mut(to.conn) {
-                let out = &mut turn.border.sink(to.conn);
+                let out = &mut turn.net.sink(to.conn);
                 hop.link.head(to.key, plain, false, &mut self.block, out);
             }
             return false;
@@ -335,10 +335,10 @@ impl Streams {
         let ours = std::iter::once(id_field(id)).chain(cookie);
         let fields = plain.filter(|f| f.token != Token::NvcfReqid).chain(ours);
         if let Some(hop) = self.hops.hop_mut(to.conn) {
-            let out = &mut turn.border.sink(to.conn);
+            let out = &mut turn.net.sink(to.conn);
             let generation = hop.link.head(to.key, fields, end, &mut self.block, out);
             if hop.link.is_open_ended() {
-                turn.border.set_open_ended(to.conn, true);
+                turn.net.set_open_ended(to.conn, true);
             }
             self.keep_answer(at.conn, status, generation.filter(|_| !first));
         }
@@ -391,7 +391,7 @@ impl Streams {
         let same = |answer: &&Answer| answer.list == of.list && answer.kind == of.kind;
         let answer = tunnel.answers.iter().find(same)?;
         let block = (&answer.block.bytes[..], answer.block.generation);
-        let out = &mut turn.border.sink(to.conn);
+        let out = &mut turn.net.sink(to.conn);
         if !client.link.replay(to.key, block, ended, &mut self.block, out) {
             return None;
         }
@@ -413,7 +413,7 @@ impl Streams {
         if let Some([client, tunnel]) = self.hops.two_hops(of.at.conn, to.conn) {
             let call = client.call(of.list).expect("it was found a moment ago");
             let block = (&call.block.bytes[..], call.block.generation);
-            let out = &mut turn.border.sink(to.conn);
+            let out = &mut turn.net.sink(to.conn);
             let sent = tunnel.link.replay(to.key, block, ended, &mut self.block, out);
             debug_assert!(sent, "the generation was the same a moment ago");
             if call.method == Method::Head {

@@ -143,7 +143,7 @@ impl Bench {
 
     fn give(&mut self, conn: ConnId, bytes: &[u8]) {
         let mut queue = VecDeque::new();
-        self.rig.border.stash_bytes(bytes, &mut queue);
+        self.rig.net.stash_bytes(bytes, &mut queue);
         for segment in queue {
             let (mut pos, mut step) = (0, Step::More);
             while step == Step::More {
@@ -151,16 +151,16 @@ impl Bench {
                 self.settle();
             }
             // What was read may have ended its connection.
-            assert!(step == Step::Done || !self.rig.border.is_open(conn), "whose is {conn:?}?");
-            self.rig.border.pool.release(segment);
+            assert!(step == Step::Done || !self.rig.net.is_open(conn), "whose is {conn:?}?");
+            self.rig.net.pool.release(segment);
         }
     }
 
     fn take(&mut self, conn: ConnId) -> Vec<u8> {
-        let output = self.rig.border.output(conn).unwrap();
-        let bytes = output.queue().iter().flat_map(|part| self.rig.border.pool.bytes(*part));
+        let output = self.rig.net.output(conn).unwrap();
+        let bytes = output.queue().iter().flat_map(|part| self.rig.net.pool.bytes(*part));
         let bytes: Vec<u8> = bytes.copied().collect();
-        self.rig.border.sent(conn, bytes.len());
+        self.rig.net.sent(conn, bytes.len());
         self.relay.written(&mut self.rig.turn(), conn);
         self.settle();
         bytes
@@ -198,7 +198,7 @@ impl Bench {
     fn sees(&mut self, peer: &mut Peer) -> Vec<String> {
         let bytes = self.take(peer.conn);
         let (seen, answers) = peer.read(&bytes);
-        if self.rig.border.is_open(peer.conn) {
+        if self.rig.net.is_open(peer.conn) {
             self.give(peer.conn, &answers);
         }
         seen
@@ -217,7 +217,7 @@ impl Bench {
     // ---- peers ----
 
     fn accept(&mut self) -> ConnId {
-        let conn = self.rig.border.open();
+        let conn = self.rig.net.open();
         self.relay.accepted(&mut self.rig.turn(), conn, peer());
         conn
     }
@@ -225,7 +225,7 @@ impl Bench {
     /// A client that speaks HTTP/2.
     fn client(&mut self) -> Peer {
         let conn = self.accept();
-        let mut client = Peer::new(conn, Role::Client, self.rig.border.now);
+        let mut client = Peer::new(conn, Role::Client, self.rig.net.now);
         let mut hello = Vec::new();
         client.h2.start(&mut hello);
         self.give(conn, &hello);
@@ -239,8 +239,8 @@ impl Bench {
 
     /// The same of one that another gateway has brought.
     fn attach_via(&mut self, key: Key, via: Option<Node>) -> ConnId {
-        let conn = self.rig.border.open();
-        let opened = self.rig.border.now;
+        let conn = self.rig.net.open();
+        let opened = self.rig.net.now;
         let (timer, tail) = (None, Vec::new());
         let new = NewTunnel { key, conn, peer: peer(), opened, timer, via, tail };
         self.say(ForRelay::Attach(Box::new(new)));
@@ -255,7 +255,7 @@ impl Bench {
 
     /// The worker's end of a tunnel begins to speak.
     fn server(&mut self, conn: ConnId) -> Peer {
-        let mut worker = Peer::new(conn, Role::Server, self.rig.border.now);
+        let mut worker = Peer::new(conn, Role::Server, self.rig.net.now);
         let mut hello = Vec::new();
         worker.h2.start(&mut hello);
         self.give(conn, &hello);

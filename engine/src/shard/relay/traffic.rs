@@ -23,9 +23,9 @@ use super::memo::{Call, InHand};
 use super::replies::{Asked, Replies};
 use super::routes::{Route, Routes};
 use super::streams::{Kind, Streams};
-use crate::border::ConnId;
 use crate::config::{HonourId, Scope};
 use crate::metrics::{Limit, Method};
+use crate::net::ConnId;
 use crate::pool::Segment;
 use crate::trail::Event;
 

@@ -18,7 +18,7 @@ use super::hop::{Held, Hop, Side, Tunnel, TunnelState};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::{Tail, Traffic};
-use crate::border::{Close, ConnId, Parcel};
+use crate::net::{Close, ConnId, Parcel};
 
 /// Gateways of which it is remembered that they leave.
 const MOST_LEAVING: usize = 64;
@@ -77,7 +77,7 @@ impl Traffic {
             return Link::H1(Box::new(h1));
         }
         let mut h2 = h2::Conn::new(h2::Role::Client, self.http2.clone(), turn.now);
-        h2.start(&mut turn.border.sink(conn));
+        h2.start(&mut turn.net.sink(conn));
         Link::H2(h2)
     }
 
@@ -85,7 +85,7 @@ impl Traffic {
     pub(super) fn attach(&mut self, turn: &mut Turn<'_>, new: NewTunnel) {
         let NewTunnel { key, conn, peer, opened, timer, via, tail } = new;
         if self.routes.get(key).is_none_or(|route| route.tunnel.is_some()) {
-            return turn.border.close(conn, Close::Now);
+            return turn.net.close(conn, Close::Now);
         }
         let link = self.tunnel_link(turn, conn, key);
         let unspoken = link.is_unspoken();
@@ -114,7 +114,7 @@ impl Traffic {
     fn read_later(&mut self, turn: &mut Turn<'_>, conn: ConnId, bytes: &[u8]) {
         if !bytes.is_empty() {
             let mut segments = VecDeque::new();
-            turn.border.stash_bytes(bytes, &mut segments);
+            turn.net.stash_bytes(bytes, &mut segments);
             self.tails.push(Tail { conn, segments, pos: 0 });
         }
     }
@@ -339,7 +339,7 @@ impl Traffic {
     pub(super) fn goaway(&mut self, turn: &mut Turn<'_>, conn: ConnId, last: u32) {
         let hop = self.streams.hops.known(conn);
         let keys = hop.link.keys_above(last);
-        let out = &mut turn.border.sink(conn);
+        let out = &mut turn.net.sink(conn);
         let refuse = |stream| {
             let slot = hop.link.tag(stream);
             hop.link.reset(stream, ErrorCode::Cancel, out);
@@ -363,7 +363,7 @@ impl Traffic {
     pub(super) fn detach(&mut self, turn: &mut Turn<'_>, key: Key) {
         let tunnel = self.routes.get(key).and_then(|route| route.tunnel);
         if let Some(hop) = tunnel.and_then(|conn| self.streams.hops.hop_mut(conn)) {
-            turn.border.detach(hop.conn);
+            turn.net.detach(hop.conn);
             if let Some(tunnel) = hop.tunnel_mut() {
                 tunnel.state = TunnelState::InUse;
             }
@@ -392,11 +392,11 @@ impl Traffic {
     pub(super) fn adopt(&mut self, turn: &mut Turn<'_>, key: Key, parcel: Parcel, hop: MovedHop) {
         let traveller: Box<Traveller> = hop.0.downcast().expect("only `detached` makes one");
         let Traveller { mut hop, carried } = *traveller;
-        let conn = turn.border.adopt(parcel);
+        let conn = turn.net.adopt(parcel);
         hop.conn = conn;
         hop.stopped.fill(conn);
         if hop.waits > 0 {
-            turn.border.pause(conn, true);
+            turn.net.pause(conn, true);
         }
         self.streams.hops.insert(conn, super::hops::Conn::Hop(hop));
         if let Some(route) = self.routes.get_mut(key) {

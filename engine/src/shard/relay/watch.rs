@@ -18,8 +18,8 @@ use super::hop::ALIVE_PING;
 use super::hop::{GOAWAY_WAIT, Hop, Leaving, Side, Timeouts, TunnelState, UNREAD_ANSWERS};
 use super::hops::Conn;
 use super::link::Link;
-use crate::border::{Close, ConnId, End};
 use crate::metrics::Limit;
+use crate::net::{Close, ConnId, End};
 use crate::post::Ills;
 
 impl Relay {
@@ -31,7 +31,7 @@ impl Relay {
             Some(Conn::Fresh(fresh)) => {
                 let opened = fresh.opened;
                 turn.limit_hit(Limit::Handshake);
-                turn.border.close(conn, Close::Flush);
+                turn.net.close(conn, Close::Flush);
                 self.reader.traffic.fresh_over(turn, conn, opened);
             }
             Some(Conn::Hop(hop)) => {
@@ -45,7 +45,7 @@ impl Relay {
 
     fn look_at_hop(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let now = turn.now;
-        let stalled = turn.border.blocked_since(conn).map(|since| now.since(since));
+        let stalled = turn.net.blocked_since(conn).map(|since| now.since(since));
         let handshake = turn.settings.config.limits.handshake;
         let hop =
             self.reader.traffic.streams.hops.hop_mut(conn).expect("the caller has just found it");
@@ -133,8 +133,8 @@ impl Relay {
             match self.reader.traffic.streams.hops.get_mut(conn) {
                 Some(Conn::Hop(hop)) if hop.client().is_some() => {
                     let last = hop.link.highest_peer_stream();
-                    hop.link.goaway(last, ErrorCode::NoError, b"", &mut turn.border.sink(conn));
-                    turn.border.close(conn, how);
+                    hop.link.goaway(last, ErrorCode::NoError, b"", &mut turn.net.sink(conn));
+                    turn.net.close(conn, how);
                     let how = Gone::ByUs(Cause::SHUTDOWN);
                     turn.relay(ForRelay::ClientOver { conn, how });
                 }
@@ -144,7 +144,7 @@ impl Relay {
                 }
                 Some(Conn::Fresh(fresh)) => {
                     let opened = fresh.opened;
-                    turn.border.close(conn, how);
+                    turn.net.close(conn, how);
                     self.reader.traffic.fresh_over(turn, conn, opened);
                 }
                 None => {}
@@ -163,12 +163,12 @@ fn ask_client(turn: &mut Turn<'_>, hop: &mut Hop) {
     if let (Some(every), Side::Client(client)) = (every.filter(|_| asks), &mut hop.side) {
         match client.pinged_at {
             Some(at) if at + most <= now => {
-                turn.border.close(conn, Close::Now);
+                turn.net.close(conn, Close::Now);
                 turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(End::Timeout) });
             }
             None if silent + every <= now => {
                 client.pinged_at = Some(now);
-                hop.link.ping(ALIVE_PING, &mut turn.border.sink(conn));
+                hop.link.ping(ALIVE_PING, &mut turn.net.sink(conn));
             }
             _ => {}
         }
@@ -186,7 +186,7 @@ fn look_at_tunnel(turn: &mut Turn<'_>, hop: &mut Hop, stalled: Option<Duration>)
         if let Some(tunnel) = hop.tunnel_mut() {
             tunnel.pings.asks(found);
         }
-        hop.link.ping(ALIVE_PING, &mut turn.border.sink(conn));
+        hop.link.ping(ALIVE_PING, &mut turn.net.sink(conn));
     }
 }
 

@@ -18,8 +18,8 @@ use super::dial::Dialling;
 use super::lot::{Lot, Place};
 use super::pending::Pending;
 use super::ticket;
-use crate::border::{ConnId, End};
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
+use crate::net::{ConnId, End};
 use crate::post::{Speaks, Stand};
 
 /// One attachment.

@@ -11,10 +11,10 @@ use super::super::facts::Wanted;
 use super::super::settings::ShardSettings;
 use super::client::{Clients, Pin};
 use super::directory::{Directory, Member, Session};
-use crate::border::ConnId;
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::{self as version, Call, Grant, Owner, Rate};
+use crate::net::ConnId;
 use crate::post::{Speaks, Stand};
 
 /// By their numbers as bytes.

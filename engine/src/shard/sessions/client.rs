@@ -18,9 +18,9 @@ use super::super::bucket::Bucket;
 use super::super::facts::{Caller, Met, Wanted};
 use super::super::table::Key;
 use super::called::Called;
-use crate::border::ConnId;
 use crate::config::{Limits, Scope};
 use crate::control::port::{Grant, Owner};
+use crate::net::ConnId;
 
 /// One client's connection. Most connections are one user of one function, with one session: that
 /// takes no memory besides this.

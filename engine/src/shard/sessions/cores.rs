@@ -21,10 +21,10 @@ use super::called::Called;
 use super::directory::check;
 use super::roster::not_resumed;
 use super::{Sessions, way_of, work};
-use crate::border::Parcel;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{Owner, Plane, Registration};
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
+use crate::net::Parcel;
 use crate::post::{
     CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
 };

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use ringway_proto::time::Time;
 
-use crate::border::ConnId;
 use crate::config::Dial;
 use crate::control::local::WorkKind;
+use crate::net::ConnId;
 
 /// How far a dial has come.
 #[derive(Debug)]

@@ -51,12 +51,12 @@ use super::settings::ShardSettings;
 use super::table::Key;
 use super::timer::{Due, SETTLES};
 use super::turn::Turn;
-use crate::border::ConnId;
 use crate::carry::Unreadable;
 use crate::control::local::{Policy, Ticket, Work, WorkKind};
 use crate::control::port::Plane;
 use crate::keys::Keys;
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
+use crate::net::ConnId;
 use crate::post::{Bookmark, Speaks};
 use crate::trail::{Ask as Wish, Event, IdBegin};
 

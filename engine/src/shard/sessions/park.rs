@@ -15,9 +15,9 @@ use super::attachment::{Attachment, Owed, State, UsedBy};
 use super::client::Client;
 use super::roster::Roster;
 use super::spare::LAST_CHANCE;
-use crate::border::End;
 use crate::control::port::Plane;
 use crate::metrics::Limit;
+use crate::net::End;
 use crate::post::Speaks;
 use crate::trail::Event;
 

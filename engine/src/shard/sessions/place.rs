@@ -24,11 +24,11 @@ use super::directory::{Session, check};
 use super::question::{Question, Waiting};
 use super::roster::not_resumed;
 use super::{Placed, Sessions, UNAVAILABLE, ticket};
-use crate::border::ConnId;
 use crate::config::HonourId;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{AskTicket, Grant, Owner, Plane};
 use crate::metrics::{AskOutcome, Limit};
+use crate::net::ConnId;
 use crate::post::{CorePost, Find, Speaks, Vouch, Vouched};
 
 /// So many times the streams of a connection may have come to wait for answers.

@@ -8,9 +8,9 @@ use ringway_proto::time::Time;
 use super::super::facts::{AskTicket, Topic, Wanted, key_numbered, number_of};
 use super::super::settings::ShardSettings;
 use super::super::table::{Key, Table};
-use crate::border::ConnId;
 use crate::config::{Limits, Scope};
 use crate::metrics::{AskOutcome, Limit, ShardMetrics};
+use crate::net::ConnId;
 
 /// Bytes that clients may have said in requests that wait for answers, on one core.
 const HELD: usize = 64 << 20;

@@ -23,10 +23,10 @@ use super::client::Clients;
 use super::rows::closed_row;
 use super::rules::Rules;
 use super::ticket;
-use crate::border::ConnId;
 use crate::config::Scope;
 use crate::control::local::{SessionFacts, WorkKind};
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
+use crate::net::ConnId;
 use crate::post::{CorePost, Join, Leave, SessionRow};
 
 /// Clients, attachments, and the rules by which the ones may have the others.

@@ -20,10 +20,10 @@ use super::super::turn::Draining;
 use super::super::turn::rig::{NODE, Rig};
 use super::attachment::Kin;
 use super::*;
-use crate::border::{End, Parcel};
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
+use crate::net::{End, Parcel};
 use crate::post::{CorePost, Find, Found, Leave, Resumed, Stand, Vouched};
 
 const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
@@ -189,7 +189,7 @@ impl Bench {
     }
 
     fn later(&mut self, by: Duration) {
-        self.rig.border.now += by;
+        self.rig.net.now += by;
     }
 
     fn outcomes(&self) -> Vec<SpareOutcome> {

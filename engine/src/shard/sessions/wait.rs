@@ -17,10 +17,10 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::Sessions;
 use super::attachment::{Stage, State};
-use crate::border::ConnId;
 use crate::control::local::WorkKind;
 use crate::control::port::Plane;
 use crate::metrics::{AskOutcome, Limit};
+use crate::net::ConnId;
 use crate::trail::Event;
 
 /// How much longer a wait takes at most that is over: so long the control plane has to say how far

@@ -18,9 +18,9 @@ use super::super::facts::{
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::polls::{Fate, Polls};
-use crate::border::{Close, ConnId, End, Parcel};
 use crate::control::local::PollAnswer;
 use crate::metrics::{Limit, RelayCause};
+use crate::net::{Close, ConnId, End, Parcel};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect};
 use crate::trail::Event;
@@ -127,7 +127,7 @@ impl Door {
     /// A connection of another core whose CONNECT shows a token of ours.
     pub(super) fn adopted(turn: &mut Turn<'_>, moved: MovedConnect) -> Self {
         let MovedConnect { parcel, input, peer, opened, from, via } = moved;
-        let conn = turn.border.adopt(parcel);
+        let conn = turn.net.adopt(parcel);
         Self {
             opened,
             moved_from: Some(from),
@@ -154,7 +154,7 @@ impl Door {
     /// Lets go of the connection, so that the core `to` can take it up.
     pub(super) fn send_home(&mut self, turn: &mut Turn<'_>, to: u16) -> After {
         self.phase = Phase::Moving { to };
-        turn.border.detach(self.conn);
+        turn.net.detach(self.conn);
         self.bound(turn)
     }
 
@@ -181,7 +181,7 @@ impl Door {
 
     /// Bytes that come while nothing may be read any more.
     pub(super) fn received_behind(&mut self, turn: &mut Turn<'_>, segment: Segment) -> After {
-        self.input.extend_from_slice(turn.border.pool.bytes(segment));
+        self.input.extend_from_slice(turn.net.pool.bytes(segment));
         self.bound(turn)
     }
 
@@ -282,7 +282,7 @@ impl Door {
     fn poll_settled(&mut self, turn: &mut Turn<'_>) -> After {
         self.idle_since = turn.now;
         if self.last && self.polls.waiting() == 0 {
-            turn.border.close(self.conn, Close::Flush);
+            turn.net.close(self.conn, Close::Flush);
             self.polls.told(turn, Fate::Unsure);
             return After::Gone;
         }
@@ -336,14 +336,14 @@ impl Door {
     }
 
     pub(super) fn close_how(&mut self, turn: &mut Turn<'_>, how: Close) {
-        turn.border.close(self.conn, how);
+        turn.net.close(self.conn, how);
         self.over(turn, End::Fin);
     }
 
     /// The connection has ended. After anything but a FIN an answer that was on its way did not
     /// arrive: its work is queued again. After a FIN it may have.
     pub(super) fn over(&mut self, turn: &mut Turn<'_>, end: End) {
-        let may_have_arrived = end.is_half() && turn.border.queued(self.conn) == 0;
+        let may_have_arrived = end.is_half() && turn.net.queued(self.conn) == 0;
         let polls = std::mem::replace(&mut self.polls, Polls::new(self.conn));
         polls.left(turn, may_have_arrived);
         if let Phase::Moving { .. } = self.phase {
@@ -375,15 +375,15 @@ pub(super) fn back(turn: &mut Turn<'_>, back: Back) {
         write_text(503, text, false, turn.date(), &mut out);
     }
     turn.put(conn, &out);
-    turn.border.close(conn, Close::Flush);
+    turn.net.close(conn, Close::Flush);
 }
 
 /// The token's home has no room for the connection: the worker tries again (contract WK-5).
 pub(super) fn turn_away(turn: &mut Turn<'_>, parcel: Parcel) {
     let date = turn.date();
-    let conn = turn.border.adopt(parcel);
+    let conn = turn.net.adopt(parcel);
     turn.put(conn, &no_room(date));
-    turn.border.close(conn, Close::Flush);
+    turn.net.close(conn, Close::Flush);
 }
 
 fn no_room(date: HttpDate) -> Vec<u8> {
@@ -392,7 +392,7 @@ fn no_room(date: HttpDate) -> Vec<u8> {
     out
 }
 
-/// The connections, by the slot the border gave them.
+/// The connections, by the slot the network interface gave them.
 #[derive(Debug, Default)]
 pub(super) struct Doors {
     /// By slot: they are few among the connections of a core.

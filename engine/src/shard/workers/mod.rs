@@ -26,8 +26,8 @@ use self::requests::Desk;
 use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
-use crate::border::{Close, ConnId, End, Parcel};
 use crate::control::local::{DispatchLimits, Policy, PollAnswer, PollId};
+use crate::net::{Close, ConnId, End, Parcel};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect, Parks};
 
@@ -79,7 +79,7 @@ impl Workers {
     pub(super) fn ended(&mut self, turn: &mut Turn<'_>, conn: ConnId, end: End) {
         self.at(conn, |door, _| {
             door.over(turn, end);
-            turn.border.close(conn, Close::Flush);
+            turn.net.close(conn, Close::Flush);
             After::Gone
         });
     }

@@ -6,8 +6,8 @@ use ringway_proto::time::Time;
 
 use super::super::facts::Edge;
 use super::super::turn::Turn;
-use crate::border::ConnId;
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Work};
+use crate::net::ConnId;
 use crate::post::CorePost;
 use crate::trail::Event;
 

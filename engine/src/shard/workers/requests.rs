@@ -51,12 +51,12 @@ impl Door {
         match self.phase {
             Phase::Asking { .. } | Phase::Moving { .. } => self.received_behind(turn, segment),
             Phase::Serving(_) => {
-                self.input.extend_from_slice(turn.border.pool.bytes(segment));
+                self.input.extend_from_slice(turn.net.pool.bytes(segment));
                 self.begun.get_or_insert(turn.now);
                 self.serve(turn, desk)
             }
             Phase::Paused => {
-                self.input.extend_from_slice(turn.border.pool.bytes(segment));
+                self.input.extend_from_slice(turn.net.pool.bytes(segment));
                 After::Stays
             }
         }

@@ -68,7 +68,7 @@ fn bench(home: u16) -> Bench {
 
 impl Bench {
     fn accept(&mut self) -> ConnId {
-        let conn = self.rig.border.open();
+        let conn = self.rig.net.open();
         self.workers.accepted(&mut self.rig.turn(), conn, peer());
         conn
     }
@@ -76,19 +76,19 @@ impl Bench {
     /// Bytes of the worker's.
     fn say(&mut self, conn: ConnId, bytes: &[u8]) {
         let mut queue = VecDeque::new();
-        self.rig.border.stash_bytes(bytes, &mut queue);
+        self.rig.net.stash_bytes(bytes, &mut queue);
         for segment in queue {
             self.workers.received(&mut self.rig.turn(), conn, segment);
-            self.rig.border.pool.release(segment);
+            self.rig.net.pool.release(segment);
         }
     }
 
     /// What the worker was sent since the last call.
     fn heard(&mut self, conn: ConnId) -> String {
-        let output = self.rig.border.output(conn).unwrap();
-        let bytes = output.queue().iter().flat_map(|part| self.rig.border.pool.bytes(*part));
+        let output = self.rig.net.output(conn).unwrap();
+        let bytes = output.queue().iter().flat_map(|part| self.rig.net.pool.bytes(*part));
         let text = String::from_utf8(bytes.copied().collect()).unwrap();
-        self.rig.border.sent(conn, text.len());
+        self.rig.net.sent(conn, text.len());
         text
     }
 
@@ -170,12 +170,12 @@ impl Bench {
     }
 
     fn closed(&self, conn: ConnId) -> bool {
-        let closing = self.rig.border.output(conn).unwrap().closing();
+        let closing = self.rig.net.output(conn).unwrap().closing();
         closing == Some(Close::Flush) && !self.workers.holds(conn)
     }
 
     fn later(&mut self, time: Duration) {
-        self.rig.border.now += time;
+        self.rig.net.now += time;
     }
 
     fn limit(&self, limit: Limit) -> u64 {
@@ -396,7 +396,7 @@ fn a_connection_that_wants_to_end_does_so_with_its_polls_answer() {
     // The work is in doubt: it is queued again if no worker dials back.
     assert_eq!(bench.workers.fullest(), 0);
     bench.later(Duration::from_secs(5));
-    assert_eq!(bench.workers.deadline(), Some(bench.rig.border.now));
+    assert_eq!(bench.workers.deadline(), Some(bench.rig.net.now));
     bench.workers.turn(&mut bench.rig.turn());
     assert_eq!(bench.workers.fullest(), 1);
 }

@@ -57,7 +57,7 @@ fn a_closed_route_says_what_it_carried() {
     let [ForSessions::Closed { key: A, cause, tally }] = &told[..] else { panic!("{told:?}") };
     let carried = Tally { streams: 0, bytes_up: 5, bytes_down: 7, answered: true, tunnel: true };
     assert_eq!((cause.detail, *tally), (Cause::DELETED.detail, carried));
-    assert!(!bench.rig.border.is_open(worker.conn) && bench.rig.border.is_open(client.conn));
+    assert!(!bench.rig.net.is_open(worker.conn) && bench.rig.net.is_open(client.conn));
     assert_eq!((bench.carried(A), bench.relay.tunnels()), (None, 0));
     bench.ask(&mut client, &[], true);
     bench.placed();
@@ -179,7 +179,7 @@ fn a_going_tunnel_that_nothing_replaces_ends_when_it_has_no_stream() {
         }
         let lost = lost(&mut bench);
         assert_eq!((lost.key, lost.cause.detail, lost.going), (A, Cause::GOAWAY.detail, true));
-        assert!(!bench.rig.border.is_open(worker.conn));
+        assert!(!bench.rig.net.is_open(worker.conn));
     }
 }
 
@@ -191,7 +191,7 @@ fn a_going_tunnel_that_is_replaced_stays_without_a_stream() {
     bench.goaway(&mut worker, 1);
     bench.answer(&mut worker, "", true);
     assert!(matches!(bench.told()[..], [ForSessions::Spent { key: A, goaway: true }]));
-    assert!(bench.rig.border.is_open(worker.conn));
+    assert!(bench.rig.net.is_open(worker.conn));
     assert_eq!(bench.carried(A), Some((0, 0, 0)));
 }
 
@@ -203,7 +203,7 @@ fn a_late_fact_changes_nothing() {
     let gone = |conn| ConnId { generation: 9, ..conn };
     let (conn, tunnel) = (gone(client.conn), gone(worker.conn));
     let (key, fault) = (STALE, || Box::new(Fault::Overloaded));
-    let (cause, until) = (Cause::DELETED, bench.rig.border.now);
+    let (cause, until) = (Cause::DELETED, bench.rig.net.now);
     let late = [
         ForRelay::Terms { key, terms: terms(LOST) },
         ForRelay::Refuse { exchange: key, fault: fault() },
@@ -252,7 +252,7 @@ fn a_tunnel_that_comes_too_late_is_closed() {
     let (mut client, mut worker) = bench.routed(A, LOST);
     for key in [STALE, B, A] {
         let conn = bench.attach(key);
-        assert!(bench.told().is_empty() && !bench.rig.border.is_open(conn), "{key:?}");
+        assert!(bench.told().is_empty() && !bench.rig.net.is_open(conn), "{key:?}");
     }
     bench.answer(&mut worker, "own", true);
     assert_eq!(bench.sees(&mut client), ["1 200", "1 data own end"], "A has kept its own");

@@ -32,7 +32,7 @@ fn an_http1_tunnel_in_use_is_used_up_when_its_client_is_lost() {
     bench.end(conn, End::Reset);
     let told = bench.told();
     assert!(matches!(told[..], [ForSessions::Attached { .. }, ForSessions::ClientGone { .. }]));
-    bench.say(ForRelay::Park { key: A, until: bench.rig.border.now });
+    bench.say(ForRelay::Park { key: A, until: bench.rig.net.now });
     assert!(matches!(bench.told()[..], [ForSessions::UsedUp { key: A }]));
 }
 
@@ -41,7 +41,7 @@ impl Bench {
     fn park(&mut self, client: Peer, worker: &mut Peer) {
         self.end(client.conn, End::Reset);
         assert!(matches!(self.told()[..], [ForSessions::ClientGone { .. }]));
-        let until = self.rig.border.now + Duration::from_secs(60);
+        let until = self.rig.net.now + Duration::from_secs(60);
         self.say(ForRelay::Park { key: A, until });
         let told = self.told();
         assert!(matches!(told[..], [ForSessions::Parked { key: A, speaks: Speaks::Http2 }]));
@@ -82,7 +82,7 @@ fn a_tunnel_for_a_route_that_is_gone_ends() {
     bench.park(client, &mut worker);
     bench.say(ForRelay::Transfer { from: A, to: B });
     assert_eq!(bench.relay.tunnels(), 0);
-    assert!(!bench.rig.border.is_open(worker.conn));
+    assert!(!bench.rig.net.is_open(worker.conn));
 }
 
 #[test]
@@ -129,14 +129,14 @@ fn a_spare_takes_over_and_what_runs_ends_as_the_spares() {
     let mut new = bench.server(fresh);
     assert_eq!(bench.sees(&mut new), ["1 /f end"]);
     bench.answer(&mut new, "new", true);
-    bench.rig.border.now += SETTLES;
+    bench.rig.net.now += SETTLES;
     bench.body(&mut old, key, "rest", true);
     let seen = ["1 200", "1 data half", "3 200", "3 data new end", "1 data rest end"];
     assert_eq!(bench.sees(&mut client), seen);
     let told = bench.told();
     let [ForSessions::Lost(lost)] = &told[..] else { panic!("{told:?}") };
     assert_eq!((lost.key, lost.cause.detail), (B, Cause::GOAWAY.detail));
-    assert!(bench.rig.border.is_open(fresh) && !bench.rig.border.is_open(old.conn));
+    assert!(bench.rig.net.is_open(fresh) && !bench.rig.net.is_open(old.conn));
 }
 
 #[test]
@@ -178,12 +178,12 @@ fn a_tunnel_ends_when_its_worker_knows_of_the_one_that_took_its_place() {
         if busy {
             bench.body(&mut old, key, "", true);
         }
-        assert!(bench.told().is_empty() && bench.rig.border.is_open(old.conn), "{busy}");
-        bench.rig.border.now += SETTLES;
+        assert!(bench.told().is_empty() && bench.rig.net.is_open(old.conn), "{busy}");
+        bench.rig.net.now += SETTLES;
         bench.relay.look_at(&mut bench.rig.turn(), old.conn);
         bench.settle();
         let told = bench.told();
         assert!(matches!(&told[..], [ForSessions::Lost(lost)] if lost.key == B), "{told:?}");
-        assert!(bench.rig.border.is_open(fresh) && !bench.rig.border.is_open(old.conn));
+        assert!(bench.rig.net.is_open(fresh) && !bench.rig.net.is_open(old.conn));
     }
 }

@@ -37,7 +37,7 @@ fn a_client_in_the_way_of_another_gets_one_more_tunnel() {
     bench.gone(1, &[key]);
     assert!(bench.closed(key).is_none());
     bench.later(Duration::from_secs(1));
-    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.border.now));
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.net.now));
     assert!(due.collect::<Vec<_>>().contains(&Due::Settled(second)));
     bench.call(|sessions, turn| sessions.settled(turn, second));
     assert_eq!(bench.closed(key).map(|cause| cause.detail), Some(Cause::SURPLUS.detail));
@@ -104,7 +104,7 @@ fn a_used_up_tunnel_is_held_until_its_spare_is_parked() {
     assert!(bench.closed(key).is_none(), "its worker may not have heard of the spare");
     assert_eq!(bench.sessions.gauges().parked, 1, "the spare is kept beside it");
     bench.later(SETTLES);
-    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.border.now));
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.net.now));
     assert!(due.collect::<Vec<_>>().contains(&Due::Settled(key)));
     bench.call(|sessions, turn| sessions.settled(turn, key));
     assert_eq!(bench.closed(key).map(|cause| cause.detail), Some(Cause::CLIENT_GONE.detail));
@@ -126,7 +126,7 @@ fn a_spare_that_no_worker_knows_ends_with_the_session() {
     bench.said();
     // The function's side has ended the tunnel: its spare has a second.
     bench.later(Duration::from_secs(1));
-    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.border.now));
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.net.now));
     assert!(due.collect::<Vec<_>>().contains(&Due::Recall(spare)));
     bench.call(|sessions, turn| sessions.recall(turn, spare));
     assert_eq!(bench.said(), ["Recall"]);

@@ -146,7 +146,7 @@ fn a_parked_session_gives_way_only_to_work_that_is_queued() {
     let soon = bench.rig.settings.config.session.park_yield;
     let impatient = |bench: &mut Bench| {
         bench.later(soon);
-        let now = bench.rig.border.now;
+        let now = bench.rig.net.now;
         std::iter::from_fn(|| bench.rig.timers.take(now)).any(|due| matches!(due, Due::Patience(_)))
     };
     assert!(!impatient(&mut bench), "a worker could not get it");

@@ -16,7 +16,7 @@ fn a_connection_whose_token_is_good_becomes_a_tunnel_with_all_that_came_behind()
     bench.on(admit(conn));
     let tunnel = attached(bench.settle());
     assert_eq!((tunnel.conn, tunnel.peer, tunnel.key.slot), (conn, peer(), 3));
-    assert_eq!((&tunnel.tail[..], tunnel.opened), (&b"onetwo"[..], bench.rig.border.now));
+    assert_eq!((&tunnel.tail[..], tunnel.opened), (&b"onetwo"[..], bench.rig.net.now));
     assert_eq!(bench.heard(conn), "HTTP/1.1 200 OK\r\n\r\n");
     let edges = bench.edges();
     assert!(matches!(
@@ -69,7 +69,7 @@ fn a_connection_goes_to_its_tokens_core_with_what_was_read() {
     let conn = bench.connect(b"one");
     bench.settle();
     bench.on(ForWorkers::SendHome { conn, core: 1 });
-    assert!(bench.rig.border.output(conn).unwrap().is_detaching());
+    assert!(bench.rig.net.output(conn).unwrap().is_detaching());
     bench.say(conn, b"two");
     bench.workers.detached(&mut bench.rig.turn(), conn, parcel());
     let facts = bench.settle();
@@ -105,9 +105,9 @@ fn a_connection_whose_tokens_core_has_no_room_is_turned_away() {
     assert!(bench.closed(conn) && bench.edges().is_empty());
     assert_eq!(bench.limit(Limit::Mailbox), 1);
     // The same, once the socket was let go of.
-    let before = bench.rig.border.connections();
+    let before = bench.rig.net.connections();
     bench.on(ForWorkers::TurnAway(parcel()));
-    assert_eq!(bench.rig.border.connections(), before + 1);
+    assert_eq!(bench.rig.net.connections(), before + 1);
     let conn = ConnId { slot: conn.slot + 1, generation: 0 };
     assert_eq!(bench.statuses(conn), [503]);
     assert!(bench.closed(conn));
@@ -137,7 +137,7 @@ fn silent_connections_end() {
     let mut bench = bench(0);
     let (idle, half, fresh) = (bench.accept(), bench.accept(), bench.accept());
     bench.say(half, b"GET /health");
-    assert!(bench.rig.timers.take(bench.rig.border.now).is_none());
+    assert!(bench.rig.timers.take(bench.rig.net.now).is_none());
     bench.later(HANDSHAKE_OVER);
     bench.say(fresh, b"GET /health HTTP/1.1\r\nhost: g\r\n\r\n");
     for conn in [idle, half, fresh] {
@@ -152,7 +152,7 @@ fn silent_connections_end() {
     }
     assert!(bench.closed(idle) && bench.workers.holds(fresh));
     // One that is looked at before its time is looked at again at its time.
-    let idle_at = bench.rig.border.now + HANDSHAKE_OVER;
+    let idle_at = bench.rig.net.now + HANDSHAKE_OVER;
     while bench.rig.timers.take(Time(idle_at.0 - 1)).is_some() {}
     assert_eq!(bench.rig.timers.earliest(), Some(idle_at));
     assert_eq!(bench.rig.timers.take(idle_at), Some(Due::door(fresh)));
@@ -241,13 +241,13 @@ fn the_tunnel_that_was_parked_first_gives_way_to_new_work_that_has_waited() {
     bench.workers.look_at_queues(&mut bench.rig.turn());
     assert!(bench.settle().is_empty(), "it is too early");
     bench.later(patience);
-    assert_eq!(bench.rig.timers.take(bench.rig.border.now), Some(Due::Yield));
+    assert_eq!(bench.rig.timers.take(bench.rig.net.now), Some(Due::Yield));
     bench.workers.look_at_queues(&mut bench.rig.turn());
     let facts = bench.settle();
     assert!(matches!(facts[..], [Fact::Send { to: 1, post: CorePost::Yield(of) }]
         if of == ticket(1, 1)));
     // The work waits anew, for the next one.
-    assert_eq!(bench.rig.timers.earliest(), Some(bench.rig.border.now + patience));
+    assert_eq!(bench.rig.timers.earliest(), Some(bench.rig.net.now + patience));
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! The border between a reactor and what it serves: facts come in as calls of [`Core`], bytes to
-//! send and the few rare wishes go out through [`Border`].
+//! The network interface between a reactor and what it serves: facts come in as calls of [`Core`],
+//! bytes to send and the few rare wishes go out through [`Net`].
 //!
 //! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
-//! The reactor drives a `Core` through its `Border`, and so do the tests' frame scripts.
+//! The reactor drives a `Core` through its `Net`, and so do the tests' frame scripts.
 
 mod parcel;
 mod stalls;
@@ -31,36 +31,36 @@ pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What a reactor serves: a shard, or the bare relay the benchmark compares with.
 ///
-/// Every call may append output, close connections and leave wishes in the [`Border`].
+/// Every call may append output, close connections and leave wishes in the [`Net`].
 pub trait Core {
     /// What other threads send to this core.
     type Post;
 
     /// A connection was accepted. It reads from now on.
-    fn accepted(&mut self, border: &mut Border, conn: ConnId, listener: Listener, peer: SocketAddr);
+    fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr);
 
     /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` (an `errno`) the id is
     /// dead already.
-    fn dialled(&mut self, border: &mut Border, conn: ConnId, result: Result<(), i32>);
+    fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>);
 
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
-    fn received(&mut self, border: &mut Border, conn: ConnId, segment: Segment);
+    fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment);
 
     /// The peer will send nothing more. If that was no [half](End::is_half) of an end, the id is
     /// dead: its output is dropped and it needs no close. After a half the core closes it when it is
     /// done with it; if the connection breaks before that, one more end (never a second half) tells so.
-    fn ended(&mut self, border: &mut Border, conn: ConnId, end: End);
+    fn ended(&mut self, net: &mut Net, conn: ConnId, end: End);
 
     /// The address of the client behind a balancer, as its PROXY header tells: from now on this is
     /// the connection's peer. Told once, before the first byte.
-    fn addressed(&mut self, _border: &mut Border, _conn: ConnId, _peer: SocketAddr) {}
+    fn addressed(&mut self, _net: &mut Net, _conn: ConnId, _peer: SocketAddr) {}
 
-    /// A connection the core wished to [let go of](Border::detach) has nothing under way any more.
+    /// A connection the core wished to [let go of](Net::detach) has nothing under way any more.
     /// Its id is dead; the parcel is the core's to send to another core, or to drop.
-    fn detached(&mut self, _border: &mut Border, _conn: ConnId, _parcel: Parcel) {}
+    fn detached(&mut self, _net: &mut Net, _conn: ConnId, _parcel: Parcel) {}
 
     /// The kernel took `bytes` of the connection's output.
-    fn written(&mut self, border: &mut Border, conn: ConnId, bytes: usize);
+    fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize);
 
     /// Whether something waits for [`Self::written`] of this connection: if not, what the kernel took
     /// may be told with the next fact.
@@ -69,14 +69,14 @@ pub trait Core {
     }
 
     /// A message from another thread.
-    fn posted(&mut self, border: &mut Border, post: Self::Post);
+    fn posted(&mut self, net: &mut Net, post: Self::Post);
 
     /// All facts of this loop turn have been told; called before the flush, timers included.
-    fn turn(&mut self, border: &mut Border);
+    fn turn(&mut self, net: &mut Net);
 
     /// Receive memory runs short, and what waits in the output of blocked peers was copied out
     /// already: copy out and free what the core itself retains of receive blocks.
-    fn relieve(&mut self, border: &mut Border);
+    fn relieve(&mut self, net: &mut Net);
 
     /// When [`Self::turn`] has to be called at the latest.
     fn deadline(&self) -> Option<Time>;
@@ -89,7 +89,7 @@ pub trait Core {
 /// A wish that is rare enough to be a value.
 #[derive(Debug)]
 pub enum Wish {
-    /// Connect to an address; the id was reserved with [`Border::dial`].
+    /// Connect to an address; the id was reserved with [`Net::dial`].
     Dial(ConnId, SocketAddr),
     /// The receive or close state of this connection changed: look at it.
     Look(ConnId),
@@ -97,10 +97,10 @@ pub enum Wish {
     Unlisten(Listener),
     /// Let nobody in by this listener who comes from these addresses, and all others.
     KeepOut(Listener, Box<[SocketAddr]>),
-    /// Take up a connection of another core; the id was reserved with [`Border::adopt`].
+    /// Take up a connection of another core; the id was reserved with [`Net::adopt`].
     Adopt(ConnId, Carried),
     /// Take up a connection that another core accepted by this listener and did not read from; the
-    /// id was reserved with [`Border::admit`].
+    /// id was reserved with [`Net::admit`].
     Admit(ConnId, Carried, Listener),
     /// Wake a sleeping core.
     Ring(Bell),
@@ -108,7 +108,7 @@ pub enum Wish {
 
 /// Everything a [`Core`] acts on: payload memory, output queues, wishes, and the turn's instant.
 #[derive(Debug)]
-pub struct Border {
+pub struct Net {
     /// Payload memory.
     pub pool: Pool,
     /// The instant of this loop turn.
@@ -117,7 +117,7 @@ pub struct Border {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
-    /// The chunk shared by what waits (see [`Border::stash`]) and how much of it is used.
+    /// The chunk shared by what waits (see [`Net::stash`]) and how much of it is used.
     stash: Option<(Segment, u32)>,
     /// What the reactor did so far.
     pub tally: Tally,
@@ -125,8 +125,8 @@ pub struct Border {
     pub copied_out: u64,
 }
 
-impl Border {
-    /// A border over `pool`, with no connection.
+impl Net {
+    /// An interface over `pool`, with no connection.
     #[must_use]
     pub fn new(pool: Pool) -> Self {
         Self {
@@ -313,7 +313,7 @@ impl Border {
 
     /// A [`Sink`] that appends to the connection's output.
     pub fn sink(&mut self, conn: ConnId) -> Writer<'_> {
-        Writer { border: self, conn }
+        Writer { net: self, conn }
     }
 
     /// Stops (or resumes) reading from the connection. What was received before still arrives.
@@ -571,13 +571,13 @@ fn live(outputs: &mut [Output], conn: ConnId) -> Option<&mut Output> {
 /// Appends to one connection's output.
 #[derive(Debug)]
 pub struct Writer<'a> {
-    border: &'a mut Border,
+    net: &'a mut Net,
     conn: ConnId,
 }
 
 impl Sink for Writer<'_> {
     fn put(&mut self, bytes: &[u8]) {
-        self.border.put(self.conn, bytes);
+        self.net.put(self.conn, bytes);
     }
 }
 
