@@ -14,7 +14,6 @@ pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;
-pub mod inlet;
 mod json;
 pub mod keys;
 pub mod log;
@@ -32,5 +31,6 @@ pub mod ring;
 pub mod shard;
 pub mod tls;
 pub mod trail;
+pub mod transport;
 
 pub use ringway_cli::{COMMIT, VERSION};

@@ -6,11 +6,11 @@
 //! scrape on, at zero.
 
 mod histogram;
-mod inlet;
 mod labels;
 mod relays;
 mod resumes;
 mod tables;
+mod transport;
 
 use std::fmt::Write;
 
@@ -95,7 +95,7 @@ pub struct ShardMetrics {
     /// Connections that go to other gateways, and come from them.
     pub relays: Relays,
     /// What listeners with TLS or the PROXY protocol saw.
-    pub inlet: crate::inlet::Tally,
+    pub transport: crate::transport::Tally,
 }
 
 impl Default for ShardMetrics {
@@ -133,7 +133,7 @@ impl Default for ShardMetrics {
             asks: [0; AskOutcome::COUNT],
             resumes: Resumes::default(),
             relays: Relays::default(),
-            inlet: crate::inlet::Tally::default(),
+            transport: crate::transport::Tally::default(),
         }
     }
 }
@@ -204,7 +204,7 @@ impl ShardMetrics {
         add_counts(&mut self.asks, &other.asks);
         self.resumes.add(&other.resumes);
         self.relays.add(&other.relays);
-        inlet::add(&mut self.inlet, &other.inlet);
+        transport::add(&mut self.transport, &other.transport);
     }
 
     /// Writes everything in the Prometheus text format.
@@ -223,7 +223,7 @@ impl ShardMetrics {
         self.render_ours(out);
         self.resumes.render(out);
         self.relays.render(out);
-        inlet::render(out, &self.inlet);
+        transport::render(out, &self.transport);
     }
 
     fn render_clients(&self, out: &mut String) {

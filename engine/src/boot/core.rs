@@ -15,13 +15,13 @@ use super::{Files, MORE_FILES, MORE_THREADS, REPORT};
 use crate::admin::Changes;
 use crate::config::{self, Config};
 use crate::control::port::Ask;
-use crate::inlet::Entrances;
 use crate::metrics::Backend;
 use crate::net::Listener;
 use crate::post::{ControlPost, ShardPost};
 use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::ring::{self, Mailbox, Sender};
 use crate::shard::{Shard, ShardSettings};
+use crate::transport::Entrances;
 
 /// A core that panics more often than this within [`PANIC_WINDOW`] stays down: its fault is not one
 /// connection's.

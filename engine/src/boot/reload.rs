@@ -15,12 +15,12 @@ use super::{BootError, manager, policy_of};
 use crate::admin::{Admin, Change, Changes};
 use crate::config::{Config, Front, Source};
 use crate::control::local::Policy;
-use crate::inlet::{Entrance, Entrances, Greeting};
 use crate::keys::Keys;
 use crate::net::Listener;
 use crate::post::ShardPost;
 use crate::shard::ShardSettings;
 use crate::tls::{Files, Pair, PairError, Vault};
+use crate::transport::{Entrance, Entrances, Greeting};
 
 /// How often the files of certificates are looked at. A change is taken up when the next look
 /// finds no other: two files are seldom written in one instant.

@@ -16,12 +16,12 @@ use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
 use crate::control::port::Plane;
-use crate::inlet::Entrances;
 use crate::metrics::{Backend, Limit, ShardMetrics};
 use crate::net::Listener;
 use crate::post::{ControlPost, ShardPost};
 use crate::ring::Sender;
 use crate::shard::ShardSettings;
+use crate::transport::Entrances;
 
 /// Who is to panic at the next message: the gateway's name and the core's number.
 static PANICS: Mutex<Vec<(u32, usize)>> = Mutex::new(Vec::new());

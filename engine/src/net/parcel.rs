@@ -4,15 +4,15 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use crate::inlet::Inlet;
+use crate::transport::Transport;
 
 /// A socket on its way from one core to another.
 #[derive(Debug)]
 pub enum Carried {
     /// A descriptor of this process.
     Descriptor(OwnedFd),
-    /// One with an inlet: what came by it and what goes is TLS.
-    Inlet(OwnedFd, Box<Inlet>),
+    /// One with a transport: what came by it and what goes is TLS.
+    Transport(OwnedFd, Box<Transport>),
     /// What a simulated world has instead of one.
     Simulated(Box<dyn SimulatedSocket>),
 }

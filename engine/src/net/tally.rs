@@ -1,7 +1,7 @@
 //! What a reactor counts.
 
 use super::Stalls;
-use crate::inlet;
+use crate::transport;
 
 /// What the reactor did, counted since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,5 +35,5 @@ pub struct Tally {
     /// Turns that took long.
     pub stalls: Stalls,
     /// What listeners with TLS or the PROXY protocol saw.
-    pub inlet: inlet::Tally,
+    pub transport: transport::Tally,
 }

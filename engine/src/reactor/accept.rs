@@ -15,8 +15,8 @@ use super::tag::{Completion, Kind, Tag};
 use super::timer::Due;
 use super::uring::Accepts;
 use super::{News, Reactor};
-use crate::inlet::Admission;
 use crate::net::{Close, Core, Listener, Output};
+use crate::transport::Admission;
 
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -297,17 +297,17 @@ impl<C: Core> Reactor<C> {
         if !tuned && stream.tune(keep_alive).is_err() {
             return;
         }
-        let inlet = match self.gate(listener, peer) {
+        let transport = match self.gate(listener, peer) {
             Admission::Refused => return,
             Admission::Plain => None,
-            Admission::Through(inlet) => Some(inlet),
+            Admission::Through(transport) => Some(transport),
         };
         let conn = self.net.open();
-        if inlet.is_some() {
+        if transport.is_some() {
             self.timers.set_after(Due::Entrance, self.net.now, self.options.entrance_time, conn);
         }
         let socket = Socket::new(stream, conn, Phase::Open);
-        self.add(Socket { inlet, listener: Some(listener), ..socket });
+        self.add(Socket { transport, listener: Some(listener), ..socket });
         self.net.tally.accepts += 1;
         self.looks.push(conn);
         self.greet(conn, listener);

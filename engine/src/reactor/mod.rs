@@ -16,7 +16,6 @@ mod doorbell;
 mod epoll;
 mod fault;
 mod filter;
-mod inlet;
 mod kernel;
 mod moving;
 mod options;
@@ -31,6 +30,7 @@ mod states;
 mod stream;
 mod tag;
 mod timer;
+mod transport;
 mod trial;
 mod uring;
 mod wait;
@@ -42,10 +42,10 @@ use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
 
-use crate::inlet::{Bench, Fact, Gate};
 use crate::net::{Close, ConnId, Core, LINGER, Listener, Net, Wish};
 use crate::pool::Pool;
 use crate::ring::{Mailbox, Published};
+use crate::transport::{Bench, Fact, Gate};
 use accept::Door;
 use backend::Ring;
 use doorbell::Bells;
@@ -130,7 +130,7 @@ pub struct Reactor<C: Core> {
     origin: Instant,
     /// What connections have to pass, by listener.
     gates: Vec<Gate>,
-    /// Memory that inlets share, and what one of them told.
+    /// Memory that transports share, and what one of them told.
     bench: Bench,
     facts: Vec<Fact>,
     /// Connections with something to send that the network interface does not know of: half-sent
@@ -268,7 +268,7 @@ impl<C: Core> Reactor<C> {
     fn remove(&mut self, conn: ConnId) {
         self.ring.forget(Tag::of(Kind::Receive, conn));
         let socket = self.sockets.remove(conn);
-        self.end_inlet(socket.and_then(|socket| socket.inlet));
+        self.end_transport(socket.and_then(|socket| socket.transport));
         self.net.tally.sockets = self.sockets.live() as u64;
         self.net.free(conn);
     }

@@ -23,15 +23,15 @@ impl<C: Core> Reactor<C> {
             return;
         }
         let Some(mut socket) = self.sockets.remove(conn) else { return };
-        let inlet = socket.inlet.take();
+        let transport = socket.transport.take();
         self.ring.forget(Tag::of(Kind::Receive, conn));
         self.net.tally.sockets = self.sockets.live() as u64;
         let unsent = self.net.take_unsent(conn);
         self.net.free(conn);
-        let socket = match (socket.stream, inlet) {
-            (Stream::Kernel(stream), Some(mut inlet)) => {
-                inlet.pack(&mut self.net.pool);
-                Carried::Inlet(stream.into(), inlet)
+        let socket = match (socket.stream, transport) {
+            (Stream::Kernel(stream), Some(mut transport)) => {
+                transport.pack(&mut self.net.pool);
+                Carried::Transport(stream.into(), transport)
             }
             (stream, _) => stream.into(),
         };
@@ -51,38 +51,38 @@ impl<C: Core> Reactor<C> {
     /// Takes up a connection that another core has let go of.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried, listener: Option<Listener>) {
         let refused = self.room(listener) == 0;
-        let (stream, inlet) = match socket {
+        let (stream, transport) = match socket {
             Carried::Descriptor(descriptor) if !refused => {
                 (Stream::Kernel(TcpStream::from(descriptor)), None)
             }
-            Carried::Inlet(descriptor, mut inlet) if !refused => {
-                let sealed = inlet.unpack(&mut self.net.pool);
+            Carried::Transport(descriptor, mut transport) if !refused => {
+                let sealed = transport.unpack(&mut self.net.pool);
                 self.net.owe(conn, sealed);
-                (Stream::Kernel(TcpStream::from(descriptor)), Some(inlet))
+                (Stream::Kernel(TcpStream::from(descriptor)), Some(transport))
             }
             Carried::Simulated(socket) if !refused && self.ring.is_simulated() => {
                 self.ring.adopted(socket.number());
                 (Stream::Simulated(socket), None)
             }
             // Too many, or what only a simulated world has. Facts are told at a turn's start.
-            Carried::Descriptor(_) | Carried::Inlet(..) | Carried::Simulated(_) => {
+            Carried::Descriptor(_) | Carried::Transport(..) | Carried::Simulated(_) => {
                 self.net.tally.refused += 1;
                 return self.news.push(News::Refused(conn));
             }
         };
-        if inlet.as_deref().is_some_and(|inlet| !inlet.is_open()) {
+        if transport.as_deref().is_some_and(|transport| !transport.is_open()) {
             self.timers.set_after(Due::Entrance, self.net.now, self.options.entrance_time, conn);
         }
         // Who comes from another core was greeted there.
-        let greeted = match inlet.as_deref() {
-            Some(inlet) => inlet.is_greeted(),
+        let greeted = match transport.as_deref() {
+            Some(transport) => transport.is_greeted(),
             None => listener.is_some_and(|listener| self.greeting(listener).is_some()),
         };
         if greeted {
             self.set_greeted(conn);
         }
         let socket = Socket::new(stream, conn, Phase::Open);
-        self.add(Socket { inlet, listener, ..socket });
+        self.add(Socket { transport, listener, ..socket });
         self.net.tally.adopts += 1;
         self.looks.push(conn);
         self.dirty.push(conn);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::fault::SetupError;
-use crate::inlet::Entrances;
 use crate::metrics::Backend;
 use crate::net::Listener;
+use crate::transport::Entrances;
 
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

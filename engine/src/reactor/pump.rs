@@ -10,9 +10,9 @@ use super::tag::{Completion, Kind, Tag};
 use super::timer::{Due, FLUSH_STALL};
 use super::uring::{Report, SEND_SEGMENTS};
 use super::{News, Reactor};
-use crate::inlet::Inlet;
 use crate::net::{Close, ConnId, Core, End, Net, Output};
 use crate::pool::Segment;
+use crate::transport::Transport;
 
 /// How many bytes of a peer that does not stop sending are dropped after a close; then the
 /// connection is cut.
@@ -156,8 +156,8 @@ impl<C: Core> Reactor<C> {
     /// The socket has no more bytes: that is the peer's word that it has said all, unless it should
     /// have said so by TLS (RFC 8446 §6.1).
     fn bytes_ended(&mut self, conn: ConnId) {
-        let inlet = self.sockets.get(conn).and_then(|socket| socket.inlet.as_deref());
-        let cut = inlet.is_some_and(Inlet::is_cut_short);
+        let transport = self.sockets.get(conn).and_then(|socket| socket.transport.as_deref());
+        let cut = transport.is_some_and(Transport::is_cut_short);
         self.half_ended(conn, if cut { End::Truncated } else { End::Fin });
     }
 
@@ -279,7 +279,7 @@ impl<C: Core> Reactor<C> {
         let ended = !socket.is_receiving() && !watched && socket.dial.is_none();
         // A blocked peer's bytes go now, not only after the last completion.
         self.net.kill(conn);
-        self.clear_inlet(conn);
+        self.clear_transport(conn);
         if ended {
             self.remove(conn);
         }
@@ -305,7 +305,7 @@ impl<C: Core> Reactor<C> {
         if !socket.may_send() || is_leaving(&self.net, conn) {
             return;
         }
-        if socket.inlet.is_some() {
+        if socket.transport.is_some() {
             return self.send_sealed(conn);
         }
         if output.queue().is_empty() {
@@ -373,7 +373,7 @@ impl<C: Core> Reactor<C> {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         match due {
             Due::Dial => self.dial_late(conn),
-            Due::Entrance => self.inlet_late(conn),
+            Due::Entrance => self.transport_late(conn),
             Due::Stall if self.net.now.since(socket.progress) < FLUSH_STALL => {
                 self.timers.set(Due::Stall, self.net.now, conn);
             }
@@ -404,8 +404,9 @@ pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
         Due::Stall => matches!(socket.phase, Phase::Flushing),
         Due::Linger => matches!(socket.phase, Phase::Lingering),
         Due::Entrance => {
-            let inlet = socket.inlet.as_deref();
-            matches!(socket.phase, Phase::Open) && inlet.is_some_and(|inlet| !inlet.is_open())
+            let transport = socket.transport.as_deref();
+            matches!(socket.phase, Phase::Open)
+                && transport.is_some_and(|transport| !transport.is_open())
         }
     })
 }

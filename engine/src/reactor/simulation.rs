@@ -21,7 +21,7 @@ use crate::ring::Mailbox;
 
 /// One core of a simulated world. Between two [steps](Self::step) it sleeps.
 ///
-/// There are no inlets: nothing is decrypted.
+/// There are no transports: nothing is decrypted.
 pub struct Simulation<C: Core, K: Kernel> {
     reactor: Reactor<C>,
     kernel: Rc<RefCell<K>>,

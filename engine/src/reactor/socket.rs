@@ -19,8 +19,8 @@ use socket2::SockAddr;
 
 use super::stream::Stream;
 use super::tag::Tag;
-use crate::inlet::Inlet;
 use crate::net::{ConnId, End, Listener};
+use crate::transport::Transport;
 
 /// Where a connection is in its life.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ pub(super) struct Socket {
     /// Bytes dropped since the core closed it.
     pub(super) dropped: usize,
     /// What lies between it and the core.
-    pub(super) inlet: Option<Box<Inlet>>,
+    pub(super) transport: Option<Box<Transport>>,
     /// Which listener let it in, here or on another core; none: it was dialled here.
     pub(super) listener: Option<Listener>,
 }
@@ -126,7 +126,7 @@ impl Socket {
             broken: None,
             progress: Time::ZERO,
             dropped: 0,
-            inlet: None,
+            transport: None,
             listener: None,
         }
     }

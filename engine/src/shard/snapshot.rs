@@ -61,7 +61,7 @@ fn snapshot(shard: &Shard, net: &Net, fullest: &Fullest) -> Snapshot {
     let mut metrics = shard.metrics.clone();
     metrics.function_requests.expire(shard.now);
     metrics.payload_copied[CopyWhy::SlowPeer.index()] += net.copied_out;
-    metrics.inlet = net.tally.inlet;
+    metrics.transport = net.tally.transport;
     shard.relay.gauge(&shard.settings, fullest, &mut metrics);
     shard.sessions.gauge(&shard.settings, &mut metrics);
     shard.nodes.gauge(&shard.settings, &mut metrics);

@@ -1,4 +1,4 @@
-//! Connections with an inlet: bytes pass it on their way to the core and from it.
+//! Connections with a transport: bytes pass it on their way to the core and from it.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use super::socket::Phase;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::uring::Report;
-use crate::inlet::{Admission, Fact, Failure, Inlet, Outcome, Proxied};
 use crate::net::{ConnId, Core, End, Listener, Output};
 use crate::pool::Segment;
+use crate::transport::{Admission, Fact, Failure, Outcome, Proxied, Transport};
 
 impl<C: Core> Reactor<C> {
     /// What a connection that was just accepted has to pass.
@@ -18,7 +18,7 @@ impl<C: Core> Reactor<C> {
             Some(gate) => {
                 let admission = gate.admit(peer);
                 if let Admission::Refused = admission {
-                    self.net.tally.inlet.count_proxied(listener, Proxied::Untrusted);
+                    self.net.tally.transport.count_proxied(listener, Proxied::Untrusted);
                     let core = self.options.core;
                     tracing::debug!(core, %peer, "not a trusted proxy: the connection is closed");
                 }
@@ -51,11 +51,12 @@ impl<C: Core> Reactor<C> {
 
     /// Received bytes of an open connection: to the core, or to what lies before it.
     pub(super) fn deliver(&mut self, conn: ConnId, segment: Segment) {
-        let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) else {
+        let Some(transport) = self.sockets.get_mut(conn).and_then(|s| s.transport.as_deref_mut())
+        else {
             return self.call(|core, net| core.received(net, conn, segment));
         };
         let mut facts = std::mem::take(&mut self.facts);
-        inlet.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
+        transport.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
         // A handshake's answer, or an alert.
         self.dirty.push(conn);
         for fact in facts.drain(..) {
@@ -64,7 +65,7 @@ impl<C: Core> Reactor<C> {
         self.facts = facts;
         self.bench.plain.rewind(&self.net.pool);
         if let Some(socket) = self.sockets.get_mut(conn) {
-            socket.inlet.take_if(|inlet| inlet.is_through());
+            socket.transport.take_if(|transport| transport.is_through());
         }
     }
 
@@ -89,12 +90,12 @@ impl<C: Core> Reactor<C> {
                 self.half_ended(conn, End::Fin);
                 self.looks.push(conn);
             }
-            Fact::Failed(failure) => self.inlet_failed(conn, &failure),
+            Fact::Failed(failure) => self.transport_failed(conn, &failure),
         }
     }
 
     /// The peer cannot be understood: the core is told, and what there is to say is still sent.
-    fn inlet_failed(&mut self, conn: ConnId, failure: &Failure) {
+    fn transport_failed(&mut self, conn: ConnId, failure: &Failure) {
         match failure {
             Failure::Proxy(_) => self.count_proxied(conn, Proxied::Malformed),
             _ => self.count_handshake(conn),
@@ -117,16 +118,16 @@ impl<C: Core> Reactor<C> {
     }
 
     fn count_proxied(&mut self, conn: ConnId, proxied: Proxied) {
-        if let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) {
-            self.net.tally.inlet.count_proxied(inlet.listener(), proxied);
+        if let Some(transport) = self.sockets.get(conn).and_then(|s| s.transport.as_deref()) {
+            self.net.tally.transport.count_proxied(transport.listener(), proxied);
         }
     }
 
     fn count_handshake(&mut self, conn: ConnId) {
-        if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut())
-            && let Some(outcome) = inlet.outcome()
+        if let Some(transport) = self.sockets.get_mut(conn).and_then(|s| s.transport.as_deref_mut())
+            && let Some(outcome) = transport.outcome()
         {
-            self.net.tally.inlet.count(inlet.listener(), outcome);
+            self.net.tally.transport.count(transport.listener(), outcome);
         }
     }
 
@@ -136,35 +137,37 @@ impl<C: Core> Reactor<C> {
         let open_ended = self.net.output(conn).is_some_and(Output::is_open_ended);
         let last = matches!(socket.phase, Phase::Flushing) && !open_ended;
         let fd = socket.fd();
-        let Some(inlet) = socket.inlet.as_deref_mut() else { return };
+        let Some(transport) = socket.transport.as_deref_mut() else { return };
         let Some((output, pool)) = self.net.output_mut(conn) else { return };
-        if let Err(failure) = inlet.seal(output, pool, last, &mut self.bench) {
+        if let Err(failure) = transport.seal(output, pool, last, &mut self.bench) {
             let why = failure.to_string();
             tracing::debug!(core = self.options.core, why, "a connection can send nothing more");
             socket.broken = Some(End::Failed);
             return self.looks.push(conn);
         }
-        if inlet.queue().is_empty() {
+        if transport.queue().is_empty() {
             return self.flushed(conn);
         }
-        let (bytes, segments) = (inlet.sealed(), inlet.queue().len());
+        let (bytes, segments) = (transport.sealed(), transport.queue().len());
         let rest = self.net.output(conn).is_some_and(|output| !output.queue().is_empty());
         let report = if rest { Report::Always } else { self.report(conn, bytes, segments) };
-        let Some(inlet) = self.sockets.get(conn).and_then(|s| s.inlet.as_deref()) else { return };
+        let Some(transport) = self.sockets.get(conn).and_then(|s| s.transport.as_deref()) else {
+            return;
+        };
         let tag = Tag::of(Kind::Send, conn);
-        let offered = self.ring.send(fd, inlet.queue(), &self.net.pool, report, tag);
+        let offered = self.ring.send(fd, transport.queue(), &self.net.pool, report, tag);
         self.begun(conn, offered, report);
     }
 
     /// The kernel took bytes of a connection's output; returns how many of them were the core's.
     pub(super) fn took(&mut self, conn: ConnId, bytes: usize) -> usize {
-        match self.sockets.get_mut(conn).and_then(|socket| socket.inlet.as_deref_mut()) {
+        match self.sockets.get_mut(conn).and_then(|socket| socket.transport.as_deref_mut()) {
             None => {
                 self.net.sent(conn, bytes);
                 bytes
             }
-            Some(inlet) => {
-                let plain = inlet.sent(&mut self.net.pool, bytes);
+            Some(transport) => {
+                let plain = transport.sent(&mut self.net.pool, bytes);
                 self.net.out(conn, plain);
                 plain
             }
@@ -172,24 +175,25 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Nothing more is sent of a connection.
-    pub(super) fn clear_inlet(&mut self, conn: ConnId) {
-        if let Some(inlet) = self.sockets.get_mut(conn).and_then(|s| s.inlet.as_deref_mut()) {
-            inlet.clear(&mut self.net.pool);
+    pub(super) fn clear_transport(&mut self, conn: ConnId) {
+        if let Some(transport) = self.sockets.get_mut(conn).and_then(|s| s.transport.as_deref_mut())
+        {
+            transport.clear(&mut self.net.pool);
         }
     }
 
     /// The connection's socket goes: what it had of the pool goes back, and a handshake that did
     /// not end is counted.
-    pub(super) fn end_inlet(&mut self, inlet: Option<Box<Inlet>>) {
-        let Some(mut inlet) = inlet else { return };
-        inlet.clear(&mut self.net.pool);
-        if let Some(outcome @ (Outcome::Abandoned | Outcome::Failed)) = inlet.outcome() {
-            self.net.tally.inlet.count(inlet.listener(), outcome);
+    pub(super) fn end_transport(&mut self, transport: Option<Box<Transport>>) {
+        let Some(mut transport) = transport else { return };
+        transport.clear(&mut self.net.pool);
+        if let Some(outcome @ (Outcome::Abandoned | Outcome::Failed)) = transport.outcome() {
+            self.net.tally.transport.count(transport.listener(), outcome);
         }
     }
 
     /// A handshake has had its time.
-    pub(super) fn inlet_late(&mut self, conn: ConnId) {
+    pub(super) fn transport_late(&mut self, conn: ConnId) {
         self.fail(conn, End::Failed);
     }
 }

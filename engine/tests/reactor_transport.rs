@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Noise, Running, SOON, Sight, Watched, start, until};
-use ringway::inlet::{Entrance, Entrances, Outcome, Proxied, SEAL_LIMIT};
 use ringway::net::{Close, ConnId, Core, End, Listener, Net, Parcel};
 use ringway::pool::Segment;
 use ringway::reactor::Options;
 use ringway::tls::{Files, Pair, Vault};
+use ringway::transport::{Entrance, Entrances, Outcome, Proxied, SEAL_LIMIT};
 use ringway_proto::time::Time;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -33,7 +33,7 @@ impl Issued {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ringway-reactor-inlet-{}-{number}", std::process::id());
+        let name = format!("ringway-reactor-transport-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -164,11 +164,11 @@ fn echo(options: Options) -> (Running<Watched<Echo>>, Arc<Mutex<Sight>>) {
 }
 
 fn handshakes(sight: &Mutex<Sight>, outcome: Outcome) -> u64 {
-    sight.lock().unwrap().tally.inlet.handshakes[0][outcome as usize]
+    sight.lock().unwrap().tally.transport.handshakes[0][outcome as usize]
 }
 
 fn proxied(sight: &Mutex<Sight>, proxied: Proxied) -> u64 {
-    sight.lock().unwrap().tally.inlet.proxied[0][proxied as usize]
+    sight.lock().unwrap().tally.transport.proxied[0][proxied as usize]
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn a_connection_goes_to_another_core_in_mid_stream() {
         assert!(back == piece, "piece {at}");
     }
     assert_eq!(
-        sight.lock().unwrap().tally.inlet.handshakes,
+        sight.lock().unwrap().tally.transport.handshakes,
         [[0; 3]; 2],
         "it was not shaken again"
     );

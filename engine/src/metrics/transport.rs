@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::family;
-use crate::inlet::Tally;
+use crate::transport::Tally;
 
 const LISTENERS: [&str; 2] = ["client", "worker"];
 const OUTCOMES: [&str; 3] = ["ok", "failed", "abandoned"];

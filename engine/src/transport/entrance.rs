@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use rustls::ServerConfig;
 
-use super::Inlet;
+use super::Transport;
 use crate::conn::Listener;
 use crate::tls::Vault;
 
@@ -113,8 +113,8 @@ pub enum Admission {
     Refused,
     /// As it is.
     Plain,
-    /// Through an inlet.
-    Through(Box<Inlet>),
+    /// Through a transport.
+    Through(Box<Transport>),
 }
 
 /// A core's own view of a listener's demands: nothing is shared with other cores while the
@@ -145,8 +145,8 @@ impl Gate {
         }
         let tls = self.seen.as_ref().map(|(_, config)| config.clone());
         let greeting = self.entrance.greeting.as_ref().filter(|_| tls.is_some()).cloned();
-        match Inlet::new(self.listener, self.entrance.proxy.is_some(), tls) {
-            Some(inlet) => Admission::Through(Box::new(inlet.greeting(greeting))),
+        match Transport::new(self.listener, self.entrance.proxy.is_some(), tls) {
+            Some(transport) => Admission::Through(Box::new(transport.greeting(greeting))),
             None => Admission::Plain,
         }
     }

@@ -1,9 +1,9 @@
 //! What lies between a socket and the bytes a core sees: the PROXY protocol, TLS, or both.
 //!
-//! A core knows nothing of it. What comes from the socket passes [`Inlet::receive`], which tells
-//! what the core is to hear; what the core has queued is plaintext, and [`Inlet::seal`] turns a
-//! bounded part of it into records right before a send. Memory comes from the core's pool, so an
-//! idle connection has nothing but its session's keys.
+//! A core knows nothing of it. What comes from the socket passes [`Transport::receive`], which
+//! tells what the core is to hear; what the core has queued is plaintext, and [`Transport::seal`]
+//! turns a bounded part of it into records right before a send. Memory comes from the core's pool,
+//! so an idle connection has nothing but its session's keys.
 
 mod entrance;
 mod plain;
@@ -75,7 +75,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Memory used again and again by all inlets of a core.
+/// Memory used again and again by all transports of a core.
 #[derive(Default)]
 pub struct Bench {
     /// Where plaintext is put for the core.
@@ -102,13 +102,13 @@ enum Stage {
 }
 
 /// One connection's way in and out.
-pub struct Inlet {
+pub struct Transport {
     listener: Listener,
     stage: Stage,
     /// Received, and not a whole record yet.
     rest: Vec<u8>,
     sealed: Sealed,
-    /// Bytes that travel to another core; see [`Inlet::pack`].
+    /// Bytes that travel to another core; see [`Transport::pack`].
     packed: Vec<u8>,
     /// How the handshake ended is counted already.
     counted: bool,
@@ -117,10 +117,10 @@ pub struct Inlet {
     greeted: bool,
 }
 
-impl fmt::Debug for Inlet {
+impl fmt::Debug for Transport {
     // Payload is not for any log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inlet")
+        f.debug_struct("Transport")
             .field("listener", &self.listener)
             .field("stage", &self.stage)
             .field("rest", &self.rest.len())
@@ -129,7 +129,7 @@ impl fmt::Debug for Inlet {
     }
 }
 
-impl Inlet {
+impl Transport {
     /// For a fresh connection that is to begin with a PROXY header, to speak TLS, or both. None if
     /// neither: then nothing lies between.
     #[must_use]

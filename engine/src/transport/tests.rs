@@ -1,4 +1,4 @@
-//! A rustls client and an inlet, in memory.
+//! A rustls client and a transport, in memory.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Issued {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ringway-inlet-{}-{number}", std::process::id());
+        let name = format!("ringway-transport-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -49,7 +49,7 @@ impl Drop for Issued {
 struct Line {
     net: Net,
     conn: ConnId,
-    inlet: Inlet,
+    transport: Transport,
     bench: Bench,
     client: ClientConnection,
     heard: Vec<u8>,
@@ -88,7 +88,7 @@ impl Line {
         Self {
             net,
             conn,
-            inlet: Inlet::new(Listener::Client, false, Some(server)).unwrap(),
+            transport: Transport::new(Listener::Client, false, Some(server)).unwrap(),
             bench: Bench::default(),
             client: ClientConnection::new(Arc::new(config), name).unwrap(),
             heard: Vec::new(),
@@ -108,7 +108,7 @@ impl Line {
             let segment = self.net.pool.filled(self.block, piece.len(), true);
             self.net.pool.bytes_mut(segment).copy_from_slice(piece);
             let mut facts = Vec::new();
-            self.inlet.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
+            self.transport.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
             self.net.pool.release(segment);
             for fact in facts {
                 match fact {
@@ -139,11 +139,11 @@ impl Line {
     /// What a send would take now; it is sent whole.
     fn sent(&mut self, last: bool) -> Vec<u8> {
         let (output, pool) = self.net.output_mut(self.conn).unwrap();
-        self.inlet.seal(output, pool, last, &mut self.bench).unwrap();
-        let queue = self.inlet.queue().iter();
+        self.transport.seal(output, pool, last, &mut self.bench).unwrap();
+        let queue = self.transport.queue().iter();
         let bytes: Vec<u8> = queue.flat_map(|s| self.net.pool.bytes(*s)).copied().collect();
-        assert_eq!(bytes.len(), self.inlet.sealed());
-        let plain = self.inlet.sent(&mut self.net.pool, bytes.len());
+        assert_eq!(bytes.len(), self.transport.sealed());
+        let plain = self.transport.sent(&mut self.net.pool, bytes.len());
         self.net.out(self.conn, plain);
         bytes
     }
@@ -167,9 +167,9 @@ impl Line {
             let sent = self.sent(false);
             self.client_takes(&sent);
         }
-        assert!(!self.client.is_handshaking() && self.inlet.is_open(), "{:?}", self.failed);
-        assert_eq!((self.secured, self.inlet.outcome()), (1, Some(Outcome::Ok)));
-        assert_eq!(self.inlet.outcome(), None, "it is told once");
+        assert!(!self.client.is_handshaking() && self.transport.is_open(), "{:?}", self.failed);
+        assert_eq!((self.secured, self.transport.outcome()), (1, Some(Outcome::Ok)));
+        assert_eq!(self.transport.outcome(), None, "it is told once");
     }
 }
 
@@ -183,9 +183,11 @@ fn greeted(
     (to_all, split): (bool, usize),
 ) -> (Vec<u8>, Vec<u8>) {
     let mut line = Line::speaking(version, alpn);
-    let inlet =
-        std::mem::replace(&mut line.inlet, Inlet::new(Listener::Client, true, None).unwrap());
-    line.inlet = inlet.greeting(Some(Greeting { bytes: GREETING.into(), to_all }));
+    let transport = std::mem::replace(
+        &mut line.transport,
+        Transport::new(Listener::Client, true, None).unwrap(),
+    );
+    line.transport = transport.greeting(Some(Greeting { bytes: GREETING.into(), to_all }));
     let (mut first, mut all) = (Vec::new(), Vec::new());
     for round in 0..4 {
         let said = line.said();
@@ -197,10 +199,10 @@ fn greeted(
         }
         all.extend(heard);
     }
-    assert!(!line.client.is_handshaking() && line.inlet.is_open(), "{:?}", line.failed);
+    assert!(!line.client.is_handshaking() && line.transport.is_open(), "{:?}", line.failed);
     let said = usize::from(!all.is_empty());
     assert_eq!((line.secured, line.greeted, line.net.queued(line.conn)), (1, said, 0));
-    assert_eq!(line.inlet.is_greeted(), said == 1);
+    assert_eq!(line.transport.is_greeted(), said == 1);
     line.client.writer().write_all(b"PRI").unwrap();
     let said = line.said();
     line.received(&said, split);
@@ -260,8 +262,11 @@ fn every_split_in_two_is_the_same() {
         let mut line = Line::new(&version::TLS13);
         let hello = line.said();
         line.received(&hello[..at], at);
-        assert!(line.inlet.queue().is_empty() && line.inlet.outcome() == Some(Outcome::Abandoned));
-        line.inlet.counted = false;
+        assert!(
+            line.transport.queue().is_empty()
+                && line.transport.outcome() == Some(Outcome::Abandoned)
+        );
+        line.transport.counted = false;
         line.received(&hello[at..], 1 << 20);
         let sent = line.sent(false);
         line.client_takes(&sent);
@@ -276,11 +281,11 @@ fn what_is_sealed_is_bounded_and_counts_as_queued_until_it_is_out() {
     let bytes = noise(1 << 20);
     line.net.put(line.conn, &bytes);
     let (output, pool) = line.net.output_mut(line.conn).unwrap();
-    line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
-    assert!(line.inlet.sealed() < SEAL_LIMIT + CHUNK_BYTES);
+    line.transport.seal(output, pool, false, &mut line.bench).unwrap();
+    assert!(line.transport.sealed() < SEAL_LIMIT + CHUNK_BYTES);
     assert_eq!(line.net.queued(line.conn), bytes.len(), "none of it was sent");
-    let first = line.net.pool.bytes(line.inlet.queue()[0])[..1].to_vec();
-    assert_eq!(line.inlet.sent(&mut line.net.pool, 1), 0, "a byte is no record");
+    let first = line.net.pool.bytes(line.transport.queue()[0])[..1].to_vec();
+    assert_eq!(line.transport.sent(&mut line.net.pool, 1), 0, "a byte is no record");
     let mut received = line.client_takes(&first);
     while line.net.queued(line.conn) > 0 {
         let sent = line.sent(false);
@@ -348,7 +353,7 @@ fn garbage_is_answered_by_an_alert_and_ends() {
         let mut line = Line::new(&version::TLS13);
         line.received(garbage, 1 << 20);
         assert!(line.failed.is_some(), "{:?}", line.failed);
-        assert_eq!(line.inlet.outcome(), Some(Outcome::Failed));
+        assert_eq!(line.transport.outcome(), Some(Outcome::Failed));
         let sent = line.sent(false);
         assert!(sent.is_empty() || sent[0] == 21, "an alert or nothing: {sent:?}");
         line.net.put(line.conn, b"not in plain text");
@@ -381,7 +386,7 @@ fn a_record_that_was_touched_ends_the_connection() {
     *said.last_mut().unwrap() ^= 1;
     line.received(&said, 1 << 20);
     assert!(line.failed.is_some() && line.heard.is_empty());
-    assert_eq!(line.inlet.outcome(), None, "the handshake itself went well");
+    assert_eq!(line.transport.outcome(), None, "the handshake itself went well");
 }
 
 #[test]
@@ -410,12 +415,12 @@ fn a_connection_takes_its_session_along_to_another_core() {
     let bytes = noise(300_000);
     line.net.put(line.conn, &bytes);
     let (output, pool) = line.net.output_mut(line.conn).unwrap();
-    line.inlet.seal(output, pool, false, &mut line.bench).unwrap();
+    line.transport.seal(output, pool, false, &mut line.bench).unwrap();
     // A part of a record is out already.
-    let mut out = line.net.pool.bytes(line.inlet.queue()[0])[..100].to_vec();
-    assert_eq!(line.inlet.sent(&mut line.net.pool, 100), 0);
+    let mut out = line.net.pool.bytes(line.transport.queue()[0])[..100].to_vec();
+    assert_eq!(line.transport.sent(&mut line.net.pool, 100), 0);
 
-    line.inlet.pack(&mut line.net.pool);
+    line.transport.pack(&mut line.net.pool);
     let unsent = line.net.take_unsent(line.conn);
     line.net.free(line.conn);
     assert_eq!(line.net.pool.chunks_live(), 0, "the old core keeps nothing");
@@ -423,7 +428,7 @@ fn a_connection_takes_its_session_along_to_another_core() {
     line.block = net.pool.lend().unwrap();
     line.conn = net.open();
     net.put(line.conn, &unsent);
-    let sealed = line.inlet.unpack(&mut net.pool);
+    let sealed = line.transport.unpack(&mut net.pool);
     net.owe(line.conn, sealed);
     line.net = net;
     line.bench = Bench::default();
@@ -450,7 +455,7 @@ fn what_the_core_keeps_of_many_records_fills_few_chunks() {
         let segment = line.net.pool.filled(line.block, said.len(), true);
         line.net.pool.bytes_mut(segment).copy_from_slice(&said);
         let mut facts = Vec::new();
-        line.inlet.receive(&mut line.net.pool, segment, &mut line.bench, &mut facts);
+        line.transport.receive(&mut line.net.pool, segment, &mut line.bench, &mut facts);
         line.net.pool.release(segment);
         kept.extend(facts);
         line.bench.plain.rewind(&line.net.pool);
@@ -474,7 +479,7 @@ fn an_endless_handshake_message_is_cut() {
         rounds += 1;
         assert!(rounds < 10, "nothing bounds it");
     }
-    assert_eq!(line.inlet.rest.capacity(), 0);
+    assert_eq!(line.transport.rest.capacity(), 0);
 }
 
 /// A header of version 2 for 192.0.2.7:4242, with something behind the addresses.
@@ -497,12 +502,12 @@ fn a_proxy_header_goes_before_plain_bytes_however_it_is_split() {
     let whole = [header(), b"PRI * HTTP/2.0".to_vec()].concat();
     for split in 1..=whole.len() {
         let mut line = Line::new(&version::TLS13);
-        line.inlet = Inlet::new(Listener::Client, true, None).unwrap();
+        line.transport = Transport::new(Listener::Client, true, None).unwrap();
         line.received(&whole, split);
         assert_eq!(line.introduced, [Some("192.0.2.7:4242".parse().unwrap())]);
         assert_eq!(line.heard, b"PRI * HTTP/2.0", "split at {split}");
-        assert!(line.inlet.is_through() && line.failed.is_none());
-        assert_eq!(line.inlet.outcome(), None);
+        assert!(line.transport.is_through() && line.failed.is_none());
+        assert_eq!(line.transport.outcome(), None);
     }
 }
 
@@ -514,7 +519,7 @@ fn a_proxy_header_goes_before_tls_and_is_not_part_of_it() {
         for split in [1, 2, 15, 16, 17, header.len() - 1, header.len(), header.len() + 1, 1 << 20] {
             let mut line = Line::new(&version::TLS13);
             let config = line._issued.server(Listener::Client);
-            line.inlet = Inlet::new(Listener::Client, true, Some(config)).unwrap();
+            line.transport = Transport::new(Listener::Client, true, Some(config)).unwrap();
             let hello = line.said();
             line.received(&[&header[..], &hello].concat(), split);
             let sent = line.sent(false);
@@ -534,11 +539,11 @@ fn without_its_proxy_header_a_connection_fails_and_keeps_nothing() {
         for split in [1, 1 << 20] {
             let mut line = Line::new(&version::TLS13);
             let config = line._issued.server(Listener::Client);
-            line.inlet = Inlet::new(Listener::Client, true, Some(config)).unwrap();
+            line.transport = Transport::new(Listener::Client, true, Some(config)).unwrap();
             line.received(&garbage, split);
             assert!(line.failed.is_some() && line.heard.is_empty());
-            assert_eq!(line.inlet.rest.capacity(), 0);
-            assert_eq!(line.inlet.outcome(), None, "there was no handshake");
+            assert_eq!(line.transport.rest.capacity(), 0);
+            assert_eq!(line.transport.outcome(), None, "there was no handshake");
             assert!(line.sent(true).is_empty());
         }
     }
