@@ -33,7 +33,7 @@ use crate::config::Mode;
 use crate::metrics::{Backend, single};
 use crate::post::ShardPost;
 use crate::remote::Remote;
-use crate::trail::IdBegin;
+use crate::timeline::IdBegin;
 
 pub use changes::{Change, Changes};
 pub use leaving::{Leaves, Left};

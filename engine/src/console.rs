@@ -188,7 +188,7 @@ fn blocking<T>(work: impl Future<Output = T>) -> Result<T, Trouble> {
 }
 
 fn request_id(text: &str) -> Result<String, String> {
-    match crate::trail::IdBegin::parse(text) {
+    match crate::timeline::IdBegin::parse(text) {
         Some(_) => Ok(text.to_owned()),
         None => {
             Err("not a request id: write it, or at least its first eight hexadecimal digits".into())

@@ -29,8 +29,8 @@ pub mod reactor;
 pub mod remote;
 pub mod ring;
 pub mod shard;
+pub mod timeline;
 pub mod tls;
-pub mod trail;
 pub mod transport;
 
 pub use ringway_cli::{COMMIT, VERSION};

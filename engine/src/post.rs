@@ -18,7 +18,7 @@ use crate::control::port::{Answer, AskTicket};
 use crate::keys::Keys;
 use crate::metrics::ShardMetrics;
 use crate::net::{Parcel, Stalls};
-use crate::trail::{IdBegin, Part};
+use crate::timeline::{IdBegin, Part};
 
 /// What does not work: the check's name (contract OB-4) and why.
 pub type Ills = Arc<[(&'static str, String)]>;
@@ -45,8 +45,8 @@ pub enum ShardPost {
         /// Names the asker's request.
         ticket: u64,
     },
-    /// Answer with [`ControlPost::Trail`] under the same ticket.
-    Trail {
+    /// Answer with [`ControlPost::Timeline`] under the same ticket.
+    Timeline {
         /// Names the asker's request.
         ticket: u64,
         /// Which sessions.
@@ -128,7 +128,7 @@ pub enum ControlPost {
         clients: usize,
     },
     /// What a shard has recorded of some sessions.
-    Trail {
+    Timeline {
         /// The asker's ticket.
         ticket: u64,
         /// One for each session.

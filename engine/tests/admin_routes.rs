@@ -18,7 +18,7 @@ use ringway::control::port::Owner;
 use ringway::metrics::{Backend, CloseCode, CloseReason};
 use ringway::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use ringway::ring::{Mailbox, mailbox};
-use ringway::trail::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
+use ringway::timeline::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
 use ringway_proto::time::Time;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,7 +85,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
                         told.scraper.turned(ticket, page(core, from, wanted));
                     }
                     Some(ShardPost::Beat { ticket }) => told.scraper.beaten(ticket, 0),
-                    Some(ShardPost::Trail { ticket, wanted }) => {
+                    Some(ShardPost::Timeline { ticket, wanted }) => {
                         told.scraper.told(ticket, recorded(core, wanted));
                     }
                     Some(ShardPost::End { id }) => {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{Admin, reply};
 use crate::control::port::Located;
 use crate::question;
-use crate::trail::IdBegin;
+use crate::timeline::IdBegin;
 
 /// How long another gateway may take: whoever has asked this one waits for both.
 const PATIENCE: Duration = Duration::from_secs(2);

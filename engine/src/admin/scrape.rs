@@ -13,7 +13,7 @@ use crate::metrics::{Histogram, ShardMetrics, family};
 use crate::net::{STALL_SECONDS, Stalls};
 use crate::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use crate::ring::Sender;
-use crate::trail::{IdBegin, Part};
+use crate::timeline::{IdBegin, Part};
 
 /// What the histogram of stalls is.
 const STALL_HELP: &str =
@@ -28,7 +28,7 @@ pub struct Scraper {
     cores: Vec<Core>,
     asked: Mutex<Asked<Box<Snapshot>>>,
     pages: Mutex<Asked<Page>>,
-    trails: Mutex<Asked<Vec<Part>>>,
+    timelines: Mutex<Asked<Vec<Part>>>,
     beats: Mutex<Asked<usize>>,
     /// By core.
     counted: Mutex<Vec<Counted>>,
@@ -151,7 +151,7 @@ impl Scraper {
             cores: cores.into_iter().map(core).collect(),
             asked: Mutex::default(),
             pages: Mutex::default(),
-            trails: Mutex::default(),
+            timelines: Mutex::default(),
             beats: Mutex::default(),
         }
     }
@@ -211,9 +211,9 @@ impl Scraper {
     }
 
     /// Asks every core what it has recorded of the sessions whose id begins so.
-    pub async fn ask_trails(&self, wanted: IdBegin) -> Vec<Part> {
-        let post = |ticket| ShardPost::Trail { ticket, wanted };
-        let answers = self.ask_all(&self.trails, post).await;
+    pub async fn ask_timelines(&self, wanted: IdBegin) -> Vec<Part> {
+        let post = |ticket| ShardPost::Timeline { ticket, wanted };
+        let answers = self.ask_all(&self.timelines, post).await;
         let mut parts: Vec<Part> = answers.into_iter().flatten().collect();
         parts.sort_by_key(|part| part.core);
         parts
@@ -294,9 +294,9 @@ impl Scraper {
         answer(&self.beats, ticket, clients);
     }
 
-    /// A core's answer to [`Self::ask_trails`] has come.
+    /// A core's answer to [`Self::ask_timelines`] has come.
     pub fn told(&self, ticket: u64, parts: Vec<Part>) {
-        answer(&self.trails, ticket, parts);
+        answer(&self.timelines, ticket, parts);
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Peer, Shared, may_see_ids, owner, reply};
 use crate::post::SessionRow;
-use crate::trail::{IdBegin, Part, Timeline};
+use crate::timeline::{IdBegin, Part, Timeline};
 
 /// The states of a session (see [`SessionRow::state`]).
 const STATES: [&str; 5] = ["waiting", "attached", "active", "parked", "closed"];
@@ -96,7 +96,8 @@ pub(super) async fn one(
     };
     let whole = may_see_ids(&admin, peer, (&uri, &headers));
     let scraper = &admin.scraper;
-    let (listed, parts) = tokio::join!(scraper.ask_rows(Some(wanted)), scraper.ask_trails(wanted));
+    let (listed, parts) =
+        tokio::join!(scraper.ask_rows(Some(wanted)), scraper.ask_timelines(wanted));
     let row = listed.rows.into_iter().next();
     let Some(id) = row.as_ref().map(|row| row.request_id).or_else(|| latest(&parts)) else {
         // Who asks for another gateway is not passed on.
@@ -121,7 +122,7 @@ fn latest(parts: &[Part]) -> Option<Uuid> {
     parts.iter().max_by_key(at).map(|part| part.id)
 }
 
-/// The row of a session that is only in the flight recorder any more.
+/// The row of a session that is only in the timelines any more.
 fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
     let known = parts.iter().find_map(|part| part.facts.as_ref().map(|facts| (part, facts)));
     let mut row = SessionRow {

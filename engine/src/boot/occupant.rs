@@ -390,7 +390,7 @@ impl Core for Occupant {
             ShardPost::Snapshot { .. }
             | ShardPost::Beat { .. }
             | ShardPost::Rows { .. }
-            | ShardPost::Trail { .. }
+            | ShardPost::Timeline { .. }
             | ShardPost::Core(_)
             | ShardPost::Policy(_)
             | ShardPost::Keys(_)

@@ -286,7 +286,7 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
             ControlPost::Rows { ticket, page } => admin.scraper.turned(ticket, *page),
             ControlPost::Replaced { policy } => drop(policy),
             ControlPost::Beat { ticket, clients } => admin.scraper.beaten(ticket, clients),
-            ControlPost::Trail { ticket, parts } => admin.scraper.told(ticket, parts),
+            ControlPost::Timeline { ticket, parts } => admin.scraper.told(ticket, parts),
             ControlPost::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 admin.scraper.restarted(core);

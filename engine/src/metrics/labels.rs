@@ -339,7 +339,7 @@ labels! {
         ParkedTunnels => "parked_tunnels",
         /// Parked tunnels of a tenant on a core.
         ParkedPerTenant => "parked_per_tenant",
-        /// Records of the flight recorder.
+        /// Records of the timelines.
         TraceRecords => "trace_records",
         /// Messages waiting for another thread.
         Mailbox => "mailbox",

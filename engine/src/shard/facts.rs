@@ -30,7 +30,7 @@ use crate::net::{ConnId, Parcel};
 use crate::post::{
     CorePost, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
 };
-use crate::trail::{Ask as Wish, Event};
+use crate::timeline::{Ask as Wish, Event};
 
 /// Something a component could not do itself, by whom it is for.
 #[derive(Debug)]

@@ -464,9 +464,9 @@ impl Core for Shard {
             ShardPost::Beat { ticket } => {
                 self.posts.push(ControlPost::Beat { ticket, clients: self.clients() });
             }
-            ShardPost::Trail { ticket, wanted } => {
-                let parts = self.edges.trail(wanted, self.now, &self.settings);
-                self.posts.push(ControlPost::Trail { ticket, parts });
+            ShardPost::Timeline { ticket, wanted } => {
+                let parts = self.edges.timeline(wanted, self.now, &self.settings);
+                self.posts.push(ControlPost::Timeline { ticket, parts });
             }
             ShardPost::Policy(policy) => {
                 let old = std::mem::replace(&mut self.policy, policy.clone());

@@ -7,7 +7,7 @@ use super::turn::Turn;
 use crate::metrics::{CopyWhy, Limit};
 use crate::net::Net;
 use crate::post::{Bookmark, ControlPost, Page, Snapshot};
-use crate::trail::IdBegin;
+use crate::timeline::IdBegin;
 
 /// Connections looked at in one turn: some cost two lines of memory that nobody has used for long.
 const LOOKS: usize = 1024;

@@ -181,7 +181,7 @@ def table_sizes(node):
                  "worker_connections_active", "active_connections_total"):
         sizes[name] = total(samples, name, {})
     for series, value in samples.items():
-        # The flight recorder keeps what has ended for five minutes.
+        # The timelines keep what has ended for five minutes.
         if series.startswith("ringway_limit_used{") and "trace_records" not in series:
             sizes[series.split('"')[1]] = value
     return sizes

@@ -17,7 +17,7 @@ from nvcf_faults import FAULTS
 from nvcf_stage import PARKED, Stage, total
 
 MINUTE = 60
-# What is seen before this does not count: the flight recorder keeps what has ended for five minutes,
+# What is seen before this does not count: the timelines keep what has ended for five minutes,
 # and allocators take their time.
 WARM_UP = 420
 # How long NATS is stopped.

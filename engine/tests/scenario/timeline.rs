@@ -1,11 +1,11 @@
-//! The flight recorder: what is kept of a session, by which core, and what it comes to in words.
+//! The timelines: what is kept of a session, by which core, and what it comes to in words.
 
 use std::time::Duration;
 
 use ringway::metrics::Limit;
 use ringway::net::End;
 use ringway::post::{ControlPost, ShardPost};
-use ringway::trail::{Event, IdBegin, Part, Side, Timeline};
+use ringway::timeline::{Event, IdBegin, Part, Side, Timeline};
 use ringway_proto::fields::Field;
 use ringway_proto::h2::ErrorCode;
 
@@ -18,9 +18,9 @@ use crate::world::{FUNCTION, World};
 fn parts(world: &mut World, id: &str) -> Vec<Part> {
     world.posts();
     let wanted = IdBegin::parse(id).expect("an id");
-    world.post(ShardPost::Trail { ticket: 5, wanted });
+    world.post(ShardPost::Timeline { ticket: 5, wanted });
     match world.posts().pop() {
-        Some(ControlPost::Trail { ticket: 5, parts }) => parts,
+        Some(ControlPost::Timeline { ticket: 5, parts }) => parts,
         other => panic!("{other:?}"),
     }
 }

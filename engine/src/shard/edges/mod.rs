@@ -1,8 +1,8 @@
-//! The edges of a session's life, each read once: by the metrics, the log and the flight recorder
-//! ([`trail`]). Whoever leaves an [`Edge`] knows none of the three, and none of them decides
+//! The edges of a session's life, each read once: by the metrics, the log and the timelines
+//! ([`timelines`]). Whoever leaves an [`Edge`] knows none of the three, and none of them decides
 //! anything.
 
-mod trail;
+mod timelines;
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use ringway_proto::h1::connect::ConnectResult;
 use ringway_proto::time::Time;
 use uuid::Uuid;
 
-use self::trail::{CoreTime, Trails};
+use self::timelines::{CoreTime, Timelines};
 use super::cause::Cause;
 use super::facts::{Edge, Ended, Met};
 use super::settings::ShardSettings;
 use crate::log::{Closed, Line, Lines};
 use crate::metrics::{CloseCode, CloseReason, Limit, ShardMetrics, SpareOutcome, StartPart};
-use crate::trail::{Entry, Event, IdBegin, Part, Side, Timer};
+use crate::timeline::{Entry, Event, IdBegin, Part, Side, Timer};
 
-/// Who reads an edge, beside the flight recorder, and when.
+/// Who reads an edge, beside the timelines, and when.
 #[derive(Debug)]
 pub(crate) struct Readers<'a> {
     pub(crate) now: Time,
@@ -29,24 +29,29 @@ pub(crate) struct Readers<'a> {
 /// The edges of one core, and what is kept of them.
 #[derive(Debug)]
 pub(crate) struct Edges {
-    trails: Trails,
+    timelines: Timelines,
 }
 
 impl Edges {
     /// Keeps so many records at most (`limits.trace_records`); none keeps nothing.
     pub(super) fn new(records: usize) -> Self {
-        Self { trails: Trails::new(records) }
+        Self { timelines: Timelines::new(records) }
     }
 
     /// How many records are kept.
     pub(super) fn records(&self) -> usize {
-        self.trails.records()
+        self.timelines.records()
     }
 
     /// What is kept here of the sessions whose id begins so.
-    pub(super) fn trail(&self, wanted: IdBegin, now: Time, settings: &ShardSettings) -> Vec<Part> {
+    pub(super) fn timeline(
+        &self,
+        wanted: IdBegin,
+        now: Time,
+        settings: &ShardSettings,
+    ) -> Vec<Part> {
         let &ShardSettings { core, unix_micros_at_zero, .. } = settings;
-        self.trails.parts(wanted, CoreTime { core, now, unix_micros_at_zero })
+        self.timelines.parts(wanted, CoreTime { core, now, unix_micros_at_zero })
     }
 
     /// Reads one.
@@ -59,7 +64,7 @@ impl Edges {
             Edge::Began { session, facts, wish, client } => {
                 self.met(session, client, readers);
                 self.note(session, now, Event::Asked(wish), readers);
-                self.trails.own(session, facts);
+                self.timelines.own(session, facts);
             }
             Edge::Registered(named) => readers.lines.push(Line::Registered(named)),
             Edge::Resumed { session, way, took, client } => {
@@ -69,7 +74,7 @@ impl Edges {
             }
             Edge::Arrived { session, facts, from } => {
                 self.note(session, now, Event::TunnelMoved { from }, readers);
-                self.trails.meet(session, facts);
+                self.timelines.meet(session, facts);
             }
             Edge::Spare { session, outcome } => {
                 readers.metrics.spares[outcome.index()] += 1;
@@ -77,7 +82,7 @@ impl Edges {
                     self.note(session, now, event, readers);
                 }
             }
-            Edge::Ponged { session, took } => self.trails.ponged(session, took, now),
+            Edge::Ponged { session, took } => self.timelines.ponged(session, took, now),
             Edge::Connect { result, age, worker } => {
                 count_connect(result, age, readers.metrics);
                 if result != ConnectResult::Accepted {
@@ -91,21 +96,21 @@ impl Edges {
 
     fn note(&mut self, session: Uuid, at: Time, event: Event, readers: &mut Readers<'_>) {
         self.time(session, at, event, readers.metrics);
-        if self.trails.note(session, Entry { at, event }, readers.now) {
+        if self.timelines.note(session, Entry { at, event }, readers.now) {
             readers.metrics.limit_hit(Limit::TraceRecords);
         }
     }
 
-    /// Times the parts of a session's start, by what the flight recorder has of it on this core.
+    /// Times the parts of a session's start, by what the timelines have of it on this core.
     fn time(&self, session: Uuid, at: Time, event: Event, metrics: &mut ShardMetrics) {
         let queued = |event| matches!(event, Event::Asked(_) | Event::Queued { .. });
         let there = |event| matches!(event, Event::Connected { .. } | Event::Dialled { .. });
         let (part, took) = match event {
             Event::Queued { took } => (StartPart::Queue, Some(took)),
-            Event::HandedOut => (StartPart::Claim, self.trails.since(session, at, queued)),
-            Event::Connected { .. } => (StartPart::Dial, self.trails.since(session, at, queued)),
+            Event::HandedOut => (StartPart::Claim, self.timelines.since(session, at, queued)),
+            Event::Connected { .. } => (StartPart::Dial, self.timelines.since(session, at, queued)),
             Event::Dialled { took, .. } => (StartPart::Dial, Some(took.into())),
-            Event::AnswerBegun => (StartPart::FirstByte, self.trails.since(session, at, there)),
+            Event::AnswerBegun => (StartPart::FirstByte, self.timelines.since(session, at, there)),
             _ => return,
         };
         if let Some(took) = took {

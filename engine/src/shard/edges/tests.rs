@@ -9,7 +9,7 @@ use crate::control::local::SessionFacts;
 use crate::control::port::Owner;
 use crate::log::{Named, Refused};
 use crate::metrics::{ResumeOutcome, ResumeWay};
-use crate::trail::Ask;
+use crate::timeline::Ask;
 
 const SESSION: Uuid = Uuid::from_u128(0x6370_809d << 96 | 1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Desk {
 
     fn part(&self) -> Part {
         let wanted = IdBegin::parse("6370809d").expect("digits");
-        let mut parts = self.edges.trail(wanted, self.now(), &self.rig.settings);
+        let mut parts = self.edges.timeline(wanted, self.now(), &self.rig.settings);
         assert_eq!(parts.len(), 1);
         parts.remove(0)
     }
@@ -273,7 +273,7 @@ fn a_recorder_that_is_off_keeps_nothing_and_the_others_read_on() {
     desk.read(closed(Cause::IDLE, false));
     assert_eq!(desk.edges.records(), 0);
     let wanted = IdBegin::parse("6370809d").expect("digits");
-    assert!(desk.edges.trail(wanted, desk.now(), &desk.rig.settings).is_empty());
+    assert!(desk.edges.timeline(wanted, desk.now(), &desk.rig.settings).is_empty());
     assert_eq!(desk.rig.metrics.worker_connection_seconds.count(), 1);
     assert!(matches!(desk.line(), Line::Closed(_)));
 }

@@ -15,7 +15,7 @@ use super::link::Link;
 use super::routes::Route;
 use super::traffic::Traffic;
 use crate::net::{Close, ConnId};
-use crate::trail::{Event, Side};
+use crate::timeline::{Event, Side};
 
 impl Traffic {
     // ---- exchanges ----

@@ -27,7 +27,7 @@ use crate::config::{HonourId, Scope};
 use crate::metrics::{Limit, Method};
 use crate::net::ConnId;
 use crate::pool::Segment;
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// Why a request meets no tunnel, where nothing else is known of it.
 const GONE: &str = "the session's tunnel had ended when the request came";

@@ -28,7 +28,7 @@ use crate::net::Parcel;
 use crate::post::{
     CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
 };
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// What sessions know of a tunnel that goes from core to core, beside its hop.
 struct Moved {

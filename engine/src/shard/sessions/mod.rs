@@ -58,7 +58,7 @@ use crate::keys::Keys;
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
 use crate::net::ConnId;
 use crate::post::{Bookmark, Speaks};
-use crate::trail::{Ask as Wish, Event, IdBegin};
+use crate::timeline::{Ask as Wish, Event, IdBegin};
 
 /// gRPC code UNAVAILABLE: the client may try again.
 const UNAVAILABLE: u8 = 14;

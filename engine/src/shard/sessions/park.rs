@@ -19,7 +19,7 @@ use crate::control::port::Plane;
 use crate::metrics::Limit;
 use crate::net::End;
 use crate::post::Speaks;
-use crate::trail::Event;
+use crate::timeline::Event;
 
 impl Roster {
     /// A client has gone, and is in no table any more: its tunnels close at once (contract CL-23),

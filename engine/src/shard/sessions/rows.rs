@@ -9,7 +9,7 @@ use super::super::turn::Turn;
 use super::attachment::{Attachment, Attachments, Kin};
 use super::directory::Directory;
 use crate::post::{Bookmark, SessionRow};
-use crate::trail::IdBegin;
+use crate::timeline::IdBegin;
 
 /// Places looked at for one page: each is a line of memory that nobody has used for long.
 const LOOKS: u32 = 256;

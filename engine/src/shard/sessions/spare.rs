@@ -19,7 +19,7 @@ use super::roster::Roster;
 use crate::control::local::WorkKind;
 use crate::metrics::{CloseReason, SpareOutcome};
 use crate::post::Speaks;
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// How long requests wait for a tunnel in place of one whose worker said GOAWAY.
 pub(super) const REPLACE_WAIT: Duration = Duration::from_secs(5);

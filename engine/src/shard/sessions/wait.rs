@@ -21,7 +21,7 @@ use crate::control::local::WorkKind;
 use crate::control::port::Plane;
 use crate::metrics::{AskOutcome, Limit};
 use crate::net::ConnId;
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// How much longer a wait takes at most that is over: so long the control plane has to say how far
 /// the work has come. A worker that comes meanwhile is welcome.

@@ -23,7 +23,7 @@ use crate::metrics::{Limit, RelayCause};
 use crate::net::{Close, ConnId, End, Parcel};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect};
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// Idle HTTP/1 connections without a CONNECT are closed after this long (contract LN-8).
 const PLAIN_IDLE: Duration = Duration::from_secs(60);

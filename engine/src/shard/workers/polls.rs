@@ -9,7 +9,7 @@ use super::super::turn::Turn;
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Work};
 use crate::net::ConnId;
 use crate::post::CorePost;
-use crate::trail::Event;
+use crate::timeline::Event;
 
 /// How much longer than the dispatch's own time a poll waits for a word of its dispatch home.
 const POLL_GRACE: Duration = Duration::from_secs(5);

@@ -17,7 +17,7 @@ use crate::shard::facts::{Admitted, Edge, Fact, ForRelay, ForSessions, NewTunnel
 use crate::shard::table::Key;
 use crate::shard::timer::Due;
 use crate::shard::turn::rig::{NODE, Rig};
-use crate::trail::Event;
+use crate::timeline::Event;
 
 const F: &str = "11111111-1111-4111-8111-111111111111";
 /// Longer than a head may take, and one second shorter than a connection may be idle.

@@ -1,4 +1,4 @@
-//! The flight recorder: what happened to each session on this core, kept for a while after it has
+//! The timelines: what happened to each session on this core, kept for a while after it has
 //! gone from here. Only edges are noted; a frame costs nothing (`engine/tests/allocation.rs`).
 //!
 //! `limits.trace_records` bounds what is kept; when it is full, the session that left this core
@@ -11,7 +11,7 @@ use ringway_proto::time::Time;
 use uuid::Uuid;
 
 use crate::control::local::SessionFacts;
-use crate::trail::{Ask, Entry, Event, IdBegin, Part, Pings};
+use crate::timeline::{Ask, Entry, Event, IdBegin, Part, Pings};
 
 /// How long the events of a session are kept after its last one here.
 const KEPT: Duration = Duration::from_secs(300);
@@ -25,7 +25,7 @@ const ANSWERED: usize = 8;
 
 /// One session's events.
 #[derive(Debug)]
-struct Trail {
+struct Kept {
     place: Place,
     /// Attachments of it on this core.
     here: u32,
@@ -63,18 +63,18 @@ pub(super) struct CoreTime {
 
 /// All of a core.
 #[derive(Debug)]
-pub(super) struct Trails {
+pub(super) struct Timelines {
     most: usize,
     records: usize,
     /// Boxed: a table of tables has many empty places.
-    trails: HashMap<Uuid, Box<Trail>, foldhash::fast::RandomState>,
+    timelines: HashMap<Uuid, Box<Kept>, foldhash::fast::RandomState>,
     places: BTreeMap<Place, Uuid>,
     next: u64,
 }
 
-impl Trails {
+impl Timelines {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, records: 0, trails: HashMap::default(), places: BTreeMap::new(), next: 0 }
+        Self { most, records: 0, timelines: HashMap::default(), places: BTreeMap::new(), next: 0 }
     }
 
     pub(super) fn records(&self) -> usize {
@@ -88,44 +88,44 @@ impl Trails {
         }
         self.forget_old(now);
         let forgot = self.make_room(id);
-        let trail = self.trails.entry(id).or_insert_with(|| {
+        let kept = self.timelines.entry(id).or_insert_with(|| {
             let place = Place::new(false, self.next);
             self.next += 1;
             self.places.insert(place, id);
-            Box::new(Trail::new(place))
+            Box::new(Kept::new(place))
         });
         let full = self.records >= self.most;
-        self.records += usize::from(trail.keep(entry, full));
-        trail.touched = now;
-        let was = trail.here;
+        self.records += usize::from(kept.keep(entry, full));
+        kept.touched = now;
+        let was = kept.here;
         match entry.event {
-            Event::Asked(_) | Event::TunnelMoved { .. } => trail.here += 1,
+            Event::Asked(_) | Event::TunnelMoved { .. } => kept.here += 1,
             Event::Closed { .. } | Event::SpareFailed { .. } | Event::TunnelLeft { .. } => {
-                trail.here = trail.here.saturating_sub(1);
+                kept.here = kept.here.saturating_sub(1);
             }
             _ => {}
         }
-        if trail.here == 0 || was == 0 {
+        if kept.here == 0 || was == 0 {
             // The latest to leave, or to be here, is the last to be forgotten.
-            self.places.remove(&trail.place);
-            trail.place = Place::new(trail.here > 0, self.next);
+            self.places.remove(&kept.place);
+            kept.place = Place::new(kept.here > 0, self.next);
             self.next += 1;
-            self.places.insert(trail.place, id);
+            self.places.insert(kept.place, id);
         }
         forgot
     }
 
     /// An attachment of the session begins here: whose it is.
     pub(super) fn own(&mut self, id: Uuid, facts: SessionFacts) {
-        if let Some(trail) = self.trails.get_mut(&id) {
-            trail.facts = Some(facts);
+        if let Some(kept) = self.timelines.get_mut(&id) {
+            kept.facts = Some(facts);
         }
     }
 
     /// A tunnel of the session has come here: whose it is, if that is not known.
     pub(super) fn meet(&mut self, id: Uuid, facts: SessionFacts) {
-        if let Some(trail) = self.trails.get_mut(&id) {
-            trail.facts.get_or_insert(facts);
+        if let Some(kept) = self.timelines.get_mut(&id) {
+            kept.facts.get_or_insert(facts);
         }
     }
 
@@ -137,7 +137,7 @@ impl Trails {
         at: Time,
         wanted: impl Fn(Event) -> bool,
     ) -> Option<Duration> {
-        let entries = &self.trails.get(&id)?.entries;
+        let entries = &self.timelines.get(&id)?.entries;
         let asked = |entry: &&Entry| matches!(entry.event, Event::Asked(_));
         let new = entries.iter().rev().find(asked)?.event;
         if !matches!(new, Event::Asked(Ask::New | Ask::Dial)) {
@@ -149,8 +149,8 @@ impl Trails {
 
     /// The session's worker has answered a PING.
     pub(super) fn ponged(&mut self, id: Uuid, took: Duration, now: Time) {
-        if let Some(trail) = self.trails.get_mut(&id) {
-            match &mut trail.pings {
+        if let Some(kept) = self.timelines.get_mut(&id) {
+            match &mut kept.pings {
                 Some(pings) => pings.add(took, now),
                 none => *none = Some(Pings::first(took, now)),
             }
@@ -159,13 +159,13 @@ impl Trails {
 
     /// What is kept of the sessions whose id begins so, as this core's part of their timelines.
     pub(super) fn parts(&self, wanted: IdBegin, of: CoreTime) -> Vec<Part> {
-        let part = |(id, trail): (Uuid, &Trail)| Part {
+        let part = |(id, kept): (Uuid, &Kept)| Part {
             core: of.core,
             id,
-            facts: trail.facts.clone(),
-            entries: trail.entries.iter().copied().collect(),
-            pings: trail.pings,
-            lost: trail.lost,
+            facts: kept.facts.clone(),
+            entries: kept.entries.iter().copied().collect(),
+            pings: kept.pings,
+            lost: kept.lost,
             now: of.now,
             unix_micros_at_zero: of.unix_micros_at_zero,
         };
@@ -175,8 +175,8 @@ impl Trails {
     /// Forgets the sessions whose time is over.
     fn forget_old(&mut self, now: Time) {
         while let Some((place, id)) = self.places.first_key_value() {
-            let old = |trail: &Trail| trail.touched + KEPT <= now;
-            if place.is_here() || !self.trails.get(id).is_none_or(|trail| old(trail)) {
+            let old = |kept: &Kept| kept.touched + KEPT <= now;
+            if place.is_here() || !self.timelines.get(id).is_none_or(|kept| old(kept)) {
                 return;
             }
             self.forget_first();
@@ -198,28 +198,28 @@ impl Trails {
 
     fn forget_first(&mut self) {
         if let Some((_, id)) = self.places.pop_first()
-            && let Some(trail) = self.trails.remove(&id)
+            && let Some(kept) = self.timelines.remove(&id)
         {
-            self.records -= trail.entries.len();
+            self.records -= kept.entries.len();
         }
     }
 
-    fn found(&self, wanted: IdBegin, now: Time) -> Vec<(Uuid, &Trail)> {
-        let fresh = |trail: &&Trail| trail.here > 0 || trail.touched + KEPT > now;
+    fn found(&self, wanted: IdBegin, now: Time) -> Vec<(Uuid, &Kept)> {
+        let fresh = |kept: &&Kept| kept.here > 0 || kept.touched + KEPT > now;
         if let Some(id) = wanted.whole() {
-            let trail = self.trails.get(&id).map(|trail| &**trail).filter(fresh);
-            return trail.map(|trail| (id, trail)).into_iter().collect();
+            let kept = self.timelines.get(&id).map(|kept| &**kept).filter(fresh);
+            return kept.map(|kept| (id, kept)).into_iter().collect();
         }
-        let matching = self.trails.iter().filter(|(id, _)| wanted.matches(**id));
-        let mut found: Vec<(Uuid, &Trail)> =
-            matching.map(|(id, trail)| (*id, &**trail)).filter(|(_, trail)| fresh(trail)).collect();
-        found.sort_unstable_by_key(|(_, trail)| std::cmp::Reverse(trail.place));
+        let matching = self.timelines.iter().filter(|(id, _)| wanted.matches(**id));
+        let mut found: Vec<(Uuid, &Kept)> =
+            matching.map(|(id, kept)| (*id, &**kept)).filter(|(_, kept)| fresh(kept)).collect();
+        found.sort_unstable_by_key(|(_, kept)| std::cmp::Reverse(kept.place));
         found.truncate(ANSWERED);
         found
     }
 }
 
-impl Trail {
+impl Kept {
     fn new(place: Place) -> Self {
         Self {
             place,
@@ -252,7 +252,7 @@ impl Trail {
 mod tests {
     use super::*;
     use crate::metrics::{CloseCode, CloseReason};
-    use crate::trail::{Side, Timer};
+    use crate::timeline::{Side, Timer};
 
     const CLOSED: Event = Event::Closed {
         side: Side::Client,
@@ -270,83 +270,86 @@ mod tests {
         Time::ZERO + Duration::from_secs(seconds)
     }
 
-    fn note(trails: &mut Trails, number: u64, at: u64, event: Event) -> bool {
-        trails.note(id(number), Entry { at: seconds(at), event }, seconds(at))
+    fn note(timelines: &mut Timelines, number: u64, at: u64, event: Event) -> bool {
+        timelines.note(id(number), Entry { at: seconds(at), event }, seconds(at))
     }
 
-    fn kept(trails: &Trails, number: u64, at: u64) -> Vec<Event> {
+    fn kept(timelines: &Timelines, number: u64, at: u64) -> Vec<Event> {
         let begin = IdBegin::parse(&id(number).to_string()).expect("an id");
-        let found = trails.found(begin, seconds(at));
-        found.iter().flat_map(|(_, trail)| trail.entries.iter().map(|entry| entry.event)).collect()
+        let found = timelines.found(begin, seconds(at));
+        found.iter().flat_map(|(_, kept)| kept.entries.iter().map(|entry| entry.event)).collect()
     }
 
     #[test]
     fn events_stay_a_while_after_the_close_and_no_longer() {
-        let mut trails = Trails::new(100);
-        note(&mut trails, 1, 10, Event::Asked(Ask::New));
-        note(&mut trails, 2, 10, Event::Asked(Ask::New));
-        note(&mut trails, 1, 11, CLOSED);
-        assert_eq!(kept(&trails, 1, 310).len(), 2);
-        assert!(kept(&trails, 1, 311).is_empty(), "its time is over");
-        assert_eq!(kept(&trails, 2, 100_000).len(), 1, "it is still here");
-        note(&mut trails, 3, 400, Event::Asked(Ask::New));
-        assert_eq!((trails.records(), trails.trails.len(), trails.places.len()), (2, 2, 2));
+        let mut timelines = Timelines::new(100);
+        note(&mut timelines, 1, 10, Event::Asked(Ask::New));
+        note(&mut timelines, 2, 10, Event::Asked(Ask::New));
+        note(&mut timelines, 1, 11, CLOSED);
+        assert_eq!(kept(&timelines, 1, 310).len(), 2);
+        assert!(kept(&timelines, 1, 311).is_empty(), "its time is over");
+        assert_eq!(kept(&timelines, 2, 100_000).len(), 1, "it is still here");
+        note(&mut timelines, 3, 400, Event::Asked(Ask::New));
+        assert_eq!(
+            (timelines.records(), timelines.timelines.len(), timelines.places.len()),
+            (2, 2, 2)
+        );
     }
 
     #[test]
     fn who_left_longest_ago_makes_room_then_who_has_been_here_longest() {
-        let mut trails = Trails::new(4);
-        note(&mut trails, 1, 1, Event::Asked(Ask::New));
-        note(&mut trails, 2, 2, Event::Asked(Ask::New));
-        note(&mut trails, 2, 3, CLOSED);
-        assert!(!note(&mut trails, 3, 4, Event::Asked(Ask::New)));
-        assert!(note(&mut trails, 4, 5, Event::Asked(Ask::New)), "2 has gone");
-        assert!(kept(&trails, 2, 5).is_empty());
-        note(&mut trails, 5, 6, Event::Asked(Ask::New));
-        assert!(note(&mut trails, 6, 7, Event::Asked(Ask::New)), "1 has been here longest");
-        assert!(kept(&trails, 1, 7).is_empty());
-        assert_eq!((trails.records(), kept(&trails, 3, 7).len()), (4, 1));
+        let mut timelines = Timelines::new(4);
+        note(&mut timelines, 1, 1, Event::Asked(Ask::New));
+        note(&mut timelines, 2, 2, Event::Asked(Ask::New));
+        note(&mut timelines, 2, 3, CLOSED);
+        assert!(!note(&mut timelines, 3, 4, Event::Asked(Ask::New)));
+        assert!(note(&mut timelines, 4, 5, Event::Asked(Ask::New)), "2 has gone");
+        assert!(kept(&timelines, 2, 5).is_empty());
+        note(&mut timelines, 5, 6, Event::Asked(Ask::New));
+        assert!(note(&mut timelines, 6, 7, Event::Asked(Ask::New)), "1 has been here longest");
+        assert!(kept(&timelines, 1, 7).is_empty());
+        assert_eq!((timelines.records(), kept(&timelines, 3, 7).len()), (4, 1));
     }
 
     #[test]
     fn one_session_keeps_its_first_events_and_the_latest() {
-        let mut trails = Trails::new(1000);
-        note(&mut trails, 1, 0, Event::Asked(Ask::New));
+        let mut timelines = Timelines::new(1000);
+        note(&mut timelines, 1, 0, Event::Asked(Ask::New));
         for at in 1..1000 {
             let took = Duration::from_secs(at);
-            note(&mut trails, 1, at, Event::Stalled { side: Side::Client, took });
+            note(&mut timelines, 1, at, Event::Stalled { side: Side::Client, took });
         }
-        let events = kept(&trails, 1, 1000);
-        assert_eq!((events.len(), trails.records()), (EVENTS, EVENTS));
+        let events = kept(&timelines, 1, 1000);
+        assert_eq!((events.len(), timelines.records()), (EVENTS, EVENTS));
         assert_eq!(events[0], Event::Asked(Ask::New));
         let took = Duration::from_secs(999);
         assert_eq!(events.last(), Some(&Event::Stalled { side: Side::Client, took }));
-        assert_eq!(trails.trails[&id(1)].lost, 1000 - EVENTS as u32);
+        assert_eq!(timelines.timelines[&id(1)].lost, 1000 - EVENTS as u32);
     }
 
     #[test]
     fn a_recorder_smaller_than_one_session_holds_to_its_limit() {
         for most in [1, 2, 20] {
-            let mut trails = Trails::new(most);
+            let mut timelines = Timelines::new(most);
             for at in 0..100 {
-                note(&mut trails, at % 3, at, Event::Asked(Ask::New));
-                assert!(trails.records() <= most, "{most}: {}", trails.records());
+                note(&mut timelines, at % 3, at, Event::Asked(Ask::New));
+                assert!(timelines.records() <= most, "{most}: {}", timelines.records());
             }
-            assert!(trails.records() > 0);
+            assert!(timelines.records() > 0);
         }
-        let mut off = Trails::new(0);
+        let mut off = Timelines::new(0);
         note(&mut off, 1, 1, Event::Asked(Ask::New));
-        assert_eq!((off.records(), off.trails.len()), (0, 0));
+        assert_eq!((off.records(), off.timelines.len()), (0, 0));
     }
 
     #[test]
     fn a_short_id_finds_the_latest_few() {
-        let mut trails = Trails::new(1000);
+        let mut timelines = Timelines::new(1000);
         for number in 0..100 {
-            note(&mut trails, number, number, Event::Asked(Ask::New));
+            note(&mut timelines, number, number, Event::Asked(Ask::New));
         }
         let begin = IdBegin::parse("80000000").expect("digits");
-        let found = trails.found(begin, seconds(100));
+        let found = timelines.found(begin, seconds(100));
         assert_eq!(found.len(), ANSWERED);
         assert_eq!(found[0].0, id(99));
     }

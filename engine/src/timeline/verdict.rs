@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::ResumeWay;
-    use crate::trail::{Part, Timer};
+    use crate::timeline::{Part, Timer};
 
     fn client() -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], 80))

@@ -1,5 +1,5 @@
-//! The flight recorder's words: what happens to a session, small enough that it can be kept of
-//! every one. `shard/edges/trail.rs` keeps it, the admin port puts the cores' parts together
+//! The timelines' words: what happens to a session, small enough that it can be kept of
+//! every one. `shard/edges/timelines.rs` keeps it, the admin port puts the cores' parts together
 //! ([`Timeline`]) and says in one line what they mean (`verdict.rs`).
 
 mod verdict;
