@@ -8,10 +8,10 @@ mod files;
 mod handed;
 mod io;
 mod manager;
-mod occupant;
 mod port;
 mod reload;
 mod run;
+mod runtime;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -156,7 +156,7 @@ pub fn serve(
     let doors = client.into_iter().zip(worker).zip(cluster).map(doors).zip(inboxes);
     for (core, (doors, inbox)) in doors.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
-        let seat = core::Seat {
+        let core_config = core::CoreConfig {
             settings,
             changes: changes.clone(),
             doors,
@@ -171,7 +171,7 @@ pub fn serve(
             backend,
             files,
         };
-        threads.push(core::start(seat, inbox)?);
+        threads.push(core::start(core_config, inbox)?);
     }
     drop((posts, asks));
     let run = run::Run {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ringway_stdio::Trouble;
 use tokio::sync::mpsc;
 
-use super::occupant::{Occupant, Place};
+use super::runtime::{CoreParts, CoreRuntime};
 use super::{Files, MORE_FILES, MORE_THREADS, REPORT};
 use crate::admin::Changes;
 use crate::config::{self, Config};
@@ -30,7 +30,7 @@ const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
 /// What a core is started with.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct CoreConfig {
     pub(super) settings: ShardSettings,
     /// Where the policy of the moment is.
     pub(super) changes: Arc<Changes>,
@@ -75,12 +75,12 @@ pub(super) fn mailboxes(count: usize, room: usize) -> Result<Mailboxes, Trouble>
 ///
 /// # Errors
 /// What the host lacks or forbids, and the fix.
-pub(super) fn start(seat: Seat, inbox: Inbox) -> Result<JoinHandle<()>, Trouble> {
+pub(super) fn start(core_config: CoreConfig, inbox: Inbox) -> Result<JoinHandle<()>, Trouble> {
     let (ready, is_ready) = std_mpsc::channel();
-    let name = format!("ringway-core-{}", seat.settings.core);
+    let name = format!("ringway-core-{}", core_config.settings.core);
     let thread = std::thread::Builder::new()
         .name(name)
-        .spawn(move || seat.run(inbox, ready))
+        .spawn(move || core_config.run(inbox, ready))
         .map_err(|error| Trouble::new("a core has no thread", error, MORE_THREADS))?;
     match is_ready.recv() {
         Ok(Ok(())) => Ok(thread),
@@ -92,7 +92,7 @@ pub(super) fn start(seat: Seat, inbox: Inbox) -> Result<JoinHandle<()>, Trouble>
 /// Where a core finds its messages.
 pub(super) type Inbox = Mailbox<ShardPost>;
 
-impl Seat {
+impl CoreConfig {
     /// The core's life: one reactor after the other, a new one only after a panic.
     fn run(mut self, inbox: Inbox, ready: std_mpsc::Sender<Result<(), Trouble>>) {
         let core = self.settings.core;
@@ -173,13 +173,13 @@ impl Seat {
         }
     }
 
-    fn reactor(&self, inbox: Inbox, anew: bool) -> Result<Reactor<Occupant>, Trouble> {
+    fn reactor(&self, inbox: Inbox, anew: bool) -> Result<Reactor<CoreRuntime>, Trouble> {
         let copy = |(listener, socket): &(Listener, TcpListener)| match socket.try_clone() {
             Ok(socket) => Ok((*listener, socket)),
             Err(error) => Err(Trouble::new("a core has no copy of a listener", error, MORE_FILES)),
         };
         let listeners = self.doors.iter().map(copy).collect::<Result<_, _>>()?;
-        let place = Place {
+        let parts = CoreParts {
             own: usize::from(self.settings.core),
             cores: self.cores.clone(),
             mailbox: inbox.capacity(),
@@ -192,9 +192,9 @@ impl Seat {
         let mut settings = self.settings.clone();
         settings.keys = self.changes.keys().or(settings.keys);
         let shard = Shard::new(settings, self.changes.policy());
-        let occupant = Occupant::new(shard, place);
+        let runtime = CoreRuntime::new(shard, parts);
         #[cfg(test)]
-        let occupant = occupant.named(u32::from(self.settings.node.incarnation()));
+        let runtime = runtime.named(u32::from(self.settings.node.incarnation()));
         let config = &self.settings.config;
         let options = options(config, self.settings.core, self.cpu, self.backend);
         let Files { client_sockets: clients, other_sockets: others, .. } = self.files;
@@ -207,7 +207,7 @@ impl Seat {
             workers: self.files.worker_sockets,
             ..options
         };
-        Reactor::new(options, listeners, inbox, self.origin, occupant)
+        Reactor::new(options, listeners, inbox, self.origin, runtime)
             .map_err(|error| error.trouble())
     }
 }

@@ -11,7 +11,7 @@ use ringway_proto::id::Node;
 use tokio::sync::mpsc;
 
 use super::Files;
-use super::core::{Seat, mailboxes, start};
+use super::core::{CoreConfig, mailboxes, start};
 use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
@@ -82,7 +82,7 @@ impl Cores {
             let (posts, cores, changes) = (posts.clone(), senders.clone(), changes.clone());
             let (entrances, backend) = (Entrances::default(), Backend::Ring);
             let cpu = None;
-            let seat = Seat {
+            let core_config = CoreConfig {
                 settings,
                 changes,
                 doors: vec![(Listener::Client, client), (Listener::Worker, worker)],
@@ -97,7 +97,7 @@ impl Cores {
                 backend,
                 files: Files::share(&config.limits, count, u64::MAX, None),
             };
-            threads.push(start(seat, inbox).unwrap());
+            threads.push(start(core_config, inbox).unwrap());
         }
         Self { name, senders, changes, threads, told, clients, tickets: 0 }
     }

@@ -110,7 +110,7 @@ impl Desk {
 
 /// Core of the clients, core of the worker, and where their work meets: all three apart, and each
 /// two of them together.
-fn seats(m: &mut Machine) -> [(u16, u16); 4] {
+fn placements(m: &mut Machine) -> [(u16, u16); 4] {
     let home = dispatch_home(m);
     let other = none_of(m, &[home]);
     let third = none_of(m, &[home, other]);
@@ -120,10 +120,10 @@ fn seats(m: &mut Machine) -> [(u16, u16); 4] {
 /// A worker polls anew on its connection while the work of its earlier poll is on its way.
 #[test]
 fn a_poll_that_crosses_an_answer_is_not_forgotten() {
-    for seat in 0..4 {
+    for placement in 0..4 {
         let orders = Orders::all(|orders| {
             let mut m = Machine::with(3, UNKEPT);
-            let (at, of_worker) = seats(&mut m)[seat];
+            let (at, of_worker) = placements(&mut m)[placement];
             let mut clients = [Peer::client(m.at(at)), Peer::client(m.at(at))];
             let [one, two] = &mut clients;
             let mut desk = Desk::new(&mut m, of_worker);
@@ -162,7 +162,7 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
             m.assert_empty();
         });
         // Where the worker is at the home of its polls, only the clients' work travels.
-        assert!(orders >= 3, "seat {seat}: {orders} orders");
+        assert!(orders >= 3, "placement {placement}: {orders} orders");
     }
 }
 
@@ -171,10 +171,12 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
 #[test]
 fn work_is_not_lost_with_the_connection_that_it_was_on_its_way_to() {
     let goes = [End::Fin, End::Reset].map(Some).into_iter().chain([None]);
-    for (seat, end) in (0..4).flat_map(|seat| goes.clone().map(move |end| (seat, end))) {
+    for (placement, end) in
+        (0..4).flat_map(|placement| goes.clone().map(move |end| (placement, end)))
+    {
         Orders::all(|orders| {
             let mut m = Machine::with(3, UNKEPT);
-            let (at, of_worker) = seats(&mut m)[seat];
+            let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
             let mut desk = Desk::new(&mut m, of_worker);
             desk.poll(&mut m);
@@ -214,10 +216,10 @@ fn work_is_not_lost_with_the_connection_that_it_was_on_its_way_to() {
 /// A worker that has dialled back is not asked again, whatever became of its poll's connection.
 #[test]
 fn work_that_was_done_is_not_handed_out_again() {
-    for seat in 0..4 {
+    for placement in 0..4 {
         Orders::all(|orders| {
             let mut m = Machine::with(3, UNKEPT);
-            let (at, of_worker) = seats(&mut m)[seat];
+            let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
             let mut desk = Desk::new(&mut m, of_worker);
             client.request(m.at(at), &[], true);
@@ -247,11 +249,13 @@ fn work_that_was_done_is_not_handed_out_again() {
 /// for: nothing stays behind, and the worker is told so, or has a tunnel that closes.
 #[test]
 fn a_client_may_leave_while_its_tunnel_is_asked_for() {
-    for (seat, end) in (0..4).flat_map(|seat| [(seat, End::Fin), (seat, End::Reset)]) {
+    for (placement, end) in
+        (0..4).flat_map(|placement| [(placement, End::Fin), (placement, End::Reset)])
+    {
         let (mut in_time, mut too_late) = (0, 0);
         Orders::all(|orders| {
             let mut m = Machine::with(3, UNKEPT);
-            let (at, of_worker) = seats(&mut m)[seat];
+            let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
             let mut desk = Desk::new(&mut m, of_worker);
             desk.poll(&mut m);
@@ -295,7 +299,7 @@ fn a_client_may_leave_while_its_tunnel_is_asked_for() {
             m.at(of_worker).end(desk.conn, End::Fin);
             m.assert_empty();
         });
-        assert!(in_time > 0 && too_late > 0, "{seat} {end:?}: {in_time}, {too_late}");
+        assert!(in_time > 0 && too_late > 0, "{placement} {end:?}: {in_time}, {too_late}");
     }
 }
 

@@ -9,7 +9,7 @@ use ringway::post::{CorePost, SessionRow, ShardPost};
 use ringway_proto::h2::Limits;
 
 use crate::peer::{Peer, Work, poll_request, read_work};
-use crate::world::{Seat, World};
+use crate::world::{CoreSetup, World};
 
 pub(crate) struct Machine {
     worlds: Vec<World>,
@@ -50,7 +50,14 @@ impl Machine {
                 .map(|core| {
                     let plane = Plane::Local;
                     World::on(
-                        Seat { core, cores, life: 0, unanswered, plane, dispatch: Plane::Local },
+                        CoreSetup {
+                            core,
+                            cores,
+                            life: 0,
+                            unanswered,
+                            plane,
+                            dispatch: Plane::Local,
+                        },
                         more,
                         |_| {},
                     )
@@ -173,10 +180,16 @@ impl Machine {
         self.lives[at] += 1;
         let (life, unanswered) = (self.lives[at], self.unanswered);
         let plane = Plane::Local;
-        let seat =
-            Seat { core, cores: self.cores(), life, unanswered, plane, dispatch: Plane::Local };
+        let setup = CoreSetup {
+            core,
+            cores: self.cores(),
+            life,
+            unanswered,
+            plane,
+            dispatch: Plane::Local,
+        };
         let now = self.worlds[at].net.now;
-        self.worlds[at] = World::on(seat, &self.more, |_| {});
+        self.worlds[at] = World::on(setup, &self.more, |_| {});
         self.worlds[at].net.now = now;
     }
 

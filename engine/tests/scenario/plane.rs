@@ -12,7 +12,7 @@ use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Seen, poll};
-use crate::world::{FUNCTION, Seat, VERSION, World};
+use crate::world::{CoreSetup, FUNCTION, VERSION, World};
 
 const SECOND_KEY: (&str, &str) = ("authorization", "Bearer dev-key-2");
 
@@ -35,7 +35,7 @@ impl Behind {
 
     fn changed(more: &str, life: u32, change: impl FnOnce(&mut ringway::config::Config)) -> Self {
         let mut policies = None;
-        let seat = Seat {
+        let setup = CoreSetup {
             core: 0,
             cores: 1,
             life,
@@ -43,7 +43,7 @@ impl Behind {
             plane: Plane::Remote,
             dispatch: Plane::Local,
         };
-        let world = World::on(seat, more, |config| {
+        let world = World::on(setup, more, |config| {
             change(config);
             let keyless = Arc::new(Policy::new(&[], &config.functions));
             policies = Some((Policy::new(&config.tenants, &config.functions), keyless));

@@ -13,7 +13,7 @@ use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Seen, Work};
-use crate::world::{FUNCTION, Seat, VERSION, World};
+use crate::world::{CoreSetup, FUNCTION, VERSION, World};
 
 /// A world whose authorisations and work both go to planes that take time.
 struct Far {
@@ -27,7 +27,7 @@ impl Far {
     }
 
     fn of(more: &str, kind: Kind) -> Self {
-        let seat = Seat {
+        let setup = CoreSetup {
             core: 0,
             cores: 1,
             life: 0,
@@ -38,7 +38,7 @@ impl Far {
         let [tenant, function, version, subject] =
             ["dev", FUNCTION, VERSION, "somebody"].map(Arc::from);
         let owner = Arc::new(Owner { tenant, function, version, subject, kind });
-        Self { world: World::on(seat, more, |_| {}), owner }
+        Self { world: World::on(setup, more, |_| {}), owner }
     }
 
     fn asks(&mut self) -> Vec<Ask> {

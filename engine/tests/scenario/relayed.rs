@@ -12,7 +12,7 @@ use ringway_proto::id::Node;
 use ringway_proto::prelude::{CHALLENGE_LENGTH, Matter, Opening, Prelude, Verdict};
 
 use crate::peer::{Peer, Seen, Work, poll};
-use crate::world::{FUNCTION, Seat, VERSION, World};
+use crate::world::{CoreSetup, FUNCTION, VERSION, World};
 
 const SECRET: &str = "what the gateways have in common";
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -36,12 +36,12 @@ fn node(at: usize, incarnation: u16) -> Node {
 
 fn world(at: usize, incarnation: u16, more: &str) -> World {
     let (plane, dispatch) = (Plane::Local, Plane::Local);
-    let seat = Seat { core: 0, cores: 1, life: 0, unanswered: 64 * 1024, plane, dispatch };
+    let setup = CoreSetup { core: 0, cores: 1, life: 0, unanswered: 64 * 1024, plane, dispatch };
     let secrets = vec![Secret::from(SECRET)];
     let keys = Keys::of(&secrets);
     let other = 1 - at;
     World::settled(
-        seat,
+        setup,
         more,
         |config| {
             config.cluster.secrets = secrets;

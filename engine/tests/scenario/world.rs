@@ -77,7 +77,7 @@ pub(crate) struct World {
 
 /// Which of several cores a world is, and for which time.
 #[derive(Clone, Copy)]
-pub(crate) struct Seat {
+pub(crate) struct CoreSetup {
     pub(crate) core: u16,
     pub(crate) cores: u16,
     pub(crate) life: u32,
@@ -99,7 +99,7 @@ impl World {
 
     /// With more lines of configuration, and changed after it was read.
     pub(crate) fn with_changed(more: &str, change: impl FnOnce(&mut Config)) -> Self {
-        let seat = Seat {
+        let setup = CoreSetup {
             core: 0,
             cores: 1,
             life: 0,
@@ -107,17 +107,17 @@ impl World {
             plane: Plane::Local,
             dispatch: Plane::Local,
         };
-        Self::on(seat, more, change)
+        Self::on(setup, more, change)
     }
 
     /// One of several cores.
-    pub(crate) fn on(seat: Seat, more: &str, change: impl FnOnce(&mut Config)) -> Self {
-        Self::settled(seat, more, change, |_| {})
+    pub(crate) fn on(setup: CoreSetup, more: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::settled(setup, more, change, |_| {})
     }
 
     /// The same, told something else than others at its start.
     pub(crate) fn settled(
-        seat: Seat,
+        setup: CoreSetup,
         more: &str,
         change: impl FnOnce(&mut Config),
         settle: impl FnOnce(&mut ShardSettings),
@@ -150,16 +150,16 @@ impl World {
         let policy = Arc::new(Policy::new(&config.tenants, &config.functions));
         let mut settings = ShardSettings {
             config: Arc::new(config),
-            plane: seat.plane,
-            dispatch: seat.dispatch,
-            core: seat.core,
-            cores: seat.cores,
+            plane: setup.plane,
+            dispatch: setup.dispatch,
+            core: setup.core,
+            cores: setup.cores,
             node: Node::new(0, 7).expect("a node"),
             secret: [3; 16],
             keys: None,
-            seed: [5 + seat.core as u8 + 16 * seat.life as u8; 32],
-            generation: seat.life << 20,
-            unanswered: seat.unanswered,
+            seed: [5 + setup.core as u8 + 16 * setup.life as u8; 32],
+            generation: setup.life << 20,
+            unanswered: setup.unanswered,
             advertise: "http://127.0.0.1:10086".into(),
             unix_micros_at_zero: 1_000_000,
             version: "test",

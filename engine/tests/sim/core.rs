@@ -37,7 +37,7 @@ pub(crate) struct Sent {
 }
 
 /// What the reactor serves: the shard, and what makes one core out of many.
-pub(crate) struct Occupant {
+pub(crate) struct CoreRuntime {
     /// Among all cores of the world, and among those of its node.
     number: usize,
     own: usize,
@@ -60,7 +60,7 @@ pub(crate) struct Occupant {
     calls: u64,
 }
 
-impl Occupant {
+impl CoreRuntime {
     pub(crate) fn new(
         (number, own): (usize, usize),
         shard: Shard,
@@ -159,7 +159,7 @@ impl Occupant {
     }
 }
 
-impl net::Core for Occupant {
+impl net::Core for CoreRuntime {
     type Post = ShardPost;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
@@ -237,7 +237,7 @@ impl net::Core for Occupant {
 
 /// One core.
 pub(crate) struct Core {
-    pub(crate) simulation: Simulation<Occupant, Kernel>,
+    pub(crate) simulation: Simulation<CoreRuntime, Kernel>,
     /// How long it sleeps if nothing happens.
     pub(crate) waits: Wait,
     /// Answers of the control plane that were put into its mailbox.
@@ -247,12 +247,12 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(
         options: Options,
-        occupant: Occupant,
+        runtime: CoreRuntime,
         kernel: Kernel,
         inbox: Mailbox<ShardPost>,
     ) -> Self {
-        let listeners = Kernel::listeners(occupant.number, &occupant.wiring);
-        let simulation = Simulation::new(options, listeners, inbox, kernel, occupant);
+        let listeners = Kernel::listeners(runtime.number, &runtime.wiring);
+        let simulation = Simulation::new(options, listeners, inbox, kernel, runtime);
         Self {
             simulation: simulation.expect("options that work"),
             waits: Wait::Forever,

@@ -11,7 +11,7 @@ use ringway::net::Net;
 use ringway::post::ShardPost;
 use ringway_proto::time::Time;
 
-use super::core::Occupant;
+use super::core::CoreRuntime;
 use super::journal::note;
 use super::ledger::Exchange;
 use super::plan::KEYS;
@@ -194,7 +194,7 @@ impl World {
         let at_once = self.paused[number] <= self.now && authority.seed.chance(50);
         note("plane", number, "answers", [ticket.number, u64::from(ticket.life)]);
         if at_once {
-            let hear = |core: &mut Occupant, net: &mut Net| core.hear(net, ticket, answer);
+            let hear = |core: &mut CoreRuntime, net: &mut Net| core.hear(net, ticket, answer);
             self.cores[number].simulation.visit(hear);
             self.judge_answers(number);
             self.wake(number);
@@ -293,7 +293,7 @@ pub(crate) struct Heard {
     counts: (Counts, Counts),
 }
 
-impl Occupant {
+impl CoreRuntime {
     /// The plane's answer.
     pub(super) fn hear(&mut self, net: &mut Net, ticket: AskTicket, answer: Answer) {
         let (code, before) = (code(&answer), self.shard.metrics().asks);

@@ -21,7 +21,7 @@ use ringway_proto::time::Time;
 use super::Clients;
 use super::client::Client;
 use super::client1::Client1;
-use super::core::{Core, Occupant};
+use super::core::{Core, CoreRuntime};
 use super::journal::{self, note};
 use super::kernel::{Kernel, Manner};
 use super::ledger::{Ledger, Work, Worker};
@@ -305,11 +305,11 @@ impl World {
         }
         let first = number - own;
         let mails = &self.mails[first..first + self.plan.cores];
-        let occupant = Occupant::new((number, own), shard, &self.wiring, mails, generation > 0);
+        let runtime = CoreRuntime::new((number, own), shard, &self.wiring, mails, generation > 0);
         let manner = (self.manner, self.plan.short_writes);
         let kernel = Kernel::new((number, node), &self.wiring, manner, Seed::new(self.seed.next()));
         let options = self.manner.options(own, self.plan.blocks, self.plan.block_bytes);
-        Core::new(options, occupant, kernel, inbox)
+        Core::new(options, runtime, kernel, inbox)
     }
 
     // ---- events ----
@@ -489,14 +489,14 @@ impl World {
         }
         let core = &mut self.cores[number];
         let waits = core.waits;
-        let occupant = core.simulation.core_mut();
-        let put_off = occupant.shard.metrics().facts_put_off;
+        let runtime = core.simulation.core_mut();
+        let put_off = runtime.shard.metrics().facts_put_off;
         assert_eq!(put_off, 0, "core {number}: facts have led to each other without end");
         let mut posts = Vec::new();
-        occupant.shard.take_posts(&mut posts);
+        runtime.shard.take_posts(&mut posts);
         // Nobody reads the log of this world.
-        occupant.shard.take_lines(&mut Lines::default());
-        let sent = std::mem::take(&mut occupant.sent);
+        runtime.shard.take_lines(&mut Lines::default());
+        let sent = std::mem::take(&mut runtime.sent);
         self.watch_sessions(number, posts);
         let wires = self.wiring.lock();
         self.ledger.leaving.retain(|leaving| !wires.links[leaving.tunnel].closed);

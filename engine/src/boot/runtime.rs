@@ -36,7 +36,7 @@ const ROUNDS: usize = 4;
 
 /// A client's connection on its way to another core.
 #[derive(Debug)]
-struct Leaving {
+struct MovingClient {
     conn: ConnId,
     to: u16,
     peer: SocketAddr,
@@ -44,7 +44,7 @@ struct Leaving {
 
 /// A shard and its place among the cores.
 #[derive(Debug)]
-pub(super) struct Occupant {
+pub(super) struct CoreRuntime {
     shard: Shard,
     own: usize,
     /// Every core's mailbox, this one's too.
@@ -53,7 +53,7 @@ pub(super) struct Occupant {
     balance: Balance,
     /// What the shard has left for the log in this turn.
     lines: Lines,
-    leaving: Vec<Leaving>,
+    leaving: Vec<MovingClient>,
     /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
     untold: Vec<u16>,
     tell_at: Option<Time>,
@@ -102,8 +102,8 @@ struct Counted {
     full: u64,
 }
 
-/// What an occupant is made with.
-pub(super) struct Place {
+/// What a runtime is made with.
+pub(super) struct CoreParts {
     pub(super) own: usize,
     pub(super) cores: Arc<[Sender<ShardPost>]>,
     /// Messages that fit into a mailbox.
@@ -119,16 +119,16 @@ pub(super) struct Place {
     pub(super) shares: bool,
 }
 
-impl Occupant {
-    pub(super) fn new(shard: Shard, place: Place) -> Self {
-        let others = (0..place.cores.len()).filter(|core| place.anew && *core != place.own);
+impl CoreRuntime {
+    pub(super) fn new(shard: Shard, parts: CoreParts) -> Self {
+        let others = (0..parts.cores.len()).filter(|core| parts.anew && *core != parts.own);
         Self {
             shard,
-            own: place.own,
+            own: parts.own,
             untold: others.map(|core| core as u16).collect(),
-            cores: place.cores,
-            mailbox: place.mailbox,
-            balance: Balance::new(place.own, place.shares),
+            cores: parts.cores,
+            mailbox: parts.mailbox,
+            balance: Balance::new(parts.own, parts.shares),
             lines: Lines::default(),
             leaving: Vec::new(),
             tell_at: None,
@@ -137,9 +137,9 @@ impl Occupant {
             taken: Vec::new(),
             full: Vec::new(),
             counted: Counted::default(),
-            posts: place.posts,
-            asks: Asks { plane: place.asks, ..Asks::default() },
-            backend: place.backend,
+            posts: parts.posts,
+            asks: Asks { plane: parts.asks, ..Asks::default() },
+            backend: parts.backend,
             waiting: Vec::new(),
             #[cfg(test)]
             name: 0,
@@ -319,13 +319,13 @@ impl Occupant {
 }
 
 /// What was left behind the last turn, or before a panic, is logged too.
-impl Drop for Occupant {
+impl Drop for CoreRuntime {
     fn drop(&mut self) {
         self.write_lines();
     }
 }
 
-impl Core for Occupant {
+impl Core for CoreRuntime {
     type Post = ShardPost;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
@@ -334,7 +334,7 @@ impl Core for Occupant {
         if listener == Listener::Client
             && let Some(to) = self.balance.choose(net.now, &self.cores, going)
         {
-            self.leaving.push(Leaving { conn, to, peer });
+            self.leaving.push(MovingClient { conn, to, peer });
             return net.detach(conn);
         }
         self.shard.accepted(net, conn, listener, peer);
@@ -365,7 +365,7 @@ impl Core for Occupant {
         let Some(at) = self.leaving.iter().position(|leaving| leaving.conn == conn) else {
             return self.shard.detached(net, conn, parcel);
         };
-        let Leaving { to, peer, .. } = self.leaving.swap_remove(at);
+        let MovingClient { to, peer, .. } = self.leaving.swap_remove(at);
         let sent = self.send(net, to, ShardPost::Client { parcel, peer });
         if let Err(Full(ShardPost::Client { parcel, peer })) = sent {
             self.take_up(net, parcel, peer);
