@@ -11,7 +11,7 @@ use prost::Message;
 use ringway_proto::h2;
 use ringway_proto::time::Time;
 
-use crate::net::Parcel;
+use crate::net::Detached;
 
 /// Another shape gets another number.
 const VERSION: u8 = 1;
@@ -109,7 +109,7 @@ pub(crate) fn unpack<M: Message + Default>(kind: Kind, bytes: &[u8]) -> Result<M
 #[derive(Debug)]
 pub struct Released {
     /// The socket.
-    pub parcel: Parcel,
+    pub detached: Detached,
     /// What else there is of it.
     pub client: Client,
 }

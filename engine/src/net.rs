@@ -4,7 +4,7 @@
 //! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
 //! The reactor drives a `Core` through its `Net`, and so do the tests' frame scripts.
 
-mod parcel;
+mod detached;
 mod stalls;
 mod tally;
 
@@ -19,7 +19,7 @@ pub use crate::output::Output;
 use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
 use crate::ring::Bell;
-pub use parcel::{Carried, Parcel, SimulatedSocket};
+pub use detached::{Carried, Detached, SimulatedSocket};
 pub use stalls::{STALL, STALL_SECONDS, Stalls};
 pub use tally::Tally;
 
@@ -56,8 +56,8 @@ pub trait Core {
     fn addressed(&mut self, _net: &mut Net, _conn: ConnId, _peer: SocketAddr) {}
 
     /// A connection the core wished to [let go of](Net::detach) has nothing under way any more.
-    /// Its id is dead; the parcel is the core's to send to another core, or to drop.
-    fn detached(&mut self, _net: &mut Net, _conn: ConnId, _parcel: Parcel) {}
+    /// Its id is dead; the detached connection is the core's to send to another core, or to drop.
+    fn detached(&mut self, _net: &mut Net, _conn: ConnId, _detached: Detached) {}
 
     /// The kernel took `bytes` of the connection's output.
     fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize);
@@ -372,19 +372,19 @@ impl Net {
     }
 
     /// Takes up a connection that another core has let go of. It reads from now on.
-    pub fn adopt(&mut self, parcel: Parcel) -> ConnId {
+    pub fn adopt(&mut self, detached: Detached) -> ConnId {
         let conn = self.open();
-        self.put(conn, &parcel.unsent);
-        self.wishes.push(Wish::Adopt(conn, parcel.socket));
+        self.put(conn, &detached.unsent);
+        self.wishes.push(Wish::Adopt(conn, detached.socket));
         conn
     }
 
     /// As [`Self::adopt`], for a connection that nothing was read from: what is to be done first
     /// with the listener's connections is still to be done.
-    pub fn admit(&mut self, parcel: Parcel, listener: Listener) -> ConnId {
+    pub fn admit(&mut self, detached: Detached, listener: Listener) -> ConnId {
         let conn = self.open();
-        self.put(conn, &parcel.unsent);
-        self.wishes.push(Wish::Admit(conn, parcel.socket, listener));
+        self.put(conn, &detached.unsent);
+        self.wishes.push(Wish::Admit(conn, detached.socket, listener));
         conn
     }
 

@@ -17,7 +17,7 @@ use crate::control::local::Policy;
 use crate::control::port::{Answer, AskTicket};
 use crate::keys::Keys;
 use crate::metrics::ShardMetrics;
-use crate::net::{Parcel, Stalls};
+use crate::net::{Detached, Stalls};
 use crate::timeline::{IdBegin, Part};
 
 /// What does not work: the check's name (contract OB-4) and why.
@@ -90,7 +90,7 @@ pub enum ShardPost {
     /// A client's connection that another, busier core has accepted: nothing was read from it.
     Client {
         /// The connection.
-        parcel: Parcel,
+        detached: Detached,
         /// The client.
         peer: SocketAddr,
     },

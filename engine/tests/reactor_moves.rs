@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
-use ringway::net::{Carried, Close, ConnId, Core, End, Listener, Net, Parcel, SimulatedSocket};
+use ringway::net::{Carried, Close, ConnId, Core, Detached, End, Listener, Net, SimulatedSocket};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options};
 use ringway::ring::{Full, Sender};
@@ -35,8 +35,8 @@ fn detach(desk: &Running<Desk>, conn: ConnId) {
     desk.ask(move |_, net| net.detach(conn));
 }
 
-fn adopt(desk: &Running<Desk>, parcel: Parcel) -> ConnId {
-    desk.ask(move |_, net| net.adopt(parcel))
+fn adopt(desk: &Running<Desk>, detached: Detached) -> ConnId {
+    desk.ask(move |_, net| net.adopt(detached))
 }
 
 fn bytes(desk: &Running<Desk>, conn: ConnId) -> Vec<u8> {
@@ -89,10 +89,10 @@ fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
     client.write_all(b"before").unwrap();
     gets(&first, old, b"before");
     detach(&first, old);
-    let parcel = first.parcel(old);
-    assert!(parcel.unsent.is_empty());
+    let detached = first.detached(old);
+    assert!(detached.unsent.is_empty());
     client.write_all(b"between").unwrap();
-    let new = adopt(&second, parcel);
+    let new = adopt(&second, detached);
     gets(&second, new, b"between");
     second.ask(move |_, net| net.put(new, b"answer"));
     let mut answer = [0; 6];
@@ -124,8 +124,8 @@ impl Core for Doorman {
     fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         self.desk.ended(net, conn, end);
     }
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
-        self.desk.detached(net, conn, parcel);
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
+        self.desk.detached(net, conn, detached);
     }
     fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
     fn posted(&mut self, net: &mut Net, post: Self::Post) {
@@ -152,11 +152,11 @@ fn what_tcp_was_told_stays_with_the_socket() {
     let client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);
-    let parcel = first.parcel(old);
-    let Carried::Descriptor(fd) = &parcel.socket else { panic!("a plain socket") };
+    let detached = first.detached(old);
+    let Carried::Descriptor(fd) = &detached.socket else { panic!("a plain socket") };
     let watched = fd.try_clone().unwrap();
     let second = desk();
-    let new = adopt(&second, parcel);
+    let new = adopt(&second, detached);
     second.ask(move |_, net| net.put(new, b"here"));
     (&client).read_exact(&mut [0; 4]).unwrap();
     let socket = socket2::SockRef::from(&watched);
@@ -178,15 +178,15 @@ fn a_connection_can_go_before_its_first_read() {
         let mut client = TcpStream::connect(door.address).unwrap();
         client.write_all(&[round; 100]).unwrap();
         let (send, sent) = std::sync::mpsc::channel();
-        let parcel = until("it goes", || {
+        let detached = until("it goes", || {
             let send = send.clone();
             let ask = Box::new(move |desk: &mut Desk, _: &mut Net| {
-                let _ = send.send(desk.parcels.pop());
+                let _ = send.send(desk.detached_ones.pop());
             });
             assert!(door.sender.send(ask).is_ok());
-            sent.recv_timeout(SOON).unwrap().map(|(_, parcel)| parcel)
+            sent.recv_timeout(SOON).unwrap().map(|(_, detached)| detached)
         });
-        let new = adopt(&second, parcel);
+        let new = adopt(&second, detached);
         gets(&second, new, &[round; 100]);
         second.ask(move |_, net| net.close(new, Close::Now));
     }
@@ -209,12 +209,12 @@ fn output_that_waits_for_a_slow_peer_goes_along() {
         net.detach(old);
         net.put(old, b"the end");
     });
-    let parcel = first.parcel(old);
+    let detached = first.detached(old);
     let sent = first.ask(move |desk, _| desk.written.get(&old).copied().unwrap_or(0));
-    assert_eq!(sent + parcel.unsent.len(), LEN + 7);
-    assert!(sent > 0 && !parcel.unsent.is_empty());
+    assert_eq!(sent + detached.unsent.len(), LEN + 7);
+    assert!(sent > 0 && !detached.unsent.is_empty());
     is_closed(first);
-    let new = adopt(&second, parcel);
+    let new = adopt(&second, detached);
     second.ask(move |_, net| {
         net.put(new, b", really");
         net.close(new, Close::Flush);
@@ -238,7 +238,7 @@ fn a_fin_that_was_told_is_told_again_by_the_next() {
     assert_eq!(end(&first, old), End::Fin);
     gets(&first, old, b"all");
     detach(&first, old);
-    let new = adopt(&second, first.parcel(old));
+    let new = adopt(&second, first.detached(old));
     assert_eq!(end(&second, new), End::Fin);
     second.ask(move |_, net| {
         net.put(new, b"answer");
@@ -260,9 +260,9 @@ fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
     client.write_all(b"last words").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     detach(&first, old);
-    let parcel = first.parcel(old);
+    let detached = first.detached(old);
     assert_eq!(bytes(&first, old), b"");
-    let new = adopt(&second, parcel);
+    let new = adopt(&second, detached);
     assert_eq!(end(&second, new), End::Fin);
     gets(&second, new, b"last words");
     second.ask(move |_, net| net.close(new, Close::Flush));
@@ -280,15 +280,15 @@ fn detach_living(desk: &Running<Desk>, conn: ConnId) {
 }
 
 /// What became of a connection that was to be let go of while its peer ended it.
-fn outcome(first: &Running<Desk>, conn: ConnId) -> Result<Parcel, End> {
+fn outcome(first: &Running<Desk>, conn: ConnId) -> Result<Detached, End> {
     until("an end, or that it goes", || {
         first.ask(move |desk, _| {
-            let at = desk.parcels.iter().position(|(of, _)| *of == conn);
-            let parcel = at.map(|at| desk.parcels.swap_remove(at).1);
+            let at = desk.detached_ones.iter().position(|(of, _)| *of == conn);
+            let detached = at.map(|at| desk.detached_ones.swap_remove(at).1);
             let end = desk.ends(conn).first().copied();
-            let both = parcel.is_some() && end.is_some();
+            let both = detached.is_some() && end.is_some();
             assert!(!both, "told of an end after the wish, and handed over");
-            parcel.map(Ok).or(end.map(Err))
+            detached.map(Ok).or(end.map(Err))
         })
     })
 }
@@ -307,9 +307,9 @@ fn a_connection_whose_fin_was_told_meanwhile_stays_and_goes_on() {
         client.shutdown(Shutdown::Write).unwrap();
         detach_living(&first, old);
         let (owner, conn, mut seen) = match outcome(&first, old) {
-            Ok(parcel) => {
+            Ok(detached) => {
                 went += 1;
-                (&second, adopt(&second, parcel), bytes(&first, old))
+                (&second, adopt(&second, detached), bytes(&first, old))
             }
             Err(end) => {
                 assert_eq!(end, End::Fin);
@@ -347,8 +347,8 @@ fn a_reset_is_told_by_the_one_or_by_the_other() {
             abort(client);
         }
         match outcome(&first, old) {
-            Ok(parcel) => {
-                let new = adopt(&second, parcel);
+            Ok(detached) => {
+                let new = adopt(&second, detached);
                 assert_eq!(end(&second, new), End::Reset);
             }
             Err(end) => assert_eq!(end, End::Reset),
@@ -366,9 +366,9 @@ fn a_reset_between_two_cores_is_told_by_the_next() {
     first.ask(move |_, net| net.put(old, &vec![0; 16 << 20]));
     until("a blocked send", || first.ask(|_, net| (net.tally.blocked_sends > 0).then_some(())));
     detach(&first, old);
-    let parcel = first.parcel(old);
+    let detached = first.detached(old);
     abort(client);
-    let new = adopt(&second, parcel);
+    let new = adopt(&second, detached);
     assert_eq!(end(&second, new), End::Reset);
     is_closed(first);
     is_closed(second);
@@ -390,7 +390,7 @@ fn a_connection_that_is_closed_after_all_is_not_handed_over() {
         let want: &[u8] = if how == Close::Flush { b"good bye" } else { b"" };
         assert_eq!(got, want);
         drop(client);
-        assert!(first.ask(|desk, _| desk.parcels.is_empty()));
+        assert!(first.ask(|desk, _| desk.detached_ones.is_empty()));
         is_closed(first);
     }
 }
@@ -425,11 +425,11 @@ fn what_cannot_be_taken_up_is_told_as_ended() {
     let mut client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);
-    let parcel = first.parcel(old);
-    let new = adopt(&second, parcel);
+    let detached = first.detached(old);
+    let new = adopt(&second, detached);
     assert_eq!(end(&second, new), End::Failed);
     assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "it is closed");
-    let odd = Parcel { socket: Carried::Simulated(Box::new(Odd)), unsent: b"x".to_vec() };
+    let odd = Detached { socket: Carried::Simulated(Box::new(Odd)), unsent: b"x".to_vec() };
     let odd = adopt(&first, odd);
     assert_eq!(end(&first, odd), End::Failed);
     is_closed(first);
@@ -439,12 +439,12 @@ fn what_cannot_be_taken_up_is_told_as_ended() {
 }
 
 #[test]
-fn a_parcel_that_is_dropped_closes_the_connection() {
+fn a_detached_connection_that_is_dropped_closes() {
     let first = desk();
     let mut client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);
-    drop(first.parcel(old));
+    drop(first.detached(old));
     assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     is_closed(first);
 }
@@ -453,7 +453,7 @@ fn a_parcel_that_is_dropped_closes_the_connection() {
 
 enum Throw {
     Partner(Sender<Self>),
-    Catch(Parcel, u32),
+    Catch(Detached, u32),
     Stop,
 }
 
@@ -494,12 +494,12 @@ impl Core for Juggler {
         net.close(conn, Close::Flush);
         self.held = None;
     }
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
         let (held, left) = self.held.take().expect("it was held");
         assert_eq!(held, conn);
         self.throws += 1;
         let partner = self.partner.as_ref().expect("the test introduces them");
-        match partner.post(Throw::Catch(parcel, left - 1)) {
+        match partner.post(Throw::Catch(detached, left - 1)) {
             Ok(Some(bell)) => net.ring(bell),
             Ok(None) => {}
             Err(Full(_)) => panic!("nothing else is in the mailbox"),
@@ -513,7 +513,7 @@ impl Core for Juggler {
     fn posted(&mut self, net: &mut Net, post: Throw) {
         match post {
             Throw::Partner(partner) => self.partner = Some(partner),
-            Throw::Catch(parcel, left) => self.held = Some((net.adopt(parcel), left)),
+            Throw::Catch(detached, left) => self.held = Some((net.adopt(detached), left)),
             Throw::Stop => self.stopped = true,
         }
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Noise, Running, SOON, Sight, Watched, start, until};
-use ringway::net::{Close, ConnId, Core, End, Listener, Net, Parcel};
+use ringway::net::{Close, ConnId, Core, Detached, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::Options;
 use ringway::tls::{Files, Pair, Vault};
@@ -86,8 +86,8 @@ fn options(entrance: Entrance) -> Options {
 enum Order {
     Stop,
     /// Let go of the only connection, and send it there.
-    LetGo(mpsc::Sender<Parcel>),
-    TakeUp(Parcel),
+    LetGo(mpsc::Sender<Detached>),
+    TakeUp(Detached),
 }
 
 /// Sends back what it receives, and stops reading while too much of that waits.
@@ -96,7 +96,7 @@ struct Echo {
     open: HashMap<ConnId, bool>,
     ends: Vec<End>,
     peers: Vec<SocketAddr>,
-    to: Option<mpsc::Sender<Parcel>>,
+    to: Option<mpsc::Sender<Detached>>,
     most_queued: usize,
     stopped: bool,
 }
@@ -125,9 +125,9 @@ impl Core for Echo {
         self.open.remove(&conn);
         net.close(conn, Close::Flush);
     }
-    fn detached(&mut self, _: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, _: &mut Net, conn: ConnId, detached: Detached) {
         self.open.remove(&conn);
-        self.to.take().unwrap().send(parcel).unwrap();
+        self.to.take().unwrap().send(detached).unwrap();
     }
     fn written(&mut self, net: &mut Net, conn: ConnId, _: usize) {
         if net.queued(conn) < HIGH / 2 {
@@ -142,8 +142,8 @@ impl Core for Echo {
                 let conn = *self.open.keys().next().unwrap();
                 net.detach(conn);
             }
-            Order::TakeUp(parcel) => {
-                let conn = net.adopt(parcel);
+            Order::TakeUp(detached) => {
+                let conn = net.adopt(detached);
                 self.open.insert(conn, false);
             }
         }
@@ -254,10 +254,10 @@ fn a_connection_goes_to_another_core_in_mid_stream() {
     for (at, piece) in bytes.chunks(64 * 1024).enumerate() {
         stream.write_all(piece).unwrap();
         if at == 8 {
-            let (sender, parcel) = mpsc::channel();
+            let (sender, detached) = mpsc::channel();
             assert!(first.sender.send(Order::LetGo(sender)).is_ok());
-            let parcel = parcel.recv_timeout(SOON).expect("it was not let go of");
-            assert!(second.sender.send(Order::TakeUp(parcel)).is_ok());
+            let detached = detached.recv_timeout(SOON).expect("it was not let go of");
+            assert!(second.sender.send(Order::TakeUp(detached)).is_ok());
         }
         let mut back = vec![0; piece.len()];
         stream.read_exact(&mut back).unwrap();

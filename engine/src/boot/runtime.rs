@@ -15,7 +15,7 @@ use super::balance::Balance;
 use crate::control::port::{Answer, Ask, Question};
 use crate::log::{self, Lines};
 use crate::metrics::{Backend, Limit};
-use crate::net::{ConnId, Core, End, Listener, Net, Parcel};
+use crate::net::{ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
 use crate::post::{ControlPost, CorePost, ShardPost};
 use crate::ring::{Full, Sender};
@@ -232,8 +232,8 @@ impl CoreRuntime {
     // ---- fresh connections ----
 
     /// A connection that was to go elsewhere is this core's after all, or another core's fresh one.
-    fn take_up(&mut self, net: &mut Net, parcel: Parcel, peer: SocketAddr) {
-        let conn = net.admit(parcel, Listener::Client);
+    fn take_up(&mut self, net: &mut Net, detached: Detached, peer: SocketAddr) {
+        let conn = net.admit(detached, Listener::Client);
         self.shard.accepted(net, conn, Listener::Client, peer);
         self.measure(net);
     }
@@ -361,14 +361,14 @@ impl Core for CoreRuntime {
         self.shard.addressed(net, conn, peer);
     }
 
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
         let Some(at) = self.leaving.iter().position(|leaving| leaving.conn == conn) else {
-            return self.shard.detached(net, conn, parcel);
+            return self.shard.detached(net, conn, detached);
         };
         let MovingClient { to, peer, .. } = self.leaving.swap_remove(at);
-        let sent = self.send(net, to, ShardPost::Client { parcel, peer });
-        if let Err(Full(ShardPost::Client { parcel, peer })) = sent {
-            self.take_up(net, parcel, peer);
+        let sent = self.send(net, to, ShardPost::Client { detached, peer });
+        if let Err(Full(ShardPost::Client { detached, peer })) = sent {
+            self.take_up(net, detached, peer);
         }
     }
 
@@ -380,7 +380,7 @@ impl Core for CoreRuntime {
         #[cfg(test)]
         super::tests::panic_if_asked(self.name, self.own);
         match post {
-            ShardPost::Client { parcel, peer } => return self.take_up(net, parcel, peer),
+            ShardPost::Client { detached, peer } => return self.take_up(net, detached, peer),
             ShardPost::Unready | ShardPost::Stop => self.balance.close(),
             ShardPost::Drain { .. } => {
                 self.balance.close();

@@ -54,7 +54,7 @@ use uuid::Uuid;
 use super::SessionRow;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
-use crate::net::Parcel;
+use crate::net::Detached;
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ impl CorePost {
 /// A worker's connection on its way to its token's home.
 pub struct MovedConnect {
     /// The socket.
-    pub parcel: Parcel,
+    pub detached: Detached,
     /// What was read of it: the CONNECT, and what came behind it.
     pub input: Vec<u8>,
     /// The worker's address.
@@ -216,7 +216,7 @@ impl fmt::Debug for MovedConnect {
     // The bytes hold a token: they are not for any log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MovedConnect")
-            .field("parcel", &self.parcel.socket)
+            .field("detached", &self.detached.socket)
             .field("peer", &self.peer)
             .finish_non_exhaustive()
     }
@@ -277,7 +277,7 @@ pub struct Resumed {
 /// A tunnel on its way to its client's core.
 pub struct MovedTunnel {
     /// The socket.
-    pub parcel: Parcel,
+    pub detached: Detached,
     /// The protocol's state on it: the shards' own, which nobody in between looks into.
     pub hop: Box<dyn Any + Send>,
     /// The session.
@@ -295,7 +295,7 @@ pub struct MovedTunnel {
 impl fmt::Debug for MovedTunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MovedTunnel")
-            .field("parcel", &self.parcel.socket)
+            .field("detached", &self.detached.socket)
             .field("session", &self.session)
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ use super::stream::Stream;
 use super::tag::{Kind, Tag};
 use super::timer::Due;
 use super::{News, Reactor};
-use crate::net::{Carried, ConnId, Core, End, Listener, Output, Parcel};
+use crate::net::{Carried, ConnId, Core, Detached, End, Listener, Output};
 
 impl<C: Core> Reactor<C> {
     /// Hands a connection over that the core lets go of, unless something began on it meanwhile.
@@ -35,8 +35,8 @@ impl<C: Core> Reactor<C> {
             }
             (stream, _) => stream.into(),
         };
-        let parcel = Parcel { socket, unsent };
-        self.call(|core, net| core.detached(net, conn, parcel));
+        let detached = Detached { socket, unsent };
+        self.call(|core, net| core.detached(net, conn, detached));
     }
 
     /// The peer's end is told of a connection that was to be let go of: it is not. It goes on as

@@ -26,7 +26,7 @@ use crate::control::port::Call;
 pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::metrics::{ResumeWay, SpareOutcome};
-use crate::net::{ConnId, Parcel};
+use crate::net::{ConnId, Detached};
 use crate::post::{
     CorePost, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
 };
@@ -115,7 +115,7 @@ pub(crate) enum ForRelay {
     /// The parked tunnel goes to another core. Answered by [`ForSessions::Left`].
     Detach { key: Key },
     /// A tunnel has come from another core. It is the route's.
-    Adopt { key: Key, parcel: Box<Parcel>, hop: MovedHop },
+    Adopt { key: Key, detached: Box<Detached>, hop: MovedHop },
     /// Two attachments of a session change tunnels: `key` goes on with the fresh one of `spare`,
     /// and what runs on the old one ends there, as the spare's.
     Swap { key: Key, spare: Key },
@@ -331,7 +331,7 @@ pub(crate) enum ForSessions {
     /// The answer to [`ForRelay::Detach`]: nothing is under way on the tunnel any more.
     Left {
         key: Key,
-        parcel: Box<Parcel>,
+        detached: Box<Detached>,
         hop: MovedHop,
     },
     /// A worker shows a token. Answered by [`ForWorkers::Admit`], [`ForWorkers::Reject`] or
@@ -449,7 +449,7 @@ pub(crate) enum ForWorkers {
     // ---- said by other cores, or by this one to itself ----
     Connect(Box<MovedConnect>),
     /// The connection finds no place here.
-    TurnAway(Parcel),
+    TurnAway(Detached),
     Submitted(Box<Work>),
     Withdrawn(Ticket),
     RecallAsked(Ticket),

@@ -16,7 +16,7 @@ use super::nodes::Ready;
 use super::turn::Turn;
 use crate::carry::{Client, Released, Said, Unreadable};
 use crate::metrics::RelayCause;
-use crate::net::{Close, ConnId, End, Listener, Net, Parcel};
+use crate::net::{Close, ConnId, Detached, End, Listener, Net};
 use crate::pool::Segment;
 use crate::post::CorePost;
 
@@ -98,14 +98,15 @@ impl Handover {
         false
     }
 
-    /// Nothing is under way on a connection any more. The parcel, if it is none of these.
-    pub(super) fn hand_over(&mut self, conn: ConnId, parcel: Parcel) -> Option<Parcel> {
+    /// Nothing is under way on a connection any more. The detached connection, if it is none of
+    /// these.
+    pub(super) fn hand_over(&mut self, conn: ConnId, detached: Detached) -> Option<Detached> {
         match self.leaving.remove(&conn) {
             Some(client) => {
-                self.released.push(Released { parcel, client });
+                self.released.push(Released { detached, client });
                 None
             }
-            None => Some(parcel),
+            None => Some(detached),
         }
     }
 }
@@ -224,8 +225,8 @@ impl Shard {
             self.metrics.limit_hit(limit);
             return None;
         }
-        let Released { parcel, client } = released;
-        let conn = net.adopt(parcel);
+        let Released { detached, client } = released;
+        let conn = net.adopt(detached);
         self.go_on(net, conn, &client, Whence::ThisGateway);
         Some(conn)
     }

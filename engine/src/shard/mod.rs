@@ -45,7 +45,7 @@ use self::workers::Workers;
 use crate::control::local::Policy;
 use crate::log::Lines;
 use crate::metrics::{Limit, ShardMetrics};
-use crate::net::{Close, ConnId, Core, End, Listener, Net, Parcel};
+use crate::net::{Close, ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
 use crate::post::{ControlPost, CorePost, ShardPost};
 
@@ -285,7 +285,7 @@ impl Shard {
                     ForWorkers::Connect(moved)
                 } else {
                     self.metrics.limit_hit(Limit::WorkerConnections);
-                    ForWorkers::TurnAway(moved.parcel)
+                    ForWorkers::TurnAway(moved.detached)
                 };
                 self.leave(Fact::Workers(fact));
             }
@@ -491,19 +491,19 @@ impl Core for Shard {
                 }
             }
             ShardPost::Restarted { core } => self.restarted(net, core),
-            ShardPost::Client { parcel, peer } => {
-                let conn = net.admit(parcel, Listener::Client);
+            ShardPost::Client { detached, peer } => {
+                let conn = net.admit(detached, Listener::Client);
                 self.accepted(net, conn, Listener::Client, peer);
             }
         }
         self.settle(net);
     }
 
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
         if self.workers.holds(conn) {
-            self.workers.detached(turn!(self, net), conn, parcel);
-        } else if let Some(parcel) = self.handover.hand_over(conn, parcel) {
-            self.relay.detached(turn!(self, net), conn, parcel);
+            self.workers.detached(turn!(self, net), conn, detached);
+        } else if let Some(detached) = self.handover.hand_over(conn, detached) {
+            self.relay.detached(turn!(self, net), conn, detached);
         }
         self.settle(net);
     }

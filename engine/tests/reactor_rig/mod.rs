@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringway::metrics::Backend;
-use ringway::net::{ConnId, Core, End, Listener, Net, Parcel, Tally};
+use ringway::net::{ConnId, Core, Detached, End, Listener, Net, Tally};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
 use ringway::ring::{Sender, mailbox};
@@ -182,8 +182,8 @@ impl<C: Core> Core for Watched<C> {
     fn addressed(&mut self, net: &mut Net, conn: ConnId, peer: SocketAddr) {
         self.core.addressed(net, conn, peer);
     }
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
-        self.core.detached(net, conn, parcel);
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
+        self.core.detached(net, conn, detached);
     }
     fn awaits(&self, conn: ConnId) -> bool {
         self.core.awaits(conn)
@@ -237,7 +237,7 @@ pub(crate) struct Desk {
     pub(crate) written: HashMap<ConnId, usize>,
     /// It does not wait to be told of that.
     pub(crate) patient: bool,
-    pub(crate) parcels: Vec<(ConnId, Parcel)>,
+    pub(crate) detached_ones: Vec<(ConnId, Detached)>,
     pub(crate) deadline: Option<Time>,
     pub(crate) fired: Option<Time>,
     pub(crate) stopped: bool,
@@ -290,9 +290,9 @@ impl Core for Desk {
             self.fired = Some(net.now);
         }
     }
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
         assert!(!net.is_open(conn), "a connection that is let go of is dead");
-        self.parcels.push((conn, parcel));
+        self.detached_ones.push((conn, detached));
     }
     fn relieve(&mut self, _: &mut Net) {}
     fn deadline(&self) -> Option<Time> {
@@ -331,11 +331,11 @@ impl Running<Desk> {
     }
 
     /// The connection that was let go of, once it is.
-    pub(crate) fn parcel(&self, conn: ConnId) -> Parcel {
+    pub(crate) fn detached(&self, conn: ConnId) -> Detached {
         until("a connection to be let go of", || {
             self.ask(move |desk, _| {
-                let at = desk.parcels.iter().position(|(of, _)| *of == conn)?;
-                Some(desk.parcels.swap_remove(at).1)
+                let at = desk.detached_ones.iter().position(|(of, _)| *of == conn)?;
+                Some(desk.detached_ones.swap_remove(at).1)
             })
         })
     }

@@ -31,10 +31,10 @@ fn release(world: &mut World, conn: ConnId) -> Option<Released> {
 
 /// Takes a connection up, which has been bytes on its way.
 fn take_up(world: &mut World, released: Released) -> ConnId {
-    let Released { parcel, client } = released;
+    let Released { detached, client } = released;
     let again = Client::from_bytes(&client.to_bytes(ZERO), ZERO);
     assert_eq!(again, Ok(client));
-    let released = Released { parcel, client: again.expect("it is the same") };
+    let released = Released { detached, client: again.expect("it is the same") };
     let conn = world.shard.take_up(&mut world.net, released).expect("there is room");
     world.settle();
     conn

@@ -12,7 +12,7 @@ use ringway::control::local::Policy;
 use ringway::control::port::Plane;
 use ringway::log::Lines;
 use ringway::net::{
-    Carried, ConnId, Core, End, Listener, Net, Output, Parcel, SimulatedSocket, Wish,
+    Carried, ConnId, Core, Detached, End, Listener, Net, Output, SimulatedSocket, Wish,
 };
 use ringway::pool::Pool;
 use ringway::post::{Bookmark, ControlPost, SessionRow, ShardPost};
@@ -320,7 +320,7 @@ impl World {
                 let unsent = self.net.take_unsent(conn);
                 self.outputs.remove(&conn);
                 self.net.free(conn);
-                self.shard.detached(&mut self.net, conn, Parcel { socket, unsent });
+                self.shard.detached(&mut self.net, conn, Detached { socket, unsent });
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringway::net::{self, Carried, ConnId, End, Listener, Net, Parcel};
+use ringway::net::{self, Carried, ConnId, Detached, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::post::{CorePost, ShardPost};
 use ringway::reactor::{Options, Simulation, Wait};
@@ -185,15 +185,15 @@ impl net::Core for CoreRuntime {
         self.shard.ended(net, conn, end);
     }
 
-    fn detached(&mut self, net: &mut Net, conn: ConnId, parcel: Parcel) {
+    fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
         self.calls += 1;
-        let Carried::Simulated(socket) = &parcel.socket else {
+        let Carried::Simulated(socket) = &detached.socket else {
             panic!("a real socket in a simulated world")
         };
         let number = socket.number() as usize;
         note("core", self.number, "lets go of link", [number as u64, 0]);
         self.wiring.lock().links[number].core = None;
-        self.shard.detached(net, conn, parcel);
+        self.shard.detached(net, conn, detached);
     }
 
     fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {

@@ -103,7 +103,7 @@ impl Cores {
     /// nobody to do so, and its session may depend on it: its work waits.
     fn refuse(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
         match post {
-            CorePost::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.parcel)),
+            CorePost::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.detached)),
             CorePost::Poll(poll, _) => turn.workers(ForWorkers::PollRefused(poll)),
             CorePost::Find(find) => turn.sessions(ForSessions::NotFound(find)),
             CorePost::Vouch(vouch) => {

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::Config;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
-use crate::net::{ConnId, Parcel};
+use crate::net::{ConnId, Detached};
 use crate::post::{Find, Found, Join, Leave, MovedTunnel, Parks, Speaks, Stand, Vouch, Vouched};
 use crate::shard::turn::rig::{NODE, OTHER_NODE, Rig};
 
@@ -31,8 +31,8 @@ fn submit(kind: WorkKind) -> CorePost {
     }))
 }
 
-fn parcel() -> Parcel {
-    Parcel::of_nobody()
+fn detached() -> Detached {
+    Detached::of_nobody()
 }
 
 fn peer() -> std::net::SocketAddr {
@@ -40,9 +40,9 @@ fn peer() -> std::net::SocketAddr {
 }
 
 fn connect() -> CorePost {
-    let (parcel, input, peer) = (parcel(), Vec::new(), peer());
+    let (detached, input, peer) = (detached(), Vec::new(), peer());
     CorePost::Connect(Box::new(MovedConnect {
-        parcel,
+        detached,
         input,
         peer,
         opened: Time(1),
@@ -90,7 +90,7 @@ fn tunnel() -> CorePost {
     CorePost::Resumed(Box::new(Resumed {
         ticket: T,
         tunnel: Some(MovedTunnel {
-            parcel: parcel(),
+            detached: detached(),
             hop: Box::new(()),
             session: Uuid::nil(),
             facts: facts(),

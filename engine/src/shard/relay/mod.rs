@@ -52,7 +52,7 @@ use super::settings::ShardSettings;
 use super::table::Key;
 use super::turn::Turn;
 use crate::metrics::{Limit, ShardMetrics};
-use crate::net::{Close, ConnId, End, Parcel};
+use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
 
 /// What is used of limits that each connection has of its own, by that which uses most.
@@ -270,8 +270,8 @@ impl Relay {
         hop.is_some_and(|hop| !hop.stopped.is_empty() || !hop.ready.is_empty())
     }
 
-    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, parcel: Parcel) {
-        self.reader.traffic.detached(turn, conn, parcel);
+    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
+        self.reader.traffic.detached(turn, conn, detached);
     }
 
     pub(super) fn relieve(&mut self, turn: &mut Turn<'_>) {
@@ -303,7 +303,7 @@ impl Relay {
             ForRelay::Unpark { key, client } => traffic.unpark(turn, key, client),
             ForRelay::Transfer { from, to } => traffic.transfer(turn, from, to),
             ForRelay::Detach { key } => traffic.detach(turn, key),
-            ForRelay::Adopt { key, parcel, hop } => traffic.adopt(turn, key, *parcel, hop),
+            ForRelay::Adopt { key, detached, hop } => traffic.adopt(turn, key, *detached, hop),
             ForRelay::Swap { key, spare } => traffic.swap(turn, key, spare),
             ForRelay::Replaced { key, yes } => traffic.set_replaced(turn, key, yes),
             ForRelay::NodeLeaves { node } => tunnels::node_leaves(traffic, turn, node),

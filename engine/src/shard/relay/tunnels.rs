@@ -18,7 +18,7 @@ use super::hop::{Held, Hop, Side, Tunnel, TunnelState};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::{Tail, Traffic};
-use crate::net::{Close, ConnId, Parcel};
+use crate::net::{Close, ConnId, Detached};
 
 /// Gateways of which it is remembered that they leave.
 const MOST_LEAVING: usize = 64;
@@ -371,7 +371,7 @@ impl Traffic {
     }
 
     /// Nothing is under way on a tunnel any more that another core wants: it goes.
-    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, parcel: Parcel) {
+    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
         let Some(mut hop) = self.streams.hops.remove_hop(conn) else { return };
         self.streams.hops.forget_partial(&mut hop);
         let key = hop.tunnel().map(|tunnel| tunnel.route).expect("only tunnels are let go of");
@@ -385,14 +385,20 @@ impl Traffic {
         hop.timer = None;
         debug_assert_eq!((hop.held, hop.lists), (0, 0), "its streams are gone");
         let hop = MovedHop(Box::new(Traveller { hop, carried }));
-        turn.sessions(ForSessions::Left { key, parcel: Box::new(parcel), hop });
+        turn.sessions(ForSessions::Left { key, detached: Box::new(detached), hop });
     }
 
     /// A tunnel has come from another core. It is the route's.
-    pub(super) fn adopt(&mut self, turn: &mut Turn<'_>, key: Key, parcel: Parcel, hop: MovedHop) {
+    pub(super) fn adopt(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        detached: Detached,
+        hop: MovedHop,
+    ) {
         let traveller: Box<Traveller> = hop.0.downcast().expect("only `detached` makes one");
         let Traveller { mut hop, carried } = *traveller;
-        let conn = turn.net.adopt(parcel);
+        let conn = turn.net.adopt(detached);
         hop.conn = conn;
         hop.stopped.fill(conn);
         if hop.waits > 0 {

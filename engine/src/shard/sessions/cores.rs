@@ -24,7 +24,7 @@ use super::{Sessions, way_of, work};
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{Owner, Plane, Registration};
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
-use crate::net::Parcel;
+use crate::net::Detached;
 use crate::post::{
     CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
 };
@@ -59,7 +59,7 @@ enum From {
     /// On this core, where it was parked.
     Here(Key),
     /// It has come from another one.
-    Elsewhere(Parcel, MovedHop),
+    Elsewhere(Detached, MovedHop),
 }
 
 impl Sessions {
@@ -172,12 +172,18 @@ impl Sessions {
     }
 
     /// Nothing is under way on a tunnel any more that another core wants: it goes.
-    pub(super) fn left(&mut self, turn: &mut Turn<'_>, key: Key, parcel: Parcel, hop: MovedHop) {
+    pub(super) fn left(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        detached: Detached,
+        hop: MovedHop,
+    ) {
         if let Some(State::Moving { to, speaks, spent }) = self.roster.attachments.state(key) {
             let (to, moved) = (*to, Moved { hop, speaks: *speaks, spent: *spent });
             if let Some(of) = self.roster.attachments.remove(key) {
                 let tunnel = MovedTunnel {
-                    parcel,
+                    detached,
                     hop: Box::new(moved),
                     session: of.session,
                     facts: of.facts,
@@ -311,14 +317,14 @@ impl Sessions {
                 self.tunnel_will_not_come(turn, key);
             }
             Some(moved) => {
-                let MovedTunnel { parcel, hop, session, facts, opened, client_address, from } =
+                let MovedTunnel { detached, hop, session, facts, opened, client_address, from } =
                     moved;
                 let moved: Box<Moved> = hop.downcast().expect("only `left` makes one");
                 let Moved { hop, speaks, spent } = *moved;
                 turn.edge(Edge::Arrived { session, facts: facts.clone(), from });
                 let state = State::Attached { spent, settles: false };
                 let of = Attachment::new((None, client_address), session, facts, opened, state);
-                let from = From::Elsewhere(parcel, hop);
+                let from = From::Elsewhere(detached, hop);
                 self.give_tunnel(turn, key, Loose { from, of, speaks, spent });
             }
         }
@@ -450,7 +456,9 @@ impl From {
     fn into_route(self, key: Key) -> ForRelay {
         match self {
             Self::Here(from) => ForRelay::Transfer { from, to: key },
-            Self::Elsewhere(parcel, hop) => ForRelay::Adopt { key, parcel: Box::new(parcel), hop },
+            Self::Elsewhere(detached, hop) => {
+                ForRelay::Adopt { key, detached: Box::new(detached), hop }
+            }
         }
     }
 }

@@ -141,7 +141,7 @@ impl Sessions {
             ForSessions::LastChance { key } => roster.last_chance(turn, key),
             ForSessions::Lost(lost) => roster.lost(turn, lost),
             ForSessions::Closed { key, cause, tally } => roster.closed(turn, key, (cause, tally)),
-            ForSessions::Left { key, parcel, hop } => self.left(turn, key, *parcel, hop),
+            ForSessions::Left { key, detached, hop } => self.left(turn, key, *detached, hop),
             ForSessions::Token { conn, text, id } => self.token(turn, conn, (&text, id)),
             ForSessions::Answered { ticket, answer } => match ticket.about {
                 Topic::Call => self.call_answered(turn, ticket, answer),

@@ -23,7 +23,7 @@ use super::*;
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
-use crate::net::{End, Parcel};
+use crate::net::{Detached, End};
 use crate::post::{CorePost, Find, Found, Leave, Resumed, Stand, Vouched};
 
 const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";

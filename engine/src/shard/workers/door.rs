@@ -20,7 +20,7 @@ use super::super::turn::Turn;
 use super::polls::{Fate, Polls};
 use crate::control::local::PollAnswer;
 use crate::metrics::{Limit, RelayCause};
-use crate::net::{Close, ConnId, End, Parcel};
+use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect};
 use crate::timeline::Event;
@@ -126,8 +126,8 @@ impl Door {
 
     /// A connection of another core whose CONNECT shows a token of ours.
     pub(super) fn adopted(turn: &mut Turn<'_>, moved: MovedConnect) -> Self {
-        let MovedConnect { parcel, input, peer, opened, from, via } = moved;
-        let conn = turn.net.adopt(parcel);
+        let MovedConnect { detached, input, peer, opened, from, via } = moved;
+        let conn = turn.net.adopt(detached);
         Self {
             opened,
             moved_from: Some(from),
@@ -167,13 +167,13 @@ impl Door {
     }
 
     /// Nothing is under way on the connection any more: it goes.
-    pub(super) fn detached(self, turn: &mut Turn<'_>, parcel: Parcel) {
+    pub(super) fn detached(self, turn: &mut Turn<'_>, detached: Detached) {
         let Phase::Moving { to } = self.phase else {
             unreachable!("only a connection that moves was let go of")
         };
         let Self { input, peer, opened, via, .. } = self;
         let from = turn.settings.core;
-        let moved = MovedConnect { parcel, input, peer, opened, from, via };
+        let moved = MovedConnect { detached, input, peer, opened, from, via };
         turn.send(to, CorePost::Connect(Box::new(moved)));
     }
 
@@ -379,9 +379,9 @@ pub(super) fn back(turn: &mut Turn<'_>, back: Back) {
 }
 
 /// The token's home has no room for the connection: the worker tries again (contract WK-5).
-pub(super) fn turn_away(turn: &mut Turn<'_>, parcel: Parcel) {
+pub(super) fn turn_away(turn: &mut Turn<'_>, detached: Detached) {
     let date = turn.date();
-    let conn = turn.net.adopt(parcel);
+    let conn = turn.net.adopt(detached);
     turn.put(conn, &no_room(date));
     turn.net.close(conn, Close::Flush);
 }

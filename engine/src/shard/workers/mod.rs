@@ -27,7 +27,7 @@ use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
 use crate::control::local::{DispatchLimits, Policy, PollAnswer, PollId};
-use crate::net::{Close, ConnId, End, Parcel};
+use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
 use crate::post::{CorePost, MovedConnect, Parks};
 
@@ -92,9 +92,9 @@ impl Workers {
     }
 
     /// A connection that moves has nothing under way any more.
-    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, parcel: Parcel) {
+    pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
         if let Some(door) = self.doors.take(conn) {
-            door.detached(turn, parcel);
+            door.detached(turn, detached);
         }
     }
 
@@ -246,7 +246,7 @@ impl Workers {
             }
             ForWorkers::Unparks(of) => turn.send(home(turn, &of), CorePost::Unparks(of.ticket)),
             ForWorkers::Connect(moved) => self.connect(turn, *moved),
-            ForWorkers::TurnAway(parcel) => door::turn_away(turn, parcel),
+            ForWorkers::TurnAway(detached) => door::turn_away(turn, detached),
             ForWorkers::Submitted(work) => self.home.submitted(turn, *work),
             ForWorkers::Withdrawn(ticket) => self.home.withdrawn(turn, ticket),
             ForWorkers::RecallAsked(ticket) => self.home.recall_asked(turn, ticket),

@@ -216,8 +216,8 @@ fn connect_head() -> Vec<u8> {
         .into()
 }
 
-fn parcel() -> Parcel {
-    Parcel::of_nobody()
+fn detached() -> Detached {
+    Detached::of_nobody()
 }
 
 fn admit(conn: ConnId) -> ForWorkers {

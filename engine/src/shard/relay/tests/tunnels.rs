@@ -91,11 +91,11 @@ fn a_parked_tunnel_goes_to_another_core() {
     let (client, mut worker) = bench.routed(A, KEPT);
     bench.park(client, &mut worker);
     bench.say(ForRelay::Detach { key: A });
-    let parcel = Parcel::of_nobody();
-    bench.relay.detached(&mut bench.rig.turn(), worker.conn, parcel);
+    let detached = Detached::of_nobody();
+    bench.relay.detached(&mut bench.rig.turn(), worker.conn, detached);
     bench.settle();
     let mut told = bench.told();
-    let Some(ForSessions::Left { key: A, parcel, hop }) = told.pop() else { panic!("{told:?}") };
+    let Some(ForSessions::Left { key: A, detached, hop }) = told.pop() else { panic!("{told:?}") };
     assert!(told.is_empty() && bench.relay.is_empty());
 
     let mut there = super::bench();
@@ -103,7 +103,7 @@ fn a_parked_tunnel_goes_to_another_core() {
     there.open(B, Some(client.conn), LOST);
     there.ask(&mut client, &[], true);
     there.serve(B, true);
-    there.say(ForRelay::Adopt { key: B, parcel, hop });
+    there.say(ForRelay::Adopt { key: B, detached, hop });
     worker.conn = there.relay.reader.traffic.routes.get(B).unwrap().tunnel.unwrap();
     assert_eq!(there.sees(&mut worker), ["3 /f end"]);
     there.answer(&mut worker, "here", true);

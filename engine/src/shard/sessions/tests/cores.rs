@@ -39,9 +39,9 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     home.said();
     home.on(heard(post(&mut there)));
     assert_eq!(home.said(), ["Claim 0", "Unparks", "Replaced", "Detach"]);
-    let parcel = Box::new(Parcel::of_nobody());
+    let detached = Box::new(Detached::of_nobody());
     let hop = MovedHop(Box::new("its state"));
-    home.on(ForSessions::Left { key, parcel, hop });
+    home.on(ForSessions::Left { key, detached, hop });
     assert_eq!(home.said(), ["Resumed 1"]);
     assert_eq!(home.sessions.len(), 0);
     there.said();
@@ -64,8 +64,8 @@ fn a_tunnel_that_finds_no_room_is_lost_and_its_session_left() {
     home.gone(1, &[key]);
     there.place(5, 5, wanted(Some(id)));
     home.on(heard(post(&mut there)));
-    let parcel = Box::new(Parcel::of_nobody());
-    home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
+    let detached = Box::new(Detached::of_nobody());
+    home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
     there.said();
     let CorePost::Resumed(resumed) = post(&mut home) else { panic!("no tunnel came") };
     there.on(ForSessions::Resumed { resumed, room: false });
@@ -82,8 +82,8 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     there.place(5, 5, wanted(Some(id)));
     let asking = there.served();
     home.on(heard(post(&mut there)));
-    let parcel = Box::new(Parcel::of_nobody());
-    home.on(ForSessions::Left { key, parcel, hop: MovedHop(Box::new(())) });
+    let detached = Box::new(Detached::of_nobody());
+    home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
     there.gone(5, &[]);
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");
     there.said();

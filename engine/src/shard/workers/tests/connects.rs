@@ -71,7 +71,7 @@ fn a_connection_goes_to_its_tokens_core_with_what_was_read() {
     bench.on(ForWorkers::SendHome { conn, core: 1 });
     assert!(bench.rig.net.output(conn).unwrap().is_detaching());
     bench.say(conn, b"two");
-    bench.workers.detached(&mut bench.rig.turn(), conn, parcel());
+    bench.workers.detached(&mut bench.rig.turn(), conn, detached());
     let facts = bench.settle();
     let [Fact::Send { to: 1, post: CorePost::Connect(moved) }] = &facts[..] else {
         panic!("{facts:?}")
@@ -106,7 +106,7 @@ fn a_connection_whose_tokens_core_has_no_room_is_turned_away() {
     assert_eq!(bench.limit(Limit::Mailbox), 1);
     // The same, once the socket was let go of.
     let before = bench.rig.net.connections();
-    bench.on(ForWorkers::TurnAway(parcel()));
+    bench.on(ForWorkers::TurnAway(detached()));
     assert_eq!(bench.rig.net.connections(), before + 1);
     let conn = ConnId { slot: conn.slot + 1, generation: 0 };
     assert_eq!(bench.statuses(conn), [503]);
@@ -118,7 +118,8 @@ fn a_connection_that_came_from_another_core_is_served_as_if_it_had_come_here() {
     let mut bench = bench(0);
     let opened = Time(17);
     let input = [&connect_head()[..], b"tail"].concat();
-    let moved = MovedConnect { parcel: parcel(), input, peer: peer(), opened, from: 1, via: None };
+    let moved =
+        MovedConnect { detached: detached(), input, peer: peer(), opened, from: 1, via: None };
     bench.on(ForWorkers::Connect(Box::new(moved)));
     let facts = bench.settle();
     let [Fact::Sessions(ForSessions::Token { conn, .. })] = &facts[..] else { panic!("{facts:?}") };

@@ -19,7 +19,7 @@ pub enum Carried {
 
 /// A connection that no core owns: let go of by one, not yet taken up by another.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct Detached {
     /// The socket. Dropping it closes the connection.
     pub socket: Carried,
     /// Output the kernel has not taken yet; the next owner sends it first.
@@ -45,8 +45,8 @@ pub trait SimulatedSocket: Debug + Send {
 }
 
 #[cfg(test)]
-impl Parcel {
-    /// A parcel whose socket is nobody's.
+impl Detached {
+    /// A detached connection whose socket is nobody's.
     pub(crate) fn of_nobody() -> Self {
         Self { socket: Carried::Simulated(Box::new(Nobody)), unsent: Vec::new() }
     }
