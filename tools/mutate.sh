@@ -50,7 +50,7 @@ mutants=(
     'lost-verdict@engine/src/shard/nodes/out.rs@if rest.len > 0 {@if rest.len > 9999 {'
     'unread-answers@engine/src/shard/handover.rs@let unread = shard.handover.unread;@let unread = 0;'
     'dead-for-ever@engine/src/shard/nodes/arrive.rs@let dead = turn.settings.dispatch == Plane::Local && prelude.to.number() == own.number();@let dead = false;'
-    'untold-leave@engine/src/shard/handover.rs@shard.leave(Fact::Send { to, post: CorePost::NodeLeaves(node) });@let _ = (to, node);'
+    'untold-leave@engine/src/shard/handover.rs@shard.leave(Fact::Send { to, post: CoreMessage::NodeLeaves(node) });@let _ = (to, node);'
     'told-once@engine/src/shard/nodes/farewell.rs@            && !farewell.heard@            && farewell.to.0.number() > 4000'
     'half-relay@engine/src/shard/nodes/splice.rs@turn.net.close(other, Close::Flush);@if near_ended {\n            turn.net.close(other, Close::Flush);\n        }'
     'impatient@engine/src/shard/workers/home.rs@if !self.local.lose_patience(version, patience, turn.now) {@if !self.local.lose_patience(version, patience / 4, turn.now) {'

@@ -13,7 +13,7 @@ use ringway::ring::mailbox;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Nobody posts anything; a mailbox has some room all the same.
-const POSTS: usize = 64;
+const MESSAGES: usize = 64;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     setrlimit(Resource::Nofile, files)?;
     let listener = TcpListener::bind(listen)?;
     println!("ready listen={}", listener.local_addr()?);
-    let (_sender, mailbox) = mailbox(POSTS)?;
+    let (_sender, mailbox) = mailbox(MESSAGES)?;
     let listeners = vec![(Listener::Client, listener)];
     let origin = Instant::now();
     Reactor::new(Options::default(), listeners, mailbox, origin, Bare::new(target))?.run();

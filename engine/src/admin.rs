@@ -30,8 +30,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Mode;
+use crate::message::ShardMessage;
 use crate::metrics::{Backend, single};
-use crate::post::ShardPost;
 use crate::remote::Remote;
 use crate::timeline::IdBegin;
 
@@ -306,7 +306,7 @@ async fn close(State(admin): Shared, Path(id): Path<String>) -> Response<Body> {
         [row] => row.request_id,
         _ => return reply::text(StatusCode::CONFLICT, "several sessions begin so\n"),
     };
-    if admin.scraper.tell(|| ShardPost::End { id }) > 0 {
+    if admin.scraper.tell(|| ShardMessage::End { id }) > 0 {
         return reply::text(StatusCode::SERVICE_UNAVAILABLE, BUSY);
     }
     admin.scraper.ask_beats().await;

@@ -18,7 +18,7 @@ pub const LOW_WATER: usize = HIGH_WATER / 2;
 
 /// What other threads tell the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BarePost {
+pub enum BareMessage {
     /// Close everything and end.
     Stop,
 }
@@ -63,7 +63,7 @@ impl Bare {
 }
 
 impl Core for Bare {
-    type Post = BarePost;
+    type Message = BareMessage;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         let peer = net.dial(self.target);
@@ -102,9 +102,9 @@ impl Core for Bare {
         }
     }
 
-    fn posted(&mut self, _: &mut Net, post: BarePost) {
-        match post {
-            BarePost::Stop => self.stopped = true,
+    fn message_received(&mut self, _: &mut Net, message: BareMessage) {
+        match message {
+            BareMessage::Stop => self.stopped = true,
         }
     }
 

@@ -34,13 +34,13 @@ use crate::control::local::Policy;
 use crate::control::port::Plane;
 use crate::demo::{Serve, WorkerOptions};
 use crate::keys::Keys;
+use crate::message::ControlMessage;
 use crate::net::Listener;
-use crate::post::ControlPost;
 use crate::remote::{Among, Relay, Remote};
 use crate::shard::ShardSettings;
 
 /// Most messages from cores that wait for the control thread.
-const CONTROL_POSTS: usize = 1024;
+const CONTROL_MESSAGES: usize = 1024;
 /// Octets that are kept of a client until its first request is routed: if another gateway owns its
 /// session, they are sent there (design 3.22).
 const KEPT_OF_CLIENTS: usize = 64 * 1024;
@@ -141,7 +141,7 @@ pub fn serve(
     let (listeners, remote) = listen(&config, count, &runtime, (handed, keys.as_ref()))?;
     let addresses = listeners.addresses()?;
     let Listeners { client, worker, cluster, admin, inherited, shares } = listeners;
-    let (posts, inbox) = mpsc::channel(CONTROL_POSTS);
+    let (messages, inbox) = mpsc::channel(CONTROL_MESSAGES);
     let config = Arc::new(config);
     let identity = Identity::new(&config, remote.as_ref(), (keys.as_ref(), addresses.cluster))?;
     let reloader = reload::Reloader::new(&config, source, (policy, keys))?;
@@ -162,7 +162,7 @@ pub fn serve(
             doors,
             inherited: inherited.clone(),
             shares,
-            posts: posts.clone(),
+            messages: messages.clone(),
             asks: asks.clone(),
             cores: cores.clone(),
             origin,
@@ -173,7 +173,7 @@ pub fn serve(
         };
         threads.push(core::start(core_config, inbox)?);
     }
-    drop((posts, asks));
+    drop((messages, asks));
     let run = run::Run {
         runtime,
         remote,
@@ -541,4 +541,4 @@ pub(crate) use port::{BACKLOG, PortError, state as port_state};
 pub use run::Signal;
 
 /// What the cores tell.
-type Inbox = mpsc::Receiver<ControlPost>;
+type Inbox = mpsc::Receiver<ControlMessage>;

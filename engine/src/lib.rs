@@ -18,11 +18,11 @@ mod json;
 pub mod keys;
 pub mod log;
 mod machine;
+pub mod message;
 pub mod metrics;
 pub mod net;
 pub mod output;
 pub mod pool;
-pub mod post;
 mod question;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
 pub mod reactor;

@@ -34,7 +34,7 @@ pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 /// Every call may append output, close connections and leave wishes in the [`Net`].
 pub trait Core {
     /// What other threads send to this core.
-    type Post;
+    type Message;
 
     /// A connection was accepted. It reads from now on.
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr);
@@ -69,7 +69,7 @@ pub trait Core {
     }
 
     /// A message from another thread.
-    fn posted(&mut self, net: &mut Net, post: Self::Post);
+    fn message_received(&mut self, net: &mut Net, message: Self::Message);
 
     /// All facts of this loop turn have been told; called before the flush, timers included.
     fn turn(&mut self, net: &mut Net);

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{Function, Remote as Settings};
 use crate::control::port::{Ask, Located};
-use crate::post::ShardPost;
+use crate::message::ShardMessage;
 use crate::ring::Sender;
 
 use answers::Answers;
@@ -121,7 +121,7 @@ impl Remote {
     }
 
     /// Answers what the cores ask by the sender that is returned, for as long as they are there.
-    pub fn serve(&self, cores: &Arc<[Sender<ShardPost>]>) -> mpsc::Sender<Vec<Ask>> {
+    pub fn serve(&self, cores: &Arc<[Sender<ShardMessage>]>) -> mpsc::Sender<Vec<Ask>> {
         let (asks, asked) = mpsc::channel(ASKED);
         let answers = Answers::new(cores.clone());
         tokio::spawn(answers.clone().retry());

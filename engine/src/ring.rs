@@ -168,14 +168,14 @@ impl<T> Sender<T> {
     /// [`Full`] gives the message back.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
         // A bell that is dropped rings.
-        self.post(message).map(drop)
+        self.deliver(message).map(drop)
     }
 
     /// Puts a message into the mailbox; if its core sleeps, the caller has to ring the bell.
     ///
     /// # Errors
     /// [`Full`] gives the message back.
-    pub fn post(&self, message: T) -> Result<Option<Bell>, Full<T>> {
+    pub fn deliver(&self, message: T) -> Result<Option<Bell>, Full<T>> {
         if !self.is_open() {
             return Err(Full(message));
         }
@@ -372,14 +372,14 @@ mod tests {
         let (sender, mut inbox) = mailbox(8).unwrap();
         let published = inbox.publish(Some(7));
         assert!(inbox.fall_asleep());
-        let bell = sender.post(1).unwrap().expect("it sleeps");
+        let bell = sender.deliver(1).unwrap().expect("it sleeps");
         assert_eq!(bell.sleeps_in(), Some(7));
         drop(published);
         assert_eq!(bell.sleeps_in(), None);
         drop(bell);
         assert_eq!((rings(&inbox), inbox.receive()), (1, Some(1)), "dropped, it rings");
         assert!(inbox.fall_asleep());
-        sender.post(2).unwrap().expect("it sleeps").rung();
+        sender.deliver(2).unwrap().expect("it sleeps").rung();
         assert_eq!(rings(&inbox), 0);
     }
 

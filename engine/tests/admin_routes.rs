@@ -15,8 +15,8 @@ use ringway::admin::{Admin, Changes, Phase, Scraper, routes, serve};
 use ringway::config::Mode;
 use ringway::control::local::SessionFacts;
 use ringway::control::port::Owner;
+use ringway::message::{Bookmark, Page, SessionRow, ShardMessage, Snapshot};
 use ringway::metrics::{Backend, CloseCode, CloseReason};
-use ringway::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use ringway::ring::{Mailbox, mailbox};
 use ringway::timeline::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
 use ringway_proto::time::Time;
@@ -36,7 +36,7 @@ struct World {
     admin: Arc<Admin>,
     phase: watch::Sender<Phase>,
     drain: watch::Receiver<bool>,
-    silent: Option<Mailbox<ShardPost>>,
+    silent: Option<Mailbox<ShardMessage>>,
     /// How often a core was told to end the session.
     ended: Arc<AtomicU64>,
     player: JoinHandle<()>,
@@ -78,17 +78,17 @@ fn world(allow_remote: bool, silent: bool) -> World {
             for (core, inbox) in boxes.into_iter().enumerate() {
                 let core = core as u16;
                 match inbox.and_then(Mailbox::receive) {
-                    Some(ShardPost::Snapshot { ticket }) => {
+                    Some(ShardMessage::Snapshot { ticket }) => {
                         told.scraper.answered(ticket, Box::new(snapshot(core)));
                     }
-                    Some(ShardPost::Rows { ticket, from, wanted }) => {
+                    Some(ShardMessage::Rows { ticket, from, wanted }) => {
                         told.scraper.turned(ticket, page(core, from, wanted));
                     }
-                    Some(ShardPost::Beat { ticket }) => told.scraper.beaten(ticket, 0),
-                    Some(ShardPost::Timeline { ticket, wanted }) => {
+                    Some(ShardMessage::Beat { ticket }) => told.scraper.beaten(ticket, 0),
+                    Some(ShardMessage::Timeline { ticket, wanted }) => {
                         told.scraper.told(ticket, recorded(core, wanted));
                     }
-                    Some(ShardPost::End { id }) => {
+                    Some(ShardMessage::End { id }) => {
                         assert_eq!(id.to_string(), ID);
                         ends.fetch_add(1, Ordering::Relaxed);
                     }

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Desk, SOON, Watched, start, start_on, until};
-use ringway::bare::{Bare, BarePost};
+use ringway::bare::{Bare, BareMessage};
 use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options, Reactor, SetupError};
@@ -109,7 +109,7 @@ fn a_thousand_connections_leave_nothing_behind() {
     let seen = *sight.lock().unwrap();
     assert_eq!((seen.tally.accepts, seen.chunks_live), (1000, 0));
     assert_eq!(seen.free, Options::default().blocks, "receive blocks got lost");
-    relay.stop(BarePost::Stop);
+    relay.stop(BareMessage::Stop);
     until("all descriptors closed", || (open_descriptors() == before).then_some(()));
 }
 
@@ -122,8 +122,8 @@ fn a_panicking_core_leaves_nothing_behind() {
     let conn = desk.accepted(99);
     desk.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
     // Everything is under way: accepts, receives, a poll of a blocked peer.
-    let post = Box::new(|_: &mut Desk, _: &mut Net| panic!("on purpose"));
-    desk.panic(post);
+    let message = Box::new(|_: &mut Desk, _: &mut Net| panic!("on purpose"));
+    desk.panic(message);
     TcpListener::bind(address).expect("the port is free");
     for stream in &mut streams {
         stream.set_read_timeout(Some(SOON)).unwrap();
@@ -179,7 +179,7 @@ struct Echo {
 }
 
 impl Core for Echo {
-    type Post = ();
+    type Message = ();
     fn accepted(&mut self, _: &mut Net, _: ConnId, _: Listener, _: SocketAddr) {}
     fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
     fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
@@ -193,7 +193,7 @@ impl Core for Echo {
         net.close(conn, ringway::net::Close::Now);
     }
     fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
-    fn posted(&mut self, _: &mut Net, (): ()) {
+    fn message_received(&mut self, _: &mut Net, (): ()) {
         self.stopped = true;
     }
     fn turn(&mut self, _: &mut Net) {

@@ -69,7 +69,7 @@ impl Moody {
 }
 
 impl Core for Moody {
-    type Post = Option<SocketAddr>;
+    type Message = Option<SocketAddr>;
 
     fn accepted(&mut self, _: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         assert!(self.known.insert(conn, false).is_none(), "{conn:?} was accepted twice");
@@ -109,7 +109,7 @@ impl Core for Moody {
         assert!(self.known.contains_key(&conn), "{conn:?} is nobody's");
         self.whim(net, conn);
     }
-    fn posted(&mut self, _: &mut Net, own: Option<SocketAddr>) {
+    fn message_received(&mut self, _: &mut Net, own: Option<SocketAddr>) {
         match own {
             Some(own) => self.own = own,
             None => self.stopped = true,

@@ -111,7 +111,7 @@ struct Doorman {
 }
 
 impl Core for Doorman {
-    type Post = <Desk as Core>::Post;
+    type Message = <Desk as Core>::Message;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, by: Listener, peer: SocketAddr) {
         self.desk.accepted(net, conn, by, peer);
@@ -128,8 +128,8 @@ impl Core for Doorman {
         self.desk.detached(net, conn, detached);
     }
     fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
-    fn posted(&mut self, net: &mut Net, post: Self::Post) {
-        post(&mut self.desk, net);
+    fn message_received(&mut self, net: &mut Net, message: Self::Message) {
+        message(&mut self.desk, net);
     }
     fn turn(&mut self, _: &mut Net) {}
     fn relieve(&mut self, _: &mut Net) {}
@@ -472,7 +472,7 @@ const THROWS: u32 = 1000;
 const FULL: usize = 256 * 1024;
 
 impl Core for Juggler {
-    type Post = Throw;
+    type Message = Throw;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         self.held = Some((conn, THROWS));
@@ -499,7 +499,7 @@ impl Core for Juggler {
         assert_eq!(held, conn);
         self.throws += 1;
         let partner = self.partner.as_ref().expect("the test introduces them");
-        match partner.post(Throw::Catch(detached, left - 1)) {
+        match partner.deliver(Throw::Catch(detached, left - 1)) {
             Ok(Some(bell)) => net.ring(bell),
             Ok(None) => {}
             Err(Full(_)) => panic!("nothing else is in the mailbox"),
@@ -510,8 +510,8 @@ impl Core for Juggler {
             net.pause(conn, false);
         }
     }
-    fn posted(&mut self, net: &mut Net, post: Throw) {
-        match post {
+    fn message_received(&mut self, net: &mut Net, message: Throw) {
+        match message {
             Throw::Partner(partner) => self.partner = Some(partner),
             Throw::Catch(detached, left) => self.held = Some((net.adopt(detached), left)),
             Throw::Stop => self.stopped = true,

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Noise, SOON, Watched, start, until};
-use ringway::bare::{Bare, BarePost, HIGH_WATER};
+use ringway::bare::{Bare, BareMessage, HIGH_WATER};
 use ringway::pool::CHUNK_BYTES;
 use ringway::reactor::{BusyPoll, Options};
 
@@ -116,7 +116,7 @@ fn on_all(
         client.join().unwrap();
     }
     until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
-    relay.stop(BarePost::Stop);
+    relay.stop(BareMessage::Stop);
     let sight = *sight.lock().unwrap();
     assert_eq!(sight.chunks_live, 0, "{sight:?}");
     sight
@@ -189,7 +189,7 @@ fn a_slow_reader_bounds_memory_and_gets_everything() {
     assert!(got == *bytes, "{} bytes of {LEN}, or others", got.len());
     drop(stream);
     until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
-    relay.stop(BarePost::Stop);
+    relay.stop(BareMessage::Stop);
     let sight = *sight.lock().unwrap();
     assert!(sight.tally.blocked_sends > 0, "{sight:?}");
     // What was queued may all have been copied out, plus what came before the pause took effect.
@@ -221,7 +221,7 @@ fn blocked_peers_do_not_starve_the_others() {
     exchange(relay.address, 3, 1_000_000);
     drop(blocked);
     until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
-    relay.stop(BarePost::Stop);
+    relay.stop(BareMessage::Stop);
 }
 
 fn last_bytes_before_a_fin_arrive_both_ways() {
@@ -242,7 +242,7 @@ fn last_bytes_before_a_fin_arrive_both_ways() {
     assert!(rest.is_empty());
     drop(stream);
     until("all sockets closed", || (sight.lock().unwrap().tally.sockets == 0).then_some(()));
-    relay.stop(BarePost::Stop);
+    relay.stop(BareMessage::Stop);
 }
 
 on_both_backends! {

@@ -104,7 +104,7 @@ struct Echo {
 const HIGH: usize = 256 * 1024;
 
 impl Core for Echo {
-    type Post = Order;
+    type Message = Order;
 
     fn accepted(&mut self, _: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         self.open.insert(conn, false);
@@ -134,7 +134,7 @@ impl Core for Echo {
             net.pause(conn, false);
         }
     }
-    fn posted(&mut self, net: &mut Net, order: Order) {
+    fn message_received(&mut self, net: &mut Net, order: Order) {
         match order {
             Order::Stop => self.stopped = true,
             Order::LetGo(to) => {

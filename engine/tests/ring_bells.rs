@@ -46,7 +46,7 @@ impl Passer {
             end.send(self.passed).unwrap();
             return;
         }
-        match next.post(Pass::Token(left - 1)) {
+        match next.deliver(Pass::Token(left - 1)) {
             Ok(Some(bell)) => net.ring(bell),
             Ok(None) => {}
             Err(Full(_)) => panic!("few tokens, many places"),
@@ -55,15 +55,15 @@ impl Passer {
 }
 
 impl Core for Passer {
-    type Post = Pass;
+    type Message = Pass;
 
     fn accepted(&mut self, _: &mut Net, _: ConnId, _: Listener, _: SocketAddr) {}
     fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
     fn received(&mut self, _: &mut Net, _: ConnId, _: Segment) {}
     fn ended(&mut self, _: &mut Net, _: ConnId, _: End) {}
     fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
-    fn posted(&mut self, net: &mut Net, post: Pass) {
-        match post {
+    fn message_received(&mut self, net: &mut Net, message: Pass) {
+        match message {
             Pass::Next(next, end) => self.next = Some((next, end)),
             Pass::Token(left) => self.pass(net, left),
             Pass::Knock(answer) => answer.send(self.passed).unwrap(),
@@ -181,9 +181,9 @@ fn immortal(sender: &Sender<Pass>, mut inbox: Mailbox<Pass>) -> thread::JoinHand
 }
 
 /// Sends from a core's thread, which rings by ring. Whether somebody took it.
-fn send_from(caller: &reactor_rig::Running<Desk>, sender: &Sender<Pass>, post: Pass) -> bool {
+fn send_from(caller: &reactor_rig::Running<Desk>, sender: &Sender<Pass>, message: Pass) -> bool {
     let sender = sender.clone();
-    caller.ask(move |_, net| match sender.post(post) {
+    caller.ask(move |_, net| match sender.deliver(message) {
         Ok(Some(bell)) => {
             net.ring(bell);
             true
@@ -243,7 +243,7 @@ fn is_rung(inbox: &Mailbox<u32>, within: Duration) -> bool {
 fn ring_it(desk: &reactor_rig::Running<Desk>, sender: &Sender<u32>) {
     let sender = sender.clone();
     desk.ask(move |_, net| {
-        let bell = sender.post(1).unwrap().expect("it sleeps");
+        let bell = sender.deliver(1).unwrap().expect("it sleeps");
         net.ring(bell);
     });
 }
@@ -287,7 +287,7 @@ fn a_core_that_ends_or_panics_with_a_bell_in_hand_rings_it() {
         assert!(inbox.fall_asleep());
         let desk = start(Options::default(), Desk::default());
         let errand = Box::new(move |desk: &mut Desk, net: &mut Net| {
-            let bell = sender.post(1).unwrap().expect("it sleeps");
+            let bell = sender.deliver(1).unwrap().expect("it sleeps");
             net.ring(bell);
             assert!(!panics, "on purpose");
             desk.stopped = true;

@@ -11,7 +11,7 @@ use ringway_proto::id::Node;
 use serde::Serialize;
 
 use super::SHORT_ID;
-use crate::post::SessionRow;
+use crate::message::SessionRow;
 
 /// Plain text, never cached (contract LN-5).
 pub(super) fn text(status: StatusCode, text: impl Into<Body>) -> Response<Body> {

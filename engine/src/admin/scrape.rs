@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use crate::message::{Bookmark, Page, SessionRow, ShardMessage, Snapshot};
 use crate::metrics::{Histogram, ShardMetrics, family};
 use crate::net::{STALL_SECONDS, Stalls};
-use crate::post::{Bookmark, Page, SessionRow, ShardPost, Snapshot};
 use crate::ring::Sender;
 use crate::timeline::{IdBegin, Part};
 
@@ -62,7 +62,7 @@ impl Tally {
 
 #[derive(Debug)]
 struct Core {
-    mailbox: Sender<ShardPost>,
+    mailbox: Sender<ShardMessage>,
     /// It will not come back.
     ended: AtomicBool,
 }
@@ -144,7 +144,7 @@ pub struct Beats {
 impl Scraper {
     /// For these cores, in the order of their numbers.
     #[must_use]
-    pub fn new(cores: Vec<Sender<ShardPost>>) -> Self {
+    pub fn new(cores: Vec<Sender<ShardMessage>>) -> Self {
         let core = |mailbox| Core { mailbox, ended: AtomicBool::new(false) };
         Self {
             counted: Mutex::new(vec![Counted::default(); cores.len()]),
@@ -170,22 +170,22 @@ impl Scraper {
     }
 
     /// Sends a message to a core, if it has room.
-    pub fn tell_one(&self, core: u16, post: ShardPost) {
+    pub fn tell_one(&self, core: u16, message: ShardMessage) {
         if let Some(core) = self.cores.get(usize::from(core)) {
             // A caller whose message must arrive sends it to all cores, until each has it.
-            let _ = core.mailbox.send(post);
+            let _ = core.mailbox.send(message);
         }
     }
 
     /// Sends a message to every core that has not ended. Answers how many cannot take it now.
-    pub fn tell(&self, post: impl Fn() -> ShardPost) -> usize {
+    pub fn tell(&self, message: impl Fn() -> ShardMessage) -> usize {
         let live = self.cores.iter().filter(|core| !core.ended.load(Ordering::Relaxed));
-        live.filter(|core| core.mailbox.send(post()).is_err()).count()
+        live.filter(|core| core.mailbox.send(message()).is_err()).count()
     }
 
     /// Asks every core how it is.
     pub async fn ask(&self) -> Scrape {
-        let answers = self.ask_all(&self.asked, |ticket| ShardPost::Snapshot { ticket }).await;
+        let answers = self.ask_all(&self.asked, |ticket| ShardMessage::Snapshot { ticket }).await;
         let mut snapshots: Vec<Snapshot> = answers.into_iter().map(|answer| *answer).collect();
         snapshots.sort_unstable_by_key(|snapshot: &Snapshot| snapshot.core);
         let mut silent = Vec::new();
@@ -212,8 +212,8 @@ impl Scraper {
 
     /// Asks every core what it has recorded of the sessions whose id begins so.
     pub async fn ask_timelines(&self, wanted: IdBegin) -> Vec<Part> {
-        let post = |ticket| ShardPost::Timeline { ticket, wanted };
-        let answers = self.ask_all(&self.timelines, post).await;
+        let message = |ticket| ShardMessage::Timeline { ticket, wanted };
+        let answers = self.ask_all(&self.timelines, message).await;
         let mut parts: Vec<Part> = answers.into_iter().flatten().collect();
         parts.sort_by_key(|part| part.core);
         parts
@@ -221,7 +221,7 @@ impl Scraper {
 
     /// Asks every core whether it turns.
     pub async fn ask_beats(&self) -> Beats {
-        let clients = self.ask_all(&self.beats, |ticket| ShardPost::Beat { ticket }).await;
+        let clients = self.ask_all(&self.beats, |ticket| ShardMessage::Beat { ticket }).await;
         let ended = self.cores.iter().filter(|core| core.ended.load(Ordering::Relaxed)).count();
         Beats {
             turning: clients.len(),
@@ -231,9 +231,13 @@ impl Scraper {
         }
     }
 
-    async fn ask_all<T>(&self, of: &Mutex<Asked<T>>, post: impl Fn(u64) -> ShardPost) -> Vec<T> {
+    async fn ask_all<T>(
+        &self,
+        of: &Mutex<Asked<T>>,
+        message: impl Fn(u64) -> ShardMessage,
+    ) -> Vec<T> {
         let mut question = Question::new(of, self.cores());
-        let asked = |core: &&Core| core.mailbox.send(post(question.ticket)).is_ok();
+        let asked = |core: &&Core| core.mailbox.send(message(question.ticket)).is_ok();
         let asked = self.cores.iter().filter(asked).count();
         let mut answered = Vec::with_capacity(asked);
         let until = Instant::now() + DEADLINE;
@@ -250,8 +254,9 @@ impl Scraper {
     pub async fn ask_rows(&self, wanted: Option<IdBegin>) -> Listed {
         let mut question = Question::new(&self.pages, self.cores());
         let ticket = question.ticket;
-        let ask =
-            |core: &Core, from| core.mailbox.send(ShardPost::Rows { ticket, from, wanted }).is_ok();
+        let ask = |core: &Core, from| {
+            core.mailbox.send(ShardMessage::Rows { ticket, from, wanted }).is_ok()
+        };
         let (mut rows, mut told) = (Vec::new(), 0);
         let mut waits = self.cores.iter().filter(|core| ask(core, Bookmark::BEGIN)).count();
         while waits > 0 {

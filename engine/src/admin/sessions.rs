@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Peer, Shared, may_see_ids, owner, reply};
-use crate::post::SessionRow;
+use crate::message::SessionRow;
 use crate::timeline::{IdBegin, Part, Timeline};
 
 /// The states of a session (see [`SessionRow::state`]).

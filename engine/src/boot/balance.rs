@@ -15,7 +15,7 @@
 
 use ringway_proto::time::Time;
 
-use crate::post::ShardPost;
+use crate::message::ShardMessage;
 use crate::ring::Sender;
 
 /// Hand-overs at once, and how long it takes until there is one more.
@@ -122,7 +122,7 @@ impl Balance {
     }
 
     /// Shows the others what was measured, if it is news.
-    pub(super) fn show(&mut self, cores: &[Sender<ShardPost>]) {
+    pub(super) fn show(&mut self, cores: &[Sender<ShardMessage>]) {
         let word = self.load.word();
         if word != self.shown
             && let Some(own) = cores.get(self.own)
@@ -137,7 +137,7 @@ impl Balance {
     pub(super) fn choose(
         &mut self,
         now: Time,
-        cores: &[Sender<ShardPost>],
+        cores: &[Sender<ShardMessage>],
         going: impl Iterator<Item = u16> + Clone,
     ) -> Option<u16> {
         if self.load.closed || cores.len() < 2 {
@@ -154,7 +154,7 @@ impl Balance {
     fn least(
         &mut self,
         now: Time,
-        cores: &[Sender<ShardPost>],
+        cores: &[Sender<ShardMessage>],
         going: impl Iterator<Item = u16> + Clone,
     ) -> Option<(usize, Load)> {
         let others = cores.len() - 1;
@@ -200,7 +200,7 @@ mod tests {
         Load { clients, closed: false, busy, at: millis(NOW) }
     }
 
-    fn cores(count: usize) -> (Vec<Sender<ShardPost>>, Vec<Mailbox<ShardPost>>) {
+    fn cores(count: usize) -> (Vec<Sender<ShardMessage>>, Vec<Mailbox<ShardMessage>>) {
         (0..count).map(|_| mailbox(1024).unwrap()).unzip()
     }
 
@@ -249,7 +249,7 @@ mod tests {
                 None => kept += 1,
                 Some(other) if at_once => going.push(other),
                 // It lies in the other's mailbox: any message counts.
-                Some(other) => cores[usize::from(other)].send(ShardPost::Unready).unwrap(),
+                Some(other) => cores[usize::from(other)].send(ShardMessage::Unready).unwrap(),
             }
         }
         let moved = std::iter::from_fn(|| inboxes[1].receive()).count();

@@ -15,9 +15,9 @@ use super::{Files, MORE_FILES, MORE_THREADS, REPORT};
 use crate::admin::Changes;
 use crate::config::{self, Config};
 use crate::control::port::Ask;
+use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::Backend;
 use crate::net::Listener;
-use crate::post::{ControlPost, ShardPost};
 use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::ring::{self, Mailbox, Sender};
 use crate::shard::{Shard, ShardSettings};
@@ -40,11 +40,11 @@ pub(super) struct CoreConfig {
     pub(super) inherited: Vec<Listener>,
     /// Several cores accept clients from one queue.
     pub(super) shares: bool,
-    pub(super) posts: mpsc::Sender<ControlPost>,
+    pub(super) messages: mpsc::Sender<ControlMessage>,
     /// Where questions to a control plane go that takes time.
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
     /// Every core's mailbox, this one's too.
-    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    pub(super) cores: Arc<[Sender<ShardMessage>]>,
     /// The process's [`Time::ZERO`](ringway_proto::time::Time::ZERO).
     pub(super) origin: Instant,
     /// The CPU it is pinned to.
@@ -58,7 +58,7 @@ pub(super) struct CoreConfig {
 }
 
 /// The cores' mailboxes, by their numbers: every core can send to every other.
-pub(super) type Mailboxes = (Arc<[Sender<ShardPost>]>, Vec<Inbox>);
+pub(super) type Mailboxes = (Arc<[Sender<ShardMessage>]>, Vec<Inbox>);
 
 /// Makes them; `room` is how many messages fit into each.
 ///
@@ -90,7 +90,7 @@ pub(super) fn start(core_config: CoreConfig, inbox: Inbox) -> Result<JoinHandle<
 }
 
 /// Where a core finds its messages.
-pub(super) type Inbox = Mailbox<ShardPost>;
+pub(super) type Inbox = Mailbox<ShardMessage>;
 
 impl CoreConfig {
     /// The core's life: one reactor after the other, a new one only after a panic.
@@ -128,7 +128,7 @@ impl CoreConfig {
         // Connections that were on their way here are closed.
         self.cores[usize::from(core)].shut();
         // It waits for room: this message must not be lost. If nobody listens, all ends anyway.
-        let _ = self.posts.blocking_send(ControlPost::Drained { core });
+        let _ = self.messages.blocking_send(ControlMessage::Drained { core });
     }
 
     /// A new generation after a panic. The mailbox stays: nobody has to hear of another one.
@@ -143,7 +143,7 @@ impl CoreConfig {
         // What the dead shard showed is not true any more.
         own.show(0);
         let inbox = own.reopen()?;
-        self.posts.blocking_send(ControlPost::Restarted { core }).ok()?;
+        self.messages.blocking_send(ControlMessage::Restarted { core }).ok()?;
         Some(inbox)
     }
 
@@ -184,7 +184,7 @@ impl CoreConfig {
             cores: self.cores.clone(),
             mailbox: inbox.capacity(),
             anew,
-            posts: self.posts.clone(),
+            messages: self.messages.clone(),
             asks: self.asks.clone(),
             backend: self.backend,
             shares: self.shares,

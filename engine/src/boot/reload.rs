@@ -16,8 +16,8 @@ use crate::admin::{Admin, Change, Changes};
 use crate::config::{Config, Front, Source};
 use crate::control::local::Policy;
 use crate::keys::Keys;
+use crate::message::ShardMessage;
 use crate::net::Listener;
-use crate::post::ShardPost;
 use crate::shard::ShardSettings;
 use crate::tls::{Files, Pair, PairError, Vault};
 use crate::transport::{Entrance, Entrances, Greeting};
@@ -151,7 +151,7 @@ impl Reloader {
                 if let Some(remote) = &admin.remote {
                     remote.serve_functions(&new.functions);
                 }
-                tell(admin, || ShardPost::Policy(policy.clone())).await;
+                tell(admin, || ShardMessage::Policy(policy.clone())).await;
                 self.take_secrets(admin, &new).await;
                 self.changes.count(Change::Configuration, true);
                 tracing::info!(tenants, functions, "the configuration was read again");
@@ -180,7 +180,7 @@ impl Reloader {
         let secrets = keys.count();
         sender.send_replace(keys.clone());
         self.changes.replace_keys(keys.clone());
-        tell(admin, || ShardPost::Keys(keys.clone())).await;
+        tell(admin, || ShardMessage::Keys(keys.clone())).await;
         tracing::info!(secrets, "the cluster's secrets were read again");
     }
 

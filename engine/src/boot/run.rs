@@ -20,8 +20,8 @@ use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox, MORE_FILES, REPORT};
 use crate::admin::{Admin, Leaves, Left, Phase, Scraper};
 use crate::config::Config;
+use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::Backend;
-use crate::post::{ControlPost, ShardPost};
 use crate::remote::{Health, Remote};
 use crate::ring::Sender;
 
@@ -66,7 +66,7 @@ pub(super) struct Run {
     pub(super) backend: Backend,
     pub(super) files: Files,
     pub(super) addresses: Addresses,
-    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    pub(super) cores: Arc<[Sender<ShardMessage>]>,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) inbox: Inbox,
     pub(super) admin: TcpListener,
@@ -130,7 +130,7 @@ fn all_ended() -> BootError {
 
 async fn control(
     (config, backend, (remote, node)): (Arc<Config>, Backend, (Option<Remote>, Node)),
-    cores: Vec<Sender<ShardPost>>,
+    cores: Vec<Sender<ShardMessage>>,
     mut inbox: Inbox,
     ((listener, room), reloader): ((TcpListener, usize), Reloader),
     ready: impl FnOnce() -> Result<(), BootError>,
@@ -214,7 +214,7 @@ fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> Leaves
 async fn tell_health(admin: Arc<Admin>, mut health: watch::Receiver<Health>) {
     loop {
         let ills = health.borrow_and_update().told();
-        tell(&admin, || ShardPost::Health(ills.clone())).await;
+        tell(&admin, || ShardMessage::Health(ills.clone())).await;
         if health.changed().await.is_err() {
             return;
         }
@@ -237,12 +237,12 @@ async fn drained(
             "draining: new sessions are refused after the delay, and open streams may then take \
              drain.max"
         );
-        tell(admin, || ShardPost::Unready).await;
+        tell(admin, || ShardMessage::Unready).await;
         sleep(delay).await;
-        tell(admin, || ShardPost::Drain { max }).await;
+        tell(admin, || ShardMessage::Drain { max }).await;
         sleep(max + END_SLACK).await;
         tracing::warn!("the drain's limit has passed; the cores are stopped");
-        tell(admin, || ShardPost::Stop).await;
+        tell(admin, || ShardMessage::Stop).await;
         sleep_until(Instant::now() + END_SLACK).await;
     };
     let telling = async {
@@ -278,24 +278,24 @@ async fn tell_what_is_waited_for(admin: &Admin, until: Instant) -> std::convert:
 
 /// Handles the cores' messages until the last of them has ended.
 async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
-    while let Some(post) = inbox.recv().await {
-        match post {
-            ControlPost::Snapshot { ticket, snapshot, .. } => {
+    while let Some(message) = inbox.recv().await {
+        match message {
+            ControlMessage::Snapshot { ticket, snapshot, .. } => {
                 admin.scraper.answered(ticket, snapshot);
             }
-            ControlPost::Rows { ticket, page } => admin.scraper.turned(ticket, *page),
-            ControlPost::Replaced { policy } => drop(policy),
-            ControlPost::Beat { ticket, clients } => admin.scraper.beaten(ticket, clients),
-            ControlPost::Timeline { ticket, parts } => admin.scraper.told(ticket, parts),
-            ControlPost::Restarted { core } => {
+            ControlMessage::Rows { ticket, page } => admin.scraper.turned(ticket, *page),
+            ControlMessage::Replaced { policy } => drop(policy),
+            ControlMessage::Beat { ticket, clients } => admin.scraper.beaten(ticket, clients),
+            ControlMessage::Timeline { ticket, parts } => admin.scraper.told(ticket, parts),
+            ControlMessage::Restarted { core } => {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 admin.scraper.restarted(core);
                 if *admin.phase.borrow() == Phase::Draining {
                     // The new one has not heard of it. If it has no room, the last word has.
-                    admin.scraper.tell_one(core, ShardPost::Stop);
+                    admin.scraper.tell_one(core, ShardMessage::Stop);
                 }
             }
-            ControlPost::Drained { core } => {
+            ControlMessage::Drained { core } => {
                 admin.scraper.ended(core);
                 running -= 1;
                 if running == 0 {

@@ -14,10 +14,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::balance::Balance;
 use crate::control::port::{Answer, Ask, Question};
 use crate::log::{self, Lines};
+use crate::message::{ControlMessage, CoreMessage, ShardMessage};
 use crate::metrics::{Backend, Limit};
 use crate::net::{ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
-use crate::post::{ControlPost, CorePost, ShardPost};
 use crate::ring::{Full, Sender};
 use crate::shard::Shard;
 
@@ -48,7 +48,7 @@ pub(super) struct CoreRuntime {
     shard: Shard,
     own: usize,
     /// Every core's mailbox, this one's too.
-    cores: Arc<[Sender<ShardPost>]>,
+    cores: Arc<[Sender<ShardMessage>]>,
     mailbox: usize,
     balance: Balance,
     /// What the shard has left for the log in this turn.
@@ -59,16 +59,16 @@ pub(super) struct CoreRuntime {
     tell_at: Option<Time>,
     /// The core drains, and does not end before this.
     stays_until: Option<Time>,
-    outbound: VecDeque<(u16, CorePost)>,
-    taken: Vec<(u16, CorePost)>,
+    outbound: VecDeque<(u16, CoreMessage)>,
+    taken: Vec<(u16, CoreMessage)>,
     /// Cores that had no room for one of the messages being sent.
     full: Vec<u16>,
     counted: Counted,
     /// For the control thread.
-    posts: mpsc::Sender<ControlPost>,
+    messages: mpsc::Sender<ControlMessage>,
     asks: Asks,
     backend: Backend,
-    waiting: Vec<ControlPost>,
+    waiting: Vec<ControlMessage>,
     /// By which a test makes it panic.
     #[cfg(test)]
     name: u32,
@@ -105,12 +105,12 @@ struct Counted {
 /// What a runtime is made with.
 pub(super) struct CoreParts {
     pub(super) own: usize,
-    pub(super) cores: Arc<[Sender<ShardPost>]>,
+    pub(super) cores: Arc<[Sender<ShardMessage>]>,
     /// Messages that fit into a mailbox.
     pub(super) mailbox: usize,
     /// The shard takes the place of one that panicked.
     pub(super) anew: bool,
-    pub(super) posts: mpsc::Sender<ControlPost>,
+    pub(super) messages: mpsc::Sender<ControlMessage>,
     /// Where questions to a control plane go that takes time.
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
     /// What drives the core.
@@ -137,7 +137,7 @@ impl CoreRuntime {
             taken: Vec::new(),
             full: Vec::new(),
             counted: Counted::default(),
-            posts: parts.posts,
+            messages: parts.messages,
             asks: Asks { plane: parts.asks, ..Asks::default() },
             backend: parts.backend,
             waiting: Vec::new(),
@@ -155,11 +155,16 @@ impl CoreRuntime {
     // ---- to other cores ----
 
     /// Sends one message to a core; it has it back if there is no room.
-    fn send(&mut self, net: &mut Net, to: u16, post: ShardPost) -> Result<(), Full<ShardPost>> {
+    fn send(
+        &mut self,
+        net: &mut Net,
+        to: u16,
+        message: ShardMessage,
+    ) -> Result<(), Full<ShardMessage>> {
         let told = self.tell(net, to);
         let sent = match self.cores.get(usize::from(to)) {
-            Some(core) if told => core.post(post),
-            _ => Err(Full(post)),
+            Some(core) if told => core.deliver(message),
+            _ => Err(Full(message)),
         };
         match sent {
             Ok(bell) => {
@@ -179,10 +184,10 @@ impl CoreRuntime {
     /// Tells a core that this one began anew, unless it knows. Whether it does.
     fn tell(&mut self, net: &mut Net, to: u16) -> bool {
         let Some(at) = self.untold.iter().position(|core| *core == to) else { return true };
-        let restarted = ShardPost::Restarted { core: self.own as u16 };
+        let restarted = ShardMessage::Restarted { core: self.own as u16 };
         // A core that began anew later than this one knows nothing of this core's former life.
         if let Some(core) = self.cores.get(usize::from(to)).filter(|core| core.is_open()) {
-            match core.post(restarted) {
+            match core.deliver(restarted) {
                 Ok(Some(bell)) => net.ring(bell),
                 Ok(None) => {}
                 Err(Full(_)) => return false,
@@ -205,27 +210,27 @@ impl CoreRuntime {
 
     /// Sends what the shard has to say to others. What one of them cannot take comes back to it,
     /// with all that follows for the same core: none overtakes another.
-    fn send_core_posts(&mut self, net: &mut Net) {
+    fn send_core_messages(&mut self, net: &mut Net) {
         for _ in 0..ROUNDS {
             self.full.clear();
-            self.shard.take_core_posts(&mut self.taken);
+            self.shard.take_core_messages(&mut self.taken);
             self.outbound.extend(self.taken.drain(..));
             if self.outbound.is_empty() {
                 return;
             }
-            while let Some((to, post)) = self.outbound.pop_front() {
+            while let Some((to, message)) = self.outbound.pop_front() {
                 if self.full.contains(&to) {
-                    self.shard.undelivered(net, to, post);
-                } else if let Err(Full(ShardPost::Core(post))) =
-                    self.send(net, to, ShardPost::Core(post))
+                    self.shard.undelivered(net, to, message);
+                } else if let Err(Full(ShardMessage::Core(message))) =
+                    self.send(net, to, ShardMessage::Core(message))
                 {
                     self.full.push(to);
-                    self.shard.undelivered(net, to, post);
+                    self.shard.undelivered(net, to, message);
                 }
             }
         }
         // The rest has the next turn, which comes at once.
-        self.shard.take_core_posts(&mut self.taken);
+        self.shard.take_core_messages(&mut self.taken);
         self.outbound.extend(self.taken.drain(..));
     }
 
@@ -295,10 +300,10 @@ impl CoreRuntime {
     // ---- to the control thread ----
 
     /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
-    fn send_posts(&mut self, net: &Net) {
-        self.shard.take_posts(&mut self.waiting);
-        for mut post in self.waiting.drain(..) {
-            if let ControlPost::Snapshot { snapshot, .. } = &mut post {
+    fn send_messages(&mut self, net: &Net) {
+        self.shard.take_messages(&mut self.waiting);
+        for mut message in self.waiting.drain(..) {
+            if let ControlMessage::Snapshot { snapshot, .. } = &mut message {
                 snapshot.core = self.own as u16;
                 snapshot.idle = net.tally.idle;
                 snapshot.stalls = net.tally.stalls;
@@ -313,7 +318,7 @@ impl CoreRuntime {
                 metrics.core_moves += net.tally.adopts;
             }
             // See above.
-            let _ = self.posts.try_send(post);
+            let _ = self.messages.try_send(message);
         }
     }
 }
@@ -326,7 +331,7 @@ impl Drop for CoreRuntime {
 }
 
 impl Core for CoreRuntime {
-    type Post = ShardPost;
+    type Message = ShardMessage;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         // A worker's connection goes where its token says, not where there is time.
@@ -366,8 +371,8 @@ impl Core for CoreRuntime {
             return self.shard.detached(net, conn, detached);
         };
         let MovingClient { to, peer, .. } = self.leaving.swap_remove(at);
-        let sent = self.send(net, to, ShardPost::Client { detached, peer });
-        if let Err(Full(ShardPost::Client { detached, peer })) = sent {
+        let sent = self.send(net, to, ShardMessage::Client { detached, peer });
+        if let Err(Full(ShardMessage::Client { detached, peer })) = sent {
             self.take_up(net, detached, peer);
         }
     }
@@ -376,40 +381,40 @@ impl Core for CoreRuntime {
         self.shard.written(net, conn, bytes);
     }
 
-    fn posted(&mut self, net: &mut Net, post: ShardPost) {
+    fn message_received(&mut self, net: &mut Net, message: ShardMessage) {
         #[cfg(test)]
         super::tests::panic_if_asked(self.name, self.own);
-        match post {
-            ShardPost::Client { detached, peer } => return self.take_up(net, detached, peer),
-            ShardPost::Unready | ShardPost::Stop => self.balance.close(),
-            ShardPost::Drain { .. } => {
+        match message {
+            ShardMessage::Client { detached, peer } => return self.take_up(net, detached, peer),
+            ShardMessage::Unready | ShardMessage::Stop => self.balance.close(),
+            ShardMessage::Drain { .. } => {
                 self.balance.close();
                 // Once: the message may come again.
                 self.stays_until.get_or_insert(net.now + DRAINED_PAUSE);
             }
-            ShardPost::Snapshot { .. }
-            | ShardPost::Beat { .. }
-            | ShardPost::Rows { .. }
-            | ShardPost::Timeline { .. }
-            | ShardPost::Core(_)
-            | ShardPost::Policy(_)
-            | ShardPost::Keys(_)
-            | ShardPost::Answer { .. }
-            | ShardPost::Health(_)
-            | ShardPost::End { .. }
-            | ShardPost::Restarted { .. } => {}
+            ShardMessage::Snapshot { .. }
+            | ShardMessage::Beat { .. }
+            | ShardMessage::Rows { .. }
+            | ShardMessage::Timeline { .. }
+            | ShardMessage::Core(_)
+            | ShardMessage::Policy(_)
+            | ShardMessage::Keys(_)
+            | ShardMessage::Answer { .. }
+            | ShardMessage::Health(_)
+            | ShardMessage::End { .. }
+            | ShardMessage::Restarted { .. } => {}
         }
         // What it answers goes out with the turn, which follows.
-        self.shard.posted(net, post);
+        self.shard.message_received(net, message);
     }
 
     fn turn(&mut self, net: &mut Net) {
         self.await_late(net);
         self.shard.turn(net);
         self.tell_all(net);
-        self.send_core_posts(net);
+        self.send_core_messages(net);
         self.send_asks(net);
-        self.send_posts(net);
+        self.send_messages(net);
         self.measure(net);
         self.write_lines();
     }

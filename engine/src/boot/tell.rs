@@ -5,15 +5,15 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::admin::Admin;
-use crate::post::ShardPost;
+use crate::message::ShardMessage;
 
 /// How often a message is sent again to a core whose mailbox is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Sends a message to every core, and again to all while one mailbox is full. A core that gets it
 /// twice does the same twice, which changes nothing.
-pub(super) async fn tell(admin: &Admin, post: impl Fn() -> ShardPost) {
-    while admin.scraper.tell(&post) > 0 {
+pub(super) async fn tell(admin: &Admin, message: impl Fn() -> ShardMessage) {
+    while admin.scraper.tell(&message) > 0 {
         sleep(FULL_PAUSE).await;
     }
 }

@@ -16,9 +16,9 @@ use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
 use crate::control::port::Plane;
+use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::{Backend, Limit, ShardMetrics};
 use crate::net::Listener;
-use crate::post::{ControlPost, ShardPost};
 use crate::ring::Sender;
 use crate::shard::ShardSettings;
 use crate::transport::Entrances;
@@ -38,10 +38,10 @@ pub(super) fn panic_if_asked(name: u32, core: usize) {
 
 struct Cores {
     name: u32,
-    senders: Arc<[Sender<ShardPost>]>,
+    senders: Arc<[Sender<ShardMessage>]>,
     changes: Arc<Changes>,
     threads: Vec<JoinHandle<()>>,
-    told: mpsc::Receiver<ControlPost>,
+    told: mpsc::Receiver<ControlMessage>,
     /// Each core's own client port.
     clients: Vec<SocketAddr>,
     tickets: u64,
@@ -52,7 +52,7 @@ impl Cores {
     fn start(count: usize) -> Self {
         let config = Arc::new(Config::dev());
         let name = NAMES.fetch_add(1, Ordering::Relaxed);
-        let (posts, told) = mpsc::channel(64);
+        let (messages, told) = mpsc::channel(64);
         let (senders, inboxes) = mailboxes(count, config.limits.mailbox).unwrap();
         let (mut threads, mut clients) = (Vec::new(), Vec::new());
         let origin = Instant::now();
@@ -79,7 +79,7 @@ impl Cores {
                 version: "test",
                 commit: "test",
             };
-            let (posts, cores, changes) = (posts.clone(), senders.clone(), changes.clone());
+            let (messages, cores, changes) = (messages.clone(), senders.clone(), changes.clone());
             let (entrances, backend) = (Entrances::default(), Backend::Ring);
             let cpu = None;
             let core_config = CoreConfig {
@@ -88,7 +88,7 @@ impl Cores {
                 doors: vec![(Listener::Client, client), (Listener::Worker, worker)],
                 inherited: Vec::new(),
                 shares: false,
-                posts,
+                messages,
                 asks: None,
                 cores,
                 origin,
@@ -112,9 +112,9 @@ impl Cores {
     fn metrics(&mut self, core: usize) -> ShardMetrics {
         self.tickets += 1;
         let wanted = self.tickets;
-        self.senders[core].send(ShardPost::Snapshot { ticket: wanted }).unwrap();
+        self.senders[core].send(ShardMessage::Snapshot { ticket: wanted }).unwrap();
         match self.told.blocking_recv() {
-            Some(ControlPost::Snapshot { ticket, core: by, snapshot }) => {
+            Some(ControlMessage::Snapshot { ticket, core: by, snapshot }) => {
                 assert_eq!((ticket, usize::from(by)), (wanted, core));
                 snapshot.metrics
             }
@@ -129,30 +129,30 @@ impl Cores {
     /// Lets a core panic, and waits until it is back.
     fn panic(&mut self, core: usize) {
         PANICS.lock().unwrap_or_else(PoisonError::into_inner).push((self.name, core));
-        self.senders[core].send(ShardPost::Snapshot { ticket: 0 }).unwrap();
+        self.senders[core].send(ShardMessage::Snapshot { ticket: 0 }).unwrap();
         match self.told.blocking_recv() {
-            Some(ControlPost::Restarted { core: back }) => assert_eq!(usize::from(back), core),
+            Some(ControlMessage::Restarted { core: back }) => assert_eq!(usize::from(back), core),
             other => panic!("the core did not begin again: {other:?}"),
         }
     }
 
     fn stop(self) {
         for sender in &*self.senders {
-            sender.send(ShardPost::Stop).unwrap();
+            sender.send(ShardMessage::Stop).unwrap();
         }
         self.all_end();
     }
 
     fn all_end(mut self) {
         for _ in 0..self.threads.len() {
-            assert!(matches!(self.told.blocking_recv(), Some(ControlPost::Drained { .. })));
+            assert!(matches!(self.told.blocking_recv(), Some(ControlMessage::Drained { .. })));
         }
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
         for client in self.clients {
             assert!(TcpStream::connect(client).is_err(), "the port is free again");
         }
         for sender in &*self.senders {
-            assert!(sender.send(ShardPost::Stop).is_err(), "nobody receives any more");
+            assert!(sender.send(ShardMessage::Stop).is_err(), "nobody receives any more");
         }
     }
 }
@@ -264,7 +264,7 @@ fn a_panic_ends_one_cores_connections_and_no_others() {
 #[test]
 fn a_core_that_drains_hands_nothing_over_and_is_handed_nothing() {
     let mut cores = Cores::start(2);
-    cores.senders[0].send(ShardPost::Unready).unwrap();
+    cores.senders[0].send(ShardMessage::Unready).unwrap();
     let here: Vec<_> = (0..8).map(|_| cores.ask(0)).collect();
     assert_eq!((cores.open(0), cores.open(1)), (8, 0));
     let there: Vec<_> = (0..16).map(|_| cores.ask(1)).collect();
@@ -278,7 +278,7 @@ fn cores_drain_together() {
     let cores = Cores::start(2);
     let mut client = cores.ask(0);
     for sender in &*cores.senders {
-        sender.send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+        sender.send(ShardMessage::Drain { max: Duration::from_secs(30) }).unwrap();
     }
     // Keep-alive ends with the drain: this is a client that has asked nothing yet.
     assert!(!answers(&mut client));
@@ -288,7 +288,7 @@ fn cores_drain_together() {
     let mut client = TcpStream::connect(cores.clients[0]).unwrap();
     until("it is accepted", || cores.open(0) == 1);
     for sender in &*cores.senders {
-        sender.send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+        sender.send(ShardMessage::Drain { max: Duration::from_secs(30) }).unwrap();
     }
     std::thread::sleep(Duration::from_millis(200));
     assert!(cores.threads.iter().all(|thread| !thread.is_finished()), "one has a client");
@@ -305,7 +305,7 @@ fn who_waits_to_be_accepted_when_a_core_drains_is_served() {
         let held = cores.ask(0);
         let mut clients: Vec<_> =
             (0..20).map(|_| TcpStream::connect(cores.clients[0]).unwrap()).collect();
-        cores.senders[0].send(ShardPost::Drain { max: Duration::from_secs(30) }).unwrap();
+        cores.senders[0].send(ShardMessage::Drain { max: Duration::from_secs(30) }).unwrap();
         let served = clients.iter_mut().filter_map(|c| answers(c).then_some(())).count();
         assert_eq!(served, 20);
         drop((held, clients));

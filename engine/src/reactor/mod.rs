@@ -121,7 +121,7 @@ pub struct Reactor<C: Core> {
     doors: Vec<Door>,
     sockets: Sockets,
     timers: Timers,
-    mailbox: Mailbox<C::Post>,
+    mailbox: Mailbox<C::Message>,
     net: Net,
     core: C,
     options: Options,
@@ -174,7 +174,7 @@ impl<C: Core> Reactor<C> {
     pub fn new(
         options: Options,
         listeners: Vec<(Listener, TcpListener)>,
-        mailbox: Mailbox<C::Post>,
+        mailbox: Mailbox<C::Message>,
         origin: Instant,
         core: C,
     ) -> Result<Self, SetupError> {
@@ -197,7 +197,7 @@ impl<C: Core> Reactor<C> {
         Ok(Self::on(host, options, mailbox, core))
     }
 
-    fn on(host: Host, options: Options, mailbox: Mailbox<C::Post>, core: C) -> Self {
+    fn on(host: Host, options: Options, mailbox: Mailbox<C::Message>, core: C) -> Self {
         let Host { net, mut ring, share, doors, gates, origin, schedstat } = host;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Self {
@@ -249,7 +249,7 @@ impl<C: Core> Reactor<C> {
 
     /// The core has heard what happened: it hears what others sent, and decides; that is done.
     fn decide(&mut self) {
-        self.posts();
+        self.messages();
         self.call(|core, net| core.turn(net));
         self.act();
     }
@@ -349,11 +349,11 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Tells what other threads sent: one mailbox full per turn, so that they cannot hold the core.
-    fn posts(&mut self) {
+    fn messages(&mut self) {
         for _ in 0..self.mailbox.capacity() {
-            let Some(post) = self.mailbox.receive() else { break };
+            let Some(message) = self.mailbox.receive() else { break };
             self.window.called(self.net.now);
-            self.call(|core, net| core.posted(net, post));
+            self.call(|core, net| core.message_received(net, message));
         }
     }
 

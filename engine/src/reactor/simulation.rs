@@ -37,7 +37,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
     pub fn new(
         options: Options,
         listeners: Vec<(Listener, Box<dyn SimulatedListener>)>,
-        mailbox: Mailbox<C::Post>,
+        mailbox: Mailbox<C::Message>,
         kernel: K,
         core: C,
     ) -> Result<Self, SetupError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::control::port::{Answer, AskTicket};
-use crate::post::ShardPost;
+use crate::message::ShardMessage;
 use crate::ring::{Full, Sender};
 
 /// When an answer is tried again whose core's mailbox was full.
@@ -17,41 +17,41 @@ const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// are at most as many as questions that are out.
 #[derive(Clone, Debug)]
 pub(super) struct Answers {
-    cores: Arc<[Sender<ShardPost>]>,
+    cores: Arc<[Sender<ShardMessage>]>,
     kept: Arc<Kept>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    posts: Mutex<VecDeque<(u16, ShardPost)>>,
+    messages: Mutex<VecDeque<(u16, ShardMessage)>>,
     some: Notify,
 }
 
 impl Answers {
-    pub(super) fn new(cores: Arc<[Sender<ShardPost>]>) -> Self {
+    pub(super) fn new(cores: Arc<[Sender<ShardMessage>]>) -> Self {
         Self { cores, kept: Arc::default() }
     }
 
     /// Says an answer to the core that asked.
     pub(super) fn say(&self, ticket: AskTicket, answer: Answer) {
-        let (core, post) = (ticket.core, ShardPost::Answer { ticket, answer });
-        let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (core, message) = (ticket.core, ShardMessage::Answer { ticket, answer });
+        let mut kept = self.kept.messages.lock().unwrap_or_else(PoisonError::into_inner);
         // Answers that wait already for this core go first.
         let waits = kept.iter().any(|(other, _)| *other == core);
-        let full = if waits { Some(post) } else { self.post(core, post) };
-        if let Some(post) = full {
-            kept.push_back((core, post));
+        let full = if waits { Some(message) } else { self.deliver(core, message) };
+        if let Some(message) = full {
+            kept.push_back((core, message));
             self.kept.some.notify_one();
         }
     }
 
-    /// Posts a message; returned if there is no room. A core that has ended needs none.
-    fn post(&self, core: u16, post: ShardPost) -> Option<ShardPost> {
+    /// Delivers a message; returned if there is no room. A core that has ended needs none.
+    fn deliver(&self, core: u16, message: ShardMessage) -> Option<ShardMessage> {
         let to = self.cores.get(usize::from(core))?;
-        match to.post(post) {
+        match to.deliver(message) {
             // Dropped, the bell rings.
             Ok(_bell) => None,
-            Err(Full(post)) => Some(post).filter(|_| to.is_open()),
+            Err(Full(message)) => Some(message).filter(|_| to.is_open()),
         }
     }
 
@@ -67,13 +67,14 @@ impl Answers {
 
     /// Whether something still waits.
     fn again(&self) -> bool {
-        let mut kept = self.kept.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let mut full: Vec<u16> = Vec::new();
-        for (core, post) in std::mem::take(&mut *kept) {
-            let post = if full.contains(&core) { Some(post) } else { self.post(core, post) };
-            if let Some(post) = post {
+        for (core, message) in std::mem::take(&mut *kept) {
+            let message =
+                if full.contains(&core) { Some(message) } else { self.deliver(core, message) };
+            if let Some(message) = message {
                 full.push(core);
-                kept.push_back((core, post));
+                kept.push_back((core, message));
             }
         }
         !kept.is_empty()
@@ -99,8 +100,8 @@ mod tests {
             answers.say(ticket(0, number), Answer::Queued);
         }
         answers.say(ticket(1, 4), Answer::Queued);
-        let number = |inbox: &mut crate::ring::Mailbox<ShardPost>| match inbox.receive() {
-            Some(ShardPost::Answer { ticket, .. }) => Some(ticket.number),
+        let number = |inbox: &mut crate::ring::Mailbox<ShardMessage>| match inbox.receive() {
+            Some(ShardMessage::Answer { ticket, .. }) => Some(ticket.number),
             Some(other) => panic!("{other:?}"),
             None => None,
         };

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::api::ApiHealth;
 use super::nats::State;
+use crate::message::Ills;
 use crate::metrics::{each, family};
-use crate::post::Ills;
 
 /// The checks' names, as the reference has them.
 const API: &str = "nvcf grpc api";

@@ -25,11 +25,11 @@ use crate::control::local::{PollAnswer, PollId, SessionFacts, Ticket, Work};
 use crate::control::port::Call;
 pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
+use crate::message::{
+    CoreMessage, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
+};
 use crate::metrics::{ResumeWay, SpareOutcome};
 use crate::net::{ConnId, Detached};
-use crate::post::{
-    CorePost, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
-};
 use crate::timeline::{Ask as Wish, Event};
 
 /// Something a component could not do itself, by whom it is for.
@@ -55,7 +55,7 @@ pub(crate) enum Fact {
     /// A message for a core, perhaps for this one.
     Send {
         to: u16,
-        post: CorePost,
+        message: CoreMessage,
     },
     /// A core that has forgotten this one has been told by all components what is still true.
     Renewed {
@@ -365,13 +365,13 @@ pub(crate) enum ForSessions {
     Recalled(Ticket),
     GiveWay(Ticket),
     /// A client of another core asks for a session whose home is here.
-    Find(Box<crate::post::Find>),
+    Find(Box<crate::message::Find>),
     Found(Box<Found>),
     /// A client asks whether it opened a session whose home is here.
-    Vouch(Box<crate::post::Vouch>),
-    Vouched(Box<crate::post::Vouched>),
+    Vouch(Box<crate::message::Vouch>),
+    Vouched(Box<crate::message::Vouched>),
     /// The question found no room on its way to the session's home.
-    NotFound(Box<crate::post::Find>),
+    NotFound(Box<crate::message::Find>),
     Join(Box<Join>),
     Stand(Uuid, Ticket, Stand),
     Leave(Box<Leave>),

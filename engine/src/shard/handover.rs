@@ -15,10 +15,10 @@ use super::facts::{Caller, Elsewhere, Fact, ForNodes, ForSessions, Stray, Straye
 use super::nodes::Ready;
 use super::turn::Turn;
 use crate::carry::{Client, Released, Said, Unreadable};
+use crate::message::CoreMessage;
 use crate::metrics::RelayCause;
 use crate::net::{Close, ConnId, Detached, End, Listener, Net};
 use crate::pool::Segment;
-use crate::post::CorePost;
 
 /// What may still come on a connection that was let go of, over what is kept: one receive.
 const LATE_BYTES: usize = 64 * 1024;
@@ -160,7 +160,7 @@ pub(super) fn knock(shard: &mut Shard, conn: ConnId, client: bool) {
 /// Another gateway leaves: all cores have what it has brought.
 pub(super) fn node_leaves(shard: &mut Shard, node: Node) {
     for to in 0..shard.settings.cores {
-        shard.leave(Fact::Send { to, post: CorePost::NodeLeaves(node) });
+        shard.leave(Fact::Send { to, message: CoreMessage::NodeLeaves(node) });
     }
 }
 

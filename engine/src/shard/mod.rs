@@ -44,10 +44,10 @@ use self::turn::{Draining, Left, Turn};
 use self::workers::Workers;
 use crate::control::local::Policy;
 use crate::log::Lines;
+use crate::message::{ControlMessage, CoreMessage, ShardMessage};
 use crate::metrics::{Limit, ShardMetrics};
 use crate::net::{Close, ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
-use crate::post::{ControlPost, CorePost, ShardPost};
 
 /// One core's state.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub struct Shard {
     /// A look at all connections, for the counters.
     survey: Survey,
     /// Messages for the control thread.
-    posts: Vec<ControlPost>,
+    messages: Vec<ControlMessage>,
 }
 
 /// What the components are given with each call, and one of them.
@@ -121,15 +121,15 @@ impl Shard {
             stays: false,
             finished: false,
             survey: Survey::default(),
-            posts: Vec::new(),
+            messages: Vec::new(),
         }
     }
 
     // ---- for who drives it ----
 
     /// The messages for the control thread since the last call.
-    pub fn take_posts(&mut self, into: &mut Vec<ControlPost>) {
-        into.append(&mut self.posts);
+    pub fn take_messages(&mut self, into: &mut Vec<ControlMessage>) {
+        into.append(&mut self.messages);
     }
 
     /// What is to be logged since the last call.
@@ -140,14 +140,14 @@ impl Shard {
     /// The messages for other cores since the last call, each with the core it is for. When one
     /// finds no room, it and all later ones of this call for the same core come back through
     /// [`Self::undelivered`]: the order between two cores has to be kept.
-    pub fn take_core_posts(&mut self, into: &mut Vec<(u16, CorePost)>) {
-        self.cores.take_posts(into);
+    pub fn take_core_messages(&mut self, into: &mut Vec<(u16, CoreMessage)>) {
+        self.cores.take_messages(into);
     }
 
     /// A message found its core's mailbox full.
-    pub fn undelivered(&mut self, net: &mut Net, to: u16, post: CorePost) {
+    pub fn undelivered(&mut self, net: &mut Net, to: u16, message: CoreMessage) {
         let attachments = self.sessions.len();
-        self.cores.undelivered(turn!(self, net), attachments, to, post);
+        self.cores.undelivered(turn!(self, net), attachments, to, message);
         self.settle(net);
     }
 
@@ -256,9 +256,9 @@ impl Shard {
             Fact::Elsewhere(elsewhere) => handover::elsewhere(self, net, elsewhere),
             Fact::Knock { conn, client } => handover::knock(self, conn, client),
             Fact::NodeLeaves { node } => handover::node_leaves(self, node),
-            Fact::Send { to, post } => {
+            Fact::Send { to, message } => {
                 let attachments = self.sessions.len();
-                if let Some(heard) = self.cores.send(turn!(self, net), attachments, to, post) {
+                if let Some(heard) = self.cores.send(turn!(self, net), attachments, to, message) {
                     self.hear(net, heard);
                 }
             }
@@ -369,7 +369,7 @@ impl Shard {
 }
 
 impl Core for Shard {
-    type Post = ShardPost;
+    type Message = ShardMessage;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         if let Err(limit) = self.admits(listener) {
@@ -447,51 +447,51 @@ impl Core for Shard {
         self.relay.awaits(conn) || self.nodes.awaits(conn)
     }
 
-    fn posted(&mut self, net: &mut Net, post: ShardPost) {
+    fn message_received(&mut self, net: &mut Net, message: ShardMessage) {
         self.now = net.now;
-        match post {
-            ShardPost::Snapshot { ticket } => {
+        match message {
+            ShardMessage::Snapshot { ticket } => {
                 let begins = !self.survey.is_open();
                 self.survey.ask(ticket);
                 if begins {
                     snapshot::survey(self, net);
                 }
             }
-            ShardPost::Rows { ticket, from, wanted } => {
+            ShardMessage::Rows { ticket, from, wanted } => {
                 let page = Box::new(snapshot::page(self, net, from, wanted));
-                self.posts.push(ControlPost::Rows { ticket, page });
+                self.messages.push(ControlMessage::Rows { ticket, page });
             }
-            ShardPost::Beat { ticket } => {
-                self.posts.push(ControlPost::Beat { ticket, clients: self.clients() });
+            ShardMessage::Beat { ticket } => {
+                self.messages.push(ControlMessage::Beat { ticket, clients: self.clients() });
             }
-            ShardPost::Timeline { ticket, wanted } => {
+            ShardMessage::Timeline { ticket, wanted } => {
                 let parts = self.edges.timeline(wanted, self.now, &self.settings);
-                self.posts.push(ControlPost::Timeline { ticket, parts });
+                self.messages.push(ControlMessage::Timeline { ticket, parts });
             }
-            ShardPost::Policy(policy) => {
+            ShardMessage::Policy(policy) => {
                 let old = std::mem::replace(&mut self.policy, policy.clone());
                 self.workers.replace_policy(policy.clone());
                 self.sessions.replace_policy(turn!(self, net), policy);
                 // A large one takes long to be taken apart: not here, if this core is the last.
-                self.posts.push(ControlPost::Replaced { policy: old });
+                self.messages.push(ControlMessage::Replaced { policy: old });
             }
-            ShardPost::Keys(keys) => {
+            ShardMessage::Keys(keys) => {
                 self.sessions.share(&keys);
                 self.nodes.replace_keys(keys);
             }
-            ShardPost::Answer { ticket, answer } => self.answered(net, ticket, answer),
-            ShardPost::Unready => self.relay.set_unready(),
-            ShardPost::Health(ills) => self.relay.set_ills(ills),
-            ShardPost::Drain { max } => self.drain(net, max),
-            ShardPost::End { id } => self.sessions.end_session(turn!(self, net), id),
-            ShardPost::Stop => self.end_all(net, Close::Now),
-            ShardPost::Core(post) => {
-                if let Some(heard) = self.cores.heard(post) {
+            ShardMessage::Answer { ticket, answer } => self.answered(net, ticket, answer),
+            ShardMessage::Unready => self.relay.set_unready(),
+            ShardMessage::Health(ills) => self.relay.set_ills(ills),
+            ShardMessage::Drain { max } => self.drain(net, max),
+            ShardMessage::End { id } => self.sessions.end_session(turn!(self, net), id),
+            ShardMessage::Stop => self.end_all(net, Close::Now),
+            ShardMessage::Core(message) => {
+                if let Some(heard) = self.cores.heard(message) {
                     self.hear(net, heard);
                 }
             }
-            ShardPost::Restarted { core } => self.restarted(net, core),
-            ShardPost::Client { detached, peer } => {
+            ShardMessage::Restarted { core } => self.restarted(net, core),
+            ShardMessage::Client { detached, peer } => {
                 let conn = net.admit(detached, Listener::Client);
                 self.accepted(net, conn, Listener::Client, peer);
             }

@@ -4,9 +4,9 @@
 use super::Shard;
 use super::relay::Fullest;
 use super::turn::Turn;
+use crate::message::{Bookmark, ControlMessage, Page, Snapshot};
 use crate::metrics::{CopyWhy, Limit};
 use crate::net::Net;
-use crate::post::{Bookmark, ControlPost, Page, Snapshot};
 use crate::timeline::IdBegin;
 
 /// Connections looked at in one turn: some cost two lines of memory that nobody has used for long.
@@ -53,7 +53,7 @@ pub(super) fn survey(shard: &mut Shard, net: &Net) {
     for ticket in tickets {
         let snapshot = Box::new(snapshot(shard, net, &fullest));
         let core = shard.settings.core;
-        shard.posts.push(ControlPost::Snapshot { ticket, core, snapshot });
+        shard.messages.push(ControlMessage::Snapshot { ticket, core, snapshot });
     }
 }
 
@@ -97,18 +97,18 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::control::local::Policy;
+    use crate::message::ShardMessage;
     use crate::net::{Core, Listener};
-    use crate::post::ShardPost;
     use crate::shard::turn::rig::Rig;
 
-    fn posts(shard: &mut Shard) -> Vec<u64> {
-        let mut posts = Vec::new();
-        shard.take_posts(&mut posts);
-        let ticket = |post: &ControlPost| match post {
-            ControlPost::Snapshot { ticket, .. } => *ticket,
+    fn messages(shard: &mut Shard) -> Vec<u64> {
+        let mut messages = Vec::new();
+        shard.take_messages(&mut messages);
+        let ticket = |message: &ControlMessage| match message {
+            ControlMessage::Snapshot { ticket, .. } => *ticket,
             other => panic!("{other:?} was not asked for"),
         };
-        posts.iter().map(ticket).collect()
+        messages.iter().map(ticket).collect()
     }
 
     #[test]
@@ -122,19 +122,19 @@ mod tests {
             let conn = net.open();
             shard.accepted(net, conn, Listener::Client, peer);
         }
-        shard.posted(net, ShardPost::Snapshot { ticket: 7 });
+        shard.message_received(net, ShardMessage::Snapshot { ticket: 7 });
         for turn in 1..3 {
             assert_eq!(shard.deadline(), Some(net.now), "turn {turn}");
-            assert_eq!(posts(&mut shard), [0; 0], "turn {turn}");
+            assert_eq!(messages(&mut shard), [0; 0], "turn {turn}");
             if turn == 1 {
-                shard.posted(net, ShardPost::Snapshot { ticket: 8 });
+                shard.message_received(net, ShardMessage::Snapshot { ticket: 8 });
             }
             shard.turn(net);
         }
-        assert_eq!(posts(&mut shard), [7, 8]);
+        assert_eq!(messages(&mut shard), [7, 8]);
         assert_ne!(shard.deadline(), Some(net.now));
-        shard.posted(net, ShardPost::Snapshot { ticket: 9 });
+        shard.message_received(net, ShardMessage::Snapshot { ticket: 9 });
         (0..2).for_each(|_| shard.turn(net));
-        assert_eq!(posts(&mut shard), [9], "the next look begins anew");
+        assert_eq!(messages(&mut shard), [9], "the next look begins anew");
     }
 }

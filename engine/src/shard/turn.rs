@@ -9,9 +9,9 @@ use super::settings::ShardSettings;
 use super::table::Key;
 use super::timer::{Due, Timers};
 use crate::log::{Line, Lines};
+use crate::message::CoreMessage;
 use crate::metrics::{Limit, ShardMetrics};
 use crate::net::{ConnId, Net};
-use crate::post::CorePost;
 
 /// How many facts one after the other may follow from one. A fact of rank n leaves facts of rank
 /// n - 1. What one of rank 0 leaves is a fault of ours: it waits for the next turn and is counted.
@@ -179,8 +179,8 @@ impl Turn<'_> {
     }
 
     /// Says something to a core. If that is this one, it is heard within the same turn.
-    pub(crate) fn send(&mut self, to: u16, post: CorePost) {
-        self.fact(Fact::Send { to, post });
+    pub(crate) fn send(&mut self, to: u16, message: CoreMessage) {
+        self.fact(Fact::Send { to, message });
     }
 
     pub(crate) fn edge(&mut self, edge: Edge) {

@@ -52,14 +52,14 @@ macro_rules! on_both_backends {
 /// A reactor at work.
 pub(crate) struct Running<C: Core> {
     pub(crate) address: SocketAddr,
-    pub(crate) sender: Sender<C::Post>,
+    pub(crate) sender: Sender<C::Message>,
     thread: JoinHandle<C>,
 }
 
 pub(crate) fn start<C>(options: Options, core: C) -> Running<C>
 where
     C: Core + Send + 'static,
-    C::Post: Send,
+    C::Message: Send,
 {
     start_on(TcpListener::bind("127.0.0.1:0").unwrap(), options, core)
 }
@@ -67,7 +67,7 @@ where
 pub(crate) fn start_on<C>(listener: TcpListener, options: Options, core: C) -> Running<C>
 where
     C: Core + Send + 'static,
-    C::Post: Send,
+    C::Message: Send,
 {
     start_by(Listener::Client, listener, options, core)
 }
@@ -80,7 +80,7 @@ pub(crate) fn start_by<C>(
 ) -> Running<C>
 where
     C: Core + Send + 'static,
-    C::Post: Send,
+    C::Message: Send,
 {
     let address = listener.local_addr().unwrap();
     let options = Options { backend: BACKEND.get(), ..options };
@@ -93,14 +93,14 @@ where
 }
 
 impl<C: Core> Running<C> {
-    pub(crate) fn stop(self, post: C::Post) -> C {
-        assert!(self.sender.send(post).is_ok(), "the mailbox was full");
+    pub(crate) fn stop(self, message: C::Message) -> C {
+        assert!(self.sender.send(message).is_ok(), "the mailbox was full");
         self.thread.join().unwrap()
     }
 
     /// As [`Self::stop`], with a message that the core does not survive.
-    pub(crate) fn panic(self, post: C::Post) {
-        assert!(self.sender.send(post).is_ok(), "the mailbox was full");
+    pub(crate) fn panic(self, message: C::Message) {
+        assert!(self.sender.send(message).is_ok(), "the mailbox was full");
         assert!(self.thread.join().is_err(), "the core survived");
     }
 }
@@ -165,7 +165,7 @@ impl<C> Watched<C> {
 }
 
 impl<C: Core> Core for Watched<C> {
-    type Post = C::Post;
+    type Message = C::Message;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, by: Listener, peer: SocketAddr) {
         self.core.accepted(net, conn, by, peer);
@@ -191,8 +191,8 @@ impl<C: Core> Core for Watched<C> {
     fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize) {
         self.core.written(net, conn, bytes);
     }
-    fn posted(&mut self, net: &mut Net, post: C::Post) {
-        self.core.posted(net, post);
+    fn message_received(&mut self, net: &mut Net, message: C::Message) {
+        self.core.message_received(net, message);
     }
     fn turn(&mut self, net: &mut Net) {
         self.core.turn(net);
@@ -254,7 +254,7 @@ impl Desk {
 }
 
 impl Core for Desk {
-    type Post = Errand;
+    type Message = Errand;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
         assert!(net.is_open(conn));
@@ -280,8 +280,8 @@ impl Core for Desk {
         assert!(net.is_open(conn), "a dead id was told of a send");
         *self.written.entry(conn).or_default() += bytes;
     }
-    fn posted(&mut self, net: &mut Net, post: Errand) {
-        post(self, net);
+    fn message_received(&mut self, net: &mut Net, message: Errand) {
+        message(self, net);
     }
     fn turn(&mut self, net: &mut Net) {
         self.most_accepted = self.most_accepted.max(std::mem::take(&mut self.accepted_now));

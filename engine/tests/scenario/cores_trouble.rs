@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::ShardMessage;
 use ringway::metrics::Limit;
 use ringway::net::{Core, End, Listener};
-use ringway::post::ShardPost;
 
 use crate::cores::{
     UNKEPT, attached, client, dispatch_home, grpc, leave, leave_quietly, none_of, serve,
@@ -263,7 +263,7 @@ fn a_drain_ends_when_the_last_core_has_no_client() {
     let core = none_of(&m, &[home]);
     let (mut waits, _) = client(&mut m, core, &[]);
     for at in 0..3 {
-        m.at(at).post(ShardPost::Drain { max: Duration::from_secs(60) });
+        m.at(at).deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
     }
     m.deliver();
     m.pass(Duration::from_secs(3));
@@ -286,7 +286,7 @@ fn a_drain_ends_when_the_last_core_has_no_client() {
 #[test]
 fn a_drain_does_not_wait_for_a_core_beyond_its_limit() {
     let mut m = Machine::new(2);
-    m.at(0).post(ShardPost::Drain { max: Duration::from_secs(5) });
+    m.at(0).deliver(ShardMessage::Drain { max: Duration::from_secs(5) });
     m.deliver();
     m.pass(Duration::from_secs(4));
     assert!(!m.at(0).shard.finished(), "the other has not said that it is idle");

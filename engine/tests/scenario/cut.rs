@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use ringway::message::ShardMessage;
 use ringway::net::{ConnId, End, Listener};
-use ringway::post::ShardPost;
 use ringway_proto::h2::{ErrorCode, StreamKey};
 
 use crate::http1::{Rig, request};
@@ -327,10 +327,10 @@ fn a_body_until_close_that_we_cut_ourselves_is_reset() {
         // The client has said all, or so it seems (contract CL-23).
         |rig| rig.world.end(rig.client, End::Fin),
         |rig| {
-            rig.world.post(ShardPost::Drain { max: Duration::from_secs(5) });
+            rig.world.deliver(ShardMessage::Drain { max: Duration::from_secs(5) });
             rig.world.pass(Duration::from_secs(6));
         },
-        |rig| rig.world.post(ShardPost::Stop),
+        |rig| rig.world.deliver(ShardMessage::Stop),
         |rig| rig.answer("nonsense"),
     ];
     for (n, way) in ways.into_iter().enumerate() {
@@ -391,7 +391,7 @@ fn a_stream_of_bytes_ends_on_the_other_side_as_it_did_on_this_one() {
 fn a_stream_of_bytes_that_we_end_is_reset_on_both_sides() {
     let mut rig = opened("never");
     let tunnel = rig.tunnel.expect("a tunnel");
-    rig.world.post(ShardPost::Drain { max: Duration::from_secs(5) });
+    rig.world.deliver(ShardMessage::Drain { max: Duration::from_secs(5) });
     rig.world.pass(Duration::from_secs(6));
     assert!(rig.world.is_reset(rig.client) && rig.world.is_reset(tunnel));
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::Limit;
 use ringway::net::{Core, End};
-use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Seen, poll};
@@ -18,7 +18,7 @@ fn a_drain_warns_lets_streams_finish_and_then_ends() {
     let mut worker = Peer::worker(&mut world);
     worker.sync(&mut world);
     let idle = Peer::client(&mut world);
-    world.post(ShardPost::Drain { max: Duration::from_secs(60) });
+    world.deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
     client.sync(&mut world);
     let first = Seen::Goaway { last: 0x7fff_ffff, code: ErrorCode::NoError };
     assert!(client.seen.contains(&first), "{:?}", client.seen);
@@ -46,7 +46,7 @@ fn a_drain_ends_what_does_not_finish() {
     client.request(&mut world, &[], true);
     let mut worker = Peer::worker(&mut world);
     worker.sync(&mut world);
-    world.post(ShardPost::Drain { max: Duration::from_secs(5) });
+    world.deliver(ShardMessage::Drain { max: Duration::from_secs(5) });
     client.sync(&mut world);
     world.pass(Duration::from_secs(4));
     assert!(!world.shard.finished());
@@ -60,8 +60,8 @@ fn a_snapshot_tells_of_the_session() {
     let mut world = World::new();
     let mut client = Peer::client(&mut world);
     client.request(&mut world, &[], true);
-    world.post(ShardPost::Snapshot { ticket: 7 });
-    let Some(ControlPost::Snapshot { ticket: 7, snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 7 });
+    let Some(ControlMessage::Snapshot { ticket: 7, snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     assert_eq!(snapshot.metrics.worker_connections_active, 1);
@@ -69,8 +69,8 @@ fn a_snapshot_tells_of_the_session() {
     assert_eq!(rows.len(), 1);
     assert_eq!((rows[0].state, &*rows[0].tenant), ("waiting", "dev"));
     world.end(client.conn, End::Fin);
-    world.post(ShardPost::Snapshot { ticket: 8 });
-    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 8 });
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     assert_eq!(world.sessions()[0].close_reason, Some("client_closed"));
@@ -181,8 +181,8 @@ fn streams_that_do_not_move_are_given_up_when_memory_is_short() {
         }
     }
     // What waits is left alone for its time (L11).
-    world.post(ShardPost::Snapshot { ticket: 1 });
-    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     let held = snapshot.metrics.limit_used[Limit::CoreBuffer.index()];

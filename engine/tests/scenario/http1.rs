@@ -677,7 +677,7 @@ fn a_drain_ends_idle_connections_and_lets_calls_finish() {
     let idle = rig.world.connect(Listener::Client);
     rig.world.send(idle, b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n");
     rig.ask(&get("/long"));
-    rig.world.post(ringway::post::ShardPost::Drain { max: Duration::from_secs(60) });
+    rig.world.deliver(ringway::message::ShardMessage::Drain { max: Duration::from_secs(60) });
     assert!(rig.world.is_closed(idle) && !rig.world.is_closed(rig.client));
     rig.answer("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na");
     let said = rig.at_client();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::Limit;
 use ringway::net::{End, Listener};
-use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::fields::Field;
 use ringway_proto::h2::{ErrorCode, HeadKind};
 
@@ -42,8 +42,8 @@ fn used(world: &mut World) -> u64 {
 }
 
 fn used_of(world: &mut World, limit: Limit) -> u64 {
-    world.post(ShardPost::Snapshot { ticket: 1 });
-    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     snapshot.metrics.limit_used[limit.index()]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use ringway::control::port::Plane;
+use ringway::message::{CoreMessage, SessionRow, ShardMessage};
 use ringway::net::{ConnId, Core, End, Listener};
-use ringway::post::{CorePost, SessionRow, ShardPost};
 use ringway_proto::h2::Limits;
 
 use crate::peer::{Peer, Work, poll_request, read_work};
@@ -17,7 +17,7 @@ pub(crate) struct Machine {
     unanswered: usize,
     lives: Vec<u32>,
     /// Mail on its way, by receiver and sender.
-    mail: BTreeMap<(u16, u16), VecDeque<CorePost>>,
+    mail: BTreeMap<(u16, u16), VecDeque<CoreMessage>>,
     /// Cores whose mailbox has no room.
     pub(crate) full: Vec<u16>,
     /// What was sent so far.
@@ -88,19 +88,19 @@ impl Machine {
     }
 
     fn collect_from(&mut self, core: u16) -> bool {
-        let mut posts = Vec::new();
+        let mut messages = Vec::new();
         let world = &mut self.worlds[usize::from(core)];
         world.settle();
-        world.shard.take_core_posts(&mut posts);
-        let some = !posts.is_empty();
-        for (to, post) in posts {
-            assert!(to != core && to < self.lives.len() as u16, "{post:?} for {to}");
+        world.shard.take_core_messages(&mut messages);
+        let some = !messages.is_empty();
+        for (to, message) in messages {
+            assert!(to != core && to < self.lives.len() as u16, "{message:?} for {to}");
             if self.full.contains(&to) {
-                world.shard.undelivered(&mut world.net, to, post);
+                world.shard.undelivered(&mut world.net, to, message);
                 continue;
             }
             self.sent += 1;
-            self.mail.entry((to, core)).or_default().push_back(post);
+            self.mail.entry((to, core)).or_default().push_back(message);
         }
         some
     }
@@ -108,9 +108,9 @@ impl Machine {
     /// Lets the next message from one core to another arrive.
     pub(crate) fn deliver_next(&mut self, from: u16, to: u16) -> bool {
         self.collect();
-        let post = self.mail.get_mut(&(to, from)).and_then(VecDeque::pop_front);
-        let Some(post) = post else { return false };
-        self.at(to).post(ShardPost::Core(post));
+        let message = self.mail.get_mut(&(to, from)).and_then(VecDeque::pop_front);
+        let Some(message) = message else { return false };
+        self.at(to).deliver(ShardMessage::Core(message));
         true
     }
 
@@ -124,8 +124,8 @@ impl Machine {
     /// What is on its way from one core to another.
     pub(crate) fn on_its_way(&mut self, from: u16, to: u16) -> Vec<String> {
         self.collect();
-        let name = |post: &CorePost| {
-            let text = format!("{post:?}");
+        let name = |message: &CoreMessage| {
+            let text = format!("{message:?}");
             let end = text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len());
             text[..end].to_owned()
         };
@@ -196,7 +196,7 @@ impl Machine {
     /// The others hear that a core has begun anew.
     pub(crate) fn tell_restart(&mut self, core: u16) {
         for other in (0..self.cores()).filter(|other| *other != core) {
-            self.at(other).post(ShardPost::Restarted { core });
+            self.at(other).deliver(ShardMessage::Restarted { core });
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage, Snapshot};
 use ringway::metrics::{CloseReason, ResumeOutcome, ResumeWay};
 use ringway::net::{End, Listener};
-use ringway::post::{ControlPost, ShardPost, Snapshot};
 use ringway_proto::h2::ErrorCode;
 
 use crate::http1::{Rig, request};
@@ -56,9 +56,9 @@ fn closed_by(world: &World, reason: CloseReason) -> u64 {
 }
 
 pub(crate) fn snapshot(world: &mut World) -> Snapshot {
-    world.post(ShardPost::Snapshot { ticket: 1 });
-    match world.posts().pop() {
-        Some(ControlPost::Snapshot { snapshot, .. }) => *snapshot,
+    world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    match world.messages().pop() {
+        Some(ControlMessage::Snapshot { snapshot, .. }) => *snapshot,
         other => panic!("{other:?}"),
     }
 }
@@ -243,7 +243,7 @@ fn a_client_that_is_sent_away_leaves_nothing_behind() {
     let (client, worker, _) = attached(&mut world);
     world.end(client.conn, End::Reset);
     let (other, busy, _) = attached(&mut world);
-    world.post(ShardPost::Drain { max: Duration::from_secs(60) });
+    world.deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
     assert!(world.is_closed(worker.conn) && !world.is_closed(busy.conn));
     world.end(other.conn, End::Reset);
     assert!(world.is_closed(busy.conn));
@@ -565,7 +565,7 @@ fn nobody_gives_way_to_who_is_served() {
 #[test]
 fn an_operator_ends_a_session_in_any_state() {
     let end = |world: &mut World, id: &str| {
-        world.post(ShardPost::End { id: id.parse().expect("an id") });
+        world.deliver(ShardMessage::End { id: id.parse().expect("an id") });
     };
     let mut world = World::new();
     let (client, worker, id) = attached(&mut world);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::ShardMessage;
 use ringway::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
 use ringway::net::End;
-use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
 
 use crate::cores::{attached, client, dispatch_home, grpc, leave, leave_quietly, none_of, serve};
@@ -556,7 +556,7 @@ fn the_dispatch_home_knows_what_is_parked_now() {
 fn an_operator_ends_a_session_on_all_cores() {
     let end = |m: &mut Machine, id: &str| {
         for core in 0..m.cores() {
-            m.at(core).post(ShardPost::End { id: id.parse().expect("an id") });
+            m.at(core).deliver(ShardMessage::End { id: id.parse().expect("an id") });
         }
         m.deliver();
     };

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Denied, Plane, Question};
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::{AskOutcome, Limit};
 use ringway::net::{Core as _, End};
-use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Seen, poll};
@@ -305,9 +305,9 @@ fn questions_that_wait_are_bounded_and_shown() {
     }
     let told: Vec<Option<&str>> = clients.iter().map(|c| c.field(0, "grpc-status")).collect();
     assert_eq!(told, [None, None, Some("8"), None, Some("8")]);
-    behind.world.post(ShardPost::Snapshot { ticket: 1 });
-    let posts = behind.world.posts();
-    let Some(ControlPost::Snapshot { snapshot, .. }) = posts.into_iter().next() else {
+    behind.world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    let messages = behind.world.messages();
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = messages.into_iter().next() else {
         panic!("no snapshot")
     };
     let mut text = String::new();
@@ -379,7 +379,7 @@ fn a_question_outlives_the_rules_it_was_asked_under() {
     }
     let ticket = behind.ask();
     let keyless = behind.keyless.clone();
-    behind.world.post(ShardPost::Policy(keyless));
+    behind.world.deliver(ShardMessage::Policy(keyless));
     behind.grant(ticket);
     assert_eq!(paths(&Peer::worker(&mut behind.world)), ["/one", "/two"]);
     assert!(behind.take().is_empty());
@@ -416,12 +416,12 @@ fn an_answer_comes_by_the_mailbox_too() {
     let mut client = Peer::client(&mut behind.world);
     client.request(&mut behind.world, &[], true);
     let ticket = behind.ask();
-    behind.world.post(ShardPost::Answer { ticket, answer: Answer::Full });
+    behind.world.deliver(ShardMessage::Answer { ticket, answer: Answer::Full });
     assert_eq!(behind.code(&mut client, 0).as_deref(), Some("8"));
     // So does the drain: nobody waits for an answer then.
     client.request(&mut behind.world, &[], true);
     let ticket = behind.ask();
-    behind.world.post(ShardPost::Drain { max: Duration::from_secs(1) });
+    behind.world.deliver(ShardMessage::Drain { max: Duration::from_secs(1) });
     behind.world.pass(Duration::from_secs(2));
     assert_eq!(behind.withdrawn(), [ticket]);
     assert!(behind.world.shard.finished() && behind.world.shard.is_empty());

@@ -8,8 +8,8 @@ use ringway::control::local::{Work as Queued, WorkKind};
 use ringway::control::port::{
     Answer, Ask, AskTicket, Grant, Kind, Owner, Plane, Progress, Question, Registration,
 };
+use ringway::message::ShardMessage;
 use ringway::net::End;
-use ringway::post::ShardPost;
 use ringway_proto::h2::ErrorCode;
 
 use crate::peer::{Peer, Seen, Work};
@@ -314,7 +314,7 @@ fn a_drain_sends_those_who_wait_elsewhere_and_takes_their_work_back() {
     let mut undecided = Peer::client(&mut far.world);
     undecided.request(&mut far.world, &[], true);
     let question = far.ask().ticket;
-    far.world.post(ShardPost::Drain { max: Duration::from_secs(20) });
+    far.world.deliver(ShardMessage::Drain { max: Duration::from_secs(20) });
     client.sync(&mut far.world);
     let refused =
         |seen: &Seen| matches!(seen, Seen::Reset { code, .. } if *code == ErrorCode::RefusedStream);

@@ -512,7 +512,7 @@ fn a_node_that_leaves_has_what_it_brought_replaced() {
     let mut worker = Peer::accepted(&mut two.nodes[0], conn, &answer, Limits::default());
     two.pump();
     worker.sync(&mut two.nodes[0]);
-    two.nodes[0].post(ringway::post::ShardPost::Drain { max: Duration::from_secs(60) });
+    two.nodes[0].deliver(ringway::message::ShardMessage::Drain { max: Duration::from_secs(60) });
     two.pump();
     assert_eq!(two.taken(1, TakenCause::Leave, TakenOutcome::Taken), 1);
     // The owner asks the worker for another tunnel, and what runs on the old one ends there.

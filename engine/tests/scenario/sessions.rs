@@ -374,7 +374,7 @@ fn those_who_wait_at_a_goaway_are_refused_when_nobody_else_may_come() {
     let (mut client, mut worker) = with_a_single_stream(&mut world);
     client.request(&mut world, &[], true);
     client.request(&mut world, &[], true);
-    world.post(ringway::post::ShardPost::Drain { max: Duration::from_secs(60) });
+    world.deliver(ringway::message::ShardMessage::Drain { max: Duration::from_secs(60) });
     worker.goaway(&mut world, 1);
     client.sync(&mut world);
     assert_eq!((status(&client, 0).0, status(&client, 1).0), (Some("14"), Some("14")));

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::Limit;
 use ringway::net::End;
-use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::h2::StreamKey;
 
 use super::peer::Peer;
@@ -18,8 +18,8 @@ const RECEIVE: usize = 64 * 1024;
 const TWO_WINDOWS: usize = 128 * 1024;
 
 fn held(world: &mut World) -> usize {
-    world.post(ShardPost::Snapshot { ticket: 1 });
-    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     snapshot.metrics.limit_used[Limit::CoreBuffer.index()] as usize

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use ringway::message::ShardMessage;
 use ringway::metrics::SpareOutcome::{self, Asked, Came, Failed, Parked, Unused};
 use ringway::net::{ConnId, Core, End, Listener, Output};
-use ringway::post::ShardPost;
 use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
@@ -782,7 +782,7 @@ fn a_drain_ends_spares_and_what_waits_for_one() {
     rig.world.send(held, ACCEPTED.as_bytes());
     rig.world.end(lost, End::Reset);
     assert!(!rig.world.is_closed(held));
-    rig.world.post(ShardPost::Drain { max: Duration::from_secs(60) });
+    rig.world.deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
     assert!(rig.world.is_closed(there) && rig.world.is_closed(held));
     assert!(!rig.tunnel_is_closed(), "it has a client");
     rig.answer("on and on");

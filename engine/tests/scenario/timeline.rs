@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::Limit;
 use ringway::net::End;
-use ringway::post::{ControlPost, ShardPost};
 use ringway::timeline::{Event, IdBegin, Part, Side, Timeline};
 use ringway_proto::fields::Field;
 use ringway_proto::h2::ErrorCode;
@@ -16,11 +16,11 @@ use crate::peer::{Peer, poll};
 use crate::world::{FUNCTION, World};
 
 fn parts(world: &mut World, id: &str) -> Vec<Part> {
-    world.posts();
+    world.messages();
     let wanted = IdBegin::parse(id).expect("an id");
-    world.post(ShardPost::Timeline { ticket: 5, wanted });
-    match world.posts().pop() {
-        Some(ControlPost::Timeline { ticket: 5, parts }) => parts,
+    world.deliver(ShardMessage::Timeline { ticket: 5, wanted });
+    match world.messages().pop() {
+        Some(ControlMessage::Timeline { ticket: 5, parts }) => parts,
         other => panic!("{other:?}"),
     }
 }
@@ -227,7 +227,7 @@ fn a_parked_worker_that_gives_way_says_so() {
     assert_eq!(names(&told)[7..], ["client_ended", "parked", "yielded", "closed"]);
     // An operator is another matter.
     let id = poll(&mut world, &[]).expect("work").request_id;
-    world.post(ShardPost::End { id: id.parse().expect("an id") });
+    world.deliver(ShardMessage::End { id: id.parse().expect("an id") });
     let line = timeline(&mut world, &id).verdict(true);
     let by_us = "ended by the gateway: an operator ended the session, before the first byte";
     assert_eq!(line, by_us);
@@ -337,8 +337,8 @@ fn what_was_taken_back_in_the_same_breath_is_not_recorded() {
     world.send(client.conn, &bytes);
     client.sync(&mut world);
     assert!(client.heads().is_empty() && poll(&mut world, &[]).is_none());
-    world.post(ShardPost::Snapshot { ticket: 1 });
-    let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+    world.deliver(ShardMessage::Snapshot { ticket: 1 });
+    let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");
     };
     assert_eq!(snapshot.metrics.limit_used[Limit::TraceRecords.index()], 0);
@@ -347,8 +347,8 @@ fn what_was_taken_back_in_the_same_breath_is_not_recorded() {
 #[test]
 fn records_are_bounded_and_can_be_off() {
     let used = |world: &mut World| {
-        world.post(ShardPost::Snapshot { ticket: 1 });
-        let Some(ControlPost::Snapshot { snapshot, .. }) = world.posts().pop() else {
+        world.deliver(ShardMessage::Snapshot { ticket: 1 });
+        let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
             panic!("no answer");
         };
         let metrics = snapshot.metrics;

@@ -11,11 +11,11 @@ use ringway::config::Config;
 use ringway::control::local::Policy;
 use ringway::control::port::Plane;
 use ringway::log::Lines;
+use ringway::message::{Bookmark, ControlMessage, SessionRow, ShardMessage};
 use ringway::net::{
     Carried, ConnId, Core, Detached, End, Listener, Net, Output, SimulatedSocket, Wish,
 };
 use ringway::pool::Pool;
-use ringway::post::{Bookmark, ControlPost, SessionRow, ShardPost};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::id::Node;
 
@@ -374,8 +374,8 @@ impl World {
         self.counted += (self.count)() - before;
     }
 
-    pub(crate) fn post(&mut self, post: ShardPost) {
-        self.shard.posted(&mut self.net, post);
+    pub(crate) fn deliver(&mut self, message: ShardMessage) {
+        self.shard.message_received(&mut self.net, message);
         self.settle();
     }
 
@@ -387,9 +387,9 @@ impl World {
     pub(crate) fn sessions(&mut self) -> Vec<SessionRow> {
         let (mut rows, mut next) = (Vec::new(), Some(Bookmark::BEGIN));
         while let Some(from) = next.take() {
-            self.post(ShardPost::Rows { ticket: 1, from, wanted: None });
-            for post in self.posts() {
-                if let ControlPost::Rows { page, .. } = post {
+            self.deliver(ShardMessage::Rows { ticket: 1, from, wanted: None });
+            for message in self.messages() {
+                if let ControlMessage::Rows { page, .. } = message {
                     rows.extend(page.rows);
                     next = page.next;
                 }
@@ -398,9 +398,9 @@ impl World {
         SessionRow::joined(rows)
     }
 
-    pub(crate) fn posts(&mut self) -> Vec<ControlPost> {
-        let mut posts = Vec::new();
-        self.shard.take_posts(&mut posts);
-        posts
+    pub(crate) fn messages(&mut self) -> Vec<ControlMessage> {
+        let mut messages = Vec::new();
+        self.shard.take_messages(&mut messages);
+        messages
     }
 }

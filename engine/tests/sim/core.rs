@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringway::message::{CoreMessage, ShardMessage};
 use ringway::net::{self, Carried, ConnId, Detached, End, Listener, Net};
 use ringway::pool::Segment;
-use ringway::post::{CorePost, ShardPost};
 use ringway::reactor::{Options, Simulation, Wait};
 use ringway::ring::{Full, Mailbox, Sender};
 use ringway::shard::Shard;
@@ -43,7 +43,7 @@ pub(crate) struct CoreRuntime {
     own: usize,
     pub(crate) shard: Shard,
     wiring: Wiring,
-    mails: Vec<Sender<ShardPost>>,
+    mails: Vec<Sender<ShardMessage>>,
     /// Cores that have not heard yet that this one began anew.
     untold: Vec<u16>,
     tell_at: Option<Time>,
@@ -65,7 +65,7 @@ impl CoreRuntime {
         (number, own): (usize, usize),
         shard: Shard,
         wiring: &Wiring,
-        mails: &[Sender<ShardPost>],
+        mails: &[Sender<ShardMessage>],
         anew: bool,
     ) -> Self {
         let others = (0..mails.len()).filter(|core| anew && *core != own);
@@ -87,15 +87,19 @@ impl CoreRuntime {
     }
 
     /// Puts a message into another core's mailbox, behind the news that this one began anew.
-    fn send(&mut self, to: u16, post: ShardPost) -> Result<(), Full<ShardPost>> {
+    fn send(&mut self, to: u16, message: ShardMessage) -> Result<(), Full<ShardMessage>> {
         if !self.tell(to) {
-            return Err(Full(post));
+            return Err(Full(message));
         }
-        let moves = matches!(post, ShardPost::Core(CorePost::Claim { .. } | CorePost::Resumed(_)));
-        let carries_tunnel = matches!(&post, ShardPost::Core(post) if post.carries_tunnel());
+        let moves = matches!(
+            message,
+            ShardMessage::Core(CoreMessage::Claim { .. } | CoreMessage::Resumed(_))
+        );
+        let carries_tunnel =
+            matches!(&message, ShardMessage::Core(message) if message.carries_tunnel());
         self.put(
             to,
-            post,
+            message,
             Sent { to: self.whose(to), wakes: false, counts: true, carries_tunnel, moves },
         )
     }
@@ -105,8 +109,13 @@ impl CoreRuntime {
         self.number - self.own + usize::from(core)
     }
 
-    fn put(&mut self, to: u16, post: ShardPost, sent: Sent) -> Result<(), Full<ShardPost>> {
-        let bell = self.mails[usize::from(to)].post(post)?;
+    fn put(
+        &mut self,
+        to: u16,
+        message: ShardMessage,
+        sent: Sent,
+    ) -> Result<(), Full<ShardMessage>> {
+        let bell = self.mails[usize::from(to)].deliver(message)?;
         self.sent.push(Sent { wakes: bell.is_some(), ..sent });
         if let Some(bell) = bell {
             bell.rung();
@@ -119,7 +128,7 @@ impl CoreRuntime {
         if !self.untold.contains(&to) {
             return true;
         }
-        let news = ShardPost::Restarted { core: self.own as u16 };
+        let news = ShardMessage::Restarted { core: self.own as u16 };
         let sent = Sent {
             to: self.whose(to),
             wakes: false,
@@ -139,20 +148,21 @@ impl CoreRuntime {
         }
         self.tell_at = (!self.untold.is_empty()).then(|| net.now + TELL_PAUSE);
         for _ in 0..ROUNDS {
-            let mut posts = Vec::new();
-            self.shard.take_core_posts(&mut posts);
-            if posts.is_empty() {
+            let mut messages = Vec::new();
+            self.shard.take_core_messages(&mut messages);
+            if messages.is_empty() {
                 break;
             }
             let mut full = Vec::new();
-            for (to, post) in posts {
-                let post = ShardPost::Core(post);
+            for (to, message) in messages {
+                let message = ShardMessage::Core(message);
                 // The order between two cores is kept: behind one that found no room, none does.
-                let sent = if full.contains(&to) { Err(Full(post)) } else { self.send(to, post) };
-                if let Err(Full(ShardPost::Core(post))) = sent {
+                let sent =
+                    if full.contains(&to) { Err(Full(message)) } else { self.send(to, message) };
+                if let Err(Full(ShardMessage::Core(message))) = sent {
                     note("core", self.number, "finds a full mailbox", [to.into(), 0]);
                     full.push(to);
-                    self.shard.undelivered(net, to, post);
+                    self.shard.undelivered(net, to, message);
                 }
             }
         }
@@ -160,7 +170,7 @@ impl CoreRuntime {
 }
 
 impl net::Core for CoreRuntime {
-    type Post = ShardPost;
+    type Message = ShardMessage;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         self.calls += 1;
@@ -205,14 +215,14 @@ impl net::Core for CoreRuntime {
         self.shard.awaits(conn)
     }
 
-    fn posted(&mut self, net: &mut Net, post: ShardPost) {
+    fn message_received(&mut self, net: &mut Net, message: ShardMessage) {
         self.calls += 1;
-        match post {
-            ShardPost::Answer { ticket, answer } => {
+        match message {
+            ShardMessage::Answer { ticket, answer } => {
                 self.answers += 1;
                 self.hear(net, ticket, answer);
             }
-            post => self.shard.posted(net, post),
+            message => self.shard.message_received(net, message),
         }
     }
 
@@ -249,7 +259,7 @@ impl Core {
         options: Options,
         runtime: CoreRuntime,
         kernel: Kernel,
-        inbox: Mailbox<ShardPost>,
+        inbox: Mailbox<ShardMessage>,
     ) -> Self {
         let listeners = Kernel::listeners(runtime.number, &runtime.wiring);
         let simulation = Simulation::new(options, listeners, inbox, kernel, runtime);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::config::{Config, Secret};
+use ringway::message::ShardMessage;
 use ringway::metrics::{RelayCause, RelayOutcome, ShardMetrics, TakenCause, TakenOutcome};
 use ringway::net::{Core as _, End, Listener};
-use ringway::post::ShardPost;
 use ringway::ring::mailbox;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
@@ -354,7 +354,7 @@ impl World {
         let homes: Vec<usize> = self.wiring.lock().links.iter().map(|link| link.home).collect();
         self.ledger.leave(node, &homes);
         for core in self.cores_of(node) {
-            self.post(core, ShardPost::Drain { max: DRAIN_MAX });
+            self.deliver(core, ShardMessage::Drain { max: DRAIN_MAX });
         }
         self.after(AGAIN, Event::Fate(Fate::Left(node, self.gateways[node].node)));
     }

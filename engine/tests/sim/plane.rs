@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ringway::control::local::Policy;
 use ringway::control::port::{Answer, Ask, AskTicket, Call, Denied, Question};
+use ringway::message::ShardMessage;
 use ringway::metrics::{AskOutcome, ShardMetrics};
 use ringway::net::Net;
-use ringway::post::ShardPost;
 use ringway_proto::time::Time;
 
 use super::core::CoreRuntime;
@@ -199,7 +199,7 @@ impl World {
             self.judge_answers(number);
             self.wake(number);
         } else {
-            self.post(number, ShardPost::Answer { ticket, answer });
+            self.deliver(number, ShardMessage::Answer { ticket, answer });
         }
     }
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::{Limit, ShardMetrics};
-use ringway::post::{ControlPost, ShardPost};
 use ringway_proto::time::Time;
 
 use super::journal::note;
@@ -35,7 +35,7 @@ impl World {
     }
 
     /// After a turn: connections that this core, or any, has let go of.
-    pub(super) fn watch_sessions(&mut self, number: usize, posts: Vec<ControlPost>) {
+    pub(super) fn watch_sessions(&mut self, number: usize, messages: Vec<ControlMessage>) {
         if self.plan.parking.is_none() {
             return;
         }
@@ -66,8 +66,8 @@ impl World {
                 "{forced} last tunnels were closed, {counted} with a reason"
             );
         }
-        for post in posts {
-            if let ControlPost::Snapshot { snapshot, .. } = post {
+        for message in messages {
+            if let ControlMessage::Snapshot { snapshot, .. } = message {
                 self.check_parked(number, &snapshot.metrics, closed);
             }
         }
@@ -90,7 +90,7 @@ impl World {
         self.run_while(|world| world.now < until, QUIET);
         self.asked_cores = self.cores.len();
         for core in 0..self.cores.len() {
-            self.post(core, ShardPost::Snapshot { ticket: 1 });
+            self.deliver(core, ShardMessage::Snapshot { ticket: 1 });
         }
         self.run_while(|world| world.asked_cores > 0, ANSWERS);
         assert_eq!(self.asked_cores, 0, "a core does not answer");
@@ -149,7 +149,7 @@ impl World {
         }
         let uuid = id.parse().expect("an id");
         for core in 0..self.cores.len() {
-            self.post(core, ShardPost::End { id: uuid });
+            self.deliver(core, ShardMessage::End { id: uuid });
         }
     }
 }

@@ -10,9 +10,9 @@ use ringway::config::Config;
 use ringway::control::port::{Answer, AskTicket, Plane};
 use ringway::keys::Keys;
 use ringway::log::Lines;
+use ringway::message::ShardMessage;
 use ringway::metrics::ShardMetrics;
 use ringway::net::{End, Listener};
-use ringway::post::ShardPost;
 use ringway::reactor::Wait;
 use ringway::ring::{Full, Mailbox, Sender, mailbox};
 use ringway::shard::{Shard, ShardSettings};
@@ -74,7 +74,7 @@ pub(super) enum Event {
     Arrival(Toward, usize),
     Tick(usize),
     /// A core is told something from outside.
-    Post(usize, Box<ShardPost>),
+    Message(usize, Box<ShardMessage>),
     Knock(Guest),
     Drain,
     Crash(usize),
@@ -155,7 +155,7 @@ pub(crate) struct World {
     pub(crate) authority: Option<Authority>,
     manner: Manner,
     pub(super) wiring: Wiring,
-    pub(super) mails: Vec<Sender<ShardPost>>,
+    pub(super) mails: Vec<Sender<ShardMessage>>,
     pub(super) actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
@@ -265,7 +265,7 @@ impl World {
         &mut self,
         number: usize,
         generation: u32,
-        inbox: Mailbox<ShardPost>,
+        inbox: Mailbox<ShardMessage>,
     ) -> Core {
         let (node, own) = (self.node_of(number), number % self.plan.cores);
         let rules = self.plan.rules();
@@ -404,7 +404,7 @@ impl World {
                     self.ask(actor, |peer, stage| peer.tick(stage));
                 }
             }
-            Event::Post(core, post) => self.post(core, *post),
+            Event::Message(core, message) => self.deliver(core, *message),
             Event::Knock(guest) => self.knock(guest),
             Event::Drain => self.drain(),
             Event::Crash(core) => self.crash(core),
@@ -442,7 +442,7 @@ impl World {
         }
         for core in 0..self.cores.len() {
             let max = Duration::from_secs(5);
-            self.post(core, ShardPost::Drain { max });
+            self.deliver(core, ShardMessage::Drain { max });
         }
     }
 
@@ -468,9 +468,9 @@ impl World {
     }
 
     /// Tells a core something, however long its mailbox is full.
-    pub(super) fn post(&mut self, core: usize, post: ShardPost) {
-        let answer = matches!(post, ShardPost::Answer { .. });
-        match self.mails[core].post(post) {
+    pub(super) fn deliver(&mut self, core: usize, message: ShardMessage) {
+        let answer = matches!(message, ShardMessage::Answer { .. });
+        match self.mails[core].deliver(message) {
             Ok(bell) => {
                 self.cores[core].answers += u64::from(answer);
                 if let Some(bell) = bell {
@@ -478,7 +478,7 @@ impl World {
                     self.wake(core);
                 }
             }
-            Err(Full(post)) => self.after(POST_PAUSE, Event::Post(core, Box::new(post))),
+            Err(Full(message)) => self.after(POST_PAUSE, Event::Message(core, Box::new(message))),
         }
     }
 
@@ -492,12 +492,12 @@ impl World {
         let runtime = core.simulation.core_mut();
         let put_off = runtime.shard.metrics().facts_put_off;
         assert_eq!(put_off, 0, "core {number}: facts have led to each other without end");
-        let mut posts = Vec::new();
-        runtime.shard.take_posts(&mut posts);
+        let mut messages = Vec::new();
+        runtime.shard.take_messages(&mut messages);
         // Nobody reads the log of this world.
         runtime.shard.take_lines(&mut Lines::default());
         let sent = std::mem::take(&mut runtime.sent);
-        self.watch_sessions(number, posts);
+        self.watch_sessions(number, messages);
         let wires = self.wiring.lock();
         self.ledger.leaving.retain(|leaving| !wires.links[leaving.tunnel].closed);
         drop(wires);

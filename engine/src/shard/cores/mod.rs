@@ -19,8 +19,8 @@ use self::outbox::Outbox;
 use super::facts::{Fact, ForRelay, ForSessions, ForWorkers};
 use super::turn::Turn;
 use crate::control::local::WorkKind;
+use crate::message::{CoreMessage, MovedConnect, Resumed, Vouched};
 use crate::metrics::Limit;
-use crate::post::{CorePost, MovedConnect, Resumed, Vouched};
 
 /// What a message means here.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub(super) enum Heard {
 pub(super) struct Cores {
     /// The node that these cores are of.
     node: Node,
-    /// Messages for other cores, to be posted at the end of the turn.
-    posts: Vec<(u16, CorePost)>,
+    /// Messages for other cores, to be sent at the end of the turn.
+    messages: Vec<(u16, CoreMessage)>,
     outbox: Outbox,
     /// Other cores that drain and have no client left.
     idle: Vec<u16>,
@@ -54,8 +54,8 @@ pub(super) struct Cores {
 impl Cores {
     /// The cores of this node, to whom nothing was said yet.
     pub(super) fn new(node: Node) -> Self {
-        let (posts, idle) = (Vec::new(), Vec::new());
-        Self { node, posts, outbox: Outbox::default(), idle, told_idle: false }
+        let (messages, idle) = (Vec::new(), Vec::new());
+        Self { node, messages, outbox: Outbox::default(), idle, told_idle: false }
     }
 
     // ---- saying ----
@@ -68,18 +68,18 @@ impl Cores {
         turn: &mut Turn<'_>,
         attachments: usize,
         to: u16,
-        post: CorePost,
+        message: CoreMessage,
     ) -> Option<Heard> {
         if to == turn.settings.core {
-            return self.heard(post);
+            return self.heard(message);
         }
         if !self.outbox.waits_for(to) {
-            self.posts.push((to, post));
-        } else if post.may_be_refused() {
+            self.messages.push((to, message));
+        } else if message.may_be_refused() {
             turn.limit_hit(Limit::Mailbox);
-            self.refuse(turn, attachments, to, post);
+            self.refuse(turn, attachments, to, message);
         } else {
-            self.keep(turn, attachments, to, post);
+            self.keep(turn, attachments, to, message);
         }
         None
     }
@@ -90,39 +90,39 @@ impl Cores {
         turn: &mut Turn<'_>,
         attachments: usize,
         to: u16,
-        post: CorePost,
+        message: CoreMessage,
     ) {
-        if post.may_be_refused() {
-            self.refuse(turn, attachments, to, post);
+        if message.may_be_refused() {
+            self.refuse(turn, attachments, to, message);
         } else {
-            self.keep(turn, attachments, to, post);
+            self.keep(turn, attachments, to, message);
         }
     }
 
     /// There is no room for what may be refused. A client is told to try again; for a spare there is
     /// nobody to do so, and its session may depend on it: its work waits.
-    fn refuse(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
-        match post {
-            CorePost::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.detached)),
-            CorePost::Poll(poll, _) => turn.workers(ForWorkers::PollRefused(poll)),
-            CorePost::Find(find) => turn.sessions(ForSessions::NotFound(find)),
-            CorePost::Vouch(vouch) => {
+    fn refuse(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, message: CoreMessage) {
+        match message {
+            CoreMessage::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.detached)),
+            CoreMessage::Poll(poll, _) => turn.workers(ForWorkers::PollRefused(poll)),
+            CoreMessage::Find(find) => turn.sessions(ForSessions::NotFound(find)),
+            CoreMessage::Vouch(vouch) => {
                 let vouched = Vouched { ticket: vouch.ticket, owner: None };
                 turn.sessions(ForSessions::Vouched(Box::new(vouched)));
             }
-            CorePost::Submit(work) if work.kind != WorkKind::Spare => {
+            CoreMessage::Submit(work) if work.kind != WorkKind::Spare => {
                 let (ticket, fault) = (work.ticket, Box::new(Fault::MailboxFull));
                 turn.sessions(ForSessions::NotSubmitted { ticket, fault });
             }
             // The sender repeats this message by itself.
-            CorePost::Impatient(_) => {}
+            CoreMessage::Impatient(_) => {}
             spare => self.keep(turn, attachments, to, spare),
         }
     }
 
-    fn keep(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
+    fn keep(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, message: CoreMessage) {
         let most = turn.settings.config.limits.outbox + attachments;
-        if self.outbox.keep(to, post, turn.now, most).is_err() {
+        if self.outbox.keep(to, message, turn.now, most).is_err() {
             turn.limit_hit(Limit::Outbox);
         }
     }
@@ -135,8 +135,8 @@ impl Cores {
     /// The messages for other cores since the last call, each with the core it is for. When one
     /// finds no room, it and all later ones of this call for the same core come back through
     /// [`Self::undelivered`]: the order between two cores has to be kept.
-    pub(super) fn take_posts(&mut self, into: &mut Vec<(u16, CorePost)>) {
-        into.append(&mut self.posts);
+    pub(super) fn take_messages(&mut self, into: &mut Vec<(u16, CoreMessage)>) {
+        into.append(&mut self.messages);
     }
 
     // ---- hearing ----
@@ -144,47 +144,49 @@ impl Cores {
     /// What a core says: another one, or this one to itself. Nothing if it was for this component,
     /// or names what is of another node.
     #[must_use]
-    pub(super) fn heard(&mut self, post: CorePost) -> Option<Heard> {
-        if !post.is_of(self.node) {
+    pub(super) fn heard(&mut self, message: CoreMessage) -> Option<Heard> {
+        if !message.is_of(self.node) {
             return None;
         }
         let workers = |fact| Some(Heard::Fact(Fact::Workers(fact)));
         let sessions = |fact| Some(Heard::Fact(Fact::Sessions(fact)));
-        match post {
-            CorePost::Connect(moved) => Some(Heard::Connect(moved)),
-            CorePost::Submit(work) => workers(ForWorkers::Submitted(work)),
-            CorePost::Withdraw(ticket) => workers(ForWorkers::Withdrawn(ticket)),
-            CorePost::Recall(ticket) => workers(ForWorkers::RecallAsked(ticket)),
-            CorePost::Recalled(ticket) => sessions(ForSessions::Recalled(ticket)),
-            CorePost::Poll(poll, request) => workers(ForWorkers::Polled(poll, request)),
-            CorePost::Delivered(poll) => workers(ForWorkers::Delivered(poll)),
-            CorePost::Doubted(poll) => workers(ForWorkers::Doubted(poll)),
-            CorePost::Gone(poll) => workers(ForWorkers::PollGone(poll)),
-            CorePost::Answer(poll, answer) => workers(ForWorkers::PollAnswered(poll, answer)),
-            CorePost::TooManyPolls(poll) => workers(ForWorkers::PollRefused(poll)),
-            CorePost::QueueFull(ticket) => {
+        match message {
+            CoreMessage::Connect(moved) => Some(Heard::Connect(moved)),
+            CoreMessage::Submit(work) => workers(ForWorkers::Submitted(work)),
+            CoreMessage::Withdraw(ticket) => workers(ForWorkers::Withdrawn(ticket)),
+            CoreMessage::Recall(ticket) => workers(ForWorkers::RecallAsked(ticket)),
+            CoreMessage::Recalled(ticket) => sessions(ForSessions::Recalled(ticket)),
+            CoreMessage::Poll(poll, request) => workers(ForWorkers::Polled(poll, request)),
+            CoreMessage::Delivered(poll) => workers(ForWorkers::Delivered(poll)),
+            CoreMessage::Doubted(poll) => workers(ForWorkers::Doubted(poll)),
+            CoreMessage::Gone(poll) => workers(ForWorkers::PollGone(poll)),
+            CoreMessage::Answer(poll, answer) => workers(ForWorkers::PollAnswered(poll, answer)),
+            CoreMessage::TooManyPolls(poll) => workers(ForWorkers::PollRefused(poll)),
+            CoreMessage::QueueFull(ticket) => {
                 let fault = Box::new(Fault::WorkQueueFull);
                 sessions(ForSessions::NotSubmitted { ticket, fault })
             }
-            CorePost::Find(find) => sessions(ForSessions::Find(find)),
-            CorePost::Found(found) => sessions(ForSessions::Found(found)),
-            CorePost::Vouch(vouch) => sessions(ForSessions::Vouch(vouch)),
-            CorePost::Vouched(vouched) => sessions(ForSessions::Vouched(vouched)),
-            CorePost::Join(join) => sessions(ForSessions::Join(join)),
-            CorePost::Stand(id, ticket, stand) => sessions(ForSessions::Stand(id, ticket, stand)),
-            CorePost::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),
-            CorePost::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),
-            CorePost::Resumed(resumed) => Some(Heard::Resumed(resumed)),
-            CorePost::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),
-            CorePost::Impatient(parks) => workers(ForWorkers::ImpatientThere(parks)),
-            CorePost::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
-            CorePost::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
-            CorePost::Leave(leave) => sessions(ForSessions::Leave(leave)),
-            CorePost::NodeLeaves(node) => {
+            CoreMessage::Find(find) => sessions(ForSessions::Find(find)),
+            CoreMessage::Found(found) => sessions(ForSessions::Found(found)),
+            CoreMessage::Vouch(vouch) => sessions(ForSessions::Vouch(vouch)),
+            CoreMessage::Vouched(vouched) => sessions(ForSessions::Vouched(vouched)),
+            CoreMessage::Join(join) => sessions(ForSessions::Join(join)),
+            CoreMessage::Stand(id, ticket, stand) => {
+                sessions(ForSessions::Stand(id, ticket, stand))
+            }
+            CoreMessage::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),
+            CoreMessage::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),
+            CoreMessage::Resumed(resumed) => Some(Heard::Resumed(resumed)),
+            CoreMessage::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),
+            CoreMessage::Impatient(parks) => workers(ForWorkers::ImpatientThere(parks)),
+            CoreMessage::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
+            CoreMessage::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
+            CoreMessage::Leave(leave) => sessions(ForSessions::Leave(leave)),
+            CoreMessage::NodeLeaves(node) => {
                 Some(Heard::Fact(Fact::Relay(ForRelay::NodeLeaves { node })))
             }
-            CorePost::Void { core } => Some(Heard::Void { core }),
-            CorePost::Idle { core } => {
+            CoreMessage::Void { core } => Some(Heard::Void { core }),
+            CoreMessage::Idle { core } => {
                 if !self.idle.contains(&core) {
                     self.idle.push(core);
                 }
@@ -201,14 +203,14 @@ impl Cores {
     pub(super) fn overrun(&mut self, turn: &Turn<'_>) -> Vec<u16> {
         let overrun = self.outbox.take_overrun();
         for to in &overrun {
-            self.outbox.put(*to, CorePost::Void { core: turn.settings.core }, turn.now);
+            self.outbox.put(*to, CoreMessage::Void { core: turn.settings.core }, turn.now);
         }
         overrun
     }
 
     /// Each turn: what waits is tried again when it is due.
     pub(super) fn retry(&mut self, turn: &Turn<'_>) {
-        self.outbox.take_due(turn.now, &mut self.posts);
+        self.outbox.take_due(turn.now, &mut self.messages);
     }
 
     /// Whether anything waits for [`Self::overrun`] or [`Self::retry`].
@@ -231,11 +233,11 @@ impl Cores {
             return false;
         }
         self.outbox.clear(core);
-        self.posts.retain(|(to, post)| *to != core || post.carries_tunnel());
+        self.messages.retain(|(to, message)| *to != core || message.carries_tunnel());
         self.idle.retain(|other| *other != core);
         // It may have heard of this core already, before this core heard of it; and what was to be
         // said after that has just been dropped.
-        self.tell(turn, attachments, core, CorePost::Void { core: own });
+        self.tell(turn, attachments, core, CoreMessage::Void { core: own });
         true
     }
 
@@ -243,15 +245,15 @@ impl Cores {
     /// all are idle has heard everything else by then.
     pub(super) fn renew(&mut self, turn: &mut Turn<'_>, attachments: usize, core: u16) {
         if self.told_idle {
-            self.tell(turn, attachments, core, CorePost::Idle { core: turn.settings.core });
+            self.tell(turn, attachments, core, CoreMessage::Idle { core: turn.settings.core });
         }
     }
 
-    fn tell(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, post: CorePost) {
+    fn tell(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, message: CoreMessage) {
         if self.outbox.waits_for(to) {
-            self.keep(turn, attachments, to, post);
+            self.keep(turn, attachments, to, message);
         } else {
-            self.posts.push((to, post));
+            self.messages.push((to, message));
         }
     }
 
@@ -264,7 +266,7 @@ impl Cores {
         }
         let core = turn.settings.core;
         for other in (0..turn.settings.cores).filter(|other| *other != core) {
-            self.tell(turn, attachments, other, CorePost::Idle { core });
+            self.tell(turn, attachments, other, CoreMessage::Idle { core });
         }
     }
 
@@ -275,7 +277,7 @@ impl Cores {
         no_clients
             && self.idle.len() >= others
             && (others == 0 || self.told_idle)
-            && self.posts.is_empty()
+            && self.messages.is_empty()
             && !self.outbox.holds_idle()
     }
 
@@ -288,6 +290,6 @@ impl Cores {
 
     /// Whether nothing is to be said to any core.
     pub(super) fn is_empty(&self) -> bool {
-        self.posts.is_empty() && self.outbox.is_empty()
+        self.messages.is_empty() && self.outbox.is_empty()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-use crate::post::CorePost;
+use crate::message::CoreMessage;
 
 /// How long after a message found no room it is tried again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     /// By core.
-    cores: Vec<VecDeque<CorePost>>,
+    cores: Vec<VecDeque<CoreMessage>>,
     waiting: usize,
     retry_at: Option<Time>,
     /// Cores for which there was more than may wait.
@@ -52,7 +52,7 @@ impl Outbox {
     pub(super) fn keep(
         &mut self,
         core: u16,
-        post: CorePost,
+        message: CoreMessage,
         now: Time,
         most: usize,
     ) -> Result<(), Overrun> {
@@ -64,17 +64,17 @@ impl Outbox {
             self.overrun.push(core);
             return Err(Overrun);
         }
-        self.put(core, post, now);
+        self.put(core, message, now);
         Ok(())
     }
 
     /// Keeps a message, however many wait.
-    pub(super) fn put(&mut self, core: u16, post: CorePost, now: Time) {
+    pub(super) fn put(&mut self, core: u16, message: CoreMessage, now: Time) {
         let at = usize::from(core);
         if self.cores.len() <= at {
             self.cores.resize_with(at + 1, VecDeque::new);
         }
-        self.cores[at].push_back(post);
+        self.cores[at].push_back(message);
         self.waiting += 1;
         self.retry_at.get_or_insert(now + RETRY);
     }
@@ -83,7 +83,7 @@ impl Outbox {
     pub(super) fn clear(&mut self, core: u16) {
         if let Some(queue) = self.cores.get_mut(usize::from(core)) {
             self.waiting -= queue.len();
-            queue.retain(CorePost::carries_tunnel);
+            queue.retain(CoreMessage::carries_tunnel);
             queue.shrink_to_fit();
             self.waiting += queue.len();
         }
@@ -104,16 +104,16 @@ impl Outbox {
 
     /// Whether a word that this core is idle waits.
     pub(super) fn holds_idle(&self) -> bool {
-        self.cores.iter().flatten().any(|post| matches!(post, CorePost::Idle { .. }))
+        self.cores.iter().flatten().any(|message| matches!(message, CoreMessage::Idle { .. }))
     }
 
     /// Everything, in order, if it is time to try again.
-    pub(super) fn take_due(&mut self, now: Time, into: &mut Vec<(u16, CorePost)>) {
+    pub(super) fn take_due(&mut self, now: Time, into: &mut Vec<(u16, CoreMessage)>) {
         if self.retry_at.is_none_or(|at| at > now) {
             return;
         }
         for (core, queue) in self.cores.iter_mut().enumerate() {
-            into.extend(std::mem::take(queue).into_iter().map(|post| (core as u16, post)));
+            into.extend(std::mem::take(queue).into_iter().map(|message| (core as u16, message)));
         }
         self.waiting = 0;
         self.retry_at = None;

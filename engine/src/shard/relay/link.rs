@@ -9,8 +9,8 @@ use ringway_proto::time::Time;
 use ringway_proto::trailer::may_trail;
 
 use super::h1::H1;
+use crate::message::Speaks;
 use crate::metrics::Version;
-use crate::post::Speaks;
 
 /// The protocol state of one connection.
 #[expect(clippy::large_enum_variant, reason = "a hop is boxed itself; HTTP/2's frames come often")]

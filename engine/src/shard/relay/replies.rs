@@ -14,8 +14,8 @@ use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Served, Way};
 use super::streams::{DISCARD_LIMIT, Streams};
 use crate::control::port::Plane;
+use crate::message::Ills;
 use crate::metrics::{Method, Version};
-use crate::post::Ills;
 
 /// How long a request that is answered already may go on without ending.
 const ANSWERED_WAIT: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use super::super::turn::rig::{NODE, OTHER_NODE, Rig};
 use super::*;
 use crate::config::{Config, HonourId, Park};
 use crate::control::port::Call;
-use crate::post::Speaks;
+use crate::message::Speaks;
 
 const A: Key = Key { slot: 0, generation: 1 };
 const B: Key = Key { slot: 1, generation: 1 };

@@ -18,9 +18,9 @@ use super::hop::ALIVE_PING;
 use super::hop::{GOAWAY_WAIT, Hop, Leaving, Side, Timeouts, TunnelState, UNREAD_ANSWERS};
 use super::hops::Conn;
 use super::link::Link;
+use crate::message::Ills;
 use crate::metrics::Limit;
 use crate::net::{Close, ConnId, End};
-use crate::post::Ills;
 
 impl Relay {
     // ---- deadlines ----

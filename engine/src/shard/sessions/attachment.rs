@@ -19,8 +19,8 @@ use super::lot::{Lot, Place};
 use super::pending::Pending;
 use super::ticket;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
+use crate::message::{Speaks, Stand};
 use crate::net::{ConnId, End};
-use crate::post::{Speaks, Stand};
 
 /// One attachment.
 #[derive(Debug)]

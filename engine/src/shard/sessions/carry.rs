@@ -14,8 +14,8 @@ use super::directory::{Directory, Member, Session};
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::{self as version, Call, Grant, Owner, Rate};
+use crate::message::{Speaks, Stand};
 use crate::net::ConnId;
-use crate::post::{Speaks, Stand};
 
 /// By their numbers as bytes.
 const RATES: [Rate; 3] = [Rate::Unlimited, Rate::Beside, Rate::Before];

@@ -23,11 +23,11 @@ use super::roster::not_resumed;
 use super::{Sessions, way_of, work};
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{Owner, Plane, Registration};
+use crate::message::{
+    CoreMessage, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
+};
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
 use crate::net::Detached;
-use crate::post::{
-    CorePost, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
-};
 use crate::timeline::Event;
 
 /// What sessions know of a tunnel that goes from core to core, beside its hop.
@@ -110,7 +110,7 @@ impl Sessions {
             Ok((_, Some(parked))) => {
                 // The tunnel itself is the answer.
                 self.directory.claim(id, parked, ticket);
-                return turn.send(parked.core, CorePost::Claim { parked, to: ticket });
+                return turn.send(parked.core, CoreMessage::Claim { parked, to: ticket });
             }
             Ok((facts, None)) => {
                 let stand = Stand::Wanted;
@@ -118,7 +118,7 @@ impl Sessions {
                 Ok(facts)
             }
         };
-        turn.send(ticket.core, CorePost::Found(Box::new(Found { ticket, outcome })));
+        turn.send(ticket.core, CoreMessage::Found(Box::new(Found { ticket, outcome })));
     }
 
     /// A client of another core asks for a session of ours before anybody has said that it may call
@@ -127,7 +127,7 @@ impl Sessions {
         let Vouch { id, ticket, function, version, seal, speaks } = vouch;
         let called = Called { function: &function, version: &version };
         let owner = self.directory.vouch(id, called, seal, speaks);
-        turn.send(ticket.core, CorePost::Vouched(Box::new(Vouched { ticket, owner })));
+        turn.send(ticket.core, CoreMessage::Vouched(Box::new(Vouched { ticket, owner })));
     }
 
     /// An attachment of a session of ours, which this core may have forgotten.
@@ -158,7 +158,7 @@ impl Sessions {
             _ => None,
         });
         let Some((of, speaks, spent)) = parked else {
-            return turn.send(to.core, CorePost::not_resumed(to));
+            return turn.send(to.core, CoreMessage::not_resumed(to));
         };
         turn.workers(ForWorkers::Unparks(of.of_version(key, turn.settings)));
         if to.core != turn.settings.core {
@@ -194,7 +194,7 @@ impl Sessions {
                 let event = Event::TunnelLeft { to: to.core };
                 turn.edge(Edge::Note { session: of.session, at: None, event });
                 let resumed = Resumed { ticket: to, tunnel: Some(tunnel) };
-                turn.send(to.core, CorePost::Resumed(Box::new(resumed)));
+                turn.send(to.core, CoreMessage::Resumed(Box::new(resumed)));
             }
         }
     }
@@ -394,7 +394,7 @@ impl Sessions {
         self.directory.forget_core(core, (turn.now, turn.settings.unix_micros(turn.now)));
         // Tunnels that were parked there are gone, so clients to whom one was promised are refused.
         for robbed in self.directory.robbed_by(core) {
-            turn.send(robbed.core, CorePost::not_resumed(robbed));
+            turn.send(robbed.core, CoreMessage::not_resumed(robbed));
         }
         self.renew(turn, core);
     }
@@ -465,6 +465,6 @@ impl From {
 
 fn let_go_all(turn: &mut Turn<'_>, tickets: Vec<Ticket>) {
     for ticket in tickets {
-        turn.send(ticket.core, CorePost::LetGo(ticket));
+        turn.send(ticket.core, CoreMessage::LetGo(ticket));
     }
 }

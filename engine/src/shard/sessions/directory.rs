@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::called::Called;
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::Owner;
+use crate::message::{Join, Leave, SessionRow, Speaks, Stand};
 use crate::metrics::CloseReason;
-use crate::post::{Join, Leave, SessionRow, Speaks, Stand};
 
 /// Closed sessions that `/sessions` still shows.
 const RECENT: usize = 256;

@@ -55,9 +55,9 @@ use crate::carry::Unreadable;
 use crate::control::local::{Policy, Ticket, Work, WorkKind};
 use crate::control::port::Plane;
 use crate::keys::Keys;
+use crate::message::{Bookmark, Speaks};
 use crate::metrics::{AskOutcome, Limit, ResumeWay, ShardMetrics};
 use crate::net::ConnId;
-use crate::post::{Bookmark, Speaks};
 use crate::timeline::{Ask as Wish, Event, IdBegin};
 
 /// gRPC code UNAVAILABLE: the client may try again.

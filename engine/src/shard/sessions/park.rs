@@ -16,9 +16,9 @@ use super::client::Client;
 use super::roster::Roster;
 use super::spare::LAST_CHANCE;
 use crate::control::port::Plane;
+use crate::message::Speaks;
 use crate::metrics::Limit;
 use crate::net::End;
-use crate::post::Speaks;
 use crate::timeline::Event;
 
 impl Roster {
@@ -97,7 +97,7 @@ impl Roster {
         if let Some(of) = self.attachments.get(key).filter(|of| of.is_parked()) {
             let of = of.of_version(key, turn.settings);
             let (ticket, function, version) = (of.ticket, of.function, of.version);
-            turn.workers(ForWorkers::Parks(Box::new(crate::post::Parks {
+            turn.workers(ForWorkers::Parks(Box::new(crate::message::Parks {
                 ticket,
                 function,
                 version,

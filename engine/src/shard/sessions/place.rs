@@ -27,9 +27,9 @@ use super::{Placed, Sessions, UNAVAILABLE, ticket};
 use crate::config::HonourId;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{AskTicket, Grant, Owner, Plane};
+use crate::message::{CoreMessage, Find, Speaks, Vouch, Vouched};
 use crate::metrics::{AskOutcome, Limit};
 use crate::net::ConnId;
-use crate::post::{CorePost, Find, Speaks, Vouch, Vouched};
 
 /// So many times the streams of a connection may have come to wait for answers.
 const GONE_WAITERS: usize = 2;
@@ -122,7 +122,7 @@ impl Sessions {
             Some((home, vouch)) => {
                 self.questions.vouching(key, home);
                 let vouch = Vouch { ticket: ticket(turn.settings, key), ..vouch };
-                turn.send(home, CorePost::Vouch(Box::new(vouch)));
+                turn.send(home, CoreMessage::Vouch(Box::new(vouch)));
             }
         }
     }
@@ -457,7 +457,7 @@ impl Sessions {
         let key = self.begin_asking(turn, asker, (id, wanted));
         let to = ticket(turn.settings, key);
         self.directory.claim(id, parked, to);
-        turn.send(parked.core, CorePost::Claim { parked, to });
+        turn.send(parked.core, CoreMessage::Claim { parked, to });
         key
     }
 
@@ -482,7 +482,7 @@ impl Sessions {
             tenant: tenant.clone(),
             speaks: asker.speaks,
         };
-        turn.send(home, CorePost::Find(Box::new(find)));
+        turn.send(home, CoreMessage::Find(Box::new(find)));
         Ok(key)
     }
 

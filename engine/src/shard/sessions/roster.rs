@@ -25,9 +25,9 @@ use super::rules::Rules;
 use super::ticket;
 use crate::config::Scope;
 use crate::control::local::{SessionFacts, WorkKind};
+use crate::message::{CoreMessage, Join, Leave, SessionRow};
 use crate::metrics::{CloseReason, Limit, ResumeOutcome, ResumeWay};
 use crate::net::ConnId;
-use crate::post::{CorePost, Join, Leave, SessionRow};
 
 /// Clients, attachments, and the rules by which the ones may have the others.
 #[derive(Debug)]
@@ -247,15 +247,15 @@ impl Roster {
         if let Some(of) = self.attachments.get(key) {
             let (id, facts, stand) = (of.session, of.facts.clone(), of.stand());
             let join = Join { id, ticket: ticket(turn.settings, key), facts, stand };
-            turn.send(self.home(turn.settings, id), CorePost::Join(Box::new(join)));
+            turn.send(self.home(turn.settings, id), CoreMessage::Join(Box::new(join)));
         }
     }
 
     /// An attachment stands otherwise in its session.
     pub(super) fn tell_stand(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.attachments.get(key) {
-            let post = CorePost::Stand(of.session, ticket(turn.settings, key), of.stand());
-            turn.send(self.home(turn.settings, of.session), post);
+            let message = CoreMessage::Stand(of.session, ticket(turn.settings, key), of.stand());
+            turn.send(self.home(turn.settings, of.session), message);
         }
     }
 
@@ -267,7 +267,7 @@ impl Roster {
         row: Option<SessionRow>,
     ) {
         let leave = Leave { id, ticket: ticket(turn.settings, key), row };
-        turn.send(self.home(turn.settings, id), CorePost::Leave(Box::new(leave)));
+        turn.send(self.home(turn.settings, id), CoreMessage::Leave(Box::new(leave)));
     }
 
     // ---- ends ----
@@ -423,7 +423,7 @@ impl Roster {
         })));
         match was {
             // The session has another in its place already, which waits for the tunnel.
-            Was::Moving(to) => turn.send(to.core, CorePost::not_resumed(to)),
+            Was::Moving(to) => turn.send(to.core, CoreMessage::not_resumed(to)),
             // A spare leaves no row: the session's own attachment has one.
             _ if spare => self.leave(turn, of, None),
             _ => self.leave(turn, of, Some(closed_row(turn, ended, (cause, tally)))),

@@ -8,7 +8,7 @@ use super::super::table::Key;
 use super::super::turn::Turn;
 use super::attachment::{Attachment, Attachments, Kin};
 use super::directory::Directory;
-use crate::post::{Bookmark, SessionRow};
+use crate::message::{Bookmark, SessionRow};
 use crate::timeline::IdBegin;
 
 /// Places looked at for one page: each is a line of memory that nobody has used for long.

@@ -17,8 +17,8 @@ use super::super::turn::Turn;
 use super::attachment::{Attachment, Kin, Owed, State, UsedBy};
 use super::roster::Roster;
 use crate::control::local::WorkKind;
+use crate::message::Speaks;
 use crate::metrics::{CloseReason, SpareOutcome};
-use crate::post::Speaks;
 use crate::timeline::Event;
 
 /// How long requests wait for a tunnel in place of one whose worker said GOAWAY.

@@ -22,9 +22,9 @@ use super::attachment::Kin;
 use super::*;
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
+use crate::message::{CoreMessage, Find, Found, Leave, Resumed, Stand, Vouched};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
 use crate::net::{Detached, End};
-use crate::post::{CorePost, Find, Found, Leave, Resumed, Stand, Vouched};
 
 const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";
 const VERSION: &str = "22222222-2222-4222-8222-222222222222";
@@ -79,7 +79,7 @@ impl Bench {
     fn route(&mut self, fact: Fact) {
         self.names.push(name(&fact));
         match fact {
-            Fact::Send { to, post } if to == self.rig.settings.core => self.on(heard(post)),
+            Fact::Send { to, message } if to == self.rig.settings.core => self.on(heard(message)),
             Fact::Ask(Ask { ticket, what: Question::Authorise(call), .. }) if self.plane => {
                 let said = (call.credential(), call.function(), call.version());
                 let answer = match self.policy.authorise(said.0, said.1, said.2, 0) {
@@ -230,7 +230,7 @@ fn name(fact: &Fact) -> String {
         Fact::Relay(fact) => head(fact),
         Fact::Sessions(fact) => head(fact),
         Fact::Workers(fact) => head(fact),
-        Fact::Send { to, post } => format!("{} {to}", head(post)),
+        Fact::Send { to, message } => format!("{} {to}", head(message)),
         Fact::Ask(ask) => head(&ask.what),
         Fact::Dial { .. } => "Dial".into(),
         Fact::Undial { .. } => "Undial".into(),
@@ -240,19 +240,19 @@ fn name(fact: &Fact) -> String {
 }
 
 /// What a core hears of a message.
-fn heard(post: CorePost) -> ForSessions {
-    match post {
-        CorePost::Find(find) => ForSessions::Find(find),
-        CorePost::Found(found) => ForSessions::Found(found),
-        CorePost::Vouch(vouch) => ForSessions::Vouch(vouch),
-        CorePost::Vouched(vouched) => ForSessions::Vouched(vouched),
-        CorePost::Join(join) => ForSessions::Join(join),
-        CorePost::Stand(id, ticket, stand) => ForSessions::Stand(id, ticket, stand),
-        CorePost::Leave(leave) => ForSessions::Leave(leave),
-        CorePost::LetGo(ticket) => ForSessions::LetGo(ticket),
-        CorePost::Claim { parked, to } => ForSessions::Claim { parked, to },
-        CorePost::Resumed(resumed) => ForSessions::Resumed { resumed, room: true },
-        post => panic!("not said by sessions: {post:?}"),
+fn heard(message: CoreMessage) -> ForSessions {
+    match message {
+        CoreMessage::Find(find) => ForSessions::Find(find),
+        CoreMessage::Found(found) => ForSessions::Found(found),
+        CoreMessage::Vouch(vouch) => ForSessions::Vouch(vouch),
+        CoreMessage::Vouched(vouched) => ForSessions::Vouched(vouched),
+        CoreMessage::Join(join) => ForSessions::Join(join),
+        CoreMessage::Stand(id, ticket, stand) => ForSessions::Stand(id, ticket, stand),
+        CoreMessage::Leave(leave) => ForSessions::Leave(leave),
+        CoreMessage::LetGo(ticket) => ForSessions::LetGo(ticket),
+        CoreMessage::Claim { parked, to } => ForSessions::Claim { parked, to },
+        CoreMessage::Resumed(resumed) => ForSessions::Resumed { resumed, room: true },
+        message => panic!("not said by sessions: {message:?}"),
     }
 }
 

@@ -19,10 +19,10 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::polls::{Fate, Polls};
 use crate::control::local::PollAnswer;
+use crate::message::{CoreMessage, MovedConnect};
 use crate::metrics::{Limit, RelayCause};
 use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
-use crate::post::{CorePost, MovedConnect};
 use crate::timeline::Event;
 
 /// Idle HTTP/1 connections without a CONNECT are closed after this long (contract LN-8).
@@ -174,7 +174,7 @@ impl Door {
         let Self { input, peer, opened, via, .. } = self;
         let from = turn.settings.core;
         let moved = MovedConnect { detached, input, peer, opened, from, via };
-        turn.send(to, CorePost::Connect(Box::new(moved)));
+        turn.send(to, CoreMessage::Connect(Box::new(moved)));
     }
 
     // ---- bytes behind a CONNECT ----

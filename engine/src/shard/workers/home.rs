@@ -12,8 +12,8 @@ use super::yard::Yard;
 use crate::control::local::{
     Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Version, Work,
 };
+use crate::message::{CoreMessage, Parks};
 use crate::metrics::Limit;
-use crate::post::{CorePost, Parks};
 
 /// Queues of work, the polls that wait for it, and the parked tunnels that are in their way.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl DispatchHome {
         let version = work.key();
         if self.local.submit(work, turn.now).is_err() {
             turn.limit_hit(Limit::WorkQueue);
-            turn.send(ticket.core, CorePost::QueueFull(ticket));
+            turn.send(ticket.core, CoreMessage::QueueFull(ticket));
         }
         self.look_at_queue(turn, &version);
         self.answer_polls(turn);
@@ -52,7 +52,7 @@ impl DispatchHome {
     /// It is wanted only if no worker has been told of it yet.
     pub(super) fn recall_asked(&mut self, turn: &mut Turn<'_>, ticket: Ticket) {
         if self.local.recall(ticket) {
-            turn.send(ticket.core, CorePost::Recalled(ticket));
+            turn.send(ticket.core, CoreMessage::Recalled(ticket));
         }
         self.answer_polls(turn);
     }
@@ -66,7 +66,7 @@ impl DispatchHome {
         self.answer_polls(turn);
         if taken.is_err() {
             turn.limit_hit(Limit::Polls);
-            turn.send(poll.core, CorePost::TooManyPolls(poll));
+            turn.send(poll.core, CoreMessage::TooManyPolls(poll));
         }
     }
 
@@ -92,7 +92,7 @@ impl DispatchHome {
     fn answer_polls(&mut self, turn: &mut Turn<'_>) {
         self.local.take_answers(&mut self.answers);
         for (poll, answer) in self.answers.drain(..) {
-            turn.send(poll.core, CorePost::Answer(poll, answer));
+            turn.send(poll.core, CoreMessage::Answer(poll, answer));
         }
         while let Some(version) = self.local.take_queued_again() {
             self.look_at_queue(turn, &version);
@@ -117,7 +117,7 @@ impl DispatchHome {
     pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &Version) {
         if let Some(oldest) = self.yard.oldest(version) {
             self.yard.leave(oldest);
-            turn.send(oldest.core, CorePost::Yield(oldest));
+            turn.send(oldest.core, CoreMessage::Yield(oldest));
         }
     }
 
@@ -129,7 +129,7 @@ impl DispatchHome {
                 break;
             }
             self.yard.leave(oldest);
-            turn.send(oldest.core, CorePost::Yield(oldest));
+            turn.send(oldest.core, CoreMessage::Yield(oldest));
         }
         if self.yard.oldest(version).is_some()
             && let Some(since) = self.local.waits_since(version)

@@ -27,9 +27,9 @@ use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
 use crate::control::local::{DispatchLimits, Policy, PollAnswer, PollId};
+use crate::message::{CoreMessage, MovedConnect, Parks};
 use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
-use crate::post::{CorePost, MovedConnect, Parks};
 
 /// The component.
 #[derive(Debug)]
@@ -238,13 +238,13 @@ impl Workers {
                 let OfVersion { ticket, function, version } = *of;
                 let home = turn.settings.dispatch_home(&function, &version);
                 let parks = Parks { ticket, function, version };
-                turn.send(home, CorePost::Impatient(Box::new(parks)));
+                turn.send(home, CoreMessage::Impatient(Box::new(parks)));
             }
             ForWorkers::Parks(parks) => {
                 let home = turn.settings.dispatch_home(&parks.function, &parks.version);
-                turn.send(home, CorePost::Parks(parks));
+                turn.send(home, CoreMessage::Parks(parks));
             }
-            ForWorkers::Unparks(of) => turn.send(home(turn, &of), CorePost::Unparks(of.ticket)),
+            ForWorkers::Unparks(of) => turn.send(home(turn, &of), CoreMessage::Unparks(of.ticket)),
             ForWorkers::Connect(moved) => self.connect(turn, *moved),
             ForWorkers::TurnAway(detached) => door::turn_away(turn, detached),
             ForWorkers::Submitted(work) => self.home.submitted(turn, *work),

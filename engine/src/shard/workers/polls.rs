@@ -7,8 +7,8 @@ use ringway_proto::time::Time;
 use super::super::facts::Edge;
 use super::super::turn::Turn;
 use crate::control::local::{POLL_WAIT, PollAnswer, PollFault, PollId, PollRequest, Work};
+use crate::message::CoreMessage;
 use crate::net::ConnId;
-use crate::post::CorePost;
 use crate::timeline::Event;
 
 /// How much longer than the dispatch's own time a poll waits for a word of its dispatch home.
@@ -60,11 +60,11 @@ pub(super) enum Fate {
 }
 
 impl Fate {
-    fn of(self, poll: PollId) -> CorePost {
+    fn of(self, poll: PollId) -> CoreMessage {
         match self {
-            Self::Arrived => CorePost::Delivered(poll),
-            Self::Unsure => CorePost::Doubted(poll),
-            Self::Lost => CorePost::Gone(poll),
+            Self::Arrived => CoreMessage::Delivered(poll),
+            Self::Unsure => CoreMessage::Doubted(poll),
+            Self::Lost => CoreMessage::Gone(poll),
         }
     }
 }
@@ -119,7 +119,7 @@ impl Polls {
         let until = turn.now + POLL_WAIT + POLL_GRACE;
         self.round = Some(Round { number, home, stage: Stage::Waits { polls, until } });
         let poll = self.id(turn, number);
-        turn.send(home, CorePost::Poll(poll, Box::new(request)));
+        turn.send(home, CoreMessage::Poll(poll, Box::new(request)));
     }
 
     /// This is what is known of the work that the connection was answered before.

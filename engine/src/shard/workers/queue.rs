@@ -6,7 +6,7 @@ use super::super::turn::Turn;
 use super::home;
 use crate::control::local::{Ticket, Work};
 use crate::control::port::Plane;
-use crate::post::CorePost;
+use crate::message::CoreMessage;
 
 /// An attachment's work.
 pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
@@ -14,7 +14,7 @@ pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
         Plane::Local => {
             let owner = &work.owner;
             let home = turn.settings.dispatch_home(&owner.function, &owner.version);
-            turn.send(home, CorePost::Submit(work));
+            turn.send(home, CoreMessage::Submit(work));
         }
         Plane::Remote => ask(turn, work.ticket, Question::Submit(work)),
     }
@@ -23,7 +23,7 @@ pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
 /// Nobody waits for it any more.
 pub(super) fn withdraw(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
-        Plane::Local => turn.send(home(turn, of), CorePost::Withdraw(of.ticket)),
+        Plane::Local => turn.send(home(turn, of), CoreMessage::Withdraw(of.ticket)),
         Plane::Remote => ask(turn, of.ticket, Question::Withdraw),
     }
 }
@@ -31,7 +31,7 @@ pub(super) fn withdraw(turn: &mut Turn<'_>, of: &OfVersion) {
 /// Its worker is there.
 pub(super) fn served(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
-        Plane::Local => turn.send(home(turn, of), CorePost::Withdraw(of.ticket)),
+        Plane::Local => turn.send(home(turn, of), CoreMessage::Withdraw(of.ticket)),
         Plane::Remote => ask(turn, of.ticket, Question::Settled),
     }
 }
@@ -40,7 +40,7 @@ pub(super) fn served(turn: &mut Turn<'_>, of: &OfVersion) {
 /// spares: a worker that did not come by now did not listen.
 pub(super) fn recall(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
-        Plane::Local => turn.send(home(turn, of), CorePost::Recall(of.ticket)),
+        Plane::Local => turn.send(home(turn, of), CoreMessage::Recall(of.ticket)),
         Plane::Remote => turn.sessions(ForSessions::Recalled(of.ticket)),
     }
 }

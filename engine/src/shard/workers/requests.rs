@@ -150,9 +150,9 @@ impl Door {
         body: &[u8],
     ) -> Next {
         let alive = head::keeps_alive(head.version, &desk.fields);
-        let post = desk.fields.first(Token::Method).unwrap_or_default() == b"POST";
+        let message = desk.fields.first(Token::Method).unwrap_or_default() == b"POST";
         let (status, text) = match connect::endpoint(&desk.fields) {
-            Endpoint::Work if post => match read_poll(turn, desk, body) {
+            Endpoint::Work if message => match read_poll(turn, desk, body) {
                 Ok(request) => {
                     self.polls.place(turn, request, &mut desk.rounds);
                     if alive {

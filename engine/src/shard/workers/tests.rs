@@ -11,8 +11,8 @@ use super::*;
 use crate::config::{Config, Function};
 use crate::control::local::{PollRequest, Ticket, Work, WorkKind};
 use crate::control::port::Owner;
+use crate::message::Parks;
 use crate::metrics::Limit;
-use crate::post::Parks;
 use crate::shard::facts::{Admitted, Edge, Fact, ForRelay, ForSessions, NewTunnel};
 use crate::shard::table::Key;
 use crate::shard::timer::Due;
@@ -108,9 +108,9 @@ impl Bench {
         let mut open: VecDeque<Fact> = self.rig.facts().into();
         while let Some(fact) = open.pop_front() {
             let fact = match fact {
-                Fact::Send { to: 0, post } => match to_itself(post) {
+                Fact::Send { to: 0, message } => match to_itself(message) {
                     Ok(fact) => Fact::Workers(fact),
-                    Err(post) => Fact::Send { to: 0, post },
+                    Err(message) => Fact::Send { to: 0, message },
                 },
                 other => other,
             };
@@ -128,12 +128,12 @@ impl Bench {
     }
 
     /// The messages among what was left.
-    fn posts(&mut self) -> Vec<(u16, String)> {
-        let posts = self.settle().into_iter().filter_map(|fact| match fact {
-            Fact::Send { to, post } => Some((to, name(&post))),
+    fn messages(&mut self) -> Vec<(u16, String)> {
+        let messages = self.settle().into_iter().filter_map(|fact| match fact {
+            Fact::Send { to, message } => Some((to, name(&message))),
             _ => None,
         });
-        posts.collect()
+        messages.collect()
     }
 
     fn edges(&mut self) -> Vec<Edge> {
@@ -184,30 +184,30 @@ impl Bench {
 }
 
 /// What this core says to itself and is for its workers.
-fn to_itself(post: CorePost) -> Result<ForWorkers, CorePost> {
-    Ok(match post {
-        CorePost::Submit(work) => ForWorkers::Submitted(work),
-        CorePost::Withdraw(ticket) => ForWorkers::Withdrawn(ticket),
-        CorePost::Recall(ticket) => ForWorkers::RecallAsked(ticket),
-        CorePost::Poll(poll, request) => ForWorkers::Polled(poll, request),
-        CorePost::Delivered(poll) => ForWorkers::Delivered(poll),
-        CorePost::Doubted(poll) => ForWorkers::Doubted(poll),
-        CorePost::Gone(poll) => ForWorkers::PollGone(poll),
-        CorePost::Answer(poll, answer) => ForWorkers::PollAnswered(poll, answer),
-        CorePost::TooManyPolls(poll) => ForWorkers::PollRefused(poll),
-        CorePost::Parks(parks) => ForWorkers::ParkedThere(parks),
-        CorePost::Unparks(ticket) => ForWorkers::UnparkedThere(ticket),
+fn to_itself(message: CoreMessage) -> Result<ForWorkers, CoreMessage> {
+    Ok(match message {
+        CoreMessage::Submit(work) => ForWorkers::Submitted(work),
+        CoreMessage::Withdraw(ticket) => ForWorkers::Withdrawn(ticket),
+        CoreMessage::Recall(ticket) => ForWorkers::RecallAsked(ticket),
+        CoreMessage::Poll(poll, request) => ForWorkers::Polled(poll, request),
+        CoreMessage::Delivered(poll) => ForWorkers::Delivered(poll),
+        CoreMessage::Doubted(poll) => ForWorkers::Doubted(poll),
+        CoreMessage::Gone(poll) => ForWorkers::PollGone(poll),
+        CoreMessage::Answer(poll, answer) => ForWorkers::PollAnswered(poll, answer),
+        CoreMessage::TooManyPolls(poll) => ForWorkers::PollRefused(poll),
+        CoreMessage::Parks(parks) => ForWorkers::ParkedThere(parks),
+        CoreMessage::Unparks(ticket) => ForWorkers::UnparkedThere(ticket),
         other => return Err(other),
     })
 }
 
-fn name(post: &CorePost) -> String {
-    let text = format!("{post:?}");
+fn name(message: &CoreMessage) -> String {
+    let text = format!("{message:?}");
     text.split(['(', ' ']).next().unwrap().into()
 }
 
-fn names(posts: &[(u16, &str)]) -> Vec<(u16, String)> {
-    posts.iter().map(|(to, name)| (*to, (*name).into())).collect()
+fn names(messages: &[(u16, &str)]) -> Vec<(u16, String)> {
+    messages.iter().map(|(to, name)| (*to, (*name).into())).collect()
 }
 
 fn connect_head() -> Vec<u8> {
@@ -278,7 +278,7 @@ fn work_goes_to_the_poll_that_waits_and_the_next_one_says_that_it_arrived() {
         .facts()
         .iter()
         .map(|fact| match fact {
-            Fact::Send { to: 0, post } => name(post),
+            Fact::Send { to: 0, message } => name(message),
             other => format!("{other:?}"),
         })
         .collect();
@@ -290,7 +290,7 @@ fn a_poll_for_another_core_is_a_message_and_so_is_its_answer() {
     let mut bench = bench(1);
     let conn = bench.accept();
     bench.say(conn, &bench.poll());
-    assert_eq!(bench.posts(), names(&[(1, "Poll")]));
+    assert_eq!(bench.messages(), names(&[(1, "Poll")]));
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), PollAnswer::Nothing));
     assert_eq!(bench.statuses(conn), [204]);
     // Told once more, nobody waits.
@@ -305,10 +305,10 @@ fn another_request_replaces_a_poll_and_work_on_its_way_is_queued_again() {
     bench.say(conn, &bench.poll());
     bench.say(conn, b"GET /health HTTP/1.1\r\nhost: g\r\n\r\n");
     assert_eq!(bench.statuses(conn), [204, 200]);
-    assert_eq!(bench.posts(), names(&[(1, "Poll"), (1, "Gone")]));
+    assert_eq!(bench.messages(), names(&[(1, "Poll"), (1, "Gone")]));
     let work = PollAnswer::Work(bench.work(1, 5));
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), work));
-    assert_eq!(bench.posts(), names(&[(1, "Gone")]));
+    assert_eq!(bench.messages(), names(&[(1, "Gone")]));
     assert_eq!(bench.heard(conn), "");
 }
 
@@ -318,10 +318,10 @@ fn work_that_crossed_a_newer_poll_is_in_doubt() {
     let conn = bench.accept();
     bench.say(conn, &bench.poll());
     bench.say(conn, &bench.poll());
-    assert_eq!(bench.posts(), names(&[(1, "Poll"), (1, "Poll")]));
+    assert_eq!(bench.messages(), names(&[(1, "Poll"), (1, "Poll")]));
     let work = PollAnswer::Work(bench.work(1, 5));
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), work));
-    assert_eq!(bench.posts(), names(&[(1, "Doubted")]));
+    assert_eq!(bench.messages(), names(&[(1, "Doubted")]));
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), PollAnswer::Nothing));
     assert_eq!(bench.statuses(conn), [200, 204]);
 }
@@ -341,7 +341,7 @@ fn what_is_known_of_work_depends_on_how_the_connection_ends() {
             bench.heard(conn);
         }
         bench.workers.ended(&mut bench.rig.turn(), conn, end);
-        assert_eq!(bench.posts(), names(&[(1, word)]), "{end:?} {taken}");
+        assert_eq!(bench.messages(), names(&[(1, word)]), "{end:?} {taken}");
         assert!(bench.workers.is_empty());
     }
 }
@@ -439,7 +439,7 @@ fn polls_over_the_limit_are_refused_behind_the_ones_they_replace() {
     away.settle();
     away.on(ForWorkers::PollRefused(away.poll_id(conn)));
     assert_eq!(away.statuses(conn), [204, 503]);
-    assert_eq!(away.posts(), names(&[(1, "Gone")]));
+    assert_eq!(away.messages(), names(&[(1, "Gone")]));
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn a_poll_is_answered_with_nothing_when_its_home_is_silent_or_began_anew() {
     assert_eq!(bench.heard(two), "");
     bench.workers.renew(&mut bench.rig.turn(), 1);
     assert_eq!(bench.statuses(two), [204]);
-    assert_eq!(bench.posts(), names(&[(1, "Gone")]));
+    assert_eq!(bench.messages(), names(&[(1, "Gone")]));
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn a_body_that_is_waited_for_is_asked_for_once() {
     bench.say(conn, &body.as_bytes()[..1]);
     assert_eq!(bench.heard(conn), "HTTP/1.1 100 Continue\r\n\r\n");
     bench.say(conn, &body.as_bytes()[1..]);
-    assert_eq!(bench.posts(), names(&[(1, "Poll")]));
+    assert_eq!(bench.messages(), names(&[(1, "Poll")]));
 }
 
 // ---- CONNECT ----

@@ -19,10 +19,10 @@ fn two_cores() -> (Bench, Bench, Key, Uuid) {
 }
 
 /// The last message of a bench for the other core.
-fn post(bench: &mut Bench) -> CorePost {
+fn message(bench: &mut Bench) -> CoreMessage {
     let at = bench.out.iter().rposition(|fact| matches!(fact, Fact::Send { .. }));
     match at.map(|at| bench.out.remove(at)) {
-        Some(Fact::Send { post, .. }) => post,
+        Some(Fact::Send { message, .. }) => message,
         _ => panic!("nothing was said to a core: {:?}", bench.names),
     }
 }
@@ -37,7 +37,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     let asking = there.served();
     assert_eq!(there.sessions.gauges().asking, 1);
     home.said();
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     assert_eq!(home.said(), ["Claim 0", "Unparks", "Replaced", "Detach"]);
     let detached = Box::new(Detached::of_nobody());
     let hop = MovedHop(Box::new("its state"));
@@ -45,7 +45,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     assert_eq!(home.said(), ["Resumed 1"]);
     assert_eq!(home.sessions.len(), 0);
     there.said();
-    there.on(heard(post(&mut home)));
+    there.on(heard(message(&mut home)));
     assert_eq!(there.said(), ["Adopt", "Stand 0"]);
     let adopted = there.out.iter().any(|fact| {
         matches!(fact, Fact::Relay(ForRelay::Adopt { key, hop, .. })
@@ -63,15 +63,15 @@ fn a_tunnel_that_finds_no_room_is_lost_and_its_session_left() {
     let (mut home, mut there, key, id) = two_cores();
     home.gone(1, &[key]);
     there.place(5, 5, wanted(Some(id)));
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     let detached = Box::new(Detached::of_nobody());
     home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
     there.said();
-    let CorePost::Resumed(resumed) = post(&mut home) else { panic!("no tunnel came") };
+    let CoreMessage::Resumed(resumed) = message(&mut home) else { panic!("no tunnel came") };
     there.on(ForSessions::Resumed { resumed, room: false });
     assert_eq!(there.said(), ["Leave 0", "Close"]);
     assert_eq!(there.rig.metrics.resumes.of(ResumeWay::Memory, ResumeOutcome::Lost), 1);
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     assert!(home.sessions.is_empty() && there.sessions.gauges() == Gauges::default());
 }
 
@@ -81,13 +81,13 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     home.gone(1, &[key]);
     there.place(5, 5, wanted(Some(id)));
     let asking = there.served();
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     let detached = Box::new(Detached::of_nobody());
     home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
     there.gone(5, &[]);
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");
     there.said();
-    there.on(heard(post(&mut home)));
+    there.on(heard(message(&mut home)));
     assert_eq!(there.said(), ["Adopt", "Park", "Parks", "Stand 0"]);
     // The attachment itself may have gone: then another one joins the session.
     let none = Resumed { ticket: Ticket { node: NODE, core: 1, number: 99 }, tunnel: None };
@@ -100,9 +100,9 @@ fn a_tunnel_parked_here_goes_to_another_attachment_of_this_core_or_joins_anew() 
     for waits in [true, false] {
         let (mut home, mut there, key, id) = two_cores();
         there.place(5, 5, wanted(Some(id)));
-        home.on(heard(post(&mut there)));
+        home.on(heard(message(&mut there)));
         // No tunnel is parked: the client may have one more, and its own is parked then.
-        there.on(heard(post(&mut home)));
+        there.on(heard(message(&mut home)));
         let second = there.served();
         there.attach(second, false);
         there.gone(5, &[second]);
@@ -130,15 +130,15 @@ fn a_found_session_is_joined_and_one_that_is_not_is_refused() {
     let (mut home, mut there, _, id) = two_cores();
     there.place(5, 5, wanted(Some(id)));
     let key = there.served();
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     assert_eq!(home.said(), ["Found 1"]);
     there.said();
-    there.on(heard(post(&mut home)));
+    there.on(heard(message(&mut home)));
     there.launch();
     assert_eq!((there.said(), there.work(key).kind), (vec!["Submit".into()], WorkKind::Reconnect));
     let again = Ticket { node: NODE, core: 1, number: 3 };
     home.on(find(Uuid::from_u128(7), again));
-    let CorePost::Found(found) = post(&mut home) else { panic!("no answer") };
+    let CoreMessage::Found(found) = message(&mut home) else { panic!("no answer") };
     assert!(matches!(found.outcome, Err(Fault::SessionNotFound { .. })));
 }
 
@@ -148,7 +148,7 @@ fn an_answer_that_nobody_waits_for_leaves_the_session_unless_somebody_asks_again
         let (mut home, mut there, _, id) = two_cores();
         there.place(5, 5, wanted(Some(id)));
         let key = there.served();
-        home.on(heard(post(&mut there)));
+        home.on(heard(message(&mut there)));
         there.said();
         there.on(ForSessions::Abandoned { key });
         assert_eq!(there.said(), ["Unlearn"]);
@@ -157,7 +157,7 @@ fn an_answer_that_nobody_waits_for_leaves_the_session_unless_somebody_asks_again
             assert_eq!(there.served(), key);
         }
         there.said();
-        there.on(heard(post(&mut home)));
+        there.on(heard(message(&mut home)));
         let left = there.said() == ["Close", "Leave 0"];
         assert_eq!((left, there.sessions.has_fresh()), (!again, again));
     }
@@ -168,7 +168,7 @@ fn a_question_without_room_or_refused_is_told_to_who_waits() {
     let (_, mut there, _, id) = two_cores();
     there.place(5, 5, wanted(Some(id)));
     let key = there.served();
-    let CorePost::Find(find) = post(&mut there) else { panic!("no question") };
+    let CoreMessage::Find(find) = message(&mut there) else { panic!("no question") };
     there.said();
     there.on(ForSessions::NotFound(find));
     assert_eq!(there.said(), ["Close"]);
@@ -186,13 +186,13 @@ fn two_questions_that_lead_to_one_session_have_one_attachment() {
     let called = |version: &str| calling("dev-key", version, Some(id));
     there.place(5, 5, called(VERSION));
     let first = there.served();
-    home.on(heard(post(&mut there)));
-    let one = post(&mut home);
+    home.on(heard(message(&mut there)));
+    let one = message(&mut home);
     there.place(5, 6, called(""));
     let second = there.served();
     assert_ne!(first, second);
-    home.on(heard(post(&mut there)));
-    let other = post(&mut home);
+    home.on(heard(message(&mut there)));
+    let other = message(&mut home);
     there.on(heard(one));
     there.said();
     there.on(heard(other));
@@ -205,11 +205,11 @@ fn an_ended_session_goes_with_what_is_on_its_way() {
     let (mut home, mut there, key, id) = two_cores();
     there.place(5, 5, wanted(Some(id)));
     let asking = there.served();
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     there.said();
     there.call(|sessions, turn| sessions.end_session(turn, id));
     assert_eq!(there.said(), ["RefuseWaiters"]);
-    there.on(heard(post(&mut home)));
+    there.on(heard(message(&mut home)));
     assert_eq!(there.closed(asking).map(|cause| cause.reason), Some(CloseReason::Deleted));
     home.call(|sessions, turn| sessions.end_session(turn, id));
     assert_eq!(home.closed(key).map(|cause| cause.reason), Some(CloseReason::Deleted));
@@ -240,8 +240,8 @@ fn what_a_core_has_forgotten_is_said_again() {
 fn a_home_that_begins_anew_learns_of_attachments_and_ends_questions() {
     let (mut home, mut there, _, id) = two_cores();
     there.place(5, 5, wanted(Some(id)));
-    home.on(heard(post(&mut there)));
-    there.on(heard(post(&mut home)));
+    home.on(heard(message(&mut there)));
+    there.on(heard(message(&mut home)));
     let key = there.served();
     there.attach(key, false);
     there.call(|sessions, turn| sessions.settled(turn, key));
@@ -254,7 +254,7 @@ fn a_home_that_begins_anew_learns_of_attachments_and_ends_questions() {
     assert!(said.starts_with(&to_strings(&["Join 0", "Leave 0", "Close"])), "{said:?}");
     assert!(there.closed(asking).is_some() && there.closed(key).is_none());
     let joined = there.out.iter().rev().find_map(|fact| match fact {
-        Fact::Send { post: CorePost::Join(join), .. } => Some(join.stand),
+        Fact::Send { message: CoreMessage::Join(join), .. } => Some(join.stand),
         _ => None,
     });
     assert_eq!(joined, Some(Stand::Open));
@@ -302,16 +302,16 @@ fn a_home_vouches_for_the_client_that_opened_its_session_and_for_no_other() {
     // Another request of the same connection waits for the same word.
     there.place(5, 6, wanted(Some(id)));
     assert_eq!(there.said(), ["Vouch 0"]);
-    home.on(heard(post(&mut there)));
+    home.on(heard(message(&mut there)));
     assert_eq!(home.said(), ["Vouched 1"]);
-    there.on(heard(post(&mut home)));
+    there.on(heard(message(&mut home)));
     assert_eq!(there.said(), ["Open", "Serve", "Find 0", "GoOn"]);
     assert_eq!(there.asks(), [0; AskOutcome::COUNT]);
     for who in [by("other-key", Some(id)), wanted(Some(Uuid::from_u128(5)))] {
         there.place(6, 7, who);
         if there.said() == ["Vouch 0"] {
-            home.on(heard(post(&mut there)));
-            there.on(heard(post(&mut home)));
+            home.on(heard(message(&mut there)));
+            there.on(heard(message(&mut home)));
             assert_eq!(there.said(), ["Authorise"]);
         }
     }

@@ -1,7 +1,7 @@
 //! What may be of any number is shown, and told of other rules, piece by piece.
 
 use super::*;
-use crate::post::SessionRow;
+use crate::message::SessionRow;
 
 /// Page by page, as the admin port asks.
 fn pages(bench: &mut Bench, wanted: Option<IdBegin>) -> Vec<Vec<(Option<Key>, SessionRow)>> {

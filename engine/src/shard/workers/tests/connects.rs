@@ -60,7 +60,7 @@ fn a_connect_ends_the_polls_of_its_connection() {
     bench.say(conn, &bench.poll());
     bench.say(conn, &connect_head());
     assert_eq!(bench.statuses(conn), [204]);
-    assert_eq!(bench.posts(), names(&[(1, "Poll"), (1, "Gone")]));
+    assert_eq!(bench.messages(), names(&[(1, "Poll"), (1, "Gone")]));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_connection_goes_to_its_tokens_core_with_what_was_read() {
     bench.say(conn, b"two");
     bench.workers.detached(&mut bench.rig.turn(), conn, detached());
     let facts = bench.settle();
-    let [Fact::Send { to: 1, post: CorePost::Connect(moved) }] = &facts[..] else {
+    let [Fact::Send { to: 1, message: CoreMessage::Connect(moved) }] = &facts[..] else {
         panic!("{facts:?}")
     };
     assert_eq!(moved.input, [&connect_head()[..], b"onetwo"].concat());
@@ -183,7 +183,7 @@ fn what_asks_a_dispatch_home_is_a_message_whatever_core_that_is() {
             .facts()
             .iter()
             .map(|fact| match fact {
-                Fact::Send { to, post } => (*to, name(post)),
+                Fact::Send { to, message } => (*to, name(message)),
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -202,7 +202,7 @@ fn a_full_queue_is_said_to_the_core_that_asked() {
         bench.on(ForWorkers::Submitted(work));
     }
     let facts = bench.settle();
-    assert!(matches!(facts[..], [Fact::Send { to: 1, post: CorePost::QueueFull(of) }]
+    assert!(matches!(facts[..], [Fact::Send { to: 1, message: CoreMessage::QueueFull(of) }]
         if of == ticket(1, 6)));
     assert_eq!(bench.limit(Limit::WorkQueue), 1);
 }
@@ -213,16 +213,16 @@ fn only_work_that_no_worker_was_told_of_is_recalled() {
     let work = bench.work(1, 5);
     bench.on(ForWorkers::Submitted(work));
     bench.on(ForWorkers::RecallAsked(ticket(1, 5)));
-    assert_eq!(bench.posts(), names(&[(1, "Recalled")]));
+    assert_eq!(bench.messages(), names(&[(1, "Recalled")]));
     bench.on(ForWorkers::RecallAsked(ticket(1, 5)));
-    assert_eq!(bench.posts(), []);
+    assert_eq!(bench.messages(), []);
     let conn = bench.accept();
     bench.say(conn, &bench.poll());
     bench.settle();
     let work = bench.work(1, 6);
     bench.on(ForWorkers::Submitted(work));
     bench.on(ForWorkers::RecallAsked(ticket(1, 6)));
-    assert_eq!(bench.posts(), []);
+    assert_eq!(bench.messages(), []);
     assert_eq!(bench.statuses(conn), [200]);
 }
 
@@ -245,7 +245,7 @@ fn the_tunnel_that_was_parked_first_gives_way_to_new_work_that_has_waited() {
     assert_eq!(bench.rig.timers.take(bench.rig.net.now), Some(Due::Yield));
     bench.workers.look_at_queues(&mut bench.rig.turn());
     let facts = bench.settle();
-    assert!(matches!(facts[..], [Fact::Send { to: 1, post: CorePost::Yield(of) }]
+    assert!(matches!(facts[..], [Fact::Send { to: 1, message: CoreMessage::Yield(of) }]
         if of == ticket(1, 1)));
     // The work waits anew, for the next one.
     assert_eq!(bench.rig.timers.earliest(), Some(bench.rig.net.now + patience));

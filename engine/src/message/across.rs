@@ -13,7 +13,7 @@
 //! | `Connect` | its attachment's end, a taken token | the worker is answered 403, as on one core |
 //! | `Submit` | nothing: what withdraws it comes behind it | |
 //! | `Withdraw` | the answer with the work | the token is refused when the worker dials back |
-//! | `Poll` | an answer to the poll before it | [`CorePost::Doubted`]: the newer poll tells nothing of that answer |
+//! | `Poll` | an answer to the poll before it | [`CoreMessage::Doubted`]: the newer poll tells nothing of that answer |
 //! | | `TooManyPolls` for the poll before it | it is answered as if it had waited behind that: 503, and `Gone` |
 //! | `Delivered`, `Doubted`, `Gone` | work that was withdrawn, or is queued again | nothing: the first word counts |
 //! | `Answer` | the connection's end, another request there | the round of its [`PollId`] is over: `Gone`, and its work is queued again |
@@ -58,7 +58,7 @@ use crate::net::Detached;
 
 /// A message of one core's shard to another's.
 #[derive(Debug)]
-pub enum CorePost {
+pub enum CoreMessage {
     /// A worker's connection whose CONNECT shows a token of yours.
     Connect(Box<MovedConnect>),
     /// Work for a function version whose dispatch home you are.
@@ -132,7 +132,7 @@ pub enum CorePost {
     },
 }
 
-impl CorePost {
+impl CoreMessage {
     /// Whether it asks for something that can be refused at once when there is no room for it;
     /// everything else waits until there is.
     #[must_use]
@@ -149,7 +149,7 @@ impl CorePost {
     }
 }
 
-impl CorePost {
+impl CoreMessage {
     /// Whether every attachment and poll that it names is this node's.
     #[must_use]
     pub fn is_of(&self, node: Node) -> bool {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use across::{
-    CorePost, Find, Found, Join, Leave, MovedConnect, MovedTunnel, Parks, Resumed, Speaks, Stand,
-    Vouch, Vouched,
+    CoreMessage, Find, Found, Join, Leave, MovedConnect, MovedTunnel, Parks, Resumed, Speaks,
+    Stand, Vouch, Vouched,
 };
 
 use crate::control::local::Policy;
@@ -25,13 +25,13 @@ pub type Ills = Arc<[(&'static str, String)]>;
 
 /// A message to a shard.
 #[derive(Debug)]
-pub enum ShardPost {
-    /// Answer with [`ControlPost::Snapshot`] under the same ticket.
+pub enum ShardMessage {
+    /// Answer with [`ControlMessage::Snapshot`] under the same ticket.
     Snapshot {
         /// Names the asker's request.
         ticket: u64,
     },
-    /// Answer with [`ControlPost::Rows`] under the same ticket.
+    /// Answer with [`ControlMessage::Rows`] under the same ticket.
     Rows {
         /// Names the asker's request.
         ticket: u64,
@@ -40,12 +40,12 @@ pub enum ShardPost {
         /// Only sessions whose id begins so.
         wanted: Option<IdBegin>,
     },
-    /// Answer with [`ControlPost::Beat`] under the same ticket: whoever can has turned.
+    /// Answer with [`ControlMessage::Beat`] under the same ticket: whoever can has turned.
     Beat {
         /// Names the asker's request.
         ticket: u64,
     },
-    /// Answer with [`ControlPost::Timeline`] under the same ticket.
+    /// Answer with [`ControlMessage::Timeline`] under the same ticket.
     Timeline {
         /// Names the asker's request.
         ticket: u64,
@@ -80,7 +80,7 @@ pub enum ShardPost {
         id: uuid::Uuid,
     },
     /// What another core's shard has to say.
-    Core(CorePost),
+    Core(CoreMessage),
     /// Another core's shard panicked, and a new one has taken its place. What it says after this is
     /// the new one's.
     Restarted {
@@ -98,7 +98,7 @@ pub enum ShardPost {
 
 /// A message to the control thread.
 #[derive(Debug)]
-pub enum ControlPost {
+pub enum ControlMessage {
     /// What a shard looked like when it was asked.
     Snapshot {
         /// The asker's ticket.
