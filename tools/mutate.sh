@@ -36,7 +36,7 @@ mutants=(
     'unasked-lost@engine/src/shard/sessions/cores.rs@return self.park_unasked(turn, from, of, spent);@return;'
     'forgotten-pause@engine/src/shard/relay/tunnels.rs@hop.stopped.retain(|full| *full == hop.conn);@hop.stopped.clear();'
     'not-joined@engine/src/shard/sessions/cores.rs@roster.tell_join(turn, key);\n        roster.park@roster.park'
-    'unparked-twice@engine/src/shard/sessions/attachment.rs@State::Parked { place, .. } => self.lot.leave(*place, tenant),@State::Parked { .. } => {}'
+    'unparked-twice@engine/src/shard/sessions/attachment.rs@State::Parked { place, .. } => self.parked_index.leave(*place, tenant),@State::Parked { .. } => {}'
     'shared-answer@engine/src/shard/sessions/question.rs@self.hash == hash\n            && (scope == Scope::Connection || asked.credential() == call.credential())\n            && asked@let _ = (hash, scope);\n        asked'
     'forsaken@engine/src/shard/sessions/attachment.rs@*forsaken = false;@let _ = forsaken;'
     'short-as-whole@engine/src/reactor/pump.rs@let written = self.took(conn, bytes);@let bytes = offered;\n        let written = self.took(conn, bytes);'

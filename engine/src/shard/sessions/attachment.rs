@@ -15,7 +15,7 @@ use super::super::facts::{Named, OfVersion, Terms, Wanted};
 use super::super::settings::ShardSettings;
 use super::super::table::{Key, Table};
 use super::dial::Dialling;
-use super::lot::{Lot, Place};
+use super::parked_index::{ParkedIndex, Place};
 use super::pending::Pending;
 use super::ticket;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
@@ -368,7 +368,7 @@ pub(super) struct Attachments {
     /// The attachments that wait for their worker.
     pending: Pending,
     /// The attachments that are parked.
-    lot: Lot,
+    parked_index: ParkedIndex,
     /// The attachments that the dials under way are for.
     dials: HashMap<ConnId, Key>,
     /// How many attachments wait for another core's answer.
@@ -381,7 +381,7 @@ impl Attachments {
         Self {
             table: Table::new(generation),
             pending: Pending::default(),
-            lot: Lot::default(),
+            parked_index: ParkedIndex::default(),
             dials: HashMap::new(),
             asking: 0,
         }
@@ -426,7 +426,7 @@ impl Attachments {
     pub(super) fn park(&mut self, key: Key, speaks: Speaks, spent: bool) {
         if let Some(attachment) = self.get(key) {
             let tenant = attachment.facts.owner.tenant.clone();
-            let place = self.lot.enter(key, &tenant);
+            let place = self.parked_index.enter(key, &tenant);
             self.set(key, State::Parked { place, speaks, spent });
         }
     }
@@ -451,7 +451,7 @@ impl Attachments {
                     self.dials.remove(&conn);
                 }
             }
-            State::Parked { place, .. } => self.lot.leave(*place, tenant),
+            State::Parked { place, .. } => self.parked_index.leave(*place, tenant),
             _ => {}
         }
     }
@@ -521,8 +521,8 @@ impl Attachments {
         &self.pending
     }
 
-    pub(super) fn lot(&self) -> &Lot {
-        &self.lot
+    pub(super) fn parked_index(&self) -> &ParkedIndex {
+        &self.parked_index
     }
 
     pub(super) fn asking(&self) -> usize {
@@ -540,13 +540,13 @@ impl Attachments {
     pub(super) fn is_empty(&self) -> bool {
         self.table.len() == 0
             && self.pending.is_empty()
-            && self.lot.len() == 0
+            && self.parked_index.len() == 0
             && self.dials.is_empty()
             && self.asking == 0
     }
 }
 
-/// What an attachment counts for in this state, but for its place in the lot.
+/// What an attachment counts for in this state, but for its place in the index of what is parked.
 fn count(pending: &mut Pending, asking: &mut usize, (state, tenant): (&State, &Arc<str>)) {
     match state {
         State::Asking(_) => *asking += 1,

@@ -14,9 +14,9 @@ mod client;
 mod cores;
 mod dial;
 mod directory;
-mod lot;
 mod mint;
 mod park;
+mod parked_index;
 mod pending;
 mod place;
 mod question;
@@ -302,8 +302,8 @@ impl Sessions {
             attachments: attachments.len() - attachments.asking(),
             asking: attachments.asking(),
             pending: attachments.pending().clients(),
-            parked: attachments.lot().len(),
-            fullest: attachments.lot().fullest(),
+            parked: attachments.parked_index().len(),
+            fullest: attachments.parked_index().fullest(),
             widest: self.roster.clients.widest(),
         }
     }

@@ -111,15 +111,15 @@ impl Roster {
         let (most, of_tenant) = (limits.parked_tunnels, limits.parked_per_tenant);
         let tenant = self.attachments.get(key).map(|of| of.facts.owner.tenant.clone());
         let crowded = |tenant: &Arc<str>| {
-            let lot = self.attachments.lot();
-            lot.oldest_of(tenant).filter(|_| lot.of_tenant(tenant) >= of_tenant)
+            let parked_index = self.attachments.parked_index();
+            parked_index.oldest_of(tenant).filter(|_| parked_index.of_tenant(tenant) >= of_tenant)
         };
         if let Some(oldest) = tenant.as_ref().and_then(crowded) {
             turn.limit_hit(Limit::ParkedPerTenant);
             self.give_up(turn, oldest, Cause::CROWDED);
         }
-        let lot = self.attachments.lot();
-        if let Some(oldest) = lot.oldest().filter(|_| lot.len() >= most) {
+        let parked_index = self.attachments.parked_index();
+        if let Some(oldest) = parked_index.oldest().filter(|_| parked_index.len() >= most) {
             turn.limit_hit(Limit::ParkedTunnels);
             self.give_up(turn, oldest, Cause::CROWDED);
         }
@@ -166,7 +166,7 @@ impl Roster {
 
     /// Nobody may come back any more.
     pub(super) fn close_parked(&mut self, turn: &mut Turn<'_>) {
-        while let Some(oldest) = self.attachments.lot().oldest() {
+        while let Some(oldest) = self.attachments.parked_index().oldest() {
             self.give_up(turn, oldest, Cause::SHUTDOWN);
         }
     }

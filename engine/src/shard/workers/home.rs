@@ -8,7 +8,7 @@ use ringway_proto::time::Time;
 
 use super::super::timer::Due;
 use super::super::turn::Turn;
-use super::yard::Yard;
+use super::parked_index::ParkedIndex;
 use crate::control::local::{
     Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Version, Work,
 };
@@ -19,14 +19,18 @@ use crate::metrics::Limit;
 #[derive(Debug)]
 pub(super) struct DispatchHome {
     local: Dispatch,
-    yard: Yard,
+    parked_index: ParkedIndex,
     /// Memory used again and again.
     answers: Vec<(PollId, PollAnswer)>,
 }
 
 impl DispatchHome {
     pub(super) fn new(limits: DispatchLimits) -> Self {
-        Self { local: Dispatch::new(limits), yard: Yard::default(), answers: Vec::new() }
+        Self {
+            local: Dispatch::new(limits),
+            parked_index: ParkedIndex::default(),
+            answers: Vec::new(),
+        }
     }
 
     // ---- work ----
@@ -105,18 +109,18 @@ impl DispatchHome {
     pub(super) fn parked(&mut self, turn: &mut Turn<'_>, parks: Parks) {
         let Parks { ticket, function, version } = parks;
         let version = (function, version);
-        self.yard.enter(ticket, version.clone());
+        self.parked_index.enter(ticket, version.clone());
         self.look_at_queue(turn, &version);
     }
 
     pub(super) fn unparked(&mut self, ticket: Ticket) {
-        self.yard.leave(ticket);
+        self.parked_index.leave(ticket);
     }
 
     /// New work of this version has waited long enough, in a queue that is not here.
     pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &Version) {
-        if let Some(oldest) = self.yard.oldest(version) {
-            self.yard.leave(oldest);
+        if let Some(oldest) = self.parked_index.oldest(version) {
+            self.parked_index.leave(oldest);
             turn.send(oldest.core, CoreMessage::Yield(oldest));
         }
     }
@@ -124,16 +128,16 @@ impl DispatchHome {
     /// As many parked tunnels give way as new work of this version has waited long enough.
     fn look_at_queue(&mut self, turn: &mut Turn<'_>, version: &Version) {
         let patience = turn.settings.config.session.park_yield;
-        while let Some(oldest) = self.yard.oldest(version) {
+        while let Some(oldest) = self.parked_index.oldest(version) {
             if !self.local.lose_patience(version, patience, turn.now) {
                 break;
             }
-            self.yard.leave(oldest);
+            self.parked_index.leave(oldest);
             turn.send(oldest.core, CoreMessage::Yield(oldest));
         }
-        if self.yard.oldest(version).is_some()
+        if self.parked_index.oldest(version).is_some()
             && let Some(since) = self.local.waits_since(version)
-            && self.yard.arm(since + patience)
+            && self.parked_index.arm(since + patience)
         {
             turn.arm(since + patience, Due::Yield);
         }
@@ -141,8 +145,8 @@ impl DispatchHome {
 
     /// The time has come for one of the queues ([`Due::Yield`]).
     pub(super) fn look_at_queues(&mut self, turn: &mut Turn<'_>) {
-        if self.yard.take_due(turn.now) {
-            for version in self.yard.versions() {
+        if self.parked_index.take_due(turn.now) {
+            for version in self.parked_index.versions() {
                 self.look_at_queue(turn, &version);
             }
         }
@@ -165,7 +169,7 @@ impl DispatchHome {
     /// Drops what a core that has begun anew asked for.
     pub(super) fn forget_core(&mut self, turn: &mut Turn<'_>, core: u16) {
         self.local.forget_core(core);
-        self.yard.forget_core(core);
+        self.parked_index.forget_core(core);
         self.answer_polls(turn);
     }
 
@@ -182,6 +186,6 @@ impl DispatchHome {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.local.is_empty() && self.yard.is_empty()
+        self.local.is_empty() && self.parked_index.is_empty()
     }
 }

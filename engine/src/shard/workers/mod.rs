@@ -7,12 +7,12 @@
 
 mod door;
 mod home;
+mod parked_index;
 mod polls;
 mod queue;
 mod requests;
 #[cfg(test)]
 mod tests;
-mod yard;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -10,13 +10,13 @@ pub(super) type Place = u64;
 
 /// The parked attachments of one core.
 #[derive(Debug, Default)]
-pub(super) struct Lot {
+pub(super) struct ParkedIndex {
     places: BTreeMap<Place, Key>,
     by_tenant: HashMap<Arc<str>, BTreeSet<Place>>,
     next: Place,
 }
 
-impl Lot {
+impl ParkedIndex {
     pub(super) fn enter(&mut self, key: Key, tenant: &Arc<str>) -> Place {
         self.next += 1;
         self.places.insert(self.next, key);
@@ -65,14 +65,20 @@ mod tests {
     fn places_are_left_in_any_order() {
         let key = |slot| Key { slot, generation: 1 };
         let (one, two): (Arc<str>, Arc<str>) = ("one".into(), "two".into());
-        let mut lot = Lot::default();
-        let first = lot.enter(key(1), &one);
-        lot.enter(key(2), &two);
-        let third = lot.enter(key(3), &one);
-        assert_eq!((lot.len(), lot.fullest(), lot.of_tenant(&two)), (3, 2, 1));
-        lot.leave(first, &one);
-        assert_eq!((lot.oldest(), lot.oldest_of(&one)), (Some(key(2)), Some(key(3))));
-        lot.leave(third, &one);
-        assert_eq!((lot.oldest_of(&one), lot.of_tenant(&one)), (None, 0));
+        let mut parked_index = ParkedIndex::default();
+        let first = parked_index.enter(key(1), &one);
+        parked_index.enter(key(2), &two);
+        let third = parked_index.enter(key(3), &one);
+        assert_eq!(
+            (parked_index.len(), parked_index.fullest(), parked_index.of_tenant(&two)),
+            (3, 2, 1)
+        );
+        parked_index.leave(first, &one);
+        assert_eq!(
+            (parked_index.oldest(), parked_index.oldest_of(&one)),
+            (Some(key(2)), Some(key(3)))
+        );
+        parked_index.leave(third, &one);
+        assert_eq!((parked_index.oldest_of(&one), parked_index.of_tenant(&one)), (None, 0));
     }
 }

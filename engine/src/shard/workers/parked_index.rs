@@ -9,7 +9,7 @@ use crate::control::local::{Ticket, Version};
 
 /// The parked tunnels of the function versions whose dispatch home a core is.
 #[derive(Debug, Default)]
-pub(super) struct Yard {
+pub(super) struct ParkedIndex {
     versions: HashMap<Version, BTreeMap<u64, Ticket>>,
     places: HashMap<Ticket, (Version, u64)>,
     next: u64,
@@ -17,7 +17,7 @@ pub(super) struct Yard {
     due: Option<Time>,
 }
 
-impl Yard {
+impl ParkedIndex {
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
@@ -96,25 +96,34 @@ mod tests {
         let version = |name: &str| -> Version { ("f".into(), Arc::from(name)) };
         let ticket = |core, number| Ticket { node: NODE, core, number };
         let (one, two) = (version("1"), version("2"));
-        let mut yard = Yard::default();
-        yard.enter(ticket(1, 1), one.clone());
-        yard.enter(ticket(0, 1), one.clone());
-        yard.enter(ticket(0, 2), two.clone());
-        assert_eq!(yard.oldest(&one), Some(ticket(1, 1)));
+        let mut parked_index = ParkedIndex::default();
+        parked_index.enter(ticket(1, 1), one.clone());
+        parked_index.enter(ticket(0, 1), one.clone());
+        parked_index.enter(ticket(0, 2), two.clone());
+        assert_eq!(parked_index.oldest(&one), Some(ticket(1, 1)));
         // A tunnel that is noted once more is the youngest.
-        yard.enter(ticket(1, 1), one.clone());
-        assert_eq!(yard.oldest(&one), Some(ticket(0, 1)));
-        yard.forget_core(0);
-        assert_eq!((yard.oldest(&one), yard.oldest(&two)), (Some(ticket(1, 1)), None));
-        yard.leave(ticket(1, 1));
-        yard.leave(ticket(1, 1));
-        assert!(yard.is_empty() && yard.versions.is_empty());
+        parked_index.enter(ticket(1, 1), one.clone());
+        assert_eq!(parked_index.oldest(&one), Some(ticket(0, 1)));
+        parked_index.forget_core(0);
+        assert_eq!(
+            (parked_index.oldest(&one), parked_index.oldest(&two)),
+            (Some(ticket(1, 1)), None)
+        );
+        parked_index.leave(ticket(1, 1));
+        parked_index.leave(ticket(1, 1));
+        assert!(parked_index.is_empty() && parked_index.versions.is_empty());
     }
 
     #[test]
     fn only_an_earlier_look_is_armed_and_it_comes_once() {
-        let mut yard = Yard::default();
-        assert!(yard.arm(Time(20)) && !yard.arm(Time(30)) && yard.arm(Time(10)));
-        assert!(!yard.take_due(Time(9)) && yard.take_due(Time(10)) && !yard.take_due(Time(40)));
+        let mut parked_index = ParkedIndex::default();
+        assert!(
+            parked_index.arm(Time(20)) && !parked_index.arm(Time(30)) && parked_index.arm(Time(10))
+        );
+        assert!(
+            !parked_index.take_due(Time(9))
+                && parked_index.take_due(Time(10))
+                && !parked_index.take_due(Time(40))
+        );
     }
 }
