@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reactor_rig::{Desk, SOON, Watched, start, start_on, until};
+use reactor_rig::{Probe, SOON, Watched, start, start_on, until};
 use ringway::bare::{Bare, BareMessage};
 use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
@@ -116,14 +116,14 @@ fn a_thousand_connections_leave_nothing_behind() {
 fn a_panicking_core_leaves_nothing_behind() {
     let _alone = alone();
     let before = open_descriptors();
-    let desk = start(Options::default(), Desk::default());
-    let address = desk.address;
+    let probe = start(Options::default(), Probe::default());
+    let address = probe.address;
     let mut streams: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
-    let conn = desk.accepted(99);
-    desk.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
+    let conn = probe.accepted(99);
+    probe.ask(move |_, net| net.put(conn, &vec![0; 16 << 20]));
     // Everything is under way: accepts, receives, a poll of a blocked peer.
-    let message = Box::new(|_: &mut Desk, _: &mut Net| panic!("on purpose"));
-    desk.panic(message);
+    let message = Box::new(|_: &mut Probe, _: &mut Net| panic!("on purpose"));
+    probe.panic(message);
     TcpListener::bind(address).expect("the port is free");
     for stream in &mut streams {
         stream.set_read_timeout(Some(SOON)).unwrap();
@@ -136,41 +136,41 @@ fn a_panicking_core_leaves_nothing_behind() {
 
 fn sends_end_inside_the_enter_and_never_use_kernel_threads() {
     let _alone = alone();
-    let desk = start(Options::default(), Desk::default());
-    let mut clients: Vec<_> = (0..8).map(|_| TcpStream::connect(desk.address).unwrap()).collect();
+    let probe = start(Options::default(), Probe::default());
+    let mut clients: Vec<_> = (0..8).map(|_| TcpStream::connect(probe.address).unwrap()).collect();
     // Sends that take all, a part, and nothing.
     for nth in 0..8 {
-        let conn = desk.accepted(nth);
-        desk.ask(move |_, net| net.put(conn, &vec![7; 32 << 20]));
+        let conn = probe.accepted(nth);
+        probe.ask(move |_, net| net.put(conn, &vec![7; 32 << 20]));
     }
-    until("blocked sends", || desk.ask(|_, net| (net.tally.blocked_sends >= 8).then_some(())));
+    until("blocked sends", || probe.ask(|_, net| (net.tally.blocked_sends >= 8).then_some(())));
     assert_eq!(ring_workers(), 0);
     for client in &mut clients {
         let mut rest = client.try_clone().unwrap().take(32 << 20);
         assert_eq!(std::io::copy(&mut rest, &mut std::io::sink()).unwrap(), 32 << 20);
     }
     assert_eq!(ring_workers(), 0);
-    desk.finish();
+    probe.finish();
 }
 
 /// How often cores took too long is counted apart from how long they slept.
 fn a_core_that_looks_at_nothing_else_for_long_is_counted() {
     const LONG: Duration = Duration::from_millis(100);
     let _alone = alone();
-    let desk = start(Options::default(), Desk::default());
-    let before = desk.ask(|_, net| net.tally.stalls);
+    let probe = start(Options::default(), Probe::default());
+    let before = probe.ask(|_, net| net.tally.stalls);
     assert_eq!(before.counts.iter().sum::<u64>(), 0);
     // A core that sleeps does not stall.
     thread::sleep(LONG);
-    desk.ask(|_, _| thread::sleep(LONG));
+    probe.ask(|_, _| thread::sleep(LONG));
     let after = until("the turn's end", || {
-        let stalls = desk.ask(|_, net| net.tally.stalls);
+        let stalls = probe.ask(|_, net| net.tally.stalls);
         (stalls.counts.iter().sum::<u64>() > 0).then_some(stalls)
     });
     // On a crowded machine others may have had a part of it.
     assert!(after.sum > LONG / 5, "{after:?}");
     assert!(after.counts[3..].iter().sum::<u64>() > 0, "{after:?}");
-    desk.finish();
+    probe.finish();
 }
 
 /// Echoes without allocating, and counts what the reactor allocates around it.
@@ -274,16 +274,16 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     // receive, which are given back.
     // (An armed accept keeps to the limit it was armed under: it is lowered before.)
     let limited = NoDescriptors::but(5);
-    let desk = start_on(listener, Options::default(), Desk::default());
-    let before = desk.ask(|_, net| net.tally);
+    let probe = start_on(listener, Options::default(), Probe::default());
+    let before = probe.ask(|_, net| net.tally);
     for socket in &sockets {
-        socket.connect(&desk.address.into()).unwrap();
+        socket.connect(&probe.address.into()).unwrap();
     }
     // Asking would wake it: after a while it is asked once; a slow machine may need another.
     let begun = Instant::now();
     let (tally, failures) = until("some failures", || {
         thread::sleep(Duration::from_millis(450));
-        let tally = desk.ask(|_, net| net.tally);
+        let tally = probe.ask(|_, net| net.tally);
         let failures = tally.accept_failures - before.accept_failures;
         (failures >= 2).then_some((tally, failures))
     });
@@ -292,8 +292,8 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     assert!(turns < took / 15, "{turns} turns in {took} ms");
     assert_eq!(tally.accepts, 2);
     drop(limited);
-    desk.accepted(5);
-    desk.finish();
+    probe.accepted(5);
+    probe.finish();
 }
 
 fn reactor() -> Result<(), SetupError> {

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use reactor_rig::{Desk, SOON, start, until};
+use reactor_rig::{Probe, SOON, start, until};
 use ringway::net::Close;
 use ringway::reactor::{ACCEPTS_PER_TURN, Options};
 
@@ -16,31 +16,31 @@ use ringway::reactor::{ACCEPTS_PER_TURN, Options};
 const CROWD: usize = 600;
 
 fn everybody_in_a_crowd_is_served() {
-    let desk = start(Options::default(), Desk::default());
+    let probe = start(Options::default(), Probe::default());
     // The core is held up, so that all of it waits at once.
     let busy = |millis| {
-        desk.ask(move |_, _| std::thread::sleep(Duration::from_millis(millis)));
+        probe.ask(move |_, _| std::thread::sleep(Duration::from_millis(millis)));
     };
     busy(200);
     let mut streams: Vec<_> = (0..CROWD)
         .map(|_| {
-            let stream = TcpStream::connect(desk.address).unwrap();
+            let stream = TcpStream::connect(probe.address).unwrap();
             stream.set_read_timeout(Some(SOON)).unwrap();
             stream
         })
         .collect();
-    desk.accepted(CROWD - 1);
+    probe.accepted(CROWD - 1);
     busy(1);
     for (number, stream) in streams.iter_mut().enumerate() {
         stream.write_all(&(number as u32).to_be_bytes()).unwrap();
     }
     let heard = until("everybody's bytes", || {
-        desk.ask(|desk, _| {
-            let all: Vec<_> = desk.bytes.iter().map(|(conn, b)| (*conn, b.clone())).collect();
+        probe.ask(|probe, _| {
+            let all: Vec<_> = probe.bytes.iter().map(|(conn, b)| (*conn, b.clone())).collect();
             (all.iter().map(|(_, b)| b.len()).sum::<usize>() == CROWD * 4).then_some(all)
         })
     });
-    desk.ask(move |_, net| {
+    probe.ask(move |_, net| {
         for (conn, bytes) in heard {
             net.put(conn, &bytes);
             net.close(conn, Close::Flush);
@@ -52,20 +52,20 @@ fn everybody_in_a_crowd_is_served() {
         assert_eq!(got, (number as u32).to_be_bytes());
     }
     drop(streams);
-    until("all sockets closed", || desk.ask(|_, b| (b.tally.sockets == 0).then_some(())));
-    desk.finish();
+    until("all sockets closed", || probe.ask(|_, b| (b.tally.sockets == 0).then_some(())));
+    probe.finish();
 }
 
 /// However many come at once, a turn lets in so many and goes on with the others.
 fn a_storm_is_let_in_piece_by_piece() {
-    let desk = start(Options::default(), Desk::default());
-    desk.ask(|_, _| std::thread::sleep(Duration::from_millis(200)));
-    let streams: Vec<_> = (0..CROWD).map(|_| TcpStream::connect(desk.address).unwrap()).collect();
-    desk.accepted(CROWD - 1);
-    let most = desk.ask(|desk, _| desk.most_accepted);
+    let probe = start(Options::default(), Probe::default());
+    probe.ask(|_, _| std::thread::sleep(Duration::from_millis(200)));
+    let streams: Vec<_> = (0..CROWD).map(|_| TcpStream::connect(probe.address).unwrap()).collect();
+    probe.accepted(CROWD - 1);
+    let most = probe.ask(|probe, _| probe.most_accepted);
     assert!((1..=ACCEPTS_PER_TURN).contains(&most), "{most} in one turn");
     drop(streams);
-    desk.finish();
+    probe.finish();
 }
 
 /// One socket gets a share of a turn, however much it has.
@@ -74,28 +74,28 @@ fn bulk_does_not_hold_up_the_others() {
     let usual = Options::default();
     let lent = usual.lent * usual.block_bytes;
     for (receive_limit, share) in [(usual.receive_limit, usual.receive_limit), (0, lent)] {
-        let desk = start(Options { receive_limit, ..usual.clone() }, Desk::default());
-        let mut bulk = TcpStream::connect(desk.address).unwrap();
-        let first = desk.accepted(0);
-        let mut small = TcpStream::connect(desk.address).unwrap();
-        let second = desk.accepted(1);
-        let before = desk.ask(|_, net| net.tally.turns);
+        let probe = start(Options { receive_limit, ..usual.clone() }, Probe::default());
+        let mut bulk = TcpStream::connect(probe.address).unwrap();
+        let first = probe.accepted(0);
+        let mut small = TcpStream::connect(probe.address).unwrap();
+        let second = probe.accepted(1);
+        let before = probe.ask(|_, net| net.tally.turns);
         let writing = std::thread::spawn(move || bulk.write_all(&vec![7; BULK]).unwrap());
         let (mut taken, mut sent) = (0, 0);
         while taken < BULK {
             small.write_all(b"x").unwrap();
             sent += 1;
             taken += until("the small one's byte", || {
-                desk.ask(move |desk, _| {
-                    let heard = desk.bytes.get(&second).map_or(0, Vec::len);
-                    (heard == sent).then(|| desk.bytes.remove(&first).map_or(0, |all| all.len()))
+                probe.ask(move |probe, _| {
+                    let heard = probe.bytes.get(&second).map_or(0, Vec::len);
+                    (heard == sent).then(|| probe.bytes.remove(&first).map_or(0, |all| all.len()))
                 })
             });
         }
         writing.join().unwrap();
-        let turns = desk.ask(|_, net| net.tally.turns) - before;
+        let turns = probe.ask(|_, net| net.tally.turns) - before;
         assert!(taken <= turns as usize * share, "{taken} bytes in {turns} turns of {share}");
-        desk.finish();
+        probe.finish();
     }
 }
 
@@ -103,22 +103,22 @@ fn bulk_does_not_hold_up_the_others() {
 /// its receive buffer has room for, and then all of it comes.
 fn a_pause_leaves_the_bytes_in_the_kernel_and_the_end_behind_them() {
     const LEN: usize = 100_000;
-    let desk = start(Options::default(), Desk::default());
-    let mut client = TcpStream::connect(desk.address).unwrap();
-    let conn = desk.accepted(0);
-    desk.ask(move |_, net| net.pause(conn, true));
+    let probe = start(Options::default(), Probe::default());
+    let mut client = TcpStream::connect(probe.address).unwrap();
+    let conn = probe.accepted(0);
+    probe.ask(move |_, net| net.pause(conn, true));
     client.write_all(&vec![1; LEN]).unwrap();
     drop(client);
     std::thread::sleep(Duration::from_millis(50));
-    let facts = desk.ask(move |desk, net| {
+    let facts = probe.ask(move |probe, net| {
         net.pause(conn, false);
-        (desk.bytes.len(), desk.ends(conn).len())
+        (probe.bytes.len(), probe.ends(conn).len())
     });
     assert_eq!(facts, (0, 0));
     // The edge that told of the end came long ago.
-    until("the end", || desk.ask(move |desk, _| desk.ends(conn).first().copied()));
-    assert_eq!(desk.ask(move |desk, _| desk.bytes[&conn].len()), LEN);
-    desk.finish();
+    until("the end", || probe.ask(move |probe, _| probe.ends(conn).first().copied()));
+    assert_eq!(probe.ask(move |probe, _| probe.bytes[&conn].len()), LEN);
+    probe.finish();
 }
 
 on_both_backends! {

@@ -8,15 +8,15 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use reactor_rig::{Desk, Noise, Running, SOON, Watched, start, until};
+use reactor_rig::{Noise, Probe, Running, SOON, Watched, start, until};
 use ringway::net::{Carried, Close, ConnId, Core, Detached, End, Listener, Net, SimulatedSocket};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options};
 use ringway::ring::{Full, Sender};
 use ringway_proto::time::Time;
 
-fn desk() -> Running<Desk> {
-    start(Options::default(), Desk::default())
+fn probe() -> Running<Probe> {
+    start(Options::default(), Probe::default())
 }
 
 fn connect<C: Core>(to: &Running<C>) -> TcpStream {
@@ -31,32 +31,32 @@ fn abort(stream: TcpStream) {
     drop(stream);
 }
 
-fn detach(desk: &Running<Desk>, conn: ConnId) {
-    desk.ask(move |_, net| net.detach(conn));
+fn detach(probe: &Running<Probe>, conn: ConnId) {
+    probe.ask(move |_, net| net.detach(conn));
 }
 
-fn adopt(desk: &Running<Desk>, detached: Detached) -> ConnId {
-    desk.ask(move |_, net| net.adopt(detached))
+fn adopt(probe: &Running<Probe>, detached: Detached) -> ConnId {
+    probe.ask(move |_, net| net.adopt(detached))
 }
 
-fn bytes(desk: &Running<Desk>, conn: ConnId) -> Vec<u8> {
-    desk.ask(move |desk, _| desk.bytes.get(&conn).cloned().unwrap_or_default())
+fn bytes(probe: &Running<Probe>, conn: ConnId) -> Vec<u8> {
+    probe.ask(move |probe, _| probe.bytes.get(&conn).cloned().unwrap_or_default())
 }
 
-fn gets(desk: &Running<Desk>, conn: ConnId, want: &[u8]) {
-    until("bytes", || (bytes(desk, conn).len() >= want.len()).then_some(()));
-    assert_eq!(bytes(desk, conn), want);
+fn gets(probe: &Running<Probe>, conn: ConnId, want: &[u8]) {
+    until("bytes", || (bytes(probe, conn).len() >= want.len()).then_some(()));
+    assert_eq!(bytes(probe, conn), want);
 }
 
-fn end(desk: &Running<Desk>, conn: ConnId) -> End {
-    until("an end", || desk.ask(move |desk, _| desk.ends(conn)).first().copied())
+fn end(probe: &Running<Probe>, conn: ConnId) -> End {
+    until("an end", || probe.ask(move |probe, _| probe.ends(conn)).first().copied())
 }
 
-fn is_closed(desk: Running<Desk>) {
-    until("all sockets closed", || desk.ask(|_, net| (net.tally.sockets == 0).then_some(())));
-    let (live, chunks) = desk.ask(|_, net| (net.connections(), net.pool.chunks_live()));
+fn is_closed(probe: Running<Probe>) {
+    until("all sockets closed", || probe.ask(|_, net| (net.tally.sockets == 0).then_some(())));
+    let (live, chunks) = probe.ask(|_, net| (net.connections(), net.pool.chunks_live()));
     assert_eq!((live, chunks), (0, 0));
-    desk.finish();
+    probe.finish();
 }
 
 /// What no kernel knows.
@@ -83,7 +83,7 @@ impl SimulatedSocket for Odd {
 
 #[test]
 fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let mut client = connect(&first);
     let old = first.accepted(0);
     client.write_all(b"before").unwrap();
@@ -107,14 +107,14 @@ fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
 /// Lets go of the connection before it was ever read from.
 #[derive(Default)]
 struct Doorman {
-    desk: Desk,
+    probe: Probe,
 }
 
 impl Core for Doorman {
-    type Message = <Desk as Core>::Message;
+    type Message = <Probe as Core>::Message;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, by: Listener, peer: SocketAddr) {
-        self.desk.accepted(net, conn, by, peer);
+        self.probe.accepted(net, conn, by, peer);
         net.detach(conn);
     }
     fn dialled(&mut self, _: &mut Net, _: ConnId, _: Result<(), i32>) {}
@@ -122,14 +122,14 @@ impl Core for Doorman {
         panic!("it was read from");
     }
     fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
-        self.desk.ended(net, conn, end);
+        self.probe.ended(net, conn, end);
     }
     fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
-        self.desk.detached(net, conn, detached);
+        self.probe.detached(net, conn, detached);
     }
     fn written(&mut self, _: &mut Net, _: ConnId, _: usize) {}
     fn message_received(&mut self, net: &mut Net, message: Self::Message) {
-        message(&mut self.desk, net);
+        message(&mut self.probe, net);
     }
     fn turn(&mut self, _: &mut Net) {}
     fn relieve(&mut self, _: &mut Net) {}
@@ -137,7 +137,7 @@ impl Core for Doorman {
         None
     }
     fn finished(&self) -> bool {
-        self.desk.stopped
+        self.probe.stopped
     }
 }
 
@@ -148,14 +148,14 @@ fn what_tcp_was_told_stays_with_the_socket() {
         KeepAlive { idle: 7 * second, interval: 3 * second, probes: 4, user_timeout: 20 * second };
     let client_timeout = 11 * second;
     let options = Options { keep_alive, client_timeout, ..Options::default() };
-    let first = start(options, Desk::default());
+    let first = start(options, Probe::default());
     let client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);
     let detached = first.detached(old);
     let Carried::Descriptor(fd) = &detached.socket else { panic!("a plain socket") };
     let watched = fd.try_clone().unwrap();
-    let second = desk();
+    let second = probe();
     let new = adopt(&second, detached);
     second.ask(move |_, net| net.put(new, b"here"));
     (&client).read_exact(&mut [0; 4]).unwrap();
@@ -173,15 +173,15 @@ fn what_tcp_was_told_stays_with_the_socket() {
 
 #[test]
 fn a_connection_can_go_before_its_first_read() {
-    let (door, second) = (start(Options::default(), Doorman::default()), desk());
+    let (door, second) = (start(Options::default(), Doorman::default()), probe());
     for round in 0_u8..50 {
         let mut client = TcpStream::connect(door.address).unwrap();
         client.write_all(&[round; 100]).unwrap();
         let (send, sent) = std::sync::mpsc::channel();
         let detached = until("it goes", || {
             let send = send.clone();
-            let ask = Box::new(move |desk: &mut Desk, _: &mut Net| {
-                let _ = send.send(desk.detached_ones.pop());
+            let ask = Box::new(move |probe: &mut Probe, _: &mut Net| {
+                let _ = send.send(probe.detached_ones.pop());
             });
             assert!(door.sender.send(ask).is_ok());
             sent.recv_timeout(SOON).unwrap().map(|(_, detached)| detached)
@@ -193,13 +193,13 @@ fn a_connection_can_go_before_its_first_read() {
     let adopts = second.ask(|_, net| net.tally.adopts);
     assert_eq!(adopts, 50);
     is_closed(second);
-    door.stop(Box::new(|desk, _| desk.stopped = true));
+    door.stop(Box::new(|probe, _| probe.stopped = true));
 }
 
 #[test]
 fn output_that_waits_for_a_slow_peer_goes_along() {
     const LEN: usize = 24 << 20;
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let mut client = connect(&first);
     let old = first.accepted(0);
     first.ask(move |_, net| net.put(old, &Noise::new(5).bytes(LEN)));
@@ -210,7 +210,7 @@ fn output_that_waits_for_a_slow_peer_goes_along() {
         net.put(old, b"the end");
     });
     let detached = first.detached(old);
-    let sent = first.ask(move |desk, _| desk.written.get(&old).copied().unwrap_or(0));
+    let sent = first.ask(move |probe, _| probe.written.get(&old).copied().unwrap_or(0));
     assert_eq!(sent + detached.unsent.len(), LEN + 7);
     assert!(sent > 0 && !detached.unsent.is_empty());
     is_closed(first);
@@ -230,7 +230,7 @@ fn output_that_waits_for_a_slow_peer_goes_along() {
 
 #[test]
 fn a_fin_that_was_told_is_told_again_by_the_next() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let mut client = connect(&first);
     let old = first.accepted(0);
     client.write_all(b"all").unwrap();
@@ -253,7 +253,7 @@ fn a_fin_that_was_told_is_told_again_by_the_next() {
 
 #[test]
 fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let mut client = connect(&first);
     let old = first.accepted(0);
     first.ask(move |_, net| net.pause(old, true));
@@ -271,21 +271,21 @@ fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
 }
 
 /// Lets go of a connection unless its end was told already.
-fn detach_living(desk: &Running<Desk>, conn: ConnId) {
-    desk.ask(move |desk, net| {
-        if desk.ends(conn).is_empty() {
+fn detach_living(probe: &Running<Probe>, conn: ConnId) {
+    probe.ask(move |probe, net| {
+        if probe.ends(conn).is_empty() {
             net.detach(conn);
         }
     });
 }
 
 /// What became of a connection that was to be let go of while its peer ended it.
-fn outcome(first: &Running<Desk>, conn: ConnId) -> Result<Detached, End> {
+fn outcome(first: &Running<Probe>, conn: ConnId) -> Result<Detached, End> {
     until("an end, or that it goes", || {
-        first.ask(move |desk, _| {
-            let at = desk.detached_ones.iter().position(|(of, _)| *of == conn);
-            let detached = at.map(|at| desk.detached_ones.swap_remove(at).1);
-            let end = desk.ends(conn).first().copied();
+        first.ask(move |probe, _| {
+            let at = probe.detached_ones.iter().position(|(of, _)| *of == conn);
+            let detached = at.map(|at| probe.detached_ones.swap_remove(at).1);
+            let end = probe.ends(conn).first().copied();
             let both = detached.is_some() && end.is_some();
             assert!(!both, "told of an end after the wish, and handed over");
             detached.map(Ok).or(end.map(Err))
@@ -295,7 +295,7 @@ fn outcome(first: &Running<Desk>, conn: ConnId) -> Result<Detached, End> {
 
 #[test]
 fn a_connection_whose_fin_was_told_meanwhile_stays_and_goes_on() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let (mut stayed, mut went) = (0, 0);
     for round in 0..300 {
         let mut client = connect(&first);
@@ -335,7 +335,7 @@ fn a_connection_whose_fin_was_told_meanwhile_stays_and_goes_on() {
 
 #[test]
 fn a_reset_is_told_by_the_one_or_by_the_other() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     for round in 0..200 {
         let client = connect(&first);
         let old = first.accepted(round);
@@ -360,7 +360,7 @@ fn a_reset_is_told_by_the_one_or_by_the_other() {
 
 #[test]
 fn a_reset_between_two_cores_is_told_by_the_next() {
-    let (first, second) = (desk(), desk());
+    let (first, second) = (probe(), probe());
     let client = connect(&first);
     let old = first.accepted(0);
     first.ask(move |_, net| net.put(old, &vec![0; 16 << 20]));
@@ -377,7 +377,7 @@ fn a_reset_between_two_cores_is_told_by_the_next() {
 #[test]
 fn a_connection_that_is_closed_after_all_is_not_handed_over() {
     for how in [Close::Flush, Close::Now] {
-        let first = desk();
+        let first = probe();
         let mut client = connect(&first);
         let old = first.accepted(0);
         first.ask(move |_, net| {
@@ -390,7 +390,7 @@ fn a_connection_that_is_closed_after_all_is_not_handed_over() {
         let want: &[u8] = if how == Close::Flush { b"good bye" } else { b"" };
         assert_eq!(got, want);
         drop(client);
-        assert!(first.ask(|desk, _| desk.detached_ones.is_empty()));
+        assert!(first.ask(|probe, _| probe.detached_ones.is_empty()));
         is_closed(first);
     }
 }
@@ -398,7 +398,7 @@ fn a_connection_that_is_closed_after_all_is_not_handed_over() {
 #[test]
 fn closing_while_the_poll_is_being_cancelled_sends_the_rest() {
     const LEN: usize = 12 << 20;
-    let first = desk();
+    let first = probe();
     let mut client = connect(&first);
     let old = first.accepted(0);
     first.ask(move |_, net| net.put(old, &Noise::new(6).bytes(LEN)));
@@ -419,7 +419,7 @@ fn closing_while_the_poll_is_being_cancelled_sends_the_rest() {
 #[test]
 fn what_cannot_be_taken_up_is_told_as_ended() {
     let options = Options { connections: 1, ..Options::default() };
-    let (first, second) = (desk(), start(options, Desk::default()));
+    let (first, second) = (probe(), start(options, Probe::default()));
     let _full = connect(&second);
     second.accepted(0);
     let mut client = connect(&first);
@@ -440,7 +440,7 @@ fn what_cannot_be_taken_up_is_told_as_ended() {
 
 #[test]
 fn a_detached_connection_that_is_dropped_closes() {
-    let first = desk();
+    let first = probe();
     let mut client = connect(&first);
     let old = first.accepted(0);
     detach(&first, old);

@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use reactor_rig::{Desk, Noise, Running, start, until};
+use reactor_rig::{Noise, Probe, Running, start, until};
 use ringway::net::{Close, ConnId, End};
 use ringway::reactor::Options;
 use socket2::{Domain, SockRef, Socket, Type};
@@ -131,23 +131,23 @@ const STATES: &[State] = &[
 ];
 
 /// A few turns later.
-fn settled(desk: &Running<Desk>) {
+fn settled(probe: &Running<Probe>) {
     for _ in 0..4 {
         thread::sleep(Duration::from_millis(3));
-        desk.ask(|_, _| ());
+        probe.ask(|_, _| ());
     }
 }
 
 /// A peer that keeps little of what it has not read.
-fn connect(desk: &Running<Desk>) -> TcpStream {
+fn connect(probe: &Running<Probe>) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(PEER_KEEPS).unwrap();
-    socket.connect(&desk.address.into()).unwrap();
+    socket.connect(&probe.address.into()).unwrap();
     socket.set_tcp_nodelay(true).unwrap();
     socket.into()
 }
 
-fn take(desk: &Running<Desk>, conn: ConnId, peer: &mut Option<TcpStream>, step: Step) {
+fn take(probe: &Running<Probe>, conn: ConnId, peer: &mut Option<TcpStream>, step: Step) {
     let with = || peer.as_ref().unwrap();
     match step {
         Says => with().write_all(WORDS).unwrap(),
@@ -158,24 +158,24 @@ fn take(desk: &Running<Desk>, conn: ConnId, peer: &mut Option<TcpStream>, step: 
             SockRef::from(&gone).set_linger(Some(Duration::ZERO)).unwrap();
         }
         Fills => {
-            desk.ask(move |_, net| net.put(conn, &vec![0; LOTS]));
+            probe.ask(move |_, net| net.put(conn, &vec![0; LOTS]));
             until("a send that is blocked", || {
-                desk.ask(|_, net| (net.tally.blocked_sends > 0).then_some(()))
+                probe.ask(|_, net| (net.tally.blocked_sends > 0).then_some(()))
             });
         }
         Reads => assert!(with().read(&mut [0; PEER_KEEPS]).unwrap() > 0),
-        Pauses => desk.ask(move |_, net| net.pause(conn, true)),
-        Resumes => desk.ask(move |_, net| net.pause(conn, false)),
-        Flushes => desk.ask(move |_, net| net.close(conn, Close::Flush)),
-        Settles => settled(desk),
+        Pauses => probe.ask(move |_, net| net.pause(conn, true)),
+        Resumes => probe.ask(move |_, net| net.pause(conn, false)),
+        Flushes => probe.ask(move |_, net| net.close(conn, Close::Flush)),
+        Settles => settled(probe),
     }
 }
 
 /// Turns of the core in a time in which nothing happens.
-fn turns(desk: &Running<Desk>) -> u64 {
-    let before = desk.ask(|_, net| net.tally.turns);
+fn turns(probe: &Running<Probe>) -> u64 {
+    let before = probe.ask(|_, net| net.tally.turns);
     thread::sleep(QUIET);
-    desk.ask(|_, net| net.tally.turns) - before
+    probe.ask(|_, net| net.tally.turns) - before
 }
 
 /// CPU time of the process, in the kernel's ticks: what the kernel does for it in vain counts too.
@@ -193,13 +193,14 @@ fn cpu_ticks() -> u64 {
 
 fn every_state_is_told_alike_and_lets_the_core_sleep() {
     for (name, steps, bytes, ends) in STATES {
-        let desk = start(Options::default(), Desk::default());
-        let mut peer = Some(connect(&desk));
-        let conn = desk.accepted(0);
+        let probe = start(Options::default(), Probe::default());
+        let mut peer = Some(connect(&probe));
+        let conn = probe.accepted(0);
         for step in *steps {
-            take(&desk, conn, &mut peer, *step);
+            take(&probe, conn, &mut peer, *step);
         }
-        let told = || desk.ask(move |desk, _| (desk.bytes.get(&conn).cloned(), desk.ends(conn)));
+        let told =
+            || probe.ask(move |probe, _| (probe.bytes.get(&conn).cloned(), probe.ends(conn)));
         let wanted = (bytes.to_vec(), ends.to_vec());
         for _ in 0..2000 {
             let (got, ends) = told();
@@ -208,14 +209,14 @@ fn every_state_is_told_alike_and_lets_the_core_sleep() {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        settled(&desk);
-        let spun = turns(&desk);
+        settled(&probe);
+        let spun = turns(&probe);
         let (got, ends) = told();
         let got = (got.unwrap_or_default(), ends);
         assert_eq!(got, wanted, "{name}");
         assert!(spun < SPINS, "{name}: {spun} turns in {QUIET:?}");
         drop(peer);
-        desk.finish();
+        probe.finish();
     }
 }
 
@@ -231,21 +232,21 @@ fn what_is_queued_for_a_full_peer_comes_when_it_reads() {
         &[Settles, Says, Urgent, Says, Fin],
         &[Pauses, Settles, Fin, Settles, Flushes],
     ] {
-        let desk = start(Options::default(), Desk::default());
-        let mut peer = Some(connect(&desk));
-        let conn = desk.accepted(0);
-        desk.ask(move |_, net| net.put(conn, &Noise::new(3).bytes(LEN)));
+        let probe = start(Options::default(), Probe::default());
+        let mut peer = Some(connect(&probe));
+        let conn = probe.accepted(0);
+        probe.ask(move |_, net| net.put(conn, &Noise::new(3).bytes(LEN)));
         for step in steps {
-            take(&desk, conn, &mut peer, *step);
+            take(&probe, conn, &mut peer, *step);
         }
         let mut got = vec![0; LEN];
         peer.as_ref().unwrap().read_exact(&mut got).unwrap();
         assert!(got == Noise::new(3).bytes(LEN), "{steps:?}");
-        settled(&desk);
-        let spun = turns(&desk);
+        settled(&probe);
+        let spun = turns(&probe);
         assert!(spun < SPINS, "{steps:?}: {spun} turns in {QUIET:?}");
         drop(peer);
-        desk.finish();
+        probe.finish();
     }
 }
 
@@ -259,30 +260,30 @@ fn a_receive_that_brings_less_than_was_asked_leaves_nothing_behind() {
     };
     for options in [small(0, 0, 64), small(7, 0, 64), small(7, 20, 64), small(1, 1, 1)] {
         let told = format!("{} {}", options.receive_cap, options.receive_limit);
-        let desk = start(options, Desk::default());
-        let mut peer = Some(connect(&desk));
-        let conn = desk.accepted(0);
+        let probe = start(options, Probe::default());
+        let mut peer = Some(connect(&probe));
+        let conn = probe.accepted(0);
         for step in [Says, Urgent, Says, Says, Urgent, Says, Settles, Urgent, Says, Fin] {
-            take(&desk, conn, &mut peer, step);
+            take(&probe, conn, &mut peer, step);
         }
-        until("the end", || desk.ask(move |desk, _| desk.ends(conn).first().copied()));
-        let got = desk.ask(move |desk, _| desk.bytes.remove(&conn).unwrap_or_default());
+        until("the end", || probe.ask(move |probe, _| probe.ends(conn).first().copied()));
+        let got = probe.ask(move |probe, _| probe.bytes.remove(&conn).unwrap_or_default());
         let got = String::from_utf8(got).unwrap();
         assert_eq!(got, "before!beforebefore!before!before", "{told}");
-        let spun = turns(&desk);
+        let spun = turns(&probe);
         assert!(spun < SPINS, "{told}: {spun} turns in {QUIET:?}");
         drop(peer);
-        desk.finish();
+        probe.finish();
     }
 }
 
 /// Receiving urgent data costs no CPU in the kernel either, where turns do not show it.
 fn nothing_is_tried_in_vain_inside_the_kernel() {
-    let desk = start(Options::default(), Desk::default());
-    let mut peer = Some(connect(&desk));
-    let conn = desk.accepted(0);
+    let probe = start(Options::default(), Probe::default());
+    let mut peer = Some(connect(&probe));
+    let conn = probe.accepted(0);
     for step in [Says, Urgent, Settles] {
-        take(&desk, conn, &mut peer, step);
+        take(&probe, conn, &mut peer, step);
     }
     // Other tests run in this process: any one quiet time in which it slept is enough.
     let slept = (0..50).any(|_| {
@@ -292,7 +293,7 @@ fn nothing_is_tried_in_vain_inside_the_kernel() {
     });
     assert!(slept, "urgent data keeps the kernel busy");
     drop(peer);
-    desk.finish();
+    probe.finish();
 }
 
 on_both_backends! {

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reactor_rig::{Desk, Noise, SOON, start, until};
+use reactor_rig::{Noise, Probe, SOON, start, until};
 use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{BusyPoll, Options, Reactor};
@@ -181,7 +181,7 @@ fn immortal(sender: &Sender<Pass>, mut inbox: Mailbox<Pass>) -> thread::JoinHand
 }
 
 /// Sends from a core's thread, which rings by ring. Whether somebody took it.
-fn send_from(caller: &reactor_rig::Running<Desk>, sender: &Sender<Pass>, message: Pass) -> bool {
+fn send_from(caller: &reactor_rig::Running<Probe>, sender: &Sender<Pass>, message: Pass) -> bool {
     let sender = sender.clone();
     caller.ask(move |_, net| match sender.deliver(message) {
         Ok(Some(bell)) => {
@@ -198,7 +198,7 @@ fn a_core_that_panics_again_and_again_is_reached_by_the_same_sender() {
     const LIVES: u32 = 60;
     let (sender, inbox) = mailbox(64).unwrap();
     let thread = immortal(&sender, inbox);
-    let caller = start(Options::default(), Desk::default());
+    let caller = start(Options::default(), Probe::default());
     let mut pause = Noise::new(9);
     for _ in 1..LIVES {
         let (answer, answered) = mpsc::channel();
@@ -240,9 +240,9 @@ fn is_rung(inbox: &Mailbox<u32>, within: Duration) -> bool {
 }
 
 /// Rings the bell of a sleeper on a core's thread.
-fn ring_it(desk: &reactor_rig::Running<Desk>, sender: &Sender<u32>) {
+fn ring_it(probe: &reactor_rig::Running<Probe>, sender: &Sender<u32>) {
     let sender = sender.clone();
-    desk.ask(move |_, net| {
+    probe.ask(move |_, net| {
         let bell = sender.deliver(1).unwrap().expect("it sleeps");
         net.ring(bell);
     });
@@ -250,14 +250,14 @@ fn ring_it(desk: &reactor_rig::Running<Desk>, sender: &Sender<u32>) {
 
 #[test]
 fn a_ring_that_cannot_be_rung_is_rung_by_eventfd() {
-    let desk = start(Options::default(), Desk::default());
+    let probe = start(Options::default(), Probe::default());
     let (sender, mut inbox) = mailbox(8).unwrap();
     // Not a ring; not even open.
     let file = std::fs::File::open("/dev/null").unwrap();
     for fd in [file.as_fd().as_raw_fd(), 1 << 20] {
         let published = inbox.publish(Some(fd));
         assert!(inbox.fall_asleep() && !is_rung(&inbox, Duration::ZERO));
-        ring_it(&desk, &sender);
+        ring_it(&probe, &sender);
         assert!(is_rung(&inbox, SOON));
         drop(published);
         assert_eq!(inbox.receive(), Some(1));
@@ -265,9 +265,9 @@ fn a_ring_that_cannot_be_rung_is_rung_by_eventfd() {
     }
     // Nothing published.
     assert!(inbox.fall_asleep());
-    ring_it(&desk, &sender);
+    ring_it(&probe, &sender);
     assert!(is_rung(&inbox, SOON));
-    desk.finish();
+    probe.finish();
 }
 
 /// The same mailbox with its bell silent again: the counter is read.
@@ -285,17 +285,17 @@ fn a_core_that_ends_or_panics_with_a_bell_in_hand_rings_it() {
     for panics in [false, true] {
         let (sender, mut inbox) = mailbox(8).unwrap();
         assert!(inbox.fall_asleep());
-        let desk = start(Options::default(), Desk::default());
-        let errand = Box::new(move |desk: &mut Desk, net: &mut Net| {
+        let probe = start(Options::default(), Probe::default());
+        let errand = Box::new(move |probe: &mut Probe, net: &mut Net| {
             let bell = sender.deliver(1).unwrap().expect("it sleeps");
             net.ring(bell);
             assert!(!panics, "on purpose");
-            desk.stopped = true;
+            probe.stopped = true;
         });
         if panics {
-            desk.panic(errand);
+            probe.panic(errand);
         } else {
-            desk.stop(errand);
+            probe.stop(errand);
         }
         assert!(is_rung(&inbox, SOON));
     }

@@ -33,7 +33,7 @@ use self::edges::{Edges, Readers};
 use self::facts::{Answer, Ask, AskTicket, Fact, ForNodes, ForSessions, ForWorkers, Topic};
 use self::handover::Handover;
 use self::nodes::Nodes;
-use self::plane::Desk;
+use self::plane::PlaneQueue;
 use self::relay::{Relay, Step};
 use self::sessions::Sessions;
 pub use self::settings::ShardSettings;
@@ -62,7 +62,7 @@ pub struct Shard {
     cores: Cores,
     edges: Edges,
     handover: Handover,
-    desk: Desk,
+    plane_queue: PlaneQueue,
     timers: Timers,
     metrics: ShardMetrics,
     /// What components have left, and what of it waits for its turn.
@@ -113,7 +113,7 @@ impl Shard {
             settings,
             policy,
             now: Time::ZERO,
-            desk: Desk::default(),
+            plane_queue: PlaneQueue::default(),
             timers: Timers::default(),
             metrics: ShardMetrics::default(),
             left: Left::default(),
@@ -154,7 +154,7 @@ impl Shard {
     /// What a control plane that takes time is asked since the last call: to be called after each
     /// turn. Answers come back through [`Self::answered`].
     pub fn take_asks(&mut self, into: &mut Vec<Ask>) {
-        self.desk.take(into);
+        self.plane_queue.take(into);
     }
 
     /// The control plane's answer. A turn has to follow.
@@ -199,7 +199,7 @@ impl Shard {
             && self.left.is_quiet()
             && !self.left.waits()
             && self.handover.is_empty()
-            && self.desk.is_empty()
+            && self.plane_queue.is_empty()
     }
 
     // ---- the loop ----
@@ -268,7 +268,7 @@ impl Shard {
             }
             Fact::Ask(ask) => {
                 let local = (&*self.policy, || self.sessions.draw());
-                self.desk.ask(turn!(self, net), local, ask);
+                self.plane_queue.ask(turn!(self, net), local, ask);
             }
             Fact::Dial { key, address } => self.dial(net, key, address),
             Fact::Undial { conn } => net.close(conn, Close::Now),

@@ -10,11 +10,11 @@ use crate::control::port::Plane;
 /// What is asked of a control plane that takes time, and its driver has not taken yet. At most as
 /// many questions as sessions let wait, and one withdrawal for each that was taken before.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
+pub(super) struct PlaneQueue {
     out: Vec<Ask>,
 }
 
-impl Desk {
+impl PlaneQueue {
     /// Something is asked. `draw` gives a random number to those that pick one of several versions.
     pub(super) fn ask(
         &mut self,

@@ -216,7 +216,7 @@ impl<C: Core> Core for Watched<C> {
     }
 }
 
-/// What was told to a [`Desk`].
+/// What was told to a [`Probe`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
     Accepted(ConnId),
@@ -224,11 +224,11 @@ pub(crate) enum Fact {
     Ended(ConnId, End),
 }
 
-type Errand = Box<dyn FnOnce(&mut Desk, &mut Net) + Send>;
+type Errand = Box<dyn FnOnce(&mut Probe, &mut Net) + Send>;
 
 /// A core that notes what it is told and does what the test sends it to do.
 #[derive(Default)]
-pub(crate) struct Desk {
+pub(crate) struct Probe {
     pub(crate) facts: Vec<Fact>,
     /// Connections accepted in this turn, and in the turn with most of them.
     pub(crate) accepted_now: usize,
@@ -243,7 +243,7 @@ pub(crate) struct Desk {
     pub(crate) stopped: bool,
 }
 
-impl Desk {
+impl Probe {
     pub(crate) fn ends(&self, conn: ConnId) -> Vec<End> {
         let ended = |fact: &Fact| match fact {
             Fact::Ended(of, end) if *of == conn => Some(*end),
@@ -253,7 +253,7 @@ impl Desk {
     }
 }
 
-impl Core for Desk {
+impl Core for Probe {
     type Message = Errand;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, _: Listener, _: SocketAddr) {
@@ -303,15 +303,15 @@ impl Core for Desk {
     }
 }
 
-impl Running<Desk> {
+impl Running<Probe> {
     /// Does something on the core's thread and brings the answer back.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
-        errand: impl FnOnce(&mut Desk, &mut Net) -> T + Send + 'static,
+        errand: impl FnOnce(&mut Probe, &mut Net) -> T + Send + 'static,
     ) -> T {
         let (answer, answered) = mpsc::channel();
-        let errand: Errand = Box::new(move |desk, net| {
-            let _ = answer.send(errand(desk, net));
+        let errand: Errand = Box::new(move |probe, net| {
+            let _ = answer.send(errand(probe, net));
         });
         assert!(self.sender.send(errand).is_ok(), "the mailbox was full");
         answered.recv_timeout(SOON).expect("the core did not answer")
@@ -320,8 +320,8 @@ impl Running<Desk> {
     /// The connection of the `nth` accept.
     pub(crate) fn accepted(&self, nth: usize) -> ConnId {
         until("an accept", || {
-            self.ask(move |desk, _| {
-                let mut accepts = desk.facts.iter().filter_map(|fact| match fact {
+            self.ask(move |probe, _| {
+                let mut accepts = probe.facts.iter().filter_map(|fact| match fact {
                     Fact::Accepted(conn) => Some(*conn),
                     _ => None,
                 });
@@ -333,14 +333,14 @@ impl Running<Desk> {
     /// The connection that was let go of, once it is.
     pub(crate) fn detached(&self, conn: ConnId) -> Detached {
         until("a connection to be let go of", || {
-            self.ask(move |desk, _| {
-                let at = desk.detached_ones.iter().position(|(of, _)| *of == conn)?;
-                Some(desk.detached_ones.swap_remove(at).1)
+            self.ask(move |probe, _| {
+                let at = probe.detached_ones.iter().position(|(of, _)| *of == conn)?;
+                Some(probe.detached_ones.swap_remove(at).1)
             })
         })
     }
 
-    pub(crate) fn finish(self) -> Desk {
-        self.stop(Box::new(|desk: &mut Desk, _: &mut Net| desk.stopped = true))
+    pub(crate) fn finish(self) -> Probe {
+        self.stop(Box::new(|probe: &mut Probe, _: &mut Net| probe.stopped = true))
     }
 }

@@ -70,7 +70,7 @@ impl Orders {
 }
 
 /// A worker's connection for polls, as its worker knows it.
-struct Desk {
+struct PollConn {
     core: u16,
     conn: ConnId,
     /// Polls whose answers are still to come.
@@ -78,7 +78,7 @@ struct Desk {
     input: Vec<u8>,
 }
 
-impl Desk {
+impl PollConn {
     fn new(m: &mut Machine, core: u16) -> Self {
         let conn = m.at(core).connect(Listener::Worker);
         Self { core, conn, open: 0, input: Vec::new() }
@@ -126,8 +126,8 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
             let (at, of_worker) = placements(&mut m)[placement];
             let mut clients = [Peer::client(m.at(at)), Peer::client(m.at(at))];
             let [one, two] = &mut clients;
-            let mut desk = Desk::new(&mut m, of_worker);
-            desk.poll(&mut m);
+            let mut conn = PollConn::new(&mut m, of_worker);
+            conn.poll(&mut m);
             m.deliver();
             orders.mix(
                 &mut m,
@@ -135,7 +135,7 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
                     &mut |m| {
                         one.request(m.at(at), &[], true);
                     },
-                    &mut |m| desk.poll(m),
+                    &mut |m| conn.poll(m),
                     &mut |m| {
                         two.request(m.at(at), &[], true);
                     },
@@ -143,11 +143,11 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
             );
             let mut works = Vec::new();
             while works.len() < 2 {
-                let came = desk.works(&mut m);
-                assert!(!came.is_empty() || desk.open == 0, "a poll is open, and work waits");
+                let came = conn.works(&mut m);
+                assert!(!came.is_empty() || conn.open == 0, "a poll is open, and work waits");
                 works.extend(came);
-                if desk.open == 0 {
-                    desk.poll(&mut m);
+                if conn.open == 0 {
+                    conn.poll(&mut m);
                     m.deliver();
                 }
             }
@@ -158,7 +158,7 @@ fn a_poll_that_crosses_an_answer_is_not_forgotten() {
             for client in &clients {
                 m.at(at).end(client.conn, End::Fin);
             }
-            m.at(of_worker).end(desk.conn, End::Fin);
+            m.at(of_worker).end(conn.conn, End::Fin);
             m.assert_empty();
         });
         // Where the worker is at the home of its polls, only the clients' work travels.
@@ -178,8 +178,8 @@ fn work_is_not_lost_with_the_connection_that_it_was_on_its_way_to() {
             let mut m = Machine::with(3, UNKEPT);
             let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
-            let mut desk = Desk::new(&mut m, of_worker);
-            desk.poll(&mut m);
+            let mut conn = PollConn::new(&mut m, of_worker);
+            conn.poll(&mut m);
             m.deliver();
             orders.mix(
                 &mut m,
@@ -188,17 +188,17 @@ fn work_is_not_lost_with_the_connection_that_it_was_on_its_way_to() {
                         client.request(m.at(at), &[], true);
                     },
                     &mut |m| match end {
-                        Some(end) => m.at(of_worker).end(desk.conn, end),
+                        Some(end) => m.at(of_worker).end(conn.conn, end),
                         None => {
-                            desk.open += 1;
+                            conn.open += 1;
                             let health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
-                            m.at(of_worker).send(desk.conn, health);
+                            m.at(of_worker).send(conn.conn, health);
                         }
                     },
                 ],
             );
-            let read = end.is_none().then(|| desk.works(&mut m).pop()).flatten();
-            let mut other = Desk::new(&mut m, at);
+            let read = end.is_none().then(|| conn.works(&mut m).pop()).flatten();
+            let mut other = PollConn::new(&mut m, at);
             other.poll(&mut m);
             m.deliver();
             m.pass(BEYOND_DOUBT);
@@ -221,20 +221,20 @@ fn work_that_was_done_is_not_handed_out_again() {
             let mut m = Machine::with(3, UNKEPT);
             let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
-            let mut desk = Desk::new(&mut m, of_worker);
+            let mut conn = PollConn::new(&mut m, of_worker);
             client.request(m.at(at), &[], true);
-            desk.poll(&mut m);
+            conn.poll(&mut m);
             m.deliver();
-            let work = desk.works(&mut m).pop().expect("work");
+            let work = conn.works(&mut m).pop().expect("work");
             let mut socket = None;
             orders.mix(
                 &mut m,
-                &mut [&mut |m| m.at(of_worker).end(desk.conn, End::Fin), &mut |m| {
+                &mut [&mut |m| m.at(of_worker).end(conn.conn, End::Fin), &mut |m| {
                     socket = Some(m.knock(of_worker, &work))
                 }],
             );
             assert!(m.answer(socket.expect("a CONNECT")).is_ok());
-            let mut other = Desk::new(&mut m, at);
+            let mut other = PollConn::new(&mut m, at);
             other.poll(&mut m);
             m.pass(BEYOND_DOUBT);
             assert!(other.works(&mut m).is_empty() && other.open == 1);
@@ -257,13 +257,13 @@ fn a_client_may_leave_while_its_tunnel_is_asked_for() {
             let mut m = Machine::with(3, UNKEPT);
             let (at, of_worker) = placements(&mut m)[placement];
             let mut client = Peer::client(m.at(at));
-            let mut desk = Desk::new(&mut m, of_worker);
-            desk.poll(&mut m);
+            let mut conn = PollConn::new(&mut m, of_worker);
+            conn.poll(&mut m);
             m.deliver();
             client.request(m.at(at), &[], true);
             let mut socket = None;
             let mut dial = |m: &mut Machine| {
-                if let (None, Some(work)) = (socket, desk.works(m).pop()) {
+                if let (None, Some(work)) = (socket, conn.works(m).pop()) {
                     socket = Some(m.knock(of_worker, &work));
                 }
             };
@@ -296,7 +296,7 @@ fn a_client_may_leave_while_its_tunnel_is_asked_for() {
                 }
                 None => {}
             }
-            m.at(of_worker).end(desk.conn, End::Fin);
+            m.at(of_worker).end(conn.conn, End::Fin);
             m.assert_empty();
         });
         assert!(in_time > 0 && too_late > 0, "{placement} {end:?}: {in_time}, {too_late}");

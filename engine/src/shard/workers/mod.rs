@@ -22,7 +22,7 @@ use ringway_proto::time::Time;
 
 use self::door::{After, Door, Doors};
 use self::home::DispatchHome;
-use self::requests::Desk;
+use self::requests::PollState;
 use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
@@ -35,7 +35,7 @@ use crate::pool::Segment;
 #[derive(Debug)]
 pub(super) struct Workers {
     doors: Doors,
-    desk: Desk,
+    poll_state: PollState,
     home: DispatchHome,
     /// Connections with input behind a poll, to be served on in the next turn.
     paused: Vec<ConnId>,
@@ -48,7 +48,7 @@ impl Workers {
         let rounds = u64::from(settings.generation) << 32;
         Self {
             doors: Doors::default(),
-            desk: Desk { policy, rounds, fields: Fields::new() },
+            poll_state: PollState { policy, rounds, fields: Fields::new() },
             home: DispatchHome::new(DispatchLimits {
                 queue: limits.work_queue,
                 polls: limits.polls,
@@ -72,7 +72,7 @@ impl Workers {
     }
 
     pub(super) fn received(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) {
-        self.at(conn, |door, desk| door.received(turn, desk, segment));
+        self.at(conn, |door, poll_state| door.received(turn, poll_state, segment));
     }
 
     /// The worker's bytes have ended.
@@ -119,9 +119,9 @@ impl Workers {
 
     /// Does something with a connection, if it is still there, and takes it from the table if that
     /// has ended it.
-    fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut Door, &mut Desk) -> After) {
+    fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut Door, &mut PollState) -> After) {
         if let Some(mut door) = self.doors.take(conn) {
-            let after = act(&mut door, &mut self.desk);
+            let after = act(&mut door, &mut self.poll_state);
             self.put_back(door, after);
         }
     }
@@ -137,7 +137,7 @@ impl Workers {
 
     fn connect(&mut self, turn: &mut Turn<'_>, moved: MovedConnect) {
         let mut door = Box::new(Door::adopted(turn, moved));
-        let after = door.serve(turn, &mut self.desk);
+        let after = door.serve(turn, &mut self.poll_state);
         self.put_back(door, after);
     }
 
@@ -179,7 +179,7 @@ impl Workers {
     /// Called each turn, and at the latest when [`Self::deadline`] says.
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
         for conn in std::mem::take(&mut self.paused) {
-            self.at(conn, |door, desk| door.serve_on(turn, desk));
+            self.at(conn, |door, poll_state| door.serve_on(turn, poll_state));
         }
         self.home.turn(turn);
     }
@@ -204,7 +204,7 @@ impl Workers {
 
     /// Goes by these rules from now on.
     pub(super) fn replace_policy(&mut self, policy: Arc<Policy>) {
-        self.desk.policy = policy;
+        self.poll_state.policy = policy;
     }
 
     // ---- facts ----

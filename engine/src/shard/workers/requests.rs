@@ -17,7 +17,7 @@ use crate::pool::Segment;
 
 /// What requests are served with.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct PollState {
     /// Who may poll for what.
     pub(super) policy: Arc<Policy>,
     /// Rounds of polls so far (see [`crate::control::local::PollId`]).
@@ -45,7 +45,7 @@ impl Door {
     pub(super) fn received(
         &mut self,
         turn: &mut Turn<'_>,
-        desk: &mut Desk,
+        poll_state: &mut PollState,
         segment: Segment,
     ) -> After {
         match self.phase {
@@ -53,7 +53,7 @@ impl Door {
             Phase::Serving(_) => {
                 self.input.extend_from_slice(turn.net.pool.bytes(segment));
                 self.begun.get_or_insert(turn.now);
-                self.serve(turn, desk)
+                self.serve(turn, poll_state)
             }
             Phase::Paused => {
                 self.input.extend_from_slice(turn.net.pool.bytes(segment));
@@ -63,15 +63,15 @@ impl Door {
     }
 
     /// The turn after a poll with something behind it.
-    pub(super) fn serve_on(&mut self, turn: &mut Turn<'_>, desk: &mut Desk) -> After {
+    pub(super) fn serve_on(&mut self, turn: &mut Turn<'_>, poll_state: &mut PollState) -> After {
         self.phase = Phase::Serving(Reading::default());
-        self.serve(turn, desk)
+        self.serve(turn, poll_state)
     }
 
     /// Serves what is whole of the input.
-    pub(super) fn serve(&mut self, turn: &mut Turn<'_>, desk: &mut Desk) -> After {
+    pub(super) fn serve(&mut self, turn: &mut Turn<'_>, poll_state: &mut PollState) -> After {
         while let Phase::Serving(reading) = self.phase {
-            match self.request(turn, desk, reading) {
+            match self.request(turn, poll_state, reading) {
                 Next::Continue => self.phase = Phase::Serving(Reading::default()),
                 Next::Wait(reading) => {
                     self.phase = Phase::Serving(reading);
@@ -98,12 +98,18 @@ impl Door {
         After::Stays
     }
 
-    fn request(&mut self, turn: &mut Turn<'_>, desk: &mut Desk, mut reading: Reading) -> Next {
+    fn request(
+        &mut self,
+        turn: &mut Turn<'_>,
+        poll_state: &mut PollState,
+        mut reading: Reading,
+    ) -> Next {
         if self.input.is_empty() {
             self.begun = None;
             return Next::Wait(reading);
         }
-        let parsed = reading.scan.parse_request(&self.input, &mut desk.fields, &HeadLimits::WORKER);
+        let parsed =
+            reading.scan.parse_request(&self.input, &mut poll_state.fields, &HeadLimits::WORKER);
         let head = match parsed {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Wait(reading),
@@ -114,8 +120,8 @@ impl Door {
                 return Next::Close;
             }
         };
-        if connect::endpoint(&desk.fields) == Endpoint::Connect {
-            return self.connect(turn, &desk.fields, head.head_len);
+        if connect::endpoint(&poll_state.fields) == Endpoint::Connect {
+            return self.connect(turn, &poll_state.fields, head.head_len);
         }
         let body = match head.body {
             Body::None => 0,
@@ -128,7 +134,7 @@ impl Door {
             }
         };
         if self.input.len() < head.head_len + body {
-            if head.expects_continue(&desk.fields) && !reading.continued {
+            if head.expects_continue(&poll_state.fields) && !reading.continued {
                 turn.put(self.conn, CONTINUE);
                 reading.continued = true;
             }
@@ -138,23 +144,23 @@ impl Door {
         let request: Vec<u8> = self.input.drain(..head.head_len + body).collect();
         self.idle_since = turn.now;
         self.begun = (!self.input.is_empty()).then_some(turn.now);
-        self.whole(turn, desk, &head, &request[head.head_len..])
+        self.whole(turn, poll_state, &head, &request[head.head_len..])
     }
 
     /// A request is whole, and is no CONNECT.
     fn whole(
         &mut self,
         turn: &mut Turn<'_>,
-        desk: &mut Desk,
+        poll_state: &mut PollState,
         head: &RequestHead,
         body: &[u8],
     ) -> Next {
-        let alive = head::keeps_alive(head.version, &desk.fields);
-        let message = desk.fields.first(Token::Method).unwrap_or_default() == b"POST";
-        let (status, text) = match connect::endpoint(&desk.fields) {
-            Endpoint::Work if message => match read_poll(turn, desk, body) {
+        let alive = head::keeps_alive(head.version, &poll_state.fields);
+        let message = poll_state.fields.first(Token::Method).unwrap_or_default() == b"POST";
+        let (status, text) = match connect::endpoint(&poll_state.fields) {
+            Endpoint::Work if message => match read_poll(turn, poll_state, body) {
                 Ok(request) => {
-                    self.polls.place(turn, request, &mut desk.rounds);
+                    self.polls.place(turn, request, &mut poll_state.rounds);
                     if alive {
                         return Next::Placed;
                     }
@@ -202,12 +208,16 @@ fn was_passed_on(fields: &Fields) -> bool {
 }
 
 /// One poll for work, by a worker that may ask for that.
-fn read_poll(turn: &Turn<'_>, desk: &Desk, body: &[u8]) -> Result<PollRequest, PollFault> {
+fn read_poll(
+    turn: &Turn<'_>,
+    poll_state: &PollState,
+    body: &[u8],
+) -> Result<PollRequest, PollFault> {
     let most = turn.settings.config.limits.poll_ids;
     let bad = |text| PollFault { status: 400, text };
     let request = PollRequest::parse(body, most).map_err(bad)?;
-    let authorization = desk.fields.first(Token::Authorization).unwrap_or_default();
+    let authorization = poll_state.fields.first(Token::Authorization).unwrap_or_default();
     let credential = authorization.strip_prefix(b"Bearer ").unwrap_or(authorization);
-    desk.policy.worker(credential, &request)?;
+    poll_state.policy.worker(credential, &request)?;
     Ok(request)
 }

@@ -159,7 +159,7 @@ impl Bench {
 
     /// The id of the last round of polls of a connection.
     fn poll_id(&self, conn: ConnId) -> PollId {
-        PollId { node: NODE, core: 0, conn, round: self.workers.desk.rounds }
+        PollId { node: NODE, core: 0, conn, round: self.workers.poll_state.rounds }
     }
 
     /// A worker's CONNECT, answered by nobody yet; with what comes behind it.
