@@ -21,7 +21,7 @@ mutants=(
     'token-twice@engine/src/shard/sessions/wait.rs@return Err(expired);\n        };\n        if !token@return Ok(Taken::Here(key, turn.now.since(turn.now)));\n        };\n        if !token'
     'any-tenant@engine/src/shard/sessions/directory.rs@if facts.owner.tenant != *tenant {@if false {'
     'pin-over-id@engine/src/shard/sessions/place.rs@(None, Some(key)) => Ok(key),@(_, Some(key)) => Ok(key),'
-    'late-bytes@engine/src/shard/workers/door.rs@self.input.extend_from_slice(turn.net.pool.bytes(segment));\n        self.bound(turn)@let _ = segment;\n        self.bound(turn)'
+    'late-bytes@engine/src/shard/workers/worker_conn.rs@self.input.extend_from_slice(turn.net.pool.bytes(segment));\n        self.bound(turn)@let _ = segment;\n        self.bound(turn)'
     'no-shrink@proto/src/hpack/encode.rs@self.resized.take().map(usize::from) else { return };@self.resized.take().map(usize::from) else { return };\n        if smallest < 9999 {\n            return;\n        }'
     'h1-truncated@engine/src/shard/relay/bytes.rs@if end == End::Fin && h1.codec.eof() == Ok(Event::End) {@if end == End::Fin {'
     'h1-reused@engine/src/shard/relay/ends.rs@let again = h1.codec.is_between() && h1.codec.keeps_alive();@let again = h1.codec.is_between();'

@@ -153,13 +153,13 @@ pub fn serve(
         let _context = runtime.enter();
         remote.serve(&cores)
     });
-    let doors = client.into_iter().zip(worker).zip(cluster).map(doors).zip(inboxes);
-    for (core, (doors, inbox)) in doors.enumerate() {
+    let sockets = client.into_iter().zip(worker).zip(cluster).map(sockets).zip(inboxes);
+    for (core, (sockets, inbox)) in sockets.enumerate() {
         let settings = identity.settings(&config, (core as u16, count as u16), addresses.worker)?;
         let core_config = core::CoreConfig {
             settings,
             changes: changes.clone(),
-            doors,
+            sockets,
             inherited: inherited.clone(),
             shares,
             messages: messages.clone(),
@@ -243,7 +243,9 @@ impl Listeners {
 }
 
 /// One core's listeners.
-fn doors(((client, worker), cluster): ((Doors, Doors), Doors)) -> Vec<(Listener, TcpListener)> {
+fn sockets(
+    ((client, worker), cluster): ((Sockets, Sockets), Sockets),
+) -> Vec<(Listener, TcpListener)> {
     let client = client.into_iter().map(|socket| (Listener::Client, socket));
     let worker = worker.into_iter().map(|socket| (Listener::Worker, socket));
     let cluster = cluster.into_iter().map(|socket| (Listener::Cluster, socket));
@@ -251,7 +253,7 @@ fn doors(((client, worker), cluster): ((Doors, Doors), Doors)) -> Vec<(Listener,
 }
 
 /// The listeners of one port that a core has.
-type Doors = Vec<TcpListener>;
+type Sockets = Vec<TcpListener>;
 
 /// Opens the ports that were not handed down, and starts the connection to a remote control plane
 /// if there is one. The worker port comes last: until then the work of a process that ran here

@@ -173,9 +173,9 @@ fn what_tcp_was_told_stays_with_the_socket() {
 
 #[test]
 fn a_connection_can_go_before_its_first_read() {
-    let (door, second) = (start(Options::default(), Doorman::default()), probe());
+    let (listener, second) = (start(Options::default(), Doorman::default()), probe());
     for round in 0_u8..50 {
-        let mut client = TcpStream::connect(door.address).unwrap();
+        let mut client = TcpStream::connect(listener.address).unwrap();
         client.write_all(&[round; 100]).unwrap();
         let (send, sent) = std::sync::mpsc::channel();
         let detached = until("it goes", || {
@@ -183,7 +183,7 @@ fn a_connection_can_go_before_its_first_read() {
             let ask = Box::new(move |probe: &mut Probe, _: &mut Net| {
                 let _ = send.send(probe.detached_ones.pop());
             });
-            assert!(door.sender.send(ask).is_ok());
+            assert!(listener.sender.send(ask).is_ok());
             sent.recv_timeout(SOON).unwrap().map(|(_, detached)| detached)
         });
         let new = adopt(&second, detached);
@@ -193,7 +193,7 @@ fn a_connection_can_go_before_its_first_read() {
     let adopts = second.ask(|_, net| net.tally.adopts);
     assert_eq!(adopts, 50);
     is_closed(second);
-    door.stop(Box::new(|probe, _| probe.stopped = true));
+    listener.stop(Box::new(|probe, _| probe.stopped = true));
 }
 
 #[test]

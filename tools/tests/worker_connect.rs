@@ -13,24 +13,24 @@ use worker_rig::{Line, Listener, Worker, id};
 struct World {
     gateway: Listener,
     polls: Line,
-    door: Listener,
+    listener: Listener,
     target: Listener,
     worker: Worker,
 }
 
 fn world(more: &[&str]) -> World {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let worker = Worker::start(&[&gateway], &target, more);
     let mut polls = gateway.accept();
     polls.poll_says(1, &[]);
-    World { gateway, polls, door, target, worker }
+    World { gateway, polls, listener, target, worker }
 }
 
 impl World {
     /// A tunnel of the first session, accepted.
     fn tunnel(&mut self) -> Line {
-        self.polls.work("new", 1, &[self.door.address()]);
-        let mut tunnel = self.door.accept();
+        self.polls.work("new", 1, &[self.listener.address()]);
+        let mut tunnel = self.listener.accept();
         tunnel.head();
         tunnel.send("HTTP/1.1 200 OK\r\n\r\n");
         tunnel
@@ -40,12 +40,12 @@ impl World {
 #[test]
 fn wk_1_the_connect_is_in_origin_form() {
     let mut w = world(&[]);
-    w.polls.work("new", 1, &[w.door.address()]);
-    let head = w.door.accept().head();
+    w.polls.work("new", 1, &[w.listener.address()]);
+    let head = w.listener.accept().head();
     let expected = format!(
         "CONNECT /v1/proxy HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringway-worker/{}\r\n\
          Authorization: Bearer secret-token\r\nX-Request-Id: {}\r\n\r\n",
-        w.door.address(),
+        w.listener.address(),
         env!("CARGO_PKG_VERSION"),
         id(1)
     );
@@ -56,10 +56,10 @@ fn wk_1_the_connect_is_in_origin_form() {
 fn a_round_is_tried_six_times_with_growing_pauses_and_then_the_slot_is_free() {
     let mut w = world(&[]);
     let begun = Instant::now();
-    w.polls.work("new", 1, &[w.door.address()]);
+    w.polls.work("new", 1, &[w.listener.address()]);
     let mut at = Vec::new();
     for _ in 0..6 {
-        let mut line = w.door.accept();
+        let mut line = w.listener.accept();
         line.head();
         at.push(begun.elapsed());
         line.refuse(500, "not now");
@@ -68,7 +68,7 @@ fn a_round_is_tried_six_times_with_growing_pauses_and_then_the_slot_is_free() {
         assert!(pause >= Duration::from_millis(least), "{at:?}");
     }
     w.polls.poll_says(1, &[]);
-    assert!(w.door.accept_within(Duration::from_millis(300)).is_none(), "a seventh try");
+    assert!(w.listener.accept_within(Duration::from_millis(300)).is_none(), "a seventh try");
     w.worker.says("CONNECT was answered 500 not now");
 }
 
@@ -76,18 +76,18 @@ fn a_round_is_tried_six_times_with_growing_pauses_and_then_the_slot_is_free() {
 fn wk_5_only_200_is_success_and_401_and_403_are_final() {
     for status in [401, 403] {
         let mut w = world(&[]);
-        w.polls.work("new", 1, &[w.door.address()]);
-        let mut line = w.door.accept();
+        w.polls.work("new", 1, &[w.listener.address()]);
+        let mut line = w.listener.accept();
         line.head();
         line.refuse(status, "no");
         w.polls.poll_says(1, &[]);
-        assert!(w.door.accept_within(Duration::from_millis(300)).is_none(), "{status}");
+        assert!(w.listener.accept_within(Duration::from_millis(300)).is_none(), "{status}");
     }
     for status in [201, 204, 404] {
         let mut w = world(&[]);
-        w.polls.work("new", 1, &[w.door.address()]);
-        w.door.accept().refuse(status, "");
-        let mut line = w.door.accept();
+        w.polls.work("new", 1, &[w.listener.address()]);
+        w.listener.accept().refuse(status, "");
+        let mut line = w.listener.accept();
         line.head();
         line.send("HTTP/1.1 200 OK\r\n\r\n");
         line.send("x");
@@ -100,8 +100,8 @@ fn addresses_are_tried_in_order_and_one_that_refused_for_good_is_left_out() {
     let mut w = world(&[]);
     let closed = Listener::new().address();
     let other = Listener::new();
-    w.polls.work("new", 1, &[closed, w.door.address(), other.address()]);
-    let mut line = w.door.accept();
+    w.polls.work("new", 1, &[closed, w.listener.address(), other.address()]);
+    let mut line = w.listener.accept();
     line.head();
     assert!(other.accept_within(Duration::from_millis(100)).is_none(), "before the answer");
     line.refuse(403, "");
@@ -110,17 +110,17 @@ fn addresses_are_tried_in_order_and_one_that_refused_for_good_is_left_out() {
     line.head();
     line.send("HTTP/1.1 200 OK\r\n\r\nx");
     assert_eq!(w.target.accept().take(1), b"x");
-    assert!(w.door.accept_within(Duration::from_millis(100)).is_none(), "403 was asked again");
+    assert!(w.listener.accept_within(Duration::from_millis(100)).is_none(), "403 was asked again");
 }
 
 #[test]
 fn a_gateway_that_does_not_answer_a_connect_costs_ten_seconds() {
     let mut w = world(&[]);
     let begun = Instant::now();
-    w.polls.work("new", 1, &[w.door.address()]);
-    let mut silent = w.door.accept();
+    w.polls.work("new", 1, &[w.listener.address()]);
+    let mut silent = w.listener.accept();
     silent.head();
-    let mut line = w.door.accept();
+    let mut line = w.listener.accept();
     assert!(begun.elapsed() >= Duration::from_secs(10), "{:?}", begun.elapsed());
     line.head();
     line.send("HTTP/1.1 200 OK\r\n\r\nx");
@@ -130,8 +130,8 @@ fn a_gateway_that_does_not_answer_a_connect_costs_ten_seconds() {
 #[test]
 fn wk_11_behind_the_answer_the_stream_is_raw() {
     let mut w = world(&[]);
-    w.polls.work("new", 1, &[w.door.address()]);
-    let mut tunnel = w.door.accept();
+    w.polls.work("new", 1, &[w.listener.address()]);
+    let mut tunnel = w.listener.accept();
     tunnel.head();
     tunnel.send("HTTP/1.1 200 OK\r\nDate: x\r\nTransfer-Encoding: chunked\r\n\r\nPRI * early");
     let mut server = w.target.accept();
@@ -162,14 +162,14 @@ fn a_tunnel_that_is_closed_unused_frees_its_slot() {
 
 #[test]
 fn a_target_that_refuses_closes_the_tunnel() {
-    let (gateway, door) = (Listener::new(), Listener::new());
+    let (gateway, listener) = (Listener::new(), Listener::new());
     let target = Listener::new();
     let mut worker = Worker::start(&[&gateway], &target, &[]);
     drop(target);
     let mut polls = gateway.accept();
     polls.poll_says(1, &[]);
-    polls.work("new", 1, &[door.address()]);
-    let mut tunnel = door.accept();
+    polls.work("new", 1, &[listener.address()]);
+    let mut tunnel = listener.accept();
     tunnel.head();
     tunnel.send("HTTP/1.1 200 OK\r\n\r\nx");
     assert_eq!(tunnel.rest(), b"");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use worker_rig::{FUNCTION, KEY, Line, Listener, VERSION, Worker, id};
 
-fn accept_tunnel(door: &Listener) -> Line {
-    let mut tunnel = door.accept();
+fn accept_tunnel(listener: &Listener) -> Line {
+    let mut tunnel = listener.accept();
     tunnel.head();
     tunnel.send("HTTP/1.1 200 OK\r\n\r\n");
     tunnel
@@ -28,21 +28,21 @@ fn a_poll_says_who_asks_for_what() {
 
 #[test]
 fn a_session_lasts_as_long_as_its_last_tunnel() {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let mut worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
     let mut polls = gateway.accept();
     polls.poll_says(2, &[]);
-    polls.work("new", 1, &[door.address()]);
-    let first = accept_tunnel(&door);
+    polls.work("new", 1, &[listener.address()]);
+    let first = accept_tunnel(&listener);
     polls.poll_says(1, &[]);
     // Another connection asks for reconnects.
     let mut lists = gateway.accept();
     lists.poll_says(0, &[id(1)]);
-    polls.work("new", 2, &[door.address()]);
-    let other = accept_tunnel(&door);
+    polls.work("new", 2, &[listener.address()]);
+    let other = accept_tunnel(&listener);
     lists.poll_says(0, &[id(1), id(2)]);
-    lists.work("reconnect", 1, &[door.address()]);
-    let mut second = accept_tunnel(&door);
+    lists.work("reconnect", 1, &[listener.address()]);
+    let mut second = accept_tunnel(&listener);
     lists.poll_says(0, &[id(1), id(2)]);
     // With no slot free nobody asks for sessions.
     polls.is_quiet();
@@ -54,19 +54,22 @@ fn a_session_lasts_as_long_as_its_last_tunnel() {
     assert_eq!(target.accept().take(1), b"x");
     drop(second);
     lists.poll_says(0, &[]);
-    lists.work("reconnect", 1, &[door.address()]);
+    lists.work("reconnect", 1, &[listener.address()]);
     worker.says("asked back for a session not held");
-    assert!(door.accept_within(Duration::from_millis(100)).is_none(), "dialled for a lost session");
+    assert!(
+        listener.accept_within(Duration::from_millis(100)).is_none(),
+        "dialled for a lost session"
+    );
 }
 
 #[test]
 fn a_change_is_told_at_once_and_never_promises_a_slot_twice() {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let _worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
     let mut polls = gateway.accept();
     polls.poll_says(2, &[]);
-    polls.work("new", 1, &[door.address()]);
-    let tunnel = accept_tunnel(&door);
+    polls.work("new", 1, &[listener.address()]);
+    let tunnel = accept_tunnel(&listener);
     polls.poll_says(1, &[]);
     let mut lists = gateway.accept();
     lists.poll_says(0, &[id(1)]);
@@ -75,9 +78,9 @@ fn a_change_is_told_at_once_and_never_promises_a_slot_twice() {
     let mut more = gateway.accept();
     more.poll_says(1, &[]);
     lists.poll_says(0, &[]);
-    polls.work("new", 2, &[door.address()]);
-    more.work("new", 3, &[door.address()]);
-    let _tunnels = [accept_tunnel(&door), accept_tunnel(&door)];
+    polls.work("new", 2, &[listener.address()]);
+    more.work("new", 3, &[listener.address()]);
+    let _tunnels = [accept_tunnel(&listener), accept_tunnel(&listener)];
     lists.poll_says(0, &[id(2), id(3)]);
     polls.is_quiet();
     more.is_quiet();
@@ -86,16 +89,16 @@ fn a_change_is_told_at_once_and_never_promises_a_slot_twice() {
 /// What one connection brings is bounded by the way there and back.
 #[test]
 fn more_connections_ask_while_sessions_come_quickly() {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let _worker = Worker::start(&[&gateway], &target, &["--slots", "64"]);
     let mut polls = vec![gateway.accept()];
     polls[0].poll_says(64, &[]);
     let (mut lists, mut given, mut tunnels) = (None, 0, Vec::new());
     while polls.len() < 8 {
         let last = polls.last_mut().unwrap();
-        last.work("new", given, &[door.address()]);
+        last.work("new", given, &[listener.address()]);
         given += 1;
-        tunnels.push(accept_tunnel(&door));
+        tunnels.push(accept_tunnel(&listener));
         // The next poll follows at once; so do those of new connections.
         last.poll();
         while lists.is_none() || polls.len() <= usize::from(given) {
@@ -109,28 +112,31 @@ fn more_connections_ask_while_sessions_come_quickly() {
     }
     // All eight are open at the same time, and each may bring a session.
     for line in &mut polls {
-        line.work("new", given, &[door.address()]);
+        line.work("new", given, &[listener.address()]);
         given += 1;
     }
-    tunnels.extend((0..8).map(|_| accept_tunnel(&door)));
+    tunnels.extend((0..8).map(|_| accept_tunnel(&listener)));
     assert!(gateway.accept_within(Duration::from_millis(200)).is_none(), "a ninth connection");
 }
 
 #[test]
 fn a_session_for_which_there_is_no_slot_waits_for_one() {
     let (a, b) = (Listener::new(), Listener::new());
-    let (door, target) = (Listener::new(), Listener::new());
+    let (listener, target) = (Listener::new(), Listener::new());
     let _worker = Worker::start(&[&a, &b], &target, &[]);
     let (mut of_a, mut of_b) = (a.accept(), b.accept());
     of_a.poll_says(1, &[]);
     of_b.poll_says(1, &[]);
     // Both gateways give the one slot a session at the same moment.
-    of_a.work("new", 1, &[door.address()]);
-    of_b.work("new", 2, &[door.address()]);
-    let first = accept_tunnel(&door);
-    assert!(door.accept_within(Duration::from_millis(300)).is_none(), "more sessions than slots");
+    of_a.work("new", 1, &[listener.address()]);
+    of_b.work("new", 2, &[listener.address()]);
+    let first = accept_tunnel(&listener);
+    assert!(
+        listener.accept_within(Duration::from_millis(300)).is_none(),
+        "more sessions than slots"
+    );
     drop(first);
-    let second = accept_tunnel(&door);
+    let second = accept_tunnel(&listener);
     // Each gateway is told of its own sessions only, and of none once they are over.
     drop(second);
     of_a.poll_says(1, &[]);
@@ -151,13 +157,13 @@ fn a_session_for_which_there_is_no_slot_waits_for_one() {
 #[test]
 fn a_slot_that_another_gateway_has_taken_is_taken_back() {
     let (a, b) = (Listener::new(), Listener::new());
-    let (door, target) = (Listener::new(), Listener::new());
+    let (listener, target) = (Listener::new(), Listener::new());
     let _worker = Worker::start(&[&a, &b], &target, &[]);
     let (mut of_a, mut of_b) = (a.accept(), b.accept());
     of_a.poll_says(1, &[]);
     of_b.poll_says(1, &[]);
-    of_a.work("new", 1, &[door.address()]);
-    let tunnel = accept_tunnel(&door);
+    of_a.work("new", 1, &[listener.address()]);
+    let tunnel = accept_tunnel(&listener);
     of_b.poll_says(0, &[]);
     drop(tunnel);
     of_b.poll_says(1, &[]);
@@ -180,12 +186,12 @@ fn a_refused_key_is_the_end_and_says_so() {
 
 #[test]
 fn sessions_outlive_a_refused_key() {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let mut worker = Worker::start(&[&gateway], &target, &[]);
     let mut polls = gateway.accept();
     polls.poll_says(1, &[]);
-    polls.work("new", 1, &[door.address()]);
-    let mut tunnel = accept_tunnel(&door);
+    polls.work("new", 1, &[listener.address()]);
+    let mut tunnel = accept_tunnel(&listener);
     let mut lists = gateway.accept();
     lists.poll_says(0, &[id(1)]);
     lists.refuse(401, "");
@@ -235,12 +241,12 @@ fn a_gateway_that_answers_at_once_is_not_asked_in_a_tight_loop() {
 
 #[test]
 fn a_signal_ends_polling_and_the_sessions_end_by_themselves() {
-    let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+    let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
     let mut worker = Worker::start(&[&gateway], &target, &["--slots", "2"]);
     let mut polls = gateway.accept();
     polls.poll_says(2, &[]);
-    polls.work("new", 1, &[door.address()]);
-    let mut tunnel = accept_tunnel(&door);
+    polls.work("new", 1, &[listener.address()]);
+    let mut tunnel = accept_tunnel(&listener);
     polls.poll_says(1, &[]);
     let mut lists = gateway.accept();
     lists.poll_says(0, &[id(1)]);
@@ -249,8 +255,8 @@ fn a_signal_ends_polling_and_the_sessions_end_by_themselves() {
     // The open poll is taken back; work that was on its way is done.
     let (_, said) = polls.second_poll();
     assert_eq!((&said["slots"], &said["requestIds"]), (&0.into(), &serde_json::json!([])));
-    polls.work("new", 2, &[door.address()]);
-    let mut late = accept_tunnel(&door);
+    polls.work("new", 2, &[listener.address()]);
+    let mut late = accept_tunnel(&listener);
     assert_eq!(polls.rest(), b"");
     assert!(gateway.accept_within(Duration::from_millis(300)).is_none(), "polls on");
     for tunnel in [&mut tunnel, &mut late] {
@@ -277,12 +283,12 @@ fn a_worker_without_sessions_ends_at_once() {
 #[test]
 fn sessions_have_their_time_and_a_second_signal_ends_it() {
     for (max, code) in [("1", Some(0)), ("60", Some(143))] {
-        let (gateway, door, target) = (Listener::new(), Listener::new(), Listener::new());
+        let (gateway, listener, target) = (Listener::new(), Listener::new(), Listener::new());
         let mut worker = Worker::start(&[&gateway], &target, &["--drain-max", max]);
         let mut polls = gateway.accept();
         polls.poll_says(1, &[]);
-        polls.work("new", 1, &[door.address()]);
-        let mut tunnel = accept_tunnel(&door);
+        polls.work("new", 1, &[listener.address()]);
+        let mut tunnel = accept_tunnel(&listener);
         gateway.accept().poll_says(0, &[id(1)]);
         worker.signal("-TERM");
         worker.says("no more work is taken");

@@ -35,7 +35,7 @@ pub(super) struct CoreConfig {
     /// Where the policy of the moment is.
     pub(super) changes: Arc<Changes>,
     /// Its own listeners, at least one of each kind, or copies of those that cores share.
-    pub(super) doors: Vec<(Listener, TcpListener)>,
+    pub(super) sockets: Vec<(Listener, TcpListener)>,
     /// Which of them were handed down to this process.
     pub(super) inherited: Vec<Listener>,
     /// Several cores accept clients from one queue.
@@ -178,7 +178,7 @@ impl CoreConfig {
             Ok(socket) => Ok((*listener, socket)),
             Err(error) => Err(Trouble::new("a core has no copy of a listener", error, MORE_FILES)),
         };
-        let listeners = self.doors.iter().map(copy).collect::<Result<_, _>>()?;
+        let listeners = self.sockets.iter().map(copy).collect::<Result<_, _>>()?;
         let parts = CoreParts {
             own: usize::from(self.settings.core),
             cores: self.cores.clone(),

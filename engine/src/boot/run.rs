@@ -81,9 +81,9 @@ impl Run {
     ) -> Result<(), BootError> {
         let cores = self.cores.to_vec();
         let settled = (self.config, self.backend, (self.remote.clone(), self.node));
-        let doors = ((self.admin, self.files.admin), self.reloader);
+        let services = ((self.admin, self.files.admin), self.reloader);
         let control = async {
-            let ended = control(settled, cores, self.inbox, doors, ready).await;
+            let ended = control(settled, cores, self.inbox, services, ready).await;
             if let (Ok(()), Some(remote)) = (&ended, self.remote) {
                 remote.end().await;
             }

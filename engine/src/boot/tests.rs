@@ -85,7 +85,7 @@ impl Cores {
             let core_config = CoreConfig {
                 settings,
                 changes,
-                doors: vec![(Listener::Client, client), (Listener::Worker, worker)],
+                sockets: vec![(Listener::Client, client), (Listener::Worker, worker)],
                 inherited: Vec::new(),
                 shares: false,
                 messages,

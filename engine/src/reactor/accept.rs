@@ -51,7 +51,7 @@ enum Armed {
 
 /// A listener and its accept.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct ListenSocket {
     /// None once it is closed.
     socket: Option<Listening>,
     listener: Listener,
@@ -70,7 +70,7 @@ pub(super) struct Door {
     filters: bool,
 }
 
-impl Door {
+impl ListenSocket {
     /// What the listener is tuned to its connections inherit: none of them has to be told.
     pub(super) fn new(
         listener: Listener,
@@ -152,37 +152,37 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Lets connections in by every listener that is not waiting after a failure.
-    pub(super) fn open_doors(&mut self) {
+    pub(super) fn open_listen_sockets(&mut self) {
         let most = ONE_BY_ONE + self.crowd.len();
         let many = [Listener::Client, Listener::Worker, Listener::Cluster]
             .map(|listener| self.room(Some(listener)) >= most);
-        for (number, door) in self.doors.iter_mut().enumerate() {
-            let many = many[door.listener as usize];
-            if door.armed == Armed::Many && !many && !door.shut {
-                door.armed = Armed::Narrowing;
+        for (number, listen_socket) in self.listen_sockets.iter_mut().enumerate() {
+            let many = many[listen_socket.listener as usize];
+            if listen_socket.armed == Armed::Many && !many && !listen_socket.shut {
+                listen_socket.armed = Armed::Narrowing;
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             }
-            let due = door.again_at.is_none_or(|at| at <= self.net.now);
-            if let Some(socket) = &door.socket
-                && door.armed == Armed::Not
-                && !door.shut
+            let due = listen_socket.again_at.is_none_or(|at| at <= self.net.now);
+            if let Some(socket) = &listen_socket.socket
+                && listen_socket.armed == Armed::Not
+                && !listen_socket.shut
                 && due
             {
                 let (armed, often) =
                     if many { (Armed::Many, Accepts::Many) } else { (Armed::One, Accepts::One) };
-                door.armed = armed;
-                door.again_at = None;
+                listen_socket.armed = armed;
+                listen_socket.again_at = None;
                 self.ring.accept(socket.fd(), often, Tag::numbered(Kind::Accept, number));
             }
         }
     }
 
     /// Lets nobody in any more.
-    pub(super) fn close_doors(&mut self) {
+    pub(super) fn close_listen_sockets(&mut self) {
         self.closing = true;
-        for (number, door) in self.doors.iter().enumerate() {
-            if door.is_armed() {
+        for (number, listen_socket) in self.listen_sockets.iter().enumerate() {
+            if listen_socket.is_armed() {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             }
@@ -190,23 +190,26 @@ impl<C: Core> Reactor<C> {
     }
 
     /// Lets nobody in by this listener any more; its port is free when the accept has ended.
-    pub(super) fn shut_doors(&mut self, listener: Listener) {
-        for (number, door) in self.doors.iter_mut().enumerate() {
-            if door.listener != listener || std::mem::replace(&mut door.shut, true) {
+    pub(super) fn shut_listen_sockets(&mut self, listener: Listener) {
+        for (number, listen_socket) in self.listen_sockets.iter_mut().enumerate() {
+            if listen_socket.listener != listener
+                || std::mem::replace(&mut listen_socket.shut, true)
+            {
                 continue;
             }
-            door.again_at = None;
+            listen_socket.again_at = None;
             // Clients in an inherited queue are left to the process that comes after this one.
-            if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
+            if let Some(socket) = listen_socket.socket.as_ref().filter(|_| !listen_socket.inherited)
+            {
                 // The core hears of these connections in the next turn.
                 let last = socket.end().into_iter();
                 self.news.extend(last.map(|stream| News::Accepted(stream, listener)));
             }
-            if door.is_armed() {
+            if listen_socket.is_armed() {
                 let target = Tag::numbered(Kind::Accept, number);
                 self.ring.cancel(target, Tag::numbered(Kind::Cancel, usize::MAX));
             } else {
-                door.socket = None;
+                listen_socket.socket = None;
             }
         }
     }
@@ -214,35 +217,40 @@ impl<C: Core> Reactor<C> {
     /// Lets nobody in by this listener who comes from these addresses, as long as nobody else listens
     /// there. Where the kernel cannot do it the core closes them as they come.
     pub(super) fn keep_out(&mut self, listener: Listener, addresses: &[SocketAddr]) {
-        for door in self.doors.iter_mut().filter(|door| door.listener == listener) {
-            if let Some(socket) = door.socket.as_ref().filter(|_| !door.inherited) {
+        for listen_socket in self
+            .listen_sockets
+            .iter_mut()
+            .filter(|listen_socket| listen_socket.listener == listener)
+        {
+            if let Some(socket) = listen_socket.socket.as_ref().filter(|_| !listen_socket.inherited)
+            {
                 let kept_out = socket.keep_out(addresses);
-                door.filters = kept_out.is_ok() && !addresses.is_empty();
+                listen_socket.filters = kept_out.is_ok() && !addresses.is_empty();
             }
         }
     }
 
     /// When an accept that failed is tried again.
-    pub(super) fn doors_deadline(&self) -> Option<Time> {
-        self.doors.iter().filter_map(|door| door.again_at).min()
+    pub(super) fn listen_deadline(&self) -> Option<Time> {
+        self.listen_sockets.iter().filter_map(|listen_socket| listen_socket.again_at).min()
     }
 
     pub(super) fn accepted(&mut self, completion: Completion) {
         let number = completion.tag.slot() as usize;
-        let door = &mut self.doors[number];
+        let listen_socket = &mut self.listen_sockets[number];
         if !completion.more() {
-            door.armed = Armed::Not;
+            listen_socket.armed = Armed::Not;
         }
-        if door.shut && !door.is_armed() {
-            door.socket = None;
+        if listen_socket.shut && !listen_socket.is_armed() {
+            listen_socket.socket = None;
         }
         if completion.result < 0 {
             return self.accept_failed(number, -completion.result);
         }
-        let listener = door.listener;
-        let tuned = door.untuned == 0;
-        door.untuned = door.untuned.saturating_sub(1);
-        let filters = door.filters;
+        let listener = listen_socket.listener;
+        let tuned = listen_socket.untuned == 0;
+        listen_socket.untuned = listen_socket.untuned.saturating_sub(1);
+        let filters = listen_socket.filters;
         let stream = self.ring.accepted(completion.result);
         if filters {
             // Its packets need not be looked at. Should it stay all the same, they pass.
@@ -255,7 +263,7 @@ impl<C: Core> Reactor<C> {
             self.crowd.push_back((stream, listener, tuned));
         }
         if !self.closing {
-            self.open_doors();
+            self.open_listen_sockets();
         }
     }
 
@@ -269,20 +277,20 @@ impl<C: Core> Reactor<C> {
     }
 
     fn accept_failed(&mut self, number: usize, errno: i32) {
-        if self.closing || self.doors[number].shut {
+        if self.closing || self.listen_sockets[number].shut {
             return;
         }
         // The connection was gone before we took it: the next one may be fine. Or we ended it.
         if !matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::ECANCELED) {
-            let door = &mut self.doors[number];
-            door.again_at = Some(self.net.now + ACCEPT_PAUSE);
+            let listen_socket = &mut self.listen_sockets[number];
+            listen_socket.again_at = Some(self.net.now + ACCEPT_PAUSE);
             self.net.tally.accept_failures += 1;
-            if door.may_say(self.net.now) {
+            if listen_socket.may_say(self.net.now) {
                 let error = std::io::Error::from_raw_os_error(errno);
                 tracing::warn!(core = self.options.core, %error, "accepting pauses");
             }
         }
-        self.open_doors();
+        self.open_listen_sockets();
     }
 
     /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
@@ -321,8 +329,9 @@ impl<C: Core> Reactor<C> {
     /// A connection was closed as soon as it came, for there are as many as there may be.
     fn tell_full(&mut self, listener: Listener) {
         let (core, now) = (self.options.core, self.net.now);
-        let door = self.doors.iter_mut().find(|door| door.listener == listener);
-        if !self.closing && door.is_some_and(|door| door.may_say(now)) {
+        let listen_socket =
+            self.listen_sockets.iter_mut().find(|listen_socket| listen_socket.listener == listener);
+        if !self.closing && listen_socket.is_some_and(|listen_socket| listen_socket.may_say(now)) {
             let limit = match listener {
                 Listener::Client => "limits.client_connections",
                 Listener::Worker | Listener::Cluster => "limits.worker_connections",
@@ -350,8 +359,8 @@ mod tests {
         let before = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
         let keep_alive = super::super::Options::default().keep_alive;
         let socket = Listening::Kernel(listener.try_clone().unwrap());
-        let door = Door::new(Listener::Client, socket, keep_alive, false).unwrap();
-        assert_eq!(door.untuned, before.len() as u32 + JUST_COMING);
+        let listen_socket = ListenSocket::new(Listener::Client, socket, keep_alive, false).unwrap();
+        assert_eq!(listen_socket.untuned, before.len() as u32 + JUST_COMING);
         let _after = TcpStream::connect(address).unwrap();
         let accepted: Vec<_> = (0..3).map(|_| listener.accept().unwrap().0).collect();
         assert!(!accepted[1].nodelay().unwrap());

@@ -64,7 +64,7 @@ pub(super) struct Epoll {
     events: Vec<epoll::Event>,
     watches: Vec<Watch>,
     /// Listeners with an accept armed.
-    doors: Vec<(Tag, RawFd, Accepts)>,
+    listen_sockets: Vec<(Tag, RawFd, Accepts)>,
     /// Sockets with bytes and a receive armed, longest waiting first.
     ready: VecDeque<Tag>,
     lent: VecDeque<Lent>,
@@ -84,7 +84,7 @@ impl Epoll {
             epoll,
             events: Vec::with_capacity(EVENTS_PER_ENTER),
             watches: Vec::new(),
-            doors: Vec::new(),
+            listen_sockets: Vec::new(),
             ready: VecDeque::new(),
             lent: VecDeque::new(),
             share,
@@ -108,7 +108,7 @@ impl Epoll {
         let added = rustix::io::ioctl_fionbio(borrow(listener), true)
             .and_then(|()| self.add(listener, tag, epoll::EventFlags::IN));
         match added {
-            Ok(()) => self.doors.push((tag, listener, often)),
+            Ok(()) => self.listen_sockets.push((tag, listener, often)),
             Err(error) => self.complete(tag, error_result(error)),
         }
     }
@@ -257,8 +257,12 @@ impl Epoll {
 
     /// Stops accepting; `false` if that has ended already.
     fn shut(&mut self, tag: Tag) -> bool {
-        let Some(at) = self.doors.iter().position(|(door, ..)| *door == tag) else { return false };
-        let (_, listener, _) = self.doors.swap_remove(at);
+        let Some(at) =
+            self.listen_sockets.iter().position(|(listen_socket, ..)| *listen_socket == tag)
+        else {
+            return false;
+        };
+        let (_, listener, _) = self.listen_sockets.swap_remove(at);
         // It can only fail if the listener is not watched.
         let _ = epoll::delete(&self.epoll, borrow(listener));
         true
@@ -339,7 +343,9 @@ impl Epoll {
 
     /// Takes what waits at a listener.
     fn let_in(&mut self, tag: Tag) {
-        let Some((_, listener, often)) = self.doors.iter().find(|(door, ..)| *door == tag) else {
+        let Some((_, listener, often)) =
+            self.listen_sockets.iter().find(|(listen_socket, ..)| *listen_socket == tag)
+        else {
             return;
         };
         let (listener, often) = (borrow(*listener), *often);

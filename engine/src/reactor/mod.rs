@@ -46,7 +46,7 @@ use crate::net::{Close, ConnId, Core, LINGER, Listener, Net, Wish};
 use crate::pool::Pool;
 use crate::ring::{Mailbox, Published};
 use crate::transport::{Bench, Fact, Gate};
-use accept::Door;
+use accept::ListenSocket;
 use backend::Ring;
 use doorbell::Bells;
 use socket::{Socket, Sockets};
@@ -102,7 +102,7 @@ struct Host {
     net: Net,
     ring: Ring,
     share: Share,
-    doors: Vec<Door>,
+    listen_sockets: Vec<ListenSocket>,
     gates: Vec<Gate>,
     origin: Instant,
     schedstat: Schedstat,
@@ -118,7 +118,7 @@ pub struct Reactor<C: Core> {
     published: Published,
     bells: Bells,
     ring: Ring,
-    doors: Vec<Door>,
+    listen_sockets: Vec<ListenSocket>,
     sockets: Sockets,
     timers: Timers,
     mailbox: Mailbox<C::Message>,
@@ -186,25 +186,25 @@ impl<C: Core> Reactor<C> {
         let (ring, share) = Ring::new(&options, &mut net.pool)?;
         let gates = listeners.iter().map(|(listener, _)| options.entrances.gate(*listener));
         let gates = gates.collect();
-        let door = |(listener, socket)| {
+        let listen_socket = |(listener, socket)| {
             let inherited = options.inherited.contains(&listener);
             let keep_alive = options.keep_alive_of(listener);
-            Door::new(listener, Listening::Kernel(socket), keep_alive, inherited)
+            ListenSocket::new(listener, Listening::Kernel(socket), keep_alive, inherited)
         };
-        let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
+        let listen_sockets = listeners.into_iter().map(listen_socket).collect::<Result<_, _>>()?;
         let schedstat = Schedstat::of_thread();
-        let host = Host { net, ring, share, doors, gates, origin, schedstat };
+        let host = Host { net, ring, share, listen_sockets, gates, origin, schedstat };
         Ok(Self::on(host, options, mailbox, core))
     }
 
     fn on(host: Host, options: Options, mailbox: Mailbox<C::Message>, core: C) -> Self {
-        let Host { net, mut ring, share, doors, gates, origin, schedstat } = host;
+        let Host { net, mut ring, share, listen_sockets, gates, origin, schedstat } = host;
         ring.bell(mailbox.bell(), Tag::numbered(Kind::Bell, 0));
         Self {
             published: mailbox.publish(ring.fd()),
             bells: Bells::default(),
             ring,
-            doors,
+            listen_sockets,
             sockets: Sockets::default(),
             timers: Timers::default(),
             mailbox,
@@ -239,7 +239,7 @@ impl<C: Core> Reactor<C> {
     /// ports are free when it returns, and gives the core back.
     pub fn run(mut self) -> C {
         self.net.now = self.clock();
-        self.open_doors();
+        self.open_listen_sockets();
         while !self.call(|core, _| core.finished()) {
             self.gather();
             self.decide();
@@ -304,8 +304,8 @@ impl<C: Core> Reactor<C> {
         while let Some((due, conn)) = self.timers.pop(self.net.now) {
             self.due(due, conn);
         }
-        if !self.closing && self.doors_deadline().is_some_and(|at| at <= self.net.now) {
-            self.open_doors();
+        if !self.closing && self.listen_deadline().is_some_and(|at| at <= self.net.now) {
+            self.open_listen_sockets();
         }
     }
 
@@ -411,7 +411,7 @@ impl<C: Core> Reactor<C> {
             match wish {
                 Wish::Dial(conn, address) => self.dial(conn, address),
                 Wish::Look(conn) => self.look(conn),
-                Wish::Unlisten(listener) => self.shut_doors(listener),
+                Wish::Unlisten(listener) => self.shut_listen_sockets(listener),
                 Wish::KeepOut(listener, addresses) => self.keep_out(listener, &addresses),
                 // Only a tunnel moves so, or what was to become one.
                 Wish::Adopt(conn, socket) => self.adopt(conn, socket, Some(Listener::Worker)),
@@ -431,14 +431,14 @@ impl<C: Core> Reactor<C> {
 
     /// Closes everything in order: a port is free only when its last accept has ended.
     fn end(mut self) -> C {
-        self.close_doors();
+        self.close_listen_sockets();
         let begun = self.net.now;
         self.end_at = Some(begun + END_PAUSE);
         for conn in self.sockets.all() {
             self.net.close(conn, Close::Now);
         }
         self.act();
-        while self.sockets.live() > 0 || self.doors.iter().any(Door::is_armed) {
+        while self.sockets.live() > 0 || self.listen_sockets.iter().any(ListenSocket::is_armed) {
             if self.end_at.is_some_and(|at| at <= self.net.now) {
                 let unsent = self.sockets.all().into_iter().any(|c| self.net.queued(c) > 0);
                 if !unsent || begun + END_WAIT <= self.net.now {
@@ -449,10 +449,10 @@ impl<C: Core> Reactor<C> {
             self.gather();
             self.act();
         }
-        let Self { published, ring, doors, core, .. } = self;
+        let Self { published, ring, listen_sockets, core, .. } = self;
         drop(published);
         drop(ring);
-        drop(doors);
+        drop(listen_sockets);
         core
     }
 }

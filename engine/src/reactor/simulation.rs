@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::accept::Door;
+use super::accept::ListenSocket;
 use super::backend::Ring;
 use super::fault::SetupError;
 use super::kernel::{Kernel, Simulated, SimulatedListener};
@@ -47,23 +47,23 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         let kernel = Rc::new(RefCell::new(kernel));
         let simulated =
             Simulated { kernel: Rc::clone(&kernel) as _, send_bytes: options.send_bytes };
-        let door = |(listener, socket)| {
+        let listen_socket = |(listener, socket)| {
             let keep_alive = options.keep_alive_of(listener);
-            Door::new(listener, Listening::Simulated(socket), keep_alive, false)
+            ListenSocket::new(listener, Listening::Simulated(socket), keep_alive, false)
         };
-        let doors = listeners.into_iter().map(door).collect::<Result<_, _>>()?;
+        let listen_sockets = listeners.into_iter().map(listen_socket).collect::<Result<_, _>>()?;
         let host = Host {
             net: Net::new(Pool::new(options.blocks, options.block_bytes)),
             ring: Ring::Simulated(simulated),
             share: Share::of(&options),
-            doors,
+            listen_sockets,
             gates: Vec::new(),
             origin: Instant::now(),
             schedstat: Schedstat::silent(),
         };
         let mut reactor = Reactor::on(host, options, mailbox, core);
         reactor.net.now = reactor.clock();
-        reactor.open_doors();
+        reactor.open_listen_sockets();
         let mut this = Self { reactor, kernel, wait: Wait::No };
         this.sleep();
         Ok(this)

@@ -110,7 +110,7 @@ impl<C: Core> Reactor<C> {
             return [ours, self.end_at].into_iter().flatten().min();
         }
         let cores = self.call(|core, _| core.deadline());
-        [ours, self.doors_deadline(), cores].into_iter().flatten().min()
+        [ours, self.listen_deadline(), cores].into_iter().flatten().min()
     }
 
     /// The turn is over by now: the core rests, or begins the next one without a rest.

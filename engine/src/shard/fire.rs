@@ -15,7 +15,7 @@ pub(super) fn fire_timers(shard: &mut Shard, net: &mut Net) {
     let nodes = &shard.nodes;
     let matters = |due: Due| match due {
         Due::Hop { slot, generation } => relay.holds(ConnId { slot, generation }),
-        Due::Door { slot, generation } => workers.holds(ConnId { slot, generation }),
+        Due::WorkerConn { slot, generation } => workers.holds(ConnId { slot, generation }),
         Due::Wait(key) | Due::Patience(key) | Due::Recall(key) => sessions.waits(key),
         Due::Replace(key) | Due::Settled(key) => sessions.holds(key),
         Due::Relay(key) => nodes.waits(key),
@@ -49,7 +49,7 @@ fn fire(shard: &mut Shard, net: &mut Net, due: Due) {
         Due::Hop { slot, generation } => {
             shard.relay.look_at(turn, ConnId { slot, generation });
         }
-        Due::Door { slot, generation } => {
+        Due::WorkerConn { slot, generation } => {
             shard.workers.look_at(turn, ConnId { slot, generation });
         }
         Due::Wait(key) => shard.sessions.waited(turn, key),

@@ -34,7 +34,7 @@ pub(crate) enum Due {
     /// Look at a connection of the relay: handshake, PING, stall, idle.
     Hop { slot: u32, generation: u32 },
     /// Look at a worker's connection: handshake, idle, a poll that waits too long.
-    Door { slot: u32, generation: u32 },
+    WorkerConn { slot: u32, generation: u32 },
     /// An attachment waited long enough for its worker, or for another core.
     Wait(Key),
     /// Requests waited long enough for a tunnel in place of one that takes no more streams.
@@ -74,8 +74,8 @@ impl Due {
         Self::Hop { slot: conn.slot, generation: conn.generation }
     }
 
-    pub(crate) fn door(conn: ConnId) -> Self {
-        Self::Door { slot: conn.slot, generation: conn.generation }
+    pub(crate) fn worker_conn(conn: ConnId) -> Self {
+        Self::WorkerConn { slot: conn.slot, generation: conn.generation }
     }
 }
 

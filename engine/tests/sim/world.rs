@@ -52,7 +52,7 @@ const KEPT_OF_CLIENTS: usize = 64 * 1024;
 const IDLE_TURNS: u32 = 300;
 const TURNS: u64 = 400_000;
 
-/// Somebody who will come to the door.
+/// Somebody who will come to the port.
 #[derive(Debug)]
 pub(super) enum Guest {
     Client(Option<Comeback>),

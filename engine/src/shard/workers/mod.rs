@@ -1,11 +1,10 @@
-//! The workers' listener: its connections before they are tunnels ([`door`], [`requests`]), what
-//! they asked the dispatch ([`polls`]), where work waits for them ([`queue`]), and this core's part
-//! of the dispatch ([`mod@home`]).
+//! The workers' listener: its connections before they are tunnels ([`worker_conn`], [`requests`]),
+//! what they asked the dispatch ([`polls`]), where work waits for them ([`queue`]), and this core's
+//! part of the dispatch ([`mod@home`]).
 //!
 //! A connection and the dispatch home of its polls say everything to each other as messages between
 //! cores, also where both are this one: one core and many are one path.
 
-mod door;
 mod home;
 mod parked_index;
 mod polls;
@@ -13,6 +12,7 @@ mod queue;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod worker_conn;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use std::sync::Arc;
 use ringway_proto::fields::Fields;
 use ringway_proto::time::Time;
 
-use self::door::{After, Door, Doors};
 use self::home::DispatchHome;
 use self::requests::PollState;
+use self::worker_conn::{After, WorkerConn, WorkerConns};
 use super::facts::{Admitted, ForWorkers, OfVersion};
 use super::settings::ShardSettings;
 use super::turn::Turn;
@@ -34,7 +34,7 @@ use crate::pool::Segment;
 /// The component.
 #[derive(Debug)]
 pub(super) struct Workers {
-    doors: Doors,
+    worker_conns: WorkerConns,
     poll_state: PollState,
     home: DispatchHome,
     /// Connections with input behind a poll, to be served on in the next turn.
@@ -47,7 +47,7 @@ impl Workers {
         // Rounds of a dead shard in whose place this one is are never met again.
         let rounds = u64::from(settings.generation) << 32;
         Self {
-            doors: Doors::default(),
+            worker_conns: WorkerConns::default(),
             poll_state: PollState { policy, rounds, fields: Fields::new() },
             home: DispatchHome::new(DispatchLimits {
                 queue: limits.work_queue,
@@ -61,24 +61,24 @@ impl Workers {
 
     /// A worker's connection was accepted, and there is room for it.
     pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
-        let mut door = Box::new(Door::new(conn, peer, turn.now));
-        door.watch(turn);
-        self.doors.insert(door);
+        let mut worker_conn = Box::new(WorkerConn::new(conn, peer, turn.now));
+        worker_conn.watch(turn);
+        self.worker_conns.insert(worker_conn);
     }
 
     /// Whether the connection is one of these.
     pub(super) fn holds(&self, conn: ConnId) -> bool {
-        self.doors.get(conn).is_some()
+        self.worker_conns.get(conn).is_some()
     }
 
     pub(super) fn received(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) {
-        self.at(conn, |door, poll_state| door.received(turn, poll_state, segment));
+        self.at(conn, |worker_conn, poll_state| worker_conn.received(turn, poll_state, segment));
     }
 
     /// The worker's bytes have ended.
     pub(super) fn ended(&mut self, turn: &mut Turn<'_>, conn: ConnId, end: End) {
-        self.at(conn, |door, _| {
-            door.over(turn, end);
+        self.at(conn, |worker_conn, _| {
+            worker_conn.over(turn, end);
             turn.net.close(conn, Close::Flush);
             After::Gone
         });
@@ -86,64 +86,64 @@ impl Workers {
 
     /// Its PROXY header says who the peer is.
     pub(super) fn addressed(&mut self, conn: ConnId, peer: SocketAddr) {
-        if let Some(door) = self.doors.get_mut(conn) {
-            door.peer = peer;
+        if let Some(worker_conn) = self.worker_conns.get_mut(conn) {
+            worker_conn.peer = peer;
         }
     }
 
     /// A connection that moves has nothing under way any more.
     pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
-        if let Some(door) = self.doors.take(conn) {
-            door.detached(turn, detached);
+        if let Some(worker_conn) = self.worker_conns.take(conn) {
+            worker_conn.detached(turn, detached);
         }
     }
 
-    /// A connection's timer has fired ([`Due::Door`](super::timer::Due::Door)).
+    /// A connection's timer has fired ([`Due::WorkerConn`](super::timer::Due::WorkerConn)).
     pub(super) fn look_at(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        self.at(conn, |door, _| door.look_at(turn));
+        self.at(conn, |worker_conn, _| worker_conn.look_at(turn));
     }
 
     /// All connections, in order.
     pub(super) fn ids(&self) -> Vec<ConnId> {
-        self.doors.ids()
+        self.worker_conns.ids()
     }
 
     /// Ends a connection. To end all of them, what this leaves is done before the next one's end:
     /// work that was lost with one goes to the next, which by then must know what that means.
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId, how: Close) {
-        self.at(conn, |door, _| {
-            door.close_how(turn, how);
+        self.at(conn, |worker_conn, _| {
+            worker_conn.close_how(turn, how);
             After::Gone
         });
     }
 
     /// Does something with a connection, if it is still there, and takes it from the table if that
     /// has ended it.
-    fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut Door, &mut PollState) -> After) {
-        if let Some(mut door) = self.doors.take(conn) {
-            let after = act(&mut door, &mut self.poll_state);
-            self.put_back(door, after);
+    fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut WorkerConn, &mut PollState) -> After) {
+        if let Some(mut worker_conn) = self.worker_conns.take(conn) {
+            let after = act(&mut worker_conn, &mut self.poll_state);
+            self.put_back(worker_conn, after);
         }
     }
 
-    fn put_back(&mut self, door: Box<Door>, after: After) {
+    fn put_back(&mut self, worker_conn: Box<WorkerConn>, after: After) {
         match after {
             After::Gone => return,
-            After::Paused => self.paused.push(door.conn),
+            After::Paused => self.paused.push(worker_conn.conn),
             After::Stays => {}
         }
-        self.doors.insert(door);
+        self.worker_conns.insert(worker_conn);
     }
 
     fn connect(&mut self, turn: &mut Turn<'_>, moved: MovedConnect) {
-        let mut door = Box::new(Door::adopted(turn, moved));
-        let after = door.serve(turn, &mut self.poll_state);
-        self.put_back(door, after);
+        let mut worker_conn = Box::new(WorkerConn::adopted(turn, moved));
+        let after = worker_conn.serve(turn, &mut self.poll_state);
+        self.put_back(worker_conn, after);
     }
 
     fn admit(&mut self, turn: &mut Turn<'_>, conn: ConnId, admitted: Admitted) {
-        if let Some(door) = self.doors.take(conn) {
-            door.admit(turn, admitted);
+        if let Some(worker_conn) = self.worker_conns.take(conn) {
+            worker_conn.admit(turn, admitted);
         }
     }
 
@@ -151,12 +151,14 @@ impl Workers {
 
     /// Whether the connection waits for this poll's answer: it may have given up.
     fn waits_for(&self, poll: PollId) -> bool {
-        self.doors.get(poll.conn).is_some_and(|door| door.polls.wait_in(poll.round))
+        self.worker_conns
+            .get(poll.conn)
+            .is_some_and(|worker_conn| worker_conn.polls.wait_in(poll.round))
     }
 
     fn poll_answered(&mut self, turn: &mut Turn<'_>, poll: PollId, answer: &PollAnswer) {
         if self.waits_for(poll) {
-            self.at(poll.conn, |door, _| door.poll_answered(turn, answer));
+            self.at(poll.conn, |worker_conn, _| worker_conn.poll_answered(turn, answer));
         } else {
             polls::unwanted(turn, poll, answer);
         }
@@ -164,7 +166,7 @@ impl Workers {
 
     fn poll_refused(&mut self, turn: &mut Turn<'_>, poll: PollId) {
         if self.waits_for(poll) {
-            self.at(poll.conn, |door, _| door.poll_refused(turn));
+            self.at(poll.conn, |worker_conn, _| worker_conn.poll_refused(turn));
         }
     }
 
@@ -179,7 +181,7 @@ impl Workers {
     /// Called each turn, and at the latest when [`Self::deadline`] says.
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
         for conn in std::mem::take(&mut self.paused) {
-            self.at(conn, |door, poll_state| door.serve_on(turn, poll_state));
+            self.at(conn, |worker_conn, poll_state| worker_conn.serve_on(turn, poll_state));
         }
         self.home.turn(turn);
     }
@@ -197,8 +199,8 @@ impl Workers {
 
     /// A core has forgotten this one: polls that wait there are answered with nothing.
     pub(super) fn renew(&mut self, turn: &mut Turn<'_>, core: u16) {
-        for conn in self.doors.waiting_at(core) {
-            self.at(conn, |door, _| door.poll_overdue(turn));
+        for conn in self.worker_conns.waiting_at(core) {
+            self.at(conn, |worker_conn, _| worker_conn.poll_overdue(turn));
         }
     }
 
@@ -213,23 +215,25 @@ impl Workers {
         match fact {
             ForWorkers::Admit { conn, admitted } => self.admit(turn, conn, *admitted),
             ForWorkers::Reject { conn, result, age } => {
-                self.at(conn, |door, _| door.reject(turn, result, age));
+                self.at(conn, |worker_conn, _| worker_conn.reject(turn, result, age));
             }
             ForWorkers::SendAway { conn, node } => {
-                if let Some(door) = self.doors.take(conn) {
-                    door.send_away(turn, node);
+                if let Some(worker_conn) = self.worker_conns.take(conn) {
+                    worker_conn.send_away(turn, node);
                 }
             }
-            ForWorkers::Back(back) => door::back(turn, *back),
+            ForWorkers::Back(back) => worker_conn::back(turn, *back),
             ForWorkers::Arrived(arrived) => {
-                let mut door = Box::new(Door::arrived(turn, *arrived));
-                door.watch(turn);
-                self.doors.insert(door);
+                let mut worker_conn = Box::new(WorkerConn::arrived(turn, *arrived));
+                worker_conn.watch(turn);
+                self.worker_conns.insert(worker_conn);
             }
             ForWorkers::SendHome { conn, core } => {
-                self.at(conn, |door, _| door.send_home(turn, core));
+                self.at(conn, |worker_conn, _| worker_conn.send_home(turn, core));
             }
-            ForWorkers::NoWayHome { conn } => self.at(conn, |door, _| door.no_way_home(turn)),
+            ForWorkers::NoWayHome { conn } => {
+                self.at(conn, |worker_conn, _| worker_conn.no_way_home(turn))
+            }
             ForWorkers::Submit(work) => queue::submit(turn, work),
             ForWorkers::Withdraw(of) => queue::withdraw(turn, &of),
             ForWorkers::Served(of) => queue::served(turn, &of),
@@ -246,7 +250,7 @@ impl Workers {
             }
             ForWorkers::Unparks(of) => turn.send(home(turn, &of), CoreMessage::Unparks(of.ticket)),
             ForWorkers::Connect(moved) => self.connect(turn, *moved),
-            ForWorkers::TurnAway(detached) => door::turn_away(turn, detached),
+            ForWorkers::TurnAway(detached) => worker_conn::turn_away(turn, detached),
             ForWorkers::Submitted(work) => self.home.submitted(turn, *work),
             ForWorkers::Withdrawn(ticket) => self.home.withdrawn(turn, ticket),
             ForWorkers::RecallAsked(ticket) => self.home.recall_asked(turn, ticket),
@@ -268,7 +272,7 @@ impl Workers {
 
     /// Connections that are no tunnels yet.
     pub(super) fn len(&self) -> usize {
-        self.doors.len()
+        self.worker_conns.len()
     }
 
     /// Polls that wait here, of all cores.
@@ -283,7 +287,7 @@ impl Workers {
 
     /// Whether no connection, work, poll or parked tunnel is known.
     pub(super) fn is_empty(&self) -> bool {
-        self.doors.len() == 0 && self.home.is_empty()
+        self.worker_conns.len() == 0 && self.home.is_empty()
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::super::facts::{Edge, ForSessions};
 use super::super::turn::Turn;
-use super::door::{After, Door, Phase, Reading};
+use super::worker_conn::{After, Phase, Reading, WorkerConn};
 use crate::control::local::{Policy, PollFault, PollRequest};
 use crate::pool::Segment;
 
@@ -40,7 +40,7 @@ enum Next {
     Close,
 }
 
-impl Door {
+impl WorkerConn {
     /// Bytes have come.
     pub(super) fn received(
         &mut self,

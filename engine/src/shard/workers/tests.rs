@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringway_proto::h1::connect::ConnectResult;
 use uuid::Uuid;
 
-use super::door::MOVED_BYTES;
+use super::worker_conn::MOVED_BYTES;
 use super::*;
 use crate::config::{Config, Function};
 use crate::control::local::{PollRequest, Ticket, Work, WorkKind};

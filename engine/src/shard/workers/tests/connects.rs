@@ -156,7 +156,7 @@ fn silent_connections_end() {
     let idle_at = bench.rig.net.now + HANDSHAKE_OVER;
     while bench.rig.timers.take(Time(idle_at.0 - 1)).is_some() {}
     assert_eq!(bench.rig.timers.earliest(), Some(idle_at));
-    assert_eq!(bench.rig.timers.take(idle_at), Some(Due::door(fresh)));
+    assert_eq!(bench.rig.timers.take(idle_at), Some(Due::worker_conn(fresh)));
 }
 
 // ---- the dispatch home ----

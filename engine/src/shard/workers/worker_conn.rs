@@ -44,7 +44,7 @@ const VIA: &[u8] = b"Via: 1.1 ringway\r\n";
 
 /// A worker's connection that is answered by us.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct WorkerConn {
     pub(super) conn: ConnId,
     pub(super) peer: SocketAddr,
     /// When it was accepted, on whatever core.
@@ -103,7 +103,7 @@ pub(super) enum After {
     Gone,
 }
 
-impl Door {
+impl WorkerConn {
     pub(super) fn new(conn: ConnId, peer: SocketAddr, now: Time) -> Self {
         Self {
             conn,
@@ -302,7 +302,7 @@ impl Door {
             // it: looked at again at once, it would keep the core in this turn for ever.
             let at = if at > turn.now { at } else { turn.now + LOOK_AGAIN };
             self.timer = Some(at);
-            turn.arm(at, Due::door(self.conn));
+            turn.arm(at, Due::worker_conn(self.conn));
         }
     }
 
@@ -394,29 +394,29 @@ fn no_room(date: HttpDate) -> Vec<u8> {
 
 /// The connections, by the slot the network interface gave them.
 #[derive(Debug, Default)]
-pub(super) struct Doors {
+pub(super) struct WorkerConns {
     /// By slot: they are few among the connections of a core.
-    slots: BTreeMap<u32, Box<Door>>,
+    slots: BTreeMap<u32, Box<WorkerConn>>,
 }
 
-impl Doors {
-    pub(super) fn insert(&mut self, door: Box<Door>) {
-        let before = self.slots.insert(door.conn.slot, door);
+impl WorkerConns {
+    pub(super) fn insert(&mut self, worker_conn: Box<WorkerConn>) {
+        let before = self.slots.insert(worker_conn.conn.slot, worker_conn);
         assert!(before.is_none(), "a slot is given again only after its connection was closed");
     }
 
-    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Door> {
-        let door = self.slots.get_mut(&conn.slot)?;
-        (door.conn == conn).then_some(door)
+    pub(super) fn get_mut(&mut self, conn: ConnId) -> Option<&mut WorkerConn> {
+        let worker_conn = self.slots.get_mut(&conn.slot)?;
+        (worker_conn.conn == conn).then_some(worker_conn)
     }
 
-    pub(super) fn get(&self, conn: ConnId) -> Option<&Door> {
-        let door = self.slots.get(&conn.slot)?;
-        (door.conn == conn).then_some(door)
+    pub(super) fn get(&self, conn: ConnId) -> Option<&WorkerConn> {
+        let worker_conn = self.slots.get(&conn.slot)?;
+        (worker_conn.conn == conn).then_some(worker_conn)
     }
 
     /// Takes a connection out. What is done with it may end it; otherwise it is put back.
-    pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<Door>> {
+    pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<WorkerConn>> {
         self.get(conn)?;
         self.slots.remove(&conn.slot)
     }
@@ -427,12 +427,15 @@ impl Doors {
 
     /// All of them, in the order of their slots.
     pub(super) fn ids(&self) -> Vec<ConnId> {
-        self.slots.values().map(|door| door.conn).collect()
+        self.slots.values().map(|worker_conn| worker_conn.conn).collect()
     }
 
     /// The connections whose polls wait for a word of that core.
     pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
-        let doors = self.slots.values().map(|door| &**door);
-        doors.filter(|door| door.polls.wait_at(core)).map(|door| door.conn).collect()
+        let worker_conns = self.slots.values().map(|worker_conn| &**worker_conn);
+        worker_conns
+            .filter(|worker_conn| worker_conn.polls.wait_at(core))
+            .map(|worker_conn| worker_conn.conn)
+            .collect()
     }
 }
