@@ -1,7 +1,7 @@
 //! Every kind of run over loopback, against our own endpoint and against gateways that tests play.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-mod stand;
+mod support;
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +20,7 @@ use ringway_bench::pipe::{self, Way};
 use ringway_bench::tls::{Offer, Trust};
 use ringway_bench::web::Talk;
 use ringway_bench::{backend, beside, capacity, check};
-use stand::{LOOPBACK, block_on, plan, start_backend, start_relay};
+use support::{LOOPBACK, block_on, plan, start_backend, start_relay};
 
 /// A run of another kind than calls, through the relay.
 fn run_kind(kind: Kind, more: impl FnOnce(&mut Plan)) -> Outcome {

@@ -1,7 +1,7 @@
 //! Both HTTP/2 sides against the `h2` crate over loopback, and the relay's integrity.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-mod stand;
+mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use ringway_bench::compare::{CLIENT_KEY, FUNCTION, VERSION, WORKER_KEY};
 use ringway_bench::load::{self, LoadFault, Outcome};
 use ringway_bench::worker;
 use ringway_work::Secret;
-use stand::{LOOPBACK, block_on, plan, start_backend, start_relay};
+use support::{LOOPBACK, block_on, plan, start_backend, start_relay};
 
 fn run(target: SocketAddr, connections: usize, streams: usize, work: Work) -> Outcome {
     load::run(&plan(target, connections, streams, work)).unwrap()

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use across::{
-    CoreMessage, Find, Found, Join, Leave, MovedConnect, MovedTunnel, Parks, Resumed, Speaks,
-    Stand, Vouch, Vouched,
+    CoreMessage, Find, Found, Join, Leave, MemberState, MovedConnect, MovedTunnel, Parks, Resumed,
+    Speaks, Vouch, Vouched,
 };
 
 use crate::control::local::Policy;

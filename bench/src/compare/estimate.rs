@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::peer::Peer;
 use super::shape::{Shape, Work};
-use super::stand::CHECK;
+use super::test_bed::CHECK;
 use super::{Request, is_direct};
 
 /// What a quick run of everything may take.

@@ -3,7 +3,7 @@
 //! For each shape and round every peer runs once, A B C A B C, each time freshly started on its
 //! own CPU with the load and the endpoint on another. [`shape`] says what is run, [`peer`] who,
 //! [`programs`] finds or installs what they are made of, [`estimate`] says how long it will take,
-//! [`stand`] starts and ends them, [`machine`] prepares and describes the machine. Of the runs,
+//! [`test_bed`] starts and ends them, [`machine`] prepares and describes the machine. Of the runs,
 //! [`figures`] makes figures and ratios, [`judge`] what is owed and where the gateway loses,
 //! [`table`] the rows that [`report`] prints and [`page`] draws.
 
@@ -22,8 +22,8 @@ pub mod programs;
 pub mod report;
 mod rows;
 pub mod shape;
-pub mod stand;
 pub mod table;
+pub mod test_bed;
 #[cfg(test)]
 mod testing;
 
@@ -42,7 +42,7 @@ use figures::{Figures, Spread};
 use peer::{Behind, Class, Peer};
 use programs::Programs;
 use shape::Shape;
-use stand::Stand;
+use test_bed::TestBed;
 
 /// Client key of the generated configurations.
 pub const CLIENT_KEY: &str = "bench-key";
@@ -195,7 +195,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
     let out = &request.out;
     fs::create_dir_all(out)?;
     let request = &estimate::settle(request, &shapes, &peers);
-    let stand = Stand::new(request, &mut programs, &shapes, out)?;
+    let test_bed = TestBed::new(request, &mut programs, &shapes, out)?;
     let fixed = machine::Fixed::settle(request);
     let facts = machine::Facts::gather(&fixed, request, &programs);
     ringway_stdio::say!("{facts}")?;
@@ -203,7 +203,7 @@ pub fn run(request: &Request) -> Result<(), CompareFault> {
         ringway_stdio::say!("skipped: {name}: {why}")?;
     }
     ringway_stdio::say!("{}", estimate::Estimate::of(request, &shapes, &peers))?;
-    let mut series = Series::new(request, &shapes, &peers, stand);
+    let mut series = Series::new(request, &shapes, &peers, test_bed);
     series.run();
     let Series { runs, notes, .. } = series;
     drop(fixed);
@@ -243,7 +243,7 @@ struct Series<'a> {
     request: &'a Request,
     shapes: &'a [Shape],
     peers: &'a [Peer],
-    stand: Stand,
+    test_bed: TestBed,
     runs: Vec<Run>,
     notes: Vec<String>,
     begun: Instant,
@@ -251,15 +251,20 @@ struct Series<'a> {
 }
 
 impl<'a> Series<'a> {
-    fn new(request: &'a Request, shapes: &'a [Shape], peers: &'a [Peer], stand: Stand) -> Self {
+    fn new(
+        request: &'a Request,
+        shapes: &'a [Shape],
+        peers: &'a [Peer],
+        test_bed: TestBed,
+    ) -> Self {
         let estimate = estimate::Estimate::of(request, shapes, peers).seconds;
         let (runs, notes) = (vec![], vec![]);
-        Self { request, shapes, peers, stand, runs, notes, begun: Instant::now(), estimate }
+        Self { request, shapes, peers, test_bed, runs, notes, begun: Instant::now(), estimate }
     }
 
     /// Every peer once a round, so that what the machine does meanwhile meets all of them.
     fn run(&mut self) {
-        let checked = match self.stand.check() {
+        let checked = match self.test_bed.check() {
             Ok(outcome) => generator(&outcome),
             Err(why) => format!("the generator could not be checked: {why}"),
         };
@@ -283,7 +288,7 @@ impl<'a> Series<'a> {
                 if sys::stop_asked() {
                     return;
                 }
-                let run = one(&self.stand, peer, shape, round);
+                let run = one(&self.test_bed, peer, shape, round);
                 ringway_stdio::complain!("{} {}", self.clock(), progress(&run));
                 self.runs.push(run);
             }
@@ -312,7 +317,7 @@ impl<'a> Series<'a> {
             let rate = |run: &Run| Some(run.counted()?.calls_per_s);
             let known = Spread::of(made().filter_map(rate).collect()).map(|spread| spread.median);
             // Without those runs each peer makes one that counts for nothing else.
-            let known = known.or_else(|| rate(&one(&self.stand, peer, shape, 0)));
+            let known = known.or_else(|| rate(&one(&self.test_bed, peer, shape, 0)));
             if let Some(rate) = known
                 && slowest.is_none_or(|(least, _)| rate < least)
             {
@@ -320,7 +325,7 @@ impl<'a> Series<'a> {
             }
         }
         if let Some((rate, name)) = slowest {
-            self.stand.set("half", format!("{:.0}", rate / 2.0));
+            self.test_bed.set("half", format!("{:.0}", rate / 2.0));
             self.notes.push(format!(
                 "half of the slowest peer's capacity: {:.0} calls a second ({name} can do {rate:.0})",
                 rate / 2.0
@@ -358,8 +363,8 @@ fn groups(shapes: &[Shape]) -> Vec<Vec<&Shape>> {
     groups
 }
 
-fn one(stand: &Stand, peer: &Peer, shape: &Shape, round: usize) -> Run {
-    let (outcome, figure, fault) = match stand.run(peer, shape, round) {
+fn one(test_bed: &TestBed, peer: &Peer, shape: &Shape, round: usize) -> Run {
+    let (outcome, figure, fault) = match test_bed.run(peer, shape, round) {
         Ok(seen) => {
             let fault = seen.outcome.as_ref().and_then(fault_of);
             (seen.outcome, seen.figure, fault)

@@ -243,7 +243,7 @@ fn folders(dir: &Path) -> Result<Vec<String>, CompareFault> {
 mod tests {
     use super::*;
     use crate::compare::rows::ALL;
-    use crate::compare::stand::NAMES;
+    use crate::compare::test_bed::NAMES;
 
     fn all() -> Vec<Peer> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");

@@ -26,7 +26,7 @@
 //! | `Vouch` | a claim of the tunnel, its end | `Vouched` says so, and the control plane is asked |
 //! | `Vouched` | the question's end | nothing |
 //! | | a claim of the tunnel, its end | the client asks for a session that it opened, by the worker's way |
-//! | `Join`, `Stand`, `Leave` | a claim of the tunnel | the attachment is no member any more: nothing |
+//! | `Join`, `MemberState`, `Leave` | a claim of the tunnel | the attachment is no member any more: nothing |
 //! | `LetGo`, `Yield`, `Unparks` | a claim of the tunnel, its end | nothing: it is not parked any more |
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
 //! | `Resumed` | the client's end | the tunnel is parked where it came |
@@ -94,7 +94,7 @@ pub enum CoreMessage {
     /// An attachment is one of this session's: you may have forgotten it.
     Join(Box<Join>),
     /// The attachment stands otherwise in its session.
-    Stand(Uuid, Ticket, Stand),
+    MemberState(Uuid, Ticket, MemberState),
     /// Close the tunnel that this attachment keeps: its session has another one.
     LetGo(Ticket),
     /// Give the tunnel that this attachment keeps to another one, which waits for it.
@@ -169,7 +169,7 @@ impl CoreMessage {
             | Self::Recall(ticket)
             | Self::Recalled(ticket)
             | Self::QueueFull(ticket)
-            | Self::Stand(_, ticket, _)
+            | Self::MemberState(_, ticket, _)
             | Self::LetGo(ticket)
             | Self::Unparks(ticket)
             | Self::Yield(ticket) => ticket.node == node,
@@ -331,12 +331,12 @@ pub struct Join {
     /// The session's facts.
     pub facts: SessionFacts,
     /// How it stands there.
-    pub stand: Stand,
+    pub member_state: MemberState,
 }
 
 /// Where an attachment stands in its session, as the session's home knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stand {
+pub enum MemberState {
     /// It waits for its tunnel.
     Wanted,
     /// A tunnel that was parked is on its way to it.

@@ -26,7 +26,7 @@ use crate::control::port::Call;
 pub(crate) use crate::control::port::{Answer, Ask, AskTicket, Progress, Question, Topic};
 pub(crate) use crate::log::{Named, Refused};
 use crate::message::{
-    CoreMessage, Found, Join, Leave, MovedConnect, Parks, Resumed, SessionRow, Speaks, Stand,
+    CoreMessage, Found, Join, Leave, MemberState, MovedConnect, Parks, Resumed, SessionRow, Speaks,
 };
 use crate::metrics::{ResumeWay, SpareOutcome};
 use crate::net::{ConnId, Detached};
@@ -373,7 +373,7 @@ pub(crate) enum ForSessions {
     /// The question found no room on its way to the session's home.
     NotFound(Box<crate::message::Find>),
     Join(Box<Join>),
-    Stand(Uuid, Ticket, Stand),
+    MemberState(Uuid, Ticket, MemberState),
     Leave(Box<Leave>),
     LetGo(Ticket),
     Claim {

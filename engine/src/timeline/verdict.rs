@@ -18,7 +18,7 @@ impl Timeline {
         let closed = self.last(|event| matches!(event, Event::Closed { .. }));
         match closed {
             Some((_, closed)) if ended => self.end(closed),
-            _ => self.stand(),
+            _ => self.status(),
         }
     }
 
@@ -127,7 +127,7 @@ impl Timeline {
 
     // ---- alive ----
 
-    fn stand(&self) -> String {
+    fn status(&self) -> String {
         if let Some((core, entry)) = self.last(parks_or_resumes) {
             let lost = self.lost(entry.at);
             return match entry.event {

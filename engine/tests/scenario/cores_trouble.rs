@@ -331,7 +331,7 @@ fn what_comes_later_does_not_overtake_what_waits() {
     leave_quietly(&mut m, core, &back);
     assert!(m.on_its_way(core, home).is_empty(), "its time to be tried again has not come");
     m.at(core).pass(Duration::from_millis(2));
-    assert_eq!(m.on_its_way(core, home), ["Withdraw", "Stand", "Leave"]);
+    assert_eq!(m.on_its_way(core, home), ["Withdraw", "MemberState", "Leave"]);
     leave(&mut m, home, &first);
     m.assert_empty();
 }

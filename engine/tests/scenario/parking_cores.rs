@@ -204,7 +204,7 @@ fn who_asks_before_the_home_hears_of_the_loss_gets_one_more_tunnel() {
     let mut m = Machine::new(3);
     let (first, tunnel, id) = session(&mut m, 0, 1);
     m.at(1).end(first.conn, End::Reset);
-    assert_eq!(m.on_its_way(1, 0).first().map(String::as_str), Some("Stand"));
+    assert_eq!(m.on_its_way(1, 0).first().map(String::as_str), Some("MemberState"));
     let mut back = Peer::client(m.at(2));
     back.request(m.at(2), &[("nvcf-reqid", &id)], true);
     m.collect();

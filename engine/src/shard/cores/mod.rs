@@ -171,8 +171,8 @@ impl Cores {
             CoreMessage::Vouch(vouch) => sessions(ForSessions::Vouch(vouch)),
             CoreMessage::Vouched(vouched) => sessions(ForSessions::Vouched(vouched)),
             CoreMessage::Join(join) => sessions(ForSessions::Join(join)),
-            CoreMessage::Stand(id, ticket, stand) => {
-                sessions(ForSessions::Stand(id, ticket, stand))
+            CoreMessage::MemberState(id, ticket, member_state) => {
+                sessions(ForSessions::MemberState(id, ticket, member_state))
             }
             CoreMessage::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),
             CoreMessage::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),

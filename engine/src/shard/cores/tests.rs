@@ -8,7 +8,9 @@ use super::*;
 use crate::config::Config;
 use crate::control::local::{PollAnswer, PollId, PollRequest, SessionFacts, Ticket, Work};
 use crate::control::port::Owner;
-use crate::message::{Find, Found, Join, Leave, MovedTunnel, Parks, Speaks, Stand, Vouch, Vouched};
+use crate::message::{
+    Find, Found, Join, Leave, MemberState, MovedTunnel, Parks, Speaks, Vouch, Vouched,
+};
 use crate::net::{ConnId, Detached};
 use crate::shard::turn::rig::{NODE, OTHER_NODE, Rig};
 
@@ -122,8 +124,13 @@ fn every_message() -> Vec<CoreMessage> {
         CoreMessage::Found(Box::new(Found { ticket: T, outcome: Ok(facts()) })),
         vouch(),
         CoreMessage::Vouched(Box::new(Vouched { ticket: T, owner: None })),
-        CoreMessage::Join(Box::new(Join { id, ticket: T, facts: facts(), stand: Stand::Open })),
-        CoreMessage::Stand(id, T, Stand::Spare),
+        CoreMessage::Join(Box::new(Join {
+            id,
+            ticket: T,
+            facts: facts(),
+            member_state: MemberState::Open,
+        })),
+        CoreMessage::MemberState(id, T, MemberState::Spare),
         CoreMessage::LetGo(T),
         CoreMessage::Claim { parked: T, to: T },
         CoreMessage::not_resumed(T),

@@ -19,7 +19,7 @@ use super::parked_index::{ParkedIndex, Place};
 use super::pending::Pending;
 use super::ticket;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
-use crate::message::{Speaks, Stand};
+use crate::message::{MemberState, Speaks};
 use crate::net::{ConnId, End};
 
 /// One attachment.
@@ -127,7 +127,7 @@ pub(super) struct Asking {
     /// The version as the client sent it; empty if it named none.
     pub(super) version: Box<[u8]>,
     pub(super) since: Time,
-    pub(super) stands: Asked,
+    pub(super) asked: Asked,
 }
 
 /// What became of the wish for a session while it was asked for.
@@ -186,14 +186,14 @@ impl State {
 impl Asking {
     pub(super) fn new(wanted: &Wanted, since: Time) -> Self {
         let (function, version) = (wanted.call.function().into(), wanted.call.version().into());
-        Self { function, version, since, stands: Asked::Wanted }
+        Self { function, version, since, asked: Asked::Wanted }
     }
 
     /// What it asks, when that is answered.
     pub(super) fn take(&mut self) -> Self {
         let (function, version) =
             (std::mem::take(&mut self.function), std::mem::take(&mut self.version));
-        Self { function, version, since: self.since, stands: self.stands }
+        Self { function, version, since: self.since, asked: self.asked }
     }
 }
 
@@ -310,20 +310,20 @@ impl Attachment {
     }
 
     /// How it stands in its session.
-    pub(super) fn stand(&self) -> Stand {
+    pub(super) fn member_state(&self) -> MemberState {
         match self.state {
-            State::Parked { speaks, .. } => Stand::Parked(speaks),
-            State::Attached { settles: false, .. } if self.client.is_some() => Stand::Open,
+            State::Parked { speaks, .. } => MemberState::Parked(speaks),
+            State::Attached { settles: false, .. } if self.client.is_some() => MemberState::Open,
             State::Attached { .. }
             | State::Parking { .. }
-            | State::UsedUp { settles: true, .. } => Stand::Spare,
-            State::UsedUp { .. } | State::Moving { .. } => Stand::Open,
+            | State::UsedUp { settles: true, .. } => MemberState::Spare,
+            State::UsedUp { .. } | State::Moving { .. } => MemberState::Open,
             State::Asking(_)
             | State::Fresh { .. }
             | State::Waiting { .. }
             | State::Dialling(_)
             | State::Arriving { .. }
-            | State::Ending(_) => Stand::Wanted,
+            | State::Ending(_) => MemberState::Wanted,
         }
     }
 

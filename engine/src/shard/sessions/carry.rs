@@ -14,7 +14,7 @@ use super::directory::{Directory, Member, Session};
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::{self as version, Call, Grant, Owner, Rate};
-use crate::message::{Speaks, Stand};
+use crate::message::{MemberState, Speaks};
 use crate::net::ConnId;
 
 /// By their numbers as bytes.
@@ -61,9 +61,9 @@ struct MemberMessage {
     core: u32,
     #[prost(uint64, tag = "4")]
     number: u64,
-    /// See [`stand_of`].
+    /// See [`state_numbered`].
     #[prost(uint32, tag = "5")]
-    stand: u32,
+    member_state: u32,
     /// Of a tunnel that is on its way: the core where it was.
     #[prost(uint32, tag = "6")]
     from: u32,
@@ -125,14 +125,14 @@ impl OwnerMessage {
 
 impl MemberMessage {
     fn of(member: &Member) -> Self {
-        let Member { ticket, stand } = *member;
-        let (stand, from) = number_of(stand);
+        let Member { ticket, member_state } = *member;
+        let (member_state, from) = number_of(member_state);
         Self {
             node: ticket.node.number().into(),
             incarnation: ticket.node.incarnation().into(),
             core: ticket.core.into(),
             number: ticket.number,
-            stand,
+            member_state,
             from: from.into(),
         }
     }
@@ -143,35 +143,35 @@ impl MemberMessage {
         let node = Node::new(narrow(self.node)?, narrow(self.incarnation)?);
         let (node, core, from) =
             (node.ok_or(part.clone())?, narrow(self.core)?, narrow(self.from)?);
-        let stand = stand_of(self.stand, from).ok_or(part.clone())?;
+        let member_state = state_numbered(self.member_state, from).ok_or(part.clone())?;
         if core >= CORE_LIMIT || from >= CORE_LIMIT {
             return Err(part);
         }
-        Ok(Member { ticket: Ticket { node, core, number: self.number }, stand })
+        Ok(Member { ticket: Ticket { node, core, number: self.number }, member_state })
     }
 }
 
-fn number_of(stand: Stand) -> (u32, u16) {
-    match stand {
-        Stand::Wanted => (1, 0),
-        Stand::Coming { from } => (2, from),
-        Stand::Open => (3, 0),
-        Stand::Spare => (4, 0),
-        Stand::Parked(Speaks::Http1) => (5, 0),
-        Stand::Parked(Speaks::Http2) => (6, 0),
-        Stand::Parked(Speaks::Any) => (7, 0),
+fn number_of(member_state: MemberState) -> (u32, u16) {
+    match member_state {
+        MemberState::Wanted => (1, 0),
+        MemberState::Coming { from } => (2, from),
+        MemberState::Open => (3, 0),
+        MemberState::Spare => (4, 0),
+        MemberState::Parked(Speaks::Http1) => (5, 0),
+        MemberState::Parked(Speaks::Http2) => (6, 0),
+        MemberState::Parked(Speaks::Any) => (7, 0),
     }
 }
 
-fn stand_of(number: u32, from: u16) -> Option<Stand> {
+fn state_numbered(number: u32, from: u16) -> Option<MemberState> {
     match (number, from) {
-        (1, 0) => Some(Stand::Wanted),
-        (2, from) => Some(Stand::Coming { from }),
-        (3, 0) => Some(Stand::Open),
-        (4, 0) => Some(Stand::Spare),
-        (5, 0) => Some(Stand::Parked(Speaks::Http1)),
-        (6, 0) => Some(Stand::Parked(Speaks::Http2)),
-        (7, 0) => Some(Stand::Parked(Speaks::Any)),
+        (1, 0) => Some(MemberState::Wanted),
+        (2, from) => Some(MemberState::Coming { from }),
+        (3, 0) => Some(MemberState::Open),
+        (4, 0) => Some(MemberState::Spare),
+        (5, 0) => Some(MemberState::Parked(Speaks::Http1)),
+        (6, 0) => Some(MemberState::Parked(Speaks::Http2)),
+        (7, 0) => Some(MemberState::Parked(Speaks::Any)),
         _ => None,
     }
 }
@@ -194,11 +194,11 @@ impl Session {
             SessionFacts { owner: OwnerMessage::read(owner)?, opened: time_of(opened, zero) };
         let mut session = Self::new(id, facts);
         for member in members {
-            let Member { ticket, stand } = member.read()?;
+            let Member { ticket, member_state } = member.read()?;
             if session.members.iter().any(|other| other.ticket == ticket) {
                 return Err(Unreadable::Part("member"));
             }
-            session.set(ticket, stand);
+            session.set(ticket, member_state);
         }
         Ok(session)
     }
@@ -307,19 +307,19 @@ mod tests {
     fn full() -> Session {
         let facts = SessionFacts { owner: owner(), opened: Time(77) };
         let mut session = Session::new(Uuid::from_u128(9), facts);
-        let stands = [
-            Stand::Wanted,
-            Stand::Coming { from: CORE_LIMIT - 1 },
-            Stand::Open,
-            Stand::Spare,
-            Stand::Parked(Speaks::Http1),
-            Stand::Parked(Speaks::Http2),
-            Stand::Parked(Speaks::Any),
+        let member_states = [
+            MemberState::Wanted,
+            MemberState::Coming { from: CORE_LIMIT - 1 },
+            MemberState::Open,
+            MemberState::Spare,
+            MemberState::Parked(Speaks::Http1),
+            MemberState::Parked(Speaks::Http2),
+            MemberState::Parked(Speaks::Any),
         ];
-        for (number, stand) in stands.into_iter().enumerate() {
+        for (number, member_state) in member_states.into_iter().enumerate() {
             let node = Node::new(4095, number as u16).unwrap();
             let number = u64::MAX - number as u64;
-            session.set(Ticket { node, core: CORE_LIMIT - 1, number }, stand);
+            session.set(Ticket { node, core: CORE_LIMIT - 1, number }, member_state);
         }
         session
     }
@@ -391,10 +391,10 @@ mod tests {
             MemberMessage { node: 4096, ..good },
             MemberMessage { incarnation: 1 << 16, ..good },
             MemberMessage { core: u32::from(CORE_LIMIT), ..good },
-            MemberMessage { stand: 0, ..good },
-            MemberMessage { stand: 8, ..good },
-            MemberMessage { stand: 3, from: 1, ..good },
-            MemberMessage { stand: 2, from: u32::from(CORE_LIMIT), ..good },
+            MemberMessage { member_state: 0, ..good },
+            MemberMessage { member_state: 8, ..good },
+            MemberMessage { member_state: 3, from: 1, ..good },
+            MemberMessage { member_state: 2, from: u32::from(CORE_LIMIT), ..good },
         ];
         for member in wrong {
             assert_eq!(member.read().err(), Some(Unreadable::Part("member")), "{member:?}");

@@ -24,7 +24,7 @@ use super::{Sessions, way_of, work};
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
 use crate::control::port::{Owner, Plane, Registration};
 use crate::message::{
-    CoreMessage, Find, Found, Join, MovedTunnel, Resumed, Speaks, Stand, Vouch, Vouched,
+    CoreMessage, Find, Found, Join, MemberState, MovedTunnel, Resumed, Speaks, Vouch, Vouched,
 };
 use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
 use crate::net::Detached;
@@ -113,8 +113,8 @@ impl Sessions {
                 return turn.send(parked.core, CoreMessage::Claim { parked, to: ticket });
             }
             Ok((facts, None)) => {
-                let stand = Stand::Wanted;
-                self.joined(turn, Join { id, ticket, facts: facts.clone(), stand });
+                let member_state = MemberState::Wanted;
+                self.joined(turn, Join { id, ticket, facts: facts.clone(), member_state });
                 Ok(facts)
             }
         };
@@ -137,13 +137,13 @@ impl Sessions {
     }
 
     /// An attachment of a session of ours stands otherwise now.
-    pub(super) fn stands(
+    pub(super) fn member_changed(
         &mut self,
         turn: &mut Turn<'_>,
         id: Uuid,
-        (ticket, stand): (Ticket, Stand),
+        (ticket, member_state): (Ticket, MemberState),
     ) {
-        let surplus = self.directory.stand(id, ticket, stand);
+        let surplus = self.directory.set_member_state(id, ticket, member_state);
         let_go_all(turn, surplus);
     }
 
@@ -260,11 +260,11 @@ impl Sessions {
             && let client = of.client
             && let State::Asking(asking) = of.state_mut()
         {
-            let Asking { function, version, since, stands } = asking.take();
+            let Asking { function, version, since, asked } = asking.take();
             let roster = &mut self.roster;
-            let waits = client.filter(|_| stands == Asked::Wanted);
+            let waits = client.filter(|_| asked == Asked::Wanted);
             match (outcome, waits) {
-                _ if stands == Asked::Ended => {
+                _ if asked == Asked::Ended => {
                     let id = roster.attachments.get(key).map_or(Uuid::nil(), |of| of.session);
                     let fault = Fault::SessionNotFound { request_id: id };
                     roster.give_up_with(turn, key, Cause::DELETED, fault);
@@ -364,13 +364,13 @@ impl Sessions {
         roster.learn(turn, key, of.facts);
         spare.into_iter().for_each(|spare| roster.adopt_spare(turn, key, spare));
         match client {
-            _ if asking.stands == Asked::Ended => roster.give_up(turn, key, Cause::DELETED),
+            _ if asking.asked == Asked::Ended => roster.give_up(turn, key, Cause::DELETED),
             None => roster.park(turn, key, UsedBy::Client),
             Some(client) => {
                 let called = Called { function: &asking.function, version: &asking.version };
                 roster.clients.pin_asked(client, called, &tenant, key);
                 roster.resumed(turn, key, way_of(speaks), asking.since);
-                roster.tell_stand(turn, key);
+                roster.tell_state(turn, key);
             }
         }
     }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::called::Called;
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::Owner;
-use crate::message::{Join, Leave, SessionRow, Speaks, Stand};
+use crate::message::{Join, Leave, MemberState, SessionRow, Speaks};
 use crate::metrics::CloseReason;
 
 /// Closed sessions that `/sessions` still shows.
@@ -39,7 +39,7 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
     pub(super) ticket: Ticket,
-    pub(super) stand: Stand,
+    pub(super) member_state: MemberState,
 }
 
 impl Session {
@@ -49,29 +49,31 @@ impl Session {
 
     /// Whether there is a tunnel: the worker ends the session with its last one (contract 4.6).
     pub(super) fn has_tunnel(&self) -> bool {
-        self.members.iter().any(|member| member.stand != Stand::Wanted)
+        self.members.iter().any(|member| member.member_state != MemberState::Wanted)
     }
 
     /// The tunnel that a client may take up which speaks so.
     pub(super) fn parked(&self, client: Speaks) -> Option<Ticket> {
-        let fits = |member: &&Member| match member.stand {
-            Stand::Parked(speaks) => speaks.fits(client),
+        let fits = |member: &&Member| match member.member_state {
+            MemberState::Parked(speaks) => speaks.fits(client),
             _ => false,
         };
         self.members.iter().find(fits).map(|member| member.ticket)
     }
 
-    pub(super) fn set(&mut self, ticket: Ticket, stand: Stand) {
+    pub(super) fn set(&mut self, ticket: Ticket, member_state: MemberState) {
         match self.members.iter_mut().find(|member| member.ticket == ticket) {
-            Some(member) => member.stand = stand,
-            None => self.members.push(Member { ticket, stand }),
+            Some(member) => member.member_state = member_state,
+            None => self.members.push(Member { ticket, member_state }),
         }
     }
 
     /// Only a session's last tunnel stays parked: the others are to be let go of.
     fn surplus(&mut self) -> Vec<Ticket> {
-        let is_parked = |member: &Member| matches!(member.stand, Stand::Parked(_));
-        let in_use = |member: &Member| matches!(member.stand, Stand::Open | Stand::Coming { .. });
+        let is_parked = |member: &Member| matches!(member.member_state, MemberState::Parked(_));
+        let in_use = |member: &Member| {
+            matches!(member.member_state, MemberState::Open | MemberState::Coming { .. })
+        };
         let last = self.members.iter().rposition(is_parked);
         let kept = last.filter(|_| !self.members.iter().any(in_use));
         let kept = kept.map(|at| self.members[at].ticket);
@@ -183,20 +185,25 @@ impl Directory {
     /// An attachment of a session that is here. Told again, it counts once; a session that is not
     /// known any more is known again. Who is to be let go of now.
     #[must_use]
-    pub(super) fn join(&mut self, Join { id, ticket, facts, stand }: Join) -> Vec<Ticket> {
+    pub(super) fn join(&mut self, Join { id, ticket, facts, member_state }: Join) -> Vec<Ticket> {
         let session = self.live.entry(id).or_insert_with(|| Box::new(Session::new(id, facts)));
-        session.set(ticket, stand);
+        session.set(ticket, member_state);
         session.surplus()
     }
 
     /// An attachment stands otherwise now. Who is to be let go of now.
     #[must_use]
-    pub(super) fn stand(&mut self, id: Uuid, ticket: Ticket, stand: Stand) -> Vec<Ticket> {
+    pub(super) fn set_member_state(
+        &mut self,
+        id: Uuid,
+        ticket: Ticket,
+        member_state: MemberState,
+    ) -> Vec<Ticket> {
         let Some(session) = self.live.get_mut(&id) else { return Vec::new() };
         if !session.members.iter().any(|member| member.ticket == ticket) {
             return Vec::new();
         }
-        session.set(ticket, stand);
+        session.set(ticket, member_state);
         session.surplus()
     }
 
@@ -205,10 +212,10 @@ impl Directory {
     pub(super) fn claim(&mut self, id: Uuid, parked: Ticket, to: Ticket) {
         if let Some(session) = self.live.get_mut(&id) {
             if parked == to {
-                return session.set(to, Stand::Open);
+                return session.set(to, MemberState::Open);
             }
             session.members.retain(|member| member.ticket != parked);
-            session.set(to, Stand::Coming { from: parked.core });
+            session.set(to, MemberState::Coming { from: parked.core });
         }
     }
 
@@ -237,7 +244,8 @@ impl Directory {
     /// The attachments to which a tunnel of a core that has begun anew was to come: it will not.
     pub(super) fn robbed_by(&self, core: u16) -> Vec<Ticket> {
         let members = self.live.values().flat_map(|session| &session.members);
-        let robbed = members.filter(|member| member.stand == Stand::Coming { from: core });
+        let robbed =
+            members.filter(|member| member.member_state == MemberState::Coming { from: core });
         let mut tickets: Vec<Ticket> = robbed.map(|member| member.ticket).collect();
         tickets.sort_unstable();
         tickets

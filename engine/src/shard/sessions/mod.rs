@@ -167,7 +167,9 @@ impl Sessions {
             ForSessions::Vouched(vouched) => self.vouched(turn, *vouched),
             ForSessions::NotFound(find) => self.not_found(turn, key_of(find.ticket)),
             ForSessions::Join(join) => self.joined(turn, *join),
-            ForSessions::Stand(id, ticket, stand) => self.stands(turn, id, (ticket, stand)),
+            ForSessions::MemberState(id, ticket, member_state) => {
+                self.member_changed(turn, id, (ticket, member_state))
+            }
             ForSessions::Leave(leave) => self.directory.leave(*leave),
             ForSessions::Claim { parked, to } => self.claimed(turn, key_of(parked), to),
             ForSessions::Resumed { resumed, room } => self.resumed(turn, *resumed, room),
@@ -216,7 +218,7 @@ impl Sessions {
             let fault = Fault::SessionNotFound { request_id: id };
             match of_session.map(Attachment::state_mut) {
                 Some(State::Asking(asking)) => {
-                    asking.stands = Asked::Ended;
+                    asking.asked = Asked::Ended;
                     turn.relay(ForRelay::RefuseWaiters { key, fault: Box::new(fault) });
                 }
                 Some(_) => self.roster.give_up_with(turn, key, Cause::DELETED, fault),
@@ -506,7 +508,7 @@ impl Sessions {
                 self.roster.resumed(turn, key, ResumeWay::Reconnect, opened);
                 turn.arm(turn.now + SETTLES, Due::Settled(key));
             }
-            self.roster.tell_stand(turn, key);
+            self.roster.tell_state(turn, key);
             turn.edge(Edge::Registered(named));
             if unspoken {
                 self.roster.spare_came(turn, key);
@@ -520,7 +522,7 @@ impl Sessions {
         match self.roster.attachments.get_mut(key).map(Attachment::state_mut) {
             Some(State::Attached { settles, .. }) => {
                 *settles = false;
-                self.roster.tell_stand(turn, key);
+                self.roster.tell_state(turn, key);
             }
             Some(State::UsedUp { by, settles: true }) => {
                 let cause = by.cause();

@@ -88,7 +88,7 @@ impl Roster {
             }
             // Its home may let go of it at once: then it is known to be parked by then.
             self.tell_parks(turn, key);
-            self.tell_stand(turn, key);
+            self.tell_state(turn, key);
         }
     }
 

@@ -198,9 +198,9 @@ impl Roster {
         let key = self.clients.get(client)?.attachments.iter().find(asks).copied()?;
         if let Some(State::Asking(asking)) =
             self.attachments.get_mut(key).map(Attachment::state_mut)
-            && asking.stands == Asked::Forsaken
+            && asking.asked == Asked::Forsaken
         {
-            asking.stands = Asked::Wanted;
+            asking.asked = Asked::Wanted;
         }
         Some(key)
     }
@@ -245,16 +245,17 @@ impl Roster {
     /// An attachment is one of its session's: its home may not know it.
     pub(super) fn tell_join(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.attachments.get(key) {
-            let (id, facts, stand) = (of.session, of.facts.clone(), of.stand());
-            let join = Join { id, ticket: ticket(turn.settings, key), facts, stand };
+            let (id, facts, member_state) = (of.session, of.facts.clone(), of.member_state());
+            let join = Join { id, ticket: ticket(turn.settings, key), facts, member_state };
             turn.send(self.home(turn.settings, id), CoreMessage::Join(Box::new(join)));
         }
     }
 
     /// An attachment stands otherwise in its session.
-    pub(super) fn tell_stand(&self, turn: &mut Turn<'_>, key: Key) {
+    pub(super) fn tell_state(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.attachments.get(key) {
-            let message = CoreMessage::Stand(of.session, ticket(turn.settings, key), of.stand());
+            let message =
+                CoreMessage::MemberState(of.session, ticket(turn.settings, key), of.member_state());
             turn.send(self.home(turn.settings, of.session), message);
         }
     }
@@ -353,8 +354,8 @@ impl Roster {
     pub(super) fn abandoned(&mut self, turn: &mut Turn<'_>, key: Key) {
         match self.attachments.get_mut(key).map(Attachment::state_mut) {
             Some(State::Asking(asking)) => {
-                if asking.stands == Asked::Wanted {
-                    asking.stands = Asked::Forsaken;
+                if asking.asked == Asked::Wanted {
+                    asking.asked = Asked::Forsaken;
                 }
                 // The lane is forgotten, so that the next request for it is counted as waiting.
                 turn.relay(ForRelay::Unlearn { key });

@@ -103,7 +103,7 @@ impl Roster {
         self.attachments.separate(parent, spare);
         self.attachments.set(parent, State::UsedUp { by, settles: true });
         // Beside one that is in use the spare would not stay parked.
-        self.tell_stand(turn, parent);
+        self.tell_state(turn, parent);
         turn.arm(turn.now + SETTLES, Due::Settled(parent));
         self.park_spare(turn, spare);
     }
@@ -179,7 +179,7 @@ impl Roster {
                 _ => {}
             }
             if of.is_parked() {
-                self.tell_stand(turn, key);
+                self.tell_state(turn, key);
             }
         }
     }

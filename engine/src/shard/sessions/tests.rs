@@ -22,7 +22,7 @@ use super::attachment::Kin;
 use super::*;
 use crate::config::{Config, Dial, HonourId, Park, Scope};
 use crate::control::port::{Call, Denied, Plane};
-use crate::message::{CoreMessage, Find, Found, Leave, Resumed, Stand, Vouched};
+use crate::message::{CoreMessage, Find, Found, Leave, MemberState, Resumed, Vouched};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};
 use crate::net::{Detached, End};
 
@@ -247,7 +247,9 @@ fn heard(message: CoreMessage) -> ForSessions {
         CoreMessage::Vouch(vouch) => ForSessions::Vouch(vouch),
         CoreMessage::Vouched(vouched) => ForSessions::Vouched(vouched),
         CoreMessage::Join(join) => ForSessions::Join(join),
-        CoreMessage::Stand(id, ticket, stand) => ForSessions::Stand(id, ticket, stand),
+        CoreMessage::MemberState(id, ticket, member_state) => {
+            ForSessions::MemberState(id, ticket, member_state)
+        }
         CoreMessage::Leave(leave) => ForSessions::Leave(leave),
         CoreMessage::LetGo(ticket) => ForSessions::LetGo(ticket),
         CoreMessage::Claim { parked, to } => ForSessions::Claim { parked, to },
@@ -366,7 +368,7 @@ fn a_token_is_good_once_and_for_its_session() {
     assert_eq!(show(&mut bench, id), ["Served", "Admit"]);
     assert_eq!(show(&mut bench, id), ["Reject"]);
     bench.on(ForSessions::Attached { key, unspoken: false });
-    assert_eq!(bench.said(), ["Stand 0"]);
+    assert_eq!(bench.said(), ["MemberState 0"]);
     assert!(matches!(bench.rig.left.edges.last(), Some(Edge::Registered(_))));
 
     bench.place(2, 2, wanted(None));

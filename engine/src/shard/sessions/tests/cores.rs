@@ -46,7 +46,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     assert_eq!(home.sessions.len(), 0);
     there.said();
     there.on(heard(message(&mut home)));
-    assert_eq!(there.said(), ["Adopt", "Stand 0"]);
+    assert_eq!(there.said(), ["Adopt", "MemberState 0"]);
     let adopted = there.out.iter().any(|fact| {
         matches!(fact, Fact::Relay(ForRelay::Adopt { key, hop, .. })
             if *key == asking && hop.0.is::<&str>())
@@ -88,7 +88,7 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");
     there.said();
     there.on(heard(message(&mut home)));
-    assert_eq!(there.said(), ["Adopt", "Park", "Parks", "Stand 0"]);
+    assert_eq!(there.said(), ["Adopt", "Park", "Parks", "MemberState 0"]);
     // The attachment itself may have gone: then another one joins the session.
     let none = Resumed { ticket: Ticket { node: NODE, core: 1, number: 99 }, tunnel: None };
     there.on(ForSessions::Resumed { resumed: Box::new(none), room: true });
@@ -116,9 +116,9 @@ fn a_tunnel_parked_here_goes_to_another_attachment_of_this_core_or_joins_anew() 
         let to = Ticket { node: NODE, core: 1, number: number_of(asking) };
         there.on(ForSessions::Claim { parked, to });
         let said: &[&str] = if waits {
-            &["Unparks", "Transfer", "Stand 0"]
+            &["Unparks", "Transfer", "MemberState 0"]
         } else {
-            &["Unparks", "Open", "Transfer", "Join 0", "Park", "Parks", "Stand 0"]
+            &["Unparks", "Open", "Transfer", "Join 0", "Park", "Parks", "MemberState 0"]
         };
         assert_eq!(there.said(), said);
         assert!(home.closed(key).is_none());
@@ -254,10 +254,10 @@ fn a_home_that_begins_anew_learns_of_attachments_and_ends_questions() {
     assert!(said.starts_with(&to_strings(&["Join 0", "Leave 0", "Close"])), "{said:?}");
     assert!(there.closed(asking).is_some() && there.closed(key).is_none());
     let joined = there.out.iter().rev().find_map(|fact| match fact {
-        Fact::Send { message: CoreMessage::Join(join), .. } => Some(join.stand),
+        Fact::Send { message: CoreMessage::Join(join), .. } => Some(join.member_state),
         _ => None,
     });
-    assert_eq!(joined, Some(Stand::Open));
+    assert_eq!(joined, Some(MemberState::Open));
 }
 
 #[test]
@@ -266,11 +266,11 @@ fn who_was_promised_a_tunnel_of_a_core_that_died_is_told() {
     let (key, id) = home.open(1);
     let parked = Ticket { node: NODE, core: 1, number: 5 };
     home.on(find(id, parked));
-    home.on(ForSessions::Stand(id, parked, Stand::Parked(Speaks::Http2)));
+    home.on(ForSessions::MemberState(id, parked, MemberState::Parked(Speaks::Http2)));
     assert!(home.has("LetGo 1"), "a client uses the session's other tunnel");
     home.on(find(id, parked));
     home.gone(1, &[]);
-    home.on(ForSessions::Stand(id, parked, Stand::Parked(Speaks::Http2)));
+    home.on(ForSessions::MemberState(id, parked, MemberState::Parked(Speaks::Http2)));
     home.said();
     let to = Ticket { node: NODE, core: 2, number: 6 };
     home.on(find(id, to));

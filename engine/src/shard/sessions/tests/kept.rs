@@ -8,7 +8,7 @@ fn a_lost_client_comes_back_to_its_tunnel() {
     let (key, id) = bench.open(1);
     bench.said();
     bench.gone(1, &[key]);
-    assert_eq!(bench.said(), ["Park", "Parks", "Stand 0"]);
+    assert_eq!(bench.said(), ["Park", "Parks", "MemberState 0"]);
     assert_eq!(bench.sessions.gauges().parked, 1);
     bench.place(2, 2, by("other-key", Some(id)));
     assert_eq!(bench.refused(), Fault::TenantMismatch { request_id: id });

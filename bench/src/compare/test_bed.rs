@@ -57,7 +57,7 @@ const COUNTS: &str = "RINGWAY_BENCH_COUNTS";
 
 /// What all runs share.
 #[derive(Debug)]
-pub struct Stand {
+pub struct TestBed {
     bench: PathBuf,
     /// Names that are the same for every run.
     names: Names,
@@ -93,7 +93,7 @@ impl Drop for Running {
     }
 }
 
-impl Stand {
+impl TestBed {
     /// Prepares what every run needs; `out` gets a folder for each run's files.
     pub fn new(
         request: &Request,
@@ -238,7 +238,7 @@ impl Stand {
         self.start_in(dir, name, line, cpu, vec![])
     }
 
-    /// As [`Stand::start`], with more in its environment.
+    /// As [`TestBed::start`], with more in its environment.
     fn start_in(
         &self,
         dir: &Path,
