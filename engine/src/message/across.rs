@@ -31,7 +31,7 @@
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
 //! | `Resumed` | the client's end | the tunnel is parked where it came |
 //! | | the attachment's end | the tunnel joins its session anew, parked where it came |
-//! | `Impatient` | the attachment's tunnel, or its end | one parked tunnel more gives way |
+//! | `Impatient` | the attachment's tunnel, or its end | one parked tunnel more yields |
 //! | `Parks` | a new beginning of its home | told again (`Sessions::renew`) |
 //! | `NodeLeaves` | a connection that the node brings | that one ends with the node |
 //! | `Void`, `Idle` | anything | both begin anew; idle is told again |
@@ -111,7 +111,7 @@ pub enum CoreMessage {
     /// It does so no more.
     Unparks(Ticket),
     /// This attachment's new work, which waits elsewhere, has waited for so long that a parked
-    /// tunnel of its function version may give way.
+    /// tunnel of its function version may yield.
     Impatient(Box<Parks>),
     /// Close the tunnel that this attachment keeps: a new session needs its worker.
     Yield(Ticket),

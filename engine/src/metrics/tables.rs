@@ -9,7 +9,7 @@ use ringway_proto::time::Time;
 
 use super::histogram::{HTTP_BYTES, HTTP_SECONDS, Histogram, Placed};
 
-/// Most series of `function_request_total` on one core; one that was not used lately gives way.
+/// Most series of `function_request_total` on one core; one that was not used lately yields.
 pub(super) const FUNCTION_SERIES: usize = 4096;
 /// A function's series ends when it was unused for so long (contract 8.1).
 pub(super) const FUNCTION_EXPIRY: Duration = Duration::from_secs(6 * 3600);
@@ -18,13 +18,13 @@ pub(super) const HTTP_ROWS: usize = 128;
 
 /// Sessions begun, by function, version and account.
 ///
-/// With more functions than series every new session may be of one that has none: whose gives way is
+/// With more functions than series every new session may be of one that has none: whose yields is
 /// found at once, by the second-chance rule, and keys are shared with those who read a copy.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionRequests {
     /// Key: the three labels joined by NUL, which none of them can contain.
     rows: IndexMap<Arc<str>, Series, foldhash::fast::RandomState>,
-    /// The next series that may have to give way.
+    /// The next series that may have to yield.
     hand: usize,
     key: String,
 }
@@ -79,7 +79,7 @@ impl FunctionRequests {
         self.rows.is_empty()
     }
 
-    /// The place of the series that gives way: it was not used since the hand last came by.
+    /// The place of the series that yields: it was not used since the hand last came by.
     fn idle_place(&mut self) -> usize {
         loop {
             let place = self.hand % self.rows.len();

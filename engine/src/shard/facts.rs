@@ -363,7 +363,7 @@ pub(crate) enum ForSessions {
         fault: Box<Fault>,
     },
     Recalled(Ticket),
-    GiveWay(Ticket),
+    YieldWorker(Ticket),
     /// A client of another core asks for a session whose home is here.
     Find(Box<crate::message::Find>),
     Found(Box<Found>),
@@ -439,7 +439,7 @@ pub(crate) enum ForWorkers {
     Withdraw(Box<OfVersion>),
     /// The worker for this work is there.
     Served(Box<OfVersion>),
-    /// New work has waited for so long that a parked tunnel of its function version may give way.
+    /// New work has waited for so long that a parked tunnel of its function version may yield.
     Impatient(Box<OfVersion>),
     /// The work is taken back, unless a worker has got it already.
     Recall(Box<OfVersion>),

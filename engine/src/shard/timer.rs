@@ -57,7 +57,7 @@ pub(crate) enum Due {
     Crumb(Key),
     /// An answered request whose body did not end.
     Answered(Key),
-    /// New work may have waited so long that a parked session gives way.
+    /// New work may have waited so long that a parked session yields.
     Yield,
     /// Memory is short: look for streams that do not move.
     Sweep,

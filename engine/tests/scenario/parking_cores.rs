@@ -529,7 +529,7 @@ fn a_parked_session_gives_way_whatever_core_it_is_on() {
     }
 }
 
-/// Who was come back to does not give way, and a dispatch home that began anew knows the others.
+/// Who was come back to does not yield, and a dispatch home that began anew knows the others.
 #[test]
 fn the_dispatch_home_knows_what_is_parked_now() {
     let mut m = Machine::new(3);

@@ -179,7 +179,7 @@ fn a_client_that_leaves_takes_its_work_back_and_its_token_is_void() {
     assert!(far.world.shard.is_empty());
 }
 
-/// Nobody is to give way to what waits, so that nothing is asked for that meanwhile.
+/// Nobody is to yield to what waits, so that nothing is asked for that meanwhile.
 const PATIENT: &str = "[session]\npark_yield = \"1h\"\n";
 
 #[test]

@@ -41,7 +41,7 @@ const VARIANTS: [&str; 5] = [
 const KEEPING: [(Park, u64); 4] =
     [(Park::Never, 30), (Park::Auto, 30), (Park::Always, 30), (Park::Auto, 1)];
 
-/// The same for runs whose clients come back: what is kept, how long, and who gives way.
+/// The same for runs whose clients come back: what is kept, how long, and who yields.
 const PARKING: [&str; 10] = [
     "",
     "[session]\npark_window = \"2s\"\npark_yield = \"500ms\"",
@@ -55,7 +55,7 @@ const PARKING: [&str; 10] = [
     "[session]\npark = \"unclean\"\n[limits]\nparked_tunnels = 1\nparked_per_tenant = 1\nattachments = 2",
 ];
 
-/// Of these: everything is kept, for long, and nobody gives way.
+/// Of these: everything is kept, for long, and nobody yields.
 const KEPT_LONG: usize = 8;
 
 /// A configuration and what is made of it.

@@ -180,7 +180,7 @@ impl Cores {
             CoreMessage::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),
             CoreMessage::Impatient(parks) => workers(ForWorkers::ImpatientThere(parks)),
             CoreMessage::Unparks(ticket) => workers(ForWorkers::UnparkedThere(ticket)),
-            CoreMessage::Yield(ticket) => sessions(ForSessions::GiveWay(ticket)),
+            CoreMessage::Yield(ticket) => sessions(ForSessions::YieldWorker(ticket)),
             CoreMessage::Leave(leave) => sessions(ForSessions::Leave(leave)),
             CoreMessage::NodeLeaves(node) => {
                 Some(Heard::Fact(Fact::Relay(ForRelay::NodeLeaves { node })))

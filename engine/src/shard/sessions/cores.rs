@@ -88,7 +88,7 @@ impl Sessions {
     }
 
     /// A new session needs the worker of this parked one.
-    pub(super) fn give_way(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(super) fn yield_worker(&mut self, turn: &mut Turn<'_>, key: Key) {
         let session = self.roster.attachments.get(key).map(|of| of.session);
         if let Some(session) = session
             && self.roster.end_parked(turn, key, Cause::YIELDED)

@@ -159,7 +159,7 @@ impl Sessions {
                 self.not_submitted(turn, key_of(ticket), (cause, *fault));
             }
             ForSessions::Recalled(ticket) => self.recalled(turn, key_of(ticket)),
-            ForSessions::GiveWay(ticket) => self.give_way(turn, key_of(ticket)),
+            ForSessions::YieldWorker(ticket) => self.yield_worker(turn, key_of(ticket)),
             ForSessions::LetGo(ticket) => self.let_go(turn, key_of(ticket)),
             ForSessions::Find(find) => self.find(turn, *find),
             ForSessions::Found(found) => self.found(turn, *found),

@@ -541,7 +541,7 @@ fn a_fact_of_nobody_leaves_nothing() {
         ForSessions::Closed { key, cause, tally: Tally::default() },
         ForSessions::NotDialled { key },
         ForSessions::Recalled(ticket),
-        ForSessions::GiveWay(ticket),
+        ForSessions::YieldWorker(ticket),
         ForSessions::LetGo(ticket),
         ForSessions::Found(Box::new(found)),
         ForSessions::NotSubmitted { ticket, fault: Box::new(Fault::WorkQueueFull) },

@@ -154,7 +154,7 @@ impl Sessions {
     }
 
     /// The control plane has queued an attachment's work. Only from now on can a worker that
-    /// becomes free take it, so only from now on may a parked session give way to it.
+    /// becomes free take it, so only from now on may a parked session yield to it.
     fn queued(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.roster.attachments.get_mut(key)
             && let session = of.session
@@ -228,7 +228,7 @@ impl Sessions {
         }
     }
 
-    /// A new session has waited for its worker for so long that a parked one may give way, if its
+    /// A new session has waited for its worker for so long that a parked one may yield, if its
     /// work is still queued. It then waits anew: what is done about it takes its time too.
     pub(crate) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.roster.attachments.get(key)

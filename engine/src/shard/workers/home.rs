@@ -1,6 +1,6 @@
 //! This core as dispatch home of function versions: their work and polls meet here, whichever core
 //! they come from. A parked session holds a worker; when new work has waited for
-//! `session.park_yield`, the tunnel that was parked first gives way.
+//! `session.park_yield`, the tunnel that was parked first yields.
 //!
 //! What is answered goes as a message to the core that asked, which may be this one.
 
@@ -125,7 +125,7 @@ impl DispatchHome {
         }
     }
 
-    /// As many parked tunnels give way as new work of this version has waited long enough.
+    /// As many parked tunnels yield as new work of this version has waited long enough.
     fn look_at_queue(&mut self, turn: &mut Turn<'_>, version: &Version) {
         let patience = turn.settings.config.session.park_yield;
         while let Some(oldest) = self.parked_index.oldest(version) {

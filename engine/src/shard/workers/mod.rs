@@ -172,7 +172,7 @@ impl Workers {
 
     // ---- the dispatch's time ----
 
-    /// New work may have waited for so long that a parked tunnel gives way
+    /// New work may have waited for so long that a parked tunnel yields
     /// ([`Due::Yield`](super::timer::Due::Yield)).
     pub(super) fn look_at_queues(&mut self, turn: &mut Turn<'_>) {
         self.home.look_at_queues(turn);

@@ -76,9 +76,9 @@ fn the_oldest_one_goes_when_too_many_are_parked_and_only_that() {
     }
     let closed: Vec<bool> = keys.iter().map(|key| bench.closed(*key).is_some()).collect();
     assert_eq!((closed, bench.sessions.gauges().parked), (vec![true, false, false], 2));
-    // One that gives way to a new session, and a drain, which keeps none.
+    // One that yields to a new session, and a drain, which keeps none.
     let ticket = Ticket { node: NODE, core: 0, number: number_of(keys[1]) };
-    bench.on(ForSessions::GiveWay(ticket));
+    bench.on(ForSessions::YieldWorker(ticket));
     assert_eq!(bench.rig.metrics.resumes.yields, 1);
     bench.rig.draining = Some(Draining::Open);
     bench.call(|sessions, turn| sessions.drain(turn));
