@@ -48,7 +48,7 @@ CLASSES = [
     ("HPACK, lists of fields", r"ringway_proto::(hpack|fields|route)"),
     ("HTTP/2 frames, streams, windows", r"ringway_proto::h2"),
     ("sessions, exchanges, tables, metrics", r"ringway::(shard|metrics|timeline|control|boot|log)"),
-    ("reactor, output queues, memory pool", r"ringway::(reactor|net|pool|ring|transport)|io_uring"),
+    ("reactor, output queues, memory pool", r"ringway::(reactor|net|pool|mailbox|transport)|io_uring"),
     ("other user space: libc, allocator", r""),
 ]
 

@@ -7,9 +7,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Instant;
 
 use ringway::bare::Bare;
+use ringway::mailbox::mailbox;
 use ringway::net::Listener;
 use ringway::reactor::{Options, Reactor};
-use ringway::ring::mailbox;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Nobody posts anything; a mailbox has some room all the same.

@@ -18,6 +18,7 @@ mod json;
 pub mod keys;
 pub mod log;
 mod machine;
+pub mod mailbox;
 pub mod message;
 pub mod metrics;
 pub mod net;
@@ -27,7 +28,6 @@ mod question;
 #[expect(unsafe_code, reason = "operations of the kernel on memory of ours")]
 pub mod reactor;
 pub mod remote;
-pub mod ring;
 pub mod shard;
 pub mod timeline;
 pub mod tls;

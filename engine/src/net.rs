@@ -15,10 +15,10 @@ use ringway_proto::Sink;
 use ringway_proto::time::Time;
 
 pub use crate::conn::{Close, ConnId, End, Listener};
+use crate::mailbox::Bell;
 pub use crate::output::Output;
 use crate::output::{Delivery, append, take_room};
 use crate::pool::{CHUNK_BYTES, Pool, Segment};
-use crate::ring::Bell;
 pub use detached::{Carried, Detached, SimulatedSocket};
 pub use stalls::{STALL, STALL_SECONDS, Stalls};
 pub use tally::Tally;
@@ -388,7 +388,7 @@ impl Net {
         conn
     }
 
-    /// Wakes a core that sleeps; see [`crate::ring`].
+    /// Wakes a core that sleeps; see [`crate::mailbox`].
     pub fn ring(&mut self, bell: Bell) {
         self.wishes.push(Wish::Ring(bell));
     }

@@ -21,8 +21,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{Function, Remote as Settings};
 use crate::control::port::{Ask, Located};
+use crate::mailbox::Sender;
 use crate::message::ShardMessage;
-use crate::ring::Sender;
 
 use answers::Answers;
 use api::{Api, secrets};

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use reactor_rig::{Probe, SOON, Watched, start, start_on, until};
 use ringway::bare::{Bare, BareMessage};
+use ringway::mailbox::mailbox;
 use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options, Reactor, SetupError};
-use ringway::ring::mailbox;
 use ringway_proto::time::Time;
 
 /// Counts allocations of threads that asked for it.

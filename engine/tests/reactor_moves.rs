@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use reactor_rig::{Noise, Probe, Running, SOON, Watched, start, until};
+use ringway::mailbox::{Full, Sender};
 use ringway::net::{Carried, Close, ConnId, Core, Detached, End, Listener, Net, SimulatedSocket};
 use ringway::pool::Segment;
 use ringway::reactor::{KeepAlive, Options};
-use ringway::ring::{Full, Sender};
 use ringway_proto::time::Time;
 
 fn probe() -> Running<Probe> {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use crate::mailbox::Sender;
 use crate::message::{Bookmark, Page, SessionRow, ShardMessage, Snapshot};
 use crate::metrics::{Histogram, ShardMetrics, family};
 use crate::net::{STALL_SECONDS, Stalls};
-use crate::ring::Sender;
 use crate::timeline::{IdBegin, Part};
 
 /// What the histogram of stalls is.
@@ -403,7 +403,7 @@ mod tests {
     #[tokio::test]
     async fn sums_of_counters_never_fall() {
         let (senders, _inboxes): (Vec<_>, Vec<_>) =
-            (0..2).map(|_| crate::ring::mailbox(8).unwrap()).unzip();
+            (0..2).map(|_| crate::mailbox::mailbox(8).unwrap()).unzip();
         let scraper = Scraper::new(senders);
         let seconds = Duration::from_secs;
         assert_eq!(sums(&scraper, &[(0, 5), (1, 7)]).await, (12, 2, 2, seconds(12)));

@@ -15,8 +15,8 @@
 
 use ringway_proto::time::Time;
 
+use crate::mailbox::Sender;
 use crate::message::ShardMessage;
-use crate::ring::Sender;
 
 /// Hand-overs at once, and how long it takes until there is one more.
 const BURST: u32 = 64;
@@ -192,7 +192,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ring::{Mailbox, mailbox};
+    use crate::mailbox::{Mailbox, mailbox};
 
     const NOW: Time = Time(10_000_000);
 

@@ -15,11 +15,11 @@ use super::{Files, MORE_FILES, MORE_THREADS, REPORT};
 use crate::admin::Changes;
 use crate::config::{self, Config};
 use crate::control::port::Ask;
+use crate::mailbox::{self, Mailbox, Sender};
 use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::Backend;
 use crate::net::Listener;
 use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
-use crate::ring::{self, Mailbox, Sender};
 use crate::shard::{Shard, ShardSettings};
 use crate::transport::Entrances;
 
@@ -65,7 +65,7 @@ pub(super) type Mailboxes = (Arc<[Sender<ShardMessage>]>, Vec<Inbox>);
 /// # Errors
 /// When the process is out of descriptors.
 pub(super) fn mailboxes(count: usize, room: usize) -> Result<Mailboxes, Trouble> {
-    let made: Result<Vec<_>, _> = (0..count).map(|_| ring::mailbox(room)).collect();
+    let made: Result<Vec<_>, _> = (0..count).map(|_| mailbox::mailbox(room)).collect();
     let made = made.map_err(|error| Trouble::new("a core has no mailbox", error, MORE_FILES))?;
     let (senders, inboxes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     Ok((senders.into(), inboxes))

@@ -20,10 +20,10 @@ use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox, MORE_FILES, REPORT};
 use crate::admin::{Admin, Leaves, Left, Phase, Scraper};
 use crate::config::Config;
+use crate::mailbox::Sender;
 use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::Backend;
 use crate::remote::{Health, Remote};
-use crate::ring::Sender;
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);

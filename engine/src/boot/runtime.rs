@@ -14,11 +14,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::balance::Balance;
 use crate::control::port::{Answer, Ask, Question};
 use crate::log::{self, Lines};
+use crate::mailbox::{Full, Sender};
 use crate::message::{ControlMessage, CoreMessage, ShardMessage};
 use crate::metrics::{Backend, Limit};
 use crate::net::{ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
-use crate::ring::{Full, Sender};
 use crate::shard::Shard;
 
 /// How often a core that has no room is told again that this one began anew.

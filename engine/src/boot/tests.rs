@@ -16,10 +16,10 @@ use crate::admin::Changes;
 use crate::config::Config;
 use crate::control::local::Policy;
 use crate::control::port::Plane;
+use crate::mailbox::Sender;
 use crate::message::{ControlMessage, ShardMessage};
 use crate::metrics::{Backend, Limit, ShardMetrics};
 use crate::net::Listener;
-use crate::ring::Sender;
 use crate::shard::ShardSettings;
 use crate::transport::Entrances;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::Reactor;
 use super::tag::{Completion, Kind, Tag};
+use crate::mailbox::{Bell, Doorbell};
 use crate::net::Core;
-use crate::ring::{Bell, Doorbell};
 
 /// Doorbells remembered at most; others are rung by eventfd. There is one a core.
 const MOST: usize = 1024;

@@ -42,9 +42,9 @@ use std::time::{Duration, Instant};
 
 use ringway_proto::time::Time;
 
+use crate::mailbox::{Mailbox, Published};
 use crate::net::{Close, ConnId, Core, LINGER, Listener, Net, Wish};
 use crate::pool::Pool;
-use crate::ring::{Mailbox, Published};
 use crate::transport::{Bench, Fact, Gate};
 use accept::ListenSocket;
 use backend::Ring;

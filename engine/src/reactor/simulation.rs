@@ -15,9 +15,9 @@ use super::stall::Schedstat;
 use super::stream::Listening;
 use super::uring::{Share, Wait};
 use super::{Host, Reactor};
+use crate::mailbox::Mailbox;
 use crate::net::{ConnId, Core, Listener, Net};
 use crate::pool::Pool;
-use crate::ring::Mailbox;
 
 /// One core of a simulated world. Between two [steps](Self::step) it sleeps.
 ///

@@ -17,10 +17,10 @@ use super::pump::tells_of_room;
 use super::stream::tune;
 use super::tag::{Completion, Kind, Tag};
 use super::uring::{Accepts, Report, Share, Wait};
+use crate::mailbox::mailbox;
 use crate::metrics::Backend;
 use crate::net::ConnId;
 use crate::pool::{Pool, Segment};
-use crate::ring::mailbox;
 
 /// How long completions are counted.
 const QUIET: Duration = Duration::from_millis(100);

@@ -83,9 +83,9 @@ pub enum Report {
 }
 
 /// Owns the ring that [`Uring`]'s parts borrow; dropped after them.
-struct Home(*mut IoUring);
+struct OwnedRing(*mut IoUring);
 
-impl Drop for Home {
+impl Drop for OwnedRing {
     fn drop(&mut self) {
         // SAFETY: the pointer came from `Box::leak` in `Uring::new`, this is its only owner, and
         // the borrows made of it there are fields declared before this one, so dropped before it.
@@ -101,7 +101,7 @@ pub(super) struct Uring {
     submitter: Submitter<'static>,
     sq: SubmissionQueue<'static>,
     cq: CompletionQueue<'static>,
-    _home: Home,
+    _owned_ring: OwnedRing,
     /// Completions taken out of the ring and not yet told.
     batch: Vec<Completion>,
     /// What the kernel reads while it takes submissions; reused when it has taken them all.
@@ -128,8 +128,8 @@ impl Uring {
         let needs = ("SINGLE_ISSUER and DEFER_TASKRUN rings", "6.1");
         let ring = builder.build(entries).map_err(|e| SetupError::of(step, needs, e))?;
         let fd = ring.as_raw_fd();
-        let home = Home(Box::into_raw(Box::new(ring)));
-        // SAFETY: just made by `Box::into_raw`, nobody else has it; `Home` frees it last.
+        let home = OwnedRing(Box::into_raw(Box::new(ring)));
+        // SAFETY: just made by `Box::into_raw`, nobody else has it; `OwnedRing` frees it last.
         let ring: &'static mut IoUring = unsafe { &mut *home.0 };
         let (mut submitter, sq, cq) = ring.split();
         // A seccomp profile may allow one call and forbid the other.
@@ -148,7 +148,7 @@ impl Uring {
             heads: vec![head; sq.capacity()].into_boxed_slice(),
             sq,
             cq,
-            _home: home,
+            _owned_ring: home,
             vectors: vec![vector; VECTORS].into_boxed_slice(),
             vectors_used: 0,
             heads_used: 0,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::control::port::{Answer, AskTicket};
+use crate::mailbox::{Full, Sender};
 use crate::message::ShardMessage;
-use crate::ring::{Full, Sender};
 
 /// When an answer is tried again whose core's mailbox was full.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
@@ -85,7 +85,7 @@ impl Answers {
 mod tests {
     use super::*;
     use crate::control::port::Topic;
-    use crate::ring::mailbox;
+    use crate::mailbox::mailbox;
 
     fn ticket(core: u16, number: u64) -> AskTicket {
         AskTicket { core, life: 1, about: Topic::Call, number }
@@ -100,7 +100,7 @@ mod tests {
             answers.say(ticket(0, number), Answer::Queued);
         }
         answers.say(ticket(1, 4), Answer::Queued);
-        let number = |inbox: &mut crate::ring::Mailbox<ShardMessage>| match inbox.receive() {
+        let number = |inbox: &mut crate::mailbox::Mailbox<ShardMessage>| match inbox.receive() {
             Some(ShardMessage::Answer { ticket, .. }) => Some(ticket.number),
             Some(other) => panic!("{other:?}"),
             None => None,

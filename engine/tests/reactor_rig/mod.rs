@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringway::mailbox::{Sender, mailbox};
 use ringway::metrics::Backend;
 use ringway::net::{ConnId, Core, Detached, End, Listener, Net, Tally};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Reactor};
-use ringway::ring::{Sender, mailbox};
 use ringway_proto::time::Time;
 
 /// Longest wait for something that should come at once.

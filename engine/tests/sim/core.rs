@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringway::mailbox::{Full, Mailbox, Sender};
 use ringway::message::{CoreMessage, ShardMessage};
 use ringway::net::{self, Carried, ConnId, Detached, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{Options, Simulation, Wait};
-use ringway::ring::{Full, Mailbox, Sender};
 use ringway::shard::Shard;
 use ringway_proto::time::Time;
 

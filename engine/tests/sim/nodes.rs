@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::config::{Config, Secret};
+use ringway::mailbox::mailbox;
 use ringway::message::ShardMessage;
 use ringway::metrics::{RelayCause, RelayOutcome, ShardMetrics, TakenCause, TakenOutcome};
 use ringway::net::{Core as _, End, Listener};
-use ringway::ring::mailbox;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 

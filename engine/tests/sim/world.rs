@@ -10,11 +10,11 @@ use ringway::config::Config;
 use ringway::control::port::{Answer, AskTicket, Plane};
 use ringway::keys::Keys;
 use ringway::log::Lines;
+use ringway::mailbox::{Full, Mailbox, Sender, mailbox};
 use ringway::message::ShardMessage;
 use ringway::metrics::ShardMetrics;
 use ringway::net::{End, Listener};
 use ringway::reactor::Wait;
-use ringway::ring::{Full, Mailbox, Sender, mailbox};
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::time::Time;
 

@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor_rig::{Noise, Probe, SOON, start, until};
+use ringway::mailbox::{Full, Mailbox, Sender, mailbox};
 use ringway::net::{ConnId, Core, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::{BusyPoll, Options, Reactor};
-use ringway::ring::{Full, Mailbox, Sender, mailbox};
 use ringway_proto::time::Time;
 
 /// What goes round.
