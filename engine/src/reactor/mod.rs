@@ -24,6 +24,7 @@ mod pump;
 mod simulation;
 mod slices;
 mod socket;
+mod spin;
 mod stall;
 #[cfg(test)]
 mod states;
@@ -34,7 +35,6 @@ mod transport;
 mod trial;
 mod uring;
 mod wait;
-mod window;
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
@@ -50,11 +50,11 @@ use accept::ListenSocket;
 use backend::Ring;
 use doorbell::Bells;
 use socket::{Socket, Sockets};
+use spin::SpinWindow;
 use stall::{Pace, Schedstat};
 use stream::{Listening, Stream};
 use tag::Kind;
 use timer::Timers;
-use window::Window;
 
 pub use accept::{ACCEPT_PAUSE, ACCEPTS_PER_TURN};
 pub use backend::try_rings;
@@ -155,7 +155,7 @@ pub struct Reactor<C: Core> {
     /// In the last turn everything was done against that.
     relieved: bool,
     /// For how long it looks for work before it sleeps.
-    window: Window,
+    window: SpinWindow,
     /// How long its turns take.
     pace: Pace,
     schedstat: Schedstat,
@@ -210,7 +210,7 @@ impl<C: Core> Reactor<C> {
             mailbox,
             net,
             core,
-            window: Window::new(options.busy_poll),
+            window: SpinWindow::new(options.busy_poll),
             pace: Pace::default(),
             schedstat,
             options,

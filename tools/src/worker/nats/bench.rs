@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::super::connect::{self, Refusal};
 use super::super::net;
 use super::super::tunnel::{self, Buffers};
-use super::window;
+use super::reconnect_window;
 
 /// Most tunnels that are asked for and not begun. The other thread takes them all each time it is
 /// woken, so only one that stands still lets it fill.
@@ -124,7 +124,7 @@ impl Tunnels {
             tracing::info!(session, "a tunnel came too late for its session");
             return;
         }
-        let window = if self.looks { window::look(&mut tunnel).await } else { None };
+        let window = if self.looks { reconnect_window::look(&mut tunnel).await } else { None };
         let how = tunnel::bridge(tunnel, &self.target, &self.buffers).await;
         super::super::tell(&session, &self.target, how);
         // The session may have been cut off.

@@ -9,11 +9,11 @@
 mod bench;
 mod crew;
 mod pull;
+mod reconnect_window;
 mod record;
 mod requests;
 mod session;
 mod times;
-mod window;
 
 use std::io;
 use std::rc::Rc;

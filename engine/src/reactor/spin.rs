@@ -40,7 +40,7 @@ const RUN: u32 = 3;
 
 /// For how long work is looked for.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct SpinWindow {
     width: Duration,
     /// It follows the traffic.
     adapts: bool,
@@ -50,7 +50,7 @@ pub(super) struct Window {
     run: u32,
 }
 
-impl Window {
+impl SpinWindow {
     pub(super) fn new(busy_poll: BusyPoll) -> Self {
         let width = match busy_poll {
             BusyPoll::Never | BusyPoll::Auto => Duration::ZERO,
@@ -106,7 +106,7 @@ mod tests {
     /// A core whose window is asked, and what it did.
     #[derive(Debug)]
     struct Sleeper {
-        window: Window,
+        window: SpinWindow,
         now: Time,
         sleeps: u32,
         grown: u32,
@@ -115,7 +115,7 @@ mod tests {
 
     impl Sleeper {
         fn new(busy_poll: BusyPoll) -> Self {
-            let window = Window::new(busy_poll);
+            let window = SpinWindow::new(busy_poll);
             Self { window, now: Time(1_000), sleeps: 0, grown: 0, vain: Duration::ZERO }
         }
 
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_timer_within_a_rest_does_not_open_the_window_again() {
-        let mut window = Window::new(BusyPoll::Micros(50));
+        let mut window = SpinWindow::new(BusyPoll::Micros(50));
         assert_eq!(window.rest(Time(1_000)), Some(Time(1_050)));
         assert_eq!(window.rest(Time(1_020)), Some(Time(1_050)));
         assert_eq!(window.rest(Time(1_050)), None);
