@@ -2,6 +2,7 @@
 //! cores, the control thread (this one), signals, drain.
 
 mod balance;
+mod control_loop;
 mod core;
 mod cpus;
 mod files;
@@ -10,7 +11,6 @@ mod io;
 mod manager;
 mod port;
 mod reload;
-mod run;
 mod runtime;
 mod tell;
 #[cfg(test)]
@@ -174,7 +174,7 @@ pub fn serve(
         threads.push(core::start(core_config, inbox)?);
     }
     drop((messages, asks));
-    let run = run::Run {
+    let run = control_loop::ControlLoop {
         runtime,
         remote,
         node: identity.node,
@@ -537,10 +537,10 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
     }
 }
 
+pub use control_loop::Signal;
 pub use io::backend_here;
 pub(crate) use io::try_io;
 pub(crate) use port::{BACKLOG, PortError, state as port_state};
-pub use run::Signal;
 
 /// What the cores tell.
 type Inbox = mpsc::Receiver<ControlMessage>;

@@ -21,10 +21,10 @@ mod reconnect;
 mod replies;
 mod requests;
 mod rights;
-mod runs;
 mod streaming;
 mod submit;
 mod tally;
+mod tasks;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -66,10 +66,10 @@ use reconnect::Reconnects;
 use replies::Replies;
 use requests::Requests;
 use rights::Rights;
-use runs::Runs;
 use streaming::Dispatch;
 use submit::{Published, Publisher, To};
 use tally::WithdrawMeters;
+use tasks::Tasks;
 use withdraw::Streams;
 
 /// NATS, as the driver asks it.
@@ -93,7 +93,7 @@ struct Inner {
     /// None where NVIDIA's control plane makes the request streams.
     requests: Option<Requests>,
     reconnects: Reconnects,
-    runs: Runs,
+    tasks: Tasks,
     faults: Arc<Pace>,
 }
 
@@ -187,7 +187,7 @@ impl Nats {
             region,
             proxy_uris: settings.direct_uri.iter().chain([&settings.proxy_uri]).cloned().collect(),
             meters,
-            runs: Runs::default(),
+            tasks: Tasks::default(),
             faults: Arc::default(),
             link,
         })))
@@ -248,12 +248,12 @@ impl Nats {
 
     /// To the workers of a streaming function, beside all else: the client waits for the worker.
     fn dispatch(&self, ticket: AskTicket, work: &Work) -> Answer {
-        let Inner { region, proxy_uris, link, runs, faults, .. } = &*self.0;
+        let Inner { region, proxy_uris, link, tasks, faults, .. } = &*self.0;
         let version = work.owner.version.to_string();
         if !payload::is_token(&version) {
             return no_subject(&version);
         }
-        let Some(run) = runs.begin(ticket) else { return too_many() };
+        let Some(run) = tasks.begin(ticket) else { return too_many() };
         let dispatch = Dispatch {
             link: link.clone(),
             version,
@@ -267,8 +267,8 @@ impl Nats {
 
     /// To the worker that holds the session.
     async fn reconnect(&self, ticket: AskTicket, work: &Work) -> Answer {
-        let Inner { region, proxy_uris, reconnects, runs, .. } = &*self.0;
-        let Some(mut run) = runs.begin(ticket) else { return too_many() };
+        let Inner { region, proxy_uris, reconnects, tasks, .. } = &*self.0;
+        let Some(mut run) = tasks.begin(ticket) else { return too_many() };
         self.meet(work.request_id, work.owner.version.clone());
         let payload = payload::payload(work, region, proxy_uris);
         tokio::select! {
@@ -323,7 +323,7 @@ impl Nats {
     /// stream: its workers are asked until one has replied.
     pub(super) async fn progress(&self, ticket: AskTicket, streaming: bool) -> Progress {
         match streaming {
-            true if self.0.runs.has(ticket) => Progress::Queued,
+            true if self.0.tasks.has(ticket) => Progress::Queued,
             true => Progress::Taken,
             false => self.0.ledger.progress(ticket).await,
         }
@@ -331,19 +331,19 @@ impl Nats {
 
     /// The worker that was asked for is there.
     pub(super) fn settled(&self, ticket: AskTicket) {
-        self.0.runs.stop(ticket);
+        self.0.tasks.stop(ticket);
         self.0.ledger.settled(ticket);
     }
 
     /// Nobody waits for the worker any more.
     pub(super) fn withdraw(&self, ticket: AskTicket) {
-        self.0.runs.stop(ticket);
+        self.0.tasks.stop(ticket);
         self.0.ledger.withdraw(ticket);
     }
 
     /// A core's shard has begun anew: nobody waits for what its former ones asked for.
     pub(super) fn forget_core(&self, core: u16, life: u32) {
-        self.0.runs.forget_core(core, life);
+        self.0.tasks.forget_core(core, life);
         self.0.ledger.forget_core(core, life);
     }
 
@@ -356,7 +356,7 @@ impl Nats {
     /// NATS does. How much was taken back.
     pub(super) async fn shutdown(&self, limit: Duration) -> usize {
         let end = Instant::now() + limit;
-        self.0.runs.stop_all();
+        self.0.tasks.stop_all();
         let withdrawn = self.0.ledger.withdraw_all(limit).await;
         self.0.nodes.leave(end.saturating_duration_since(Instant::now())).await;
         if let Ok(Err(error)) = timeout_at(end, self.0.link.client.drain()).await {

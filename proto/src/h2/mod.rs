@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::hpack::{FLOOD_FACTOR, HeaderLimits};
 
+mod batch;
 mod block;
 mod budget;
 mod carried;
@@ -27,19 +28,18 @@ pub mod frame;
 mod head;
 mod memo;
 mod receive;
-mod run;
 mod send;
 mod settings;
 mod state;
 mod stream;
 mod window;
 
+pub use batch::{Plain, follows, may_be_plain};
 pub use carried::{Carried, NotRestored, Told};
 pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
 pub(crate) use head::is_host;
 pub use memo::ListId;
-pub use run::{Plain, follows, may_be_plain};
 pub use send::{Blocked, CRUMB};
 pub use stream::StreamKey;
 

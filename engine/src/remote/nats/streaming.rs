@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::link::Link;
 use super::pace::Pace;
-use super::runs::Run;
+use super::tasks::Task;
 
 /// Where workers are asked, one region after the other. Those that a client's place would name come
 /// before it; the gateway knows of no places.
@@ -44,7 +44,7 @@ enum Attempt {
 impl Dispatch {
     /// Asks until a worker replies or it is stopped. What fails meanwhile is for the log alone: the
     /// client waits for the worker itself.
-    pub(super) async fn run(self, mut run: Run) {
+    pub(super) async fn run(self, mut run: Task) {
         tokio::select! {
             () = run.stopped() => {}
             () = self.ask() => {}

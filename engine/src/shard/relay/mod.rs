@@ -6,6 +6,7 @@
 //! hold). On top of them is what comes in: this module for HTTP/2, [`http1`] and [`bytes`] for
 //! HTTP/1, [`watch`] for deadlines.
 
+mod batch;
 mod bytes;
 mod ends;
 mod exchange;
@@ -27,7 +28,6 @@ mod pump;
 mod read;
 mod replies;
 mod routes;
-mod run;
 mod streams;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use ringway_proto::time::Time;
 
 use super::super::facts::Edge;
 use super::super::turn::Turn;
+use super::batch::pass;
 use super::exchange::At;
 use super::h1::{H1, http1_limits};
 use super::heads;
@@ -19,7 +20,6 @@ use super::hops::Conn;
 use super::leave::DRAIN_PING;
 use super::link::Link;
 use super::memo::InHand;
-use super::run::run;
 use super::streams::{Kind, Piece};
 use super::traffic::{Traffic, Unwanted};
 use crate::net::{ConnId, Output};
@@ -185,7 +185,7 @@ impl Reader {
     ) -> Step {
         loop {
             let (streams, answers) = (&mut self.traffic.streams, &mut self.answers);
-            run(streams, turn, (conn, segment), pos, answers);
+            pass(streams, turn, (conn, segment), pos, answers);
             let Link::H2(h2) = &mut streams.hops.known(conn).link else { return Step::More };
             let input = turn.net.pool.bytes(segment);
             let event = h2.next(input, pos, &mut self.fields, answers, turn.now);

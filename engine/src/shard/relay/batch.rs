@@ -45,7 +45,7 @@ struct Ends<'a> {
 /// Passes the plain DATA frames at `pos` of a receive, as many as there are. What the connection
 /// has to say for itself meanwhile is left in `answers` and goes out first.
 #[inline(always)]
-pub(super) fn run(
+pub(super) fn pass(
     streams: &mut Streams,
     turn: &mut Turn<'_>,
     (conn, segment): (ConnId, Segment),

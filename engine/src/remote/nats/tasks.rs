@@ -9,34 +9,34 @@ use tokio::sync::oneshot;
 use crate::control::port::AskTicket;
 
 /// As many may run at once as there may be questions out.
-const MOST_RUNS: usize = 65_536;
+const MOST_TASKS: usize = 65_536;
 
 /// All that runs.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Runs(Arc<Mutex<HashMap<AskTicket, oneshot::Sender<()>>>>);
+pub(super) struct Tasks(Arc<Mutex<HashMap<AskTicket, oneshot::Sender<()>>>>);
 
 /// One of them; it runs no more when this is dropped.
 #[derive(Debug)]
-pub(super) struct Run {
-    runs: Runs,
+pub(super) struct Task {
+    tasks: Tasks,
     ticket: AskTicket,
     stopped: oneshot::Receiver<()>,
 }
 
-impl Runs {
+impl Tasks {
     fn all(&self) -> MutexGuard<'_, HashMap<AskTicket, oneshot::Sender<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins one; none if too many run.
-    pub(super) fn begin(&self, ticket: AskTicket) -> Option<Run> {
+    pub(super) fn begin(&self, ticket: AskTicket) -> Option<Task> {
         let mut all = self.all();
-        if all.len() >= MOST_RUNS {
+        if all.len() >= MOST_TASKS {
             return None;
         }
         let (stop, stopped) = oneshot::channel();
         all.insert(ticket, stop);
-        Some(Run { runs: self.clone(), ticket, stopped })
+        Some(Task { tasks: self.clone(), ticket, stopped })
     }
 
     /// Whether the one of a ticket runs.
@@ -61,7 +61,7 @@ impl Runs {
     }
 }
 
-impl Run {
+impl Task {
     /// Waits until it is stopped.
     pub(super) async fn stopped(&mut self) {
         // Nothing is ever sent: the sender goes.
@@ -69,9 +69,9 @@ impl Run {
     }
 }
 
-impl Drop for Run {
+impl Drop for Task {
     fn drop(&mut self) {
-        self.runs.stop(self.ticket);
+        self.tasks.stop(self.ticket);
     }
 }
 
@@ -88,20 +88,20 @@ mod tests {
 
     #[test]
     fn a_run_ends_when_it_is_stopped_or_its_shard_is_gone() {
-        let runs = Runs::default();
+        let tasks = Tasks::default();
         let tickets = [ticket(0, 1), ticket(0, 2), ticket(1, 1)];
-        let mut begun: Vec<Run> =
-            tickets.iter().map(|ticket| runs.begin(*ticket).unwrap()).collect();
+        let mut begun: Vec<Task> =
+            tickets.iter().map(|ticket| tasks.begin(*ticket).unwrap()).collect();
         let mut stopped = || -> Vec<bool> {
             begun.iter_mut().map(|run| run.stopped().now_or_never().is_some()).collect()
         };
         assert_eq!(stopped(), [false, false, false]);
-        assert!(runs.has(ticket(0, 1)) && !runs.has(ticket(7, 1)));
-        runs.forget_core(0, 2);
-        runs.stop(ticket(1, 1));
-        runs.stop(ticket(7, 1));
-        assert_eq!(runs.all().len(), 1);
+        assert!(tasks.has(ticket(0, 1)) && !tasks.has(ticket(7, 1)));
+        tasks.forget_core(0, 2);
+        tasks.stop(ticket(1, 1));
+        tasks.stop(ticket(7, 1));
+        assert_eq!(tasks.all().len(), 1);
         begun.remove(1);
-        assert!(runs.all().is_empty());
+        assert!(tasks.all().is_empty());
     }
 }

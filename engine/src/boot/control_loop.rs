@@ -54,7 +54,7 @@ impl Signal {
 }
 
 /// A gateway whose cores run.
-pub(super) struct Run {
+pub(super) struct ControlLoop {
     /// Of the control thread, which is this one.
     pub(super) runtime: Runtime,
     /// The control plane elsewhere, if there is one.
@@ -73,7 +73,7 @@ pub(super) struct Run {
     pub(super) reloader: Reloader,
 }
 
-impl Run {
+impl ControlLoop {
     /// Runs until the drain is over; `ready` is called once everything answers.
     pub(super) fn run(
         self,
