@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
-use ringway_work::{Http1, Place, Poll, Secret, Sender, Work, pauses};
+use ringway_work::{Endpoint, Http1, Poll, Secret, Sender, Work, pauses};
 use uuid::Uuid;
 
 use crate::backend::serve;
@@ -86,12 +86,12 @@ impl From<io::Error> for WorkerFault {
 
 /// Works until the gateway is gone or refuses; `ready` is called at the first poll.
 pub fn run(employer: Employer, ready: impl FnOnce()) -> Result<(), WorkerFault> {
-    let place = place(&employer.gateway)?;
+    let endpoint = endpoint(&employer.gateway)?;
     timed_runtime()?.block_on(async move {
         let held = Rc::new(RefCell::new(Vec::new()));
         let (mut line, mut failed, mut ready) = (None, 0, Some(ready));
         loop {
-            let outcome = poll(&mut line, &place, &employer, &held, &mut ready).await;
+            let outcome = poll(&mut line, &endpoint, &employer, &held, &mut ready).await;
             match outcome {
                 Ok(None) => failed = 0,
                 Ok(Some(work)) => {
@@ -114,19 +114,19 @@ pub fn run(employer: Employer, ready: impl FnOnce()) -> Result<(), WorkerFault> 
 /// One poll on the kept connection.
 async fn poll(
     line: &mut Option<TcpStream>,
-    place: &Place,
+    endpoint: &Endpoint,
     employer: &Employer,
     held: &RefCell<Vec<Uuid>>,
     ready: &mut Option<impl FnOnce()>,
 ) -> Result<Option<Work>, WorkerFault> {
     let mut stream = match line.take() {
         Some(stream) => stream,
-        None => TcpStream::connect((place.host.as_str(), place.port)).await?,
+        None => TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?,
     };
     if let Some(ready) = ready.take() {
         ready();
     }
-    let request = poll_request(place, employer, &held.borrow());
+    let request = poll_request(endpoint, employer, &held.borrow());
     stream.write_all(request.into_bytes()).await.0?;
     let mut bytes = Vec::with_capacity(4096);
     let answer = loop {
@@ -150,7 +150,7 @@ async fn poll(
     }
 }
 
-fn poll_request(place: &Place, employer: &Employer, held: &[Uuid]) -> String {
+fn poll_request(endpoint: &Endpoint, employer: &Employer, held: &[Uuid]) -> String {
     let newest = &held[held.len().saturating_sub(NAMED_SESSIONS)..];
     let poll = Poll {
         function_id: employer.function,
@@ -158,7 +158,7 @@ fn poll_request(place: &Place, employer: &Employer, held: &[Uuid]) -> String {
         slots: employer.slots.saturating_sub(held.len()),
         request_ids: newest,
     };
-    SENDER.poll(place, &employer.key, &poll)
+    SENDER.poll(endpoint, &employer.key, &poll)
 }
 
 /// Serves one session to its end.
@@ -173,10 +173,10 @@ async fn session(work: Work, held: Rc<RefCell<Vec<Uuid>>>) {
 async fn tunnel(work: &Work) -> Result<(), WorkerFault> {
     let dial = work.connections.iter().find_map(|c| c.http1.as_ref());
     let dial = dial.ok_or_else(|| WorkerFault::Answer("work without http1".to_owned()))?;
-    let place = place(&dial.proxy_uri)?;
+    let endpoint = endpoint(&dial.proxy_uri)?;
     let mut pauses = pauses();
     loop {
-        match connect(&place, dial, work.request_id).await {
+        match connect(&endpoint, dial, work.request_id).await {
             Ok((stream, early)) => {
                 serve(stream, early).await;
                 return Ok(());
@@ -191,19 +191,19 @@ async fn tunnel(work: &Work) -> Result<(), WorkerFault> {
 }
 
 /// Where a URI leads.
-fn place(uri: &str) -> Result<Place, WorkerFault> {
-    Place::parse(uri).map_err(|fault| WorkerFault::Uri(format!("{uri}: {fault}")))
+fn endpoint(uri: &str) -> Result<Endpoint, WorkerFault> {
+    Endpoint::parse(uri).map_err(|fault| WorkerFault::Uri(format!("{uri}: {fault}")))
 }
 
 /// The worker's CONNECT, origin-form (WK-1); returns what came behind the answer's head.
 async fn connect(
-    place: &Place,
+    endpoint: &Endpoint,
     dial: &Http1,
     request_id: Uuid,
 ) -> Result<(TcpStream, Vec<u8>), WorkerFault> {
-    let mut stream = TcpStream::connect((place.host.as_str(), place.port)).await?;
+    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
     stream.set_nodelay(true)?;
-    let request = SENDER.connect(place, dial, request_id);
+    let request = SENDER.connect(endpoint, dial, request_id);
     let request = request.ok_or_else(|| WorkerFault::Answer("a token that is none".to_owned()))?;
     stream.write_all(request.into_bytes()).await.0?;
     let mut bytes = Vec::with_capacity(4096);
@@ -247,8 +247,8 @@ mod tests {
             slots: 1000,
         };
         let held: Vec<Uuid> = (0..600).map(Uuid::from_u128).collect();
-        let place = place("http://h:1").unwrap();
-        let request = poll_request(&place, &employer, &held);
+        let endpoint = endpoint("http://h:1").unwrap();
+        let request = poll_request(&endpoint, &employer, &held);
         let (_, body) = request.split_once("\r\n\r\n").unwrap();
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["functionId"], Uuid::from_u128(1).to_string());

@@ -12,7 +12,7 @@ use clap::{ArgAction, ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Va
 use ringway_cli::{Completions, Man};
 use ringway_stdio::{Escaping, Form, LastLines, Trouble};
 use ringway_tools::nats::Credentials;
-use ringway_tools::worker::{self, Io, MAX_SLOTS, Options, Outcome, Place, Secret, nats};
+use ringway_tools::worker::{self, Endpoint, Io, MAX_SLOTS, Options, Outcome, Secret, nats};
 use tracing::Level;
 use tracing_appender::non_blocking::NonBlocking;
 use tracing_subscriber::field::MakeExt;
@@ -53,7 +53,7 @@ const MAX_KEY_FILE: u64 = 64 * 1024;
 struct Arguments {
     /// The gateway's worker listener, like http://gateway:10086. May be given more than once.
     #[arg(long, value_name = "URL", value_parser = gateway)]
-    gateway: Vec<Place>,
+    gateway: Vec<Endpoint>,
     /// Worker key of the function. Others on this machine can see it: prefer --key-file.
     #[arg(long)]
     key: Option<String>,
@@ -70,7 +70,7 @@ struct Arguments {
     version: Uuid,
     /// The server behind it (h2c, gRPC or HTTP/1.1). Each tunnel is one connection.
     #[arg(long, value_name = "HOST:PORT", value_parser = target)]
-    target: Place,
+    target: Endpoint,
     /// Most sessions at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = slots)]
     slots: usize,
@@ -181,11 +181,11 @@ impl From<IoChoice> for Io {
     }
 }
 
-fn gateway(url: &str) -> Result<Place, String> {
+fn gateway(url: &str) -> Result<Endpoint, String> {
     if url.starts_with("https:") {
         return Err("a worker speaks no TLS to its gateway: write http://".into());
     }
-    Place::parse(url).map_err(|fault| fault.to_string())
+    Endpoint::parse(url).map_err(|fault| fault.to_string())
 }
 
 fn id(text: &str) -> Result<Uuid, String> {
@@ -196,9 +196,9 @@ fn id(text: &str) -> Result<Uuid, String> {
     })
 }
 
-fn target(text: &str) -> Result<Place, String> {
+fn target(text: &str) -> Result<Endpoint, String> {
     ringway_cli::host_and_port(text)?;
-    Place::host_and_port(text).map_err(|fault| fault.to_string())
+    Endpoint::host_and_port(text).map_err(|fault| fault.to_string())
 }
 
 fn slots(text: &str) -> Result<usize, String> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::environment::Environment;
 use super::nats::{self, Logins};
 use super::node::Node;
-use super::problems::{Place, Problems};
+use super::problems::{Origin, Problems};
 use super::read::Section;
 use super::reference::{API, NO_TRIAL, Reference, TRIAL, go_flag, unread};
 use super::syntax::Syntax;
@@ -50,7 +50,7 @@ pub(super) fn choose(
             _ => return local("control.mode is wrong".into()),
         };
         let why = match node.place {
-            Place::Variable(name) => format!("{name} says so"),
+            Origin::Variable(name) => format!("{name} says so"),
             _ => format!("control.mode in {} says so", problems.file()),
         };
         return Some(Choice { mode, why });
@@ -62,7 +62,7 @@ pub(super) fn choose(
         return Some(Choice { mode: Mode::Nvcf, why: format!("{API} is set") });
     }
     if environment.get(TRIAL, problems).and_then(go_flag) == Some(true) {
-        problems.add(Place::Variable(TRIAL), NO_TRIAL);
+        problems.add(Origin::Variable(TRIAL), NO_TRIAL);
         return None;
     }
     let unread = unread(environment).first().map_or_else(String::new, |file| {
@@ -72,7 +72,7 @@ pub(super) fn choose(
         "nothing says what to serve: name a configuration file (--config FILE), or set {API} to \
          the URL of NVIDIA's API{unread}; `ringway dev` is for trying things out"
     );
-    problems.add(None::<Place>, text);
+    problems.add(None::<Origin>, text);
     None
 }
 
@@ -172,7 +172,7 @@ fn dialled(
         if mode == Mode::Nvcf {
             let text = "is not set, and neither is POD_IP: workers have no address to dial back \
                         to; set one of them, such as SELF_WORKER_FQDN=http://10.0.0.1:10086";
-            problems.add(Place::Variable("SELF_WORKER_FQDN"), text);
+            problems.add(Origin::Variable("SELF_WORKER_FQDN"), text);
         } else {
             problems.add(section.place(), no_address(around.listen, problems.syntax()));
         }
@@ -239,7 +239,7 @@ fn api(around: &Around<'_>, problems: &mut Problems) -> Option<Api> {
     let url = endpoint(&section, "api", problems);
     if section.get("api").is_none() {
         let text = "is not set: give it the URL of NVIDIA's API, such as https://grpc.example.com";
-        problems.add(Place::Variable(API), text);
+        problems.add(Origin::Variable(API), text);
     }
     let limiter = endpoint(&section, "limiter", problems);
     let oauth = section.text("oauth", problems).and_then(|text| {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::environment::Environment;
 use super::node::{Node, Value};
-use super::problems::Place;
+use super::problems::Origin;
 use super::settings::{SETTINGS, Setting};
 use super::{Config, Mode};
 
@@ -79,11 +79,11 @@ fn unwritten(setting: &Setting, config: &Config) -> (String, String) {
     }
 }
 
-fn origin(place: Place, file: &str) -> String {
+fn origin(place: Origin, file: &str) -> String {
     match place {
-        Place::Line(line) => format!("{file}:{line}"),
-        Place::Variable(name) => name.into(),
-        Place::Default => "default of this mode".into(),
+        Origin::Line(line) => format!("{file}:{line}"),
+        Origin::Variable(name) => name.into(),
+        Origin::Default => "default of this mode".into(),
     }
 }
 

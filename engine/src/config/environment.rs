@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::node::{Node, Value};
-use super::problems::{At, Place, Problems, nearest};
+use super::problems::{At, Origin, Problems, nearest};
 use super::settings::{Kind, SETTINGS, Setting};
 use super::syntax::{PREFIX, Syntax, variable};
 
@@ -33,7 +33,7 @@ impl Environment {
     pub(super) fn get(&self, name: &'static str, problems: &mut Problems) -> Option<&str> {
         let text = self.0.get(name)?.to_str();
         if text.is_none() {
-            problems.add(Place::Variable(name), NO_TEXT);
+            problems.add(Origin::Variable(name), NO_TEXT);
         }
         text
     }
@@ -49,7 +49,7 @@ impl Environment {
             };
             match value.to_str() {
                 Some(value) => put(root, setting, read(setting.kind, value, name)),
-                None => problems.add(Place::Variable(name), NO_TEXT),
+                None => problems.add(Origin::Variable(name), NO_TEXT),
             }
         }
     }
@@ -85,7 +85,7 @@ fn variables() -> &'static BTreeMap<String, &'static Setting> {
 /// A value as its setting's kind has it. What is of no use stays a text, which whoever reads the
 /// setting refuses.
 fn read(kind: Kind, text: &str, name: &'static str) -> Node {
-    let place = Place::Variable(name);
+    let place = Origin::Variable(name);
     let whole = || text.parse().ok().map(Value::Whole);
     let value = match kind {
         Kind::Flag => text.parse().ok().map(Value::Flag),
@@ -98,7 +98,7 @@ fn read(kind: Kind, text: &str, name: &'static str) -> Node {
 }
 
 /// A list as it stands in one variable: its items between commas.
-pub(super) fn list(text: &str, place: Place) -> Value {
+pub(super) fn list(text: &str, place: Origin) -> Value {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     Value::List(items.map(|item| Node { place, value: Value::Text(item.into()) }).collect())
 }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn kind_at(root: &Node, key: &str) -> (&'static str, Place) {
+    fn kind_at(root: &Node, key: &str) -> (&'static str, Origin) {
         let node = root.at(key).expect(key);
         (node.kind(), node.place)
     }
@@ -189,7 +189,7 @@ mod tests {
             let (root, told) = laid("", &[(name, value)]);
             assert_eq!(told, "");
             let leaked = variables().get_key_value(name).unwrap().0;
-            assert_eq!(kind_at(&root, key), (kind, Place::Variable(leaked)), "{name}={value}");
+            assert_eq!(kind_at(&root, key), (kind, Origin::Variable(leaked)), "{name}={value}");
         }
         let (root, _) = laid("", &[("RINGWAY__NATS__URLS", "nats://a, nats://b,")]);
         let Value::List(list) = &root.at("nats.urls").unwrap().value else { panic!("a list") };
@@ -202,15 +202,15 @@ mod tests {
         let tls = "RINGWAY__LISTEN__CLIENT__TLS__CERT";
         let address = ("RINGWAY__LISTEN__CLIENT", "127.0.0.1:2");
         let (root, _) = laid(alone, &[address, ("RINGWAY__SESSION__WAIT", "2s")]);
-        assert!(matches!(root.at("listen.client").unwrap().place, Place::Variable(_)));
-        assert!(matches!(root.at("session.wait").unwrap().place, Place::Variable(_)));
+        assert!(matches!(root.at("listen.client").unwrap().place, Origin::Variable(_)));
+        assert!(matches!(root.at("session.wait").unwrap().place, Origin::Variable(_)));
         let (root, _) = laid(alone, &[(tls, "a.pem")]);
-        assert_eq!(kind_at(&root, "listen.client.address"), ("a text", Place::Line(2)));
-        assert!(matches!(root.at("listen.client.tls.cert").unwrap().place, Place::Variable(_)));
+        assert_eq!(kind_at(&root, "listen.client.address"), ("a text", Origin::Line(2)));
+        assert!(matches!(root.at("listen.client.tls.cert").unwrap().place, Origin::Variable(_)));
         let table = "[listen.client]\naddress = \"127.0.0.1:1\"\nproxy_protocol = true\n";
         let (root, _) = laid(table, &[address, (tls, "a.pem")]);
-        assert!(matches!(root.at("listen.client.address").unwrap().place, Place::Variable(_)));
-        let flag = ("true or false", Place::Line(3));
+        assert!(matches!(root.at("listen.client.address").unwrap().place, Origin::Variable(_)));
+        let flag = ("true or false", Origin::Line(3));
         assert_eq!(kind_at(&root, "listen.client.proxy_protocol"), flag);
         let (root, _) = laid("", &[address, (tls, "a.pem")]);
         assert!(root.at("listen.client.address").is_some());
@@ -260,7 +260,7 @@ mod tests {
         let value = OsString::from_vec(vec![0xff, b'h', b'i']);
         let environment: Environment = [("RINGWAY__SESSION__WAIT", value)].into_iter().collect();
         let mut problems = Problems::of_environment();
-        environment.lay_over(&mut Node::empty(Place::Default), &mut problems);
+        environment.lay_over(&mut Node::empty(Origin::Default), &mut problems);
         assert!(problems.to_string().starts_with("RINGWAY__SESSION__WAIT: the value is no UTF-8"));
         let environment: Environment = [("NATS_PRIVATE_NKEY", "SUSECRET")].into_iter().collect();
         assert_eq!(format!("{environment:?}"), "{\"NATS_PRIVATE_NKEY\"}");

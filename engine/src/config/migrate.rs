@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::effective::masked;
 use super::environment::Environment;
 use super::node::{Node, Value};
-use super::problems::{Place, Problems};
+use super::problems::{Origin, Problems};
 use super::reference;
 use super::settings::SETTINGS;
 
@@ -56,7 +56,7 @@ pub fn environment_of(text: &str) -> Result<Vec<(String, String)>, String> {
 pub fn migrated(variables: &[(String, String)], name: &str) -> (String, usize) {
     let environment: Environment = variables.iter().cloned().collect();
     let mut problems = Problems::of_environment();
-    let mut root = Node::empty(Place::Default);
+    let mut root = Node::empty(Origin::Default);
     environment.lay_over(&mut root, &mut problems);
     reference::read(&environment, &mut root, &mut problems);
     let mut out = format!(
@@ -115,8 +115,8 @@ fn left_over(variables: &[(String, String)], carried: &[&str], out: &mut String)
 
 fn variable_of(node: &Node) -> &'static str {
     match node.place {
-        Place::Variable(name) => name,
-        Place::Line(_) | Place::Default => "",
+        Origin::Variable(name) => name,
+        Origin::Line(_) | Origin::Default => "",
     }
 }
 

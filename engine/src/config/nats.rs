@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::node::{Node, Value};
-use super::problems::{NAME_A_FILE, Place, Problems};
+use super::problems::{NAME_A_FILE, Origin, Problems};
 use super::read::Section;
 use super::syntax::PREFIX;
 use super::{Nats, NkeySource, Secret};
@@ -98,7 +98,7 @@ fn urls(section: &Section<'_>, problems: &mut Problems) -> Vec<String> {
                  nats://HOST:4222, or tls://HOST:4222"
             );
             problems.add(place, text);
-        } else if url.contains('@') && matches!(place, Place::Variable(n) if n.starts_with(PREFIX))
+        } else if url.contains('@') && matches!(place, Origin::Variable(n) if n.starts_with(PREFIX))
         {
             let text = "nats.urls has a user in it: no variable of ours holds a secret; write \
                         nats.user and nats.password_file";
@@ -129,11 +129,11 @@ fn is_server(url: &str) -> bool {
 /// The NKey: our own variable wins over the proxy's, and that over the file (design 3.21).
 fn nkey(section: &Section<'_>, logins: &Logins<'_>, problems: &mut Problems) -> Option<NkeySource> {
     const NAME: &str = "nkey_file";
-    let ours = matches!(section.get(NAME).map(|node| node.place), Some(Place::Variable(_)));
+    let ours = matches!(section.get(NAME).map(|node| node.place), Some(Origin::Variable(_)));
     if let Some(seed) = logins.nkey.filter(|_| !ours) {
         let text = String::from_utf8_lossy(seed.bytes());
         if let Some(fault) = seed_fault(&text) {
-            problems.add(Place::Variable("NATS_PRIVATE_NKEY"), fault);
+            problems.add(Origin::Variable("NATS_PRIVATE_NKEY"), fault);
         }
         return Some(NkeySource::Seed(text.trim().into()));
     }

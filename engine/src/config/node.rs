@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problems::{Place, Problems};
+use super::problems::{Origin, Problems};
 
 /// A value and where it stands.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) place: Origin,
     pub(super) value: Value,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) name: String,
-    pub(super) place: Place,
+    pub(super) place: Origin,
 }
 
 impl Node {
@@ -93,7 +93,7 @@ impl Node {
     }
 
     /// A table without entries.
-    pub(super) fn empty(place: Place) -> Self {
+    pub(super) fn empty(place: Origin) -> Self {
         Self { place, value: Value::Table(Vec::new()) }
     }
 
@@ -202,14 +202,14 @@ mod tests {
         let root = Node::from_toml(text, &mut problems);
         assert!(problems.is_empty());
         let b = root.get("b").unwrap();
-        assert_eq!((b.place, b.get("c").unwrap().place), (Place::Line(3), Place::Line(4)));
+        assert_eq!((b.place, b.get("c").unwrap().place), (Origin::Line(3), Origin::Line(4)));
         let Value::List(list) = &b.get("d").unwrap().value else { panic!("a list") };
         assert_eq!(
             (list[0].place, list[1].place, list[1].kind()),
-            (Place::Line(6), Place::Line(7), "a number with a fraction")
+            (Origin::Line(6), Origin::Line(7), "a number with a fraction")
         );
         let Value::List(list) = &root.get("e").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].place, list[1].place), (Place::Line(9), Place::Line(11)));
+        assert_eq!((list[0].place, list[1].place), (Origin::Line(9), Origin::Line(11)));
     }
 
     #[test]

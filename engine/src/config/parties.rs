@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::node::{Node, Value};
-use super::problems::{NAME_A_FILE, Place, Problems, nearest};
+use super::problems::{NAME_A_FILE, Origin, Problems, nearest};
 use super::read::Section;
 use super::{Function, Secret, Tenant};
 
@@ -126,8 +126,8 @@ fn keys(
     &Sources { list, file }: &Sources,
     folder: &Path,
     problems: &mut Problems,
-) -> Vec<(Option<Place>, String)> {
-    let mut keys: Vec<(Option<Place>, String)> = Vec::new();
+) -> Vec<(Option<Origin>, String)> {
+    let mut keys: Vec<(Option<Origin>, String)> = Vec::new();
     for (place, key) in section.texts(list, problems) {
         keys.push((Some(place), key.into()));
     }
@@ -153,7 +153,7 @@ fn keys_of_file(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A key travels as `Authorization: Bearer KEY`. The key itself is not shown.
-fn check_key(what: &str, place: Option<Place>, key: &str, problems: &mut Problems) {
+fn check_key(what: &str, place: Option<Origin>, key: &str, problems: &mut Problems) {
     if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
         problems.add(
             place,
@@ -184,7 +184,7 @@ fn functions(
         let item = problems.syntax().item("function");
         let text =
             format!("there is no function: write {item} with id, version, tenants, worker_keys");
-        problems.add(None::<Place>, text);
+        problems.add(None::<Origin>, text);
     }
     let mut functions: Vec<Function> = Vec::new();
     let mut known = HashSet::new();

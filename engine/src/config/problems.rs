@@ -9,7 +9,7 @@ pub(super) const NAME_A_FILE: &str = "name a file that the gateway can read";
 
 /// Where a value was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum Origin {
     /// On this line of the file, counted from 1.
     Line(usize),
     /// In this variable of the environment.
@@ -18,7 +18,7 @@ pub(super) enum Place {
     Default,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Line(line) => write!(f, "line {line}"),
@@ -28,7 +28,7 @@ impl fmt::Display for Place {
     }
 }
 
-impl From<usize> for Place {
+impl From<usize> for Origin {
     fn from(line: usize) -> Self {
         Self::Line(line)
     }
@@ -40,35 +40,35 @@ pub(super) enum At {
     /// Nowhere: something is missing.
     Nowhere,
     /// Where a value was written.
-    Place(Place),
+    Origin(Origin),
     /// At a variable of the environment that holds no setting.
     Unknown(String),
 }
 
-impl From<Option<Place>> for At {
-    fn from(place: Option<Place>) -> Self {
+impl From<Option<Origin>> for At {
+    fn from(place: Option<Origin>) -> Self {
         match place {
-            None | Some(Place::Default) => Self::Nowhere,
-            Some(place) => Self::Place(place),
+            None | Some(Origin::Default) => Self::Nowhere,
+            Some(place) => Self::Origin(place),
         }
     }
 }
 
-impl From<Place> for At {
-    fn from(place: Place) -> Self {
+impl From<Origin> for At {
+    fn from(place: Origin) -> Self {
         Some(place).into()
     }
 }
 
 impl From<usize> for At {
     fn from(line: usize) -> Self {
-        Place::Line(line).into()
+        Origin::Line(line).into()
     }
 }
 
 impl From<Option<usize>> for At {
     fn from(line: Option<usize>) -> Self {
-        line.map(Place::Line).into()
+        line.map(Origin::Line).into()
     }
 }
 
@@ -148,10 +148,10 @@ impl fmt::Display for Problems {
         for (at, text) in &self.list {
             let file = &self.file;
             match at {
-                At::Place(Place::Variable(name)) => writeln!(f, "{name}: {text}")?,
+                At::Origin(Origin::Variable(name)) => writeln!(f, "{name}: {text}")?,
                 At::Unknown(name) => writeln!(f, "{name}: {text}")?,
-                At::Place(Place::Line(line)) if file.is_empty() => writeln!(f, "{line}: {text}")?,
-                At::Place(Place::Line(line)) => writeln!(f, "{file}:{line}: {text}")?,
+                At::Origin(Origin::Line(line)) if file.is_empty() => writeln!(f, "{line}: {text}")?,
+                At::Origin(Origin::Line(line)) => writeln!(f, "{file}:{line}: {text}")?,
                 _ => writeln!(f, "{file}: {text}")?,
             }
         }
@@ -241,8 +241,8 @@ mod tests {
     fn problems_are_told_by_file_and_line() {
         let mut problems = Problems::new("x.toml");
         problems.add(7, "later: remove it");
-        problems.add(Place::Variable("RINGWAY__X"), "elsewhere: remove it");
-        problems.add(None::<Place>, "somewhere: remove it");
+        problems.add(Origin::Variable("RINGWAY__X"), "elsewhere: remove it");
+        problems.add(None::<Origin>, "somewhere: remove it");
         problems.add(2, "sooner: remove it");
         assert_eq!(
             problems.sorted().to_string(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::node::{Node, Value};
-use super::problems::{Place, Problems, unknown};
+use super::problems::{Origin, Problems, unknown};
 use super::settings::{Kind, Setting};
 use super::units;
 
@@ -55,7 +55,7 @@ impl<'a> Section<'a> {
     }
 
     /// The place of the table's head, where there is one.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Origin> {
         self.node.map(|node| node.place)
     }
 
@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
     }
 
     /// The place of the value under `name`, or of the table.
-    pub(super) fn place_of(&self, name: &str) -> Option<Place> {
+    pub(super) fn place_of(&self, name: &str) -> Option<Origin> {
         self.get(name).map(|node| node.place).or_else(|| self.place())
     }
 
@@ -111,7 +111,7 @@ impl<'a> Section<'a> {
     }
 
     /// A list of texts with their places; empty if there is none.
-    pub(super) fn texts(&self, name: &str, problems: &mut Problems) -> Vec<(Place, &'a str)> {
+    pub(super) fn texts(&self, name: &str, problems: &mut Problems) -> Vec<(Origin, &'a str)> {
         let Some(node) = self.get(name) else { return Vec::new() };
         let Value::List(list) = &node.value else {
             self.refuse(name, node, "a list of texts: [\"...\"]", problems);
@@ -136,7 +136,7 @@ impl<'a> Section<'a> {
             match node.get("address") {
                 Some(address) => node = address,
                 // The table was made for a variable that names one of its other keys.
-                None if matches!(node.place, Place::Variable(_)) => return default,
+                None if matches!(node.place, Origin::Variable(_)) => return default,
                 None => {
                     problems
                         .add(node.place, format!("{}.address is missing: write it", setting.key));
@@ -280,23 +280,23 @@ impl<'a> Section<'a> {
 }
 
 /// A path as it was written there.
-pub(super) fn path_of(place: Place, text: &str, folder: &Path) -> PathBuf {
+pub(super) fn path_of(place: Origin, text: &str, folder: &Path) -> PathBuf {
     match place {
-        Place::Line(_) => folder.join(text),
+        Origin::Line(_) => folder.join(text),
         _ => text.into(),
     }
 }
 
 /// What a flag must be: in a file quotes would make a text of it.
-pub(super) fn flag_wanted(place: Place) -> &'static str {
+pub(super) fn flag_wanted(place: Origin) -> &'static str {
     match place {
-        Place::Line(_) => "true or false, without quotes",
+        Origin::Line(_) => "true or false, without quotes",
         _ => "true or false",
     }
 }
 
 /// Reports a key that is no setting, or one of a feature that is not there yet.
-fn check_key(table: &str, name: &str, place: Place, problems: &mut Problems) {
+fn check_key(table: &str, name: &str, place: Origin, problems: &mut Problems) {
     let key = format!("{table}.{name}");
     match Setting::find(&key) {
         Some(setting) if setting.built => {}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Secret;
 use super::environment::{Environment, list};
 use super::node::{Node, Value};
-use super::problems::{Place, Problems};
+use super::problems::{Origin, Problems};
 
 /// The API's address, which makes the mode `nvcf` where nothing else is said.
 pub(super) const API: &str = "NVCF_FQDN_GRPC";
@@ -53,7 +53,7 @@ pub(super) fn read(
     let mut from = Variables { environment, problems };
     for (name, key) in SETTINGS {
         if let Some(text) = from.get(name) {
-            let place = Place::Variable(name);
+            let place = Origin::Variable(name);
             let value =
                 if key == "nats.urls" { list(text, place) } else { Value::Text(text.into()) };
             under(root, key, Node { place, value });
@@ -77,7 +77,7 @@ fn under(root: &mut Node, key: &str, node: Node) {
 }
 
 fn by_variable(root: &Node, key: &str) -> bool {
-    root.at(key).is_some_and(|node| matches!(node.place, Place::Variable(_)))
+    root.at(key).is_some_and(|node| matches!(node.place, Origin::Variable(_)))
 }
 
 /// Where the proxy keeps its configuration file, if there is one.
@@ -103,7 +103,7 @@ impl<'a> Variables<'a, '_> {
     }
 
     fn refuse(&mut self, name: &'static str, text: impl Into<String>) {
-        self.problems.add(Place::Variable(name), text);
+        self.problems.add(Origin::Variable(name), text);
     }
 
     /// A flag as Go writes it (`strconv.ParseBool`); none if it is not set.
@@ -124,7 +124,7 @@ impl<'a> Variables<'a, '_> {
         let (wanted, address) = (self.flag(SWITCH), self.get(ADDRESS));
         match (wanted, address) {
             (Some(true), Some(text)) => {
-                let place = Place::Variable(ADDRESS);
+                let place = Origin::Variable(ADDRESS);
                 under(root, LIMITER, Node { place, value: Value::Text(text.into()) });
             }
             (Some(true), None) if root.at(LIMITER).is_none() => {
@@ -257,7 +257,7 @@ mod tests {
                 [("GEO_DISABLED", "true"), ("ENABLE_HTTP1_CONNECT", "1"), (API, "http://api")];
             let all = all.into_iter().filter(|(other, _)| *other != name).chain([(name, value)]);
             let environment: Environment = all.collect();
-            read(&environment, &mut Node::empty(Place::Default), &mut problems);
+            read(&environment, &mut Node::empty(Origin::Default), &mut problems);
             let told = problems.to_string();
             assert!(told.starts_with(&format!("{name}: ")) && told.contains(said), "{told}");
             assert_eq!(told.lines().count(), 1, "{told}");

@@ -10,7 +10,7 @@ use super::effective::{self, Effective};
 use super::environment::Environment;
 use super::node::{Node, Value};
 use super::parties::WorkersBy;
-use super::problems::{Place, Problems, nearest};
+use super::problems::{Origin, Problems, nearest};
 use super::read::Section;
 use super::reference::{self, Reference};
 use super::settings::{SETTINGS, tables};
@@ -71,7 +71,7 @@ pub(super) fn secrets(
         Syntax::Yaml => Node::from_yaml(text, &mut problems),
         Syntax::Environment => None,
     };
-    let mut root = root.unwrap_or_else(|| Node::empty(Place::Default));
+    let mut root = root.unwrap_or_else(|| Node::empty(Origin::Default));
     environment.lay_over(&mut root, &mut problems);
     reference::read(environment, &mut root, &mut problems);
     credentials::resolve(&mut root, environment, &mut problems);
@@ -91,7 +91,7 @@ fn read(
     let mut root = match problems.syntax() {
         Syntax::Toml => Some(Node::from_toml(text, problems)).filter(|_| problems.is_empty()),
         Syntax::Yaml => Node::from_yaml(text, problems),
-        Syntax::Environment => Some(Node::empty(Place::Default)),
+        Syntax::Environment => Some(Node::empty(Origin::Default)),
     }?;
     environment.lay_over(&mut root, problems);
     credentials::resolve(&mut root, environment, problems);
@@ -178,7 +178,7 @@ fn put_defaults(root: &mut Node) {
             && root.at(setting.key).is_none()
         {
             let value = Value::Text(default.into());
-            root.put(setting.key, Node { place: Place::Default, value });
+            root.put(setting.key, Node { place: Origin::Default, value });
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::environment::Environment;
-use super::problems::{NAME_A_FILE, Place, Problems};
+use super::problems::{NAME_A_FILE, Origin, Problems};
 use super::syntax::Syntax;
 use super::{Config, Effective, rules};
 
@@ -71,13 +71,13 @@ impl Source {
         };
         if Syntax::of(problems.file()).is_none() {
             let text = "cannot be read: its name says neither TOML nor YAML; it must end in .toml, .yaml or .yml";
-            problems.add(None::<Place>, text);
+            problems.add(None::<Origin>, text);
             return Err(problems);
         }
         match std::fs::read_to_string(file) {
             Ok(text) => Ok((text, folder_of(file), problems)),
             Err(error) => {
-                problems.add(None::<Place>, format!("cannot be read: {error}; {NAME_A_FILE}"));
+                problems.add(None::<Origin>, format!("cannot be read: {error}; {NAME_A_FILE}"));
                 Err(problems)
             }
         }

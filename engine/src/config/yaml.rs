@@ -6,7 +6,7 @@
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 
 use super::node::{Key, Node, Value};
-use super::problems::{At, Place, Problems};
+use super::problems::{At, Origin, Problems};
 
 /// How deep tables and lists may be nested; settings need five levels at most.
 const MAX_DEPTH: usize = 16;
@@ -164,7 +164,7 @@ impl Tree<'_> {
 
     fn finish(self) -> Option<Node> {
         let Some(mut root) = self.root else {
-            return Some(Node::empty(Place::Line(1)));
+            return Some(Node::empty(Origin::Line(1)));
         };
         match root.value {
             Value::Table(_) => {}
@@ -232,13 +232,13 @@ mod tests {
         let (root, told) = read(text);
         let root = root.expect(&told);
         let b = root.get("b").unwrap();
-        assert_eq!((b.place, b.get("c").unwrap().place), (Place::Line(3), Place::Line(4)));
+        assert_eq!((b.place, b.get("c").unwrap().place), (Origin::Line(3), Origin::Line(4)));
         let Value::List(list) = &b.get("d").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].place, list[1].place), (Place::Line(6), Place::Line(7)));
+        assert_eq!((list[0].place, list[1].place), (Origin::Line(6), Origin::Line(7)));
         assert_eq!(list[1].kind(), "a number with a fraction");
         let Value::List(list) = &root.get("e").unwrap().value else { panic!("a list") };
-        assert_eq!((list[0].place, list[1].place), (Place::Line(9), Place::Line(10)));
-        assert_eq!(list[1].get("f").unwrap().place, Place::Line(10));
+        assert_eq!((list[0].place, list[1].place), (Origin::Line(9), Origin::Line(10)));
+        assert_eq!(list[1].get("f").unwrap().place, Origin::Line(10));
     }
 
     #[test]

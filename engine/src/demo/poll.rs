@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ringway_work::{Answer, Place, Poll, Secret, Sender, Work, readable};
+use ringway_work::{Answer, Endpoint, Poll, Secret, Sender, Work, readable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ pub(super) const SENDER: Sender = Sender(concat!("ringway-dev/", env!("CARGO_PKG
 /// What one poll says, apart from the request ids.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
-    pub(super) gateway: Place,
+    pub(super) gateway: Endpoint,
     pub(super) key: Secret,
     pub(super) function: Uuid,
     pub(super) version: Uuid,
@@ -78,7 +78,7 @@ impl PollConnection {
 }
 
 /// Connects to a gateway.
-pub(super) async fn connect(to: &Place) -> io::Result<TcpStream> {
+pub(super) async fn connect(to: &Endpoint) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((to.host.as_str(), to.port)).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

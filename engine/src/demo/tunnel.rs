@@ -9,7 +9,7 @@ use bytes::{Buf, BytesMut};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use ringway_work::{ANSWER_TIMEOUT, Connection, DIAL_TIMEOUT, Head, Http1, Place, pauses};
+use ringway_work::{ANSWER_TIMEOUT, Connection, DIAL_TIMEOUT, Endpoint, Head, Http1, pauses};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -82,10 +82,10 @@ pub(super) async fn open(addresses: &[Connection], id: Uuid) -> Result<Tunnel, R
 
 /// One CONNECT; the inner error is a status other than 200.
 async fn connect(to: &Http1, id: Uuid) -> io::Result<Result<Tunnel, u16>> {
-    let place = Place::parse(&to.proxy_uri).map_err(io::Error::other)?;
-    let head = SENDER.connect(&place, to, id);
+    let endpoint = Endpoint::parse(&to.proxy_uri).map_err(io::Error::other)?;
+    let head = SENDER.connect(&endpoint, to, id);
     let head = head.ok_or_else(|| io::Error::other("the token is no token"))?;
-    let mut stream = timeout(DIAL_TIMEOUT, poll::connect(&place)).await??;
+    let mut stream = timeout(DIAL_TIMEOUT, poll::connect(&endpoint)).await??;
     stream.write_all(head.as_bytes()).await?;
     let mut read = BytesMut::with_capacity(1024);
     let answer = async {

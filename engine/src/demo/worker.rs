@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ringway_work::{Kind, Place, Secret, Work};
+use ringway_work::{Endpoint, Kind, Secret, Work};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
@@ -76,7 +76,7 @@ impl Worker {
     pub async fn run(options: WorkerOptions) {
         let worker = Arc::new(Self {
             identity: Identity {
-                gateway: Place::from(options.gateway),
+                gateway: Endpoint::from(options.gateway),
                 key: Secret::received(options.key),
                 function: options.function,
                 version: options.version,

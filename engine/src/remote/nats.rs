@@ -59,7 +59,7 @@ use ledger::Ledger;
 use link::Link;
 use lookup::Lookups;
 pub use nodes::Relay;
-use nodes::{Liveness, Nodes, Place};
+use nodes::{Liveness, NodeConfig, Nodes};
 use pace::Pace;
 use predecessors::Predecessors;
 use reconnect::Reconnects;
@@ -155,7 +155,7 @@ impl Nats {
                 (link.clone(), rights.clone(), &settings.nats.placement);
             Requests::start(link, rights, region.clone(), placement, own.versions)
         });
-        let place = Place {
+        let place = NodeConfig {
             link: link.clone(),
             rights: rights.clone(),
             region: region.clone(),

@@ -4,11 +4,11 @@
 #![deny(unsafe_code)]
 
 mod answer;
-mod place;
+mod endpoint;
 mod request;
 mod work;
 
 pub use answer::{Answer, AnswerFault, Head, readable};
-pub use place::{Place, PlaceFault};
+pub use endpoint::{Endpoint, EndpointFault};
 pub use request::{ANSWER_TIMEOUT, DIAL_TIMEOUT, Sender, pauses};
 pub use work::{Connection, Http1, Kind, Poll, Secret, Work, short};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::place::Place;
+use crate::endpoint::Endpoint;
 use crate::work::{Http1, Poll, Secret};
 
 /// How long a TCP connection may take, with finding its address (contract 4.6).
@@ -34,7 +34,7 @@ impl Sender {
     /// # Panics
     /// Never: ids and numbers are JSON.
     #[must_use]
-    pub fn poll(self, gateway: &Place, key: &Secret, poll: &Poll<'_>) -> String {
+    pub fn poll(self, gateway: &Endpoint, key: &Secret, poll: &Poll<'_>) -> String {
         let body = serde_json::to_string(poll).expect("ids and numbers are JSON");
         format!(
             "POST {}/v1/work HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\n\
@@ -51,12 +51,12 @@ impl Sender {
     /// The head of a CONNECT. Its target is in origin-form although the method is CONNECT (WK-1).
     /// `None` if the token cannot stand in a field.
     #[must_use]
-    pub fn connect(self, place: &Place, to: &Http1, id: Uuid) -> Option<String> {
+    pub fn connect(self, endpoint: &Endpoint, to: &Http1, id: Uuid) -> Option<String> {
         let token = to.proxy_authorization_token.reveal()?;
         Some(format!(
             "CONNECT {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\n\
              Authorization: Bearer {token}\r\nX-Request-Id: {id}\r\n\r\n",
-            place.path, place.authority, self.0,
+            endpoint.path, endpoint.authority, self.0,
         ))
     }
 }
@@ -80,23 +80,23 @@ mod tests {
             r#"{"proxyUri":"http://gw:10086/v1/proxy","proxyAuthorizationToken":"tok"}"#,
         )
         .unwrap();
-        let place = Place::parse(&to.proxy_uri).unwrap();
+        let endpoint = Endpoint::parse(&to.proxy_uri).unwrap();
         assert_eq!(
-            SENDER.connect(&place, &to, id).unwrap(),
+            SENDER.connect(&endpoint, &to, id).unwrap(),
             "CONNECT /v1/proxy HTTP/1.1\r\nHost: gw:10086\r\nUser-Agent: a-worker/1\r\n\
              Authorization: Bearer tok\r\nX-Request-Id: 00000000-0000-0000-0000-000000000007\r\n\r\n"
         );
         let forged =
             Http1 { proxy_authorization_token: Secret::received("a\r\nb: c".into()), ..to };
-        assert_eq!(SENDER.connect(&place, &forged, id), None);
+        assert_eq!(SENDER.connect(&endpoint, &forged, id), None);
     }
 
     #[test]
     fn a_poll_goes_to_the_gateways_path() {
         let id = Uuid::from_u128(1);
         let poll = Poll { function_id: id, function_version_id: id, slots: 3, request_ids: &[id] };
-        let place = Place::parse("http://[::1]:7/behind/").unwrap();
-        let text = SENDER.poll(&place, &Secret::new("k").unwrap(), &poll);
+        let endpoint = Endpoint::parse("http://[::1]:7/behind/").unwrap();
+        let text = SENDER.poll(&endpoint, &Secret::new("k").unwrap(), &poll);
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let lines: Vec<&str> = head.split("\r\n").collect();
         let length = format!("Content-Length: {}", body.len());

@@ -7,7 +7,7 @@ use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use monoio::time::{sleep, timeout};
-use ringway_work::{ANSWER_TIMEOUT, Connection, Head, Http1, Place, pauses, readable};
+use ringway_work::{ANSWER_TIMEOUT, Connection, Endpoint, Head, Http1, pauses, readable};
 use uuid::Uuid;
 
 use super::{SENDER, net};
@@ -92,11 +92,11 @@ pub(super) async fn open(connections: &[Connection], id: Uuid) -> Result<Tunnel,
 
 /// One CONNECT.
 async fn connect(to: &Http1, id: Uuid) -> Result<Tunnel, Fault> {
-    let place =
-        Place::parse(&to.proxy_uri).map_err(|fault| Fault::Work(format!("proxyUri: {fault}")))?;
-    let head = SENDER.connect(&place, to, id);
+    let endpoint = Endpoint::parse(&to.proxy_uri)
+        .map_err(|fault| Fault::Work(format!("proxyUri: {fault}")))?;
+    let head = SENDER.connect(&endpoint, to, id);
     let head = head.ok_or_else(|| Fault::Work("the token is no token".into()))?;
-    let mut stream = net::dial(&place).await?;
+    let mut stream = net::dial(&endpoint).await?;
     let answered = timeout(ANSWER_TIMEOUT, async {
         stream.write_all(head.into_bytes()).await.0?;
         answer(stream).await

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use bell::Bell;
 use connect::Refusal;
 pub use net::{Io, io_here};
-pub use ringway_work::{Place, PlaceFault, Secret};
+pub use ringway_work::{Endpoint, EndpointFault, Secret};
 use stop::Stop;
 use tunnel::{Buffers, Ended};
 
@@ -48,7 +48,7 @@ const SLOT_WAIT: Duration = Duration::from_secs(25);
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Worker listeners, each polled for itself.
-    pub gateways: Vec<Place>,
+    pub gateways: Vec<Endpoint>,
     /// Worker key.
     pub key: Secret,
     /// The function it serves.
@@ -56,7 +56,7 @@ pub struct Options {
     /// The version it serves.
     pub version: Uuid,
     /// The server that tunnels are joined to.
-    pub target: Place,
+    pub target: Endpoint,
     /// Most sessions at once.
     pub slots: usize,
     /// How long sessions may go on once the worker stops.
@@ -105,7 +105,7 @@ pub fn run(options: Options) -> io::Result<Outcome> {
 /// One of the gateways polled.
 #[derive(Debug)]
 struct Gateway {
-    place: Place,
+    endpoint: Endpoint,
     index: usize,
     /// Counts the changes of the list of its sessions.
     list: Cell<u64>,
@@ -121,9 +121,9 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn new(index: usize, place: &Place) -> Self {
+    fn new(index: usize, endpoint: &Endpoint) -> Self {
         Self {
-            place: place.clone(),
+            endpoint: endpoint.clone(),
             index,
             list: Cell::new(0),
             width: Cell::new(1),
@@ -190,7 +190,7 @@ struct Worker {
 
 impl Worker {
     fn new(options: Options) -> Self {
-        let gateway = |(index, place)| Rc::new(Gateway::new(index, place));
+        let gateway = |(index, endpoint)| Rc::new(Gateway::new(index, endpoint));
         Self {
             gateways: options.gateways.iter().enumerate().map(gateway).collect(),
             options,
@@ -365,7 +365,7 @@ impl Worker {
 }
 
 /// Says at the start that nothing answers where the function's server should be.
-async fn look_at_target(target: Place) {
+async fn look_at_target(target: Endpoint) {
     match net::dial(&target).await {
         Ok(_) => tracing::debug!(target = target.authority, "the target answers"),
         Err(error) => tracing::warn!(
@@ -377,7 +377,7 @@ async fn look_at_target(target: Place) {
 }
 
 /// Says how a tunnel ended.
-fn tell(session: &str, target: &Place, ended: Ended) {
+fn tell(session: &str, target: &Endpoint, ended: Ended) {
     match ended {
         Ended::Unused => tracing::info!(session, "tunnel closed unused"),
         Ended::NoTarget(error) => {

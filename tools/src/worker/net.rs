@@ -9,7 +9,7 @@ use monoio::io::AsyncReadRent;
 use monoio::net::{TcpStream, UnixStream};
 use monoio::time::timeout;
 use monoio::{FusionDriver, FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
-use ringway_work::{DIAL_TIMEOUT, Place};
+use ringway_work::{DIAL_TIMEOUT, Endpoint};
 
 /// TCP keep-alive finds a peer that is gone without a word, as Go's default does.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -68,7 +68,7 @@ pub fn io_here() -> &'static str {
 }
 
 /// Connects to the first address of `to` that answers.
-pub(super) async fn dial(to: &Place) -> io::Result<TcpStream> {
+pub(super) async fn dial(to: &Endpoint) -> io::Result<TcpStream> {
     let dialled = timeout(DIAL_TIMEOUT, async {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in resolve(&to.host, to.port).await? {

@@ -125,7 +125,7 @@ async fn tell_that_it_polls(worker: Rc<Worker>, gateway: Rc<Gateway>) {
         let _ = timeout(WELL_AFTER, worker.stop.asked()).await;
         if waited && waits() {
             tracing::info!(
-                gateway = gateway.place.authority,
+                gateway = gateway.endpoint.authority,
                 "polling: the gateway knows this worker's function and key"
             );
             manager::ready(&worker.status());
@@ -147,7 +147,7 @@ fn other_port(status: u16, text: &str) -> Option<&'static str> {
 
 /// One connection after the other, whenever there is something to ask for.
 async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
-    let name = &gateway.place.authority;
+    let name = &gateway.endpoint.authority;
     let mut failures = 0;
     while !worker.stopping() {
         if !asks.is_due(&worker, &gateway) {
@@ -301,7 +301,7 @@ impl<'a> Line<'a> {
         asks: Asks,
         failures: &mut u32,
     ) -> Result<After, PollFault> {
-        let stream = net::dial(&gateway.place).await?;
+        let stream = net::dial(&gateway.endpoint).await?;
         let (reader, writer) = stream.into_split();
         let now = Instant::now();
         let mut line = Self {
@@ -321,7 +321,7 @@ impl<'a> Line<'a> {
             if line.wait().await? {
                 *failures = 0;
                 if gateway.failed.replace(false) {
-                    tracing::info!(gateway = gateway.place.authority, "polling again");
+                    tracing::info!(gateway = gateway.endpoint.authority, "polling again");
                 }
             }
             if line.last || line.is_spare() {
@@ -534,7 +534,7 @@ fn request(worker: &Worker, gateway: &Gateway, slots: usize, ids: &[Uuid]) -> St
         slots,
         request_ids: ids,
     };
-    SENDER.poll(&gateway.place, &worker.options.key, &poll)
+    SENDER.poll(&gateway.endpoint, &worker.options.key, &poll)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use monoio::io::{
 };
 use monoio::net::TcpStream;
 use monoio::time::timeout;
-use ringway_work::Place;
+use ringway_work::Endpoint;
 
 use super::connect::Tunnel;
 use super::cut::{cut, set_resets};
@@ -77,7 +77,7 @@ struct Moved {
 ///
 /// A FIN of one is a FIN for the other. If one is lost, the other is cut: until both have ended in
 /// order, whatever closes the sockets closes them by RST.
-pub(super) async fn bridge(tunnel: Tunnel, target: &Place, buffers: &Buffers) -> Ended {
+pub(super) async fn bridge(tunnel: Tunnel, target: &Endpoint, buffers: &Buffers) -> Ended {
     let Tunnel { mut stream, early: mut first } = tunnel;
     // A worker stays silent until the gateway has spoken (contract WK-12), but an HTTP/2 server
     // speaks at once: so it is dialled when the first bytes have come.

@@ -109,7 +109,7 @@ struct Offer {
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum WorkState {
     Queued { order: u64 },
     Offered(PollId),
     Doubted { until: Time, order: u64 },
@@ -121,7 +121,7 @@ pub struct Dispatch {
     limits: DispatchLimits,
     queues: Map<Version, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: Map<Ticket, (Version, WorkKind, Place)>,
+    places: Map<Ticket, (Version, WorkKind, WorkState)>,
     waiting: Map<PollId, Waiting>,
     offers: Map<PollId, Offer>,
     /// Work whose answer may be lost, by the time when it is queued again and its order. Each is
@@ -199,14 +199,14 @@ impl Dispatch {
     /// recalled: its token is refused when the worker dials back.
     pub fn withdraw(&mut self, ticket: Ticket) {
         match self.places.remove(&ticket) {
-            Some((key, kind, Place::Queued { order })) => {
+            Some((key, kind, WorkState::Queued { order })) => {
                 if let Some(queue) = self.queues.get_mut(&key) {
                     queue.line(kind).remove(&order);
                 }
                 self.tidy(&key);
             }
-            Some((_, _, Place::Offered(poll))) => self.withdraw_offer(poll),
-            Some((_, _, Place::Doubted { until, order })) => {
+            Some((_, _, WorkState::Offered(poll))) => self.withdraw_offer(poll),
+            Some((_, _, WorkState::Doubted { until, order })) => {
                 self.doubted.remove(&(until, order));
             }
             None => {}
@@ -216,7 +216,7 @@ impl Dispatch {
     /// As [`Self::withdraw`], if no worker has been told of it yet. Whether that was so.
     #[must_use]
     pub fn recall(&mut self, ticket: Ticket) -> bool {
-        let queued = matches!(self.places.get(&ticket), Some((_, _, Place::Queued { .. })));
+        let queued = matches!(self.places.get(&ticket), Some((_, _, WorkState::Queued { .. })));
         if queued {
             self.withdraw(ticket);
         }
@@ -312,7 +312,7 @@ impl Dispatch {
         if let Some(Offer { order, since, work: Some(work), .. }) = self.offers.remove(&poll) {
             let until = now + DOUBT;
             if let Some((_, _, place)) = self.places.get_mut(&work.ticket) {
-                *place = Place::Doubted { until, order };
+                *place = WorkState::Doubted { until, order };
             }
             self.doubted.insert((until, order), Queued { work, since });
         }
@@ -421,11 +421,11 @@ impl Dispatch {
             let Queued { work, since } = queued;
             self.answers.push((poll, PollAnswer::Work(work.clone())));
             self.offers.insert(poll, Offer { order, since, work: Some(work), unseen: true });
-            self.places.insert(ticket, (key, kind, Place::Offered(poll)));
+            self.places.insert(ticket, (key, kind, WorkState::Offered(poll)));
         } else {
             let queue = self.queues.entry(key.clone()).or_default();
             queue.line(kind).insert(order, queued);
-            self.places.insert(ticket, (key, kind, Place::Queued { order }));
+            self.places.insert(ticket, (key, kind, WorkState::Queued { order }));
         }
     }
 

@@ -25,7 +25,7 @@ use super::withdraw::Trouble;
 use crate::keys::Keys;
 pub use bucket::Relay;
 use bucket::{Bucket, Entered, Found};
-pub(super) use bucket::{Pace, Place, Record, read as read_record};
+pub(super) use bucket::{NodeConfig, Pace, Record, read as read_record};
 
 /// Pairs drawn before it is given up that one is free: of 2^28, the first one nearly always is.
 const MOST_DRAWS: usize = 16;
@@ -103,7 +103,10 @@ impl Nodes {
     ///
     /// # Errors
     /// The kernel gives no random numbers.
-    pub(super) async fn enter(place: Place, limit: Duration) -> Result<Self, getrandom::Error> {
+    pub(super) async fn enter(
+        place: NodeConfig,
+        limit: Duration,
+    ) -> Result<Self, getrandom::Error> {
         let record = Record::of(&place, u64::from_be_bytes(random()?));
         let bucket = Bucket::new(place);
         let mut me = draw()?;

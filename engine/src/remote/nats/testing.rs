@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::link::{Link, State};
-use super::nodes::{Nodes, Pace, Place};
+use super::nodes::{NodeConfig, Nodes, Pace};
 use super::rights::Rights;
 
 /// How long a server may take to begin.
@@ -255,8 +255,8 @@ pub(super) const PACE: Pace =
     Pace { ttl: Duration::from_secs(1), refresh: Duration::from_millis(250) };
 
 /// A gateway's place in the bucket.
-pub(super) fn place(link: &Link, worker: &str) -> Place {
-    Place {
+pub(super) fn place(link: &Link, worker: &str) -> NodeConfig {
+    NodeConfig {
         link: link.clone(),
         rights: Arc::new(Rights::default()),
         region: "here".into(),

@@ -26,7 +26,7 @@ const ANSWERED: usize = 8;
 /// One session's events.
 #[derive(Debug)]
 struct Kept {
-    place: Place,
+    place: ForgetOrder,
     /// Attachments of it on this core.
     here: u32,
     facts: Option<SessionFacts>,
@@ -39,9 +39,9 @@ struct Kept {
 /// The order in which sessions are forgotten: first those that are not here any more, as they left.
 /// It is one word, because every session has one; the highest bit says that the session is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place(u64);
+struct ForgetOrder(u64);
 
-impl Place {
+impl ForgetOrder {
     const HERE: u64 = 1 << 63;
 
     fn new(here: bool, number: u64) -> Self {
@@ -68,7 +68,7 @@ pub(super) struct Timelines {
     records: usize,
     /// Boxed: a table of tables has many empty places.
     timelines: HashMap<Uuid, Box<Kept>, foldhash::fast::RandomState>,
-    places: BTreeMap<Place, Uuid>,
+    places: BTreeMap<ForgetOrder, Uuid>,
     next: u64,
 }
 
@@ -89,7 +89,7 @@ impl Timelines {
         self.forget_old(now);
         let forgot = self.make_room(id);
         let kept = self.timelines.entry(id).or_insert_with(|| {
-            let place = Place::new(false, self.next);
+            let place = ForgetOrder::new(false, self.next);
             self.next += 1;
             self.places.insert(place, id);
             Box::new(Kept::new(place))
@@ -108,7 +108,7 @@ impl Timelines {
         if kept.here == 0 || was == 0 {
             // The latest to leave, or to be here, is the last to be forgotten.
             self.places.remove(&kept.place);
-            kept.place = Place::new(kept.here > 0, self.next);
+            kept.place = ForgetOrder::new(kept.here > 0, self.next);
             self.next += 1;
             self.places.insert(kept.place, id);
         }
@@ -220,7 +220,7 @@ impl Timelines {
 }
 
 impl Kept {
-    fn new(place: Place) -> Self {
+    fn new(place: ForgetOrder) -> Self {
         Self {
             place,
             here: 0,

@@ -13,7 +13,7 @@ use super::super::facts::{Arrived, Fact, ForWorkers};
 use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
-use super::{MOST_CARRIED, Nodes, PATIENCE, Place, Ready};
+use super::{ConnRole, MOST_CARRIED, Nodes, PATIENCE, Ready};
 use crate::carry::{Client, Said};
 use crate::control::port::Plane;
 use crate::keys::Keys;
@@ -97,7 +97,7 @@ impl Nodes {
     ) {
         let (bytes, until, step) = (Vec::new(), turn.now + PATIENCE, Coming::Listening);
         let key = self.arrivals.insert(Arrival { conn, peer, challenge, bytes, until, step });
-        self.places.insert(conn, Place::Arriving(key));
+        self.roles.insert(conn, ConnRole::Arriving(key));
         turn.put(conn, &challenge);
         turn.arm(until, Due::Arrival(key));
     }
@@ -189,7 +189,7 @@ impl Nodes {
             && of.bytes.len() >= opening.received as usize
         {
             of.step = Coming::Ready { prelude, ended: None };
-            self.ready.push(Place::Arriving(key));
+            self.ready.push(ConnRole::Arriving(key));
         }
     }
 

@@ -12,7 +12,7 @@ use ringway_proto::time::Time;
 
 use super::super::timer::Due;
 use super::super::turn::Turn;
-use super::{Nodes, Place};
+use super::{ConnRole, Nodes};
 use crate::keys::Keys;
 use crate::net::{Close, ConnId};
 use crate::pool::Segment;
@@ -31,7 +31,7 @@ pub(super) fn owners_served(nodes: &Nodes) -> BTreeSet<Owner> {
 /// Begins to tell an owner, unless it is being told already.
 pub(super) fn tell_owner(nodes: &mut Nodes, turn: &mut Turn<'_>, owner: Owner) {
     if let Some(conn) = nodes.farewells.tell(turn, owner) {
-        nodes.places.insert(conn, Place::Farewell);
+        nodes.roles.insert(conn, ConnRole::Farewell);
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) fn tell_again(nodes: &mut Nodes, turn: &mut Turn<'_>) {
 
 /// An owner was told, or cannot be.
 pub(super) fn end(nodes: &mut Nodes, turn: &mut Turn<'_>, conn: ConnId) {
-    nodes.places.remove(&conn);
+    nodes.roles.remove(&conn);
     nodes.farewells.end(turn, conn);
 }
 

@@ -50,14 +50,14 @@ pub(super) const MOST_CARRIED: usize = 128 * 1024;
 pub(super) struct Nodes {
     /// None: nothing is relayed.
     keys: Option<Arc<Keys>>,
-    places: HashMap<ConnId, Place, foldhash::fast::RandomState>,
+    roles: HashMap<ConnId, ConnRole, foldhash::fast::RandomState>,
     outs: Table<Out>,
     /// How many of them are clients'.
     clients: usize,
     arrivals: Table<Arrival>,
     farewells: Farewells,
     /// What is to be taken from here, in order.
-    ready: Vec<Place>,
+    ready: Vec<ConnRole>,
     owners: Owners,
     hush: Hush,
     suspects: Suspects,
@@ -66,7 +66,7 @@ pub(super) struct Nodes {
 
 /// What a connection is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum ConnRole {
     /// It came to this gateway and belongs to another one.
     Near(Key),
     /// It leads to that one.
@@ -102,7 +102,7 @@ impl Nodes {
         rng.set_stream(1);
         Self {
             keys: settings.keys.clone(),
-            places: HashMap::default(),
+            roles: HashMap::default(),
             outs: Table::new(settings.generation),
             clients: 0,
             arrivals: Table::new(settings.generation),
@@ -125,7 +125,7 @@ impl Nodes {
     /// Whether the connection is one of these.
     #[inline]
     pub(super) fn holds(&self, conn: ConnId) -> bool {
-        !self.places.is_empty() && self.places.contains_key(&conn)
+        !self.roles.is_empty() && self.roles.contains_key(&conn)
     }
 
     /// Another gateway has connected, or who passes for one.
@@ -154,19 +154,19 @@ impl Nodes {
 
     /// A gateway that was dialled is reached, or not.
     pub(super) fn dialled(&mut self, turn: &mut Turn<'_>, conn: ConnId, result: Result<(), i32>) {
-        match self.places.get(&conn).copied() {
-            Some(Place::Far(key)) => self.reached(turn, key, result),
-            Some(Place::Farewell) if result.is_err() => farewell::end(self, turn, conn),
+        match self.roles.get(&conn).copied() {
+            Some(ConnRole::Far(key)) => self.reached(turn, key, result),
+            Some(ConnRole::Farewell) if result.is_err() => farewell::end(self, turn, conn),
             _ => {}
         }
     }
 
     pub(super) fn received(&mut self, turn: &mut Turn<'_>, conn: ConnId, segment: Segment) {
-        match self.places.get(&conn) {
-            Some(Place::Near(key)) => self.near_says(turn, *key, segment),
-            Some(Place::Far(key)) => self.far_says(turn, *key, segment),
-            Some(Place::Arriving(key)) => self.arriving_says(turn, *key, segment),
-            Some(Place::Farewell) => {
+        match self.roles.get(&conn) {
+            Some(ConnRole::Near(key)) => self.near_says(turn, *key, segment),
+            Some(ConnRole::Far(key)) => self.far_says(turn, *key, segment),
+            Some(ConnRole::Arriving(key)) => self.arriving_says(turn, *key, segment),
+            Some(ConnRole::Farewell) => {
                 if let Some(keys) = &self.keys
                     && self.farewells.hear(turn, keys, (conn, segment))
                 {
@@ -179,32 +179,32 @@ impl Nodes {
 
     /// The kernel took some of a connection's output.
     pub(super) fn written(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        match self.places.get(&conn) {
-            Some(Place::Near(key) | Place::Far(key)) => {
+        match self.roles.get(&conn) {
+            Some(ConnRole::Near(key) | ConnRole::Far(key)) => {
                 let key = *key;
                 self.out(key).drained(turn, conn);
             }
-            Some(Place::Arriving(_) | Place::Farewell) | None => {}
+            Some(ConnRole::Arriving(_) | ConnRole::Farewell) | None => {}
         }
     }
 
     /// Whether something waits for that.
     pub(super) fn awaits(&self, conn: ConnId) -> bool {
-        match self.places.get(&conn) {
-            Some(Place::Near(key) | Place::Far(key)) => {
+        match self.roles.get(&conn) {
+            Some(ConnRole::Near(key) | ConnRole::Far(key)) => {
                 self.outs.get(*key).is_some_and(Out::is_held)
             }
-            Some(Place::Arriving(_) | Place::Farewell) | None => false,
+            Some(ConnRole::Arriving(_) | ConnRole::Farewell) | None => false,
         }
     }
 
     /// A connection's bytes have ended.
     pub(super) fn ended(&mut self, turn: &mut Turn<'_>, conn: ConnId, end: End) {
-        match self.places.get(&conn) {
-            Some(Place::Near(key)) => self.near_ended(turn, *key, end),
-            Some(Place::Far(key)) => self.far_ended(turn, *key, end),
-            Some(Place::Arriving(key)) => self.arriving_ended(turn, *key, end),
-            Some(Place::Farewell) => farewell::end(self, turn, conn),
+        match self.roles.get(&conn) {
+            Some(ConnRole::Near(key)) => self.near_ended(turn, *key, end),
+            Some(ConnRole::Far(key)) => self.far_ended(turn, *key, end),
+            Some(ConnRole::Arriving(key)) => self.arriving_ended(turn, *key, end),
+            Some(ConnRole::Farewell) => farewell::end(self, turn, conn),
             None => {}
         }
     }
@@ -221,9 +221,9 @@ impl Nodes {
     pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) -> Option<Ready> {
         loop {
             let ready = match self.ready.pop()? {
-                Place::Near(key) => self.take_back(turn, key),
-                Place::Arriving(key) => self.take_arrived(key, turn.now),
-                Place::Far(_) | Place::Farewell => None,
+                ConnRole::Near(key) => self.take_back(turn, key),
+                ConnRole::Arriving(key) => self.take_arrived(key, turn.now),
+                ConnRole::Far(_) | ConnRole::Farewell => None,
             };
             if ready.is_some() {
                 return ready;
@@ -240,7 +240,7 @@ impl Nodes {
                 self.located(turn, super::facts::key_numbered(number), answer);
             }
             ForNodes::Admitted { conn, room } => {
-                if let Some(Place::Arriving(key)) = self.places.get(&conn).copied() {
+                if let Some(ConnRole::Arriving(key)) = self.roles.get(&conn).copied() {
                     self.admitted(turn, key, room);
                 }
             }
@@ -267,7 +267,7 @@ impl Nodes {
 
     /// All connections that are none of another component's, in order.
     pub(super) fn ids(&self) -> Vec<ConnId> {
-        let mut ids: Vec<ConnId> = self.places.keys().copied().collect();
+        let mut ids: Vec<ConnId> = self.roles.keys().copied().collect();
         // The table has no order.
         ids.sort_unstable_by_key(|conn| (conn.slot, conn.generation));
         ids
@@ -275,13 +275,13 @@ impl Nodes {
 
     /// Ends a connection, and the one that it is relayed to or from.
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId, how: Close) {
-        match self.places.get(&conn).copied() {
-            Some(Place::Near(key) | Place::Far(key)) => self.forget(turn, key, how),
-            Some(Place::Arriving(key)) => {
+        match self.roles.get(&conn).copied() {
+            Some(ConnRole::Near(key) | ConnRole::Far(key)) => self.forget(turn, key, how),
+            Some(ConnRole::Arriving(key)) => {
                 self.remove_arrival(key);
                 turn.net.close(conn, how);
             }
-            Some(Place::Farewell) => {
+            Some(ConnRole::Farewell) => {
                 farewell::end(self, turn, conn);
                 // It is this gateway that ends.
                 self.farewells.give_up();
@@ -305,7 +305,7 @@ impl Nodes {
         let out = self.outs.remove(key)?;
         self.clients -= usize::from(out.cause == RelayCause::Client);
         for conn in out.conns() {
-            self.places.remove(&conn);
+            self.roles.remove(&conn);
         }
         Some(out)
     }
@@ -313,7 +313,7 @@ impl Nodes {
     /// The same of what arrives.
     fn remove_arrival(&mut self, key: Key) -> Option<Arrival> {
         let arrival = self.arrivals.remove(key)?;
-        self.places.remove(&arrival.conn);
+        self.roles.remove(&arrival.conn);
         Some(arrival)
     }
 
@@ -336,7 +336,7 @@ impl Nodes {
 
     /// All other connections.
     pub(super) fn others(&self) -> usize {
-        self.places.len() - self.clients
+        self.roles.len() - self.clients
     }
 
     /// Relays that last, for whatever they carry.
@@ -345,7 +345,7 @@ impl Nodes {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.roles.is_empty()
             && self.outs.len() == 0
             && self.arrivals.len() == 0
             && self.farewells.is_empty()

@@ -22,7 +22,7 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::farewell::tell_owner;
-use super::{MOST_CARRIED, Nodes, PATIENCE, Place, Ready};
+use super::{ConnRole, MOST_CARRIED, Nodes, PATIENCE, Ready};
 use crate::carry::Said;
 use crate::control::port::{Located, Plane};
 use crate::log::Line;
@@ -156,7 +156,7 @@ impl Nodes {
         };
         let key = self.outs.insert(out);
         self.clients += usize::from(client);
-        self.places.insert(conn, Place::Near(key));
+        self.roles.insert(conn, ConnRole::Near(key));
         if let Err(outcome) = may {
             return self.fail(turn, key, outcome);
         }
@@ -200,7 +200,7 @@ impl Nodes {
 
     fn dial_owner(&mut self, turn: &mut Turn<'_>, key: Key, address: SocketAddr) {
         let far = turn.net.dial_gateway(address);
-        self.places.insert(far, Place::Far(key));
+        self.roles.insert(far, ConnRole::Far(key));
         let out = self.out(key);
         (out.far, out.address, out.step) = (Some(far), Some(address), Step::Dialling);
     }
@@ -222,7 +222,7 @@ impl Nodes {
         if result.is_err() {
             // Its id is dead already.
             if let Some(far) = out.far.take() {
-                self.places.remove(&far);
+                self.roles.remove(&far);
             }
             return self.fail(turn, key, RelayOutcome::Unreachable);
         }
@@ -376,7 +376,7 @@ impl Nodes {
             Some(Stray::Client(_)) | None => None,
         };
         if let Some(far) = far {
-            self.places.remove(&far);
+            self.roles.remove(&far);
             turn.net.close(far, Close::Now);
         }
         if let Some(address) = address {
@@ -384,7 +384,7 @@ impl Nodes {
         }
         self.count(turn, (cause, node), outcome);
         match worker {
-            None => self.ready.push(Place::Near(key)),
+            None => self.ready.push(ConnRole::Near(key)),
             Some(peer) => {
                 self.remove(key);
                 let dead = outcome == RelayOutcome::Dead;

@@ -15,7 +15,7 @@ use super::super::facts::{Named, OfVersion, Terms, Wanted};
 use super::super::settings::ShardSettings;
 use super::super::table::{Key, Table};
 use super::dial::Dialling;
-use super::parked_index::{ParkedIndex, Place};
+use super::parked_index::{ParkedIndex, ParkedOrder};
 use super::pending::Pending;
 use super::ticket;
 use crate::control::local::{SessionFacts, Ticket, WorkKind};
@@ -101,7 +101,7 @@ pub(super) enum State {
     /// moment longer, in which it `settles` (see `SETTLES`).
     UsedUp { by: UsedBy, settles: bool },
     /// The client has gone, and the tunnel is kept for when it comes back.
-    Parked { place: Place, speaks: Speaks, spent: bool },
+    Parked { place: ParkedOrder, speaks: Speaks, spent: bool },
     /// The tunnel goes to another core, where its client is now.
     Moving { to: Ticket, speaks: Speaks, spent: bool },
     /// It has ended, and the relay closes its route.

@@ -6,25 +6,25 @@ use std::sync::Arc;
 use super::super::table::Key;
 
 /// Where an attachment stands among the parked ones of its core: the oldest first.
-pub(super) type Place = u64;
+pub(super) type ParkedOrder = u64;
 
 /// The parked attachments of one core.
 #[derive(Debug, Default)]
 pub(super) struct ParkedIndex {
-    places: BTreeMap<Place, Key>,
-    by_tenant: HashMap<Arc<str>, BTreeSet<Place>>,
-    next: Place,
+    places: BTreeMap<ParkedOrder, Key>,
+    by_tenant: HashMap<Arc<str>, BTreeSet<ParkedOrder>>,
+    next: ParkedOrder,
 }
 
 impl ParkedIndex {
-    pub(super) fn enter(&mut self, key: Key, tenant: &Arc<str>) -> Place {
+    pub(super) fn enter(&mut self, key: Key, tenant: &Arc<str>) -> ParkedOrder {
         self.next += 1;
         self.places.insert(self.next, key);
         self.by_tenant.entry(tenant.clone()).or_default().insert(self.next);
         self.next
     }
 
-    pub(super) fn leave(&mut self, place: Place, tenant: &Arc<str>) {
+    pub(super) fn leave(&mut self, place: ParkedOrder, tenant: &Arc<str>) {
         self.places.remove(&place);
         if let Some(places) = self.by_tenant.get_mut(tenant) {
             places.remove(&place);

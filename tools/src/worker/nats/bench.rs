@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
-use ringway_work::{Connection, Place, short};
+use ringway_work::{Connection, Endpoint, short};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -73,14 +73,14 @@ pub(super) struct Bench {
 }
 
 struct Tunnels {
-    target: Place,
+    target: Endpoint,
     buffers: Buffers,
     /// Whether first requests are looked at.
     looks: bool,
 }
 
 impl Bench {
-    pub(super) fn new(target: Place, looks: bool) -> io::Result<(Self, Asker)> {
+    pub(super) fn new(target: Endpoint, looks: bool) -> io::Result<(Self, Asker)> {
         let (queue, taken) = sync_channel(MAX_ASKED);
         let (bell, heard) = StdUnixStream::pair()?;
         bell.set_nonblocking(true)?;

@@ -19,7 +19,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ringway_work::Place;
+use ringway_work::Endpoint;
 use uuid::Uuid;
 
 use super::manager;
@@ -41,7 +41,7 @@ pub struct Options {
     /// The version it serves.
     pub version: Uuid,
     /// The server that tunnels are joined to.
-    pub target: Place,
+    pub target: Endpoint,
     /// Most sessions at once.
     pub slots: usize,
     /// How long sessions may go on once the worker stops.

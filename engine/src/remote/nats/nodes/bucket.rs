@@ -66,13 +66,13 @@ pub(in super::super) struct Record {
 
 impl Record {
     /// The one of a gateway that is entered so.
-    pub(super) fn of(place: &Place, run: u64) -> Self {
+    pub(super) fn of(place: &NodeConfig, run: u64) -> Self {
         let worker = place.worker.clone();
         Self { version: LAYOUT, worker, relay: None, admin: None, run, mac: None }
     }
 
     /// As it is written now.
-    fn written(&self, key: &str, place: &Place) -> Self {
+    fn written(&self, key: &str, place: &NodeConfig) -> Self {
         let [relay, admin] = [place.relay(), place.admin()]
             .map(|address| address.map(|address| address.to_string()));
         let mut record = Self { relay, admin, mac: None, ..self.clone() };
@@ -113,7 +113,7 @@ fn reachable(text: Option<&str>) -> Option<SocketAddr> {
 
 /// What a node is entered with.
 #[derive(Clone, Debug)]
-pub(in super::super) struct Place {
+pub(in super::super) struct NodeConfig {
     pub(in super::super) link: Link,
     pub(in super::super) rights: Arc<Rights>,
     pub(in super::super) region: Arc<str>,
@@ -140,7 +140,7 @@ pub struct Relay {
     pub port: u16,
 }
 
-impl Place {
+impl NodeConfig {
     /// Where others reach this gateway, as far as that is known now.
     pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
         self.reached(self.relay?)
@@ -160,7 +160,7 @@ impl Place {
 /// The bucket.
 #[derive(Debug)]
 pub(super) struct Bucket {
-    pub(super) place: Place,
+    pub(super) place: NodeConfig,
     store: tokio::sync::Mutex<Option<Store>>,
 }
 
@@ -178,7 +178,7 @@ pub(super) enum Found {
 }
 
 impl Bucket {
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: NodeConfig) -> Self {
         Self { place, store: tokio::sync::Mutex::default() }
     }
 

@@ -145,7 +145,7 @@ async fn where_others_may_ask_is_told_with_the_secret_alone() {
     let (_server, link) = rig().await;
     let keys = Keys::of(&[crate::config::Secret::from("a secret of the cluster")]).unwrap();
     let reach = |port| Some(Relay { address: "192.0.2.7".parse().ok(), port });
-    let among = |worker: &str| Place {
+    let among = |worker: &str| NodeConfig {
         relay: reach(1),
         admin: reach(2),
         keys: Some(watch::Sender::new(keys.clone()).subscribe()),
@@ -177,11 +177,13 @@ async fn with_another_secret_a_record_is_signed_anew_at_once() {
     let sender = watch::Sender::new(keys("the first secret of the cluster"));
     // It is refreshed for no other reason while this runs.
     let pace = Pace { ttl: PACE.ttl, refresh: 100 * PACE.ttl };
-    let of = Place { keys: Some(sender.subscribe()), pace, ..place(&link, "a:1") };
+    let of = NodeConfig { keys: Some(sender.subscribe()), pace, ..place(&link, "a:1") };
     let nodes = Nodes::enter(of, LIMIT).await.unwrap();
     let second = keys("the second secret of the cluster");
-    let seen =
-        Place { keys: Some(watch::Sender::new(second.clone()).subscribe()), ..place(&link, "b:1") };
+    let seen = NodeConfig {
+        keys: Some(watch::Sender::new(second.clone()).subscribe()),
+        ..place(&link, "b:1")
+    };
     let other = Nodes::enter(seen, LIMIT).await.unwrap();
     assert_eq!(other.look_for(nodes.me()).await, Liveness::Unknown);
     let began = Instant::now();
@@ -238,7 +240,7 @@ async fn without_the_right_to_a_bucket_nobody_is_dead() {
         let url = server.url().replace("//", "//a:b@");
         link(&url, move |event| rights.heard(&event.to_string())).await
     };
-    let place = Place { rights: rights.clone(), ..place(&link, "a:1") };
+    let place = NodeConfig { rights: rights.clone(), ..place(&link, "a:1") };
     let nodes = Nodes::enter(place, Duration::from_secs(1)).await.unwrap();
     until("the right is missed", async || rights.lacks(super::super::rights::Right::Nodes)).await;
     assert_eq!(nodes.liveness(Node::new(5, 0).unwrap()).await, Liveness::Unknown);

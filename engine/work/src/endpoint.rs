@@ -9,7 +9,7 @@ const DEFAULT_PORT: u16 = 80;
 /// Host, port and path of a URI. The connection is plain TCP even if the URI says `https`, as
 /// NVIDIA's workers have it (contract WK-3).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Endpoint {
     /// Without the brackets of an IPv6 address.
     pub host: String,
     /// 80 if the URI names none.
@@ -22,14 +22,14 @@ pub struct Place {
 
 /// Why a URI is none of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlaceFault {
+pub enum EndpointFault {
     /// Not `http://HOST[:PORT][/PATH]`, nor the same with `https`.
     Uri,
     /// User and password in the URI: they would end up in logs.
     User,
 }
 
-impl fmt::Display for PlaceFault {
+impl fmt::Display for EndpointFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Uri => "not a URL: write it as http://HOST:PORT",
@@ -40,31 +40,31 @@ impl fmt::Display for PlaceFault {
     }
 }
 
-impl std::error::Error for PlaceFault {}
+impl std::error::Error for EndpointFault {}
 
-impl Place {
+impl Endpoint {
     /// Reads a URI.
     ///
     /// # Errors
     /// What is no absolute `http` or `https` URI.
-    pub fn parse(uri: &str) -> Result<Self, PlaceFault> {
-        let uri: http::Uri = uri.parse().map_err(|_| PlaceFault::Uri)?;
+    pub fn parse(uri: &str) -> Result<Self, EndpointFault> {
+        let uri: http::Uri = uri.parse().map_err(|_| EndpointFault::Uri)?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(PlaceFault::Uri);
+            return Err(EndpointFault::Uri);
         }
-        let authority = uri.authority().ok_or(PlaceFault::Uri)?;
+        let authority = uri.authority().ok_or(EndpointFault::Uri)?;
         if authority.as_str().contains('@') {
-            return Err(PlaceFault::User);
+            return Err(EndpointFault::User);
         }
         let host = authority.host().trim_matches(['[', ']']);
         // `http` leaves out a port that is no number; a typing error must not lead to port 80.
         let port = match (authority.port_u16(), authority.as_str().ends_with(authority.host())) {
             (Some(port), _) if port > 0 => port,
             (None, true) => DEFAULT_PORT,
-            _ => return Err(PlaceFault::Uri),
+            _ => return Err(EndpointFault::Uri),
         };
         if host.is_empty() {
-            return Err(PlaceFault::Uri);
+            return Err(EndpointFault::Uri);
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Self {
@@ -79,14 +79,15 @@ impl Place {
     ///
     /// # Errors
     /// Anything else.
-    pub fn host_and_port(text: &str) -> Result<Self, PlaceFault> {
-        let place = Self::parse(&format!("http://{text}"))?;
-        let named = text.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(place.port));
-        if named && place.authority == text { Ok(place) } else { Err(PlaceFault::Uri) }
+    pub fn host_and_port(text: &str) -> Result<Self, EndpointFault> {
+        let endpoint = Self::parse(&format!("http://{text}"))?;
+        let named =
+            text.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(endpoint.port));
+        if named && endpoint.authority == text { Ok(endpoint) } else { Err(EndpointFault::Uri) }
     }
 }
 
-impl From<SocketAddr> for Place {
+impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
         Self {
             host: address.ip().to_string(),
@@ -112,11 +113,15 @@ mod tests {
             ("http://[::1]", "::1", 80, "/"),
             ("http://gw?x", "gw", 80, "/?x"),
         ] {
-            let place = Place::parse(uri).unwrap();
-            assert_eq!((&*place.host, place.port, &*place.path), (host, port, path), "{uri}");
+            let endpoint = Endpoint::parse(uri).unwrap();
+            assert_eq!(
+                (&*endpoint.host, endpoint.port, &*endpoint.path),
+                (host, port, path),
+                "{uri}"
+            );
         }
         let address: SocketAddr = "[::1]:7".parse().unwrap();
-        assert_eq!(Place::parse("http://[::1]:7").unwrap(), Place::from(address));
+        assert_eq!(Endpoint::parse("http://[::1]:7").unwrap(), Endpoint::from(address));
     }
 
     #[test]
@@ -135,19 +140,19 @@ mod tests {
             "http://g w/",
             "http://gw/\r\nx",
         ] {
-            assert_eq!(Place::parse(bad), Err(PlaceFault::Uri), "{bad:?}");
+            assert_eq!(Endpoint::parse(bad), Err(EndpointFault::Uri), "{bad:?}");
         }
-        assert_eq!(Place::parse("http://me:secret@gw/"), Err(PlaceFault::User));
+        assert_eq!(Endpoint::parse("http://me:secret@gw/"), Err(EndpointFault::User));
     }
 
     #[test]
     fn a_target_names_its_port() {
-        let place = Place::host_and_port("localhost:50051").unwrap();
-        assert_eq!((&*place.host, place.port), ("localhost", 50051));
-        assert_eq!(Place::host_and_port("[::1]:5").unwrap().host, "::1");
+        let endpoint = Endpoint::host_and_port("localhost:50051").unwrap();
+        assert_eq!((&*endpoint.host, endpoint.port), ("localhost", 50051));
+        assert_eq!(Endpoint::host_and_port("[::1]:5").unwrap().host, "::1");
         for bad in ["localhost", "localhost:", ":5", "http://h:5", "h:5/x", "h:0", "a@h:5", "::1:5"]
         {
-            assert!(Place::host_and_port(bad).is_err(), "{bad:?}");
+            assert!(Endpoint::host_and_port(bad).is_err(), "{bad:?}");
         }
     }
 }
