@@ -22,7 +22,7 @@ pub use labels::{
 };
 pub use relays::Relays;
 pub use resumes::Resumes;
-pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, Method, Version};
+pub use tables::{FunctionRequests, HttpKey, HttpSample, HttpTable, HttpVersion, Method};
 
 /// Prefix of the reference's own metrics.
 const P: &str = "nvcf_grpc_proxy_service_";
@@ -445,7 +445,7 @@ mod tests {
         let mut metrics = ShardMetrics::default();
         metrics.connect_token_age[7].observe(0.2);
         metrics.function_requests.count("f", "v", "n", ringway_proto::time::Time::ZERO);
-        let key = HttpKey { method: Method::Post, status: 200, version: Version::H2 };
+        let key = HttpKey { method: Method::Post, status: 200, version: HttpVersion::H2 };
         metrics.http_server.observe(key, HttpSample::default());
         metrics.limit_max[Limit::Streams.index()] = 5;
         let text = text(&metrics);

@@ -7,7 +7,7 @@ mod dispatch;
 mod policy;
 mod poll;
 
-pub use super::work::{Ticket, Version, Work, WorkKind};
+pub use super::work::{FunctionVersion, Ticket, Work, WorkKind};
 pub use dispatch::{
     Dispatch, DispatchLimits, POLL_WAIT, PollAnswer, PollId, QueueFull, TooManyPolls,
 };

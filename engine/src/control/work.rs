@@ -10,7 +10,7 @@ use super::owner::Owner;
 use crate::json::Object;
 
 /// A function and its version.
-pub type Version = (Arc<str>, Arc<str>);
+pub type FunctionVersion = (Arc<str>, Arc<str>);
 
 /// An attachment's name towards other cores, and that of the work done for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ pub struct Work {
 impl Work {
     /// Whose queue it waits in.
     #[must_use]
-    pub fn key(&self) -> Version {
+    pub fn key(&self) -> FunctionVersion {
         (self.owner.function.clone(), self.owner.version.clone())
     }
 

@@ -177,7 +177,7 @@ impl Method {
 
 /// An HTTP version, as `network_protocol_version` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Version {
+pub enum HttpVersion {
     /// HTTP/1.0.
     H10,
     /// HTTP/1.1.
@@ -186,7 +186,7 @@ pub enum Version {
     H2,
 }
 
-impl Version {
+impl HttpVersion {
     fn label(self) -> &'static str {
         match self {
             Self::H10 => "1.0",
@@ -204,7 +204,7 @@ pub struct HttpKey {
     /// Status of the answer; 0 if there was none.
     pub status: u16,
     /// Version on this hop.
-    pub version: Version,
+    pub version: HttpVersion,
 }
 
 /// One exchange, measured: the same on both hops.
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn a_sample_counts_with_its_duration_and_its_bodies() {
         let mut table = HttpTable::default();
-        let key = HttpKey { method: Method::Post, status: 200, version: Version::H2 };
+        let key = HttpKey { method: Method::Post, status: 200, version: HttpVersion::H2 };
         table.observe(key, HttpSample::new(Duration::from_millis(80), 105, 20_000));
         let mut text = String::new();
         table.render(&mut text, "t", "tests");
@@ -401,7 +401,7 @@ mod tests {
     fn a_full_http_table_counts_by_status_class() {
         let mut table = HttpTable::default();
         for status in 0..1000 {
-            let key = HttpKey { method: Method::Get, status, version: Version::H2 };
+            let key = HttpKey { method: Method::Get, status, version: HttpVersion::H2 };
             table.observe(key, HttpSample::default());
         }
         assert!(table.rows.len() <= HTTP_ROWS + 10);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
-use super::super::work::{Ticket, Version, Work, WorkKind};
+use super::super::work::{FunctionVersion, Ticket, Work, WorkKind};
 use super::poll::PollRequest;
 use crate::conn::ConnId;
 
@@ -92,7 +92,7 @@ struct Queue {
 struct Waiting {
     serial: u64,
     until: Time,
-    key: Version,
+    key: FunctionVersion,
     request: PollRequest,
 }
 
@@ -119,9 +119,9 @@ enum WorkState {
 #[derive(Debug)]
 pub struct Dispatch {
     limits: DispatchLimits,
-    queues: Map<Version, Queue>,
+    queues: Map<FunctionVersion, Queue>,
     /// Where each item is, until it is delivered or withdrawn.
-    places: Map<Ticket, (Version, WorkKind, WorkState)>,
+    places: Map<Ticket, (FunctionVersion, WorkKind, WorkState)>,
     waiting: Map<PollId, Waiting>,
     offers: Map<PollId, Offer>,
     /// Work whose answer may be lost, by the time when it is queued again and its order. Each is
@@ -130,7 +130,7 @@ pub struct Dispatch {
     expiry: BTreeMap<(Time, u64), PollId>,
     answers: Vec<(PollId, PollAnswer)>,
     /// Function versions of which work was queued again.
-    again: Vec<Version>,
+    again: Vec<FunctionVersion>,
     /// Numbers both work and polls, in the order they came.
     next: u64,
 }
@@ -175,7 +175,7 @@ impl Dispatch {
 
     /// Whether new work of a function version has waited for so long, and no worker with room for
     /// more has asked meanwhile. It then waits anew: what is done about it takes its time too.
-    pub fn lose_patience(&mut self, key: &Version, patience: Duration, now: Time) -> bool {
+    pub fn lose_patience(&mut self, key: &FunctionVersion, patience: Duration, now: Time) -> bool {
         let Some(queue) = self.queues.get_mut(key) else { return false };
         // Thousands who come at once wait longer than that for a worker that takes them one by one;
         // no slot is missing, so nobody is to give one up.
@@ -189,7 +189,7 @@ impl Dispatch {
     /// Since when the new work of a function version waits that waits longest, and no worker with
     /// room for more has asked.
     #[must_use]
-    pub fn waits_since(&self, key: &Version) -> Option<Time> {
+    pub fn waits_since(&self, key: &FunctionVersion) -> Option<Time> {
         let queue = self.queues.get(key)?;
         let since = queue.new.values().map(|queued| queued.since).min()?;
         Some(queue.roomy.map_or(since, |asked| asked.max(since)))
@@ -298,7 +298,7 @@ impl Dispatch {
 
     /// A function version of which work waits that had been handed out before: who is to make room
     /// for it does not know.
-    pub fn take_queued_again(&mut self) -> Option<Version> {
+    pub fn take_queued_again(&mut self) -> Option<FunctionVersion> {
         self.again.pop()
     }
 
@@ -414,7 +414,7 @@ impl Dispatch {
     }
 
     /// Puts work where it belongs: to the poll that takes it, or into its line.
-    fn place(&mut self, key: Version, order: u64, queued: Queued, taker: Option<PollId>) {
+    fn place(&mut self, key: FunctionVersion, order: u64, queued: Queued, taker: Option<PollId>) {
         let (ticket, kind) = (queued.work.ticket, queued.work.kind);
         if let Some(poll) = taker {
             self.forget_poll(poll);
@@ -456,7 +456,7 @@ impl Dispatch {
     }
 
     /// Drops a queue that holds nothing.
-    fn tidy(&mut self, key: &Version) {
+    fn tidy(&mut self, key: &FunctionVersion) {
         let idle = |q: &Queue| q.before(WorkKind::Spare) == 0 && q.polls.is_empty();
         if self.queues.get(key).is_some_and(idle) {
             self.queues.remove(key);

@@ -30,13 +30,13 @@ pub struct Policy {
     credentials: Table<Box<[u8]>, u32>,
     /// By number.
     tenants: Vec<Arc<str>>,
-    functions: Table<Uuid, Vec<Version>>,
+    functions: Table<Uuid, Vec<KnownVersion>>,
     /// Every worker key of the configuration: tells an unknown key from one for another function.
     workers: Table<Box<[u8]>, ()>,
 }
 
 #[derive(Debug)]
-struct Version {
+struct KnownVersion {
     id: Uuid,
     version: Arc<str>,
     /// One for each tenant that may call it, in order of their numbers; made when it is first asked
@@ -90,7 +90,7 @@ impl Policy {
                 names.map(|name| number_of(&mut policy.tenants, &mut numbers, name)).collect();
             owners.sort_unstable();
             owners.dedup();
-            versions.push(Version {
+            versions.push(KnownVersion {
                 id: function.version,
                 owners: owners.into_iter().map(|number| (number, OnceLock::new())).collect(),
                 function: id,
@@ -124,12 +124,12 @@ impl Policy {
             b"" => None,
             named => Some(Uuid::try_parse_ascii(named).ok()),
         };
-        let matching = |entry: &&Version| wanted.is_none_or(|id| id == Some(entry.id));
-        let existing: Vec<&Version> = known.into_iter().flatten().filter(matching).collect();
+        let matching = |entry: &&KnownVersion| wanted.is_none_or(|id| id == Some(entry.id));
+        let existing: Vec<&KnownVersion> = known.into_iter().flatten().filter(matching).collect();
         if existing.is_empty() {
             return Err(denied(NOT_FOUND, "unknown function or version"));
         }
-        let may = |entry: &&Version| self.owner(entry, tenant);
+        let may = |entry: &&KnownVersion| self.owner(entry, tenant);
         let mut allowed: Vec<_> = existing.iter().filter_map(may).collect();
         if allowed.is_empty() {
             return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
@@ -140,7 +140,7 @@ impl Policy {
     }
 
     /// What a session of this tenant is, if it may call the version.
-    fn owner(&self, of: &Version, tenant: u32) -> Option<Arc<Owner>> {
+    fn owner(&self, of: &KnownVersion, tenant: u32) -> Option<Arc<Owner>> {
         let at = of.owners.binary_search_by_key(&tenant, |(number, _)| *number).ok()?;
         let name = self.tenants.get(tenant as usize)?;
         let make = || {
@@ -168,12 +168,12 @@ impl Policy {
         }
         let id = Uuid::try_parse(&request.function_id).ok();
         let versions = id.and_then(|id| self.functions.get(&id)).into_iter().flatten();
-        let serves = |entry: &Version| {
+        let serves = |entry: &KnownVersion| {
             entry.version == request.function_version_id
                 && entry.worker_keys.iter().any(|key| **key == *credential)
         };
         let text = match versions.into_iter().find(|entry| serves(entry)) {
-            Some(Version { dial: None, .. }) => return Ok(()),
+            Some(KnownVersion { dial: None, .. }) => return Ok(()),
             Some(_) => "the gateway dials this function's server itself: it takes no worker",
             None => "the worker key is not for this function",
         };
@@ -192,7 +192,7 @@ impl Policy {
         self.version(function, version)?.dial.clone()
     }
 
-    fn version(&self, function: &str, version: &str) -> Option<&Version> {
+    fn version(&self, function: &str, version: &str) -> Option<&KnownVersion> {
         let versions = self.functions.get(&Uuid::try_parse(function).ok()?)?;
         versions.iter().find(|entry| *entry.version == *version)
     }

@@ -10,7 +10,7 @@ use ringway_proto::route::KeptStyle;
 use ringway_proto::time::Time;
 
 use super::super::table::Key;
-use crate::metrics::{Method, Version};
+use crate::metrics::{HttpVersion, Method};
 use crate::net::ConnId;
 use crate::pool::{Pool, Segment};
 
@@ -110,7 +110,7 @@ pub(super) struct Exchange {
     pub(super) style: KeptStyle,
     pub(super) method: Method,
     /// What the client speaks.
-    pub(super) version: Version,
+    pub(super) version: HttpVersion,
     /// The request asks for another protocol.
     pub(super) upgrade: bool,
     /// For the access log, if there is one.
@@ -148,7 +148,7 @@ impl Exchange {
             status: 0,
             style: KeptStyle::default(),
             method: Method::Other,
-            version: Version::H2,
+            version: HttpVersion::H2,
             upgrade: false,
             path: None,
             began,

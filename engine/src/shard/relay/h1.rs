@@ -11,7 +11,7 @@ use ringway_proto::time::Time;
 
 use super::super::turn::Turn;
 
-use crate::metrics::Version;
+use crate::metrics::HttpVersion;
 use crate::pool::{Pool, Segment};
 
 /// The browser's page that has opened a stream of bytes.
@@ -149,10 +149,10 @@ impl H1 {
     }
 
     /// What the exchange under way is counted as, and whether it asks for another protocol.
-    pub(super) fn speaks(&self) -> (Version, bool) {
+    pub(super) fn speaks(&self) -> (HttpVersion, bool) {
         let version = match self.codec.version() {
-            H1Version::Http10 => Version::H10,
-            H1Version::Http11 => Version::H11,
+            H1Version::Http10 => HttpVersion::H10,
+            H1Version::Http11 => HttpVersion::H11,
         };
         (version, self.upgrade)
     }

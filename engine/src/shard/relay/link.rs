@@ -10,7 +10,7 @@ use ringway_proto::trailer::may_trail;
 
 use super::h1::H1;
 use crate::message::Speaks;
-use crate::metrics::Version;
+use crate::metrics::HttpVersion;
 
 /// The protocol state of one connection.
 #[expect(clippy::large_enum_variant, reason = "a hop is boxed itself; HTTP/2's frames come often")]
@@ -303,9 +303,9 @@ impl Link {
     // ---- the connection ----
 
     /// What exchanges are counted as, and whether the one under way asks for another protocol.
-    pub(super) fn speaks(&self) -> (Version, bool) {
+    pub(super) fn speaks(&self) -> (HttpVersion, bool) {
         match self {
-            Self::H2(_) => (Version::H2, false),
+            Self::H2(_) => (HttpVersion::H2, false),
             Self::H1(h1) => h1.speaks(),
         }
     }

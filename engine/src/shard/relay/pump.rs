@@ -14,7 +14,7 @@ use super::exchange::{At, Exchange, Pipe, Served, Way};
 use super::flow::most_output;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::log::{AccessLine, Line};
-use crate::metrics::{CopyWhy, HttpKey, HttpSample, Version};
+use crate::metrics::{CopyWhy, HttpKey, HttpSample, HttpVersion};
 use crate::net::ConnId;
 
 /// Bytes one stream may send before the next stream of the hop has its turn.
@@ -394,7 +394,7 @@ impl Exchange {
         turn.metrics.http_server.observe(HttpKey { method, status, version }, sample);
         if self.worker.is_some() {
             // A tunnel never speaks HTTP/1.0.
-            let version = if version == Version::H10 { Version::H11 } else { version };
+            let version = if version == HttpVersion::H10 { HttpVersion::H11 } else { version };
             turn.metrics.http_client.observe(HttpKey { method, status, version }, sample);
         }
     }

@@ -15,7 +15,7 @@ use super::exchange::{At, Exchange, Served, Way};
 use super::streams::{DISCARD_LIMIT, Streams};
 use crate::control::port::Plane;
 use crate::message::Ills;
-use crate::metrics::{Method, Version};
+use crate::metrics::{HttpVersion, Method};
 
 /// How long a request that is answered already may go on without ending.
 const ANSWERED_WAIT: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ impl Replies {
         fault: &Fault,
     ) {
         let hop = streams.hops.hop(exchange.client.conn);
-        let counts_streams = hop.is_some_and(|hop| hop.link.speaks().0 == Version::H2);
+        let counts_streams = hop.is_some_and(|hop| hop.link.speaks().0 == HttpVersion::H2);
         if *fault == Fault::Draining && counts_streams && turn.settings.dispatch == Plane::Remote {
             // There is another gateway, and gRPC goes there by itself (design 3.25).
             return streams.reset(turn, exchange.client, ErrorCode::RefusedStream);

@@ -10,7 +10,7 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::parked_index::ParkedIndex;
 use crate::control::local::{
-    Dispatch, DispatchLimits, PollAnswer, PollId, PollRequest, Ticket, Version, Work,
+    Dispatch, DispatchLimits, FunctionVersion, PollAnswer, PollId, PollRequest, Ticket, Work,
 };
 use crate::message::{CoreMessage, Parks};
 use crate::metrics::Limit;
@@ -118,7 +118,7 @@ impl DispatchHome {
     }
 
     /// New work of this version has waited long enough, in a queue that is not here.
-    pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &Version) {
+    pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &FunctionVersion) {
         if let Some(oldest) = self.parked_index.oldest(version) {
             self.parked_index.leave(oldest);
             turn.send(oldest.core, CoreMessage::Yield(oldest));
@@ -126,7 +126,7 @@ impl DispatchHome {
     }
 
     /// As many parked tunnels yield as new work of this version has waited long enough.
-    fn look_at_queue(&mut self, turn: &mut Turn<'_>, version: &Version) {
+    fn look_at_queue(&mut self, turn: &mut Turn<'_>, version: &FunctionVersion) {
         let patience = turn.settings.config.session.park_yield;
         while let Some(oldest) = self.parked_index.oldest(version) {
             if !self.local.lose_patience(version, patience, turn.now) {

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use ringway_proto::time::Time;
 
-use crate::control::local::{Ticket, Version};
+use crate::control::local::{FunctionVersion, Ticket};
 
 /// The parked tunnels of the function versions whose dispatch home a core is.
 #[derive(Debug, Default)]
 pub(super) struct ParkedIndex {
-    versions: HashMap<Version, BTreeMap<u64, Ticket>>,
-    places: HashMap<Ticket, (Version, u64)>,
+    versions: HashMap<FunctionVersion, BTreeMap<u64, Ticket>>,
+    places: HashMap<Ticket, (FunctionVersion, u64)>,
     next: u64,
     /// When the queues are looked at next.
     due: Option<Time>,
@@ -23,7 +23,7 @@ impl ParkedIndex {
     }
 
     /// Notes that a tunnel is parked. A tunnel that is noted again becomes the youngest.
-    pub(super) fn enter(&mut self, ticket: Ticket, version: Version) {
+    pub(super) fn enter(&mut self, ticket: Ticket, version: FunctionVersion) {
         self.leave(ticket);
         self.next += 1;
         self.versions.entry(version.clone()).or_default().insert(self.next, ticket);
@@ -42,13 +42,13 @@ impl ParkedIndex {
         }
     }
 
-    pub(super) fn oldest(&self, version: &Version) -> Option<Ticket> {
+    pub(super) fn oldest(&self, version: &FunctionVersion) -> Option<Ticket> {
         self.versions.get(version)?.first_key_value().map(|(_, ticket)| *ticket)
     }
 
     /// All function versions of which a tunnel is parked, in an order that is the same each time.
-    pub(super) fn versions(&self) -> Vec<Version> {
-        let mut versions: Vec<Version> = self.versions.keys().cloned().collect();
+    pub(super) fn versions(&self) -> Vec<FunctionVersion> {
+        let mut versions: Vec<FunctionVersion> = self.versions.keys().cloned().collect();
         // The table has no order.
         versions.sort_unstable();
         versions
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_one_parked_first_is_the_oldest_on_whatever_core_it_is() {
-        let version = |name: &str| -> Version { ("f".into(), Arc::from(name)) };
+        let version = |name: &str| -> FunctionVersion { ("f".into(), Arc::from(name)) };
         let ticket = |core, number| Ticket { node: NODE, core, number };
         let (one, two) = (version("1"), version("2"));
         let mut parked_index = ParkedIndex::default();

@@ -128,7 +128,7 @@ fn a_poll_gets_one_answer() {
 #[test]
 fn patience_is_not_lost_while_a_worker_with_room_for_more_asks() {
     let mut w = world();
-    let key: Version = ("f".into(), "v".into());
+    let key: FunctionVersion = ("f".into(), "v".into());
     let lose = |w: &mut World| w.dispatch.lose_patience(&key, 2 * SECOND, w.now);
     for ticket in [1, 2, 3] {
         w.submit(ticket).unwrap();
