@@ -69,7 +69,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub tenants: Vec<Tenant>,
     pub functions: Vec<Function>,
-    pub session: Session,
+    pub session: SessionSettings,
     pub drain: Drain,
     pub limits: Limits,
     pub keepalive: Keepalive,
@@ -222,7 +222,7 @@ pub struct Function {
 /// Rules of sessions.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
-pub struct Session {
+pub struct SessionSettings {
     pub wait: Duration,
     pub idle: Duration,
     pub scope: Scope,

@@ -87,7 +87,7 @@ pub(super) fn sessions(rows: Vec<SessionRow>, node: Node, whole_ids: bool) -> Re
 /// A row of `/sessions`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Session<'a> {
+pub(super) struct SessionView<'a> {
     request_id: String,
     function_id: &'a str,
     function_version_id: &'a str,
@@ -109,12 +109,12 @@ pub(super) struct Session<'a> {
 }
 
 /// A row as it may be shown: whoever has a session's whole id can come back to it.
-pub(super) fn session(row: &SessionRow, node: Node, whole_id: bool) -> Session<'_> {
+pub(super) fn session(row: &SessionRow, node: Node, whole_id: bool) -> SessionView<'_> {
     let mut request_id = row.request_id.to_string();
     if !whole_id {
         request_id.truncate(SHORT_ID);
     }
-    Session {
+    SessionView {
         request_id,
         function_id: &row.function_id,
         function_version_id: &row.function_version_id,

@@ -48,7 +48,7 @@ impl Filter {
 #[serde(rename_all = "camelCase")]
 struct Told<'a> {
     #[serde(flatten)]
-    session: reply::Session<'a>,
+    session: reply::SessionView<'a>,
     verdict: String,
     /// How long its start took, by parts.
     start: Value,

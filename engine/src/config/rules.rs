@@ -18,7 +18,7 @@ use super::syntax::Syntax;
 use super::units;
 use super::{
     Admin, BusyPoll, Config, Cores, Drain, HonourId, Io, Keepalive, Limits, Log, Mode, Park, Scope,
-    Secret, Session, cluster, control, listen, parties, timers,
+    Secret, SessionSettings, cluster, control, listen, parties, timers,
 };
 use crate::log::Keys;
 
@@ -161,7 +161,7 @@ fn pod(
 }
 
 /// How long a client that says nothing any more may keep its worker, which is a GPU.
-fn held_by_vanished(session: &Session, keepalive: &Keepalive) -> String {
+fn held_by_vanished(session: &SessionSettings, keepalive: &Keepalive) -> String {
     let noticed = keepalive.client_timeout;
     let kept = if session.park == Park::Never { Duration::ZERO } else { session.park_window };
     format!(
@@ -258,9 +258,9 @@ fn cores(root: &Node, problems: &mut Problems) -> Cores {
     }
 }
 
-fn session(root: &Node, problems: &mut Problems) -> Session {
+fn session(root: &Node, problems: &mut Problems) -> SessionSettings {
     let section = Section::of(root, "session", problems);
-    Session {
+    SessionSettings {
         wait: section.time("wait", problems),
         idle: section.time("idle", problems),
         scope: match section.word("scope", problems) {

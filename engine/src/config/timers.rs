@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Mode, Park, Session};
+use super::{Mode, Park, SessionSettings};
 
 /// How long NATS may take to acknowledge queued work (contract NT-2).
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A warning for each pair, as `docs/kit-and-lls.md` lists them.
-pub(super) fn contradictions(session: &Session, mode: Mode) -> Vec<String> {
+pub(super) fn contradictions(session: &SessionSettings, mode: Mode) -> Vec<String> {
     let mut found = Vec::new();
     let (wait, park_yield) = (session.wait, session.park_yield);
     if session.park != Park::Never && park_yield >= wait {

@@ -25,7 +25,7 @@ use crate::tls::{RECORD_BYTES, RECORD_OVERHEAD};
 pub use entrance::{Admission, Entrance, Entrances, Gate, Greeting, Outcome, Proxied, Tally};
 pub use plain::Plain;
 use sealed::Sealed;
-use session::Session;
+use session::TlsSession;
 
 /// Records that are sealed and not yet sent. The rest waits as plaintext, where it can be counted.
 pub const SEAL_LIMIT: usize = 128 * 1024;
@@ -94,7 +94,7 @@ enum Stage {
     /// Nothing of TLS was received yet.
     Greeting(Arc<ServerConfig>),
     /// TLS, from the first byte on.
-    Tls(Box<Session>),
+    Tls(Box<TlsSession>),
     /// Nothing lies between any more.
     Through,
     /// Nothing that comes or goes matters any more but what is sealed.
@@ -224,7 +224,7 @@ impl Transport {
             return;
         }
         if let Stage::Greeting(config) = &self.stage {
-            self.stage = match Session::new(config.clone()) {
+            self.stage = match TlsSession::new(config.clone()) {
                 Ok(session) => Stage::Tls(Box::new(session)),
                 Err(error) => return self.fail(Failure::Tls(error), facts),
             };

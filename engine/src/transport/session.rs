@@ -18,23 +18,23 @@ const PIECE_BYTES: usize = RECORD_BYTES;
 const MOST_PIECES: usize = 8;
 
 /// A session of a server.
-pub(super) struct Session {
+pub(super) struct TlsSession {
     tls: UnbufferedServerConnection,
     finished: bool,
     said_goodbye: bool,
 }
 
-impl fmt::Debug for Session {
+impl fmt::Debug for TlsSession {
     // It holds keys: they are not for any log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
+        f.debug_struct("TlsSession")
             .field("established", &self.is_established())
             .field("finished", &self.finished)
             .finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl TlsSession {
     pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let tls = UnbufferedServerConnection::new(config)?;
         Ok(Self { tls, finished: false, said_goodbye: false })

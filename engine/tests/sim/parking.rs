@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ringway::config::{Park, Session};
+use ringway::config::{Park, SessionSettings};
 use ringway_proto::time::Time;
 
 use super::journal::note;
@@ -111,7 +111,7 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    pub(crate) fn new(session: &Session, returns: &Returns, plan: &Plan) -> Self {
+    pub(crate) fn new(session: &SessionSettings, returns: &Returns, plan: &Plan) -> Self {
         let far = plan.many.is_some();
         let hearsay = match plan.cores {
             _ if far && plan.pauses == 0 => {

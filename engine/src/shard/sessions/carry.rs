@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::facts::Wanted;
 use super::super::settings::ShardSettings;
 use super::client::{Clients, Pin};
-use super::directory::{Directory, Member, Session};
+use super::directory::{Directory, Member, SessionEntry};
 use crate::carry::{Kind, Unreadable, pack, time_of, unix_of, unpack};
 use crate::control::local::{SessionFacts, Ticket};
 use crate::control::port::{self as version, Call, Grant, Owner, Rate};
@@ -176,7 +176,7 @@ fn state_numbered(number: u32, from: u16) -> Option<MemberState> {
     }
 }
 
-impl Session {
+impl SessionEntry {
     fn to_bytes(&self, zero: u64) -> Vec<u8> {
         let message = SessionMessage {
             id: self.id.as_bytes().to_vec(),
@@ -248,7 +248,7 @@ pub(super) fn take_up_session(
     settings: &ShardSettings,
     bytes: &[u8],
 ) -> Result<Uuid, Unreadable> {
-    let session = Session::from_bytes(bytes, settings.unix_micros_at_zero)?;
+    let session = SessionEntry::from_bytes(bytes, settings.unix_micros_at_zero)?;
     let id = session.id;
     if directory.get(id).is_some() {
         return Err(Unreadable::Unwanted);
@@ -304,9 +304,9 @@ mod tests {
         })
     }
 
-    fn full() -> Session {
+    fn full() -> SessionEntry {
         let facts = SessionFacts { owner: owner(), opened: Time(77) };
-        let mut session = Session::new(Uuid::from_u128(9), facts);
+        let mut session = SessionEntry::new(Uuid::from_u128(9), facts);
         let member_states = [
             MemberState::Wanted,
             MemberState::Coming { from: CORE_LIMIT - 1 },
@@ -358,11 +358,11 @@ mod tests {
     fn a_session_is_the_same_again() {
         let session = full();
         let bytes = session.to_bytes(ZERO);
-        let again = Session::from_bytes(&bytes, ZERO).unwrap();
+        let again = SessionEntry::from_bytes(&bytes, ZERO).unwrap();
         assert_eq!(format!("{again:?}"), format!("{session:?}"));
-        let later = Session::from_bytes(&bytes, ZERO + 70).unwrap();
+        let later = SessionEntry::from_bytes(&bytes, ZERO + 70).unwrap();
         assert_eq!(later.facts.opened, Time(7));
-        is_read_strictly(&bytes, |bytes| Session::from_bytes(bytes, ZERO));
+        is_read_strictly(&bytes, |bytes| SessionEntry::from_bytes(bytes, ZERO));
     }
 
     #[test]
@@ -405,7 +405,7 @@ mod tests {
         let no_id = SessionMessage { id: vec![0; 15], ..no_owner.clone() };
         for (message, part) in [(twice, "member"), (no_owner, "owner"), (no_id, "id")] {
             let bytes = pack(Kind::Session, &message);
-            assert_eq!(Session::from_bytes(&bytes, 0).err(), Some(Unreadable::Part(part)));
+            assert_eq!(SessionEntry::from_bytes(&bytes, 0).err(), Some(Unreadable::Part(part)));
         }
     }
 }

@@ -23,7 +23,7 @@ const RECENT: usize = 256;
 
 /// A request id and its owner.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct SessionEntry {
     pub(super) id: Uuid,
     pub(super) facts: SessionFacts,
     /// Of the credential that opened it; none where that can be asked about at once, or is not
@@ -42,7 +42,7 @@ pub(super) struct Member {
     pub(super) member_state: MemberState,
 }
 
-impl Session {
+impl SessionEntry {
     pub(super) fn new(id: Uuid, facts: SessionFacts) -> Self {
         Self { id, facts, seal: None, members: SmallVec::new(), row: None }
     }
@@ -131,16 +131,16 @@ pub(super) fn check(
 pub(super) struct Directory {
     /// Boxed: a table of tables has many empty places.
     /// In an order, so that they can be gone through piece by piece.
-    live: IndexMap<Uuid, Box<Session>, foldhash::fast::RandomState>,
+    live: IndexMap<Uuid, Box<SessionEntry>, foldhash::fast::RandomState>,
     recent: VecDeque<SessionRow>,
 }
 
 impl Directory {
-    pub(super) fn get(&self, id: Uuid) -> Option<&Session> {
+    pub(super) fn get(&self, id: Uuid) -> Option<&SessionEntry> {
         self.live.get(&id).map(|session| &**session)
     }
 
-    pub(super) fn insert(&mut self, session: Session) {
+    pub(super) fn insert(&mut self, session: SessionEntry) {
         self.live.insert(session.id, Box::new(session));
     }
 
@@ -186,7 +186,7 @@ impl Directory {
     /// known any more is known again. Who is to be let go of now.
     #[must_use]
     pub(super) fn join(&mut self, Join { id, ticket, facts, member_state }: Join) -> Vec<Ticket> {
-        let session = self.live.entry(id).or_insert_with(|| Box::new(Session::new(id, facts)));
+        let session = self.live.entry(id).or_insert_with(|| Box::new(SessionEntry::new(id, facts)));
         session.set(ticket, member_state);
         session.surplus()
     }
@@ -253,7 +253,7 @@ impl Directory {
 
     /// The attachments of a core that has begun anew are gone; now is also told in Unix time.
     pub(super) fn forget_core(&mut self, core: u16, now: (Time, u64)) {
-        let of_core = |session: &Session| {
+        let of_core = |session: &SessionEntry| {
             let tickets = session.members.iter().map(|member| member.ticket);
             let tickets = tickets.filter(|ticket| ticket.core == core);
             tickets.map(|ticket| (session.id, ticket)).collect::<Vec<_>>()

@@ -20,7 +20,7 @@ use super::super::turn::Turn;
 use super::attachment::{Asking, Attachment, Owed, State};
 use super::called::Called;
 use super::client::{Pin, USED_UP};
-use super::directory::{Session, check};
+use super::directory::{SessionEntry, check};
 use super::question::{Question, Waiting};
 use super::roster::not_resumed;
 use super::{Placed, Sessions, UNAVAILABLE, ticket};
@@ -353,7 +353,7 @@ impl Sessions {
             Plane::Local => None,
             Plane::Remote => Some(self.mint.seal(credential)),
         };
-        let mut session = Session::new(id, facts.clone());
+        let mut session = SessionEntry::new(id, facts.clone());
         session.seal = seal;
         self.directory.insert(session);
         let owed = if asks { Owed::Dispatch } else { Owed::Nothing };
