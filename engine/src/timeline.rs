@@ -82,7 +82,7 @@ pub enum Event {
     /// A peer took nothing for a while although something waited for it, and takes it again.
     Stalled {
         /// That peer.
-        side: Side,
+        side: Party,
         /// For how long.
         took: Duration,
     },
@@ -128,7 +128,7 @@ pub enum Event {
     /// An attachment ended, and its tunnel if it had one.
     Closed {
         /// Who ended it.
-        side: Side,
+        side: Party,
         /// The first cause, as in the metrics.
         reason: CloseReason,
         /// What the transport said, as in the metrics.
@@ -155,7 +155,7 @@ pub enum Ask {
 
 /// Who did something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum Party {
     /// The client.
     Client,
     /// The worker, or the function's server.

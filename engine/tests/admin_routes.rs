@@ -18,7 +18,7 @@ use ringway::control::port::Owner;
 use ringway::mailbox::{Mailbox, mailbox};
 use ringway::message::{Bookmark, Page, SessionRow, ShardMessage, Snapshot};
 use ringway::metrics::{Backend, CloseCode, CloseReason};
-use ringway::timeline::{Ask, Entry, Event, IdBegin, Part, Side, Timer};
+use ringway::timeline::{Ask, Entry, Event, IdBegin, Part, Party, Timer};
 use ringway_proto::time::Time;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,7 +148,7 @@ fn recorded(core: u16, wanted: IdBegin) -> Vec<Part> {
         unix_micros_at_zero: 1_000_000,
     };
     let closed = Event::Closed {
-        side: Side::Worker,
+        side: Party::Worker,
         reason: CloseReason::WorkerClosed,
         code: CloseCode::Reset,
         timer: Timer::named("transport_idle"),

@@ -3,7 +3,7 @@
 use ringway_proto::time::Time;
 
 use super::words::{said, span};
-use super::{Ask, Entry, Event, Side, Timeline};
+use super::{Ask, Entry, Event, Party, Timeline};
 use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::{CloseCode, CloseReason};
@@ -70,7 +70,7 @@ impl Timeline {
             }
             return match (timer.name(), side) {
                 ("park_window", _) => format!("{lost} and did not come back within {waited}"),
-                (_, Side::Worker) => {
+                (_, Party::Worker) => {
                     format!("{lost}; the worker ended it {waited} later: {}", said(code))
                 }
                 _ => format!("{lost}; ended {waited} later: {detail}"),
@@ -78,18 +78,18 @@ impl Timeline {
         }
         let after = self.after_first_byte(closed.at);
         match (side, timer.name()) {
-            (Side::Client, _) => self.client_left(closed.at, &after),
+            (Party::Client, _) => self.client_left(closed.at, &after),
             // Which rule it broke, or what it does not speak.
-            (Side::Worker, _) if code == CloseCode::H2Connection => {
+            (Party::Worker, _) if code == CloseCode::H2Connection => {
                 format!("ended by the worker: {detail}, {after}")
             }
-            (Side::Worker, _) if self.is_unanswered(code) => format!(
+            (Party::Worker, _) if self.is_unanswered(code) => format!(
                 "ended by the worker: {}, {after}; does the server behind it run?",
                 said(code)
             ),
-            (Side::Worker, _) => format!("ended by the worker: {}, {after}", said(code)),
-            (Side::Gateway, "") => format!("ended by the gateway: {detail}, {after}"),
-            (Side::Gateway, timer) => {
+            (Party::Worker, _) => format!("ended by the worker: {}, {after}", said(code)),
+            (Party::Gateway, "") => format!("ended by the gateway: {detail}, {after}"),
+            (Party::Gateway, timer) => {
                 format!("ended by the gateway: {detail} (timer {timer}), {after}")
             }
         }
@@ -261,7 +261,7 @@ mod tests {
         Event::Connected { worker: client().into(), age }
     }
 
-    fn closed(side: Side, reason: CloseReason, code: CloseCode, timer: &str) -> Event {
+    fn closed(side: Party, reason: CloseReason, code: CloseCode, timer: &str) -> Event {
         Event::Closed { side, reason, code, timer: Timer::named(timer), detail: "why" }
     }
 
@@ -305,11 +305,11 @@ mod tests {
         assert_eq!(told, back);
         let gone = (CloseReason::ClientClosed, CloseCode::None);
         events.pop();
-        events.push((0, 37_000, closed(Side::Client, gone.0, gone.1, "park_window")));
+        events.push((0, 37_000, closed(Party::Client, gone.0, gone.1, "park_window")));
         let told = life(&events).verdict(true);
         assert_eq!(told, "client lost its network 14:02:07 and did not come back within 30 s");
         events.pop();
-        let reset = closed(Side::Worker, CloseReason::WorkerClosed, CloseCode::Reset, "");
+        let reset = closed(Party::Worker, CloseReason::WorkerClosed, CloseCode::Reset, "");
         events.push((0, 9_000, reset));
         let told = life(&events).verdict(true);
         let later =
@@ -319,11 +319,11 @@ mod tests {
 
     #[test]
     fn how_it_ended() {
-        let reset = closed(Side::Worker, CloseReason::WorkerClosed, CloseCode::Reset, "");
+        let reset = closed(Party::Worker, CloseReason::WorkerClosed, CloseCode::Reset, "");
         let told = life(&[(0, 13_420, reset)]).verdict(true);
         assert_eq!(told, "ended by the worker: connection reset, 12.4 s after the first byte");
         let (reason, code) = (CloseReason::WorkerClosed, CloseCode::Eof);
-        let fin = closed(Side::Worker, reason, code, "");
+        let fin = closed(Party::Worker, reason, code, "");
         let told = timeline(&[
             (0, 1, ASKED),
             (0, 2, connected()),
@@ -334,7 +334,7 @@ mod tests {
                     before any answer; does the server behind it run?";
         assert_eq!(told.verdict(true), dead);
         let ttl = (CloseReason::TtlExpired, CloseCode::None, "worker_cache_ttl");
-        let nobody = closed(Side::Gateway, ttl.0, ttl.1, ttl.2);
+        let nobody = closed(Party::Gateway, ttl.0, ttl.1, ttl.2);
         let told = timeline(&[(0, 1, ASKED), (0, 30_001, nobody)]).verdict(true);
         assert_eq!(told, "no worker came within 30 s");
         for (event, verdict) in [
@@ -348,7 +348,7 @@ mod tests {
         let told = timeline(&[(0, 1, ASKED), (0, 2, connected()), (0, 30_002, nobody)]);
         let unused = "ended by the gateway: why (timer worker_cache_ttl), before the first byte";
         assert_eq!(told.verdict(true), unused);
-        let left = closed(Side::Client, CloseReason::ClientClosed, CloseCode::None, "");
+        let left = closed(Party::Client, CloseReason::ClientClosed, CloseCode::None, "");
         let fin = |busy| Event::ClientEnded { end: End::Fin, busy };
         for (ended, told) in [
             (fin(false), "ended by the client, 980 ms after the first byte"),
@@ -363,7 +363,7 @@ mod tests {
         }
         let idle = (CloseReason::WorkerClosed, CloseCode::None, "transport_idle");
         let told =
-            life(&[(0, 31_020, closed(Side::Gateway, idle.0, idle.1, idle.2))]).verdict(true);
+            life(&[(0, 31_020, closed(Party::Gateway, idle.0, idle.1, idle.2))]).verdict(true);
         let by_us = "ended by the gateway: why (timer transport_idle), 30 s after the first byte";
         assert_eq!(told, by_us);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringway_proto::time::Time;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, Event, Pings, Side, Start, Timeline};
+use super::{Ask, Event, Party, Pings, Start, Timeline};
 use crate::conn::End;
 use crate::log::rfc3339;
 use crate::metrics::{CloseCode, ResumeWay};
@@ -233,7 +233,7 @@ impl Ask {
     }
 }
 
-impl Side {
+impl Party {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Client => "client",

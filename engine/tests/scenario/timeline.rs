@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringway::message::{ControlMessage, ShardMessage};
 use ringway::metrics::Limit;
 use ringway::net::End;
-use ringway::timeline::{Event, IdBegin, Part, Side, Timeline};
+use ringway::timeline::{Event, IdBegin, Part, Party, Timeline};
 use ringway_proto::fields::Field;
 use ringway_proto::h2::ErrorCode;
 
@@ -279,7 +279,7 @@ fn a_peer_that_took_nothing_for_a_while_has_stalled() {
     assert!(!client.body(stream.id()).0.is_empty());
     let told = timeline(&mut world, &id);
     let stalls: Vec<Event> = told.events[7..].iter().map(|(_, entry)| entry.event).collect();
-    let [Event::Stalled { side: Side::Client, took }] = stalls[..] else {
+    let [Event::Stalled { side: Party::Client, took }] = stalls[..] else {
         panic!("one stall: {stalls:?}");
     };
     assert_eq!(took, Duration::from_millis(4_200));

@@ -16,7 +16,7 @@ use super::facts::{Edge, Ended, Met};
 use super::settings::ShardSettings;
 use crate::log::{Closed, Line, Lines};
 use crate::metrics::{CloseCode, CloseReason, Limit, ShardMetrics, SpareOutcome, StartPart};
-use crate::timeline::{Entry, Event, IdBegin, Part, Side, Timer};
+use crate::timeline::{Entry, Event, IdBegin, Part, Party, Timer};
 
 /// Who reads an edge, beside the timelines, and when.
 #[derive(Debug)]
@@ -171,9 +171,9 @@ fn spare_event(outcome: SpareOutcome) -> Option<Event> {
 /// An end, as the timeline says it.
 fn close_event(cause: Cause) -> Event {
     let side = match (cause.reason, cause.code) {
-        (CloseReason::ClientClosed, _) => Side::Client,
-        (CloseReason::WorkerClosed, code) if code != CloseCode::None => Side::Worker,
-        _ => Side::Gateway,
+        (CloseReason::ClientClosed, _) => Party::Client,
+        (CloseReason::WorkerClosed, code) if code != CloseCode::None => Party::Worker,
+        _ => Party::Gateway,
     };
     Event::Closed {
         side,

@@ -79,7 +79,7 @@ fn closed(cause: Cause, spare: bool) -> Edge {
     Edge::Closed(Box::new(Ended { named: named(), cause, held_for: SECOND, spare }))
 }
 
-fn side(cause: Cause) -> Side {
+fn side(cause: Cause) -> Party {
     match close_event(cause) {
         Event::Closed { side, .. } => side,
         other => panic!("{other:?}"),
@@ -199,7 +199,7 @@ fn an_end_is_counted_noted_and_logged() {
     assert_eq!(metrics.worker_connection_seconds.count(), 1);
     assert_eq!(metrics.worker_connection_seconds.sum(), 1.0);
     let end = Event::Closed {
-        side: Side::Client,
+        side: Party::Client,
         reason: CloseReason::ClientClosed,
         code: CloseCode::None,
         timer: Timer::named("park_window"),
@@ -229,10 +229,10 @@ fn a_spare_that_never_came_is_no_end_of_its_session() {
 
 #[test]
 fn who_ended_it_is_told_from_what_the_transport_said() {
-    assert_eq!(side(Cause::CLIENT_GONE), Side::Client);
-    assert_eq!(side(Cause::GOAWAY), Side::Worker);
-    assert_eq!(side(Cause::IDLE), Side::Gateway, "our timer, which is called the worker's");
-    assert_eq!(side(Cause::SHUTDOWN), Side::Gateway);
+    assert_eq!(side(Cause::CLIENT_GONE), Party::Client);
+    assert_eq!(side(Cause::GOAWAY), Party::Worker);
+    assert_eq!(side(Cause::IDLE), Party::Gateway, "our timer, which is called the worker's");
+    assert_eq!(side(Cause::SHUTDOWN), Party::Gateway);
 }
 
 #[test]

@@ -252,10 +252,10 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::metrics::{CloseCode, CloseReason};
-    use crate::timeline::{Side, Timer};
+    use crate::timeline::{Party, Timer};
 
     const CLOSED: Event = Event::Closed {
-        side: Side::Client,
+        side: Party::Client,
         reason: CloseReason::ClientClosed,
         code: CloseCode::None,
         timer: Timer::NONE,
@@ -317,13 +317,13 @@ mod tests {
         note(&mut timelines, 1, 0, Event::Asked(Ask::New));
         for at in 1..1000 {
             let took = Duration::from_secs(at);
-            note(&mut timelines, 1, at, Event::Stalled { side: Side::Client, took });
+            note(&mut timelines, 1, at, Event::Stalled { side: Party::Client, took });
         }
         let events = kept(&timelines, 1, 1000);
         assert_eq!((events.len(), timelines.records()), (EVENTS, EVENTS));
         assert_eq!(events[0], Event::Asked(Ask::New));
         let took = Duration::from_secs(999);
-        assert_eq!(events.last(), Some(&Event::Stalled { side: Side::Client, took }));
+        assert_eq!(events.last(), Some(&Event::Stalled { side: Party::Client, took }));
         assert_eq!(timelines.timelines[&id(1)].lost, 1000 - EVENTS as u32);
     }
 

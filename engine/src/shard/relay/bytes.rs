@@ -13,7 +13,7 @@ use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Parting, Way};
 use super::h1::Page;
-use super::hop::{Hop, Side};
+use super::hop::{Hop, HopRole};
 use super::link::Link;
 use super::traffic::Traffic;
 use crate::net::{Close, ConnId, End};
@@ -52,9 +52,9 @@ impl Raw {
         end: End,
     ) {
         let hop = traffic.streams.hops.hop_mut(conn);
-        let Some(Hop { link: Link::H1(h1), side, .. }) = hop else { return };
+        let Some(Hop { link: Link::H1(h1), role, .. }) = hop else { return };
         let (slot, raw) = (h1.slot, h1.codec.is_raw());
-        let tunnel = matches!(side, Side::Tunnel(_));
+        let tunnel = matches!(role, HopRole::Tunnel(_));
         if raw && slot != NO_TAG {
             return match (tunnel, end) {
                 (true, End::Fin) => self.function_finished(traffic, turn, slot),
@@ -127,7 +127,7 @@ impl Raw {
 /// The bytes of an HTTP/1 tunnel have ended.
 fn tunnel_ended(traffic: &mut Traffic, turn: &mut Turn<'_>, conn: ConnId, end: End) {
     let hop = traffic.streams.hops.hop_mut(conn);
-    let Some(Hop { link: Link::H1(h1), side: Side::Tunnel(tunnel), .. }) = hop else {
+    let Some(Hop { link: Link::H1(h1), role: HopRole::Tunnel(tunnel), .. }) = hop else {
         return;
     };
     let key = tunnel.route;

@@ -15,7 +15,7 @@ use super::link::Link;
 use super::routes::Route;
 use super::traffic::Traffic;
 use crate::net::{Close, ConnId};
-use crate::timeline::{Event, Side};
+use crate::timeline::{Event, Party};
 
 impl Traffic {
     // ---- exchanges ----
@@ -277,7 +277,7 @@ impl Traffic {
     ) {
         let key = self.streams.exchanges.get(exchange).and_then(Exchange::route);
         if let Some(route) = key.and_then(|key| self.routes.get(key)) {
-            let side = if up { Side::Worker } else { Side::Client };
+            let side = if up { Party::Worker } else { Party::Client };
             let event = Event::Stalled { side, took };
             turn.edge(Edge::Note { session: route.session, at: None, event });
         }

@@ -9,7 +9,7 @@ use ringway_proto::h2::{ErrorCode, LimitId};
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::At;
-use super::hop::{Hop, Side};
+use super::hop::{Hop, HopRole};
 use super::hops::Hops;
 use super::link::Link;
 use crate::metrics::Limit;
@@ -237,12 +237,12 @@ impl Hops {
             return false;
         }
         hop.partial = counted(now);
-        let (side, most) = match hop.side {
-            Side::Client(_) => (0, LARGE_HEAD),
-            Side::Tunnel(_) => (1, head.max(LARGE_HEAD)),
+        let (role, most) = match hop.role {
+            HopRole::Client(_) => (0, LARGE_HEAD),
+            HopRole::Tunnel(_) => (1, head.max(LARGE_HEAD)),
         };
-        self.parts[side] = self.parts[side] - large(before) + large(now);
-        let over = now > before.max(most) && self.parts[side] > budget;
+        self.parts[role] = self.parts[role] - large(before) + large(now);
+        let over = now > before.max(most) && self.parts[role] > budget;
         if over {
             turn.limit_hit(Limit::CoreBuffer);
         }
@@ -259,8 +259,8 @@ impl Hops {
 
     /// A hop goes, and what had come of a head with it.
     pub(super) fn forget_partial(&mut self, hop: &mut Hop) {
-        let side = usize::from(hop.client().is_none());
-        self.parts[side] -= large(std::mem::take(&mut hop.partial) as usize);
+        let role = usize::from(hop.client().is_none());
+        self.parts[role] -= large(std::mem::take(&mut hop.partial) as usize);
     }
 }
 

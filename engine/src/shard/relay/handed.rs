@@ -12,7 +12,7 @@ use ringway_proto::time::Time;
 use super::super::cause::{Cause, Gone};
 use super::super::facts::ForRelay;
 use super::super::turn::Turn;
-use super::hop::{self, Fresh, Hop, Side};
+use super::hop::{self, Fresh, Hop, HopRole};
 use super::hops::Conn;
 use super::link::Link;
 use super::{Relay, Step};
@@ -59,7 +59,7 @@ impl Relay {
     /// one.
     pub(crate) fn start_over(&mut self, conn: ConnId) -> bool {
         let hop = self.reader.traffic.streams.hops.hop_mut(conn);
-        let Some(Hop { link: Link::H1(h1), side: Side::Client(client), .. }) = hop else {
+        let Some(Hop { link: Link::H1(h1), role: HopRole::Client(client), .. }) = hop else {
             return false;
         };
         let fresh = !client.lanes.has_routes() && client.leaving == hop::Leaving::No;
@@ -122,8 +122,8 @@ impl Relay {
         (carried, via): (&Carried, Option<Node>),
     ) -> Result<usize, NotRestored> {
         let (h2, said) = carried.begin(&self.reader.traffic.http2, turn.now)?;
-        let side = Side::Client(hop::Client::default());
-        let mut hop = Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side);
+        let role = HopRole::Client(hop::Client::default());
+        let mut hop = Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, role);
         hop.via = via;
         self.reader.traffic.streams.hops.insert_hop(hop);
         self.reader.traffic.streams.hops.watch(turn, conn);

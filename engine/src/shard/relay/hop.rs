@@ -1,5 +1,5 @@
 //! One connection of the relay: a client's, or a tunnel. What each of the two sides owns is in
-//! [`Side`]; what they have in common is in [`Hop`].
+//! [`HopRole`]; what they have in common is in [`Hop`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -67,7 +67,7 @@ pub(super) struct Hop {
     pub(super) partial: u32,
     /// Size of the heads and trailers received here that wait with their exchanges.
     pub(super) lists: u32,
-    pub(super) side: Side,
+    pub(super) role: HopRole,
 }
 
 impl fmt::Debug for Hop {
@@ -82,7 +82,7 @@ impl fmt::Debug for Hop {
 
 /// What a hop is for.
 #[derive(Debug)]
-pub(super) enum Side {
+pub(super) enum HopRole {
     Client(Client),
     Tunnel(Tunnel),
 }
@@ -243,7 +243,7 @@ impl Hop {
         link: Link,
         (peer, opened): (SocketAddr, Time),
         now: Time,
-        side: Side,
+        role: HopRole,
     ) -> Self {
         Self {
             conn,
@@ -260,35 +260,35 @@ impl Hop {
             waits: 0,
             partial: 0,
             lists: 0,
-            side,
+            role,
         }
     }
 
     pub(super) fn client(&self) -> Option<&Client> {
-        match &self.side {
-            Side::Client(client) => Some(client),
-            Side::Tunnel(_) => None,
+        match &self.role {
+            HopRole::Client(client) => Some(client),
+            HopRole::Tunnel(_) => None,
         }
     }
 
     pub(super) fn client_mut(&mut self) -> Option<&mut Client> {
-        match &mut self.side {
-            Side::Client(client) => Some(client),
-            Side::Tunnel(_) => None,
+        match &mut self.role {
+            HopRole::Client(client) => Some(client),
+            HopRole::Tunnel(_) => None,
         }
     }
 
     pub(super) fn tunnel(&self) -> Option<&Tunnel> {
-        match &self.side {
-            Side::Tunnel(tunnel) => Some(tunnel),
-            Side::Client(_) => None,
+        match &self.role {
+            HopRole::Tunnel(tunnel) => Some(tunnel),
+            HopRole::Client(_) => None,
         }
     }
 
     pub(super) fn tunnel_mut(&mut self) -> Option<&mut Tunnel> {
-        match &mut self.side {
-            Side::Tunnel(tunnel) => Some(tunnel),
-            Side::Client(_) => None,
+        match &mut self.role {
+            HopRole::Tunnel(tunnel) => Some(tunnel),
+            HopRole::Client(_) => None,
         }
     }
 
@@ -337,9 +337,9 @@ impl Hop {
 
     /// The peer is there: no PING is open any more.
     pub(super) fn answered(&mut self) {
-        match &mut self.side {
-            Side::Client(client) => client.pinged_at = None,
-            Side::Tunnel(tunnel) => {
+        match &mut self.role {
+            HopRole::Client(client) => client.pinged_at = None,
+            HopRole::Tunnel(tunnel) => {
                 tunnel.pings.close();
                 tunnel.begun = Begun::Yes;
             }
@@ -350,9 +350,9 @@ impl Hop {
     pub(super) fn read_again(&mut self, now: Time) {
         self.received_at = now;
         self.link.read_again(now);
-        match &mut self.side {
-            Side::Client(client) => client.pinged_at = None,
-            Side::Tunnel(tunnel) => {
+        match &mut self.role {
+            HopRole::Client(client) => client.pinged_at = None,
+            HopRole::Tunnel(tunnel) => {
                 tunnel.pings.close();
                 if let Begun::Asked(at) = &mut tunnel.begun {
                     *at = now;
@@ -413,9 +413,9 @@ impl Hop {
         {
             concern(begun + timeouts.handshake);
         }
-        match &self.side {
-            Side::Client(client) => self.client_concerns(client, timeouts, &mut concern),
-            Side::Tunnel(tunnel) => self.tunnel_concerns(tunnel, timeouts, &mut concern),
+        match &self.role {
+            HopRole::Client(client) => self.client_concerns(client, timeouts, &mut concern),
+            HopRole::Tunnel(tunnel) => self.tunnel_concerns(tunnel, timeouts, &mut concern),
         }
         earliest
     }

@@ -10,7 +10,7 @@ use super::super::facts::ForRelay;
 use super::super::turn::Turn;
 use super::exchange::Served;
 use super::flow::OUTPUT_FULL;
-use super::hop::{Held, Hop, Side, TunnelState};
+use super::hop::{Held, Hop, HopRole, TunnelState};
 use super::link::Link;
 use super::streams::Streams;
 use crate::log::Line;
@@ -72,7 +72,7 @@ impl Streams {
         segment: Segment,
     ) -> bool {
         let hop = self.hops.known(conn);
-        if let Side::Tunnel(tunnel) = &mut hop.side
+        if let HopRole::Tunnel(tunnel) = &mut hop.role
             && let TunnelState::Held(held) = &mut tunnel.state
         {
             if let Held::Lost { dropped } = held {
@@ -100,8 +100,8 @@ impl Streams {
     /// What a peer sent cannot be read, or not as one thing only: its connection ends.
     pub(super) fn http1_fault(&self, turn: &mut Turn<'_>, conn: ConnId, fault: Fault) {
         let hop = self.hops.hop(conn);
-        let Some(Hop { link: Link::H1(h1), peer, side, .. }) = hop else { return };
-        let tunnel = matches!(side, Side::Tunnel(_));
+        let Some(Hop { link: Link::H1(h1), peer, role, .. }) = hop else { return };
+        let tunnel = matches!(role, HopRole::Tunnel(_));
         match fault {
             Fault::Broken(HeadFault::TooLarge) => turn.limit_hit(Limit::HeaderBytes),
             Fault::Broken(HeadFault::Timeout) => turn.limit_hit(Limit::Handshake),

@@ -7,7 +7,7 @@ use super::super::cause::{Cause, Gone};
 use super::super::facts::ForRelay;
 use super::super::turn::Turn;
 use super::flow::{OUTPUT_FULL, no_memory};
-use super::hop::{Hop, Leaving, Side, sent_away};
+use super::hop::{Hop, HopRole, Leaving, sent_away};
 use super::hops::Hops;
 use super::link::Link;
 use crate::log::Line;
@@ -86,7 +86,7 @@ impl Hops {
     /// The first GOAWAY of a client connection.
     pub(super) fn warn(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let hop = self.hop_mut(conn).filter(|hop| !hop.is_leaving());
-        let Some(Hop { link, side: Side::Client(client), .. }) = hop else { return };
+        let Some(Hop { link, role: HopRole::Client(client), .. }) = hop else { return };
         match link {
             Link::H2(_) => {
                 // It refuses nothing, and asks for a sign that it was read.
@@ -111,8 +111,8 @@ impl Hops {
 
     /// The final GOAWAY: what came up to now is served, nothing after it.
     pub(super) fn last_goaway(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        let Hop { link, side, .. } = self.known(conn);
-        let Side::Client(client) = side else { return };
+        let Hop { link, role, .. } = self.known(conn);
+        let HopRole::Client(client) = role else { return };
         let last = link.highest_peer_stream();
         link.goaway(last, ErrorCode::NoError, b"", &mut turn.net.sink(conn));
         link.refuse_new(true);

@@ -15,7 +15,7 @@ use super::batch::pass;
 use super::exchange::At;
 use super::h1::{H1, http1_limits};
 use super::heads;
-use super::hop::{ALIVE_PING, Client, Hop, Leaving, Side};
+use super::hop::{ALIVE_PING, Client, Hop, HopRole, Leaving};
 use super::hops::Conn;
 use super::leave::DRAIN_PING;
 use super::link::Link;
@@ -121,8 +121,8 @@ impl Reader {
                 } else {
                     h2.start(&mut turn.net.sink(conn));
                 }
-                let side = Side::Client(Client::default());
-                Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, side)
+                let role = HopRole::Client(Client::default());
+                Hop::new(conn, Link::H2(h2), (peer, opened), turn.now, role)
             }
         };
         hop.via = via;
@@ -313,10 +313,10 @@ impl Reader {
     #[cold]
     fn peer_goaway(&mut self, turn: &mut Turn<'_>, conn: ConnId, last: u32, code: ErrorCode) {
         let hop = self.traffic.streams.hops.hop_mut(conn);
-        match hop.map(|hop| &mut hop.side) {
+        match hop.map(|hop| &mut hop.role) {
             // The client leaves in good order, which matters for parking.
-            Some(Side::Client(client)) => client.said_goaway |= code == ErrorCode::NoError,
-            Some(Side::Tunnel(_)) => self.traffic.goaway(turn, conn, last),
+            Some(HopRole::Client(client)) => client.said_goaway |= code == ErrorCode::NoError,
+            Some(HopRole::Tunnel(_)) => self.traffic.goaway(turn, conn, last),
             None => {}
         }
     }
@@ -326,13 +326,13 @@ impl Reader {
     fn pong(&mut self, turn: &mut Turn<'_>, conn: ConnId, payload: [u8; 8]) {
         let hop = self.traffic.streams.hops.known(conn);
         let found = (payload == ALIVE_PING).then(|| hop.found(turn.now));
-        match (&mut hop.side, found) {
-            (Side::Client(client), None) if payload == DRAIN_PING => {
+        match (&mut hop.role, found) {
+            (HopRole::Client(client), None) if payload == DRAIN_PING => {
                 if matches!(client.leaving, Leaving::Warned { .. }) {
                     self.traffic.streams.hops.last_goaway(turn, conn);
                 }
             }
-            (Side::Tunnel(tunnel), Some(found)) => {
+            (HopRole::Tunnel(tunnel), Some(found)) => {
                 let sent = tunnel.pings.answered(found);
                 let route = self.traffic.routes.get(tunnel.route);
                 if let Some((sent, route)) = sent.zip(route) {
@@ -360,5 +360,5 @@ pub(super) fn client_hop(
         client.leaving = Leaving::Final;
         h1.codec.close_after();
     }
-    Hop::new(conn, Link::H1(Box::new(h1)), from, turn.now, Side::Client(client))
+    Hop::new(conn, Link::H1(Box::new(h1)), from, turn.now, HopRole::Client(client))
 }

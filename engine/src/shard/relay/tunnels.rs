@@ -14,7 +14,7 @@ use super::super::table::Key;
 use super::super::timer::SETTLES;
 use super::super::turn::Turn;
 use super::h1::{H1, http1_limits};
-use super::hop::{Held, Hop, Side, Tunnel, TunnelState};
+use super::hop::{Held, Hop, HopRole, Tunnel, TunnelState};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::{Tail, Traffic};
@@ -91,7 +91,7 @@ impl Traffic {
         let unspoken = link.is_unspoken();
         // The timer of unused tunnels does not run for a spare: it waits for a client.
         let state = if unspoken { TunnelState::InUse } else { TunnelState::Unused };
-        let tunnel = Side::Tunnel(Tunnel::new(key, state, turn.now));
+        let tunnel = HopRole::Tunnel(Tunnel::new(key, state, turn.now));
         let mut hop = Hop::new(conn, link, (peer, opened), turn.now, tunnel);
         // The timer that was armed for the connection goes on for the hop.
         (hop.timer, hop.via) = (timer, via);

@@ -15,7 +15,7 @@ use super::super::table::Key;
 use super::super::turn::Turn;
 use super::Relay;
 use super::hop::ALIVE_PING;
-use super::hop::{GOAWAY_WAIT, Hop, Leaving, Side, Timeouts, TunnelState, UNREAD_ANSWERS};
+use super::hop::{GOAWAY_WAIT, Hop, HopRole, Leaving, Timeouts, TunnelState, UNREAD_ANSWERS};
 use super::hops::Conn;
 use super::link::Link;
 use crate::message::Ills;
@@ -66,8 +66,8 @@ impl Relay {
                 h1::Fault::Broken(HeadFault::Timeout),
             );
         }
-        match &mut hop.side {
-            Side::Client(client) => {
+        match &mut hop.role {
+            HopRole::Client(client) => {
                 let warned = match client.leaving {
                     Leaving::Warned { since } => since + GOAWAY_WAIT <= now,
                     Leaving::No | Leaving::Final => false,
@@ -77,7 +77,7 @@ impl Relay {
                     self.reader.traffic.streams.hops.last_goaway(turn, conn);
                 }
             }
-            Side::Tunnel(tunnel) => {
+            HopRole::Tunnel(tunnel) => {
                 tunnel.looked_at = now;
                 look_at_tunnel(turn, hop, stalled);
             }
@@ -160,7 +160,7 @@ fn ask_client(turn: &mut Turn<'_>, hop: &mut Hop) {
     // What it says is not read now: its silence is ours.
     let asks = hop.waits == 0 && matches!(hop.link, Link::H2(_));
     let (conn, silent, now) = (hop.conn, hop.received_at, turn.now);
-    if let (Some(every), Side::Client(client)) = (every.filter(|_| asks), &mut hop.side) {
+    if let (Some(every), HopRole::Client(client)) = (every.filter(|_| asks), &mut hop.role) {
         match client.pinged_at {
             Some(at) if at + most <= now => {
                 turn.net.close(conn, Close::Now);
