@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ringway_work::{Answer, Endpoint, Poll, Secret, Sender, Work, readable};
+use ringway_work::{Endpoint, Poll, PollResponse, Secret, Sender, Work, readable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -61,7 +61,7 @@ impl PollConnection {
     /// Reads the next answer. Cancelling it loses nothing: what was read stays here.
     pub(super) async fn answer(&mut self) -> io::Result<Answered> {
         loop {
-            if let Some(answer) = Answer::take(&mut self.read).map_err(io::Error::other)? {
+            if let Some(answer) = PollResponse::take(&mut self.read).map_err(io::Error::other)? {
                 return Ok(match answer.status {
                     204 => Answered::Nothing,
                     200 => Answered::Work(

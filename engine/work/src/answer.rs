@@ -91,7 +91,7 @@ impl Head {
 
 /// One whole answer to a poll.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct PollResponse {
     /// Never an interim one.
     pub status: u16,
     /// Without its framing.
@@ -100,7 +100,7 @@ pub struct Answer {
     pub last: bool,
 }
 
-impl Answer {
+impl PollResponse {
     /// Takes the answer at the start of `bytes`, once it is whole; interim ones are left out.
     ///
     /// # Errors
@@ -142,12 +142,12 @@ mod tests {
         let text = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP";
         for end in 0..41 {
             let mut bytes = text[..end].to_vec();
-            assert_eq!(Answer::take(&mut bytes), Ok(None), "{end}");
+            assert_eq!(PollResponse::take(&mut bytes), Ok(None), "{end}");
             assert_eq!(bytes, text[..end]);
         }
         let mut bytes = text.to_vec();
-        let answer = Answer { status: 200, body: b"abc".to_vec(), last: false };
-        assert_eq!(Answer::take(&mut bytes), Ok(Some(answer)));
+        let answer = PollResponse { status: 200, body: b"abc".to_vec(), last: false };
+        assert_eq!(PollResponse::take(&mut bytes), Ok(Some(answer)));
         assert_eq!(bytes, b"HTTP");
     }
 
@@ -156,8 +156,8 @@ mod tests {
         let mut bytes = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\
                           connection: Close\r\n\r\n"
             .to_vec();
-        let answer = Answer { status: 204, body: Vec::new(), last: true };
-        assert_eq!(Answer::take(&mut bytes), Ok(Some(answer)));
+        let answer = PollResponse { status: 204, body: Vec::new(), last: true };
+        assert_eq!(PollResponse::take(&mut bytes), Ok(Some(answer)));
         assert!(bytes.is_empty());
         let head = Head::parse(b"HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap();
         assert!(head.last && head.body.is_none());
@@ -180,7 +180,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ncontent-length: 65537\r\n\r\n", BodyTooLong),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\n", BodyTooLong),
         ] {
-            assert_eq!(Answer::take(&mut text.as_bytes().to_vec()), Err(fault), "{text:?}");
+            assert_eq!(PollResponse::take(&mut text.as_bytes().to_vec()), Err(fault), "{text:?}");
         }
         let mut long = b"HTTP/1.1 200 OK\r\nx: ".to_vec();
         long.resize(MAX_HEAD + 1, b'x');

@@ -8,7 +8,7 @@ mod endpoint;
 mod request;
 mod work;
 
-pub use answer::{Answer, AnswerFault, Head, readable};
+pub use answer::{AnswerFault, Head, PollResponse, readable};
 pub use endpoint::{Endpoint, EndpointFault};
 pub use request::{ANSWER_TIMEOUT, DIAL_TIMEOUT, Sender, pauses};
 pub use work::{Connection, Http1, Kind, Poll, Secret, Work, short};

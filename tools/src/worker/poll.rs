@@ -19,7 +19,7 @@ use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use monoio::net::TcpStream;
 use monoio::time::{sleep, timeout};
-use ringway_work::{Answer, AnswerFault, Poll, readable};
+use ringway_work::{AnswerFault, Poll, PollResponse, readable};
 use uuid::Uuid;
 
 use super::{Gateway, SENDER, Worker, manager, net};
@@ -55,7 +55,7 @@ const READ: usize = 4 * 1024;
 #[derive(Debug)]
 pub(super) enum PollFault {
     Io(io::Error),
-    Answer(AnswerFault),
+    PollResponse(AnswerFault),
     /// Work that cannot be read.
     Work(serde_json::Error),
     /// A status that is neither 200 nor 204, and the text.
@@ -71,7 +71,7 @@ impl fmt::Display for PollFault {
                 f.write_str("the gateway closed the connection")
             }
             Self::Io(error) => write!(f, "{error}"),
-            Self::Answer(fault) => write!(f, "{fault}"),
+            Self::PollResponse(fault) => write!(f, "{fault}"),
             Self::Work(error) => write!(f, "the work cannot be read: {error}"),
             Self::Refused(status, text) => write!(f, "the poll was answered {status}: {text}"),
             Self::Unasked => f.write_str("an answer without a poll"),
@@ -386,7 +386,7 @@ impl<'a> Line<'a> {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         let mut answered = false;
-        while let Some(answer) = Answer::take(&mut bytes).map_err(PollFault::Answer)? {
+        while let Some(answer) = PollResponse::take(&mut bytes).map_err(PollFault::PollResponse)? {
             let said = self.unanswered.pop_front().ok_or(PollFault::Unasked)?;
             self.gateway.answered(said.slots > 0, said.recalled);
             self.last |= answer.last;

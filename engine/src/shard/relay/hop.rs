@@ -17,7 +17,7 @@ use super::super::turn::Turn;
 use super::exchange::Way;
 use super::lanes::Lanes;
 use super::link::Link;
-use super::memo::{Answer, Call};
+use super::memo::{KeptAnswer, KeptCall};
 use super::pings::{Found, Pings};
 use crate::config::Keepalive;
 use crate::net::{ConnId, End};
@@ -98,7 +98,7 @@ pub(super) struct Client {
     /// The client said GOAWAY and blamed nobody: it leaves in order.
     pub(super) said_goaway: bool,
     /// Calls that repeat.
-    pub(super) calls: Vec<Call>,
+    pub(super) calls: Vec<KeptCall>,
 }
 
 /// How far a client connection is on its way out.
@@ -140,7 +140,7 @@ pub(super) struct Tunnel {
     pub(super) pings: Pings,
     pub(super) begun: Begun,
     /// Response heads and trailers that repeat.
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<KeptAnswer>,
 }
 
 /// What a tunnel does.
@@ -293,7 +293,7 @@ impl Hop {
     }
 
     /// What a client's request head became when it came before.
-    pub(super) fn call(&self, list: ListId) -> Option<&Call> {
+    pub(super) fn call(&self, list: ListId) -> Option<&KeptCall> {
         self.client()?.calls.iter().find(|call| call.list == list)
     }
 

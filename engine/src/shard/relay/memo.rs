@@ -25,7 +25,7 @@ pub(super) struct Block {
 
 /// A request head of a client connection that led to a route.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(super) struct KeptCall {
     pub(super) list: ListId,
     pub(super) route: Key,
     pub(super) method: Method,
@@ -35,7 +35,7 @@ pub(super) struct Call {
 
 /// A response head, or trailers, of a tunnel.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct KeptAnswer {
     pub(super) list: ListId,
     pub(super) kind: HeadKind,
     pub(super) status: u16,

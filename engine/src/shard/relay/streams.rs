@@ -11,7 +11,7 @@ use super::flow::{counted, most_output};
 use super::heads::{cookie, id_field, is_end_to_end, is_replaced_up, status};
 use super::hops::Hops;
 use super::link::Link;
-use super::memo::{Answer, Call, InHand, block_sent, keep};
+use super::memo::{InHand, KeptAnswer, KeptCall, block_sent, keep};
 use crate::metrics::{CopyWhy, Method};
 use crate::net::ConnId;
 use crate::pool::Segment;
@@ -388,7 +388,7 @@ impl Streams {
         // None if the head is the client's own.
         let [hop, client] = self.hops.two_hops(of.at.conn, to.conn)?;
         let tunnel = hop.tunnel().filter(|tunnel| tunnel.cookie_sent)?;
-        let same = |answer: &&Answer| answer.list == of.list && answer.kind == of.kind;
+        let same = |answer: &&KeptAnswer| answer.list == of.list && answer.kind == of.kind;
         let answer = tunnel.answers.iter().find(same)?;
         let block = (&answer.block.bytes[..], answer.block.generation);
         let out = &mut turn.net.sink(to.conn);
@@ -439,7 +439,7 @@ impl Streams {
         let block = block_sent(&self.block, generation).zip(exchange.route());
         let client = self.hops.hop_mut(of.at.conn).and_then(|hop| hop.client_mut());
         if let (Some((block, route)), Some(client)) = (block, client) {
-            let call = Call { list: of.list, route, method, style, block };
+            let call = KeptCall { list: of.list, route, method, style, block };
             keep(&mut client.calls, call, |kept| kept.list == of.list);
         }
     }
@@ -450,7 +450,7 @@ impl Streams {
         let block = generation.and_then(|generation| block_sent(&self.block, generation));
         let tunnel = self.hops.hop_mut(from).and_then(|hop| hop.tunnel_mut());
         if let (Some(of), Some(block), Some(tunnel)) = (of, block, tunnel) {
-            let answer = Answer { list: of.list, kind: of.kind, status, block };
+            let answer = KeptAnswer { list: of.list, kind: of.kind, status, block };
             keep(&mut tunnel.answers, answer, |kept| kept.list == of.list);
         }
     }

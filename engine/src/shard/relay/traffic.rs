@@ -19,7 +19,7 @@ use super::exchange::{At, Either, Exchange, OVERLOADED, Served, Way};
 use super::flow::LARGE_HEAD;
 use super::heads::without_named;
 use super::link::Link;
-use super::memo::{Call, InHand};
+use super::memo::{InHand, KeptCall};
 use super::replies::{Asked, Replies};
 use super::routes::{Route, Routes};
 use super::streams::{Kind, Streams};
@@ -267,7 +267,7 @@ impl Traffic {
     }
 
     /// The tunnel on which a call can be said again as it was.
-    fn repeats_on(&self, turn: &Turn<'_>, call: &Call) -> Option<ConnId> {
+    fn repeats_on(&self, turn: &Turn<'_>, call: &KeptCall) -> Option<ConnId> {
         let route = self.routes.get(call.route)?;
         let conn = route.tunnel.filter(|_| route.waiting == 0)?;
         let hop = self.streams.hops.hop(conn)?;
