@@ -45,7 +45,7 @@ use ringway_proto::time::Time;
 use crate::mailbox::{Mailbox, Published};
 use crate::net::{Close, ConnId, Core, LINGER, Listener, Net, Wish};
 use crate::pool::Pool;
-use crate::transport::{Bench, Fact, Gate};
+use crate::transport::{Fact, Gate, Scratch};
 use accept::ListenSocket;
 use backend::Ring;
 use doorbell::Bells;
@@ -131,7 +131,7 @@ pub struct Reactor<C: Core> {
     /// What connections have to pass, by listener.
     gates: Vec<Gate>,
     /// Memory that transports share, and what one of them told.
-    bench: Bench,
+    scratch: Scratch,
     facts: Vec<Fact>,
     /// Connections with something to send that the network interface does not know of: half-sent
     /// ones.
@@ -217,7 +217,7 @@ impl<C: Core> Reactor<C> {
             share,
             origin,
             gates,
-            bench: Bench::default(),
+            scratch: Scratch::default(),
             facts: Vec::new(),
             dirty: Vec::new(),
             looks: Vec::new(),

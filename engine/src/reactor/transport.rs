@@ -56,14 +56,14 @@ impl<C: Core> Reactor<C> {
             return self.call(|core, net| core.received(net, conn, segment));
         };
         let mut facts = std::mem::take(&mut self.facts);
-        transport.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
+        transport.receive(&mut self.net.pool, segment, &mut self.scratch, &mut facts);
         // A handshake's answer, or an alert.
         self.dirty.push(conn);
         for fact in facts.drain(..) {
             self.tell_fact(conn, fact);
         }
         self.facts = facts;
-        self.bench.plain.rewind(&self.net.pool);
+        self.scratch.plain.rewind(&self.net.pool);
         if let Some(socket) = self.sockets.get_mut(conn) {
             socket.transport.take_if(|transport| transport.is_through());
         }
@@ -139,7 +139,7 @@ impl<C: Core> Reactor<C> {
         let fd = socket.fd();
         let Some(transport) = socket.transport.as_deref_mut() else { return };
         let Some((output, pool)) = self.net.output_mut(conn) else { return };
-        if let Err(failure) = transport.seal(output, pool, last, &mut self.bench) {
+        if let Err(failure) = transport.seal(output, pool, last, &mut self.scratch) {
             let why = failure.to_string();
             tracing::debug!(core = self.options.core, why, "a connection can send nothing more");
             socket.broken = Some(End::Failed);

@@ -77,7 +77,7 @@ impl fmt::Display for Failure {
 
 /// Memory used again and again by all transports of a core.
 #[derive(Default)]
-pub struct Bench {
+pub struct Scratch {
     /// Where plaintext is put for the core.
     pub plain: Plain,
     /// What of the core's output lies in several pieces, on its way into one record.
@@ -204,7 +204,7 @@ impl Transport {
         &mut self,
         pool: &mut Pool,
         mut segment: Segment,
-        bench: &mut Bench,
+        scratch: &mut Scratch,
         facts: &mut Vec<Fact>,
     ) {
         if let Stage::Proxy(_) = self.stage {
@@ -235,11 +235,11 @@ impl Transport {
         }
         let established = session.is_established();
         let introduced = facts.len();
-        let input = &mut bench.input;
+        let input = &mut scratch.input;
         input.clear();
         input.append(&mut self.rest);
         input.extend_from_slice(pool.bytes(segment));
-        let read = session.read(input, pool, (&mut bench.plain, &mut self.sealed), facts);
+        let read = session.read(input, pool, (&mut scratch.plain, &mut self.sealed), facts);
         if session.is_established() && !established {
             // Application data comes after the handshake.
             facts.insert(introduced, Fact::Secured);
@@ -337,7 +337,7 @@ impl Transport {
         output: &mut Output,
         pool: &mut Pool,
         last: bool,
-        bench: &mut Bench,
+        scratch: &mut Scratch,
     ) -> Result<(), Failure> {
         let Stage::Tls(session) = &mut self.stage else { return Ok(()) };
         if !session.is_established() {
@@ -346,7 +346,7 @@ impl Transport {
         while self.sealed.len() < SEAL_LIMIT {
             let Some(front) = output.queue().front().copied() else { break };
             let whole = output.queue().len() == 1 || front.len as usize >= RECORD_BYTES;
-            let gathered = &mut bench.gathered;
+            let gathered = &mut scratch.gathered;
             let plain = if whole {
                 (front.len as usize).min(RECORD_BYTES)
             } else {

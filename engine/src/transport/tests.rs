@@ -50,7 +50,7 @@ struct Line {
     net: Net,
     conn: ConnId,
     transport: Transport,
-    bench: Bench,
+    scratch: Scratch,
     client: ClientConnection,
     heard: Vec<u8>,
     introduced: Vec<Option<SocketAddr>>,
@@ -89,7 +89,7 @@ impl Line {
             net,
             conn,
             transport: Transport::new(Listener::Client, false, Some(server)).unwrap(),
-            bench: Bench::default(),
+            scratch: Scratch::default(),
             client: ClientConnection::new(Arc::new(config), name).unwrap(),
             heard: Vec::new(),
             introduced: Vec::new(),
@@ -108,7 +108,7 @@ impl Line {
             let segment = self.net.pool.filled(self.block, piece.len(), true);
             self.net.pool.bytes_mut(segment).copy_from_slice(piece);
             let mut facts = Vec::new();
-            self.transport.receive(&mut self.net.pool, segment, &mut self.bench, &mut facts);
+            self.transport.receive(&mut self.net.pool, segment, &mut self.scratch, &mut facts);
             self.net.pool.release(segment);
             for fact in facts {
                 match fact {
@@ -123,7 +123,7 @@ impl Line {
                     Fact::Failed(why) => self.failed = Some(why.to_string()),
                 }
             }
-            self.bench.plain.rewind(&self.net.pool);
+            self.scratch.plain.rewind(&self.net.pool);
         }
     }
 
@@ -139,7 +139,7 @@ impl Line {
     /// What a send would take now; it is sent whole.
     fn sent(&mut self, last: bool) -> Vec<u8> {
         let (output, pool) = self.net.output_mut(self.conn).unwrap();
-        self.transport.seal(output, pool, last, &mut self.bench).unwrap();
+        self.transport.seal(output, pool, last, &mut self.scratch).unwrap();
         let queue = self.transport.queue().iter();
         let bytes: Vec<u8> = queue.flat_map(|s| self.net.pool.bytes(*s)).copied().collect();
         assert_eq!(bytes.len(), self.transport.sealed());
@@ -281,7 +281,7 @@ fn what_is_sealed_is_bounded_and_counts_as_queued_until_it_is_out() {
     let bytes = noise(1 << 20);
     line.net.put(line.conn, &bytes);
     let (output, pool) = line.net.output_mut(line.conn).unwrap();
-    line.transport.seal(output, pool, false, &mut line.bench).unwrap();
+    line.transport.seal(output, pool, false, &mut line.scratch).unwrap();
     assert!(line.transport.sealed() < SEAL_LIMIT + CHUNK_BYTES);
     assert_eq!(line.net.queued(line.conn), bytes.len(), "none of it was sent");
     let first = line.net.pool.bytes(line.transport.queue()[0])[..1].to_vec();
@@ -415,7 +415,7 @@ fn a_connection_takes_its_session_along_to_another_core() {
     let bytes = noise(300_000);
     line.net.put(line.conn, &bytes);
     let (output, pool) = line.net.output_mut(line.conn).unwrap();
-    line.transport.seal(output, pool, false, &mut line.bench).unwrap();
+    line.transport.seal(output, pool, false, &mut line.scratch).unwrap();
     // A part of a record is out already.
     let mut out = line.net.pool.bytes(line.transport.queue()[0])[..100].to_vec();
     assert_eq!(line.transport.sent(&mut line.net.pool, 100), 0);
@@ -431,7 +431,7 @@ fn a_connection_takes_its_session_along_to_another_core() {
     let sealed = line.transport.unpack(&mut net.pool);
     net.owe(line.conn, sealed);
     line.net = net;
-    line.bench = Bench::default();
+    line.scratch = Scratch::default();
 
     assert_eq!(line.net.queued(line.conn), bytes.len());
     line.received(&said[500..], 1 << 20);
@@ -455,10 +455,10 @@ fn what_the_core_keeps_of_many_records_fills_few_chunks() {
         let segment = line.net.pool.filled(line.block, said.len(), true);
         line.net.pool.bytes_mut(segment).copy_from_slice(&said);
         let mut facts = Vec::new();
-        line.transport.receive(&mut line.net.pool, segment, &mut line.bench, &mut facts);
+        line.transport.receive(&mut line.net.pool, segment, &mut line.scratch, &mut facts);
         line.net.pool.release(segment);
         kept.extend(facts);
-        line.bench.plain.rewind(&line.net.pool);
+        line.scratch.plain.rewind(&line.net.pool);
     }
     assert_eq!(kept.len(), 1000);
     assert_eq!(line.net.pool.chunks_live(), 1);

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::super::manager;
-use super::bench::Asker;
+use super::handoff::Asker;
 use super::times::Times;
 use super::{Options, pull, requests};
 use crate::nats::servers;

@@ -1,13 +1,13 @@
 //! A worker as NVIDIA's own are: work comes by NATS (contract 6), the tunnels are the same.
 //!
 //! NATS is spoken by a thread of its own, with the library's runtime; the tunnels stay on the one
-//! that moves bytes. [`mod@bench`] is the border between the two: NATS' side asks for a tunnel and is
-//! told when it is open and when it has ended. [`crew`] is what NATS' side shares, [`pull`] and
-//! [`requests`] are the two ways in which work comes, [`session`] does one, [`record`] registers
-//! it, [`times`] is how long all that took.
+//! that moves bytes. [`mod@handoff`] is the boundary between the two: NATS' side asks for a tunnel
+//! and is told when it is open and when it has ended. [`crew`] is what NATS' side shares, [`pull`]
+//! and [`requests`] are the two ways in which work comes, [`session`] does one, [`record`]
+//! registers it, [`times`] is how long all that took.
 
-mod bench;
 mod crew;
+mod handoff;
 mod pull;
 mod reconnect_window;
 mod record;
@@ -89,7 +89,7 @@ pub fn run(options: Options) -> io::Result<()> {
         monoio::spawn(super::look_at_target(options.target.clone()));
         let target = options.target.clone();
         let streaming = options.streaming.is_some();
-        let (bench, asker) = bench::Bench::new(target, streaming)?;
+        let (opener, asker) = handoff::TunnelOpener::new(target, streaming)?;
         let (told, stopping) = tokio::sync::watch::channel(false);
         // NATS' side says how it goes when that changes.
         monoio::spawn(manager::beat(|| None));
@@ -102,7 +102,7 @@ pub fn run(options: Options) -> io::Result<()> {
             // Who listens may have ended already.
             let _ = told.send(true);
         });
-        bench.work().await?;
+        opener.work().await?;
         nats.join().unwrap_or_else(|_| Err(io::Error::other("the thread of NATS has panicked")))
     })
 }

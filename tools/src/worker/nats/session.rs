@@ -14,8 +14,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use super::super::connect::Refusal;
-use super::bench::Opened;
 use super::crew::{Crew, told};
+use super::handoff::Opened;
 use super::record::Record;
 use crate::pb::nvcf::WorkerInvokeFunctionRequest;
 use crate::pb::nvcf::connection_config::Config;

@@ -1,4 +1,4 @@
-//! The border between the thread of NATS and that of the tunnels: tunnels are asked for through a
+//! The boundary between the thread of NATS and that of the tunnels: tunnels are asked for through a
 //! queue, and a byte through a socket says that something is in it.
 
 use std::io::{self, Write};
@@ -66,7 +66,7 @@ impl Asker {
 }
 
 /// The tunnels' side.
-pub(super) struct Bench {
+pub(super) struct TunnelOpener {
     queue: Receiver<Asked>,
     bell: UnixStream,
     tunnels: Rc<Tunnels>,
@@ -79,14 +79,14 @@ struct Tunnels {
     looks: bool,
 }
 
-impl Bench {
+impl TunnelOpener {
     pub(super) fn new(target: Endpoint, looks: bool) -> io::Result<(Self, Asker)> {
         let (queue, taken) = sync_channel(MAX_ASKED);
         let (bell, heard) = StdUnixStream::pair()?;
         bell.set_nonblocking(true)?;
         let tunnels = Rc::new(Tunnels { target, buffers: Buffers::default(), looks });
-        let bench = Self { queue: taken, bell: net::from_std(heard)?, tunnels };
-        Ok((bench, Asker { queue, bell }))
+        let opener = Self { queue: taken, bell: net::from_std(heard)?, tunnels };
+        Ok((opener, Asker { queue, bell }))
     }
 
     /// Opens tunnels until the other side is gone.
