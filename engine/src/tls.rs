@@ -1,10 +1,10 @@
 //! Certificates: read, checked, made into what handshakes use, and replaced while the gateway runs.
 
+mod cert_store;
 mod pair;
-mod vault;
 
+pub use cert_store::CertStore;
 pub use pair::{EXPIRES_SOON, Files, Pair, PairError};
-pub use vault::Vault;
 
 use crate::pool::CHUNK_BYTES;
 

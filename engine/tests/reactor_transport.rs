@@ -16,7 +16,7 @@ use reactor_rig::{Noise, Running, SOON, Sight, Watched, start, until};
 use ringway::net::{Close, ConnId, Core, Detached, End, Listener, Net};
 use ringway::pool::Segment;
 use ringway::reactor::Options;
-use ringway::tls::{Files, Pair, Vault};
+use ringway::tls::{CertStore, Files, Pair};
 use ringway::transport::{Entrance, Entrances, Outcome, Proxied, SEAL_LIMIT};
 use ringway_proto::time::Time;
 use rustls::pki_types::ServerName;
@@ -51,13 +51,13 @@ impl Issued {
         Self { folder, files, client: Arc::new(client) }
     }
 
-    fn vault(&self) -> Arc<Vault> {
+    fn cert_store(&self) -> Arc<CertStore> {
         let pair = Pair::load(&self.files).unwrap();
-        Arc::new(Vault::new(pair.server_config(Listener::Client).unwrap()))
+        Arc::new(CertStore::new(pair.server_config(Listener::Client).unwrap()))
     }
 
     fn options(&self) -> Options {
-        let entrance = Entrance { tls: Some(self.vault()), ..Entrance::default() };
+        let entrance = Entrance { tls: Some(self.cert_store()), ..Entrance::default() };
         options(entrance)
     }
 
@@ -319,12 +319,13 @@ fn garbage_gets_an_alert_and_an_end() {
 #[test]
 fn a_new_certificate_serves_new_handshakes() {
     let (old, new) = (Issued::new(), Issued::new());
-    let vault = old.vault();
-    let (running, _) = echo(options(Entrance { tls: Some(vault.clone()), ..Entrance::default() }));
+    let cert_store = old.cert_store();
+    let (running, _) =
+        echo(options(Entrance { tls: Some(cert_store.clone()), ..Entrance::default() }));
     let mut before = old.connect(running.address);
     before.write_all(b"a").unwrap();
     before.read_exact(&mut [0]).unwrap();
-    vault.replace(Pair::load(&new.files).unwrap().server_config(Listener::Client).unwrap());
+    cert_store.replace(Pair::load(&new.files).unwrap().server_config(Listener::Client).unwrap());
     let mut after = new.connect(running.address);
     after.write_all(b"b").unwrap();
     after.read_exact(&mut [0]).unwrap();
@@ -349,7 +350,7 @@ fn header(source: [u8; 4]) -> Vec<u8> {
 fn a_proxy_header_names_the_peer() {
     let issued = Issued::new();
     let trusted = vec!["127.0.0.0/8".parse().unwrap()];
-    for tls in [None, Some(issued.vault())] {
+    for tls in [None, Some(issued.cert_store())] {
         let secure = tls.is_some();
         let entrance = Entrance { tls, proxy: Some(trusted.clone()), ..Entrance::default() };
         let (running, sight) = echo(options(entrance));

@@ -19,7 +19,7 @@ use crate::keys::Keys;
 use crate::message::ShardMessage;
 use crate::net::Listener;
 use crate::shard::ShardSettings;
-use crate::tls::{Files, Pair, PairError, Vault};
+use crate::tls::{CertStore, Files, Pair, PairError};
 use crate::transport::{Entrance, Entrances, Greeting};
 
 /// How often the files of certificates are looked at. A change is taken up when the next look
@@ -44,7 +44,7 @@ struct Certificate {
     /// Its setting.
     key: &'static str,
     files: Files,
-    vault: Arc<Vault>,
+    cert_store: Arc<CertStore>,
     pair: Pair,
     /// The files as they were when they were last read, and as they were at the last look.
     read: Stamp,
@@ -89,8 +89,8 @@ impl Reloader {
             changes.certificate(listener, pair.not_after());
             // Not what they are now: they may have changed since they were read.
             let (read, seen) = ([None; 2], [None; 2]);
-            let vault = Arc::new(Vault::new(server));
-            certificates.push(Certificate { listener, key, files, vault, pair, read, seen });
+            let cert_store = Arc::new(CertStore::new(server));
+            certificates.push(Certificate { listener, key, files, cert_store, pair, read, seen });
         }
         Ok(Self { source, config: config.clone(), certificates, changes, keys })
     }
@@ -108,7 +108,7 @@ impl Reloader {
             let proxy = front.proxy_protocol.then(|| front.trusted.clone());
             let greeting = Greeting { bytes: bytes.clone(), to_all: front.http2 };
             let greeting = Some(greeting).filter(|_| listener == Listener::Client);
-            Arc::new(Entrance { tls: own.map(|own| own.vault.clone()), proxy, greeting })
+            Arc::new(Entrance { tls: own.map(|own| own.cert_store.clone()), proxy, greeting })
         };
         Entrances {
             client: entrance(Listener::Client, &self.config.fronts.client),
@@ -230,7 +230,7 @@ impl Certificate {
         };
         match new {
             Ok((new, server)) => {
-                self.vault.replace(server);
+                self.cert_store.replace(server);
                 changes.certificate(*listener, new.not_after());
                 changes.count(Change::Certificate, true);
                 let not_after = new.not_after().as_secs();

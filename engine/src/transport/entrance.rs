@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 
 use super::Transport;
 use crate::conn::Listener;
-use crate::tls::Vault;
+use crate::tls::CertStore;
 
 /// How a handshake ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub struct Greeting {
 /// One listener's demands. Shared by all cores, and never changed.
 #[derive(Debug, Default)]
 pub struct Entrance {
-    /// TLS, with the certificate that the vault holds at the time.
-    pub tls: Option<Arc<Vault>>,
+    /// TLS, with the certificate that the store holds at the time.
+    pub tls: Option<Arc<CertStore>>,
     /// A PROXY header first, from these networks; nobody else may connect.
     pub proxy: Option<Vec<IpNet>>,
     /// What clients of HTTP/2 are told first.
@@ -101,7 +101,7 @@ impl Entrances {
             // Gateways know each other by what they say.
             Listener::Cluster => Arc::default(),
         };
-        let seen = entrance.tls.as_ref().map(|vault| vault.current());
+        let seen = entrance.tls.as_ref().map(|cert_store| cert_store.current());
         Gate { listener, entrance, seen }
     }
 }
@@ -138,10 +138,10 @@ impl Gate {
         if !self.entrance.trusts(peer) {
             return Admission::Refused;
         }
-        if let (Some(vault), Some(seen)) = (&self.entrance.tls, &mut self.seen)
-            && vault.version() != seen.0
+        if let (Some(cert_store), Some(seen)) = (&self.entrance.tls, &mut self.seen)
+            && cert_store.version() != seen.0
         {
-            *seen = vault.current();
+            *seen = cert_store.current();
         }
         let tls = self.seen.as_ref().map(|(_, config)| config.clone());
         let greeting = self.entrance.greeting.as_ref().filter(|_| tls.is_some()).cloned();

@@ -8,12 +8,12 @@ use rustls::ServerConfig;
 /// What handshakes of one listener use now. Cores look at the version only, one load a connection;
 /// the lock is taken when that has changed.
 #[derive(Debug)]
-pub struct Vault {
+pub struct CertStore {
     version: AtomicU64,
     current: Mutex<Arc<ServerConfig>>,
 }
 
-impl Vault {
+impl CertStore {
     /// With a first one.
     #[must_use]
     pub fn new(config: Arc<ServerConfig>) -> Self {
