@@ -21,7 +21,7 @@ pub(super) fn fire_timers(shard: &mut Shard, net: &mut Net) {
         Due::Relay(key) => nodes.waits(key),
         Due::Arrival(key) => nodes.arrives(key),
         Due::Ask(ticket) => sessions.asks(ticket),
-        Due::Finish(exchange) | Due::Crumb(exchange) | Due::Answered(exchange) => {
+        Due::Finish(exchange) | Due::SmallSend(exchange) | Due::Answered(exchange) => {
             relay.has_exchange(exchange)
         }
         Due::Farewell => nodes.says_farewell(),
@@ -61,7 +61,7 @@ fn fire(shard: &mut Shard, net: &mut Net, due: Due) {
         Due::Arrival(key) => shard.nodes.arrival_late(turn, key),
         Due::Ask(ticket) => shard.sessions.ask_overdue(turn, ticket),
         Due::Finish(exchange) => shard.relay.finish_raw(turn, exchange),
-        Due::Crumb(exchange) => shard.relay.allow_crumbs(turn, exchange),
+        Due::SmallSend(exchange) => shard.relay.allow_small_sends(turn, exchange),
         Due::Answered(exchange) => shard.relay.answered_too_long(turn, exchange),
         Due::Yield => shard.workers.look_at_queues(turn),
         Due::Sweep => shard.relay.sweep(turn),

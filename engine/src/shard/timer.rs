@@ -53,8 +53,8 @@ pub(crate) enum Due {
     Ask(Key),
     /// One side of a stream of bytes has ended; the other one had its time to show why.
     Finish(Key),
-    /// Bulk waits although a crumb of its window is left.
-    Crumb(Key),
+    /// Bulk waits although a small part of its window is left.
+    SmallSend(Key),
     /// An answered request whose body did not end.
     Answered(Key),
     /// New work may have waited so long that a parked session yields.

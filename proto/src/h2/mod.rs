@@ -40,7 +40,7 @@ pub use conn::{Conn, NO_TAG};
 pub use frame::ErrorCode;
 pub(crate) use head::is_host;
 pub use memo::ListId;
-pub use send::{Blocked, CRUMB};
+pub use send::{Blocked, SMALL_SEND};
 pub use stream::StreamKey;
 
 /// Which side of the connection we are.

@@ -22,10 +22,10 @@ pub enum Blocked {
 }
 
 /// Octets below which a part of bulk is not worth a frame.
-pub const CRUMB: usize = 1024;
+pub const SMALL_SEND: usize = 1024;
 
 /// What waits is bulk from here on.
-const BULK: usize = 4 * CRUMB;
+const BULK: usize = 4 * SMALL_SEND;
 
 impl Conn {
     /// Sends a head or trailers: HEADERS and, as one unit, the CONTINUATIONs the peer's frame size
@@ -115,9 +115,10 @@ impl Conn {
     /// How much of a piece, of `waiting` octets in all, is worth a frame now.
     ///
     /// A peer that gives back what it got frame by frame would be kept at tiny frames for ever by
-    /// a sender that uses up each crumb of a window (the silly window of RFC 9293 §3.8.6.2.1). So
-    /// without `crumbs` none is sent of bulk, unless the window can never be more. A caller allows
-    /// them first and from time to time: the peer may wait for just that crumb (contract CL-38).
+    /// a sender that uses up each small part of a window (the silly window of RFC 9293 §3.8.6.2.1).
+    /// So without `small_sends` none is sent of bulk, unless the window can never be more. A caller
+    /// allows them first and from time to time: the peer may wait for just that part (contract
+    /// CL-38).
     ///
     /// # Errors
     /// What has to grow first.
@@ -126,11 +127,11 @@ impl Conn {
         key: StreamKey,
         piece: usize,
         waiting: usize,
-        crumbs: bool,
+        small_sends: bool,
     ) -> Result<usize, Blocked> {
         let stream = self.table.get(key).filter(|stream| stream.local_open);
         let Some(stream) = stream else { return Err(Blocked::Ended) };
-        let worth = if waiting >= BULK && !crumbs { CRUMB } else { 1 };
+        let worth = if waiting >= BULK && !small_sends { SMALL_SEND } else { 1 };
         let enough = |room: usize, whole: u32| room >= worth.min(whole as usize / 2).max(1);
         let (own, shared) = (stream.send.room(), self.send_window.room());
         if !enough(own, self.peer.initial_window) {

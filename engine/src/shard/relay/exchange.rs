@@ -44,9 +44,9 @@ pub(super) struct Pipe {
     pub(super) done: bool,
     /// It stands in the receiving hop's turn list.
     pub(super) scheduled: bool,
-    /// The last part sent was a crumb of a window.
-    pub(super) crumb: bool,
-    /// A timer runs that allows the next crumb.
+    /// The last part sent was a small part of a window.
+    pub(super) small_send: bool,
+    /// A timer runs that allows the next small send.
     pub(super) crumb_waits: bool,
     /// Body bytes relayed.
     pub(super) bytes: u64,

@@ -224,10 +224,10 @@ impl Link {
         key: StreamKey,
         piece: usize,
         waiting: usize,
-        crumbs: bool,
+        small_sends: bool,
     ) -> Result<usize, Blocked> {
         match self {
-            Self::H2(h2) => h2.sendable(key, piece, waiting, crumbs),
+            Self::H2(h2) => h2.sendable(key, piece, waiting, small_sends),
             Self::H1(_) => Ok(piece),
         }
     }

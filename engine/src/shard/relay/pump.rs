@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ringway_proto::h2::{Blocked, CRUMB, ErrorCode};
+use ringway_proto::h2::{Blocked, ErrorCode, SMALL_SEND};
 use ringway_proto::time::Time;
 
 use super::super::facts::ForRelay;
@@ -20,8 +20,8 @@ use crate::net::ConnId;
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
 
-/// How long bulk waits for more of a window than a crumb, once it has used one.
-const CRUMB_WAIT: Duration = Duration::from_millis(5);
+/// How long bulk waits for more of a window than a small part, once it has used one.
+const SMALL_SEND_WAIT: Duration = Duration::from_millis(5);
 
 /// A peer that took nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(1);
@@ -115,11 +115,11 @@ impl Streams {
                 return self.send_end(turn, slot, way);
             };
             let piece = front.len as usize;
-            let n = match hop.link.sendable(to.key, piece, waiting, !pipe.crumb) {
+            let n = match hop.link.sendable(to.key, piece, waiting, !pipe.small_send) {
                 Ok(n) => n.min(share),
                 Err(blocked) => {
-                    let crumb = hop.link.data_room(to.key) > 0;
-                    return self.blocked(turn, slot, way, (blocked, crumb));
+                    let small_send = hop.link.data_room(to.key) > 0;
+                    return self.blocked(turn, slot, way, (blocked, small_send));
                 }
             };
             if share == 0 || turn.net.queued(to.conn) >= most {
@@ -131,7 +131,7 @@ impl Streams {
                 return Went::Blocked;
             }
             share -= n;
-            pipe.crumb = n < CRUMB.min(piece);
+            pipe.small_send = n < SMALL_SEND.min(piece);
             let part = front.part(0, n);
             let rest = front.part(n, front.len as usize - n);
             pipe.queued -= n;
@@ -163,20 +163,20 @@ impl Streams {
         }
     }
 
-    /// A turn that has to wait. If a crumb of the window is left, it is used after a while: the
-    /// receiver may give credit for whole messages only.
+    /// A turn that has to wait. If a small part of the window is left, it is used after a while:
+    /// the receiver may give credit for whole messages only.
     fn blocked(
         &mut self,
         turn: &mut Turn<'_>,
         slot: u32,
         way: Way,
-        (by, crumb): (Blocked, bool),
+        (by, small_send): (Blocked, bool),
     ) -> Went {
         let key = self.key_at(slot);
-        if let Some(exchange) = self.exchanges.get_mut(key).filter(|_| crumb)
+        if let Some(exchange) = self.exchanges.get_mut(key).filter(|_| small_send)
             && !std::mem::replace(&mut exchange.pipe(way).crumb_waits, true)
         {
-            turn.arm(turn.now + CRUMB_WAIT, Due::Crumb(key));
+            turn.arm(turn.now + SMALL_SEND_WAIT, Due::SmallSend(key));
         }
         match by {
             Blocked::Connection => Went::HopBlocked,
@@ -184,13 +184,13 @@ impl Streams {
         }
     }
 
-    /// The next crumbs of an exchange may go.
-    pub(super) fn allow_crumbs(&mut self, turn: &mut Turn<'_>, key: Key) {
+    /// The next small sends of an exchange may go.
+    pub(super) fn allow_small_sends(&mut self, turn: &mut Turn<'_>, key: Key) {
         for way in [Way::Up, Way::Down] {
             let waits = |exchange: &mut Exchange| {
                 let (to, pipe) = (exchange.to(way), exchange.pipe(way));
                 std::mem::take(&mut pipe.crumb_waits).then(|| {
-                    pipe.crumb = false;
+                    pipe.small_send = false;
                     to.filter(|_| pipe.scheduled)
                 })
             };

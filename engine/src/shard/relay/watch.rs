@@ -94,8 +94,8 @@ impl Relay {
         }
     }
 
-    pub(crate) fn allow_crumbs(&mut self, turn: &mut Turn<'_>, exchange: Key) {
-        self.reader.traffic.streams.allow_crumbs(turn, exchange);
+    pub(crate) fn allow_small_sends(&mut self, turn: &mut Turn<'_>, exchange: Key) {
+        self.reader.traffic.streams.allow_small_sends(turn, exchange);
     }
 
     /// The rest of an answered request did not come: the stream is given up.
