@@ -25,7 +25,7 @@ mutants=(
     'no-shrink@proto/src/hpack/encode.rs@self.resized.take().map(usize::from) else { return };@self.resized.take().map(usize::from) else { return };\n        if smallest < 9999 {\n            return;\n        }'
     'h1-truncated@engine/src/shard/relay/bytes.rs@if end == End::Fin && h1.codec.eof() == Ok(Event::End) {@if end == End::Fin {'
     'h1-reused@engine/src/shard/relay/ends.rs@let again = h1.codec.is_between() && h1.codec.keeps_alive();@let again = h1.codec.is_between();'
-    'h1-unseen@engine/src/shard/relay/flow.rs@let gated = self.held as usize > if@let gated = h1.has_kept() || self.held as usize > if'
+    'h1-unseen@engine/src/shard/relay/flow.rs@let gated = self.buffered as usize > if@let gated = h1.has_kept() || self.buffered as usize > if'
     'lost-answer@engine/src/shard/workers/polls.rs@Stage::Offered => Fate::Lost,@Stage::Offered => return,'
     'short-window@engine/src/shard/sessions/park.rs@let most = turn.settings.config.session.park_window;@let most = turn.settings.config.session.park_window / 2;'
     'old-answers@engine/src/shard/relay/tunnels.rs@tunnel.answers = Vec::new();\n        if reusable@if reusable'

@@ -105,7 +105,7 @@ pub(crate) fn unpack<M: Message + Default>(kind: Kind, bytes: &[u8]) -> Result<M
     M::decode(message).map_err(|_| Unreadable::Garbled)
 }
 
-/// A client's connection that was let go of before its first answer. Dropping it closes it.
+/// A client's connection that was released before its first answer. Dropping it closes it.
 #[derive(Debug)]
 pub struct Released {
     /// The socket.

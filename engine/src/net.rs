@@ -55,7 +55,7 @@ pub trait Core {
     /// the connection's peer. Told once, before the first byte.
     fn addressed(&mut self, _net: &mut Net, _conn: ConnId, _peer: SocketAddr) {}
 
-    /// A connection the core wished to [let go of](Net::detach) has nothing under way any more.
+    /// A connection the core wished to [detach](Net::detach) has nothing under way any more.
     /// Its id is dead; the detached connection is the core's to send to another core, or to drop.
     fn detached(&mut self, _net: &mut Net, _conn: ConnId, _detached: Detached) {}
 
@@ -361,7 +361,7 @@ impl Net {
         conn
     }
 
-    /// Lets go of a connection so that another core can take it up: reading stops, and once nothing
+    /// Detaches a connection so that another core can take it up: reading stops, and once nothing
     /// is under way on the socket [`Core::detached`] hands it over. Until then bytes may still
     /// arrive; an end that comes first is told as ever, and nothing is handed over.
     pub fn detach(&mut self, conn: ConnId) {
@@ -371,7 +371,7 @@ impl Net {
         }
     }
 
-    /// Takes up a connection that another core has let go of. It reads from now on.
+    /// Takes up a connection that another core has detached. It reads from now on.
     pub fn adopt(&mut self, detached: Detached) -> ConnId {
         let conn = self.open();
         self.put(conn, &detached.unsent);
@@ -467,12 +467,12 @@ impl Net {
         }
     }
 
-    /// The connection is not let go of after all. Whether that had been wished for.
+    /// The connection is not detached after all. Whether that had been wished for.
     pub fn keep(&mut self, conn: ConnId) -> bool {
         live(&mut self.outputs, conn).is_some_and(|output| std::mem::take(&mut output.detaching))
     }
 
-    /// Takes the output of a connection that is let go of; the id dies. The slot stays taken until
+    /// Takes the output of a connection that is detached; the id dies. The slot stays taken until
     /// [`Self::free`].
     pub fn take_unsent(&mut self, conn: ConnId) -> Vec<u8> {
         let queue = self.output(conn).map(|output| output.queue.iter());

@@ -65,7 +65,7 @@ impl Output {
         self.paused
     }
 
-    /// Whether the core wants to let go of the connection.
+    /// Whether the core wants to detach the connection.
     #[must_use]
     pub fn is_detaching(&self) -> bool {
         self.detaching

@@ -104,7 +104,7 @@ fn what_came_before_is_the_first_ones_and_what_comes_later_the_seconds() {
     is_closed(second);
 }
 
-/// Lets go of the connection before it was ever read from.
+/// Detaches the connection before it was ever read from.
 #[derive(Default)]
 struct Doorman {
     probe: Probe,
@@ -270,7 +270,7 @@ fn a_fin_nobody_has_read_arrives_at_the_next_after_the_bytes() {
     is_closed(second);
 }
 
-/// Lets go of a connection unless its end was told already.
+/// Detaches a connection unless its end was told already.
 fn detach_living(probe: &Running<Probe>, conn: ConnId) {
     probe.ask(move |probe, net| {
         if probe.ends(conn).is_empty() {
@@ -279,7 +279,7 @@ fn detach_living(probe: &Running<Probe>, conn: ConnId) {
     });
 }
 
-/// What became of a connection that was to be let go of while its peer ended it.
+/// What became of a connection that was to be detached while its peer ended it.
 fn outcome(first: &Running<Probe>, conn: ConnId) -> Result<Detached, End> {
     until("an end, or that it goes", || {
         first.ask(move |probe, _| {

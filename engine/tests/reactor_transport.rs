@@ -85,8 +85,8 @@ fn options(entrance: Entrance) -> Options {
 
 enum Order {
     Stop,
-    /// Let go of the only connection, and send it there.
-    LetGo(mpsc::Sender<Detached>),
+    /// Detach the only connection, and send it there.
+    Detach(mpsc::Sender<Detached>),
     TakeUp(Detached),
 }
 
@@ -137,7 +137,7 @@ impl Core for Echo {
     fn message_received(&mut self, net: &mut Net, order: Order) {
         match order {
             Order::Stop => self.stopped = true,
-            Order::LetGo(to) => {
+            Order::Detach(to) => {
                 self.to = Some(to);
                 let conn = *self.open.keys().next().unwrap();
                 net.detach(conn);
@@ -255,7 +255,7 @@ fn a_connection_goes_to_another_core_in_mid_stream() {
         stream.write_all(piece).unwrap();
         if at == 8 {
             let (sender, detached) = mpsc::channel();
-            assert!(first.sender.send(Order::LetGo(sender)).is_ok());
+            assert!(first.sender.send(Order::Detach(sender)).is_ok());
             let detached = detached.recv_timeout(SOON).expect("it was not let go of");
             assert!(second.sender.send(Order::TakeUp(detached)).is_ok());
         }

@@ -27,7 +27,7 @@
 //! | `Vouched` | the question's end | nothing |
 //! | | a claim of the tunnel, its end | the client asks for a session that it opened, by the worker's way |
 //! | `Join`, `MemberState`, `Leave` | a claim of the tunnel | the attachment is no member any more: nothing |
-//! | `LetGo`, `Yield`, `Unparks` | a claim of the tunnel, its end | nothing: it is not parked any more |
+//! | `EndSurplus`, `Yield`, `Unparks` | a claim of the tunnel, its end | nothing: it is not parked any more |
 //! | `Claim` | the tunnel's end | `Resumed` without a tunnel |
 //! | `Resumed` | the client's end | the tunnel is parked where it came |
 //! | | the attachment's end | the tunnel joins its session anew, parked where it came |
@@ -96,7 +96,7 @@ pub enum CoreMessage {
     /// The attachment stands otherwise in its session.
     MemberState(Uuid, Ticket, MemberState),
     /// Close the tunnel that this attachment keeps: its session has another one.
-    LetGo(Ticket),
+    EndSurplus(Ticket),
     /// Give the tunnel that this attachment keeps to another one, which waits for it.
     Claim {
         /// The attachment that keeps it.
@@ -170,7 +170,7 @@ impl CoreMessage {
             | Self::Recalled(ticket)
             | Self::QueueFull(ticket)
             | Self::MemberState(_, ticket, _)
-            | Self::LetGo(ticket)
+            | Self::EndSurplus(ticket)
             | Self::Unparks(ticket)
             | Self::Yield(ticket) => ticket.node == node,
             Self::Poll(poll, _)

@@ -17,7 +17,7 @@ pub enum Carried {
     Simulated(Box<dyn SimulatedSocket>),
 }
 
-/// A connection that no core owns: let go of by one, not yet taken up by another.
+/// A connection that no core owns: detached by one, not yet taken up by another.
 #[derive(Debug)]
 pub struct Detached {
     /// The socket. Dropping it closes the connection.

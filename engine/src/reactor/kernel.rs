@@ -35,7 +35,7 @@ pub trait Kernel {
     /// Connects such a socket. The result is 0 if it is.
     fn connect(&mut self, socket: RawFd, address: SocketAddr, tag: Tag);
 
-    /// A socket is this core's from now on that another core has let go of.
+    /// A socket is this core's from now on that another core has detached.
     fn adopted(&mut self, socket: RawFd);
 
     /// Receives into lent blocks until it is cancelled, ends, or has had its share. The results are

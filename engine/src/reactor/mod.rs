@@ -91,7 +91,7 @@ enum News {
     Undialled(ConnId, i32),
     /// A send found the connection broken and no receive is under way that would tell.
     Broken(ConnId),
-    /// Nothing is under way any more on a connection that the core lets go of.
+    /// Nothing is under way any more on a connection that the core detaches.
     Detached(ConnId),
     /// A connection that cannot be taken up.
     Refused(ConnId),

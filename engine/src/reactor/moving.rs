@@ -1,6 +1,6 @@
 //! Connections that change cores.
 //!
-//! A connection is let go of when nothing is under way on it: its receive and its poll for room are
+//! A connection is detached when nothing is under way on it: its receive and its poll for room are
 //! cancelled (`pump.rs`), sends have ended with the enter that took them, and what was received
 //! until then has been told. So no byte is lost, and none overtakes another. One whose end was told
 //! meanwhile stays.
@@ -15,7 +15,7 @@ use super::{News, Reactor};
 use crate::net::{Carried, ConnId, Core, Detached, End, Listener, Output};
 
 impl<C: Core> Reactor<C> {
-    /// Hands a connection over that the core lets go of, unless something began on it meanwhile.
+    /// Hands a connection over that the core detaches, unless something began on it meanwhile.
     pub(super) fn hand_over(&mut self, conn: ConnId) {
         let wished = self.net.output(conn).is_some_and(Output::is_detaching);
         let still = self.sockets.get(conn).is_some_and(Socket::is_still);
@@ -39,7 +39,7 @@ impl<C: Core> Reactor<C> {
         self.call(|core, net| core.detached(net, conn, detached));
     }
 
-    /// The peer's end is told of a connection that was to be let go of: it is not. It goes on as
+    /// The peer's end is told of a connection that was to be detached: it is not. It goes on as
     /// if that had never been wished for; the core may wish for it again.
     pub(super) fn keep(&mut self, conn: ConnId) {
         if self.net.keep(conn) {
@@ -48,7 +48,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Takes up a connection that another core has let go of.
+    /// Takes up a connection that another core has detached.
     pub(super) fn adopt(&mut self, conn: ConnId, socket: Carried, listener: Option<Listener>) {
         let refused = self.room(listener) == 0;
         let (stream, transport) = match socket {

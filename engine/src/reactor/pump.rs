@@ -427,7 +427,7 @@ fn wants_bytes(socket: &Socket, net: &Net) -> bool {
     }
 }
 
-/// Whether the core lets go of the connection and has not closed it since.
+/// Whether the core detaches the connection and has not closed it since.
 fn is_leaving(net: &Net, conn: ConnId) -> bool {
     net.output(conn).is_some_and(|output| output.is_detaching() && output.closing().is_none())
 }

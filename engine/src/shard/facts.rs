@@ -375,7 +375,7 @@ pub(crate) enum ForSessions {
     Join(Box<Join>),
     MemberState(Uuid, Ticket, MemberState),
     Leave(Box<Leave>),
-    LetGo(Ticket),
+    EndSurplus(Ticket),
     Claim {
         parked: Ticket,
         to: Ticket,

@@ -20,7 +20,7 @@ use crate::metrics::RelayCause;
 use crate::net::{Close, ConnId, Detached, End, Listener, Net};
 use crate::pool::Segment;
 
-/// What may still come on a connection that was let go of, over what is kept: one receive.
+/// What may still come on a connection that was released, over what is kept: one receive.
 const LATE_BYTES: usize = 64 * 1024;
 
 /// Connections kept of which nobody looks whether they were answered meanwhile.
@@ -191,7 +191,7 @@ impl Shard {
         }
     }
 
-    /// Lets go of a client's connection of which no request was answered and none has gone to a
+    /// Releases a client's connection of which no request was answered and none has gone to a
     /// worker: who waits there is answered where it is [taken up](Self::take_up). False if it stays:
     /// it is none such, more than [`ShardSettings::unanswered`] octets have come, or this core
     /// drains.
@@ -200,7 +200,7 @@ impl Shard {
     /// ends it first, it goes on here as if nothing had happened.
     ///
     /// [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
-    pub fn let_go(&mut self, net: &mut Net, conn: ConnId) -> bool {
+    pub fn release(&mut self, net: &mut Net, conn: ConnId) -> bool {
         let Some(kept) = self.handover.kept.get(&conn) else { return false };
         let client = self.relay.leave(turn!(self, net), conn, (kept, 0));
         let leaves = client.is_some();
@@ -213,12 +213,12 @@ impl Shard {
         leaves
     }
 
-    /// The connections that were let go of and have nothing under way any more since the last call.
+    /// The connections that were released and have nothing under way any more since the last call.
     pub fn take_released(&mut self, into: &mut Vec<Released>) {
         into.append(&mut self.handover.released);
     }
 
-    /// Takes up a connection that another core, or another process, has let go of. None if there may
+    /// Takes up a connection that another core, or another process, has released. None if there may
     /// be no more clients here: then it is closed.
     pub fn take_up(&mut self, net: &mut Net, released: Released) -> Option<ConnId> {
         if let Err(limit) = self.admits(Listener::Client) {

@@ -38,7 +38,7 @@ pub struct ShardSettings {
     /// Generation of the first table entries; a shard that takes another's place begins higher.
     pub generation: u32,
     /// Octets kept of each client's connection until its first request is answered, so that it can
-    /// be [let go of](super::Shard::let_go). 0: none is kept, and none leaves.
+    /// be [released](super::Shard::release). 0: none is kept, and none leaves.
     pub unanswered: usize,
     /// What workers dial back to, without a path: `http://host:port`.
     pub advertise: String,
@@ -78,7 +78,7 @@ impl ShardSettings {
 
     /// DATA of one connection that may wait here before its connection credit waits too
     /// (design 3.10).
-    pub(crate) fn held_per_connection(&self) -> usize {
+    pub(crate) fn buffered_per_connection(&self) -> usize {
         self.config.limits.connection_buffer / 2
     }
 
@@ -111,7 +111,8 @@ impl ShardSettings {
             empty_data: limits.empty_data,
             stream_window: limits.stream_window,
             stream_window_max: limits.stream_window_max,
-            // Half of it may be on its way when the other half is held: see `held_per_connection`.
+            // Half of it may be on its way when the other half is held: see
+            // `buffered_per_connection`.
             connection_window: (limits.connection_buffer / 2) as u32,
             first_settings: limits.handshake,
             header_block: limits.handshake,

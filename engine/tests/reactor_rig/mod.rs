@@ -330,7 +330,7 @@ impl Running<Probe> {
         })
     }
 
-    /// The connection that was let go of, once it is.
+    /// The connection that was detached, once it is.
     pub(crate) fn detached(&self, conn: ConnId) -> Detached {
         until("a connection to be let go of", || {
             self.ask(move |probe, _| {

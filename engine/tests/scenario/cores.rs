@@ -165,7 +165,7 @@ fn what_came_behind_a_connect_moves_along() {
     m.at(1).send(conn, &bytes);
     m.at(1).send(conn, &settings[4..11]);
     m.at(1).send(conn, &settings[11..]);
-    m.at(1).let_go();
+    m.at(1).hand_over();
     m.deliver();
     let tunnels = m.sessions();
     assert_eq!((tunnels.len(), tunnels[0].state, tunnels[0].core), (1, "active", 0));
@@ -193,7 +193,7 @@ fn a_connection_that_moves_may_bring_no_more_than_its_limit_and_may_end() {
         let goes = m.at(1).connect(Listener::Worker);
         m.at(1).send(goes, work.connect().as_bytes());
         m.at(1).end(goes, end);
-        m.at(1).let_go();
+        m.at(1).hand_over();
         m.deliver();
         assert_eq!(m.at(1).shard.metrics().connects[8], n as u64 + 2, "counted as not taken over");
     }

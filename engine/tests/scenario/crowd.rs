@@ -194,7 +194,7 @@ impl Crowd {
         let core = self.core();
         if self.m.at(core).hold && self.below(2) == 0 {
             self.m.at(core).hold = false;
-            self.m.at(core).let_go();
+            self.m.at(core).hand_over();
         }
     }
 
@@ -256,7 +256,7 @@ impl Crowd {
         self.m.full.clear();
         for core in 0..self.m.cores() {
             self.m.at(core).hold = false;
-            self.m.at(core).let_go();
+            self.m.at(core).hand_over();
         }
         self.m.deliver();
         self.serve();

@@ -19,9 +19,9 @@ fn machine() -> Machine {
     Machine::keeping(2, "", KEPT)
 }
 
-/// Lets go of a connection, or says that it stays.
+/// Releases a connection, or says that it stays.
 fn release(world: &mut World, conn: ConnId) -> Option<Released> {
-    let leaves = world.shard.let_go(&mut world.net, conn);
+    let leaves = world.shard.release(&mut world.net, conn);
     world.settle();
     let mut released = Vec::new();
     world.shard.take_released(&mut released);
@@ -174,7 +174,7 @@ fn what_comes_while_it_leaves_goes_along() {
     m.at(0).send(conn, &bytes[40..]);
     assert_eq!(m.at(0).take(conn), b"", "nobody answers it meanwhile");
     m.at(0).hold = false;
-    m.at(0).let_go();
+    m.at(0).hand_over();
     let mut released = Vec::new();
     m.at(0).shard.take_released(&mut released);
     let conn = take_up(m.at(1), released.pop().expect("it was handed over"));

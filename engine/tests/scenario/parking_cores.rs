@@ -126,7 +126,7 @@ fn a_tunnel_moves_with_all_that_is_unsent_and_half_read() {
         let cut = cut.min(bytes.len());
         m.at(0).send(tunnel.peer.conn, &bytes[..cut]);
         let socket = m.at(0).socket(tunnel.peer.conn);
-        m.at(0).let_go();
+        m.at(0).hand_over();
         m.deliver();
         follow(&mut m, &mut tunnel, socket);
         assert_eq!(tunnel.core, 1);
@@ -254,7 +254,7 @@ fn anything_may_happen_while_a_tunnel_moves() {
         m.at(1).hold = true;
         let (mut back, _) = client(&mut m, 2, &[("nvcf-reqid", &id)]);
         m.at(1).end(tunnel.peer.conn, end);
-        m.at(1).let_go();
+        m.at(1).hand_over();
         m.deliver();
         assert_eq!(grpc(&mut m, 2, &mut back, 0).0, "5");
         assert_eq!(resumes(&mut m, ResumeWay::Memory, ResumeOutcome::Lost), 1);
@@ -281,7 +281,7 @@ fn anything_may_happen_while_a_tunnel_moves() {
     m.at(1).hold = true;
     let (back, _) = client(&mut m, 2, &[("nvcf-reqid", &id)]);
     m.pass(Duration::from_millis(100));
-    m.at(1).let_go();
+    m.at(1).hand_over();
     m.deliver();
     follow(&mut m, &mut tunnel, socket);
     assert_eq!(tunnel.core, 2);
@@ -334,7 +334,7 @@ fn who_comes_while_the_tunnel_is_on_its_way_to_nobody_is_not_told_that_it_is_gon
     lose(&mut m, 2, &back);
     let (mut other, _) = client(&mut m, 3, &[("nvcf-reqid", &id)]);
     assert_eq!(grpc(&mut m, 3, &mut other, 0).0, "", "it waits for one more tunnel");
-    m.at(1).let_go();
+    m.at(1).hand_over();
     m.deliver();
     follow(&mut m, &mut tunnel, socket);
     assert_eq!(tunnel.core, 2);
@@ -425,7 +425,7 @@ fn the_home_of_a_parked_session_begins_anew() {
         }
         m.restart(0);
         m.at(1).hold = false;
-        m.at(1).let_go();
+        m.at(1).hand_over();
         m.deliver();
         assert_eq!(grpc(&mut m, 2, &mut back, 0).0, "14", "stage {stage}: try again");
         follow(&mut m, &mut tunnel, socket);
@@ -445,7 +445,7 @@ fn the_core_to_which_a_tunnel_goes_begins_anew() {
     m.at(1).hold = true;
     let (_, _) = client(&mut m, 2, &[("nvcf-reqid", &id)]);
     m.restart(2);
-    m.at(1).let_go();
+    m.at(1).hand_over();
     m.deliver();
     follow(&mut m, &mut tunnel, socket);
     assert_eq!((tunnel.core, m.sessions()[0].state), (2, "parked"));
@@ -577,7 +577,7 @@ fn an_operator_ends_a_session_on_all_cores() {
         m.collect();
         assert!(m.deliver_next(2, 0) && m.deliver_next(0, 1));
         end(&mut m, &id);
-        m.at(1).let_go();
+        m.at(1).hand_over();
         m.deliver();
         let open = (0..3)
             .any(|core| m.at(core).conn_of(socket).is_some_and(|conn| !m.at(core).is_closed(conn)));

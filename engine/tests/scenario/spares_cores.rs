@@ -228,7 +228,7 @@ fn a_goaway_while_a_tunnel_moves_does_not_lose_it() {
     m.at(0).hold = true;
     let (mut back, _) = client(&mut m, 1, &[("nvcf-reqid", &id)]);
     tunnel.peer.goaway(m.at(0), u32::MAX >> 1);
-    m.at(0).let_go();
+    m.at(0).hand_over();
     m.deliver();
     assert!(m.at(1).conn_of(socket).is_some(), "it went to its client");
     let work = m.poll(2, &[&id]).expect("another tunnel is asked for");

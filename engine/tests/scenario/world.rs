@@ -68,7 +68,7 @@ pub(crate) struct World {
     pub(crate) counted: u64,
     /// Which socket each connection is: it keeps its number on whatever core it is.
     sockets: HashMap<ConnId, u64>,
-    /// Connections that the shard lets go of stay until the test says so.
+    /// Connections that the shard detaches stay until the test says so.
     pub(crate) hold: bool,
     /// Connections taken up from other cores.
     pub(crate) adopted: u64,
@@ -307,13 +307,13 @@ impl World {
         } else if self.net.output(conn).is_some_and(Output::is_detaching) {
             self.held.push(conn);
             if !self.hold {
-                self.let_go();
+                self.hand_over();
             }
         }
     }
 
-    /// Hands over what the shard lets go of.
-    pub(crate) fn let_go(&mut self) {
+    /// Hands over what the shard detaches.
+    pub(crate) fn hand_over(&mut self) {
         for conn in std::mem::take(&mut self.held) {
             if self.net.is_open(conn) {
                 let socket = Carried::Simulated(Box::new(Numbered(self.sockets[&conn])));

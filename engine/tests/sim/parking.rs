@@ -530,7 +530,7 @@ impl Parking {
             return false;
         }
         let lost = tunnel.client.and_then(|client| self.clients.get(&client)?.lost);
-        // It is let go of if there was another one.
+        // It is ended if there was another one.
         let other = |(other, of): (&usize, &Tunnel)| {
             let there = of.ended.is_none_or(|ended| lost.is_some_and(|at| at <= ended));
             *other != link && of.session == id && of.since.is_some() && there

@@ -34,7 +34,7 @@ impl World {
         self.cores.iter().any(|core| core.simulation.core().told.contains(&link))
     }
 
-    /// After a turn: connections that this core, or any, has let go of.
+    /// After a turn: connections that this core, or any, has detached.
     pub(super) fn watch_sessions(&mut self, number: usize, messages: Vec<ControlMessage>) {
         if self.plan.parking.is_none() {
             return;

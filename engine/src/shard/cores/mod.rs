@@ -174,7 +174,7 @@ impl Cores {
             CoreMessage::MemberState(id, ticket, member_state) => {
                 sessions(ForSessions::MemberState(id, ticket, member_state))
             }
-            CoreMessage::LetGo(ticket) => sessions(ForSessions::LetGo(ticket)),
+            CoreMessage::EndSurplus(ticket) => sessions(ForSessions::EndSurplus(ticket)),
             CoreMessage::Claim { parked, to } => sessions(ForSessions::Claim { parked, to }),
             CoreMessage::Resumed(resumed) => Some(Heard::Resumed(resumed)),
             CoreMessage::Parks(parks) => workers(ForWorkers::ParkedThere(parks)),

@@ -131,7 +131,7 @@ fn every_message() -> Vec<CoreMessage> {
             member_state: MemberState::Open,
         })),
         CoreMessage::MemberState(id, T, MemberState::Spare),
-        CoreMessage::LetGo(T),
+        CoreMessage::EndSurplus(T),
         CoreMessage::Claim { parked: T, to: T },
         CoreMessage::not_resumed(T),
         tunnel(),
@@ -285,7 +285,7 @@ fn what_must_not_be_lost_waits_in_order_with_everything_later_behind_it() {
         bench.undelivered(to, message);
     }
     assert!(bench.cores.mail_waits(1) && !bench.cores.mail_waits(2));
-    assert!(bench.send(1, CoreMessage::LetGo(T)).is_none());
+    assert!(bench.send(1, CoreMessage::EndSurplus(T)).is_none());
     assert!(bench.send(2, CoreMessage::Yield(T)).is_none());
     assert_eq!(bench.said(), names(&[(2, "Yield")]));
     assert_eq!((bench.cores.len(), bench.cores.is_empty()), (3, false));
@@ -295,7 +295,7 @@ fn what_must_not_be_lost_waits_in_order_with_everything_later_behind_it() {
     assert_eq!(bench.said(), [], "it is too early");
     bench.later();
     bench.retry();
-    assert_eq!(bench.said(), names(&[(1, "Withdraw"), (1, "Recall"), (1, "LetGo")]));
+    assert_eq!(bench.said(), names(&[(1, "Withdraw"), (1, "Recall"), (1, "EndSurplus")]));
     assert!(bench.cores.is_empty() && bench.cores.deadline().is_none());
 }
 
@@ -353,7 +353,7 @@ fn an_outbox_that_is_full_ends_in_one_word_and_what_is_said_behind_it() {
     let mut bench = bench_with(3);
     bench.attachments = 1;
     bench.undelivered(1, CoreMessage::Withdraw(T));
-    bench.undelivered(1, CoreMessage::LetGo(T));
+    bench.undelivered(1, CoreMessage::EndSurplus(T));
     bench.undelivered(1, tunnel());
     bench.undelivered(2, CoreMessage::Withdraw(T));
     assert_eq!(bench.limit(Limit::Outbox), 0);
@@ -361,7 +361,7 @@ fn an_outbox_that_is_full_ends_in_one_word_and_what_is_said_behind_it() {
     assert_eq!((bench.limit(Limit::Outbox), bench.cores.len()), (1, 2));
     assert_eq!(bench.cores.deadline(), Some(Time::ZERO));
     // Until they begin anew nothing more is kept for it, and what asks is refused.
-    bench.undelivered(1, CoreMessage::LetGo(T));
+    bench.undelivered(1, CoreMessage::EndSurplus(T));
     assert!(bench.send(1, find()).is_none());
     assert!(matches!(bench.rig.facts()[..], [Fact::Sessions(ForSessions::NotFound(_))]));
     bench.later();

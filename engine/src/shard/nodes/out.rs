@@ -137,11 +137,11 @@ impl Nodes {
         if may { Ok(()) } else { Err(RelayOutcome::Limited) }
     }
 
-    /// A connection that its component has let go of belongs elsewhere.
+    /// A connection that its component has released belongs elsewhere.
     pub(super) fn take(&mut self, turn: &mut Turn<'_>, strayed: Strayed) {
         let Strayed { conn, cause, node, stray } = strayed;
         let client = cause == RelayCause::Client;
-        // Of a client that was looked at before it was let go of.
+        // Of a client that was looked at before it was released.
         let may = if client { Ok(()) } else { self.check(turn, (cause, node), None) };
         let out = Out {
             near: conn,

@@ -103,18 +103,18 @@ impl Hops {
 
     /// Whether this core holds as much as it may (L9).
     pub(super) fn is_full(&self, turn: &Turn<'_>) -> bool {
-        self.held >= turn.settings.config.limits.core_buffer
+        self.buffered >= turn.settings.config.limits.core_buffer
     }
 
     /// Whether so much waits that no stream should get more room.
     #[inline]
     pub(super) fn is_short(&self, turn: &Turn<'_>) -> bool {
-        self.held > 0 && self.held > turn.settings.config.limits.core_buffer / SHORT_PART
+        self.buffered > 0 && self.buffered > turn.settings.config.limits.core_buffer / SHORT_PART
     }
 
     /// Whether so much waits that streams should have less room than they have.
     fn is_crowded(&self, turn: &Turn<'_>) -> bool {
-        self.held > turn.settings.config.limits.core_buffer / SHRINK_PART
+        self.buffered > turn.settings.config.limits.core_buffer / SHRINK_PART
     }
 
     /// Whether a window towards the sender of what goes to this hop may grow. Where the receiver does not
@@ -142,37 +142,42 @@ impl Hops {
             }
             hop.link.drained(from.key, len, grows, &mut turn.net.sink(from.conn));
         }
-        self.let_go(turn, from.map(|at| at.conn), len);
+        self.remove_buffered(turn, from.map(|at| at.conn), len);
     }
 
     /// Counts bytes that wait against the core and the connection they came from.
-    pub(super) fn holding(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
-        self.held += len;
-        let (held, budget) = (self.held, turn.settings.config.limits.core_buffer);
-        if !self.sweeping && held > budget / 4 * 3 {
+    pub(super) fn add_buffered(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
+        self.buffered += len;
+        let (buffered, budget) = (self.buffered, turn.settings.config.limits.core_buffer);
+        if !self.sweeping && buffered > budget / 4 * 3 {
             self.sweeping = true;
             turn.arm(turn.now + SWEEP, Due::Sweep);
         }
         if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
-            let before = hop.held;
-            hop.held += counted(len);
-            hop.held_changed(turn, before);
+            let before = hop.buffered;
+            hop.buffered += counted(len);
+            hop.buffered_changed(turn, before);
         }
     }
 
-    /// The counterpart of [`Self::holding`].
-    pub(super) fn let_go(&mut self, turn: &mut Turn<'_>, from: Option<ConnId>, len: usize) {
-        self.held -= len;
+    /// The counterpart of [`Self::add_buffered`].
+    pub(super) fn remove_buffered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        from: Option<ConnId>,
+        len: usize,
+    ) {
+        self.buffered -= len;
         if let Some(hop) = from.and_then(|conn| self.hop_mut(conn)) {
-            let before = hop.held;
-            hop.held -= counted(len);
-            hop.held_changed(turn, before);
+            let before = hop.buffered;
+            hop.buffered -= counted(len);
+            hop.buffered_changed(turn, before);
         }
     }
 
     /// Whether streams without progress are to be looked for still.
     pub(super) fn sweeps_on(&mut self, turn: &mut Turn<'_>) -> bool {
-        self.sweeping = self.held > turn.settings.config.limits.core_buffer / 4 * 3;
+        self.sweeping = self.buffered > turn.settings.config.limits.core_buffer / 4 * 3;
         if self.sweeping {
             turn.arm(turn.now + SWEEP, Due::Sweep);
         }
@@ -188,7 +193,7 @@ impl Hops {
             fits = !is_over(hop.lists, size, most);
             hop.lists += counted(size);
         }
-        self.holding(turn, None, size);
+        self.add_buffered(turn, None, size);
         fits
     }
 
@@ -197,7 +202,7 @@ impl Hops {
         if let Some(hop) = self.hop_mut(from) {
             hop.lists -= counted;
         }
-        self.held -= counted as usize;
+        self.buffered -= counted as usize;
     }
 
     /// The limit that a large head from this connection is over, if it is.
@@ -209,7 +214,7 @@ impl Hops {
         size: usize,
     ) -> Option<Limit> {
         let limits = &turn.settings.config.limits;
-        let waits = self.held.max(turn.net.pool.chunks_live() * crate::pool::CHUNK_BYTES);
+        let waits = self.buffered.max(turn.net.pool.chunks_live() * crate::pool::CHUNK_BYTES);
         // A field that is said again costs its sender one octet: no connection may fill the core
         // with what it says, or all others pay.
         let own = self.hop(from).map_or(0, |hop| hop.lists);
@@ -253,7 +258,7 @@ impl Hops {
     pub(super) fn forget_kept(&mut self, turn: &mut Turn<'_>, hop: &mut Hop) {
         if let Link::H1(h1) = &mut hop.link {
             let waits = h1.take_waiting(&mut turn.net.pool);
-            self.let_go(turn, None, waits);
+            self.remove_buffered(turn, None, waits);
         }
     }
 
@@ -267,9 +272,9 @@ impl Hops {
 impl Hop {
     /// More or less of what came here waits: credit of the connection is held back while it is too
     /// much.
-    fn held_changed(&mut self, turn: &mut Turn<'_>, before: u32) {
-        let most = turn.settings.held_per_connection();
-        let (was, is) = (before as usize > most, self.held as usize > most);
+    fn buffered_changed(&mut self, turn: &mut Turn<'_>, before: u32) {
+        let most = turn.settings.buffered_per_connection();
+        let (was, is) = (before as usize > most, self.buffered as usize > most);
         match &mut self.link {
             Link::H2(h2) => {
                 if was != is {
@@ -286,7 +291,7 @@ impl Hop {
         // It goes on at half, so that it does not stop and go with every piece.
         // What is kept counts: with little of it reading goes on, or nobody would see the client
         // leave while its request runs (contract CL-23).
-        let gated = self.held as usize > if h1.gated { most / 2 } else { most };
+        let gated = self.buffered as usize > if h1.gated { most / 2 } else { most };
         if gated != h1.gated {
             h1.gated = gated;
             if gated {

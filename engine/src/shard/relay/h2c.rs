@@ -40,7 +40,7 @@ impl Reader {
         let size = fields.size();
         h1.upgrading =
             Some(Box::new(Upgrading { fields, settings, body: VecDeque::new(), bytes: 0 }));
-        self.traffic.streams.hops.holding(turn, None, size);
+        self.traffic.streams.hops.add_buffered(turn, None, size);
         if ended {
             self.begin_h2c(turn, conn);
         } else if awaits {
@@ -67,7 +67,7 @@ impl Reader {
         if large || full {
             let waits = upgrading.drop_body(&mut turn.net.pool) + upgrading.fields.size();
             let fields = h1.upgrading.take().map(|upgrading| upgrading.fields).unwrap_or_default();
-            self.traffic.streams.hops.let_go(turn, None, waits);
+            self.traffic.streams.hops.remove_buffered(turn, None, waits);
             let (limit, fault) = match full {
                 true => (Limit::CoreBuffer, Fault::Overloaded),
                 false => (Limit::H2cBody, Fault::BodyTooLarge),
@@ -80,7 +80,7 @@ impl Reader {
         }
         upgrading.bytes += len;
         turn.net.stash(piece, &mut upgrading.body);
-        self.traffic.streams.hops.holding(turn, None, len);
+        self.traffic.streams.hops.add_buffered(turn, None, len);
         if ended {
             self.begin_h2c(turn, conn);
         }
@@ -92,7 +92,7 @@ impl Reader {
         let h1 = self.traffic.streams.hops.h1_mut(conn);
         let Some(upgrading) = h1.and_then(|h1| h1.upgrading.take()) else { return };
         let Upgrading { fields, settings, body, bytes } = *upgrading;
-        self.traffic.streams.hops.let_go(turn, None, bytes + fields.size());
+        self.traffic.streams.hops.remove_buffered(turn, None, bytes + fields.size());
         let mut h2 = h2::Conn::new(h2::Role::Server, limits, turn.now);
         let is_head = fields.first(Token::Method) == Some(b"HEAD");
         let Ok(key) = h2.upgraded(&settings, is_head) else {
@@ -127,7 +127,7 @@ impl Reader {
         exchange.up.bytes = bytes as u64;
         exchange.up.moved_at = turn.now;
         turn.metrics.payload_copied[CopyWhy::Waiting.index()] += bytes as u64;
-        streams.hops.holding(turn, Some(at.conn), bytes);
+        streams.hops.add_buffered(turn, Some(at.conn), bytes);
     }
 }
 

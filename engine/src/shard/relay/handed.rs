@@ -66,9 +66,9 @@ impl Relay {
         fresh && h1.start_over()
     }
 
-    /// Lets go of such a connection, of which all that was `received` is given, and how much of that is
-    /// not read yet. The relay knows it no more from now on; what else comes on it is for the caller to
-    /// add. None if it stays.
+    /// Releases such a connection, of which all that was `received` is given, and how much of that
+    /// is not read yet. The relay knows it no more from now on; what else comes on it is for the
+    /// caller to add. None if it stays.
     pub(crate) fn leave(
         &mut self,
         turn: &mut Turn<'_>,

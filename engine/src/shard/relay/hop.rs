@@ -56,7 +56,7 @@ pub(super) struct Hop {
     /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
     pub(super) ready: VecDeque<Key>,
     /// DATA bytes received here that wait for another hop: less than its windows, or buffer, are.
-    pub(super) held: u32,
+    pub(super) buffered: u32,
     pub(super) received_at: Time,
     pub(super) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
@@ -253,7 +253,7 @@ impl Hop {
             via: None,
             hop_since: now,
             ready: VecDeque::new(),
-            held: 0,
+            buffered: 0,
             received_at: now,
             timer: None,
             stopped: Vec::new(),

@@ -25,7 +25,7 @@ pub(super) struct Hops {
     len: usize,
     clients: usize,
     /// DATA bytes, heads and trailers that wait.
-    pub(super) held: usize,
+    pub(super) buffered: usize,
     /// Bytes of large heads that are not whole yet: of clients, and of tunnels.
     pub(super) parts: [usize; 2],
     /// Streams without progress are being looked for.
@@ -136,7 +136,7 @@ impl Hops {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.len == 0 && self.held == 0 && self.parts == [0; 2]
+        self.len == 0 && self.buffered == 0 && self.parts == [0; 2]
     }
 
     /// How many slots there are, free ones included.

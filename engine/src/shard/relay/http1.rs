@@ -158,7 +158,7 @@ impl Reader {
         if let Some(h1) = self.traffic.streams.hops.h1_mut(conn) {
             let segments = std::mem::take(&mut h1.kept);
             let bytes = std::mem::take(&mut h1.kept_bytes);
-            self.traffic.streams.hops.let_go(turn, Some(conn), bytes);
+            self.traffic.streams.hops.remove_buffered(turn, Some(conn), bytes);
             self.traffic.tails.push(Tail { conn, segments, pos: 0 });
         }
     }

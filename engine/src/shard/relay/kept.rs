@@ -41,7 +41,7 @@ impl Streams {
         h1.kept_bytes += len;
         turn.net.stash(rest, &mut h1.kept);
         turn.metrics.payload_copied[CopyWhy::Waiting.index()] += len as u64;
-        self.hops.holding(turn, Some(conn), len);
+        self.hops.add_buffered(turn, Some(conn), len);
     }
 
     /// After input: whether reading goes on, and how long a head may take.

@@ -61,7 +61,7 @@ pub(super) struct Fullest {
     /// Streams of a client.
     streams: usize,
     /// Bytes that wait at a connection of HTTP/2, or header lists.
-    held: usize,
+    buffered: usize,
     /// Bytes that wait at a connection of HTTP/1.
     http1: usize,
 }
@@ -108,7 +108,7 @@ impl Relay {
 
     /// Whether nothing waits in memory that is shared by all that waits.
     pub(super) fn holds_nothing(&self) -> bool {
-        self.reader.traffic.streams.hops.held == 0
+        self.reader.traffic.streams.hops.buffered == 0
     }
 
     pub(super) fn facts(&self, key: Key) -> Option<RouteFacts> {
@@ -133,11 +133,11 @@ impl Relay {
                 fullest.streams = fullest.streams.max(hop.link.streams());
             }
             // What waits is bounded apart from the lists that do.
-            fullest.held = fullest.held.max(hop.lists as usize);
-            let held = hop.held as usize;
+            fullest.buffered = fullest.buffered.max(hop.lists as usize);
+            let buffered = hop.buffered as usize;
             match hop.link {
-                Link::H2(_) => fullest.held = fullest.held.max(held),
-                Link::H1(_) => fullest.http1 = fullest.http1.max(held),
+                Link::H2(_) => fullest.buffered = fullest.buffered.max(buffered),
+                Link::H1(_) => fullest.http1 = fullest.http1.max(buffered),
             }
         }
         (until < hops.slots()).then_some(until)
@@ -157,9 +157,9 @@ impl Relay {
         };
         let hops = &self.reader.traffic.streams.hops;
         gauge(Limit::ClientConnections, hops.clients(), limits.client_connections);
-        gauge(Limit::CoreBuffer, hops.held, limits.core_buffer);
+        gauge(Limit::CoreBuffer, hops.buffered, limits.core_buffer);
         gauge(Limit::Streams, fullest.streams, limits.streams as usize);
-        gauge(Limit::ConnectionBuffer, fullest.held, limits.connection_buffer);
+        gauge(Limit::ConnectionBuffer, fullest.buffered, limits.connection_buffer);
         gauge(Limit::Http1Buffer, fullest.http1, limits.http1_buffer);
     }
 

@@ -241,7 +241,7 @@ impl Streams {
             turn.net.pool.release(part);
         }
         let waited = std::mem::take(&mut pipe.queued);
-        self.hops.let_go(turn, from.map(|at| at.conn), waited);
+        self.hops.remove_buffered(turn, from.map(|at| at.conn), waited);
     }
 
     /// Exchanges that have not moved for long although something waits (L11).
@@ -301,7 +301,7 @@ impl Streams {
             exchange.up.ended = true;
             let waiting = exchange.up.clear(&mut turn.net.pool);
             let client = exchange.client.conn;
-            self.hops.let_go(turn, Some(client), waiting);
+            self.hops.remove_buffered(turn, Some(client), waiting);
         } else {
             self.drop_exchange(turn, slot, Some(relayed_code(code)), None);
         }
@@ -316,7 +316,7 @@ impl Streams {
         worker: Option<ErrorCode>,
     ) {
         if let Some(exchange) = self.exchanges.at_mut(slot) {
-            exchange.give_up();
+            exchange.stop();
             let ends = [(client, Some(exchange.client)), (worker, exchange.worker)];
             for (code, at) in ends {
                 if let (Some(code), Some(at)) = (code, at) {
@@ -362,9 +362,9 @@ impl Streams {
         let client = exchange.client.conn;
         let up = exchange.up.clear(&mut turn.net.pool);
         let relayed = exchange.served != Served::Ourselves;
-        self.hops.let_go(turn, relayed.then_some(client), up);
+        self.hops.remove_buffered(turn, relayed.then_some(client), up);
         let down = exchange.down.clear(&mut turn.net.pool);
-        self.hops.let_go(turn, exchange.worker.map(|at| at.conn), down);
+        self.hops.remove_buffered(turn, exchange.worker.map(|at| at.conn), down);
         for way in [Way::Up, Way::Down] {
             let counted = exchange.lists[way as usize];
             if let Some(from) = exchange.from(way).filter(|_| counted > 0) {
@@ -378,7 +378,7 @@ impl Streams {
 
 impl Exchange {
     /// Nothing more is relayed of it.
-    fn give_up(&mut self) {
+    fn stop(&mut self) {
         for pipe in [&mut self.up, &mut self.down] {
             pipe.ended = true;
             pipe.done = true;

@@ -165,7 +165,7 @@ impl Replies {
         exchange.down.bytes = self.body.len() as u64;
         let key = streams.exchanges.insert(exchange);
         hop.link.set_tag(asked.at.key, key.slot);
-        streams.hops.held += self.body.len();
+        streams.hops.buffered += self.body.len();
         if !asked.ended {
             turn.arm(turn.now + ANSWERED_WAIT, Due::Answered(key));
         }

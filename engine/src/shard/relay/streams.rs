@@ -178,7 +178,7 @@ impl Streams {
                 pipe.queue.push_back(piece.payload);
                 turn.metrics.payload_relayed += len as u64;
             }
-            self.hops.holding(turn, Some(piece.at.conn), len);
+            self.hops.add_buffered(turn, Some(piece.at.conn), len);
         }
         self.schedule(turn, slot, way);
     }

@@ -383,7 +383,7 @@ impl Traffic {
         hop.link.read_again(turn.now);
         hop.ready.clear();
         hop.timer = None;
-        debug_assert_eq!((hop.held, hop.lists), (0, 0), "its streams are gone");
+        debug_assert_eq!((hop.buffered, hop.lists), (0, 0), "its streams are gone");
         let hop = MovedHop(Box::new(Traveller { hop, carried }));
         turn.sessions(ForSessions::Left { key, detached: Box::new(detached), hop });
     }

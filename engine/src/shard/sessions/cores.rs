@@ -71,19 +71,19 @@ impl Sessions {
         (cause, fault): (Cause, Fault),
     ) {
         if let Some(State::Waiting { .. }) = self.roster.attachments.state(key) {
-            self.roster.give_up_with(turn, key, cause, fault);
+            self.roster.end_with(turn, key, cause, fault);
         }
     }
 
     /// A spare's work has left its queue.
     pub(super) fn recalled(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(State::Waiting { .. }) = self.roster.attachments.state(key) {
-            self.roster.give_up(turn, key, Cause::UNTAKEN);
+            self.roster.end(turn, key, Cause::UNTAKEN);
         }
     }
 
     /// The session has another tunnel: the one that this attachment keeps is not needed.
-    pub(super) fn let_go(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(super) fn end_surplus(&mut self, turn: &mut Turn<'_>, key: Key) {
         self.roster.end_parked(turn, key, Cause::SURPLUS);
     }
 
@@ -133,7 +133,7 @@ impl Sessions {
     /// An attachment of a session of ours, which this core may have forgotten.
     pub(super) fn joined(&mut self, turn: &mut Turn<'_>, join: Join) {
         let surplus = self.directory.join(join);
-        let_go_all(turn, surplus);
+        tell_surplus(turn, surplus);
     }
 
     /// An attachment of a session of ours stands otherwise now.
@@ -144,7 +144,7 @@ impl Sessions {
         (ticket, member_state): (Ticket, MemberState),
     ) {
         let surplus = self.directory.set_member_state(id, ticket, member_state);
-        let_go_all(turn, surplus);
+        tell_surplus(turn, surplus);
     }
 
     // ---- where the tunnel is parked ----
@@ -267,7 +267,7 @@ impl Sessions {
                 _ if asked == Asked::Ended => {
                     let id = roster.attachments.get(key).map_or(Uuid::nil(), |of| of.session);
                     let fault = Fault::SessionNotFound { request_id: id };
-                    roster.give_up_with(turn, key, Cause::DELETED, fault);
+                    roster.end_with(turn, key, Cause::DELETED, fault);
                 }
                 (Err(fault), _) => {
                     roster.clients.charge(client);
@@ -275,12 +275,12 @@ impl Sessions {
                     roster.end_asking(turn, key, fault);
                 }
                 // Nobody waits any more.
-                (Ok(_), None) => roster.give_up(turn, key, Cause::ABANDONED),
+                (Ok(_), None) => roster.end(turn, key, Cause::ABANDONED),
                 (Ok((whence, id, facts)), Some(client)) => {
                     // Another question of this connection may have led to the same session before.
                     if let Some(there) = roster.own_attachment(client, id) {
                         turn.relay(ForRelay::Merge { from: key, to: there });
-                        return roster.give_up(turn, key, Cause::ABANDONED);
+                        return roster.end(turn, key, Cause::ABANDONED);
                     }
                     let (home, took) = (roster.home(turn.settings, id), turn.now.since(since));
                     let event = match whence {
@@ -364,7 +364,7 @@ impl Sessions {
         roster.learn(turn, key, of.facts);
         spare.into_iter().for_each(|spare| roster.adopt_spare(turn, key, spare));
         match client {
-            _ if asking.asked == Asked::Ended => roster.give_up(turn, key, Cause::DELETED),
+            _ if asking.asked == Asked::Ended => roster.end(turn, key, Cause::DELETED),
             None => roster.park(turn, key, UsedBy::Client),
             Some(client) => {
                 let called = Called { function: &asking.function, version: &asking.version };
@@ -463,8 +463,8 @@ impl From {
     }
 }
 
-fn let_go_all(turn: &mut Turn<'_>, tickets: Vec<Ticket>) {
+fn tell_surplus(turn: &mut Turn<'_>, tickets: Vec<Ticket>) {
     for ticket in tickets {
-        turn.send(ticket.core, CoreMessage::LetGo(ticket));
+        turn.send(ticket.core, CoreMessage::EndSurplus(ticket));
     }
 }

@@ -68,7 +68,7 @@ impl SessionEntry {
         }
     }
 
-    /// Only a session's last tunnel stays parked: the others are to be let go of.
+    /// Only a session's last tunnel stays parked: the others end.
     fn surplus(&mut self) -> Vec<Ticket> {
         let is_parked = |member: &Member| matches!(member.member_state, MemberState::Parked(_));
         let in_use = |member: &Member| {
@@ -183,7 +183,7 @@ impl Directory {
     }
 
     /// An attachment of a session that is here. Told again, it counts once; a session that is not
-    /// known any more is known again. Who is to be let go of now.
+    /// known any more is known again. Returned: the attachments that are to end now.
     #[must_use]
     pub(super) fn join(&mut self, Join { id, ticket, facts, member_state }: Join) -> Vec<Ticket> {
         let session = self.live.entry(id).or_insert_with(|| Box::new(SessionEntry::new(id, facts)));
@@ -191,7 +191,7 @@ impl Directory {
         session.surplus()
     }
 
-    /// An attachment stands otherwise now. Who is to be let go of now.
+    /// An attachment stands otherwise now. Returned: the attachments that are to end now.
     #[must_use]
     pub(super) fn set_member_state(
         &mut self,

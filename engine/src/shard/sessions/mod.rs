@@ -160,7 +160,7 @@ impl Sessions {
             }
             ForSessions::Recalled(ticket) => self.recalled(turn, key_of(ticket)),
             ForSessions::YieldWorker(ticket) => self.yield_worker(turn, key_of(ticket)),
-            ForSessions::LetGo(ticket) => self.let_go(turn, key_of(ticket)),
+            ForSessions::EndSurplus(ticket) => self.end_surplus(turn, key_of(ticket)),
             ForSessions::Find(find) => self.find(turn, *find),
             ForSessions::Found(found) => self.found(turn, *found),
             ForSessions::Vouch(vouch) => self.vouch_for(turn, *vouch),
@@ -221,7 +221,7 @@ impl Sessions {
                     asking.asked = Asked::Ended;
                     turn.relay(ForRelay::RefuseWaiters { key, fault: Box::new(fault) });
                 }
-                Some(_) => self.roster.give_up_with(turn, key, Cause::DELETED, fault),
+                Some(_) => self.roster.end_with(turn, key, Cause::DELETED, fault),
                 None => {}
             }
         }
@@ -248,9 +248,7 @@ impl Sessions {
         batch.append(&mut self.roster.fresh_spares);
         for key in batch {
             match self.roster.attachments.state(key) {
-                Some(State::Fresh { forsaken: true, .. }) => {
-                    self.roster.give_up_abandoned(turn, key)
-                }
+                Some(State::Fresh { forsaken: true, .. }) => self.roster.end_abandoned(turn, key),
                 Some(State::Fresh { kind, since, .. }) => {
                     self.launch_one(turn, key, (*kind, *since));
                 }
@@ -448,7 +446,7 @@ impl Sessions {
             }
             let text = format!("the server of function {function} cannot be reached");
             let fault = Fault::Api { code: UNAVAILABLE, text };
-            self.roster.give_up_with(turn, key, otherwise, fault);
+            self.roster.end_with(turn, key, otherwise, fault);
         }
     }
 
@@ -463,7 +461,7 @@ impl Sessions {
     fn not_dialled(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(State::Dialling(_)) = self.roster.attachments.state(key) {
             turn.limit_hit(Limit::WorkerConnections);
-            self.roster.give_up_with(turn, key, Cause::NO_CONNECTION, Fault::Overloaded);
+            self.roster.end_with(turn, key, Cause::NO_CONNECTION, Fault::Overloaded);
         }
     }
 
@@ -526,7 +524,7 @@ impl Sessions {
             }
             Some(State::UsedUp { by, settles: true }) => {
                 let cause = by.cause();
-                self.roster.give_up(turn, key, cause);
+                self.roster.end(turn, key, cause);
             }
             _ => {}
         }

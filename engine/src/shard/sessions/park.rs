@@ -49,7 +49,7 @@ impl Roster {
                 }
                 // The answer may be the session's last tunnel, so it is waited for.
                 Some(of) if of.is_asking() => of.client = None,
-                _ => self.give_up(turn, *key, how.cause()),
+                _ => self.end(turn, *key, how.cause()),
             }
         }
     }
@@ -79,14 +79,14 @@ impl Roster {
         if let Some(State::Parking { spent, .. }) = self.attachments.state(key) {
             let spent = *spent;
             if turn.draining.is_some() {
-                return self.give_up(turn, key, Cause::CLIENT_GONE);
+                return self.end(turn, key, Cause::CLIENT_GONE);
             }
             self.make_room(turn, key);
             self.attachments.park(key, speaks, spent);
             if let Some(of) = self.attachments.get(key) {
                 turn.edge(Edge::Note { session: of.session, at: None, event: Event::Parked });
             }
-            // Its home may let go of it at once: then it is known to be parked by then.
+            // Its home may end it at once: then it is known to be parked by then.
             self.tell_parks(turn, key);
             self.tell_state(turn, key);
         }
@@ -116,12 +116,12 @@ impl Roster {
         };
         if let Some(oldest) = tenant.as_ref().and_then(crowded) {
             turn.limit_hit(Limit::ParkedPerTenant);
-            self.give_up(turn, oldest, Cause::CROWDED);
+            self.end(turn, oldest, Cause::CROWDED);
         }
         let parked_index = self.attachments.parked_index();
         if let Some(oldest) = parked_index.oldest().filter(|_| parked_index.len() >= most) {
             turn.limit_hit(Limit::ParkedTunnels);
-            self.give_up(turn, oldest, Cause::CROWDED);
+            self.end(turn, oldest, Cause::CROWDED);
         }
     }
 
@@ -137,7 +137,7 @@ impl Roster {
                 return self.outlive(turn, (key, by), spare);
             }
             if !self.ask_spare(turn, key) {
-                return self.give_up(turn, key, by.cause());
+                return self.end(turn, key, by.cause());
             }
             self.attachments.set(key, State::UsedUp { by, settles: false });
             if by == UsedBy::Function {
@@ -159,7 +159,7 @@ impl Roster {
     pub(super) fn end_parked(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) -> bool {
         let parked = self.attachments.get(key).is_some_and(Attachment::is_parked);
         if parked {
-            self.give_up(turn, key, cause);
+            self.end(turn, key, cause);
         }
         parked
     }
@@ -167,7 +167,7 @@ impl Roster {
     /// Nobody may come back any more.
     pub(super) fn close_parked(&mut self, turn: &mut Turn<'_>) {
         while let Some(oldest) = self.attachments.parked_index().oldest() {
-            self.give_up(turn, oldest, Cause::SHUTDOWN);
+            self.end(turn, oldest, Cause::SHUTDOWN);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The clients and attachments of a core: how an attachment begins, and how it ends.
 //!
-//! An end has two steps. [`Roster::give_up`] takes the attachment out of all that names it, so that
+//! An end has two steps. [`Roster::end`] takes the attachment out of all that names it, so that
 //! nobody comes by it any more, and has the relay close its route. When that is done, with what the
 //! route has carried, [`Roster::closed`] writes the end down, and what it means for the other
 //! attachments of the session follows.
@@ -274,21 +274,15 @@ impl Roster {
     // ---- ends ----
 
     /// Ends an attachment, if it has not ended before. Who waits for it is told what the cause says.
-    pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) {
+    pub(super) fn end(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) {
         if self.unhook(turn, key, cause) {
             turn.relay(ForRelay::Close { key, cause, fault: None });
         }
     }
 
-    /// As [`Self::give_up`], with another word for those who wait for a worker. Who waits for a
+    /// As [`Self::end`], with another word for those who wait for a worker. Who waits for a
     /// stream of a tunnel is told that it is lost.
-    pub(super) fn give_up_with(
-        &mut self,
-        turn: &mut Turn<'_>,
-        key: Key,
-        cause: Cause,
-        fault: Fault,
-    ) {
+    pub(super) fn end_with(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause, fault: Fault) {
         let there = self.attachments.get(key).is_some_and(Attachment::has_tunnel);
         if self.unhook(turn, key, cause) {
             let fault = (!there).then(|| Box::new(fault));
@@ -302,7 +296,7 @@ impl Roster {
             match self.attachments.state(key) {
                 Some(State::Asking(_)) => self.end_asking(turn, key, Fault::Draining),
                 Some(State::Fresh { .. } | State::Waiting { .. }) => {
-                    self.give_up_with(turn, key, Cause::SHUTDOWN, Fault::Draining);
+                    self.end_with(turn, key, Cause::SHUTDOWN, Fault::Draining);
                 }
                 _ => {}
             }
@@ -323,7 +317,7 @@ impl Roster {
                     tenant: owner.tenant.clone(),
                 })));
             }
-            self.give_up_with(turn, key, Cause::ABANDONED, fault);
+            self.end_with(turn, key, Cause::ABANDONED, fault);
             self.attachments.set(key, State::Ending(Was::Refused));
         }
     }
@@ -364,15 +358,15 @@ impl Roster {
                 *forsaken = true;
                 turn.relay(ForRelay::Unlearn { key });
             }
-            Some(State::Waiting { .. } | State::Dialling(_)) => self.give_up_abandoned(turn, key),
+            Some(State::Waiting { .. } | State::Dialling(_)) => self.end_abandoned(turn, key),
             _ => {}
         }
     }
 
     /// An attachment ends because nobody waits for it.
-    pub(super) fn give_up_abandoned(&mut self, turn: &mut Turn<'_>, key: Key) {
+    pub(super) fn end_abandoned(&mut self, turn: &mut Turn<'_>, key: Key) {
         self.charge_abandoned(key);
-        self.give_up(turn, key, Cause::ABANDONED);
+        self.end(turn, key, Cause::ABANDONED);
     }
 
     /// A worker was asked, or is to be, for a client that does not wait.

@@ -111,7 +111,7 @@ impl Roster {
     /// The spare is on its own now: it is kept for a client that comes back.
     pub(super) fn park_spare(&mut self, turn: &mut Turn<'_>, key: Key) {
         if turn.draining.is_some() {
-            return self.give_up(turn, key, Cause::SHUTDOWN);
+            return self.end(turn, key, Cause::SHUTDOWN);
         }
         self.outcome(turn, key, SpareOutcome::Parked);
         self.park(turn, key, UsedBy::Client);
@@ -190,7 +190,7 @@ impl Roster {
         if let Some(spare) = served.and_then(Attachment::spare)
             && self.attachments.get(spare).is_some_and(|spare| !spare.has_tunnel())
         {
-            self.give_up(turn, spare, Cause::NO_WORKER);
+            self.end(turn, spare, Cause::NO_WORKER);
         }
     }
 
@@ -214,7 +214,7 @@ impl Roster {
     pub(super) fn recall(&mut self, turn: &mut Turn<'_>, spare: Key) {
         if let Some(of) = self.attachments.get(spare) {
             match of.state() {
-                State::Fresh { .. } => self.give_up(turn, spare, Cause::UNTAKEN),
+                State::Fresh { .. } => self.end(turn, spare, Cause::UNTAKEN),
                 State::Waiting { .. } => {
                     turn.workers(ForWorkers::Recall(of.of_version(spare, turn.settings)));
                 }
@@ -239,7 +239,7 @@ impl Roster {
             self.end_spare_of(turn, key);
             self.place_anew(turn, key);
         }
-        self.give_up(turn, key, cause);
+        self.end(turn, key, cause);
     }
 
     /// An attachment has ended: what that means for the one it stands in for, or that stands in
@@ -273,7 +273,7 @@ impl Roster {
 
     fn end_unneeded(&mut self, turn: &mut Turn<'_>, spare: Key, cause: Cause) {
         self.outcome(turn, spare, SpareOutcome::Unused);
-        self.give_up(turn, spare, cause);
+        self.end(turn, spare, cause);
     }
 
     fn spare_ended(&mut self, turn: &mut Turn<'_>, parent: Key, spare: &Attachment) {
@@ -283,7 +283,7 @@ impl Roster {
         if let Some(of) = self.attachments.live(parent) {
             let spent = of.is_spent();
             if let State::UsedUp { by, .. } = *of.state() {
-                return self.give_up(turn, parent, by.cause());
+                return self.end(turn, parent, by.cause());
             }
             if spent {
                 self.place_anew(turn, parent);
@@ -298,7 +298,7 @@ impl Roster {
     pub(super) fn drop_spares(&mut self, turn: &mut Turn<'_>) {
         for key in self.attachments.keys() {
             if self.is_for_later(key) {
-                self.give_up(turn, key, Cause::SHUTDOWN);
+                self.end(turn, key, Cause::SHUTDOWN);
             }
         }
     }

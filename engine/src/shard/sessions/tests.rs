@@ -251,7 +251,7 @@ fn heard(message: CoreMessage) -> ForSessions {
             ForSessions::MemberState(id, ticket, member_state)
         }
         CoreMessage::Leave(leave) => ForSessions::Leave(leave),
-        CoreMessage::LetGo(ticket) => ForSessions::LetGo(ticket),
+        CoreMessage::EndSurplus(ticket) => ForSessions::EndSurplus(ticket),
         CoreMessage::Claim { parked, to } => ForSessions::Claim { parked, to },
         CoreMessage::Resumed(resumed) => ForSessions::Resumed { resumed, room: true },
         message => panic!("not said by sessions: {message:?}"),
@@ -542,7 +542,7 @@ fn a_fact_of_nobody_leaves_nothing() {
         ForSessions::NotDialled { key },
         ForSessions::Recalled(ticket),
         ForSessions::YieldWorker(ticket),
-        ForSessions::LetGo(ticket),
+        ForSessions::EndSurplus(ticket),
         ForSessions::Found(Box::new(found)),
         ForSessions::NotSubmitted { ticket, fault: Box::new(Fault::WorkQueueFull) },
     ] {

@@ -101,7 +101,7 @@ impl Sessions {
         turn.edge(Edge::Note { session, at: None, event: Event::Refused });
         if revoked {
             turn.limit_hit(Limit::TokenTries);
-            self.roster.give_up(turn, key, Cause::REVOKED);
+            self.roster.end(turn, key, Cause::REVOKED);
         }
         Err((ConnectResult::RequestIdMismatch, Some(age)))
     }
@@ -224,7 +224,7 @@ impl Sessions {
                 let event = Event::Stood { taken: progress == Progress::Taken };
                 turn.edge(Edge::Note { session, at: None, event });
             }
-            self.roster.give_up_with(turn, key, cause, fault);
+            self.roster.end_with(turn, key, cause, fault);
         }
     }
 

@@ -151,7 +151,7 @@ impl WorkerConn {
         }
     }
 
-    /// Lets go of the connection, so that the core `to` can take it up.
+    /// Detaches the connection, so that the core `to` can take it up.
     pub(super) fn send_home(&mut self, turn: &mut Turn<'_>, to: u16) -> After {
         self.phase = Phase::Moving { to };
         turn.net.detach(self.conn);

@@ -267,7 +267,7 @@ fn who_was_promised_a_tunnel_of_a_core_that_died_is_told() {
     let parked = Ticket { node: NODE, core: 1, number: 5 };
     home.on(find(id, parked));
     home.on(ForSessions::MemberState(id, parked, MemberState::Parked(Speaks::Http2)));
-    assert!(home.has("LetGo 1"), "a client uses the session's other tunnel");
+    assert!(home.has("EndSurplus 1"), "a client uses the session's other tunnel");
     home.on(find(id, parked));
     home.gone(1, &[]);
     home.on(ForSessions::MemberState(id, parked, MemberState::Parked(Speaks::Http2)));
