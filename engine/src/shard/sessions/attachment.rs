@@ -97,9 +97,8 @@ pub(super) enum State {
     Attached { spent: bool, settles: bool },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
-    /// The tunnel can carry no other client's requests. It is held until its spare is there, and a
-    /// moment longer, in which it `settles` (see `SETTLES`).
-    UsedUp { by: UsedBy, settles: bool },
+    /// The tunnel can carry no other client's requests. It is held until its spare is there.
+    UsedUp { by: UsedBy },
     /// The client has gone, and the tunnel is kept for when it comes back.
     Parked { place: ParkedOrder, speaks: Speaks, spent: bool },
     /// The tunnel goes to another core, where its client is now.
@@ -314,9 +313,7 @@ impl Attachment {
         match self.state {
             State::Parked { speaks, .. } => MemberState::Parked(speaks),
             State::Attached { settles: false, .. } if self.client.is_some() => MemberState::Open,
-            State::Attached { .. }
-            | State::Parking { .. }
-            | State::UsedUp { settles: true, .. } => MemberState::Spare,
+            State::Attached { .. } | State::Parking { .. } => MemberState::Spare,
             State::UsedUp { .. } | State::Moving { .. } => MemberState::Open,
             State::Asking(_)
             | State::Fresh { .. }

@@ -514,19 +514,12 @@ impl Sessions {
         }
     }
 
-    /// The tunnel has been there for a moment: if another one is parked beside it, that goes. Or it is
-    /// the old one, beside which another one has been there for a moment.
+    /// The tunnel has been there for a moment: if another one is parked beside it, that goes.
     pub(crate) fn settled(&mut self, turn: &mut Turn<'_>, key: Key) {
-        match self.roster.attachments.get_mut(key).map(Attachment::state_mut) {
-            Some(State::Attached { settles, .. }) => {
-                *settles = false;
-                self.roster.tell_state(turn, key);
-            }
-            Some(State::UsedUp { by, settles: true }) => {
-                let cause = by.cause();
-                self.roster.end(turn, key, cause);
-            }
-            _ => {}
+        let state = self.roster.attachments.get_mut(key).map(Attachment::state_mut);
+        if let Some(State::Attached { settles, .. }) = state {
+            *settles = false;
+            self.roster.tell_state(turn, key);
         }
     }
 }

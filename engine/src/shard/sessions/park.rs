@@ -134,12 +134,14 @@ impl Roster {
             let there =
                 |spare: &Key| self.attachments.get(*spare).is_some_and(Attachment::has_tunnel);
             if let Some(spare) = spare.filter(there) {
-                return self.outlive(turn, (key, by), spare);
+                self.attachments.separate(key, spare);
+                self.end(turn, key, by.cause());
+                return self.park_spare(turn, spare);
             }
             if !self.ask_spare(turn, key) {
                 return self.end(turn, key, by.cause());
             }
-            self.attachments.set(key, State::UsedUp { by, settles: false });
+            self.attachments.set(key, State::UsedUp { by });
             if by == UsedBy::Function {
                 self.last_chance(turn, key);
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::super::cause::Cause;
 use super::super::facts::{Edge, ForRelay, ForWorkers, Lost};
 use super::super::table::Key;
-use super::super::timer::{Due, SETTLES};
+use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::attachment::{Attachment, Kin, Owed, State, UsedBy};
 use super::roster::Roster;
@@ -88,24 +88,15 @@ impl Roster {
             match self.attachments.get(parent) {
                 Some(of) if of.is_spent() => self.swap(turn, parent, key),
                 Some(of) => {
-                    if let State::UsedUp { by, .. } = *of.state() {
-                        self.outlive(turn, (parent, by), key);
+                    if let State::UsedUp { by } = *of.state() {
+                        self.attachments.separate(parent, key);
+                        self.end(turn, parent, by.cause());
+                        self.park_spare(turn, key);
                     }
                 }
                 None => {}
             }
         }
-    }
-
-    /// The spare of a used-up tunnel is there. Its worker has not heard that it was let in, and ends the
-    /// session with the old one until then: so that stays for a moment.
-    pub(super) fn outlive(&mut self, turn: &mut Turn<'_>, (parent, by): (Key, UsedBy), spare: Key) {
-        self.attachments.separate(parent, spare);
-        self.attachments.set(parent, State::UsedUp { by, settles: true });
-        // Beside one that is in use the spare would not stay parked.
-        self.tell_state(turn, parent);
-        turn.arm(turn.now + SETTLES, Due::Settled(parent));
-        self.park_spare(turn, spare);
     }
 
     /// The spare is on its own now: it is kept for a client that comes back.
@@ -282,7 +273,7 @@ impl Roster {
         self.attachments.set_kin(parent, Kin::Alone);
         if let Some(of) = self.attachments.live(parent) {
             let spent = of.is_spent();
-            if let State::UsedUp { by, .. } = *of.state() {
+            if let State::UsedUp { by } = *of.state() {
                 return self.end(turn, parent, by.cause());
             }
             if spent {
