@@ -296,13 +296,12 @@ impl Net {
         self.output(conn).filter(|output| output.queued > 0).map(|output| output.waiting_since)
     }
 
-    /// As [`Self::queued`], and whether the peer does not keep up: what was queued before this turn still
-    /// waits, and the kernel has taken nothing since.
+    /// Whether the peer does not keep up: what was queued before this turn still waits, and the kernel has
+    /// taken nothing since.
     #[must_use]
-    pub fn backlog(&self, conn: ConnId) -> (usize, bool) {
-        self.output(conn).map_or((0, false), |output| {
-            (output.queued, output.queued > 0 && output.waiting_since < self.now)
-        })
+    pub fn lags(&self, conn: ConnId) -> bool {
+        let output = self.output(conn);
+        output.is_some_and(|output| output.queued > 0 && output.waiting_since < self.now)
     }
 
     /// Connections that are open or not yet closed to the end.

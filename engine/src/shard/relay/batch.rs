@@ -12,7 +12,6 @@ use ringway_proto::h2::{self, StreamKey, follows, may_be_plain};
 use super::super::table::Table;
 use super::super::turn::Turn;
 use super::exchange::{Exchange, Way};
-use super::flow::most_output;
 use super::link::Link;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::metrics::CopyWhy;
@@ -90,9 +89,7 @@ fn part(
     }
     let first = from.plain(&input[*pos..])?;
     let to_conn = streams.exchanges.at(first.tag)?.to(way)?.conn;
-    let (queued, lags) = turn.net.backlog(to_conn);
-    let short = streams.hops.is_short(turn);
-    let (room, grows) = (most_output(short).saturating_sub(queued), !short && !lags);
+    let (room, grows) = streams.hops.room(turn, to_conn);
     let [from, to] = streams.hops.two_hops(conn, to_conn)?;
     let (Link::H2(from), Link::H2(to)) = (&mut from.link, &mut to.link) else { return None };
     let exchanges = &mut streams.exchanges;

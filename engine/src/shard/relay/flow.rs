@@ -108,7 +108,7 @@ impl Hops {
 
     /// Whether so much waits that no stream should get more room.
     #[inline]
-    pub(super) fn is_short(&self, turn: &Turn<'_>) -> bool {
+    fn is_short(&self, turn: &Turn<'_>) -> bool {
         self.buffered > 0 && self.buffered > turn.settings.config.limits.core_buffer / SHORT_PART
     }
 
@@ -121,7 +121,30 @@ impl Hops {
     /// keep up it is not what holds the sender back, and a larger one would only let more wait here.
     #[inline]
     pub(super) fn may_grow(&self, turn: &Turn<'_>, to: ConnId) -> bool {
-        !self.is_short(turn) && !turn.net.backlog(to).1
+        !self.is_short(turn) && !turn.net.lags(to)
+    }
+
+    /// How much more may be moved to a hop, and what [`Self::may_grow`] says of it.
+    #[inline(always)]
+    pub(super) fn room(&self, turn: &Turn<'_>, to: ConnId) -> (usize, bool) {
+        // Most frames meet a core in which nothing waits.
+        match turn.net.queued(to) {
+            0 if self.buffered == 0 => (OUTPUT_HIGH, true),
+            queued => self.room_beside(turn, to, queued),
+        }
+    }
+
+    #[inline(never)]
+    fn room_beside(&self, turn: &Turn<'_>, to: ConnId, queued: usize) -> (usize, bool) {
+        let most = most_output(self.is_short(turn));
+        (most.saturating_sub(queued), self.may_grow(turn, to))
+    }
+
+    /// Whether no more DATA may be moved to a hop.
+    #[inline]
+    pub(super) fn output_is_full(&self, turn: &Turn<'_>, to: ConnId) -> bool {
+        let queued = turn.net.queued(to);
+        queued >= OUTPUT_SHORT && queued >= most_output(self.is_short(turn))
     }
 
     /// Payload of a stream that has waited is on its way to `to`: its sender may send more.
@@ -315,7 +338,7 @@ impl Hop {
 }
 
 /// Output of a hop above which no more DATA is moved to it.
-pub(super) fn most_output(short: bool) -> usize {
+fn most_output(short: bool) -> usize {
     if short { OUTPUT_SHORT } else { OUTPUT_HIGH }
 }
 

@@ -11,7 +11,6 @@ use super::super::table::Key;
 use super::super::timer::Due;
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Pipe, Served, Way};
-use super::flow::most_output;
 use super::streams::{SMALL_FRAME, Streams};
 use crate::log::{AccessLine, Line};
 use crate::metrics::{CopyWhy, HttpKey, HttpSample, HttpVersion};
@@ -89,7 +88,7 @@ impl Streams {
 
     /// The exchange whose turn it is on a hop that has room.
     fn next_ready(&mut self, turn: &Turn<'_>, conn: ConnId) -> Option<(Key, Way, Time)> {
-        let room = turn.net.queued(conn) < most_output(self.hops.is_short(turn));
+        let room = !self.hops.output_is_full(turn, conn);
         let hop = self.hops.hop_mut(conn)?;
         let key = if room { hop.ready.pop_front() } else { None };
         Some((key?, hop.way_out(), hop.hop_since))
@@ -103,11 +102,12 @@ impl Streams {
 
     /// One stream's turn: DATA up to its share, then trailers or the bare end.
     fn send_waiting(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way) -> Went {
-        let (mut share, most) = (TURN_BYTES, most_output(self.hops.is_short(turn)));
+        let mut share = TURN_BYTES;
         loop {
             let exchange = self.exchanges.at_mut(slot).expect("its turn has come");
             let (from, to) = (exchange.from(way), exchange.to(way));
             let pipe = exchange.pipe(way);
+            let full = to.is_some_and(|to| self.hops.output_is_full(turn, to.conn));
             let hop = to.and_then(|to| Some((to, self.hops.hop_mut(to.conn)?)));
             let Some((to, hop)) = hop else { return Went::Blocked };
             let waiting = pipe.queued;
@@ -122,7 +122,7 @@ impl Streams {
                     return self.blocked(turn, slot, way, (blocked, small_send));
                 }
             };
-            if share == 0 || turn.net.queued(to.conn) >= most {
+            if share == 0 || full {
                 return Went::Again;
             }
             let end = waiting == n && pipe.ended && pipe.trailers.is_none();

@@ -7,7 +7,7 @@ use ringway_proto::h2::{ErrorCode, HeadKind, OpenError};
 use super::super::table::{Key, Table};
 use super::super::turn::Turn;
 use super::exchange::{At, Exchange, Way};
-use super::flow::{counted, most_output};
+use super::flow::counted;
 use super::heads::{cookie, id_field, is_end_to_end, is_replaced_up, status};
 use super::hops::Hops;
 use super::link::Link;
@@ -91,7 +91,8 @@ impl Streams {
         let unwanted = pipe.ended;
         pipe.ended |= piece.end;
         let waits = pipe.queued > 0 || pipe.scheduled;
-        let grows = to.is_some_and(|to| self.hops.may_grow(turn, to.conn));
+        // Of what has ended no more is wanted.
+        let grows = !piece.end && to.is_some_and(|to| self.hops.may_grow(turn, to.conn));
         if unwanted || to.is_some_and(|to| !waits && self.pass_data(turn, to, piece)) {
             self.passed(turn, (slot, way), piece, grows);
         } else {
@@ -112,9 +113,10 @@ impl Streams {
 
     /// Moves one piece to a hop if its windows and its output have room for the whole of it.
     fn pass_data(&mut self, turn: &mut Turn<'_>, to: At, piece: Piece) -> bool {
-        let (len, most) = (piece.payload.len as usize, most_output(self.hops.is_short(turn)));
+        let len = piece.payload.len as usize;
+        let full = len > 0 && self.hops.output_is_full(turn, to.conn);
         let Some(hop) = self.hops.hop_mut(to.conn) else { return false };
-        if len > 0 && turn.net.queued(to.conn) >= most {
+        if full {
             return false;
         }
         let small = len <= SMALL_FRAME;
