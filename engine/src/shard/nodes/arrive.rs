@@ -70,6 +70,11 @@ impl Refusal {
 }
 
 impl Arrival {
+    /// Whether whoever has brought it was told that it goes on here.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self.step, Coming::Reading(_) | Coming::Ready { .. })
+    }
+
     /// The prelude that has come, if all of it is here and a gateway of this cluster has signed it.
     fn judged(&self, keys: &Keys) -> Result<Option<Prelude>, Refusal> {
         let length = Prelude::length(&self.bytes).map_err(Refusal::of)?;

@@ -339,9 +339,10 @@ impl Nodes {
         self.roles.len() - self.clients
     }
 
-    /// Relays that last, for whatever they carry.
+    /// Relays that last, for whatever they carry, and clients of others that were told that they are
+    /// taken here.
     pub(super) fn relays(&self) -> usize {
-        self.outs.len()
+        self.outs.len() + self.arrivals.iter().filter(|(_, arrival)| arrival.is_taken()).count()
     }
 
     pub(super) fn is_empty(&self) -> bool {
