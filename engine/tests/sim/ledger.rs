@@ -198,6 +198,8 @@ pub(crate) struct Ledger {
     pub(crate) felt_until: Time,
     /// Connections that touch a gateway that failed.
     pub(crate) bereft: BTreeSet<usize>,
+    /// Sessions with a tunnel that touches one: its owner may not have heard yet that it is lost.
+    pub(crate) struck: BTreeSet<String>,
     /// Connections that touch a gateway that leaves.
     pub(crate) going: BTreeSet<usize>,
     /// The sessions of tunnels, by peer number.
@@ -243,7 +245,14 @@ impl Ledger {
             leaving.concerns(client, tenant, named)
                 || self.takers(&leaving.session).contains(&client)
         };
-        self.draining || self.bereft.contains(&client) || self.leaving.iter().any(may_meet)
+        let struck =
+            |named: &Named| matches!(named, Named::Session(id) if self.struck.contains(id));
+        let mut own = self.exchanges.iter().filter(|exchange| exchange.client == client);
+        self.draining
+            || self.bereft.contains(&client)
+            || struck(named)
+            || (!self.struck.is_empty() && own.any(|exchange| struck(&exchange.named)))
+            || self.leaving.iter().any(may_meet)
     }
 
     /// A node has failed: what touches it may fail. `homes`: at which node each connection came in.
@@ -255,6 +264,8 @@ impl Ledger {
         };
         self.bereft.extend((0..homes.len()).filter(|link| homes[*link] == node));
         self.bereft.extend(tunnels.keys().filter(|tunnel| hit(**tunnel)));
+        let of_hit = tunnels.iter().filter(|(tunnel, _)| hit(**tunnel));
+        self.struck.extend(of_hit.map(|(_, id)| id.clone()));
         for exchange in &self.exchanges {
             let named = matches!(&exchange.named, Named::Session(id) if lives(id));
             if named || exchange.tunnel.is_some_and(hit) {

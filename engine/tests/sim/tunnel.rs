@@ -153,6 +153,8 @@ impl Tunnel {
         stage.ledger.rejected += 1;
         let fine: &[&str] = match self.trick {
             Trick::NoToken => &["401"],
+            // What it said was on its way between two gateways for too long.
+            _ if stage.plan.many.is_some_and(|many| many.cuts > 0) => &["403", "503", "408"],
             _ => &["403", "503"],
         };
         assert!(
@@ -162,6 +164,9 @@ impl Tunnel {
         );
         self.state = State::Leaving;
         stage.acts.push(Act::Fin);
+        if status == "408" {
+            self.try_again(stage);
+        }
         if status == "503" {
             let quiet = stage.ledger.felt_until <= self.since && !stage.closing;
             let paused = stage.plan.pauses > 0;
