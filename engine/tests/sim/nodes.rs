@@ -31,6 +31,10 @@ const SECRET: &str = "what the simulated gateways share";
 /// How long TCP tries to reach a gateway behind a cut.
 const TCP_GIVES_UP: usize = 15_000_000;
 
+/// What is cut off for so long may be taken for somebody who does not come to the point: a request's
+/// head, and a client that is brought, have ten seconds.
+const HEAD_WAITS: usize = 9_000_000;
+
 /// How long after something went wrong it may still be felt.
 const FELT: Duration = Duration::from_secs(3);
 
@@ -283,6 +287,10 @@ impl World {
                 note("node", one, "is cut off from node, for", [other as u64, time as u64]);
                 self.between.struck += 1;
                 self.between.dark.insert((one, other));
+                if time >= HEAD_WAITS {
+                    self.strike(one);
+                    self.strike(other);
+                }
                 let until = Time(self.now.0 + time as u64) + FELT;
                 self.feel(until);
                 self.after(time, Event::Fate(Fate::Mended(one, other, time)));

@@ -159,6 +159,8 @@ pub(crate) struct World {
     pub(super) actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
+    /// Callbacks that are to be made, where they are tried again.
+    dials_to_come: usize,
     pub(super) calm: bool,
     pub(super) closing: bool,
     /// What cores had counted that panicked.
@@ -209,6 +211,7 @@ impl World {
             actors: Vec::new(),
             ledger: Ledger::default(),
             clients_to_come: plan.clients,
+            dials_to_come: 0,
             calm: false,
             closing: false,
             dead: ShardMetrics::default(),
@@ -332,7 +335,8 @@ impl World {
     pub(crate) fn run(&mut self) {
         self.run_while(|world| !world.calm, Duration::from_secs(60));
         let unfinished = |world: &Self| {
-            world.clients_to_come > 0 || world.unfinished().is_some() || world.leaving().is_some()
+            let come = world.clients_to_come > 0 || world.dials_to_come > 0;
+            come || world.unfinished().is_some() || world.leaving().is_some()
         };
         self.run_while(unfinished, PATIENCE);
         if let Some(peer) = self.unfinished() {
@@ -592,10 +596,10 @@ impl World {
                 // Where it wants to go nobody is at home: it tries again.
                 return self.after(KNOCK_PAUSE, Event::Knock(guest));
             }
-            self.clients_to_come -= usize::from(client);
+            self.has_come(&guest);
             return;
         };
-        self.clients_to_come -= usize::from(client);
+        self.has_come(&guest);
         let number = self.actors.len();
         let Plan { delay, capacity, cut, .. } = self.plan;
         let mut link = Link::new(delay, capacity, cut);
@@ -638,6 +642,15 @@ impl World {
         self.wake(core);
         self.carry_out(number, acts);
         self.tick_within(number, 300);
+    }
+
+    /// Somebody is not waited for any more.
+    fn has_come(&mut self, guest: &Guest) {
+        match guest {
+            Guest::Client(_) => self.clients_to_come -= 1,
+            Guest::Dial { .. } if self.plan.many.is_some() => self.dials_to_come -= 1,
+            Guest::Dial { .. } | Guest::Poll { .. } => {}
+        }
     }
 
     fn tick_within(&mut self, actor: usize, most: usize) {
@@ -710,6 +723,7 @@ impl World {
                 Act::Wait(micros) => self.tick_within(number, micros.max(2)),
                 Act::Dial { worker, work, trick, after } => {
                     let work = Box::new(work);
+                    self.dials_to_come += usize::from(self.plan.many.is_some());
                     self.after(after, Event::Knock(Guest::Dial { worker, work, trick }));
                 }
                 Act::Poll { worker, after } => {
