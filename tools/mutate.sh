@@ -14,7 +14,7 @@ mutants=(
     'early-trailers@engine/src/shard/relay/streams.rs@Some(to) if pipe.queued == 0 && !pipe.scheduled => {@Some(to) => {'
     'wrong-part@engine/src/net.rs@self.pool.copy(segment.part(done, part.len as usize), part);\n            append@self.pool.copy(segment.part(0, part.len as usize), part);\n            append'
     'wrong-waiter@engine/src/shard/relay/routes.rs@self.waiters.remove(0);@self.waiters.pop();'
-    'credit-twice@engine/src/shard/relay/pump.rs@hop.link.drained(from.key, len, backlog,@hop.link.drained(from.key, len * 2, backlog,'
+    'credit-twice@engine/src/shard/relay/flow.rs@hop.link.drained(from.key, len, grows,@hop.link.drained(from.key, len * 2, grows,'
     'blind-window@engine/src/shard/relay/streams.rs@if len > 0 && h2.data_room(to.key) < len {@if false {'
     'lost-turn@engine/src/shard/relay/pump.rs@Went::HopBlocked => return self.requeue(conn, key, true),@Went::HopBlocked => return,'
     'lost-resume@engine/src/shard/relay/flow.rs@turn.net.pause(source, hop.waits > 0);@turn.net.pause(source, true);'

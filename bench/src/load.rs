@@ -308,7 +308,7 @@ pub(crate) fn measure(crews: &[Crew<'_>]) -> Result<Measured, LoadFault> {
     let threads = crews.iter().map(|crew| crew.plan.threads).sum();
     let mut outcome = outcome(plan, threads, &tallies[0], &edges);
     if plan.kind == Kind::Storm {
-        // Who has no answer and was not broken either still waits.
+        // A connection without an answer that is not broken still waits for one.
         let waits = wanted.saturating_sub(stage.live() + stage.broken());
         outcome.miss("unanswered", waits as u64);
     }

@@ -134,7 +134,7 @@ impl Failures {
         *self.connections.entry(why.to_string()).or_default() += 1;
     }
 
-    /// Those that happened, each with its name.
+    /// The misses that happened, each with its cause's name.
     pub fn by_cause(&self) -> BTreeMap<String, u64> {
         let calls = [
             ("status", self.status),

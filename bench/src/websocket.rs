@@ -57,7 +57,7 @@ pub struct Frames {
 pub struct Ends {
     /// Messages that ended.
     pub whole: usize,
-    /// Those of them that had another length than was wanted.
+    /// Messages that had another length than was wanted.
     pub odd: usize,
 }
 

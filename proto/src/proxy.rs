@@ -109,7 +109,7 @@ fn read_source(header: &[u8]) -> Result<Option<SocketAddr>, ProxyFault> {
     const SHORT: ProxyFault = ProxyFault::Malformed;
     // Source address, target address, source port, target port.
     let (source, behind) = match header[13] {
-        // Whoever is unknown has told nothing that could be read.
+        // An unknown protocol (UNSPEC): the header names no address.
         0x00 => return Ok(None),
         0x11 => {
             let body: &[u8; 12] = header[FIXED..].first_chunk().ok_or(SHORT)?;

@@ -77,7 +77,8 @@ mod tests {
         let at = |ms: u64| begun + Duration::from_millis(ms);
         let looks: Vec<_> = (0..40).map(|n| (at(n * 10), n * 70)).collect();
         assert_eq!(middle(&looks, at(400), 0.4), Some(7_000.0));
-        // Who was not looked at before the window's begin, and who never was.
+        // A program that was not looked at before the window began has no figure, nor has one that
+        // never was.
         assert_eq!(middle(&looks[20..], at(400), 0.4), None);
         assert_eq!(middle(&[], at(400), 0.4), None);
     }

@@ -118,8 +118,8 @@ pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement
     all
 }
 
-/// Who saves CPU by letting calls wait has won nothing: beside it, median and 99th percentile are
-/// judged by the same multiple of the relay's. In a closed loop they follow the CPU.
+/// A proxy that saves CPU by letting calls wait has won nothing. So its median and 99th percentile
+/// are judged as well, by the same multiple of the relay's. In a closed loop they follow the CPU.
 fn latencies(
     figures: &Figures<'_>,
     shape: &Shape,

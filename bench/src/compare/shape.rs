@@ -67,15 +67,15 @@ pub enum Work {
 /// Which peers a shape is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Who {
-    /// All that speak plain TCP towards the client.
+    /// All peers that speak plain TCP towards the client.
     All,
-    /// Those that speak TLS towards the client.
+    /// Peers that speak TLS towards the client.
     Tls,
     /// Proxies that hold memory for a connection, so nothing without one.
     Proxies,
     /// Gateways with an admin port.
     Gateways,
-    /// Those that speak HTTP/1.1, plain, towards the client.
+    /// Peers that speak HTTP/1.1, plain, towards the client.
     Web,
     /// The peers with these names.
     Named(&'static [&'static str]),

@@ -110,7 +110,7 @@ async fn ask(address: SocketAddr, (owner, id): (Node, Uuid), whole: bool) -> Res
         return Err(Fault::Unknown);
     }
     let told = serde_json::from_slice::<Value>(&body).ok().filter(|_| status == StatusCode::OK);
-    // Whoever has its address now may be another gateway.
+    // Another gateway may have the owner's address by now.
     let is_own = |told: &Value| told["node"] == owner.to_string();
     let Some(mut told) = told.filter(is_own) else {
         return Err(Fault::Silent(format!("something else answers there, with {status}")));

@@ -100,7 +100,7 @@ pub(super) async fn one(
         tokio::join!(scraper.ask_rows(Some(wanted)), scraper.ask_timelines(wanted));
     let row = listed.rows.into_iter().next();
     let Some(id) = row.as_ref().map(|row| row.request_id).or_else(|| latest(&parts)) else {
-        // Who asks for another gateway is not passed on.
+        // A question that another gateway has passed on is not passed on again.
         let asked = (!headers.contains_key(VIA)).then_some(wanted);
         return owner::answer(&admin, asked, whole).await;
     };

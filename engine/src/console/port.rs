@@ -69,7 +69,7 @@ impl Port {
     /// Whether anybody listens there.
     pub(super) async fn is_open(&self) -> bool {
         let connects = TcpStream::connect(&self.address);
-        // Whoever is too busy to answer is there.
+        // A gateway that is too busy to answer is there.
         !matches!(timeout(PATIENCE, connects).await, Ok(Err(_)))
     }
 

@@ -63,7 +63,7 @@ pub enum Line {
         /// Such lines that were left out since the last one.
         left_out: u64,
     },
-    /// Who passed for another gateway could not prove it, or is not understood.
+    /// A peer that claims to be another gateway could not prove it, or is not understood.
     PreludeRefused {
         /// Who it was.
         peer: SocketAddr,
@@ -152,7 +152,7 @@ impl Line {
             Self::OpenFailed(refused) => Some((refused.client.ip(), Kind::OpenFailed, 1)),
             Self::Rejected { worker, .. } => Some((worker.ip(), Kind::Rejected, 1)),
             Self::ConnectionFailed { peer, .. } => Some((peer.ip(), Kind::ConnectionFailed, 1)),
-            // Whoever makes them does not make many.
+            // A peer cannot cause many of these lines.
             Self::Unrelayed { .. } | Self::PreludeRefused { .. } => None,
             Self::Access(_) => None,
         }

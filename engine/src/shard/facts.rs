@@ -92,14 +92,14 @@ pub(crate) enum ForRelay {
     Refuse { exchange: Key, fault: Box<Fault> },
     /// All requests that wait for this route are answered with `fault`; the route stays.
     RefuseWaiters { key: Key, fault: Box<Fault> },
-    /// The attachment ends, and its tunnel with it if there is one. Who waits is told `fault`; with
-    /// none, what the cause says. Answered by [`ForSessions::Closed`].
+    /// The attachment ends, and its tunnel with it if there is one. Requests that wait are answered
+    /// with `fault`, or, without one, with what the cause says. Answered by [`ForSessions::Closed`].
     Close { key: Key, cause: Cause, fault: Option<Box<Fault>> },
     /// Requests that wait for this route are placed as if they came now, and no other goes by it
     /// unless it is placed there anew.
     PlaceAnew { key: Key },
-    /// No request goes by this route any more that is not placed there anew. Who waits for it waits
-    /// still.
+    /// No request goes by this route any more that is not placed there anew. Requests that wait for it
+    /// still wait.
     Unlearn { key: Key },
     /// Requests that wait for one route wait for another one of the same client and session.
     Merge { from: Key, to: Key },

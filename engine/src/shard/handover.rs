@@ -192,9 +192,9 @@ impl Shard {
     }
 
     /// Releases a client's connection of which no request was answered and none has gone to a
-    /// worker: who waits there is answered where it is [taken up](Self::take_up). False if it stays:
-    /// it is none such, more than [`ShardSettings::unanswered`] octets have come, or this core
-    /// drains.
+    /// worker. Its requests are answered where it is [taken up](Self::take_up). False if it stays:
+    /// a request was answered, more than [`ShardSettings::unanswered`] octets have come, or this
+    /// core drains.
     ///
     /// It is among [`Self::take_released`] once nothing is under way on its socket. If the client
     /// ends it first, it goes on here as if nothing had happened.

@@ -327,7 +327,7 @@ impl Shard {
         self.relay.tunnels() + self.workers.len() + self.sessions.dials() + self.nodes.others()
     }
 
-    /// What waited in this turn is read, and who has left is parted from.
+    /// Reads what waited in this turn, and parts with clients that have left.
     #[cold]
     fn read_on(&mut self, net: &mut Net) {
         while self.relay.read_kept(turn!(self, net)) == Step::More {

@@ -67,7 +67,7 @@ pub fn json_line(json: &[u8]) -> Cow<'_, [u8]> {
     if json.is_ascii() && !json.contains(&0x7f) {
         return Cow::Borrowed(json);
     }
-    // Who writes JSON writes UTF-8.
+    // JSON is UTF-8, so nothing is replaced here.
     let text = String::from_utf8_lossy(json);
     if text.chars().all(stays) {
         return Cow::Borrowed(json);

@@ -105,7 +105,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // Who asked has not waited for the answer.
+        // Without a status the caller has left before the answer.
         let status = self.status.take().unwrap_or_else(|| "left".to_owned());
         self.fields.insert("status", status);
         let mut parts = self.board.0.lock().unwrap_or_else(PoisonError::into_inner);

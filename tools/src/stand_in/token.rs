@@ -22,7 +22,7 @@ pub(super) fn router(stage: Arc<Stage>) -> Router {
     Router::new().route("/token", post(token)).with_state(stage)
 }
 
-/// Who says to be whom, and how.
+/// Which client the caller says it is, and how it said so.
 struct Claim {
     style: &'static str,
     id: String,

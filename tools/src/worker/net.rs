@@ -97,7 +97,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             Ok(found) => found.map(|address| format!("{address}\n")).collect(),
             Err(error) => format!("{error}"),
         };
-        // Who asked may have gone away meanwhile.
+        // The caller may have gone away meanwhile.
         let _ = answering.write_all(text.as_bytes());
     };
     std::thread::Builder::new().name("resolver".into()).spawn(ask)?;

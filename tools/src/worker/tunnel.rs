@@ -151,7 +151,7 @@ async fn finish(
     }
     match now {
         Poll::Ready(moved) => Some(moved),
-        // Who is lost takes nothing any more.
+        // A peer that is lost takes nothing any more.
         Poll::Pending if first.error.as_ref().is_some_and(|(side, _)| *side == source) => None,
         Poll::Pending => timeout(LINGER, other).await.ok(),
     }

@@ -150,8 +150,8 @@ impl Inner {
     /// What the client is told, after the last attempt.
     fn failed(&self, failure: Failure) -> Denied {
         match failure.code {
-            // Those are answers about a caller (contract CP-4): the API is well, and a session's own
-            // line tells of it.
+            // These codes are answers about a caller (contract CP-4): the API is well, and the
+            // session's own line tells of it.
             Code::InvalidArgument
             | Code::NotFound
             | Code::PermissionDenied

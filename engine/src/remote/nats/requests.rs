@@ -37,8 +37,8 @@ const ENSURE_AGAIN: Duration = Duration::from_secs(10);
 /// Versions whose streams this gateway keeps.
 pub(in crate::remote) type Versions = Arc<[Arc<str>]>;
 
-/// Those whose work is queued: workers of the streaming kind are asked one by one, and servers that
-/// are dialled not at all.
+/// The versions whose work is queued. Workers of the streaming kind are asked one by one, and servers
+/// that are dialled are not asked at all.
 pub(in crate::remote) fn queued(functions: &[Function]) -> Versions {
     let queued = functions.iter().filter(|function| !function.streaming && function.dial.is_none());
     queued.map(|function| function.version.to_string().into()).collect()

@@ -146,7 +146,7 @@ impl Nodes {
         self.arrive(turn, conn, (peer, challenge));
     }
 
-    /// Who is kept out may be let in again ([`Due::KeptOut`]).
+    /// Addresses whose time is over are let in again ([`Due::KeptOut`]).
     pub(super) fn let_in_again(&mut self, turn: &mut Turn<'_>) {
         let still = self.suspects.still_kept_out(turn.now);
         turn.net.keep_out(Listener::Cluster, still);

@@ -76,7 +76,7 @@ pub(super) fn take<K: std::hash::Hash + Eq>(
     now: Time,
 ) -> bool {
     if table.len() >= MOST && !table.contains_key(&key) {
-        // Those who have come seldom are forgotten first.
+        // Addresses that have come seldom are forgotten first.
         table.retain(|_, bucket| !bucket.has(1, rate, now));
         if table.len() >= MOST {
             return false;

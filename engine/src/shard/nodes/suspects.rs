@@ -30,7 +30,7 @@ pub(super) struct Suspects {
     tried: HashMap<SocketAddr, Bucket>,
     /// Until when a gateway is known to be there.
     known: HashMap<SocketAddr, Time>,
-    /// Who is kept out, and until when.
+    /// Addresses that are kept out, and until when.
     kept_out: Vec<(SocketAddr, Time)>,
 }
 
@@ -59,7 +59,7 @@ impl Suspects {
         })
     }
 
-    /// Who is still to be kept out.
+    /// The addresses that are still to be kept out.
     pub(super) fn still_kept_out(&mut self, now: Time) -> Box<[SocketAddr]> {
         self.kept_out.retain(|(_, until)| now < *until);
         self.kept_out.iter().map(|(ip, _)| *ip).collect()

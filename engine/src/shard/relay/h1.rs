@@ -38,7 +38,7 @@ pub(super) struct H1 {
     since: u32,
     /// Its request asks for another protocol.
     pub(super) upgrade: bool,
-    /// Who has asked for it.
+    /// The web page that has asked, if one has.
     pub(super) page: Page,
     /// Input behind the message under way: the next request, or the other protocol's first bytes.
     pub(super) kept: VecDeque<Segment>,

@@ -381,8 +381,8 @@ impl Sessions {
     }
 
     /// Back to the session that a request names: R1, R3-R9 of the contract. A session whose home is
-    /// here is looked up at once: who asks in vain for it is charged nothing, and a tunnel that is
-    /// parked here is there at once.
+    /// here is looked up at once: a client that asks in vain is charged nothing, and a tunnel that is
+    /// parked here is found at once.
     fn come_back(
         &mut self,
         turn: &mut Turn<'_>,

@@ -273,15 +273,16 @@ impl Roster {
 
     // ---- ends ----
 
-    /// Ends an attachment, if it has not ended before. Who waits for it is told what the cause says.
+    /// Ends an attachment, if it has not ended before. Requests that wait for it are answered with
+    /// what the cause says.
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) {
         if self.unhook(turn, key, cause) {
             turn.relay(ForRelay::Close { key, cause, fault: None });
         }
     }
 
-    /// As [`Self::end`], with another word for those who wait for a worker. Who waits for a
-    /// stream of a tunnel is told that it is lost.
+    /// As [`Self::end`], with another answer for requests that wait for a worker. Requests that wait
+    /// for a stream of a tunnel are told that it is lost.
     pub(super) fn end_with(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause, fault: Fault) {
         let there = self.attachments.get(key).is_some_and(Attachment::has_tunnel);
         if self.unhook(turn, key, cause) {

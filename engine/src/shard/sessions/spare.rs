@@ -226,7 +226,7 @@ impl Roster {
             && of.client.is_some()
             && of.spare().is_some()
         {
-            // It was to be replaced: who waits for the other one is placed anew.
+            // It was to be replaced: requests that wait for its spare are placed anew.
             self.end_spare_of(turn, key);
             self.place_anew(turn, key);
         }

@@ -141,6 +141,6 @@ async fn tell(crew: Arc<Crew>, every: Option<Duration>) {
 
 /// Returns once it is true.
 pub(super) async fn told(mut flag: watch::Receiver<bool>) {
-    // Who could say so is gone: then it is as if it were said.
+    // An error means that nobody is left who could set the flag: that counts as set.
     let _ = flag.wait_for(|told| *told).await;
 }

@@ -99,7 +99,7 @@ pub fn run(options: Options) -> io::Result<()> {
         monoio::spawn(async move {
             stop.asked().await;
             manager::stopping(drain_max);
-            // Who listens may have ended already.
+            // An error means that the receiver has ended already.
             let _ = told.send(true);
         });
         opener.work().await?;

@@ -120,7 +120,7 @@ async fn a_pair_that_another_has_taken_is_left_to_it() {
     store.put(&key, theirs.into()).await.unwrap();
     until("it is noticed", async || nodes.here_since().is_none()).await;
     tokio::time::sleep(2 * PACE.refresh).await;
-    // Who has no record says nothing of others.
+    // A gateway without a record of its own says nothing of others.
     store.put("001-0001", r#"{"version":1,"worker":"a:1","run":5}"#.into()).await.unwrap();
     assert_eq!(nodes.liveness(Node::new(1, 1).unwrap()).await, Liveness::Unknown);
     let kept = store.get(&key).await.unwrap();
@@ -155,7 +155,7 @@ async fn where_others_may_ask_is_told_with_the_secret_alone() {
     let other = Nodes::enter(among("b:1"), LIMIT).await.unwrap();
     let Liveness::Live(record) = other.liveness(nodes.me()).await else { panic!("it is here") };
     assert_eq!(record.admin(), "192.0.2.7:2".parse().ok());
-    // Whoever has no secret cannot know that it is true.
+    // A gateway without the secret cannot know that the record is true.
     let alone = enter(&link, "c:1").await;
     let Liveness::Live(record) = alone.liveness(nodes.me()).await else { panic!("it is here") };
     assert_eq!(record.admin(), None);

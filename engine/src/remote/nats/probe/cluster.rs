@@ -43,9 +43,9 @@ pub(crate) struct Own {
 struct Others {
     /// Gateways, this one not included.
     count: usize,
-    /// Those whose records prove nothing here.
+    /// Gateways whose records prove nothing here.
     strangers: usize,
-    /// Those that are known, and where each takes relays.
+    /// Gateways that are known, and where each takes relays.
     known: Vec<(String, Option<SocketAddr>)>,
 }
 

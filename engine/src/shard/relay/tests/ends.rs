@@ -134,7 +134,7 @@ fn a_lost_tunnel_answers_or_resets_its_streams() {
     assert_eq!((bench.exchanges(), bench.carried(A)), (0, Some((0, 0, 4))));
     bench.end(worker.conn, End::Fin);
     assert!(bench.told().is_empty(), "it is lost once");
-    // The route is still there, and who comes now waits for its next tunnel.
+    // The route is still there, and a request that comes now waits for its next tunnel.
     bench.ask(&mut client, &[], true);
     assert!(bench.told().is_empty());
     let mut next = bench.worker(A);
