@@ -217,6 +217,13 @@ class Gateway:
     def log_text(self):
         return self.log_path.read_text(errors="replace")
 
+    def logs(self, text, timeout=20):
+        """Waits until its log has `text`: a line is written by a thread that the cores do not wait for."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log_text():
+            assert time.monotonic() < deadline, f"no {text!r} in\n{self.log_tail()}"
+            time.sleep(0.01)
+
     def log_lines(self):
         """The log as JSON objects; a line that is none fails the caller."""
         return [json.loads(line) for line in self.log_text().splitlines() if line.strip()]

@@ -202,7 +202,7 @@ def test_a_right_that_is_missing_is_named(tmp_path):
         bed.nats_server.start()
         gateway = bed.ready_gateway()
         until(lambda: "the NATS account lacks a right" in gateway.log_text(), what="a line")
-        assert "$JS.API.STREAM.CREATE.>" in gateway.log_text()
+        gateway.logs("$JS.API.STREAM.CREATE.>")
         until(lambda: gateway.metric("ringway_nats_right_missing", right="make") == 1,
               what="the gauge")
 

@@ -207,7 +207,7 @@ def test_a_wrong_key_ends_the_worker(bare, work):
     for key, function, status in [("nobody", FUNCTION, 401), (WORKER_KEY, VERSION, 403)]:
         running = work(bare, key=key, function=function)
         assert running.exit_code() == 78, status
-        assert "the gateway refuses this worker's key" in running.log_text()
+        running.says("the gateway refuses this worker's key")
 
 
 def test_a_target_that_is_away_costs_no_slot(bare, work, tmp_path):
