@@ -18,11 +18,6 @@ def binary():
     return named.split() if named else [str(Path(gateway.binary()[0]).with_name("ringway-worker"))]
 
 
-def hear_hangups():
-    """The suite itself may run under nohup, which its programs would inherit."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 class WorkerProgram:
     """One process; its log is read for what it does."""
 
@@ -46,11 +41,12 @@ class WorkerProgram:
 
     def launch(self, arguments, directory, name, env=None):
         self.log_path = Path(directory) / f"{name}.stderr"
-        tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        # The suite itself may run under nohup, which its programs would inherit.
+        tether = ["env", "--default-signal=HUP"]
+        tether += ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with open(self.log_path, "wb") as log:
             self.run = subprocess.Popen(tether + binary() + arguments, stderr=log,
-                                        start_new_session=True, env=env,
-                                        preexec_fn=hear_hangups)
+                                        start_new_session=True, env=env)
 
     def log_text(self):
         return self.log_path.read_text(errors="replace")
