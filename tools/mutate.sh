@@ -48,9 +48,7 @@ mutants=(
     'endless-linger@engine/src/reactor/pump.rs@self.timers.set(Due::Linger, self.net.now, conn);\n        self.look(conn);@self.look(conn);'
     'lost-words@engine/src/shard/nodes/splice.rs@turn.put(far, stray.received());@let _ = stray;'
     'unread-answers@engine/src/shard/handover.rs@let unread = shard.handover.unread;@let unread = 0;'
-    'dead-for-ever@engine/src/shard/nodes/arrive.rs@let dead = turn.settings.dispatch == Plane::Local && prelude.to.number() == own.number();@let dead = false;'
     'untold-leave@engine/src/shard/handover.rs@shard.leave(Fact::Send { to, message: CoreMessage::NodeLeaves(node) });@let _ = (to, node);'
-    'told-once@engine/src/shard/nodes/farewell.rs@            && !farewell.heard@            && farewell.to.0.number() > 4000'
     'half-relay@engine/src/shard/nodes/splice.rs@turn.net.close(other, Close::Flush);@if near_ended {\n            turn.net.close(other, Close::Flush);\n        }'
     'impatient@engine/src/shard/workers/home.rs@if !self.local.lose_patience(version, patience, turn.now) {@if !self.local.lose_patience(version, patience / 4, turn.now) {'
 )
