@@ -120,10 +120,8 @@ impl TlsSession {
     /// Seals one record, if that can be done by now: the handshake may still be going on. `rest` is what
     /// [`Self::read`] left.
     pub(super) fn seal_early(&mut self, rest: &mut [u8], plain: &[u8]) -> Option<Vec<u8>> {
-        let UnbufferedStatus { state, .. } = self.tls.process_tls_records(rest);
-        let Ok(ConnectionState::WriteTraffic(mut traffic)) = state else { return None };
         let mut record = vec![0; plain.len() + RECORD_OVERHEAD];
-        let len = traffic.encrypt(plain, &mut record).ok()?;
+        let len = self.seal(rest, plain, &mut record).ok()?;
         record.truncate(len);
         Some(record)
     }

@@ -219,10 +219,7 @@ class Gateway:
 
     def logs(self, text, timeout=20):
         """Waits until its log has `text`: a line is written by a thread that the cores do not wait for."""
-        deadline = time.monotonic() + timeout
-        while text not in self.log_text():
-            assert time.monotonic() < deadline, f"no {text!r} in\n{self.log_tail()}"
-            time.sleep(0.01)
+        until(lambda: text in self.log_text(), timeout, f"{text!r} in {self.log_path}")
 
     def log_lines(self):
         """The log as JSON objects; a line that is none fails the caller."""

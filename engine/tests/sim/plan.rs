@@ -275,6 +275,25 @@ impl Plan {
         Self { plane: Manners::of(number), ..self }
     }
 
+    /// The same where everybody keeps to what is agreed, and nothing breaks.
+    fn calm(self) -> Self {
+        Self {
+            resets: 0,
+            breaks: 0,
+            goaways: 0,
+            stalls: 0,
+            pauses: 0,
+            strangers: 0,
+            sloppy: 0,
+            sluggish: 0,
+            vandals: 0,
+            giants: 0,
+            crashes: 0,
+            drain: None,
+            ..self
+        }
+    }
+
     /// Clients come back: there are fewer other faults, and half of the runs have none at all.
     pub(crate) fn with_returns(self, number: u64) -> Self {
         let mut seed = Seed::new(number.rotate_left(32) ^ 0x7061_726b);
@@ -294,22 +313,7 @@ impl Plan {
             pauses: some(&mut seed, 25, 60),
             slots: seed.pick(&[1, 1, 2, 100]),
         };
-        let calm = Self {
-            resets: 0,
-            breaks: 0,
-            goaways: 0,
-            stalls: 0,
-            pauses: 0,
-            strangers: 0,
-            sloppy: 0,
-            sluggish: 0,
-            vandals: 0,
-            giants: 0,
-            crashes: 0,
-            drain: None,
-            ..self
-        };
-        let plan = if seed.chance(50) { calm } else { self };
+        let plan = if seed.chance(50) { self.calm() } else { self };
         Self {
             variant: VARIANTS.len() + seed.below(PARKING.len()),
             clients: seed.range(1, 6),
@@ -344,18 +348,7 @@ impl Plan {
             pauses: 0,
             slots: 100,
         };
-        let calm = Self {
-            resets: 0,
-            breaks: 0,
-            goaways: 0,
-            stalls: 0,
-            pauses: 0,
-            strangers: 0,
-            sloppy: 0,
-            sluggish: 0,
-            ..self
-        };
-        let plan = if seed.chance(70) { calm } else { self };
+        let plan = if seed.chance(70) { self.calm() } else { self };
         Self {
             many: Some(many),
             cores: seed.pick(&[1, 1, 2]),
