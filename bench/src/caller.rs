@@ -18,7 +18,7 @@ use crate::fields::{Blocks, CallFields};
 use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, grown};
 use crate::tally::{Phase, Tally};
 use crate::verify::{Said, Verifier};
-use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
+use crate::wire::{self, Event, FrameReader, MAX_31, flag, kind};
 
 /// Failed calls after which a connection gives up.
 const FAILURE_LIMIT: u32 = 100;
@@ -102,7 +102,7 @@ struct Slot {
 
 /// One connection's client side.
 pub struct Caller {
-    inlet: Inlet,
+    reader: FrameReader,
     out: Vec<u8>,
     fields: Rc<CallFields>,
     work: Work,
@@ -140,11 +140,11 @@ impl Machine for Caller {
         let now = Instant::now();
         let mut at = 0;
         // Taken out so that an event borrowing from it can change everything else.
-        let mut inlet = std::mem::take(&mut self.inlet);
-        while let Some(event) = inlet.next(bytes, &mut at)? {
+        let mut reader = std::mem::take(&mut self.reader);
+        while let Some(event) = reader.next(bytes, &mut at)? {
             self.on(event, now)?;
         }
-        self.inlet = inlet;
+        self.reader = reader;
         self.refill();
         Ok(at)
     }
@@ -175,7 +175,7 @@ impl Caller {
     ) -> Self {
         assert!(work.message >= 4, "the first four payload bytes say what to answer");
         Self {
-            inlet: Inlet::default(),
+            reader: FrameReader::default(),
             out: flow::greeting(),
             fields,
             work,

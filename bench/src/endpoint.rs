@@ -13,7 +13,9 @@ use crate::drive::Machine;
 use crate::fault::Fault;
 use crate::fields::AnswerFields;
 use crate::flow::{Allowance, CONNECTION_WINDOW, Credit, DEFAULT_WINDOW, STREAM_WINDOW, grown};
-use crate::wire::{self, Event, HEAD, Inlet, MAX_31, MAX_FRAME, PREFACE, flag, kind, setting};
+use crate::wire::{
+    self, Event, FrameReader, HEAD, MAX_31, MAX_FRAME, PREFACE, flag, kind, setting,
+};
 
 /// gRPC's message prefix: a flag and a length.
 pub const PREFIX: usize = 5;
@@ -133,7 +135,7 @@ impl Answer {
 /// One connection's server side.
 #[derive(Debug, Default)]
 pub struct Endpoint {
-    inlet: Inlet,
+    reader: FrameReader,
     greeted: bool,
     out: Vec<u8>,
     credit: Credit,
@@ -161,11 +163,11 @@ impl Machine for Endpoint {
             self.greet();
         }
         // Taken out so that an event borrowing from it can change everything else.
-        let mut inlet = std::mem::take(&mut self.inlet);
-        while let Some(event) = inlet.next(bytes, &mut at)? {
+        let mut reader = std::mem::take(&mut self.reader);
+        while let Some(event) = reader.next(bytes, &mut at)? {
             self.on(event)?;
         }
-        self.inlet = inlet;
+        self.reader = reader;
         self.refill();
         Ok(at)
     }

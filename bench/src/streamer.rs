@@ -17,7 +17,7 @@ use crate::flow::{self, Allowance, CONNECTION_WINDOW, Credit, STREAM_WINDOW, gro
 use crate::load::SMALL;
 use crate::tally::{Phase, Tally};
 use crate::verify::Verifier;
-use crate::wire::{self, Event, Inlet, MAX_31, flag, kind};
+use crate::wire::{self, Event, FrameReader, MAX_31, flag, kind};
 
 /// Payload bytes of the message that orders a stream.
 const ORDER_PAYLOAD: u32 = (STREAM_ORDER - PREFIX) as u32;
@@ -57,7 +57,7 @@ struct Stream {
 
 /// One connection's client side.
 pub struct Streamer {
-    inlet: Inlet,
+    reader: FrameReader,
     out: Vec<u8>,
     fields: Rc<CallFields>,
     work: Work,
@@ -78,11 +78,11 @@ impl Machine for Streamer {
         let now = Instant::now();
         let mut at = 0;
         // Taken out so that an event borrowing from it can change everything else.
-        let mut inlet = std::mem::take(&mut self.inlet);
-        while let Some(event) = inlet.next(bytes, &mut at)? {
+        let mut reader = std::mem::take(&mut self.reader);
+        while let Some(event) = reader.next(bytes, &mut at)? {
             self.on(event, now)?;
         }
-        self.inlet = inlet;
+        self.reader = reader;
         self.refill();
         Ok(at)
     }
@@ -112,7 +112,7 @@ impl Streamer {
         tally: Rc<RefCell<Tally>>,
     ) -> Self {
         Self {
-            inlet: Inlet::default(),
+            reader: FrameReader::default(),
             out: flow::greeting(),
             fields,
             work,

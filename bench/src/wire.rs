@@ -1,6 +1,6 @@
 //! HTTP/2 frames as the generator and the endpoint need them (RFC 9113 §4, §6).
 //!
-//! [`Inlet`] turns received bytes into [`Event`]s without copying: DATA is handed out in whatever
+//! [`FrameReader`] turns received bytes into [`Event`]s without copying: DATA is handed out in whatever
 //! pieces arrived, everything else once it is complete. Neighbours: [`crate::caller`] and
 //! [`crate::endpoint`], which own what the events mean.
 
@@ -139,14 +139,14 @@ struct Assembly {
 
 /// The receiving side's place in the byte stream.
 #[derive(Debug, Default)]
-pub struct Inlet {
+pub struct FrameReader {
     run: Option<Run>,
     /// Open between HEADERS and the CONTINUATION with END_HEADERS.
     open: bool,
     assembly: Assembly,
 }
 
-impl Inlet {
+impl FrameReader {
     /// The next event in `bytes[*at..]`, moving `at` past what it took; `None` when the rest is
     /// not enough. The caller keeps the rest and offers it again with more behind it.
     ///
@@ -315,11 +315,11 @@ mod tests {
 
     /// DATA is collapsed per stream; everything else is written as it came.
     fn transcript(bytes: &[u8], step: usize) -> Vec<String> {
-        let (mut inlet, mut seen, mut start, mut data) = (Inlet::default(), vec![], 0, 0);
+        let (mut reader, mut seen, mut start, mut data) = (FrameReader::default(), vec![], 0, 0);
         for end in (step..bytes.len() + step).step_by(step) {
             let view = &bytes[start..end.min(bytes.len())];
             let mut at = 0;
-            while let Some(event) = inlet.next(view, &mut at).unwrap() {
+            while let Some(event) = reader.next(view, &mut at).unwrap() {
                 if let Event::Data { flow, .. } = event {
                     data += flow;
                 }
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn broken_framing_is_a_fault() {
-        let fault = |bytes: &[u8]| Inlet::default().next(bytes, &mut 0).unwrap_err();
+        let fault = |bytes: &[u8]| FrameReader::default().next(bytes, &mut 0).unwrap_err();
         assert_eq!(fault(&[0, 0x40, 1, 0, 0, 0, 0, 0, 1]), Fault::FrameSize);
         assert_eq!(fault(&[0, 0, 0, kind::CONTINUATION, 4, 0, 0, 0, 1]), Fault::Sequence);
         assert_eq!(fault(&[0, 0, 1, kind::DATA, flag::PADDED, 0, 0, 0, 1, 9]), Fault::Sequence);
