@@ -48,16 +48,16 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def closed_house(tmp_path_factory):
+def closed_gateway(tmp_path_factory):
     """A gateway without workers: nothing gets through, everything is answered by it."""
     with Gateway.serve(tmp_path_factory.mktemp("answers"), session='wait = "500ms"') as running:
         yield running
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cl9_error_in_grpc_style(closed_house, name):
+def test_cl9_error_in_grpc_style(closed_gateway, name):
     who, code, _, text = CASES[name]
-    head, body = ask(closed_house, grpc_head(**who))
+    head, body = ask(closed_gateway, grpc_head(**who))
     # CL-9: one HEADERS with END_STREAM, all of it in the initial headers.
     assert head.end_stream and body == b"", str(head)
     assert head.status == "200" and head.get("content-type") == "application/grpc", str(head)
@@ -68,9 +68,9 @@ def test_cl9_error_in_grpc_style(closed_house, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cl10_cl11_error_in_plain_style(closed_house, name):
+def test_cl10_cl11_error_in_plain_style(closed_gateway, name):
     who, _, status, text = CASES[name]
-    head, body = ask(closed_house, plain_head(**who))
+    head, body = ask(closed_gateway, plain_head(**who))
     assert head.status == str(status), (str(head), body)
     assert head.get("content-type") == "text/plain; charset=utf-8", str(head)
     assert body.decode() == text, body
@@ -85,8 +85,8 @@ def assert_cookie(head, name):
 
 
 @pytest.mark.parametrize("style", [grpc_head, plain_head])
-def test_e12_no_worker_within_the_wait(closed_house, style):
-    head, body = ask(closed_house, style())
+def test_e12_no_worker_within_the_wait(closed_gateway, style):
+    head, body = ask(closed_gateway, style())
     text = "failed to establish link to worker"
     if style is grpc_head:
         assert (head.status, head.grpc_status) == ("200", "4"), str(head)
@@ -96,19 +96,19 @@ def test_e12_no_worker_within_the_wait(closed_house, style):
     assert not head.values("nvcf-reqid") and not head.values("set-cookie"), str(head)
 
 
-def test_e12_reaches_every_waiter_of_the_attempt(closed_house):
-    with closed_house.h2() as peer:
-        issued = closed_house.metric("worker_token_issued_total")
+def test_e12_reaches_every_waiter_of_the_attempt(closed_gateway):
+    with closed_gateway.h2() as peer:
+        issued = closed_gateway.metric("worker_token_issued_total")
         streams = [peer.open(grpc_head(), end_stream=True) for _ in range(20)]
         for stream in streams:
             assert peer.head(stream).grpc_status == "4"
         # CL-16: one connection and key, one token, however many wait.
-        assert closed_house.metric("worker_token_issued_total") == issued + 1
+        assert closed_gateway.metric("worker_token_issued_total") == issued + 1
 
 
-def test_e7_names_the_id(closed_house):
+def test_e7_names_the_id(closed_gateway):
     reqid = str(uuid.uuid4())
-    head, body = ask(closed_house, plain_head(reqid=reqid))
+    head, body = ask(closed_gateway, plain_head(reqid=reqid))
     assert head.status == "404" and f"for request id {reqid}" in body.decode(), body
 
 
@@ -116,8 +116,8 @@ def test_e7_names_the_id(closed_house):
     ("application/grpc", "grpc"), ("Application/GRPC", "grpc"),
     ("application/grpc; charset=utf-8", "grpc"), ("application/grpc+proto", "plain"),
     ("application/grpc-web", "plain"), ("application/json", "plain"), ("", "plain")])
-def test_cl8_style_follows_the_media_type(closed_house, media_type, style):
-    head, body = ask(closed_house, plain_head(key=None, extra=[("content-type", media_type)]))
+def test_cl8_style_follows_the_media_type(closed_gateway, media_type, style):
+    head, body = ask(closed_gateway, plain_head(key=None, extra=[("content-type", media_type)]))
     if style == "grpc":
         assert (head.status, head.grpc_status) == ("200", "16"), str(head)
     else:
@@ -159,10 +159,10 @@ REQUEST_IDS = {
 
 
 @pytest.mark.parametrize("name", REQUEST_IDS)
-def test_cl2_cl3_request_id_sources(closed_house, name):
+def test_cl2_cl3_request_id_sources(closed_gateway, name):
     """An id that is read ends in E7 naming it; none at all asks for a new session (E12)."""
     fields, seen = REQUEST_IDS[name]
-    head, body = ask(closed_house, plain_head(extra=fields))
+    head, body = ask(closed_gateway, plain_head(extra=fields))
     if seen:
         assert head.status == "404" and f"for request id {seen}" in body.decode(), (
             str(head), body)
@@ -190,24 +190,24 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_cl1_websocket_protocol_pairs(closed_house, name):
+def test_cl1_websocket_protocol_pairs(closed_gateway, name):
     """CL-1; a request that passes ends in E12, for there is no worker."""
     (authorization, function), protocols, status = PAIRS[name]
     extra = [("sec-websocket-protocol", line) for line in protocols]
     if authorization:
         extra.append(("authorization", authorization))
-    head, body = ask(closed_house, plain_head(key=None, function=function, extra=extra))
+    head, body = ask(closed_gateway, plain_head(key=None, function=function, extra=extra))
     assert head.status == status, (str(head), body)
 
 
-def test_empty_version_is_no_version(closed_house):
-    head, _ = ask(closed_house, plain_head(version=""))
+def test_empty_version_is_no_version(closed_gateway):
+    head, _ = ask(closed_gateway, plain_head(version=""))
     assert head.status == "504", str(head)
 
 
-def test_both_versions_of_a_function_are_known(closed_house):
+def test_both_versions_of_a_function_are_known(closed_gateway):
     for version in (VERSION, SECOND_VERSION, None):
-        head, _ = ask(closed_house, plain_head(function=TWO_VERSIONS, version=version))
+        head, _ = ask(closed_gateway, plain_head(function=TWO_VERSIONS, version=version))
         assert head.status == "504", str(head)
 
 
@@ -230,8 +230,8 @@ def preflight(gateway, method="OPTIONS", path="/any/path", **asked):
 
 
 @pytest.mark.parametrize("path", ["/any/path", "/health", "/info", "/"])
-def test_cl12_preflight(closed_house, path):
-    head, body = preflight(closed_house, path=path, origin=ORIGIN, asked="post",
+def test_cl12_preflight(closed_gateway, path):
+    head, body = preflight(closed_gateway, path=path, origin=ORIGIN, asked="post",
                            listed="authorization, function-id")
     assert (head.status, body) == ("200", b""), (str(head), body)
     assert vary(head) >= PREFLIGHT_VARY, str(head)
@@ -244,15 +244,15 @@ def test_cl12_preflight(closed_house, path):
 
 
 @pytest.mark.parametrize("asked", [dict(asked="POST"), dict(asked="PROPFIND", origin=ORIGIN)])
-def test_cl12_preflight_that_allows_nothing(closed_house, asked):
-    head, body = preflight(closed_house, **asked)
+def test_cl12_preflight_that_allows_nothing(closed_gateway, asked):
+    head, body = preflight(closed_gateway, **asked)
     assert (head.status, body) == ("200", b""), (str(head), body)
     assert vary(head) >= PREFLIGHT_VARY, str(head)
     assert not [name for name, _ in head.fields if name.startswith("access-control-")], str(head)
 
 
-def test_cl12_preflight_without_asked_headers(closed_house):
-    head, _ = preflight(closed_house, origin=ORIGIN, asked="GET")
+def test_cl12_preflight_without_asked_headers(closed_gateway):
+    head, _ = preflight(closed_gateway, origin=ORIGIN, asked="GET")
     assert head.get("access-control-allow-methods") == "GET"
     assert not head.values("access-control-allow-headers"), str(head)
 
@@ -260,21 +260,21 @@ def test_cl12_preflight_without_asked_headers(closed_house):
 @pytest.mark.parametrize("asked", [
     dict(origin=ORIGIN), dict(origin=ORIGIN, asked=""),
     dict(method="options", origin=ORIGIN, asked="POST")])
-def test_cl13_other_options_are_invocations(closed_house, asked):
-    head, body = preflight(closed_house, **asked)
+def test_cl13_other_options_are_invocations(closed_gateway, asked):
+    head, body = preflight(closed_gateway, **asked)
     assert head.status == "401" and b"no authorization" in body, (str(head), body)
 
 
-def test_cl14_errors_carry_cors(closed_house):
+def test_cl14_errors_carry_cors(closed_gateway):
     for head_of in (plain_head, grpc_head):
-        head, _ = ask(closed_house, head_of(key=None, extra=[("origin", ORIGIN)]))
+        head, _ = ask(closed_gateway, head_of(key=None, extra=[("origin", ORIGIN)]))
         assert "origin" in vary(head), str(head)
         assert head.get("access-control-allow-origin") == ORIGIN, str(head)
         assert head.get("access-control-allow-credentials") == "true", str(head)
-        head, _ = ask(closed_house, head_of(key=None))
+        head, _ = ask(closed_gateway, head_of(key=None))
         assert "origin" in vary(head), str(head)
         assert not head.values("access-control-allow-origin"), str(head)
-    odd, _ = ask(closed_house, plain_head(method="PROPFIND", key=None, extra=[("origin", ORIGIN)]))
+    odd, _ = ask(closed_gateway, plain_head(method="PROPFIND", key=None, extra=[("origin", ORIGIN)]))
     assert not odd.values("access-control-allow-origin"), str(odd)
 
 
@@ -302,9 +302,9 @@ def test_ln4_info_over_http2(gateway):
     assert (head.status, head.get("allow"), body) == ("405", "GET", b""), (str(head), body)
 
 
-def test_health_with_a_function_id_is_an_invocation(closed_house):
+def test_health_with_a_function_id_is_an_invocation(closed_gateway):
     for path in ("/health", "/info"):
-        head, body = ask(closed_house, bare(path, extra=[("function-id", FUNCTION)]))
+        head, body = ask(closed_gateway, bare(path, extra=[("function-id", FUNCTION)]))
         assert head.status == "401" and b"no authorization" in body, (str(head), body)
 
 

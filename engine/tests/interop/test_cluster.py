@@ -77,7 +77,7 @@ class PlainServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
 
-class House:
+class Rig:
     """Three gateways, and for each kind of function workers whose servers say who they are."""
 
     def __init__(self, directory):
@@ -132,8 +132,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    made = House(tmp_path_factory.mktemp("cluster"))
+def rig(tmp_path_factory):
+    made = Rig(tmp_path_factory.mktemp("cluster"))
     yield made
     died = [node.host.name for node in made.nodes if not node.alive()]
     logs = "".join(node.log_text() for node in made.nodes)
@@ -154,21 +154,21 @@ def at(address):
 
 # --- nodes find each other ------------------------------------------------------------------------
 
-def test_nodes_are_entered_once_each(house):
-    pairs = house.bed.records(house.nats)
+def test_nodes_are_entered_once_each(rig):
+    pairs = rig.bed.records(rig.nats)
     assert len(pairs) == len(set(pairs)) == 3, pairs
     assert all(re.fullmatch("[0-9a-f]{3}-[0-9a-f]{4}", pair) for pair in pairs), pairs
-    assert {node_of(node) for node in house.nodes} == set(pairs)
-    house.bed.all_known()
+    assert {node_of(node) for node in rig.nodes} == set(pairs)
+    rig.bed.all_known()
 
 
 # --- callbacks ------------------------------------------------------------------------------------
 
-def test_callbacks_find_their_gateway_wherever_they_arrive(house, measure):
+def test_callbacks_find_their_gateway_wherever_they_arrive(rig, measure):
     """Nobody notices that the balancer leads both sides anywhere; half of the callbacks at least
     were at the wrong gateway, or it has not been tried."""
-    watch = house.bed.watch()
-    load = Load(house.bed.front, ("127.0.0.1", house.servers[0].port), fresh=1)
+    watch = rig.bed.watch()
+    load = Load(rig.bed.front, ("127.0.0.1", rig.servers[0].port), fresh=1)
     try:
         load.do(all_of(load, SESSIONS))
         seen = load.mark()
@@ -189,12 +189,12 @@ async def all_of(load, count):
         await asyncio.gather(*(load.visit(what) for _ in range(8)))
 
 
-def test_what_is_relayed_is_whole(house):
+def test_what_is_relayed_is_whole(rig):
     """All kinds of calls on a tunnel that came by another gateway, and how it ends."""
-    owner, other = house.nodes[:2]
-    watch = house.bed.watch()
+    owner, other = rig.nodes[:2]
+    watch = rig.bed.watch()
     before = other.metric("ringway_relays_active", cause="callback")
-    with house.callbacks_at(1), Caller(owner) as caller:
+    with rig.callbacks_at(1), Caller(owner) as caller:
         worker = caller.says()
         assert watch.moved("ringway_relays_total", other, cause="callback",
                            outcome="relayed") == 1
@@ -215,8 +215,8 @@ def test_what_is_relayed_is_whole(house):
           what="the relay's end")
 
 
-def test_a_websocket_over_a_relayed_tunnel(house):
-    with house.callbacks_at(2), websocket(house.nodes[0].client) as socket_:
+def test_a_websocket_over_a_relayed_tunnel(rig):
+    with rig.callbacks_at(2), websocket(rig.nodes[0].client) as socket_:
         name = socket_.recv(timeout=60)
         text = "x" * MIB
         socket_.send(text)
@@ -232,13 +232,13 @@ def websocket(address, cookie=None, **options):
                    additional_headers=headers, **options)
 
 
-def test_with_direct_addresses_nothing_is_relayed(house):
+def test_with_direct_addresses_nothing_is_relayed(rig):
     """Workers are told the gateway's own address first (contract 4.6)."""
     own = {"RINGWAY__CLUSTER__DIRECT": "true",
-           "RINGWAY__CLUSTER__ADDRESS": house.bed.lan.hosts[3].front}
-    with house.fourth(**own) as node:
-        watch = house.bed.watch()
-        with house.callbacks_at(0), Caller(node) as caller:
+           "RINGWAY__CLUSTER__ADDRESS": rig.bed.lan.hosts[3].front}
+    with rig.fourth(**own) as node:
+        watch = rig.bed.watch()
+        with rig.callbacks_at(0), Caller(node) as caller:
             caller.says()
         assert watch.callbacks() == (0, 1)
         assert watch.moved("worker_connect_total", node, result="accepted") == 1
@@ -297,11 +297,11 @@ KINDS = {"grpcio": back_with_grpcio, "grpc-go": back_with_grpc_go, "curl": back_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_client_comes_back_at_another_gateway(house, kind):
+def test_a_client_comes_back_at_another_gateway(rig, kind):
     """Its session is where it was, in that gateway's memory."""
-    owner, _, other = house.nodes
+    owner, _, other = rig.nodes
     session, worker = session_at(owner)
-    with nothing_is_asked(house.bed, house.nats) as watch:
+    with nothing_is_asked(rig.bed, rig.nats) as watch:
         assert KINDS[kind](other.client, session) == (session, worker)
     assert watch.moved("ringway_relays_total", other, cause="client", outcome="relayed") == 1
     assert watch.moved("ringway_relays_taken_total", owner, cause="client", outcome="taken") == 1
@@ -309,30 +309,30 @@ def test_a_client_comes_back_at_another_gateway(house, kind):
     assert watch.moved("ringway_resumes_total") == 1, "the other one has none"
 
 
-def test_a_client_that_landed_right_is_not_relayed(house):
-    owner = house.nodes[0]
+def test_a_client_that_landed_right_is_not_relayed(rig):
+    owner = rig.nodes[0]
     session, worker = session_at(owner)
-    with nothing_is_asked(house.bed, house.nats) as watch:
+    with nothing_is_asked(rig.bed, rig.nats) as watch:
         assert back_with_grpcio(owner.client, session) == (session, worker)
     assert watch.moved("ringway_relays_total") == 0
 
 
-def test_the_owner_shows_where_its_client_is(house):
+def test_the_owner_shows_where_its_client_is(rig):
     """Whose a session is, and from where its client came, is known to its owner alone."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     session, _ = session_at(owner)
     with Caller(other, reqid=session) as caller:
         caller.says()
         found = row(owner, session)
         assert found["node"] == node_of(owner), found
-        assert found["clientAddress"].startswith(house.bed.hub), found
+        assert found["clientAddress"].startswith(rig.bed.hub), found
         assert row(other, session) is None
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
-def test_a_relayed_client_is_lost_again(house, how):
+def test_a_relayed_client_is_lost_again(rig, how):
     """FIN stays FIN and RST stays RST, so its tunnel parks as if nobody had been between."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     session, worker = session_at(owner)
     told = {"rst": "connection reset", "fin": "FIN"}
     for _ in range(2):
@@ -364,28 +364,28 @@ def plain_session(address, session=None, preflight=False):
 
 
 @pytest.mark.parametrize("preflight", [False, True])
-def test_an_http1_client_comes_back_at_another_gateway(house, preflight):
-    owner, other, _ = house.nodes
+def test_an_http1_client_comes_back_at_another_gateway(rig, preflight):
+    owner, other, _ = rig.nodes
     first, client = plain_session(owner.client)
     client.close()
     parked(owner, first[0])
-    with nothing_is_asked(house.bed, house.nats) as watch:
+    with nothing_is_asked(rig.bed, rig.nats) as watch:
         again, client = plain_session(other.client, first[0], preflight)
         assert again == first
         client.close()
     assert watch.moved("ringway_relays_total", other, cause="client", outcome="relayed") == 1
 
 
-def test_a_client_over_tls_is_relayed_if_that_is_allowed(house, tmp_path):
+def test_a_client_over_tls_is_relayed_if_that_is_allowed(rig, tmp_path):
     """Else its worker is asked for one more tunnel, at the gateway that it reached."""
     authority = Authority(tmp_path)
     cert, key = authority.issue("localhost")
     tls = {"RINGWAY__LISTEN__CLIENT__TLS__CERT": str(cert),
            "RINGWAY__LISTEN__CLIENT__TLS__KEY": str(key)}
     for plaintext, relays, tunnels in (("true", 1, 0), ("false", 0, 1)):
-        with house.fourth(RINGWAY__CLUSTER__PLAINTEXT=plaintext, **tls) as node:
-            session, worker = session_at(house.nodes[0])
-            watch = house.bed.watch()
+        with rig.fourth(RINGWAY__CLUSTER__PLAINTEXT=plaintext, **tls) as node:
+            session, worker = session_at(rig.nodes[0])
+            watch = rig.bed.watch()
             channel = grpc.secure_channel(
                 "%s:%d" % node.client,
                 grpc.ssl_channel_credentials(authority.cert.read_bytes()),
@@ -402,22 +402,22 @@ def test_a_client_over_tls_is_relayed_if_that_is_allowed(house, tmp_path):
             assert watch.moved("worker_connect_total", result="accepted") == tunnels
 
 
-def test_another_tenant_gets_no_session_of_others_through_a_relay(house):
+def test_another_tenant_gets_no_session_of_others_through_a_relay(rig):
     """E10 is its owner's answer."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     session, _ = session_at(owner)
     with Caller(other, key=B, reqid=session) as caller:
         code, text = caller.is_refused()
     assert code == 13 and "existing session invoker NCA ID mismatch" in text
 
 
-def test_returns_through_the_balancer(house, measure):
+def test_returns_through_the_balancer(rig, measure):
     """Wherever they left, wherever they land."""
-    for node in house.nodes:
+    for node in rig.nodes:
         for session in node.open_sessions():
             node.get(f"/sessions/{session['requestId']}", method="DELETE")
-    until(lambda: not any(node.open_sessions() for node in house.nodes), what="nobody is left")
-    relayed = returns(house.bed, house.nats, ("127.0.0.1", house.servers[0].port), 12, RETURNS)
+    until(lambda: not any(node.open_sessions() for node in rig.nodes), what="nobody is left")
+    relayed = returns(rig.bed, rig.nats, ("127.0.0.1", rig.servers[0].port), 12, RETURNS)
     measure(f"{relayed:.0f} of {RETURNS} returns were relayed")
     assert relayed >= RETURNS / 2
 
@@ -438,40 +438,40 @@ socket.onmessage = async event => {
 </script>"""
 
 
-def test_chromium_loads_its_page_again_at_other_gateways(house, tmp_path):
+def test_chromium_loads_its_page_again_at_other_gateways(rig, tmp_path):
     """A WebSocket by its cookie; the balancer leads each load to another gateway."""
-    spares = house.bed.watch()
+    spares = rig.bed.watch()
 
     def noted(path):
         loaded = int(path.partition("?")[2])
         spares.counts(loaded, "ringway_spares_total", outcome="came")
-        house.bed.balancer.leads("clients", loaded)
+        rig.bed.balancer.leads("clients", loaded)
 
-    house.bed.balancer.leads("clients", 0)
+    rig.bed.balancer.leads("clients", 0)
     try:
-        page = (PAGE.replace("GATEWAY", "%s:%d" % house.bed.front).replace("KEY", A)
+        page = (PAGE.replace("GATEWAY", "%s:%d" % rig.bed.front).replace("KEY", A)
                 .replace("FUNCTION", TALKS))
-        watch = house.bed.watch()
-        met = visit(page, tmp_path, host=house.bed.hub, noted=noted)
+        watch = rig.bed.watch()
+        met = visit(page, tmp_path, host=rig.bed.hub, noted=noted)
     finally:
-        house.bed.balancer.leads("clients")
+        rig.bed.balancer.leads("clients")
     assert len(met) == 3 and met == [met[0]] * 3, met
     assert watch.moved("ringway_relays_total", cause="client", outcome="relayed") == 2
 
 
 # --- the owner is gone ----------------------------------------------------------------------------
 
-def test_a_session_whose_gateway_has_gone(house):
+def test_a_session_whose_gateway_has_gone(rig):
     """A worker that keeps its sessions has it again by NATS; where nobody has it any more E7 comes
     at once."""
-    with house.fourth() as owner:
+    with rig.fourth() as owner:
         kept, worker = session_at(owner, KEEPS)
         lost, _ = session_at(owner)
         owner.kill()
-        with Caller(house.nodes[0], function=KEEPS, reqid=kept) as caller:
+        with Caller(rig.nodes[0], function=KEEPS, reqid=kept) as caller:
             took = within(10, lambda: caller.says() == worker, "the session")
             assert caller.session == kept
-        with Caller(house.nodes[1], reqid=lost) as caller:
+        with Caller(rig.nodes[1], reqid=lost) as caller:
             def refused():
                 code, _ = caller.is_refused()
                 return code == 5
@@ -481,43 +481,43 @@ def test_a_session_whose_gateway_has_gone(house):
 
 # --- secrets, and a NATS that comes back empty ----------------------------------------------------
 
-def test_secrets_are_replaced_one_by_one(house):
+def test_secrets_are_replaced_one_by_one(rig):
     """Relays never stop: first all accept both, then all sign with the new one, then the old one
     is taken away."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     new = "another secret of the cluster"
     try:
         for secrets in ((SECRET, new), (new, SECRET), (new,)):
-            house.bed.share_secrets(*secrets)
-            for node in house.nodes:
+            rig.bed.share_secrets(*secrets)
+            for node in rig.nodes:
                 lines = node.log_text().count("the cluster's secrets were read again")
                 node.signal(signal.SIGHUP)
                 until(lambda: node.log_text().count("the cluster's secrets were read again")
                       > lines, what="the secrets are read")
                 session, worker = session_at(owner)
                 assert back_with_grpcio(other.client, session) == (session, worker)
-                with house.callbacks_at(2), Caller(owner) as caller:
+                with rig.callbacks_at(2), Caller(owner) as caller:
                     caller.says()
     finally:
-        house.bed.share_secrets(SECRET)
-        for node in house.nodes:
+        rig.bed.share_secrets(SECRET)
+        for node in rig.nodes:
             lines = node.log_text().count("the cluster's secrets were read again")
             node.signal(signal.SIGHUP)
             until(lambda: node.log_text().count("the cluster's secrets were read again") > lines,
                   what="the first secret again")
 
 
-def test_a_gateway_with_another_secret_is_a_stranger(house, tmp_path):
+def test_a_gateway_with_another_secret_is_a_stranger(rig, tmp_path):
     """Nobody is relayed to it or by it; a client that comes there is served by the control path."""
     (tmp_path / "other").write_text("the secret of somebody else\n")
-    node = house.bed.start(3, RINGWAY__CLUSTER__SECRET_FILE=str(tmp_path / "other"),
-                           SELF_WORKER_FQDN=f"http://{house.bed.lan.hosts[3].front}:{WORKER}")
+    node = rig.bed.start(3, RINGWAY__CLUSTER__SECRET_FILE=str(tmp_path / "other"),
+                           SELF_WORKER_FQDN=f"http://{rig.bed.lan.hosts[3].front}:{WORKER}")
     try:
         until(node.is_ready, what="ready")
         # What others' workers bring to it is refused for good.
-        with house.callbacks_at(0, 1, 2):
-            session, worker = session_at(house.nodes[0])
-        watch = house.bed.watch()
+        with rig.callbacks_at(0, 1, 2):
+            session, worker = session_at(rig.nodes[0])
+        watch = rig.bed.watch()
         assert back_with_grpcio(node.client, session) == (session, worker)
         assert watch.moved("ringway_relays_total", outcome="relayed") == 0
         assert watch.moved("ringway_resumes_total", node, way="reconnect", outcome="ok") == 1
@@ -525,26 +525,26 @@ def test_a_gateway_with_another_secret_is_a_stranger(house, tmp_path):
         node.stop()
 
 
-def test_nats_comes_back_empty(house):
+def test_nats_comes_back_empty(rig):
     """What runs goes on, and so do relays as soon as the nodes have entered themselves again, with
     the names they had."""
-    names = sorted(map(node_of, house.nodes))
-    with Caller(house.nodes[0]) as direct, house.callbacks_at(1), \
-            Caller(house.nodes[2]) as relayed:
+    names = sorted(map(node_of, rig.nodes))
+    with Caller(rig.nodes[0]) as direct, rig.callbacks_at(1), \
+            Caller(rig.nodes[2]) as relayed:
         callers = (direct, relayed)
         for caller in callers:
             caller.says()
-        house.bed.nats_server.kill()
+        rig.bed.nats_server.kill()
         for caller in callers:
             caller.says(b"without NATS")
-        house.bed.nats_server.start()
+        rig.bed.nats_server.start()
         for version in (VERSION, TALKS, PLAIN):
-            house.bed.make_streams(version)
-        until(lambda: house.bed.records(house.nats) == names, what="the same records", every=0.2)
+            rig.bed.make_streams(version)
+        until(lambda: rig.bed.records(rig.nats) == names, what="the same records", every=0.2)
         for caller in callers:
             caller.says(b"with NATS again")
-    session, worker = session_at(house.nodes[0])
-    assert back_with_grpcio(house.nodes[1].client, session) == (session, worker)
+    session, worker = session_at(rig.nodes[0])
+    assert back_with_grpcio(rig.nodes[1].client, session) == (session, worker)
 
 
 BAD_RECORDS = {
@@ -553,27 +553,27 @@ BAD_RECORDS = {
 }
 
 
-def says_again(house, subject, record):
+def says_again(rig, subject, record):
     """Whether a node's record says where it is, as it did."""
-    found = house.nats.last(f"KV_{BUCKET}", subject)
+    found = rig.nats.last(f"KV_{BUCKET}", subject)
     with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):
         return json.loads(found.data)["relay"] == record["relay"]
     return False
 
 
 @pytest.mark.parametrize("name", BAD_RECORDS)
-def test_a_record_that_its_node_has_not_written(house, name):
+def test_a_record_that_its_node_has_not_written(rig, name):
     """Whoever may write into the bucket, and has not the secret, leads nobody anywhere; its node puts
     things right."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     me = node_of(owner)
     subject = f"$KV.{BUCKET}.{me}"
-    record = json.loads(house.nats.last(f"KV_{BUCKET}", subject).data)
-    with socket.create_server((house.bed.hub, 0)) as trap:
+    record = json.loads(rig.nats.last(f"KV_{BUCKET}", subject).data)
+    with socket.create_server((rig.bed.hub, 0)) as trap:
         trap.setblocking(False)
         address = "%s:%d" % trap.getsockname()
-        house.nats.publish(subject, BAD_RECORDS[name](record, address))
-        until(lambda: says_again(house, subject, record), what="its own record again", every=0.2)
+        rig.nats.publish(subject, BAD_RECORDS[name](record, address))
+        until(lambda: says_again(rig, subject, record), what="its own record again", every=0.2)
         session, worker = session_at(owner)
         assert back_with_grpcio(other.client, session) == (session, worker)
         with pytest.raises(BlockingIOError):
@@ -582,16 +582,16 @@ def test_a_record_that_its_node_has_not_written(house, name):
 
 # --- links ----------------------------------------------------------------------------------------
 
-def test_a_link_between_gateways_goes_down(house):
+def test_a_link_between_gateways_goes_down(rig):
     """Whoever is relayed over it is told within 15 s, nobody waits for ever, and who comes then is
     served without it: a CONNECT that cannot be relayed is tried again by its worker, a client goes
     by the control path."""
-    owner, other, third = house.nodes
-    with house.callbacks_at(0):
+    owner, other, third = rig.nodes
+    with rig.callbacks_at(0):
         session, worker = session_at(owner)
-    with house.callbacks_at(1), Caller(owner) as relayed, Caller(third) as untouched:
+    with rig.callbacks_at(1), Caller(owner) as relayed, Caller(third) as untouched:
         relayed.says()
-        with house.callbacks_at(2):
+        with rig.callbacks_at(2):
             untouched.says()
         calls = relayed.stub.BidiStream(opened(), metadata=relayed.who, timeout=TOLD_OF_A_LINK)
         assert next(calls).payload == b"held"
@@ -601,7 +601,7 @@ def test_a_link_between_gateways_goes_down(house):
                 next(calls)
             assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
             untouched.says()
-            watch = house.bed.watch()
+            watch = rig.bed.watch()
             assert back_with_grpcio(other.client, session) == (session, worker)
             # One that was not reached a moment ago is not tried again.
             assert sum(watch.moved("ringway_relays_total", other, cause="client", outcome=outcome)
@@ -618,10 +618,10 @@ def opened():
     threading.Event().wait(60)
 
 
-def test_the_admin_port_of_any_gateway_leads_to_a_sessions_owner(house):
+def test_the_admin_port_of_any_gateway_leads_to_a_sessions_owner(rig):
     """`ringway sessions timeline` at the wrong gateway asks the one whose it is; nobody is passed on
     twice, and what cannot be asked is named."""
-    owner, other, _ = house.nodes
+    owner, other, _ = rig.nodes
     session, _ = session_at(owner)
 
     def ringway(*arguments):
@@ -645,12 +645,12 @@ def test_the_admin_port_of_any_gateway_leads_to_a_sessions_owner(house):
     assert "ended too long ago" in asked.stderr, asked
 
 
-def test_doctor_looks_at_the_other_gateways(house, tmp_path):
+def test_doctor_looks_at_the_other_gateways(rig, tmp_path):
     """Who shares no secret, who is not reached, and what leaves without TLS, each with its fix."""
-    host = house.bed.lan.hosts[0]
+    host = rig.bed.lan.hosts[0]
 
     def doctor(**changes):
-        environment = {**os.environ, **house.bed.settings(host), **changes}
+        environment = {**os.environ, **rig.bed.settings(host), **changes}
         environment = {k: v for k, v in environment.items() if v is not None}
         done = subprocess.run([*host.launcher, *binary(), "doctor", "--json"], env=environment,
                               capture_output=True, text=True, timeout=90)

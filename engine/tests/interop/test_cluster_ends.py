@@ -27,7 +27,7 @@ PARKS = {"RINGWAY__SESSION__PARK": "auto"}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
+def rig(tmp_path_factory):
     script = {**SCRIPT, "function": SCRIPT["function"] + [{"id": IDLE, "version": [{"id": IDLE}]}]}
     with grpcserver.Server(name="one") as server, \
             Bed(tmp_path_factory.mktemp("ends"), script=script) as bed:
@@ -40,24 +40,24 @@ def house(tmp_path_factory):
 
 
 @pytest.fixture
-def three(house):
+def three(rig):
     """Three gateways whose callbacks go anywhere. Whoever goes by FIN leaves nothing behind."""
-    for node in house.running():
+    for node in rig.running():
         node.stop()
-    house.start_all(**PARKS)
-    return house
+    rig.start_all(**PARKS)
+    return rig
 
 
-def test_gateways_are_replaced_one_after_another(house, measure):
+def test_gateways_are_replaced_one_after_another(rig, measure):
     """Every session is relayed, and no call fails: who is told to leave leaves."""
-    start_apart(house)
-    watch = house.watch()
-    users = Users(house.front, callers=20, rate=100, streams=20)
+    start_apart(rig)
+    watch = rig.watch()
+    users = Users(rig.front, callers=20, rate=100, streams=20)
     try:
         until(lambda: sum(users.told.streams.values()) >= 20, what="streams")
         relayed, let_in = watch.callbacks()
         assert relayed == let_in > 0, (relayed, let_in)
-        took = [replace(house, number) for number in range(3)]
+        took = [replace(rig, number) for number in range(3)]
     finally:
         users.close()
     told = users.mark()

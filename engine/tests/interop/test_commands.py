@@ -13,15 +13,13 @@ import urllib.request
 
 import pytest
 
-import gateway as house
 import workerprogram
-from gateway import (FUNCTION, KEY, VERSION, WORKER_KEY, Gateway, configuration, dead_port, until)
-
-ROOT = house.ROOT
+from gateway import (FUNCTION, KEY, ROOT, VERSION, WORKER_KEY, Gateway, binary, configuration,
+                     dead_port, until)
 
 
 def ringway(*arguments, **more):
-    return subprocess.run([*house.binary(), *map(str, arguments)], capture_output=True, text=True,
+    return subprocess.run([*binary(), *map(str, arguments)], capture_output=True, text=True,
                           timeout=60, check=False, **more)
 
 

@@ -8,9 +8,8 @@ import subprocess
 
 import pytest
 
-import gateway as house
 import workerprogram
-from gateway import FUNCTION, KEY, VERSION, configuration, dead_port
+from gateway import FUNCTION, KEY, ROOT, VERSION, binary, configuration, dead_port
 from test_fallback import forbidding
 
 PARTS = re.compile(r"error: (?P<what>[^;]+?): (?P<why>.+?); (?P<fix>.+)")
@@ -24,7 +23,7 @@ def run(program, *arguments, **more):
 
 
 def ringway(*arguments, **more):
-    return run(house.binary(), *arguments, **more)
+    return run(binary(), *arguments, **more)
 
 
 def worker(*more):
@@ -85,7 +84,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path, closed):
                         "cannot be written", fix)
     has_three_parts(ringway("man", "/proc/none"), 74, "cannot be printed", "elsewhere")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*house.binary(), "completions", "bash"], stdout=full,
+        done = subprocess.run([*binary(), "completions", "bash"], stdout=full,
                               stderr=subprocess.PIPE, text=True, timeout=60)
     has_three_parts(done, 74, "cannot be printed", "make room")
 
@@ -107,20 +106,20 @@ def test_ports_that_cannot_be_had(tmp_path):
 
 
 def test_a_socket_that_is_for_none_of_the_ports(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        fd = door.fileno()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
         path = tmp_path / "ringway.toml"
         path.write_text(configuration(), encoding="utf-8")
         launcher = ["bash", "-c", f"exec 200>&{fd}; exec 3>&200 200>&-; "
                     'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"', "bash"]
-        done = run([*launcher, *house.binary()], "serve", "--config", path, pass_fds=[fd])
+        done = run([*launcher, *binary()], "serve", "--config", path, pass_fds=[fd])
     has_three_parts(done, 78, "handed down as descriptor 3", "ListenStream=")
 
 
 def test_io_uring_that_was_asked_for_and_is_forbidden(tmp_path):
     path = tmp_path / "ringway.toml"
     path.write_text(configuration(), encoding="utf-8")
-    done = run([*forbidding("EPERM"), *house.binary()], "serve", "--io", "ring", "--config",
+    done = run([*forbidding("EPERM"), *binary()], "serve", "--io", "ring", "--config",
                path)
     has_three_parts(done, 71, "io_uring cannot be had", "--io auto")
 
@@ -128,7 +127,7 @@ def test_io_uring_that_was_asked_for_and_is_forbidden(tmp_path):
 def test_too_few_descriptors_for_the_cores(tmp_path):
     path = tmp_path / "ringway.toml"
     path.write_text(configuration(), encoding="utf-8")
-    done = run(["prlimit", "--nofile=12:12", *house.binary()], "serve", "--cores", "64", "--config",
+    done = run(["prlimit", "--nofile=12:12", *binary()], "serve", "--cores", "64", "--config",
                path)
     assert done.returncode == 71, done
     assert PARTS.fullmatch(error_of(done)), done.stderr
@@ -169,7 +168,7 @@ def is_told_with_what_to_write(done):
 def test_every_problem_of_a_configuration_has_a_way_out(tmp_path):
     """Each table's settings with a value that is of no kind; the texts are asserted where the gateway
     makes them, in builds for tests."""
-    settings = (house.ROOT / "docs/reference/settings.md").read_text()
+    settings = (ROOT / "docs/reference/settings.md").read_text()
     tables = re.split(r"^### `\[", settings, flags=re.M)[1:]
     text = ""
     count = 0

@@ -23,7 +23,7 @@ STREAM = f"rq_ncp_{VERSION}"
 THIRD, THIRD_VERSION = (f"0000000{n}-aaaa-4aaa-8aaa-aaaaaaaaaaaa" for n in (1, 2))
 
 
-class House:
+class Rig:
     """Two gateways, and a worker of each kind."""
 
     def __init__(self, directory):
@@ -44,8 +44,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    made = House(tmp_path_factory.mktemp("house"))
+def rig(tmp_path_factory):
+    made = Rig(tmp_path_factory.mktemp("rig"))
     yield made
     died = [gateway.log_tail() for gateway in made.gateways if not gateway.alive()]
     made.close()
@@ -71,69 +71,69 @@ def target(server):
 
 # --- it serves as in nvcf mode ------------------------------------------------------------------
 
-def test_calls_reach_one_worker_by_either_gateway(house):
-    for gateway in house.gateways:
+def test_calls_reach_one_worker_by_either_gateway(rig):
+    for gateway in rig.gateways:
         for key in (A, B):
             with Caller(gateway, key=key) as caller:
                 assert caller.says() == "one" and caller.says() == "one"
 
 
-def test_nt1_the_stream_is_made_as_the_control_plane_makes_it(house):
-    made = house.nats.js(f"STREAM.INFO.{STREAM}")["config"]
+def test_nt1_the_stream_is_made_as_the_control_plane_makes_it(rig):
+    made = rig.nats.js(f"STREAM.INFO.{STREAM}")["config"]
     wanted = {"subjects": [f"rq.ncp.{VERSION}.*"], "retention": "workqueue", "discard": "new",
               "discard_new_per_subject": True, "max_msgs": 100_000, "max_msgs_per_subject": 1,
               "duplicate_window": 5_000_000_000, "storage": "memory", "allow_direct": True,
               "max_age": 0, "num_replicas": 1}
     assert {key: made[key] for key in wanted} == wanted
-    consumer = house.nats.js(f"CONSUMER.INFO.{STREAM}.{STREAM}_workers")["config"]
+    consumer = rig.nats.js(f"CONSUMER.INFO.{STREAM}.{STREAM}_workers")["config"]
     wanted = {"durable_name": f"{STREAM}_workers", "ack_policy": "explicit",
               "ack_wait": 30_000_000_000, "max_ack_pending": 100_000, "max_deliver": -1}
     assert {key: consumer[key] for key in wanted} == wanted
-    assert house.nats.state(f"rq_ncp_{SECOND_VERSION}") is None, "streaming workers are asked"
-    logs = "".join(gateway.log_text() for gateway in house.gateways)
+    assert rig.nats.state(f"rq_ncp_{SECOND_VERSION}") is None, "streaming workers are asked"
+    logs = "".join(gateway.log_text() for gateway in rig.gateways)
     assert logs.count("a request stream has one") == 1, "one of both has made it"
 
 
-def test_a_streaming_function(house):
-    with Caller(house.first, function=SECOND_FUNCTION) as caller:
+def test_a_streaming_function(rig):
+    with Caller(rig.first, function=SECOND_FUNCTION) as caller:
         assert caller.says() == "streams"
 
 
 @pytest.mark.parametrize("where", ["first", "second"])
-def test_a_session_is_found_by_its_id(house, where):
-    with Caller(house.first) as held:
+def test_a_session_is_found_by_its_id(rig, where):
+    with Caller(rig.first) as held:
         held.says()
-        until(lambda: house.nats.last(
+        until(lambda: rig.nats.last(
             LOOKUPS, f"stateful_session.lookup.ncp.{VERSION}.{held.session}"), what="the record")
-        with Caller(getattr(house, where), reqid=held.session) as other:
+        with Caller(getattr(rig, where), reqid=held.session) as other:
             assert other.says() == "one" and other.session == held.session
-        with Caller(getattr(house, where), key=B, reqid=held.session) as stranger:
+        with Caller(getattr(rig, where), key=B, reqid=held.session) as stranger:
             assert stranger.is_refused()[0] == 13
 
 
-def test_a_lost_clients_tunnel_is_parked(house):
-    head, _ = ask(house.first, grpc_head(key=A, function=SECOND_FUNCTION))
+def test_a_lost_clients_tunnel_is_parked(rig):
+    head, _ = ask(rig.first, grpc_head(key=A, function=SECOND_FUNCTION))
     session = head.values("nvcf-reqid")[0]
-    with Caller(house.first, function=SECOND_FUNCTION, reqid=session) as back:
+    with Caller(rig.first, function=SECOND_FUNCTION, reqid=session) as back:
         assert back.says() == "streams" and back.session == session
 
 
 @pytest.mark.parametrize("key, named, code", [("nobody", FUNCTION, 16), (A, THIRD, 5)])
-def test_the_file_says_who_may_call(house, key, named, code):
-    with Caller(house.first, key=key, function=named) as caller:
+def test_the_file_says_who_may_call(rig, key, named, code):
+    with Caller(rig.first, key=key, function=named) as caller:
         assert caller.is_refused()[0] == code
 
 
-def test_each_gateway_has_a_record(house):
-    state = house.nats.state("KV_ringway_nodes_ncp")
-    assert state["messages"] == len(house.gateways)
+def test_each_gateway_has_a_record(rig):
+    state = rig.nats.state("KV_ringway_nodes_ncp")
+    assert state["messages"] == len(rig.gateways)
 
 
-def test_workers_that_poll_are_not_served(house):
+def test_workers_that_poll_are_not_served(rig):
     body = json.dumps({"functionId": FUNCTION, "functionVersionId": VERSION})
     import urllib.error
     import urllib.request
-    host, port = house.first.worker
+    host, port = rig.first.worker
     asked = urllib.request.Request(f"http://{host}:{port}/v1/work", data=body.encode(), method="POST",
                                    headers={"authorization": "Bearer dev-worker-key"})
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -67,7 +67,7 @@ PLAY = {
 }
 
 
-class House:
+class Rig:
     """A bed with a worker for each version, and gateways: two that share the sessions, and one
     whose clients do not wait long."""
 
@@ -111,8 +111,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    made = House(tmp_path_factory.mktemp("house"))
+def rig(tmp_path_factory):
+    made = Rig(tmp_path_factory.mktemp("rig"))
     yield made
     died = [name for name, gateway in made.gateways.items() if not gateway.alive()]
     logs = {name: gateway.log_text() for name, gateway in made.gateways.items()}
@@ -183,15 +183,15 @@ TABLE = {
 }
 
 
-def asked(house, name):
+def asked(rig, name):
     """The gateway that a row of the table is about: E6 takes longer than the hasty one waits."""
-    return house.first if name == "E6" else house.hasty
+    return rig.first if name == "E6" else rig.hasty
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_errors_in_grpc_style(house, name):
+def test_errors_in_grpc_style(rig, name):
     who, code, _, text = TABLE[name]
-    head, body = ask(asked(house, name), grpc_head(**who))
+    head, body = ask(asked(rig, name), grpc_head(**who))
     assert (head.status, head.get("content-type"), body) == ("200", "application/grpc", b"")
     assert head.end_stream and head.grpc_status == str(code), str(head)
     assert text in unquote(head.get("grpc-message")), str(head)
@@ -200,52 +200,52 @@ def test_errors_in_grpc_style(house, name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_errors_in_plain_style(house, name):
+def test_errors_in_plain_style(rig, name):
     who, _, status, text = TABLE[name]
-    head, body = ask(asked(house, name), plain_head(**who))
+    head, body = ask(asked(rig, name), plain_head(**who))
     assert head.status == str(status) and text in body.decode(), (str(head), body)
     assert head.get("content-type") == "text/plain; charset=utf-8", str(head)
 
 
-def test_cp2_three_attempts_on_what_may_heal_and_one_on_what_may_not(house):
-    with Caller(house.first, key="flaky") as caller:
+def test_cp2_three_attempts_on_what_may_heal_and_one_on_what_may_not(rig):
+    with Caller(rig.first, key="flaky") as caller:
         assert caller.says() == "one"
-    assert [call["retry"] for call in house.api_calls("flaky")] == ["", "1", "2"]
+    assert [call["retry"] for call in rig.api_calls("flaky")] == ["", "1", "2"]
     for code, calls in ((14, 3), (7, 1)):
-        before = len(house.api_calls(f"status-{code}"))
-        ask(house.first, plain_head(key=f"status-{code}"))
-        assert len(house.api_calls(f"status-{code}")) - before == calls, code
+        before = len(rig.api_calls(f"status-{code}"))
+        ask(rig.first, plain_head(key=f"status-{code}"))
+        assert len(rig.api_calls(f"status-{code}")) - before == calls, code
 
 
-def test_cp10_a_limiter_that_is_asked_behind_denies_the_next(house):
+def test_cp10_a_limiter_that_is_asked_behind_denies_the_next(rig):
     """Not checked at once: the first one goes through, as far as its worker."""
-    first, _ = ask(house.hasty, grpc_head(key="limited", function=LATER))
+    first, _ = ask(rig.hasty, grpc_head(key="limited", function=LATER))
     assert first.grpc_status == "4", str(first)
-    until(lambda: ask(house.hasty, grpc_head(key="limited", function=LATER))[0].grpc_status == "8",
+    until(lambda: ask(rig.hasty, grpc_head(key="limited", function=LATER))[0].grpc_status == "8",
           what="the denial that is remembered")
 
 
-def test_cp11_a_limiter_that_keeps_silent_allows(house):
-    with Caller(house.first, key="unheard", function=LIMITED) as caller:
+def test_cp11_a_limiter_that_keeps_silent_allows(rig):
+    with Caller(rig.first, key="unheard", function=LIMITED) as caller:
         assert caller.says() == "one"
-    assert house.stand_in.seen("limiter", "nca", "nca-unheard") == 1
+    assert rig.stand_in.seen("limiter", "nca", "nca-unheard") == 1
 
 
 @pytest.mark.parametrize("version, why", [(FEW, "maximum messages exceeded"),
                                           (SMALL, "maximum bytes exceeded")])
-def test_nt2_a_stream_that_is_full_is_said_at_once(house, version, why):
+def test_nt2_a_stream_that_is_full_is_said_at_once(rig, version, why):
     """10077 is every kind of full; only a message that is there already counts as published."""
     with contextlib.ExitStack() as waiting:
         for _ in range(6):
-            peer = waiting.enter_context(house.first.h2())
+            peer = waiting.enter_context(rig.first.h2())
             peer.open(grpc_head(key=A, function=version), end_stream=True)
-        until(lambda: house.nats.messages(f"rq_ncp_{version}") > 0, what="work that waits")
-        head, _ = ask(house.first, grpc_head(key=A, function=version))
+        until(lambda: rig.nats.messages(f"rq_ncp_{version}") > 0, what="work that waits")
+        head, _ = ask(rig.first, grpc_head(key=A, function=version))
         assert head.grpc_status == "13", str(head)
         text = unquote(head.get("grpc-message"))
         assert "failed to publish function invocation request to nats" in text, text
         with pytest.raises(Exception, match=why):
-            house.nats.publish(f"rq.ncp.{version}.x", b"x" * 1_000)
+            rig.nats.publish(f"rq.ncp.{version}.x", b"x" * 1_000)
 
 
 def answer(**changes):
@@ -268,58 +268,58 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_an_answer_of_no_use(house, name):
+def test_an_answer_of_no_use(rig, name):
     bad = key("bad", {"raw": BAD_ANSWERS[name].hex()})
-    house.stand_in.play(key=[*PLAY["key"], bad])
-    asked = house.nats.listen(">")
-    head, _ = ask(house.hasty, grpc_head(key="bad", function=IDLE))
+    rig.stand_in.play(key=[*PLAY["key"], bad])
+    asked = rig.nats.listen(">")
+    head, _ = ask(rig.hasty, grpc_head(key="bad", function=IDLE))
     assert head.grpc_status == "13" and OPENING in unquote(head.get("grpc-message")), str(head)
     assert not any("rq." in message.subject for message in list(asked.messages.queue))
-    assert house.hasty.alive()
+    assert rig.hasty.alive()
 
 
 @pytest.mark.parametrize("payload", [
     b"", b"\xff\xff", messages.Record(functionId=FUNCTION).SerializeToString(),
     messages.Record(functionId="x" * 100_000).SerializeToString(), b"\x0a\x02\xff\xff"])
-def test_a_record_of_no_use(house, payload):
+def test_a_record_of_no_use(rig, payload):
     request_id = str(uuid.uuid4())
-    house.nats.publish(f"stateful_session.lookup.ncp.{VERSION}.{request_id}", payload)
-    head, _ = ask(house.hasty, grpc_head(key=A, reqid=request_id))
+    rig.nats.publish(f"stateful_session.lookup.ncp.{VERSION}.{request_id}", payload)
+    head, _ = ask(rig.hasty, grpc_head(key=A, reqid=request_id))
     assert head.grpc_status == "13" and OPENING in unquote(head.get("grpc-message")), str(head)
-    assert not head.values("set-cookie") and house.hasty.alive()
+    assert not head.values("set-cookie") and rig.hasty.alive()
 
 
 # --- a session ----------------------------------------------------------------------------------
 
-def test_a_session_from_its_first_call_to_its_end(house):
+def test_a_session_from_its_first_call_to_its_end(rig):
     """CL-16, CL-17, CL-36, CL-37, NT-1, contract 6.3, 6.4: one question, one work item, one
     tunnel for all
     calls of a connection; the message and the record last as long as the session."""
-    work = house.nats.listen(f"rq.ncp.{VERSION}.*")
-    with Caller(house.first, key="once", version=VERSION) as caller:
+    work = rig.nats.listen(f"rq.ncp.{VERSION}.*")
+    with Caller(rig.first, key="once", version=VERSION) as caller:
         calls = [caller.stub.Unary.future(EchoMessage(payload=b"x"), metadata=caller.who)
                  for _ in range(20)]
         assert {call.result(60).payload for call in calls} == {b"x"}
         cookies = [dict(call.initial_metadata()).get("set-cookie") for call in calls]
         assert caller.says() == "one" and "set-cookie" not in caller.head
         assert list(filter(None, cookies)) == [f"nvcf-request-id={caller.session}"]
-        assert len(house.api_calls("once")) == 1
+        assert len(rig.api_calls("once")) == 1
         assert work.next().subject == f"rq.ncp.{VERSION}.{caller.session}"
-        stored = house.nats.last(f"rq_ncp_{VERSION}", f"rq.ncp.{VERSION}.{caller.session}")
+        stored = rig.nats.last(f"rq_ncp_{VERSION}", f"rq.ncp.{VERSION}.{caller.session}")
         assert stored, "the message stays for the whole session"
-        record = until(lambda: house.record(caller.session), what="the record")
+        record = until(lambda: rig.record(caller.session), what="the record")
         assert (record.functionId, record.functionVersionId, record.invokerNcaId) == (
             FUNCTION, VERSION, "nca-once")
-        assert house.first.get(f"/sessions/{caller.session}", method="DELETE")[0] == 204
-    until(lambda: not house.nats.last(f"rq_ncp_{VERSION}",
+        assert rig.first.get(f"/sessions/{caller.session}", method="DELETE")[0] == 204
+    until(lambda: not rig.nats.last(f"rq_ncp_{VERSION}",
                                       f"rq.ncp.{VERSION}.{caller.session}"), what="acknowledged")
-    until(lambda: not house.record(caller.session), what="the record's end")
+    until(lambda: not rig.record(caller.session), what="the record's end")
 
 
-def test_the_work_message(house):
+def test_the_work_message(rig):
     """contract 6.2, NT-5, NT-6: these fields and no others, and no header block."""
-    work = house.nats.listen(f"rq.ncp.{IDLE}.*")
-    head, _ = ask(house.hasty, grpc_head(key=B, function=IDLE))
+    work = rig.nats.listen(f"rq.ncp.{IDLE}.*")
+    head, _ = ask(rig.hasty, grpc_head(key=B, function=IDLE))
     assert head.grpc_status == "4", str(head)
     message = work.next()
     found = messages.Work.FromString(message.data)
@@ -331,7 +331,7 @@ def test_the_work_message(house):
     assert 0 <= now.seconds - found.requestTime.seconds < 300
     assert found.statefulConfig.nvcfRegionOfInvoker == "ncp"
     config, = found.statefulConfig.connectionConfigs
-    host, port = house.hasty.worker
+    host, port = rig.hasty.worker
     assert config.http1Config.proxyURI == f"http://{host}:{port}/v1/proxy"
     token = config.http1Config.proxyAuthorizationToken
     assert len(token) == 64 and token.isalnum() and not config.HasField("http3Config")
@@ -341,27 +341,27 @@ def test_the_work_message(house):
     assert again.SerializeToString() == message.data
 
 
-def test_work_that_nobody_waits_for_is_withdrawn(house):
+def test_work_that_nobody_waits_for_is_withdrawn(rig):
     """Design 3.23."""
-    head, _ = ask(house.hasty, grpc_head(key=A, function=IDLE))
+    head, _ = ask(rig.hasty, grpc_head(key=A, function=IDLE))
     assert head.grpc_status == "4", str(head)
-    until(lambda: house.nats.messages(f"rq_ncp_{IDLE}") == 0, what="an empty stream")
-    with house.first.h2() as peer:
+    until(lambda: rig.nats.messages(f"rq_ncp_{IDLE}") == 0, what="an empty stream")
+    with rig.first.h2() as peer:
         peer.open(grpc_head(key=A, function=IDLE), end_stream=True)
-        until(lambda: house.nats.messages(f"rq_ncp_{IDLE}") == 1, what="the work of who waits")
-    until(lambda: house.nats.messages(f"rq_ncp_{IDLE}") == 0, what="an empty stream")
+        until(lambda: rig.nats.messages(f"rq_ncp_{IDLE}") == 1, what="the work of who waits")
+    until(lambda: rig.nats.messages(f"rq_ncp_{IDLE}") == 0, what="an empty stream")
 
 
-def test_cp3_a_version_is_picked_or_named(house):
+def test_cp3_a_version_is_picked_or_named(rig):
     seen = set()
     for _ in range(60):
-        with Caller(house.first, function=TWO_VERSIONS) as caller:
+        with Caller(rig.first, function=TWO_VERSIONS) as caller:
             seen.add(caller.says())
         if len(seen) == 2:
             break
     assert seen == {"one", "two"}
     for version, name in ((VERSION, "one"), (SECOND_VERSION, "two")):
-        with Caller(house.first, function=TWO_VERSIONS, version=version) as caller:
+        with Caller(rig.first, function=TWO_VERSIONS, version=version) as caller:
             assert caller.says() == name
 
 
@@ -371,9 +371,9 @@ def talk(gateway, **who):
                    additional_headers=dict(credentials(key=A, function=TALKS, **who)))
 
 
-def test_a_websocket(house):
+def test_a_websocket(rig):
     """CL-36, CL-37, CL-47."""
-    with talk(house.first) as socket:
+    with talk(rig.first) as socket:
         headers = socket.response.headers
         assert headers["set-cookie"] == f"nvcf-request-id={headers['nvcf-reqid']}"
         assert socket.recv(timeout=60) == "speaker"
@@ -381,10 +381,10 @@ def test_a_websocket(house):
         assert socket.recv(timeout=60) == "speaker: hello"
 
 
-def test_a_streaming_function(house):
+def test_a_streaming_function(rig):
     """CP-12, CP-13: by a request, and no stream is needed for it."""
-    asked = house.nats.listen(f"llsrq.default.{STREAMS}.*")
-    with Caller(house.first, function=STREAMS) as caller:
+    asked = rig.nats.listen(f"llsrq.default.{STREAMS}.*")
+    with Caller(rig.first, function=STREAMS) as caller:
         assert caller.says() == "streams"
         heard = asked.next()
         assert heard.reply and heard.subject == f"llsrq.default.{STREAMS}.{caller.session}"
@@ -394,25 +394,25 @@ def test_a_streaming_function(house):
 # --- coming back (7) ----------------------------------------------------------------------------
 
 @pytest.fixture
-def held(house):
+def held(rig):
     """A session of the first gateway, of the version "two" and the tenant a."""
-    with Caller(house.first, function=TWO_VERSIONS, version=SECOND_VERSION) as caller:
+    with Caller(rig.first, function=TWO_VERSIONS, version=SECOND_VERSION) as caller:
         assert caller.says() == "two"
-        until(lambda: house.record(caller.session, SECOND_VERSION), what="the record")
+        until(lambda: rig.record(caller.session, SECOND_VERSION), what="the record")
         yield caller
 
 
 @pytest.mark.parametrize("where", ["first", "second"])
-def test_r1_r6_r18_a_session_is_found_by_its_id(house, held, where):
+def test_r1_r6_r18_a_session_is_found_by_its_id(rig, held, where):
     """Also by a gateway that did not make it; R6: no version need be named."""
-    back = house.nats.listen(f"stateful_session.reconnect.{held.session}")
-    with Caller(house.gateways[where], function=TWO_VERSIONS, reqid=held.session) as other:
+    back = rig.nats.listen(f"stateful_session.reconnect.{held.session}")
+    with Caller(rig.gateways[where], function=TWO_VERSIONS, reqid=held.session) as other:
         assert other.says() == "two" and other.session == held.session
         assert held.says() == "two", "the first one has a tunnel of its own"
         if where == "second":
             again = messages.Work.FromString(back.next().data)
             config, = again.statefulConfig.connectionConfigs
-            host, port = house.second.worker
+            host, port = rig.second.worker
             assert again.requestId == held.session
             assert config.http1Config.proxyURI == f"http://{host}:{port}/v1/proxy"
 
@@ -431,29 +431,29 @@ STRANGERS = {
 
 @pytest.mark.parametrize("where", ["first", "second"])
 @pytest.mark.parametrize("name", STRANGERS)
-def test_r4_r5_r7_r8_a_session_is_not_anybodys(house, held, name, where):
+def test_r4_r5_r7_r8_a_session_is_not_anybodys(rig, held, name, where):
     who, code, status, text = STRANGERS[name]
     if code == 13:
         text = OPENING + text + f" for request id {held.session}"
-    head, _ = ask(house.gateways[where], grpc_head(reqid=held.session, **who))
+    head, _ = ask(rig.gateways[where], grpc_head(reqid=held.session, **who))
     assert head.grpc_status == str(code) and text in unquote(head.get("grpc-message")), str(head)
     assert not head.values("set-cookie"), str(head)
-    head, body = ask(house.gateways[where], plain_head(reqid=held.session, **who))
+    head, body = ask(rig.gateways[where], plain_head(reqid=held.session, **who))
     assert head.status == str(status) and text in body.decode(), (str(head), body)
 
 
-def test_a_websocket_comes_back_by_its_cookie(house):
-    visits = house.speaker.visits
-    with talk(house.first) as socket:
+def test_a_websocket_comes_back_by_its_cookie(rig):
+    visits = rig.speaker.visits
+    with talk(rig.first) as socket:
         assert socket.recv(timeout=60) == "speaker"
         session = socket.response.headers["nvcf-reqid"]
-        until(lambda: house.record(session, TALKS), what="the record")
-        host, port = house.second.client
+        until(lambda: rig.record(session, TALKS), what="the record")
+        host, port = rig.second.client
         with connect(f"ws://{host}:{port}/ws", compression=None, open_timeout=60,
                      additional_headers={**dict(credentials(key=A, function=TALKS)),
                                          "cookie": f"nvcf-request-id={session}"}) as again:
             assert again.response.headers["nvcf-reqid"] == session
-            assert again.recv(timeout=60) == "speaker" and house.speaker.visits == visits + 2
+            assert again.recv(timeout=60) == "speaker" and rig.speaker.visits == visits + 2
 
 
 # --- what is shown (8) --------------------------------------------------------------------------
@@ -502,8 +502,8 @@ def types(text):
     return dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE "))
 
 
-def test_metrics_are_there_with_zeros_from_the_start(house):
-    fresh = house.bed.ready_gateway()
+def test_metrics_are_there_with_zeros_from_the_start(rig):
+    fresh = rig.bed.ready_gateway()
     text = fresh.complete("/metrics").decode()
     kinds = types(text)
     for kind, names in ZEROS.items():
@@ -517,36 +517,36 @@ def test_metrics_are_there_with_zeros_from_the_start(house):
     fresh.kill()
 
 
-def test_metrics_of_a_session_move(house):
-    before = house.first.metric("client_connection_opened_total")
-    with Caller(house.first) as caller:
+def test_metrics_of_a_session_move(rig):
+    before = rig.first.metric("client_connection_opened_total")
+    with Caller(rig.first) as caller:
         caller.says()
-    with Caller(house.first, reqid=NOBODY) as caller:
+    with Caller(rig.first, reqid=NOBODY) as caller:
         assert caller.is_refused()[0] == 5
-    until(lambda: house.first.metric("client_connection_opened_total") >= before + 2,
+    until(lambda: rig.first.metric("client_connection_opened_total") >= before + 2,
           what="the connections")
-    text = house.first.complete("/metrics").decode()
+    text = rig.first.complete("/metrics").decode()
     kinds = types(text)
     for name, wanted in BUCKETS.items():
         assert kinds.get(METRIC + name) == "histogram", name
         edges = {line.split('le="')[1].split('"')[0] for line in text.splitlines()
                  if line.startswith(f"{METRIC}{name}_bucket")}
         assert sorted(map(float, edges - {"+Inf"})) == wanted, name
-    assert house.first.metric("session_init_seconds_total_count", is_reconnect="false") > 0
-    assert house.first.metric("session_init_seconds_total_sum", is_reconnect="false") > 0
-    assert house.first.metric("worker_connect_total", result="accepted") > 0
-    assert house.first.metric("worker_connect_token_age_seconds_count", result="accepted") > 0
-    assert house.first.metric("function_request_total", function_id=FUNCTION,
+    assert rig.first.metric("session_init_seconds_total_count", is_reconnect="false") > 0
+    assert rig.first.metric("session_init_seconds_total_sum", is_reconnect="false") > 0
+    assert rig.first.metric("worker_connect_total", result="accepted") > 0
+    assert rig.first.metric("worker_connect_token_age_seconds_count", result="accepted") > 0
+    assert rig.first.metric("function_request_total", function_id=FUNCTION,
                               function_version_id=VERSION, nca_id="nca-a") > 0
-    assert house.first.metric("rpc_client_duration_milliseconds_count", rpc_service="nvcf.Proxy",
+    assert rig.first.metric("rpc_client_duration_milliseconds_count", rpc_service="nvcf.Proxy",
                               rpc_method="AuthStatefulWork", rpc_grpc_status_code="0") > 0
     assert kinds.get("http_server_request_duration_seconds") == "histogram"
 
 
-def test_the_log_has_the_references_keys(house):
+def test_the_log_has_the_references_keys(rig):
     """contract 8.3."""
-    ask(house.first, plain_head(key="status-7"))
-    lines = house.first.log_lines()
+    ask(rig.first, plain_head(key="status-7"))
+    lines = rig.first.log_lines()
     assert lines
     for line in lines:
         assert {"level", "ts", "msg"} <= line.keys(), line
@@ -556,38 +556,38 @@ def test_the_log_has_the_references_keys(house):
     assert refused and {line["level"] for line in refused} == {"warn"}, lines[-3:]
 
 
-def test_the_log_tells_a_sessions_end(house):
+def test_the_log_tells_a_sessions_end(rig):
     """contract 8.3: what operators search for."""
     text = "worker connection cache eviction triggered"
-    with talk(house.first) as socket:
+    with talk(rig.first) as socket:
         socket.recv(timeout=60)
         socket.send("end this")
         with contextlib.suppress(Exception):
             socket.recv(timeout=60)
-    line = until(lambda: next((line for line in house.first.log_lines() if line["msg"] == text),
+    line = until(lambda: next((line for line in rig.first.log_lines() if line["msg"] == text),
                               None), what=text)
     for key in ("request_id", "eviction_reason", "held_for", "close_code", "local_timeout"):
         assert key in line, line
     assert isinstance(line["held_for"], float), line
 
 
-def test_health_is_the_references(house):
+def test_health_is_the_references(rig):
     """OB-4."""
-    status, content = house.first.health()
+    status, content = rig.first.health()
     assert (status, content["status"], "failures" in content) == (200, "OK", False), content
     assert content["component"]["name"] == "grpc proxy" and content["component"]["version"]
     assert content["timestamp"]
     try:
-        house.stand_in.play(api={**PLAY["api"], "health": "NOT_SERVING"})
-        until(lambda: house.first.health()[0] == 503, what="an API that is not well")
-        _, content = house.first.health()
+        rig.stand_in.play(api={**PLAY["api"], "health": "NOT_SERVING"})
+        until(lambda: rig.first.health()[0] == 503, what="an API that is not well")
+        _, content = rig.first.health()
         assert content["status"] == "Unavailable" and list(content["failures"]) == [
             "nvcf grpc api"], content
-        assert house.first.get("/live")[0] == 200
-        assert house.stand_in.seen("health", "bearer", PROXY_TOKEN) == 0, "no credential"
+        assert rig.first.get("/live")[0] == 200
+        assert rig.stand_in.seen("health", "bearer", PROXY_TOKEN) == 0, "no credential"
     finally:
-        house.stand_in.play(api=PLAY["api"])
-    until(lambda: house.first.health()[0] == 200, what="an API that is well again")
+        rig.stand_in.play(api=PLAY["api"])
+    until(lambda: rig.first.health()[0] == 200, what="an API that is well again")
 
 
 # --- outages ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ STREAM = f"rq_ncp_{VERSION}"
 LOOKUPS = "stateful_session_lookup_ncp"
 
 
-class Yard:
+class Rig:
     """A NATS server with the streams of one version, a proxy that the test plays, and a server for
     workers."""
 
@@ -84,170 +84,170 @@ class Yard:
 
 
 @pytest.fixture
-def yard(tmp_path):
-    made = Yard(tmp_path)
+def rig(tmp_path):
+    made = Rig(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def yard_without_lookups(tmp_path):
-    made = Yard(tmp_path, lookups=False)
+def rig_without_lookups(tmp_path):
+    made = Rig(tmp_path, lookups=False)
     yield made
     made.close()
 
 
 # --- the worker -------------------------------------------------------------------------------
 
-def test_a_session_from_its_work_to_its_end(yard):
+def test_a_session_from_its_work_to_its_end(rig):
     """WK-1, contract 4.6, 6.3, 6.4: CONNECT as NVIDIA's, a record while the session
     lasts, the message in the stream for all of that time, and nothing left behind it."""
-    yard.worker()
-    request_id = yard.submit()
-    tunnel = yard.proxy.next()
+    rig.worker()
+    request_id = rig.submit()
+    tunnel = rig.proxy.next()
     assert tunnel.line == "CONNECT /v1/proxy HTTP/1.1"
     assert tunnel.fields["authorization"] == "Bearer token-1"
     assert tunnel.fields["x-request-id"] == request_id
-    record = until(lambda: yard.record(request_id), what="the record")
+    record = until(lambda: rig.record(request_id), what="the record")
     assert (record.functionId, record.functionVersionId, record.invokerNcaId) == (
         FUNCTION, VERSION, "nca-a")
     assert tunnel.accept().says(b"hello") == b"hello"
-    assert yard.queue() == (1, 1)
+    assert rig.queue() == (1, 1)
     tunnel.close()
-    until(lambda: yard.queue() == (0, 0), what="the acknowledgement")
-    until(lambda: yard.record(request_id) is None, what="the record's end")
+    until(lambda: rig.queue() == (0, 0), what="the acknowledgement")
+    until(lambda: rig.record(request_id) is None, what="the record's end")
 
 
-def test_work_is_taken_slot_by_slot(yard):
+def test_work_is_taken_slot_by_slot(rig):
     """NT-1: who has a message has its session, so no more are taken than there are slots."""
-    yard.worker(slots=2)
+    rig.worker(slots=2)
     for _ in range(4):
-        yard.submit()
-    first, second = yard.proxy.next(), yard.proxy.next()
-    assert yard.queue() == (4, 2)
+        rig.submit()
+    first, second = rig.proxy.next(), rig.proxy.next()
+    assert rig.queue() == (4, 2)
     first.accept().close()
-    third = yard.proxy.next()
-    until(lambda: yard.queue() == (3, 2), what="one acknowledged, one more taken")
+    third = rig.proxy.next()
+    until(lambda: rig.queue() == (3, 2), what="one acknowledged, one more taken")
     ids = {tunnel.fields["x-request-id"] for tunnel in (first, second, third)}
     assert len(ids) == 3
 
 
-def test_a_session_ends_with_its_last_tunnel(yard):
+def test_a_session_ends_with_its_last_tunnel(rig):
     """contract 4.6: the answer to a reconnect message is a second tunnel, and any order of
     ends will do."""
-    yard.worker()
-    request_id = yard.submit()
-    first = yard.proxy.next().accept()
+    rig.worker()
+    request_id = rig.submit()
+    first = rig.proxy.next().accept()
     assert first.says(b"one") == b"one"
-    until(lambda: yard.call_back(request_id), what="somebody who listens")
-    second = yard.proxy.next()
+    until(lambda: rig.call_back(request_id), what="somebody who listens")
+    second = rig.proxy.next()
     assert second.fields["authorization"] == "Bearer token-2"
     assert second.fields["x-request-id"] == request_id
     assert second.accept().says(b"two") == b"two"
     first.close()
     assert second.says(b"three") == b"three"
-    assert yard.queue() == (1, 1) and yard.record(request_id)
+    assert rig.queue() == (1, 1) and rig.record(request_id)
     second.close()
-    until(lambda: yard.queue() == (0, 0), what="the session's end")
-    until(lambda: not yard.call_back(request_id), what="nobody listens")
+    until(lambda: rig.queue() == (0, 0), what="the session's end")
+    until(lambda: not rig.call_back(request_id), what="nobody listens")
 
 
-def test_nobody_listens_before_the_first_tunnel(yard):
+def test_nobody_listens_before_the_first_tunnel(rig):
     """contract 4.6: it subscribes only after its first CONNECT."""
-    yard.worker()
-    request_id = yard.submit()
-    tunnel = yard.proxy.next()
-    until(lambda: yard.record(request_id), what="the record: registration does not wait")
-    assert not yard.call_back(request_id)
+    rig.worker()
+    request_id = rig.submit()
+    tunnel = rig.proxy.next()
+    until(lambda: rig.record(request_id), what="the record: registration does not wait")
+    assert not rig.call_back(request_id)
     tunnel.accept()
-    until(lambda: yard.call_back(request_id), what="somebody who listens")
+    until(lambda: rig.call_back(request_id), what="somebody who listens")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xff\xff", b"another's"])
-def test_a_reconnect_message_that_cannot_be_followed_is_passed_over(yard, payload):
-    worker = yard.worker()
-    request_id = yard.submit()
-    first = yard.proxy.next().accept()
-    until(lambda: yard.call_back(request_id), what="somebody who listens")
-    yard.proxy.next().accept()
+def test_a_reconnect_message_that_cannot_be_followed_is_passed_over(rig, payload):
+    worker = rig.worker()
+    request_id = rig.submit()
+    first = rig.proxy.next().accept()
+    until(lambda: rig.call_back(request_id), what="somebody who listens")
+    rig.proxy.next().accept()
     if payload == b"another's":
-        _, payload = yard.work()
-    yard.nats.do(yard.nats.client.publish(f"stateful_session.reconnect.{request_id}", payload))
+        _, payload = rig.work()
+    rig.nats.do(rig.nats.client.publish(f"stateful_session.reconnect.{request_id}", payload))
     worker.says("passed over")
-    assert yard.call_back(request_id)
-    assert yard.proxy.next().accept().says(b"again") == b"again"
+    assert rig.call_back(request_id)
+    assert rig.proxy.next().accept().says(b"again") == b"again"
     assert first.says(b"still") == b"still"
 
 
-def test_dead_work_is_acknowledged(yard):
+def test_dead_work_is_acknowledged(rig):
     """contract 4.6: a session that cannot connect fails; its message is not given out again.
     WK-5: 403 is not tried again."""
-    worker = yard.worker()
-    request_id = yard.submit()
-    yard.proxy.next().refuse()
-    until(lambda: yard.queue() == (0, 0), what="the acknowledgement")
-    until(lambda: yard.record(request_id) is None, what="no record")
+    worker = rig.worker()
+    request_id = rig.submit()
+    rig.proxy.next().refuse()
+    until(lambda: rig.queue() == (0, 0), what="the acknowledgement")
+    until(lambda: rig.record(request_id) is None, what="no record")
     worker.says("the gateway wants no tunnel")
-    yard.submit()
-    assert yard.proxy.next().accept().says(b"next") == b"next"
+    rig.submit()
+    assert rig.proxy.next().accept().says(b"next") == b"next"
 
 
-def test_a_passing_refusal_is_tried_again(yard):
+def test_a_passing_refusal_is_tried_again(rig):
     """WK-5: anything but 200, 401, 403."""
-    yard.worker()
-    yard.submit()
+    rig.worker()
+    rig.submit()
     for _ in range(2):
-        yard.proxy.next().refuse(503)
-    assert yard.proxy.next().accept().says(b"hello") == b"hello"
+        rig.proxy.next().refuse(503)
+    assert rig.proxy.next().accept().says(b"hello") == b"hello"
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xff\xff"])
-def test_work_that_cannot_be_read_is_acknowledged(yard, payload):
-    worker = yard.worker()
-    yard.nats.publish(f"rq.ncp.{VERSION}.x", payload)
+def test_work_that_cannot_be_read_is_acknowledged(rig, payload):
+    worker = rig.worker()
+    rig.nats.publish(f"rq.ncp.{VERSION}.x", payload)
     worker.says("work that cannot be read")
-    until(lambda: yard.queue() == (0, 0), what="the acknowledgement")
+    until(lambda: rig.queue() == (0, 0), what="the acknowledgement")
 
 
-def test_the_message_is_kept_in_progress(yard):
+def test_the_message_is_kept_in_progress(rig):
     """contract 4.6: every 10 s."""
-    heard = yard.nats.listen(f"$JS.ACK.{STREAM}.>")
-    yard.worker()
-    yard.submit()
-    yard.proxy.next().accept()
+    heard = rig.nats.listen(f"$JS.ACK.{STREAM}.>")
+    rig.worker()
+    rig.submit()
+    rig.proxy.next().accept()
     begun = time.monotonic()
     assert heard.next().data == b"+WPI"
     assert time.monotonic() - begun > 8
-    yard.proxy.dialled[0].close()
+    rig.proxy.dialled[0].close()
     assert heard.next().data in (b"", b"+ACK"), "acknowledged"
 
 
-def test_registration_is_tried_until_there_is_a_stream(yard_without_lookups):
-    yard = yard_without_lookups
-    worker = yard.worker()
-    request_id = yard.submit()
-    tunnel = yard.proxy.next().accept()
+def test_registration_is_tried_until_there_is_a_stream(rig_without_lookups):
+    rig = rig_without_lookups
+    worker = rig.worker()
+    request_id = rig.submit()
+    tunnel = rig.proxy.next().accept()
     assert tunnel.says(b"hello") == b"hello", "the session does not wait for its record"
     worker.says("not registered; trying again")
-    yard.nats.make_lookups()
-    until(lambda: yard.record(request_id), what="the record")
+    rig.nats.make_lookups()
+    until(lambda: rig.record(request_id), what="the record")
 
 
-def test_a_server_that_comes_back_empty(yard):
+def test_a_server_that_comes_back_empty(rig):
     """The worker is there before the streams are, and asks again once they are."""
-    yard.worker()
-    yard.submit()
-    assert yard.proxy.next().accept().says(b"before") == b"before"
-    yard.proxy.dialled[0].close()
-    until(lambda: yard.queue() == (0, 0), what="the session's end")
-    yard.server.kill()
-    yard.server.start()
-    until(lambda: yard.nats.state(STREAM) is None and
-          "error" not in yard.nats.js("STREAM.NAMES"), what="an empty server")
-    make_streams(yard.server.url(), VERSION)
-    yard.nats.make_lookups()
-    yard.submit()
-    assert yard.proxy.next().accept().says(b"after") == b"after"
+    rig.worker()
+    rig.submit()
+    assert rig.proxy.next().accept().says(b"before") == b"before"
+    rig.proxy.dialled[0].close()
+    until(lambda: rig.queue() == (0, 0), what="the session's end")
+    rig.server.kill()
+    rig.server.start()
+    until(lambda: rig.nats.state(STREAM) is None and
+          "error" not in rig.nats.js("STREAM.NAMES"), what="an empty server")
+    make_streams(rig.server.url(), VERSION)
+    rig.nats.make_lookups()
+    rig.submit()
+    assert rig.proxy.next().accept().says(b"after") == b"after"
 
 
 def test_a_worker_that_starts_before_the_server(tmp_path):
@@ -263,18 +263,18 @@ def test_a_worker_that_starts_before_the_server(tmp_path):
     server.kill()
 
 
-def test_a_stopped_worker_ends_its_sessions_and_says_how_long_things_took(yard):
-    worker = yard.worker(slots=2)
-    yard.submit()
-    tunnel = yard.proxy.next().accept()
+def test_a_stopped_worker_ends_its_sessions_and_says_how_long_things_took(rig):
+    worker = rig.worker(slots=2)
+    rig.submit()
+    tunnel = rig.proxy.next().accept()
     assert tunnel.says(b"hello") == b"hello"
     worker.signal()
     worker.says("no more work is taken")
-    yard.submit()
+    rig.submit()
     assert tunnel.says(b"still") == b"still"
     tunnel.close()
     assert worker.exit_code() == 0
-    assert yard.queue()[0] == 1, "what came later is for another worker"
+    assert rig.queue()[0] == 1, "what came later is for another worker"
     told = next(line for line in worker.log_text().splitlines() if "times so far" in line)
     told = json.loads(told)
     assert told["sessions"] == 1 and told["claim_p50_us"] > 0 and told["dial_p50_us"] > 0, told
@@ -286,53 +286,53 @@ SUBJECT = f"llsrq.default.{VERSION}"  # CP-13: these regions have names of their
 HEAD = b"GET /sign_in HTTP/1.1\r\nHost: x\r\nX-NVCF-RECONNECT-WINDOW-SECS: 2\r\n\r\n"
 
 
-def ask(yard, **options):
+def ask(rig, **options):
     """Work for a streaming function: accepted by any reply (CP-12)."""
-    request_id, payload = yard.work(**options)
-    yard.nats.request(f"{SUBJECT}.{request_id}", payload)
+    request_id, payload = rig.work(**options)
+    rig.nats.request(f"{SUBJECT}.{request_id}", payload)
     return request_id
 
 
-def listening(yard):
+def listening(rig):
     """Waits until a worker listens; the request id of the session that this made."""
     def accepted():
         try:
-            return ask(yard)
+            return ask(rig)
         except NoResponders:
             return None
     return until(accepted, what="a worker that listens")
 
 
-def test_a_streaming_session_outlives_its_last_tunnel(yard):
+def test_a_streaming_session_outlives_its_last_tunnel(rig):
     """12.0: as long as its request says. Who comes back meanwhile finds it."""
-    yard.worker(more=["--streaming"])
-    request_id = listening(yard)
-    tunnel = yard.proxy.next().accept()
+    rig.worker(more=["--streaming"])
+    request_id = listening(rig)
+    tunnel = rig.proxy.next().accept()
     assert tunnel.says(HEAD) == HEAD
-    until(lambda: yard.record(request_id), what="the record")
+    until(lambda: rig.record(request_id), what="the record")
     tunnel.close()
     begun = time.monotonic()
-    until(lambda: yard.call_back(request_id), what="the session that waits")
-    again = yard.proxy.next().accept()
+    until(lambda: rig.call_back(request_id), what="the session that waits")
+    again = rig.proxy.next().accept()
     assert again.says(HEAD) == HEAD
     assert time.monotonic() - begun < 2
     again.close()
     begun = time.monotonic()
-    until(lambda: yard.record(request_id) is None, what="the session's end")
+    until(lambda: rig.record(request_id) is None, what="the session's end")
     assert time.monotonic() - begun > 1.5
 
 
-def test_a_streaming_worker_without_a_free_slot_does_not_listen(yard):
+def test_a_streaming_worker_without_a_free_slot_does_not_listen(rig):
     """So that the work is another's, or nobody's: CP-13 goes on to the next region."""
-    yard.worker(more=["--streaming", "--reconnect-window", "0"])
-    listening(yard)
-    tunnel = yard.proxy.next().accept()
+    rig.worker(more=["--streaming", "--reconnect-window", "0"])
+    listening(rig)
+    tunnel = rig.proxy.next().accept()
     with pytest.raises(NoResponders):
-        ask(yard)
-    assert tunnel.says(HEAD.replace(b"X-NVCF", b"Y")) and yard.nats.state(STREAM)["messages"] == 0
+        ask(rig)
+    assert tunnel.says(HEAD.replace(b"X-NVCF", b"Y")) and rig.nats.state(STREAM)["messages"] == 0
     tunnel.close()
-    listening(yard)
-    yard.proxy.next()
+    listening(rig)
+    rig.proxy.next()
 
 
 # --- a cluster --------------------------------------------------------------------------------
@@ -372,21 +372,21 @@ def test_streams_of_three_servers_are_placed_by_their_tag(tmp_path):
         parrot.close()
 
 
-def test_the_request_stream_is_nvidias(yard):
+def test_the_request_stream_is_nvidias(rig):
     """NT-1, each setting; and what it refuses (NT-2)."""
-    config = yard.nats.js(f"STREAM.INFO.{STREAM}")["config"]
+    config = rig.nats.js(f"STREAM.INFO.{STREAM}")["config"]
     wanted = {"subjects": [f"rq.ncp.{VERSION}.*"], "retention": "workqueue", "discard": "new",
               "max_msgs_per_subject": 1, "discard_new_per_subject": True, "max_msgs": 100_000,
               "duplicate_window": 5_000_000_000, "storage": "memory", "allow_direct": True,
               "max_age": 0, "max_bytes": -1}
     assert {key: config[key] for key in wanted} == wanted
-    config = yard.nats.js(f"CONSUMER.INFO.{STREAM}.{STREAM}_workers")["config"]
+    config = rig.nats.js(f"CONSUMER.INFO.{STREAM}.{STREAM}_workers")["config"]
     wanted = {"ack_wait": 30_000_000_000, "max_ack_pending": 100_000, "ack_policy": "explicit",
               "max_deliver": -1}
     assert {key: config[key] for key in wanted} == wanted
-    request_id = yard.submit()
+    request_id = rig.submit()
     with pytest.raises(Exception, match="maximum messages per subject exceeded"):
-        yard.submit(request_id=request_id)
+        rig.submit(request_id=request_id)
 
 
 # --- the stand-in -----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def house(server, tmp_path_factory):
+def gateway(server, tmp_path_factory):
     """One function is dialled, one dials where nobody listens, the others have no worker."""
     place = tmp_path_factory.mktemp("small-print")
     text = configuration(session='wait = "300ms"', dial=server.at)
@@ -143,10 +143,10 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_forms_of_a_request(house, server, name):
+def test_forms_of_a_request(gateway, server, name):
     line, more, status, seen = FORMS[name]
     server.heads.clear()
-    with Talk(house) as talk:
+    with Talk(gateway) as talk:
         talk.send(f"{line}\r\n{more}{lines()}")
         assert talk.answer()[0] == status
         if seen is None:
@@ -162,17 +162,17 @@ def test_forms_of_a_request(house, server, name):
             assert server.heads[-1][0].startswith("GET /next")
 
 
-def test_an_empty_line_behind_a_body_has_no_deadline(house):
+def test_an_empty_line_behind_a_body_has_no_deadline(gateway):
     """Old clients send one; it is no begin of a request that would have to be finished."""
-    with Talk(house) as talk:
+    with Talk(gateway) as talk:
         talk.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n" + lines() + "ab\r\n")
         assert talk.answer()[0] == 200
         talk.send("GET /x HTTP/1.1\r\nHost: a\r\n" + lines())
         assert talk.answer()[0] == 200
 
 
-def test_announced_trailers_are_announced(house):
-    with Talk(house) as talk:
+def test_announced_trailers_are_announced(gateway):
+    with Talk(gateway) as talk:
         talk.send("GET /trailer HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n" + lines())
         status, fields, body = talk.answer()
         assert (status, fields.get("trailer"), body) == (200, "x-sum", b"ok"), fields.items()
@@ -220,7 +220,7 @@ def dated(fields):
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_connection_goes_on_behind_our_answer(house, name, body):
+def test_a_connection_goes_on_behind_our_answer(gateway, name, body):
     line, fields, status = ANSWERS[name]
     more, octets, goes_on = BODIES[body]
     if name == "the server hangs up" and body != "no body":
@@ -229,7 +229,7 @@ def test_a_connection_goes_on_behind_our_answer(house, name, body):
     next_one = b"GET /info HTTP/1.1\r\nHost: a\r\n\r\n"
     # The next request in the same piece, the body behind the answer, and in small pieces.
     for cut in ("at once", "body later", "crumbs"):
-        with Talk(house) as talk:
+        with Talk(gateway) as talk:
             if cut == "at once":
                 talk.send(asked + octets + (next_one if goes_on else b""))
             elif cut == "body later":
@@ -254,8 +254,8 @@ def test_a_connection_goes_on_behind_our_answer(house, name, body):
             dated(again[1])
 
 
-def test_a_body_in_chunks_without_end_is_not_read_for_ever(house):
-    with Talk(house) as talk:
+def test_a_body_in_chunks_without_end_is_not_read_for_ever(gateway):
+    with Talk(gateway) as talk:
         talk.send("POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + lines(key=None))
         assert talk.answer()[0] == 401
         with pytest.raises(OSError):
@@ -264,8 +264,8 @@ def test_a_body_in_chunks_without_end_is_not_read_for_ever(house):
                 time.sleep(0.001)
 
 
-def test_a_client_that_waits_to_send_its_body_is_told_to_close(house):
-    with Talk(house) as talk:
+def test_a_client_that_waits_to_send_its_body_is_told_to_close(gateway):
+    with Talk(gateway) as talk:
         talk.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n"
                   + lines(key=None))
         status, fields, _ = talk.answer()
@@ -273,11 +273,11 @@ def test_a_client_that_waits_to_send_its_body_is_told_to_close(house):
         assert talk.ended()
 
 
-def test_answers_that_end_a_connection_have_a_date(house):
+def test_answers_that_end_a_connection_have_a_date(gateway):
     coding = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n"
     for broken, status in [(coding, 501), ("GET / HTTP/1.1\r\n\r\n", 400),
                            ("GET / HTTP/1.1\r\nHost: a\r\nX: " + "x" * 2_000_000, 431)]:
-        with Talk(house) as talk:
+        with Talk(gateway) as talk:
             try:
                 talk.send(broken)
             except OSError:
@@ -287,27 +287,28 @@ def test_answers_that_end_a_connection_have_a_date(house):
             dated(fields)
 
 
-def test_the_worker_listeners_answers_have_a_date(house):
+def test_the_worker_listeners_answers_have_a_date(gateway):
     for line, status in [("GET /health", 200), ("GET /nothing", 404), ("CONNECT /v1/proxy", 401),
                          ("GET /v1/work", 405)]:
-        status_seen, fields, _ = house.get("/", port=house.worker) if not line else one(house, line)
+        status_seen, fields, _ = (
+            gateway.get("/", port=gateway.worker) if not line else one(gateway, line))
         assert status_seen == status, line
         dated(fields)
 
 
-def one(house, line):
-    with socket.create_connection(house.worker, 30) as peer:
+def one(gateway, line):
+    with socket.create_connection(gateway.worker, 30) as peer:
         peer.sendall(f"{line} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         file = peer.makefile("rb")
         status = int(file.readline().split()[1])
         return status, http.client.parse_headers(file), b""
 
 
-def test_answers_in_http_2_have_a_date(house):
+def test_answers_in_http_2_have_a_date(gateway):
     for fields in (plain_head(key="nobody"), grpc_head(key="nobody"), grpc_head(function=NOBODY),
                    [(":method", "GET"), (":scheme", "http"), (":path", "/health"),
                     (":authority", "a")]):
-        with house.h2() as peer:
+        with gateway.h2() as peer:
             head = peer.head(peer.open(fields, end_stream=True))
             (date,) = head.values("date")
             assert abs(time.time() - email.utils.parsedate_to_datetime(date).timestamp()) < 60
@@ -325,24 +326,24 @@ def test_a_server_that_answers_http_2_in_http_1_is_named(serve):
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as old:
         threading.Thread(target=old.serve_forever, daemon=True).start()
-        house = serve(dial="127.0.0.1:{}".format(old.server_address[1]), session='park = "never"')
-        with house.h2() as peer:
+        gateway = serve(dial="127.0.0.1:{}".format(old.server_address[1]), session='park = "never"')
+        with gateway.h2() as peer:
             head = peer.head(peer.open(grpc_head(), end_stream=True))
             assert (head.status, head.grpc_status) == ("502", "14"), str(head)
             assert "HTTP/1" in head.get("grpc-message"), str(head)
             stream = peer.open(plain_head(), end_stream=True)
             assert peer.head(stream).status == "502"
-        closed = until(lambda: [line for line in house.log_lines() if line.get("close_detail")],
+        closed = until(lambda: [line for line in gateway.log_lines() if line.get("close_detail")],
                        what="the session's end in the log")
         assert "speaks HTTP/1 only" in closed[0]["close_detail"], closed
-        house.logs("the server answers HTTP/2 with HTTP/1")
-        assert "larger than we allowed" not in house.log_text()
+        gateway.logs("the server answers HTTP/2 with HTTP/1")
+        assert "larger than we allowed" not in gateway.log_text()
 
-        row = json.loads(house.get("/sessions")[2])[0]
-        verdict = json.loads(house.get("/sessions/" + row["requestId"])[2])["verdict"]
+        row = json.loads(gateway.get("/sessions")[2])[0]
+        verdict = json.loads(gateway.get("/sessions/" + row["requestId"])[2])["verdict"]
         assert "speaks HTTP/1 only" in verdict, verdict
         # The same server serves clients of HTTP/1.
-        with Talk(house) as talk:
+        with Talk(gateway) as talk:
             talk.send("GET /x HTTP/1.1\r\nHost: a\r\n" + lines())
             assert talk.answer()[0] == 400
         old.shutdown()

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import pytest
 
-import gateway as house
 import workerprogram
-from gateway import (FUNCTION, KEY, VERSION, WORKER_KEY, Gateway, configuration, dead_port,
+from gateway import (FUNCTION, KEY, VERSION, WORKER_KEY, Gateway, binary, configuration, dead_port,
                      free_port, until)
 
 # --- streams that are in a bad way ----------------------------------------------------------
@@ -105,7 +104,7 @@ def test_an_answer_that_cannot_be_printed(name, kind, gateway, files, tmp_path):
     words, read, unread = ANSWERS[name]
     admin = "{}:{}".format(*gateway.admin)
     words = [word.format(files=files, admin=admin) for word in words]
-    code, said = run([*house.binary(), *words], kind, tmp_path)
+    code, said = run([*binary(), *words], kind, tmp_path)
     # What a closed pipe hides is no error: the exit code is that of the answer.
     wanted = {"gone": read, "closed": read}.get(kind, unread)
     assert "panicked" not in said, said
@@ -120,7 +119,7 @@ def test_a_complaint_that_cannot_be_written(kind, files, tmp_path):
                         (["serve", "--cores", "99999", "--config", f"{files}/good.toml"], 2),
                         (["sessions", "--admin", f"127.0.0.1:{dead_port()}"], 1),
                         (["nonsense"], 2)]:
-        assert run([*house.binary(), *words], kind, tmp_path, number=2)[0] == code, words
+        assert run([*binary(), *words], kind, tmp_path, number=2)[0] == code, words
     worker = [*workerprogram.binary(), "--gateway", "http://127.0.0.1:1", "--key-file", "/none",
               "--function", FUNCTION, "--version", VERSION, "--target", "127.0.0.1:1"]
     assert run(worker, kind, tmp_path, number=2)[0] == 2
@@ -142,7 +141,7 @@ class Server:
         stream = open_stream(kind, tmp_path)
         ends = {1: dict(stdout=stream, stderr=subprocess.DEVNULL),
                 2: dict(stdout=subprocess.DEVNULL, stderr=stream)}[number]
-        self.run = subprocess.Popen([*house.binary(), "serve", "--config", str(path)], **ends,
+        self.run = subprocess.Popen([*binary(), "serve", "--config", str(path)], **ends,
                                     preexec_fn=before_exec(kind, number), start_new_session=True)
         os.close(stream)
 
@@ -193,7 +192,7 @@ def test_a_log_whose_reader_sleeps_loses_no_half_lines(tmp_path):
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     path = tmp_path / "serve.toml"
     path.write_text(configuration())
-    run = subprocess.Popen([*house.binary(), "serve", "--config", str(path)], text=True,
+    run = subprocess.Popen([*binary(), "serve", "--config", str(path)], text=True,
                            stdout=subprocess.PIPE, stderr=writer, start_new_session=True)
     os.close(writer)
     try:
@@ -232,7 +231,7 @@ def test_an_end_whose_last_lines_nobody_reads(stdout, tmp_path):
     path = tmp_path / "serve.toml"
     path.write_text(configuration(more="[log]\naccess = true\n"))
     asleep, stderr = standing_still()
-    run = subprocess.Popen([*house.binary(), "serve", "--config", str(path)], text=True,
+    run = subprocess.Popen([*binary(), "serve", "--config", str(path)], text=True,
                            stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
     os.close(stderr)
     try:
@@ -341,7 +340,7 @@ def test_a_server_in_the_background_of_a_terminal_is_not_stopped(tmp_path):
             termios.tcsetattr(slave, termios.TCSANOW, modes)
             threading.Thread(target=lambda: [os.read(master, 4096) for _ in iter(int, 1)],
                              daemon=True).start()
-            server = subprocess.Popen([*house.binary(), "serve", "--config", str(path)],
+            server = subprocess.Popen([*binary(), "serve", "--config", str(path)],
                                       stdout=subprocess.PIPE, stderr=slave, process_group=0)
             ready = server.stdout.readline().decode()
             host, port = re.search(r"client=(\S+):(\d+)", ready).groups()
@@ -391,7 +390,7 @@ def terminal(command):
 def test_a_path_cannot_write_to_the_terminal(form, tmp_path):
     path = tmp_path / "serve.toml"
     path.write_text(configuration(more="[log]\naccess = true\n", dial="127.0.0.1:9"))
-    command = [*house.binary(), "serve", "--config", str(path)]
+    command = [*binary(), "serve", "--config", str(path)]
     if form == "json":
         run, log = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                     stderr=open(tmp_path / "log", "wb")), tmp_path / "log"
@@ -434,7 +433,7 @@ def test_a_file_cannot_write_to_the_terminal(tmp_path):
     path = tmp_path / "serve.toml"
     path.write_text(text + f'\n["table{escaped}"]\n')
     for words, code in [(["check"], 78), (["serve"], 78), (["doctor"], 1), (["doctor", "--json"], 1)]:
-        done = subprocess.run([*house.binary(), *words, "--config", str(path)],
+        done = subprocess.run([*binary(), *words, "--config", str(path)],
                               capture_output=True, timeout=60)
         shown = (done.stdout + done.stderr).decode()
         assert done.returncode == code and "table" in shown, done
