@@ -91,7 +91,7 @@ def listener(port=0, reuse=False):
 
 
 @pytest.fixture
-def door():
+def listening():
     with listener() as made:
         yield made
 
@@ -195,9 +195,9 @@ def call(client, worker):
     return tunnel
 
 
-def connected(door):
+def connected(listening):
     """A client that has sent its call and hopes to be served."""
-    client = Peer(socket.create_connection(("127.0.0.1", port_of(door)), 10), client=True)
+    client = Peer(socket.create_connection(("127.0.0.1", port_of(listening)), 10), client=True)
     return client, client.open(grpc_head(key="nobody's"), end_stream=True)
 
 
@@ -205,10 +205,10 @@ def connected(door):
 def test_clients_wait_while_it_restarts(tmp_path, io):
     """Two ports are handed down, and known by their numbers; the third it opens by itself."""
     port = free_port()
-    with listener() as door, listener(port) as work:
+    with listener() as listening, listener(port) as work:
         settings = dict(io=io, worker_port=port, session='park = "never"')
-        with Managed(tmp_path, sockets=[door, work], **settings) as gateway:
-            assert gateway.client == door.getsockname() and gateway.worker == work.getsockname()
+        with Managed(tmp_path, sockets=[listening, work], **settings) as gateway:
+            assert gateway.client == listening.getsockname() and gateway.worker == work.getsockname()
             with FakeWorker(gateway) as worker:
                 client = gateway.h2()
                 tunnel = call(client, worker)
@@ -219,12 +219,12 @@ def test_clients_wait_while_it_restarts(tmp_path, io):
                 until(lambda: "draining" in gateway.log_text(), what="the log")
                 # The drain waits for the call that is open; whoever comes now is not refused.
                 time.sleep(0.3)
-                early, early_stream = connected(door)
+                early, early_stream = connected(listening)
                 assert gateway.alive()
                 client.send(rst_stream(held))
                 assert gateway.exit_code() == 0
-        late, late_stream = connected(door)
-        with Managed(tmp_path, sockets=[door, work], name="after", **settings) as gateway:
+        late, late_stream = connected(listening)
+        with Managed(tmp_path, sockets=[listening, work], name="after", **settings) as gateway:
             for peer, stream in (early, early_stream), (late, late_stream):
                 assert peer.head(stream).grpc_status == "16"
                 peer.close()
@@ -241,8 +241,8 @@ def per_core(gateway):
 def test_two_cores_share_what_was_handed_down(tmp_path, io, sockets, measure):
     """One socket for both cores, and one for each of them as with `ReusePort=`."""
     first = listener(reuse=sockets > 1)
-    doors = [first, *(listener(port_of(first), reuse=True) for _ in range(sockets - 1))]
-    with Managed(tmp_path, sockets=doors, names=["client"] * sockets, io=io, cores=CORES) as gateway:
+    listeners = [first, *(listener(port_of(first), reuse=True) for _ in range(sockets - 1))]
+    with Managed(tmp_path, sockets=listeners, names=["client"] * sockets, io=io, cores=CORES) as gateway:
         before = per_core(gateway)
         # At once: they lie in the queue before the first core looks.
         crowd = [socket.create_connection(gateway.client, 10) for _ in range(CROWD)]
@@ -253,8 +253,8 @@ def test_two_cores_share_what_was_handed_down(tmp_path, io, sockets, measure):
         assert min(share) >= CROWD * (0.44 if sockets == 1 else 0.35), share
         for client in crowd:
             client.close()
-    for door in doors:
-        door.close()
+    for listening in listeners:
+        listening.close()
 
 
 def test_a_socket_for_nothing_is_refused(tmp_path):
