@@ -20,7 +20,7 @@ PATH = "/sign_in"
 STREAMING = {"function": [{"id": FUNCTION, "version": [{"id": VERSION, "type": "STREAMING"}]}]}
 
 
-class Desk:
+class PortalServer:
     """What the portal signs in at: it answers POST and DELETE, speaks WebSocket, and keeps the heads
     of all of it as they came."""
 
@@ -73,11 +73,11 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    desk = Desk()
+    server = PortalServer()
     with Bed(tmp_path_factory.mktemp("portal"), {**SCRIPT, **STREAMING}) as bed:
-        bed.worker(f"127.0.0.1:{desk.port}", slots=4, more=["--streaming"])
-        yield bed.ready_gateway(), desk
-    desk.close()
+        bed.worker(f"127.0.0.1:{server.port}", slots=4, more=["--streaming"])
+        yield bed.ready_gateway(), server
+    server.close()
 
 
 def ask(gateway, method, window, **more):
@@ -98,8 +98,8 @@ def parked(gateway):
 
 
 def test_sign_in_talk_and_sign_out(portal):
-    gateway, desk = portal
-    begin = len(desk.heads)
+    gateway, server = portal
+    begin = len(server.heads)
     kept = gateway.metric("ringway_resumes_total", way="memory", outcome="ok")
     asked = gateway.metric("ringway_spares_total", outcome="asked")
     status, fields = ask(gateway, "POST", 20, **{"X-NVCF-ABSORB": "true"})
@@ -122,11 +122,11 @@ def test_sign_in_talk_and_sign_out(portal):
     assert (status, fields["nvcf-reqid"]) == (200, session)
     # Its worker keeps a streaming function's session: no spare is asked for (design 3.26).
     assert gateway.metric("ringway_spares_total", outcome="asked") == asked
-    lines = [desk.head(number)[0] for number in range(begin, len(desk.heads))]
+    lines = [server.head(number)[0] for number in range(begin, len(server.heads))]
     assert lines == [f"POST {PATH} HTTP/1.1", f"GET {PATH} HTTP/1.1", f"DELETE {PATH} HTTP/1.1"]
     for number in range(begin, begin + 3):
-        fields = {name.lower(): value for name, value in desk.head(number)[1].items()}
-        assert fields["x-nvcf-reconnect-window-secs"] == "20", desk.heads[number]
+        fields = {name.lower(): value for name, value in server.head(number)[1].items()}
+        assert fields["x-nvcf-reconnect-window-secs"] == "20", server.heads[number]
         assert fields.get("x-nvcf-absorb") == ("true" if number == begin else None)
         assert fields["nvcf-reqid"] == session
     assert gateway.get(f"/sessions/{session}", method="DELETE")[0] == 204
