@@ -199,7 +199,7 @@ pub(crate) fn calls(body: &str) -> (Vec<&str>, Vec<&str>) {
 #[test]
 fn types_and_functions_are_read_as_the_formatter_writes_them() {
     let text = "\
-pub(crate) struct Desk<'a> {
+pub(crate) struct Shelf<'a> {
     /// It has: a comment.
     #[cfg(unix)]
     pub(super) one: Vec<u8>,
@@ -208,7 +208,7 @@ pub(crate) struct Desk<'a> {
 
 struct Bare(u8);
 
-impl<T: Fn(u8) -> u8> fmt::Debug for Desk<'_> {
+impl<T: Fn(u8) -> u8> fmt::Debug for Shelf<'_> {
     fn fmt(&self) -> u8 {
         // self.not(1)
         self.one.len(self.two())
@@ -217,7 +217,7 @@ impl<T: Fn(u8) -> u8> fmt::Debug for Desk<'_> {
     }
 }
 
-impl x::Desk<'_> {
+impl x::Shelf<'_> {
     pub(super) const fn named(
         &mut self,
     ) -> Option<u8> {
@@ -238,19 +238,19 @@ mod tests {
 }
 ";
     let items = Items::of(&Source::planted("x.rs", text));
-    let desk = &items.types["Desk"];
-    assert_eq!(desk.seen_by, "pub(crate)");
+    let shelf = &items.types["Shelf"];
+    assert_eq!(shelf.seen_by, "pub(crate)");
     let field = |seen_by: &str, of: &str| (seen_by.to_owned(), of.to_owned());
-    assert_eq!(desk.fields["one"], field("pub(super)", " Vec<u8>,"));
-    assert_eq!((desk.fields["two"].0.as_str(), desk.fields.len()), ("", 2));
+    assert_eq!(shelf.fields["one"], field("pub(super)", " Vec<u8>,"));
+    assert_eq!((shelf.fields["two"].0.as_str(), shelf.fields.len()), ("", 2));
     assert!(items.types["Bare"].fields.is_empty());
-    assert_eq!(items.impls, ["Desk", "Desk"]);
+    assert_eq!(items.impls, ["Shelf", "Shelf"]);
     let seen: Vec<_> = items
         .functions
         .iter()
         .map(|f| (f.name.as_str(), f.owner.as_deref(), f.of_trait, f.seen_by.as_str(), f.lines))
         .collect();
-    let of = Some("Desk");
+    let of = Some("Shelf");
     let told = [
         ("fmt", of, true, "", 6),
         ("named", of, false, "pub(super)", 7),
