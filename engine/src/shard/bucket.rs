@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-/// A budget that is spent by one and refills with time.
+/// A budget of permits. Each use spends one; time refills the budget.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bucket {
     spent: u32,
@@ -18,7 +18,7 @@ impl Default for Bucket {
 }
 
 impl Bucket {
-    /// Whether there is one of `burst`, which come back at `rate` a second.
+    /// Whether a permit is left. There are `burst` at most, and `rate` come back a second.
     pub(crate) fn has(&mut self, burst: u32, rate: u32, now: Time) -> bool {
         let micros = now.since(self.since).as_micros() as u64;
         let back = micros.saturating_mul(u64::from(rate)) / 1_000_000;
@@ -27,13 +27,13 @@ impl Bucket {
         if self.spent == 0 {
             self.since = now;
         } else {
-            // What is left of the time counts for the next one.
+            // The rest of the elapsed time counts for the next permit.
             self.since += Duration::from_micros(u64::from(back) * 1_000_000 / u64::from(rate));
         }
         self.spent < burst
     }
 
-    /// Takes one of `burst`, which come back at `rate` a second, if there is one.
+    /// Takes a permit if one is left. There are `burst` at most, and `rate` come back a second.
     pub(crate) fn take(&mut self, burst: u32, rate: u32, now: Time) -> bool {
         let there = self.has(burst, rate, now);
         if there {
@@ -42,7 +42,7 @@ impl Bucket {
         there
     }
 
-    /// Takes one, whether there is one or not.
+    /// Takes a permit even if none is left.
     pub(crate) fn charge(&mut self) {
         self.spent = self.spent.saturating_add(1);
     }
@@ -51,7 +51,7 @@ impl Bucket {
         self.spent = self.spent.saturating_sub(1);
     }
 
-    /// Whole seconds until there is one again, at least 1: a `retry-after`.
+    /// Whole seconds until the next permit, at least 1: the value of `retry-after`.
     pub(crate) fn seconds_left(&self, burst: u32, rate: u32, now: Time) -> u32 {
         let over = u64::from(self.spent.saturating_sub(burst)) + 1;
         let due = Duration::from_micros(over * 1_000_000 / u64::from(rate));
@@ -81,7 +81,7 @@ mod tests {
         let mut bucket = Bucket::default();
         while bucket.take(256, 100, START) {}
         let mut now = START;
-        // Every 3.7 ms, which is no part of the 10 ms that one takes.
+        // One try every 3.7 ms. A permit takes 10 ms, which is no multiple of that.
         let taken = (0..2_703).filter(|_| {
             now += Duration::from_micros(3_700);
             bucket.take(256, 100, now)

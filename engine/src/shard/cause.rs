@@ -6,7 +6,8 @@ use crate::config::Park;
 use crate::conn::End;
 use crate::metrics::{CloseCode, CloseReason};
 
-/// Why an attachment ends: one of those below. No more than a reference, since facts carry it.
+/// Why an attachment ends: one of the constants below. Facts carry a cause, so it is only a
+/// reference.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cause(&'static Known);
 
@@ -15,9 +16,9 @@ pub(crate) struct Cause(&'static Known);
 pub(crate) struct Known {
     pub(crate) reason: CloseReason,
     pub(crate) code: CloseCode,
-    /// Which of our timers it was, if one.
+    /// The timer of ours that ended it; empty if none did.
     pub(crate) local_timeout: &'static str,
-    /// What happened, for people.
+    /// What happened, in words for people.
     pub(crate) detail: &'static str,
 }
 
@@ -263,8 +264,8 @@ impl Cause {
         }
     }
 
-    /// This cause for a tunnel that was asked something and had said nothing. As a rule it was not
-    /// the worker that ended, but the server behind it.
+    /// The same cause for a tunnel that had a request and sent no byte of an answer. As a rule not
+    /// the worker ended, but the server behind it.
     pub(crate) fn unanswered(self) -> Self {
         match self.detail {
             detail if detail == Self::FIN.detail => Self::FIN_UNANSWERED,
@@ -273,7 +274,7 @@ impl Cause {
         }
     }
 
-    /// What those are told who still wait for a worker.
+    /// The answer to requests that still wait for a worker.
     pub(crate) fn fault(self) -> &'static Fault {
         match self.reason {
             CloseReason::CapacityReached => &Fault::WorkQueueFull,
@@ -309,8 +310,9 @@ pub(crate) enum Gone {
     Done,
     /// We ended it.
     ByUs(Cause),
-    /// We ended it because it wasted what it was given (ENHANCE_YOUR_CALM, or the GOAWAY before
-    /// it). What its sessions are to it is not known: they are kept as if it had been lost.
+    /// We ended it because its client wasted our resources (ENHANCE_YOUR_CALM, or the GOAWAY before
+    /// it). Whether the client still wants its sessions is not known. They are kept as if the
+    /// connection had been lost.
     ToldOff,
     /// The function's side ended the stream of bytes that the connection had become.
     Function(End),
@@ -319,13 +321,15 @@ pub(crate) enum Gone {
 /// How a client's connection ended, as the rules for parking see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// It was lost: RST, a timeout, or FIN with streams open. Or it was told off.
+    /// The connection was lost: RST, a timeout, or FIN with streams open. Or we ended it as
+    /// [`Gone::ToldOff`].
     Unclean,
-    /// FIN, and nothing that tells whether that was meant: balancers turn lost clients into it.
+    /// FIN without any word before it. The client may have meant it, or it is lost: balancers turn
+    /// a lost client into a FIN.
     Silent,
-    /// It said that it leaves.
+    /// The client said that it leaves.
     Clean,
-    /// It was sent away.
+    /// We sent the client away.
     Ours,
     /// The function's side finished what it had with the client. A WebSocket's Close handshake
     /// looks so too: the server is the first to close (RFC 6455, section 7.1.1).

@@ -1,9 +1,9 @@
-//! What the components of a shard say to each other: plain values, no more. A component that cannot
-//! do something itself leaves a fact; the shard's loop ([`super`]) gives each to the
-//! component it is for, the consequences of one before the next.
+//! What the components of a shard say to each other, as plain values. A component that cannot do
+//! something itself leaves a fact. The shard's loop ([`super`]) gives each fact to its component,
+//! and all consequences of one fact before the next one.
 //!
-//! All of them name things by id. An id may be stale when its fact is read: then nobody is found,
-//! and the fact is void. That is checked once, where a component is entered.
+//! Facts name things by id. An id may be stale when its fact is read: then its thing is gone, and
+//! the fact is void. A component checks that once, where it is entered.
 
 mod strayed;
 
@@ -32,15 +32,15 @@ use crate::metrics::{ResumeWay, SpareOutcome};
 use crate::net::{ConnId, Detached};
 use crate::timeline::{Ask as Wish, Event};
 
-/// Something a component could not do itself, by whom it is for.
+/// Something that a component could not do itself; one kind for each receiver.
 #[derive(Debug)]
 pub(crate) enum Fact {
     Relay(ForRelay),
     Sessions(ForSessions),
     Workers(ForWorkers),
     Nodes(ForNodes),
-    /// A request names a session of another gateway: if its connection can go there it goes; else it
-    /// is placed here ([`ForSessions::PlaceHere`]).
+    /// A request names a session of another gateway. Its connection goes there if it can; otherwise
+    /// the request is placed here ([`ForSessions::PlaceHere`]).
     Elsewhere(Box<Elsewhere>),
     /// Whether there may be one more connection that another gateway brings, of a client or of a
     /// worker. Answered by [`ForNodes::Admitted`].
@@ -48,7 +48,7 @@ pub(crate) enum Fact {
         conn: ConnId,
         client: bool,
     },
-    /// Another gateway leaves, and with it all that it has brought.
+    /// Another gateway leaves, and with it all connections that it has brought.
     NodeLeaves {
         node: Node,
     },
@@ -57,19 +57,18 @@ pub(crate) enum Fact {
         to: u16,
         message: CoreMessage,
     },
-    /// A core that has forgotten this one has been told by all components what is still true.
+    /// All components have said what is still true to a core that had forgotten this one.
     Renewed {
         core: u16,
     },
     /// A question for the control plane.
     Ask(Ask),
-    /// A function's server is to be connected to for this attachment.
+    /// Connect to a function's server for this attachment.
     Dial {
         key: Key,
         address: SocketAddr,
     },
-    /// A connection that was asked for with `Dial` is not wanted any more, whether it is there or
-    /// not.
+    /// The connection of `Dial` is not wanted any more, whether it is there or not.
     Undial {
         conn: ConnId,
     },
@@ -77,55 +76,57 @@ pub(crate) enum Fact {
 
 // ---- the relay: connections, exchanges, and the routes between them ----
 
-/// What the relay is told. A *route* is what the relay knows of an attachment, under the same key:
-/// its client, its tunnel, and the exchanges that wait for that.
+/// Facts for the relay. A *route* is what the relay knows of an attachment, under the same key: its
+/// client, its tunnel, and the exchanges that wait for the tunnel.
 #[derive(Debug)]
 pub(crate) enum ForRelay {
     /// An attachment begins.
     Open { key: Key, session: Uuid, client: Option<ConnId>, terms: Terms },
     /// What holds for a route has changed.
     Terms { key: Key, terms: Terms },
-    /// This exchange goes by that route, and so does from now on what asks alike on the same
-    /// connection: for that route's session, and with `unnamed` for none.
+    /// This exchange goes by that route. So does from now on every request of the same connection
+    /// that asks for the same and names that route's session. With `unnamed` this holds also for
+    /// requests that name no session.
     Serve { exchange: Key, key: Key, wanted: Box<Wanted>, unnamed: bool },
-    /// This exchange goes nowhere.
+    /// This exchange gets no route; it is answered with `fault`.
     Refuse { exchange: Key, fault: Box<Fault> },
     /// All requests that wait for this route are answered with `fault`; the route stays.
     RefuseWaiters { key: Key, fault: Box<Fault> },
     /// The attachment ends, and its tunnel with it if there is one. Requests that wait are answered
-    /// with `fault`, or, without one, with what the cause says. Answered by [`ForSessions::Closed`].
+    /// with `fault`; without one, with the fault of the cause. Answered by [`ForSessions::Closed`].
     Close { key: Key, cause: Cause, fault: Option<Box<Fault>> },
-    /// Requests that wait for this route are placed as if they came now, and no other goes by it
-    /// unless it is placed there anew.
+    /// Requests that wait for this route are placed as if they came now. Later requests go by this
+    /// route only if they are placed on it anew.
     PlaceAnew { key: Key },
-    /// No request goes by this route any more that is not placed there anew. Requests that wait for it
-    /// still wait.
+    /// Later requests go by this route only if they are placed on it anew. Requests that wait for
+    /// it still wait.
     Unlearn { key: Key },
     /// Requests that wait for one route wait for another one of the same client and session.
     Merge { from: Key, to: Key },
     /// A worker's connection becomes the route's tunnel. Answered by [`ForSessions::Attached`].
     Attach(Box<NewTunnel>),
-    /// The route's tunnel is kept for a client that comes back, until then. Answered by
+    /// The route's tunnel is kept until `until` for a client that comes back. Answered by
     /// [`ForSessions::Parked`] or [`ForSessions::UsedUp`].
     Park { key: Key, until: Time },
-    /// A client of this core is back, and the parked tunnel is its own.
+    /// A client of this core is back and gets the parked tunnel.
     Unpark { key: Key, client: ConnId },
     /// The parked tunnel of `from`, whose route ends, becomes the tunnel of `to`.
     Transfer { from: Key, to: Key },
     /// The parked tunnel goes to another core. Answered by [`ForSessions::Left`].
     Detach { key: Key },
-    /// A tunnel has come from another core. It is the route's.
+    /// A tunnel has come from another core. It becomes the route's tunnel.
     Adopt { key: Key, detached: Box<Detached>, hop: MovedHop },
-    /// Two attachments of a session change tunnels: `key` goes on with the fresh one of `spare`,
-    /// and what runs on the old one ends there, as the spare's.
+    /// Two attachments of a session change tunnels. `key` goes on with the fresh tunnel of `spare`.
+    /// Exchanges that run on the old tunnel end there; it belongs to `spare` now.
     Swap { key: Key, spare: Key },
-    /// Whether another tunnel is to come in the place of this route's. If none is, one that takes no
-    /// more streams ends with its last.
+    /// Whether another tunnel will replace this route's. If none will, a tunnel that takes no more
+    /// streams ends with its last stream.
     Replaced { key: Key, yes: bool },
     /// Another gateway leaves: its clients are told to go, and its tunnels take no more streams.
     NodeLeaves { node: Node },
     // ---- the relay's own, done after what caused it ----
-    /// Both directions of an exchange are done, or it was given up: it leaves every table.
+    /// Both directions of an exchange are done, or the exchange was given up. It leaves every
+    /// table.
     Over { exchange: Key },
     /// A client's connection has come to its end.
     ClientOver { conn: ConnId, how: Gone },
@@ -134,27 +135,29 @@ pub(crate) enum ForRelay {
     TunnelOver { conn: ConnId, cause: Cause, last: bool },
     /// Requests wait for this route, and it may have a stream for them.
     Wake { key: Key },
-    /// What waited for a peer, the function's side or the client, goes on after it had stalled.
+    /// A direction of an exchange goes on after it had waited for a peer. With `up` the peer was
+    /// the function's side, otherwise the client.
     Stalled { exchange: Key, up: bool, took: Duration },
 }
 
-/// What a route is held to.
+/// The rules for a route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Terms {
-    /// After which ends of its client its tunnel is kept.
+    /// After which ends of its client the route's tunnel is kept.
     pub(crate) parks: super::cause::Manners,
     /// Whether another tunnel of the session can be asked for at all.
     pub(crate) spares: bool,
 }
 
-/// What a request asks for: what decides by which route it goes.
+/// What a request asks for. It decides by which route the request goes.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// What it calls, and as whom: shared with the question that is asked about it.
+    /// The function that it calls, and its credential. Shared with the question to the control
+    /// plane.
     pub(crate) call: Arc<Call>,
-    /// The session it names.
+    /// The session that the request names.
     pub(crate) id: Option<Uuid>,
-    /// For how many seconds it asks a streaming worker to wait for it.
+    /// For how many seconds the client asks a streaming worker to wait for its return.
     pub(crate) window: Option<u16>,
 }
 
@@ -169,13 +172,13 @@ impl Wanted {
 }
 
 impl std::fmt::Debug for Wanted {
-    // The credential is for no log.
+    // The credential must be in no log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wanted").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// A client's connection, as sessions know it.
+/// A client's connection, as `sessions` knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) conn: ConnId,
@@ -183,7 +186,7 @@ pub(crate) struct Caller {
     /// When it was accepted.
     pub(crate) opened: Time,
     pub(crate) speaks: Speaks,
-    /// Another gateway has brought it, because of its first request.
+    /// Another gateway has brought the connection, because of its first request.
     pub(crate) brought: bool,
 }
 
@@ -196,9 +199,9 @@ pub(crate) struct NewTunnel {
     pub(crate) opened: Time,
     /// A timer of the connection that is armed already.
     pub(crate) timer: Option<Time>,
-    /// The gateway that it came to, if it was another one.
+    /// The gateway that the worker dialled, if it was another one.
     pub(crate) via: Option<Node>,
-    /// What was read behind its CONNECT.
+    /// The bytes that were read behind its CONNECT.
     pub(crate) tail: Vec<u8>,
 }
 
@@ -211,7 +214,7 @@ impl std::fmt::Debug for MovedHop {
     }
 }
 
-/// What a route has carried, at its end.
+/// What a route has carried until its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Streams that were open.
@@ -220,18 +223,18 @@ pub(crate) struct Tally {
     pub(crate) bytes_up: u64,
     /// Body bytes to the client.
     pub(crate) bytes_down: u64,
-    /// Its tunnel had answered, and nothing of an answer was lost.
+    /// The tunnel has answered, and no part of an answer was lost.
     pub(crate) answered: bool,
-    /// It had a tunnel.
+    /// The route had a tunnel.
     pub(crate) tunnel: bool,
 }
 
-/// What can be seen of a route from outside.
+/// What the relay shows of a route.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RouteFacts {
     /// The tunnel's peer, if there is a tunnel.
     pub(crate) tunnel: Option<SocketAddr>,
-    /// A request was sent on it.
+    /// A request was sent on the tunnel.
     pub(crate) used: bool,
     pub(crate) streams: u32,
     pub(crate) bytes_up: u64,
@@ -242,7 +245,7 @@ impl RouteFacts {
     /// A session's row, with what its route carries.
     pub(crate) fn show(self, row: SessionRow) -> SessionRow {
         SessionRow {
-            // Whether a tunnel is used only its route knows.
+            // Only the route knows whether its tunnel is used.
             state: if row.state == "attached" && self.used { "active" } else { row.state },
             tunnel: self.tunnel,
             streams: self.streams,
@@ -257,15 +260,15 @@ impl RouteFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parted {
     pub(crate) key: Key,
-    /// Something ran on it, or waited for it.
+    /// An exchange ran on the route, or waited for it.
     pub(crate) busy: bool,
-    /// Its tunnel is to be kept.
+    /// The route's tunnel is to be kept.
     pub(crate) kept: bool,
 }
 
 // ---- sessions: attachments, pins, what is parked, the directory ----
 
-/// What the sessions are told.
+/// Facts for the sessions.
 #[derive(Debug)]
 pub(crate) enum ForSessions {
     /// A request is here that no route is known for. Answered by [`ForRelay::Serve`] or
@@ -275,48 +278,50 @@ pub(crate) enum ForSessions {
         from: Box<Caller>,
         wanted: Box<Wanted>,
     },
-    /// The sessions' own: a request goes on whose client was granted what it wants.
+    /// From `sessions` to itself: the client was granted what it asks for, so its request goes on.
     GoOn {
         exchange: Key,
         from: ConnId,
         wanted: Box<Wanted>,
     },
-    /// The same, wherever the session is that it names.
+    /// Like [`Self::Place`], but served here even if the request names a session of another
+    /// gateway.
     PlaceHere(Box<Elsewhere>),
-    /// A client's connection has ended. Nobody waits for its routes any more.
+    /// A client's connection has ended. No client waits for its routes any more.
     ClientGone {
         conn: ConnId,
         how: Gone,
         routes: Vec<Parted>,
     },
-    /// Nobody waits for this attachment any more, and it has no tunnel.
+    /// No request waits for this attachment any more, and it has no tunnel.
     Abandoned {
         key: Key,
     },
-    /// The attachment has its tunnel. `unspoken`: nothing can be said on it before a client is there.
+    /// The attachment has its tunnel. `unspoken`: nothing can be sent on it before a client is
+    /// there.
     Attached {
         key: Key,
         unspoken: bool,
     },
-    /// The tunnel is parked, and goes with clients that speak so.
+    /// The tunnel is parked. Only clients that speak the given protocol can have it.
     Parked {
         key: Key,
         speaks: Speaks,
     },
-    /// The tunnel can carry no other client's requests; it is held until another one is there.
+    /// The tunnel can carry no other client's requests. It is held until another tunnel is there.
     UsedUp {
         key: Key,
     },
-    /// The tunnel takes no more streams: those that run end on it.
+    /// The tunnel takes no more streams. Those that run on it end there.
     Spent {
         key: Key,
         goaway: bool,
     },
-    /// The tunnel will be used up with what runs on it.
+    /// The tunnel will be used up by the exchange that runs on it.
     WantsSpare {
         key: Key,
     },
-    /// The worker has ended a tunnel that is held until its spare is there.
+    /// The worker has ended a tunnel that was held until its spare comes.
     LastChance {
         key: Key,
     },
@@ -328,7 +333,7 @@ pub(crate) enum ForSessions {
         cause: Cause,
         tally: Tally,
     },
-    /// The answer to [`ForRelay::Detach`]: nothing is under way on the tunnel any more.
+    /// The answer to [`ForRelay::Detach`]: no I/O is under way on the tunnel any more.
     Left {
         key: Key,
         detached: Box<Detached>,
@@ -351,13 +356,13 @@ pub(crate) enum ForSessions {
         key: Key,
         conn: ConnId,
     },
-    /// There may be no more connections to the functions' side.
+    /// The connection was not dialled: the limit of connections to the functions' side is reached.
     NotDialled {
         key: Key,
     },
     // ---- said by other cores, or by this one to itself ----
-    /// The work found no room in its queue, or on its way there. The work of a spare waits on its
-    /// way, so only the former is said of it.
+    /// The work found no room in its queue, or on its way there. The work of a spare can only find
+    /// its queue full: it waits on its way until there is room.
     NotSubmitted {
         ticket: Ticket,
         fault: Box<Fault>,
@@ -380,7 +385,8 @@ pub(crate) enum ForSessions {
         parked: Ticket,
         to: Ticket,
     },
-    /// With `room`, there may be one more connection to the functions' side.
+    /// The answer to the claim of a parked tunnel, for the attachment that waits. `room`: one more
+    /// connection to the functions' side is allowed.
     Resumed {
         resumed: Box<Resumed>,
         room: bool,
@@ -392,15 +398,15 @@ pub(crate) enum ForSessions {
 pub(crate) struct Lost {
     pub(crate) key: Key,
     pub(crate) cause: Cause,
-    /// The tunnel took no more streams already.
+    /// The tunnel had stopped taking streams before it was lost.
     pub(crate) going: bool,
-    /// The session is over with it: no spare of it stays.
+    /// The session ends with this tunnel: none of its spares stays.
     pub(crate) last: bool,
 }
 
 // ---- the workers' listener: polls, CONNECTs, queues of work ----
 
-/// What the workers' component is told.
+/// Facts for the workers.
 #[derive(Debug)]
 pub(crate) enum ForWorkers {
     /// The token is good: the connection becomes the tunnel. Answered with [`ForRelay::Attach`].
@@ -414,12 +420,12 @@ pub(crate) enum ForWorkers {
         result: ConnectResult,
         age: Option<Duration>,
     },
-    /// Another gateway made the token. `node` is none if it is not of the cluster.
+    /// Another gateway made the token. `node` is none if that gateway is not of the cluster.
     SendAway {
         conn: ConnId,
         node: Option<Node>,
     },
-    /// A connection that was to go to another gateway: nothing came of it.
+    /// A connection was to go to another gateway, and that gateway did not take it.
     Back(Box<Back>),
     /// Another gateway has brought a worker's connection.
     Arrived(Box<Arrived>),
@@ -428,14 +434,14 @@ pub(crate) enum ForWorkers {
         conn: ConnId,
         core: u16,
     },
-    /// Another core made the token, and other messages wait for that core already. The loop says
+    /// Another core made the token, and other messages wait for that core already. The loop puts
     /// this in place of [`ForWorkers::SendHome`].
     NoWayHome {
         conn: ConnId,
     },
     /// An attachment's work, for the dispatch home of its function version.
     Submit(Box<Work>),
-    /// Nobody waits for the work any more.
+    /// No attachment waits for the work any more.
     Withdraw(Box<OfVersion>),
     /// The worker for this work is there.
     Served(Box<OfVersion>),
@@ -448,14 +454,14 @@ pub(crate) enum ForWorkers {
     Unparks(Box<OfVersion>),
     // ---- said by other cores, or by this one to itself ----
     Connect(Box<MovedConnect>),
-    /// The connection finds no place here.
+    /// This core has no room for the connection.
     TurnAway(Detached),
     Submitted(Box<Work>),
     Withdrawn(Ticket),
     RecallAsked(Ticket),
     ImpatientThere(Box<Parks>),
     Polled(PollId, Box<crate::control::local::PollRequest>),
-    /// The poll found no room on its way, or there.
+    /// The poll found no room at its dispatch home, or on the way there.
     PollRefused(PollId),
     Delivered(PollId),
     Doubted(PollId),
@@ -465,11 +471,11 @@ pub(crate) enum ForWorkers {
     UnparkedThere(Ticket),
 }
 
-/// For what a worker's connection is let in.
+/// What a worker's connection is admitted for.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     pub(crate) key: Key,
-    /// How old its token was.
+    /// The age of its token.
     pub(crate) age: Duration,
     pub(crate) session: Uuid,
 }
@@ -484,22 +490,23 @@ pub(crate) struct OfVersion {
 
 // ---- edges: what metrics, log and timeline read ----
 
-/// What happens to a session, or to a connection, once. Each says all that its readers make of it:
-/// nobody counts, logs or notes the same thing besides.
+/// Something that happens once to a session or to a connection. An edge holds all that its readers
+/// need. No other place counts, logs or notes the same event.
 #[derive(Debug)]
 pub(crate) enum Edge {
-    /// What no other edge says, for the timeline alone; now, or a while ago.
+    /// An event for the timeline alone that no other edge says. It happened at `at`, or now.
     Note { session: Uuid, at: Option<Time>, event: Event },
     /// An attachment begins to ask for a tunnel.
     Began { session: Uuid, facts: SessionFacts, wish: Wish, client: Option<Met> },
     /// The worker's or server's connection is the tunnel now.
     Registered(Named),
-    /// A client is back at its session. The client, if it was not noted when its work was asked for.
+    /// A client is back at its session. `client` is set if it was not noted when its work was asked
+    /// for.
     Resumed { session: Uuid, way: ResumeWay, took: Duration, client: Option<Met> },
     /// A parked tunnel has come from another core.
     Arrived { session: Uuid, facts: SessionFacts, from: u16 },
-    /// What has become of a spare. The timeline says that it was asked for, came or took the other
-    /// tunnel's place.
+    /// What has become of a spare. The timeline says that the spare was asked for, came, or took
+    /// the other tunnel's place.
     Spare { session: Uuid, outcome: SpareOutcome },
     /// A PING was answered.
     Ponged { session: Uuid, took: Duration },
@@ -517,23 +524,23 @@ pub(crate) struct Met {
     pub(crate) client: SocketAddr,
     /// When it was accepted.
     pub(crate) at: Time,
-    /// When its credential was found to be good.
+    /// When the control plane granted its credential.
     pub(crate) authorised: Option<Time>,
 }
 
 /// An attachment's end.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Names the session in lines. The lines of a session that nobody served are counted as its
-    /// client's.
+    /// Names the session in log lines. If no worker served the session, its lines count against its
+    /// client's share of the log.
     pub(crate) named: Named,
     pub(crate) cause: Cause,
     pub(crate) held_for: Duration,
-    /// A worker was asked for it as a spare, and it never came.
+    /// The attachment was a spare, and its worker never came.
     pub(crate) spare: bool,
 }
 
-/// An attachment's or a question's number in its name towards others.
+/// The number that stands for an attachment or a question in its name towards others.
 pub(crate) fn number_of(key: Key) -> u64 {
     u64::from(key.generation) << 32 | u64::from(key.slot)
 }

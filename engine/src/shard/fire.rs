@@ -1,15 +1,15 @@
-//! Timers that are due, and whether there still is what they were armed for; and other rules, of which
-//! attachments hear piece by piece.
+//! Timers that are due, and whether what they were armed for still exists. Also new rules, which
+//! attachments are told a part at a time.
 
 use super::Shard;
 use super::timer::Due;
 use super::turn::Turn;
 use crate::net::{Close, ConnId, Net};
 
-/// Timers that fire in one turn: what is due at once for many does not keep the rest waiting.
+/// Most timers that fire in one turn: many that are due at once must not keep connections waiting.
 const FIRES: usize = 256;
 
-/// Sees to what is due.
+/// Fires the timers that are due.
 pub(super) fn fire_timers(shard: &mut Shard, net: &mut Net) {
     let (relay, sessions, workers) = (&shard.relay, &shard.sessions, &shard.workers);
     let nodes = &shard.nodes;
@@ -72,7 +72,7 @@ fn fire(shard: &mut Shard, net: &mut Net, due: Due) {
     shard.settle(net);
 }
 
-/// More attachments hear of other rules.
+/// Tells more attachments of new rules.
 #[cold]
 pub(super) fn renew_terms(shard: &mut Shard, net: &mut Net) {
     shard.sessions.renew_terms(turn!(shard, net));

@@ -1,6 +1,6 @@
-//! Clients' connections without an answered request that go elsewhere: to another core, another node
-//! or a later process. Where that is asked for ([`ShardSettings::unanswered`]) what comes on such a
-//! connection is kept until its first request is answered.
+//! Clients' connections without an answered request, which can go elsewhere: to another core,
+//! another node or a later process. With [`ShardSettings::unanswered`] the bytes of such a
+//! connection are kept until its first request is answered.
 //!
 //! [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
 
@@ -20,28 +20,30 @@ use crate::metrics::RelayCause;
 use crate::net::{Close, ConnId, Detached, End, Listener, Net};
 use crate::pool::Segment;
 
-/// What may still come on a connection that was released, over what is kept: one receive.
+/// Bytes that may still come on a released connection, beyond those that are kept: one receive.
 const LATE_BYTES: usize = 64 * 1024;
 
-/// Connections kept of which nobody looks whether they were answered meanwhile.
+/// So many connections are kept before the table is searched for those that were answered
+/// meanwhile.
 const UNSEEN: usize = 64;
 
-/// What is kept, and what is on its way out.
+/// Connections whose bytes are kept, and connections on their way out.
 #[derive(Default)]
 pub(super) struct Handover {
-    /// Octets kept of a connection; 0 if none leave.
+    /// Most octets kept of a connection; 0 if no connection may leave.
     most: usize,
     kept: HashMap<ConnId, Vec<u8>, foldhash::fast::RandomState>,
-    /// Octets at the end of what is kept of the connection that is being read which are not read yet.
+    /// While a connection is read: how many of its kept octets, at their end, are not read yet.
     unread: usize,
-    /// At how many of them those are looked for that were answered or have ended.
+    /// At this number of connections the table is searched for those that were answered or have
+    /// ended.
     sweep_at: usize,
     leaving: HashMap<ConnId, Client, foldhash::fast::RandomState>,
     released: Vec<Released>,
 }
 
 impl fmt::Debug for Handover {
-    // What was received holds credentials: they are not for any log.
+    // The received bytes hold credentials, which must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handover")
             .field("kept", &self.kept.len())
@@ -61,27 +63,28 @@ impl Handover {
         self.leaving.is_empty() && self.released.is_empty()
     }
 
-    /// A client's bytes are kept from now on.
+    /// Keeps a client's bytes from now on.
     fn keep(&mut self, conn: ConnId, bytes: Vec<u8>) {
         if self.most > 0 && bytes.len() <= self.most {
             self.kept.insert(conn, bytes);
         }
     }
 
-    /// Whether what comes on this connection is kept, because its client was not answered yet.
+    /// Whether the bytes of this connection are kept, because its client was not answered yet.
     #[inline]
     pub(super) fn keeps(&self, conn: ConnId) -> bool {
         self.most > 0 && (self.kept.contains_key(&conn) || self.leaving.contains_key(&conn))
     }
 
-    /// More has come. Whether the connection is on its way out, so that nobody else is to hear of it.
+    /// More bytes have come. True if the connection is on its way out: then no component is given
+    /// the bytes.
     pub(super) fn hear(&mut self, net: &mut Net, conn: ConnId, segment: Segment) -> bool {
         let bytes = net.pool.bytes(segment);
         if let Some(client) = self.leaving.get_mut(&conn) {
             let received = client.said.received_mut();
             received.extend_from_slice(bytes);
             if received.len() > self.most + LATE_BYTES {
-                // Reading was stopped before that, so no reactor that keeps to its contract comes
+                // Reading was stopped long before, so a reactor that keeps its contract never comes
                 // here.
                 self.leaving.remove(&conn);
                 net.close(conn, Close::Now);
@@ -98,8 +101,8 @@ impl Handover {
         false
     }
 
-    /// Nothing is under way on a connection any more. The detached connection, if it is none of
-    /// these.
+    /// No I/O is under way on a connection any more. Returns the detached connection if it is not
+    /// one that leaves.
     pub(super) fn hand_over(&mut self, conn: ConnId, detached: Detached) -> Option<Detached> {
         match self.leaving.remove(&conn) {
             Some(client) => {
@@ -111,21 +114,21 @@ impl Handover {
     }
 }
 
-/// From where a client's connection comes that is taken up here.
+/// Where a client's connection comes from that is taken up here.
 #[derive(Clone, Copy, Debug)]
 enum Whence {
-    /// A core of this gateway; it may go on from here.
+    /// From a core of this gateway. The connection may leave this core again.
     ThisGateway,
-    /// Another gateway, which has brought it to its owner.
+    /// From another gateway, which has brought it here as to its owner.
     Another(Node),
-    /// Nowhere: its owner did not take it.
+    /// From this core: its owner did not take it.
     NotTaken,
 }
 
 // ---- clients of other gateways ----
 
-/// A client's first request names a session of another gateway. Its connection goes there, if it
-/// can; else the request is served here as well as it can be.
+/// A client's first request names a session of another gateway. Its connection goes there if it
+/// can; otherwise the request is served here as well as possible.
 pub(super) fn elsewhere(shard: &mut Shard, net: &mut Net, elsewhere: Box<Elsewhere>) {
     let (Caller { conn, peer, .. }, node) = (elsewhere.from, elsewhere.node);
     let may_leave = shard.handover.kept.contains_key(&conn) && shard.relay.is_unanswered(conn);
@@ -157,7 +160,7 @@ pub(super) fn knock(shard: &mut Shard, conn: ConnId, client: bool) {
     shard.leave(Fact::Nodes(ForNodes::Admitted { conn, room }));
 }
 
-/// Another gateway leaves: all cores have what it has brought.
+/// Another gateway leaves. Every core may have connections that it has brought, so all are told.
 pub(super) fn node_leaves(shard: &mut Shard, node: Node) {
     for to in 0..shard.settings.cores {
         shard.leave(Fact::Send { to, message: CoreMessage::NodeLeaves(node) });
@@ -181,7 +184,7 @@ pub(super) fn go_on_here(shard: &mut Shard, net: &mut Net) {
 impl Shard {
     // ---- clients that leave ----
 
-    /// A client's connection is here.
+    /// A client's connection begins here: its bytes are kept, if the settings ask for that.
     pub(super) fn keep_unanswered(&mut self, conn: ConnId) {
         self.handover.keep(conn, Vec::new());
         if self.handover.kept.len() > self.handover.sweep_at {
@@ -196,8 +199,8 @@ impl Shard {
     /// a request was answered, more than [`ShardSettings::unanswered`] octets have come, or this
     /// core drains.
     ///
-    /// It is among [`Self::take_released`] once nothing is under way on its socket. If the client
-    /// ends it first, it goes on here as if nothing had happened.
+    /// [`Self::take_released`] gives the connection once no I/O is under way on its socket. If the
+    /// client ends it before that, it goes on here as if it had not been released.
     ///
     /// [`ShardSettings::unanswered`]: super::ShardSettings::unanswered
     pub fn release(&mut self, net: &mut Net, conn: ConnId) -> bool {
@@ -213,13 +216,13 @@ impl Shard {
         leaves
     }
 
-    /// The connections that were released and have nothing under way any more since the last call.
+    /// The released connections on which no I/O is under way any more, since the last call.
     pub fn take_released(&mut self, into: &mut Vec<Released>) {
         into.append(&mut self.handover.released);
     }
 
-    /// Takes up a connection that another core, or another process, has released. None if there may
-    /// be no more clients here: then it is closed.
+    /// Takes up a connection that another core, or another process, has released. None if this core
+    /// has as many clients as it may: then the connection is closed.
     pub fn take_up(&mut self, net: &mut Net, released: Released) -> Option<ConnId> {
         if let Err(limit) = self.admits(Listener::Client) {
             self.metrics.limit_hit(limit);
@@ -231,7 +234,8 @@ impl Shard {
         Some(conn)
     }
 
-    /// Bytes of a connection, where those are kept that a client has sent before it is answered.
+    /// Bytes of a connection of which some may have to be kept, since its client was not answered
+    /// yet.
     #[cold]
     pub(super) fn received_and_kept(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         if !self.handover.hear(net, conn, segment) {
@@ -239,7 +243,7 @@ impl Shard {
         }
     }
 
-    /// Reads what has come, and forgets what was kept of a connection that is answered.
+    /// Reads the bytes. Once the connection was answered, its kept bytes are forgotten.
     pub(super) fn read(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         let mut pos = 0;
         let mut step = self.relay.received(turn!(self, net), conn, segment, &mut pos);
@@ -256,7 +260,8 @@ impl Shard {
             self.settle(net);
         }
         if self.handover.keeps(conn) && !self.relay.is_unanswered(conn) {
-            // Behind an answer of our own an HTTP/1 connection is as good as fresh.
+            // After an answer that the gateway made itself an HTTP/1 connection is as good as
+            // fresh.
             if self.relay.start_over(conn) {
                 self.handover.keep(conn, Vec::new());
             } else {
@@ -265,8 +270,8 @@ impl Shard {
         }
     }
 
-    /// A connection has ended: it does not leave any more. If it can still be answered, it goes on
-    /// here.
+    /// A connection has ended, so it does not leave any more. If its client can still be answered,
+    /// it goes on here.
     pub(super) fn stay_to_the_end(&mut self, net: &mut Net, conn: ConnId, end: End) {
         if let Some(client) = self.handover.leaving.remove(&conn).filter(|_| end.is_half()) {
             self.go_on(net, conn, &client, Whence::ThisGateway);
@@ -274,7 +279,7 @@ impl Shard {
         self.handover.kept.remove(&conn);
     }
 
-    /// All that was received of a client's connection is read, as if it had just come.
+    /// Reads all bytes that were received on a client's connection, as if they had just come.
     fn go_on(&mut self, net: &mut Net, conn: ConnId, client: &Client, whence: Whence) {
         let Client { peer, opened, said } = client;
         let via = match whence {
@@ -292,7 +297,8 @@ impl Shard {
             }
         };
         let Ok(mut said_before) = begun else { return net.close(conn, Close::Now) };
-        // One hop, ever: what is not kept goes nowhere.
+        // A connection goes from gateway to gateway once at most. This one is not kept, so it
+        // cannot leave.
         if let Whence::ThisGateway = whence {
             self.handover.keep(conn, said.received().to_vec());
         }
@@ -325,36 +331,33 @@ impl Shard {
 
     // ---- what a later process, or another node, needs to know ----
 
-    /// A session whose home is here as bytes, if there is one with this id: its facts, and its
-    /// attachments as they stand.
+    /// A session as bytes, if its home is here: its facts, and its attachments with their present
+    /// states.
     #[must_use]
     pub fn carry_session(&self, id: Uuid) -> Option<Vec<u8>> {
         self.sessions.carried(&self.settings, id)
     }
 
-    /// A session's home is here from now on, as [`Self::carry_session`] told of it elsewhere. Its
-    /// attachments keep their names: what is said to one of another node, or of another run of this
-    /// one's process, is void until its tunnel is taken up here as well.
+    /// This core becomes the home of a session that [`Self::carry_session`] turned into bytes
+    /// elsewhere. The attachments keep their names. Messages to an attachment of another node, or
+    /// of another run of this process, are void until its tunnel is taken up here as well.
     ///
-    /// # Errors
-    /// The bytes are none, or there is one with its id already.
+    /// # Errors The bytes are no session, or a session with this id is here already.
     pub fn take_up_session(&mut self, bytes: &[u8]) -> Result<Uuid, Unreadable> {
         self.sessions.take_up(&self.settings, bytes)
     }
 
-    /// What the credentials of a client's connection were granted, as bytes, each for itself. They
-    /// hold the credentials.
+    /// The pins of a client's connection, each as bytes of its own. The bytes hold the credentials.
     #[must_use]
     pub fn carry_pins(&self, conn: ConnId) -> Vec<Vec<u8>> {
         self.sessions.carried_pins(&self.settings, conn)
     }
 
-    /// What [`Self::carry_pins`] told elsewhere holds here too, for a client's connection that has
-    /// asked for a session.
+    /// Gives a pin from [`Self::carry_pins`] to a client's connection here that has asked for a
+    /// session.
     ///
-    /// # Errors
-    /// The bytes are none; or the connection is none such, has a pin for the same, or as many as may
-    /// be.
+    /// # Errors The bytes are no pin. Or the connection has asked for no session, has a pin for the
+    /// same call, or has as many pins as it may.
     pub fn take_up_pin(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), Unreadable> {
         self.sessions.take_up_pin(&self.settings, conn, bytes)
     }

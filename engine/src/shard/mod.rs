@@ -1,12 +1,12 @@
 //! What one core owns, in six components: [`relay`] (connections, exchanges and their routes),
-//! [`sessions`] (attachments, pins, what is parked, the directory), [`workers`] (the worker listener
-//! and the work), [`nodes`] (what goes to other gateways, and comes from them), [`cores`] (what cores
-//! say to each other), [`edges`] (what metrics, log and timeline read). Pure: bytes and facts come in
-//! through [`Core`], segments and rare wishes go out through the [`Net`].
+//! [`sessions`] (attachments, pins, parked tunnels, the directory), [`workers`] (the worker
+//! listener and the work), [`nodes`] (connections to and from other gateways), [`cores`] (messages
+//! between cores), [`edges`] (what metrics, log and timeline read). The shard is pure. Bytes and
+//! events come in through [`Core`]; segments and rare wishes go out through the [`Net`].
 //!
-//! Components own their tables and know nothing of each other. What one cannot do itself it leaves
-//! as a [`Fact`]; the loop here ([`Shard::settle`]) gives each to the component it is for, the
-//! consequences of one before the next, until none is left.
+//! Components own their tables and know nothing of each other. What a component cannot do itself it
+//! leaves as a [`Fact`]. The loop here ([`Shard::settle`]) gives each fact to its component, and
+//! all consequences of one fact before the next one, until none is left.
 
 mod bucket;
 mod cause;
@@ -65,10 +65,10 @@ pub struct Shard {
     plane_queue: PlaneQueue,
     timers: Timers,
     metrics: ShardMetrics,
-    /// What components have left, and what of it waits for its turn.
+    /// Facts that components have left, and those that wait for the next turn.
     left: Left,
     draining: Option<Draining>,
-    /// A drain is not over while this is set, but for its limit.
+    /// While this is set, a drain ends only at its limit.
     stays: bool,
     finished: bool,
     /// A look at all connections, for the counters.
@@ -77,7 +77,7 @@ pub struct Shard {
     messages: Vec<ControlMessage>,
 }
 
-/// What the components are given with each call, and one of them.
+/// Builds the [`Turn`] that a component is given with each call.
 macro_rules! turn {
     ($shard:expr, $net:expr) => {
         &mut Turn {
@@ -132,7 +132,7 @@ impl Shard {
         into.append(&mut self.messages);
     }
 
-    /// What is to be logged since the last call.
+    /// The lines for the log since the last call.
     pub fn take_lines(&mut self, into: &mut Lines) {
         into.append(&mut self.left.lines);
     }
@@ -151,8 +151,8 @@ impl Shard {
         self.settle(net);
     }
 
-    /// What a control plane that takes time is asked since the last call: to be called after each
-    /// turn. Answers come back through [`Self::answered`].
+    /// The questions for a remote control plane since the last call. To be called after each turn.
+    /// Answers come back through [`Self::answered`].
     pub fn take_asks(&mut self, into: &mut Vec<Ask>) {
         self.plane_queue.take(into);
     }
@@ -166,7 +166,8 @@ impl Shard {
         self.settle(net);
     }
 
-    /// Whether a drain goes on although this core has no client any more: others may need it.
+    /// Sets whether a drain goes on although this core has no client any more: other cores may need
+    /// it.
     pub fn stay(&mut self, stays: bool) {
         self.stays = stays;
     }
@@ -204,8 +205,8 @@ impl Shard {
 
     // ---- the loop ----
 
-    /// Gives what components have left to those it is for, until nothing is left. Most calls leave
-    /// nothing.
+    /// Gives the facts that components have left to those they are for, until none is left. Most
+    /// calls leave none.
     #[inline(always)]
     fn settle(&mut self, net: &mut Net) {
         if !self.left.is_quiet() || self.relay.has_tail() {
@@ -217,7 +218,7 @@ impl Shard {
     fn settle_all(&mut self, net: &mut Net) {
         self.now = net.now;
         loop {
-            // The consequences of one come before the next.
+            // The consequences of one fact come before the next fact.
             while let Some(fact) = self.left.next(&mut self.metrics) {
                 self.give(net, fact);
             }
@@ -275,7 +276,7 @@ impl Shard {
         }
     }
 
-    /// What a core has said.
+    /// Does what a core's message asks for.
     fn hear(&mut self, net: &mut Net, heard: Heard) {
         match heard {
             Heard::Fact(fact) => self.leave(fact),
@@ -307,7 +308,7 @@ impl Shard {
 
     // ---- limits of connections ----
 
-    /// Whether there may be one more connection of a kind; which limit is reached if not.
+    /// Whether one more connection of a kind is allowed. If not, the limit that is reached.
     fn admits(&self, kind: Listener) -> Result<(), Limit> {
         let limits = &self.settings.config.limits;
         let (used, most, limit) = match kind {
@@ -322,12 +323,12 @@ impl Shard {
         if used < most { Ok(()) } else { Err(limit) }
     }
 
-    /// Connections of the functions' side, those included that are dialled.
+    /// Connections of the functions' side, with those that are being dialled.
     fn functions_side(&self) -> usize {
         self.relay.tunnels() + self.workers.len() + self.sessions.dials() + self.nodes.others()
     }
 
-    /// Reads what waited in this turn, and parts with clients that have left.
+    /// Reads the bytes that waited in this turn, and hands over clients that have left.
     #[cold]
     fn read_on(&mut self, net: &mut Net) {
         while self.relay.read_kept(turn!(self, net)) == Step::More {
@@ -343,8 +344,8 @@ impl Shard {
         self.settle(net);
     }
 
-    /// Asks for the tunnels of the attachments made in this turn. What finds no room may leave its
-    /// requests to others, which are as fresh.
+    /// Asks for the tunnels of the attachments made in this turn. If there is no room for one's
+    /// work, its requests may move to another attachment of this turn.
     #[inline(never)]
     fn launch(&mut self, net: &mut Net) {
         while self.sessions.has_fresh() {
@@ -360,7 +361,7 @@ impl Shard {
         self.settle(net);
     }
 
-    /// Bytes of a connection that is not the relay's: a worker's.
+    /// Bytes of a worker's connection, which is not the relay's.
     #[inline(never)]
     fn received_by_workers(&mut self, net: &mut Net, conn: ConnId, segment: Segment) {
         self.workers.received(turn!(self, net), conn, segment);
@@ -472,7 +473,8 @@ impl Core for Shard {
                 let old = std::mem::replace(&mut self.policy, policy.clone());
                 self.workers.replace_policy(policy.clone());
                 self.sessions.replace_policy(turn!(self, net), policy);
-                // A large one takes long to be taken apart: not here, if this core is the last.
+                // The last owner of a policy frees it, which takes long if it is large: so the
+                // control thread does that.
                 self.messages.push(ControlMessage::Replaced { policy: old });
             }
             ShardMessage::Keys(keys) => {

@@ -1,5 +1,6 @@
-//! Other cores that begin anew, and messages for which they had no room: all components say again
-//! what is still true. And how a core leaves, which it does when the others can spare it.
+//! Other cores that begin anew, and messages for which they had no room: in both cases all
+//! components say again what is still true. Also the drain of a core, which ends only when the
+//! other cores do not need it any more.
 
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use super::turn::{Draining, Turn};
 use crate::net::{Close, Listener, Net};
 
 impl Shard {
-    /// Another core has lost messages that were meant for this one: what it asked of it is void, and
-    /// what was asked of it is done again.
+    /// Another core has lost messages that were for this one. Its requests to this core are void,
+    /// and this core's requests to it are made again.
     pub(super) fn void(&mut self, net: &mut Net, core: u16) {
         self.workers.forget_core(turn!(self, net), core);
         self.sessions.core_void(turn!(self, net), core);
@@ -19,7 +20,7 @@ impl Shard {
         self.leave(Fact::Renewed { core });
     }
 
-    /// Another core's shard panicked: all it knew is gone.
+    /// Another core's shard panicked and has lost all state.
     pub(super) fn restarted(&mut self, net: &mut Net, core: u16) {
         let attachments = self.sessions.len();
         if self.cores.restarted(turn!(self, net), attachments, core) {
@@ -30,7 +31,7 @@ impl Shard {
         }
     }
 
-    /// Messages for which there was no room are sent again.
+    /// Sends messages again for which there was no room.
     #[cold]
     pub(super) fn resend(&mut self, net: &mut Net) {
         for core in self.cores.overrun(&*turn!(self, net)) {
@@ -44,7 +45,7 @@ impl Shard {
 
     // ---- leaving ----
 
-    /// Takes no new clients, warns the ones there are.
+    /// Begins a drain: no new clients are taken, and those of now are warned.
     pub(super) fn drain(&mut self, net: &mut Net, max: Duration) {
         if self.draining.is_some() {
             return;
@@ -52,14 +53,14 @@ impl Shard {
         self.draining = Some(Draining::Open);
         net.unlisten(Listener::Client);
         self.timers.arm(net.now + max, Due::Drain);
-        // Nobody may come back any more.
+        // No client may come back any more.
         self.sessions.drain(turn!(self, net));
         self.settle(net);
         self.relay.drain(turn!(self, net));
         self.nodes.leave(turn!(self, net));
     }
 
-    /// Ends everything that is left.
+    /// Ends every connection that is left.
     pub(super) fn end_all(&mut self, net: &mut Net, how: Close) {
         self.draining = Some(Draining::Over);
         net.unlisten(Listener::Client);
@@ -76,8 +77,8 @@ impl Shard {
         }
     }
 
-    /// Called each turn while the core drains: that is over when no client is left, on any core. Until
-    /// then other cores' tokens, work and sessions need this one.
+    /// Called each turn while the core drains. The drain is over when no core has a client left.
+    /// Until then other cores' tokens, work and sessions need this core.
     #[cold]
     pub(super) fn drain_turn(&mut self, net: &mut Net) {
         let open = self.draining == Some(Draining::Open);
@@ -97,7 +98,7 @@ impl Shard {
         self.cores.all_are_idle(self.settings.cores, self.has_no_peers())
     }
 
-    /// Whether nobody needs this core: no client, and none that is relayed.
+    /// Whether no peer needs this core: it has no client, and relays none.
     fn has_no_peers(&self) -> bool {
         self.relay.clients() == 0 && self.nodes.relays() == 0
     }

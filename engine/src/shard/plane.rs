@@ -1,5 +1,5 @@
-//! Who answers what sessions ask of the control plane: the local one, within the turn, or one that
-//! takes time, whose driver is told what is asked.
+//! The way of questions to the control plane. The local plane answers within the turn. A remote
+//! plane takes time; its driver fetches the questions.
 
 use super::facts::{Answer, Ask, ForSessions, Question, Topic, key_numbered};
 use super::timer::Due;
@@ -7,15 +7,15 @@ use super::turn::Turn;
 use crate::control::local::Policy;
 use crate::control::port::Plane;
 
-/// What is asked of a control plane that takes time, and its driver has not taken yet. At most as
-/// many questions as sessions let wait, and one withdrawal for each that was taken before.
+/// Questions for a remote control plane that its driver has not taken yet. There are at most as
+/// many as sessions may have open, and one withdrawal for each that was taken before.
 #[derive(Debug, Default)]
 pub(super) struct PlaneQueue {
     out: Vec<Ask>,
 }
 
 impl PlaneQueue {
-    /// Something is asked. `draw` gives a random number to those that pick one of several versions.
+    /// Asks a question. `draw` gives a random number, with which one of several versions is picked.
     pub(super) fn ask(
         &mut self,
         turn: &mut Turn<'_>,
@@ -30,13 +30,14 @@ impl PlaneQueue {
                 let answer = granted.map_or_else(Answer::Denied, Answer::Granted);
                 turn.sessions(ForSessions::Answered { ticket, answer });
             }
-            // It was answered before anybody could leave.
+            // The local plane answered within the turn, so there is nothing to withdraw.
             (Plane::Local, Question::Withdraw) if ticket.about == Topic::Call => {}
             (Plane::Remote, Question::Authorise(_)) => {
                 turn.arm(ask.deadline, Due::Ask(key_numbered(ticket.number)));
                 self.out.push(ask);
             }
-            // The local plane has no work and no sessions of others: these are a remote one's.
+            // The local plane queues no work and knows no sessions of other gateways: only a remote
+            // plane is asked this.
             (
                 _,
                 Question::Submit(_)
@@ -46,8 +47,8 @@ impl PlaneQueue {
                 | Question::Settled,
             ) => self.out.push(ask),
             (_, Question::Withdraw) => {
-                // Of what was not said yet nothing has to be taken back; how far it has come is
-                // asked of what was.
+                // A question that the driver has not taken needs no withdrawal. Progress is asked
+                // only of work that the driver has taken.
                 let unsaid = |other: &Ask| {
                     other.ticket == ticket && !matches!(other.what, Question::Progress { .. })
                 };
@@ -59,7 +60,7 @@ impl PlaneQueue {
         }
     }
 
-    /// What was asked since the last call, in order.
+    /// The questions since the last call, in order.
     pub(super) fn take(&mut self, into: &mut Vec<Ask>) {
         into.append(&mut self.out);
     }

@@ -1,4 +1,4 @@
-//! What a shard is told at its start.
+//! What a shard is given at its start.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct ShardSettings {
     pub config: Arc<Config>,
     /// Which control plane says who may call.
     pub plane: Plane,
-    /// Which one brings work to workers.
+    /// Which control plane brings work to workers.
     pub dispatch: Plane,
     /// Logical number of this core.
     pub core: u16,
@@ -28,10 +28,10 @@ pub struct ShardSettings {
     pub cores: u16,
     /// Names this run of this node's process in ids, in tokens and towards other nodes.
     pub node: Node,
-    /// What this process alone knows, the same on all its cores: seals are made with it, and tokens
-    /// where there is no cluster.
+    /// A secret of this process, the same on all its cores. Seals are made with it, and tokens if
+    /// there is no cluster.
     pub secret: [u8; 16],
-    /// What the gateways of a cluster know each other by; none: there is no cluster.
+    /// The keys by which the gateways of a cluster know each other; none: there is no cluster.
     pub keys: Option<Arc<Keys>>,
     /// Where this core's random numbers begin.
     pub seed: [u8; 32],
@@ -51,7 +51,7 @@ pub struct ShardSettings {
 }
 
 impl ShardSettings {
-    /// The version that is told: the program's own, unless another one was configured.
+    /// The version to report: the program's own, unless another one was configured.
     pub(crate) fn version(&self) -> &str {
         self.config.version.as_deref().unwrap_or(self.version)
     }
@@ -61,7 +61,7 @@ impl ShardSettings {
         self.unix_micros_at_zero + at.0
     }
 
-    /// What the time is, for an answer (RFC 9110 §6.6.1).
+    /// The date field of an answer (RFC 9110 §6.6.1).
     pub(crate) fn date(&self, now: Time) -> HttpDate {
         HttpDate::from_unix((self.unix_micros_at_zero + now.0) / 1_000_000)
     }
@@ -76,8 +76,8 @@ impl ShardSettings {
         (hasher.finish() % u64::from(self.cores)) as u16
     }
 
-    /// DATA of one connection that may wait here before its connection credit waits too
-    /// (design 3.10).
+    /// Octets of DATA of one connection that may wait here before its connection credit is kept
+    /// back too (design 3.10).
     pub(crate) fn buffered_per_connection(&self) -> usize {
         self.config.limits.connection_buffer / 2
     }
@@ -111,7 +111,7 @@ impl ShardSettings {
             empty_data: limits.empty_data,
             stream_window: limits.stream_window,
             stream_window_max: limits.stream_window_max,
-            // Half of it may be on its way when the other half is held: see
+            // Half of the buffer may be on its way while the other half is held: see
             // `buffered_per_connection`.
             connection_window: (limits.connection_buffer / 2) as u32,
             first_settings: limits.handshake,

@@ -1,5 +1,5 @@
 //! What the admin port is shown of a core: its counters, and its sessions page by page. Neither may
-//! keep the core's connections waiting, whatever their number.
+//! keep the core's connections waiting, however many there are.
 
 use super::Shard;
 use super::relay::Fullest;
@@ -9,24 +9,25 @@ use crate::metrics::{CopyWhy, Limit};
 use crate::net::Net;
 use crate::timeline::IdBegin;
 
-/// Connections looked at in one turn: some cost two lines of memory that nobody has used for long.
+/// Connections looked at in one turn. Some cost two cache lines that were not used for long.
 const LOOKS: usize = 1024;
 
-/// Most who wait for the counters; more than can ask at once (the admin port's connections).
+/// Most questions that wait for the counters. The admin port has fewer connections, so no more can
+/// come at once.
 const ASKERS: usize = 512;
 
-/// A look at all connections for what only they know.
+/// A look at all connections, for counters that only they can give.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     /// The questions that wait for its result.
     tickets: Vec<u64>,
-    /// The slot at which it goes on.
+    /// The slot at which the look goes on.
     at: usize,
     fullest: Fullest,
 }
 
 impl Survey {
-    /// Adds a question. One that comes while a look is under way is answered with the others.
+    /// Adds a question. If a look is under way, its result answers this question too.
     pub(super) fn ask(&mut self, ticket: u64) {
         // The question that has waited for longest has timed out by now.
         if self.tickets.len() == ASKERS {
@@ -35,7 +36,7 @@ impl Survey {
         self.tickets.push(ticket);
     }
 
-    /// Whether it goes on in the next turn.
+    /// Whether the look goes on in the next turn.
     pub(super) fn is_open(&self) -> bool {
         !self.tickets.is_empty()
     }
@@ -74,7 +75,7 @@ fn snapshot(shard: &Shard, net: &Net, fullest: &Fullest) -> Snapshot {
     Snapshot { metrics, ..Snapshot::default() }
 }
 
-/// A page of sessions, those only whose id begins as wanted.
+/// A page of the sessions whose id begins as wanted.
 pub(super) fn page(
     shard: &mut Shard,
     net: &mut Net,

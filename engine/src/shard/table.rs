@@ -5,7 +5,7 @@ use slab::Slab;
 /// Names one entry for its whole life and none after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key {
-    /// Index in the table.
+    /// The index in the table.
     pub slot: u32,
     /// Which of the slot's entries, one after the other.
     pub generation: u32,
@@ -47,7 +47,7 @@ impl<T> Table<T> {
         self.entries.get_mut(slot as usize).map(|e| &mut e.1)
     }
 
-    /// As [`Self::at_mut`], to look at.
+    /// As [`Self::at_mut`], read-only.
     pub(crate) fn at(&self, slot: u32) -> Option<&T> {
         self.entries.get(slot as usize).map(|e| &e.1)
     }

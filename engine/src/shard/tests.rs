@@ -1,4 +1,5 @@
-//! The loop itself. What components do is tested with them, what comes of it all in the scenarios.
+//! Tests of the loop itself. Components are tested beside their code, and whole shards by the
+//! scenarios.
 
 use super::turn::rig::Rig;
 use super::*;

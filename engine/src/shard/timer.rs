@@ -1,8 +1,9 @@
 //! Deadlines, earliest first.
 //!
-//! Nothing is searched or taken out when its cause goes: at a high rate of short sessions nearly all
-//! entries are of what is gone, tens of seconds before they are due. They must neither wake the core
-//! nor fill its memory. So entries wait by the [tick](TICK_BITS) in which they are due, in no order:
+//! An entry is not searched and removed when its connection or session ends. So at a high rate of
+//! short sessions nearly all entries are void long before they are due. They must neither wake the
+//! core nor fill its memory. Entries therefore wait by the [tick](TICK_BITS) in which they are due,
+//! in no order:
 //!
 //! ```text
 //! arm ──▶ later: tick 7 │ tick 8 │ … │ tick 236        what is gone leaves when a tick has
@@ -11,9 +12,9 @@
 //!         near: a heap ──▶ due
 //! ```
 //!
-//! So a tick holds at most twice as many as lived when it was last looked through, but for a few, and
-//! the core is woken once for it, and for what is due in it. A moved deadline is armed again only when
-//! the old one comes.
+//! So a tick holds at most about twice as many entries as were alive when it was last looked
+//! through. The core is woken once for the tick, and for each entry that is due in it. A moved
+//! deadline is armed again only when the old one comes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -24,46 +25,47 @@ use ringway_proto::time::Time;
 use super::table::Key;
 use crate::net::ConnId;
 
-/// How long a tunnel lasts at least beside the one that has come in its place. A worker ends a session
-/// with its last tunnel (contract 4.6), and may see the one's end before it has counted the other.
+/// The least time that a tunnel stays beside the one that replaces it. A worker ends a session with
+/// its last tunnel (contract 4.6), and may see the old tunnel's end before it has counted the new
+/// one.
 pub(super) const SETTLES: Duration = Duration::from_secs(1);
 
-/// What is due.
+/// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Due {
     /// Look at a connection of the relay: handshake, PING, stall, idle.
     Hop { slot: u32, generation: u32 },
     /// Look at a worker's connection: handshake, idle, a poll that waits too long.
     WorkerConn { slot: u32, generation: u32 },
-    /// An attachment waited long enough for its worker, or for another core.
+    /// An attachment has waited its time for its worker, or for another core.
     Wait(Key),
-    /// Requests waited long enough for a tunnel in place of one that takes no more streams.
+    /// Requests have waited their time for a tunnel in place of one that takes no more streams.
     Replace(Key),
-    /// A worker that ended its tunnel had its time to take this spare up.
+    /// A worker that ended its tunnel has had its time to dial back for this spare.
     Recall(Key),
-    /// A client's new tunnel has stood for long enough beside one that is parked.
+    /// A client's new tunnel has stayed long enough beside a parked one.
     Settled(Key),
-    /// New work has waited for long at a plane that knows no parked tunnels.
+    /// New work has waited long at a control plane that knows no parked tunnels.
     Patience(Key),
     /// Another gateway has had its time to take a connection.
     Relay(Key),
-    /// What another gateway brings had its time to say what it is.
+    /// A connection that another gateway brings has had its time for the prelude.
     Arrival(Key),
     /// The control plane has had its time to answer.
     Ask(Key),
-    /// One side of a stream of bytes has ended; the other one had its time to show why.
+    /// One side of a byte stream has ended, and the other one has had its time to show why.
     Finish(Key),
     /// Bulk waits although a small part of its window is left.
     SmallSend(Key),
-    /// An answered request whose body did not end.
+    /// A request was answered before its body has ended, and the body has had its time.
     Answered(Key),
     /// New work may have waited so long that a parked session yields.
     Yield,
-    /// Memory is short: look for streams that do not move.
+    /// Memory is short: the shard looks for streams that do not move.
     Sweep,
-    /// Addresses were kept out for long enough.
+    /// Addresses were kept out long enough.
     KeptOut,
-    /// Gateways had their time to answer that this one leaves.
+    /// Gateways that were told that this one leaves have had their time to answer.
     Farewell,
     /// The drain's limit.
     Drain,
@@ -79,21 +81,21 @@ impl Due {
     }
 }
 
-/// A tick is so many microseconds, as a power of two: a quarter of a second. Shorter ones wake the
-/// core more often, longer ones hold more that is due at once.
+/// The length of a tick in microseconds, as a power of two: a quarter of a second. Shorter ticks
+/// wake the core more often; in longer ones more is due at once.
 const TICK_BITS: u32 = 18;
 
-/// A tick is looked through first when it has so many entries.
+/// A tick is looked through for the first time at this many entries.
 const FIRST_LOOK: usize = 32;
 
-/// Entries that a core takes out of a tick that has begun, in one turn.
+/// Most entries that a core takes out of a begun tick in one turn.
 const TAKEN: usize = 1024;
 
 /// Entries due in one tick, in no order.
 #[derive(Debug)]
 struct Tick {
     entries: Vec<(Time, Due)>,
-    /// With so many it is looked through.
+    /// At this many entries the tick is looked through.
     look_at: usize,
 }
 
@@ -105,13 +107,13 @@ impl Default for Tick {
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    /// When there is something to do: asked for in each turn, so it is known and not found out.
+    /// When there is something to do. Every turn asks for that, so it is stored and not searched.
     next: Option<Time>,
-    /// Of the ticks that have begun.
+    /// The entries of ticks that have begun.
     near: BinaryHeap<Reverse<(Time, Due)>>,
     /// How many ticks have begun.
     begun: u64,
-    /// By tick. One that has begun is here only until the core has taken its entries out.
+    /// By tick. A tick that has begun is here only until the core has taken its entries out.
     later: BTreeMap<u64, Tick>,
     /// Ticks that are to be looked through.
     crowded: Vec<u64>,
@@ -151,8 +153,8 @@ impl Timers {
         self.next = [near, later].into_iter().flatten().min();
     }
 
-    /// To be called before [`Self::pop`], when something [is due](Self::are_due). What does not
-    /// [matter](Self::sweep) of a tick that begins is forgotten.
+    /// To be called before [`Self::pop`], when something [is due](Self::are_due). Entries of a
+    /// beginning tick that do not [matter](Self::sweep) are forgotten.
     pub(crate) fn begin(&mut self, now: Time, mut matters: impl FnMut(Due) -> bool) {
         let mut room = TAKEN;
         while room > 0
@@ -177,11 +179,11 @@ impl Timers {
         !self.crowded.is_empty()
     }
 
-    /// Looks through the ticks that have become large, and forgets what does not matter: that of
-    /// which nothing is left that the timer is for.
+    /// Looks through the ticks that have become large, and forgets the entries that do not matter:
+    /// what their timer was for is gone.
     pub(crate) fn sweep(&mut self, mut matters: impl FnMut(Due) -> bool) {
         for number in self.crowded.drain(..) {
-            // It may have begun meanwhile.
+            // The tick may have begun meanwhile.
             let Some(tick) = self.later.get_mut(&number) else { continue };
             tick.entries.retain(|(_, due)| matters(*due));
             tick.look_at = (2 * tick.entries.len()).max(FIRST_LOOK);
@@ -210,7 +212,7 @@ impl Timers {
         self.near.iter().map(|entry| entry.0.0).chain(later).min()
     }
 
-    /// The next entry that is due at `now`, where all matter.
+    /// The next entry that is due at `now`, if all entries matter.
     #[cfg(test)]
     pub(crate) fn take(&mut self, now: Time) -> Option<Due> {
         self.begin(now, |_| true);
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!((timers.take(Time(4 * TICK)), timers.next()), (Some(hop(11)), None));
     }
 
-    /// Thirty seconds of sessions that each live for a moment and leave four timers behind.
+    /// For thirty seconds sessions begin that live for a moment and leave four timers behind.
     #[test]
     fn what_is_gone_leaves_little_behind() {
         const EACH_SECOND: u32 = 5_000;

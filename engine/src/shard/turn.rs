@@ -13,8 +13,8 @@ use crate::message::CoreMessage;
 use crate::metrics::{Limit, ShardMetrics};
 use crate::net::{ConnId, Net};
 
-/// How many facts one after the other may follow from one. A fact of rank n leaves facts of rank
-/// n - 1. What one of rank 0 leaves is a fault of ours: it waits for the next turn and is counted.
+/// The longest chain of facts that may follow from one. A fact of rank n leaves facts of rank n -
+/// 1. A fact of rank 0 is a fault of ours: it waits for the next turn and is counted.
 const RANKS: u8 = 48;
 
 /// How far the whole core is on its way out.
@@ -26,19 +26,20 @@ pub(crate) enum Draining {
     Over,
 }
 
-/// What was left by components and not yet given to anyone.
+/// Facts that components have left and that were not given to anyone yet.
 #[derive(Debug)]
 pub(crate) struct Left {
-    /// Each with its rank: how many may follow from it, one after the other. From `new` on they are
-    /// those of the call under way, in order; before, those that wait for it, the next one last.
+    /// Each fact with its rank: the longest chain that may follow from it. From index `new` on they
+    /// are those of the call under way, in order. Before that index are those that wait for it, the
+    /// next one last.
     facts: Vec<(u8, Fact)>,
     new: usize,
-    /// The rank of what is left now.
+    /// The rank that a fact gets which is left now.
     rank: u8,
-    /// What waits for the next turn, in order.
+    /// Facts that wait for the next turn, in order.
     put_off: Vec<Fact>,
     pub(crate) edges: Vec<Edge>,
-    /// For the log: what an edge says there is said by its reader.
+    /// Lines for the log, except those of edges, which `edges` writes.
     pub(crate) lines: Lines,
 }
 
@@ -56,7 +57,7 @@ impl Default for Left {
 }
 
 impl Left {
-    /// Whether nobody has to be given anything before the next turn.
+    /// Whether no fact has to be given to anyone before the next turn.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
         self.facts.is_empty() && self.edges.is_empty()
@@ -66,7 +67,7 @@ impl Left {
         !self.facts.is_empty()
     }
 
-    /// Whether something waits for the next turn.
+    /// Whether a fact waits for the next turn.
     #[inline]
     pub(crate) fn waits(&self) -> bool {
         !self.put_off.is_empty()
@@ -77,8 +78,8 @@ impl Left {
         self.facts.push((self.rank, fact));
     }
 
-    /// The next fact; what was left since the last call comes before what was left earlier. None:
-    /// all were given to somebody, or the rest was put off.
+    /// The next fact. Facts left since the last call come before earlier ones. None: all were given
+    /// to somebody, or the rest was put off.
     pub(crate) fn next(&mut self, metrics: &mut ShardMetrics) -> Option<Fact> {
         if self.facts.len() > self.new + 1 {
             self.facts[self.new..].reverse();
@@ -97,8 +98,8 @@ impl Left {
         None
     }
 
-    /// By rank every fact's consequences come to an end. Should they not, the core sees to its
-    /// connections before it goes on.
+    /// Ranks make every fact's consequences end. If a chain is too long, the core sees to its
+    /// connections before it goes on with the rest.
     #[cold]
     fn put_off(&mut self, fact: Fact, metrics: &mut ShardMetrics) {
         let before = self.put_off.len();
@@ -108,13 +109,13 @@ impl Left {
         metrics.facts_put_off += (self.put_off.len() - before) as u64;
     }
 
-    /// For tests: nothing may follow any more.
+    /// For tests: no fact may follow any more.
     #[cfg(test)]
     pub(crate) fn exhaust(&mut self) {
         self.rank = 0;
     }
 
-    /// What was put off is left anew.
+    /// Leaves the facts anew that were put off.
     #[cold]
     pub(crate) fn take_up(&mut self) {
         for fact in std::mem::take(&mut self.put_off) {
@@ -140,8 +141,8 @@ impl Turn<'_> {
         self.left.leave(fact);
     }
 
-    /// The exchange that is over, if that is all that was left. Who takes it sees to it at once, as the
-    /// loop would.
+    /// The exchange that is over, if that is the only fact left. The caller handles it at once, as
+    /// the loop would.
     #[inline]
     pub(crate) fn take_over(&mut self) -> Option<Key> {
         match self.left.facts[..] {
@@ -158,8 +159,8 @@ impl Turn<'_> {
         self.left.facts.len()
     }
 
-    /// Leaves a fact behind what the relay is told since `mark`, and before what others are told:
-    /// these may undo it at once.
+    /// Leaves a fact behind the facts for the relay since `mark`, and before those for other
+    /// components, which may undo it at once.
     pub(crate) fn relay_first(&mut self, mark: usize, fact: ForRelay) {
         self.relay(fact);
         // The order in each of the two parts stays.
@@ -178,7 +179,7 @@ impl Turn<'_> {
         self.fact(Fact::Workers(fact));
     }
 
-    /// Says something to a core. If that is this one, it is heard within the same turn.
+    /// Sends a message to a core. If that is this core, it is heard within the same turn.
     pub(crate) fn send(&mut self, to: u16, message: CoreMessage) {
         self.fact(Fact::Send { to, message });
     }
@@ -187,7 +188,7 @@ impl Turn<'_> {
         self.left.edges.push(edge);
     }
 
-    /// Something for the log that is no edge of a session.
+    /// Writes a line to the log that is no edge of a session.
     pub(crate) fn line(&mut self, line: Line) {
         self.left.lines.push(line);
     }
@@ -200,7 +201,7 @@ impl Turn<'_> {
         self.timers.arm(at, due);
     }
 
-    /// What the time is, for an answer.
+    /// The date field of an answer.
     pub(crate) fn date(&self) -> HttpDate {
         self.settings.date(self.now)
     }
@@ -222,7 +223,7 @@ pub(crate) mod rig {
     use crate::control::port::Plane;
     use crate::pool::Pool;
 
-    /// The node that every rig is of, and one that none is.
+    /// The node of every rig, and another node.
     pub(crate) const NODE: Node = Node::new(1, 1).unwrap();
     pub(crate) const OTHER_NODE: Node = Node::new(1, 2).unwrap();
 
@@ -284,7 +285,7 @@ pub(crate) mod rig {
             }
         }
 
-        /// What was left since the last call.
+        /// The facts left since the last call.
         pub(crate) fn facts(&mut self) -> Vec<Fact> {
             self.left.facts.drain(..).map(|(_, fact)| fact).collect()
         }
@@ -344,7 +345,7 @@ mod tests {
         assert_eq!((rest, left.waits()), (vec![0, 7], false));
     }
 
-    /// One is written for most calls, and one line of the cache is enough for it.
+    /// A fact is written for most calls, so it has to fit one cache line.
     #[test]
     fn facts_are_small() {
         assert!(size_of::<(u8, Fact)>() <= 64, "{}", size_of::<(u8, Fact)>());

@@ -1,11 +1,12 @@
 //! What cores say to each other, and what is done with a message that finds no room.
 //!
-//! A message to oneself takes the same way, but for the mailbox: it is heard at once.
+//! A message to one's own core takes the same way without the mailbox: it is heard at once.
 //!
-//! What asks for something is refused at once: whoever waits for it is told to try again. What must
-//! not be lost waits in the outbox of its core and is tried again, in order, with everything later
-//! behind it. The outbox is bounded: at its limit what is in it is thrown away, the other core is
-//! told so with one word, and both begin anew with each other as after a panic.
+//! A message that asks for something is refused at once, and its client or worker is told to try
+//! again. A message that must not be lost waits in the outbox of its core. It is tried again in
+//! order, and every later message waits behind it. The outbox is bounded. At its limit its content
+//! is thrown away, and the other core gets one message that says so. Both cores then begin anew
+//! with each other, as after a panic.
 
 mod outbox;
 #[cfg(test)]
@@ -22,10 +23,10 @@ use crate::control::local::WorkKind;
 use crate::message::{CoreMessage, MovedConnect, Resumed, Vouched};
 use crate::metrics::Limit;
 
-/// What a message means here.
+/// What this core has to do about a message.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// It is for one component.
+    /// One component is told.
     Fact(Fact),
     /// [`ForWorkers::Connect`], if there may be one more connection of the functions' side;
     /// otherwise [`ForWorkers::TurnAway`].
@@ -33,7 +34,7 @@ pub(super) enum Heard {
     /// [`ForSessions::Resumed`], with whether there may be one more connection to the functions'
     /// side.
     Resumed(Box<Resumed>),
-    /// What that core asked for is to be forgotten, and what was asked of it done again.
+    /// This core forgets what that core asked for, and asks again for what it wanted of that core.
     Void { core: u16 },
 }
 
@@ -47,12 +48,12 @@ pub(super) struct Cores {
     outbox: Outbox,
     /// Other cores that drain and have no client left.
     idle: Vec<u16>,
-    /// They were told so of this one.
+    /// The other cores were told that this core is idle.
     told_idle: bool,
 }
 
 impl Cores {
-    /// The cores of this node, to whom nothing was said yet.
+    /// The cores of this node; no message was sent yet.
     pub(super) fn new(node: Node) -> Self {
         let (messages, idle) = (Vec::new(), Vec::new());
         Self { node, messages, outbox: Outbox::default(), idle, told_idle: false }
@@ -60,8 +61,9 @@ impl Cores {
 
     // ---- saying ----
 
-    /// Says something to a core. What it means, if that is this one. `attachments` is how many there
-    /// are: one message for each may have to follow a new beginning, and so may wait.
+    /// Sends a message to a core. If that is this core, returns what to do about it. `attachments`
+    /// is how many this core has: after a new beginning one message for each may follow, so that
+    /// many may wait.
     #[must_use]
     pub(super) fn send(
         &mut self,
@@ -99,8 +101,8 @@ impl Cores {
         }
     }
 
-    /// There is no room for what may be refused. A client is told to try again; for a spare there is
-    /// nobody to do so, and its session may depend on it: its work waits.
+    /// There is no room for a message that may be refused. A client is told to try again. A spare
+    /// has no client that could, and its session may depend on it: so its work waits.
     fn refuse(&mut self, turn: &mut Turn<'_>, attachments: usize, to: u16, message: CoreMessage) {
         match message {
             CoreMessage::Connect(moved) => turn.workers(ForWorkers::TurnAway(moved.detached)),
@@ -127,7 +129,7 @@ impl Cores {
         }
     }
 
-    /// Whether that core has no room now, as far as is known.
+    /// Whether that core's mailbox has no room, as far as this core knows.
     pub(super) fn mail_waits(&self, to: u16) -> bool {
         self.outbox.waits_for(to)
     }
@@ -141,8 +143,8 @@ impl Cores {
 
     // ---- hearing ----
 
-    /// What a core says: another one, or this one to itself. Nothing if it was for this component,
-    /// or names what is of another node.
+    /// A message from another core, or from this one to itself. None if it was for this component,
+    /// or names something of another node.
     #[must_use]
     pub(super) fn heard(&mut self, message: CoreMessage) -> Option<Heard> {
         if !message.is_of(self.node) {
@@ -197,8 +199,8 @@ impl Cores {
 
     // ---- trying again, beginning anew ----
 
-    /// Each turn, before [`Self::retry`]: the cores for which there was more than may wait. They are
-    /// told so; behind that comes what is still true, which all components say now.
+    /// Each turn, before [`Self::retry`]: the cores whose outbox was over its limit. They are told
+    /// so. Behind that message all components say what is still true.
     #[must_use]
     pub(super) fn overrun(&mut self, turn: &Turn<'_>) -> Vec<u16> {
         let overrun = self.outbox.take_overrun();
@@ -223,9 +225,9 @@ impl Cores {
         self.outbox.deadline()
     }
 
-    /// Another core's shard panicked: what is on its way there is void. It is told to forget this
-    /// one; behind that comes what is still true, which all components say now. Whether it was
-    /// another one: of its own panic a core hears nothing new.
+    /// Another core's shard panicked: messages on their way there are void. That core is told to
+    /// forget this one. Behind that message all components say what is still true. False if the
+    /// core is this one: it learns nothing new from its own panic.
     #[must_use]
     pub(super) fn restarted(&mut self, turn: &mut Turn<'_>, attachments: usize, core: u16) -> bool {
         let own = turn.settings.core;
@@ -235,14 +237,14 @@ impl Cores {
         self.outbox.clear(core);
         self.messages.retain(|(to, message)| *to != core || message.carries_tunnel());
         self.idle.retain(|other| *other != core);
-        // It may have heard of this core already, before this core heard of it; and what was to be
-        // said after that has just been dropped.
+        // The new shard may have got messages of this core before this core heard of the panic. The
+        // messages that were to follow those have just been dropped.
         self.tell(turn, attachments, core, CoreMessage::Void { core: own });
         true
     }
 
-    /// A core has forgotten this one. Called behind the other components': a core that ends because
-    /// all are idle has heard everything else by then.
+    /// A core has forgotten this one. Called after the same call of all other components, so that a
+    /// core which ends because all are idle has heard everything else before.
     pub(super) fn renew(&mut self, turn: &mut Turn<'_>, attachments: usize, core: u16) {
         if self.told_idle {
             self.tell(turn, attachments, core, CoreMessage::Idle { core: turn.settings.core });
@@ -270,8 +272,8 @@ impl Cores {
         }
     }
 
-    /// Whether all of so many cores have said that they have no client left, and this one's word is
-    /// out. `no_clients`: this one has none.
+    /// Whether each of `cores` cores has said that it has no client left, and this core's own
+    /// message has gone. `no_clients`: this core has none.
     pub(super) fn all_are_idle(&self, cores: u16, no_clients: bool) -> bool {
         let others = usize::from(cores).saturating_sub(1);
         no_clients
@@ -288,7 +290,7 @@ impl Cores {
         self.outbox.len()
     }
 
-    /// Whether nothing is to be said to any core.
+    /// Whether no message for any core is left.
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty() && self.outbox.is_empty()
     }

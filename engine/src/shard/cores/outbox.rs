@@ -1,4 +1,4 @@
-//! Messages that must not be lost and found no room.
+//! Messages that found no room in a mailbox and must not be lost.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use ringway_proto::time::Time;
 
 use crate::message::CoreMessage;
 
-/// How long after a message found no room it is tried again.
+/// The pause before a message that found no room is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// What waits for room, per core in order.
+/// The messages that wait for room, in order for each core.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     /// By core.
     cores: Vec<VecDeque<CoreMessage>>,
     waiting: usize,
     retry_at: Option<Time>,
-    /// Cores for which there was more than may wait.
+    /// Cores for which more messages came than may wait.
     overrun: Vec<u16>,
 }
 
-/// There was more for a core than may wait.
+/// More messages came for a core than may wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Overrun;
 
@@ -44,11 +44,10 @@ impl Outbox {
             || self.cores.get(usize::from(core)).is_some_and(|queue| !queue.is_empty())
     }
 
-    /// Keeps a message, if no more than `most` wait. What is for a core that was overrun is dropped:
-    /// both begin anew with each other.
+    /// Keeps a message, unless `most` wait already. A message for a core that was overrun is
+    /// dropped: both cores begin anew with each other.
     ///
-    /// # Errors
-    /// As many wait: the core is overrun from now on.
+    /// # Errors `most` messages wait: the core counts as overrun from now on.
     pub(super) fn keep(
         &mut self,
         core: u16,
@@ -79,7 +78,7 @@ impl Outbox {
         self.retry_at.get_or_insert(now + RETRY);
     }
 
-    /// Drops what waits for a core, but for what a session would be lost with.
+    /// Drops the messages that wait for a core, except those whose loss would lose a session.
     pub(super) fn clear(&mut self, core: u16) {
         if let Some(queue) = self.cores.get_mut(usize::from(core)) {
             self.waiting -= queue.len();
@@ -93,7 +92,7 @@ impl Outbox {
         self.overrun.retain(|other| *other != core);
     }
 
-    /// The cores that were overrun. What may still wait for each has been dropped.
+    /// The cores that were overrun. Their messages have been dropped.
     pub(super) fn take_overrun(&mut self) -> Vec<u16> {
         let overrun = std::mem::take(&mut self.overrun);
         for core in &overrun {
@@ -102,12 +101,12 @@ impl Outbox {
         overrun
     }
 
-    /// Whether a word that this core is idle waits.
+    /// Whether the message that this core is idle still waits.
     pub(super) fn holds_idle(&self) -> bool {
         self.cores.iter().flatten().any(|message| matches!(message, CoreMessage::Idle { .. }))
     }
 
-    /// Everything, in order, if it is time to try again.
+    /// Every message that waits, in order, if it is time to try again.
     pub(super) fn take_due(&mut self, now: Time, into: &mut Vec<(u16, CoreMessage)>) {
         if self.retry_at.is_none_or(|at| at > now) {
             return;

@@ -180,7 +180,7 @@ fn what_is_said_between_cores_is_no_larger_for_its_node() {
 struct Bench {
     rig: Rig,
     cores: Cores,
-    /// As many attachments there are.
+    /// How many attachments the core has.
     attachments: usize,
 }
 
@@ -229,7 +229,7 @@ impl Bench {
         self.rig.net.now += Duration::from_millis(1);
     }
 
-    /// Core 1 has no room: a word for it waits.
+    /// Core 1 has no room: a message for it waits.
     fn block(&mut self) {
         self.undelivered(1, CoreMessage::Withdraw(T));
     }
@@ -257,7 +257,7 @@ fn a_message_means_the_same_to_oneself_as_to_another_core() {
         posted.into_iter().map(|(_, message)| other.cores.heard(message)).collect();
     assert_eq!(format!("{to_itself:?}"), format!("{to_another:?}"));
     assert_eq!(to_itself.len(), every_message().len());
-    // What a core says to itself is no mail, and what it heard of others it knows either way.
+    // A message to its own core is no mail. What the others said the core knows in any case.
     assert!(one.messages().is_empty() && one.cores.is_empty() && one.rig.facts().is_empty());
     assert_eq!((&one.cores.idle, &other.cores.idle), (&vec![2], &vec![2]));
 }
@@ -360,7 +360,7 @@ fn an_outbox_that_is_full_ends_in_one_word_and_what_is_said_behind_it() {
     bench.undelivered(1, CoreMessage::Recall(T));
     assert_eq!((bench.limit(Limit::Outbox), bench.cores.len()), (1, 2));
     assert_eq!(bench.cores.deadline(), Some(Time::ZERO));
-    // Until they begin anew nothing more is kept for it, and what asks is refused.
+    // Until both begin anew no message is kept for that core, and requests to it are refused.
     bench.undelivered(1, CoreMessage::EndSurplus(T));
     assert!(bench.send(1, find()).is_none());
     assert!(matches!(bench.rig.facts()[..], [Fact::Sessions(ForSessions::NotFound(_))]));
@@ -385,7 +385,7 @@ fn mail_for_a_core_that_began_anew_is_void_but_for_tunnels() {
     assert!(bench.send(2, CoreMessage::Withdraw(T)).is_none());
     assert!(bench.cores.restarted(&mut bench.rig.turn(), 0, 1));
     assert_eq!(bench.said(), names(&[(1, "Resumed"), (2, "Withdraw"), (1, "Void")]));
-    // The same of what waits.
+    // The same for messages that wait.
     bench.undelivered(1, CoreMessage::Withdraw(T));
     bench.undelivered(1, tunnel());
     assert!(bench.cores.restarted(&mut bench.rig.turn(), 0, 1));

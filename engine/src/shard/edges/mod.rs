@@ -18,7 +18,7 @@ use crate::log::{Closed, Line, Lines};
 use crate::metrics::{CloseCode, CloseReason, Limit, ShardMetrics, SpareOutcome, StartPart};
 use crate::timeline::{Entry, Event, IdBegin, Part, Party, Timer};
 
-/// Who reads an edge, beside the timelines, and when.
+/// The readers of an edge beside the timelines, and the instant.
 #[derive(Debug)]
 pub(crate) struct Readers<'a> {
     pub(crate) now: Time,
@@ -33,7 +33,7 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
-    /// Keeps so many records at most (`limits.trace_records`); none keeps nothing.
+    /// Keeps at most `records` records (`limits.trace_records`); 0 keeps none.
     pub(super) fn new(records: usize) -> Self {
         Self { timelines: Timelines::new(records) }
     }
@@ -43,7 +43,7 @@ impl Edges {
         self.timelines.records()
     }
 
-    /// What is kept here of the sessions whose id begins so.
+    /// The records of this core about sessions whose id begins with `wanted`.
     pub(super) fn timeline(
         &self,
         wanted: IdBegin,
@@ -54,7 +54,7 @@ impl Edges {
         self.timelines.parts(wanted, CoreTime { core, now, unix_micros_at_zero })
     }
 
-    /// Reads one.
+    /// Reads one edge.
     pub(super) fn read(&mut self, edge: Edge, readers: &mut Readers<'_>) {
         let now = readers.now;
         match edge {
@@ -101,7 +101,7 @@ impl Edges {
         }
     }
 
-    /// Times the parts of a session's start, by what the timelines have of it on this core.
+    /// Measures the parts of a session's start, from what the timelines of this core say.
     fn time(&self, session: Uuid, at: Time, event: Event, metrics: &mut ShardMetrics) {
         let queued = |event| matches!(event, Event::Asked(_) | Event::Queued { .. });
         let there = |event| matches!(event, Event::Connected { .. } | Event::Dialled { .. });
@@ -135,7 +135,7 @@ impl Edges {
         metrics.worker_connections_closed[cause.reason.index()] += 1;
         metrics.close_codes[cause.code.index()] += 1;
         metrics.worker_connection_seconds.observe(held_for.as_secs_f64());
-        // A spare that nobody came for is not the session's end: its cause says nothing of the
+        // If no worker came for a spare, its session goes on. The cause says nothing of the
         // session's calls.
         let event =
             if spare { Event::SpareFailed { detail: cause.detail } } else { close_event(cause) };
@@ -158,7 +158,7 @@ fn count_connect(result: ConnectResult, age: Option<Duration>, metrics: &mut Sha
     }
 }
 
-/// What the timeline says of a spare; that it failed is said when its attachment ends.
+/// What the timeline says of a spare. That it failed is said when its attachment ends.
 fn spare_event(outcome: SpareOutcome) -> Option<Event> {
     match outcome {
         SpareOutcome::Asked => Some(Event::SpareAsked),

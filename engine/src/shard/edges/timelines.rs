@@ -1,8 +1,9 @@
-//! The timelines: what happened to each session on this core, kept for a while after it has
-//! gone from here. Only edges are noted; a frame costs nothing (`engine/tests/allocation.rs`).
+//! The timelines: what happened to each session on this core. They are kept for a while after the
+//! session has left the core. Only edges are noted; a frame costs nothing
+//! (`engine/tests/allocation.rs`).
 //!
-//! `limits.trace_records` bounds what is kept; when it is full, the session that left this core
-//! longest ago is forgotten, or, if all are here, the one that has been here longest.
+//! `limits.trace_records` bounds how many events are kept. When it is reached, the session that
+//! left this core longest ago is forgotten. If all are still here, the one that came first is.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -16,18 +17,18 @@ use crate::timeline::{Ask, Entry, Event, IdBegin, Part, Pings};
 /// How long the events of a session are kept after its last one here.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// Events of one session on this core: its first ones stay, of the rest the latest.
+/// Events kept of one session on this core: the first few, and the latest of the rest.
 const EVENTS: usize = 64;
 const FIRST: usize = 16;
 
-/// Sessions one question is answered with: its id may be short.
+/// Most sessions in one answer: the id that was asked for may be short and fit many.
 const ANSWERED: usize = 8;
 
 /// One session's events.
 #[derive(Debug)]
 struct Kept {
     place: ForgetOrder,
-    /// Attachments of it on this core.
+    /// Attachments of the session on this core.
     here: u32,
     facts: Option<SessionFacts>,
     entries: VecDeque<Entry>,
@@ -36,8 +37,9 @@ struct Kept {
     touched: Time,
 }
 
-/// The order in which sessions are forgotten: first those that are not here any more, as they left.
-/// It is one word, because every session has one; the highest bit says that the session is here.
+/// The order in which sessions are forgotten: first those that have left this core, in the order
+/// they left. Every session has one, so it is a single word. Its highest bit says that the session
+/// is still here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ForgetOrder(u64);
 
@@ -53,7 +55,7 @@ impl ForgetOrder {
     }
 }
 
-/// Which core answers, and what its time is.
+/// The core that answers, and its clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CoreTime {
     pub(super) core: u16,
@@ -61,7 +63,7 @@ pub(super) struct CoreTime {
     pub(super) unix_micros_at_zero: u64,
 }
 
-/// All of a core.
+/// All timelines of a core.
 #[derive(Debug)]
 pub(super) struct Timelines {
     most: usize,
@@ -115,22 +117,22 @@ impl Timelines {
         forgot
     }
 
-    /// An attachment of the session begins here: whose it is.
+    /// An attachment of the session begins here; `facts` say whose it is.
     pub(super) fn own(&mut self, id: Uuid, facts: SessionFacts) {
         if let Some(kept) = self.timelines.get_mut(&id) {
             kept.facts = Some(facts);
         }
     }
 
-    /// A tunnel of the session has come here: whose it is, if that is not known.
+    /// A tunnel of the session has come here. Notes whose session it is, if that is not known yet.
     pub(super) fn meet(&mut self, id: Uuid, facts: SessionFacts) {
         if let Some(kept) = self.timelines.get_mut(&id) {
             kept.facts.get_or_insert(facts);
         }
     }
 
-    /// How long before `at` the latest such event of a session was, if it is a new one: what is
-    /// asked of a worker that has a session already says nothing of starts.
+    /// How long before `at` the latest event of this kind was. Only for new sessions: what a worker
+    /// is asked for a session that it has already says nothing of starts.
     pub(super) fn since(
         &self,
         id: Uuid,
@@ -157,7 +159,7 @@ impl Timelines {
         }
     }
 
-    /// What is kept of the sessions whose id begins so, as this core's part of their timelines.
+    /// This core's part of the timelines of sessions whose id begins with `wanted`.
     pub(super) fn parts(&self, wanted: IdBegin, of: CoreTime) -> Vec<Part> {
         let part = |(id, kept): (Uuid, &Kept)| Part {
             core: of.core,
@@ -187,7 +189,7 @@ impl Timelines {
         let mut forgot = false;
         while self.records >= self.most {
             if self.places.first_key_value().is_some_and(|(_, first)| *first == id) {
-                // It is the only one, or the first to go: it loses its own events.
+                // No other session can be forgotten before this one: so it loses its own events.
                 return forgot;
             }
             self.forget_first();
@@ -232,7 +234,7 @@ impl Kept {
         }
     }
 
-    /// True if this is one event more; false if another one had to go.
+    /// True if the timeline grew by one event; false if another event had to go.
     fn keep(&mut self, entry: Entry, full: bool) -> bool {
         let full = full || self.entries.len() >= EVENTS;
         if full {
@@ -240,7 +242,7 @@ impl Kept {
             self.lost = self.lost.saturating_add(1);
         }
         if self.entries.len() == self.entries.capacity() {
-            // Most sessions have a handful, and are many.
+            // There are many sessions, and most have a handful of events.
             self.entries.reserve_exact((self.entries.len() / 4).max(2));
         }
         self.entries.push_back(entry);

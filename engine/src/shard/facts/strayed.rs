@@ -12,11 +12,11 @@ use crate::metrics::RelayCause;
 use crate::net::ConnId;
 use crate::shard::table::Key;
 
-/// What the component of other gateways is told.
+/// Facts for the component of other gateways.
 #[derive(Debug)]
 pub(crate) enum ForNodes {
-    /// A connection belongs elsewhere. A worker's is answered by `ForWorkers::Back` if nothing comes
-    /// of it; a client's goes on here.
+    /// A connection belongs to another gateway. If that gateway does not take it, a worker's comes
+    /// back with `ForWorkers::Back`, and a client's goes on here.
     Take(Box<Strayed>),
     /// The control plane's answer.
     Located { number: u64, answer: Answer },
@@ -29,12 +29,12 @@ pub(crate) enum ForNodes {
 pub(crate) struct Strayed {
     pub(crate) conn: ConnId,
     pub(crate) cause: RelayCause,
-    /// The gateway that it belongs to; none: the old proxy.
+    /// The gateway that owns the connection; none: the old proxy.
     pub(crate) node: Option<Node>,
     pub(crate) stray: Stray,
 }
 
-/// What was received of it.
+/// The bytes that were received on it.
 #[derive(Debug)]
 pub(crate) enum Stray {
     Worker { peer: SocketAddr, opened: Time, input: Vec<u8> },
@@ -72,7 +72,7 @@ pub(crate) struct Elsewhere {
 pub(crate) struct Back {
     pub(crate) conn: ConnId,
     pub(crate) peer: SocketAddr,
-    /// The gateway whose it is is dead: nothing will come of it.
+    /// The gateway that owns the connection is dead, so no other try will succeed.
     pub(crate) dead: bool,
 }
 
@@ -82,6 +82,6 @@ pub(crate) struct Arrived {
     pub(crate) conn: ConnId,
     pub(crate) peer: SocketAddr,
     pub(crate) opened: Time,
-    /// The gateway that it came to.
+    /// The gateway that the worker dialled.
     pub(crate) via: Node,
 }

@@ -1,5 +1,5 @@
-//! A connection that another gateway brings, or who passes for one: what it says is cheap to judge,
-//! and whoever cannot prove it has cost a few hundred octets.
+//! A connection that another gateway brings, or somebody who pretends to be one. Its prelude is
+//! cheap to judge, and a peer that cannot prove it has cost a few hundred octets.
 
 use std::net::SocketAddr;
 
@@ -30,27 +30,27 @@ pub(super) struct Arrival {
     pub(super) conn: ConnId,
     peer: SocketAddr,
     challenge: [u8; CHALLENGE_LENGTH],
-    /// What has come and is not understood yet.
+    /// The octets that have come and are not read yet.
     bytes: Vec<u8>,
-    /// Until when what it waits for has to be here.
+    /// The deadline of the present step.
     until: Time,
     pub(super) step: Coming,
 }
 
 /// How far it has come.
 pub(super) enum Coming {
-    /// Its prelude is not whole.
+    /// The prelude is not whole.
     Listening,
-    /// It is proved, and whether there is room is being asked.
+    /// The prelude is proved. Whether there is room is being asked.
     Knocking(Prelude),
-    /// It is taken: what its client has said so far is coming.
+    /// The connection is taken. What its client has said so far is coming.
     Reading(Prelude),
-    /// That is here.
+    /// All that the client has said so far is here.
     Ready { prelude: Prelude, ended: Option<End> },
 }
 
 impl std::fmt::Debug for Arrival {
-    // What was received may hold credentials, and the challenge is a secret until it is answered.
+    // The received bytes may hold credentials, and the challenge is a secret until it is answered.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Arrival").field("peer", &self.peer).finish_non_exhaustive()
     }
@@ -70,7 +70,7 @@ impl Refusal {
 }
 
 impl Arrival {
-    /// Whether whoever has brought it was told that it goes on here.
+    /// Whether the gateway that has brought it was told that the connection goes on here.
     pub(super) fn is_taken(&self) -> bool {
         matches!(self.step, Coming::Reading(_) | Coming::Ready { .. })
     }
@@ -93,7 +93,7 @@ impl Arrival {
 }
 
 impl Nodes {
-    /// Somebody has connected: it is told its challenge.
+    /// A peer has connected: it is sent its challenge.
     pub(super) fn arrive(
         &mut self,
         turn: &mut Turn<'_>,
@@ -125,7 +125,7 @@ impl Nodes {
         }
     }
 
-    /// Whether what has come is a prelude of this cluster's, for this node.
+    /// Judges whether the bytes are a prelude for this node, signed by a gateway of this cluster.
     fn judge(&mut self, turn: &mut Turn<'_>, key: Key) {
         let judged =
             self.keys.as_ref().zip(self.arrivals.get(key)).map(|(keys, of)| of.judged(keys));
@@ -147,7 +147,7 @@ impl Nodes {
         }
     }
 
-    /// Whether there is room for it is known.
+    /// The answer whether there is room for the connection.
     pub(super) fn admitted(&mut self, turn: &mut Turn<'_>, key: Key, room: bool) {
         if let Coming::Knocking(prelude) = self.arrival(key).step {
             let (cause, outcome) = (cause_of(prelude.matter), TakenOutcome::Full);
@@ -160,7 +160,7 @@ impl Nodes {
         }
     }
 
-    /// It is this gateway's from here on.
+    /// The connection belongs to this gateway from now on.
     fn take_in(&mut self, turn: &mut Turn<'_>, key: Key, prelude: Prelude) {
         let of = self.arrival(key);
         let (conn, cause) = (of.conn, cause_of(prelude.matter));
@@ -187,7 +187,7 @@ impl Nodes {
         }
     }
 
-    /// Whether all is here that its client had said.
+    /// Looks whether all is here that its client had said.
     fn read(&mut self, key: Key, prelude: Prelude) {
         let of = self.arrival(key);
         if let Matter::Client(opening, _) = prelude.matter
@@ -198,7 +198,7 @@ impl Nodes {
         }
     }
 
-    /// Its time is over ([`Due::Arrival`]).
+    /// The deadline of an arrival has passed ([`Due::Arrival`]).
     pub(crate) fn arrival_late(&mut self, turn: &mut Turn<'_>, key: Key) {
         let of = self.arrivals.get(key).filter(|of| of.until <= turn.now);
         let cause = of.and_then(|of| match of.step {
@@ -291,7 +291,8 @@ fn is_for_here(turn: &Turn<'_>, prelude: Prelude) -> Result<(), Refusal> {
     let own = turn.settings.node;
     let cause = cause_of(prelude.matter);
     if prelude.to != own {
-        // Where numbers are unique an earlier run of this process was meant.
+        // With the local plane node numbers are unique, so the prelude means an earlier run of this
+        // process.
         let dead = turn.settings.dispatch == Plane::Local && prelude.to.number() == own.number();
         let verdict = Some(if dead { Verdict::Dead } else { Verdict::Elsewhere });
         return Err(Refusal { cause, outcome: TakenOutcome::Elsewhere, verdict });
@@ -309,7 +310,7 @@ fn is_for_here(turn: &Turn<'_>, prelude: Prelude) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// So many microseconds before `now`; a process knows no time before its own begin.
+/// `age` microseconds before `now`, but no earlier than this process's begin.
 fn before(now: Time, age: u64) -> Time {
     Time(now.0.saturating_sub(age))
 }

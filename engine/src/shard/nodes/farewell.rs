@@ -1,6 +1,6 @@
-//! A gateway that leaves tells the owners of what it relays, so that they have it replaced before it
-//! ends (design 3.25). An owner that has not answered is told again for as long as this gateway relays
-//! anything of its, which the limit of the drain bounds.
+//! A gateway that leaves tells the owners of the connections it relays, so that they can replace
+//! these before it ends (design 3.25). An owner that has not answered is told again for as long as
+//! this gateway relays a connection of its. The limit of the drain bounds that time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ use crate::keys::Keys;
 use crate::net::{Close, ConnId};
 use crate::pool::Segment;
 
-/// How long an owner may take to answer, and the pause before it is told again.
+/// The time an owner has for its answer, and the pause before it is told again.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A gateway, and where it is.
+/// A gateway and its address.
 type Owner = (Node, SocketAddr);
 
-/// The owners of what is relayed now, each once and in order.
+/// The owners of the connections that are relayed now, each once and in order.
 pub(super) fn owners_served(nodes: &Nodes) -> BTreeSet<Owner> {
     nodes.outs.iter().filter_map(|(_, out)| out.owner_served()).collect()
 }
@@ -35,7 +35,7 @@ pub(super) fn tell_owner(nodes: &mut Nodes, turn: &mut Turn<'_>, owner: Owner) {
     }
 }
 
-/// Owners that have not answered, or had their time to, are told again.
+/// Tells the owners again that have not answered in time.
 pub(super) fn tell_again(nodes: &mut Nodes, turn: &mut Turn<'_>) {
     for conn in nodes.farewells.overdue(turn.now) {
         end(nodes, turn, conn);
@@ -46,7 +46,7 @@ pub(super) fn tell_again(nodes: &mut Nodes, turn: &mut Turn<'_>) {
     }
 }
 
-/// An owner was told, or cannot be.
+/// The connection to an owner has ended, whether the owner was told or not.
 pub(super) fn end(nodes: &mut Nodes, turn: &mut Turn<'_>, conn: ConnId) {
     nodes.roles.remove(&conn);
     nodes.farewells.end(turn, conn);
@@ -63,13 +63,13 @@ pub(super) struct Farewells {
 #[derive(Debug)]
 struct Farewell {
     to: Owner,
-    /// Until when it has to have answered.
+    /// When the owner's answer is due.
     until: Time,
-    /// What it has said of its challenge.
+    /// The part of the owner's challenge that has come.
     said: Vec<u8>,
-    /// It was told: its answer is waited for.
+    /// The owner was told, and its answer is waited for.
     done: bool,
-    /// It has answered, and would say the same again.
+    /// The owner has answered; another answer would be the same.
     heard: bool,
 }
 
@@ -87,7 +87,7 @@ impl Farewells {
         Some(conn)
     }
 
-    /// An owner speaks. Whether that was all.
+    /// Bytes of an owner. True if they were its whole answer.
     pub(super) fn hear(
         &mut self,
         turn: &mut Turn<'_>,
@@ -115,7 +115,7 @@ impl Farewells {
         false
     }
 
-    /// It is over, one way or another.
+    /// The connection is over, for whatever reason.
     fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         if let Some(farewell) = self.told.remove(&conn)
             && !farewell.heard
@@ -126,7 +126,7 @@ impl Farewells {
         turn.net.close(conn, Close::Flush);
     }
 
-    /// Connections whose owners have had their time to answer.
+    /// Connections whose owners did not answer in time.
     fn overdue(&self, now: Time) -> Vec<ConnId> {
         let late = self.told.iter().filter(|(_, farewell)| farewell.until <= now);
         let mut late: Vec<ConnId> = late.map(|(conn, _)| *conn).collect();
@@ -135,12 +135,12 @@ impl Farewells {
         late
     }
 
-    /// Nobody is told any more.
+    /// Stops telling owners.
     pub(super) fn give_up(&mut self) {
         self.unheard.clear();
     }
 
-    /// Whether somebody is told, or is to be told again.
+    /// Whether no owner is being told or has to be told again.
     pub(super) fn is_empty(&self) -> bool {
         self.told.is_empty() && self.unheard.is_empty()
     }

@@ -1,4 +1,5 @@
-//! Lines that anybody can cause without end: one a second, with how many were left out.
+//! Log lines that anybody can cause without end. One a second is written, and it says how many were
+//! left out.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use ringway_proto::time::Time;
 /// The pause between two lines.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Lines of one kind.
+/// The lines of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     quiet_until: Time,
@@ -15,7 +16,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Whether a line may be said now; then how many were left out since the last one.
+    /// If a line may be written now: how many were left out since the last one.
     pub(super) fn may_say(&mut self, now: Time) -> Option<u64> {
         if now < self.quiet_until {
             self.left_out += 1;
@@ -26,12 +27,12 @@ impl Line {
     }
 }
 
-/// All of them.
+/// All kinds of such lines.
 #[derive(Debug, Default)]
 pub(super) struct Hush {
-    /// A connection is not relayed.
+    /// A connection was not relayed.
     pub(super) unrelayed: Line,
-    /// A prelude is refused.
+    /// A prelude was refused.
     pub(super) refused: Line,
 }
 

@@ -1,9 +1,10 @@
 //! Connections that belong to other gateways, and those that other gateways bring (design 3.22).
 //!
-//! What goes elsewhere ([`out`]) is a whole connection: its owner is found and dialled, says its
-//! challenge, and answers the prelude; from then on bytes go both ways as they came ([`splice`]). If
-//! nothing comes of it in time the connection goes back to who gave it away. What comes
-//! ([`arrive`]) is given on when its prelude is proved.
+//! A connection goes elsewhere as a whole ([`out`]). Its owner is found and dialled, sends its
+//! challenge, and answers the prelude. From then on bytes pass both ways unchanged ([`splice`]). If
+//! the owner does not take the connection in time, the connection goes back to the component that
+//! gave it away. A connection that another gateway brings ([`arrive`]) is passed on when its
+//! prelude is proved.
 
 mod arrive;
 mod farewell;
@@ -39,24 +40,25 @@ use crate::metrics::{Limit, RelayCause, ShardMetrics, TakenCause, TakenOutcome};
 use crate::net::{Close, ConnId, End, Listener};
 use crate::pool::Segment;
 
-/// From when a connection is found to belong elsewhere until its owner has taken it; and from when
-/// another gateway has connected until its prelude is here (design 3.22).
+/// The time until the owner of a connection has taken it, once it is known to belong elsewhere.
+/// Also the time until the prelude is here, once another gateway has connected (design 3.22).
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Octets of a connection that are carried to its owner: what was kept of it, and one receive.
+/// Most octets of a connection that are carried to its owner: those that were kept, and one
+/// receive.
 pub(super) const MOST_CARRIED: usize = 128 * 1024;
 
 /// The component.
 pub(super) struct Nodes {
-    /// None: nothing is relayed.
+    /// None: no connection is relayed.
     keys: Option<Arc<Keys>>,
     roles: HashMap<ConnId, ConnRole, foldhash::fast::RandomState>,
     outs: Table<Out>,
-    /// How many of them are clients'.
+    /// How many of these are clients' connections.
     clients: usize,
     arrivals: Table<Arrival>,
     farewells: Farewells,
-    /// What is to be taken from here, in order.
+    /// Connections to be taken from here, in order.
     ready: Vec<ConnRole>,
     owners: Owners,
     hush: Hush,
@@ -67,13 +69,13 @@ pub(super) struct Nodes {
 /// What a connection is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnRole {
-    /// It came to this gateway and belongs to another one.
+    /// It came to this gateway and belongs to another gateway.
     Near(Key),
-    /// It leads to that one.
+    /// It leads to the owner of such a connection.
     Far(Key),
     /// Another gateway has made it.
     Arriving(Key),
-    /// Another gateway is told by it that this one leaves.
+    /// This gateway made it, to tell another one that this one leaves.
     Farewell,
 }
 
@@ -82,14 +84,15 @@ enum ConnRole {
 pub(super) struct Ready {
     pub(super) conn: ConnId,
     pub(super) client: Client,
-    /// Which gateway has brought it; none: it came here, and its owner did not take it.
+    /// The gateway that has brought it; none: the client dialled this gateway, and the owner did
+    /// not take it.
     pub(super) via: Option<Node>,
-    /// Its bytes have ended meanwhile.
+    /// The end of its bytes, if it has come meanwhile.
     pub(super) ended: Option<End>,
 }
 
 impl std::fmt::Debug for Nodes {
-    // What comes next of the random numbers is a secret.
+    // The state of the random numbers is a secret: the next challenge follows from it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Nodes").field("outs", &self.outs.len()).finish_non_exhaustive()
     }
@@ -98,7 +101,7 @@ impl std::fmt::Debug for Nodes {
 impl Nodes {
     pub(super) fn new(settings: &ShardSettings) -> Self {
         let mut rng = ChaCha12Rng::from_seed(settings.seed);
-        // The mint draws from the first one.
+        // Ids and tokens are made from the first stream.
         rng.set_stream(1);
         Self {
             keys: settings.keys.clone(),
@@ -115,7 +118,7 @@ impl Nodes {
         }
     }
 
-    /// What the cluster's gateways know each other by from now on.
+    /// Replaces the keys by which the cluster's gateways know each other.
     pub(super) fn replace_keys(&mut self, keys: Arc<Keys>) {
         self.keys = Some(keys);
     }
@@ -128,7 +131,7 @@ impl Nodes {
         !self.roles.is_empty() && self.roles.contains_key(&conn)
     }
 
-    /// Another gateway has connected, or who passes for one.
+    /// Another gateway has connected, or somebody who pretends to be one.
     pub(super) fn accepted(&mut self, turn: &mut Turn<'_>, conn: ConnId, peer: SocketAddr) {
         if self.keys.is_none() {
             return turn.net.close(conn, Close::Now);
@@ -146,13 +149,13 @@ impl Nodes {
         self.arrive(turn, conn, (peer, challenge));
     }
 
-    /// Addresses whose time is over are let in again ([`Due::KeptOut`]).
+    /// Lets addresses in again that were kept out long enough ([`Due::KeptOut`]).
     pub(super) fn let_in_again(&mut self, turn: &mut Turn<'_>) {
         let still = self.suspects.still_kept_out(turn.now);
         turn.net.keep_out(Listener::Cluster, still);
     }
 
-    /// A gateway that was dialled is reached, or not.
+    /// The result of dialling a gateway.
     pub(super) fn dialled(&mut self, turn: &mut Turn<'_>, conn: ConnId, result: Result<(), i32>) {
         match self.roles.get(&conn).copied() {
             Some(ConnRole::Far(key)) => self.reached(turn, key, result),
@@ -188,7 +191,7 @@ impl Nodes {
         }
     }
 
-    /// Whether something waits for that.
+    /// Whether something waits until a connection's output was taken.
     pub(super) fn awaits(&self, conn: ConnId) -> bool {
         match self.roles.get(&conn) {
             Some(ConnRole::Near(key) | ConnRole::Far(key)) => {
@@ -255,7 +258,7 @@ impl Nodes {
         owners.into_iter().for_each(|owner| farewell::tell_owner(self, turn, owner));
     }
 
-    /// Owners that were told so, and have not answered, are told again ([`Due::Farewell`]).
+    /// Tells owners again that have not answered ([`Due::Farewell`]).
     pub(super) fn leave_again(&mut self, turn: &mut Turn<'_>) {
         farewell::tell_again(self, turn);
     }
@@ -265,7 +268,7 @@ impl Nodes {
         !self.farewells.is_empty()
     }
 
-    /// All connections that are none of another component's, in order.
+    /// All connections of this component, in order.
     pub(super) fn ids(&self) -> Vec<ConnId> {
         let mut ids: Vec<ConnId> = self.roles.keys().copied().collect();
         // The table has no order.
@@ -283,14 +286,14 @@ impl Nodes {
             }
             Some(ConnRole::Farewell) => {
                 farewell::end(self, turn, conn);
-                // It is this gateway that ends.
+                // This gateway itself ends.
                 self.farewells.give_up();
             }
             None => {}
         }
     }
 
-    /// What a place names is there: both leave together.
+    /// The entry of a connection's place. It exists: an entry and its places leave together.
     fn out(&mut self, key: Key) -> &mut Out {
         self.outs.get_mut(key).expect("a place leaves with its entry")
     }
@@ -319,7 +322,7 @@ impl Nodes {
 
     // ---- values ----
 
-    /// Connections of clients that go elsewhere, or that others bring.
+    /// Clients' connections that go elsewhere, or that other gateways bring.
     pub(super) fn clients(&self) -> usize {
         self.clients
     }
@@ -329,7 +332,7 @@ impl Nodes {
         self.outs.get(key).is_some_and(|out| !matches!(out.step, Step::Flowing | Step::Back))
     }
 
-    /// Whether something is still to come of what another gateway brings.
+    /// Whether a connection that another gateway brings is not complete yet.
     pub(super) fn arrives(&self, key: Key) -> bool {
         self.arrivals.get(key).is_some()
     }
@@ -339,8 +342,7 @@ impl Nodes {
         self.roles.len() - self.clients
     }
 
-    /// Relays that last, for whatever they carry, and clients of others that were told that they are
-    /// taken here.
+    /// Established relays, and clients of other gateways whose connections were taken here.
     pub(super) fn relays(&self) -> usize {
         self.outs.len() + self.arrivals.iter().filter(|(_, arrival)| arrival.is_taken()).count()
     }

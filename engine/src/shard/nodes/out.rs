@@ -6,7 +6,8 @@
 //!     └────────────┴───────────┴──────────┴──▶ a worker is answered, a client goes Back
 //! ```
 //!
-//! Until the owner has said that it takes it, nothing was said to the peer, and its bytes are kept.
+//! Until the owner has taken the connection, nothing is sent to the peer, and the peer's bytes are
+//! kept.
 
 use std::net::SocketAddr;
 
@@ -33,39 +34,39 @@ use crate::pool::Segment;
 /// A connection that belongs elsewhere.
 #[derive(Debug)]
 pub(super) struct Out {
-    /// The connection.
+    /// The connection to the peer.
     pub(super) near: ConnId,
-    /// The one to its owner.
+    /// The connection to the owner.
     pub(super) far: Option<ConnId>,
     pub(super) cause: RelayCause,
-    /// Its owner; none: the old proxy.
+    /// The owner; none: the old proxy.
     node: Option<Node>,
     /// The owner's address.
     address: Option<SocketAddr>,
-    /// What was received of it, until it goes there.
+    /// The bytes received from the peer, until they go to the owner.
     pub(super) stray: Option<Stray>,
     pub(super) step: Step,
-    /// Whether the owner, and whether the peer, is not read until the other side's output has
-    /// drained.
+    /// Whether reading is stopped until the other side's output has drained: of the owner, of the
+    /// peer.
     pub(super) held: [bool; 2],
-    /// Its peer's bytes have ended before it was anybody's.
+    /// The end of the peer's bytes, if it came before the owner took the connection.
     ended: Option<End>,
 }
 
-/// How far it has come.
+/// How far the relay has come.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Its owner's record is being read.
+    /// The owner's record is being read.
     Locating,
-    /// Its owner is being dialled.
+    /// The owner is being dialled.
     Dialling,
-    /// The owner is reached, and has sent so much of its challenge.
+    /// The owner is reached. These octets of its challenge have come.
     Greeted(Vec<u8>),
     /// The prelude is sent.
     Asked,
-    /// The owner has taken the connection; bytes pass through.
+    /// The owner has taken the connection, and bytes pass through.
     Flowing,
-    /// Nothing came of it: the client goes on here.
+    /// The owner did not take it: the client goes on here.
     Back,
 }
 
@@ -85,18 +86,18 @@ impl Out {
         std::iter::once(self.near).chain(self.far)
     }
 
-    /// Whether one of both sides waits for the other.
+    /// Whether reading of one side waits for the other side's output.
     pub(super) fn is_held(&self) -> bool {
         self.held != [false; 2]
     }
 }
 
 impl Nodes {
-    /// Whether a client's connection may go to this node now. If not, that is counted.
+    /// Whether a client's connection may go to this node now. A refusal is counted.
     pub(crate) fn may_go(&mut self, turn: &mut Turn<'_>, node: Node, peer: SocketAddr) -> bool {
         let cause = RelayCause::Client;
         let fronts = &turn.settings.config.fronts.client;
-        // Behind a balancer that does not say who its clients are all have the same address.
+        // Behind a balancer that does not name its clients all of them have the same address.
         let source = Some(peer).filter(|_| fronts.proxy_protocol);
         let may = self.check(turn, (cause, Some(node)), source);
         if let Err(outcome) = may {
@@ -141,7 +142,7 @@ impl Nodes {
     pub(super) fn take(&mut self, turn: &mut Turn<'_>, strayed: Strayed) {
         let Strayed { conn, cause, node, stray } = strayed;
         let client = cause == RelayCause::Client;
-        // Of a client that was looked at before it was released.
+        // For a client this was checked before its connection was released.
         let may = if client { Ok(()) } else { self.check(turn, (cause, node), None) };
         let out = Out {
             near: conn,
@@ -160,7 +161,7 @@ impl Nodes {
         if let Err(outcome) = may {
             return self.fail(turn, key, outcome);
         }
-        // Nothing is to change of what the owner is told.
+        // The bytes that the owner will be given must not change any more.
         turn.net.pause(conn, true);
         turn.arm(turn.now + PATIENCE, Due::Relay(key));
         match node {
@@ -193,7 +194,7 @@ impl Nodes {
             }
             Answer::Located(Located::At(address)) => self.dial_owner(turn, key, address),
             Answer::Located(Located::Dead) => self.fail(turn, key, RelayOutcome::Dead),
-            // There was no room for the question, or nothing is known.
+            // There was no room for the question, or the plane knows nothing.
             _ => self.fail(turn, key, RelayOutcome::Unknown),
         }
     }
@@ -205,7 +206,7 @@ impl Nodes {
         (out.far, out.address, out.step) = (Some(far), Some(address), Step::Dialling);
     }
 
-    /// To the old proxy: it may have several addresses.
+    /// Dials the old proxy, which may have several addresses.
     fn dial_old(&mut self, turn: &mut Turn<'_>, key: Key) {
         let addresses = turn.settings.config.cluster.fallback.as_ref();
         let addresses = addresses.map(|dial| &*dial.addresses).unwrap_or_default();
@@ -220,7 +221,7 @@ impl Nodes {
     pub(super) fn reached(&mut self, turn: &mut Turn<'_>, key: Key, result: Result<(), i32>) {
         let out = self.out(key);
         if result.is_err() {
-            // Its id is dead already.
+            // The failed dial's id is dead already.
             if let Some(far) = out.far.take() {
                 self.roles.remove(&far);
             }
@@ -244,7 +245,8 @@ impl Nodes {
         if let Some(stray) = &mut out.stray {
             stray.hear(turn.net.pool.bytes(segment));
             if stray.received().len() > MOST_CARRIED {
-                // Reading has stopped long ago: this is no reactor of ours.
+                // Reading was stopped long before, so a reactor that keeps its contract never comes
+                // here.
                 self.forget(turn, key, Close::Now);
             }
         }
@@ -289,7 +291,7 @@ impl Nodes {
         Some((out.far?, keys.signed_prelude(said, prelude)?))
     }
 
-    /// The owner has answered; behind that it may speak already.
+    /// The owner has answered. Bytes of the function's side may follow its answer at once.
     fn answered(&mut self, turn: &mut Turn<'_>, key: Key, segment: Segment) {
         let verdict = turn.net.pool.bytes(segment).first().copied().and_then(Verdict::of);
         match verdict {
@@ -300,7 +302,8 @@ impl Nodes {
                 if rest.len > 0 {
                     out.pass(turn, rest, false);
                 }
-                // A gateway that drains has told the other owners so already, but not this one.
+                // This gateway drains. It told its other owners at the begin of the drain; this
+                // owner is new.
                 if let Some(owner) = out.owner().filter(|_| turn.draining.is_some()) {
                     tell_owner(self, turn, owner);
                 }
@@ -320,7 +323,7 @@ impl Nodes {
         }
         let back = matches!(out.step, Step::Back);
         if out.cause == RelayCause::Client && end.is_half() {
-            // It can still be answered, here.
+            // The client can still be answered here.
             out.ended = Some(end);
             if !back {
                 self.fail(turn, key, RelayOutcome::Gone);
@@ -350,21 +353,21 @@ impl Nodes {
         }
     }
 
-    /// Both ends of a relay end, or of what was to become one.
+    /// Ends both connections of a relay, also of one that is not established yet.
     pub(super) fn forget(&mut self, turn: &mut Turn<'_>, key: Key, how: Close) {
         if let Some(out) = self.remove(key) {
             out.conns().for_each(|conn| turn.net.close(conn, how));
         }
     }
 
-    /// The owner has had its time ([`Due::Relay`]).
+    /// The owner did not answer in time ([`Due::Relay`]).
     pub(crate) fn late(&mut self, turn: &mut Turn<'_>, key: Key) {
         if self.waits(key) {
             self.fail(turn, key, RelayOutcome::Late);
         }
     }
 
-    /// Nothing came of it: a worker is told, a client goes on here.
+    /// The owner does not take the connection. A worker is told; a client goes on here.
     fn fail(&mut self, turn: &mut Turn<'_>, key: Key, outcome: RelayOutcome) {
         let out = self.out(key);
         let (cause, node, near, far) = (out.cause, out.node, out.near, out.far.take());
@@ -419,19 +422,19 @@ impl Nodes {
     }
 }
 
-/// Where a node is that the configuration names.
+/// The address of a node, from the configuration.
 fn configured(settings: &ShardSettings, node: Node) -> Result<SocketAddr, RelayOutcome> {
     let nodes = &settings.config.cluster.nodes;
     let found = nodes.iter().find(|(number, _)| *number == node.number());
     match found {
         Some((_, address)) => Ok(*address),
-        // Numbers are unique there: it was an earlier run of this process.
+        // Node numbers are unique in a configuration, so this is an earlier run of this process.
         None if node.number() == settings.node.number() => Err(RelayOutcome::Dead),
         None => Err(RelayOutcome::Unknown),
     }
 }
 
-/// What the owner is told of a connection.
+/// What the prelude says of a connection.
 fn matter(stray: &Stray, now: Time) -> Matter {
     let received = stray.received().len() as u32;
     let opening = |peer, opened| {

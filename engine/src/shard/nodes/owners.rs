@@ -1,4 +1,5 @@
-//! What is remembered of other gateways: which one was not reached, and how much was brought to each.
+//! What is remembered of other gateways: which of them was not reached, and how many connections
+//! each was brought.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,22 +10,22 @@ use ringway_proto::time::Time;
 
 use super::super::bucket::Bucket;
 
-/// A gateway that was not reached is not tried again for so long (design 3.22).
+/// The pause after which a gateway that was not reached is tried again (design 3.22).
 const REST: Duration = Duration::from_secs(1);
-/// Gateways, and clients, of which something is remembered, of each kind.
+/// Most gateways in one table, and most clients.
 pub(super) const MOST: usize = 1024;
-/// Relays that ids cause, a burst and then a second: to one gateway, of one client where its address
-/// is known, and of those for which a record is to be read.
+/// How many relays the ids in requests may cause: a burst, then so many a second. To one gateway;
+/// of one client, if its address is known; of all for which a record has to be read.
 const OF_TARGET: (u32, u32) = (4096, 1024);
 const OF_SOURCE: (u32, u32) = (64, 16);
 const OF_RECORDS: (u32, u32) = (512, 256);
 
-/// What is remembered.
+/// What is remembered of other gateways.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     unreached: HashMap<SocketAddr, Time>,
     targets: HashMap<Node, Bucket>,
-    /// By their addresses, whatever the port.
+    /// By the clients' addresses without the port.
     sources: HashMap<SocketAddr, Bucket>,
     records: Bucket,
 }
@@ -35,7 +36,7 @@ impl Owners {
         self.unreached.get(&address).is_some_and(|until| now < *until)
     }
 
-    /// It was not reached.
+    /// A gateway was not reached.
     pub(super) fn not_reached(&mut self, address: SocketAddr, now: Time) {
         if self.unreached.len() >= MOST {
             self.unreached.retain(|_, until| now < *until);
@@ -45,13 +46,14 @@ impl Owners {
         }
     }
 
-    /// It was.
+    /// A gateway was reached.
     pub(super) fn reached(&mut self, address: SocketAddr) {
         self.unreached.remove(&address);
     }
 
-    /// Whether one more client may be brought to this gateway because of an id, which anybody can
-    /// write. `source`: its address, where that is its own. `reads`: a record has to be read.
+    /// Whether one more client may be brought to this gateway. Only the id in its request asks for
+    /// that, and anybody can write one. `source`: the client's own address, if it is known.
+    /// `reads`: a record has to be read.
     pub(super) fn may_bring(
         &mut self,
         node: Node,
@@ -68,7 +70,7 @@ impl Owners {
     }
 }
 
-/// Takes one of what the bucket of `key` may have. A table that is full forgets those who come seldom.
+/// Takes a permit from the bucket of `key`. A full table forgets the keys that come seldom.
 pub(super) fn take<K: std::hash::Hash + Eq>(
     table: &mut HashMap<K, Bucket>,
     key: K,

@@ -1,7 +1,8 @@
 //! Bytes between a connection and its owner, both ways as they came: no frame is looked at.
 //!
-//! A FIN on one side is a FIN on the other, and whatever cuts the bytes short is a RST there: whether
-//! a tunnel is kept depends on how its client has gone. If this process dies both ends are reset.
+//! A FIN on one side becomes a FIN on the other. Whatever cuts the bytes short becomes a RST,
+//! because whether a tunnel is kept depends on how its client has ended. If this process dies, both
+//! ends are reset.
 
 use super::super::turn::Turn;
 use super::out::{Out, Step};
@@ -9,19 +10,19 @@ use crate::metrics::{CopyWhy, RelayOutcome};
 use crate::net::{Close, ConnId, End};
 use crate::pool::Segment;
 
-/// What is shorter is cheaper to copy than to refer to.
+/// Shorter segments are cheaper to copy than to refer to.
 const SMALL: usize = 4 * 1024;
-/// Output above which what feeds it is read no further, and below which it is again.
+/// While a connection has more output than this, the side that feeds it is not read.
 const FULL: usize = 1024 * 1024;
 const LOW: usize = FULL / 2;
 
 impl Out {
-    /// The connection to the owner, once that is reached.
+    /// The connection to the owner, which is reached.
     fn far(&self) -> ConnId {
         self.far.expect("bytes pass to an owner that is reached")
     }
 
-    /// Bytes go to the other side. `up`: to the owner.
+    /// Passes bytes to the other side. `up`: to the owner.
     pub(super) fn pass(&mut self, turn: &mut Turn<'_>, segment: Segment, up: bool) {
         let (from, to) = if up { (self.near, self.far()) } else { (self.far(), self.near) };
         let len = segment.len as usize;
@@ -38,7 +39,7 @@ impl Out {
         }
     }
 
-    /// Some of a connection's output has gone.
+    /// The kernel has taken some of a connection's output.
     pub(super) fn drained(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let up = conn != self.near;
         if self.held[usize::from(up)] && turn.net.queued(conn) < LOW {
@@ -47,7 +48,7 @@ impl Out {
         }
     }
 
-    /// The connection is the owner's from here on: what was received of it goes there first.
+    /// The owner has the connection from now on. The bytes received so far go there first.
     pub(super) fn flow(&mut self, turn: &mut Turn<'_>) {
         let far = self.far();
         self.step = Step::Flowing;
@@ -61,7 +62,7 @@ impl Out {
         turn.net.pause(self.near, false);
     }
 
-    /// One of two ends has ended, and so does the other one.
+    /// One of the two connections has ended, so the other one ends too.
     pub(super) fn part(self, turn: &mut Turn<'_>, (end, near_ended): (End, bool)) {
         let far = self.far();
         let (ended, other) = if near_ended { (self.near, far) } else { (far, self.near) };

@@ -1,6 +1,6 @@
-//! Addresses from which nothing comes that a gateway would say. A few tries are heard; then the next
-//! connection from there is closed as it comes, which costs a fraction of hearing it out, and the
-//! kernel keeps the address out for a while, which costs next to nothing.
+//! Addresses from which connections come that prove nothing. A few of them are heard. Then the next
+//! connection from there is closed as it comes, which costs a fraction of hearing it out. From then
+//! on the kernel keeps the address out for a while, which costs next to nothing.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,30 +12,30 @@ use super::super::bucket::Bucket;
 use super::owners::{MOST, take};
 use crate::net::MOST_KEPT_OUT;
 
-/// Preludes of one address that may prove nothing: a burst and then a second.
+/// How many preludes of one address may prove nothing: a burst, then so many a second.
 const TRIES: (u32, u32) = (64, 16);
 /// For how long an address is kept out.
 const KEPT_OUT_FOR: Duration = Duration::from_secs(5);
-/// Where a gateway has proved itself, whatever else comes from its address is heard for so long.
+/// How long every connection from an address is heard after a gateway there has proved itself.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
-/// An address, whatever the port.
+/// An address without its port.
 fn host(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), 0)
 }
 
-/// What is remembered of who connects.
+/// What is remembered of the peers that connect.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     tried: HashMap<SocketAddr, Bucket>,
-    /// Until when a gateway is known to be there.
+    /// Addresses at which a gateway is known to be, and until when.
     known: HashMap<SocketAddr, Time>,
-    /// Addresses that are kept out, and until when.
+    /// Addresses that the kernel keeps out, and until when.
     kept_out: Vec<(SocketAddr, Time)>,
 }
 
 impl Suspects {
-    /// Whether a connection from there is to be heard.
+    /// Whether a connection from this address is to be heard.
     pub(super) fn hears(&mut self, peer: SocketAddr, now: Time) -> bool {
         let (burst, rate) = TRIES;
         let ip = host(peer);
@@ -43,8 +43,8 @@ impl Suspects {
         !tired || self.known.get(&ip).is_some_and(|until| now < *until)
     }
 
-    /// It is not heard, so it is to be kept out for a while. Who is kept out from now on, and until when
-    /// that is to be looked at, if that changes anything.
+    /// Keeps an address out for a while that is not heard. If that changes anything: all addresses
+    /// that are kept out now, and when this one may be let in again.
     pub(super) fn keep_out(
         &mut self,
         peer: SocketAddr,
@@ -65,7 +65,7 @@ impl Suspects {
         self.kept_out.iter().map(|(ip, _)| *ip).collect()
     }
 
-    /// A gateway has proved itself.
+    /// A gateway at this address has proved itself.
     pub(super) fn proved(&mut self, peer: SocketAddr, now: Time) {
         if self.known.len() >= MOST {
             self.known.retain(|_, until| now < *until);
@@ -75,7 +75,7 @@ impl Suspects {
         }
     }
 
-    /// What came proved nothing.
+    /// A connection from this address proved nothing.
     pub(super) fn failed(&mut self, peer: SocketAddr, now: Time) {
         take(&mut self.tried, host(peer), TRIES, now);
     }

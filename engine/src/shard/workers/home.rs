@@ -2,7 +2,7 @@
 //! they come from. A parked session holds a worker; when new work has waited for
 //! `session.park_yield`, the tunnel that was parked first yields.
 //!
-//! What is answered goes as a message to the core that asked, which may be this one.
+//! Every answer goes as a message to the core that asked, which may be this one.
 
 use ringway_proto::time::Time;
 
@@ -15,12 +15,13 @@ use crate::control::local::{
 use crate::message::{CoreMessage, Parks};
 use crate::metrics::Limit;
 
-/// Queues of work, the polls that wait for it, and the parked tunnels that are in their way.
+/// The queues of work, the polls that wait for work, and the parked tunnels that keep workers from
+/// it.
 #[derive(Debug)]
 pub(super) struct DispatchHome {
     local: Dispatch,
     parked_index: ParkedIndex,
-    /// Memory used again and again.
+    /// Memory that is reused in every turn.
     answers: Vec<(PollId, PollAnswer)>,
 }
 
@@ -47,13 +48,13 @@ impl DispatchHome {
         self.answer_polls(turn);
     }
 
-    /// Nobody waits for it any more.
+    /// No attachment waits for the work any more.
     pub(super) fn withdrawn(&mut self, turn: &mut Turn<'_>, ticket: Ticket) {
         self.local.withdraw(ticket);
         self.answer_polls(turn);
     }
 
-    /// It is wanted only if no worker has been told of it yet.
+    /// The work is wanted only if no worker has been told of it yet.
     pub(super) fn recall_asked(&mut self, turn: &mut Turn<'_>, ticket: Ticket) {
         if self.local.recall(ticket) {
             turn.send(ticket.core, CoreMessage::Recalled(ticket));
@@ -66,7 +67,7 @@ impl DispatchHome {
     /// A worker asks for work.
     pub(super) fn polled(&mut self, turn: &mut Turn<'_>, poll: PollId, request: PollRequest) {
         let taken = self.local.poll(poll, request, turn.now);
-        // The poll that this one replaces is answered first.
+        // If this poll replaces another one, that one is answered first.
         self.answer_polls(turn);
         if taken.is_err() {
             turn.limit_hit(Limit::Polls);
@@ -92,7 +93,7 @@ impl DispatchHome {
         self.answer_polls(turn);
     }
 
-    /// Says the answers that the dispatch has to the cores of the polls.
+    /// Sends the dispatch's answers to the cores of the polls.
     fn answer_polls(&mut self, turn: &mut Turn<'_>) {
         self.local.take_answers(&mut self.answers);
         for (poll, answer) in self.answers.drain(..) {
@@ -117,7 +118,7 @@ impl DispatchHome {
         self.parked_index.leave(ticket);
     }
 
-    /// New work of this version has waited long enough, in a queue that is not here.
+    /// New work of this version has waited long enough, in a queue outside this gateway.
     pub(super) fn impatient(&mut self, turn: &mut Turn<'_>, version: &FunctionVersion) {
         if let Some(oldest) = self.parked_index.oldest(version) {
             self.parked_index.leave(oldest);
@@ -154,7 +155,8 @@ impl DispatchHome {
 
     // ---- time, and cores that begin anew ----
 
-    /// Answers the polls that have waited long enough, and queues again what was in doubt.
+    /// Answers the polls that have waited long enough, and queues work again whose delivery was in
+    /// doubt.
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
         if self.local.deadline().is_some_and(|at| at <= turn.now) {
             self.local.turn(turn.now);
@@ -166,7 +168,7 @@ impl DispatchHome {
         self.local.deadline()
     }
 
-    /// Drops what a core that has begun anew asked for.
+    /// Drops the work and the polls of a core that has begun anew.
     pub(super) fn forget_core(&mut self, turn: &mut Turn<'_>, core: u16) {
         self.local.forget_core(core);
         self.parked_index.forget_core(core);

@@ -1,9 +1,9 @@
 //! The workers' listener: its connections before they are tunnels ([`worker_conn`], [`requests`]),
-//! what they asked the dispatch ([`polls`]), where work waits for them ([`queue`]), and this core's
-//! part of the dispatch ([`mod@home`]).
+//! their polls ([`polls`]), where work waits for them ([`queue`]), and this core's part of the
+//! dispatch ([`mod@home`]).
 //!
-//! A connection and the dispatch home of its polls say everything to each other as messages between
-//! cores, also where both are this one: one core and many are one path.
+//! A connection and the dispatch home of its polls talk by messages between cores, even if both are
+//! on this core. So one core and many are one path.
 
 mod home;
 mod parked_index;
@@ -44,7 +44,7 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn new(settings: &ShardSettings, policy: Arc<Policy>) -> Self {
         let limits = &settings.config.limits;
-        // Rounds of a dead shard in whose place this one is are never met again.
+        // If this shard replaces a dead one, it must not use that one's rounds again.
         let rounds = u64::from(settings.generation) << 32;
         Self {
             worker_conns: WorkerConns::default(),
@@ -66,7 +66,7 @@ impl Workers {
         self.worker_conns.insert(worker_conn);
     }
 
-    /// Whether the connection is one of these.
+    /// Whether this component has the connection.
     pub(super) fn holds(&self, conn: ConnId) -> bool {
         self.worker_conns.get(conn).is_some()
     }
@@ -108,8 +108,8 @@ impl Workers {
         self.worker_conns.ids()
     }
 
-    /// Ends a connection. To end all of them, what this leaves is done before the next one's end:
-    /// work that was lost with one goes to the next, which by then must know what that means.
+    /// Ends a connection. To end all of them, the facts of one end must be done before the next
+    /// end: the work that was lost with one connection goes to the next one.
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, conn: ConnId, how: Close) {
         self.at(conn, |worker_conn, _| {
             worker_conn.close_how(turn, how);
@@ -117,8 +117,8 @@ impl Workers {
         });
     }
 
-    /// Does something with a connection, if it is still there, and takes it from the table if that
-    /// has ended it.
+    /// Does something with a connection, if it is still there. If that has ended the connection, it
+    /// leaves the table.
     fn at(&mut self, conn: ConnId, act: impl FnOnce(&mut WorkerConn, &mut PollState) -> After) {
         if let Some(mut worker_conn) = self.worker_conns.take(conn) {
             let after = act(&mut worker_conn, &mut self.poll_state);
@@ -149,7 +149,7 @@ impl Workers {
 
     // ---- polls ----
 
-    /// Whether the connection waits for this poll's answer: it may have given up.
+    /// Whether the connection still waits for this poll's answer.
     fn waits_for(&self, poll: PollId) -> bool {
         self.worker_conns
             .get(poll.conn)
@@ -192,19 +192,20 @@ impl Workers {
 
     // ---- other cores, and other rules ----
 
-    /// Drops what a core asked of this one: its work, its polls, what is parked there.
+    /// Drops what a core asked of this one: its work and its polls. Forgets the tunnels parked
+    /// there.
     pub(super) fn forget_core(&mut self, turn: &mut Turn<'_>, core: u16) {
         self.home.forget_core(turn, core);
     }
 
-    /// A core has forgotten this one: polls that wait there are answered with nothing.
+    /// A core has forgotten this one: polls that wait there are answered with no work.
     pub(super) fn renew(&mut self, turn: &mut Turn<'_>, core: u16) {
         for conn in self.worker_conns.waiting_at(core) {
             self.at(conn, |worker_conn, _| worker_conn.poll_overdue(turn));
         }
     }
 
-    /// Goes by these rules from now on.
+    /// Uses these rules from now on.
     pub(super) fn replace_policy(&mut self, policy: Arc<Policy>) {
         self.poll_state.policy = policy;
     }

@@ -1,4 +1,4 @@
-//! What a worker's connection asked the dispatch: its polls, and the work that it was answered.
+//! The polls of a worker's connection, and the work that they were answered with.
 
 use std::time::Duration;
 
@@ -11,51 +11,52 @@ use crate::message::CoreMessage;
 use crate::net::ConnId;
 use crate::timeline::Event;
 
-/// How much longer than the dispatch's own time a poll waits for a word of its dispatch home.
+/// How much longer than the dispatch's own time a poll waits for an answer of its dispatch home.
 const POLL_GRACE: Duration = Duration::from_secs(5);
 
-/// The answer to a poll when there is nothing.
+/// The answer to a poll if there is no work.
 const NO_WORK: &[u8] = b"HTTP/1.1 204 No Content\r\ndate: ";
 
-/// The answer with work, up to its length.
+/// The answer with work, up to the value of its length.
 const WORK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: ";
 
 /// The polls of one connection.
 #[derive(Debug)]
 pub(super) struct Polls {
     conn: ConnId,
-    /// Polls that belong together (see [`PollId::round`]); none before the first one, and after the
-    /// connection gave up waiting.
+    /// The present round: polls that belong together (see [`PollId::round`]). None before the first
+    /// poll, and after the connection has given up waiting.
     round: Option<Round>,
 }
 
 #[derive(Debug)]
 struct Round {
     number: u64,
-    /// The dispatch home of its last poll.
+    /// The dispatch home of the last poll.
     home: u16,
     stage: Stage,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// So many polls are not answered yet, which is one at most for a worker that waits for its
-    /// answers. All are answered with nothing at `until`, whatever the dispatch home says.
+    /// `polls` polls are not answered yet: one at most for a worker that waits for its answers. At
+    /// `until` all are answered with no work, whatever the dispatch home says.
     Waits { polls: u32, until: Time },
-    /// The last one was answered with work, and nothing tells yet whether that has arrived.
+    /// The last poll was answered with work, and it is not known yet whether the answer has
+    /// arrived.
     Offered,
-    /// All are answered, and what is to be said of the answers was said.
+    /// All polls are answered, and their dispatch home knows what has become of the answers.
     Settled,
 }
 
-/// What is known of an answer with work.
+/// What has become of an answer with work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It has arrived: the worker has said something since.
     Arrived,
-    /// It was sent, and nothing will tell.
+    /// It was sent, and whether it has arrived will not be known.
     Unsure,
-    /// It was not sent, or not all of it; or nobody waits for one any more.
+    /// It was not sent, or only a part of it. Or no poll waits for one any more.
     Lost,
 }
 
@@ -82,7 +83,7 @@ impl Polls {
         }
     }
 
-    /// When those that wait are answered with nothing.
+    /// When the polls that wait are answered with no work.
     pub(super) fn until(&self) -> Option<Time> {
         match self.round {
             Some(Round { stage: Stage::Waits { until, .. }, .. }) => Some(until),
@@ -90,20 +91,20 @@ impl Polls {
         }
     }
 
-    /// Whether polls wait for a word of that core.
+    /// Whether polls wait for an answer of that core.
     pub(super) fn wait_at(&self, core: u16) -> bool {
         self.waiting() > 0 && self.round.as_ref().is_some_and(|round| round.home == core)
     }
 
-    /// Whether one of this round waits.
+    /// Whether a poll of this round waits.
     pub(super) fn wait_in(&self, number: u64) -> bool {
         self.waiting() > 0 && self.round.as_ref().is_some_and(|round| round.number == number)
     }
 
-    /// A worker's poll goes to where its work would be. `rounds` numbers those of the core.
+    /// Sends a worker's poll to its dispatch home. `rounds` counts the rounds of this core.
     pub(super) fn place(&mut self, turn: &mut Turn<'_>, request: PollRequest, rounds: &mut u64) {
         let home = turn.settings.dispatch_home(&request.function_id, &request.function_version_id);
-        // The next request on the connection: what was answered before has arrived.
+        // This is the next request on the connection, so the answer before has arrived.
         self.told(turn, Fate::Arrived);
         if self.waiting() > 0 && !self.wait_at(home) {
             self.end(turn);
@@ -122,7 +123,7 @@ impl Polls {
         turn.send(home, CoreMessage::Poll(poll, Box::new(request)));
     }
 
-    /// This is what is known of the work that the connection was answered before.
+    /// Tells the dispatch home what has become of the last answer with work.
     pub(super) fn told(&mut self, turn: &mut Turn<'_>, fate: Fate) {
         if let Some(round) = &mut self.round
             && let Stage::Offered = round.stage
@@ -140,7 +141,7 @@ impl Polls {
         self.nothing(turn);
     }
 
-    /// Answers all that wait with nothing; what was on its way to them is void.
+    /// Answers all polls that wait with no work. Answers on their way to them are void.
     pub(super) fn nothing(&mut self, turn: &mut Turn<'_>) {
         if let Some(Round { number, home, stage: Stage::Waits { polls, .. } }) = self.round {
             self.round = None;
@@ -152,7 +153,7 @@ impl Polls {
         }
     }
 
-    /// One of the polls that wait has its answer.
+    /// Answers one of the polls that wait.
     pub(super) fn answered(&mut self, turn: &mut Turn<'_>, answer: &PollAnswer) {
         let crossed = self.less();
         match answer {
@@ -164,10 +165,10 @@ impl Polls {
                     round.stage = Stage::Offered;
                     return;
                 }
-                // A newer poll of the connection was here before this answer and so tells nothing
-                // of it, and what does may come only behind the newer one's own answer. The
-                // dispatch home gives no second work before it has heard of the first: it is told
-                // what is known now.
+                // The connection's newer poll came before this answer, so it does not show that the
+                // answer has arrived. A request that shows it may come only after the newer poll's
+                // answer. But the dispatch home gives no second work before it has heard of the
+                // first, so it is told now.
                 let (home, number) = (round.home, round.number);
                 let poll = self.id(turn, number);
                 turn.send(home, Fate::Unsure.of(poll));
@@ -175,8 +176,8 @@ impl Polls {
         }
     }
 
-    /// The dispatch home has no room for the last poll, or there was none on the way to it. Those
-    /// before it, which it would have replaced, are answered first. What it is answered itself.
+    /// There is no room for the last poll at its dispatch home, or on the way there. The polls that
+    /// it would have replaced are answered first. Returns the answer to the last one.
     #[must_use]
     pub(super) fn refused(&mut self, turn: &mut Turn<'_>) -> PollFault {
         if self.less() {
@@ -185,7 +186,7 @@ impl Polls {
         PollFault { status: 503, text: "too many polls wait: try later".into() }
     }
 
-    /// One that waits is answered. Whether others still wait.
+    /// Counts one poll less that waits. True if others still wait.
     fn less(&mut self) -> bool {
         let round = self.round.as_mut().expect("only a poll that waits is answered");
         match &mut round.stage {
@@ -200,8 +201,8 @@ impl Polls {
         }
     }
 
-    /// The connection has ended; whether all that was sent may have arrived. Its FIN may have
-    /// crossed the answer: then the worker has not read it.
+    /// The connection has ended. `may_have_arrived`: all that was sent may have arrived. That is
+    /// not sure even after a FIN, because the FIN may have crossed the answer.
     pub(super) fn left(self, turn: &mut Turn<'_>, may_have_arrived: bool) {
         let Some(round) = &self.round else { return };
         let fate = match round.stage {
@@ -240,7 +241,7 @@ impl Polls {
     }
 }
 
-/// Nobody waits for this answer: its work is queued again.
+/// No poll waits for this answer: its work is queued again.
 pub(super) fn unwanted(turn: &mut Turn<'_>, poll: PollId, answer: &PollAnswer) {
     if let PollAnswer::Work(work) = answer {
         let home = turn.settings.dispatch_home(&work.owner.function, &work.owner.version);

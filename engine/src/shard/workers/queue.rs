@@ -1,5 +1,5 @@
 //! Where work waits for a worker: at the dispatch home of its function version, which may be this
-//! core, or with a control plane that takes time.
+//! core, or at a remote control plane.
 
 use super::super::facts::{Ask, AskTicket, Fact, ForSessions, OfVersion, Question, Topic};
 use super::super::turn::Turn;
@@ -8,7 +8,7 @@ use crate::control::local::{Ticket, Work};
 use crate::control::port::Plane;
 use crate::message::CoreMessage;
 
-/// An attachment's work.
+/// Queues an attachment's work.
 pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
     match turn.settings.dispatch {
         Plane::Local => {
@@ -20,7 +20,7 @@ pub(super) fn submit(turn: &mut Turn<'_>, work: Box<Work>) {
     }
 }
 
-/// Nobody waits for it any more.
+/// No attachment waits for the work any more.
 pub(super) fn withdraw(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
         Plane::Local => turn.send(home(turn, of), CoreMessage::Withdraw(of.ticket)),
@@ -28,7 +28,7 @@ pub(super) fn withdraw(turn: &mut Turn<'_>, of: &OfVersion) {
     }
 }
 
-/// Its worker is there.
+/// The work's worker is there.
 pub(super) fn served(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
         Plane::Local => turn.send(home(turn, of), CoreMessage::Withdraw(of.ticket)),
@@ -36,8 +36,8 @@ pub(super) fn served(turn: &mut Turn<'_>, of: &OfVersion) {
     }
 }
 
-/// A spare is wanted only if no worker has been told of it yet. A remote plane has no queue for
-/// spares: a worker that did not come by now did not listen.
+/// Takes a spare's work back, unless a worker has been told of it already. A remote plane has no
+/// queue for spares: if no worker has come by now, none listens.
 pub(super) fn recall(turn: &mut Turn<'_>, of: &OfVersion) {
     match turn.settings.dispatch {
         Plane::Local => turn.send(home(turn, of), CoreMessage::Recall(of.ticket)),

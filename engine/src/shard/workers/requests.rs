@@ -1,5 +1,5 @@
-//! What a worker's connection is served: polls, health, and its CONNECT, of which the token is
-//! asked about.
+//! The requests of a worker's connection: polls, health checks, and its CONNECT, whose token
+//! `sessions` judges.
 
 use std::sync::Arc;
 
@@ -15,28 +15,28 @@ use super::worker_conn::{After, Phase, Reading, WorkerConn};
 use crate::control::local::{Policy, PollFault, PollRequest};
 use crate::pool::Segment;
 
-/// What requests are served with.
+/// What the component lends for serving requests.
 #[derive(Debug)]
 pub(super) struct PollState {
-    /// Who may poll for what.
+    /// The rules: who may poll for what.
     pub(super) policy: Arc<Policy>,
-    /// Rounds of polls so far (see [`crate::control::local::PollId`]).
+    /// The rounds of polls so far (see [`crate::control::local::PollId`]).
     pub(super) rounds: u64,
-    /// Memory used again and again: heads are decoded into it.
+    /// Memory that is reused: heads are decoded into it.
     pub(super) fields: Fields,
 }
 
 /// What to do after one request of a worker.
 enum Next {
-    /// Its bytes are not all there: so far it is read.
+    /// Wait: the request is not complete. It is read so far.
     Wait(Reading),
-    /// Look at what follows it.
+    /// Look at the bytes behind it.
     Continue,
     /// A poll is on its way.
     Placed,
-    /// It was a CONNECT of so many bytes.
+    /// It was a CONNECT, whose head has `head` bytes.
     Connect { head: usize, text: Vec<u8>, id: Uuid, marked: bool },
-    /// It was answered for the last time.
+    /// Close: this was the last answer.
     Close,
 }
 
@@ -62,13 +62,13 @@ impl WorkerConn {
         }
     }
 
-    /// The turn after a poll with something behind it.
+    /// Goes on in the turn after a poll that had more bytes behind it.
     pub(super) fn serve_on(&mut self, turn: &mut Turn<'_>, poll_state: &mut PollState) -> After {
         self.phase = Phase::Serving(Reading::default());
         self.serve(turn, poll_state)
     }
 
-    /// Serves what is whole of the input.
+    /// Serves all complete requests of the input.
     pub(super) fn serve(&mut self, turn: &mut Turn<'_>, poll_state: &mut PollState) -> After {
         while let Phase::Serving(reading) = self.phase {
             match self.request(turn, poll_state, reading) {
@@ -138,7 +138,7 @@ impl WorkerConn {
                 turn.put(self.conn, CONTINUE);
                 reading.continued = true;
             }
-            // The head is read again when more has come: it is short.
+            // A head is short, so it is read again from its begin when more has come.
             return Next::Wait(Reading { continued: reading.continued, ..Reading::default() });
         }
         let request: Vec<u8> = self.input.drain(..head.head_len + body).collect();
@@ -147,7 +147,7 @@ impl WorkerConn {
         self.whole(turn, poll_state, &head, &request[head.head_len..])
     }
 
-    /// A request is whole, and is no CONNECT.
+    /// Serves a complete request that is no CONNECT.
     fn whole(
         &mut self,
         turn: &mut Turn<'_>,
@@ -178,7 +178,7 @@ impl WorkerConn {
         if alive { Next::Continue } else { Next::Close }
     }
 
-    /// A worker's CONNECT: the checks of contract 4.2, in its order, up to its token.
+    /// Checks a worker's CONNECT by contract 4.2, in the order given there, up to its token.
     fn connect(&mut self, turn: &mut Turn<'_>, fields: &Fields, head: usize) -> Next {
         self.polls.end(turn);
         match connect::read(fields) {

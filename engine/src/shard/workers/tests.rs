@@ -23,7 +23,7 @@ const F: &str = "11111111-1111-4111-8111-111111111111";
 /// Longer than a head may take, and one second shorter than a connection may be idle.
 const HANDSHAKE_OVER: Duration = Duration::from_secs(59);
 
-/// A version whose dispatch home is that core of two.
+/// A version whose dispatch home is `core`, of two cores.
 fn version_at(rig: &Rig, core: u16) -> String {
     let versions = (0..64).map(|number| Uuid::from_u128(number).to_string());
     let mut fitting = versions.filter(|version| rig.settings.dispatch_home(F, version) == core);
@@ -33,7 +33,7 @@ fn version_at(rig: &Rig, core: u16) -> String {
 struct Bench {
     rig: Rig,
     workers: Workers,
-    /// Of the version served: its dispatch home is this core, or the other one.
+    /// The version that is served. Its dispatch home is this core, or the other one.
     version: String,
 }
 
@@ -61,7 +61,7 @@ fn bench_with(home: u16, config: Config) -> Bench {
     Bench { rig, workers, version }
 }
 
-/// Core 0 of 2; the work that workers ask for has that dispatch home.
+/// Core 0 of 2. The work that workers ask for has the dispatch home `home`.
 fn bench(home: u16) -> Bench {
     bench_with(home, Config::dev())
 }
@@ -73,7 +73,7 @@ impl Bench {
         conn
     }
 
-    /// Bytes of the worker's.
+    /// Bytes of the worker.
     fn say(&mut self, conn: ConnId, bytes: &[u8]) {
         let mut queue = VecDeque::new();
         self.rig.net.stash_bytes(bytes, &mut queue);
@@ -92,7 +92,7 @@ impl Bench {
         text
     }
 
-    /// The statuses of that.
+    /// The statuses of the answers that the worker was sent since the last call.
     fn statuses(&mut self, conn: ConnId) -> Vec<u16> {
         let text = self.heard(conn);
         text.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].parse().unwrap()).collect()
@@ -102,7 +102,7 @@ impl Bench {
         self.workers.on(&mut self.rig.turn(), fact);
     }
 
-    /// What was left, with what this core says to itself done in between, as the loop does.
+    /// The facts left. Messages of this core to itself are delivered in between, as the loop does.
     fn settle(&mut self) -> Vec<Fact> {
         let mut others = Vec::new();
         let mut open: VecDeque<Fact> = self.rig.facts().into();
@@ -127,7 +127,7 @@ impl Bench {
         others
     }
 
-    /// The messages among what was left.
+    /// The messages among the facts left.
     fn messages(&mut self) -> Vec<(u16, String)> {
         let messages = self.settle().into_iter().filter_map(|fact| match fact {
             Fact::Send { to, message } => Some((to, name(&message))),
@@ -162,7 +162,7 @@ impl Bench {
         PollId { node: NODE, core: 0, conn, round: self.workers.poll_state.rounds }
     }
 
-    /// A worker's CONNECT, answered by nobody yet; with what comes behind it.
+    /// A worker's CONNECT that is not answered yet, with the bytes behind it.
     fn connect(&mut self, tail: &[u8]) -> ConnId {
         let conn = self.accept();
         self.say(conn, &[&connect_head(), tail].concat());
@@ -183,7 +183,7 @@ impl Bench {
     }
 }
 
-/// What this core says to itself and is for its workers.
+/// The fact in a message of this core to itself, if it is for the workers.
 fn to_itself(message: CoreMessage) -> Result<ForWorkers, CoreMessage> {
     Ok(match message {
         CoreMessage::Submit(work) => ForWorkers::Submitted(work),
@@ -293,7 +293,7 @@ fn a_poll_for_another_core_is_a_message_and_so_is_its_answer() {
     assert_eq!(bench.messages(), names(&[(1, "Poll")]));
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), PollAnswer::Nothing));
     assert_eq!(bench.statuses(conn), [204]);
-    // Told once more, nobody waits.
+    // The same answer once more: no poll waits for it.
     bench.on(ForWorkers::PollAnswered(bench.poll_id(conn), PollAnswer::Nothing));
     assert_eq!(bench.statuses(conn), [0; 0]);
 }
@@ -374,7 +374,7 @@ fn all_connections_can_end_one_after_the_other_while_work_waits_for_them() {
         bench.workers.end(&mut bench.rig.turn(), conn, Close::Flush);
         bench.settle();
     }
-    // Each was sent the work, and none had taken it.
+    // Each connection was sent the work, and none had taken it.
     let statuses = conns.iter().flat_map(|conn| bench.statuses(*conn)).collect::<Vec<u16>>();
     assert_eq!(statuses, [200, 200, 200]);
     assert_eq!((bench.workers.fullest(), bench.workers.len()), (1, 0));
@@ -393,7 +393,7 @@ fn a_connection_that_wants_to_end_does_so_with_its_polls_answer() {
     assert!(bench.settle().is_empty());
     assert_eq!(bench.statuses(conn), [200]);
     assert!(bench.closed(conn));
-    // The work is in doubt: it is queued again if no worker dials back.
+    // The work's delivery is in doubt: it is queued again if no worker dials back.
     assert_eq!(bench.workers.fullest(), 0);
     bench.later(Duration::from_secs(5));
     assert_eq!(bench.workers.deadline(), Some(bench.rig.net.now));
@@ -482,7 +482,7 @@ fn what_is_wrong_with_a_request_is_answered() {
     let poll = String::from_utf8(bench.poll()).unwrap();
     bench.say(conn, poll.replace(key, "authorization: Bearer other\r\n").as_bytes());
     assert_eq!(bench.statuses(conn), [401]);
-    // With other rules it is a key.
+    // Under other rules it is a good key.
     bench.workers.replace_policy(Arc::new(Policy::default()));
     bench.say(conn, poll.as_bytes());
     assert_eq!(bench.statuses(conn), [401]);

@@ -1,5 +1,5 @@
-//! One connection of the workers' listener before it is a tunnel: what it is, its deadlines, and
-//! how it leaves. What it is served is in [`super::requests`].
+//! One connection of the workers' listener before it is a tunnel: its state, its deadlines, and how
+//! it leaves. Its requests are in [`super::requests`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,44 +28,45 @@ use crate::timeline::Event;
 /// Idle HTTP/1 connections without a CONNECT are closed after this long (contract LN-8).
 const PLAIN_IDLE: Duration = Duration::from_secs(60);
 
-/// When a connection is looked at again whose deadline has passed without consequence.
+/// The pause before a connection is looked at again whose deadline has passed without effect.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Bytes of a connection that move along: the CONNECT and what came behind it (design 3.3). A
-/// worker says nothing before we do (contract WK-12).
+/// Most bytes that move with a connection: the CONNECT and what came behind it (design 3.3). A
+/// worker sends nothing before our answer (contract WK-12).
 pub(super) const MOVED_BYTES: usize = 64 * 1024;
 
 /// The answer to a request head that took too long (L10).
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
-/// What a CONNECT is marked with that goes to the old proxy.
+/// The field added to a CONNECT that goes to the old proxy.
 const VIA: &[u8] = b"Via: 1.1 ringway\r\n";
 
-/// A worker's connection that is answered by us.
+/// A worker's connection that this gateway answers.
 #[derive(Debug)]
 pub(super) struct WorkerConn {
     pub(super) conn: ConnId,
     pub(super) peer: SocketAddr,
-    /// When it was accepted, on whatever core.
+    /// When the connection was accepted, on this core or another.
     opened: Time,
-    /// The core that accepted it, if that was another one.
+    /// The core that accepted the connection, if it was another one.
     moved_from: Option<u16>,
-    /// The gateway that it came to, if that was another one.
+    /// The gateway that the worker dialled, if it was another one.
     pub(super) via: Option<Node>,
-    /// Its CONNECT came by another gateway, or says so: it goes no further.
+    /// The CONNECT came by another gateway, or says so. So the connection goes to no further
+    /// gateway.
     pub(super) passed_on: bool,
-    /// What was read and is not served yet.
+    /// Bytes that were read and not served yet.
     pub(super) input: Vec<u8>,
-    /// When that began to come; none if there is none of it.
+    /// When the first byte of the input came; none if the input is empty.
     pub(super) begun: Option<Time>,
     /// When the last request was answered, or the connection began.
     pub(super) idle_since: Time,
-    /// The connection ends with the answer to its poll.
+    /// Whether the connection ends with the answer to its poll.
     pub(super) last: bool,
     pub(super) polls: Polls,
     pub(super) phase: Phase,
-    /// The timer that is armed.
+    /// When the armed timer fires.
     timer: Option<Time>,
 }
 
@@ -74,32 +75,32 @@ pub(super) struct WorkerConn {
 pub(super) enum Phase {
     /// Requests are served one after the other.
     Serving(Reading),
-    /// A poll is on its way to its dispatch home, and more came behind it. That is read in the next
-    /// turn: the poll's answer may be there by then, and goes before any other.
+    /// A poll is on its way to its dispatch home, and more bytes came behind it. They are read in
+    /// the next turn. By then the poll's answer may be there, which goes before any other.
     Paused,
     /// `head` bytes of the input are a CONNECT, and sessions are asked whether its token is good.
     Asking { head: usize },
-    /// Its CONNECT is for this core: the connection moves there, with its input.
+    /// The CONNECT is for core `to`: the connection moves there with its input.
     Moving { to: u16 },
 }
 
-/// How far the unfinished request is read.
+/// How far the incomplete request is read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reading {
-    /// How far its head was searched.
+    /// How far the request's head was searched.
     pub(super) scan: Scan,
-    /// `100 Continue` was sent for it.
+    /// Whether `100 Continue` was sent for the request.
     pub(super) continued: bool,
 }
 
-/// Whether a connection is still one of ours after what came.
+/// What becomes of a connection after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum After {
     Stays,
-    /// It stays, and is to be served on in the next turn.
+    /// It stays, and is served further in the next turn.
     Paused,
-    /// It is closed, and everybody was told.
+    /// It is closed, and its dispatch home and session were told.
     Gone,
 }
 
@@ -124,7 +125,7 @@ impl WorkerConn {
 
     // ---- from core to core ----
 
-    /// A connection of another core whose CONNECT shows a token of ours.
+    /// Takes up a connection of another core whose CONNECT shows a token of this one.
     pub(super) fn adopted(turn: &mut Turn<'_>, moved: MovedConnect) -> Self {
         let MovedConnect { detached, input, peer, opened, from, via } = moved;
         let conn = turn.net.adopt(detached);
@@ -139,7 +140,7 @@ impl WorkerConn {
         }
     }
 
-    /// A connection that another gateway has brought.
+    /// Takes up a connection that another gateway has brought.
     pub(super) fn arrived(turn: &Turn<'_>, arrived: Arrived) -> Self {
         let Arrived { conn, peer, opened, via } = arrived;
         Self {
@@ -166,7 +167,7 @@ impl WorkerConn {
         self.close(turn)
     }
 
-    /// Nothing is under way on the connection any more: it goes.
+    /// No I/O is under way on the connection any more: it leaves.
     pub(super) fn detached(self, turn: &mut Turn<'_>, detached: Detached) {
         let Phase::Moving { to } = self.phase else {
             unreachable!("only a connection that moves was let go of")
@@ -215,15 +216,16 @@ impl WorkerConn {
             conn: self.conn,
             peer: worker,
             opened: self.opened,
-            // A timer that is armed for this table finds nobody there, so the relay arms its own.
+            // The armed timer is for this table, where the connection will be gone. So the relay
+            // arms its own.
             timer: None,
             via: self.via,
             tail,
         })));
     }
 
-    /// Its token is another gateway's, or nobody's of the cluster: the connection goes there whole. One
-    /// hop, ever.
+    /// Another gateway made its token, or none of the cluster did. The connection goes there as a
+    /// whole, and from there to no further gateway.
     pub(super) fn send_away(mut self, turn: &mut Turn<'_>, node: Option<Node>) {
         let Phase::Asking { head } = self.phase else {
             unreachable!("only a connection whose token is asked about is sent away")
@@ -236,7 +238,7 @@ impl WorkerConn {
         }
         let cause = if node.is_some() { RelayCause::Callback } else { RelayCause::Fallback };
         if node.is_none() {
-            // Before the empty line that ends the head.
+            // Inserted before the empty line that ends the head.
             let at = head.saturating_sub(2);
             self.input.splice(at..at, VIA.iter().copied());
         }
@@ -273,7 +275,8 @@ impl WorkerConn {
         self.poll_settled(turn)
     }
 
-    /// The polls have waited longer than a dispatch home lets any wait, or it has forgotten them.
+    /// The polls have waited longer than a dispatch home lets any poll wait, or the home has
+    /// forgotten them.
     pub(super) fn poll_overdue(&mut self, turn: &mut Turn<'_>) -> After {
         self.polls.nothing(turn);
         self.poll_settled(turn)
@@ -298,8 +301,8 @@ impl WorkerConn {
         let begun = self.begun.map(|begun| begun + handshake);
         let at = begun.or(self.polls.until()).unwrap_or(self.idle_since + PLAIN_IDLE);
         if self.timer.is_none_or(|armed| at < armed) {
-            // What is due already was looked at in this instant, and nothing could be done about
-            // it: looked at again at once, it would keep the core in this turn for ever.
+            // A deadline that has passed was looked at in this instant, and nothing could be done.
+            // If it were looked at again at once, the core would never leave this turn.
             let at = if at > turn.now { at } else { turn.now + LOOK_AGAIN };
             self.timer = Some(at);
             turn.arm(at, Due::worker_conn(self.conn));
@@ -329,7 +332,7 @@ impl WorkerConn {
 
     // ---- ends ----
 
-    /// What is queued is still sent; nothing more is read.
+    /// Queued output is still sent; nothing more is read.
     pub(super) fn close(&mut self, turn: &mut Turn<'_>) -> After {
         self.close_how(turn, Close::Flush);
         After::Gone
@@ -340,8 +343,8 @@ impl WorkerConn {
         self.over(turn, End::Fin);
     }
 
-    /// The connection has ended. After anything but a FIN an answer that was on its way did not
-    /// arrive: its work is queued again. After a FIN it may have.
+    /// The connection has ended. After a FIN an answer on its way may have arrived. After any other
+    /// end it did not: its work is queued again.
     pub(super) fn over(&mut self, turn: &mut Turn<'_>, end: End) {
         let may_have_arrived = end.is_half() && turn.net.queued(self.conn) == 0;
         let polls = std::mem::replace(&mut self.polls, Polls::new(self.conn));
@@ -361,8 +364,8 @@ impl WorkerConn {
     }
 }
 
-/// Nobody has taken a connection that belongs to another gateway. Only of one that is dead nothing will
-/// ever come (design 3.22): in any other case the worker tries again (contract WK-5).
+/// No gateway has taken a connection that belongs to another one. If its owner is dead, no other
+/// try can succeed (design 3.22). In any other case the worker tries again (contract WK-5).
 pub(super) fn back(turn: &mut Turn<'_>, back: Back) {
     let Back { conn, peer, dead } = back;
     let mut out = Vec::new();
@@ -392,10 +395,10 @@ fn no_room(date: HttpDate) -> Vec<u8> {
     out
 }
 
-/// The connections, by the slot the network interface gave them.
+/// The connections, by the slot that the network interface gave them.
 #[derive(Debug, Default)]
 pub(super) struct WorkerConns {
-    /// By slot: they are few among the connections of a core.
+    /// A map, because they are few among the connections of a core.
     slots: BTreeMap<u32, Box<WorkerConn>>,
 }
 
@@ -415,7 +418,7 @@ impl WorkerConns {
         (worker_conn.conn == conn).then_some(worker_conn)
     }
 
-    /// Takes a connection out. What is done with it may end it; otherwise it is put back.
+    /// Takes a connection out. Its caller puts it back, unless the connection has ended.
     pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<WorkerConn>> {
         self.get(conn)?;
         self.slots.remove(&conn.slot)
@@ -430,7 +433,7 @@ impl WorkerConns {
         self.slots.values().map(|worker_conn| worker_conn.conn).collect()
     }
 
-    /// The connections whose polls wait for a word of that core.
+    /// The connections whose polls wait for an answer of that core.
     pub(super) fn waiting_at(&self, core: u16) -> Vec<ConnId> {
         let worker_conns = self.slots.values().map(|worker_conn| &**worker_conn);
         worker_conns

@@ -1,4 +1,4 @@
-//! CONNECTs, and what is said to a dispatch home.
+//! CONNECTs, and what a dispatch home is told.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn a_connection_whose_token_is_good_becomes_a_tunnel_with_all_that_came_behind()
         ]
     ));
     assert!(!bench.workers.holds(conn) && bench.workers.is_empty());
-    // Said twice, it finds nobody.
+    // The second time there is no such connection.
     bench.on(admit(conn));
     assert!(bench.settle().is_empty());
 }
@@ -104,7 +104,7 @@ fn a_connection_whose_tokens_core_has_no_room_is_turned_away() {
     assert_eq!(bench.statuses(conn), [503]);
     assert!(bench.closed(conn) && bench.edges().is_empty());
     assert_eq!(bench.limit(Limit::Mailbox), 1);
-    // The same, once the socket was detached.
+    // The same after the socket was detached.
     let before = bench.rig.net.connections();
     bench.on(ForWorkers::TurnAway(detached()));
     assert_eq!(bench.rig.net.connections(), before + 1);
@@ -152,7 +152,7 @@ fn silent_connections_end() {
         bench.workers.look_at(&mut bench.rig.turn(), conn);
     }
     assert!(bench.closed(idle) && bench.workers.holds(fresh));
-    // One that is looked at before its time is looked at again at its time.
+    // A connection that is looked at before its deadline is looked at again then.
     let idle_at = bench.rig.net.now + HANDSHAKE_OVER;
     while bench.rig.timers.take(Time(idle_at.0 - 1)).is_some() {}
     assert_eq!(bench.rig.timers.earliest(), Some(idle_at));
@@ -247,7 +247,7 @@ fn the_tunnel_that_was_parked_first_gives_way_to_new_work_that_has_waited() {
     let facts = bench.settle();
     assert!(matches!(facts[..], [Fact::Send { to: 1, message: CoreMessage::Yield(of) }]
         if of == ticket(1, 1)));
-    // The work waits anew, for the next one.
+    // The work waits again for a worker.
     assert_eq!(bench.rig.timers.earliest(), Some(bench.rig.net.now + patience));
 }
 
