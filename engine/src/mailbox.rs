@@ -1,17 +1,18 @@
 //! Bounded mailboxes between threads and their doorbells.
 //!
 //! The queue carries the message; a bell only ends a core's sleep. A core that is awake looks into
-//! its queue once per loop turn and is never rung; `presence.rs` has the protocol that no message is
-//! slept through.
+//! its queue once per loop turn and is never rung. `presence.rs` has the protocol by which no
+//! message is slept through.
 //!
-//! A mailbox has two bells. Any thread can ring its eventfd. A core that runs a ring of its own
-//! rings the sleeper's ring instead (`MSG_RING`): that spares the write, and the sleeper the poll.
-//! It may: a bell is good for one sleep only, and while that sleep lasts the ring is there. A ring
-//! that is gone, or a descriptor that has another owner by now, belongs to a sleep that is over; its
-//! core has looked into the queue since.
+//! A mailbox has two bells. Any thread can ring its eventfd. A core with an io_uring of its own
+//! sends a message into the sleeper's io_uring instead (`MSG_RING`). That spares the sender a
+//! write, and the sleeper a poll. It is safe, because a bell is good for one sleep only, and the
+//! sleeper's io_uring exists while that sleep lasts. If the io_uring is gone, or its descriptor has
+//! another owner by now, the sleep is over: its core has looked into the queue since.
 //!
-//! A mailbox outlives its receiving end, so that senders need not hear of a core's panic: the next
-//! receiver [takes its place](Sender::reopen). What waited for the dead one is dropped.
+//! A mailbox outlives its receiving end, so senders need not hear of a core's panic. The next
+//! receiver [takes the place](Sender::reopen) of the dead one, and the messages that waited for
+//! that one are dropped.
 #![expect(unsafe_code, reason = "the eventfd has no safe constructor in std")]
 
 use std::fmt;
@@ -28,7 +29,7 @@ use presence::{Duty, Presence};
 
 mod presence;
 
-/// A message that found its mailbox full, or nobody to take it: the sender has it back.
+/// A message that found its mailbox full or without a receiver. The sender gets it back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full<T>(pub T);
 
@@ -42,14 +43,15 @@ impl<T: fmt::Debug> std::error::Error for Full<T> {}
 
 struct Shared<T> {
     queue: ArrayQueue<T>,
-    /// Apart from the queue's own counters: every sender reads it, the receiver writes it.
+    /// On a cache line apart from the queue's counters: every sender reads it, and the receiver
+    /// writes it.
     presence: CachePadded<Presence<AtomicU8>>,
     shown: CachePadded<AtomicU64>,
     doorbell: Arc<Doorbell>,
 }
 
 impl<T> Shared<T> {
-    /// Drops what waits; senders may go on sending meanwhile.
+    /// Drops the messages that wait; senders may go on sending meanwhile.
     fn empty(&self) {
         for _ in 0..self.queue.capacity() {
             if self.queue.pop().is_none() {
@@ -67,16 +69,16 @@ pub struct Mailbox<T> {
 /// What can wake one core.
 pub struct Doorbell {
     eventfd: File,
-    /// The ring the core sleeps in, or [`NO_RING`].
+    /// The io_uring in which the core sleeps, or [`NO_RING`].
     ring: AtomicI32,
 }
 
 const NO_RING: RawFd = -1;
 
 impl Doorbell {
-    /// Rings by the eventfd: whatever the core sleeps in, this wakes it.
+    /// Rings by the eventfd, which wakes the core whatever it sleeps in.
     pub fn ring(&self) {
-        // It fails only when the counter is at its end: then the bell has been rung already.
+        // The write fails only when the counter is at its end. Then the bell has been rung already.
         let _ = (&self.eventfd).write(&1_u64.to_ne_bytes());
     }
 }
@@ -87,22 +89,22 @@ impl fmt::Debug for Doorbell {
     }
 }
 
-/// The duty to wake a core, which no other sender has. If it is dropped, it is done by the eventfd:
-/// a sender that panics leaves nobody asleep.
+/// The duty to wake a core, which no other sender has. Dropping it rings the eventfd, so that even
+/// a sender that panics leaves no core asleep.
 #[derive(Debug)]
 #[must_use = "dropped, it rings by the eventfd"]
 pub struct Bell(Option<Arc<Doorbell>>);
 
 impl Bell {
-    /// The ring that the core sleeps in, if there is one. It may be gone by the time it is used:
-    /// then the core does not sleep any more, or rings of the eventfd are due.
+    /// The io_uring in which the core sleeps, if it has one. It may be gone by the time it is used.
+    /// Then the core does not sleep any more, or the eventfd has to be rung.
     #[must_use]
     pub fn sleeps_in(&self) -> Option<RawFd> {
         let ring = self.0.as_ref()?.ring.load(Ordering::Relaxed);
         (ring != NO_RING).then_some(ring)
     }
 
-    /// What is to be rung.
+    /// The doorbell that has to be rung.
     #[must_use]
     pub fn doorbell(&self) -> Option<&Arc<Doorbell>> {
         self.0.as_ref()
@@ -122,7 +124,7 @@ impl Drop for Bell {
     }
 }
 
-/// A ring that senders may ring, for as long as this lives.
+/// Senders may ring a core's io_uring for as long as this value lives.
 #[derive(Debug)]
 pub struct Published(Arc<Doorbell>);
 
@@ -202,8 +204,8 @@ impl<T> Sender<T> {
         self.shared.queue.len()
     }
 
-    /// The receiving end again, after the last one was dropped; what waited for that one is
-    /// dropped. None if there is a receiver, or the mailbox is shut.
+    /// A new receiving end, after the last one was dropped. The messages that waited for that one
+    /// are dropped. None if there is a receiver, or the mailbox is shut.
     #[must_use]
     pub fn reopen(&self) -> Option<Mailbox<T>> {
         if self.is_open() {
@@ -213,18 +215,19 @@ impl<T> Sender<T> {
         self.shared.presence.come_back().then(|| Mailbox { shared: Arc::clone(&self.shared) })
     }
 
-    /// Takes no more messages, ever, and drops those that wait. For after the last receiver.
+    /// Shuts the mailbox after its last receiver: it takes no more messages, and those that wait
+    /// are dropped.
     pub fn shut(&self) {
         self.shared.presence.shut(|| self.shared.empty());
     }
 
-    /// A word that the mailbox's owner [shows](Self::show) to whoever may send.
+    /// The number that the mailbox's owner [shows](Self::show) to its senders.
     #[must_use]
     pub fn shown(&self) -> u64 {
         self.shared.shown.load(Ordering::Relaxed)
     }
 
-    /// Shows a word. Only the mailbox's owner should.
+    /// Shows a number to the senders. Only the mailbox's owner should.
     pub fn show(&self, word: u64) {
         self.shared.shown.store(word, Ordering::Relaxed);
     }
@@ -239,7 +242,7 @@ impl<T> Clone for Sender<T> {
 impl<T> Mailbox<T> {
     /// The next message.
     pub fn receive(&mut self) -> Option<T> {
-        // Popping an empty queue costs a full fence, looking does not.
+        // Popping from an empty queue costs a full fence; looking does not.
         if self.shared.queue.is_empty() { None } else { self.shared.queue.pop() }
     }
 
@@ -255,12 +258,13 @@ impl<T> Mailbox<T> {
         self.shared.queue.capacity()
     }
 
-    /// Asks senders to ring from now on. `false`: a message is there already, do not sleep.
+    /// Asks senders to ring from now on. `false`: a message is there already, so the core must not
+    /// sleep.
     pub fn fall_asleep(&mut self) -> bool {
         self.shared.presence.fall_asleep(|| self.shared.queue.is_empty())
     }
 
-    /// The core is awake: no ringing any more.
+    /// The core is awake: senders need not ring any more.
     pub fn wake(&mut self) {
         self.shared.presence.wake();
     }

@@ -1,5 +1,5 @@
-//! What threads send each other: the control thread to a shard, a shard to the control thread, one
-//! shard to another.
+//! The messages between threads: from the control thread to a shard, from a shard to the control
+//! thread, and from one shard to another.
 
 mod across;
 
@@ -37,10 +37,10 @@ pub enum ShardMessage {
         ticket: u64,
         /// Where the page begins.
         from: Bookmark,
-        /// Only sessions whose id begins so.
+        /// Only sessions whose id begins with this.
         wanted: Option<IdBegin>,
     },
-    /// Answer with [`ControlMessage::Beat`] under the same ticket: whoever can has turned.
+    /// Answer with [`ControlMessage::Beat`] under the same ticket, which shows that the core turns.
     Beat {
         /// Names the asker's request.
         ticket: u64,
@@ -52,20 +52,20 @@ pub enum ShardMessage {
         /// Which sessions.
         wanted: IdBegin,
     },
-    /// Go by these rules from now on. What runs is not touched.
+    /// Use these rules from now on. Running sessions are not touched.
     Policy(Arc<Policy>),
-    /// What the gateways of the cluster know each other by from now on.
+    /// The keys by which the gateways of the cluster know each other from now on.
     Keys(Arc<Keys>),
     /// The control plane's answer to a question of this core.
     Answer {
         /// Names the question.
         ticket: AskTicket,
-        /// What it says.
+        /// The answer.
         answer: Answer,
     },
-    /// Say on `/health` what does not work now.
+    /// Show on `/health` what does not work now.
     Health(Ills),
-    /// Say on `/health` that this gateway is going: a drain follows.
+    /// Show on `/health` that this gateway leaves: a drain follows.
     Unready,
     /// Take no new sessions, send GOAWAY, let open streams finish.
     Drain {
@@ -79,10 +79,10 @@ pub enum ShardMessage {
         /// Its id.
         id: uuid::Uuid,
     },
-    /// What another core's shard has to say.
+    /// A message from another core's shard.
     Core(CoreMessage),
-    /// Another core's shard panicked, and a new one has taken its place. What it says after this is
-    /// the new one's.
+    /// Another core's shard panicked, and a new one has taken its place. Later messages of that
+    /// core are the new shard's.
     Restarted {
         /// The shard's core number.
         core: u16,
@@ -99,7 +99,7 @@ pub enum ShardMessage {
 /// A message to the control thread.
 #[derive(Debug)]
 pub enum ControlMessage {
-    /// What a shard looked like when it was asked.
+    /// A shard's state when it was asked.
     Snapshot {
         /// The asker's ticket.
         ticket: u64,
@@ -112,29 +112,30 @@ pub enum ControlMessage {
     Rows {
         /// The asker's ticket.
         ticket: u64,
-        /// Which, and where the next ones are.
+        /// The sessions, and where the next page begins.
         page: Box<Page>,
     },
-    /// Rules that a shard has gone by until now: to be dropped where nobody waits for it.
+    /// Rules that a shard has used until now. The control thread drops them, where nobody waits for
+    /// that.
     Replaced {
         /// The rules.
         policy: Arc<Policy>,
     },
-    /// A core turns.
+    /// A sign that a core turns.
     Beat {
         /// The asker's ticket.
         ticket: u64,
         /// Its client connections.
         clients: usize,
     },
-    /// What a shard has recorded of some sessions.
+    /// The events that a shard has recorded of some sessions.
     Timeline {
         /// The asker's ticket.
         ticket: u64,
         /// One for each session.
         parts: Vec<Part>,
     },
-    /// A draining shard has closed its last connection, and its core has ended.
+    /// A shard's drain is over: its last connection is closed, and its core has ended.
     Drained {
         /// The shard's core number.
         core: u16,
@@ -151,24 +152,24 @@ pub enum ControlMessage {
 pub struct Snapshot {
     /// The core's number.
     pub core: u16,
-    /// How long the core has been asleep, or looking out for something to do, since it began.
+    /// How long the core has slept, or looked for work, since it began.
     pub idle: Duration,
-    /// Its turns that took long, since it began.
+    /// The core's long turns since it began.
     pub stalls: Stalls,
-    /// Its sockets, those still being closed included.
+    /// The core's sockets, with those that are still being closed.
     pub sockets: u64,
     /// Every counter and gauge.
     pub metrics: ShardMetrics,
 }
 
-/// Where a page of a core's sessions begins: at a place of one of its three tables, which are asked
-/// for in this order. What moves between them or within one meanwhile is told twice or, if it comes
-/// to an earlier place of the same one, not at all.
+/// Where a page of a core's sessions begins: at a place of one of its three tables, which are shown
+/// in this order. A session that moves to a later place meanwhile is shown twice. One that moves to
+/// an earlier place of the same table is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bookmark {
     /// Attachments that live.
     Live(u32),
-    /// What others carried of sessions that live.
+    /// What ended attachments have carried of sessions that live.
     Carried(u32),
     /// Sessions that have ended.
     Closed,
@@ -190,12 +191,12 @@ pub struct Page {
     pub next: Option<Bookmark>,
 }
 
-/// A session as `/sessions` shows it. A core makes thousands of them, and text of none.
+/// A session as `/sessions` shows it. A core makes thousands of rows, so it makes no text of them.
 #[derive(Clone, Debug, Default)]
 pub struct SessionRow {
-    /// The whole request id; the admin port shortens it where it must.
+    /// The full request id; the admin port shortens it where it has to.
     pub request_id: uuid::Uuid,
-    /// As the client sent it.
+    /// The function id as the client sent it.
     pub function_id: Arc<str>,
     /// The version that was picked.
     pub function_version_id: Arc<str>,
@@ -217,15 +218,15 @@ pub struct SessionRow {
     pub bytes_out: u64,
     /// Milliseconds since the session began.
     pub age_ms: u64,
-    /// Why it ended, once it has.
+    /// Why the session ended, once it has.
     pub close_reason: Option<&'static str>,
-    /// When, in microseconds of Unix time.
+    /// When it ended, in microseconds of Unix time.
     pub ended_at: Option<u64>,
 }
 
 impl SessionRow {
-    /// One row for each session, in the order of the first of its rows: a session may have
-    /// attachments on several cores, and the liveliest speaks for it.
+    /// Joins the rows to one for each session, in the order of its first row. A session may have
+    /// attachments on several cores; the row shows the liveliest.
     #[must_use]
     pub fn joined(rows: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut joined: Vec<Self> = Vec::new();
@@ -240,14 +241,14 @@ impl SessionRow {
         joined
     }
 
-    /// Adds what another one has carried of the same session, and has no part in any more.
+    /// Adds what an attachment that has ended has carried of the same session.
     pub fn carry(&mut self, before: &Self) {
         self.bytes_in += before.bytes_in;
         self.bytes_out += before.bytes_out;
     }
 
-    /// What is left of an attachment that has ended while its session goes on: it adds to the rows
-    /// that live, and says nothing else.
+    /// The row that is left of an attachment that has ended while its session goes on. It only adds
+    /// to the counts of the rows that live.
     #[must_use]
     pub fn carried(&self) -> Self {
         Self { streams: 0, close_reason: None, ended_at: None, ..self.clone() }

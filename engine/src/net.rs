@@ -1,8 +1,8 @@
-//! The network interface between a reactor and what it serves: facts come in as calls of [`Core`],
-//! bytes to send and the few rare wishes go out through [`Net`].
+//! The network interface between a reactor and the core that it serves. Events come in as calls of
+//! [`Core`]; bytes to send and the few rare wishes go out through [`Net`].
 //!
-//! No object per frame: a receive shows its bytes where they lie, output is a queue of ranges.
-//! The reactor drives a `Core` through its `Net`, and so do the tests' frame scripts.
+//! There is no object per frame: a receive shows its bytes where they lie, and output is a queue of
+//! ranges. The reactor drives a `Core` through its `Net`, and so do the tests' frame scripts.
 
 mod detached;
 mod stalls;
@@ -36,34 +36,36 @@ pub trait Core {
     /// What other threads send to this core.
     type Message;
 
-    /// A connection was accepted. It reads from now on.
+    /// A connection was accepted. It is being read from now on.
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr);
 
-    /// A wished-for dial ended; with `Ok` it reads from now on, with `Err` (an `errno`) the id is
-    /// dead already.
+    /// A dial that the core wished for has ended. With `Ok` the connection is being read from now
+    /// on. With `Err` (an `errno`) the id is dead already.
     fn dialled(&mut self, net: &mut Net, conn: ConnId, result: Result<(), i32>);
 
     /// Bytes have come. The segment is the callee's for this call only: to keep any of it, retain.
     fn received(&mut self, net: &mut Net, conn: ConnId, segment: Segment);
 
-    /// The peer will send nothing more. If that was no [half](End::is_half) of an end, the id is
-    /// dead: its output is dropped and it needs no close. After a half the core closes it when it is
-    /// done with it; if the connection breaks before that, one more end (never a second half) tells so.
+    /// The peer will send nothing more. After a [half](End::is_half) of an end the core closes the
+    /// connection when it is done with it. If the connection breaks before that, one more end is
+    /// reported, which is never a second half. After any other end the id is dead: its output is
+    /// dropped, and it needs no close.
     fn ended(&mut self, net: &mut Net, conn: ConnId, end: End);
 
-    /// The address of the client behind a balancer, as its PROXY header tells: from now on this is
-    /// the connection's peer. Told once, before the first byte.
+    /// The client's address, from a balancer's PROXY header. It is the connection's peer from now
+    /// on. Called once at most, before the first byte.
     fn addressed(&mut self, _net: &mut Net, _conn: ConnId, _peer: SocketAddr) {}
 
-    /// A connection the core wished to [detach](Net::detach) has nothing under way any more.
-    /// Its id is dead; the detached connection is the core's to send to another core, or to drop.
+    /// No operation is under way any more on a connection that the core wished to
+    /// [detach](Net::detach). Its id is dead. The core may send the detached connection to another
+    /// core, or drop it.
     fn detached(&mut self, _net: &mut Net, _conn: ConnId, _detached: Detached) {}
 
     /// The kernel took `bytes` of the connection's output.
     fn written(&mut self, net: &mut Net, conn: ConnId, bytes: usize);
 
-    /// Whether something waits for [`Self::written`] of this connection: if not, what the kernel took
-    /// may be told with the next fact.
+    /// Whether the core waits for [`Self::written`] of this connection. If not, that call may come
+    /// late, with the next event.
     fn awaits(&self, _conn: ConnId) -> bool {
         true
     }
@@ -71,11 +73,11 @@ pub trait Core {
     /// A message from another thread.
     fn message_received(&mut self, net: &mut Net, message: Self::Message);
 
-    /// All facts of this loop turn have been told; called before the flush, timers included.
+    /// Called once per loop turn, after all its events and before the flush. Timers fire here.
     fn turn(&mut self, net: &mut Net);
 
-    /// Receive memory runs short, and what waits in the output of blocked peers was copied out
-    /// already: copy out and free what the core itself retains of receive blocks.
+    /// Receive memory runs short, and the output of blocked peers was copied out already. The core
+    /// copies out and frees the receive blocks that it retains itself.
     fn relieve(&mut self, net: &mut Net);
 
     /// When [`Self::turn`] has to be called at the latest.
@@ -91,11 +93,11 @@ pub trait Core {
 pub enum Wish {
     /// Connect to an address; the id was reserved with [`Net::dial`].
     Dial(ConnId, SocketAddr),
-    /// The receive or close state of this connection changed: look at it.
+    /// The receive or close state of this connection changed: the reactor has to look at it.
     Look(ConnId),
     /// Accept no more connections and close the listening socket.
     Unlisten(Listener),
-    /// Let nobody in by this listener who comes from these addresses, and all others.
+    /// Let nobody in by this listener from these addresses, but everybody from all others.
     KeepOut(Listener, Box<[SocketAddr]>),
     /// Take up a connection of another core; the id was reserved with [`Net::adopt`].
     Adopt(ConnId, Carried),
@@ -117,7 +119,7 @@ pub struct Net {
     free: Vec<u32>,
     dirty: Vec<ConnId>,
     wishes: Vec<Wish>,
-    /// The chunk shared by what waits (see [`Net::stash`]) and how much of it is used.
+    /// The shared chunk of [`Net::stash`], and how much of it is used.
     stash: Option<(Segment, u32)>,
     /// What the reactor did so far.
     pub tally: Tally,
@@ -157,7 +159,7 @@ impl Net {
         }
     }
 
-    /// Appends a copy of a range: for what is cheaper to copy than to refer to.
+    /// Appends a copy of a range, for one that is cheaper to copy than to refer to.
     pub fn put_copy(&mut self, conn: ConnId, segment: Segment) {
         if let Some(part) = self.tail(conn, segment.len as usize) {
             return self.pool.copy(segment, part);
@@ -171,8 +173,8 @@ impl Net {
         }
     }
 
-    /// Room for all of it behind the last range, where most of what is put goes: that range grows
-    /// and no claim is made. Queued, and to be filled now.
+    /// Room for all `wanted` bytes behind the last range, where most bytes go: that range grows,
+    /// and no claim is made. The room is queued and has to be filled now.
     fn tail(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
         let output = live(&mut self.outputs, conn)?;
         let (chunk, used) = output.fill.as_mut()?;
@@ -190,7 +192,8 @@ impl Net {
         Some(part)
     }
 
-    /// Up to `wanted` bytes at the end of the connection's output, queued and to be filled now.
+    /// Room for up to `wanted` bytes at the end of the connection's output. It is queued and has to
+    /// be filled now.
     fn room(&mut self, conn: ConnId, wanted: usize) -> Option<Segment> {
         let output = live(&mut self.outputs, conn)?;
         let part = take_room(&mut self.pool, &mut output.fill, wanted);
@@ -200,8 +203,9 @@ impl Net {
         Some(part)
     }
 
-    /// Copies a range to where it may wait for long, in chunks shared by everything that waits.
-    /// Each segment appended to `into` holds a claim. What lies in a chunk already stays there.
+    /// Copies a range to where it may wait for long: into chunks shared by all bytes that wait.
+    /// Each segment appended to `into` holds a claim. A range that lies in a chunk already stays
+    /// there.
     pub fn stash(&mut self, segment: Segment, into: &mut VecDeque<Segment>) {
         if !self.pool.is_ring(segment) {
             self.pool.retain(segment);
@@ -228,8 +232,8 @@ impl Net {
         }
     }
 
-    /// Whether less than half of the receive memory is free: then nothing that may wait for long
-    /// should stay there.
+    /// Whether less than half of the receive memory is free. Then bytes that may wait for long
+    /// should not stay there.
     #[must_use]
     pub fn receive_memory_is_short(&self) -> bool {
         (self.pool.ring_lent() + self.pool.ring_free()) * 2 < self.pool.ring_blocks()
@@ -246,7 +250,7 @@ impl Net {
     pub fn push(&mut self, conn: ConnId, segment: Segment) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
         if segment.len == 0 {
-            // It could never be sent, so the queue would never be empty.
+            // An empty range could never be sent, so the queue would never be empty.
             return;
         }
         output.grow(self.now, segment.len);
@@ -260,18 +264,18 @@ impl Net {
         self.output(conn).map_or(0, |output| output.queued)
     }
 
-    /// Wants to know of a peer's FIN whether all that was sent had arrived by then.
+    /// Asks to find out, at the peer's FIN, whether everything sent had arrived by then.
     pub fn ask_delivery(&mut self, conn: ConnId) {
         self.set_delivery(conn, Delivery::Asked);
     }
 
-    /// Whether that is to be found out.
+    /// Whether [`Self::ask_delivery`] was called.
     #[must_use]
     pub fn asks_delivery(&self, conn: ConnId) -> bool {
         self.output(conn).is_some_and(|output| output.delivery == Delivery::Asked)
     }
 
-    /// The peer's FIN came before some of what was sent had arrived: it did not wait for that.
+    /// The peer's FIN came before everything sent had arrived, so the peer did not wait for it.
     pub fn cut_delivery(&mut self, conn: ConnId) {
         self.set_delivery(conn, Delivery::Cut);
     }
@@ -325,9 +329,9 @@ impl Net {
         }
     }
 
-    /// Says that a message of ours has begun (or is whole) whose end is nothing but the connection's:
-    /// a body until close, a stream of bytes. Until it is whole the connection ends by RST, however
-    /// it is closed and also if this process dies: FIN would tell the peer that nothing is missing.
+    /// Says that a message has begun, or is whole, that ends with the connection: a body until
+    /// close, or a byte stream. Until the message is whole the connection ends by RST, however it
+    /// is closed and also if this process dies. A FIN would tell the peer that nothing is missing.
     pub fn set_open_ended(&mut self, conn: ConnId, open_ended: bool) {
         if let Some(output) = live(&mut self.outputs, conn)
             && output.open_ended != open_ended
@@ -337,7 +341,7 @@ impl Net {
         }
     }
 
-    /// Ends the connection. Its id is dead at once: no further fact about it will be told.
+    /// Ends the connection. Its id is dead at once: no further event of it will be reported.
     pub fn close(&mut self, conn: ConnId, how: Close) {
         let Some(output) = live(&mut self.outputs, conn) else { return };
         output.open = false;
@@ -353,16 +357,18 @@ impl Net {
         conn
     }
 
-    /// As [`Self::dial`], to a gateway that stands close by: that it is gone is to be noticed soon.
+    /// As [`Self::dial`], to another gateway. Gateways are close to each other, so a lost one is
+    /// noticed soon.
     pub fn dial_gateway(&mut self, address: SocketAddr) -> ConnId {
         let conn = self.dial(address);
         self.outputs[conn.slot as usize].to_gateway = true;
         conn
     }
 
-    /// Detaches a connection so that another core can take it up: reading stops, and once nothing
-    /// is under way on the socket [`Core::detached`] hands it over. Until then bytes may still
-    /// arrive; an end that comes first is told as ever, and nothing is handed over.
+    /// Detaches a connection so that another core can take it up. Reading stops, and once no
+    /// operation is under way on the socket [`Core::detached`] hands it over. Until then bytes may
+    /// still arrive. If the connection ends first, that is reported as usual, and nothing is handed
+    /// over.
     pub fn detach(&mut self, conn: ConnId) {
         if let Some(output) = live(&mut self.outputs, conn) {
             output.detaching = true;
@@ -370,7 +376,7 @@ impl Net {
         }
     }
 
-    /// Takes up a connection that another core has detached. It reads from now on.
+    /// Takes up a connection that another core has detached. It is being read from now on.
     pub fn adopt(&mut self, detached: Detached) -> ConnId {
         let conn = self.open();
         self.put(conn, &detached.unsent);
@@ -378,8 +384,8 @@ impl Net {
         conn
     }
 
-    /// As [`Self::adopt`], for a connection that nothing was read from: what is to be done first
-    /// with the listener's connections is still to be done.
+    /// As [`Self::adopt`], for a connection from which nothing was read: the listener's PROXY
+    /// header and TLS still come first.
     pub fn admit(&mut self, detached: Detached, listener: Listener) -> ConnId {
         let conn = self.open();
         self.put(conn, &detached.unsent);
@@ -397,7 +403,7 @@ impl Net {
         self.wishes.push(Wish::Unlisten(listener));
     }
 
-    /// Lets nobody in by this listener who comes from these addresses, and all others.
+    /// Lets nobody in by this listener from these addresses, but everybody from all others.
     pub fn keep_out(&mut self, listener: Listener, addresses: Box<[SocketAddr]>) {
         self.wishes.push(Wish::KeepOut(listener, addresses));
     }
@@ -420,7 +426,7 @@ impl Net {
         if !queue.iter().any(|segment| self.pool.is_ring(*segment)) {
             return;
         }
-        // Chunks of its own, which go when the queue does.
+        // The queue gets chunks of its own, which are freed with it.
         let shared = self.stash.take();
         for segment in std::mem::take(queue) {
             if self.pool.is_ring(segment) {
@@ -466,7 +472,7 @@ impl Net {
         }
     }
 
-    /// The connection is not detached after all. Whether that had been wished for.
+    /// The connection is not detached after all. True if the core had wished for that.
     pub fn keep(&mut self, conn: ConnId) -> bool {
         live(&mut self.outputs, conn).is_some_and(|output| std::mem::take(&mut output.detaching))
     }
@@ -528,7 +534,7 @@ impl Net {
         (output.generation == conn.generation).then_some((output, &mut self.pool))
     }
 
-    /// The kernel took something of the connection's, and with it `bytes` that were
+    /// The kernel took some of the connection's output, and with it `bytes` that were
     /// [taken](Output::take_front) from the queue.
     pub fn out(&mut self, conn: ConnId, bytes: usize) {
         if let Some(output) = self.outputs.get_mut(conn.slot as usize)
@@ -539,7 +545,7 @@ impl Net {
         }
     }
 
-    /// So many bytes count as queued that were taken from the queue on another core.
+    /// Counts bytes as queued that were taken from the queue on another core.
     pub fn owe(&mut self, conn: ConnId, bytes: usize) {
         if let Some(output) = live(&mut self.outputs, conn) {
             output.grow(self.now, bytes as u32);

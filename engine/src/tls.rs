@@ -1,4 +1,5 @@
-//! Certificates: read, checked, made into what handshakes use, and replaced while the gateway runs.
+//! Certificates: reading and checking them, making what handshakes use, and replacing it while the
+//! gateway runs.
 
 mod cert_store;
 mod pair;

@@ -1,7 +1,8 @@
 //! The embedded control plane: keys and functions from the configuration file, work handed to
 //! workers that poll for it. Pure: no I/O, no clock, no randomness of its own.
 //!
-//! It lives inside a shard, on a core's thread (`docs/decisions/0001-local-dispatch-on-a-core.md`).
+//! The local plane lives inside a shard, on a core's thread
+//! (`docs/decisions/0001-local-dispatch-on-a-core.md`).
 
 mod dispatch;
 mod policy;

@@ -1,31 +1,33 @@
-//! Who a session belongs to, and what is known of the version that it calls.
+//! The owner of a session, and what is known of the version that it calls.
 
 use std::sync::Arc;
 
-/// Who sessions belong to, as far as they have it in common. All of them share one.
+/// The owner of sessions: what all sessions of a tenant with a function version have in common.
+/// They share one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Who calls.
+    /// The tenant that calls.
     pub tenant: Arc<str>,
     /// Canonical function id.
     pub function: Arc<str>,
     /// Canonical version id.
     pub version: Arc<str>,
-    /// The caller's name as NVIDIA's API knows it, for its workers; empty where nobody asked it.
+    /// The caller's name from NVIDIA's API, which workers are given; empty if that API was not
+    /// asked.
     pub subject: Arc<str>,
-    /// Of the version.
+    /// The kind of the version.
     pub kind: Kind,
 }
 
 impl Owner {
-    /// One of a function version that nothing else is known of.
+    /// An owner for a function version of which nothing else is known.
     #[must_use]
     pub fn new(tenant: Arc<str>, function: Arc<str>, version: Arc<str>) -> Self {
         Self { tenant, function, version, subject: "".into(), kind: Kind::default() }
     }
 }
 
-/// What kind of version it is: what decides how its workers are asked.
+/// What decides how the workers of a version are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kind {
     /// A function of the streaming kind.
@@ -39,11 +41,11 @@ pub struct Kind {
 /// How the rate limiter is asked about new sessions (contract CP-9, CP-10).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rate {
-    /// Not at all.
+    /// The rate limiter is not asked.
     #[default]
     Unlimited,
-    /// While the session begins; a refusal is remembered.
+    /// It is asked while the session begins, and its refusal is remembered for the next one.
     Beside,
-    /// Before the session begins.
+    /// It is asked before the session begins.
     Before,
 }

@@ -1,17 +1,16 @@
-//! The port behind which a control plane stands: what a core asks of it, and what it is told.
+//! The port to a control plane: a core's questions, and the plane's answers.
 //!
-//! A core asks under a ticket and goes on with other things. Each question has at most one answer
-//! that counts: the first one that comes before its deadline and before nobody waits for it any
-//! more. One that comes later, or again, finds nobody; it is counted and dropped.
+//! A core asks under a ticket and goes on with other things. Of each question one answer counts:
+//! the first one that comes before the deadline, while somebody waits for it. A later or second
+//! answer is counted and dropped.
 //!
-//! A question that ends without an answer is withdrawn. That may cross with the answer: a grant
-//! under a withdrawn ticket was not used, and is given back by this. What a core had asked whose
-//! shard has begun anew is not withdrawn, nobody is left who could: the plane forgets it by the
-//! tickets' life.
+//! A question that ends without an answer is withdrawn. The withdrawal may cross the answer. It
+//! then tells the plane that a grant under this ticket was not used. If a core's shard begins anew,
+//! nobody is left to withdraw its questions. The plane forgets these by the life in their tickets.
 //!
-//! Work that was submitted lives on after its answer: it ends when its worker is there
-//! ([`Question::Settled`]) or when nobody wants it any more ([`Question::Withdraw`]). One of the two
-//! is said of each that was not refused.
+//! Submitted work lives on after its answer. It ends when its worker is there
+//! ([`Question::Settled`]) or when nobody wants it any more ([`Question::Withdraw`]). Each piece of
+//! work that was not refused gets one of the two.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,23 +24,25 @@ use super::work::Work;
 
 pub use super::owner::{Kind, Owner, Rate};
 
-/// Which control plane stands behind a core.
+/// Which kind of control plane a core asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plane {
-    /// The one of the configuration file: it answers within the same turn.
+    /// The local plane of the configuration file. It answers within the same turn.
     Local,
-    /// One that takes time: [`crate::shard::Shard::take_asks`] says what is asked of it.
+    /// A remote plane, which takes time. [`crate::shard::Shard::take_asks`] gives the questions for
+    /// it.
     Remote,
 }
 
-/// Names one question, and nothing after it: also not when the core's shard has begun anew.
+/// Names one question. No later question has the same ticket, even after the core's shard has begun
+/// anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AskTicket {
     /// The core that asks.
     pub core: u16,
-    /// Which of the core's shards, one after the other: its first generation.
+    /// Which of the core's successive shards asks: the first generation of its tables.
     pub life: u32,
-    /// What the number is one of.
+    /// What the number counts.
     pub about: Topic,
     /// Unique among that shard's questions on this topic.
     pub number: u64,
@@ -52,18 +53,18 @@ pub struct AskTicket {
 pub enum Topic {
     /// A client's credential.
     Call,
-    /// A session's tunnel: the question is numbered as the attachment is that wants it.
+    /// A session's tunnel. The number is that of the attachment that wants it.
     Tunnel,
-    /// Where another gateway is: it is numbered as the connection is that belongs there.
+    /// Where another gateway is. The number is that of the connection that belongs there.
     Node,
 }
 
-/// What a core says to its control plane.
+/// A core's message to its control plane.
 #[derive(Debug)]
 pub struct Ask {
     /// Names the question.
     pub ticket: AskTicket,
-    /// By the core's clock, microseconds: an answer after this is late.
+    /// When an answer is too late, by the core's clock.
     pub deadline: Time,
     /// What is asked.
     pub what: Question,
@@ -74,29 +75,29 @@ pub struct Ask {
 pub enum Question {
     /// Whether a credential may call a function, and whose it is.
     Authorise(Arc<Call>),
-    /// That a worker be asked for a tunnel. Answered with [`Answer::Queued`], [`Answer::Limited`] or
-    /// [`Answer::Unqueued`], and for a session that there is already with
-    /// [`Answer::Unregistered`] and [`Answer::Unheard`].
+    /// Asks a worker for a tunnel. Answered with [`Answer::Queued`], [`Answer::Limited`] or
+    /// [`Answer::Unqueued`]. For a session that exists already the answer may also be
+    /// [`Answer::Unregistered`] or [`Answer::Unheard`].
     Submit(Box<Work>),
-    /// Whose a session is that this gateway does not know. Answered with [`Answer::Registered`],
-    /// [`Answer::Unregistered`] or [`Answer::Failed`].
+    /// The owner of a session that this gateway does not know. Answered with
+    /// [`Answer::Registered`], [`Answer::Unregistered`] or [`Answer::Failed`].
     Lookup(Uuid),
     /// Where another gateway of the cluster is. Answered with [`Answer::Located`], soon or not at all.
     Locate(Node),
-    /// How far the work that was queued under this ticket has come: its wait is over. Answered
-    /// with [`Answer::Stands`], soon or not at all.
+    /// How far the work has come that was queued under this ticket. Asked when the wait for a
+    /// worker is over. Answered with [`Answer::Stands`], soon or not at all.
     Progress {
-        /// Whether its function is a streaming one, whose workers are asked until one replies.
+        /// Whether the function is a streaming one, whose workers are asked until one replies.
         streaming: bool,
     },
-    /// Nothing: the worker that was asked for under this ticket is there. There is no answer.
+    /// No question: the worker that was asked for under this ticket is there. There is no answer.
     Settled,
-    /// Nothing: nobody waits for the answer under this ticket any more, nor for a worker that was
-    /// asked for under it. There is no answer.
+    /// No question: nobody waits any more for the answer under this ticket, or for the worker that
+    /// was asked for under it. There is no answer.
     Withdraw,
 }
 
-/// What somebody wants to call, octet for octet as the client sent it.
+/// A credential, and the function and version to call, octet for octet as the client sent them.
 #[derive(PartialEq, Eq)]
 pub struct Call {
     /// Credential, function and version, in one piece of memory.
@@ -107,8 +108,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// What a client said. `credential` is without its scheme; `version` is empty if the client
-    /// named none.
+    /// A call. `credential` is without its scheme; `version` is empty if the client named none.
     #[must_use]
     pub fn new(credential: &[u8], function: &[u8], version: &[u8]) -> Self {
         Self {
@@ -144,23 +144,23 @@ impl Call {
 }
 
 impl fmt::Debug for Call {
-    /// Without the credential, which is for no log.
+    /// Leaves the credential out, which must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (function, version) = (self.function().escape_ascii(), self.version().escape_ascii());
         write!(f, "Call({function} {version})")
     }
 }
 
-/// What the control plane says to a question.
+/// The control plane's answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The client may have what it wants.
     Granted(Grant),
-    /// It may not.
+    /// The client may not have it.
     Denied(Denied),
     /// The plane has no room for the question: the client may try again later.
     Full,
-    /// A worker was asked, or will be: nothing more can be said before it comes.
+    /// A worker was asked, or will be. The next news is its CONNECT.
     Queued,
     /// The tenant has begun too many sessions (contract E5).
     Limited,
@@ -183,22 +183,22 @@ pub enum Answer {
 /// Where another gateway is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Located {
-    /// It takes connections at this address.
+    /// The gateway takes connections at this address.
     At(SocketAddr),
-    /// The gateway is dead: nothing will ever come of what it began.
+    /// The gateway is dead. Its sessions and tokens are lost.
     Dead,
     /// Nothing is known of the gateway, or it takes no connections.
     Unknown,
 }
 
-/// How far work has come that no worker has dialled back for.
+/// How far work has come for which no worker has dialled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// It waits in its queue: no worker has taken it.
+    /// The work waits in its queue: no worker has taken it.
     Queued,
     /// A worker has taken it.
     Taken,
-    /// It cannot be found out how far.
+    /// The plane cannot find out.
     Unknown,
 }
 
@@ -207,7 +207,7 @@ pub enum Progress {
 pub struct Registration {
     /// The function, as the worker says it.
     pub function: Arc<str>,
-    /// Its version.
+    /// The function's version.
     pub version: Arc<str>,
     /// NCA id of the session's first caller.
     pub tenant: Arc<str>,
@@ -216,7 +216,7 @@ pub struct Registration {
 /// What a credential was allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Whose session it will be; the version was picked if the client named none.
+    /// The owner of the session to be. If the client named no version, one was picked.
     pub owner: Arc<Owner>,
 }
 
@@ -225,7 +225,7 @@ pub struct Grant {
 pub struct Denied {
     /// gRPC status code.
     pub code: u8,
-    /// Why; the client is told it behind the words that every such answer begins with.
+    /// The reason. The client's answer has it behind the words with which every such answer begins.
     pub text: String,
 }
 

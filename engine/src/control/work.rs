@@ -1,4 +1,4 @@
-//! A request for a tunnel: what a worker is told, however that reaches it.
+//! A request for a tunnel, which reaches a worker by a poll or through a remote plane.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ pub enum WorkKind {
     New,
     /// Open one more tunnel for a session it holds.
     Reconnect,
-    /// Open one more tunnel for a session it holds, for which no client waits: it is to replace a
-    /// tunnel that there is.
+    /// Open one more tunnel for a session it holds. No client waits for it: the tunnel will replace
+    /// another one.
     Spare,
 }
 
 /// One request for a tunnel.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Work {
-    /// Names it for a queue; unique among work that was not delivered yet.
+    /// Names the work in its queue; unique among work that was not delivered yet.
     pub ticket: Ticket,
     /// New session or one more tunnel.
     pub kind: WorkKind,
@@ -51,13 +51,14 @@ pub struct Work {
 }
 
 impl Work {
-    /// Whose queue it waits in.
+    /// The function version in whose queue the work waits.
     #[must_use]
     pub fn key(&self) -> FunctionVersion {
         (self.owner.function.clone(), self.owner.version.clone())
     }
 
-    /// The body of the answer; workers dial what is `advertised` (URLs without the path), in order.
+    /// The body of the answer to a poll. Workers dial the URLs of `advertised` (without the path)
+    /// in their order.
     #[must_use]
     pub fn to_json<'a>(&self, advertised: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
         let kind = match self.kind {
@@ -97,7 +98,7 @@ impl Work {
 const JSON_BYTES: usize = 512;
 
 impl fmt::Debug for Work {
-    /// Without the token.
+    /// Leaves the token out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Work")
             .field("ticket", &self.ticket)

@@ -1,4 +1,5 @@
-//! Whether a mailbox's receiver is awake, asleep or gone: one byte that it and its senders share.
+//! Whether a mailbox's receiver is awake, asleep or gone: one byte that the receiver and its
+//! senders share.
 //!
 //! Two writes and two reads must not both miss each other:
 //!
@@ -21,12 +22,12 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 const AWAKE: u8 = 0;
 /// The receiver waits for its doorbell.
 const ASLEEP: u8 = 1;
-/// Nobody receives for now: the last receiver has gone, the next has not come.
+/// There is no receiver for now: the last one has gone, and the next one has not come.
 const AWAY: u8 = 2;
-/// Nobody will ever receive again.
+/// There will never be a receiver again.
 const SHUT: u8 = 3;
 
-/// A shared byte; all operations are relaxed. The processor's, or a model checker's.
+/// A shared byte with relaxed operations: a real atomic, or a model checker's.
 pub(super) trait Word {
     fn new(value: u8) -> Self;
     fn get(&self) -> u8;
@@ -59,25 +60,26 @@ impl Word for AtomicU8 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
     Nothing,
-    /// End the receiver's sleep. Told to one of several senders.
+    /// Ring: end the receiver's sleep. Only one of several senders has this duty.
     Ring,
-    /// Nobody will take what is in the queue: empty it.
+    /// Empty the queue: nobody will take its messages.
     Empty,
 }
 
-/// Where the receiver is.
+/// The receiver's state.
 #[derive(Debug)]
 pub(super) struct Presence<W>(W);
 
 impl<W: Word> Presence<W> {
-    /// With a receiver that is awake.
+    /// The state of a receiver that is awake.
     pub(super) fn new() -> Self {
         Self(W::new(AWAKE))
     }
 
     // ---- the receiver's ----
 
-    /// Asks senders to ring from now on. `false`: there is something already, do not sleep.
+    /// Asks senders to ring from now on. `false`: a message is there already, so the receiver must
+    /// not sleep.
     pub(super) fn fall_asleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
         self.0.set(ASLEEP);
         W::fence();
@@ -113,7 +115,7 @@ impl<W: Word> Presence<W> {
 
     // ---- a sender's ----
 
-    /// Whether there is anybody to send to: a look, which may be late.
+    /// Whether there is a receiver. The answer may be out of date.
     pub(super) fn is_there(&self) -> bool {
         self.0.get() < AWAY
     }
@@ -161,7 +163,7 @@ mod tests {
         }
     }
 
-    /// As [`Modelled`], without the fence: what the checker has to find.
+    /// As [`Modelled`], without the fence. The checker has to find that.
     struct Unfenced(Modelled);
 
     impl Word for Unfenced {
@@ -198,7 +200,7 @@ mod tests {
         fn is_empty(&self) -> bool {
             self.0.iter().all(|place| place.load(Ordering::Acquire) != WAITS)
         }
-        /// Takes everything out; how many those were.
+        /// Takes all messages out, and returns how many they were.
         fn take(&self) -> usize {
             let (read, write) = (Ordering::Relaxed, Ordering::AcqRel);
             let taken = |place: &&model::AtomicU8| {
@@ -292,8 +294,9 @@ mod tests {
         });
     }
 
-    /// A sleeper is woken by its own ring while that lives and by the eventfd else. It wakes for
-    /// another reason and ends; another one with another ring takes its place, and the message.
+    /// A sleeper is woken by its own io_uring while that lives, and by the eventfd otherwise. The
+    /// first sleeper wakes for another reason and ends. A second one with another io_uring takes
+    /// its place, and the message.
     #[test]
     fn a_message_is_not_slept_through_after_a_change_of_receivers() {
         const NONE: u8 = 0;
@@ -301,13 +304,13 @@ mod tests {
         model.preemption_bound = Some(3);
         model.check(|| {
             let world = World::<Modelled>::new();
-            // What ends the sleep of the first and of the second.
+            // The bells that end the sleep of the first and of the second sleeper.
             let rings = Arc::new([Notify::new(), Notify::new()]);
             let published = Arc::new(model::AtomicU8::new(1));
             let ring = {
                 let (rings, published) = (rings.clone(), published.clone());
                 move || match published.load(Ordering::Relaxed) {
-                    // Both poll the eventfd.
+                    // Both sleepers poll the eventfd.
                     NONE => rings.iter().for_each(Notify::notify),
                     ring => rings[usize::from(ring) - 1].notify(),
                 }
@@ -322,7 +325,7 @@ mod tests {
             world.presence.fall_asleep(|| world.queue.is_empty());
             published.store(NONE, Ordering::Relaxed);
             world.presence.leave();
-            // Loom may let the change read what is not the last value; then it is helped on.
+            // Loom may let the change read an older value. Then the receiver tries again.
             if !world.presence.come_back() {
                 world.presence.wake();
             }

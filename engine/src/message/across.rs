@@ -1,12 +1,12 @@
-//! What the shards of different cores say to each other.
+//! The messages between the shards of different cores.
 //!
-//! A core is spoken to in one of three roles: as *home of a token* (a worker's CONNECT moves to
-//! it), as *dispatch home* of a function version (its work and polls meet there), as *home of a
-//! session* (its directory has the entry). None of it is on the way of a running exchange: an
-//! attachment says something when it begins and when it ends.
+//! A core gets a message in one of three roles: as *home of a token* (a worker's CONNECT moves to
+//! it), as *dispatch home* of a function version (its work and polls meet there), or as *home of a
+//! session* (its directory has the entry). A running exchange needs no message: an attachment sends
+//! some when it begins and when it ends.
 //!
-//! Between two cores the order is kept. Between three it is not, and a message may cross any change
-//! on the core that it is for. Each is good for what it finds there:
+//! Between two cores the order is kept. Between three it is not, so a message may cross any change
+//! on the core that it is for. The table says what each does then:
 //!
 //! | Message | It crosses | Then |
 //! |---|---|---|
@@ -36,9 +36,8 @@
 //! | `NodeLeaves` | a connection that the node brings | that one ends with the node |
 //! | `Void`, `Idle` | anything | both begin anew; idle is told again |
 //!
-//! What names an attachment or a poll names its node too. A message that names another node's, or
-//! one of an earlier run of this one's process, is void: nobody is found by it, and a socket that it
-//! brings is closed.
+//! The name of an attachment or a poll includes its node. A message that names one of another node,
+//! or of an earlier run of this process, is void. A socket that such a message brings is closed.
 
 use std::any::Any;
 use std::fmt;
@@ -63,27 +62,27 @@ pub enum CoreMessage {
     Connect(Box<MovedConnect>),
     /// Work for a function version whose dispatch home you are.
     Submit(Box<Work>),
-    /// Nobody waits for this work any more.
+    /// No attachment waits for this work any more.
     Withdraw(Ticket),
     /// Take this spare's work out of its queue if no worker has been told of it yet.
     Recall(Ticket),
-    /// That is done: it was in its queue.
+    /// The answer to [`Self::Recall`]: the work was in its queue and is taken out.
     Recalled(Ticket),
-    /// A worker asks for such work.
+    /// A worker asks for work.
     Poll(PollId, Box<PollRequest>),
     /// The poll's answer has arrived.
     Delivered(PollId),
-    /// The poll's answer was sent, and nothing will tell whether it has arrived.
+    /// The poll's answer was sent, and whether it has arrived will not be known.
     Doubted(PollId),
-    /// Nobody waits for the poll's answer any more, and one on its way has not arrived.
+    /// No connection waits for the poll's answer any more. An answer on its way did not arrive.
     Gone(PollId),
-    /// What the poll is answered.
+    /// The poll's answer.
     Answer(PollId, PollAnswer),
-    /// As many polls wait here as may.
+    /// The limit of waiting polls is reached.
     TooManyPolls(PollId),
     /// The function version's queue has no room for this work.
     QueueFull(Ticket),
-    /// A client asks for a session of yours: if it may have it, this attachment joins it.
+    /// A client asks for a session of yours. If the client may have it, this attachment joins it.
     Find(Box<Find>),
     /// The answer to [`Self::Find`].
     Found(Box<Found>),
@@ -91,13 +90,13 @@ pub enum CoreMessage {
     Vouch(Box<Vouch>),
     /// The answer to [`Self::Vouch`].
     Vouched(Box<Vouched>),
-    /// An attachment is one of this session's: you may have forgotten it.
+    /// An attachment belongs to this session of yours. You may have forgotten that.
     Join(Box<Join>),
-    /// The attachment stands otherwise in its session.
+    /// The attachment's state in its session has changed.
     MemberState(Uuid, Ticket, MemberState),
     /// Close the tunnel that this attachment keeps: its session has another one.
     EndSurplus(Ticket),
-    /// Give the tunnel that this attachment keeps to another one, which waits for it.
+    /// Give the tunnel that this attachment keeps to another attachment, which waits for it.
     Claim {
         /// The attachment that keeps it.
         parked: Ticket,
@@ -108,7 +107,7 @@ pub enum CoreMessage {
     Resumed(Box<Resumed>),
     /// An attachment keeps a tunnel of a function version whose dispatch home you are.
     Parks(Box<Parks>),
-    /// It does so no more.
+    /// The attachment keeps its tunnel no more.
     Unparks(Ticket),
     /// This attachment's new work, which waits elsewhere, has waited for so long that a parked
     /// tunnel of its function version may yield.
@@ -117,13 +116,13 @@ pub enum CoreMessage {
     Yield(Ticket),
     /// The attachment has left the session.
     Leave(Box<Leave>),
-    /// This core has lost messages meant for you: what you hold of it is void, and it has heard
-    /// nothing from you that it did not answer.
+    /// This core has lost messages for you. Forget what you hold of it. Ask again for what it has
+    /// not answered.
     Void {
         /// The core that says so.
         core: u16,
     },
-    /// Another gateway leaves: what it has brought to you will end.
+    /// Another gateway leaves: the connections that it has brought to you will end.
     NodeLeaves(Node),
     /// This core drains and has no client any more.
     Idle {
@@ -133,8 +132,8 @@ pub enum CoreMessage {
 }
 
 impl CoreMessage {
-    /// Whether it asks for something that can be refused at once when there is no room for it;
-    /// everything else waits until there is.
+    /// Whether the message asks for something that can be refused at once if there is no room for
+    /// it. Every other message waits for room.
     #[must_use]
     pub fn may_be_refused(&self) -> bool {
         matches!(
@@ -150,7 +149,7 @@ impl CoreMessage {
 }
 
 impl CoreMessage {
-    /// Whether every attachment and poll that it names is this node's.
+    /// Whether every attachment and poll that the message names is this node's.
     #[must_use]
     pub fn is_of(&self, node: Node) -> bool {
         match self {
@@ -188,8 +187,8 @@ impl CoreMessage {
         Self::Resumed(Box::new(Resumed { ticket, tunnel: None }))
     }
 
-    /// Whether a session would be lost with it: then it is good for whatever shard is there when it
-    /// arrives.
+    /// Whether a session would be lost with the message. Such a message is valid for whatever shard
+    /// the core has when it arrives.
     #[must_use]
     pub fn carries_tunnel(&self) -> bool {
         matches!(self, Self::Resumed(resumed) if resumed.tunnel.is_some())
@@ -200,7 +199,7 @@ impl CoreMessage {
 pub struct MovedConnect {
     /// The socket.
     pub detached: Detached,
-    /// What was read of it: the CONNECT, and what came behind it.
+    /// The bytes that were read: the CONNECT, and those behind it.
     pub input: Vec<u8>,
     /// The worker's address.
     pub peer: SocketAddr,
@@ -208,12 +207,12 @@ pub struct MovedConnect {
     pub opened: Time,
     /// The core that it comes from.
     pub from: u16,
-    /// The gateway that it came to, if that was another one.
+    /// The gateway that the worker dialled, if it was another one.
     pub via: Option<Node>,
 }
 
 impl fmt::Debug for MovedConnect {
-    // The bytes hold a token: they are not for any log.
+    // The bytes hold a token, which must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MovedConnect")
             .field("detached", &self.detached.socket)
@@ -250,18 +249,18 @@ pub struct Vouch {
     pub function: Box<[u8]>,
     /// The version as the client sent it; empty if it named none.
     pub version: Box<[u8]>,
-    /// What stands for its credential.
+    /// The seal of its credential.
     pub seal: NonZeroU64,
     /// What the client speaks.
     pub speaks: Speaks,
 }
 
-/// What came of a [`Vouch`].
+/// The answer to a [`Vouch`].
 #[derive(Debug)]
 pub struct Vouched {
     /// The question.
     pub ticket: Ticket,
-    /// Whose the session is; none if the control plane has to be asked.
+    /// The session's owner; none if the control plane has to be asked.
     pub owner: Option<Arc<Owner>>,
 }
 
@@ -278,7 +277,7 @@ pub struct Resumed {
 pub struct MovedTunnel {
     /// The socket.
     pub detached: Detached,
-    /// The protocol's state on it: the shards' own, which nobody in between looks into.
+    /// The tunnel's protocol state, which only shards look into.
     pub hop: Box<dyn Any + Send>,
     /// The session.
     pub session: Uuid,
@@ -301,7 +300,7 @@ impl fmt::Debug for MovedTunnel {
     }
 }
 
-/// A tunnel that is kept for its session's client, for those who may need its worker.
+/// A tunnel that is kept for its session's client. New work may need its worker.
 #[derive(Debug)]
 pub struct Parks {
     /// The attachment.
@@ -312,7 +311,7 @@ pub struct Parks {
     pub version: Arc<str>,
 }
 
-/// What became of a [`Find`].
+/// The answer to a [`Find`].
 #[derive(Debug)]
 pub struct Found {
     /// The attachment that asked.
@@ -330,54 +329,54 @@ pub struct Join {
     pub ticket: Ticket,
     /// The session's facts.
     pub facts: SessionFacts,
-    /// How it stands there.
+    /// The attachment's state there.
     pub member_state: MemberState,
 }
 
-/// Where an attachment stands in its session, as the session's home knows.
+/// An attachment's state in its session, as the session's home knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
-    /// It waits for its tunnel.
+    /// The attachment waits for its tunnel.
     Wanted,
-    /// A tunnel that was parked is on its way to it.
+    /// A tunnel that was parked is on its way to the attachment.
     Coming {
-        /// The core where that was.
+        /// The core where the tunnel was parked.
         from: u16,
     },
     /// A client uses its tunnel.
     Open,
-    /// Its tunnel is for when another one's is used up or lost.
+    /// Its tunnel will replace another one that is used up or lost.
     Spare,
     /// Its tunnel is kept for a client that comes back.
     Parked(Speaks),
 }
 
-/// What a tunnel's clients have to speak.
+/// The protocol that a tunnel's clients have to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     /// HTTP/1.
     Http1,
     /// HTTP/2.
     Http2,
-    /// Nothing was said on it yet: it goes with both.
+    /// Nothing was sent on the tunnel yet, so both will do.
     Any,
 }
 
 impl Speaks {
-    /// Whether a tunnel that speaks so serves a client that speaks that.
+    /// Whether a tunnel of this protocol serves a client of that protocol.
     #[must_use]
     pub fn fits(self, client: Self) -> bool {
         self == Self::Any || self == client
     }
 }
 
-/// An attachment that is one no more.
+/// An attachment that leaves its session.
 #[derive(Debug)]
 pub struct Leave {
     /// The session.
     pub id: Uuid,
     /// The attachment.
     pub ticket: Ticket,
-    /// What remains of the session if this was its last one; none if no worker was asked for it.
+    /// The session's row if this was its last attachment; none if no worker was asked for it.
     pub row: Option<SessionRow>,
 }

@@ -11,9 +11,9 @@ use crate::transport::Transport;
 pub enum Carried {
     /// A descriptor of this process.
     Descriptor(OwnedFd),
-    /// One with a transport: what came by it and what goes is TLS.
+    /// A descriptor with a transport: its bytes are TLS.
     Transport(OwnedFd, Box<Transport>),
-    /// What a simulated world has instead of one.
+    /// A simulated world's stand-in for a descriptor.
     Simulated(Box<dyn SimulatedSocket>),
 }
 
@@ -26,15 +26,15 @@ pub struct Detached {
     pub unsent: Vec<u8>,
 }
 
-/// What a simulated world has instead of a descriptor. Dropping it closes the connection.
+/// A simulated world's stand-in for a descriptor. Dropping it closes the connection.
 pub trait SimulatedSocket: Debug + Send {
-    /// What stands for the descriptor: no other socket of the world has this number.
+    /// The number in place of a descriptor: no other socket of the world has it.
     fn number(&self) -> i32;
 
     /// The address of the other end.
     fn peer(&self) -> SocketAddr;
 
-    /// Says whether closing it is a RST, whatever of it is sent.
+    /// Sets whether closing the socket is a RST, even if all is sent.
     fn set_resets(&self, resets: bool);
 
     /// Bytes that were sent and that the peer has not acknowledged.
@@ -46,7 +46,7 @@ pub trait SimulatedSocket: Debug + Send {
 
 #[cfg(test)]
 impl Detached {
-    /// A detached connection whose socket is nobody's.
+    /// A detached connection whose socket belongs to nobody.
     pub(crate) fn of_nobody() -> Self {
         Self { socket: Carried::Simulated(Box::new(Nobody)), unsent: Vec::new() }
     }

@@ -30,7 +30,7 @@ pub struct Tally {
     pub adopts: u64,
     /// Sleeping cores woken by their ring.
     pub rings: u64,
-    /// Time asleep, or looking out for something to do.
+    /// Time asleep, or looking for work.
     pub idle: std::time::Duration,
     /// Turns that took long.
     pub stalls: Stalls,

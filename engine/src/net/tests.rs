@@ -65,7 +65,7 @@ fn copying_out_keeps_the_order_and_packs_small_pieces() {
     let before = queued_bytes(&net, conn);
     net.copy_out(conn);
     assert_eq!(queued_bytes(&net, conn), before);
-    // One chunk of the connection's own, one shared by all that waits.
+    // One chunk is the connection's own, one is shared by all bytes that wait.
     assert_eq!((net.copied_out, net.pool.chunks_live()), (60, 2));
     assert_eq!(net.pool.lend(), Some(block), "nothing holds the block any more");
     net.sent(conn, before.len());

@@ -21,17 +21,17 @@ use crate::transport::Admission;
 /// How long accepting pauses after it failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// For how long it is not said again that a listener lets nobody in.
+/// The pause before the log says again that a listener lets nobody in.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// With room for fewer connections they are taken one by one: as many as wait at a listener can be
-/// taken at once, and those that have to be refused would use up the files of others until then.
-/// It is the listeners' backlog (`boot/port.rs`).
+/// With room for fewer connections than this they are accepted one by one. A multishot accept takes
+/// all that wait at a listener at once, and those to be refused would use up descriptors of others
+/// until then. The value is the listeners' backlog (`boot/port.rs`).
 const ONE_BY_ONE: usize = 4096;
 
-/// Connections let in in one turn: each leads to work in the turns that follow, and those that are
-/// there already have theirs in between. What a new session costs (docs/performance.md) makes that
-/// three milliseconds.
+/// Connections let in in one turn. Each leads to work in the turns that follow, and live
+/// connections need turns in between. At the cost of a new session (docs/performance.md) this
+/// number takes three milliseconds.
 pub const ACCEPTS_PER_TURN: usize = 32;
 
 /// Connections that may be on their way into the queue while its length is asked for.
@@ -43,7 +43,7 @@ enum Armed {
     Not,
     /// An accept of all that come.
     Many,
-    /// The same, cancelled because room has become short.
+    /// An accept of all that come, cancelled because room has become short.
     Narrowing,
     /// An accept of one.
     One,
@@ -55,7 +55,7 @@ pub(super) struct ListenSocket {
     /// None once it is closed.
     socket: Option<Listening>,
     listener: Listener,
-    /// Others have it too, and keep it open.
+    /// Other processes have the socket too, and keep it open.
     inherited: bool,
     armed: Armed,
     /// When to accept again after a failure.
@@ -66,12 +66,12 @@ pub(super) struct ListenSocket {
     quiet_until: Time,
     /// So many connections may have come before the listener was tuned, and inherit nothing.
     untuned: u32,
-    /// It keeps some addresses out; connections inherit that.
+    /// The listener keeps some addresses out; its connections inherit the filter.
     filters: bool,
 }
 
 impl ListenSocket {
-    /// What the listener is tuned to its connections inherit: none of them has to be told.
+    /// Connections inherit the listener's socket options, so none of them has to be tuned.
     pub(super) fn new(
         listener: Listener,
         socket: Listening,
@@ -110,7 +110,7 @@ impl ListenSocket {
     }
 }
 
-/// Tunes a listener; how many connections may have come before.
+/// Tunes a listener. Returns how many connections may have come before that.
 fn prepare(socket: &TcpListener, keep_alive: KeepAlive, inherited: bool) -> std::io::Result<u32> {
     // A non-blocking listener would end its multishot accept with EAGAIN. An inherited one is every
     // core's, and with epoll another has made it non-blocking by now: it stays so.
@@ -131,13 +131,13 @@ fn waiting(listener: &TcpListener) -> u32 {
     let result = unsafe {
         libc::getsockopt(listener.as_raw_fd(), level, name, (&raw mut info).cast(), &raw mut len)
     };
-    // Of a listener this field is its queue's length (tcp_get_info in the kernel).
+    // For a listener this field is the length of its queue (tcp_get_info in the kernel).
     if result < 0 { LAST_ACCEPTS as u32 } else { info.tcpi_unacked }
 }
 
 impl<C: Core> Reactor<C> {
-    /// How many more sockets there may be: connections of a listener, or others. Those count too
-    /// that the core has closed and whose peers do not go: they have a descriptor.
+    /// How many more sockets there may be: connections of a listener, or others. Sockets that the
+    /// core has closed count until their peers have gone, because they hold a descriptor.
     pub(super) fn room(&self, listener: Option<Listener>) -> usize {
         let (sockets, options) = (&self.sockets, &self.options);
         let all = options.connections.saturating_sub(sockets.live());
@@ -214,8 +214,8 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Lets nobody in by this listener who comes from these addresses, as long as nobody else listens
-    /// there. Where the kernel cannot do it the core closes them as they come.
+    /// Lets nobody in by this listener from these addresses, unless other processes have the socket
+    /// too. If the kernel has no filters, the core closes such connections as they come.
     pub(super) fn keep_out(&mut self, listener: Listener, addresses: &[SocketAddr]) {
         for listen_socket in self
             .listen_sockets
@@ -253,7 +253,8 @@ impl<C: Core> Reactor<C> {
         let filters = listen_socket.filters;
         let stream = self.ring.accepted(completion.result);
         if filters {
-            // Its packets need not be looked at. Should it stay all the same, they pass.
+            // The connection's packets need no filter. If it cannot be removed, they pass it
+            // anyway.
             let _ = stream.detach_filter();
         }
         if self.let_in < ACCEPTS_PER_TURN && self.crowd.is_empty() {
@@ -267,7 +268,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A turn begins: lets those in who came in greater number than the turns before took.
+    /// At the begin of a turn: lets connections in that earlier turns had no room for.
     pub(super) fn let_crowd_in(&mut self) {
         self.let_in = self.crowd.len().min(ACCEPTS_PER_TURN);
         for _ in 0..self.let_in {
@@ -280,7 +281,8 @@ impl<C: Core> Reactor<C> {
         if self.closing || self.listen_sockets[number].shut {
             return;
         }
-        // The connection was gone before we took it: the next one may be fine. Or we ended it.
+        // The connection was gone before it was accepted, and the next one may be fine. Or the
+        // accept was cancelled.
         if !matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::ECANCELED) {
             let listen_socket = &mut self.listen_sockets[number];
             listen_socket.again_at = Some(self.net.now + ACCEPT_PAUSE);
@@ -293,7 +295,7 @@ impl<C: Core> Reactor<C> {
         self.open_listen_sockets();
     }
 
-    /// Lets a connection in; `tuned` says that it has what its listener was tuned to.
+    /// Lets a connection in; `tuned` says that it has inherited its listener's options.
     pub(super) fn admit(&mut self, stream: Stream, listener: Listener, tuned: bool) {
         if self.closing || self.room(Some(listener)) == 0 {
             self.net.tally.refused += 1;
@@ -326,7 +328,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A connection was closed as soon as it came, for there are as many as there may be.
+    /// A connection was closed as soon as it came, because the limit is reached.
     fn tell_full(&mut self, listener: Listener) {
         let (core, now) = (self.options.core, self.net.now);
         let listen_socket =

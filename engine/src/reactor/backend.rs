@@ -1,8 +1,8 @@
-//! What the reactor asks of the kernel, and who passes it on: io_uring, epoll, or a simulated world.
+//! What the reactor asks of the kernel, by way of io_uring, epoll, or a simulated world.
 //!
-//! It is a ring in each case: operations go in, completions come out, and everything happens in
-//! [`Ring::enter`]. Which one it is costs one branch per operation, always the same one; nothing is
-//! paid per byte and nothing is allocated.
+//! All three work like a ring: operations go in, completions come out, and everything happens in
+//! [`Ring::enter`]. The choice costs one branch per operation, always the same one. It costs
+//! nothing per byte, and allocates nothing.
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
@@ -24,14 +24,15 @@ use crate::pool::{Pool, Segment};
 
 /// One core's way into the kernel.
 pub(super) enum Ring {
-    /// The ring first: it is dropped first, and the kernel has to let go of the blocks.
+    /// The ring is the first field, so it is dropped first: after that the kernel uses the blocks
+    /// no more.
     Uring(Uring, BlockRing),
     Epoll(Epoll),
     /// Never in production: see [`Simulation`](super::Simulation).
     Simulated(Simulated),
 }
 
-/// Passes a call on to whichever it is.
+/// Passes a call on to the backend in use.
 macro_rules! either {
     ($ring:expr, $own:pat => $call:expr) => {
         match $ring {
@@ -46,8 +47,8 @@ macro_rules! either {
 }
 
 impl Ring {
-    /// Sets it up for the pool's blocks, and tells what a receive may take as far as the kernel
-    /// can be told.
+    /// Sets the backend up for the pool's blocks. Also returns the bounds of a receive that this
+    /// kernel knows.
     pub(super) fn new(options: &Options, pool: &mut Pool) -> Result<(Self, Share), SetupError> {
         let share = Share::of(options);
         if options.backend == Backend::Epoll {
@@ -66,7 +67,7 @@ impl Ring {
         either!(self, ring => ring.accept(listener, often, tag));
     }
 
-    /// The socket that an accept has told of: its result becomes the caller's.
+    /// The socket of a completed accept. It belongs to the caller.
     pub(super) fn accepted(&mut self, result: RawFd) -> Stream {
         match self {
             Self::Uring(..) | Self::Epoll(_) => {
@@ -77,12 +78,13 @@ impl Ring {
         }
     }
 
-    /// Whether it is a simulated world's.
+    /// Whether this is a simulated world's backend.
     pub(super) fn is_simulated(&self) -> bool {
         matches!(self, Self::Simulated(_))
     }
 
-    /// A socket of its world, to be connected; none: the kernel's are everybody's.
+    /// A socket of the simulated world, to be connected. None with a real kernel, whose sockets
+    /// anybody can make.
     pub(super) fn socket(&self) -> Option<Stream> {
         match self {
             Self::Uring(..) | Self::Epoll(_) => None,
@@ -95,7 +97,7 @@ impl Ring {
         either!(self, ring => ring.receive(socket, share, tag));
     }
 
-    /// See [`Uring::send`]. Who waits with epoll makes it at once, and always tells.
+    /// See [`Uring::send`]. With epoll the send is made at once, and its end is always reported.
     pub(super) fn send(
         &mut self,
         socket: RawFd,
@@ -139,7 +141,8 @@ impl Ring {
         }
     }
 
-    /// Wakes a core by its ring, see [`Uring::ring`]; false: this one has none to do it with.
+    /// Wakes a core by its io_uring, see [`Uring::ring`]; false: this backend has none to do it
+    /// with.
     pub(super) fn ring(&mut self, ring: RawFd, theirs: Tag, ours: Tag) -> bool {
         match self {
             Self::Uring(own, _) => own.ring(ring, theirs, ours),
@@ -154,7 +157,7 @@ impl Ring {
             Self::Uring(ring, _) => ring.connect(socket, address, tag),
             Self::Epoll(ring) => ring.connect(socket, address, tag),
             Self::Simulated(world) => {
-                // It was made of one, of a version of IP.
+                // The address was made of an IP address.
                 if let Some(address) = address.as_socket() {
                     world.kernel.borrow_mut().connect(socket, address, tag);
                 }
@@ -174,7 +177,7 @@ impl Ring {
         }
     }
 
-    /// The time of its world; none: that is everybody's.
+    /// The time of a simulated world; none with a real kernel.
     pub(super) fn now(&self) -> Option<Time> {
         match self {
             Self::Uring(..) | Self::Epoll(_) => None,
@@ -182,8 +185,8 @@ impl Ring {
         }
     }
 
-    /// Nothing is under way on the connection that `tag` is one of, and its socket is closed or
-    /// given away next.
+    /// No operation is under way on the connection of `tag`, and its socket is closed or given away
+    /// next.
     pub(super) fn forget(&mut self, tag: Tag) {
         if let Self::Epoll(ring) = self {
             ring.forget(tag);

@@ -1,7 +1,7 @@
 //! The incremental buffer ring: receive blocks lent to the kernel, filled bit by bit.
 //!
-//! Which block is whose, and how far it is filled, the pool knows (`pool.rs`); here are only the
-//! ring of entries shared with the kernel, and the addresses.
+//! The pool knows who has which block, and how far it is filled (`pool.rs`). Here are only the ring
+//! of entries shared with the kernel, and the addresses.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io::Write;
@@ -150,7 +150,7 @@ fn first_result(ring: &mut Uring, pool: &mut Pool) -> Option<i32> {
     None
 }
 
-/// The segment a receive filled. Even nobody's has to be noted, for the pool counts with it.
+/// The segment that a receive filled. The pool has to count it even if its connection is gone.
 pub(super) fn taken(pool: &mut Pool, completion: Completion) -> Option<Segment> {
     let len = usize::try_from(completion.result).ok().filter(|len| *len > 0)?;
     let block = cqueue::buffer_select(completion.flags)?;

@@ -1,4 +1,4 @@
-//! Connections of our own making.
+//! Connections that the gateway makes itself.
 
 use std::net::SocketAddr;
 
@@ -67,7 +67,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// The dial took too long: its end will say so.
+    /// The dial took too long. It is cancelled, and its completion reports that.
     pub(super) fn dial_late(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         if let Some(dial) = &mut socket.dial {
@@ -79,7 +79,8 @@ impl<C: Core> Reactor<C> {
 }
 
 fn socket_for(address: SocketAddr, keep_alive: KeepAlive) -> std::io::Result<Stream> {
-    // `new` sets close-on-exec. The socket stays a blocking one: the ring waits, nobody else does.
+    // `new` sets close-on-exec. The socket stays a blocking one, because only the ring waits for
+    // it.
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     tune(&SockRef::from(&socket), keep_alive)?;
     Ok(Stream::Kernel(socket.into()))

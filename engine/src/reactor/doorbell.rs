@@ -1,4 +1,4 @@
-//! Waking other cores that sleep: by ring where they have one, else by eventfd.
+//! Waking other cores that sleep: by their io_uring if they have one, else by eventfd.
 
 use std::sync::Arc;
 
@@ -7,15 +7,16 @@ use super::tag::{Completion, Kind, Tag};
 use crate::mailbox::{Bell, Doorbell};
 use crate::net::Core;
 
-/// Doorbells remembered at most; others are rung by eventfd. There is one a core.
+/// Doorbells remembered at most; others are rung by eventfd. Each core has one.
 const MOST: usize = 1024;
 
-/// What this core rings by ring.
+/// The doorbells that this core rings by io_uring.
 #[derive(Debug, Default)]
 pub(super) struct Bells {
-    /// All it ever rang, by the number in the operation's tag: one that fails is rung by eventfd.
+    /// All doorbells it ever rang, by the number in the operation's tag. If an operation fails, its
+    /// doorbell is rung by eventfd.
     known: Vec<Arc<Doorbell>>,
-    /// To be rung by the next enter. Should that not come to pass, dropping them rings.
+    /// Bells that the next enter rings. If that does not happen, dropping them rings.
     rung: Vec<Bell>,
 }
 
@@ -38,7 +39,7 @@ impl Bells {
 impl<C: Core> Reactor<C> {
     /// Wakes a core.
     pub(super) fn ring_bell(&mut self, bell: Bell) {
-        // What is dropped rings by eventfd. After the core's end the next enter may never come.
+        // A dropped bell rings by eventfd. After the core's end the next enter may never come.
         let (Some(ring), false) = (bell.sleeps_in(), self.core.finished()) else { return };
         let Some(number) = bell.doorbell().and_then(|doorbell| self.bells.number(doorbell)) else {
             return;
@@ -50,7 +51,8 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A ring was not there (its core is awake, or another one by now) or had no room.
+    /// An io_uring could not be rung: it had no room, or was gone, since its core is awake or
+    /// another one by now.
     pub(super) fn ring_failed(&self, completion: Completion) {
         let doorbell = self.bells.known.get(completion.tag.slot() as usize);
         if let Some(doorbell) = doorbell

@@ -1,10 +1,9 @@
-//! A ring without io_uring: the same operations and completions by epoll, for hosts that forbid
-//! the other.
+//! The same operations and completions by epoll, for hosts that forbid io_uring.
 //!
-//! Every socket is watched once, edge-triggered, from its first operation to its end; an armed
-//! operation is a note in a table. So what pauses and goes on costs no system call. That bytes are
-//! there is remembered until a receive has found the socket empty. Sends are done at once and told
-//! with the next enter; the calls never block (`MSG_DONTWAIT`), whatever mode a socket is in.
+//! Every socket is watched edge-triggered from its first operation to its end, and an armed
+//! operation is a note in a table. So pausing and going on costs no system call. A readable socket
+//! counts as readable until a receive has found it empty. Sends are done at once and reported with
+//! the next enter. The calls never block (`MSG_DONTWAIT`), whatever mode a socket is in.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -37,30 +36,31 @@ struct Lent {
     filled: usize,
 }
 
-/// What is known of a socket, and what is armed on it.
+/// A socket's state, and the operations armed on it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
     /// Its connection, by the tag of its receive; none while the slot is free.
     owner: Option<Tag>,
     socket: RawFd,
-    /// A receive may find something.
+    /// A receive may find bytes.
     readable: bool,
-    /// A receive that brings less than it asked for has not emptied the socket: it ends at the mark
-    /// of urgent data, or the end of the stream or an error comes after the bytes. No edge will tell.
+    /// A receive that brings less than it asked for has not emptied the socket. It ends at the mark
+    /// of urgent data, or the end of the stream or an error comes after the bytes. No edge will
+    /// report these.
     more_behind: bool,
     /// A send may find room.
     writable: bool,
     receive: Option<Share>,
-    /// What waits for room to send: a poll, or a connect.
+    /// The operation that waits for room to send: a poll, or a connect.
     out: Option<Kind>,
-    /// It is in the list of those to be received from.
+    /// The socket is in the list of those to be received from.
     listed: bool,
 }
 
 /// One core's epoll. See [`Uring`](super::uring::Uring) for what the operations promise.
 pub(super) struct Epoll {
     epoll: OwnedFd,
-    /// Found and not yet looked at.
+    /// Events that were found and not yet looked at.
     events: Vec<epoll::Event>,
     watches: Vec<Watch>,
     /// Listeners with an accept armed.
@@ -70,7 +70,7 @@ pub(super) struct Epoll {
     lent: VecDeque<Lent>,
     /// Blocks lent at a time.
     share: usize,
-    /// Completions not yet told.
+    /// Completions that were not reported yet.
     batch: Vec<Completion>,
     send_bytes: usize,
 }
@@ -104,7 +104,7 @@ impl Epoll {
     // ---- operations ----
 
     pub(super) fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag) {
-        // Level-triggered: what is left after a turn is found in the next.
+        // Listeners are level-triggered: connections left after a turn are found in the next one.
         let added = rustix::io::ioctl_fionbio(borrow(listener), true)
             .and_then(|()| self.add(listener, tag, epoll::EventFlags::IN));
         match added {
@@ -165,8 +165,8 @@ impl Epoll {
             Ok(watch) if watch.writable => self.complete(tag, 0),
             Ok(watch) => watch.out = Some(Kind::Writable),
             Err(error) => {
-                // Nothing would ever say that there is room. The next send ends the connection; it
-                // may be broken already.
+                // No event would ever report room. So the next send must fail: it ends the
+                // connection, which may be broken already.
                 let _ = rustix::net::shutdown(borrow(socket), Shutdown::Both);
                 self.complete(tag, error_result(error));
             }
@@ -219,11 +219,12 @@ impl Epoll {
         self.complete(tag, if found { 0 } else { -libc::ENOENT });
     }
 
-    /// Ends the watch of a socket: if it lives on elsewhere, its edges are not ours any more.
+    /// Ends the watch of a socket. If the socket lives on elsewhere, its edges are not for this
+    /// core any more.
     pub(super) fn forget(&mut self, tag: Tag) {
         if let Some(watch) = self.watch_of(tag) {
             let Watch { socket, .. } = std::mem::take(watch);
-            // It can only fail if the socket is not watched.
+            // The call can only fail if the socket is not watched.
             let _ = epoll::delete(&self.epoll, borrow(socket));
         }
     }
@@ -263,7 +264,7 @@ impl Epoll {
             return false;
         };
         let (_, listener, _) = self.listen_sockets.swap_remove(at);
-        // It can only fail if the listener is not watched.
+        // The call can only fail if the listener is not watched.
         let _ = epoll::delete(&self.epoll, borrow(listener));
         true
     }
@@ -274,8 +275,8 @@ impl Epoll {
 
     // ---- enter ----
 
-    /// Sleeps until something can be done or the time is over, and does it. Completions are then in
-    /// the batch.
+    /// Sleeps until an operation can go on or the time is over, and carries out what it can.
+    /// Completions are then in the batch.
     pub(super) fn enter(&mut self, wait: Wait, pool: &mut Pool) {
         if self.events.is_empty() {
             let idle = self.batch.is_empty() && self.ready.is_empty();
@@ -295,7 +296,7 @@ impl Epoll {
     fn wait(&mut self, wait: Wait) {
         let time = match wait {
             Wait::No => Some(Timespec::default()),
-            // Too long for the kernel is as good as for ever.
+            // A time too long for the kernel is as good as for ever.
             Wait::AtMost(time) => Timespec::try_from(time).ok(),
             Wait::Forever => None,
         };
@@ -407,7 +408,8 @@ impl Epoll {
             if full {
                 self.lent.pop_front();
             }
-            // Less than asked for: it is empty, and what comes next will be an edge.
+            // The receive brought less than asked for: the socket is empty, and the next bytes will
+            // be an edge.
             watch.readable = len == asked || watch.more_behind;
             if over {
                 return watch.receive = None;
@@ -442,7 +444,7 @@ impl Epoll {
 }
 
 impl Lent {
-    /// Where the next bytes go: at most `most`, and how many that are.
+    /// The memory for the next bytes, `most` at most, and its length.
     fn room(self, pool: &mut Pool, most: usize) -> (&mut [u8], usize) {
         let len = most.min(pool.block_bytes() - self.filled);
         let start = usize::from(self.block) * pool.block_bytes() + self.filled;

@@ -1,4 +1,4 @@
-//! Addresses whose connections a listener does not let in: the kernel throws away what comes from there
+//! Addresses whose connections a listener does not let in. The kernel throws their packets away
 //! before there is a connection (socket(7), SO_ATTACH_FILTER).
 
 use std::io;
@@ -20,7 +20,8 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const SOURCE_4: u32 = 12;
 const SOURCE_6: u32 = 8;
 
-/// Keeps these addresses out, whatever their ports, and nobody else; as many as may be.
+/// Keeps these addresses out, whatever their ports, and no others. At most
+/// [`MOST_KEPT_OUT`] are kept out.
 ///
 /// # Errors
 /// The kernel has no filters.
@@ -32,7 +33,7 @@ pub(super) fn keep_out(listener: &SockRef<'_>, addresses: &[SocketAddr]) -> io::
     listener.attach_filter(&program(addresses))
 }
 
-/// What throws away all packets of these addresses.
+/// The filter program that throws away all packets of these addresses.
 fn program(addresses: &[SocketAddr]) -> Vec<SockFilter> {
     let step = |code, equal, else_, value| SockFilter::new(code, equal, else_, value);
     let drop = || step(RETURN, 0, 0, 0);
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_other_address_family_is_told_apart() {
-        // Where there is no IPv6 there is nothing to keep out.
+        // Without IPv6 there is nothing to keep out.
         let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
         let of = SockRef::from(&listener);
         keep_out(&of, &["::2", "100::1", "127.0.0.1"].map(address)).unwrap();

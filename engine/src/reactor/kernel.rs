@@ -1,5 +1,5 @@
-//! A kernel that a test makes up: what drives a reactor in a simulated world, beside io_uring and
-//! epoll. Its time is that world's, so that a run can be played again event for event.
+//! A kernel that a test makes up. It drives a reactor in a simulated world as io_uring and epoll do
+//! in the real one. Its time is that world's, so that a run can be played again event for event.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use crate::net::SimulatedSocket;
 use crate::pool::{Pool, Segment};
 
 /// One core's kernel in a simulated world. Operations go in and completions come out, as with
-/// io_uring: what an operation brings is told by a later [`Self::take_batch`] under its tag.
+/// io_uring: a later [`Self::take_batch`] has an operation's result under its tag.
 ///
 /// Results are an operation's own number, or a negative `errno`.
 pub trait Kernel {
@@ -26,24 +26,24 @@ pub trait Kernel {
     /// Accepts connections at a listener. The results are numbers of sockets.
     fn accept(&mut self, listener: RawFd, often: Accepts, tag: Tag);
 
-    /// The socket that an accept has told of.
+    /// The socket of a completed accept.
     fn accepted(&mut self, socket: RawFd) -> Box<dyn SimulatedSocket>;
 
-    /// A socket of this core that is connected to nobody yet.
+    /// A socket of this core that is not connected yet.
     fn socket(&mut self) -> Box<dyn SimulatedSocket>;
 
     /// Connects such a socket. The result is 0 if it is.
     fn connect(&mut self, socket: RawFd, address: SocketAddr, tag: Tag);
 
-    /// A socket is this core's from now on that another core has detached.
+    /// A socket that another core has detached is this core's from now on.
     fn adopted(&mut self, socket: RawFd);
 
     /// Receives into lent blocks until it is cancelled, ends, or has had its share. The results are
     /// numbers of bytes, 0 for the peer's FIN, `ENOBUFS` if no block was there for what has come.
     fn receive(&mut self, socket: RawFd, share: Share, tag: Tag);
 
-    /// Sends these bytes, or as many of them as there is room for. It has ended when the next
-    /// [`Self::enter`] returns; until then the bytes stay.
+    /// Sends these bytes, or as many of them as there is room for. The send has ended when the next
+    /// [`Self::enter`] returns; until then the bytes must stay.
     fn send(&mut self, socket: RawFd, parts: Vec<Segment>, report: Report, tag: Tag);
 
     /// Completes when the socket takes bytes again or is broken, once or, with
@@ -75,7 +75,7 @@ pub trait SimulatedListener: Debug {
     /// What stands for the descriptor.
     fn number(&self) -> RawFd;
 
-    /// Lets nobody connect any more; who has connected and was not accepted.
+    /// Lets nobody connect any more. Returns the sockets that have connected and were not accepted.
     fn end(&self) -> Vec<Box<dyn SimulatedSocket>>;
 }
 
@@ -90,7 +90,7 @@ pub(super) fn front(queue: &VecDeque<Segment>, most: usize) -> Vec<Segment> {
     parts.collect()
 }
 
-/// The reactor's side of it.
+/// The reactor's side of a simulated kernel.
 pub(super) struct Simulated {
     pub(super) kernel: Rc<RefCell<dyn Kernel>>,
     /// Bytes of one send at most.

@@ -1,12 +1,13 @@
 //! The only user of io_uring, epoll and the clock: drives a [`Core`] over sockets.
 //!
 //! One loop turn: enter the kernel (sleeping if there is nothing to do), tell the core everything
-//! that completed, let it decide, then flush each dirty connection once. That sends are gathered
-//! per turn instead of made one by one is what makes small messages cheap.
+//! that completed, let it decide, then flush each dirty connection once. Small messages are cheap
+//! because sends are gathered per turn instead of made one by one.
 //!
-//! What a connection's completions mean is in `pump.rs`, its states in `socket.rs`, the kernel's
-//! operations in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring. Tests make up a kernel
-//! of their own (`kernel.rs`) and drive the loop in that one's time (`simulation.rs`).
+//! `pump.rs` says what a connection's completions mean, and `socket.rs` has its states. The
+//! kernel's operations are in `uring.rs`, or in `epoll.rs` for hosts that forbid io_uring. Tests
+//! make up a kernel of their own (`kernel.rs`) and drive the loop in that kernel's time
+//! (`simulation.rs`).
 
 mod accept;
 mod backend;
@@ -76,13 +77,13 @@ pub const RELIEVE_BELOW: usize = 25;
 /// How long connections may still be flushed after the core has finished.
 pub const END_WAIT: Duration = LINGER;
 
-/// How long of that a peer that has been sent everything is waited for: its FIN would be nice.
+/// How much of that time a peer has for its FIN after it was sent everything.
 const END_PAUSE: Duration = Duration::from_millis(250);
 
-/// Starved receives tried again per lent block: small messages share one.
+/// Starved receives that are tried again per lent block. Small messages share a block.
 const FEED_PER_BLOCK: usize = 4;
 
-/// A fact found outside the kernel's completions, told at the start of the next turn.
+/// An event found outside the kernel's completions. The core is told at the start of the next turn.
 #[derive(Debug)]
 enum News {
     /// A connection of a listener that has been closed since.
@@ -97,7 +98,7 @@ enum News {
     Refused(ConnId),
 }
 
-/// What a reactor is set up on.
+/// The parts on which a reactor is set up.
 struct Host {
     net: Net,
     ring: Ring,
@@ -113,8 +114,8 @@ struct Host {
 /// It stays on the thread that made it. Ring and payload memory live outside the core, and all
 /// calls into the core go through one method.
 pub struct Reactor<C: Core> {
-    // Fields are dropped in order. Nobody rings a ring that is going; the kernel has to let go of
-    // the memory before that goes.
+    // Fields are dropped in order. `published` goes first, so that nobody rings a ring that is
+    // being dropped. The ring goes before the payload memory, which the kernel uses until then.
     published: Published,
     bells: Bells,
     ring: Ring,
@@ -125,12 +126,12 @@ pub struct Reactor<C: Core> {
     net: Net,
     core: C,
     options: Options,
-    /// What one receive may take, as far as the kernel can be told.
+    /// The bounds of one receive that this kernel knows.
     share: Share,
     origin: Instant,
     /// What connections have to pass, by listener.
     gates: Vec<Gate>,
-    /// Memory that transports share, and what one of them told.
+    /// Memory that transports share, and the facts of the last one.
     scratch: Scratch,
     facts: Vec<Fact>,
     /// Connections with something to send that the network interface does not know of: half-sent
@@ -140,7 +141,7 @@ pub struct Reactor<C: Core> {
     looks: Vec<ConnId>,
     wishes: Vec<Wish>,
     news: Vec<News>,
-    /// Connections that wait to be let in, and whether what their listener is tuned to is theirs.
+    /// Connections that wait to be let in, and whether they inherited their listener's options.
     crowd: VecDeque<(Stream, Listener, bool)>,
     /// How many were let in in this turn.
     let_in: usize,
@@ -148,18 +149,18 @@ pub struct Reactor<C: Core> {
     starved: VecDeque<ConnId>,
     /// Sends under way: none between turns, so that output may be changed and copied out.
     sending: usize,
-    /// Connections of them whose success the kernel does not tell.
+    /// The connections of those sends whose success the kernel does not report.
     untold: Vec<ConnId>,
-    /// Receive blocks were short in the last turn.
+    /// Whether receive blocks were short in the last turn.
     short: bool,
-    /// In the last turn everything was done against that.
+    /// Whether the last turn did everything against the shortage.
     relieved: bool,
-    /// For how long it looks for work before it sleeps.
+    /// For how long the core looks for work before it sleeps.
     window: SpinWindow,
-    /// How long its turns take.
+    /// How long the core's turns take.
     pace: Pace,
     schedstat: Schedstat,
-    /// Nobody is let in any more.
+    /// Whether the listeners are closed.
     closing: bool,
     /// When the last flushes are cut off.
     end_at: Option<Time>,
@@ -247,7 +248,8 @@ impl<C: Core> Reactor<C> {
         self.end()
     }
 
-    /// The core has heard what happened: it hears what others sent, and decides; that is done.
+    /// After the completions: tells the core the messages of other threads, lets it decide, and
+    /// does what it decided.
     fn decide(&mut self) {
         self.messages();
         self.call(|core, net| core.turn(net));
@@ -275,7 +277,7 @@ impl<C: Core> Reactor<C> {
 
     // ---- facts ----
 
-    /// Waits for something to happen and tells the core.
+    /// Waits for completions and tells the core of them.
     fn gather(&mut self) {
         self.rest();
         self.tell();
@@ -317,7 +319,7 @@ impl<C: Core> Reactor<C> {
             Kind::Writable => self.writable(completion),
             Kind::Connect => self.connected(completion),
             Kind::Cancel => self.cancel_ended(completion),
-            // Whatever it rang for is in the mailbox, which every turn looks into.
+            // The message that the bell rang for is in the mailbox, which every turn looks into.
             Kind::Bell if completion.more() => {}
             Kind::Bell => self.ring.bell(self.mailbox.bell(), completion.tag),
             Kind::Ring => self.ring_failed(completion),
@@ -343,12 +345,13 @@ impl<C: Core> Reactor<C> {
                 News::Refused(conn) => self.refuse(conn),
             }
         }
-        // The core may have caused more of them: those are for the next turn.
+        // The core may have caused more of these events, which are for the next turn.
         news.append(&mut self.news);
         self.news = news;
     }
 
-    /// Tells what other threads sent: one mailbox full per turn, so that they cannot hold the core.
+    /// Tells the core the messages of other threads: one mailbox full per turn, so that they cannot
+    /// keep it busy.
     fn messages(&mut self) {
         for _ in 0..self.mailbox.capacity() {
             let Some(message) = self.mailbox.receive() else { break };
@@ -366,17 +369,18 @@ impl<C: Core> Reactor<C> {
         self.flush();
     }
 
-    /// Gives receive blocks back to the kernel, and receives that found none another try.
+    /// Gives receive blocks back to the kernel, and tries receives again that found none.
     fn refill(&mut self) {
         self.ring.lend(&mut self.net.pool);
-        // What one turn received is mostly sent and back in the next: nothing is copied for that.
+        // The blocks of one turn are mostly sent and back in the next, so nothing is copied for one
+        // turn's shortage.
         let was_short = self.short;
         self.short = self.is_short();
         self.relieved = self.short && was_short && !self.closing;
         if self.relieved {
             self.relieve();
         }
-        // About as many as find room: the rest keeps its place in the queue.
+        // About as many receives as find room: the others keep their place in the queue.
         let room = self.net.pool.ring_lent() * FEED_PER_BLOCK;
         for _ in 0..room.min(self.starved.len()) {
             let Some(conn) = self.starved.pop_front() else { break };
@@ -389,8 +393,8 @@ impl<C: Core> Reactor<C> {
         pool.ring_free() * 100 < pool.ring_blocks() * RELIEVE_BELOW
     }
 
-    /// Gets receive blocks back from whoever keeps them for long: peers that take nothing, then
-    /// the core itself. What flows comes back by itself and is not copied.
+    /// Gets receive blocks back that are kept for long: by peers that take nothing, then by the
+    /// core itself. Blocks that flow come back by themselves and are not copied.
     fn relieve(&mut self) {
         self.net.tally.relieved += 1;
         for conn in self.sockets.stuck() {
@@ -413,7 +417,7 @@ impl<C: Core> Reactor<C> {
                 Wish::Look(conn) => self.look(conn),
                 Wish::Unlisten(listener) => self.shut_listen_sockets(listener),
                 Wish::KeepOut(listener, addresses) => self.keep_out(listener, &addresses),
-                // Only a tunnel moves so, or what was to become one.
+                // Only a tunnel moves this way, or a worker's connection that was to become one.
                 Wish::Adopt(conn, socket) => self.adopt(conn, socket, Some(Listener::Worker)),
                 Wish::Admit(conn, socket, listener) => self.adopt(conn, socket, Some(listener)),
                 Wish::Ring(bell) => self.ring_bell(bell),

@@ -1,9 +1,9 @@
 //! Connections that change cores.
 //!
-//! A connection is detached when nothing is under way on it: its receive and its poll for room are
-//! cancelled (`pump.rs`), sends have ended with the enter that took them, and what was received
-//! until then has been told. So no byte is lost, and none overtakes another. One whose end was told
-//! meanwhile stays.
+//! A connection is detached when no operation is under way on it. Its receive and its poll for room
+//! are cancelled (`pump.rs`), its sends have ended with the enter that took them, and the core has
+//! seen all bytes received until then. So no byte is lost, and none overtakes another. If the core
+//! is told of the connection's end meanwhile, the connection stays.
 
 use std::net::TcpStream;
 
@@ -39,8 +39,8 @@ impl<C: Core> Reactor<C> {
         self.call(|core, net| core.detached(net, conn, detached));
     }
 
-    /// The peer's end is told of a connection that was to be detached: it is not. It goes on as
-    /// if that had never been wished for; the core may wish for it again.
+    /// The core is told of the peer's end on a connection that was to be detached. The connection
+    /// stays as if the core had never wished to detach it. The core may wish so again.
     pub(super) fn keep(&mut self, conn: ConnId) {
         if self.net.keep(conn) {
             self.looks.push(conn);
@@ -64,7 +64,8 @@ impl<C: Core> Reactor<C> {
                 self.ring.adopted(socket.number());
                 (Stream::Simulated(socket), None)
             }
-            // Too many, or what only a simulated world has. Facts are told at a turn's start.
+            // There are too many sockets, or this is a simulated world's. The core is told at the
+            // next turn's start.
             Carried::Descriptor(_) | Carried::Transport(..) | Carried::Simulated(_) => {
                 self.net.tally.refused += 1;
                 return self.news.push(News::Refused(conn));
@@ -73,7 +74,7 @@ impl<C: Core> Reactor<C> {
         if transport.as_deref().is_some_and(|transport| !transport.is_open()) {
             self.timers.set_after(Due::Entrance, self.net.now, self.options.entrance_time, conn);
         }
-        // Who comes from another core was greeted there.
+        // A connection from another core was greeted there.
         let greeted = match transport.as_deref() {
             Some(transport) => transport.is_greeted(),
             None => listener.is_some_and(|listener| self.greeting(listener).is_some()),

@@ -1,4 +1,4 @@
-//! What a reactor is made with.
+//! The options of a reactor.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub enum BusyPoll {
     Never,
     /// Look for work this many microseconds after the last, then sleep.
     Micros(u64),
-    /// The same, for as long as the traffic makes it worth while: not at all when it is thin.
+    /// Look for work as long as the traffic makes it worth while: not at all if there is little.
     Auto,
     /// Never sleep: lowest latency, a whole CPU.
     Always,
@@ -23,20 +23,19 @@ pub enum BusyPoll {
 /// How TCP finds out that a peer is gone. Times are whole seconds, as the kernel counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepAlive {
-    /// Without data for so long, the first probe is sent.
+    /// The first probe is sent after this time without data.
     pub idle: Duration,
     /// Time between probes.
     pub interval: Duration,
     /// Probes without an answer until the connection is lost.
     pub probes: u32,
-    /// The connection is lost when nothing of what was sent is acknowledged for so long, when the
-    /// peer takes nothing for so long, or, whatever their number, when probes are not answered.
+    /// The connection is lost when for this time nothing sent was acknowledged, when for this time
+    /// the peer has taken nothing, or when for this time probes were not answered, however many.
     pub user_timeout: Duration,
 }
 
 impl KeepAlive {
-    /// Between gateways, which stand close together: what was relayed over a link that is gone ends
-    /// within 15 s.
+    /// Between gateways, which are close to each other: a relay over a lost link ends within 15 s.
     pub const BETWEEN_GATEWAYS: Self = Self {
         idle: Duration::from_secs(5),
         interval: Duration::from_secs(2),
@@ -44,7 +43,7 @@ impl KeepAlive {
         user_timeout: Duration::from_secs(12),
     };
 
-    /// What the kernel takes (tcp(7)).
+    /// Whether the kernel accepts these values (tcp(7)).
     fn is_possible(self) -> bool {
         let possible =
             |time: Duration| (1..=32_767).contains(&time.as_secs()) && time.subsec_nanos() == 0;
@@ -55,26 +54,27 @@ impl KeepAlive {
     }
 }
 
-/// What a reactor is made with.
+/// The options of a reactor.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The core's number, for the log.
     pub core: u16,
-    /// What drives it.
+    /// Whether io_uring or epoll drives the reactor.
     pub backend: Backend,
     /// The CPU its thread is pinned to.
     pub pin: Option<usize>,
-    /// What it does when there is nothing to do.
+    /// What the core does when there is nothing to do.
     pub busy_poll: BusyPoll,
     /// Receive blocks in all. Memory is touched only as far as it is needed.
     pub blocks: usize,
-    /// How many of them the kernel has at a time; the others take the place of those that wait in
-    /// an output queue. It bounds what one turn receives, so it decides how long others wait beside
-    /// bulk, and whether bytes are still in the cache when they are sent: few are better than many.
+    /// How many of the blocks the kernel has at a time. The others replace those that wait in an
+    /// output queue. This bounds what one turn receives. So it decides how long small messages wait
+    /// beside bulk, and whether bytes are still in the cache when they are sent: few are better
+    /// than many.
     pub lent: usize,
     /// Bytes of a receive block.
     pub block_bytes: usize,
-    /// Bytes of one receive at most; 0: as a block has room.
+    /// Bytes of one receive at most; 0: as many as a block has room for.
     pub receive_cap: usize,
     /// Bytes that one socket gets per turn at most, so that bulk leaves turns and blocks for
     /// others; 0: no limit. Kernels that know neither cap nor limit are used without.
@@ -85,23 +85,23 @@ pub struct Options {
     pub entries: u32,
     /// Sockets at most, accepted and dialled; accepting beyond it closes at once.
     pub connections: usize,
-    /// How many of them clients may have, with those that are on their way out.
+    /// How many of the sockets may be clients', with those that are being closed.
     pub clients: usize,
-    /// How many of them may be anything else, with those that are on their way out.
+    /// How many of the sockets may be of any other kind, with those that are being closed.
     pub others: usize,
     /// How many of the others the worker listener may let in: the rest is kept for dials.
     pub workers: usize,
-    /// Of every connection, accepted or dialled.
+    /// The keep-alive of every connection, accepted or dialled.
     pub keep_alive: KeepAlive,
-    /// Which listeners are not this process's alone: somebody who goes on listening when it has
-    /// ended has handed them down. They were made blocking by whoever took them.
+    /// Listeners that do not belong to this process alone: a service manager has handed them down,
+    /// and goes on listening when this process has ended. Whoever took them has made them blocking.
     pub inherited: Vec<Listener>,
-    /// In place of its [`KeepAlive::user_timeout`], of clients: how long one that vanished is waited
-    /// for decides how long it holds what is behind the gateway.
+    /// The [`KeepAlive::user_timeout`] of clients. A client that vanished holds its worker for this
+    /// time.
     pub client_timeout: Duration,
-    /// What connections have to pass before the core sees their bytes.
+    /// What the listeners demand of connections before the core sees their bytes.
     pub entrances: Entrances,
-    /// How long that may take them.
+    /// How long a connection may take for that.
     pub entrance_time: Duration,
 }
 
@@ -123,12 +123,12 @@ impl Default for Options {
             clients: 64 * 1024,
             others: 64 * 1024,
             workers: 64 * 1024,
-            // Go's (contract LN-9).
+            // The values of Go (contract LN-9).
             keep_alive: KeepAlive {
                 idle: Duration::from_secs(15),
                 interval: Duration::from_secs(15),
                 probes: 9,
-                // As long as the probes take: data on its way is given no less time.
+                // As long as all probes take, so that data on its way has no less time.
                 user_timeout: Duration::from_secs(15 + 9 * 15),
             },
             inherited: Vec::new(),
@@ -140,7 +140,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Of what a listener lets in.
+    /// The keep-alive of a listener's connections.
     pub(super) fn keep_alive_of(&self, listener: Listener) -> KeepAlive {
         match listener {
             Listener::Client => KeepAlive { user_timeout: self.client_timeout, ..self.keep_alive },

@@ -1,4 +1,4 @@
-//! What a socket has written and its peer has not acknowledged.
+//! How much a socket has written that its peer has not acknowledged.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,7 +1,7 @@
 //! One socket's receive, send and end: what its completions mean and which operation comes next.
 //!
-//! Completions are told to the core as they come; which receives are armed or cancelled is decided
-//! once, at the end of the turn ([`Reactor::look`]), when the core has said all it wants.
+//! The core is told of completions as they come. Receives are armed or cancelled only at the end of
+//! the turn ([`Reactor::look`]), when the core has said all it wants.
 
 use super::backend::Ring;
 use super::buffer::taken;
@@ -18,8 +18,8 @@ use crate::transport::Transport;
 /// connection is cut.
 pub const DROP_BUDGET: usize = 1 << 20;
 
-/// Most bytes of a send that is told of with the next fact when all went well; until then their
-/// receive blocks are not free.
+/// Most bytes of a send whose success may be reported late, with the next completion. Until then
+/// its receive blocks are not free.
 const UNTOLD: usize = 16 * 1024;
 
 impl<C: Core> Reactor<C> {
@@ -66,8 +66,8 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Tells of all sends, if there are some whose success the kernel does not tell. Those it does
-    /// tell of are in the batch, and come first.
+    /// Reports all sends whose success the kernel does not report, if there are any. The others are
+    /// in the batch, and come first.
     pub(super) fn tell_sends(&mut self, batch: &[Completion]) -> bool {
         if self.untold.is_empty() {
             return false;
@@ -77,7 +77,7 @@ impl<C: Core> Reactor<C> {
         }
         let mut untold = std::mem::take(&mut self.untold);
         for conn in untold.drain(..) {
-            // 0: it failed, and has been told.
+            // 0: the send failed, and the core has been told.
             if let Some(taken @ 1..) = self.sockets.get(conn).map(|socket| socket.offered) {
                 self.sent(Completion::last(Tag::of(Kind::Send, conn), taken as i32));
             }
@@ -92,7 +92,7 @@ impl<C: Core> Reactor<C> {
         let conn = socket.conn;
         let offered = std::mem::take(&mut socket.offered);
         if matches!(socket.phase, Phase::Closing) {
-            // Its output is gone already.
+            // The connection's output is gone already.
             return self.looks.push(conn);
         }
         let Ok(bytes) = usize::try_from(completion.result) else {
@@ -153,8 +153,8 @@ impl<C: Core> Reactor<C> {
 
     // ---- how a connection ends ----
 
-    /// The socket has no more bytes: that is the peer's word that it has said all, unless it should
-    /// have said so by TLS (RFC 8446 §6.1).
+    /// The socket has no more bytes. That says that the peer has sent everything, unless TLS should
+    /// have said so first (RFC 8446 §6.1).
     fn bytes_ended(&mut self, conn: ConnId) {
         let transport = self.sockets.get(conn).and_then(|socket| socket.transport.as_deref());
         let cut = transport.is_some_and(Transport::is_cut_short);
@@ -185,7 +185,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// The connection is broken: its id dies, the core hears of it if it was still its own.
+    /// The connection is broken: its id dies. The core is told if the connection was still its own.
     pub(super) fn fail(&mut self, conn: ConnId, end: End) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         socket.phase = Phase::Closing;
@@ -199,7 +199,8 @@ impl<C: Core> Reactor<C> {
 
     // ---- what comes next ----
 
-    /// Starts or stops what the connection's state asks for; closes it when nothing is left.
+    /// Starts or stops the operations that the connection's state asks for, and closes it when none
+    /// is left.
     pub(super) fn look(&mut self, conn: ConnId) {
         self.heed_open_end(conn);
         self.heed_close(conn);
@@ -217,7 +218,7 @@ impl<C: Core> Reactor<C> {
             }
             cancel_poll(&mut self.ring, socket);
         }
-        // A socket that is broken in a way of its own may never end by itself: no more of it.
+        // A broken socket may never end by itself, so it is not received from any more.
         let wanted = wants_bytes(socket, &self.net) && socket.broken != Some(End::Failed);
         match (wanted, socket.receive) {
             (true, Receive::Idle) => {
@@ -233,13 +234,13 @@ impl<C: Core> Reactor<C> {
             _ => {}
         }
         if socket.broken.is_some() && socket.receive == Receive::Idle {
-            // No receive will tell. Facts are told at a turn's start only.
+            // No receive will report the end. The core is told at a turn's start only.
             self.news.push(News::Broken(conn));
         }
     }
 
-    /// From when the connection's end would say too much, its close is a RST, this process's end
-    /// included. That it says no more than it may shows when all is sent ([`Self::flushed`]).
+    /// As long as a FIN would say too much, the connection's close is a RST, also if this process
+    /// dies. Whether a FIN may be sent after all is decided when all is sent ([`Self::flushed`]).
     fn heed_open_end(&mut self, conn: ConnId) {
         let open_ended = self.net.output(conn).is_some_and(Output::is_open_ended);
         if let (true, Some(socket)) = (open_ended, self.sockets.get_mut(conn)) {
@@ -277,7 +278,7 @@ impl<C: Core> Reactor<C> {
         }
         let watched = socket.room != Room::Unwatched;
         let ended = !socket.is_receiving() && !watched && socket.dial.is_none();
-        // A blocked peer's bytes go now, not only after the last completion.
+        // A blocked peer's bytes are freed now, not only after the last completion.
         self.net.kill(conn);
         self.clear_transport(conn);
         if ended {
@@ -301,7 +302,7 @@ impl<C: Core> Reactor<C> {
     fn send(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let Some(output) = self.net.output(conn) else { return };
-        // Output of a connection that goes to another owner is sent by that owner.
+        // The next owner of a connection sends its output.
         if !socket.may_send() || is_leaving(&self.net, conn) {
             return;
         }
@@ -320,8 +321,9 @@ impl<C: Core> Reactor<C> {
         self.begun(conn, offered, report);
     }
 
-    /// What has to be told of a send of all that a connection has, so much in so many segments. A
-    /// core with nothing else to do would wake up only to hear that the kernel took it all.
+    /// What the kernel has to report of a send of all output of a connection, which is `bytes` in
+    /// `segments`. If success were reported, a core with nothing else to do would wake up only for
+    /// that.
     pub(super) fn report(&self, conn: ConnId, bytes: usize, segments: usize) -> Report {
         let open = |socket: &Socket| matches!(socket.phase, Phase::Open);
         let whole = bytes <= UNTOLD.min(self.options.send_bytes) && segments <= SEND_SEGMENTS;
@@ -353,12 +355,12 @@ impl<C: Core> Reactor<C> {
         }
         socket.set_resets(false);
         if socket.fin && !socket.is_receiving() {
-            // Both have said all: closing says our FIN.
+            // Both sides have sent everything: closing sends our FIN.
             socket.phase = Phase::Closing;
             return self.look(conn);
         }
         socket.phase = Phase::Lingering;
-        // It fails when the peer is gone already: then there is nobody to tell.
+        // The call fails if the peer is gone already: then there is nobody to tell.
         let _ = socket.stream.end_writing();
         self.timers.set(Due::Linger, self.net.now, conn);
         self.look(conn);
@@ -385,7 +387,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// A receive that found no block is tried again. It comes before those that were served: they
+    /// Tries a receive again that found no block. It comes before receives that got some, which
     /// might take everything again.
     pub(super) fn feed(&mut self, conn: ConnId) {
         if let Some(socket) = self.sockets.get_mut(conn)
@@ -397,7 +399,7 @@ impl<C: Core> Reactor<C> {
     }
 }
 
-/// Whether a deadline's reason is still there.
+/// Whether the reason for a deadline still exists.
 pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
     sockets.get(conn).is_some_and(|socket| match due {
         Due::Dial => matches!(socket.phase, Phase::Dialling),
@@ -411,8 +413,8 @@ pub(super) fn matters(sockets: &Sockets, due: Due, conn: ConnId) -> bool {
     })
 }
 
-/// Whether the connection's bytes are to be received: the core's unless it paused, and a bounded
-/// number of those that nobody wants any more.
+/// Whether the connection's bytes are to be received: those for the core, unless it paused, and a
+/// bounded number of those to be dropped.
 fn wants_bytes(socket: &Socket, net: &Net) -> bool {
     if socket.fin {
         return false;
@@ -453,8 +455,8 @@ fn cancel_poll(ring: &mut Ring, socket: &mut Socket) {
     }
 }
 
-/// Whether a poll's result is a reason to send again. What io_uring reports unasked is the peer's FIN
-/// too, which makes no room.
+/// Whether a poll's result is a reason to send again. io_uring also reports the peer's FIN unasked,
+/// which makes no room.
 pub(super) fn tells_of_room(result: i32) -> bool {
     const ROOM: i32 = (libc::POLLOUT | libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as i32;
     result < 0 || result & ROOM != 0

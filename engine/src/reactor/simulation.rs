@@ -25,7 +25,7 @@ use crate::pool::Pool;
 pub struct Simulation<C: Core, K: Kernel> {
     reactor: Reactor<C>,
     kernel: Rc<RefCell<K>>,
-    /// How it lay down to sleep.
+    /// How long the core may sleep.
     wait: Wait,
 }
 
@@ -41,7 +41,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         kernel: K,
         core: C,
     ) -> Result<Self, SetupError> {
-        // Looking for work takes time, which passes only while it sleeps.
+        // Looking for work takes time, and a simulated core's time passes only while it sleeps.
         let options = Options { busy_poll: BusyPoll::Never, ..options };
         options.check()?;
         let kernel = Rc::new(RefCell::new(kernel));
@@ -69,7 +69,8 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         Ok(this)
     }
 
-    /// Wakes up for one turn of the loop, and lies down again: for how long, if nothing happens.
+    /// Wakes up for one turn of the loop, and sleeps again. Returns for how long, if nothing
+    /// happens.
     pub fn step(&mut self) -> Wait {
         self.kernel.borrow_mut().leave(&mut self.reactor.net.pool);
         self.reactor.get_up(self.wait);
@@ -85,7 +86,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         if kernel.has_work() { Wait::No } else { self.wait }
     }
 
-    /// Calls the core between two turns. What it asks for is done in the next.
+    /// Calls the core between two turns. Its wishes are carried out in the next one.
     pub fn visit<R>(&mut self, f: impl FnOnce(&mut C, &mut Net) -> R) -> R {
         self.reactor.net.now = self.reactor.clock();
         self.reactor.call(f)
@@ -96,7 +97,7 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         &self.reactor.core
     }
 
-    /// The core, to take what it has left for others.
+    /// The core, for taking its messages for others.
     pub fn core_mut(&mut self) -> &mut C {
         &mut self.reactor.core
     }

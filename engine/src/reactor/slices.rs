@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// What such a thread asks for at once: longer than any core's turn.
+/// The slice that such a thread asks for: longer than any core's turn.
 const SLICE: Duration = Duration::from_millis(20);
 
 /// The calling thread asks for long turns on its CPU.
 ///
-/// Since 6.12 Linux lets a thread say how long its turns should be, and one with shorter turns that
-/// wakes up takes the CPU at once. So a core does not wait for the end of the control thread's turn
-/// where both have one CPU. How much of it each gets stays the same; older kernels look at none of
-/// it. Threads that an operator gave another policy keep that.
+/// Since 6.12 Linux lets a thread say how long its slices should be. A thread with shorter slices
+/// that wakes up takes the CPU at once. So if a core and the control thread share a CPU, the core
+/// does not wait for the end of the other one's slice. Each thread's share of the CPU stays the
+/// same. Older kernels ignore the value. Threads that an operator gave another policy keep it.
 pub fn take_long_turns() {
     let Some(mut attributes) = attributes() else { return };
     if attributes.sched_policy != libc::SCHED_OTHER as u32 {
@@ -47,7 +47,7 @@ mod tests {
             (after.sched_policy, after.sched_nice),
             (before.sched_policy, before.sched_nice)
         );
-        // A kernel that does not know lengths tells none.
+        // A kernel that does not know slices reports none.
         if before.sched_policy == libc::SCHED_OTHER as u32 && before.sched_runtime > 0 {
             assert_eq!(after.sched_runtime, SLICE.as_nanos() as u64);
         }

@@ -27,7 +27,7 @@ use crate::transport::Transport;
 pub(super) enum Phase {
     /// Connecting, for the core.
     Dialling,
-    /// The core's.
+    /// The core has the connection.
     Open,
     /// The core closed it; what is queued is being sent, what comes is dropped.
     Flushing,
@@ -46,12 +46,12 @@ pub(super) enum Receive {
     Armed,
     /// A cancel is under way; bytes may still come before its last completion.
     Cancelling,
-    /// It ended because no receive block was free; listed to be armed again.
+    /// The receive ended because no block was free. It is listed to be armed again.
     Starved,
 }
 
-/// Whether room to send is polled for. With io_uring a poll goes on once it has begun, with epoll it
-/// ends when it has found room.
+/// Whether a poll for room to send is under way. With io_uring a poll goes on once it has begun.
+/// With epoll it ends when it has found room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
     /// No poll is under way.
@@ -67,7 +67,7 @@ pub(super) enum Room {
 pub(super) struct Dial {
     /// Boxed, and kept until the connect has ended: the kernel reads it while this table may move.
     address: Box<SockAddr>,
-    /// It was cancelled because it took too long.
+    /// The connect was cancelled because it took too long.
     pub(super) late: bool,
 }
 
@@ -96,17 +96,18 @@ pub(super) struct Socket {
     pub(super) cancelled: bool,
     /// The peer's FIN came.
     pub(super) fin: bool,
-    /// However it is closed, and whoever closes it, that is a RST.
+    /// However the socket is closed, by us or by this process's end, the peer gets a RST.
     pub(super) resets: bool,
-    /// A send found the connection broken; told when the receive has brought the last bytes.
+    /// A send found the connection broken. The core is told when the receive has brought the last
+    /// bytes.
     pub(super) broken: Option<End>,
     /// When a flush last made progress.
     pub(super) progress: Time,
     /// Bytes dropped since the core closed it.
     pub(super) dropped: usize,
-    /// What lies between it and the core.
+    /// The transport between the socket and the core.
     pub(super) transport: Option<Box<Transport>>,
-    /// Which listener let it in, here or on another core; none: it was dialled here.
+    /// The listener that let the connection in, here or on another core; none: it was dialled here.
     pub(super) listener: Option<Listener>,
 }
 
@@ -131,7 +132,8 @@ impl Socket {
         }
     }
 
-    /// Whether it counts as one of this listener's, for as long as its descriptor is open.
+    /// Whether the socket counts as one of this listener's, which it does as long as its descriptor
+    /// is open.
     fn is_of(&self, listener: Listener) -> bool {
         self.listener == Some(listener)
     }
@@ -140,15 +142,15 @@ impl Socket {
         self.stream.fd()
     }
 
-    /// Lets its close be a RST, whatever of it is sent, or a FIN again.
+    /// Sets whether closing the socket sends a RST, even if all is sent, or a FIN.
     pub(super) fn set_resets(&mut self, resets: bool) {
         if self.resets != resets && self.stream.set_resets(resets).is_ok() {
             self.resets = resets;
         }
     }
 
-    /// Whether the kernel holds bytes that the peer has not acknowledged; also after a RST, for those
-    /// that it met.
+    /// Whether the kernel holds bytes that the peer has not acknowledged. After a RST: whether
+    /// there were some when the RST came.
     pub(super) fn has_unacknowledged(&self) -> bool {
         self.stream.unacknowledged().is_ok_and(|bytes| bytes > 0)
     }
@@ -157,7 +159,7 @@ impl Socket {
         matches!(self.receive, Receive::Armed | Receive::Cancelling)
     }
 
-    /// Whether it is the core's and nothing is under way on it.
+    /// Whether the core has the socket and no operation is under way on it.
     pub(super) fn is_still(&self) -> bool {
         matches!(self.phase, Phase::Open)
             && !self.is_receiving()

@@ -1,8 +1,9 @@
-//! How long a core looks for work before it sleeps. It is told the times and asks for none.
+//! How long a core looks for work before it sleeps. The module reads no clock: its caller gives the
+//! times.
 //!
-//! Waking a sleeping core costs a message's way some 30 us, and both sides CPU time. Looking costs
-//! CPU time only, and pays if something comes soon. So with [`BusyPoll::Auto`] the window follows
-//! what the core's rests were like, in the manner of Linux's `haltpoll` governor:
+//! Waking a sleeping core delays a message by some 30 us, and costs both sides CPU time. Looking
+//! costs CPU time only, and pays if something comes soon. So with [`BusyPoll::Auto`] the window
+//! follows the length of the core's last rests, in the manner of Linux's `haltpoll` governor:
 //!
 //! | A rest that was | tells | window |
 //! |---|---|---|
@@ -11,12 +12,14 @@
 //! | longer than that | looking was in vain | halves, 0 below [`START`] |
 //! | longer than [`RESTED`] | the traffic is over | 0 |
 //!
-//! It grows only in a [`RUN`] of short rests. Any call brings its answer soon after, so one short
-//! rest says nothing about the next: traffic of single calls would be looked for in vain each time.
+//! The window grows only in a [`RUN`] of short rests. Any call brings its answer soon after, so one
+//! short rest says nothing about the next one. With single calls now and then the core would look
+//! in vain each time.
 //!
-//! **Bound**: what is spent in vain is at most one and a half times `MOST` for each rest that made
-//! the window grow (looking too short, then what the growth costs until it is halved away). So when
-//! traffic ends it is less than twice `MOST` in all, and where no `RUN` of short rests comes, none.
+//! **Bound**: the time spent in vain is at most one and a half times `MOST` for each rest that made
+//! the window grow: one look that was too short, then the wider window until it is halved away.
+//! When traffic ends that is less than twice `MOST` in all. Without a `RUN` of short rests it is
+//! nothing.
 
 use std::time::Duration;
 
@@ -24,25 +27,25 @@ use ringway_proto::time::Time;
 
 use super::options::BusyPoll;
 
-/// The widest window: about three times what waking costs a message. Beyond that, looking for it
-/// costs more than the sleep.
+/// The widest window: about three times the delay that waking costs a message. A longer look would
+/// cost more than the sleep.
 const MOST: Duration = Duration::from_micros(100);
 
 /// The first window: waking takes about as long.
 const START: Duration = Duration::from_micros(25);
 
-/// After so long a rest nothing is known any more.
+/// After a rest of this length nothing is known any more.
 const RESTED: Duration = Duration::from_millis(10);
 
-/// So many short rests one after the other are dense traffic. A call to a worker and its answer
-/// are two.
+/// Dense traffic: this many short rests one after the other. A call to a worker and its answer make
+/// two.
 const RUN: u32 = 3;
 
 /// For how long work is looked for.
 #[derive(Debug)]
 pub(super) struct SpinWindow {
     width: Duration,
-    /// It follows the traffic.
+    /// Whether the window follows the traffic.
     adapts: bool,
     /// Since when there has been nothing to do.
     resting: Option<Time>,
@@ -65,9 +68,9 @@ impl SpinWindow {
         !self.width.is_zero()
     }
 
-    /// There is nothing to do: until when to look for work. `None`: not any more.
+    /// There is nothing to do. Returns until when to look for work; `None`: not any more.
     ///
-    /// What the core does without having been called, for a timer, does not begin a new rest.
+    /// Work that the core does for a timer, without having been called, does not begin a new rest.
     pub(super) fn rest(&mut self, now: Time) -> Option<Time> {
         let since = *self.resting.get_or_insert(now);
         let until = since + self.width;
@@ -100,7 +103,7 @@ impl SpinWindow {
 mod tests {
     use super::*;
 
-    /// What waking takes.
+    /// What waking takes, in microseconds.
     const WAKE: u64 = 30;
 
     /// A core whose window is asked, and what it did.
@@ -119,7 +122,7 @@ mod tests {
             Self { window, now: Time(1_000), sleeps: 0, grown: 0, vain: Duration::ZERO }
         }
 
-        /// Rests until something comes, so many microseconds later.
+        /// Rests until something comes, `micros` microseconds later.
         fn rest(&mut self, micros: u64) {
             let comes = Time(self.now.0 + micros);
             let (before, looks) = (self.window.width, self.window.rest(self.now));

@@ -1,5 +1,5 @@
-//! How long turns took, without the time in which others had the CPU: that is not the core's doing,
-//! and on a crowded machine it would hide what is.
+//! How long turns took, without the time in which other threads had the CPU. That time is not the
+//! core's doing, and on a crowded machine it would hide the core's own.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,8 +9,8 @@ use ringway_proto::time::Time;
 
 use crate::net::STALL;
 
-/// A turn is compared with a reading of the wait that is no older than this before its end, as far
-/// as there was one: whatever others took before the turn counts as if they took it during the turn.
+/// The wait is read again if the last reading is older than this at the turn's end. So time that
+/// others took before the turn may count as if they took it during the turn.
 const READING: Duration = Duration::from_millis(5);
 
 /// Longest line of `schedstat`: three numbers of 64 bits.
@@ -21,12 +21,12 @@ const LINE: usize = 64;
 pub(super) struct Schedstat(Option<File>);
 
 impl Schedstat {
-    /// Of the calling thread. A kernel without it says nothing: then waits count as the turn's own.
+    /// The calling thread's. On a kernel without the file waits count as the turn's own time.
     pub(super) fn of_thread() -> Self {
         Self(File::open("/proc/thread-self/schedstat").ok())
     }
 
-    /// Nothing: a simulated core has its CPU to itself.
+    /// Reports no waits: a simulated core has its CPU to itself.
     pub(super) fn silent() -> Self {
         Self(None)
     }
@@ -58,7 +58,7 @@ impl Pace {
         self.began = Some(now);
     }
 
-    /// Its end; it may have been told already. How long the core stalled, if it did.
+    /// A turn ends, if one is under way. Returns how long the core stalled, if it did.
     pub(super) fn ends(&mut self, now: Time, schedstat: &Schedstat) -> Option<Duration> {
         self.ends_with(now, || schedstat.waited())
     }

@@ -24,9 +24,9 @@ use crate::pool::{Pool, Segment};
 
 /// How long completions are counted.
 const QUIET: Duration = Duration::from_millis(100);
-/// So many that brought nothing mean that an operation spins.
+/// This many completions that brought nothing mean that an operation spins.
 const SPINS: usize = 10;
-/// What a peer keeps that it has not read.
+/// How much a peer's receive buffer holds.
 const PEER_KEEPS: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug)]
@@ -167,7 +167,7 @@ impl World {
         self.peer = Some(peer);
     }
 
-    /// Arms an operation, whichever there is.
+    /// Arms an operation of any kind.
     fn arm(&mut self, kind: Kind) {
         let tag = Tag::of(kind, CONN);
         let socket = self.ours.as_raw_fd();
@@ -185,7 +185,7 @@ impl World {
                 let dialled = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
                 let address = Box::new(self.listener.local_addr().unwrap().into());
                 let (dialled, address) = self.dialled.insert((dialled, address));
-                // A slot of its own: it is another socket.
+                // The listener is another socket, so it has a slot of its own.
                 let tag = Tag::of(kind, ConnId { slot: 4, generation: 1 });
                 self.ring.connect(dialled.as_raw_fd(), address, tag);
             }
@@ -196,12 +196,12 @@ impl World {
                     self.ring.ring(ring, tag.sibling(Kind::Rung), tag);
                 }
             }
-            // Nobody arms it: it is what a ring of another core completes as.
+            // This is never armed: another core's ring completes as it.
             Kind::Rung => {}
         }
     }
 
-    /// Goes on as the reactor does; says whether the completion brought anything.
+    /// Goes on as the reactor does. True if the completion brought anything.
     fn brought(&mut self, completion: Completion) -> bool {
         let (kind, result, goes_on) = (completion.tag.kind(), completion.result, completion.more());
         match kind {

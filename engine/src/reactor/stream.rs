@@ -16,15 +16,15 @@ use crate::net::{Carried, SimulatedSocket};
 /// Most connections let in from the queue of a listener that is being closed.
 pub(super) const LAST_ACCEPTS: usize = 4096;
 
-/// Most octets that the kernel takes from a connection before it can send them; less than half of it
-/// left asks for more. Nothing can overtake what lies there: an answer on a connection whose client
-/// reads a download slowly would wait behind up to `tcp_wmem[2]` (4 MiB). What is on its way is not
-/// counted, so a long path is filled all the same.
+/// Most octets that the kernel takes from a connection before it can send them. It asks for more
+/// when less than half of them are left. Nothing can overtake octets that lie there: without the
+/// bound an answer to a client that reads a download slowly would wait behind up to `tcp_wmem[2]`
+/// (4 MiB). Octets on their way are not counted, so a long path is still filled.
 pub(super) const UNSENT: u32 = 128 * 1024;
 
-/// What every connection has, accepted or dialled: no Nagle delay, little that waits in the kernel,
-/// keep-alive (LN-9), and an end to waiting for a peer that has vanished while data was on its way.
-/// It stays with the socket on whatever core that is.
+/// Sets the options of every connection, accepted or dialled: no Nagle delay, little output that
+/// waits in the kernel, keep-alive (LN-9), and a bound of the wait for a peer that has vanished
+/// while data was on its way. The socket keeps them on whatever core it is.
 ///
 /// Urgent data is received in its place like any other (RFC 6093, section 6): taken apart, its byte
 /// would be lost, and a receive would be called for it again and again without finding it.
@@ -48,7 +48,7 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// What operations of the ring name it by.
+    /// The descriptor by which operations of the ring name the socket.
     pub(super) fn fd(&self) -> RawFd {
         match self {
             Self::Kernel(stream) => stream.as_raw_fd(),
@@ -72,7 +72,7 @@ impl Stream {
         }
     }
 
-    /// Takes off the filter that it has of its listener.
+    /// Takes off the filter that the socket has inherited from its listener.
     pub(super) fn detach_filter(&self) -> io::Result<()> {
         match self {
             Self::Kernel(stream) => SockRef::from(stream).detach_filter(),
@@ -80,7 +80,8 @@ impl Stream {
         }
     }
 
-    /// Lets its close be a RST, whatever of it is sent (`SO_LINGER` of no time), or a FIN again.
+    /// Sets whether closing the socket sends a RST, even if all is sent (`SO_LINGER` of no time),
+    /// or a FIN.
     pub(super) fn set_resets(&self, resets: bool) -> io::Result<()> {
         match self {
             Self::Kernel(stream) => {
@@ -93,7 +94,8 @@ impl Stream {
         }
     }
 
-    /// Bytes that the peer has not acknowledged; also after a RST, those that it met.
+    /// Bytes that the peer has not acknowledged. After a RST: those that were unacknowledged when
+    /// it came.
     pub(super) fn unacknowledged(&self) -> io::Result<usize> {
         match self {
             Self::Kernel(stream) => unacknowledged(stream),
@@ -130,7 +132,7 @@ pub(super) enum Listening {
 }
 
 impl Listening {
-    /// What an accept names it by.
+    /// The descriptor by which an accept names the listener.
     pub(super) fn fd(&self) -> RawFd {
         match self {
             Self::Kernel(listener) => listener.as_raw_fd(),
@@ -138,8 +140,8 @@ impl Listening {
         }
     }
 
-    /// Lets nobody connect from these addresses, and all others; see [`keep_out`]. It fails in a
-    /// simulated world, as on a kernel without filters.
+    /// Lets nobody connect from these addresses, but everybody from all others; see [`keep_out`].
+    /// Fails in a simulated world, and on a kernel without filters.
     pub(super) fn keep_out(&self, addresses: &[SocketAddr]) -> io::Result<()> {
         match self {
             Self::Kernel(listener) => keep_out(&SockRef::from(listener), addresses),
@@ -152,7 +154,7 @@ impl Listening {
     pub(super) fn end(&self) -> Vec<Stream> {
         match self {
             Self::Kernel(listener) => {
-                // It fails for want of descriptors or when nobody is left.
+                // The call fails for want of descriptors, or when nobody is left.
                 let waits = listener.set_nonblocking(true).is_ok();
                 let queue = std::iter::from_fn(|| listener.accept().ok());
                 let last = queue.take(if waits { LAST_ACCEPTS } else { 0 });

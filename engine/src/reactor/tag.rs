@@ -21,7 +21,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether somebody else caused its completion; the others only end what this core began.
+    /// Whether somebody else caused the completion. All others only end what this core began.
     pub(super) fn is_call(self) -> bool {
         !matches!(self, Self::Send | Self::Cancel | Self::Ring)
     }

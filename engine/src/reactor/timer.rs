@@ -14,16 +14,16 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// so a stall is noticed after one to two of them.
 pub const FLUSH_STALL: Duration = Duration::from_secs(10);
 
-/// What is due.
+/// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// The dial was not answered.
     Dial,
-    /// Did the flush make progress?
+    /// The flush may have made no progress.
     Stall,
     /// The peer sent no FIN.
     Linger,
-    /// The connection did not get through what lies before the core.
+    /// The connection did not get through its listener's entrance.
     Entrance,
 }
 
@@ -36,7 +36,7 @@ const KINDS: [(Due, Duration); 4] = [
 ];
 
 /// The deadlines, each kind's in order. An entry whose reason is gone stays until it is due or
-/// first in its queue: the caller says which those are.
+/// first in its queue. The caller says which entries still have a reason.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     queues: [VecDeque<(Time, ConnId)>; KINDS.len()],
@@ -54,7 +54,7 @@ impl Timers {
         self.queues[due as usize].push_back((now + period, conn));
     }
 
-    /// The earliest deadline that still matters; what matters no more is forgotten on the way.
+    /// The earliest deadline that still matters. Earlier ones that do not are forgotten.
     pub(super) fn next(&mut self, matters: impl Fn(Due, ConnId) -> bool) -> Option<Time> {
         let mut next: Option<Time> = None;
         for (kind, queue) in KINDS.iter().zip(&mut self.queues) {

@@ -28,8 +28,8 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Tells a connection that has just come what its listener's clients are told first, if there is
-    /// nothing to be done before.
+    /// Sends the listener's greeting to a connection that has just come, if neither a PROXY header
+    /// nor TLS comes first.
     pub(super) fn greet(&mut self, conn: ConnId, listener: Listener) {
         if let Some(greeting) = self.greeting(listener) {
             self.net.put(conn, &greeting);
@@ -37,7 +37,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// What connections of a listener are told as soon as they come.
+    /// The greeting that a listener's connections get as soon as they come.
     pub(super) fn greeting(&self, listener: Listener) -> Option<Arc<[u8]>> {
         self.gates.iter().find(|gate| gate.listener() == listener)?.greeting()
     }
@@ -49,7 +49,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Received bytes of an open connection: to the core, or to what lies before it.
+    /// Passes received bytes of an open connection to the core, or to its transport.
     pub(super) fn deliver(&mut self, conn: ConnId, segment: Segment) {
         let Some(transport) = self.sockets.get_mut(conn).and_then(|s| s.transport.as_deref_mut())
         else {
@@ -57,7 +57,7 @@ impl<C: Core> Reactor<C> {
         };
         let mut facts = std::mem::take(&mut self.facts);
         transport.receive(&mut self.net.pool, segment, &mut self.scratch, &mut facts);
-        // A handshake's answer, or an alert.
+        // A handshake's answer, or an alert, has to be sent.
         self.dirty.push(conn);
         for fact in facts.drain(..) {
             self.tell_fact(conn, fact);
@@ -94,7 +94,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// The peer cannot be understood: the core is told, and what there is to say is still sent.
+    /// The peer cannot be understood. The core is told, and an alert is still sent.
     fn transport_failed(&mut self, conn: ConnId, failure: &Failure) {
         match failure {
             Failure::Proxy(_) => self.count_proxied(conn, Proxied::Malformed),
@@ -131,7 +131,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Seals a bounded part of the connection's output, and sends of what is sealed.
+    /// Seals a bounded part of the connection's output, and sends sealed records.
     pub(super) fn send_sealed(&mut self, conn: ConnId) {
         let Some(socket) = self.sockets.get_mut(conn) else { return };
         let open_ended = self.net.output(conn).is_some_and(Output::is_open_ended);
@@ -174,7 +174,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// Nothing more is sent of a connection.
+    /// No more output of a connection is sent.
     pub(super) fn clear_transport(&mut self, conn: ConnId) {
         if let Some(transport) = self.sockets.get_mut(conn).and_then(|s| s.transport.as_deref_mut())
         {
@@ -182,8 +182,8 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// The connection's socket goes: what it had of the pool goes back, and a handshake that did
-    /// not end is counted.
+    /// The connection's socket is closed: its memory goes back to the pool, and an unfinished
+    /// handshake is counted.
     pub(super) fn end_transport(&mut self, transport: Option<Box<Transport>>) {
         let Some(mut transport) = transport else { return };
         transport.clear(&mut self.net.pool);

@@ -1,4 +1,5 @@
-//! What the reactor is built on, tried out one by one: for people who ask what a host lacks.
+//! Tries out the kernel's features that the reactor is built on, one by one, to show what a host
+//! lacks.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -10,7 +11,7 @@ use super::tag::{Completion, Kind, Tag};
 use super::uring::{Accepts, Share, Uring, Wait};
 use crate::pool::Pool;
 
-/// Something of io_uring's that the reactor uses.
+/// A feature of io_uring that the reactor uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// A ring of one thread that does deferred work when it enters.
@@ -19,11 +20,11 @@ pub enum Feature {
     Blocks,
     /// Receives that go on.
     Receives,
-    /// Receives that take a bounded number of bytes. The reactor does without.
+    /// Receives that take a bounded number of bytes. The reactor can do without.
     Bounds,
     /// Accepts that go on.
     Accepts,
-    /// Messages from ring to ring. Cores can be woken without.
+    /// Messages from ring to ring. Cores can be woken without them.
     Messages,
 }
 
@@ -48,7 +49,7 @@ impl Feature {
     }
 }
 
-/// How it went with a feature.
+/// The result of trying a feature.
 #[derive(Debug)]
 pub struct Trial {
     /// What was tried.
@@ -57,7 +58,8 @@ pub struct Trial {
     pub result: Result<(), SetupError>,
 }
 
-/// Tries out every feature by using it. What needs another that has failed is left out.
+/// Tries out every feature by using it. A feature that needs another one which has failed is left
+/// out.
 #[must_use]
 pub fn try_features(options: &Options) -> Vec<Trial> {
     let mut trials = Vec::new();

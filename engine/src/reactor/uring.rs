@@ -1,9 +1,9 @@
 //! The ring: set-up, one function per operation, one enter per loop turn.
 //!
-//! The kernel works for us only inside [`Uring::enter`]: `DEFER_TASKRUN` runs receives there and
-//! nowhere else, and a send is `MSG_DONTWAIT`, so it has ended, one way or the other, when the
-//! enter that submitted it returns. So no operation holds payload memory between turns but the
-//! receive blocks that were lent (`buffer.rs`).
+//! The kernel works for us only inside [`Uring::enter`]. `DEFER_TASKRUN` runs receives there and
+//! nowhere else. A send is `MSG_DONTWAIT`, so it has ended when the enter that submitted it
+//! returns. So between turns operations hold no payload memory except the receive blocks that were
+//! lent (`buffer.rs`).
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -37,17 +37,17 @@ const CANCEL_WAIT: Duration = Duration::from_secs(1);
 /// The only buffer group.
 pub(super) const GROUP: u16 = 0;
 
-/// What a receive may take; 0 is no bound. Only newer kernels know them: see `buffer::probe`.
+/// The bounds of a receive; 0 is no bound. Only newer kernels know them: see `buffer::probe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Bytes at a time.
     pub cap: u32,
-    /// Bytes in all; then it ends and has to be armed again.
+    /// Bytes in all; then the receive ends and has to be armed again.
     pub limit: u32,
 }
 
 impl Share {
-    /// What the options say.
+    /// The bounds in the options.
     pub(super) fn of(options: &Options) -> Self {
         Self { cap: options.receive_cap as u32, limit: options.receive_limit as u32 }
     }
@@ -73,12 +73,12 @@ pub enum Accepts {
     One,
 }
 
-/// What is told of a send.
+/// What the kernel reports of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// How it ended.
+    /// Its end, whatever that is.
     Always,
-    /// Only that it took less than everything: it ends no sleep when all is well.
+    /// Only that it took less than everything, so that success ends no sleep.
     Failure,
 }
 
@@ -96,15 +96,16 @@ impl Drop for OwnedRing {
 /// One core's ring. It stays on the thread that made it (`SINGLE_ISSUER`): its raw pointers make it
 /// neither `Send` nor `Sync`.
 pub(super) struct Uring {
-    /// Its descriptor, by which other rings ring it.
+    /// The ring's descriptor, by which other rings ring it.
     fd: RawFd,
     submitter: Submitter<'static>,
     sq: SubmissionQueue<'static>,
     cq: CompletionQueue<'static>,
     _owned_ring: OwnedRing,
-    /// Completions taken out of the ring and not yet told.
+    /// Completions that were taken out of the ring and not reported yet.
     batch: Vec<Completion>,
-    /// What the kernel reads while it takes submissions; reused when it has taken them all.
+    /// I/O vectors that the kernel reads while it takes submissions. They are reused when it has
+    /// taken them all.
     vectors: Box<[libc::iovec]>,
     vectors_used: usize,
     heads: Box<[libc::msghdr]>,
@@ -136,7 +137,7 @@ impl Uring {
         // SAFETY: no argument is passed, and nothing is submitted.
         unsafe { submitter.enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) }
             .map_err(|e| SetupError::of("io_uring_enter", needs, e))?;
-        // Spares a table look-up per enter; without it all works the same.
+        // This spares a table look-up per enter; without it everything works the same.
         let _ = submitter.register_ring_fd();
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         // SAFETY: msghdr is plain data of integers and pointers, for which zero is a valid value.
@@ -192,7 +193,7 @@ impl Uring {
         report: Report,
         tag: Tag,
     ) -> usize {
-        // Room is made here and not at the push: an early enter gives the vectors free again.
+        // Room is made here and not at the push, because an early enter frees the vectors too.
         if self.sq.is_full() || self.vectors_used + SEND_SEGMENTS > self.vectors.len() {
             self.submit_all();
         }
@@ -209,7 +210,8 @@ impl Uring {
                 break;
             }
         }
-        // With `MSG_WAITALL` a send that took a part has failed, though it does not wait.
+        // With `MSG_WAITALL` a send that took only a part counts as failed, though it does not
+        // wait.
         let (whole, skip) = match report {
             Report::Always => (0, squeue::Flags::empty()),
             Report::Failure => (libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
@@ -228,7 +230,7 @@ impl Uring {
             {
                 head.msg_iovlen = vectors.len();
             }
-            // An int there; a send has few segments.
+            // The field is an int, and a send has few segments.
             #[cfg(target_env = "musl")]
             {
                 head.msg_iovlen = vectors.len() as libc::c_int;
@@ -241,10 +243,10 @@ impl Uring {
 
     /// Completes whenever the socket takes bytes again or is broken, until it is cancelled.
     ///
-    /// The kernel reports more than it is asked for: the peer's FIN too (`IO_POLL_UNMASK`). A poll
-    /// that ended with each report would end at once, as often as it is made, for a peer that has
-    /// said all and takes nothing. This one tells of changes only: a send that finds no room has
-    /// the kernel tell of the next.
+    /// The kernel also reports the peer's FIN, which it is not asked for (`IO_POLL_UNMASK`). For a
+    /// peer that has sent its FIN and takes nothing, a poll that ends with its first report would
+    /// end at once, each time it is made. This poll reports only changes: after a send that finds
+    /// no room the kernel reports the next room.
     pub(super) fn writable(&mut self, socket: RawFd, tag: Tag) {
         let entry = opcode::PollAdd::new(Fd(socket), libc::POLLOUT as u32).multi(true).build();
         self.push(entry, tag);
@@ -310,8 +312,8 @@ impl Uring {
         if refused || !self.sq.is_empty() {
             self.submit_all();
         }
-        // What found the completion queue full waits in the kernel: the batch must be whole, for
-        // every send has to be known as ended now.
+        // Completions that found the queue full wait in the kernel. The batch must be complete,
+        // because every send has to be known as ended now.
         while self.sq.cq_overflow() {
             check(self.enter_now());
             self.reap();
@@ -427,8 +429,8 @@ impl Drop for Uring {
         let wait = Some(Timespec::from(CANCEL_WAIT));
         // ENOENT is the usual answer: there was nothing left to cancel.
         let _ = self.submitter.register_sync_cancel(wait, CancelBuilder::any());
-        // What was cancelled lets go of its file only when its deferred work is run, a few at a
-        // time. What was never submitted stays so.
+        // A cancelled operation releases its file only when its deferred work is run, a few at a
+        // time. Entries that were never submitted stay so.
         let flags = EnterFlags::GETEVENTS.bits();
         loop {
             self.batch.clear();

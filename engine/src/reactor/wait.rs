@@ -6,8 +6,8 @@ use super::uring::Wait;
 use super::{Reactor, pump};
 use crate::net::Core;
 
-/// With more sends than this the kernel is asked to make them before the core sleeps: what they take
-/// is part of the turn, and cannot be told from sleep otherwise.
+/// With more sends than this the kernel makes them before the core sleeps. Their time belongs to
+/// the turn, and could not be told apart from sleep otherwise.
 const SENDS_BEFORE_SLEEP: usize = 64;
 
 /// How often a spinning core looks for work between two looks at the clock.
@@ -21,14 +21,14 @@ impl<C: Core> Reactor<C> {
         self.get_up(wait);
     }
 
-    /// All is done before it enters the kernel: how long it may sleep there.
+    /// Prepares to enter the kernel. Returns how long the core may sleep there.
     pub(super) fn lie_down(&mut self) -> Wait {
         self.ring.lend(&mut self.net.pool);
         let until = self.deadline();
         self.wait(until)
     }
 
-    /// The kernel has taken what was submitted, and the sleep is over.
+    /// Goes on after the kernel has taken the submissions and the sleep is over.
     pub(super) fn get_up(&mut self, wait: Wait) {
         self.bells.entered();
         if wait != Wait::No {
@@ -37,7 +37,7 @@ impl<C: Core> Reactor<C> {
         }
     }
 
-    /// How long to sleep. Unless it is not at all, senders have been told to ring.
+    /// How long to sleep. Unless that is not at all, senders have been told to ring.
     fn wait(&mut self, until: Option<Time>) -> Wait {
         if self.is_busy(until) || self.sending > SENDS_BEFORE_SLEEP {
             return Wait::No;
@@ -65,9 +65,10 @@ impl<C: Core> Reactor<C> {
             || (!self.closing && !self.mailbox.is_empty())
     }
 
-    /// Looks for work for as long as busy polling allows. `true`: there is some, do not sleep.
+    /// Looks for work for as long as busy polling allows. `true`: there is some, so the core must
+    /// not sleep.
     fn spin(&mut self, until: Option<Time>) -> bool {
-        // Sends are made by the next enter, which they end at once: the rest begins after it.
+        // The next enter makes the sends, which end it at once. The rest begins after it.
         if self.sending > 0 {
             return self.window.is_open();
         }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConfig;
 
-/// What handshakes of one listener use now. Cores look at the version only, one load a connection;
-/// the lock is taken when that has changed.
+/// What handshakes of one listener use now. For each connection a core loads only the version. It
+/// takes the lock only if the version has changed.
 #[derive(Debug)]
 pub struct CertStore {
     version: AtomicU64,
@@ -14,19 +14,19 @@ pub struct CertStore {
 }
 
 impl CertStore {
-    /// With a first one.
+    /// A store with a first certificate.
     #[must_use]
     pub fn new(config: Arc<ServerConfig>) -> Self {
         Self { version: AtomicU64::new(0), current: Mutex::new(config) }
     }
 
-    /// Changes with what is held.
+    /// A number that changes with the certificate.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// What is held, and its version.
+    /// The certificate, and its version.
     #[must_use]
     pub fn current(&self) -> (u64, Arc<ServerConfig>) {
         // Nothing that holds the lock can panic half-way.
@@ -34,7 +34,7 @@ impl CertStore {
         (self.version(), current.clone())
     }
 
-    /// New handshakes use this one.
+    /// New handshakes use this certificate.
     pub fn replace(&self, config: Arc<ServerConfig>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         *current = config;

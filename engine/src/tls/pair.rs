@@ -18,7 +18,7 @@ use x509_cert::der::Decode;
 use crate::conn::Listener;
 use crate::tls::RECORD_BYTES;
 
-/// A certificate with less time left is spoken of.
+/// A certificate with less time left causes a warning.
 pub const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// Most bytes read of a file.
@@ -27,7 +27,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// Bytes of a record's head, which rustls counts into its longest record.
 const RECORD_HEAD: usize = 5;
 
-/// Where the pair is.
+/// The paths of the pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The certificate and those between it and its root, in this order.
@@ -39,9 +39,9 @@ pub struct Files {
 /// What is wrong with a pair, and the fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PairError {
-    /// With the certificate's file.
+    /// Something is wrong with the certificate's file.
     Cert(String),
-    /// With the key's file.
+    /// Something is wrong with the key's file.
     Key(String),
 }
 
@@ -115,13 +115,13 @@ impl Pair {
         self.certified.cert == other.certified.cert
     }
 
-    /// When it expires, in Unix time.
+    /// When the certificate expires, in Unix time.
     #[must_use]
     pub fn not_after(&self) -> Duration {
         self.not_after
     }
 
-    /// What an operator should hear of: it has expired, or soon will have.
+    /// A warning for the operator if the certificate has expired or soon will.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -135,9 +135,9 @@ impl Pair {
         }
     }
 
-    /// What a listener's handshakes use: TLS 1.2 and 1.3, tickets instead of a table of sessions
-    /// that cores would share. The key of the tickets is new each time: what a new certificate
-    /// replaces is not resumed.
+    /// What a listener's handshakes use: TLS 1.2 and 1.3, and tickets instead of a table of
+    /// sessions that cores would share. Each call makes a new key for tickets, so sessions of a
+    /// replaced certificate cannot be resumed.
     ///
     /// # Errors
     /// When there are no random numbers.
@@ -151,7 +151,8 @@ impl Pair {
             Listener::Client => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Listener::Worker | Listener::Cluster => vec![b"http/1.1".to_vec()],
         };
-        // HTTP/2 is begun with the handshake's first flight; nobody proves by a certificate who it is.
+        // HTTP/2 begins with the handshake's first flight. That is safe because no client proves
+        // its identity by a certificate.
         config.send_half_rtt_data = listener == Listener::Client;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = provider::Ticketer::new()?;

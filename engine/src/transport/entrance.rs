@@ -1,4 +1,4 @@
-//! What a listener asks of its connections before a core sees their bytes.
+//! What a listener demands of its connections before a core sees their bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use crate::tls::CertStore;
 /// How a handshake ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did its work.
+    /// The handshake succeeded.
     Ok,
-    /// The peer's or our fault; the log says which.
+    /// The handshake failed, by the peer's fault or ours; the log says which.
     Failed,
     /// The peer went away, or was too slow.
     Abandoned,
 }
 
-/// What came of a connection that had to begin with a PROXY header.
+/// The result of a connection that had to begin with a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxied {
     /// The header was read.
     Ok,
     /// It came from an address that is not trusted, and was closed at once.
     Untrusted,
-    /// It began otherwise, or with a wrong header.
+    /// It began with something else, or with a wrong header.
     Malformed,
 }
 
@@ -53,13 +53,14 @@ impl Tally {
     }
 }
 
-/// What a client is told before it says anything: our side of HTTP/2's preface, which its own may cross
-/// (RFC 9113 §3.4). Clients that wait for it call a time to and fro earlier.
+/// What a client is sent before it says anything: our side of HTTP/2's preface, which may cross its
+/// own (RFC 9113 §3.4). Clients that wait for our preface call one round trip earlier.
 #[derive(Clone, Debug)]
 pub struct Greeting {
     /// Its octets.
     pub bytes: Arc<[u8]>,
-    /// It is for everybody who has not chosen another protocol by ALPN: nothing else is spoken here.
+    /// Whether every connection gets it, unless another protocol was chosen by ALPN: nothing but
+    /// HTTP/2 is spoken here.
     pub to_all: bool,
 }
 
@@ -68,9 +69,9 @@ pub struct Greeting {
 pub struct Entrance {
     /// TLS, with the certificate that the store holds at the time.
     pub tls: Option<Arc<CertStore>>,
-    /// A PROXY header first, from these networks; nobody else may connect.
+    /// A PROXY header comes first, from these networks. Nobody else may connect.
     pub proxy: Option<Vec<IpNet>>,
-    /// What clients of HTTP/2 are told first.
+    /// The greeting for clients of HTTP/2.
     pub greeting: Option<Greeting>,
 }
 
@@ -85,9 +86,9 @@ impl Entrance {
 /// The demands of both listeners.
 #[derive(Clone, Debug, Default)]
 pub struct Entrances {
-    /// Of the client listener.
+    /// The demands of the client listener.
     pub client: Arc<Entrance>,
-    /// Of the worker listener.
+    /// The demands of the worker listener.
     pub worker: Arc<Entrance>,
 }
 
@@ -98,7 +99,7 @@ impl Entrances {
         let entrance = match listener {
             Listener::Client => self.client.clone(),
             Listener::Worker => self.worker.clone(),
-            // Gateways know each other by what they say.
+            // The cluster port has no demands: gateways prove themselves by their prelude.
             Listener::Cluster => Arc::default(),
         };
         let seen = entrance.tls.as_ref().map(|cert_store| cert_store.current());
@@ -106,7 +107,7 @@ impl Entrances {
     }
 }
 
-/// How a connection may come in.
+/// How a connection is let in.
 #[derive(Debug)]
 pub enum Admission {
     /// Not at all.
@@ -127,7 +128,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whose gate it is.
+    /// The listener of this gate.
     #[must_use]
     pub fn listener(&self) -> Listener {
         self.listener
@@ -151,7 +152,7 @@ impl Gate {
         }
     }
 
-    /// What a connection without TLS is told as soon as it comes.
+    /// The greeting for a connection without TLS as soon as it comes.
     #[must_use]
     pub fn greeting(&self) -> Option<Arc<[u8]>> {
         let greeting = self.entrance.greeting.as_ref().filter(|greeting| greeting.to_all);

@@ -1,9 +1,9 @@
 //! What lies between a socket and the bytes a core sees: the PROXY protocol, TLS, or both.
 //!
-//! A core knows nothing of it. What comes from the socket passes [`Transport::receive`], which
-//! tells what the core is to hear; what the core has queued is plaintext, and [`Transport::seal`]
-//! turns a bounded part of it into records right before a send. Memory comes from the core's pool,
-//! so an idle connection has nothing but its session's keys.
+//! A core does not see a transport. Bytes from the socket pass [`Transport::receive`], which
+//! returns the facts for the core. The core's output is plaintext, and [`Transport::seal`] turns a
+//! bounded part of it into records right before a send. Memory comes from the core's pool, so an
+//! idle connection has nothing but its session's keys.
 
 mod entrance;
 mod plain;
@@ -27,27 +27,28 @@ pub use plain::Plain;
 use sealed::Sealed;
 use session::TlsSession;
 
-/// Records that are sealed and not yet sent. The rest waits as plaintext, where it can be counted.
+/// Most octets of records that are sealed and not yet sent. The rest waits as plaintext, where it
+/// can be counted.
 pub const SEAL_LIMIT: usize = 128 * 1024;
 
-/// Received bytes kept because a record, or a handshake message of several records, is not
-/// complete. rustls takes messages of up to 64 KiB.
+/// Most received bytes that are kept because a record, or a handshake message of several records,
+/// is not complete. rustls takes messages of up to 64 KiB.
 pub const REST_LIMIT: usize = 80 * 1024;
 
 /// What received bytes turned out to be, in order.
 #[derive(Debug)]
 pub enum Fact {
-    /// The PROXY header is read; with the client's address, if it tells one.
+    /// The PROXY header is read, with the client's address if it has one.
     Introduced(Option<SocketAddr>),
     /// The handshake is done.
     Secured,
-    /// The peer was told our side of HTTP/2's preface; nothing has come from it yet.
+    /// The peer was sent our side of HTTP/2's preface before anything came from it.
     Greeted,
     /// Bytes for the core; the claim goes to whoever takes the fact.
     Bytes(Segment),
     /// The peer will send nothing more (`close_notify`).
     Fin,
-    /// The connection is of no use; what is sealed (an alert) should still be sent.
+    /// The connection is of no use. A sealed alert should still be sent.
     Failed(Failure),
 }
 
@@ -58,9 +59,9 @@ pub enum Failure {
     Proxy(ProxyFault),
     /// TLS: the peer's fault, or ours.
     Tls(rustls::Error),
-    /// More was received without a whole message in it than [`REST_LIMIT`].
+    /// More than [`REST_LIMIT`] was received without a complete message.
     Rest,
-    /// A key may seal no more records.
+    /// The session's key may seal no more records.
     Exhausted,
 }
 
@@ -75,14 +76,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Memory used again and again by all transports of a core.
+/// Memory that all transports of a core reuse.
 #[derive(Default)]
 pub struct Scratch {
-    /// Where plaintext is put for the core.
+    /// Plaintext for the core.
     pub plain: Plain,
-    /// What of the core's output lies in several pieces, on its way into one record.
+    /// Pieces of the core's output, gathered for one record.
     gathered: Vec<u8>,
-    /// The rest of before and what was received, in one piece.
+    /// The rest kept from before and the bytes received, in one piece.
     input: Vec<u8>,
 }
 
@@ -95,9 +96,9 @@ enum Stage {
     Greeting(Arc<ServerConfig>),
     /// TLS, from the first byte on.
     Tls(Box<TlsSession>),
-    /// Nothing lies between any more.
+    /// The bytes pass unchanged: nothing is left to do.
     Through,
-    /// Nothing that comes or goes matters any more but what is sealed.
+    /// Only sealed records are still sent; everything else is dropped.
     Failed,
 }
 
@@ -105,20 +106,20 @@ enum Stage {
 pub struct Transport {
     listener: Listener,
     stage: Stage,
-    /// Received, and not a whole record yet.
+    /// Received bytes that are no complete record yet.
     rest: Vec<u8>,
     sealed: Sealed,
     /// Bytes that travel to another core; see [`Transport::pack`].
     packed: Vec<u8>,
-    /// How the handshake ended is counted already.
+    /// Whether the handshake's outcome was counted already.
     counted: bool,
-    /// What the peer is told as soon as that can be.
+    /// The greeting to be sent as soon as possible.
     greeting: Option<Greeting>,
     greeted: bool,
 }
 
 impl fmt::Debug for Transport {
-    // Payload is not for any log.
+    // Payload must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transport")
             .field("listener", &self.listener)
@@ -130,8 +131,8 @@ impl fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// For a fresh connection that is to begin with a PROXY header, to speak TLS, or both. None if
-    /// neither: then nothing lies between.
+    /// The transport of a fresh connection that has to begin with a PROXY header, to speak TLS, or
+    /// both. None if neither.
     #[must_use]
     pub fn new(listener: Listener, proxy: bool, tls: Option<Arc<ServerConfig>>) -> Option<Self> {
         let stage = match (proxy, tls) {
@@ -151,19 +152,19 @@ impl Transport {
         })
     }
 
-    /// The same with something to say to a client of HTTP/2 before it speaks.
+    /// The same transport with a greeting for a client of HTTP/2.
     #[must_use]
     pub fn greeting(self, greeting: Option<Greeting>) -> Self {
         Self { greeting, ..self }
     }
 
-    /// Whether that was said.
+    /// Whether the greeting was sent.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
         self.greeted
     }
 
-    /// Which listener it came in by.
+    /// The listener that let the connection in.
     #[must_use]
     pub fn listener(&self) -> Listener {
         self.listener
@@ -175,20 +176,20 @@ impl Transport {
         matches!(&self.stage, Stage::Tls(session) if session.is_established())
     }
 
-    /// Whether the peer's bytes, should they end here, lack the word that they are all there are.
+    /// Whether the peer's bytes would be cut short if they ended here: `close_notify` has not come.
     #[must_use]
     pub fn is_cut_short(&self) -> bool {
         matches!(&self.stage, Stage::Tls(tls) if tls.is_established() && !tls.is_finished())
     }
 
-    /// Whether there is nothing left for it to do.
+    /// Whether the transport has nothing left to do.
     #[must_use]
     pub fn is_through(&self) -> bool {
         matches!(self.stage, Stage::Through)
     }
 
-    /// The outcome to count, told once: how the handshake went, if it ended or now ends with the
-    /// connection. A connection that never sent a byte began none.
+    /// The handshake's outcome, returned once to be counted, when the handshake has ended or ends
+    /// with the connection. A connection that never sent a byte began no handshake.
     pub fn outcome(&mut self) -> Option<Outcome> {
         let outcome = match &self.stage {
             Stage::Proxy(_) | Stage::Greeting(_) | Stage::Through => return None,
@@ -199,7 +200,7 @@ impl Transport {
         (!std::mem::replace(&mut self.counted, true)).then_some(outcome)
     }
 
-    /// Takes in what the socket received. The segment stays the caller's.
+    /// Takes in the bytes that the socket received. The segment stays the caller's.
     pub fn receive(
         &mut self,
         pool: &mut Pool,
@@ -260,16 +261,17 @@ impl Transport {
         }
     }
 
-    /// Says the greeting if the session can carry it by now. With TLS 1.3 that is with our first flight, a
-    /// time to and fro before the client has proved anything (RFC 8446 §4.4.4): there is nothing secret
-    /// in it. It comes too late when the client has spoken.
+    /// Sends the greeting if the session can carry it by now. With TLS 1.3 it goes with our first
+    /// flight, one round trip before the client has proved anything (RFC 8446 §4.4.4). That is safe
+    /// because the greeting has no secret. Once the client has spoken it is too late for a
+    /// greeting.
     fn greet(&mut self, pool: &mut Pool, facts: &mut Vec<Fact>) {
         let Stage::Tls(session) = &mut self.stage else { return };
         let Some(greeting) = self.greeting.take() else { return };
         let spoken = facts.iter().any(|fact| matches!(fact, Fact::Bytes(_)));
         let wanted = match session.protocol() {
             Some(protocol) => protocol == b"h2",
-            // It is not known before the handshake is done that none will be chosen.
+            // Only when the handshake is done is it known that no protocol was chosen.
             None if !session.is_established() => {
                 self.greeting = Some(greeting);
                 return;
@@ -291,7 +293,7 @@ impl Transport {
         }
     }
 
-    /// Reads the PROXY header; what follows it, once it is whole.
+    /// Reads the PROXY header. Returns the bytes behind it, once it is complete.
     fn introduce(
         &mut self,
         pool: &Pool,
@@ -313,7 +315,7 @@ impl Transport {
                 Some(segment.part(own, segment.len as usize - own))
             }
             Err(fault) => {
-                // No handshake was begun.
+                // There was no handshake to count.
                 self.counted = true;
                 self.fail(Failure::Proxy(fault), facts);
                 None
@@ -330,8 +332,7 @@ impl Transport {
     /// Seals what the core has queued in `output`, up to [`SEAL_LIMIT`]; `last`: there will be no more, so
     /// that `close_notify` follows it.
     ///
-    /// # Errors
-    /// When the session can seal nothing more: the connection is of no use.
+    /// # Errors The session can seal nothing more: the connection is of no use.
     pub fn seal(
         &mut self,
         output: &mut Output,
@@ -370,7 +371,7 @@ impl Transport {
         Ok(())
     }
 
-    /// What the next send takes from.
+    /// The queue that the next send takes from.
     #[must_use]
     pub fn queue(&self) -> &VecDeque<Segment> {
         self.sealed.queue()
@@ -382,29 +383,30 @@ impl Transport {
         self.sealed.len()
     }
 
-    /// The kernel took so many bytes; returns of how many of the core's bytes they were the end.
+    /// The kernel took `bytes`. Returns how many of the core's bytes were completed by these.
     pub fn sent(&mut self, pool: &mut Pool, bytes: usize) -> usize {
         self.sealed.sent(pool, bytes)
     }
 
-    /// Gives its memory back; nothing of it will be sent.
+    /// Gives the transport's memory back; no more of it will be sent.
     pub fn clear(&mut self, pool: &mut Pool) {
         self.sealed.clear(pool);
     }
 
-    /// Makes it fit to go to another core, whose pool is another.
+    /// Makes the transport fit to go to another core, which has another pool.
     pub fn pack(&mut self, pool: &mut Pool) {
         self.packed = self.sealed.pack(pool);
     }
 
-    /// The counterpart of [`Self::pack`]; returns how many of the core's bytes are sealed in it.
+    /// The counterpart of [`Self::pack`]. Returns how many of the core's bytes are sealed in the
+    /// transport.
     pub fn unpack(&mut self, pool: &mut Pool) -> usize {
         let packed = std::mem::take(&mut self.packed);
         self.sealed.unpack(pool, &packed)
     }
 }
 
-/// Copies the front of a queue, up to one record; returns how much.
+/// Copies the front of a queue, up to one record. Returns the number of bytes.
 fn gather(queue: &VecDeque<Segment>, pool: &Pool, into: &mut Vec<u8>) -> usize {
     into.clear();
     for segment in queue {

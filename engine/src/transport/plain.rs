@@ -1,17 +1,17 @@
-//! Where plaintext lies while the core looks at it.
+//! The memory for plaintext while the core looks at it.
 
 use super::Fact;
 use crate::pool::{Pool, Segment};
 
-/// One chunk that all connections of a core share: what the core keeps of it keeps the chunk, and
-/// as long as it keeps nothing, the same warm chunk is used again.
+/// One chunk that all connections of a core share. If the core keeps a part of it, the chunk stays
+/// in use and a new one is taken. Otherwise the same warm chunk is used again.
 #[derive(Debug, Default)]
 pub struct Plain {
     fill: Option<(Segment, usize)>,
 }
 
 impl Plain {
-    /// Appends plaintext to what the core is to hear.
+    /// Appends plaintext to the facts for the core.
     pub(super) fn put(&mut self, pool: &mut Pool, mut bytes: &[u8], facts: &mut Vec<Fact>) {
         while !bytes.is_empty() {
             let (chunk, used) = self.fill.get_or_insert_with(|| (pool.chunk(), 0));
@@ -39,7 +39,7 @@ impl Plain {
         }
     }
 
-    /// The core has heard everything: a chunk of which it keeps nothing is filled anew.
+    /// The core has read everything. If it keeps no part of the chunk, the chunk is filled anew.
     pub fn rewind(&mut self, pool: &Pool) {
         if let Some((chunk, used)) = &mut self.fill
             && pool.claims(*chunk) == 1

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use crate::pool::{Pool, Segment};
 
-/// The queue of one connection. It owns no chunk while it is empty.
+/// The queue of one connection. An empty queue owns no chunk.
 #[derive(Debug, Default)]
 pub(super) struct Sealed {
     queue: VecDeque<Segment>,
     /// The chunk being written into (one claim of ours) and how much of it is used.
     fill: Option<(Segment, usize)>,
     len: usize,
-    /// Bytes not yet sent of each piece, and of how many of the core's bytes they are the end.
+    /// For each piece: its bytes not yet sent, and how many of the core's bytes they complete.
     pieces: VecDeque<(usize, usize)>,
 }
 
@@ -64,7 +64,7 @@ impl Sealed {
         }
     }
 
-    /// Returns how many of the core's bytes are out with these.
+    /// The kernel took `bytes`. Returns how many of the core's bytes were completed by these.
     pub(super) fn sent(&mut self, pool: &mut Pool, bytes: usize) -> usize {
         debug_assert!(bytes <= self.len, "more was sent than sealed");
         self.len -= bytes;
@@ -112,7 +112,7 @@ impl Sealed {
         self.tidy(pool);
     }
 
-    /// Takes the bytes out of the pool; which are whose stays known.
+    /// Takes the bytes out of the pool. The pieces stay known.
     pub(super) fn pack(&mut self, pool: &mut Pool) -> Vec<u8> {
         let bytes = self.queue.iter().flat_map(|s| pool.bytes(*s)).copied().collect();
         let pieces = std::mem::take(&mut self.pieces);
@@ -121,7 +121,7 @@ impl Sealed {
         bytes
     }
 
-    /// Puts bytes into this pool; returns how many of the core's are in them.
+    /// Puts bytes into this pool. Returns how many of the core's bytes are in them.
     pub(super) fn unpack(&mut self, pool: &mut Pool, mut bytes: &[u8]) -> usize {
         while !bytes.is_empty() {
             let room = self.room(pool, 1);

@@ -1,4 +1,4 @@
-//! One TLS session: rustls without its buffers, between our memory and our memory.
+//! One TLS session: rustls without buffers of its own, working on our memory.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::tls::{RECORD_BYTES, RECORD_OVERHEAD};
 /// Room for a piece of the handshake: a certificate chain comes in records of this size.
 const PIECE_BYTES: usize = RECORD_BYTES;
 
-/// Most records of a flight that was being sent when the handshake failed.
+/// Most records that may still be sent after the handshake has failed.
 const MOST_PIECES: usize = 8;
 
 /// A session of a server.
@@ -25,7 +25,7 @@ pub(super) struct TlsSession {
 }
 
 impl fmt::Debug for TlsSession {
-    // It holds keys: they are not for any log.
+    // The session holds keys, which must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsSession")
             .field("established", &self.is_established())
@@ -54,8 +54,8 @@ impl TlsSession {
         self.said_goodbye
     }
 
-    /// Reads records from the front of `input`; returns how many bytes are done with. The rest has
-    /// to be there again, with more behind it, the next time.
+    /// Reads records from the front of `input`. Returns how many bytes were used up. The rest has
+    /// to be there again the next time, with more behind it.
     pub(super) fn read(
         &mut self,
         input: &mut [u8],
@@ -82,7 +82,8 @@ impl TlsSession {
                 }
                 Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
                 Ok(ConnectionState::PeerClosed) => self.finished = true,
-                // Nothing else blocks: early data is not offered, so none comes.
+                // The session waits for more bytes. (There is no early data, because none is
+                // offered.)
                 Ok(_) => blocked = true,
                 Err(error) => failed = Some(error),
             }
@@ -97,8 +98,8 @@ impl TlsSession {
         }
     }
 
-    /// After a failure: what there is to tell the peer, the alert last. rustls is not asked again
-    /// once it is out: it would read on.
+    /// After a failure: the records for the peer, the alert last. rustls is not called again after
+    /// the alert, because it would read on.
     fn take_alert(&mut self, input: &mut [u8], pool: &mut Pool, sealed: &mut Sealed) {
         for _ in 0..MOST_PIECES {
             let UnbufferedStatus { state, .. } = self.tls.process_tls_records(input);
@@ -117,8 +118,8 @@ impl TlsSession {
         self.tls.alpn_protocol()
     }
 
-    /// Seals one record, if that can be done by now: the handshake may still be going on. `rest` is what
-    /// [`Self::read`] left.
+    /// Seals one record, if that is possible already: the handshake may still be going on. `rest`
+    /// are the bytes that [`Self::read`] left.
     pub(super) fn seal_early(&mut self, rest: &mut [u8], plain: &[u8]) -> Option<Vec<u8>> {
         let mut record = vec![0; plain.len() + RECORD_OVERHEAD];
         let len = self.seal(rest, plain, &mut record).ok()?;
@@ -126,7 +127,7 @@ impl TlsSession {
         Some(record)
     }
 
-    /// Seals one record; `rest` is what [`Self::read`] left.
+    /// Seals one record. `rest` are the bytes that [`Self::read`] left.
     pub(super) fn seal(
         &mut self,
         rest: &mut [u8],
@@ -152,7 +153,7 @@ impl TlsSession {
         out: &mut [u8],
         write: impl FnOnce(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> Result<usize, Failure> {
-        // Everything received was read to its end, so that nothing but writing is left to do.
+        // All received bytes were read, so only writing is left to do.
         let UnbufferedStatus { state, .. } = self.tls.process_tls_records(rest);
         match state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {

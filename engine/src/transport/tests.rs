@@ -102,7 +102,7 @@ impl Line {
         }
     }
 
-    /// The socket received these bytes, at most `split` at a time.
+    /// Gives the transport these bytes from the socket, at most `split` at a time.
     fn received(&mut self, bytes: &[u8], split: usize) {
         for piece in bytes.chunks(split) {
             let segment = self.net.pool.filled(self.block, piece.len(), true);
@@ -127,7 +127,7 @@ impl Line {
         }
     }
 
-    /// What the client has to say.
+    /// The bytes that the client has to send.
     fn said(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.client.wants_write() {
@@ -136,7 +136,7 @@ impl Line {
         bytes
     }
 
-    /// What a send would take now; it is sent whole.
+    /// The bytes that a send would take now. All of them count as sent.
     fn sent(&mut self, last: bool) -> Vec<u8> {
         let (output, pool) = self.net.output_mut(self.conn).unwrap();
         self.transport.seal(output, pool, last, &mut self.scratch).unwrap();
@@ -175,8 +175,8 @@ impl Line {
 
 const GREETING: &[u8] = b"our side of the preface";
 
-/// The handshake with a greeting to be said, as the client hears it: what came with the server's first
-/// flight, and all of it.
+/// A handshake with a greeting. Returns the plaintext that came with the server's first flight, and
+/// all plaintext.
 fn greeted(
     version: &'static SupportedProtocolVersion,
     alpn: &[&[u8]],
@@ -310,7 +310,7 @@ fn small_pieces_share_records_and_large_ones_are_not_gathered() {
     let sent = line.sent(false);
     let expected = [noise(CHUNK_BYTES)[100..130].repeat(20), noise(CHUNK_BYTES)].concat();
     assert_eq!(line.client_takes(&sent), expected);
-    // Two records' overhead, not 21.
+    // The overhead is that of two records, not of 21.
     assert!(sent.len() < expected.len() + 3 * 64, "{}", sent.len());
 }
 
@@ -416,7 +416,7 @@ fn a_connection_takes_its_session_along_to_another_core() {
     line.net.put(line.conn, &bytes);
     let (output, pool) = line.net.output_mut(line.conn).unwrap();
     line.transport.seal(output, pool, false, &mut line.scratch).unwrap();
-    // A part of a record is out already.
+    // A part of a record was sent already.
     let mut out = line.net.pool.bytes(line.transport.queue()[0])[..100].to_vec();
     assert_eq!(line.transport.sent(&mut line.net.pool, 100), 0);
 
@@ -490,7 +490,7 @@ fn header() -> Vec<u8> {
     header
 }
 
-/// One that a balancer's health check sends.
+/// The header of a balancer's health check.
 fn local_header() -> Vec<u8> {
     let mut header = proxy::SIGNATURE.to_vec();
     header.extend([0x20, 0, 0, 0]);

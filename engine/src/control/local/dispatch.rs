@@ -17,8 +17,9 @@ use crate::conn::ConnId;
 /// How long a poll waits for work.
 pub const POLL_WAIT: Duration = Duration::from_secs(30);
 
-/// How long work whose answer may be lost waits for its worker to dial back. Then it is queued
-/// again: two workers may have it, and the token lets one of them in.
+/// How long work waits for its worker to dial back if the answer that carried it may be lost. Then
+/// the work is queued again. Two workers may have it by then, but its token lets only one of them
+/// in.
 const DOUBT: Duration = Duration::from_secs(5);
 
 /// A poll: the connection it came by. A connection has at most one.
@@ -30,11 +31,12 @@ pub struct PollId {
     pub core: u16,
     /// The connection.
     pub conn: ConnId,
-    /// Another one each time the connection gave up waiting: a late answer then finds nobody.
+    /// Changes each time the connection gives up waiting, so that a late answer is recognised and
+    /// dropped.
     pub round: u64,
 }
 
-/// What a poll is answered.
+/// The answer to a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PollAnswer {
     /// 204.
@@ -47,15 +49,15 @@ pub enum PollAnswer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFull;
 
-/// As many polls wait as may.
+/// The limit of waiting polls is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyPolls;
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatchLimits {
-    /// Work items per function version that clients wait for; spares have room beside them as long
-    /// as there are no more of both.
+    /// Most work items of a function version that clients wait for. Spares may wait too, as long as
+    /// both together are no more than this.
     pub queue: usize,
     /// Polls in all.
     pub polls: usize,
@@ -65,13 +67,13 @@ pub struct DispatchLimits {
 #[derive(Debug)]
 struct Queued {
     work: Box<Work>,
-    /// Since when it waits; see [`Dispatch::lose_patience`].
+    /// Since when the item waits; see [`Dispatch::lose_patience`].
     since: Time,
 }
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Work items by the number they were submitted under: that is their order.
+/// Work items by the number under which they were submitted, which is their order.
 type Line = BTreeMap<u64, Queued>;
 
 /// One function version.
@@ -80,11 +82,12 @@ struct Queue {
     new: Line,
     reconnect: Line,
     spare: Line,
-    /// Waiting polls by serial number, oldest first; all of them, and those with a free slot.
+    /// Waiting polls by serial number, oldest first: all of them here, and below those with a free
+    /// slot.
     polls: BTreeMap<u64, PollId>,
     with_slots: BTreeMap<u64, PollId>,
-    /// When a worker with more than one free slot asked last: it has room for what waits, and will
-    /// ask again.
+    /// When a worker with more than one free slot last asked for work. Such a worker has room for
+    /// more, and will ask again.
     roomy: Option<Time>,
 }
 
@@ -96,15 +99,15 @@ struct Waiting {
     request: PollRequest,
 }
 
-/// An answer the connection has not taken yet.
+/// An answer that its connection has not taken yet.
 #[derive(Debug)]
 struct Offer {
     order: u64,
     /// Since when the work waits.
     since: Time,
-    /// Gone when it was withdrawn after the answer had been handed out.
+    /// None if the work was withdrawn after the answer had been handed out.
     work: Option<Box<Work>>,
-    /// Still in `answers`: nobody has seen it.
+    /// The answer is still in `answers`: no core has seen it.
     unseen: bool,
 }
 
@@ -120,16 +123,16 @@ enum WorkState {
 pub struct Dispatch {
     limits: DispatchLimits,
     queues: Map<FunctionVersion, Queue>,
-    /// Where each item is, until it is delivered or withdrawn.
+    /// Where each work item is, until it is delivered or withdrawn.
     places: Map<Ticket, (FunctionVersion, WorkKind, WorkState)>,
     waiting: Map<PollId, Waiting>,
     offers: Map<PollId, Offer>,
-    /// Work whose answer may be lost, by the time when it is queued again and its order. Each is
-    /// an attachment's, which waits.
+    /// Work whose answer may be lost, by the time when it is queued again and by its order. The
+    /// attachment of each item still waits.
     doubted: BTreeMap<(Time, u64), Queued>,
     expiry: BTreeMap<(Time, u64), PollId>,
     answers: Vec<(PollId, PollAnswer)>,
-    /// Function versions of which work was queued again.
+    /// Function versions whose work was queued again.
     again: Vec<FunctionVersion>,
     /// Numbers both work and polls, in the order they came.
     next: u64,
@@ -153,7 +156,8 @@ impl Dispatch {
         }
     }
 
-    /// Gives work to a waiting poll, or queues it. Work that is here already is not taken twice.
+    /// Gives work to a waiting poll, or queues it. Work that was submitted before is not taken
+    /// twice.
     ///
     /// # Errors
     /// The function version's queue is full.
@@ -173,12 +177,13 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Whether new work of a function version has waited for so long, and no worker with room for
-    /// more has asked meanwhile. It then waits anew: what is done about it takes its time too.
+    /// Whether new work of a function version has waited for `patience`, and no worker with room
+    /// for more has asked meanwhile. If so, its wait is counted anew, because making room takes
+    /// time too.
     pub fn lose_patience(&mut self, key: &FunctionVersion, patience: Duration, now: Time) -> bool {
         let Some(queue) = self.queues.get_mut(key) else { return false };
-        // Thousands who come at once wait longer than that for a worker that takes them one by one;
-        // no slot is missing, so nobody is to give one up.
+        // Thousands of sessions that begin at once wait longer than that for a worker which takes
+        // them one by one. No slot is missing then, so no parked session has to give one up.
         if queue.roomy.is_some_and(|asked| now < asked + patience) {
             return false;
         }
@@ -186,8 +191,8 @@ impl Dispatch {
         waits.map(|queued| queued.since = now).is_some()
     }
 
-    /// Since when the new work of a function version waits that waits longest, and no worker with
-    /// room for more has asked.
+    /// Since when the oldest new work of a function version waits without a worker with room for
+    /// more having asked.
     #[must_use]
     pub fn waits_since(&self, key: &FunctionVersion) -> Option<Time> {
         let queue = self.queues.get(key)?;
@@ -195,8 +200,8 @@ impl Dispatch {
         Some(queue.roomy.map_or(since, |asked| asked.max(since)))
     }
 
-    /// Nobody waits for this work any more. Work that a worker has already been told of is not
-    /// recalled: its token is refused when the worker dials back.
+    /// No attachment waits for this work any more. If a worker has it already, its token is refused
+    /// when that worker dials back.
     pub fn withdraw(&mut self, ticket: Ticket) {
         match self.places.remove(&ticket) {
             Some((key, kind, WorkState::Queued { order })) => {
@@ -213,7 +218,8 @@ impl Dispatch {
         }
     }
 
-    /// As [`Self::withdraw`], if no worker has been told of it yet. Whether that was so.
+    /// As [`Self::withdraw`], but only if no worker has been told of the work yet. True if that was
+    /// so.
     #[must_use]
     pub fn recall(&mut self, ticket: Ticket) -> bool {
         let queued = matches!(self.places.get(&ticket), Some((_, _, WorkState::Queued { .. })));
@@ -245,8 +251,7 @@ impl Dispatch {
     /// A worker asks for work. A poll that still waits on the same connection is answered with
     /// nothing first.
     ///
-    /// # Errors
-    /// As many polls wait as may; the poll was not taken.
+    /// # Errors The limit of waiting polls is reached; the poll was not taken.
     pub fn poll(
         &mut self,
         poll: PollId,
@@ -276,8 +281,8 @@ impl Dispatch {
         Ok(())
     }
 
-    /// The poll's connection is closed. An answer that did not get through is queued again, where
-    /// it was.
+    /// The poll's connection is closed. If an answer did not get through, its work is queued again
+    /// in its old place.
     pub fn gone(&mut self, poll: PollId) {
         self.forget_poll(poll);
         self.answers.retain(|(to, _)| *to != poll);
@@ -296,15 +301,15 @@ impl Dispatch {
         self.place(key, order, queued, taker);
     }
 
-    /// A function version of which work waits that had been handed out before: who is to make room
-    /// for it does not know.
+    /// A function version whose work waits again after it had been handed out. The caller, who
+    /// makes room for waiting work, cannot know of it otherwise.
     pub fn take_queued_again(&mut self) -> Option<FunctionVersion> {
         self.again.pop()
     }
 
-    /// The answer handed out for the connection was sent, and nothing will tell whether it has
-    /// arrived. Its work is queued again after `DOUBT`, unless it is withdrawn: by a worker that
-    /// has dialled back, or since nobody waits any more.
+    /// The answer handed out for the connection was sent, and whether it has arrived will not be
+    /// known. Its work is queued again after `DOUBT`. Before that the work is withdrawn if its
+    /// worker has dialled back or if no attachment waits any more.
     pub fn doubted(&mut self, poll: PollId, now: Time) {
         if self.offers.get(&poll).is_none_or(|offer| offer.unseen) {
             return;
@@ -329,11 +334,11 @@ impl Dispatch {
         self.feed(poll);
     }
 
-    /// A core has begun anew: its polls are gone, and nobody waits for its work any more.
+    /// A core has begun anew: its polls are gone, and no attachment waits for its work any more.
     pub fn forget_core(&mut self, core: u16) {
         let tickets = self.places.keys().filter(|ticket| ticket.core == core);
         let mut tickets: Vec<Ticket> = tickets.copied().collect();
-        // In an order that is the same each time: the tables have none.
+        // Sorted, because the tables have no order and every run should do the same.
         tickets.sort_unstable();
         for ticket in tickets {
             self.withdraw(ticket);
@@ -346,8 +351,8 @@ impl Dispatch {
         }
     }
 
-    /// Answers the polls that have waited long enough, and queues again what was in doubt for as
-    /// long as may be.
+    /// Answers the polls that have waited long enough, and queues work again that was in doubt for
+    /// long enough.
     pub fn turn(&mut self, now: Time) {
         while let Some(doubted) = self.doubted.first_entry()
             && doubted.key().0 <= now
@@ -413,7 +418,7 @@ impl Dispatch {
         self.next
     }
 
-    /// Puts work where it belongs: to the poll that takes it, or into its line.
+    /// Gives work to a poll that can take it, or puts it into its line.
     fn place(&mut self, key: FunctionVersion, order: u64, queued: Queued, taker: Option<PollId>) {
         let (ticket, kind) = (queued.work.ticket, queued.work.kind);
         if let Some(poll) = taker {
@@ -473,8 +478,8 @@ impl Queue {
         }
     }
 
-    /// Items that leave no room for one more of this kind at the limit: spares, which may never be
-    /// taken, keep no client's work out.
+    /// How many items count against the limit for one more of this kind. Spares may never be taken,
+    /// so they do not count against work that clients wait for.
     fn before(&self, kind: WorkKind) -> usize {
         let asked = self.new.len() + self.reconnect.len();
         match kind {
@@ -502,8 +507,8 @@ impl Queue {
         }
     }
 
-    /// Takes out the work this poll gets. A reconnect goes first, then a spare: no other worker can
-    /// do it.
+    /// Takes out the work that this poll gets. A reconnect goes first, then a spare, because no
+    /// other worker can do these.
     fn next_for(&mut self, request: &PollRequest) -> Option<(u64, Queued)> {
         for line in [&mut self.reconnect, &mut self.spare] {
             let mut held = line.iter();

@@ -26,12 +26,12 @@ const UNAUTHENTICATED: u8 = 16;
 /// Keys, tenants, functions.
 #[derive(Debug, Default)]
 pub struct Policy {
-    /// Which tenant's a credential is.
+    /// The number of each credential's tenant.
     credentials: Table<Box<[u8]>, u32>,
-    /// By number.
+    /// The tenants' names, by number.
     tenants: Vec<Arc<str>>,
     functions: Table<Uuid, Vec<KnownVersion>>,
-    /// Every worker key of the configuration: tells an unknown key from one for another function.
+    /// Every worker key of the configuration. Tells an unknown key from a key for another function.
     workers: Table<Box<[u8]>, ()>,
 }
 
@@ -39,8 +39,8 @@ pub struct Policy {
 struct KnownVersion {
     id: Uuid,
     version: Arc<str>,
-    /// One for each tenant that may call it, in order of their numbers; made when it is first asked
-    /// for: most pairs of a large configuration never meet.
+    /// An owner for each tenant that may call the version, in the order of their numbers. Each is
+    /// made when it is first needed, because most pairs of a large configuration never meet.
     owners: Box<[(u32, OnceLock<Arc<Owner>>)]>,
     function: Arc<str>,
     worker_keys: Vec<Box<[u8]>>,
@@ -48,21 +48,21 @@ struct KnownVersion {
     dial: Option<Arc<Dial>>,
 }
 
-/// What a session is, for all who ask.
+/// What is known of a session, wherever its attachments are.
 #[derive(Clone, Debug)]
 pub struct SessionFacts {
-    /// Whose it is.
+    /// The owner.
     pub owner: Arc<Owner>,
-    /// When it began.
+    /// When the session began.
     pub opened: Time,
 }
 
 /// Why a poll was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollFault {
-    /// 401 or 403; 400 is for a body that cannot be read.
+    /// HTTP status: 401 or 403. (400 is for a body that cannot be read.)
     pub status: u16,
-    /// The whole text for the worker's author.
+    /// The text of the answer, for the worker's author.
     pub text: String,
 }
 
@@ -103,8 +103,8 @@ impl Policy {
         policy
     }
 
-    /// Whether this credential may call this function. Without a version (empty equals absent) one
-    /// of those the tenant may call is picked by `random`, uniformly (contract CP-3).
+    /// Whether this credential may call this function. If no version is named (empty or absent),
+    /// `random` picks one of those that the tenant may call, all equally likely (contract CP-3).
     ///
     /// # Errors
     /// Unknown credential: 16; unknown function or version: 5; not allowed: 7.
@@ -134,12 +134,12 @@ impl Policy {
         if allowed.is_empty() {
             return Err(denied(PERMISSION_DENIED, "the credential may not call this function"));
         }
-        // At most a few versions: the bias of a 64-bit remainder is nothing.
+        // There are a few versions at most, so the bias of a 64-bit remainder does not matter.
         let picked = (random % allowed.len() as u64) as usize;
         Ok(Grant { owner: allowed.swap_remove(picked) })
     }
 
-    /// What a session of this tenant is, if it may call the version.
+    /// The owner of this tenant's sessions, if the tenant may call the version.
     fn owner(&self, of: &KnownVersion, tenant: u32) -> Option<Arc<Owner>> {
         let at = of.owners.binary_search_by_key(&tenant, |(number, _)| *number).ok()?;
         let name = self.tenants.get(tenant as usize)?;
@@ -160,8 +160,8 @@ impl Policy {
 
     /// Whether this credential may serve the function version that the poll names.
     ///
-    /// # Errors
-    /// 401: nobody's key. 403: a key for something else (also where there is no such function).
+    /// # Errors 401: an unknown key. 403: a key for another function (also if there is no such
+    /// function).
     pub fn worker(&self, credential: &[u8], request: &PollRequest) -> Result<(), PollFault> {
         if !self.workers.contains_key(credential) {
             return Err(PollFault { status: 401, text: "the worker key is not known".into() });
@@ -180,7 +180,7 @@ impl Policy {
         Err(PollFault { status: 403, text: text.into() })
     }
 
-    /// Whether this version is of the streaming kind; none if nothing is known of it here.
+    /// Whether this version is of the streaming kind; none if it is unknown.
     #[must_use]
     pub fn streams(&self, function: &str, version: &str) -> Option<bool> {
         self.version(function, version).map(|entry| entry.streaming)

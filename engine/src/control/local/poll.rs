@@ -1,4 +1,4 @@
-//! What a worker says when it asks for work: the body of `POST /v1/work`.
+//! A worker's request for work: the body of `POST /v1/work`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// A worker's question.
+/// A worker's request for work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollRequest {
     /// The function it serves, in canonical form.
@@ -32,7 +32,7 @@ struct Body<'a> {
     request_ids: Option<Vec<Text<'a>>>,
 }
 
-/// A text where it lies, unless it is written with escapes.
+/// A text, borrowed from the input unless it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 

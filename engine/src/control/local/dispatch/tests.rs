@@ -60,7 +60,7 @@ impl World {
         self.poll_for(at, "v", slots, ids);
     }
 
-    /// The polls that were answered, and the work each got: 0 is none.
+    /// The polls that were answered, and the work that each got; 0 is none.
     fn answers(&mut self) -> Vec<(u32, u64)> {
         let mut answers = Vec::new();
         self.dispatch.take_answers(&mut answers);
@@ -135,7 +135,7 @@ fn patience_is_not_lost_while_a_worker_with_room_for_more_asks() {
     }
     let begun = w.now;
     w.pass(2 * SECOND);
-    // One free slot is taken by what it is answered.
+    // The answer takes the worker's one free slot.
     w.poll(1, 1, &[]);
     assert_eq!(w.dispatch.waits_since(&key), Some(begun));
     assert!(lose(&mut w));
@@ -404,7 +404,7 @@ fn spares_have_the_room_that_clients_leave() {
     assert!(submit(5, WorkKind::New) && submit(6, WorkKind::Reconnect), "spares are in no way");
     assert!(!submit(7, WorkKind::New) && !submit(8, WorkKind::Reconnect));
     assert_eq!(w.dispatch.fullest(), 3);
-    // Nobody else can do what only this worker can: that goes first.
+    // Work that only this worker can do goes first.
     w.poll(1, 1, &[2, 6]);
     w.poll(2, 1, &[2]);
     w.poll(3, 1, &[9]);
@@ -436,7 +436,7 @@ fn work_in_doubt_is_queued_again_unless_its_worker_dials_back() {
     assert_eq!(w.answers(), [(1, 1), (2, 2)]);
     w.dispatch.doubted(worker(1), w.now);
     w.dispatch.doubted(worker(2), w.now);
-    // Told again, or otherwise: it is what was said first.
+    // A second report, of either kind, changes nothing: the first one counts.
     w.dispatch.doubted(worker(1), w.now);
     w.dispatch.gone(worker(1));
     w.dispatch.delivered(worker(2));
@@ -446,7 +446,7 @@ fn work_in_doubt_is_queued_again_unless_its_worker_dials_back() {
     assert_eq!(w.dispatch.deadline(), Some(w.now + Duration::from_micros(1)));
     w.pass(Duration::from_micros(1));
     assert_eq!(w.dispatch.take_queued_again(), Some(("f".into(), "v".into())));
-    // In its old place, and at once to a poll that waits.
+    // The work is in its old place, and goes at once to a poll that waits.
     w.poll(3, 1, &[]);
     w.poll(4, 1, &[]);
     assert_eq!(w.answers(), [(3, 1), (4, 3)]);
