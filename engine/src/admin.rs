@@ -1,5 +1,5 @@
 //! The admin port: metrics, health, sessions, drain. It runs on the control thread and asks the
-//! cores by message; it is never on the way of a request.
+//! cores by message. No request passes it.
 
 mod changes;
 mod leaving;
@@ -42,16 +42,16 @@ pub use scrape::{Beats, Scraper};
 
 /// Time for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time from a request's coming until the peer has taken its answer, and sent the next one.
+/// Time from a request's arrival until the peer has taken its answer and sent the next request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// The same for as long as there is no place for somebody else; twice as long if it has to be cut
+/// The same time while another peer waits for a place. After twice this time the connection is cut
 /// off. A probe waits a second as a rule.
 const CROWDED_TIME: Duration = Duration::from_millis(300);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// For how long such a failure is not told again.
+/// The pause before the log tells of such a failure again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
-/// What is said when a core does not answer.
+/// The answer's text when a core does not answer.
 const BUSY: &str = "a core is too busy, try again\n";
 /// Letters of a shortened request id.
 const SHORT_ID: usize = IdBegin::DIGITS;
@@ -63,7 +63,7 @@ pub enum Phase {
     Starting,
     /// New sessions are taken.
     Serving,
-    /// On its way out.
+    /// The process leaves.
     Draining,
 }
 
@@ -76,23 +76,23 @@ pub struct Admin {
     pub phase: watch::Receiver<Phase>,
     /// Set to begin the drain.
     pub drain: watch::Sender<bool>,
-    /// Whether calls that change something may come from elsewhere.
+    /// Whether calls that change something may come from other machines.
     pub allow_remote: bool,
     /// Names that lead here, besides addresses and `localhost`.
     pub hosts: Box<[Box<str>]>,
-    /// The version that is told, if it is not the program's own.
+    /// The version to report, if it is not the program's own.
     pub version: Option<Arc<str>>,
-    /// Who says who may call.
+    /// The mode: which control plane says who may call.
     pub mode: Mode,
     /// Which node of a cluster this is.
     pub node: Node,
     /// How many nodes the configuration knows, this one included; 0: there is no cluster.
     pub nodes: u64,
-    /// The others that the configuration names, and where each takes relays.
+    /// The other nodes of the configuration, and where each takes relays.
     pub others: Box<[(u16, SocketAddr)]>,
-    /// Until when it drains at most, once it does.
+    /// The limits of the drain, once it has begun.
     pub leaves: OnceLock<Leaves>,
-    /// What drives the cores.
+    /// Whether io_uring or epoll drives the cores.
     pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
     pub panics: AtomicU64,
@@ -100,7 +100,7 @@ pub struct Admin {
     pub changes: Arc<Changes>,
     /// The control plane elsewhere, if there is one.
     pub remote: Option<Remote>,
-    /// What is logged for a while in place of what was configured.
+    /// The level of the log that replaces the configured one for a while.
     pub level: watch::Sender<Changed>,
 }
 
@@ -140,7 +140,7 @@ pub fn routes(admin: Arc<Admin>) -> Router {
 }
 
 /// Serves the admin port for ever, with `room` connections at once. The last of them waits for a
-/// place; those who have theirs have little time until it gets one. More wait to be accepted.
+/// place, and until it gets one the others have little time. Further ones wait to be accepted.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, room: usize) {
     let routes = routes(admin);
     let places = Arc::new(Semaphore::new(room.saturating_sub(1).max(1)));
@@ -184,11 +184,12 @@ async fn converse(stream: TcpStream, routes: Router, crowded: watch::Receiver<bo
         .serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
-        // A peer that went away is no news.
+        // A peer that went away needs no log line.
         _ = &mut served => return,
         () = time_is_up(begins, crowded) => {}
     }
-    // One that waits is closed at once, an answer that is being given may come to its end.
+    // A connection that waits for a request is closed at once. An answer on its way is finished
+    // first.
     served.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(CROWDED_TIME, served).await;
 }
@@ -200,7 +201,7 @@ async fn time_is_up(mut begins: watch::Receiver<Instant>, mut crowded: watch::Re
         let over = async {
             tokio::time::sleep_until(since + CROWDED_TIME).await;
             let waits = crowded.wait_for(|crowded| *crowded);
-            // It makes no difference which of the two it was.
+            // It does not matter which of the two happened.
             let _ = tokio::time::timeout_at(since + REQUEST_TIME, waits).await;
         };
         tokio::select! {
@@ -210,8 +211,9 @@ async fn time_is_up(mut begins: watch::Receiver<Instant>, mut crowded: watch::Re
     }
 }
 
-/// Lets a call that changes something through only from this machine, unless configured otherwise,
-/// and never from a web page of another site: a browser on this machine would be "from here" too.
+/// Lets a call that changes something through only from this machine, unless configured otherwise.
+/// A web page of another site is never let through, though a browser on this machine would count as
+/// local.
 async fn only_from_here(
     State(admin): Shared,
     ConnectInfo(peer): Peer,
@@ -232,7 +234,8 @@ fn is_loopback(peer: SocketAddr) -> bool {
     peer.ip().to_canonical().is_loopback()
 }
 
-/// Whether a caller may see what lets it come back to others' sessions: programs on this machine.
+/// Whether a caller may see full request ids, with which it could come back to others' sessions.
+/// Only programs on this machine may.
 fn may_see_ids(admin: &Admin, peer: SocketAddr, (uri, headers): (&Uri, &HeaderMap)) -> bool {
     is_loopback(peer) && site::foreign(uri, headers, &admin.hosts).is_none()
 }
@@ -265,7 +268,7 @@ async fn health(State(admin): Shared) -> Response<Body> {
     }
 }
 
-/// Whether the process should be let live: nothing outside of it has a say in that.
+/// Liveness: whether the process should be let live. It depends on nothing outside the process.
 async fn live() -> Response<Body> {
     reply::text(StatusCode::OK, "OK")
 }
@@ -294,7 +297,8 @@ async fn info(State(admin): Shared) -> Response<Body> {
     }))
 }
 
-/// Ends a session on all cores. Answered when they have done so: each is asked behind its order.
+/// Ends a session on all cores. Answered when all have done so: behind the order each core gets a
+/// question, and its answer shows that.
 async fn close(State(admin): Shared, Path(id): Path<String>) -> Response<Body> {
     let unknown = || reply::text(StatusCode::NOT_FOUND, "no such session\n");
     let Some(wanted) = IdBegin::parse(&id) else { return unknown() };

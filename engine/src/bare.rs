@@ -1,7 +1,8 @@
-//! A relay of bytes without any protocol: every client connection gets a connection to one fixed
-//! address, bytes go both ways as they came.
+//! A relay of bytes without any protocol. Every client connection gets a connection to one fixed
+//! address, and bytes pass both ways unchanged.
 //!
-//! It is what the reactor costs by itself: the benchmark's floor, and the reactor's test piece.
+//! The relay shows what the reactor costs by itself. The benchmark uses it as its floor, and the
+//! reactor's tests use it too.
 
 use std::net::SocketAddr;
 
@@ -16,7 +17,7 @@ pub const HIGH_WATER: usize = 1 << 20;
 /// Queued for one connection below which its other side is read again.
 pub const LOW_WATER: usize = HIGH_WATER / 2;
 
-/// What other threads tell the relay.
+/// A message of another thread to the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BareMessage {
     /// Close everything and end.
@@ -85,8 +86,8 @@ impl Core for Bare {
         }
     }
 
-    /// A FIN ends both ways: what is queued either way is still sent. (The network interface knows
-    /// no half-closed connection, and what is relayed over it needs none.)
+    /// A FIN ends both ways, after the queued bytes of both ways are sent. (The network interface
+    /// knows no half-closed connections, and this relay's users need none.)
     fn ended(&mut self, net: &mut Net, conn: ConnId, end: End) {
         self.part(net, conn);
         if end.is_half() {
@@ -110,7 +111,7 @@ impl Core for Bare {
 
     fn turn(&mut self, _: &mut Net) {}
 
-    /// It retains nothing itself.
+    /// The relay retains nothing itself.
     fn relieve(&mut self, _: &mut Net) {}
 
     fn deadline(&self) -> Option<Time> {

@@ -41,8 +41,8 @@ use crate::shard::ShardSettings;
 
 /// Most messages from cores that wait for the control thread.
 const CONTROL_MESSAGES: usize = 1024;
-/// Octets that are kept of a client until its first request is routed: if another gateway owns its
-/// session, they are sent there (design 3.22).
+/// Octets kept of a client until its first request is routed. If another gateway owns the session,
+/// they are sent there (design 3.22).
 const KEPT_OF_CLIENTS: usize = 64 * 1024;
 /// Sessions the demo's worker takes at once.
 const DEMO_SLOTS: usize = 1024;
@@ -61,7 +61,7 @@ pub enum Demo {
 pub struct BootError {
     /// Exit code of the process.
     pub code: u8,
-    /// What, why, and what to do. For people.
+    /// What happened, why, and what to do. For people.
     pub trouble: Trouble,
 }
 
@@ -76,14 +76,14 @@ impl BootError {
         Trouble::new(what, why, fix).into()
     }
 
-    /// What was configured cannot work.
+    /// The configuration cannot work.
     fn config(trouble: Trouble) -> Self {
         Self { code: Self::CONFIG, trouble }
     }
 }
 
 impl From<Trouble> for BootError {
-    /// Of the system.
+    /// A refusal of the system.
     fn from(trouble: Trouble) -> Self {
         Self { code: Self::OS, trouble }
     }
@@ -97,11 +97,11 @@ impl fmt::Display for BootError {
 
 impl std::error::Error for BootError {}
 
-/// What to do where no thread can be had, or no descriptor.
+/// What to do if there is no thread or no descriptor left.
 const MORE_THREADS: &str =
     "raise this process's limit on threads (ulimit -u, TasksMax=, the container's limit on pids)";
 const MORE_FILES: &str = "raise this process's limit on open files (ulimit -n, LimitNOFILE=)";
-/// What to do about what cannot happen.
+/// What to do about a failure that should be impossible.
 const REPORT: &str = "this is a fault of Ringway's: report it, with its log";
 
 /// Where the listeners are, with the ports the kernel picked.
@@ -214,9 +214,9 @@ struct Listeners {
     /// For each core its listener for other gateways; no listeners if there is no cluster.
     cluster: Vec<Vec<TcpListener>>,
     admin: TcpListener,
-    /// Which of the cores' listeners were handed down by the service manager.
+    /// The cores' listeners that the service manager has handed down.
     inherited: Vec<Listener>,
-    /// Several cores accept clients from one queue.
+    /// Whether several cores accept clients from one queue.
     shares: bool,
 }
 
@@ -256,8 +256,8 @@ fn sockets(
 type Sockets = Vec<TcpListener>;
 
 /// Opens the ports that were not handed down, and starts the connection to a remote control plane
-/// if there is one. The worker port comes last: until then the work of a process that ran here
-/// before is taken back.
+/// if there is one. The worker port comes last: before that the work of an earlier process at this
+/// port is taken back.
 fn listen(
     config: &Config,
     count: usize,
@@ -316,10 +316,10 @@ fn listen_to_others(
     Ok((dealt, Some(Among { relay, admin, keys: keys.subscribe() })))
 }
 
-/// Where other gateways reach the admin port, unless that is for this machine only.
+/// Where other gateways reach the admin port, unless it is only for this machine.
 fn told_to_others(admin: SocketAddr, relay: Relay) -> Option<Relay> {
     let own = Some(admin.ip()).filter(|ip| !ip.is_unspecified());
-    // On one machine several may try the whole out.
+    // Several gateways on one machine may try a cluster out.
     let near = relay.address.is_some_and(|address| address.is_loopback());
     let address = own.or(relay.address);
     (near || !admin.ip().is_loopback()).then_some(Relay { address, port: admin.port() })
@@ -345,8 +345,8 @@ fn tell_start(config: &Config, raised: rustix::io::Result<()>) {
 }
 
 /// Starts the connection to a remote control plane, which decides who may call, or carries work.
-/// `opens` says that the worker port is still to be opened; `among` is what other gateways learn of
-/// this one.
+/// `opens` says that this process opens the worker port itself. `among` is what other gateways
+/// learn of this one.
 fn start_remote(
     config: &Config,
     runtime: &Runtime,
@@ -372,7 +372,7 @@ fn policy_of(config: &mut Config) -> Arc<Policy> {
     Arc::new(Policy::new(&config.tenants, &config.functions))
 }
 
-/// How many cores this configuration means on this machine.
+/// How many cores this configuration gives on this machine.
 pub(crate) fn core_count(config: &Config) -> usize {
     config.cores.count.unwrap_or_else(cpus::auto)
 }
@@ -412,7 +412,7 @@ impl Identity {
         worker: SocketAddr,
     ) -> Result<ShardSettings, BootError> {
         let advertise = config.control.advertise.clone();
-        // Where the worker listener speaks TLS, its workers do: no other could use it.
+        // If the worker listener speaks TLS, its workers do too: no other worker could use it.
         let scheme = if config.fronts.worker.tls.is_some() { "https" } else { "http" };
         let plane = |remote| if remote { Plane::Remote } else { Plane::Local };
         let remote = config.control.remote.as_ref();
@@ -456,20 +456,20 @@ fn raise_files() -> rustix::io::Result<()> {
     setrlimit(Resource::Nofile, limit)
 }
 
-/// Bounds the connections by the descriptors that there may be.
+/// Bounds the connections by the descriptors that the process may have.
 fn share_files(config: &mut Config, demo: Option<&Demo>) -> Files {
     let files = Files::of_process(config, demo);
     if files.are_too_few() {
         tracing::warn!("{files}; {}", Files::FIX);
     } else if !files.suffice() {
-        // Few hosts have as many as the limits' defaults allow for.
+        // Few hosts have as many descriptors as the limits' defaults allow for.
         tracing::info!("{files}; {}", Files::FIX);
     }
     files.bound(&mut config.limits);
     files
 }
 
-/// What `ringway check` says of this machine's limit on open files, if it does not suffice.
+/// What `ringway check` says of this machine's limit on open files, if it is too low.
 #[must_use]
 pub fn files_note(config: &Config) -> Option<String> {
     let files = Files::of_process(config, None);
@@ -532,7 +532,7 @@ fn announce(config: &Config, addresses: Addresses, demo: Option<&Demo>) {
         );
     }
     if let Err(error) = ringway_stdio::print(&text) {
-        // The gateway can serve without that line.
+        // The gateway can serve without the ready line.
         tracing::warn!(%error, "the ready line could not be written to stdout");
     }
 }
@@ -542,5 +542,5 @@ pub use io::backend_here;
 pub(crate) use io::try_io;
 pub(crate) use port::{BACKLOG, PortError, state as port_state};
 
-/// What the cores tell.
+/// The cores' messages.
 type Inbox = mpsc::Receiver<ControlMessage>;

@@ -1,8 +1,8 @@
-//! What can be turned into bytes and back: for another node, and for a later process.
+//! Values that can be turned into bytes and back, for another node or a later process.
 //!
-//! **Shape** of an envelope: a version octet, an octet that says what is in it, the length of the
-//! rest in four octets, and that many octets of protobuf. It is read strictly: what is cut off, too
-//! long, of another version or kind is refused, and so is a value that cannot be.
+//! **Shape** of an envelope: a version octet, an octet for the kind of its content, the length of
+//! the rest in four octets, and that many octets of protobuf. It is read strictly. An envelope that
+//! is cut off, too long, or of another version or kind is refused, and so is an impossible value.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use ringway_proto::time::Time;
 
 use crate::net::Detached;
 
-/// Another shape gets another number.
+/// The version of the shape. A changed shape gets another number.
 const VERSION: u8 = 1;
 
 /// Octets before the message.
@@ -35,22 +35,22 @@ pub(crate) enum Kind {
 pub enum Unreadable {
     /// There are fewer octets than there have to be.
     Short {
-        /// How many there have to be, as far as can be told.
+        /// How many octets are needed, as far as that is known.
         needed: usize,
-        /// How many there are.
+        /// How many octets there are.
         there: usize,
     },
-    /// They are of another version.
+    /// The envelope is of another version.
     Version(u8),
-    /// They are something else.
+    /// The envelope holds another kind.
     Kind(u8),
-    /// There are so many octets behind the last one.
+    /// This many octets follow the envelope.
     Trailing(usize),
     /// The message is no protobuf of its kind.
     Garbled,
-    /// This part of it is missing, or cannot be.
+    /// This part of the message is missing or impossible.
     Part(&'static str),
-    /// There is one here already, or nobody whose it could be.
+    /// There is such a value here already, or nothing it could belong to.
     Unwanted,
 }
 
@@ -84,8 +84,7 @@ pub(crate) fn pack(kind: Kind, message: &impl Message) -> Vec<u8> {
 
 /// The message of an envelope.
 ///
-/// # Errors
-/// Says in what the bytes are none.
+/// # Errors Says what is wrong with the bytes.
 pub(crate) fn unpack<M: Message + Default>(kind: Kind, bytes: &[u8]) -> Result<M, Unreadable> {
     let there = bytes.len();
     if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
@@ -110,7 +109,7 @@ pub(crate) fn unpack<M: Message + Default>(kind: Kind, bytes: &[u8]) -> Result<M
 pub struct Released {
     /// The socket.
     pub detached: Detached,
-    /// What else there is of it.
+    /// Everything else about the connection.
     pub client: Client,
 }
 
@@ -121,21 +120,21 @@ pub struct Client {
     pub peer: SocketAddr,
     /// When it was accepted.
     pub opened: Time,
-    /// What was said on it.
+    /// The bytes and the protocol of the connection so far.
     pub said: Said,
 }
 
-/// What was said on a client's connection without an answered request.
+/// What was received and sent on a client's connection without an answered request.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Said {
-    /// Nothing to it; this is what it said.
+    /// The client was sent nothing; these bytes were received.
     Heard(Vec<u8>),
-    /// HTTP/2, which begins from both sides at once.
+    /// HTTP/2, in which both sides have sent their preface.
     Http2(h2::Carried),
 }
 
 impl fmt::Debug for Said {
-    // What was received holds credentials: they are not for any log.
+    // The received bytes hold credentials, which must be in no log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Heard(bytes) => write!(f, "Heard({} octets)", bytes.len()),
@@ -145,7 +144,7 @@ impl fmt::Debug for Said {
 }
 
 impl Said {
-    /// All that was received.
+    /// All received bytes.
     #[must_use]
     pub fn received(&self) -> &[u8] {
         match self {
@@ -174,7 +173,7 @@ struct ClientMessage {
 }
 
 impl fmt::Debug for ClientMessage {
-    // See `Said`.
+    // Leaves the received bytes out, as for `Said`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientMessage").field("peer", &self.peer).finish_non_exhaustive()
     }
@@ -195,7 +194,8 @@ struct Http2Message {
 }
 
 impl Client {
-    /// As bytes. `zero` is the Unix time, in microseconds, of this process's [`Time::ZERO`].
+    /// The value as bytes. `zero` is the Unix time, in microseconds, of this process's
+    /// [`Time::ZERO`].
     #[must_use]
     pub fn to_bytes(&self, zero: u64) -> Vec<u8> {
         let http2 = match &self.said {
@@ -213,10 +213,10 @@ impl Client {
         pack(Kind::Client, &ClientMessage { peer, opened, received, http2 })
     }
 
-    /// From [`Self::to_bytes`] of this or another process, whose own `zero` this is.
+    /// Reads the bytes of [`Self::to_bytes`], of this or another process. `zero` is that of this
+    /// process.
     ///
-    /// # Errors
-    /// Says in what the bytes are not that.
+    /// # Errors Says what is wrong with the bytes.
     pub fn from_bytes(bytes: &[u8], zero: u64) -> Result<Self, Unreadable> {
         let message: ClientMessage = unpack(Kind::Client, bytes)?;
         let ClientMessage { peer, opened, received, http2 } = message;
@@ -247,7 +247,7 @@ pub(crate) fn unix_of(at: Time, zero: u64) -> u64 {
     zero.saturating_add(at.0)
 }
 
-/// The counterpart of [`unix_of`]; a process knows no time before its own begin.
+/// The counterpart of [`unix_of`]. Instants before this process's begin become its begin.
 pub(crate) fn time_of(unix: u64, zero: u64) -> Time {
     Time(unix.saturating_sub(zero))
 }
@@ -300,7 +300,8 @@ mod tests {
             for at in 0..bytes.len() * 8 {
                 let mut broken = bytes.clone();
                 broken[at / 8] ^= 1 << (at % 8);
-                // It may be another client's; it is read or refused.
+                // The broken bytes may still be a valid client's. They are read or refused, but
+                // nothing panics.
                 if let Err(why) = Client::from_bytes(&broken, 0) {
                     assert!(!why.to_string().is_empty());
                 }

@@ -22,7 +22,7 @@ pub enum Change {
 const LISTENERS: [(Listener, &str); 2] =
     [(Listener::Client, "client"), (Listener::Worker, "worker")];
 
-/// Counts of it, and what stands now.
+/// The counts of changes, and what is in use now.
 #[derive(Debug)]
 pub struct Changes {
     /// By [`Change`]: taken, refused.
@@ -30,12 +30,12 @@ pub struct Changes {
     /// Unix time at which each listener's certificate expires; 0: it has none.
     not_after: [AtomicU64; 2],
     policy: Mutex<Arc<Policy>>,
-    /// None: those that the process began with.
+    /// The keys in use; none: those that the process began with.
     keys: Mutex<Option<Arc<Keys>>>,
 }
 
 impl Changes {
-    /// Nothing was replaced yet: cores go by this policy.
+    /// Nothing was replaced yet: cores use this policy.
     #[must_use]
     pub fn new(policy: Arc<Policy>) -> Self {
         Self {
@@ -46,23 +46,23 @@ impl Changes {
         }
     }
 
-    /// Something was replaced, or stayed because the new one has faults.
+    /// Counts a replacement. `taken` is false if the old one stayed because the new one has faults.
     pub fn count(&self, change: Change, taken: bool) {
         self.counts[change as usize][usize::from(!taken)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A listener's certificate is one that expires at this Unix time.
+    /// Notes that a listener's certificate expires at this Unix time.
     pub fn certificate(&self, listener: Listener, not_after: Duration) {
         self.not_after[listener as usize].store(not_after.as_secs(), Ordering::Relaxed);
     }
 
-    /// Cores go by this one from now on.
+    /// Cores use this policy from now on.
     pub fn replace_policy(&self, policy: Arc<Policy>) {
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
-    /// What cores go by now. A core that begins anew after a panic asks for it, so that no key
-    /// that was revoked is good there for a moment.
+    /// The policy that cores use now. A core that begins anew after a panic asks for it, so that a
+    /// revoked key is not good there for even a moment.
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -79,7 +79,7 @@ impl Changes {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes it in the Prometheus text format.
+    /// Writes the metrics in the Prometheus text format.
     pub fn render(&self, out: &mut String) {
         let name = "ringway_reloads_total";
         family(out, name, "counter", "Reloads of the configuration and of certificates.");

@@ -11,13 +11,13 @@ use super::{Admin, Shared, reply};
 /// When a drain goes on, and when it is over at the latest.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaves {
-    /// Until then new clients are still taken, so that balancers notice first.
+    /// New clients are still taken until then, so that balancers notice first.
     pub open_until: Instant,
-    /// What is open then is ended.
+    /// Whatever is open then is ended.
     pub until: Instant,
 }
 
-/// What is left.
+/// What the drain still waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
     /// Connections of clients.
@@ -31,7 +31,7 @@ pub struct Left {
 }
 
 impl Left {
-    /// What the cores say that answer in time.
+    /// The sum over the cores that answer in time.
     pub async fn of(admin: &Admin) -> Self {
         let (listed, scrape) = tokio::join!(admin.scraper.ask_rows(None), admin.scraper.ask());
         let sum = scrape.sum();
@@ -53,11 +53,11 @@ impl Left {
 #[serde(rename_all = "camelCase")]
 struct Told {
     draining: bool,
-    /// Which process this is: another one may have its port at once.
+    /// Names this process: another process may have its port right after it.
     node: String,
     /// For how long new clients are still taken, milliseconds.
     open_ms: u64,
-    /// For how long it goes on at most; null if it has not begun.
+    /// For how long the drain goes on at most; null if it has not begun.
     at_most_ms: Option<u64>,
     clients: u64,
     sessions: u64,

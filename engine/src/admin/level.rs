@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Admin, Shared, reply};
 
-/// For how long it is changed if nothing is said, and for how long at most: a log at `trace` that
-/// was forgotten fills disks.
+/// For how long the level is changed by default, and for how long at most: a forgotten log at
+/// `trace` fills disks.
 const USUAL: Duration = Duration::from_secs(5 * 60);
 const MOST: Duration = Duration::from_secs(24 * 3600);
 
-/// What is logged in place of what was configured, and until when.
+/// The level that replaces the configured one, and until when.
 pub type Changed = Option<(Arc<str>, Instant)>;
 
 #[derive(Debug, Deserialize)]
@@ -52,7 +52,7 @@ pub(super) async fn change(
     now(&admin)
 }
 
-/// Has everything logged as it was configured, unless it was changed once more meanwhile.
+/// Restores the configured level, unless the level was changed once more meanwhile.
 async fn change_back(admin: Arc<Admin>, until: Instant) {
     sleep_until(until).await;
     let still = |changed: &mut Changed| {

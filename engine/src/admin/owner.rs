@@ -1,4 +1,4 @@
-//! A session of another gateway: its id names the one that made it, and that one is asked.
+//! A session of another gateway: its id names the gateway that made it, and that gateway is asked.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,36 +18,36 @@ use crate::control::port::Located;
 use crate::question;
 use crate::timeline::IdBegin;
 
-/// How long another gateway may take: whoever has asked this one waits for both.
+/// How long another gateway may take: whoever has asked this gateway waits for both.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Octets of what it tells.
+/// Most octets of its answer.
 const MOST: usize = 4 << 20;
 /// What marks a question that is passed on: it is not passed on again.
 const BY_US: &str = "1.1 ringway";
 
-/// What is known of where a gateway can be asked.
+/// Where a gateway's admin port is, as far as it is known.
 enum Owner {
-    /// There.
+    /// At this address.
     At(SocketAddr),
-    /// Nobody here can ask it, for this reason.
+    /// This gateway cannot ask it, for this reason.
     Unasked(Why),
 }
 
 /// Why a gateway is not asked.
 enum Why {
-    /// It has ended, and its sessions with it.
+    /// The gateway has ended, and its sessions with it.
     Dead,
-    /// It says nothing of an admin port that others reach, or nothing at all.
+    /// The gateway's record has no admin port that others reach, or there is no record.
     Untold,
     /// The configuration says where its relay port is, and nothing of its admin port.
     Configured(SocketAddr),
 }
 
-/// A session that this gateway does not know, as the one tells of it that made its id. `whole`: the id
-/// may be shown. None is wanted of another one: nobody is asked.
+/// A session that this gateway does not know, from the gateway that made its id. `whole`: the full
+/// id may be shown. If `wanted` is none, no gateway is asked.
 pub(super) async fn answer(admin: &Admin, wanted: Option<IdBegin>, whole: bool) -> Response<Body> {
     let not_found = |text: String| reply::text(StatusCode::NOT_FOUND, text);
-    // A few digits do not say who made them.
+    // The first few digits of an id do not say who made it.
     let id = wanted.filter(|_| admin.has_others()).and_then(IdBegin::whole);
     let made = id.and_then(|id| Some((id, RequestIds::maker_of(id)?)));
     let Some((id, owner)) = made.filter(|(_, maker)| *maker != admin.node) else {
@@ -74,11 +74,11 @@ async fn locate(admin: &Admin, owner: Node) -> Owner {
     }
 }
 
-/// What came of asking.
+/// Why asking brought no session.
 enum Fault {
-    /// It answers, and knows nothing of the session.
+    /// The gateway answers, and knows nothing of the session.
     Unknown,
-    /// It does not answer, or something else does.
+    /// The gateway does not answer, or something else does.
     Silent(String),
 }
 

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use crate::metrics::{family, single};
 
-/// Writes what can be read; what cannot is left out.
+/// Writes the metrics whose files can be read, and leaves the others out.
 pub(super) fn render(out: &mut String) {
     if let Some(stat) = read("/proc/self/stat").as_deref().and_then(Stat::parse) {
         stat.render(out, boot_seconds());
     }
     if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
-        // One of them is this listing's own.
+        // One of the files is this listing's own.
         let open = files.count().saturating_sub(1) as u64;
         single(out, ("process_open_fds", "gauge"), "Open file descriptors.", open);
     }

@@ -35,7 +35,7 @@ pub(super) fn metrics(text: String) -> Response<Body> {
 pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(body) => {
-            // It is read at a terminal, too.
+            // Answers are also read at terminals, so control characters are escaped.
             let body = ringway_stdio::json_line(&body).into_owned();
             with(StatusCode::OK, "application/json", Body::from(body))
         }
@@ -52,12 +52,12 @@ fn with(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
     response
 }
 
-/// Rows made into text at once. In between the control thread looks at what else there is.
+/// Rows made into text at once. Between two batches the control thread does its other work.
 const ROWS_AT_ONCE: usize = 64;
-/// Octets of their text, about.
+/// Roughly the octets of their text.
 const ROWS_BYTES: usize = ROWS_AT_ONCE * 512;
 
-/// A list of sessions; text is made of so many at a time as the peer takes.
+/// A list of sessions, made into text in batches as the peer takes them.
 pub(super) fn sessions(rows: Vec<SessionRow>, node: Node, whole_ids: bool) -> Response<Body> {
     let begin = Some((rows.into_iter(), b'['));
     let pieces = stream::unfold(begin, move |left| async move {
@@ -77,7 +77,7 @@ pub(super) fn sessions(rows: Vec<SessionRow>, node: Node, whole_ids: bool) -> Re
         if !goes_on {
             text.extend_from_slice(if before == b'[' { b"[]" } else { b"]" });
         }
-        // It is read at a terminal, too.
+        // Answers are also read at terminals, so control characters are escaped.
         let text = ringway_stdio::json_line(&text).into_owned();
         Some((Ok(Bytes::from(text)), goes_on.then_some((rows, before))))
     });
@@ -93,7 +93,7 @@ pub(super) struct SessionView<'a> {
     function_version_id: &'a str,
     tenant: &'a str,
     state: &'a str,
-    /// The node that owns it: the one that answers.
+    /// The node that owns the session: the one that answers.
     node: String,
     core: u16,
     client_address: String,
@@ -108,7 +108,8 @@ pub(super) struct SessionView<'a> {
     ended_at: Option<String>,
 }
 
-/// A row as it may be shown: whoever has a session's whole id can come back to it.
+/// A row for `/sessions`. With `whole_id` the id is shown in full: whoever has that can come back
+/// to the session.
 pub(super) fn session(row: &SessionRow, node: Node, whole_id: bool) -> SessionView<'_> {
     let mut request_id = row.request_id.to_string();
     if !whole_id {
@@ -133,7 +134,7 @@ pub(super) fn session(row: &SessionRow, node: Node, whole_id: bool) -> SessionVi
     }
 }
 
-/// Empty for one that is not known, or not yet.
+/// An address as text; empty if it is not known, or not known yet.
 fn address(of: Option<SocketAddr>) -> String {
     of.map(|address| address.to_string()).unwrap_or_default()
 }

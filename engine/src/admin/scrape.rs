@@ -15,7 +15,7 @@ use crate::metrics::{Histogram, ShardMetrics, family};
 use crate::net::{STALL_SECONDS, Stalls};
 use crate::timeline::{IdBegin, Part};
 
-/// What the histogram of stalls is.
+/// The help text of the stalls' histogram.
 const STALL_HELP: &str =
     "Turns of a core that took over 2 ms, without the time in which others had its CPU.";
 
@@ -34,13 +34,13 @@ pub struct Scraper {
     counted: Mutex<Vec<Counted>>,
 }
 
-/// What a core has shown of its counters. A shard that takes a dead one's place counts from 0, and
-/// a busy core may not answer in time; sums must not fall for that.
+/// The counters that a core has shown. A shard that replaces a dead one counts from 0, and a busy
+/// core may not answer in time. The sums must not fall in either case.
 #[derive(Clone, Debug, Default)]
 struct Counted {
-    /// Of shards that died, up to the last time each was asked.
+    /// The counts of shards that died, up to the last time each was asked.
     before: Tally,
-    /// Of the shard there is, when it was last asked.
+    /// The counts of the present shard, when it was last asked.
     last: Tally,
 }
 
@@ -63,7 +63,7 @@ impl Tally {
 #[derive(Debug)]
 struct Core {
     mailbox: Sender<ShardMessage>,
-    /// It will not come back.
+    /// Whether the core has ended for good.
     ended: AtomicBool,
 }
 
@@ -80,7 +80,7 @@ impl<T> Default for Asked<T> {
     }
 }
 
-/// A question of one kind, which ends with this.
+/// A question of one kind. It ends when this is dropped.
 #[derive(Debug)]
 struct Question<'a, T> {
     of: &'a Mutex<Asked<T>>,
@@ -89,7 +89,7 @@ struct Question<'a, T> {
 }
 
 impl<'a, T> Question<'a, T> {
-    /// With room for as many answers as may come at once.
+    /// A question with room for as many answers as may come at once.
     fn new(of: &'a Mutex<Asked<T>>, room: usize) -> Self {
         let (sender, answers) = mpsc::channel(room.max(1));
         let mut asked = lock(of);
@@ -99,7 +99,7 @@ impl<'a, T> Question<'a, T> {
         Self { of, ticket, answers }
     }
 
-    /// The next answer, if it comes until then.
+    /// The next answer, if it comes before `until`.
     async fn answer(&mut self, until: Instant) -> Option<T> {
         timeout_at(until, self.answers.recv()).await.ok().flatten()
     }
@@ -116,7 +116,7 @@ impl<T> Drop for Question<'_, T> {
 pub struct Listed {
     /// Live ones first, the youngest at their head.
     pub rows: Vec<SessionRow>,
-    /// Whether every core has told all of its own.
+    /// Whether every core has sent all of its sessions.
     pub whole: bool,
 }
 
@@ -124,20 +124,20 @@ pub struct Listed {
 #[derive(Debug)]
 pub struct Scrape {
     snapshots: Vec<Snapshot>,
-    /// What those have counted that did not answer, as far as it is known.
+    /// The last known counts of the cores that did not answer.
     silent: Vec<ShardMetrics>,
 }
 
-/// Which cores turn.
+/// How many cores turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beats {
-    /// So many answered in time.
+    /// Cores that answered in time.
     pub turning: usize,
-    /// So many have ended and will not come back.
+    /// Cores that have ended and will not come back.
     pub ended: usize,
-    /// So many there are.
+    /// All cores.
     pub cores: usize,
-    /// Client connections of those that answered.
+    /// Client connections of the cores that answered.
     pub clients: usize,
 }
 
@@ -162,7 +162,7 @@ impl Scraper {
         self.cores.len()
     }
 
-    /// A core has ended for good: it is told nothing any more.
+    /// A core has ended for good: it gets no more messages.
     pub fn ended(&self, core: u16) {
         if let Some(core) = self.cores.get(usize::from(core)) {
             core.ended.store(true, Ordering::Relaxed);
@@ -172,7 +172,8 @@ impl Scraper {
     /// Sends a message to a core, if it has room.
     pub fn tell_one(&self, core: u16, message: ShardMessage) {
         if let Some(core) = self.cores.get(usize::from(core)) {
-            // A caller whose message must arrive sends it to all cores, until each has it.
+            // A lost message is tolerable: a caller whose message must arrive sends it to all cores
+            // until each has it.
             let _ = core.mailbox.send(message);
         }
     }
@@ -183,7 +184,7 @@ impl Scraper {
         live.filter(|core| core.mailbox.send(message()).is_err()).count()
     }
 
-    /// Asks every core how it is.
+    /// Asks every core for a snapshot.
     pub async fn ask(&self) -> Scrape {
         let answers = self.ask_all(&self.asked, |ticket| ShardMessage::Snapshot { ticket }).await;
         let mut snapshots: Vec<Snapshot> = answers.into_iter().map(|answer| *answer).collect();
@@ -210,7 +211,7 @@ impl Scraper {
         }
     }
 
-    /// Asks every core what it has recorded of the sessions whose id begins so.
+    /// Asks every core for its records of the sessions whose id begins with `wanted`.
     pub async fn ask_timelines(&self, wanted: IdBegin) -> Vec<Part> {
         let message = |ticket| ShardMessage::Timeline { ticket, wanted };
         let answers = self.ask_all(&self.timelines, message).await;
@@ -248,8 +249,8 @@ impl Scraper {
         answered
     }
 
-    /// Asks every core for its sessions, those only whose id begins as wanted. Each is asked for one
-    /// page at a time, and turns between two: however many there are, its mailbox has one message
+    /// Asks every core for its sessions whose id begins as wanted. A core is asked for one page at
+    /// a time, and turns between two pages. So even with many sessions its mailbox has one message,
     /// and its connections do not wait.
     pub async fn ask_rows(&self, wanted: Option<IdBegin>) -> Listed {
         let mut question = Question::new(&self.pages, self.cores());
@@ -260,7 +261,8 @@ impl Scraper {
         let (mut rows, mut told) = (Vec::new(), 0);
         let mut waits = self.cores.iter().filter(|core| ask(core, Bookmark::BEGIN)).count();
         while waits > 0 {
-            // A core whose answer does not come is left out; so may be one that tells at the time.
+            // A core whose answer does not come is left out. So may be a core that answers at the
+            // deadline.
             let Some(page) = question.answer(Instant::now() + DEADLINE).await else { break };
             rows.extend(page.rows);
             let core = self.cores.get(usize::from(page.core));
@@ -268,7 +270,7 @@ impl Scraper {
             told += usize::from(page.next.is_none());
             waits -= usize::from(!goes_on);
         }
-        // A core may know no more of a session of another one than what was carried before.
+        // A core may know of another core's session only what ended attachments have carried.
         let mut rows = SessionRow::joined(rows);
         rows.sort_by_cached_key(|row| match row.close_reason {
             None => (false, row.age_ms),
@@ -282,8 +284,8 @@ impl Scraper {
         if let Some(counted) = lock(&self.counted).get_mut(usize::from(snapshot.core)) {
             let Snapshot { idle, stalls, .. } = *snapshot;
             counted.last = Tally { metrics: snapshot.metrics.counters(), idle, stalls };
-            // Here, and not once all have answered: the core may die in between, and what it has
-            // shown would count twice.
+            // The counts are added here, not once all cores have answered. If the core died in
+            // between, the counts that it has shown would count twice.
             counted.before.add_to(&mut snapshot);
         }
         answer(&self.asked, ticket, snapshot);
@@ -319,7 +321,7 @@ impl Scrape {
         sum
     }
 
-    /// Writes how complete the scrape is.
+    /// Writes the metrics that say how complete the scrape is.
     pub fn render(&self, out: &mut String) {
         family(out, "ringway_cores", "gauge", "Data cores, by whether they answered this scrape.");
         let answered = self.snapshots.len();
@@ -329,7 +331,7 @@ impl Scrape {
         self.render_each(out);
     }
 
-    /// Writes what shows whether the cores share the work evenly.
+    /// Writes the metrics that show whether the cores share the work evenly.
     fn render_each(&self, out: &mut String) {
         type Show = fn(&Snapshot) -> String;
         let families: [(&str, &str, &str, Show); 3] = [
@@ -362,13 +364,13 @@ impl Scrape {
 
 fn answer<T>(of: &Mutex<Asked<T>>, ticket: u64, answer: T) {
     if let Some(asker) = lock(of).waiting.get(&ticket) {
-        // There is room for one answer a core; a late one finds nobody.
+        // There is room for one answer of each core. A late answer is dropped.
         let _ = asker.try_send(answer);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds the lock can panic half-way.
+    // No code can panic half-way while it holds the lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -407,7 +409,7 @@ mod tests {
         let scraper = Scraper::new(senders);
         let seconds = Duration::from_secs;
         assert_eq!(sums(&scraper, &[(0, 5), (1, 7)]).await, (12, 2, 2, seconds(12)));
-        // A silent core has counted at least what it showed last; its gauges are not known.
+        // A silent core's counters are at least what it showed last. Its gauges are not known.
         assert_eq!(sums(&scraper, &[(0, 6)]).await, (13, 1, 1, seconds(6)));
         // A new shard counts from 0, twice.
         scraper.restarted(1);

@@ -1,4 +1,4 @@
-//! `/sessions`: which there are, and what happened to one of them.
+//! `/sessions`: all sessions, and what happened to one of them.
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -16,7 +16,7 @@ use crate::timeline::{IdBegin, Part, Timeline};
 /// The states of a session (see [`SessionRow::state`]).
 const STATES: [&str; 5] = ["waiting", "attached", "active", "parked", "closed"];
 
-/// Which sessions are asked for; every one that is given must fit.
+/// Which sessions are asked for. A session has to fit every value that is given.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
@@ -50,7 +50,7 @@ struct Told<'a> {
     #[serde(flatten)]
     session: reply::SessionView<'a>,
     verdict: String,
-    /// How long its start took, by parts.
+    /// How long the session's start took, by parts.
     start: Value,
     events: Vec<Value>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -116,13 +116,13 @@ pub(super) async fn one(
     })
 }
 
-/// Of several sessions the one that something happened to last.
+/// Of several sessions the one with the latest event.
 fn latest(parts: &[Part]) -> Option<Uuid> {
     let at = |part: &&Part| part.entries.iter().map(|entry| entry.at).max();
     parts.iter().max_by_key(at).map(|part| part.id)
 }
 
-/// The row of a session that is only in the timelines any more.
+/// The row of a session of which only the timelines are left.
 fn row_of(id: Uuid, parts: &[Part], timeline: &Timeline) -> SessionRow {
     let known = parts.iter().find_map(|part| part.facts.as_ref().map(|facts| (part, facts)));
     let mut row = SessionRow {

@@ -1,10 +1,11 @@
 //! Whether a request comes from a program of an operator, or from a web page that a browser on the
 //! operator's machine has open.
 //!
-//! To a browser `127.0.0.1` is a server like any other, so a page from anywhere can have it call
-//! this port. What gives it away is what the browser adds: `Origin` and `Sec-Fetch-Site` of another
-//! site, or, where the page's own name has been made to lead here (DNS rebinding), that name as
-//! `Host`. Programs send none of these, and the address or `localhost` as `Host`.
+//! To a browser `127.0.0.1` is a server like any other, so a page from anywhere can make the
+//! browser call this port. The fields that a browser adds give such a call away: `Origin` and
+//! `Sec-Fetch-Site` of another site. If the page's own name was made to lead here (DNS rebinding),
+//! `Host` has that name. Programs send neither `Origin` nor `Sec-Fetch-Site`, and their `Host` is
+//! an address or `localhost`.
 
 use std::net::IpAddr;
 
@@ -18,7 +19,7 @@ pub(super) enum Foreign {
     Origin,
     /// The browser says that the request leaves the page's site.
     Site,
-    /// It was sent to a name that is not this machine's.
+    /// The request was sent to a name that is not this machine's.
     Host,
 }
 
@@ -37,10 +38,10 @@ impl Foreign {
     }
 }
 
-/// What gives a request away; `hosts` are names that lead to this port.
+/// Why a request is taken for a web page's, if it is. `hosts` are names that lead to this port.
 pub(super) fn foreign(uri: &Uri, headers: &HeaderMap, hosts: &[Box<str>]) -> Option<Foreign> {
     let host = match host(uri, headers) {
-        // What has no name for us is no browser (HTTP/1.0).
+        // A request without `Host` is not a browser's (HTTP/1.0).
         Host::None => None,
         Host::Is(host) if is_ours(&host, hosts) => Some(host),
         Host::Is(_) | Host::Unreadable => return Some(Foreign::Host),
@@ -60,7 +61,7 @@ pub(super) fn foreign(uri: &Uri, headers: &HeaderMap, hosts: &[Box<str>]) -> Opt
 enum Host {
     None,
     Is(Authority),
-    /// Several, or none that can be read.
+    /// Several `Host` fields, or one that cannot be read.
     Unreadable,
 }
 
@@ -79,7 +80,7 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Host {
     }
 }
 
-/// Whether it is an address, `localhost`, or a name that was configured.
+/// Whether the host is an address, `localhost`, or a configured name.
 fn is_ours(authority: &Authority, hosts: &[Box<str>]) -> bool {
     let host = authority.host();
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);

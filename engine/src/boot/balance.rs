@@ -1,44 +1,47 @@
 //! Which core serves a client's fresh connection: the one that accepted it, unless that one is
 //! clearly busier than another.
 //!
-//! The kernel deals connections out by a hash, which is even for many and unlucky for a few: every
-//! second time two connections share a core of two. A connection can go elsewhere once, before its
-//! first read, when there is nothing of it but a descriptor. After that it stays.
+//! The kernel deals connections out by a hash. That is even for many connections, but not for a
+//! few: half the time two connections share one of two cores. A connection can go to another core
+//! once, before its first read, while it is only a descriptor. After that it stays.
 //!
-//! A hand-over costs about as much as waking a core, so it must pay: for few connections any
-//! difference counts, for many one above an eighth, which a fair hash hardly makes; and a budget
-//! bounds what short connections can cause, whose number says little. What is on its way to a core
-//! counts as its own, so that a burst is not thrown from one side to the other.
+//! A hand-over costs about as much as waking a core, so it must pay. For few connections any
+//! difference counts. For many the difference must be above an eighth, which a fair hash hardly
+//! makes. The number of short connections says little, so a budget bounds the hand-overs that they
+//! cause. A connection on its way to a core counts as that core's, so that a burst is not thrown
+//! back and forth.
 //!
-//! From a queue that several cores share nothing is dealt out: whoever looks first takes all that
-//! wait. There the budget does not count, since a hand-over is the only way to the other cores.
+//! If several cores share a queue, the kernel does not deal: the core that looks first takes all
+//! connections that wait. Then the budget does not count, because a hand-over is the only way to
+//! the other cores.
 
 use ringway_proto::time::Time;
 
 use crate::mailbox::Sender;
 use crate::message::ShardMessage;
 
-/// Hand-overs at once, and how long it takes until there is one more.
+/// Hand-overs allowed at once, and the time until one more is allowed.
 const BURST: u32 = 64;
 const REFILL_MICROS: u64 = 10_000;
-/// How long a measurement of how busy a core is takes.
+/// For how long a core measures how busy it is.
 const WINDOW_MICROS: u64 = 100_000;
-/// A core that has not measured for so long sleeps.
+/// A core that has not measured for this long sleeps.
 const STALE_MILLIS: u32 = 250;
-/// How many points, in percent, a core has to be busier to hand over a connection although it has
-/// no more of them than the other.
+/// A core that has no more connections than another one hands one over only if it is busier by this
+/// many percentage points.
 const BUSIER: u8 = 30;
-/// Cores looked at for one connection; with more of them, the next ones the next time.
+/// Cores looked at for one connection. If there are more, the next connection looks at the next
+/// ones.
 const LOOKED_AT: usize = 8;
 
-/// How much a core has to do, as it shows others in one word.
+/// How much a core has to do, packed into one number that other cores can read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
     /// Client connections: 23 bits.
     clients: u32,
-    /// It takes no more of them: 1 bit.
+    /// Whether the core takes no more clients: 1 bit.
     closed: bool,
-    /// Share of the time it was not idle, in percent: 8 bits.
+    /// Share of the time in which the core was not idle, in percent: 8 bits.
     busy: u8,
     /// When that was measured, in milliseconds of the process's time: 32 bits.
     at: u32,
@@ -59,7 +62,7 @@ impl Load {
         Self { clients: clients >> 1, closed: clients & 1 == 1, busy, at }
     }
 
-    /// Whether a new connection is better off with `other`, which takes some.
+    /// Whether a new connection is better off with `other`, which must take clients.
     fn yields_to(self, other: Self) -> bool {
         let more = self.clients > other.clients + other.clients / 8;
         let busier = self.busy >= other.busy.saturating_add(BUSIER);
@@ -75,13 +78,13 @@ fn millis(now: Time) -> u32 {
 #[derive(Debug)]
 pub(super) struct Balance {
     own: usize,
-    /// Nothing deals connections out but this.
+    /// Whether the kernel does not deal, because cores share a queue.
     deals: bool,
     load: Load,
     shown: u64,
     /// The window being measured: its begin, and how long the core had been idle by then.
     since: Option<(Time, u64)>,
-    /// Hand-overs that were spent and have not come back, and since when they do.
+    /// Hand-overs spent of the budget, and since when the budget refills.
     spent: u32,
     refilled: Time,
     /// Where to look next.
@@ -89,7 +92,7 @@ pub(super) struct Balance {
 }
 
 impl Balance {
-    /// `deals` says that the kernel does not: cores share a queue.
+    /// `deals` says that the kernel does not deal, because cores share a queue.
     pub(super) fn new(own: usize, deals: bool) -> Self {
         Self {
             own,
@@ -103,7 +106,7 @@ impl Balance {
         }
     }
 
-    /// The core goes: it hands nothing over any more, and takes nothing.
+    /// The core leaves: it hands no connection over any more, and takes none.
     pub(super) fn close(&mut self) {
         self.load.closed = true;
     }
@@ -121,7 +124,7 @@ impl Balance {
         }
     }
 
-    /// Shows the others what was measured, if it is news.
+    /// Shows the other cores the measurement, if it has changed.
     pub(super) fn show(&mut self, cores: &[Sender<ShardMessage>]) {
         let word = self.load.word();
         if word != self.shown
@@ -132,8 +135,8 @@ impl Balance {
         }
     }
 
-    /// The core that should have a connection just accepted, if not this one. `going` are those
-    /// that are about to be handed over, by where they go.
+    /// The core that should have a connection just accepted, if not this one. `going` names the
+    /// targets of the connections that are about to be handed over.
     pub(super) fn choose(
         &mut self,
         now: Time,
@@ -210,7 +213,7 @@ mod tests {
         assert_eq!(Load::of(busy.word(), NOW), busy);
         let later = NOW + Duration::from_millis(u64::from(STALE_MILLIS) + 1);
         assert_eq!(Load::of(busy.word(), later).busy, 0, "a core that slept is not busy");
-        // Milliseconds come round after 49 days.
+        // The count of milliseconds wraps round after 49 days.
         let before = Load { at: u32::MAX - 9, ..busy };
         let after = Time((u64::from(u32::MAX) + 11) * 1_000);
         assert_eq!(Load::of(before.word(), after).busy, 93);
@@ -237,8 +240,8 @@ mod tests {
         }
     }
 
-    /// What the kernel deals to one core in one turn or in as many as there are, and what that
-    /// core keeps.
+    /// The kernel deals `count` connections to one core, in one turn or one in each. Returns how
+    /// many that core keeps, and how many it hands over.
     fn burst(count: usize, at_once: bool, deals: bool) -> (usize, usize) {
         let (cores, mut inboxes) = cores(2);
         let mut balance = Balance::new(0, deals);
@@ -248,7 +251,7 @@ mod tests {
             match balance.choose(NOW, &cores, going.iter().copied()) {
                 None => kept += 1,
                 Some(other) if at_once => going.push(other),
-                // It lies in the other's mailbox: any message counts.
+                // Puts a message into the other core's mailbox; any message will do.
                 Some(other) => cores[usize::from(other)].send(ShardMessage::Unready).unwrap(),
             }
         }
@@ -261,9 +264,10 @@ mod tests {
         for at_once in [false, true] {
             assert_eq!(burst(2, at_once, false), (1, 1));
             assert_eq!(burst(16, at_once, false), (8, 8));
-            // Beyond the budget it is the hash's business.
+            // Beyond the budget the kernel's hash decides.
             assert_eq!(burst(1000, at_once, false), (1000 - BURST as usize, BURST as usize));
-            // Where cores share a queue there is no hash: all but the eighth that may differ.
+            // If cores share a queue there is no hash: all are shared out, except for the eighth
+            // that may differ.
             let (kept, moved) = burst(1000, at_once, true);
             assert_eq!(kept + moved, 1000);
             assert!(kept >= moved && kept <= moved + moved / 8 + 1, "{kept} {moved}");

@@ -27,10 +27,11 @@ use crate::remote::{Health, Remote};
 
 /// How long a core may take to end after the drain's limit has passed.
 const END_SLACK: Duration = Duration::from_secs(5);
-/// From the drain's begin until it is first told what it waits for, and from then on.
+/// The pause before the log first says what the drain waits for, and the pause after each such
+/// line.
 const WAITS_PAUSE: Duration = Duration::from_secs(1);
 const WAITS_EVERY: Duration = Duration::from_secs(4);
-/// Signals that come this soon after the first are the same one.
+/// Signals that come this soon after the first one count as the same signal.
 const SIGNAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A signal that ends the process.
@@ -55,7 +56,7 @@ impl Signal {
 
 /// A gateway whose cores run.
 pub(super) struct ControlLoop {
-    /// Of the control thread, which is this one.
+    /// The runtime of the control thread, which is this one.
     pub(super) runtime: Runtime,
     /// The control plane elsewhere, if there is one.
     pub(super) remote: Option<Remote>,
@@ -93,7 +94,7 @@ impl ControlLoop {
         let ended = self.runtime.block_on(control);
         if ended.is_ok() {
             for thread in self.threads {
-                // A core that panicked has said so.
+                // A core that panicked has logged that already.
                 let _ = thread.join();
             }
             tracing::info!(client = %self.addresses.client, "ended");
@@ -182,9 +183,9 @@ async fn control(
     let leaves = leave(&config, &admin, &phase);
     manager::stopping(config.drain.delay + config.drain.max + 2 * END_SLACK);
     let second = async {
-        // Some senders (GNU timeout) signal the process and its group: that is one signal.
+        // Some senders (GNU timeout) signal the process and its group. That counts as one signal.
         sleep(SIGNAL_PAUSE).await;
-        // Nothing came: the better.
+        // It is fine if nothing came.
         let _ = tokio::time::timeout(Duration::ZERO, next()).await;
         next().await
     };
@@ -201,7 +202,8 @@ async fn control(
     }
 }
 
-/// The drain begins now; when it goes on and ends.
+/// Begins the drain. Returns until when new clients are taken, and when the drain ends at the
+/// latest.
 fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> Leaves {
     let open_until = Instant::now() + config.drain.delay;
     let leaves = Leaves { open_until, until: open_until + config.drain.max };
@@ -210,7 +212,7 @@ fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> Leaves
     leaves
 }
 
-/// Tells the cores what `/health` has to say of a control plane elsewhere, whenever that changes.
+/// Tells the cores what `/health` has to show of a remote control plane, whenever that changes.
 async fn tell_health(admin: Arc<Admin>, mut health: watch::Receiver<Health>) {
     loop {
         let ills = health.borrow_and_update().told();
@@ -258,10 +260,10 @@ async fn drained(
     }
 }
 
-/// Says again and again what the drain waits for, and for how long it will at most.
+/// Logs again and again what the drain waits for, and for how long at most.
 async fn tell_what_is_waited_for(admin: &Admin, until: Instant) -> std::convert::Infallible {
     loop {
-        // A gateway with nothing open ends by itself within this time, and says nothing.
+        // A gateway with nothing open ends within this time, and logs no such line.
         sleep(WAITS_PAUSE).await;
         let Left { sessions, streams, relays, .. } = Left::of(admin).await;
         let left = until.saturating_duration_since(Instant::now());
@@ -291,7 +293,8 @@ async fn watch_cores(inbox: &mut Inbox, admin: &Admin, mut running: usize) {
                 admin.panics.fetch_add(1, Ordering::Relaxed);
                 admin.scraper.restarted(core);
                 if *admin.phase.borrow() == Phase::Draining {
-                    // The new one has not heard of it. If it has no room, the last word has.
+                    // The new shard has not heard that it has to stop. If its mailbox is full, the
+                    // final stop will reach it.
                     admin.scraper.tell_one(core, ShardMessage::Stop);
                 }
             }

@@ -23,8 +23,8 @@ use crate::reactor::{BusyPoll, KeepAlive, Options, Reactor};
 use crate::shard::{Shard, ShardSettings};
 use crate::transport::Entrances;
 
-/// A core that panics more often than this within [`PANIC_WINDOW`] stays down: its fault is not one
-/// connection's.
+/// A core that panics more often than this within [`PANIC_WINDOW`] stays down, because its fault is
+/// not that of one connection.
 const MAX_PANICS: usize = 10;
 const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
@@ -32,35 +32,35 @@ const PANIC_WINDOW: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct CoreConfig {
     pub(super) settings: ShardSettings,
-    /// Where the policy of the moment is.
+    /// Holds the present policy.
     pub(super) changes: Arc<Changes>,
-    /// Its own listeners, at least one of each kind, or copies of those that cores share.
+    /// The core's own listeners, at least one of each kind, or copies of those that cores share.
     pub(super) sockets: Vec<(Listener, TcpListener)>,
-    /// Which of them were handed down to this process.
+    /// Which of the listeners were handed down to this process.
     pub(super) inherited: Vec<Listener>,
     /// Several cores accept clients from one queue.
     pub(super) shares: bool,
     pub(super) messages: mpsc::Sender<ControlMessage>,
-    /// Where questions to a control plane go that takes time.
+    /// The way of questions to a remote control plane.
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
-    /// Every core's mailbox, this one's too.
+    /// The mailboxes of all cores, with this one's.
     pub(super) cores: Arc<[Sender<ShardMessage>]>,
     /// The process's [`Time::ZERO`](ringway_proto::time::Time::ZERO).
     pub(super) origin: Instant,
-    /// The CPU it is pinned to.
+    /// The CPU that the core is pinned to.
     pub(super) cpu: Option<usize>,
-    /// What connections have to pass.
+    /// What the listeners demand of connections.
     pub(super) entrances: Entrances,
-    /// What drives it.
+    /// Whether io_uring or epoll drives the core.
     pub(super) backend: Backend,
-    /// How many sockets it may have.
+    /// How many sockets the core may have.
     pub(super) files: Files,
 }
 
 /// The cores' mailboxes, by their numbers: every core can send to every other.
 pub(super) type Mailboxes = (Arc<[Sender<ShardMessage>]>, Vec<Inbox>);
 
-/// Makes them; `room` is how many messages fit into each.
+/// Makes the mailboxes; `room` is how many messages fit into each.
 ///
 /// # Errors
 /// When the process is out of descriptors.
@@ -100,7 +100,7 @@ impl CoreConfig {
         let mut inbox = Some(inbox);
         let mut ready = Some(ready);
         while let Some(own) = inbox.take() {
-            // Nothing of ours is used after the panic but what the next reactor is made from: ring,
+            // After a panic only the parts are used from which the next reactor is made. Ring,
             // payload memory and sockets are closed while the panic unwinds.
             let anew = !panics.is_empty();
             let life = catch_unwind(AssertUnwindSafe(|| self.live(own, anew, &mut ready)));
@@ -127,20 +127,22 @@ impl CoreConfig {
         }
         // Connections that were on their way here are closed.
         self.cores[usize::from(core)].shut();
-        // It waits for room: this message must not be lost. If nobody listens, all ends anyway.
+        // The send waits for room, because this message must not be lost. If nobody listens,
+        // everything ends anyway.
         let _ = self.messages.blocking_send(ControlMessage::Drained { core });
     }
 
-    /// A new generation after a panic. The mailbox stays: nobody has to hear of another one.
+    /// Prepares a new shard after a panic. The mailbox stays, so no sender has to learn of another
+    /// one.
     fn begin_again(&mut self) -> Option<Inbox> {
-        // Ids of the dead shard find nobody in the new one.
+        // Ids of the dead shard must name nothing in the new one.
         self.settings.generation = self.settings.generation.wrapping_add(1 << 20);
         for byte in &mut self.settings.seed {
             *byte = byte.wrapping_add(0x9d);
         }
         let core = self.settings.core;
         let own = &self.cores[usize::from(core)];
-        // What the dead shard showed is not true any more.
+        // The load that the dead shard showed is not true any more.
         own.show(0);
         let inbox = own.reopen()?;
         self.messages.blocking_send(ControlMessage::Restarted { core }).ok()?;
@@ -156,7 +158,7 @@ impl CoreConfig {
     ) -> Result<(), Trouble> {
         let report = |result: Result<(), Trouble>, ready: &mut Option<std_mpsc::Sender<_>>| {
             if let Some(ready) = ready.take() {
-                // The starter waits for it.
+                // The thread that starts this core waits for the result.
                 let _ = ready.send(result);
             }
         };

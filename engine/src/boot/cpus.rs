@@ -1,20 +1,21 @@
-//! Which CPUs there are for the cores, and how many cores they are worth.
+//! Which CPUs the cores can have, and how many cores should be run on them.
 
 use crate::config::MAX_CORES;
 
-/// As many cores as the process may use CPUs: the quota of its control group, begun ones counted
-/// whole, or its affinity mask, whichever allows fewer.
+/// As many cores as the process may use CPUs: the quota of its control group, rounded up, or its
+/// affinity mask, whichever allows fewer.
 pub(super) fn auto() -> usize {
     let quota = crate::machine::cpu_quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
     let mask = allowed().map_or(1, |cpus| cpus.len());
     quota.min(mask).clamp(1, MAX_CORES)
 }
 
-/// The CPUs for so many cores, beginning with the one this thread runs on: several gateways on one
-/// machine would otherwise all choose its first. None where there are not enough to choose from.
+/// The CPUs for `count` cores, beginning with the one this thread runs on. Otherwise several
+/// gateways on one machine would all choose its first CPU. None if there are not enough CPUs to
+/// choose from.
 pub(super) fn for_cores(count: usize) -> Option<Vec<usize>> {
     let cpus = allowed()?;
-    // With as many cores as CPUs there would be none of its own for the control thread either way.
+    // With as many cores as CPUs the control thread has no CPU of its own either way.
     if cpus.len() < count.max(2) {
         return None;
     }

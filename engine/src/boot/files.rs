@@ -1,9 +1,9 @@
 //! How the files that the process may open are shared out, so that clients cannot use all of them.
 //!
-//! What the process itself opens and the admin port come first. The rest is shared out between
-//! clients and workers as their limits are: a limit that the files do not suffice for counts for
-//! less. So whoever fills his own part leaves the others theirs: of the workers' a little is kept for
-//! dials, which nobody who comes to the worker port can use up.
+//! The process's own files and the admin port come first. The rest is shared out between clients
+//! and workers in proportion to their limits, which are lowered if there are too few files. So
+//! peers of one kind cannot use up the part of the other. A little of the workers' part is kept for
+//! dials, which connections to the worker port cannot use up.
 
 use std::fmt;
 
@@ -11,26 +11,27 @@ use super::Demo;
 use crate::config::{Config, Limits};
 use crate::demo::POLLS;
 
-/// Files of the process whatever cores it has: standard streams, the admin listener and what waits
-/// on it, signals; and what opens for a moment: configuration, certificates, names, /proc.
+/// Files of the process besides its cores: standard streams, the admin listener and the connection
+/// waiting there, signals. Also files that are open for a moment: configuration, certificates, name
+/// lookups, /proc.
 const PROCESS: u64 = 24;
-/// Files of a core: its two listeners, each twice, its bell, its ring; a connection more at each
-/// listener that is closed at once because there is no room; two to begin anew after a panic; and
-/// what says how long its thread has waited for a processor.
+/// Files of a core: its two listeners, each twice, its bell and its ring. At each listener one more
+/// connection, which is closed at once because there is no room. Two to begin anew after a panic.
+/// And the file that says how long its thread has waited for a processor.
 const PER_CORE: u64 = 11;
 /// Connections of the admin port at once.
 const ADMIN: u64 = 256;
-/// Fewest of them.
+/// The fewest connections of the admin port.
 const LEAST_ADMIN: u64 = 4;
-/// Of the files that are left the admin port gets one in so many.
+/// The admin port gets one in so many of the files that are left.
 const ADMIN_PART: u64 = 16;
 /// Fewest connections of a core's clients, and of its workers.
 const LEAST_PEERS: u64 = 3;
-/// Of so many connections one may be on its way out: closed, and its last bytes are being sent.
+/// One in so many connections may be closing: its last bytes are still being sent.
 const LEAVING_PART: u64 = 8;
-/// Of so many sockets of workers and servers one is kept for dials, and one more.
+/// One in so many sockets of workers and servers is kept for dials, and one more.
 const DIALS_PART: u64 = 16;
-/// Files of the demo whatever it serves: its runtime's, and names that it looks up.
+/// Files of the demo whatever it serves: those of its runtime and its name lookups.
 const DEMO: u64 = 8;
 
 /// How the files are shared out.
@@ -38,32 +39,32 @@ const DEMO: u64 = 8;
 pub(crate) struct Files {
     /// Files that may be open; `u64::MAX` is any number.
     have: u64,
-    /// Files that all that is configured needs.
+    /// Files that the whole configuration needs.
     wanted: u64,
-    /// Files without which no core has work.
+    /// The fewest files with which the cores can serve at all.
     least: u64,
     /// Connections that a core lets clients have; `limits.client_connections` at most.
     pub(crate) clients: usize,
-    /// Sockets of a core's clients, with those that are on their way out.
+    /// Sockets of a core's clients, with those that are closing.
     pub(crate) client_sockets: usize,
     /// Connections that a core has with workers and servers; `limits.worker_connections` at most.
     pub(crate) workers: usize,
-    /// Sockets of a core with workers and servers, with those that are on their way out.
+    /// Sockets of a core with workers and servers, with those that are closing.
     pub(crate) other_sockets: usize,
-    /// How many of them may come by the worker port.
+    /// How many of these may come by the worker port.
     pub(crate) worker_sockets: usize,
     /// Connections of the admin port.
     pub(crate) admin: usize,
 }
 
-/// Sockets for so many connections: some are on their way out.
+/// Sockets for so many connections, since some more are closing.
 const fn with_leaving(connections: u64) -> u64 {
     connections + connections / LEAVING_PART + 1
 }
 
 impl Demo {
-    /// Files that the demo has open for each of its connections to the gateway: its end, and the
-    /// server's that it bridges to.
+    /// Files that the demo has open for each of its connections to the gateway: its end, and with a
+    /// bridge the connection to the server.
     const fn files(&self) -> u64 {
         match self {
             Self::Echo => 1,
@@ -74,7 +75,7 @@ impl Demo {
 
 impl Files {
     /// Shares out `have` files between `cores` cores with these limits. The demo is a worker in the
-    /// same process: what it has open for a worker connection counts with it.
+    /// same process, so the files that it opens for a worker connection count as well.
     pub(crate) fn share(limits: &Limits, cores: usize, have: u64, demo: Option<&Demo>) -> Self {
         let cores = cores.max(1) as u64;
         let (clients, workers) =
@@ -104,7 +105,7 @@ impl Files {
         let admin = left.saturating_sub(cores * least_each).min(left / ADMIN_PART);
         let admin = admin.clamp(LEAST_ADMIN, ADMIN);
         let each = (left.saturating_sub(admin) / cores).max(least_each);
-        // The limits are a million at most, and so are the files here.
+        // The limits and the files here are a million at most, so nothing overflows.
         let part = each * others / (sockets + cost * others);
         let part = part.clamp(least_others, (each - LEAST_PEERS) / cost).min(others);
         let sockets = (each - cost * part).min(sockets);
@@ -121,32 +122,32 @@ impl Files {
 
     /// Has the kernel make its table of the process' files as large as it will ever have to be.
     ///
-    /// While there is one thread that is done at once. Later each of its doublings waits until every
-    /// CPU has passed a quiet state (`synchronize_rcu`), tens of milliseconds within a core's accept.
-    /// What it costs is eight bytes for each file.
+    /// With one thread that is done at once. Later each doubling of the table waits until every CPU
+    /// has passed a quiet state (`synchronize_rcu`), which takes tens of milliseconds within a
+    /// core's accept. The cost is eight bytes for each file.
     pub(crate) fn lay_table(&self) {
         let last = self.have.min(self.wanted).saturating_sub(1);
         let last = i32::try_from(last).unwrap_or(i32::MAX);
-        // A kernel that does not want to gets along without, only slower.
+        // If the kernel refuses, everything works, only slower.
         let _ = std::fs::File::open("/dev/null")
             .map(|file| rustix::io::fcntl_dupfd_cloexec(&file, last));
     }
 
-    /// What to do if they do not suffice.
+    /// What to do if the files do not suffice.
     pub(crate) const FIX: &'static str = "raise `ulimit -Hn` (LimitNOFILE=), or lower \
                                           limits.client_connections and limits.worker_connections";
 
-    /// Whether they suffice for all that is configured.
+    /// Whether the files suffice for the whole configuration.
     pub(crate) fn suffice(&self) -> bool {
         self.have >= self.wanted
     }
 
-    /// Whether they do not suffice for anything.
+    /// Whether the files are too few to serve at all.
     pub(crate) fn are_too_few(&self) -> bool {
         self.have < self.least
     }
 
-    /// Lowers the limits to what there are files for.
+    /// Lowers the limits to the number of files.
     pub(super) fn bound(&self, limits: &mut Limits) {
         limits.client_connections = self.clients;
         limits.worker_connections = self.workers;
@@ -180,7 +181,7 @@ mod tests {
         limits
     }
 
-    /// What must hold of a division, whatever is divided.
+    /// Checks what must hold of every sharing out.
     fn holds(limits: &Limits, cores: u64, have: u64, demo: Option<&Demo>) {
         let (clients, workers) = (limits.client_connections, limits.worker_connections);
         let files = Files::share(limits, cores as usize, have, demo);
@@ -204,10 +205,11 @@ mod tests {
             return assert_eq!((files.clients, files.workers), (clients, workers), "{what}");
         }
         assert!(files.workers >= workers.min(LEAST_PEERS as usize), "{what}");
-        // With too few for the limit the core's own count leaves dials their part as well.
+        // If there are too few files for the limit, the core's own limit leaves dials their part as
+        // well.
         let scarce = files.workers < workers;
         assert!(!scarce || port < files.workers, "{what}");
-        // What is left over is less than one for each.
+        // Fewer files are left over than one for each.
         assert!(!scarce || have - used < cores * cost || have < 200, "{what}");
     }
 

@@ -1,10 +1,10 @@
-//! Listeners that whoever started this process has opened and keeps open (systemd's `.socket` units,
-//! `sd_listen_fds(3)`). While the gateway starts anew, clients wait in their queues instead of being
-//! refused.
+//! Listeners that the starter of this process has opened and keeps open (systemd's `.socket` units,
+//! `sd_listen_fds(3)`). While the gateway starts anew, clients wait in their queues instead of
+//! being refused.
 //!
-//! Which is which says its name (`FileDescriptorName=`), or else its port. Each core of its own gets
-//! one where there are enough (`ReusePort=`, one `ListenStream=` a core): then the kernel deals
-//! connections out. Else cores share a queue, and `balance.rs` deals.
+//! Its name (`FileDescriptorName=`), or else its port, says what a listener is for. If there are
+//! enough (`ReusePort=`, one `ListenStream=` a core), each core gets its own, and the kernel deals
+//! connections out. Otherwise cores share a queue, and `balance.rs` deals.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -15,7 +15,7 @@ use ringway_stdio::Trouble;
 use super::{BootError, MORE_FILES};
 use crate::config::Config;
 
-/// Most sockets that are looked at: as many cores as there may be, for each of the three ports.
+/// Most sockets that are looked at: three ports for as many cores as there may be.
 const MOST: usize = 3 * crate::config::MAX_CORES;
 
 /// The listeners that were handed down, by what they are for.
@@ -27,10 +27,10 @@ pub(super) struct Handed {
 }
 
 impl Handed {
-    /// Takes those of this process. It changes the environment: no other thread may run yet.
+    /// Takes the listeners handed down to this process. Changes the environment, so no other thread
+    /// may run yet.
     ///
-    /// # Errors
-    /// When one is no TCP listener, or for none of the three ports.
+    /// # Errors When a descriptor is no TCP listener, or for none of the three ports.
     pub(super) fn take(config: &Config) -> Result<Self, BootError> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut sockets = ListenFd::from_env();
@@ -47,7 +47,7 @@ impl Handed {
             let name = names.next().unwrap_or_default();
             let socket = sockets.take_tcp_listener(at).and_then(prepared);
             handed.put(config, name, socket).map_err(|(why, fix)| {
-                // The first is descriptor 3.
+                // The first one is descriptor 3.
                 let what = format!("the socket handed down as descriptor {} is of no use", at + 3);
                 BootError::config(Trouble::new(what, why, fix))
             })?;
@@ -90,13 +90,13 @@ impl Handed {
         Ok(())
     }
 
-    /// How many there are.
+    /// How many listeners there are.
     pub(super) fn count(&self) -> usize {
         self.client.len() + self.worker.len() + self.admin.len()
     }
 }
 
-/// One that can be shared by cores: blocking, as io_uring has them (epoll sees to itself).
+/// A listener that cores can share: blocking, as io_uring wants it (epoll sees to itself).
 fn prepared(socket: Option<TcpListener>) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = socket.ok_or(io::ErrorKind::NotFound)?;
     socket.set_nonblocking(false)?;
@@ -104,8 +104,8 @@ fn prepared(socket: Option<TcpListener>) -> io::Result<(TcpListener, SocketAddr)
     Ok((socket, address))
 }
 
-/// Deals listeners out to `count` cores, each at least one: its own, or a copy of one that others
-/// have too.
+/// Deals listeners out to `count` cores. Each core gets at least one: its own, or a copy of one
+/// that others have too.
 ///
 /// # Errors
 /// When there is no descriptor for a copy.

@@ -1,11 +1,11 @@
-//! Which of io_uring and epoll drives the cores: the same for all of them.
+//! Whether io_uring or epoll drives the cores: the same for all of them.
 
 use super::{BootError, core, core_count};
 use crate::config::{Config, Io};
 use crate::metrics::Backend;
 use crate::reactor::{SetupError, Trial, try_features, try_rings};
 
-/// Decides it, by trying io_uring out unless epoll was asked for.
+/// Chooses io_uring or epoll, by trying io_uring out unless epoll was asked for.
 ///
 /// # Errors
 /// When io_uring was asked for and this host does not allow it.
@@ -34,8 +34,7 @@ pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
     }
 }
 
-/// What would drive the cores of a gateway on this machine if nothing is configured, and why it is
-/// not io_uring.
+/// What would drive the cores of a gateway on this machine by default. If that is epoll, also why.
 #[must_use]
 pub fn backend_here() -> String {
     let mut config = Config::dev();

@@ -1,6 +1,6 @@
-//! What a service manager is told (systemd's `sd_notify(3)`): readiness, reloads, the end, a line on
-//! how it goes, and at its wish (`WatchdogSec=`) again and again that every core turns. Without one
-//! (`NOTIFY_SOCKET`) nothing is said.
+//! Messages to a service manager (systemd's `sd_notify(3)`): readiness, reloads, the end, and a
+//! status line. If it asks for that (`WatchdogSec=`), also again and again that every core turns.
+//! Without a service manager (`NOTIFY_SOCKET`) nothing is sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::{Admin, Beats, Phase};
 
-/// How often the line on how it goes is renewed without a watchdog.
+/// How often the status line is renewed without a watchdog.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
-/// Beats within a watchdog's time: two of them may be missed.
+/// Beats within a watchdog's time, so that two of them may be missed.
 const BEATS: u32 = 3;
 /// Beats follow each other no faster, however short the watchdog's time is.
 const LEAST: Duration = Duration::from_millis(50);
@@ -27,20 +27,20 @@ fn is_there() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Everything answers.
+/// The gateway is ready: everything answers.
 pub(super) fn ready(cores: usize) {
     tell(&[NotifyState::Ready, NotifyState::Status(&format!("serving on {}", of(cores)))]);
 }
 
 /// The configuration and the certificates are read again.
 pub(super) fn reloading() {
-    // It fails only without a monotonic clock; then a manager that needs the time says so.
+    // This fails only without a monotonic clock. A manager that needs the time then says so.
     let now = NotifyState::monotonic_usec_now().ok();
     let states: Vec<_> = std::iter::once(NotifyState::Reloading).chain(now).collect();
     tell(&states);
 }
 
-/// They were, or the old ones stay.
+/// The reload is over, whether the new ones were taken or the old ones stay.
 pub(super) fn reloaded() {
     tell(&[NotifyState::Ready]);
 }
@@ -52,7 +52,7 @@ pub(super) fn stopping(most: Duration) {
     tell(&[NotifyState::Stopping, NotifyState::Custom(&extend), NotifyState::Status(&status)]);
 }
 
-/// Asks the cores again and again whether they turn, for ever, and passes it on.
+/// Asks the cores for ever whether they turn, and tells the service manager.
 pub(super) async fn beat(admin: Arc<Admin>) {
     if !is_there() {
         return;
@@ -81,7 +81,8 @@ pub(super) async fn beat(admin: Arc<Admin>) {
     }
 }
 
-/// While it drains cores end one by one; at any other time one that has ended is one too few.
+/// Whether all cores turn that should. During a drain cores end one by one; at any other time no
+/// core may have ended.
 fn all_turn(beats: Beats, draining: bool) -> bool {
     beats.turning + if draining { beats.ended } else { 0 } >= beats.cores
 }

@@ -1,4 +1,4 @@
-//! Listeners: a port that somebody else has is found out and said, with who has it.
+//! Listeners. If another program has the port, the error names that program.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::MORE_FILES;
 
-/// How long a port may stay taken: a process that has just died gives it back late.
+/// For how long a taken port is tried again: a process that has just died gives it back late.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that wait to be accepted.
@@ -28,13 +28,13 @@ pub(crate) struct PortError {
 }
 
 impl PortError {
-    /// A port that somebody has.
+    /// The error for a port that another program has.
     #[cfg(test)]
     pub(crate) fn taken(what: &'static str, address: SocketAddr, owner: Option<String>) -> Self {
         Self { what, address, error: io::ErrorKind::AddrInUse.into(), owner }
     }
 
-    /// All of it, for people.
+    /// The whole error, for people.
     pub(crate) fn trouble(&self) -> Trouble {
         Trouble::new(self.what(), self.why(), self.fix())
     }
@@ -87,7 +87,7 @@ impl PortError {
 /// Makes `count` listeners on one port, each for a core of its own.
 ///
 /// SO_REUSEPORT lets a second gateway of the same user bind the same port without an error, and
-/// each would get half of the connections. So a plain socket tries first.
+/// each would get half of the connections. So a socket without it tries the port first.
 ///
 /// # Errors
 /// When the port cannot be had within a second.
@@ -150,7 +150,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Who listens on this port, as far as /proc tells: `ringway (process 1234)`.
+/// The program that listens on this port, as far as /proc tells: `ringway (process 1234)`.
 fn owner_of(port: u16) -> Option<String> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
         let text = std::fs::read_to_string(table).ok()?;

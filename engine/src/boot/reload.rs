@@ -22,18 +22,18 @@ use crate::shard::ShardSettings;
 use crate::tls::{CertStore, Files, Pair, PairError};
 use crate::transport::{Entrance, Entrances, Greeting};
 
-/// How often the files of certificates are looked at. A change is taken up when the next look
-/// finds no other: two files are seldom written in one instant.
+/// How often the files of certificates are looked at. A change is taken up when the next look finds
+/// no further change, because two files are seldom written in one instant.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The running configuration, and what of it can be replaced.
+/// The running configuration, and the parts of it that can be replaced.
 #[derive(Debug)]
 pub(super) struct Reloader {
     source: Option<Source>,
     config: Arc<Config>,
     certificates: Vec<Certificate>,
     changes: Arc<Changes>,
-    /// What the gateways of the cluster know each other by.
+    /// The keys by which the gateways of the cluster know each other.
     keys: Option<watch::Sender<Arc<Keys>>>,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Reloader {
 #[derive(Debug)]
 struct Certificate {
     listener: Listener,
-    /// Its setting.
+    /// The setting that names it.
     key: &'static str,
     files: Files,
     cert_store: Arc<CertStore>,
@@ -51,12 +51,12 @@ struct Certificate {
     seen: Stamp,
 }
 
-/// What tells one state of two files from another.
+/// What distinguishes two states of a pair of files.
 type Stamp = [Option<[i64; 7]>; 2];
 
 fn stamp(files: &Files) -> Stamp {
     let of = |path: &Path| {
-        // Through symlinks: where they lead counts.
+        // Symlinks are followed: the file they lead to counts.
         let data = std::fs::metadata(path).ok()?;
         let times = [data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec()];
         let [mtime, mtime_nsec, ctime, ctime_nsec] = times;
@@ -67,7 +67,7 @@ fn stamp(files: &Files) -> Stamp {
 }
 
 impl Reloader {
-    /// For a configuration that was read from `source`, if it was read from a file.
+    /// A reloader for a configuration that was read from `source`.
     pub(super) fn new(
         config: &Arc<Config>,
         source: Option<Source>,
@@ -87,7 +87,7 @@ impl Reloader {
             })?;
             let (files, pair) = (tls.files.clone(), tls.pair.clone());
             changes.certificate(listener, pair.not_after());
-            // Not what they are now: they may have changed since they were read.
+            // The files' present state does not count: they may have changed since they were read.
             let (read, seen) = ([None; 2], [None; 2]);
             let cert_store = Arc::new(CertStore::new(server));
             certificates.push(Certificate { listener, key, files, cert_store, pair, read, seen });
@@ -95,7 +95,7 @@ impl Reloader {
         Ok(Self { source, config: config.clone(), certificates, changes, keys })
     }
 
-    /// What the admin port shows of it.
+    /// What the admin port shows of reloads.
     pub(super) fn changes(&self) -> Arc<Changes> {
         self.changes.clone()
     }
@@ -116,7 +116,7 @@ impl Reloader {
         }
     }
 
-    /// Reloads whatever there is to reload, for ever.
+    /// Reloads for ever whatever has changed.
     pub(super) async fn run(mut self, admin: Arc<Admin>, mut hangup: Signal) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -135,9 +135,9 @@ impl Reloader {
         }
     }
 
-    /// SIGHUP.
+    /// Reloads after SIGHUP.
     async fn asked(&mut self, admin: &Admin) {
-        // An environment stays what it was, but it may name the file of the cluster's secrets.
+        // The environment does not change, but it may name the file of the cluster's secrets.
         let reads = |source: &Source| source.file().is_some() || self.keys.is_some();
         let Some(source) = self.source.clone().filter(reads) else {
             tracing::info!("SIGHUP: there is no configuration file to read again");
@@ -172,7 +172,8 @@ impl Reloader {
         }
     }
 
-    /// The cluster's secrets may be others now. That there are some at all needs a new start.
+    /// Takes up the cluster's secrets, if they have changed. A cluster's begin or end needs a new
+    /// start.
     async fn take_secrets(&self, admin: &Admin, new: &Config) {
         let (Some(sender), Some(keys)) = (&self.keys, Keys::of(&new.cluster.secrets)) else {
             return;
@@ -197,7 +198,7 @@ impl Reloader {
         }
     }
 
-    /// Takes up certificates whose files have changed and rest.
+    /// Takes up certificates whose files have changed and are not being written any more.
     fn look(&mut self) {
         for certificate in &mut self.certificates {
             let now = stamp(&certificate.files);
@@ -210,7 +211,7 @@ impl Reloader {
 }
 
 impl Certificate {
-    /// Reads both files; new handshakes use them if they are right, else the old ones.
+    /// Reads both files. New handshakes use them if they are valid; otherwise the old ones stay.
     fn take_up(&mut self, changes: &Changes, asked: bool) {
         self.read = self.seen;
         let Self { listener, key, files, .. } = self;

@@ -1,6 +1,6 @@
-//! What a core's reactor serves: a shard, and around it what makes one core out of many. Messages
-//! go to other cores and to the control thread here, and a client's fresh connection goes to the
-//! core that has most time for it. The shard only hears of what is its own.
+//! What a core's reactor serves: a shard, and around it everything that concerns other cores. It
+//! carries messages to other cores and to the control thread, and sends a client's fresh connection
+//! to the core that has most time for it. The shard sees only connections that it serves itself.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,17 +21,18 @@ use crate::net::{ConnId, Core, Detached, End, Listener, Net};
 use crate::pool::Segment;
 use crate::shard::Shard;
 
-/// How often a core that has no room is told again that this one began anew.
+/// The pause before a core whose mailbox was full is told again that this one began anew.
 const TELL_PAUSE: Duration = Duration::from_millis(10);
-/// How long a core stays that has no client when it is told to drain: those who waited to be let
-/// in are told of in its next turns.
+/// How long a core without clients stays when it has to drain. Connections that waited in its
+/// listeners' queues come in its next turns.
 const DRAINED_PAUSE: Duration = Duration::from_millis(20);
-/// When what a plane has to be told is tried again that had no room for it.
+/// The pause before messages to the control plane are tried again that found no room.
 const ASK_PAUSE: Duration = Duration::from_millis(5);
-/// How long the news that a worker has come waits for something else to be said: nobody waits for
-/// it, and alone it would wake the control thread once for each session.
+/// How long the message that a worker has come waits for another message. Nobody waits for it, and
+/// alone it would wake the control thread once for each session.
 const SETTLED_PAUSE: Duration = Duration::from_millis(20);
-/// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
+/// Rounds of messages to other cores in one turn: a message that could not be delivered may cause
+/// new ones.
 const ROUNDS: usize = 4;
 
 /// A client's connection on its way to another core.
@@ -51,51 +52,51 @@ pub(super) struct CoreRuntime {
     cores: Arc<[Sender<ShardMessage>]>,
     mailbox: usize,
     balance: Balance,
-    /// What the shard has left for the log in this turn.
+    /// The lines that the shard has left for the log in this turn.
     lines: Lines,
     leaving: Vec<MovingClient>,
-    /// Cores that have not heard yet that this one began anew: nothing else is sent to them before.
+    /// Cores that do not know yet that this one began anew. Before that message they get no other.
     untold: Vec<u16>,
     tell_at: Option<Time>,
-    /// The core drains, and does not end before this.
+    /// The core drains, and does not end before this time.
     stays_until: Option<Time>,
     outbound: VecDeque<(u16, CoreMessage)>,
     taken: Vec<(u16, CoreMessage)>,
     /// Cores that had no room for one of the messages being sent.
     full: Vec<u16>,
     counted: Counted,
-    /// For the control thread.
+    /// The way of messages to the control thread.
     messages: mpsc::Sender<ControlMessage>,
     asks: Asks,
     backend: Backend,
     waiting: Vec<ControlMessage>,
-    /// By which a test makes it panic.
+    /// The name by which a test makes the core panic.
     #[cfg(test)]
     name: u32,
 }
 
-/// What the shard asks of a control plane that takes time.
+/// The shard's questions to a remote control plane.
 #[derive(Debug, Default)]
 struct Asks {
-    /// The way there; none where no such plane is.
+    /// The way to the plane; none if it is local.
     plane: Option<mpsc::Sender<Vec<Ask>>>,
-    /// What is to be said next. The ends of questions must be told, so they stay here while there is
-    /// no room: at most one for each question that was asked.
+    /// The messages to be sent next. Ends of questions must not be lost, so they stay here while
+    /// there is no room: at most one for each question that was asked.
     next: Vec<Ask>,
     /// When the ends that found no room are sent again.
     again_at: Option<Time>,
-    /// Until when news that can wait is held back, to go with news that cannot.
+    /// Until when messages that can wait are held back, to go with others.
     held_until: Option<Time>,
 }
 
 impl Asks {
-    /// When something is to be said that waits.
+    /// When the messages that wait have to be sent.
     fn due(&self) -> Option<Time> {
         self.again_at.or(self.held_until)
     }
 }
 
-/// What the shard cannot count.
+/// Counters that the shard cannot keep.
 #[derive(Debug, Default)]
 struct Counted {
     sent: u64,
@@ -108,12 +109,12 @@ pub(super) struct CoreParts {
     pub(super) cores: Arc<[Sender<ShardMessage>]>,
     /// Messages that fit into a mailbox.
     pub(super) mailbox: usize,
-    /// The shard takes the place of one that panicked.
+    /// Whether the shard replaces one that panicked.
     pub(super) anew: bool,
     pub(super) messages: mpsc::Sender<ControlMessage>,
     /// Where questions to a control plane go that takes time.
     pub(super) asks: Option<mpsc::Sender<Vec<Ask>>>,
-    /// What drives the core.
+    /// Whether io_uring or epoll drives the core.
     pub(super) backend: Backend,
     /// Several cores accept clients from one queue.
     pub(super) shares: bool,
@@ -154,7 +155,7 @@ impl CoreRuntime {
 
     // ---- to other cores ----
 
-    /// Sends one message to a core; it has it back if there is no room.
+    /// Sends one message to a core. If there is no room, the shard gets it back.
     fn send(
         &mut self,
         net: &mut Net,
@@ -181,11 +182,11 @@ impl CoreRuntime {
         }
     }
 
-    /// Tells a core that this one began anew, unless it knows. Whether it does.
+    /// Tells a core that this one began anew, unless it knows. True if it knows now.
     fn tell(&mut self, net: &mut Net, to: u16) -> bool {
         let Some(at) = self.untold.iter().position(|core| *core == to) else { return true };
         let restarted = ShardMessage::Restarted { core: self.own as u16 };
-        // A core that began anew later than this one knows nothing of this core's former life.
+        // A core that began anew later than this one knows nothing of this core's former shard.
         if let Some(core) = self.cores.get(usize::from(to)).filter(|core| core.is_open()) {
             match core.deliver(restarted) {
                 Ok(Some(bell)) => net.ring(bell),
@@ -197,7 +198,7 @@ impl CoreRuntime {
         true
     }
 
-    /// Tells those that had no room for it.
+    /// Tells the cores again that had no room for that message.
     fn tell_all(&mut self, net: &mut Net) {
         if self.untold.is_empty() || self.tell_at.is_some_and(|at| at > net.now) {
             return;
@@ -208,8 +209,8 @@ impl CoreRuntime {
         self.tell_at = (!self.untold.is_empty()).then(|| net.now + TELL_PAUSE);
     }
 
-    /// Sends what the shard has to say to others. What one of them cannot take comes back to it,
-    /// with all that follows for the same core: none overtakes another.
+    /// Sends the shard's messages to other cores. A message that a core has no room for comes back,
+    /// with all later ones for the same core, so that none overtakes another.
     fn send_core_messages(&mut self, net: &mut Net) {
         for _ in 0..ROUNDS {
             self.full.clear();
@@ -229,14 +230,15 @@ impl CoreRuntime {
                 }
             }
         }
-        // The rest has the next turn, which comes at once.
+        // The rest is sent in the next turn, which comes at once.
         self.shard.take_core_messages(&mut self.taken);
         self.outbound.extend(self.taken.drain(..));
     }
 
     // ---- fresh connections ----
 
-    /// A connection that was to go elsewhere is this core's after all, or another core's fresh one.
+    /// Takes up a fresh connection of another core, or one of this core that found no room
+    /// elsewhere.
     fn take_up(&mut self, net: &mut Net, detached: Detached, peer: SocketAddr) {
         let conn = net.admit(detached, Listener::Client);
         self.shard.accepted(net, conn, Listener::Client, peer);
@@ -258,7 +260,8 @@ impl CoreRuntime {
 
     // ---- to the log ----
 
-    /// The shard has no clock: its lines are of the turn in which they were left.
+    /// Gives the shard's lines to the log. The shard has no clock, so they get the time of this
+    /// turn.
     fn write_lines(&mut self) {
         self.shard.take_lines(&mut self.lines);
         log::write(self.own as u16, &mut self.lines);
@@ -266,8 +269,8 @@ impl CoreRuntime {
 
     // ---- to the control plane ----
 
-    /// Says what the shard asks, once a turn. Where there is no room questions are refused at once;
-    /// that one has ended has to be said, and waits.
+    /// Sends the shard's questions, once a turn. If there is no room, new questions are refused at
+    /// once, but ends of questions wait.
     fn send_asks(&mut self, net: &mut Net) {
         self.shard.take_asks(&mut self.asks.next);
         let Asks { plane, next, again_at, held_until } = &mut self.asks;
@@ -299,7 +302,7 @@ impl CoreRuntime {
 
     // ---- to the control thread ----
 
-    /// Sends what the shard has to say. A full channel loses it: whoever asked has a deadline.
+    /// Sends the shard's messages. A full channel loses them, because whoever asked has a deadline.
     fn send_messages(&mut self, net: &Net) {
         self.shard.take_messages(&mut self.waiting);
         for mut message in self.waiting.drain(..) {
@@ -323,7 +326,7 @@ impl CoreRuntime {
     }
 }
 
-/// What was left behind the last turn, or before a panic, is logged too.
+/// Lines that were left after the last turn, or before a panic, are logged too.
 impl Drop for CoreRuntime {
     fn drop(&mut self) {
         self.write_lines();
@@ -334,7 +337,7 @@ impl Core for CoreRuntime {
     type Message = ShardMessage;
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
-        // A worker's connection goes where its token says, not where there is time.
+        // A worker's connection goes where its token says, not to the core with most time.
         let going = self.leaving.iter().map(|leaving| leaving.to);
         if listener == Listener::Client
             && let Some(to) = self.balance.choose(net.now, &self.cores, going)
@@ -389,7 +392,7 @@ impl Core for CoreRuntime {
             ShardMessage::Unready | ShardMessage::Stop => self.balance.close(),
             ShardMessage::Drain { .. } => {
                 self.balance.close();
-                // Once: the message may come again.
+                // Set only once, because the message may come again.
                 self.stays_until.get_or_insert(net.now + DRAINED_PAUSE);
             }
             ShardMessage::Snapshot { .. }
@@ -404,7 +407,7 @@ impl Core for CoreRuntime {
             | ShardMessage::End { .. }
             | ShardMessage::Restarted { .. } => {}
         }
-        // What it answers goes out with the turn, which follows.
+        // Its answers are sent with the turn, which follows.
         self.shard.message_received(net, message);
     }
 

@@ -1,4 +1,4 @@
-//! What all cores have to hear.
+//! Messages that all cores must get.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::message::ShardMessage;
 /// How often a message is sent again to a core whose mailbox is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends a message to every core, and again to all while one mailbox is full. A core that gets it
-/// twice does the same twice, which changes nothing.
+/// Sends a message to every core, and again to all while one mailbox is full. Getting it twice must
+/// change nothing.
 pub(super) async fn tell(admin: &Admin, message: impl Fn() -> ShardMessage) {
     while admin.scraper.tell(&message) > 0 {
         sleep(FULL_PAUSE).await;

@@ -23,7 +23,7 @@ use crate::net::Listener;
 use crate::shard::ShardSettings;
 use crate::transport::Entrances;
 
-/// Who is to panic at the next message: the gateway's name and the core's number.
+/// The cores that have to panic at the next message: the gateway's name and the core's number.
 static PANICS: Mutex<Vec<(u32, usize)>> = Mutex::new(Vec::new());
 static NAMES: AtomicU32 = AtomicU32::new(1);
 
@@ -102,7 +102,7 @@ impl Cores {
         Self { name, senders, changes, threads, told, clients, tickets: 0 }
     }
 
-    /// A connection that has been answered.
+    /// A connection on which a request was answered.
     fn ask(&self, core: usize) -> TcpStream {
         let mut stream = TcpStream::connect(self.clients[core]).unwrap();
         assert!(answers(&mut stream));
@@ -160,7 +160,8 @@ impl Cores {
 /// Whether `GET /info` is answered on the connection.
 fn answers(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // What the other end closed may take these bytes and answer with a reset, or not take them.
+    // A connection that the other end has closed may take these bytes and answer with a reset, or
+    // refuse them.
     let asked = stream.write_all(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut answer = [0; 2048];
     asked.is_ok() && stream.read(&mut answer).is_ok_and(|n| n > 0 && answer[0] == b'H')
@@ -203,7 +204,7 @@ fn status_of_a_call(client: SocketAddr) -> String {
 fn after_a_panic_a_key_that_was_revoked_is_good_nowhere() {
     let mut cores = Cores::start(1);
     assert_eq!(status_of_a_call(cores.clients[0]), "404", "the key is good, the version is not");
-    // No core is told: a shard that dies with the message in its mailbox is not either.
+    // No core is told, just as a shard is not told that dies with the message in its mailbox.
     cores.changes.replace_policy(Arc::new(Policy::new(&[], &[])));
     assert_eq!(status_of_a_call(cores.clients[0]), "404");
     cores.panic(0);
@@ -251,7 +252,8 @@ fn a_panic_ends_one_cores_connections_and_no_others() {
     let left = streams.iter_mut().filter_map(|stream| answers(stream).then_some(())).count();
     assert_eq!(left, 16 - lost);
     assert_eq!(cores.open(1) as usize, left);
-    // The core is back, knows of nobody, takes its share and what others hand it.
+    // The core is back and knows no connection. It takes its share and connections that others hand
+    // over.
     let new: Vec<_> = (0..16).map(|_| cores.ask(1)).collect();
     assert!(cores.open(0) >= 8, "{} on the new core", cores.open(0));
     let gauges = cores.metrics(1);
@@ -301,7 +303,7 @@ fn cores_drain_together() {
 fn who_waits_to_be_accepted_when_a_core_drains_is_served() {
     let mut cores = Cores::start(1);
     for _ in 0..20 {
-        // The core is told to drain with connections in the queue of its listener.
+        // The core has to drain while connections wait in its listener's queue.
         let held = cores.ask(0);
         let mut clients: Vec<_> =
             (0..20).map(|_| TcpStream::connect(cores.clients[0]).unwrap()).collect();
