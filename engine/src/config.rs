@@ -62,7 +62,7 @@ pub const MAX_CORES: usize = 256;
 #[expect(missing_docs, reason = "each field is the table of its name, see `settings`")]
 pub struct Config {
     pub listen: Listen,
-    /// What listeners demand of connections besides.
+    /// What the listeners demand of connections.
     pub fronts: Fronts,
     pub cores: Cores,
     pub control: Control,
@@ -75,11 +75,11 @@ pub struct Config {
     pub keepalive: Keepalive,
     pub admin: Admin,
     pub log: Log,
-    /// The version that is told to whoever asks, where it is not the program's own.
+    /// The version to report, if it is not the program's own.
     pub version: Option<Arc<str>>,
-    /// What an operator should hear of although it is no fault.
+    /// Notes for the operator about things that are no fault.
     pub notes: Vec<String>,
-    /// What an operator should do something about soon.
+    /// Warnings: things that the operator should change soon.
     pub warnings: Vec<String>,
     /// Settings that need a new start to change, as they are written.
     pub written: BTreeMap<String, Secret>,
@@ -109,16 +109,16 @@ pub struct Front {
     pub tls: Option<FrontTls>,
     pub proxy_protocol: bool,
     pub trusted: Vec<IpNet>,
-    /// `protocol = "h2"`: clients are told at once that HTTP/2 is spoken.
+    /// `protocol = "h2"`: clients are sent HTTP/2's preface at once.
     pub http2: bool,
 }
 
 /// A listener's certificate.
 #[derive(Clone, Debug)]
 pub struct FrontTls {
-    /// Where it is.
+    /// The paths of certificate and key.
     pub files: Files,
-    /// As it was read.
+    /// The certificate and key as they were read.
     pub pair: Pair,
 }
 
@@ -126,7 +126,7 @@ pub struct FrontTls {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of its name, see `settings`")]
 pub struct Cores {
-    /// None: as many as there is CPU time for.
+    /// The number of cores; none: as many as there is CPU time for.
     pub count: Option<usize>,
     pub pin: bool,
     pub busy_poll: BusyPoll,
@@ -148,9 +148,9 @@ pub enum Io {
 /// How long a core spins before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusyPoll {
-    /// For this long; zero: not at all.
+    /// It spins for this long; zero: not at all.
     For(Duration),
-    /// For as long as the traffic makes it worth while.
+    /// It spins as long as the traffic makes it worth while.
     Auto,
     /// It never sleeps.
     Always,
@@ -159,13 +159,13 @@ pub enum BusyPoll {
 /// The control plane.
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// Which one.
+    /// Its mode.
     pub mode: Mode,
-    /// Why it is that one, for people.
+    /// Why the mode was chosen, for people.
     pub why: String,
     /// What workers dial back to; without it the worker listener's address (`local` mode).
     pub advertise: Option<String>,
-    /// The one elsewhere. None in `local` mode.
+    /// The remote control plane. None in `local` mode.
     pub remote: Option<Remote>,
 }
 
@@ -213,7 +213,7 @@ pub struct Function {
     pub tenants: Vec<String>,
     /// Keys of the workers that may serve it.
     pub worker_keys: Vec<Secret>,
-    /// Of the streaming kind.
+    /// Whether the function is of the streaming kind.
     pub streaming: bool,
     /// The server that the gateway dials in place of a worker.
     pub dial: Option<Dial>,
@@ -257,7 +257,7 @@ pub enum Scope {
     Credential,
 }
 
-/// When a request id is looked at.
+/// When a request id in a request counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HonourId {
     /// Also on a connection that has a session.
@@ -385,9 +385,9 @@ impl Config {
         rules::checked(text, folder, &Environment::default(), Problems::new(name))
     }
 
-    /// Looks up the names of servers that are dialled; this blocks. What cannot be found is no
-    /// fault of the configuration: it comes back as texts for the log, and such a function
-    /// answers that its server cannot be reached.
+    /// Looks up the names of servers that are dialled; this blocks. A name that cannot be found is
+    /// no fault of the configuration: it comes back as a text for the log. Calls of such a function
+    /// are answered that its server cannot be reached.
     pub fn resolve(&mut self) -> Vec<String> {
         let mut unknown = Vec::new();
         if let Some(dial) = &mut self.cluster.fallback

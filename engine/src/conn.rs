@@ -1,4 +1,4 @@
-//! What a connection is called, where it came in, and how it ends.
+//! A connection's id, the listener that it came by, and how it ends.
 
 /// A connection of this core: slot and generation. A fact that comes after the connection's end
 /// names an old generation, so it cannot reach the slot's next owner.
@@ -26,8 +26,8 @@ pub enum Listener {
 pub enum End {
     /// FIN: the peer sends no more; what we send may still arrive.
     Fin,
-    /// FIN without the peer's word that it has said all (TLS without `close_notify`): something may
-    /// be missing. What we send may still arrive.
+    /// FIN without the sign that the bytes are complete (TLS without `close_notify`), so some may
+    /// be missing. Bytes that we send may still arrive.
     Truncated,
     /// RST, or a send to a peer that is gone.
     Reset,

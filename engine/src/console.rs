@@ -1,4 +1,4 @@
-//! `ringway sessions` and `ringway top`: what the admin port knows, for people at a terminal.
+//! `ringway sessions` and `ringway top`: what the admin port shows, for people at a terminal.
 
 mod bundle;
 mod drain;
@@ -29,13 +29,13 @@ pub use level::{LogLevel, log_level};
 pub struct Sessions {
     #[command(flatten)]
     admin: Admin,
-    /// Only those in this state.
+    /// Only sessions in this state.
     #[arg(long, value_enum)]
     state: Option<State>,
-    /// Only those of this tenant.
+    /// Only sessions of this tenant.
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// Only those of the function or version whose id begins so.
+    /// Only sessions whose function or version has an id that begins with this.
     #[arg(long, value_name = "ID")]
     function: Option<String>,
     /// Print JSON, as the admin port gives it.
@@ -70,7 +70,7 @@ pub struct Top {
     /// Time between two looks.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     interval: Duration,
-    /// End after so many looks.
+    /// End after this many looks.
     #[arg(long, value_name = "N")]
     frames: Option<u64>,
 }
@@ -133,7 +133,7 @@ pub fn sessions(arguments: &Sessions) -> Result<(), Trouble> {
             Some(What::End { id }) => port.end(id).await,
         }
     })??;
-    // Escaped as JSON it is as good as any text.
+    // JSON has its own escapes, so it is printed as it is.
     let print = if arguments.json { ringway_stdio::print_json } else { ringway_stdio::print };
     print(&text).map_err(ringway_cli::unprinted)
 }
@@ -177,7 +177,7 @@ async fn show(port: &Port, id: &str, json: bool) -> Result<String, Trouble> {
 }
 
 fn pretty(value: &Value) -> String {
-    // Only a map with keys that are no text cannot be written: there is none.
+    // This fails only for a map whose keys are no texts, and there is none.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 

@@ -1,8 +1,8 @@
 //! What `ringway dev` adds to the gateway: an echo function, and a worker that serves it (or
 //! bridges to a server of the user's) through the real dispatch and the real CONNECT.
 //!
-//! It runs on a thread of its own and knows of the gateway only what any worker knows: an address,
-//! a key, and the two rules of `POST /v1/work` and `CONNECT /v1/proxy`.
+//! The worker runs on a thread of its own. It knows only what any worker knows of a gateway: an
+//! address, a key, and the rules of `POST /v1/work` and `CONNECT /v1/proxy`.
 
 mod bridge;
 mod echo;

@@ -29,9 +29,9 @@ use crate::remote::{self, Finding, Grade};
 pub enum Status {
     /// Nothing to do.
     Ok,
-    /// It serves, but not as well as it could, or not for all that is configured.
+    /// The gateway serves, but not as well as it could, or not for the whole configuration.
     Warn,
-    /// It does not serve.
+    /// The gateway does not serve.
     Fail,
 }
 
@@ -139,7 +139,7 @@ fn greet(address: SocketAddr) -> Result<(), String> {
     runtime.map_err(|error| error.to_string())?.block_on(remote::greet(address))
 }
 
-/// A control plane elsewhere, if there is one.
+/// The remote control plane, if there is one.
 fn elsewhere(config: &Config) -> Vec<Check> {
     let Some(settings) = &config.control.remote else { return Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -152,7 +152,7 @@ fn elsewhere(config: &Config) -> Vec<Check> {
     };
     let own = (config.listen.worker, Keys::of(&config.cluster.secrets));
     let found = runtime.block_on(remote::examine(settings, &config.functions, own));
-    // What still waits for a server is not waited for.
+    // Tasks that still wait for a server are dropped.
     runtime.shutdown_background();
     found.into_iter().map(Check::from).collect()
 }

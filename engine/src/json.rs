@@ -1,5 +1,5 @@
-//! JSON objects of texts and numbers, written as fast as they can be copied: what every session
-//! costs again. Everything larger is serde's.
+//! JSON objects of texts and numbers, written as fast as they can be copied, because every session
+//! needs some. Everything larger is left to serde.
 
 /// An object being written at the end of `out`.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
-//! What the gateways of a cluster know each other by: keys that follow from their common secret, one
-//! for each use (design 3.22). With two secrets the first one signs, and both are accepted, so that
-//! one can take the other's place without a gap.
+//! The keys by which the gateways of a cluster know each other. They are derived from the common
+//! secret, one for each use (design 3.22). With two secrets the first one signs and both are
+//! accepted, so that a secret can be replaced without a gap.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use ringway_proto::prelude::{CHALLENGE_LENGTH, MAC_LENGTH, Prelude};
 
 use crate::config::Secret;
 
-/// What each key is for: with another text it is another key.
+/// The use of each key, from which it is derived.
 const PRELUDES: &[u8] = b"ringway: preludes of relays";
 const RECORDS: &[u8] = b"ringway: records of nodes";
 const TOKENS: &[u8] = b"ringway: tokens of workers";

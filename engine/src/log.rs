@@ -1,9 +1,9 @@
 //! One line an edge of a session's life, in the words that operators search for (contract 8.3).
 //!
 //! A shard leaves [`Line`]s, which are values, and knows no log. At the end of its core's turn they
-//! are put into a bounded queue ([`write()`]), and a thread that looks into the queue every 20 ms
-//! makes text of them: a data core formats nothing and wakes nobody. A full queue loses records
-//! and says how many. Credentials and tokens never get here.
+//! are put into a bounded queue ([`write()`]). A thread looks into the queue every 20 ms and makes
+//! text of them. So a data core formats nothing and wakes nobody. A full queue loses records, and
+//! the log says how many. Credentials and tokens never get here.
 
 mod json;
 mod line;
@@ -144,7 +144,7 @@ impl Drop for LogGuard {
     }
 }
 
-/// Begins to log to stderr: JSON lines, or readable text on a terminal. Once a process.
+/// Begins to log to stderr: JSON lines, or readable text on a terminal. Called once in a process.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -242,7 +242,8 @@ fn read_filter(filter: &str, start: LevelFilter) -> Result<Targets, String> {
     })
 }
 
-/// Whether it is this log that lines go to from now on: as JSON with these keys, or as text.
+/// Installs this log for all lines, as JSON with these keys or as text. False if another log is
+/// installed.
 fn install(lines: NonBlocking, level: &str, keys: Option<Keys>) -> bool {
     let level: LevelFilter = level.parse().unwrap_or(LevelFilter::INFO);
     let (targets, handle) = reload::Layer::new(targets(level));

@@ -77,7 +77,7 @@ enum Command {
     },
     /// Check what this machine lacks, and say how to mend it; exit code 1 if it cannot serve.
     Doctor {
-        /// The configuration file (TOML or YAML) that it is to serve.
+        /// The configuration file (TOML or YAML) that the gateway will serve.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Print JSON: a list of {check, status, seen, fix}.
@@ -102,7 +102,7 @@ enum Command {
         /// The configuration file (TOML or YAML); environment variables override it.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Also the settings that nobody has written, with their defaults.
+        /// Also show the settings that are not written, with their defaults.
         #[arg(long)]
         effective: bool,
         /// Print JSON: a list of {key, value, origin}.
@@ -115,11 +115,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         from_env: PathBuf,
     },
-    /// Have a running gateway leave: it takes no new clients, what is open may come to its end.
+    /// Drain a running gateway: it takes no new clients, and lets open streams finish.
     Drain(console::Drain),
     /// Change what a running gateway logs, for a while.
     LogLevel(console::LogLevel),
-    /// Write one file with what somebody who helps you needs to know; it holds no secrets.
+    /// Write one file with everything that a helper needs to know; it holds no secrets.
     SupportBundle(console::SupportBundle),
     /// Print completions for a shell.
     Completions(Completions),
@@ -257,7 +257,7 @@ fn show_config(source: &Source, all: bool, json: bool) -> ExitCode {
     let written = |one: &&config::Effective| all || !one.origin.starts_with("default");
     let shown: Vec<_> = shown.iter().filter(written).collect();
     if json {
-        // Only a map with keys that are no text cannot be written: there is none.
+        // This fails only for a map whose keys are no texts, and there is none.
         let text = serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n";
         return told(ringway_stdio::print_json(&text), ExitCode::SUCCESS);
     }
@@ -323,7 +323,7 @@ fn told(printed: std::io::Result<()>, code: ExitCode) -> ExitCode {
 fn diagnose(source: &Source, json: bool, engine: Engine) -> ExitCode {
     let checks = doctor::examine(source, |config| engine.apply(config));
     let printed = if json {
-        // Only a map with keys that are no text cannot be written: there is none.
+        // This fails only for a map whose keys are no texts, and there is none.
         let text = serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n";
         ringway_stdio::print_json(&text)
     } else {

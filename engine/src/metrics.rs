@@ -70,7 +70,7 @@ pub struct ShardMetrics {
     pub payload_relayed: u64,
     /// Panics caught at this core's edge.
     pub shard_panics: u64,
-    /// What waited for the next turn because too much had followed from one event.
+    /// Facts that waited for the next turn because too many had followed from one event.
     pub facts_put_off: u64,
     /// What was refused because of a limit, by [`Limit`].
     pub limit_hits: [u64; Limit::COUNT],
@@ -150,8 +150,7 @@ impl ShardMetrics {
         self.limit_max[limit.index()] = max as u64;
     }
 
-    /// What only ever rises of it: the counters without the gauges, of a core that is silent or
-    /// has begun anew.
+    /// The counters without the gauges, for a core that is silent or has begun anew.
     #[must_use]
     pub fn counters(&self) -> Self {
         let mut counters = self.clone();

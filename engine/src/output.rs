@@ -1,4 +1,4 @@
-//! What one connection has to send: a queue of ranges of payload memory, and what was asked of its
+//! The output of one connection: a queue of ranges of payload memory, and the core's wishes for its
 //! socket.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use crate::pool::{CHUNK_BYTES, Pool, Segment};
 /// Queue entries whose memory a connection keeps when it has sent everything: an idle one is small.
 const KEPT_SEGMENTS: usize = 128;
 
-/// What a connection has to send, and what was asked of its socket.
+/// A connection's output, and the core's wishes for its socket.
 #[derive(Debug, Default)]
 pub struct Output {
     pub(crate) queue: VecDeque<Segment>,
@@ -24,9 +24,9 @@ pub struct Output {
     pub(crate) paused: bool,
     pub(crate) detaching: bool,
     pub(crate) open_ended: bool,
-    /// The peer was told our side of HTTP/2's preface before it said anything.
+    /// The peer was sent our side of HTTP/2's preface before it sent anything.
     pub(crate) greeted: bool,
-    /// It is dialled, and the peer is another gateway.
+    /// The connection was dialled, and the peer is another gateway.
     pub(crate) to_gateway: bool,
     pub(crate) close: Option<Close>,
     /// When the queue began to wait, or the kernel last took some of it.
@@ -34,7 +34,7 @@ pub struct Output {
     pub(crate) delivery: Delivery,
 }
 
-/// Whether a peer that ended its side had got all that was sent to it by then.
+/// Whether everything sent to a peer had arrived when the peer sent its FIN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Delivery {
     /// Nobody wants to know.
@@ -42,7 +42,7 @@ pub(crate) enum Delivery {
     Unasked,
     /// To be found out when the peer's FIN comes.
     Asked,
-    /// Some of it had not arrived.
+    /// Some of it had not arrived by then.
     Cut,
 }
 

@@ -9,8 +9,7 @@ use tokio::net::TcpStream;
 
 /// Sends it, and takes an answer of so many octets at most.
 ///
-/// # Errors
-/// Says what is no HTTP, or too long.
+/// # Errors The answer is no HTTP, or too long.
 pub(crate) async fn ask(
     stream: TcpStream,
     request: Request<Body>,
@@ -18,7 +17,7 @@ pub(crate) async fn ask(
 ) -> Result<(StatusCode, Bytes), String> {
     let broken = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // It ends with the answer; what went wrong is seen there.
+    // The task ends with the answer, which also shows what went wrong.
     let connection = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();

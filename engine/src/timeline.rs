@@ -112,16 +112,16 @@ pub enum Event {
         /// That core.
         from: u16,
     },
-    /// A tunnel that stands in for the one there is was asked for.
+    /// A spare tunnel was asked for, which may replace the present one.
     SpareAsked,
-    /// It is there.
+    /// The spare is there.
     SpareAttached,
-    /// It will not come: who asked for it has gone, or nobody took it up.
+    /// The spare will not come: the attachment that asked has gone, or no worker took the work.
     SpareFailed {
         /// Why, for people.
         detail: &'static str,
     },
-    /// It took the place of the one there was, which takes no more streams.
+    /// The spare has replaced a tunnel that takes no more streams.
     Replaced,
     /// The parked tunnel's worker is needed by a new session.
     Yielded,
@@ -140,14 +140,14 @@ pub enum Event {
     },
 }
 
-/// What for a tunnel is wanted.
+/// Why a tunnel is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// A new session: any worker may have it.
     New,
     /// A session that goes on: its worker is asked.
     Again,
-    /// The same for a tunnel that stands in for another one.
+    /// A session that goes on: its worker is asked for a spare tunnel.
     Spare,
     /// A function without a worker: its server is dialled.
     Dial,
@@ -175,7 +175,7 @@ impl Timer {
     /// None.
     pub const NONE: Self = Self(0);
 
-    /// The one of this name; none if there is none.
+    /// The timer of this name, or no timer.
     #[must_use]
     pub fn named(name: &str) -> Self {
         let at = TIMERS.iter().position(|timer| *timer == name);
@@ -239,9 +239,9 @@ impl fmt::Debug for Address {
 /// An event and its time, as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// When: every core's clock has the same origin.
+    /// When the event happened. Every core's clock has the same origin.
     pub at: Time,
-    /// What.
+    /// The event.
     pub event: Event,
 }
 
@@ -409,7 +409,7 @@ impl Timeline {
         start
     }
 
-    /// The latest end, in the metrics' word.
+    /// The reason of the latest end, as the metrics name it.
     #[must_use]
     pub fn close_reason(&self) -> Option<&'static str> {
         self.events.iter().rev().find_map(|(_, entry)| match entry.event {

@@ -202,8 +202,8 @@ fn a_file_can_say_all_that_a_remote_control_plane_needs() {
     assert_eq!(remote.nats.nkey, Some(NkeySource::File(folder.0.join("seed"))));
     assert_eq!((&*remote.region, remote.red_after), ("here", Duration::from_secs(3)));
     let told = load(Some(file), &[("RINGWAY__CONTROL__MODE", "local")]).unwrap_err();
-    assert!(told.contains("nats is of no use in local mode"), "{told}");
-    assert!(told.contains("control.red_after is of no use in local mode"), "{told}");
+    assert!(told.contains("nats has no effect in local mode"), "{told}");
+    assert!(told.contains("control.red_after has no effect in local mode"), "{told}");
     let api =
         "[control]\nmode = \"nvcf\"\nadvertise = \"http://h:1\"\n[nvcf]\napi = \"http://a\"\n";
     let must = [("GEO_DISABLED", "1"), ("ENABLE_HTTP1_CONNECT", "1")];
@@ -218,7 +218,7 @@ fn a_file_can_say_all_that_a_remote_control_plane_needs() {
     assert_eq!((host(&[theirs]), host(&[theirs, ours])), ("b".into(), "c".into()));
     let file = folder.file("c.toml", &format!("{api}{PARTIES}"));
     let told = load(Some(file), &must).unwrap_err();
-    assert!(told.contains("c.toml:7: tenant is of no use in nvcf mode"), "{told}");
+    assert!(told.contains("c.toml:7: tenant has no effect in nvcf mode"), "{told}");
     let two = format!("{control}{nats}user = \"me\"\npassword_file = \"seed\"\n{PARTIES}");
     let told = load(Some(folder.file("d.toml", &two)), &[]).unwrap_err();
     assert!(told.contains("an NKey and nats.user are two ways to log in"), "{told}");
@@ -256,14 +256,14 @@ fn what_nats_is_logged_in_to_with_is_looked_at() {
     assert_eq!(nats.ca, Some(at("cert.pem")));
     assert_eq!(nats.client_pair, Some((at("cert.pem"), at("key.pem"))));
     for (nats, said) in [
-        ("user = \"me\"", "nats.user is of no use without nats.password_file"),
-        ("password_file = \"password\"", "nats.password_file is of no use without nats.user"),
+        ("user = \"me\"", "nats.user has no effect without nats.password_file"),
+        ("password_file = \"password\"", "nats.password_file has no effect without nats.user"),
         ("user = \"me\"\npassword_file = \"empty\"", "is empty: write the password"),
         ("credentials_file = \"password\"", "has no user's JWT"),
         ("nkey_file = \"password\"", "is no NKey"),
         ("ca_file = \"password\"", "has no block \"BEGIN CERTIFICATE\""),
-        ("cert_file = \"cert.pem\"", "nats.cert_file is of no use without nats.key_file"),
-        ("key_file = \"key.pem\"", "nats.key_file is of no use without nats.cert_file"),
+        ("cert_file = \"cert.pem\"", "nats.cert_file has no effect without nats.key_file"),
+        ("key_file = \"key.pem\"", "nats.key_file has no effect without nats.cert_file"),
         ("urls = [\"\"]", "no server's URL"),
         ("urls = \"nats://n\"", "a list of texts"),
         ("url = \"nats://n\"", "did you mean `urls`?"),

@@ -226,7 +226,7 @@ fn every_problem_of_a_yaml_file_is_told_at_once_with_its_line() {
     let told = parse_yaml(&text).unwrap_err();
     let line = |part| text.lines().position(|line| line.contains(part)).unwrap() + 1;
     let wanted = [
-        ("admin:", "listen.admin.tls cannot be had"),
+        ("admin:", "listen.admin.tls is not possible"),
         ("cores:", "cores is a number, not a table: write \"cores:\" and"),
         ("mode:", "an anchor (&) cannot be used"),
         ("client_keys:", "tenant.client_keys is a number, but must be a list of texts"),

@@ -74,7 +74,7 @@ fn clients_may_be_told_to_speak_http2() {
     );
     assert!(told(", protocol = 2").contains("protocol is a number, but must be a word"));
     let why = parse("", ", protocol = \"h2\"", Path::new("")).expect_err("a worker");
-    assert!(why.contains("listen.worker.protocol cannot be had"), "{why}");
+    assert!(why.contains("listen.worker.protocol is not possible"), "{why}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
         (", proxy_protocol = \"yes\"", "proxy_protocol is a text, but must be true or false"),
         (", proxy_protocol = true", "proxy_protocol needs listen.client.trusted: "),
         (", proxy_protocol = true, trusted = []", "proxy_protocol needs listen.client.trusted"),
-        (", trusted = [\"10.0.0.0/8\"]", "trusted is of no use without proxy_protocol = true"),
+        (", trusted = [\"10.0.0.0/8\"]", "trusted has no effect without proxy_protocol = true"),
         (", proxy_protocol = true, trusted = \"10.0.0.0/8\"", "trusted is a text, but must be"),
         (", proxy_protocol = true, trusted = [5]", "trusted is a number, but must be a list"),
         (", proxy_protocol = true, trusted = [\"x\"]", "trusted has \"x\", which is no network"),
@@ -131,7 +131,7 @@ fn every_fault_of_a_listener_is_told_with_its_key_and_the_fix() {
          advertise = \"http://10.0.0.1:1\"\n{PARTIES}"
     );
     let told = Config::parse(&text, "x.toml", Path::new("")).unwrap_err().to_string();
-    assert!(told.starts_with("x.toml:2: listen.admin.tls cannot be had: "), "{told}");
+    assert!(told.starts_with("x.toml:2: listen.admin.tls is not possible: "), "{told}");
 }
 
 #[test]

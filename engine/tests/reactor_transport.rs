@@ -256,7 +256,7 @@ fn a_connection_goes_to_another_core_in_mid_stream() {
         if at == 8 {
             let (sender, detached) = mpsc::channel();
             assert!(first.sender.send(Order::Detach(sender)).is_ok());
-            let detached = detached.recv_timeout(SOON).expect("it was not let go of");
+            let detached = detached.recv_timeout(SOON).expect("the connection was not detached");
             assert!(second.sender.send(Order::TakeUp(detached)).is_ok());
         }
         let mut back = vec![0; piece.len()];

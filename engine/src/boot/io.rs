@@ -22,7 +22,7 @@ pub(super) fn choose(config: &Config) -> Result<Backend, BootError> {
             let fix = format!(
                 "{fix}; or let epoll serve where io_uring cannot: cores.io = \"auto\" (--io auto)"
             );
-            Err(BootError::os("io_uring cannot be had", error.cause(), &fix))
+            Err(BootError::os("io_uring is not available", error.cause(), &fix))
         }
         Err(why) => {
             tracing::warn!(

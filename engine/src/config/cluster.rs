@@ -1,5 +1,5 @@
-//! The other gateways: by what they are known, and how they and this one reach each other (design
-//! 3.22).
+//! The other gateways: the secrets by which they are known, and how they and this gateway reach
+//! each other (design 3.22).
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -13,28 +13,29 @@ use super::problems::{NAME_A_FILE, Problems, unknown};
 use super::read::Section;
 use super::{Listen, Mode, Secret};
 
-/// Octets of a secret: fewer could be tried out.
+/// Octets of a secret: a shorter one could be guessed.
 const SECRET: std::ops::RangeInclusive<usize> = 16..=4096;
 /// A second secret is for the time in which the first one takes its place.
 const MOST_SECRETS: usize = 2;
 
-/// The other gateways, and what this one has to do with them.
+/// The settings about other gateways.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// What they have in common: the first one signs, both are accepted. Without one nothing is
-    /// relayed.
+    /// The common secrets: the first one signs, both are accepted. Without a secret no connection
+    /// is relayed.
     pub secrets: Vec<Secret>,
-    /// Where they bring connections.
+    /// Where other gateways bring connections.
     pub listen: SocketAddr,
-    /// By which address they reach this process.
+    /// The address at which other gateways reach this process.
     pub address: Option<IpAddr>,
-    /// By which port they reach [`Self::listen`], if it is another one there.
+    /// The port at which they reach [`Self::listen`], if it differs.
     pub port: Option<u16>,
     /// Where CONNECTs go that no gateway of the cluster expects: the old proxy.
     pub fallback: Option<Dial>,
-    /// What came over TLS is relayed too, although relays are plain TCP.
+    /// Whether connections over TLS are relayed too, although relays are plain TCP.
     pub plaintext: bool,
-    /// What workers dial to reach this very process, without a path, where they are told that first.
+    /// The URL, without a path, at which workers reach this very process; none if they get only the
+    /// common one.
     pub direct: Option<String>,
     /// `local` mode: which node this is.
     pub node: Option<u16>,
@@ -43,7 +44,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Whether connections of others come here, and go to them.
+    /// Whether connections go to other gateways and come from them.
     #[must_use]
     pub fn relays(&self) -> bool {
         !self.secrets.is_empty()
@@ -256,7 +257,7 @@ fn one(item: &Node, problems: &mut Problems) -> Option<(u16, SocketAddr)> {
     number.zip(relay)
 }
 
-/// What contradicts itself, or is of no use.
+/// Reports settings that contradict each other or have no effect.
 fn check(section: &Section<'_>, mode: Mode, cluster: &Cluster, problems: &mut Problems) {
     let local = mode == Mode::Local;
     if section.get("secret_file").is_none() {
@@ -265,7 +266,7 @@ fn check(section: &Section<'_>, mode: Mode, cluster: &Cluster, problems: &mut Pr
             let alone = name == "address" && cluster.direct.is_some();
             if let Some(node) = section.get(name).filter(|_| !alone) {
                 let text = format!(
-                    "{} is of no use without cluster.secret_file: nothing is relayed; write the \
+                    "{} has no effect without cluster.secret_file: nothing is relayed; write the \
                      file's path, or remove it",
                     section.key(name)
                 );
@@ -278,7 +279,7 @@ fn check(section: &Section<'_>, mode: Mode, cluster: &Cluster, problems: &mut Pr
         match section.get(name) {
             Some(node) if !local => {
                 let text = format!(
-                    "{} is of no use in {} mode: gateways find each other over NATS; remove it",
+                    "{} has no effect in {} mode: gateways find each other over NATS; remove it",
                     section.key(name),
                     mode.name()
                 );
@@ -373,7 +374,7 @@ mod tests {
             ("nats", "secret_file = \"nothing\"".into(), "", "cannot be read"),
             ("nats", "plaintext = true".into(), "", "of no use without cluster.secret_file"),
             ("nats", "listen = \"0.0.0.0:7\"".into(), "", "of no use without cluster.secret_file"),
-            ("nats", with("node = 1"), ONE, "cluster.node is of no use in nats mode"),
+            ("nats", with("node = 1"), ONE, "cluster.node has no effect in nats mode"),
             ("nats", with("address = \"0.0.0.0\""), ONE, "by which the other gateways reach"),
             ("nats", with("address = \"node\""), ONE, "by which the other gateways reach"),
             ("nats", with("fallback = \"https://x:1\""), ONE, "the old proxy's worker listener"),

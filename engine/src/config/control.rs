@@ -1,4 +1,4 @@
-//! Who says who may call, and how work travels: the mode, and what it needs to know.
+//! The control plane: its mode, and the settings that the mode needs.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,7 +18,7 @@ pub(super) const MODE: &str = "RINGWAY__CONTROL__MODE";
 /// Where the secrets are in `nvcf` mode (contract 5.2).
 const SECRETS: &str = "/vault/secrets/secrets.json";
 
-/// The region where none is named (contract 9).
+/// The default region (contract 9).
 const REGION: &str = "ncp";
 
 /// What a proxy's URI ends with (contract NT-5).
@@ -45,7 +45,7 @@ pub(super) fn choose(
             "local" => Mode::Local,
             "nats" => Mode::Nats,
             "nvcf" => Mode::Nvcf,
-            // It was reported. What else is wrong can be told only where there is a file.
+            // The problem was reported. Further ones could be found only in a file.
             _ if without_file => return None,
             _ => return local("control.mode is wrong".into()),
         };
@@ -76,7 +76,7 @@ pub(super) fn choose(
     None
 }
 
-/// Reports the tables that are of no use in this mode: whoever wrote them expects something.
+/// Reports the tables that have no effect in this mode, because their author expects one.
 pub(super) fn check_use(root: &Node, choice: &Choice, problems: &mut Problems) {
     let (mode, why) = (choice.mode, &choice.why);
     let name = mode.name();
@@ -90,20 +90,20 @@ pub(super) fn check_use(root: &Node, choice: &Choice, problems: &mut Problems) {
         let Some(node) = root.at(key) else { continue };
         let text = match mode {
             Mode::Nvcf => format!(
-                "{key} is of no use in {name} mode: NVIDIA's API says who may \
+                "{key} has no effect in {name} mode: NVIDIA's API says who may \
                                    call and what; remove it"
             ),
             _ => {
                 let other = if key.contains("nvcf") { "\"nvcf\"" } else { "\"nats\"" };
                 let write = problems.syntax().pair("control.mode", other);
-                format!("{key} is of no use in {name} mode ({why}): remove it, or write {write}")
+                format!("{key} has no effect in {name} mode ({why}): remove it, or write {write}")
             }
         };
         problems.add(node.place, text);
     }
 }
 
-/// What `[control]` is read with.
+/// What else is needed to read `[control]`.
 pub(super) struct Around<'a> {
     pub(super) root: &'a Node,
     pub(super) folder: &'a Path,
@@ -159,7 +159,7 @@ fn no_address(listen: &Listen, syntax: Syntax) -> String {
     )
 }
 
-/// What workers dial where nothing is written: this pod, or the one address that is listened on.
+/// What workers dial by default: this pod, or the one address of the worker listener.
 fn dialled(
     section: &Section<'_>,
     mode: Mode,
@@ -271,7 +271,7 @@ fn endpoint(section: &Section<'_>, name: &str, problems: &mut Problems) -> Optio
     Some(Endpoint { tls, host: url.host, port })
 }
 
-/// A URL for people. One with a user is not shown: a password may stand there.
+/// A URL for people. A URL with a user is not shown, because it may hold a password.
 fn shown(url: &str) -> String {
     if url.contains('@') { "a text with a user".into() } else { format!("\"{url}\"") }
 }
@@ -335,7 +335,7 @@ fn check_url(url: &str, tls: bool) -> Result<(), &'static str> {
         return Err(SHAPE);
     }
     let user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    // The path that workers are told stands behind it. A fragment is not part of what was read.
+    // The path for workers is appended to it. A fragment is not part of the parsed URL.
     if uri.query().is_some() || url.contains('#') || user {
         return Err("but must have neither a query, a fragment nor a user");
     }

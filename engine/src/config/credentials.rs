@@ -8,17 +8,17 @@ use super::node::{Node, Value};
 use super::problems::Problems;
 use super::settings::{Kind, Setting};
 
-/// What begins such a path.
+/// The prefix of such a path.
 const PREFIX: &str = "credential:";
 /// Where systemd puts the files.
 const FOLDER: &str = "CREDENTIALS_DIRECTORY";
 
-/// Writes in place of each credential's name where its file is.
+/// Replaces each credential's name by the path of its file.
 pub(super) fn resolve(root: &mut Node, environment: &Environment, problems: &mut Problems) {
     walk(root, "", environment, problems);
 }
 
-/// `key` is the node's, with its tables; a table in a list has the list's.
+/// `key` is the full name of the node. A table in a list has the list's name.
 fn walk(node: &mut Node, key: &str, environment: &Environment, problems: &mut Problems) {
     let place = node.place;
     match &mut node.value {
@@ -46,7 +46,7 @@ fn is_path(key: &str) -> bool {
     Setting::find(key).is_some_and(|setting| matches!(setting.kind, Kind::Own("a path")))
 }
 
-/// Where the file of a credential is; `text` is as it was written.
+/// The path of a credential's file; `text` is the value as it was written.
 fn found(text: &str, name: &str, folder: Option<&str>) -> Result<String, String> {
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
         return Err(format!("\"{text}\" names no credential: write {PREFIX}NAME"));

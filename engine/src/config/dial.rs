@@ -11,7 +11,7 @@ const MAX_ADDRESSES: usize = 16;
 pub struct Dial {
     /// `HOST:PORT`, as the configuration has it.
     pub server: String,
-    /// Where it is. Empty for a name until [`Dial::resolve`] has found some.
+    /// The server's addresses. Empty for a name until [`Dial::resolve`] has found some.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -31,7 +31,7 @@ impl Dial {
         (good && name && port).then(|| Self { server, addresses: Vec::new() })
     }
 
-    /// Looks the name up; this blocks. What was found before stays if nothing is found now.
+    /// Looks the name up; this blocks. If nothing is found, the earlier addresses stay.
     ///
     /// # Errors
     /// The resolver's.

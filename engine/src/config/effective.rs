@@ -1,5 +1,5 @@
-//! What the gateway goes by, setting by setting, and where each value comes from: for people, with
-//! every secret left out.
+//! The effective configuration for people: every setting, and where its value comes from. Secrets
+//! are left out.
 
 use std::path::Path;
 
@@ -11,21 +11,21 @@ use super::problems::Origin;
 use super::settings::{SETTINGS, Setting};
 use super::{Config, Mode};
 
-/// In place of what is not shown.
+/// Shown in place of a secret.
 const HIDDEN: &str = "(not shown)";
 
-/// A setting, its value as it would be written, and where that comes from.
+/// A setting, its value as it would be written, and where the value comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Effective {
-    /// With its table.
+    /// The setting's name, with its table.
     pub key: String,
-    /// Empty if there is none.
+    /// The value; empty if there is none.
     pub value: String,
     /// `FILE:LINE`, a variable's name, or `default`.
     pub origin: String,
 }
 
-/// All of them: those of single tables in the order of the manual, then tenants and functions.
+/// All settings: those of single tables in the order of the manual, then tenants and functions.
 pub(super) fn of(
     root: &Node,
     config: &Config,
@@ -56,7 +56,7 @@ pub(super) fn of(
     all
 }
 
-/// What stands where a setting belongs; a listener's address may stand in a table.
+/// The written value of a setting. A listener's address may be written in a table.
 fn written<'a>(root: &'a Node, key: &str) -> Option<&'a Node> {
     let node = root.at(key)?;
     match &node.value {
@@ -87,10 +87,10 @@ fn origin(place: Origin, file: &str) -> String {
     }
 }
 
-/// A value as text, without what must not be seen.
+/// A value as text, without secrets.
 fn shown(key: &str, node: &Node) -> String {
     match &node.value {
-        // Whatever stands where keys belong may be one.
+        // Any value in the place of keys may be a key.
         Value::List(items) if key.ends_with("_keys") => format!("{} keys {HIDDEN}", items.len()),
         _ if key.ends_with("_keys") => HIDDEN.into(),
         Value::List(items) => {
@@ -118,13 +118,13 @@ fn userinfo(text: &str) -> Option<&str> {
     authority.rsplit_once('@').map(|(secret, _)| secret).filter(|secret| !secret.is_empty())
 }
 
-/// Every secret that the tree holds, or that stands in a file it names: whoever shows something
-/// of this process takes them out of it.
+/// Every secret in the tree, or in a file that it names. They are taken out of everything that is
+/// shown of this process.
 pub(super) fn secrets(root: &Node, folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     gather(root, "", folder, &mut found);
     found.retain(|secret| !secret.is_empty());
-    // The longest first: one may be a part of another.
+    // The longest first, because one may be a part of another.
     found.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
     found.dedup();
     found
@@ -140,7 +140,7 @@ fn gather(node: &Node, name: &str, folder: &Path, found: &mut Vec<String>) {
         Value::Text(text) => {
             found.extend(userinfo(text).map(str::to_owned));
             if name.ends_with("_file") && name != "ca_file" && name != "cert_file" {
-                // What cannot be read holds nothing that could be shown.
+                // A file that cannot be read has no secret to hide.
                 let text = std::fs::read_to_string(folder.join(text)).unwrap_or_default();
                 let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
                 found.extend(lines.map(|line| line.trim().to_owned()));

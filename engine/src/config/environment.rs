@@ -1,4 +1,4 @@
-//! The environment: a snapshot of it, and the settings among its variables (design 3.21).
+//! A snapshot of the environment, and the settings among its variables (design 3.21).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use super::problems::{At, Origin, Problems, nearest};
 use super::settings::{Kind, SETTINGS, Setting};
 use super::syntax::{PREFIX, Syntax, variable};
 
-/// What a listener's address is called where it stands in a table.
+/// The end of the variable for a listener's address in its table.
 const ADDRESS: &str = "__ADDRESS";
 
 /// The variables of a process as they were at one moment. Empty ones count as unset.
@@ -18,7 +18,7 @@ const ADDRESS: &str = "__ADDRESS";
 pub struct Environment(BTreeMap<String, OsString>);
 
 impl Environment {
-    /// This process's own.
+    /// The variables of this process.
     #[must_use]
     pub fn of_process() -> Self {
         std::env::vars_os().collect()
@@ -60,14 +60,14 @@ const NO_TEXT: &str = "the value is no UTF-8: write it as text";
 impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(all: I) -> Self {
         let all = all.into_iter().map(|(name, value)| (name.into(), value.into()));
-        // A name that is no text is none of ours: it is not looked for.
+        // A variable whose name is no text cannot be a setting.
         let texts = all.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Self(texts.filter(|(_, value)| !value.is_empty()).collect())
     }
 }
 
 impl fmt::Debug for Environment {
-    /// Without the values: one may be a secret.
+    /// Leaves the values out, because one may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
@@ -82,8 +82,8 @@ fn variables() -> &'static BTreeMap<String, &'static Setting> {
     })
 }
 
-/// A value as its setting's kind has it. What is of no use stays a text, which whoever reads the
-/// setting refuses.
+/// A value of its setting's kind. An invalid value stays a text, which the reader of the setting
+/// refuses.
 fn read(kind: Kind, text: &str, name: &'static str) -> Node {
     let place = Origin::Variable(name);
     let whole = || text.parse().ok().map(Value::Whole);
@@ -97,13 +97,13 @@ fn read(kind: Kind, text: &str, name: &'static str) -> Node {
     Node { place, value: value.unwrap_or_else(|| Value::Text(text.into())) }
 }
 
-/// A list as it stands in one variable: its items between commas.
+/// A list in one variable: its items are separated by commas.
 pub(super) fn list(text: &str, place: Origin) -> Value {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     Value::List(items.map(|item| Node { place, value: Value::Text(item.into()) }).collect())
 }
 
-/// Writes a value where its setting belongs. A listener's address stands alone or in a table.
+/// Writes a value in the place of its setting. A listener's address is written alone or in a table.
 fn put(root: &mut Node, setting: &Setting, node: Node) {
     let key = setting.key;
     if let Kind::Address = setting.kind
@@ -123,7 +123,7 @@ fn put(root: &mut Node, setting: &Setting, node: Node) {
     root.put(key, node);
 }
 
-/// What is said of a variable that begins like a setting's and holds none.
+/// The problem with a variable that begins like a setting's and is none.
 fn unknown(name: &str, problems: &Problems) -> String {
     let rest = &name[PREFIX.len()..];
     let list = ["TENANT", "FUNCTION", "CLUSTER__NODES"].into_iter().find(|list| {
@@ -146,7 +146,7 @@ fn unknown(name: &str, problems: &Problems) -> String {
     }
     let all = variables();
     let alone = name.strip_suffix(ADDRESS).filter(|name| all.contains_key(*name));
-    // The prefix is left out: it would make everything alike.
+    // The prefix is left out, because it would make all names alike.
     let near = || nearest(rest, all.keys().map(|name| &name[PREFIX.len()..]));
     match alone.map(ToString::to_string).or_else(|| near().map(|near| PREFIX.to_owned() + near)) {
         Some(near) => format!("is not a setting; did you mean {near}?"),

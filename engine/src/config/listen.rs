@@ -51,12 +51,12 @@ fn check_keys(section: &Section<'_>, name: &str, problems: &mut Problems) {
             problems.add(key.place, unknown(&full, &key.name, KEYS));
         } else if name == "admin" && key.name != "address" {
             let text = format!(
-                "{full} cannot be had: the admin port is for this machine and its scraper; remove \
+                "{full} is not possible: the admin port is for this machine and its scraper; remove \
                  it, or put a proxy with TLS in front"
             );
             problems.add(key.place, text);
         } else if name == "worker" && key.name == "protocol" {
-            let text = format!("{full} cannot be had: workers speak HTTP/1.1; remove it");
+            let text = format!("{full} is not possible: workers speak HTTP/1.1; remove it");
             problems.add(key.place, text);
         }
     }
@@ -122,7 +122,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Whether clients are told to speak HTTP/2.
+    /// Whether the listener's protocol is HTTP/2 only.
     fn is_http2(&mut self) -> bool {
         let Some(node) = self.get("protocol") else { return false };
         match &node.value {
@@ -143,8 +143,8 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A header that anybody could send must not be believed, and a list that is not looked at is
-    /// a mistake.
+    /// A PROXY header that anybody could send must not be believed. And a list of trusted networks
+    /// that is not used is a mistake.
     fn check_trust(&mut self, proxy_protocol: bool, trusted: Option<&[IpNet]>) {
         let place = |key: &str| self.get(key).map(|node| node.place);
         let pair = |key: &str, value: &str| self.problems.syntax().pair(&self.key(key), value);
@@ -161,7 +161,7 @@ impl<'a> Table<'a> {
             }
             Some(_) if !proxy_protocol => {
                 let text = format!(
-                    "{} is of no use without {}: write it too, or remove this",
+                    "{} has no effect without {}: write it too, or remove this",
                     self.key("trusted"),
                     pair("proxy_protocol", "true"),
                 );
@@ -269,7 +269,7 @@ impl<'a> Table<'a> {
         };
         let place = tls.get(name).map_or(tls.place, |node| node.place);
         let key = self.key(&format!("tls.{name}"));
-        // Somebody may be about to write it: see `Source::load_patiently`.
+        // The file may be being written: see `Source::load_patiently`.
         self.problems.add_passing(place, format!("{key} \"{}\" {why}", path.display()));
     }
 }
@@ -290,7 +290,7 @@ fn network(text: &str) -> Result<IpNet, String> {
         && let Some(address) = mapped.addr().to_ipv4_mapped()
     {
         let Some(prefix) = mapped.prefix_len().checked_sub(V4_MAPPED) else {
-            // Its prefix was meant for the IPv4 address.
+            // The prefix was meant for the IPv4 address.
             let meant = mapped.prefix_len().min(32);
             return Err(format!("an IPv4 network in IPv6 form: write \"{address}/{meant}\""));
         };

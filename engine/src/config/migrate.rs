@@ -20,14 +20,13 @@ const STAY: [(&str, &str); 3] = [
     ),
 ];
 
-/// Names that have done their part when the file is written.
+/// Names that are not needed any more once the file is written.
 const DONE: [&str; 4] =
     ["ENABLE_HTTP1_CONNECT", "GEO_DISABLED", "ENABLE_HTTP3_CONNECT", "RATE_LIMIT_ENABLED"];
 
 /// Reads an environment file: `NAME=VALUE` lines, as docker, systemd and shells have them.
 ///
-/// # Errors
-/// The first line that is none, by its number.
+/// # Errors The number of the first line that is no such line.
 pub fn environment_of(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut all = Vec::new();
     for (at, line) in text.lines().enumerate() {
@@ -50,8 +49,8 @@ pub fn environment_of(text: &str) -> Result<Vec<(String, String)>, String> {
     Ok(all)
 }
 
-/// A file that says what such variables say, as TOML with comments; what it cannot say, and what
-/// was wrong, stands in it as comments too. The second value is how much was wrong.
+/// A configuration file for such variables, as TOML with comments. Comments also say what the file
+/// cannot express and what was wrong. The second value is the number of problems.
 #[must_use]
 pub fn migrated(variables: &[(String, String)], name: &str) -> (String, usize) {
     let environment: Environment = variables.iter().cloned().collect();
@@ -98,7 +97,7 @@ pub fn migrated(variables: &[(String, String)], name: &str) -> (String, usize) {
     (out, problems.len())
 }
 
-/// What the file does not say.
+/// The variables that the file does not express.
 fn left_over(variables: &[(String, String)], carried: &[&str], out: &mut String) {
     let left = variables.iter().map(|(name, _)| name.as_str());
     let left = left.filter(|name| !carried.contains(name) && !DONE.contains(name));
@@ -120,8 +119,8 @@ fn variable_of(node: &Node) -> &'static str {
     }
 }
 
-/// A value as TOML. A password in a URL is no matter for a file that people show each other: such
-/// a URL is written without, and whoever needs it has been told.
+/// A value as TOML. A URL is written without its password, because people show each other such
+/// files. A comment tells the operator.
 fn toml_of(node: &Node) -> Option<String> {
     match &node.value {
         Value::Text(text) => Some(toml::Value::String(masked(text)).to_string()),

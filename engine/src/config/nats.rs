@@ -1,4 +1,4 @@
-//! `[nats]`: the servers, and what this gateway logs in to them with (contract 6.6).
+//! `[nats]`: the servers, and the credentials with which this gateway logs in (contract 6.6).
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,16 @@ use super::syntax::PREFIX;
 use super::{Nats, NkeySource, Secret};
 use crate::tls::{Files, Pair, PairError};
 
-/// Where NATS is if nothing is said, as NVIDIA's client library has it.
+/// The default server, as in NVIDIA's client library.
 const DEFAULT: &str = "nats://127.0.0.1:4222";
 
 /// Most servers of one list.
 const MAX_URLS: usize = 64;
 
-/// What the reading depends on besides the table.
+/// What else is needed to read the table.
 pub(super) struct Logins<'a> {
-    /// NVIDIA's names count, and a token is shown where there is nothing else.
+    /// Whether this is `nvcf` mode: NVIDIA's variables count, and without another login an access
+    /// token is shown.
     pub(super) nvcf: bool,
     pub(super) folder: &'a Path,
     /// The seed that a variable holds.
@@ -91,7 +92,7 @@ fn urls(section: &Section<'_>, problems: &mut Problems) -> Vec<String> {
     for (place, text) in written {
         let url = if text.contains("://") { text.to_owned() } else { format!("nats://{text}") };
         if !is_server(&url) {
-            // A password may stand in it.
+            // The URL may hold a password.
             let shown = if url.contains('@') { String::new() } else { format!(": \"{text}\"") };
             let text = format!(
                 "nats.urls has something that is no server's URL{shown}; write \
@@ -167,18 +168,18 @@ fn user(
     }
 }
 
-/// A setting that is there and of no use without another one.
+/// A setting that is written and has no effect without another one.
 struct Half {
     has: &'static str,
     lacks: &'static str,
 }
 
 fn missing(section: &Section<'_>, Half { has, lacks }: Half, problems: &mut Problems) {
-    let text = format!("nats.{has} is of no use without nats.{lacks}: write it too");
+    let text = format!("nats.{has} has no effect without nats.{lacks}: write it too");
     problems.add(section.place_of(has), text);
 }
 
-/// Of two ways to log in, one would silently lose.
+/// Reports two ways to log in, of which one would silently be ignored.
 fn one_login(section: &Section<'_>, given: [bool; 4], problems: &mut Problems) {
     let all = ["an NKey", "nats.credentials_file", "nats.user", "nats.token_file"];
     let given: Vec<&str> = all.into_iter().zip(given).filter(|(_, g)| *g).map(|(n, _)| n).collect();
@@ -217,7 +218,8 @@ fn client_pair(
     Some((files.cert, files.key))
 }
 
-/// Reads a file that a setting names, and reports what makes it useless. Somebody may be writing it.
+/// Reads a file that a setting names, and reports why it cannot be used. The problem may pass,
+/// because the file may be being written.
 pub(super) fn check(
     section: &Section<'_>,
     name: &str,
@@ -235,7 +237,7 @@ pub(super) fn check(
     }
 }
 
-/// What is wrong with a seed. It is not shown.
+/// What is wrong with a seed, without showing it.
 fn seed_fault(text: &str) -> Option<String> {
     let fix = "write the seed of a user's NKey, which begins with SU";
     match nkeys::KeyPair::from_seed(text.trim()) {

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problems::{Origin, Problems};
 
-/// A value and where it stands.
+/// A value and where it was written.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) place: Origin,
@@ -24,7 +24,7 @@ pub(super) enum Value {
     Flag(bool),
     /// A key without a value (YAML).
     Empty,
-    /// A kind no setting has, by its name.
+    /// A value of a kind that no setting has, by the kind's name.
     Other(&'static str),
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Key {
 }
 
 impl Node {
-    /// Reads TOML; what cannot be read is reported and left out. YAML: see `yaml.rs`.
+    /// Reads TOML. Parts that cannot be read are reported and left out. For YAML see `yaml.rs`.
     pub(super) fn from_toml(text: &str, problems: &mut Problems) -> Self {
         let lines = Lines::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -102,8 +102,8 @@ impl Node {
         key.split('.').try_fold(self, |node, name| node.get(name))
     }
 
-    /// Writes a value under a full name, over what stands there; tables on the way are made. What
-    /// stands on the way and is no table stays: it is a problem of its own.
+    /// Writes a value under a full name, over an earlier one. Missing tables on the way are made.
+    /// If something on the way is no table, it stays, and is reported elsewhere.
     pub(super) fn put(&mut self, key: &str, node: Self) {
         let place = node.place;
         let (name, rest) = match key.split_once('.') {

@@ -14,16 +14,16 @@ use super::{Function, Secret, Tenant};
 /// Most keys read from one file.
 const MAX_KEYS: usize = 10_000;
 
-/// What workers show who they are.
+/// How workers prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WorkersBy {
-    /// Keys of their functions.
+    /// By keys of their functions.
     Keys,
-    /// NATS' own credentials: their functions' keys are read, checked and not used.
+    /// By NATS' own credentials. The functions' keys are read and checked, but not used.
     Nats,
 }
 
-/// What an operator should know of keys that nothing is done with.
+/// A note for the operator about keys that have no effect.
 pub(super) fn unused_keys(root: &Node) -> Option<String> {
     let lists = root.get("function").map(|node| &node.value);
     let Some(Value::List(functions)) = lists else { return None };
@@ -42,7 +42,7 @@ pub(super) fn unused_keys(root: &Node) -> Option<String> {
     })
 }
 
-/// Reads both, and holds them against each other.
+/// Reads tenants and functions, and checks them against each other.
 pub(super) fn read(
     root: &Node,
     folder: &Path,
@@ -61,7 +61,8 @@ pub(super) fn read(
     (tenants, functions)
 }
 
-/// What a function is held against. There may be thousands of them, each with a thousand tenants.
+/// What functions are checked against. There may be thousands of functions, each with a thousand
+/// tenants.
 struct Around<'a> {
     folder: &'a Path,
     tenants: &'a [Tenant],
@@ -70,7 +71,8 @@ struct Around<'a> {
     seen: &'a KeysSeen,
 }
 
-/// Client keys and whose they are. A key names one tenant, and never a client and a worker.
+/// Client keys and their tenants. A key belongs to one tenant, and is not a client's and a worker's
+/// at once.
 type KeysSeen = HashMap<String, String>;
 
 fn tenant(
@@ -120,7 +122,7 @@ struct Sources {
 const CLIENTS: Sources = Sources { list: "client_keys", file: "client_keys_file" };
 const WORKERS: Sources = Sources { list: "worker_keys", file: "worker_keys_file" };
 
-/// The keys that stand in the configuration, and those of the file that it names.
+/// The keys in the configuration, and those in the file that it names.
 fn keys(
     section: &Section<'_>,
     &Sources { list, file }: &Sources,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::syntax::Syntax;
 
-/// What to do about a file that is not there, or not the gateway's to read.
+/// What to do about a file that is missing, or that the gateway may not read.
 pub(super) const NAME_A_FILE: &str = "name a file that the gateway can read";
 
 /// Where a value was written.
@@ -14,7 +14,7 @@ pub(super) enum Origin {
     Line(usize),
     /// In this variable of the environment.
     Variable(&'static str),
-    /// Nowhere: it is the default of a mode.
+    /// In no place: it is the default of a mode.
     Default,
 }
 
@@ -37,7 +37,7 @@ impl From<usize> for Origin {
 /// Where a problem is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum At {
-    /// Nowhere: something is missing.
+    /// In no place: something is missing.
     Nowhere,
     /// Where a value was written.
     Origin(Origin),
@@ -159,7 +159,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Whether a problem names a way out. Every test that provokes one asks it.
+/// Whether a problem names a way out. Every test that provokes a problem checks this.
 fn says_what_to_do(text: &str) -> bool {
     const WAYS: [&str; 16] = [
         "write",

@@ -1,4 +1,5 @@
-//! Reads one table: each value held against its setting, every fault reported, defaults filled in.
+//! Reads one table: checks each value against its setting, reports every fault, and fills in
+//! defaults.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// The table under `name`; reports what is in it and does not belong there.
+    /// The table under `name`. Reports keys that do not belong there.
     pub(super) fn of(root: &'a Node, table: &'static str, problems: &mut Problems) -> Self {
         let node = root.get(table);
         if let Some(node) = node
@@ -49,7 +50,7 @@ impl<'a> Section<'a> {
         Self { table, node }
     }
 
-    /// The table under `name`, whose keys somebody else looks at.
+    /// The table under `name`, without a check of its keys.
     pub(super) fn quiet(root: &'a Node, table: &'static str) -> Self {
         Self { table, node: root.get(table) }
     }
@@ -78,10 +79,10 @@ impl<'a> Section<'a> {
         Setting::find(&self.key(name)).expect("every key that is read stands in SETTINGS")
     }
 
-    /// What is said when the value is of no use.
+    /// Reports an invalid value.
     pub(super) fn refuse(&self, name: &str, node: &Node, want: &str, problems: &mut Problems) {
         let shown = match &node.value {
-            // Whatever stands where keys belong may be one: it is not shown.
+            // Any value in the place of keys may be a key, so it is not shown.
             _ if name.ends_with("_keys") => node.kind().into(),
             Value::Text(text) => format!("\"{text}\""),
             Value::Whole(number) => number.to_string(),
@@ -205,7 +206,8 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// The path of a file: one of the file is relative to it, one of the environment is not.
+    /// The path of a file. A path from the configuration file is relative to that file; one from
+    /// the environment is not.
     pub(super) fn path(
         &self,
         name: &str,
@@ -279,7 +281,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// A path as it was written there.
+/// A path, resolved by where it was written.
 pub(super) fn path_of(place: Origin, text: &str, folder: &Path) -> PathBuf {
     match place {
         Origin::Line(_) => folder.join(text),
@@ -287,7 +289,7 @@ pub(super) fn path_of(place: Origin, text: &str, folder: &Path) -> PathBuf {
     }
 }
 
-/// What a flag must be: in a file quotes would make a text of it.
+/// The values of a flag. In a file quotes would make a text of it.
 pub(super) fn flag_wanted(place: Origin) -> &'static str {
     match place {
         Origin::Line(_) => "true or false, without quotes",

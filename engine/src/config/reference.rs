@@ -1,5 +1,5 @@
-//! The variables of the proxy whose place this gateway takes (contract 9), in `nvcf` mode: most
-//! are settings by other names, and some ask for what is not here.
+//! The variables of NVIDIA's proxy, which this gateway replaces (contract 9), in `nvcf` mode. Most
+//! are settings by other names. Some ask for features that this gateway lacks.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use super::environment::{Environment, list};
 use super::node::{Node, Value};
 use super::problems::{Origin, Problems};
 
-/// The API's address, which makes the mode `nvcf` where nothing else is said.
+/// The API's address. If no mode is set, it makes the mode `nvcf`.
 pub(super) const API: &str = "NVCF_FQDN_GRPC";
 
-/// What makes the proxy try itself out, and what is said of it here.
+/// The variable that makes the proxy test itself, and this gateway's note about it.
 pub(super) const TRIAL: &str = "LOCAL_TEST";
 pub(super) const NO_TRIAL: &str = "is true: unset it, or use `ringway dev` to try things out";
 
@@ -30,21 +30,21 @@ const SETTINGS: [(&str, &str); 7] = [
 
 const LIMITER: &str = "nvcf.limiter";
 
-/// What is no setting's other name.
+/// The variables that are not another name of a setting.
 #[derive(Debug, Default)]
 pub(super) struct Reference {
     /// The seed of an NKey.
     pub(super) nkey: Option<Secret>,
-    /// This pod's address: what workers dial if nothing else is said.
+    /// This pod's address, which workers dial by default.
     pub(super) pod: Option<IpAddr>,
-    /// The version that is told to whoever asks.
+    /// The version to report.
     pub(super) version: Option<Arc<str>>,
     /// The proxy's own configuration files, which are not read.
     pub(super) unread: Vec<PathBuf>,
 }
 
-/// Writes the variables over what a file says, and under what this program's own variables say;
-/// reports what they ask for and cannot have.
+/// Writes the variables over the values of a file, and under those of this program's own variables.
+/// Reports what they ask for and cannot have.
 pub(super) fn read(
     environment: &Environment,
     root: &mut Node,
@@ -80,11 +80,11 @@ fn by_variable(root: &Node, key: &str) -> bool {
     root.at(key).is_some_and(|node| matches!(node.place, Origin::Variable(_)))
 }
 
-/// Where the proxy keeps its configuration file, if there is one.
+/// The proxy's configuration files, if there are any.
 pub(super) fn unread(environment: &Environment) -> Vec<PathBuf> {
     const FILE: &str = ".nvkit/config.yaml";
     let mut problems = Problems::default();
-    // A home that is no text holds no such file that could be named.
+    // If the home directory's path is no text, such a file could not be named.
     let home = environment.get("HOME", &mut problems).map(|home| PathBuf::from(home).join(FILE));
     let mut found: Vec<PathBuf> =
         home.into_iter().chain([FILE.into()]).filter(|file| file.is_file()).collect();
@@ -116,8 +116,8 @@ impl<'a> Variables<'a, '_> {
         flag
     }
 
-    /// The limiter's address counts only with its switch on. A switch that is off stands over what
-    /// a file says.
+    /// The limiter's address counts only if its switch is on. A switch that is off overrides the
+    /// file.
     fn limiter(&mut self, root: &mut Node) {
         const SWITCH: &str = "RATE_LIMIT_ENABLED";
         const ADDRESS: &str = "RATE_LIMIT_ADDR";
@@ -137,7 +137,8 @@ impl<'a> Variables<'a, '_> {
         }
     }
 
-    /// What the proxy can do and this gateway does not, so that nobody misses it unawares.
+    /// Reports the features that the proxy has and this gateway lacks, so that nobody misses one
+    /// unawares.
     fn check(&mut self) {
         if self.flag(TRIAL) == Some(true) {
             self.refuse(TRIAL, NO_TRIAL);
@@ -153,7 +154,7 @@ impl<'a> Variables<'a, '_> {
         ] {
             let before = self.problems.len();
             let flag = self.flag(name);
-            // Where none of the proxy's names says what to serve, none is missed either.
+            // If no variable of the proxy says what to serve, none of its features is missed.
             let missed = flag.is_some() || self.environment.has(API);
             if missed && flag != Some(true) && self.problems.len() == before {
                 let is = if flag.is_some() { "is false" } else { "is not set, which means false" };
@@ -176,7 +177,7 @@ impl<'a> Variables<'a, '_> {
     }
 }
 
-/// As Go reads a flag.
+/// Reads a flag as Go does.
 pub(super) fn go_flag(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),

@@ -1,5 +1,4 @@
-//! What a gateway needs to know about a control plane elsewhere: NVIDIA's API and NATS
-//! (contract 5, 6 and 9).
+//! The settings of a remote control plane: NVIDIA's API and NATS (contract 5, 6 and 9).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +6,7 @@ use std::time::Duration;
 
 use super::Secret;
 
-/// Who may call, and how work travels (design 3.20).
+/// The mode: who says who may call, and how work travels (design 3.20).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// This file says who may call, and workers poll this gateway.
@@ -20,7 +19,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As `control.mode` has it.
+    /// The mode's name in `control.mode`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,15 +41,15 @@ pub struct Remote {
     pub region: String,
     /// The URL that workers are told to dial back to, its path included (contract NT-5).
     pub proxy_uri: String,
-    /// What they are told to try first: this very process.
+    /// The URL that workers try first: this very process.
     pub direct_uri: Option<String>,
     /// The secrets file (contract 5.2), which changes at run time and need not be there yet.
     pub secrets: Option<PathBuf>,
-    /// Readiness turns red after so long without NATS or API (design 3.27).
+    /// Readiness turns red after this time without NATS or API (design 3.27).
     pub red_after: Duration,
 }
 
-/// NVIDIA's API and what stands beside it.
+/// NVIDIA's API and the services beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api {
     /// Where `AuthStatefulWork` and the health check are called (contract 5.1, 8.4).
@@ -77,7 +76,7 @@ pub struct Endpoint {
 }
 
 impl fmt::Display for Endpoint {
-    /// As a URL.
+    /// The server as a URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
         let (host, port) = (&self.host, self.port);
@@ -89,10 +88,10 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The NATS servers, and how they know this gateway (contract 6.6).
+/// The NATS servers, and this gateway's login (contract 6.6).
 #[derive(Clone)]
 pub struct Nats {
-    /// Their URLs, at least one. They may hold a password.
+    /// The servers' URLs, at least one. They may hold a password.
     pub urls: Vec<String>,
     /// The NKey's seed. None: the secrets file may still have one under `natsPrivateNKey`.
     pub nkey: Option<NkeySource>,
@@ -109,13 +108,13 @@ pub struct Nats {
     pub client_pair: Option<(PathBuf, PathBuf)>,
     /// The placement tag of streams that are made here (contract NT-3). Empty: none.
     pub placement: String,
-    /// Whether the servers are shown a token made from one of OAuth2 (contract NT-8), unless the
-    /// secrets file has an NKey.
+    /// Whether the gateway logs in with an OAuth2 token (contract NT-8), unless the secrets file
+    /// has an NKey.
     pub callout: bool,
 }
 
 impl fmt::Debug for Nats {
-    /// Without the URLs, which may hold a password.
+    /// Leaves the URLs out, which may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { urls, nkey, credentials, user, token, ca, client_pair, placement, callout } =
             self;
@@ -136,9 +135,9 @@ impl fmt::Debug for Nats {
 /// Where an NKey's seed is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NkeySource {
-    /// It was given as it is (`NATS_PRIVATE_NKEY`).
+    /// The seed itself was given (`NATS_PRIVATE_NKEY`).
     Seed(Secret),
-    /// It is in this file.
+    /// The seed is in this file.
     File(PathBuf),
 }
 

@@ -81,7 +81,7 @@ pub(super) fn secrets(
 }
 
 /// Reads everything. A wrong value is reported and replaced by its default. `None` if the text
-/// cannot be read at all: more problems would only hide that one.
+/// cannot be parsed: further problems would only hide that one.
 fn read(
     text: &str,
     folder: &Path,
@@ -160,7 +160,7 @@ fn pod(
     text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified())
 }
 
-/// How long a client that says nothing any more may keep its worker, which is a GPU.
+/// How long a client that has vanished may keep its worker, which is a GPU.
 fn held_by_vanished(session: &SessionSettings, keepalive: &Keepalive) -> String {
     let noticed = keepalive.client_timeout;
     let kept = if session.park == Park::Never { Duration::ZERO } else { session.park_window };
@@ -338,7 +338,8 @@ fn limits(root: &Node, problems: &mut Problems) -> Limits {
 fn check_limits(section: &Section<'_>, limits: &Limits, problems: &mut Problems) {
     let mut at_most = |small: (&str, usize), large: (&str, usize)| {
         if small.1 > large.1 {
-            // The problem is reported where one of the two was written: the other may be a default.
+            // The problem is reported at the value that was written, because the other one may be a
+            // default.
             let line = section.get(small.0).or_else(|| section.get(large.0)).map(|node| node.place);
             let text = format!(
                 "limits.{} ({}) is larger than limits.{} ({}): lower the first or raise the second",

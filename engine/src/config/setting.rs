@@ -26,12 +26,12 @@ pub(super) enum Kind {
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
-    /// With its table: `session.wait`.
+    /// The name with its table: `session.wait`.
     pub(super) key: &'static str,
     pub(super) kind: Kind,
-    /// As it would be written; empty if there is none.
+    /// The default as it would be written; empty if there is none.
     pub(super) default: &'static str,
-    /// Likewise in `nvcf` mode, where that differs.
+    /// The default in `nvcf` mode, if that differs.
     pub(super) default_in_nvcf: Option<&'static str>,
     /// False while the feature is not built: the key is refused.
     pub(super) built: bool,

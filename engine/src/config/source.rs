@@ -13,8 +13,8 @@ use super::{Config, Effective, rules};
 const START_TRIES: u32 = 5;
 const START_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a configuration is read from. The file is read anew each time; the environment stays what
-/// it was, and stands over it.
+/// The source of a configuration. The file is read anew each time. The environment does not change,
+/// and overrides the file.
 #[derive(Clone, Debug)]
 pub struct Source {
     file: Option<PathBuf>,
@@ -22,7 +22,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Of a file, if one is given, and the environment.
+    /// A source made of the environment, and of a file if one is given.
     #[must_use]
     pub fn new(file: Option<PathBuf>, environment: Environment) -> Self {
         Self { file, environment }
@@ -34,7 +34,7 @@ impl Source {
         self.file.as_deref()
     }
 
-    /// Whether it says what to serve, be it wrong: a file, or a variable that names a mode.
+    /// Whether there is a file, or a variable that names a mode; they may be wrong.
     #[must_use]
     pub fn is_given(&self) -> bool {
         let variables = [super::control::MODE, super::reference::API];
@@ -63,7 +63,7 @@ impl Source {
         rules::checked(&text, folder, &self.environment, problems)
     }
 
-    /// What the file says, and the folder from which it names others.
+    /// The file's text, and the folder to which its paths are relative.
     fn read(&self) -> Result<(String, &Path, Problems), Problems> {
         let mut problems = self.problems();
         let Some(file) = &self.file else {
@@ -92,8 +92,8 @@ impl Source {
         rules::effective(&text, folder, &self.environment, problems)
     }
 
-    /// The secrets that it holds or names, also where it is wrong: to be taken out of what is
-    /// shown.
+    /// The secrets that the configuration holds or names, even if it is wrong. They must be taken
+    /// out of everything that is shown.
     #[must_use]
     pub fn secrets(&self) -> Vec<String> {
         let file = self.file.as_deref();
@@ -117,7 +117,7 @@ impl Source {
     }
 }
 
-/// Where the files are that a configuration names.
+/// The folder to which a configuration's paths are relative.
 fn folder_of(file: &Path) -> &Path {
     file.parent().unwrap_or(Path::new(""))
 }

@@ -1,4 +1,5 @@
-//! Timers that contradict each other: one of two never counts, and that shows only when it matters.
+//! Timers that contradict each other: one of the two has no effect, and that shows only when it
+//! matters.
 
 use std::time::Duration;
 

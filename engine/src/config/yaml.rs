@@ -1,7 +1,7 @@
 //! YAML as the same tree that TOML becomes.
 //!
-//! What YAML has and TOML has not (anchors, tags, several documents, keys that are no texts) is
-//! refused: a configuration is read by people, and what any of it means depends on what is written elsewhere.
+//! Features of YAML that TOML lacks (anchors, tags, several documents, keys that are no texts) are
+//! refused. People read a configuration, and the meaning of such a feature depends on other places.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 
@@ -14,7 +14,7 @@ const MAX_DEPTH: usize = 16;
 /// A table or list that is being read and has not ended yet.
 #[derive(Debug)]
 enum Open {
-    /// The key is the one whose value comes next.
+    /// The key, once it is read, is the one whose value comes next.
     Table {
         line: usize,
         entries: Vec<(Key, Node)>,
@@ -29,7 +29,7 @@ enum Open {
 struct Tree<'a> {
     open: Vec<Open>,
     root: Option<Node>,
-    /// Something is missing from the tree: a check would report what was only not read.
+    /// Whether a part of the tree was not read. A check would then report that part as missing.
     torn: bool,
     problems: &'a mut Problems,
 }
@@ -55,7 +55,7 @@ impl Node {
 }
 
 impl Tree<'_> {
-    /// Adds one event to the tree; `None` if nothing after it can be made sense of.
+    /// Adds one event to the tree; `None` if the rest cannot be understood.
     fn take(&mut self, event: Event<'_>, line: usize) -> Option<()> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => {
@@ -137,7 +137,7 @@ impl Tree<'_> {
     /// Puts a whole value where it belongs: into the open list or table, or at the root.
     fn put(&mut self, mut node: Node) {
         if let Some(key) = self.wanted_key() {
-            // It is taken for the name of the value that follows, so that reading can go on.
+            // The value is taken for the name of the next value, so that reading can go on.
             *key = Some(Key { name: node.kind().into(), place: node.place });
             return self.tear(node.place, "a key must be a text: write \"name: value\"");
         }
@@ -147,8 +147,8 @@ impl Tree<'_> {
             Some(Open::Table { entries, key, .. }) => {
                 let Some(key) = key.take() else { return };
                 if !matches!(node.value, Value::Text(_) | Value::Whole(_) | Value::Flag(_)) {
-                    // Its place is that of its key, as in TOML: the parser names the line of its
-                    // first value.
+                    // A table's place is that of its key, as in TOML. The parser gives the line of
+                    // its first value instead.
                     node.place = key.place;
                 }
                 if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == key.name) {

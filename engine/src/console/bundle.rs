@@ -23,9 +23,9 @@ use crate::config::{Environment, Source};
 const PART: usize = 4 << 20;
 /// Digits of a request id that are shown.
 const SHORT_ID: usize = 8;
-/// Shorter secrets are left where they are: they would be found in any word, and keep nobody out.
+/// Shorter secrets are not removed: they would be found in any word, and protect nothing.
 const SHORTEST: usize = 4;
-/// In the place of a secret.
+/// Shown in place of a secret.
 const HIDDEN: &str = "***";
 
 /// Files of the kernel that tell how a machine is set up and how busy it is.

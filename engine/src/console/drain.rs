@@ -15,8 +15,8 @@ use super::{Admin, blocking};
 const LOOK: Duration = Duration::from_millis(250);
 /// What is left is said again after so long, although it is the same.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
-/// How much longer than it says a gateway may take: for a core that does not end, and to take its leave
-/// of NATS.
+/// How much longer a gateway may take than it has said: for a core that does not end, and to leave
+/// NATS.
 const SLACK: Duration = Duration::from_secs(15);
 /// How long it may take until a drain that was asked for has begun.
 const BEGINS_WITHIN: Duration = Duration::from_secs(5);
@@ -26,8 +26,8 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Drain {
     #[command(flatten)]
     admin: Admin,
-    /// Show what is left, why and for how long at most, until the gateway has ended; ends with 1 if
-    /// streams were cut off at the limit.
+    /// Show what the drain waits for until the gateway has ended; exit code 1 if streams were cut
+    /// off at the limit.
     #[arg(long)]
     wait: bool,
 }
@@ -66,7 +66,7 @@ pub fn drain(arguments: &Drain) -> Result<(), Trouble> {
 
 /// Asks for it.
 async fn begin(port: &Port) -> Result<(), Trouble> {
-    // It tells a gateway that refuses from something else that does.
+    // This tells apart a gateway that refuses and another server.
     port.json("/info").await?;
     let (status, said) = port.call(Method::POST, "/drain").await?;
     match status {

@@ -46,7 +46,7 @@ async fn shown(port: &Port) -> Result<String, Trouble> {
 }
 
 async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Trouble> {
-    // It tells a gateway that refuses from something else that does.
+    // This tells apart a gateway that refuses and another server.
     port.json("/info").await?;
     let seconds = time.as_secs().to_string();
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -59,7 +59,7 @@ async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Tro
             "it is an older ringway, which cannot change what it logs",
             "set log.level and start it anew",
         )),
-        // It says what may be written, or from where.
+        // The answer says what is allowed, or from where.
         StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => Err(Trouble::new(
             format!("{} changed nothing", port.address()),
             format!("that is refused ({status})"),

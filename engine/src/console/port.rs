@@ -90,7 +90,7 @@ impl Port {
 
     /// One session with its events.
     pub(super) async fn session(&self, id: &str) -> Result<Value, Trouble> {
-        // It tells a gateway that does not know the session from something else that knows nothing.
+        // This tells apart a gateway that does not know the session and another server.
         self.json("/info").await?;
         let path = format!("/sessions/{id}");
         let (status, body) = self.send(Method::GET, &path).await?;
@@ -99,7 +99,7 @@ impl Port {
                 .map_err(|error| self.is_none(&format!("GET {path} is no JSON: {error}"))),
             StatusCode::NOT_FOUND => {
                 let said = String::from_utf8_lossy(&body);
-                // It says more where it knows whose the session is.
+                // The gateway says more if it knows who owns the session.
                 let more = said.trim_end().strip_prefix(NO_SESSION).filter(|more| !more.is_empty());
                 Err(more.map_or_else(
                     || self.unknown(id),

@@ -82,7 +82,7 @@ pub(super) fn short(id: &str) -> String {
     printable(id.get(..8).unwrap_or(id))
 }
 
-/// What others named, without what would move a terminal's cursor.
+/// A text of others, without characters that would move a terminal's cursor.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if ringway_stdio::is_hidden(c) { '?' } else { c }).collect()
 }

@@ -35,7 +35,7 @@ pub(super) async fn run(
     let heard = |kind| signal(kind).map_err(refused("signals cannot be listened to"));
     let mut interrupt = heard(SignalKind::interrupt())?;
     let mut terminate = heard(SignalKind::terminate())?;
-    // What cannot be reached is said before the terminal is taken.
+    // A gateway that cannot be reached is reported before the terminal is taken.
     let mut now = (Instant::now(), look(port).await?);
     let mut before: Option<(Instant, Look)> = None;
     let mut screen = Screen::open()?;
@@ -70,7 +70,7 @@ pub(super) async fn run(
                 told.clear();
                 before = Some(std::mem::replace(&mut now, (Instant::now(), seen)));
             }
-            // It may come back.
+            // The gateway may come back.
             Err(failure) if screen.is_terminal() => told = printable(&failure.to_string()),
             Err(failure) => return Err(failure),
         }
@@ -183,7 +183,7 @@ fn flows<'a>(now: &'a Look, before: Option<(Duration, &Look)>) -> Vec<Flow<'a>> 
         rows.iter().map(|row| (row.request_id.as_str(), row)).collect();
     let flow = |row: &'a Row| {
         let was = earlier.get(row.request_id.as_str()).map(|row| (row.bytes_in, row.bytes_out));
-        // A session that is older than the last look was there, but not seen.
+        // A session older than the last look existed then, but was not on the page.
         let young = u128::from(row.age_ms) <= time.as_millis();
         let (ins, outs) = was.unwrap_or(if young { (0, 0) } else { (row.bytes_in, row.bytes_out) });
         Flow {
@@ -251,7 +251,7 @@ mod tests {
         assert!(shown[0].starts_with("ringway here  cores 2  sessions 50"), "{shown:?}");
         assert!(shown[1].starts_with("calls/s -") && shown[3].starts_with("REQUEST"), "{shown:?}");
         assert!(shown[9].starts_with("000000"), "{shown:?}");
-        // What would not fit is not there at all.
+        // A column that does not fit is left out.
         assert!(shown[3].trim_end().ends_with("WORKER"), "{shown:?}");
         view.told = "it does not answer".into();
         assert!(lines(&view)[0].starts_with("it does not answer"));

@@ -1,7 +1,7 @@
 //! The bytes of one tunnel to a server (`--target`), and back.
 //!
-//! A FIN of one is a FIN for the other. If one is lost the other is cut: a body until close ends
-//! with a FIN, so that a FIN must not be what is left of a lost server (contract CL-42).
+//! A FIN on one side becomes a FIN on the other. If one side is lost, the other one gets a RST: a
+//! body until close ends with a FIN, so a lost server must not look like one (contract CL-42).
 
 use std::future::Future;
 use std::io;
@@ -20,7 +20,7 @@ use crate::reactor::unacknowledged;
 const COPY_BYTES: usize = 64 * 1024;
 /// How long the other direction may go on once one has ended.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long what was written before a cut may take to arrive: a RST overtakes what has not.
+/// How long written bytes may take to arrive before a RST is sent, which would overtake them.
 const DELIVERY: Duration = Duration::from_secs(1);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -35,7 +35,7 @@ enum Side {
 /// How a direction ended: in order, or because this side broke.
 type Ended = Result<(), (Side, io::Error)>;
 
-/// Joins both until they have ended; `first` is what the tunnel has said already.
+/// Joins both sides until they have ended. `first` are bytes that the tunnel has sent already.
 ///
 /// # Errors
 /// If one of the two broke: then the other was cut.

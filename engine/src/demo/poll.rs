@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-/// What its requests are called by.
+/// The name in the `User-Agent` of its requests.
 pub(super) const SENDER: Sender = Sender(concat!("ringway-dev/", env!("CARGO_PKG_VERSION")));
 
 /// What one poll says, apart from the request ids.

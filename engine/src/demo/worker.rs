@@ -1,9 +1,9 @@
 //! A worker with many slots: asks for work, dials back, serves, and ends a session with its last
 //! tunnel, as NVIDIA's does.
 //!
-//! A few connections ask for new sessions; one more, with no slot to give, lists the sessions held
-//! and so receives their reconnects. The list is long and changes with every session, so it is
-//! sent anew at most every [`LIST_PAUSE`].
+//! A few connections ask for new sessions. One more connection offers no slot; it lists the
+//! sessions held, and so receives their reconnects. The list is long and changes with every
+//! session, so it is sent at most every [`LIST_PAUSE`].
 
 use std::collections::HashMap;
 use std::io;
@@ -21,7 +21,7 @@ use super::tunnel::{self, Refusal, Serve};
 
 /// Connections that ask for new sessions.
 const POLLERS: usize = 4;
-/// Connections that it polls on.
+/// All connections on which the worker polls.
 pub(crate) const POLLS: usize = POLLERS + 1;
 /// Least time between two lists of sessions held.
 const LIST_PAUSE: Duration = Duration::from_millis(20);
@@ -92,7 +92,7 @@ impl Worker {
         worker.again(Polls::Reconnects).await;
     }
 
-    /// Polls for ever, with a pause that grows while it fails at once.
+    /// Polls for ever. The pause grows while polls fail at once.
     async fn again(self: Arc<Self>, polls: Polls) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -120,7 +120,7 @@ impl Worker {
             connection.ask(&self.identity, 1, &[]).await?;
             match accepted(connection.answer().await?)? {
                 Some(work) => self.begin(work, slot),
-                // A gateway that does not let polls wait is not asked in a tight loop.
+                // Some gateways do not let polls wait. They must not be asked in a tight loop.
                 None if asked.elapsed() < LIST_PAUSE => sleep(LIST_PAUSE).await,
                 None => {}
             }
@@ -130,11 +130,11 @@ impl Worker {
     /// Asks for reconnects of the sessions held.
     async fn take_reconnects(self: &Arc<Self>) -> io::Result<()> {
         let mut connection = PollConnection::open(&self.identity).await?;
-        // A newer poll on a connection replaces the older, which is answered with nothing: so one
-        // or two answers are still to come.
+        // A newer poll on a connection replaces the older one, which is answered with no work. So
+        // one or two answers are still to come.
         let mut unanswered = 0_usize;
         let mut list_at = Some(Instant::now());
-        // The first change after a while is told at once.
+        // The first change after a pause is sent at once.
         let mut rests_until = Instant::now();
         loop {
             tokio::select! {
@@ -170,7 +170,7 @@ impl Worker {
         if work.kind != Kind::New {
             return;
         }
-        // Work that the gateway had to hand out twice is one more tunnel.
+        // Work may be handed out twice. The second time it is one more tunnel of the session.
         let mut sessions = self.sessions();
         sessions
             .entry(work.request_id)

@@ -29,7 +29,7 @@ enum Outcome {
     Failed(io::Error),
 }
 
-/// Who is to hear it.
+/// The program that the CONNECT should reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listening {
     /// This program, in the gateway's place.
@@ -44,7 +44,7 @@ pub(super) fn callback(config: &Config) -> Check {
         Ok(listener) => (Some(listener), Listening::Doctor),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => (None, Listening::Other),
         // The port has a check of its own, which names the fix.
-        Err(error) => return not_tried(&format!("the worker port cannot be had ({error})")),
+        Err(error) => return not_tried(&format!("the worker port is not available ({error})")),
     };
     let own = listener.as_ref().and_then(|listener| listener.local_addr().ok());
     let url = match &config.control.advertise {

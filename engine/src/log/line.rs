@@ -25,7 +25,7 @@ const CLOSED_LINES: u64 = 3;
 /// Octets of an id of a client's that are logged: a UUID has 36.
 const ID_SHOWN: usize = 64;
 
-/// One thing the log is told. All but the end of a session are one line.
+/// One record of the log. Each is one line, except the end of a session.
 #[derive(Debug)]
 pub enum Line {
     /// A worker's CONNECT was let in, or a function's server was dialled.
@@ -47,9 +47,9 @@ pub enum Line {
     ConnectionFailed {
         /// The peer.
         peer: SocketAddr,
-        /// It was a function's side.
+        /// Whether the peer was a function's side.
         tunnel: bool,
-        /// What it did.
+        /// What the peer did.
         fault: ConnFault,
     },
     /// A connection that belongs to another gateway does not go there.
@@ -93,7 +93,7 @@ pub struct Named {
 /// An attachment's end.
 #[derive(Debug)]
 pub struct Closed {
-    /// What it was.
+    /// The attachment.
     pub named: Named,
     /// Why it ended.
     pub reason: CloseReason,
@@ -118,7 +118,7 @@ pub struct Refused {
     pub function: Box<[u8]>,
     /// The version likewise; empty if it named none.
     pub version: Box<[u8]>,
-    /// Whose credential it is; empty if nobody's.
+    /// The credential's tenant; empty if there is none.
     pub tenant: Arc<str>,
 }
 

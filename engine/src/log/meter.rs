@@ -1,9 +1,9 @@
-//! Who may fill the log. A line that a peer can cause as often as it likes is written as long as
-//! its address has not caused too many: the first ones, then one a second that says how many were
-//! left out. Lines of sessions that were served within what admission allows are always written.
+//! Limits the lines that a peer can cause as often as it likes. Of each address the first ones are
+//! written, then one a second that says how many were left out. Lines of sessions that were served
+//! within what admission allows are always written.
 //!
-//! An address has a slot among a fixed number of them, by its hash: nothing grows, and who shares a
-//! slot shares its lines. Cores share the slots: they touch them for such lines alone.
+//! An address is hashed to one of a fixed number of slots. So memory does not grow, and addresses
+//! of one slot share its lines. Cores share the slots, but use them only for such lines.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const KIND_BURST: u64 = 10;
 const KIND_PAUSE: Duration = Duration::from_secs(2);
 
-/// What was left out is told by a line of its own once nothing of its kind came for so long.
+/// If no line of a kind came for this long, a line of its own says how many were left out.
 const QUIET: Duration = Duration::from_secs(4);
 
 /// Kinds of lines that are counted.

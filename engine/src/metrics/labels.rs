@@ -44,7 +44,7 @@ labels! {
         WorkerClosed => "worker_closed",
         /// This gateway is ending.
         Shutdown => "shutdown",
-        /// It was never used in time.
+        /// The tunnel was not used in time.
         TtlExpired => "ttl_expired",
         /// A full table.
         CapacityReached => "capacity_reached",
@@ -60,15 +60,15 @@ labels! {
     SpareOutcome {
         /// The worker was asked for one.
         Asked => "asked",
-        /// It came.
+        /// The spare came.
         Came => "came",
-        /// The other one is lost: it is kept for a client that comes back.
+        /// The other tunnel was lost, so the spare is kept for a client that comes back.
         Parked => "parked",
-        /// It took the place of one that takes no more streams.
+        /// The spare has replaced a tunnel that takes no more streams.
         Replaced => "replaced",
-        /// It was not needed.
+        /// The spare was not needed.
         Unused => "unused",
-        /// It never came, or was lost before it was needed.
+        /// The spare never came, or was lost before it was needed.
         Failed => "failed",
     }
 }
@@ -91,11 +91,11 @@ labels! {
     /// What becomes of questions to the control plane. Each that is asked ends in exactly one of
     /// answered, refused, withdrawn and expired.
     AskOutcome {
-        /// It was asked.
+        /// The question was asked.
         Asked => "asked",
-        /// It was granted.
+        /// The question was granted.
         Answered => "answered",
-        /// It was denied, or there was no room for it.
+        /// The question was denied, or there was no room for it.
         Refused => "refused",
         /// Its client has gone.
         Withdrawn => "withdrawn",
@@ -151,7 +151,7 @@ labels! {
         SmallFrame => "small_frame",
         /// The receiver took so long that the receive memory was needed.
         SlowPeer => "slow_peer",
-        /// It waits for credit or for a tunnel.
+        /// The payload waits for credit or for a tunnel.
         Waiting => "waiting",
     }
 }
@@ -165,15 +165,15 @@ labels! {
         Spare => "spare",
         /// The worker was asked for one more tunnel.
         Reconnect => "reconnect",
-        /// It did not get so far.
+        /// The client did not get that far.
         None => "none",
     }
 }
 
 labels! {
-    /// What came of that.
+    /// The result of such a return.
     ResumeOutcome {
-        /// Its first request went out.
+        /// The client's first request was sent.
         Ok => "ok",
         /// There is no such session any more (E7).
         NotFound => "not_found",
@@ -201,23 +201,23 @@ labels! {
 }
 
 labels! {
-    /// What came of that.
+    /// What came of such a connection.
     RelayOutcome {
-        /// It is that one's.
+        /// The other gateway has taken the connection.
         Relayed => "relayed",
-        /// That one is not reached, or was not within the last second.
+        /// The other gateway is not reached, or was not within the last second.
         Unreachable => "unreachable",
-        /// It did not answer in time.
+        /// The other gateway did not answer in time.
         Late => "late",
-        /// It said no.
+        /// The other gateway refused.
         Refused => "refused",
-        /// It is dead.
+        /// The other gateway is dead.
         Dead => "dead",
-        /// Nobody knows it.
+        /// The other gateway is not known.
         Unknown => "unknown",
-        /// It came over TLS, and relays are plain TCP.
+        /// The connection came over TLS, and relays are plain TCP.
         Tls => "tls",
-        /// As many as may be are relayed, here or there.
+        /// The limit of relays is reached, here or there.
         Full => "full",
         /// Too many go there, or come from the same client.
         Limited => "limited",
@@ -233,7 +233,7 @@ labels! {
         Callback => "callback",
         /// A client's.
         Client => "client",
-        /// The word that it leaves.
+        /// The message that it leaves.
         Leave => "leave",
         /// Nothing that could be read.
         None => "none",
@@ -241,21 +241,21 @@ labels! {
 }
 
 labels! {
-    /// What is said to that.
+    /// The result of such a connection.
     TakenOutcome {
-        /// It is this gateway's from here on.
+        /// This gateway has taken the connection.
         Taken => "taken",
-        /// No secret of the cluster proves it.
+        /// No secret of the cluster proves the prelude.
         Forged => "forged",
-        /// Its version is not known here.
+        /// The prelude's version is not known here.
         Version => "version",
-        /// It is cut off, too long, or something else.
+        /// The prelude is cut off, too long, or something else.
         Garbled => "garbled",
-        /// From its address nothing had come that proved anything: it was not heard.
+        /// Earlier connections of this address had proved nothing, so it was not heard.
         Unheard => "unheard",
-        /// It did not come in time.
+        /// The prelude did not come in time.
         Late => "late",
-        /// It is for another node, or another run of this one.
+        /// The prelude is for another node, or another run of this one.
         Elsewhere => "elsewhere",
         /// There is no room.
         Full => "full",

@@ -42,7 +42,7 @@ impl Feature {
         }
     }
 
-    /// Whether io_uring is of no use without it.
+    /// Whether io_uring has no effect without it.
     #[must_use]
     pub fn is_needed(self) -> bool {
         !matches!(self, Self::Bounds | Self::Messages)

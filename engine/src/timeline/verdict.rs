@@ -9,7 +9,7 @@ use crate::log::rfc3339;
 use crate::metrics::{CloseCode, CloseReason};
 
 impl Timeline {
-    /// The verdict; whether the session has ended is better known elsewhere.
+    /// The verdict. The caller says whether the session has ended, because it knows better.
     #[must_use]
     pub fn verdict(&self, ended: bool) -> String {
         if self.events.is_empty() {
@@ -177,7 +177,7 @@ impl Timeline {
 
     // ---- words ----
 
-    /// How the client was lost that ended last before this.
+    /// How the last client before `at` was lost.
     fn lost(&self, at: Time) -> String {
         let ended = self.last_before(at, |event| matches!(event, Event::ClientEnded { .. }));
         let Some(Entry { at, event: Event::ClientEnded { end, busy } }) = ended else {

@@ -121,7 +121,7 @@ def test_io_uring_that_was_asked_for_and_is_forbidden(tmp_path):
     path.write_text(configuration(), encoding="utf-8")
     done = run([*forbidding("EPERM"), *binary()], "serve", "--io", "ring", "--config",
                path)
-    has_three_parts(done, 71, "io_uring cannot be had", "--io auto")
+    has_three_parts(done, 71, "io_uring is not available", "--io auto")
 
 
 def test_too_few_descriptors_for_the_cores(tmp_path):

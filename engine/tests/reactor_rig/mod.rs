@@ -291,7 +291,7 @@ impl Core for Probe {
         }
     }
     fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
-        assert!(!net.is_open(conn), "a connection that is let go of is dead");
+        assert!(!net.is_open(conn), "a detached connection is dead");
         self.detached_ones.push((conn, detached));
     }
     fn relieve(&mut self, _: &mut Net) {}
@@ -332,7 +332,7 @@ impl Running<Probe> {
 
     /// The connection that was detached, once it is.
     pub(crate) fn detached(&self, conn: ConnId) -> Detached {
-        until("a connection to be let go of", || {
+        until("a connection to be detached", || {
             self.ask(move |probe, _| {
                 let at = probe.detached_ones.iter().position(|(of, _)| *of == conn)?;
                 Some(probe.detached_ones.swap_remove(at).1)

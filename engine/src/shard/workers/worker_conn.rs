@@ -170,7 +170,7 @@ impl WorkerConn {
     /// No I/O is under way on the connection any more: it leaves.
     pub(super) fn detached(self, turn: &mut Turn<'_>, detached: Detached) {
         let Phase::Moving { to } = self.phase else {
-            unreachable!("only a connection that moves was let go of")
+            unreachable!("only a connection that moves is detached")
         };
         let Self { input, peer, opened, via, .. } = self;
         let from = turn.settings.core;
