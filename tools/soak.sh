@@ -177,7 +177,7 @@ soak_cluster_restarts() { go_grpc_server && cluster restarts "$@"; }
 soak_cluster_kills() { go_grpc_server && cluster kills "$@"; }
 
 # What it costs to reach the wrong gateway: CPU of relayed calls, set-ups, returns, bad preludes.
-# Fails above what is owed (docs/many-gateways.md). `ringway-bench` has to be built.
+# Fails above the targets (docs/many-gateways.md). `ringway-bench` has to be built.
 #   tools/soak.sh cluster-cost [--rounds 5] [--seconds 2] [--samples 400] [--flood 5]
 soak_cluster_cost() { .venv/bin/python engine/tests/interop/soak_cluster_cost.py "$@"; }
 

@@ -11,7 +11,7 @@ use crate::drive::{drive, runtime};
 use crate::site::Server;
 use crate::tls::Offer;
 
-/// Serves on `listen` until the process ends; `ready` is told the bound address.
+/// Serves on `listen` until the process ends. `ready` is called with the bound address.
 pub fn run(listen: SocketAddr, ready: impl FnOnce(SocketAddr)) -> io::Result<()> {
     run_with(listen, None, ready)
 }

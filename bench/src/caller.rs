@@ -129,7 +129,7 @@ pub struct Caller {
     done: bool,
     /// The connection stays when its only call has ended.
     stays: bool,
-    /// Calls that end are told to the owner, not to the tally.
+    /// Whether ended calls are reported to the owner instead of the tally.
     reporting: bool,
     report: Option<Answered>,
     tally: Rc<RefCell<Tally>>,

@@ -159,7 +159,7 @@ impl Line {
 
     fn begin(&self, due: Instant) {
         match &self.side {
-            // It fails when the stream ids are used up: the answers will be missed.
+            // The call fails when the stream ids are used up. Its answers will be missed.
             Side::Calls(caller) => drop(caller.borrow_mut().begin(due)),
             Side::Streams(streamer) => streamer.borrow_mut().begin(due),
             Side::Web(web) => web.borrow_mut().begin(due),

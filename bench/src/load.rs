@@ -2,9 +2,9 @@
 //! fixed rate whatever the answers do ([`Plan::rate`]); then a latency counts from the instant at
 //! which the call should have begun, so that a stall is felt by all that it held up.
 //!
-//! The generator's threads run monoio; the calling thread only keeps time and samples the CPU
-//! time of the processes it was told to watch, at the same two instants that bound the count.
-//! Neighbours: [`crate::caller`] is one connection, [`crate::compare`] starts this as a process.
+//! The generator's threads run monoio; the calling thread only keeps time and samples the CPU time
+//! of the processes that it watches, at the same two instants that bound the count. Neighbours:
+//! [`crate::caller`] is one connection, [`crate::compare`] starts this as a process.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -59,7 +59,7 @@ impl Kernel {
         let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
         let number = |name| tcp_number(&text, name).unwrap_or(0);
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        // It counts pages.
+        // `mem` counts pages.
         Self { tcp: number("mem") * 4096, slab: kib(&meminfo, "Slab:"), sockets: number("inuse") }
     }
 }

@@ -93,7 +93,7 @@ fn wake(mut pair: StdStream, every: Duration, stage: &Stage) {
         if next > now {
             thread::sleep(next - now);
         } else {
-            // Late: starts that were missed are told together.
+            // The generator is late: missed starts are reported together.
             next = now;
         }
         match pair.write(&[0]) {

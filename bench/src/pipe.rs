@@ -1,6 +1,6 @@
 //! A long way made by hand: what comes in goes out later and no faster than a line would let it.
 //!
-//! It stands between load and proxy and ends TCP on both sides, so that it shows how many times a
+//! The pipe is between load and proxy and ends TCP on both sides, so that it shows how many times a
 //! protocol goes to and fro and how it fills the way, not what TCP does about it. NETEM, which
 //! could delay the packets themselves, is missing in many kernels and wants root.
 

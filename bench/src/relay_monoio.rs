@@ -45,7 +45,7 @@ async fn pair(client: TcpStream, target: SocketAddr) {
     way(from_server, to_client).await;
 }
 
-/// One direction, until its source has finished; then its sink is told so.
+/// One direction, until its source has finished. Then the sink gets a FIN.
 async fn way(mut source: OwnedReadHalf<TcpStream>, mut sink: OwnedWriteHalf<TcpStream>) {
     let mut buffer = Vec::with_capacity(BUFFER);
     loop {

@@ -9,7 +9,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest answer read.
 const MOST_BYTES: u64 = 8 << 20;
-/// Changed samples that are told.
+/// Most changed samples that are shown.
 const MOST_CHANGES: usize = 200;
 
 /// All samples at an instant.

@@ -65,7 +65,7 @@ pub struct Web {
     left: u64,
     part: Part,
     known: Known,
-    /// Starts are told from outside.
+    /// Whether the owner gives the starts.
     paced: bool,
     /// When the requests or messages on their way were due, the oldest first; of requests that
     /// wait for the connection too.
@@ -275,7 +275,7 @@ impl Web {
     }
 }
 
-/// The head of every request: how much is to be answered stands in its path.
+/// The head of every request. Its path says how large the answer has to be.
 fn request(fields: &CallFields, work: Work, talk: Talk) -> Vec<u8> {
     let CallFields { authority, key, function, version, .. } = fields;
     let answer = work.answer;

@@ -31,7 +31,7 @@ pub fn read(files: impl Iterator<Item = impl AsRef<Path>>) -> Option<Curve> {
         }
     }
     let sum = sum.filter(|sum| !sum.is_empty())?;
-    // The tail is told as far as there is enough beyond it.
+    // The tail is shown as far as enough samples lie beyond it.
     let most = (sum.len() as f64 / BEYOND).max(1.0).log10().min(NINES);
     let steps = (most * f64::from(POINTS)).floor() as u32;
     let point = |step: u32| {

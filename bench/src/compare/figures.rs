@@ -22,7 +22,7 @@ const FIRST: &str = "first-byte";
 /// Samples that must lie beyond a percentile, over all rounds: of fewer it tells little but chance.
 pub const BEYOND: f64 = 10.0;
 
-/// A percentile that is told.
+/// A percentile that is shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Percentile {
     /// Its name.
@@ -194,7 +194,7 @@ impl<'a> Figures<'a> {
             }
             Figure::Messages => {
                 let outcome = run.counted()?;
-                // A sample that has not changed is not told.
+                // A sample that has not changed is left out.
                 let sent = outcome.metrics.get(MESSAGES).copied().unwrap_or(0.0);
                 Some(sent / outcome.calls as f64)
             }

@@ -1,4 +1,4 @@
-//! What is owed, whether it is met, and where the gateway loses.
+//! The targets, whether they are met, and where the gateway loses.
 
 use std::fmt;
 
@@ -12,43 +12,43 @@ use super::{Run, is_judged};
 /// Differences below this are noise on the machines this was made on.
 const NOISE: f64 = 0.05;
 
-/// One thing that is owed.
+/// One target, and whether it is met.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Judgement {
     /// What it is a multiple of, or lies beyond; empty if it is a figure by itself.
     pub unit: String,
     /// The percentile of the units that is judged, if it is not the shape's figure.
     pub of: Option<&'static str>,
-    /// It lies beyond the unit and is no multiple of it.
+    /// The target is an amount beyond the unit, and no multiple of it.
     pub beyond_unit: bool,
     /// The most it may be.
-    pub owed: f64,
+    pub target: f64,
     /// What it is.
     pub has: Spread,
-    /// Of several ratios the one that allows least.
+    /// Of several targets this one allows least.
     pub binds: bool,
 }
 
 impl Judgement {
     /// A multiple of `unit`.
-    fn times(unit: &str, owed: f64, has: Spread) -> Self {
-        Self { unit: unit.to_owned(), of: None, beyond_unit: false, owed, has, binds: false }
+    fn times(unit: &str, target: f64, has: Spread) -> Self {
+        Self { unit: unit.to_owned(), of: None, beyond_unit: false, target, has, binds: false }
     }
 
-    /// Whether the median is within what is owed.
+    /// Whether the median meets the target.
     pub fn met(&self) -> bool {
-        self.has.median <= self.owed
+        self.has.median <= self.target
     }
 
-    /// How far from it, as a share of what is owed; above zero if missed.
+    /// How far the median is from the target, as a share of the target; above zero if missed.
     pub fn beyond(&self) -> Option<f64> {
-        (self.owed > 0.0).then(|| self.has.median / self.owed - 1.0)
+        (self.target > 0.0).then(|| self.has.median / self.target - 1.0)
     }
 }
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, of, beyond_unit, owed, has, binds } = self;
+        let Self { unit, of, beyond_unit, target, has, binds } = self;
         if let Some(percentile) = of {
             write!(f, "{percentile} ")?;
         }
@@ -57,9 +57,9 @@ impl fmt::Display for Judgement {
             (unit, false) => format!(" x {unit}"),
             (unit, true) => format!(" over {unit}"),
         };
-        let owed = rounded(*owed);
-        write!(f, "<= {owed}{times}: {has}, ")?;
-        // How far something is from what is owed means nothing once it is below zero.
+        let target = rounded(*target);
+        write!(f, "<= {target}{times}: {has}, ")?;
+        // A distance from the target means nothing if the median is below zero.
         let percent = self.beyond().filter(|_| has.median > 0.0);
         let percent = percent.map(|beyond| (beyond.abs() * 100.0).round());
         match (self.met(), percent) {
@@ -72,38 +72,40 @@ impl fmt::Display for Judgement {
     }
 }
 
-/// What is owed is written with no more digits than it has been thought of.
-fn rounded(owed: f64) -> String {
-    let text = format!("{owed:.3}");
+/// A target as text, with no more digits than it was set with.
+fn rounded(target: f64) -> String {
+    let text = format!("{target:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Whether `peer` owes what `shape` says.
-pub fn owes(shape: &Shape, peer: &Peer) -> bool {
-    !shape.owed.is_nothing() && is_judged(peer) && shape.owing.contains(&peer.name.as_str())
+/// Whether the targets of `shape` hold for `peer`.
+pub fn has_targets(shape: &Shape, peer: &Peer) -> bool {
+    !shape.targets.is_nothing() && is_judged(peer) && shape.gateways.contains(&peer.name.as_str())
 }
 
-/// Everything `peer` owes in `shape`, as far as its runs and those of the others show it.
+/// All targets of `peer` in `shape`, as far as its runs and those of the others show them.
 pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
-    if !owes(shape, peer) {
+    if !has_targets(shape, peer) {
         return vec![];
     }
-    let owed = shape.owed;
+    let targets = shape.targets;
     let against = |base: Option<&Peer>, most: Option<f64>, unit: &str| {
-        let (base, owed) = (base?, most?);
+        let (base, target) = (base?, most?);
         let has = figures.ratio(shape, peer, base)?;
-        let allowed = figures.figure(shape, base)?.median * owed;
-        Some((Judgement::times(unit, owed, has), allowed))
+        let allowed = figures.figure(shape, base)?.median * target;
+        Some((Judgement::times(unit, target, has), allowed))
     };
     let special = match (peer.behind, peer.spins) {
-        (_, true) => owed.relay_spinning,
-        (Behind::Worker | Behind::Program, false) => owed.relay_by_worker,
+        (_, true) => targets.relay_spinning,
+        (Behind::Worker | Behind::Program, false) => targets.relay_by_worker,
         _ => None,
     };
     let l7 = figures.best_l7(shape);
     let name = l7.map_or("", |p| p.name.as_str());
-    let ratios =
-        [against(figures.baseline(), special.or(owed.relay), "relay"), against(l7, owed.l7, name)];
+    let ratios = [
+        against(figures.baseline(), special.or(targets.relay), "relay"),
+        against(l7, targets.l7, name),
+    ];
     let mut ratios: Vec<_> = ratios.into_iter().flatten().collect();
     if ratios.len() > 1 {
         let least = ratios.iter_mut().min_by(|a, b| a.1.total_cmp(&b.1));
@@ -112,7 +114,7 @@ pub fn judge(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement
         }
     }
     let mut all: Vec<Judgement> = ratios.into_iter().map(|(judgement, _)| judgement).collect();
-    all.extend(latencies(figures, shape, peer, special.or(owed.relay)));
+    all.extend(latencies(figures, shape, peer, special.or(targets.relay)));
     all.extend(named(figures, shape, peer));
     all.extend(own(figures, shape, peer));
     all
@@ -124,29 +126,29 @@ fn latencies(
     figures: &Figures<'_>,
     shape: &Shape,
     peer: &Peer,
-    owed: Option<f64>,
+    target: Option<f64>,
 ) -> Vec<Judgement> {
-    let (Figure::Cpu, Some(owed), Some(base)) = (shape.figure, owed, figures.baseline()) else {
+    let (Figure::Cpu, Some(target), Some(base)) = (shape.figure, target, figures.baseline()) else {
         return vec![];
     };
     let told = [P50, P99].into_iter().filter_map(|percentile| {
         let has = figures.latency_ratio(shape, (peer, base), percentile)?;
-        Some(Judgement { of: Some(percentile.name), ..Judgement::times("relay", owed, has) })
+        Some(Judgement { of: Some(percentile.name), ..Judgement::times("relay", target, has) })
     });
     told.collect()
 }
 
-/// What is owed with respect to one peer by name.
+/// The targets relative to one peer by name.
 fn named(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
     let base = |name: &str| figures.peers.iter().find(|p| p.name == name);
     let times = || {
-        let (name, owed) = shape.owed.of_peer?;
-        Some(Judgement::times(name, owed, figures.ratio(shape, peer, base(name)?)?))
+        let (name, target) = shape.targets.of_peer?;
+        Some(Judgement::times(name, target, figures.ratio(shape, peer, base(name)?)?))
     };
     let over = || {
-        let (name, owed) = shape.owed.over_peer?;
+        let (name, target) = shape.targets.over_peer?;
         let has = figures.difference(shape, peer, base(name)?)?;
-        Some(Judgement { beyond_unit: true, ..Judgement::times(name, owed, has) })
+        Some(Judgement { beyond_unit: true, ..Judgement::times(name, target, has) })
     };
     times().into_iter().chain(over()).collect()
 }
@@ -154,19 +156,19 @@ fn named(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
 /// What is no multiple of another peer's.
 fn own(figures: &Figures<'_>, shape: &Shape, peer: &Peer) -> Vec<Judgement> {
     let plain = || {
-        let (owed, has) = (shape.owed.at_most?, figures.figure(shape, peer)?);
-        Some(Judgement::times("", owed, has))
+        let (target, has) = (shape.targets.at_most?, figures.figure(shape, peer)?);
+        Some(Judgement::times("", target, has))
     };
     let beside = || {
-        let (name, owed) = shape.owed.of_shape?;
+        let (name, target) = shape.targets.of_shape?;
         let base = figures.shapes.iter().find(|s| s.name == name)?;
         let has = figures.ratio_between((shape, peer), (base, peer))?;
-        Some(Judgement::times(name, owed, has))
+        Some(Judgement::times(name, target, has))
     };
     plain().into_iter().chain(beside()).collect()
 }
 
-/// Something at which the gateway is not the best of its class, or does not keep what it owes.
+/// A row in which the gateway is not the best of its class, or misses a target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Loss {
     /// Where.
@@ -195,8 +197,8 @@ impl fmt::Display for Loss {
 /// A value over the runs that count: its name, a peer's median, and whether more of it is better.
 type Value<'a> = (&'static str, Box<dyn Fn(&Peer) -> Option<Spread> + 'a>, bool);
 
-/// Everything the gateways owe and miss, and everything a layer-7 peer does better: those that owe
-/// something in a shape first, the worst first.
+/// All targets that gateways miss, and everything that a layer-7 peer does better. Gateways with
+/// targets in a shape come first, and of these the worst.
 pub fn losses(figures: &Figures<'_>) -> Vec<Loss> {
     let mut all = vec![];
     for shape in figures.shapes {
@@ -206,11 +208,11 @@ pub fn losses(figures: &Figures<'_>) -> Vec<Loss> {
             beaten(figures, shape, gateway, &mut all);
         }
     }
-    let owing = |loss: &Loss| {
+    let has_target = |loss: &Loss| {
         let shape = figures.shapes.iter().find(|s| s.name == loss.shape);
-        shape.is_some_and(|shape| shape.owing.contains(&loss.gateway.as_str()))
+        shape.is_some_and(|shape| shape.gateways.contains(&loss.gateway.as_str()))
     };
-    let rank = |loss: &Loss| (!owing(loss), !loss.rivals.is_empty());
+    let rank = |loss: &Loss| (!has_target(loss), !loss.rivals.is_empty());
     all.sort_by(|a, b| {
         let factor = |loss: &Loss| loss.factor.unwrap_or(f64::MAX);
         rank(a).cmp(&rank(b)).then(factor(b).total_cmp(&factor(a)))
@@ -230,7 +232,7 @@ fn missed(figures: &Figures<'_>, shape: &Shape, gateway: &Peer, losses: &mut Vec
     for judgement in judge(figures, shape, gateway).iter().filter(|j| !j.met()) {
         let factor = judgement.beyond().map(|beyond| beyond + 1.0);
         let head = if judgement.of.is_some() { "" } else { shape.figure.head() };
-        let text = format!("owes {head} {judgement}").replace("  ", " ");
+        let text = format!("target {head} {judgement}").replace("  ", " ");
         losses.push(of(judgement.of.unwrap_or(shape.figure.head()), factor, text));
     }
     let bad: Vec<&Run> = figures.of(shape, gateway).filter(|r| !r.counts()).collect();
@@ -368,7 +370,7 @@ mod tests {
         let told: Vec<String> = losses.iter().map(ToString::to_string).collect();
         // 2.5 % more CPU is noise, twice the p99 is not; the missing ratio of 0.35 is missed.
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("owes CPU us a unit <= 0.35 x nginx"), "{told:?}");
+        assert!(told[0].contains("target CPU us a unit <= 0.35 x nginx"), "{told:?}");
         assert_eq!(told[1], "unary-1k-16x16: ringway: p99 us: 3.0; nginx 1.5 (2.00 x)");
     }
 

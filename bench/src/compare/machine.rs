@@ -90,7 +90,7 @@ pub struct Facts {
     versions: BTreeMap<String, String>,
 }
 
-/// Settings of the kernel that are told.
+/// Settings of the kernel that are shown.
 const SETTINGS: [&str; 3] =
     ["net/core/somaxconn", "net/ipv4/ip_local_port_range", "kernel/io_uring_disabled"];
 

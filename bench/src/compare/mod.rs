@@ -1,10 +1,10 @@
 //! Gateways against the bare relay and against each other, in one interleaved run.
 //!
-//! For each shape and round every peer runs once, A B C A B C, each time freshly started on its
-//! own CPU with the load and the endpoint on another. [`shape`] says what is run, [`peer`] who,
+//! For each shape and round every peer runs once, A B C A B C, each time freshly started on its own
+//! CPU with the load and the endpoint on another. [`shape`] says what is run, [`peer`] who,
 //! [`programs`] finds or installs what they are made of, [`estimate`] says how long it will take,
 //! [`test_bed`] starts and ends them, [`machine`] prepares and describes the machine. Of the runs,
-//! [`figures`] makes figures and ratios, [`judge`] what is owed and where the gateway loses,
+//! [`figures`] makes figures and ratios, [`judge`] the targets and where the gateway loses,
 //! [`table`] the rows that [`report`] prints and [`page`] draws.
 
 mod count;

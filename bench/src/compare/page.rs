@@ -14,17 +14,17 @@ use super::table::{Line, Row};
 use super::{Record, is_judged};
 
 const STYLE: &str = include_str!("page.css");
-/// The row that is told first if it ran.
+/// The row that is shown first if it ran.
 const HEADLINE: &str = "unary-100-16x16";
-/// What the table of what is owed begins with.
-const OWED: &str = "<h2>What is owed</h2><p>What a gateway may cost at most in a row, set before it \
-    was measured. A multiple of the bare relay says how near it comes to the least that any process \
-    between two sockets costs; a multiple of the best HTTP proxy here says what it saves who would \
-    run that one instead; a figure by itself is what a user still does not notice. Where both \
-    multiples are owed, the one that allows less binds. Where CPU is owed as a multiple of the \
-    relay's, median and 99th percentile are judged by the same multiple, so that nothing is bought \
-    with waiting. What is missed is told and not lowered.\
-    <table><tr><th>row<th>peer<th>owed and what it is";
+/// The begin of the table of targets.
+const TARGETS: &str = "<h2>Targets</h2><p>The most that a gateway may cost in a row, set before it was \
+    measured. A multiple of the bare relay says how near the gateway comes to the least that any \
+    process between two sockets costs. A multiple of the best HTTP proxy here says what an operator \
+    saves who would run that proxy instead. A figure by itself is what a user does not notice yet. \
+    If there are both multiples, the one that allows less binds. If the target for CPU is a multiple \
+    of the relay's, median and 99th percentile are judged by the same multiple, so that CPU is not \
+    saved by waiting. A target that is missed stays as it is.\
+    <table><tr><th>row<th>peer<th>target and figure";
 
 /// The page of a comparison whose runs left their files in `out`.
 pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
@@ -34,7 +34,7 @@ pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
          <style>{STYLE}</style><h1>Ringway beside other proxies</h1>"
     );
     html += &beginning(record);
-    html += &owed(record.table);
+    html += &targets(record.table);
     html += &lost(record);
     html += "<h2>Rows</h2><p>Median (min-max) over the rounds; ratios are formed within a round, \
              those of added latency of the medians. A run counts only if nothing in it failed; a \
@@ -78,13 +78,13 @@ fn beginning(record: &Record<'_>) -> String {
         html += ".</p>";
         html += &drawn_bars(row);
     }
-    let owing = || record.table.iter().flat_map(|row| &row.lines).filter(|line| line.owes);
-    let judged = || owing().flat_map(|line| &line.judgements);
+    let lines = || record.table.iter().flat_map(|row| &row.lines).filter(|line| line.has_targets);
+    let judged = || lines().flat_map(|line| &line.judgements);
     let met = judged().filter(|judgement| judgement.met()).count();
     let request = record.request;
     let _ = write!(
         html,
-        "<p>{met} of {} things that are owed are kept; what is not stands <a href=#lost>below</a>. \
+        "<p>{met} of {} targets are met; those that are missed are <a href=#lost>below</a>. \
          {} rounds of {:.2} s, {} peers, {} runs, interleaved A B C A B C.",
         judged().count(),
         request.rounds,
@@ -100,12 +100,12 @@ fn beginning(record: &Record<'_>) -> String {
     html
 }
 
-/// The first row that a gateway owes something in, is judged by CPU and compared in.
+/// The first row by CPU in which a gateway has a target and a peer to compare with.
 fn headline(table: &[Row]) -> Option<(&Row, &Line)> {
     let line = |row: &'_ Row| {
         row.lines
             .iter()
-            .position(|line| line.owes && line.figure.is_some() && line.x_relay.is_some())
+            .position(|line| line.has_targets && line.figure.is_some() && line.x_relay.is_some())
     };
     let of_cpu = |row: &&Row| row.head == Figure::Cpu.head() && line(row).is_some();
     let calls = table.iter().filter(of_cpu);
@@ -130,10 +130,10 @@ fn machine(record: &Record<'_>) -> String {
     html + "</table>"
 }
 
-fn owed(table: &[Row]) -> String {
-    let mut html = OWED.to_owned();
+fn targets(table: &[Row]) -> String {
+    let mut html = TARGETS.to_owned();
     for row in table {
-        for line in row.lines.iter().filter(|line| line.owes) {
+        for line in row.lines.iter().filter(|line| line.has_targets) {
             for judgement in &line.judgements {
                 let head = if judgement.of.is_some() { "" } else { &row.head };
                 let word = if judgement.met() { "met" } else { "missed" };
@@ -159,7 +159,7 @@ fn owed(table: &[Row]) -> String {
     html + "</table>"
 }
 
-/// Why a line that owes something is not judged.
+/// Why a line with targets is not judged.
 fn unjudged(row: &Row, line: &Line) -> &'static str {
     match (line.figure, line.rate) {
         (Some(_), _) if row.added => "nothing to compare with that adds anything over direct",
@@ -174,8 +174,8 @@ fn lost(record: &Record<'_>) -> String {
     if record.losses.is_empty() {
         return html + "<p>Nowhere, against what ran here.";
     }
-    html += "<p>Every row in which a gateway misses what it owes, or another layer-7 proxy is \
-             better by more than noise (5 %). What owes nothing in a row stands last.\
+    html += "<p>Every row in which a gateway misses a target, or another layer-7 proxy is \
+             better by more than noise (5 %). Gateways without a target in a row are last.\
              <table><tr><th>row<th>gateway<th>figures<th>times worse";
     for Loss { shape, gateway, text, factor, .. } in record.losses {
         let factor = factor.map_or(String::new(), |factor| format!("{factor:.2}"));

@@ -26,7 +26,7 @@ pub enum Class {
     L4,
     /// Speaks HTTP/2 on both sides.
     L7,
-    /// The gateway that owes something.
+    /// The gateway that has targets.
     Gateway,
 }
 
@@ -256,8 +256,8 @@ mod tests {
         let of = |class| peers.iter().filter(|p| p.class == class).count();
         assert_eq!((of(Class::Baseline), of(Class::Direct)), (1, 1));
         for shape in &ALL {
-            for owing in shape.owing {
-                let peer = peers.iter().find(|p| p.name == *owing).unwrap();
+            for gateway in shape.gateways {
+                let peer = peers.iter().find(|p| p.name == *gateway).unwrap();
                 assert!(peer.class == Class::Gateway && shape.is_for(peer), "{}", shape.name);
             }
         }

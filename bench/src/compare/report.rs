@@ -42,7 +42,7 @@ fn heads(row: &Row) -> [String; COLUMNS] {
     let [p50, p99, p999] = PERCENTILES
         .map(|p| if row.added { format!("added {} us", p.name) } else { format!("{} us", p.name) });
     let best = row.best_l7.as_ref().map_or("x best L7".to_owned(), |name| format!("x {name}"));
-    let plain = ["peer", "x relay", CPU, "k units/s", "MB/s", "owed; remarks"].map(str::to_owned);
+    let plain = ["peer", "x relay", CPU, "k units/s", "MB/s", "target; remarks"].map(str::to_owned);
     let [peer, relay, cpu, rate, bytes, rest] = plain;
     [peer, row.head.clone(), relay, best, cpu, rate, bytes, p50, p99, p999, rest]
 }
@@ -67,10 +67,10 @@ fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
     ]
 }
 
-/// What a line owes, and what a reader must know of it.
+/// A line's targets, and what a reader must know of it.
 pub fn told(line: &Line) -> String {
-    let owed = line.judgements.iter().map(ToString::to_string);
-    owed.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
+    let targets = line.judgements.iter().map(ToString::to_string);
+    targets.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
 }
 
 /// Heads and cells of a row's figures alone.

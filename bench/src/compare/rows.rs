@@ -1,14 +1,14 @@
-//! The rows: every workload that is run, and what a gateway owes in it.
+//! The rows: every workload that is run, and its targets.
 
 use super::CompareFault;
-use super::shape::{Figure, NOTHING, Owed, RATE_HALF, Shape, Who, Work};
+use super::shape::{Figure, NOTHING, RATE_HALF, Shape, Targets, Who, Work};
 
-const fn at_most(most: f64) -> Owed {
-    Owed { at_most: Some(most), ..NOTHING }
+const fn at_most(most: f64) -> Targets {
+    Targets { at_most: Some(most), ..NOTHING }
 }
 
-const fn owed(relay: f64, l7: f64) -> Owed {
-    Owed { relay: Some(relay), l7: Some(l7), ..NOTHING }
+const fn targets(relay: f64, l7: f64) -> Targets {
+    Targets { relay: Some(relay), l7: Some(l7), ..NOTHING }
 }
 
 const KIB: u32 = 1024;
@@ -25,8 +25,8 @@ const UNARY: Shape = Shape {
     answer: 100,
     more: &[],
     figure: Figure::Cpu,
-    owed: NOTHING,
-    owing: &["ringway"],
+    targets: NOTHING,
+    gateways: &["ringway"],
 };
 
 /// Calls begun at a rate, whatever the answers do.
@@ -34,8 +34,8 @@ const PACED: Shape = Shape {
     connections: 64,
     streams: 4,
     figure: Figure::AddedP50,
-    owed: Owed { relay: Some(1.05), relay_spinning: Some(0.4), ..NOTHING },
-    owing: &["ringway", "ringway-spin"],
+    targets: Targets { relay: Some(1.05), relay_spinning: Some(0.4), ..NOTHING },
+    gateways: &["ringway", "ringway-spin"],
     ..UNARY
 };
 
@@ -51,15 +51,15 @@ const RESTING: Shape = Shape {
 
 /// Requests of HTTP/1.1, and messages on WebSockets.
 const WEB: Shape =
-    Shape { who: Who::Web, streams: 1, message: 4, owing: &["ringway-dial"], ..UNARY };
+    Shape { who: Who::Web, streams: 1, message: 4, gateways: &["ringway-dial"], ..UNARY };
 
 /// New connections with TLS, one call each.
 const HANDSHAKES: Shape = Shape {
     about: "a connection with TLS and one call",
     who: Who::Tls,
     streams: 1,
-    owed: Owed { l7: Some(0.9), ..NOTHING },
-    owing: &["ringway-tls"],
+    targets: Targets { l7: Some(0.9), ..NOTHING },
+    gateways: &["ringway-tls"],
     ..UNARY
 };
 
@@ -103,19 +103,31 @@ pub(super) const CAPACITY: &str = "unary-100-64x1";
 
 /// All shapes, in the order they run.
 pub(super) const ALL: [Shape; 53] = [
-    Shape { name: "unary-100-256x1", connections: 256, streams: 1, owed: owed(1.4, 0.70), ..UNARY },
-    Shape { name: "unary-100-16x16", owed: owed(4.0, 0.35), ..UNARY },
+    Shape {
+        name: "unary-100-256x1",
+        connections: 256,
+        streams: 1,
+        targets: targets(1.4, 0.70),
+        ..UNARY
+    },
+    Shape { name: "unary-100-16x16", targets: targets(4.0, 0.35), ..UNARY },
     Shape { name: "unary-100-1x1", connections: 1, streams: 1, ..UNARY },
     Shape { name: CAPACITY, connections: 64, streams: 1, ..UNARY },
     Shape { name: "unary-100-4x64", connections: 4, streams: 64, ..UNARY },
-    Shape { name: "unary-1k-16x16", message: KIB, answer: KIB, owed: owed(3.5, 0.35), ..UNARY },
+    Shape {
+        name: "unary-1k-16x16",
+        message: KIB,
+        answer: KIB,
+        targets: targets(3.5, 0.35),
+        ..UNARY
+    },
     Shape {
         name: "unary-64k-8x4",
         connections: 8,
         streams: 4,
         message: 64 * KIB,
         answer: 64 * KIB,
-        owed: owed(1.27, 0.65),
+        targets: targets(1.27, 0.65),
         ..UNARY
     },
     Shape {
@@ -124,7 +136,7 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 2,
         message: KIB * KIB,
         answer: KIB * KIB,
-        owed: owed(1.26, 0.95),
+        targets: targets(1.26, 0.95),
         ..UNARY
     },
     Shape {
@@ -133,7 +145,7 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         message: 8 * KIB * KIB,
         answer: 4,
-        owed: owed(1.24, 0.95),
+        targets: targets(1.24, 0.95),
         ..UNARY
     },
     Shape {
@@ -143,7 +155,7 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 4,
         answer: KIB,
         more: &["--kind", "server-stream"],
-        owed: owed(1.4, 0.90),
+        targets: targets(1.4, 0.90),
         ..UNARY
     },
     Shape {
@@ -153,7 +165,7 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 4,
         answer: 64 * KIB,
         more: &["--kind", "server-stream"],
-        owed: owed(1.2, 0.95),
+        targets: targets(1.2, 0.95),
         ..UNARY
     },
     Shape {
@@ -162,7 +174,7 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 64,
         streams: 1,
         more: &["--kind", "ping-pong"],
-        owed: owed(1.25, 1.25),
+        targets: targets(1.25, 1.25),
         ..UNARY
     },
     Shape {
@@ -173,7 +185,7 @@ pub(super) const ALL: [Shape; 53] = [
         message: 5,
         answer: 5,
         more: &["--kind", "ping-pong", "--in-flight", "20000"],
-        owed: Owed { l7: Some(0.95), ..NOTHING },
+        targets: Targets { l7: Some(0.95), ..NOTHING },
         ..UNARY
     },
     Shape {
@@ -196,7 +208,7 @@ pub(super) const ALL: [Shape; 53] = [
         answer: KIB,
         more: &["--kind", "beside"],
         figure: Figure::Beside,
-        owed: at_most(2.0),
+        targets: at_most(2.0),
         ..UNARY
     },
     Shape {
@@ -205,8 +217,8 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 16,
         streams: 1,
         more: &["--kind", "new-connection"],
-        owed: Owed { relay: Some(1.4), relay_by_worker: Some(2.2), ..NOTHING },
-        owing: &["ringway", "ringway-dial", "ringway-worker"],
+        targets: Targets { relay: Some(1.4), relay_by_worker: Some(2.2), ..NOTHING },
+        gateways: &["ringway", "ringway-dial", "ringway-worker"],
         ..UNARY
     },
     Shape {
@@ -218,7 +230,7 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         more: &["--kind", "resume"],
         figure: Figure::Resume,
-        owed: at_most(300.0),
+        targets: at_most(300.0),
         ..UNARY
     },
     Shape {
@@ -230,8 +242,8 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         more: &["--kind", "resume"],
         figure: Figure::Resume,
-        owed: at_most(150.0),
-        owing: &["ringway-told"],
+        targets: at_most(150.0),
+        gateways: &["ringway-told"],
         ..UNARY
     },
     Shape {
@@ -244,7 +256,7 @@ pub(super) const ALL: [Shape; 53] = [
         name: "rate-half-64x4",
         about: "a call, at half of what the slowest peer can do",
         more: &["--rate", RATE_HALF],
-        owed: NOTHING,
+        targets: NOTHING,
         ..PACED
     },
     Shape {
@@ -259,7 +271,7 @@ pub(super) const ALL: [Shape; 53] = [
         about: "a call on one of ten connections, the others rest",
         connections: 8000,
         more: &["--active", "10"],
-        owed: Owed { of_shape: Some(("live-10-active-10", 1.15)), ..NOTHING },
+        targets: Targets { of_shape: Some(("live-10-active-10", 1.15)), ..NOTHING },
         ..UNARY
     },
     Shape { name: "idle-1", connections: 1, ..RESTING },
@@ -267,7 +279,7 @@ pub(super) const ALL: [Shape; 53] = [
     Shape {
         name: "idle-9000",
         connections: 9000,
-        owed: Owed { l7: Some(0.75), at_most: Some(6.0 * 1024.0), ..NOTHING },
+        targets: Targets { l7: Some(0.75), at_most: Some(6.0 * 1024.0), ..NOTHING },
         ..RESTING
     },
     Shape {
@@ -284,7 +296,7 @@ pub(super) const ALL: [Shape; 53] = [
         work: Work::Hold,
         connections: 9000,
         more: &[],
-        owed: at_most(2.0 * 1024.0),
+        targets: at_most(2.0 * 1024.0),
         ..RESTING
     },
     Shape {
@@ -294,8 +306,8 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 256,
         streams: 1,
         more: &["--tls", "{ca}"],
-        owed: Owed { l7: Some(0.8), ..NOTHING },
-        owing: &["ringway-tls"],
+        targets: Targets { l7: Some(0.8), ..NOTHING },
+        gateways: &["ringway-tls"],
         ..UNARY
     },
     Shape {
@@ -303,7 +315,7 @@ pub(super) const ALL: [Shape; 53] = [
         about: "a call, TLS towards the client",
         who: Who::Tls,
         more: &["--tls", "{ca}"],
-        owing: &["ringway-tls"],
+        gateways: &["ringway-tls"],
         ..UNARY
     },
     Shape {
@@ -315,7 +327,7 @@ pub(super) const ALL: [Shape; 53] = [
         message: 64 * KIB,
         answer: 64 * KIB,
         more: &["--tls", "{ca}"],
-        owing: &["ringway-tls"],
+        gateways: &["ringway-tls"],
         ..UNARY
     },
     Shape {
@@ -324,8 +336,8 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         who: Who::Gateways,
         figure: Figure::Messages,
-        owed: at_most(0.0),
-        owing: &["ringway", "ringway-two-cores"],
+        targets: at_most(0.0),
+        gateways: &["ringway", "ringway-two-cores"],
         ..UNARY
     },
     Shape {
@@ -334,15 +346,15 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         who: Who::Gateways,
         figure: Figure::Allocations,
-        owed: at_most(0.001),
-        owing: &["ringway", "ringway-two-cores"],
+        targets: at_most(0.001),
+        gateways: &["ringway", "ringway-two-cores"],
         ..UNARY
     },
     Shape {
         name: "unary-100-64x3",
         connections: 64,
         streams: 3,
-        owed: Owed { relay: Some(1.15), ..NOTHING },
+        targets: Targets { relay: Some(1.15), ..NOTHING },
         ..UNARY
     },
     Shape {
@@ -353,7 +365,7 @@ pub(super) const ALL: [Shape; 53] = [
         more: &["--kind", "capacity"],
         figure: Figure::Interval,
         // 0.8 of the relay's rate, 1.5 of the best proxy's.
-        owed: owed(1.0 / 0.8, 1.0 / 1.5),
+        targets: targets(1.0 / 0.8, 1.0 / 1.5),
         ..UNARY
     },
     Shape {
@@ -363,34 +375,34 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         more: &["--kind", "storm"],
         figure: Figure::FirstAnswer,
-        owed: Owed { l7: Some(1.0), ..NOTHING },
-        owing: &["ringway", "ringway-dial"],
+        targets: Targets { l7: Some(1.0), ..NOTHING },
+        gateways: &["ringway", "ringway-dial"],
         ..UNARY
     },
     Shape {
         name: "slow-readers-1000",
         figure: Figure::WholeMemory,
-        owed: Owed { l7: Some(0.6), ..NOTHING },
+        targets: Targets { l7: Some(0.6), ..NOTHING },
         ..SLOW
     },
-    Shape { name: "beside-slow-1000", figure: Figure::Beside, owed: at_most(1.2), ..SLOW },
+    Shape { name: "beside-slow-1000", figure: Figure::Beside, targets: at_most(1.2), ..SLOW },
     Shape {
         name: "idle-whole-5000",
         connections: 5000,
         figure: Figure::WholeMemory,
-        owed: Owed { of_peer: Some(("haproxy", 0.6)), ..NOTHING },
+        targets: Targets { of_peer: Some(("haproxy", 0.6)), ..NOTHING },
         ..RESTING
     },
     Shape {
         name: "download-40ms",
         figure: Figure::Interval,
-        owed: Owed { relay: Some(1.0 / 0.95), ..NOTHING },
+        targets: Targets { relay: Some(1.0 / 0.95), ..NOTHING },
         ..LONG_WAY
     },
     Shape {
         name: "call-in-download-40ms",
         figure: Figure::Behind,
-        owed: at_most(ROUND_TRIP_US),
+        targets: at_most(ROUND_TRIP_US),
         ..LONG_WAY
     },
     Shape {
@@ -398,8 +410,8 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 256,
         streams: 1,
         who: Who::Named(&["ringway", "ringway-two-cores"]),
-        owed: Owed { of_peer: Some(("ringway", 1.1)), ..NOTHING },
-        owing: &["ringway-two-cores"],
+        targets: Targets { of_peer: Some(("ringway", 1.1)), ..NOTHING },
+        gateways: &["ringway-two-cores"],
         ..UNARY
     },
     Shape {
@@ -410,8 +422,8 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 1,
         more: &["--kind", "resume"],
         figure: Figure::Resume,
-        owed: Owed { over_peer: Some(("ringway", 100.0)), ..NOTHING },
-        owing: &["ringway-two-cores"],
+        targets: Targets { over_peer: Some(("ringway", 100.0)), ..NOTHING },
+        gateways: &["ringway-two-cores"],
         ..UNARY
     },
     Shape {
@@ -419,7 +431,7 @@ pub(super) const ALL: [Shape; 53] = [
         about: "a GET over HTTP/1.1",
         connections: 256,
         more: &["--kind", "get"],
-        owed: owed(1.1, 0.76),
+        targets: targets(1.1, 0.76),
         ..WEB
     },
     Shape {
@@ -428,7 +440,7 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 4,
         answer: KIB * KIB,
         more: &["--kind", "get"],
-        owed: owed(1.2, 0.65),
+        targets: targets(1.2, 0.65),
         ..WEB
     },
     Shape {
@@ -438,7 +450,7 @@ pub(super) const ALL: [Shape; 53] = [
         message: 8 * KIB * KIB,
         answer: 4,
         more: &["--kind", "post"],
-        owed: owed(1.2, 0.65),
+        targets: targets(1.2, 0.65),
         ..WEB
     },
     Shape {
@@ -447,7 +459,7 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 64,
         message: 100,
         more: &["--kind", "ws-ping-pong"],
-        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        targets: Targets { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
         ..WEB
     },
     Shape {
@@ -456,7 +468,7 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 256,
         message: 100,
         more: &["--kind", "ws-ping-pong", "--rate", "15360"],
-        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        targets: Targets { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
         ..WEB
     },
     Shape {
@@ -465,7 +477,7 @@ pub(super) const ALL: [Shape; 53] = [
         connections: 4,
         answer: 64 * KIB,
         more: &["--kind", "ws-stream"],
-        owed: Owed { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
+        targets: Targets { relay: Some(1.15), of_peer: Some(("haproxy-http1", 0.9)), ..NOTHING },
         ..WEB
     },
     Shape {
@@ -485,7 +497,7 @@ pub(super) const ALL: [Shape; 53] = [
         more: &["--kind", "new-connection", "--tls", "{ca}", "--round-trip-ms", "40"],
         figure: Figure::RoundTrips,
         // Two instead of three.
-        owed: Owed { l7: Some(0.7), ..NOTHING },
+        targets: Targets { l7: Some(0.7), ..NOTHING },
         ..HANDSHAKES
     },
     Shape {
@@ -496,8 +508,8 @@ pub(super) const ALL: [Shape; 53] = [
         streams: 4,
         answer: 64 * KIB,
         more: &["--kind", "server-stream", "--tls", "{ca}"],
-        owed: Owed { l7: Some(0.9), ..NOTHING },
-        owing: &["ringway-tls"],
+        targets: Targets { l7: Some(0.9), ..NOTHING },
+        gateways: &["ringway-tls"],
         ..UNARY
     },
     Shape {
@@ -509,8 +521,8 @@ pub(super) const ALL: [Shape; 53] = [
         message: 8 * KIB * KIB,
         answer: 4,
         more: &["--tls", "{ca}"],
-        owed: Owed { l7: Some(0.9), ..NOTHING },
-        owing: &["ringway-tls"],
+        targets: Targets { l7: Some(0.9), ..NOTHING },
+        gateways: &["ringway-tls"],
         ..UNARY
     },
 ];

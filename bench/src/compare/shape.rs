@@ -1,4 +1,4 @@
-//! What is run, and what a gateway owes there.
+//! What is run, and a gateway's targets there.
 
 use serde::Serialize;
 
@@ -81,9 +81,9 @@ pub enum Who {
     Named(&'static [&'static str]),
 }
 
-/// The most a gateway's figure may be.
+/// The targets: the most that a gateway's figure may be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Owed {
+pub struct Targets {
     /// As a multiple of the bare relay's.
     pub relay: Option<f64>,
     /// The same for a gateway that has its worker dial back, where that differs.
@@ -102,7 +102,7 @@ pub struct Owed {
     pub over_peer: Option<(&'static str, f64)>,
 }
 
-pub(super) const NOTHING: Owed = Owed {
+pub(super) const NOTHING: Targets = Targets {
     relay: None,
     relay_by_worker: None,
     relay_spinning: None,
@@ -113,7 +113,7 @@ pub(super) const NOTHING: Owed = Owed {
     over_peer: None,
 };
 
-impl Owed {
+impl Targets {
     /// Whether the shape is only looked at.
     pub fn is_nothing(&self) -> bool {
         *self == NOTHING
@@ -143,10 +143,10 @@ pub struct Shape {
     pub more: &'static [&'static str],
     /// What it is judged by.
     pub figure: Figure,
-    /// What a gateway owes.
-    pub owed: Owed,
-    /// The gateways that owe it, by name.
-    pub owing: &'static [&'static str],
+    /// A gateway's targets.
+    pub targets: Targets,
+    /// The gateways that have these targets, by name.
+    pub gateways: &'static [&'static str],
 }
 
 /// The argument that stands for half of what the slowest peer can do.
@@ -178,7 +178,7 @@ impl Shape {
 
     /// The shape it is compared with in each round.
     pub fn partner(&self) -> Option<&'static str> {
-        self.owed.of_shape.map(|(name, _)| name)
+        self.targets.of_shape.map(|(name, _)| name)
     }
 
     /// Whether it needs to know what the slowest peer can do.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::figures::{Figures, P50, P99, P999, Percentile, Spread, brief};
-use super::judge::{Judgement, judge, owes};
+use super::judge::{Judgement, has_targets, judge};
 use super::peer::{Class, Peer};
 use super::shape::{Figure, Shape};
 use super::{Run, is_direct};
@@ -16,7 +16,7 @@ const FULL: f64 = 0.9;
 /// CPUs kept busy by others above which a row says so.
 const OTHERS: f64 = 0.12;
 
-/// The percentiles that are told.
+/// The percentiles that are shown.
 pub const PERCENTILES: [Percentile; 3] = [P50, P99, P999];
 
 /// One shape.
@@ -43,8 +43,8 @@ pub struct Line {
     pub peer: String,
     /// What it is compared as.
     pub class: Class,
-    /// Whether it owes what is judged.
-    pub owes: bool,
+    /// Whether the shape's targets hold for it.
+    pub has_targets: bool,
     /// The figure.
     pub figure: Option<Spread>,
     /// As a multiple of the bare relay's.
@@ -59,7 +59,7 @@ pub struct Line {
     pub bytes: Option<Spread>,
     /// [`PERCENTILES`] in microseconds, beyond direct if the row says so; those with enough samples.
     pub latency: [Option<Spread>; 3],
-    /// What it owes.
+    /// Its targets, and whether they are met.
     pub judgements: Vec<Judgement>,
     /// What a reader must know.
     pub remarks: Vec<String>,
@@ -89,7 +89,7 @@ fn row(figures: &Figures<'_>, shape: &Shape) -> Row {
         Line {
             peer: peer.name.clone(),
             class: peer.class,
-            owes: owes(shape, peer),
+            has_targets: has_targets(shape, peer),
             figure: figures.figure(shape, peer),
             x_relay: figures.baseline().and_then(|base| figures.ratio(shape, peer, base)),
             x_l7: l7.and_then(|base| figures.ratio(shape, peer, base)),

@@ -88,7 +88,7 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         sys::end_group(self.child.id());
-        // It was killed: there is nothing to learn from how it ended.
+        // The process was killed, so its exit status says nothing.
         let _ = self.child.wait();
     }
 }
