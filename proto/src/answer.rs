@@ -36,7 +36,7 @@ pub struct Info<'a> {
 pub fn render(fault: &Fault, style: &ReplyStyle<'_>, fields: &mut Fields, body: &mut Vec<u8>) {
     fields.clear();
     body.clear();
-    // CL-41: a lost tunnel is told in gRPC's fields and by the status, and by no text.
+    // CL-41: a lost tunnel shows in gRPC's fields and in the status, and in no text.
     let lost = fault.is_lost_tunnel();
     let text = fault.to_string();
     let text = &text[..text.floor_char_boundary(TEXT_MAX)];

@@ -70,7 +70,7 @@ mod tests {
         ] {
             assert_eq!(HttpDate::from_unix(seconds).as_bytes(), text.as_bytes(), "{seconds}");
         }
-        // It must not panic, whatever a clock says.
+        // The conversion must not panic, whatever a clock says.
         let _ = HttpDate::from_unix(u64::MAX);
     }
 }

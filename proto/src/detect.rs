@@ -16,7 +16,7 @@ pub enum Detected {
 
 /// Tells HTTP/2 by prior knowledge from HTTP/1 (RFC 9113 §3.3).
 ///
-/// No HTTP/1 method begins with `PRI `, so most requests are told by their first or second byte.
+/// No HTTP/1 method begins with `PRI `, so the first or second byte decides for most requests.
 #[must_use]
 pub fn detect(first: &[u8]) -> Detected {
     if first.len() >= PREFACE.len() {

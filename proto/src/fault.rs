@@ -91,7 +91,7 @@ pub enum Fault {
     AnswerTooLarge,
     /// The tunnel broke before it gave a response head (design 3.11).
     TunnelLost(
-        /// Why, for operators: its client is not told.
+        /// Why, for operators: the client does not see it.
         &'static str,
     ),
     /// Likewise: its server answered HTTP/2 with HTTP/1, so it speaks nothing else.

@@ -96,11 +96,11 @@ pub struct RequestIds {
 /// Where a request id was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// By this run of this node, on this core.
+    /// Made by this run of this node, on this core.
     Core(u16),
-    /// By this node before it was started again: whatever it knew is gone.
+    /// Made by an earlier run of this node: whatever that knew is gone.
     OtherIncarnation,
-    /// By this node of the cluster.
+    /// Made by this node of the cluster.
     OtherNode(Node),
     /// Not by this scheme at all.
     Unknown,
@@ -233,7 +233,7 @@ impl fmt::Debug for WorkerToken {
     }
 }
 
-/// Whose token it is: the core, and the session's slot there with its generation.
+/// The owner of a token: the core, and the session's slot there with its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenAddress {
     /// Logical core, below [`CORE_LIMIT`].
@@ -244,7 +244,7 @@ pub struct TokenAddress {
     pub generation: u32,
 }
 
-/// Why a text is no token of ours. The worker is told none of it (contract 4.2).
+/// Why a text is no token of ours. The worker does not learn it (contract 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
     /// Not 64 characters of the alphabet, or a layout we do not know.
@@ -263,11 +263,11 @@ pub enum TokenFault {
 /// what another core, or another node, is bothered with was made by one that has the key.
 #[derive(Clone)]
 pub struct TokenMint {
-    /// By which credentials are sealed.
+    /// The key by which credentials are sealed.
     own: SipHasher24,
-    /// By which tokens are made.
+    /// The key by which tokens are made.
     mac: SipHasher24,
-    /// By which others may have been made.
+    /// The key by which other tokens may have been made.
     other: Option<SipHasher24>,
     /// Format, node and incarnation: the upper 37 bits of the first group.
     origin: u128,

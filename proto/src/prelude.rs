@@ -37,9 +37,9 @@ const TOLD: usize = 20;
 /// Why octets are no prelude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PreludeFault {
-    /// They are of a version that is not read here.
+    /// The octets are of a version that is not read here.
     Version(u8),
-    /// They are something else, or cannot be.
+    /// The octets are something else, or impossible.
     Garbled,
 }
 
@@ -67,13 +67,13 @@ pub enum Verdict {
     Forged = 2,
     /// The version is not known there.
     Version = 3,
-    /// It is no prelude.
+    /// The octets are no prelude.
     Garbled = 4,
-    /// It is for another node.
+    /// The prelude is for another node.
     Elsewhere = 5,
     /// There is no room, or the owner leaves.
     Full = 6,
-    /// It is for an earlier run of the process there, which is dead.
+    /// The prelude is for an earlier run of the process there, which is dead.
     Dead = 7,
 }
 
@@ -97,7 +97,7 @@ impl Verdict {
 /// A connection's begin, at the node that it came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
-    /// Who it is.
+    /// The worker's or client's address.
     pub peer: SocketAddr,
     /// How long ago it came, in microseconds: the nodes' clocks are not compared.
     pub age: u64,
@@ -105,10 +105,10 @@ pub struct Opening {
     pub received: u32,
 }
 
-/// What an HTTP/2 client was told by the node that it came to.
+/// What an HTTP/2 client was sent by the node that it dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// By our SETTINGS.
+    /// The values of our SETTINGS.
     pub told: Told,
     /// Octets that were written to it, our SETTINGS included.
     pub written: u32,
@@ -140,9 +140,9 @@ impl Matter {
 /// The whole of it, but for the MAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prelude {
-    /// Who brings it.
+    /// The node that brings the connection.
     pub from: Node,
-    /// Whose it is.
+    /// The node that owns the connection.
     pub to: Node,
     /// What is brought.
     pub matter: Matter,
@@ -185,8 +185,7 @@ impl Prelude {
 
     /// Octets of the prelude that begins so, without its MAC; none while too few are here.
     ///
-    /// # Errors
-    /// It begins like none.
+    /// # Errors The octets do not begin like a prelude.
     pub fn length(begin: &[u8]) -> Result<Option<usize>, PreludeFault> {
         let known = begin.len().min(MAGIC.len());
         if begin[..known] != MAGIC[..known] {
@@ -205,8 +204,7 @@ impl Prelude {
 
     /// Reads the octets of one prelude, without its MAC.
     ///
-    /// # Errors
-    /// They are none.
+    /// # Errors The octets are no prelude.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PreludeFault> {
         if Self::length(bytes)? != Some(bytes.len()) {
             return Err(PreludeFault::Garbled);

@@ -1,5 +1,5 @@
-//! Who the client really is, as a load balancer in front says it: PROXY protocol v2, the binary
-//! header before a connection's first byte (haproxy.org, `proxy-protocol.txt`).
+//! The client's real address, from a load balancer in front: PROXY protocol v2, the binary header
+//! before a connection's first byte (haproxy.org, `proxy-protocol.txt`).
 //!
 //! Whether the sender may be believed (trusted networks) is the caller's to know.
 
@@ -42,9 +42,9 @@ pub enum Header {
 /// Why a connection that must begin with a header is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyFault {
-    /// It begins with something else.
+    /// The connection begins with something else.
     Missing,
-    /// It begins with the text header of version 1.
+    /// The connection begins with the text header of version 1.
     Text,
     /// Version or command is unknown.
     Version,
@@ -148,7 +148,7 @@ fn check_rest(header: &[u8], mut at: usize) -> Result<(), ProxyFault> {
     if at == header.len() { Ok(()) } else { Err(ProxyFault::Malformed) }
 }
 
-/// Of the header with the checksum's own four bytes as zeros.
+/// The checksum of the header, with the checksum's own four bytes as zeros.
 fn checksum(header: &[u8], own: usize) -> u32 {
     let mut digest = CRC32C.digest();
     digest.update(&header[..own]);

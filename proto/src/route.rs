@@ -36,9 +36,9 @@ pub enum Routed<'a> {
 pub struct RoutingHead<'a> {
     /// Without `Bearer `; never empty.
     pub credential: &'a [u8],
-    /// As sent; never empty.
+    /// The function as sent; never empty.
     pub function: &'a [u8],
-    /// As sent; empty if absent.
+    /// The version as sent; empty if absent.
     pub version: &'a [u8],
     /// The session the client wants to come back to.
     pub request_id: Option<Uuid>,
@@ -102,7 +102,8 @@ impl KeptStyle {
 /// What a CORS preflight asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preflight<'a> {
-    /// Who asks, if the answer is to be a yes: there is an `Origin` and the method is allowed.
+    /// The `Origin` of the request, if the answer allows it: there is one, and the method is
+    /// allowed.
     pub origin: Option<&'a [u8]>,
     /// The method asked for.
     pub method: &'a [u8],
@@ -221,7 +222,7 @@ impl<'a> Seen<'a> {
                 Token::AccessControlRequestHeaders => &mut seen.asked_headers,
                 _ => continue,
             };
-            // Of duplicates the first wins, even if it is empty.
+            // If there are duplicates the first one counts, even if it is empty.
             first.get_or_insert(field.value);
         }
         seen

@@ -34,7 +34,7 @@ impl Credentials {
     /// A file that cannot be read, or has no seed.
     pub async fn options(&self, servers: &[ServerAddr]) -> io::Result<ConnectOptions> {
         let mut options = self.login(servers).await?;
-        // The library reads them at each connection; one that is not there is told at the start.
+        // The library reads the files at each connection. A missing file is reported at the start.
         let files = [&self.nats_ca_file, &self.nats_cert_file, &self.nats_key_file];
         for path in files.into_iter().flatten() {
             tokio::fs::File::open(path).await.map_err(|error| named(path, error))?;

@@ -36,7 +36,7 @@ pub struct Conn {
     /// The part of a head or trailer section that came before the rest of it.
     held: Vec<u8>,
     pub(super) writing: Writing,
-    /// Of the peer's latest head.
+    /// The version of the peer's latest head.
     pub(super) version: Version,
     /// The exchange's method is HEAD.
     pub(super) is_head: bool,
@@ -95,8 +95,8 @@ impl Conn {
     /// Of the input nothing is needed again but what [`Event::Data`] points to: a head that came in
     /// part is kept here, up to its limit.
     ///
-    /// # Errors
-    /// The peer's fault, and the same one ever after: it cannot be told what its next bytes mean.
+    /// # Errors The peer's fault, and the same one ever after, because its next bytes cannot be
+    /// understood.
     pub fn next(
         &mut self,
         input: &[u8],

@@ -60,7 +60,7 @@ impl fmt::Debug for Connect<'_> {
 pub enum ConnectFault {
     /// Its target is not `/v1/proxy` in origin-form (WK-2).
     NotFound,
-    /// It announces a body; the bytes behind the head could be two things (design 6).
+    /// The request announces a body, so the bytes behind the head could be two things (design 6).
     HasBody,
     /// Row 2.
     MissingAuth,

@@ -170,8 +170,8 @@ const TEXT: u8 = 0;
 const LINE_END: u8 = 1;
 const FORBIDDEN: u8 = 2;
 
-/// Octets of a head: control octets but HTAB are refused wherever they are (RFC 9110 §5.5), so
-/// that TLS on this port is told at its first byte.
+/// Octets of a head: control octets but HTAB are refused wherever they are (RFC 9110 §5.5), so that
+/// TLS on this port is recognised at its first byte.
 const KIND: [u8; 256] = {
     let mut table = [TEXT; 256];
     let mut i = 0;

@@ -48,9 +48,9 @@ pub enum Role {
 /// [`body::CHUNK_EXTENSION_EXCESS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of a request's or response's head.
+    /// The limits of a request's or response's head.
     pub head: HeadLimits,
-    /// Of a trailer section.
+    /// The limits of a trailer section.
     pub trailers: HeadLimits,
     /// 1xx heads before a response.
     pub informational: u8,

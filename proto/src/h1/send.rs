@@ -172,7 +172,7 @@ impl Conn {
             return Ok(());
         }
         self.writing = self.response_framing(status, &outline, end_stream);
-        // RFC 9110 §10.1.1: it cannot be told whether the client will send its body now.
+        // RFC 9110 §10.1.1: it is not known whether the client will send its body now.
         if self.writing == Writing::UntilClose || self.awaits_continue {
             self.keep_alive = false;
         }

@@ -9,7 +9,7 @@ use crate::trailer::may_trail;
 pub(super) enum Writing {
     /// No message was begun.
     Idle,
-    /// A message without content, whose end was not told yet.
+    /// A message without content whose end was not written yet.
     Empty,
     /// Bytes to come.
     Length(u64),

@@ -59,7 +59,7 @@ impl Conn {
     }
 
     /// The DATA frame at the front of `input`, if [`Self::next`] would show it as one event and do
-    /// nothing else. Nothing is changed: what becomes of it is told with [`Self::passed`].
+    /// nothing else. Nothing is changed: the caller reports the result with [`Self::passed`].
     #[must_use]
     pub fn plain(&self, input: &[u8]) -> Option<Plain> {
         let head = FrameHead::parse(*input.first_chunk::<HEAD_BYTES>()?);

@@ -98,7 +98,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Charges one glitch where no fault can be told: the next one tells it.
+    /// Charges one glitch in a place that cannot report a fault: the next glitch reports it.
     pub(super) fn note(&mut self, limits: &Limits, now: Time) {
         // Glitches a second times microseconds is millionths of a glitch.
         let forgiven = now.since(self.counted_at).as_micros() * u128::from(limits.glitch_refill);

@@ -34,7 +34,7 @@ pub struct Told {
 /// A connection of which no request was answered yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Carried {
-    /// What it was told.
+    /// The settings that the client was sent.
     pub told: Told,
     /// All that was received, from the first octet of the preface on.
     pub received: Vec<u8>,
@@ -85,7 +85,8 @@ impl Told {
         }
     }
 
-    /// These limits, for a connection that was told so: the same ones if they say the same.
+    /// These limits, changed to the settings that the connection was sent. The same value if they
+    /// agree.
     fn within(self, limits: &Arc<Limits>) -> Arc<Limits> {
         if Self::of(limits) == self {
             return limits.clone();

@@ -26,7 +26,7 @@ pub struct Conn {
     pub(super) role: Role,
     /// Shared: a connection that rests is small.
     pub(super) limits: Arc<Limits>,
-    /// The instant of the latest call that told one.
+    /// The instant of the latest call that gave one.
     pub(super) now: Time,
     pub(super) reading: Reading,
     /// The part of a frame head that came before the rest of it.
@@ -372,8 +372,8 @@ impl Conn {
     /// The other hop took `bytes` of this stream's payload; `backlog` says that more of it waits
     /// there.
     ///
-    /// Credit goes back when half the window is owed. The window doubles, up to its maximum, if the
-    /// peer used up that half fast and nothing waits.
+    /// Credit goes back when half the window has been taken. The window doubles, up to its maximum,
+    /// if the peer used up that half fast and nothing waits.
     pub fn drained(&mut self, key: StreamKey, bytes: usize, backlog: bool, out: &mut impl Sink) {
         let Some(stream) = self.table.get_mut(key) else { return };
         // Nothing more comes on it; what an upgrade from HTTP/1 brought never used the window.
@@ -387,9 +387,9 @@ impl Conn {
         }
     }
 
-    /// Keeps back what is owed of this stream's window, as far as that has grown: its receiver is slow,
-    /// and memory is short. What the peer knows of cannot be taken away (RFC 9113 §6.9.2), so it shrinks
-    /// by and by, with what is drained.
+    /// Keeps credit of this stream's window back, as far as the window has grown: its receiver is
+    /// slow, and memory is short. What the peer knows of cannot be taken away (RFC 9113 §6.9.2), so
+    /// it shrinks by and by, with what is drained.
     pub fn shrink_window(&mut self, key: StreamKey) {
         if let Some(stream) = self.table.get_mut(key) {
             stream.receive.shrink(self.limits.stream_window);

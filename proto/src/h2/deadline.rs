@@ -54,7 +54,7 @@ impl Conn {
         Err(fault)
     }
 
-    /// Until now the peer's bytes were not read: what it owed has its whole time again.
+    /// Until now the peer's bytes were not read, so each deadline for the peer begins anew.
     pub fn read_again(&mut self, now: Time) {
         self.now = self.now.max(now);
         let waits = &mut self.deadlines;

@@ -198,7 +198,7 @@ impl std::error::Error for ConnFault {}
 /// Why no stream can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// As many are open as the peer (or L1) allows: wait.
+    /// As many streams are open as the peer (or L1) allows: wait.
     Full,
     /// This connection has used up its stream ids: open another.
     Exhausted,
@@ -235,7 +235,7 @@ pub enum Event {
         end_stream: bool,
         /// Where the list may be found again: equal numbers mean equal lists.
         list: Option<ListId>,
-        /// It was seen before under this number and is not in the caller's list:
+        /// The head was seen before under this number and is not in the caller's list:
         /// [`Conn::recall`] puts it there.
         repeated: bool,
     },

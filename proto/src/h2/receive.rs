@@ -36,7 +36,7 @@ impl<'a, S> Turn<'a, '_, S> {
 
 /// What a step of reading came to.
 pub(super) enum Step {
-    /// Nothing to tell: go on.
+    /// No event: go on.
     On,
     /// Something to tell.
     Tell(Event),

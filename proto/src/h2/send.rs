@@ -192,7 +192,7 @@ impl Conn {
         let Some(stream) = self.remove_reset(key) else { return };
         self.spoken = true;
         if stream.ours && !closed {
-            // It was answered at once and its request goes on all the same.
+            // The stream was answered at once, and its request goes on all the same.
             self.budget.note(&self.limits, self.now);
         }
         // A stream of ours without a head is still idle to the peer (RFC 9113 §6.4), and a closed

@@ -8,7 +8,7 @@ use super::{ConnFault, ErrorCode, Role};
 /// be at least.
 const STREAMS_UNTIL_TOLD: u32 = 100;
 
-/// What the peer has told us about itself.
+/// The settings that the peer has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeerSettings {
     /// Streams it lets us open.

@@ -163,7 +163,7 @@ impl Table {
         self.index.trim();
     }
 
-    /// Whether the stream of this id has ended with an answer of ours. It is told once.
+    /// Whether the stream of this id has ended with an answer of ours. True only once.
     pub(super) fn forget_ours(&mut self, id: u32) -> bool {
         self.index.forget_ours(id)
     }

@@ -1,4 +1,4 @@
-//! Flow-control arithmetic: what one side may send, and what is owed back to it.
+//! Flow-control arithmetic: what one side may send, and which credit it gets back.
 //!
 //! Windows are signed: SETTINGS may take more than is left (RFC 9113 §6.9.2). They are 64 bits
 //! wide so that no sum can wrap; the 31-bit rule is checked where credit is added.
@@ -62,7 +62,7 @@ impl SendWindow {
     }
 }
 
-/// What the peer may send, and what of it was taken since and is owed back.
+/// What the peer may send, and the octets taken since, whose credit is owed to the peer.
 ///
 /// **Shape**: `left + held + owed == size` once our SETTINGS are acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +103,7 @@ impl ReceiveWindow {
         usize::try_from(self.left).unwrap_or(0)
     }
 
-    /// The bytes were taken: they are owed back.
+    /// The bytes were taken: their credit is owed.
     pub(super) fn owe(&mut self, bytes: usize) {
         // Never more than what was charged: a caller that drains twice must not give away credit.
         debug_assert!(bytes <= self.held as usize, "more was drained than had come");
@@ -117,7 +117,7 @@ impl ReceiveWindow {
         self.left += delta;
     }
 
-    /// The increment to send now, if at least half the window is owed.
+    /// The increment to send now, if the credit owed is at least half the window.
     pub(super) fn pay(&mut self) -> Option<u32> {
         if self.owed == 0 || self.owed < self.size / 2 {
             return None;
@@ -141,7 +141,7 @@ impl ReceiveWindow {
         Some(credit + more)
     }
 
-    /// Keeps what is owed, until the window is no larger than this.
+    /// Keeps the credit owed, until the window is no larger than this.
     pub(super) fn shrink(&mut self, to: u32) {
         let less = self.size.saturating_sub(to).min(self.owed);
         self.size -= less;

@@ -49,7 +49,7 @@ struct Tally<'a> {
     limits: HeaderLimits,
     size: usize,
     count: usize,
-    /// Of the fields behind the end of the list, whether `content-type` and `origin` were looked for.
+    /// Whether `content-type` and `origin` were found among the fields behind the end of the list.
     late: [bool; 2],
 }
 

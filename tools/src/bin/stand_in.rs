@@ -31,7 +31,7 @@ enum Command {
     MakeStreams(Box<Streams>),
     /// A new key: prints its seed and its public key.
     MakeNkey {
-        /// Whose.
+        /// Whom the key is for.
         kind: KeyKind,
     },
 }

@@ -103,7 +103,7 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// Plays until the process ends; `ready` is told the addresses once all parts listen.
+/// Plays until the process ends. `ready` is called with the addresses once all parts listen.
 ///
 /// # Errors
 /// A file that cannot be read or has a mistake, an address that cannot be had, a certificate that

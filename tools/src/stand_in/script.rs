@@ -1,4 +1,4 @@
-//! The file that says what is played, and how it is followed.
+//! The file that says what is played. Changes of it are followed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -113,7 +113,7 @@ pub enum Health {
     /// All is well.
     #[default]
     Serving,
-    /// It is not.
+    /// The API is not well.
     NotServing,
 }
 
@@ -299,9 +299,9 @@ pub struct Callout {
 /// Why a file cannot be played.
 #[derive(Debug)]
 pub enum ScriptFault {
-    /// It cannot be read.
+    /// The file cannot be read.
     Io(PathBuf, io::Error),
-    /// It has a mistake, which is named with its line.
+    /// The file has a mistake, which is named with its line.
     Form(PathBuf, String),
 }
 

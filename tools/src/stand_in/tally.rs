@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// Most values of a field that are counted each for itself; the others are counted together.
 const MAX_VALUES: usize = 10_000;
-/// Calls that are told one by one: the last ones.
+/// Calls that are listed one by one: the last ones.
 const MAX_RECENT: usize = 2_000;
 /// The value that stands for those beyond.
 const OTHERS: &str = "(others)";

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// FIN again.
 pub(super) fn set_resets(stream: &TcpStream, resets: bool) {
     let linger = resets.then_some(Duration::ZERO);
-    // It fails on a socket that is gone already.
+    // The call fails on a socket that is gone already.
     let _ = with(stream, |fd| SockRef::from(&fd).set_linger(linger));
 }
 

@@ -1,5 +1,5 @@
-//! What a service manager is told (systemd's `sd_notify(3)`): readiness, a line on how it goes, the
-//! end, and at its wish (`WatchdogSec=`) again and again that the tunnels' thread turns. Without one
+//! Messages to a service manager (systemd's `sd_notify(3)`): readiness, a status line, the end, and
+//! at its wish (`WatchdogSec=`) again and again that the tunnels' thread turns. Without one
 //! (`NOTIFY_SOCKET`) nothing is said.
 
 use std::time::Duration;

@@ -68,7 +68,7 @@ pub struct Options {
 /// Why a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was told to stop.
+    /// The worker was told to stop.
     Stopped,
     /// A gateway does not take its key.
     Refused,

@@ -379,7 +379,7 @@ impl<'a> Line<'a> {
     ) -> Result<bool, PollFault> {
         if count? == 0 {
             if self.unanswered.is_empty() {
-                // It was of no use any more.
+                // The connection was of no use any more.
                 self.last = true;
                 return Ok(false);
             }

@@ -38,7 +38,7 @@ pub(super) enum Ended {
         by: Side,
         /// To the target, and to the gateway.
         bytes: (u64, u64),
-        /// Whose connection broke, if one did: then both were cut.
+        /// The side whose connection broke, if one did. Then both were cut.
         error: Option<(Side, io::Error)>,
     },
 }
@@ -146,7 +146,7 @@ async fn finish(
     let broken = |moved: &Moved| moved.error.is_some();
     let lost = broken(first) || matches!(&now, Poll::Ready(moved) if broken(moved));
     if !lost {
-        // It may be closed already, by the other side.
+        // The sink may be closed already, by the other side.
         let _ = sink.shutdown().await;
     }
     match now {

@@ -76,7 +76,7 @@ async fn work(options: Options, asker: Asker, stopping: watch::Receiver<bool>) -
     if timeout(drain_max, over()).await.is_err() {
         let left = slots - crew.slots.available_permits();
         tracing::warn!(sessions = left, "sessions are cut off: their time is over");
-        // They listen as long as they live.
+        // The sessions listen as long as they live.
         let _ = cut_off.send(true);
         if timeout(LAST_WORDS, over()).await.is_err() {
             tracing::warn!("not every session's end was reported to NATS");

@@ -1,4 +1,4 @@
-//! That the session is here, where gateways look it up (contract 6.3 and 6.4).
+//! The record of a session, with which gateways find it (contract 6.3 and 6.4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl Record {
 
     /// Removes it. What is on its way is waited for, else it would arrive behind the removal.
     pub(super) async fn remove(self) {
-        // It may have ended by a panic.
+        // The task may have ended by a panic.
         let _ = self.over.send(());
         let subject = subject(&self.crew, self.id);
         let stream = format!("stateful_session_lookup_{}", self.crew.options.region);
