@@ -202,14 +202,14 @@ impl Caller {
         }
     }
 
-    /// The same with another pace.
+    /// The same plan with another pace.
     #[must_use]
     pub fn paced(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
     }
 
-    /// The same with so many messages in each answer; each is a unit.
+    /// The same plan with so many messages in each answer; each message is a unit.
     #[must_use]
     pub fn streamed(mut self, messages: u32) -> Self {
         assert!(self.work.message as usize >= STREAM_ORDER - PREFIX, "room for the whole order");
@@ -219,7 +219,7 @@ impl Caller {
         self
     }
 
-    /// The same, which stays when its only call has ended.
+    /// The same caller, which stays when its only call has ended.
     #[must_use]
     pub fn staying(mut self) -> Self {
         self.stays = true;

@@ -1,11 +1,11 @@
 //! The lean HTTP/2 server behind every proxy of a comparison.
 //!
-//! It never decodes a header block. A stream's first gRPC message tells it what to answer: its
-//! first four payload bytes are the answer's payload size, big endian (as `response_size` does in
-//! gRPC's own benchmark). With [`STREAMED`] set in it, four more bytes follow: how many messages
-//! of that size to send, or 0 for one after each message received. So one endpoint serves echoes,
-//! uploads, server streams and ping-pong. Everything a read brought is answered in one write;
-//! [`crate::drive`] does both.
+//! The endpoint never decodes a header block. A stream's first gRPC message tells it what to
+//! answer: its first four payload bytes are the answer's payload size, big endian (as
+//! `response_size` does in gRPC's own benchmark). With [`STREAMED`] set in it, four more bytes
+//! follow: how many messages of that size to send, or 0 for one after each message received. So one
+//! endpoint serves echoes, uploads, server streams and ping-pong. Everything a read brought is
+//! answered in one write; [`crate::drive`] does both.
 
 use std::collections::VecDeque;
 

@@ -1,9 +1,9 @@
 //! The header blocks both sides send, encoded once (RFC 7541).
 //!
-//! They are those of warm grpc-go peers: the first block puts its fields into the receiver's
+//! The fields are those of warm grpc-go peers: the first block puts its fields into the receiver's
 //! dynamic table, every later one is one indexed byte a field. Strings are not Huffman coded; that
-//! touches only the first block of a connection. A receiver that allows less than the default
-//! table gets literals without indexing. Neighbour: [`crate::verify`], which reads blocks.
+//! touches only the first block of a connection. A receiver that allows less than the default table
+//! gets literals without indexing. Neighbour: [`crate::verify`], which reads blocks.
 
 /// The table size every HTTP/2 connection starts with (RFC 9113 §6.5.2).
 const DEFAULT_TABLE: u32 = 4096;

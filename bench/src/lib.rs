@@ -10,7 +10,7 @@
 //! Not `forbid(unsafe_code)`: the baseline relay must be plain epoll, and neither epoll nor CPU
 //! affinity has a safe interface in what the workspace depends on. All of it is in [`sys`].
 #![deny(unsafe_code)]
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod backend;

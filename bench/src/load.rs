@@ -264,7 +264,7 @@ pub(crate) struct Crew<'a> {
 
 /// What one run brought.
 pub(crate) struct Measured {
-    /// Of the first crew, with the CPU time of all.
+    /// The outcome of the first crew, with the CPU time of all.
     pub(crate) outcome: Outcome,
     /// Each crew's counts.
     pub(crate) tallies: Vec<Tally>,

@@ -51,7 +51,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, alias = "shape", value_enum, default_value_t = KindName::Unary)]
     kind: KindName,
     /// Starts a second over all connections (an open loop); as fast as answers come when absent.
-    /// Of a ping-pong, a start is one message on every stream of the next connection.
+    /// For a ping-pong a start is one message on every stream of the next connection.
     #[arg(long)]
     rate: Option<f64>,
     /// Connections that go on after their first call; the others rest. All when absent.

@@ -1,6 +1,6 @@
 //! `ringway-bench`: arguments to the library's subcommands.
 #![forbid(unsafe_code)]
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod load_args;

@@ -131,7 +131,7 @@ fn each(last: &Step, bytes: f64) -> f64 {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of a few connections the figures mean nothing.
+        // With a few connections the figures mean nothing.
         for step in self.steps.iter().filter(|_| self.steps.len() > 2) {
             write!(f, "\nwith {} connections:", step.connections)?;
             for (name, held) in &step.held {

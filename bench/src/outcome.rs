@@ -75,7 +75,7 @@ pub struct Outcome {
     /// Memory before and after the connections were made.
     #[serde(default)]
     pub memory: Memory,
-    /// By how much the proxy's own samples changed during the run, of those that did.
+    /// The proxy's own samples that changed during the run, and by how much.
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
     /// Share of the TLS handshakes that took a session up again, of a run that wanted that.
@@ -101,7 +101,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of latencies in nanoseconds.
+    /// A summary of latencies in nanoseconds.
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
         let max = histogram.max() as f64 / 1e3;

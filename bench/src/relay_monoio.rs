@@ -37,7 +37,7 @@ async fn pair(client: TcpStream, target: SocketAddr) {
         Ok(server) => server,
         Err(error) => return ringway_stdio::complain!("relay: cannot reach {target}: {error}"),
     };
-    // It fails only on a connection that is gone already, which the first read will find.
+    // The call fails only on a connection that is gone already, which the first read will find.
     let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();

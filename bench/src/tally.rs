@@ -77,7 +77,7 @@ impl Stage {
         self.why_broken.get().map(String::as_str)
     }
 
-    /// So many connections may be made.
+    /// Allows so many connections.
     pub fn allow(&self, connections: usize) {
         self.allowed.store(connections, Ordering::Relaxed);
     }

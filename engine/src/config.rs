@@ -246,7 +246,7 @@ pub enum Park {
     Always,
 }
 
-/// Who shares a session on one client connection.
+/// Which requests share a session on one client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Whoever uses the connection.

@@ -1,7 +1,7 @@
 //! The gateway: a reactor per core that touches and decides nothing, a shard per core that decides
 //! and touches nothing, and a control thread for what is not on the data path.
 #![deny(unsafe_code)]
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admin;

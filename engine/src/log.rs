@@ -70,8 +70,8 @@ pub enum Keys {
     /// `timestamp`, `level`, `message`.
     #[default]
     Ringway,
-    /// Those of NVIDIA's proxy, whose log library is zap: `level`, `ts`, `logger`, `caller`, `msg`,
-    /// with times as seconds of Unix time (contract 8.3).
+    /// The names of NVIDIA's proxy, whose log library is zap: `level`, `ts`, `logger`, `caller`,
+    /// `msg`, with times as seconds of Unix time (contract 8.3).
     Zap,
 }
 
@@ -249,7 +249,7 @@ fn install(lines: NonBlocking, level: &str, keys: Option<Keys>) -> bool {
     let (targets, handle) = reload::Layer::new(targets(level));
     let registry = tracing_subscriber::registry().with(targets);
     let layer = tracing_subscriber::fmt::layer().with_timer(stamp::Stamp).with_writer(lines);
-    // It fails only when a subscriber is installed already: then that one goes on.
+    // This fails only if a subscriber is installed already. Then that one goes on.
     let installed: Result<(), _> = match keys {
         None => registry.with(layer.compact().fmt_fields(values()).with_target(false)).try_init(),
         Some(Keys::Ringway) => {

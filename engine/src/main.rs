@@ -1,5 +1,5 @@
 //! Arguments in, exit code out.
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::Read;

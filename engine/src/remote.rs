@@ -1,6 +1,6 @@
-//! The control planes that take time: NVIDIA's API, which says who may call, and NATS, by which
-//! work reaches workers. All of it runs on the control thread; the cores ask by messages and are
-//! answered so ([`crate::control::port`]).
+//! The remote control planes: NVIDIA's API, which says who may call, and NATS, by which work
+//! reaches workers. All of it runs on the control thread. The cores ask by messages and get their
+//! answers by messages ([`crate::control::port`]).
 
 mod answers;
 mod api;
@@ -47,21 +47,21 @@ pub mod pb {
     )]
     tonic::include_proto!("nvcf");
 
-    /// The rate limiter's.
+    /// The messages of the rate limiter.
     pub mod limiter {
         tonic::include_proto!("nvcfratelimiter");
     }
 }
 
-/// Messages of the cores that wait for the control thread, each with what one turn asks.
+/// Messages of the cores that wait for the control thread, each with the questions of one turn.
 const ASKED: usize = 4096;
-/// How long a start waits for NATS: to be there, to know this gateway, and to be rid of what a
-/// predecessor has left.
+/// How long a start waits for NATS: until it is there, knows this gateway, and the work that a
+/// predecessor has left is removed.
 const START_LIMIT: Duration = Duration::from_secs(2);
 /// How long an end takes at most to take work back from NATS, beside the drain.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// The control plane elsewhere, started.
+/// The running remote control plane.
 #[derive(Clone, Debug)]
 pub struct Remote {
     planes: Planes,
@@ -71,10 +71,10 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Starts what was configured. Nothing need be reachable: what is not is tried for ever, and
-    /// waited for at most 2 s. `worker` is the address of the worker listener, which no other
-    /// process has now; `cluster` is what it has to do with other gateways; `functions` are those that
-    /// the gateway's own file names.
+    /// Starts the configured planes. No server need be reachable: a missing one is tried for ever,
+    /// and waited for at most 2 s. `worker` is the address of the worker listener, which no other
+    /// process has now; `cluster` is what it has to do with other gateways; `functions` are those
+    /// that the gateway's own file names.
     ///
     /// # Errors
     /// What was configured cannot work, whatever the servers say.
@@ -98,12 +98,12 @@ impl Remote {
         Ok(Self { planes, meters, health, red_after: settings.red_after })
     }
 
-    /// These are the functions from now on.
+    /// Serves these functions from now on.
     pub fn serve_functions(&self, functions: &[Function]) {
         self.planes.nats.serve(nats::queued(functions));
     }
 
-    /// What names this gateway in ids and tokens.
+    /// The node that names this gateway in ids and tokens.
     #[must_use]
     pub fn node(&self) -> Node {
         self.planes.nats.node()
@@ -120,7 +120,8 @@ impl Remote {
         self.planes.nats.admin_of(node).await
     }
 
-    /// Answers what the cores ask by the sender that is returned, for as long as they are there.
+    /// Answers the questions that the cores send by the returned sender, for as long as the cores
+    /// run.
     pub fn serve(&self, cores: &Arc<[Sender<ShardMessage>]>) -> mpsc::Sender<Vec<Ask>> {
         let (asks, asked) = mpsc::channel(ASKED);
         let answers = Answers::new(cores.clone());
@@ -129,20 +130,20 @@ impl Remote {
         asks
     }
 
-    /// What works and what does not, followed.
+    /// What works and what does not, kept up to date.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
-    /// Why no client should be sent here, if that has been so for longer than is let pass (design
+    /// Why no client should be sent here, if the reason has lasted for longer than allowed (design
     /// 3.27).
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         self.health.borrow().red_for(self.red_after)
     }
 
-    /// Takes back what no worker has, and takes leave of NATS: for at most 2 s.
+    /// Takes back the work that no worker has, and leaves NATS; takes at most 2 s.
     pub async fn end(&self) {
         let withdrawn = self.planes.nats.shutdown(END_LIMIT).await;
         if withdrawn > 0 {
@@ -158,14 +159,14 @@ impl Remote {
     }
 }
 
-/// What names this process's worker listener as no other process that lives can: the machine's run,
-/// its network, and the address there. A predecessor that had the same is dead.
+/// A name of this process's worker listener that no other living process can have: the machine's
+/// run, its network, and the address there. A predecessor with the same name is dead.
 fn process(worker: SocketAddr) -> String {
     let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     let run = match (read.trim(), network.to_str().unwrap_or_default()) {
-        // Without them only this process is sure to be itself; and so it is on a port that the
-        // kernel picks.
+        // Without these, and on a port that the kernel picks, the name has to be that of the
+        // process.
         ("", _) | (_, "") => format!("process {}", std::process::id()),
         _ if worker.port() == 0 => format!("process {}", std::process::id()),
         (boot, network) => format!("{boot} {network}"),

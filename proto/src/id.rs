@@ -47,7 +47,7 @@ impl Node {
 }
 
 impl fmt::Display for Node {
-    /// The same everywhere: number and incarnation in hexadecimal.
+    /// Written the same everywhere: number and incarnation in hexadecimal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:03x}-{:04x}", self.number, self.incarnation)
     }

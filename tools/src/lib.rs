@@ -3,7 +3,7 @@
 //! scripts that install what the tests need and run them.
 
 #![deny(unsafe_code)]
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod nats;

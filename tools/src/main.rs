@@ -1,5 +1,5 @@
 //! `ringway-worker`: arguments in, exit code out.
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::Write as _;
@@ -209,7 +209,7 @@ fn slots(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    // It has no other words without a dash.
+    // The command line has no other words without a dash.
     if std::env::args_os().nth(1).is_some_and(|word| word == "completions" || word == "man") {
         ringway_stdio::shield();
         return Page::parse().print();

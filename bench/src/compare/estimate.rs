@@ -43,7 +43,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of everything that is to run.
+    /// An estimate for everything that is to run.
     pub fn of(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Self {
         // The generator is checked first, in three runs of its own.
         let check = 3.0 * (request.warm_up + request.seconds.min(CHECK));

@@ -50,7 +50,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value.
+    /// The median and range of at least one value.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
@@ -122,7 +122,7 @@ pub struct Figures<'a> {
 }
 
 impl<'a> Figures<'a> {
-    /// Of these runs.
+    /// The figures of these runs.
     pub fn new(shapes: &'a [Shape], peers: &'a [Peer], runs: &'a [Run]) -> Self {
         Self { shapes, peers, runs }
     }

@@ -1,4 +1,4 @@
-//! Who is compared: a folder with `peer.toml` and configuration templates for each.
+//! The peers of a comparison: a folder with `peer.toml` and configuration templates for each.
 //!
 //! A file ending in `.in` is written to the run's folder without that ending, its `{names}` filled
 //! in; the start line is filled in the same way. So a rival sends a better configuration by
@@ -36,7 +36,7 @@ pub enum Class {
 pub enum Behind {
     /// The peer dials it at `{backend}`.
     Backend,
-    /// It is a worker that polls and dials back at `{worker}`: the leanest there can be.
+    /// The endpoint is a worker that polls and dials back at `{worker}`: the leanest there can be.
     Worker,
     /// The worker program that users have polls and dials back at `{worker}`, and joins each
     /// session to the endpoint at `{backend}`.
@@ -73,16 +73,16 @@ pub struct Peer {
     pub class: Class,
     /// How it reaches the endpoint.
     pub behind: Behind,
-    /// It never sleeps.
+    /// The peer never sleeps.
     #[serde(default)]
     pub spins: bool,
-    /// It speaks TLS towards the client.
+    /// The peer speaks TLS towards the client.
     #[serde(default)]
     pub tls: bool,
     /// What its clients may speak.
     #[serde(default = "http2_only")]
     pub speaks: Vec<Speech>,
-    /// It answers `/metrics` at `{admin}`.
+    /// The peer answers `/metrics` at `{admin}`.
     #[serde(default)]
     pub admin: bool,
     /// The only shapes it is run in, by name; empty when it is run in all that are for it.
@@ -190,7 +190,7 @@ pub fn fill(text: &str, names: &Names) -> String {
         .fold(text.to_owned(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
 }
 
-/// Those that run, and those left out with the reason.
+/// The peers that run, and those left out with the reason.
 type Chosen = (Vec<Peer>, Vec<(String, String)>);
 
 /// The peers to run, and those left out with the reason. A peer asked for by name must be there.

@@ -66,7 +66,7 @@ pub(super) fn read(
 struct Around<'a> {
     folder: &'a Path,
     tenants: &'a [Tenant],
-    /// Those of the tenants.
+    /// The tenants' names.
     names: HashSet<&'a str>,
     seen: &'a KeysSeen,
 }

@@ -129,7 +129,7 @@ async fn wait(port: &Port, first: Told) -> Result<(), Trouble> {
             }
             Ok(_) => break,
             Err(_) if !port.is_open().await => break,
-            // It is busy.
+            // The gateway is busy.
             Err(_) => {}
         }
         if Instant::now() > limit + SLACK {

@@ -130,7 +130,7 @@ impl Port {
         // A gateway elsewhere shows the begin of the id only.
         let shown = session["requestId"].as_str().unwrap_or_default();
         let whole = if shown.len() > id.len() { shown } else { id };
-        // By what was given: if several begin so, the gateway ends none.
+        // The id goes as it was given: if several sessions begin so, the gateway ends none.
         let (status, body) = self.send(Method::DELETE, &format!("/sessions/{id}")).await?;
         match status {
             status if status.is_success() => Ok(format!("session {whole} has been ended\n")),

@@ -61,7 +61,7 @@ impl Screen {
     pub(super) fn keys(&self) -> mpsc::Receiver<Key> {
         let (sender, keys) = mpsc::channel(KEYS);
         if self.is_terminal() {
-            // It ends with the process, which waits for nobody's key.
+            // The thread ends with the process, which does not wait for a key.
             std::thread::spawn(move || read_keys(&sender));
         }
         keys

@@ -100,7 +100,7 @@ async fn pump(
     }
     // The end of what a peer sent may be that of its connection: then a send was told, before.
     if !broken.load(Relaxed) {
-        // It may be closed already, by the other side.
+        // The connection may be closed already, by the other side.
         let _ = to.shutdown().await;
     }
     Ok(())
@@ -109,7 +109,7 @@ async fn pump(
 /// Lets the close of a socket be a RST, also that which comes with the end of this process; or a
 /// FIN again.
 fn set_resets(stream: &TcpStream, resets: bool) {
-    // It fails on a socket that is gone already.
+    // The call fails on a socket that is gone already.
     let _ = SockRef::from(stream).set_linger(resets.then_some(Duration::ZERO));
 }
 

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// What became of the CONNECT.
 #[derive(Debug)]
 enum Outcome {
-    /// It came to the port that the gateway is to listen on.
+    /// The CONNECT came to the port on which the gateway will listen.
     Arrived,
     /// Somebody answered it, with this first line.
     Answered(String),

@@ -158,7 +158,7 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         config.cluster.port = other.local_addr().ok().map(|address| address.port());
         cluster(&config, silent)[0].is(Status::Warn, &["does not lead here", "cluster.address"]);
-        // It is taken, so a gateway should be there.
+        // The port is taken, so a gateway should be there.
         config.cluster.listen = other.local_addr().unwrap();
         cluster(&config, silent)[0].is(Status::Warn, &["nobody"]);
         cluster(&config, |_| Ok(()))[0].is(Status::Ok, &["leads here"]);

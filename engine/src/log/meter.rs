@@ -18,7 +18,7 @@ const SLOTS: usize = 64;
 const BURST: u64 = 20;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The same for each kind of line: who causes one kind leaves room for the others.
+/// The same for each kind of line, so that one kind leaves room for the others.
 const KIND_BURST: u64 = 10;
 const KIND_PAUSE: Duration = Duration::from_secs(2);
 
@@ -192,7 +192,7 @@ mod tests {
                 let meter = Meter::new();
                 let passed = flood(&meter, kinds, lines, SECOND, 60);
                 assert!((20..=80).contains(&passed), "{kinds:?} {lines}: {passed}");
-                // It does not get better by waiting for a while.
+                // Waiting for a while gives no more lines.
                 let passed = flood(&meter, kinds, lines, 3_600 * SECOND, 10);
                 assert!((9..=30).contains(&passed), "{kinds:?} {lines}: {passed}");
             }

@@ -45,7 +45,7 @@ impl Relays {
         self.begun[cause.index()][outcome.index()]
     }
 
-    /// The same of what others brought.
+    /// The same for connections that others brought.
     #[must_use]
     pub fn taken(&self, cause: TakenCause, outcome: TakenOutcome) -> u64 {
         self.taken[cause.index()][outcome.index()]

@@ -56,7 +56,7 @@ impl FunctionRequests {
             return;
         }
         let place = self.idle_place();
-        // It fails only if the key stood elsewhere, where it was looked for above.
+        // This fails only if the key has another place, and that was looked for above.
         if self.rows.replace_index(place, key).is_ok() {
             self.rows[place] = fresh;
         }

@@ -64,7 +64,8 @@ pub(super) struct ListenSocket {
     shut: bool,
     /// Until when the log does not say again that nobody is let in.
     quiet_until: Time,
-    /// So many connections may have come before the listener was tuned, and inherit nothing.
+    /// How many connections may have come before the listener was tuned, so that they inherit
+    /// nothing.
     untuned: u32,
     /// The listener keeps some addresses out; its connections inherit the filter.
     filters: bool,

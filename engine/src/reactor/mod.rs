@@ -111,8 +111,8 @@ struct Host {
 
 /// One core's loop.
 ///
-/// It stays on the thread that made it. Ring and payload memory live outside the core, and all
-/// calls into the core go through one method.
+/// A reactor stays on the thread that made it. Ring and payload memory live outside the core, and
+/// all calls into the core go through one method.
 pub struct Reactor<C: Core> {
     // Fields are dropped in order. `published` goes first, so that nobody rings a ring that is
     // being dropped. The ring goes before the payload memory, which the kernel uses until then.

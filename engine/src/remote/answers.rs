@@ -10,11 +10,11 @@ use crate::control::port::{Answer, AskTicket};
 use crate::mailbox::{Full, Sender};
 use crate::message::ShardMessage;
 
-/// When an answer is tried again whose core's mailbox was full.
+/// The pause before an answer is tried again whose core's mailbox was full.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 
-/// Brings answers to the cores that asked. What finds a full mailbox waits here, in order: there
-/// are at most as many as questions that are out.
+/// Brings answers to the cores that asked. Answers that find a full mailbox wait here, in order.
+/// There are at most as many as open questions.
 #[derive(Clone, Debug)]
 pub(super) struct Answers {
     cores: Arc<[Sender<ShardMessage>]>,
@@ -32,7 +32,7 @@ impl Answers {
         Self { cores, kept: Arc::default() }
     }
 
-    /// Says an answer to the core that asked.
+    /// Sends an answer to the core that asked.
     pub(super) fn say(&self, ticket: AskTicket, answer: Answer) {
         let (core, message) = (ticket.core, ShardMessage::Answer { ticket, answer });
         let mut kept = self.kept.messages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,13 +49,13 @@ impl Answers {
     fn deliver(&self, core: u16, message: ShardMessage) -> Option<ShardMessage> {
         let to = self.cores.get(usize::from(core))?;
         match to.deliver(message) {
-            // Dropped, the bell rings.
+            // Dropping the bell rings it.
             Ok(_bell) => None,
             Err(Full(message)) => Some(message).filter(|_| to.is_open()),
         }
     }
 
-    /// Tries what found no room again, for ever.
+    /// Tries answers again that found no room, for ever.
     pub(super) async fn retry(self) {
         loop {
             self.kept.some.notified().await;

@@ -1,9 +1,8 @@
 //! NVIDIA's API, which says who may call, and the rate limiter beside it (contract 5): both are
 //! asked over gRPC, on the control thread, with a credential that may change at any time.
 //!
-//! Everything here wants a running tokio runtime; one thread is enough. Nothing waits for
-//! anything of another call: each is a stream of its own on a connection that is opened when it is
-//! first wanted.
+//! Everything here needs a running tokio runtime; one thread is enough. No call waits for another
+//! one: each is a stream of its own on a connection that is opened when it is first needed.
 
 mod answer;
 mod bearer;
@@ -35,19 +34,19 @@ pub(crate) use meters::Meters;
 pub(crate) use oauth::{OAuth, Scope};
 use secrets::SecretValues;
 
-/// What was configured of NVIDIA's API and of what stands beside it, running.
+/// The running clients of NVIDIA's API and of the services beside it.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     /// Says who may call.
     pub(crate) client: Client,
-    /// Says who has begun too many sessions, if anybody is to be asked.
+    /// Says who has begun too many sessions; none if no limiter is configured.
     pub(crate) limiter: Option<Limiter>,
     /// Whether the API is well, as its last check found (contract 8.4).
     pub(crate) health: watch::Receiver<ApiHealth>,
 }
 
 impl Api {
-    /// Starts what was configured. Nothing need be reachable yet.
+    /// Starts the configured clients. No server need be reachable yet.
     ///
     /// # Errors
     /// The system's certificates are wanted and there are none, or a URL is none: a line that says

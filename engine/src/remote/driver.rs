@@ -1,5 +1,5 @@
-//! What the cores ask, given to those who can find it out. Nothing here waits for anything: each
-//! question is a task of its own, so that a slow answer holds no other one up.
+//! Gives the cores' questions to the planes that can answer them. Each question is a task of its
+//! own, so that a slow answer delays no other one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,7 @@ use super::nats::Nats;
 use crate::control::local::{Work, WorkKind};
 use crate::control::port::{Answer, Ask, AskTicket, Call, Progress, Question, Rate, Topic};
 
-/// Questions that are out at once. The cores bound theirs each for itself; this bounds what the
-/// control thread has of all of them together.
+/// Most open questions. Each core bounds its own; this bounds those of all cores together.
 pub(super) const MOST_QUESTIONS: usize = 65_536;
 
 /// The control planes that answer.
@@ -22,12 +21,12 @@ pub(super) const MOST_QUESTIONS: usize = 65_536;
 pub(super) struct Planes {
     /// Says who may call; none where the gateway's own file does.
     pub(super) client: Option<Client>,
-    /// Says whether a new session is too many; none if nobody is asked.
+    /// Says whether a new session is too many; none if no limiter is configured.
     pub(super) limiter: Option<Limiter>,
     pub(super) nats: Nats,
 }
 
-/// Takes what the cores ask.
+/// Takes the cores' questions.
 #[derive(Clone, Debug)]
 pub(super) struct Driver {
     planes: Planes,
@@ -35,21 +34,21 @@ pub(super) struct Driver {
     out: Arc<Mutex<Out>>,
 }
 
-/// Questions that are out.
+/// The open questions.
 #[derive(Debug, Default)]
 struct Out {
-    /// The questions that can still be stopped without a trace, by their tickets.
+    /// The questions that can still be stopped without any effect, by their tickets.
     tasks: HashMap<AskTicket, AbortHandle>,
-    /// How many questions are out, also those that nobody waits for any more.
+    /// How many questions are open, with those that nobody waits for any more.
     running: usize,
     /// The shard of each core that asked last.
     lives: HashMap<u16, u32>,
 }
 
-/// One question that is out; it is not when this is dropped.
+/// An open question. It ends when this is dropped.
 struct Running {
     driver: Driver,
-    /// By which it can be stopped.
+    /// The ticket by which the question can be stopped.
     ticket: Option<AskTicket>,
 }
 
@@ -72,7 +71,7 @@ impl Driver {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what the cores ask until they have ended.
+    /// Takes the cores' questions until the cores have ended.
     pub(super) async fn run(self, mut asked: mpsc::Receiver<Vec<Ask>>) {
         while let Some(asks) = asked.recv().await {
             asks.into_iter().for_each(|ask| self.take(ask));
@@ -101,7 +100,7 @@ impl Driver {
         }
     }
 
-    /// A core whose shard has begun anew asks for nothing that the old one had asked.
+    /// If a core's shard has begun anew, the old shard's questions are dropped.
     fn note_life(&self, ticket: AskTicket) {
         let AskTicket { core, life, .. } = ticket;
         let mut out = self.out();
@@ -147,7 +146,8 @@ impl Driver {
         true
     }
 
-    /// How far work has come. It has the ticket of the work itself, which is not stopped with it.
+    /// How far work has come. The question has the ticket of the work, which goes on if the
+    /// question is stopped.
     fn progress(&self, ticket: AskTicket, streaming: bool) {
         let asked = self.run_one(None, |driver| async move {
             let progress = driver.planes.nats.progress(ticket, streaming).await;
@@ -161,14 +161,14 @@ impl Driver {
     async fn authorise(self, ticket: AskTicket, call: Arc<Call>) {
         let answer = match &self.planes.client {
             Some(client) => client.authorise(&call).await,
-            // The shard asks its own file then.
+            // The shard asks its own policy in this mode.
             None => Answer::Full,
         };
         self.answers.say(ticket, answer);
     }
 
     async fn submit(self, ticket: AskTicket, work: Box<Work>) {
-        // A session that is there already is not limited (contract CP-9).
+        // A session that exists already is not limited (contract CP-9).
         let limited = work.kind == WorkKind::New && work.owner.kind.rate != Rate::Unlimited;
         if limited
             && let Some(limiter) = &self.planes.limiter
@@ -176,13 +176,13 @@ impl Driver {
         {
             return self.answers.say(ticket, Answer::Limited);
         }
-        // From here on something may be in a stream: it is not stopped, but taken back.
+        // From here on work may be in a stream: it cannot be stopped, but is taken back.
         self.out().tasks.remove(&ticket);
         let answer = self.planes.nats.submit(ticket, &work).await;
         self.answers.say(ticket, answer);
     }
 
-    /// Nobody waits for it any more.
+    /// Nobody waits for the answer any more.
     fn withdraw(&self, ticket: AskTicket) {
         let task = self.out().tasks.remove(&ticket);
         if let Some(task) = task {

@@ -1,13 +1,13 @@
-//! What a look at a control plane elsewhere has found, for `ringway doctor`.
+//! The findings about a remote control plane, for `ringway doctor`.
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grade {
     /// Nothing to do.
     Fine,
-    /// It serves, but not for all that is configured.
+    /// The gateway serves, but not for the whole configuration.
     Poor,
-    /// It does not serve.
+    /// The gateway does not serve.
     Broken,
 }
 

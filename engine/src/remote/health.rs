@@ -1,4 +1,4 @@
-//! What of the control plane does not work now (contract 8.4, design 3.27).
+//! The parts of the control plane that do not work now (contract 8.4, design 3.27).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct Health {
     nats: Option<Ill>,
 }
 
-/// What has worked once.
+/// Whether each part has worked once.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     api: bool,
@@ -67,7 +67,7 @@ impl Health {
         self.ills().map(|ill| (ill.name, ill.why.to_string())).collect()
     }
 
-    /// What has not worked for longer than this, or never, in words; none if nothing.
+    /// In words, what has not worked for longer than `limit`, or never; none if there is nothing.
     pub(super) fn red_for(&self, limit: Duration) -> Option<String> {
         let long = self.ills().filter(|ill| ill.since.is_none_or(|at| at.elapsed() >= limit));
         let words: Vec<_> = long.map(|ill| format!("{}: {}", ill.name, ill.why)).collect();

@@ -1,5 +1,5 @@
-//! What the NATS servers are shown, besides the settings: what the secrets file has, and tokens of
-//! OAuth2.
+//! The login at the NATS servers, besides the settings: the values of the secrets file, and tokens
+//! of OAuth2.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::api::{Meters, OAuth, Roots, Scope};
 use super::nats;
 use crate::config::Remote as Settings;
 
-/// What they are shown.
+/// The secrets for the login.
 ///
 /// # Errors
 /// The issuer cannot be called, whatever it says.

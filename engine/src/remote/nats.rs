@@ -1,8 +1,8 @@
 //! Work, registrations and reconnects travel over NATS (contract 5.4, 6 and 7.2).
 //!
-//! All of it runs on the control thread. Nothing waits for anything else: each question is a task
-//! of its own, and while no server is there, none is handed to the client library, which would send
-//! it some time later (design 3.23).
+//! All of it runs on the control thread. Each question is a task of its own, so none waits for
+//! another. While no server is there, no message is given to the client library, which would send
+//! it at some later time (design 3.23).
 
 mod auth;
 mod connect;
@@ -80,7 +80,7 @@ pub(super) struct Nats(Arc<Inner>);
 struct Inner {
     link: Link,
     region: Arc<str>,
-    /// What workers dial, in order.
+    /// The URIs that workers dial, in order.
     proxy_uris: Vec<String>,
     meters: Arc<Meters>,
     ledger: Ledger,
@@ -90,32 +90,33 @@ struct Inner {
     withdrawals: Arc<WithdrawMeters>,
     lookups: Lookups,
     publisher: Publisher,
-    /// None where NVIDIA's control plane makes the request streams.
+    /// The request streams; none if NVIDIA's control plane makes them.
     requests: Option<Requests>,
     reconnects: Reconnects,
     tasks: Tasks,
     faults: Arc<Pace>,
 }
 
-/// What a gateway has to do with the others of its cluster.
+/// What a gateway needs for the others of its cluster.
 #[derive(Clone, Debug)]
 pub struct Among {
-    /// Where they reach it.
+    /// Where the others reach it.
     pub relay: Relay,
-    /// Where they ask it for its sessions; none if its admin port is for its own machine only.
+    /// Where the others ask it for its sessions; none if its admin port is only for its own
+    /// machine.
     pub admin: Option<Relay>,
-    /// What they know each other by, followed.
+    /// The keys by which they know each other, kept up to date.
     pub keys: watch::Receiver<Arc<Keys>>,
 }
 
-/// What is this process's own.
+/// The facts about this process.
 #[derive(Debug)]
 pub(super) struct Own {
-    /// Names its worker listener as no other process that lives can.
+    /// The name of its worker listener, which no other living process has.
     pub(super) worker: String,
-    /// Versions whose request streams it keeps, if nobody else does.
+    /// Versions whose request streams this gateway keeps, if nobody else does.
     pub(super) versions: Versions,
-    /// What it has to do with the other gateways.
+    /// What it needs for the other gateways.
     pub(super) cluster: Option<Among>,
 }
 
@@ -205,8 +206,8 @@ impl Nats {
         }
     }
 
-    /// Asks for a worker. Until its first pause it has noted the ticket, so that what is said of
-    /// that later is understood.
+    /// Asks for a worker. The ticket is noted before the first pause, so that later messages about
+    /// it are understood.
     pub(super) async fn submit(&self, ticket: AskTicket, work: &Work) -> Answer {
         match work.kind {
             WorkKind::New if work.owner.kind.streaming => self.dispatch(ticket, work),
@@ -215,7 +216,7 @@ impl Nats {
         }
     }
 
-    /// Into the version's stream.
+    /// Publishes work into the version's stream.
     async fn publish(&self, ticket: AskTicket, work: &Work) -> Answer {
         let Inner { region, proxy_uris, ledger, publisher, .. } = &*self.0;
         let version = &work.owner.version;
@@ -239,14 +240,15 @@ impl Nats {
             }
             Published::Unknown(why) => {
                 ledger.published(ticket, None);
-                // The client is told that it was not, and so nobody will wait for it.
+                // The client is answered that the work was not queued, so nobody will wait for it.
                 ledger.withdraw(ticket);
                 Answer::Unqueued(why)
             }
         }
     }
 
-    /// To the workers of a streaming function, beside all else: the client waits for the worker.
+    /// Asks the workers of a streaming function, in a task of its own. The client waits for the
+    /// worker.
     fn dispatch(&self, ticket: AskTicket, work: &Work) -> Answer {
         let Inner { region, proxy_uris, link, tasks, faults, .. } = &*self.0;
         let version = work.owner.version.to_string();
@@ -265,7 +267,7 @@ impl Nats {
         Answer::Queued
     }
 
-    /// To the worker that holds the session.
+    /// Asks the worker that holds the session.
     async fn reconnect(&self, ticket: AskTicket, work: &Work) -> Answer {
         let Inner { region, proxy_uris, reconnects, tasks, .. } = &*self.0;
         let Some(mut run) = tasks.begin(ticket) else { return too_many() };
@@ -278,7 +280,8 @@ impl Nats {
         }
     }
 
-    /// A session of another gateway is met: if that one is dead, what it had queued is taken back.
+    /// A session of another gateway was met. If that gateway is dead, its queued work is taken
+    /// back.
     fn meet(&self, id: Uuid, version: Arc<str>) {
         let Inner { nodes, predecessors, .. } = &*self.0;
         let Some(maker) = RequestIds::maker_of(id).filter(|maker| *maker != nodes.me()) else {
@@ -319,8 +322,8 @@ impl Nats {
         }
     }
 
-    /// How far the work has come that was queued under this ticket. A streaming function's is in no
-    /// stream: its workers are asked until one has replied.
+    /// How far the work has come that was queued under this ticket. A streaming function's work is
+    /// in no stream: its workers are asked until one has replied.
     pub(super) async fn progress(&self, ticket: AskTicket, streaming: bool) -> Progress {
         match streaming {
             true if self.0.tasks.has(ticket) => Progress::Queued,
@@ -352,8 +355,8 @@ impl Nats {
         self.0.link.state.clone()
     }
 
-    /// Takes back what nobody has taken, and closes the connection. Ends within `limit`, whatever
-    /// NATS does. How much was taken back.
+    /// Takes back the work that no worker has, and closes the connection. Ends within `limit`,
+    /// whatever NATS does. Returns how much was taken back.
     pub(super) async fn shutdown(&self, limit: Duration) -> usize {
         let end = Instant::now() + limit;
         self.0.tasks.stop_all();
@@ -380,7 +383,7 @@ impl Nats {
     }
 }
 
-/// What the rights are told of the connection.
+/// Tells the rights of the connection's events.
 fn told(rights: &Arc<Rights>) -> Listener {
     let rights = rights.clone();
     Listener(Box::new(move |news| match news {

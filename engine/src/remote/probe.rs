@@ -1,5 +1,5 @@
-//! Looks at a control plane elsewhere for `ringway doctor`: does what a gateway would do at its
-//! start and for a call, says how that went, and leaves nothing behind.
+//! Examines a remote control plane for `ringway doctor`. It does what a gateway would do at its
+//! start and for a call, reports the result, and leaves nothing behind.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;

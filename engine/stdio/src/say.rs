@@ -110,7 +110,7 @@ mod tests {
         rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).expect("set");
         while writer.write(&[b'x'; PART]).is_ok() {}
         rustix::fs::fcntl_setfl(&writer, flags).expect("set");
-        // It comes back, although nobody reads.
+        // The call comes back, although nobody reads.
         complain_to(writer.as_fd(), "lost\n");
         drop(writer);
         let mut read = String::new();

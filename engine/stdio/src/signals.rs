@@ -1,8 +1,9 @@
 //! Signals that would end a process, or stop it, for something that is no reason to.
 //!
-//! They are blocked, not caught: a write that raises one returns its error then, and a terminal lets
-//! a program write that blocks SIGTTOU, where a handler would be called again and again. Threads
-//! inherit it, so it is done before there are any; what a program starts begins without it.
+//! The signals are blocked, not caught: a write that raises one returns its error then, and a
+//! terminal lets a program write that blocks SIGTTOU, where a handler would be called again and
+//! again. Threads inherit it, so it is done before there are any; what a program starts begins
+//! without it.
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -29,7 +30,7 @@ pub fn hold_hangup() {
 pub fn listen_for_hangup() {
     let mut set = SigSet::empty();
     set.add(Signal::SIGHUP);
-    // It fails only for arguments that there are none of here.
+    // The call fails only for wrong arguments, which these are not.
     let _ = set.thread_unblock();
 }
 

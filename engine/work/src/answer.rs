@@ -13,7 +13,7 @@ const MAX_TEXT: usize = 200;
 /// The little of an answer's head that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Of an answer that may be interim (1xx).
+    /// The head of an answer that may be interim (1xx).
     pub status: u16,
     /// Bytes of the head, with its empty line.
     pub len: usize,

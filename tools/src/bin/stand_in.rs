@@ -1,6 +1,6 @@
 //! `ringway-stand-in`: NVIDIA's API, token endpoint and rate limiter for tests, and what NVIDIA's
 //! control plane makes in NATS.
-// They panic when nobody reads: `ringway-stdio` does not.
+// The macros of std panic when nobody reads; those of `ringway-stdio` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::path::PathBuf;

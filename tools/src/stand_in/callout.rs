@@ -1,5 +1,5 @@
-//! Who may connect to NATS: the responder that nats-server asks (its `auth_callout`), for the
-//! token of contract NT-8.
+//! The responder that nats-server asks who may connect (its `auth_callout`), for the token of
+//! contract NT-8.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -2,9 +2,9 @@
 //! with its health service (contract 5.1), the OAuth2 token endpoint (contract 5.2), the rate
 //! limiter (contract 5.3), and the responder that NATS asks who may connect (contract 6.6).
 //!
-//! It is made for tests: its counters show bearer tokens and keys. [`script`] is the file, which
-//! is read again when it has changed; [`tally`] counts, and [`admin`] shows the counts and takes
-//! another script in the file's place.
+//! The stand-in is made for tests: its counters show bearer tokens and keys. [`script`] is the
+//! file, which is read again when it has changed; [`tally`] counts, and [`admin`] shows the counts
+//! and takes another script in the file's place.
 
 mod admin;
 mod api;

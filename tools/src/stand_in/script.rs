@@ -227,7 +227,7 @@ impl Default for Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Style {
-    /// By Basic authentication only.
+    /// The issuer takes Basic authentication only.
     Basic,
     /// In the body only.
     Body,

@@ -1,9 +1,9 @@
 //! A worker: asks gateways for work, dials back for each session, and joins what comes through
 //! that tunnel to a server of yours.
 //!
-//! It speaks the gateway's local dispatch (`POST /v1/work`) and the wire contract's CONNECT
-//! (contract 4), and moves bytes: what goes through a tunnel is between the gateway and the
-//! server. One thread does it all, on io_uring, or on epoll where that is refused.
+//! The worker speaks the gateway's local dispatch (`POST /v1/work`) and the wire contract's CONNECT
+//! (contract 4), and moves bytes: what goes through a tunnel is between the gateway and the server.
+//! One thread does it all, on io_uring, or on epoll where that is refused.
 //!
 //! [`poll`] asks, [`connect`] dials back, [`tunnel`] joins; the sessions are kept here. With
 //! [`nats`] in place of [`poll`] it takes its work as NVIDIA's workers do.

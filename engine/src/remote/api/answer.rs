@@ -1,4 +1,4 @@
-//! What the API says of a caller, checked field by field (contract 5.1).
+//! The API's answer about a caller, checked field by field (contract 5.1).
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ const MOST_NAME: usize = 256;
 /// Octets of an id in any of its forms.
 const MOST_ID: usize = 64;
 
-/// What an answer grants, and what is wrong with it all the same.
+/// What an answer grants, and a fault that does not prevent the grant.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Read {
     pub(super) grant: Grant,
@@ -22,14 +22,15 @@ pub(super) struct Read {
     pub(super) fault: Option<String>,
 }
 
-/// An answer grants nothing: a field of it is wrong, this one.
+/// An answer grants nothing, because this field of it is wrong.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unusable(pub(super) String);
 
-/// Reads an answer; `random` picks the version, uniformly (contract CP-3). Of an answer without
-/// versions the grant's is empty: it opens no session (contract E4), and leads back to one.
+/// Reads an answer; `random` picks the version, all equally likely (contract CP-3). If the answer
+/// has no versions, the grant's version is empty. Such a grant opens no session (contract E4), but
+/// leads back to one.
 ///
-/// The ids are those that the API says, whatever the client wrote: the API is who knows them.
+/// The ids are those of the API, whatever the client wrote.
 pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusable> {
     let function = id("functionId", &answer.function_id).map_err(Unusable)?;
     let tenant = name("clientNcaId", &answer.client_nca_id).map_err(Unusable)?;
@@ -58,7 +59,8 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
         1 => first,
         _ => format!("{first}; {count} versions are wrong"),
     });
-    // The bias of a 64-bit remainder is nothing: an answer has room for some thousand versions.
+    // An answer has a few thousand versions at most, so the bias of a 64-bit remainder does not
+    // matter.
     let picked = random.checked_rem(versions.len() as u64);
     let Some((version, kind)) = picked.map(|at| versions.swap_remove(at as usize)) else {
         return Err(Unusable(fault.unwrap_or_default()));
@@ -71,7 +73,7 @@ pub(super) fn read(answer: ProxyAuthResponse, random: u64) -> Result<Read, Unusa
 struct Version {
     id: Arc<str>,
     kind: Kind,
-    /// What is odd about it all the same.
+    /// What is odd about the version, although it can be called.
     odd: Option<String>,
 }
 
@@ -81,7 +83,7 @@ fn version(named: &FunctionVersion) -> Result<Version, String> {
         return Err(format!("type {} of version {id} is not known", named.r#type));
     };
     let backend = named.backend_type.unwrap_or_default();
-    // One that is not known is asked where all but one are (contract CP-13).
+    // Workers of an unknown type are asked like those of all types but one (contract CP-13).
     let odd = BackendType::try_from(backend)
         .is_err()
         .then(|| format!("backendType {backend} of version {id} is not known"));
@@ -91,7 +93,7 @@ fn version(named: &FunctionVersion) -> Result<Version, String> {
         (true, true) => Rate::Before,
     };
     let streaming = of == Type::Streaming;
-    // Of the other types the API says nothing of where they run.
+    // For the other types the API does not say where they run.
     let gfn = streaming && backend == i32::from(BackendType::Gfn);
     Ok(Version { id, kind: Kind { streaming, gfn, rate }, odd })
 }

@@ -1,4 +1,4 @@
-//! Which credential a server is shown: the one of the secrets file, or one of OAuth2 (contract 5.2).
+//! Which credential a server gets: the one of the secrets file, or one of OAuth2 (contract 5.2).
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,9 +25,9 @@ pub(super) struct Bearer(Arc<Inner>);
 struct Inner {
     scope: Scope,
     secrets: watch::Receiver<Arc<SecretValues>>,
-    /// None where no issuer is configured.
+    /// The issuer; none if none is configured.
     issuer: Option<Issuer>,
-    /// Contract CP-8: decided once, with the first secrets that let it be decided.
+    /// The choice, made once by the first secrets that allow it (contract CP-8).
     chosen: OnceLock<Chosen>,
 }
 
@@ -63,7 +63,7 @@ impl Bearer {
         }
     }
 
-    /// What was decided; none as long as the secrets have nothing for it.
+    /// The choice; none as long as the secrets have no credential.
     fn chosen(&self) -> Option<&Chosen> {
         let Inner { secrets, issuer, chosen, .. } = &*self.0;
         if chosen.get().is_none() {
@@ -79,7 +79,7 @@ impl Bearer {
         chosen.get()
     }
 
-    /// Decides as soon as it can be decided, before anybody asks.
+    /// Makes the choice as soon as possible, before anybody asks.
     async fn settle(self) {
         let server = self.0.scope.name();
         let mut secrets = self.0.secrets.clone();
@@ -114,8 +114,7 @@ impl Bearer {
 
     /// Shows the credential with a call.
     ///
-    /// # Errors
-    /// There should be one, and there is none: why.
+    /// # Errors Why there is no credential although there should be one.
     pub(super) async fn attach<T>(&self, request: &mut Request<T>) -> Result<(), Arc<str>> {
         let token = match self.chosen() {
             None => return Ok(()),

@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Dial};
 
 use crate::config::Endpoint;
 
-/// A connection that is not there after so long, TLS included, is given up.
+/// A connection that is not established within this time, TLS included, is given up.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A PING is sent so often, also when nothing is called, and answered within so long (CP-5).
 const PING_EVERY: Duration = Duration::from_secs(300);
@@ -20,7 +20,7 @@ const PING_LIMIT: Duration = Duration::from_secs(10);
 /// Longest text of a server that a log line has, in characters.
 const MOST_WORDS: usize = 256;
 
-/// What a server says against a call, for the log.
+/// A server's error text for a call, for the log.
 pub(super) fn words(status: &Status) -> String {
     let words: String = status.message().chars().take(MOST_WORDS).collect();
     format!("{:?}: {}", status.code(), words.escape_debug())
@@ -38,7 +38,7 @@ const NAME_ONE: &str = "write http://HOST:PORT or https://HOST:PORT";
 pub(crate) struct Roots(Option<Arc<[u8]>>);
 
 impl Roots {
-    /// The authorities in a PEM file, or without a file those of the system.
+    /// The authorities in a PEM file; without a file those of the system.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -57,7 +57,7 @@ impl Roots {
     }
 }
 
-/// A connection that is opened when it is first wanted, and again after it was lost.
+/// A connection that is opened when it is first needed, and again after it was lost.
 ///
 /// # Errors
 /// The URL is none, or `https` is wanted without any certificate to check servers against.
@@ -89,8 +89,8 @@ pub(super) fn open(to: &Endpoint, roots: &Roots) -> Result<Channel, Trouble> {
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(CONNECT_LIMIT));
-    // As grpc-go sets it: where a server has vanished, what was sent is not acknowledged, and no
-    // call after that should wait for the next PING.
+    // As grpc-go sets it. A server that has vanished acknowledges nothing. The timeout notices
+    // that, so calls need not wait for the next PING.
     connector.set_tcp_user_timeout(Some(PING_LIMIT));
     Ok(dial.connect_with_connector_lazy(connector))
 }

@@ -17,9 +17,9 @@ use crate::control::port::{Answer, Call, Denied, Grant};
 
 /// Questions to the API that are out at once.
 pub(crate) const CALLS_IN_FLIGHT: usize = 1024;
-/// A question is answered within so long, all its attempts together (contract CP-2).
+/// The time for a question, all its attempts together (contract CP-2).
 pub(crate) const AUTHORISE_LIMIT: Duration = Duration::from_secs(25);
-/// How often a question is asked in all, and the time between (contract CP-2).
+/// How many attempts a question has, and the pause between them (contract CP-2).
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Says which attempt it is, on all but the first. It is spelt so (contract CP-2).
@@ -50,11 +50,11 @@ struct Inner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Failure {
     code: Code,
-    /// For the client.
+    /// The text for the client.
     words: String,
-    /// For the log, where there is more to say.
+    /// A longer text for the log, if there is more to say.
     why: Option<String>,
-    /// Whether the next attempt may have one.
+    /// Whether another attempt may succeed.
     again: bool,
 }
 
@@ -147,7 +147,7 @@ impl Inner {
         }
     }
 
-    /// What the client is told, after the last attempt.
+    /// The client's answer after the last attempt.
     fn failed(&self, failure: Failure) -> Denied {
         match failure.code {
             // These codes are answers about a caller (contract CP-4): the API is well, and the
@@ -189,7 +189,8 @@ impl Failure {
             return Self::new(code, "the API cannot be reached".into(), Some(why));
         }
         let words = clean(message);
-        // It is what our own limit is called. The API's status of that name is an answer like others.
+        // This is the error of our own limit. The API's status of that name is an answer like
+        // others.
         if code == Code::OutOfRange && message.starts_with(TOO_LONG) {
             let why = Some(words);
             let words = "the API's answer cannot be used".into();
@@ -204,14 +205,14 @@ impl Failure {
         Self { code, words, why, again }
     }
 
-    /// The time for all attempts is over. What a core tells its client then is the same.
+    /// The time for all attempts is over. A core answers its client the same then.
     fn late() -> Self {
         let words = "the authorisation service did not answer in time".into();
         Self { code: Code::Unavailable, words, why: None, again: false }
     }
 
-    /// There is no credential to show. The client can do nothing about it, so it is not told that
-    /// its own is wrong.
+    /// The gateway has no credential to show. The client cannot change that, so its answer must not
+    /// say that its own credential is wrong.
     fn no_credential(why: Arc<str>) -> Self {
         let words = "the gateway has no credential for the API".into();
         Self { code: Code::Unavailable, words, why: Some(why.as_ref().into()), again: false }
@@ -232,7 +233,7 @@ fn causes(message: &str, source: &dyn std::error::Error) -> String {
     text
 }
 
-/// Words of others, fit for a header and a line of the log.
+/// A text of others, cleaned for a header and a log line.
 fn clean(words: &str) -> String {
     let mut end = words.len().min(MOST_WORDS);
     while !words.is_char_boundary(end) {
@@ -250,7 +251,7 @@ fn denied(code: Code, words: &str) -> Denied {
     Denied { code: code as u8, text: format!("rpc error: code = {name} desc = {words}") }
 }
 
-/// What is asked, or why it cannot be: such a client is told what the API would say.
+/// The request to the API. If it cannot be made: the answer that the API would give.
 fn request(call: &Call) -> Result<ProxyAuthRequest, Denied> {
     let text = |octets: &[u8], most: usize, code: Code, what: &str| {
         let why = match std::str::from_utf8(octets) {

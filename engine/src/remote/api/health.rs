@@ -1,4 +1,4 @@
-//! Looks in the background whether the API is well (contract 8.4).
+//! Checks in the background whether the API is well (contract 8.4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(5);
 /// What the last check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiHealth {
-    /// None while the API is well. Before the first check it is not known to be.
+    /// None while the API is well. Before the first check it counts as not well.
     pub(crate) red: Option<Red>,
 }
 
@@ -43,7 +43,7 @@ impl ApiHealth {
 pub(crate) struct Red {
     /// Since when: the first check that failed, or the start.
     pub(crate) since: Instant,
-    /// What the last check failed of.
+    /// Why the last check failed.
     pub(crate) why: Arc<str>,
 }
 

@@ -1,5 +1,5 @@
-//! Asks the rate limiter about new sessions (contract 5.3). One that does not answer limits
-//! nothing, and that is said aloud.
+//! Asks the rate limiter about new sessions (contract 5.3). A limiter that does not answer limits
+//! nothing, and log and metrics say so.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +19,12 @@ use super::meters::{Check, Meters, Rpc};
 use super::repeats::Repeats;
 use crate::control::port::{Owner, Rate};
 
-/// An answer that takes longer allows (contract CP-10, CP-11).
+/// If the answer takes longer than this, the session is allowed (contract CP-10, CP-11).
 const LIMIT: Duration = Duration::from_secs(1);
-/// A refusal counts for so long (contract CP-10).
+/// How long a refusal counts (contract CP-10).
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Refusals that are remembered at once, and how often those that are overdue are looked for when
-/// there is no room.
+/// Most refusals that are remembered, and how often overdue ones are looked for when there is no
+/// room.
 const MOST_REMEMBERED: usize = 65_536;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Questions beside sessions that have begun already, at once.
@@ -46,7 +46,7 @@ struct Inner {
     silent: Silent,
 }
 
-/// Whether it answers, as the log has it.
+/// Whether the limiter answers, as the log last said.
 #[derive(Debug, Default)]
 struct Silent {
     answered: std::sync::atomic::AtomicBool,
@@ -66,7 +66,7 @@ impl Limiter {
         }))
     }
 
-    /// Whether a new session may begin. It ends within a second.
+    /// Whether a new session may begin. The call ends within a second.
     pub(crate) async fn allows(&self, owner: &Owner) -> bool {
         let key = Key::of(owner);
         match owner.kind.rate {
@@ -79,7 +79,7 @@ impl Limiter {
         }
     }
 
-    /// Asks once, and remembers nothing of it.
+    /// Asks once, and does not remember the answer.
     ///
     /// # Errors
     /// Why there is no answer.
@@ -87,7 +87,7 @@ impl Limiter {
         self.0.call(&Key::of(owner)).await
     }
 
-    /// Asks while the session begins: a refusal counts for those after it.
+    /// Asks while the session begins. A refusal counts for later sessions.
     fn ask_beside(&self, key: Key) {
         let Ok(place) = self.0.beside.clone().try_acquire_owned() else {
             return self.0.meters.checked(Check::Skipped);
@@ -105,7 +105,8 @@ impl Inner {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).has(key, Instant::now())
     }
 
-    /// Whether it allows: also if it does not answer. A refusal is remembered.
+    /// Whether the limiter allows a session; true also if it does not answer. A refusal is
+    /// remembered.
     async fn ask(&self, key: Key) -> bool {
         match self.call(&key).await {
             Ok(allowed) => {
@@ -198,11 +199,11 @@ impl Key {
     }
 }
 
-/// Who was refused, and until when that counts.
+/// The refusals, and until when each counts.
 #[derive(Debug, Default)]
 struct Memory {
     until: HashMap<Key, Instant>,
-    /// When overdue ones were looked for.
+    /// When overdue refusals were last looked for.
     swept: Option<Instant>,
 }
 

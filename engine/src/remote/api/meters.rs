@@ -1,4 +1,4 @@
-//! What the clients of NVIDIA's services have counted (contract 8.1).
+//! The counters of the clients of NVIDIA's services (contract 8.1).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -47,7 +47,7 @@ impl Rpc {
 pub(super) enum Check {
     Allowed,
     Denied,
-    /// It did not answer, or nothing that can be understood: the session was allowed.
+    /// The limiter did not answer, or its answer cannot be understood: the session was allowed.
     Failed,
     /// There were too many questions at once to ask: the session was allowed.
     Skipped,
@@ -71,7 +71,7 @@ struct Counted {
     calls: [[Histogram; CODES]; Rpc::ALL.len()],
     /// Fetches of OAuth2 tokens that failed, by the client's name and id.
     refresh_errors: BTreeMap<(&'static str, String), u64>,
-    /// Questions to the API that are out, the most there were, and those there was no room for.
+    /// Open questions to the API, the most there were, and those for which there was no room.
     asked: (u64, u64),
     refused: u64,
     checks: [u64; Check::ALL.len()],
@@ -101,7 +101,7 @@ impl Default for Counted {
     }
 }
 
-/// A call that is out: counted when this is dropped, as cancelled unless a status came.
+/// A running call. It is counted when this is dropped, as cancelled unless a status came.
 #[derive(Debug)]
 pub(super) struct Timed<'a> {
     meters: &'a Meters,
@@ -111,7 +111,7 @@ pub(super) struct Timed<'a> {
 }
 
 impl Timed<'_> {
-    /// It has ended so.
+    /// The call has ended with this status.
     pub(super) fn ended(mut self, code: Code) {
         self.code = code;
     }
@@ -128,7 +128,7 @@ impl Drop for Timed<'_> {
     }
 }
 
-/// One question to the API that is out, until this is dropped.
+/// An open question to the API. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Asked<'a>(&'a Meters);
 
@@ -183,7 +183,7 @@ impl Meters {
         }
     }
 
-    /// So many refusals of the limiter are remembered, and one more could not be.
+    /// Notes how many refusals of the limiter are remembered. `one_more`: one more found no room.
     pub(super) fn remembered(&self, now: usize, one_more: bool) {
         let mut counted = self.counted();
         counted.remembered = now as u64;

@@ -25,14 +25,14 @@ const FETCH_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Octets of an answer.
 const MOST_ANSWER: usize = 64 * 1024;
-/// After a fetch that failed the next one is so long later, twice as long after each one more.
+/// The pause after a failed fetch. It doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A token whose life is not told, and one that is told to live for longer.
+/// The life of a token whose life is not given, and the longest life of any token.
 const UNTOLD_LIFE: Duration = Duration::from_secs(3600);
 const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// A token is not shown any more so long before its end: the way to the server takes time, and so
-/// do two clocks that differ.
+/// A token is not used any more this long before its end, because the way to the server takes time
+/// and clocks differ.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// What a token is for.
@@ -47,7 +47,7 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    /// As the issuer knows it.
+    /// The scope's name at the issuer.
     const fn text(self) -> &'static str {
         match self {
             Self::Api => "proxy:invoke_function",
@@ -56,7 +56,7 @@ impl Scope {
         }
     }
 
-    /// As metrics and log name whose token it is.
+    /// The name of the token's user in metrics and log.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Api => "api",
@@ -70,7 +70,7 @@ impl Scope {
 #[derive(Clone, Debug)]
 pub(crate) struct OAuth(watch::Receiver<Fetched>);
 
-/// What came last: the token stays when the next one cannot be fetched.
+/// The last result. A token stays even if the next one cannot be fetched.
 #[derive(Clone, Debug, Default)]
 struct Fetched {
     token: Option<(Token, Instant)>,
@@ -116,7 +116,7 @@ impl OAuth {
     }
 }
 
-/// How an issuer wants to be told who asks (RFC 6749 §2.3.1).
+/// How an issuer wants the client's credentials (RFC 6749 §2.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Style {
     Basic,
@@ -134,10 +134,10 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    /// One whose token endpoint is `/token` below that URL.
+    /// An issuer whose token endpoint is `/token` below that URL.
     ///
-    /// # Errors
-    /// It is no URL, or `https` without any certificate to check servers against.
+    /// # Errors The text is no URL, or it is `https` and there is no certificate to check servers
+    /// against.
     pub(super) fn new(
         at: (&str, &Roots),
         scope: Scope,
@@ -154,7 +154,7 @@ impl Issuer {
             // If another thread was faster there is one now, which is all that is wanted.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        // What is sent is a password: it follows no redirect.
+        // The request holds a password, so it follows no redirect.
         let http = reqwest::Client::builder()
             .timeout(FETCH_LIMIT)
             .connect_timeout(CONNECT_LIMIT)
@@ -237,7 +237,7 @@ impl Issuer {
         }
     }
 
-    /// Fetches one token, as the issuer wants it: as it wanted it before, else both ways.
+    /// Fetches one token in the style that the issuer has accepted before, or else in both styles.
     async fn fetch(
         &self,
         client: Client<'_>,
@@ -257,7 +257,8 @@ impl Issuer {
                 Ok(token)
             }
             Err(refused) => {
-                // Where it was not asked, or would not have us, it may want it otherwise now.
+                // If the issuer was not reached, or has refused the client itself, another style
+                // may work later.
                 if !refused.for_its_form {
                     *style = known;
                 }
@@ -307,7 +308,7 @@ struct Client<'a> {
     secret: &'a Token,
 }
 
-/// What is asked for, and by whom if that belongs into it.
+/// The form of the request, with the client's credentials if they belong into it.
 fn form(scope: Scope, client: Option<Client<'_>>) -> String {
     let mut form = Serializer::new(String::new());
     form.append_pair("grant_type", "client_credentials");
@@ -323,7 +324,7 @@ fn form(scope: Scope, client: Option<Client<'_>>) -> String {
 #[derive(Debug, PartialEq, Eq)]
 struct Refused {
     why: String,
-    /// Whether the other style may be what it wants.
+    /// Whether the issuer may want the other style.
     for_its_form: bool,
 }
 
@@ -332,9 +333,10 @@ impl Refused {
         Self { why, for_its_form: false }
     }
 
-    /// By an answer with such a status.
+    /// A refusal by an answer with this status.
     fn of(status: StatusCode, answer: &[u8]) -> Self {
-        // RFC 6749 §5.2: of the answer only the error's name is told, which is a word of a list.
+        // RFC 6749 §5.2: of the answer only the error's name is shown, which is a word of a fixed
+        // list.
         let error = serde_json::from_slice::<Value>(answer).ok();
         let error = error.as_ref().and_then(|answer| answer.get("error")?.as_str());
         let word = |word: &&str| {
@@ -370,13 +372,13 @@ fn parse(answer: &[u8]) -> Result<(Token, Duration), String> {
             let most = LONGEST_LIFE.as_secs_f64();
             Ok((token, Duration::from_secs_f64(seconds.min(most))))
         }
-        // As Go's client has it: no end is told.
+        // As in Go's client: no end is given.
         Some(0.0) => Ok((token, UNTOLD_LIFE)),
         _ => Err("expires_in of its answer is no number of seconds".into()),
     }
 }
 
-/// An error with what is behind it, without the URL, which is told beside it.
+/// An error with its causes, without the URL, which is shown beside it.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);

@@ -1,16 +1,16 @@
-//! Says what stays wrong once, and then once a minute.
+//! Limits log lines about a lasting problem: one at once, and then one a minute.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is still the same is said again after so long.
+/// The pause before the same problem is logged again.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Something else is said after so long.
+/// The pause before another problem is logged.
 const OTHER: Duration = Duration::from_secs(1);
 
-/// What was said last of one thing that can go wrong.
+/// The last line about one thing that can go wrong.
 #[derive(Debug, Default)]
 pub(super) struct Repeats(Mutex<Option<Said>>);
 
@@ -22,7 +22,7 @@ struct Said {
 }
 
 impl Repeats {
-    /// Whether to say so now: if so, how often it, or something else, was left unsaid before.
+    /// If the problem is to be logged now: how many lines were left out before.
     pub(super) fn due(&self, what: &str) -> Option<u64> {
         self.due_at(what, Instant::now())
     }
@@ -42,7 +42,7 @@ impl Repeats {
         Some(left_out)
     }
 
-    /// All is well: whether anything else had been said before.
+    /// All is well again. True if a problem had been logged.
     pub(super) fn over(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }

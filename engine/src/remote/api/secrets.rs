@@ -1,8 +1,9 @@
 //! The secrets file (contract 5.2), which others write while this gateway runs: rewritten in place,
 //! renamed over, its symlink turned, gone for a while, half written.
 //!
-//! It is read when something happens in its folder, and once a second in any case: some file
-//! systems tell nothing. What cannot be used of it changes nothing; the log says so once.
+//! The file is read when something happens in its folder, and once a second in any case, because
+//! some file systems report nothing. Values that cannot be used change nothing, and the log says so
+//! once.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -20,11 +21,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::meters::Meters;
 
-/// How often the file is read whatever is heard of it: what has changed counts within two seconds.
+/// How often the file is read in any case, so that a change counts within two seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long after something was heard it is read: a write is seldom one event.
+/// The pause between an event and reading the file, because a write is seldom one event.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Octets of the file, and of one token: more of it is no credential.
+/// Most octets of the file, and of one token: a longer one is no credential.
 const MOST_OCTETS: u64 = 1 << 20;
 pub(super) const MOST_TOKEN: usize = 16 * 1024;
 
@@ -39,10 +40,9 @@ impl Token {
         &self.0
     }
 
-    /// One that can stand in a header: none is made of anything else.
+    /// A token, if the text can be the value of a header.
     ///
-    /// # Errors
-    /// What is wrong with it, without a word of it.
+    /// # Errors What is wrong with the text, without showing any of it.
     pub(crate) fn new(text: &str) -> Result<Self, &'static str> {
         match text.trim_ascii() {
             "" => Err("is empty"),
@@ -61,7 +61,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What the file has; none of what it has not.
+/// The values of the file; none for each that it lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SecretValues {
     /// `nvcfApiToken`: shown to the API.
@@ -79,17 +79,17 @@ pub(crate) struct SecretValues {
 }
 
 impl SecretValues {
-    /// Name and password as a client of OAuth2, if both are there. Those that NVIDIA's chart writes
-    /// where there are none are none.
+    /// Name and password as a client of OAuth2, if both are there. The placeholders that NVIDIA's
+    /// chart writes count as missing.
     pub(crate) fn client(&self) -> Option<(Token, Token)> {
         let (id, secret) = (self.id.clone()?, self.secret.clone()?);
         (id.text() != "no-id" && secret.text() != "no-secret").then_some((id, secret))
     }
 
-    /// What a file says. A key that is wrong, or gone, keeps what it was.
+    /// The values of a file. A key that is wrong, or gone, keeps its old value.
     ///
-    /// # Errors
-    /// It is no JSON object. Beside the values: what is wrong with single keys.
+    /// # Errors The file is no JSON object. (Problems with single keys are returned beside the
+    /// values.)
     fn parse(file: &[u8], old: &Self) -> Result<(Self, Vec<String>), String> {
         let object: Map<String, Value> = serde_json::from_slice(file).map_err(|error| {
             let (line, column) = (error.line(), error.column());
@@ -130,8 +130,8 @@ fn token(value: Option<&Value>) -> Result<Option<Token>, &'static str> {
     }
 }
 
-/// Reads the file, and follows it from then on. It need not be there yet; without a path there is
-/// none, and nothing ever changes.
+/// Reads the file, and follows it from then on. The file need not exist yet. Without a path there
+/// are no secrets, and nothing ever changes.
 pub(crate) fn watch(
     path: Option<PathBuf>,
     meters: Arc<Meters>,
@@ -148,10 +148,9 @@ pub(crate) fn watch(
     receiver
 }
 
-/// What the file says now, and what is wrong with single keys of it.
+/// The file's values now, and what is wrong with single keys.
 ///
-/// # Errors
-/// It cannot be used at all.
+/// # Errors The file cannot be used at all.
 pub(crate) fn look(path: &Path) -> Result<(SecretValues, Vec<String>), String> {
     SecretValues::parse(&read(path)?, &SecretValues::default())
 }
@@ -161,14 +160,14 @@ pub(crate) fn look(path: &Path) -> Result<(SecretValues, Vec<String>), String> {
 struct File {
     path: PathBuf,
     values: Arc<SecretValues>,
-    /// What was wrong with it at the last look, and what of that the log has.
+    /// What was wrong with the file at the last look, and what the log has said of it.
     seen: Option<String>,
     told: Option<String>,
     meters: Arc<Meters>,
 }
 
 impl File {
-    /// Takes up what was read: whether there are new values.
+    /// Takes up what was read. True if there are new values.
     fn take(&mut self, read: Result<Vec<u8>, String>) -> bool {
         let (values, fault) = match read.and_then(|file| SecretValues::parse(&file, &self.values)) {
             Ok((values, faults)) => (Some(values), faults.join(", ")),
@@ -186,8 +185,8 @@ impl File {
         }
     }
 
-    /// Says what is wrong once two looks have found it: a file that is being written is half there
-    /// for a moment.
+    /// Logs a fault once two looks have found it, because a file that is being written is
+    /// incomplete for a moment.
     fn note(&mut self, fault: Option<String>) {
         let file = self.path.display();
         match &fault {
@@ -211,7 +210,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         ErrorKind::PermissionDenied => "it may not be read: look at its owner and mode".into(),
         _ => error.to_string(),
     };
-    // A pipe without a writer would hold whoever opens it.
+    // Opening a pipe without a writer would block.
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(why)?;
     if !file.metadata().map_err(why)?.is_file() {
@@ -238,7 +237,7 @@ async fn follow(mut file: File, sender: watch::Sender<Arc<SecretValues>>) {
             _ = look.tick() => {}
         }
         let path = file.path.clone();
-        // A file system across a network may take its time: the calls of others do not wait.
+        // A network file system may be slow, and other calls must not wait for it.
         let looked = tokio::task::spawn_blocking(move || {
             folder.listen();
             (read(&path), folder)
@@ -259,7 +258,7 @@ async fn follow(mut file: File, sender: watch::Sender<Arc<SecretValues>>) {
 struct Folder {
     path: PathBuf,
     heard: Arc<Notify>,
-    /// What listens, and to which folder: another one may stand in its place.
+    /// The watcher, and the folder that it watches: another folder may have replaced it.
     listens: Option<(RecommendedWatcher, (u64, u64))>,
 }
 
@@ -286,12 +285,12 @@ impl Folder {
             }
         };
         let Some(is) = is else { return };
-        // Without it the file is read once a second all the same.
+        // Without a watcher the file is still read once a second.
         if let Ok(mut watcher) = notify::recommended_watcher(told)
             && watcher.watch(&self.path, RecursiveMode::NonRecursive).is_ok()
         {
             self.listens = Some((watcher, is));
-            // What has changed before is heard now.
+            // A change before now counts as an event.
             self.heard.notify_one();
         }
     }

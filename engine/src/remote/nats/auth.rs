@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::pace::Pace;
 use crate::config::{Nats as Settings, NkeySource};
 
-/// How long a token may take; then an empty one is shown.
+/// How long a token may take; after that an empty one is sent.
 const TOKEN_LIMIT: Duration = Duration::from_secs(10);
 /// How long one attempt to connect may take, and how long if a token belongs to it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ pub(super) fn options(
     }
 }
 
-/// By the first URL that has something before an `@`: a name and a password, or a token.
+/// The login of the first URL that has one before an `@`: a name and a password, or a token.
 fn of_urls(plain: ConnectOptions, urls: &[ServerAddr]) -> ConnectOptions {
     let Some(url) = urls.iter().find(|url| url.has_user_pass()) else { return plain };
     let name = decoded(url.username().unwrap_or_default());
@@ -109,7 +109,7 @@ fn of_urls(plain: ConnectOptions, urls: &[ServerAddr]) -> ConnectOptions {
 
 /// Undoes a URL's escapes.
 fn decoded(text: &str) -> String {
-    // A plus is one in this part of a URL, and no space as in a form.
+    // A plus in this part of a URL is a plus, and no space as in a form.
     let text = text.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
     form_urlencoded::parse(text.as_bytes()).next().map_or_else(String::new, |(name, _)| name.into())
 }
@@ -143,7 +143,7 @@ fn callout(source: TokenSource) -> ConnectOptions {
     .connection_timeout(CALLOUT_LIMIT)
 }
 
-/// Shown is an empty token then, as the reference does it: the callout says no.
+/// An empty token is sent then, as the reference does it: the callout refuses it.
 fn none(pace: &Pace, why: &str) -> String {
     if let Some(left_out) = pace.line() {
         tracing::warn!(why, left_out, "there is no OAuth2 token for NATS, an empty one is shown");
@@ -151,7 +151,7 @@ fn none(pace: &Pace, why: &str) -> String {
     String::new()
 }
 
-/// What the auth callout is shown.
+/// The token in the form that the auth callout reads.
 fn shown(token: &str) -> Result<String, serde_json::Error> {
     let callout = Callout { account: "Worker", plugin: "ssa", payload: token };
     serde_json::to_vec(&callout).map(|json| URL_SAFE_NO_PAD.encode(json))

@@ -20,13 +20,13 @@ use super::meters::{Failure, Meters};
 use super::pace::Pace;
 use crate::config::Nats as Settings;
 
-/// What the servers know this gateway by, as the reference's name.
+/// The name of the connection at the servers: the reference's.
 const NAME: &str = "gdn-nvcf-grpc-proxy-service";
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// Pauses between attempts to connect: the first one, which doubles, and the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A connection that was lost within this time after the one before was refused, in a way.
+/// A connection lost within this time after the last loss counts as refused.
 const SHORT: Duration = Duration::from_secs(5);
 /// A server that leaves is left within this time, at random (contract NT-9).
 const LAME_DUCK_MS: u32 = 10_000;
@@ -34,12 +34,12 @@ const LAME_DUCK_MS: u32 = 10_000;
 /// Why there is no server before the first attempt.
 pub(super) const NOT_YET: &str = "no server was reached yet";
 
-/// What the servers tell of what this gateway may do.
+/// The connection's events that concern this gateway's rights.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum News<'a> {
-    /// One was reached.
+    /// A server was reached.
     Connected,
-    /// One told an error unasked, which a request that goes beyond the account's rights ends with.
+    /// A server sent an error, as it does for a request beyond the account's rights.
     Error(&'a str),
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn connect(
         .await
         .map_err(|error| Trouble::new("NATS cannot be connected to", error, NAME_ONE))?;
     follower.meters.follow(client.statistics());
-    // It is the first one, and the only one.
+    // This is the first and only client.
     let _ = follower.client.set(client.clone());
     let jetstream = ContextBuilder::new().timeout(API_LIMIT).build(client.clone());
     Ok(Link { client, jetstream, state })
@@ -117,13 +117,13 @@ fn urls(settings: &Settings) -> Result<Vec<ServerAddr>, Trouble> {
     let urls: Result<Vec<ServerAddr>, _> = settings.urls.iter().map(|url| url.parse()).collect();
     match urls {
         Ok(urls) if !urls.is_empty() => Ok(urls),
-        // What is written there is not told: it may hold a password.
+        // The text is not shown, because it may hold a password.
         Ok(_) => Err(Trouble::new("no NATS server is named", "nats.urls is empty", NAME_ONE)),
         Err(error) => Err(Trouble::new("the URL of a NATS server cannot be read", error, NAME_ONE)),
     }
 }
 
-/// The same without what is before the `@`, which the library would log.
+/// The address without the part before the `@`, which the library would log.
 fn bare(server: ServerAddr) -> ServerAddr {
     let mut url = server.clone().into_inner();
     let cleared = url.set_username("").is_ok() && url.set_password(None).is_ok();
@@ -132,7 +132,7 @@ fn bare(server: ServerAddr) -> ServerAddr {
 }
 
 fn with_tls(mut options: ConnectOptions, settings: &Settings) -> Result<ConnectOptions, Trouble> {
-    // The library reads them at each connection; one that is not there is told at the start.
+    // The library reads the files at each connection. A missing file is reported at the start.
     let readable = |path: &Path| match std::fs::File::open(path) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -191,7 +191,7 @@ fn pause(attempt: usize) -> Duration {
 struct Short {
     /// When a connection was lost last.
     last: Option<Instant>,
-    /// How many were lost one soon after the other.
+    /// How many were lost shortly after each other.
     count: usize,
 }
 
@@ -224,8 +224,8 @@ impl Follower {
             Event::LameDuckMode => self.leave(),
             Event::ServerError(error) => self.error(&error.to_string()),
             Event::SlowConsumer(_) => self.error("nats: a subscription is read too slowly"),
-            // All others are told with the attempts, with more words; a name that does not resolve
-            // is not.
+            // All other errors are logged with the attempts, in more words. A name that does not
+            // resolve is not.
             Event::ClientError(ClientError::Other(text)) if text.starts_with("DNS") => {
                 self.failed(&text);
             }
@@ -265,7 +265,7 @@ impl Follower {
         }
     }
 
-    /// Something that a server told unasked.
+    /// An error that a server sent unasked.
     fn error(&self, text: &str) {
         self.meters.error();
         self.meters.failure(Failure::of(text));
@@ -320,7 +320,7 @@ impl Follower {
     fn leave(self: Arc<Self>) {
         let epoch = {
             let mut seen = self.seen();
-            // A server that leaves says so with each of its news.
+            // A server that leaves repeats that with each update.
             if seen.leaving == Some(seen.epoch) {
                 return;
             }

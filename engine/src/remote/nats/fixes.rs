@@ -2,7 +2,7 @@
 
 use crate::config::Nats as Settings;
 
-/// What is shown to the servers.
+/// How the gateway logs in at the servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Login {
     /// An NKey.
@@ -35,7 +35,7 @@ impl Login {
         }
     }
 
-    /// What to do where a server does not know it.
+    /// What to do if a server refuses the login.
     const fn refused(self) -> &'static str {
         match self {
             Self::Nkey => {
@@ -69,7 +69,7 @@ impl Login {
     }
 }
 
-/// What each error is about, by a part that no other has, in small letters; the first one counts.
+/// The fix for each error, found by a part of its text in small letters; the first match counts.
 const ABOUT_CONNECTIONS: &[(&[&str], &str)] = &[
     (
         &["unknownissuer", "unknown issuer", "self-signed", "caused by invalid"],

@@ -1,9 +1,9 @@
-//! What was published and whose worker has not come: so that it can be taken back when nobody waits
-//! for it any more (design 3.23).
+//! Published work whose worker has not come, so that it can be taken back when nobody waits for it
+//! any more (design 3.23).
 //!
-//! Each piece of work is entered before it is handed to the client library, and leaves by one of
-//! three ways: its worker came, it was refused, or it was withdrawn. While NATS is away, what is to
-//! be withdrawn waits here.
+//! Each piece of work is entered before it is given to the client library. It leaves when its
+//! worker came, when it was refused, or when it was withdrawn. While NATS is away, withdrawals wait
+//! here.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,7 @@ const AFTER_LOSS: Duration = Duration::from_millis(50);
 /// Failures are logged once in this time, with how many there were.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// What was published. A cheap handle.
+/// The published work. A cheap handle.
 #[derive(Clone, Debug)]
 pub(super) struct Ledger {
     streams: Streams,
@@ -43,9 +43,9 @@ pub(super) struct Ledger {
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<AskTicket, Entry>,
-    /// What waits to be withdrawn, by version. A task goes through each that is here.
+    /// Work that waits to be withdrawn, by version. A task goes through each queue.
     queues: HashMap<Arc<str>, VecDeque<AskTicket>>,
-    /// The gateway ends: nothing more is entered.
+    /// Whether the gateway ends: then no more work is entered.
     closing: bool,
     /// Failures since the last line about them.
     failures: usize,
@@ -66,7 +66,7 @@ struct Entry {
 enum Stage {
     /// The publish was not answered yet.
     Out,
-    /// It is in the stream, there if that is known.
+    /// The work is in the stream, at this place if it is known.
     Stored(Option<u64>),
 }
 
@@ -75,9 +75,9 @@ enum Stage {
 struct Unwanted {
     trigger: Trigger,
     since: Instant,
-    /// How often it was tried in vain.
+    /// How often the withdrawal was tried in vain.
     tries: u8,
-    /// It was not found once.
+    /// Whether the work was not found once.
     absent: bool,
 }
 
@@ -149,13 +149,13 @@ impl Ledger {
         }
     }
 
-    /// Nobody waits for it any more: it is taken back unless a worker has it; if its publish is
-    /// still out, after that.
+    /// Nobody waits for the work any more. It is taken back unless a worker has it; if its publish
+    /// is not answered yet, after that answer.
     pub(super) fn withdraw(&self, ticket: AskTicket) {
         self.unwanted(&mut self.table(), ticket, Trigger::ClientDeparted);
     }
 
-    /// Withdraws what other shards of this core have asked for than the one of `life`.
+    /// Withdraws the work of this core's shards except the one of `life`.
     pub(super) fn forget_core(&self, core: u16, life: u32) {
         let mut table = self.table();
         let old = |ticket: &&AskTicket| ticket.core == core && ticket.life != life;
@@ -221,7 +221,7 @@ impl Ledger {
         }
     }
 
-    /// Lines a withdrawal up in its stream.
+    /// Puts a withdrawal into the queue of its stream.
     fn queue(&self, table: &mut Table, ticket: AskTicket) {
         let Some(entry) = table.entries.get(&ticket) else { return };
         let version = entry.version.clone();
@@ -232,7 +232,7 @@ impl Ledger {
         queue.push_back(ticket);
     }
 
-    /// Lines it up again after a while.
+    /// Puts the withdrawal into the queue again after a pause.
     fn queue_after(&self, ticket: AskTicket, pause: Duration) {
         let ledger = self.clone();
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Whose a session is that this gateway does not know, and the stream in which workers register
+//! The owner of a session that this gateway does not know, and the stream in which workers register
 //! them (contract 6.3 to 6.5, NT-3, NT-7).
 
 use std::sync::Arc;

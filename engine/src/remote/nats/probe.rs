@@ -23,7 +23,7 @@ pub(crate) use cluster::{Own, greet};
 /// How long one server may take to let the gateway in; an attempt gives up by itself earlier.
 const CONNECT_LIMIT: Duration = Duration::from_secs(16);
 
-/// From this part of a limit on it is told.
+/// From this part of a limit on it is reported.
 const FULL_PERCENT: u64 = 80;
 
 fn is_full(used: u64, most: u64) -> bool {
@@ -85,7 +85,7 @@ pub(in crate::remote) async fn examine(
 }
 
 async fn close(link: &Link) {
-    // It ends with the process at the latest.
+    // The connection ends with the process at the latest.
     let _closed = timeout(Duration::from_secs(1), link.client.drain()).await;
 }
 

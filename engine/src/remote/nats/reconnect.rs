@@ -39,7 +39,7 @@ pub(super) struct Reconnects {
 enum Heard {
     Somebody,
     Nobody,
-    /// It is not known: why.
+    /// It is not known, for this reason.
     Lost(String),
 }
 
@@ -125,7 +125,7 @@ impl Reconnects {
 #[derive(Debug, Default)]
 struct Unheard {
     since: HashMap<Uuid, Instant>,
-    /// The same, the oldest first; some may have been forgotten meanwhile.
+    /// The same sessions, the oldest first; some may have been forgotten meanwhile.
     order: VecDeque<(Instant, Uuid)>,
 }
 
@@ -148,7 +148,7 @@ impl Unheard {
         false
     }
 
-    /// It was heard.
+    /// The worker was heard.
     fn forget(&mut self, id: Uuid) {
         self.since.remove(&id);
     }

@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(&*reply.payload, b"b");
         drop(first);
         assert!(replies.0.waiting().is_empty());
-        // One that comes too late finds nobody.
+        // A reply that comes too late is dropped.
         client.publish(one.reply.unwrap(), "a".into()).await.unwrap();
         let third = replies.request("nobody".into(), "3".into()).await.unwrap();
         let reply = timeout(SOON, third.reply()).await.unwrap().unwrap();

@@ -1,8 +1,8 @@
 //! The request streams of this gateway's own functions and their consumers (contract NT-1). Where
 //! NVIDIA's control plane is, it makes them; in `nats` mode nobody else does.
 //!
-//! They lie in the servers' memory, so they are made sure of whenever a server is there anew, and
-//! when work finds none. One whose function was taken out of the configuration stays: another
+//! The streams are in the servers' memory. So they are checked whenever a server is reached anew,
+//! and when work finds none. One whose function was taken out of the configuration stays: another
 //! gateway may still serve it, and sessions hold its messages.
 
 use std::collections::{HashMap, HashSet};

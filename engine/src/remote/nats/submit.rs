@@ -51,19 +51,19 @@ pub(super) struct To<'a> {
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Published {
-    /// It is in the stream: its sequence, if that is known.
+    /// The message is in the stream; its sequence, if that is known.
     There(Option<u64>),
-    /// It is not there: why.
+    /// The message is not there, for this reason.
     Not(String),
-    /// Nobody knows: why.
+    /// It is not known, for this reason.
     Unknown(String),
 }
 
 /// Why no answer comes.
 enum Unasked {
-    /// The client library does not send such a thing: why.
+    /// The client library refuses the message, for this reason.
     Refused(String),
-    /// It sends nothing any more.
+    /// The client library sends nothing any more.
     Closed,
 }
 

@@ -42,11 +42,11 @@ pub(super) struct Queued {
 /// What has become of work that was to be withdrawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It is out of the stream.
+    /// The work is out of the stream.
     Purged,
     /// A worker has it.
     Taken,
-    /// It is not in the stream.
+    /// The work is not in the stream.
     Absent,
 }
 
@@ -73,7 +73,7 @@ impl std::fmt::Display for Trouble {
     }
 }
 
-/// What of a stream was delivered.
+/// How far a stream was delivered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     /// The highest sequence that a worker was given; 0: none was.
@@ -150,7 +150,7 @@ impl Streams {
     fn last_look(&self, version: &Arc<str>) -> LastLook {
         let mut looks = self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner);
         if looks.len() >= MOST_LOOKED_AT {
-            // One that somebody holds, or that is young, still bounds the next look.
+            // A look that somebody waits for, or a recent one, still bounds the next look.
             looks.retain(|_, slot| {
                 let young = slot.try_lock().map_or(true, |last| {
                     last.is_some_and(|(asked, _)| asked.elapsed() < LOOK_EVERY)

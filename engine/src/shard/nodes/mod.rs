@@ -71,7 +71,7 @@ pub(super) struct Nodes {
 enum ConnRole {
     /// It came to this gateway and belongs to another gateway.
     Near(Key),
-    /// It leads to the owner of such a connection.
+    /// This gateway has dialled it: it leads to the owner of such a connection.
     Far(Key),
     /// Another gateway has made it.
     Arriving(Key),

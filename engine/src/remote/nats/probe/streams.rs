@@ -18,7 +18,7 @@ const MOST_STREAMS: usize = 64;
 enum There {
     Yes(Box<Stream>),
     No,
-    /// That cannot be told.
+    /// It is not known.
     Unknown,
 }
 

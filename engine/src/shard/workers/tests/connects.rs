@@ -104,7 +104,7 @@ fn a_connection_whose_tokens_core_has_no_room_is_turned_away() {
     assert_eq!(bench.statuses(conn), [503]);
     assert!(bench.closed(conn) && bench.edges().is_empty());
     assert_eq!(bench.limit(Limit::Mailbox), 1);
-    // The same after the socket was detached.
+    // The same holds after the socket was detached.
     let before = bench.rig.net.connections();
     bench.on(ForWorkers::TurnAway(detached()));
     assert_eq!(bench.rig.net.connections(), before + 1);
