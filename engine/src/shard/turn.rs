@@ -13,8 +13,8 @@ use crate::message::CoreMessage;
 use crate::metrics::{Limit, ShardMetrics};
 use crate::net::{ConnId, Net};
 
-/// The longest chain of facts that may follow from one. A fact of rank n leaves facts of rank n -
-/// 1. A fact of rank 0 is a fault of ours: it waits for the next turn and is counted.
+/// The longest chain of facts that may follow from one. A fact of rank `n` leaves facts of rank
+/// `n - 1`. A fact of rank 0 is a fault of ours: it waits for the next turn and is counted.
 const RANKS: u8 = 48;
 
 /// How far the whole core is on its way out.
