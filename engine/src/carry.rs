@@ -84,7 +84,8 @@ pub(crate) fn pack(kind: Kind, message: &impl Message) -> Vec<u8> {
 
 /// The message of an envelope.
 ///
-/// # Errors Says what is wrong with the bytes.
+/// # Errors
+/// Says what is wrong with the bytes.
 pub(crate) fn unpack<M: Message + Default>(kind: Kind, bytes: &[u8]) -> Result<M, Unreadable> {
     let there = bytes.len();
     if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
@@ -216,7 +217,8 @@ impl Client {
     /// Reads the bytes of [`Self::to_bytes`], of this or another process. `zero` is that of this
     /// process.
     ///
-    /// # Errors Says what is wrong with the bytes.
+    /// # Errors
+    /// Says what is wrong with the bytes.
     pub fn from_bytes(bytes: &[u8], zero: u64) -> Result<Self, Unreadable> {
         let message: ClientMessage = unpack(Kind::Client, bytes)?;
         let ClientMessage { peer, opened, received, http2 } = message;

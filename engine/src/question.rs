@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 
 /// Sends it, and takes an answer of so many octets at most.
 ///
-/// # Errors The answer is no HTTP, or too long.
+/// # Errors
+/// The answer is no HTTP, or too long.
 pub(crate) async fn ask(
     stream: TcpStream,
     request: Request<Body>,

@@ -185,7 +185,8 @@ impl Prelude {
 
     /// Octets of the prelude that begins so, without its MAC; none while too few are here.
     ///
-    /// # Errors The octets do not begin like a prelude.
+    /// # Errors
+    /// The octets do not begin like a prelude.
     pub fn length(begin: &[u8]) -> Result<Option<usize>, PreludeFault> {
         let known = begin.len().min(MAGIC.len());
         if begin[..known] != MAGIC[..known] {
@@ -204,7 +205,8 @@ impl Prelude {
 
     /// Reads the octets of one prelude, without its MAC.
     ///
-    /// # Errors The octets are no prelude.
+    /// # Errors
+    /// The octets are no prelude.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PreludeFault> {
         if Self::length(bytes)? != Some(bytes.len()) {
             return Err(PreludeFault::Garbled);

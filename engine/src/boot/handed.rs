@@ -30,7 +30,8 @@ impl Handed {
     /// Takes the listeners handed down to this process. Changes the environment, so no other thread
     /// may run yet.
     ///
-    /// # Errors When a descriptor is no TCP listener, or for none of the three ports.
+    /// # Errors
+    /// When a descriptor is no TCP listener, or for none of the three ports.
     pub(super) fn take(config: &Config) -> Result<Self, BootError> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut sockets = ListenFd::from_env();

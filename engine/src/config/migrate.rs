@@ -26,7 +26,8 @@ const DONE: [&str; 4] =
 
 /// Reads an environment file: `NAME=VALUE` lines, as docker, systemd and shells have them.
 ///
-/// # Errors The number of the first line that is no such line.
+/// # Errors
+/// The number of the first line that is no such line.
 pub fn environment_of(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut all = Vec::new();
     for (at, line) in text.lines().enumerate() {

@@ -342,7 +342,8 @@ impl Shard {
     /// elsewhere. The attachments keep their names. Messages to an attachment of another node, or
     /// of another run of this process, are void until its tunnel is taken up here as well.
     ///
-    /// # Errors The bytes are no session, or a session with this id is here already.
+    /// # Errors
+    /// The bytes are no session, or a session with this id is here already.
     pub fn take_up_session(&mut self, bytes: &[u8]) -> Result<Uuid, Unreadable> {
         self.sessions.take_up(&self.settings, bytes)
     }
@@ -356,8 +357,9 @@ impl Shard {
     /// Gives a pin from [`Self::carry_pins`] to a client's connection here that has asked for a
     /// session.
     ///
-    /// # Errors The bytes are no pin. Or the connection has asked for no session, has a pin for the
-    /// same call, or has as many pins as it may.
+    /// # Errors
+    /// The bytes are no pin. Or the connection has asked for no session, has a pin for the same
+    /// call, or has as many pins as it may.
     pub fn take_up_pin(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), Unreadable> {
         self.sessions.take_up_pin(&self.settings, conn, bytes)
     }

@@ -332,7 +332,8 @@ impl Transport {
     /// Seals what the core has queued in `output`, up to [`SEAL_LIMIT`]; `last`: there will be no more, so
     /// that `close_notify` follows it.
     ///
-    /// # Errors The session can seal nothing more: the connection is of no use.
+    /// # Errors
+    /// The session can seal nothing more: the connection is of no use.
     pub fn seal(
         &mut self,
         output: &mut Output,

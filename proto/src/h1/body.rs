@@ -88,8 +88,8 @@ impl BodyReader {
 
     /// Reads one part from the start of `input`.
     ///
-    /// # Errors The sender's framing is broken, so the next bytes of this connection cannot be
-    /// understood.
+    /// # Errors
+    /// The sender's framing is broken, so the next bytes of this connection cannot be understood.
     pub fn read(&mut self, input: &[u8]) -> Result<Part, HeadFault> {
         let mut at = 0;
         loop {

@@ -95,8 +95,8 @@ impl Conn {
     /// Of the input nothing is needed again but what [`Event::Data`] points to: a head that came in
     /// part is kept here, up to its limit.
     ///
-    /// # Errors The peer's fault, and the same one ever after, because its next bytes cannot be
-    /// understood.
+    /// # Errors
+    /// The peer's fault, and the same one ever after, because its next bytes cannot be understood.
     pub fn next(
         &mut self,
         input: &[u8],

@@ -251,7 +251,8 @@ impl Dispatch {
     /// A worker asks for work. A poll that still waits on the same connection is answered with
     /// nothing first.
     ///
-    /// # Errors The limit of waiting polls is reached; the poll was not taken.
+    /// # Errors
+    /// The limit of waiting polls is reached; the poll was not taken.
     pub fn poll(
         &mut self,
         poll: PollId,

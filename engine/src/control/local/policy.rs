@@ -160,8 +160,8 @@ impl Policy {
 
     /// Whether this credential may serve the function version that the poll names.
     ///
-    /// # Errors 401: an unknown key. 403: a key for another function (also if there is no such
-    /// function).
+    /// # Errors
+    /// 401: an unknown key. 403: a key for another function (also if there is no such function).
     pub fn worker(&self, credential: &[u8], request: &PollRequest) -> Result<(), PollFault> {
         if !self.workers.contains_key(credential) {
             return Err(PollFault { status: 401, text: "the worker key is not known".into() });

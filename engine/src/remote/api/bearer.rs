@@ -114,7 +114,8 @@ impl Bearer {
 
     /// Shows the credential with a call.
     ///
-    /// # Errors Why there is no credential although there should be one.
+    /// # Errors
+    /// Why there is no credential although there should be one.
     pub(super) async fn attach<T>(&self, request: &mut Request<T>) -> Result<(), Arc<str>> {
         let token = match self.chosen() {
             None => return Ok(()),

@@ -136,8 +136,8 @@ pub(super) struct Issuer {
 impl Issuer {
     /// An issuer whose token endpoint is `/token` below that URL.
     ///
-    /// # Errors The text is no URL, or it is `https` and there is no certificate to check servers
-    /// against.
+    /// # Errors
+    /// The text is no URL, or it is `https` and there is no certificate to check servers against.
     pub(super) fn new(
         at: (&str, &Roots),
         scope: Scope,

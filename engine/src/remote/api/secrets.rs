@@ -42,7 +42,8 @@ impl Token {
 
     /// A token, if the text can be the value of a header.
     ///
-    /// # Errors What is wrong with the text, without showing any of it.
+    /// # Errors
+    /// What is wrong with the text, without showing any of it.
     pub(crate) fn new(text: &str) -> Result<Self, &'static str> {
         match text.trim_ascii() {
             "" => Err("is empty"),
@@ -88,8 +89,8 @@ impl SecretValues {
 
     /// The values of a file. A key that is wrong, or gone, keeps its old value.
     ///
-    /// # Errors The file is no JSON object. (Problems with single keys are returned beside the
-    /// values.)
+    /// # Errors
+    /// The file is no JSON object. (Problems with single keys are returned beside the values.)
     fn parse(file: &[u8], old: &Self) -> Result<(Self, Vec<String>), String> {
         let object: Map<String, Value> = serde_json::from_slice(file).map_err(|error| {
             let (line, column) = (error.line(), error.column());
@@ -150,7 +151,8 @@ pub(crate) fn watch(
 
 /// The file's values now, and what is wrong with single keys.
 ///
-/// # Errors The file cannot be used at all.
+/// # Errors
+/// The file cannot be used at all.
 pub(crate) fn look(path: &Path) -> Result<(SecretValues, Vec<String>), String> {
     SecretValues::parse(&read(path)?, &SecretValues::default())
 }

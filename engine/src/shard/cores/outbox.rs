@@ -47,7 +47,8 @@ impl Outbox {
     /// Keeps a message, unless `most` wait already. A message for a core that was overrun is
     /// dropped: both cores begin anew with each other.
     ///
-    /// # Errors `most` messages wait: the core counts as overrun from now on.
+    /// # Errors
+    /// `most` messages wait: the core counts as overrun from now on.
     pub(super) fn keep(
         &mut self,
         core: u16,
