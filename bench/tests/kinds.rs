@@ -395,7 +395,7 @@ fn a_stranger_is_not_called() {
 enum Returning {
     Welcome,
     Unknown,
-    /// It gets another session without being told.
+    /// The client gets another session without being told.
     Mixed,
 }
 

@@ -501,7 +501,8 @@ async fn whoever_does_not_read_or_says_nothing_keeps_no_probe_waiting() {
             }
             held.push(stream);
         }
-        // They would have ten seconds, those that do not read even one after the other.
+        // Each of these connections would have ten seconds, and those that do not read would have
+        // them one after the other.
         let probe = async { ask(&mut TcpStream::connect(address).await.unwrap()).await };
         let answer = timeout(Duration::from_secs(5), probe).await.expect("no answer for a probe");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

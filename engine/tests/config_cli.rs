@@ -60,7 +60,7 @@ struct Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // It has ended already in most tests.
+        // The process has ended already in most tests.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -270,7 +270,7 @@ fn the_environment_of_the_proxy_is_checked_as_it_would_be_served() {
     let (code, stdout, _) = run_with(&CHART, &["check"]);
     assert_eq!(code, 0, "{stdout}");
     assert!(stdout.contains("mode nvcf: NVCF_FQDN_GRPC is set"), "{stdout}");
-    // It ends before it listens: the log's first line comes first.
+    // The gateway ends before it listens, after the log's first line.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().to_string();
     let more = [("RINGWAY__LISTEN__CLIENT", &port[..])];

@@ -19,7 +19,7 @@ use ringway_proto::time::Time;
 
 /// What goes round.
 enum Pass {
-    /// Who is next, and where a token ends.
+    /// The next core, and the core where a token ends.
     Next(Sender<Self>, mpsc::Sender<u32>),
     /// A token with so many passes left.
     Token(u32),
@@ -208,14 +208,15 @@ fn a_core_that_panics_again_and_again_is_reached_by_the_same_sender() {
             let wait = if sent { 20 } else { 0 };
             answered.recv_timeout(Duration::from_millis(wait)).ok()
         });
-        // It lives, and goes to sleep after each: its own ring wakes it, not its ancestors'.
+        // The new core lives and sleeps after each message. Its own ring wakes it, not its
+        // predecessors'.
         for _ in 0..20 {
             let (answer, answered) = mpsc::channel();
             assert!(send_from(&caller, &sender, Pass::Knock(answer)));
             answered.recv_timeout(SOON).expect("a knock was slept through");
             thread::sleep(Duration::from_micros(pause.next() % 100));
         }
-        // It ends while others ring.
+        // The core ends while others ring.
         assert!(sender.send(Pass::Panic).is_ok());
         for _ in 0..pause.next() % 4 {
             send_from(&caller, &sender, Pass::Token(0));

@@ -21,7 +21,7 @@ struct Moody {
     noise: Noise,
     /// Open connections, and whether they are paused.
     known: HashMap<ConnId, bool>,
-    /// They had their FIN and are closed a little later.
+    /// Connections that had their FIN and are closed a little later.
     half_closed: Vec<ConnId>,
     own: SocketAddr,
     wake_at: Time,

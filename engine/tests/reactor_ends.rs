@@ -537,7 +537,7 @@ fn connections_over_the_limit_are_refused() {
     probe.finish();
 }
 
-/// Those too that were closed and whose peers do not go.
+/// Sockets count too that were closed and whose peers do not go.
 fn whoever_comes_to_the_worker_port_leaves_dials_their_sockets() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap();
     let options = Options { connections: 9, others: 3, workers: 2, ..Options::default() };

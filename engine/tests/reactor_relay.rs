@@ -181,7 +181,7 @@ fn a_slow_reader_bounds_memory_and_gets_everything() {
         let (turns, begun) = (sight.lock().unwrap().tally.turns, Instant::now());
         thread::sleep(Duration::from_millis(200));
         let idle_turns = sight.lock().unwrap().tally.turns - turns;
-        // It is looked at every 20 ms; nothing else happens.
+        // The relay is looked at every 20 ms; nothing else happens.
         (idle_turns <= 5 + begun.elapsed().as_millis() as u64 / 20).then_some(())
     });
     let mut got = Vec::new();

@@ -44,7 +44,7 @@ enum Step {
     Reads,
     /// The core wants no bytes.
     Pauses,
-    /// It does again.
+    /// The core wants bytes again.
     Resumes,
     /// The core closes: everything is still sent.
     Flushes,

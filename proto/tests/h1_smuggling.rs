@@ -407,7 +407,8 @@ fn heads_that_get_through_are_httparses_too() {
         let mut ours: Vec<_> =
             ours.map(|(name, value)| (name.replace(":authority", "host"), value)).collect();
         ours.sort();
-        // Of an absolute-form target the authority counts, whatever Host says (RFC 9112 §3.2.2).
+        // If the target has the absolute form its authority counts, whatever Host says (RFC 9112
+        // §3.2.2).
         let mut theirs = theirs;
         let target = input.windows(8).position(|window| window == b" http://");
         if let Some(target) = target.filter(|_| role == Role::Server) {

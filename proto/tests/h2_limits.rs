@@ -413,7 +413,7 @@ fn l5_to_be_refused_is_no_glitch() {
     }
     side.expect_no_fault();
     assert!(!side.conn.glitches_high());
-    // It is forgotten after a while, and costs nothing meanwhile but its mark.
+    // The stream is forgotten after a while. Until then it costs only its mark.
     side.now = side.conn.deadline().expect("the marks go");
     side.conn.expired(side.now).unwrap();
     for n in 0..4_900 {

@@ -195,7 +195,7 @@ fn headers_come_before_websocket_pairs_and_empty_ones_fall_through() {
         ("authorization", ""),
         ("function-id", ""),
         ("function-version-id", ""),
-        // Of duplicates the first counts, here an empty one.
+        // If there are duplicates the first counts, here an empty one.
         ("function-id", "second"),
         pairs,
     ]);

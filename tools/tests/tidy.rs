@@ -73,7 +73,7 @@ fn shard_rule(source: &Source) -> Broken {
     let sockets = names_of(source, &["std::net"], &[]);
     broken.extend(sockets.into_iter().filter(|(_, name)| name != "std::net::SocketAddr"));
     broken.extend(names_modules(source, &["reactor", "boot", "admin"]));
-    // Of the log it has what lines are, and how a time is written.
+    // It may use two parts of the log: lines as values, and how a time is written.
     let values = ["AccessLine", "Closed", "Line", "Lines", "Named", "Refused", "rfc3339"];
     let of_log = names_of(source, &["crate::log"], &[]).into_iter();
     broken.extend(of_log.filter(|(_, name)| {
@@ -205,7 +205,7 @@ fn modules_import_one_way() {
     }
 }
 
-/// That a crate's root forbids unsafe code.
+/// A crate's root has to forbid unsafe code.
 fn forbids_unsafe(source: &Source) -> Broken {
     let forbids = source.lines().any(|(_, line)| line == "#![forbid(unsafe_code)]");
     if forbids { Vec::new() } else { vec![(1, "no #![forbid(unsafe_code)]".into())] }

@@ -1,4 +1,4 @@
-"""What all beds have in common: what they have started, and clients of their NATS. All of it ends with
+"""The common part of all beds: the programs they have started, and clients of their NATS. All of it ends with
 the bed."""
 
 from pathlib import Path

@@ -16,7 +16,7 @@ UNDER_WAY = 12
 
 
 def publishes(nats):
-    """What hears everything that workers are told."""
+    """Subscriptions that hear every message to workers."""
     return [nats.listen(subject) for subject in
             ("rq.>", "llsrq.>", "stateful_session.reconnect.>")]
 

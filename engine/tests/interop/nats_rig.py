@@ -67,7 +67,7 @@ jetstream {{ store_dir: "{Path(directory) / name}", max_mem: 512MB, max_file: 51
         return False
 
     def lame_duck(self):
-        """It tells its clients that it is about to leave."""
+        """The server tells its clients that it is about to leave."""
         self.run.send_signal(signal.SIGUSR2)
 
     def kill(self):

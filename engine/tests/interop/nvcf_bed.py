@@ -103,7 +103,7 @@ class StandIn:
         self.ask("PUT", "/script", self.text())
 
     def refuses(self, text):
-        """What it says against a script that has a mistake."""
+        """Its error about a script that has a mistake."""
         try:
             self.ask("PUT", "/script", text)
         except urllib.error.HTTPError as error:
@@ -137,7 +137,7 @@ class NvcfGateway(Gateway):
         super().__init__([], directory, name, launcher, env={**kept, **environment})
 
     def addresses(self):
-        """What in its environment says where it listens: another one with it takes its place."""
+        """The variables that say where it listens: another gateway with them can replace it."""
         listens = {"CLIENT": self.client, "WORKER": self.worker, "ADMIN": self.admin}
         return {"SELF_WORKER_FQDN": f"http://127.0.0.1:{self.worker[1]}",
                 **{f"RINGWAY__LISTEN__{name}": f"{host}:{port}"
@@ -176,7 +176,7 @@ class Bed(Parts):
         make_streams(self.nats_server.url(), version, *more, **options)
 
     def environment(self, worker_port):
-        """Of a gateway of this bed (contract 9), on ports of its own."""
+        """The environment of a gateway of this bed (contract 9), on ports of its own."""
         zero = "127.0.0.1:0"
         environment = {
             "NVCF_FQDN_GRPC": self.stand_in.url("api"),

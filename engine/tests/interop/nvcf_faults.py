@@ -102,7 +102,7 @@ AWAY = {"13", "4"}
 
 
 def nats_killed(stage):
-    """It comes back empty. A gateway that is started meanwhile lives, is not ready, and says why."""
+    """NATS comes back empty. A gateway that is started meanwhile lives, is not ready, and says why."""
     time.sleep(LINES_APART)
     watch = Watch(stage.gateway)
     stage.bed.nats_server.kill()
@@ -128,7 +128,7 @@ def nats_killed(stage):
 
 
 def nats_stopped(stage):
-    """It answers nothing: the acknowledgement is waited for 5 s (contract NT-2). What it takes up
+    """NATS answers nothing: the acknowledgement is waited for 5 s (contract NT-2). What it takes up
     when it goes on is taken back, so that no slot is lost to it."""
     watch = Watch(stage.gateway)
     stage.bed.nats_server.run.send_signal(signal.SIGSTOP)

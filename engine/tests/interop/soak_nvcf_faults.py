@@ -73,7 +73,7 @@ def minute(stage):
 
 
 def slope(points):
-    """Of the line of least squares."""
+    """The slope of the line of least squares."""
     return statistics.linear_regression(*zip(*points)).slope
 
 

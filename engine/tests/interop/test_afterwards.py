@@ -153,14 +153,14 @@ class Program:
               what="the spare")
 
     def websocket_closed(self):
-        """By the client, with a whole Close handshake: the server is the first to close."""
+        """The client closes, with a whole Close handshake: the server is the first to close."""
         peer, session = self._websocket()
         peer.close()
         assert peer.close_code == 1000
         return session
 
     def websocket_failed(self):
-        """By the server, which was sent a frame of no kind that there is."""
+        """The server closes, because it was sent a frame of an unknown kind."""
         peer, session = self._websocket()
         peer.socket.sendall(b"\x83\x80\0\0\0\0")
         with contextlib.suppress(ConnectionClosed):
@@ -168,7 +168,7 @@ class Program:
         return session
 
     def websocket_ended(self):
-        """By the server, on its own account."""
+        """The server closes of its own accord."""
         peer, session = self._websocket()
         peer.send("end this")
         with pytest.raises(ConnectionClosed):

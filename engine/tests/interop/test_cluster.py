@@ -318,7 +318,7 @@ def test_a_client_that_landed_right_is_not_relayed(rig):
 
 
 def test_the_owner_shows_where_its_client_is(rig):
-    """Whose a session is, and from where its client came, is known to its owner alone."""
+    """Only the owner knows a session's tenant and its client's address."""
     owner, other, _ = rig.nodes
     session, _ = session_at(owner)
     with Caller(other, reqid=session) as caller:
@@ -646,7 +646,7 @@ def test_the_admin_port_of_any_gateway_leads_to_a_sessions_owner(rig):
 
 
 def test_doctor_looks_at_the_other_gateways(rig, tmp_path):
-    """Who shares no secret, who is not reached, and what leaves without TLS, each with its fix."""
+    """Gateways without the secret or not reached, and relays without TLS: each has its fix."""
     host = rig.bed.lan.hosts[0]
 
     def doctor(**changes):

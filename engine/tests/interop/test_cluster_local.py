@@ -188,7 +188,7 @@ def parked_session(pair, worker):
 
 
 def test_a_client_gets_its_tunnel_through_the_other_gateway(pair, worker):
-    """It was greeted by the one and is served by the other, and is told nothing twice; what it has
+    """The client was greeted by one gateway and is served by the other, and is told nothing twice; what it has
     asked of the one holds at the other: its windows, its frames' size, its PING."""
     request_id, tunnel = parked_session(pair, worker)
     watch = Watch(pair.second)
@@ -286,7 +286,7 @@ def test_ids_that_name_nodes_at_random(pair):
 # --- the owner is not there -----------------------------------------------------------------------
 
 def test_an_owner_that_has_gone_and_one_that_has_come_again(own_pair):
-    """Who cannot be brought to it is told at once, and never that a token is bad while it may be
+    """A peer that cannot be brought to its owner is told at once, and never that a token is bad while it may be
     good: 503, and 403 when another process has taken the owner's place."""
     with FakeWorker(own_pair.first) as worker, own_pair.first.h2() as client:
         request_id, _ = parked_session(own_pair, worker)

@@ -25,7 +25,7 @@ def run(*arguments, **variables):
 
 
 class Report:
-    """What it says: (status, text) of each check by its name, and the exit code."""
+    """The report: (status, text) of each check by its name, and the exit code."""
 
     def __init__(self, *arguments, **variables):
         done = run("doctor", "--json", *arguments, **variables)

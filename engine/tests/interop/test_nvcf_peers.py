@@ -55,7 +55,7 @@ class Rig:
         return request_id
 
     def record(self, request_id):
-        """What is registered for a session, or None."""
+        """The record of a session, or None."""
         found = self.nats.last(LOOKUPS, f"stateful_session.lookup.ncp.{VERSION}.{request_id}")
         return found and messages.Record.FromString(found.data)
 

@@ -21,7 +21,7 @@ STREAMING = {"function": [{"id": FUNCTION, "version": [{"id": VERSION, "type": "
 
 
 class PortalServer:
-    """What the portal signs in at: it answers POST and DELETE, speaks WebSocket, and keeps the heads
+    """The server where the portal signs in. It answers POST and DELETE, speaks WebSocket, and keeps the heads
     of all of it as they came."""
 
     def __init__(self):

@@ -222,7 +222,7 @@ class TestResets:
 
 
 def test_reset_of_a_request_that_waits_for_its_tunnel(bare, worker):
-    """It never reaches the worker, and its neighbour does."""
+    """The reset request never reaches the worker, and its neighbour does."""
     with bare.h2() as client:
         first = client.open(grpc_head(extra=[("x-n", "1")]))
         client.open(grpc_head(extra=[("x-n", "2")]), end_stream=True)

@@ -77,7 +77,7 @@ def spares_came(gateway, number):
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("how", ["fin", "rst", "close"])
 def test_a_websocket_client_comes_back_by_its_cookie(stand, how, cores):
-    """Again and again; each time the tunnel was used up, and a spare stands in."""
+    """Again and again; each time the tunnel was used up, and a spare replaces it."""
     running, crew = stand(cores=cores)
     first = visit = Caller(running)
     assert visit.cookie == f"nvcf-request-id={visit.session}"
@@ -150,7 +150,7 @@ def test_nothing_is_kept_and_no_spare_asked_if_so_configured(stand):
 
 @pytest.mark.parametrize("by", ["server", "handshake"])
 def test_a_default_functions_server_ends_and_the_worker_is_free(stand, by):
-    """It has finished with its client: neither tunnel nor spare stays."""
+    """The function has finished with its client: neither tunnel nor spare stays."""
     running, crew = stand()
     visit = Caller(running)
     spares_came(running, 1)

@@ -1,4 +1,4 @@
-"""Under a service manager: it is told how it goes (sd_notify(3)), it sees that every core turns,
+"""Under a service manager: the manager gets the gateway's status (sd_notify(3)), it sees that every core turns,
 and the sockets it opened (sd_listen_fds(3)) are served by all cores and outlive a restart."""
 
 import ctypes
@@ -96,7 +96,7 @@ def listening():
         yield made
 
 
-# --- what it is told ------------------------------------------------------------------------
+# --- its messages --------------------------------------------------------------------------
 
 
 def test_readiness_reload_and_end_are_told(tmp_path, manager):

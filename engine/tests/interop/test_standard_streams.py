@@ -427,7 +427,7 @@ class _At:
 
 
 def test_a_file_cannot_write_to_the_terminal(tmp_path):
-    """What is wrong with a file is told with its own words."""
+    """An error about a file quotes the system's own words."""
     escaped = "".join(f"\\u{ord(c):04x}" for c in BAD) + "\\u001b]0;x\\u0007"
     text = configuration().replace('mode = "local"', f'mode = "{escaped}"')
     path = tmp_path / "serve.toml"

@@ -1,4 +1,4 @@
-"""`ringway-worker` under a service manager (sd_notify(3)): it is told when work is asked for, how it
+"""`ringway-worker` under a service manager (sd_notify(3)): the manager is told when work is asked for, how it
 goes, and that the thread of the tunnels turns."""
 
 import os

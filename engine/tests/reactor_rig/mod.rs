@@ -235,7 +235,7 @@ pub(crate) struct Probe {
     pub(crate) most_accepted: usize,
     pub(crate) bytes: HashMap<ConnId, Vec<u8>>,
     pub(crate) written: HashMap<ConnId, usize>,
-    /// It does not wait to be told of that.
+    /// The core does not wait for reports of written bytes.
     pub(crate) patient: bool,
     pub(crate) detached_ones: Vec<(ConnId, Detached)>,
     pub(crate) deadline: Option<Time>,

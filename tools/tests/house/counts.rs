@@ -51,8 +51,8 @@ fn counted(sources: &[Source]) -> BTreeMap<String, Counted> {
 /// A method by its type and its name.
 type Method = (String, String);
 
-/// Who calls whom: `self.name(` goes to the own type, and what else has that name to the one type
-/// that has such a method.
+/// Which function calls which: `self.name(` goes to the own type, and what else has that name to
+/// the one type that has such a method.
 fn call_graphs(types: &BTreeMap<String, Counted>) -> (Graph<Method>, Graph<Method>) {
     let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (of, counted) in types {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who leads to whom.
+/// Which node leads to which.
 pub(crate) type Graph<T> = BTreeMap<T, BTreeSet<T>>;
 
 /// The circles of a graph: groups of more than one, in which each leads to every other one.

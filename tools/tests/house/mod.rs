@@ -27,7 +27,7 @@ fn sources(folder: &str) -> Vec<Source> {
     files(folder, &[".rs"])
 }
 
-/// Those that are there.
+/// The components that exist.
 fn components() -> Vec<&'static str> {
     let there = |name: &&str| exists(&format!("{SHARD}/{name}/mod.rs"));
     let there: Vec<&str> = COMPONENTS.into_iter().filter(there).collect();

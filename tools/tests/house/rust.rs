@@ -1,5 +1,5 @@
 //! As much of Rust's form as the formatter guarantees: which types a file has and which functions.
-//! By text and not by meaning: it can miss a call, or see one that is none.
+//! It reads text and not meaning, so it can miss a call, or see one that is none.
 
 use std::collections::BTreeMap;
 

@@ -107,7 +107,7 @@ impl<'a> Tree<'a> {
         None
     }
 
-    /// Who names whom, each pair once.
+    /// Which file names which, each pair once.
     pub(crate) fn arrows(&self) -> Vec<Arrow> {
         let mut arrows = Vec::new();
         for (from, source) in &self.files {
