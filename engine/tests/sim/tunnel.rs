@@ -425,8 +425,8 @@ impl Tunnel {
     fn give_credit(&mut self, stage: &mut Stage<'_>) {
         let streams: Vec<u32> = self.serves.keys().chain(self.nameless.keys()).copied().collect();
         for stream in streams {
-            let (owed, room) = (self.h2.owed(stream), self.h2.receive_room(stream));
-            if (stage.calm || stage.seed.chance(40)) && (owed > 0 || room <= 0) {
+            let (worth, room) = (self.h2.is_worth_a_frame(stream), self.h2.receive_room(stream));
+            if (stage.calm || stage.seed.chance(40)) && (worth || room <= 0) {
                 self.h2.credit_well(stream, stage.seed);
             }
         }
