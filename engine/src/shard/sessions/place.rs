@@ -74,10 +74,8 @@ impl Sessions {
     /// The other gateway that has made the session which a connection's first request names, if there
     /// is a cluster. It is a hint: anyone can write such an id.
     pub(super) fn owner(&self, turn: &Turn<'_>, from: Caller, wanted: &Wanted) -> Option<Node> {
-        if !turn.settings.config.cluster.relays() || self.roster.clients.get(from.conn).is_some() {
-            return None;
-        }
-        RequestIds::maker_of(wanted.id?).filter(|maker| *maker != turn.settings.node)
+        let first = self.roster.clients.get(from.conn).is_none();
+        wanted.id.filter(|_| first).and_then(|id| other_maker(turn, id))
     }
 
     // ---- what the control plane is asked ----
@@ -401,6 +399,11 @@ impl Sessions {
         if let Some(key) = self.roster.asked_before(asker.conn, (id, wanted), tenant) {
             return Ok(key);
         }
+        // A gateway that drains brings no client to the owner any more, but one that stays does: the
+        // client has to hear that it can try again, and not that its session is unknown.
+        if turn.draining.is_some() && other_maker(turn, id).is_some() {
+            return Err(Box::new(Fault::Draining));
+        }
         let home = self.roster.home(turn.settings, id);
         if home != turn.settings.core {
             return self.ask_home(turn, asker, home, (id, wanted));
@@ -518,4 +521,10 @@ impl Sessions {
         turn.arm(turn.now + turn.settings.config.session.wait, Due::Wait(key));
         key
     }
+}
+
+/// The other gateway of the cluster that has made this id. Anyone can write such an id.
+fn other_maker(turn: &Turn<'_>, id: Uuid) -> Option<Node> {
+    let maker = RequestIds::maker_of(id).filter(|maker| *maker != turn.settings.node);
+    maker.filter(|_| turn.settings.config.cluster.relays())
 }

@@ -11,16 +11,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_proto::fault::Fault;
+use ringway_proto::id::RequestIds;
 use uuid::Uuid;
 
 use super::super::facts::{
     Answer, Ask, AskTicket, Caller, Lost, MovedHop, Question, Tally, Wanted, key_numbered,
 };
 use super::super::turn::Draining;
-use super::super::turn::rig::{NODE, Rig};
+use super::super::turn::rig::{NODE, OTHER_NODE, Rig};
 use super::attachment::Kin;
 use super::*;
-use crate::config::{Config, Dial, HonourId, Park, Scope};
+use crate::config::{Config, Dial, HonourId, Park, Scope, Secret};
 use crate::control::port::{Call, Denied, Plane};
 use crate::message::{CoreMessage, Find, Found, Leave, MemberState, Resumed, Vouched};
 use crate::metrics::{CloseReason, ResumeOutcome, SpareOutcome};

@@ -238,3 +238,19 @@ fn without_parking_there_is_no_spare() {
     bench.on(ForSessions::Spent { key, goaway: true });
     assert_eq!(bench.said(), ["PlaceAnew", "Replaced"]);
 }
+
+#[test]
+fn a_gateway_that_drains_does_not_call_another_ones_session_unknown() {
+    let secrets = vec![Secret::from("that all of its gateways have")];
+    let mut bench = Bench::with(0, 1, set(|config| config.cluster.secrets = secrets));
+    let id = RequestIds::new(OTHER_NODE, 0).mint([7; 16]);
+    let come_back = |bench: &mut Bench, conn| {
+        let (from, wanted, node) = (caller(conn), Box::new(wanted(Some(id))), OTHER_NODE);
+        let here = Elsewhere { exchange: key(conn), from, wanted, node };
+        bench.on(ForSessions::PlaceHere(Box::new(here)));
+        bench.refused()
+    };
+    assert_eq!(come_back(&mut bench, 1), Fault::SessionNotFound { request_id: id });
+    bench.rig.draining = Some(Draining::Open);
+    assert_eq!(come_back(&mut bench, 2), Fault::Draining);
+}
