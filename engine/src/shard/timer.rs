@@ -43,7 +43,8 @@ pub(crate) enum Due {
     Replace(Key),
     /// A worker that ended its tunnel has had its time to dial back for this spare.
     Recall(Key),
-    /// A client's new tunnel has stayed long enough beside a parked one.
+    /// A client's new tunnel has stayed long enough beside a parked one, or a used-up one beside its
+    /// spare's.
     Settled(Key),
     /// New work has waited long at a control plane that knows no parked tunnels.
     Patience(Key),

@@ -11,7 +11,7 @@ use crate::http1::{Rig, request};
 use crate::http1_upgrade::{ACCEPTED, websocket};
 use crate::peer::{Peer, Seen};
 use crate::spares::spare;
-use crate::world::World;
+use crate::world::{SETTLES, World};
 
 const ENDS: [End; 5] = [End::Fin, End::Truncated, End::Reset, End::Timeout, End::Failed];
 
@@ -375,7 +375,7 @@ fn a_stream_of_bytes_ends_on_the_other_side_as_it_did_on_this_one() {
         rig.world.end(rig.client, end);
         assert_eq!(rig.at_worker(), "last");
         ended_as(&rig, tunnel, end, "by the client");
-        // The tunnel that is kept until another one is there.
+        // The tunnel that is kept until another one is there, and has been for a moment.
         let mut rig = opened("always");
         let (tunnel, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
         rig.ask("last");
@@ -383,6 +383,8 @@ fn a_stream_of_bytes_ends_on_the_other_side_as_it_did_on_this_one() {
         assert!(!rig.world.is_closed(tunnel));
         spare(&mut rig.world, &id);
         assert_eq!(rig.at_worker(), "last");
+        assert!(!rig.world.is_closed(tunnel));
+        rig.world.pass(SETTLES);
         ended_as(&rig, tunnel, end, "by the client, kept");
     }
 }

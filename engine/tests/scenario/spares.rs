@@ -10,6 +10,7 @@ use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, UPGRADE, websocket};
+use crate::parking::snapshot;
 use crate::peer::{Peer, Work, poll};
 use crate::timeline::timeline;
 use crate::world::{SETTLES, World};
@@ -69,6 +70,13 @@ pub(crate) fn spare(world: &mut World, id: &str) -> ConnId {
     let conn = connect(world, &work);
     assert_eq!(text(&world.take(conn)), "HTTP/1.1 200 OK\r\n\r\n");
     conn
+}
+
+/// The spare has come a moment ago: the used-up tunnel stays until the worker counts it.
+fn settles(world: &mut World, used: ConnId, spare: ConnId) {
+    assert!(!world.is_closed(used), "its worker may not count the spare yet");
+    world.pass(SETTLES);
+    assert!(world.is_closed(used) && !world.is_closed(spare));
 }
 
 fn is_paused(world: &World, conn: ConnId) -> bool {
@@ -212,9 +220,92 @@ fn a_lost_clients_tunnel_is_kept_until_the_spare_is_there() {
         assert!(!rig.world.is_closed(used));
         let id = rig.id.clone();
         let spare = spare(&mut rig.world, &id);
-        assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare));
+        settles(&mut rig.world, used, spare);
         served_by(&mut rig, spare);
         leave(&mut rig);
+    }
+}
+
+/// A worker counts a tunnel when it reads our answer to its CONNECT, and ends the session with the
+/// last one that it counts.
+#[test]
+fn a_used_up_tunnel_outlasts_the_answer_on_its_spare() {
+    for lost_first in [false, true] {
+        let mut rig = opened(World::new());
+        let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+        if lost_first {
+            rig.world.end(rig.client, End::Reset);
+        }
+        let work = poll(&mut rig.world, &[&id]).expect("a spare is asked for");
+        let spare = connect(&mut rig.world, &work);
+        let came = rig.world.net.now;
+        if !lost_first {
+            rig.world.pass(Duration::from_millis(400));
+            rig.world.end(rig.client, End::Reset);
+        }
+        // The answer is on its way: an end that overtook it would be the session's.
+        assert!(!rig.world.is_closed(used), "{lost_first}");
+        assert_eq!(text(&rig.world.take(spare)), "HTTP/1.1 200 OK\r\n\r\n");
+        assert_eq!(snapshot(&mut rig.world).metrics.resumes.parked, 1, "the spare, and only it");
+        let nearly = came + (SETTLES - Duration::from_millis(1));
+        rig.world.pass(nearly - rig.world.net.now);
+        assert!(!rig.world.is_closed(used), "{lost_first}");
+        rig.world.pass(Duration::from_millis(1));
+        assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare), "{lost_first}");
+        served_by(&mut rig, spare);
+        leave(&mut rig);
+    }
+}
+
+/// Whoever comes back in that moment has the spare, and nobody has the used-up tunnel.
+#[test]
+fn a_client_comes_back_while_the_used_up_tunnel_is_still_there() {
+    let mut rig = opened(World::new());
+    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+    rig.world.end(rig.client, End::Reset);
+    let spare = spare(&mut rig.world, &id);
+    served_by(&mut rig, spare);
+    let second = rig.world.connect(Listener::Client);
+    let asked = request("GET /second HTTP/1.1", &format!("nvcf-reqid: {id}\r\n"), "");
+    rig.world.send(second, asked.as_bytes());
+    let work = poll(&mut rig.world, &[&id]).expect("a tunnel of its own");
+    let own = connect(&mut rig.world, &work);
+    assert!(text(&rig.world.take(own)).contains("GET /second "));
+    rig.world.send(own, b"HTTP/1.1 204 No Content\r\n\r\n");
+    settles(&mut rig.world, used, spare);
+    assert!(!rig.world.is_closed(own));
+    rig.world.end(second, End::Fin);
+    leave(&mut rig);
+}
+
+/// What ends the session in that moment waits for nothing.
+#[test]
+fn a_used_up_tunnel_ends_with_its_spare() {
+    type Act = fn(&mut Rig, ConnId);
+    let acts: [(&str, Act); 4] = [
+        ("its client comes back and leaves", |rig, spare| {
+            served_by(rig, spare);
+            rig.world.end(rig.client, End::Fin);
+        }),
+        ("the worker ends it", |rig, spare| rig.world.end(spare, End::Fin)),
+        ("an operator ends the session", |rig, _| {
+            let id = rig.id.parse().expect("an id");
+            rig.world.deliver(ShardMessage::End { id });
+        }),
+        ("the gateway drains", |rig, _| {
+            rig.world.deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
+            assert!(rig.world.shard.finished());
+        }),
+    ];
+    for (what, act) in acts {
+        let mut rig = opened(World::new());
+        let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
+        rig.world.end(rig.client, End::Reset);
+        let spare = spare(&mut rig.world, &id);
+        assert!(!rig.world.is_closed(used));
+        act(&mut rig, spare);
+        assert!(rig.world.is_closed(used) && rig.world.is_closed(spare), "{what}");
+        all_is_over(&mut rig.world);
     }
 }
 
@@ -243,7 +334,7 @@ fn a_client_that_is_lost_after_its_spare_failed_has_another_try() {
     assert!(!rig.world.is_closed(used));
     let id = rig.id.clone();
     let spare = spare(&mut rig.world, &id);
-    assert!(rig.world.is_closed(used));
+    settles(&mut rig.world, used, spare);
     served_by(&mut rig, spare);
     leave(&mut rig);
 }
@@ -357,7 +448,7 @@ fn a_client_that_left_without_the_answer_to_its_close_was_lost() {
             }
             assert!(rig.world.is_closed(rig.client));
             let there = there.unwrap_or_else(|| spare(&mut rig.world, &id));
-            assert!(rig.world.is_closed(used) && !rig.world.is_closed(there));
+            settles(&mut rig.world, used, there);
             served_by(&mut rig, there);
             leave(&mut rig);
         }
@@ -404,12 +495,14 @@ fn a_page_that_says_it_leaves_has_left() {
                     rig.world.end(conn, End::Fin);
                 }
             }
-            assert!(rig.world.is_closed(used) && rig.world.is_closed(rig.client));
+            assert!(rig.world.is_closed(rig.client));
             assert_eq!(!rig.world.is_closed(spare), keeps, "{more} {client_first}");
             if keeps {
+                settles(&mut rig.world, used, spare);
                 served_by(&mut rig, spare);
                 leave(&mut rig);
             } else {
+                assert!(rig.world.is_closed(used));
                 all_is_over(&mut rig.world);
             }
         }
@@ -425,7 +518,7 @@ fn a_client_that_left_before_the_answer_to_its_close_was_lost() {
     rig.world.end(rig.client, End::Fin);
     rig.answer("bye");
     rig.world.end(used, End::Fin);
-    assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare));
+    settles(&mut rig.world, used, spare);
     served_by(&mut rig, spare);
     leave(&mut rig);
 }
@@ -438,8 +531,9 @@ fn a_websocket_that_its_function_finished_can_leave_the_spare() {
             let (mut rig, work, there) = finished(more, spare);
             let work = work.expect("work");
             let there = there.unwrap_or_else(|| connect(&mut rig.world, &work));
-            assert!(rig.tunnel_is_closed(), "{more} {spare:?}");
             assert_eq!(text(&rig.world.take(there)), "HTTP/1.1 200 OK\r\n\r\n");
+            let used = rig.tunnel.expect("a tunnel");
+            settles(&mut rig.world, used, there);
             served_by(&mut rig, there);
             rig.world.end(rig.client, End::Fin);
             rig.world.pass(Duration::from_secs(31));
@@ -472,7 +566,7 @@ fn a_spare_that_nobody_took_up_has_a_last_chance() {
             if taken {
                 let id = rig.id.clone();
                 let spare = spare(&mut rig.world, &id);
-                assert!(rig.world.is_closed(used));
+                settles(&mut rig.world, used, spare);
                 served_by(&mut rig, spare);
                 rig.world.end(rig.client, End::Fin);
                 rig.world.pass(Duration::from_secs(31));
@@ -749,7 +843,7 @@ fn http1_in_mid_exchange_is_kept_by_a_spare() {
             assert!(!rig.world.is_closed(used), "{line} {end:?}");
             let id = rig.id.clone();
             let spare = spare(&mut rig.world, &id);
-            assert!(rig.world.is_closed(used));
+            settles(&mut rig.world, used, spare);
             served_by(&mut rig, spare);
             leave(&mut rig);
         }

@@ -19,7 +19,7 @@ use ringway::pool::Pool;
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::id::Node;
 
-/// How long a parked tunnel stays beside the one that has come instead.
+/// How long a parked or used-up tunnel stays beside the one that has come instead.
 pub(crate) const SETTLES: Duration = Duration::from_secs(1);
 
 pub(crate) const FUNCTION: &str = "11111111-1111-4111-8111-111111111111";

@@ -54,6 +54,9 @@ pub(super) enum Kin {
     HasSpare(Key),
     /// This one's tunnel is to stand in for the other one's.
     StandsInFor(Key),
+    /// This one's tunnel stands in for the other one's, which is used up and stays beside it while
+    /// it settles, but no longer than it. The other one names it no more.
+    Succeeds(Key),
 }
 
 /// What is still to be settled when an attachment ends.
@@ -93,12 +96,13 @@ pub(super) enum State {
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
     /// The tunnel is there. `spent`: it takes no more streams. `settles`: its worker has just come
-    /// with it, beside another one that is parked (see `SETTLES`).
-    Attached { spent: bool, settles: bool },
+    /// with it, beside another one, and may count it only from then on (see `SETTLES`).
+    Attached { spent: bool, settles: Option<Time> },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
     /// The tunnel can carry no other client's requests. It is held until its spare is there.
-    UsedUp { by: UsedBy },
+    /// `settles`: that is there, and its worker may not count it yet.
+    UsedUp { by: UsedBy, settles: bool },
     /// The client has gone, and the tunnel is kept for when it comes back.
     Parked { place: ParkedOrder, speaks: Speaks, spent: bool },
     /// The tunnel goes to another core, where its client is now.
@@ -287,7 +291,7 @@ impl Attachment {
     pub(super) fn spare(&self) -> Option<Key> {
         match self.kin {
             Kin::HasSpare(spare) => Some(spare),
-            Kin::Alone | Kin::StandsInFor(_) => None,
+            Kin::Alone | Kin::StandsInFor(_) | Kin::Succeeds(_) => None,
         }
     }
 
@@ -312,8 +316,10 @@ impl Attachment {
     pub(super) fn member_state(&self) -> MemberState {
         match self.state {
             State::Parked { speaks, .. } => MemberState::Parked(speaks),
-            State::Attached { settles: false, .. } if self.client.is_some() => MemberState::Open,
-            State::Attached { .. } | State::Parking { .. } => MemberState::Spare,
+            State::Attached { settles: None, .. } if self.client.is_some() => MemberState::Open,
+            State::Attached { .. }
+            | State::Parking { .. }
+            | State::UsedUp { settles: true, .. } => MemberState::Spare,
             State::UsedUp { .. } | State::Moving { .. } => MemberState::Open,
             State::Asking(_)
             | State::Fresh { .. }

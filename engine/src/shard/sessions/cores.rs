@@ -322,7 +322,7 @@ impl Sessions {
                 let moved: Box<Moved> = hop.downcast().expect("only `left` makes one");
                 let Moved { hop, speaks, spent } = *moved;
                 turn.edge(Edge::Arrived { session, facts: facts.clone(), from });
-                let state = State::Attached { spent, settles: false };
+                let state = State::Attached { spent, settles: None };
                 let of = Attachment::new((None, client_address), session, facts, opened, state);
                 let from = From::Elsewhere(detached, hop);
                 self.give_tunnel(turn, key, Loose { from, of, speaks, spent });
@@ -356,7 +356,7 @@ impl Sessions {
         };
         let roster = &mut self.roster;
         turn.relay(from.into_route(key));
-        roster.attachments.set(key, State::Attached { spent, settles: false });
+        roster.attachments.set(key, State::Attached { spent, settles: None });
         let (spare, tenant) = (of.spare(), of.facts.owner.tenant.clone());
         if let Some(attachment) = roster.attachments.get_mut(key) {
             attachment.opened = of.opened;
@@ -378,7 +378,7 @@ impl Sessions {
     /// A tunnel has come for which nobody waits: it is kept, and the session's home is told.
     fn park_unasked(&mut self, turn: &mut Turn<'_>, from: From, of: Attachment, spent: bool) {
         let (roster, spare) = (&mut self.roster, of.spare());
-        let state = State::Attached { spent, settles: false };
+        let state = State::Attached { spent, settles: None };
         let of = Attachment::new((None, of.address), of.session, of.facts, of.opened, state);
         let key = roster.begin(turn, of);
         turn.relay(from.into_route(key));

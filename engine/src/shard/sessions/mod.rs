@@ -500,9 +500,10 @@ impl Sessions {
             && let State::Arriving { kind } = *of.state()
         {
             let (opened, named) = (of.opened, of.named(of.counted));
-            let settles = kind == WorkKind::Reconnect && !unspoken;
+            let returns = kind == WorkKind::Reconnect && !unspoken;
+            let settles = (kind != WorkKind::New).then_some(turn.now + SETTLES);
             self.roster.attachments.set(key, State::Attached { spent: false, settles });
-            if settles {
+            if returns {
                 self.roster.resumed(turn, key, ResumeWay::Reconnect, opened);
                 turn.arm(turn.now + SETTLES, Due::Settled(key));
             }
@@ -514,12 +515,19 @@ impl Sessions {
         }
     }
 
-    /// The tunnel has been there for a moment: if another one is parked beside it, that goes.
+    /// A client's new tunnel has been there for a moment: if another one is parked beside it, that
+    /// goes. Or a spare has: the used-up tunnel goes beside which it came.
     pub(crate) fn settled(&mut self, turn: &mut Turn<'_>, key: Key) {
-        let state = self.roster.attachments.get_mut(key).map(Attachment::state_mut);
-        if let Some(State::Attached { settles, .. }) = state {
-            *settles = false;
-            self.roster.tell_state(turn, key);
+        match self.roster.attachments.get_mut(key).map(Attachment::state_mut) {
+            Some(State::Attached { settles, .. }) => {
+                *settles = None;
+                self.roster.tell_state(turn, key);
+            }
+            Some(State::UsedUp { by, settles: true }) => {
+                let cause = by.cause();
+                self.roster.end(turn, key, cause);
+            }
+            _ => {}
         }
     }
 }

@@ -134,14 +134,12 @@ impl Roster {
             let there =
                 |spare: &Key| self.attachments.get(*spare).is_some_and(Attachment::has_tunnel);
             if let Some(spare) = spare.filter(there) {
-                self.attachments.separate(key, spare);
-                self.end(turn, key, by.cause());
-                return self.park_spare(turn, spare);
+                return self.succeed(turn, (key, by), spare);
             }
             if !self.ask_spare(turn, key) {
                 return self.end(turn, key, by.cause());
             }
-            self.attachments.set(key, State::UsedUp { by });
+            self.attachments.set(key, State::UsedUp { by, settles: false });
             if by == UsedBy::Function {
                 self.last_chance(turn, key);
             }

@@ -223,7 +223,7 @@ impl Roster {
         attachment.client = Some(client);
         attachment.address = peer;
         turn.workers(ForWorkers::Unparks(attachment.of_version(key, turn.settings)));
-        self.attachments.set(key, State::Attached { spent, settles: false });
+        self.attachments.set(key, State::Attached { spent, settles: None });
         self.clients.own(client, key);
         turn.relay(ForRelay::Unpark { key, client });
         Some(super::way_of(speaks))

@@ -37,7 +37,7 @@ impl Roster {
     pub(super) fn ask_spare(&mut self, turn: &mut Turn<'_>, key: Key) -> bool {
         let expected = match self.attachments.get(key).map(|of| of.kin) {
             Some(Kin::HasSpare(_)) => true,
-            Some(Kin::Alone) => self.begin_spare(turn, key),
+            Some(Kin::Alone | Kin::Succeeds(_)) => self.begin_spare(turn, key),
             Some(Kin::StandsInFor(_)) | None => false,
         };
         if expected {
@@ -88,15 +88,34 @@ impl Roster {
             match self.attachments.get(parent) {
                 Some(of) if of.is_spent() => self.swap(turn, parent, key),
                 Some(of) => {
-                    if let State::UsedUp { by } = *of.state() {
-                        self.attachments.separate(parent, key);
-                        self.end(turn, parent, by.cause());
-                        self.park_spare(turn, key);
+                    if let State::UsedUp { by, .. } = *of.state() {
+                        self.succeed(turn, (parent, by), key);
                     }
                 }
                 None => {}
             }
         }
+    }
+
+    /// The spare is parked in the place of its parent, whose tunnel is used up. That one closes when
+    /// its worker counts the spare's: it may see the end of the one before the answer on the other
+    /// one, and would end the session then.
+    pub(super) fn succeed(&mut self, turn: &mut Turn<'_>, (parent, by): (Key, UsedBy), spare: Key) {
+        self.attachments.separate(parent, spare);
+        let counted = match self.attachments.state(spare) {
+            Some(State::Attached { settles: Some(at), .. }) => *at,
+            _ => turn.now,
+        };
+        if counted <= turn.now || turn.draining.is_some() {
+            self.end(turn, parent, by.cause());
+        } else {
+            self.attachments.set(parent, State::UsedUp { by, settles: true });
+            // Beside one that is in use no spare would stay parked.
+            self.tell_state(turn, parent);
+            turn.arm(counted, Due::Settled(parent));
+            self.attachments.set_kin(spare, Kin::Succeeds(parent));
+        }
+        self.park_spare(turn, spare);
     }
 
     /// The spare is on its own now: it is kept for a client that comes back.
@@ -158,7 +177,7 @@ impl Roster {
     /// spare's.
     fn swap(&mut self, turn: &mut Turn<'_>, key: Key, spare: Key) {
         self.attachments.separate(key, spare);
-        self.attachments.set(spare, State::Attached { spent: true, settles: false });
+        self.attachments.set(spare, State::Attached { spent: true, settles: None });
         self.outcome(turn, spare, SpareOutcome::Replaced);
         turn.relay(ForRelay::Swap { key, spare });
         turn.relay(ForRelay::Replaced { key, yes: false });
@@ -247,6 +266,7 @@ impl Roster {
             Kin::Alone => {}
             Kin::HasSpare(spare) => self.parent_ended(turn, spare, cause),
             Kin::StandsInFor(parent) => self.spare_ended(turn, parent, ended),
+            Kin::Succeeds(parent) => self.end(turn, parent, cause),
         }
     }
 
@@ -273,7 +293,7 @@ impl Roster {
         self.attachments.set_kin(parent, Kin::Alone);
         if let Some(of) = self.attachments.live(parent) {
             let spent = of.is_spent();
-            if let State::UsedUp { by } = *of.state() {
+            if let State::UsedUp { by, .. } = *of.state() {
                 return self.end(turn, parent, by.cause());
             }
             if spent {

@@ -99,7 +99,15 @@ fn a_used_up_tunnel_is_held_until_its_spare_is_parked() {
     assert_eq!(bench.work(spare).kind, WorkKind::Spare);
     assert!(bench.closed(key).is_none());
     bench.keeps = Some(Speaks::Any);
+    bench.said();
     bench.attach(spare, true);
+    // Its worker counts the spare when it hears that it was let in, and ends the session with the last.
+    assert!(bench.closed(key).is_none(), "its worker may not have heard of the spare");
+    assert_eq!(bench.sessions.gauges().parked, 1, "the spare is kept beside it");
+    bench.later(SETTLES);
+    let due = std::iter::from_fn(|| bench.rig.timers.take(bench.rig.net.now));
+    assert!(due.collect::<Vec<_>>().contains(&Due::Settled(key)));
+    bench.call(|sessions, turn| sessions.settled(turn, key));
     assert_eq!(bench.closed(key).map(|cause| cause.detail), Some(Cause::CLIENT_GONE.detail));
     assert_eq!(bench.outcomes(), [SpareOutcome::Asked, SpareOutcome::Came, SpareOutcome::Parked]);
     bench.place(2, 2, wanted(Some(id)));
