@@ -41,8 +41,8 @@ struct Ends<'a> {
     grows: bool,
 }
 
-/// Passes the plain DATA frames at `pos` of a receive, as many as there are. What the connection
-/// has to say for itself meanwhile is left in `answers` and goes out first.
+/// Passes the plain DATA frames at `pos` of a receive, as many as there are. What the connection's
+/// own codec has to say meanwhile is collected in `answers` and goes out first.
 #[inline(always)]
 pub(super) fn pass(
     streams: &mut Streams,

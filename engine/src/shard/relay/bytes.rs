@@ -1,5 +1,5 @@
-//! Streams of bytes: what an HTTP/1 exchange becomes behind a 101. Both hops end together; how, and
-//! which of the two sides ended it, decides what becomes of the session.
+//! Streams of bytes: what an HTTP/1 exchange becomes behind a 101. Both hops end together. The side
+//! that ended the stream, and the way it did so, decide what becomes of the session.
 
 use std::time::Duration;
 
@@ -18,12 +18,14 @@ use super::link::Link;
 use super::traffic::Traffic;
 use crate::net::{Close, ConnId, End};
 
-/// How long after one side has ended a stream of bytes the other one may show why: a client, that it
-/// had left before (a browser closes within a few milliseconds of its Close); the function, that it
-/// has finished (some clients close as soon as they have the answer to their Close).
+/// How long the gateway waits, after one side has ended a stream of bytes, for the end of the other
+/// side. If the function's FIN comes first, the client's end may show that the client had left
+/// before: a browser closes within a few milliseconds of its Close. If the client's FIN comes
+/// first, the function's FIN shows that the function has finished: some clients close as soon as
+/// they have the answer to their Close.
 const LAST_WORD: Duration = Duration::from_millis(50);
 
-/// Who ended a stream of bytes, and how.
+/// The side that ended a stream of bytes, and how.
 #[derive(Clone, Copy, Debug)]
 struct RawEnd {
     by_worker: bool,
@@ -58,7 +60,8 @@ impl Raw {
         if raw && slot != NO_TAG {
             return match (tunnel, end) {
                 (true, End::Fin) => self.function_finished(traffic, turn, slot),
-                // The function's FIN may be among what came with it.
+                // The function's FIN may be read later in this turn, so nothing is decided before
+                // the turn's end.
                 (false, End::Fin) => {
                     self.parting.extend(traffic.streams.exchanges.key_at(slot));
                 }
@@ -66,17 +69,18 @@ impl Raw {
             };
         }
         if !tunnel {
-            // Contract CL-23: also if a request of it runs.
+            // Contract CL-23: the connection ends even if one of its requests is running.
             turn.net.close(conn, Close::Flush);
             return turn.relay(ForRelay::ClientOver { conn, how: Gone::Ended(end) });
         }
         tunnel_ended(traffic, turn, conn, end);
     }
 
-    /// The function's side has ended a stream of bytes. Where that is a clean end, a client that had
-    /// left before is told from one that got the last bytes and then leaves. A browser whose page is
-    /// left says so in its Close, closes behind it and reads nothing more, so that the answer meets
-    /// a RST, or its FIN comes while the answer is on its way.
+    /// The function's side has ended a stream of bytes. If that would be a clean end, the gateway
+    /// has to tell a client that had left before from a client that got the last bytes and then
+    /// leaves. When a page is left, its browser says so in a Close, closes behind it and reads
+    /// nothing more. The function's answer then meets a RST, or the browser's FIN comes while the
+    /// answer is on its way.
     fn function_finished(&self, traffic: &mut Traffic, turn: &mut Turn<'_>, slot: u32) {
         if !may_be_finished(traffic, slot) {
             return end_raw(traffic, turn, slot, RawEnd { by_worker: true, end: End::Fin });
@@ -97,8 +101,9 @@ impl Raw {
         }
     }
 
-    /// The clients that ended streams of bytes in this turn. One that got all there was may have left
-    /// because its function has finished, whose FIN is then not far.
+    /// Decides about the clients that ended streams of bytes in this turn. A client that got all
+    /// there was may have left because its function has finished. The function's FIN is then not
+    /// far, and is waited for.
     pub(super) fn part_clients(&mut self, traffic: &mut Traffic, turn: &mut Turn<'_>) {
         while let Some(key) = self.parting.pop() {
             let finished = may_be_finished(traffic, key.slot) && !page_has_left(traffic, key.slot);
@@ -115,7 +120,8 @@ impl Raw {
         }
     }
 
-    /// One side has ended a stream of bytes, and the other one has not shown why.
+    /// The wait for the other side's end of a stream of bytes is over. The side that ended the
+    /// stream first counts as the one that ended it.
     pub(super) fn finish_raw(&self, traffic: &mut Traffic, turn: &mut Turn<'_>, key: Key) {
         if let Some(exchange) = traffic.streams.exchanges.get(key) {
             let by_worker = exchange.parting == Parting::Function;
@@ -143,25 +149,28 @@ fn tunnel_ended(traffic: &mut Traffic, turn: &mut Turn<'_>, conn: ConnId, end: E
     turn.relay(ForRelay::TunnelOver { conn, cause, last: false });
 }
 
-/// Whether the client of a stream of bytes was a browser's page that has said that it leaves. It
-/// needs no FIN that tells more, which a balancer may have sent in its place.
+/// Whether the client of a stream of bytes is a browser whose page has said that it leaves. That is
+/// enough to know. The client's FIN says no more, because a balancer may have sent it in the
+/// browser's place.
 fn page_has_left(traffic: &Traffic, slot: u32) -> bool {
     let client = traffic.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
     let link = client.and_then(|client| traffic.streams.hops.hop(client)).map(|hop| &hop.link);
     matches!(link, Some(Link::H1(h1)) if h1.page == Page::Left)
 }
 
-/// Whether the function's FIN would be a clean end of this stream of bytes, and not its client's.
+/// Whether it matters which side has ended this stream of bytes: a spare is to come, and it is of
+/// no use after an end by the function.
 fn may_be_finished(traffic: &Traffic, slot: u32) -> bool {
     let key = traffic.streams.exchanges.at(slot).and_then(|exchange| exchange.route());
     let route = key.and_then(|key| traffic.routes.get(key));
     route.is_some_and(|route| route.replaced && !route.terms.parks.contains(Manner::Finished))
 }
 
-/// One side of a stream of bytes has ended: what was received goes out, then both end
-/// (contract CL-47), the tunnel not before another one is there that stands in for it. A FIN on
-/// one side is a FIN on the other; whatever cut the bytes short is a RST there. The function's FIN
-/// is a clean end: for what is not kept after one, no spare stays.
+/// One side of a stream of bytes has ended. What was received goes out, then both hops end
+/// (contract CL-47). If a spare is to take the tunnel's place, the tunnel stays until the spare is
+/// there. A FIN on one side becomes a FIN on the other; anything else that cut the bytes short
+/// becomes a RST. The function's FIN is a clean end: unless the session is kept after such an end,
+/// no spare stays.
 fn end_raw(
     traffic: &mut Traffic,
     turn: &mut Turn<'_>,
@@ -176,7 +185,7 @@ fn end_raw(
     exchange.down.ended = true;
     let (client, tunnel) = (exchange.client.conn, exchange.worker.map(|at| at.conn));
     let (route, finished) = (exchange.route(), exchange.parting == Parting::Function);
-    // A tunnel whose FIN has come can break all the same.
+    // The function has finished with a FIN. If its tunnel breaks after that, the FIN counts.
     let end = if by_worker && finished { End::Fin } else { end };
     for conn in [Some(client), tunnel].into_iter().flatten() {
         turn.net.set_open_ended(conn, end != End::Fin);

@@ -32,7 +32,8 @@ impl Traffic {
         }
     }
 
-    /// An exchange no longer needs its route: a stream for the next one, or nobody waits.
+    /// An exchange no longer needs its route. A request that waits may have the exchange's stream.
+    /// If nobody waits and there is no tunnel, sessions hear that nobody needs the attachment.
     pub(super) fn leave_route(&mut self, turn: &mut Turn<'_>, exchange: &Exchange) {
         let route = exchange.route().and_then(|key| Some((key, self.routes.get_mut(key)?)));
         let Some((key, route)) = route else { return };
@@ -52,14 +53,15 @@ impl Traffic {
         }
     }
 
-    /// A tunnel's stream has ended: perhaps it was its last.
+    /// A stream of a tunnel has ended. If it was the last one, the tunnel rests.
     fn rest(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let mut hop = self.streams.hops.hop_mut(conn).filter(|hop| hop.link.streams() == 0);
         if let Some(hop) = hop.as_mut().filter(|hop| hop.ready.is_empty()) {
             // The tunnel may rest for long, so it keeps no memory for its queue.
             hop.ready = VecDeque::new();
         }
-        // Its timer is set anew only if the idle limit comes before what the timer waits for.
+        // The tunnel's timer is set anew only if the idle limit comes before what the timer waits
+        // for.
         let idle = turn.now + turn.settings.config.session.idle;
         let unwatched = hop.as_ref().is_some_and(|hop| hop.timer.is_none_or(|at| at > idle));
         if let Some(tunnel) = hop.and_then(Hop::tunnel_mut) {
@@ -73,8 +75,9 @@ impl Traffic {
         }
     }
 
-    /// An exchange of a tunnel is over; false if the tunnel speaks HTTP/2. It waits for the next
-    /// one if both messages are whole, and is closed if not (contract CL-23, CL-43).
+    /// An exchange of a tunnel is over; false if the tunnel speaks HTTP/2. An HTTP/1 tunnel waits
+    /// for the next exchange if both messages are whole, and is closed if not (contract CL-23,
+    /// CL-43).
     fn http1_tunnel_over(&mut self, turn: &mut Turn<'_>, conn: ConnId) -> bool {
         let Some(hop) = self.streams.hops.hop_mut(conn) else { return true };
         let Link::H1(h1) = &mut hop.link else { return false };
@@ -106,7 +109,7 @@ impl Traffic {
                     }
                     return self.streams.hops.watch(turn, conn);
                 }
-                // Contract CL-42: what is not whole must not look whole.
+                // Contract CL-42: a message that is not whole must not look whole.
                 let whole = h1.codec.has_written_all();
                 turn.net.set_open_ended(conn, !whole && h1.codec.is_open_ended());
                 turn.net.close(conn, if whole { Close::Flush } else { Close::Now });
@@ -156,7 +159,8 @@ impl Traffic {
         self.hold_used(&kept, manner);
         for slot in hop.link.tags() {
             let of = self.streams.exchanges.at(slot).and_then(Exchange::route);
-            // A tunnel that was replaced has streams of this client without being one of its own.
+            // A tunnel that was replaced has streams of this client, although its route is not the
+            // client's.
             let replaced = |key| self.routes.get(key).is_some_and(|r| r.client != Some(conn));
             if of.is_some_and(|key| kept.binary_search(&key).is_ok() || replaced(key)) {
                 self.streams.drop_exchange(turn, slot, None, Some(ErrorCode::Cancel));
@@ -189,8 +193,8 @@ impl Traffic {
         turn.sessions(ForSessions::ClientGone { conn, how, routes: Vec::new() });
     }
 
-    /// A tunnel has ended, or is ended by us: its streams are answered or reset. What becomes of
-    /// those who wait for it is for sessions to say.
+    /// A tunnel has ended, or the gateway ends it: its streams are answered or reset. Sessions
+    /// decide what becomes of the requests that wait for it.
     pub(super) fn tunnel_over(
         &mut self,
         turn: &mut Turn<'_>,
@@ -202,8 +206,9 @@ impl Traffic {
         let silent = of.is_some_and(|tunnel| matches!(tunnel.begun, Begun::Asked(_)));
         let cause = if silent { cause.unanswered() } else { cause };
         if let Some((key, going)) = of.map(|tunnel| (tunnel.route, tunnel.going)) {
-            // First: an answer to the last request may end the client's connection, and what ended
-            // the session is the tunnel.
+            // Sessions hear of the tunnel before its streams are answered. An answer to the last
+            // request may end the client's connection, but it is the tunnel that has ended the
+            // session.
             turn.sessions(ForSessions::Lost(Lost { key, cause, going, last }));
             self.lose_tunnel(turn, conn, cause);
         }
@@ -216,7 +221,7 @@ impl Traffic {
         self.streams.hops.resume(turn, std::mem::take(&mut hop.stopped));
         self.streams.hops.forget_kept(turn, &mut hop);
         let slots = hop.link.tags();
-        // What waits of the last answer is still delivered.
+        // An answer that has come in full is still delivered, even if part of it waits here.
         let over = |slot: &u32| self.streams.exchanges.at(*slot).is_some_and(|e| e.down.ended);
         let whole = slots.iter().all(over);
         if let Some(tunnel) = hop.tunnel()
@@ -247,7 +252,8 @@ impl Traffic {
         if let Some(conn) = tunnel {
             let link = self.streams.hops.hop(conn).map(|hop| &hop.link);
             if matches!(link, Some(Link::H1(h1)) if h1.codec.is_raw()) {
-                // What a stream of bytes left is still sent; half a message must not look whole.
+                // The rest of a stream of bytes is still sent. Half a message is not: it must not
+                // look whole.
                 turn.net.close(conn, Close::Flush);
             }
             self.lose_tunnel(turn, conn, cause);
@@ -268,7 +274,8 @@ impl Traffic {
         turn.sessions(ForSessions::Closed { key, cause, tally });
     }
 
-    /// What waited for a peer goes on after it had stalled.
+    /// A direction of an exchange goes on after its receiver had stalled: the session's timeline
+    /// shows it.
     pub(super) fn stalled(
         &self,
         turn: &mut Turn<'_>,

@@ -21,7 +21,7 @@ pub(super) struct At {
     pub(super) key: StreamKey,
 }
 
-/// Which way bytes go.
+/// The direction in which bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// From the client to the worker.
@@ -36,13 +36,13 @@ pub(super) struct Pipe {
     /// DATA that waits, each segment with a claim.
     pub(super) queue: VecDeque<Segment>,
     pub(super) queued: usize,
-    /// Trailers that wait behind it.
+    /// Trailers that wait behind the DATA.
     pub(super) trailers: Option<Box<Fields>>,
     /// The sender ended the stream.
     pub(super) ended: bool,
     /// END_STREAM was passed on.
     pub(super) done: bool,
-    /// It stands in the receiving hop's turn list.
+    /// The exchange stands in the turn list of the hop that the pipe leads to.
     pub(super) scheduled: bool,
     /// The last part sent was a small part of a window.
     pub(super) small_send: bool,
@@ -75,18 +75,18 @@ pub(super) struct Either<'a> {
     pub(super) of_worker: &'a Fault,
 }
 
-/// There was no room for a head.
+/// The fault of a head for which there was no room.
 pub(super) const OVERLOADED: Either<'static> =
     Either { of_client: &Fault::Overloaded, of_worker: &Fault::Overloaded };
 
-/// Who serves a request.
+/// The party that serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Served {
-    /// That is being found out.
+    /// Not known yet: sessions are asked.
     Unplaced,
     /// The function, by this route.
     Route(Key),
-    /// We: the answer is our own.
+    /// The gateway itself: the answer is our own.
     Ourselves,
 }
 
@@ -95,12 +95,12 @@ pub(super) enum Served {
 pub(super) struct Exchange {
     pub(super) client: At,
     pub(super) served: Served,
-    /// Its stream on the tunnel, once opened.
+    /// The exchange's stream on the tunnel, once opened.
     pub(super) worker: Option<At>,
     /// The request head while it waits for a tunnel or a stream.
     pub(super) head: Option<Box<Fields>>,
-    /// Size of that head and of trailers that wait, by the way they go, as it is counted against
-    /// the core and the hop they came from.
+    /// Size of that head and of trailers that wait, for each direction. It is counted against the
+    /// core and against the hop they came from.
     pub(super) lists: [u32; 2],
     pub(super) up: Pipe,
     pub(super) down: Pipe,
@@ -109,7 +109,7 @@ pub(super) struct Exchange {
     /// How a fault is to be answered, should one come later.
     pub(super) style: KeptStyle,
     pub(super) method: Method,
-    /// What the client speaks.
+    /// The protocol version that the client speaks.
     pub(super) version: HttpVersion,
     /// The request asks for another protocol.
     pub(super) upgrade: bool,
@@ -118,15 +118,15 @@ pub(super) struct Exchange {
     pub(super) began: Time,
     /// Request bytes thrown away after our own answer.
     pub(super) discarded: usize,
-    /// If the exchange has become a stream of bytes: which side has ended it, while the other one is
-    /// waited for.
+    /// If the exchange has become a stream of bytes: the side that has ended it first, while the
+    /// other side is waited for.
     pub(super) parting: Parting,
 }
 
-/// Who ended a stream of bytes first.
+/// The side that ended a stream of bytes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Parting {
-    /// Nobody yet.
+    /// Neither side yet.
     #[default]
     None,
     /// The function.
@@ -157,7 +157,7 @@ impl Exchange {
         }
     }
 
-    /// The route that serves it.
+    /// The route that serves the exchange, if one does.
     pub(super) fn route(&self) -> Option<Key> {
         match self.served {
             Served::Route(key) => Some(key),
@@ -185,7 +185,7 @@ impl Exchange {
         }
     }
 
-    /// Where the bytes of one direction come from.
+    /// The stream that the bytes of one direction come from.
     pub(super) fn from(&self, way: Way) -> Option<At> {
         match way {
             Way::Up => Some(self.client),
@@ -193,7 +193,7 @@ impl Exchange {
         }
     }
 
-    /// Where the bytes of one direction go.
+    /// The stream that the bytes of one direction go to.
     pub(super) fn to(&self, way: Way) -> Option<At> {
         match way {
             Way::Up => self.worker,

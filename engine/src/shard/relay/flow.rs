@@ -1,5 +1,5 @@
-//! Who may be read, and what waits: reading stops where the output it feeds is full, and where more
-//! waits than a connection or the core may hold.
+//! Which connections may be read, and what waits. Reading stops where the output it feeds is full,
+//! and where more waits than a connection or the core may hold.
 
 use std::time::Duration;
 
@@ -18,15 +18,16 @@ use crate::net::ConnId;
 /// Output above which no more DATA is moved to a hop; what comes then waits in its pipe.
 const OUTPUT_HIGH: usize = 256 * 1024;
 
-/// The same while memory is short: with many slow peers it is theirs that counts, and a fast one that
-/// sends less at once costs no more than some of its speed.
+/// The same limit while memory is short. With many slow peers it is their output that fills the
+/// memory. A fast peer that is sent less at once loses no more than some of its speed.
 const OUTPUT_SHORT: usize = 64 * 1024;
 
-/// Memory is short when this part of what the core may hold waits: from then on windows grow no more.
-/// What waits until then is that of a few streams whose windows had grown.
+/// Memory is short when more waits than what the core may hold, divided by this. From then on
+/// windows grow no more. What waits until then is that of a few streams whose windows had grown.
 const SHORT_PART: usize = 8;
 
-/// From this part on windows of streams that wait shrink again.
+/// When more waits than what the core may hold, divided by this, windows of streams that wait
+/// shrink again.
 const SHRINK_PART: usize = 2;
 
 /// Output above which the hops that feed it stop reading: heads have no flow control.
@@ -60,7 +61,7 @@ impl Hops {
         }
     }
 
-    /// One reason more not to read a connection.
+    /// Adds one reason not to read a connection.
     pub(super) fn pause(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         if let Some(hop) = self.hop_mut(conn) {
             hop.waits += 1;
@@ -83,7 +84,7 @@ impl Hops {
                 hop.waits -= 1;
                 turn.net.pause(source, hop.waits > 0);
                 if hop.waits == 0 {
-                    // What it said meanwhile is read now: only from here on is it silent.
+                    // The hop was not read meanwhile, so its silence counts only from here on.
                     hop.read_again(turn.now);
                     self.watch(turn, source);
                 }
@@ -117,8 +118,9 @@ impl Hops {
         self.buffered > turn.settings.config.limits.core_buffer / SHRINK_PART
     }
 
-    /// Whether a window towards the sender of what goes to this hop may grow. Where the receiver does not
-    /// keep up it is not what holds the sender back, and a larger one would only let more wait here.
+    /// Whether a window towards the sender of what goes to this hop may grow. If the receiver does
+    /// not keep up, the window is not what holds the sender back. A larger one would only let more
+    /// wait here.
     #[inline]
     pub(super) fn may_grow(&self, turn: &Turn<'_>, to: ConnId) -> bool {
         !self.is_short(turn) && !turn.net.lags(to)
@@ -207,8 +209,8 @@ impl Hops {
         self.sweeping
     }
 
-    /// A head or trailers from this connection begin to wait, in memory of their own. False if it
-    /// has as many already as it may.
+    /// A head or trailers from this connection begin to wait, in memory of their own. False if the
+    /// connection has as many waiting as it may.
     pub(super) fn list_waits(&mut self, turn: &mut Turn<'_>, from: ConnId, size: usize) -> bool {
         let most = turn.settings.config.limits.connection_buffer;
         let mut fits = true;
@@ -277,7 +279,7 @@ impl Hops {
         over
     }
 
-    /// What an HTTP/1 connection kept goes with it.
+    /// An HTTP/1 connection ends, and the input that it had put aside goes with it.
     pub(super) fn forget_kept(&mut self, turn: &mut Turn<'_>, hop: &mut Hop) {
         if let Link::H1(h1) = &mut hop.link {
             let waits = h1.take_waiting(&mut turn.net.pool);
@@ -293,8 +295,8 @@ impl Hops {
 }
 
 impl Hop {
-    /// More or less of what came here waits: credit of the connection is held back while it is too
-    /// much.
+    /// The amount that waits of what came here has changed. While it is too much, credit of the
+    /// connection is held back.
     fn buffered_changed(&mut self, turn: &mut Turn<'_>, before: u32) {
         let most = turn.settings.buffered_per_connection();
         let (was, is) = (before as usize > most, self.buffered as usize > most);
@@ -311,9 +313,9 @@ impl Hop {
     /// Stops reading while much waits of what came here, or lets it go on.
     fn gate(&mut self, turn: &mut Turn<'_>, most: usize) {
         let Link::H1(h1) = &mut self.link else { return };
-        // It goes on at half, so that it does not stop and go with every piece.
-        // What is kept counts: with little of it reading goes on, or nobody would see the client
-        // leave while its request runs (contract CL-23).
+        // Reading goes on at half the limit, so that it does not stop and go with every piece.
+        // Input that is put aside counts as well. With little of it reading goes on, or nobody
+        // would see the client leave while its request runs (contract CL-23).
         let gated = self.buffered as usize > if h1.gated { most / 2 } else { most };
         if gated != h1.gated {
             h1.gated = gated;
@@ -352,7 +354,7 @@ fn is_over(waits: u32, size: usize, most: usize) -> bool {
     waits > 0 && waits as usize + size > most
 }
 
-/// What a part of a head counts against the core.
+/// The octets of an unfinished head that count against the core: none if the part is small.
 fn large(part: usize) -> usize {
     if part > LARGE_HEAD { part } else { 0 }
 }

@@ -17,11 +17,11 @@ use crate::pool::{Pool, Segment};
 /// The browser's page that has opened a stream of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// None has: the client is no browser, or it has asked for no other protocol.
+    /// There is no page: the client is no browser, or it has asked for no other protocol.
     None,
-    /// It is there, as far as is known.
+    /// The page is there, as far as is known.
     Open,
-    /// It has said that it leaves.
+    /// The page has said that it leaves.
     Left,
 }
 
@@ -32,11 +32,11 @@ pub(super) struct H1 {
     server: bool,
     /// The slot of the exchange under way.
     pub(super) slot: u32,
-    /// How many there were: the number names the one under way.
+    /// The number of exchanges so far. It names the one under way.
     turn: u32,
-    /// How many there were when it was last as good as fresh.
+    /// The number of exchanges when the connection was last as good as fresh.
     since: u32,
-    /// Its request asks for another protocol.
+    /// The request under way asks for another protocol.
     pub(super) upgrade: bool,
     /// The web page that has asked, if one has.
     pub(super) page: Page,
@@ -47,7 +47,7 @@ pub(super) struct H1 {
     pub(super) gated: bool,
     /// Since when part of a request's head is here.
     pub(super) begun: Option<Time>,
-    /// The first bytes were another protocol's: who speaks that is not answered in this one.
+    /// The first bytes were another protocol's, so the peer gets no answer in HTTP/1.
     pub(super) foreign: bool,
     /// A tunnel that has no client yet: what its worker said without having been asked.
     pub(super) unspoken: Option<Vec<u8>>,
@@ -101,13 +101,14 @@ impl H1 {
         Ok(self.key())
     }
 
-    /// Whether another exchange may follow, and nothing of it is here.
+    /// Whether another exchange may follow, and nothing of it is here yet.
     pub(super) fn is_reusable(&self) -> bool {
         self.codec.is_between() && self.codec.keeps_alive() && self.kept.is_empty()
     }
 
-    /// Whether it has begun no more than one exchange since, which is under way. One that is to become
-    /// HTTP/2 may have been told to go on.
+    /// Whether the connection, since it was last as good as fresh, has begun no exchange, or only
+    /// one that is still under way. A connection that is to become HTTP/2 does not count, because
+    /// its client may have got a 100 (Continue) already.
     pub(super) fn is_in_first_exchange(&self) -> bool {
         let begun = self.turn.wrapping_sub(self.since);
         self.upgrading.is_none() && (begun == 0 || (begun == 1 && self.slot != NO_TAG))
@@ -140,15 +141,16 @@ impl H1 {
         self.page = if page { Page::Open } else { Page::None };
     }
 
-    /// These were the last bytes of a stream of bytes so far. A script cannot close with 1001: if
-    /// they are such a Close, the page is being left.
+    /// Looks at the last bytes of a stream of bytes so far. A script cannot close with 1001: if the
+    /// bytes end with such a Close, the page is being left.
     pub(super) fn note_leaving(&mut self, bytes: &[u8]) {
         if self.page != Page::None && self.codec.is_raw() {
             self.page = if h1::ends_going_away(bytes) { Page::Left } else { Page::Open };
         }
     }
 
-    /// What the exchange under way is counted as, and whether it asks for another protocol.
+    /// The protocol version that the exchange under way is counted as, and whether the exchange
+    /// asks for another protocol.
     pub(super) fn speaks(&self) -> (HttpVersion, bool) {
         let version = match self.codec.version() {
             H1Version::Http10 => HttpVersion::H10,
@@ -157,7 +159,8 @@ impl H1 {
         (version, self.upgrade)
     }
 
-    /// Writes a head. Of what the parsers let in, and of our own answers, none is refused.
+    /// Writes a head. The codec refuses no head that the parsers let in, and none of our own
+    /// answers.
     pub(super) fn head<'a>(
         &mut self,
         fields: impl Iterator<Item = Field<'a>> + Clone,
@@ -175,7 +178,7 @@ impl H1 {
         }
     }
 
-    /// Writes what stands before a piece; false if the body is longer than was announced.
+    /// Writes the framing before a piece of a body; false if the body is longer than was announced.
     pub(super) fn put_data(&mut self, len: usize, end: bool, out: &mut impl Sink) -> bool {
         let Ok(head) = self.codec.data_head(len, end) else { return false };
         out.put(head.as_bytes());
@@ -218,7 +221,7 @@ impl Upgrading {
     }
 }
 
-/// What is held to of an HTTP/1 connection.
+/// The limits that an HTTP/1 connection is held to.
 pub(super) fn http1_limits(turn: &Turn<'_>) -> h1::Limits {
     let limits = &turn.settings.config.limits;
     let head = HeadLimits { max_bytes: limits.header_bytes, max_fields: limits.header_fields };

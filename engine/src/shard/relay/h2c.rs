@@ -22,8 +22,9 @@ use crate::net::ConnId;
 use crate::pool::Segment;
 
 impl Reader {
-    /// Whether the request in hand changes the connection to HTTP/2. Only before the connection
-    /// has a session: its tunnels speak HTTP/1, and a server may ignore the wish (RFC 9110 §7.8).
+    /// Whether the request in hand changes the connection to HTTP/2. Only a connection without a
+    /// session is changed, because a session's tunnels speak HTTP/1 already. A server may ignore
+    /// the wish (RFC 9110 §7.8).
     pub(super) fn starts_h2c(&mut self, turn: &mut Turn<'_>, conn: ConnId, ended: bool) -> bool {
         if self.fields.first(Token::Http2Settings).is_none() {
             return false;
@@ -49,7 +50,8 @@ impl Reader {
         true
     }
 
-    /// A piece of such a request's body: kept, up to `limits.h2c_body`.
+    /// A piece of the body of a request that changes its connection: it is kept, up to
+    /// `limits.h2c_body`.
     pub(super) fn h2c_body(
         &mut self,
         turn: &mut Turn<'_>,
@@ -113,8 +115,9 @@ impl Reader {
         self.traffic.streams.hops.watch(turn, conn);
     }
 
-    /// The body that came with the request. The head still waits for its tunnel, which cannot be
-    /// there on a connection without a session; an answer of ours has no use for a body.
+    /// Gives the exchange the body that came with the request. The head still waits for a tunnel,
+    /// because a connection without a session has none. If we have answered the request ourselves,
+    /// the body is dropped.
     fn hand_over(&mut self, turn: &mut Turn<'_>, at: At, body: VecDeque<Segment>, bytes: usize) {
         let streams = &mut self.traffic.streams;
         let (slot, _) = streams.slot_of(at);
@@ -134,7 +137,8 @@ impl Reader {
 const BAD_SETTINGS: h1::Fault =
     h1::Fault::Broken(HeadFault::Malformed("HTTP2-Settings are not valid"));
 
-/// The request as HTTP/2 has it: pseudo-headers first, nothing of the connection's own.
+/// Rewrites a request's fields for HTTP/2: pseudo-headers first, and no field that is the HTTP/1
+/// connection's own.
 fn as_http2(fields: &Fields) -> Fields {
     let mut list = Fields::new();
     fields.iter().filter(|field| field.token.is_pseudo()).for_each(|field| list.push(field));
@@ -144,7 +148,7 @@ fn as_http2(fields: &Fields) -> Fields {
     let rest = stripped.as_ref().unwrap_or(fields).iter();
     rest.filter(|field| !field.token.is_pseudo() && !own(field.token))
         .for_each(|field| list.push(field));
-    // RFC 9113 §8.2.2: it has no other value there.
+    // RFC 9113 §8.2.2: in HTTP/2 `te` has no other value.
     let te = |field: Field<'_>| field.token == Token::Te && h1::is_te_trailers(field.value);
     if fields.iter().any(te) {
         list.push(Field::new(b"te", b"trailers"));

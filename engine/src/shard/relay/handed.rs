@@ -1,7 +1,8 @@
 //! A client's connection without an answered request leaves this core, or comes from another one.
 //!
-//! It leaves as if its client had gone, but for the socket: nothing of what waits is answered, and
-//! no worker has seen any of it. Where it comes to all that was received is read again.
+//! The connection leaves as if its client had gone, but the socket stays open: nothing of what
+//! waits is answered, and no worker has seen any of it. Where the connection comes to, all that was
+//! received is read again.
 
 use std::net::SocketAddr;
 
@@ -21,7 +22,7 @@ use crate::net::ConnId;
 use crate::pool::Segment;
 
 impl Step {
-    /// There may be more in what was received.
+    /// Whether there may be more to read in what was received.
     pub(crate) fn is_more(self) -> bool {
         self == Self::More
     }
@@ -38,7 +39,7 @@ impl Relay {
     pub(crate) fn is_unanswered(&self, conn: ConnId) -> bool {
         let streams = &self.reader.traffic.streams;
         let Some(hop) = streams.hops.hop(conn) else {
-            // A client that has not said yet what it speaks.
+            // The client has not said yet what it speaks.
             return streams.hops.holds(conn);
         };
         let untouched = |slot: &u32| {
@@ -66,9 +67,10 @@ impl Relay {
         fresh && h1.start_over()
     }
 
-    /// Releases such a connection, of which all that was `received` is given, and how much of that
-    /// is not read yet. The relay knows it no more from now on; what else comes on it is for the
-    /// caller to add. None if it stays.
+    /// Releases a connection without an answered request. The caller gives all that was `received`
+    /// on it, and the number of those octets that are not read yet. The relay does not know the
+    /// connection from now on; what else comes on it is for the caller to add. None if the
+    /// connection stays.
     pub(crate) fn leave(
         &mut self,
         turn: &mut Turn<'_>,
@@ -97,7 +99,8 @@ impl Relay {
         Some(client)
     }
 
-    /// A connection that nothing was said to is here, from elsewhere. Its bytes are to be received.
+    /// A connection on which nothing was said comes from another owner. Its bytes are received
+    /// after this call.
     pub(crate) fn come(
         &mut self,
         turn: &mut Turn<'_>,
@@ -110,11 +113,11 @@ impl Relay {
         self.reader.traffic.streams.hops.watch(turn, conn);
     }
 
-    /// An HTTP/2 connection is here, from elsewhere. Its bytes are to be [read again](Self::reread); of what
-    /// there is to say of them so many octets were said before.
+    /// An HTTP/2 connection comes from another owner. [`Self::reread`] has to read its bytes again.
+    /// Returns how many octets of the answers to them were sent before.
     ///
     /// # Errors
-    /// It is none that this codec can have carried.
+    /// The state is none that this codec can have carried.
     pub(crate) fn come_http2(
         &mut self,
         turn: &mut Turn<'_>,
@@ -130,8 +133,8 @@ impl Relay {
         Ok(said)
     }
 
-    /// One step in bytes that another owner of an HTTP/2 connection has read before. The first `said`
-    /// octets of its own answers are not said again.
+    /// Reads one step in bytes that another owner of an HTTP/2 connection has read before. That
+    /// owner has sent the first `said` octets of the answers, so they are not sent again.
     pub(crate) fn reread(
         &mut self,
         turn: &mut Turn<'_>,
@@ -168,8 +171,8 @@ impl Relay {
         }
     }
 
-    /// All was read again. A connection that goes on leaves if it drains here; one that has less to say
-    /// than was said is none of ours.
+    /// All bytes were read again. If this gateway drains, the client is asked to leave. If there is
+    /// less to say than was said before, the connection was begun by another codec, and it fails.
     pub(crate) fn arrived(&mut self, turn: &mut Turn<'_>, conn: ConnId, said: usize) {
         if said > 0 {
             let code = ErrorCode::InternalError;

@@ -51,8 +51,9 @@ pub(super) fn is_replaced_up(token: Token) -> bool {
     )
 }
 
-/// Whether the first bytes are another protocol's: they begin with no method, or their first line,
-/// should it be here, names no version of HTTP, or is HTTP/2's own that went wrong. Empty lines before it are read over (RFC 9112 §2.2).
+/// Whether the first bytes are another protocol's. They are if they begin with no method. They are
+/// as well if their first line is here and names no version of HTTP, or is HTTP/2's own that went
+/// wrong. Empty lines before the first line are skipped (RFC 9112 §2.2).
 pub(super) fn is_foreign(mut first: &[u8], mut received: &[u8]) -> bool {
     while let (Some(less), Some(rest)) =
         (first.strip_prefix(b"\r\n"), received.strip_prefix(b"\r\n"))
@@ -69,7 +70,7 @@ pub(super) fn is_foreign(mut first: &[u8], mut received: &[u8]) -> bool {
     !first.first().is_some_and(u8::is_ascii_alphabetic) || line.is_some_and(|line| !named(line))
 }
 
-/// Whether its `Connection` fields are too long to be looked up for each other field.
+/// Whether a head's `Connection` fields are too long to be looked up for each other field.
 pub(super) fn names_too_much(fields: &Fields) -> bool {
     let lists = fields.iter().filter(|field| field.token == Token::Connection);
     lists.map(|field| field.value.len()).sum::<usize>() > CONNECTION_BYTES

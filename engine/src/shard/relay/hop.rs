@@ -1,5 +1,5 @@
-//! One connection of the relay: a client's, or a tunnel. What each of the two sides owns is in
-//! [`HopRole`]; what they have in common is in [`Hop`].
+//! One connection of the relay: a client's, or a tunnel. [`HopRole`] holds what only one of the two
+//! kinds has, [`Hop`] what both have.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,30 +38,31 @@ pub(super) struct Fresh {
     pub(super) opened: Time,
     /// Bytes of the HTTP/2 magic seen so far.
     pub(super) magic: usize,
-    /// The gateway that it came to, if that was another one.
+    /// The gateway that the connection came to, if that was another one.
     pub(super) via: Option<Node>,
 }
 
-/// One connection as the relay sees it.
+/// A connection as the relay sees it.
 pub(super) struct Hop {
     pub(super) conn: ConnId,
     pub(super) link: Link,
     pub(super) peer: SocketAddr,
     /// When the connection was accepted.
     pub(super) opened: Time,
-    /// The gateway that it came to, if that was another one.
+    /// The gateway that the connection came to, if that was another one.
     pub(super) via: Option<Node>,
-    /// When it became a hop.
+    /// When the connection became a hop.
     pub(super) hop_since: Time,
     /// Exchanges with something to send on this hop, in turn; those that are gone are skipped.
     pub(super) ready: VecDeque<Key>,
-    /// DATA bytes received here that wait for another hop: less than its windows, or buffer, are.
+    /// DATA bytes received here that wait for another hop. The hop's windows, or its buffer, bound
+    /// them.
     pub(super) buffered: u32,
     pub(super) received_at: Time,
     pub(super) timer: Option<Time>,
     /// Hops that stopped reading until this one's output drains.
     pub(super) stopped: Vec<ConnId>,
-    /// Why this one does not read: how many hops it waits for.
+    /// How many reasons there are not to read this hop, such as hops whose output is full.
     pub(super) waits: u32,
     /// Bytes of a head that is not whole, as counted last.
     pub(super) partial: u32,
@@ -80,7 +81,7 @@ impl fmt::Debug for Hop {
     }
 }
 
-/// What a hop is for.
+/// The role of a hop: a client's connection, or a tunnel.
 #[derive(Debug)]
 pub(super) enum HopRole {
     Client(Client),
@@ -90,7 +91,7 @@ pub(super) enum HopRole {
 /// A client's part of its hop.
 #[derive(Debug, Default)]
 pub(super) struct Client {
-    /// Its routes, and what was learned: by which of them requests go.
+    /// The client's routes, and what was learned of them: which requests go by which route.
     pub(super) lanes: Lanes,
     pub(super) leaving: Leaving,
     /// When the PING that is not answered yet was sent.
@@ -115,13 +116,13 @@ pub(super) enum Leaving {
 /// Whether the function's side has begun to speak on a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// It was asked nothing yet, and said nothing.
+    /// No request was sent on the tunnel yet, and the function's side has said nothing.
     #[default]
     Unasked,
-    /// The first request went out then. Its process may have other things to do: it loads a model,
-    /// or holds a lock.
+    /// The first request went out at this time. The function's process may have other things to do
+    /// before it answers: it loads a model, or holds a lock.
     Asked(Time),
-    /// Whatever it said.
+    /// The function's side has said something, whatever it was.
     Yes,
 }
 
@@ -130,46 +131,50 @@ pub(super) enum Begun {
 pub(super) struct Tunnel {
     pub(super) route: Key,
     pub(super) state: TunnelState,
-    /// It takes no more streams: its worker said GOAWAY, or its stream ids ran out.
+    /// The tunnel takes no more streams: its worker said GOAWAY, or its stream ids ran out.
     pub(super) going: bool,
-    /// The session cookie went out with one of its responses.
+    /// The session cookie went out with one of the tunnel's responses.
     pub(super) cookie_sent: bool,
-    /// When its deadlines were looked at last.
+    /// When the tunnel's deadlines were looked at last.
     pub(super) looked_at: Time,
-    /// What the peer has seen of our PINGs.
+    /// The record of our PINGs, as the peer counts them.
     pub(super) pings: Pings,
     pub(super) begun: Begun,
     /// Response heads and trailers that repeat.
     pub(super) answers: Vec<KeptAnswer>,
 }
 
-/// What a tunnel does.
+/// The state of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TunnelState {
-    /// No request was sent on it yet, and one is expected.
+    /// No request was sent on the tunnel yet, and one is expected.
     Unused,
-    /// Streams are open on it; or it stands by for a client, for as long as that takes.
+    /// Streams are open on the tunnel; or it is a spare that waits for a client, for as long as
+    /// that takes.
     InUse,
-    /// Its last stream ended then.
+    /// The tunnel's last stream ended at this time.
     Idle { since: Time },
-    /// It has no client, and is kept until then.
+    /// The tunnel has no client, and is kept until this time.
     Parked { until: Time },
-    /// It was used up and is kept all the same, until another tunnel of the session is there.
+    /// The tunnel is used up. It is kept all the same, until another tunnel of the session is
+    /// there.
     Held(Held),
-    /// Another one has taken its place. It ends with its last stream, and not before that time: until
-    /// its worker has heard that the other one was let in, it ends the session with this one.
+    /// Another tunnel has taken this one's place. This one ends with its last stream, and not
+    /// before the time given here. If it ended before its worker has heard that the other tunnel
+    /// was let in, the worker would end the session with it.
     Replaced { until: Time },
 }
 
 /// Why a used-up tunnel is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
-    /// Its client was lost. What it still says is thrown away, so that its end is seen.
+    /// The tunnel's client was lost. The tunnel is read on, so that its end is seen, and what comes
+    /// is thrown away.
     Lost {
         /// Bytes thrown away.
         dropped: usize,
     },
-    /// The function's side has ended it.
+    /// The function's side has ended the tunnel.
     Finished,
 }
 
@@ -207,7 +212,7 @@ impl Tunnel {
         }
     }
 
-    /// A request goes out on it. Whether it is the first one.
+    /// A request goes out on the tunnel. True if it is the first one.
     pub(super) fn asked(&mut self, now: Time) -> bool {
         if self.begun == Begun::Unasked {
             self.begun = Begun::Asked(now);
@@ -222,12 +227,13 @@ impl Tunnel {
         }
     }
 
-    /// Its streams do not say what it is for: nobody asks for more of them.
+    /// Whether the tunnel is held or replaced. Such a tunnel is given no more streams, so its state
+    /// does not change with the end of those it has.
     pub(super) fn is_set_aside(&self) -> bool {
         matches!(self.state, TunnelState::Held(_) | TunnelState::Replaced { .. })
     }
 
-    /// Whether its worker may not have heard yet of the one that has taken its place.
+    /// Whether the worker may not have heard yet of the tunnel that has taken this one's place.
     pub(super) fn settles(&self, now: Time) -> bool {
         matches!(self.state, TunnelState::Replaced { until } if until > now)
     }
@@ -292,17 +298,17 @@ impl Hop {
         }
     }
 
-    /// What a client's request head became when it came before.
+    /// What was kept of a client's request head with this list, if such a head came before.
     pub(super) fn call(&self, list: ListId) -> Option<&KeptCall> {
         self.client()?.calls.iter().find(|call| call.list == list)
     }
 
-    /// Which way bytes go that come in here.
+    /// The direction of bytes that come in on this hop.
     pub(super) fn way_in(&self) -> Way {
         if self.client().is_some() { Way::Up } else { Way::Down }
     }
 
-    /// Which way bytes go that leave here.
+    /// The direction of bytes that leave on this hop.
     pub(super) fn way_out(&self) -> Way {
         if self.client().is_some() { Way::Down } else { Way::Up }
     }
@@ -318,7 +324,7 @@ impl Hop {
             Gone::Function(End::Fin) => Manner::Finished,
             Gone::Function(_) => Manner::Unclean,
             Gone::Done => Manner::Clean,
-            // It leaves because it was told to, and may come back at once.
+            // The client leaves because the gateway has asked it to, and may come back at once.
             Gone::Ended(_) if self.is_leaving() => Manner::Unclean,
             Gone::ToldOff => Manner::Unclean,
             Gone::Ended(_) if self.client().is_some_and(|client| client.said_goaway) => {
@@ -330,7 +336,7 @@ impl Hop {
         }
     }
 
-    /// What a tunnel ends of that takes no more streams and has none.
+    /// The cause with which a tunnel ends that takes no more streams and has none.
     pub(super) fn spent_cause(&self) -> Cause {
         if self.link.is_exhausted() { Cause::EXHAUSTED } else { Cause::GOAWAY }
     }
@@ -346,7 +352,7 @@ impl Hop {
         }
     }
 
-    /// It is read again: only from now on is the peer silent.
+    /// The hop is read again. Its peer's silence counts only from now on.
     pub(super) fn read_again(&mut self, now: Time) {
         self.received_at = now;
         self.link.read_again(now);
@@ -361,7 +367,8 @@ impl Hop {
         }
     }
 
-    /// What a PING, or the answer to one, finds here. What came until now counts for it.
+    /// The state in which a PING, or the answer to one, finds this hop. HEADERS and DATA that came
+    /// until now count for this PING, and for no later one.
     pub(super) fn found(&mut self, now: Time) -> Found {
         let heard = self.link.has_heard();
         self.link.forget_heard();
@@ -370,8 +377,9 @@ impl Hop {
 
     // ---- deadlines ----
 
-    /// By when the function's side has to say something, while it has not and is read. HTTP/2's
-    /// SETTINGS are due at once; HTTP/1 is silent until the response.
+    /// The time by which the function's side has to say something, if it was asked, has said
+    /// nothing yet, and is read. HTTP/2's SETTINGS are due at once. HTTP/1 is silent until the
+    /// response, so it has no such time.
     pub(super) fn begins_by(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
         match self.tunnel()?.begun {
             Begun::Asked(at) if self.waits == 0 && matches!(self.link, Link::H2(_)) => {
@@ -381,8 +389,8 @@ impl Hop {
         }
     }
 
-    /// When a tunnel is to be asked whether its peer is there: it is in use or parked, it is read,
-    /// and no answer is awaited.
+    /// The time at which a tunnel's peer is to be asked whether it is there. That is done while the
+    /// tunnel is in use or parked, is read, and no answer is awaited.
     pub(super) fn ping_at(&self, timeouts: &Timeouts<'_>) -> Option<Time> {
         let tunnel = self.tunnel()?;
         let in_use = self.link.streams() > 0;
@@ -453,7 +461,7 @@ impl Hop {
             TunnelState::Replaced { until } if self.link.streams() == 0 => concern(until),
             TunnelState::InUse | TunnelState::Held(_) | TunnelState::Replaced { .. } => {}
         }
-        // What it says is not read now: its silence is ours.
+        // While the tunnel is not read, its silence is our own doing.
         if self.waits == 0
             && let Some(at) = tunnel.pings.open()
         {
@@ -465,7 +473,7 @@ impl Hop {
         if let Some(at) = self.ping_at(timeouts) {
             concern(at);
         }
-        // Whether it takes what is sent.
+        // A tunnel with streams is looked at for whether its peer takes what is sent.
         let asked = self.waits == 0 || matches!(self.link, Link::H1(_));
         if asked && self.link.streams() > 0 {
             concern(tunnel.looked_at.max(self.received_at) + timeouts.keepalive.tunnel_write);

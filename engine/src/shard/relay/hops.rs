@@ -6,7 +6,7 @@ use super::hop::{Fresh, Hop, Timeouts};
 use super::link::Link;
 use crate::net::ConnId;
 
-/// When a connection is looked at again whose deadline has passed without consequence.
+/// The wait before a connection is looked at again whose deadline has passed without consequence.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A connection. Boxed, so that the table of them stays small where hops rest.
@@ -170,9 +170,9 @@ impl Hops {
             Some(Conn::Hop(hop)) => {
                 let at = hop.deadline(&timeouts);
                 if let Some(at) = at.filter(|at| hop.timer.is_none_or(|armed| *at < armed)) {
-                    // What is due already was looked at in this instant, and nothing could be done
-                    // about it: looked at again at once, it would keep the core in this turn for
-                    // ever.
+                    // A deadline that has passed was looked at in this instant, and nothing could
+                    // be done about it. To look at it again at once would keep the core in this
+                    // turn for ever.
                     let at = if at > turn.now { at } else { turn.now + LOOK_AGAIN };
                     hop.timer = Some(at);
                     turn.arm(at, Due::hop(conn));
@@ -187,7 +187,7 @@ impl Hops {
 mod tests {
     use super::*;
 
-    /// What a session that rests costs, apart from the memory of its HPACK tables.
+    /// Bounds the cost of a session that rests, apart from the memory of its HPACK tables.
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Option<(u32, Conn)>>() <= 24);

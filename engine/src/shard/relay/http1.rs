@@ -1,5 +1,5 @@
-//! HTTP/1 on a hop: one exchange at a time, no windows. What comes in becomes the same calls that
-//! HTTP/2's events become; what belongs to a later message waits here, up to a limit at which reading stops.
+//! HTTP/1 on a hop: one exchange at a time, no windows. Input becomes the same calls that HTTP/2's
+//! events become. Input of a later message waits here, up to a limit at which reading stops.
 //!
 //! Streams of bytes, and how HTTP/1 connections end, are in [`super::bytes`], the change to HTTP/2
 //! in [`super::h2c`].
@@ -20,18 +20,18 @@ use crate::pool::Segment;
 const CONNECTION_TOO_LONG: Fault =
     Fault::Broken(h1::head::HeadFault::Malformed("Connection names too many fields"));
 
-/// What an answer's head says of what follows it.
+/// The framing that an answer's head announces.
 #[derive(Clone, Copy)]
 struct Framing {
-    /// Nothing does.
+    /// Nothing follows the head.
     ended: bool,
-    /// A stream of bytes does.
+    /// A stream of bytes follows the head.
     upgrade: bool,
 }
 
 impl Reader {
-    /// One step in the bytes of an HTTP/1 connection, where they were received: as far as the
-    /// message under way goes. The rest is kept.
+    /// Reads one step in the bytes of an HTTP/1 connection, where they were received, as far as the
+    /// message under way goes. The rest is put aside.
     #[inline(never)]
     pub(super) fn read_http1(
         &mut self,
@@ -144,7 +144,7 @@ impl Reader {
         }
     }
 
-    /// What a stream of bytes had put aside goes on before its end.
+    /// Reads what a stream of bytes had put aside, before the stream ends.
     pub(super) fn read_raw(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let h1 = self.traffic.streams.hops.h1_mut(conn);
         if h1.is_some_and(|h1| h1.codec.is_raw() && h1.slot != NO_TAG && h1.has_kept()) {
@@ -153,7 +153,7 @@ impl Reader {
         }
     }
 
-    /// What was put aside is read next.
+    /// Input that the connection had put aside is read next.
     pub(super) fn unkeep(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         if let Some(h1) = self.traffic.streams.hops.h1_mut(conn) {
             let segments = std::mem::take(&mut h1.kept);
@@ -163,8 +163,8 @@ impl Reader {
         }
     }
 
-    /// The worker has changed protocols and the client has been told: bytes from now on
-    /// (contract CL-47).
+    /// The worker has changed protocols, and the client has got the head that says so. From now on
+    /// the exchange is a stream of bytes (contract CL-47).
     fn begin_raw(&mut self, turn: &mut Turn<'_>, at: At) {
         let streams = &mut self.traffic.streams;
         let (slot, _) = streams.slot_of(at);
@@ -179,8 +179,9 @@ impl Reader {
                 turn.net.set_open_ended(conn, true);
             }
         }
-        // The tunnel ends with the exchange, and with it the session; when its client is lost it
-        // is too late to ask: a browser's last bytes and its FIN come a millisecond apart.
+        // A spare is asked for now, because the tunnel ends with this exchange, and the session
+        // with the tunnel. When the client is lost it is too late to ask: a browser's last bytes
+        // and its FIN come a millisecond apart.
         if let Some(key) = route {
             turn.sessions(ForSessions::WantsSpare { key });
         }

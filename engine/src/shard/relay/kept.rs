@@ -1,5 +1,5 @@
-//! HTTP/1 input that is not the message under way: what is put aside until it may be read, what
-//! nobody waits for, and what cannot be read.
+//! HTTP/1 input that is not of the message under way: input that is put aside until it may be read,
+//! input that nobody waits for, and input that cannot be read.
 
 use ringway_proto::h1::head::HeadFault;
 use ringway_proto::h1::{Fault, Role, write_text};
@@ -18,13 +18,13 @@ use crate::metrics::{CopyWhy, Limit};
 use crate::net::{Close, ConnId};
 use crate::pool::Segment;
 
-/// What may still arrive after reading was stopped, over `limits.http1_buffer`.
+/// Bytes over `limits.http1_buffer` that may still arrive after reading was stopped.
 const LATE_BYTES: usize = 256 * 1024;
 
-/// What a lost client's tunnel may still say; then it is not read any more.
+/// Bytes that may still come on a lost client's tunnel. After them the tunnel is not read any more.
 const LAST_WORDS: usize = 1 << 20;
 
-/// What a worker may say on a tunnel before it is asked.
+/// Bytes that a worker may send on a tunnel before the first request.
 const UNASKED_BYTES: usize = 64 * 1024;
 
 impl Streams {
@@ -64,7 +64,8 @@ impl Streams {
         }
     }
 
-    /// Bytes that nobody waits for: of a tunnel that is held, or that was not spoken to.
+    /// Takes bytes that nobody waits for: on a tunnel that is held, or on which nothing was said.
+    /// False if the connection is neither.
     pub(super) fn received_unasked(
         &mut self,
         turn: &mut Turn<'_>,
@@ -97,7 +98,7 @@ impl Streams {
         true
     }
 
-    /// What a peer sent cannot be read, or not as one thing only: its connection ends.
+    /// A peer's bytes cannot be read, or can be read in more than one way: its connection ends.
     pub(super) fn http1_fault(&self, turn: &mut Turn<'_>, conn: ConnId, fault: Fault) {
         let hop = self.hops.hop(conn);
         let Some(Hop { link: Link::H1(h1), peer, role, .. }) = hop else { return };

@@ -1,18 +1,19 @@
-//! The routes of a client's connection, and what was learned of them: by which one requests go that
-//! ask alike.
+//! The routes of a client's connection, and what was learned of them: which requests go by which
+//! route.
 
 use smallvec::SmallVec;
 
 use super::super::table::Key;
 
-/// A route of the connection, or one more way to ask for it.
+/// A route of the connection, or one more kind of request that goes by it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
-    /// Over credential, function and version, keyed: nobody can make another one's. As octets, so
-    /// that an entry is no larger than what is in it.
+    /// A keyed hash over credential, function and version: nobody can make another client's. It is
+    /// kept as octets, so that an entry is no larger than what is in it.
     mark: [u8; 16],
     pub(super) route: Key,
-    /// It stands for the route itself, of which nothing may be known yet.
+    /// This lane makes the route the connection's own. It stays even if nothing is learned of the
+    /// route.
     own: bool,
     learned: bool,
     /// Requests that name no session go here too.
@@ -25,12 +26,12 @@ pub(super) struct Lane {
 pub(super) struct Lanes(SmallVec<[Lane; 1]>);
 
 impl Lanes {
-    /// A route is the connection's.
+    /// A route becomes the connection's.
     pub(super) fn own(&mut self, route: Key) {
         self.0.push(Lane { mark: [0; 16], route, own: true, learned: false, unnamed: false });
     }
 
-    /// It is nobody's any more.
+    /// The connection loses a route, with all its lanes.
     pub(super) fn disown(&mut self, route: Key) {
         self.0.retain(|lane| lane.route != route);
     }
@@ -50,7 +51,8 @@ impl Lanes {
         }
     }
 
-    /// What was learned of a route is wrong by now.
+    /// Forgets what was learned of a route, because it holds no more. The route stays the
+    /// connection's.
     pub(super) fn unlearn(&mut self, route: Key) {
         self.0.retain(|lane| lane.route != route || lane.own);
         for lane in self.0.iter_mut().filter(|lane| lane.route == route) {

@@ -1,4 +1,4 @@
-//! How connections end from our side: by a fault of the peer's, in order, or because it takes
+//! How connections end from our side: by a fault of the peer's, in order, or because the peer takes
 //! nothing any more.
 
 use ringway_proto::h2::{ConnFault, ErrorCode, LimitId, NO_TAG};
@@ -89,14 +89,15 @@ impl Hops {
         let Some(Hop { link, role: HopRole::Client(client), .. }) = hop else { return };
         match link {
             Link::H2(_) => {
-                // It refuses nothing, and asks for a sign that it was read.
+                // This GOAWAY refuses nothing. The PING behind it asks for a sign that it was read.
                 let out = &mut turn.net.sink(conn);
                 link.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
                 link.ping(DRAIN_PING, out);
                 client.leaving = Leaving::Warned { since: turn.now };
                 self.watch(turn, conn);
             }
-            // The response says that it is the last, and an idle connection ends.
+            // A running HTTP/1 exchange says in its response that it is the last. An idle
+            // connection ends.
             Link::H1(h1) => {
                 client.leaving = Leaving::Final;
                 h1.codec.close_after();
@@ -124,7 +125,7 @@ impl Hops {
     }
 }
 
-/// Which metric a connection's limit is.
+/// The name in metrics of a limit of the HTTP/2 codec.
 fn limit_of(limit: LimitId) -> Limit {
     match limit {
         LimitId::L1 => Limit::Streams,

@@ -1,6 +1,7 @@
-//! What a hop speaks: one face for the relay, whatever the protocol.
+//! The protocol state of a hop, with the same methods for the relay whatever the protocol.
 //!
-//! A match and no trait object: the HTTP/2 arm costs what the call itself costs.
+//! The methods are matches, and no trait object is used: the HTTP/2 arm costs what the call itself
+//! costs.
 
 use ringway_proto::Sink;
 use ringway_proto::fields::{Field, Fields};
@@ -29,7 +30,7 @@ impl Link {
         }
     }
 
-    /// Whether [`Self::open`] would succeed.
+    /// Whether [`Self::open`] would succeed on an HTTP/2 connection; false for HTTP/1.
     pub(super) fn can_open(&self) -> bool {
         match self {
             Self::H2(h2) => h2.can_open(),
@@ -37,7 +38,7 @@ impl Link {
         }
     }
 
-    /// Whether it carries requests for ever more, and nothing is under way on it now.
+    /// Whether the connection can carry more requests, and none is under way on it now.
     pub(super) fn is_reusable(&self) -> bool {
         match self {
             Self::H2(h2) => h2.streams() == 0 && (h2.can_open() || h2.peer_max_streams() == 0),
@@ -45,7 +46,7 @@ impl Link {
         }
     }
 
-    /// What its clients have to speak.
+    /// The protocol that a tunnel's clients have to speak.
     pub(super) fn clients(&self) -> Speaks {
         match self {
             Self::H2(_) => Speaks::Http2,
@@ -54,12 +55,12 @@ impl Link {
         }
     }
 
-    /// Whether it is a tunnel's and nothing was said on it, so that it can speak either.
+    /// Whether this is a tunnel on which nothing was said, so that it can speak either protocol.
     pub(super) fn is_unspoken(&self) -> bool {
         self.clients() == Speaks::Any
     }
 
-    /// Whether no stream can be opened on it any more.
+    /// Whether no stream can be opened on the connection any more.
     pub(super) fn is_spent(&self) -> bool {
         match self {
             Self::H2(h2) => h2.is_goaway_received().is_some() || h2.is_exhausted(),
@@ -67,7 +68,7 @@ impl Link {
         }
     }
 
-    /// Whether that is for want of stream ids.
+    /// Whether no stream can be opened any more because the stream ids have run out.
     pub(super) fn is_exhausted(&self) -> bool {
         match self {
             Self::H2(h2) => h2.is_goaway_received().is_none() && h2.is_exhausted(),
@@ -75,8 +76,8 @@ impl Link {
         }
     }
 
-    /// Whether it is a client's, and nothing was said on it but what the protocol says by itself, as
-    /// far as is known here.
+    /// Whether this is a client's connection on which, as far as is known here, nothing was said
+    /// but what the protocol says by itself.
     pub(super) fn is_unanswered(&self) -> bool {
         match self {
             Self::H2(h2) => h2.is_unanswered(),
@@ -143,8 +144,9 @@ impl Link {
         }
     }
 
-    /// An answer of ours comes next, and no more than so many bytes of its request will be read: an
-    /// HTTP/1 connection whose client has announced more ends behind it, and the answer says so.
+    /// An answer of ours comes next, and no more than `most` bytes of its request will be read. If
+    /// the client of an HTTP/1 connection has announced more, the connection ends behind the
+    /// answer, and the answer says so.
     pub(super) fn will_discard(&mut self, most: u64) {
         if let Self::H1(h1) = self
             && h1.codec.announced() > most
@@ -168,7 +170,7 @@ impl Link {
         }
     }
 
-    /// What a head that is sent again must have been made under.
+    /// The state of the encoder. A kept head may be sent again only if it was made in this state.
     pub(super) fn encoder_generation(&self) -> u64 {
         match self {
             Self::H2(h2) => h2.encoder_generation(),
@@ -183,7 +185,7 @@ impl Link {
         }
     }
 
-    /// What is sent next on the stream is an answer of our own; see [`h2::Conn::answered_by_us`].
+    /// The next answer on the stream is our own; see [`h2::Conn::answered_by_us`].
     pub(super) fn answered_by_us(&mut self, key: StreamKey, now: Time) {
         match self {
             Self::H2(h2) => h2.answered_by_us(key, now),
@@ -232,8 +234,8 @@ impl Link {
         }
     }
 
-    /// Writes what goes before a piece of payload; [`Self::end_data`] goes behind the last one.
-    /// False if the body is longer than its head said: then nothing of it may be sent.
+    /// Writes the framing before a piece of payload; [`Self::end_data`] writes that behind the last
+    /// one. False if the body is longer than its head said: then nothing of the piece may be sent.
     pub(super) fn put_data(
         &mut self,
         key: StreamKey,
@@ -250,7 +252,7 @@ impl Link {
         }
     }
 
-    /// Writes what goes behind the last piece; false if the body is shorter than its head said.
+    /// Writes the framing behind the last piece; false if the body is shorter than its head said.
     pub(super) fn end_data(&mut self, out: &mut impl Sink) -> bool {
         match self {
             // END_STREAM was in the frame's head.
@@ -270,14 +272,15 @@ impl Link {
         match self {
             Self::H2(h2) => {
                 if !fields.iter().any(|field| may_trail(&field)) {
-                    // Nothing is left of them: the message ends without.
+                    // No field is left that may be sent as a trailer: the message ends without
+                    // trailers.
                     out.put(&h2.data_head(key, 0, true));
                     return None;
                 }
                 h2.head(key, fields.iter().filter(may_trail), true, scratch, out)
             }
             Self::H1(h1) => {
-                // Of a body that ended as announced, which the reader has seen.
+                // The body ended as announced, which the reader has seen, so that this cannot fail.
                 let _ = h1.codec.finish(Some(fields), out);
                 None
             }
@@ -302,7 +305,8 @@ impl Link {
 
     // ---- the connection ----
 
-    /// What exchanges are counted as, and whether the one under way asks for another protocol.
+    /// The protocol version that exchanges are counted as, and whether the one under way asks for
+    /// another protocol.
     pub(super) fn speaks(&self) -> (HttpVersion, bool) {
         match self {
             Self::H2(_) => (HttpVersion::H2, false),
@@ -339,7 +343,7 @@ impl Link {
         }
     }
 
-    /// What a final GOAWAY names.
+    /// The peer's highest stream id, which a final GOAWAY names.
     pub(super) fn highest_peer_stream(&self) -> u32 {
         match self {
             Self::H2(h2) => h2.highest_peer_stream(),
@@ -354,7 +358,7 @@ impl Link {
         }
     }
 
-    /// Answers that wait in the output, once they are fewer.
+    /// Sets how many answers wait in the output, once they are fewer.
     pub(super) fn set_answers_backlog(&mut self, waiting: u32) {
         match self {
             Self::H2(h2) => h2.set_answers_backlog(waiting),
@@ -408,7 +412,8 @@ impl Link {
         }
     }
 
-    /// It is read again: nothing is overdue that may have come meanwhile.
+    /// The connection is read again. Nothing is overdue, because it may have come while nobody
+    /// read.
     pub(super) fn read_again(&mut self, now: Time) {
         if let Self::H2(h2) = self {
             h2.read_again(now);

@@ -55,7 +55,7 @@ use crate::metrics::{Limit, ShardMetrics};
 use crate::net::{Close, ConnId, Detached, End};
 use crate::pool::Segment;
 
-/// What is used of limits that each connection has of its own, by that which uses most.
+/// How far the limits of single connections are used, as of the connection that uses most.
 #[derive(Debug, Default)]
 pub(super) struct Fullest {
     /// Streams of a client.
@@ -106,7 +106,7 @@ impl Relay {
             && self.reader.traffic.tails.is_empty()
     }
 
-    /// Whether nothing waits in memory that is shared by all that waits.
+    /// Whether no DATA, heads or trailers wait here.
     pub(super) fn holds_nothing(&self) -> bool {
         self.reader.traffic.streams.hops.buffered == 0
     }
@@ -115,7 +115,7 @@ impl Relay {
         self.reader.traffic.facts(key)
     }
 
-    /// Whether the connection is one of these.
+    /// Whether the connection is one of the relay's.
     pub(super) fn holds(&self, conn: ConnId) -> bool {
         self.reader.traffic.streams.hops.holds(conn)
     }
@@ -124,7 +124,8 @@ impl Relay {
         self.reader.traffic.streams.exchanges.get(exchange).is_some()
     }
 
-    /// Looks at `most` connections from `at` on for the fullest. Where to go on, if there are more.
+    /// Looks at `most` connections from `at` on for the fullest ones. Returns where to go on, if
+    /// there are more.
     pub(super) fn survey(&self, at: usize, most: usize, fullest: &mut Fullest) -> Option<usize> {
         let hops = &self.reader.traffic.streams.hops;
         let until = at.saturating_add(most).min(hops.slots());
@@ -132,7 +133,7 @@ impl Relay {
             if hop.client().is_some() {
                 fullest.streams = fullest.streams.max(hop.link.streams());
             }
-            // What waits is bounded apart from the lists that do.
+            // DATA that waits has a bound of its own, and so have heads and trailers that wait.
             fullest.buffered = fullest.buffered.max(hop.lists as usize);
             let buffered = hop.buffered as usize;
             match hop.link {
@@ -143,7 +144,7 @@ impl Relay {
         (until < hops.slots()).then_some(until)
     }
 
-    /// Enters what is used of the relay's limits.
+    /// Enters into the metrics how far the relay's limits are used.
     pub(super) fn gauge(
         &self,
         settings: &ShardSettings,
@@ -191,7 +192,7 @@ impl Relay {
         self.reader.received(turn, conn, segment, pos)
     }
 
-    /// Reads on in what lay outside the receive memory, if there is anything.
+    /// Reads on in bytes that lie outside the receive memory, if there are any.
     pub(super) fn read_tail(&mut self, turn: &mut Turn<'_>) {
         self.reader.read_tail(turn);
     }

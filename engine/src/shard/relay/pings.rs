@@ -1,49 +1,51 @@
-//! How often a tunnel may be asked whether its peer is there.
+//! How often a tunnel's peer may be asked whether it is there.
 //!
 //! A tunnel ends in the function's own server. gRPC's servers count the PINGs that come too early
 //! and close for the third with ENHANCE_YOUR_CALM, "too_many_pings": grpc-go
 //! (`keepalive.EnforcementPolicy`), C++ and Python (`min_recv_ping_interval_without_data`,
-//! `max_ping_strikes`) and Java (`permitKeepAliveTime`), all with the same defaults. HEADERS or
-//! DATA of theirs forgive what was before. What is here keeps their books, on the safe side, so
-//! that there is never a third one.
+//! `max_ping_strikes`) and Java (`permitKeepAliveTime`), all with the same defaults. A server that
+//! sends HEADERS or DATA forgets the early PINGs that came before. This module counts as the
+//! servers do, on the safe side, so that there is never a third early PING.
 
 use std::time::Duration;
 
 use ringway_proto::time::Time;
 
-/// A PING is early for them if it comes sooner than this after the last one.
+/// A PING is early for these servers if it comes sooner than this after the last one.
 const BETWEEN: Duration = Duration::from_secs(300);
 
 /// A PING is early if it comes sooner than this while no stream is open, as on a parked tunnel.
 const BETWEEN_AT_REST: Duration = Duration::from_secs(2 * 3600);
 
-/// What two clocks may differ by in that time.
+/// How much the two sides' clocks may differ in that time.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// Early PINGs that they put up with until they have sent HEADERS or DATA again. A tunnel at rest
-/// uses them, so that a peer that vanished soon after its client is still noticed.
+/// Early PINGs that these servers put up with until they have sent HEADERS or DATA again. A tunnel
+/// at rest uses them, so that a peer that vanished soon after its client is still noticed.
 const EARLY_MOST: u8 = 2;
 
-/// What a tunnel's peer has seen of our PINGs. Most tunnels rest or are busy, and are never asked:
-/// they keep no books.
+/// The record of our PINGs, as a tunnel's peer counts them. Most tunnels rest or are busy, and are
+/// never asked: they keep no books.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pings(Option<Box<Books>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Books {
-    /// When the latest one was sent, while nothing at all came since.
+    /// When the latest PING was sent, while nothing at all came since.
     open: Option<Time>,
-    /// The latest one: when it was answered, which is not before it was counted; or sent.
+    /// When the latest PING was answered: the peer has counted it by then. While it has no answer:
+    /// when it was sent.
     last: Option<Time>,
-    /// When the one that has no answer of its own yet was sent.
+    /// When the PING was sent that has no answer of its own yet.
     asked: Option<Time>,
-    /// That one is early if the peer has closed its streams by the time it comes.
+    /// The PING without an answer is early if the peer has closed its streams by the time it gets
+    /// it.
     doubtful: bool,
-    /// How many early ones there were since the peer's last HEADERS or DATA.
+    /// The number of early PINGs since the peer's last HEADERS or DATA.
     early: u8,
 }
 
-/// What an answer or a question finds.
+/// The state of a tunnel when a PING is sent or answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
     pub(super) now: Time,
@@ -59,12 +61,12 @@ impl Pings {
         self.0.as_ref().map_or(Time::ZERO, |books| books.allowed_from(in_use, heard))
     }
 
-    /// When the latest one was sent, if nothing at all came since.
+    /// When the latest PING was sent, if nothing at all came since.
     pub(super) fn open(&self) -> Option<Time> {
         self.0.as_ref()?.open
     }
 
-    /// Something came, or its silence is ours: no answer is awaited.
+    /// Something came, or the tunnel was not read: no answer is awaited.
     pub(super) fn close(&mut self) {
         if let Some(books) = &mut self.0 {
             books.open = None;
@@ -76,7 +78,8 @@ impl Pings {
         self.0.get_or_insert_default().asks(found);
     }
 
-    /// The latest PING's own answer came: when it was sent, if it was not answered before.
+    /// The latest PING's own answer came. Returns when that PING was sent, if it was not answered
+    /// before.
     pub(super) fn answered(&mut self, found: Found) -> Option<Time> {
         self.0.as_mut()?.answered(found)
     }
@@ -84,8 +87,8 @@ impl Pings {
 
 impl Books {
     fn allowed_from(&self, in_use: bool, heard: bool) -> Time {
-        // HEADERS or DATA before the answer may have been sent before the PING came there: they
-        // forgive those before it.
+        // HEADERS or DATA that come before the answer may have been sent before the peer got the
+        // PING. They forgive only the PINGs before it.
         let forgiven = heard && self.asked.is_none();
         let Some(last) = self.last.filter(|_| !forgiven) else { return Time::ZERO };
         let between = if in_use || self.early < EARLY_MOST { BETWEEN } else { BETWEEN_AT_REST };
@@ -129,7 +132,7 @@ mod tests {
         Found { now: at(seconds), in_use, heard }
     }
 
-    /// Asked and answered at once.
+    /// A PING is sent and answered at once.
     fn round(pings: &mut Pings, seconds: u64, in_use: bool) {
         pings.asks(found(seconds, in_use, false));
         assert_eq!(pings.answered(found(seconds, in_use, false)), Some(at(seconds)));

@@ -1,5 +1,5 @@
-//! What waits for another hop goes out in turn, as far as windows and output allow; and what ends
-//! an exchange.
+//! Bytes that wait for another hop go out in turn, as far as windows and output allow. The ends of
+//! exchanges are here too.
 
 use std::time::Duration;
 
@@ -19,26 +19,26 @@ use crate::net::ConnId;
 /// Bytes one stream may send before the next stream of the hop has its turn.
 const TURN_BYTES: usize = 64 * 1024;
 
-/// How long bulk waits for more of a window than a small part, once it has used one.
+/// How long bulk data that has used a small part of a window waits for a larger part.
 const SMALL_SEND_WAIT: Duration = Duration::from_millis(5);
 
 /// A peer that took nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(1);
 
-/// What came of a stream's turn.
+/// The outcome of a stream's turn.
 enum Went {
     /// All is sent; END_STREAM too, if it was due.
     Empty,
     /// More could be sent: it is the next stream's turn.
     Again,
-    /// It waits for its own window.
+    /// The stream waits for its own window.
     Blocked,
     /// Every stream of the hop has to wait.
     HopBlocked,
 }
 
-/// Design 3.11: which code a hop's reset becomes on the other hop. A message that was cut must not
-/// look whole there, so that `NO_ERROR` is none of them (contract CL-42, RFC 9113 §8.1).
+/// Design 3.11: the code that a hop's reset becomes on the other hop. A message that was cut must
+/// not look whole there, so the code is never `NO_ERROR` (contract CL-42, RFC 9113 §8.1).
 pub(super) fn relayed_code(code: ErrorCode) -> ErrorCode {
     match code {
         ErrorCode::Cancel | ErrorCode::RefusedStream | ErrorCode::EnhanceYourCalm => code,
@@ -65,7 +65,8 @@ impl Streams {
     /// Lets the streams that wait for this hop send in turn, as far as windows and output allow.
     pub(super) fn pump(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         while let Some((key, way, hop_since)) = self.next_ready(turn, conn) {
-            // Its slot may be another exchange's by now, with a turn on another hop.
+            // An exchange may be gone, and its slot another one's by now, with a turn on another
+            // hop.
             let Some(exchange) = self.exchanges.get_mut(key) else { continue };
             let since = exchange.pipe(way).moved_at.max(hop_since);
             let went = self.send_waiting(turn, key.slot, way);
@@ -100,7 +101,7 @@ impl Streams {
         }
     }
 
-    /// One stream's turn: DATA up to its share, then trailers or the bare end.
+    /// Takes one stream's turn: DATA up to its share, then trailers or the bare end.
     fn send_waiting(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way) -> Went {
         let mut share = TURN_BYTES;
         loop {
@@ -264,7 +265,7 @@ impl Streams {
 
     // ---- ends of exchanges ----
 
-    /// One direction has passed its END_STREAM on.
+    /// One direction of an exchange has passed its END_STREAM on.
     pub(super) fn direction_done(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way) {
         let exchange = self.exchanges.at_mut(slot).expect("the caller has just found it");
         exchange.pipe(way).done = true;
@@ -272,8 +273,8 @@ impl Streams {
         if exchange.up.done && exchange.down.done {
             turn.relay(ForRelay::Over { exchange: self.key_at(slot) });
         } else if exchange.down.done {
-            // RFC 9113 §8.1: a complete response ends the exchange; the rest of the request is
-            // not wanted any more. Behind an answer of ours it is read for a while, unless the
+            // RFC 9113 §8.1: a complete response ends the exchange; the rest of the request is not
+            // wanted any more. Behind an answer of ours the rest is read for a while, unless the
             // connection ends anyway.
             let client = exchange.client.conn;
             let ends = self.hops.hop(client).is_some_and(|hop| hop.link.ends_with_exchange());
@@ -333,14 +334,15 @@ impl Streams {
         }
     }
 
-    /// A body that is not as long as its head said, which the reader would have refused: cut.
+    /// Cuts an exchange with a body that is not as long as its head said. The reader would have
+    /// refused such a body.
     pub(super) fn wrong_length(&mut self, turn: &mut Turn<'_>, slot: u32) {
         debug_assert!(false, "a body of another length than announced was let in");
         let code = Some(ErrorCode::InternalError);
         self.drop_exchange(turn, slot, code, code);
     }
 
-    /// Its line in the access log.
+    /// Writes the exchange's line in the access log.
     pub(super) fn log_access(&self, turn: &mut Turn<'_>, exchange: &Exchange) {
         let hop = self.hops.hop(exchange.client.conn);
         if let Some((hop, path)) = hop.zip(exchange.path.clone()) {
@@ -377,7 +379,7 @@ impl Streams {
 }
 
 impl Exchange {
-    /// Nothing more is relayed of it.
+    /// Nothing more is relayed of this exchange.
     fn stop(&mut self) {
         for pipe in [&mut self.up, &mut self.down] {
             pipe.ended = true;
@@ -385,7 +387,7 @@ impl Exchange {
         }
     }
 
-    /// Counts it, at its end.
+    /// Counts the exchange, at its end.
     pub(super) fn count(&self, turn: &mut Turn<'_>) {
         let request_bytes = self.up.bytes + self.discarded as u64;
         let took = turn.now.since(self.began);

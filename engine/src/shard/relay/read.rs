@@ -1,5 +1,5 @@
-//! What is received becomes calls: the first bytes of a connection, and HTTP/2's events. HTTP/1's
-//! are in [`super::http1`].
+//! Received bytes become calls: the first bytes of a connection, and HTTP/2's events. HTTP/1's
+//! events are in [`super::http1`].
 
 use std::net::SocketAddr;
 
@@ -25,12 +25,12 @@ use super::traffic::{Traffic, Unwanted};
 use crate::net::{ConnId, Output};
 use crate::pool::Segment;
 
-/// What one step of reading came to.
+/// The outcome of one step of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// There may be more in what was received.
+    /// There may be more to read in what was received.
     More,
-    /// All of it was taken.
+    /// All that was received was taken.
     Done,
     /// The connection is none of the relay's.
     Foreign,
@@ -73,7 +73,7 @@ impl Reader {
         }
     }
 
-    /// Reads on in what lay outside the receive memory, if there is anything.
+    /// Reads on in bytes that lie outside the receive memory, if there are any.
     #[inline(never)]
     pub(super) fn read_tail(&mut self, turn: &mut Turn<'_>) -> Step {
         let mut tail = self.traffic.tails.pop();
@@ -99,11 +99,11 @@ impl Reader {
         };
         let (seen, peer, opened) = (fresh.magic, fresh.peer, fresh.opened);
         let via = fresh.via;
-        // What was seen before is a prefix of the magic: nothing need be kept of it.
+        // The bytes that were seen before are a prefix of the magic, so none of them need be kept.
         let mut first = PREFACE[..seen].to_vec();
         let more = segment.len.min(PREFACE.len() as u32) as usize;
         first.extend_from_slice(turn.net.pool.bytes(segment.part(0, more)));
-        // Whoever was told our side of HTTP/2's preface has nothing else to say.
+        // A client that has got our side of HTTP/2's preface can go on in HTTP/2 only.
         let greeted = turn.net.output(conn).is_some_and(Output::is_greeted);
         let mut hop = match detect(&first) {
             Detected::NeedMore => {
@@ -134,7 +134,8 @@ impl Reader {
         let conn = hop.conn;
         let http2 = matches!(hop.link, Link::H2(_));
         if http2 {
-            // Armed when it was accepted: it looks after the hop as well.
+            // The timer was armed when the connection was accepted, and looks after the hop as
+            // well.
             hop.timer = Some(hop.opened + turn.settings.config.limits.handshake);
         }
         self.traffic.streams.hops.insert_hop(hop);
@@ -173,8 +174,8 @@ impl Reader {
     /// The bytes of an HTTP/2 connection, where they were received, up to the next thing that has
     /// consequences.
     ///
-    /// It is inlined where bytes come in, with all that a plain frame and a head that repeats pass:
-    /// what the calls save and restore would be a twentieth of a unary call.
+    /// This method is inlined where bytes come in, with all that a plain frame and a head that
+    /// repeats pass: what the calls save and restore would be a twentieth of a unary call.
     #[inline(always)]
     fn read_http2(
         &mut self,
@@ -208,7 +209,7 @@ impl Reader {
             if let Some(exchange) = turn.take_over() {
                 self.traffic.over(turn, exchange);
             }
-            // What has consequences is settled before the next.
+            // Facts that the event has left are settled before the next event is read.
             if turn.left.has_facts() || !self.traffic.tails.is_empty() {
                 return Step::More;
             }

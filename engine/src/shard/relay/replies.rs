@@ -29,7 +29,7 @@ pub(super) struct Asked {
     pub(super) path: Option<Box<[u8]>>,
     /// The request is whole.
     pub(super) ended: bool,
-    /// When its head came.
+    /// When the request's head came.
     pub(super) began: Time,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Replies {
     body: Vec<u8>,
     /// `/health` says that the gateway is going.
     pub(super) unready: bool,
-    /// What `/health` says is missing beside that.
+    /// What `/health` says is missing, beside that the gateway is going.
     pub(super) ills: Ills,
 }
 
@@ -60,8 +60,9 @@ impl Replies {
         self.answer(streams, turn, asked);
     }
 
-    /// Answers an exchange that is under way, but has no response head yet, with a fault. It is out
-    /// of every table: the answer is an exchange of its own, and is counted as such.
+    /// Answers an exchange that is under way, but has no response head yet, with a fault. The
+    /// exchange is out of every table: the answer is an exchange of its own, and is counted as
+    /// such.
     pub(super) fn refuse_exchange(
         &mut self,
         streams: &mut Streams,
@@ -72,7 +73,7 @@ impl Replies {
         let hop = streams.hops.hop(exchange.client.conn);
         let counts_streams = hop.is_some_and(|hop| hop.link.speaks().0 == HttpVersion::H2);
         if *fault == Fault::Draining && counts_streams && turn.settings.dispatch == Plane::Remote {
-            // There is another gateway, and gRPC goes there by itself (design 3.25).
+            // Clients can go to another gateway, and gRPC does so by itself (design 3.25).
             return streams.reset(turn, exchange.client, ErrorCode::RefusedStream);
         }
         let asked = Asked {

@@ -16,16 +16,17 @@ const GONE_WAITERS: usize = 64;
 pub(super) struct Route {
     pub(super) client: Option<ConnId>,
     pub(super) tunnel: Option<ConnId>,
-    /// It had a tunnel, which has ended; whether that had answered and cut nothing.
+    /// The route had a tunnel, which has ended. True if that tunnel had answered and its end has
+    /// cut nothing.
     pub(super) lost: Option<bool>,
     pub(super) session: Uuid,
     pub(super) terms: Terms,
-    /// Another tunnel is to come in the place of this one, or it goes to another core.
+    /// Another tunnel is to come in the place of the route's, or the route's goes to another core.
     pub(super) replaced: bool,
-    /// Exchanges whose head waits for the tunnel or for a stream on it, in order. Few do at once: the
-    /// first is taken out without a ring.
+    /// Exchanges whose head waits for the tunnel or for a stream on it, in order. Few wait at once,
+    /// so that the first is taken out without a ring.
     pub(super) waiters: SmallVec<[Key; 2]>,
-    /// How many of them still do: the others are gone and are skipped.
+    /// How many of these waiters still wait: the others are gone and are skipped.
     pub(super) waiting: u32,
     pub(super) streams: u32,
     pub(super) bytes_up: u64,
@@ -56,13 +57,13 @@ impl Route {
         id
     }
 
-    /// One exchange more waits.
+    /// One more exchange waits for the route.
     pub(super) fn wait(&mut self, waiter: Key) {
         self.waiters.push(waiter);
         self.waiting += 1;
     }
 
-    /// The first waiter waits no more, or has not for long.
+    /// The first waiter leaves the list. `waited` is false if its exchange had gone before.
     pub(super) fn next(&mut self, waited: bool) {
         if !self.waiters.is_empty() {
             self.waiters.remove(0);
@@ -86,7 +87,7 @@ impl Route {
         self.waiting == 0 && self.tunnel.is_none()
     }
 
-    /// The tunnel that is its own now has carried so much of the session before, up and down.
+    /// The route's tunnel has come with what it carried of the session before, up and down.
     pub(super) fn carry(&mut self, (up, down): (u64, u64)) {
         self.bytes_up += up;
         self.bytes_down += down;
@@ -101,7 +102,7 @@ impl Route {
         self.streams + self.waiting > 0
     }
 
-    /// What it has carried, at its end.
+    /// The sum of what the route has carried, at its end.
     pub(super) fn tally(&self, carried: RouteFacts) -> Tally {
         Tally {
             streams: carried.streams,

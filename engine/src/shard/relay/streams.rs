@@ -1,5 +1,6 @@
-//! One frame from one hop to the other. Heads are decoded, amended and encoded anew; DATA payload
-//! stays where it was received unless it is small, has to wait for long, or nobody wants it.
+//! Frames on their way from one hop to the other. Heads are decoded, amended and encoded anew; DATA
+//! payload stays where it was received unless it is small, has to wait for long, or nobody wants
+//! it.
 
 use ringway_proto::fields::{Field, Fields, Token};
 use ringway_proto::h2::{ErrorCode, HeadKind, OpenError};
@@ -20,7 +21,8 @@ use crate::pool::Segment;
 /// a range of its own in the send.
 pub(super) const SMALL_FRAME: usize = 4096;
 
-/// Request bytes thrown away behind our own answer before the client is told to stop.
+/// Bytes of a request that are thrown away behind our own answer before the client's stream is
+/// reset.
 pub(super) const DISCARD_LIMIT: usize = 64 * 1024;
 
 /// A piece of DATA as the connection showed it.
@@ -33,12 +35,12 @@ pub(super) struct Piece {
     pub(super) end: bool,
 }
 
-/// What comes of a response head.
+/// The kind of a response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// More heads follow.
     Informational,
-    /// The response begins, and ends with its head if so.
+    /// The response begins, and ends with its head if `end` says so.
     Final { end: bool },
 }
 
@@ -91,7 +93,7 @@ impl Streams {
         let unwanted = pipe.ended;
         pipe.ended |= piece.end;
         let waits = pipe.queued > 0 || pipe.scheduled;
-        // Of what has ended no more is wanted.
+        // A direction that has ended needs no larger window.
         let grows = !piece.end && to.is_some_and(|to| self.hops.may_grow(turn, to.conn));
         if unwanted || to.is_some_and(|to| !waits && self.pass_data(turn, to, piece)) {
             self.passed(turn, (slot, way), piece, grows);
@@ -212,7 +214,7 @@ impl Streams {
     }
 
     /// Trailers from a hop: on to the other one, behind the DATA that waits. False if the hop has
-    /// as many lists waiting as it may: then they cost their exchange.
+    /// as many lists waiting as it may: then the exchange has to end.
     #[must_use]
     pub(super) fn trailers(&mut self, turn: &mut Turn<'_>, at: At, fields: &Fields) -> bool {
         let (slot, way) = self.slot_of(at);
@@ -245,8 +247,8 @@ impl Streams {
 
     // ---- heads ----
 
-    /// Opens the exchange's stream on its tunnel, if the worker allows one more. `Some(true)`: it is
-    /// the first one of the tunnel.
+    /// Opens the exchange's stream on its tunnel, if the worker allows one more. `Some(true)` if it
+    /// is the first one of the tunnel.
     pub(super) fn open_stream(
         &mut self,
         turn: &mut Turn<'_>,
@@ -348,7 +350,7 @@ impl Streams {
         first
     }
 
-    /// A request head is out: its end, or what waits of its body.
+    /// A request head is out: now its stream ends, or goes on with what waits of the body.
     pub(super) fn request_sent(&mut self, turn: &mut Turn<'_>, slot: u32, tunnel: ConnId) {
         let exchange = self.exchanges.at(slot).expect("the caller has just found it");
         let (client, up) = (exchange.client.conn, &exchange.up);
@@ -373,7 +375,8 @@ impl Streams {
 
     // ---- heads that repeat ----
 
-    /// A tunnel's head that repeats: relayed if nothing has changed. None: it takes the long way.
+    /// Relays a tunnel's head that repeats, if nothing has changed. None if the head has to take
+    /// the long way.
     #[inline(always)]
     pub(super) fn repeat_answer(
         &mut self,
@@ -387,7 +390,8 @@ impl Streams {
         if of.kind == HeadKind::Trailers && (down.queued > 0 || down.scheduled) {
             return None;
         }
-        // None if the head is the client's own.
+        // The client hop and the tunnel are one hop if the head is the client's own. Such a head is
+        // no answer.
         let [hop, client] = self.hops.two_hops(of.at.conn, to.conn)?;
         let tunnel = hop.tunnel().filter(|tunnel| tunnel.cookie_sent)?;
         let same = |answer: &&KeptAnswer| answer.list == of.list && answer.kind == of.kind;
@@ -433,7 +437,8 @@ impl Streams {
             return;
         };
         let style = &exchange.style;
-        // What is logged or answered to browsers differs per request in ways kept nowhere here.
+        // A call that is logged or a browser's is not kept: what the log and the answer need of it
+        // differs from request to request.
         if exchange.client != of.at || exchange.path.is_some() || style.style().origin.is_some() {
             return;
         }
@@ -460,8 +465,8 @@ impl Streams {
     // ---- heads and trailers that wait ----
 
     /// A head or trailers begin to wait with their exchange, in memory of their own. They count
-    /// against the core and against the hop they came from. False if that hop has as many already
-    /// as it may: then they cost their exchange.
+    /// against the core and against the hop they came from. False if that hop has as many waiting
+    /// as it may: then the exchange has to end.
     #[must_use]
     pub(super) fn list_waits(
         &mut self,

@@ -150,7 +150,7 @@ impl Bench {
                 step = self.relay.received(&mut self.rig.turn(), conn, segment, &mut pos);
                 self.settle();
             }
-            // What was read may have ended its connection.
+            // The bytes that were read may have ended their connection.
             assert!(step == Step::Done || !self.rig.net.is_open(conn), "whose is {conn:?}?");
             self.rig.net.pool.release(segment);
         }
@@ -179,12 +179,12 @@ impl Bench {
 
     // ---- what came of it ----
 
-    /// What sessions were told since the last call.
+    /// The facts that were left for sessions since the last call.
     fn told(&mut self) -> Vec<ForSessions> {
         std::mem::take(&mut self.told)
     }
 
-    /// The only thing they were told: that a request wants a route.
+    /// The only fact that was left for sessions: a request wants a route.
     fn placed(&mut self) -> (Key, Caller, Box<Wanted>) {
         let mut told = self.told();
         assert_eq!(told.len(), 1, "{told:?}");
@@ -194,7 +194,8 @@ impl Bench {
         }
     }
 
-    /// What a peer was sent since the last call; what it says to it goes back.
+    /// The frames that a peer was sent since the last call. What its codec answers goes back to the
+    /// relay.
     fn sees(&mut self, peer: &mut Peer) -> Vec<String> {
         let bytes = self.take(peer.conn);
         let (seen, answers) = peer.read(&bytes);
@@ -237,7 +238,7 @@ impl Bench {
         self.attach_via(key, None)
     }
 
-    /// The same of one that another gateway has brought.
+    /// Like `attach`, with a tunnel that another gateway has brought.
     fn attach_via(&mut self, key: Key, via: Option<Node>) -> ConnId {
         let conn = self.rig.net.open();
         let opened = self.rig.net.now;
@@ -397,7 +398,7 @@ fn what_asks_alike_goes_by_the_route_that_was_learned() {
         bench.placed();
     }
     assert_eq!(bench.sees(&mut worker), [""; 0]);
-    // What one connection has learned no other one knows.
+    // No other connection knows what one connection has learned.
     let mut second = bench.client();
     bench.ask(&mut second, &[], true);
     assert_eq!(bench.placed().1.conn, second.conn);
@@ -527,7 +528,7 @@ fn what_is_served_too_late_says_that_nobody_waits() {
     let serve = |wanted| ForRelay::Serve { exchange, key: A, wanted, unnamed: true };
     bench.say(serve(wanted.clone()));
     assert!(matches!(bench.told()[..], [ForSessions::Abandoned { key: A }]));
-    // It taught nothing, and where somebody waits it says nothing.
+    // The lost exchange has taught nothing. If somebody waits for the route, it leaves no fact.
     bench.ask(&mut client, &[], true);
     bench.serve(A, true);
     bench.say(serve(wanted));

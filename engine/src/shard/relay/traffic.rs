@@ -49,7 +49,7 @@ pub(super) struct Tail {
 pub(super) struct Unwanted<'a> {
     pub(super) at: At,
     pub(super) fields: &'a Fields,
-    /// The peer sends nothing after it.
+    /// The peer sends nothing behind this list.
     pub(super) ended: bool,
 }
 
@@ -63,7 +63,8 @@ impl std::fmt::Debug for Marks {
 }
 
 impl Marks {
-    /// Over credential, function and version: nobody without the key can make another one's.
+    /// The mark of a credential, function and version: nobody without the key can make another
+    /// client's.
     fn of(&self, turn: &Turn<'_>, parts: [&[u8]; 3]) -> u128 {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         let shared = turn.settings.config.session.scope == Scope::Connection;
@@ -81,7 +82,7 @@ pub(super) struct Traffic {
     pub(super) streams: Streams,
     pub(super) routes: Routes,
     pub(super) replies: Replies,
-    /// What every HTTP/2 connection is held to.
+    /// The limits that every HTTP/2 connection is held to.
     pub(super) http2: Arc<h2::Limits>,
     marks: Marks,
     pub(super) tails: Vec<Tail>,
@@ -128,7 +129,8 @@ impl Traffic {
         }
     }
 
-    /// A call of a function: by the route that is known for it, or sessions are asked for one.
+    /// A call of a function goes by the route that is known for it, or sessions are asked for a
+    /// route.
     fn invoke(
         &mut self,
         turn: &mut Turn<'_>,
@@ -145,7 +147,8 @@ impl Traffic {
         exchange.path = asked.path;
         exchange.up.ended = asked.ended;
         let slot = self.add_exchange(turn, exchange);
-        // What an HTTP/1 client's `Connection` names ends here, but was read first (contract CL-28).
+        // Fields that an HTTP/1 client's `Connection` names end here, but they were read first
+        // (contract CL-28).
         let passed = match self.streams.hops.known(at.conn).link {
             Link::H1(_) => without_named(fields),
             Link::H2(_) => None,
@@ -161,7 +164,7 @@ impl Traffic {
         }
     }
 
-    /// Sessions are asked where an exchange goes, whose head waits.
+    /// Asks sessions where an exchange goes whose head waits.
     fn ask(&self, turn: &mut Turn<'_>, slot: u32, head: &RoutingHead<'_>) {
         let exchange = self.streams.key_at(slot);
         let of = self.streams.exchanges.at(slot).map(|exchange| exchange.client.conn);
@@ -218,7 +221,7 @@ impl Traffic {
     fn head_waits(&mut self, turn: &mut Turn<'_>, slot: u32, fields: &Fields) -> bool {
         let exchange = self.streams.exchanges.at_mut(slot).expect("the caller has just made it");
         exchange.head = Some(Box::new(fields.clone()));
-        // Until it stands in a route's list it leaves none.
+        // Until the exchange stands in a route's list, its end takes nothing out of that list.
         let served = std::mem::replace(&mut exchange.served, Served::Unplaced);
         let fits = self.streams.list_waits(turn, slot, Way::Up, fields.size());
         if fits {
@@ -244,7 +247,8 @@ impl Traffic {
         opened.is_some()
     }
 
-    /// A request head that repeats: relayed if nothing has changed. None: it takes the long way.
+    /// Relays a request head that repeats, if nothing has changed. None if the head has to take the
+    /// long way.
     #[inline(always)]
     pub(super) fn repeat_call(
         &mut self,
@@ -378,14 +382,15 @@ impl Traffic {
         }
     }
 
-    /// Ends an exchange for a reason of our own: the client is told it, if it has no response head
-    /// yet, and the streams are cancelled.
+    /// Ends an exchange for a reason of our own. If the client has no response head yet, it gets
+    /// this fault as its answer. The streams are cancelled.
     pub(super) fn cancel(&mut self, turn: &mut Turn<'_>, exchange: Key, fault: &Fault) {
         let of = self.streams.exchanges.get(exchange).expect("the caller has just found it");
         let (status, worker) = (of.status, of.worker);
         let code = ErrorCode::Cancel;
         if status != 0 {
-            // A response that was begun and is given up: some clients take CANCEL for its end.
+            // A response that has begun is given up with another code, because some clients take
+            // CANCEL for its end.
             let client = Some(ErrorCode::InternalError);
             return self.streams.drop_exchange(turn, exchange.slot, client, Some(code));
         }
@@ -395,7 +400,7 @@ impl Traffic {
         self.refuse(turn, exchange, fault);
     }
 
-    /// Everybody who waits for a route is refused; it stays.
+    /// Refuses everybody who waits for a route; the route stays.
     pub(super) fn refuse_waiters(&mut self, turn: &mut Turn<'_>, key: Key, fault: &Fault) {
         let route = self.routes.get_mut(key);
         for waiter in route.map(|route| std::mem::take(&mut route.waiters)).unwrap_or_default() {
@@ -474,8 +479,8 @@ impl Traffic {
         Some((route.id(), route.tunnel?, waiter))
     }
 
-    /// Requests wait although the route has its tunnel: that may not have been spoken to, or may
-    /// take no stream any more. True if it may have a stream now.
+    /// Requests wait although the route has its tunnel. Nothing may have been said on the tunnel
+    /// yet, or it may take no more streams. True if a stream may be opened on it now.
     fn unserved(&mut self, turn: &mut Turn<'_>, key: Key) -> bool {
         let route = self.routes.get(key).filter(|route| route.client.is_some());
         let tunnel = route.and_then(|route| Some((route.tunnel?, route.replaced)));
@@ -552,7 +557,7 @@ impl Traffic {
                     self.streams.direction_done(turn, slot, Way::Up);
                 }
             }
-            // Nothing of the answer has gone out: the client can be told.
+            // Nothing of the answer has gone out, so the client can get this fault as its answer.
             Some((exchange, key)) if exchange.status == 0 => self.cancel(turn, key, of_worker),
             _ => {
                 let code = Some(ErrorCode::InternalError);
@@ -561,8 +566,8 @@ impl Traffic {
         }
     }
 
-    /// What has just begun to wait is more than its connection may have wait: it costs its own
-    /// exchange.
+    /// A list that has just begun to wait is more than its connection may have wait: its own
+    /// exchange ends.
     #[cold]
     fn list_refused(&mut self, turn: &mut Turn<'_>, slot: u32, way: Way, fields: &Fields) {
         turn.limit_hit(Limit::ConnectionBuffer);

@@ -29,10 +29,11 @@ struct Traveller {
     carried: (u64, u64),
 }
 
-/// Another gateway leaves, and with it the connections that it has brought: clients are asked to
-/// come back by another one, and others take the tunnels' places.
+/// Another gateway leaves, and the connections that it has brought go with it. Clients are asked to
+/// come back by another gateway, and other tunnels take the place of those that it has brought.
 pub(super) fn node_leaves(traffic: &mut Traffic, turn: &mut Turn<'_>, node: Node) {
-    // What it brought a moment ago may become a tunnel only after this.
+    // A connection that the gateway brought a moment ago may become a tunnel only after this. So
+    // the gateway is remembered.
     if !traffic.leaving.contains(&node) {
         if traffic.leaving.len() >= MOST_LEAVING {
             traffic.leaving.pop_front();
@@ -42,7 +43,7 @@ pub(super) fn node_leaves(traffic: &mut Traffic, turn: &mut Turn<'_>, node: Node
     for conn in traffic.streams.hops.ids() {
         let brought = traffic.streams.hops.hop(conn).filter(|hop| hop.via == Some(node));
         match brought.map(|hop| hop.tunnel().is_some()) {
-            // As if its worker had said so, and nothing that runs is refused.
+            // The tunnel goes as if its worker had said GOAWAY, and nothing that runs is refused.
             Some(true) => traffic.goaway(turn, conn, u32::MAX),
             Some(false) => traffic.streams.hops.warn(turn, conn),
             None => {}
@@ -68,7 +69,8 @@ impl Traffic {
         self.routes.insert(key, Route::new(session, client, terms));
     }
 
-    /// What a new tunnel speaks: what its client does (contract CL-25), once there is one.
+    /// The protocol state of a new tunnel. The tunnel speaks what its client speaks (contract
+    /// CL-25), once there is a client.
     fn tunnel_link(&self, turn: &mut Turn<'_>, conn: ConnId, key: Key) -> Link {
         let client = self.routes.get(key).and_then(|route| self.streams.hops.hop(route.client?));
         if client.is_none_or(|hop| matches!(hop.link, Link::H1(_))) {
@@ -89,7 +91,7 @@ impl Traffic {
         }
         let link = self.tunnel_link(turn, conn, key);
         let unspoken = link.is_unspoken();
-        // The timer of unused tunnels does not run for a spare: it waits for a client.
+        // The timer of unused tunnels does not run for a spare, because a spare waits for a client.
         let state = if unspoken { TunnelState::InUse } else { TunnelState::Unused };
         let tunnel = HopRole::Tunnel(Tunnel::new(key, state, turn.now));
         let mut hop = Hop::new(conn, link, (peer, opened), turn.now, tunnel);
@@ -119,7 +121,8 @@ impl Traffic {
         }
     }
 
-    /// The first request for a tunnel that nothing was said on: it speaks what its client does.
+    /// The first request for a tunnel on which nothing was said: from now on the tunnel speaks what
+    /// its client speaks.
     pub(super) fn speak(&mut self, turn: &mut Turn<'_>, key: Key, conn: ConnId) {
         let unspoken = self.streams.hops.h1_mut(conn).and_then(|h1| h1.unspoken.take());
         let unasked = unspoken.expect("the caller has just seen that nothing was said");
@@ -133,8 +136,8 @@ impl Traffic {
 
     // ---- kept for later ----
 
-    /// Of a lost client's routes those whose tunnels are kept, in order. No request waits for them
-    /// any more.
+    /// Chooses those of a lost client's routes whose tunnels are kept, in order. No request waits
+    /// for these routes any more.
     pub(super) fn choose_kept(
         &mut self,
         turn: &Turn<'_>,
@@ -148,15 +151,15 @@ impl Traffic {
             let Some((hop, tunnel)) = hop.and_then(|hop| Some((hop, hop.tunnel()?))) else {
                 continue;
             };
-            // A function finishes what its own tunnel carries. Of the client's other sessions the
-            // end says no more than any FIN.
+            // A function finishes only what its own tunnel carries. For the client's other sessions
+            // the end of its connection means no more than any FIN.
             let manner = match manner {
                 Manner::Finished if hop.link.streams() == 0 => Manner::Silent,
                 manner => manner,
             };
             let going = tunnel.going && !route.replaced;
             if !going && route.terms.parks.contains(manner) {
-                // Otherwise their requests would go out while the streams before them end.
+                // Requests that wait would otherwise go out while the streams before them end.
                 route.waiters.clear();
                 kept.push(*key);
             }
@@ -192,7 +195,7 @@ impl Traffic {
         let (conn, reusable, speaks) = (hop.conn, hop.link.is_reusable(), hop.link.clients());
         let asks = matches!(hop.link, Link::H2(_));
         let tunnel = hop.tunnel_mut().expect("a route's tunnel is one");
-        // These answers were made with the old client's encoder, and fit no other.
+        // The kept answers were made with the old client's encoder, and fit no other.
         tunnel.answers = Vec::new();
         if reusable {
             tunnel.state = TunnelState::Parked { until };
@@ -203,7 +206,7 @@ impl Traffic {
         let held = tunnel.held().unwrap_or(Held::Lost { dropped: 0 });
         tunnel.state = TunnelState::Held(held);
         if asks {
-            // It would have to be answered as one in use.
+            // If it were read, an HTTP/2 tunnel would have to be answered like one in use.
             self.streams.hops.pause(turn, conn);
         }
         turn.sessions(ForSessions::UsedUp { key });
@@ -222,7 +225,8 @@ impl Traffic {
         self.own(turn, key);
     }
 
-    /// The route's tunnel is in a client's hands, or in another route's: it rests from now on.
+    /// The tunnel has become this route's own, by a client that is back or from another route. It
+    /// rests from now on.
     fn own(&mut self, turn: &mut Turn<'_>, key: Key) {
         let tunnel = self.routes.get(key).and_then(|route| route.tunnel);
         if let Some(hop) = tunnel.and_then(|tunnel| self.streams.hops.hop_mut(tunnel)) {
@@ -256,8 +260,8 @@ impl Traffic {
         turn.relay(ForRelay::Wake { key: to });
     }
 
-    /// Two routes of a session change tunnels: `key` goes on with the fresh one of `spare`. What
-    /// runs on the old one ends there, as the spare's.
+    /// Two routes of a session change tunnels. `key` goes on with the fresh tunnel of `spare`. What
+    /// runs on the old tunnel ends there, as the streams of `spare`.
     pub(super) fn swap(&mut self, turn: &mut Turn<'_>, key: Key, spare: Key) {
         let tunnel_of = |key| self.routes.get(key).and_then(|route| route.tunnel);
         let tunnels = tunnel_of(key).zip(tunnel_of(spare));
@@ -295,7 +299,7 @@ impl Traffic {
         }
         let client = client.and_then(|client| self.streams.hops.hop_mut(client)?.client_mut());
         if let Some(client) = client {
-            // These calls hold heads that the old tunnel's encoder made.
+            // The kept calls hold heads that the old tunnel's encoder made.
             client.calls.retain(|call| call.route != key);
         }
         self.streams.hops.watch(turn, new_conn);
@@ -306,8 +310,8 @@ impl Traffic {
         turn.relay(ForRelay::Wake { key });
     }
 
-    /// Whether another tunnel is to come in the place of a route's. If none is, one that takes no
-    /// more streams ends with its last.
+    /// Says whether another tunnel is to come in the place of a route's. If none is, a tunnel that
+    /// takes no more streams ends with its last one.
     pub(super) fn set_replaced(&mut self, turn: &mut Turn<'_>, key: Key, yes: bool) {
         let tunnel = self.routes.get_mut(key).and_then(|route| {
             route.replaced = yes;
@@ -318,7 +322,8 @@ impl Traffic {
         }
     }
 
-    /// A tunnel that takes no more streams, and has none, ends, unless it waits for another one.
+    /// A tunnel that takes no more streams, and has none, ends, unless it is kept until another one
+    /// has taken its place.
     pub(super) fn end_if_done(&self, turn: &mut Turn<'_>, conn: ConnId) -> bool {
         let hop = self.streams.hops.hop(conn).filter(|hop| hop.link.streams() == 0);
         let Some((hop, tunnel)) = hop.and_then(|hop| Some((hop, hop.tunnel()?))) else {
@@ -370,7 +375,8 @@ impl Traffic {
         }
     }
 
-    /// Nothing is under way on a tunnel any more that another core wants: it goes.
+    /// Nothing is under way any more on a tunnel that another core wants: the tunnel leaves this
+    /// core.
     pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
         let Some(mut hop) = self.streams.hops.remove_hop(conn) else { return };
         self.streams.hops.forget_partial(&mut hop);
@@ -388,7 +394,7 @@ impl Traffic {
         turn.sessions(ForSessions::Left { key, detached: Box::new(detached), hop });
     }
 
-    /// A tunnel has come from another core. It is the route's.
+    /// A tunnel has come from another core, and becomes the route's.
     pub(super) fn adopt(
         &mut self,
         turn: &mut Turn<'_>,

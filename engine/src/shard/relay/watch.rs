@@ -108,7 +108,7 @@ impl Relay {
 
     // ---- leaving ----
 
-    /// What `/health` says from now on.
+    /// The ills that `/health` names from now on.
     pub(crate) fn set_ills(&mut self, ills: Ills) {
         self.reader.traffic.replies.ills = ills;
     }
@@ -157,7 +157,7 @@ impl Relay {
 fn ask_client(turn: &mut Turn<'_>, hop: &mut Hop) {
     let keepalive = &turn.settings.config.keepalive;
     let (every, most) = (keepalive.client_ping, keepalive.client_ping_timeout);
-    // What it says is not read now: its silence is ours.
+    // While the client is not read, its silence is our own doing.
     let asks = hop.waits == 0 && matches!(hop.link, Link::H2(_));
     let (conn, silent, now) = (hop.conn, hop.received_at, turn.now);
     if let (Some(every), HopRole::Client(client)) = (every.filter(|_| asks), &mut hop.role) {

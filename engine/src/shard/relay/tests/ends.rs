@@ -1,9 +1,9 @@
-//! Ends of clients, tunnels and routes: who is told what.
+//! Ends of clients, tunnels and routes, and the facts that they leave for sessions.
 
 use super::super::super::facts::{Lost, Parted, Tally};
 use super::*;
 
-/// Of an entry that is gone, in a slot that another one has.
+/// The key of an entry that is gone, in a slot that another one has.
 const STALE: Key = Key { slot: 0, generation: 9 };
 
 #[test]
@@ -110,7 +110,7 @@ fn refused_waiters_leave_their_route_where_it_is() {
     assert_eq!(bench.sees(&mut worker), ["1 /f end"]);
 }
 
-/// The one tunnel's end that sessions were told.
+/// The only end of a tunnel that was left for sessions.
 fn lost(bench: &mut Bench) -> Lost {
     let told = bench.told();
     let [ForSessions::Lost(lost)] = &told[..] else { panic!("{told:?}") };
@@ -235,7 +235,7 @@ fn a_late_fact_changes_nothing() {
         assert_eq!(seen, (Vec::new(), Vec::new()), "{text}");
         assert_eq!((bench.carried(A), bench.exchanges()), (Some((1, 0, 0)), 1), "{text}");
     }
-    // What there was goes on.
+    // The exchanges that there were before go on.
     bench.answer(&mut worker, "whole", true);
     assert_eq!(bench.sees(&mut client), ["1 200", "1 data whole end"]);
     bench.ask(&mut client, &[], true);
