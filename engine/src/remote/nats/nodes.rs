@@ -1,11 +1,12 @@
-//! How this gateway is known among the others: a record in a key-value bucket that all of a region
-//! share (design 3.22).
+//! The name of this gateway among the others: a record in a key-value bucket that all gateways of a
+//! region share (design 3.22).
 //!
-//! A node is a pair of a number and an incarnation, drawn at random and entered with `create`, so
-//! that no two have the same. A record is there for as long as it is refreshed; nobody watches it, it
-//! is read when an id names its node. That a node is *dead* is said only of one whose record names
-//! this very process's address, which nobody else can have now, and of one whose record was missing
-//! for two times to live while ours was there all the time.
+//! A node is a pair of a number and an incarnation. The pair is drawn at random and entered with
+//! `create`, so that no two gateways have the same one. A record is there for as long as it is
+//! refreshed. Nobody watches records: one is read when an id names its node. A node is called
+//! *dead* only for one of two reasons. Its record names this very process's address, which nobody
+//! else can have now; or its record was missing for two times to live while ours was there all the
+//! time.
 
 mod bucket;
 
@@ -29,9 +30,9 @@ pub(super) use bucket::{NodeConfig, Pace, Record, read as read_record};
 
 /// Pairs drawn before it is given up that one is free: of 2^28, the first one nearly always is.
 const MOST_DRAWS: usize = 16;
-/// What was read is believed for this long.
+/// How long a record that was read is believed.
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
-/// When it is tried again after the connection was lost under it.
+/// The wait before a record is entered again, after the connection was lost meanwhile.
 const SOON: Duration = Duration::from_millis(50);
 /// Nodes of which something is remembered, of each kind.
 const MOST_KNOWN: usize = 4096;
@@ -45,11 +46,11 @@ pub(super) enum Liveness {
     Live(Record),
     /// The node is dead: nothing will ever come of what it began.
     Dead,
-    /// It is not known.
+    /// Not known: the node may be alive or dead.
     Unknown,
 }
 
-/// This gateway among the others. A cheap handle.
+/// This gateway as one among the others. A cheap handle.
 #[derive(Clone, Debug)]
 pub(super) struct Nodes {
     inner: Arc<Inner>,
@@ -73,11 +74,11 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Presence {
     revision: Option<u64>,
-    /// Since when it has been there all the time.
+    /// Since when our record has been there all the time.
     since: Option<Instant>,
-    /// When it was refreshed last.
+    /// When our record was refreshed last.
     last: Option<Instant>,
-    /// What the log was told that is wrong.
+    /// The trouble that is in the log already.
     told: Option<String>,
 }
 
@@ -93,13 +94,13 @@ struct Known {
 #[derive(Clone, Copy, Debug)]
 struct Missed {
     since: Instant,
-    /// When it was looked for last.
+    /// When the record was looked for last.
     last: Instant,
 }
 
 impl Nodes {
-    /// Draws a pair that nobody has and enters it. If that does not come about within `limit`, NATS
-    /// being away for one, the pair that was drawn last is kept and entered later.
+    /// Draws a pair that nobody has and enters it. If that does not come about within `limit`, for
+    /// instance because NATS is away, the pair that was drawn last is kept and entered later.
     ///
     /// # Errors
     /// The kernel gives no random numbers.
@@ -148,7 +149,7 @@ impl Nodes {
         Ok(nodes)
     }
 
-    /// The pair.
+    /// This gateway's pair.
     pub(super) fn me(&self) -> Node {
         self.inner.me
     }
@@ -158,7 +159,7 @@ impl Nodes {
         self.inner.alive.load(Ordering::Relaxed)
     }
 
-    /// Where others reach this gateway, as far as that is known.
+    /// The address where others reach this gateway, as far as it is known.
     pub(super) fn relay(&self) -> Option<SocketAddr> {
         self.inner.bucket.place.relay()
     }
@@ -287,7 +288,7 @@ impl Nodes {
             }
             tokio::select! {
                 () = tokio::time::sleep(self.pace().refresh) => {}
-                // Ours is signed anew at once, and what others have signed is read anew.
+                // Our record is signed anew at once, and what others have signed is read anew.
                 () = replaced(&mut keys) => self.known().believed.clear(),
                 changed = state.changed() => if changed.is_err() {
                     // The gateway has given NATS up.
@@ -310,10 +311,10 @@ impl Nodes {
         match refreshed {
             Ok(Some(revision)) => return self.is_here(revision, true),
             Err(trouble @ (Trouble::Down | Trouble::Denied)) => return self.is_away(&trouble),
-            // Not every server says alike that it is another revision.
+            // Servers do not all report another revision in the same way.
             Ok(None) | Err(Trouble::Failed(_) | Trouble::Refused(..)) => {}
         }
-        // It is not there as it was: NATS came back without it, or an answer was lost.
+        // Our record is not there as it was: NATS came back without it, or an answer was lost.
         match bucket.read_with_revision(*me).await {
             Ok(Some((Found::Record(found), revision))) if found.is_same(record) => {
                 self.is_here(revision, true);
@@ -322,7 +323,7 @@ impl Nodes {
             Ok(Some((Found::Unreadable, over))) if revision.is_some() => {
                 match bucket.update(*me, record, over).await {
                     Ok(Some(revision)) => self.is_here(revision, false),
-                    // It was written once more: the next refresh looks again.
+                    // The record was written once more: the next refresh looks again.
                     Ok(None) => self.is_overwritten(),
                     Err(trouble) => self.is_away(&trouble),
                 }
@@ -341,7 +342,7 @@ impl Nodes {
     fn is_here(&self, revision: u64, still: bool) {
         let now = Instant::now();
         let mut presence = self.presence();
-        // One that was not refreshed for so long may have been gone meanwhile.
+        // A record that was not refreshed for so long may have been gone meanwhile.
         let unbroken = still && presence.last.is_some_and(|last| now - last < self.pace().ttl);
         if !unbroken || presence.since.is_none() {
             presence.since = Some(now);
@@ -355,7 +356,7 @@ impl Nodes {
 
     /// Somebody writes over our record faster than it is put back.
     fn is_overwritten(&self) {
-        // Its revision stays, so that it is put back and not given up.
+        // The revision of our record stays, so that the record is put back and not given up.
         self.presence().since = None;
     }
 
@@ -405,8 +406,8 @@ impl Known {
         self.dead.insert(node);
     }
 
-    /// Notes that a record is not there. `ttl`: what nobody looked for for so long may have been
-    /// there in between. None if no more can be missed.
+    /// Notes that a record is not there. A record that nobody has looked for during `ttl` may have
+    /// been there in between. None if no more can be missed.
     fn miss(&mut self, node: Node, now: Instant, ttl: Duration) -> Option<Missed> {
         let room = self.missed.len() < MOST_MISSED || self.missed.contains_key(&node);
         if !room {

@@ -1,5 +1,5 @@
 //! Attachments: a client's connection, a function key, a session and, once it is there, a tunnel.
-//! One dispatch each, however many requests wait for it.
+//! An attachment is dispatched once, however many requests wait for it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,63 +26,65 @@ use crate::net::{ConnId, End};
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) session: Uuid,
-    /// Of the session; while its home is asked, what its client may call.
+    /// The session's facts. While its home is asked, they say what the client may call.
     pub(super) facts: SessionFacts,
-    /// None while it has none: a spare, and one whose client has gone.
+    /// The client's connection. None for a spare, and for an attachment whose client has gone.
     pub(super) client: Option<ConnId>,
-    /// Of the client, or of the last one.
+    /// The address of the client, or of the last one.
     pub(super) address: SocketAddr,
     pub(super) opened: Time,
     pub(super) kin: Kin,
     pub(super) owed: Owed,
-    /// Its client makes sessions faster than admission allows where it is asked: its log lines are
-    /// counted.
+    /// The client makes sessions faster than admission allows where a worker is asked. So the
+    /// attachment's log lines are counted.
     pub(super) counted: bool,
-    /// What the relay was told of it.
+    /// The terms that the relay has for the attachment.
     pub(super) terms: Terms,
-    /// For how many seconds its client asks a streaming worker to wait for it.
+    /// For how many seconds the client asks a streaming worker to wait for it.
     pub(super) window: Option<u16>,
     state: State,
 }
 
-/// What another attachment of the session is to this one.
+/// The relation of an attachment to another one of its session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Kin {
     #[default]
     Alone,
-    /// The other one's tunnel is to stand in for this one's.
+    /// The other attachment is this one's spare: its tunnel is to take the place of this one's.
     HasSpare(Key),
-    /// This one's tunnel is to stand in for the other one's.
+    /// This attachment is the other one's spare: its tunnel is to take the place of the other
+    /// one's.
     StandsInFor(Key),
-    /// This one's tunnel stands in for the other one's, which is used up and stays beside it while
-    /// it settles, but no longer than it. The other one names it no more.
+    /// This attachment was the other one's spare, and has taken its place. The other one's tunnel
+    /// is used up. It stays beside this one's until the worker counts this one's, and no longer
+    /// than this one lives. The other attachment does not name this one any more.
     Succeeds(Key),
 }
 
-/// What is still to be settled when an attachment ends.
+/// The account that is still open when an attachment ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owed {
     #[default]
     Nothing,
-    /// Its client was charged a dispatch for it, and may get that back.
+    /// The client was charged a dispatch for the attachment, and may get that back.
     Dispatch,
-    /// It was asked for as a spare, and nothing tells yet what has come of that.
+    /// The attachment was asked for as a spare, and what has come of that was not counted yet.
     Outcome,
 }
 
-/// Where an attachment is on its way.
+/// The state of an attachment.
 #[derive(Debug)]
 pub(super) enum State {
-    /// Another core is asked: the session's home whether the client may have it, or the core where
-    /// its tunnel is parked for that.
+    /// An answer is awaited. The session's home, or the control plane, says whether the client may
+    /// have the session; or the core where the session's tunnel is parked gives the tunnel away.
     Asking(Box<Asking>),
-    /// Nothing is asked yet: that waits for the end of the turn, so that a request which is taken
-    /// back in the same breath costs no worker anything.
-    /// `since`: when its first request came. `forsaken`: nobody waits for it any more, but others may
-    /// still come in the same breath.
+    /// Nobody is asked for a tunnel yet. That waits for the end of the turn, so that a request
+    /// which is taken back in the same breath costs no worker anything. `since`: when the first
+    /// request came. `forsaken`: nobody waits for the attachment any more, but others may still
+    /// come in the same breath.
     Fresh { kind: WorkKind, since: Time, forsaken: bool },
-    /// Work is queued, or asked to be; the worker's CONNECT must bring this token. `since` as
-    /// before. `stage`: what a remote control plane has said of it.
+    /// Work is queued, or is to be queued; the worker's CONNECT must bring this token. `since` as
+    /// before. `stage`: what a remote control plane has said of the work.
     Waiting {
         token: Box<WorkerToken>,
         kind: WorkKind,
@@ -91,34 +93,35 @@ pub(super) enum State {
         wrong: u32,
         stage: Stage,
     },
-    /// The function's server is dialled: it needs no worker.
+    /// The function's server is dialled, so no worker is needed.
     Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
-    /// The tunnel is there. `spent`: it takes no more streams. `settles`: its worker has just come
-    /// with it, beside another one, and may count it only from then on (see `SETTLES`).
+    /// The tunnel is there. `spent`: the tunnel takes no more streams. `settles`: the worker has
+    /// just come with this tunnel, beside another one, and may count it only from this time on (see
+    /// `SETTLES`).
     Attached { spent: bool, settles: Option<Time> },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
     /// The tunnel can carry no other client's requests. It is held until its spare is there.
-    /// `settles`: that is there, and its worker may not count it yet.
+    /// `settles`: the spare is there, and its worker may not count it yet.
     UsedUp { by: UsedBy, settles: bool },
-    /// The client has gone, and the tunnel is kept for when it comes back.
+    /// The client has gone, and the tunnel is kept for a client that comes back.
     Parked { place: ParkedOrder, speaks: Speaks, spent: bool },
     /// The tunnel goes to another core, where its client is now.
     Moving { to: Ticket, speaks: Speaks, spent: bool },
-    /// It has ended, and the relay closes its route.
+    /// The attachment has ended, and the relay closes its route.
     Ending(Was),
 }
 
-/// What is known of work that a remote control plane was given.
+/// How far work has come that a remote control plane was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing yet.
+    /// The plane has said nothing yet.
     Given,
-    /// It is queued.
+    /// The work is queued.
     Queued,
-    /// Its time is over, and the plane is asked how far it has come.
+    /// The work's time is over, and the plane is asked how far the work has come.
     Over,
 }
 
@@ -133,7 +136,7 @@ pub(super) struct Asking {
     pub(super) asked: Asked,
 }
 
-/// What became of the wish for a session while it was asked for.
+/// Whether a session is still wanted while it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Wanted,
@@ -144,17 +147,17 @@ pub(super) enum Asked {
     Ended,
 }
 
-/// What used a tunnel up, if it is used up.
+/// The side that has used a tunnel up, if it is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UsedBy {
-    /// Its client was lost.
+    /// The tunnel's client was lost.
     Client,
-    /// The function's side has ended it.
+    /// The function's side has ended the tunnel.
     Function,
 }
 
 impl UsedBy {
-    /// What such a tunnel ends of.
+    /// The cause with which such a tunnel ends.
     pub(super) fn cause(self) -> Cause {
         match self {
             Self::Client => Cause::CLIENT_GONE,
@@ -163,24 +166,24 @@ impl UsedBy {
     }
 }
 
-/// What an attachment was that has ended.
+/// How far an attachment had come when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Was {
-    /// A question that led to nothing, or that its session's home knows nothing of: nothing is to
-    /// be said of it.
+    /// A question that led to nothing, or of which the session's home knows nothing. Its end is not
+    /// written down.
     Refused,
     /// A wish: nobody was asked for a tunnel.
     Wish,
     /// A worker was asked, or a server dialled, and there was no tunnel.
     Sought { spare: bool },
-    /// It had its tunnel.
+    /// The attachment had its tunnel.
     Served,
-    /// Its tunnel was about to go to another core's attachment.
+    /// The attachment's tunnel was about to go to another core's attachment.
     Moving(Ticket),
 }
 
 impl State {
-    /// Its work is queued when the turn ends.
+    /// The state of an attachment whose work is queued when the turn ends.
     pub(super) fn fresh(kind: WorkKind, since: Time) -> Self {
         Self::Fresh { kind, since, forsaken: false }
     }
@@ -192,7 +195,7 @@ impl Asking {
         Self { function, version, since, asked: Asked::Wanted }
     }
 
-    /// What it asks, when that is answered.
+    /// Takes the question out, when it is answered.
     pub(super) fn take(&mut self) -> Self {
         let (function, version) =
             (std::mem::take(&mut self.function), std::mem::take(&mut self.version));
@@ -201,7 +204,7 @@ impl Asking {
 }
 
 impl Attachment {
-    /// One that nobody is asked for yet.
+    /// An attachment for which nobody is asked yet.
     pub(super) fn new(
         (client, address): (Option<ConnId>, SocketAddr),
         session: Uuid,
@@ -228,12 +231,13 @@ impl Attachment {
         &self.state
     }
 
-    /// To change what a state holds; states themselves change through [`Attachments::set`].
+    /// Lends what a state holds, to be changed. States themselves change through
+    /// [`Attachments::set`].
     pub(super) fn state_mut(&mut self) -> &mut State {
         &mut self.state
     }
 
-    /// What is asked of a worker for it.
+    /// The kind of work that the attachment waits for, or is about to.
     pub(super) fn kind(&self) -> Option<WorkKind> {
         match &self.state {
             State::Fresh { kind, .. } | State::Waiting { kind, .. } => Some(*kind),
@@ -242,7 +246,7 @@ impl Attachment {
         }
     }
 
-    /// One more request waits for it.
+    /// One more request waits for the attachment.
     pub(super) fn want(&mut self) {
         if let State::Fresh { forsaken, .. } = &mut self.state {
             *forsaken = false;
@@ -277,7 +281,8 @@ impl Attachment {
         matches!(self.state, State::Ending(_))
     }
 
-    /// Whether its tunnel takes no more streams; one that is held for its spare is not counted.
+    /// Whether the attachment's tunnel takes no more streams. A tunnel that is held for its spare
+    /// is not counted.
     pub(super) fn is_spent(&self) -> bool {
         match self.state {
             State::Attached { spent, .. }
@@ -295,15 +300,15 @@ impl Attachment {
         }
     }
 
-    /// Whether it may take new streams of a session that a request names.
+    /// Whether the attachment may take new streams of a session that a request names.
     pub(super) fn serves(&self, id: Uuid) -> bool {
         let asks = self.is_asking() || self.is_ending();
-        // One in whose place another comes takes requests all the same.
+        // An attachment whose tunnel is spent takes requests all the same, if it has a spare.
         let going = self.is_spent() && self.spare().is_none();
         self.session == id && !asks && !going
     }
 
-    /// Whether its answer would be this request's answer too.
+    /// Whether the attachment's answer would be this request's answer too.
     pub(super) fn asks(&self, id: Uuid, wanted: &Wanted, tenant: &Arc<str>) -> bool {
         let State::Asking(asking) = &self.state else { return false };
         self.session == id
@@ -312,7 +317,7 @@ impl Attachment {
             && self.facts.owner.tenant == *tenant
     }
 
-    /// How it stands in its session.
+    /// The attachment's state as its session's home knows it.
     pub(super) fn member_state(&self) -> MemberState {
         match self.state {
             State::Parked { speaks, .. } => MemberState::Parked(speaks),
@@ -330,7 +335,7 @@ impl Attachment {
         }
     }
 
-    /// What it is if it ends now.
+    /// How far the attachment has come, if it ends now.
     pub(super) fn was(&self) -> Was {
         match &self.state {
             State::Asking(_) | State::Fresh { .. } => Was::Wish,
@@ -346,7 +351,8 @@ impl Attachment {
         }
     }
 
-    /// For the log. `counted`: its line is counted as its client's address's.
+    /// The attachment's name for the log. `counted`: its lines are counted for the client's
+    /// address.
     pub(super) fn named(&self, counted: bool) -> Named {
         Named {
             session: self.session,
@@ -356,7 +362,7 @@ impl Attachment {
         }
     }
 
-    /// Its name towards the dispatch.
+    /// The attachment's name towards the dispatch.
     pub(super) fn of_version(&self, key: Key, settings: &ShardSettings) -> Box<OfVersion> {
         let owner = &self.facts.owner;
         let (function, version) = (owner.function.clone(), owner.version.clone());
@@ -379,7 +385,7 @@ pub(super) struct Attachments {
 }
 
 impl Attachments {
-    /// None yet; the first one's key has generation `generation`.
+    /// A table without attachments; the first one's key has generation `generation`.
     pub(super) fn new(generation: u32) -> Self {
         Self {
             table: Table::new(generation),
@@ -404,7 +410,7 @@ impl Attachments {
         self.table.get_mut(key)
     }
 
-    /// One that has not ended.
+    /// An attachment that has not ended.
     pub(super) fn live(&self, key: Key) -> Option<&Attachment> {
         self.get(key).filter(|attachment| !attachment.is_ending())
     }
@@ -459,7 +465,7 @@ impl Attachments {
         }
     }
 
-    /// The dial for an attachment is under way; false if it wants none.
+    /// The dial for an attachment is under way; false if the attachment wants none.
     pub(super) fn dialling(&mut self, key: Key, conn: ConnId) -> bool {
         match self.table.get_mut(key).map(Attachment::state_mut) {
             Some(State::Dialling(dialling)) => {
@@ -471,7 +477,7 @@ impl Attachments {
         }
     }
 
-    /// A dial has ended: whose it was, if it is wanted still.
+    /// A dial has ended. Returns the attachment that it was for, if that still wants it.
     pub(super) fn dialled(&mut self, conn: ConnId) -> Option<Key> {
         let key = self.dials.remove(&conn)?;
         match self.table.get_mut(key).map(Attachment::state_mut) {
@@ -483,7 +489,7 @@ impl Attachments {
         }
     }
 
-    /// `spare` stands in for `key`.
+    /// Makes `spare` the spare of `key`.
     pub(super) fn link(&mut self, key: Key, spare: Key) {
         self.set_kin(key, Kin::HasSpare(spare));
         self.set_kin(spare, Kin::StandsInFor(key));
@@ -515,7 +521,7 @@ impl Attachments {
         self.table.range(slots)
     }
 
-    /// The keys of those that have not ended.
+    /// The keys of the attachments that have not ended.
     pub(super) fn keys(&self) -> Vec<Key> {
         self.iter().filter(|(_, of)| !of.is_ending()).map(|(key, _)| key).collect()
     }
@@ -549,7 +555,8 @@ impl Attachments {
     }
 }
 
-/// What an attachment counts for in this state, but for its place in the index of what is parked.
+/// Counts an attachment for the state that it enters. The index of parked attachments is kept
+/// apart.
 fn count(pending: &mut Pending, asking: &mut usize, (state, tenant): (&State, &Arc<str>)) {
     match state {
         State::Asking(_) => *asking += 1,

@@ -17,7 +17,7 @@ use crate::control::port::{self as version, Call, Grant, Owner, Rate};
 use crate::message::{MemberState, Speaks};
 use crate::net::ConnId;
 
-/// By their numbers as bytes.
+/// The rates, by their numbers as bytes.
 const RATES: [Rate; 3] = [Rate::Unlimited, Rate::Beside, Rate::Before];
 
 #[derive(Clone, PartialEq, Message)]
@@ -34,7 +34,7 @@ struct OwnerMessage {
     streaming: bool,
     #[prost(bool, tag = "6")]
     gfn: bool,
-    /// In [`RATES`].
+    /// A place in [`RATES`].
     #[prost(uint32, tag = "7")]
     rate: u32,
 }
@@ -64,7 +64,7 @@ struct MemberMessage {
     /// See [`state_numbered`].
     #[prost(uint32, tag = "5")]
     member_state: u32,
-    /// Of a tunnel that is on its way: the core where it was.
+    /// For a tunnel that is on its way: the core where it was.
     #[prost(uint32, tag = "6")]
     from: u32,
 }
@@ -257,15 +257,16 @@ pub(super) fn take_up_session(
     Ok(id)
 }
 
-/// What the credentials of a client's connection were granted, as bytes, each for itself.
+/// The pins of a client's connection as bytes, each for itself.
 pub(super) fn pins(clients: &Clients, settings: &ShardSettings, conn: ConnId) -> Vec<Vec<u8>> {
     let client = clients.get(conn);
     let pins = client.into_iter().flat_map(|client| &client.pins);
     pins.map(|pin| pin.to_bytes(settings.unix_micros_at_zero)).collect()
 }
 
-/// What a credential was granted elsewhere need not be asked for again on a connection that is known
-/// here. Whose rules they were is not looked at: who takes a pin up trusts who made it.
+/// Takes up a pin on a connection that is known here, so that what its credential was granted
+/// elsewhere need not be asked for again. The rules that granted it are not looked at: who takes a
+/// pin up trusts its maker.
 pub(super) fn take_up_pin(
     clients: &mut Clients,
     settings: &ShardSettings,

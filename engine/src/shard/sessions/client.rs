@@ -1,10 +1,11 @@
 //! The clients' connections, as far as sessions know them: what each was granted, its attachments,
 //! and how fast it may cause sessions (L12).
 //!
-//! A *dispatch* asks a worker for a new session. Each is charged to its client's bucket. Not
-//! charged are: functions with `dial`, whose server is connected to and no worker asked; and a
-//! tunnel for a session that is there already. What is charged comes back when the function's side
-//! ends the tunnel in order: a server that closes after each response makes no client a flood.
+//! A *dispatch* asks a worker for a new session. Each dispatch is charged to its client's bucket. A
+//! function with `dial` costs nothing, because its server is connected to and no worker asked. A
+//! tunnel for a session that is there already costs nothing either. The charge comes back when the
+//! function's side ends the tunnel in order: a server that closes after each response makes no
+//! client a flood.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -22,8 +23,8 @@ use crate::config::{Limits, Scope};
 use crate::control::port::{Grant, Owner};
 use crate::net::ConnId;
 
-/// One client's connection. Most connections are one user of one function, with one session: that
-/// takes no memory besides this.
+/// One client's connection. Most connections carry one user of one function, with one session, and
+/// need no memory besides this.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) caller: Caller,
@@ -39,33 +40,34 @@ pub(super) struct Client {
     dispatches: Bucket,
 }
 
-/// In [`Pin::rules`]: no rules have this number.
+/// A number in [`Pin::rules`] that no rules have: what the pin was granted is used up.
 pub(super) const USED_UP: u32 = u32::MAX;
 
-/// What a credential may call on this connection.
+/// A pin: what a credential may call on this connection.
 #[derive(Debug)]
 pub(super) struct Pin {
-    /// Over credential, function and version: found first by this.
+    /// A hash over credential, function and version. Pins are found by it first.
     hash: u64,
     said: Said,
     pub(super) grant: Grant,
-    /// When it was granted.
+    /// When the pin was granted.
     pub(super) granted_at: Time,
-    /// Of the rules that granted it.
+    /// The number of the rules that granted the pin.
     pub(super) rules: u32,
     /// The attachment that requests without an id use.
     pub(super) attachment: Option<Key>,
 }
 
-/// What a client said of itself and of what it calls, in one piece of memory.
+/// A client's credential and what the client calls, as it said them, in one piece of memory.
 struct Said {
     octets: Box<[u8]>,
     credential: u32,
-    /// [`AS_GRANTED`] if it called what was granted by its canonical ids, which stand there.
+    /// The length of the function. [`AS_GRANTED`] if the client called what was granted by its
+    /// canonical ids: then they are in the grant, and not here.
     function: u32,
 }
 
-/// In [`Said`], instead of a length.
+/// Stands in [`Said`] instead of a length.
 const AS_GRANTED: u32 = u32::MAX;
 
 impl Said {
@@ -94,8 +96,8 @@ impl fmt::Debug for Said {
 }
 
 impl Client {
-    /// Whether another gateway has brought its connection for one user, and this is the first request
-    /// of another one.
+    /// Whether another gateway has brought this client's connection for one user, and this is the
+    /// first request of another user.
     pub(super) fn is_shared_by(&self, wanted: &Wanted) -> bool {
         let first = self.pins.first().filter(|_| self.caller.brought);
         first.is_some_and(|first| {
@@ -174,7 +176,7 @@ impl Client {
         shared
     }
 
-    /// What was granted. False if there are `most` in use already.
+    /// Adds a pin. False if `most` are in use already.
     pub(super) fn grant(&mut self, pin: Pin, most: usize) -> bool {
         if self.pins.len() >= most {
             // The connection's users change: pins without an attachment make room.
@@ -191,8 +193,8 @@ impl Client {
         self.pins.retain(|pin| pin.attachment.is_some());
     }
 
-    /// What a question led to is what requests without an id use from now on, if they used nothing
-    /// before: as when the session's home is here.
+    /// Requests without an id use from now on the attachment that a question led to, if they used
+    /// none before. The same holds for an attachment of a session whose home is here.
     fn pin_asked(&mut self, called: Called<'_>, tenant: &Arc<str>, key: Key) {
         let Called { function, version } = called;
         let asked = self.pins.iter_mut().find(|pin| {
@@ -226,13 +228,13 @@ impl Client {
     }
 }
 
-/// All of a core that have asked for a session.
+/// All clients of a core that have asked for a session.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     /// Boxed: half of a table's places are empty.
     table: HashMap<ConnId, Box<Client>, foldhash::fast::RandomState>,
     hasher: foldhash::fast::RandomState,
-    /// How many of them have so many attachments; those that have none are not counted.
+    /// The number of clients that have so many attachments. Clients that have none are not counted.
     widths: BTreeMap<usize, usize>,
 }
 
@@ -256,7 +258,7 @@ impl Clients {
         Some(client)
     }
 
-    /// One that has so many attachments.
+    /// Counts a client that has so many attachments.
     fn widens(&mut self, width: usize) {
         if width > 0 {
             *self.widths.entry(width).or_insert(0) += 1;
@@ -273,7 +275,7 @@ impl Clients {
         }
     }
 
-    /// Over what decides whether two requests are granted alike.
+    /// A hash over what decides whether two requests are granted alike.
     pub(super) fn hash(&self, wanted: &Wanted, scope: Scope) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         if scope != Scope::Connection {
@@ -285,7 +287,7 @@ impl Clients {
         hasher.finish()
     }
 
-    /// What is only remembered has to be asked for again.
+    /// Forgets the pins that no attachment uses: what they were granted has to be asked for again.
     pub(super) fn forget_idle_pins(&mut self) {
         self.table.values_mut().for_each(|client| client.forget_idle_pins());
     }
@@ -334,8 +336,8 @@ impl Clients {
         }
     }
 
-    /// What the pins of this attachment were granted is used up by it: it serves the session they
-    /// have, and is asked for again before another one.
+    /// Uses up what the pins of this attachment were granted. They serve the session they have, and
+    /// are asked about again before another one.
     pub(super) fn spend(&mut self, conn: ConnId, key: Key) {
         let pins = self.get_mut(conn).map(|client| &mut client.pins);
         for pin in pins.into_iter().flatten().filter(|pin| pin.attachment == Some(key)) {
@@ -343,7 +345,8 @@ impl Clients {
         }
     }
 
-    /// A tunnel is to come for a client, or is there: requests of this pin without an id use it.
+    /// A tunnel is to come for a client, or is there. Requests of this pin without an id use its
+    /// attachment from now on, if they used none before.
     pub(super) fn pin(&mut self, conn: ConnId, pin: usize, key: Key) {
         if let Some(client) = self.get_mut(conn) {
             client.tunnels_seen += 1;
@@ -353,7 +356,7 @@ impl Clients {
         }
     }
 
-    /// As [`Self::pin`], for what was asked of another core.
+    /// As [`Self::pin`], for an attachment that a question to another core led to.
     pub(super) fn pin_asked(
         &mut self,
         conn: ConnId,
@@ -384,15 +387,15 @@ impl Clients {
         Ok(())
     }
 
-    /// A worker is asked for a new session; or the client asked for a session in vain: there is
-    /// none for it, or it did not wait.
+    /// Charges a client. A worker is asked for a new session; or the client asked for a session in
+    /// vain, because there is none for it, or because it did not wait.
     pub(super) fn charge(&mut self, conn: Option<ConnId>) {
         if let Some(client) = conn.and_then(|conn| self.get_mut(conn)) {
             client.dispatches.charge();
         }
     }
 
-    /// What was charged comes back.
+    /// Gives a client back what it was charged.
     pub(super) fn give_back(&mut self, conn: Option<ConnId>) {
         if let Some(client) = conn.and_then(|conn| self.get_mut(conn)) {
             client.dispatches.give_back();
@@ -418,7 +421,7 @@ impl Clients {
         self.table.is_empty() && self.widths.is_empty()
     }
 
-    /// The most attachments that one has.
+    /// The most attachments that one client has.
     pub(super) fn widest(&self) -> usize {
         self.widths.last_key_value().map_or(0, |(width, _)| *width)
     }
@@ -432,7 +435,7 @@ mod tests {
     #[test]
     fn what_rests_is_small() {
         assert!(size_of::<Pin>() <= 80, "{}", size_of::<Pin>());
-        // With its first pin.
+        // This size includes the client's first pin.
         assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
         let attachment = size_of::<super::super::attachment::Attachment>();
         assert!(attachment <= 136, "{attachment}");

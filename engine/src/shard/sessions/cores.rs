@@ -1,9 +1,10 @@
-//! What cores say to each other about sessions, also if both are the same one: the home of a
-//! session, the core where its tunnel is parked, and the core where its client is.
+//! Messages between cores about sessions, also if both are the same core: the home of a session,
+//! the core where its tunnel is parked, and the core where its client is.
 //!
 //! The session's home says who gets a parked tunnel ([`super::directory`]). If client and tunnel
-//! are on one core, it changes hands. If not, it goes to the client's core, with its protocol state
-//! and all that is unsent or half read, once nothing is under way on its socket.
+//! are on one core, the tunnel changes hands there. If not, the tunnel goes to the client's core,
+//! with its protocol state and all that is unsent or half read, once nothing is under way on its
+//! socket.
 
 use std::sync::Arc;
 
@@ -30,14 +31,14 @@ use crate::metrics::{Limit, ResumeOutcome, ResumeWay};
 use crate::net::Detached;
 use crate::timeline::Event;
 
-/// What sessions know of a tunnel that goes from core to core, beside its hop.
+/// A tunnel that goes from core to core: its hop, and beside it what sessions know of the tunnel.
 struct Moved {
     hop: MovedHop,
     speaks: Speaks,
     spent: bool,
 }
 
-/// A tunnel of this core, or just come to it, that is no attachment's.
+/// A tunnel that is no attachment's. It was parked on this core, or has just come to it.
 struct Loose {
     from: From,
     of: Attachment,
@@ -45,20 +46,20 @@ struct Loose {
     spent: bool,
 }
 
-/// Who said that a client may have a session.
+/// The party that said a client may have a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Whence {
     /// The session's home, which counts the attachment as its member.
     Home,
-    /// Its worker, by what it has registered. The home has to be told.
+    /// The session's worker, by what it has registered. The home has to hear of the attachment.
     Registered,
 }
 
-/// Where a loose tunnel is.
+/// The place where a loose tunnel is.
 enum From {
     /// On this core, where it was parked.
     Here(Key),
-    /// It has come from another one.
+    /// The tunnel has come from another core.
     Elsewhere(Detached, MovedHop),
 }
 
@@ -100,8 +101,8 @@ impl Sessions {
 
     // ---- at the session's home ----
 
-    /// A client of another core asks for a session of ours. It joins in the same step: the session
-    /// cannot end between the answer and its attachment.
+    /// A client of another core asks for a session of ours. Its attachment joins in the same step,
+    /// so that the session cannot end between the answer and the attachment.
     pub(super) fn find(&mut self, turn: &mut Turn<'_>, find: Find) {
         let Find { id, ticket, function, version, tenant, speaks } = find;
         let called = Called { function: &function, version: &version };
@@ -130,13 +131,13 @@ impl Sessions {
         turn.send(ticket.core, CoreMessage::Vouched(Box::new(Vouched { ticket, owner })));
     }
 
-    /// An attachment of a session of ours, which this core may have forgotten.
+    /// An attachment joins a session of ours. This core may have forgotten the session.
     pub(super) fn joined(&mut self, turn: &mut Turn<'_>, join: Join) {
         let surplus = self.directory.join(join);
         tell_surplus(turn, surplus);
     }
 
-    /// An attachment of a session of ours stands otherwise now.
+    /// An attachment of a session of ours is in another state now.
     pub(super) fn member_changed(
         &mut self,
         turn: &mut Turn<'_>,
@@ -149,8 +150,8 @@ impl Sessions {
 
     // ---- where the tunnel is parked ----
 
-    /// A parked tunnel is another attachment's from now on; its own is no member of the session any
-    /// more.
+    /// A parked tunnel becomes another attachment's. The attachment that had it is no member of the
+    /// session any more.
     pub(super) fn claimed(&mut self, turn: &mut Turn<'_>, key: Key, to: Ticket) {
         let roster = &mut self.roster;
         let parked = roster.attachments.get(key).and_then(|of| match *of.state() {
@@ -171,7 +172,8 @@ impl Sessions {
         }
     }
 
-    /// Nothing is under way on a tunnel any more that another core wants: it goes.
+    /// Nothing is under way any more on a tunnel that another core wants: the tunnel leaves this
+    /// core.
     pub(super) fn left(
         &mut self,
         turn: &mut Turn<'_>,
@@ -201,8 +203,8 @@ impl Sessions {
 
     // ---- where the client is ----
 
-    /// The answer of a session's home. If its attachment has gone meanwhile, the home has been told.
-    /// What the home does not know a remote control plane may.
+    /// The answer of a session's home. If the attachment has gone meanwhile, the home has heard of
+    /// that. A remote control plane may know a session that the home does not know.
     pub(super) fn found(&mut self, turn: &mut Turn<'_>, found: Found) {
         let key = key_of(found.ticket);
         let of = self.roster.attachments.get(key).filter(|of| of.is_asking());
@@ -219,14 +221,14 @@ impl Sessions {
         }
     }
 
-    /// What a session's worker has registered is asked of the control plane.
+    /// Asks the control plane what a session's worker has registered.
     pub(super) fn ask_registration(&self, turn: &mut Turn<'_>, key: Key, id: Uuid) {
         let (ticket, what) = (self.questions.tunnel_ticket(key), Question::Lookup(id));
         let deadline = turn.now + turn.settings.config.session.wait;
         turn.fact(Fact::Ask(Ask { ticket, deadline, what }));
     }
 
-    /// The control plane says whose a session is that no core of this gateway knows.
+    /// The control plane answers a question about a session that no core of this gateway knows.
     pub(super) fn looked_up(&mut self, turn: &mut Turn<'_>, key: Key, answer: Answer) {
         if let Some(of) = self.roster.attachments.get(key)
             && let State::Asking(asking) = of.state()
@@ -249,7 +251,7 @@ impl Sessions {
         }
     }
 
-    /// Whether the client of an attachment may have the session it asks for is known now.
+    /// The answer has come whether the client of an attachment may have the session it asks for.
     fn known(
         &mut self,
         turn: &mut Turn<'_>,
@@ -274,7 +276,7 @@ impl Sessions {
                     not_resumed(turn, &fault);
                     roster.end_asking(turn, key, fault);
                 }
-                // Nobody waits any more.
+                // No request waits any more.
                 (Ok(_), None) => roster.end(turn, key, Cause::ABANDONED),
                 (Ok((whence, id, facts)), Some(client)) => {
                     // Another question of this connection may have led to the same session before.
@@ -307,7 +309,7 @@ impl Sessions {
         self.roster.end_asking(turn, key, Fault::MailboxFull);
     }
 
-    /// The tunnel has come, or will not.
+    /// A tunnel has come for the attachment that asked for it, or will not come.
     pub(super) fn resumed(&mut self, turn: &mut Turn<'_>, resumed: Resumed, room: bool) {
         let key = key_of(resumed.ticket);
         match resumed.tunnel {
@@ -341,7 +343,7 @@ impl Sessions {
     }
 
     /// Gives a tunnel that is no attachment's to the one that was promised it. If nobody waits
-    /// there any more, it is parked here.
+    /// there any more, the tunnel is parked here.
     fn give_tunnel(&mut self, turn: &mut Turn<'_>, key: Key, loose: Loose) {
         let Loose { from, of, speaks, spent } = loose;
         let asking = self.roster.attachments.get_mut(key).and_then(|asks| {
@@ -375,7 +377,7 @@ impl Sessions {
         }
     }
 
-    /// A tunnel has come for which nobody waits: it is kept, and the session's home is told.
+    /// A tunnel has come for which nobody waits. It is parked, and the session's home hears of it.
     fn park_unasked(&mut self, turn: &mut Turn<'_>, from: From, of: Attachment, spent: bool) {
         let (roster, spare) = (&mut self.roster, of.spare());
         let state = State::Attached { spent, settles: None };
@@ -399,7 +401,8 @@ impl Sessions {
         self.renew(turn, core);
     }
 
-    /// Another core has lost messages that were meant for this one: what it asked of it is void.
+    /// Another core has lost messages that were meant for this one: what that core asked of this
+    /// one is void.
     pub(crate) fn core_void(&mut self, turn: &mut Turn<'_>, core: u16) {
         self.directory.forget_core(core, (turn.now, turn.settings.unix_micros(turn.now)));
         self.renew(turn, core);
@@ -424,7 +427,7 @@ impl Sessions {
         {
             match of.state() {
                 State::Asking(_) => {
-                    // It may have heard the question all the same.
+                    // The home may have heard the question all the same.
                     roster.leave(turn, (id, key), None);
                     roster.end_asking(turn, key, Fault::MailboxFull);
                 }
@@ -435,7 +438,8 @@ impl Sessions {
         }
     }
 
-    /// The work, whose token is still good: it lives with the attachment. Or that it is parked.
+    /// Queues an attachment's work again. Its token is still good, because it lives with the
+    /// attachment. A parked attachment is announced again.
     fn renew_dispatch(&self, turn: &mut Turn<'_>, key: Key, core: u16) {
         if let Some(of) = self.roster.attachments.get(key) {
             let owner = &of.facts.owner;
@@ -452,7 +456,7 @@ impl Sessions {
 }
 
 impl From {
-    /// How the tunnel becomes an attachment's.
+    /// The fact by which the tunnel becomes an attachment's.
     fn into_route(self, key: Key) -> ForRelay {
         match self {
             Self::Here(from) => ForRelay::Transfer { from, to: key },

@@ -17,7 +17,7 @@ use crate::net::ConnId;
 pub(super) struct Dialling {
     pub(super) kind: WorkKind,
     to: Arc<Dial>,
-    /// Which address comes next: they are begun with one at random, and each is tried once.
+    /// The address that comes next. The first one is drawn at random, and each is tried once.
     next: usize,
     left: usize,
     /// The connection under way.
@@ -26,7 +26,7 @@ pub(super) struct Dialling {
 }
 
 impl Dialling {
-    /// Nothing is tried yet. `draw` is random.
+    /// A dial of which nothing is tried yet. `draw` is random.
     pub(super) fn new(kind: WorkKind, to: Arc<Dial>, draw: u64, since: Time) -> Self {
         let left = to.addresses.len();
         let next = (draw % left.max(1) as u64) as usize;

@@ -1,5 +1,5 @@
-//! The directory of the sessions whose home is this core. It is the one place that puts in order
-//! what several cores want of a session: whoever comes back first gets the tunnel that waits.
+//! The directory of the sessions whose home is this core. What several cores want of a session is
+//! put in order here and nowhere else: whoever comes back first gets the tunnel that waits.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -26,12 +26,13 @@ const RECENT: usize = 256;
 pub(super) struct SessionEntry {
     pub(super) id: Uuid,
     pub(super) facts: SessionFacts,
-    /// Of the credential that opened it; none where that can be asked about at once, or is not
-    /// known.
+    /// The seal of the credential that opened the session. None where the control plane answers at
+    /// once, and where the credential is not known.
     pub(super) seal: Option<NonZeroU64>,
-    /// Its attachments, on all cores. Mostly there is one.
+    /// The session's attachments, on all cores. Mostly there is one.
     pub(super) members: SmallVec<[Member; 1]>,
-    /// What the last one left that a worker was asked for by a client.
+    /// The row of the last attachment that has ended, with what those before it carried. Spares
+    /// leave no row.
     row: Option<Box<SessionRow>>,
 }
 
@@ -52,7 +53,7 @@ impl SessionEntry {
         self.members.iter().any(|member| member.member_state != MemberState::Wanted)
     }
 
-    /// The tunnel that a client may take up which speaks so.
+    /// The parked tunnel that a client may take up which speaks so.
     pub(super) fn parked(&self, client: Speaks) -> Option<Ticket> {
         let fits = |member: &&Member| match member.member_state {
             MemberState::Parked(speaks) => speaks.fits(client),
@@ -68,7 +69,7 @@ impl SessionEntry {
         }
     }
 
-    /// Only a session's last tunnel stays parked: the others end.
+    /// Takes out the parked attachments that are to end. Only a session's last tunnel stays parked.
     fn surplus(&mut self) -> Vec<Ticket> {
         let is_parked = |member: &Member| matches!(member.member_state, MemberState::Parked(_));
         let in_use = |member: &Member| {
@@ -88,7 +89,7 @@ impl SessionEntry {
         gone
     }
 
-    /// What remains of a session that ended with its core.
+    /// The row that remains of a session that ended with its core.
     fn lost_row(&self, core: u16, (now, unix_micros): (Time, u64)) -> SessionRow {
         let age = now.since(self.facts.opened).as_millis();
         SessionRow {
@@ -129,8 +130,8 @@ pub(super) fn check(
 /// All sessions of one core.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    /// Boxed: a table of tables has many empty places.
-    /// In an order, so that they can be gone through piece by piece.
+    /// The entries are boxed, because a table of tables has many empty places. They have an order,
+    /// so that they can be gone through piece by piece.
     live: IndexMap<Uuid, Box<SessionEntry>, foldhash::fast::RandomState>,
     recent: VecDeque<SessionRow>,
 }
@@ -144,8 +145,8 @@ impl Directory {
         self.live.insert(session.id, Box::new(session));
     }
 
-    /// A session for a client that may have it, with the tunnel that waits for it if one does that
-    /// the client can use.
+    /// The facts of a session, for a client that may have it, and the tunnel that waits for that
+    /// client, if there is one that it can use.
     pub(super) fn find(
         &self,
         id: Uuid,
@@ -182,8 +183,9 @@ impl Directory {
         self.recent.push_back(row);
     }
 
-    /// An attachment of a session that is here. Told again, it counts once; a session that is not
-    /// known any more is known again. Returned: the attachments that are to end now.
+    /// An attachment of a session that is here. An attachment that joins twice counts once, and a
+    /// session that is not known any more is known again. Returned: the attachments that are to end
+    /// now.
     #[must_use]
     pub(super) fn join(&mut self, Join { id, ticket, facts, member_state }: Join) -> Vec<Ticket> {
         let session = self.live.entry(id).or_insert_with(|| Box::new(SessionEntry::new(id, facts)));
@@ -191,7 +193,7 @@ impl Directory {
         session.surplus()
     }
 
-    /// An attachment stands otherwise now. Returned: the attachments that are to end now.
+    /// An attachment is in another state now. Returned: the attachments that are to end now.
     #[must_use]
     pub(super) fn set_member_state(
         &mut self,
@@ -219,7 +221,7 @@ impl Directory {
         }
     }
 
-    /// An attachment less; the last one ends the session, of which `row` remains for a while.
+    /// An attachment leaves. The last one ends the session, of which `row` remains for a while.
     pub(super) fn leave(&mut self, Leave { id, ticket, row }: Leave) {
         let Some(session) = self.live.get_mut(&id) else { return };
         let before = session.members.len();
@@ -241,7 +243,8 @@ impl Directory {
         }
     }
 
-    /// The attachments to which a tunnel of a core that has begun anew was to come: it will not.
+    /// The attachments to which a tunnel was to come from a core that has begun anew. It will not
+    /// come.
     pub(super) fn robbed_by(&self, core: u16) -> Vec<Ticket> {
         let members = self.live.values().flat_map(|session| &session.members);
         let robbed =
@@ -251,7 +254,7 @@ impl Directory {
         tickets
     }
 
-    /// The attachments of a core that has begun anew are gone; now is also told in Unix time.
+    /// The attachments of a core that has begun anew are gone. `now` is given as Unix time too.
     pub(super) fn forget_core(&mut self, core: u16, now: (Time, u64)) {
         let of_core = |session: &SessionEntry| {
             let tickets = session.members.iter().map(|member| member.ticket);
@@ -271,7 +274,7 @@ impl Directory {
         self.live.len()
     }
 
-    /// What attachments that have ended carried of sessions that go on, of those in these places.
+    /// The sums that ended attachments have left, of those sessions in these places that go on.
     pub(super) fn carried(&self, places: Range<u32>) -> impl Iterator<Item = SessionRow> {
         places.filter_map(|place| {
             let (_, session) = self.live.get_index(place as usize)?;

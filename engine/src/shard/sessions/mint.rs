@@ -1,4 +1,4 @@
-//! What is drawn at random: request ids, and the tokens that workers show.
+//! Random values: request ids, and the tokens that workers show.
 
 use std::num::NonZeroU64;
 
@@ -11,7 +11,7 @@ use super::super::settings::ShardSettings;
 use super::super::table::Key;
 use crate::keys::Keys;
 
-/// One core's.
+/// The mint of one core.
 pub(super) struct Mint {
     ids: RequestIds,
     tokens: TokenMint,
@@ -67,12 +67,12 @@ impl Mint {
         Box::new(self.tokens.mint(self.core, key.slot, key.generation, &random))
     }
 
-    /// What stands for a credential.
+    /// The seal of a credential, which is kept in the credential's place.
     pub(super) fn seal(&self, credential: &[u8]) -> NonZeroU64 {
         self.tokens.seal(credential)
     }
 
-    /// Whose token this is.
+    /// The address of the attachment that a token was made for.
     pub(super) fn read(&self, text: &[u8]) -> Result<TokenAddress, TokenFault> {
         self.tokens.read(text)
     }

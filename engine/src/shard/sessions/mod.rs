@@ -1,11 +1,11 @@
-//! Sessions of one core: which client may have which, what is asked for them of the control plane,
-//! of workers and of other cores, and what is kept when their clients have gone.
+//! Sessions of one core: which client may have which session, what the control plane, workers and
+//! other cores are asked for it, and what is kept when its clients have gone.
 //!
 //! A request's way: [`place`] finds or makes the attachment that serves it, [`roster`] keeps the
-//! attachments and ends them, [`park`] keeps tunnels whose clients have gone, [`spare`] has others
-//! stand in for those that are used up, [`cores`] speaks with the other cores, among them as the
-//! home of sessions ([`directory`]). What a session's home is told it is told by a message, also if
-//! that home is this core.
+//! attachments and ends them, [`park`] keeps tunnels whose clients have gone, [`spare`] replaces
+//! those that are used up, [`cores`] speaks with the other cores, among them as the home of
+//! sessions ([`directory`]). A session's home hears everything by messages, also if that home is
+//! this core.
 
 mod attachment;
 mod called;
@@ -76,11 +76,11 @@ pub(super) struct Sessions {
     directory: Directory,
     questions: Questions,
     mint: Mint,
-    /// Other rules: attachments from this slot on have not heard of them.
+    /// After a change of rules: attachments from this slot on have not heard of the new ones.
     renews_at: Option<u32>,
 }
 
-/// What a snapshot says of them.
+/// The numbers that a snapshot shows of sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Gauges {
     /// Attachments of all states but asking.
@@ -90,14 +90,14 @@ pub(super) struct Gauges {
     /// Attachments of clients that wait for their worker.
     pub(super) pending: usize,
     pub(super) parked: usize,
-    /// How many are parked of the tenant that has most.
+    /// The number of parked attachments of the tenant that has most.
     pub(super) fullest: usize,
     /// The most attachments that one client's connection has.
     pub(super) widest: usize,
 }
 
 impl Sessions {
-    /// No session yet.
+    /// The sessions of a core that has none yet.
     pub(super) fn new(settings: &ShardSettings, policy: Arc<Policy>) -> Self {
         Self {
             roster: Roster::new(settings, Rules::new(policy)),
@@ -146,7 +146,7 @@ impl Sessions {
             ForSessions::Answered { ticket, answer } => match ticket.about {
                 Topic::Call => self.call_answered(turn, ticket, answer),
                 Topic::Tunnel => self.tunnel_answered(turn, ticket, answer),
-                // It is not asked here.
+                // Questions about nodes are not asked here.
                 Topic::Node => {}
             },
             ForSessions::Dialling { key, conn } => self.dialling(turn, key, conn),
@@ -188,7 +188,7 @@ impl Sessions {
         self.roster.recall(turn, key);
     }
 
-    /// Other rules from now on. Attachments go on under those they were made by.
+    /// Other rules hold from now on. Attachments go on under the rules they were made by.
     pub(super) fn replace_policy(&mut self, turn: &mut Turn<'_>, policy: Arc<Policy>) {
         self.roster.rules.replace(policy);
         self.roster.clients.forget_idle_pins();
@@ -210,7 +210,8 @@ impl Sessions {
         }
     }
 
-    /// An operator ends a session: what this core has of it goes, and so does what is on its way.
+    /// An operator ends a session: this core's attachments of it end, and so do those that still
+    /// wait for an answer, once it comes.
     pub(super) fn end_session(&mut self, turn: &mut Turn<'_>, id: Uuid) {
         for key in self.roster.attachments.keys() {
             let attachments = &mut self.roster.attachments;
@@ -241,8 +242,9 @@ impl Sessions {
         !self.roster.fresh.is_empty() || !self.roster.fresh_spares.is_empty()
     }
 
-    /// Queues the work of the attachments made in this turn, if somebody still waits for them. What
-    /// finds no room may leave requests to others, which are as fresh: it is called again.
+    /// Queues the work of the attachments made in this turn, if somebody still waits for them. An
+    /// attachment that finds no room may leave its requests to others, which are as fresh: then
+    /// this is called again.
     pub(super) fn launch(&mut self, turn: &mut Turn<'_>) {
         let mut batch = std::mem::take(&mut self.roster.fresh);
         batch.append(&mut self.roster.fresh_spares);
@@ -262,14 +264,14 @@ impl Sessions {
         self.mint.share(keys);
     }
 
-    /// A random number, for who answers questions here.
+    /// A random number, for whoever answers questions here.
     pub(super) fn draw(&mut self) -> u64 {
         self.mint.draw()
     }
 
     // ---- values for others ----
 
-    /// Some of what `/sessions` shows.
+    /// One page of what `/sessions` shows.
     pub(super) fn page(
         &self,
         turn: &Turn<'_>,
@@ -341,7 +343,7 @@ impl Sessions {
 
     // ---- as bytes ----
 
-    /// A session whose home is here.
+    /// A session whose home is here, as bytes.
     pub(super) fn carried(&self, settings: &ShardSettings, id: Uuid) -> Option<Vec<u8>> {
         carry::session(&self.directory, settings, id)
     }
@@ -355,13 +357,13 @@ impl Sessions {
         carry::take_up_session(&mut self.directory, settings, bytes)
     }
 
-    /// What the credentials of a client's connection were granted, each for itself.
+    /// The pins of a client's connection as bytes, each for itself.
     pub(super) fn carried_pins(&self, settings: &ShardSettings, conn: ConnId) -> Vec<Vec<u8>> {
         carry::pins(&self.roster.clients, settings, conn)
     }
 
-    /// What a credential was granted elsewhere need not be asked for again on a connection that is
-    /// known here.
+    /// Takes up a pin on a connection that is known here, so that what its credential was granted
+    /// elsewhere need not be asked for again.
     pub(super) fn take_up_pin(
         &mut self,
         settings: &ShardSettings,
@@ -457,7 +459,7 @@ impl Sessions {
         }
     }
 
-    /// There may be no more connections to the functions' side.
+    /// A server is not dialled, because there may be no more connections to the functions' side.
     fn not_dialled(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(State::Dialling(_)) = self.roster.attachments.state(key) {
             turn.limit_hit(Limit::WorkerConnections);
@@ -515,8 +517,9 @@ impl Sessions {
         }
     }
 
-    /// A client's new tunnel has been there for a moment: if another one is parked beside it, that
-    /// goes. Or a spare has: the used-up tunnel goes beside which it came.
+    /// A new tunnel has been there for so long that its worker counts it. If a client has it,
+    /// another tunnel that is parked beside it ends. If it is a spare's, the used-up tunnel ends
+    /// that it has replaced.
     pub(crate) fn settled(&mut self, turn: &mut Turn<'_>, key: Key) {
         match self.roster.attachments.get_mut(key).map(Attachment::state_mut) {
             Some(State::Attached { settles, .. }) => {
@@ -532,7 +535,7 @@ impl Sessions {
     }
 }
 
-/// What a worker is asked for an attachment.
+/// The work that a worker is asked to do for an attachment.
 fn work(
     settings: &ShardSettings,
     (key, of): (Key, &Attachment),
@@ -553,7 +556,8 @@ fn ticket(settings: &ShardSettings, key: Key) -> Ticket {
     Ticket { node: settings.node, core: settings.core, number: number_of(key) }
 }
 
-/// The way back that leads to a parked tunnel: nothing was said on a spare before.
+/// The way in which a parked tunnel brings its client back. A tunnel on which nothing was said was
+/// a spare.
 fn way_of(speaks: Speaks) -> ResumeWay {
     match speaks {
         Speaks::Any => ResumeWay::Spare,

@@ -1,7 +1,7 @@
-//! Tunnels whose client is gone (design 5). A worker ends a session with its last tunnel, so that
-//! one is kept for a while: it stays on the core where it was, with its attachment, which has no
-//! client. The relay looks whether a tunnel can be kept as it is; one that is used up is held until
-//! another one is there.
+//! Tunnels whose client is gone (design 5). A worker ends a session with its last tunnel, so the
+//! last one is kept for a while. It stays on the core where it was, with its attachment, which has
+//! no client. The relay looks whether a tunnel can be kept as it is. A tunnel that is used up is
+//! held until another one is there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +86,8 @@ impl Roster {
             if let Some(of) = self.attachments.get(key) {
                 turn.edge(Edge::Note { session: of.session, at: None, event: Event::Parked });
             }
-            // Its home may end it at once: then it is known to be parked by then.
+            // The dispatch home hears of it first, because the session's home may end the
+            // attachment at once.
             self.tell_parks(turn, key);
             self.tell_state(turn, key);
         }
@@ -105,7 +106,7 @@ impl Roster {
         }
     }
 
-    /// One more is to be parked: what is too many goes, the oldest first.
+    /// One more attachment is to be parked. If there are too many, the oldest ends.
     fn make_room(&mut self, turn: &mut Turn<'_>, key: Key) {
         let limits = &turn.settings.config.limits;
         let (most, of_tenant) = (limits.parked_tunnels, limits.parked_per_tenant);
@@ -125,8 +126,8 @@ impl Roster {
         }
     }
 
-    /// The attachment's client is lost and its tunnel can carry no other one's requests: a spare
-    /// takes its place. Until that is there the tunnel is held.
+    /// The attachment's client is lost, and its tunnel can carry no other client's requests. A
+    /// spare takes the tunnel's place; until the spare is there the tunnel is held.
     pub(super) fn used_up(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(State::Parking { by, .. }) = self.attachments.state(key) {
             let by = *by;
@@ -146,8 +147,8 @@ impl Roster {
         }
     }
 
-    /// The worker has ended a tunnel that is held: it is kept for a while longer, because its spare
-    /// may still come.
+    /// The worker has ended a tunnel that is held. The attachment is kept for a while longer,
+    /// because its spare may still come.
     pub(super) fn last_chance(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(spare) = self.attachments.get(key).and_then(Attachment::spare) {
             turn.arm(turn.now + LAST_CHANCE, Due::Recall(spare));
@@ -164,7 +165,7 @@ impl Roster {
         parked
     }
 
-    /// Nobody may come back any more.
+    /// Ends all that is parked: nobody may come back any more.
     pub(super) fn close_parked(&mut self, turn: &mut Turn<'_>) {
         while let Some(oldest) = self.attachments.parked_index().oldest() {
             self.end(turn, oldest, Cause::SHUTDOWN);
@@ -172,8 +173,9 @@ impl Roster {
     }
 }
 
-/// For how long an attachment's tunnel is kept. A streaming worker of NVIDIA's begins to wait for
-/// its client when its last tunnel closes: not later than the client has asked for (design 3.26).
+/// How long an attachment's tunnel is kept. A streaming worker of NVIDIA's begins to wait for its
+/// client when its last tunnel closes. So the tunnel is kept no longer than the client has asked
+/// for (design 3.26).
 fn park_window(turn: &Turn<'_>, of: &Attachment) -> Duration {
     let most = turn.settings.config.session.park_window;
     let waits = of.facts.owner.kind.streaming && turn.settings.dispatch == Plane::Remote;

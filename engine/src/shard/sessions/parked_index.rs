@@ -1,11 +1,11 @@
-//! What is parked on a core, the oldest first.
+//! The parked attachments of a core, the oldest first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::super::table::Key;
 
-/// Where an attachment stands among the parked ones of its core: the oldest first.
+/// The place of an attachment among the parked ones of its core. The oldest one is first.
 pub(super) type ParkedOrder = u64;
 
 /// The parked attachments of one core.
@@ -38,7 +38,7 @@ impl ParkedIndex {
         self.places.len()
     }
 
-    /// How many the tenant has that has most.
+    /// The number of parked attachments of the tenant that has most.
     pub(super) fn fullest(&self) -> usize {
         self.by_tenant.values().map(BTreeSet::len).max().unwrap_or(0)
     }

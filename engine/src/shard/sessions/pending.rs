@@ -1,7 +1,8 @@
 //! How many attachments wait for their worker, in all and of each tenant.
 //!
-//! Spares are counted apart. A client's session is refused for other clients' sessions only: a
-//! spare may never come, and nobody waits for it. A spare finds room where both together have it.
+//! Spares are counted apart. A client's session is refused for other clients' sessions only,
+//! because a spare may never come, and nobody waits for it. A spare is refused if sessions and
+//! spares together leave no room.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::metrics::Limit;
 /// Attachments that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Waits {
-    /// A client waits for each of them.
+    /// Attachments for which a client waits.
     clients: usize,
     spares: usize,
 }
@@ -26,7 +27,7 @@ impl Waits {
         }
     }
 
-    /// As many as leave no room for one more of this kind at the limit.
+    /// The number of attachments that count against the limit for one more of this kind.
     fn before(self, kind: WorkKind) -> usize {
         match kind {
             WorkKind::New | WorkKind::Reconnect => self.clients,
@@ -47,7 +48,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// One more waits.
+    /// One more attachment waits.
     pub(super) fn enter(&mut self, tenant: &Arc<str>, kind: WorkKind) {
         *self.all.of(kind) += 1;
         *self.by_tenant.entry(tenant.clone()).or_default().of(kind) += 1;

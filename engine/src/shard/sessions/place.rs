@@ -1,5 +1,5 @@
-//! Where a request goes: what its client was granted, asked of the control plane the first time,
-//! and the attachment that serves it, made if there is none.
+//! Where a request goes. The control plane is asked, the first time, what the client is granted.
+//! Then the attachment that serves the request is found, or made if there is none.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,23 +31,24 @@ use crate::message::{CoreMessage, Find, Speaks, Vouch, Vouched};
 use crate::metrics::{AskOutcome, Limit};
 use crate::net::ConnId;
 
-/// So many times the streams of a connection may have come to wait for answers.
+/// The most requests of one connection that may have come to wait for answers, as a multiple of the
+/// streams it may have.
 const GONE_WAITERS: usize = 2;
 
-/// Who asks for a session.
+/// The client that asks for a session.
 struct Asker {
     conn: ConnId,
     peer: SocketAddr,
     speaks: Speaks,
-    /// When its request came.
+    /// When the client's request came.
     since: Time,
-    /// By which of the connection's pins.
+    /// The connection's pin by which the client asks.
     pin: usize,
-    /// What that was granted.
+    /// The owner that the pin was granted.
     owner: Arc<Owner>,
     /// The live attachment that the pin's requests use.
     pinned: Option<Key>,
-    /// For how many seconds it asks a streaming worker to wait for it.
+    /// For how many seconds the client asks a streaming worker to wait for it.
     window: Option<u16>,
 }
 
@@ -71,8 +72,8 @@ impl Sessions {
         }
     }
 
-    /// The other gateway that has made the session which a connection's first request names, if there
-    /// is a cluster. It is a hint: anyone can write such an id.
+    /// The other gateway that has made the session which a connection's first request names, if
+    /// there is a cluster. That is a hint only: anyone can write such an id.
     pub(super) fn owner(&self, turn: &Turn<'_>, from: Caller, wanted: &Wanted) -> Option<Node> {
         let first = self.roster.clients.get(from.conn).is_none();
         wanted.id.filter(|_| first).and_then(|id| other_maker(turn, id))
@@ -99,7 +100,7 @@ impl Sessions {
             return self.refuse(turn, from, waiting, Box::new(Fault::TooManySessions));
         }
         let tenant = match turn.settings.plane {
-            // It is answered at once.
+            // The local control plane answers at once, so its questions count for no tenant.
             Plane::Local => None,
             Plane::Remote => self.roster.rules.known_tenant(waiting.wanted.call.credential()),
         };
@@ -125,8 +126,9 @@ impl Sessions {
         }
     }
 
-    /// What is asked of the home of a session that a request names, before the control plane is: a
-    /// client that brings the credential which opened it need not wait for that (design 5).
+    /// The message to the home of a session that a request names, before the control plane is
+    /// asked. A client that brings the credential which opened the session need not wait for the
+    /// control plane (design 5).
     fn vouch(
         &self,
         settings: &ShardSettings,
@@ -167,7 +169,7 @@ impl Sessions {
                 let question = self.questions.end(key, AskOutcome::Answered, turn.metrics);
                 if let Some(mut question) = question {
                     self.roster.clients.heard(question.from, key);
-                    // It holds for this session, and for no other.
+                    // The home's word holds for this session, and for no other.
                     question.rules = USED_UP;
                     self.granted(turn, question, Grant { owner });
                 }
@@ -190,7 +192,7 @@ impl Sessions {
                     let fault = Fault::Api { code: denied.code, text: denied.text };
                     self.refuse_all(turn, question, &fault);
                 }
-                // Nothing else is an answer to this question.
+                // No other kind of answer belongs to this question.
                 _ => self.refuse_all(turn, question, &Fault::Overloaded),
             }
         }
@@ -205,7 +207,8 @@ impl Sessions {
         }
     }
 
-    /// A question ends without an answer, if it has not ended before: the control plane is told.
+    /// A question ends without an answer, if it has not ended before. If the control plane was
+    /// asked, it hears that the question is withdrawn.
     pub(super) fn withdraw(
         &mut self,
         turn: &mut Turn<'_>,
@@ -221,7 +224,7 @@ impl Sessions {
         Some(question)
     }
 
-    /// The client may have what it wants: who waited for that goes on.
+    /// The client may have what it wants: the requests that waited for that go on.
     fn granted(&mut self, turn: &mut Turn<'_>, question: Question, grant: Grant) {
         let scope = turn.settings.config.session.scope;
         let most = turn.settings.config.limits.attachments;
@@ -237,13 +240,14 @@ impl Sessions {
                 turn.limit_hit(Limit::Attachments);
                 return self.refuse_all(turn, question, &Fault::TooManySessions);
             }
-            // A new one is the last.
+            // A new pin is the last one.
             let pin = at.unwrap_or(client.pins.len() - 1);
             let mut waiting = question.waiting();
             if let Some(first) = waiting.next() {
                 self.go_on(turn, (from, pin), first);
             }
-            // One after the other: those that have left meanwhile leave nothing to the others.
+            // The others go on one after the other, so that requests which have left meanwhile
+            // leave nothing to those behind them.
             for Waiting { exchange, wanted, .. } in waiting {
                 turn.sessions(ForSessions::GoOn { exchange, from, wanted });
             }
@@ -389,7 +393,8 @@ impl Sessions {
     ) -> Placed {
         let called = Called { function: wanted.call.function(), version: wanted.call.version() };
         let tenant = &asker.owner.tenant;
-        // It may wait for its first tunnel still, which nobody else would be told to exist.
+        // The connection's own attachment is looked for first. It may still wait for its first
+        // tunnel, and nobody else would find its session then.
         let own = self.roster.own_attachment(asker.conn, id);
         if let Some((key, of)) = own.and_then(|key| Some((key, self.roster.attachments.get(key)?)))
         {
@@ -449,7 +454,7 @@ impl Sessions {
     }
 
     /// The client may have the session, and this tunnel of it is parked on another core: the
-    /// request waits until it is here.
+    /// request waits until the tunnel is here.
     fn claim(
         &mut self,
         turn: &mut Turn<'_>,
@@ -464,8 +469,8 @@ impl Sessions {
         key
     }
 
-    /// Asks the session's home for it. The attachment waits for the answer, and so do all requests
-    /// with the same question.
+    /// Asks the session's home for the session. The attachment waits for the answer, and so do all
+    /// requests with the same question.
     fn ask_home(
         &mut self,
         turn: &mut Turn<'_>,
@@ -511,7 +516,7 @@ impl Sessions {
         asker: &Asker,
         (id, wanted): (Uuid, &Wanted),
     ) -> Key {
-        // As long as nothing else is known: what the client may call.
+        // As long as nothing else is known, the facts say what the client may call.
         let facts = SessionFacts { owner: asker.owner.clone(), opened: turn.now };
         let state = State::Asking(Box::new(Asking::new(wanted, asker.since)));
         let client = (Some(asker.conn), asker.peer);

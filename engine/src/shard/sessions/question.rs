@@ -14,7 +14,7 @@ use crate::net::ConnId;
 
 /// Bytes that clients may have said in requests that wait for answers, on one core.
 const HELD: usize = 64 << 20;
-/// What a request that waits takes besides.
+/// Bytes that a request that waits takes besides.
 const WAITING: usize = 128;
 
 /// A request that waits for an answer.
@@ -22,7 +22,7 @@ const WAITING: usize = 128;
 pub(super) struct Waiting {
     pub(super) exchange: Key,
     pub(super) wanted: Box<Wanted>,
-    /// When it came.
+    /// When the request came.
     pub(super) since: Time,
 }
 
@@ -32,7 +32,7 @@ impl Waiting {
     }
 }
 
-/// Who is asked now.
+/// The party that is asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Nobody is asked yet.
@@ -74,7 +74,7 @@ impl Question {
         Self { from, hash, rules, deadline, stage, tenant, first, more }
     }
 
-    /// Whether its answer is this request's answer too.
+    /// Whether the question's answer is this request's answer too.
     fn is_for(&self, wanted: &Wanted, hash: u64, scope: Scope) -> bool {
         let (asked, call) = (&self.first.wanted.call, &wanted.call);
         self.hash == hash
@@ -83,12 +83,12 @@ impl Question {
             && asked.version() == call.version()
     }
 
-    /// All who wait, in order.
+    /// All requests that wait, in order.
     pub(super) fn waiting(self) -> impl Iterator<Item = Waiting> {
         std::iter::once(self.first).chain(self.more)
     }
 
-    /// Of all who wait.
+    /// Bytes of all requests that wait.
     fn size(&self) -> usize {
         self.first.size() + self.more.iter().map(Waiting::size).sum::<usize>()
     }
@@ -100,9 +100,9 @@ pub(super) struct Questions {
     core: u16,
     life: u32,
     table: Table<Question>,
-    /// How many there are of each tenant that is known.
+    /// The number of questions of each tenant that is known.
     by_tenant: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
-    /// Bytes of all who wait.
+    /// Bytes of all requests that wait.
     held: usize,
 }
 
@@ -123,7 +123,7 @@ impl Questions {
         AskTicket { core: self.core, life: self.life, about: Topic::Call, number: number_of(key) }
     }
 
-    /// Whether a question is one of this shard's, and not of one in whose place it is.
+    /// Whether a question is one of this shard's, and not of an earlier shard on this core.
     pub(super) fn are_ours(&self, ticket: AskTicket) -> bool {
         (ticket.core, ticket.life) == (self.core, self.life)
     }
@@ -146,7 +146,7 @@ impl Questions {
         }
     }
 
-    /// One begins.
+    /// A question begins.
     pub(super) fn begin(&mut self, question: Question) -> Key {
         if let Some(tenant) = &question.tenant {
             *self.by_tenant.entry(tenant.clone()).or_default() += 1;
@@ -155,8 +155,8 @@ impl Questions {
         self.table.insert(question)
     }
 
-    /// A request waits for the answer to one of these questions, if it is its answer too. Returned
-    /// if there is none.
+    /// A request waits for the answer to one of these questions, if that is its answer too. The
+    /// request is returned if there is no such question.
     pub(super) fn join(
         &mut self,
         tickets: &[Key],
@@ -181,7 +181,7 @@ impl Questions {
         questions.map(|question| 1 + question.more.len()).sum()
     }
 
-    /// An answer has come: the question, if it has not ended before and is one of ours.
+    /// An answer has come. Returns its question, if that has not ended before and is one of ours.
     pub(super) fn answer(
         &mut self,
         ticket: AskTicket,
@@ -227,7 +227,7 @@ impl Questions {
         }
     }
 
-    /// The control plane is asked: what, if it was not before.
+    /// The control plane is asked. Returns the question, if it was not asked before.
     pub(super) fn put(&mut self, key: Key, metrics: &mut ShardMetrics) -> Option<&Question> {
         let question = self.table.get_mut(key)?;
         if question.stage == Stage::Asked {
@@ -253,7 +253,7 @@ impl Questions {
         self.table.len()
     }
 
-    /// How many there are of the tenant that has most.
+    /// The number of questions of the tenant that has most.
     pub(super) fn fullest(&self) -> usize {
         self.by_tenant.values().copied().max().unwrap_or(0)
     }

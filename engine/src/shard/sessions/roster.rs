@@ -35,7 +35,7 @@ pub(super) struct Roster {
     pub(super) clients: Clients,
     pub(super) attachments: Attachments,
     pub(super) rules: Rules,
-    /// Whose sessions' homes can be told from their ids.
+    /// The ids that this gateway makes. They tell the homes of their sessions.
     ids: RequestIds,
     /// Attachments made in this turn, and spares.
     pub(super) fresh: Vec<Key>,
@@ -79,7 +79,7 @@ impl Roster {
         key
     }
 
-    /// What is known now of an attachment's session.
+    /// More is known now of an attachment's session.
     pub(super) fn learn(&mut self, turn: &mut Turn<'_>, key: Key, facts: SessionFacts) {
         if let Some(attachment) = self.attachments.get_mut(key) {
             attachment.facts = facts;
@@ -90,8 +90,8 @@ impl Roster {
         }
     }
 
-    /// Other rules: attachments go on under those they were made by. What was only remembered is
-    /// asked for again, here and by the relay. This is for those in these slots.
+    /// Other rules hold now. The attachments in these slots go on under the rules they were made
+    /// by. What was only remembered is asked for again, here and by the relay.
     pub(super) fn rules_changed(&mut self, turn: &mut Turn<'_>, slots: Range<u32>) {
         let live = self.attachments.range(slots).filter(|(_, of)| !of.is_ending());
         for key in live.map(|(key, _)| key).collect::<Vec<_>>() {
@@ -103,7 +103,8 @@ impl Roster {
 
     // ---- what a client may have ----
 
-    /// One more attachment of a connection that waits for its tunnel, and none while draining.
+    /// Admits one more attachment of a connection that is to wait for its tunnel. None is admitted
+    /// while the core drains.
     pub(super) fn admit_session(
         &self,
         turn: &mut Turn<'_>,
@@ -117,7 +118,7 @@ impl Roster {
         Ok(())
     }
 
-    /// No more attachments that wait for a worker than there may be.
+    /// Whether one more attachment may wait for a worker.
     pub(super) fn admit_pending(
         &self,
         turn: &mut Turn<'_>,
@@ -132,8 +133,9 @@ impl Roster {
         full.is_none()
     }
 
-    /// No more attachments of one connection than it may have, and none while draining. For
-    /// functions with `dial` it is also the most that are dialled at once for one client.
+    /// Admits one more attachment of a connection, up to the limit, and none while the core drains.
+    /// For functions with `dial` the limit is also the most that are dialled at once for one
+    /// client.
     pub(super) fn admit_attachment(
         &self,
         turn: &mut Turn<'_>,
@@ -150,8 +152,8 @@ impl Roster {
         Ok(())
     }
 
-    /// A tunnel is to be had for a session that is there already: nothing is charged, but a client
-    /// that has used up what it may cause waits with it.
+    /// A tunnel is to be had for a session that is there already. Nothing is charged, but a client
+    /// that has used up what it may cause has to wait here too.
     pub(super) fn admit_return(
         &mut self,
         turn: &mut Turn<'_>,
@@ -164,8 +166,8 @@ impl Roster {
         })
     }
 
-    /// The pin by which a request goes without being authorised again. One of earlier rules serves
-    /// the session it has, and nothing else.
+    /// The pin by which a request goes without being authorised again. A pin of earlier rules
+    /// serves the session it has, and nothing else.
     pub(super) fn granted(
         &self,
         conn: ConnId,
@@ -180,13 +182,14 @@ impl Roster {
         (pin.rules == self.rules.number() || serves).then_some(at)
     }
 
-    /// This connection's attachment to a session, if it may take new streams.
+    /// The connection's attachment to a session, if it may take new streams.
     pub(super) fn own_attachment(&self, client: ConnId, id: Uuid) -> Option<Key> {
         let serves = |key: &&Key| self.attachments.get(**key).is_some_and(|of| of.serves(id));
         self.clients.get(client)?.attachments.iter().find(serves).copied()
     }
 
-    /// The attachment of a connection that waits for the answer to the same question: it is wanted.
+    /// The attachment of a connection that waits for the answer to the same question. It is wanted
+    /// again from now on.
     pub(super) fn asked_before(
         &mut self,
         client: ConnId,
@@ -210,8 +213,8 @@ impl Roster {
         self.attachments.live(key).is_some_and(|attachment| attachment.session == id)
     }
 
-    /// A parked attachment is its client's again. The way by which it came back; none if it is not
-    /// parked.
+    /// A parked attachment has a client again. Returns the way by which the client came back; none
+    /// if the attachment is not parked.
     pub(super) fn unpark(
         &mut self,
         turn: &mut Turn<'_>,
@@ -229,7 +232,7 @@ impl Roster {
         Some(super::way_of(speaks))
     }
 
-    /// A client is back at its session, after it has asked since then.
+    /// A client is back at its session, for which it has asked since then.
     pub(super) fn resumed(&self, turn: &mut Turn<'_>, key: Key, way: ResumeWay, since: Time) {
         if let Some(attachment) = self.attachments.get(key) {
             // A client for whom a worker was asked is in the timeline already, from when it asked.
@@ -242,7 +245,7 @@ impl Roster {
 
     // ---- what a session's home is told ----
 
-    /// An attachment is one of its session's: its home may not know it.
+    /// An attachment joins its session at the session's home, which may not know the session.
     pub(super) fn tell_join(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.attachments.get(key) {
             let (id, facts, member_state) = (of.session, of.facts.clone(), of.member_state());
@@ -251,7 +254,7 @@ impl Roster {
         }
     }
 
-    /// An attachment stands otherwise in its session.
+    /// An attachment is in another state, of which its session's home hears.
     pub(super) fn tell_state(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.attachments.get(key) {
             let message =
@@ -260,7 +263,8 @@ impl Roster {
         }
     }
 
-    /// An attachment less; if it was the last one, `row` is what remains of the session.
+    /// An attachment leaves its session. If it was the last one, `row` is what remains of the
+    /// session.
     pub(super) fn leave(
         &self,
         turn: &mut Turn<'_>,
@@ -281,8 +285,8 @@ impl Roster {
         }
     }
 
-    /// As [`Self::end`], with another answer for requests that wait for a worker. Requests that wait
-    /// for a stream of a tunnel are told that it is lost.
+    /// As [`Self::end`], with another answer for requests that wait for a worker. Requests that
+    /// wait for a stream of a tunnel hear that the tunnel is lost.
     pub(super) fn end_with(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause, fault: Fault) {
         let there = self.attachments.get(key).is_some_and(Attachment::has_tunnel);
         if self.unhook(turn, key, cause) {
@@ -291,7 +295,7 @@ impl Roster {
         }
     }
 
-    /// Nobody waits for a worker any more: other gateways have the same ones (design 3.25).
+    /// Ends what waits for a worker: other gateways have the same workers (design 3.25).
     pub(super) fn send_waiters_away(&mut self, turn: &mut Turn<'_>) {
         for key in self.attachments.keys() {
             match self.attachments.state(key) {
@@ -304,7 +308,7 @@ impl Roster {
         }
     }
 
-    /// Nothing came of a question: everybody who waits for the answer is told why.
+    /// Nothing came of a question: every request that waits for the answer gets this fault.
     pub(super) fn end_asking(&mut self, turn: &mut Turn<'_>, key: Key, fault: Fault) {
         let asking = self.attachments.get(key).filter(|attachment| attachment.is_asking());
         if let Some(attachment) = asking {
@@ -323,8 +327,8 @@ impl Roster {
         }
     }
 
-    /// Takes an attachment out of all that names it, but its session and its kin. False if that was
-    /// done before.
+    /// Takes an attachment out of all that names it, except its session and its kin. False if that
+    /// was done before.
     fn unhook(&mut self, turn: &mut Turn<'_>, key: Key, cause: Cause) -> bool {
         let Some(of) = self.attachments.live(key) else { return false };
         if of.client.is_some() && of.kind() == Some(WorkKind::Reconnect) {
@@ -370,7 +374,7 @@ impl Roster {
         self.end(turn, key, Cause::ABANDONED);
     }
 
-    /// A worker was asked, or is to be, for a client that does not wait.
+    /// Charges a client that does not wait, but for which a worker was asked, or is to be asked.
     fn charge_abandoned(&mut self, key: Key) {
         let asked = |of: &&Attachment| of.kind() == Some(WorkKind::Reconnect);
         if let Some(of) = self.attachments.get(key).filter(asked)
@@ -405,7 +409,7 @@ impl Roster {
         let spare = was == Was::Sought { spare: true };
         let served = matches!(was, Was::Served | Was::Moving(_));
         match was {
-            // Nobody was asked for it: there is nothing to count and nothing to remember.
+            // Nobody was asked for a tunnel, so there is nothing to count and nothing to remember.
             Was::Refused => return,
             Was::Wish => return self.leave(turn, of, None),
             Was::Sought { .. } | Was::Served | Was::Moving(_) => {}
@@ -418,7 +422,8 @@ impl Roster {
             spare,
         })));
         match was {
-            // The session has another in its place already, which waits for the tunnel.
+            // The session has another attachment in this one's place already, which waits for the
+            // tunnel.
             Was::Moving(to) => turn.send(to.core, CoreMessage::not_resumed(to)),
             // A spare leaves no row: the session's own attachment has one.
             _ if spare => self.leave(turn, of, None),
@@ -427,7 +432,7 @@ impl Roster {
     }
 }
 
-/// A worker that was asked for one more tunnel did not bring it.
+/// Counts that a worker which was asked for one more tunnel did not bring it.
 fn count_reconnect_lost(turn: &mut Turn<'_>, cause: Cause) {
     let outcome = match cause.reason {
         CloseReason::ClientClosed => ResumeOutcome::Abandoned,
@@ -436,7 +441,7 @@ fn count_reconnect_lost(turn: &mut Turn<'_>, cause: Cause) {
     turn.metrics.resumes.count(ResumeWay::Reconnect, outcome);
 }
 
-/// A client is refused what it came back for.
+/// Counts that a client is refused what it came back for.
 pub(super) fn not_resumed(turn: &mut Turn<'_>, fault: &Fault) {
     let outcome = match fault {
         Fault::SessionNotFound { .. } => ResumeOutcome::NotFound,

@@ -14,12 +14,12 @@ use crate::timeline::IdBegin;
 /// Places looked at for one page: each is a line of memory that nobody has used for long.
 const LOOKS: u32 = 256;
 
-/// Rows, those of attachments with their keys.
+/// Rows. Those of attachments have their keys with them.
 pub(super) type Rows = Vec<(Option<Key>, SessionRow)>;
 
-/// A page of rows: one for each attachment that shows, with its key, then what those left behind
-/// that have ended, then the rows of sessions that ended not long ago. What a route carries is
-/// not in it, nor is what several rows of a session come to.
+/// A page of rows: one for each attachment that shows, with its key, then the sums that ended
+/// attachments have left, then the rows of sessions that ended not long ago. The rows do not hold
+/// what a route carries. Several rows of a session are not summed up here.
 pub(super) fn page(
     (attachments, directory): (&Attachments, &Directory),
     turn: &Turn<'_>,
@@ -31,8 +31,8 @@ pub(super) fn page(
         Bookmark::Live(at) => {
             let until = at.saturating_add(LOOKS).min(attachments.slots());
             let shown = attachments.range(at..until).filter(|(_, of)| {
-                // Whose session a question is about is not known yet, and a spare is part of
-                // what its parent shows.
+                // The owner of a session that is still asked about is not known yet. A spare is
+                // part of what its parent shows.
                 let spare = matches!(of.kin, Kin::StandsInFor(_));
                 !of.is_asking() && !of.is_ending() && !spare && is_wanted(of.session)
             });
@@ -55,10 +55,11 @@ pub(super) fn page(
     }
 }
 
-/// One that lives. Whether its tunnel was used, and what it carries, only its route knows.
+/// The row of an attachment that has not ended. Only its route knows whether its tunnel was used,
+/// and what it carries.
 fn live_row(turn: &Turn<'_>, of: &Attachment) -> SessionRow {
     let state = match (of.has_tunnel(), of.client) {
-        // A spare may have outlived what it was asked for, and not be there yet.
+        // A spare may have outlived its parent before its own tunnel is there.
         (false, _) => "waiting",
         (true, None) => "parked",
         (true, Some(_)) => "attached",
@@ -66,7 +67,7 @@ fn live_row(turn: &Turn<'_>, of: &Attachment) -> SessionRow {
     SessionRow { state, ..row(turn, of) }
 }
 
-/// What remains of a session after its end.
+/// The row that remains of a session after its end.
 pub(super) fn closed_row(
     turn: &Turn<'_>,
     of: &Attachment,

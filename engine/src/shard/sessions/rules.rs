@@ -1,4 +1,4 @@
-//! What the policy says of attachments.
+//! The policy's rules for attachments.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use crate::config::{Dial, Park};
 use crate::control::local::Policy;
 use crate::control::port::{Owner, Plane};
 
-/// The rules of now.
+/// The rules that hold now.
 #[derive(Debug)]
 pub(super) struct Rules {
     policy: Arc<Policy>,
-    /// How often they were replaced.
+    /// How often the rules were replaced.
     number: u32,
 }
 
@@ -23,7 +23,7 @@ impl Rules {
         Self { policy, number: 0 }
     }
 
-    /// Other rules from now on.
+    /// Other rules hold from now on.
     pub(super) fn replace(&mut self, policy: Arc<Policy>) {
         self.policy = policy;
         self.number = (self.number + 1) % USED_UP;
@@ -38,7 +38,7 @@ impl Rules {
         self.policy.dial(&owner.function, &owner.version)
     }
 
-    /// What a route to this owner's function is held to.
+    /// The terms that a route to this owner's function is held to.
     pub(super) fn terms(&self, owner: &Owner, settings: &ShardSettings) -> Terms {
         let park = settings.config.session.park;
         let streams = self.policy.streams(&owner.function, &owner.version);

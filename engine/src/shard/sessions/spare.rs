@@ -1,11 +1,12 @@
 //! Spare tunnels, which take the place of others (design 5). A WebSocket uses its tunnel up, and so
-//! does a client that is lost in the middle of an HTTP/1 exchange; a worker that says GOAWAY, and
-//! stream ids that run out, end one that is in use. A worker ends a session with its last tunnel: so
-//! another one is asked of it, in time, by the way that clients come back.
+//! does a client that is lost in the middle of an HTTP/1 exchange. A worker's GOAWAY, or stream ids
+//! that run out, end a tunnel that is in use. A worker ends a session with its last tunnel. So
+//! another tunnel is asked of the worker in time, by the way that clients come back.
 //!
-//! A spare is an attachment without a client. Its parent, the attachment whose tunnel it stands in
-//! for, names it and is named by it. Nothing is said on a spare's tunnel until a client has it, so
-//! it serves any. It has no way to ask functions that are dialled: nobody there knows the session.
+//! A spare is an attachment without a client. Its parent is the attachment whose tunnel it is to
+//! replace, and each of the two names the other. Nothing is said on a spare's tunnel until a client
+//! has it, so it serves any client. There are no spares for functions that are dialled, because
+//! nobody there knows the session.
 
 use std::time::Duration;
 
@@ -24,16 +25,17 @@ use crate::timeline::Event;
 /// How long requests wait for a tunnel in place of one whose worker said GOAWAY.
 pub(super) const REPLACE_WAIT: Duration = Duration::from_secs(5);
 
-/// A spare that was lost sooner is not asked for again: the worker will not have it.
+/// A spare that was lost sooner than this is not asked for again, because the worker will not have
+/// it.
 const LASTING: Duration = Duration::from_secs(5);
 
-/// How long a used-up tunnel that its worker has ended is kept for a spare which no worker has been
-/// told of. As long as we do not close it, a worker may count it as the session's.
+/// How long a used-up tunnel that its worker has ended is kept for a spare of which no worker has
+/// heard. As long as we do not close the tunnel, a worker may count it as the session's.
 pub(super) const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 impl Roster {
-    /// Asks the worker for a tunnel to stand in for this attachment's. Whether one is to be
-    /// expected; then the relay is told so.
+    /// Asks the worker for a tunnel that takes the place of this attachment's. Returns whether one
+    /// is to be expected. If so, the relay hears of it.
     pub(super) fn ask_spare(&mut self, turn: &mut Turn<'_>, key: Key) -> bool {
         let expected = match self.attachments.get(key).map(|of| of.kin) {
             Some(Kin::HasSpare(_)) => true,
@@ -97,9 +99,9 @@ impl Roster {
         }
     }
 
-    /// The spare is parked in the place of its parent, whose tunnel is used up. That one closes when
-    /// its worker counts the spare's: it may see the end of the one before the answer on the other
-    /// one, and would end the session then.
+    /// The spare is parked in the place of its parent, whose tunnel is used up. The parent's tunnel
+    /// closes only when the worker counts the spare's. The worker may see the end of the old tunnel
+    /// before the answer on the new one, and would end the session then.
     pub(super) fn succeed(&mut self, turn: &mut Turn<'_>, (parent, by): (Key, UsedBy), spare: Key) {
         self.attachments.separate(parent, spare);
         let counted = match self.attachments.state(spare) {
@@ -110,7 +112,8 @@ impl Roster {
             self.end(turn, parent, by.cause());
         } else {
             self.attachments.set(parent, State::UsedUp { by, settles: true });
-            // Beside one that is in use no spare would stay parked.
+            // The session's home hears that the parent is not in use: beside a tunnel in use no
+            // spare stays parked.
             self.tell_state(turn, parent);
             turn.arm(counted, Due::Settled(parent));
             self.attachments.set_kin(spare, Kin::Succeeds(parent));
@@ -127,7 +130,7 @@ impl Roster {
         self.park(turn, key, UsedBy::Client);
     }
 
-    /// What has become of a spare, which comes to one end.
+    /// Counts what has become of a spare, once.
     fn outcome(&mut self, turn: &mut Turn<'_>, key: Key, outcome: SpareOutcome) {
         if let Some(of) = self.attachments.get_mut(key)
             && of.owed == Owed::Outcome
@@ -139,8 +142,8 @@ impl Roster {
 
     // ---- tunnels that take no more streams ----
 
-    /// The attachment's tunnel takes no more streams. Another one takes its place, and its client
-    /// notices nothing; if none is to be had, requests that wait are placed anew.
+    /// The attachment's tunnel takes no more streams. Another tunnel takes its place, and the
+    /// client notices nothing. If none is to be had, requests that wait are placed anew.
     pub(super) fn spent(&mut self, turn: &mut Turn<'_>, key: Key, goaway: bool) {
         if let Some(of) = self.attachments.get_mut(key) {
             if goaway {
@@ -173,8 +176,8 @@ impl Roster {
         }
     }
 
-    /// The attachment goes on with its spare's tunnel. What runs on the old one ends there, as the
-    /// spare's.
+    /// The attachment goes on with its spare's tunnel. What runs on the old tunnel ends there, as
+    /// the spare's streams.
     fn swap(&mut self, turn: &mut Turn<'_>, key: Key, spare: Key) {
         self.attachments.separate(key, spare);
         self.attachments.set(spare, State::Attached { spent: true, settles: None });
@@ -183,7 +186,7 @@ impl Roster {
         turn.relay(ForRelay::Replaced { key, yes: false });
         if let Some(of) = self.attachments.get_mut(key) {
             match of.state_mut() {
-                // Nothing was said on the new one.
+                // Nothing was said on the new tunnel.
                 State::Parked { spent, speaks, .. } => (*spent, *speaks) = (false, Speaks::Any),
                 State::Attached { spent, .. } => *spent = false,
                 _ => {}
@@ -204,14 +207,14 @@ impl Roster {
         }
     }
 
-    /// The attachment takes the place of another one, and that one's spare with it.
+    /// The attachment takes the place of another one, and takes over that one's spare.
     pub(super) fn adopt_spare(&mut self, turn: &mut Turn<'_>, key: Key, spare: Key) {
         self.attachments.link(key, spare);
         turn.relay(ForRelay::Replaced { key, yes: true });
     }
 
-    /// The attachment has no use for its spare any more: its tunnel goes to another core, where
-    /// another one can be asked for, or its session is over with it.
+    /// The attachment has no use for its spare any more. Its tunnel goes to another core, where
+    /// another spare can be asked for, or its session ends with the tunnel.
     pub(super) fn end_spare_of(&mut self, turn: &mut Turn<'_>, key: Key) {
         if let Some(spare) = self.attachments.get(key).and_then(Attachment::spare) {
             self.attachments.separate(key, spare);
@@ -245,15 +248,15 @@ impl Roster {
             && of.client.is_some()
             && of.spare().is_some()
         {
-            // It was to be replaced: requests that wait for its spare are placed anew.
+            // The tunnel was to be replaced: requests that wait for its spare are placed anew.
             self.end_spare_of(turn, key);
             self.place_anew(turn, key);
         }
         self.end(turn, key, cause);
     }
 
-    /// An attachment has ended: what that means for the one it stands in for, or that stands in
-    /// for it.
+    /// An attachment has ended. Its spare goes on or ends, and so does the attachment whose place
+    /// it was to take, or has taken.
     pub(super) fn kin_ended(&mut self, turn: &mut Turn<'_>, ended: &Attachment, cause: Cause) {
         if ended.owed == Owed::Outcome {
             let outcome = match cause.reason {
@@ -270,7 +273,8 @@ impl Roster {
         }
     }
 
-    /// A session outlives a tunnel that its worker ended, or that was lost, if there is another.
+    /// A session outlives a tunnel that its worker ended, or that was lost, if there is another
+    /// tunnel.
     fn parent_ended(&mut self, turn: &mut Turn<'_>, spare: Key, cause: Cause) {
         self.attachments.set_kin(spare, Kin::Alone);
         if cause.reason != CloseReason::WorkerClosed {
@@ -305,7 +309,7 @@ impl Roster {
         }
     }
 
-    /// Nobody may come back any more: what is only for that ends.
+    /// Ends what is kept only for clients that come back: nobody may come back any more.
     pub(super) fn drop_spares(&mut self, turn: &mut Turn<'_>) {
         for key in self.attachments.keys() {
             if self.is_for_later(key) {
@@ -314,7 +318,7 @@ impl Roster {
         }
     }
 
-    /// Whether an attachment serves no client now and none of its streams.
+    /// Whether an attachment serves neither a client now, nor the streams of one.
     fn is_for_later(&self, key: Key) -> bool {
         let parent = match self.attachments.get(key).map(|of| of.kin) {
             Some(Kin::StandsInFor(parent)) => self.attachments.get(parent),

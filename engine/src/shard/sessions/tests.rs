@@ -1,5 +1,5 @@
-//! Sessions without a world: the facts that each fact leaves. A relay that does at once what it is
-//! told, and the local control plane, are played here.
+//! Sessions without a world: the facts that each fact leaves. The bench plays a relay that does at
+//! once what it is asked, and the local control plane.
 
 mod cores;
 mod kept;
@@ -36,12 +36,12 @@ struct Bench {
     policy: Arc<Policy>,
     /// Whether the control plane answers at once.
     plane: bool,
-    /// What parked tunnels speak; none if they are used up.
+    /// The protocol that parked tunnels speak; none if they are used up.
     keeps: Option<Speaks>,
     tally: Tally,
     /// All that was left, by name.
     names: Vec<String>,
-    /// What was left for others.
+    /// The facts that were left for others.
     out: Vec<Fact>,
 }
 
@@ -103,7 +103,7 @@ impl Bench {
         }
     }
 
-    /// What has become of questions, in the order of the labels.
+    /// The outcomes of questions, in the order of the labels.
     fn asks(&self) -> [u64; AskOutcome::COUNT] {
         self.rig.metrics.asks
     }
@@ -240,7 +240,7 @@ fn name(fact: &Fact) -> String {
     }
 }
 
-/// What a core hears of a message.
+/// The fact that a message becomes on the core that hears it.
 fn heard(message: CoreMessage) -> ForSessions {
     match message {
         CoreMessage::Find(find) => ForSessions::Find(find),
@@ -290,7 +290,7 @@ fn wanted(id: Option<Uuid>) -> Wanted {
     by("dev-key", id)
 }
 
-/// What is set otherwise than by default.
+/// A configuration with some settings changed.
 fn set(change: impl FnOnce(&mut Config)) -> Config {
     let mut config = Config::dev();
     change(&mut config);

@@ -23,17 +23,18 @@ use crate::metrics::{AskOutcome, Limit};
 use crate::net::ConnId;
 use crate::timeline::Event;
 
-/// How much longer a wait takes at most that is over: so long the control plane has to say how far
-/// the work has come. A worker that comes meanwhile is welcome.
+/// How much longer a wait takes at most that is over. The control plane has this time to say how
+/// far the work has come. A worker that comes meanwhile is welcome.
 const LAST_WORD: Duration = Duration::from_millis(250);
 
-/// Where a token was good.
+/// The place where a token is good.
 enum Taken {
-    /// Here, for this attachment; so long after it was minted.
+    /// Here, for this attachment. The token was minted so long before.
     Here(Key, Duration),
-    /// It is another core's to say.
+    /// Another core has to say.
     Elsewhere(u16),
-    /// It is another gateway's; none: nobody's of the cluster, and there is somebody else to ask.
+    /// Another gateway has to say. None: no gateway of the cluster is named, and there is somebody
+    /// else to ask.
     Away(Option<Node>),
 }
 
@@ -60,19 +61,19 @@ impl Sessions {
     }
 
     /// Finds the attachment that waits with this token. Taking it is one step: whoever comes second
-    /// finds that it waits no more (contract WK-8).
+    /// finds that the attachment waits no more (contract WK-8).
     fn take_token(
         &mut self,
         turn: &mut Turn<'_>,
         text: &[u8],
         id: Uuid,
     ) -> Result<Taken, (ConnectResult, Option<Duration>)> {
-        // The worker is told nothing of what is wrong with it (contract 4.2).
+        // The worker does not hear what is wrong with its token (contract 4.2).
         let unknown = (ConnectResult::TokenUnknown, None);
         let cluster = &turn.settings.config.cluster;
         let address = match self.mint.read(text) {
             Ok(address) => address,
-            // What no MAC proves names nobody.
+            // Only a token that a MAC proves can name another gateway.
             Err(TokenFault::ForeignNode(node)) if cluster.relays() => {
                 return Ok(Taken::Away(Some(node)));
             }
@@ -107,7 +108,7 @@ impl Sessions {
     }
 
     /// The control plane says what has become of an attachment's work, or whose a session is that
-    /// this gateway does not know. What is said of an attachment that waits for neither is late.
+    /// this gateway does not know. An answer for an attachment that waits for neither is late.
     pub(super) fn tunnel_answered(
         &mut self,
         turn: &mut Turn<'_>,
@@ -129,7 +130,7 @@ impl Sessions {
                 self.waited_in_vain(turn, key, progress);
             }
             (Some((_, State::Waiting { stage: Stage::Queued, .. })), answer) => {
-                // A worker that took it already needs nobody to make room.
+                // A worker that has taken the work already needs nobody to make room.
                 if answer == Answer::Stands(Progress::Queued)
                     && let Some(of) = self.roster.attachments.get(key)
                 {
@@ -209,7 +210,7 @@ impl Sessions {
         }
     }
 
-    /// No worker came, and the work had come so far.
+    /// No worker came. `progress` says how far the work had come.
     fn waited_in_vain(&mut self, turn: &mut Turn<'_>, key: Key, progress: Progress) {
         if let Some(of) = self.roster.attachments.get(key)
             && let State::Waiting { issued, .. } = of.state()
@@ -228,8 +229,9 @@ impl Sessions {
         }
     }
 
-    /// A new session has waited for its worker for so long that a parked one may yield, if its
-    /// work is still queued. It then waits anew: what is done about it takes its time too.
+    /// A new session has waited for its worker for so long that a parked one may yield, if the new
+    /// session's work is still queued. The session then waits anew, because what is done for it
+    /// takes its time too.
     pub(crate) fn impatient(&self, turn: &mut Turn<'_>, key: Key) {
         if let Some(of) = self.roster.attachments.get(key)
             && matches!(of.state(), State::Waiting { stage: Stage::Queued, .. })

@@ -1,4 +1,4 @@
-//! What cores say to each other.
+//! Messages between cores.
 
 use super::*;
 
@@ -53,7 +53,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     });
     assert!(adopted);
     assert_eq!(there.resumes(), [ResumeWay::Memory]);
-    // What has no id goes there too.
+    // A request without an id goes to that attachment too.
     there.place(5, 6, wanted(None));
     assert_eq!(there.served(), asking);
 }
@@ -220,7 +220,7 @@ fn what_a_core_has_forgotten_is_said_again() {
     let config = Config::dev;
     let dispatch = Rig::new(0, 2).settings.dispatch_home(FUNCTION, VERSION);
     let mut home = Bench::with(1 - dispatch, 2, config());
-    // One waits, one is parked: both are known to the other core's dispatch.
+    // One attachment waits, one is parked. Both are known to the other core's dispatch.
     home.place(1, 1, wanted(None));
     let waiting = home.served();
     home.launch();

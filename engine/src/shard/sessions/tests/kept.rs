@@ -1,4 +1,4 @@
-//! What is kept for clients that come back, and tunnels that stand in for others.
+//! Tunnels that are kept for clients that come back, and tunnels that replace others.
 
 use super::*;
 
@@ -76,7 +76,7 @@ fn the_oldest_one_goes_when_too_many_are_parked_and_only_that() {
     }
     let closed: Vec<bool> = keys.iter().map(|key| bench.closed(*key).is_some()).collect();
     assert_eq!((closed, bench.sessions.gauges().parked), (vec![true, false, false], 2));
-    // One that yields to a new session, and a drain, which keeps none.
+    // One attachment yields to a new session. Then the core drains, which keeps none.
     let ticket = Ticket { node: NODE, core: 0, number: number_of(keys[1]) };
     bench.on(ForSessions::YieldWorker(ticket));
     assert_eq!(bench.rig.metrics.resumes.yields, 1);
@@ -101,7 +101,8 @@ fn a_used_up_tunnel_is_held_until_its_spare_is_parked() {
     bench.keeps = Some(Speaks::Any);
     bench.said();
     bench.attach(spare, true);
-    // Its worker counts the spare when it hears that it was let in, and ends the session with the last.
+    // The worker counts the spare when it hears that the spare was let in. It ends the session with
+    // the session's last tunnel.
     assert!(bench.closed(key).is_none(), "its worker may not have heard of the spare");
     assert_eq!(bench.sessions.gauges().parked, 1, "the spare is kept beside it");
     bench.later(SETTLES);

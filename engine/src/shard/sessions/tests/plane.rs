@@ -1,4 +1,4 @@
-//! What is asked of the control plane, and how each question ends.
+//! Questions to the control plane, and how each one ends.
 
 use super::*;
 use crate::control::port::Progress;
@@ -94,7 +94,7 @@ fn questions_have_room_on_the_core_and_by_tenant() {
     assert_eq!(bench.refused(), Fault::Overloaded);
     let full = |bench: &Bench, limit: Limit| bench.rig.metrics.limit_hits[limit.index()];
     assert_eq!((full(&bench, Limit::AsksPerTenant), full(&bench, Limit::Asks)), (1, 0));
-    // Whose a key is that nobody knows cannot be told.
+    // Nobody knows whose an unknown key is, so its questions count for no tenant.
     bench.place(4, 4, by("nobodys", None));
     bench.place(5, 5, by("nobodys", None));
     assert_eq!((full(&bench, Limit::AsksPerTenant), full(&bench, Limit::Asks)), (1, 1));

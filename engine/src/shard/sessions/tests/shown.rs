@@ -1,4 +1,4 @@
-//! What may be of any number is shown, and told of other rules, piece by piece.
+//! Tables of any size are shown, and hear of other rules, piece by piece.
 
 use super::*;
 use crate::message::SessionRow;
