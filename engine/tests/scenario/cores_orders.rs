@@ -245,8 +245,8 @@ fn work_that_was_done_is_not_handed_out_again() {
     }
 }
 
-/// A client leaves at any moment between its request and its tunnel, which other cores are asked
-/// for: nothing stays behind, and the worker is told so, or has a tunnel that closes.
+/// A client leaves at any moment between its request and its tunnel. Other cores are asked for the
+/// tunnel. Nothing stays behind: the worker's CONNECT is refused, or its tunnel closes.
 #[test]
 fn a_client_may_leave_while_its_tunnel_is_asked_for() {
     for (placement, end) in

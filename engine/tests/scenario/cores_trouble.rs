@@ -123,7 +123,7 @@ fn an_outbox_at_its_limit_is_a_new_beginning() {
     m.full.clear();
     m.pass(Duration::from_millis(5));
     assert!(m.poll(home, &[]).is_none(), "of all that work nothing is wanted any more");
-    // What lives goes on, and its home knows of it.
+    // The session that lives goes on, and its home knows of it.
     back.request(m.at(core), &[], true);
     serve(&mut m, &mut tunnel, 1);
     back.sync(m.at(core));
@@ -218,7 +218,7 @@ fn a_sessions_home_may_begin_anew() {
     assert_eq!(m.sessions().len(), 1);
     leave(&mut m, 2, &asker);
     m.pass(SETTLES);
-    // Who asked may go the same way: then the home has one attachment less.
+    // The core that asked may begin anew too. Then the home has one attachment less.
     m.restart(1);
     m.deliver();
     let rows = m.sessions();

@@ -218,7 +218,7 @@ impl Crowd {
         self.tunnels.retain(|(tunnel, ..)| tunnel.core != core);
     }
 
-    /// What the peers see.
+    /// Reads what all peers were sent.
     fn look(&mut self) {
         for (core, conn) in &self.pollers {
             let answers = self.m.at(*core).take(*conn);

@@ -1,5 +1,5 @@
-//! What was cut does not look whole on the other side (contract CL-42, RFC 9113 §8.1, RFC 9112 §8):
-//! every way to cut a message, in both directions.
+//! A message that was cut does not look whole on the other side (contract CL-42, RFC 9113 §8.1, RFC
+//! 9112 §8). The tests try every way to cut a message, in both directions.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl Call {
     }
 }
 
-/// What a peer saw of its only stream: whether it ended, and the reset.
+/// A peer's view of its only stream: whether it ended, and the reset.
 fn seen(peer: &Peer) -> (bool, Option<ErrorCode>) {
     let ended = peer
         .seen
@@ -133,7 +133,7 @@ fn a_request_that_its_client_resets_has_no_end_whatever_the_code() {
 #[test]
 fn a_whole_response_ends_and_only_then_the_upload_is_given_up() {
     for (code, becomes) in CODES {
-        // It may end its request meanwhile, by DATA or by trailers.
+        // The client may end its request meanwhile, by DATA or by trailers.
         for (waits, ends) in [(false, 0), (true, 0), (true, 1), (true, 2)] {
             let mut call = Call::new(&[], "auto");
             call.client.data(&mut call.world, call.asked, b"half", false);
@@ -238,7 +238,8 @@ fn a_body_of_another_length_than_announced_has_no_end() {
 
 // ---- HTTP/1 ----
 
-/// What a worker says of a response before it is cut, and whether a FIN is its end.
+/// The part of a response that a worker sends before it is cut, and whether a FIN ends the
+/// response.
 const RESPONSES: [(&str, bool); 6] = [
     ("content-length: 9\r\n\r\nhalf", false),
     ("transfer-encoding: chunked\r\n\r\n9\r\nhalf", false),
@@ -282,7 +283,7 @@ fn an_http_1_response_is_whole_only_if_its_framing_says_so_or_a_fin_ends_it() {
     }
 }
 
-/// What a client says of a request before it is cut.
+/// The part of a request that a client sends before it is cut: its fields, and its body.
 const REQUESTS: [(&str, &str); 4] = [
     ("Content-Length: 9\r\n", "half"),
     ("Transfer-Encoding: chunked\r\n", "9\r\nhalf"),

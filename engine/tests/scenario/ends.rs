@@ -26,7 +26,7 @@ fn a_drain_warns_lets_streams_finish_and_then_ends() {
     client.sync(&mut world);
     let second = Seen::Goaway { last: 1, code: ErrorCode::NoError };
     assert!(client.seen.contains(&second), "{:?}", client.seen);
-    // A client that answers no PING is told for good after a second.
+    // A client that does not answer the PING gets the final GOAWAY after a second.
     assert!(!world.is_closed(idle.conn));
     world.pass(Duration::from_millis(1_100));
     assert!(world.is_closed(idle.conn) && !world.is_closed(client.conn));
@@ -119,7 +119,7 @@ fn short_receive_memory_is_relieved_by_copies_that_are_counted() {
     let call = client.request(&mut world, &[], false);
     let mut worker = Peer::worker_with(&mut world, |limits| limits.stream_window = 6_000);
     worker.sync(&mut world);
-    // It reads nothing more: what its window does not allow waits where it was received.
+    // The worker reads nothing more. Bytes beyond its window wait where they were received.
     world.block(worker.conn, true);
     client.data(&mut world, call, &[3; 40_000], false);
     let free_before = world.net.pool.ring_free();
@@ -180,7 +180,7 @@ fn streams_that_do_not_move_are_given_up_when_memory_is_short() {
             worker.data(&mut world, key, &[n as u8; 8_000][..room], false);
         }
     }
-    // What waits is left alone for its time (L11).
+    // Streams that wait are left alone for their time (L11).
     world.deliver(ShardMessage::Snapshot { ticket: 1 });
     let Some(ControlMessage::Snapshot { snapshot, .. }) = world.messages().pop() else {
         panic!("no answer");

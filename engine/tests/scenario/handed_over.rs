@@ -46,7 +46,7 @@ fn http2_bytes(m: &mut Machine) -> Vec<u8> {
     let mut client = Peer::over(probe, Role::Client, Limits::default(), m.at(0));
     let mut bytes = Vec::new();
     client.h2.start(&mut bytes);
-    // What acknowledges SETTINGS that were not read yet is no matter here; nor are PINGs.
+    // An early acknowledgement of SETTINGS does no harm here, nor does a PING.
     bytes.extend([0, 0, 0, 4, 1, 0, 0, 0, 0]);
     bytes.extend([0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
     let key = client.h2.open().expect("a stream");
@@ -71,8 +71,8 @@ fn http2_bytes(m: &mut Machine) -> Vec<u8> {
     bytes
 }
 
-/// What a client was sent that says all of this from core to core; where its connection is, and who
-/// reads it there.
+/// Sends `bytes` from a client whose connection moves to another core after `at` of them. Returns
+/// the connection there, and all bytes that the client got.
 fn carried(m: &mut Machine, bytes: &[u8], at: usize) -> (ConnId, Vec<u8>) {
     let conn = m.at(0).connect(Listener::Client);
     m.at(0).send(conn, &bytes[..at]);

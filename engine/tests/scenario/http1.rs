@@ -60,7 +60,7 @@ impl Rig {
         conn
     }
 
-    /// What the worker was sent, without the answer to its CONNECT.
+    /// The bytes sent to the worker, without the answer to its CONNECT.
     pub(crate) fn at_worker(&mut self) -> String {
         let said = text(&self.world.take(self.tunnel.expect("a tunnel")));
         said.strip_prefix("HTTP/1.1 200 OK\r\n\r\n").unwrap_or(&said).to_owned()
@@ -472,7 +472,8 @@ fn a_lost_tunnel_is_502_before_the_head_and_a_cut_after_it() {
     }
 }
 
-/// What a worker must not say: 502, and its tunnel ends. Nothing of it is a second response.
+/// A worker that sends such a response gets its client a 502, and its tunnel ends. No part of it
+/// becomes a second response.
 #[test]
 fn a_worker_that_breaks_the_rules_is_502() {
     for broken in [
@@ -519,7 +520,7 @@ fn a_second_response_never_reaches_the_client() {
     rig.end();
 }
 
-/// What could be read as two requests is refused, and not a byte of it goes to a worker.
+/// Bytes that could be read as two requests are refused. Not one of them goes to a worker.
 #[test]
 fn a_smuggled_request_never_reaches_a_worker() {
     let evil = "GET /evil HTTP/1.1\r\nHost: g\r\n\r\n";

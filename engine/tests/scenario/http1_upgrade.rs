@@ -36,7 +36,7 @@ fn a_websocket_is_bytes_both_ways() {
     for cut in [1, 7, usize::MAX] {
         let mut rig = Rig::unkept();
         rig.world.cut = cut;
-        // What comes behind the request waits for the 101.
+        // Bytes behind the request wait for the 101.
         rig.ask(&format!("{}early", websocket("/ws")));
         rig.attach();
         let said = rig.at_worker();
@@ -105,7 +105,7 @@ fn count(rig: &Rig, status: &str) {
     assert!(counted, "{metrics}");
 }
 
-/// What waits because its receiver is slow is delivered too.
+/// Bytes that wait because their receiver is slow are delivered too.
 #[test]
 fn an_end_does_not_overtake_what_waits() {
     let mut rig = opened();

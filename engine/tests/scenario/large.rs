@@ -125,7 +125,7 @@ fn a_workers_head_or_trailers_over_a_limit_cost_their_exchange_alone() {
     }
     assert_eq!(resets(&client), [(5, ErrorCode::InternalError)], "its head had gone");
     assert_eq!(client.field(3, ":status"), Some("200"), "another call on the same tunnel");
-    // What has ended needs no reset.
+    // The stream that has ended needs no reset.
     assert_eq!(resets(&worker), [(3, ErrorCode::Cancel)]);
     assert!(!worker.seen.iter().any(|seen| matches!(seen, Seen::Goaway { .. })));
     world.end(client.conn, End::Fin);
@@ -225,7 +225,7 @@ fn one_connections_heads_that_wait_never_cost_another_connection() {
         other.request(&mut world, &large(&long()), true);
         other.sync(&mut world);
         assert!(other.heads().is_empty(), "{:?}", other.seen);
-        // What went is room again, whichever way it goes.
+        // A head that has gone leaves its room to others, whichever way it goes.
         client.reset(&mut world, keys[0], ErrorCode::Cancel);
         client.request(&mut world, &bomb, true);
         client.sync(&mut world);

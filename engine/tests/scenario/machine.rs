@@ -20,7 +20,7 @@ pub(crate) struct Machine {
     mail: BTreeMap<(u16, u16), VecDeque<CoreMessage>>,
     /// Cores whose mailbox has no room.
     pub(crate) full: Vec<u16>,
-    /// What was sent so far.
+    /// The number of messages sent so far.
     pub(crate) sent: u64,
 }
 
@@ -121,7 +121,7 @@ impl Machine {
         waiting.map(|((to, from), _)| (*from, *to)).collect()
     }
 
-    /// What is on its way from one core to another.
+    /// The messages on their way from one core to another.
     pub(crate) fn on_its_way(&mut self, from: u16, to: u16) -> Vec<String> {
         self.collect();
         let name = |message: &CoreMessage| {
@@ -171,7 +171,7 @@ impl Machine {
     /// A core's shard panics and begins anew: its connections are closed, mail to it is lost.
     pub(crate) fn begin_anew(&mut self, core: u16) {
         self.collect();
-        // What it had said is in the others' mailboxes already.
+        // The core's messages are in the others' mailboxes already.
         for to in 0..self.cores() {
             while self.deliver_next(core, to) {}
         }
@@ -232,7 +232,7 @@ impl Machine {
         worlds.find_map(|(core, world)| Some((core as u16, world.conn_of(socket.0)?)))
     }
 
-    /// What a worker's CONNECT was answered.
+    /// The answer to a worker's CONNECT.
     pub(crate) fn answer(&mut self, socket: Socket) -> Result<Tunnel, u16> {
         self.deliver();
         let (core, conn) = self.find(socket).expect("the connection is somewhere");

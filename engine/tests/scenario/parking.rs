@@ -41,7 +41,7 @@ pub(crate) fn back(world: &mut World, worker: &mut Peer, id: &str, n: usize) -> 
     client
 }
 
-/// What a client that names the session is answered at once.
+/// The answer that a client gets at once when it names the session.
 fn asked(world: &mut World, more: &[(&str, &str)]) -> String {
     let mut client = Peer::client(world);
     client.request(world, more, true);
@@ -119,8 +119,8 @@ fn a_session_is_come_back_to_again_and_again() {
     assert!(world.shard.is_empty());
 }
 
-/// What an answer became for the lost client is not what it is for the next one: their HPACK tables
-/// differ, even if as much has changed in both.
+/// An answer that was encoded for the lost client cannot be repeated to the next one. Their HPACK
+/// tables differ, even if both have changed equally often.
 #[test]
 fn answers_that_repeat_are_written_anew_for_another_client() {
     // Answers of our own come first: they bring the tables to the same count by other fields.
@@ -232,7 +232,7 @@ fn client_leaves(world: &mut World, mut client: Peer) {
 
 #[test]
 fn a_client_that_is_sent_away_leaves_nothing_behind() {
-    // It breaks HTTP/2.
+    // The client breaks HTTP/2.
     let mut world = World::with("[session]\npark = \"always\"");
     let (client, worker, _) = attached(&mut world);
     world.send(client.conn, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
@@ -268,7 +268,7 @@ fn the_window_ends() {
     assert_eq!(world.sessions()[0].close_reason, Some("client_closed"));
 }
 
-/// What came is dealt with before what is due.
+/// Input that came is dealt with before timers that are due.
 #[test]
 fn who_comes_in_the_turn_in_which_the_window_ends_is_in_time() {
     for late in [Duration::ZERO, Duration::from_millis(5)] {
@@ -331,9 +331,9 @@ fn who_comes_back_before_the_loss_is_seen_gets_one_more_tunnel() {
         next.request(&mut world, &[("nvcf-reqid", &id)], true);
         let work = poll(&mut world, &[&id]).expect("one more tunnel");
         if before {
-            // It parks while the other one is on its way, and goes when that has been there for a
-            // moment: a worker ends a session with its last tunnel, and may see the one's end before
-            // it has counted the other.
+            // The tunnel parks while the other one is on its way. It closes when the other one has
+            // been there for a moment. A worker ends a session with its last tunnel, and may see
+            // the end of the first tunnel before it has counted the second.
             world.end(client.conn, End::Timeout);
             assert!(!world.is_closed(worker.conn));
         }
@@ -361,7 +361,7 @@ fn a_worker_that_leaves_a_parked_tunnel_ends_the_session() {
     let ways: [Leave; 3] = [
         |world, worker| world.end(worker.conn, End::Fin),
         |world, worker| world.end(worker.conn, End::Reset),
-        // It breaks HTTP/2.
+        // The worker breaks HTTP/2.
         |world, worker| world.send(worker.conn, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 1]),
     ];
     for leave in ways {
@@ -460,7 +460,7 @@ fn a_parked_tunnel_is_kept_alive_and_a_silent_one_is_given_up() {
     let mut world = World::with(keep);
     let (client, mut worker, id) = attached(&mut world);
     world.end(client.conn, End::Reset);
-    // What gRPC's servers put up with without a stream: see `quiet.rs`.
+    // gRPC's servers allow these PINGs without a stream: see `quiet.rs`.
     for silent in [11, 305, 305] {
         world.pass(Duration::from_secs(silent));
         let asked = world.take(worker.conn);
@@ -613,7 +613,7 @@ fn an_idle_http1_tunnel_parks_as_it_is() {
     rig.nothing_is_left();
 }
 
-/// It is asked of the worker, and when that has come the parked one goes.
+/// The worker is asked for another tunnel. When that tunnel has come, the parked one closes.
 #[test]
 fn a_client_that_speaks_another_protocol_than_the_parked_tunnel_gets_its_own() {
     let mut rig = Rig::new();

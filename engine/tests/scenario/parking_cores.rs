@@ -88,7 +88,7 @@ fn a_client_comes_back_on_any_core_wherever_home_and_tunnel_are() {
         lose(&mut m, to, &client);
         let mut client = come_back(&mut m, at, &mut tunnel, &id);
         assert_eq!(resumes(&mut m, ResumeWay::Memory, ResumeOutcome::Ok), 2);
-        // It works on as ever, also for requests without an id.
+        // The tunnel works as before. Requests without an id use it too.
         for n in 1..4 {
             client.request(m.at(at), &[], true);
             let last = tunnel.peer.heads().len();
@@ -102,8 +102,8 @@ fn a_client_comes_back_on_any_core_wherever_home_and_tunnel_are() {
     }
 }
 
-/// What is known of the connection goes with it: HPACK tables of both directions, stream ids,
-/// windows, what waits to be sent and what was read by half.
+/// The state of the connection moves with the tunnel: HPACK tables of both directions, stream ids,
+/// windows, bytes that wait to be sent, and frames that were read in part.
 #[test]
 fn a_tunnel_moves_with_all_that_is_unsent_and_half_read() {
     for cut in [0, 1, 9, 12, 40, 100] {
@@ -120,7 +120,8 @@ fn a_tunnel_moves_with_all_that_is_unsent_and_half_read() {
         m.at(0).hold = true;
         let (mut second, _) = client(&mut m, 1, &[("nvcf-reqid", &id), ("x-3", "value-3")]);
         m.deliver();
-        // It is on its way out: the worker's answer to the cancelled stream comes in two parts.
+        // The tunnel is about to leave. The worker's answer to the cancelled stream comes in two
+        // parts.
         let key = tunnel.peer.key(1);
         let bytes = late_answer(&mut tunnel.peer, key);
         let cut = cut.min(bytes.len());
@@ -261,7 +262,7 @@ fn anything_may_happen_while_a_tunnel_moves() {
         leave(&mut m, 2, &back);
         m.assert_empty();
     }
-    // It had closed it already.
+    // The worker has closed the tunnel by the time the order to give it away comes.
     let mut m = Machine::new(3);
     let (tunnel, id) = parked(&mut m, 0, 1);
     let mut back = Peer::client(m.at(2));
@@ -529,7 +530,8 @@ fn a_parked_session_gives_way_whatever_core_it_is_on() {
     }
 }
 
-/// Who was come back to does not yield, and a dispatch home that began anew knows the others.
+/// A session whose client came back does not yield. A dispatch home that began anew knows the other
+/// sessions.
 #[test]
 fn the_dispatch_home_knows_what_is_parked_now() {
     let mut m = Machine::new(3);

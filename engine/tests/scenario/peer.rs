@@ -6,7 +6,7 @@ use ringway_proto::h2::{Conn, ErrorCode, Event, HeadKind, Limits, Role, StreamKe
 
 use super::world::{FUNCTION, VERSION, World};
 
-/// What a peer saw.
+/// One thing that a peer saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Head { stream: u32, kind: HeadKind, fields: Vec<(String, String)>, end: bool },

@@ -141,7 +141,7 @@ fn a_late_answer_serves_all_who_wait_in_order_with_their_bodies() {
         assert!(worker.body(stream) == (body.clone(), true), "{path}");
     }
     assert_eq!(behind.counts(), [1, 1, 0, 0, 0, 0]);
-    // What was granted is remembered.
+    // The gateway remembers what was granted.
     client.request(&mut behind.world, &[], true);
     assert!(behind.take().is_empty());
     behind.world.end(client.conn, End::Reset);
@@ -183,7 +183,7 @@ fn ten_requests_ask_once_and_two_credentials_twice() {
     let worker = Peer::worker(&mut behind.world);
     assert_eq!(worker.heads().len(), 5);
     assert_eq!(worker.field(0, "authorization"), Some("Bearer dev-key"));
-    // Who was denied is asked about again, also where there is a session by now.
+    // A credential that was denied is asked about again, even if there is a session by now.
     client.request(&mut behind.world, &[SECOND_KEY], true);
     assert_eq!(behind.asked()[0].1, "dev-key-2");
     // Another connection is another question.
@@ -205,7 +205,7 @@ fn a_client_that_leaves_takes_its_question_back() {
     behind.grant(ticket);
     assert!(behind.world.shard.is_empty());
     behind.no_session();
-    // What nobody has heard of need not be taken back.
+    // A question that the control plane has not seen need not be taken back.
     let mut client = Peer::client(&mut behind.world);
     client.request(&mut behind.world, &[], true);
     behind.world.end(client.conn, End::Fin);
@@ -364,7 +364,7 @@ fn bodies_that_wait_for_an_answer_are_bounded_as_ever() {
     let length = |seen: &Seen| if let Seen::Data { bytes, .. } = seen { bytes.len() } else { 0 };
     let came: usize = worker.seen.iter().map(length).sum();
     assert_eq!((worker.heads().len(), came), (20, sent));
-    // What has passed gives credit for more.
+    // Bytes that have passed give the client credit for more.
     client.sync(&mut behind.world);
     let key = client.request(&mut behind.world, &[], false);
     assert!(client.h2.data_room(key) > 0);

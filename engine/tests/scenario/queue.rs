@@ -1,5 +1,5 @@
-//! Work travels by a control plane that takes time: what it is told, and what its answers make of
-//! those who wait.
+//! Work travels by a control plane that takes time. These tests look at the questions that it gets,
+//! and at the effect of its answers on the clients that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +101,7 @@ impl Far {
     }
 }
 
-/// What a worker knows of work that was queued for it.
+/// The work as its worker sees it.
 fn as_told(work: &Queued) -> Work {
     Work {
         kind: String::new(),
@@ -150,8 +150,8 @@ fn work_that_is_not_queued_is_told_to_all_who_wait_for_it() {
         let (status, message) = far.status(&mut client);
         assert_eq!((status.as_deref(), client.heads().len()), (Some(code), 2), "{answer:?}");
         assert!(message.contains(text), "{answer:?}: {message}");
-        // What was refused is in no stream: nothing is taken back that never was there, but that
-        // nobody waits any more is said once.
+        // Refused work is in no stream, so it need not be taken back. The shard may still say once
+        // that nobody waits for it.
         let said = far.asks();
         let withdrawn = |ask: &Ask| ask.ticket == ticket && matches!(ask.what, Question::Withdraw);
         assert!(said.len() <= 1 && said.iter().all(withdrawn), "{said:?}");
@@ -323,7 +323,7 @@ fn a_drain_sends_those_who_wait_elsewhere_and_takes_their_work_back() {
     let asks = far.asks();
     assert!(asks.iter().any(|ask| ask.ticket == ticket), "{asks:?}");
     assert!(asks.iter().all(|ask| matches!(ask.what, Question::Withdraw)), "{asks:?}");
-    // Who is granted something now gets it nowhere here either.
+    // A client that is authorised only now gets no session here either.
     let owner = far.owner.clone();
     far.answer(question, Answer::Granted(Grant { owner }));
     undecided.sync(&mut far.world);
@@ -388,7 +388,7 @@ fn who_opened_a_session_is_not_asked_about_when_it_comes_back_to_its_tunnel() {
     worker.sync(&mut far.world);
     assert_eq!((far.asks().len(), worker.heads().len()), (0, 2));
     assert_eq!(worker.field(1, "nvcf-reqid"), Some(&id[..]));
-    // That holds for this session alone.
+    // A client is let in unasked only to this session.
     client.request(&mut far.world, &[], true);
     assert!(far.asks().is_empty());
     far.world.end(worker.conn, End::Reset);

@@ -30,7 +30,7 @@ struct Guard {
     strikes: usize,
     /// When each PING came.
     pings: Vec<Time>,
-    /// What it sends crosses the PING on its way.
+    /// Whether the server's frames cross the PING on its way.
     crosses: bool,
 }
 
@@ -139,7 +139,7 @@ fn an_hour_with_a_message_now_and_then_is_no_offence() {
         client.sync(&mut world);
     }
     assert_eq!(guard.strikes, 0);
-    // What came anew is asked after as soon as the first time.
+    // After new frames the next PING comes as soon as the first one did.
     let (before, now) = (guard.pings.len(), world.net.now);
     guard.pass(&mut world, 31);
     let asked = guard.pings.get(before).map(|at| at.since(now));

@@ -26,7 +26,7 @@ struct Two {
     links: Vec<Link>,
     /// Nobody listens there any more.
     gone: bool,
-    /// What is said there does not arrive.
+    /// Bytes sent there do not arrive.
     deaf: bool,
 }
 
@@ -231,12 +231,12 @@ fn a_worker_whose_owner_is_not_there_tries_again_and_one_of_a_dead_owner_does_no
     assert_eq!(status(&answer), "HTTP/1.1 503");
     assert!(two.nodes[0].is_closed(conn));
     assert_eq!(two.relays(0, RelayCause::Callback, RelayOutcome::Unreachable), 1);
-    // It is left alone for a second.
+    // The node that was not reached is left alone for a second.
     two.gone = false;
     let (_, answer) = two.knock(&work);
     assert_eq!((status(&answer).as_str(), two.links.len()), ("HTTP/1.1 503", 0));
     two.nodes[0].pass(Duration::from_secs(1));
-    // It is there and says nothing.
+    // The other node is there and says nothing.
     two.deaf = true;
     let (conn, answer) = two.knock(&work);
     assert_eq!(answer, b"");

@@ -91,7 +91,7 @@ fn what_runs_on_a_replaced_tunnel_ends_with_its_client() {
             old.goaway(&mut world, u32::MAX >> 1);
             let new = instead(&mut world, &id);
             if kept == "never" {
-                // It breaks the rules: nothing is kept for it.
+                // The client breaks the rules: nothing is kept for it.
                 world.send(client.conn, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
             } else {
                 world.end(client.conn, end);
@@ -107,7 +107,7 @@ fn what_runs_on_a_replaced_tunnel_ends_with_its_client() {
     }
 }
 
-/// What the client repeats was encoded for the old tunnel.
+/// The client repeats a head that was encoded for the old tunnel.
 #[test]
 fn calls_that_repeat_are_encoded_anew_for_the_new_tunnel() {
     let mut world = World::new();
@@ -206,7 +206,7 @@ fn bytes(world: &mut World) -> (u64, u64) {
     (rows[0].bytes_in, rows[0].bytes_out)
 }
 
-/// What one tunnel has carried is not forgotten with it.
+/// The bytes that a tunnel carried still count when the tunnel is gone.
 #[test]
 fn the_bytes_of_a_session_go_on_when_its_tunnel_is_replaced() {
     const SAID: usize = 1_000;
@@ -451,7 +451,7 @@ fn without_parking_stream_ids_that_run_out_mean_a_new_session() {
     all_is_over(&mut world);
 }
 
-/// It has acknowledged our SETTINGS, perhaps: nobody reads that.
+/// The worker may have acknowledged our SETTINGS: nobody reads the tunnel.
 #[test]
 fn a_tunnel_that_is_not_read_is_not_late() {
     let mut world = World::new();

@@ -61,7 +61,7 @@ fn small_frames_that_come_together_leave_as_one() {
     world.send(worker.conn, &out);
     let expected = [(1, 500), (1, 257), (3, 257), (1, 1)];
     assert_eq!(frames(&world.take(client.conn)), expected);
-    // What is large in all is sent where it was received.
+    // Frames that are large together are sent from where they were received.
     let copied = world.shard.metrics().payload_copied[CopyWhy::SmallFrame.index()];
     let relayed = world.shard.metrics().payload_relayed;
     out.clear();

@@ -187,7 +187,7 @@ fn a_token_is_taken_once_and_only_with_its_id() {
     assert_eq!(dial(&mut world, &work), 403, "a replay");
     let connects = world.shard.metrics().connects;
     assert_eq!(connects, [0, 0, 0, 0, 1, 1, 1, 1, 0]);
-    // Who was refused does not disturb who was let in.
+    // The refused CONNECTs do not disturb the worker that was let in.
     assert!(!world.is_closed(worker.conn));
 }
 

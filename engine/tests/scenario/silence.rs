@@ -153,7 +153,7 @@ fn a_client_that_takes_our_answers_slowly_keeps_no_core() {
     let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"whatever"].concat();
     world.send(client.conn, &ping.repeat(8));
     assert!(is_paused(&world, &client));
-    // It makes some progress, so it is not cut; and its turn ends each time it is looked at.
+    // The client takes some bytes, so it is not cut. Its turn ends each time it is looked at.
     for _ in 0..20 {
         world.pass(seconds(2));
         world.take_some(client.conn, 4096);

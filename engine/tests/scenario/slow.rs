@@ -81,7 +81,7 @@ fn clients_that_take_nothing_hold_a_window_each_and_leave_the_core_to_others() {
     other.sync(&mut world);
     assert_eq!(other.field(0, "grpc-status"), None, "others are not refused");
     world.end(other.conn, End::Fin);
-    // They read on: nothing is lost, and nothing is kept.
+    // The slow clients read on: nothing is lost, and nothing is kept.
     readers.iter().for_each(|(client, ..)| world.block(client.conn, false));
     for _ in 0..40 {
         world.pass(Duration::from_millis(1));

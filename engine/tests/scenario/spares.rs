@@ -130,7 +130,7 @@ fn a_websockets_client_comes_back_to_a_spare() {
         let used = rig.tunnel.expect("a tunnel");
         let id = rig.id.clone();
         let spare = spare(&mut rig.world, &id);
-        // It has no time in which it must be used.
+        // The spare may stay unused for any time.
         rig.world.pass(Duration::from_secs(3_600));
         assert!(!rig.world.is_closed(spare) && rig.world.take(spare).is_empty());
         rig.ask("last");
@@ -212,8 +212,8 @@ fn a_lost_clients_tunnel_is_kept_until_the_spare_is_there() {
         rig.world.pass(LAST_WORD);
         assert!(rig.world.is_closed(rig.client), "{end:?}");
         assert_eq!(rig.at_worker(), "last");
-        // What it says is nobody's any more; it is read all the same, up to a limit, because its
-        // end must be seen.
+        // The used tunnel's bytes are for nobody any more. The tunnel is still read, up to a limit,
+        // because its end must be seen.
         rig.answer("for nobody");
         assert!(!rig.world.is_closed(used) && !is_paused(&rig.world, used));
         rig.world.pass(Duration::from_secs(29));
@@ -278,7 +278,7 @@ fn a_client_comes_back_while_the_used_up_tunnel_is_still_there() {
     leave(&mut rig);
 }
 
-/// What ends the session in that moment waits for nothing.
+/// An event that ends the session in that moment closes both tunnels at once.
 #[test]
 fn a_used_up_tunnel_ends_with_its_spare() {
     type Act = fn(&mut Rig, ConnId);
@@ -410,7 +410,7 @@ fn a_websocket_that_its_function_finished_frees_the_worker_at_once() {
     }
 }
 
-/// Who was first is not known then; the function was not told that its client had gone.
+/// Nobody knows then which side was first. The function did not hear that its client had gone.
 #[test]
 fn a_websocket_that_both_end_in_one_turn_was_finished() {
     for client_first in [false, true] {
@@ -523,7 +523,7 @@ fn a_client_that_left_before_the_answer_to_its_close_was_lost() {
     leave(&mut rig);
 }
 
-/// What is kept after any end: streaming functions, and `park = "always"`.
+/// Streaming functions and `park = "always"` keep the session after any end.
 #[test]
 fn a_websocket_that_its_function_finished_can_leave_the_spare() {
     for more in [STREAMING, "[session]\npark = \"always\""] {
@@ -667,7 +667,7 @@ fn queued_spares_leave_the_queue_its_room() {
     leave(&mut rig);
 }
 
-/// What has become of it was known when the call ended: a spare that fails later says nothing more.
+/// The session's end was known when the call ended. A spare that fails later adds nothing.
 #[test]
 fn a_session_remembers_its_calls_end_and_not_its_spares() {
     let mut rig = opened(World::new());

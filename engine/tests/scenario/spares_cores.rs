@@ -15,7 +15,7 @@ use crate::world::SETTLES;
 
 const ACCEPTED_CONNECT: &str = "HTTP/1.1 200 OK\r\n\r\n";
 
-/// What a worker's connection was sent, wherever it is.
+/// The bytes sent on a worker's connection, on whatever core the connection is.
 fn take(m: &mut Machine, socket: Socket) -> String {
     m.deliver();
     let (core, conn) = m.find(socket).expect("the connection is somewhere");
@@ -151,7 +151,8 @@ fn a_client_wanders_with_its_session() {
         assert!(take(&mut m, next).starts_with("GET /ws HTTP/1.1\r\n"));
         send(&mut m, next, ACCEPTED);
         assert!(text(&m.at(to).take(client)).starts_with("HTTP/1.1 101 "));
-        // It did not wait for the used-up one, which stays until the worker counts the other.
+        // The client did not wait for the used-up tunnel. That tunnel stays until the worker counts
+        // the new one.
         settles(&mut m, used, next);
         used = next;
     }
@@ -210,7 +211,7 @@ fn a_tunnel_that_is_being_replaced_is_replaced_where_it_goes() {
     let socket = m.at(1).socket(tunnel.peer.conn);
     let (mut back, _) = client(&mut m, 2, &[("nvcf-reqid", &id)]);
     assert!(m.at(2).conn_of(socket).is_some(), "it went to its client");
-    // What was asked for on the other core is void; the client's core asks for its own.
+    // The tunnel that the other core asked for is void. The client's core asks for a tunnel itself.
     let late = m.knock(1, &work);
     assert_eq!(m.answer(late).err(), Some(403));
     let again = m.poll(0, &[&id]).expect("another tunnel is asked for");

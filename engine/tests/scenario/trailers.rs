@@ -1,4 +1,4 @@
-//! What stands behind a body: one rule for both versions and both directions (RFC 9110 §6.5.1).
+//! Trailers come behind a body: one rule for both versions and both directions (RFC 9110 §6.5.1).
 
 use ringway_proto::h2::{ErrorCode, HeadKind};
 
@@ -52,7 +52,7 @@ const MALFORMED: &[&str] = &[
     "host",
 ];
 
-/// What passes, in this order.
+/// Trailers that pass, in this order.
 const PASSING: &[(&str, &str)] = &[
     ("grpc-status", "0"),
     ("grpc-message", "all%20well"),

@@ -53,10 +53,10 @@ impl SimulatedSocket for Numbered {
 pub(crate) struct World {
     pub(crate) shard: Shard,
     pub(crate) net: Net,
-    /// What each connection was sent, and whether it was closed.
+    /// The bytes sent on each connection, and whether it was closed.
     outputs: HashMap<ConnId, (VecDeque<u8>, bool)>,
     next_port: u16,
-    /// What the shard dials, oldest first.
+    /// The connections that the shard dials, oldest first.
     pub(crate) dials: VecDeque<(ConnId, SocketAddr)>,
     blocked: HashSet<ConnId>,
     /// Connections that were closed by RST.
@@ -222,7 +222,7 @@ impl World {
         self.settle();
     }
 
-    /// What a connection was sent since the last call.
+    /// The bytes sent on a connection since the last call.
     pub(crate) fn take(&mut self, conn: ConnId) -> Vec<u8> {
         self.settle();
         self.outputs.get_mut(&conn).map(|o| o.0.drain(..).collect()).unwrap_or_default()
