@@ -1,6 +1,9 @@
 //! What the kernel makes of one core's operations: how much a receive brings and a send takes, when
 //! a cancelled one ends, in which order completions come. All above it is the gateway's own code.
 
+mod operations;
+mod socket;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -10,15 +13,14 @@ use ringway::pool::{Pool, Segment};
 use ringway::reactor::{self, Accepts, Completion, Options, Report, Share, SimulatedListener, Tag};
 use ringway_proto::time::Time;
 
+use self::operations::{Cancel, Connecting, Operations, Polling, Receiving, Shot, polls, shots};
+use self::socket::{Port, Socket};
 use super::journal::note;
 use super::seed::Seed;
-use super::wire::{Link, Packet, Wires, Wiring, descriptor};
+use super::wire::{Packet, Wires, Wiring, descriptor};
 
 /// Blocks lent at a time.
 const LENT: usize = 4;
-
-/// Receives of one socket in one turn at most.
-const SHOTS: usize = 6;
 
 /// How a kernel behaves, in one run.
 #[derive(Clone, Copy, Debug)]
@@ -59,102 +61,6 @@ impl Manner {
     }
 }
 
-/// A cancel under way, which takes so many more turns.
-#[derive(Debug)]
-struct Cancel {
-    tag: Tag,
-    turns: u8,
-}
-
-#[derive(Debug)]
-struct Receiving {
-    tag: Tag,
-    share: Share,
-    /// Of its share.
-    taken: usize,
-    cancel: Option<Cancel>,
-}
-
-#[derive(Debug)]
-struct Polling {
-    tag: Tag,
-    /// A send has found too little room, or the poll has just begun.
-    blocked: bool,
-    fin_told: bool,
-    break_told: bool,
-    cancel: Option<Tag>,
-}
-
-impl Polling {
-    /// What it tells of a connection now.
-    fn tells(&self, link: &Link, ring: bool) -> Option<i32> {
-        let (room, broken) = (link.is_writable(), link.in_reset.is_some());
-        if !ring {
-            return room.then_some(0);
-        }
-        let changed = (self.blocked && room)
-            || (link.in_fin && !self.fin_told)
-            || (broken && !self.break_told);
-        let bits = |is: bool, bits: libc::c_short| if is { i32::from(bits) } else { 0 };
-        changed.then(|| {
-            bits(room, libc::POLLOUT)
-                | bits(link.in_fin, libc::POLLIN | libc::POLLRDHUP)
-                | bits(broken, libc::POLLERR | libc::POLLHUP)
-        })
-    }
-}
-
-/// A connect under way.
-#[derive(Debug)]
-struct Connecting {
-    tag: Tag,
-    cancel: Option<Tag>,
-}
-
-impl Connecting {
-    /// How it ends now, if it does.
-    fn ends(&self, link: &Link) -> Option<i32> {
-        link.dialled.or(self.cancel.map(|_| -libc::ECANCELED))
-    }
-}
-
-/// What is under way on one socket.
-#[derive(Debug, Default)]
-struct Operations {
-    receive: Option<Receiving>,
-    poll: Option<Polling>,
-    connect: Option<Connecting>,
-}
-
-impl Operations {
-    fn is_none(&self) -> bool {
-        self.receive.is_none() && self.poll.is_none() && self.connect.is_none()
-    }
-
-    fn have_work(&self, link: &Link, ring: bool) -> bool {
-        let receives = |receive: &Receiving| receive.cancel.is_some() || link.is_readable();
-        let tells = |poll: &Polling| poll.cancel.is_some() || poll.tells(link, ring).is_some();
-        let ends = |connect: &Connecting| connect.ends(link).is_some();
-        self.receive.as_ref().is_some_and(receives)
-            || self.poll.as_ref().is_some_and(tells)
-            || self.connect.as_ref().is_some_and(ends)
-    }
-
-    /// The completions of a connect that ends.
-    fn connects(&mut self, link: &Link) -> Vec<Completion> {
-        let Some(result) = self.connect.as_ref().and_then(|connect| connect.ends(link)) else {
-            return Vec::new();
-        };
-        let ended = self.connect.take();
-        let cancelled = if result == -libc::ECANCELED { 0 } else { -libc::ENOENT };
-        let told = |connect: Connecting| {
-            let cancel = connect.cancel.map(|tag| Completion::last(tag, cancelled));
-            std::iter::once(Completion::last(connect.tag, result)).chain(cancel)
-        };
-        ended.into_iter().flat_map(told).collect()
-    }
-}
-
 #[derive(Debug)]
 struct Accepting {
     listener: RawFd,
@@ -169,20 +75,6 @@ struct Sending {
     parts: Vec<Segment>,
     report: Report,
     tag: Tag,
-}
-
-/// One more result of a receive.
-#[derive(Debug)]
-enum Shot {
-    /// So many bytes; `last`: it has ended with them.
-    Bytes {
-        bytes: usize,
-        last: bool,
-    },
-    End(i32),
-    Cancelled,
-    /// The cancel came between two shots and found nothing.
-    Missed,
 }
 
 /// What comes next of something under way.
@@ -553,84 +445,6 @@ impl reactor::Kernel for Kernel {
     }
 }
 
-/// The results of one socket's receive in this turn.
-fn shots(receive: &mut Receiving, link: &mut Link, ring: bool, seed: &mut Seed) -> VecDeque<Shot> {
-    let mut shots = VecDeque::new();
-    let cancelled = match &mut receive.cancel {
-        None => false,
-        Some(Cancel { turns: 0, .. }) => true,
-        Some(Cancel { turns, .. }) => {
-            *turns -= 1;
-            // It is between the cancel and its end: bytes may still come.
-            if seed.chance(50) {
-                return shots;
-            }
-            false
-        }
-    };
-    if !ring {
-        // Its share is one of each turn.
-        receive.taken = 0;
-    }
-    let bound = |bound: u32| if bound == 0 { usize::MAX } else { bound as usize };
-    let (cap, limit) = (bound(receive.share.cap), bound(receive.share.limit));
-    let (mut left, mut taken) = (link.inbound.len(), receive.taken);
-    let wanted = if cancelled { seed.below(2) } else { seed.range(1, SHOTS) };
-    for _ in 0..wanted {
-        let most = cap.min(limit - taken).min(left);
-        if most == 0 {
-            break;
-        }
-        let bytes = link.next_cut(seed, most);
-        (left, taken) = (left - bytes, taken + bytes);
-        // A receive may also end by itself, with bytes.
-        let last = taken == limit || (!cancelled && seed.chance(3));
-        shots.push_back(Shot::Bytes { bytes, last });
-        if last {
-            return shots;
-        }
-    }
-    if cancelled {
-        shots.push_back(if seed.chance(5) { Shot::Missed } else { Shot::Cancelled });
-    } else if left == 0 && (link.in_reset.is_some() || link.in_fin) {
-        shots.push_back(Shot::End(match link.in_reset {
-            Some(end) if !link.error_taken => -errno(end),
-            _ => 0,
-        }));
-    }
-    shots
-}
-
-/// What a poll for room tells in this turn; it is put back where it goes on.
-fn polls(
-    mut poll: Polling,
-    link: &Link,
-    ring: bool,
-    (goes_on, seed): (&mut Option<Polling>, &mut Seed),
-) -> VecDeque<Completion> {
-    let mut told = VecDeque::new();
-    let bits = poll.tells(link, ring).filter(|_| poll.cancel.is_none() || seed.chance(50));
-    if let Some(bits) = bits {
-        poll.blocked &= !link.is_writable();
-        poll.fin_told = link.in_fin;
-        poll.break_told = link.in_reset.is_some();
-        // It may end by itself; with epoll it always does.
-        if !ring || seed.chance(3) {
-            told.push_back(Completion::last(poll.tag, bits));
-            told.extend(poll.cancel.map(|cancel| Completion::last(cancel, -libc::ENOENT)));
-            return told;
-        }
-        told.push_back(Completion::one_of(poll.tag, bits));
-    }
-    if let Some(cancel) = poll.cancel {
-        told.push_back(Completion::last(poll.tag, -libc::ECANCELED));
-        told.push_back(Completion::last(cancel, 0));
-    } else {
-        *goes_on = Some(poll);
-    }
-    told
-}
-
 fn errno(end: End) -> i32 {
     match end {
         End::Timeout => libc::ETIMEDOUT,
@@ -641,63 +455,4 @@ fn errno(end: End) -> i32 {
 fn listener(number: RawFd) -> Listener {
     let all = [Listener::Client, Listener::Worker, Listener::Cluster];
     all.into_iter().find(|of| descriptor(*of) == number).expect("a listener's descriptor")
-}
-
-/// The gateway's end of a link.
-#[derive(Debug)]
-pub(super) struct Socket {
-    wiring: Wiring,
-    number: RawFd,
-}
-
-impl SimulatedSocket for Socket {
-    fn number(&self) -> i32 {
-        self.number
-    }
-
-    fn peer(&self) -> SocketAddr {
-        let number = self.number as usize;
-        super::wire::address(number, self.wiring.lock().links[number].from)
-    }
-
-    fn set_resets(&self, resets: bool) {
-        self.wiring.lock().links[self.number as usize].resets = resets;
-    }
-
-    fn unacknowledged(&self) -> usize {
-        self.wiring.lock().links[self.number as usize].unacknowledged()
-    }
-
-    fn end_writing(&self) {
-        self.wiring.lock().shut(self.number as usize);
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        note("link", self.number as usize, "is closed", [0, 0]);
-        self.wiring.lock().close(self.number as usize);
-    }
-}
-
-/// A listener of one core.
-#[derive(Debug)]
-struct Port {
-    wiring: Wiring,
-    core: usize,
-    listener: Listener,
-}
-
-impl SimulatedListener for Port {
-    fn number(&self) -> RawFd {
-        descriptor(self.listener)
-    }
-
-    fn end(&self) -> Vec<Box<dyn SimulatedSocket>> {
-        let come = self.wiring.lock().end_listener(self.core, self.listener).into_iter();
-        let socket = |link: usize| -> Box<dyn SimulatedSocket> {
-            Box::new(Socket { wiring: self.wiring.clone(), number: link as RawFd })
-        };
-        come.map(socket).collect()
-    }
 }

@@ -1,138 +1,45 @@
 //! The world of one run: a clock that jumps from event to event, cores, wires and far ends.
 
-use std::cmp::Ordering;
-use std::collections::{BinaryHeap, VecDeque};
-use std::net::SocketAddr;
+mod cores;
+mod events;
+mod peers;
+
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::config::Config;
-use ringway::control::port::{Answer, AskTicket, Plane};
+use ringway::control::port::Plane;
 use ringway::keys::Keys;
-use ringway::log::Lines;
-use ringway::mailbox::{Full, Mailbox, Sender, mailbox};
+use ringway::mailbox::{Mailbox, Sender, mailbox};
 use ringway::message::ShardMessage;
 use ringway::metrics::ShardMetrics;
-use ringway::net::{End, Listener};
 use ringway::reactor::Wait;
 use ringway::shard::{Shard, ShardSettings};
 use ringway_proto::time::Time;
 
+use self::events::Planned;
+pub(crate) use self::events::{Event, Guest};
+pub(crate) use self::peers::Actor;
 use super::Clients;
-use super::client::Client;
-use super::client1::Client1;
 use super::core::{Core, CoreRuntime};
 use super::journal::{self, note};
 use super::kernel::{Kernel, Manner};
-use super::ledger::{Ledger, Work, Worker};
-use super::nodes::{Between, Fate, Gateway, enrol};
-use super::peer::{Act, Comeback, Peer, Stage, Trick};
+use super::ledger::{Ledger, Worker};
+use super::nodes::{Between, Gateway, enrol};
+use super::peer::Peer;
 use super::plan::{FUNCTIONS, Plan};
 use super::plane::Authority;
-use super::poll::Poll;
 use super::seed::Seed;
-use super::tunnel::Tunnel;
-use super::wire::{Link, Packet, Toward, Wiring};
+use super::wire::{Toward, Wiring};
 
 /// When trouble stops, and how long what was begun may take after that: the longest wait of the
 /// gateway (a worker's, 30 s) several times over.
 const TROUBLE: usize = 6_000_000;
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// When what a core has to be told is tried again that had no room for it, in microseconds.
-const POST_PAUSE: usize = 2_000;
-
-/// When somebody tries again to connect to a gateway that is down.
-const KNOCK_PAUSE: usize = 100_000;
-
 /// Octets that are kept of a client until its first request is answered, as in the product.
 const KEPT_OF_CLIENTS: usize = 64 * 1024;
-
-/// Turns of a core that did nothing and were followed by another at once.
-const IDLE_TURNS: u32 = 300;
-const TURNS: u64 = 400_000;
-
-/// Somebody who will come to the port.
-#[derive(Debug)]
-pub(super) enum Guest {
-    Client(Option<Comeback>),
-    /// A worker has one of its polls at each gateway.
-    Poll {
-        worker: usize,
-        node: usize,
-    },
-    Dial {
-        worker: usize,
-        work: Box<Work>,
-        trick: Trick,
-    },
-}
-
-#[derive(Debug)]
-pub(super) enum Event {
-    Turn(usize),
-    Arrival(Toward, usize),
-    Tick(usize),
-    /// A core is told something from outside.
-    Message(usize, Box<ShardMessage>),
-    Knock(Guest),
-    Drain,
-    Crash(usize),
-    /// An operator ends a session.
-    Delete,
-    /// The control plane answers.
-    Answer(Box<(AskTicket, Answer)>),
-    /// A connection between gateways was dialled, and has come there; its end of it is known here.
-    Dialled(usize, SocketAddr),
-    Connected(usize, i32),
-    /// Something becomes of whole gateways.
-    Fate(Fate),
-    Calm,
-}
-
-/// An event at its time; of those at one time the first planned comes first.
-#[derive(Debug)]
-struct Planned {
-    at: Time,
-    number: u64,
-    event: Event,
-}
-
-impl Ord for Planned {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // The heap gives the greatest first.
-        (other.at.0, other.number).cmp(&(self.at.0, self.number))
-    }
-}
-
-impl PartialOrd for Planned {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Planned {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Planned {}
-
-/// A far end and its side of the wire.
-pub(super) struct Actor {
-    peer: Box<dyn Peer>,
-    reading: bool,
-    /// Arrived while it does not read.
-    pub(super) kept: VecDeque<Packet>,
-    tick_at: Option<Time>,
-}
-
-impl Actor {
-    pub(super) fn new(peer: Box<dyn Peer>) -> Self {
-        Self { peer, reading: true, kept: VecDeque::new(), tick_at: None }
-    }
-}
 
 pub(crate) struct World {
     pub(crate) seed: Seed,
@@ -431,322 +338,6 @@ impl World {
         let arrivals = std::mem::take(&mut self.wiring.lock().arrivals);
         for (at, toward, link) in arrivals {
             self.at(at, Event::Arrival(toward, link));
-        }
-    }
-
-    // ---- cores ----
-
-    /// Every core is told to drain: from now on anything may be refused or cut off.
-    fn drain(&mut self) {
-        note("world", 0, "drains", [0, 0]);
-        self.ledger.draining = true;
-        self.ledger.parking.unsettled(true, self.now, &mut self.ledger.exchanges);
-        for exchange in &mut self.ledger.exchanges {
-            exchange.excuse = true;
-        }
-        for core in 0..self.cores.len() {
-            let max = Duration::from_secs(5);
-            self.deliver(core, ShardMessage::Drain { max });
-        }
-    }
-
-    pub(super) fn wake(&mut self, core: usize) {
-        let after = self.seed.range(1, 30);
-        self.turn_by(core, Time(self.now.0 + after as u64));
-    }
-
-    pub(super) fn turn_by(&mut self, core: usize, at: Time) {
-        let at = at.max(self.paused[core]);
-        if self.turns_at[core].is_none_or(|planned| at < planned) {
-            self.turns_at[core] = Some(at);
-            self.at(at, Event::Turn(core));
-        }
-    }
-
-    /// A core does nothing until then.
-    pub(super) fn pause(&mut self, core: usize, until: Time) {
-        self.paused[core] = until;
-        if self.turns_at[core].take().is_some() {
-            self.turn_by(core, until);
-        }
-    }
-
-    /// Tells a core something, however long its mailbox is full.
-    pub(super) fn deliver(&mut self, core: usize, message: ShardMessage) {
-        let answer = matches!(message, ShardMessage::Answer { .. });
-        match self.mails[core].deliver(message) {
-            Ok(bell) => {
-                self.cores[core].answers += u64::from(answer);
-                if let Some(bell) = bell {
-                    bell.rung();
-                    self.wake(core);
-                }
-            }
-            Err(Full(message)) => self.after(POST_PAUSE, Event::Message(core, Box::new(message))),
-        }
-    }
-
-    fn turn(&mut self, number: usize) {
-        let busy = self.cores[number].turn();
-        if self.plan.many.is_some() {
-            self.carry();
-        }
-        let core = &mut self.cores[number];
-        let waits = core.waits;
-        let runtime = core.simulation.core_mut();
-        let put_off = runtime.shard.metrics().facts_put_off;
-        assert_eq!(put_off, 0, "core {number}: facts have led to each other without end");
-        let mut messages = Vec::new();
-        runtime.shard.take_messages(&mut messages);
-        // Nobody reads the log of this world.
-        runtime.shard.take_lines(&mut Lines::default());
-        let sent = std::mem::take(&mut runtime.sent);
-        self.watch_sessions(number, messages);
-        let wires = self.wiring.lock();
-        self.ledger.leaving.retain(|leaving| !wires.links[leaving.tunnel].closed);
-        drop(wires);
-        for sent in sent {
-            self.crossings += usize::from(sent.counts);
-            self.moved += usize::from(sent.carries_tunnel);
-            if sent.wakes {
-                self.wake(sent.to);
-            }
-            if sent.moves {
-                self.disturb(number, sent.to);
-            }
-        }
-        self.judge_answers(number);
-        self.take_asks(number);
-        self.turns += 1;
-        assert!(self.turns < TURNS, "the run does not end");
-        let again = waits == Wait::No;
-        self.idle = if again && !busy { self.idle + 1 } else { 0 };
-        assert!(self.idle < IDLE_TURNS, "core {number} turns and turns and does nothing");
-        if !self.calm && self.seed.chance(self.plan.pauses) && self.seed.chance(30) {
-            let pause = self.seed.range(1, 400_000);
-            note("core", number, "pauses", [pause as u64, 0]);
-            self.paused[number] = Time(self.now.0 + pause as u64);
-        }
-        match waits {
-            Wait::No => self.wake(number),
-            Wait::AtMost(time) => {
-                let next = Time(self.now.0 + 1);
-                self.turn_by(number, (self.now + time).max(next));
-            }
-            Wait::Forever => {}
-        }
-    }
-
-    /// A core panics: its connections are closed, what waited for it is lost, a new shard takes its
-    /// place with the same mailbox.
-    fn crash(&mut self, number: usize) {
-        note("core", number, "panics", [0, 0]);
-        self.ledger.crashed = true;
-        self.ledger.parking.unsettled(false, self.now, &mut self.ledger.exchanges);
-        for exchange in &mut self.ledger.exchanges {
-            exchange.excuse = true;
-        }
-        self.lose_answers(number);
-        self.generations += 1 << 20;
-        self.dead.add(self.cores[number].shard().metrics());
-        // Its sockets are closed with it, and those that were on their way to it.
-        drop(self.cores.remove(number));
-        let inbox = self.mails[number].reopen().expect("nobody receives");
-        let core = self.core(number, self.generations, inbox);
-        self.cores.insert(number, core);
-        self.wake(number);
-    }
-
-    fn arrived_at_gateway(&mut self, number: usize) {
-        let mut wires = self.wiring.lock();
-        let link = &mut wires.links[number];
-        match link.arrived_at_gateway() {
-            Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
-            Some(Packet::Fin) => link.in_fin = true,
-            Some(Packet::Reset(end)) => link.in_reset = Some(end),
-            // Who has closed hears no more, and says so.
-            Some(Packet::Bytes(_)) if link.from.is_some() && !link.severed => {
-                link.severed = true;
-                if let Some(other) = link.other {
-                    wires.peer_sends(other, Packet::Reset(End::Reset));
-                }
-            }
-            Some(Packet::Bytes(_)) | None => {}
-        }
-        let core = wires.links[number].core;
-        drop(wires);
-        if let Some(core) = core {
-            self.wake(core);
-        }
-    }
-
-    // ---- far ends ----
-
-    fn knock(&mut self, guest: Guest) {
-        let client = matches!(guest, Guest::Client(_));
-        let listener = if client { Listener::Client } else { Listener::Worker };
-        let leaves = self.closing && !matches!(guest, Guest::Dial { .. });
-        let core = match self.plan.many {
-            None => Some(self.seed.below(self.cores.len())),
-            Some(_) => self.door(&guest, listener),
-        };
-        let core = core.filter(|core| !leaves && !self.wiring.lock().is_shut(*core, listener));
-        let Some(core) = core else {
-            if self.plan.many.is_some() && !self.closing {
-                // Where it wants to go nobody is at home: it tries again.
-                return self.after(KNOCK_PAUSE, Event::Knock(guest));
-            }
-            self.has_come(&guest);
-            return;
-        };
-        self.has_come(&guest);
-        let number = self.actors.len();
-        let Plan { delay, capacity, cut, .. } = self.plan;
-        let mut link = Link::new(delay, capacity, cut);
-        (link.core, link.home) = (Some(core), self.node_of(core));
-        self.wiring.lock().links.push(link);
-        let mut acts = Vec::new();
-        let mut stage = Stage {
-            seed: &mut self.seed,
-            ledger: &mut self.ledger,
-            plan: &self.plan,
-            now: self.now,
-            calm: self.calm,
-            closing: self.closing,
-            acts: &mut acts,
-        };
-        let peer: Box<dyn Peer> = match guest {
-            Guest::Client(Some(to)) if to.http1 => {
-                Box::new(Client1::new(number, Some(to), &mut stage))
-            }
-            Guest::Client(None) if stage.plan.http1 > 0 && stage.seed.chance(stage.plan.http1) => {
-                Box::new(Client1::new(number, None, &mut stage))
-            }
-            Guest::Client(to) => Box::new(Client::new(number, to, &mut stage)),
-            Guest::Poll { worker, .. } => Box::new(Poll::new(number, worker, &mut stage)),
-            Guest::Dial { worker, work, trick } => {
-                Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
-            }
-        };
-        note(
-            "link",
-            number,
-            if client { "comes from a client to core" } else { "comes from a worker to core" },
-            [core as u64, 0],
-        );
-        if client {
-            self.ledger.parking.client_comes(number);
-        }
-        self.actors.push(Actor::new(peer));
-        self.wiring.lock().knock(core, listener, number);
-        self.wake(core);
-        self.carry_out(number, acts);
-        self.tick_within(number, 300);
-    }
-
-    /// Somebody is not waited for any more.
-    fn has_come(&mut self, guest: &Guest) {
-        match guest {
-            Guest::Client(_) => self.clients_to_come -= 1,
-            Guest::Dial { .. } if self.plan.many.is_some() => self.dials_to_come -= 1,
-            Guest::Dial { .. } | Guest::Poll { .. } => {}
-        }
-    }
-
-    fn tick_within(&mut self, actor: usize, most: usize) {
-        let after = self.seed.range(1, most);
-        let at = Time(self.now.0 + after as u64);
-        if self.actors[actor].tick_at.is_none_or(|planned| at < planned) {
-            self.actors[actor].tick_at = Some(at);
-            self.at(at, Event::Tick(actor));
-        }
-    }
-
-    /// What has arrived, as far as the peer reads.
-    fn let_peer_read(&mut self, number: usize) {
-        while self.actors[number].reading
-            && let Some(packet) = self.actors[number].kept.pop_front()
-        {
-            match packet {
-                Packet::Bytes(bytes) => {
-                    let mut wires = self.wiring.lock();
-                    let link = &mut wires.links[number];
-                    link.was_read(bytes.len());
-                    let (core, closed) = (link.core, link.peer_closed);
-                    drop(wires);
-                    if let Some(core) = core {
-                        self.wake(core);
-                    }
-                    if !closed {
-                        self.ask(number, |peer, stage| peer.received(&bytes, stage));
-                        self.tick_within(number, 400);
-                    }
-                }
-                Packet::Fin => self.ask(number, |peer, stage| peer.ended(false, stage)),
-                Packet::Reset(_) => self.ask(number, |peer, stage| peer.ended(true, stage)),
-            }
-        }
-    }
-
-    fn ask(&mut self, number: usize, what: impl FnOnce(&mut dyn Peer, &mut Stage<'_>)) {
-        let mut acts = Vec::new();
-        let mut stage = Stage {
-            seed: &mut self.seed,
-            ledger: &mut self.ledger,
-            plan: &self.plan,
-            now: self.now,
-            calm: self.calm,
-            closing: self.closing,
-            acts: &mut acts,
-        };
-        what(&mut *self.actors[number].peer, &mut stage);
-        self.carry_out(number, acts);
-    }
-
-    fn carry_out(&mut self, number: usize, acts: Vec<Act>) {
-        let mut reads = None;
-        for act in acts {
-            match act {
-                Act::Send(bytes) => self.put(number, Packet::Bytes(bytes)),
-                Act::Later(bytes, after) => {
-                    let until = Time(self.now.0 + after as u64);
-                    self.wiring.lock().hold(number, until);
-                    self.put(number, Packet::Bytes(bytes));
-                }
-                Act::Fin => self.put(number, Packet::Fin),
-                Act::Reset => {
-                    let end = self.seed.pick(&[End::Reset, End::Reset, End::Timeout]);
-                    self.put(number, Packet::Reset(end));
-                    self.wiring.lock().links[number].peer_closed = true;
-                }
-                Act::Read(reading) => reads = Some(reading),
-                Act::Wait(micros) => self.tick_within(number, micros.max(2)),
-                Act::Dial { worker, work, trick, after } => {
-                    let work = Box::new(work);
-                    self.dials_to_come += usize::from(self.plan.many.is_some());
-                    self.after(after, Event::Knock(Guest::Dial { worker, work, trick }));
-                }
-                Act::Poll { worker, after } => {
-                    let node = self.wiring.lock().links[number].home;
-                    self.after(after, Event::Knock(Guest::Poll { worker, node }));
-                }
-                Act::Return { to, after } => {
-                    self.clients_to_come += 1;
-                    self.after(after, Event::Knock(Guest::Client(Some(to))));
-                }
-            }
-        }
-        // What is read now is answered behind what was just said.
-        if let Some(reading) = reads {
-            self.actors[number].reading = reading;
-            self.let_peer_read(number);
-        }
-    }
-
-    fn put(&self, link: usize, packet: Packet) {
-        let mut wires = self.wiring.lock();
-        if !wires.links[link].peer_closed {
-            wires.peer_sends(link, packet);
         }
     }
 }
