@@ -530,6 +530,6 @@ impl Sessions {
 
 /// The other gateway of the cluster that has made this id. Anyone can write such an id.
 fn other_maker(turn: &Turn<'_>, id: Uuid) -> Option<Node> {
-    let maker = RequestIds::maker_of(id).filter(|maker| *maker != turn.settings.node);
-    maker.filter(|_| turn.settings.config.cluster.relays())
+    let named = turn.settings.config.cluster.relays().then_some(id);
+    named.and_then(RequestIds::maker_of).filter(|maker| *maker != turn.settings.node)
 }
