@@ -29,5 +29,7 @@ mod spares;
 mod spares_cores;
 mod timeline;
 mod trailers;
+mod used_up;
 mod wasteful;
+mod websocket_ends;
 mod world;

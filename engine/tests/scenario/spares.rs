@@ -1,5 +1,5 @@
-//! Spare tunnels, which take the place of others: a WebSocket uses its own up, and so does a client that is lost
-//! in the middle of an HTTP/1 exchange.
+//! Spare tunnels, which take the place of others: a WebSocket uses its own up, and so does a client
+//! that is lost in the middle of an HTTP/1 exchange.
 
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use ringway_proto::h2::{Limits, Role};
 
 use crate::http1::{Rig, get, request, text};
 use crate::http1_upgrade::{ACCEPTED, UPGRADE, websocket};
-use crate::parking::snapshot;
 use crate::peer::{Peer, Work, poll};
 use crate::timeline::timeline;
 use crate::world::{SETTLES, World};
@@ -18,7 +17,7 @@ use crate::world::{SETTLES, World};
 pub(crate) const ENDS: [End; 4] = [End::Fin, End::Reset, End::Timeout, End::Failed];
 
 /// How long the other side of a stream of bytes may show why one has ended it.
-const LAST_WORD: Duration = Duration::from_millis(50);
+pub(crate) const LAST_WORD: Duration = Duration::from_millis(50);
 
 pub(crate) fn outcomes<const N: usize>(world: &World, of: [SpareOutcome; N]) -> [u64; N] {
     of.map(|outcome| world.shard.metrics().spares[outcome.index()])
@@ -73,23 +72,23 @@ pub(crate) fn spare(world: &mut World, id: &str) -> ConnId {
 }
 
 /// The spare has come a moment ago: the used-up tunnel stays until the worker counts it.
-fn settles(world: &mut World, used: ConnId, spare: ConnId) {
+pub(crate) fn settles(world: &mut World, used: ConnId, spare: ConnId) {
     assert!(!world.is_closed(used), "its worker may not count the spare yet");
     world.pass(SETTLES);
     assert!(world.is_closed(used) && !world.is_closed(spare));
 }
 
-fn is_paused(world: &World, conn: ConnId) -> bool {
+pub(crate) fn is_paused(world: &World, conn: ConnId) -> bool {
     world.net.output(conn).is_some_and(Output::is_paused)
 }
 
 /// An open WebSocket.
-fn opened(world: World) -> Rig {
+pub(crate) fn opened(world: World) -> Rig {
     opened_by(world, "")
 }
 
 /// An open WebSocket whose request had these fields more.
-fn opened_by(world: World, more: &str) -> Rig {
+pub(crate) fn opened_by(world: World, more: &str) -> Rig {
     let mut rig = Rig::of(world);
     rig.ask(&request("GET /ws HTTP/1.1", &format!("{UPGRADE}{more}"), ""));
     rig.attach();
@@ -101,7 +100,7 @@ fn opened_by(world: World, more: &str) -> Rig {
 }
 
 /// A client of HTTP/1 comes back and is served by this tunnel.
-fn served_by(rig: &mut Rig, tunnel: ConnId) {
+pub(crate) fn served_by(rig: &mut Rig, tunnel: ConnId) {
     let world = &mut rig.world;
     let client = world.connect(Listener::Client);
     let asked =
@@ -117,7 +116,7 @@ fn served_by(rig: &mut Rig, tunnel: ConnId) {
 }
 
 /// The client of an idle HTTP/1 connection leaves in order.
-fn leave(rig: &mut Rig) {
+pub(crate) fn leave(rig: &mut Rig) {
     rig.world.end(rig.client, End::Fin);
     rig.world.pass(Duration::from_secs(31));
     all_is_over(&mut rig.world);
@@ -203,127 +202,6 @@ fn nobody_asks_for_a_spare_that_may_not_be_kept() {
 }
 
 #[test]
-fn a_lost_clients_tunnel_is_kept_until_the_spare_is_there() {
-    for end in ENDS {
-        let mut rig = opened(World::new());
-        let used = rig.tunnel.expect("a tunnel");
-        rig.ask("last");
-        rig.world.end(rig.client, end);
-        rig.world.pass(LAST_WORD);
-        assert!(rig.world.is_closed(rig.client), "{end:?}");
-        assert_eq!(rig.at_worker(), "last");
-        // The used tunnel's bytes are for nobody any more. The tunnel is still read, up to a limit,
-        // because its end must be seen.
-        rig.answer("for nobody");
-        assert!(!rig.world.is_closed(used) && !is_paused(&rig.world, used));
-        rig.world.pass(Duration::from_secs(29));
-        assert!(!rig.world.is_closed(used));
-        let id = rig.id.clone();
-        let spare = spare(&mut rig.world, &id);
-        settles(&mut rig.world, used, spare);
-        served_by(&mut rig, spare);
-        leave(&mut rig);
-    }
-}
-
-/// A worker counts a tunnel when it reads our answer to its CONNECT, and ends the session with the
-/// last one that it counts.
-#[test]
-fn a_used_up_tunnel_outlasts_the_answer_on_its_spare() {
-    for lost_first in [false, true] {
-        let mut rig = opened(World::new());
-        let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-        if lost_first {
-            rig.world.end(rig.client, End::Reset);
-        }
-        let work = poll(&mut rig.world, &[&id]).expect("a spare is asked for");
-        let spare = connect(&mut rig.world, &work);
-        let came = rig.world.net.now;
-        if !lost_first {
-            rig.world.pass(Duration::from_millis(400));
-            rig.world.end(rig.client, End::Reset);
-        }
-        // The answer is on its way: an end that overtook it would be the session's.
-        assert!(!rig.world.is_closed(used), "{lost_first}");
-        assert_eq!(text(&rig.world.take(spare)), "HTTP/1.1 200 OK\r\n\r\n");
-        assert_eq!(snapshot(&mut rig.world).metrics.resumes.parked, 1, "the spare, and only it");
-        let nearly = came + (SETTLES - Duration::from_millis(1));
-        rig.world.pass(nearly - rig.world.net.now);
-        assert!(!rig.world.is_closed(used), "{lost_first}");
-        rig.world.pass(Duration::from_millis(1));
-        assert!(rig.world.is_closed(used) && !rig.world.is_closed(spare), "{lost_first}");
-        served_by(&mut rig, spare);
-        leave(&mut rig);
-    }
-}
-
-/// Whoever comes back in that moment has the spare, and nobody has the used-up tunnel.
-#[test]
-fn a_client_comes_back_while_the_used_up_tunnel_is_still_there() {
-    let mut rig = opened(World::new());
-    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-    rig.world.end(rig.client, End::Reset);
-    let spare = spare(&mut rig.world, &id);
-    served_by(&mut rig, spare);
-    let second = rig.world.connect(Listener::Client);
-    let asked = request("GET /second HTTP/1.1", &format!("nvcf-reqid: {id}\r\n"), "");
-    rig.world.send(second, asked.as_bytes());
-    let work = poll(&mut rig.world, &[&id]).expect("a tunnel of its own");
-    let own = connect(&mut rig.world, &work);
-    assert!(text(&rig.world.take(own)).contains("GET /second "));
-    rig.world.send(own, b"HTTP/1.1 204 No Content\r\n\r\n");
-    settles(&mut rig.world, used, spare);
-    assert!(!rig.world.is_closed(own));
-    rig.world.end(second, End::Fin);
-    leave(&mut rig);
-}
-
-/// An event that ends the session in that moment closes both tunnels at once.
-#[test]
-fn a_used_up_tunnel_ends_with_its_spare() {
-    type Act = fn(&mut Rig, ConnId);
-    let acts: [(&str, Act); 4] = [
-        ("its client comes back and leaves", |rig, spare| {
-            served_by(rig, spare);
-            rig.world.end(rig.client, End::Fin);
-        }),
-        ("the worker ends it", |rig, spare| rig.world.end(spare, End::Fin)),
-        ("an operator ends the session", |rig, _| {
-            let id = rig.id.parse().expect("an id");
-            rig.world.deliver(ShardMessage::End { id });
-        }),
-        ("the gateway drains", |rig, _| {
-            rig.world.deliver(ShardMessage::Drain { max: Duration::from_secs(60) });
-            assert!(rig.world.shard.finished());
-        }),
-    ];
-    for (what, act) in acts {
-        let mut rig = opened(World::new());
-        let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-        rig.world.end(rig.client, End::Reset);
-        let spare = spare(&mut rig.world, &id);
-        assert!(!rig.world.is_closed(used));
-        act(&mut rig, spare);
-        assert!(rig.world.is_closed(used) && rig.world.is_closed(spare), "{what}");
-        all_is_over(&mut rig.world);
-    }
-}
-
-#[test]
-fn a_spare_that_never_comes_is_not_waited_for_longer_than_any_worker() {
-    let mut rig = opened(World::new());
-    let used = rig.tunnel.expect("a tunnel");
-    rig.world.pass(Duration::from_secs(20));
-    rig.world.end(rig.client, End::Reset);
-    rig.world.pass(Duration::from_millis(9_900));
-    assert!(!rig.world.is_closed(used));
-    rig.world.pass(Duration::from_millis(200));
-    assert!(rig.world.is_closed(used));
-    assert_eq!(outcomes(&rig.world, [Asked, Came, Failed]), [1, 0, 1]);
-    all_is_over(&mut rig.world);
-}
-
-#[test]
 fn a_client_that_is_lost_after_its_spare_failed_has_another_try() {
     let mut rig = opened(World::new());
     let used = rig.tunnel.expect("a tunnel");
@@ -360,260 +238,6 @@ fn a_spare_that_is_lost_is_asked_for_again_if_it_lasted() {
             all_is_over(&mut rig.world);
         }
     }
-}
-
-const STREAMING: &str = "kind = \"streaming\"";
-
-/// How far a spare has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spare {
-    Queued,
-    HandedOut,
-    There,
-}
-
-/// An open WebSocket whose function's side closes it behind its last bytes, as a server does at the
-/// end of a Close handshake; the spare's work, or its tunnel.
-fn finished(more: &str, spare: Spare) -> (Rig, Option<Work>, Option<ConnId>) {
-    let mut rig = opened(World::with(more));
-    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-    let work = (spare != Spare::Queued).then(|| poll(&mut rig.world, &[&id]).expect("a spare"));
-    let there = work.as_ref().filter(|_| spare == Spare::There);
-    let there = there.map(|work| connect(&mut rig.world, work));
-    rig.answer("bye");
-    rig.world.end(used, End::Fin);
-    assert_eq!(rig.at_client(), "bye");
-    // The client may show for a moment that it had left before.
-    rig.world.pass(LAST_WORD);
-    assert!(rig.world.is_closed(rig.client));
-    (rig, work, there)
-}
-
-#[test]
-fn a_websocket_that_its_function_finished_frees_the_worker_at_once() {
-    for park in ["auto", "unclean", "never"] {
-        for spare in [Spare::Queued, Spare::HandedOut, Spare::There] {
-            if park == "never" && spare != Spare::Queued {
-                continue;
-            }
-            let more = format!("[session]\npark = \"{park}\"");
-            let (mut rig, work, there) = finished(&more, spare);
-            assert!(rig.tunnel_is_closed());
-            assert!(there.is_none_or(|there| rig.world.is_closed(there)), "{park} {spare:?}");
-            all_is_over(&mut rig.world);
-            assert_eq!(outcomes(&rig.world, [Unused]), [u64::from(park != "never")]);
-            if let (Some(work), None) = (work, there) {
-                let late = connect(&mut rig.world, &work);
-                assert!(text(&rig.world.take(late)).starts_with("HTTP/1.1 403 "));
-            }
-        }
-    }
-}
-
-/// Nobody knows then which side was first. The function did not hear that its client had gone.
-#[test]
-fn a_websocket_that_both_end_in_one_turn_was_finished() {
-    for client_first in [false, true] {
-        let mut rig = opened(World::new());
-        let used = rig.tunnel.expect("a tunnel");
-        let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
-        for conn in ends {
-            rig.world.shard.ended(&mut rig.world.net, conn, End::Fin);
-        }
-        all_is_over(&mut rig.world);
-        assert!(rig.world.is_closed(used) && rig.world.is_closed(rig.client));
-        assert_eq!(outcomes(&rig.world, [Unused]), [1]);
-    }
-}
-
-/// A browser that loads its page again: its Close is answered before its own end is seen, and it
-/// reads nothing more. The worker is kept for it.
-#[test]
-fn a_client_that_left_without_the_answer_to_its_close_was_lost() {
-    for by_reset in [false, true] {
-        for spare_there in [false, true] {
-            let mut rig = opened(World::new());
-            let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-            let there = spare_there.then(|| spare(&mut rig.world, &id));
-            assert!(rig.world.net.asks_delivery(rig.client));
-            rig.answer("bye");
-            rig.world.end(used, End::Fin);
-            assert!(!rig.world.is_closed(used) && !rig.world.is_closed(rig.client));
-            rig.world.pass(Duration::from_millis(10));
-            if by_reset {
-                rig.world.end(rig.client, End::Reset);
-            } else {
-                rig.world.net.cut_delivery(rig.client);
-                rig.world.end(rig.client, End::Fin);
-            }
-            assert!(rig.world.is_closed(rig.client));
-            let there = there.unwrap_or_else(|| spare(&mut rig.world, &id));
-            settles(&mut rig.world, used, there);
-            served_by(&mut rig, there);
-            leave(&mut rig);
-        }
-    }
-}
-
-/// Some clients close behind the answer to their Close, and do not wait for the server to do so:
-/// which FIN comes first is chance.
-#[test]
-fn a_client_that_left_with_the_answer_to_its_close_was_not_lost() {
-    for client_first in [false, true] {
-        let mut rig = opened(World::new());
-        let used = rig.tunnel.expect("a tunnel");
-        rig.answer("bye");
-        assert_eq!(rig.at_client(), "bye");
-        let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
-        for conn in ends {
-            rig.world.end(conn, End::Fin);
-        }
-        assert!(rig.world.is_closed(used));
-        all_is_over(&mut rig.world);
-        assert_eq!(outcomes(&rig.world, [Unused]), [1]);
-    }
-}
-
-/// A browser says by its Close that its page is left, whatever its kernel, or a balancer in its
-/// place, has acknowledged by then. Other programs send the same Close when they have finished.
-#[test]
-fn a_page_that_says_it_leaves_has_left() {
-    // Status 1001 under a mask of zeros.
-    const CLOSE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
-    for (more, keeps) in [("Origin: http://a.page\r\n", true), ("", false)] {
-        for client_first in [false, true] {
-            let mut rig = opened_by(World::new(), more);
-            let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-            let spare = spare(&mut rig.world, &id);
-            rig.world.send(rig.client, b"what was said before");
-            rig.world.send(rig.client, &CLOSE);
-            rig.answer("bye");
-            assert_eq!(rig.at_client(), "bye");
-            let ends = if client_first { [rig.client, used] } else { [used, rig.client] };
-            for conn in ends {
-                if !rig.world.is_closed(conn) {
-                    rig.world.end(conn, End::Fin);
-                }
-            }
-            assert!(rig.world.is_closed(rig.client));
-            assert_eq!(!rig.world.is_closed(spare), keeps, "{more} {client_first}");
-            if keeps {
-                settles(&mut rig.world, used, spare);
-                served_by(&mut rig, spare);
-                leave(&mut rig);
-            } else {
-                assert!(rig.world.is_closed(used));
-                all_is_over(&mut rig.world);
-            }
-        }
-    }
-}
-
-/// The function answers a Close whose sender is gone: it finished, and not with that client.
-#[test]
-fn a_client_that_left_before_the_answer_to_its_close_was_lost() {
-    let mut rig = opened(World::new());
-    let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-    let spare = spare(&mut rig.world, &id);
-    rig.world.end(rig.client, End::Fin);
-    rig.answer("bye");
-    rig.world.end(used, End::Fin);
-    settles(&mut rig.world, used, spare);
-    served_by(&mut rig, spare);
-    leave(&mut rig);
-}
-
-/// Streaming functions and `park = "always"` keep the session after any end.
-#[test]
-fn a_websocket_that_its_function_finished_can_leave_the_spare() {
-    for more in [STREAMING, "[session]\npark = \"always\""] {
-        for spare in [Spare::HandedOut, Spare::There] {
-            let (mut rig, work, there) = finished(more, spare);
-            let work = work.expect("work");
-            let there = there.unwrap_or_else(|| connect(&mut rig.world, &work));
-            assert_eq!(text(&rig.world.take(there)), "HTTP/1.1 200 OK\r\n\r\n");
-            let used = rig.tunnel.expect("a tunnel");
-            settles(&mut rig.world, used, there);
-            served_by(&mut rig, there);
-            rig.world.end(rig.client, End::Fin);
-            rig.world.pass(Duration::from_secs(31));
-            all_is_over(&mut rig.world);
-        }
-    }
-}
-
-/// The worker counts a tunnel as the session's until both sides have closed it: so it has a moment
-/// in which to take the spare up, although it was the first to close.
-#[test]
-fn a_spare_that_nobody_took_up_has_a_last_chance() {
-    for finished_first in [false, true] {
-        for taken in [false, true] {
-            let (mut rig, used) = if finished_first {
-                let rig = finished(STREAMING, Spare::Queued).0;
-                let used = rig.tunnel.expect("a tunnel");
-                (rig, used)
-            } else {
-                // A reload: the function answers the browser's Close, and nobody is there.
-                let mut rig = opened(World::new());
-                let used = rig.tunnel.expect("a tunnel");
-                rig.world.end(rig.client, End::Fin);
-                rig.answer("bye");
-                rig.world.end(used, End::Fin);
-                (rig, used)
-            };
-            rig.world.pass(Duration::from_millis(900));
-            assert!(!rig.world.is_closed(used));
-            if taken {
-                let id = rig.id.clone();
-                let spare = spare(&mut rig.world, &id);
-                settles(&mut rig.world, used, spare);
-                served_by(&mut rig, spare);
-                rig.world.end(rig.client, End::Fin);
-                rig.world.pass(Duration::from_secs(31));
-            } else {
-                rig.world.pass(Duration::from_millis(200));
-                assert!(rig.world.is_closed(used));
-                assert!(poll(&mut rig.world, &[&rig.id]).is_none());
-                assert_eq!(outcomes(&rig.world, [Failed]), [1]);
-            }
-            all_is_over(&mut rig.world);
-        }
-    }
-}
-
-/// A worker that is lost has lost its sessions with it: nobody waits for what it was asked.
-#[test]
-fn a_spare_that_nobody_took_up_goes_with_its_worker() {
-    for end in [End::Reset, End::Timeout, End::Failed] {
-        for lost in [false, true] {
-            let mut rig = opened(World::new());
-            let used = rig.tunnel.expect("a tunnel");
-            if lost {
-                rig.world.end(rig.client, End::Reset);
-            }
-            rig.world.end(used, end);
-            all_is_over(&mut rig.world);
-            assert_eq!(outcomes(&rig.world, [Failed]), [1], "{end:?} {lost}");
-        }
-    }
-}
-
-#[test]
-fn a_lost_clients_tunnel_may_say_so_much_and_is_then_not_read() {
-    let mut rig = opened(World::new());
-    let used = rig.tunnel.expect("a tunnel");
-    rig.world.end(rig.client, End::Reset);
-    let piece = [7; 32 * 1024];
-    for _ in 0..32 {
-        assert!(!is_paused(&rig.world, used));
-        rig.world.send(used, &piece);
-    }
-    rig.world.send(used, &piece);
-    assert!(is_paused(&rig.world, used) && !rig.world.is_closed(used));
-    let id = rig.id.clone();
-    let spare = spare(&mut rig.world, &id);
-    served_by(&mut rig, spare);
-    leave(&mut rig);
 }
 
 /// A session without a tunnel is not called parked, and refuses no other its place.
@@ -696,27 +320,6 @@ fn a_session_remembers_its_calls_end_and_not_its_spares() {
     assert_eq!(row.close_reason, Some("worker_closed"));
     rig.world.end(rig.client, End::Fin);
     all_is_over(&mut rig.world);
-}
-
-/// Its end is nobody's wish: the worker keeps the session if it gave a spare.
-#[test]
-fn a_websocket_whose_worker_is_lost_leaves_the_spare() {
-    for end in [End::Reset, End::Timeout, End::Failed] {
-        for early in [false, true] {
-            let mut rig = opened(World::new());
-            let (used, id) = (rig.tunnel.expect("a tunnel"), rig.id.clone());
-            let work = poll(&mut rig.world, &[&id]).expect("a spare is asked for");
-            let before = early.then(|| connect(&mut rig.world, &work));
-            rig.answer("bye");
-            rig.world.end(used, end);
-            assert_eq!(rig.at_client(), "bye");
-            assert!(rig.world.is_closed(rig.client) && rig.world.is_closed(used));
-            let spare = before.unwrap_or_else(|| connect(&mut rig.world, &work));
-            assert_eq!(text(&rig.world.take(spare)), "HTTP/1.1 200 OK\r\n\r\n");
-            served_by(&mut rig, spare);
-            leave(&mut rig);
-        }
-    }
 }
 
 #[test]
@@ -908,20 +511,4 @@ fn where_no_more_may_wait_there_is_no_spare() {
     rig.world.end(rig.client, End::Reset);
     served_by(&mut rig, spare);
     leave(&mut rig);
-}
-
-/// Other tunnels of a client whose WebSocket ends are kept as after any unclean end.
-#[test]
-fn a_websockets_end_is_unclean_for_the_clients_other_tunnels() {
-    let mut world = World::new();
-    let (client, worker, id) = attached(&mut world);
-    world.end(client.conn, End::Reset);
-    let mut rig = opened(world);
-    assert_ne!(rig.id, id);
-    let own = rig.id.clone();
-    let spare = spare(&mut rig.world, &own);
-    rig.world.end(rig.client, End::Fin);
-    assert!(!rig.world.is_closed(worker.conn) && !rig.world.is_closed(spare));
-    rig.world.pass(Duration::from_secs(31));
-    all_is_over(&mut rig.world);
 }
