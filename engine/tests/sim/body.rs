@@ -1,11 +1,11 @@
-//! Bodies that say whose they are: a keyed sequence of bytes, so that one byte lost, doubled or
-//! from another stream is seen at once.
+//! Bodies that show whose they are. A body is a sequence of bytes that depends on its exchange, so
+//! one byte that is lost, doubled or from another stream is seen at once.
 
 use std::sync::LazyLock;
 
 use super::seed::Seed;
 
-/// A prime: sequences of different keys begin at different places.
+/// The bytes of the table, a prime number. Bodies of different exchanges begin at different places.
 const TABLE_BYTES: usize = 1_000_003;
 
 /// Bytes in front of a body that name its exchange.

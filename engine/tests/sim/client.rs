@@ -1,4 +1,4 @@
-//! A client's HTTP/2 connection: opens calls of all kinds, feeds them, judges every answer.
+//! A client's HTTP/2 connection. It opens calls of all kinds, feeds them, and judges every answer.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +17,12 @@ use super::request::Request;
 /// How a request's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// END_STREAM with DATA, or with the head if there is none.
+    /// END_STREAM is on the last DATA frame, or on the head if there is no body.
     Data,
     Trailers,
-    /// Not at all.
+    /// The body never ends.
     Never,
-    /// A reset after all is sent.
+    /// The client resets the stream after the whole body.
     Reset,
 }
 
@@ -31,9 +31,9 @@ struct Call {
     exchange: usize,
     size: usize,
     ending: Ending,
-    /// Our side is done.
+    /// The client has sent the whole request.
     sent: bool,
-    /// The final head came, and whether a worker's.
+    /// `Some` once the final head has come: true if a worker sent it.
     head: Option<bool>,
     answered: bool,
 }
@@ -41,16 +41,16 @@ struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// It sends anything and understands nothing.
+    /// The client sends garbage and understands nothing.
     Mad,
-    /// Our FIN is out.
+    /// The client has sent its FIN.
     Leaving,
-    /// Its network is gone: the gateway hears nothing of it until then.
+    /// The client's network has failed. Until this time the gateway hears nothing from it.
     Vanished(Time),
     Over,
 }
 
-/// How credit is given.
+/// How a client gives credit to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Credit {
     AtOnce,
@@ -67,17 +67,17 @@ pub(crate) struct Client {
     pace: Pace,
     credit: Credit,
     reading: bool,
-    /// Reads only when it is asked what it does.
+    /// The client stops reading after each receive, until its next tick.
     sluggish: bool,
-    /// PINGs and SETTINGS left to send.
+    /// PINGs and SETTINGS that the client may still send.
     chatter: u32,
     since: Time,
-    /// It has not read for long: the gateway may have had enough of it.
+    /// The client was found not reading at a tick, so the gateway may have closed it as too slow.
     slow: bool,
-    /// All its heads are alike.
+    /// Most requests of the client have exactly the same head.
     twins: bool,
     memory: Memory,
-    /// It has said that it will leave.
+    /// The client has sent GOAWAY.
     said: bool,
 }
 
@@ -118,7 +118,7 @@ impl Client {
         client
     }
 
-    /// Puts out what there is to say, and when to be asked again.
+    /// Sends what was written, if the connection is still open.
     fn done(&mut self, stage: &mut Stage<'_>) {
         if !self.h2.out.is_empty() && self.state == State::Open {
             stage.acts.push(Act::Send(std::mem::take(&mut self.h2.out)));
@@ -168,7 +168,8 @@ impl Client {
         self.calls.insert(stream, call);
     }
 
-    /// With small windows large answers would take too many frames.
+    /// The most bytes of an answer that this client reads in good time. With a small window, a
+    /// large answer would take too many frames.
     fn most_down(&self) -> usize {
         match self.h2.latest_offer().window {
             0..1000 => 2_000,
@@ -185,7 +186,7 @@ impl Client {
         let room = self.h2.room(stream);
         let most = rest.min(room);
         let n = if stage.seed.chance(40) { most } else { stage.seed.range(0, most) };
-        // The end may come by itself.
+        // Now and then the end is left for a frame of its own.
         let all = n == rest && (n == 0 || !stage.seed.chance(15));
         let over = all && call.ending == Ending::Never && !stage.calm;
         if n == 0 && (!all || over) {
@@ -216,7 +217,7 @@ impl Client {
         self.pace.hurry();
     }
 
-    /// We reset a call.
+    /// The client resets a call.
     fn quit(&mut self, stream: u32, stage: &mut Stage<'_>) {
         let Some(call) = self.calls.remove(&stream) else { return };
         let exchange = &mut stage.ledger.exchanges[call.exchange];
@@ -291,14 +292,15 @@ impl Client {
         let relayed = field(&fields, "x-sim-worker").is_some();
         call.head = Some(relayed);
         if exchange.down.spoiled {
-            // Anything may be in it.
+            // One of the exchange's peers is mad, so the answer may hold anything.
         } else if relayed {
             relayed_head(call.exchange, exchange, fields, end);
         } else {
             let code = own_answer(call.exchange, exchange, &fields, &status);
-            // It may have joined others in their wait.
+            // The request may have joined the wait of an earlier one, so the connection's start
+            // counts.
             let early = stage.now.since(self.since) < stage.plan.wait();
-            // Wrong tries with its token end a wait before its time; a drain ends everything.
+            // Wrong CONNECTs with the session's token end a wait early. A drain ends every wait.
             let excused = stage.plan.sloppy > 0 || stage.ledger.draining;
             let fine = code != 4 || !early || excused;
             assert!(fine, "exchange {}: nobody came, but it was not waited", call.exchange);
@@ -413,7 +415,7 @@ impl Client {
         }
     }
 
-    /// Its connection is cut off, in one of many ways, and it comes back on another.
+    /// The client loses its connection in one of several ways, and comes back on another one.
     fn cut(&mut self, stage: &mut Stage<'_>) {
         self.memory.come_back(false, stage);
         match stage.seed.below(100) {
@@ -432,7 +434,7 @@ impl Client {
         }
     }
 
-    /// Sends whatever frames, or the end of it all.
+    /// A mad client sends garbage, or ends its connection.
     fn rage(&mut self, stage: &mut Stage<'_>) {
         if stage.closing || stage.calm || stage.seed.chance(10) {
             self.state = State::Over;
@@ -453,7 +455,7 @@ impl Client {
         self.state = State::Mad;
     }
 
-    /// Ends the connection; open calls are lost.
+    /// Ends the connection. Its open calls are lost.
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
         self.done(stage);
         stage.ledger.clients_gone.insert(self.number);

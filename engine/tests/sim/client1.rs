@@ -1,5 +1,5 @@
-//! A client's HTTP/1.1 connection: one request behind the other or several at once, bodies of both
-//! framings, upgrades, and the same books as [`super::client`].
+//! A client's HTTP/1.1 connection: requests one by one or several at once, bodies of both framings,
+//! and upgrades. It keeps the same books as [`super::client`].
 
 use std::collections::VecDeque;
 
@@ -28,13 +28,13 @@ struct Call {
     size: usize,
     framing: Framing,
     trailers: bool,
-    /// Its end never comes.
+    /// The client never sends the end of the body.
     endless: bool,
-    /// It waits for a 100 before its body.
+    /// The client waits for a 100 before it sends the body.
     expects: bool,
     upgrade: bool,
     sent: bool,
-    /// The final head came, and whether a worker's.
+    /// `Some` once the final head has come: true if a worker sent it.
     head: Option<bool>,
     answered: bool,
 }
@@ -42,9 +42,9 @@ struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// Bytes both ways, for this exchange.
+    /// A 101 came for this exchange. From then on its bytes go both ways.
     Raw(usize),
-    /// It sends anything and understands nothing.
+    /// The client sends garbage and understands nothing.
     Mad,
     Leaving,
     Over,
@@ -58,7 +58,7 @@ pub(crate) struct Client1 {
     depth: usize,
     calls: VecDeque<Call>,
     state: State,
-    /// No request may follow: one of us has said so.
+    /// The client or the gateway has said `Connection: close`, so no request may follow.
     last: bool,
     /// The gateway has a reason to end the connection.
     may_end: bool,
@@ -67,8 +67,9 @@ pub(crate) struct Client1 {
     sluggish: bool,
     since: Time,
     slow: bool,
-    /// Of a raw stream: bytes to send, and whether some are under way.
+    /// How many bytes the client sends after a 101.
     raw_size: usize,
+    /// Bytes are still on their way after a 101, in either direction.
     raw_waits: bool,
     memory: Memory,
     fresh: bool,
@@ -179,7 +180,7 @@ impl Client1 {
     fn feed(&mut self, stage: &mut Stage<'_>) {
         let Some(call) = self.calls.back_mut().filter(|call| !call.sent) else { return };
         if call.expects {
-            // RFC 9110 §10.1.1: not for ever.
+            // RFC 9110 §10.1.1: a client must not wait for a 100 for ever.
             call.expects = !(stage.calm || stage.seed.chance(5));
             return;
         }
@@ -261,7 +262,7 @@ impl Client1 {
         let relayed = field(&fields, "x-sim-worker").is_some();
         call.head = Some(relayed);
         if exchange.down.spoiled {
-            // Anything may be in it.
+            // One of the exchange's peers is mad, so the answer may hold anything.
         } else if relayed {
             let same = exchange.length.is_none() || exchange.length == length;
             assert!(same, "exchange {}: another length", call.exchange);
@@ -286,7 +287,7 @@ impl Client1 {
         }
     }
 
-    /// Remembers the session, to come back to it.
+    /// Remembers the session that the answer names, so that the client can come back to it.
     fn meet_session(&mut self, stage: &mut Stage<'_>) {
         let call = &self.calls[0];
         let exchange = &stage.ledger.exchanges[call.exchange];
@@ -326,7 +327,7 @@ impl Client1 {
         }
         let how = if relayed { "answered" } else { "answered by the gateway" };
         let exchange = &stage.ledger.exchanges[call.exchange];
-        // RFC 9112 §9.3: behind a request that was not read to its end nothing can follow.
+        // RFC 9112 §9.3: nothing can follow a request that was not read to its end.
         let unread = exchange.early || (!relayed && (call.size > 0 || !call.sent));
         self.may_end |= unread || exchange.down.spoiled;
         stage.ledger.end(call.exchange, how);
@@ -405,7 +406,7 @@ impl Client1 {
         stage.acts.push(Act::Wait(self.pace.next(stage.seed)));
     }
 
-    /// Sends some of a stream of bytes; leaves when all has arrived.
+    /// Sends some bytes after a 101. Leaves when everything has arrived on both sides.
     fn feed_raw(&mut self, number: usize, stage: &mut Stage<'_>) {
         let exchange = &mut stage.ledger.exchanges[number];
         let half = &mut exchange.up;
@@ -448,7 +449,8 @@ impl Peer for Client1 {
                 let front = self.calls.front().map(|call| &stage.ledger.exchanges[call.exchange]);
                 let lost =
                     front.is_some_and(|exchange| exchange.excuse || exchange.hopeless == Some(8));
-                // An HTTP/1.1 connection is closed between two requests: what crosses that is repeated.
+                // A gateway that leaves closes an HTTP/1.1 connection between two requests. A
+                // request that was on its way then reached no worker, and its client repeats it.
                 let unseen = front.is_none_or(|exchange| exchange.tunnel.is_none());
                 let crosses = stage.ledger.going.contains(&self.number) && unseen;
                 let fine = anyway || self.may_end || lost || crosses;
@@ -484,7 +486,8 @@ impl Peer for Client1 {
         }
         self.slow |= !self.reading;
         if stage.calm {
-            // One waits for the other: a whole row of waits takes too long.
+            // Requests of this connection wait for each other, and a whole row of waits takes too
+            // long.
             self.left = self.left.min(1);
         }
         if let State::Raw(exchange) = self.state {

@@ -18,7 +18,7 @@ pub(crate) struct Met {
 /// What one client connection knows of coming back.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    /// What it has come for.
+    /// The session for which this connection was made.
     pub(crate) mission: Option<Comeback>,
     met: Vec<Met>,
 }
@@ -28,7 +28,7 @@ impl Memory {
         Self { mission, met: Vec::new() }
     }
 
-    /// An answer of this exchange's worker has told the session.
+    /// Remembers the session that a worker's answer to this exchange has named.
     pub(crate) fn meet(&mut self, id: &str, exchange: usize, stage: &Stage<'_>) {
         if self.met.len() < MEMORY && !self.met.iter().any(|met| met.id == id) {
             let of = &stage.ledger.exchanges[exchange];
@@ -37,13 +37,14 @@ impl Memory {
         }
     }
 
-    /// How likely it is cut off, in a thousand: most are when they have something to lose.
+    /// How likely the connection is cut off, in a thousand. Most are cut when they have a session
+    /// to lose.
     pub(crate) fn cuts(&self, stage: &Stage<'_>) -> u32 {
         let cuts = stage.plan.parking.map_or(0, |parking| parking.cuts);
         if self.met.is_empty() { cuts / 20 } else { cuts }
     }
 
-    /// The connection is lost: others come in its place, at once, in time or too late.
+    /// The connection is lost. Others come in its place: at once, in time or too late.
     pub(crate) fn come_back(&self, http1: bool, stage: &mut Stage<'_>) {
         let Some(plan) = stage.plan.parking else { return };
         let window = stage.plan.rules().config.session.park_window.as_micros() as usize;

@@ -17,29 +17,30 @@ use super::kernel::Kernel;
 use super::plane::Heard;
 use super::wire::{Wiring, link_of};
 
-/// How often a core that began anew tries to say so.
+/// The pause before a core that began anew tries again to tell the others so.
 const TELL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Rounds of messages to other cores in one turn: what could not be delivered may cause new ones.
+/// Rounds of messages to other cores in one turn. A message that found no room may cause new ones.
 const ROUNDS: usize = 4;
 
 /// A message that a core has put into another one's mailbox.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     pub(crate) to: usize,
-    /// That one has to be woken.
+    /// The other core has to be woken.
     pub(crate) wakes: bool,
-    /// It is no news that this core began anew.
+    /// The message is counted. The news that a core began anew is not.
     pub(crate) counts: bool,
     pub(crate) carries_tunnel: bool,
-    /// A tunnel changes hands.
+    /// With this message a parked tunnel goes to another client.
     pub(crate) moves: bool,
 }
 
-/// What the reactor serves: the shard, and what makes one core out of many.
+/// What the reactor calls: the shard, and the messages between this core and the others.
 pub(crate) struct CoreRuntime {
-    /// Among all cores of the world, and among those of its node.
+    /// The core's number in the world.
     number: usize,
+    /// The core's number at its node.
     own: usize,
     pub(crate) shard: Shard,
     wiring: Wiring,
@@ -49,14 +50,14 @@ pub(crate) struct CoreRuntime {
     tell_at: Option<Time>,
     /// Links of connections that were accepted here.
     links: BTreeMap<(u32, u32), usize>,
-    /// Those of whose end the shard was told.
+    /// Links of whose end the shard was told.
     pub(crate) told: Vec<usize>,
-    /// What the control plane has said to it since that was judged.
+    /// Answers of the control plane that are not judged yet.
     pub(crate) heard: Vec<Heard>,
     /// Answers of the control plane that came by the mailbox.
     pub(crate) answers: u64,
     pub(crate) sent: Vec<Sent>,
-    /// How often the reactor has told it something.
+    /// How often the reactor has reported something.
     calls: u64,
 }
 
@@ -123,7 +124,7 @@ impl CoreRuntime {
         Ok(())
     }
 
-    /// Tells a core that this one began anew, unless it knows. Whether it does.
+    /// Tells a core that this one began anew, unless it knows. True if it knows now.
     fn tell(&mut self, to: u16) -> bool {
         if !self.untold.contains(&to) {
             return true;
@@ -141,7 +142,7 @@ impl CoreRuntime {
         told
     }
 
-    /// Takes messages to the others' mailboxes, which may be full.
+    /// Puts the shard's messages into the other cores' mailboxes, which may be full.
     fn deliver(&mut self, net: &mut Net) {
         for to in self.untold.clone() {
             self.tell(to);
@@ -156,7 +157,8 @@ impl CoreRuntime {
             let mut full = Vec::new();
             for (to, message) in messages {
                 let message = ShardMessage::Core(message);
-                // The order between two cores is kept: behind one that found no room, none does.
+                // The order between two cores is kept: once a message found no room, none behind it
+                // is tried.
                 let sent =
                     if full.contains(&to) { Err(Full(message)) } else { self.send(to, message) };
                 if let Err(Full(ShardMessage::Core(message))) = sent {
@@ -201,7 +203,7 @@ impl net::Core for CoreRuntime {
             panic!("a real socket in a simulated world")
         };
         let number = socket.number() as usize;
-        note("core", self.number, "lets go of link", [number as u64, 0]);
+        note("core", self.number, "detaches link", [number as u64, 0]);
         self.wiring.lock().links[number].core = None;
         self.shard.detached(net, conn, detached);
     }
@@ -248,9 +250,9 @@ impl net::Core for CoreRuntime {
 /// One core.
 pub(crate) struct Core {
     pub(crate) simulation: Simulation<CoreRuntime, Kernel>,
-    /// How long it sleeps if nothing happens.
+    /// How long the core sleeps if nothing happens.
     pub(crate) waits: Wait,
-    /// Answers of the control plane that were put into its mailbox.
+    /// Answers of the control plane that were put into the core's mailbox.
     pub(crate) answers: u64,
 }
 
@@ -281,7 +283,7 @@ impl Core {
         slept || self.simulation.kernel().told > 0 || self.simulation.core().calls > calls
     }
 
-    /// Whether a link's connection is, or comes to be, one of the shard's.
+    /// Whether the shard has a link's connection, or will be given it.
     pub(crate) fn holds(&self, link: usize) -> bool {
         let net = self.simulation.net();
         match self.simulation.sockets().find(|(number, _)| *number as usize == link) {

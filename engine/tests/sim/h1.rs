@@ -1,13 +1,13 @@
-//! HTTP/1.1 as the far ends speak it, written from RFC 9112 alone: it shares no code with the
+//! HTTP/1.1 as the far ends speak it, written from RFC 9112 alone. It shares no code with the
 //! gateway, and panics at whatever the gateway may not send.
 
 use super::h2::List;
 use super::seed::Seed;
 
-/// What the gateway said.
+/// An event in what the gateway sent.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// Start line and fields, names in lower case; `end`: no body follows.
+    /// The start line, and the fields with names in lower case. `end` means that no body follows.
     Head {
         first: String,
         fields: List,
@@ -26,14 +26,14 @@ enum At {
     Chunk(usize),
     ChunkEnd,
     Trailers,
-    /// All that comes is another protocol's.
+    /// After a 101 every byte belongs to another protocol.
     Raw,
 }
 
-/// One direction of a connection, read strictly: one message behind the other.
+/// Reads one direction of a connection strictly, message by message.
 pub(crate) struct Reader {
     name: usize,
-    /// Requests come, not responses.
+    /// The reader is a server's: it reads requests. Any other reads responses.
     server: bool,
     input: Vec<u8>,
     at: At,
@@ -63,7 +63,7 @@ impl Reader {
         Some(String::from_utf8(line).expect("these peers send ASCII only"))
     }
 
-    /// The next event. `bodiless`: if it is a response, it answers a HEAD.
+    /// The next event. `bodiless` means that a response answers a HEAD, and so has no body.
     pub(crate) fn next(&mut self, bodiless: bool) -> Option<Seen> {
         match self.at {
             At::Head => {
@@ -116,7 +116,7 @@ impl Reader {
         }
     }
 
-    /// Lines up to the empty one, if they are all here.
+    /// The lines up to the empty one, if all of them have arrived.
     fn section(&mut self) -> Option<Vec<String>> {
         self.input.windows(4).position(|window| window == b"\r\n\r\n")?;
         let mut lines = Vec::new();
@@ -132,7 +132,7 @@ impl Reader {
         (n > 0).then(|| self.input.drain(..n).collect())
     }
 
-    /// RFC 9112 §6.3.
+    /// How the body behind this head is framed (RFC 9112 §6.3).
     fn framing(&self, first: &str, fields: &List, bodiless: bool) -> At {
         let values = |name: &str| -> Vec<String> {
             let named = fields.iter().filter(|(known, _)| known == name.as_bytes());
@@ -173,13 +173,13 @@ fn fields(lines: &[String]) -> List {
     lines.iter().map(field).collect()
 }
 
-/// Fields that one hop says to the other about itself.
+/// Whether a field is about one connection only, so that the gateway does not relay it.
 pub(crate) fn is_of_hop(name: &[u8]) -> bool {
     [&b"connection"[..], b"content-length", b"transfer-encoding", b"upgrade", b"te", b"host"]
         .contains(&name)
 }
 
-/// A head: its first line, then fields, of which the pseudo-fields are left out.
+/// Appends a head: its first line, the fields without pseudo-fields, then the lines of `more`.
 pub(crate) fn put_head(out: &mut Vec<u8>, first: &str, fields: &List, more: &[String]) {
     out.extend_from_slice(first.as_bytes());
     for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
@@ -205,7 +205,7 @@ pub(crate) enum Framing {
 }
 
 impl Framing {
-    /// Its field.
+    /// The field that announces this framing for a body of `length` bytes.
     pub(crate) fn field(self, length: usize) -> Option<String> {
         match self {
             Self::None | Self::UntilClose => None,
@@ -214,7 +214,7 @@ impl Framing {
         }
     }
 
-    /// A piece of a body, in one chunk or several.
+    /// Appends a piece of a body, in one chunk or several.
     pub(crate) fn put(self, out: &mut Vec<u8>, bytes: &[u8], seed: &mut Seed) {
         if self != Self::Chunked {
             return out.extend_from_slice(bytes);
@@ -235,7 +235,7 @@ impl Framing {
     }
 }
 
-/// Lines that look like HTTP/1, and some that do not.
+/// Garbage: lines that look like HTTP/1, and some that do not. A `server` sends responses.
 pub(crate) fn garbage(server: bool, seed: &mut Seed) -> Vec<u8> {
     const LINES: [&str; 16] = [
         "Transfer-Encoding: chunked\r\n",

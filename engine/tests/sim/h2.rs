@@ -1,6 +1,6 @@
-//! One end of an HTTP/2 connection with the gateway, written from RFC 9113 alone: it shares no code
-//! with the gateway, keeps the books of both directions, and panics at whatever the gateway may not
-//! send.
+//! One end of an HTTP/2 connection with the gateway, written from RFC 9113 alone. It shares no code
+//! with the gateway. It counts windows and streams of both directions, and panics at whatever the
+//! gateway may not send.
 
 mod read;
 
@@ -34,8 +34,8 @@ pub(crate) const REFUSED_STREAM: u32 = 7;
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const CALM: u32 = 11;
 
-/// Less credit than this is not given. With a full window on its way in small frames the gateway
-/// takes small change for a dribble (L5), whoever credits each frame at once.
+/// A peer never gives less credit than this at once. If it credited each small frame of a full
+/// window, the gateway would take that for a dribble of credit (L5).
 const DRIBBLE: i64 = 300;
 
 const MAX_WINDOW: i64 = 0x7fff_ffff;
@@ -43,7 +43,7 @@ const MAX_WINDOW: i64 = 0x7fff_ffff;
 /// Names and values in order.
 pub(crate) type List = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// SETTINGS of ours; each holds from its acknowledgement on.
+/// SETTINGS of this peer. They hold from their acknowledgement on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) window: u32,
@@ -58,7 +58,7 @@ impl Default for Offer {
     }
 }
 
-/// What the gateway said.
+/// An event in what the gateway sent.
 #[derive(Debug)]
 pub(crate) enum Seen {
     Head { stream: u32, fields: List, end: bool },
@@ -69,20 +69,22 @@ pub(crate) enum Seen {
 
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// What the gateway may still send, and what we may.
+    /// Octets that the gateway may still send.
     receive: i64,
+    /// Octets that this peer may still send.
     send: i64,
-    /// Taken and not given back yet.
+    /// Octets that have come and are not credited back yet.
     owed: i64,
-    /// The gateway has ended its side, we have ended ours.
+    /// The gateway has ended its side of the stream.
     pub(crate) got_end: bool,
+    /// This peer has ended its side.
     pub(crate) sent_end: bool,
-    /// A final head came.
+    /// The gateway has sent a final head.
     got_head: bool,
-    /// The number of the first PING behind our RST_STREAM: once that is answered, nothing of the
-    /// stream may come any more.
+    /// The number of the first PING behind our RST_STREAM. Once that PING is answered, nothing of
+    /// the stream may come any more.
     quit: Option<u64>,
-    /// The gateway has reset it.
+    /// The gateway has reset the stream.
     pub(crate) was_reset: bool,
 }
 
@@ -92,7 +94,7 @@ impl Stream {
     }
 }
 
-/// A header block in parts.
+/// A header block of which more parts will come.
 struct Block {
     stream: u32,
     end: bool,
@@ -100,7 +102,7 @@ struct Block {
 }
 
 pub(crate) struct H2 {
-    /// Whose it is, for the messages.
+    /// The peer's number, for messages.
     pub(crate) name: usize,
     server: bool,
     magic: usize,
@@ -116,11 +118,13 @@ pub(crate) struct H2 {
     receive: i64,
     owed: i64,
     send: i64,
-    /// In force on the gateway's side, and offered but not acknowledged.
+    /// Our SETTINGS that the gateway has acknowledged.
     offer: Offer,
+    /// Our SETTINGS that are not acknowledged yet, in order.
     offered: VecDeque<Offer>,
-    /// The gateway's encoder: its table, and the smallest size we acknowledged it to since a block.
+    /// The table size that the gateway's encoder has announced.
     table: u32,
+    /// The smallest table size of ours that was acknowledged since its last block.
     table_least: u32,
     settings_seen: bool,
     peer_window: i64,
@@ -128,16 +132,14 @@ pub(crate) struct H2 {
     pub(crate) peer_streams: usize,
     pings_sent: u64,
     pings_answered: u64,
-    /// The PING behind our GOAWAY and its last stream.
+    /// Of our GOAWAY: the number of the next PING behind it, and its last stream.
     going: Option<(u64, u32)>,
+    /// The gateway's GOAWAY: its last stream and its code.
     pub(crate) goaway: Option<(u32, u32)>,
-    /// DATA octets and frames the gateway has sent here: what it must give credit for, and what
-    /// allows us WINDOW_UPDATEs.
-    pub(crate) data_frames: u64,
 }
 
 impl H2 {
-    /// The gateway's peer: `server` on a tunnel, else a client.
+    /// A peer of the gateway: a server on a tunnel, else a client.
     pub(crate) fn new(name: usize, server: bool, offer: Offer, extra_window: u32) -> Self {
         let mut decoder = Decoder::new();
         decoder.set_max_allowed_table_size(4096);
@@ -168,7 +170,6 @@ impl H2 {
             pings_answered: 0,
             going: None,
             goaway: None,
-            data_frames: 0,
         };
         if !server {
             h2.out.extend_from_slice(MAGIC);
@@ -212,7 +213,7 @@ impl H2 {
         self.offered.push_back(offer);
     }
 
-    /// SETTINGS we offered last.
+    /// The SETTINGS that we sent last.
     pub(crate) fn latest_offer(&self) -> Offer {
         self.offered.back().copied().unwrap_or(self.offer)
     }
@@ -228,7 +229,7 @@ impl H2 {
         self.frame(PING, 0, 0, &payload);
     }
 
-    /// Whether our GOAWAY, and the PING behind it, were read.
+    /// Whether the gateway has read our GOAWAY: it has if the PING behind it is answered.
     pub(crate) fn goaway_was_read(&self) -> bool {
         self.going.is_some_and(|(fence, _)| self.pings_answered >= fence)
     }
@@ -259,16 +260,16 @@ impl H2 {
         self.streams.insert(id, stream);
     }
 
-    /// Streams that count against the gateway's, or our, limit.
+    /// How many streams count against the limit on open streams.
     pub(crate) fn open_streams(&self) -> usize {
         self.streams.values().filter(|stream| !stream.is_closed()).count()
     }
 
-    /// A field section, in one frame or several.
+    /// Sends a field section in one frame or several.
     pub(crate) fn head(&mut self, id: u32, fields: &[(&[u8], &[u8])], end: bool, seed: &mut Seed) {
         let mut block = Vec::new();
         if seed.chance(4) {
-            // A dynamic table size update, to the size the table has or to a smaller one.
+            // The block begins with a dynamic table size update, to the same size or a smaller one.
             let size = seed.pick(&[4096_usize, 256, 0]);
             self.encoder.set_max_table_size(size);
             put_integer(&mut block, 0x20, 5, size);
@@ -343,8 +344,8 @@ impl H2 {
         self.going = Some((self.pings_sent + 1, last));
     }
 
-    /// Gives stream credit back: all that is owed, and more if that leaves the window so small that
-    /// it would be a dribble (L5).
+    /// Gives credit back for every octet that came on a stream. If the window stays so small that
+    /// this would be a dribble (L5), it gives more.
     pub(crate) fn credit_well(&mut self, id: u32, seed: &mut Seed) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let tiny = stream.receive + stream.owed < 500;
@@ -365,7 +366,7 @@ impl H2 {
         self.streams.get(&id).map_or(0, |stream| stream.owed)
     }
 
-    /// What the gateway may still send on a stream.
+    /// Octets that the gateway may still send on a stream.
     pub(crate) fn receive_room(&self, id: u32) -> i64 {
         self.streams.get(&id).map_or(0, |stream| stream.receive)
     }
@@ -375,7 +376,7 @@ impl H2 {
         self.owed(id) >= DRIBBLE
     }
 
-    /// Gives the connection's credit back if at least so much is owed.
+    /// Gives the connection's credit back if at least so many octets have come.
     pub(crate) fn connection_credit(&mut self, least: i64) {
         let least = least.max(DRIBBLE);
         if self.owed >= least {
@@ -386,7 +387,7 @@ impl H2 {
     }
 }
 
-/// Frames of any kind, with anything in them; seldom no frames at all.
+/// Garbage: frames of any kind with any payload, and now and then bytes that are no frames.
 pub(crate) fn garbage(seed: &mut Seed) -> Vec<u8> {
     let mut out = Vec::new();
     if seed.chance(10) {
@@ -399,7 +400,7 @@ pub(crate) fn garbage(seed: &mut Seed) -> Vec<u8> {
         let stream = seed.pick(&[0, 1, 1, 3, 3, 5, 7, 2, 101, 0x7fff_ffff, 0xffff_ffff]);
         let len = seed.pick(&[0, 1, 4, 4, 5, 6, 8, 12, 36, 300]);
         let mut payload: Vec<u8> = match seed.below(4) {
-            // Static and dynamic indexes, small numbers, noise.
+            // The payload is HPACK indexes, small numbers, zeros or noise.
             0 => (0..len).map(|_| 0x80 | seed.below(70) as u8).collect(),
             1 => (0..len).map(|at| if at % 4 == 3 { seed.below(5) as u8 } else { 0 }).collect(),
             2 => vec![0; len],
@@ -417,7 +418,7 @@ pub(crate) fn garbage(seed: &mut Seed) -> Vec<u8> {
     out
 }
 
-/// RFC 7541 §5.1.
+/// Appends an integer as HPACK writes it (RFC 7541 §5.1).
 fn put_integer(out: &mut Vec<u8>, pattern: u8, bits: u8, value: usize) {
     let most = (1_usize << bits) - 1;
     if value < most {

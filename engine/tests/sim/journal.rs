@@ -1,5 +1,5 @@
-//! What happened, kept outside the world so that it survives a panic: a hash over everything, and
-//! the last events (or all of them) to be printed.
+//! The record of what happened: a hash over all events, and the last events (or all) for printing.
+//! It lies outside the world, so it survives a panic.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use ringway_proto::time::Time;
 /// Events printed after a failure.
 const LAST: usize = 60;
 
-/// One event: small, so that noting it costs nothing.
+/// One event. It is small, so that a note costs little.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Note {
     pub(crate) who: &'static str,
@@ -32,7 +32,7 @@ thread_local! {
     static JOURNAL: RefCell<Journal> = RefCell::default();
 }
 
-/// Begins a run; `all`: keep every event.
+/// Begins a run. `all` means that every event is kept.
 pub(crate) fn begin(all: bool) {
     JOURNAL.with_borrow_mut(|journal| *journal = Journal { all, ..Journal::default() });
 }

@@ -1,4 +1,4 @@
-//! What the head of an answer may look like.
+//! Judges the head of an answer.
 
 use super::h2::List;
 use super::ledger::{Exchange, Named};
@@ -26,7 +26,7 @@ pub(crate) fn relayed_head(number: usize, exchange: &Exchange, mut fields: List,
     assert!(!end || only, "exchange {number}: the head ends what goes on");
 }
 
-/// The gateway's own answer must be one that this request can get. Its gRPC code.
+/// The gateway's own answer must be one that this request can get. Returns its gRPC code.
 pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, status: &str) -> u8 {
     let code: u8 = match field(fields, "grpc-status") {
         Some(code) => code.parse().expect("a number"),
@@ -48,12 +48,12 @@ pub(crate) fn own_answer(number: usize, exchange: &Exchange, fields: &List, stat
     if exchange.was_told(code) {
         return code;
     }
-    // Overload and drain are answered first.
+    // The gateway looks for overload and drain before anything else.
     let any = [8, 14];
     let fine = match (exchange.hopeless, &exchange.named) {
         (Some(hopeless), Named::Session(_)) => code == hopeless || code == 5 || any.contains(&code),
         (Some(hopeless), _) => code == hopeless || any.contains(&code),
-        // It may have waited for a session that others named.
+        // The request may have waited for a session that another request named.
         (None, Named::Nothing) => [4, 8, 14].contains(&code) || (code == 5 && exchange.excuse),
         (None, _) => [4, 5, 8, 14].contains(&code),
     };

@@ -1,5 +1,5 @@
-//! What really happened, as both far ends know it: the oracle. Every exchange, session and token is
-//! entered by whoever made it and checked by whoever meets it.
+//! The oracle: what really happened, as both far ends know it. Whoever makes an exchange, a session
+//! or a token enters it here, and whoever meets it checks it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,11 +21,11 @@ pub(crate) enum Named {
     Nothing,
     /// A session this tenant has met.
     Session(String),
-    /// Well formed, but nobody's.
+    /// A well-formed id that belongs to nobody.
     Nobody(String),
 }
 
-/// One direction of a body, as sent and as it came out.
+/// One direction of an exchange: what its sender put in, and what came out at the other end.
 #[derive(Debug, Default)]
 pub(crate) struct Half {
     pub(crate) head: Option<List>,
@@ -34,12 +34,12 @@ pub(crate) struct Half {
     pub(crate) trailers: Option<List>,
     pub(crate) got: usize,
     pub(crate) got_end: bool,
-    /// One of its peers has gone mad: anything may come out.
+    /// One of the exchange's peers has gone mad, so anything may come out.
     pub(crate) spoiled: bool,
 }
 
 impl Half {
-    /// More of the body came out: it must be what went in.
+    /// More of the body came out. It must be what went in.
     pub(crate) fn arrived(&mut self, exchange: usize, way: Way, bytes: &[u8]) {
         let upto = self.got + bytes.len();
         if self.spoiled {
@@ -59,7 +59,7 @@ impl Half {
         self.got = upto;
     }
 
-    /// The end came out: it must have gone in, and everything before it come out.
+    /// The end came out. It must have gone in, and everything before it must have come out.
     pub(crate) fn finished(&mut self, exchange: usize, way: Way, trailers: Option<List>) {
         if self.spoiled {
             self.got_end = true;
@@ -79,7 +79,7 @@ pub(crate) struct Exchange {
     /// The client connection, by peer number.
     pub(crate) client: usize,
     pub(crate) tenant: &'static str,
-    /// Its credential.
+    /// The credential that the client shows.
     pub(crate) key: &'static str,
     pub(crate) began: Time,
     pub(crate) function: &'static str,
@@ -88,36 +88,36 @@ pub(crate) struct Exchange {
     pub(crate) named: Named,
     pub(crate) grpc: bool,
     pub(crate) method_head: bool,
-    /// No worker may ever see it: the gRPC code it is refused with.
+    /// The gRPC code with which the request must be refused. No worker may see it.
     pub(crate) hopeless: Option<u8>,
-    /// Its head says nothing about it: the name is in the body.
+    /// The head is the same as in other requests, so the body begins with the exchange's number.
     pub(crate) twin: bool,
     pub(crate) http1: bool,
-    /// It asks for another protocol.
+    /// The request asks for another protocol.
     pub(crate) upgrade: bool,
     pub(crate) up: Half,
     pub(crate) down: Half,
-    /// The content-length its worker has told, over HTTP/1.
+    /// The Content-Length that the worker has sent over HTTP/1.
     pub(crate) length: Option<usize>,
-    /// Its answer may have ended before its request.
+    /// The answer may have ended before the request.
     pub(crate) early: bool,
     pub(crate) interim_sent: u32,
     pub(crate) interim_got: u32,
     /// The tunnel that served it, by peer number.
     pub(crate) tunnel: Option<usize>,
-    /// The tunnel that waits for it: no other may serve it.
+    /// The tunnel that waits for this request. No other may serve it.
     pub(crate) expects: Option<usize>,
-    /// How it ended for the client.
+    /// How the exchange ended for the client.
     pub(crate) outcome: Option<&'static str>,
     /// The client has lost interest, or its connection.
     pub(crate) quit: bool,
-    /// The worker's side gave a reason to fail it.
+    /// Something has happened for which the exchange may fail.
     pub(crate) excuse: bool,
-    /// Codes that the control plane has made of it, or of one like it, a bit each.
+    /// The gRPC codes with which the control plane refused this request or one like it, a bit each.
     pub(crate) told: u32,
-    /// Most bytes of an answer its client will read in good time.
+    /// The most bytes of an answer that the client reads in good time.
     pub(crate) most_down: usize,
-    /// It names a session of a process that has ended.
+    /// The request names a session of a process that has ended.
     pub(crate) too_late: bool,
 }
 
@@ -135,7 +135,7 @@ pub(crate) struct Session {
     pub(crate) tenant: String,
     pub(crate) function: String,
     pub(crate) version: String,
-    /// Who has opened its first tunnel.
+    /// The worker that opened the session's first tunnel.
     pub(crate) worker: Option<usize>,
     pub(crate) tunnels: usize,
 }
@@ -144,7 +144,7 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Leaving {
     pub(crate) tunnel: usize,
-    /// Whose it is; none: a client's of this tenant.
+    /// The client that uses the tunnel. `None` means any client of the tenant.
     pub(crate) client: Option<usize>,
     pub(crate) session: String,
     pub(crate) tenant: String,
@@ -157,7 +157,7 @@ pub(crate) struct Token {
     pub(crate) accepted: usize,
 }
 
-/// A worker process: what it serves and what it holds.
+/// A worker process: the version that it serves, and its sessions with their tunnels counted.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) function: &'static str,
@@ -171,16 +171,17 @@ pub(crate) struct Ledger {
     pub(crate) sessions: BTreeMap<String, Session>,
     pub(crate) tokens: BTreeMap<String, Token>,
     pub(crate) workers: Vec<Worker>,
-    /// Client connections that have ended, or were told to.
+    /// Client connections that their clients have ended, or whose clients have gone mad.
     pub(crate) clients_gone: BTreeSet<usize>,
-    /// Clients of which one end has gone mad.
+    /// Clients that have gone mad, or of which a worker has.
     pub(crate) mad: BTreeSet<usize>,
-    /// Sessions clients have met: id, tenant, function.
+    /// Sessions that clients have met: id, tenant and function.
     pub(crate) met: Vec<(String, &'static str, &'static str)>,
-    /// Answers to CONNECTs that said 200, and all others.
+    /// CONNECTs that were answered with 200.
     pub(crate) accepted: usize,
+    /// CONNECTs that were answered otherwise.
     pub(crate) rejected: usize,
-    /// Tunnels whose worker has left, or is leaving, and the gateway may not know it yet.
+    /// Tunnels whose worker has left or is leaving. The gateway may not know it yet.
     pub(crate) leaving: Vec<Leaving>,
     /// The gateway was told to drain.
     pub(crate) draining: bool,
@@ -191,22 +192,25 @@ pub(crate) struct Ledger {
     /// Body bytes of the whole run.
     pub(crate) relayed: usize,
     pub(crate) parking: Parking,
-    /// Of several gateways: processes that have ended, and whether one has died.
+    /// Processes that have ended, in a run with several gateways.
     pub(crate) dead: BTreeSet<Node>,
+    /// A process has died without a drain, in such a run.
     pub(crate) killed: bool,
-    /// Until when it may be felt that a gateway, or the way to one, has failed.
+    /// Until this time a gateway that failed, or a failed way to one, may still have effects.
     pub(crate) felt_until: Time,
-    /// Connections that touch a gateway that failed.
+    /// Connections that need a gateway that failed.
     pub(crate) bereft: BTreeSet<usize>,
-    /// Sessions with a tunnel that touches one: its owner may not have heard yet that it is lost.
+    /// Sessions with a tunnel that needs a failed gateway. The session's owner may not know yet
+    /// that the tunnel is lost.
     pub(crate) struck: BTreeSet<String>,
-    /// Connections that touch a gateway that leaves.
+    /// Connections that need a gateway that leaves.
     pub(crate) going: BTreeSet<usize>,
     /// The sessions of tunnels, by peer number.
     pub(crate) tunnels: BTreeMap<usize, String>,
-    /// When the gateway had ended the last tunnel of a session, as its worker saw it.
+    /// When the last tunnel of a session ended, as its worker saw it.
     pub(crate) emptied: BTreeMap<String, Time>,
-    /// Tunnels that came while their worker had none of their session any more.
+    /// Tunnels that were dialled before the last one of their session ended, and were accepted
+    /// later.
     pub(crate) crossed: usize,
 }
 
@@ -227,8 +231,8 @@ impl Ledger {
         entry.outcome = Some(outcome);
     }
 
-    /// Whoever uses this tunnel, or waits for it, or asks for it before the gateway knows, has a
-    /// reason to fail.
+    /// A tunnel ends from its worker's side. An exchange that uses it, waits for it, or asks for it
+    /// before the gateway knows, may fail.
     pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
         let took = self.takers(&leaving.session);
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
@@ -255,7 +259,8 @@ impl Ledger {
             || self.leaving.iter().any(may_meet)
     }
 
-    /// A node has failed: what touches it may fail. `homes`: at which node each connection came in.
+    /// A node has failed, and what needs it may fail. `homes` says at which node each connection
+    /// came in.
     pub(crate) fn strike(&mut self, node: usize, homes: &[usize]) {
         let lives = |id: &str| maker(id).is_some_and(|of| usize::from(of.number()) == node);
         let tunnels = &self.tunnels;
@@ -273,7 +278,7 @@ impl Ledger {
             }
         }
         for exchange in &mut self.exchanges {
-            // A worker may have been on its way through that node.
+            // A worker may have been on its way to this exchange through that node.
             exchange.excuse |= exchange.tunnel.is_none()
                 || exchange.tunnel.is_some_and(hit)
                 || self.bereft.contains(&exchange.client);
@@ -281,7 +286,8 @@ impl Ledger {
         self.parking.struck(hit, &mut self.exchanges);
     }
 
-    /// A node leaves: nothing that runs may fail, but nobody has to find anything there.
+    /// A node leaves. What runs there must not fail, but nobody has to find a session there any
+    /// more.
     pub(crate) fn leave(&mut self, node: usize, homes: &[usize]) {
         let lives = |id: &str| maker(id).is_some_and(|of| usize::from(of.number()) == node);
         let tunnels = &self.tunnels;
@@ -303,22 +309,23 @@ impl Ledger {
         self.crashed || self.bereft.contains(&link)
     }
 
-    /// Of several gateways: the code of a refusal.
+    /// Judges a refusal in a run with several gateways. If the process of a session has ended, its
+    /// clients are refused at once and not after a wait.
     pub(crate) fn judge_refusal(&self, number: usize, code: u8) {
         let exchange = &self.exchanges[number];
         let waited = exchange.too_late && code == 4;
         assert!(!waited, "exchange {number}: waited for a session of a process that has ended");
     }
 
-    /// Clients that have asked for this session by its id: it may be theirs by now, for requests
-    /// that name nothing too, and its worker learns of them only when it is asked.
+    /// Clients that have asked for this session by its id. It may be theirs by now, also for their
+    /// requests that name nothing. The worker learns of such a client only from its first request.
     fn takers(&self, session: &str) -> BTreeSet<usize> {
         let asked = self.exchanges.iter().filter(|exchange| exchange.names(session));
         asked.map(|exchange| exchange.client).collect()
     }
 
-    /// The worker on a tunnel has gone mad: its client bears it, and whoever took the session over,
-    /// of whom the worker has not heard yet.
+    /// The worker on a tunnel has gone mad. That meets its client, and whoever took the session
+    /// over without the worker knowing it yet.
     pub(crate) fn tunnel_madness(&mut self, session: &str, client: usize) {
         self.madness(client);
         self.takers(session).into_iter().for_each(|taker| self.madness(taker));
@@ -332,7 +339,7 @@ impl Ledger {
         }
     }
 
-    /// A worker takes work: it must be its own kind of work.
+    /// A worker takes work. It must be for the version that this worker serves.
     pub(crate) fn work(&mut self, worker: usize, work: &Work, listed: &[String]) {
         let of = &self.workers[worker];
         assert_eq!((work.function.as_str(), work.version.as_str()), (of.function, of.version));
@@ -373,7 +380,7 @@ impl Ledger {
         *self.workers[worker].sessions.entry(session.to_owned()).or_default() += 1;
     }
 
-    /// A tunnel has ended. A worker ends the session with its last one (contract 4.6).
+    /// A tunnel has ended. A worker ends the session with its last tunnel (contract 4.6).
     pub(crate) fn tunnel_ended(&mut self, session: &str, worker: usize, now: Time) {
         if let Some(known) = self.sessions.get_mut(session) {
             known.tunnels -= 1;
@@ -396,7 +403,7 @@ impl Leaving {
     }
 }
 
-/// One answer to a poll.
+/// The work in one answer to a poll.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) kind: String,

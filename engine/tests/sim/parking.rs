@@ -1,6 +1,6 @@
-//! Sessions that outlive their clients, as the far ends and the sockets know them: who may close a
-//! session's last tunnel, who may be told that a session is not there, and who must be served by a
-//! tunnel that waits for him.
+//! Judges what becomes of sessions whose clients are lost, from what the far ends and the sockets
+//! show. May the gateway close a session's last tunnel? May it answer that a session is not there?
+//! Which request must be served by a tunnel that waits for it?
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,44 +12,46 @@ use super::journal::note;
 use super::ledger::{Exchange, Named, Work};
 use super::plan::{Plan, Returns, streams};
 
-/// How long it takes at most until all cores have heard of something.
+/// The longest time until all cores know of an event.
 const HEARSAY: Duration = Duration::from_millis(50);
+/// The same where cores pause.
 const SLOW_HEARSAY: Duration = Duration::from_secs(2);
 
-/// A tunnel that is silent for so long may be closed for that.
+/// A tunnel may be closed for being silent this long.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Clients that come back in one run.
+/// The most clients that come back in one run.
 const RETURNS: usize = 16;
 
-/// Whether a tunnel must be kept when its client is lost.
+/// Whether the gateway must keep a tunnel whose client is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Kept,
     Closed,
-    /// What the gateway had seen by then is not known here.
+    /// The gateway may do either: it is not known here what it had seen by then.
     Unknown,
 }
 
-/// A client's end, as it made it.
+/// How a client ended its connection, as the client knows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Farewell {
-    /// By FIN, not by RST or a timeout.
+    /// The client ended by FIN, not by RST or a timeout.
     pub(crate) fin: bool,
-    /// It had said that no more comes; so had the gateway.
+    /// The client had said that no more requests come.
     pub(crate) said: bool,
+    /// The gateway had said that it takes no more requests.
     pub(crate) told: bool,
     pub(crate) http1: bool,
-    /// Exchanges it had not seen the end of.
+    /// Exchanges of which the client had not seen the end.
     pub(crate) open: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Client {
     farewell: Option<Farewell>,
-    /// When the gateway had no connection to it any more.
+    /// When the gateway was first seen without a connection to the client.
     lost: Option<Time>,
-    /// The gateway has ended it, or nobody knows.
+    /// The gateway may have ended the connection itself: no core was told of an end.
     by_gateway: bool,
 }
 
@@ -57,56 +59,59 @@ struct Client {
 struct Tunnel {
     session: String,
     version: String,
-    /// One more of its session.
+    /// The work was a reconnect: the session had a tunnel before.
     again: bool,
-    /// Its worker knows that it is open, since then.
+    /// When the worker read that its CONNECT was accepted.
     since: Option<Time>,
-    /// Whose requests came last.
+    /// The client whose request came last.
     client: Option<usize>,
     http1: bool,
-    /// Its worker sent something for a request then.
+    /// When the worker last sent something for a request.
     active: Time,
-    /// Its worker has ended it, or said that it will.
+    /// The gateway is not to blame if the tunnel ends: its worker has ended it or announced that,
+    /// its stream ids may be used up, or a gateway failed.
     left: bool,
-    /// It can carry no other client's requests.
+    /// The tunnel can carry no other client's requests.
     used_up: bool,
-    /// Requests it has served.
+    /// How many requests the tunnel has served.
     served: u32,
-    /// Its client was lost then, and it is kept.
+    /// When the client was lost, if the gateway must keep the tunnel.
     kept: Option<Time>,
-    /// Its client was lost, and it is not kept.
+    /// The client was lost, and the gateway must close the tunnel.
     must_go: bool,
-    /// The gateway has none such any more, since then.
+    /// The gateway has no such connection any more.
     gone: bool,
+    /// When that was seen first.
     ended: Option<Time>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// There was a moment without a tunnel since its first one.
+    /// The session was without a tunnel for a moment since its first one.
     gap: bool,
-    /// An operator has ended it.
+    /// An operator has ended the session.
     deleted: bool,
-    /// A tunnel of it was closed then.
+    /// When a tunnel of the session was last closed.
     closed: Option<Time>,
-    /// When a spare of it may have begun to be kept: its tunnels opened, closed or lost clients.
+    /// When a spare of the session may have been parked: a tunnel opened, closed or lost its
+    /// client.
     moments: Vec<Time>,
 }
 
-/// What the rules of this run are.
+/// The rules of this run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     park: Park,
     window: Duration,
     wait: Duration,
     hearsay: Duration,
-    /// A tunnel may be idle for so short a time that every closing can be for that.
+    /// The limit on a tunnel's idle time is so short that it may explain every closing.
     restless: bool,
     /// Workers lose work.
     sloppy: bool,
     /// The last stream id of a tunnel.
     last_id: Option<u32>,
-    /// There are several gateways: what is seen at one's sockets happened earlier at another one.
+    /// There are several gateways. What one gateway's sockets show happened earlier at another one.
     far: bool,
 }
 
@@ -138,15 +143,16 @@ impl Terms {
 /// Why the gateway may close a session's last tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// Reasons that are seen from here.
+    /// There is a reason that can be seen from here.
     Known,
-    /// It must have been one too many, or in somebody's way: that is counted.
+    /// Only two reasons are left: a limit on parked tunnels, or new work that needed the worker.
+    /// The gateway counts both.
     Forced,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Parking {
-    /// None: nothing is judged in this run.
+    /// `None` if nothing is judged in this run.
     pub(crate) terms: Option<Terms>,
     clients: BTreeMap<usize, Client>,
     tunnels: BTreeMap<usize, Tunnel>,
@@ -154,10 +160,11 @@ pub(crate) struct Parking {
     crashed: Option<Time>,
     draining: bool,
     returned: usize,
-    /// Last tunnels closed by force.
+    /// How many last tunnels of sessions were closed with [`Why::Forced`].
     pub(crate) forced: u64,
-    /// Tunnels that served another client than before, and clients that had to get theirs and did.
+    /// How often a tunnel served another client than before.
     pub(crate) resumed: usize,
+    /// How often a client got the very tunnel that it had to get.
     pub(crate) expected: usize,
 }
 
@@ -178,7 +185,7 @@ impl Parking {
         self.terms.is_some_and(|terms| terms.far)
     }
 
-    /// Tunnels may be lost, or another one may take their place.
+    /// The tunnels that `hit` names may be lost, or another one may take their place.
     pub(crate) fn struck(&mut self, hit: impl Fn(usize) -> bool, exchanges: &mut [Exchange]) {
         for (link, tunnel) in self.tunnels.iter_mut().filter(|(link, _)| hit(**link)) {
             tunnel.left = true;
@@ -186,7 +193,7 @@ impl Parking {
         }
     }
 
-    /// Whether one more may come back.
+    /// Counts a client that wants to come back. True if it may.
     pub(crate) fn may_return(&mut self) -> bool {
         self.returned += 1;
         self.returned <= RETURNS
@@ -233,7 +240,8 @@ impl Parking {
         }
     }
 
-    /// A request has come to a worker. The client whose tunnel it was before.
+    /// A request has come to a worker. If the tunnel was another client's before, that client must
+    /// be gone and the new one must have asked for the session.
     pub(crate) fn tunnel_serves(
         &mut self,
         link: usize,
@@ -263,9 +271,9 @@ impl Parking {
         assert!(named, "exchange {number}: a session that its client has not asked for");
     }
 
-    /// Whether the stream ids of a tunnel may have run out: nobody knows which request will be the
-    /// last, and some that its client sent may be on their way to the worker, or have been taken back
-    /// before that saw whose they were.
+    /// Whether the stream ids of a tunnel may be used up. Some requests of its client may still be
+    /// on their way to the worker. Others may have been taken back before the worker saw whose they
+    /// were.
     fn is_spent(&self, link: usize, exchanges: &[Exchange]) -> bool {
         let Some(last) = self.terms.and_then(|terms| terms.last_id) else { return false };
         let Some(tunnel) = self.tunnels.get(&link).filter(|tunnel| !tunnel.http1) else {
@@ -303,8 +311,8 @@ impl Parking {
         links
     }
 
-    /// Whether a client has asked for a session that an operator has ended: its requests may wait
-    /// for it without naming it.
+    /// Whether a client has asked for a session that an operator has ended. Other requests of that
+    /// client may wait for the session without naming it.
     pub(crate) fn met_its_end(&self, client: usize, exchanges: &[Exchange]) -> bool {
         let mut ended = self.sessions.iter().filter(|(_, session)| session.deleted);
         let asked = |id: &str| exchanges.iter().any(|e| e.client == client && e.names(id));
@@ -321,7 +329,7 @@ impl Parking {
 
     // ---- what is seen of the sockets ----
 
-    /// Clients and tunnels to which the gateway had connections when it was looked last.
+    /// The clients and tunnels to which the gateway had connections at the last look.
     pub(crate) fn watched(&self) -> (Vec<usize>, Vec<usize>) {
         let clients = self.clients.iter().filter(|(_, client)| client.lost.is_none());
         let tunnels = self.tunnels.iter().filter(|(_, tunnel)| !tunnel.gone);
@@ -359,7 +367,7 @@ impl Parking {
         }
     }
 
-    /// What the rules say of a tunnel when this client of it is lost.
+    /// What the rules say of a tunnel when this client is lost.
     fn verdict(&self, client: usize, tunnel: usize, exchanges: &[Exchange]) -> Verdict {
         let Some(terms) = self.terms else { return Verdict::Unknown };
         let of = self.clients.get(&client);
@@ -378,7 +386,8 @@ impl Parking {
             _ => {}
         }
         let keeps_silent = terms.park == Park::Unclean || version.is_some_and(streams);
-        // A lost tunnel's streams are answered: the client may have left before it heard of that.
+        // The gateway answers the streams of a lost tunnel. The client may have left before that
+        // answer.
         let lost = |link| {
             let over = self.tunnels.get(&link).is_some_and(|tunnel| tunnel.gone || tunnel.left);
             over || self.is_spent(link, exchanges)
@@ -438,7 +447,7 @@ impl Parking {
             return known;
         }
         let of = |exchange: &&Exchange| exchange.names(&tunnel.session);
-        // Who asked for the session may have had it before his request was seen.
+        // A client that asked for the session may have got it before its request was seen.
         let mut asked = exchanges.iter().filter(of);
         let unserved = |exchange: &Exchange| exchange.tunnel.is_none();
         let Some(client) = tunnel.client else {
@@ -457,11 +466,12 @@ impl Parking {
         };
         let Some(kept) = tunnel.kept else { return known };
         debug_assert!(kept >= lost);
-        // Another one was asked for in its place, perhaps as soon as it was used up.
+        // A spare was asked for, perhaps as soon as the tunnel was used up, and may have failed to
+        // come.
         let asked = tunnel.since.is_none_or(|since| since + terms.wait <= now);
         let alone = tunnel.used_up && (asked || terms.sloppy);
-        // Its answer may have been whole, or a 101 that nobody asked for, and the tunnel closed
-        // behind it, before its client was lost in the same turn.
+        // In the turn that lost the client, the answer may have ended first, or have been a 101
+        // that nobody asked for. Then the tunnel was closed behind that answer.
         let last = exchanges.iter().rfind(|exchange| exchange.tunnel == Some(link));
         let wrong = |last: &Exchange| last.upgrade && last.excuse && last.down.head.is_some();
         let over = last.is_some_and(|last| last.down.ended || wrong(last));
@@ -469,8 +479,8 @@ impl Parking {
         if now >= kept + terms.window || alone || spent { known } else { Some(Why::Forced) }
     }
 
-    /// A tunnel on which no request came: it stood in for another, or came for a client that did
-    /// not use it.
+    /// Why a tunnel without a request was closed. It was a spare, or came for a client that did not
+    /// use it.
     fn why_spare_closed(&self, tunnel: &Tunnel, now: Time, exchanges: &[Exchange]) -> Option<Why> {
         let known = Some(Why::Known);
         let Some(terms) = self.terms else { return known };
@@ -490,22 +500,22 @@ impl Parking {
             }
             ends.push(lost);
         }
-        // No request of its client came to a worker before the tunnel before it was lost: whose it
-        // was is not seen from here.
+        // If no request of its client came to a worker before, it is not seen from here whose
+        // tunnel this was.
         let Some(last) = ends.iter().max() else { return known };
         let due = |begun: &Time| {
             (*begun + terms.window..*begun + terms.window + SLOW_HEARSAY).contains(&now)
         };
         let moments = self.sessions.get(&tunnel.session).map(|session| &session.moments);
-        // It was parked when its client was lost, and may have come for any of them: a tunnel that
-        // served that client may have ended long before.
+        // The tunnel was parked when its client was lost. That may be any client of the session: a
+        // tunnel that served it may have ended long before.
         let mut begun = moments.into_iter().flatten().chain(&ends);
         let over = now >= *last + terms.window || begun.any(due);
         if over { known } else { Some(Why::Forced) }
     }
 
-    /// After every turn: which sessions have no tunnel now, and which tunnel should not be there. A
-    /// worker that nobody needs is to be free at once.
+    /// Called after every turn. Notes which sessions have no tunnel now. Fails if a tunnel is still
+    /// there that had to be closed: a worker that nobody needs must be free at once.
     pub(crate) fn look_at_sessions(&mut self, now: Time) {
         let useless = self.tunnels.iter().find(|(_, tunnel)| tunnel.must_go && !tunnel.gone);
         assert!(useless.is_none(), "kept for a client that said goodbye: {useless:?}");
@@ -522,7 +532,7 @@ impl Parking {
         }
     }
 
-    /// Whether all cores know that a session has this tunnel, and will have it.
+    /// Whether a session has this tunnel for certain: all cores know it, and it will not be closed.
     fn serves(&self, link: usize, id: &str, now: Time) -> bool {
         let tunnel = &self.tunnels[&link];
         let settled = |since: Time| !tunnel.again || since + SLOW_HEARSAY <= now;
@@ -530,7 +540,7 @@ impl Parking {
             return false;
         }
         let lost = tunnel.client.and_then(|client| self.clients.get(&client)?.lost);
-        // It is ended if there was another one.
+        // A tunnel that loses its client is closed if its session had another tunnel.
         let other = |(other, of): (&usize, &Tunnel)| {
             let there = of.ended.is_none_or(|ended| lost.is_some_and(|at| at <= ended));
             *other != link && of.session == id && of.since.is_some() && there
@@ -538,7 +548,7 @@ impl Parking {
         lost.is_none() || !self.tunnels.iter().any(other)
     }
 
-    /// Tunnels among these that must, and that can, be parked.
+    /// How many of these tunnels must be parked, and how many may be.
     pub(crate) fn parked_among(&self, links: &[usize], exchanges: &[Exchange]) -> (usize, usize) {
         let (mut must, mut may) = (0, 0);
         for link in links {
@@ -559,13 +569,14 @@ impl Parking {
 
     // ---- judged ----
 
-    /// The cores may not know of each other what they should.
+    /// Whether a core panicked so recently that the cores may not know all they should of each
+    /// other.
     fn is_shaken(&self, now: Time) -> bool {
         self.crashed.is_some_and(|at| now < at + SLOW_HEARSAY)
     }
 
-    /// A client asks for a session: the tunnel that must serve it, if that is certain. `first`: it is
-    /// the first request of its connection.
+    /// A client asks for a session. Returns the tunnel that must serve it, if that is certain.
+    /// `first` is true for the first request of a connection.
     pub(crate) fn expects(
         &self,
         (id, http1, first): (&str, bool, bool),
@@ -576,7 +587,8 @@ impl Parking {
         let same = |exchange: &&mut Exchange| exchange.names(id);
         let mut alone = true;
         for exchange in exchanges.iter_mut().filter(same) {
-            // One that its client took back may be under way still, and come behind this one.
+            // An earlier request may be overtaken by this one. Even one that its client took back
+            // may still be on its way.
             exchange.expects = None;
             alone &= exchange.outcome.is_some();
         }
@@ -585,8 +597,9 @@ impl Parking {
         let (link, tunnel) = of.next()?;
         let only = of.next().is_none() && alone && !session.deleted && !self.draining;
         let settled = tunnel.kept.is_some_and(|at| at + terms.hearsay <= now);
-        // Who took his request back may have got it all the same, and so may whoever asked before
-        // it was kept: his request can have come after that, as long as he was there.
+        // A client that took its request back may have got the tunnel all the same. So may a client
+        // that asked before the tunnel was kept, if it was still there then: its request may have
+        // come later.
         let taken = exchanges.iter().any(|other| {
             let served = other.tunnel.is_some() || other.outcome == Some("answered by the gateway");
             let lost = self.clients.get(&other.client).and_then(|client| client.lost);
@@ -594,7 +607,8 @@ impl Parking {
             other.names(id) && !served && there
         });
         let fits = tunnel.http1 == http1 && !tunnel.used_up && !tunnel.left;
-        // At its end the owner may have let go of what another gateway holds still.
+        // Near the end of the window the owner may have closed a tunnel that another gateway still
+        // holds.
         let ends = tunnel.kept.is_some_and(|at| at + terms.window <= now + SLOW_HEARSAY);
         if terms.far && (ends || !first) {
             return None;
@@ -602,7 +616,7 @@ impl Parking {
         (only && settled && fits && !taken && !self.is_shaken(now)).then_some(*link)
     }
 
-    /// A request was refused by the gateway.
+    /// The gateway refused a request. It must have had a reason.
     pub(crate) fn refused(&self, number: usize, exchange: &Exchange, code: u8, now: Time) {
         let Some(terms) = self.terms else { return };
         let Named::Session(id) = &exchange.named else { return };
@@ -623,7 +637,7 @@ impl Parking {
     }
 }
 
-/// A tunnel may be lost for good reasons.
+/// A tunnel may be lost for a good reason, so no request must get it any more.
 fn expect_no_more(exchanges: &mut [Exchange], link: usize) {
     for exchange in exchanges.iter_mut().filter(|exchange| exchange.expects == Some(link)) {
         exchange.expects = None;
@@ -631,7 +645,7 @@ fn expect_no_more(exchanges: &mut [Exchange], link: usize) {
 }
 
 impl Exchange {
-    /// Whether it names this session and may have it.
+    /// Whether the exchange names this session and may have it.
     pub(crate) fn names(&self, id: &str) -> bool {
         self.hopeless.is_none() && matches!(&self.named, Named::Session(named) if named == id)
     }

@@ -1,4 +1,4 @@
-//! What all far ends have in common: how the world asks them and what they ask of it.
+//! What all far ends have in common: how the world calls them, and what they have it do.
 
 use ringway_proto::time::Time;
 
@@ -10,33 +10,34 @@ use super::seed::Seed;
 #[derive(Debug)]
 pub(crate) enum Act {
     Send(Vec<u8>),
-    /// The same, so many microseconds later; nothing else is sent before.
+    /// The bytes are sent so many microseconds later. Nothing else is sent before.
     Later(Vec<u8>, usize),
     Fin,
     Reset,
     /// Stops or resumes reading.
     Read(bool),
-    /// Be asked again after so many microseconds.
+    /// The peer wants its next tick after so many microseconds.
     Wait(usize),
-    /// Dial back with this work, or poll again.
+    /// A worker dials in with this work.
     Dial {
         worker: usize,
         work: Work,
         trick: Trick,
         after: usize,
     },
+    /// A worker polls again.
     Poll {
         worker: usize,
         after: usize,
     },
-    /// Somebody comes back for a session.
+    /// A client comes back for a session.
     Return {
         to: Comeback,
         after: usize,
     },
 }
 
-/// A session that was lost sight of, and how somebody comes back to it.
+/// A session whose client was lost, and how a client comes back to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Comeback {
     pub(crate) id: String,
@@ -47,7 +48,7 @@ pub(crate) struct Comeback {
     pub(crate) http1: bool,
 }
 
-/// PINGs and SETTINGS that a connection sends at most: a thousand would be a flood (L5).
+/// The most PINGs and SETTINGS that a connection sends. A thousand would be a flood (L5).
 pub(crate) const CHATTER: u32 = 60;
 
 /// What a worker's CONNECT does wrong.
@@ -65,9 +66,9 @@ pub(crate) struct Stage<'a> {
     pub(crate) ledger: &'a mut Ledger,
     pub(crate) plan: &'a Plan,
     pub(crate) now: Time,
-    /// Nobody makes trouble any more: what was begun is brought to its end.
+    /// Faults are over. Everything that was begun is brought to its end.
     pub(crate) calm: bool,
-    /// Whoever has nothing to finish leaves.
+    /// Peers with nothing to finish leave.
     pub(crate) closing: bool,
     pub(crate) acts: &'a mut Vec<Act>,
 }
@@ -86,23 +87,24 @@ impl Stage<'_> {
 
 /// A far end.
 pub(crate) trait Peer {
-    /// Bytes came.
+    /// Bytes came from the gateway.
     fn received(&mut self, bytes: &[u8], stage: &mut Stage<'_>);
     /// The gateway's FIN or RST came.
     fn ended(&mut self, reset: bool, stage: &mut Stage<'_>);
-    /// The wait is over.
+    /// The peer's wait is over.
     fn tick(&mut self, stage: &mut Stage<'_>);
-    /// Whether it still waits for something on an open connection.
+    /// Whether the peer still waits for something on an open connection.
     fn is_unfinished(&self) -> bool {
         false
     }
-    /// What that is.
+    /// What the peer waits for, for a failure's message.
     fn waits_for(&self) -> String {
         String::new()
     }
 }
 
-/// When a peer wants to be asked again: soon after something happened, ever later after nothing.
+/// When a peer wants its next tick: soon after something happened, and ever later while nothing
+/// does.
 #[derive(Debug)]
 pub(crate) struct Pace {
     wait: usize,

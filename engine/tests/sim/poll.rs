@@ -58,7 +58,7 @@ impl Poll {
         }
     }
 
-    /// One answer off the input: its status and body.
+    /// Takes one answer off the input: its status and its body.
     fn answer(&mut self) -> Option<(u16, Vec<u8>)> {
         let end = self.input.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
         let head = String::from_utf8_lossy(&self.input[..end]).to_ascii_lowercase();
@@ -88,7 +88,8 @@ impl Poll {
         stage.ledger.work(self.worker, &work, listed);
         let holds = stage.ledger.workers[self.worker].sessions.contains_key(&work.id);
         if work.kind == "reconnect" && !holds {
-            // The session has ended here meanwhile (contract 4.6): nobody to come back to.
+            // The session has ended at this worker meanwhile (contract 4.6), so there is nothing to
+            // reconnect.
             return;
         }
         let sloppy = stage.plan.sloppy;
@@ -124,14 +125,14 @@ impl Peer for Poll {
         self.input.extend_from_slice(bytes);
         while let Some((status, body)) = self.answer() {
             let listed = self.asked.pop_front().expect("an answer to a question");
-            // 503: another core had no room for the question; a worker asks again later.
+            // 503 means that another core had no room for the poll. A worker polls again later.
             let several = stage.plan.cores > 1 || stage.plan.many.is_some();
             let busy = status == 503 && several;
             assert!(busy || [200, 204].contains(&status), "a poll was answered with {status}");
             note("poll", self.number, "is answered", [status.into(), body.len() as u64]);
             if status == 200 {
                 if stage.fault(stage.plan.sloppy / 4) {
-                    // It dies with the answer in its hands.
+                    // The worker dies right after it got the answer.
                     return self.leave(Act::Reset, stage);
                 }
                 self.work(&body, &listed, stage);
@@ -164,8 +165,8 @@ impl Peer for Poll {
             let act = if stage.seed.chance(50) { Act::Reset } else { Act::Fin };
             return self.leave(act, stage);
         }
-        // A session came or went: a fresh poll says so, and replaces the one that waits. Now and
-        // then one comes for no reason: work may be on its way to the one before it.
+        // If a session came or went, a new poll says so and replaces the one that waits. Now and
+        // then a poll is sent for no reason: work may be on its way to the one before it.
         if self.asked.is_empty() {
             self.ask(stage);
         }

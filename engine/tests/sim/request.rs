@@ -11,16 +11,16 @@ pub(crate) struct Request {
     tenant: &'static str,
     function: &'static str,
     version: &'static str,
-    /// The version field is there even if it is empty.
+    /// The version field is sent even if it is empty.
     versioned: bool,
     named: Named,
-    /// The gRPC code it must be refused with.
+    /// The gRPC code with which the request must be refused.
     hopeless: Option<u8>,
     grpc: bool,
     method_head: bool,
-    /// Like all others of its connection.
+    /// The head is the same as in the other twins of the connection.
     twin: bool,
-    /// More fields than may be.
+    /// The head has more fields than the gateway allows.
     giant: bool,
 }
 
@@ -59,7 +59,7 @@ impl Request {
         request
     }
 
-    /// Back to a session that was lost sight of.
+    /// A request with which a client comes back to its session.
     pub(crate) fn back(to: &Comeback, stage: &mut Stage<'_>) -> Self {
         Self {
             key: to.key,
@@ -76,7 +76,7 @@ impl Request {
         }
     }
 
-    /// One of many that are all alike, behind one that went back.
+    /// One of many requests with the same head, sent after the one that named the session.
     pub(crate) fn alike(to: &Comeback) -> Self {
         Self {
             key: to.key,
@@ -93,7 +93,7 @@ impl Request {
         }
     }
 
-    /// Something that nobody may have.
+    /// Turns this into a request for something that nobody may have.
     fn estrange(&mut self, stage: &mut Stage<'_>) {
         let seed = &mut *stage.seed;
         match seed.below(4) {
@@ -111,13 +111,13 @@ impl Request {
         }
     }
 
-    /// A session that was met before, perhaps another tenant's.
+    /// Names a session that was met before, perhaps another tenant's.
     fn come_back(&mut self, stage: &mut Stage<'_>) {
         let met = stage.ledger.met.len();
         if met == 0 {
             return;
         }
-        // The latest are the likeliest to be alive.
+        // The sessions that were met last are the likeliest to be alive.
         let at = met - 1 - stage.seed.below(met.min(4));
         let (id, owner, function) = stage.ledger.met[at].clone();
         (self.function, self.version) = (function, "");
@@ -125,7 +125,7 @@ impl Request {
         self.named = Named::Session(id);
     }
 
-    /// Its fields in order.
+    /// The fields of the head, in order.
     pub(crate) fn fields(&self, stage: &mut Stage<'_>) -> List {
         let mut fields: List = Vec::new();
         let mut put = |name: &str, value: &str| fields.push((name.into(), value.into()));
@@ -160,7 +160,7 @@ impl Request {
     ) -> Exchange {
         let ledger = &mut *stage.ledger;
         let denied = stage.plan.plane.is_some_and(|manners| manners.enemy == Some(self.key));
-        // What is too large is refused before anybody is asked.
+        // A head that is too large is refused before the control plane is asked.
         let hopeless = if denied && !self.giant { Some(7) } else { self.hopeless };
         let expects = match &self.named {
             Named::Session(id) if hopeless.is_none() => {

@@ -14,7 +14,7 @@ pub(crate) enum When {
 pub(crate) enum Ending {
     Data,
     Trailers,
-    /// One head with END_STREAM.
+    /// The answer is one head with END_STREAM.
     HeadOnly,
     Reset(u32),
 }

@@ -1,4 +1,4 @@
-//! A worker's tunnel: the CONNECT, then an HTTP/2 server that answers in every way there is.
+//! A worker's tunnel: the CONNECT, then a server that answers in every way there is.
 
 mod http1;
 
@@ -15,7 +15,7 @@ use super::ledger::{Exchange, Leaving, Named, Work};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
 use super::serve::{Ending, Serve, When, answer_head};
 
-/// A stream before it is known whose it is.
+/// A stream whose exchange is not known yet, because only its body names it.
 #[derive(Debug)]
 struct Nameless {
     head: List,
@@ -27,9 +27,9 @@ enum State {
     /// The CONNECT is not answered yet.
     Asking,
     Open,
-    /// It sends anything and understands nothing.
+    /// The worker sends garbage and understands nothing.
     Mad,
-    /// Our FIN is out.
+    /// The worker has sent its FIN.
     Leaving,
     Over,
 }
@@ -46,13 +46,13 @@ pub(crate) struct Tunnel {
     h2: H2,
     nameless: BTreeMap<u32, Nameless>,
     serves: BTreeMap<u32, Serve>,
-    /// The only client whose requests may come here.
+    /// The client whose requests come here now. A tunnel has one at a time.
     client: Option<usize>,
     pace: Pace,
     reading: bool,
-    /// Reads only when it is asked what it does.
+    /// The worker stops reading after each receive, until its next tick.
     sluggish: bool,
-    /// PINGs and SETTINGS left to send.
+    /// PINGs and SETTINGS that the worker may still send.
     chatter: u32,
     going: bool,
 }
@@ -100,7 +100,7 @@ impl Tunnel {
         let mut h2 = H2::new(number, true, offer, extra);
         let spoken = Spoken::new(stage);
         if matches!(spoken, Spoken::Http2) && stage.plan.sloppy > 0 && stage.seed.chance(30) {
-            // It does not wait for the answer.
+            // This worker begins HTTP/2 without waiting for the answer to its CONNECT.
             let after = if stage.seed.chance(50) { 0 } else { stage.seed.range(1, 300) };
             stage.acts.push(Act::Later(std::mem::take(&mut h2.out), after));
         }
@@ -135,7 +135,7 @@ impl Tunnel {
         }
     }
 
-    /// The answer to the CONNECT; what is left of the bytes belongs to the tunnel.
+    /// Reads the answer to the CONNECT. Returns the bytes behind it, which belong to the tunnel.
     fn connected(&mut self, bytes: &[u8], stage: &mut Stage<'_>) -> Vec<u8> {
         self.answer.extend_from_slice(bytes);
         let end = self.answer.windows(4).position(|window| window == b"\r\n\r\n");
@@ -153,7 +153,7 @@ impl Tunnel {
         stage.ledger.rejected += 1;
         let fine: &[&str] = match self.trick {
             Trick::NoToken => &["401"],
-            // What it said was on its way between two gateways for too long.
+            // The CONNECT may have been on its way between two gateways for too long: 408.
             _ if stage.plan.many.is_some_and(|many| many.cuts > 0) => &["403", "503", "408"],
             _ => &["403", "503"],
         };
@@ -177,7 +177,8 @@ impl Tunnel {
         Vec::new()
     }
 
-    /// Where there are several gateways its owner may not have been reached: it is tried again.
+    /// With several gateways the session's owner may not have been reached. Then the worker dials
+    /// again.
     fn try_again(&self, stage: &mut Stage<'_>) {
         if stage.plan.many.is_none() || stage.closing || self.trick != Trick::None {
             return;
@@ -240,7 +241,8 @@ impl Tunnel {
         }
     }
 
-    /// It is known whose request this is: was it to come here, and as it is?
+    /// A stream's exchange is known now. It must be one that may come here, with its head
+    /// unchanged.
     fn meet(&mut self, stream: u32, number: usize, fields: List, stage: &mut Stage<'_>) {
         assert!(number < stage.ledger.exchanges.len(), "a request of nobody's: {number:#x}");
         let http1 = self.speaks_http1();
@@ -261,12 +263,14 @@ impl Tunnel {
         if let Named::Session(id) = &exchange.named {
             assert_eq!(*id, self.work.id, "exchange {number}: the id does not win");
         }
-        // A tunnel has one client at a time; who comes after one that is gone has named its session.
+        // A tunnel has one client at a time. A client that follows one that is gone has named its
+        // session.
         let client = self.client.replace(exchange.client).filter(|last| *last != exchange.client);
         if let Some(last) = client {
-            // Where they come back by plan, that is judged by what the gateway knows: it ends an
-            // HTTP/1 connection before its client hears of it. What named the session may be
-            // another request of that client, which was cancelled before it came here.
+            // In runs whose clients come back, `parking` judges this by what the gateway knows,
+            // since the gateway ends an HTTP/1 connection before the client hears of it. The
+            // request that named the session may be another one of that client, cancelled before it
+            // came here.
             let planned = stage.plan.parking.is_some();
             let gone = planned || http1 || stage.ledger.clients_gone.contains(&last);
             assert!(gone, "exchange {number}: a tunnel of two clients");
@@ -290,14 +294,14 @@ impl Tunnel {
         self.serves.insert(stream, serve);
     }
 
-    /// Another client's request is the first on this tunnel: nothing of the one before goes on.
+    /// The first request of another client has come. No exchange of the client before it may go on.
     fn check_taken_up(&self, number: usize, stage: &Stage<'_>) {
         for serve in self.serves.values() {
             let exchange = &stage.ledger.exchanges[serve.exchange];
             let over = serve.ended && exchange.up.got_end;
             assert!(over, "exchange {}: goes on before exchange {number}", serve.exchange);
         }
-        // Of those that have not told their names, at most so many can be this client's own.
+        // Of the streams that are not named yet, at most so many can be the new client's own.
         let client = stage.ledger.exchanges[number].client;
         let untold = |other: &&Exchange| other.twin && other.tunnel.is_none();
         let own = stage.ledger.exchanges.iter().filter(|other| other.client == client);
@@ -385,7 +389,7 @@ impl Tunnel {
         let rest = serve.size - half.sent;
         let most = rest.min(self.h2.room(stream));
         let n = if stage.seed.chance(40) { most } else { stage.seed.range(0, most) };
-        // The end may come by itself.
+        // Now and then the end is left for a frame of its own.
         let all = n == rest && (n == 0 || !stage.seed.chance(15));
         let end = all && serve.ending == Ending::Data;
         if n > 0 || end {
@@ -471,7 +475,7 @@ impl Tunnel {
             self.nameless.retain(|stream, _| *stream <= last);
         }
         if let Some(client) = self.client
-            // Whoever comes next would have to bear it.
+            // Where clients come back, the next one would meet the mad worker.
             && stage.plan.parking.is_none()
             && stage.rarely(stage.plan.vandals)
         {
@@ -491,7 +495,7 @@ impl Tunnel {
         }
     }
 
-    /// Whoever uses this tunnel, or waits for it, has a reason to fail.
+    /// Every exchange that uses this tunnel, or waits for it, now has a reason to fail.
     fn excuse_all(&self, stage: &mut Stage<'_>) {
         self.excuse_raw(stage);
         let tenant = self.work.tenant.clone();

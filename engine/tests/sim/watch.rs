@@ -1,5 +1,5 @@
-//! What the world sees of sessions that outlive their clients: which connections the cores hold
-//! after each turn, who is in trouble while a tunnel changes hands, how many are parked.
+//! Watches sessions whose clients are lost. After each turn it looks which connections the cores
+//! hold. It disturbs cores between which a tunnel moves, and checks how many tunnels are parked.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::ledger::Leaving;
 use super::wire::Link;
 use super::world::{Event, World};
 
-/// Cores that panic because a tunnel changes hands, in one run.
+/// The most cores that panic in one run while a tunnel moves.
 const PANICS: usize = 2;
 
-/// How long it takes until nothing happens any more that is not a timer's.
+/// After this time only timers fire any more.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How long the answers to a question to all cores may take.
@@ -34,7 +34,8 @@ impl World {
         self.cores.iter().any(|core| core.simulation.core().told.contains(&link))
     }
 
-    /// After a turn: connections that this core, or any, has detached.
+    /// Called after a core's turn. Finds connections that no core holds any more, and checks the
+    /// numbers that the core has sent to the control thread.
     pub(super) fn watch_sessions(&mut self, number: usize, messages: Vec<ControlMessage>) {
         if self.plan.parking.is_none() {
             return;
@@ -85,7 +86,7 @@ impl World {
         if self.plan.parking.is_none() {
             return;
         }
-        // What is under way is done first.
+        // Everything that is on its way arrives first.
         let until = self.now + QUIET;
         self.run_while(|world| world.now < until, QUIET);
         self.asked_cores = self.cores.len();
@@ -96,7 +97,7 @@ impl World {
         assert_eq!(self.asked_cores, 0, "a core does not answer");
     }
 
-    /// Some may have closed after they were counted.
+    /// Checks a core's number of parked tunnels. `closed` tunnels may have closed after it counted.
     fn check_parked(&mut self, number: usize, metrics: &ShardMetrics, closed: usize) {
         self.asked_cores -= 1;
         let of_core = |(link, wire): (usize, &Link)| (wire.core == Some(number)).then_some(link);
@@ -105,7 +106,7 @@ impl World {
         let (must, may) = self.ledger.parking.parked_among(&here, &self.ledger.exchanges);
         let told = metrics.resumes.parked as usize;
         note("core", number, "has parked, and must have", [told as u64, must as u64]);
-        // Where there are several gateways the tunnel may come in at another one.
+        // With several gateways a parked tunnel may have come in at another gateway.
         assert!(
             self.plan.many.is_some() || (must..=may + closed).contains(&told),
             "core {number}: {told} parked, not {must} to {may}"
@@ -116,7 +117,7 @@ impl World {
         }
     }
 
-    /// Something goes wrong on one of two cores between which a tunnel moves.
+    /// One of two cores between which a tunnel moves may panic or pause.
     pub(super) fn disturb(&mut self, from: usize, to: usize) {
         let Some(plan) = self.plan.parking.filter(|_| !self.calm) else { return };
         let core = if self.seed.chance(50) { from } else { to };

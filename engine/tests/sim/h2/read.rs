@@ -1,4 +1,4 @@
-//! What the gateway sends, frame by frame, and whether it may.
+//! Reads what the gateway sends, frame by frame, and checks that the gateway may send it.
 
 use super::{
     ACK, Block, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, MAGIC,
@@ -157,7 +157,7 @@ impl H2 {
         self.expect(!reset, "gave credit to a stream it has reset");
     }
 
-    /// The stream of a frame that belongs to a message; `None` if the frame is late.
+    /// The stream of a HEADERS or DATA frame. `None` if the frame crossed our reset of the stream.
     fn message_stream(&mut self, id: u32, what: &str) -> Option<&mut Stream> {
         self.expect(self.streams.contains_key(&id), "used an idle stream");
         let answered = self.pings_answered;
@@ -180,7 +180,6 @@ impl H2 {
         let (len, end) = (bytes.len() as i64, flags & END_STREAM != 0);
         self.receive -= len;
         self.owed += len;
-        self.data_frames += 1;
         self.expect(len == 0 || self.receive >= 0, "overran the connection's window");
         if self.refused(id) {
             return;
@@ -196,14 +195,15 @@ impl H2 {
         stream.owed += len;
         stream.got_end |= end;
         let (room, headed) = (stream.receive, stream.got_head || server);
-        // RFC 9113 §6.9.1: a bare end needs no room, not even in a window our SETTINGS made negative.
+        // RFC 9113 §6.9.1: an empty DATA frame with END_STREAM needs no room. So it may come even
+        // if our SETTINGS made the window negative.
         self.expect(len == 0 || room >= 0, "overran a stream's window");
         self.expect(headed, "sent DATA before a head");
         self.expect(len > 0 || end, "sent empty DATA");
         seen.push(Seen::Data { stream: id, bytes, end });
     }
 
-    /// A stream above our GOAWAY's last: nobody serves it.
+    /// Whether a stream is above the last one of our GOAWAY, so that nobody serves it.
     fn refused(&self, id: u32) -> bool {
         self.server && self.going.is_some_and(|(_, last)| id > last)
     }
@@ -241,7 +241,7 @@ impl H2 {
         seen.push(Seen::Head { stream: id, fields, end });
     }
 
-    /// RFC 7541 §4.2: after our table shrank, the next block begins by saying so.
+    /// RFC 7541 §4.2: after we made the table smaller, the next block begins with a size update.
     fn check_table(&mut self, block: &[u8]) {
         let mut rest = block;
         let mut first = true;
@@ -276,7 +276,7 @@ fn number(bytes: &[u8]) -> u32 {
     u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// A dynamic table size update at the beginning of a block, and what follows it.
+/// Reads a dynamic table size update at the beginning of a block: its size, and what follows it.
 fn size_update(block: &[u8]) -> Option<(usize, &[u8])> {
     let first = *block.first()?;
     if first & 0xe0 != 0x20 {

@@ -1,5 +1,5 @@
-//! The tunnel of an HTTP/1.1 client: one request at a time, answers of both framings or until the
-//! end, 101 and then bytes.
+//! The tunnel of an HTTP/1.1 client, with one request at a time. An answer has a length, comes in
+//! chunks, or lasts until the connection closes. A 101 is followed by bytes of another protocol.
 
 use super::{H2, State, Tunnel};
 use crate::body::{self, Way};
@@ -12,7 +12,7 @@ use crate::serve::{Ending, Serve, answer_head};
 /// Bytes of a body sent at once, at most.
 const PIECE: usize = 20_000;
 
-/// What the gateway speaks on a tunnel: its first bytes tell.
+/// The protocol that the gateway speaks on a tunnel. Its first bytes show which.
 pub(super) enum Spoken {
     Unknown(Vec<u8>),
     Http2,
@@ -22,12 +22,12 @@ pub(super) enum Spoken {
 pub(super) struct Http1 {
     reader: Reader,
     out: Vec<u8>,
-    /// Names the request under way as a stream would be.
+    /// The number of the current request, used like a stream id.
     turn: u32,
     framing: Framing,
-    /// We said that nothing may follow.
+    /// The worker has said that no request may follow.
     close: bool,
-    /// Bytes both ways, for this exchange.
+    /// After a 101: the exchange whose bytes go both ways.
     raw: Option<usize>,
 }
 
@@ -45,7 +45,7 @@ impl Spoken {
         }
     }
 
-    /// What came, once it is known what it is.
+    /// Takes bytes, and returns all that came once the protocol is known.
     fn tell(&mut self, name: usize, bytes: Vec<u8>) -> Vec<u8> {
         let Self::Unknown(first) = self else { return bytes };
         first.extend_from_slice(&bytes);
@@ -70,7 +70,7 @@ impl Spoken {
 }
 
 impl Tunnel {
-    /// Bytes of the gateway's on the open tunnel.
+    /// Reads what the gateway sent on the open tunnel.
     pub(super) fn read(&mut self, bytes: Vec<u8>, stage: &mut Stage<'_>) {
         let bytes = self.spoken.tell(self.number, bytes);
         match &mut self.spoken {
@@ -197,7 +197,7 @@ impl Tunnel {
             Ending::Reset(_) if serve.size == 0 => Framing::Chunked,
             Ending::Data | Ending::Reset(_) => seed.pick(&[Framing::Length, Framing::Chunked]),
         };
-        // RFC 9110 §9.3.2: an answer to HEAD tells the length of what GET would bring.
+        // RFC 9110 §9.3.2: an answer to HEAD may state the length that GET would bring.
         let like_get = exchange.method_head && seed.chance(50);
         let length = if like_get { seed.range(1, 9999) } else { serve.size };
         let framing = if like_get { Framing::Length } else { http1.framing };
@@ -221,7 +221,7 @@ impl Tunnel {
         let Some(serve) = self.serves.get(&stream) else { return };
         let exchange = &mut stage.ledger.exchanges[serve.exchange];
         let half = &mut exchange.down;
-        // What breaks off must not be whole.
+        // An answer that breaks off keeps its last byte back, or else it would be whole.
         let last = usize::from(matches!(serve.ending, Ending::Reset(_)));
         let most = (serve.size - half.sent).saturating_sub(last).min(PIECE);
         let n = if stage.seed.chance(40) { most } else { stage.seed.range(0, most) };
@@ -240,7 +240,7 @@ impl Tunnel {
                 self.leave(how, stage);
             }
             Ending::Reset(_) => {}
-            // The end may come by itself.
+            // Now and then the end is left for a later tick.
             _ if rest > 0 => {}
             _ if n > 0 && http1.framing != Framing::Length && stage.seed.chance(15) => {}
             Ending::Trailers => {
@@ -266,7 +266,7 @@ impl Tunnel {
         }
     }
 
-    /// Sends some of a stream of bytes; may end it when all is sent.
+    /// Sends some bytes after a 101. May end the tunnel when all are sent.
     pub(super) fn feed_raw(&mut self, stage: &mut Stage<'_>) {
         let Spoken::Http1(http1) = &mut self.spoken else { return };
         let Some(number) = http1.raw else { return };
@@ -284,7 +284,7 @@ impl Tunnel {
         }
     }
 
-    /// Anything, in the protocol of the tunnel.
+    /// Garbage in the protocol of the tunnel.
     pub(super) fn nonsense(&self, stage: &mut Stage<'_>) -> Vec<u8> {
         match self.spoken {
             Spoken::Http1(_) => h1::garbage(true, stage.seed),
@@ -308,7 +308,7 @@ impl Tunnel {
         }
     }
 
-    /// A stream of bytes was ended by the gateway: all that its client sent has come.
+    /// The gateway has ended the tunnel after a 101. All bytes that the client sent must have come.
     pub(super) fn check_raw(&self, stage: &Stage<'_>) {
         if let Spoken::Http1(http1) = &self.spoken
             && let Some(number) = http1.raw
@@ -323,7 +323,7 @@ impl Tunnel {
         }
     }
 
-    /// Says goodbye to a stream of bytes that ends from our side before its time.
+    /// The worker ends the tunnel after a 101 before its time, so the exchange may fail.
     pub(super) fn excuse_raw(&self, stage: &mut Stage<'_>) {
         if let Spoken::Http1(http1) = &self.spoken
             && let Some(number) = http1.raw
