@@ -50,6 +50,8 @@ mutants=(
     'unread-answers@engine/src/shard/handover.rs@let unread = shard.handover.unread;@let unread = 0;'
     'untold-leave@engine/src/shard/handover.rs@shard.leave(Fact::Send { to, message: CoreMessage::NodeLeaves(node) });@let _ = (to, node);'
     'half-relay@engine/src/shard/nodes/splice.rs@turn.net.close(other, Close::Flush);@if near_ended {\n            turn.net.close(other, Close::Flush);\n        }'
+    'endless-dial@engine/src/shard/nodes/out.rs@if self.waits(key) {@if self.waits(key) && self.outs.get(key).is_some_and(|out| !matches!(out.step, Step::Dialling)) {'
+    'unheard-vanish@engine/src/shard/nodes/out.rs@Step::Flowing => self.part(turn, key, (end, false)),@Step::Flowing if end == End::Timeout => {}\n            Step::Flowing => self.part(turn, key, (end, false)),'
     'impatient@engine/src/shard/workers/home.rs@if !self.local.lose_patience(version, patience, turn.now) {@if !self.local.lose_patience(version, patience / 4, turn.now) {'
 )
 

@@ -1,7 +1,9 @@
 //! Several gateways: the connections between them, and what becomes of whole gateways. One may die
 //! at once, leave in good order or be cut off from another one, and one connection may break.
 
-use std::collections::BTreeSet;
+mod vanish;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +60,14 @@ pub(crate) struct Gateway {
 /// What becomes of whole gateways.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fate {
-    /// The process ends at once.
+    /// The process ends at once, and its kernel says so.
     Dies(usize),
+    /// Its machine does, and nobody says so.
+    Vanishes(usize),
+    /// Who has a connection to it has heard nothing for too long.
+    GivesUp(usize),
+    /// Everybody knows by now of one that has vanished then.
+    Noticed(usize, Time),
     Leaves(usize),
     /// It is looked whether it has left.
     Left(usize, Node),
@@ -88,6 +96,10 @@ pub(crate) struct Between {
     stuck: BTreeSet<usize>,
     /// Gateways that died, were cut off, or lost a connection.
     pub(crate) struck: usize,
+    /// Of them without a word.
+    pub(crate) vanished: usize,
+    /// Links that are being made to a gateway which does not answer, and since when.
+    dials: BTreeMap<usize, Time>,
 }
 
 impl Gateway {
@@ -134,6 +146,10 @@ impl World {
             let at = self.seed.range(0, trouble);
             self.after(at, Event::Fate(Fate::Breaks));
         }
+        for _ in 0..many.vanish {
+            let (at, node) = (self.seed.range(0, trouble), self.seed.below(nodes));
+            self.after(at, Event::Fate(Fate::Vanishes(node)));
+        }
     }
 
     pub(super) fn node_of(&self, core: usize) -> usize {
@@ -145,7 +161,7 @@ impl World {
     }
 
     /// Whether somebody who connects to a gateway is heard.
-    fn is_up(&self, node: usize) -> bool {
+    pub(super) fn is_up(&self, node: usize) -> bool {
         self.gateways[node].up_at <= self.now
     }
 
@@ -203,7 +219,8 @@ impl World {
             return;
         }
         let node = (0..self.gateways.len()).find(|node| address(*node) == to).expect("a gateway");
-        if self.is_dark(home, node) {
+        if self.is_dark(home, node) || self.is_away(node) {
+            self.dials_in_vain(link);
             return self.after(AGAIN, Event::Dialled(link, to));
         }
         let open = |core: &usize| !self.wiring.lock().is_shut(*core, Listener::Cluster);
@@ -249,6 +266,11 @@ impl World {
                 return;
             }
             let other = wires.links[link].other.expect("it leads somewhere");
+            if wires.links[other].vanished {
+                drop(wires);
+                self.actors[link].kept.clear();
+                return self.came_for_nobody(other);
+            }
             let full = wires.links[other].is_full();
             let dark = self.is_dark(wires.links[link].home, wires.links[other].home);
             let waits = match self.actors[link].kept.front() {
@@ -281,6 +303,9 @@ impl World {
     pub(super) fn meet(&mut self, fate: Fate) {
         match fate {
             Fate::Dies(node) => self.die(node),
+            Fate::Vanishes(node) => self.vanish(node),
+            Fate::GivesUp(link) => self.give_up(link, End::Timeout),
+            Fate::Noticed(node, at) => self.check_noticed(node, at),
             Fate::Leaves(node) => self.leave(node),
             Fate::Left(node, process) => self.look_whether_left(node, process),
             Fate::Cut(one, other, time) => {

@@ -131,6 +131,8 @@ pub(crate) struct Returns {
 pub(crate) struct Many {
     pub(crate) nodes: usize,
     pub(crate) deaths: usize,
+    /// Deaths of which nobody is told.
+    pub(crate) vanish: usize,
     pub(crate) leaves: usize,
     /// Pairs that are cut off from each other, and single connections that break.
     pub(crate) cuts: usize,
@@ -334,7 +336,10 @@ impl Plan {
         };
         let (deaths, leaves, cuts, breaks) = (some(30, 2), some(40, 2), some(25, 2), some(25, 3));
         let nodes = seed.range(2, 4);
-        let many = Many { nodes, deaths, leaves, cuts, breaks };
+        // By dice of its own, so that everything else stays as it was.
+        let mut dice = Seed::new(number.rotate_left(16) ^ 0x7661_6e69_7368);
+        let vanish = if dice.chance(20) { dice.range(1, 2) } else { 0 };
+        let many = Many { nodes, deaths, vanish, leaves, cuts, breaks };
         let returns = Returns {
             cuts: seed.pick(&[20, 60, 150]),
             copies: 1,

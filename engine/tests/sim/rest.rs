@@ -52,6 +52,8 @@ pub(crate) struct Tally {
     pub(crate) struck: usize,
     pub(crate) left: usize,
     pub(crate) crossed: usize,
+    /// Of the gateways that failed those of which nobody was told.
+    pub(crate) vanished: usize,
 }
 
 impl Tally {
@@ -89,6 +91,7 @@ impl Tally {
         self.struck += other.struck;
         self.left += other.left;
         self.crossed += other.crossed;
+        self.vanished += other.vanished;
     }
 }
 
@@ -155,6 +158,7 @@ impl Tally {
             (self.struck, 50),
             (self.left, 20),
             (self.replaced, 5),
+            (self.vanished, 20),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -201,19 +205,7 @@ impl World {
         let known = self.ledger.accepted <= accepted || at_all;
         assert!(known, "more tunnels than were counted");
         tally.crossings = self.crossings;
-        // Cores talk when something begins or ends, never because something flows.
-        let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
-        // A drain, and a core that began anew, is told by each core to each other.
-        let often = self.plan.parking.is_some() || self.plan.many.is_some();
-        let per_edge = if often { 12 } else { 8 };
-        let cores = self.cores.len();
-        let nodes = self.plan.many.map_or(0, |many| 4 * many.nodes);
-        let told = cores * cores * (1 + self.plan.crashes + nodes);
-        assert!(
-            tally.crossings <= per_edge * edges + 16 + told,
-            "{} messages, {edges} edges",
-            tally.crossings
-        );
+        self.check_crossings();
         tally.returns(&all);
         let parking = &self.ledger.parking;
         let resumed = |way| all.resumes.of(way, ResumeOutcome::Ok) as usize;
@@ -232,12 +224,26 @@ impl World {
         tally.relays(&all);
         (tally.struck, tally.left) = (self.between.struck, self.left);
         tally.crossed = self.ledger.crossed;
+        tally.vanished = self.between.vanished;
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;
         tally.bytes = self.ledger.relayed;
         tally.reconnects = self.ledger.tokens.len().saturating_sub(self.ledger.sessions.len());
         tally
+    }
+
+    /// Cores talk when something begins or ends, never because something flows.
+    fn check_crossings(&self) {
+        let edges = self.ledger.asked + self.ledger.exchanges.len() + self.ledger.tokens.len();
+        // Each core tells each other one of a drain, and of a core that began anew.
+        let often = self.plan.parking.is_some() || self.plan.many.is_some();
+        let per_edge = if often { 12 } else { 8 };
+        let cores = self.cores.len();
+        let nodes = self.plan.many.map_or(0, |many| 4 * many.nodes);
+        let told = cores * cores * (1 + self.plan.crashes + nodes);
+        let crossings = self.crossings;
+        assert!(crossings <= per_edge * edges + 16 + told, "{crossings} messages, {edges} edges");
     }
 }
 

@@ -72,6 +72,8 @@ pub(crate) struct Link {
     pub(crate) dialled: Option<i32>,
     /// Nothing passes it any more.
     pub(crate) severed: bool,
+    /// The machine whose end this is has vanished: it says nothing any more.
+    pub(crate) vanished: bool,
 }
 
 impl Link {
@@ -102,6 +104,7 @@ impl Link {
             other: None,
             dialled: None,
             severed: false,
+            vanished: false,
         }
     }
 
@@ -342,6 +345,9 @@ impl Wires {
     /// The gateway's kernel puts something on the wire.
     pub(crate) fn gateway_sends(&mut self, link: usize, packet: Packet) {
         let wire = &mut self.links[link];
+        if wire.vanished {
+            return;
+        }
         if let Packet::Bytes(bytes) = &packet {
             wire.unread += bytes.len();
             wire.sent += bytes.len();

@@ -243,7 +243,8 @@ impl World {
         self.run_while(|world| !world.calm, Duration::from_secs(60));
         let unfinished = |world: &Self| {
             let come = world.clients_to_come > 0 || world.dials_to_come > 0;
-            come || world.unfinished().is_some() || world.leaving().is_some()
+            let down = (0..world.gateways.len()).any(|node| !world.is_up(node));
+            come || down || world.unfinished().is_some() || world.leaving().is_some()
         };
         self.run_while(unfinished, PATIENCE);
         if let Some(peer) = self.unfinished() {

@@ -145,6 +145,11 @@ impl World {
     pub(super) fn arrived_at_gateway(&mut self, number: usize) {
         let mut wires = self.wiring.lock();
         let link = &mut wires.links[number];
+        if link.vanished {
+            let _lost = link.arrived_at_gateway();
+            drop(wires);
+            return self.came_for_nobody(number);
+        }
         match link.arrived_at_gateway() {
             Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
             Some(Packet::Fin) => link.in_fin = true,
