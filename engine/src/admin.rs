@@ -2,7 +2,7 @@
 //! cores by message. No request passes it.
 
 mod changes;
-mod leaving;
+mod draining;
 mod level;
 mod owner;
 mod proc;
@@ -36,7 +36,7 @@ use crate::remote::Remote;
 use crate::timeline::IdBegin;
 
 pub use changes::{Change, Changes};
-pub use leaving::{Leaves, Left};
+pub use draining::{DrainLimits, StillOpen};
 pub use level::Changed;
 pub use scrape::{Beats, Scraper};
 
@@ -91,7 +91,7 @@ pub struct Admin {
     /// The other nodes of the configuration, and where each takes relays.
     pub others: Box<[(u16, SocketAddr)]>,
     /// The limits of the drain, once it has begun.
-    pub leaves: OnceLock<Leaves>,
+    pub drain_limits: OnceLock<DrainLimits>,
     /// Whether io_uring or epoll drives the cores.
     pub backend: Backend,
     /// Panics of cores so far: counted here because a shard's own counters die with it.
@@ -122,7 +122,7 @@ type Peer = ConnectInfo<SocketAddr>;
 pub fn routes(admin: Arc<Admin>) -> Router {
     let guard = || from_fn_with_state(admin.clone(), only_from_here);
     Router::new()
-        .route("/drain", get(leaving::left).merge(post(drain).layer(guard())))
+        .route("/drain", get(draining::shown).merge(post(drain).layer(guard())))
         .route("/shutdown", any(drain).layer(guard()))
         .route("/log-level", get(level::shown).merge(post(level::change).layer(guard())))
         .route(

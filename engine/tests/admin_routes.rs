@@ -59,7 +59,7 @@ fn world(allow_remote: bool, silent: bool) -> World {
         node: ringway_proto::id::Node::new(1, 0x4a3f).expect("a node"),
         nodes: 0,
         others: Box::default(),
-        leaves: OnceLock::new(),
+        drain_limits: OnceLock::new(),
         backend: Backend::Epoll,
         panics: AtomicU64::new(3),
         remote: None,

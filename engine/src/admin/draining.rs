@@ -10,7 +10,7 @@ use super::{Admin, Shared, reply};
 
 /// When a drain goes on, and when it is over at the latest.
 #[derive(Clone, Copy, Debug)]
-pub struct Leaves {
+pub struct DrainLimits {
     /// New clients are still taken until then, so that balancers notice first.
     pub open_until: Instant,
     /// Whatever is open then is ended.
@@ -19,7 +19,7 @@ pub struct Leaves {
 
 /// What the drain still waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct StillOpen {
     /// Connections of clients.
     pub clients: u64,
     /// Sessions that are not over.
@@ -30,7 +30,7 @@ pub struct Left {
     pub relays: u64,
 }
 
-impl Left {
+impl StillOpen {
     /// The sum over the cores that answer in time.
     pub async fn of(admin: &Admin) -> Self {
         let (listed, scrape) = tokio::join!(admin.scraper.ask_rows(None), admin.scraper.ask());
@@ -66,17 +66,17 @@ struct Told {
 }
 
 /// `GET /drain`.
-pub(super) async fn left(State(admin): Shared) -> Response<Body> {
-    let Left { clients, sessions, streams, relays } = Left::of(&admin).await;
-    let leaves = admin.leaves.get();
+pub(super) async fn shown(State(admin): Shared) -> Response<Body> {
+    let StillOpen { clients, sessions, streams, relays } = StillOpen::of(&admin).await;
+    let limits = admin.drain_limits.get();
     let until = |at: Instant| {
         at.saturating_duration_since(Instant::now()).as_millis().try_into().unwrap_or(u64::MAX)
     };
     reply::json(&Told {
-        draining: leaves.is_some(),
+        draining: limits.is_some(),
         node: admin.node.to_string(),
-        open_ms: leaves.map_or(0, |leaves| until(leaves.open_until)),
-        at_most_ms: leaves.map(|leaves| until(leaves.until)),
+        open_ms: limits.map_or(0, |limits| until(limits.open_until)),
+        at_most_ms: limits.map(|limits| until(limits.until)),
         clients,
         sessions,
         streams,

@@ -18,7 +18,7 @@ use super::manager;
 use super::reload::Reloader;
 use super::tell::tell;
 use super::{Addresses, BootError, Files, Inbox, MORE_FILES, REPORT};
-use crate::admin::{Admin, Leaves, Left, Phase, Scraper};
+use crate::admin::{Admin, DrainLimits, Phase, Scraper, StillOpen};
 use crate::config::Config;
 use crate::mailbox::Sender;
 use crate::message::{ControlMessage, ShardMessage};
@@ -152,7 +152,7 @@ async fn control(
         node,
         nodes: if config.cluster.relays() { 1 + config.cluster.nodes.len() as u64 } else { 0 },
         others: config.cluster.nodes.clone().into(),
-        leaves: OnceLock::new(),
+        drain_limits: OnceLock::new(),
         backend,
         panics: AtomicU64::new(0),
         changes: reloader.changes(),
@@ -180,7 +180,7 @@ async fn control(
         signal = next() => tracing::info!(?signal, "draining; a second signal ends at once"),
         _ = drain_asked.wait_for(|asked| *asked) => tracing::info!("draining, as asked"),
     }
-    let leaves = leave(&config, &admin, &phase);
+    let limits = leave(&config, &admin, &phase);
     manager::stopping(config.drain.delay + config.drain.max + 2 * END_SLACK);
     let second = async {
         // Some senders (GNU timeout) signal the process and its group. That counts as one signal.
@@ -190,7 +190,7 @@ async fn control(
         next().await
     };
     tokio::select! {
-        ended = drained((&config, leaves), &admin, ended) => ended,
+        ended = drained((&config, limits), &admin, ended) => ended,
         signal = second => Err(BootError {
             code: signal.exit_code(),
             trouble: Trouble::new(
@@ -204,12 +204,12 @@ async fn control(
 
 /// Begins the drain. Returns until when new clients are taken, and when the drain ends at the
 /// latest.
-fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> Leaves {
+fn leave(config: &Config, admin: &Admin, phase: &watch::Sender<Phase>) -> DrainLimits {
     let open_until = Instant::now() + config.drain.delay;
-    let leaves = Leaves { open_until, until: open_until + config.drain.max };
-    let leaves = *admin.leaves.get_or_init(|| leaves);
+    let limits = DrainLimits { open_until, until: open_until + config.drain.max };
+    let limits = *admin.drain_limits.get_or_init(|| limits);
     phase.send_replace(Phase::Draining);
-    leaves
+    limits
 }
 
 /// Tells the cores what `/health` has to show of a remote control plane, whenever that changes.
@@ -225,7 +225,7 @@ async fn tell_health(admin: Arc<Admin>, mut health: watch::Receiver<Health>) {
 
 /// Tells the cores to drain, and waits for their end.
 async fn drained(
-    (config, leaves): (&Config, Leaves),
+    (config, limits): (&Config, DrainLimits),
     admin: &Admin,
     ended: impl Future<Output = ()>,
 ) -> Result<(), BootError> {
@@ -248,8 +248,8 @@ async fn drained(
         sleep_until(Instant::now() + END_SLACK).await;
     };
     let telling = async {
-        sleep_until(leaves.open_until).await;
-        tell_what_is_waited_for(admin, leaves.until).await
+        sleep_until(limits.open_until).await;
+        tell_what_is_waited_for(admin, limits.until).await
     };
     tokio::select! {
         () = &mut ended => Ok(()),
@@ -265,7 +265,7 @@ async fn tell_what_is_waited_for(admin: &Admin, until: Instant) -> std::convert:
     loop {
         // A gateway with nothing open ends within this time, and logs no such line.
         sleep(WAITS_PAUSE).await;
-        let Left { sessions, streams, relays, .. } = Left::of(admin).await;
+        let StillOpen { sessions, streams, relays, .. } = StillOpen::of(admin).await;
         let left = until.saturating_duration_since(Instant::now());
         tracing::info!(
             sessions,

@@ -54,7 +54,7 @@ pub(super) struct CoreRuntime {
     balance: Balance,
     /// The lines that the shard has left for the log in this turn.
     lines: Lines,
-    leaving: Vec<MovingClient>,
+    moving: Vec<MovingClient>,
     /// Cores that do not know yet that this one began anew. Before that message they get no other.
     untold: Vec<u16>,
     tell_at: Option<Time>,
@@ -131,7 +131,7 @@ impl CoreRuntime {
             mailbox: parts.mailbox,
             balance: Balance::new(parts.own, parts.shares),
             lines: Lines::default(),
-            leaving: Vec::new(),
+            moving: Vec::new(),
             tell_at: None,
             stays_until: None,
             outbound: VecDeque::new(),
@@ -338,11 +338,11 @@ impl Core for CoreRuntime {
 
     fn accepted(&mut self, net: &mut Net, conn: ConnId, listener: Listener, peer: SocketAddr) {
         // A worker's connection goes where its token says, not to the core with most time.
-        let going = self.leaving.iter().map(|leaving| leaving.to);
+        let going = self.moving.iter().map(|client| client.to);
         if listener == Listener::Client
             && let Some(to) = self.balance.choose(net.now, &self.cores, going)
         {
-            self.leaving.push(MovingClient { conn, to, peer });
+            self.moving.push(MovingClient { conn, to, peer });
             return net.detach(conn);
         }
         self.shard.accepted(net, conn, listener, peer);
@@ -370,10 +370,10 @@ impl Core for CoreRuntime {
     }
 
     fn detached(&mut self, net: &mut Net, conn: ConnId, detached: Detached) {
-        let Some(at) = self.leaving.iter().position(|leaving| leaving.conn == conn) else {
+        let Some(at) = self.moving.iter().position(|client| client.conn == conn) else {
             return self.shard.detached(net, conn, detached);
         };
-        let MovingClient { to, peer, .. } = self.leaving.swap_remove(at);
+        let MovingClient { to, peer, .. } = self.moving.swap_remove(at);
         let sent = self.send(net, to, ShardMessage::Client { detached, peer });
         if let Err(Full(ShardMessage::Client { detached, peer })) = sent {
             self.take_up(net, detached, peer);

@@ -112,7 +112,7 @@ pub(crate) enum ForRelay {
     Unpark { key: Key, client: ConnId },
     /// The parked tunnel of `from`, whose route ends, becomes the tunnel of `to`.
     Transfer { from: Key, to: Key },
-    /// The parked tunnel goes to another core. Answered by [`ForSessions::Left`].
+    /// The parked tunnel goes to another core. Answered by [`ForSessions::TunnelDetached`].
     Detach { key: Key },
     /// A tunnel has come from another core. It becomes the route's tunnel.
     Adopt { key: Key, detached: Box<Detached>, hop: MovedHop },
@@ -334,7 +334,7 @@ pub(crate) enum ForSessions {
         tally: Tally,
     },
     /// The answer to [`ForRelay::Detach`]: no I/O is under way on the tunnel any more.
-    Left {
+    TunnelDetached {
         key: Key,
         detached: Box<Detached>,
         hop: MovedHop,

@@ -38,7 +38,7 @@ pub(super) struct Handover {
     /// At this number of connections the table is searched for those that were answered or have
     /// ended.
     sweep_at: usize,
-    leaving: HashMap<ConnId, Client, foldhash::fast::RandomState>,
+    releasing: HashMap<ConnId, Client, foldhash::fast::RandomState>,
     released: Vec<Released>,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Debug for Handover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handover")
             .field("kept", &self.kept.len())
-            .field("leaving", &self.leaving)
+            .field("releasing", &self.releasing)
             .field("released", &self.released)
             .finish_non_exhaustive()
     }
@@ -60,7 +60,7 @@ impl Handover {
 
     /// Whether nothing is on its way out.
     pub(super) fn is_empty(&self) -> bool {
-        self.leaving.is_empty() && self.released.is_empty()
+        self.releasing.is_empty() && self.released.is_empty()
     }
 
     /// Keeps a client's bytes from now on.
@@ -73,20 +73,20 @@ impl Handover {
     /// Whether the bytes of this connection are kept, because its client was not answered yet.
     #[inline]
     pub(super) fn keeps(&self, conn: ConnId) -> bool {
-        self.most > 0 && (self.kept.contains_key(&conn) || self.leaving.contains_key(&conn))
+        self.most > 0 && (self.kept.contains_key(&conn) || self.releasing.contains_key(&conn))
     }
 
     /// More bytes have come. True if the connection is on its way out: then no component is given
     /// the bytes.
     pub(super) fn hear(&mut self, net: &mut Net, conn: ConnId, segment: Segment) -> bool {
         let bytes = net.pool.bytes(segment);
-        if let Some(client) = self.leaving.get_mut(&conn) {
+        if let Some(client) = self.releasing.get_mut(&conn) {
             let received = client.said.received_mut();
             received.extend_from_slice(bytes);
             if received.len() > self.most + LATE_BYTES {
                 // Reading was stopped long before, so a reactor that keeps its contract never comes
                 // here.
-                self.leaving.remove(&conn);
+                self.releasing.remove(&conn);
                 net.close(conn, Close::Now);
             }
             return true;
@@ -104,7 +104,7 @@ impl Handover {
     /// No I/O is under way on a connection any more. Returns the detached connection if it is not
     /// one that leaves.
     pub(super) fn hand_over(&mut self, conn: ConnId, detached: Detached) -> Option<Detached> {
-        match self.leaving.remove(&conn) {
+        match self.releasing.remove(&conn) {
             Some(client) => {
                 self.released.push(Released { detached, client });
                 None
@@ -210,7 +210,7 @@ impl Shard {
         if let Some(client) = client {
             net.detach(conn);
             self.handover.kept.remove(&conn);
-            self.handover.leaving.insert(conn, client);
+            self.handover.releasing.insert(conn, client);
         }
         self.settle(net);
         leaves
@@ -273,7 +273,7 @@ impl Shard {
     /// A connection has ended, so it does not leave any more. If its client can still be answered,
     /// it goes on here.
     pub(super) fn stay_to_the_end(&mut self, net: &mut Net, conn: ConnId, end: End) {
-        if let Some(client) = self.handover.leaving.remove(&conn).filter(|_| end.is_half()) {
+        if let Some(client) = self.handover.releasing.remove(&conn).filter(|_| end.is_half()) {
             self.go_on(net, conn, &client, Whence::ThisGateway);
         }
         self.handover.kept.remove(&conn);

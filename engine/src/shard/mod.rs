@@ -348,7 +348,7 @@ impl Shard {
     /// work, its requests may move to another attachment of this turn.
     #[inline(never)]
     fn launch(&mut self, net: &mut Net) {
-        while self.sessions.has_fresh() {
+        while self.sessions.has_deferred() {
             self.sessions.launch(turn!(self, net));
             self.settle(net);
         }
@@ -537,7 +537,7 @@ impl Core for Shard {
         if self.nodes.has_ready() {
             handover::go_on_here(self, net);
         }
-        if self.sessions.has_fresh() {
+        if self.sessions.has_deferred() {
             self.launch(net);
         }
         if self.relay.holds_nothing() {

@@ -44,7 +44,7 @@ enum State {
     /// The client sends garbage and understands nothing.
     Mad,
     /// The client has sent its FIN.
-    Leaving,
+    Closing,
     /// The client's network has failed. Until this time the gateway hears nothing from it.
     Vanished(Time),
     Over,
@@ -470,7 +470,7 @@ impl Client {
         for stream in self.calls.keys().copied().collect::<Vec<_>>() {
             self.drop_call(stream, "left by its client", stage);
         }
-        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Leaving };
+        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Closing };
         super::journal::note("client", self.number, "leaves", [0, 0]);
         stage.acts.push(how);
     }

@@ -46,7 +46,7 @@ enum State {
     Raw(usize),
     /// The client sends garbage and understands nothing.
     Mad,
-    Leaving,
+    Closing,
     Over,
 }
 
@@ -370,7 +370,7 @@ impl Client1 {
             exchange.quit = true;
             exchange.up.ended = matches!(how, Act::Fin);
         }
-        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Leaving };
+        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Closing };
         note("client", self.number, "leaves", [0, 0]);
         stage.acts.push(how);
     }
@@ -468,7 +468,7 @@ impl Peer for Client1 {
                 assert!(known, "exchange {number}: a stream of bytes ended by itself");
                 self.leave(Act::Fin, stage);
             }
-            State::Mad | State::Leaving | State::Over => {}
+            State::Mad | State::Closing | State::Over => {}
         }
         self.state = State::Over;
     }

@@ -142,7 +142,7 @@ pub(crate) struct Session {
 
 /// A tunnel that ends from its worker's side.
 #[derive(Debug)]
-pub(crate) struct Leaving {
+pub(crate) struct EndingTunnel {
     pub(crate) tunnel: usize,
     /// The client that uses the tunnel. `None` means any client of the tenant.
     pub(crate) client: Option<usize>,
@@ -182,7 +182,7 @@ pub(crate) struct Ledger {
     /// CONNECTs that were answered otherwise.
     pub(crate) rejected: usize,
     /// Tunnels whose worker has left or is leaving. The gateway may not know it yet.
-    pub(crate) leaving: Vec<Leaving>,
+    pub(crate) leaving: Vec<EndingTunnel>,
     /// The gateway was told to drain.
     pub(crate) draining: bool,
     /// A core has panicked.
@@ -233,7 +233,7 @@ impl Ledger {
 
     /// A tunnel ends from its worker's side. An exchange that uses it, waits for it, or asks for it
     /// before the gateway knows, may fail.
-    pub(crate) fn is_leaving(&mut self, leaving: Leaving) {
+    pub(crate) fn is_leaving(&mut self, leaving: EndingTunnel) {
         let took = self.takers(&leaving.session);
         for exchange in self.exchanges.iter_mut().filter(|exchange| exchange.outcome.is_none()) {
             exchange.excuse |= took.contains(&exchange.client)
@@ -245,7 +245,7 @@ impl Ledger {
 
     /// Whether a request of this client may meet a tunnel that has ended.
     pub(crate) fn is_risky(&self, client: usize, tenant: &str, named: &Named) -> bool {
-        let may_meet = |leaving: &Leaving| {
+        let may_meet = |leaving: &EndingTunnel| {
             leaving.concerns(client, tenant, named)
                 || self.takers(&leaving.session).contains(&client)
         };
@@ -396,7 +396,7 @@ impl Ledger {
     }
 }
 
-impl Leaving {
+impl EndingTunnel {
     fn concerns(&self, client: usize, tenant: &str, named: &Named) -> bool {
         let asks = matches!(named, Named::Session(id) if *id == self.session);
         asks || self.client.map_or(self.tenant == tenant, |of| of == client)

@@ -11,7 +11,7 @@ use super::body::{self, NAME_BYTES, Way};
 use super::h2::{CALM, CANCEL, H2, INTERNAL_ERROR, List, NO_ERROR, Offer, REFUSED_STREAM, Seen};
 use super::journal::note;
 use super::judge::field;
-use super::ledger::{Exchange, Leaving, Named, Work};
+use super::ledger::{EndingTunnel, Exchange, Named, Work};
 use super::peer::{Act, CHATTER, Pace, Peer, Stage, Trick};
 use super::serve::{Ending, Serve, When, answer_head};
 
@@ -30,7 +30,7 @@ enum State {
     /// The worker sends garbage and understands nothing.
     Mad,
     /// The worker has sent its FIN.
-    Leaving,
+    Closing,
     Over,
 }
 
@@ -162,7 +162,7 @@ impl Tunnel {
             "a CONNECT ({:?}) was answered with {status}",
             self.trick
         );
-        self.state = State::Leaving;
+        self.state = State::Closing;
         stage.acts.push(Act::Fin);
         if status == "408" {
             self.try_again(stage);
@@ -503,7 +503,7 @@ impl Tunnel {
             stage.plan.parking.is_none() || !stage.ledger.clients_gone.contains(client)
         });
         let (tunnel, session) = (self.number, self.work.id.clone());
-        stage.ledger.is_leaving(Leaving { tunnel, client, session, tenant });
+        stage.ledger.is_leaving(EndingTunnel { tunnel, client, session, tenant });
     }
 
     fn leave(&mut self, how: Act, stage: &mut Stage<'_>) {
@@ -518,7 +518,7 @@ impl Tunnel {
         }
         self.serves.clear();
         self.nameless.clear();
-        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Leaving };
+        self.state = if matches!(how, Act::Reset) { State::Over } else { State::Closing };
         stage.acts.push(how);
     }
 }
@@ -536,7 +536,7 @@ impl Peer for Tunnel {
         let bytes = match self.state {
             State::Asking => self.connected(bytes, stage),
             State::Open => bytes.to_vec(),
-            State::Mad | State::Leaving | State::Over => return,
+            State::Mad | State::Closing | State::Over => return,
         };
         self.read(bytes, stage);
         if self.h2.goaway_was_read() {
@@ -593,7 +593,7 @@ impl Peer for Tunnel {
         }
         if self.state == State::Mad {
             if stage.calm || stage.seed.chance(10) {
-                self.state = State::Leaving;
+                self.state = State::Closing;
                 return stage.acts.push(Act::Reset);
             }
             let nonsense = self.nonsense(stage);

@@ -8,7 +8,7 @@ use ringway::metrics::{Limit, ShardMetrics};
 use ringway_proto::time::Time;
 
 use super::journal::note;
-use super::ledger::Leaving;
+use super::ledger::EndingTunnel;
 use super::wire::Link;
 use super::world::{Event, World};
 
@@ -145,7 +145,7 @@ impl World {
         for tunnel in self.ledger.parking.deleted(&id, &mut self.ledger.exchanges) {
             if !self.wiring.lock().links[tunnel].closed {
                 let (session, tenant) = (id.clone(), tenant.clone());
-                self.ledger.is_leaving(Leaving { tunnel, client: None, session, tenant });
+                self.ledger.is_leaving(EndingTunnel { tunnel, client: None, session, tenant });
             }
         }
         let uuid = id.parse().expect("an id");

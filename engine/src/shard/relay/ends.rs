@@ -10,7 +10,7 @@ use super::super::facts::{Edge, ForRelay, ForSessions, Lost, Parted};
 use super::super::table::Key;
 use super::super::turn::Turn;
 use super::exchange::Exchange;
-use super::hop::{Begun, Hop, Leaving, TunnelState, sent_away};
+use super::hop::{Begun, Hop, Shutdown, TunnelState, sent_away};
 use super::link::Link;
 use super::routes::Route;
 use super::traffic::Traffic;
@@ -99,7 +99,7 @@ impl Traffic {
 
     fn client_stream_ended(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
         let Some(hop) = self.streams.hops.hop_mut(conn) else { return };
-        let leaving = hop.client().map(|client| client.leaving);
+        let shutdown = hop.client().map(|client| client.shutdown);
         match &mut hop.link {
             Link::H1(h1) => {
                 h1.release();
@@ -113,12 +113,12 @@ impl Traffic {
                 let whole = h1.codec.has_written_all();
                 turn.net.set_open_ended(conn, !whole && h1.codec.is_open_ended());
                 turn.net.close(conn, if whole { Close::Flush } else { Close::Now });
-                let leaves = leaving != Some(Leaving::No);
-                let how = if leaves { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::Done };
+                let shuts_down = shutdown != Some(Shutdown::No);
+                let how = if shuts_down { Gone::ByUs(Cause::SHUTDOWN) } else { Gone::Done };
                 turn.relay(ForRelay::ClientOver { conn, how });
             }
             Link::H2(h2) => {
-                if leaving == Some(Leaving::Final) && h2.streams() == 0 {
+                if shutdown == Some(Shutdown::Final) && h2.streams() == 0 {
                     turn.net.close(conn, Close::Flush);
                     turn.relay(ForRelay::ClientOver { conn, how: sent_away(turn) });
                 }

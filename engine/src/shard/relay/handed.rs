@@ -50,7 +50,7 @@ impl Relay {
                     .is_some_and(|of| of.worker.is_none() && of.status == 0)
         };
         hop.client().is_some()
-            && !hop.is_leaving()
+            && !hop.is_shutting_down()
             && hop.link.is_unanswered()
             && hop.link.tags().iter().all(untouched)
     }
@@ -63,7 +63,7 @@ impl Relay {
         let Some(Hop { link: Link::H1(h1), role: HopRole::Client(client), .. }) = hop else {
             return false;
         };
-        let fresh = !client.lanes.has_routes() && client.leaving == hop::Leaving::No;
+        let fresh = !client.lanes.has_routes() && client.shutdown == hop::Shutdown::No;
         fresh && h1.start_over()
     }
 

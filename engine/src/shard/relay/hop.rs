@@ -93,7 +93,7 @@ pub(super) enum HopRole {
 pub(super) struct Client {
     /// The client's routes, and what was learned of them: which requests go by which route.
     pub(super) lanes: Lanes,
-    pub(super) leaving: Leaving,
+    pub(super) shutdown: Shutdown,
     /// When the PING that is not answered yet was sent.
     pub(super) pinged_at: Option<Time>,
     /// The client said GOAWAY and blamed nobody: it leaves in order.
@@ -102,9 +102,9 @@ pub(super) struct Client {
     pub(super) calls: Vec<KeptCall>,
 }
 
-/// How far a client connection is on its way out.
+/// How far the graceful shutdown of a client connection has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Leaving {
+pub(super) enum Shutdown {
     #[default]
     No,
     /// The first GOAWAY and a PING are sent: requests already on their way still count.
@@ -313,8 +313,8 @@ impl Hop {
         if self.client().is_some() { Way::Down } else { Way::Up }
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
-        self.client().is_some_and(|client| client.leaving != Leaving::No)
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.client().is_some_and(|client| client.shutdown != Shutdown::No)
     }
 
     /// A client connection's end, as the rules for parking see it.
@@ -325,7 +325,7 @@ impl Hop {
             Gone::Function(_) => Manner::Unclean,
             Gone::Done => Manner::Clean,
             // The client leaves because the gateway has asked it to, and may come back at once.
-            Gone::Ended(_) if self.is_leaving() => Manner::Unclean,
+            Gone::Ended(_) if self.is_shutting_down() => Manner::Unclean,
             Gone::ToldOff => Manner::Unclean,
             Gone::Ended(_) if self.client().is_some_and(|client| client.said_goaway) => {
                 Manner::Clean
@@ -434,7 +434,7 @@ impl Hop {
         timeouts: &Timeouts<'_>,
         concern: &mut impl FnMut(Time),
     ) {
-        if let Leaving::Warned { since } = client.leaving {
+        if let Shutdown::Warned { since } = client.shutdown {
             concern(since + GOAWAY_WAIT);
         }
         if let Some(every) = timeouts.keepalive.client_ping

@@ -7,7 +7,7 @@ use super::super::cause::{Cause, Gone};
 use super::super::facts::ForRelay;
 use super::super::turn::Turn;
 use super::flow::{OUTPUT_FULL, no_memory};
-use super::hop::{Hop, HopRole, Leaving, sent_away};
+use super::hop::{Hop, HopRole, Shutdown, sent_away};
 use super::hops::Hops;
 use super::link::Link;
 use crate::log::Line;
@@ -85,7 +85,7 @@ impl Hops {
 
     /// The first GOAWAY of a client connection.
     pub(super) fn warn(&mut self, turn: &mut Turn<'_>, conn: ConnId) {
-        let hop = self.hop_mut(conn).filter(|hop| !hop.is_leaving());
+        let hop = self.hop_mut(conn).filter(|hop| !hop.is_shutting_down());
         let Some(Hop { link, role: HopRole::Client(client), .. }) = hop else { return };
         match link {
             Link::H2(_) => {
@@ -93,13 +93,13 @@ impl Hops {
                 let out = &mut turn.net.sink(conn);
                 link.goaway(EVERY_STREAM, ErrorCode::NoError, b"", out);
                 link.ping(DRAIN_PING, out);
-                client.leaving = Leaving::Warned { since: turn.now };
+                client.shutdown = Shutdown::Warned { since: turn.now };
                 self.watch(turn, conn);
             }
             // A running HTTP/1 exchange says in its response that it is the last. An idle
             // connection ends.
             Link::H1(h1) => {
-                client.leaving = Leaving::Final;
+                client.shutdown = Shutdown::Final;
                 h1.codec.close_after();
                 if h1.slot == NO_TAG && h1.codec.is_between() && h1.upgrading.is_none() {
                     turn.net.close(conn, Close::Flush);
@@ -117,7 +117,7 @@ impl Hops {
         let last = link.highest_peer_stream();
         link.goaway(last, ErrorCode::NoError, b"", &mut turn.net.sink(conn));
         link.refuse_new(true);
-        client.leaving = Leaving::Final;
+        client.shutdown = Shutdown::Final;
         if link.streams() == 0 {
             turn.net.close(conn, Close::Flush);
             turn.relay(ForRelay::ClientOver { conn, how: sent_away(turn) });

@@ -15,7 +15,7 @@ use super::batch::pass;
 use super::exchange::At;
 use super::h1::{H1, http1_limits};
 use super::heads;
-use super::hop::{ALIVE_PING, Client, Hop, HopRole, Leaving};
+use super::hop::{ALIVE_PING, Client, Hop, HopRole, Shutdown};
 use super::hops::Conn;
 use super::leave::DRAIN_PING;
 use super::link::Link;
@@ -329,7 +329,7 @@ impl Reader {
         let found = (payload == ALIVE_PING).then(|| hop.found(turn.now));
         match (&mut hop.role, found) {
             (HopRole::Client(client), None) if payload == DRAIN_PING => {
-                if matches!(client.leaving, Leaving::Warned { .. }) {
+                if matches!(client.shutdown, Shutdown::Warned { .. }) {
                     self.traffic.streams.hops.last_goaway(turn, conn);
                 }
             }
@@ -358,7 +358,7 @@ pub(super) fn client_hop(
     h1.begun = Some(turn.now);
     let mut client = Client::default();
     if turn.draining.is_some() {
-        client.leaving = Leaving::Final;
+        client.shutdown = Shutdown::Final;
         h1.codec.close_after();
     }
     Hop::new(conn, Link::H1(Box::new(h1)), from, turn.now, HopRole::Client(client))

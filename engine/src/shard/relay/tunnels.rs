@@ -380,7 +380,7 @@ impl Traffic {
     pub(super) fn detached(&mut self, turn: &mut Turn<'_>, conn: ConnId, detached: Detached) {
         let Some(mut hop) = self.streams.hops.remove_hop(conn) else { return };
         self.streams.hops.forget_partial(&mut hop);
-        let key = hop.tunnel().map(|tunnel| tunnel.route).expect("only tunnels are let go of");
+        let key = hop.tunnel().map(|tunnel| tunnel.route).expect("only tunnels are detached");
         let route = self.routes.remove(key);
         let carried = route.map(|route| (route.bytes_up, route.bytes_down)).unwrap_or_default();
         // Every other connection that fed the tunnel or waited for it was a client's, and is gone.
@@ -391,7 +391,7 @@ impl Traffic {
         hop.timer = None;
         debug_assert_eq!((hop.buffered, hop.lists), (0, 0), "its streams are gone");
         let hop = MovedHop(Box::new(Traveller { hop, carried }));
-        turn.sessions(ForSessions::Left { key, detached: Box::new(detached), hop });
+        turn.sessions(ForSessions::TunnelDetached { key, detached: Box::new(detached), hop });
     }
 
     /// A tunnel has come from another core, and becomes the route's.

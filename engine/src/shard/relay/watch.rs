@@ -15,7 +15,7 @@ use super::super::table::Key;
 use super::super::turn::Turn;
 use super::Relay;
 use super::hop::ALIVE_PING;
-use super::hop::{GOAWAY_WAIT, Hop, HopRole, Leaving, Timeouts, TunnelState, UNREAD_ANSWERS};
+use super::hop::{GOAWAY_WAIT, Hop, HopRole, Shutdown, Timeouts, TunnelState, UNREAD_ANSWERS};
 use super::hops::Conn;
 use super::link::Link;
 use crate::message::Ills;
@@ -68,9 +68,9 @@ impl Relay {
         }
         match &mut hop.role {
             HopRole::Client(client) => {
-                let warned = match client.leaving {
-                    Leaving::Warned { since } => since + GOAWAY_WAIT <= now,
-                    Leaving::No | Leaving::Final => false,
+                let warned = match client.shutdown {
+                    Shutdown::Warned { since } => since + GOAWAY_WAIT <= now,
+                    Shutdown::No | Shutdown::Final => false,
                 };
                 ask_client(turn, hop);
                 if warned {

@@ -82,7 +82,7 @@ pub(super) enum State {
     /// which is taken back in the same breath costs no worker anything. `since`: when the first
     /// request came. `forsaken`: nobody waits for the attachment any more, but others may still
     /// come in the same breath.
-    Fresh { kind: WorkKind, since: Time, forsaken: bool },
+    Deferred { kind: WorkKind, since: Time, forsaken: bool },
     /// Work is queued, or is to be queued; the worker's CONNECT must bring this token. `since` as
     /// before. `stage`: what a remote control plane has said of the work.
     Waiting {
@@ -184,8 +184,8 @@ pub(super) enum Was {
 
 impl State {
     /// The state of an attachment whose work is queued when the turn ends.
-    pub(super) fn fresh(kind: WorkKind, since: Time) -> Self {
-        Self::Fresh { kind, since, forsaken: false }
+    pub(super) fn deferred(kind: WorkKind, since: Time) -> Self {
+        Self::Deferred { kind, since, forsaken: false }
     }
 }
 
@@ -240,7 +240,7 @@ impl Attachment {
     /// The kind of work that the attachment waits for, or is about to.
     pub(super) fn kind(&self) -> Option<WorkKind> {
         match &self.state {
-            State::Fresh { kind, .. } | State::Waiting { kind, .. } => Some(*kind),
+            State::Deferred { kind, .. } | State::Waiting { kind, .. } => Some(*kind),
             State::Dialling(dialling) => Some(dialling.kind),
             _ => None,
         }
@@ -248,7 +248,7 @@ impl Attachment {
 
     /// One more request waits for the attachment.
     pub(super) fn want(&mut self) {
-        if let State::Fresh { forsaken, .. } = &mut self.state {
+        if let State::Deferred { forsaken, .. } = &mut self.state {
             *forsaken = false;
         }
     }
@@ -262,7 +262,7 @@ impl Attachment {
             | State::Parked { .. }
             | State::Moving { .. } => true,
             State::Asking(_)
-            | State::Fresh { .. }
+            | State::Deferred { .. }
             | State::Waiting { .. }
             | State::Dialling(_)
             | State::Ending(_) => false,
@@ -327,7 +327,7 @@ impl Attachment {
             | State::UsedUp { settles: true, .. } => MemberState::Spare,
             State::UsedUp { .. } | State::Moving { .. } => MemberState::Open,
             State::Asking(_)
-            | State::Fresh { .. }
+            | State::Deferred { .. }
             | State::Waiting { .. }
             | State::Dialling(_)
             | State::Arriving { .. }
@@ -338,7 +338,7 @@ impl Attachment {
     /// How far the attachment has come, if it ends now.
     pub(super) fn was(&self) -> Was {
         match &self.state {
-            State::Asking(_) | State::Fresh { .. } => Was::Wish,
+            State::Asking(_) | State::Deferred { .. } => Was::Wish,
             State::Waiting { kind, .. } => Was::Sought { spare: *kind == WorkKind::Spare },
             State::Dialling(_) => Was::Sought { spare: false },
             State::Moving { to, .. } => Was::Moving(*to),

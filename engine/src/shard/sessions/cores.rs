@@ -174,7 +174,7 @@ impl Sessions {
 
     /// Nothing is under way any more on a tunnel that another core wants: the tunnel leaves this
     /// core.
-    pub(super) fn left(
+    pub(super) fn tunnel_detached(
         &mut self,
         turn: &mut Turn<'_>,
         key: Key,
@@ -293,9 +293,9 @@ impl Sessions {
                     let tenant = facts.owner.tenant.clone();
                     let called = Called { function: &function, version: &version };
                     roster.clients.pin_asked(client, called, &tenant, key);
-                    roster.attachments.set(key, State::fresh(WorkKind::Reconnect, since));
+                    roster.attachments.set(key, State::deferred(WorkKind::Reconnect, since));
                     roster.learn(turn, key, facts);
-                    roster.fresh.push(key);
+                    roster.deferred.push(key);
                     if whence == Whence::Registered {
                         roster.tell_join(turn, key);
                     }

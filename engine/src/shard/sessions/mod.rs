@@ -141,7 +141,9 @@ impl Sessions {
             ForSessions::LastChance { key } => roster.last_chance(turn, key),
             ForSessions::Lost(lost) => roster.lost(turn, lost),
             ForSessions::Closed { key, cause, tally } => roster.closed(turn, key, (cause, tally)),
-            ForSessions::Left { key, detached, hop } => self.left(turn, key, *detached, hop),
+            ForSessions::TunnelDetached { key, detached, hop } => {
+                self.tunnel_detached(turn, key, *detached, hop);
+            }
             ForSessions::Token { conn, text, id } => self.token(turn, conn, (&text, id)),
             ForSessions::Answered { ticket, answer } => match ticket.about {
                 Topic::Call => self.call_answered(turn, ticket, answer),
@@ -238,20 +240,22 @@ impl Sessions {
     }
 
     /// Whether [`Self::launch`] has something to do.
-    pub(super) fn has_fresh(&self) -> bool {
-        !self.roster.fresh.is_empty() || !self.roster.fresh_spares.is_empty()
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.roster.deferred.is_empty() || !self.roster.deferred_spares.is_empty()
     }
 
     /// Queues the work of the attachments made in this turn, if somebody still waits for them. An
-    /// attachment that finds no room may leave its requests to others, which are as fresh: then
+    /// attachment that finds no room may leave its requests to others, which are as new: then
     /// this is called again.
     pub(super) fn launch(&mut self, turn: &mut Turn<'_>) {
-        let mut batch = std::mem::take(&mut self.roster.fresh);
-        batch.append(&mut self.roster.fresh_spares);
+        let mut batch = std::mem::take(&mut self.roster.deferred);
+        batch.append(&mut self.roster.deferred_spares);
         for key in batch {
             match self.roster.attachments.state(key) {
-                Some(State::Fresh { forsaken: true, .. }) => self.roster.end_abandoned(turn, key),
-                Some(State::Fresh { kind, since, .. }) => {
+                Some(State::Deferred { forsaken: true, .. }) => {
+                    self.roster.end_abandoned(turn, key)
+                }
+                Some(State::Deferred { kind, since, .. }) => {
                     self.launch_one(turn, key, (*kind, *since));
                 }
                 _ => {}

@@ -371,13 +371,13 @@ impl Sessions {
         (kind, owed): (WorkKind, Owed),
     ) -> Key {
         let (roster, limits) = (&mut self.roster, &turn.settings.config.limits);
-        let (client, state) = ((Some(asker.conn), asker.peer), State::fresh(kind, asker.since));
+        let (client, state) = ((Some(asker.conn), asker.peer), State::deferred(kind, asker.since));
         let mut attachment = Attachment::new(client, id, facts, turn.now, state);
         attachment.counted = roster.clients.is_hasty(asker.conn, limits, turn.now);
         (attachment.owed, attachment.window) = (owed, asker.window);
         let key = roster.begin(turn, attachment);
         roster.clients.pin(asker.conn, asker.pin, key);
-        roster.fresh.push(key);
+        roster.deferred.push(key);
         roster.tell_join(turn, key);
         key
     }

@@ -37,9 +37,9 @@ pub(super) struct Roster {
     pub(super) rules: Rules,
     /// The ids that this gateway makes. They tell the homes of their sessions.
     ids: RequestIds,
-    /// Attachments made in this turn, and spares.
-    pub(super) fresh: Vec<Key>,
-    pub(super) fresh_spares: Vec<Key>,
+    /// Attachments made in this turn, whose work is queued at its end.
+    pub(super) deferred: Vec<Key>,
+    pub(super) deferred_spares: Vec<Key>,
 }
 
 impl Roster {
@@ -50,8 +50,8 @@ impl Roster {
             attachments: Attachments::new(generation),
             rules,
             ids: RequestIds::new(node, core),
-            fresh: Vec::new(),
-            fresh_spares: Vec::new(),
+            deferred: Vec::new(),
+            deferred_spares: Vec::new(),
         }
     }
 
@@ -125,8 +125,8 @@ impl Roster {
         tenant: &Arc<str>,
         kind: WorkKind,
     ) -> bool {
-        let spares = if kind == WorkKind::Spare { self.fresh_spares.len() } else { 0 };
-        let more = self.attachments.asking() + self.fresh.len() + spares;
+        let spares = if kind == WorkKind::Spare { self.deferred_spares.len() } else { 0 };
+        let more = self.attachments.asking() + self.deferred.len() + spares;
         let limits = &turn.settings.config.limits;
         let full = self.attachments.pending().full((tenant, kind), more, limits);
         full.into_iter().for_each(|limit| turn.limit_hit(limit));
@@ -300,7 +300,7 @@ impl Roster {
         for key in self.attachments.keys() {
             match self.attachments.state(key) {
                 Some(State::Asking(_)) => self.end_asking(turn, key, Fault::Draining),
-                Some(State::Fresh { .. } | State::Waiting { .. }) => {
+                Some(State::Deferred { .. } | State::Waiting { .. }) => {
                     self.end_with(turn, key, Cause::SHUTDOWN, Fault::Draining);
                 }
                 _ => {}
@@ -359,7 +359,7 @@ impl Roster {
                 // The lane is forgotten, so that the next request for it is counted as waiting.
                 turn.relay(ForRelay::Unlearn { key });
             }
-            Some(State::Fresh { forsaken, .. }) => {
+            Some(State::Deferred { forsaken, .. }) => {
                 *forsaken = true;
                 turn.relay(ForRelay::Unlearn { key });
             }

@@ -63,12 +63,12 @@ impl Roster {
         {
             return false;
         }
-        let state = State::fresh(WorkKind::Spare, turn.now);
+        let state = State::deferred(WorkKind::Spare, turn.now);
         let mut spare = Attachment::new((None, address), id, facts, turn.now, state);
         spare.owed = Owed::Outcome;
         let spare = self.begin(turn, spare);
         self.attachments.link(key, spare);
-        self.fresh_spares.push(spare);
+        self.deferred_spares.push(spare);
         self.tell_join(turn, spare);
         turn.edge(Edge::Spare { session: id, outcome: SpareOutcome::Asked });
         true
@@ -227,7 +227,7 @@ impl Roster {
     pub(super) fn recall(&mut self, turn: &mut Turn<'_>, spare: Key) {
         if let Some(of) = self.attachments.get(spare) {
             match of.state() {
-                State::Fresh { .. } => self.end(turn, spare, Cause::UNTAKEN),
+                State::Deferred { .. } => self.end(turn, spare, Cause::UNTAKEN),
                 State::Waiting { .. } => {
                     turn.workers(ForWorkers::Recall(of.of_version(spare, turn.settings)));
                 }

@@ -160,7 +160,7 @@ impl Bench {
     }
 
     fn launch(&mut self) {
-        while self.sessions.has_fresh() {
+        while self.sessions.has_deferred() {
             self.call(|sessions, turn| sessions.launch(turn));
         }
     }

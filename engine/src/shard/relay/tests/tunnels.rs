@@ -95,7 +95,9 @@ fn a_parked_tunnel_goes_to_another_core() {
     bench.relay.detached(&mut bench.rig.turn(), worker.conn, detached);
     bench.settle();
     let mut told = bench.told();
-    let Some(ForSessions::Left { key: A, detached, hop }) = told.pop() else { panic!("{told:?}") };
+    let Some(ForSessions::TunnelDetached { key: A, detached, hop }) = told.pop() else {
+        panic!("{told:?}")
+    };
     assert!(told.is_empty() && bench.relay.is_empty());
 
     let mut there = super::bench();

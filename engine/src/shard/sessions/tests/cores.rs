@@ -41,7 +41,7 @@ fn a_parked_tunnel_goes_to_the_core_of_its_client() {
     assert_eq!(home.said(), ["Claim 0", "Unparks", "Replaced", "Detach"]);
     let detached = Box::new(Detached::of_nobody());
     let hop = MovedHop(Box::new("its state"));
-    home.on(ForSessions::Left { key, detached, hop });
+    home.on(ForSessions::TunnelDetached { key, detached, hop });
     assert_eq!(home.said(), ["Resumed 1"]);
     assert_eq!(home.sessions.len(), 0);
     there.said();
@@ -65,7 +65,7 @@ fn a_tunnel_that_finds_no_room_is_lost_and_its_session_left() {
     there.place(5, 5, wanted(Some(id)));
     home.on(heard(message(&mut there)));
     let detached = Box::new(Detached::of_nobody());
-    home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
+    home.on(ForSessions::TunnelDetached { key, detached, hop: MovedHop(Box::new(())) });
     there.said();
     let CoreMessage::Resumed(resumed) = message(&mut home) else { panic!("no tunnel came") };
     there.on(ForSessions::Resumed { resumed, room: false });
@@ -83,7 +83,7 @@ fn a_tunnel_that_comes_for_a_client_that_has_gone_is_parked_where_it_came() {
     let asking = there.served();
     home.on(heard(message(&mut there)));
     let detached = Box::new(Detached::of_nobody());
-    home.on(ForSessions::Left { key, detached, hop: MovedHop(Box::new(())) });
+    home.on(ForSessions::TunnelDetached { key, detached, hop: MovedHop(Box::new(())) });
     there.gone(5, &[]);
     assert!(there.closed(asking).is_none(), "the answer may be the session's last tunnel");
     there.said();
@@ -159,7 +159,7 @@ fn an_answer_that_nobody_waits_for_leaves_the_session_unless_somebody_asks_again
         there.said();
         there.on(heard(message(&mut home)));
         let left = there.said() == ["Close", "Leave 0"];
-        assert_eq!((left, there.sessions.has_fresh()), (!again, again));
+        assert_eq!((left, there.sessions.has_deferred()), (!again, again));
     }
 }
 
