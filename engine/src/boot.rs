@@ -118,7 +118,8 @@ struct Addresses {
 /// `source` is read again.
 ///
 /// # Errors
-/// When a port, io_uring or a thread cannot be had, or a second signal ended the drain.
+/// When a port cannot be bound, io_uring cannot be used, a thread cannot be started, or a second
+/// signal ended the drain.
 pub fn serve(
     mut config: Config,
     demo: Option<Demo>,

@@ -56,7 +56,7 @@ static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
 static ENDED: AtomicBool = AtomicBool::new(false);
 static METER: Meter = Meter::new();
 
-/// What is logged, to be changed, and what it was at the start.
+/// What is logged, which can be changed, and what was logged at the start.
 static FILTER: OnceLock<(reload::Handle<Targets, Registry>, LevelFilter)> = OnceLock::new();
 /// Characters of a filter.
 const MAX_FILTER: usize = 1024;

@@ -242,7 +242,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Refused) => ExitCode::from(CONFIG),
         Err(error) => {
             let fix = "try --io epoll, and see what this process may have (`ulimit -a`)";
-            tracing::error!(%error, fix, "io_uring or epoll, or signals, cannot be had");
+            tracing::error!(%error, fix, "cannot set up io_uring, epoll or signals");
             ExitCode::from(SYSTEM)
         }
     }

@@ -55,7 +55,7 @@ fn a_session_lasts_as_long_as_its_last_tunnel() {
     drop(second);
     lists.poll_says(0, &[]);
     lists.work("reconnect", 1, &[listener.address()]);
-    worker.says("asked back for a session not held");
+    worker.says("a reconnect for a session that is not held");
     assert!(
         listener.accept_within(Duration::from_millis(100)).is_none(),
         "dialled for a lost session"

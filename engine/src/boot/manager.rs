@@ -69,7 +69,7 @@ pub(super) async fn beat(admin: Arc<Admin>) {
         let turns = all_turn(beats, draining);
         if !turns && !std::mem::replace(&mut said, true) {
             let Beats { turning, ended, cores, .. } = beats;
-            tracing::error!(turning, ended, cores, "not every core turns: the watchdog is not fed");
+            tracing::error!(turning, ended, cores, "a core stands still: the watchdog is not fed");
         }
         said &= !turns;
         let status = status(beats, draining);

@@ -90,7 +90,7 @@ impl PortError {
 /// each would get half of the connections. So a socket without it tries the port first.
 ///
 /// # Errors
-/// When the port cannot be had within a second.
+/// When the port cannot be bound within a second.
 pub(super) fn listen(
     what: &'static str,
     address: SocketAddr,
@@ -108,7 +108,7 @@ pub(super) fn listen(
     }
 }
 
-/// Whether the port can be had now.
+/// Whether the port can be bound now.
 ///
 /// # Errors
 /// Why not.

@@ -194,7 +194,7 @@ impl Reloader {
         keys.retain(|key| old.get(*key) != new.get(*key));
         if !keys.is_empty() {
             let keys = keys.join(", ");
-            tracing::warn!(keys, "these settings have changed and need a restart to count");
+            tracing::warn!(keys, "these settings have changed and need a restart to take effect");
         }
     }
 

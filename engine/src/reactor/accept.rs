@@ -342,7 +342,7 @@ impl<C: Core> Reactor<C> {
             tracing::warn!(
                 core,
                 limit,
-                "as many connections are open as may be: new ones are closed at once"
+                "the limit on open connections is reached: new ones are closed at once"
             );
         }
     }

@@ -119,7 +119,7 @@ def full(tmp_path, files, cores):
                         return False
             until(room, what="room for a client")
             log = gateway.log_text()
-            assert len(re.findall("as many connections are open as may be", log)) <= 2 * cores, log
+            assert len(re.findall("the limit on open connections is reached", log)) <= 2 * cores, log
             assert "accepting pauses" not in log and "cannot accept" not in log, log
             assert len(log.splitlines()) < 20, log
 

@@ -184,7 +184,7 @@ def test_functions_come_and_go_by_reload(bed):
     gateway.change(DEFAULT, third)
     until(lambda: nats.queued(THIRD_VERSION) == (0, 0), what="the new one's stream")
     assert nats.state(STREAM) is not None, "another gateway may serve the old one"
-    until(lambda: "the request stream is kept no more" in gateway.log_text(), what="a line")
+    until(lambda: "the request stream is not used here any more" in gateway.log_text(), what="a line")
     nats.js(f"STREAM.DELETE.{STREAM}")
     gateway.change(third, third + DEFAULT)
     until(lambda: nats.queued(VERSION) == (0, 0), what="the old one's stream")

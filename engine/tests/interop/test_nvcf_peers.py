@@ -187,7 +187,7 @@ def test_dead_work_is_acknowledged(rig):
     rig.proxy.next().refuse()
     until(lambda: rig.queue() == (0, 0), what="the acknowledgement")
     until(lambda: rig.record(request_id) is None, what="no record")
-    worker.says("the gateway wants no tunnel")
+    worker.says("the gateway refused the tunnel")
     rig.submit()
     assert rig.proxy.next().accept().says(b"next") == b"next"
 
@@ -253,7 +253,7 @@ def test_a_server_that_comes_back_empty(rig):
 def test_a_worker_that_starts_before_the_server(tmp_path):
     server = NatsServer(tmp_path, more=users(), wait=False)
     with WorkerProgram.by_nats(server.url(), "127.0.0.1:1", tmp_path) as worker:
-        worker.says("NATS cannot be had")
+        worker.says("cannot connect to NATS")
         server.start()
         worker.says("no consumer to take work from")
         make_streams(server.url(), VERSION)

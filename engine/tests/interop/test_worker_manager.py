@@ -80,7 +80,7 @@ def test_by_nats_too(tmp_path, manager):
     url = f"nats://127.0.0.1:{dead_port()}"
     with WorkerProgram.by_nats(url, "127.0.0.1:1", tmp_path, env=environment(manager)) as worker:
         told = manager.waits_for("READY", "1")
-        assert told["STATUS"] == "NATS cannot be had; trying again", told
+        assert told["STATUS"] == "cannot connect to NATS; trying again", told
         worker.signal()
         assert worker.exit_code() == 0
     assert manager.has("STOPPING", "1")

@@ -106,7 +106,7 @@ pub struct Addresses {
 /// Plays until the process ends. `ready` is called with the addresses once all parts listen.
 ///
 /// # Errors
-/// A file that cannot be read or has a mistake, an address that cannot be had, a certificate that
+/// A file that cannot be read or has a mistake, an address that cannot be bound, a certificate that
 /// is none.
 pub async fn play(
     path: std::path::PathBuf,

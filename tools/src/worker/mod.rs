@@ -77,7 +77,7 @@ pub enum Outcome {
 /// Works until a signal, or until a gateway refuses the key; then the sessions may end.
 ///
 /// # Errors
-/// When neither io_uring nor epoll can be had, or no signal can be listened to.
+/// When neither io_uring nor epoll can be used, or no signal can be listened to.
 pub fn run(options: Options) -> io::Result<Outcome> {
     let (mut runtime, ring) = net::runtime(options.io)?;
     runtime.block_on(async move {
@@ -283,7 +283,10 @@ impl Worker {
             monoio::spawn(self.session(gateway.clone(), work));
         } else if work.kind == Kind::Reconnect {
             // Contract 4.6: the session ended with its last tunnel; another worker's it is not.
-            tracing::warn!(session = short(work.request_id), "asked back for a session not held");
+            tracing::warn!(
+                session = short(work.request_id),
+                "a reconnect for a session that is not held"
+            );
         } else if self.free() > 0 {
             self.join(gateway, key);
             monoio::spawn(self.session(gateway.clone(), work));
@@ -356,7 +359,7 @@ impl Worker {
             }
             // The client has left meanwhile: the token is gone with it.
             Err(Refusal::ForGood(why)) => {
-                tracing::info!(session, why, "the gateway wants no tunnel")
+                tracing::info!(session, why, "the gateway refused the tunnel")
             }
             Err(Refusal::Failed(error)) => tracing::warn!(session, %error, "could not dial back"),
         }

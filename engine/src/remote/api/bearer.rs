@@ -87,10 +87,10 @@ impl Bearer {
         loop {
             match self.chosen() {
                 Some(Chosen::Own) => {
-                    return tracing::info!(server, "it is shown the token of the secrets file");
+                    return tracing::info!(server, "the server gets the token of the secrets file");
                 }
                 Some(Chosen::OAuth(_)) => {
-                    return tracing::info!(server, "it is shown tokens of OAuth2");
+                    return tracing::info!(server, "the server gets tokens of OAuth2");
                 }
                 None => {}
             }

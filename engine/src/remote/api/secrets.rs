@@ -245,7 +245,7 @@ async fn follow(mut file: File, sender: watch::Sender<Arc<SecretValues>>) {
             (read(&path), folder)
         });
         let Ok((read, same)) = looked.await else {
-            tracing::error!(file = %file.path.display(), "the secrets file is followed no more");
+            tracing::error!(file = %file.path.display(), "the secrets file is not watched any more");
             return;
         };
         folder = same;

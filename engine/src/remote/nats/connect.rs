@@ -271,7 +271,7 @@ impl Follower {
         self.meters.failure(Failure::of(text));
         (self.listener.0)(News::Error(text));
         if let Some(left_out) = self.told.line() {
-            tracing::warn!(error = text, left_out, "NATS tells an error");
+            tracing::warn!(error = text, left_out, "NATS reports an error");
         }
     }
 
@@ -336,7 +336,7 @@ impl Follower {
             if let Some(client) = self.client.get().filter(|_| same)
                 && let Err(error) = client.force_reconnect().await
             {
-                tracing::warn!(%error, "the NATS server that leaves cannot be left");
+                tracing::warn!(%error, "cannot change to another NATS server");
             }
         });
     }

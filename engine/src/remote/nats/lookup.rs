@@ -103,7 +103,7 @@ impl Lookups {
         if let Err(why) = &record
             && let Some(left_out) = shared.failed.line()
         {
-            tracing::warn!(request_id = %id, why, left_out, "a registration was not found out");
+            tracing::warn!(request_id = %id, why, left_out, "a registration could not be looked up");
         }
         record
     }

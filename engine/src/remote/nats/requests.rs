@@ -103,8 +103,8 @@ impl Requests {
             let stream = shared.stream(version);
             tracing::info!(
                 stream,
-                "the request stream is kept no more, as nobody is served by it here; once no \
-                 gateway serves it and its sessions are over, `nats stream rm` takes it away"
+                "the request stream is not used here any more; once no gateway uses it and its \
+                 sessions are over, `nats stream rm` removes it"
             );
         }
         let mut tried = shared.tried.lock().unwrap_or_else(PoisonError::into_inner);

@@ -83,7 +83,7 @@ async fn work(options: Options, asker: Asker, stopping: watch::Receiver<bool>) -
         }
     }
     if timeout(LAST_WORDS, crew.client.flush()).await.is_err() {
-        tracing::warn!("NATS does not take the last words");
+        tracing::warn!("the last messages did not reach NATS");
     }
     reports.abort();
     crew.times.tell();
@@ -111,21 +111,21 @@ async fn connect(
 fn tell_event(event: &Event) {
     match event {
         Event::Connected => {
-            tracing::info!("NATS is reached");
+            tracing::info!("connected to NATS");
             manager::ready("taking work from NATS");
         }
         Event::Disconnected => {
-            tracing::warn!("NATS is lost; trying again");
-            manager::status("NATS is lost; trying again");
+            tracing::warn!("NATS was lost; trying again");
+            manager::status("NATS was lost; trying again");
         }
-        Event::ServerError(error) => tracing::warn!(%error, "NATS complains"),
+        Event::ServerError(error) => tracing::warn!(%error, "NATS reports an error"),
         Event::ClientError(error) => {
-            tracing::warn!(%error, "NATS cannot be had; trying again: --nats must lead to it");
-            manager::ready("NATS cannot be had; trying again");
+            tracing::warn!(%error, "cannot connect to NATS; trying again: check --nats");
+            manager::ready("cannot connect to NATS; trying again");
         }
         Event::SlowConsumer(_) => tracing::warn!("messages of NATS were lost: too many at once"),
         Event::LameDuckMode | Event::Draining | Event::Closed => {
-            tracing::info!(%event, "NATS says");
+            tracing::info!(%event, "NATS event");
         }
     }
 }

@@ -70,7 +70,7 @@ pub struct Streaming {
 /// Works until a signal; then the sessions may end.
 ///
 /// # Errors
-/// When neither io_uring nor epoll can be had, no signal can be listened to, or the credentials
+/// When neither io_uring nor epoll can be used, no signal can be listened to, or the credentials
 /// cannot be read.
 pub fn run(options: Options) -> io::Result<()> {
     let (mut runtime, ring) = net::runtime(options.io)?;

@@ -75,7 +75,8 @@ pub(super) async fn pulled(
             let record = Record::keep(&crew, work.id, work.nca.clone());
             tokio::select! {
                 () = in_progress(&message) => {
-                    tracing::warn!(session = short(work.id), "ended: NATS does not hear of it");
+                    let session = short(work.id);
+                    tracing::warn!(session, "ended: its progress cannot be reported to NATS");
                 }
                 () = told(crew.cut.clone()) => {}
                 () = tunnels(&crew, &work, None) => {}
@@ -189,25 +190,25 @@ async fn called(crew: &Crew, id: Uuid, message: async_nats::Message, room: bool)
     let again = match Work::read(&message.payload) {
         Ok(again) if again.id == id => again,
         Ok(_) => {
-            tracing::warn!(session, "asked back for another session: passed over");
+            tracing::warn!(session, "a reconnect message names another session: ignored");
             return None;
         }
         Err(why) => {
-            tracing::warn!(session, why, "asked back in a way that cannot be read: passed over");
+            tracing::warn!(session, why, "a reconnect message cannot be read: ignored");
             return None;
         }
     };
     if let Some(reply) = message.reply.filter(|_| crew.options.answers)
         && let Err(error) = crew.client.publish(reply, "".into()).await
     {
-        tracing::warn!(session, %error, "who asked back was not answered");
+        tracing::warn!(session, %error, "a reconnect message was not answered");
     }
     if !room {
-        tracing::warn!(session, most = MAX_TUNNELS, "asked back too often: passed over");
+        tracing::warn!(session, most = MAX_TUNNELS, "too many reconnect messages: ignored");
         return None;
     }
     crew.times.called_back();
-    tracing::debug!(session, "asked back");
+    tracing::debug!(session, "a client comes back");
     Some(again)
 }
 
@@ -223,7 +224,7 @@ async fn open(crew: &Crew, id: Uuid, connections: Vec<Connection>) -> Option<Ope
         // The client has left meanwhile: the token is gone with it.
         Err(Refusal::ForGood(why)) => {
             crew.times.refused();
-            tracing::info!(session, why, "the gateway wants no tunnel");
+            tracing::info!(session, why, "the gateway refused the tunnel");
             None
         }
         Err(Refusal::Failed(error)) => {
