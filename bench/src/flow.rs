@@ -3,14 +3,14 @@
 use crate::fault::Fault;
 use crate::wire::{self, MAX_31, MAX_FRAME, PREFACE, setting};
 
-/// Window advertised for each stream: no proxy is ever held back by this side.
+/// Window advertised for each stream. It is so large that this side never holds a proxy back.
 pub const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// Window advertised for the connection.
 pub const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Default window before any SETTINGS or WINDOW_UPDATE.
 pub const DEFAULT_WINDOW: u32 = 65_535;
 
-/// What a client of these windows says first: preface, SETTINGS, the connection's window.
+/// What a client with these windows sends first: preface, SETTINGS, the connection's window.
 pub fn greeting() -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     let settings = [(setting::ENABLE_PUSH, 0), (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW)];
@@ -63,7 +63,7 @@ impl Allowance {
         Ok(())
     }
 
-    /// Applies the peer's SETTINGS and returns what every open stream's window changes by.
+    /// Applies the peer's SETTINGS. Returns by how much the window of every open stream changes.
     pub fn settings(&mut self, payload: &[u8]) -> Result<i64, Fault> {
         let before = self.initial;
         for (id, value) in wire::settings(payload) {
@@ -85,7 +85,7 @@ pub fn grown(window: i64, by: u32) -> Result<i64, Fault> {
     if by == 0 || sum > i64::from(MAX_31) { Err(Fault::Window) } else { Ok(sum) }
 }
 
-/// Received bytes not yet given back as credit; given back at half of the window.
+/// Received bytes that are not given back as credit yet. They are given back at half of the window.
 #[derive(Debug, Default)]
 pub struct Credit {
     owed: u32,

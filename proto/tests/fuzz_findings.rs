@@ -1,5 +1,5 @@
-//! Every input that the fuzzer is started with, and every one it ever broke something with
-//! (`proto/fuzz/findings`), against what must hold.
+//! Checks what must hold for every input that the fuzzer is started with, and for every input that
+//! ever broke something (`proto/fuzz/findings`).
 
 #[expect(unreachable_pub, reason = "another crate has it as its root")]
 #[path = "../fuzz/src/lib.rs"]
@@ -8,8 +8,8 @@ mod checks;
 use std::fs;
 use std::path::Path;
 
-/// Runs what is kept in this folder for each target; how many there were for the one that has
-/// the fewest.
+/// Runs each target on the inputs that this folder has for it. Returns the smallest number of
+/// inputs that a target has.
 fn try_all(folder: &str) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(folder);
     let counts = checks::TARGETS.map(|(name, check)| {
@@ -32,7 +32,7 @@ fn seeds_hold() {
 #[test]
 fn findings_stay_mended() {
     try_all("findings");
-    // A folder of no target would never be tried.
+    // A folder that belongs to no target would never be tried.
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/findings");
     for entry in fs::read_dir(root).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
         let name = entry.file_name();

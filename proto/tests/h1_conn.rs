@@ -1,4 +1,5 @@
-//! RFC 9112 by both roles of a connection: what is read, what is written, what comes between.
+//! RFC 9112 in both roles of a connection: what is read, what is written, and the state between
+//! messages.
 
 mod h1_script;
 
@@ -15,7 +16,7 @@ fn client() -> Conn {
     conn(Role::Client)
 }
 
-/// Everything that is written behind a head: payloads with their framing, then the end.
+/// Everything that is written after a head: payloads with their framing, then the end.
 fn body(conn: &mut Conn, pieces: &[&str], trailers: Option<&Fields>) -> Result<String, Fault> {
     let mut out = Vec::new();
     for piece in pieces {
@@ -381,7 +382,8 @@ fn s2_2_empty_lines_before_a_request_are_no_part_of_one() {
         assert_eq!((seen, left), (vec![head(REQUEST, true, &list)], 0), "{lines}");
     }
     assert!(fault_of(server, "\r\n".repeat(5) + ASK).is_some());
-    // Behind a body, as old clients send them: nothing waits for more, however they are cut.
+    // Old clients send empty lines behind a body. Nothing waits for more after them, however they
+    // are cut.
     for input in [&b"\r\n"[..], b"\r\n\r\n", b"\r\n\r\n\r\n\r\n"] {
         let mut conn = server();
         for piece in input.chunks(1) {
@@ -623,6 +625,6 @@ fn cl_48_the_answer_is_the_101_of_its_rfc() {
     };
     let accepted = String::from_utf8_lossy(H2C_ACCEPTED);
     assert!(accepted.ends_with("connection: upgrade\r\nupgrade: h2c\r\n\r\n"), "{accepted}");
-    // A worker that says so has not been asked: h2c never goes on.
+    // No worker is ever asked for h2c, so a worker that agrees to it is at fault.
     assert_eq!(fault_of(fresh, H2C_ACCEPTED), Some(Fault::WrongUpgrade));
 }

@@ -151,7 +151,8 @@ fn a_carried_connection_goes_on_as_if_it_had_stayed() {
         };
         assert_eq!(carried.written as usize, stays.out.len(), "{seed}");
         let mut said = Vec::new();
-        // Where it comes to, other things may be told: it goes by what it was told.
+        // The receiver may announce other limits. The connection goes on with those that its client
+        // was told.
         let there =
             Limits { stream_window: 20_000, max_concurrent_streams: 7, ..Limits::default() };
         let at = if seed % 2 == 0 { limits } else { Arc::new(there) };

@@ -1,4 +1,4 @@
-//! `report.html`: one page with everything in it, no other file needed to read it.
+//! `report.html`: one page with everything in it. No other file is needed to read it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::{Record, is_judged};
 const STYLE: &str = include_str!("page.css");
 /// The row that is shown first if it ran.
 const HEADLINE: &str = "unary-100-16x16";
-/// The begin of the table of targets.
+/// The text before the table of targets, and the table's head.
 const TARGETS: &str = "<h2>Targets</h2><p>The most that a gateway may cost in a row, set before it was \
     measured. A multiple of the bare relay says how near the gateway comes to the least that any \
     process between two sockets costs. A multiple of the best HTTP proxy here says what an operator \
@@ -47,12 +47,12 @@ pub(super) fn page(record: &Record<'_>, out: &Path) -> String {
     html + "</html>"
 }
 
-/// Text that holds no markup.
+/// The text with its markup characters escaped.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// The one thing to read, and one picture of it.
+/// The page's beginning: the most important figure, and a picture of it.
 fn beginning(record: &Record<'_>) -> String {
     let mut html = String::new();
     if let Some((row, line)) = headline(record.table) {
@@ -100,7 +100,8 @@ fn beginning(record: &Record<'_>) -> String {
     html
 }
 
-/// The first row by CPU in which a gateway has a target and a peer to compare with.
+/// The row and the gateway for the page's headline: a row by CPU in which a gateway has a target
+/// and a relay to compare with.
 fn headline(table: &[Row]) -> Option<(&Row, &Line)> {
     let line = |row: &'_ Row| {
         row.lines
@@ -114,7 +115,7 @@ fn headline(table: &[Row]) -> Option<(&Row, &Line)> {
     Some((row, &row.lines[line(row)?]))
 }
 
-/// What a reader needs to judge all of it, after all of it.
+/// What a reader needs to judge the figures: notes and the machine. It comes at the end.
 fn machine(record: &Record<'_>) -> String {
     let mut html = "<h2>The machine</h2>".to_owned();
     for note in record.notes {
@@ -205,8 +206,8 @@ fn shape(record: &Record<'_>, row: &Row, out: &Path) -> String {
     html + "</section>"
 }
 
-/// The row's figures, and what is to be said of each line below it: beside them it would have no
-/// room.
+/// The row's figures. Targets and remarks of a line are below it, because beside the figures there
+/// is no room.
 fn numbers(row: &Row) -> String {
     let mut html = "<div class=wide><table><tr>".to_owned();
     let (heads, lines) = report::figures(row);
@@ -343,7 +344,7 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part} is missing in:\n{html}");
         }
-        // The machine comes after what was found on it.
+        // The machine comes after the figures that were found on it.
         assert!(html.find("it is &lt;not&gt; here").unwrap() > html.find("<section").unwrap());
         for outside in ["src=", "http://", "https://", "<script", "@import", "url("] {
             assert!(!html.contains(outside), "{outside}");

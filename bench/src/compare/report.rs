@@ -20,13 +20,13 @@ pub struct Report<'a> {
     pub table: &'a [Row],
     /// Where the gateway loses.
     pub losses: &'a [Loss],
-    /// For those that did not count.
+    /// The runs. Those that did not count are listed with the reason.
     pub runs: &'a [Run],
     /// What was found out on the way.
     pub notes: &'a [String],
 }
 
-/// A spread, or that there is none.
+/// A spread as text, or `-` if there is none.
 pub fn text(spread: Option<Spread>) -> String {
     spread.map_or_else(|| "-".to_owned(), |s| s.to_string())
 }
@@ -50,7 +50,7 @@ fn heads(row: &Row) -> [String; COLUMNS] {
 /// Cells of a line, in the order of [`heads`].
 fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
     let [p50, p99, p999] = line.latency;
-    // The figure stands there already, if it is one of the others.
+    // A figure that is the row's main figure is in that column already.
     let apart = |head: &str, spread| if row.head == head { String::new() } else { text(spread) };
     [
         line.peer.clone(),
@@ -67,13 +67,13 @@ fn cells(row: &Row, line: &Line) -> [String; COLUMNS] {
     ]
 }
 
-/// A line's targets, and what a reader must know of it.
+/// A line's targets, and its remarks.
 pub fn told(line: &Line) -> String {
     let targets = line.judgements.iter().map(ToString::to_string);
     targets.chain(line.remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
 }
 
-/// Heads and cells of a row's figures alone.
+/// Heads and cells of a row, without the column of targets and remarks if it has any text.
 pub fn figures(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
     let (mut heads, mut lines) = grid(row);
     if row.lines.iter().any(|line| !told(line).is_empty()) {
@@ -85,7 +85,7 @@ pub fn figures(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
     (heads, lines)
 }
 
-/// Heads and cells of a row, without the columns that say nothing.
+/// Heads and cells of a row, without the columns that are empty.
 pub fn grid(row: &Row) -> (Vec<String>, Vec<Vec<String>>) {
     let lines: Vec<_> = row.lines.iter().map(|line| cells(row, line)).collect();
     let said = |i: &usize| lines.iter().any(|cells| !matches!(cells[*i].as_str(), "" | "-"));

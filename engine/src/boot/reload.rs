@@ -22,8 +22,8 @@ use crate::shard::ShardSettings;
 use crate::tls::{CertStore, Files, Pair, PairError};
 use crate::transport::{Entrance, Entrances, Greeting};
 
-/// How often the files of certificates are looked at. A change is taken up when the next look finds
-/// no further change, because two files are seldom written in one instant.
+/// How often the files of certificates are looked at. A change counts when the next look finds no
+/// further change, because two files are seldom written in one instant.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The running configuration, and the parts of it that can be replaced.

@@ -29,7 +29,7 @@ impl Environment {
         self.0.contains_key(name)
     }
 
-    /// The value of a variable that is set; one that is no text is reported.
+    /// The value of a variable, if it is set. A value that is no text is reported.
     pub(super) fn get(&self, name: &'static str, problems: &mut Problems) -> Option<&str> {
         let text = self.0.get(name)?.to_str();
         if text.is_none() {
@@ -82,8 +82,8 @@ fn variables() -> &'static BTreeMap<String, &'static Setting> {
     })
 }
 
-/// A value of its setting's kind. An invalid value stays a text, which the reader of the setting
-/// refuses.
+/// Reads a value as its setting's kind. An invalid value stays a text, and whoever reads the
+/// setting refuses it.
 fn read(kind: Kind, text: &str, name: &'static str) -> Node {
     let place = Origin::Variable(name);
     let whole = || text.parse().ok().map(Value::Whole);
@@ -103,7 +103,8 @@ pub(super) fn list(text: &str, place: Origin) -> Value {
     Value::List(items.map(|item| Node { place, value: Value::Text(item.into()) }).collect())
 }
 
-/// Writes a value in the place of its setting. A listener's address is written alone or in a table.
+/// Writes a value in the place of its setting. A listener's address may be written alone (`client =
+/// "..."`) or in the listener's table.
 fn put(root: &mut Node, setting: &Setting, node: Node) {
     let key = setting.key;
     if let Kind::Address = setting.kind
@@ -123,7 +124,7 @@ fn put(root: &mut Node, setting: &Setting, node: Node) {
     root.put(key, node);
 }
 
-/// The problem with a variable that begins like a setting's and is none.
+/// The problem with a variable that has the prefix of settings and names none.
 fn unknown(name: &str, problems: &Problems) -> String {
     let rest = &name[PREFIX.len()..];
     let list = ["TENANT", "FUNCTION", "CLUSTER__NODES"].into_iter().find(|list| {

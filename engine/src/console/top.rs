@@ -1,4 +1,4 @@
-//! `ringway top`: live sessions, busiest first, and what the gateway does altogether.
+//! `ringway top`: live sessions, busiest first, and the gateway's totals.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::table::{age, bytes, printable, short};
 use super::view::View;
 use super::{Row, refused};
 
-/// Calls that are over; its labels do not matter here.
+/// The metric that counts calls that are over. Its labels do not matter here.
 const CALLS: &str = "http_server_request_duration_seconds_count";
 const RESUMES: &str = "ringway_resumes_total";
 
@@ -26,7 +26,7 @@ struct Look {
     resumes: f64,
 }
 
-/// Looks again and again; ends after `frames` looks, with `q`, or with a signal.
+/// Shows the sessions again and again. Ends after `frames` looks, with `q`, or with a signal.
 pub(super) async fn run(
     port: &Port,
     interval: Duration,
@@ -151,7 +151,7 @@ fn head(
     [gateway, traffic]
 }
 
-/// A session and what flows in it a second.
+/// A session, and its bytes a second.
 struct Flow<'a> {
     row: &'a Row,
     bytes_in: f64,
@@ -183,7 +183,8 @@ fn flows<'a>(now: &'a Look, before: Option<(Duration, &Look)>) -> Vec<Flow<'a>> 
         rows.iter().map(|row| (row.request_id.as_str(), row)).collect();
     let flow = |row: &'a Row| {
         let was = earlier.get(row.request_id.as_str()).map(|row| (row.bytes_in, row.bytes_out));
-        // A session older than the last look existed then, but was not on the page.
+        // A session older than the last look existed then, but was not listed. So its bytes since
+        // then are not known.
         let young = u128::from(row.age_ms) <= time.as_millis();
         let (ins, outs) = was.unwrap_or(if young { (0, 0) } else { (row.bytes_in, row.bytes_out) });
         Flow {

@@ -1,5 +1,5 @@
-//! A worker with many slots: asks for work, dials back, serves, and ends a session with its last
-//! tunnel, as NVIDIA's does.
+//! A worker with many slots. It asks for work, dials back and serves. It ends a session with its
+//! last tunnel, as NVIDIA's worker does.
 //!
 //! A few connections ask for new sessions. One more connection offers no slot; it lists the
 //! sessions held, and so receives their reconnects. The list is long and changes with every
@@ -29,7 +29,7 @@ const LIST_PAUSE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Who the worker is and what it does.
+/// What the worker needs to run.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
     /// The gateway's worker listener.
@@ -72,7 +72,7 @@ struct Held {
 }
 
 impl Worker {
-    /// Works until it is dropped: asks, dials back, serves. It never returns.
+    /// Works until the future is dropped. It never returns.
     pub async fn run(options: WorkerOptions) {
         let worker = Arc::new(Self {
             identity: Identity {
@@ -165,7 +165,7 @@ impl Worker {
         }
     }
 
-    /// A new session.
+    /// Begins a new session.
     fn begin(self: &Arc<Self>, work: Box<Work>, slot: OwnedSemaphorePermit) {
         if work.kind != Kind::New {
             return;
@@ -181,7 +181,7 @@ impl Worker {
         tokio::spawn(self.clone().tunnel(work));
     }
 
-    /// One more tunnel of a session, if it is still held.
+    /// Opens one more tunnel of a session, if the session is still held.
     fn join(self: &Arc<Self>, work: Box<Work>) {
         let mut sessions = self.sessions();
         let Some(held) = sessions.get_mut(&work.request_id) else { return };

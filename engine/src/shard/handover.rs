@@ -114,7 +114,7 @@ impl Handover {
     }
 }
 
-/// Where a client's connection comes from that is taken up here.
+/// Where a client's connection that is taken up here comes from.
 #[derive(Clone, Copy, Debug)]
 enum Whence {
     /// From a core of this gateway. The connection may leave this core again.

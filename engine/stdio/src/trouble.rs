@@ -1,4 +1,4 @@
-//! What keeps a program from what it was asked for, told in three parts.
+//! Why a program cannot do what it was asked for, in three parts.
 
 use std::fmt;
 

@@ -128,8 +128,8 @@ def nats_killed(stage):
 
 
 def nats_stopped(stage):
-    """NATS answers nothing: the acknowledgement is waited for 5 s (contract NT-2). What it takes up
-    when it goes on is taken back, so that no slot is lost to it."""
+    """NATS answers nothing: the acknowledgement is waited for 5 s (contract NT-2). Work that
+    it stores when it goes on is taken back, so that no slot is lost to it."""
     watch = Watch(stage.gateway)
     stage.bed.nats_server.run.send_signal(signal.SIGSTOP)
     try:

@@ -26,8 +26,8 @@ RUNNING, PARKED = 50, 50
 WAIT = 7
 # How long those of the second gateway do.
 HASTY_WAIT = 1
-# A parked session gives way to a new one that waited for so long: to none here, while what waits
-# for NATS waits longer.
+# A parked session yields to a new one that has waited for so long. Here it yields to none, because
+# what waits for NATS waits longer.
 YIELD = 4
 # Lines of a kind are a second apart at least: what is to be seen in the log begins after so long.
 LINES_APART = 1.1

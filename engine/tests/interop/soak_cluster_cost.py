@@ -1,7 +1,7 @@
-"""What it costs to reach the wrong gateway, side by side with the right one: CPU of a call on a relayed
-tunnel, both gateways together; the set-up of a session whose callback is relayed; the return of a
-client that is; and what those pay who landed right. All kinds take turns. Ends with 1 if the median
-of one is above what is owed.
+"""What it costs to reach the wrong gateway, side by side with the right one. Measured are the CPU of a
+call on a relayed tunnel (both gateways together), the set-up of a session whose callback is relayed,
+the return of a client that is relayed, and what clients pay that reached the right gateway. All kinds
+take turns. Ends with 1 if the median of one is above its bound.
 
     soak_cluster_cost.py [--rounds 5] [--seconds 2] [--samples 400] [--flood 5]
 

@@ -1,6 +1,6 @@
-"""What was cut does not look whole (contract CL-42, RFC 9113 8.1, RFC 9112 8): a server's FIN ends
-a body until close, its RST does not, whoever stands in between; the same of streams of bytes, of
-TLS without close_notify, and of programs that die."""
+"""A message that was cut does not look whole (contract CL-42, RFC 9113 8.1, RFC 9112 8). A server's
+FIN ends a body that lasts until the close. Its RST does not, whatever is between. The same holds for
+streams of bytes, for TLS without close_notify, and for programs that die."""
 
 import queue
 import signal

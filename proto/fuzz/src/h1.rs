@@ -204,7 +204,8 @@ fn meant_list(list: &Fields) -> Pairs {
     pairs(&meant)
 }
 
-/// Passes on one message, after its 1xx heads; what it was, its bytes and whether it has chunks.
+/// Passes on one message, after its 1xx heads. Returns its meaning, its bytes and whether it has
+/// chunks.
 fn pass(from: &mut Conn, to: &mut Conn, input: &[u8]) -> Option<(Vec<Meant>, Vec<u8>, bool)> {
     const WHOLE: &str = "what was read can be written";
     let (mut list, mut out, mut pos, mut framed) = (Fields::new(), Vec::new(), 0, false);
@@ -276,7 +277,8 @@ pub fn chunked(mut input: &[u8]) {
     assert_eq!(chunks(&out, &[]), Some((input.to_vec(), len)));
 }
 
-/// The content, and how much was taken up to the trailer section; `None` if that did not come.
+/// The content, and how many bytes came before the trailer section. `None` if that section did not
+/// come.
 fn chunks(input: &[u8], cuts: &[usize]) -> Option<(Vec<u8>, usize)> {
     let mut reader = BodyReader::new(Body::Chunked);
     let (mut content, mut at) = (Vec::new(), 0);

@@ -1,8 +1,8 @@
 //! The sending half: heads, chunk framing and trailers.
 //!
-//! Heads are always written anew, never passed on as bytes: what stands in them about this hop
-//! (framing, `connection`, `host`) is written from what is known here, and dropped from what the
-//! caller gives. Which fields end at the other hop the caller knows.
+//! Heads are always written anew, never passed on as bytes. The fields about this hop (framing,
+//! `connection`, `host`) are written from what is known here, and dropped from what the caller
+//! gives. The caller knows which fields end at the other hop.
 
 use super::conn::Conn;
 use super::head::{Version, options, read_length};

@@ -68,9 +68,9 @@ impl Conn {
         same.then_some(generation)
     }
 
-    /// Sends a block that [`Self::head`] made earlier for an equal list, if the table is still
-    /// what it was then: `false`, and nothing was sent, if not. Of a request's method the caller
-    /// tells with [`Self::set_head_request`].
+    /// Sends a block that [`Self::head`] made earlier for an equal list, if the table has not
+    /// changed since. If it has, nothing is sent and the answer is `false`. The caller says what a
+    /// request's method was with [`Self::set_head_request`].
     pub fn replay(
         &mut self,
         key: StreamKey,

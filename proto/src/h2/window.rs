@@ -62,7 +62,7 @@ impl SendWindow {
     }
 }
 
-/// What the peer may send, and the octets taken since, whose credit is owed to the peer.
+/// What the peer may send, and the octets that were taken and are not credited back yet (`owed`).
 ///
 /// **Shape**: `left + held + owed == size` once our SETTINGS are acknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +103,7 @@ impl ReceiveWindow {
         usize::try_from(self.left).unwrap_or(0)
     }
 
-    /// The bytes were taken: their credit is owed.
+    /// The bytes were taken, so the peer will get credit for them.
     pub(super) fn owe(&mut self, bytes: usize) {
         // Never more than what was charged: a caller that drains twice must not give away credit.
         debug_assert!(bytes <= self.held as usize, "more was drained than had come");

@@ -1,12 +1,14 @@
 //! Asking one gateway for work: polls over HTTP/1.1 on a few kept connections.
 //!
-//! Some connections ask for new sessions. An answer brings one, and the next poll follows it at
-//! once. What one connection can bring in a second is bounded by the way there and back, so more
-//! are opened while answers come quickly. Each open poll is promised a free slot of its own.
+//! Some connections ask for new sessions. An answer brings one session, and the next poll follows
+//! it at once. The round trip bounds how many sessions one connection can bring in a second, so
+//! more connections are opened while answers come quickly. Each open poll is promised a free slot
+//! of its own.
 //!
-//! One more connection, with no slot to give, lists the sessions held and gets their reconnects.
-//! When they change, its poll is sent anew and takes the place of the one that waits, which is
-//! answered with nothing: so a read is never given up, and no work is lost between two polls.
+//! One more connection offers no slot. It lists the sessions held and gets their reconnects. When
+//! these sessions change, a new poll is sent on it. The new poll takes the place of the one that
+//! waits, which is then answered without work. So no read is ever cancelled, and no work is lost
+//! between two polls.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,29 +28,34 @@ use super::{Gateway, SENDER, Worker, manager, net};
 
 /// Most connections that ask one gateway for new sessions.
 pub(super) const MAX_WIDTH: usize = 8;
-/// Work that comes sooner than this after its poll was sent has waited in the gateway: one more
+/// Work that comes sooner than this after its poll has waited in the gateway. Then one more
 /// connection may ask.
 const QUICK: Duration = Duration::from_millis(100);
-/// Least time between a poll that brought nothing and the next one: a gateway that does not let
-/// polls wait is not asked in a tight loop. Nothing waits for it once work has come.
+/// Least time between a poll that brought nothing and the next one, so that a gateway which does
+/// not let polls wait is not asked in a tight loop. After a poll that brought work there is no such
+/// pause.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Least time between two lists, and for each session in the first one: each costs the gateway as
-/// much as a session's own poll, and short sessions are over before anybody could come back to them.
+/// Least time between two lists of sessions. A list costs the gateway as much as a poll for a new
+/// session, and short sessions are over before anybody could come back to them.
 const LIST_PAUSE: Duration = Duration::from_millis(20);
+/// The pause between two lists is at least this long for each session in the first one.
 const PAUSE_BY_ID: Duration = Duration::from_micros(20);
-/// The gateway answers within 30 s; a connection that is silent for longer is lost.
+/// The gateway answers within 30 s. A connection that is silent for longer than this is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker that stops waits for answers that were on their way.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// An open poll that is not refused within this time, or twice it, is a good one.
+/// If an open poll is not refused within this time, or twice this time, the gateway accepts the
+/// worker.
 const WELL_AFTER: Duration = Duration::from_millis(500);
-/// Polls whose answers are still to come: the open one, and one that it has replaced.
+/// Most polls of a connection that wait for their answers: the open one, and one that it has
+/// replaced.
 const UNANSWERED: usize = 2;
-/// Pauses after failures double between these; what is waited is a random part of the upper half.
+/// Pauses after failures double from the first to the last of these. A random time between half and
+/// all of the pause is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// Read at once.
+/// Most bytes that are read at once.
 const READ: usize = 4 * 1024;
 
 /// Why a connection for polls ended.
@@ -116,8 +123,8 @@ pub(super) fn start(worker: &Rc<Worker>, gateway: &Rc<Gateway>) {
     }
 }
 
-/// Says once that the gateway lets polls wait: it knows the key, the function and the version. It
-/// says itself when it does not, and at once.
+/// Logs once that the gateway lets polls wait, and so knows the key, the function and the version.
+/// A gateway that does not know them answers at once.
 async fn tell_that_it_polls(worker: Rc<Worker>, gateway: Rc<Gateway>) {
     let waits = || gateway.promised() > 0 && !gateway.failed.get();
     let mut waited = false;
@@ -135,7 +142,7 @@ async fn tell_that_it_polls(worker: Rc<Worker>, gateway: Rc<Gateway>) {
     }
 }
 
-/// Whether what answers is a port of a gateway, but not the one for workers; which one it is.
+/// Which port of a gateway has given this answer, if it is not the port for workers.
 fn other_port(status: u16, text: &str) -> Option<&'static str> {
     match status {
         400 if text.contains("no function-id was passed") => Some("client"),
@@ -145,7 +152,7 @@ fn other_port(status: u16, text: &str) -> Option<&'static str> {
     }
 }
 
-/// One connection after the other, whenever there is something to ask for.
+/// Polls on one connection after the other, whenever there is something to ask for.
 async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
     let name = &gateway.endpoint.authority;
     let mut failures = 0;
@@ -201,14 +208,14 @@ async fn poll(worker: Rc<Worker>, gateway: Rc<Gateway>, asks: Asks) {
         } else {
             tracing::debug!(gateway = name, error = %fault, failures, "polling failed again");
         }
-        // An early end of the pause is what it is for.
+        // The pause ends early if the worker is to stop.
         let _ = timeout(pause_after(failures, random()), worker.stop.asked()).await;
     }
     gateway.polling.set(gateway.polling.get() - 1);
     worker.changed.ring();
 }
 
-/// How often the bells had rung at a moment, so that no ring after it is missed.
+/// How often the bells had rung at one moment, so that no later ring is missed.
 #[derive(Clone, Copy)]
 struct Seen {
     changed: u64,
@@ -220,7 +227,7 @@ impl Seen {
         Self { changed: worker.changed.rings(), freed: worker.freed.rings() }
     }
 
-    /// Waits for what can make a poll due where none is open.
+    /// Waits for a change that can make a poll due if none is open.
     async fn change(self, worker: &Worker, asks: Asks) {
         monoio::select! {
             () = async {
@@ -234,7 +241,7 @@ impl Seen {
     }
 }
 
-/// The pause after so many failures in a row: from half of it to all of it.
+/// The pause after so many failures in a row, between half and all of what doubling gives.
 fn pause_after(failures: u32, random: u32) -> Duration {
     let doubled = FIRST_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(16));
     let half = doubled.min(LAST_PAUSE) / 2;
@@ -242,33 +249,35 @@ fn pause_after(failures: u32, random: u32) -> Duration {
 }
 
 fn random() -> u32 {
-    // Without randomness the workers of a fleet come back at the same moment, which is no fault.
+    // Without randomness the workers of a fleet come back at the same moment. That is no fault.
     getrandom::u32().unwrap_or(u32::MAX)
 }
 
-/// What a poll said, as far as it decides whether the next one is due.
+/// What a poll said, as far as it matters for the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Said {
     slots: usize,
     /// The state of the list of sessions.
     list: u64,
-    /// A newer poll has taken the place of one with slots, and gives none: it is answered soon.
+    /// The poll offered slots, and a newer poll without slots has taken its place. So it is
+    /// answered soon.
     recalled: bool,
 }
 
 impl Said {
-    /// Whether an answer with nothing, after so long, tells that there is less to do than there
-    /// was: the poll had its whole time. One that gave no slot could not bring a session.
+    /// Whether an answer without work, after so long, shows that there is less to do than before.
+    /// That is so if the poll waited its time. A poll without a slot could not bring a session, so
+    /// its answer shows nothing.
     fn found_too_little(self, waited: Duration) -> bool {
         self.slots > 0 && waited >= QUICK
     }
 }
 
-/// How a connection for polls has ended in good order.
+/// How a connection for polls ended, if it did not fail.
 enum After {
-    /// Behind an answer with work.
+    /// It ended after an answer with work.
     Work,
-    /// Otherwise.
+    /// It ended otherwise.
     Nothing,
 }
 
@@ -281,20 +290,22 @@ struct Line<'a> {
     gateway: &'a Rc<Gateway>,
     asks: Asks,
     writer: OwnedWriteHalf<TcpStream>,
-    /// The read under way: it lives as long as the connection, since dropping it loses bytes.
+    /// The read under way. It lives as long as the connection, because dropping it would lose
+    /// bytes.
     reading: Reading,
     unanswered: VecDeque<Said>,
     sent_at: Instant,
-    /// No poll is sent before.
+    /// No poll is sent before this time.
     rests_until: Instant,
-    /// The gateway closes the connection behind its last answer, or has closed it.
+    /// The gateway has closed the connection, or will close it after its last answer.
     last: bool,
     /// The last answer brought work.
     worked: bool,
 }
 
 impl<'a> Line<'a> {
-    /// Polls on one connection; `Ok` once the worker stops, or the connection has had its time.
+    /// Polls on one connection. `Ok` once the worker stops, or once the connection is closed or not
+    /// needed any more.
     async fn work(
         worker: &'a Rc<Worker>,
         gateway: &'a Rc<Gateway>,
@@ -341,7 +352,7 @@ impl<'a> Line<'a> {
         beyond && self.unanswered.is_empty()
     }
 
-    /// Waits for answers, for a change, or for the time of the next poll; whether an answer came.
+    /// Waits for answers, for a change, or for the time of the next poll. True if an answer came.
     async fn wait(&mut self) -> Result<bool, PollFault> {
         let seen = Seen::now(self.worker);
         if self.worker.stopping() {
@@ -353,8 +364,8 @@ impl<'a> Line<'a> {
             ANSWER_TIMEOUT.saturating_sub(self.sent_at.elapsed())
         };
         let (worker, asks, waits) = (self.worker, self.asks, !self.unanswered.is_empty());
-        // An open poll for a session is right whatever changes, unless another gateway's session
-        // takes its slot.
+        // An open poll for a session stays right whatever changes. Only with several gateways
+        // another one's session can take its slot.
         let settled = waits && asks != Asks::Reconnects && worker.gateways.len() == 1;
         monoio::select! {
             read = &mut self.reading => self.received(read),
@@ -372,14 +383,14 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Takes what was read and reads on; whether an answer came.
+    /// Takes what was read, and reads on. True if an answer came.
     fn received(
         &mut self,
         (count, reader, mut bytes): (io::Result<usize>, OwnedReadHalf<TcpStream>, Vec<u8>),
     ) -> Result<bool, PollFault> {
         if count? == 0 {
             if self.unanswered.is_empty() {
-                // The connection was of no use any more.
+                // The gateway has closed a connection on which no poll was open.
                 self.last = true;
                 return Ok(false);
             }
@@ -420,9 +431,9 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// How many slots the poll is to give that is sent now, if the open one, or none, no longer
-    /// says how things are. The number only has to be right about "none": an answer brings one
-    /// session, whatever it is.
+    /// The slots that a poll sent now should offer. `None` if no new poll is needed, because the
+    /// open one still says how things are. Only whether the number is zero matters: an answer
+    /// brings one session, whatever the number is.
     fn wants_to_ask(&self) -> Option<usize> {
         if self.unanswered.len() >= UNANSWERED {
             return None;
@@ -461,7 +472,7 @@ impl<'a> Line<'a> {
         Instant::now() < self.rests_until
     }
 
-    /// Fails if the open poll has waited longer than any may.
+    /// Fails if the open poll has waited longer than the gateway may let it.
     fn is_silent(&self) -> Result<(), PollFault> {
         if !self.unanswered.is_empty() && self.sent_at.elapsed() >= ANSWER_TIMEOUT {
             return Err(io::Error::from(io::ErrorKind::TimedOut).into());
@@ -511,12 +522,12 @@ impl Drop for Line<'_> {
         for said in self.unanswered.drain(..) {
             self.gateway.answered(said.slots > 0, said.recalled);
         }
-        // Its slot is another line's to promise.
+        // The slot that it promised is free for another connection's poll.
         self.worker.freed.ring();
     }
 }
 
-/// Reads behind what `bytes` holds.
+/// Reads more bytes behind those that `bytes` has.
 async fn read(
     mut reader: OwnedReadHalf<TcpStream>,
     mut bytes: Vec<u8>,

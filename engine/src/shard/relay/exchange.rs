@@ -42,7 +42,7 @@ pub(super) struct Pipe {
     pub(super) ended: bool,
     /// END_STREAM was passed on.
     pub(super) done: bool,
-    /// The exchange stands in the turn list of the hop that the pipe leads to.
+    /// The exchange is in the turn list of the hop that the pipe leads to.
     pub(super) scheduled: bool,
     /// The last part sent was a small part of a window.
     pub(super) small_send: bool,

@@ -221,7 +221,7 @@ impl Traffic {
     fn head_waits(&mut self, turn: &mut Turn<'_>, slot: u32, fields: &Fields) -> bool {
         let exchange = self.streams.exchanges.at_mut(slot).expect("the caller has just made it");
         exchange.head = Some(Box::new(fields.clone()));
-        // Until the exchange stands in a route's list, its end takes nothing out of that list.
+        // Until the exchange is in a route's list, its end takes nothing out of that list.
         let served = std::mem::replace(&mut exchange.served, Served::Unplaced);
         let fits = self.streams.list_waits(turn, slot, Way::Up, fields.size());
         if fits {

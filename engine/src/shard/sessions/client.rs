@@ -67,7 +67,7 @@ struct Said {
     function: u32,
 }
 
-/// Stands in [`Said`] instead of a length.
+/// The value in [`Said`] in place of a length if the ids are in the grant.
 const AS_GRANTED: u32 = u32::MAX;
 
 impl Said {

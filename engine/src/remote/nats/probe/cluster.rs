@@ -51,7 +51,7 @@ struct Others {
 
 /// Looks at all of them.
 pub(super) async fn examine(look: &Look<'_>, found: &mut Vec<Finding>) {
-    // What is in the way is told of the bucket itself.
+    // If the bucket cannot be read, the check of the bucket itself says why.
     let Ok(Some(records)) = timeout(TOLD_WITHIN, records(look)).await else { return };
     let others = others(&records, look.own);
     found.push(secret(&others, look.own.keys.is_some()));

@@ -148,7 +148,7 @@ async fn workers(stream: &Stream, name: &str) -> Finding {
 async fn placed(look: &Look<'_>) -> Finding {
     const NAME: &str = "nats_placement";
     let Look { link, placement: tag, .. } = *look;
-    // Where the system has no randomness, another doctor's is in the way at worst.
+    // Without randomness the name may at worst be that of another doctor's stream.
     let name = format!("ringway_doctor_{:016x}", getrandom::u64().unwrap_or_default());
     let make = |num_replicas| {
         link.jetstream.create_stream(Config {
