@@ -1,5 +1,5 @@
-//! The generator against an endpoint of its own with nothing between: its ceiling, its floor and
-//! its error, to be known before anything else is believed.
+//! The generator against an endpoint of its own, with nothing between. This shows its ceiling, its
+//! floor and its error. They must be known before any other figure is believed.
 
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
@@ -13,8 +13,9 @@ const RATE: f64 = 10_000.0;
 
 /// Runs the plan's calls against an endpoint in a thread of this process.
 ///
-/// The outcome is that of the closed loop: its ceiling. Its part `floor` is the latency of one
-/// call at a time, `paced` that at the plan's rate, and `late_us` how late the starts were then.
+/// The outcome is that of the closed loop, the ceiling. Its part `floor` is the latency of one call
+/// at a time. `paced` is the latency at the plan's rate, and `late_us` is how late calls started at
+/// that rate.
 ///
 /// # Errors
 /// As [`load::run`].
@@ -34,12 +35,12 @@ pub fn run(plan: &Plan) -> Result<Outcome, LoadFault> {
     ceiling.late_us = paced.late_us;
     ceiling.hdr = paced.hdr;
     ceiling.failed += floor.failed + paced.failed;
-    // Nothing but the generator's side is here.
+    // Here only the generator is measured.
     ceiling.limited = false;
     Ok(ceiling)
 }
 
-/// The endpoint; it ends with the process.
+/// Starts the endpoint. It ends with the process.
 fn sink() -> Result<SocketAddr, LoadFault> {
     let (sender, receiver) = channel();
     thread::Builder::new().name("sink".into()).spawn(move || {

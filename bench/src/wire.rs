@@ -1,8 +1,8 @@
 //! HTTP/2 frames as the generator and the endpoint need them (RFC 9113 §4, §6).
 //!
-//! [`FrameReader`] turns received bytes into [`Event`]s without copying: DATA is handed out in whatever
-//! pieces arrived, everything else once it is complete. Neighbours: [`crate::caller`] and
-//! [`crate::endpoint`], which own what the events mean.
+//! [`FrameReader`] turns received bytes into [`Event`]s without copying. DATA is handed out in
+//! whatever pieces arrive, everything else once it is complete. [`crate::caller`] and
+//! [`crate::endpoint`] know what the events mean.
 
 use crate::fault::Fault;
 
@@ -147,8 +147,8 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// The next event in `bytes[*at..]`, moving `at` past what it took; `None` when the rest is
-    /// not enough. The caller keeps the rest and offers it again with more behind it.
+    /// Returns the next event in `bytes[*at..]`, and moves `at` past it. `None` means that the rest
+    /// is not enough: the caller keeps it and offers it again with more bytes.
     ///
     /// **Errors**: the peer broke the framing; the connection is over.
     pub fn next<'a>(
@@ -188,7 +188,7 @@ impl FrameReader {
         self.whole(kind, flags, stream, &rest[HEAD..HEAD + len]).map(Some)
     }
 
-    /// Hands out what has arrived of a DATA frame; an empty piece only if it ends the frame.
+    /// Hands out what has arrived of a DATA frame. The piece is empty only if it ends the frame.
     fn take_run<'a>(&mut self, mut run: Run, bytes: &'a [u8], at: &mut usize) -> Option<Event<'a>> {
         let n = run.left.min(bytes.len() - *at);
         if n == 0 && run.left > 0 {
@@ -313,7 +313,7 @@ fn without_priority(flags: u8, fragment: &[u8]) -> Result<&[u8], Fault> {
 mod tests {
     use super::*;
 
-    /// DATA is collapsed per stream; everything else is written as it came.
+    /// The events of these bytes as text. DATA is written as one sum, everything else as it came.
     fn transcript(bytes: &[u8], step: usize) -> Vec<String> {
         let (mut reader, mut seen, mut start, mut data) = (FrameReader::default(), vec![], 0, 0);
         for end in (step..bytes.len() + step).step_by(step) {

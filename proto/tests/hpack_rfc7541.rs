@@ -1,5 +1,5 @@
-//! RFC 7541 Appendix C: each example decoded, with the table it leaves; and what our encoder makes
-//! of the same requests. (C.1, integers, is tested beside `integer.rs`.)
+//! RFC 7541 Appendix C: each example is decoded, and its table compared. The same requests are
+//! encoded. (C.1, integers, is tested beside `integer.rs`.)
 use ringway_proto::fields::{Field, Fields};
 use ringway_proto::hpack::{Decoder, Encoder, HeaderLimits, Verdict};
 
@@ -19,7 +19,7 @@ fn owned(list: &List) -> Vec<(String, String)> {
     list.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The dynamic table, newest first: an index leaves it as it is, so reading it changes nothing.
+/// The dynamic table, newest first. It is read by indexes, which do not change it.
 fn table(decoder: &mut Decoder) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     let mut out = Fields::new();
@@ -139,7 +139,7 @@ const DATE_21: &str = "Mon, 21 Oct 2013 20:13:21 GMT";
 const DATE_22: &str = "Mon, 21 Oct 2013 20:13:22 GMT";
 const SITE: &str = "https://www.example.com";
 
-/// C.5 and C.6: a table of 256 octets, so that entries are evicted.
+/// C.5 and C.6 have a table of 256 octets, so that entries are evicted.
 fn responses(blocks: [&str; 3]) {
     let decoder = &mut Decoder::new(256);
     let first =

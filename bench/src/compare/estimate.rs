@@ -1,4 +1,4 @@
-//! How long a comparison takes, said before it begins; and how long a quick run may count.
+//! Estimates how long a comparison takes, before it begins, and how long a quick run may count.
 
 use std::fmt;
 
@@ -7,17 +7,18 @@ use super::shape::{Shape, Work};
 use super::test_bed::CHECK;
 use super::{Request, is_direct};
 
-/// What a quick run of everything may take.
+/// The seconds that a quick run of everything may take.
 pub const QUICK_SECONDS: f64 = 25.0 * 60.0;
-/// Starting and ending a peer, its endpoint and its load.
+/// Seconds to start and end a peer, its endpoint and its load.
 const START: f64 = 0.4;
-/// Setting a connection up, its session included.
+/// Seconds to set a connection up, its session included.
 const CONNECTION: f64 = 0.000_25;
-/// A stream beside bulk is measured alone first, a resume rests, a held connection settles.
+/// Seconds that some kinds of work need besides. A stream beside bulk is measured alone first, a
+/// resume rests, and a held connection settles.
 const EXTRA: f64 = 0.5;
-/// Setting up clients that do not read.
+/// Seconds to set up clients that do not read.
 const SLOW: f64 = 3.0;
-/// Connections from which a shape takes long to set up and says little more in a further round.
+/// From so many connections on a shape takes long to set up, and more rounds say little more.
 const MANY: usize = 1000;
 /// Rounds of such a shape.
 const FEW: usize = 2;
@@ -34,7 +35,7 @@ pub fn rounds(request: &Request, shape: &Shape) -> usize {
     }
 }
 
-/// Seconds and runs.
+/// What a comparison takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Estimate {
@@ -86,7 +87,7 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Chooses the counted seconds of a request that has a budget; others stay as they are.
+/// Chooses the counted seconds of a request that has a budget. Other requests stay as they are.
 pub fn settle(request: &Request, shapes: &[Shape], peers: &[Peer]) -> Request {
     let mut settled = request.clone();
     let Some(budget) = request.budget else { return settled };

@@ -2,9 +2,9 @@
 //! `sd_listen_fds(3)`). While the gateway starts anew, clients wait in their queues instead of
 //! being refused.
 //!
-//! Its name (`FileDescriptorName=`), or else its port, says what a listener is for. If there are
-//! enough (`ReusePort=`, one `ListenStream=` a core), each core gets its own, and the kernel deals
-//! connections out. Otherwise cores share a queue, and `balance.rs` deals.
+//! A listener's name (`FileDescriptorName=`), or else its port, says what it is for. If there is
+//! one for each core (`ReusePort=`, one `ListenStream=` a core), each core gets its own, and the
+//! kernel deals connections out. Otherwise cores share a queue, and `balance.rs` deals them out.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -15,7 +15,8 @@ use ringway_stdio::Trouble;
 use super::{BootError, MORE_FILES};
 use crate::config::Config;
 
-/// Most sockets that are looked at: three ports for as many cores as there may be.
+/// Most sockets that may be handed down: one for each of three ports and each core that there may
+/// be.
 const MOST: usize = 3 * crate::config::MAX_CORES;
 
 /// The listeners that were handed down, by what they are for.
@@ -97,7 +98,8 @@ impl Handed {
     }
 }
 
-/// A listener that cores can share: blocking, as io_uring wants it (epoll sees to itself).
+/// Makes a listener blocking, as io_uring wants it, so that cores can share it. (Epoll's accepts
+/// set what they need.)
 fn prepared(socket: Option<TcpListener>) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = socket.ok_or(io::ErrorKind::NotFound)?;
     socket.set_nonblocking(false)?;

@@ -6,12 +6,12 @@ pub(super) enum Syntax {
     #[default]
     Toml,
     Yaml,
-    /// In no file: by variables of the environment alone.
+    /// There is no file: the configuration is in variables of the environment alone.
     Environment,
 }
 
 impl Syntax {
-    /// What a file of this name is written in, if its extension says so.
+    /// The syntax of a file of this name, if its extension says it.
     pub(super) fn of(name: &str) -> Option<Self> {
         match name.rsplit_once('.')?.1 {
             "toml" => Some(Self::Toml),
@@ -20,7 +20,7 @@ impl Syntax {
         }
     }
 
-    /// The head of a table.
+    /// How the head of a table is called in a fix.
     pub(super) fn table(self, name: &str) -> String {
         match self {
             Self::Toml | Self::Environment => format!("[{name}]"),
@@ -28,7 +28,7 @@ impl Syntax {
         }
     }
 
-    /// One of several tables.
+    /// How one of several tables is called in a fix.
     pub(super) fn item(self, name: &str) -> String {
         match self {
             Self::Toml => format!("a [[{name}]]"),
@@ -53,7 +53,7 @@ impl Syntax {
         }
     }
 
-    /// A setting, by its full name, and its value, as they are to be written.
+    /// A setting and its value as they have to be written. `key` is the setting's full name.
     pub(super) fn pair(self, key: &str, value: &str) -> String {
         let name = key.rsplit_once('.').map_or(key, |(_, name)| name);
         match self {
@@ -66,7 +66,7 @@ impl Syntax {
     }
 }
 
-/// What begins the names of the variables that hold settings.
+/// The beginning of the names of all variables that hold settings.
 pub(super) const PREFIX: &str = "RINGWAY__";
 
 /// The variable of a setting.

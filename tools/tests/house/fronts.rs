@@ -1,5 +1,5 @@
-//! What the components of the shard show of themselves: to each other nothing, and to the loop
-//! around them values only.
+//! What the components of the shard show of themselves. They show nothing to each other, and only
+//! values to the loop around them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,17 +7,17 @@ use super::rust::{Function, Items, words};
 use super::tree::Tree;
 use crate::source::Source;
 
-/// The folder of a component, and what is below it.
+/// Whether a file is in the folder of a component.
 fn is_in(source: &str, shard: &str, component: &str) -> bool {
     let rest = source.strip_prefix(shard).and_then(|rest| rest.strip_prefix('/'));
     rest.and_then(|rest| rest.strip_prefix(component)).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Where a component names another one or the loop, and a plain module a component: each lets one
-/// reach into the tables of another.
+/// Where a component names another one or the loop, and where a plain module names a component.
+/// Each of these would let one module reach into the tables of another.
 pub(crate) fn reach(tree: &Tree<'_>, shard: &str, components: &[&str]) -> Vec<String> {
     let of = |path: &str| components.iter().find(|component| is_in(path, shard, component));
-    // What the loop does apart: it is the loop's own.
+    // The files of the loop itself.
     let of_loop = |path: &str| {
         ["mod", "handover", "others", "snapshot"]
             .iter()
@@ -50,7 +50,7 @@ impl<'a> Component<'a> {
         }
     }
 
-    /// Whether what is seen by these is seen outside the component.
+    /// Whether an item with this visibility can be seen outside the component.
     fn leaves(&self, source: &Source, seen_by: &str) -> bool {
         match seen_by {
             "" | "pub(self)" => false,
@@ -59,8 +59,8 @@ impl<'a> Component<'a> {
         }
     }
 
-    /// The types whose values, or whose names, get out of the component: those that its front has or
-    /// brings along, and those that one of these shows.
+    /// The types whose values or names get out of the component. These are the types that its front
+    /// has or exports, and the types that one of them shows.
     fn shown(&self) -> BTreeSet<&str> {
         let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (source, items) in &self.files {
@@ -79,7 +79,7 @@ impl<'a> Component<'a> {
         for (source, items) in self.files.iter().filter(|(source, _)| source.path == self.front) {
             let types = items.types.iter().filter(|(_, of)| self.leaves(source, &of.seen_by));
             left.extend(types.map(|(name, _)| name.as_str()));
-            // `pub(super) use`, over as many lines as it takes.
+            // A `pub(super) use` may have several lines.
             let exports = source.text.split("\npub").skip(1);
             let exports = exports.filter_map(|text| text.split_once("use ")?.1.split_once(';'));
             left.extend(exports.flat_map(|(text, _)| words(text)));
@@ -101,11 +101,11 @@ impl<'a> Component<'a> {
     }
 }
 
-/// What a function's head says that lets its caller into a table, or itself into the caller.
+/// Why a function lends what its component has, if it does. `head` is the function's signature.
 fn lends(head: &str) -> Option<&'static str> {
     let takes_code = |head: &str| {
         let mut all = words(head).filter(|word| ["Fn", "FnMut", "FnOnce", "fn"].contains(word));
-        // Its own `fn` is one.
+        // The function's own `fn` is the first one.
         all.nth(1).is_some()
     };
     if takes_code(head) {
@@ -121,7 +121,7 @@ fn lends(head: &str) -> Option<&'static str> {
     iterates.then_some("returns an iterator")
 }
 
-/// Where in a function's head its result begins: behind the arrow that is in no brackets.
+/// Where in a function's signature its result begins: behind the arrow that is in no brackets.
 fn returns_at(head: &str) -> Option<usize> {
     let mut depth = 0;
     head.char_indices().find_map(|(at, c)| {
@@ -150,7 +150,7 @@ pub(crate) fn lent(sources: &[Source], shard: &str, name: &str) -> Vec<String> {
     told
 }
 
-/// Per cent of the shard's lines that are this component's; tests are not counted.
+/// How many per cent of the shard's lines are this component's. Tests are not counted.
 pub(crate) fn share(sources: &[Source], shard: &str, name: &str) -> usize {
     let own = sources.iter().filter(|source| !source.path.ends_with("/tests.rs"));
     let lines = |of: &dyn Fn(&Source) -> bool| -> usize {
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(reached("use crate::s::Shard;\n", ""), to_loop);
         let from_plain = ["x/s/plain.rs:1 names x/s/left/mod.rs"];
         assert_eq!(reached("", "use super::left::Left;\n"), from_plain);
-        // Also by way of the loop, which has it for itself.
+        // The same by way of the loop, which imports the type for itself.
         assert_eq!(reached("", "use super::Left;\n"), from_plain);
     }
 

@@ -35,8 +35,8 @@ pub(super) struct Attachment {
     pub(super) opened: Time,
     pub(super) kin: Kin,
     pub(super) owed: Owed,
-    /// The client makes sessions faster than admission allows where a worker is asked. So the
-    /// attachment's log lines are counted.
+    /// The client makes sessions faster than it may where workers are asked, so the attachment's
+    /// log lines are counted.
     pub(super) counted: bool,
     /// The terms that the relay has for the attachment.
     pub(super) terms: Terms,
@@ -50,10 +50,9 @@ pub(super) struct Attachment {
 pub(super) enum Kin {
     #[default]
     Alone,
-    /// The other attachment is this one's spare: its tunnel is to take the place of this one's.
+    /// The other attachment is this one's spare. Its tunnel will take the place of this one's.
     HasSpare(Key),
-    /// This attachment is the other one's spare: its tunnel is to take the place of the other
-    /// one's.
+    /// This attachment is the other one's spare. Its tunnel will take the place of the other one's.
     StandsInFor(Key),
     /// This attachment was the other one's spare, and has taken its place. The other one's tunnel
     /// is used up. It stays beside this one's until the worker counts this one's, and no longer
@@ -61,30 +60,31 @@ pub(super) enum Kin {
     Succeeds(Key),
 }
 
-/// The account that is still open when an attachment ends.
+/// What has to be settled when an attachment ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owed {
     #[default]
     Nothing,
     /// The client was charged a dispatch for the attachment, and may get that back.
     Dispatch,
-    /// The attachment was asked for as a spare, and what has come of that was not counted yet.
+    /// The attachment was asked for as a spare, and its outcome is not counted yet.
     Outcome,
 }
 
 /// The state of an attachment.
 #[derive(Debug)]
 pub(super) enum State {
-    /// An answer is awaited. The session's home, or the control plane, says whether the client may
-    /// have the session; or the core where the session's tunnel is parked gives the tunnel away.
+    /// An answer is awaited. It comes from the session's home or the control plane, which say
+    /// whether the client may have the session, or from the core where the session's tunnel is
+    /// parked.
     Asking(Box<Asking>),
     /// Nobody is asked for a tunnel yet. That waits for the end of the turn, so that a request
-    /// which is taken back in the same breath costs no worker anything. `since`: when the first
-    /// request came. `forsaken`: nobody waits for the attachment any more, but others may still
-    /// come in the same breath.
+    /// which is taken back in the same turn costs no worker anything. `since` is when the first
+    /// request came. `forsaken` means that nobody waits for the attachment any more; another
+    /// request may still come in this turn.
     Deferred { kind: WorkKind, since: Time, forsaken: bool },
-    /// Work is queued, or is to be queued; the worker's CONNECT must bring this token. `since` as
-    /// before. `stage`: what a remote control plane has said of the work.
+    /// Work is queued, or will be. The worker's CONNECT must bring this token. `since` is as
+    /// before. `stage` is what a remote control plane has said of the work.
     Waiting {
         token: Box<WorkerToken>,
         kind: WorkKind,
@@ -97,14 +97,14 @@ pub(super) enum State {
     Dialling(Box<Dialling>),
     /// The worker, or the server, is there, and its connection becomes the tunnel.
     Arriving { kind: WorkKind },
-    /// The tunnel is there. `spent`: the tunnel takes no more streams. `settles`: the worker has
-    /// just come with this tunnel, beside another one, and may count it only from this time on (see
-    /// `SETTLES`).
+    /// The tunnel is there. `spent` means that it takes no more streams. `settles` is set if the
+    /// worker has just opened this tunnel beside another one: it may count this one only from that
+    /// time on (see `SETTLES`).
     Attached { spent: bool, settles: Option<Time> },
     /// The client has gone, and the relay looks whether the tunnel can be kept as it is.
     Parking { spent: bool, by: UsedBy },
     /// The tunnel can carry no other client's requests. It is held until its spare is there.
-    /// `settles`: the spare is there, and its worker may not count it yet.
+    /// `settles` means that the spare is there and its worker may not count it yet.
     UsedUp { by: UsedBy, settles: bool },
     /// The client has gone, and the tunnel is kept for a client that comes back.
     Parked { place: ParkedOrder, speaks: Speaks, spent: bool },
@@ -114,7 +114,7 @@ pub(super) enum State {
     Ending(Was),
 }
 
-/// How far work has come that a remote control plane was given.
+/// How far a remote control plane has come with the work that it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The plane has said nothing yet.
@@ -169,12 +169,12 @@ impl UsedBy {
 /// How far an attachment had come when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Was {
-    /// A question that led to nothing, or of which the session's home knows nothing. Its end is not
-    /// written down.
+    /// The attachment was a question that led to nothing, or of which the session's home knows
+    /// nothing. Its end is not recorded.
     Refused,
-    /// A wish: nobody was asked for a tunnel.
+    /// Nobody was asked for a tunnel yet.
     Wish,
-    /// A worker was asked, or a server dialled, and there was no tunnel.
+    /// A worker was asked or a server dialled, and there was no tunnel yet.
     Sought { spare: bool },
     /// The attachment had its tunnel.
     Served,
@@ -231,13 +231,13 @@ impl Attachment {
         &self.state
     }
 
-    /// Lends what a state holds, to be changed. States themselves change through
+    /// Lends the values of the state, to be changed. The state itself changes through
     /// [`Attachments::set`].
     pub(super) fn state_mut(&mut self) -> &mut State {
         &mut self.state
     }
 
-    /// The kind of work that the attachment waits for, or is about to.
+    /// The kind of work that the attachment waits for, or will wait for.
     pub(super) fn kind(&self) -> Option<WorkKind> {
         match &self.state {
             State::Deferred { kind, .. } | State::Waiting { kind, .. } => Some(*kind),

@@ -1,5 +1,5 @@
-//! Where work waits for a worker: at the dispatch home of its function version, which may be this
-//! core, or at a remote control plane.
+//! Puts work where it waits for a worker, and takes it back. That is the dispatch home of its
+//! function version, which may be this core, or a remote control plane.
 
 use super::super::facts::{Ask, AskTicket, Fact, ForSessions, OfVersion, Question, Topic};
 use super::super::turn::Turn;
