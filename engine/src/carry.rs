@@ -119,7 +119,7 @@ pub struct Released {
 pub struct Client {
     /// The client.
     pub peer: SocketAddr,
-    /// When it was accepted.
+    /// When the connection was accepted.
     pub opened: Time,
     /// The bytes and the protocol of the connection so far.
     pub said: Said,

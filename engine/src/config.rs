@@ -148,18 +148,18 @@ pub enum Io {
 /// How long a core spins before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusyPoll {
-    /// It spins for this long; zero: not at all.
+    /// The core spins for this long. Zero means not at all.
     For(Duration),
-    /// It spins as long as the traffic makes it worth while.
+    /// The core spins as long as the traffic makes that worth while.
     Auto,
-    /// It never sleeps.
+    /// The core never sleeps.
     Always,
 }
 
 /// The control plane.
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// Its mode.
+    /// The mode.
     pub mode: Mode,
     /// Why the mode was chosen, for people.
     pub why: String,
@@ -193,7 +193,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who calls.
+/// A tenant: an account whose clients call functions.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// NCA id.
@@ -236,9 +236,10 @@ pub struct SessionSettings {
 /// When a tunnel is kept after its client has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Park {
-    /// Not at all.
+    /// No tunnel is kept.
     Never,
-    /// After an unclean end; for streaming functions after any end but GOAWAY.
+    /// A tunnel is kept after an unclean end. For streaming functions it is kept after any end but
+    /// GOAWAY.
     Auto,
     /// After any end but GOAWAY.
     Unclean,
@@ -260,9 +261,9 @@ pub enum Scope {
 /// When a request id in a request counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HonourId {
-    /// Also on a connection that has a session.
+    /// The id counts also on a connection that has a session.
     Always,
-    /// As the reference does.
+    /// The id counts as in the reference: only until the connection has a session.
     Unpinned,
 }
 

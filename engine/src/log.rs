@@ -157,7 +157,8 @@ pub fn start(level: &str, keys: Keys) -> std::io::Result<LogGuard> {
         .lossy(true)
         .thread_name("ringway-stderr")
         .finish(log);
-    // Its drop panics, or waits for ever, when its queue is full and stdout cannot be written.
+    // The guard is never dropped: that would panic, or wait for ever, when the queue is full and
+    // stdout cannot be written.
     let _kept = std::mem::ManuallyDrop::new(guard);
     let _ = CROWDED_OUT.set(lines.error_counter());
     let ours = install(lines.clone(), level, (!readable).then_some(keys));

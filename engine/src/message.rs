@@ -76,7 +76,7 @@ pub enum ShardMessage {
     Stop,
     /// End this session, wherever its attachments are.
     End {
-        /// Its id.
+        /// The session's id.
         id: uuid::Uuid,
     },
     /// A message from another core's shard.
@@ -105,7 +105,7 @@ pub enum ControlMessage {
         ticket: u64,
         /// The shard's core number.
         core: u16,
-        /// Its counters.
+        /// The shard's counters.
         snapshot: Box<Snapshot>,
     },
     /// Some sessions of a shard.
@@ -125,7 +125,7 @@ pub enum ControlMessage {
     Beat {
         /// The asker's ticket.
         ticket: u64,
-        /// Its client connections.
+        /// How many client connections the core has.
         clients: usize,
     },
     /// The events that a shard has recorded of some sessions.
@@ -220,7 +220,7 @@ pub struct SessionRow {
     pub age_ms: u64,
     /// Why the session ended, once it has.
     pub close_reason: Option<&'static str>,
-    /// When it ended, in microseconds of Unix time.
+    /// When the session ended, in microseconds of Unix time.
     pub ended_at: Option<u64>,
 }
 

@@ -28,7 +28,7 @@ pub enum Event {
     Authorised,
     /// The session's home, another core, let the client have it.
     Found {
-        /// That core.
+        /// The other core.
         home: u16,
         /// How long it took.
         took: Duration,
@@ -54,7 +54,7 @@ pub enum Event {
     },
     /// The worker's CONNECT came to another core and moved here.
     Moved {
-        /// That core.
+        /// The other core.
         from: u16,
     },
     /// A CONNECT showed the session's token and another request id.
@@ -81,7 +81,7 @@ pub enum Event {
     Goaway,
     /// A peer took nothing for a while although something waited for it, and takes it again.
     Stalled {
-        /// That peer.
+        /// The peer's address.
         side: Party,
         /// For how long.
         took: Duration,
@@ -90,26 +90,26 @@ pub enum Event {
     ClientEnded {
         /// In which way.
         end: End,
-        /// Whether it had streams open.
+        /// Whether the client had streams open.
         busy: bool,
     },
     /// The tunnel is kept for when a client comes back.
     Parked,
     /// A client came back to the session.
     Resumed {
-        /// What it got.
+        /// How the client got its tunnel.
         way: ResumeWay,
         /// How long its request waited for that.
         took: Duration,
     },
     /// The tunnel went to another core, where its client is.
     TunnelLeft {
-        /// That core.
+        /// The other core.
         to: u16,
     },
     /// The tunnel came from another core.
     TunnelMoved {
-        /// That core.
+        /// The other core.
         from: u16,
     },
     /// A spare tunnel was asked for, which may replace the present one.
@@ -127,7 +127,7 @@ pub enum Event {
     Yielded,
     /// An attachment ended, and its tunnel if it had one.
     Closed {
-        /// Who ended it.
+        /// Who ended the attachment.
         side: Party,
         /// The first cause, as in the metrics.
         reason: CloseReason,
@@ -183,7 +183,7 @@ impl Timer {
         Self(at.unwrap_or(0) as u8)
     }
 
-    /// Its name, empty for none.
+    /// The timer's name. Empty for no timer.
     #[must_use]
     pub fn name(self) -> &'static str {
         TIMERS.get(usize::from(self.0)).copied().unwrap_or_default()

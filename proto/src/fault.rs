@@ -28,7 +28,7 @@ pub enum Fault {
     Api {
         /// gRPC status as the control plane gave it.
         code: u8,
-        /// Its text.
+        /// The control plane's text.
         text: String,
     },
     /// E4: the control plane knows no version of the function.

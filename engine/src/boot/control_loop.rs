@@ -185,7 +185,7 @@ async fn control(
     let second = async {
         // Some senders (GNU timeout) signal the process and its group. That counts as one signal.
         sleep(SIGNAL_PAUSE).await;
-        // It is fine if nothing came.
+        // It does not matter whether a signal came in this time.
         let _ = tokio::time::timeout(Duration::ZERO, next()).await;
         next().await
     };

@@ -407,7 +407,7 @@ impl Core for CoreRuntime {
             | ShardMessage::End { .. }
             | ShardMessage::Restarted { .. } => {}
         }
-        // Its answers are sent with the turn, which follows.
+        // The shard's answers are sent with the turn, which follows.
         self.shard.message_received(net, message);
     }
 

@@ -67,11 +67,11 @@ pub struct Api {
 /// A gRPC server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Whether it speaks TLS (`https`).
+    /// Whether the server speaks TLS (`https`).
     pub tls: bool,
-    /// Its name or address; an IPv6 address is without brackets.
+    /// The server's name or address. An IPv6 address is without brackets.
     pub host: String,
-    /// Its port: 443 for `https` and 80 for `http` where none is written (contract CP-5).
+    /// The server's port: 443 for `https` and 80 for `http` if none is written (contract CP-5).
     pub port: u16,
 }
 

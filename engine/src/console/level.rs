@@ -65,7 +65,7 @@ async fn change(port: &Port, filter: &str, time: Duration) -> Result<String, Tro
             format!("that is refused ({status})"),
             said.trim(),
         )),
-        // Its client port has an `/info` too.
+        // This may be a client port, which has an `/info` too.
         _ => Err(port.is_none(&format!("POST /log-level is answered with {status}"))),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// The owner of sessions: what all sessions of a tenant with a function version have in common.
-/// They share one value.
+/// All these sessions share one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The tenant that calls.
@@ -44,8 +44,9 @@ pub enum Rate {
     /// The rate limiter is not asked.
     #[default]
     Unlimited,
-    /// It is asked while the session begins, and its refusal is remembered for the next one.
+    /// The limiter is asked while the session begins, and its refusal is remembered for the next
+    /// one.
     Beside,
-    /// It is asked before the session begins.
+    /// The limiter is asked before the session begins.
     Before,
 }

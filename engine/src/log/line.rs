@@ -40,7 +40,7 @@ pub enum Line {
         result: &'static str,
         /// How old its token was, if that is known.
         age: Option<Duration>,
-        /// Who it was.
+        /// The peer's address.
         worker: SocketAddr,
     },
     /// A connection ended because its peer broke the protocol.
@@ -65,7 +65,7 @@ pub enum Line {
     },
     /// A peer that claims to be another gateway could not prove it, or is not understood.
     PreludeRefused {
-        /// Who it was.
+        /// The peer's address.
         peer: SocketAddr,
         /// What is wrong.
         outcome: TakenOutcome,
@@ -79,14 +79,15 @@ pub enum Line {
 /// What every line about an attachment says.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// Its session.
+    /// The session's id.
     pub session: Uuid,
-    /// Its function.
+    /// The session's function.
     pub function: Arc<str>,
-    /// Its version.
+    /// The version of the function.
     pub version: Arc<str>,
-    /// Its lines are counted as this address's, and left out if there are too many: it got no
-    /// worker, or its client makes more sessions than admission would allow.
+    /// The session's lines are counted as this address's, and left out if there are too many. This
+    /// is set if the session got no worker, or if its client makes more sessions than admission
+    /// would allow.
     pub counted_for: Option<IpAddr>,
 }
 

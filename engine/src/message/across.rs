@@ -345,9 +345,9 @@ pub enum MemberState {
     },
     /// A client uses its tunnel.
     Open,
-    /// Its tunnel will replace another one that is used up or lost.
+    /// The member's tunnel will replace another one that is used up or lost.
     Spare,
-    /// Its tunnel is kept for a client that comes back.
+    /// The member's tunnel is kept for a client that comes back.
     Parked(Speaks),
 }
 

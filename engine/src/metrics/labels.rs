@@ -97,7 +97,7 @@ labels! {
         Answered => "answered",
         /// The question was denied, or there was no room for it.
         Refused => "refused",
-        /// Its client has gone.
+        /// The question's client has gone.
         Withdrawn => "withdrawn",
         /// There was no answer in time.
         Expired => "expired",
@@ -159,7 +159,7 @@ labels! {
 labels! {
     /// How a client that came back got its session's worker again.
     ResumeWay {
-        /// Its tunnel was parked.
+        /// The session's tunnel was parked.
         Memory => "memory",
         /// A spare tunnel was there.
         Spare => "spare",

@@ -39,7 +39,7 @@ struct Lent {
 /// A socket's state, and the operations armed on it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
-    /// Its connection, by the tag of its receive; none while the slot is free.
+    /// The socket's connection, by the tag of its receive. `None` while the slot is free.
     owner: Option<Tag>,
     socket: RawFd,
     /// A receive may find bytes.

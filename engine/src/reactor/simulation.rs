@@ -102,12 +102,12 @@ impl<C: Core, K: Kernel + 'static> Simulation<C, K> {
         &mut self.reactor.core
     }
 
-    /// Its network interface.
+    /// The core's network interface.
     pub fn net(&self) -> &Net {
         &self.reactor.net
     }
 
-    /// Its kernel.
+    /// The core's simulated kernel.
     pub fn kernel(&self) -> RefMut<'_, K> {
         self.kernel.borrow_mut()
     }

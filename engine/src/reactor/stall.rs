@@ -45,7 +45,7 @@ impl Schedstat {
 /// The turn under way.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// When it began; none while the core rests.
+    /// When the turn began. `None` while the core rests.
     began: Option<Time>,
     /// The wait, when it was last read.
     waited: Duration,

@@ -29,7 +29,7 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// Its name for people.
+    /// The feature's name for people.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl Feature {
 pub struct Trial {
     /// What was tried.
     pub feature: Feature,
-    /// Whether it works, or why not.
+    /// Whether the feature works, or why not.
     pub result: Result<(), SetupError>,
 }
 

@@ -56,11 +56,11 @@ impl Share {
 /// How long an enter may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Not at all.
+    /// The enter does not sleep.
     No,
-    /// For so long.
+    /// It sleeps for so long at most.
     AtMost(Duration),
-    /// Until something happens.
+    /// It sleeps until something happens.
     Forever,
 }
 
@@ -76,9 +76,10 @@ pub enum Accepts {
 /// What the kernel reports of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// Its end, whatever that is.
+    /// The kernel reports how the send ended.
     Always,
-    /// Only that it took less than everything, so that success ends no sleep.
+    /// The kernel reports only a send that took less than everything, so that success ends no
+    /// sleep.
     Failure,
 }
 
@@ -386,7 +387,7 @@ impl Uring {
 /// Sets a submission's `optlen`, which for a multishot receive is the bytes it may take in all.
 /// The crate offers no way to.
 fn with_optlen(mut entry: squeue::Entry, optlen: u32) -> squeue::Entry {
-    /// Where it is in `struct io_uring_sqe`, the kernel's binary interface.
+    /// Where the field is in `struct io_uring_sqe`, the kernel's binary interface.
     const OFFSET: usize = 44;
     const { assert!(size_of::<squeue::Entry>() == 64) };
     let field = (&raw mut entry).cast::<u8>().wrapping_add(OFFSET).cast::<u32>();

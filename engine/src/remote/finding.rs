@@ -14,7 +14,7 @@ pub(crate) enum Grade {
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// What it is.
+    /// What was looked at.
     pub(crate) what: String,
     pub(crate) grade: Grade,
     /// What was seen.

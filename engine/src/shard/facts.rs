@@ -183,7 +183,7 @@ impl std::fmt::Debug for Wanted {
 pub(crate) struct Caller {
     pub(crate) conn: ConnId,
     pub(crate) peer: SocketAddr,
-    /// When it was accepted.
+    /// When the client's connection was accepted.
     pub(crate) opened: Time,
     pub(crate) speaks: Speaks,
     /// Another gateway has brought the connection, because of its first request.
@@ -522,7 +522,7 @@ pub(crate) enum Edge {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Met {
     pub(crate) client: SocketAddr,
-    /// When it was accepted.
+    /// When the client's connection was accepted.
     pub(crate) at: Time,
     /// When the control plane granted its credential.
     pub(crate) authorised: Option<Time>,

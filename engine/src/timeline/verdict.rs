@@ -217,7 +217,7 @@ fn parks_or_resumes(event: Event) -> bool {
     matches!(event, Event::Parked | Event::Resumed { .. })
 }
 
-/// Whether it says if a worker took the work.
+/// Whether the event says if a worker took the work.
 fn tells_of_taking(event: Event) -> bool {
     matches!(event, Event::HandedOut | Event::Stood { .. })
 }

@@ -26,9 +26,9 @@ pub enum Outcome {
 pub enum Proxied {
     /// The header was read.
     Ok,
-    /// It came from an address that is not trusted, and was closed at once.
+    /// The connection came from an address that is not trusted, and was closed at once.
     Untrusted,
-    /// It began with something else, or with a wrong header.
+    /// The connection began with something else, or with a wrong header.
     Malformed,
 }
 
@@ -57,7 +57,7 @@ impl Tally {
 /// own (RFC 9113 §3.4). Clients that wait for our preface call one round trip earlier.
 #[derive(Clone, Debug)]
 pub struct Greeting {
-    /// Its octets.
+    /// The octets of the greeting.
     pub bytes: Arc<[u8]>,
     /// Whether every connection gets it, unless another protocol was chosen by ALPN: nothing but
     /// HTTP/2 is spoken here.
@@ -110,9 +110,9 @@ impl Entrances {
 /// How a connection is let in.
 #[derive(Debug)]
 pub enum Admission {
-    /// Not at all.
+    /// The connection is closed.
     Refused,
-    /// As it is.
+    /// The connection has no transport.
     Plain,
     /// Through a transport.
     Through(Box<Transport>),

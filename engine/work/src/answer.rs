@@ -32,7 +32,7 @@ pub enum AnswerFault {
     HeadTooLong,
     /// More than 64 KiB.
     BodyTooLong,
-    /// Its end cannot be told, or in two ways.
+    /// Where the answer ends cannot be known, or is said in two ways.
     NoLength,
 }
 

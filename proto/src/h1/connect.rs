@@ -58,7 +58,7 @@ impl fmt::Debug for Connect<'_> {
 /// What a request for a tunnel lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFault {
-    /// Its target is not `/v1/proxy` in origin-form (WK-2).
+    /// The target is not `/v1/proxy` in origin-form (WK-2).
     NotFound,
     /// The request announces a body, so the bytes behind the head could be two things (design 6).
     HasBody,
@@ -145,13 +145,13 @@ impl ConnectResult {
         Self::HijackFailed,
     ];
 
-    /// Its place in a table of counters.
+    /// The result's place in a table of counters.
     #[must_use]
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// Its metric label.
+    /// The result's metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {

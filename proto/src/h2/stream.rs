@@ -52,9 +52,9 @@ pub(super) enum Content {
 /// One open stream.
 #[derive(Clone, Debug)]
 pub(super) struct Stream {
-    /// Its number on the wire.
+    /// The stream's number on the wire.
     pub(super) id: u32,
-    /// The caller's.
+    /// The caller's number for the stream.
     pub(super) tag: u32,
     /// What we may send.
     pub(super) send: SendWindow,

@@ -142,7 +142,7 @@ impl Ledger {
         }
     }
 
-    /// Its worker has come: it has the work, which stays in the stream until the session's end.
+    /// The worker has come and has the work, which stays in the stream until the session's end.
     pub(super) fn settled(&self, ticket: AskTicket) {
         if self.forget(ticket).is_some_and(|entry| entry.unwanted.is_some()) {
             self.meters.skipped(Skipped::NothingPending, 1);

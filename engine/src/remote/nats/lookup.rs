@@ -169,7 +169,7 @@ impl Shared {
         match stream.direct_get_last_for_subject(subject.as_str()).await {
             Ok(message) => return Ok(Look::Record(message.payload)),
             Err(error) => match error.kind() {
-                // It may be a replica that is behind which says so (contract NT-7).
+                // A replica that is behind may say so (contract NT-7).
                 DirectGetErrorKind::NotFound => {}
                 // The stream has no direct access, or is not there.
                 DirectGetErrorKind::ErrorResponse(StatusCode::NO_RESPONDERS, _) => {}

@@ -12,9 +12,9 @@ pub(super) const REPLICAS: usize = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) config: Config,
-    /// What it is, for people.
+    /// What the stream or bucket is, for people.
     pub(super) what: &'static str,
-    /// What it means that it is on one server only.
+    /// What it means that the stream or bucket is on one server only.
     pub(super) single: &'static str,
 }
 

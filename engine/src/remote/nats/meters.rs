@@ -135,7 +135,7 @@ impl Meters {
     }
 
     fn render_statistics(&self, out: &mut String) {
-        // They are told before there is a connection, too.
+        // The metrics are there even before there is a connection.
         let none = Arc::default();
         let counts = self.statistics.get().unwrap_or(&none);
         let now = Ordering::Relaxed;

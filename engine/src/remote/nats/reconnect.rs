@@ -39,7 +39,7 @@ pub(super) struct Reconnects {
 enum Heard {
     Somebody,
     Nobody,
-    /// It is not known, for this reason.
+    /// Whether somebody hears is not known, for this reason.
     Lost(String),
 }
 

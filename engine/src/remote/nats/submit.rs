@@ -55,7 +55,7 @@ pub(super) enum Published {
     There(Option<u64>),
     /// The message is not there, for this reason.
     Not(String),
-    /// It is not known, for this reason.
+    /// Whether the message is there is not known, for this reason.
     Unknown(String),
 }
 

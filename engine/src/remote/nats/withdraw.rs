@@ -35,7 +35,7 @@ const MOST_LOOKED_AT: usize = 1024;
 pub(super) struct Queued {
     pub(super) version: Arc<str>,
     pub(super) id: Uuid,
-    /// Where it is in the stream, if its publisher was told.
+    /// Where the message is in the stream, if its publisher was told.
     pub(super) sequence: Option<u64>,
 }
 

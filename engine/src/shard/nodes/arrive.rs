@@ -37,7 +37,7 @@ pub(super) struct Arrival {
     pub(super) step: Coming,
 }
 
-/// How far it has come.
+/// How far the connection has come.
 pub(super) enum Coming {
     /// The prelude is not whole.
     Listening,

@@ -69,11 +69,11 @@ pub(super) struct Nodes {
 /// What a connection is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnRole {
-    /// It came to this gateway and belongs to another gateway.
+    /// The connection came to this gateway and belongs to another one.
     Near(Key),
-    /// This gateway has dialled it: it leads to the owner of such a connection.
+    /// This gateway has dialled the connection. It leads to the owner of another connection.
     Far(Key),
-    /// Another gateway has made it.
+    /// Another gateway has made the connection.
     Arriving(Key),
     /// This gateway made it, to tell another one that this one leaves.
     Farewell,

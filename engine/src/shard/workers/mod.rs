@@ -84,7 +84,7 @@ impl Workers {
         });
     }
 
-    /// Its PROXY header says who the peer is.
+    /// The PROXY header of a connection says who the peer is.
     pub(super) fn addressed(&mut self, conn: ConnId, peer: SocketAddr) {
         if let Some(worker_conn) = self.worker_conns.get_mut(conn) {
             worker_conn.peer = peer;

@@ -52,11 +52,11 @@ enum Stage {
 /// What has become of an answer with work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It has arrived: the worker has said something since.
+    /// The answer has arrived: the worker has said something since.
     Arrived,
-    /// It was sent, and whether it has arrived will not be known.
+    /// The answer was sent, and whether it has arrived will not be known.
     Unsure,
-    /// It was not sent, or only a part of it. Or no poll waits for one any more.
+    /// The answer was not sent whole, or no poll waits for one any more.
     Lost,
 }
 

@@ -34,7 +34,7 @@ enum Next {
     Continue,
     /// A poll is on its way.
     Placed,
-    /// It was a CONNECT, whose head has `head` bytes.
+    /// The request was a CONNECT, whose head has `head` bytes.
     Connect { head: usize, text: Vec<u8>, id: Uuid, marked: bool },
     /// Close: this was the last answer.
     Close,

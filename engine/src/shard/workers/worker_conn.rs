@@ -98,9 +98,9 @@ pub(super) struct Reading {
 #[must_use]
 pub(super) enum After {
     Stays,
-    /// It stays, and is served further in the next turn.
+    /// The connection stays, and is served further in the next turn.
     Paused,
-    /// It is closed, and its dispatch home and session were told.
+    /// The connection is closed, and its dispatch home and session know it.
     Gone,
 }
 

@@ -27,12 +27,12 @@ use super::net::{self, Io};
 use super::stop::{self, Stop};
 use crate::nats::Credentials;
 
-/// Who the worker is and what it does.
+/// What the worker needs to run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The server, or several with commas.
     pub url: String,
-    /// Who the worker is to it.
+    /// How the worker logs in to the server.
     pub credentials: Credentials,
     /// Part of the subjects.
     pub region: String,

@@ -89,17 +89,18 @@ impl Record {
         format!("{version}\n{key}\n{worker}\n{relay}\n{run}{admin}")
     }
 
-    /// Where it takes connections that are its own.
+    /// Where the node takes connections that are its own.
     pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
         reachable(self.relay.as_deref())
     }
 
-    /// Where it may be asked for its sessions; never without a secret that proves it.
+    /// Where the node may be asked for its sessions. Not set without a secret that proves the
+    /// record.
     pub(in super::super) fn admin(&self) -> Option<SocketAddr> {
         reachable(self.admin.as_deref().filter(|_| self.mac.is_some()))
     }
 
-    /// Whether it is this very gateway's.
+    /// Whether the record is this very gateway's.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.run == other.run
     }

@@ -18,7 +18,7 @@ const MOST_STREAMS: usize = 64;
 enum There {
     Yes(Box<Stream>),
     No,
-    /// It is not known.
+    /// Whether there is such a stream is not known.
     Unknown,
 }
 
