@@ -7,10 +7,15 @@
 //! *dead* only for one of two reasons. Its record names this very process's address, which nobody
 //! else can have now; or its record was missing for two times to live while ours was there all the
 //! time.
+//!
+//! What is decided about all this is in `claims` and `known`, which ask nobody. This file and `bucket`
+//! ask NATS.
 
 mod bucket;
+mod claims;
+mod known;
+mod record;
 
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,37 +23,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ringway_proto::id::{NODE_LIMIT, Node};
+use ringway_proto::time::Time;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::withdraw::Trouble;
 use crate::keys::Keys;
+use bucket::Bucket;
+pub(super) use bucket::NodeConfig;
 pub use bucket::Relay;
-use bucket::{Bucket, Entered, Found};
-pub(super) use bucket::{NodeConfig, Pace, Record, read as read_record};
+use claims::{Claims, Heard, Next, Told};
+pub(super) use known::Liveness;
+pub(super) use record::{Pace, Record, read as read_record};
 
-/// Pairs drawn before it is given up that one is free: of 2^28, the first one nearly always is.
-const MOST_DRAWS: usize = 16;
-/// How long a record that was read is believed.
-const BELIEVED_FOR: Duration = Duration::from_secs(5);
 /// The wait before a record is entered again, after the connection was lost meanwhile.
 const SOON: Duration = Duration::from_millis(50);
-/// Nodes of which something is remembered, of each kind.
-const MOST_KNOWN: usize = 4096;
-/// Nodes whose missing records are looked for at each refresh.
-const MOST_MISSED: usize = 64;
-
-/// Whether a node is alive, as far as that is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Liveness {
-    /// The node is alive; this is its record.
-    Live(Record),
-    /// The node is dead: nothing will ever come of what it began.
-    Dead,
-    /// Not known: the node may be alive or dead.
-    Unknown,
-}
 
 /// This gateway as one among the others. A cheap handle.
 #[derive(Clone, Debug)]
@@ -60,42 +50,15 @@ pub(super) struct Nodes {
 struct Inner {
     bucket: Bucket,
     me: Node,
-    record: Record,
-    presence: Mutex<Presence>,
-    /// Whether our record is in the bucket.
+    /// What is decided; never held while NATS is asked.
+    claims: Mutex<Claims>,
+    /// The origin of the time that `claims` is given.
+    began: Instant,
+    /// Whether our record was entered.
     here: watch::Sender<bool>,
-    known: Mutex<Known>,
     /// How many gateways there are, as far as is known.
     alive: AtomicU64,
     refreshing: Mutex<Option<AbortHandle>>,
-}
-
-/// Our own record.
-#[derive(Debug, Default)]
-struct Presence {
-    revision: Option<u64>,
-    /// Since when our record has been there all the time.
-    since: Option<Instant>,
-    /// When our record was refreshed last.
-    last: Option<Instant>,
-    /// The trouble that is in the log already.
-    told: Option<String>,
-}
-
-/// Records of others.
-#[derive(Debug, Default)]
-struct Known {
-    believed: HashMap<Node, (Instant, Liveness)>,
-    missed: HashMap<Node, Missed>,
-    dead: HashSet<Node>,
-}
-
-/// A record that is not there.
-#[derive(Clone, Copy, Debug)]
-struct Missed {
-    since: Instant,
-    /// When the record was looked for last.
-    last: Instant,
 }
 
 impl Nodes {
@@ -108,42 +71,27 @@ impl Nodes {
         place: NodeConfig,
         limit: Duration,
     ) -> Result<Self, getrandom::Error> {
-        let record = Record::of(&place, u64::from_be_bytes(random()?));
+        let began = Instant::now();
+        let record = Record::of(place.worker.clone(), u64::from_be_bytes(random()?));
+        let keys = place.keys.as_ref().map(|keys| keys.borrow().clone());
+        let mut claims = Claims::new(draw()?, record, keys, place.pace);
         let bucket = Bucket::new(place);
-        let mut me = draw()?;
-        let entering = async {
-            for _ in 0..MOST_DRAWS {
-                bucket.place.link.up().await;
-                match bucket.create(me, &record).await {
-                    Ok(Entered::At(revision)) => return Ok(Some(revision)),
-                    Ok(Entered::Taken) => me = draw()?,
-                    Err(Trouble::Down) => tokio::time::sleep(SOON).await,
-                    Err(trouble) => {
-                        bucket.tell(&mut None, &trouble);
-                        break;
-                    }
-                }
-            }
-            Ok::<_, getrandom::Error>(None)
-        };
-        let revision = match tokio::time::timeout(limit, entering).await {
-            Ok(entered) => entered?,
-            Err(_too_late) => None,
-        };
+        let entering = enter(&mut claims, &bucket, began);
+        if let Ok(entered) = tokio::time::timeout(limit, entering).await {
+            entered?;
+        }
+        claims.settle();
         let inner = Inner {
             bucket,
-            me,
-            record,
-            presence: Mutex::default(),
+            me: claims.me(),
+            claims: Mutex::new(claims),
+            began,
             here: watch::Sender::new(false),
-            known: Mutex::default(),
             alive: AtomicU64::new(0),
             refreshing: Mutex::default(),
         };
         let nodes = Self { inner: Arc::new(inner) };
-        if let Some(revision) = revision {
-            nodes.is_here(revision, false);
-        }
+        nodes.tell();
         let task = tokio::spawn(nodes.clone().refresh()).abort_handle();
         *nodes.inner.refreshing.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(nodes)
@@ -161,7 +109,7 @@ impl Nodes {
 
     /// The address where others reach this gateway, as far as it is known.
     pub(super) fn relay(&self) -> Option<SocketAddr> {
-        self.inner.bucket.place.relay()
+        self.inner.bucket.place.addresses().relay
     }
 
     /// How long things take.
@@ -178,24 +126,11 @@ impl Nodes {
 
     /// Whether a node is alive: at most one read of the bucket.
     pub(super) async fn liveness(&self, node: Node) -> Liveness {
-        if node == self.inner.me {
-            return Liveness::Live(self.inner.record.clone());
+        let known = self.claims().known(node, self.now());
+        match known {
+            Some(liveness) => liveness,
+            None => self.look_for(node).await,
         }
-        let believed = self.known().believed.get(&node).cloned();
-        if let Some((read, liveness)) = believed
-            && read.elapsed() < BELIEVED_FOR.min(self.pace().refresh)
-        {
-            return liveness;
-        }
-        let liveness = self.look_for(node).await;
-        let mut known = self.known();
-        if known.believed.len() >= MOST_KNOWN {
-            known.believed.retain(|_, (read, _)| read.elapsed() < BELIEVED_FOR);
-        }
-        if known.believed.len() < MOST_KNOWN {
-            known.believed.insert(node, (Instant::now(), liveness.clone()));
-        }
-        liveness
     }
 
     /// Takes our record away, for a gateway that ends, in at most `limit`.
@@ -204,13 +139,11 @@ impl Nodes {
         if let Some(task) = task {
             task.abort();
         }
-        let held = self.presence().revision.take().is_some();
         self.inner.here.send_replace(false);
-        if held {
-            let gone = self.inner.bucket.delete(self.inner.me);
-            // A record that stays in spite of that expires by itself.
-            let _in_time = tokio::time::timeout(limit, gone).await;
-        }
+        let connection = self.inner.bucket.place.link.epoch();
+        self.claims().leave(connection);
+        // A record that stays in spite of that expires by itself.
+        let _in_time = tokio::time::timeout(limit, self.claim(connection)).await;
     }
 
     /// Ends a gateway as SIGKILL does: its record stays as it is.
@@ -221,55 +154,33 @@ impl Nodes {
         }
     }
 
-    fn presence(&self) -> MutexGuard<'_, Presence> {
-        self.inner.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The number of our record's stay in the bucket; none if the record may be gone by now.
+    #[cfg(test)]
+    fn spell(&self) -> Option<u64> {
+        self.claims().spell(self.now())
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Since when our record has been there all the time; none if it may be gone by now.
-    fn here_since(&self) -> Option<Instant> {
-        let presence = self.presence();
-        let fresh = presence.last.is_some_and(|last| last.elapsed() < self.pace().ttl);
-        presence.since.filter(|_| fresh)
-    }
-
-    /// Reads a node's record and draws the conclusions.
-    async fn look_for(&self, node: Node) -> Liveness {
-        let asked = Instant::now();
-        let found = self.inner.bucket.read(node).await;
-        let here = self.here_since();
-        let mut known = self.known();
-        match found {
-            Ok(Found::Record(record)) if record.worker != self.inner.record.worker => {
-                known.missed.remove(&node);
-                known.dead.remove(&node);
-                Liveness::Live(record)
-            }
-            // A node whose record cannot be read may well live.
-            Ok(Found::Unreadable) | Err(_) => Liveness::Unknown,
-            // Without a record of our own, we may be the one who has no connection.
-            Ok(Found::Record(_) | Found::Nothing) if here.is_none() => Liveness::Unknown,
-            Ok(Found::Record(_)) => {
-                known.bury(node);
-                Liveness::Dead
-            }
-            Ok(Found::Nothing) if known.dead.contains(&node) => Liveness::Dead,
-            Ok(Found::Nothing) => {
-                let missed = known.miss(node, asked, self.pace().ttl);
-                let long = missed.is_some_and(|missed| {
-                    here.is_some_and(|here| here <= missed.since)
-                        && missed.since.elapsed() >= self.pace().dead_after()
-                });
-                if !long {
-                    return Liveness::Unknown;
-                }
-                known.bury(node);
-                Liveness::Dead
-            }
+    /// What is decided, with the keys that there are now.
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        let mut claims = self.inner.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = &self.inner.bucket.place.keys {
+            claims.replace(Some(keys.borrow().clone()));
         }
+        claims
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO + self.inner.began.elapsed()
+    }
+
+    /// Reads a node's record.
+    async fn look_for(&self, node: Node) -> Liveness {
+        let look = self.claims().look(node, self.now());
+        let found = self.inner.bucket.read(node).await;
+        let found = found.map(|found| found.map(|(bytes, _revision)| bytes));
+        let liveness = self.claims().looked(look, found, self.now());
+        self.tell();
+        liveness
     }
 
     /// Refreshes our record, and looks for those that were missed, until [`Nodes::leave`].
@@ -279,17 +190,19 @@ impl Nodes {
         loop {
             self.inner.bucket.place.link.up().await;
             state.mark_unchanged();
-            self.refresh_once().await;
+            let connection = self.inner.bucket.place.link.epoch();
+            self.claims().due(connection);
+            self.claim(connection).await;
             let alive = self.inner.bucket.count().await.unwrap_or_default();
             self.inner.alive.store(alive, Ordering::Relaxed);
-            let missed: Vec<Node> = self.known().missed.keys().copied().collect();
+            let missed = self.claims().missed();
             for node in missed {
                 self.look_for(node).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(self.pace().refresh) => {}
                 // Our record is signed anew at once, and what others have signed is read anew.
-                () = replaced(&mut keys) => self.known().believed.clear(),
+                () = replaced(&mut keys) => {}
                 changed = state.changed() => if changed.is_err() {
                     // The gateway has given NATS up.
                     return;
@@ -298,90 +211,71 @@ impl Nodes {
         }
     }
 
-    async fn refresh_once(&self) {
-        let Inner { bucket, me, record, .. } = &*self.inner;
-        let revision = self.presence().revision;
-        let refreshed = match revision {
-            Some(revision) => bucket.update(*me, record, revision).await,
-            None => bucket.create(*me, record).await.map(|entered| match entered {
-                Entered::At(revision) => Some(revision),
-                Entered::Taken => None,
-            }),
+    /// Does what is to be done about our record now, by this connection. Behind another one there may
+    /// be a bucket whose revisions begin anew, so nothing that was read before counts there.
+    async fn claim(&self, connection: Option<u64>) {
+        let bucket = &self.inner.bucket;
+        loop {
+            let next = self.claims().next(&bucket.place.addresses());
+            let Next::Ask(ask) = next else { return };
+            let same = bucket.place.link.epoch() == connection;
+            let heard = if same { bucket.ask(&ask).await } else { Heard::Failed(Trouble::Down) };
+            self.claims().heard(heard, self.now());
+            self.tell();
+        }
+    }
+
+    /// Tells the log, and who waits until we are entered.
+    fn tell(&self) {
+        let (told, entered) = {
+            let mut claims = self.claims();
+            (claims.told(), claims.was_entered())
         };
-        match refreshed {
-            Ok(Some(revision)) => return self.is_here(revision, true),
-            Err(trouble @ (Trouble::Down | Trouble::Denied)) => return self.is_away(&trouble),
-            // Servers do not all report another revision in the same way.
-            Ok(None) | Err(Trouble::Failed(_) | Trouble::Refused(..)) => {}
+        if entered {
+            self.inner.here.send_if_modified(|here| !std::mem::replace(here, true));
         }
-        // Our record is not there as it was: NATS came back without it, or an answer was lost.
-        match bucket.read_with_revision(*me).await {
-            Ok(Some((Found::Record(found), revision))) if found.is_same(record) => {
-                self.is_here(revision, true);
-            }
-            // Ours was there, so who has written over it is no gateway of this cluster.
-            Ok(Some((Found::Unreadable, over))) if revision.is_some() => {
-                match bucket.update(*me, record, over).await {
-                    Ok(Some(revision)) => self.is_here(revision, false),
-                    // The record was written once more: the next refresh looks again.
-                    Ok(None) => self.is_overwritten(),
-                    Err(trouble) => self.is_away(&trouble),
+        for told in told {
+            match told {
+                Told::Unreadable(node, why) => {
+                    let node = node.to_string();
+                    tracing::warn!(node, why, "the record of a gateway cannot be read");
                 }
+                Told::Trouble(error) => {
+                    tracing::warn!(error, "this gateway's record cannot be entered");
+                }
+                Told::Taken => tracing::error!(
+                    number = self.inner.me.number(),
+                    incarnation = self.inner.me.incarnation(),
+                    "this gateway's name among the others was taken while NATS was away: \
+                     start one of the two again"
+                ),
             }
-            Ok(Some((Found::Record(_) | Found::Unreadable, _))) => self.is_taken(),
-            Ok(Some((Found::Nothing, _)) | None) => match bucket.create(*me, record).await {
-                Ok(Entered::At(revision)) => self.is_here(revision, false),
-                Ok(Entered::Taken) => self.is_taken(),
-                Err(trouble) => self.is_away(&trouble),
-            },
-            Err(trouble) => self.is_away(&trouble),
         }
     }
+}
 
-    /// Our record is there; `still`: as it was before.
-    fn is_here(&self, revision: u64, still: bool) {
-        let now = Instant::now();
-        let mut presence = self.presence();
-        // A record that was not refreshed for so long may have been gone meanwhile.
-        let unbroken = still && presence.last.is_some_and(|last| now - last < self.pace().ttl);
-        if !unbroken || presence.since.is_none() {
-            presence.since = Some(now);
+/// Enters a pair that nobody has.
+async fn enter(
+    claims: &mut Claims,
+    bucket: &Bucket,
+    began: Instant,
+) -> Result<(), getrandom::Error> {
+    loop {
+        // Whenever this is given up, the pair is none that is known to be taken.
+        if claims.next(&bucket.place.addresses()) == Next::Draw {
+            claims.drawn(draw()?);
         }
-        presence.last = Some(now);
-        presence.revision = Some(revision);
-        presence.told = None;
-        drop(presence);
-        self.inner.here.send_if_modified(|here| !std::mem::replace(here, true));
-    }
-
-    /// Somebody writes over our record faster than it is put back.
-    fn is_overwritten(&self) {
-        // The revision of our record stays, so that the record is put back and not given up.
-        self.presence().since = None;
-    }
-
-    fn is_away(&self, trouble: &Trouble) {
-        // With a server gone there is nothing to say that the connection does not say.
-        if *trouble != Trouble::Down {
-            self.inner.bucket.tell(&mut self.presence().told, trouble);
-        }
-    }
-
-    /// Somebody else has drawn the same pair while we could not enter it. Ids of ours are out under
-    /// it, so it is kept.
-    fn is_taken(&self) {
-        let mut presence = self.presence();
-        presence.revision = None;
-        presence.since = None;
-        let text = "its pair is another gateway's";
-        if presence.told.as_deref() != Some(text) {
-            presence.told = Some(text.into());
-            tracing::error!(
-                number = self.inner.me.number(),
-                incarnation = self.inner.me.incarnation(),
-                "this gateway's name among the others was taken while NATS was away: \
-                 start one of the two again"
-            );
+        bucket.place.link.up().await;
+        match claims.next(&bucket.place.addresses()) {
+            Next::Ask(ask) => {
+                let heard = bucket.ask(&ask).await;
+                claims.heard(heard, Time::ZERO + began.elapsed());
+            }
+            Next::Pause => {
+                tokio::time::sleep(SOON).await;
+                claims.again();
+            }
+            Next::Draw | Next::Rest => return Ok(()),
         }
     }
 }
@@ -394,32 +288,6 @@ async fn replaced(keys: &mut Option<watch::Receiver<Arc<Keys>>>) {
         return;
     }
     std::future::pending().await
-}
-
-impl Known {
-    fn bury(&mut self, node: Node) {
-        self.missed.remove(&node);
-        if self.dead.len() >= MOST_KNOWN {
-            // A node that is asked about again is found dead again.
-            self.dead.clear();
-        }
-        self.dead.insert(node);
-    }
-
-    /// Notes that a record is not there. A record that nobody has looked for during `ttl` may have
-    /// been there in between. None if no more can be missed.
-    fn miss(&mut self, node: Node, now: Instant, ttl: Duration) -> Option<Missed> {
-        let room = self.missed.len() < MOST_MISSED || self.missed.contains_key(&node);
-        if !room {
-            return None;
-        }
-        let missed = self.missed.entry(node).or_insert(Missed { since: now, last: now });
-        if now.saturating_duration_since(missed.last) >= ttl {
-            missed.since = now;
-        }
-        missed.last = missed.last.max(now);
-        Some(*missed)
-    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {

@@ -2,115 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, Operation, Store};
 use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::{ErrorCode, context};
 use bytes::Bytes;
 use ringway_proto::id::Node;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::super::link::{Link, placement};
 use super::super::rights::{Right, Rights};
 use super::super::withdraw::{Trouble, within};
+use super::claims::{Ask, Heard};
+use super::record::{Addresses, MOST_RECORD, Pace};
 use crate::keys::Keys;
-
-/// What a record says is laid out so; another layout gets another number.
-const LAYOUT: u32 = 1;
-/// Longest record that is read, octets.
-const MOST_RECORD: usize = 4096;
-
-/// How long things take. Another pace than the default is for tests.
-#[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Pace {
-    /// How long a record lives that is not refreshed.
-    pub(in super::super) ttl: Duration,
-    /// A record is refreshed this often.
-    pub(in super::super) refresh: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { ttl: Duration::from_secs(15), refresh: Duration::from_secs(5) }
-    }
-}
-
-impl Pace {
-    /// After this a missing record is one of a dead node.
-    pub(in super::super) fn dead_after(self) -> Duration {
-        2 * self.ttl
-    }
-}
-
-/// What a gateway says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Record {
-    /// [`LAYOUT`].
-    version: u32,
-    /// Where its workers dial in: an address of this one process.
-    pub(in super::super) worker: String,
-    /// Where other gateways bring it connections that are its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in super::super) relay: Option<String>,
-    /// Where its admin port answers other gateways.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    admin: Option<String>,
-    /// Drawn at random: tells whose record it is of two who have drawn the same pair.
-    run: u64,
-    /// Proves that it is of this cluster, where that has a secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mac: Option<String>,
-}
-
-impl Record {
-    /// The one of a gateway that is entered so.
-    pub(super) fn of(place: &NodeConfig, run: u64) -> Self {
-        let worker = place.worker.clone();
-        Self { version: LAYOUT, worker, relay: None, admin: None, run, mac: None }
-    }
-
-    /// As it is written now.
-    fn written(&self, key: &str, place: &NodeConfig) -> Self {
-        let [relay, admin] = [place.relay(), place.admin()]
-            .map(|address| address.map(|address| address.to_string()));
-        let mut record = Self { relay, admin, mac: None, ..self.clone() };
-        let keys = place.keys.as_ref().map(|keys| keys.borrow().clone());
-        record.mac = keys.map(|keys| keys.sign_record(&record.signed(key)));
-        record
-    }
-
-    /// What its MAC is of; `key` names its node.
-    fn signed(&self, key: &str) -> String {
-        let Self { version, worker, relay, admin, run, .. } = self;
-        let relay = relay.as_deref().unwrap_or_default();
-        let admin = admin.iter().map(|admin| format!("\n{admin}")).collect::<String>();
-        format!("{version}\n{key}\n{worker}\n{relay}\n{run}{admin}")
-    }
-
-    /// Where the node takes connections that are its own.
-    pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
-        reachable(self.relay.as_deref())
-    }
-
-    /// Where the node may be asked for its sessions. Not set without a secret that proves the
-    /// record.
-    pub(in super::super) fn admin(&self) -> Option<SocketAddr> {
-        reachable(self.admin.as_deref().filter(|_| self.mac.is_some()))
-    }
-
-    /// Whether the record is this very gateway's.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.run == other.run
-    }
-}
-
-/// An address that can be dialled.
-fn reachable(text: Option<&str>) -> Option<SocketAddr> {
-    let address: SocketAddr = text?.parse().ok()?;
-    Some(address).filter(|address| !address.ip().is_unspecified() && address.port() > 0)
-}
 
 /// What a node is entered with.
 #[derive(Clone, Debug)]
@@ -143,13 +48,9 @@ pub struct Relay {
 
 impl NodeConfig {
     /// Where others reach this gateway, as far as that is known now.
-    pub(in super::super) fn relay(&self) -> Option<SocketAddr> {
-        self.reached(self.relay?)
-    }
-
-    /// Where they reach its admin port.
-    fn admin(&self) -> Option<SocketAddr> {
-        self.reached(self.admin?)
+    pub(super) fn addresses(&self) -> Addresses {
+        let [relay, admin] = [self.relay, self.admin].map(|port| self.reached(port?));
+        Addresses { relay, admin }
     }
 
     fn reached(&self, Relay { address, port }: Relay) -> Option<SocketAddr> {
@@ -165,32 +66,31 @@ pub(super) struct Bucket {
     store: tokio::sync::Mutex<Option<Store>>,
 }
 
-pub(super) enum Entered {
-    /// With this revision.
-    At(u64),
-    /// By somebody else.
-    Taken,
-}
-
-pub(super) enum Found {
-    Record(Record),
-    Unreadable,
-    Nothing,
-}
-
 impl Bucket {
     pub(super) fn new(place: NodeConfig) -> Self {
         Self { place, store: tokio::sync::Mutex::default() }
     }
 
-    pub(super) async fn create(&self, node: Node, record: &Record) -> Result<Entered, Trouble> {
-        let key = &key(node);
-        let value = &bytes(&record.written(key, &self.place));
+    /// Asks the bucket for what is to be done about the own record.
+    pub(super) async fn ask(&self, ask: &Ask) -> Heard {
+        let heard = match ask {
+            Ask::Put { node, over: None, bytes } => self.create(*node, bytes).await,
+            Ask::Put { node, over: Some(revision), bytes } => {
+                self.update(*node, bytes, *revision).await
+            }
+            Ask::Read(node) => self.read(*node).await.map(Heard::Found),
+            Ask::Delete { node, revision } => self.delete(*node, *revision).await,
+        };
+        heard.unwrap_or_else(Heard::Failed)
+    }
+
+    async fn create(&self, node: Node, bytes: &Bytes) -> Result<Heard, Trouble> {
+        let key = &node.to_string();
         let create = |store: Store| async move {
-            match store.create(key, value.clone()).await {
-                Ok(revision) => Ok(Entered::At(revision)),
+            match store.create(key, bytes.clone()).await {
+                Ok(revision) => Ok(Heard::Done(revision)),
                 Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
-                    Ok(Entered::Taken)
+                    Ok(Heard::Refused)
                 }
                 Err(error) => Err(failed(&error)),
             }
@@ -198,53 +98,27 @@ impl Bucket {
         self.with(create).await
     }
 
-    /// None: there is no record of that revision.
-    pub(super) async fn update(
-        &self,
-        node: Node,
-        record: &Record,
-        revision: u64,
-    ) -> Result<Option<u64>, Trouble> {
-        let key = &key(node);
-        let value = &bytes(&record.written(key, &self.place));
+    async fn update(&self, node: Node, bytes: &Bytes, revision: u64) -> Result<Heard, Trouble> {
+        let key = &node.to_string();
         let update = |store: Store| async move {
-            match store.update(key, value.clone(), revision).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
+            match store.update(key, bytes.clone(), revision).await {
+                Ok(revision) => Ok(Heard::Done(revision)),
+                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
+                    Ok(Heard::Refused)
+                }
                 Err(error) => Err(failed(&error)),
             }
         };
         self.with(update).await
     }
 
-    pub(super) async fn read(&self, node: Node) -> Result<Found, Trouble> {
-        Ok(self.read_with_revision(node).await?.map_or(Found::Nothing, |(found, _)| found))
-    }
-
-    pub(super) async fn read_with_revision(
-        &self,
-        node: Node,
-    ) -> Result<Option<(Found, u64)>, Trouble> {
-        let key = &key(node);
+    /// What is there under a node's key, with its revision.
+    pub(super) async fn read(&self, node: Node) -> Result<Option<(Bytes, u64)>, Trouble> {
+        let key = &node.to_string();
         let read =
             |store: Store| async move { store.entry(key).await.map_err(|error| failed(&error)) };
-        let Some(entry) = self.with(read).await? else { return Ok(None) };
-        let found = match entry.operation {
-            Operation::Put => match self.parse(key, &entry.value) {
-                Ok(record) => Found::Record(record),
-                Err(why) => {
-                    tracing::warn!(node = key, why, "the record of a gateway cannot be read");
-                    Found::Unreadable
-                }
-            },
-            Operation::Delete | Operation::Purge => Found::Nothing,
-        };
-        Ok(Some((found, entry.revision)))
-    }
-
-    /// A record, if it is one of the layout that is known here, and of this cluster.
-    fn parse(&self, key: &str, value: &[u8]) -> Result<Record, &'static str> {
-        read(self.place.keys.as_ref().map(|keys| keys.borrow()).as_deref(), (key, value))
+        let there = self.with(read).await?.filter(|entry| entry.operation == Operation::Put);
+        Ok(there.map(|entry| (entry.value, entry.revision)))
     }
 
     /// How many records there are, those included that were taken away a moment ago.
@@ -260,10 +134,16 @@ impl Bucket {
         self.with(count).await
     }
 
-    pub(super) async fn delete(&self, node: Node) -> Result<(), Trouble> {
-        let key = &key(node);
-        let delete =
-            |store: Store| async move { store.delete(key).await.map_err(|error| failed(&error)) };
+    async fn delete(&self, node: Node, revision: u64) -> Result<Heard, Trouble> {
+        let key = &node.to_string();
+        let delete = |store: Store| async move {
+            match store.delete_expect_revision(key, Some(revision)).await {
+                Ok(()) => Ok(Heard::Done(revision)),
+                // The library does not tell another revision apart from other failures. A look at the
+                // record shows which it was.
+                Err(_) => Ok(Heard::Refused),
+            }
+        };
         self.with(delete).await
     }
 
@@ -353,49 +233,8 @@ impl Bucket {
             }
         })
     }
-
-    /// Logs what is wrong, once.
-    pub(super) fn tell(&self, told: &mut Option<String>, trouble: &Trouble) {
-        let text = trouble.to_string();
-        // A missing right is logged with what it costs, where it is noticed.
-        if *trouble != Trouble::Denied && told.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "this gateway's record cannot be entered");
-            *told = Some(text);
-        }
-    }
 }
 
 fn failed(error: &impl std::error::Error) -> Trouble {
     Trouble::Failed(error.to_string())
-}
-
-fn key(node: Node) -> String {
-    node.to_string()
-}
-
-fn bytes(record: &Record) -> Bytes {
-    serde_json::to_vec(record).expect("texts and numbers can be written").into()
-}
-
-/// A record of the layout that is known here; where there are keys, one that they prove.
-pub(in super::super) fn read(
-    keys: Option<&Arc<Keys>>,
-    (key, value): (&str, &[u8]),
-) -> Result<Record, &'static str> {
-    let mut record = parse(value).ok_or("it is too long, of another version, or something else")?;
-    let Some(keys) = keys else {
-        record.mac = None;
-        return Ok(record);
-    };
-    let mac = record.mac.as_deref().ok_or("it is not signed")?;
-    let proved = keys.proves_record(&record.signed(key), mac);
-    if proved { Ok(record) } else { Err("it is signed with another cluster's secret") }
-}
-
-/// A record, if it is one and of the layout that is known here.
-fn parse(value: &[u8]) -> Option<Record> {
-    if value.len() > MOST_RECORD {
-        return None;
-    }
-    serde_json::from_slice(value).ok().filter(|record: &Record| record.version == LAYOUT)
 }

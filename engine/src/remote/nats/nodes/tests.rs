@@ -1,3 +1,7 @@
+mod fixed;
+mod model;
+mod seeds;
+
 use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::StorageType;
 
@@ -22,14 +26,15 @@ async fn rig() -> (Server, Link) {
 async fn a_record_is_there_for_as_long_as_its_gateway() {
     let (_server, link) = rig().await;
     let (first, second) = (enter(&link, "a:1").await, enter(&link, "b:1").await);
-    assert!(first.here_since().is_some());
+    let spell = first.spell();
+    assert!(spell.is_some());
     assert!(is_live(&first.liveness(first.me()).await, "a:1"));
     let began = Instant::now();
     while began.elapsed() < 3 * PACE.ttl {
         assert!(is_live(&second.liveness(first.me()).await, "a:1"));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(first.here_since().unwrap() < began + PACE.ttl, "it was never gone");
+    assert_eq!(first.spell(), spell, "it was never gone");
     first.leave(LIMIT).await;
     until("its record is gone", async || second.liveness(first.me()).await == Liveness::Unknown)
         .await;
@@ -77,14 +82,13 @@ async fn nobody_is_dead_for_one_who_was_away_himself() {
     let (old, new) = (enter(&link, "a:1").await, enter(&link, "b:1").await);
     old.kill();
     until("it is missed", async || new.liveness(old.me()).await == Liveness::Unknown).await;
-    let missed = Instant::now();
+    let (missed, spell) = (Instant::now(), new.spell());
     server.stop();
     tokio::time::sleep(2 * PACE.ttl).await;
     assert_eq!(new.liveness(old.me()).await, Liveness::Unknown);
     // It comes back empty, and our record is entered again.
     server.again();
-    until("it is entered again", async || new.here_since().is_some_and(|since| since > missed))
-        .await;
+    until("it is entered again", async || new.spell().is_some() && new.spell() != spell).await;
     assert_eq!(new.look_for(old.me()).await, Liveness::Unknown);
     until("it was missing for long enough then", async || {
         new.liveness(old.me()).await == Liveness::Dead
@@ -103,7 +107,7 @@ async fn a_gateway_starts_without_nats_and_is_entered_later() {
     let limit = Duration::from_millis(200);
     let nodes = Nodes::enter(place(&link, "a:1"), limit).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    assert!(nodes.here_since().is_none());
+    assert!(nodes.spell().is_none());
     server.again();
     tokio::time::timeout(LIMIT, nodes.here()).await.unwrap();
     let other = enter(&link, "b:1").await;
@@ -118,7 +122,7 @@ async fn a_pair_that_another_has_taken_is_left_to_it() {
     let key = format!("{:03x}-{:04x}", nodes.me().number(), nodes.me().incarnation());
     let theirs = r#"{"version":1,"worker":"b:1","run":5}"#;
     store.put(&key, theirs.into()).await.unwrap();
-    until("it is noticed", async || nodes.here_since().is_none()).await;
+    until("it is noticed", async || nodes.spell().is_none()).await;
     tokio::time::sleep(2 * PACE.refresh).await;
     // A gateway without a record of its own says nothing of others.
     store.put("001-0001", r#"{"version":1,"worker":"a:1","run":5}"#.into()).await.unwrap();
@@ -137,7 +141,7 @@ async fn a_record_that_was_written_over_is_put_back() {
         assert_eq!(other.look_for(nodes.me()).await, Liveness::Unknown);
         until("it is put back", async || is_live(&other.look_for(nodes.me()).await, "a:1")).await;
     }
-    assert!(nodes.here_since().is_some());
+    assert!(nodes.spell().is_some());
 }
 
 #[tokio::test]
@@ -165,9 +169,9 @@ async fn where_others_may_ask_is_told_with_the_secret_alone() {
     for (from, to) in [("192.0.2.7:2", "192.0.2.8:2"), (r#""admin":"192.0.2.7:2","#, "")] {
         let changed = text.replacen(from, to, 1);
         assert_ne!(changed, text);
-        assert!(bucket::read(Some(&keys), (&key, changed.as_bytes())).is_err(), "{changed}");
+        assert!(read_record(Some(&keys), (&key, changed.as_bytes())).is_err(), "{changed}");
     }
-    assert!(bucket::read(Some(&keys), (&key, text.as_bytes())).is_ok());
+    assert!(read_record(Some(&keys), (&key, text.as_bytes())).is_ok());
 }
 
 #[tokio::test]
@@ -224,7 +228,7 @@ async fn a_bucket_that_is_not_ours_is_not_used() {
     let store = link.jetstream.create_key_value(config).await.unwrap();
     let nodes = enter(&link, "a:1").await;
     store.put("005-0000", r#"{"version":1,"worker":"a:1","run":5}"#.into()).await.unwrap();
-    assert!(nodes.here_since().is_none());
+    assert!(nodes.spell().is_none());
     assert_eq!(nodes.liveness(Node::new(5, 0).unwrap()).await, Liveness::Unknown);
 }
 
