@@ -9,7 +9,8 @@ use ringway::metrics::{RelayCause, RelayOutcome, TakenCause, TakenOutcome};
 use ringway::net::{ConnId, End, Listener};
 use ringway_proto::h2::Limits;
 use ringway_proto::id::Node;
-use ringway_proto::prelude::{CHALLENGE_LENGTH, Matter, Opening, Prelude, Verdict};
+use ringway_proto::prelude::VERSION as VERSION_OF_PRELUDES;
+use ringway_proto::prelude::{CHALLENGE_LENGTH, MAGIC, Matter, Opening, Prelude, Verdict};
 
 use crate::peer::{Peer, Seen, Work, poll};
 use crate::world::{CoreSetup, FUNCTION, VERSION, World};
@@ -28,6 +29,8 @@ struct Two {
     gone: bool,
     /// Bytes sent there do not arrive.
     deaf: bool,
+    /// Whether the first node says preludes of a version that the second one does not know.
+    newer: bool,
 }
 
 fn node(at: usize, incarnation: u16) -> Node {
@@ -65,7 +68,15 @@ impl Two {
 
     fn with(more: &str) -> Self {
         let nodes = [world(0, 7, more), world(1, 8, more)];
-        Self { nodes, links: Vec::new(), gone: false, deaf: false }
+        Self { nodes, links: Vec::new(), gone: false, deaf: false, newer: false }
+    }
+
+    /// What a node that may be of a newer version says for these octets.
+    fn as_said(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        if self.newer && bytes.starts_with(MAGIC) {
+            bytes[4] = VERSION_OF_PRELUDES + 1;
+        }
+        bytes
     }
 
     /// Carries everything between them until nothing is left.
@@ -99,6 +110,7 @@ impl Two {
         for link in self.links.clone() {
             for [(from, conn), (to, other)] in [link, [link[1], link[0]]] {
                 let bytes = self.nodes[from].take(conn);
+                let bytes = self.as_said(bytes);
                 if !bytes.is_empty() {
                     carried = true;
                     self.nodes[to].send(other, &bytes);
@@ -381,6 +393,36 @@ fn a_client_whose_owner_is_gone_is_answered_at_once() {
         two.nodes[0].end(client.conn, End::Fin);
     }
     assert_eq!(two.relays(0, RelayCause::Client, RelayOutcome::Unreachable), 2);
+    two.nodes[1].pass(Duration::from_secs(60));
+    two.nodes[1].end(worker.conn, End::Fin);
+    two.assert_empty();
+}
+
+/// The table in `docs/many-gateways.md`: what the owner cannot read costs the way through it, no more.
+#[test]
+fn an_owner_that_does_not_know_our_version_is_done_without() {
+    let mut two = Two::new();
+    two.newer = true;
+    let (first, work) = two.asked();
+    let (conn, answer) = two.knock(&work);
+    assert_eq!(status(&answer), "HTTP/1.1 503");
+    assert!(two.nodes[0].is_closed(conn));
+    assert_eq!(two.relays(0, RelayCause::Callback, RelayOutcome::Refused), 1);
+    assert_eq!(two.taken(1, TakenCause::None, TakenOutcome::Version), 1);
+    // The same callback succeeds where the worker tries again, and the session parks there.
+    let mut worker = Peer::dial_back(&mut two.nodes[1], &work);
+    worker.sync(&mut two.nodes[1]);
+    two.nodes[1].end(first.conn, End::Reset);
+    worker.sync(&mut two.nodes[1]);
+    // Its client is answered by the control path, at once.
+    let mut client = Peer::client(&mut two.nodes[0]);
+    client.request(&mut two.nodes[0], &[("nvcf-reqid", &work.request_id)], true);
+    two.pump();
+    client.sync(&mut two.nodes[0]);
+    assert_eq!(client.field(0, "grpc-status"), Some("5"), "{:?}", client.seen);
+    assert_eq!(two.relays(0, RelayCause::Client, RelayOutcome::Refused), 1);
+    assert_eq!(two.taken(1, TakenCause::None, TakenOutcome::Version), 2);
+    two.nodes[0].end(client.conn, End::Fin);
     two.nodes[1].pass(Duration::from_secs(60));
     two.nodes[1].end(worker.conn, End::Fin);
     two.assert_empty();
