@@ -1,5 +1,6 @@
 mod fixed;
 mod model;
+#[expect(clippy::print_stdout, reason = "whoever plays a seed again reads what happens")]
 mod seeds;
 
 use async_nats::jetstream::kv;

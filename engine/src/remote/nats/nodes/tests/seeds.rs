@@ -370,10 +370,10 @@ impl World {
     }
 
     fn gone(&mut self, id: usize) {
-        if let Some(process) = self.processes[id].take() {
-            if self.hosts[process.host] == Some(id) {
-                self.hosts[process.host] = None;
-            }
+        if let Some(process) = self.processes[id].take()
+            && self.hosts[process.host] == Some(id)
+        {
+            self.hosts[process.host] = None;
         }
     }
 

@@ -41,7 +41,7 @@ impl World {
     }
 
     /// What holds at every instant.
-    pub(super) fn judge(&mut self) {
+    pub(super) fn judge(&self) {
         let live = self.live();
         for (at, id) in live.iter().enumerate() {
             let Some(one) = self.processes[*id].as_ref().filter(|one| !one.leaves) else {
