@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -77,6 +78,12 @@ pub trait SimulatedListener: Debug {
 
     /// Lets nobody connect any more. Returns the sockets that have connected and were not accepted.
     fn end(&self) -> Vec<Box<dyn SimulatedSocket>>;
+
+    /// Lets nobody connect from these addresses, but everybody from all others.
+    ///
+    /// # Errors
+    /// The simulated kernel has no filters.
+    fn keep_out(&self, addresses: &[SocketAddr]) -> io::Result<()>;
 }
 
 /// The front of a queue, as much of it as one send takes.

@@ -141,11 +141,11 @@ impl Listening {
     }
 
     /// Lets nobody connect from these addresses, but everybody from all others; see [`keep_out`].
-    /// Fails in a simulated world, and on a kernel without filters.
+    /// Fails on a kernel without filters.
     pub(super) fn keep_out(&self, addresses: &[SocketAddr]) -> io::Result<()> {
         match self {
             Self::Kernel(listener) => keep_out(&SockRef::from(listener), addresses),
-            Self::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Simulated(listener) => listener.keep_out(addresses),
         }
     }
 

@@ -9,6 +9,7 @@ use ringway_proto::time::Time;
 use super::body::{self, Way};
 use super::h2::List;
 use super::parking::Parking;
+use super::stranger::Heard;
 
 /// The process that made a session's id.
 pub(crate) fn maker(id: &str) -> Option<Node> {
@@ -209,6 +210,8 @@ pub(crate) struct Ledger {
     pub(crate) tunnels: BTreeMap<usize, String>,
     /// When the last tunnel of a session ended, as its worker saw it.
     pub(crate) emptied: BTreeMap<String, Time>,
+    /// What strangers have said at the port for other gateways.
+    pub(crate) strange: Heard,
     /// Tunnels that were dialled before the last one of their session ended, and were accepted
     /// later.
     pub(crate) crossed: usize,

@@ -22,6 +22,7 @@ mod request;
 mod rest;
 mod seed;
 mod serve;
+mod stranger;
 mod tunnel;
 mod watch;
 mod wire;

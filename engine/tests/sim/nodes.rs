@@ -1,6 +1,7 @@
 //! Several gateways: the connections between them, and what becomes of whole gateways. One may die
 //! at once, leave in good order or be cut off from another one, and one connection may break.
 
+mod strangers;
 mod vanish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,7 @@ use super::world::{Event, Guest, World};
 const PORT: u16 = 10_087;
 
 /// What they have in common.
-const SECRET: &str = "what the simulated gateways share";
+pub(crate) const SECRET: &str = "what the simulated gateways share";
 
 /// How long TCP tries to reach a gateway behind a cut.
 const TCP_GIVES_UP: usize = 15_000_000;
@@ -146,6 +147,7 @@ impl World {
             let at = self.seed.range(0, trouble);
             self.after(at, Event::Fate(Fate::Breaks));
         }
+        self.expect_strangers(many, trouble);
         for _ in 0..many.vanish {
             let (at, node) = (self.seed.range(0, trouble), self.seed.below(nodes));
             self.after(at, Event::Fate(Fate::Vanishes(node)));
@@ -172,6 +174,7 @@ impl World {
             let wanted = match guest {
                 Guest::Client(_) => !self.gateways[node].leaves,
                 Guest::Poll { node: of, .. } => *of == node,
+                Guest::Stranger { node: of, .. } => *of == node && !self.gateways[node].leaves,
                 Guest::Dial { .. } => true,
             };
             wanted && self.is_up(node) && !self.wiring.lock().is_shut(*core, listener)
@@ -499,15 +502,12 @@ impl World {
     /// What the gateways have counted of each other.
     pub(super) fn check_relays(&self, all: &ShardMetrics) {
         let relays = &all.relays;
-        for outcome in [TakenOutcome::Forged, TakenOutcome::Version, TakenOutcome::Unheard] {
-            for cause in TakenCause::ALL {
-                assert_eq!(relays.taken(*cause, outcome), 0, "{cause:?} were {outcome:?}");
-            }
-        }
+        self.check_strangers(all);
         let paused = self.plan.pauses > 0 || self.plan.parking.is_some_and(|plan| plan.pauses > 0);
         if self.between.struck > 0 || self.left > 0 || paused {
             return;
         }
+        self.check_all_strangers(all);
         use RelayOutcome::{Dead, Late, Refused, Unknown, Unreachable};
         // An id that nobody made may name any node.
         let made_up = self.plan.strangers > 0;

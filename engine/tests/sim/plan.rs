@@ -58,6 +58,9 @@ const PARKING: [&str; 10] = [
 /// Of these: everything is kept, for long, and nobody yields.
 const KEPT_LONG: usize = 8;
 
+/// One machine sends so many preludes that prove nothing to one gateway, which is more than are heard.
+const FLOOD: usize = 300;
+
 /// A configuration and what is made of it.
 pub(crate) struct Rules {
     pub(crate) config: Arc<Config>,
@@ -137,6 +140,12 @@ pub(crate) struct Many {
     /// Pairs that are cut off from each other, and single connections that break.
     pub(crate) cuts: usize,
     pub(crate) breaks: usize,
+    /// Strangers that come to the port for other gateways, with bad preludes and with good ones.
+    pub(crate) strangers: usize,
+    /// How many more come from one machine at once, most of which prove nothing.
+    pub(crate) flood: usize,
+    /// Kernels can keep addresses out.
+    pub(crate) filters: bool,
 }
 
 /// How often what goes wrong, in percent.
@@ -339,7 +348,10 @@ impl Plan {
         // By dice of its own, so that everything else stays as it was.
         let mut dice = Seed::new(number.rotate_left(16) ^ 0x7661_6e69_7368);
         let vanish = if dice.chance(20) { dice.range(1, 2) } else { 0 };
-        let many = Many { nodes, deaths, vanish, leaves, cuts, breaks };
+        let strangers = if dice.chance(50) { dice.range(2, 12) } else { 0 };
+        let flood = if dice.chance(6) { FLOOD } else { 0 };
+        let filters = dice.chance(50);
+        let many = Many { nodes, deaths, vanish, leaves, cuts, breaks, strangers, flood, filters };
         let returns = Returns {
             cuts: seed.pick(&[20, 60, 150]),
             copies: 1,

@@ -54,6 +54,12 @@ pub(crate) struct Tally {
     pub(crate) crossed: usize,
     /// Of the gateways that failed those of which nobody was told.
     pub(crate) vanished: usize,
+    /// Strangers at the port for other gateways that proved nothing, those of them that were not heard,
+    /// others that the kernel kept out, and good preludes that were served beside them.
+    pub(crate) strangers: usize,
+    pub(crate) unheard: usize,
+    pub(crate) kept_out: usize,
+    pub(crate) served: usize,
 }
 
 impl Tally {
@@ -92,6 +98,10 @@ impl Tally {
         self.left += other.left;
         self.crossed += other.crossed;
         self.vanished += other.vanished;
+        self.strangers += other.strangers;
+        self.unheard += other.unheard;
+        self.kept_out += other.kept_out;
+        self.served += other.served;
     }
 }
 
@@ -159,6 +169,10 @@ impl Tally {
             (self.left, 20),
             (self.replaced, 5),
             (self.vanished, 20),
+            (self.strangers, 500),
+            (self.unheard, 200),
+            (self.kept_out, 200),
+            (self.served, 100),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -225,6 +239,9 @@ impl World {
         (tally.struck, tally.left) = (self.between.struck, self.left);
         tally.crossed = self.ledger.crossed;
         tally.vanished = self.between.vanished;
+        let strange = &self.ledger.strange;
+        (tally.strangers, tally.unheard) = (strange.tries as usize, strange.unheard as usize);
+        (tally.kept_out, tally.served) = (strange.kept_out as usize, strange.served as usize);
         tally.exchanges = self.ledger.exchanges.len();
         tally.tunnels = self.ledger.accepted;
         tally.rejected = self.ledger.rejected;

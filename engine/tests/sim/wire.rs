@@ -1,8 +1,9 @@
 //! The network: each connection is two ordered byte streams with a delay, a peer's buffer of
 //! limited size, and an end.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use ringway::net::{End, Listener};
@@ -66,6 +67,8 @@ pub(crate) struct Link {
     pub(crate) home: usize,
     /// The node that has made it; none: a client or a worker.
     pub(crate) from: Option<usize>,
+    /// The last number of its peer's address, unless the peer is a node.
+    pub(crate) host: u8,
     /// Its peer is another node, whose end is that link, once that is there.
     pub(crate) other: Option<usize>,
     /// Made here: how the dial has ended.
@@ -101,6 +104,7 @@ impl Link {
             peer_closed: false,
             home: 0,
             from: None,
+            host: HONEST,
             other: None,
             dialled: None,
             severed: false,
@@ -203,6 +207,10 @@ pub(crate) struct Wires {
     knocking: Vec<Knocking>,
     /// Listeners that are closed, by their descriptors.
     shut: BTreeSet<(usize, i32)>,
+    /// Whether the kernels of this world can keep addresses out.
+    pub(crate) filters: bool,
+    /// The addresses that each core's listeners keep out.
+    kept_out: BTreeMap<(usize, i32), Vec<IpAddr>>,
     /// Links whose cores wish them to be connected, and where to.
     pub(crate) dials: Vec<(usize, SocketAddr)>,
     /// What links are made like.
@@ -217,7 +225,9 @@ impl Wiring {
     pub(crate) fn new(now: Time, seed: Seed) -> Self {
         let (links, arrivals, knocking) = (Vec::new(), Vec::new(), Vec::new());
         let (shut, dials, pattern) = (BTreeSet::new(), Vec::new(), (0, 0, usize::MAX));
-        let wires = Wires { now, seed, links, arrivals, knocking, shut, dials, pattern };
+        let (filters, kept_out) = (true, BTreeMap::new());
+        let wires =
+            Wires { now, seed, links, arrivals, knocking, shut, filters, kept_out, dials, pattern };
         Self(Arc::new(Mutex::new(wires)))
     }
 
@@ -231,10 +241,13 @@ impl Wiring {
     }
 }
 
-/// The address from which a link's peer comes, and back. `from`: the node that it is.
-pub(crate) fn address(link: usize, from: Option<usize>) -> SocketAddr {
-    let host = from.map_or([127, 0, 0, 1], |node| [10, 0, 0, 1 + node as u8]);
-    SocketAddr::from((host, 10_000 + link as u16))
+/// The machine of strangers that prove nothing, and that of all others who are no node.
+pub(crate) const SUSPECT: u8 = 6;
+pub(crate) const HONEST: u8 = 1;
+
+/// An address from which nobody comes.
+pub(crate) fn nobody() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 9))
 }
 
 /// What stands for a listener's descriptor.
@@ -251,6 +264,13 @@ pub(crate) fn link_of(address: SocketAddr) -> usize {
 }
 
 impl Wires {
+    /// The address from which a link's peer comes; [`link_of`] is the way back.
+    pub(crate) fn address(&self, link: usize) -> SocketAddr {
+        let Link { from, host, .. } = self.links[link];
+        let host = from.map_or([127, 0, 0, host], |node| [10, 0, 0, 1 + node as u8]);
+        SocketAddr::from((host, 10_000 + link as u16))
+    }
+
     // ---- listeners ----
 
     pub(crate) fn knock(&mut self, core: usize, listener: Listener, link: usize) {
@@ -288,9 +308,40 @@ impl Wires {
         self.shut.contains(&(core, descriptor(listener)))
     }
 
+    /// A core wishes to let nobody in from these addresses, and everybody else.
+    pub(crate) fn keep_out(
+        &mut self,
+        (core, listener): (usize, Listener),
+        addresses: &[SocketAddr],
+    ) -> io::Result<()> {
+        let addresses: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+        let suspect = IpAddr::from([127, 0, 0, SUSPECT]);
+        let wrong = addresses.iter().find(|address| **address != suspect);
+        assert!(wrong.is_none(), "core {core} keeps out {wrong:?}, who has done nothing");
+        if !self.filters {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.kept_out.insert((core, descriptor(listener)), addresses);
+        Ok(())
+    }
+
+    /// Whether a listener keeps a link's peer out.
+    pub(crate) fn keeps_out(&self, core: usize, listener: Listener, host: u8) -> bool {
+        let all = self.kept_out.get(&(core, descriptor(listener)));
+        all.is_some_and(|all| all.contains(&IpAddr::from([127, 0, 0, host])))
+    }
+
+    /// A core whose listeners keep somebody out, and who that is. Listeners that are closed do not
+    /// count.
+    pub(crate) fn anybody_kept_out(&self) -> Option<(usize, IpAddr)> {
+        let open = self.kept_out.iter().filter(|(listener, _)| !self.shut.contains(listener));
+        open.flat_map(|((core, _), all)| all.iter().map(|address| (*core, *address))).next()
+    }
+
     /// A core's listeners are new ones: another process has them.
     pub(crate) fn listen_anew(&mut self, core: usize) {
         self.shut.retain(|(of, _)| *of != core);
+        self.kept_out.retain(|(of, _), _| *of != core);
         let here = self.knocking.extract_if(.., |come| come.core == core);
         for link in here.map(|come| come.link).collect::<Vec<_>>() {
             self.links[link].resets = true;

@@ -95,6 +95,7 @@ impl World {
         let cores = plan.nodes() * plan.cores;
         let now = Time(1_000_000);
         let wiring = Wiring::new(now, Seed::new(seed.next()));
+        wiring.lock().filters = plan.many.is_some_and(|many| many.filters);
         wiring.lock().pattern = (plan.delay.0, plan.delay.1, plan.capacity.max(10_000));
         let made = (0..cores).map(|_| mailbox(plan.mailbox).expect("a descriptor"));
         let (mails, inboxes): (Vec<_>, Vec<_>) = made.unzip();

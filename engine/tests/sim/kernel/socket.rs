@@ -1,5 +1,6 @@
 //! Sockets and listeners, as the reactor holds them.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
@@ -23,7 +24,7 @@ impl SimulatedSocket for Socket {
 
     fn peer(&self) -> SocketAddr {
         let number = self.number as usize;
-        super::super::wire::address(number, self.wiring.lock().links[number].from)
+        self.wiring.lock().address(number)
     }
 
     fn set_resets(&self, resets: bool) {
@@ -65,5 +66,9 @@ impl SimulatedListener for Port {
             Box::new(Socket { wiring: self.wiring.clone(), number: link as RawFd })
         };
         come.map(socket).collect()
+    }
+
+    fn keep_out(&self, addresses: &[SocketAddr]) -> io::Result<()> {
+        self.wiring.lock().keep_out((self.core, self.listener), addresses)
     }
 }

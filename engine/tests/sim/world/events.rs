@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 
 use ringway::control::port::{Answer, AskTicket};
 use ringway::message::ShardMessage;
+use ringway::net::Listener;
 use ringway_proto::time::Time;
 
 use super::super::ledger::Work;
 use super::super::nodes::Fate;
 use super::super::peer::{Comeback, Trick};
+use super::super::stranger::Says;
 use super::super::wire::Toward;
 
 /// Somebody who will come to the port.
@@ -26,6 +28,22 @@ pub(crate) enum Guest {
         work: Box<Work>,
         trick: Trick,
     },
+    /// A stranger comes to the port for other gateways.
+    Stranger {
+        says: Says,
+        node: usize,
+    },
+}
+
+impl Guest {
+    /// The port to which the guest comes.
+    pub(crate) fn listener(&self) -> Listener {
+        match self {
+            Self::Client(_) => Listener::Client,
+            Self::Poll { .. } | Self::Dial { .. } => Listener::Worker,
+            Self::Stranger { .. } => Listener::Cluster,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use super::super::journal::note;
 use super::super::peer::{Act, Peer, Stage};
 use super::super::plan::Plan;
 use super::super::poll::Poll;
+use super::super::stranger::Stranger;
 use super::super::tunnel::Tunnel;
 use super::super::wire::{Link, Packet};
 use super::{Event, Guest, World};
@@ -36,7 +37,7 @@ impl Actor {
 impl World {
     pub(super) fn knock(&mut self, guest: Guest) {
         let client = matches!(guest, Guest::Client(_));
-        let listener = if client { Listener::Client } else { Listener::Worker };
+        let listener = guest.listener();
         let leaves = self.closing && !matches!(guest, Guest::Dial { .. });
         let core = match self.plan.many {
             None => Some(self.seed.below(self.cores.len())),
@@ -44,7 +45,8 @@ impl World {
         };
         let core = core.filter(|core| !leaves && !self.wiring.lock().is_shut(*core, listener));
         let Some(core) = core else {
-            if self.plan.many.is_some() && !self.closing {
+            let stranger = matches!(guest, Guest::Stranger { .. });
+            if self.plan.many.is_some() && !self.closing && !stranger {
                 // Where it wants to go nobody is at home: it tries again.
                 return self.after(KNOCK_PAUSE, Event::Knock(guest));
             }
@@ -52,10 +54,21 @@ impl World {
             return;
         };
         self.has_come(&guest);
+        if let Guest::Stranger { says, .. } = guest
+            && self.wiring.lock().keeps_out(core, listener, says.host())
+        {
+            // The stranger's SYN is lost, and it does not try again.
+            self.ledger.strange.kept_out += 1;
+            return;
+        }
         let number = self.actors.len();
         let Plan { delay, capacity, cut, .. } = self.plan;
         let mut link = Link::new(delay, capacity, cut);
-        (link.core, link.home) = (Some(core), self.node_of(core));
+        let home = self.node_of(core);
+        (link.core, link.home) = (Some(core), home);
+        if let Guest::Stranger { says, .. } = guest {
+            link.host = says.host();
+        }
         self.wiring.lock().links.push(link);
         let mut acts = Vec::new();
         let mut stage = Stage {
@@ -79,13 +92,16 @@ impl World {
             Guest::Dial { worker, work, trick } => {
                 Box::new(Tunnel::new(number, worker, (*work, trick), &mut stage))
             }
+            Guest::Stranger { says, .. } => {
+                Box::new(Stranger::new(number, (says, self.gateways[home].node), &mut stage))
+            }
         };
-        note(
-            "link",
-            number,
-            if client { "comes from a client to core" } else { "comes from a worker to core" },
-            [core as u64, 0],
-        );
+        let comes = match listener {
+            Listener::Client => "comes from a client to core",
+            Listener::Worker => "comes from a worker to core",
+            Listener::Cluster => "comes from a stranger to core",
+        };
+        note("link", number, comes, [core as u64, 0]);
         if client {
             self.ledger.parking.client_comes(number);
         }
@@ -101,7 +117,7 @@ impl World {
         match guest {
             Guest::Client(_) => self.clients_to_come -= 1,
             Guest::Dial { .. } if self.plan.many.is_some() => self.dials_to_come -= 1,
-            Guest::Dial { .. } | Guest::Poll { .. } => {}
+            Guest::Dial { .. } | Guest::Poll { .. } | Guest::Stranger { .. } => {}
         }
     }
 
