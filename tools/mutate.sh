@@ -52,6 +52,7 @@ mutants=(
     'unproved@engine/src/shard/nodes/arrive.rs@if keys.proves_prelude(&self.challenge, prelude, mac) {@if keys.proves_prelude(&self.challenge, prelude, mac) || true {'
     'endless-tries@engine/src/shard/nodes/suspects.rs@take(&mut self.tried, host(peer), TRIES, now);@let _ = (peer, now);'
     'kept-out-forever@engine/src/shard/nodes/suspects.rs@self.kept_out.retain(|(_, until)| now < *until);@let _ = now;'
+    'one-secret@engine/src/keys.rs@self.all().any(|key| hmac::verify(&key.preludes@self.all().take(1).any(|key| hmac::verify(&key.preludes'
     'half-relay@engine/src/shard/nodes/splice.rs@turn.net.close(other, Close::Flush);@if near_ended {\n            turn.net.close(other, Close::Flush);\n        }'
     'endless-dial@engine/src/shard/nodes/out.rs@if self.waits(key) {@if self.waits(key) && self.outs.get(key).is_some_and(|out| !matches!(out.step, Step::Dialling)) {'
     'unheard-vanish@engine/src/shard/nodes/out.rs@Step::Flowing => self.part(turn, key, (end, false)),@Step::Flowing if end == End::Timeout => {}\n            Step::Flowing => self.part(turn, key, (end, false)),'

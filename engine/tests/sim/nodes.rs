@@ -1,6 +1,7 @@
 //! Several gateways: the connections between them, and what becomes of whole gateways. One may die
 //! at once, leave in good order or be cut off from another one, and one connection may break.
 
+mod secrets;
 mod strangers;
 mod vanish;
 
@@ -9,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway::config::{Config, Secret};
+use ringway::config::Config;
 use ringway::mailbox::mailbox;
 use ringway::message::ShardMessage;
 use ringway::metrics::{RelayCause, RelayOutcome, ShardMetrics, TakenCause, TakenOutcome};
@@ -18,6 +19,7 @@ use ringway::reactor::END_WAIT;
 use ringway_proto::id::Node;
 use ringway_proto::time::Time;
 
+use self::secrets::Secrets;
 use super::core::Core;
 use super::journal::note;
 use super::peer::{Peer, Stage};
@@ -54,6 +56,7 @@ pub(crate) struct Gateway {
     /// Its process is there from then on.
     up_at: Time,
     pub(crate) leaves: bool,
+    secrets: Secrets,
     /// Its cores had all finished by then: what is still to be sent has a while.
     finished_at: Option<Time>,
 }
@@ -77,6 +80,8 @@ pub(crate) enum Fate {
     Mended(usize, usize, usize),
     /// One connection between two breaks.
     Breaks,
+    /// A gateway has other secrets from then on.
+    Secrets(usize, Secrets),
 }
 
 /// The far end of a connection between gateways: nobody.
@@ -99,6 +104,8 @@ pub(crate) struct Between {
     pub(crate) struck: usize,
     /// Of them without a word.
     pub(crate) vanished: usize,
+    /// Gateways that sign with a new secret.
+    pub(crate) rotated: usize,
     /// Links that are being made to a gateway which does not answer, and since when.
     dials: BTreeMap<usize, Time>,
 }
@@ -106,7 +113,8 @@ pub(crate) struct Between {
 impl Gateway {
     pub(crate) fn first(number: usize) -> Self {
         let node = Node::new(number as u16, 7).expect("a small number");
-        Self { node, up_at: Time::ZERO, leaves: false, finished_at: None }
+        let secrets = Secrets::default();
+        Self { node, up_at: Time::ZERO, leaves: false, secrets, finished_at: None }
     }
 }
 
@@ -116,11 +124,11 @@ fn address(node: usize) -> SocketAddr {
 }
 
 /// Tells a gateway who it is, and who the others are.
-pub(crate) fn enrol(config: &mut Arc<Config>, node: usize, nodes: usize) {
+pub(crate) fn enrol(config: &mut Arc<Config>, node: usize, gateways: &[Gateway]) {
     let cluster = &mut Arc::make_mut(config).cluster;
-    cluster.secrets = vec![Secret::from(SECRET)];
+    cluster.secrets = gateways[node].secrets.all();
     cluster.node = Some(node as u16);
-    let others = (0..nodes).filter(|other| *other != node);
+    let others = (0..gateways.len()).filter(|other| *other != node);
     cluster.nodes = others.map(|other| (other as u16, address(other))).collect();
 }
 
@@ -148,6 +156,9 @@ impl World {
             self.after(at, Event::Fate(Fate::Breaks));
         }
         self.expect_strangers(many, trouble);
+        if many.rotates {
+            self.plan_secrets(nodes, trouble);
+        }
         for _ in 0..many.vanish {
             let (at, node) = (self.seed.range(0, trouble), self.seed.below(nodes));
             self.after(at, Event::Fate(Fate::Vanishes(node)));
@@ -325,6 +336,7 @@ impl World {
             }
             Fate::Mended(one, other, time) => self.mend((one, other), time),
             Fate::Breaks => self.break_one(),
+            Fate::Secrets(node, secrets) => self.replace_secrets(node, secrets),
         }
     }
 

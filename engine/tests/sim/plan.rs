@@ -146,6 +146,8 @@ pub(crate) struct Many {
     pub(crate) flood: usize,
     /// Kernels can keep addresses out.
     pub(crate) filters: bool,
+    /// The cluster's secret is replaced.
+    pub(crate) rotates: bool,
 }
 
 /// How often what goes wrong, in percent.
@@ -350,8 +352,19 @@ impl Plan {
         let vanish = if dice.chance(20) { dice.range(1, 2) } else { 0 };
         let strangers = if dice.chance(50) { dice.range(2, 12) } else { 0 };
         let flood = if dice.chance(6) { FLOOD } else { 0 };
-        let filters = dice.chance(50);
-        let many = Many { nodes, deaths, vanish, leaves, cuts, breaks, strangers, flood, filters };
+        let (filters, rotates) = (dice.chance(50), dice.chance(20));
+        let many = Many {
+            nodes,
+            deaths,
+            vanish,
+            leaves,
+            cuts,
+            breaks,
+            strangers,
+            flood,
+            filters,
+            rotates,
+        };
         let returns = Returns {
             cuts: seed.pick(&[20, 60, 150]),
             copies: 1,

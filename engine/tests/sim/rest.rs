@@ -60,6 +60,8 @@ pub(crate) struct Tally {
     pub(crate) unheard: usize,
     pub(crate) kept_out: usize,
     pub(crate) served: usize,
+    /// Gateways that came to sign with a new secret.
+    pub(crate) rotated: usize,
 }
 
 impl Tally {
@@ -102,6 +104,7 @@ impl Tally {
         self.unheard += other.unheard;
         self.kept_out += other.kept_out;
         self.served += other.served;
+        self.rotated += other.rotated;
     }
 }
 
@@ -173,6 +176,7 @@ impl Tally {
             (self.unheard, 200),
             (self.kept_out, 200),
             (self.served, 100),
+            (self.rotated, 30),
         ];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
@@ -238,7 +242,7 @@ impl World {
         tally.relays(&all);
         (tally.struck, tally.left) = (self.between.struck, self.left);
         tally.crossed = self.ledger.crossed;
-        tally.vanished = self.between.vanished;
+        (tally.vanished, tally.rotated) = (self.between.vanished, self.between.rotated);
         let strange = &self.ledger.strange;
         (tally.strangers, tally.unheard) = (strange.tries as usize, strange.unheard as usize);
         (tally.kept_out, tally.served) = (strange.kept_out as usize, strange.served as usize);

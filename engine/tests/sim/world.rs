@@ -188,7 +188,7 @@ impl World {
             (config.limits.asks, config.limits.asks_per_tenant) = (asks, of_tenant);
         }
         if self.plan.many.is_some() {
-            enrol(&mut config, node, self.gateways.len());
+            enrol(&mut config, node, &self.gateways);
         }
         let keys = Keys::of(&config.cluster.secrets);
         let plane = if self.plan.plane.is_some() { Plane::Remote } else { Plane::Local };
