@@ -1,5 +1,6 @@
 //! What the kernel makes of one core's operations: how much a receive brings and a send takes, when
-//! a cancelled one ends, in which order completions come. All above it is the gateway's own code.
+//! a cancelled operation ends, in which order completions come. All code above the kernel is the
+//! gateway's own.
 
 mod operations;
 mod socket;
@@ -19,15 +20,15 @@ use super::journal::note;
 use super::seed::Seed;
 use super::wire::{Packet, Wires, Wiring, descriptor};
 
-/// Blocks lent at a time.
+/// So many blocks are lent at a time.
 const LENT: usize = 4;
 
 /// How a kernel behaves, in one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
-    /// As io_uring: a send that took all is told only if that was asked for, a poll goes on and tells
-    /// of changes, and of the peer's FIN unasked. Otherwise as epoll: every send is told, and a poll
-    /// ends when there is room.
+    /// Whether the kernel behaves as io_uring: a send that took all is told only if that was asked for,
+    /// and a poll goes on and tells of changes, and of the peer's FIN unasked. Otherwise it behaves as
+    /// epoll: every send is told, and a poll ends when there is room.
     ring: bool,
     /// Receives may take as much as they find, until they are cancelled.
     unbounded: bool,
@@ -36,13 +37,13 @@ pub(crate) struct Manner {
 }
 
 impl Manner {
-    /// By dice of its own.
+    /// The manner is drawn by dice of its own.
     pub(crate) fn of(number: u64) -> Self {
         let mut seed = Seed::new(number.rotate_left(32) ^ 0x7269_6e67);
         Self { ring: seed.chance(65), unbounded: seed.chance(20), narrow: seed.chance(20) }
     }
 
-    /// What a reactor is made with.
+    /// The options with which a reactor is made.
     pub(crate) fn options(self, core: usize, blocks: usize, block_bytes: usize) -> Options {
         let all = Options::default();
         let most = |many: usize| if self.narrow { 1_000 } else { many };
@@ -77,7 +78,7 @@ struct Sending {
     tag: Tag,
 }
 
-/// What comes next of something under way.
+/// What an operation under way causes next.
 #[derive(Debug)]
 enum Next {
     Told(Completion),
@@ -90,15 +91,15 @@ pub(crate) struct Kernel {
     node: usize,
     wiring: Wiring,
     manner: Manner,
-    /// Sends take less than there is room for, so often, in percent.
+    /// How many sends take less than there is room for, in percent.
     short_writes: u32,
     seed: Seed,
     accepts: Vec<Accepting>,
     sockets: BTreeMap<RawFd, Operations>,
     sends: Vec<Sending>,
-    /// Ended, and to be told: of this socket, if it is one's.
+    /// Operations that have ended and whose completions are to come, and their socket if they have one.
     ended: Vec<(Option<RawFd>, Completion)>,
-    /// Blocks to be filled, and how much of the first is.
+    /// The blocks to be filled, and how much of the first one is filled.
     lent: VecDeque<u16>,
     filled: usize,
     batch: Vec<Completion>,
@@ -131,7 +132,7 @@ impl Kernel {
         }
     }
 
-    /// A core's listeners. Their queues outlive it.
+    /// A core's listeners. Their queues outlive the core.
     pub(crate) fn listeners(
         core: usize,
         wiring: &Wiring,
@@ -142,7 +143,7 @@ impl Kernel {
         [Listener::Client, Listener::Worker, Listener::Cluster].map(port).into()
     }
 
-    /// What listeners let in.
+    /// The connections that listeners let in.
     fn accepting(&mut self, wires: &mut Wires) -> Vec<VecDeque<Next>> {
         let mut queues = Vec::new();
         for mut accept in std::mem::take(&mut self.accepts) {
@@ -170,7 +171,7 @@ impl Kernel {
         queues
     }
 
-    /// What comes next, in order for each socket.
+    /// What all operations cause next, in order for each socket.
     fn nexts(&mut self, wires: &mut Wires) -> Vec<VecDeque<Next>> {
         let mut queues = self.accepting(wires);
         let Self { core, manner, seed, sockets, ended, .. } = self;
@@ -242,7 +243,7 @@ impl Kernel {
         }
     }
 
-    /// A receive has ended, and with it what was to cancel it.
+    /// A receive has ended, and with it the operation that was to cancel it.
     fn disarm(&mut self, socket: RawFd, cancelled: i32) {
         let ended = self.sockets.get_mut(&socket).and_then(|of| of.receive.take());
         if let Some(cancel) = ended.and_then(|receive| receive.cancel) {
@@ -250,7 +251,7 @@ impl Kernel {
         }
     }
 
-    /// Moves received bytes into lent blocks. Whether the receive has ended.
+    /// Moves received bytes into lent blocks. Returns whether the receive has ended.
     fn fill(
         &mut self,
         socket: RawFd,

@@ -35,22 +35,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rest::Tally;
 use world::World;
 
-/// Seeds that every run of the suite takes, and fresh ones beside them.
+/// How many fixed seeds every run of the suite plays, and how many fresh ones beside them.
 const FIXED: u64 = 2_000;
 const FRESH: u64 = 500;
 
-/// The same of runs whose clients are cut off and come back.
-/// Fresh ones are for the night: so young a model still accuses wrongly once in some thousand runs.
+/// The same for runs whose clients are cut off and come back. The suite plays no fresh seeds here,
+/// since so young a model still accuses wrongly once in some thousand runs.
 const FIXED_RETURNS: u64 = 1_000;
 const FRESH_RETURNS: u64 = 0;
 
-/// The same of runs with several gateways.
+/// The same for runs with several gateways.
 const FIXED_NODES: u64 = 400;
 const FRESH_NODES: u64 = 0;
 
-/// Fresh ones that have found something, beyond the fixed: a client was taken from another gateway and
-/// dropped in the drain that began before all its octets were here; and a gateway that was called when
-/// it had just ended.
+/// Fresh seeds that have found something, beside the fixed ones. In the first one a client was taken
+/// from another gateway, and dropped in the drain that began before all its octets were here. In the
+/// second one a gateway was called when it had just ended.
 const FOUND_NODES: [u64; 2] = [89_098_392_356_357, 255_917_571_502_530];
 
 /// What clients do when they are cut off, and where they come.
@@ -58,7 +58,7 @@ const FOUND_NODES: [u64; 2] = [89_098_392_356_357, 255_917_571_502_530];
 enum Clients {
     Leave,
     ComeBack,
-    /// They come to any of several gateways, and so do workers.
+    /// Clients come to any of several gateways, and so do workers.
     Stray,
 }
 
@@ -73,14 +73,14 @@ impl Clients {
     }
 }
 
-/// What came of one seed.
+/// What one seed has led to.
 struct Outcome {
     tally: Tally,
     hash: u64,
     events: u64,
 }
 
-/// Plays one seed; the error is all there is to print.
+/// Plays one seed. The error is the text to be printed.
 fn play(seed: u64, clients: Clients, all_events: bool) -> Result<Outcome, String> {
     journal::begin(all_events);
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -110,7 +110,7 @@ fn play(seed: u64, clients: Clients, all_events: bool) -> Result<Outcome, String
     }
 }
 
-/// Plays many seeds on every CPU there is; stops at the first that fails.
+/// Plays many seeds on every CPU there is, and stops at the first one that fails.
 fn play_all(first: u64, count: u64, clients: Clients) -> Tally {
     let next = AtomicU64::new(0);
     let sum = Mutex::new((Tally::default(), None::<String>));

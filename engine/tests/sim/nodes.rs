@@ -30,34 +30,35 @@ use super::world::{Event, Guest, World};
 /// The port of the listener for other gateways.
 const PORT: u16 = 10_087;
 
-/// What they have in common.
+/// The secret that all gateways share.
 pub(crate) const SECRET: &str = "what the simulated gateways share";
 
 /// How long TCP tries to reach a gateway behind a cut.
 const TCP_GIVES_UP: usize = 15_000_000;
 
-/// What is cut off for so long may be taken for somebody who does not come to the point: a request's
-/// head, and a client that is brought, have ten seconds.
+/// A gateway waits ten seconds for the head of a request, and for a client that another gateway brings.
+/// A cut that is nearly as long may end that wait.
 const HEAD_WAITS: usize = 9_000_000;
 
-/// How long after something went wrong it may still be felt.
+/// A fault may be felt for so long after it has ended.
 const FELT: Duration = Duration::from_secs(3);
 
-/// What a gateway that leaves gives its clients: more than it needs, so that nobody is cut off.
+/// A gateway that leaves gives its clients so much time, which is more than they need: nobody is cut
+/// off.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 
-/// Pauses after which something is tried or looked at again, in microseconds.
+/// The world tries or looks at something again after so many microseconds.
 const AGAIN: usize = 50_000;
 
 /// One of several gateways.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gateway {
     pub(crate) node: Node,
-    /// Its process is there from then on.
+    /// The process is there from then on.
     up_at: Time,
     pub(crate) leaves: bool,
     secrets: Secrets,
-    /// Its cores had all finished by then: what is still to be sent has a while.
+    /// All cores had finished by then. The kernel may send for a while what is left.
     finished_at: Option<Time>,
 }
 
@@ -66,16 +67,16 @@ pub(crate) struct Gateway {
 pub(crate) enum Fate {
     /// The process ends at once, and its kernel says so.
     Dies(usize),
-    /// Its machine does, and nobody says so.
+    /// The machine is gone at once, and nobody says so.
     Vanishes(usize),
-    /// Who has a connection to it has heard nothing for too long.
+    /// The far end of this link has heard nothing for too long.
     GivesUp(usize),
-    /// Everybody knows by now of one that has vanished then.
+    /// Everybody has to know by now that this gateway vanished at that time.
     Noticed(usize, Time),
     Leaves(usize),
-    /// It is looked whether it has left.
+    /// The world looks whether the gateway has left.
     Left(usize, Node),
-    /// Two are cut off from each other, for so long.
+    /// Two gateways are cut off from each other for so many microseconds.
     Cut(usize, usize, usize),
     Mended(usize, usize, usize),
     /// One connection between two breaks.
@@ -84,7 +85,7 @@ pub(crate) enum Fate {
     Secrets(usize, Secrets),
 }
 
-/// The far end of a connection between gateways: nobody.
+/// A connection between gateways has no peer of the world at its far end.
 struct Nobody;
 
 impl Peer for Nobody {
@@ -102,11 +103,11 @@ pub(crate) struct Between {
     stuck: BTreeSet<usize>,
     /// Gateways that died, were cut off, or lost a connection.
     pub(crate) struck: usize,
-    /// Of them without a word.
+    /// The gateways among them of which nobody was told.
     pub(crate) vanished: usize,
     /// Gateways that sign with a new secret.
     pub(crate) rotated: usize,
-    /// Links that are being made to a gateway which does not answer, and since when.
+    /// Links that are being dialled to a gateway which does not answer, and since when.
     dials: BTreeMap<usize, Time>,
 }
 
@@ -118,7 +119,7 @@ impl Gateway {
     }
 }
 
-/// Where the others bring connections for a gateway.
+/// The address at which a gateway takes connections of the others.
 fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1 + node as u8], PORT))
 }
@@ -133,7 +134,7 @@ pub(crate) fn enrol(config: &mut Arc<Config>, node: usize, gateways: &[Gateway])
 }
 
 impl World {
-    /// What becomes of gateways in this run.
+    /// Plans what becomes of gateways in this run.
     pub(super) fn plan_fates(&mut self, many: Many, trouble: usize) {
         let nodes = self.gateways.len();
         for _ in 0..many.deaths {
@@ -178,7 +179,7 @@ impl World {
         self.gateways[node].up_at <= self.now
     }
 
-    /// The core that lets a guest in, of those that may.
+    /// One of the cores that may let this guest in.
     pub(super) fn door(&mut self, guest: &Guest, listener: Listener) -> Option<usize> {
         let may = |core: &usize| {
             let node = self.node_of(*core);
@@ -196,7 +197,8 @@ impl World {
 
     // ---- what flows between them ----
 
-    /// After a core's turn: what it has dialled is on its way, and what waited for room may go on.
+    /// A core has had its turn: the connections that it dials are on their way, and packets that waited
+    /// for room may go on.
     pub(super) fn carry(&mut self) {
         let (links, dials) = {
             let mut wires = self.wiring.lock();
@@ -223,7 +225,7 @@ impl World {
         self.between.dark.contains(&(one.min(other), one.max(other)))
     }
 
-    /// A dial has come to where it leads.
+    /// A dial has come to the address to which it leads.
     pub(super) fn dialled(&mut self, link: usize, to: SocketAddr) {
         let (home, closed) = {
             let wires = self.wiring.lock();
@@ -259,7 +261,7 @@ impl World {
         self.after(after, Event::Connected(link, result));
     }
 
-    /// Who has dialled hears how it ended.
+    /// The core that has dialled hears how the dial has ended.
     pub(super) fn connected(&mut self, link: usize, result: i32) {
         let mut wires = self.wiring.lock();
         wires.links[link].dialled = Some(result);
@@ -270,7 +272,7 @@ impl World {
         }
     }
 
-    /// What has come to the far end of a link between gateways goes on to the other one.
+    /// Packets that have come to the far end of a link between gateways go on to the other gateway.
     pub(super) fn cross(&mut self, link: usize) {
         self.between.stuck.remove(&link);
         loop {
@@ -340,13 +342,13 @@ impl World {
         }
     }
 
-    /// Something goes wrong that is felt until then.
+    /// Notes that something goes wrong which may be felt until then.
     fn feel(&mut self, until: Time) {
         self.ledger.felt_until = self.ledger.felt_until.max(until);
         self.ledger.parking.unsettled(false, until, &mut self.ledger.exchanges);
     }
 
-    /// Whatever touches a node has a reason to fail.
+    /// Notes that whatever touches a node has a reason to fail.
     fn strike(&mut self, node: usize) {
         let homes: Vec<usize> = self.wiring.lock().links.iter().map(|link| link.home).collect();
         self.ledger.strike(node, &homes);
@@ -411,12 +413,12 @@ impl World {
         self.after(AGAIN, Event::Fate(Fate::Left(node, self.gateways[node].node)));
     }
 
-    /// A gateway that was told to end, and has not yet.
+    /// A gateway that was told to end and has not ended yet.
     pub(super) fn leaving(&self) -> Option<usize> {
         self.gateways.iter().position(|gateway| gateway.leaves)
     }
 
-    /// What a gateway has left.
+    /// What is left at a gateway, as text.
     pub(super) fn kept_by(&self, node: usize) -> String {
         let of_core = |core: usize| {
             let simulation = &self.cores[core].simulation;
@@ -439,7 +441,7 @@ impl World {
         if !finished {
             self.gateways[node].finished_at = None;
         }
-        // Who came at the very end is not waited for.
+        // Nobody waits for a peer that came at the very end.
         if !finished || (!silent && self.now < since + END_WAIT) {
             return self.after(AGAIN, Event::Fate(Fate::Left(node, process)));
         }
@@ -452,7 +454,7 @@ impl World {
         }
     }
 
-    /// A cut is mended, for those connections that have outlived it.
+    /// A cut is mended. Connections that TCP has given up meanwhile are lost.
     fn mend(&mut self, (one, other): (usize, usize), time: usize) {
         note("node", one, "reaches node again", [other as u64, 0]);
         self.between.dark.remove(&(one, other));
@@ -472,7 +474,7 @@ impl World {
         }
     }
 
-    /// Links between gateways, by the end that was dialled from, and whose they are.
+    /// The links between gateways: the end that has dialled, and the nodes of both ends.
     fn bridges(&self) -> impl Iterator<Item = (usize, (usize, usize))> + use<> {
         let wires = self.wiring.lock();
         let of = |(number, link): (usize, &super::wire::Link)| {
@@ -511,7 +513,7 @@ impl World {
 
     // ---- at rest ----
 
-    /// What the gateways have counted of each other.
+    /// Checks what the gateways have counted of each other.
     pub(super) fn check_relays(&self, all: &ShardMetrics) {
         let relays = &all.relays;
         self.check_strangers(all);

@@ -37,7 +37,7 @@ const VARIANTS: [&str; 5] = [
     "[limits]\nwork_queue = 2\npending_sessions = 3\npending_per_tenant = 2\nstreams = 4\nqueued_answers = 3",
 ];
 
-/// What is kept of lost clients, where nobody plans to come back.
+/// Which tunnels of lost clients are kept, in runs where nobody plans to come back.
 const KEEPING: [(Park, u64); 4] =
     [(Park::Never, 30), (Park::Auto, 30), (Park::Always, 30), (Park::Auto, 1)];
 
@@ -55,7 +55,7 @@ const PARKING: [&str; 10] = [
     "[session]\npark = \"unclean\"\n[limits]\nparked_tunnels = 1\nparked_per_tenant = 1\nattachments = 2",
 ];
 
-/// Of these: everything is kept, for long, and nobody yields.
+/// The one of these by which everything is kept for long, and nobody yields.
 const KEPT_LONG: usize = 8;
 
 /// One machine sends so many preludes that prove nothing to one gateway, which is more than are heard.
@@ -112,10 +112,10 @@ pub(crate) struct Returns {
     pub(crate) cuts: u32,
     /// How many come back for one that was cut off, at most.
     pub(crate) copies: usize,
-    /// They come when the window has ended, or at the moment when it does.
+    /// The percentages of those that come when the window has ended, and at the moment when it ends.
     pub(crate) late: u32,
     pub(crate) racing: u32,
-    /// They show another tenant's key, or speak another version of HTTP.
+    /// The percentages of those that show another tenant's key, or speak another version of HTTP.
     pub(crate) thieves: u32,
     pub(crate) turncoats: u32,
     /// Workers whose client is gone and that leave, or say GOAWAY, in a thousand ticks.
@@ -129,7 +129,7 @@ pub(crate) struct Returns {
     pub(crate) slots: usize,
 }
 
-/// What becomes of several gateways: how often each of it.
+/// How many gateways there are, and how often what becomes of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Many {
     pub(crate) nodes: usize,
@@ -153,9 +153,9 @@ pub(crate) struct Many {
 /// How often what goes wrong, in percent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Of each gateway.
+    /// How many cores each gateway has.
     pub(crate) cores: usize,
-    /// There are several gateways.
+    /// What becomes of several gateways, in a run that has several.
     pub(crate) many: Option<Many>,
     pub(crate) variant: usize,
     /// One of [`KEEPING`].
@@ -196,7 +196,7 @@ pub(crate) struct Plan {
     pub(crate) tight: u32,
     /// Changes of SETTINGS, PINGs.
     pub(crate) chatter: u32,
-    /// Peers that take what came only now and then.
+    /// Peers that read only now and then.
     pub(crate) sluggish: u32,
     /// Peers that go mad and send anything.
     pub(crate) vandals: u32,
@@ -270,25 +270,26 @@ impl Plan {
         if seed.chance(8) { plan.pressed() } else { plan }
     }
 
-    /// Some runs meet HTTP/1.1: by dice of their own, so that all others stay as they were.
+    /// Some runs meet HTTP/1.1. They are drawn by dice of their own, so that all others stay as they were.
     pub(crate) fn with_http1(self, number: u64) -> Self {
         let mut seed = Seed::new(!number);
         Self { http1: if seed.chance(45) { seed.pick(&[30, 70, 100]) } else { 0 }, ..self }
     }
 
-    /// Most runs keep tunnels of lost clients, and in some stream ids run out: by dice of their own.
+    /// Most runs keep tunnels of lost clients, and in some of them stream ids run out. Both are drawn by
+    /// dice of their own.
     pub(crate) fn with_keeping(self, number: u64) -> Self {
         let mut seed = Seed::new(number.rotate_left(32) ^ 0x6b65_6570);
         let last_id = seed.chance(20).then(|| seed.pick(&[4, 10, 30]));
         Self { keeping: seed.below(KEEPING.len()), last_id, ..self }
     }
 
-    /// In some runs the control plane takes time: by dice of their own.
+    /// In some runs the control plane takes time. They are drawn by dice of their own.
     pub(crate) fn with_plane(self, number: u64) -> Self {
         Self { plane: Manners::of(number), ..self }
     }
 
-    /// The same where everybody keeps to what is agreed, and nothing breaks.
+    /// The same plan with peers that keep to what is agreed, and nothing that breaks.
     fn calm(self) -> Self {
         Self {
             resets: 0,
@@ -347,7 +348,7 @@ impl Plan {
         };
         let (deaths, leaves, cuts, breaks) = (some(30, 2), some(40, 2), some(25, 2), some(25, 3));
         let nodes = seed.range(2, 4);
-        // By dice of its own, so that everything else stays as it was.
+        // These are drawn by dice of their own, so that everything else stays as it was.
         let mut dice = Seed::new(number.rotate_left(16) ^ 0x7661_6e69_7368);
         let vanish = if dice.chance(20) { dice.range(1, 2) } else { 0 };
         let strangers = if dice.chance(50) { dice.range(2, 12) } else { 0 };
@@ -406,7 +407,7 @@ impl Plan {
         self.many.map_or(1, |many| many.nodes)
     }
 
-    /// Little receive memory, much to hold in it.
+    /// The same plan with little receive memory, and much to hold in it.
     fn pressed(self) -> Self {
         Self {
             blocks: 6,
@@ -424,7 +425,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// What the gateway goes by.
+    /// The configuration and the policy of the gateways.
     pub(crate) fn rules(&self) -> &'static Rules {
         let kept = VARIANTS.len() * KEEPING.len();
         match self.variant.checked_sub(VARIANTS.len()) {

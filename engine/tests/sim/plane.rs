@@ -1,5 +1,5 @@
-//! A control plane that takes time, and its manners: it answers late, in any order, never, twice,
-//! refuses what is good, has no room, and once it has denied a credential, denies it always.
+//! A control plane that takes time, and its manners. The plane answers late, in any order, never or
+//! twice. It refuses what is good, or has no room. A credential that is an enemy's is always denied.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,28 +18,28 @@ use super::plan::KEYS;
 use super::seed::Seed;
 use super::world::{Event, World};
 
-/// gRPC codes of what it says.
+/// The gRPC codes that the plane's refusals make of a request.
 const DENIED: [u8; 2] = [7, 16];
 const FULL: u8 = 8;
 const TOO_LATE: u8 = 14;
 
-/// What its refusals say to clients, and what these are told when it does not answer.
+/// What the plane's refusals say to clients, and what clients are told when the plane does not answer.
 const TEXT: &str = "the simulated plane will not";
 const SILENCE: &str = "the authorisation service did not answer in time";
 
-/// How it answers, in percent of the questions if nothing else is said.
+/// How the plane answers, in percent of the questions if nothing else is said.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manners {
     /// How long most answers take, in microseconds.
     delay: usize,
-    /// About as long as the gateway waits, or longer.
+    /// Answers that take about as long as the gateway waits, or longer.
     late: u32,
     never: u32,
     twice: u32,
-    /// It denies what is good, or has no room.
+    /// Questions that the plane denies although they are good, and those for which it has no room.
     denies: u32,
     full: u32,
-    /// It answers nothing that was withdrawn.
+    /// Whether the plane leaves out answers to questions that were withdrawn.
     heeds: bool,
     /// This credential may call nothing.
     pub(crate) enemy: Option<&'static str>,
@@ -48,7 +48,7 @@ pub(crate) struct Manners {
 }
 
 impl Manners {
-    /// By dice of their own, so that everything else stays as it was.
+    /// The manners are drawn by dice of their own, so that everything else stays as it was.
     pub(crate) fn of(number: u64) -> Option<Self> {
         let mut seed = Seed::new(number.rotate_left(16) ^ 0x706c_616e_6573);
         let some = |seed: &mut Seed, percent: u32, most: usize| {
@@ -95,7 +95,7 @@ impl Authority {
         Self { manners, seed, asked: BTreeMap::new(), answers: 0, lost: 0 }
     }
 
-    /// A core has said something: what is answered, and after how many microseconds.
+    /// A core asks or withdraws something. Returns the answers, and after how many microseconds each comes.
     fn hear(&mut self, ask: Ask, calm: bool, policy: &Policy) -> Vec<(usize, Answer)> {
         let Ask { ticket, deadline, what } = ask;
         let Question::Authorise(call) = what else {
@@ -150,7 +150,7 @@ impl Authority {
     }
 }
 
-/// About the two waits there are.
+/// Times near the two waits of the gateway, in microseconds.
 const LATE: [usize; 4] = [1_998_000, 2_100_000, 29_990_000, 30_000_100];
 
 /// The code that this answer may make of a request.
@@ -207,8 +207,8 @@ impl World {
         std::mem::take(&mut self.cores[number].simulation.core_mut().heard)
     }
 
-    /// Judges the answers that a core has heard. Who asks the same while a refusal is on its way to
-    /// the core still joins the question, so that it is known only now whom it may reach.
+    /// Judges the answers that a core has heard. A request that comes while a refusal is on its way to
+    /// the core still joins the question. So only now is it known whom the refusal may reach.
     pub(super) fn judge_answers(&mut self, number: usize) {
         for Heard { ticket, code, counts } in self.take_heard(number) {
             let counted = self.judge(ticket, code.is_none(), counts);
@@ -218,8 +218,8 @@ impl World {
         }
     }
 
-    /// An answer has come to a core: it counts if it is the first one and nobody has withdrawn the
-    /// question, and never otherwise. Whether it did.
+    /// An answer has come to a core. The answer counts if it is the first one and nobody has withdrawn
+    /// the question, and never otherwise. Returns whether it counted.
     fn judge(
         &mut self,
         ticket: AskTicket,
@@ -238,7 +238,7 @@ impl World {
         counted == 1
     }
 
-    /// Requests that may wait for this answer may be told so.
+    /// Notes that requests which may wait for this answer may be told of it.
     fn excuse(&mut self, ticket: AskTicket, code: u8) {
         let authority = self.authority.as_ref().expect("it was asked");
         let call = &authority.asked[&ticket].call;
@@ -251,7 +251,7 @@ impl World {
         }
     }
 
-    /// A core has panicked: what was on its way to it is lost.
+    /// A core has panicked. The answers on their way to it are lost.
     pub(super) fn lose_answers(&mut self, core: usize) {
         let core = &self.cores[core];
         if let Some(authority) = &mut self.authority {
@@ -287,9 +287,9 @@ type Counts = [u64; AskOutcome::COUNT];
 #[derive(Debug)]
 pub(crate) struct Heard {
     ticket: AskTicket,
-    /// The code that it may make of a request.
+    /// The code that the answer may make of a request.
     code: Option<u8>,
-    /// What the core had counted before it and after it.
+    /// What the core had counted before the answer and after it.
     counts: (Counts, Counts),
 }
 
@@ -303,7 +303,7 @@ impl CoreRuntime {
 }
 
 impl Exchange {
-    /// Whether it asks for this.
+    /// Whether the request asks for this call.
     fn calls(&self, call: &Call) -> bool {
         self.key.as_bytes() == call.credential()
             && self.function.as_bytes() == call.function()
@@ -315,7 +315,7 @@ impl Exchange {
         self.told & 1 << code != 0
     }
 
-    /// What the gateway tells of the plane must be what that has said, or has not.
+    /// Checks that what the gateway tells of the plane is what the plane has said, or its silence.
     pub(crate) fn judge_refusal(&self, number: usize, code: u8, message: &str) {
         let message = message.replace("%20", " ");
         if message.contains(TEXT) {

@@ -8,12 +8,12 @@ use ringway::metrics::{
 use super::core::Core;
 use super::world::World;
 
-/// What a run came to, for the sum over many.
+/// What happened in a run, for the sum over many runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) exchanges: usize,
     pub(crate) answered: usize,
-    /// Of them over HTTP/1, and streams of bytes.
+    /// Those of the answered ones that came by HTTP/1, and those that became streams of bytes.
     pub(crate) http1: usize,
     pub(crate) upgraded: usize,
     pub(crate) refused: usize,
@@ -30,29 +30,30 @@ pub(crate) struct Tally {
     pub(crate) resumed: usize,
     pub(crate) expected: usize,
     pub(crate) forced: usize,
-    /// Of all: given on another core, spares that came, those that parked or took another one's
-    /// place, made to yield, crowded out.
+    /// Of all tunnels: those given away on another core, spares that came, spares that were parked or
+    /// took another one's place, tunnels made to yield, and tunnels crowded out.
     pub(crate) moved: usize,
     pub(crate) spares: usize,
     pub(crate) kept_by_spares: usize,
     pub(crate) replaced: usize,
     pub(crate) yields: usize,
     pub(crate) crowded: usize,
-    /// Questions to a control plane that takes time, and those that were answered by denials and
-    /// the like, by nobody in time, to nobody any more.
+    /// Questions to a control plane that takes time: all of them, those that were denied, those that
+    /// nobody answered in time, those that were withdrawn, and answers that came too late.
     pub(crate) asks: usize,
     pub(crate) denied: usize,
     pub(crate) expired: usize,
     pub(crate) withdrawn: usize,
     pub(crate) late: usize,
-    /// Of several gateways: connections that were relayed, gateways that failed, gateways that left,
-    /// and tunnels that came while their worker had no other of their session any more.
+    /// Of several gateways: connections of workers and of clients that were relayed, gateways that
+    /// failed, gateways that left, and tunnels that came while their worker had no other of their
+    /// session any more.
     pub(crate) callbacks: usize,
     pub(crate) strays: usize,
     pub(crate) struck: usize,
     pub(crate) left: usize,
     pub(crate) crossed: usize,
-    /// Of the gateways that failed those of which nobody was told.
+    /// The gateways among those that failed of which nobody was told.
     pub(crate) vanished: usize,
     /// Strangers at the port for other gateways that proved nothing, those of them that were not heard,
     /// others that the kernel kept out, and good preludes that were served beside them.
@@ -109,7 +110,7 @@ impl Tally {
 }
 
 impl Tally {
-    /// Takes what all have counted of sessions that went on.
+    /// Takes over what all cores have counted of sessions that went on.
     fn returns(&mut self, all: &ShardMetrics) {
         let spares = |outcome: SpareOutcome| all.spares[outcome.index()] as usize;
         self.spares = spares(SpareOutcome::Came);
@@ -120,14 +121,15 @@ impl Tally {
         self.crowded = crowded.iter().map(|limit| all.limit_hits[limit.index()] as usize).sum();
     }
 
-    /// The same of connections that were relayed.
+    /// Takes over what all cores have counted of connections that were relayed.
     fn relays(&mut self, all: &ShardMetrics) {
         let relayed = |cause| all.relays.of(cause, RelayOutcome::Relayed) as usize;
         self.callbacks = relayed(RelayCause::Callback);
         self.strays = relayed(RelayCause::Client);
     }
 
-    /// A simulator in which nothing happens finds nothing: the fixed seeds together meet everything.
+    /// A simulator in which nothing happens finds nothing. So the fixed seeds together have to meet
+    /// everything.
     pub(crate) fn expect_variety(&self) {
         let enough = [
             (self.answered, 5_000),
@@ -154,13 +156,13 @@ impl Tally {
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
 
-    /// The same of runs whose clients come back.
+    /// The same check for runs whose clients come back.
     pub(crate) fn expect_returns(&self) {
         let enough = [(self.resumed, 1)];
         assert!(enough.iter().all(|(is, least)| is >= least), "too little happens: {self:?}");
     }
 
-    /// The same of runs with several gateways.
+    /// The same check for runs with several gateways.
     pub(crate) fn expect_relays(&self) {
         let enough = [
             (self.answered, 500),
@@ -210,7 +212,7 @@ impl World {
             tally.blocked += counted.blocked_sends as usize;
         }
         let all = self.all_metrics();
-        // What a core has counted of its own end is lost with it.
+        // A core that has crashed takes along what it has counted of its own end.
         if !self.ledger.crashed && !self.ledger.killed {
             // A tunnel may have come to its end on another core than the one where it began.
             check_ends("all cores", &all);
@@ -218,7 +220,7 @@ impl World {
         }
         self.check_asks(&all);
         self.check_relays(&all);
-        // A 200 may be lost on its way; none comes out of nothing.
+        // A 200 may be lost on its way, but none comes out of nothing.
         let at_all = self.ledger.crashed || self.ledger.killed || self.left > 0;
         let known = self.ledger.accepted <= accepted || at_all;
         assert!(known, "more tunnels than were counted");

@@ -1,6 +1,6 @@
-//! All chance of a run, out of one number.
+//! All chance of a run comes out of one number.
 
-/// SplitMix64: short, quick in an unoptimised build, and the same everywhere.
+/// SplitMix64, which is short, quick in an unoptimised build, and the same everywhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Seed(u64);
 
@@ -17,12 +17,12 @@ impl Seed {
         z ^ (z >> 31)
     }
 
-    /// Below `n`; 0 if `n` is.
+    /// A number below `n`, or 0 if `n` is 0.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         if n == 0 { 0 } else { (self.next() % n as u64) as usize }
     }
 
-    /// From `low` to `high`, both included.
+    /// A number from `low` to `high`, both included.
     pub(crate) fn range(&mut self, low: usize, high: usize) -> usize {
         low + self.below(high.saturating_sub(low) + 1)
     }

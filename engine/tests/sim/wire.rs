@@ -22,33 +22,33 @@ pub(crate) enum Packet {
 /// How the gateway's receives are cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
-    /// All there is.
+    /// A receive takes all there is.
     Whole,
-    /// Up to so many bytes.
+    /// A receive takes up to so many bytes.
     Random(usize),
-    /// Single bytes, for so long; then as they come.
+    /// So many receives take single bytes, and all others what has come.
     Single(usize),
 }
 
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// The core whose socket it is; none before the accept and between two cores.
+    /// The core that has the socket. No core has it before the accept, and on its way between two cores.
     pub(crate) core: Option<usize>,
     pub(crate) cut: Cut,
     delay: (usize, usize),
-    /// Arrived at the gateway's socket.
+    /// Bytes that have arrived at the gateway's socket.
     pub(crate) inbound: VecDeque<u8>,
     pub(crate) in_fin: bool,
     pub(crate) in_reset: Option<End>,
-    /// A send was told of the reset: no receive will be.
+    /// A send was told of the reset, so that no receive will be.
     pub(crate) error_taken: bool,
-    /// With how much of the gateway's had reached the peer when it was sent.
+    /// Each packet, and how many of the gateway's bytes had reached the peer when it was sent.
     to_gateway: VecDeque<(Packet, usize)>,
     last_in: Time,
     to_peer: VecDeque<Packet>,
     last_out: Time,
-    /// Bytes of the gateway's: sent, arrived, and known there to have arrived.
+    /// How many of the gateway's bytes were sent, have arrived, and are acknowledged.
     sent: usize,
     reached: usize,
     acknowledged: usize,
@@ -57,25 +57,25 @@ pub(crate) struct Link {
     capacity: usize,
     /// The gateway's socket is closed.
     pub(crate) closed: bool,
-    /// The gateway's FIN is out.
+    /// The gateway's FIN is sent.
     pub(crate) fin_sent: bool,
-    /// Closing the gateway's socket is a RST.
+    /// Closing the gateway's socket sends a RST.
     pub(crate) resets: bool,
-    /// The peer has closed: what comes for it is answered with RST.
+    /// The peer has closed and answers everything with a RST.
     pub(crate) peer_closed: bool,
     /// The node whose end this is.
     pub(crate) home: usize,
-    /// The node that has made it; none: a client or a worker.
+    /// The node that has made the connection. A client or a worker has made it if there is none.
     pub(crate) from: Option<usize>,
     /// The last number of its peer's address, unless the peer is a node.
     pub(crate) host: u8,
-    /// Its peer is another node, whose end is that link, once that is there.
+    /// The link that is the other end, if the peer is another node and has accepted.
     pub(crate) other: Option<usize>,
-    /// Made here: how the dial has ended.
+    /// How the dial has ended, if the gateway has made the connection.
     pub(crate) dialled: Option<i32>,
-    /// Nothing passes it any more.
+    /// Nothing passes this connection any more.
     pub(crate) severed: bool,
-    /// The machine whose end this is has vanished: it says nothing any more.
+    /// The machine whose end this is has vanished, and says nothing any more.
     pub(crate) vanished: bool,
 }
 
@@ -121,7 +121,7 @@ impl Link {
         self.inbound.len() + coming.sum::<usize>()
     }
 
-    /// Whether its peer is a node that takes no more now: it has a buffer of limited size too.
+    /// Whether the peer, if it is a node, takes no more now. Its buffer has a limited size too.
     pub(crate) fn is_full(&self) -> bool {
         self.backlog() >= self.capacity
     }
@@ -155,8 +155,8 @@ impl Link {
         packet
     }
 
-    /// Bytes of the gateway's that it does not know to have arrived: the peer acknowledges with what
-    /// it sends.
+    /// How many of the gateway's bytes are not acknowledged. The peer acknowledges with the packets
+    /// that it sends.
     pub(crate) fn unacknowledged(&self) -> usize {
         self.sent - self.acknowledged
     }
@@ -166,7 +166,7 @@ impl Link {
         self.unread -= bytes;
     }
 
-    /// Bytes of the next receive.
+    /// How many bytes the next receive takes.
     pub(crate) fn next_cut(&mut self, seed: &mut Seed, most: usize) -> usize {
         let most = most.min(self.inbound.len());
         match &mut self.cut {
@@ -196,7 +196,7 @@ struct Knocking {
     link: usize,
 }
 
-/// All connections, and what was put on them and is not scheduled yet.
+/// All connections, and the packets on them whose arrival is not scheduled yet.
 #[derive(Debug)]
 pub(crate) struct Wires {
     pub(crate) now: Time,
@@ -213,11 +213,12 @@ pub(crate) struct Wires {
     kept_out: BTreeMap<(usize, i32), Vec<IpAddr>>,
     /// Links whose cores wish them to be connected, and where to.
     pub(crate) dials: Vec<(usize, SocketAddr)>,
-    /// What links are made like.
+    /// The delay and the capacity of a link that a gateway makes.
     pub(crate) pattern: (usize, usize, usize),
 }
 
-/// The network, which world, kernels and sockets share. Nobody holds it while another one is asked.
+/// The network, which world, kernels and sockets share. Nobody holds its lock while another one of
+/// them is asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Wiring(Arc<Mutex<Wires>>);
 
@@ -285,7 +286,7 @@ impl Wires {
         self.knocking.iter().any(|come| come.link == link)
     }
 
-    /// Takes so many out of a listener's queue.
+    /// Takes up to so many connections out of a listener's queue.
     pub(crate) fn let_in(&mut self, core: usize, listener: Listener, most: usize) -> Vec<usize> {
         let mut taken = Vec::new();
         self.knocking.retain(|come| {
@@ -298,7 +299,7 @@ impl Wires {
         taken
     }
 
-    /// Nobody connects to a listener any more; who has.
+    /// Nobody connects to a listener any more. Returns those that have connected.
     pub(crate) fn end_listener(&mut self, core: usize, listener: Listener) -> Vec<usize> {
         self.shut.insert((core, descriptor(listener)));
         self.let_in(core, listener, usize::MAX)
@@ -338,7 +339,7 @@ impl Wires {
         open.flat_map(|((core, _), all)| all.iter().map(|address| (*core, *address))).next()
     }
 
-    /// A core's listeners are new ones: another process has them.
+    /// A core gets new listeners, since another process is there.
     pub(crate) fn listen_anew(&mut self, core: usize) {
         self.shut.retain(|(of, _)| *of != core);
         self.kept_out.retain(|(of, _), _| *of != core);
@@ -349,7 +350,7 @@ impl Wires {
         }
     }
 
-    /// A socket that is to be connected.
+    /// Makes a socket that is to be connected.
     pub(crate) fn socket(&mut self, core: usize, node: usize) -> usize {
         let (low, high, capacity) = self.pattern;
         let mut link = Link::new((low, high), capacity, Cut::Whole);
@@ -358,7 +359,7 @@ impl Wires {
         self.links.len() - 1
     }
 
-    /// Whether a link's end is a node's that has made it, and leads nowhere.
+    /// Whether a link leads nowhere: it is broken, or nobody has accepted it yet.
     pub(crate) fn leads_nowhere(&self, link: usize) -> bool {
         let of = &self.links[link];
         of.severed || (of.from == Some(of.home) && of.other.is_none())
@@ -387,7 +388,7 @@ impl Wires {
         self.arrivals.push((at, Toward::Gateway, link));
     }
 
-    /// Nothing of the peer's that is put on the wire from now on arrives before this.
+    /// Whatever the peer puts on the wire from now on arrives no earlier than this.
     pub(crate) fn hold(&mut self, link: usize, until: Time) {
         let wire = &mut self.links[link];
         wire.last_in = wire.last_in.max(until);
@@ -416,7 +417,8 @@ impl Wires {
         }
     }
 
-    /// The gateway closes its socket: FIN, or RST if something was left unread or that was said.
+    /// The gateway closes its socket. The peer gets a FIN, or a RST if bytes were left unread or the
+    /// gateway wished so.
     pub(crate) fn close(&mut self, link: usize) {
         let wire = &mut self.links[link];
         wire.core = None;

@@ -33,9 +33,10 @@ use super::plane::Authority;
 use super::seed::Seed;
 use super::wire::{Toward, Wiring};
 
-/// When trouble stops, and how long what was begun may take after that: the longest wait of the
-/// gateway (a worker's, 30 s) several times over.
+/// Trouble stops within so many microseconds.
 const TROUBLE: usize = 6_000_000;
+/// Everything that was begun ends within this time after trouble has stopped: several times the longest
+/// wait of the gateway, which is 30 s for a worker.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Octets that are kept of a client until its first request is answered, as in the product.
@@ -54,9 +55,9 @@ pub(crate) struct World {
     turns: u64,
     /// Messages between cores.
     pub(crate) crossings: usize,
-    /// First generation of the latest shard that took another's place.
+    /// The first generation of the latest shard that took another one's place.
     generations: u32,
-    /// Of each core's shard, its first generation.
+    /// The first generation of each core's shard.
     pub(super) lives: Vec<u32>,
     /// The control plane, if it takes time.
     pub(crate) authority: Option<Authority>,
@@ -66,11 +67,11 @@ pub(crate) struct World {
     pub(super) actors: Vec<Actor>,
     pub(crate) ledger: Ledger,
     clients_to_come: usize,
-    /// Callbacks that are to be made, where they are tried again.
+    /// Callbacks that workers still have to make, counted in runs with several gateways.
     dials_to_come: usize,
     pub(super) calm: bool,
     pub(super) closing: bool,
-    /// What cores had counted that panicked.
+    /// What cores had counted before they panicked.
     pub(crate) dead: ShardMetrics,
     pub(super) panics: usize,
     /// Tunnels that went to their client's core.
@@ -139,7 +140,7 @@ impl World {
         world
     }
 
-    /// What is known from the beginning to happen.
+    /// Plans what is known from the beginning to happen.
     fn expect_all(&mut self) {
         let (plan, world) = (self.plan, self);
         for worker in 0..plan.workers {

@@ -1,4 +1,4 @@
-//! What is under way on one socket, and what comes of it in a turn.
+//! The operations that are under way on one socket, and their completions in a turn.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use super::super::seed::Seed;
 use super::super::wire::Link;
 use super::errno;
 
-/// Receives of one socket in one turn at most.
+/// One socket has at most so many receives in one turn.
 const SHOTS: usize = 6;
 
 /// A cancel under way, which takes so many more turns.
@@ -38,7 +38,7 @@ pub(super) struct Polling {
 }
 
 impl Polling {
-    /// What it tells of a connection now.
+    /// What the poll tells of a connection now.
     fn tells(&self, link: &Link, ring: bool) -> Option<i32> {
         let (room, broken) = (link.is_writable(), link.in_reset.is_some());
         if !ring {
@@ -64,13 +64,13 @@ pub(super) struct Connecting {
 }
 
 impl Connecting {
-    /// How it ends now, if it does.
+    /// The result of the connect, if it ends now.
     fn ends(&self, link: &Link) -> Option<i32> {
         link.dialled.or(self.cancel.map(|_| -libc::ECANCELED))
     }
 }
 
-/// What is under way on one socket.
+/// The operations that are under way on one socket.
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     pub(super) receive: Option<Receiving>,
@@ -110,7 +110,7 @@ impl Operations {
 /// One more result of a receive.
 #[derive(Debug)]
 pub(super) enum Shot {
-    /// So many bytes; `last`: it has ended with them.
+    /// So many bytes have come. `last`: the receive has ended with them.
     Bytes {
         bytes: usize,
         last: bool,
@@ -134,7 +134,7 @@ pub(super) fn shots(
         Some(Cancel { turns: 0, .. }) => true,
         Some(Cancel { turns, .. }) => {
             *turns -= 1;
-            // It is between the cancel and its end: bytes may still come.
+            // Between the cancel and its end bytes may still come.
             if seed.chance(50) {
                 return shots;
             }
@@ -142,7 +142,7 @@ pub(super) fn shots(
         }
     };
     if !ring {
-        // Its share is one of each turn.
+        // With epoll a share counts for one turn only.
         receive.taken = 0;
     }
     let bound = |bound: u32| if bound == 0 { usize::MAX } else { bound as usize };
@@ -174,7 +174,7 @@ pub(super) fn shots(
     shots
 }
 
-/// What a poll for room tells in this turn; it is put back where it goes on.
+/// What a poll for room tells in this turn. A poll that goes on is put back.
 pub(super) fn polls(
     mut poll: Polling,
     link: &Link,
@@ -187,7 +187,7 @@ pub(super) fn polls(
         poll.blocked &= !link.is_writable();
         poll.fin_told = link.in_fin;
         poll.break_told = link.in_reset.is_some();
-        // It may end by itself; with epoll it always does.
+        // A poll may end by itself, and with epoll it always does.
         if !ring || seed.chance(3) {
             told.push_back(Completion::last(poll.tag, bits));
             told.extend(poll.cancel.map(|cancel| Completion::last(cancel, -libc::ENOENT)));

@@ -1,5 +1,6 @@
-//! Machines that vanish: nobody says that their connections have ended. Who sends to one hears nothing
-//! until its own TCP gives up, or until the machine is there again and knows of no connection.
+//! Machines that vanish: nobody says that their connections have ended. A peer that sends to such a
+//! machine hears nothing until its own TCP gives up, or until the machine is there again and knows of
+//! no connection.
 
 use std::time::Duration;
 
@@ -13,23 +14,23 @@ use super::super::wire::Packet;
 use super::super::world::{Event, World};
 use super::{FELT, Fate};
 
-/// When what went over a gateway that has vanished has ended (docs/many-gateways.md), and a second in
-/// which that is told.
+/// Connections to a gateway that has vanished end within this time (docs/many-gateways.md).
 const NOTICED: Duration = Duration::from_secs(15);
+/// Those who used them are told within so much more time.
 const TOLD: Duration = Duration::from_secs(1);
 
-/// How long a gateway may try to reach one that does not answer: the half second of a relay, and what
-/// its core needs.
+/// A gateway may try for so long to reach one that does not answer: the half second of a relay, and
+/// the time that its core needs.
 const DIALS: Duration = Duration::from_millis(700);
 
-/// When a client or a worker gives up that hears nothing, in microseconds.
+/// A client or a worker that hears nothing gives up within these times, in microseconds.
 const PEERS_GIVE_UP: (usize, usize) = (1_000_000, 20_000_000);
 
 /// How long the machine is away, at most.
 const AWAY: [usize; 3] = [200_000, 4_000_000, 30_000_000];
 
 impl World {
-    /// The machine is gone without a word; another process is there sooner or later.
+    /// The machine is gone without a word. Another process is there sooner or later.
     pub(super) fn vanish(&mut self, node: usize) {
         if !self.is_up(node) || self.closing {
             return;
@@ -50,7 +51,7 @@ impl World {
         }
         drop(wires);
         for (number, other, from) in lost {
-            // What it had sent, and nobody had room for, is lost with it.
+            // Packets for which nobody had room are lost with the machine that sent them.
             self.between.stuck.remove(&number);
             let tcp = KeepAlive::BETWEEN_GATEWAYS.user_timeout.as_micros() as usize;
             match (other, from) {
@@ -63,7 +64,7 @@ impl World {
                     let after = self.seed.range(PEERS_GIVE_UP.0, PEERS_GIVE_UP.1);
                     self.after(after, Event::Fate(Fate::GivesUp(number)));
                 }
-                // It was being dialled from there.
+                // The machine was still dialling this one.
                 (None, Some(_)) => {}
             }
         }
@@ -73,13 +74,14 @@ impl World {
         self.after(noticed, Event::Fate(Fate::Noticed(node, at)));
     }
 
-    /// Whether what is sent there is lost: the machine is away.
+    /// Whether packets to this gateway are lost, since its machine is away.
     pub(super) fn is_away(&self, node: usize) -> bool {
         self.between.vanished > 0 && !self.is_up(node)
     }
 
-    /// Who has heard nothing for so long ends the connection by itself. `link`: the end of a gateway
-    /// that lives, or that of the machine which vanished, to which a client or a worker has come.
+    /// A peer that has heard nothing for so long ends its connection by itself. `link` is the end of a
+    /// gateway that lives, or the end of the machine that vanished, if a client or a worker had come
+    /// to it.
     pub(super) fn give_up(&mut self, link: usize, end: End) {
         let mut wires = self.wiring.lock();
         let of = &mut wires.links[link];
@@ -105,8 +107,8 @@ impl World {
         }
     }
 
-    /// Something has come to an end of a connection that vanished with its machine: nobody answers,
-    /// or the next process, which does not know the connection.
+    /// A packet has come to an end of a connection that vanished with its machine. The next process
+    /// answers that it does not know the connection. Nobody answers before that process is there.
     pub(crate) fn came_for_nobody(&mut self, link: usize) {
         let wires = self.wiring.lock();
         let (home, other) = (wires.links[link].home, wires.links[link].other);
@@ -116,14 +118,14 @@ impl World {
         }
     }
 
-    /// A gateway tries to reach one that does not answer: not for long.
+    /// Checks that a gateway does not try for long to reach one that does not answer.
     pub(super) fn dials_in_vain(&mut self, link: usize) {
         let since = *self.between.dials.entry(link).or_insert(self.now);
         let fine = self.plan.pauses > 0 || self.now < since + DIALS;
         assert!(fine, "link {link}: a gateway that does not answer is dialled without end");
     }
 
-    /// A machine has vanished so long ago that everybody has to know.
+    /// Checks that everybody knows of a machine that has vanished so long ago.
     pub(super) fn check_noticed(&self, node: usize, at: Time) {
         if self.plan.pauses > 0 {
             return;
@@ -135,7 +137,7 @@ impl World {
             let kept = gone && !link.vanished && !link.closed;
             assert!(!kept, "link {number}: node {node} is gone, and it is kept");
         }
-        // A peer that does not read has not seen its end, nor has one behind a way that is cut.
+        // A peer that does not read, or is behind a cut, has not seen the end of its request.
         let many = self.plan.many.expect("there are several");
         if self.plan.stalls > 0 || self.plan.sluggish > 0 || many.cuts > 0 {
             return;

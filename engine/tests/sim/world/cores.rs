@@ -13,15 +13,15 @@ use super::super::journal::note;
 use super::super::wire::Packet;
 use super::{Event, World};
 
-/// When what a core has to be told is tried again that had no room for it, in microseconds.
+/// A message for which a core had no room is tried again after so many microseconds.
 const POST_PAUSE: usize = 2_000;
 
-/// Turns of a core that did nothing and were followed by another at once.
+/// A core may have so many turns in a row that do nothing and are followed by another one at once.
 const IDLE_TURNS: u32 = 300;
 const TURNS: u64 = 400_000;
 
 impl World {
-    /// Every core is told to drain: from now on anything may be refused or cut off.
+    /// Tells every core to drain. From now on anything may be refused or cut off.
     pub(super) fn drain(&mut self) {
         note("world", 0, "drains", [0, 0]);
         self.ledger.draining = true;
@@ -48,7 +48,7 @@ impl World {
         }
     }
 
-    /// A core does nothing until then.
+    /// Lets a core do nothing until then.
     pub(crate) fn pause(&mut self, core: usize, until: Time) {
         self.paused[core] = until;
         if self.turns_at[core].take().is_some() {
@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    /// Tells a core something, however long its mailbox is full.
+    /// Sends a core a message, however long its mailbox is full.
     pub(crate) fn deliver(&mut self, core: usize, message: ShardMessage) {
         let answer = matches!(message, ShardMessage::Answer { .. });
         match self.mails[core].deliver(message) {
@@ -134,7 +134,7 @@ impl World {
         self.lose_answers(number);
         self.generations += 1 << 20;
         self.dead.add(self.cores[number].shard().metrics());
-        // Its sockets are closed with it, and those that were on their way to it.
+        // The core's sockets are closed with it, and so are those on their way to it.
         drop(self.cores.remove(number));
         let inbox = self.mails[number].reopen().expect("nobody receives");
         let core = self.core(number, self.generations, inbox);
@@ -154,7 +154,7 @@ impl World {
             Some(Packet::Bytes(bytes)) if !link.closed => link.inbound.extend(bytes),
             Some(Packet::Fin) => link.in_fin = true,
             Some(Packet::Reset(end)) => link.in_reset = Some(end),
-            // Who has closed hears no more, and says so.
+            // A kernel answers with a RST what comes for a socket that is closed.
             Some(Packet::Bytes(_)) if link.from.is_some() && !link.severed => {
                 link.severed = true;
                 if let Some(other) = link.other {

@@ -14,7 +14,7 @@ use super::super::peer::{Comeback, Trick};
 use super::super::stranger::Says;
 use super::super::wire::Toward;
 
-/// Somebody who will come to the port.
+/// Somebody who will come to a port.
 #[derive(Debug)]
 pub(crate) enum Guest {
     Client(Option<Comeback>),
@@ -60,15 +60,15 @@ pub(crate) enum Event {
     Delete,
     /// The control plane answers.
     Answer(Box<(AskTicket, Answer)>),
-    /// A connection between gateways was dialled, and has come there; its end of it is known here.
+    /// The dial of one gateway has come to another one, and its result has come back.
     Dialled(usize, SocketAddr),
     Connected(usize, i32),
-    /// Something becomes of whole gateways.
+    /// Something happens to whole gateways.
     Fate(Fate),
     Calm,
 }
 
-/// An event at its time; of those at one time the first planned comes first.
+/// An event at its time. Of events at one time the one that was planned first comes first.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) at: Time,

@@ -1,4 +1,4 @@
-//! What the world does with far ends: they come, hear what was sent to them, and do what they want.
+//! What the world does with far ends: lets them come, hear what was sent to them, and do what they want.
 
 use std::collections::VecDeque;
 
@@ -16,14 +16,14 @@ use super::super::tunnel::Tunnel;
 use super::super::wire::{Link, Packet};
 use super::{Event, Guest, World};
 
-/// When somebody tries again to connect to a gateway that is down.
+/// A peer tries again after so many microseconds to connect to a gateway that is down.
 const KNOCK_PAUSE: usize = 100_000;
 
 /// A far end and its side of the wire.
 pub(crate) struct Actor {
     pub(super) peer: Box<dyn Peer>,
     reading: bool,
-    /// Arrived while it does not read.
+    /// Packets that have arrived and that the far end has not read.
     pub(crate) kept: VecDeque<Packet>,
     pub(super) tick_at: Option<Time>,
 }
@@ -47,7 +47,7 @@ impl World {
         let Some(core) = core else {
             let stranger = matches!(guest, Guest::Stranger { .. });
             if self.plan.many.is_some() && !self.closing && !stranger {
-                // Where it wants to go nobody is at home: it tries again.
+                // The gateway is down, and the guest tries again.
                 return self.after(KNOCK_PAUSE, Event::Knock(guest));
             }
             self.has_come(&guest);
@@ -112,7 +112,7 @@ impl World {
         self.tick_within(number, 300);
     }
 
-    /// Somebody is not waited for any more.
+    /// Nobody waits for this guest any more.
     fn has_come(&mut self, guest: &Guest) {
         match guest {
             Guest::Client(_) => self.clients_to_come -= 1,
@@ -130,7 +130,7 @@ impl World {
         }
     }
 
-    /// What has arrived, as far as the peer reads.
+    /// Gives the peer what has arrived, as far as it reads.
     pub(crate) fn let_peer_read(&mut self, number: usize) {
         while self.actors[number].reading
             && let Some(packet) = self.actors[number].kept.pop_front()
@@ -204,7 +204,7 @@ impl World {
                 }
             }
         }
-        // What is read now is answered behind what was just said.
+        // The answer to what is read now comes behind what was just said.
         if let Some(reading) = reads {
             self.actors[number].reading = reading;
             self.let_peer_read(number);
