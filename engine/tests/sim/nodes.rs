@@ -282,7 +282,7 @@ impl World {
                 return;
             }
             let other = wires.links[link].other.expect("it leads somewhere");
-            if wires.links[other].vanished {
+            if wires.links[other].vanished.is_some() {
                 drop(wires);
                 self.actors[link].kept.clear();
                 return self.came_for_nobody(other);

@@ -75,8 +75,8 @@ pub(crate) struct Link {
     pub(crate) dialled: Option<i32>,
     /// Nothing passes this connection any more.
     pub(crate) severed: bool,
-    /// The machine whose end this is has vanished, and says nothing any more.
-    pub(crate) vanished: bool,
+    /// When the machine whose end this is has vanished. It has said nothing since then.
+    pub(crate) vanished: Option<Time>,
 }
 
 impl Link {
@@ -108,7 +108,7 @@ impl Link {
             other: None,
             dialled: None,
             severed: false,
-            vanished: false,
+            vanished: None,
         }
     }
 
@@ -153,6 +153,11 @@ impl Link {
             self.reached += bytes.len();
         }
         packet
+    }
+
+    /// Whatever the gateway has sent and has not arrived yet is lost.
+    pub(crate) fn lose_sent(&mut self) {
+        self.to_peer.clear();
     }
 
     /// How many of the gateway's bytes are not acknowledged. The peer acknowledges with the packets
@@ -397,7 +402,7 @@ impl Wires {
     /// The gateway's kernel puts something on the wire.
     pub(crate) fn gateway_sends(&mut self, link: usize, packet: Packet) {
         let wire = &mut self.links[link];
-        if wire.vanished {
+        if wire.vanished.is_some() {
             return;
         }
         if let Packet::Bytes(bytes) = &packet {

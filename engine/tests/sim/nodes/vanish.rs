@@ -10,7 +10,7 @@ use ringway_proto::time::Time;
 
 use super::super::journal::note;
 use super::super::ledger::maker;
-use super::super::wire::Packet;
+use super::super::wire::{Link, Packet};
 use super::super::world::{Event, World};
 use super::{FELT, Fate};
 
@@ -44,9 +44,9 @@ impl World {
         self.feel(at + NOTICED + FELT);
         let mut lost = Vec::new();
         let mut wires = self.wiring.lock();
-        let ends = |link: &super::super::wire::Link| link.home == node && !link.closed;
+        let ends = |link: &Link| link.home == node && !link.closed;
         for (number, link) in wires.links.iter_mut().enumerate().filter(|(_, link)| ends(link)) {
-            link.vanished = true;
+            link.vanished = Some(at);
             lost.push((number, link.other, link.from));
         }
         drop(wires);
@@ -56,7 +56,11 @@ impl World {
             let tcp = KeepAlive::BETWEEN_GATEWAYS.user_timeout.as_micros() as usize;
             match (other, from) {
                 (Some(other), _) => {
-                    self.actors[number].kept.clear();
+                    let lost = self.actors[number].kept.drain(..).count();
+                    if lost > 0 {
+                        // Whatever was sent behind lost packets never becomes readable.
+                        self.wiring.lock().links[number].lose_sent();
+                    }
                     let after = self.seed.range(tcp, NOTICED.as_micros() as usize);
                     self.after(after, Event::Fate(Fate::GivesUp(other)));
                 }
@@ -85,7 +89,7 @@ impl World {
     pub(super) fn give_up(&mut self, link: usize, end: End) {
         let mut wires = self.wiring.lock();
         let of = &mut wires.links[link];
-        if of.vanished {
+        if of.vanished.is_some() {
             if std::mem::replace(&mut of.peer_closed, true) {
                 return;
             }
@@ -131,10 +135,11 @@ impl World {
             return;
         }
         let wires = self.wiring.lock();
+        // The same machine may have vanished once more since then.
+        let gone = |link: &Link| link.home == node && link.vanished.is_some_and(|then| then <= at);
         for (number, link) in wires.links.iter().enumerate() {
             let other = link.other.map(|other| &wires.links[other]);
-            let gone = other.is_some_and(|other| other.vanished && other.home == node);
-            let kept = gone && !link.vanished && !link.closed;
+            let kept = other.is_some_and(gone) && link.vanished.is_none() && !link.closed;
             assert!(!kept, "link {number}: node {node} is gone, and it is kept");
         }
         // A peer that does not read, or is behind a cut, has not seen the end of its request.
@@ -143,7 +148,7 @@ impl World {
             return;
         }
         for (number, exchange) in self.ledger.exchanges.iter().enumerate() {
-            let lost = exchange.tunnel.filter(|tunnel| wires.links[*tunnel].home == node);
+            let lost = exchange.tunnel.filter(|tunnel| gone(&wires.links[*tunnel]));
             let Some(id) = lost.and_then(|tunnel| self.ledger.tunnels.get(&tunnel)) else {
                 continue;
             };

@@ -145,7 +145,7 @@ impl World {
     pub(super) fn arrived_at_gateway(&mut self, number: usize) {
         let mut wires = self.wiring.lock();
         let link = &mut wires.links[number];
-        if link.vanished {
+        if link.vanished.is_some() {
             let _lost = link.arrived_at_gateway();
             drop(wires);
             return self.came_for_nobody(number);
