@@ -54,6 +54,8 @@ impl World {
             return;
         };
         self.has_come(&guest);
+        let late = self.ledger.draining && matches!(guest, Guest::Dial { .. });
+        self.between.late_callbacks += u64::from(late);
         if let Guest::Stranger { says, .. } = guest
             && self.wiring.lock().keeps_out(core, listener, says.host())
         {
