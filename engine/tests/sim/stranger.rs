@@ -272,7 +272,7 @@ impl Stranger {
     }
 
     /// Judges the end that the stranger has heard, which must be one of those that it can get.
-    fn judge(&mut self, reset: bool, stage: &mut Stage<'_>) {
+    fn judge(&self, reset: bool, stage: &mut Stage<'_>) {
         let ledger = &stage.ledger;
         let anyway = ledger.is_bereft(self.number) || ledger.going.contains(&self.number);
         let verdict = self.verdict.and_then(Verdict::of);

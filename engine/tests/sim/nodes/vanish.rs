@@ -153,7 +153,10 @@ impl World {
                 continue;
             };
             let owner = maker(id).map(|owner| usize::from(owner.number()));
-            let lives = owner == Some(wires.links[exchange.client].home) && owner != Some(node);
+            let client = &wires.links[exchange.client];
+            // A gateway that has vanished too tells its clients nothing.
+            let lives =
+                owner == Some(client.home) && owner != Some(node) && client.vanished.is_none();
             let waits = exchange.outcome.is_none() && !exchange.quit && exchange.began < at;
             assert!(!waits || !lives, "exchange {number}: its tunnel is gone, and nobody tells it");
         }

@@ -54,13 +54,7 @@ impl World {
             return;
         };
         self.has_come(&guest);
-        let late = self.ledger.draining && matches!(guest, Guest::Dial { .. });
-        self.between.late_callbacks += u64::from(late);
-        if let Guest::Stranger { says, .. } = guest
-            && self.wiring.lock().keeps_out(core, listener, says.host())
-        {
-            // The stranger's SYN is lost, and it does not try again.
-            self.ledger.strange.kept_out += 1;
+        if self.is_kept_out(&guest, core) {
             return;
         }
         let number = self.actors.len();
@@ -114,11 +108,22 @@ impl World {
         self.tick_within(number, 300);
     }
 
+    /// Whether the kernel throws away what a guest sends to a core. Such a guest does not try again.
+    fn is_kept_out(&mut self, guest: &Guest, core: usize) -> bool {
+        let Guest::Stranger { says, .. } = guest else { return false };
+        let kept_out = self.wiring.lock().keeps_out(core, Listener::Cluster, says.host());
+        self.ledger.strange.kept_out += u64::from(kept_out);
+        kept_out
+    }
+
     /// Nobody waits for this guest any more.
     fn has_come(&mut self, guest: &Guest) {
         match guest {
             Guest::Client(_) => self.clients_to_come -= 1,
-            Guest::Dial { .. } if self.plan.many.is_some() => self.dials_to_come -= 1,
+            Guest::Dial { .. } if self.plan.many.is_some() => {
+                self.dials_to_come -= 1;
+                self.between.late_callbacks += u64::from(self.ledger.draining);
+            }
             Guest::Dial { .. } | Guest::Poll { .. } | Guest::Stranger { .. } => {}
         }
     }
