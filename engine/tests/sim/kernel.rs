@@ -108,6 +108,11 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
+    /// Whether the core is receiving on this socket.
+    pub(crate) fn receives(&self, socket: RawFd) -> bool {
+        self.sockets.get(&socket).is_some_and(|of| of.receive.is_some())
+    }
+
     pub(crate) fn new(
         (core, node): (usize, usize),
         wiring: &Wiring,
