@@ -181,8 +181,8 @@ impl World {
         self.gateways[node].up_at <= self.now
     }
 
-    /// One of the cores that may let this guest in.
-    pub(super) fn door(&mut self, guest: &Guest, listener: Listener) -> Option<usize> {
+    /// A core that may accept this guest, drawn from all of them.
+    pub(super) fn core_for(&mut self, guest: &Guest, listener: Listener) -> Option<usize> {
         let may = |core: &usize| {
             let node = self.node_of(*core);
             let wanted = match guest {
@@ -193,8 +193,8 @@ impl World {
             };
             wanted && self.is_up(node) && !self.wiring.lock().is_shut(*core, listener)
         };
-        let doors: Vec<usize> = (0..self.cores.len()).filter(may).collect();
-        (!doors.is_empty()).then(|| self.seed.pick(&doors))
+        let cores: Vec<usize> = (0..self.cores.len()).filter(may).collect();
+        (!cores.is_empty()).then(|| self.seed.pick(&cores))
     }
 
     // ---- what flows between them ----
@@ -242,11 +242,11 @@ impl World {
             return self.after(AGAIN, Event::Dialled(link, to));
         }
         let open = |core: &usize| !self.wiring.lock().is_shut(*core, Listener::Cluster);
-        let doors: Vec<usize> = self.cores_of(node).filter(open).collect();
-        let result = if doors.is_empty() || !self.is_up(node) {
+        let cores: Vec<usize> = self.cores_of(node).filter(open).collect();
+        let result = if cores.is_empty() || !self.is_up(node) {
             -libc::ECONNREFUSED
         } else {
-            let core = self.seed.pick(&doors);
+            let core = self.seed.pick(&cores);
             let mut wires = self.wiring.lock();
             let there = wires.socket(core, node);
             wires.links[there].from = Some(home);

@@ -41,7 +41,7 @@ impl World {
         let leaves = self.closing && !matches!(guest, Guest::Dial { .. });
         let core = match self.plan.many {
             None => Some(self.seed.below(self.cores.len())),
-            Some(_) => self.door(&guest, listener),
+            Some(_) => self.core_for(&guest, listener),
         };
         let core = core.filter(|core| !leaves && !self.wiring.lock().is_shut(*core, listener));
         let Some(core) = core else {
