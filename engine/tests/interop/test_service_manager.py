@@ -111,7 +111,7 @@ def test_readiness_reload_and_end_are_told(tmp_path, manager):
         until(lambda: "the configuration was read again" in gateway.log_text(), what="the log")
         gateway.signal()
         assert gateway.exit_code() == 0
-        end = manager.has("STOPPING", "1")
+        end = manager.waits_for("STOPPING", "1")
         # drain.max is 60 s if nothing else is said, and a core that does not end has 10 s more.
         assert end["EXTEND_TIMEOUT_USEC"] == "70000000", end
         assert end["STATUS"] == "draining, for 70 s at most", end

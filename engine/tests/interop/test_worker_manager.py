@@ -36,7 +36,7 @@ def test_it_is_ready_once_a_gateway_lets_it_wait_and_says_how_it_goes(serve, tmp
         assert gaps and max(gaps) < WATCHDOG, gaps
         worker.signal()
         assert worker.exit_code() == 0
-    end = manager.has("STOPPING", "1")
+    end = manager.waits_for("STOPPING", "1")
     assert end["STATUS"] == "draining, for 7 s at most", end
     # 20 s more for answers on their way and last words.
     assert end["EXTEND_TIMEOUT_USEC"] == "27000000", end
@@ -83,4 +83,4 @@ def test_by_nats_too(tmp_path, manager):
         assert told["STATUS"] == "cannot connect to NATS; trying again", told
         worker.signal()
         assert worker.exit_code() == 0
-    assert manager.has("STOPPING", "1")
+    assert manager.waits_for("STOPPING", "1")
