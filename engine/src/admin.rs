@@ -36,7 +36,7 @@ use crate::remote::Remote;
 use crate::timeline::IdBegin;
 
 pub use changes::{Change, Changes};
-pub use draining::{DrainLimits, StillOpen};
+pub use draining::{DrainLimits, DrainReport, StillOpen};
 pub use level::Changed;
 pub use scrape::{Beats, Scraper};
 

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Response;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{Admin, Shared, reply};
@@ -49,20 +49,26 @@ impl StillOpen {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// The answer of `GET /drain`; `ringway drain` reads it too.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-struct Told {
-    draining: bool,
+pub struct DrainReport {
+    /// Whether the drain has begun.
+    pub draining: bool,
     /// Names this process: another process may have its port right after it.
-    node: String,
+    pub node: String,
     /// For how long new clients are still taken, milliseconds.
-    open_ms: u64,
-    /// For how long the drain goes on at most; null if it has not begun.
-    at_most_ms: Option<u64>,
-    clients: u64,
-    sessions: u64,
-    streams: u64,
-    relays: u64,
+    pub open_ms: u64,
+    /// For how long the drain goes on at most, milliseconds; null if it has not begun.
+    pub at_most_ms: Option<u64>,
+    /// As in [`StillOpen`].
+    pub clients: u64,
+    /// As in [`StillOpen`].
+    pub sessions: u64,
+    /// As in [`StillOpen`].
+    pub streams: u64,
+    /// As in [`StillOpen`].
+    pub relays: u64,
 }
 
 /// `GET /drain`.
@@ -72,7 +78,7 @@ pub(super) async fn shown(State(admin): Shared) -> Response<Body> {
     let until = |at: Instant| {
         at.saturating_duration_since(Instant::now()).as_millis().try_into().unwrap_or(u64::MAX)
     };
-    reply::json(&Told {
+    reply::json(&DrainReport {
         draining: limits.is_some(),
         node: admin.node.to_string(),
         open_ms: limits.map_or(0, |limits| until(limits.open_until)),

@@ -5,11 +5,11 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use clap::Args;
 use ringway_stdio::Trouble;
-use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::port::Port;
 use super::{Admin, blocking};
+use crate::admin::DrainReport;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(250);
@@ -30,20 +30,6 @@ pub struct Drain {
     /// off at the limit.
     #[arg(long)]
     wait: bool,
-}
-
-/// A drain, as the admin port tells of it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    draining: bool,
-    node: String,
-    open_ms: u64,
-    at_most_ms: Option<u64>,
-    clients: u64,
-    sessions: u64,
-    streams: u64,
-    relays: u64,
 }
 
 /// Runs `ringway drain`.
@@ -81,7 +67,7 @@ async fn begin(port: &Port) -> Result<(), Trouble> {
 }
 
 /// Waits until it has begun, which it does at once.
-async fn begun(port: &Port) -> Result<Told, Trouble> {
+async fn begun(port: &Port) -> Result<DrainReport, Trouble> {
     let asked = Instant::now();
     loop {
         let told = look(port).await?;
@@ -99,16 +85,17 @@ async fn begun(port: &Port) -> Result<Told, Trouble> {
     }
 }
 
-async fn look(port: &Port) -> Result<Told, Trouble> {
+async fn look(port: &Port) -> Result<DrainReport, Trouble> {
     let told = port.json("/drain").await?;
     port.read(told)
 }
 
 /// Shows what is left until nothing is.
-async fn wait(port: &Port, first: Told) -> Result<(), Trouble> {
+async fn wait(port: &Port, first: DrainReport) -> Result<(), Trouble> {
     let began = Instant::now();
-    let until =
-        |told: &Told| Instant::now() + Duration::from_millis(told.at_most_ms.unwrap_or_default());
+    let until = |told: &DrainReport| {
+        Instant::now() + Duration::from_millis(told.at_most_ms.unwrap_or_default())
+    };
     let (mut last, mut limit) = (first.clone(), until(&first));
     let mut said: Option<(String, Instant)> = None;
     loop {
@@ -144,8 +131,8 @@ async fn wait(port: &Port, first: Told) -> Result<(), Trouble> {
 }
 
 /// What the end means.
-fn over(last: &Told, limit: Instant, began: Instant) -> Result<(), Trouble> {
-    let Told { node, streams, sessions, .. } = last;
+fn over(last: &DrainReport, limit: Instant, began: Instant) -> Result<(), Trouble> {
+    let DrainReport { node, streams, sessions, .. } = last;
     if *streams > 0 && Instant::now() + LOOK >= limit {
         return Err(Trouble::new(
             format!("gateway {node} has ended at its limit"),
@@ -159,7 +146,7 @@ fn over(last: &Told, limit: Instant, began: Instant) -> Result<(), Trouble> {
 }
 
 /// What a drain waits for, and why.
-fn what_is_left(told: &Told) -> String {
+fn what_is_left(told: &DrainReport) -> String {
     if told.open_ms > 0 {
         let open = whole_seconds(told.open_ms);
         return format!("takes new clients for {open} s more, until balancers have noticed");
@@ -195,8 +182,8 @@ fn whole_seconds(ms: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn told() -> Told {
-        Told {
+    fn told() -> DrainReport {
+        DrainReport {
             draining: true,
             node: "012-00ab".into(),
             open_ms: 0,
@@ -210,9 +197,9 @@ mod tests {
 
     #[test]
     fn what_is_left_has_its_reason() {
-        let opens = Told { open_ms: 1500, streams: 7, ..told() };
+        let opens = DrainReport { open_ms: 1500, streams: 7, ..told() };
         assert!(what_is_left(&opens).contains("for 2 s more"), "{opens:?}");
-        let some = Told { streams: 2, clients: 1, relays: 3, ..told() };
+        let some = DrainReport { streams: 2, clients: 1, relays: 3, ..told() };
         let text = what_is_left(&some);
         for part in ["2 streams of 1 session (", "1 client connection (", "3 relays ("] {
             assert!(text.contains(part), "{text}");
@@ -223,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn an_end_at_the_limit_with_open_streams_is_a_failure() {
         let now = Instant::now();
-        let open = Told { streams: 2, ..told() };
+        let open = DrainReport { streams: 2, ..told() };
         assert!(over(&open, now, now).is_err());
         assert!(over(&open, now + 2 * LOOK, now).is_ok(), "they ended before it");
         assert!(over(&told(), now, now).is_ok());
